@@ -1,0 +1,173 @@
+"""Events ↔ bytes: Avro in Confluent's framing (`\\x00`, 4 bytes of schema id, big-endian, then the datum).
+
+Schema ids without a registry derive from the schema's CRC-64 fingerprint and are ≥ 2^30; a registry counts from 1, so the two
+never collide and every codec reads both. With a registry, pass a `SchemaSource` that looks up (and registers) ids.
+Reading resolves a writer's schema of another release against ours (FULL_TRANSITIVE evolution).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import fastavro
+import msgspec
+from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
+
+from fulgurite.errors import InvalidEvent, MalformedFrame, UnknownSchema
+from fulgurite.events import EVENT_TYPES, Event
+
+_MAGIC = 0
+_DERIVED = 1 << 30
+_HEADER = 5
+
+JsonSchema = dict[str, Any]
+
+# fastavro's own annotations are partial; these are the two calls used here.
+_write = cast(Callable[[io.BytesIO, Any, Any], None], fastavro.schemaless_writer)  # pyright: ignore[reportUnknownMemberType]
+_read = cast(Callable[[io.BytesIO, Any, Any], Any], fastavro.schemaless_reader)  # pyright: ignore[reportUnknownMemberType]
+
+
+class SchemaSource(Protocol):
+    """Knows schema ids: a schema registry, or the derived ids of the released schemas."""
+
+    def id_of(self, event_type: type[Event]) -> int:
+        """The id to write events of this type with."""
+        ...
+
+    def schema_of(self, schema_id: int) -> JsonSchema | None:
+        """The schema with this id, or None."""
+        ...
+
+
+def schema_folder() -> Path:
+    """`schemas/avro`: inside the wheel, or in a source checkout."""
+    shipped = Path(str(resources.files("fulgurite"))) / "schemas" / "avro"
+    return shipped if shipped.is_dir() else Path(__file__).parents[1] / "schemas" / "avro"
+
+
+def schema_name(event_type: type[Event]) -> str:
+    """`LlmCall` → `llm_call`, the name of the schema's file."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", event_type.__name__).lower()
+
+
+@cache
+def load_schema(path: Path) -> JsonSchema:
+    """Read one `.avsc`."""
+    return cast(JsonSchema, json.loads(path.read_text(encoding="utf-8")))
+
+
+def schema_fingerprint(schema: JsonSchema) -> str:
+    """CRC-64-AVRO of the parsing canonical form, hex."""
+    return fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO")
+
+
+def derived_id(schema: JsonSchema) -> int:
+    """A schema id in [2^30, 2^31) from the schema's fingerprint."""
+    return _DERIVED | (int(schema_fingerprint(schema), 16) & (_DERIVED - 1))
+
+
+class ReleasedSchemas:
+    """The schemas of this package, current and released, under derived ids."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        folder = folder or schema_folder()
+        self._ids: dict[type[Event], int] = {}
+        self._schemas: dict[int, JsonSchema] = {}
+        for path in sorted(folder.glob("released/*/*.avsc")):
+            schema = load_schema(path)
+            self._schemas[derived_id(schema)] = schema
+        for event_type in EVENT_TYPES:
+            schema = load_schema(folder / f"{schema_name(event_type)}.avsc")
+            self._ids[event_type] = derived_id(schema)
+            self._schemas[self._ids[event_type]] = schema
+
+    def id_of(self, event_type: type[Event]) -> int:
+        """The derived id of the current schema."""
+        return self._ids[event_type]
+
+    def schema_of(self, schema_id: int) -> JsonSchema | None:
+        """A current or released schema."""
+        return self._schemas.get(schema_id)
+
+
+class Codec:
+    """Encodes and decodes every event type. Cheap to share, not to make: make one per process."""
+
+    def __init__(self, registry: SchemaSource | None = None) -> None:
+        self._released = ReleasedSchemas()
+        self._registry = registry
+        self._types = {event_type.__name__: event_type for event_type in EVENT_TYPES}
+        self._ours: dict[type[Event], Any] = {}
+        for event_type in EVENT_TYPES:
+            schema = self._released.schema_of(self._released.id_of(event_type))
+            self._ours[event_type] = parse_schema(cast(JsonSchema, schema))
+        self._frames = {t: b"\x00" + (registry or self._released).id_of(t).to_bytes(4, "big") for t in EVENT_TYPES}
+        self._readers: dict[int, tuple[type[Event], Any, Any]] = {}
+
+    def encode(self, event: Event) -> bytes:
+        """Raises InvalidEvent when a field does not fit the schema."""
+        buffer = io.BytesIO()
+        buffer.write(self._frames[type(event)])
+        datum = msgspec.to_builtins(event, builtin_types=(bytes,))
+        try:
+            _write(buffer, self._ours[type(event)], datum)
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise InvalidEvent(f"{type(event).__name__} {event.event_id} does not fit its schema: {error}") from error
+        return buffer.getvalue()
+
+    def decode(self, data: bytes) -> Event:
+        """Raises MalformedFrame, UnknownSchema or InvalidEvent."""
+        if len(data) < _HEADER or data[0] != _MAGIC:
+            raise MalformedFrame(f"{len(data)} bytes without Confluent's header (0x00 and a schema id)")
+        event_type, writer, reader = self._reader(int.from_bytes(data[1:_HEADER], "big"))
+        try:
+            datum = _read(io.BytesIO(data[_HEADER:]), writer, reader)
+            return msgspec.convert(datum, event_type, builtin_types=(bytes,))
+        except (ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, msgspec.ValidationError) as error:
+            raise InvalidEvent(f"bytes do not fit the schema of {event_type.__name__}: {error}") from error
+
+    def headers(self, event: Event, traceparent: str | None = None) -> dict[str, bytes]:
+        """Record headers: event type, event id, schema fingerprint and, if any, trace context."""
+        schema = self._released.schema_of(self._released.id_of(type(event)))
+        headers = {
+            "event-type": type(event).__name__.encode(),
+            "event-id": event.event_id.encode(),
+            "schema-fingerprint": _fingerprint_of(type(event), cast(JsonSchema, schema)),
+        }
+        if traceparent is not None:
+            headers["traceparent"] = traceparent.encode()
+        return headers
+
+    def _reader(self, schema_id: int) -> tuple[type[Event], Any, Any]:
+        known = self._readers.get(schema_id)
+        if known is not None:
+            return known
+        schema = self._released.schema_of(schema_id)
+        if schema is None and self._registry is not None:
+            schema = self._registry.schema_of(schema_id)
+        if schema is None:
+            raise UnknownSchema(f"schema id {schema_id} is neither released with this version nor known to a schema registry")
+        event_type = self._types.get(str(schema.get("name", "")).rsplit(".", 1)[-1])
+        if event_type is None:
+            raise UnknownSchema(f"schema id {schema_id} is a {schema.get('name')!r}, which is no event of ours")
+        ours = self._ours[event_type]
+        same = to_parsing_canonical_form(schema) == to_parsing_canonical_form(ours)
+        # A reader schema that differs costs a lot, so it is given only where it does.
+        self._readers[schema_id] = (event_type, ours if same else parse_schema(schema), None if same else ours)
+        return self._readers[schema_id]
+
+
+_fingerprints: dict[type[Event], bytes] = {}
+
+
+def _fingerprint_of(event_type: type[Event], schema: Mapping[str, Any]) -> bytes:
+    if event_type not in _fingerprints:
+        _fingerprints[event_type] = schema_fingerprint(dict(schema)).encode()
+    return _fingerprints[event_type]

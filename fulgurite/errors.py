@@ -1,0 +1,37 @@
+"""The error tree of the pure core.
+
+    FulguriteError
+    ├── CodecError
+    │   ├── MalformedFrame      bytes are not a Confluent-framed event
+    │   ├── UnknownSchema       the frame's schema id is known to nobody here
+    │   └── InvalidEvent        an event does not fit its schema
+    └── UnknownRule             no credit rule of that name
+
+Ids and versions raise their own `ValueError`s (`fulgurite.ids.MalformedId`, `fulgurite.versions.MalformedVersion`).
+"""
+
+from __future__ import annotations
+
+
+class FulguriteError(Exception):
+    """Base of the tree."""
+
+
+class CodecError(FulguriteError):
+    """An event could not be encoded or decoded."""
+
+
+class MalformedFrame(CodecError):
+    """Bytes are not a Confluent-framed Avro event."""
+
+
+class UnknownSchema(CodecError):
+    """The schema id of a frame is known neither here nor to the registry."""
+
+
+class InvalidEvent(CodecError):
+    """An event does not fit its schema, or its bytes do not fit the schema they name."""
+
+
+class UnknownRule(FulguriteError):
+    """No credit rule has that name."""

@@ -1,0 +1,118 @@
+"""Ids that describe themselves: completion ⊃ rollout ⊃ group.
+
+    group       gr_01k5x7...          26 characters: 48 bits of time, 80 of chance (a ULID, lower case)
+    rollout     ro_01k5x7..._3_k7q2m9  the group's 26, its index, and a tag only this deployment can make
+    completion  chatcmpl-01k5x7..._3_k7q2m9_0_c9x...   rollout, attempt, 12 characters of chance
+
+So a stateless gateway finds the Kafka key of any request that names any of them, and knows an id it never gave out.
+Derived ids (`derive_id`) are hashes of what they are derived from, so that a repeated computation repeats its ids.
+Nothing here reads a clock or a random source: both are passed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+
+import msgspec
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_CORE = r"[0-9a-hjkmnp-tv-z]{26}"
+_ROLLOUT = rf"({_CORE})_(\d{{1,6}})_([0-9a-hjkmnp-tv-z]{{8}})"
+_GROUP_RE = re.compile(rf"gr_({_CORE})")
+_ROLLOUT_RE = re.compile(rf"ro_{_ROLLOUT}")
+_COMPLETION_RE = re.compile(rf"chatcmpl-{_ROLLOUT}_(\d{{1,4}})_([0-9a-hjkmnp-tv-z]{{12}})")
+
+
+class MalformedId(ValueError):
+    """A string is not an id of the kind asked for."""
+
+
+class RolloutRef(msgspec.Struct, frozen=True):
+    """A rollout id, taken apart."""
+
+    group_id: str
+    rollout_id: str
+    index: int
+
+
+class CompletionRef(msgspec.Struct, frozen=True):
+    """A completion id, taken apart."""
+
+    rollout: RolloutRef
+    attempt: int
+    completion_id: str
+
+
+def _base32(number: int, length: int) -> str:
+    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(5 * (length - 1), -1, -5))
+
+
+def _tag(core: str, index: int, secret: bytes) -> str:
+    digest = hmac.digest(secret, f"{core}_{index}".encode(), "sha256")
+    return _base32(int.from_bytes(digest[:5]), 8)
+
+
+def mint_group(time_ms: int, chance: bytes) -> str:
+    """A new group id from Unix milliseconds and 10 random bytes; sorts by time."""
+    return "gr_" + _base32((time_ms << 80) | int.from_bytes(chance[:10]), 26)
+
+
+def external_group(owner: str, name: str, secret: bytes) -> str:
+    """The group id of a session that a user named: the same owner and name always give the same id."""
+    digest = hmac.digest(secret, f"{owner}\0{name}".encode(), "sha256")
+    return "gr_" + _base32(int.from_bytes(digest[:16]), 26)
+
+
+def rollout_of(group_id: str, index: int, secret: bytes) -> str:
+    """The id of rollout `index` (from 0) of a group. Raises MalformedId for what is not a group id."""
+    match = _GROUP_RE.fullmatch(group_id)
+    if match is None:
+        raise MalformedId(f"{group_id!r} is not a group id (gr_ and 26 characters)")
+    return f"ro_{match[1]}_{index}_{_tag(match[1], index, secret)}"
+
+
+def completion_of(rollout_id: str, attempt: int, chance: bytes) -> str:
+    """A new completion id within an attempt, from 8 random bytes. Raises MalformedId for what is not a rollout id."""
+    core = parse_rollout(rollout_id).rollout_id.removeprefix("ro_")
+    return f"chatcmpl-{core}_{attempt}_{_base32(int.from_bytes(chance[:8]) >> 4, 12)}"
+
+
+def parse_rollout(text: str) -> RolloutRef:
+    """Take a rollout id apart. Raises MalformedId; whether it was given out here is `is_genuine`'s to say."""
+    match = _ROLLOUT_RE.fullmatch(text)
+    if match is None:
+        raise MalformedId(f"{text!r} is not a rollout id (ro_<26 characters>_<index>_<tag>)")
+    return RolloutRef("gr_" + match[1], text, int(match[2]))
+
+
+def parse_completion(text: str) -> CompletionRef:
+    """Take a completion id apart. Raises MalformedId."""
+    match = _COMPLETION_RE.fullmatch(text)
+    if match is None:
+        raise MalformedId(f"{text!r} is not a completion id (chatcmpl-<rollout>_<attempt>_<12 characters>)")
+    rollout = RolloutRef("gr_" + match[1], f"ro_{match[1]}_{match[2]}_{match[3]}", int(match[2]))
+    return CompletionRef(rollout, int(match[4]), text)
+
+
+def is_genuine(rollout: RolloutRef, secret: bytes) -> bool:
+    """Whether the id's tag was made with this secret, that is: by this deployment."""
+    core = rollout.group_id.removeprefix("gr_")
+    return hmac.compare_digest(rollout.rollout_id, f"ro_{core}_{rollout.index}_{_tag(core, rollout.index, secret)}")
+
+
+def episode_id(rollout_id: str, attempt: int) -> str:
+    """`rollout/attempt`."""
+    return f"{rollout_id}/{attempt}"
+
+
+def action_id(call_id: str, choice: int) -> str:
+    """`call_id#choice`: the unit of accounting."""
+    return f"{call_id}#{choice}"
+
+
+def derive_id(*parts: str | int) -> str:
+    """32 characters that depend on every part and its place; equal parts give equal ids."""
+    digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
+    return _base32(int.from_bytes(digest[:20]), 32)

@@ -1,0 +1,109 @@
+"""Every topic: name, key, partitions, retention. One table; `fulgurite topics create` makes it true.
+
+All group-keyed topics have the same number of partitions, fixed for life: the same key then lies in the same partition of
+each, which the processors rely on.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from fulgurite.events import (
+    AgentReward,
+    AgentStatus,
+    DeadLetter,
+    Episode,
+    Event,
+    LedgerEntry,
+    LlmCall,
+    PolicyApplied,
+    PolicyRoute,
+    PolicyUpdate,
+    Tombstone,
+    Trajectory,
+)
+
+GROUP_PARTITIONS = 8
+"""Bounds how many workers of one service share the load; eight are plenty for hundreds of calls per second."""
+
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""Room for a long episode with whole prompts: fifty calls of 16k tokens are 3 MiB packed."""
+
+_DAY_MS = 24 * 3600 * 1000
+
+
+class Key(StrEnum):
+    """What a topic's records are keyed by."""
+
+    group = "group"
+    """Group id."""
+    policy = "policy"
+    """Policy name."""
+    alias = "alias"
+    """Model name agents ask for."""
+    original = "original"
+    """The key of the record that failed."""
+
+
+class Topic(msgspec.Struct, frozen=True):
+    """One row of the table."""
+
+    name: str
+    key: Key
+    partitions: int
+    cleanup: str
+    """`delete` or `compact`."""
+    retention_ms: int
+    """-1: for ever."""
+    carries: tuple[type[Event], ...]
+
+    def configs(self, replication: int) -> dict[str, str]:
+        """Topic configuration for Kafka's admin API, for this replication factor."""
+        return {
+            "cleanup.policy": self.cleanup,
+            "retention.ms": str(self.retention_ms),
+            "min.insync.replicas": str(min_insync(replication)),
+            "unclean.leader.election.enable": "false",
+            "compression.type": "zstd",
+            "max.message.bytes": str(MAX_MESSAGE_BYTES),
+            "message.timestamp.type": "CreateTime",
+        }
+
+
+def min_insync(replication: int) -> int:
+    """A majority of the replicas: with three, one may be lost."""
+    return replication // 2 + 1
+
+
+_MONTH_MS = 30 * _DAY_MS
+
+LLM_CALLS = Topic("llm.calls", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (LlmCall,))
+AGENT_STATUS = Topic("agent.status", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (AgentStatus,))
+AGENT_REWARDS = Topic("agent.rewards", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (AgentReward,))
+EPISODES = Topic("episodes", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (Episode,))
+TRAJECTORIES = Topic("trajectories", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (Trajectory, Tombstone))
+POLICY_UPDATES = Topic("policy.updates", Key.policy, 1, "delete", -1, (PolicyUpdate,))
+POLICY_ROUTES = Topic("policy.routes", Key.alias, 1, "compact", -1, (PolicyRoute,))
+POLICY_APPLIED = Topic("policy.applied", Key.policy, 1, "delete", _MONTH_MS, (PolicyApplied,))
+TRAINING_LEDGER = Topic("training.ledger", Key.group, GROUP_PARTITIONS, "delete", -1, (LedgerEntry,))
+DEAD_LETTERS = Topic("dead.letters", Key.original, GROUP_PARTITIONS, "delete", -1, (DeadLetter,))
+
+TOPICS = (
+    LLM_CALLS,
+    AGENT_STATUS,
+    AGENT_REWARDS,
+    EPISODES,
+    TRAJECTORIES,
+    POLICY_UPDATES,
+    POLICY_ROUTES,
+    POLICY_APPLIED,
+    TRAINING_LEDGER,
+    DEAD_LETTERS,
+)
+
+
+def topic_name(topic: Topic, prefix: str) -> str:
+    """The name on the broker: the deployment's prefix and the topic's name."""
+    return prefix + topic.name

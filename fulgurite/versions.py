@@ -1,0 +1,37 @@
+"""Versions of a policy: (epoch, step), written `policy@epoch.step`; `policy@0.0` is the base model."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+_PATTERN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)@(\d+)\.(\d+)")
+
+
+class MalformedVersion(ValueError):
+    """A string is not a version."""
+
+
+class Version(msgspec.Struct, frozen=True, order=True):
+    """Versions of one policy order by epoch, then step."""
+
+    policy: str
+    epoch: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.policy}@{self.epoch}.{self.step}"
+
+
+def base_version(policy: str) -> Version:
+    """The base model of a policy."""
+    return Version(policy, 0, 0)
+
+
+def parse_version(text: str) -> Version:
+    """Raises MalformedVersion."""
+    match = _PATTERN.fullmatch(text)
+    if match is None:
+        raise MalformedVersion(f"{text!r} is not a version (policy@epoch.step)")
+    return Version(match[1], int(match[2]), int(match[3]))
