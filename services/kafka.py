@@ -1,0 +1,272 @@
+"""The one producer, the one consumer and their security. Every service reaches Kafka through here.
+
+Promise: `EventProducer.publish` returns only after the broker acknowledged the event with acks=all (idempotent producer, murmur2
+partitioning as in the Java and aiokafka clients). It never retries beyond its time-out and never drops silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fulgurite.codec import Codec
+from fulgurite.errors import CodecError
+from fulgurite.events import Event
+from fulgurite.topics import MAX_MESSAGE_BYTES, Topic, topic_name
+
+_log = logging.getLogger(__name__)
+
+LINGER_MS = 1
+"""Long enough to batch a busy gateway's events, too short to be noticed by an agent."""
+
+_READ_TIMEOUT_S = 30.0
+
+
+class LogUnavailable(Exception):
+    """Kafka did not acknowledge an event in time, or refused it."""
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """Where an acknowledged event lies."""
+
+    partition: int
+    offset: int
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A record as read; `event` is None and `error` says why when its bytes could not be decoded."""
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes
+    event: Event | None
+    error: str | None
+
+
+class KafkaSettings(BaseSettings):
+    """Where Kafka is and how to get in. The conventional KAFKA_* names, because managed offerings hand them out."""
+
+    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore")
+
+    bootstrap_servers: str = Field("127.0.0.1:9092", validation_alias="KAFKA_BOOTSTRAP_SERVERS")
+    security_protocol: str = Field("PLAINTEXT", validation_alias="KAFKA_SECURITY_PROTOCOL")
+    sasl_mechanism: str | None = Field(None, validation_alias="KAFKA_SASL_MECHANISM")
+    sasl_username: str | None = Field(None, validation_alias="KAFKA_SASL_USERNAME")
+    sasl_password: SecretStr | None = Field(None, validation_alias="KAFKA_SASL_PASSWORD")
+    ssl_ca_location: str | None = Field(None, validation_alias="KAFKA_SSL_CA_LOCATION")
+    topic_prefix: str = Field("fulgurite.", validation_alias="FULGURITE_TOPIC_PREFIX")
+    replication: int = Field(1, ge=1, validation_alias="FULGURITE_REPLICATION")
+
+    def topic(self, topic: Topic) -> str:
+        """The topic's name on the broker."""
+        return topic_name(topic, self.topic_prefix)
+
+    def client_config(self) -> dict[str, Any]:
+        """librdkafka's settings for address and security."""
+        config: dict[str, Any] = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+            "sasl.mechanism": self.sasl_mechanism,
+            "sasl.username": self.sasl_username,
+            "sasl.password": self.sasl_password.get_secret_value() if self.sasl_password else None,
+            "ssl.ca.location": self.ssl_ca_location,
+        }
+        return {name: value for name, value in config.items() if value is not None}
+
+
+class EventProducer:
+    """Publishes events and tells when they are safe. Thread-safe; one per process. Start costs a thread."""
+
+    def __init__(self, settings: KafkaSettings, codec: Codec, client_id: str, *, delivery_timeout_s: float = 120.0) -> None:
+        self._settings = settings
+        self._codec = codec
+        self._producer = Producer(
+            {
+                **settings.client_config(),
+                "client.id": client_id,
+                "enable.idempotence": True,
+                "acks": "all",
+                "partitioner": "murmur2_random",
+                "linger.ms": LINGER_MS,
+                "compression.type": "zstd",
+                "message.max.bytes": MAX_MESSAGE_BYTES,
+                "delivery.timeout.ms": int(delivery_timeout_s * 1000),
+                "reconnect.backoff.max.ms": 1000,
+                "error_cb": self._on_error,
+            },
+            logger=_log,
+        )
+        self._unreachable_since: float | None = None
+        self._open = True
+        self._poller = threading.Thread(target=self._poll, name=f"kafka-{client_id}", daemon=True)
+        self._poller.start()
+
+    def submit(self, topic: Topic, key: str, event: Event, traceparent: str | None = None) -> concurrent.futures.Future[Delivery]:
+        """Queue an event; the future ends with its delivery or LogUnavailable. Raises InvalidEvent, LogUnavailable."""
+        future: concurrent.futures.Future[Delivery] = concurrent.futures.Future()
+
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            if future.cancelled():
+                return
+            if error is None:
+                self._unreachable_since = None
+                future.set_result(Delivery(cast(int, message.partition()), cast(int, message.offset())))
+            else:
+                future.set_exception(LogUnavailable(f"{topic.name}: {error.str()}"))
+
+        value = self._codec.encode(event)
+        headers = cast("dict[str, str | bytes | None]", self._codec.headers(event, traceparent))
+        try:
+            self._producer.produce(self._settings.topic(topic), value, key.encode(), on_delivery=on_delivery, headers=headers)
+        except BufferError as error:
+            raise LogUnavailable(f"{topic.name}: the producer's queue is full, Kafka does not keep up") from error
+        except KafkaException as error:
+            raise LogUnavailable(f"{topic.name}: {error}") from error
+        return future
+
+    async def publish(
+        self, topic: Topic, key: str, event: Event, traceparent: str | None = None, timeout_s: float | None = None
+    ) -> Delivery:
+        """Return once the event is acknowledged. Raises LogUnavailable; the event may still arrive later."""
+        future = asyncio.wrap_future(self.submit(topic, key, event, traceparent))
+        try:
+            # Shielded: a caller that gives up does not take the event out of the producer's queue.
+            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
+        except TimeoutError:
+            future.add_done_callback(_swallow)
+            raise LogUnavailable(f"{topic.name}: no acknowledgement within {timeout_s} s") from None
+
+    def publish_sync(self, topic: Topic, key: str, event: Event, timeout_s: float = 30.0) -> Delivery:
+        """`publish` for code without an event loop."""
+        future = self.submit(topic, key, event)
+        try:
+            return future.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            raise LogUnavailable(f"{topic.name}: no acknowledgement within {timeout_s} s") from None
+
+    @property
+    def unreachable_for_s(self) -> float:
+        """Seconds since every broker became unreachable; 0 while at least one answers."""
+        since = self._unreachable_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def pending(self) -> int:
+        """Events that wait for an acknowledgement."""
+        return len(self._producer)
+
+    def close(self, timeout_s: float = 10.0) -> int:
+        """Flush and stop; returns how many events were left unacknowledged."""
+        left = self._producer.flush(timeout_s)
+        self._open = False
+        self._poller.join()
+        return left
+
+    def _poll(self) -> None:
+        while self._open:
+            self._producer.poll(0.05)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self._unreachable_since is None:  # pyright: ignore[reportPrivateUsage]
+            self._unreachable_since = time.monotonic()
+        _log.warning("kafka: %s", error.str())
+
+
+def _swallow(future: asyncio.Future[Delivery]) -> None:
+    """Look at a late result, so that asyncio does not report it as never retrieved."""
+    if not future.cancelled():
+        future.exception()
+
+
+def make_consumer(settings: KafkaSettings, group_id: str | None = None, overrides: Mapping[str, Any] | None = None) -> Consumer:
+    """A consumer that starts at the beginning, commits nothing by itself and fails on an offset out of range if told so."""
+    return Consumer(
+        {
+            **settings.client_config(),
+            "group.id": group_id or "fulgurite-reader",
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+            "fetch.wait.max.ms": 100,
+            **(overrides or {}),
+        },
+        logger=_log,
+    )
+
+
+def read_message(message: Message, codec: Codec) -> Record:
+    """A message that bears no error → a record. Never raises: undecodable bytes are told in `error`."""
+    value = message.value() or b""
+    event: Event | None = None
+    problem: str | None = None
+    try:
+        event = codec.decode(value)
+    except CodecError as error:
+        problem = f"{type(error).__name__}: {error}"
+    return Record(
+        partition=cast(int, message.partition()),
+        offset=cast(int, message.offset()),
+        timestamp=message.timestamp()[1],
+        key=message.key(),
+        value=value,
+        event=event,
+        error=problem,
+    )
+
+
+def read_all(
+    settings: KafkaSettings,
+    topic: Topic,
+    codec: Codec,
+    *,
+    partitions: list[int] | None = None,
+    since_ms: int | None = None,
+) -> Iterator[Record]:
+    """What a topic holds now, partition by partition in offset order; from `since_ms` (record time) on if given.
+
+    Bounded by the end offsets at the time of the call. Raises LogUnavailable when the broker falls silent.
+    """
+    name = settings.topic(topic)
+    consumer = make_consumer(settings)
+    try:
+        chosen = range(topic.partitions) if partitions is None else partitions
+        starts: list[TopicPartition] = []
+        ends: dict[int, int] = {}
+        for partition in chosen:
+            low, high = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=_READ_TIMEOUT_S)
+            if high > low:
+                ends[partition] = high
+                starts.append(TopicPartition(name, partition, low if since_ms is None else since_ms))
+        if since_ms is not None and starts:
+            found = consumer.offsets_for_times(starts, timeout=_READ_TIMEOUT_S)
+            starts = [tp for tp in found if 0 <= tp.offset < ends[tp.partition]]
+            ends = {tp.partition: ends[tp.partition] for tp in starts}
+        consumer.assign(starts)
+        while ends:
+            messages = consumer.consume(500, timeout=_READ_TIMEOUT_S)
+            if not messages:
+                raise LogUnavailable(f"{name}: nothing to read for {_READ_TIMEOUT_S:.0f} s, though offsets {ends} are not reached")
+            for message in messages:
+                failure = message.error()
+                if failure is not None:
+                    raise LogUnavailable(f"{name}: {failure.str()}")
+                partition, offset = cast(int, message.partition()), cast(int, message.offset())
+                if partition in ends and offset < ends[partition]:
+                    yield read_message(message, codec)
+                if partition in ends and offset + 1 >= ends[partition]:
+                    del ends[partition]
+    except KafkaException as error:
+        raise LogUnavailable(f"{name}: {error}") from error
+    finally:
+        consumer.close()

@@ -1,0 +1,88 @@
+"""Makes the topics of `fulgurite.topics` and checks that what a broker has is what the table says."""
+
+# confluent-kafka re-exports its admin types without `__all__` and annotates the futures partially.
+# pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, NewTopic, ResourceType
+
+from fulgurite.topics import TOPICS
+from services.kafka import KafkaSettings, LogUnavailable
+
+_TIMEOUT_S = 20.0
+_log = logging.getLogger(__name__)
+
+
+class TopicLayoutError(Exception):
+    """A topic is missing or differs from the table; the message says which, how, and what to do."""
+
+
+def admin_client(settings: KafkaSettings) -> AdminClient:
+    """An admin client with the deployment's security."""
+    return AdminClient(settings.client_config(), logger=_log)  # pyright: ignore[reportCallIssue]
+
+
+def create_topics(settings: KafkaSettings) -> list[str]:
+    """Create what is missing; return the names created. Existing topics are left as they are: see `check_topics`."""
+    admin = admin_client(settings)
+    wanted = [
+        NewTopic(
+            settings.topic(topic),
+            num_partitions=topic.partitions,
+            replication_factor=settings.replication,
+            config=topic.configs(settings.replication),
+        )
+        for topic in TOPICS
+    ]
+    created: list[str] = []
+    for name, future in admin.create_topics(wanted, operation_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S).items():
+        try:
+            future.result()
+            created.append(name)
+        except KafkaException as error:
+            reason = cast(KafkaError, error.args[0])
+            if reason.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise LogUnavailable(f"cannot create topic {name} on {settings.bootstrap_servers}: {reason.str()}") from error
+    return created
+
+
+def check_topics(settings: KafkaSettings) -> None:
+    """Raise TopicLayoutError naming every difference between the broker and the table, LogUnavailable if nobody answers."""
+    admin = admin_client(settings)
+    try:
+        found = admin.list_topics(timeout=_TIMEOUT_S).topics
+    except KafkaException as error:
+        raise LogUnavailable(f"no Kafka broker answers at {settings.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): {error}") from error
+    problems: list[str] = []
+    for topic in TOPICS:
+        name = settings.topic(topic)
+        if name not in found:
+            problems.append(f"{name} is missing")
+        elif len(found[name].partitions) != topic.partitions:
+            problems.append(f"{name} has {len(found[name].partitions)} partitions, not {topic.partitions}")
+    if not problems:
+        problems = _config_problems(admin, settings)
+    if problems:
+        raise TopicLayoutError("; ".join(problems) + ". Run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX.")
+
+
+def _config_problems(admin: AdminClient, settings: KafkaSettings) -> list[str]:
+    """Differences in the settings that a promise depends on."""
+    problems: list[str] = []
+    resources = {settings.topic(topic): topic for topic in TOPICS}
+    futures = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in resources], request_timeout=_TIMEOUT_S)
+    for resource, future in futures.items():
+        name = cast(str, cast(Any, resource).name)
+        wanted = resources[name].configs(settings.replication)
+        actual = cast("dict[str, ConfigEntry]", future.result())
+        problems += [
+            f"{name} has {option}={actual[option].value}, not {wanted[option]}"
+            for option in ("cleanup.policy", "min.insync.replicas", "unclean.leader.election.enable")
+            if actual[option].value != wanted[option]
+        ]
+    return problems
