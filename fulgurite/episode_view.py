@@ -1,0 +1,86 @@
+"""An episode as a reward function wants to see it: the task, the conversation, the last answer.
+
+`EpisodeView(episode)` never raises for what an agent did: what cannot be parsed is None or empty.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import Any, cast
+
+from fulgurite.events import Episode, LlmCall
+from fulgurite.failures import FailureKind
+from fulgurite.kinds import CallOutcome, EpisodeOutcome
+from fulgurite.prefix_breaks import Json, answer_of, messages_of
+
+
+class EpisodeView:
+    """Read-only view of one attempt. `record` is the episode itself, with token ids and all."""
+
+    def __init__(self, record: Episode) -> None:
+        self.record = record
+
+    @cached_property
+    def task(self) -> Any:
+        """The task as parsed JSON; a task that is no JSON as its text; None for undeclared traffic."""
+        if self.record.declaration is None:
+            return None
+        try:
+            return json.loads(self.record.declaration.task)
+        except ValueError:
+            return self.record.declaration.task
+
+    @cached_property
+    def calls(self) -> tuple[LlmCall, ...]:
+        """The successful calls, in order of time."""
+        return tuple(call for call in self.record.calls if call.outcome is CallOutcome.success)
+
+    @cached_property
+    def messages(self) -> list[Json]:
+        """The conversation of the last successful call, its answer included; empty if there was none."""
+        if not self.calls:
+            return []
+        last = self.calls[-1]
+        answer = answer_of(last.choices[0]) if last.choices else None
+        return messages_of(last) + ([answer] if answer is not None else [])
+
+    @property
+    def failure(self) -> FailureKind | None:
+        """What went wrong, if anything did."""
+        return self.record.failure
+
+    @property
+    def outcome(self) -> EpisodeOutcome:
+        """How the attempt ended."""
+        return self.record.outcome
+
+    @property
+    def message(self) -> str | None:
+        """What the closing status said, for people."""
+        return self.record.message
+
+    @property
+    def rollout_id(self) -> str:
+        """The rollout."""
+        return self.record.rollout_id
+
+    def final_text(self) -> str:
+        """Text of the last answer; empty if there is none."""
+        if not self.messages or self.messages[-1].get("role", "assistant") != "assistant":
+            return ""
+        content = self.messages[-1].get("content")
+        return content if isinstance(content, str) else ""
+
+    def tool_calls(self) -> list[Json]:
+        """Every tool call the model made, in order, as `{"name": ..., "arguments": parsed JSON or text}`."""
+        called = [call for message in self.messages for call in cast(list[Json], message.get("tool_calls") or [])]
+        functions = [cast(Json, call.get("function") or {}) for call in called]
+        return [{"name": function.get("name"), "arguments": _parsed(function.get("arguments"))} for function in functions]
+
+
+def _parsed(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError):
+        return text

@@ -1,0 +1,44 @@
+"""What training makes of an episode that failed, by kind of failure.
+
+Defaults: what the policy did not cause is dropped, what it caused is trained like anything else, an unknown kind is masked.
+An answer cut by its length limit is masked action by action, wherever its episode goes. Only exogenous kinds may be dropped or
+retried: retrying away what the policy did is survivor bias. An episode that failed for infrastructure is never trained as reward 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from fulgurite.failures import EXOGENOUS, FailureKind, FailurePolicy
+
+
+def _defaults() -> dict[FailureKind, FailurePolicy]:
+    policies = {kind: FailurePolicy.drop if kind in EXOGENOUS else FailurePolicy.train for kind in FailureKind}
+    return policies | {FailureKind.unknown: FailurePolicy.mask, FailureKind.truncated: FailurePolicy.mask}
+
+
+class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
+    """A policy per kind; `FailureRules()` has the defaults. Raises ValueError for a kind that may not be dropped or retried."""
+
+    policies: Mapping[FailureKind, FailurePolicy] = msgspec.field(default_factory=dict[FailureKind, FailurePolicy])
+    """Where it differs from the defaults."""
+    penalty: float = 0.0
+    """Reward of an episode whose kind is `penalise`."""
+    truncated_actions: FailurePolicy = FailurePolicy.mask
+    """`mask` or `train`: what becomes of an action cut by its length limit."""
+
+    def __post_init__(self) -> None:
+        for kind, policy in self.policies.items():
+            if policy in (FailurePolicy.drop, FailurePolicy.retry) and kind not in EXOGENOUS:
+                raise ValueError(f"{kind} is caused by the policy: it may be trained, masked or penalised, not {policy}")
+
+    def policy_of(self, failure: FailureKind | None) -> FailurePolicy:
+        """The policy for an episode's failure; without one: train."""
+        if failure is None:
+            return FailurePolicy.train
+        return self.policies.get(failure, DEFAULTS[failure])
+
+
+DEFAULTS = _defaults()

@@ -1,0 +1,77 @@
+"""Why a prompt does not extend the tokens before it: a best guess from messages and the place where the tokens part.
+
+No tokenizer is asked. If the messages sent are those sent before, our answer and something new, the agent changed nothing: the
+difference was made between text and tokens. Where the tokens part before our last answer, the template renders earlier turns anew;
+within it, a stop string was cut from the text, thinking was stripped by the template, or the text was tokenised differently.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from fulgurite.events import Choice, LlmCall
+from fulgurite.kinds import PrefixBreak
+from fulgurite.tokens import unpack_ids
+
+Json = dict[str, Any]
+
+
+def classify(previous: LlmCall, choice: Choice, call: LlmCall) -> PrefixBreak:
+    """Why `call` does not extend `previous` with its `choice`; both have prompt tokens, the choice has tokens."""
+    if not _continues(previous, choice, call):
+        return PrefixBreak.rewritten
+    prompt = previous.prompt_token_ids or b""
+    parted = first_difference(prompt + (choice.token_ids or b""), call.prompt_token_ids or b"")
+    if parted < len(prompt) // 4:
+        return PrefixBreak.template
+    if choice.finish_reason == "stop" and choice.stop_reason is not None and not choice.stop_reason.lstrip("-").isdigit():
+        return PrefixBreak.stop_string
+    if "<think>" in (choice.message or "") or '"reasoning' in (choice.message or ""):
+        return PrefixBreak.template
+    return PrefixBreak.retokenised
+
+
+def first_difference(left: bytes, right: bytes) -> int:
+    """Number of leading tokens that two packed arrays share."""
+    a, b = unpack_ids(left), unpack_ids(right)
+    shared = min(len(a), len(b))
+    different = (a[:shared] != b[:shared]).nonzero()[0]
+    return int(different[0]) if len(different) else shared
+
+
+def messages_of(call: LlmCall) -> list[Json]:
+    """The messages a chat call was made with; none if there are none or the body cannot be read."""
+    try:
+        body = json.loads(call.request or "{}")
+    except ValueError:
+        return []
+    messages = cast(Json, body).get("messages") if isinstance(body, dict) else None
+    return [cast(Json, message) for message in cast(list[Any], messages) if isinstance(message, dict)] if isinstance(messages, list) else []
+
+
+def answer_of(choice: Choice) -> Json | None:
+    """The answer as the client got it."""
+    try:
+        message = json.loads(choice.message or "null")
+    except ValueError:
+        return None
+    return cast(Json, message) if isinstance(message, dict) else None
+
+
+def _continues(previous: LlmCall, choice: Choice, call: LlmCall) -> bool:
+    answer = answer_of(choice)
+    before, after = messages_of(previous), messages_of(call)
+    if answer is None or not before:
+        return False
+    expected = [_essence(message) for message in [*before, answer]]
+    return [_essence(message) for message in after[: len(expected)]] == expected
+
+
+def _essence(message: Json) -> tuple[str, str, str]:
+    """What a message says, whatever null and optional fields it carries."""
+    calls = [
+        (cast(Json, call.get("function") or {}).get("name"), cast(Json, call.get("function") or {}).get("arguments"))
+        for call in cast(list[Json], message.get("tool_calls") or [])
+    ]
+    return str(message.get("role") or "assistant"), json.dumps(message.get("content") or ""), json.dumps(calls)

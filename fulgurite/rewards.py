@@ -1,0 +1,71 @@
+"""Named rewards of an episode: which count, whether they are complete, and their combination.
+
+Of several rewards with one name for the same episode or action the last one counts: final before provisional, then by event time and id.
+A value of null says that the reward could not be computed; it completes its name and leaves the episode without a reward.
+The episode's reward is the weighted sum of all that was paid, to it (the outcome) and to its actions. Values are never normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fulgurite.events import AgentReward, Declaration, Episode, Record
+from fulgurite.ids import action_id
+from fulgurite.kinds import FilterReason
+
+
+class EpisodeRewards(Record, frozen=True, kw_only=True):
+    """The combined rewards of one episode."""
+
+    total: float
+    """Outcome and all actions' rewards."""
+    outcome: float
+    """Weighted sum of what was paid to the episode as a whole."""
+    actions: Mapping[str, float]
+    """Weighted sums by action id."""
+    named: Mapping[str, float]
+    """Unweighted values by name; an action's values are summed."""
+
+
+def counted(episode: Episode, rewards: Iterable[AgentReward]) -> tuple[AgentReward, ...]:
+    """The rewards that count for an episode, by event id: one per name and thing paid."""
+    chosen: dict[tuple[str, str | None, int | None], AgentReward] = {}
+    for reward in rewards:
+        if reward.rollout_id != episode.rollout_id or reward.attempt not in (None, episode.attempt):
+            continue
+        thing = (reward.name, reward.call_id, reward.choice)
+        if thing not in chosen or _rank(chosen[thing]) < _rank(reward):
+            chosen[thing] = reward
+    return tuple(sorted(chosen.values(), key=lambda reward: reward.event_id))
+
+
+def is_complete(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> bool:
+    """Whether every expected name is final. Without expected names one final reward will do."""
+    final = {reward.name for reward in rewards if reward.final}
+    expected = declaration.expected_rewards if declaration else ()
+    return final >= set(expected) if expected else bool(final)
+
+
+def combine(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> EpisodeRewards | FilterReason:
+    """The combination of counted rewards, or why there is none: `no_reward` or `reward_failed`."""
+    if any(reward.value is None for reward in rewards):
+        return FilterReason.reward_failed
+    expected = set(declaration.expected_rewards) if declaration else set[str]()
+    if not rewards or not expected <= {reward.name for reward in rewards}:
+        return FilterReason.no_reward
+    weights = declaration.reward_weights if declaration else {}
+    outcome, actions, named = 0.0, dict[str, float](), dict[str, float]()
+    for reward in rewards:
+        value = reward.value or 0.0
+        paid = weights.get(reward.name, 1.0) * value
+        named[reward.name] = named.get(reward.name, 0.0) + value
+        if reward.call_id is None:
+            outcome += paid
+        else:
+            action = action_id(reward.call_id, reward.choice or 0)
+            actions[action] = actions.get(action, 0.0) + paid
+    return EpisodeRewards(total=outcome + sum(actions.values()), outcome=outcome, actions=actions, named=named)
+
+
+def _rank(reward: AgentReward) -> tuple[bool, int, str]:
+    return reward.final, reward.event_time, reward.event_id

@@ -1,0 +1,234 @@
+"""An episode → rows: linear token streams with their actions marked, merged by exact token prefix.
+
+A call whose prompt begins with all tokens of a row (prompt and answer, end-of-turn token included) extends the row; what lies between
+is context without loss. A call that begins with a row up to one of its actions branches off it; any other call opens a row with a typed
+break. Sibling choices are branches. An action carries loss in the first row that has it and is context in every other. Choices without
+token ids or log-probabilities are in no row; they are named with the reason, so that every successful action is accounted for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from fulgurite.events import Action, Choice, Episode, LlmCall, Record, Sampling, Trajectory
+from fulgurite.failure_rules import FailureRules
+from fulgurite.failures import FailurePolicy
+from fulgurite.ids import action_id
+from fulgurite.kinds import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
+from fulgurite.prefix_breaks import classify
+from fulgurite.tokens import IntArray, token_count, unpack_ids
+
+GREEDY = 1e-5
+"""Temperatures up to this are greedy, as in vLLM."""
+
+
+class Row(Record, frozen=True, kw_only=True):
+    """One linear token stream; rewards are filled in later."""
+
+    policy: str | None
+    """Of all its calls."""
+    agent: str
+    """Of the call that opened it."""
+    token_ids: bytes
+    """The stream, packed."""
+    actions: tuple[Action, ...]
+    """In order of `start`."""
+    broke_from: int | None = None
+    """Index of the row before, if any."""
+    break_kind: PrefixBreak | None = None
+    """Why it is not part of that row."""
+
+
+class Cut(Record, frozen=True, kw_only=True):
+    """What an episode gives."""
+
+    rows: tuple[Row, ...]
+    left_out: tuple[LostAction, ...]
+    """Successful actions that can be in no row."""
+
+
+class LostAction(Record, frozen=True, kw_only=True):
+    """An action that is in no row."""
+
+    action: str
+    policy: str | None
+    reason: FilterReason
+
+
+class Transition(Record, frozen=True, kw_only=True):
+    """A plain step of a Markov decision process over token streams."""
+
+    state: IntArray
+    """Tokens before the action."""
+    action: IntArray
+    """Tokens of the action."""
+    reward: float
+    """What was paid at it."""
+    next_state: IntArray
+    """Tokens before the next action; after the last, the whole stream."""
+    done: bool
+    """Whether it is the last."""
+
+
+def successful_actions(call: LlmCall) -> tuple[str, ...]:
+    """The actions of a call that the ledger counts."""
+    return tuple(action_id(call.call_id, choice.index) for choice in call.choices) if call.outcome is CallOutcome.success else ()
+
+
+def cut(episode: Episode, rules: FailureRules | None = None) -> Cut:
+    """All rows of an episode. Deterministic; every successful action carries loss in one row or is left out with a reason."""
+    rows: list[Row] = []
+    tips: dict[tuple[str, str | None], tuple[LlmCall, Choice]] = {}
+    left_out: list[LostAction] = []
+    for call in episode.calls:
+        if call.outcome is not CallOutcome.success:
+            continue
+        for choice in call.choices:
+            if not _has_tokens(call, choice):
+                lost = LostAction(action=action_id(call.call_id, choice.index), policy=call.policy, reason=FilterReason.no_tokens)
+                left_out.append(lost)
+                continue
+            _place(rows, tips, call, choice, rules or FailureRules())
+    return Cut(rows=tuple(rows), left_out=tuple(left_out))
+
+
+def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
+    """The episode's branches as chains of action ids, in order of time, each up to a leaf.
+
+    A row that broke off for any reason but a branch goes on where the other one ended.
+    """
+    chains: list[tuple[str, ...]] = []
+    continued: set[int] = set()
+    for row in rows:
+        own = tuple(action_id(action.call_id, action.choice) for action in row.actions)
+        if row.broke_from is not None and row.break_kind is not PrefixBreak.branch:
+            continued.add(row.broke_from)
+            own = chains[row.broke_from] + own
+        chains.append(own)
+    return tuple(chain for index, chain in enumerate(chains) if index not in continued)
+
+
+def iter_transitions(trajectory: Trajectory) -> Iterator[Transition]:
+    """(state, action, reward, next_state, done) of every action of a row."""
+    token_ids = unpack_ids(trajectory.token_ids)
+    starts = [action.start for action in trajectory.actions[1:]] + [len(token_ids)]
+    for index, (action, next_start) in enumerate(zip(trajectory.actions, starts, strict=True)):
+        yield Transition(
+            state=token_ids[: action.start],
+            action=token_ids[action.start : action.end],
+            reward=action.reward,
+            next_state=token_ids[:next_start],
+            done=index == len(trajectory.actions) - 1,
+        )
+
+
+def sampling_trainable(sampling: Sampling, logprobs_mode: LogprobsMode) -> bool:
+    """Whether recorded log-probabilities are those of the policy at the sampling temperature."""
+    plain = (
+        sampling.temperature > GREEDY
+        and sampling.top_p >= 1
+        and sampling.top_k <= 0
+        and sampling.min_p <= 0
+        and sampling.presence_penalty == 0
+        and sampling.frequency_penalty == 0
+        and sampling.repetition_penalty == 1
+        and not sampling.logit_bias
+        and not sampling.grammar
+    )
+    return plain and (logprobs_mode is LogprobsMode.processed or sampling.temperature == 1)
+
+
+def _has_tokens(call: LlmCall, choice: Choice) -> bool:
+    return (
+        call.prompt_token_ids is not None
+        and call.parent is None
+        and bool(choice.token_ids)
+        and len(choice.logprobs or b"") == len(choice.token_ids or b"")
+    )
+
+
+def _place(
+    rows: list[Row], tips: dict[tuple[str, str | None], tuple[LlmCall, Choice]], call: LlmCall, choice: Choice, rules: FailureRules
+) -> None:
+    prompt, answer = call.prompt_token_ids or b"", choice.token_ids or b""
+    action = _action(call, choice, token_count(prompt), token_count(answer), rules)
+    whole = [
+        (len(row.token_ids), -index) for index, row in enumerate(rows) if row.policy == call.policy and prompt.startswith(row.token_ids)
+    ]
+    if whole:
+        index = -max(whole)[1]
+        rows[index] = msgspec.structs.replace(rows[index], token_ids=prompt + answer, actions=(*rows[index].actions, action))
+    else:
+        index, shared = _branching_point(rows, call.policy, prompt)
+        tip = tips.get((call.agent, call.policy))
+        kind: PrefixBreak | None = PrefixBreak.branch
+        if shared is None:
+            shared = ()
+            kind = None if not rows else PrefixBreak.branch if tip is None else classify(*tip, call)
+            index = len(rows) - 1 if tip is None else _row_of(rows, tip[0], tip[1])
+        opened = Row(
+            policy=call.policy,
+            agent=call.agent,
+            token_ids=prompt + answer,
+            actions=(*shared, action),
+            broke_from=index if rows else None,
+            break_kind=kind,
+        )
+        rows.append(opened)
+    tips[call.agent, call.policy] = (call, choice)
+
+
+def _branching_point(rows: Sequence[Row], policy: str | None, prompt: bytes) -> tuple[int, tuple[Action, ...] | None]:
+    """The row, and its leading actions as context, that a prompt shares up to the longest boundary of an action."""
+    best: tuple[int, int, tuple[Action, ...] | None] = (0, 0, None)
+    for index, row in enumerate(rows):
+        if row.policy != policy:
+            continue
+        for place, action in enumerate(row.actions):
+            if action.start * 4 > best[0] and prompt.startswith(row.token_ids[: action.start * 4]):
+                best = (action.start * 4, index, row.actions[:place])
+            if action.end * 4 > best[0] and prompt.startswith(row.token_ids[: action.end * 4]):
+                best = (action.end * 4, index, row.actions[: place + 1])
+    _, index, shared = best
+    return index, None if shared is None else tuple(_context(action) for action in shared)
+
+
+def _row_of(rows: Sequence[Row], call: LlmCall, choice: Choice) -> int:
+    """The row in which an action carries loss."""
+    return next(
+        index
+        for index, row in enumerate(rows)
+        for action in row.actions
+        if action.loss and (action.call_id, action.choice) == (call.call_id, choice.index)
+    )
+
+
+def _context(action: Action) -> Action:
+    return msgspec.structs.replace(action, loss=False)
+
+
+def _action(call: LlmCall, choice: Choice, start: int, length: int, rules: FailureRules) -> Action:
+    mask = None
+    if call.version_first is None:
+        mask = FilterReason.unknown_version
+    elif not sampling_trainable(call.sampling, call.logprobs_mode):
+        mask = FilterReason.untrainable_sampling
+    elif choice.finish_reason == "length" and rules.truncated_actions is FailurePolicy.mask:
+        mask = FilterReason.truncated
+    return Action(
+        call_id=call.call_id,
+        choice=choice.index,
+        start=start,
+        end=start + length,
+        logprobs=choice.logprobs,
+        reward=0.0,
+        credit=0.0,
+        loss=True,
+        mask=mask,
+        version=call.version_first,
+        agent=call.agent,
+        finish_reason=choice.finish_reason,
+        temperature=call.sampling.temperature,
+    )

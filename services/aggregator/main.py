@@ -1,0 +1,58 @@
+"""The aggregator: reads `llm.calls` and `agent.status`, writes `episodes` (and its verdicts to `agent.status`).
+
+`python -m services.aggregator.main`; SIGTERM stops it. See README.md for what it promises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from functools import partial
+
+from fulgurite.events import Episode
+from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS
+from services import logs
+from services.aggregator.partition import AggregatorPartition
+from services.aggregator.settings import AggregatorSettings
+from services.kafka import KafkaSettings, read_all
+from services.streams import Worker, quieten
+from services.topic_admin import check_topics
+
+
+class Aggregator(Worker):
+    """Calls and status → episodes."""
+
+    def __init__(self, kafka: KafkaSettings, settings: AggregatorSettings) -> None:
+        super().__init__("aggregator", (LLM_CALLS, AGENT_STATUS), kafka, settings)
+        self._own = settings
+
+    async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, AggregatorPartition]:
+        """Partitions that know which episodes have been written since."""
+        written = await asyncio.to_thread(self._written, since_ms)
+        return {
+            number: AggregatorPartition(number, self.log, self._own, partial(self.position, partition=number), written[number])
+            for number in since_ms
+        }
+
+    def _written(self, since_ms: Mapping[int, int]) -> dict[int, list[tuple[int, Episode]]]:
+        written: dict[int, list[tuple[int, Episode]]] = {number: [] for number in since_ms}
+        since = min(since_ms.values(), default=0)
+        for record in read_all(self.kafka, EPISODES, self.codec, partitions=list(since_ms), since_ms=since):
+            if isinstance(record.event, Episode):
+                written[record.partition].append((record.timestamp, record.event))
+        return written
+
+
+async def run() -> int:
+    """Until told to stop; the exit code."""
+    settings = AggregatorSettings()
+    logs.configure("aggregator", settings.log_level)
+    quieten()
+    kafka = KafkaSettings()
+    check_topics(kafka)
+    return await Aggregator(kafka, settings).run()
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(run()))

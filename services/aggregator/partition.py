@@ -1,0 +1,204 @@
+"""One partition of the aggregator: which attempts are open, which may close, and who has been silent too long.
+
+An attempt closes when it has a terminal status *and* `llm.calls` has been read up to the end that it had after the status was read: a
+call is acknowledged in the log before its reply leaves, hence before its agent can say that it is done. A verdict falls due by event
+time or wall time, and is passed only when both topics have been read up to the end they had then: so wall time never outruns the log.
+Verdicts are published to `agent.status` and take effect when they are read back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from fulgurite.deadlines import overdue, silent
+from fulgurite.events import AgentStatus, Episode, Event, LlmCall
+from fulgurite.kinds import StatusKind
+from fulgurite.stitching import is_terminal, missing_inputs, stitch, supersede
+from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
+from services import logs
+from services.aggregator.attempts import Attempt, Group, Key
+from services.aggregator.settings import AggregatorSettings
+from services.kafka import read_all
+from services.streams import Log, Rejected, Settle, now_ms
+
+_log = logs.get()
+
+_SKEW_MS = 60_000
+"""Event times further ahead of our clock than this are a broken clock and do not move time."""
+
+
+class AggregatorPartition:
+    """A `Processor`; `position` says how far a topic of this partition has been read."""
+
+    def __init__(
+        self,
+        partition: int,
+        log: Log,
+        settings: AggregatorSettings,
+        position: Callable[[Topic], int],
+        written: Iterable[tuple[int, Episode]],
+    ) -> None:
+        self._partition = partition
+        self._log = log
+        self._settings = settings
+        self._position = position
+        self._groups: dict[str, Group] = {}
+        self._closing: dict[Key, Attempt] = {}
+        self._time = 0
+        self._forgotten: dict[Key, int] = {}
+        """Closed attempts no longer in memory, and a record time before which their last revision was not written."""
+        self._known: dict[Key, Episode] = {}
+        for _, episode in written:
+            self._known[episode.rollout_id, episode.attempt] = episode
+
+    def take(self, topic: Topic, event: Event, settle: Settle) -> None:
+        """Take a call or a status in. Raises Rejected."""
+        if not isinstance(event, LlmCall | AgentStatus):
+            raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
+        self._time = max(self._time, min(event.event_time, now_ms() + _SKEW_MS))
+        if event.rollout_id is None:
+            self._declare(event, settle)
+            return
+        group = self._groups.setdefault(event.group_id, Group())
+        key = (event.rollout_id, event.attempt)
+        attempt = group.attempts.get(key)
+        if attempt is None:
+            attempt = group.attempts[key] = Attempt(key, event.group_id, self._known.pop(key, None))
+        attempt.take(event, settle)
+        if attempt.ended:
+            self._closing[key] = attempt
+        if is_terminal(event):
+            attempt.barrier = None
+
+    async def work(self) -> None:
+        """Close what can be closed, judge what is due, forget what is long over."""
+        await self._close()
+        await self._judge()
+        self._forget()
+
+    def _declare(self, event: AgentStatus, settle: Settle) -> None:
+        if event.kind is not StatusKind.declared or event.declaration is None:
+            raise Rejected(f"status {event.kind} without a rollout")
+        group = self._groups.setdefault(event.group_id, Group())
+        group.declared = group.declared or event
+        group.unsettled.append(settle)
+
+    async def _close(self) -> None:
+        if not self._closing:
+            return
+        unasked = [attempt for attempt in self._closing.values() if attempt.barrier is None]
+        if unasked:
+            # Without a call in the log since, the last answer still holds; only Kafka can say so.
+            end = await self._log.end_offset(LLM_CALLS, self._partition)
+            for attempt in unasked:
+                attempt.barrier = end
+        read = self._position(LLM_CALLS)
+        closable = [attempt for attempt in self._closing.values() if attempt.barrier is not None and attempt.barrier <= read]
+        if closable:
+            await asyncio.gather(*(self._write(attempt) for attempt in closable))
+            for group_id in {attempt.group_id for attempt in closable}:
+                self._settle_group(self._groups[group_id])
+
+    async def _write(self, attempt: Attempt) -> None:
+        """Write the attempt's next revision, if it has one, and settle what is in it."""
+        key = (attempt.rollout_id, attempt.attempt)
+        settled, attempt.unsettled = attempt.unsettled, []
+        attempt.dirty = False
+        await self._recall(key, attempt)
+        group = self._groups[attempt.group_id]
+        candidate = stitch([*attempt.inputs.values(), *([group.declared] if group.declared else [])])
+        episode = supersede(attempt.published, candidate) if candidate else None
+        if episode is not None:
+            await self._log.publish(EPISODES, [(episode.group_id, episode)])
+            attempt.published = episode
+        for settle in settled:
+            settle()
+        if not attempt.dirty:
+            self._closing.pop(key, None)
+
+    async def _recall(self, key: Key, attempt: Attempt) -> None:
+        """Read again from the log what an earlier revision was made of, if it is no longer held."""
+        if attempt.published is None and key in self._forgotten:
+            since = self._forgotten.pop(key)
+            for record in await asyncio.to_thread(self._read, EPISODES, since):
+                if isinstance(record, Episode) and (record.rollout_id, record.attempt) == key:
+                    attempt.published = record
+        if attempt.published is None:
+            return
+        attempt.inputs.update({call.event_id: call for call in attempt.published.calls})
+        group = self._groups[attempt.group_id]
+        held = [*attempt.inputs, *([group.declared.event_id] if group.declared else [])]
+        missing = missing_inputs(attempt.published, held)
+        if not missing or set(held) <= set(attempt.published.inputs):
+            return
+        _log.info("reading inputs of an earlier revision again", rollout_id=attempt.rollout_id, missing=len(missing))
+        for event in await asyncio.to_thread(self._read, AGENT_STATUS, None):
+            if isinstance(event, AgentStatus) and event.event_id in missing:
+                if event.kind is StatusKind.declared:
+                    group.declared = group.declared or event
+                else:
+                    attempt.inputs[event.event_id] = event
+
+    def _read(self, topic: Topic, since_ms: int | None) -> list[Event]:
+        records = read_all(self._log.settings, topic, self._log.codec, partitions=[self._partition], since_ms=since_ms)
+        return [record.event for record in records if record.event is not None]
+
+    def _settle_group(self, group: Group) -> None:
+        if group.unsettled and group.complete():
+            settled, group.unsettled = group.unsettled, []
+            for settle in settled:
+                settle()
+
+    async def _judge(self) -> None:
+        now = max(self._time, now_ms())
+        due = [group for group in self._groups.values() if self._overdue(group, now)]
+        quiet = [attempt for group in self._groups.values() for attempt in self._silent(group, now)]
+        if not due and not quiet:
+            return
+        ends = [(topic, await self._log.end_offset(topic, self._partition)) for topic in (LLM_CALLS, AGENT_STATUS)]
+        while any(self._position(topic) < end for topic, end in ends):
+            await asyncio.sleep(0.01)
+        verdicts: list[AgentStatus] = []
+        for group in due:
+            group.judged = True
+            if group.declared is not None:
+                verdicts.extend(overdue(group.declared, group.heard()))
+        for attempt in quiet:
+            if not attempt.ended and self._is_silent(attempt, now):
+                verdicts.append(self._silence(attempt))
+        await self._log.publish(AGENT_STATUS, [(verdict.group_id, verdict) for verdict in verdicts])
+
+    def _overdue(self, group: Group, now: int) -> bool:
+        declaration = group.declared.declaration if group.declared else None
+        return declaration is not None and not group.judged and declaration.deadline <= now and not group.complete()
+
+    def _silent(self, group: Group, now: int) -> list[Attempt]:
+        if group.declared is not None:
+            return []
+        return [attempt for attempt in group.attempts.values() if not attempt.ended and self._is_silent(attempt, now)]
+
+    def _is_silent(self, attempt: Attempt, now: int) -> bool:
+        return attempt.last_event_time + int(self._settings.silence_s * 1000) <= now
+
+    def _silence(self, attempt: Attempt) -> AgentStatus:
+        any_event = next(iter(attempt.inputs.values()))
+        return silent(
+            group_id=attempt.group_id,
+            rollout_id=attempt.rollout_id,
+            attempt=attempt.attempt,
+            mode=any_event.mode,
+            last_event_time=attempt.last_event_time,
+            silence_ms=int(self._settings.silence_s * 1000),
+        )
+
+    def _forget(self) -> None:
+        """Drop groups that are complete and long over; remember that they existed."""
+        before = max(self._time, now_ms()) - int(self._settings.keep_s * 1000)
+        for group_id, group in list(self._groups.items()):
+            if group.unsettled or not group.complete():
+                continue
+            written = [attempt.published for attempt in group.attempts.values() if attempt.published is not None]
+            if all(episode.event_time < before for episode in written):
+                del self._groups[group_id]
+                self._forgotten.update({(episode.rollout_id, episode.attempt): episode.started_at - _SKEW_MS for episode in written})

@@ -1,0 +1,18 @@
+"""Settings of the aggregator: `FULGURITE_AGGREGATOR_*`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.streams import StreamSettings
+
+
+class AggregatorSettings(StreamSettings):
+    """Read from the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_AGGREGATOR_", extra="ignore")
+
+    silence_s: float = Field(300.0, gt=0, description="Undeclared traffic has ended after this time without a call.")
+    keep_s: float = Field(600.0, ge=0, description="How long the inputs of a closed episode stay in memory for late calls.")
+    log_level: str = "INFO"
