@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Makes the two environments, .venv (everything but vLLM) and .venv-serve (vLLM), with uv from PyPI in .fulgurite/uv.
+# A second run with unchanged requirements installs nothing. Needs Python 3.11 or 3.12; writes only here and into uv's cache.
+# TORCH_BACKEND=cpu takes the slim torch build from PyTorch's own index. The seconds it took go to .fulgurite/install-seconds.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly UV_VERSION=0.13.9
+readonly NEEDED_GIB=12
+readonly UV=.fulgurite/uv/bin/uv
+backend="${TORCH_BACKEND:-}"
+started=$SECONDS
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+fail() { printf 'Cannot install: %s\n' "$*" >&2; exit 1; }
+
+check_machine() {
+  [[ "$(uname -s)-$(uname -m)" == Linux-x86_64 ]] ||
+    fail "this is $(uname -s) on $(uname -m); vLLM's CPU build exists for Linux on x86-64. Use such a machine, or docker compose on one."
+  grep -qm1 '\bavx2\b' /proc/cpuinfo || fail "the CPU has no AVX2, which vLLM's CPU build needs. Use a machine from 2015 or later."
+  [[ -z "$backend" || "$backend" == cpu ]] || fail "TORCH_BACKEND=$backend is not known; leave it out, or set it to cpu."
+  local free_gib
+  free_gib=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
+  [[ -d .venv-serve ]] || ((free_gib >= NEEDED_GIB)) ||
+    fail "$free_gib GiB of disk are free here, $NEEDED_GIB are needed. Free some, or set TORCH_BACKEND=cpu and UV_CACHE_DIR elsewhere."
+}
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
+    [[ -n "$candidate" ]] && command -v "$candidate" >/dev/null || continue
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+      "$candidate" -c 'import sys; print(sys.executable)'
+      return
+    fi
+  done
+  fail "no Python 3.11 or 3.12 was found. Install one (apt install python3.11 python3.11-venv, pyenv, ...) or name it: make install PYTHON=/path/to/python3.11"
+}
+
+install_uv() {
+  [[ "$($UV --version 2>/dev/null)" == "uv $UV_VERSION"* ]] && return
+  say "uv $UV_VERSION from PyPI"
+  rm -rf .fulgurite/uv
+  mkdir -p .fulgurite
+  # Debian's python3 may come without ensurepip; pip --target then does the same.
+  if "$python" -m venv .fulgurite/uv 2>/dev/null; then
+    .fulgurite/uv/bin/python -m pip install --quiet "uv==$UV_VERSION" || fail "pip cannot fetch uv: is the package index reachable (pip config list)?"
+  else
+    rm -rf .fulgurite/uv
+    "$python" -m pip install --quiet --target .fulgurite/uv "uv==$UV_VERSION" ||
+      fail "neither 'python -m venv' nor 'pip install --target' works with $python. On Debian and Ubuntu: apt install python3-venv"
+  fi
+}
+
+# Usage: environment FOLDER REQUIREMENTS [UV PIP OPTIONS...]
+environment() {
+  local folder=$1 requirements=$2 stamp="$1/.requirements-sha256" wanted list
+  shift 2
+  wanted=$(cat "$requirements" requirements/serve-overrides.txt pyproject.toml requirements/install.sh - <<<"$backend $python" | sha256sum)
+  [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && return
+  say "$folder from $requirements"
+  [[ -x "$folder/bin/python" ]] || "$UV" venv --quiet --python "$python" "$folder"
+  list="$requirements"
+  if [[ "$backend" == cpu ]]; then
+    list=".fulgurite/${folder#.}.txt"
+    grep -vE '^(nvidia-|cuda-|triton==)' "$requirements" >"$list"
+    set -- "$@" --torch-backend=cpu
+  fi
+  "$UV" pip install --python "$folder" -r "$list" "$@" || fail "uv could not install $requirements; its message is above. Run the command again once the index is reachable: what was fetched is kept."
+  "$UV" pip install --quiet --python "$folder" --no-deps --editable .
+  printf '%s\n' "$wanted" >"$stamp"
+}
+
+check_machine
+python=$(find_python)
+install_uv
+environment .venv requirements/services.txt
+environment .venv-serve requirements/serve.txt --override requirements/serve-overrides.txt
+echo $((SECONDS - started)) >.fulgurite/install-seconds
