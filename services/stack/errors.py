@@ -1,0 +1,30 @@
+"""What can go wrong with the local stack.
+
+StackError
+├── EngineMissing       a package, a program or a file that an engine needs is not there
+├── ChecksumMismatch    a file is not the one that `engines.toml` pins
+├── EngineExited        a process ended before it was ready
+└── EngineNotReady      a process did not become ready in time
+"""
+
+from __future__ import annotations
+
+
+class StackError(Exception):
+    """The local stack cannot do what was asked; the message says what to do."""
+
+
+class EngineMissing(StackError):
+    """Something to be installed first."""
+
+
+class ChecksumMismatch(StackError):
+    """A downloaded or cached file differs from the pinned one."""
+
+
+class EngineExited(StackError):
+    """A process ended by itself before it was ready."""
+
+
+class EngineNotReady(StackError):
+    """A process runs, but its readiness check did not pass in time."""

@@ -1,0 +1,257 @@
+"""Starts named processes, tells when they are ready, starts them again when they fall, and leaves none behind.
+
+Each process leads a session of its own (Ctrl-C reaches only the supervisor) and writes to its own log file. Stopping is SIGTERM to the
+process, then SIGKILL to everything in its session, grandchildren included. If the supervisor itself dies, even by SIGKILL, the
+watchdog (`services.stack.watchdog`) does the same to whatever it left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from services.stack.errors import EngineExited, EngineNotReady
+from services.stack.watchdog import Watchdog, kill_session, session_members
+
+_POLL_S = 0.1
+_RESTART_DELAY_S = 0.5
+_LOG_TAIL_LINES = 15
+
+
+class Restart(StrEnum):
+    """What to do when a process ends without being told to."""
+
+    never = "never"
+    """Leave it: the state says so."""
+    always = "always"
+    """Start it again, up to `max_restarts` times."""
+
+
+class State(StrEnum):
+    """Where a process is in its life."""
+
+    idle = "idle"
+    """Not started, or stopped on request."""
+    starting = "starting"
+    """Runs, its readiness check has not passed yet."""
+    ready = "ready"
+    """Runs, its readiness check has passed once."""
+    exited = "exited"
+    """Ended by itself, and will not be started again."""
+
+
+class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A process to run. `ready` must return quickly and never raise; None: ready as soon as it runs."""
+
+    name: str
+    argv: Sequence[str]
+    log: Path
+    env: Mapping[str, str] | None = None
+    """Added to the supervisor's environment."""
+    cwd: Path | None = None
+    ready: Callable[[], bool] | None = None
+    ready_timeout_s: float = 60.0
+    restart: Restart = Restart.never
+    max_restarts: int = 20
+    stop_timeout_s: float = 10.0
+    """From SIGTERM to SIGKILL."""
+
+
+class Process:
+    """One supervised process. Thread-safe. `on_exit(process, returncode)` is called from its own thread after an unasked-for end."""
+
+    def __init__(self, spec: ProcessSpec, watchdog: Watchdog, on_exit: Callable[[Process, int], None] | None = None) -> None:
+        self.spec = spec
+        self.restarts = 0
+        self.returncode: int | None = None
+        self._watchdog = watchdog
+        self._on_exit = on_exit
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._lock = threading.RLock()
+        self._wanted = False
+        self._was_ready = False
+        self._ever_ready = spec.ready is None
+        self._ended = threading.Event()
+
+    @property
+    def name(self) -> str:
+        """As in the spec."""
+        return self.spec.name
+
+    @property
+    def pid(self) -> int | None:
+        """The running process's id, else None."""
+        popen = self._popen
+        return popen.pid if popen is not None and popen.returncode is None else None
+
+    @property
+    def state(self) -> State:
+        """Where it is now."""
+        if self.pid is not None:
+            return State.ready if self._was_ready else State.starting
+        return State.exited if self._wanted else State.idle
+
+    def start(self) -> Self:
+        """Start it and return at once; does nothing while it runs."""
+        with self._lock:
+            if self.pid is None:
+                self._wanted = True
+                self._spawn()
+        return self
+
+    def wait_ready(self, timeout_s: float | None = None) -> Self:
+        """Block until the readiness check passes. Raises EngineExited or EngineNotReady, with the end of the log."""
+        limit = self.spec.ready_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit
+        while True:
+            if self.pid is None and not self._will_restart():
+                raise EngineExited(f"{self.name} ended with {self.returncode} before it was ready{self._tail()}")
+            if self.is_ready():
+                return self
+            if time.monotonic() > deadline:
+                raise EngineNotReady(f"{self.name} is not ready after {limit:.0f} s{self._tail()}")
+            time.sleep(_POLL_S)
+
+    def is_ready(self) -> bool:
+        """Whether it runs and its readiness check has passed since its last start; asks if it has not yet."""
+        if self.pid is None:
+            return False
+        if not self._was_ready and (self.spec.ready is None or self.spec.ready()):
+            self._was_ready = self._ever_ready = True
+        return self._was_ready
+
+    def request_stop(self) -> None:
+        """SIGTERM, without waiting. It will not be started again."""
+        with self._lock:
+            self._wanted = False
+            if self.pid is not None and self._popen is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._popen.send_signal(signal.SIGCONT)
+                    self._popen.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL for it and everything in its session. Idempotent."""
+        self.request_stop()
+        popen = self._popen
+        if popen is None:
+            return
+        if not self._ended.wait(self.spec.stop_timeout_s):
+            kill_session(popen.pid)
+            self._ended.wait()
+        self._watchdog.forget(popen.pid)
+
+    def kill(self) -> None:
+        """SIGKILL for the whole session, as a crash: the restart policy applies."""
+        pid, ended = self.pid, self._ended
+        if pid is not None:
+            kill_session(pid)
+            ended.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process and everything in its session, e.g. SIGSTOP and SIGCONT."""
+        pid = self.pid
+        for member in session_members(pid) if pid is not None else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, number)
+
+    def suspend(self) -> None:
+        """SIGSTOP."""
+        self.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.signal(signal.SIGCONT)
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Block until it has ended; its return code, or None if it still runs."""
+        return self.returncode if self._ended.wait(timeout_s) else None
+
+    def _spawn(self) -> None:
+        self.spec.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, **(self.spec.env or {})}
+        self._was_ready = False
+        self.returncode = None
+        self._ended = threading.Event()
+        with self.spec.log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                list(self.spec.argv),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=self.spec.cwd,
+                start_new_session=True,
+            )
+        self._watchdog.watch(self._popen.pid)
+        watcher = threading.Thread(target=self._watch, args=(self._popen, self._ended), name=f"watch-{self.name}", daemon=True)
+        watcher.start()
+
+    def _watch(self, popen: subprocess.Popen[bytes], ended: threading.Event) -> None:
+        code = popen.wait()
+        self.returncode = code
+        kill_session(popen.pid)
+        unasked = self._wanted
+        ended.set()
+        if not unasked:
+            return
+        self._watchdog.forget(popen.pid)
+        if self._on_exit is not None:
+            self._on_exit(self, code)
+        if self._will_restart():
+            time.sleep(_RESTART_DELAY_S)
+            with self._lock:
+                if self._will_restart() and self.pid is None:
+                    self.restarts += 1
+                    self._spawn()
+
+    def _will_restart(self) -> bool:
+        # A process that never became ready is misconfigured: starting it again would only hide the message.
+        return self._wanted and self._ever_ready and self.spec.restart is Restart.always and self.restarts < self.spec.max_restarts
+
+    def _tail(self) -> str:
+        if not self.spec.log.is_file():
+            return ""
+        lines = self.spec.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return "".join(f"\n    {line}" for line in lines) + f"\n    ({self.spec.log})"
+
+
+class Supervisor:
+    """A set of processes that live no longer than it does; stops them in reverse order. A context manager."""
+
+    def __init__(self, on_exit: Callable[[Process, int], None] | None = None) -> None:
+        self.processes: list[Process] = []
+        self._on_exit = on_exit
+        self._watchdog = Watchdog()
+
+    def add(self, spec: ProcessSpec) -> Process:
+        """Take a process under supervision without starting it."""
+        process = Process(spec, self._watchdog, self._on_exit)
+        self.processes.append(process)
+        return process
+
+    def start(self, spec: ProcessSpec) -> Process:
+        """`add` and start; `wait_ready()` on the result waits for it."""
+        return self.add(spec).start()
+
+    def close(self) -> None:
+        """Stop everything, last started first."""
+        for process in reversed(self.processes):
+            process.stop()
+        self._watchdog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
