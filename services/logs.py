@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, cast
 
 import structlog
@@ -19,7 +19,7 @@ _HIDDEN = "[hidden]"
 
 _RENDERERS: dict[bool, structlog.typing.Processor] = {True: structlog.processors.JSONRenderer(), False: structlog.dev.ConsoleRenderer()}
 
-get = cast("type[structlog.stdlib.BoundLogger]", structlog.get_logger)
+get = cast("Callable[..., structlog.stdlib.BoundLogger]", structlog.get_logger)
 """`log = logs.get()`"""
 
 
