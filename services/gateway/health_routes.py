@@ -1,0 +1,84 @@
+"""`/healthz` (the process lives), `/readyz` (it may be given traffic, and what it promises), `/metrics`.
+
+The durability promise needs replication ≥ 3, `min.insync.replicas` ≥ 2 and unclean election off; with less the gateway serves,
+and says what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, cast
+
+from confluent_kafka import KafkaException
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from fulgurite.topics import AGENT_STATUS, LLM_CALLS, min_insync
+from services.gateway.desk import Desk
+from services.kafka import KafkaSettings, LogUnavailable
+from services.topic_admin import TopicLayoutError, admin_client, check_topics
+
+FULL_REPLICATION = 3
+_TOPICS_FRESH_S = 10.0
+_TIMEOUT_S = 5.0
+
+
+def promise(replication: int) -> dict[str, Any]:
+    """What the log keeps, given the replicas of its topics and the majority that must acknowledge."""
+    full = replication >= FULL_REPLICATION
+    acknowledging = min_insync(replication)
+    text = (
+        f"an acknowledged call survives the loss of {acknowledging - 1} broker(s)"
+        if full
+        else "an acknowledged call does not survive the loss of a broker's disk: use 3 brokers and FULGURITE_REPLICATION=3"
+    )
+    return {"full": full, "replication": replication, "min_insync_replicas": acknowledging, "unclean_election": False, "promise": text}
+
+
+class HealthDesk:
+    """The routes for whoever runs the gateway; they need no key."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._topics: dict[str, Any] = {}
+        self._topics_at = float("-inf")
+        self._lock = asyncio.Lock()
+        self.router = APIRouter()
+        self.router.add_api_route("/healthz", self.healthz, methods=["GET"], response_model=None)
+        self.router.add_api_route("/readyz", self.readyz, methods=["GET"], response_model=None)
+        self.router.add_api_route("/metrics", self.metrics, methods=["GET"], response_model=None)
+
+    async def healthz(self) -> dict[str, str]:
+        """The process lives."""
+        return {"status": "ok"}
+
+    async def readyz(self) -> JSONResponse:
+        """200 if traffic is welcome, 503 if not; says why."""
+        async with self._lock:
+            if time.monotonic() - self._topics_at > _TOPICS_FRESH_S:
+                self._topics = await asyncio.to_thread(_look_at_topics, self._desk.kafka)
+                self._topics_at = time.monotonic()
+        backends = {route.backend: route for route in self._desk.routes.values()}
+        answers = await asyncio.gather(*(self._desk.upstream.reachable(route) for route in backends.values()))
+        upstreams = {name: "reachable" if answer else "unreachable" for name, answer in zip(backends, answers, strict=True)}
+        problem = self._desk.recorder.problem()
+        ready = problem is None and self._topics["problem"] is None and all(answers)
+        report = {"ready": ready, "log": {"problem": problem}, "topics": self._topics, "upstreams": upstreams}
+        return JSONResponse(report, 200 if ready else 503)
+
+    async def metrics(self) -> Response:
+        """For Prometheus."""
+        return Response(self._desk.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _look_at_topics(kafka: KafkaSettings) -> dict[str, Any]:
+    """Blocking. Whether the topics are as the table says, and what that promises."""
+    try:
+        check_topics(kafka)
+        found = cast(Any, admin_client(kafka).list_topics(timeout=_TIMEOUT_S)).topics
+        names = (kafka.topic(LLM_CALLS), kafka.topic(AGENT_STATUS))
+        replication = min(len(partition.replicas) for name in names for partition in found[name].partitions.values())
+    except (LogUnavailable, TopicLayoutError, KafkaException) as error:
+        return {"problem": str(error), "durability": None}
+    return {"problem": None, "durability": promise(replication)}

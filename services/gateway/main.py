@@ -1,0 +1,179 @@
+"""The gateway: an agent's OpenAI endpoint that records every call in Kafka before the answer is complete.
+
+Writes `llm.calls`, `agent.status`, `agent.rewards`; reads the policy topics. Stateless but for a cache and idempotency keys.
+`python -m services.gateway.main` serves it; SIGTERM lets streams end and flushes the log's producer.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Any, NoReturn, cast
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.routing import Route as WebRoute
+
+from fulgurite.codec import Codec
+from services import logs
+from services.gateway.body_limit import BodyLimit
+from services.gateway.desk import Desk
+from services.gateway.health_routes import HealthDesk
+from services.gateway.idempotency import Idempotency, MemoryStore, RedisStore, Store
+from services.gateway.identity import Doorkeeper, Identifier
+from services.gateway.keys import KeyRing
+from services.gateway.metrics import Metrics
+from services.gateway.openai_routes import ChatCompletions, Models
+from services.gateway.policies import PolicyTail
+from services.gateway.problems import GatewayError, InvalidRequest, NotFound
+from services.gateway.recorder import Recorder
+from services.gateway.registry import GroupRegistry
+from services.gateway.rollout_routes import RolloutDesk
+from services.gateway.settings import GatewaySettings
+from services.gateway.vllm_client import UpstreamClient
+from services.kafka import EventProducer, KafkaSettings
+
+log = logs.get(__name__)
+
+
+@asynccontextmanager
+async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGenerator[Desk]:
+    """Make every part, and take them down in an order that loses nothing. Raises ValueError for settings that make no sense."""
+    ring = KeyRing.parse(settings.signing_keys.get_secret_value())
+    routes = settings.routes()
+    codec = Codec()
+    metrics = Metrics()
+    store: Store = RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()
+    registry = GroupRegistry(store)
+    producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s)
+    recorder = Recorder(producer, kafka, settings, metrics)
+    admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    desk = Desk(
+        settings=settings,
+        kafka=kafka,
+        routes=routes,
+        sampling=settings.default_sampling.sampling(),
+        ring=ring,
+        doorkeeper=Doorkeeper(ring, admin_key, settings.plain_keys(), settings.allow_any_key),
+        identifier=Identifier(ring, registry, {a: a for a, route in routes.items() if route.policy is not None and a != route.policy}),
+        registry=registry,
+        idempotency=Idempotency(store),
+        recorder=recorder,
+        upstream=UpstreamClient(settings),
+        policies=PolicyTail(kafka, codec),
+        metrics=metrics,
+    )
+    recorder.start()
+    desk.policies.start()
+    try:
+        yield desk
+    finally:
+        await desk.upstream.close()
+        left = await recorder.close()
+        desk.policies.close()
+        await store.close()
+        log.info("gateway stopped", unacknowledged=left)
+
+
+def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
+    """The app; its parts are made when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        async with open_desk(settings, kafka) as desk:
+            chat = ChatCompletions(desk)
+            # First, so that the hot route is found without looking at the others.
+            app.router.routes[:0] = [
+                WebRoute("/v1/chat/completions", chat, methods=["POST"]),
+                WebRoute("/rollouts/{rollout}/v1/chat/completions", chat, methods=["POST"]),
+                WebRoute("/v1/models", Models(desk), methods=["GET"]),
+                WebRoute("/rollouts/{rollout}/v1/models", Models(desk), methods=["GET"]),
+            ]
+            app.include_router(RolloutDesk(desk).router)
+            app.include_router(HealthDesk(desk).router)
+            log.info(
+                "gateway ready",
+                aliases=sorted(desk.routes),
+                kafka=kafka.bootstrap_servers,
+                idempotency="redis" if settings.redis_url else "memory",
+            )
+            yield
+
+    app = FastAPI(title="Fulgurite gateway", lifespan=lifespan)
+    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_exception_handler(GatewayError, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+    return app
+
+
+async def _on_problem(_request: Request, error: Exception) -> Response:
+    problem = error if isinstance(error, GatewayError) else GatewayError("The gateway failed.")
+    return Response(problem.body(), problem.status, problem.headers(), "application/json")
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    details = cast("Sequence[Mapping[str, Any]]", error.errors()) if isinstance(error, RequestValidationError) else ()
+    return await _on_problem(request, invalid(details))
+
+
+def invalid(details: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """pydantic's findings in one sentence."""
+    first: Mapping[str, Any] = details[0] if details else {}
+    if first.get("type") == "json_invalid":
+        return InvalidRequest("The body is not valid JSON. Send a JSON object.")
+    where = ".".join(str(part) for part in first.get("loc", ()) if part not in ("body", "header"))
+    more = f" ({len(details) - 1} more)" if len(details) > 1 else ""
+    named = f"`{where}`: " if where else "The body: "
+    return InvalidRequest(f"{named}{first.get('msg', 'invalid')}{more}. See /docs for the fields.", param=where or None)
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    problem = NotFound(f"No route {request.method} {request.url.path}. Agents use /v1/chat/completions; see /docs for the rest.")
+    problem.status = status
+    return await _on_problem(request, problem)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("unexpected error", path=request.url.path, exc_info=error)
+    return await _on_problem(request, GatewayError("The gateway failed; its log says why. Try again.", code="internal_error"))
+
+
+def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    uvicorn.run(
+        create_app(settings, kafka),
+        host=settings.gateway_host,
+        port=settings.gateway_port,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=settings.drain_s,
+        timeout_keep_alive=75,
+        lifespan="on",
+    )
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
+
+
+def main() -> None:
+    """Settings from the environment. Ends with 0 after SIGTERM and SIGINT, which uvicorn raises anew when it is done."""
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+    settings = GatewaySettings()  # pyright: ignore[reportCallIssue]
+    logs.configure("gateway", settings.log_level)
+    run(settings, KafkaSettings())  # pyright: ignore[reportCallIssue]
+
+
+if __name__ == "__main__":
+    main()

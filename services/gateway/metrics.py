@@ -1,0 +1,42 @@
+"""What `/metrics` shows; one registry per app, so that several can live in one process."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """The gateway's counters and histograms."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.calls = Counter("fulgurite_gateway_calls", "Calls by how they ended.", ("alias", "outcome", "failure"), registry=self.registry)
+        self.in_flight = Gauge("fulgurite_gateway_calls_in_flight", "Calls not yet answered.", registry=self.registry)
+        self.upstream_seconds = Histogram(
+            "fulgurite_gateway_upstream_seconds", "Request received to answer complete.", buckets=_SECONDS, registry=self.registry
+        )
+        self.first_token_seconds = Histogram(
+            "fulgurite_gateway_first_token_seconds",
+            "Request received to first byte of the answer.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.ack_seconds = Histogram(
+            "fulgurite_gateway_ack_seconds",
+            "How long an event waited for Kafka's acknowledgement.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.log_refusals = Counter(
+            "fulgurite_gateway_log_refusals", "Calls refused before generation because the log was unavailable.", registry=self.registry
+        )
+        self.withheld = Counter(
+            "fulgurite_gateway_withheld", "Answers generated and then withheld because the log did not take them.", registry=self.registry
+        )
+        self.events = Counter("fulgurite_gateway_events", "Events by topic and fate.", ("topic", "fate"), registry=self.registry)
+
+    def render(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,135 @@
+"""What the log says of policies: `policy.updates`, `policy.applied`, `policy.routes`, folded into one view for `GET /v1/policies`.
+
+A claimed epoch shuts out lower ones; the first claim of an epoch wins. A thread reads the three topics from their beginning.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import msgspec
+from confluent_kafka import KafkaException, TopicPartition
+
+from fulgurite.codec import Codec
+from fulgurite.events import Event, PolicyApplied, PolicyRoute, PolicyUpdate
+from fulgurite.kinds import ApplyOutcome, UpdateKind
+from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
+from services import logs
+from services.kafka import KafkaSettings, make_consumer, read_message
+
+log = logs.get(__name__)
+
+_POLL_S = 0.5
+_TOPICS = (POLICY_UPDATES, POLICY_APPLIED, POLICY_ROUTES)
+
+
+class PolicyState(msgspec.Struct):
+    """What is known of one policy."""
+
+    epoch: int = -1
+    learner: str | None = None
+    newest: PolicyUpdate | None = None
+    applied: dict[str, PolicyApplied] = {}
+
+
+class PolicyView:
+    """The fold. Pure."""
+
+    def __init__(self) -> None:
+        self._policies: dict[str, PolicyState] = {}
+        self._routes: dict[str, PolicyRoute] = {}
+
+    def take(self, event: Event | None) -> None:
+        """Any event of the three topics, in log order."""
+        if isinstance(event, PolicyUpdate):
+            self._take_update(event)
+        elif isinstance(event, PolicyApplied):
+            self._state(event.policy).applied[event.backend] = event
+        elif isinstance(event, PolicyRoute):
+            self._routes[event.alias] = event
+
+    def served(self, policy: str, backend: str) -> str | None:
+        """The version a backend last proved to serve."""
+        applied = self._state(policy).applied.get(backend)
+        if applied is None:
+            return None
+        return applied.version if applied.outcome is ApplyOutcome.applied else applied.previous
+
+    def as_json(self, policies: set[str]) -> dict[str, Any]:
+        """The reply of `GET /v1/policies`; `policies` are listed even if the log does not know them."""
+        names = sorted(policies | set(self._policies))
+        return {
+            "object": "list",
+            "data": [self._one(name) for name in names],
+            "routes": [_route(r) for _, r in sorted(self._routes.items())],
+        }
+
+    def _take_update(self, event: PolicyUpdate) -> None:
+        state = self._state(event.policy)
+        if event.kind is UpdateKind.claim and event.epoch > state.epoch:
+            state.epoch, state.learner = event.epoch, event.learner_id
+        elif event.kind is UpdateKind.update and event.epoch == state.epoch and event.learner_id == state.learner:
+            state.newest = event
+
+    def _state(self, policy: str) -> PolicyState:
+        return self._policies.setdefault(policy, PolicyState())
+
+    def _one(self, name: str) -> dict[str, Any]:
+        state = self._state(name)
+        newest = state.newest
+        return {
+            "policy": name,
+            "epoch": max(state.epoch, 0),
+            "newest": newest.version if newest else f"{name}@0.0",
+            "newest_at": newest.event_time if newest else None,
+            "metrics": newest.metrics if newest else {},
+            "backends": [
+                {
+                    "backend": applied.backend,
+                    "engine_id": applied.engine_id,
+                    "version": self.served(name, applied.backend),
+                    "last_attempt": {"version": applied.version, "outcome": applied.outcome.value, "error": applied.error},
+                    "at": applied.event_time,
+                }
+                for _, applied in sorted(state.applied.items())
+            ],
+        }
+
+
+def _route(route: PolicyRoute) -> dict[str, Any]:
+    return {"alias": route.alias, "targets": [msgspec.to_builtins(target) for target in route.targets], "reason": route.reason}
+
+
+class PolicyTail:
+    """Keeps a `PolicyView` up to date; Kafka being away only makes it older."""
+
+    def __init__(self, kafka: KafkaSettings, codec: Codec) -> None:
+        self.view = PolicyView()
+        self._kafka = kafka
+        self._codec = codec
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="policy-tail", daemon=True)
+
+    def start(self) -> None:
+        """Start reading."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        consumer = make_consumer(self._kafka)
+        try:
+            consumer.assign([TopicPartition(self._kafka.topic(topic), 0, 0) for topic in _TOPICS])
+            while not self._stop.is_set():
+                for message in consumer.consume(100, timeout=_POLL_S):
+                    if message.error() is None:
+                        self.view.take(read_message(message, self._codec).event)
+        except KafkaException as error:
+            log.error("policies are no longer followed", error=str(error))
+        finally:
+            consumer.close()

@@ -1,0 +1,51 @@
+"""Declared groups, as far as a gateway must remember them: what a name or an id alone does not tell. Keys need none of it.
+
+It is a cache of `declared` events. Forgotten (a restart without Redis), a request that needs it says what to pass instead.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fulgurite.kinds import Mode
+from services.gateway.idempotency import Store
+
+_KEEP_AFTER_S = 24 * 3600
+
+
+class GroupEntry(msgspec.Struct, frozen=True):
+    """A declared group."""
+
+    mode: Mode
+    deadline: int
+    agent: str
+    max_attempts: int
+
+
+class GroupRegistry:
+    """Remembers declared groups until a day after their deadline."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def get(self, group_id: str) -> GroupEntry | None:
+        """None if forgotten or never declared."""
+        known = await self._store.get(f"group:{group_id}")
+        return None if known is None else msgspec.json.decode(known, type=GroupEntry)
+
+    async def put(self, group_id: str, entry: GroupEntry, now_ms: int) -> None:
+        """Remember."""
+        await self._store.put(f"group:{group_id}", msgspec.json.encode(entry), _ttl_s(entry, now_ms))
+
+    async def attempt(self, rollout_id: str) -> int:
+        """The newest attempt known of a rollout; 0 if none."""
+        known = await self._store.get(f"attempt:{rollout_id}")
+        return 0 if known is None else int(known)
+
+    async def put_attempt(self, rollout_id: str, attempt: int, entry: GroupEntry, now_ms: int) -> None:
+        """Remember the newest attempt."""
+        await self._store.put(f"attempt:{rollout_id}", str(attempt).encode(), _ttl_s(entry, now_ms))
+
+
+def _ttl_s(entry: GroupEntry, now_ms: int) -> int:
+    return max(0, entry.deadline - now_ms) // 1000 + _KEEP_AFTER_S

@@ -1,0 +1,131 @@
+"""The gateway's settings, all from the environment; names in `services/gateway/README.md`. Kafka's are `services.kafka.KafkaSettings`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fulgurite.events import Sampling
+from fulgurite.kinds import LogprobsMode
+
+UpstreamKind = Literal["vllm", "openai"]
+
+
+class UpstreamSpec(BaseModel):
+    """An upstream behind an alias of its own: any OpenAI-compatible server."""
+
+    base_url: str
+    """Up to but without `/v1`."""
+    kind: UpstreamKind = "openai"
+    """`vllm` is asked for token ids and log-probabilities; others are sent nothing extra."""
+    model: str | None = None
+    """Model name to ask it for; the alias if not given."""
+    api_key: SecretStr | None = None
+    """Sent as its bearer token."""
+    policy: str | None = None
+    """Trained policy behind it, if any."""
+    backend: str | None = None
+    """Name in events; the alias if not given."""
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Where calls for one alias go."""
+
+    alias: str
+    backend: str
+    base_url: str
+    kind: UpstreamKind
+    model: str
+    policy: str | None
+    api_key: str | None
+
+
+class SamplingDefaults(BaseModel):
+    """What the engine uses where a request says nothing (vLLM: `--generation-config vllm` gives these)."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def sampling(self) -> Sampling:
+        """As an event's value."""
+        return Sampling(**self.model_dump(), logit_bias=False, grammar=False)
+
+
+class GatewaySettings(BaseSettings):
+    """Every setting of the gateway."""
+
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True)
+
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = 8080
+    public_url: str | None = None
+    """How agents reach the gateway, for `base_url` in replies; the request's own Host header if not given."""
+
+    vllm_base_url: str = Field("http://127.0.0.1:8000", validation_alias="VLLM_BASE_URL")
+    redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")
+
+    signing_keys: SecretStr = SecretStr("")
+    admin_key: SecretStr | None = None
+    api_keys: SecretStr = SecretStr("")
+    allow_any_key: bool = False
+
+    policy: str = "policy"
+    aliases: str = "policy=policy"
+    backend: str = "vllm"
+    upstreams: dict[str, UpstreamSpec] = {}
+    default_sampling: SamplingDefaults = SamplingDefaults()
+    logprobs_mode: LogprobsMode = LogprobsMode.processed
+
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
+    """Half of the log's message limit: the other half is for the prompt's tokens and the answer."""
+    connect_timeout_s: float = 5.0
+    upstream_timeout_s: float = 600.0
+    """Longest silence of an upstream: until the whole answer, or between two pieces of a stream."""
+    ack_timeout_s: float = 120.0
+    """How long an answer is held for the log before the client gets a 503 in its place."""
+    log_stall_s: float = 15.0
+    """A call that waits longer than this for the log shows that it is unavailable. More than Kafka's fail-over (9 s) takes."""
+    heartbeat_s: float = 10.0
+    """Calls in flight longer than this say so, and again each time."""
+    key_grace_s: float = 300.0
+    """How long beyond a group's deadline its keys still work, so that late calls are recorded as such."""
+    drain_s: int = 120
+    """How long a stopping gateway waits for streams to end."""
+    log_level: str = "INFO"
+
+    @field_validator("vllm_base_url")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return value.rstrip("/").removesuffix("/v1")
+
+    def plain_keys(self) -> tuple[str, ...]:
+        """The plain agent keys."""
+        return tuple(filter(None, (key.strip() for key in self.api_keys.get_secret_value().split(","))))
+
+    def routes(self) -> dict[str, Route]:
+        """Alias → upstream: FULGURITE_ALIASES on our vLLM, FULGURITE_UPSTREAMS each on its own. Raises ValueError."""
+        routes: dict[str, Route] = {}
+        for pair in filter(None, (part.strip() for part in self.aliases.split(","))):
+            alias, equals, policy = pair.partition("=")
+            if not equals or not alias or not policy:
+                raise ValueError(f"FULGURITE_ALIASES: {pair!r} is not alias=policy")
+            routes[alias] = Route(alias, self.backend, self.vllm_base_url, "vllm", policy, policy, None)
+        for alias, spec in self.upstreams.items():
+            routes[alias] = Route(
+                alias,
+                spec.backend or alias,
+                spec.base_url.rstrip("/").removesuffix("/v1"),
+                spec.kind,
+                spec.model or alias,
+                spec.policy,
+                spec.api_key.get_secret_value() if spec.api_key else None,
+            )
+        return routes

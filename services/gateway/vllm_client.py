@@ -1,0 +1,131 @@
+"""The upstream: vLLM, or any OpenAI-compatible server. aiohttp, one session per process.
+
+Raises the `UpstreamFailed` branch of `problems`; leaving the context of `open` early closes the connection, which cancels
+the generation. Never retries: a retry would be a call of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from services.gateway.problems import UpstreamBroken, UpstreamRejected, UpstreamTimeout, UpstreamUnreachable
+from services.gateway.settings import GatewaySettings, Route
+
+VERSION_HEADER = "x-fulgurite-version"
+VERSION_LAST_HEADER = "x-fulgurite-version-last"
+
+_KEEP_ALIVE_S = 4.0
+"""vLLM closes idle connections after 5 s: ours must go first, or a request meets a closing one."""
+
+_ERROR_BYTES = 64 * 1024
+_OK = 200
+
+
+class UpstreamReply:
+    """An answer of the upstream whose status was 200."""
+
+    def __init__(self, response: aiohttp.ClientResponse, backend: str) -> None:
+        self._response = response
+        self._backend = backend
+
+    def header(self, name: str) -> str | None:
+        """A header of the answer."""
+        return self._response.headers.get(name)
+
+    async def read(self) -> bytes:
+        """The whole body. Raises UpstreamBroken, UpstreamTimeout."""
+        try:
+            return await self._response.read()
+        except TimeoutError as error:
+            raise _timeout(self._backend) from error
+        except aiohttp.ClientError as error:
+            raise _broken(self._backend, error) from error
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """The body as it arrives. Raises UpstreamBroken, UpstreamTimeout."""
+        content = self._response.content
+        try:
+            while data := await content.readany():
+                yield data
+        except TimeoutError as error:
+            raise _timeout(self._backend) from error
+        except aiohttp.ClientError as error:
+            raise _broken(self._backend, error) from error
+
+
+class UpstreamClient:
+    """Sends chat completions on. Needs a running event loop."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.upstream_timeout_s)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        )
+
+    @asynccontextmanager
+    async def open(self, route: Route, body: bytes, call_id: str, traceparent: str | None) -> AsyncGenerator[UpstreamReply]:
+        """Post a chat completion. Raises UpstreamRejected, UpstreamUnreachable, UpstreamTimeout."""
+        headers = {"content-type": "application/json", "x-request-id": call_id}
+        if route.api_key is not None:
+            headers["authorization"] = f"Bearer {route.api_key}"
+        if traceparent is not None:
+            headers["traceparent"] = traceparent
+        try:
+            response = await self._session.post(f"{route.base_url}/v1/chat/completions", data=body, headers=headers)
+        except aiohttp.ServerTimeoutError as error:
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise _unreachable(route.backend, "it does not accept connections") from error
+            raise _timeout(route.backend) from error
+        except aiohttp.ClientConnectorError as error:
+            raise _unreachable(route.backend, error.strerror or "no connection") from error
+        except aiohttp.ClientError as error:
+            raise _broken(route.backend, error) from error
+        try:
+            if response.status != _OK:
+                raise UpstreamRejected(route.backend, response.status, await _error_body(response), response.headers.get("retry-after"))
+            yield UpstreamReply(response, route.backend)
+        finally:
+            # Nothing left to read: the connection is kept. Otherwise it is closed, and the upstream stops generating.
+            response.release() if response.content.at_eof() else response.close()
+
+    async def reachable(self, route: Route) -> bool:
+        """Whether anything answers there, and a vLLM says that it is healthy."""
+        path = "/health" if route.kind == "vllm" else "/v1/models"
+        try:
+            async with self._session.get(route.base_url + path, timeout=aiohttp.ClientTimeout(total=2)) as response:
+                return response.status == _OK or route.kind != "vllm"
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+        await asyncio.sleep(0)
+
+
+async def _error_body(response: aiohttp.ClientResponse) -> bytes:
+    try:
+        return await response.content.read(_ERROR_BYTES)
+    except (aiohttp.ClientError, TimeoutError):
+        return b""
+
+
+def _timeout(backend: str) -> UpstreamTimeout:
+    return UpstreamTimeout(f"The model server {backend!r} was silent for too long (FULGURITE_UPSTREAM_TIMEOUT_S). Try again.")
+
+
+def _unreachable(backend: str, why: str) -> UpstreamUnreachable:
+    return UpstreamUnreachable(
+        f"The model server {backend!r} cannot be reached ({why}). Is it running, and is its address in the settings right?"
+    )
+
+
+def _broken(backend: str, error: Exception) -> UpstreamBroken:
+    return UpstreamBroken(f"The answer of the model server {backend!r} broke off ({type(error).__name__}). Try again.")

@@ -1,0 +1,112 @@
+"""Raw ASGI, for the routes that every call takes: headers, a bounded body, a whole reply, a client that goes away.
+
+`ClientWatch` cancels what runs inside it when the client closes the connection, and turns that into ClientGone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+from starlette.types import Message, Receive, Scope, Send
+
+from services.gateway.problems import BodyTooLarge, ClientGone, GatewayError
+
+JSON = (b"content-type", b"application/json")
+EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+
+Header = tuple[bytes, bytes]
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """A request header, by its lower-case name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as that is known, ClientGone."""
+    declared = header(scope, b"content-length")
+    if declared is not None and declared.isdigit() and int(declared) > limit:
+        raise too_large(limit)
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    if not message.get("more_body", False):
+        return _bounded(message.get("body", b""), limit)
+    pieces = [message.get("body", b"")]
+    size = len(pieces[0])
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > limit:
+            raise too_large(limit)
+    return _bounded(b"".join(pieces), limit)
+
+
+def _bounded(body: bytes, limit: int) -> bytes:
+    if len(body) > limit:
+        raise too_large(limit)
+    return body
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is over the limit of {limit} bytes. Send less, or raise FULGURITE_MAX_BODY_BYTES.")
+
+
+async def start(send: Send, status: int, headers: list[Header]) -> None:
+    """Begin a reply."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+async def reply(send: Send, status: int, body: bytes, headers: list[Header]) -> None:
+    """A whole JSON reply."""
+    await start(send, status, [JSON, (b"content-length", str(len(body)).encode()), *headers])
+    await send({"type": "http.response.body", "body": body})
+
+
+async def reply_problem(send: Send, problem: GatewayError, headers: list[Header]) -> None:
+    """An error in OpenAI's shape."""
+    extra = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
+    await reply(send, problem.status, problem.body(), [*headers, *extra])
+
+
+async def piece(send: Send, data: bytes, *, last: bool = False) -> None:
+    """A piece of a begun reply."""
+    await send({"type": "http.response.body", "body": data, "more_body": not last})
+
+
+class ClientWatch:
+    """`async with ClientWatch(receive): ...` raises ClientGone inside as soon as the client has closed the connection."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._gone = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._watched: asyncio.Task[object] | None = None
+
+    async def __aenter__(self) -> ClientWatch:
+        self._watched = asyncio.current_task()
+        self._watcher = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._gone and self._watched is not None:
+            self._watched.uncancel()
+            if kind is asyncio.CancelledError:
+                raise ClientGone from error
+
+    async def _watch(self) -> None:
+        message: Message = {"type": ""}
+        while message["type"] != "http.disconnect":
+            message = await self._receive()
+        self._gone = True
+        if self._watched is not None:
+            self._watched.cancel()
