@@ -1,0 +1,92 @@
+"""Ids describe themselves, and derived ids depend on every part."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulgurite.ids import (
+    MalformedId,
+    action_id,
+    completion_of,
+    derive_id,
+    episode_id,
+    external_group,
+    is_genuine,
+    mint_group,
+    parse_completion,
+    parse_rollout,
+    rollout_of,
+)
+
+SECRET = b"a deployment's secret"
+times = st.integers(0, (1 << 48) - 1)
+chances = st.binary(min_size=10, max_size=10)
+indices = st.integers(0, 999_999)
+
+
+@given(times, chances, indices, st.integers(0, 9999), chances)
+def test_a_completion_names_its_rollout_and_group(time_ms: int, chance: bytes, index: int, attempt: int, more: bytes) -> None:
+    group = mint_group(time_ms, chance)
+    rollout = rollout_of(group, index, SECRET)
+    ref = parse_completion(completion_of(rollout, attempt, more))
+    assert (ref.rollout.group_id, ref.rollout.rollout_id, ref.rollout.index, ref.attempt) == (group, rollout, index, attempt)
+    assert parse_rollout(rollout) == ref.rollout
+    assert is_genuine(ref.rollout, SECRET)
+    assert not is_genuine(ref.rollout, b"another deployment's")
+
+
+@given(times, times, chances)
+def test_groups_sort_by_time(first: int, second: int, chance: bytes) -> None:
+    assert (mint_group(first, chance) < mint_group(second, chance)) == (first < second)
+
+
+@given(times, chances, chances)
+def test_chance_tells_groups_of_one_moment_apart(time_ms: int, one: bytes, other: bytes) -> None:
+    assert (mint_group(time_ms, one) == mint_group(time_ms, other)) == (one == other)
+
+
+def test_a_named_session_has_one_group_per_owner() -> None:
+    group = external_group("key-a", "my session", SECRET)
+    assert group == external_group("key-a", "my session", SECRET)
+    assert group != external_group("key-b", "my session", SECRET)
+    assert group != external_group("key-a", "my session", b"another")
+    assert parse_rollout(rollout_of(group, 0, SECRET)).group_id == group
+
+
+@pytest.mark.parametrize("text", ["", "gr_short", "ro_" + "0" * 26, "gr_" + "u" * 26, "gr_" + "0" * 26 + "\n"])
+def test_what_is_no_group_is_refused(text: str) -> None:
+    with pytest.raises(MalformedId, match="not a group id"):
+        rollout_of(text, 0, SECRET)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ro_x", "gr_" + "0" * 26, "chatcmpl-123", "ro_" + "0" * 26 + "_1234567_00000000", "ro_" + "0" * 26 + "_0_0000000i"]
+)
+def test_what_is_no_rollout_is_refused(text: str) -> None:
+    with pytest.raises(MalformedId, match="not a rollout id"):
+        parse_rollout(text)
+    with pytest.raises(MalformedId):
+        completion_of(text, 0, b"12345678")
+
+
+@pytest.mark.parametrize("text", ["", "chatcmpl-abc123", "chatcmpl-" + "0" * 26 + "_0_00000000"])
+def test_what_is_no_completion_is_refused(text: str) -> None:
+    with pytest.raises(MalformedId, match="not a completion id"):
+        parse_completion(text)
+
+
+parts = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | st.integers(), min_size=1, max_size=4)
+
+
+@given(parts, parts)
+def test_derived_ids_depend_on_every_part(one: list[str | int], other: list[str | int]) -> None:
+    same = [str(part) for part in one] == [str(part) for part in other]
+    assert (derive_id(*one) == derive_id(*other)) == same
+    assert len(derive_id(*one)) == 32
+
+
+def test_names_of_episodes_and_actions() -> None:
+    assert episode_id("ro_1", 2) == "ro_1/2"
+    assert action_id("chatcmpl-1", 3) == "chatcmpl-1#3"

@@ -1,0 +1,38 @@
+"""The table of topics: what the processors and the promises rely on."""
+
+from __future__ import annotations
+
+import pytest
+
+from fulgurite.topics import EPISODES, GROUP_PARTITIONS, LLM_CALLS, TOPICS, Key, Topic, min_insync, topic_name
+
+every_topic = pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
+
+
+def test_group_keyed_topics_are_co_partitioned() -> None:
+    assert {topic.partitions for topic in TOPICS if topic.key is Key.group} == {GROUP_PARTITIONS}
+
+
+def test_names_are_unique_and_prefixed() -> None:
+    assert len({topic.name for topic in TOPICS}) == len(TOPICS)
+    assert topic_name(EPISODES, "prod.") == "prod.episodes"
+
+
+@pytest.mark.parametrize(("replication", "least"), [(1, 1), (2, 2), (3, 2), (5, 3)])
+def test_a_majority_acknowledges(replication: int, least: int) -> None:
+    assert min_insync(replication) == least
+    assert LLM_CALLS.configs(replication)["min.insync.replicas"] == str(least)
+
+
+@every_topic
+def test_no_topic_may_elect_an_unclean_leader(topic: Topic) -> None:
+    configs = topic.configs(3)
+    assert configs["unclean.leader.election.enable"] == "false"
+    assert configs["compression.type"] == "zstd"
+    assert configs["cleanup.policy"] in ("delete", "compact")
+
+
+@every_topic
+def test_what_accounts_for_training_is_kept_for_ever(topic: Topic) -> None:
+    if topic.name in ("policy.updates", "policy.routes", "training.ledger", "dead.letters"):
+        assert topic.configs(1)["retention.ms"] == "-1"
