@@ -46,15 +46,19 @@ class StreamSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FULGURITE_STREAM_", extra="ignore")
 
-    instance: str = Field("0", description="Name of this worker within its group, stable over restarts (static membership).")
-    session_timeout_s: float = Field(10.0, gt=0, description="A dead worker's partitions move to others after this time.")
-    commit_interval_s: float = Field(1.0, gt=0, description="How often acknowledged offsets are committed.")
-    tick_s: float = Field(0.5, gt=0, description="How often deadlines are looked at.")
-    history_s: float = Field(600.0, ge=0, description="How much output before the first unsettled input is read again at the start.")
+    instance: str = Field(default="0", description="Name of this worker within its group, stable over restarts (static membership).")
+    session_timeout_s: float = Field(default=10.0, gt=0, description="A dead worker's partitions move to others after this time.")
+    commit_interval_s: float = Field(default=1.0, gt=0, description="How often acknowledged offsets are committed.")
+    tick_s: float = Field(default=0.5, gt=0, description="How often deadlines are looked at.")
+    history_s: float = Field(default=600.0, ge=0, description="How much output from before the first unsettled input a start reads.")
 
 
 class Rejected(Exception):
-    """An input that the processor cannot use; it goes to `dead.letters`."""
+    """An input that the processor cannot use; it goes to `dead.letters`, and `actions` are lost with it."""
+
+    def __init__(self, message: str, actions: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.actions = actions
 
 
 class Settle:
@@ -131,7 +135,7 @@ class Log:
 
     def _watermarks(self, topic: Topic, partition: int) -> tuple[int, int]:
         place = TopicPartition(self.settings.topic(topic), partition)
-        return cast("tuple[int, int]", self._consumer.get_watermark_offsets(place, timeout=_OFFSET_TIMEOUT_S))
+        return self._consumer.get_watermark_offsets(place, timeout=_OFFSET_TIMEOUT_S)
 
     def _starts(self, topic: Topic, partitions: list[int]) -> dict[int, int]:
         places = [TopicPartition(self.settings.topic(topic), partition) for partition in partitions]
@@ -299,6 +303,7 @@ class Worker:
             offset=message.offset,
             key=message.key,
             value=message.value,
+            actions=error.actions if isinstance(error, Rejected) else (),
         )
         await self.log.publish(DEAD_LETTERS, [((message.key or b"").decode("utf-8", "replace"), letter)])
 
@@ -351,7 +356,7 @@ class Worker:
                 partition.wake.set()
 
     async def _watch(self, app: Any) -> None:
-        while not app.crashed:
+        while not app.crashed:  # noqa: ASYNC110 - faust has no event to wait for
             await asyncio.sleep(self.settings.tick_s)
         self.fail(RuntimeError(f"faust crashed: {app.crash_reason!r}"))
 
@@ -364,7 +369,7 @@ def now_ms() -> int:
 def quieten() -> None:
     """Faust tells more than anyone wants to know."""
     for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _credentials(kafka: KafkaSettings) -> Any:

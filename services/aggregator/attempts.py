@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from fulgurite.deadlines import AttemptProgress
 from fulgurite.events import AgentStatus, Episode, LlmCall
+from fulgurite.kinds import Mode
 from fulgurite.stitching import Input, is_input, is_terminal
 from services.streams import Settle
 
@@ -16,9 +17,10 @@ Key = tuple[str, int]
 class Attempt:
     """One attempt: its inputs by id, and the last revision written."""
 
-    def __init__(self, key: Key, group_id: str, published: Episode | None = None) -> None:
+    def __init__(self, key: Key, group_id: str, mode: Mode, published: Episode | None = None) -> None:
         self.rollout_id, self.attempt = key
         self.group_id = group_id
+        self.mode = mode
         self.published = published
         self.inputs: dict[str, Input] = {}
         self.unsettled: list[Settle] = []

@@ -35,12 +35,12 @@ class Aggregator(Worker):
             for number in since_ms
         }
 
-    def _written(self, since_ms: Mapping[int, int]) -> dict[int, list[tuple[int, Episode]]]:
-        written: dict[int, list[tuple[int, Episode]]] = {number: [] for number in since_ms}
+    def _written(self, since_ms: Mapping[int, int]) -> dict[int, list[Episode]]:
+        written: dict[int, list[Episode]] = {number: [] for number in since_ms}
         since = min(since_ms.values(), default=0)
         for record in read_all(self.kafka, EPISODES, self.codec, partitions=list(since_ms), since_ms=since):
             if isinstance(record.event, Episode):
-                written[record.partition].append((record.timestamp, record.event))
+                written[record.partition].append(record.event)
         return written
 
 
@@ -49,7 +49,7 @@ async def run() -> int:
     settings = AggregatorSettings()
     logs.configure("aggregator", settings.log_level)
     quieten()
-    kafka = KafkaSettings()
+    kafka = KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
     check_topics(kafka)
     return await Aggregator(kafka, settings).run()
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from fulgurite.deadlines import overdue, silent
 from fulgurite.events import AgentStatus, Episode, Event, LlmCall
 from fulgurite.kinds import StatusKind
-from fulgurite.stitching import is_terminal, missing_inputs, stitch, supersede
+from fulgurite.stitching import missing_inputs, stitch, supersede
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
 from services import logs
 from services.aggregator.attempts import Attempt, Group, Key
@@ -27,6 +28,18 @@ _log = logs.get()
 _SKEW_MS = 60_000
 """Event times further ahead of our clock than this are a broken clock and do not move time."""
 
+_LOOK_EVERY_MS = 250
+"""Looking through all open groups for what is due costs more than an input."""
+
+
+class Trial(NamedTuple):
+    """What fell due, and how far the log must be read before a verdict is passed."""
+
+    now: int
+    ends: dict[Topic, int]
+    due: list[Group]
+    quiet: list[Attempt]
+
 
 class AggregatorPartition:
     """A `Processor`; `position` says how far a topic of this partition has been read."""
@@ -37,7 +50,7 @@ class AggregatorPartition:
         log: Log,
         settings: AggregatorSettings,
         position: Callable[[Topic], int],
-        written: Iterable[tuple[int, Episode]],
+        written: Iterable[Episode],
     ) -> None:
         self._partition = partition
         self._log = log
@@ -48,9 +61,9 @@ class AggregatorPartition:
         self._time = 0
         self._forgotten: dict[Key, int] = {}
         """Closed attempts no longer in memory, and a record time before which their last revision was not written."""
-        self._known: dict[Key, Episode] = {}
-        for _, episode in written:
-            self._known[episode.rollout_id, episode.attempt] = episode
+        self._known = {(episode.rollout_id, episode.attempt): episode for episode in written}
+        self._trial: Trial | None = None
+        self._next_look = 0
 
     def take(self, topic: Topic, event: Event, settle: Settle) -> None:
         """Take a call or a status in. Raises Rejected."""
@@ -64,18 +77,15 @@ class AggregatorPartition:
         key = (event.rollout_id, event.attempt)
         attempt = group.attempts.get(key)
         if attempt is None:
-            attempt = group.attempts[key] = Attempt(key, event.group_id, self._known.pop(key, None))
+            attempt = group.attempts[key] = Attempt(key, event.group_id, event.mode, self._known.pop(key, None))
         attempt.take(event, settle)
-        if attempt.ended:
+        if attempt.ended or key in self._forgotten:
             self._closing[key] = attempt
-        if is_terminal(event):
-            attempt.barrier = None
 
     async def work(self) -> None:
         """Close what can be closed, judge what is due, forget what is long over."""
         await self._close()
         await self._judge()
-        self._forget()
 
     def _declare(self, event: AgentStatus, settle: Settle) -> None:
         if event.kind is not StatusKind.declared or event.declaration is None:
@@ -151,22 +161,26 @@ class AggregatorPartition:
                 settle()
 
     async def _judge(self) -> None:
-        now = max(self._time, now_ms())
-        due = [group for group in self._groups.values() if self._overdue(group, now)]
-        quiet = [attempt for group in self._groups.values() for attempt in self._silent(group, now)]
-        if not due and not quiet:
+        if self._trial is None:
+            if now_ms() < self._next_look:
+                return
+            self._next_look = now_ms() + _LOOK_EVERY_MS
+            self._forget()
+            now = max(self._time, now_ms())
+            due = [group for group in self._groups.values() if self._overdue(group, now)]
+            quiet = [attempt for group in self._groups.values() for attempt in self._silent(group, now)]
+            if not due and not quiet:
+                return
+            ends = {topic: await self._log.end_offset(topic, self._partition) for topic in (LLM_CALLS, AGENT_STATUS)}
+            self._trial = Trial(now, ends, due, quiet)
+        if any(self._position(topic) < end for topic, end in self._trial.ends.items()):
             return
-        ends = [(topic, await self._log.end_offset(topic, self._partition)) for topic in (LLM_CALLS, AGENT_STATUS)]
-        while any(self._position(topic) < end for topic, end in ends):
-            await asyncio.sleep(0.01)
-        verdicts: list[AgentStatus] = []
-        for group in due:
+        trial, self._trial = self._trial, None
+        verdicts = [self._silence(attempt) for attempt in trial.quiet if not attempt.ended and self._is_silent(attempt, trial.now)]
+        for group in trial.due:
             group.judged = True
             if group.declared is not None:
                 verdicts.extend(overdue(group.declared, group.heard()))
-        for attempt in quiet:
-            if not attempt.ended and self._is_silent(attempt, now):
-                verdicts.append(self._silence(attempt))
         await self._log.publish(AGENT_STATUS, [(verdict.group_id, verdict) for verdict in verdicts])
 
     def _overdue(self, group: Group, now: int) -> bool:
@@ -182,12 +196,11 @@ class AggregatorPartition:
         return attempt.last_event_time + int(self._settings.silence_s * 1000) <= now
 
     def _silence(self, attempt: Attempt) -> AgentStatus:
-        any_event = next(iter(attempt.inputs.values()))
         return silent(
             group_id=attempt.group_id,
             rollout_id=attempt.rollout_id,
             attempt=attempt.attempt,
-            mode=any_event.mode,
+            mode=attempt.mode,
             last_event_time=attempt.last_event_time,
             silence_ms=int(self._settings.silence_s * 1000),
         )
@@ -202,3 +215,6 @@ class AggregatorPartition:
             if all(episode.event_time < before for episode in written):
                 del self._groups[group_id]
                 self._forgotten.update({(episode.rollout_id, episode.attempt): episode.started_at - _SKEW_MS for episode in written})
+        for key, episode in [(key, episode) for key, episode in self._known.items() if episode.event_time < before]:
+            del self._known[key]
+            self._forgotten[key] = episode.started_at - _SKEW_MS

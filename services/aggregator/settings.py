@@ -13,6 +13,6 @@ class AggregatorSettings(StreamSettings):
 
     model_config = SettingsConfigDict(env_prefix="FULGURITE_AGGREGATOR_", extra="ignore")
 
-    silence_s: float = Field(300.0, gt=0, description="Undeclared traffic has ended after this time without a call.")
-    keep_s: float = Field(600.0, ge=0, description="How long the inputs of a closed episode stay in memory for late calls.")
+    silence_s: float = Field(default=300.0, gt=0, description="Undeclared traffic has ended after this time without a call.")
+    keep_s: float = Field(default=600.0, ge=0, description="How long the inputs of a closed episode stay in memory for late calls.")
     log_level: str = "INFO"

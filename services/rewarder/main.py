@@ -1,0 +1,61 @@
+"""The rewarder: reads `episodes` and `agent.rewards`, writes `trajectories` and `training.ledger`.
+
+`python -m services.rewarder.main`; SIGTERM stops it. See README.md for what it promises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from functools import partial
+
+from fulgurite.closing import SOURCE, Output
+from fulgurite.events import LedgerEntry, Tombstone, Trajectory
+from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
+from services import logs
+from services.kafka import KafkaSettings, read_all
+from services.rewarder.partition import RewarderPartition
+from services.rewarder.settings import RewarderSettings
+from services.streams import Worker, quieten
+from services.topic_admin import check_topics
+
+
+class Rewarder(Worker):
+    """Episodes and rewards → trajectories."""
+
+    def __init__(self, kafka: KafkaSettings, settings: RewarderSettings) -> None:
+        super().__init__("rewarder", (EPISODES, AGENT_REWARDS), kafka, settings)
+        self._own = settings
+
+    async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, RewarderPartition]:
+        """Partitions that know which groups have been closed since."""
+        written = await asyncio.to_thread(self._written, since_ms)
+        return {
+            number: RewarderPartition(number, self.log, self._own, partial(self.position, partition=number), written[number])
+            for number in since_ms
+        }
+
+    def _written(self, since_ms: Mapping[int, int]) -> dict[int, list[Output]]:
+        written: dict[int, list[Output]] = {number: [] for number in since_ms}
+        since = min(since_ms.values(), default=0)
+        for topic in (TRAJECTORIES, TRAINING_LEDGER):
+            for record in read_all(self.kafka, topic, self.codec, partitions=list(since_ms), since_ms=since):
+                event = record.event
+                if isinstance(event, Trajectory | Tombstone) or (isinstance(event, LedgerEntry) and event.source == SOURCE):
+                    written[record.partition].append(event)
+        return written
+
+
+async def run() -> int:
+    """Until told to stop; the exit code."""
+    settings = RewarderSettings()
+    logs.configure("rewarder", settings.log_level)
+    quieten()
+    kafka = KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    check_topics(kafka)
+    return await Rewarder(kafka, settings).run()
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(run()))

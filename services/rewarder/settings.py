@@ -1,0 +1,39 @@
+"""Settings of the rewarder (`FULGURITE_REWARDER_*`) and of reward workers (`FULGURITE_REWARD_WORKER_*`)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fulgurite.failure_rules import FailureRules
+from fulgurite.failures import FailureKind, FailurePolicy
+from services.streams import StreamSettings
+
+
+class RewarderSettings(StreamSettings):
+    """Read from the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_REWARDER_", extra="ignore")
+
+    grace_s: float = Field(default=30.0, ge=0, description="After a group's deadline, how long to wait for rewards of complete episodes.")
+    episode_grace_s: float = Field(default=600.0, ge=0, description="After a group's deadline, how long to wait for episodes.")
+    live_wait_s: float = Field(default=300.0, ge=0, description="How long an undeclared episode waits for its reward.")
+    orphan_s: float = Field(default=3600.0, ge=0, description="How long a reward waits for any episode of its group.")
+    failure_policies: dict[FailureKind, FailurePolicy] = Field(default={}, description="What training makes of a failure, by kind.")
+    penalty: float = Field(default=0.0, description="The reward of failures whose policy is `penalise`.")
+    log_level: str = "INFO"
+
+    def rules(self) -> FailureRules:
+        """The failure rules. Raises ValueError for a kind that may not be dropped or retried."""
+        return FailureRules(policies=self.failure_policies, penalty=self.penalty)
+
+
+class RewardWorkerSettings(BaseSettings):
+    """Read from the environment; the command line says which function."""
+
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_REWARD_WORKER_", extra="ignore")
+
+    concurrency: int = Field(default=8, ge=1, description="How many episodes are judged at once.")
+    timeout_s: float = Field(default=30.0, gt=0, description="Time limit of one judgement.")
+    session_timeout_s: float = Field(default=10.0, gt=0, description="A dead worker's partitions move to others after this time.")
+    log_level: str = "INFO"

@@ -1,0 +1,182 @@
+"""A reward worker: reads `episodes` in a consumer group of its own, calls a user's function, writes `agent.rewards`.
+
+    python -m services.rewarder.worker --reward rewards.py:fn --name reward --run-id RUN
+
+Every final attempt of the run (of every run, without `--run-id`) is judged: at least once, a bounded number at a time. A reward's id
+derives from its name, the function's source and the episode's revision, so that a repeated verdict is the same event. A function that
+fails gives a reward without value and with the error's text. Offsets are committed in order, after the rewards were acknowledged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from fulgurite.codec import Codec
+from fulgurite.events import AgentReward, DeadLetter, Episode
+from fulgurite.ids import derive_id
+from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES
+from services import logs
+from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, read_message
+from services.rewarder.reward_plugins import PluginError, RewardFailed, RewardPlugin
+from services.rewarder.settings import RewardWorkerSettings
+from services.topic_admin import check_topics
+
+_log = logs.get()
+
+_POLL_S = 0.2
+"""How soon a stop is noticed; an episode wakes the poll at once."""
+
+
+class RewardWorker:
+    """Judges episodes until stopped."""
+
+    def __init__(self, plugin: RewardPlugin, run_id: str | None, kafka: KafkaSettings, settings: RewardWorkerSettings) -> None:
+        self._plugin = plugin
+        self._run_id = run_id
+        self._kafka = kafka
+        self._settings = settings
+        self._codec = Codec()
+        self._producer = EventProducer(kafka, self._codec, "fulgurite-reward-worker")
+        self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="reward")
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Finish what is in hand and return."""
+        self._stopping = True
+
+    async def run(self) -> None:
+        """Raises KafkaException, LogUnavailable: what is not committed is judged again."""
+        consumer = make_consumer(
+            self._kafka, self._group_id(), {"session.timeout.ms": int(self._settings.session_timeout_s * 1000), "fetch.wait.max.ms": 500}
+        )
+        consumer.subscribe([self._kafka.topic(EPISODES)])
+        _log.info("ready", reward=self._plugin.source, run_id=self._run_id)
+        try:
+            while not self._stopping:
+                messages = await asyncio.to_thread(_take, consumer, self._settings.concurrency)
+                if messages:
+                    await asyncio.gather(*(self._handle(message) for message in messages))
+                    await asyncio.to_thread(_commit, consumer, messages)
+        finally:
+            consumer.close()
+            self._producer.close()
+            # A function that hangs must not keep the process.
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _group_id(self) -> str:
+        scope = self._run_id or "all"
+        return f"{self._kafka.topic_prefix}reward-worker.{scope}.{self._plugin.name}"
+
+    async def _handle(self, message: Message) -> None:
+        record = read_message(message, self._codec)
+        if not isinstance(record.event, Episode):
+            await self._bury(record)
+        elif self._is_ours(record.event):
+            for reward in await self._judge(record.event):
+                await self._producer.publish(AGENT_REWARDS, reward.group_id, reward)
+
+    def _is_ours(self, episode: Episode) -> bool:
+        declaration = episode.declaration
+        if self._run_id is not None and (declaration is None or declaration.run_id != self._run_id):
+            return False
+        return not episode.will_retry
+
+    async def _judge(self, episode: Episode) -> list[AgentReward]:
+        values: dict[str, float | None] = {}
+        error: str | None = None
+        try:
+            values.update(await self._plugin.judge(episode, self._pool, self._settings.timeout_s))
+        except RewardFailed as failure:
+            values[self._plugin.name] = None
+            error = str(failure)
+            _log.warning("reward function failed", rollout_id=episode.rollout_id, error=error)
+        return [
+            AgentReward(
+                event_id=derive_id("reward", name, self._plugin.source, episode.event_id),
+                event_time=episode.event_time,
+                group_id=episode.group_id,
+                rollout_id=episode.rollout_id,
+                attempt=episode.attempt,
+                name=name,
+                value=value,
+                final=True,
+                source=self._plugin.source,
+                error=error,
+            )
+            for name, value in values.items()
+        ]
+
+    async def _bury(self, record: Record) -> None:
+        letter = DeadLetter(
+            event_id=derive_id("dead", self._group_id(), record.partition, record.offset),
+            event_time=record.timestamp,
+            stage="reward-worker",
+            error_type="CodecError",
+            error=record.error or "not an episode",
+            topic=self._kafka.topic(EPISODES),
+            partition=record.partition,
+            offset=record.offset,
+            key=record.key,
+            value=record.value,
+        )
+        await self._producer.publish(DEAD_LETTERS, (record.key or b"").decode("utf-8", "replace"), letter)
+
+
+def _take(consumer: Consumer, most: int) -> list[Message]:
+    """One message as soon as there is one, and what else is there already."""
+    first = consumer.poll(_POLL_S)
+    if first is None:
+        return []
+    messages = [first, *consumer.consume(most - 1, timeout=0)] if most > 1 else [first]
+    for message in messages:
+        failure = message.error()
+        if failure is not None:
+            raise KafkaException(failure)
+    return messages
+
+
+def _commit(consumer: Consumer, messages: Sequence[Message]) -> None:
+    ends: dict[tuple[str, int], int] = {}
+    for message in messages:
+        ends[cast(str, message.topic()), cast(int, message.partition())] = cast(int, message.offset()) + 1
+    consumer.commit(offsets=[TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()], asynchronous=False)
+
+
+async def run(arguments: Sequence[str]) -> int:
+    """Until told to stop; the exit code: 2 for a function that cannot be loaded."""
+    parser = argparse.ArgumentParser(prog="python -m services.rewarder.worker", description="Judge episodes with a function of yours.")
+    parser.add_argument("--reward", required=True, metavar="FILE.py:FUNCTION", help="the function, called with every episode")
+    parser.add_argument("--name", default="reward", help="name of the reward, where the function gives a plain number")
+    parser.add_argument("--run-id", default=None, help="judge only the episodes of this run")
+    chosen = parser.parse_args(arguments)
+    settings = RewardWorkerSettings()
+    logs.configure("reward-worker", settings.log_level)
+    try:
+        plugin = RewardPlugin(chosen.reward, chosen.name)
+    except PluginError as error:
+        _log.error("cannot load the reward function", error=str(error))
+        return 2
+    kafka = KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    check_topics(kafka)
+    worker = RewardWorker(plugin, chosen.run_id, kafka, settings)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, worker.stop)
+    await worker.run()
+    return 0
+
+
+if __name__ == "__main__":
+    code = asyncio.run(run(sys.argv[1:]))
+    sys.stderr.flush()
+    # Not sys.exit: it would wait for the thread of a function that hangs.
+    os._exit(code)
