@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 import msgspec
 from redis.asyncio import Redis
@@ -80,17 +80,18 @@ class RedisStore:
     async def get(self, key: str) -> bytes | None:
         """See Store."""
         try:
-            return await self._redis.get(_PREFIX + key)
+            value: Any = await self._redis.get(_PREFIX + key)
         except RedisError as error:
             raise _unavailable() from error
+        return value
 
     async def put_new(self, key: str, value: bytes, ttl_s: int) -> bytes | None:
         """See Store."""
         try:
-            known = await self._redis.set(_PREFIX + key, value, ex=ttl_s, nx=True, get=True)
+            known: Any = await self._redis.set(_PREFIX + key, value, ex=ttl_s, nx=True, get=True)
         except RedisError as error:
             raise _unavailable() from error
-        return cast("bytes | None", known)
+        return known
 
     async def put(self, key: str, value: bytes, ttl_s: int) -> None:
         """See Store."""

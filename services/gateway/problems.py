@@ -46,7 +46,7 @@ class GatewayError(Exception):
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        self.message: str = message
         self.param = param
         self.code = code or self.code
 
@@ -172,7 +172,7 @@ class UpstreamRejected(UpstreamFailed):
         self.retry_after = retry_after
         if status in (401, 403, 404):
             # The agent's own key and model name were fine: it is the deployment's that were not.
-            self.message += " (check the upstream's key and model name in the gateway's settings)"
+            self.message = f"{self.message} (check the upstream's key and model name in the gateway's settings)"
             self.failure = FailureKind.infrastructure
         elif status == _TOO_MANY_REQUESTS:
             self.status, self.code, self.failure = status, "rate_limited", FailureKind.rate_limited

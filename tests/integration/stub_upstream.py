@@ -122,7 +122,9 @@ def _version_headers(script: Script, *, last: bool) -> dict[str, str]:
 
 
 def _logprobs(words: list[str], start: int) -> dict[str, Any]:
-    content = [{"token": w, "logprob": -0.5 * (start + i + 1), "bytes": None, "top_logprobs": []} for i, w in enumerate(words)]
+    content: list[dict[str, Any]] = [
+        {"token": w, "logprob": -0.5 * (start + i + 1), "bytes": None, "top_logprobs": []} for i, w in enumerate(words)
+    ]
     return {"content": content}
 
 
@@ -176,7 +178,8 @@ def _chunks(body: dict[str, Any], script: Script) -> list[dict[str, Any]]:
                 part["logprobs"] = _logprobs([word], number) if body.get("logprobs") else None
                 part["token_ids"] = [10 + number] if asked else None
             chunks.append({**head, "choices": [part]})
-    if (body.get("stream_options") or {}).get("include_usage"):
+    options: dict[str, Any] = body.get("stream_options") or {}
+    if options.get("include_usage"):
         chunks.append({**head, "choices": [], "usage": _usage(script)})
     return chunks
 

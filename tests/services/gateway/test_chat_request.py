@@ -1,0 +1,115 @@
+"""What is sent on: the agent's own fields, and for vLLM what the log needs on top."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.gateway.chat_request import ChatRequest, parse_chat, sampling_of, upstream_body
+from services.gateway.problems import InvalidRequest
+from services.gateway.settings import Route, SamplingDefaults
+
+VLLM = Route("policy", "vllm", "http://x", "vllm", "served", "policy", None)
+OTHER = Route("gpt", "gpt", "http://x", "openai", "gpt-5", None, "sk-upstream")
+MESSAGES = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:..."}}]}]
+DEFAULTS = SamplingDefaults().sampling()
+
+
+def chat(**fields: Any) -> ChatRequest:
+    return parse_chat(msgspec.json.encode({"model": "policy", "messages": MESSAGES, **fields}))
+
+
+def sent(request: ChatRequest, route: Route) -> dict[str, Any]:
+    return msgspec.json.decode(upstream_body(request, route))
+
+
+@pytest.mark.parametrize(
+    ("raw", "param"),
+    [
+        (b"{", None),
+        (b"", None),
+        (b"\xff", None),
+        (b'{"model": NaN}', None),
+        (b"[" * 100_000, None),
+        (b"[]", None),
+        (b"{}", "model"),
+        (b'{"model": 3}', "model"),
+        (b'{"model": "policy"}', "messages"),
+        (b'{"model": "policy", "messages": "hi"}', "messages"),
+        (b'{"model": "policy", "messages": [], "stream": "yes"}', "stream"),
+    ],
+)
+def test_what_is_no_request_is_refused_with_what_to_do(raw: bytes, param: str | None) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat(raw)
+    assert caught.value.param == param
+    assert caught.value.status == 400
+
+
+def test_fields_pass_through_untouched() -> None:
+    fields = {"tools": [{"type": "function"}], "response_format": {"type": "json_object"}, "n": 3, "stop": ["a"], "odd": {"x": None}}
+    body = sent(chat(**fields), VLLM)
+    assert {name: body[name] for name in fields} == fields
+    assert body["messages"] == MESSAGES
+
+
+def test_vllm_is_asked_for_tokens_and_the_served_name() -> None:
+    body = sent(chat(), VLLM)
+    assert (body["model"], body["logprobs"], body["return_token_ids"]) == ("served", True, True)
+    assert "stream_options" not in body
+
+
+def test_vllm_streams_are_asked_for_usage_beside_the_agents_own_options() -> None:
+    body = sent(chat(stream=True, stream_options={"continuous_usage_stats": True}), VLLM)
+    assert body["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_other_upstreams_are_asked_for_nothing_extra(stream: bool) -> None:
+    request = chat(stream=stream)
+    assert sent(request, OTHER) == {**request.body, "model": "gpt-5"}
+
+
+def test_the_agents_own_wishes_are_known() -> None:
+    wants = chat(logprobs=True, return_token_ids=True, stream_options={"include_usage": True}).wants
+    assert (wants.logprobs, wants.token_ids, wants.usage) == (True, True, True)
+    wants = chat(logprobs=False, stream_options=None).wants
+    assert (wants.logprobs, wants.token_ids, wants.usage) == (False, False, False)
+
+
+@pytest.mark.parametrize(("metadata", "session"), [({"session_id": "s"}, "s"), ({"session_id": 3}, None), ("x", None), (None, None)])
+def test_a_session_may_be_named_in_the_metadata(metadata: Any, session: str | None) -> None:
+    assert chat(metadata=metadata).session == session
+
+
+def test_sampling_is_the_engines_default_unless_said_otherwise() -> None:
+    assert sampling_of(chat().body, DEFAULTS) == DEFAULTS
+    sampling = sampling_of(chat(temperature=0.5, top_p=0.9, top_k=5, seed=7, max_tokens=9).body, DEFAULTS)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, sampling.max_tokens) == (0.5, 0.9, 5, 7, 9)
+    assert sampling_of(chat(max_tokens=9, max_completion_tokens=8).body, DEFAULTS).max_tokens == 8
+
+
+@pytest.mark.parametrize("fields", [{"temperature": "hot"}, {"top_k": [1]}, {"seed": 1 << 70}, {"temperature": None}])
+def test_a_parameter_of_a_wrong_type_counts_as_not_given(fields: dict[str, Any]) -> None:
+    assert sampling_of(chat(**fields).body, DEFAULTS) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("fields", "grammar", "bias"),
+    [
+        ({"response_format": {"type": "json_schema"}}, True, False),
+        ({"response_format": {"type": "text"}}, False, False),
+        ({"tool_choice": "required"}, True, False),
+        ({"tool_choice": {"type": "function"}}, True, False),
+        ({"tool_choice": "auto"}, False, False),
+        ({"structured_outputs": {"regex": "a"}}, True, False),
+        ({"logit_bias": {"5": -100}}, False, True),
+        ({"logit_bias": {}}, False, False),
+        ({"min_tokens": 3}, False, True),
+    ],
+)
+def test_what_bends_the_distribution_is_recorded(fields: dict[str, Any], grammar: bool, bias: bool) -> None:
+    sampling = sampling_of(chat(**fields).body, DEFAULTS)
+    assert (sampling.grammar, sampling.logit_bias) == (grammar, bias)
