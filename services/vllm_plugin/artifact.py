@@ -1,0 +1,59 @@
+"""A weights file on disk: checked against its SHA-256, compared with what the engine serves, then read. Knows nothing of vLLM."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote, urlparse
+
+Shapes = dict[str, tuple[int, ...]]
+"""Tensor name → shape."""
+
+
+class ArtifactRefused(ValueError):
+    """The file is not what it should be; nothing was loaded."""
+
+
+def local_path(path: str) -> Path:
+    """A path or a file:// URI → a path."""
+    parsed = urlparse(path)
+    if parsed.scheme == "file":
+        return Path(unquote(parsed.path))
+    if parsed.scheme:
+        raise ArtifactRefused(f"{path}: only local files can be loaded, as a path or a file:// URI")
+    return Path(path)
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Raise ArtifactRefused unless the file has this digest (hex)."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactRefused(f"{path} cannot be read: {error}") from error
+    if found != sha256.lower():
+        raise ArtifactRefused(f"{path} has SHA-256 {found}, announced was {sha256}")
+
+
+def shapes(path: Path) -> Shapes:
+    """What a safetensors file holds, read from its header alone."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = cast("Mapping[str, Mapping[str, Any]]", json.loads(file.read(length)))
+    return {name: tuple(cast("list[int]", entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
+
+
+def check_shapes(found: Shapes, wanted: Shapes) -> None:
+    """Raise ArtifactRefused naming the differences; a tied head may be there or not."""
+    optional = {"lm_head.weight"}
+    missing = sorted(wanted.keys() - found.keys() - optional)
+    surplus = sorted(found.keys() - wanted.keys() - optional)
+    reshaped = sorted(name for name in wanted.keys() & found.keys() if wanted[name] != found[name])
+    differences = {"missing": missing, "unknown": surplus, "reshaped": reshaped}
+    problems = [f"{word}: {', '.join(names[:5])}" for word, names in differences.items() if names]
+    if problems:
+        raise ArtifactRefused(f"the tensors are not those of the served model ({'; '.join(problems)})")
