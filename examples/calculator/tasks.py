@@ -1,0 +1,144 @@
+"""Word problems for the calculator agent, for training and for the held-out examination.
+
+Training and held-out problems share neither a template nor a number: held-out templates say the same things in other words,
+and every operand belongs to one side only (`split_of`). Both are asserted whenever the files are written.
+What the agent sees of a task is its `question`; `reference` is for the reward function and never reaches the agent.
+
+    python tasks.py --seed 0 --out DIR        writes DIR/train.jsonl and DIR/heldout.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+NAMES = ("Ann", "Ben", "Carla", "Dan", "Eva", "Finn", "Gina", "Hugo", "Iris", "Jack", "Lena", "Max", "Nora", "Omar", "Pia", "Ruth")
+THINGS = ("apples", "books", "cards", "coins", "eggs", "keys", "marbles", "nuts", "pears", "shells", "stamps", "stones")
+
+
+class Template(NamedTuple):
+    """A problem with places for a name, another name, a thing and two numbers, and the expression that solves it."""
+
+    text: str
+    expression: str
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+
+
+class Task(NamedTuple):
+    """A problem and its solution."""
+
+    question: str
+    expression: str
+    answer: int
+    template: str
+    numbers: tuple[int, int]
+
+    def to_json(self) -> str:
+        """One line of a tasks file."""
+        return json.dumps({"question": self.question, "reference": {"expression": self.expression, "answer": self.answer}})
+
+
+def _sum(text: str) -> Template:
+    return Template(text, "{a}+{b}", (11, 11), (99, 99))
+
+
+def _difference(text: str) -> Template:
+    return Template(text, "{a}-{b}", (51, 11), (99, 49))
+
+
+def _product(text: str) -> Template:
+    return Template(text, "{a}*{b}", (3, 11), (29, 59))
+
+
+TRAINING = (
+    _sum("{name} has {a} {things} and finds {b} more. How many {things} does {name} have now?"),
+    _sum("{name} has {a} {things} and {other} has {b}. How many {things} do they have together?"),
+    _difference("{name} had {a} {things} and lost {b} of them. How many {things} are left?"),
+    _difference("{name} has {a} {things}. {other} has {b} fewer. How many {things} does {other} have?"),
+    _product("There are {a} boxes with {b} {things} in each. How many {things} are there in all?"),
+    _product("{name} fills {a} bags. Each bag holds {b} {things}. How many {things} is that?"),
+    _sum("{name} gave away {a} {things} and has {b} left. How many {things} did {name} have at first?"),
+)
+
+HELD_OUT = (
+    _sum("{name} owns {a} {things} and is given another {b}. What is the number of {things} {name} owns?"),
+    _sum("{name} picked {a} {things} and {other} picked {b}. How many {things} did the two pick?"),
+    _difference("Out of {a} {things}, {name} sold {b}. How many {things} remain?"),
+    _difference("{name} counted {a} {things}. {other} counted {b} less. How many {things} did {other} count?"),
+    _product("A shelf has {a} rows of {b} {things}. How many {things} are on the shelf?"),
+    _product("{name} buys {a} packs. Every pack contains {b} {things}. How many {things} did {name} buy?"),
+    _sum("After giving {a} {things} to {other}, {name} still had {b}. How many {things} were there before?"),
+)
+
+
+def split_of(number: int) -> str:
+    """The side a number belongs to: a third of all numbers is held out."""
+    return "heldout" if number % 3 == 0 else "train"
+
+
+def make_task(template: Template, split: str, chance: random.Random) -> Task:
+    """A problem from a template, with numbers of this split."""
+    a, b = (
+        chance.choice([number for number in range(low, high + 1) if split_of(number) == split])
+        for low, high in zip(template.smallest, template.largest, strict=True)
+    )
+    name, other = chance.sample(NAMES, 2)
+    expression = template.expression.format(a=a, b=b)
+    left, operator, right = re.fullmatch(r"(\d+)([-+*])(\d+)", expression).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    answer = {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[operator]
+    question = template.text.format(name=name, other=other, a=a, b=b, things=chance.choice(THINGS))
+    return Task(question, expression, answer, template.text, (a, b))
+
+
+def make_tasks(split: str, count: int, seed: int) -> list[Task]:
+    """Distinct problems of a split, all templates equally often, in an order that mixes them."""
+    templates = TRAINING if split == "train" else HELD_OUT
+    chance = random.Random(f"{seed} {split}")
+    tasks: dict[str, Task] = {}
+    while len(tasks) < count:
+        task = make_task(templates[len(tasks) % len(templates)], split, chance)
+        tasks.setdefault(task.question, task)
+    mixed = list(tasks.values())
+    chance.shuffle(mixed)
+    return mixed
+
+
+def assert_disjoint(training: list[Task], held_out: list[Task]) -> None:
+    """Raises AssertionError when a template or an operand is on both sides."""
+    for what, left, right in (
+        ("templates", {task.template for task in training}, {task.template for task in held_out}),
+        ("numbers", {n for task in training for n in task.numbers}, {n for task in held_out for n in task.numbers}),
+    ):
+        if left & right:
+            raise AssertionError(f"training and held-out problems share {what}: {sorted(left & right)[:5]}")
+
+
+def write_tasks(folder: Path, seed: int, training: int, held_out: int) -> tuple[Path, Path]:
+    """Write both files; the paths of the training and the held-out problems."""
+    splits = {"train": make_tasks("train", training, seed), "heldout": make_tasks("heldout", held_out, seed)}
+    assert_disjoint(splits["train"], splits["heldout"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, tasks in splits.items():
+        (folder / f"{split}.jsonl").write_text("".join(task.to_json() + "\n" for task in tasks), encoding="utf-8")
+    return folder / "train.jsonl", folder / "heldout.jsonl"
+
+
+def main() -> None:
+    """Write the task files."""
+    parser = argparse.ArgumentParser(description="Write train.jsonl and heldout.jsonl.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--training", type=int, default=2000, help="number of training problems")
+    parser.add_argument("--held-out", type=int, default=210, help="number of held-out problems")
+    parser.add_argument("--out", type=Path, default=Path())
+    options = parser.parse_args()
+    for path in write_tasks(options.out, options.seed, options.training, options.held_out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""`fulgurite run`: the run as a command. `run_command` is the same as a library call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from fulgurite.kinds import Mode
+from fulgurite.versions import MalformedVersion, parse_version
+from services import logs
+from services.kafka import KafkaSettings, LogUnavailable
+from services.runner.errors import RunnerError
+from services.runner.options import RunOptions
+from services.runner.progress import JsonWatcher, TerminalWatcher
+from services.runner.run import Run, Summary, Watcher
+from services.runner.settings import RunnerSettings
+
+DEFAULT_MAX_AHEAD = 8
+"""One batch of the learner's default size: every rollout is then sampled from the newest weights."""
+
+INTERRUPTED = 130
+
+
+def run(
+    command: Annotated[list[str], typer.Argument(help="The agent's command, after `--`.", show_default=False)],
+    tasks: Annotated[Path, typer.Option(help="Tasks, one JSON object a line; the field `reference` never reaches the agent.")],
+    reward: Annotated[str | None, typer.Option(help="FILE:function that pays an episode.")] = None,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Rollouts of each task: the group that is compared.")] = 6,
+    concurrency: Annotated[int, typer.Option(min=1, help="Agent processes at once.")] = 16,
+    mode: Annotated[Mode, typer.Option(help="`train`, or `val` for held-out tasks: rewarded, never trained.")] = Mode.train,
+    model: Annotated[str, typer.Option(help="Model name that the agents ask for.")] = "policy",
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds for a group, retries included; then its processes are killed.")] = 300.0,
+    max_attempts: Annotated[int, typer.Option(min=1, help="Tries at a rollout; only what the model did not cause is tried again.")] = 3,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the tasks [default: 1, or until the last update].")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Tasks at most.")] = None,
+    max_ahead: Annotated[
+        int | None, typer.Option(min=1, help=f"Groups that may wait for the learner; {DEFAULT_MAX_AHEAD} in training. At least its batch.")
+    ] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Stop after so many new versions.")] = None,
+    until_version: Annotated[str | None, typer.Option(help="Stop when this version is served, for example policy@1.20.")] = None,
+    preload: Annotated[list[str] | None, typer.Option(help="Module to import once; agents are forked with it. Repeatable.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="Environment variable that agents inherit too. Repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of tasks from the second pass on.")] = 0,
+    results: Annotated[Path | None, typer.Option(help="Write the summary with every rollout to this JSON file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
+) -> None:
+    """Run an agent on tasks: each rollout is a process that gets OPENAI_BASE_URL, OPENAI_API_KEY and its task, nothing else.
+
+    The task comes as the variable TASK and on standard input. What the agents do is recorded by the gateway, paid by the reward
+    function and, in mode `train`, learned from. Example:
+
+    fulgurite run --tasks train.jsonl -n 6 --reward rewards.py:score --preload openai -- python agent.py
+    """
+    logs.configure("runner", "WARNING")
+    try:
+        options = RunOptions(
+            tasks=tasks,
+            command=tuple(command),
+            run_id=new_run_id(),
+            n=n,
+            concurrency=concurrency,
+            reward=reward,
+            mode=mode,
+            model=model,
+            deadline_s=deadline,
+            max_attempts=max_attempts,
+            epochs=epochs,
+            limit=limit,
+            max_ahead=max_ahead if max_ahead is not None or mode is not Mode.train else DEFAULT_MAX_AHEAD,
+            updates=updates,
+            until_version=parse_version(until_version) if until_version else None,
+            preload=tuple(preload or ()),
+            pass_environment=tuple(env or ()),
+            seed=seed,
+            cwd=Path.cwd(),
+        )
+    except MalformedVersion as error:
+        raise typer.BadParameter(str(error), param_hint="--until-version") from error
+    sys.exit(_run_and_tell(options, as_json, results))
+
+
+def new_run_id() -> str:
+    """A name for a run that no other has."""
+    return f"run-{secrets.token_hex(5)}"
+
+
+def run_command(
+    options: RunOptions, watcher: Watcher, settings: RunnerSettings | None = None, kafka: KafkaSettings | None = None
+) -> Summary:
+    """Run to the end; SIGINT and SIGTERM end it with KeyboardInterrupt once every process is gone. Raises RunnerError, LogUnavailable."""
+    return asyncio.run(_stoppable(Run(options, settings or RunnerSettings(), kafka or from_environment(), watcher)))
+
+
+def from_environment() -> KafkaSettings:
+    """Kafka's address and security, from KAFKA_* variables."""
+    return KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+
+
+async def _stoppable(run: Run) -> Summary:
+    task = asyncio.current_task()
+    assert task is not None
+    stopped: list[int] = []
+
+    def stop(number: int) -> None:
+        stopped.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        return await run.execute()
+    except asyncio.CancelledError:
+        if stopped:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _run_and_tell(options: RunOptions, as_json: bool, results: Path | None) -> int:
+    try:
+        if as_json:
+            writer = JsonWatcher(lambda line: print(line, flush=True))  # noqa: T201  lines are this mode's product
+            summary = run_command(options, writer)
+            writer.finish(summary)
+        else:
+            with TerminalWatcher(Console(stderr=True), "run") as shown:
+                summary = run_command(options, shown)
+            shown.finish(summary)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; no agent process is left")
+        return INTERRUPTED
+    except (RunnerError, LogUnavailable) as error:
+        if as_json:
+            print(json.dumps({"event": "error", "error": str(error)}), flush=True)  # noqa: T201
+        Console(stderr=True).print(f"fulgurite run: {error}", style="red", markup=False)
+        return 1
+    if results is not None:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_bytes(msgspec.json.format(msgspec.json.encode(summary)))
+    return 0
+
+
+def main() -> None:
+    """`python -m services.runner.command`: the command without the rest of the command line."""
+    typer.run(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What the log says while a run goes on: a thread that reads several topics from their ends and hands events to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from fulgurite.codec import Codec
+from fulgurite.events import Event
+from fulgurite.topics import Topic
+from services import logs
+from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_message
+
+_TIMEOUT_S = 15.0
+
+_log = logs.get()
+
+
+class Feed:
+    """Calls back, in the event loop, with every event written after it was opened. Use as an async context manager."""
+
+    def __init__(self, settings: KafkaSettings, codec: Codec, topics: Sequence[Topic], on_event: Callable[[Event], None]) -> None:
+        self._settings = settings
+        self._codec = codec
+        self._topics = topics
+        self._on_event = on_event
+        self._open = True
+
+    async def __aenter__(self) -> Feed:
+        """Take the topics' ends as the start. Raises LogUnavailable."""
+        self._loop = asyncio.get_running_loop()
+        self._consumer = make_consumer(self._settings)
+        try:
+            self._consumer.assign(await asyncio.to_thread(self._ends))
+        except KafkaException as error:
+            self._consumer.close()
+            raise LogUnavailable(f"cannot read from Kafka at {self._settings.bootstrap_servers}: {error}") from error
+        self._thread = threading.Thread(target=self._read, name="feed", daemon=True)
+        self._thread.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._open = False
+        await asyncio.to_thread(self._thread.join)
+        self._consumer.close()
+
+    def _ends(self) -> list[TopicPartition]:
+        ends: list[TopicPartition] = []
+        for topic in self._topics:
+            for partition in range(topic.partitions):
+                place = TopicPartition(self._settings.topic(topic), partition)
+                _, high = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+                ends.append(TopicPartition(place.topic, partition, high))
+        return ends
+
+    def _read(self) -> None:
+        while self._open:
+            for message in self._consumer.consume(200, timeout=0.05):
+                failure = message.error()
+                if failure is not None:
+                    _log.warning("cannot read the log", error=failure.str())
+                    continue
+                record = read_message(message, self._codec)
+                if record.event is not None:
+                    self._loop.call_soon_threadsafe(self._on_event, record.event)

@@ -1,0 +1,126 @@
+"""The gateway's REST routes for runners: declare a group, report a status, ask for another attempt.
+
+Connection errors and 5xx answers are tried again for `patience_s`; other errors are raised at once, with the gateway's own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, cast
+
+import aiohttp
+import msgspec
+
+from fulgurite.failures import FailureKind
+from fulgurite.kinds import Mode, StatusKind
+from services.runner.errors import GatewayRefused, GatewayUnreachable
+
+_PAUSE_S = 0.25
+_REQUEST_TIMEOUT_S = 15.0
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """What one attempt at a rollout needs."""
+
+    rollout_id: str
+    index: int
+    attempt: int
+    base_url: str
+    api_key: str
+    reward_key: str
+
+
+class Group(msgspec.Struct, frozen=True):
+    """A declared group; its deadline in Unix milliseconds."""
+
+    group_id: str
+    deadline: int
+    rollouts: tuple[Grant, ...]
+
+
+class _NewAttempt(msgspec.Struct, frozen=True):
+    attempt: int
+    api_key: str
+    reward_key: str
+    base_url: str
+
+
+class GatewayClient:
+    """Speaks to one gateway. Use as an async context manager."""
+
+    def __init__(self, url: str, admin_key: str, patience_s: float = 20.0) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {admin_key}"}
+        self._patience_s = patience_s
+
+    async def __aenter__(self) -> GatewayClient:
+        self._session = aiohttp.ClientSession(headers=self._headers, timeout=aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def declare(
+        self, *, task: dict[str, Any], n: int, mode: Mode, model: str, deadline_s: float, run_id: str, max_attempts: int, reward: str | None
+    ) -> Group:
+        """A new group of n rollouts. Raises GatewayRefused, GatewayUnreachable."""
+        body = {
+            "n": n,
+            "task": task,
+            "mode": mode.value,
+            "model": model,
+            "deadline_s": deadline_s,
+            "expected_rewards": [reward] if reward else [],
+            "run_id": run_id,
+            "max_attempts": max_attempts,
+        }
+        return msgspec.convert(await self._post("/v1/rollouts", body), Group)
+
+    async def report(
+        self,
+        grant: Grant,
+        kind: StatusKind,
+        *,
+        failure: FailureKind | None = None,
+        message: str | None = None,
+        exit_code: int | None = None,
+        will_retry: bool = False,
+    ) -> None:
+        """Say how an attempt stands. Raises GatewayRefused, GatewayUnreachable."""
+        body = {
+            "kind": kind.value,
+            "attempt": grant.attempt,
+            "failure": failure.value if failure else None,
+            "message": message,
+            "exit_code": exit_code,
+            "will_retry": will_retry,
+        }
+        filled = {name: value for name, value in body.items() if value is not None}
+        key = f"{grant.rollout_id}/{grant.attempt}/{kind.value}"
+        await self._post(f"/v1/rollouts/{grant.rollout_id}/status", filled, {"Idempotency-Key": key})
+
+    async def next_attempt(self, grant: Grant, mode: Mode, deadline: int) -> Grant:
+        """Keys for another attempt. Raises GatewayRefused, GatewayUnreachable."""
+        body = {"attempt": grant.attempt + 1, "mode": mode.value, "deadline": deadline}
+        reply = msgspec.convert(await self._post(f"/v1/rollouts/{grant.rollout_id}/attempts", body), _NewAttempt)
+        return Grant(grant.rollout_id, grant.index, reply.attempt, reply.base_url, reply.api_key, reply.reward_key)
+
+    async def _post(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
+        give_up = time.monotonic() + self._patience_s
+        while True:
+            try:
+                async with self._session.post(self._url + path, json=body, headers=headers) as reply:
+                    text = await reply.text()
+                    if reply.status < 400:
+                        return cast(dict[str, Any], msgspec.json.decode(text)) if text else {}
+                    problem = f"{path}: {reply.status} {text[:500]}"
+                    if reply.status < 500 and reply.status != 429:
+                        raise GatewayRefused(f"the gateway at {self._url} refused {problem}")
+            except (aiohttp.ClientError, TimeoutError) as error:
+                problem = f"{path}: {type(error).__name__}: {error}"
+            if time.monotonic() > give_up:
+                raise GatewayUnreachable(
+                    f"no answer from the gateway at {self._url} in {self._patience_s:.0f} s ({problem}); is it running?"
+                )
+            await asyncio.sleep(_PAUSE_S)

@@ -1,0 +1,246 @@
+"""Starts agent processes for the runner: a small process without threads that forks, watches and ends them.
+
+Standard library only and run by path (`python launcher.py FD [MODULE ...]`), because with `--preload` it runs in the *agent's*
+Python, which need not have Fulgurite. It imports the modules once; a job with a `script` or a `module` then runs as `__main__`
+of a fork that has them already, any other job is executed. Every job leads a session of its own; when it exits, what it
+left behind in its process group is killed; when the runner goes away, by whatever death, so do all jobs.
+
+Protocol, one JSON object a line over the socket FD: {"start": id, "argv", "env", "cwd", "script"|"module"} with three file descriptors
+(stdin, stdout, stderr), {"signal": id, "number"}; back come {"ready": pid} or {"refused": why}, {"started": id, "pid"} and
+{"exited": id, "code"}.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+_FDS_PER_JOB = 3
+_NOT_EXECUTABLE = 127
+
+Job = dict[str, Any]
+
+
+class Channel:
+    """Lines and file descriptors from the runner, lines to it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._buffer = b""
+        self._fds: list[int] = []
+
+    def receive(self) -> list[Job] | None:
+        """The messages that have come, or None when the runner is gone."""
+        data, ancillary, _, _ = self.connection.recvmsg(65536, socket.CMSG_SPACE(16 * array.array("i").itemsize))
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+                self._fds.extend(fds)
+        if not data:
+            return None
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        return [self._complete(json.loads(line)) for line in lines]
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Raises OSError when the runner is gone."""
+        self.connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def _complete(self, message: Job) -> Job:
+        if "start" in message:
+            message["fds"], self._fds = self._fds[:_FDS_PER_JOB], self._fds[_FDS_PER_JOB:]
+        return message
+
+
+class Launcher:
+    """The parent of all jobs."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._pids: dict[str, int] = {}
+        self._die_with_parent = _load_prctl()
+        self._wake, self._waker = socket.socketpair()
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
+        signal.signal(signal.SIGCHLD, _only_wake)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+
+    def serve(self) -> Job | None:
+        """Serve until the runner is gone (None), or return within a fork, with the job it is to become."""
+        while True:
+            ready, _, _ = select.select([self._channel.connection, self._wake], [], [])
+            if self._wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    self._wake.recv(4096)
+                self._reap()
+            if self._channel.connection in ready:
+                messages = self._channel.receive()
+                if messages is None:
+                    return None
+                for message in messages:
+                    if "start" in message:
+                        job = self._start(message)
+                        if job is not None:
+                            return job
+                    elif message["signal"] in self._pids:
+                        _signal_group(self._pids[message["signal"]], message["number"])
+
+    def kill_all(self) -> None:
+        """End every job and its process group."""
+        for pid in self._pids.values():
+            _signal_group(pid, signal.SIGKILL)
+
+    def _start(self, job: Job) -> Job | None:
+        launcher = os.getpid()
+        pid = os.fork()
+        if pid:
+            self._pids[job["start"]] = pid
+            for fd in job["fds"]:
+                os.close(fd)
+            self._channel.send({"started": job["start"], "pid": pid})
+            return None
+        self._become(job, launcher)
+        if "script" in job or "module" in job:
+            return job
+        try:
+            os.execvpe(job["argv"][0], job["argv"], job["env"])
+        except OSError as error:
+            os.write(2, f"{job['argv'][0]}: {error.strerror}\n".encode())
+        os._exit(_NOT_EXECUTABLE)
+
+    def _become(self, job: Job, launcher: int) -> None:
+        """In the fork: nothing of the launcher is left but its modules."""
+        os.setsid()
+        if self._die_with_parent is not None:
+            self._die_with_parent(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != launcher:
+                os._exit(_NOT_EXECUTABLE)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not ("script" in job or "module" in job):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        for target, fd in enumerate(job["fds"]):
+            os.dup2(fd, target)
+        for held in (self._channel.connection, self._wake, self._waker):
+            held.close()
+        for fd in job["fds"]:
+            os.close(fd)
+        os.chdir(job["cwd"])
+        os.environ.clear()
+        os.environ.update(job["env"])
+
+    def _reap(self) -> None:
+        for job, pid in list(self._pids.items()):
+            if hasattr(os, "waitid"):
+                # Looked at but not yet reaped, so that its number cannot belong to anyone else when the group is killed.
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                    continue
+                _signal_group(pid, signal.SIGKILL)
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                del self._pids[job]
+                self._channel.send({"exited": job, "code": os.waitstatus_to_exitcode(status)})
+
+
+def _signal_group(pid: int, number: int) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        # Forked, but not yet the leader of a group; or the group is empty.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _only_wake(_number: int, _frame: FrameType | None) -> None:
+    """A handler, so that the signal is delivered and wakes `select` through the wake-up descriptor."""
+
+
+def _load_prctl() -> Any:
+    if sys.platform != "linux":
+        return None
+    import ctypes  # only here: an optional part of Python
+
+    return ctypes.CDLL(None, use_errno=True).prctl
+
+
+def import_modules(names: list[str]) -> str | None:
+    """Import them; says why the process must not be forked afterwards, if so."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001  whatever a foreign module raises is the user's to read
+            return f"cannot import {name} with {sys.executable}: {type(error).__name__}: {error}"
+    tasks = f"/proc/{os.getpid()}/task"
+    count = len(os.listdir(tasks)) if os.path.isdir(tasks) else threading.active_count()  # noqa: PTH112, PTH208
+    if count > 1:
+        return f"importing {', '.join(names)} started {count - 1} threads; a fork would lose them (for numpy: OMP_NUM_THREADS=1)"
+    gc.collect()
+    gc.freeze()
+    return None
+
+
+def become_main(job: Job) -> None:
+    """Run the job's file or module as Python itself would have."""
+    arguments = job["argv"]
+    if "module" in job:
+        sys.argv = ["-m", *arguments]
+        sys.path.insert(0, job["cwd"])
+        runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+        return
+    script = job["script"]
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, os.path.dirname(os.path.abspath(script)))  # noqa: PTH100, PTH120
+    sys.excepthook = _hide_launcher(script)
+    runpy.run_path(script, run_name="__main__")
+
+
+def _hide_launcher(script: str) -> Any:
+    """An exception hook whose traceback begins in the script."""
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        own = traceback
+        while own is not None and own.tb_frame.f_code.co_filename != script:
+            own = own.tb_next
+        sys.__excepthook__(kind, error.with_traceback(own or traceback), own or traceback)
+
+    return hook
+
+
+def main() -> None:
+    """Serve the runner; in a fork, be the agent."""
+    sys.path.pop(0)  # this file's folder is none of the agent's business
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    refusal = import_modules(sys.argv[2:])
+    if refusal is not None:
+        channel.send({"refused": refusal})
+        return
+    launcher = Launcher(channel)
+    channel.send({"ready": os.getpid()})
+    job: Job | None = None
+    try:
+        job = launcher.serve()
+    except OSError:
+        launcher.kill_all()
+        raise
+    if job is None:
+        launcher.kill_all()
+    else:
+        become_main(job)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""How far the runner may run ahead of the learner: pure bookkeeping over what the log says.
+
+A group is *settled* when the learner's ledger entries for it have come and the version they name is served (or a later one is).
+A group whose deadline has long passed no longer holds anyone up. At most `max_ahead` groups are started and not settled.
+"""
+
+from __future__ import annotations
+
+from fulgurite.events import LedgerEntry, PolicyApplied
+from fulgurite.kinds import ApplyOutcome
+from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
+
+GIVE_UP_MS = 30_000
+"""After a group's deadline: time for aggregator, rewarder and a training step."""
+
+LEARNER = "learner"
+
+
+class Pace:
+    """Counts groups that wait for the learner, and versions that came."""
+
+    def __init__(self, policy: str, max_ahead: int | None) -> None:
+        self._max_ahead = max_ahead
+        self._policy = policy
+        self._deadlines: dict[str, int] = {}
+        self._awaited: dict[str, Version] = {}
+        self.served: Version = base_version(policy)
+        self.updates: list[Version] = []
+        self.settled = 0
+
+    def start(self, group_id: str, deadline: int) -> None:
+        """A group has been declared."""
+        self._deadlines[group_id] = deadline
+
+    def may_start(self, now_ms: int) -> bool:
+        """Whether another group may be started at this time."""
+        self._give_up(now_ms)
+        return self._max_ahead is None or len(self._deadlines) < self._max_ahead
+
+    def is_idle(self, now_ms: int) -> bool:
+        """Whether no group waits for the learner any more."""
+        self._give_up(now_ms)
+        return not self._deadlines
+
+    @property
+    def ahead(self) -> int:
+        """Groups started and not settled."""
+        return len(self._deadlines)
+
+    def on_ledger(self, entry: LedgerEntry) -> None:
+        """What became of a group's actions."""
+        if entry.source != LEARNER or entry.group_id not in self._deadlines:
+            return
+        version = _version(entry.version)
+        if version is None or version <= self.served:
+            self._settle(entry.group_id)
+        else:
+            self._awaited[entry.group_id] = version
+
+    def on_applied(self, applied: PolicyApplied) -> None:
+        """A backend serves a version."""
+        version = _version(applied.version)
+        if applied.policy != self._policy or applied.outcome is not ApplyOutcome.applied or version is None or version <= self.served:
+            return
+        self.served = version
+        if version.step > 0:
+            self.updates.append(version)
+        for group_id in [group for group, awaited in self._awaited.items() if awaited <= version]:
+            self._settle(group_id)
+
+    def begin_with(self, version: Version) -> None:
+        """What is served when the run starts; it is no update of this run."""
+        self.served = max(self.served, version)
+
+    def _give_up(self, now_ms: int) -> None:
+        for group_id in [group for group, deadline in self._deadlines.items() if deadline + GIVE_UP_MS < now_ms]:
+            self._settle(group_id)
+
+    def _settle(self, group_id: str) -> None:
+        if self._deadlines.pop(group_id, None) is not None:
+            self.settled += 1
+        self._awaited.pop(group_id, None)
+
+
+def _version(text: str | None) -> Version | None:
+    if text is None:
+        return None
+    try:
+        return parse_version(text)
+    except MalformedVersion:
+        return None

@@ -1,0 +1,140 @@
+"""How a run shows itself: one live line on a terminal, plain lines elsewhere, or JSON lines for programs.
+
+JSON lines are objects with `event`: `rollout`, `update`, `progress` (once a second at most) and `summary`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fulgurite.versions import Version
+from services.runner.rollout import Attempt
+from services.runner.run import Run, Summary
+from services.runner.scoreboard import CurvePoint
+
+RECENT = 48
+"""Rollouts behind the reward of the live line: one learner batch of the defaults, eight groups of six."""
+
+_EVERY_S = 1.0
+
+
+def describe(run: Run) -> str:
+    """The live line: step, reward, version, rollouts per second."""
+    reward = run.board.recent(RECENT)
+    total = f"/{run.options.updates}" if run.options.updates is not None else ""
+    parts = [
+        f"step {run.updates}{total}",
+        f"reward {reward:.2f}" if reward is not None else "reward –",
+        str(run.pace.served),
+        f"{run.ended / max(run.seconds, 1e-3):.1f} rollouts/s",
+        f"{run.running} running, {run.ended} ended, {run.groups} groups",
+        f"{run.seconds:.0f} s",
+    ]
+    return "  ".join(parts)
+
+
+class JsonWatcher:
+    """Writes JSON lines."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._next = 0.0
+
+    def on_change(self, run: Run) -> None:
+        """At most one line a second."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _EVERY_S
+        self._tell(
+            "progress",
+            step=run.updates,
+            reward=run.board.recent(RECENT),
+            version=str(run.pace.served),
+            groups=run.groups,
+            running=run.running,
+            ended=run.ended,
+            seconds=round(run.seconds, 2),
+        )
+
+    def on_attempt(self, attempt: Attempt) -> None:
+        """One line an attempt."""
+        self._tell(
+            "rollout",
+            rollout_id=attempt.grant.rollout_id,
+            attempt=attempt.grant.attempt,
+            status=attempt.verdict.kind.value,
+            failure=attempt.verdict.failure,
+            message=attempt.verdict.message,
+            exit_code=attempt.exit_code,
+            seconds=round(attempt.seconds, 3),
+            output=attempt.output,
+        )
+
+    def on_update(self, version: Version, point: CurvePoint | None) -> None:
+        """One line an update."""
+        self._tell("update", version=str(version), before=msgspec.to_builtins(point))
+
+    def finish(self, summary: Summary) -> None:
+        """The last line."""
+        self._tell("summary", **msgspec.to_builtins(summary))
+
+    def _tell(self, event: str, **values: Any) -> None:
+        self._write(json.dumps({"event": event, **values}))
+
+
+class TerminalWatcher:
+    """A live line, and a lasting one for each update and each first failure of a kind."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._live = Live(console=console, refresh_per_second=4, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._next = 0.0
+        self._failures: set[str] = set()
+
+    def __enter__(self) -> TerminalWatcher:
+        if self._console.is_terminal:
+            self._live.start(refresh=False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def on_change(self, run: Run) -> None:
+        """Renew the live line."""
+        if self._console.is_terminal and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _EVERY_S / 4
+            self._live.update(Text(f"{self._title}  {describe(run)}", no_wrap=True, overflow="ellipsis"))
+
+    def on_attempt(self, attempt: Attempt) -> None:
+        """Show the first failure of each kind."""
+        kind = attempt.verdict.failure
+        if kind is not None and kind.value not in self._failures:
+            self._failures.add(kind.value)
+            self._console.print(
+                f"first {kind.value}, rollout {attempt.grant.rollout_id}: {attempt.verdict.message}", markup=False, style="yellow"
+            )
+
+    def on_update(self, version: Version, point: CurvePoint | None) -> None:
+        """One line an update."""
+        before = f"  reward {point.reward:.3f} over {point.rollouts} rollouts of {point.version}" if point else ""
+        self._console.print(f"{version} is served{before}", markup=False, highlight=False)
+
+    def finish(self, summary: Summary) -> None:
+        """The summary as a table."""
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_row("run", summary.run_id)
+        table.add_row("reward", str(summary.reward) if summary.reward else "none")
+        table.add_row("rollouts", ", ".join(f"{count} {name}" for name, count in summary.counts.items()))
+        table.add_row("version", f"{summary.version} after {summary.updates} updates")
+        table.add_row("time", f"{summary.seconds:.1f} s")
+        self._console.print(table)

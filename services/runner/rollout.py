@@ -1,0 +1,86 @@
+"""One rollout: its attempts, each an agent process with its keys and its task, and their statuses to the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+
+import msgspec
+
+from fulgurite.failures import FailureKind
+from fulgurite.kinds import StatusKind
+from services.runner.errors import GatewayRefused, GatewayUnreachable
+from services.runner.gateway_client import GatewayClient, Grant, Group
+from services.runner.options import RunOptions
+from services.runner.processes import Processes, Program
+from services.runner.verdicts import Verdict, judge, will_retry
+
+MAX_TASK_VARIABLE = 100_000
+"""Linux takes 128 KiB for one environment variable; a longer task comes on standard input alone."""
+
+_RETRY_PAUSE_S = 0.5
+_FAREWELL_S = 2.0
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """How an attempt went."""
+
+    grant: Grant
+    verdict: Verdict
+    retried: bool
+    exit_code: int
+    seconds: float
+    output: str
+
+
+class RolloutRunner:
+    """Runs rollouts of one program through one gateway."""
+
+    def __init__(
+        self, gateway: GatewayClient, processes: Processes, program: Program, environment: Mapping[str, str], options: RunOptions
+    ) -> None:
+        self._gateway = gateway
+        self._processes = processes
+        self._program = program
+        self._environment = dict(environment)
+        self._options = options
+
+    async def run(self, group: Group, grant: Grant, task: str) -> Attempt:
+        """Run attempts until one ends the rollout; the last of them. Raises what the gateway or the launcher raise."""
+        while True:
+            attempt = await self._attempt(group, grant, task)
+            if not attempt.retried:
+                return attempt
+            await asyncio.sleep(_RETRY_PAUSE_S * 2**grant.attempt)
+            grant = await self._gateway.next_attempt(grant, self._options.mode, group.deadline)
+
+    async def _attempt(self, group: Group, grant: Grant, task: str) -> Attempt:
+        try:
+            await self._gateway.report(grant, StatusKind.started)
+            left_s = max(0.1, group.deadline / 1000 - time.time())
+            variables = {"OPENAI_BASE_URL": grant.base_url, "OPENAI_API_KEY": grant.api_key}
+            if len(task.encode()) <= MAX_TASK_VARIABLE:
+                variables["TASK"] = task
+            ended = await self._processes.run(
+                self._program,
+                environment={**self._environment, **variables},
+                cwd=self._options.cwd,
+                stdin=task.encode(),
+                limit_s=left_s,
+            )
+        except asyncio.CancelledError:
+            await self._say_cancelled(grant)
+            raise
+        verdict = judge(ended)
+        again = will_retry(verdict, grant.attempt, self._options.max_attempts) and time.time() * 1000 < group.deadline
+        await self._gateway.report(
+            grant, verdict.kind, failure=verdict.failure, message=verdict.message, exit_code=ended.exit_code, will_retry=again
+        )
+        return Attempt(grant, verdict, again, ended.exit_code, ended.seconds, ended.output)
+
+    async def _say_cancelled(self, grant: Grant) -> None:
+        with contextlib.suppress(GatewayRefused, GatewayUnreachable, TimeoutError):
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._gateway.report(grant, StatusKind.failed, failure=FailureKind.cancelled, message="the run was stopped")

@@ -1,0 +1,119 @@
+"""Rewards and outcomes of a run's rollouts, joined from `episodes` and `agent.rewards` by rollout and attempt; no I/O."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+
+from fulgurite.events import AgentReward, Episode
+from fulgurite.failures import FailureKind
+from fulgurite.kinds import EpisodeOutcome
+from services.runner.intervals import Estimate, estimate
+
+
+class Score(msgspec.Struct):
+    """What is known of one rollout."""
+
+    group_id: str
+    rollout_id: str
+    attempt: int = 0
+    closed: bool = False
+    outcome: EpisodeOutcome = EpisodeOutcome.unknown
+    failure: FailureKind | None = None
+    version: str | None = None
+    calls: int = 0
+    reward: float | None = None
+    rewarded: bool = False
+    error: str | None = None
+
+
+class CurvePoint(msgspec.Struct, frozen=True):
+    """Mean reward of the rollouts that began with one version."""
+
+    version: str
+    reward: float
+    rollouts: int
+
+
+class Scoreboard:
+    """Fed with events; tells rewards when asked."""
+
+    def __init__(self, reward: str | None) -> None:
+        self._reward = reward
+        self._scores: dict[str, Score] = {}
+
+    def expect(self, group_id: str, rollout_id: str) -> None:
+        """A rollout of this run has been declared."""
+        self._scores[rollout_id] = Score(group_id, rollout_id)
+
+    def on_episode(self, episode: Episode) -> None:
+        """An attempt has ended."""
+        score = self._scores.get(episode.rollout_id)
+        if score is None or episode.will_retry or episode.attempt < score.attempt:
+            return
+        score.attempt, score.closed = episode.attempt, True
+        score.outcome, score.failure, score.calls = episode.outcome, episode.failure, len(episode.calls)
+        versions = [call.version_first for call in episode.calls if call.version_first]
+        score.version = versions[0] if versions else None
+
+    def on_reward(self, reward: AgentReward) -> None:
+        """A rollout has been paid, or could not be."""
+        score = self._scores.get(reward.rollout_id)
+        if score is None or reward.name != self._reward or not reward.final or reward.call_id is not None:
+            return
+        if reward.attempt is None or reward.attempt >= score.attempt:
+            score.reward, score.error, score.rewarded = reward.value, reward.error, True
+
+    def is_complete(self, group_id: str) -> bool:
+        """Whether every rollout of the group is closed and, if a reward is awaited, paid."""
+        return all(self._is_done(score) for score in self._scores.values() if score.group_id == group_id)
+
+    def open_groups(self) -> set[str]:
+        """Groups with a rollout that is not done."""
+        return {score.group_id for score in self._scores.values() if not self._is_done(score)}
+
+    def mean(self) -> Estimate | None:
+        """Over all rollouts that were paid."""
+        groups: defaultdict[str, list[float]] = defaultdict(list)
+        for score in self._scores.values():
+            if score.reward is not None:
+                groups[score.group_id].append(score.reward)
+        return estimate(list(groups.values()))
+
+    def reward_of(self, version: str) -> CurvePoint | None:
+        """The mean reward of the rollouts that began with a version."""
+        rewards = [score.reward for score in self._scores.values() if score.version == version and score.reward is not None]
+        return CurvePoint(version, sum(rewards) / len(rewards), len(rewards)) if rewards else None
+
+    def curve(self) -> list[CurvePoint]:
+        """By version, in the order in which they were first used."""
+        versions = dict.fromkeys(score.version for score in self._scores.values() if score.version)
+        return [point for version in versions if (point := self.reward_of(version)) is not None]
+
+    def recent(self, count: int) -> float | None:
+        """Mean of the latest rollouts that were paid, by start."""
+        rewards = [score.reward for score in self._scores.values() if score.reward is not None][-count:]
+        return sum(rewards) / len(rewards) if rewards else None
+
+    def counts(self) -> dict[str, int]:
+        """How many rollouts were declared, finished, failed by kind, and paid."""
+        counted: defaultdict[str, int] = defaultdict(int, declared=len(self._scores))
+        for score in self._scores.values():
+            if score.closed:
+                counted[score.failure.value if score.failure else score.outcome.value] += 1
+            counted["scored"] += score.reward is not None
+            counted["calls"] += score.calls
+        return dict(counted)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every rollout, as JSON values."""
+        return [msgspec.to_builtins(score) for score in self._scores.values()]
+
+    def row(self, rollout_id: str) -> dict[str, Any]:
+        """One rollout, as JSON values."""
+        return msgspec.to_builtins(self._scores[rollout_id])
+
+    def _is_done(self, score: Score) -> bool:
+        return score.closed and (score.rewarded or self._reward is None)
