@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import Any, cast
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from fulgurite.topics import TOPICS
@@ -69,6 +69,15 @@ def check_topics(settings: KafkaSettings) -> None:
         problems = _config_problems(admin, settings)
     if problems:
         raise TopicLayoutError("; ".join(problems) + ". Run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX.")
+
+
+def topic_id(settings: KafkaSettings, name: str) -> str:
+    """Kafka's own id of a topic: one that was deleted and made again has another. Raises LogUnavailable."""
+    try:
+        described = admin_client(settings).describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[name].result()
+    except KafkaException as error:
+        raise LogUnavailable(f"{name}: {error}") from error
+    return str(cast(Any, described).topic_id)
 
 
 def _config_problems(admin: AdminClient, settings: KafkaSettings) -> list[str]:

@@ -1,0 +1,292 @@
+"""Rows and tombstones → closed groups → batches, and what becomes of every action (docs: how it learns, rules 1–5, 9, 11).
+
+A group is complete when every member has all its rows or a tombstone. Complete groups are admitted oldest start first. Of an admitted
+group each action that carries loss is either trained, stale or filtered with a reason, and the ledger entries say so. A group is
+settled at most once: rows that come again, or another revision of a settled group, are ignored here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from fulgurite.events import Action, LedgerEntry, Position, Record, Tombstone, Trajectory
+from fulgurite.ids import action_id, derive_id
+from fulgurite.kinds import FilterReason, LedgerTerm, Mode
+from fulgurite.tokens import token_count
+from fulgurite.versions import MalformedVersion, Version, parse_version
+
+SOURCE = "learner"
+
+SPREAD = 1e-9
+"""Rewards of a group that differ by less carry no signal."""
+
+
+class BatchRules(Record, frozen=True, kw_only=True):
+    """How groups become batches."""
+
+    groups_per_step: int = 8
+    max_staleness: int = 8
+    """In optimizer steps; older actions are not trained, their rewards stay in the baseline."""
+    max_row_tokens: int = 4096
+    """Longer rows do not fit the trainer."""
+
+
+class Span(Record, frozen=True, kw_only=True):
+    """A trained action within a row."""
+
+    action: str
+    """`call_id#choice`."""
+    start: int
+    end: int
+    logprobs: bytes
+    """Behaviour log-probabilities, packed."""
+    credit: float
+    temperature: float
+
+
+class BatchRow(Record, frozen=True, kw_only=True):
+    """A row with at least one trained action."""
+
+    token_ids: bytes
+    spans: tuple[Span, ...]
+
+
+class BatchEpisode(Record, frozen=True, kw_only=True):
+    """The rows of one episode that are trained."""
+
+    rollout_id: str
+    reward: float
+    rows: tuple[BatchRow, ...]
+
+
+class BatchGroup(Record, frozen=True, kw_only=True):
+    """One settled group."""
+
+    group_id: str
+    group_revision: str
+    policy: str
+    rewards: tuple[float, ...]
+    """Of every scored episode, trained or not: the baseline."""
+    episodes: tuple[BatchEpisode, ...]
+    """Those with something to train; empty if the group teaches nothing."""
+    fates: Mapping[str, tuple[LedgerTerm, FilterReason | None]]
+    """What becomes of each action that carries loss."""
+
+
+class Held(msgspec.Struct, kw_only=True):
+    """A group that is not settled yet."""
+
+    group_id: str
+    group_revision: str
+    partition: int
+    first_offset: int
+    last_offset: int
+    group_size: int
+    started_at: int
+    rows: dict[str, Trajectory]
+    tombstones: dict[str, Tombstone]
+
+    def is_complete(self) -> bool:
+        """Whether every member has all its rows or a tombstone."""
+        missing: dict[str, int] = {}
+        for row in self.rows.values():
+            missing[row.rollout_id] = missing.get(row.rollout_id, row.rows_in_episode) - 1
+        members = missing.keys() | {stone.rollout_id for stone in self.tombstones.values()}
+        return len(members) == self.group_size and not any(missing.values())
+
+
+class RowBatcher:
+    """Collects what a policy's learner reads and gives out batches. No clock, no I/O."""
+
+    def __init__(self, policy: str, rules: BatchRules | None = None) -> None:
+        self.policy = policy
+        self.rules = rules or BatchRules()
+        self._held: dict[str, Held] = {}
+        self._settled: dict[str, Held] = {}
+        self._next: dict[int, int] = {}
+
+    def restore(self, positions: Iterable[Position], settled: Mapping[str, tuple[int, int]]) -> None:
+        """Take up a checkpoint: low-water offsets, and the groups settled above them (id → partition, last offset)."""
+        self._next = {position.partition: position.offset for position in positions}
+        self._settled = {group_id: _settled(group_id, *where) for group_id, where in settled.items()}
+
+    def add(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
+        """Take a record; returns whether it is news. Rows of other policies and modes are passed over."""
+        self._next[partition] = offset + 1
+        if event.mode is not Mode.train or event.policy != self.policy or event.group_id in self._settled:
+            return False
+        held = self._held.get(event.group_id)
+        if held is None or held.group_revision != event.group_revision:
+            # A revision that comes before its group is settled replaces the one before it.
+            held = self._held[event.group_id] = Held(
+                group_id=event.group_id,
+                group_revision=event.group_revision,
+                partition=partition,
+                first_offset=offset,
+                last_offset=offset,
+                group_size=event.group_size,
+                started_at=event.group_started_at,
+                rows={},
+                tombstones={},
+            )
+        held.last_offset = offset
+        target: dict[str, Trajectory] | dict[str, Tombstone] = held.rows if isinstance(event, Trajectory) else held.tombstones
+        known = event.event_id in target
+        target[event.event_id] = event  # type: ignore[assignment] # pyright: ignore[reportArgumentType]
+        return not known
+
+    def complete(self) -> int:
+        """Groups that could be admitted now."""
+        return sum(held.is_complete() for held in self._held.values())
+
+    def take(self, current: Version, *, partial: bool = False) -> tuple[BatchGroup, ...]:
+        """The next batch, oldest start first: `groups_per_step` groups, or none; with `partial`, as many as there are."""
+        ready = sorted((h for h in self._held.values() if h.is_complete()), key=lambda h: (h.started_at, h.group_id))
+        if len(ready) < (1 if partial else self.rules.groups_per_step):
+            return ()
+        chosen = ready[: self.rules.groups_per_step]
+        for held in chosen:
+            self._settled[held.group_id] = self._held.pop(held.group_id)
+        return tuple(settle(held, current, self.rules) for held in chosen)
+
+    def positions(self) -> tuple[Position, ...]:
+        """Low-water offsets: everything below them is settled."""
+        low = dict(self._next)
+        for held in self._held.values():
+            low[held.partition] = min(low[held.partition], held.first_offset)
+        return tuple(Position(partition=partition, offset=offset) for partition, offset in sorted(low.items()))
+
+    def settled(self) -> dict[str, tuple[int, int]]:
+        """Groups settled at or above the low-water offsets: what a resumed learner would read again. Forgets the others."""
+        low = {position.partition: position.offset for position in self.positions()}
+        self._settled = {g: held for g, held in self._settled.items() if held.last_offset >= low.get(held.partition, 0)}
+        return {group_id: (held.partition, held.last_offset) for group_id, held in self._settled.items()}
+
+
+def _settled(group_id: str, partition: int, last_offset: int) -> Held:
+    return Held(
+        group_id=group_id,
+        group_revision="",
+        partition=partition,
+        first_offset=last_offset,
+        last_offset=last_offset,
+        group_size=0,
+        started_at=0,
+        rows={},
+        tombstones={},
+    )
+
+
+def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:
+    """Decide the fate of every action of a complete group."""
+    rows = sorted(held.rows.values(), key=lambda row: (row.rollout_id, row.row_index))
+    rewards = {stone.rollout_id: stone.episode_reward for stone in held.tombstones.values()} | {
+        r.rollout_id: r.episode_reward for r in rows
+    }
+    scored = tuple(reward for _, reward in sorted(rewards.items()) if reward is not None)
+    of_group: FilterReason | None = None
+    if len(scored) < 2:
+        of_group = FilterReason.no_baseline
+    elif max(scored) - min(scored) < SPREAD and not _credits_differ(rows):
+        of_group = FilterReason.no_signal
+    fates: dict[str, tuple[LedgerTerm, FilterReason | None]] = {}
+    episodes: dict[str, BatchEpisode] = {}
+    for row in rows:
+        spans: list[Span] = []
+        for action in row.actions:
+            if not action.loss:
+                continue
+            fate = _fate(row, action, of_group, current, rules)
+            fates[action_id(action.call_id, action.choice)] = fate
+            if fate[0] is LedgerTerm.trained:
+                spans.append(_span(action))
+        if spans:
+            before = episodes.get(row.rollout_id)
+            batch_row = BatchRow(token_ids=row.token_ids, spans=tuple(spans))
+            episodes[row.rollout_id] = BatchEpisode(
+                rollout_id=row.rollout_id,
+                reward=row.episode_reward or 0.0,
+                rows=(*(before.rows if before else ()), batch_row),
+            )
+    return BatchGroup(
+        group_id=held.group_id,
+        group_revision=held.group_revision,
+        policy=current.policy,
+        rewards=scored,
+        episodes=tuple(episodes.values()),
+        fates=fates,
+    )
+
+
+def ledger_entries(groups: Iterable[BatchGroup], version: Version, time_ms: int) -> tuple[LedgerEntry, ...]:
+    """One entry per group, term and reason; a group without any action gets an empty one, so that its runner knows it is settled."""
+    entries: list[LedgerEntry] = []
+    for group in groups:
+        sorted_out: dict[tuple[LedgerTerm, FilterReason | None], list[str]] = {}
+        for action, fate in sorted(group.fates.items()):
+            sorted_out.setdefault(fate, []).append(action)
+        for (term, reason), actions in (sorted_out or {(LedgerTerm.filtered, FilterReason.missing): []}).items():
+            entries.append(
+                LedgerEntry(
+                    event_id=derive_id(SOURCE, group.group_revision, term, reason or ""),
+                    event_time=time_ms,
+                    policy=group.policy,
+                    group_id=group.group_id,
+                    group_revision=group.group_revision,
+                    term=term,
+                    reason=reason,
+                    actions=tuple(actions),
+                    version=str(version),
+                    source=SOURCE,
+                )
+            )
+    return tuple(entries)
+
+
+def staleness(version: str | None, current: Version) -> int | None:
+    """Optimizer steps between the version that generated an action and the current one; None if it cannot be told."""
+    try:
+        generated = parse_version(version or "")
+    except MalformedVersion:
+        return None
+    return current.step - generated.step if generated.policy == current.policy else None
+
+
+def _fate(
+    row: Trajectory, action: Action, of_group: FilterReason | None, current: Version, rules: BatchRules
+) -> tuple[LedgerTerm, FilterReason | None]:
+    if action.mask is not None:
+        return LedgerTerm.filtered, action.mask
+    if action.logprobs is None:
+        return LedgerTerm.filtered, FilterReason.no_tokens
+    if row.episode_reward is None:
+        return LedgerTerm.filtered, FilterReason.no_reward
+    if of_group is not None:
+        return LedgerTerm.filtered, of_group
+    age = staleness(action.version, current)
+    if age is None:
+        return LedgerTerm.filtered, FilterReason.unknown_version
+    if age > rules.max_staleness:
+        return LedgerTerm.stale, None
+    if token_count(row.token_ids) > rules.max_row_tokens:
+        return LedgerTerm.filtered, FilterReason.oversized
+    return LedgerTerm.trained, None
+
+
+def _credits_differ(rows: Iterable[Trajectory]) -> bool:
+    """Whether a credit rule tells actions apart although the episodes' rewards are equal."""
+    credit = {action.credit for row in rows for action in row.actions if action.loss}
+    return bool(credit) and max(credit) - min(credit) >= SPREAD
+
+
+def _span(action: Action) -> Span:
+    return Span(
+        action=action_id(action.call_id, action.choice),
+        start=action.start,
+        end=action.end,
+        logprobs=action.logprobs or b"",
+        credit=action.credit,
+        temperature=action.temperature,
+    )

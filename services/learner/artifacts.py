@@ -1,0 +1,51 @@
+"""Weights on disk, one folder per version: `artifacts/<policy>/<epoch>.<step>/model.safetensors` and its manifest.
+
+A folder is written whole and never changed. Old ones are pruned; the checkpoint does not need them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from fulgurite.events import Artifact
+from fulgurite.kinds import ArtifactFormat
+from fulgurite.versions import Version
+from services.learner.files import remove_parts, sha256, whole_folder
+
+FILE = "model.safetensors"
+
+
+class ArtifactStore:
+    """The artifacts of one policy in a folder that the backends see too."""
+
+    def __init__(self, data: Path, policy: str, *, keep: int = 4, durable: bool = True) -> None:
+        """`keep`: versions left on disk, the newest included."""
+        self.folder = data.resolve() / "artifacts" / policy
+        self._keep = keep
+        self._durable = durable
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_parts(self.folder)
+
+    def write(self, version: Version, export: Callable[[Path], None]) -> Artifact:
+        """Have `export` write the safetensors file; return where it is, with its digest."""
+        target = self.folder / f"{version.epoch}.{version.step}"
+        with whole_folder(target, durable=self._durable) as part:
+            export(part / FILE)
+            artifact = Artifact(
+                uri=(target / FILE).as_uri(),
+                sha256=sha256(part / FILE),
+                size=(part / FILE).stat().st_size,
+                format=ArtifactFormat.full,
+            )
+            (part / "manifest.json").write_bytes(msgspec.json.encode({"version": str(version), **msgspec.to_builtins(artifact)}))
+        self._prune()
+        return artifact
+
+    def _prune(self) -> None:
+        versions = sorted(tuple(int(part) for part in folder.name.split(".")) for folder in self.folder.glob("[0-9]*.[0-9]*"))
+        for epoch, step in versions[: -self._keep]:
+            shutil.rmtree(self.folder / f"{epoch}.{step}")

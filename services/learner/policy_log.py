@@ -1,0 +1,127 @@
+"""The learner's side of `policy.updates` and `training.ledger`: claims an epoch, publishes in order, notices that it was superseded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from confluent_kafka import TopicPartition
+
+from fulgurite.codec import Codec
+from fulgurite.events import Event, LedgerEntry, PolicyUpdate
+from fulgurite.ids import derive_id
+from fulgurite.kinds import UpdateKind
+from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
+from services.kafka import EventProducer, KafkaSettings, make_consumer, read_all, read_message
+from services.learner.errors import EpochLost
+
+_CLOCK_SLACK_MS = 60_000
+"""Between this machine's clock and the broker's, when looking for what was published after a checkpoint."""
+
+
+class PolicyLog:
+    """One policy's updates, read and written by its learner. Not thread-safe."""
+
+    def __init__(self, kafka: KafkaSettings, codec: Codec, producer: EventProducer, policy: str, learner_id: str) -> None:
+        self._kafka = kafka
+        self._codec = codec
+        self._producer = producer
+        self._policy = policy
+        self._learner_id = learner_id
+        self._consumer = make_consumer(kafka)
+        self._consumer.assign([TopicPartition(kafka.topic(POLICY_UPDATES), 0, 0)])
+        self.updates: list[PolicyUpdate] = []
+        """What the log holds of this policy, in order."""
+        self.epoch = 0
+        """Claimed by this learner; 0 before `claim`."""
+        for record in read_all(kafka, POLICY_UPDATES, codec):
+            self._take(record.event)
+        self._seen = {update.event_id for update in self.updates}
+
+    def claim(self, step: int, config: str) -> int:
+        """Claim the next epoch; return it. Raises EpochLost if another learner was first."""
+        epoch = 1 + max((update.epoch for update in self.updates), default=0)
+        claim = PolicyUpdate(
+            event_id=derive_id("claim", self._policy, epoch, self._learner_id, time.time_ns()),
+            event_time=now_ms(),
+            policy=self._policy,
+            kind=UpdateKind.claim,
+            epoch=epoch,
+            step=step,
+            learner_id=self._learner_id,
+            trained_actions=0,
+            config=config,
+        )
+        delivery = self._producer.publish_sync(POLICY_UPDATES, self._policy, claim)
+        self.catch_up(delivery.offset)
+        first = next(u for u in self.updates if u.kind is UpdateKind.claim and u.epoch == epoch)
+        if first.event_id != claim.event_id:
+            raise EpochLost(f"learner {first.learner_id} claimed epoch {epoch} of {self._policy} first; stop one of the two")
+        self.epoch = epoch
+        return epoch
+
+    def check_epoch(self) -> None:
+        """Raise EpochLost if somebody claimed a later epoch since: this learner is the zombie."""
+        self.catch_up(None)
+        later = [u for u in self.updates if u.kind is UpdateKind.claim and u.epoch > self.epoch]
+        if later:
+            raise EpochLost(
+                f"learner {later[0].learner_id} claimed epoch {later[0].epoch} of {self._policy}; this one ({self.epoch}) stops"
+            )
+
+    def catch_up(self, up_to: int | None) -> None:
+        """Read on, at least up to this offset if one is given."""
+        while True:
+            message = self._consumer.poll(5.0 if up_to is not None else 0.0)
+            if message is None:
+                if up_to is None:
+                    return
+                continue
+            if message.error() is not None:
+                continue
+            record = read_message(message, self._codec)
+            self._take(record.event)
+            if up_to is not None and record.offset >= up_to:
+                return
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Publish updates and ledger entries in order; every update is acknowledged before the entries after it are sent."""
+        entries: list[LedgerEntry] = []
+        for event in events:
+            if isinstance(event, PolicyUpdate):
+                self._publish_entries(entries)
+                entries = []
+                self._producer.publish_sync(POLICY_UPDATES, event.policy, event)
+            elif isinstance(event, LedgerEntry):
+                entries.append(event)
+        self._publish_entries(entries)
+
+    def republish(self, events: Sequence[Event], since_ms: int) -> int:
+        """Publish those of a checkpoint's events that the log does not have yet; return how many."""
+        known = set(self._seen)
+        known.update(
+            record.event.event_id
+            for record in read_all(self._kafka, TRAINING_LEDGER, self._codec, since_ms=since_ms - _CLOCK_SLACK_MS)
+            if record.event is not None
+        )
+        missing = [event for event in events if event.event_id not in known]
+        self.publish(missing)
+        return len(missing)
+
+    def close(self) -> None:
+        """Leave the consumer; the producer is its owner's."""
+        self._consumer.close()
+
+    def _publish_entries(self, entries: Sequence[LedgerEntry]) -> None:
+        futures = [self._producer.submit(TRAINING_LEDGER, entry.group_id, entry) for entry in entries]
+        for future in futures:
+            future.result()
+
+    def _take(self, event: Event | None) -> None:
+        if isinstance(event, PolicyUpdate) and event.policy == self._policy and event.event_id not in {u.event_id for u in self.updates}:
+            self.updates.append(event)
+
+
+def now_ms() -> int:
+    """Unix milliseconds."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,40 @@
+"""The learner's settings, from the environment."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class LearnerSettings(BaseSettings):
+    """Prefix FULGURITE_; how the trainer trains is in `services.learner.trainer.TrainerSettings`."""
+
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_", extra="ignore", protected_namespaces=())
+
+    policy: str = "policy"
+    """The policy this learner trains."""
+    model: Path = Field(...)
+    """Hugging Face folder of the base model (FULGURITE_MODEL)."""
+    data_dir: Path = Path(".fulgurite/data")
+    """Checkpoints, and artifacts that the backends must see too."""
+    topic: str = "trajectories"
+    """Topic to train on, without the prefix; another one after a replay."""
+    learner_id: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    """Named in policy.updates."""
+    groups_per_step: int = Field(8, ge=1)
+    """Groups admitted to one optimizer step."""
+    max_staleness: int = Field(8, ge=0)
+    """Optimizer steps after which an action is too old to be trained."""
+    max_row_tokens: int = Field(4096, ge=2)
+    """Longer rows are filtered(oversized)."""
+    max_wait_s: float = Field(120.0, gt=0)
+    """A smaller batch is taken when complete groups have waited this long."""
+    permute_rewards: int | None = None
+    """A seed: the control experiment that permutes rewards within groups and must not learn."""
+    durable_files: bool = True
+    """Wait for the disk when writing checkpoints and artifacts, to survive a loss of power; a killed process needs none of it."""
+    log_level: str = "INFO"

@@ -1,0 +1,74 @@
+"""What the learner reads: every partition of its topic, by `assign()`, from the offsets of its checkpoint.
+
+Group commits are for display only. An offset that is no longer in the topic stops the learner with an explanation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
+
+from fulgurite.codec import Codec
+from fulgurite.events import Position, Tombstone, Trajectory
+from fulgurite.topics import TRAJECTORIES, Topic
+from services.kafka import KafkaSettings, LogUnavailable, Record, make_consumer, read_message
+from services.learner.errors import OffsetOutOfRange
+from services.topic_admin import topic_id
+
+_BATCH = 200
+
+
+class TrajectorySource:
+    """Records of one topic. Not thread-safe."""
+
+    def __init__(self, kafka: KafkaSettings, codec: Codec, topic: str, policy: str) -> None:
+        self.topic: Topic = msgspec.structs.replace(TRAJECTORIES, name=topic)
+        self._name = kafka.topic(self.topic)
+        self._codec = codec
+        self._kafka = kafka
+        self._consumer = make_consumer(kafka, f"{kafka.topic_prefix}learner.{policy}", {"auto.offset.reset": "error"})
+
+    def topic_id(self) -> str:
+        """Kafka's own id of the topic. Raises LogUnavailable."""
+        return topic_id(self._kafka, self._name)
+
+    def start(self, positions: Iterable[Position]) -> None:
+        """Assign every partition, at the given positions, elsewhere at the beginning."""
+        given = {position.partition: position.offset for position in positions}
+        self._consumer.assign(
+            [TopicPartition(self._name, partition, given.get(partition, OFFSET_BEGINNING)) for partition in range(self.topic.partitions)]
+        )
+
+    def read(self, timeout_s: float) -> Iterator[Record]:
+        """What has come, after at most this time. Raises OffsetOutOfRange."""
+        messages = self._consumer.consume(1, timeout_s)
+        if messages:
+            messages += self._consumer.consume(_BATCH, 0)
+        for message in messages:
+            error = message.error()
+            if error is None:
+                yield read_message(message, self._codec)
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # pyright: ignore[reportPrivateUsage]
+                raise OffsetOutOfRange(
+                    f"{self._name} no longer holds the offset to go on from ({error.str()}). "
+                    "Retention deleted records that were not trained; start anew with another FULGURITE_POLICY, or from an older archive"
+                )
+            elif error.fatal():
+                raise LogUnavailable(f"{self._name}: {error.str()}")
+
+    def show(self, positions: Iterable[Position]) -> None:
+        """Commit offsets to the consumer group, so that its lag can be seen; nothing is read back from there."""
+        offsets = [TopicPartition(self._name, position.partition, position.offset) for position in positions]
+        if offsets:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+
+def trainable(record: Record) -> Trajectory | Tombstone | None:
+    """The event of a record, if it is one for a learner."""
+    return record.event if isinstance(record.event, Trajectory | Tombstone) else None
