@@ -60,14 +60,14 @@ class KafkaSettings(BaseSettings):
 
     model_config = SettingsConfigDict(populate_by_name=True, extra="ignore")
 
-    bootstrap_servers: str = Field("127.0.0.1:9092", validation_alias="KAFKA_BOOTSTRAP_SERVERS")
-    security_protocol: str = Field("PLAINTEXT", validation_alias="KAFKA_SECURITY_PROTOCOL")
-    sasl_mechanism: str | None = Field(None, validation_alias="KAFKA_SASL_MECHANISM")
-    sasl_username: str | None = Field(None, validation_alias="KAFKA_SASL_USERNAME")
-    sasl_password: SecretStr | None = Field(None, validation_alias="KAFKA_SASL_PASSWORD")
-    ssl_ca_location: str | None = Field(None, validation_alias="KAFKA_SSL_CA_LOCATION")
-    topic_prefix: str = Field("fulgurite.", validation_alias="FULGURITE_TOPIC_PREFIX")
-    replication: int = Field(1, ge=1, validation_alias="FULGURITE_REPLICATION")
+    bootstrap_servers: str = Field(default="127.0.0.1:9092", validation_alias="KAFKA_BOOTSTRAP_SERVERS")
+    security_protocol: str = Field(default="PLAINTEXT", validation_alias="KAFKA_SECURITY_PROTOCOL")
+    sasl_mechanism: str | None = Field(default=None, validation_alias="KAFKA_SASL_MECHANISM")
+    sasl_username: str | None = Field(default=None, validation_alias="KAFKA_SASL_USERNAME")
+    sasl_password: SecretStr | None = Field(default=None, validation_alias="KAFKA_SASL_PASSWORD")
+    ssl_ca_location: str | None = Field(default=None, validation_alias="KAFKA_SSL_CA_LOCATION")
+    topic_prefix: str = Field(default="fulgurite.", validation_alias="FULGURITE_TOPIC_PREFIX")
+    replication: int = Field(default=1, ge=1, validation_alias="FULGURITE_REPLICATION")
 
     def topic(self, topic: Topic) -> str:
         """The topic's name on the broker."""

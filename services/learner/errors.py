@@ -1,12 +1,14 @@
-"""What stops a learner.
+"""What stops a learner, drawn once.
 
 LearnerError
-├── EpochLost            another learner claimed this epoch or a later one
-├── CheckpointMissing    the log knows versions of this policy, the data folder has no checkpoint of it
-├── CheckpointForeign    the checkpoint belongs to another topic or policy
-├── OffsetOutOfRange     what comes next has been deleted from the topic
-├── IncompatibleSettings settings that do not go together
-└── PolicyDrift          engine and trainer disagree beyond the bound
+├── EpochLost                 another learner claimed this epoch or a later one
+├── CheckpointMissing         the log knows versions of this policy, the data folder has no checkpoint of it
+├── CheckpointForeign         the checkpoint belongs to another topic or policy
+├── OffsetOutOfRange          what comes next has been deleted from the topic
+└── TrainingError
+    ├── IncompatibleObjective a loss, a correction and episodes that do not go together
+    ├── NoBaseline            a group with fewer than two scored episodes, asked for a group-relative advantage
+    └── PolicyDrift           engine and trainer disagree beyond the stop bound; no weight was changed
 """
 
 from __future__ import annotations
@@ -32,9 +34,22 @@ class OffsetOutOfRange(LearnerError):
     """The records to read next are no longer in the topic."""
 
 
-class IncompatibleSettings(LearnerError):
-    """A loss, a correction and rows that do not go together."""
+class TrainingError(LearnerError):
+    """Base of what goes wrong within a step."""
 
 
-class PolicyDrift(LearnerError):
-    """Engine and trainer disagree on the behaviour's log-probabilities."""
+class IncompatibleObjective(TrainingError):
+    """The configured loss, correction and batch do not go together; raised before anything is computed."""
+
+
+class NoBaseline(TrainingError):
+    """A group-relative advantage needs two scored episodes; the raw reward is never taken in its place."""
+
+
+class PolicyDrift(TrainingError):
+    """The probabilities the engine recorded and those of the trainer differ beyond the stop bound. The optimizer made no step."""
+
+    def __init__(self, message: str, *, k3: float, ess: float) -> None:
+        super().__init__(message)
+        self.k3 = k3
+        self.ess = ess

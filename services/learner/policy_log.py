@@ -34,9 +34,9 @@ class PolicyLog:
         """What the log holds of this policy, in order."""
         self.epoch = 0
         """Claimed by this learner; 0 before `claim`."""
+        self._seen: set[str] = set()
         for record in read_all(kafka, POLICY_UPDATES, codec):
             self._take(record.event)
-        self._seen = {update.event_id for update in self.updates}
 
     def claim(self, step: int, config: str) -> int:
         """Claim the next epoch; return it. Raises EpochLost if another learner was first."""
@@ -118,7 +118,8 @@ class PolicyLog:
             future.result()
 
     def _take(self, event: Event | None) -> None:
-        if isinstance(event, PolicyUpdate) and event.policy == self._policy and event.event_id not in {u.event_id for u in self.updates}:
+        if isinstance(event, PolicyUpdate) and event.policy == self._policy and event.event_id not in self._seen:
+            self._seen.add(event.event_id)
             self.updates.append(event)
 
 

@@ -25,13 +25,13 @@ class LearnerSettings(BaseSettings):
     """Topic to train on, without the prefix; another one after a replay."""
     learner_id: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     """Named in policy.updates."""
-    groups_per_step: int = Field(8, ge=1)
+    groups_per_step: int = Field(default=8, ge=1)
     """Groups admitted to one optimizer step."""
-    max_staleness: int = Field(8, ge=0)
+    max_staleness: int = Field(default=8, ge=0)
     """Optimizer steps after which an action is too old to be trained."""
-    max_row_tokens: int = Field(4096, ge=2)
+    max_row_tokens: int = Field(default=4096, ge=2)
     """Longer rows are filtered(oversized)."""
-    max_wait_s: float = Field(120.0, gt=0)
+    max_wait_s: float = Field(default=120.0, gt=0)
     """A smaller batch is taken when complete groups have waited this long."""
     permute_rewards: int | None = None
     """A seed: the control experiment that permutes rewards within groups and must not learn."""

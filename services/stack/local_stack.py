@@ -61,12 +61,14 @@ class Secrets(msgspec.Struct, frozen=True):
 class LocalStack:
     """A context manager: entering starts everything and waits until it is ready; leaving stops it, however it came."""
 
-    def __init__(self, options: StackOptions, on_ready: OnReady | None = None, on_exit: Callable[[Process, int], None] | None = None) -> None:
+    def __init__(
+        self, options: StackOptions, on_ready: OnReady | None = None, on_exit: Callable[[Process, int], None] | None = None
+    ) -> None:
         self.options = options
         self.data = options.data.resolve()
         self.data.mkdir(parents=True, exist_ok=True)
         self.secrets = load_secrets(self.data / "secrets.json")
-        self._on_ready = on_ready or (lambda _name, _seconds: None)
+        self._on_ready = on_ready or _say_nothing
         self._on_exit = on_exit
         self._started = 0.0
         self._supervisor: Supervisor | None = None
@@ -131,7 +133,13 @@ class LocalStack:
         vllm = None
         if not os.environ.get("VLLM_BASE_URL"):
             vllm = LocalVllm(
-                model, self.data / "vllm", port=self._vllm_port, served_model=self.options.policy, restart=self.options.restart, supervisor=supervisor
+                model,
+                self.data / "logs",
+                served_model=self.options.policy,
+                policy=self.options.policy,
+                port=self._vllm_port,
+                restart=self.options.restart,
+                supervisor=supervisor,
             ).start()
         kafka = None
         if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
@@ -203,12 +211,18 @@ class LocalStack:
         )
 
 
+def _say_nothing(_name: str, _seconds: float) -> None:
+    """The default of `on_ready`."""
+
+
 def load_secrets(path: Path) -> Secrets:
     """The secrets of a data folder, made at the first call."""
     if path.is_file():
         return msgspec.json.decode(path.read_bytes(), type=Secrets)
     made = Secrets(
-        signing_keys=f"local:{secrets.token_urlsafe(32)}", admin_key=f"fg-admin-{secrets.token_urlsafe(24)}", api_key=f"fg-{secrets.token_urlsafe(24)}"
+        signing_keys=f"local:{secrets.token_urlsafe(32)}",
+        admin_key=f"fg-admin-{secrets.token_urlsafe(24)}",
+        api_key=f"fg-{secrets.token_urlsafe(24)}",
     )
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:

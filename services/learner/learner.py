@@ -1,0 +1,258 @@
+"""The learner's loop: read → batch → train → checkpoint → update → ledger, in this order.
+
+Whatever happens in between, an action is trained into at most one published version: nothing is published before the checkpoint that
+holds it, and what a checkpoint has yet to publish is published when the learner resumes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Protocol
+
+import numpy as np
+
+from fulgurite.batching import BatchGroup, BatchRules, RowBatcher, ledger_entries
+from fulgurite.codec import Codec
+from fulgurite.events import Artifact, DeadLetter, Event, PolicyUpdate, Probe
+from fulgurite.ids import derive_id
+from fulgurite.kinds import LedgerTerm, UpdateKind
+from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs, unpack_ids
+from fulgurite.topics import DEAD_LETTERS
+from fulgurite.versions import Version, base_version, parse_version
+from services import logs
+from services.kafka import EventProducer, Record
+from services.learner.artifacts import ArtifactStore
+from services.learner.checkpoint import CheckpointState, CheckpointStore
+from services.learner.errors import CheckpointForeign, CheckpointMissing
+from services.learner.policy_log import PolicyLog, now_ms
+from services.learner.rows import TrainRow, permuted, train_rows
+from services.learner.settings import LearnerSettings
+from services.learner.source import TrajectorySource, trainable
+
+PROBE_TOKENS = 24
+"""Long enough to notice wrong weights anywhere, short enough to cost nothing."""
+
+_READ_TIMEOUT_S = 0.2
+
+log = logs.get()
+
+
+class Trains(Protocol):
+    """What the loop needs of a trainer; `services.learner.trainer.Trainer` is the one."""
+
+    def step(self, rows: Sequence[TrainRow]) -> Mapping[str, float]:
+        """One optimizer step; its metrics."""
+        ...
+
+    def logprobs(self, token_ids: Sequence[int]) -> FloatArray:
+        """Of each token but the first, shape (T-1,)."""
+        ...
+
+    def export(self, path: Path) -> None:
+        """Write the weights as safetensors under Hugging Face's names."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and random state."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`."""
+        ...
+
+
+class Learner:
+    """Trains one policy. Not thread-safe; `run` returns when told to stop."""
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        trainer: Trains,
+        source: TrajectorySource,
+        policy_log: PolicyLog,
+        producer: EventProducer,
+        codec: Codec,
+    ) -> None:
+        self.settings = settings
+        self._trainer = trainer
+        self._source = source
+        self._policy_log = policy_log
+        self._producer = producer
+        self._codec = codec
+        self._checkpoints = CheckpointStore(settings.data_dir, settings.policy, durable=settings.durable_files)
+        self._artifacts = ArtifactStore(settings.data_dir, settings.policy, durable=settings.durable_files)
+        rules = BatchRules(
+            groups_per_step=settings.groups_per_step, max_staleness=settings.max_staleness, max_row_tokens=settings.max_row_tokens
+        )
+        self.batcher = RowBatcher(settings.policy, rules)
+        self.version = base_version(settings.policy)
+        self._step = 0
+        self._serial = 0
+        self._topic_id = source.topic_id()
+        self._waiting_since: float | None = None
+        self._stopping = False
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint, publish what it had yet to publish, claim the next epoch. Raises LearnerError."""
+        found = self._checkpoints.latest()
+        if found is None:
+            self._refuse_known_versions()
+        else:
+            state, tensors = found
+            self._check_ours(state)
+            self.version = parse_version(state.version)
+            self._step, self._serial = state.step, state.serial
+            self.batcher.restore(state.positions, state.settled)
+            if tensors is not None:
+                self._trainer.load(tensors)
+            events = [self._codec.decode(frame) for frame in state.pending]
+            # Before the claim: in the log, an update counts only while its epoch is the highest claimed.
+            published = self._policy_log.republish(events, state.time_ms)
+            log.info("resumed", version=state.version, checkpoint=state.serial, republished=published)
+        epoch = self._policy_log.claim(self._step, self.settings.model_dump_json(exclude={"model", "data_dir"}))
+        self._source.start(self.batcher.positions())
+        log.info("claimed", epoch=epoch, step=self._step)
+
+    def stop(self) -> None:
+        """Have `run` return after the step it is in."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Read and train until stopped. Raises LearnerError, LogUnavailable."""
+        while not self._stopping:
+            for record in self._source.read(_READ_TIMEOUT_S):
+                self._take(record)
+            self._train_if_ready()
+
+    def _take(self, record: Record) -> None:
+        event = trainable(record)
+        if event is not None:
+            self.batcher.add(record.partition, record.offset, event)
+        elif record.error is not None:
+            self._bury(record)
+
+    def _train_if_ready(self) -> None:
+        groups = self.batcher.take(self.version, partial=self._waited_long())
+        if not groups:
+            return
+        self._waiting_since = None
+        self._policy_log.check_epoch()
+        began = time.monotonic()
+        if self.settings.permute_rewards is not None:
+            groups = permuted(groups, self.settings.permute_rewards + self._step)
+        rows = train_rows(groups)
+        update: PolicyUpdate | None = None
+        metrics = batch_metrics(groups, self.version)
+        if rows:
+            metrics |= self._trainer.step(rows)
+            self._step += 1
+            parent, self.version = self.version, Version(self.settings.policy, self._policy_log.epoch, self._step)
+            artifact = self._artifacts.write(self.version, self._trainer.export)
+            metrics["step_seconds"] = time.monotonic() - began
+            update = self._update(parent, artifact, rows, groups, metrics)
+        entries = ledger_entries(groups, self.version, now_ms())
+        events: list[Event] = [update, *entries] if update else [*entries]
+        self._checkpoint(events, trained=update is not None)
+        self._policy_log.publish(events)
+        self._source.show(self.batcher.positions())
+        log.info("settled", version=str(self.version), groups=len(groups), rows=len(rows), **metrics)
+
+    def _waited_long(self) -> bool:
+        if not self.batcher.complete():
+            self._waiting_since = None
+            return False
+        self._waiting_since = self._waiting_since or time.monotonic()
+        return time.monotonic() - self._waiting_since > self.settings.max_wait_s
+
+    def _update(
+        self, parent: Version, artifact: Artifact, rows: Sequence[TrainRow], groups: Sequence[BatchGroup], metrics: Mapping[str, float]
+    ) -> PolicyUpdate:
+        return PolicyUpdate(
+            event_id=derive_id("update", str(self.version)),
+            event_time=now_ms(),
+            policy=self.settings.policy,
+            kind=UpdateKind.update,
+            epoch=self.version.epoch,
+            step=self.version.step,
+            version=str(self.version),
+            parent_version=str(parent),
+            learner_id=self.settings.learner_id,
+            artifact=artifact,
+            probe=self._probe(rows[0]),
+            topic=self.settings.topic,
+            positions=self.batcher.positions(),
+            trained_actions=sum(fate[0] is LedgerTerm.trained for group in groups for fate in group.fates.values()),
+            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        )
+
+    def _probe(self, row: TrainRow) -> Probe:
+        token_ids = row.token_ids[-PROBE_TOKENS:]
+        logprobs = self._trainer.logprobs([int(token) for token in token_ids])
+        return Probe(token_ids=pack_ids(token_ids), logprobs=pack_logprobs(np.asarray(logprobs, dtype=np.float32)))
+
+    def _checkpoint(self, pending: Sequence[Event], *, trained: bool) -> None:
+        self._serial += 1
+        state = CheckpointState(
+            policy=self.settings.policy,
+            topic=self.settings.topic,
+            topic_id=self._topic_id,
+            epoch=self._policy_log.epoch,
+            step=self._step,
+            version=str(self.version),
+            serial=self._serial,
+            time_ms=now_ms(),
+            positions=self.batcher.positions(),
+            settled=self.batcher.settled(),
+            pending=tuple(self._codec.encode(event) for event in pending),
+        )
+        self._checkpoints.write(state, self._trainer.save if trained else None)
+
+    def _check_ours(self, state: CheckpointState) -> None:
+        if (state.policy, state.topic, state.topic_id) != (self.settings.policy, self.settings.topic, self._topic_id):
+            raise CheckpointForeign(
+                f"the checkpoint in {self.settings.data_dir} is of policy {state.policy} on topic {state.topic} ({state.topic_id}), "
+                f"this learner is to train {self.settings.policy} on {self.settings.topic} ({self._topic_id}); "
+                "set FULGURITE_POLICY, FULGURITE_TOPIC or FULGURITE_DATA_DIR so that they fit"
+            )
+
+    def _refuse_known_versions(self) -> None:
+        known = [update.version for update in self._policy_log.updates if update.kind is UpdateKind.update]
+        if known:
+            raise CheckpointMissing(
+                f"policy.updates has versions up to {known[-1]}, but {self.settings.data_dir} has no checkpoint of {self.settings.policy}; "
+                "point FULGURITE_DATA_DIR to the folder with it, or train under another FULGURITE_POLICY"
+            )
+
+    def _bury(self, record: Record) -> None:
+        log.warning("dead letter", partition=record.partition, offset=record.offset, error=record.error)
+        letter = DeadLetter(
+            event_id=derive_id("dead", self._source.topic.name, record.partition, record.offset),
+            event_time=now_ms(),
+            stage="learner.read",
+            error_type=(record.error or "").partition(":")[0],
+            error=record.error or "",
+            topic=self._source.topic.name,
+            partition=record.partition,
+            offset=record.offset,
+            key=record.key,
+            value=record.value,
+        )
+        self._producer.publish_sync(DEAD_LETTERS, (record.key or b"").decode(errors="replace"), letter)
+
+
+def batch_metrics(groups: Sequence[BatchGroup], version: Version) -> dict[str, float]:
+    """What a batch is made of, for the update and the log."""
+    rewards = [reward for group in groups for reward in group.rewards]
+    episodes = [episode for group in groups for episode in group.episodes]
+    return {
+        "version_step": float(version.step),
+        "groups": float(len(groups)),
+        "groups_with_signal": float(sum(bool(group.episodes) for group in groups)),
+        "reward_mean": fmean(rewards) if rewards else 0.0,
+        "rows_per_episode": fmean(len(episode.rows) for episode in episodes) if episodes else 0.0,
+        "row_tokens": float(sum(len(unpack_ids(row.token_ids)) for episode in episodes for row in episode.rows)),
+    }

@@ -1,0 +1,58 @@
+"""Starts the learner: `python -m services.learner.main`. Ends with 0 when stopped, with 1 and a message when it cannot go on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from fulgurite.codec import Codec
+from services import logs
+from services.kafka import EventProducer, KafkaSettings, LogUnavailable
+from services.learner.errors import LearnerError
+from services.learner.learner import Learner
+from services.learner.policy_log import PolicyLog
+from services.learner.settings import LearnerSettings
+from services.learner.source import TrajectorySource
+from services.topic_admin import TopicLayoutError, check_topics
+
+log = logs.get()
+
+
+def main() -> int:
+    """Run until SIGTERM or SIGINT."""
+    settings = LearnerSettings()  # pyright: ignore[reportCallIssue]
+    logs.configure("learner", settings.log_level)
+    kafka = KafkaSettings()
+    try:
+        check_topics(kafka)
+        return _run(settings, kafka)
+    except (LearnerError, LogUnavailable, TopicLayoutError) as error:
+        log.error("learner stopped", error=str(error), kind=type(error).__name__)
+        return 1
+
+
+def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:
+    # torch and verl take seconds to import: not before the settings and topics are known to be right.
+    from services.learner.trainer import Trainer, TrainerSettings
+
+    codec = Codec()
+    producer = EventProducer(kafka, codec, f"learner-{settings.policy}")
+    trainer = Trainer(settings.model, TrainerSettings())
+    source = TrajectorySource(kafka, codec, settings.topic, settings.policy)
+    policy_log = PolicyLog(kafka, codec, producer, settings.policy, settings.learner_id)
+    learner = Learner(settings, trainer, source, policy_log, producer, codec)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: learner.stop())
+    try:
+        learner.resume()
+        learner.run()
+    finally:
+        source.close()
+        policy_log.close()
+        producer.close()
+    log.info("stopped", version=str(learner.version))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
