@@ -52,7 +52,7 @@ async def run() -> int:
     settings = RewarderSettings()
     logs.configure("rewarder", settings.log_level)
     quieten()
-    kafka = KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    kafka = KafkaSettings()
     check_topics(kafka)
     return await Rewarder(kafka, settings).run()
 

@@ -81,8 +81,8 @@ class RewardWorker:
         if not isinstance(record.event, Episode):
             await self._bury(record)
         elif self._is_ours(record.event):
-            for reward in await self._judge(record.event):
-                await self._producer.publish(AGENT_REWARDS, reward.group_id, reward)
+            rewards = await self._judge(record.event)
+            await asyncio.gather(*(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards))
 
     def _is_ours(self, episode: Episode) -> bool:
         declaration = episode.declaration
@@ -99,6 +99,8 @@ class RewardWorker:
             values[self._plugin.name] = None
             error = str(failure)
             _log.warning("reward function failed", rollout_id=episode.rollout_id, error=error)
+        # Expected names last: the group may close with the last of them, and the others should be in it.
+        expected = episode.declaration.expected_rewards if episode.declaration else ()
         return [
             AgentReward(
                 event_id=derive_id("reward", name, self._plugin.source, episode.event_id),
@@ -112,7 +114,7 @@ class RewardWorker:
                 source=self._plugin.source,
                 error=error,
             )
-            for name, value in values.items()
+            for name, value in sorted(values.items(), key=lambda item: (item[0] in expected, item[0]))
         ]
 
     async def _bury(self, record: Record) -> None:
@@ -165,7 +167,7 @@ async def run(arguments: Sequence[str]) -> int:
     except PluginError as error:
         _log.error("cannot load the reward function", error=str(error))
         return 2
-    kafka = KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    kafka = KafkaSettings()
     check_topics(kafka)
     worker = RewardWorker(plugin, chosen.run_id, kafka, settings)
     loop = asyncio.get_running_loop()
