@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.batching import BatchRules, RowBatcher, ledger_entries, staleness
-from fulgurite.events import Action, Tombstone, Trajectory
+from fulgurite.events import Action, Position, Tombstone, Trajectory
 from fulgurite.kinds import FilterReason, LedgerTerm, Mode
 from fulgurite.tokens import pack_ids, pack_logprobs
 from fulgurite.versions import Version
@@ -220,7 +220,7 @@ def test_a_learner_that_is_killed_and_resumes_settles_every_group_once(seed: int
     chance.shuffle(log)
     batcher = RowBatcher("policy", rules)
     settled: list[str] = []
-    saved = (batcher.positions(), batcher.settled(), 0)
+    saved: tuple[tuple[Position, ...], dict[str, tuple[int, int]], int] = ((), {}, 0)
     offset = 0
     while offset < len(log):
         batcher.add(0, offset, log[offset])
