@@ -1,0 +1,22 @@
+"""What the trainer takes: rows of tokens with everything that the loss of each token needs. Importable without torch."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+
+class TrainRow(msgspec.Struct, frozen=True, eq=False):
+    """One row of T tokens; every array is (T,) and speaks of the token at its index."""
+
+    token_ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    """Carries loss. Never the first token, which nothing predicts."""
+    behaviour_logprobs: NDArray[np.float32]
+    """As the engine reported them, at the action's temperature; 0 where not trained."""
+    advantages: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    """1 / (trained tokens of the episode x episodes in the batch)."""
+    temperature: NDArray[np.float32]
+    """The action's sampling temperature; anything above 0 where not trained."""

@@ -1,0 +1,247 @@
+"""One policy's weights and optimizer: verl's `TrainingWorker` on the forest engine, in this process, without Ray.
+
+A step either happens or leaves everything as it was. Rows come in any number and order: micro-batches are cut along the prefix forest, and
+filled up with rows that are prefixes of others and carry no loss, which cost nothing. Not thread-safe; one per process.
+"""
+
+# verl, tensordict and torch.distributed are annotated in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from fulgurite.forest import build, partition
+from services.learner import verl_cpu
+from services.learner.errors import IncompatibleObjective
+from services.learner.train_row import TrainRow
+from services.learner.trainer_settings import TrainerSettings
+
+__all__ = ["TrainRow", "Trainer", "TrainerSettings"]
+
+_FILLER_TOKENS = 2
+"""A row that is there for the number of rows only; the shortest one with something to predict."""
+
+
+class Trainer:
+    """Trains the model in a Hugging Face folder. Raises IncompatibleObjective if the settings do not go together."""
+
+    def __init__(self, model: Path, settings: TrainerSettings) -> None:
+        self.settings = settings
+        self.device = verl_cpu.select(settings.device)
+        # Imported after the platform is chosen: verl's engine asks for it while being imported.
+        from services.learner.objective import Objective
+
+        self._objective = Objective(settings)
+        torch.manual_seed(settings.seed)
+        self._worker = _worker(model, settings, self.device)
+        self._reference = _worker(model, settings, self.device) if settings.kl_coef else None
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The sharded model."""
+        return cast("torch.nn.Module", self._worker.engine.module)
+
+    def step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
+        """One optimizer step on a batch; its metrics. Raises PolicyDrift, IncompatibleObjective: nothing has changed then."""
+        began = time.monotonic()
+        self._refuse(rows)
+        bins, filled = _filled(rows, self.settings.max_forest_tokens)
+        fields = _fields(filled)
+        if self.settings.correction == "decoupled":
+            old = self._infer(self._worker, fields, bins)
+            fields |= {"old_log_probs": old, "rollout_is_weights": self._truncated_weights(old, fields)}
+        if self._reference is not None:
+            fields["ref_log_probs"] = self._infer(self._reference, fields, bins)
+        self._objective.begin(rows=len(rows), trained_tokens=sum(int(row.trained.sum()) for row in rows))
+        self._worker.set_loss_fn(self._objective)
+        result = self._worker.train_batch(self._batch(fields, bins, calculate_entropy=self.settings.entropy_coef != 0))
+        from verl.utils import tensordict_utils as tu
+
+        told = cast("dict[str, Any]", tu.get(result, "metrics"))
+        return {
+            "loss": float(told["loss"]),
+            "grad_norm": float(told["grad_norm"]),
+            **self._objective.metrics(),
+            "forest_tokens": float(sum(len(build([filled[i].token_ids for i in b], [filled[i].trained for i in b])) for b in bins)),
+            "row_tokens": float(sum(len(row.token_ids) for row in rows)),
+            "micro_batches": float(len(bins)),
+            "train_seconds": time.monotonic() - began,
+        }
+
+    def logprobs(self, token_ids: Sequence[int] | NDArray[np.int32]) -> NDArray[np.float32]:
+        """Log-probabilities of each token but the first given those before it, at temperature 1, shape (T-1,)."""
+        tokens = np.asarray(token_ids, dtype=np.int32)
+        zeros, ones = np.zeros(len(tokens), np.float32), np.ones(len(tokens), np.float32)
+        row = TrainRow(tokens, np.arange(len(tokens)) > 0, zeros, zeros, zeros, ones)
+        return self.row_logprobs([row])[0][1:]
+
+    def row_logprobs(self, rows: Sequence[TrainRow]) -> list[NDArray[np.float32]]:
+        """Log-probabilities (T,) of the trained tokens of each row at their temperatures, 0 elsewhere."""
+        bins, filled = _filled(rows, self.settings.max_forest_tokens)
+        shifted = self._infer(self._worker, _fields(filled), bins)
+        return [np.roll(values.numpy(), 1) * row.trained for values, row in zip(shifted, rows, strict=False)]
+
+    def export(self, path: Path) -> None:
+        """Write the weights as safetensors under Hugging Face's names, in the base model's dtype; a tied head is left out, as theirs is."""
+        config = self._worker.model_config.hf_config
+        parameters, _ = self._worker.engine.get_per_tensor_param()
+        dtype = config.dtype or torch.bfloat16
+        tensors = {name: value.detach().to("cpu", dtype, copy=True).contiguous() for name, value in parameters}
+        if config.tie_word_embeddings:
+            tensors.pop("lm_head.weight", None)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and random state, as verl does."""
+        with contextlib.redirect_stdout(sys.stderr):
+            self._worker.save_checkpoint(str(folder))
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`."""
+        with contextlib.redirect_stdout(sys.stderr):
+            self._worker.load_checkpoint(str(folder))
+
+    def _refuse(self, rows: Sequence[TrainRow]) -> None:
+        if not any(row.trained.any() for row in rows):
+            raise IncompatibleObjective("a step needs at least one trained token")
+        if self.settings.single_row_episodes:
+            sums = [float(row.weights[row.trained].sum()) * len(rows) for row in rows]
+            if not np.allclose(sums, 1.0, atol=1e-3):
+                raise IncompatibleObjective(
+                    "single_row_episodes is set, and the weights of this batch are not those of one row per episode"
+                )
+        if not self.settings.share_prefixes and any(len(np.unique(row.temperature[row.trained])) > 1 for row in rows):
+            raise IncompatibleObjective("row by row, verl knows one temperature per row; set share_prefixes")
+
+    def _batch(self, fields: dict[str, Any], bins: list[list[int]], **options: Any) -> Any:
+        from verl.utils import tensordict_utils as tu
+
+        order = [i for b in bins for i in b]
+        tensors = {name: _jagged([values[i] for i in order]) for name, values in fields.items() if name != "temperature"}
+        tensors["temperature"] = torch.tensor([fields["temperature"][i] for i in order])
+        longest = max(len(row) for row in fields["input_ids"])
+        return tu.get_tensordict(
+            tensors,
+            {
+                "share_prefixes": self.settings.share_prefixes,
+                "use_remove_padding": False,
+                "use_dynamic_bsz": not self.settings.share_prefixes,
+                "max_token_len_per_gpu": max(self.settings.max_forest_tokens, longest),
+                "micro_batch_size_per_gpu": len(bins[0]),
+                **options,
+            },
+        )
+
+    def _infer(self, worker: Any, fields: dict[str, Any], bins: list[list[int]]) -> list[torch.Tensor]:
+        """Log-probabilities of each of the batch's rows, by index of the row."""
+        result = worker.infer_batch(self._batch(fields, bins, compute_loss=False))
+        in_bins = [row.detach().float().cpu() for row in result["log_probs"].unbind()]
+        order = [i for b in bins for i in b]
+        rows = dict(zip(order, in_bins, strict=True))
+        return [rows[i] for i in range(len(order))]
+
+    def _truncated_weights(self, old: list[torch.Tensor], fields: dict[str, Any]) -> list[torch.Tensor]:
+        from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
+
+        lengths = [len(row) for row in old]
+        dense = [torch.nested.to_padded_tensor(_jagged(rows), 0.0) for rows in (old, fields["behaviour_logprobs"], fields["weights"])]
+        mask = torch.nested.to_padded_tensor(_jagged([row.float() for row in fields["loss_mask"]]), 0.0)
+        weights, _ = compute_rollout_correction_weights(
+            log_ratio=dense[0] - dense[1], response_mask=mask, rollout_is="token", rollout_is_threshold=self.settings.is_cap
+        )
+        return [row[:length] for row, length in zip(weights, lengths, strict=True)]
+
+
+def _filled(rows: Sequence[TrainRow], max_tokens: int) -> tuple[list[list[int]], list[TrainRow]]:
+    """Bins of equally many rows, cut along the forest; rows added to the end of the list fill the smaller ones up."""
+    bins = partition([row.token_ids for row in rows], max_tokens)
+    filled = list(rows)
+    most = max(len(b) for b in bins)
+    for b in bins:
+        model = filled[b[0]]
+        empty = np.zeros(_FILLER_TOKENS, np.float32)
+        filler = TrainRow(model.token_ids[:_FILLER_TOKENS], empty.astype(bool), empty, empty, empty, empty + 1)
+        while len(b) < most:
+            b.append(len(filled))
+            filled.append(filler)
+    return bins, filled
+
+
+def _fields(rows: Sequence[TrainRow]) -> dict[str, Any]:
+    """The batch's tensors row by row, in verl's layout: index t speaks of token t+1."""
+    behaviour = [_shifted(row.behaviour_logprobs) for row in rows]
+    return {
+        "input_ids": [torch.from_numpy(row.token_ids.astype(np.int64)) for row in rows],
+        "position_ids": [torch.arange(len(row.token_ids)) for row in rows],
+        "loss_mask": [_shifted(row.trained) for row in rows],
+        "token_temperature": [_shifted(row.temperature, 1.0) for row in rows],
+        "behaviour_logprobs": behaviour,
+        "old_log_probs": behaviour,
+        "advantages": [_shifted(row.advantages) for row in rows],
+        "weights": [_shifted(row.weights) for row in rows],
+        "rollout_is_weights": [torch.ones(len(row.token_ids)) for row in rows],
+        "temperature": [float(row.temperature[row.trained][0]) if row.trained.any() else 1.0 for row in rows],
+    }
+
+
+def _shifted(values: NDArray[Any], last: float = 0) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([values[1:], np.array([last], values.dtype)]))
+
+
+def _jagged(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
+    """verl's worker with our engine, which it finds in its registry."""
+    from verl.trainer.config import CheckpointConfig
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
+    from verl.workers.engine_workers import TrainingWorker
+
+    import services.learner.engine  # noqa: F401  (registers the engine)
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        os.environ.setdefault(name, value)
+    if not dist.is_initialized():
+        backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    config = TrainingWorkerConfig(
+        model_type="language_model",
+        model_config=HFModelConfig(
+            path=str(model),
+            override_config={"attn_implementation": "sdpa"},
+            use_remove_padding=False,
+            enable_gradient_checkpointing=False,
+        ),
+        engine_config=FSDPEngineConfig(
+            strategy="fsdp2",
+            model_dtype="fp32",
+            mixed_precision={"param_dtype": settings.dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+            use_torch_compile=False,
+            use_remove_padding=False,
+            reshard_after_forward=device != "cpu",
+            max_token_len_per_gpu=settings.max_forest_tokens,
+            infer_max_token_len_per_gpu=settings.max_forest_tokens,
+            seed=settings.seed,
+        ),
+        optimizer_config=FSDPOptimizerConfig(lr=settings.lr, weight_decay=settings.weight_decay, clip_grad=settings.grad_clip),
+        checkpoint_config=CheckpointConfig(),
+    )
+    # verl prints; a service's standard output is its log.
+    with contextlib.redirect_stdout(sys.stderr):
+        worker = TrainingWorker(config)
+        worker.reset()
+    return worker
