@@ -30,6 +30,7 @@ LINGER_MS = 1
 """Long enough to batch a busy gateway's events, too short to be noticed by an agent."""
 
 _READ_TIMEOUT_S = 30.0
+_BATCH_S = 0.05
 
 
 class LogUnavailable(Exception):
@@ -253,9 +254,13 @@ def read_all(
             starts = [tp for tp in found if 0 <= tp.offset < ends[tp.partition]]
             ends = {tp.partition: ends[tp.partition] for tp in starts}
         consumer.assign(starts)
+        heard = time.monotonic()
         while ends:
-            messages = consumer.consume(500, timeout=_READ_TIMEOUT_S)
-            if not messages:
+            # `consume` waits for the whole batch or its time-out, so the time-out is short.
+            messages = consumer.consume(500, timeout=_BATCH_S)
+            if messages:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > _READ_TIMEOUT_S:
                 raise LogUnavailable(f"{name}: nothing to read for {_READ_TIMEOUT_S:.0f} s, though offsets {ends} are not reached")
             for message in messages:
                 failure = message.error()

@@ -57,7 +57,8 @@ def test_the_response_is_kept_without_choices_and_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", [{"token_ids": None}, {"token_ids": None, "logprobs": None}, {"logprobs": {"content": [{"token": "t"}]}}, {"logprobs": logprobs(-1)}]
+    "choice",
+    [{"token_ids": None}, {"token_ids": None, "logprobs": None}, {"logprobs": {"content": [{"token": "t"}]}}, {"logprobs": logprobs(-1)}],
 )
 def test_tokens_that_do_not_pair_with_logprobs_are_null_not_wrong(choice: dict[str, Any]) -> None:
     capture = Capture("ours", None, NOTHING)
@@ -128,7 +129,12 @@ def test_tool_calls_are_joined_by_index() -> None:
         {"role": "assistant", "content": None},
         {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
         {"tool_calls": [{"index": 0, "function": {"arguments": '{"a":'}}]},
-        {"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}, {"index": 1, "id": "c2", "function": {"name": "g", "arguments": "{}"}}]},
+        {
+            "tool_calls": [
+                {"index": 0, "function": {"arguments": "1}"}},
+                {"index": 1, "id": "c2", "function": {"name": "g", "arguments": "{}"}},
+            ]
+        },
     ):
         merge_delta(message, delta)
     assert message == {
