@@ -18,8 +18,8 @@ from services.stack.errors import EngineMissing
 from services.stack.ports import LOCALHOST, answers, free_port
 from services.stack.supervise import Process, ProcessSpec, Restart, Supervisor
 
-READY_TIMEOUT_S = 300.0
-"""28–67 s were seen on two idle cores, 90 s the first time; other processes may want the cores too."""
+READY_TIMEOUT_S = 480.0
+"""28–67 s were seen on two idle cores, 90 s the first time, minutes when other processes want the cores too."""
 
 _PLUGIN = Path(__file__).resolve().parents[1] / "vllm_plugin"
 CHAT_TEMPLATE = _PLUGIN / "chat_template.jinja"

@@ -1,0 +1,149 @@
+"""Supervision with real processes: ready, stopped, restarted, and none left behind however the supervisor ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services.stack.errors import EngineExited, EngineNotReady
+from services.stack.supervise import ProcessSpec, Restart, State, Supervisor
+from services.stack.watchdog import session_members
+
+SLEEP = "import time; print('up', flush=True); time.sleep(600)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
+print("up", child.pid, flush=True)
+time.sleep(600)
+"""
+ABANDONED = """
+import sys, time
+from pathlib import Path
+from services.stack.supervise import ProcessSpec, Supervisor
+supervisor = Supervisor()
+started = supervisor.start(ProcessSpec(name="parent", argv=[sys.executable, "-c", sys.argv[1]], log=Path(sys.argv[2])))
+print(started.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    with Supervisor() as started:
+        yield started
+
+
+def spec(
+    tmp_path: Path, code: str, *, restart: Restart = Restart.never, ready_timeout_s: float = 30, stop_timeout_s: float = 20
+) -> ProcessSpec:
+    log = tmp_path / "process.log"
+    return ProcessSpec(
+        name="process",
+        argv=[sys.executable, "-c", code],
+        log=log,
+        ready=lambda: log.is_file() and "up" in log.read_text(),
+        restart=restart,
+        ready_timeout_s=ready_timeout_s,
+        stop_timeout_s=stop_timeout_s,
+    )
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Within half a minute: the machine may be busy."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_ready_then_stopped(supervisor: Supervisor, tmp_path: Path) -> None:
+    process = supervisor.add(spec(tmp_path, SLEEP))
+    assert process.state is State.idle
+    process.start().wait_ready()
+    assert process.state is State.ready
+    process.stop()
+    process.stop()
+    assert (process.state, process.returncode, process.pid) == (State.idle, -signal.SIGTERM, None)
+    process.start().wait_ready()
+    assert process.state is State.ready
+
+
+def test_one_that_ignores_the_request_is_killed(supervisor: Supervisor, tmp_path: Path) -> None:
+    process = supervisor.start(spec(tmp_path, STUBBORN, stop_timeout_s=0.2)).wait_ready()
+    process.stop()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_failure_to_start_is_told_with_the_log(supervisor: Supervisor, tmp_path: Path) -> None:
+    process = supervisor.start(spec(tmp_path, "import sys; sys.exit('no such port')", restart=Restart.always))
+    with pytest.raises(EngineExited, match="no such port"):
+        process.wait_ready()
+    assert process.restarts == 0
+
+
+def test_one_that_never_gets_ready_is_told(supervisor: Supervisor, tmp_path: Path) -> None:
+    with pytest.raises(EngineNotReady):
+        supervisor.start(spec(tmp_path, "import time; time.sleep(600)", ready_timeout_s=0.3)).wait_ready()
+
+
+def test_a_crash_is_told_and_mended(tmp_path: Path) -> None:
+    ended: list[int] = []
+    with Supervisor(lambda _, code: ended.append(code)) as supervisor:
+        process = supervisor.start(spec(tmp_path, SLEEP, restart=Restart.always)).wait_ready()
+        first = process.pid
+        process.kill()
+        assert eventually(lambda: process.pid is not None and process.pid != first)
+        process.wait_ready()
+        assert (ended, process.restarts) == ([-signal.SIGKILL], 1)
+    assert process.state is State.idle
+
+
+def test_without_a_restart_policy_a_crash_stays(supervisor: Supervisor, tmp_path: Path) -> None:
+    process = supervisor.start(spec(tmp_path, SLEEP)).wait_ready()
+    process.kill()
+    assert (process.state, process.wait(5)) == (State.exited, -signal.SIGKILL)
+
+
+def test_stopped_and_woken(supervisor: Supervisor, tmp_path: Path) -> None:
+    process = supervisor.start(spec(tmp_path, SLEEP)).wait_ready()
+    assert process.pid is not None
+    process.suspend()
+    assert eventually(lambda: _status(process.pid) == "T")
+    process.resume()
+    assert eventually(lambda: _status(process.pid) == "S")
+
+
+def test_grandchildren_die_with_their_parent(supervisor: Supervisor, tmp_path: Path) -> None:
+    process = supervisor.start(spec(tmp_path, PARENT)).wait_ready()
+    leader = process.pid
+    assert leader is not None
+    assert len(session_members(leader)) == 2
+    os.kill(leader, signal.SIGKILL)
+    process.wait(30)
+    assert eventually(lambda: session_members(leader) == [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_outlives_the_supervisor(tmp_path: Path, number: signal.Signals) -> None:
+    log = tmp_path / "log"
+    with subprocess.Popen([sys.executable, "-c", ABANDONED, PARENT, str(log)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as owner:
+        assert owner.stdout is not None
+        leader = int(owner.stdout.readline())
+        assert eventually(lambda: log.is_file() and "up" in log.read_text())
+        assert len(session_members(leader)) == 2
+        owner.send_signal(number)
+    assert eventually(lambda: session_members(leader) == [])
+
+
+def _status(pid: int | None) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
