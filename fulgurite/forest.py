@@ -1,8 +1,8 @@
 """Rows of tokens as a prefix forest: every shared prefix is one path, so that a model computes it once.
 
-A node is a token after a particular history. Nodes are numbered depth-first, a node's position id is its depth, and a node may attend to itself
-and its ancestors only: what the model computes at a node is then what it computes for that token in every row through it. The forest does not
-depend on the order of the rows. Array names end in their shape: N nodes, K needed nodes, T tokens of a row.
+A node is a token after a particular history. Nodes are numbered depth-first, a node's position id is its depth, and a node may attend
+to itself and its ancestors only: what the model computes at a node is then what it computes for that token in every row through it.
+The forest does not depend on the order of the rows. Array names end in their shape: N nodes, K needed nodes, T tokens of a row.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """verl's FSDP engine, computing a micro-batch as a prefix forest: the same log-probabilities and gradients, each shared prefix once.
 
-Only how a micro-batch enters and leaves the model is replaced; losses, optimizer, sharding and checkpoints are verl's, and `TrainingWorker`
-finds this engine in verl's registry. A micro-batch of nested (row, T) tensors holds, in verl's layout where index t speaks of token t+1:
-`input_ids`, `loss_mask` (bool: that token is trained) and `token_temperature`. The attention is SDPA with a dense mask, on CPU and CUDA alike.
-With the non-tensor entry `share_prefixes=False` verl's own row by row runs instead, with `temperature` (row,).
+Only how a micro-batch enters and leaves the model is replaced; losses, optimizer, sharding and checkpoints are verl's, and
+`TrainingWorker` finds this engine in verl's registry. A micro-batch holds nested (row, T) tensors: `input_ids`, and in verl's layout, where
+index t speaks of token t+1, `loss_mask` (bool: that token is trained) and `token_temperature`. The attention is SDPA with a dense mask, on
+CPU and CUDA alike. With the non-tensor entry `share_prefixes=False` verl's own row by row runs instead, with `temperature` (row,).
 """
 
 # verl and tensordict ship no usable annotations.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
-# pyright: reportUnknownParameterType=false, reportMissingTypeArgument=false, reportIncompatibleMethodOverride=false
+# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """What a step minimises: a policy loss of verl's by name, every episode weighing the same, and the watch over engine and trainer.
 
 A token's weight, 1 / (trained tokens of its episode x episodes in the batch), enters where verl lets importance weights enter
-(`rollout_is_weights`, which multiplies the loss of a token after clipping), and verl sums (`token-sum`): the loss is the sum of weight x verl's
-loss of the token, exactly. Entropy and KL terms carry the same weight. SAPO averages over sequences whatever it is told; with one row per episode
-that is the same number, so no weight is added to it.
+(`rollout_is_weights`, which multiplies the loss of a token after clipping), and verl sums (`token-sum`): the loss is the sum of weight
+times verl's loss of the token, exactly. Entropy and KL terms carry the same weight. SAPO averages over sequences whatever it is told; with
+one row per episode that is the same number, so no weight is added to it.
 
-`bypass` takes the engine's log-probabilities as the old ones, `decoupled` the trainer's own before the step, with truncated importance weights
-between the two. verl's bypass would silently replace other losses by `vanilla`; what does not go together is refused here at start.
+`bypass` takes the engine's log-probabilities as the old ones, `decoupled` the trainer's own before the step, with truncated importance
+weights between the two. verl's bypass would silently replace other losses by `vanilla`; what does not go together is refused at start.
 """
 
 # verl and tensordict ship no usable annotations.
@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, agg_loss, get_policy_loss_fn, kl_penalty
@@ -71,7 +72,7 @@ class Objective:
     def __init__(self, settings: TrainerSettings) -> None:
         check(settings)
         self._settings = settings
-        self._policy_loss = get_policy_loss_fn(settings.policy_loss)
+        self._policy_loss = cast("Callable[..., tuple[torch.Tensor, dict[str, Any]]]", get_policy_loss_fn(settings.policy_loss))
         self._config = ActorConfig(
             strategy="fsdp2",
             rollout_n=1,
@@ -121,7 +122,7 @@ class Objective:
             self._sums["entropy"] += entropy.item()
             loss = loss - self._settings.entropy_coef * entropy
         if self._settings.kl_coef:
-            penalty = kl_penalty(logprobs, dense(data["ref_log_probs"]), self._settings.kl_estimator)
+            penalty = kl_penalty(cast("Any", logprobs), cast("Any", dense(data["ref_log_probs"])), self._settings.kl_estimator)
             kl = agg_loss(penalty * weights, mask, "token-sum")
             self._sums["kl"] += kl.item()
             loss = loss + self._settings.kl_coef * kl

@@ -130,7 +130,7 @@ class Trainer:
         from verl.utils import tensordict_utils as tu
 
         order = [i for b in bins for i in b]
-        tensors = {name: _jagged([values[i] for i in order]) for name, values in fields.items() if name != "temperature"}
+        tensors: dict[str, Any] = {name: _jagged([values[i] for i in order]) for name, values in fields.items() if name != "temperature"}
         tensors["temperature"] = torch.tensor([fields["temperature"][i] for i in order])
         longest = max(len(row) for row in fields["input_ids"])
         return tu.get_tensordict(
@@ -211,13 +211,13 @@ def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
     from verl.workers.engine_workers import TrainingWorker
 
-    import services.learner.engine  # noqa: F401  (registers the engine)
+    from services.learner.engine import ForestEngine
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         os.environ.setdefault(name, value)
     if not dist.is_initialized():
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     config = TrainingWorkerConfig(
         model_type="language_model",
         model_config=HFModelConfig(
@@ -243,5 +243,7 @@ def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
     # verl prints; a service's standard output is its log.
     with contextlib.redirect_stdout(sys.stderr):
         worker = TrainingWorker(config)
+        # Importing the engine has registered it; this says so to readers, too.
+        assert isinstance(worker.engine, ForestEngine)
         worker.reset()
     return worker

@@ -1,7 +1,7 @@
 """A CPU platform for verl, which has none of its own: the same FSDP2 engine then runs where there is no accelerator.
 
-Importing this module registers it. `select(device)` must run before anything of verl is imported that asks for the platform; worker processes
-of a cluster get the same by VERL_PLATFORM=cpu and VERL_USE_EXTERNAL_MODULES=services.learner.verl_cpu in their environment.
+Importing this module registers it. `select(device)` must run before anything of verl is imported that asks for the platform; worker
+processes of a cluster get the same by VERL_PLATFORM=cpu and VERL_USE_EXTERNAL_MODULES=services.learner.verl_cpu in their environment.
 """
 
 # verl ships no usable annotations for its platforms.
@@ -10,7 +10,7 @@ of a cluster get the same by VERL_PLATFORM=cpu and VERL_USE_EXTERNAL_MODULES=ser
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -123,7 +123,7 @@ class PlatformCpu(PlatformBase):
         return "FULGURITE_NO_VISIBLE_DEVICES"
 
     @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
+    def nvtx_range(self, msg: str) -> Generator[None]:
         yield
 
     def profiler_start(self) -> None: ...

@@ -1,0 +1,81 @@
+"""The advantage estimator `fulgurite_group`, in verl's registry: episodes are compared, actions are credited.
+
+verl's outcome estimators sum a row's token rewards to one scalar and compare rows. Here the baseline is over the *episodes* of a group,
+those without rows included, and each action's credit less that baseline is spread over the action's tokens. With one row per episode and
+the whole reward as every action's credit it is verl's `grpo`.
+"""
+
+# verl ships no usable annotations for its registry.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn, register_adv_est
+
+from services.learner.errors import NoBaseline
+
+NAME = "fulgurite_group"
+
+
+@register_adv_est(NAME)
+def group_advantage(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: NDArray[Any],
+    action_credits: torch.Tensor | None = None,
+    group_rewards: Mapping[Any, Sequence[float]] | None = None,
+    epsilon: float = 1e-6,
+    norm_adv_by_std_in_grpo: bool = True,
+    config: Any = None,
+    **_others: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """verl's contract: (row, T) rewards and mask, (row,) groups in; advantages and returns (row, T) out.
+
+    `action_credits` (row, T) are those of each token's action, by default the row's summed reward. `group_rewards` are the rewards of a
+    group's scored episodes, by default those of its rows. Raises NoBaseline for a group of fewer than two: verl would take the raw reward.
+    """
+    scores = token_level_rewards.sum(dim=-1)
+    if action_credits is None:
+        action_credits = scores[:, None].expand_as(token_level_rewards)
+    if group_rewards is None:
+        by_row: defaultdict[Any, list[float]] = defaultdict(list)
+        for group, score in zip(index, scores.tolist(), strict=True):
+            by_row[group].append(score)
+        group_rewards = by_row
+    baselines: dict[Any, tuple[float, float]] = {}
+    for group in set(index):
+        rewards = torch.tensor(group_rewards.get(group, ()), dtype=torch.float32)
+        if len(rewards) < 2:
+            raise NoBaseline(f"group {group} has {len(rewards)} scored episodes")
+        baselines[group] = float(rewards.mean()), float(rewards.std()) + epsilon if norm_adv_by_std_in_grpo else 1.0
+    mean = torch.tensor([baselines[group][0] for group in index], dtype=action_credits.dtype, device=action_credits.device)
+    spread = torch.tensor([baselines[group][1] for group in index], dtype=action_credits.dtype, device=action_credits.device)
+    advantages = (action_credits - mean[:, None]) / spread[:, None] * response_mask
+    return advantages, advantages
+
+
+def group_advantages(credits_A: Sequence[float], rewards: Sequence[float], estimator: str = NAME) -> list[float]:
+    """The advantage of each of an episode's actions, given their credits and the rewards of its group's scored episodes.
+
+    Computed by the estimator registered under the name, with an action in the place of a token. Raises NoBaseline.
+    """
+    if not credits_A:
+        return []
+    credits_1A = torch.tensor([credits_A], dtype=torch.float32)
+    index = np.array(["group"], dtype=object)
+    compute = get_adv_estimator_fn(estimator)
+    advantages, _ = compute(
+        token_level_rewards=torch.zeros_like(credits_1A),
+        response_mask=torch.ones_like(credits_1A),
+        index=index,
+        action_credits=credits_1A,
+        group_rewards={"group": rewards},
+    )
+    return cast("list[float]", advantages[0].tolist())
