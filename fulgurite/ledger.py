@@ -1,0 +1,319 @@
+"""The books: every successful train-mode action of `llm.calls` is in exactly one term, each counted from its own source.
+
+    actions = trained + filtered(reason) + stale + amended     training.ledger
+            + dead-lettered                                    dead.letters
+            + open: no episode yet                             llm.calls and episodes
+            + open: group not closed                           episodes, trajectories and training.ledger
+            + open: waits for the learner                      trajectories, training.ledger and the positions in policy.updates
+
+`open` is enumerated, never a difference, so an event that was lost shows: its actions are in no term, or in two. The remainder counts
+those, and actions that a term names and no call has. Two rules make the terms disjoint: an amended action was trained before and counts
+as amended; a dead-lettered one waits for nothing, and counts under the ledger's term if it was redriven. docs/ledger.md says which
+deletions cannot be seen.
+
+On a live log read the sources in the order of `Sources`' fields: downstream first. An action that moves on meanwhile is then found where
+it was or where it went, never nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from fulgurite.desired import DesiredVersion
+from fulgurite.errors import CodecError
+from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LedgerEntry, LlmCall, PolicyUpdate, Record, Tombstone, Trajectory
+from fulgurite.ids import action_id, episode_id
+from fulgurite.kinds import LedgerTerm, Mode
+from fulgurite.trajectories import successful_actions
+
+DEAD = "dead_lettered"
+OPEN_EPISODE = "open(no_episode)"
+OPEN_GROUP = "open(group_not_closed)"
+OPEN_LEARNER = "open(waits_for_learner)"
+
+GRACE_MS = 60_000
+"""How long after its group's deadline an action may be open before it is called overdue: time-outs have to be noticed and written."""
+
+
+class Entry(Protocol):
+    """A record of a topic; `event` is None where its bytes could not be decoded."""
+
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def event(self) -> Event | None: ...
+
+
+class Sources(Record, frozen=True, kw_only=True):
+    """The topics, in the order in which a live log has to be read."""
+
+    updates: Iterable[Entry]
+    dead_letters: Iterable[Entry]
+    ledger: Iterable[Entry]
+    trajectories: Iterable[Entry]
+    episodes: Iterable[Entry]
+    statuses: Iterable[Entry]
+    calls: Iterable[Entry]
+
+
+class Account(Record, frozen=True, kw_only=True):
+    """One policy in one partition of `llm.calls`."""
+
+    policy: str
+    partition: int
+    until: int
+    """Offset up to which calls were counted, exclusive."""
+    actions: int
+    """Distinct successful train-mode actions."""
+    terms: dict[str, int]
+    remainder: int
+    """Actions in no term, surplus terms, and actions without a call."""
+
+
+class Discrepancy(Record, frozen=True, kw_only=True):
+    """An action that does not add up."""
+
+    action: str
+    policy: str
+    partition: int
+    terms: tuple[str, ...]
+    """Where it was found: nowhere, or in several."""
+    has_call: bool
+
+
+class Balance(Record, frozen=True, kw_only=True):
+    """The result."""
+
+    accounts: tuple[Account, ...]
+    discrepancies: tuple[Discrepancy, ...]
+    overdue: tuple[str, ...]
+    """Actions that are open without an episode or a closing, though their group's deadline is over."""
+    expired: int
+    """Actions that the ledger names, of calls older than the topic's retention: not counted on either side."""
+
+    @property
+    def remainder(self) -> int:
+        """0, or something was lost or counted twice."""
+        return sum(account.remainder for account in self.accounts)
+
+    @property
+    def actions(self) -> int:
+        """The left side, over all policies and partitions."""
+        return sum(account.actions for account in self.accounts)
+
+    @property
+    def terms(self) -> dict[str, int]:
+        """The right side, over all policies and partitions."""
+        return dict(sum((Counter(account.terms) for account in self.accounts), Counter[str]()))
+
+
+def balance(
+    sources: Sources, decode: Callable[[bytes], Event], now_ms: int, until: Mapping[int, int] | None = None, grace_ms: int = GRACE_MS
+) -> Balance:
+    """Count both sides. `until`: offset per partition of `llm.calls`, exclusive; by default all that was read.
+
+    `decode` reads the bytes of dead letters; it may raise CodecError.
+    """
+    books = _Books(decode)
+    books.read_updates(sources.updates)
+    books.read_dead_letters(sources.dead_letters)
+    books.read_ledger(sources.ledger)
+    books.read_trajectories(sources.trajectories)
+    books.read_episodes(sources.episodes)
+    books.read_statuses(sources.statuses)
+    books.read_calls(sources.calls, until)
+    return books.close(now_ms - grace_ms)
+
+
+class _Call(Record, frozen=True, kw_only=True):
+    """What is kept of a call for each of its actions."""
+
+    policy: str
+    partition: int
+    group_id: str
+    episode_id: str
+
+
+def _actions_of(event: Event) -> tuple[str, ...]:
+    match event:
+        case LlmCall():
+            return successful_actions(event)
+        case Episode():
+            return tuple(action for call in event.calls for action in successful_actions(call))
+        case Trajectory():
+            return tuple(action_id(action.call_id, action.choice) for action in event.actions if action.loss)
+        case _:
+            return ()
+
+
+class _Books:
+    def __init__(self, decode: Callable[[bytes], Event]) -> None:
+        self._decode = decode
+        self.positions: dict[str, dict[int, int]] = {}
+        self.dead: set[str] = set()
+        self.settled: dict[str, set[tuple[str, str]]] = {}
+        self.owners: dict[str, tuple[str, int]] = {}
+        self.closed: set[str] = set()
+        self.waiting: set[str] = set()
+        self.attempts: set[str] = set()
+        self.in_episodes: set[str] = set()
+        self.deadlines: dict[str, int] = {}
+        self.calls: dict[str, _Call] = {}
+        self.beyond: set[str] = set()
+        self.until: dict[int, int] = {}
+        self.began: dict[int, int] = {}
+
+    def read_updates(self, entries: Iterable[Entry]) -> None:
+        """How far each policy's learner has read."""
+        folds: dict[str, DesiredVersion] = {}
+        for entry in entries:
+            if isinstance(entry.event, PolicyUpdate):
+                folds.setdefault(entry.event.policy, DesiredVersion(entry.event.policy)).take(entry.event)
+        for policy, fold in folds.items():
+            last = fold.updates.get(fold.version())
+            if last is not None:
+                self.positions[policy] = {position.partition: position.offset for position in last.positions}
+
+    def read_dead_letters(self, entries: Iterable[Entry]) -> None:
+        """Actions that were lost with an event: as the letter names them, or as its bytes tell."""
+        for entry in entries:
+            if isinstance(entry.event, DeadLetter):
+                self.dead.update(entry.event.actions)
+                # Bytes that nobody can read name nothing; what lacks them upstream stays open, or in no term.
+                with contextlib.suppress(CodecError):
+                    self.dead.update(_actions_of(self._decode(entry.event.value or b"")))
+
+    def read_ledger(self, entries: Iterable[Entry]) -> None:
+        """What became of actions. A repeated entry says nothing new; an action trained into two versions does."""
+        for entry in entries:
+            event = entry.event
+            if not isinstance(event, LedgerEntry):
+                continue
+            self.closed.add(event.group_id)
+            name = f"filtered({event.reason})" if event.term is LedgerTerm.filtered else str(event.term)
+            detail = str(event.version) if event.term is LedgerTerm.trained else ""
+            for action in event.actions:
+                self.settled.setdefault(action, set()).add((name, detail))
+                self.owners[action] = (event.policy, entry.partition)
+
+    def read_trajectories(self, entries: Iterable[Entry]) -> None:
+        """Closed groups, and actions that the learner has still to account for."""
+        for entry in entries:
+            event = entry.event
+            if isinstance(event, Tombstone | Trajectory):
+                self.closed.add(event.group_id)
+            if isinstance(event, Trajectory) and event.policy is not None:
+                if entry.offset < self.positions.get(event.policy, {}).get(entry.partition, 0):
+                    continue
+                actions = {action_id(a.call_id, a.choice) for a in event.actions if a.loss}
+                self.waiting.update(actions - self.settled.keys())
+
+    def read_episodes(self, entries: Iterable[Entry]) -> None:
+        """Attempts that have ended, and what was done in them."""
+        for entry in entries:
+            event = entry.event
+            if isinstance(event, Episode):
+                self.attempts.add(event.episode_id)
+                self.in_episodes.update(action for call in event.calls for action in successful_actions(call))
+                if event.declaration is not None:
+                    self.deadlines[event.group_id] = event.declaration.deadline
+
+    def read_statuses(self, entries: Iterable[Entry]) -> None:
+        """Deadlines of groups."""
+        for entry in entries:
+            if isinstance(entry.event, AgentStatus) and entry.event.declaration is not None:
+                self.deadlines[entry.event.group_id] = entry.event.declaration.deadline
+
+    def read_calls(self, entries: Iterable[Entry], until: Mapping[int, int] | None) -> None:
+        """The left side."""
+        for entry in entries:
+            self.began[entry.partition] = min(self.began.get(entry.partition, entry.offset), entry.offset)
+            beyond = until is not None and entry.offset >= until.get(entry.partition, 0)
+            if not beyond:
+                self.until[entry.partition] = max(self.until.get(entry.partition, 0), entry.offset + 1)
+            call = entry.event
+            if not isinstance(call, LlmCall) or call.mode is not Mode.train or call.policy is None:
+                continue
+            about = _Call(
+                policy=call.policy,
+                partition=entry.partition,
+                group_id=call.group_id,
+                episode_id=episode_id(call.rollout_id, call.attempt),
+            )
+            for action in successful_actions(call):
+                if beyond:
+                    self.beyond.add(action)
+                else:
+                    self.calls[action] = about
+
+    def close(self, overdue_before: int) -> Balance:
+        """Put every action under its terms."""
+        found = {action: self._terms(action, about) for action, about in self.calls.items()}
+        strangers = {a: self.owners[a] for a in self.settled if a not in self.calls and a not in self.beyond}
+        expired = {a for a, (_, partition) in strangers.items() if self.began.get(partition, 1) > 0}
+        problems = [
+            Discrepancy(action=a, policy=self.calls[a].policy, partition=self.calls[a].partition, terms=terms, has_call=True)
+            for a, terms in found.items()
+            if len(terms) != 1
+        ]
+        problems += [
+            Discrepancy(action=a, policy=policy, partition=partition, terms=self._settled_terms(a), has_call=False)
+            for a, (policy, partition) in strangers.items()
+            if a not in expired
+        ]
+        overdue = [
+            action
+            for action, terms in found.items()
+            if {OPEN_EPISODE, OPEN_GROUP} & set(terms) and self.deadlines.get(self.calls[action].group_id, 0) < overdue_before
+        ]
+        return Balance(
+            accounts=self._accounts(found, problems),
+            discrepancies=tuple(sorted(problems, key=lambda problem: problem.action)),
+            overdue=tuple(sorted(overdue)),
+            expired=len(expired),
+        )
+
+    def _accounts(self, found: Mapping[str, tuple[str, ...]], problems: Iterable[Discrepancy]) -> tuple[Account, ...]:
+        actions: Counter[tuple[str, int]] = Counter()
+        terms: dict[tuple[str, int], Counter[str]] = {}
+        for action, names in found.items():
+            key = (self.calls[action].policy, self.calls[action].partition)
+            actions[key] += 1
+            terms.setdefault(key, Counter()).update(names)
+        remainders: Counter[tuple[str, int]] = Counter()
+        for problem in problems:
+            remainders[problem.policy, problem.partition] += max(1, len(problem.terms) - problem.has_call)
+        return tuple(
+            Account(
+                policy=policy,
+                partition=partition,
+                until=self.until.get(partition, 0),
+                actions=actions[policy, partition],
+                terms=dict(sorted(terms.get((policy, partition), Counter[str]()).items())),
+                remainder=remainders[policy, partition],
+            )
+            for policy, partition in sorted(actions.keys() | remainders.keys())
+        )
+
+    def _terms(self, action: str, about: _Call) -> tuple[str, ...]:
+        settled = self._settled_terms(action)
+        if action in self.dead:
+            return settled or (DEAD,)
+        opened: list[str] = []
+        if about.episode_id not in self.attempts:
+            opened.append(OPEN_EPISODE)
+        elif action in self.in_episodes and about.group_id not in self.closed:
+            opened.append(OPEN_GROUP)
+        if action in self.waiting:
+            opened.append(OPEN_LEARNER)
+        return (*settled, *opened)
+
+    def _settled_terms(self, action: str) -> tuple[str, ...]:
+        pairs = self.settled.get(action, set())
+        amended = any(name == LedgerTerm.amended for name, _ in pairs)
+        return tuple(sorted(name for name, _ in pairs if not (amended and name == LedgerTerm.trained)))

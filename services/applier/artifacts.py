@@ -1,0 +1,52 @@
+"""The files that updates announce: found, and proved to be the announced ones before an engine is touched."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import msgspec
+
+from fulgurite.events import Artifact
+from fulgurite.kinds import ArtifactFormat
+from services.applier.errors import BadArtifact
+
+
+class WeightsFile(msgspec.Struct, frozen=True):
+    """A file whose digest is known to be right."""
+
+    path: Path
+    sha256: str
+
+
+def fetch(artifact: Artifact) -> WeightsFile:
+    """Check an artifact's bytes; blocks for as long as reading it takes (0.2 s for 270 MB). Raises BadArtifact."""
+    location = urlparse(artifact.uri)
+    if location.scheme not in ("", "file"):
+        raise BadArtifact(f"{artifact.uri}: only file:// artifacts can be served, from a folder that learner and engine share")
+    if artifact.format is not ArtifactFormat.full:
+        raise BadArtifact(f"{artifact.uri} holds {artifact.format.value} weights; this applier serves full ones only")
+    path = Path(unquote(location.path))
+    found = _digest(path)
+    if found != artifact.sha256:
+        raise BadArtifact(
+            f"{path} has SHA-256 {found}, the update announces {artifact.sha256}: it was damaged or replaced after it was published"
+        )
+    return WeightsFile(path, found)
+
+
+def base_weights(folder: Path | None) -> WeightsFile:
+    """The base model's own file, for going back to it. Raises BadArtifact when it is not known or not a single file."""
+    if folder is None:
+        raise BadArtifact("the base model's folder is not known (FULGURITE_MODEL), so only a restart of the engine brings it back")
+    path = folder / "model.safetensors"
+    return WeightsFile(path, _digest(path))
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadArtifact(f"{path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,103 @@
+"""vLLM's RL routes: what it serves, new weights in flight, log-probabilities of a prompt. Knows no log and no policy.
+
+Loading pauses with `mode=keep`: requests in flight go on afterwards, with the new weights. The prefix cache is then reset *with* those
+requests (`reset_running_requests`): without that vLLM keeps the whole cache while any request runs, and later prompts would be continued
+from keys and values of the old weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, cast
+
+import aiohttp
+
+from services.applier.errors import EngineRefused, EngineUnreachable, LoadBroken
+
+_CONNECT_TIMEOUT_S = 2.0
+
+
+class Engine:
+    """One vLLM server. An async context manager."""
+
+    def __init__(self, base_url: str, api_key: str | None = None, timeout_s: float = 300.0) -> None:
+        self._base_url = base_url
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_TIMEOUT_S)
+        self._session: aiohttp.ClientSession | None = None
+        self._model: str | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(headers=self._headers, timeout=self._timeout)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def weight_version(self) -> str:
+        """What the engine itself says it serves; `default` for the weights it was started with. Raises EngineUnreachable."""
+        return str((await self._call("GET", "/weight_info"))["weight_version"])
+
+    async def is_paused(self) -> bool:
+        """Whether somebody paused it and has not let it go on."""
+        return bool((await self._call("GET", "/is_paused"))["is_paused"])
+
+    async def resume(self) -> None:
+        """Go on generating."""
+        await self._call("POST", "/resume")
+
+    async def load(self, path: str, sha256: str, version: str, *, rollback: bool = False) -> None:
+        """Replace the weights and their version, in flight. Raises EngineRefused (nothing was loaded), LoadBroken, EngineUnreachable."""
+        await self._call("POST", "/pause", params={"mode": "keep"})
+        try:
+            await self._open()
+            update_info = {"path": path, "sha256": sha256, "version": version, "rollback": rollback}
+            await self._call("POST", "/update_weights", json={"update_info": update_info})
+            try:
+                await self._call("POST", "/finish_weight_update", json={"weight_version": version})
+                reset = await self._call("POST", "/reset_prefix_cache", params={"reset_running_requests": "true"})
+            except EngineRefused as error:
+                raise LoadBroken(str(error)) from error
+            if not reset.get("success"):
+                raise LoadBroken(f"the prefix cache still holds keys and values of the old weights: {reset}")
+        finally:
+            await self.resume()
+
+    async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability of each token but the first, given those before it, computed anew (never from the cache)."""
+        body = {"model": await self._served_model(), "prompt": list(token_ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        reply = await self._call("POST", "/v1/completions", json=body)
+        listed = cast("list[dict[str, dict[str, Any]] | None]", reply["choices"][0]["prompt_logprobs"])
+        return [float(entry[str(token)]["logprob"]) for token, entry in zip(token_ids[1:], listed[1:], strict=True) if entry is not None]
+
+    async def _open(self) -> None:
+        await self._call("POST", "/init_weight_transfer_engine", json={"init_info": {}})
+        try:
+            await self._call("POST", "/start_weight_update")
+        except EngineRefused:
+            # An applier that died in the middle left its update open. vLLM closes one that it refuses, and it refuses an empty one.
+            with contextlib.suppress(EngineRefused):
+                await self._call("POST", "/update_weights", json={"update_info": {}})
+            await self._call("POST", "/start_weight_update")
+
+    async def _served_model(self) -> str:
+        if self._model is None:
+            self._model = str((await self._call("GET", "/v1/models"))["data"][0]["id"])
+        return self._model
+
+    async def _call(
+        self, method: str, path: str, *, json: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        if self._session is None:
+            raise RuntimeError("use the engine as an async context manager")
+        try:
+            async with self._session.request(method, self._base_url + path, json=json, params=params) as response:
+                text = await response.text()
+                if response.status >= 400:
+                    raise EngineRefused(f"{method} {path}: {response.status} {text[:500]}")
+                return cast("dict[str, Any]", await response.json()) if text.strip() else {}
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineUnreachable(f"{self._base_url}{path}: {error or type(error).__name__}") from error

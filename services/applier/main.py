@@ -1,0 +1,54 @@
+"""The policy applier: one per vLLM backend. `python -m services.applier.main`; SIGTERM stops it. See README.md."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+
+from fulgurite.codec import Codec
+from services import logs
+from services.applier.applier import PolicyApplier
+from services.applier.engine import Engine
+from services.applier.log_watch import LogWatch
+from services.applier.settings import ApplierSettings
+from services.kafka import EventProducer, KafkaSettings, LogUnavailable
+from services.topic_admin import TopicLayoutError, check_topics
+
+
+async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:
+    """Until cancelled. Raises LogUnavailable or TopicLayoutError at the start."""
+    await asyncio.to_thread(check_topics, kafka)
+    codec = Codec()
+    producer = EventProducer(kafka, codec, f"applier-{settings.backend}")
+    watch = LogWatch(kafka, codec, settings.policy)
+    key = settings.vllm_api_key.get_secret_value() if settings.vllm_api_key else None
+    watch.start()
+    try:
+        async with Engine(settings.vllm_base_url, key, settings.engine_timeout_s) as engine:
+            await PolicyApplier(settings, engine, watch, producer).run()
+    finally:
+        await asyncio.to_thread(watch.close)
+        await asyncio.to_thread(producer.close)
+
+
+async def main() -> int:
+    """Until a signal; the exit code."""
+    settings = ApplierSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    kafka = KafkaSettings()
+    logs.configure("applier", settings.log_level)
+    task = asyncio.create_task(run(settings, kafka))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    except (LogUnavailable, TopicLayoutError) as error:
+        logs.get(__name__).error("the applier cannot start", error=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,35 @@
+"""The applier's settings, from the environment: `FULGURITE_*`, and VLLM_BASE_URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ApplierSettings(BaseSettings):
+    """One applier, one backend, one policy."""
+
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True)
+
+    vllm_base_url: str = Field("http://127.0.0.1:8000", validation_alias="VLLM_BASE_URL")
+    """Without `/v1`; vLLM must run with VLLM_SERVER_DEV_MODE=1 and the weight-transfer backend `fulgurite`."""
+    vllm_api_key: SecretStr | None = Field(None, validation_alias="VLLM_API_KEY")
+    policy: str = "policy"
+    backend: str = "vllm"
+    """Name of the backend in events; the gateway's FULGURITE_BACKEND is the same."""
+    model: Path | None = None
+    """Folder of the base model; with it a failed first update, or a route to `policy@0.0`, can be undone without a restart."""
+    probe_tolerance: float = Field(0.15, gt=0, validation_alias="FULGURITE_APPLIER_PROBE_TOLERANCE")
+    """Mean absolute difference of the probe's log-probabilities (nats). Two bf16 implementations differ by 0.025."""
+    check_interval_s: float = Field(1.0, gt=0, validation_alias="FULGURITE_APPLIER_CHECK_INTERVAL_S")
+    """How often the engine is asked what it serves: bounds how late a restart is noticed. Updates do not wait for it."""
+    engine_timeout_s: float = Field(300.0, gt=0, validation_alias="FULGURITE_APPLIER_ENGINE_TIMEOUT_S")
+    """Longest wait for one answer of the engine, loading included."""
+    log_level: str = "INFO"
+
+    @field_validator("vllm_base_url")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return value.rstrip("/").removesuffix("/v1")

@@ -1,0 +1,87 @@
+"""Which version a backend should serve."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fulgurite.desired import DesiredVersion
+from fulgurite.events import Event, PolicyRoute, PolicyUpdate, RouteTarget
+from fulgurite.kinds import UpdateKind
+from fulgurite.versions import Version
+from tests.synthetic import make_call
+
+
+def claim(epoch: int, learner: str, policy: str = "policy") -> PolicyUpdate:
+    return PolicyUpdate(
+        event_id=f"c{epoch}{learner}", event_time=1, policy=policy, kind=UpdateKind.claim, epoch=epoch, step=0, learner_id=learner,
+        trained_actions=0,
+    )  # fmt: skip
+
+
+def update(epoch: int, step: int, learner: str, policy: str = "policy") -> PolicyUpdate:
+    return msgspec.structs.replace(claim(epoch, learner, policy), event_id=f"u{epoch}.{step}", kind=UpdateKind.update, step=step)
+
+
+def route(*targets: tuple[str, str | None, float], alias: str = "policy") -> PolicyRoute:
+    listed = tuple(RouteTarget(policy=policy, version=version, weight=weight) for policy, version, weight in targets)
+    return PolicyRoute(event_id="r", event_time=1, alias=alias, targets=listed, reason="", author="")
+
+
+def after(*events: Event) -> DesiredVersion:
+    fold = DesiredVersion("policy")
+    for event in events:
+        fold.take(event)
+    return fold
+
+
+def test_without_updates_it_is_the_base_model() -> None:
+    assert str(after(claim(1, "a")).version()) == "policy@0.0"
+
+
+def test_the_newest_update_of_the_claimed_epoch() -> None:
+    assert str(after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a")).version()) == "policy@1.2"
+
+
+def test_the_first_claim_of_an_epoch_wins() -> None:
+    assert str(after(claim(1, "a"), claim(1, "b"), update(1, 1, "b")).version()) == "policy@0.0"
+
+
+def test_a_claimed_epoch_shuts_out_lower_ones_and_keeps_what_was_published() -> None:
+    fold = after(claim(1, "a"), update(1, 1, "a"), claim(2, "b"), update(1, 2, "a"))
+    assert str(fold.version()) == "policy@1.1"
+    fold.take(update(2, 1, "b"))
+    assert str(fold.version()) == "policy@2.1"
+
+
+def test_updates_are_immutable() -> None:
+    first = update(1, 1, "a")
+    fold = after(claim(1, "a"), first, msgspec.structs.replace(first, event_id="other"))
+    assert fold.updates[Version("policy", 1, 1)].event_id == first.event_id
+
+
+def test_versions_that_could_not_be_served_are_passed_over() -> None:
+    fold = after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"))
+    assert str(fold.version({Version("policy", 1, 2)})) == "policy@1.1"
+    everything = {Version("policy", 0, 0), Version("policy", 1, 1), Version("policy", 1, 2)}
+    assert str(fold.version(everything)) == "policy@0.0"
+
+
+def test_a_route_pins_a_known_version_until_it_is_taken_back() -> None:
+    fold = after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), route(("policy", "policy@1.1", 1.0)))
+    assert str(fold.version()) == "policy@1.1"
+    fold.take(route(("policy", "policy@1.1", 0.2), ("policy", "policy@0.0", 0.8)))
+    assert str(fold.version()) == "policy@0.0"
+    fold.take(route(("policy", "policy@9.9", 1.0)))
+    assert str(fold.version()) == "policy@1.2"
+    fold.take(route(("policy", None, 1.0), ("other", "other@1.1", 5.0), ("policy", "no version", 9.0)))
+    assert str(fold.version()) == "policy@1.2"
+
+
+def test_other_policies_and_other_events_change_nothing() -> None:
+    fold = DesiredVersion("policy")
+    assert not fold.take(update(1, 1, "a", "other"))
+    assert not fold.take(make_call())
+    assert not fold.take(None)
+    assert not fold.take(claim(1, "a"))
+    assert not fold.take(msgspec.structs.replace(update(1, 1, "a"), kind=UpdateKind.unknown))
+    assert fold.take(update(1, 1, "a"))
