@@ -1,6 +1,6 @@
 """What a calculator episode is paid: 1 only if the expression is right *and* the answer is the tool's result.
 
-`score` is the reward that is trained on. Its two components are functions of their own, so that they can be logged apart:
+`score` is the reward that is trained on. Its two components are functions of their own, so that each can be run as a reward too:
 a reward that rises while no tool is called is a bug found. All read nothing but the recorded episode.
 """
 
@@ -9,43 +9,47 @@ from __future__ import annotations
 import ast
 import json
 import re
-from typing import Any, cast
+from typing import Any
 
-from fulgurite.events import Episode
-from fulgurite.kinds import CallOutcome
+from fulgurite.episode_view import EpisodeView
 
 
-def score(episode: Episode) -> float:
+def score(episode: EpisodeView) -> float:
     """1.0 if the model wrote the right expression for the calculator and answered with the calculator's result, else 0.0."""
     return expression_right(episode) * answer_follows(episode)
 
 
-def expression_right(episode: Episode) -> float:
+def expression_right(episode: EpisodeView) -> float:
     """1.0 if the only tool call of the episode is `calc` with an expression that means the reference."""
-    called: list[Any] = [call for message in _answers(episode) for call in cast(list[Any], message.get("tool_calls") or [])]
-    if len(called) != 1 or episode.declaration is None:
+    calls: list[Any] = []
+    for message in own_turns(episode):
+        calls.extend(message.get("tool_calls") or ())
+    if len(calls) != 1 or calls[0]["function"]["name"] != "calc":
         return 0.0
     try:
-        function = called[0]["function"]
-        written = str(json.loads(function["arguments"])["expression"])
-        reference = str(json.loads(episode.declaration.task)["reference"]["expression"])
+        written = str(json.loads(calls[0]["function"]["arguments"])["expression"])
     except (ValueError, KeyError, TypeError):
         return 0.0
-    return float(function["name"] == "calc" and same_meaning(written, reference))
+    return float(same_meaning(written, episode.task["reference"]["expression"]))
 
 
-def answer_follows(episode: Episode) -> float:
-    """1.0 if the last turn is `answer: N` where N is what the tool had said."""
-    answers = _answers(episode)
-    if len(answers) < 2:
-        return 0.0
-    results = [str(message.get("content")) for message in _prompt(episode) if message.get("role") == "tool"]
-    found = re.fullmatch(r"\s*answer:\s*(-?\d+)\s*\.?\s*", str(answers[-1].get("content") or ""))
+def answer_follows(episode: EpisodeView) -> float:
+    """1.0 if the last turn is `answer: N` where N is what the tool has just said."""
+    turns = own_turns(episode)
+    results = [str(message.get("content")) for message in turns if message.get("role") == "tool"]
+    found = re.fullmatch(r"\s*answer:\s*(-?\d+)\s*\.?\s*", episode.final_text())
     return float(found is not None and bool(results) and found[1] == results[-1])
 
 
+def own_turns(episode: EpisodeView) -> list[dict[str, Any]]:
+    """What came after the question: the earlier turns are the agent's worked examples."""
+    messages = episode.messages
+    asked = max((place for place, message in enumerate(messages) if message.get("role") == "user"), default=-1)
+    return messages[asked + 1 :]
+
+
 def same_meaning(written: str, reference: str) -> bool:
-    """Whether two expressions are equal up to blanks and the order of the terms of a sum or product."""
+    """Whether two expressions are equal up to blanks, brackets and the order of the terms of a sum or product."""
     try:
         return _normal(ast.parse(written.strip(), mode="eval").body) == _normal(ast.parse(reference, mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -59,16 +63,3 @@ def _normal(node: ast.expr) -> str:
             sides.sort()
         return f"({type(node.op).__name__} {' '.join(sides)})"
     return ast.dump(node)
-
-
-def _answers(episode: Episode) -> list[dict[str, Any]]:
-    """The model's own messages of this episode, in order."""
-    messages = [
-        choice.message for call in episode.calls if call.outcome is CallOutcome.success for choice in call.choices[:1] if choice.message
-    ]
-    return [cast(dict[str, Any], json.loads(message)) for message in messages]
-
-
-def _prompt(episode: Episode) -> list[dict[str, Any]]:
-    """The messages that the last call was given."""
-    return cast(list[dict[str, Any]], json.loads(episode.calls[-1].request or "{}").get("messages", []))

@@ -62,17 +62,15 @@ TRAINING = (
     _difference("{name} has {a} {things}. {other} has {b} fewer. How many {things} does {other} have?"),
     _product("There are {a} boxes with {b} {things} in each. How many {things} are there in all?"),
     _product("{name} fills {a} bags. Each bag holds {b} {things}. How many {things} is that?"),
-    _sum("{name} gave away {a} {things} and has {b} left. How many {things} did {name} have at first?"),
 )
 
 HELD_OUT = (
-    _sum("{name} owns {a} {things} and is given another {b}. What is the number of {things} {name} owns?"),
-    _sum("{name} picked {a} {things} and {other} picked {b}. How many {things} did the two pick?"),
-    _difference("Out of {a} {things}, {name} sold {b}. How many {things} remain?"),
+    _sum("{name} owns {a} {things} and gets another {b}. How many {things} does {name} own then?"),
+    _sum("{name} has {a} {things}. {other} has {b} {things}. How many {things} do {name} and {other} have in all?"),
+    _difference("{name} had {a} {things} and sold {b}. How many {things} does {name} still have?"),
     _difference("{name} counted {a} {things}. {other} counted {b} less. How many {things} did {other} count?"),
-    _product("A shelf has {a} rows of {b} {things}. How many {things} are on the shelf?"),
-    _product("{name} buys {a} packs. Every pack contains {b} {things}. How many {things} did {name} buy?"),
-    _sum("After giving {a} {things} to {other}, {name} still had {b}. How many {things} were there before?"),
+    _product("A room has {a} shelves with {b} {things} on each. How many {things} are in the room?"),
+    _product("{name} buys {a} packs. Every pack has {b} {things}. How many {things} did {name} buy?"),
 )
 
 

@@ -1,0 +1,132 @@
+"""What a demo run showed: the report's values, its PNG and its last screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from services.runner.intervals import Estimate
+from services.runner.scoreboard import CurvePoint
+
+_BAR = 40
+
+
+class LedgerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The books at the end of the run."""
+
+    actions: int
+    terms: dict[str, int]
+    remainder: int
+
+
+class Phases(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of each phase."""
+
+    install: float
+    start: float
+    train: float
+    evaluate: float
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """`report.json`. Rewards are means over held-out tasks; `*_interval` their 95% intervals."""
+
+    seed: int
+    control: bool
+    reward_before: float
+    reward_before_interval: tuple[float, float]
+    reward_after: float
+    reward_after_interval: tuple[float, float]
+    greedy_before: float
+    greedy_before_interval: tuple[float, float]
+    greedy_after: float
+    greedy_after_interval: tuple[float, float]
+    held_out: int
+    updates: int
+    version: str
+    first_rollout_to_last_update_s: float
+    curve: list[CurvePoint]
+    updated_at_s: list[float]
+    rollouts: dict[str, int]
+    calls: int
+    trajectories: int
+    ledger: LedgerReport
+    phases: Phases
+    peak_memory_mib: int
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """Held-out scores at one time."""
+
+    sampled: Estimate
+    greedy: Estimate
+
+
+def draw_chart(report: Report, path: Path) -> None:
+    """The learning curve as a PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), dpi=130)  # pyright: ignore[reportUnknownMemberType]
+    steps = list(range(len(report.curve)))
+    axes.plot(steps, [point.reward for point in report.curve], marker="o", label="training, per version")  # pyright: ignore[reportUnknownMemberType]
+    ends = [0, report.updates]
+    for label, values, marker in (
+        ("held out, sampled", [report.reward_before, report.reward_after], "s"),
+        ("held out, greedy", [report.greedy_before, report.greedy_after], "^"),
+    ):
+        axes.plot(ends, values, marker=marker, linestyle=":", label=label)  # pyright: ignore[reportUnknownMemberType]
+    kind = ", rewards permuted (control)" if report.control else ""
+    axes.set(xlabel="updates", ylabel="mean reward", ylim=(-0.02, 1.02), title=f"Calculator agent, seed {report.seed}{kind}")  # pyright: ignore[reportUnknownMemberType]
+    axes.grid(alpha=0.3)  # pyright: ignore[reportUnknownMemberType]
+    axes.legend()  # pyright: ignore[reportUnknownMemberType]
+    figure.tight_layout()
+    figure.savefig(path)  # pyright: ignore[reportUnknownMemberType]
+    pyplot.close(figure)
+
+
+def show(report: Report, console: Console, places: dict[str, Path]) -> None:
+    """The last screen."""
+    console.rule("learning curve (training tasks, sampled)")
+    for point in report.curve:
+        filled = round(point.reward * _BAR)
+        console.print(f"{point.version:>14}  {'█' * filled}{'·' * (_BAR - filled)}  {point.reward:.2f}", highlight=False, markup=False)
+    console.rule(f"held-out tasks, other templates and numbers (n = {report.held_out})")
+    table = Table("", "before", "after", box=None, padding=(0, 3, 0, 0))
+    table.add_row(
+        "sampled", _scored(report.reward_before, report.reward_before_interval), _scored(report.reward_after, report.reward_after_interval)
+    )
+    table.add_row(
+        "greedy", _scored(report.greedy_before, report.greedy_before_interval), _scored(report.greedy_after, report.greedy_after_interval)
+    )
+    console.print(table)
+    console.rule("ledger: what became of every action")
+    books = Table(show_header=False, box=None, padding=(0, 3, 0, 0))
+    books.add_row("actions in llm.calls", str(report.ledger.actions))
+    for term, count in sorted(report.ledger.terms.items()):
+        books.add_row(f"  {term}", str(count))
+    books.add_row("remainder", str(report.ledger.remainder))
+    console.print(books)
+    console.rule("where and how long")
+    phases = report.phases
+    facts = Table(show_header=False, box=None, padding=(0, 3, 0, 0))
+    facts.add_row(
+        "updates", f"{report.updates}, now {report.version}; first rollout to last update {report.first_rollout_to_last_update_s:.0f} s"
+    )
+    facts.add_row("recorded", f"{report.calls} calls, {report.trajectories} trajectories")
+    facts.add_row(
+        "seconds", f"install {phases.install:.0f}, start {phases.start:.0f}, train {phases.train:.0f}, evaluate {phases.evaluate:.0f}"
+    )
+    facts.add_row("memory", f"{report.peak_memory_mib} MiB at most, all processes together")
+    for name, place in places.items():
+        facts.add_row(name, str(place))
+    console.print(facts)
+
+
+def _scored(mean: float, interval: tuple[float, float]) -> str:
+    return f"{mean:.3f}  [{interval[0]:.3f}, {interval[1]:.3f}]"
