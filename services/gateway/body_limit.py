@@ -1,36 +1,35 @@
-"""A bound on request bodies for the REST routes; the hot route bounds its own (`wire.read_body`)."""
+"""A bound on request bodies for the REST routes; the hot route bounds its own, and reads it the same way (`wire.read_body`)."""
 
 from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway import wire
+from services.gateway.problems import BodyTooLarge, ClientGone
 
 
 class BodyLimit:
-    """Raw ASGI middleware."""
+    """Raw ASGI middleware: reads the body within the limit, or answers 413 itself."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app = app
         self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers 413 itself when the declared length is over the limit; counts where none is declared."""
-        if scope["type"] != "http" or scope["path"].endswith("/chat/completions"):
+        """Only routes with a body are looked at."""
+        if scope["type"] != "http" or scope["method"] == "GET" or scope["path"].endswith("/chat/completions"):
             await self._app(scope, receive, send)
             return
-        declared = wire.header(scope, b"content-length")
-        if declared is not None and declared.isdigit() and int(declared) > self._limit:
-            await wire.reply_problem(send, wire.too_large(self._limit), [])
+        try:
+            body = await wire.read_body(scope, receive, self._limit)
+        except BodyTooLarge as problem:
+            await wire.reply_problem(send, problem, [])
             return
-        size = 0
+        except ClientGone:
+            return
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def counted() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._limit:
-                raise wire.too_large(self._limit)
-            return message
+        async def replay() -> Message:
+            return unread.pop() if unread else await receive()
 
-        await self._app(scope, counted, send)
+        await self._app(scope, replay, send)

@@ -55,7 +55,7 @@ class Doorkeeper:
 
     def admit(self, authorization: str | None, now_ms: int) -> Caller:
         """Raises Unauthorized, ExpiredKey."""
-        key = (authorization or "").removeprefix("Bearer ").removeprefix("bearer ").strip()
+        key = bearer(authorization)
         if not key:
             raise Unauthorized("No API key: send `Authorization: Bearer <key>` (OpenAI's clients do, with OPENAI_API_KEY set).")
         if key.startswith(PREFIX):
@@ -137,6 +137,12 @@ class Identifier:
         if caller.claims is not None and caller.claims.agent:
             return caller.claims.agent
         return self._role_aliases.get(alias, "")
+
+
+def bearer(authorization: str | None) -> str:
+    """The key of an Authorization header; empty if there is none."""
+    scheme, _, key = (authorization or "").strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _digest(key: str) -> str:

@@ -24,7 +24,7 @@ from services.gateway.call import Call, Draft, reply_headers
 from services.gateway.capture import Capture
 from services.gateway.chat_request import ChatRequest, Wants, parse_chat, sampling_of, upstream_body
 from services.gateway.desk import Desk
-from services.gateway.identity import AGENT_HEADER, ROLLOUT_HEADER, Caller, Identified, Named
+from services.gateway.identity import AGENT_HEADER, ROLLOUT_HEADER, Caller, Identified, Named, bearer
 from services.gateway.keys import CALL
 from services.gateway.problems import ClientGone, ExpiredKey, Forbidden, GatewayError, NotFound, Unavailable, UpstreamBroken
 from services.gateway.settings import Route
@@ -74,7 +74,7 @@ class ChatCompletions:
             claims = problem.claims
             await self._identify(draft, Caller(claims.rollout, admin=False, claims=claims), Named(agent=named.agent), "")
             raise
-        draft.secret = (authorization or "").split(" ")[-1]
+        draft.secret = bearer(authorization)
         if caller.claims is not None and CALL not in caller.claims.scopes:
             raise Forbidden("This key is for rewards only: the agent's calls need the rollout's `api_key`, not its `reward_key`.")
         try:

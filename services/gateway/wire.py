@@ -30,7 +30,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The whole body. Raises BodyTooLarge as soon as that is known, ClientGone."""
     declared = header(scope, b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise too_large(limit)
+        raise _too_large(limit)
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientGone
@@ -45,17 +45,17 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
         if size > limit:
-            raise too_large(limit)
+            raise _too_large(limit)
     return _bounded(b"".join(pieces), limit)
 
 
 def _bounded(body: bytes, limit: int) -> bytes:
     if len(body) > limit:
-        raise too_large(limit)
+        raise _too_large(limit)
     return body
 
 
-def too_large(limit: int) -> BodyTooLarge:
+def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is over the limit of {limit} bytes. Send less, or raise FULGURITE_MAX_BODY_BYTES.")
 
 

@@ -171,7 +171,8 @@ class LocalKafka:
         """One for all brokers, kept in the data folder."""
         file = self.data / "cluster.id"
         with contextlib.suppress(FileExistsError), file.open("x") as fresh:
-            fresh.write(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
+            # A leading dash would be taken for an option.
+            fresh.write(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A"))
         return file.read_text()
 
     def _properties(self, node: int, folder: Path) -> dict[str, object]:

@@ -1,0 +1,227 @@
+"""Declaring, telling and paying: each answer comes after its event is in the log, and bad input gets a clear error."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from fulgurite.codec import Codec
+from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
+from fulgurite.failures import FailureKind
+from fulgurite.ids import mint_group, rollout_of
+from fulgurite.kinds import ApplyOutcome, Mode, StatusKind, UpdateKind
+from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
+from services.kafka import EventProducer
+from services.stack.kafka_local import LocalKafka
+from services.stack.valkey_local import LocalValkey
+from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
+from tests.integration.stub_upstream import Stub, running_stub
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+
+REWARDS = "/v1/rewards"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stub() -> AsyncGenerator[Stub]:
+    async with running_stub() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(kafka: LocalKafka, valkey: LocalValkey, stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Gateway]:
+    settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
+    async with running_gateway(settings, stub.url, tmp_path_factory.mktemp("gateway"), REDIS_URL=valkey.url) as running:
+        yield running
+
+
+async def test_a_declared_group_is_in_the_log_before_its_keys_are_given_out(gateway: Gateway) -> None:
+    group = await gateway.declare(
+        n=3,
+        task={"q": "1+1"},
+        mode="val",
+        expected_rewards=["exact"],
+        reward_weights={"exact": 2.0},
+        credit_rule="step",
+        run_id="r1",
+        max_attempts=2,
+    )
+    [declared] = await gateway.statuses(group["group_id"])
+    assert (declared.kind, declared.mode, declared.rollout_id) == (StatusKind.declared, Mode.val, None)
+    said = declared.declaration
+    assert said is not None
+    assert list(said.rollout_ids) == [rollout["rollout_id"] for rollout in group["rollouts"]]
+    assert (said.deadline, said.alias, said.policy, said.task) == (group["deadline"], "policy", "policy", '{"q":"1+1"}')
+    assert (said.expected_rewards, said.reward_weights, said.credit_rule) == (("exact",), {"exact": 2.0}, "step")
+    assert (said.run_id, said.max_attempts) == ("r1", 2)
+    assert group["rollouts"][2]["index"] == 2
+    assert group["rollouts"][0]["base_url"] == gateway.url + "/v1"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n": 0},
+        {"n": "many"},
+        {"deadline_s": -1},
+        {"mode": "play"},
+        {"reward_weights": {"a": "x"}},
+        {"no_such_field": 1},
+        {"model": 5},
+    ],
+)
+async def test_a_declaration_that_makes_no_sense_is_refused(gateway: Gateway, fields: dict[str, Any]) -> None:
+    status, reply = await gateway.json("/v1/rollouts", fields, ADMIN)
+    assert status == 400
+    assert next(iter(fields)).replace("model", "alias") in reply["error"]["message"].replace("model", "alias")
+
+
+async def test_only_the_admin_declares_and_only_for_known_models(gateway: Gateway) -> None:
+    status, reply = await gateway.json("/v1/rollouts", {}, PLAIN)
+    assert (status, reply["error"]["code"]) == (403, "admin_only")
+    status, reply = await gateway.json("/v1/rollouts", {"model": "nobody"}, ADMIN)
+    assert (status, reply["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_the_next_attempt_has_keys_of_its_own(gateway: Gateway, stub: Stub) -> None:
+    stub.reset()
+    group = await gateway.declare(n=1, max_attempts=2)
+    rollout = group["rollouts"][0]["rollout_id"]
+    status, second = await gateway.json(f"/v1/rollouts/{rollout}/attempts", {}, ADMIN)
+    assert (status, second["attempt"], second["rollout_id"]) == (201, 1, rollout)
+    status, _ = await gateway.json("/v1/chat/completions", {"model": "policy", "messages": []}, second["api_key"])
+    assert (status, (await gateway.call(rollout)).attempt) == (200, 1)
+    status, reply = await gateway.json(f"/v1/rollouts/{rollout}/attempts", {}, ADMIN)
+    assert (status, "max_attempts=2" in reply["error"]["message"]) == (400, True)
+
+
+async def test_status_by_the_agent_and_by_its_runner(gateway: Gateway) -> None:
+    group = await gateway.declare(n=1, mode="train")
+    rollout = group["rollouts"][0]
+    path = f"/v1/rollouts/{rollout['rollout_id']}/status"
+    assert (await gateway.json(path, {"kind": "started"}, rollout["api_key"]))[0] == 201
+    failed = {"kind": "failed", "failure": "agent_exception", "message": "exit", "exit_code": 1, "will_retry": True}
+    for _ in range(2):
+        assert (await gateway.json(path, failed, ADMIN, idempotency_key="a"))[0] == 201
+    _, started, first, again = await gateway.statuses(group["group_id"])
+    assert (started.kind, started.source, started.mode) == (StatusKind.started, "agent", Mode.train)
+    assert (first.kind, first.source, first.failure, first.exit_code) == (StatusKind.failed, "runner", FailureKind.agent_exception, 1)
+    assert (first.will_retry, first.message, first.mode, first.attempt) == (True, "exit", Mode.train, 0)
+    assert first.event_id == again.event_id
+    for body in ({"kind": "timed_out"}, {"kind": "failed", "failure": "bad luck"}, {}):
+        assert (await gateway.json(path, body, ADMIN))[0] == 400
+    status, reply = await gateway.json(path, {"kind": "finished"}, rollout["reward_key"])
+    assert (status, reply["error"]["code"]) == (403, "wrong_scope")
+
+
+async def test_a_reward_of_a_rollout_and_of_a_completion(gateway: Gateway, stub: Stub) -> None:
+    stub.reset()
+    group = await gateway.declare(n=1)
+    rollout = group["rollouts"][0]
+    _, reply = await gateway.json("/v1/chat/completions", {"model": "policy", "messages": []}, rollout["api_key"])
+    body = {"rollout_id": rollout["rollout_id"], "name": "exact", "value": 0.5, "metadata": {"why": "so"}}
+    assert (await gateway.json(REWARDS, body, rollout["reward_key"]))[0] == 201
+    thumb = {"completion_id": reply["id"], "name": "thumb", "value": -1, "final": False}
+    assert (await gateway.json(REWARDS, thumb, ADMIN))[0] == 201
+    exact, thumbed = await gateway.rewards(group["group_id"])
+    assert (exact.rollout_id, exact.attempt, exact.call_id, exact.choice) == (rollout["rollout_id"], 0, None, None)
+    assert (exact.name, exact.value, exact.final, exact.source, exact.metadata) == ("exact", 0.5, True, "rest", '{"why":"so"}')
+    assert (thumbed.rollout_id, thumbed.attempt, thumbed.call_id, thumbed.choice) == (rollout["rollout_id"], 0, reply["id"], 0)
+    assert (thumbed.value, thumbed.final) == (-1.0, False)
+
+
+async def test_an_agent_cannot_pay_itself_nor_one_evaluator_anothers_rollout(gateway: Gateway) -> None:
+    first, second = (await gateway.declare(n=2))["rollouts"]
+    body = {"rollout_id": first["rollout_id"], "name": "exact", "value": 1}
+    for key, code in ((first["api_key"], "wrong_scope"), (PLAIN, "wrong_scope"), (second["reward_key"], "foreign_key")):
+        status, reply = await gateway.json(REWARDS, body, key)
+        assert (status, reply["error"]["code"]) == (403, code)
+
+
+@pytest.mark.parametrize("value", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b'"high"', b"null"])
+async def test_a_reward_is_a_finite_number(gateway: Gateway, value: bytes) -> None:
+    rollout = (await gateway.declare(n=1))["rollouts"][0]
+    body = b'{"rollout_id": "' + rollout["rollout_id"].encode() + b'", "name": "x", "value": ' + value + b"}"
+    status, reply = await gateway.json(REWARDS, body, ADMIN)
+    assert (status, reply["error"]["param"]) == (400, "value")
+
+
+async def test_rewards_for_nobody(gateway: Gateway) -> None:
+    forged = rollout_of(mint_group(1, b"0123456789"), 0, b"another secret")
+    for body, status in (
+        ({"rollout_id": forged, "name": "x", "value": 1}, 404),
+        ({"rollout_id": "nonsense", "name": "x", "value": 1}, 404),
+        ({"completion_id": "chatcmpl-nonsense", "name": "x", "value": 1}, 404),
+        ({"name": "x", "value": 1}, 400),
+        ({"rollout_id": forged, "completion_id": "y", "name": "x", "value": 1}, 400),
+        ({"rollout_id": forged, "choice": 1, "name": "x", "value": 1}, 400),
+        ({"rollout_id": forged, "value": 1}, 400),
+    ):
+        answer, reply = await gateway.json(REWARDS, body, ADMIN)
+        assert answer == status, reply
+    answer, reply = await gateway.json(REWARDS, b"{", ADMIN)
+    assert (answer, "not valid JSON" in reply["error"]["message"]) == (400, True)
+
+
+async def test_the_same_idempotency_key_with_the_same_and_with_another_payload(gateway: Gateway) -> None:
+    group = await gateway.declare(n=1)
+    rollout = group["rollouts"][0]
+    body = {"rollout_id": rollout["rollout_id"], "name": "x", "value": 1}
+    first = await gateway.json(REWARDS, body, rollout["reward_key"], idempotency_key="k")
+    again = await gateway.json(REWARDS, body, rollout["reward_key"], idempotency_key="k")
+    assert first == again
+    assert first[0] == 201
+    status, reply = await gateway.json(REWARDS, body | {"value": 2}, rollout["reward_key"], idempotency_key="k")
+    assert (status, reply["error"]["code"]) == (409, "idempotency_conflict")
+    assert (await gateway.json(REWARDS, body | {"value": 2}, rollout["reward_key"], idempotency_key="other"))[0] == 201
+    assert [reward.value for reward in await gateway.rewards(group["group_id"])] == [1.0, 2.0]
+
+
+async def test_policies_follow_the_log(gateway: Gateway) -> None:
+    producer = EventProducer(gateway.kafka, Codec(), "test")
+    update = PolicyUpdate(
+        event_id="c", event_time=1, policy="policy", kind=UpdateKind.claim, epoch=1, step=0, learner_id="l", trained_actions=0
+    )
+    new = msgspec.structs.replace(update, event_id="u", kind=UpdateKind.update, step=3, version="policy@1.3")
+    applied = PolicyApplied(
+        event_id="a",
+        event_time=2,
+        policy="policy",
+        backend="vllm",
+        engine_id="e",
+        version="policy@1.3",
+        outcome=ApplyOutcome.applied,
+        seconds=0.1,
+    )
+    route = PolicyRoute(
+        event_id="r", event_time=3, alias="policy", targets=(RouteTarget(policy="policy", weight=1.0),), reason="x", author="y"
+    )
+    for topic, event in ((POLICY_UPDATES, update), (POLICY_UPDATES, new), (POLICY_APPLIED, applied), (POLICY_ROUTES, route)):
+        await producer.publish(topic, "policy", event)
+    producer.close()
+    seen: dict[str, Any] = {}
+    for _ in range(100):
+        _, seen = await gateway.get("/v1/policies")
+        if seen["routes"] and seen["data"][0]["backends"]:
+            break
+        await asyncio.sleep(0.1)
+    [policy] = seen["data"]
+    assert (policy["newest"], policy["epoch"]) == ("policy@1.3", 1)
+    assert policy["backends"][0]["version"] == "policy@1.3"
+
+
+async def test_health_says_what_it_promises(gateway: Gateway) -> None:
+    assert (await gateway.get("/healthz"))[1] == {"status": "ok"}
+    status, report = await gateway.get("/readyz")
+    assert (status, report["ready"], report["upstreams"]) == (200, True, {"vllm": "reachable"})
+    assert (report["topics"]["durability"]["full"], report["topics"]["durability"]["replication"]) == (False, 1)
+    async with gateway.client.get(gateway.url + "/metrics") as response:
+        text = await response.text()
+    assert "fulgurite_gateway_calls_total" in text
+    assert "fulgurite_gateway_ack_seconds" in text
