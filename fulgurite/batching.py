@@ -189,7 +189,7 @@ def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:
     of_group: FilterReason | None = None
     if len(scored) < 2:
         of_group = FilterReason.no_baseline
-    elif max(scored) - min(scored) < SPREAD and not _credits_differ(rows):
+    elif max(scored) - min(scored) < SPREAD:
         of_group = FilterReason.no_signal
     fates: dict[str, tuple[LedgerTerm, FilterReason | None]] = {}
     episodes: dict[str, BatchEpisode] = {}
@@ -273,12 +273,6 @@ def _fate(
     if token_count(row.token_ids) > rules.max_row_tokens:
         return LedgerTerm.filtered, FilterReason.oversized
     return LedgerTerm.trained, None
-
-
-def _credits_differ(rows: Iterable[Trajectory]) -> bool:
-    """Whether a credit rule tells actions apart although the episodes' rewards are equal."""
-    credit = {action.credit for row in rows for action in row.actions if action.loss}
-    return bool(credit) and max(credit) - min(credit) >= SPREAD
 
 
 def _span(action: Action) -> Span:

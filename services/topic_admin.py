@@ -73,8 +73,10 @@ def check_topics(settings: KafkaSettings) -> None:
 
 def topic_id(settings: KafkaSettings, name: str) -> str:
     """Kafka's own id of a topic: one that was deleted and made again has another. Raises LogUnavailable."""
+    # Named, not inline: a client that is garbage-collected takes its pending answers with it.
+    admin = admin_client(settings)
     try:
-        described = admin_client(settings).describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[name].result()
+        described = admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[name].result()
     except KafkaException as error:
         raise LogUnavailable(f"{name}: {error}") from error
     return str(cast(Any, described).topic_id)

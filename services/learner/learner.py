@@ -29,9 +29,10 @@ from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
 from services.learner.errors import CheckpointForeign, CheckpointMissing
 from services.learner.policy_log import PolicyLog, now_ms
-from services.learner.rows import TrainRow, permuted, train_rows
+from services.learner.rows import permuted, train_rows
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource, trainable
+from services.learner.train_row import TrainRow
 
 PROBE_TOKENS = 24
 """Long enough to notice wrong weights anywhere, short enough to cost nothing."""

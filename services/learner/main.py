@@ -33,7 +33,8 @@ def main() -> int:
 
 def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:
     # torch and verl take seconds to import: not before the settings and topics are known to be right.
-    from services.learner.trainer import Trainer, TrainerSettings
+    from services.learner.trainer import Trainer
+    from services.learner.trainer_settings import TrainerSettings
 
     codec = Codec()
     producer = EventProducer(kafka, codec, f"learner-{settings.policy}")

@@ -157,11 +157,6 @@ def test_a_tombstone_with_a_reward_stays_in_the_baseline() -> None:
     assert [episode.rollout_id for episode in group.episodes] == ["g1-0"]
 
 
-def test_equal_rewards_with_different_credit_are_a_signal() -> None:
-    acts = (action("a", 0, credit=1.0), action("b", 2, credit=0.0))
-    assert set(fates(row("g1", 0, 1.0, actions=acts), row("g1", 1, 1.0)).values()) == {(LedgerTerm.trained, None)}
-
-
 @pytest.mark.parametrize(
     ("odd", "rules", "expected"),
     [

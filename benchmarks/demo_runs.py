@@ -1,0 +1,82 @@
+"""Runs the demo with three seeds and the control, one after the other, and writes the table that is checked in.
+
+    .venv/bin/python benchmarks/demo_runs.py [--seeds 0 1 2] [--out benchmarks/demo_runs.md]
+
+The control is the same run with rewards permuted within groups: what it gains is what chance gains.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+HEAD = "| run | sampled, held out | greedy, held out | updates | seconds from first rollout to last update | reward of each batch | ledger remainder |"
+
+
+def main() -> None:
+    """Run all and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--control-seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=PROJECT / ".fulgurite" / "benchmarks")
+    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks" / "demo_runs.md")
+    options = parser.parse_args()
+    reports = [(f"seed {seed}", run(options.work / f"seed-{seed}", seed, control=False)) for seed in options.seeds]
+    reports.append((f"control, seed {options.control_seed}", run(options.work / "control", options.control_seed, control=True)))
+    lines = [
+        "# The demo, three seeds and a control",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/demo_runs.py`. Intervals are 95 %.",
+        "",
+        HEAD,
+        "|---" * HEAD.count(" | ") + "|---|",
+        *[row(name, report) for name, report in reports],
+        "",
+    ]
+    options.out.write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+def run(out: Path, seed: int, *, control: bool) -> dict[str, Any]:
+    """One demo; its report."""
+    argv = [sys.executable, "-m", "services.stack.demo", "--seed", str(seed), "--out", str(out), *(["--control"] if control else [])]
+    subprocess.run(argv, check=True, cwd=PROJECT)
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+def row(name: str, report: dict[str, Any]) -> str:
+    """One line of the table."""
+    curve = " ".join(f"{point['reward']:.2f}".removeprefix("0") for point in report["curve"])
+    return (
+        f"| {name} | {change(report, 'reward')} | {change(report, 'greedy')} | {report['updates']} | {report['phases']['train']:.0f} "
+        f"| {curve} | {report['ledger']['remainder']} |"
+    )
+
+
+def change(report: dict[str, Any], what: str) -> str:
+    """Before and after, with intervals."""
+    before, after = report[f"{what}_before"], report[f"{what}_after"]
+    low, high = report["intervals"][f"{what}_before"], report["intervals"][f"{what}_after"]
+    return f"{before:.2f} [{low[0]:.2f}, {low[1]:.2f}] → {after:.2f} [{high[0]:.2f}, {high[1]:.2f}]"
+
+
+def machine() -> str:
+    """What it ran on."""
+    model = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?"
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores of {model} ({platform.machine()}), {memory:.0f} GiB of memory, no GPU"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Settled groups → training rows: advantages by the registered estimator, weights by episode. Imports torch only when called."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from fulgurite.batching import BatchEpisode, BatchGroup, BatchRow
+from fulgurite.tokens import unpack_ids, unpack_logprobs
+from services.learner.train_row import TrainRow
+
+
+def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:
+    """Rows of every episode that has something to train; none if no group teaches anything.
+
+    Advantage = (credit - mean of the group's scored episodes) / their standard deviation; weight = 1 / (trained tokens of the
+    episode x episodes in the batch).
+    """
+    from services.learner.estimator import group_advantages
+
+    episodes = [(group, episode) for group in groups for episode in group.episodes]
+    rows: list[TrainRow] = []
+    for group, episode in episodes:
+        weight = 1.0 / (_trained_tokens(episode) * len(episodes))
+        values = [span.credit for row in episode.rows for span in row.spans]
+        advantages = iter(group_advantages(values, group.rewards))
+        rows += [_row(row, [next(advantages) for _ in row.spans], weight) for row in episode.rows]
+    return rows
+
+
+def permuted(groups: Sequence[BatchGroup], seed: int) -> tuple[BatchGroup, ...]:
+    """The control experiment: rewards exchanged at random among the scored episodes of each group, so that nothing can be learned.
+
+    Every action's credit becomes its episode's new reward, as under the rule `identical`.
+    """
+    return tuple(_permute(group, random.Random(f"{seed} {group.group_id}")) for group in groups)
+
+
+def _permute(group: BatchGroup, chance: random.Random) -> BatchGroup:
+    rewards = list(group.rewards)
+    chance.shuffle(rewards)
+    # Episodes without rows keep the rest of the rewards: the baseline does not change.
+    drawn = iter(rewards)
+    return msgspec.structs.replace(group, episodes=tuple(_paid(episode, next(drawn)) for episode in group.episodes))
+
+
+def _paid(episode: BatchEpisode, reward: float) -> BatchEpisode:
+    rows = tuple(
+        msgspec.structs.replace(row, spans=tuple(msgspec.structs.replace(span, credit=reward) for span in row.spans))
+        for row in episode.rows
+    )
+    return msgspec.structs.replace(episode, reward=reward, rows=rows)
+
+
+def _trained_tokens(episode: BatchEpisode) -> int:
+    return sum(span.end - span.start for row in episode.rows for span in row.spans)
+
+
+def _row(row: BatchRow, advantages: Sequence[float], weight: float) -> TrainRow:
+    token_ids = unpack_ids(row.token_ids)
+    length = len(token_ids)
+    made = TrainRow(
+        token_ids=token_ids,
+        trained=np.zeros(length, np.bool_),
+        behaviour_logprobs=np.zeros(length, np.float32),
+        advantages=np.zeros(length, np.float32),
+        weights=np.zeros(length, np.float32),
+        temperature=np.ones(length, np.float32),
+    )
+    for span, advantage in zip(row.spans, advantages, strict=True):
+        where = slice(span.start, span.end)
+        made.trained[where] = True
+        made.behaviour_logprobs[where] = unpack_logprobs(span.logprobs)
+        made.advantages[where] = advantage
+        made.weights[where] = weight
+        made.temperature[where] = span.temperature
+    return made
