@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo up doctor test check format lock wheel clean
+.PHONY: help install demo up doctor test check format lock wheel keys clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
@@ -48,6 +48,10 @@ lock: ## Resolve requirements/*.txt anew from pyproject.toml.
 
 wheel: install ## Build the wheel into dist/.
 	@$(UV) build --wheel --quiet --out-dir dist
+
+keys: ## Make the secrets for docker compose, .env.keys; existing ones are kept.
+	@[[ -e .env.keys ]] || (umask 077; python3 -c "from secrets import token_urlsafe as t; print(f'FULGURITE_SIGNING_KEYS=k1:{t(32)}\nFULGURITE_ADMIN_KEY=fg-admin-{t(24)}\nFULGURITE_API_KEYS=fg-{t(24)}')" > .env.keys)
+	@echo "docker compose --env-file .env --env-file .env.keys up --build --wait"
 
 clean: ## Remove environments, engines, models and everything built. Topics and weights of `make up` too.
 	rm -rf .venv .venv-serve .fulgurite .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist

@@ -1,0 +1,131 @@
+"""`fulgurite ledger`: reads the topics, downstream first, and prints the books. What the terms mean: `fulgurite.ledger`, docs/ledger.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fulgurite.codec import Codec
+from fulgurite.ledger import Balance, Sources, balance
+from fulgurite.topics import (
+    AGENT_STATUS,
+    DEAD_LETTERS,
+    EPISODES,
+    LLM_CALLS,
+    POLICY_UPDATES,
+    TRAINING_LEDGER,
+    TRAJECTORIES,
+    Topic,
+)
+from services.kafka import KafkaSettings, LogUnavailable, Record, read_all
+
+ATTEMPTS = 3
+PAUSE_S = 1.0
+"""Between attempts: an event that comes late is in no term for the moment in which a processor has it in hand."""
+
+_SHOWN = 5
+
+
+def ledger(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the books as JSON.")] = False,
+    partitions: Annotated[bool, typer.Option(help="A table for each partition, too.")] = False,
+) -> None:
+    """Account for every successful training action in the log.
+
+    Each action is trained, filtered (with a reason), stale, amended, dead-lettered or still open; each term is counted from its own
+    topic. Exits 1 if an action is in no term, or in two: something was lost or counted twice.
+    """
+    console = Console(soft_wrap=True)
+    settings = KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    try:
+        books = read_books(settings)
+    except LogUnavailable as error:
+        console.print(f"[red]ledger:[/red] {error}")
+        raise typer.Exit(2) from error
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(as_dict(books))).decode())
+    else:
+        show(books, console, partitions=partitions)
+    if books.remainder:
+        raise typer.Exit(1)
+
+
+def read_books(settings: KafkaSettings, attempts: int = ATTEMPTS) -> Balance:
+    """The books as the log has them now; read again if they do not balance at once. Raises LogUnavailable."""
+    codec = Codec()
+
+    def topic(topic: Topic) -> Iterator[Record]:
+        yield from read_all(settings, topic, codec)
+
+    for attempt in range(1, attempts + 1):
+        sources = Sources(
+            updates=topic(POLICY_UPDATES),
+            dead_letters=topic(DEAD_LETTERS),
+            ledger=topic(TRAINING_LEDGER),
+            trajectories=topic(TRAJECTORIES),
+            episodes=topic(EPISODES),
+            statuses=topic(AGENT_STATUS),
+            calls=topic(LLM_CALLS),
+        )
+        books = balance(sources, codec.decode, time.time_ns() // 1_000_000)
+        if not books.remainder or attempt == attempts:
+            return books
+        time.sleep(PAUSE_S)
+    raise ValueError(f"attempts is {attempts}, at least 1 is needed")
+
+
+def as_dict(books: Balance) -> dict[str, Any]:
+    """Totals first, then everything."""
+    totals = {"actions": books.actions, "terms": books.terms, "remainder": books.remainder, "overdue": len(books.overdue)}
+    return {
+        **totals,
+        "expired": books.expired,
+        "accounts": books.accounts,
+        "discrepancies": books.discrepancies,
+        "open_overdue": books.overdue,
+    }
+
+
+def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
+    """Tables: each policy, and if asked each partition."""
+    if not books.accounts:
+        console.print("The log holds no successful training action.")
+    for policy in sorted({account.policy for account in books.accounts}):
+        mine = [account for account in books.accounts if account.policy == policy]
+        _table(console, policy, msgspec.structs.replace(books, accounts=tuple(mine)))
+        for account in mine if partitions else ():
+            _table(
+                console,
+                f"{policy}, partition {account.partition} up to {account.until}",
+                msgspec.structs.replace(books, accounts=(account,)),
+            )
+    if books.expired:
+        console.print(f"{books.expired} actions of the ledger are older than what llm.calls still holds; they are not counted.")
+    for problem in books.discrepancies[:_SHOWN]:
+        where = " and ".join(problem.terms) if problem.terms else "in no term"
+        console.print(f"[red]{problem.action}[/red]: {where}{'' if problem.has_call else ', but there is no such call'}", highlight=False)
+    if len(books.discrepancies) > _SHOWN:
+        console.print(f"... and {len(books.discrepancies) - _SHOWN} more (--json has them all)")
+    if books.overdue:
+        console.print(
+            f"[yellow]{len(books.overdue)} actions are open past their group's deadline[/yellow], for example {books.overdue[0]}: "
+            "is an aggregator or a rewarder down? (`fulgurite status`)",
+            highlight=False,
+        )
+
+
+def _table(console: Console, title: str, books: Balance) -> None:
+    table = Table(title=title, title_justify="left", show_footer=True)
+    table.add_column("term", footer="remainder")
+    table.add_column("actions", justify="right", footer=f"[{'red' if books.remainder else 'green'}]{books.remainder}")
+    table.add_row("[bold]successful training actions in llm.calls", f"[bold]{books.actions}")
+    table.add_section()
+    for term, count in sorted(books.terms.items()):
+        table.add_row(term, str(count))
+    console.print(table)

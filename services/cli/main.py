@@ -1,0 +1,81 @@
+"""The command line, `fulgurite`. A command's module is imported when the command runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+COMMANDS = {
+    "up": ("services.stack.up:up", "Start everything on this machine: Kafka, vLLM, gateway, learner and the rest."),
+    "run": ("services.runner.command:run", "Run an agent on tasks: groups of rollouts, rewarded, and learned from."),
+    "ledger": ("services.cli.ledger:ledger", "Account for every action of the log; exit 1 if one is missing or counted twice."),
+    "status": ("services.cli.status:status", "What answers, what is served, how far behind each service is, what the topics hold."),
+    "doctor": (
+        "services.cli.doctor:doctor",
+        "Say what this machine lacks, and what to do about it; exit 1 if something needed is missing.",
+    ),
+}
+"""Name → function and the line that `--help` shows."""
+
+
+class LazyGroup(TyperGroup):
+    """Knows its commands by name and line, and imports the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the table's order, then the groups."""
+        return [*COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in for `--help`; see `resolve_command` for the real one."""
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the command that is called."""
+        if args and args[0] in COMMANDS:
+            return args[0], load(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
+
+
+def load(name: str) -> Any:
+    """The command of that name."""
+    module, _, function = COMMANDS[name][0].partition(":")
+    single = typer.Typer(add_completion=False)
+    single.command(name)(getattr(importlib.import_module(module), function))
+    return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    name="fulgurite",
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Train LLM agents from the log of what they did.\n\n"
+    "Where Kafka is: KAFKA_BOOTSTRAP_SERVERS (default 127.0.0.1:9092). All settings: docs/configuration.md.",
+)
+topics = typer.Typer(no_args_is_help=True, help="The topics on the broker.")
+app.add_typer(topics, name="topics")
+
+
+@topics.callback()
+def _topics() -> None:
+    """The topics on the broker."""
+
+
+@topics.command("create")
+def create() -> None:
+    """Create the topics that are missing, and check that the others are as they should be.
+
+    Partitions and settings come from one table in the code; FULGURITE_TOPIC_PREFIX and FULGURITE_REPLICATION complete it.
+    """
+    from services.cli.topics import create_topics_command
+
+    create_topics_command()
+
+
+if __name__ == "__main__":
+    app()
