@@ -16,8 +16,8 @@ from tests.integration.vllm_http import Artifact, Sampled, VllmHttp, chat, mean_
 
 pytestmark = pytest.mark.engine
 
-SAME = 0.03
-"""bf16 against float32: 0.005–0.015 was seen. A stale head differs by more than 1."""
+SAME = 0.1
+"""Mean difference of log-probabilities. bf16 against float32: up to 0.04 was seen."""
 OTHER = 0.5
 
 
@@ -94,7 +94,7 @@ def test_overlapping_updates_are_refused_and_an_abandoned_one_leaves_the_weights
 
 def test_a_stream_under_way_goes_on_and_tells_both_versions(vllm: VllmHttp, artifacts: list[Artifact]) -> None:
     assert vllm.update(artifacts[0], "policy@6.1").status == 200
-    connection, response = vllm.open("POST", "/v1/chat/completions", {**chat("A long one?", 1200, 0), "stream": True})
+    connection, response = vllm.open("POST", "/v1/chat/completions", {**chat("A long one?", 600, 0), "stream": True})
     assert response.getheader("x-fulgurite-version") == "policy@6.1"
     first = response.readline()
     updated = threading.Thread(target=vllm.update, args=(artifacts[1], "policy@6.2"))
