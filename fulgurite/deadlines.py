@@ -44,7 +44,8 @@ def overdue(declared: AgentStatus, heard: Mapping[str, Iterable[AttemptProgress]
             for progress in attempts
             if not progress.ended
         )
-        if not attempts or (attempts[-1].ended and attempts[-1].will_retry):
+        promised = bool(attempts) and attempts[-1].ended and attempts[-1].will_retry and last + 1 < declared.declaration.max_attempts
+        if promised or not attempts:
             verdicts.append(_verdict(declared, rollout_id, last + 1, FailureKind.agent_silent, False))
     return tuple(verdicts)
 

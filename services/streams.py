@@ -210,10 +210,11 @@ class Worker:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._stop.set)
         ticker = asyncio.create_task(self._tick())
-        await app.start()
+        started = asyncio.create_task(app.start())
+        started.add_done_callback(self._started)
         crashed = asyncio.create_task(self._watch(app))
         await self._stop.wait()
-        for task in (ticker, crashed, *(partition.task for partition in self.partitions.values())):
+        for task in (started, ticker, crashed, *(partition.task for partition in self.partitions.values())):
             if task is not None:
                 task.cancel()
         try:
@@ -224,6 +225,10 @@ class Worker:
         self.log.close()
         _log.info("stopped", failure=repr(self._failure) if self._failure else None)
         return 1 if self._failure else 0
+
+    def _started(self, start: asyncio.Task[Any]) -> None:
+        if not start.cancelled() and start.exception() is not None:
+            self.fail(cast(BaseException, start.exception()))
 
     def fail(self, error: BaseException) -> None:
         """Stop the worker: what is not settled will be read again."""

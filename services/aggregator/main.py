@@ -49,7 +49,7 @@ async def run() -> int:
     settings = AggregatorSettings()
     logs.configure("aggregator", settings.log_level)
     quieten()
-    kafka = KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    kafka = KafkaSettings()
     check_topics(kafka)
     return await Aggregator(kafka, settings).run()
 

@@ -61,7 +61,9 @@ class AggregatorPartition:
         self._time = 0
         self._forgotten: dict[Key, int] = {}
         """Closed attempts no longer in memory, and a record time before which their last revision was not written."""
-        self._known = {(episode.rollout_id, episode.attempt): episode for episode in written}
+        self._known: dict[str, dict[Key, Episode]] = {}
+        for episode in written:
+            self._known.setdefault(episode.group_id, {})[episode.rollout_id, episode.attempt] = episode
         self._trial: Trial | None = None
         self._next_look = 0
 
@@ -73,11 +75,11 @@ class AggregatorPartition:
         if event.rollout_id is None:
             self._declare(event, settle)
             return
-        group = self._groups.setdefault(event.group_id, Group())
+        group = self._group(event.group_id)
         key = (event.rollout_id, event.attempt)
         attempt = group.attempts.get(key)
         if attempt is None:
-            attempt = group.attempts[key] = Attempt(key, event.group_id, event.mode, self._known.pop(key, None))
+            attempt = group.attempts[key] = Attempt(key, event.group_id, event.mode)
         attempt.take(event, settle)
         if attempt.ended or key in self._forgotten:
             self._closing[key] = attempt
@@ -87,10 +89,22 @@ class AggregatorPartition:
         await self._close()
         await self._judge()
 
+    def _group(self, group_id: str) -> Group:
+        """A group, with what an earlier worker wrote of it."""
+        group = self._groups.get(group_id)
+        if group is None:
+            group = self._groups[group_id] = Group()
+            for key, episode in self._known.pop(group_id, {}).items():
+                group.attempts[key] = Attempt(key, group_id, episode.mode, episode)
+        return group
+
     def _declare(self, event: AgentStatus, settle: Settle) -> None:
         if event.kind is not StatusKind.declared or event.declaration is None:
             raise Rejected(f"status {event.kind} without a rollout")
-        group = self._groups.setdefault(event.group_id, Group())
+        if any((rollout_id, 0) in self._forgotten for rollout_id in event.declaration.rollout_ids):
+            settle()
+            return
+        group = self._group(event.group_id)
         group.declared = group.declared or event
         group.unsettled.append(settle)
 
@@ -147,6 +161,8 @@ class AggregatorPartition:
             if isinstance(event, AgentStatus) and event.event_id in missing:
                 if event.kind is StatusKind.declared:
                     group.declared = group.declared or event
+                    # Its other rollouts are closed and forgotten too: no verdicts on them.
+                    group.judged = True
                 else:
                     attempt.inputs[event.event_id] = event
 
@@ -165,6 +181,8 @@ class AggregatorPartition:
             if now_ms() < self._next_look:
                 return
             self._next_look = now_ms() + _LOOK_EVERY_MS
+            for group in self._groups.values():
+                self._settle_group(group)
             self._forget()
             now = max(self._time, now_ms())
             due = [group for group in self._groups.values() if self._overdue(group, now)]
@@ -211,10 +229,11 @@ class AggregatorPartition:
         for group_id, group in list(self._groups.items()):
             if group.unsettled or not group.complete():
                 continue
-            written = [attempt.published for attempt in group.attempts.values() if attempt.published is not None]
-            if all(episode.event_time < before for episode in written):
+            episodes = [attempt.published for attempt in group.attempts.values() if attempt.published is not None]
+            if all(episode.event_time < before for episode in episodes):
                 del self._groups[group_id]
-                self._forgotten.update({(episode.rollout_id, episode.attempt): episode.started_at - _SKEW_MS for episode in written})
-        for key, episode in [(key, episode) for key, episode in self._known.items() if episode.event_time < before]:
-            del self._known[key]
-            self._forgotten[key] = episode.started_at - _SKEW_MS
+                self._forgotten.update({(episode.rollout_id, episode.attempt): episode.started_at - _SKEW_MS for episode in episodes})
+        for group_id, written in list(self._known.items()):
+            if all(episode.event_time < before for episode in written.values()):
+                del self._known[group_id]
+                self._forgotten.update({key: episode.started_at - _SKEW_MS for key, episode in written.items()})

@@ -30,6 +30,11 @@ def test_open_promised_and_silent_attempts_are_timed_out() -> None:
     assert len({verdict.event_id for verdict in verdicts}) == 4
 
 
+def test_a_rollout_that_used_up_its_attempts_is_not_waited_for() -> None:
+    heard = {rollout_id(0, 0): [AttemptProgress(attempt=0, ended=True, will_retry=True)]}
+    assert overdue(make_declared(size=1, max_attempts=1), heard) == ()
+
+
 def test_without_a_declaration_nothing_is_overdue() -> None:
     assert overdue(msgspec.structs.replace(make_declared(), declaration=None), {}) == ()
 

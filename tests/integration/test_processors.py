@@ -1,0 +1,351 @@
+"""Aggregator, rewarder and reward worker as real processes on a real broker, killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import msgspec
+import pytest
+from confluent_kafka import Producer
+
+from fulgurite.codec import Codec
+from fulgurite.events import AgentReward, AgentStatus, DeadLetter, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
+from fulgurite.failures import FailureKind
+from fulgurite.ids import action_id
+from fulgurite.kinds import CallOutcome, EpisodeOutcome, FilterReason, Mode, StatusKind
+from fulgurite.topics import (
+    AGENT_REWARDS,
+    AGENT_STATUS,
+    DEAD_LETTERS,
+    EPISODES,
+    LLM_CALLS,
+    TRAINING_LEDGER,
+    TRAJECTORIES,
+    Topic,
+)
+from services.kafka import Delivery, EventProducer, KafkaSettings, read_all
+from services.stack.kafka_local import LocalKafka
+from services.topic_admin import create_topics
+from tests.synthetic import make_call, make_declared, make_group, make_reward, make_status
+
+pytestmark = pytest.mark.engine
+
+WAIT_S = 120.0
+Made = LlmCall | AgentStatus | AgentReward
+
+
+def topic_of(event: Made) -> Topic:
+    return {LlmCall: LLM_CALLS, AgentStatus: AGENT_STATUS, AgentReward: AGENT_REWARDS}[type(event)]
+
+
+class Deployment:
+    """One topic prefix and the processes on it."""
+
+    def __init__(self, bootstrap: str, prefix: str, folder: Path) -> None:
+        self.kafka = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix)  # pyright: ignore[reportCallIssue]
+        self.folder = folder
+        self.codec = Codec()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment = {
+            **os.environ,
+            "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
+            "FULGURITE_TOPIC_PREFIX": prefix,
+            "FULGURITE_AGGREGATOR_COMMIT_INTERVAL_S": "0.1",
+            "FULGURITE_REWARDER_COMMIT_INTERVAL_S": "0.1",
+        }
+        create_topics(self.kafka)
+        self.producer = EventProducer(self.kafka, self.codec, "test")
+        self._starts = 0
+
+    def start(self, *names: str, **environment: str) -> None:
+        """Start services by name and wait until they own their partitions."""
+        logs = {name: self._spawn(name, f"services.{name}.main", (), environment) for name in names}
+        for name, log in logs.items():
+            self._await_ready(name, log)
+
+    def start_worker(self, *arguments: str, **environment: str) -> None:
+        self._await_ready("worker", self._spawn("worker", "services.rewarder.worker", arguments, environment))
+
+    def _spawn(self, name: str, module: str, arguments: Sequence[str], environment: dict[str, str]) -> Path:
+        self._starts += 1
+        log = self.folder / f"{name}-{self._starts}.log"
+        with log.open("wb") as sink:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments], stderr=sink, env=self.environment | environment
+            )
+        return log
+
+    def _await_ready(self, name: str, log: Path) -> None:
+        def ready() -> bool:
+            assert self.processes[name].poll() is None, log.read_text()
+            return '"event": "ready"' in log.read_text()
+
+        wait_until(ready, f"{name} is ready")
+
+    def kill(self, *names: str) -> None:
+        """kill -9."""
+        for name in names:
+            self.processes[name].kill()
+            self.processes.pop(name).wait()
+
+    def stop(self) -> dict[str, int]:
+        """SIGTERM to all; exit codes."""
+        for process in self.processes.values():
+            process.terminate()
+        return {name: process.wait(30) for name, process in self.processes.items()}
+
+    def publish(self, events: Sequence[Made]) -> None:
+        """Publish; return when all is acknowledged. As with the gateway, a group's calls are in the log before its next status is."""
+        pending: dict[str, list[Future[Delivery]]] = {}
+        for event in events:
+            earlier = pending.setdefault(event.group_id, [])
+            if not isinstance(event, LlmCall):
+                while earlier:
+                    earlier.pop().result(WAIT_S)
+            earlier.append(self.producer.submit(topic_of(event), event.group_id, event))
+        for futures in pending.values():
+            for future in futures:
+                future.result(WAIT_S)
+
+    def read(self, topic: Topic) -> list[Event]:
+        """Everything in a topic."""
+        records = list(read_all(self.kafka, topic, self.codec))
+        assert all(record.error is None for record in records)
+        return [record.event for record in records if record.event is not None]
+
+    def contents(self, topic: Topic) -> dict[str, Event]:
+        """A topic as a set of ids with contents; two events with one id must be the same."""
+        found: dict[str, Event] = {}
+        for event in self.read(topic):
+            assert found.setdefault(event.event_id, event) == event
+        return found
+
+    def close(self) -> None:
+        self.producer.close()
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {WAIT_S} s until {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def deployments(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator[list[Deployment]]:
+    """Two deployments of their own on one broker."""
+    made: list[Deployment] = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        made.append(Deployment(kafka.bootstrap_servers, f"{topic_prefix}{name}.", tmp_path / name))
+    yield made
+    for deployment in made:
+        deployment.close()
+
+
+@pytest.fixture
+def deployment(deployments: list[Deployment]) -> Deployment:
+    """One of them."""
+    return deployments[0]
+
+
+def overlapping(groups: int, at: int, at_once: int = 20) -> list[Made]:
+    """Groups of 4 rollouts with 5 calls each, some twenty of them open at any time; the order is always the same."""
+    chance = random.Random(7)
+    waiting = [list(make_group(number, at=at)) for number in range(groups)]
+    active = [waiting.pop(0) for _ in range(at_once)]
+    events: list[Made] = []
+    while active:
+        chosen = chance.choice(active)
+        events.append(chosen.pop(0))
+        if not chosen:
+            active.remove(chosen)
+            active.extend([waiting.pop(0)] if waiting else [])
+    return events
+
+
+def rows(deployment: Deployment) -> list[Event]:
+    return list(deployment.contents(TRAJECTORIES).values())
+
+
+def test_killed_processors_write_the_trajectories_of_undisturbed_ones(deployments: list[Deployment]) -> None:
+    undisturbed, disturbed = deployments
+    events = overlapping(groups=100, at=int(time.time() * 1000))
+    assert sum(isinstance(event, LlmCall) for event in events) == 2_000
+    parts = [events[start : start + 550] for start in range(0, len(events), 550)]
+
+    undisturbed.start("aggregator", "rewarder")
+    undisturbed.publish(events)
+    wait_until(lambda: len(rows(undisturbed)) == 400, "the undisturbed run is complete")
+    assert undisturbed.stop() == {"aggregator": 0, "rewarder": 0}
+
+    disturbed.start("aggregator", "rewarder")
+    for number, part in enumerate(parts):
+        before = len(rows(disturbed))
+        disturbed.publish(part)
+        if number in (1, 3):
+            # Dead in the middle: some of this part is written, some is not.
+            wait_until(lambda before=before: len(rows(disturbed)) > before, "some of the part is written")
+            disturbed.kill("aggregator", "rewarder")
+            disturbed.publish(parts[number][:100])
+            disturbed.start("aggregator", "rewarder")
+        elif number == 2:
+            disturbed.kill("rewarder")
+            disturbed.start("rewarder")
+    wait_until(lambda: len(rows(disturbed)) >= 400, "the disturbed run is complete")
+    assert disturbed.stop() == {"aggregator": 0, "rewarder": 0}
+
+    expected = undisturbed.contents(TRAJECTORIES)
+    assert disturbed.contents(TRAJECTORIES) == expected
+    assert disturbed.contents(EPISODES) == undisturbed.contents(EPISODES)
+    trained = [action_id(a.call_id, a.choice) for row in expected.values() if isinstance(row, Trajectory) for a in row.actions if a.loss]
+    assert sorted(trained) == sorted(action_id(event.call_id, 0) for event in events if isinstance(event, LlmCall))
+    for topic in (DEAD_LETTERS, TRAINING_LEDGER):
+        assert disturbed.read(topic) == undisturbed.read(topic) == []
+
+
+def test_nothing_is_written_twice_or_lost_after_a_quiet_restart(deployment: Deployment) -> None:
+    at = int(time.time() * 1000)
+    deployment.start("aggregator", "rewarder")
+    deployment.publish(overlapping(groups=20, at=at))
+    wait_until(lambda: len(rows(deployment)) == 80, "all rows are written")
+    deployment.kill("aggregator", "rewarder")
+    deployment.start("aggregator", "rewarder")
+    marker = list(make_group(999, at=at))
+    deployment.publish(marker)
+    wait_until(lambda: len(rows(deployment)) == 84, "the group after the restart is written")
+    assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
+    assert len(deployment.read(TRAJECTORIES)) == 84
+    assert len(deployment.read(EPISODES)) == 84
+
+
+def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
+    deployment.start("aggregator", "rewarder", FULGURITE_REWARDER_GRACE_S="1", FULGURITE_AGGREGATOR_SILENCE_S="2")
+    poison = Producer(deployment.kafka.client_config())
+    for topic in (LLM_CALLS, AGENT_STATUS, EPISODES, AGENT_REWARDS):
+        for partition in range(topic.partitions):
+            poison.produce(deployment.kafka.topic(topic), b"no frame", b"key", partition=partition)
+    poison.flush()
+    now = int(time.time() * 1000)
+    late = make_call(0, 0, 9, at=now + 20)
+    deployment.publish(
+        [
+            # 0 ends well, 1 is heard of and never ends, 2 fails and is tried again, 3 is never heard of.
+            make_declared(0, size=4, at=now, deadline=now + 3_000, max_attempts=2),
+            make_call(0, 0, 0, at=now + 10),
+            make_status(0, 0, at=now + 100),
+            make_reward(0, 0, 1.0, at=now + 200),
+            make_call(0, 1, 0, at=now + 10),
+            make_reward(0, 1, 0.0, at=now + 200),
+            make_call(0, 2, 0, at=now + 10),
+            make_status(0, 2, StatusKind.failed, at=now + 100, failure=FailureKind.infrastructure, will_retry=True),
+            make_call(0, 2, 1, attempt=1, at=now + 110),
+            make_status(0, 2, attempt=1, at=now + 200),
+            # Undeclared traffic ends by silence.
+            make_call(1, 0, 0, at=now, mode=Mode.live),
+            make_reward(1, 0, 0.5, at=now + 10),
+        ]
+    )
+    wait_until(lambda: len(rows(deployment)) == 5, "both groups are closed")
+    deployment.publish([late, msgspec.structs.replace(late, event_id="x", call_id="x", outcome=CallOutcome.client_disconnected)])
+    wait_until(lambda: any(entry.reason is FilterReason.late for entry in entries(deployment)), "the late call is accounted for")
+    assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
+
+    found = rows(deployment)
+    declared = [row for row in found if isinstance(row, Trajectory | Tombstone) and row.group_id == late.group_id]
+    outcome = {row.rollout_id.split("_")[2]: row.reason if isinstance(row, Tombstone) else None for row in declared}
+    assert outcome == {"0": None, "1": None, "2": FilterReason.no_reward, "3": FilterReason.missing}
+    (live,) = (row for row in found if isinstance(row, Trajectory) and row.mode is Mode.live)
+    assert (live.episode_reward, live.group_size) == (0.5, 1)
+    reasons = {entry.reason: entry.actions for entry in entries(deployment)}
+    assert set(reasons) == {FilterReason.superseded, FilterReason.no_reward, FilterReason.late}
+    assert reasons[FilterReason.late] == (action_id(late.call_id, 0),)
+    episodes = [event for event in deployment.read(EPISODES) if isinstance(event, Episode)]
+    verdicts = {episode.rollout_id: episode.failure for episode in episodes if episode.outcome is EpisodeOutcome.timed_out}
+    assert sorted(str(failure) for failure in verdicts.values()) == ["None", "agent_silent", "agent_timeout"]
+    revisions = [episode for episode in episodes if late.call_id in episode.inputs]
+    assert revisions
+    assert revisions[0].supersedes in {episode.revision for episode in episodes}
+    letters = [event for event in deployment.read(DEAD_LETTERS) if isinstance(event, DeadLetter)]
+    assert len({letter.event_id for letter in letters}) == 32
+    assert {letter.stage for letter in letters} == {"aggregator", "rewarder"}
+
+
+def entries(deployment: Deployment) -> list[LedgerEntry]:
+    return [event for event in deployment.read(TRAINING_LEDGER) if isinstance(event, LedgerEntry)]
+
+
+def test_reward_functions_are_called_and_their_failures_told(deployment: Deployment, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(
+        "import time\n"
+        "def fn(episode):\n"
+        "    index = int(episode.rollout_id.split('_')[2])\n"
+        "    if index == 1: raise ValueError('no such thing')\n"
+        "    if index == 2: time.sleep(600)\n"
+        "    if index == 3: return float('nan')\n"
+        "    return {'reward': len(episode.calls), 'style': 0.5}\n"
+    )
+    at = int(time.time() * 1000)
+    events: list[Made] = [event for event in make_group(0, at=at) if not isinstance(event, AgentReward)]
+    declared = make_declared(0, 4, at=at, deadline=at + 600_000, run_id="mine")
+    others = [event for event in make_group(1, at=at) if not isinstance(event, AgentReward)]
+    deployment.start("aggregator", "rewarder")
+    deployment.start_worker("--reward", f"{tmp_path}/rewards.py:fn", "--run-id", "mine", FULGURITE_REWARD_WORKER_TIMEOUT_S="1")
+    deployment.publish([declared, *events[1:], *others])
+    wait_until(lambda: len(rows(deployment)) == 4, "the group is closed")
+    assert deployment.stop() == {"aggregator": 0, "rewarder": 0, "worker": 0}
+
+    rewards = [event for event in deployment.read(AGENT_REWARDS) if isinstance(event, AgentReward)]
+    told = {(reward.rollout_id.split("_")[2], reward.name): (reward.value, reward.error) for reward in rewards}
+    assert told == {
+        ("0", "reward"): (5.0, None),
+        ("0", "style"): (0.5, None),
+        ("1", "reward"): (None, "ValueError: no such thing"),
+        ("2", "reward"): (None, "no value within 1 s"),
+        ("3", "reward"): (None, "'reward' is nan: expected a finite number"),
+    }
+    assert {row.group_id for row in rows(deployment) if isinstance(row, Trajectory | Tombstone)} == {declared.group_id}
+    assert sum(isinstance(row, Tombstone) and row.reason is FilterReason.reward_failed for row in rows(deployment)) == 3
+
+
+def test_a_worker_that_cannot_load_its_function_says_so(deployment: Deployment, tmp_path: Path) -> None:
+    async def run() -> tuple[int | None, bytes]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "services.rewarder.worker", "--reward", f"{tmp_path}/none.py:fn"),
+            env=deployment.environment,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, stderr = await process.communicate()
+        return process.returncode, stderr
+
+    code, stderr = asyncio.run(run())
+    assert code == 2
+    assert b"expected FILE.py:FUNCTION" in stderr
+
+
+def test_three_workers_own_the_same_partitions_of_both_topics(deployment: Deployment) -> None:
+    at = int(time.time() * 1000)
+    for instance in ("one", "two", "three"):
+        log = deployment._spawn(f"aggregator-{instance}", "services.aggregator.main", (), {"FULGURITE_AGGREGATOR_INSTANCE": instance})  # pyright: ignore[reportPrivateUsage]
+        deployment._await_ready(f"aggregator-{instance}", log)  # pyright: ignore[reportPrivateUsage]
+    deployment.start("rewarder")
+    deployment.publish(overlapping(groups=40, at=at))
+    wait_until(lambda: len(rows(deployment)) == 160, "all rows are written")
+    # One worker dies; after its session the others go on with its partitions.
+    deployment.kill("aggregator-two")
+    deployment.publish([event for number in range(50, 70) for event in make_group(number, at=at)])
+    wait_until(lambda: len(rows(deployment)) == 240, "the dead worker's share is written too")
+    assert set(deployment.stop().values()) == {0}
