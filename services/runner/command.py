@@ -102,7 +102,7 @@ def run_command(
 
 def from_environment() -> KafkaSettings:
     """Kafka's address and security, from KAFKA_* variables."""
-    return KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    return KafkaSettings()
 
 
 async def _stoppable(run: Run) -> Summary:

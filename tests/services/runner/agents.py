@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+
+import psutil
 
 ECHO = """
 import json, os, sys
 print(json.dumps({
     "argv": sys.argv, "stdin": sys.stdin.read(), "environ": dict(os.environ), "path0": sys.path[0], "cwd": os.getcwd(),
     "leader": os.getpgid(0) == os.getpid(), "name": __name__, "json_preloaded": "xml.dom" in sys.modules,
-    "open": [fd for fd in range(3, 64) if os.path.exists(f"/proc/self/fd/{fd}") and os.readlink(f"/proc/self/fd/{fd}").startswith("socket")],
+    "open": [link for fd in os.listdir("/proc/self/fd") if (link := os.path.realpath(f"/proc/self/fd/{fd}")).startswith("socket")],
 }))
 """
 
@@ -42,3 +45,26 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def wait_for_line(path: Path, timeout_s: float = 20.0) -> str:
+    """What an agent wrote to a file, once it is a whole line. Raises TimeoutError."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if path.is_file() and (text := path.read_text()).endswith("\n"):
+            return text
+        time.sleep(0.02)
+    raise TimeoutError(f"{path} was not written in {timeout_s} s")
+
+
+def is_soon_dead(pid: int, timeout_s: float = 5.0) -> bool:
+    """Whether a process is gone by then."""
+    until = time.monotonic() + timeout_s
+    while is_alive(pid) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not is_alive(pid)
+
+
+def descendants(pid: int) -> list[int]:
+    """Ids of all processes below one."""
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]

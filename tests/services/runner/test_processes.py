@@ -8,15 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from services.runner.errors import BadCommand, LauncherFailed
 from services.runner.processes import Ended, Processes, Program, find_program
-
 from tests.services.runner import agents
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -42,13 +41,6 @@ def _program(folder: Path, source: str, preload: bool, *arguments: str) -> Progr
 
 async def _run(processes: Processes, program: Program, folder: Path, **options: Any) -> Ended:
     return await processes.run(program, environment=options.pop("environment", ENVIRONMENT), cwd=folder, **options)
-
-
-def _soon_dead(pid: int) -> bool:
-    until = time.monotonic() + 5
-    while agents.is_alive(pid) and time.monotonic() < until:
-        time.sleep(0.02)
-    return not agents.is_alive(pid)
 
 
 async def test_an_agent_gets_its_input_and_nothing_but_its_environment(processes: Processes, tmp_path: Path, preload: bool) -> None:
@@ -85,7 +77,7 @@ async def test_the_deadline_ends_the_whole_group(processes: Processes, tmp_path:
     ended = await _run(processes, _program(tmp_path, agents.SLEEPS, preload, str(tmp_path / "pids")), tmp_path, limit_s=1.5)
     assert ended.overdue
     assert ended.exit_code == -signal.SIGTERM
-    assert all(_soon_dead(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+    assert all(agents.is_soon_dead(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
 async def test_who_ignores_sigterm_is_killed(processes: Processes, tmp_path: Path, preload: bool) -> None:
@@ -96,7 +88,7 @@ async def test_who_ignores_sigterm_is_killed(processes: Processes, tmp_path: Pat
 async def test_what_an_agent_leaves_behind_is_killed(processes: Processes, tmp_path: Path, preload: bool) -> None:
     ended = await _run(processes, _program(tmp_path, agents.LEAVES_A_CHILD, preload, str(tmp_path / "pids")), tmp_path)
     assert ended.exit_code == 0
-    assert _soon_dead(int((tmp_path / "pids").read_text()))
+    assert agents.is_soon_dead(int((tmp_path / "pids").read_text()))
 
 
 async def test_cancelling_kills_the_group(processes: Processes, tmp_path: Path, preload: bool) -> None:
@@ -106,7 +98,7 @@ async def test_cancelling_kills_the_group(processes: Processes, tmp_path: Path, 
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert all(_soon_dead(int(pid)) for pid in pids.read_text().split())
+    assert all(agents.is_soon_dead(int(pid)) for pid in pids.read_text().split())
 
 
 async def test_closing_kills_everything(tmp_path: Path, preload: bool) -> None:
@@ -116,7 +108,7 @@ async def test_closing_kills_everything(tmp_path: Path, preload: bool) -> None:
         await _appears(pids)
     with pytest.raises(LauncherFailed):
         await running
-    assert all(_soon_dead(int(pid)) for pid in pids.read_text().split())
+    assert all(agents.is_soon_dead(int(pid)) for pid in pids.read_text().split())
 
 
 async def test_a_runner_killed_outright_leaves_nothing(tmp_path: Path, preload: bool) -> None:
@@ -130,11 +122,11 @@ async def test_a_runner_killed_outright_leaves_nothing(tmp_path: Path, preload: 
         f" environment={ENVIRONMENT!r}, cwd=Path({str(tmp_path)!r}))\n"
         "asyncio.run(main())\n"
     )
-    runner = subprocess.Popen([sys.executable, "-c", source], cwd=Path(__file__).parents[3])
+    runner = subprocess.Popen([sys.executable, "-c", source], cwd=Path(__file__).parents[3])  # noqa: ASYNC220 - the test waits for it
     await _appears(pids)
     runner.kill()
     runner.wait()
-    assert all(_soon_dead(int(pid)) for pid in pids.read_text().split())
+    assert all(agents.is_soon_dead(int(pid)) for pid in pids.read_text().split())
 
 
 async def test_many_at_once(processes: Processes, tmp_path: Path, preload: bool) -> None:
@@ -192,6 +184,5 @@ def test_commands_that_cannot_be_started_are_refused(command: list[str], preload
 
 
 async def _appears(path: Path) -> None:
-    async with asyncio.timeout(10):
-        while not path.is_file() or not path.read_text().endswith("\n"):
-            await asyncio.sleep(0.02)
+    """Wait until an agent has written its line."""
+    await asyncio.to_thread(agents.wait_for_line, path)

@@ -1,0 +1,242 @@
+"""The calculator example: disjoint problems, a calculator that cannot be abused, and what the reward pays for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fulgurite.episode_view import EpisodeView
+from fulgurite.events import Choice, Declaration, Episode, LlmCall, Sampling
+from fulgurite.kinds import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
+
+FOLDER = Path(__file__).parents[2] / "examples" / "calculator"
+
+
+def _load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"calculator_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+agent = _load("agent")
+tasks = _load("tasks")
+rewards = _load("rewards")
+
+
+def _message(**fields: Any) -> str:
+    return json.dumps({"role": "assistant", **fields})
+
+
+def _tool_turn(expression: Any, name: str = "calc", copies: int = 1) -> dict[str, Any]:
+    function = {"name": name, "arguments": json.dumps({"expression": expression}) if isinstance(expression, str) else "nonsense"}
+    return {"content": None, "tool_calls": [{"id": f"c{n}", "type": "function", "function": function} for n in range(copies)]}
+
+
+def _call(number: int, messages: list[dict[str, Any]], answer: str) -> LlmCall:
+    return LlmCall(
+        event_id=f"call{number}",
+        event_time=number,
+        call_id=f"call{number}",
+        group_id="g",
+        rollout_id="r",
+        attempt=0,
+        mode=Mode.train,
+        agent="",
+        identity=Identity.scoped_key,
+        api="chat.completions",
+        alias="policy",
+        backend="vllm",
+        stream=False,
+        outcome=CallOutcome.success,
+        request=json.dumps({"messages": messages}),
+        choices=(Choice(index=0, message=answer),),
+        sampling=Sampling(
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
+            repetition_penalty=1.0,
+            logit_bias=False,
+            grammar=False,
+        ),
+        logprobs_mode=LogprobsMode.processed,
+        started_at=number,
+        finished_at=number,
+    )
+
+
+def _episode(turns: list[dict[str, Any]], tool: str = "84", reference: str = "12*7") -> EpisodeView:
+    """An episode of these assistant turns, the tool answering between them."""
+    messages = list(agent.opening("How many?"))
+    calls: list[LlmCall] = []
+    for number, turn in enumerate(turns):
+        calls.append(_call(number, list(messages), _message(**turn)))
+        messages.append({"role": "assistant", **turn})
+        messages += [{"role": "tool", "tool_call_id": call["id"], "content": tool} for call in turn.get("tool_calls", ())]
+    task = json.dumps({"question": "How many?", "reference": {"expression": reference, "answer": 84}})
+    declaration = Declaration(deadline=0, credit_rule="identical", alias="policy", task=task, max_attempts=1)
+    return EpisodeView(
+        Episode(
+            event_id="e",
+            event_time=0,
+            episode_id="r/0",
+            revision="x",
+            group_id="g",
+            rollout_id="r",
+            attempt=0,
+            mode=Mode.train,
+            rule="1",
+            outcome=EpisodeOutcome.finished,
+            will_retry=False,
+            started_at=0,
+            ended_at=1,
+            declaration=declaration,
+            calls=tuple(calls),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("turns", "expression", "answer"),
+    [
+        ([_tool_turn("12*7"), {"content": "answer: 84"}], 1.0, 1.0),
+        ([_tool_turn(" 7 * 12 "), {"content": " answer: 84.\n"}], 1.0, 1.0),
+        ([_tool_turn("(12)*(7)"), {"content": "answer:84"}], 1.0, 1.0),
+        ([_tool_turn("12*7"), {"content": "answer: 85"}], 1.0, 0.0),
+        ([_tool_turn("12*7"), {"content": "84"}], 1.0, 0.0),
+        ([_tool_turn("12*7"), {"content": "answer: 84 or 85"}], 1.0, 0.0),
+        ([_tool_turn("12*7"), _tool_turn("12*7")], 0.0, 0.0),
+        ([_tool_turn("12*7", copies=2), {"content": "answer: 84"}], 0.0, 1.0),
+        ([_tool_turn("12+7"), {"content": "answer: 84"}], 0.0, 1.0),
+        ([_tool_turn("84"), {"content": "answer: 84"}], 0.0, 1.0),
+        ([_tool_turn("12*"), {"content": "answer: 84"}], 0.0, 1.0),
+        ([_tool_turn("12*7", name="other"), {"content": "answer: 84"}], 0.0, 1.0),
+        ([_tool_turn(None), {"content": "answer: 84"}], 0.0, 1.0),
+        ([{"content": "answer: 84"}], 0.0, 0.0),
+        ([_tool_turn("12*7")], 1.0, 0.0),
+        ([], 0.0, 0.0),
+    ],
+)
+def test_the_reward_pays_for_both_halves_only(turns: list[dict[str, Any]], expression: float, answer: float) -> None:
+    episode = _episode(turns)
+    assert (rewards.expression_right(episode), rewards.answer_follows(episode)) == (expression, answer)
+    assert rewards.score(episode) == expression * answer
+
+
+def test_the_answer_counts_against_what_the_tool_said_not_against_the_truth() -> None:
+    turns = [_tool_turn("12*7"), {"content": "answer: 83"}]
+    assert rewards.score(_episode(turns, tool="83")) == 1.0
+    assert rewards.score(_episode(turns, tool="84")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("written", "reference", "same"),
+    [
+        ("3+8", "8+3", True),
+        ("3-8", "8-3", False),
+        ("3/8", "8/3", False),
+        ("2*3+4", "4+3*2", True),
+        ("11", "3+8", False),
+        ("3+8", "3+9", False),
+        ("-3+8", "8-3", False),
+        ("__import__('os')", "3+8", False),
+        ("3+", "3+8", False),
+        ("(" * 500 + "3", "3+8", False),
+    ],
+)
+def test_expressions_are_compared_by_meaning(written: str, reference: str, same: bool) -> None:
+    assert rewards.same_meaning(written, reference) is same
+
+
+@pytest.mark.parametrize(
+    ("expression", "result"),
+    [("3+8", "11"), (" 12 * 7 ", "84"), ("7/2", "3.5"), ("9/3", "3"), ("-(2-5)", "3"), ("1/3", "0.3333"), ("2*(3+4)", "14")],
+)
+def test_the_calculator_calculates(expression: str, result: str) -> None:
+    assert agent.calculate(expression) == result
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        "2**99999999",
+        "1/0",
+        "__import__('os').system('true')",
+        "open('x')",
+        "[1]*9",
+        "'a'*9",
+        "9" * 5000,
+        "1e400",
+        "x",
+        "True",
+        "3,4",
+        "3 4",
+        "(" * 5000,
+        "lambda: 1",
+        "1\0",
+    ],
+)
+def test_the_calculator_refuses_everything_else(expression: str) -> None:
+    with pytest.raises(agent.Uncomputable):
+        agent.calculate(expression)
+    assert agent.use_tool("calc", json.dumps({"expression": expression})).startswith("error: ")
+
+
+@pytest.mark.parametrize("arguments", ["", "3+8", "[]", "{}", "null"])
+def test_malformed_tool_calls_are_told_to_the_model(arguments: str) -> None:
+    assert agent.use_tool("calc", arguments).startswith("error: ")
+
+
+def test_an_unknown_tool_is_told_to_the_model() -> None:
+    assert agent.use_tool("search", "{}") == "error: there is no tool search"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_training_and_held_out_problems_share_neither_templates_nor_numbers(seed: int, tmp_path: Path) -> None:
+    training = tasks.make_tasks("train", 500, seed)
+    held_out = tasks.make_tasks("heldout", 210, seed)
+    assert not {task.template for task in training} & {task.template for task in held_out}
+    assert not {number for task in training for number in task.numbers} & {number for task in held_out for number in task.numbers}
+    assert not {task.question for task in training} & {task.question for task in held_out}
+    assert len({task.question for task in held_out}) == 210
+    tasks.assert_disjoint(training, held_out)
+
+
+def test_a_shared_number_or_template_is_noticed() -> None:
+    task = tasks.make_tasks("train", 1, 0)[0]
+    with pytest.raises(AssertionError, match="templates"):
+        tasks.assert_disjoint([task], [task])
+    with pytest.raises(AssertionError, match="numbers"):
+        tasks.assert_disjoint([task], [task._replace(template="another")])
+
+
+def test_problems_are_answerable_and_repeatable(tmp_path: Path) -> None:
+    paths = tasks.write_tasks(tmp_path / "a", 0, 120, 60), tasks.write_tasks(tmp_path / "b", 0, 120, 60)
+    assert [path.read_text() for path in paths[0]] == [path.read_text() for path in paths[1]]
+    for path in paths[0]:
+        for line in path.read_text().splitlines():
+            task = json.loads(line)
+            reference = task["reference"]
+            assert agent.calculate(reference["expression"]) == str(reference["answer"])
+            assert all(number in task["question"] for number in reference["expression"].replace("*", "+").replace("-", "+").split("+"))
+            assert reference["answer"] > 0
+
+
+def test_the_opening_shows_a_call_its_result_and_the_answer() -> None:
+    roles = [message["role"] for message in agent.opening("Why?")]
+    assert roles[0] == "system"
+    assert roles[-1] == "user"
+    assert roles[1:5] == ["user", "assistant", "tool", "assistant"]

@@ -1,0 +1,218 @@
+"""`fulgurite run` in a process of its own against a real gateway and a real Kafka: statuses, retries, rewards, and Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from fulgurite.codec import Codec
+from fulgurite.failures import FailureKind
+from fulgurite.kinds import Mode, StatusKind
+from fulgurite.topics import AGENT_STATUS
+from services.kafka import read_all
+from services.stack.kafka_local import LocalKafka
+from tests.integration.gateway_process import ADMIN, Gateway, kafka_settings, running_gateway
+from tests.integration.stub_upstream import Stub, running_stub
+from tests.services.runner import agents
+
+pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
+
+ROOT = Path(__file__).parents[2]
+RUN = (sys.executable, "-m", "services.runner.command", "--tasks", "tasks.jsonl")
+
+ASKS = """
+import json, os, sys, urllib.request
+body = {"model": "policy", "messages": [{"role": "user", "content": json.loads(os.environ["TASK"])["question"]}]}
+request = urllib.request.Request(
+    os.environ["OPENAI_BASE_URL"] + "/chat/completions",
+    json.dumps(body).encode(),
+    {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"},
+)
+print(json.load(urllib.request.urlopen(request))["id"])
+assert json.loads(sys.stdin.read()) == json.loads(os.environ["TASK"]) and "reference" not in os.environ["TASK"]
+"""
+
+FAILS_ONCE = """
+import os, sys
+path = sys.argv[1] + "/" + json.loads(os.environ["TASK"])["question"]
+if not os.path.exists(path):
+    open(path, "w").close()
+    sys.stderr.write("openai.APIConnectionError: Connection error.")
+    sys.exit(1)
+"""
+
+REWARDS = """
+def length(episode):
+    return float(len(episode.task["reference"]))
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stub() -> AsyncGenerator[Stub]:
+    async with running_stub() as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(kafka: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Gateway]:
+    settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
+    async with running_gateway(settings, stub.url, tmp_path_factory.mktemp("gateway")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def aggregator(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[None]:
+    """Turns statuses into episodes."""
+    folder = tmp_path_factory.mktemp("aggregator")
+    with (folder / "aggregator.log").open("wb") as log:
+        process = subprocess.Popen(  # noqa: ASYNC220 - started once, in milliseconds
+            [sys.executable, "-m", "services.aggregator.main"],
+            env=_environment(gateway, FULGURITE_DATA_DIR=str(folder)),
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
+    yield
+    process.terminate()
+    await asyncio.to_thread(process.wait, 20)
+
+
+def _environment(gateway: Gateway, **more: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FULGURITE_", "KAFKA_", "REDIS_"))}
+    return inherited | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "KAFKA_BOOTSTRAP_SERVERS": gateway.kafka.bootstrap_servers,
+        "FULGURITE_TOPIC_PREFIX": gateway.kafka.topic_prefix,
+        "FULGURITE_GATEWAY_URL": gateway.url,
+        "FULGURITE_ADMIN_KEY": ADMIN,
+        **more,
+    }
+
+
+def _start(
+    gateway: Gateway, folder: Path, agent: str, *options: str, tasks: int = 2, arguments: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
+    (folder / "agent.py").write_text(agent)
+    lines = [json.dumps({"question": f"question {number}", "reference": "r" * (number + 1)}) for number in range(tasks)]
+    (folder / "tasks.jsonl").write_text("\n".join(lines))
+    return subprocess.Popen(
+        [*RUN, "--json", "--deadline", "60", *options, "--", "python", "agent.py", *arguments],
+        cwd=folder,
+        env=_environment(gateway, FULGURITE_DATA_DIR=str(folder)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+async def _finish(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    output, errors = await asyncio.to_thread(process.communicate, None, 90)
+    assert process.returncode == 0, errors + output
+    return [json.loads(line) for line in output.splitlines()]
+
+
+async def test_agents_are_declared_started_reported_and_rewarded(gateway: Gateway, aggregator: None, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    lines = await _finish(_start(gateway, tmp_path, ASKS, "-n", "2", "--mode", "val", "--reward", "rewards.py:length"))
+    attempts = [line for line in lines if line["event"] == "rollout"]
+    assert [attempt["status"] for attempt in attempts] == ["finished"] * 4
+    summary = lines[-1]
+    assert summary["reward"]["mean"] == 1.5
+    assert summary["counts"] == {"declared": 4, "finished": 4, "scored": 4, "calls": 4}
+    assert sorted(rollout["reward"] for rollout in summary["rollouts"]) == [1.0, 1.0, 2.0, 2.0]
+    groups = {rollout["group_id"] for rollout in summary["rollouts"]}
+    assert len(groups) == 2
+    statuses = await gateway.statuses(groups.pop())
+    assert [status.kind for status in statuses if status.rollout_id is None] == [StatusKind.declared]
+    assert all(status.mode is Mode.val for status in statuses)
+    assert {status.kind for status in statuses if status.rollout_id} == {StatusKind.started, StatusKind.finished}
+
+
+@pytest.mark.parametrize("preload", [(), ("--preload", "json")], ids=["executed", "forked"])
+async def test_exogenous_failures_are_tried_again_and_said_to_be(
+    gateway: Gateway, aggregator: None, tmp_path: Path, preload: tuple[str, ...]
+) -> None:
+    process = _start(
+        gateway, tmp_path, "import json\n" + FAILS_ONCE, "-n", "1", "--mode", "val", *preload, arguments=(str(tmp_path),), tasks=1
+    )
+    lines = await _finish(process)
+    [rollout] = lines[-1]["rollouts"]
+    assert (rollout["attempt"], rollout["outcome"]) == (1, "finished")
+    statuses = [status for status in await gateway.statuses(rollout["group_id"]) if status.rollout_id]
+    assert [(status.attempt, status.kind, status.failure, status.will_retry) for status in statuses] == [
+        (0, StatusKind.started, None, False),
+        (0, StatusKind.failed, FailureKind.upstream_error, True),
+        (1, StatusKind.started, None, False),
+        (1, StatusKind.finished, None, False),
+    ]
+
+
+async def test_a_failing_agent_is_told_with_code_and_last_words(gateway: Gateway, aggregator: None, tmp_path: Path) -> None:
+    lines = await _finish(_start(gateway, tmp_path, agents.EXITS, "-n", "1", "--mode", "val", arguments=("3",), tasks=1))
+    [rollout] = lines[-1]["rollouts"]
+    assert (rollout["outcome"], rollout["failure"]) == ("failed", "agent_exception")
+    failed = [status for status in await gateway.statuses(rollout["group_id"]) if status.kind is StatusKind.failed]
+    assert [(status.exit_code, status.message, status.source) for status in failed] == [(3, "last words", "runner")]
+
+
+@pytest.mark.parametrize("preload", [(), ("--preload", "json")], ids=["executed", "forked"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+async def test_a_stopped_run_leaves_no_process(gateway: Gateway, tmp_path: Path, preload: tuple[str, ...], number: signal.Signals) -> None:
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    pids = tmp_path / "pids"
+    options = ("-n", "1", "--reward", "rewards.py:length", *preload)
+    process = _start(gateway, tmp_path, agents.SLEEPS, *options, arguments=(str(pids),), tasks=1)
+    try:
+        running = [int(pid) for pid in (await asyncio.to_thread(agents.wait_for_line, pids, 60)).split()]
+        below = agents.descendants(process.pid)
+        assert len(below) >= 3, "launcher, agent and reward worker"
+        process.send_signal(number)
+        await asyncio.to_thread(process.communicate, None, 30)
+    finally:
+        process.kill()
+    assert process.returncode == (-number if number is signal.SIGKILL else 130)
+    for pid in [*running, *below]:
+        assert await asyncio.to_thread(agents.is_soon_dead, pid), f"process {pid} is still there"
+    if number is not signal.SIGKILL:
+        statuses = [status for status in await _all_statuses(gateway) if status.kind is StatusKind.failed and status.failure]
+        assert FailureKind.cancelled in {status.failure for status in statuses}
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "words"),
+    [
+        (("--preload", "no_such_module"), ("python", "agent.py"), "cannot import no_such_module"),
+        ((), ("no-such-program",), "no such program"),
+        (("--reward", "rewards.py:none"), ("python", "agent.py"), "has no function"),
+    ],
+)
+async def test_what_cannot_work_is_said(
+    gateway: Gateway, tmp_path: Path, options: tuple[str, ...], command: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "agent.py").write_text("import time\ntime.sleep(60)")
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    (tmp_path / "tasks.jsonl").write_text("{}")
+    argv = [*RUN, "-n", "1", *options, "--", *command]
+    environment = _environment(gateway, FULGURITE_DATA_DIR=str(tmp_path), COLUMNS="1000")
+    done = await asyncio.to_thread(
+        subprocess.run, argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+async def _all_statuses(gateway: Gateway) -> list[Any]:
+    return [record.event for record in await asyncio.to_thread(lambda: list(read_all(gateway.kafka, AGENT_STATUS, Codec())))]

@@ -1,0 +1,66 @@
+"""Tasks: how they are read, in which order they are run, and what of them reaches the agent; and what an agent inherits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fulgurite.kinds import Mode
+from services.runner.errors import BadTasks
+from services.runner.options import RunOptions, clean_environment, for_agent, in_order, read_tasks
+
+TASKS = [{"id": number} for number in range(4)]
+
+
+def _options(**fields: object) -> RunOptions:
+    return RunOptions(tasks=Path("t"), command=("agent",), run_id="r", **fields)  # pyright: ignore[reportArgumentType]
+
+
+def test_tasks_are_json_objects_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text('{"a": 1}\n\n{"b": "ü"}\n')
+    assert read_tasks(path) == [{"a": 1}, {"b": "ü"}]
+
+
+@pytest.mark.parametrize(("text", "words"), [("", "no task"), ("{}\n[1]\n", "line 2"), ("{\n", "line 1"), ("\xff", "line 1")])
+def test_what_cannot_be_read_is_told_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(text)
+    with pytest.raises(BadTasks, match=words):
+        read_tasks(path)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadTasks, match="No such file"):
+        read_tasks(tmp_path / "none.jsonl")
+
+
+def test_one_pass_in_order_unless_told_otherwise() -> None:
+    assert list(in_order(TASKS, _options())) == TASKS
+    assert list(in_order(TASKS, _options(mode=Mode.val, epochs=2))) == TASKS * 2
+
+
+def test_later_passes_of_training_are_shuffled_repeatably() -> None:
+    tasks = [{"id": number} for number in range(50)]
+    first, second = (list(in_order(tasks, _options(epochs=2, seed=3))) for _ in range(2))
+    assert first == second
+    assert first[:50] == tasks
+    assert first[50:] != tasks
+    assert sorted(task["id"] for task in first[50:]) == list(range(50))
+
+
+def test_a_limit_and_an_endless_run() -> None:
+    assert len(list(in_order(TASKS, _options(limit=3)))) == 3
+    assert len(list(in_order(TASKS, _options(updates=5, limit=11)))) == 11
+
+
+def test_the_agent_never_sees_the_reference() -> None:
+    assert json.loads(for_agent({"question": "q", "reference": {"answer": 3}})) == {"question": "q"}
+
+
+def test_a_clean_environment() -> None:
+    inherited = {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "p", "AWS_SECRET": "s", "FULGURITE_ADMIN_KEY": "k"}
+    assert clean_environment(inherited) == {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "p"}
+    assert clean_environment(inherited, ("AWS_SECRET",))["AWS_SECRET"] == "s"
