@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +41,7 @@ def up(
     logs.configure("stack", "WARNING")
     options = StackOptions(data=data, brokers=brokers, gateway_port=port, model=model, policy=policy)
     try:
-        with starting(options) as stack:
+        with running(options) as stack:
             _tell(stack)
             wait_for_signal()
             console.print("stopping")
@@ -50,17 +52,20 @@ def up(
         raise typer.Exit(130) from None
 
 
-def starting(options: StackOptions) -> LocalStack:
-    """A running stack, its start shown as a progress line per part."""
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress:
-        bar = progress.add_task("starting (vLLM takes longest, half a minute to a minute)")
+@contextlib.contextmanager
+def running(options: StackOptions) -> Generator[LocalStack]:
+    """A running stack, its start shown with a line per part."""
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
+        progress.add_task("starting (vLLM takes longest, half a minute to a minute)")
 
         def on_ready(name: str, seconds: float) -> None:
             progress.console.print(f"  {name} is ready after {seconds:.1f} s")
 
         stack = LocalStack(options, on_ready, _tell_exit).start()
-        progress.remove_task(bar)
-    return stack
+    try:
+        yield stack
+    finally:
+        stack.stop()
 
 
 def wait_for_signal() -> None:
