@@ -1,7 +1,9 @@
-"""Starts the learner: `python -m services.learner.main`. Ends with 0 when stopped, with 1 and a message when it cannot go on."""
+"""Starts the learner: `python -m services.learner.main`. Ends with 0 when stopped, with 78 (EX_CONFIG) when a person has to change
+something first, with 69 (EX_UNAVAILABLE) when starting it again may help."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -26,9 +28,12 @@ def main() -> int:
     try:
         check_topics(kafka)
         return _run(settings, kafka)
-    except (LearnerError, LogUnavailable, TopicLayoutError) as error:
-        log.error("learner stopped", error=str(error), kind=type(error).__name__)
-        return 1
+    except (LearnerError, TopicLayoutError) as error:
+        log.error("the learner cannot go on", error=str(error), kind=type(error).__name__)
+        return os.EX_CONFIG
+    except LogUnavailable as error:
+        log.error("the learner stopped; started again it resumes", error=str(error))
+        return os.EX_UNAVAILABLE
 
 
 def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:

@@ -28,6 +28,9 @@ _POLL_S = 0.1
 _RESTART_DELAY_S = 0.5
 _LOG_TAIL_LINES = 15
 
+GIVES_UP = os.EX_CONFIG
+"""Exit status of a service that cannot go on until a person changes something; it is not started again."""
+
 
 class Restart(StrEnum):
     """What to do when a process ends without being told to."""
@@ -35,7 +38,7 @@ class Restart(StrEnum):
     never = "never"
     """Leave it: the state says so."""
     always = "always"
-    """Start it again, up to `max_restarts` times."""
+    """Start it again, up to `max_restarts` times, unless it gave up (`GIVES_UP`)."""
 
 
 class State(StrEnum):
@@ -217,7 +220,8 @@ class Process:
 
     def _will_restart(self) -> bool:
         # A process that never became ready is misconfigured: starting it again would only hide the message.
-        return self._wanted and self._ever_ready and self.spec.restart is Restart.always and self.restarts < self.spec.max_restarts
+        lasting = self.returncode != GIVES_UP and self.restarts < self.spec.max_restarts
+        return self._wanted and self._ever_ready and self.spec.restart is Restart.always and lasting
 
     def _tail(self) -> str:
         if not self.spec.log.is_file():
