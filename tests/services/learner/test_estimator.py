@@ -1,0 +1,57 @@
+"""Advantages compare episodes, credit actions, and are verl's GRPO where the two agree."""
+
+# verl ships no usable annotations for its registry.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from services.learner.errors import NoBaseline
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from services.learner.verl_cpu import select
+
+    select("cpu")
+    from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+
+    from services.learner.estimator import NAME, group_advantages
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_with_one_row_per_episode_and_identical_credit_it_is_verl_s_grpo(*, divide: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.rand(12, 9, generator=generator) < 0.7).float()
+    rewards = torch.zeros_like(mask)
+    rewards[:, -1] = torch.rand(12, generator=generator)
+    given = {"response_mask": mask, "index": np.repeat(np.arange(3), 4), "norm_adv_by_std_in_grpo": divide}
+    ours, _ = get_adv_estimator_fn(NAME)(token_level_rewards=rewards.clone(), **given)
+    theirs, _ = get_adv_estimator_fn("grpo")(token_level_rewards=rewards.clone(), **given)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_an_episode_of_three_rows_counts_once() -> None:
+    root = 2**-0.5
+    assert group_advantages([1.0, 1.0, 1.0], [1.0, 0.0]) == pytest.approx([root] * 3, rel=1e-4)
+    assert group_advantages([0.0], [1.0, 0.0]) == pytest.approx([-root], rel=1e-4)
+
+
+def test_actions_keep_their_own_credit_and_episodes_without_rows_stay_in_the_baseline() -> None:
+    rewards = [1.0, 0.0, 0.5]
+    expected = [(credit - np.mean(rewards)) / (np.std(rewards, ddof=1) + 1e-6) for credit in (0.25, 1.0)]
+    assert group_advantages([0.25, 1.0], rewards) == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_actions_have_no_advantages() -> None:
+    assert group_advantages([], [1.0, 0.0]) == []
+
+
+@pytest.mark.parametrize("rewards", [[], [1.0]])
+def test_fewer_than_two_scored_episodes_are_no_baseline(rewards: list[float]) -> None:
+    with pytest.raises(NoBaseline):
+        group_advantages([1.0], rewards)
