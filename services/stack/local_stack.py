@@ -221,8 +221,8 @@ def load_secrets(path: Path) -> Secrets:
         return msgspec.json.decode(path.read_bytes(), type=Secrets)
     made = Secrets(
         signing_keys=f"local:{secrets.token_urlsafe(32)}",
-        admin_key=f"fg-admin-{secrets.token_urlsafe(24)}",
-        api_key=f"fg-{secrets.token_urlsafe(24)}",
+        admin_key=f"sk-admin-{secrets.token_urlsafe(24)}",
+        api_key=f"sk-local-{secrets.token_urlsafe(24)}",
     )
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
