@@ -31,6 +31,9 @@ _SKEW_MS = 60_000
 _LOOK_EVERY_MS = 250
 """Looking through all open groups for what is due costs more than an input."""
 
+_FORGET_EVERY_MS = 10_000
+"""Memory is not so short that closed groups must go at once."""
+
 
 class Trial(NamedTuple):
     """What fell due, and how far the log must be read before a verdict is passed."""
@@ -66,6 +69,7 @@ class AggregatorPartition:
             self._known.setdefault(episode.group_id, {})[episode.rollout_id, episode.attempt] = episode
         self._trial: Trial | None = None
         self._next_look = 0
+        self._next_forget = 0
 
     def take(self, topic: Topic, event: Event, settle: Settle) -> None:
         """Take a call or a status in. Raises Rejected."""
@@ -183,7 +187,9 @@ class AggregatorPartition:
             self._next_look = now_ms() + _LOOK_EVERY_MS
             for group in self._groups.values():
                 self._settle_group(group)
-            self._forget()
+            if now_ms() >= self._next_forget:
+                self._next_forget = now_ms() + _FORGET_EVERY_MS
+                self._forget()
             now = max(self._time, now_ms())
             due = [group for group in self._groups.values() if self._overdue(group, now)]
             quiet = [attempt for group in self._groups.values() for attempt in self._silent(group, now)]
