@@ -1,0 +1,134 @@
+"""`fulgurite topics create`, `ledger` and `status` as processes, on a real log."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fulgurite.closing import close_group
+from fulgurite.codec import Codec
+from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LedgerEntry, LlmCall, Trajectory
+from fulgurite.ids import action_id
+from fulgurite.kinds import LedgerTerm
+from fulgurite.stitching import stitch
+from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, TOPICS, TRAINING_LEDGER, TRAJECTORIES, Topic
+from services.kafka import EventProducer, KafkaSettings
+from services.stack.kafka_local import LocalKafka
+from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
+
+pytestmark = pytest.mark.engine
+
+
+class Cli:
+    """The command line, pointed at one deployment."""
+
+    def __init__(self, kafka: LocalKafka, topic_prefix: str) -> None:
+        self.environment = {
+            **os.environ,
+            "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "FULGURITE_TOPIC_PREFIX": topic_prefix,
+            "FULGURITE_GATEWAY_URL": "http://127.0.0.1:9",
+        }
+        self.environment.pop("VLLM_BASE_URL", None)
+        self.settings = KafkaSettings.model_validate(
+            {"KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers, "FULGURITE_TOPIC_PREFIX": topic_prefix}
+        )
+
+    def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        argv = [str(Path(sys.executable).with_name("fulgurite")), *arguments]
+        return subprocess.run(argv, capture_output=True, text=True, env={**self.environment, **environment}, check=False)
+
+
+@pytest.fixture
+def cli(kafka: LocalKafka, topic_prefix: str) -> Cli:
+    return Cli(kafka, topic_prefix)
+
+
+def group_events() -> tuple[list[tuple[Topic, Event]], list[tuple[Topic, Event]]]:
+    """A group of four actions; one rollout is rewarded and trained, the other has no reward. What the services write, but one entry."""
+    declared = make_declared(1, 2)
+    calls = [make_call(1, index, turn, prompt=[1, turn]) for index in range(2) for turn in range(2)]
+    events: list[tuple[Topic, Event]] = [(AGENT_STATUS, declared), *((LLM_CALLS, call) for call in calls)]
+    rewards: list[AgentReward] = [make_reward(1, 0)]
+    episodes: list[Episode] = []
+    for index in range(2):
+        inputs: list[AgentStatus | LlmCall] = [declared, *calls[2 * index : 2 * index + 2], make_status(1, index)]
+        episode = stitch(inputs)
+        assert episode is not None
+        episodes.append(episode)
+        events.append((EPISODES, episode))
+    outputs = close_group(group_id(1), declared.declaration, episodes, rewards)
+    events += [(TRAINING_LEDGER if isinstance(event, LedgerEntry) else TRAJECTORIES, event) for event in outputs]
+    rows = [event for event in outputs if isinstance(event, Trajectory)]
+    trained = tuple(action_id(a.call_id, a.choice) for row in rows for a in row.actions if a.loss)
+    twice = LedgerEntry(
+        event_id="learner", event_time=1, policy="policy", group_id=group_id(1), term=LedgerTerm.trained, actions=trained,
+        version="policy@1.1", source="learner",
+    )  # fmt: skip
+    stale = LedgerEntry(
+        event_id="other", event_time=1, policy="policy", group_id=group_id(1), term=LedgerTerm.stale, actions=trained[:1], source="learner"
+    )
+    return [*events, (TRAINING_LEDGER, twice)], [(TRAINING_LEDGER, stale)]
+
+
+def publish(settings: KafkaSettings, events: list[tuple[Topic, Event]]) -> None:
+    producer = EventProducer(settings, Codec(), "test")
+    for topic, event in events:
+        producer.publish_sync(topic, group_id(1), event)
+    producer.close()
+
+
+def test_from_no_topics_to_a_balanced_ledger_and_one_that_is_not(cli: Cli) -> None:
+    before = cli("ledger")
+    assert before.returncode == 2, before.stdout
+    created = cli("topics", "create")
+    assert created.returncode == 0, created.stdout
+    assert created.stdout.count("created ") == len(TOPICS)
+    again = cli("topics", "create")
+    assert (again.returncode, again.stdout.count("created ")) == (0, 0)
+    empty = cli("ledger")
+    assert (empty.returncode, "no successful training action" in empty.stdout) == (0, True)
+
+    balanced, too_much = group_events()
+    publish(cli.settings, balanced)
+    done = cli("ledger", "--json")
+    assert done.returncode == 0, done.stdout
+    books = json.loads(done.stdout)
+    assert (books["actions"], books["remainder"]) == (4, 0)
+    assert books["terms"] == {"trained": 2, "filtered(no_reward)": 2}
+    shown = cli("ledger", "--partitions")
+    assert shown.returncode == 0
+    assert "filtered(no_reward)" in shown.stdout
+
+    publish(cli.settings, too_much)
+    done = cli("ledger", "--json")
+    assert done.returncode == 1, done.stdout
+    assert json.loads(done.stdout)["discrepancies"][0]["terms"] == ["stale", "trained"]
+
+
+def test_status_tells_what_does_not_answer_and_what_the_topics_hold(cli: Cli) -> None:
+    missing = cli("status", "--json")
+    assert missing.returncode == 1
+    assert "is missing" in json.loads(missing.stdout)["layout"]
+    cli("topics", "create")
+    publish(cli.settings, group_events()[0])
+    done = cli("status", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1, "no gateway answers"
+    assert "127.0.0.1:9" in found["endpoints"]["gateway"]
+    assert (found["layout"], found["healthy"]) == ("ok", False)
+    assert {one["topic"]: one["records"] for one in found["topics"]}["llm.calls"] == 4
+    assert "consumer groups" in cli("status").stdout
+
+
+def test_no_broker_is_said_plainly(cli: Cli) -> None:
+    for command in (("topics", "create"), ("status",)):
+        done = cli(*command, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
+        assert done.returncode in (1, 2)
+        assert "127.0.0.1:9" in done.stdout
+        assert "Traceback" not in done.stdout + done.stderr
