@@ -25,7 +25,7 @@ ADMIN = "the-admin-key"
 PLAIN = "a-plain-key"
 SIGNING = "k1:0123456789abcdef0123456789abcdef"
 _CODEC = Codec()
-_READY_S = 30.0
+_READY_S = 60.0
 
 
 class Gateway:
@@ -116,8 +116,7 @@ async def running_gateway(
         "FULGURITE_LOG_LEVEL": "DEBUG",
         **env,
     }
-    with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "services.gateway.main"], env=environment, stdout=output, stderr=output)
+    process = _start(environment, log)
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as client:
         gateway = Gateway(f"http://127.0.0.1:{port}", kafka, process, client, log)
@@ -132,6 +131,11 @@ async def running_gateway(
             except subprocess.TimeoutExpired:
                 process.kill()
                 await asyncio.to_thread(process.wait)
+
+
+def _start(environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen([sys.executable, "-m", "services.gateway.main"], env=environment, stdout=output, stderr=output)
 
 
 async def _wait_for(gateway: Gateway) -> None:

@@ -49,6 +49,7 @@ class Stub:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.chunks_sent = 0
+        self.asked = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.url = ""
         self._gate = asyncio.Semaphore(0)
@@ -59,6 +60,7 @@ class Stub:
         self.requests.clear()
         self.headers.clear()
         self.chunks_sent = 0
+        self.asked.clear()
         self.cancelled.clear()
         self._gate = asyncio.Semaphore(0)
         return self.script
@@ -74,6 +76,7 @@ class Stub:
         body: dict[str, Any] = await request.json()
         self.requests.append(body)
         self.headers.append(dict(request.headers))
+        self.asked.set()
         if script.hang:
             try:
                 await asyncio.sleep(3600)

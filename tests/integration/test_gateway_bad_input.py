@@ -225,8 +225,7 @@ async def test_a_client_gone_before_the_answer_stops_the_upstream_and_is_recorde
     group = await gateway.declare(n=1)
     rollout = group["rollouts"][0]
     task = asyncio.create_task(gateway.json(CHAT, BODY, rollout["api_key"]))
-    while not stub.requests:
-        await asyncio.sleep(0.01)
+    await asyncio.wait_for(stub.asked.wait(), 10)
     task.cancel()
     await asyncio.wait_for(stub.cancelled.wait(), 10)
     call = await gateway.call(rollout["rollout_id"])

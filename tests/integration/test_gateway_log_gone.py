@@ -28,6 +28,7 @@ async def test_without_brokers_calls_are_refused_before_generation(tmp_path: Pat
         async with running_stub() as stub, running_gateway(settings, stub.url, tmp_path, make_topics=False) as gateway:
             assert (await gateway.json(CHAT, BODY))[0] == 200
             kafka.kill(0)
+            status = 0
             for _ in range(150):
                 status, report = await gateway.get("/readyz")
                 if report["log"]["problem"]:

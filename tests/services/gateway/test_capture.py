@@ -104,7 +104,7 @@ def test_a_stream_adds_up_to_the_message() -> None:
 
 
 def test_usage_is_kept_and_passed_only_if_asked() -> None:
-    usage = {"choices": [], "usage": {"completion_tokens": 4}}
+    usage: dict[str, Any] = {"choices": [], "usage": {"completion_tokens": 4}}
     capture = Capture("ours", None, NOTHING)
     assert capture.take_chunk(dict(usage)) is None
     assert capture.usage == {"completion_tokens": 4}
