@@ -56,8 +56,9 @@ class CallToolParser(ToolParser):
         request: Any,
     ) -> DeltaMessage | None:
         """Content that is prose for certain; the rest is told by `finish_streaming`."""
-        self._text = current_text
-        if may_be_calls_alone(current_text, self._declared):
+        # For parsers with `engine_based_streaming` vLLM accumulates no text: `current_text` is the delta again.
+        self._text += delta_text
+        if may_be_calls_alone(self._text, self._declared):
             return None
         return self._unsent()
 
