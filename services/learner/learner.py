@@ -160,7 +160,7 @@ class Learner:
         self._checkpoint(events, trained=update is not None)
         self._policy_log.publish(events)
         self._source.show(self.batcher.positions())
-        log.info("settled", version=str(self.version), groups=len(groups), rows=len(rows), **metrics)
+        log.info("settled", version=str(self.version), rows=len(rows), **metrics)
 
     def _waited_long(self) -> bool:
         if not self.batcher.complete():
