@@ -1,0 +1,61 @@
+"""Only the announced file gets near an engine."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from fulgurite.events import Artifact
+from fulgurite.kinds import ArtifactFormat
+from services.applier.artifacts import base_weights, fetch
+from services.applier.errors import ApplierError, ApplyFailed, BadArtifact, EngineRefused, EngineUnreachable, LoadBroken, ProbeFailed
+
+CONTENT = b"weights"
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "a folder" / "model.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(CONTENT)
+    return path
+
+
+def artifact(uri: str, sha256: str = DIGEST, kind: ArtifactFormat = ArtifactFormat.full) -> Artifact:
+    return Artifact(uri=uri, sha256=sha256, size=len(CONTENT), format=kind)
+
+
+def test_the_announced_file_is_found_by_uri_and_by_path(file: Path) -> None:
+    assert fetch(artifact(file.as_uri())).path == file
+    assert fetch(artifact(str(file))).sha256 == DIGEST
+
+
+@pytest.mark.parametrize(
+    ("uri", "sha256", "kind", "reason"),
+    [
+        ("s3://bucket/model.safetensors", DIGEST, ArtifactFormat.full, "only file://"),
+        ("/nowhere/model.safetensors", DIGEST, ArtifactFormat.full, "cannot be read"),
+        ("{file}", "0" * 64, ArtifactFormat.full, "damaged or replaced"),
+        ("{file}", DIGEST, ArtifactFormat.lora, "lora"),
+    ],
+)
+def test_anything_else_is_refused_with_the_reason(file: Path, uri: str, sha256: str, kind: ArtifactFormat, reason: str) -> None:
+    with pytest.raises(BadArtifact, match=reason):
+        fetch(artifact(uri.replace("{file}", str(file)), sha256, kind))
+
+
+def test_the_base_model_is_one_file_in_a_known_folder(file: Path, tmp_path: Path) -> None:
+    assert base_weights(file.parent).sha256 == DIGEST
+    with pytest.raises(BadArtifact, match="FULGURITE_MODEL"):
+        base_weights(None)
+    with pytest.raises(BadArtifact, match="cannot be read"):
+        base_weights(tmp_path)
+
+
+def test_what_is_tried_again_and_what_is_not() -> None:
+    assert all(issubclass(error, ApplyFailed) for error in (BadArtifact, EngineRefused, LoadBroken, ProbeFailed))
+    assert not issubclass(EngineUnreachable, ApplyFailed)
+    assert issubclass(EngineUnreachable, ApplierError)

@@ -1,0 +1,20 @@
+"""The applier's settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.applier.settings import ApplierSettings
+
+
+@pytest.mark.parametrize("given", ["http://vllm:8000", "http://vllm:8000/", "http://vllm:8000/v1"])
+def test_the_base_url_has_no_v1(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("VLLM_BASE_URL", given)
+    monkeypatch.setenv("FULGURITE_APPLIER_PROBE_TOLERANCE", "0.2")
+    settings = ApplierSettings()  # pyright: ignore[reportCallIssue]
+    assert (settings.vllm_base_url, settings.probe_tolerance) == ("http://vllm:8000", 0.2)
+
+
+def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "very-secret")
+    assert "very-secret" not in repr(ApplierSettings())  # pyright: ignore[reportCallIssue]
