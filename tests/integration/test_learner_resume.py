@@ -1,0 +1,208 @@
+"""A learner killed with -9 at any point of a step goes on where the log says: nothing is lost, no action is trained into two versions."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+from fulgurite.codec import Codec
+from fulgurite.events import Action, LedgerEntry, PolicyUpdate, Trajectory
+from fulgurite.ids import action_id
+from fulgurite.kinds import LedgerTerm, Mode, UpdateKind
+from fulgurite.tokens import pack_ids, pack_logprobs, token_count
+from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER, TRAJECTORIES
+from services.kafka import EventProducer, KafkaSettings, read_all
+from services.learner.checkpoint import CheckpointStore
+from services.stack.kafka_local import LocalKafka
+from services.stack.model import tiny_model
+from services.topic_admin import create_topics
+from tests.synthetic import group_id, rollout_id
+
+pytestmark = pytest.mark.engine
+
+GROUPS = 6
+PER_STEP = 2
+WAIT_S = 240.0
+CODEC = Codec()
+
+
+def row(group: int, member: int) -> Trajectory:
+    """One short row of one action; the members of a group are rewarded 0 and 1."""
+    action = Action(
+        call_id=f"call-{group}-{member}",
+        choice=0,
+        start=3,
+        end=6,
+        logprobs=pack_logprobs([-5.0] * 3),
+        reward=float(member),
+        credit=float(member),
+        loss=True,
+        version="policy@0.0",
+        agent="",
+        temperature=1.0,
+    )
+    name = f"row-{group}-{member}"
+    return Trajectory(
+        event_id=name,
+        event_time=1_000 + group,
+        trajectory_id=name,
+        group_id=group_id(group),
+        rollout_id=rollout_id(group, member),
+        attempt=0,
+        mode=Mode.train,
+        policy="policy",
+        episode_revision=name,
+        group_revision=f"revision-{group}",
+        row_index=0,
+        rows_in_episode=1,
+        group_size=2,
+        group_members_scored=2,
+        group_started_at=1_000 + group,
+        token_ids=pack_ids([1, 2, 3, 10 + group, 20 + member, 30]),
+        actions=(action,),
+        episode_reward=float(member),
+        credit_rule="identical",
+    )
+
+
+ROWS = [row(group, member) for group in range(GROUPS) for member in (0, 1)]
+ACTIONS = {action_id(action.call_id, action.choice) for made in ROWS for action in made.actions}
+
+
+class Learner:
+    """A topic prefix, a data folder and the learner's process on them."""
+
+    def __init__(self, bootstrap: str, prefix: str, folder: Path) -> None:
+        self.kafka = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix)  # pyright: ignore[reportCallIssue]
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
+        create_topics(self.kafka)
+        producer = EventProducer(self.kafka, CODEC, "test")
+        for made in ROWS:
+            producer.publish_sync(TRAJECTORIES, made.group_id, made)
+        producer.close()
+
+    def start(self, *command: str) -> None:
+        self._starts += 1
+        environment = {
+            **os.environ,
+            "KAFKA_BOOTSTRAP_SERVERS": self.kafka.bootstrap_servers,
+            "FULGURITE_TOPIC_PREFIX": self.kafka.topic_prefix,
+            "FULGURITE_MODEL": str(tiny_model()),
+            "FULGURITE_DATA_DIR": str(self.folder),
+            "FULGURITE_GROUPS_PER_STEP": str(PER_STEP),
+            "FULGURITE_TRAINER_DEVICE": "cpu",
+            # The made-up log-probabilities are not those of the model.
+            "FULGURITE_TRAINER_DRIFT_STOP_K3": "1e9",
+            "FULGURITE_TRAINER_DRIFT_STOP_ESS": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        with (self.folder / f"learner-{self._starts}.log").open("wb") as sink:
+            self.process = subprocess.Popen([sys.executable, "-m", *command], stdout=sink, stderr=sink, env=environment)
+
+    def wait(self, reached: Callable[[], bool], what: str) -> None:
+        """Until it is so. Fails with the process's log if the process ends before."""
+        assert self.process is not None
+        until = time.monotonic() + WAIT_S
+        while not reached():
+            if self.process.poll() is not None or time.monotonic() > until:
+                log = (self.folder / f"learner-{self._starts}.log").read_text(errors="replace")
+                raise AssertionError(f"{what}: not reached, exit status {self.process.poll()}\n{log[-3000:]}")
+            time.sleep(0.2)
+
+    def end(self, number: int) -> int:
+        """Send the signal; the exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def entries(self) -> list[LedgerEntry]:
+        return [r.event for r in read_all(self.kafka, TRAINING_LEDGER, CODEC) if isinstance(r.event, LedgerEntry)]
+
+    def updates(self) -> list[PolicyUpdate]:
+        return [r.event for r in read_all(self.kafka, POLICY_UPDATES, CODEC) if isinstance(r.event, PolicyUpdate)]
+
+    def versions(self) -> list[str | None]:
+        return [update.version for update in self.updates() if update.kind is UpdateKind.update]
+
+
+@pytest.fixture
+def learner(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator[Learner]:
+    made = Learner(kafka.bootstrap_servers, topic_prefix, tmp_path)
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.process.kill()
+        made.process.wait()
+
+
+@pytest.mark.parametrize(
+    ("point", "in_log_when_killed", "versions"),
+    [
+        # The second step is lost, and was never told: it is taken again, under the new epoch.
+        ("before_checkpoint", ["policy@1.1"], ["policy@1.1", "policy@2.2", "policy@2.3"]),
+        # It is in the checkpoint: published as it is, not trained again.
+        ("before_publish", ["policy@1.1"], ["policy@1.1", "policy@1.2", "policy@2.3"]),
+        ("after_publish", ["policy@1.1", "policy@1.2"], ["policy@1.1", "policy@1.2", "policy@2.3"]),
+    ],
+)
+def test_a_killed_learner_resumes(learner: Learner, point: str, in_log_when_killed: list[str], versions: list[str]) -> None:
+    marker = learner.folder / "reached"
+    learner.start("tests.integration.paused_learner", point, str(marker))
+    learner.wait(marker.exists, point)
+    assert learner.end(signal.SIGKILL) == -signal.SIGKILL
+    assert learner.versions() == in_log_when_killed
+
+    learner.start("services.learner.main")
+    learner.wait(lambda: {entry.group_id for entry in learner.entries()} == {group_id(n) for n in range(GROUPS)}, "every group settled")
+    assert learner.end(signal.SIGTERM) == 0
+
+    assert learner.versions() == versions
+    entries = learner.entries()
+    assert {entry.term for entry in entries} == {LedgerTerm.trained}
+    assert Counter(action for entry in entries for action in entry.actions) == dict.fromkeys(ACTIONS, 1)
+    assert Counter(entry.version for entry in entries) == dict.fromkeys(versions, PER_STEP)
+
+    updates = learner.updates()
+    assert [update.epoch for update in updates if update.kind is UpdateKind.claim] == [1, 2]
+    trained = [update for update in updates if update.kind is UpdateKind.update]
+    assert [update.parent_version for update in trained] == ["policy@0.0", *versions[:-1]]
+    assert sum(update.trained_actions for update in trained) == len(ACTIONS)
+    for update in trained:
+        assert update.artifact is not None
+        assert update.probe is not None
+        path = Path(unquote(urlparse(update.artifact.uri).path))
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == update.artifact.sha256
+        assert token_count(update.probe.logprobs) == token_count(update.probe.token_ids) - 1
+
+    ends = {record.partition: record.offset + 1 for record in read_all(learner.kafka, TRAJECTORIES, CODEC)}
+    found = CheckpointStore(learner.folder, "policy").latest()
+    assert found is not None
+    assert {position.partition: position.offset for position in found[0].positions} == ends
+    assert (found[0].version, found[0].step) == (versions[-1], 3)
+
+
+def test_a_third_start_trains_nothing_again(learner: Learner) -> None:
+    def settled() -> bool:
+        return len({entry.group_id for entry in learner.entries()}) == GROUPS
+
+    learner.start("services.learner.main")
+    learner.wait(settled, "every group settled")
+    learner.end(signal.SIGKILL)
+    before = (learner.versions(), len(learner.entries()))
+
+    learner.start("services.learner.main")
+    learner.wait(lambda: len([u for u in learner.updates() if u.kind is UpdateKind.claim]) == 2, "the next epoch claimed")
+    time.sleep(2)
+    assert learner.end(signal.SIGTERM) == 0
+    assert (learner.versions(), len(learner.entries())) == before
