@@ -7,6 +7,7 @@ import json
 import secrets
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -97,7 +98,13 @@ def run_command(
     options: RunOptions, watcher: Watcher, settings: RunnerSettings | None = None, kafka: KafkaSettings | None = None
 ) -> Summary:
     """Run to the end; SIGINT and SIGTERM end it with KeyboardInterrupt once every process is gone. Raises RunnerError, LogUnavailable."""
-    return asyncio.run(_stoppable(Run(options, settings or RunnerSettings(), kafka or from_environment(), watcher)))
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        return asyncio.run(_stoppable(Run(options, settings or RunnerSettings(), kafka or from_environment(), watcher), numbers))
+    finally:
+        for number, handler in before.items():  # asyncio leaves the system's defaults
+            signal.signal(number, handler)
 
 
 def from_environment() -> KafkaSettings:
@@ -105,7 +112,7 @@ def from_environment() -> KafkaSettings:
     return KafkaSettings()
 
 
-async def _stoppable(run: Run) -> Summary:
+async def _stoppable(run: Run, numbers: Sequence[signal.Signals]) -> Summary:
     task = asyncio.current_task()
     assert task is not None
     stopped: list[int] = []
@@ -114,7 +121,7 @@ async def _stoppable(run: Run) -> Summary:
         stopped.append(number)
         task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         asyncio.get_running_loop().add_signal_handler(number, stop, number)
     try:
         return await run.execute()

@@ -66,10 +66,6 @@ class Scoreboard:
         if reward.attempt is None or reward.attempt >= score.attempt:
             score.reward, score.error, score.rewarded = reward.value, reward.error, True
 
-    def is_complete(self, group_id: str) -> bool:
-        """Whether every rollout of the group is closed and, if a reward is awaited, paid."""
-        return all(self._is_done(score) for score in self._scores.values() if score.group_id == group_id)
-
     def open_groups(self) -> set[str]:
         """Groups with a rollout that is not done."""
         return {score.group_id for score in self._scores.values() if not self._is_done(score)}
@@ -110,10 +106,6 @@ class Scoreboard:
     def rows(self) -> list[dict[str, Any]]:
         """Every rollout, as JSON values."""
         return [msgspec.to_builtins(score) for score in self._scores.values()]
-
-    def row(self, rollout_id: str) -> dict[str, Any]:
-        """One rollout, as JSON values."""
-        return msgspec.to_builtins(self._scores[rollout_id])
 
     def _is_done(self, score: Score) -> bool:
         return score.closed and (score.rewarded or self._reward is None)

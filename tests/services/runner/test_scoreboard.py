@@ -1,0 +1,106 @@
+"""Rewards and outcomes of rollouts, in whatever order they come."""
+
+from __future__ import annotations
+
+import pytest
+
+from fulgurite.events import AgentReward, Episode
+from fulgurite.failures import FailureKind
+from fulgurite.kinds import EpisodeOutcome, Mode
+from services.runner.scoreboard import Scoreboard
+
+
+def _episode(rollout: str, attempt: int = 0, will_retry: bool = False, failure: FailureKind | None = None) -> Episode:
+    return Episode(
+        event_id=f"{rollout}{attempt}",
+        event_time=0,
+        episode_id=f"{rollout}/{attempt}",
+        revision="x",
+        group_id="g",
+        rollout_id=rollout,
+        attempt=attempt,
+        mode=Mode.train,
+        rule="1",
+        outcome=EpisodeOutcome.failed if failure else EpisodeOutcome.finished,
+        failure=failure,
+        will_retry=will_retry,
+        started_at=0,
+        ended_at=1,
+    )
+
+
+def _reward(rollout: str, value: float | None, attempt: int | None = 0, name: str = "reward", final: bool = True) -> AgentReward:
+    return AgentReward(
+        event_id=f"{rollout}{value}",
+        event_time=0,
+        group_id="g",
+        rollout_id=rollout,
+        attempt=attempt,
+        name=name,
+        value=value,
+        final=final,
+        source="t",
+    )
+
+
+def _board(*rollouts: str, reward: str | None = "reward") -> Scoreboard:
+    board = Scoreboard(reward)
+    for rollout in rollouts:
+        board.expect("g", rollout)
+    return board
+
+
+@pytest.mark.parametrize("reward_first", [True, False])
+def test_a_rollout_is_done_with_its_episode_and_its_reward(reward_first: bool) -> None:
+    board = _board("a")
+    steps = [lambda: board.on_reward(_reward("a", 1.0)), lambda: board.on_episode(_episode("a"))]
+    for step in steps if reward_first else reversed(steps):
+        assert board.open_groups() == {"g"}
+        step()
+    assert board.open_groups() == set()
+    mean = board.mean()
+    assert mean is not None
+    assert mean.mean == 1.0
+
+
+def test_without_a_reward_function_the_episode_is_enough() -> None:
+    board = _board("a", reward=None)
+    board.on_episode(_episode("a"))
+    assert board.open_groups() == set()
+    assert board.mean() is None
+
+
+def test_an_attempt_that_is_tried_again_is_not_the_end() -> None:
+    board = _board("a")
+    board.on_episode(_episode("a", 0, will_retry=True, failure=FailureKind.upstream_error))
+    assert board.open_groups() == {"g"}
+    board.on_episode(_episode("a", 1))
+    board.on_reward(_reward("a", 0.5, attempt=1))
+    assert board.open_groups() == set()
+    assert board.counts() == {"declared": 1, "finished": 1, "scored": 1, "calls": 0}
+
+
+def test_a_reward_that_could_not_be_computed_ends_the_wait_and_is_no_score() -> None:
+    board = _board("a", "b")
+    for rollout, value in (("a", None), ("b", 1.0)):
+        board.on_episode(_episode(rollout))
+        board.on_reward(_reward(rollout, value))
+    assert board.open_groups() == set()
+    mean = board.mean()
+    assert mean is not None
+    assert (mean.mean, mean.count) == (1.0, 1)
+
+
+def test_foreign_rollouts_and_other_rewards_are_ignored() -> None:
+    board = _board("a")
+    board.on_episode(_episode("z"))
+    for event in (_reward("z", 1.0), _reward("a", 1.0, name="style"), _reward("a", 1.0, final=False)):
+        board.on_reward(event)
+    assert board.counts() == {"declared": 1, "scored": 0, "calls": 0}
+
+
+def test_failures_are_counted_by_kind() -> None:
+    board = _board("a", "b")
+    board.on_episode(_episode("a", failure=FailureKind.agent_exception))
+    board.on_episode(_episode("b"))
+    assert board.counts() == {"declared": 2, "agent_exception": 1, "finished": 1, "scored": 0, "calls": 0}
