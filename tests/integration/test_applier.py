@@ -201,7 +201,8 @@ def test_an_update_is_served_and_proved_and_the_newest_of_several_wins(bench: Be
 def test_a_damaged_file_and_a_wrong_probe_are_told_and_the_old_version_stays(bench: Bench, weights: list[Weights], tmp_path: Path) -> None:
     first, second = weights
     damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(second.path.read_bytes()[:-1] + b"?")
+    content = second.path.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     bench.process.start()
     bench.claim(1)
     bench.update(1, 1, first.artifact(), second.probe())
