@@ -10,8 +10,8 @@ from fulgurite.events import LedgerEntry, PolicyApplied
 from fulgurite.kinds import ApplyOutcome
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 
-GIVE_UP_MS = 30_000
-"""After a group's deadline: time for aggregator, rewarder and a training step."""
+GIVE_UP_MS = 600_000
+"""After a group's deadline. Generous: it is for groups that were lost, and a slow learner is no reason to run ahead of it."""
 
 LEARNER = "learner"
 

@@ -35,7 +35,7 @@ from services.runner.rollout import Attempt, RolloutRunner
 from services.runner.scoreboard import CurvePoint, Scoreboard
 from services.runner.settings import RunnerSettings
 
-REWARD_GRACE_S = 30.0
+REWARD_GRACE_S = 60.0
 """After the last rollout's deadline: time for aggregator, reward worker and rewards to come."""
 
 _TICK_S = 0.05
