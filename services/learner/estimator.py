@@ -54,10 +54,13 @@ def group_advantage(
         rewards = torch.tensor(group_rewards.get(group, ()), dtype=torch.float32)
         if len(rewards) < 2:
             raise NoBaseline(f"group {group} has {len(rewards)} scored episodes")
-        baselines[group] = float(rewards.mean()), float(rewards.std()) + epsilon if norm_adv_by_std_in_grpo else 1.0
+        spread = float(rewards.std())
+        # Equal rewards with credits that differ: there is no spread to divide by, and epsilon would make millions of the differences.
+        normalise = norm_adv_by_std_in_grpo and spread > epsilon
+        baselines[group] = float(rewards.mean()), spread + epsilon if normalise else 1.0
     mean = torch.tensor([baselines[group][0] for group in index], dtype=action_credits.dtype, device=action_credits.device)
-    spread = torch.tensor([baselines[group][1] for group in index], dtype=action_credits.dtype, device=action_credits.device)
-    advantages = (action_credits - mean[:, None]) / spread[:, None] * response_mask
+    scale = torch.tensor([baselines[group][1] for group in index], dtype=action_credits.dtype, device=action_credits.device)
+    advantages = (action_credits - mean[:, None]) / scale[:, None] * response_mask
     return advantages, advantages
 
 

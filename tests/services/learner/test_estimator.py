@@ -47,6 +47,10 @@ def test_actions_keep_their_own_credit_and_episodes_without_rows_stay_in_the_bas
     assert group_advantages([0.25, 1.0], rewards) == pytest.approx(expected, rel=1e-5)
 
 
+def test_equal_rewards_with_different_credit_are_centred_and_not_blown_up() -> None:
+    assert group_advantages([1.0, 0.0], [1.0, 1.0]) == pytest.approx([0.0, -1.0])
+
+
 def test_no_actions_have_no_advantages() -> None:
     assert group_advantages([], [1.0, 0.0]) == []
 
