@@ -83,7 +83,7 @@ def draw_chart(report: Report, path: Path) -> None:
         axes.plot(ends, values, marker=marker, linestyle=":", label=label)  # pyright: ignore[reportUnknownMemberType]
     kind = ", rewards permuted (control)" if report.control else ""
     axes.set(xlabel="updates", ylabel="mean reward", ylim=(-0.02, 1.02), title=f"Calculator agent, seed {report.seed}{kind}")  # pyright: ignore[reportUnknownMemberType]
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xticks(range(report.updates + 1))  # pyright: ignore[reportUnknownMemberType]
     axes.grid(alpha=0.3)  # pyright: ignore[reportUnknownMemberType]
     axes.legend()  # pyright: ignore[reportUnknownMemberType]
     figure.tight_layout()
