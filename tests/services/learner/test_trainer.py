@@ -41,7 +41,7 @@ VOCABULARY = 200
 
 
 def trainer(**settings: Any) -> Trainer:
-    return Trainer(tiny_model(), TrainerSettings(**{"dtype": "fp32", "device": "cpu", "max_forest_tokens": 64, **settings}))
+    return Trainer(tiny_model(), TrainerSettings.model_validate({"dtype": "fp32", "device": "cpu", "max_forest_tokens": 64, **settings}))
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,11 @@ def batch(seed: int = 0, *, groups: int = 3, samples: int = 3, one_row_each: boo
         for _ in range(samples):
             parts = [(system, False), (question, False), (tokens(int(chance.integers(2, 9))), True), (tokens(4), False), (tokens(3), True)]
             trained = np.concatenate([np.full(len(part), flag) for part, flag in parts])
-            weight = trained / np.float32(trained.sum() * groups * samples)
+            weight = (trained / np.float32(trained.sum() * groups * samples)).astype(np.float32)
             advantages = (chance.normal() * trained).astype(np.float32)
             zeros = np.zeros(len(trained), np.float32)
             rows.append(TrainRow(np.concatenate([part for part, _ in parts]), trained, zeros, advantages, weight, zeros + 1))
-    return rows if one_row_each else [msgspec.structs.replace(row, weights=row.weights / 2) for row in rows]
+    return rows if one_row_each else [msgspec.structs.replace(row, weights=(row.weights / 2).astype(np.float32)) for row in rows]
 
 
 def sampled(by: Trainer, rows: list[TrainRow], noise: float = 0.05) -> list[TrainRow]:
@@ -80,7 +80,7 @@ def sampled(by: Trainer, rows: list[TrainRow], noise: float = 0.05) -> list[Trai
 
 
 def weights(of: Trainer) -> dict[str, torch.Tensor]:
-    return {name: cast("Any", value).full_tensor().clone() for name, value in of.module.state_dict().items()}
+    return {name: value.full_tensor().clone() for name, value in of.module.state_dict().items()}
 
 
 def reference_logprobs(row: TrainRow) -> NDArray[np.float32]:
@@ -164,10 +164,11 @@ def test_a_grpo_step_equals_verl_s_own_functions_on_the_same_tensors() -> None:
 
 def test_the_configured_loss_and_correction_are_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
+    vanilla = cast("Any", POLICY_LOSS_REGISTRY["vanilla"])
 
     def spy(**given: Any) -> tuple[torch.Tensor, dict[str, Any]]:
         calls.append(given)
-        return POLICY_LOSS_REGISTRY["vanilla"](**given)
+        return vanilla(**given)
 
     monkeypatch.setitem(POLICY_LOSS_REGISTRY, "spy", cast("Any", spy))
     decoupled = trainer(policy_loss="spy", correction="decoupled", clip_low=0.1, clip_high=0.3)
@@ -187,7 +188,7 @@ def test_the_configured_loss_and_correction_are_what_ran(monkeypatch: pytest.Mon
 
 def test_bypass_takes_the_engine_s_logprobs_as_the_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    vanilla = POLICY_LOSS_REGISTRY["vanilla"]
+    vanilla = cast("Any", POLICY_LOSS_REGISTRY["vanilla"])
 
     def spy(**given: Any) -> tuple[torch.Tensor, dict[str, Any]]:
         seen.append(given["old_log_prob"][given["response_mask"]])
@@ -225,7 +226,7 @@ def test_entropy_and_kl_terms_join_the_loss() -> None:
 )
 def test_what_does_not_go_together_is_refused_at_start(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(IncompatibleObjective, match=why):
-        check(TrainerSettings(**settings))
+        check(TrainerSettings.model_validate(settings))
 
 
 def test_a_sequence_loss_refuses_a_batch_with_several_rows_per_episode() -> None:
