@@ -46,8 +46,8 @@ def demo_batch(groups: int, samples: int, vocabulary: int, seed: int) -> list[Tr
 
 def save(rows: list[TrainRow], path: Path) -> None:
     """Rows as the .npz that `--batch` reads."""
-    arrays = {name: np.concatenate([getattr(row, name) for row in rows]) for name in FIELDS}
-    np.savez_compressed(path, lengths=np.array([len(row.token_ids) for row in rows]), **arrays)
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(row, name) for row in rows]) for name in FIELDS}
+    np.savez_compressed(path, allow_pickle=False, lengths=np.array([len(row.token_ids) for row in rows]), **arrays)
 
 
 def load(path: Path) -> list[TrainRow]:
@@ -84,11 +84,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     parser.add_argument("--only", choices=["forest", "rows"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options: Any = parser.parse_args()
     if options.model is None:
-        from services.stack.model import smollm2
+        from services.stack.model import model_folder
 
-        options.model = smollm2()
+        options.model = model_folder()
     if options.only:
         rows = (
             load(options.batch) if options.batch else demo_batch(options.groups, options.samples, _vocabulary(options.model), options.seed)
