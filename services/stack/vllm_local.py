@@ -31,7 +31,7 @@ def serve_environment() -> Path:
     named = os.environ.get("FULGURITE_SERVE_ENV")
     folder = Path(named) if named else project_folder() / ".venv-serve"
     if not (folder / "bin" / "python").exists():
-        raise EngineMissing(f"{folder} is not there: `make setup` installs vLLM in it, or set VLLM_BASE_URL to a vLLM of your own")
+        raise EngineMissing(f"{folder} is not there: `make install` installs vLLM in it, or set VLLM_BASE_URL to a vLLM of your own")
     return folder
 
 
