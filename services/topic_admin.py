@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
@@ -48,7 +49,22 @@ def create_topics(settings: KafkaSettings) -> list[str]:
             reason = cast(KafkaError, error.args[0])
             if reason.code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise LogUnavailable(f"cannot create topic {name} on {settings.bootstrap_servers}: {reason.str()}") from error
+    _wait_for_leaders(admin, created)
     return created
+
+
+def _wait_for_leaders(admin: AdminClient, names: list[str]) -> None:
+    """A new topic is known before its partitions have leaders; who reads or writes in between is refused."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    waiting = set(names)
+    while waiting:
+        found = admin.list_topics(timeout=_TIMEOUT_S).topics
+        led = {name for name in waiting if name in found and all(p.leader >= 0 for p in found[name].partitions.values())}
+        waiting -= led
+        if time.monotonic() > deadline:
+            raise LogUnavailable(f"topics without a leader {_TIMEOUT_S:.0f} s after their creation: {', '.join(sorted(waiting))}")
+        if waiting:
+            time.sleep(0.1)
 
 
 def check_topics(settings: KafkaSettings) -> None:
