@@ -104,18 +104,23 @@ class RowBatcher:
         self.policy = policy
         self.rules = rules or BatchRules()
         self._held: dict[str, Held] = {}
-        self._settled: dict[str, Held] = {}
+        self._settled: dict[str, tuple[int, int]] = {}
+        self._done: set[str] = set()
         self._next: dict[int, int] = {}
 
-    def restore(self, positions: Iterable[Position], settled: Mapping[str, tuple[int, int]]) -> None:
-        """Take up a checkpoint: low-water offsets, and the groups settled above them (id → partition, last offset)."""
+    def restore(self, positions: Iterable[Position], settled: Mapping[str, tuple[int, int]], done: Iterable[str] = ()) -> None:
+        """Take up a checkpoint: low-water offsets, and the groups settled above them (id → partition, last offset).
+
+        `done`: groups known to be settled from elsewhere, such as the ledger.
+        """
         self._next = {position.partition: position.offset for position in positions}
-        self._settled = {group_id: _settled(group_id, *where) for group_id, where in settled.items()}
+        self._settled = dict(settled)
+        self._done = {*settled, *done}
 
     def add(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
         """Take a record; returns whether it is news. Rows of other policies and modes are passed over."""
         self._next[partition] = offset + 1
-        if event.mode is not Mode.train or event.policy != self.policy or event.group_id in self._settled:
+        if event.mode is not Mode.train or event.policy != self.policy or event.group_id in self._done:
             return False
         held = self._held.get(event.group_id)
         if held is None or held.group_revision != event.group_revision:
@@ -148,7 +153,9 @@ class RowBatcher:
             return ()
         chosen = ready[: self.rules.groups_per_step]
         for held in chosen:
-            self._settled[held.group_id] = self._held.pop(held.group_id)
+            del self._held[held.group_id]
+            self._settled[held.group_id] = (held.partition, held.last_offset)
+            self._done.add(held.group_id)
         return tuple(settle(held, current, self.rules) for held in chosen)
 
     def positions(self) -> tuple[Position, ...]:
@@ -159,24 +166,10 @@ class RowBatcher:
         return tuple(Position(partition=partition, offset=offset) for partition, offset in sorted(low.items()))
 
     def settled(self) -> dict[str, tuple[int, int]]:
-        """Groups settled at or above the low-water offsets: what a resumed learner would read again. Forgets the others."""
+        """Groups settled at or above the low-water offsets (id → partition, last offset): what a resumed learner would read again."""
         low = {position.partition: position.offset for position in self.positions()}
-        self._settled = {g: held for g, held in self._settled.items() if held.last_offset >= low.get(held.partition, 0)}
-        return {group_id: (held.partition, held.last_offset) for group_id, held in self._settled.items()}
-
-
-def _settled(group_id: str, partition: int, last_offset: int) -> Held:
-    return Held(
-        group_id=group_id,
-        group_revision="",
-        partition=partition,
-        first_offset=last_offset,
-        last_offset=last_offset,
-        group_size=0,
-        started_at=0,
-        rows={},
-        tombstones={},
-    )
+        self._settled = {group_id: where for group_id, where in self._settled.items() if where[1] >= low.get(where[0], 0)}
+        return dict(self._settled)
 
 
 def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:

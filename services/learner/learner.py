@@ -107,12 +107,13 @@ class Learner:
             self._check_ours(state)
             self.version = parse_version(state.version)
             self._step, self._serial = state.step, state.serial
-            self.batcher.restore(state.positions, state.settled)
             if tensors is not None:
                 self._trainer.load(tensors)
             events = [self._codec.decode(frame) for frame in state.pending]
             # Before the claim: in the log, an update counts only while its epoch is the highest claimed.
             published = self._policy_log.republish(events, state.time_ms)
+            # A group written again, long after it was settled, is known from the ledger.
+            self.batcher.restore(state.positions, state.settled, self._policy_log.settled_groups())
             log.info("resumed", version=state.version, checkpoint=state.serial, republished=published)
         epoch = self._policy_log.claim(self._step, self.settings.model_dump_json(exclude={"model", "data_dir"}))
         self._source.start(self.batcher.positions())

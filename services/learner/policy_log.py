@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from confluent_kafka import TopicPartition
 
+from fulgurite.batching import SOURCE
 from fulgurite.codec import Codec
 from fulgurite.events import Event, LedgerEntry, PolicyUpdate
 from fulgurite.ids import derive_id
@@ -107,6 +108,14 @@ class PolicyLog:
         missing = [event for event in events if event.event_id not in known]
         self.publish(missing)
         return len(missing)
+
+    def settled_groups(self) -> set[str]:
+        """Every group of this policy that a learner has settled, from the ledger: none of them is ever trained again."""
+        return {
+            record.event.group_id
+            for record in read_all(self._kafka, TRAINING_LEDGER, self._codec)
+            if isinstance(record.event, LedgerEntry) and record.event.policy == self._policy and record.event.source == SOURCE
+        }
 
     def close(self) -> None:
         """Leave the consumer; the producer is its owner's."""

@@ -202,6 +202,16 @@ def test_positions_hold_back_for_what_is_not_settled() -> None:
     assert batcher.settled() == {}
 
 
+def test_a_group_that_is_written_again_is_never_trained_again() -> None:
+    batcher = batcher_with(row("g1", 0, 1.0), row("g1", 1, 0.0))
+    batcher.take(NOW)
+    assert batcher.settled() == {}
+    assert not batcher.add(0, 7, row("g1", 0, 1.0))
+    resumed = RowBatcher("policy", ONE_GROUP)
+    resumed.restore(batcher.positions(), {}, {"g1"})
+    assert not resumed.add(0, 8, msgspec.structs.replace(row("g1", 0, 1.0), group_revision="again"))
+
+
 def test_staleness_is_counted_in_steps_across_epochs() -> None:
     assert staleness("policy@0.4", NOW) == 6
     assert staleness("nonsense", NOW) is None
