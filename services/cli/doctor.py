@@ -5,6 +5,7 @@ Needs nothing but the standard library, so that `make doctor` runs before anythi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -127,33 +128,40 @@ def check_environments(folder: Path | None = None) -> Check:
     return Check("environments", ".venv and .venv-serve are there")
 
 
-def check_index() -> Check:
-    """Where Python packages come from, as pip is configured."""
-    return _reachable(
-        "package index", _index_url(), "packages cannot be installed: check the network, or name your index in pip's configuration"
-    )
+def check_index(folder: Path | None = None) -> Check:
+    """Where Python packages come from, as pip is configured: pip itself is asked to look one up."""
+    own = (folder or project_folder()) / ".fulgurite" / "uv" / "bin" / "python"
+    remedy = "packages cannot be installed: check the network, or name your index in pip's configuration (PIP_INDEX_URL)"
+    for python in (str(own), shutil.which("python3") or sys.executable, sys.executable):
+        look_up = [python, "-m", "pip", "--retries", "0", "--timeout", str(_TIMEOUT_S), "index", "versions", "uv"]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            asked = subprocess.run(look_up, capture_output=True, text=True, check=False, timeout=10 * _TIMEOUT_S)
+            if "No module named pip" in asked.stderr:
+                continue
+            if asked.returncode == 0:
+                return Check("package index", "answers")
+            return Check("package index", "does not answer", remedy, needed=False)
+    return Check("package index", "unknown: no pip to ask with", "apt install python3-pip", needed=False)
 
 
-def check_maven(folder: Path | None = None) -> Check:
-    """Where Kafka's jars come from; not asked for once they are there, or if KAFKA_BOOTSTRAP_SERVERS says where Kafka is."""
+def check_kafka(folder: Path | None = None) -> Check:
+    """Where Kafka comes from."""
     home = Path(os.environ.get("FULGURITE_HOME") or (folder or project_folder()) / ".fulgurite")
     if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         return Check("Kafka", f"yours, at {os.environ['KAFKA_BOOTSTRAP_SERVERS']}")
     if any(home.glob("engines/kafka-*/*.jar")):
         return Check("Kafka", "its jars are there")
-    return _reachable(
-        "Maven repository",
-        "https://repo1.maven.org/maven2/",
-        "Kafka's jars cannot be fetched: set KAFKA_BOOTSTRAP_SERVERS to a Kafka of your own",
-    )
+    try:
+        from jgo.constants import MAVEN_CENTRAL_URL as repository
+    except ImportError:
+        return Check("Kafka", "its jars will be fetched from Maven Central at the first start")
+    return _reachable("Kafka", repository, "its jars cannot be fetched: set KAFKA_BOOTSTRAP_SERVERS to a Kafka of your own")
 
 
-def _index_url() -> str:
-    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
-        if os.environ.get(name):
-            return os.environ[name]
-    asked = subprocess.run([sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or "https://pypi.org/simple/"
+def lacking() -> list[Check]:
+    """What the local stack cannot run without and this machine has not; quick, asks nobody outside."""
+    local = () if os.environ.get("VLLM_BASE_URL") else (check_platform, check_cpu)
+    return [found for found in (check() for check in (*local, check_memory, check_disk)) if found.remedy and found.needed]
 
 
 def _reachable(name: str, url: str, remedy: str) -> Check:
@@ -178,7 +186,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     check_environments,
     check_port,
     check_index,
-    check_maven,
+    check_kafka,
 )
 
 

@@ -17,6 +17,7 @@ from typing import Self
 
 import msgspec
 
+from services.cli import doctor
 from services.kafka import KafkaSettings
 from services.stack.errors import StackError
 from services.stack.kafka_local import LocalKafka
@@ -100,6 +101,9 @@ class LocalStack:
 
     def start(self) -> Self:
         """Start everything; return when all of it is ready. Raises StackError; what was started is stopped then."""
+        lacking = doctor.lacking()
+        if lacking:
+            raise StackError("this machine cannot run the stack: " + "; ".join(f"{c.name}: {c.finding} ({c.remedy})" for c in lacking))
         self._started = time.monotonic()
         self._supervisor = Supervisor(self._on_exit)
         try:
