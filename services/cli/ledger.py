@@ -42,7 +42,7 @@ def ledger(
     topic. Exits 1 if an action is in no term, or in two: something was lost or counted twice.
     """
     console = Console(soft_wrap=True)
-    settings = KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    settings = KafkaSettings()
     try:
         books = read_books(settings)
     except LogUnavailable as error:

@@ -80,7 +80,7 @@ def status(
     """
     console = Console(soft_wrap=True)
     try:
-        found = look(KafkaSettings(), gateway, vllm)  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+        found = look(KafkaSettings(), gateway, vllm)
     except (LogUnavailable, KafkaException) as error:
         console.print(f"[red]status:[/red] {error}")
         raise typer.Exit(2) from error

@@ -12,7 +12,7 @@ from services.topic_admin import TopicLayoutError, check_topics, create_topics
 def create_topics_command() -> None:
     """Create, then check; exit 1 with a plain message if that fails."""
     console = Console(soft_wrap=True)
-    settings = KafkaSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    settings = KafkaSettings()
     try:
         created = create_topics(settings)
         check_topics(settings)

@@ -172,7 +172,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _leave)
     settings = GatewaySettings()  # pyright: ignore[reportCallIssue]
     logs.configure("gateway", settings.log_level)
-    run(settings, KafkaSettings())  # pyright: ignore[reportCallIssue]
+    run(settings, KafkaSettings())
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ class Demo:
             return run_command(options, watcher, settings, self._kafka())
 
     def _kafka(self) -> KafkaSettings:
-        return KafkaSettings(bootstrap_servers=self._environment["KAFKA_BOOTSTRAP_SERVERS"])  # pyright: ignore[reportCallIssue]
+        return KafkaSettings(bootstrap_servers=self._environment["KAFKA_BOOTSTRAP_SERVERS"])
 
     def _report(self, before: Scores, after: Scores, summary: Summary, phases: Phases, kafka: KafkaSettings) -> Report:
         return Report(

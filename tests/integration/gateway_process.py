@@ -91,7 +91,7 @@ class Gateway:
 
 def kafka_settings(bootstrap: str, prefix: str, replication: int = 1) -> KafkaSettings:
     """Settings without an environment."""
-    return KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix, replication=replication)  # pyright: ignore[reportCallIssue]
+    return KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix, replication=replication)
 
 
 @asynccontextmanager

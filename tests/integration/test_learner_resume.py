@@ -83,7 +83,7 @@ class Learner:
     """A topic prefix, a data folder and the learner's process on them."""
 
     def __init__(self, bootstrap: str, prefix: str, folder: Path) -> None:
-        self.kafka = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix)  # pyright: ignore[reportCallIssue]
+        self.kafka = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix)
         self.folder = folder
         self.process: subprocess.Popen[bytes] | None = None
         self._starts = 0

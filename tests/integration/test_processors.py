@@ -50,7 +50,7 @@ class Deployment:
     """One topic prefix and the processes on it."""
 
     def __init__(self, bootstrap: str, prefix: str, folder: Path) -> None:
-        self.kafka = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix)  # pyright: ignore[reportCallIssue]
+        self.kafka = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix)
         self.folder = folder
         self.codec = Codec()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
