@@ -1,8 +1,9 @@
 """Times a training step on the prefix forest against verl's own, row by row: `python -m benchmarks.forest`.
 
-Each runs in a process of its own on the same rows: batches as the demo makes them (a system prompt with an example, a question per group, a
-tool call, the tool's answer, a final answer), or recorded ones with `--batch FILE`, an .npz with `lengths` (row,) and, rows end to end,
-`token_ids`, `trained`, `behaviour_logprobs`, `advantages`, `weights`, `temperature`. Prints a table, and the figures as JSON with `--json`.
+Each runs in a process of its own on the same rows: batches as the demo makes them (a system prompt with examples, a question per group, a
+tool call, the tool's answer, a final answer), a demo's first batch with `--demo DATA_FOLDER`, or recorded rows with `--batch FILE`. That
+is an .npz with `lengths` (row,) and, rows end to end, `token_ids`, `trained`, `behaviour_logprobs`, `advantages`, `weights`, `temperature`.
+Prints a table, and the figures as JSON with `--json`.
 """
 
 from __future__ import annotations
@@ -58,6 +59,25 @@ def load(path: Path) -> list[TrainRow]:
     return [TrainRow(*values) for values in zip(*columns, strict=True)]
 
 
+def of_a_demo(data: Path, groups: int) -> list[TrainRow]:
+    """The first batch that a demo trained on, from the topics in its data folder; the demo must not be running."""
+    from fulgurite.batching import BatchRules, RowBatcher
+    from fulgurite.codec import Codec
+    from fulgurite.events import Tombstone, Trajectory
+    from fulgurite.topics import TRAJECTORIES
+    from fulgurite.versions import base_version
+    from services.kafka import KafkaSettings, read_all
+    from services.learner.rows import train_rows
+    from services.stack.kafka_local import LocalKafka
+
+    batcher = RowBatcher("policy", BatchRules(groups_per_step=groups))
+    with LocalKafka(data / "kafka") as kafka:
+        for record in read_all(KafkaSettings(bootstrap_servers=kafka.bootstrap_servers), TRAJECTORIES, Codec()):
+            if isinstance(record.event, Trajectory | Tombstone):
+                batcher.add(record.partition, record.offset, record.event)
+    return train_rows(batcher.take(base_version("policy")))
+
+
 def measure(rows: list[TrainRow], model: Path, settings: TrainerSettings, repeats: int) -> dict[str, float]:
     """Median seconds of a step after one to warm up, and the first step's loss and gradient norm."""
     from services.learner.trainer import Trainer
@@ -75,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="Hugging Face folder; default SmolLM2-135M-Instruct")
     parser.add_argument("--batch", type=Path, help="recorded rows (.npz)")
+    parser.add_argument("--demo", type=Path, help="a demo's data folder: its first batch")
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
@@ -104,9 +125,25 @@ def main() -> None:
         )
         print(json.dumps(measure(rows, options.model, settings, options.repeats)))
         return
+    if options.demo:
+        options.batch = options.demo.parent / "first-batch.npz"
+        save(of_a_demo(options.demo, options.groups), options.batch)
+    batch = ["--batch", str(options.batch)] if options.batch else []
     figures: dict[str, dict[str, float]] = {}
     for engine in ("rows", "forest"):
-        argv = [sys.executable, "-W", "ignore", "-m", "benchmarks.forest", "--only", engine, *sys.argv[1:], "--model", str(options.model)]
+        argv = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.forest",
+            "--only",
+            engine,
+            *sys.argv[1:],
+            "--model",
+            str(options.model),
+            *batch,
+        ]
         done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
         figures[engine] = json.loads(done.stdout.splitlines()[-1])
     rows, forest = figures["rows"], figures["forest"]

@@ -30,6 +30,8 @@ LINGER_MS = 1
 """Long enough to batch a busy gateway's events, too short to be noticed by an agent."""
 
 _READ_TIMEOUT_S = 30.0
+
+_LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 _BATCH_S = 0.05
 
 
@@ -206,6 +208,18 @@ def make_consumer(settings: KafkaSettings, group_id: str | None = None, override
     )
 
 
+def _watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
+    """First offset and end of a partition. A broker that has just started has no leaders yet: that is waited for."""
+    deadline = time.monotonic() + _READ_TIMEOUT_S
+    while True:
+        try:
+            return consumer.get_watermark_offsets(partition, timeout=_READ_TIMEOUT_S)
+        except KafkaException as error:
+            if cast(KafkaError, error.args[0]).code() not in _LEADERLESS or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def read_message(message: Message, codec: Codec) -> Record:
     """A message that bears no error → a record. Never raises: undecodable bytes are told in `error`."""
     value = message.value() or b""
@@ -245,7 +259,7 @@ def read_all(
         starts: list[TopicPartition] = []
         ends: dict[int, int] = {}
         for partition in chosen:
-            low, high = consumer.get_watermark_offsets(TopicPartition(name, partition), timeout=_READ_TIMEOUT_S)
+            low, high = _watermarks(consumer, TopicPartition(name, partition))
             if high > low:
                 ends[partition] = high
                 starts.append(TopicPartition(name, partition, low if since_ms is None else since_ms))

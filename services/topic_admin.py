@@ -49,12 +49,12 @@ def create_topics(settings: KafkaSettings) -> list[str]:
             reason = cast(KafkaError, error.args[0])
             if reason.code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise LogUnavailable(f"cannot create topic {name} on {settings.bootstrap_servers}: {reason.str()}") from error
-    _wait_for_leaders(admin, created)
+    _wait_for_leaders(admin, [settings.topic(topic) for topic in TOPICS])
     return created
 
 
 def _wait_for_leaders(admin: AdminClient, names: list[str]) -> None:
-    """A new topic is known before its partitions have leaders; who reads or writes in between is refused."""
+    """Topics are known before their partitions have leaders, after a creation or a broker's start; who comes in between is refused."""
     deadline = time.monotonic() + _TIMEOUT_S
     waiting = set(names)
     while waiting:
@@ -62,7 +62,7 @@ def _wait_for_leaders(admin: AdminClient, names: list[str]) -> None:
         led = {name for name in waiting if name in found and all(p.leader >= 0 for p in found[name].partitions.values())}
         waiting -= led
         if time.monotonic() > deadline:
-            raise LogUnavailable(f"topics without a leader {_TIMEOUT_S:.0f} s after their creation: {', '.join(sorted(waiting))}")
+            raise LogUnavailable(f"topics without a leader {_TIMEOUT_S:.0f} s after they became known: {', '.join(sorted(waiting))}")
         if waiting:
             time.sleep(0.1)
 
