@@ -114,6 +114,8 @@ def _arguments(model: Path, port: int, served_model: str, max_model_len: int) ->
         "port": str(port),
         "dtype": "bfloat16",
         "max-model-len": str(max_model_len),
+        # The default, 128, leaves the tail of every prompt out of the prefix cache, and on a CPU the prompt is most of the work.
+        "block-size": "32",
         # Raw logprobs, the default, are not those of the distribution that was sampled from.
         "logprobs-mode": "processed_logprobs",
         # The model's own sampling defaults would silently truncate what is to be trained on.
