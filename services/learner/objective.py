@@ -15,7 +15,6 @@ weights between the two. verl's bypass would silently replace other losses by `v
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -167,11 +166,6 @@ class Objective:
             )
         if k3 > settings.drift_alarm_k3 or ess < settings.drift_alarm_ess:
             log.warning("engine and trainer drift apart", k3=k3, ess=ess)
-
-
-def finite(metrics: dict[str, float]) -> bool:
-    """Whether a step's loss and gradient are numbers; verl skips the optimizer step where the gradient is not."""
-    return all(math.isfinite(metrics[name]) for name in ("loss", "grad_norm"))
 
 
 def _dense(nested: torch.Tensor, *, longest: int) -> torch.Tensor:

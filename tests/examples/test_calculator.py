@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from fulgurite.episode_view import EpisodeView
-from fulgurite.events import Choice, Declaration, Episode, LlmCall, Sampling
+from fulgurite.events import Choice, Declaration, Episode, LlmCall
 from fulgurite.kinds import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
+from tests.synthetic import SAMPLING
 
 FOLDER = Path(__file__).parents[2] / "examples" / "calculator"
 
@@ -60,17 +61,7 @@ def _call(number: int, messages: list[dict[str, Any]], answer: str) -> LlmCall:
         outcome=CallOutcome.success,
         request=json.dumps({"messages": messages}),
         choices=(Choice(index=0, message=answer),),
-        sampling=Sampling(
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
-            min_p=0.0,
-            presence_penalty=0.0,
-            frequency_penalty=0.0,
-            repetition_penalty=1.0,
-            logit_bias=False,
-            grammar=False,
-        ),
+        sampling=SAMPLING,
         logprobs_mode=LogprobsMode.processed,
         started_at=number,
         finished_at=number,
