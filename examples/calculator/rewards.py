@@ -1,6 +1,6 @@
 """What a calculator episode is paid: 1 only if the expression is right *and* the answer is the tool's result.
 
-`score` is the reward that is trained on. Its two components are functions of their own, so that each can be run as a reward too:
+`score` gives the reward and, beside it, its two components, to be recorded apart (`--weight expression_right=0 --weight answer_follows=0`):
 a reward that rises while no tool is called is a bug found. All read nothing but the recorded episode.
 """
 
@@ -14,9 +14,10 @@ from typing import Any
 from fulgurite.episode_view import EpisodeView
 
 
-def score(episode: EpisodeView) -> float:
-    """1.0 if the model wrote the right expression for the calculator and answered with the calculator's result, else 0.0."""
-    return expression_right(episode) * answer_follows(episode)
+def score(episode: EpisodeView) -> dict[str, float]:
+    """`reward`: 1.0 if the model wrote the right expression for the calculator and answered with the calculator's result, else 0.0."""
+    parts = {"expression_right": expression_right(episode), "answer_follows": answer_follows(episode)}
+    return {**parts, "reward": parts["expression_right"] * parts["answer_follows"]}
 
 
 def expression_right(episode: EpisodeView) -> float:

@@ -33,7 +33,6 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     """The newest version; `policy@0.0` before the first step."""
     serial: int
     """Counts checkpoints."""
-    time_ms: int
     positions: tuple[Position, ...]
     """Low-water offsets."""
     settled: dict[str, tuple[int, int]]

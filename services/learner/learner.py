@@ -111,9 +111,10 @@ class Learner:
                 self._trainer.load(tensors)
             events = [self._codec.decode(frame) for frame in state.pending]
             # Before the claim: in the log, an update counts only while its epoch is the highest claimed.
-            published = self._policy_log.republish(events, state.time_ms)
+            ledger = self._policy_log.ledger()
+            published = self._policy_log.republish(events, ledger)
             # A group written again, long after it was settled, is known from the ledger.
-            self.batcher.restore(state.positions, state.settled, self._policy_log.settled_groups())
+            self.batcher.restore(state.positions, state.settled, ledger.settled)
             log.info("resumed", version=state.version, checkpoint=state.serial, republished=published)
         epoch = self._policy_log.claim(self._step, self.settings.model_dump_json(exclude={"model", "data_dir"}))
         self._source.start(self.batcher.positions())
@@ -206,7 +207,6 @@ class Learner:
             step=self._step,
             version=str(self.version),
             serial=self._serial,
-            time_ms=now_ms(),
             positions=self.batcher.positions(),
             settled=self.batcher.settled(),
             pending=tuple(self._codec.encode(event) for event in pending),

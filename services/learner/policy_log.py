@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from confluent_kafka import TopicPartition
 
@@ -16,8 +17,13 @@ from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from services.kafka import EventProducer, KafkaSettings, make_consumer, read_all, read_message
 from services.learner.errors import EpochLost
 
-_CLOCK_SLACK_MS = 60_000
-"""Between this machine's clock and the broker's, when looking for what was published after a checkpoint."""
+
+class LedgerMemory(NamedTuple):
+    """What `training.ledger` says of the past."""
+
+    event_ids: set[str]
+    settled: set[str]
+    """Groups of this policy that a learner has settled: none of them is ever trained again."""
 
 
 class PolicyLog:
@@ -29,15 +35,17 @@ class PolicyLog:
         self._producer = producer
         self._policy = policy
         self._learner_id = learner_id
-        self._consumer = make_consumer(kafka)
-        self._consumer.assign([TopicPartition(kafka.topic(POLICY_UPDATES), 0, 0)])
         self.updates: list[PolicyUpdate] = []
         """What the log holds of this policy, in order."""
         self.epoch = 0
         """Claimed by this learner; 0 before `claim`."""
         self._seen: set[str] = set()
+        read = 0
         for record in read_all(kafka, POLICY_UPDATES, codec):
             self._take(record.event)
+            read = record.offset + 1
+        self._consumer = make_consumer(kafka)
+        self._consumer.assign([TopicPartition(kafka.topic(POLICY_UPDATES), 0, read)])
 
     def claim(self, step: int, config: str) -> int:
         """Claim the next epoch; return it. Raises EpochLost if another learner was first."""
@@ -97,25 +105,17 @@ class PolicyLog:
                 entries.append(event)
         self._publish_entries(entries)
 
-    def republish(self, events: Sequence[Event], since_ms: int) -> int:
+    def ledger(self) -> LedgerMemory:
+        """Read the whole ledger once."""
+        entries = [r.event for r in read_all(self._kafka, TRAINING_LEDGER, self._codec) if isinstance(r.event, LedgerEntry)]
+        ours = [entry for entry in entries if entry.policy == self._policy and entry.source == SOURCE]
+        return LedgerMemory({entry.event_id for entry in entries}, {entry.group_id for entry in ours})
+
+    def republish(self, events: Sequence[Event], ledger: LedgerMemory) -> int:
         """Publish those of a checkpoint's events that the log does not have yet; return how many."""
-        known = set(self._seen)
-        known.update(
-            record.event.event_id
-            for record in read_all(self._kafka, TRAINING_LEDGER, self._codec, since_ms=since_ms - _CLOCK_SLACK_MS)
-            if record.event is not None
-        )
-        missing = [event for event in events if event.event_id not in known]
+        missing = [event for event in events if event.event_id not in self._seen and event.event_id not in ledger.event_ids]
         self.publish(missing)
         return len(missing)
-
-    def settled_groups(self) -> set[str]:
-        """Every group of this policy that a learner has settled, from the ledger: none of them is ever trained again."""
-        return {
-            record.event.group_id
-            for record in read_all(self._kafka, TRAINING_LEDGER, self._codec)
-            if isinstance(record.event, LedgerEntry) and record.event.policy == self._policy and record.event.source == SOURCE
-        }
 
     def close(self) -> None:
         """Leave the consumer; the producer is its owner's."""

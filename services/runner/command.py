@@ -20,7 +20,7 @@ from fulgurite.versions import MalformedVersion, parse_version
 from services import logs
 from services.kafka import KafkaSettings, LogUnavailable
 from services.runner.errors import RunnerError
-from services.runner.options import RunOptions
+from services.runner.options import RunOptions, read_weights
 from services.runner.progress import JsonWatcher, TerminalWatcher
 from services.runner.run import Run, Summary, Watcher
 from services.runner.settings import RunnerSettings
@@ -35,6 +35,9 @@ def run(
     command: Annotated[list[str], typer.Argument(help="The agent's command, after `--`.", show_default=False)],
     tasks: Annotated[Path, typer.Option(help="Tasks, one JSON object a line; the field `reference` never reaches the agent.")],
     reward: Annotated[str | None, typer.Option(help="FILE:function that pays an episode.")] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="NAME=NUMBER: a reward's weight in the sum, 1 if not given; 0 only records it. Repeatable.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Rollouts of each task: the group that is compared.")] = 6,
     concurrency: Annotated[int, typer.Option(min=1, help="Agent processes at once.")] = 16,
     mode: Annotated[Mode, typer.Option(help="`train`, or `val` for held-out tasks: rewarded, never trained.")] = Mode.train,
@@ -70,6 +73,7 @@ def run(
             n=n,
             concurrency=concurrency,
             reward=reward,
+            weights=_weights(weight or ()),
             mode=mode,
             model=model,
             deadline_s=deadline,
@@ -87,6 +91,13 @@ def run(
     except MalformedVersion as error:
         raise typer.BadParameter(str(error), param_hint="--until-version") from error
     sys.exit(_run_and_tell(options, as_json, results))
+
+
+def _weights(pairs: Sequence[str]) -> dict[str, float]:
+    try:
+        return read_weights(pairs)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--weight") from error
 
 
 def new_run_id() -> str:

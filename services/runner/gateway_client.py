@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import aiohttp
@@ -62,7 +63,17 @@ class GatewayClient:
         await self._session.close()
 
     async def declare(
-        self, *, task: dict[str, Any], n: int, mode: Mode, model: str, deadline_s: float, run_id: str, max_attempts: int, reward: str | None
+        self,
+        *,
+        task: dict[str, Any],
+        n: int,
+        mode: Mode,
+        model: str,
+        deadline_s: float,
+        run_id: str,
+        max_attempts: int,
+        reward: str | None,
+        weights: Mapping[str, float],
     ) -> Group:
         """A new group of n rollouts. Raises GatewayRefused, GatewayUnreachable."""
         body = {
@@ -72,6 +83,7 @@ class GatewayClient:
             "model": model,
             "deadline_s": deadline_s,
             "expected_rewards": [reward] if reward else [],
+            "reward_weights": dict(weights),
             "run_id": run_id,
             "max_attempts": max_attempts,
         }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 16
     reward: str | None = None
     """`FILE:function`; None: no reward is awaited."""
+    weights: Mapping[str, float] = {}
+    """Of rewards by name in the sum that is learned from: 1 where nothing is said, 0 for what is only recorded."""
     mode: Mode = Mode.train
     model: str = "policy"
     deadline_s: float = 300.0
@@ -74,6 +77,20 @@ def read_tasks(path: Path) -> list[Task]:
     if not tasks:
         raise BadTasks(f"{path}: no task in it")
     return tasks
+
+
+def read_weights(pairs: Sequence[str]) -> dict[str, float]:
+    """From `NAME=NUMBER`. Raises ValueError."""
+    weights: dict[str, float] = {}
+    for pair in pairs:
+        name, _, number = pair.partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            weights[name] = math.nan
+        if not name or not math.isfinite(weights[name]):
+            raise ValueError(f"{pair!r} is not NAME=NUMBER, for example `style=0.2`")
+    return weights
 
 
 def in_order(tasks: list[Task], options: RunOptions) -> Iterator[Task]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -126,7 +126,7 @@ class TerminalWatcher:
 
     def on_update(self, version: Version, point: CurvePoint | None) -> None:
         """One line an update."""
-        before = f"  reward {point.reward:.3f} over {point.rollouts} rollouts of {point.version}" if point else ""
+        before = f"  reward {point.reward:.3f} over {point.rollouts} rollouts of {point.version}{_aside(point.components)}" if point else ""
         self._console.print(f"{version} is served{before}", markup=False, highlight=False)
 
     def finish(self, summary: Summary) -> None:
@@ -134,7 +134,17 @@ class TerminalWatcher:
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         table.add_row("run", summary.run_id)
         table.add_row("reward", str(summary.reward) if summary.reward else "none")
+        if summary.components:
+            table.add_row("components", _listed(summary.components))
         table.add_row("rollouts", ", ".join(f"{count} {name}" for name, count in summary.counts.items()))
         table.add_row("version", f"{summary.version} after {summary.updates} updates")
         table.add_row("time", f"{summary.seconds:.1f} s")
         self._console.print(table)
+
+
+def _listed(components: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {mean:.3f}" for name, mean in components.items())
+
+
+def _aside(components: Mapping[str, float]) -> str:
+    return f" ({_listed(components)})" if components else ""

@@ -51,6 +51,8 @@ class Summary(msgspec.Struct, frozen=True):
     groups: int
     counts: dict[str, int]
     reward: Estimate | None
+    components: dict[str, float]
+    """Means of the other named rewards: what the reward is made of, or is compared with."""
     curve: list[CurvePoint]
     updates: int
     version: str
@@ -197,6 +199,7 @@ class Run:
             run_id=options.run_id,
             max_attempts=options.max_attempts,
             reward=REWARD_NAME if options.reward else None,
+            weights=options.weights,
         )
         self.groups += 1
         self._last_deadline_ms = max(self._last_deadline_ms, group.deadline)
@@ -268,6 +271,7 @@ class Run:
             groups=self.groups,
             counts=self.board.counts(),
             reward=self.board.mean(),
+            components=self.board.components(),
             curve=self.board.curve(),
             updates=self.updates,
             version=str(self.pace.served),

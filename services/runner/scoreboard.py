@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -27,6 +29,8 @@ class Score(msgspec.Struct):
     reward: float | None = None
     rewarded: bool = False
     error: str | None = None
+    components: dict[str, float] = {}
+    """The other named rewards."""
 
 
 class CurvePoint(msgspec.Struct, frozen=True):
@@ -35,6 +39,8 @@ class CurvePoint(msgspec.Struct, frozen=True):
     version: str
     reward: float
     rollouts: int
+    components: dict[str, float] = {}
+    """Means of the other named rewards."""
 
 
 class Scoreboard:
@@ -61,10 +67,14 @@ class Scoreboard:
     def on_reward(self, reward: AgentReward) -> None:
         """A rollout has been paid, or could not be."""
         score = self._scores.get(reward.rollout_id)
-        if score is None or reward.name != self._reward or not reward.final or reward.call_id is not None:
+        if score is None or self._reward is None or not reward.final or reward.call_id is not None:
             return
-        if reward.attempt is None or reward.attempt >= score.attempt:
+        if reward.attempt is not None and reward.attempt < score.attempt:
+            return
+        if reward.name == self._reward:
             score.reward, score.error, score.rewarded = reward.value, reward.error, True
+        elif reward.value is not None:
+            score.components[reward.name] = reward.value
 
     def open_groups(self) -> set[str]:
         """Groups with a rollout that is not done."""
@@ -80,8 +90,12 @@ class Scoreboard:
 
     def reward_of(self, version: str) -> CurvePoint | None:
         """The mean reward of the rollouts that began with a version."""
-        rewards = [score.reward for score in self._scores.values() if score.version == version and score.reward is not None]
-        return CurvePoint(version, sum(rewards) / len(rewards), len(rewards)) if rewards else None
+        scores = [score for score in self._scores.values() if score.version == version and score.reward is not None]
+        return CurvePoint(version, fmean(score.reward or 0.0 for score in scores), len(scores), _means(scores)) if scores else None
+
+    def components(self) -> dict[str, float]:
+        """Means of the other named rewards, over the rollouts that have them."""
+        return _means(self._scores.values())
 
     def curve(self) -> list[CurvePoint]:
         """By version, in the order in which they were first used."""
@@ -109,3 +123,11 @@ class Scoreboard:
 
     def _is_done(self, score: Score) -> bool:
         return score.closed and (score.rewarded or self._reward is None)
+
+
+def _means(scores: Iterable[Score]) -> dict[str, float]:
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for score in scores:
+        for name, value in score.components.items():
+            values[name].append(value)
+    return {name: fmean(values[name]) for name in sorted(values)}

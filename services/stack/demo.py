@@ -49,6 +49,9 @@ UPDATES = 10
 HELD_OUT = 210
 EVALUATION_CONCURRENCY = 24
 
+COMPONENTS = {"expression_right": 0.0, "answer_follows": 0.0}
+"""What the reward is made of: recorded apart, so that one can see which half was learned."""
+
 PARTS = ("kafka", "valkey", "learner", "aggregator", "rewarder", "applier", "gateway", "vllm")
 
 _EXAMPLE = Path("examples/calculator")
@@ -124,6 +127,7 @@ class Demo:
             n=GROUP_SIZE if mode is Mode.train else 1,
             concurrency=CONCURRENCY if mode is Mode.train else EVALUATION_CONCURRENCY,
             reward=f"{_EXAMPLE / 'rewards.py'}:score",
+            weights=COMPONENTS,
             mode=mode,
             deadline_s=180.0,
             max_ahead=GROUPS_PER_STEP if mode is Mode.train else None,
@@ -134,15 +138,16 @@ class Demo:
         )
 
     def _examine(self, tasks: Path, when: str) -> Scores:
-        scores: list[Estimate] = []
+        scores: list[tuple[Estimate, dict[str, float]]] = []
         for temperature in ("1", "0"):
             title = f"held out, {when} training, {'sampled' if temperature == '1' else 'greedy'}"
             summary = self._run(self._options(tasks, Mode.val, "--temperature", temperature), title)
             if summary.reward is None:
                 raise RunnerError(f"{title}: no rollout was scored; see {self._choices.out / 'data' / 'logs'}")
             self._console.print(f"{title}: {summary.reward}", highlight=False, markup=False)
-            scores.append(summary.reward)
-        return Scores(*scores)
+            scores.append((summary.reward, summary.components))
+        (sampled, components), (greedy, _) = scores
+        return Scores(sampled, greedy, components)
 
     def _train(self, tasks: Path) -> Summary:
         options = self._options(tasks, Mode.train)
@@ -169,6 +174,8 @@ class Demo:
             greedy_before_interval=(before.greedy.low, before.greedy.high),
             greedy_after=after.greedy.mean,
             greedy_after_interval=(after.greedy.low, after.greedy.high),
+            components_before=before.components,
+            components_after=after.components,
             held_out=self._choices.held_out,
             updates=summary.updates,
             version=summary.version,
@@ -230,6 +237,7 @@ def documented_command(options: RunOptions) -> str:
         f"--concurrency {options.concurrency}",
         f"--reward {options.reward}",
     ]
+    parts += [f"--weight {name}={weight:g}" for name, weight in options.weights.items()]
     parts += [f"--preload {module}" for module in options.preload]
     parts += [f"--updates {options.updates}"] if options.updates is not None else []
     return " ".join([*parts, "--", *options.command])

@@ -44,6 +44,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     greedy_before_interval: tuple[float, float]
     greedy_after: float
     greedy_after_interval: tuple[float, float]
+    components_before: dict[str, float]
+    components_after: dict[str, float]
+    """Means of the reward's parts, sampled, held out."""
     held_out: int
     updates: int
     version: str
@@ -63,6 +66,8 @@ class Scores(msgspec.Struct, frozen=True):
 
     sampled: Estimate
     greedy: Estimate
+    components: dict[str, float]
+    """Of the sampled answers."""
 
 
 def draw_chart(report: Report, path: Path) -> None:
@@ -105,6 +110,8 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
     table.add_row(
         "greedy", _scored(report.greedy_before, report.greedy_before_interval), _scored(report.greedy_after, report.greedy_after_interval)
     )
+    for name, mean in report.components_before.items():
+        table.add_row(f"  {name}, sampled", f"{mean:.3f}", f"{report.components_after.get(name, 0.0):.3f}")
     console.print(table)
     console.rule("ledger: what became of every action")
     books = Table(show_header=False, box=None, padding=(0, 3, 0, 0))

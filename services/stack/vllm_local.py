@@ -10,11 +10,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from services.stack.engines import project_folder
 from services.stack.errors import EngineMissing
+from services.stack.local_engine import LocalEngine
 from services.stack.ports import LOCALHOST, answers, free_port
 from services.stack.supervise import Process, ProcessSpec, Restart, Supervisor
 
@@ -35,8 +35,8 @@ def serve_environment() -> Path:
     return folder
 
 
-class LocalVllm:
-    """One server. A context manager: entering starts it and waits until it is ready, leaving stops it and its children."""
+class LocalVllm(LocalEngine):
+    """One server."""
 
     def __init__(
         self,
@@ -93,16 +93,6 @@ class LocalVllm:
         self.process.stop()
         if self._own_supervisor:
             self._supervisor.close()
-
-    def __enter__(self) -> Self:
-        try:
-            return self.start().wait_ready()
-        except BaseException:
-            self.stop()
-            raise
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
 
 
 def _arguments(model: Path, port: int, served_model: str, max_model_len: int) -> list[str]:

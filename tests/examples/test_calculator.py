@@ -123,13 +123,13 @@ def _episode(turns: list[dict[str, Any]], tool: str = "84", reference: str = "12
 def test_the_reward_pays_for_both_halves_only(turns: list[dict[str, Any]], expression: float, answer: float) -> None:
     episode = _episode(turns)
     assert (rewards.expression_right(episode), rewards.answer_follows(episode)) == (expression, answer)
-    assert rewards.score(episode) == expression * answer
+    assert rewards.score(episode) == {"reward": expression * answer, "expression_right": expression, "answer_follows": answer}
 
 
 def test_the_answer_counts_against_what_the_tool_said_not_against_the_truth() -> None:
     turns = [_tool_turn("12*7"), {"content": "answer: 83"}]
-    assert rewards.score(_episode(turns, tool="83")) == 1.0
-    assert rewards.score(_episode(turns, tool="84")) == 0.0
+    assert rewards.score(_episode(turns, tool="83"))["reward"] == 1.0
+    assert rewards.score(_episode(turns, tool="84"))["reward"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from fulgurite.kinds import Mode
 from services.runner.errors import BadTasks
-from services.runner.options import RunOptions, clean_environment, for_agent, in_order, read_tasks
+from services.runner.options import RunOptions, clean_environment, for_agent, in_order, read_tasks, read_weights
 
 TASKS = [{"id": number} for number in range(4)]
 
@@ -64,3 +64,13 @@ def test_a_clean_environment() -> None:
     inherited = {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "p", "AWS_SECRET": "s", "FULGURITE_ADMIN_KEY": "k"}
     assert clean_environment(inherited) == {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "p"}
     assert clean_environment(inherited, ("AWS_SECRET",))["AWS_SECRET"] == "s"
+
+
+def test_weights_are_numbers_by_name() -> None:
+    assert read_weights(["style=0.2", "parts=0"]) == {"style": 0.2, "parts": 0.0}
+
+
+@pytest.mark.parametrize("pair", ["style", "=1", "style=", "style=much", "style=nan", "style=inf"])
+def test_a_weight_that_is_none_is_refused(pair: str) -> None:
+    with pytest.raises(ValueError, match="NAME=NUMBER"):
+        read_weights([pair])

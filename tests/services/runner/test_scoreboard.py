@@ -99,6 +99,18 @@ def test_foreign_rollouts_and_other_rewards_are_ignored() -> None:
     assert board.counts() == {"declared": 1, "scored": 0, "calls": 0}
 
 
+def test_other_named_rewards_are_components_per_version_and_in_all() -> None:
+    board = _board("a", "b")
+    for rollout, style in (("a", 1.0), ("b", 0.0)):
+        board.on_reward(_reward(rollout, style, name="style"))
+        board.on_reward(_reward(rollout, None, name="broken"))
+        board.on_reward(_reward(rollout, 1.0))
+    assert board.components() == {"style": 0.5}
+    mean = board.mean()
+    assert mean is not None
+    assert mean.mean == 1.0
+
+
 def test_failures_are_counted_by_kind() -> None:
     board = _board("a", "b")
     board.on_episode(_episode("a", failure=FailureKind.agent_exception))

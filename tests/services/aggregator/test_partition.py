@@ -1,0 +1,89 @@
+"""One partition of the aggregator over a log kept in memory: what is read when, is the test's to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fulgurite.codec import Codec
+from fulgurite.events import AgentStatus, Episode, Event, LlmCall
+from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
+from services.aggregator.partition import AggregatorPartition
+from services.aggregator.settings import AggregatorSettings
+from services.kafka import KafkaSettings
+from services.streams import AckOrder, Log, now_ms
+from tests.synthetic import make_call, make_declared, make_status
+
+
+class MemoryLog(Log):
+    """What was published, and the end offsets that the test sets."""
+
+    def __init__(self) -> None:
+        self.settings = KafkaSettings()
+        self.codec = Codec()
+        self.ends = {LLM_CALLS.name: 0, AGENT_STATUS.name: 0}
+        self.published: list[tuple[Topic, Event]] = []
+
+    async def publish(self, topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
+        self.published += [(topic, event) for _, event in events]
+
+    async def end_offset(self, topic: Topic, partition: int) -> int:
+        return self.ends[topic.name]
+
+    def episodes(self) -> list[Episode]:
+        return [event for topic, event in self.published if topic is EPISODES and isinstance(event, Episode)]
+
+
+class Reader:
+    """A partition, and how far its two topics have been read."""
+
+    def __init__(self) -> None:
+        self.log = MemoryLog()
+        self.read = {LLM_CALLS.name: 0, AGENT_STATUS.name: 0}
+        self.acknowledged: list[str] = []
+        self._orders = {LLM_CALLS.name: AckOrder(), AGENT_STATUS.name: AckOrder()}
+        self.partition = AggregatorPartition(0, self.log, AggregatorSettings(), lambda topic: self.read[topic.name], ())
+
+    async def take(self, event: LlmCall | AgentStatus) -> None:
+        topic = LLM_CALLS if isinstance(event, LlmCall) else AGENT_STATUS
+        self.read[topic.name] += 1
+        self.partition.take(topic, event, self._orders[topic.name].add(lambda: self.acknowledged.append(event.event_id)))
+        await self.partition.work()
+
+
+NOW = now_ms()
+DECLARED = make_declared(0, 1, at=NOW, deadline=NOW + 600_000)
+CALLS = [make_call(turn=turn, at=NOW + turn) for turn in range(2)]
+DONE = make_status(at=NOW + 10)
+
+
+async def test_an_attempt_waits_for_the_calls_that_were_in_the_log_when_it_ended() -> None:
+    reader = Reader()
+    reader.log.ends[LLM_CALLS.name] = len(CALLS)
+    for event in (DECLARED, DONE, CALLS[0]):
+        await reader.take(event)
+        assert reader.log.episodes() == []
+    await reader.take(CALLS[1])
+    (episode,) = reader.log.episodes()
+    assert [call.event_id for call in episode.calls] == [call.event_id for call in CALLS]
+
+
+async def test_inputs_are_acknowledged_once_their_episode_is_written() -> None:
+    reader = Reader()
+    reader.log.ends[LLM_CALLS.name] = len(CALLS)
+    for event in (DECLARED, *CALLS):
+        await reader.take(event)
+    assert reader.acknowledged == []
+    await reader.take(DONE)
+    assert set(reader.acknowledged) == {event.event_id for event in (DECLARED, *CALLS, DONE)}
+
+
+async def test_a_call_after_the_end_makes_a_revision_that_supersedes() -> None:
+    reader = Reader()
+    reader.log.ends[LLM_CALLS.name] = 1
+    for event in (DECLARED, CALLS[0], DONE):
+        await reader.take(event)
+    reader.log.ends[LLM_CALLS.name] = 2
+    await reader.take(CALLS[1])
+    first, second = reader.log.episodes()
+    assert (len(first.calls), len(second.calls)) == (1, 2)
+    assert second.supersedes == first.revision
