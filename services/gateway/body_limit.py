@@ -5,7 +5,10 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.gateway import wire
+from services.gateway.dialects import DIALECTS
 from services.gateway.problems import BodyTooLarge, ClientGone
+
+_OWN = tuple(dialect.path for dialect in DIALECTS)
 
 
 class BodyLimit:
@@ -17,7 +20,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Only routes with a body are looked at."""
-        if scope["type"] != "http" or scope["method"] == "GET" or scope["path"].endswith("/chat/completions"):
+        if scope["type"] != "http" or scope["method"] == "GET" or scope["path"].endswith(_OWN):
             await self._app(scope, receive, send)
             return
         try:

@@ -9,119 +9,110 @@ from fulgurite.failures import FailureKind
 from fulgurite.kinds import CallOutcome, LogprobsMode
 from fulgurite.tokens import pack_ids, prompt_hash
 from services.gateway.capture import Capture
-from services.gateway.chat_request import ChatRequest, Json
+from services.gateway.dialect import ApiRequest
 from services.gateway.identity import Identified
 from services.gateway.problems import GatewayError
 from services.gateway.settings import Route
 from services.gateway.wire import Header
 
 _REDACTED = "[redacted]"
-_API = "chat.completions"
 
 
 class Draft:
-    """What is known of a request so far; it becomes a refusal or a `Call`."""
+    """What is known of a request so far; with a route it becomes a `Call`."""
 
-    def __init__(self, started_at: int, traceparent: str | None, sampling: Sampling) -> None:
+    def __init__(self, api: str, started_at: int, traceparent: str | None, sampling: Sampling) -> None:
+        self.api = api
         self.started_at = started_at
         self.traceparent = traceparent
         self.sampling = sampling
         self.secret = ""
-        self.request: str | None = None
-        self.chat: ChatRequest | None = None
-        self.call: tuple[Identified, str] | None = None
+        self.raw: str | None = None
+        """The body as the agent sent it."""
+        self.request: ApiRequest | None = None
+        self.owner: tuple[Identified, str] | None = None
         """Rollout and call id, once it is known whose call it is."""
-
-    def refusal(self, who: Identified, call_id: str, problem: GatewayError, now_ms: int) -> LlmCall:
-        """The event of a call that never reached an upstream."""
-        return LlmCall(
-            event_id=call_id,
-            event_time=now_ms,
-            call_id=call_id,
-            group_id=who.group_id,
-            rollout_id=who.rollout_id,
-            attempt=who.attempt,
-            mode=who.mode,
-            agent=who.agent,
-            identity=who.identity,
-            api=_API,
-            alias=self.chat.alias if self.chat else "",
-            backend="",
-            stream=bool(self.chat and self.chat.stream),
-            outcome=problem.outcome,
-            status_code=problem.status,
-            failure=problem.failure,
-            error=hide(problem.message, self.secret),
-            request=None if self.request is None else hide(self.request, self.secret),
-            sampling=self.sampling,
-            logprobs_mode=LogprobsMode.none,
-            started_at=self.started_at,
-            finished_at=now_ms,
-            traceparent=self.traceparent,
-        )
 
 
 class Call:
     """A call that may go to its upstream."""
 
-    def __init__(self, draft: Draft, who: Identified, call_id: str, chat: ChatRequest, route: Route) -> None:
-        self._draft = draft
+    def __init__(self, draft: Draft, who: Identified, call_id: str, request: ApiRequest, route: Route, capture: Capture) -> None:
+        self.draft = draft
         self.who = who
         self.call_id = call_id
-        self.chat = chat
+        self.request = request
         self.route = route
+        self.capture = capture
         self.started_at = draft.started_at
         self.traceparent = draft.traceparent
         self.first_token_at: int | None = None
 
     def event(
         self,
-        capture: Capture,
         logprobs_mode: LogprobsMode,
         now_ms: int,
         problem: GatewayError | None = None,
         outcome: CallOutcome = CallOutcome.success,
     ) -> LlmCall:
         """What the log gets. Without a problem, an outcome other than success is a client that went away."""
-        choices = tuple(choice.choice() for _, choice in sorted(capture.choices.items()))
-        prompt = None if capture.prompt_token_ids is None else pack_ids(np.asarray(capture.prompt_token_ids, dtype=np.int32))
-        who, draft = self.who, self._draft
-        failure, status = _verdict(capture, problem, outcome)
-        return LlmCall(
-            event_id=self.call_id,
-            event_time=now_ms,
-            call_id=self.call_id,
-            group_id=who.group_id,
-            rollout_id=who.rollout_id,
-            attempt=who.attempt,
-            mode=who.mode,
-            agent=who.agent,
-            identity=who.identity,
-            api=_API,
-            alias=self.chat.alias,
-            policy=self.route.policy,
-            backend=self.route.backend,
-            version_first=capture.version_first,
-            version_last=capture.version_last,
-            stream=self.chat.stream,
-            outcome=problem.outcome if problem else outcome,
-            status_code=status,
-            failure=failure,
-            error=None if problem is None else hide(problem.message, draft.secret),
-            request=None if draft.request is None else hide(draft.request, draft.secret),
-            response=capture.response(),
-            prompt_token_ids=prompt,
-            prompt_hash=None if prompt is None else prompt_hash(prompt),
-            choices=choices,
-            sampling=draft.sampling,
-            logprobs_mode=logprobs_mode if any(choice.logprobs for choice in choices) else LogprobsMode.none,
-            prompt_tokens=_count(capture.usage, "prompt_tokens"),
-            completion_tokens=_count(capture.usage, "completion_tokens"),
-            started_at=self.started_at,
-            first_token_at=self.first_token_at,
-            finished_at=now_ms,
-            traceparent=self.traceparent,
-        )
+        return _event(self.draft, self.who, self.call_id, self, logprobs_mode, now_ms, problem, outcome)
+
+
+def refusal(draft: Draft, who: Identified, call_id: str, problem: GatewayError, now_ms: int) -> LlmCall:
+    """The event of a call that never reached an upstream."""
+    return _event(draft, who, call_id, None, LogprobsMode.none, now_ms, problem, problem.outcome)
+
+
+def _event(
+    draft: Draft,
+    who: Identified,
+    call_id: str,
+    call: Call | None,
+    logprobs_mode: LogprobsMode,
+    now_ms: int,
+    problem: GatewayError | None,
+    outcome: CallOutcome,
+) -> LlmCall:
+    request, route, capture = draft.request, call and call.route, call and call.capture
+    choices = capture.taken() if capture else ()
+    prompt = pack_ids(np.asarray(capture.prompt_token_ids, dtype=np.int32)) if capture and capture.prompt_token_ids is not None else None
+    failure, status = _verdict(capture, problem, outcome)
+    return LlmCall(
+        event_id=call_id,
+        event_time=now_ms,
+        call_id=call_id,
+        group_id=who.group_id,
+        rollout_id=who.rollout_id,
+        attempt=who.attempt,
+        mode=who.mode,
+        agent=who.agent,
+        identity=who.identity,
+        api=draft.api,
+        alias=request.alias if request else "",
+        policy=route.policy if route else None,
+        backend=route.backend if route else "",
+        version_first=capture.version_first if capture else None,
+        version_last=capture.version_last if capture else None,
+        stream=request is not None and request.stream,
+        outcome=problem.outcome if problem else outcome,
+        status_code=status,
+        failure=failure,
+        error=None if problem is None else hide(problem.message, draft.secret),
+        request=None if draft.raw is None else hide(draft.raw, draft.secret),
+        response=capture.response() if capture else None,
+        prompt_token_ids=prompt,
+        prompt_hash=None if prompt is None else prompt_hash(prompt),
+        choices=choices,
+        sampling=draft.sampling,
+        logprobs_mode=logprobs_mode if any(choice.logprobs for choice in choices) else LogprobsMode.none,
+        prompt_tokens=capture.prompt_tokens if capture else None,
+        completion_tokens=capture.completion_tokens if capture else None,
+        started_at=draft.started_at,
+        first_token_at=call.first_token_at if call else None,
+        finished_at=now_ms,
+        traceparent=draft.traceparent,
+    )
 
 
 def reply_headers(who: Identified, version: str | None = None) -> list[Header]:
@@ -137,14 +128,9 @@ def hide(text: str, secret: str) -> str:
     return text.replace(secret, _REDACTED) if secret and secret in text else text
 
 
-def _verdict(capture: Capture, problem: GatewayError | None, outcome: CallOutcome) -> tuple[FailureKind | None, int | None]:
+def _verdict(capture: Capture | None, problem: GatewayError | None, outcome: CallOutcome) -> tuple[FailureKind | None, int | None]:
     if problem is not None:
         return problem.failure, problem.status
     if outcome is CallOutcome.client_disconnected:
         return FailureKind.client_disconnected, None
-    return capture.failure(), 200
-
-
-def _count(usage: Json | None, name: str) -> int | None:
-    value = (usage or {}).get(name)
-    return value if isinstance(value, int) else None
+    return capture.failure() if capture else None, 200

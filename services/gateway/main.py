@@ -24,12 +24,14 @@ from fulgurite.codec import Codec
 from services import logs
 from services.gateway.body_limit import BodyLimit
 from services.gateway.desk import Desk
+from services.gateway.dialects import DIALECTS
+from services.gateway.endpoint import Endpoint
 from services.gateway.health_routes import HealthDesk
 from services.gateway.idempotency import Idempotency, MemoryStore, RedisStore, Store
 from services.gateway.identity import Doorkeeper, Identifier
 from services.gateway.keys import KeyRing
 from services.gateway.metrics import Metrics
-from services.gateway.openai_routes import ChatCompletions, Models
+from services.gateway.models_route import Models
 from services.gateway.policies import PolicyTail
 from services.gateway.problems import GatewayError, InvalidRequest, NotFound
 from services.gateway.recorder import Recorder
@@ -87,14 +89,8 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with open_desk(settings, kafka) as desk:
-            chat = ChatCompletions(desk)
-            # First, so that the hot route is found without looking at the others.
-            app.router.routes[:0] = [
-                WebRoute("/v1/chat/completions", chat, methods=["POST"]),
-                WebRoute("/rollouts/{rollout}/v1/chat/completions", chat, methods=["POST"]),
-                WebRoute("/v1/models", Models(desk), methods=["GET"]),
-                WebRoute("/rollouts/{rollout}/v1/models", Models(desk), methods=["GET"]),
-            ]
+            # First, so that the hot routes are found without looking at the others.
+            app.router.routes[:0] = _model_routes(desk)
             app.include_router(RolloutDesk(desk).router)
             app.include_router(HealthDesk(desk).router)
             log.info(
@@ -112,6 +108,13 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
     return app
+
+
+def _model_routes(desk: Desk) -> list[WebRoute]:
+    """The model APIs, each also under a rollout's own path."""
+    routes = [(dialect.path, "POST", Endpoint(desk, dialect)) for dialect in DIALECTS]
+    served = [*routes, ("/v1/models", "GET", Models(desk))]
+    return [WebRoute(prefix + path, app, methods=[method]) for path, method, app in served for prefix in ("", "/rollouts/{rollout}")]
 
 
 async def _on_problem(_request: Request, error: Exception) -> Response:

@@ -18,10 +18,10 @@ from fulgurite.failures import FailureKind
 from fulgurite.ids import MalformedId, RolloutRef, derive_id, mint_group, parse_completion, rollout_of
 from fulgurite.kinds import Mode, StatusKind
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS
+from services.gateway.clock import now_ms
 from services.gateway.desk import Desk
 from services.gateway.identity import Caller
 from services.gateway.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS, Claims
-from services.gateway.openai_routes import now_ms
 from services.gateway.problems import Forbidden, InvalidRequest, NotFound
 from services.gateway.registry import GroupEntry
 from services.gateway.rest_models import AttemptIn, DeclareIn, RewardIn, StatusIn

@@ -1,17 +1,16 @@
 """A stream passed through: each server-sent event leaves as it comes, except completion markers.
 
-A chunk that bears a choice's finish reason is held, and with it every later chunk of that choice and whatever follows when all are
-done (usage, `[DONE]`); the others go on. What is held leaves when the call is in the log. Pure.
+What a capture `marks` (a choice's finish reason, the event that says that all is done, and what belongs to them) is held; the rest goes
+on. What is held leaves when the call is in the log. Pure.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from services.gateway.capture import Capture
-from services.gateway.chat_request import Json
+from services.gateway.capture import Capture, Json
 
 VERSION_COMMENT = b": fulgurite-version "
 _DONE = b"[DONE]"
@@ -41,56 +40,60 @@ class StreamRelay:
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
-        self._finished: set[int] = set()
         self.held: list[bytes] = []
         self.error: bytes | None = None
         """The upstream's own error event, if it sent one within its stream."""
 
     def take(self, event: bytes) -> bytes | None:
         """An event from upstream → what may leave now."""
-        data, others = _parse(event, self._capture)
-        if data is None:
-            return others
-        if data == _DONE:
+        parsed = _parse(event, self._capture)
+        if parsed.data is None:
+            return parsed.others
+        if parsed.data == _DONE:
             self.held.append(b"data: [DONE]\n\n")
-            return others
-        chunk = _decode(data)
+            return parsed.others
+        chunk = _decode(parsed.data)
         if chunk is None:
-            return (others or b"") + event + b"\n\n"
-        indices = _indices(chunk)
+            return (parsed.others or b"") + event + b"\n\n"
+        marks = self._capture.marks(chunk)
         passed = self._capture.take_chunk(chunk)
-        self._finished |= {index for index, finish in indices if finish}
         if passed is None:
-            return others
-        out = b"data: " + passed + b"\n\n"
+            return parsed.others
+        out = parsed.name + b"data: " + passed + b"\n\n"
         if self._capture.error is not None:
             self.error = out
-            return others
-        if self._holds([index for index, _ in indices]):
+            return parsed.others
+        if marks:
             self.held.append(out)
-            return others
-        return others + out if others else out
-
-    def _holds(self, indices: list[int]) -> bool:
-        if not indices:
-            return bool(self._finished)
-        return any(index in self._finished for index in indices)
+            return parsed.others
+        return parsed.others + out if parsed.others else out
 
 
-def _parse(event: bytes, capture: Capture) -> tuple[bytes | None, bytes | None]:
-    """Data of an event, and its other lines for the client. Notes the version that a comment tells."""
+class _Event(NamedTuple):
+    data: bytes | None
+    name: bytes = b""
+    """Its `event:` line, which stays with the data."""
+    others: bytes | None = None
+    """Comments and other lines for the client."""
+
+
+def _parse(event: bytes, capture: Capture) -> _Event:
+    """Takes an event apart; notes the version that a comment tells."""
     if event.startswith(b"data: ") and b"\n" not in event:
-        return event[6:], None
+        return _Event(event[6:])
+    name = b""
     data: list[bytes] = []
     others: list[bytes] = []
     for line in event.split(b"\n"):
         if line.startswith(b"data:"):
             data.append(line[5:].removeprefix(b" "))
+        elif line.startswith(b"event:"):
+            name = line + b"\n"
         elif line.startswith(VERSION_COMMENT):
             capture.version_last = line[len(VERSION_COMMENT) :].strip().decode("ascii", "replace")
         elif line:
             others.append(line)
-    return (b"\n".join(data) if data else None), (b"\n".join(others) + b"\n\n" if others else None)
+    return _Event(b"\n".join(data) if data else None, name, b"\n".join(others) + b"\n\n" if others else None)
 
 
 def _decode(data: bytes) -> Json | None:
@@ -99,9 +102,3 @@ def _decode(data: bytes) -> Json | None:
     except msgspec.DecodeError:
         return None
     return cast(Json, chunk) if isinstance(chunk, dict) else None
-
-
-def _indices(chunk: Json) -> list[tuple[int, bool]]:
-    choices = chunk.get("choices")
-    parts = cast("list[Any]", choices) if isinstance(choices, list) else []
-    return [(cast(Json, p).get("index", 0), cast(Json, p).get("finish_reason") is not None) for p in parts if isinstance(p, dict)]

@@ -7,7 +7,7 @@ the generation. Never retries: a retry would be a call of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -58,7 +58,7 @@ class UpstreamReply:
 
 
 class UpstreamClient:
-    """Sends chat completions on. Needs a running event loop."""
+    """Sends requests on. Needs a running event loop."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.upstream_timeout_s)
@@ -70,15 +70,17 @@ class UpstreamClient:
         )
 
     @asynccontextmanager
-    async def open(self, route: Route, body: bytes, call_id: str, traceparent: str | None) -> AsyncGenerator[UpstreamReply]:
-        """Post a chat completion. Raises UpstreamRejected, UpstreamUnreachable, UpstreamTimeout."""
-        headers = {"content-type": "application/json", "x-request-id": call_id}
+    async def open(
+        self, route: Route, path: str, body: bytes, call_id: str, traceparent: str | None, extra: Mapping[str, str]
+    ) -> AsyncGenerator[UpstreamReply]:
+        """Post a request, with some headers of its own. Raises UpstreamRejected, UpstreamUnreachable, UpstreamTimeout."""
+        headers = {"content-type": "application/json", "x-request-id": call_id, **extra}
         if route.api_key is not None:
             headers["authorization"] = f"Bearer {route.api_key}"
         if traceparent is not None:
             headers["traceparent"] = traceparent
         try:
-            response = await self._session.post(f"{route.base_url}/v1/chat/completions", data=body, headers=headers)
+            response = await self._session.post(route.base_url + path, data=body, headers=headers)
         except aiohttp.ServerTimeoutError as error:
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise _unreachable(route.backend, "it does not accept connections") from error

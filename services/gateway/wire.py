@@ -26,6 +26,14 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
+def authorization(scope: Scope) -> str | None:
+    """The key, as a bearer token; Anthropic's clients send it as `x-api-key`."""
+    named = header(scope, b"authorization")
+    if named is None and (key := header(scope, b"x-api-key")) is not None:
+        return f"Bearer {key}"
+    return named
+
+
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The whole body. Raises BodyTooLarge as soon as that is known, ClientGone."""
     declared = header(scope, b"content-length")
@@ -70,10 +78,10 @@ async def reply(send: Send, status: int, body: bytes, headers: list[Header]) -> 
     await send({"type": "http.response.body", "body": body})
 
 
-async def reply_problem(send: Send, problem: GatewayError, headers: list[Header]) -> None:
-    """An error in OpenAI's shape."""
+async def reply_problem(send: Send, problem: GatewayError, headers: list[Header], body: bytes | None = None) -> None:
+    """An error, in OpenAI's shape unless its body is given."""
     extra = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
-    await reply(send, problem.status, problem.body(), [*headers, *extra])
+    await reply(send, problem.status, problem.body() if body is None else body, [*headers, *extra])
 
 
 async def piece(send: Send, data: bytes, *, last: bool = False) -> None:

@@ -1,14 +1,13 @@
-"""`/v1/chat/completions` (also under `/rollouts/{rollout}`) and `/v1/models`: what an unmodified agent talks to.
+"""The one endpoint behind every model API: what an unmodified agent talks to, also under `/rollouts/{rollout}`.
 
 Every call ends as one event of `llm.calls`, whatever became of it. A completed answer's completion marker (the reply; in a stream
-everything from the finish reason on) leaves only after Kafka acknowledged that event.
+what the dialect's capture marks) leaves only after Kafka acknowledged that event.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import time
 from contextlib import AbstractAsyncContextManager
 from typing import Any, cast
 
@@ -20,10 +19,10 @@ from fulgurite.ids import completion_of
 from fulgurite.kinds import CallOutcome
 from services import logs
 from services.gateway import wire
-from services.gateway.call import Call, Draft, reply_headers
-from services.gateway.capture import Capture
-from services.gateway.chat_request import ChatRequest, Wants, parse_chat, sampling_of, upstream_body
+from services.gateway.call import Call, Draft, refusal, reply_headers
+from services.gateway.clock import now_ms
 from services.gateway.desk import Desk
+from services.gateway.dialect import ApiRequest, Dialect
 from services.gateway.identity import AGENT_HEADER, ROLLOUT_HEADER, Caller, Identified, Named, bearer
 from services.gateway.keys import CALL
 from services.gateway.problems import ClientGone, ExpiredKey, Forbidden, GatewayError, NotFound, Unavailable, UpstreamBroken
@@ -33,19 +32,17 @@ from services.gateway.vllm_client import VERSION_HEADER, VERSION_LAST_HEADER, Up
 
 log = logs.get(__name__)
 
-_AS_IT_IS = Wants(logprobs=True, token_ids=True, usage=True)
-"""For upstreams that were asked for nothing extra: nothing is taken out."""
 
+class Endpoint:
+    """A raw ASGI endpoint over a dialect: FastAPI's own request handling would cost as much again as everything done here."""
 
-class ChatCompletions:
-    """A raw ASGI endpoint: FastAPI's own request handling would cost as much again as everything done here."""
-
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, dialect: Dialect) -> None:
         self._desk = desk
+        self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its first byte to the last."""
-        draft = Draft(now_ms(), wire.header(scope, b"traceparent"), self._desk.sampling)
+        draft = Draft(self._dialect.api, now_ms(), wire.header(scope, b"traceparent"), self._desk.sampling)
         try:
             call = await self._admit(draft, scope, receive)
         except ClientGone:
@@ -55,7 +52,7 @@ class ChatCompletions:
             return
         self._desk.recorder.begin(call.call_id, call.who)
         try:
-            if call.chat.stream:
+            if call.request.stream:
                 await self._stream(call, receive, send)
             else:
                 await self._whole(call, receive, send)
@@ -64,11 +61,20 @@ class ChatCompletions:
 
     async def _admit(self, draft: Draft, scope: Scope, receive: Receive) -> Call:
         """Everything that can be said against a call before it reaches an upstream. Raises GatewayError, ClientGone."""
-        desk, now = self._desk, draft.started_at
-        authorization = wire.header(scope, b"authorization")
         named = _named(scope)
+        caller = await self._caller(draft, scope, named)
+        request = await self._read(draft, caller, named, scope, receive)
+        draft.sampling = self._dialect.sampling(request, self._desk.sampling)
+        who, call_id = await self._identify(draft, caller, msgspec.structs.replace(named, session=request.session), request.alias)
+        route = self._route(request)
+        self._desk.recorder.check()
+        return Call(draft, who, call_id, request, route, self._dialect.capture(request, route, call_id))
+
+    async def _caller(self, draft: Draft, scope: Scope, named: Named) -> Caller:
+        """Whose key it is. Raises Unauthorized, Forbidden."""
+        authorization = wire.authorization(scope)
         try:
-            caller = desk.doorkeeper.admit(authorization, now)
+            caller = self._desk.doorkeeper.admit(authorization, draft.started_at)
         except ExpiredKey as problem:
             # Genuine, only late: it is still known whose call it was.
             claims = problem.claims
@@ -77,46 +83,46 @@ class ChatCompletions:
         draft.secret = bearer(authorization)
         if caller.claims is not None and CALL not in caller.claims.scopes:
             raise Forbidden("This key is for rewards only: the agent's calls need the rollout's `api_key`, not its `reward_key`.")
+        return caller
+
+    async def _read(self, draft: Draft, caller: Caller, named: Named, scope: Scope, receive: Receive) -> ApiRequest:
+        """What is asked. Raises InvalidRequest; by then it is known whose call it was."""
         try:
-            raw = await wire.read_body(scope, receive, desk.settings.max_body_bytes)
-            draft.request = raw.decode("utf-8", "replace")
-            chat = draft.chat = parse_chat(raw)
+            raw = await wire.read_body(scope, receive, self._desk.settings.max_body_bytes)
+            draft.raw = raw.decode("utf-8", "replace")
+            request = draft.request = self._dialect.parse(raw)
         except GatewayError:
             await self._identify(draft, caller, named, "")
             raise
-        draft.sampling = sampling_of(chat.body, desk.sampling)
-        who, call_id = await self._identify(draft, caller, msgspec.structs.replace(named, session=chat.session), chat.alias)
-        route = self._route(chat)
-        desk.recorder.check()
-        return Call(draft, who, call_id, chat, route)
+        return request
 
     async def _identify(self, draft: Draft, caller: Caller, named: Named, alias: str) -> tuple[Identified, str]:
         who = await self._desk.identifier.identify(caller, named, alias, draft.started_at)
-        draft.call = who, completion_of(who.rollout_id, who.attempt, os.urandom(8))
-        return draft.call
+        draft.owner = who, completion_of(who.rollout_id, who.attempt, os.urandom(8))
+        return draft.owner
 
-    def _route(self, chat: ChatRequest) -> Route:
-        route = self._desk.routes.get(chat.alias)
+    def _route(self, request: ApiRequest) -> Route:
+        route = self._desk.routes.get(request.alias)
         if route is None:
             known = ", ".join(sorted(self._desk.routes))
-            raise NotFound(f"Unknown model {chat.alias!r}. This gateway serves: {known}.", param="model", code="model_not_found")
+            raise NotFound(f"Unknown model {request.alias!r}. This gateway serves: {known}.", param="model", code="model_not_found")
         return route
 
     async def _refuse(self, draft: Draft, problem: GatewayError, send: Send) -> None:
         """Answer with the error; record it, if it is known whose call it was."""
-        if draft.call is None:
-            await wire.reply_problem(send, problem, [])
+        if draft.owner is None:
+            await self._reply_problem(send, problem, [])
             return
-        event = draft.refusal(*draft.call, problem, now_ms())
+        event = refusal(draft, *draft.owner, problem, now_ms())
         if self._desk.recorder.problem() is None:
             await self._record_quietly(event)
         else:
             self._desk.recorder.record_call_soon(event)
-        await wire.reply_problem(send, problem, reply_headers(draft.call[0]))
+        await self._reply_problem(send, problem, reply_headers(draft.owner[0]))
 
     async def _whole(self, call: Call, receive: Receive, send: Send) -> None:
         """One upstream answer, one event, one reply, in this order."""
-        capture = self._capture(call)
+        capture = call.capture
         try:
             async with wire.ClientWatch(receive):
                 async with self._open(call) as upstream:
@@ -124,26 +130,37 @@ class ChatCompletions:
                     capture.version_last = upstream.header(VERSION_LAST_HEADER)
                     raw = await upstream.read()
                 call.first_token_at = now_ms()
-                body = capture.take_reply(_object(raw, call.route.backend))
+                body = self._take(call, raw)
         except ClientGone:
-            await self._record_quietly(self._event(call, capture, outcome=CallOutcome.client_disconnected))
+            await self._record_quietly(self._event(call, outcome=CallOutcome.client_disconnected))
             return
         except GatewayError as problem:
-            await self._record_quietly(self._event(call, capture, problem))
-            await wire.reply_problem(send, problem, reply_headers(call.who))
+            await self._record_quietly(self._event(call, problem))
+            await self._reply_problem(send, problem, reply_headers(call.who))
             return
         except asyncio.CancelledError:
-            self._abandon(call, capture)
+            self._abandon(call)
             raise
-        withheld = await self._record_answer(call, capture)
+        withheld = await self._record_answer(call)
         if withheld is None:
             await wire.reply(send, 200, body, reply_headers(call.who, capture.version_first))
         else:
-            await wire.reply_problem(send, withheld, reply_headers(call.who))
+            await self._reply_problem(send, withheld, reply_headers(call.who))
+
+    def _take(self, call: Call, raw: bytes) -> bytes:
+        backend = call.route.backend
+        try:
+            reply: Any = msgspec.json.decode(raw)
+        except msgspec.DecodeError as error:
+            raise UpstreamBroken(f"The answer of the model server {backend!r} is not JSON.") from error
+        body = call.capture.take_reply(cast("dict[str, Any]", reply)) if isinstance(reply, dict) else None
+        if body is None:
+            raise UpstreamBroken(f"The answer of the model server {backend!r} is no answer of {self._dialect.path}.")
+        return body
 
     async def _stream(self, call: Call, receive: Receive, send: Send) -> None:
         """Events pass as they come; the completion marker waits for the log."""
-        capture = self._capture(call)
+        capture = call.capture
         relay = StreamRelay(capture)
         begun = False
         try:
@@ -156,19 +173,19 @@ class ChatCompletions:
             if capture.error is not None or not capture.finished():
                 raise UpstreamBroken(capture.error or f"The stream of the model server {call.route.backend!r} ended before its answer did.")
         except ClientGone:
-            await self._record_quietly(self._event(call, capture, outcome=CallOutcome.client_disconnected))
+            await self._record_quietly(self._event(call, outcome=CallOutcome.client_disconnected))
         except GatewayError as problem:
-            await self._record_quietly(self._event(call, capture, problem))
+            await self._record_quietly(self._event(call, problem))
             if begun:
-                await wire.piece(send, relay.error or _sse(problem.body()), last=True)
+                await wire.piece(send, relay.error or self._dialect.error_event(problem), last=True)
             else:
-                await wire.reply_problem(send, problem, reply_headers(call.who))
+                await self._reply_problem(send, problem, reply_headers(call.who))
         except asyncio.CancelledError:
-            self._abandon(call, capture)
+            self._abandon(call)
             raise
         else:
-            withheld = await self._record_answer(call, capture)
-            await wire.piece(send, b"".join(relay.held) if withheld is None else _sse(withheld.body()), last=True)
+            withheld = await self._record_answer(call)
+            await wire.piece(send, b"".join(relay.held) if withheld is None else self._dialect.error_event(withheld), last=True)
 
     async def _relay(self, call: Call, upstream: UpstreamReply, relay: StreamRelay, send: Send) -> None:
         splitter = EventSplitter()
@@ -180,13 +197,13 @@ class ChatCompletions:
                 if passed is not None:
                     await wire.piece(send, passed)
 
-    async def _record_answer(self, call: Call, capture: Capture) -> Unavailable | None:
+    async def _record_answer(self, call: Call) -> Unavailable | None:
         """Return once the answer is in the log; the problem if it cannot be, and must be withheld."""
         metrics, first = self._desk.metrics, call.first_token_at or call.started_at
         metrics.upstream_seconds.observe((now_ms() - call.started_at) / 1000)
         metrics.first_token_seconds.observe((first - call.started_at) / 1000)
         try:
-            await self._desk.recorder.record_call(self._event(call, capture))
+            await self._desk.recorder.record_call(self._event(call))
         except Unavailable as problem:
             metrics.withheld.inc()
             return problem
@@ -199,41 +216,20 @@ class ChatCompletions:
         except Unavailable:
             log.warning("a call without an answer is not in the log", call_id=event.call_id, outcome=event.outcome.value)
 
-    def _abandon(self, call: Call, capture: Capture) -> None:
+    def _abandon(self, call: Call) -> None:
         """The gateway itself is being stopped, and not given the time to finish."""
-        self._desk.recorder.record_call_soon(self._event(call, capture, outcome=CallOutcome.client_disconnected))
+        self._desk.recorder.record_call_soon(self._event(call, outcome=CallOutcome.client_disconnected))
 
-    def _event(
-        self, call: Call, capture: Capture, problem: GatewayError | None = None, outcome: CallOutcome = CallOutcome.success
-    ) -> LlmCall:
-        return call.event(capture, self._desk.settings.logprobs_mode, now_ms(), problem, outcome)
+    def _event(self, call: Call, problem: GatewayError | None = None, outcome: CallOutcome = CallOutcome.success) -> LlmCall:
+        return call.event(self._desk.settings.logprobs_mode, now_ms(), problem, outcome)
 
-    def _capture(self, call: Call) -> Capture:
-        ours = call.route.kind == "vllm"
-        return Capture(call.call_id, call.route.alias if ours else None, call.chat.wants if ours else _AS_IT_IS)
+    async def _reply_problem(self, send: Send, problem: GatewayError, headers: list[wire.Header]) -> None:
+        await wire.reply_problem(send, problem, headers, self._dialect.error_body(problem))
 
     def _open(self, call: Call) -> AbstractAsyncContextManager[UpstreamReply]:
-        return self._desk.upstream.open(call.route, upstream_body(call.chat, call.route), call.call_id, call.traceparent)
-
-
-class Models:
-    """`GET /v1/models`: the aliases."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """OpenAI's list of models."""
-        try:
-            self._desk.doorkeeper.admit(wire.header(scope, b"authorization"), now_ms())
-        except GatewayError as problem:
-            await wire.reply_problem(send, problem, [])
-            return
-        data = [
-            {"id": route.alias, "object": "model", "created": 0, "owned_by": "fulgurite", "policy": route.policy}
-            for route in self._desk.routes.values()
-        ]
-        await wire.reply(send, 200, msgspec.json.encode({"object": "list", "data": data}), [])
+        dialect, request, route = self._dialect, call.request, call.route
+        body, headers = dialect.upstream_body(request, route, call.call_id), dialect.upstream_headers(request, route)
+        return self._desk.upstream.open(route, dialect.path, body, call.call_id, call.traceparent, headers)
 
 
 def _named(scope: Scope) -> Named:
@@ -242,22 +238,3 @@ def _named(scope: Scope) -> Named:
         header=wire.header(scope, ROLLOUT_HEADER.encode()),
         agent=wire.header(scope, AGENT_HEADER.encode()),
     )
-
-
-def _object(raw: bytes, backend: str) -> dict[str, Any]:
-    try:
-        reply: Any = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
-        raise UpstreamBroken(f"The answer of the model server {backend!r} is not JSON.") from error
-    if not isinstance(reply, dict) or not isinstance(cast("dict[str, Any]", reply).get("choices"), list):
-        raise UpstreamBroken(f"The answer of the model server {backend!r} is not a chat completion.")
-    return cast("dict[str, Any]", reply)
-
-
-def _sse(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
-
-
-def now_ms() -> int:
-    """Unix milliseconds."""
-    return time.time_ns() // 1_000_000

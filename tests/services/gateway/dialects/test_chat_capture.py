@@ -9,8 +9,8 @@ import pytest
 
 from fulgurite.failures import FailureKind
 from fulgurite.tokens import unpack_ids, unpack_logprobs
-from services.gateway.capture import Capture, merge_delta
-from services.gateway.chat_request import Wants
+from services.gateway.dialects.chat_capture import ChatCapture, merge_delta
+from services.gateway.dialects.choices import Wants
 
 NOTHING = Wants(logprobs=False, token_ids=False, usage=False)
 EVERYTHING = Wants(logprobs=True, token_ids=True, usage=True)
@@ -31,8 +31,8 @@ def chunk(delta: dict[str, Any], **choice: Any) -> dict[str, Any]:
 
 
 def test_the_log_gets_the_tokens_and_the_agent_does_not() -> None:
-    capture = Capture("ours", "alias", NOTHING)
-    passed = msgspec.json.decode(capture.take_reply(reply()))
+    capture = ChatCapture("ours", "alias", NOTHING)
+    passed = msgspec.json.decode(capture.take_reply(reply()) or b"")
     choice = capture.choices[0].choice()
     assert unpack_ids(choice.token_ids or b"").tolist() == [7, 8]
     assert unpack_logprobs(choice.logprobs or b"").tolist() == [-0.5, -1.0]
@@ -46,12 +46,12 @@ def test_the_log_gets_the_tokens_and_the_agent_does_not() -> None:
 
 def test_the_agent_gets_what_it_asked_for() -> None:
     original = reply()
-    passed = msgspec.json.decode(Capture("ours", None, EVERYTHING).take_reply(reply()))
+    passed = msgspec.json.decode(ChatCapture("ours", None, EVERYTHING).take_reply(reply()) or b"")
     assert passed == original | {"id": "ours"}
 
 
 def test_the_response_is_kept_without_choices_and_tokens() -> None:
-    capture = Capture("ours", None, NOTHING)
+    capture = ChatCapture("ours", None, NOTHING)
     capture.take_reply(reply())
     assert msgspec.json.decode(capture.response() or "") == {"id": "ours", "model": "served", "usage": {"prompt_tokens": 3}}
 
@@ -61,13 +61,13 @@ def test_the_response_is_kept_without_choices_and_tokens() -> None:
     [{"token_ids": None}, {"token_ids": None, "logprobs": None}, {"logprobs": {"content": [{"token": "t"}]}}, {"logprobs": logprobs(-1)}],
 )
 def test_tokens_that_do_not_pair_with_logprobs_are_null_not_wrong(choice: dict[str, Any]) -> None:
-    capture = Capture("ours", None, NOTHING)
+    capture = ChatCapture("ours", None, NOTHING)
     capture.take_reply(reply(**choice))
     assert capture.choices[0].choice().logprobs is None
 
 
 def test_an_upstream_without_tokens_is_recorded_all_the_same() -> None:
-    capture = Capture("ours", None, EVERYTHING)
+    capture = ChatCapture("ours", None, EVERYTHING)
     capture.take_reply({"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]})
     choice = capture.choices[0].choice()
     assert (choice.token_ids, choice.logprobs, choice.message) == (None, None, '{"content":"hi"}')
@@ -84,13 +84,13 @@ def test_an_upstream_without_tokens_is_recorded_all_the_same() -> None:
     ],
 )
 def test_what_is_wrong_with_an_answer_has_a_kind(finish: str, message: dict[str, Any], kind: FailureKind | None) -> None:
-    capture = Capture("ours", None, NOTHING)
+    capture = ChatCapture("ours", None, NOTHING)
     capture.take_reply(reply(finish_reason=finish, message=message))
     assert capture.failure() is kind
 
 
 def test_a_stream_adds_up_to_the_message() -> None:
-    capture = Capture("ours", "alias", NOTHING)
+    capture = ChatCapture("ours", "alias", NOTHING)
     capture.take_chunk(chunk({"role": "assistant", "content": ""}) | {"prompt_token_ids": [1]})
     capture.take_chunk(chunk({"content": "a"}, token_ids=[7], logprobs=logprobs(-1)))
     assert not capture.finished()
@@ -105,22 +105,22 @@ def test_a_stream_adds_up_to_the_message() -> None:
 
 def test_usage_is_kept_and_passed_only_if_asked() -> None:
     usage: dict[str, Any] = {"choices": [], "usage": {"completion_tokens": 4}}
-    capture = Capture("ours", None, NOTHING)
+    capture = ChatCapture("ours", None, NOTHING)
     assert capture.take_chunk(dict(usage)) is None
     assert capture.usage == {"completion_tokens": 4}
-    assert Capture("ours", None, EVERYTHING).take_chunk(dict(usage)) is not None
+    assert ChatCapture("ours", None, EVERYTHING).take_chunk(dict(usage)) is not None
 
 
 def test_a_chunk_that_holds_only_tokens_is_not_the_agents() -> None:
-    assert Capture("ours", None, NOTHING).take_chunk(chunk({}, token_ids=[7])) is None
-    assert Capture("ours", None, EVERYTHING).take_chunk(chunk({}, token_ids=[7])) is not None
+    assert ChatCapture("ours", None, NOTHING).take_chunk(chunk({}, token_ids=[7])) is None
+    assert ChatCapture("ours", None, EVERYTHING).take_chunk(chunk({}, token_ids=[7])) is not None
 
 
 def test_an_error_within_a_stream_is_noticed() -> None:
-    capture = Capture("ours", None, NOTHING)
+    capture = ChatCapture("ours", None, NOTHING)
     assert capture.take_chunk({"error": {"message": "engine died"}}) == b'{"error":{"message":"engine died"}}'
     assert capture.error == "engine died"
-    assert Capture("x", None, NOTHING).take_chunk({"error": "plain"}) is not None
+    assert ChatCapture("x", None, NOTHING).take_chunk({"error": "plain"}) is not None
 
 
 def test_tool_calls_are_joined_by_index() -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway.chat_request import ChatRequest, parse_chat, sampling_of, upstream_body
+from services.gateway.dialect import ApiRequest
+from services.gateway.dialects.chat import Chat, wants
+from services.gateway.dialects.choices import Wants
 from services.gateway.problems import InvalidRequest
 from services.gateway.settings import Route, SamplingDefaults
 
@@ -17,12 +19,12 @@ MESSAGES = [{"role": "user", "content": [{"type": "image_url", "image_url": {"ur
 DEFAULTS = SamplingDefaults().sampling()
 
 
-def chat(**fields: Any) -> ChatRequest:
-    return parse_chat(msgspec.json.encode({"model": "policy", "messages": MESSAGES, **fields}))
+def chat(**fields: Any) -> ApiRequest:
+    return Chat().parse(msgspec.json.encode({"model": "policy", "messages": MESSAGES, **fields}))
 
 
-def sent(request: ChatRequest, route: Route) -> dict[str, Any]:
-    return msgspec.json.decode(upstream_body(request, route))
+def sent(request: ApiRequest, route: Route) -> dict[str, Any]:
+    return msgspec.json.decode(Chat().upstream_body(request, route, "ours"))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,7 @@ def sent(request: ChatRequest, route: Route) -> dict[str, Any]:
 )
 def test_what_is_no_request_is_refused_with_what_to_do(raw: bytes, param: str | None) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parse_chat(raw)
+        Chat().parse(raw)
     assert caught.value.param == param
     assert caught.value.status == 400
 
@@ -73,10 +75,9 @@ def test_other_upstreams_are_asked_for_nothing_extra(stream: bool) -> None:
 
 
 def test_the_agents_own_wishes_are_known() -> None:
-    wants = chat(logprobs=True, return_token_ids=True, stream_options={"include_usage": True}).wants
-    assert (wants.logprobs, wants.token_ids, wants.usage) == (True, True, True)
-    wants = chat(logprobs=False, stream_options=None).wants
-    assert (wants.logprobs, wants.token_ids, wants.usage) == (False, False, False)
+    asked = chat(logprobs=True, return_token_ids=True, stream_options={"include_usage": True}).body
+    assert wants(asked, logprobs=True) == Wants(logprobs=True, token_ids=True, usage=True)
+    assert wants(chat(stream_options=None).body, logprobs=False) == Wants(logprobs=False, token_ids=False, usage=False)
 
 
 @pytest.mark.parametrize(("metadata", "session"), [({"session_id": "s"}, "s"), ({"session_id": 3}, None), ("x", None), (None, None)])
@@ -85,15 +86,15 @@ def test_a_session_may_be_named_in_the_metadata(metadata: Any, session: str | No
 
 
 def test_sampling_is_the_engines_default_unless_said_otherwise() -> None:
-    assert sampling_of(chat().body, DEFAULTS) == DEFAULTS
-    sampling = sampling_of(chat(temperature=0.5, top_p=0.9, top_k=5, seed=7, max_tokens=9).body, DEFAULTS)
+    assert Chat().sampling(chat(), DEFAULTS) == DEFAULTS
+    sampling = Chat().sampling(chat(temperature=0.5, top_p=0.9, top_k=5, seed=7, max_tokens=9), DEFAULTS)
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, sampling.max_tokens) == (0.5, 0.9, 5, 7, 9)
-    assert sampling_of(chat(max_tokens=9, max_completion_tokens=8).body, DEFAULTS).max_tokens == 8
+    assert Chat().sampling(chat(max_tokens=9, max_completion_tokens=8), DEFAULTS).max_tokens == 8
 
 
 @pytest.mark.parametrize("fields", [{"temperature": "hot"}, {"top_k": [1]}, {"seed": 1 << 70}, {"temperature": None}])
 def test_a_parameter_of_a_wrong_type_counts_as_not_given(fields: dict[str, Any]) -> None:
-    assert sampling_of(chat(**fields).body, DEFAULTS) == DEFAULTS
+    assert Chat().sampling(chat(**fields), DEFAULTS) == DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -111,5 +112,5 @@ def test_a_parameter_of_a_wrong_type_counts_as_not_given(fields: dict[str, Any])
     ],
 )
 def test_what_bends_the_distribution_is_recorded(fields: dict[str, Any], grammar: bool, bias: bool) -> None:
-    sampling = sampling_of(chat(**fields).body, DEFAULTS)
+    sampling = Chat().sampling(chat(**fields), DEFAULTS)
     assert (sampling.grammar, sampling.logit_bias) == (grammar, bias)

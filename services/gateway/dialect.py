@@ -1,0 +1,94 @@
+"""What a model API must tell the gateway so that one endpoint serves them all.
+
+A dialect knows its requests (what is asked, what the upstream is asked instead), its replies (a `Capture` takes them apart) and the
+shape of its errors. It does no I/O; which rollout, which upstream and what the log gets are not its business.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import msgspec
+
+from fulgurite.events import Sampling
+from services.gateway.capture import Capture, Json
+from services.gateway.problems import GatewayError, InvalidRequest
+from services.gateway.settings import Route
+
+_decode = msgspec.json.Decoder().decode
+
+
+class ApiRequest(msgspec.Struct, frozen=True):
+    """A request whose envelope is sound; the rest of it is the upstream's to judge."""
+
+    body: Json
+    alias: str
+    stream: bool
+    session: str | None
+    """`metadata.session_id`, or what the API has in its place."""
+
+
+class Dialect(Protocol):
+    """One API. Stateless: one instance serves every request."""
+
+    @property
+    def api(self) -> str:
+        """Name in events: `chat.completions`."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Path, at the gateway and at the upstream: `/v1/chat/completions`."""
+        ...
+
+    def parse(self, raw: bytes) -> ApiRequest:
+        """Raises InvalidRequest."""
+        ...
+
+    def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
+        """The effective sampling parameters."""
+        ...
+
+    def upstream_body(self, request: ApiRequest, route: Route, call_id: str) -> bytes:
+        """The body that is sent on."""
+        ...
+
+    def upstream_headers(self, request: ApiRequest, route: Route) -> dict[str, str]:
+        """Headers that are sent on top."""
+        ...
+
+    def capture(self, request: ApiRequest, route: Route, call_id: str) -> Capture:
+        """Takes this call's answer apart."""
+        ...
+
+    def error_body(self, problem: GatewayError) -> bytes:
+        """A reply that is an error."""
+        ...
+
+    def error_event(self, problem: GatewayError) -> bytes:
+        """The last event of a stream that failed."""
+        ...
+
+
+def parse_envelope(raw: bytes, needs: str) -> tuple[Json, str, bool]:
+    """Body, alias and whether a stream is asked for. Raises InvalidRequest without a JSON object, `model` and a boolean `stream`."""
+    try:
+        body: Any = _decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequest(f"The body is not valid JSON ({error}). Send a JSON object with {needs}.") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"The body must be a JSON object with {needs}.")
+    fields = cast(Json, body)
+    alias = fields.get("model")
+    if not isinstance(alias, str) or not alias:
+        raise InvalidRequest("`model` must be a string: one of the names that GET /v1/models lists.", param="model")
+    stream = fields.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidRequest("`stream` must be true or false.", param="stream")
+    return fields, alias, bool(stream)
+
+
+def mapping(body: Json, name: str) -> Json:
+    """The object under that name; empty if there is none."""
+    value = body.get(name)
+    return cast(Json, value) if isinstance(value, dict) else {}

@@ -1,0 +1,89 @@
+"""Answers of chat completions: messages, and deltas that add up to them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from fulgurite.failures import FailureKind
+from services.gateway.capture import Json, arguments_parse
+from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture
+
+
+class ChatCapture(ChoicesCapture):
+    """A chat completion."""
+
+    def failure(self) -> FailureKind | None:
+        """See Capture."""
+        if any(not _tool_calls_parse(choice.message) for choice in self.choices.values()):
+            return FailureKind.tool_parse_error
+        return super().failure()
+
+    def _take_whole(self, choice: ChoiceCapture, part: Json) -> None:
+        message = part.get("message")
+        choice.message = cast(Json, message) if isinstance(message, dict) else {}
+        choice.take(part, _logprobs(part), said=_says(message))
+
+    def _take_delta(self, choice: ChoiceCapture, part: Json) -> bool:
+        delta = part.get("delta")
+        choice.take(part, _logprobs(part), said=_says(delta))
+        if isinstance(delta, dict):
+            merge_delta(choice.message, cast(Json, delta))
+        return bool(cast(Any, delta)) or part.get("finish_reason") is not None
+
+
+def merge_delta(message: Json, delta: Json) -> None:
+    """Add a stream's delta to the message so far: texts are joined, tool calls by their index."""
+    for name, value in delta.items():
+        known = message.get(name)
+        if value is None:
+            message.setdefault(name, None)
+        elif name == "tool_calls" and isinstance(value, list):
+            message[name] = _merge_tool_calls(cast("list[Json]", known or []), cast("list[Json]", value))
+        elif isinstance(value, str) and isinstance(known, str) and name != "role":
+            message[name] = known + value
+        elif isinstance(value, dict) and isinstance(known, dict):
+            merge_delta(cast(Json, known), cast(Json, value))
+        elif isinstance(value, list) and isinstance(known, list):
+            message[name] = cast("list[Any]", known) + cast("list[Any]", value)
+        else:
+            message[name] = value
+
+
+def _merge_tool_calls(calls: list[Json], deltas: list[Json]) -> list[Json]:
+    for delta in deltas:
+        index = delta.get("index")
+        position = index if isinstance(index, int) and 0 <= index <= len(calls) else len(calls)
+        if position == len(calls):
+            calls.append({})
+        call = calls[position]
+        for name in ("id", "type"):
+            if delta.get(name):
+                call[name] = delta[name]
+        function = delta.get("function")
+        if isinstance(function, dict):
+            merge_delta(call.setdefault("function", {}), cast(Json, function))
+    return calls
+
+
+def _tool_calls_parse(message: Json) -> bool:
+    calls = message.get("tool_calls")
+    for call in cast("list[Any]", calls) if isinstance(calls, list) else []:
+        function = cast(Json, call).get("function") if isinstance(call, dict) else None
+        if not arguments_parse(cast(Json, function).get("arguments") if isinstance(function, dict) else None):
+            return False
+    return True
+
+
+def _says(delta: Any) -> bool:
+    return isinstance(delta, dict) and any(value for name, value in cast(Json, delta).items() if name != "role")
+
+
+def _logprobs(part: Json) -> list[float] | None:
+    logprobs = part.get("logprobs")
+    content = cast(Json, logprobs).get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(content, list):
+        return None
+    try:
+        return [float(entry["logprob"]) for entry in cast("list[Json]", content)]
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,179 @@
+"""Replies with `choices`, as chat completions and completions have them: token ids and log-probabilities lie beside each choice."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, cast
+
+import msgspec
+
+from fulgurite.events import Choice
+from fulgurite.failures import FailureKind
+from fulgurite.tokens import pack_ids, pack_logprobs
+from services.gateway.capture import Capture, Json, encode, error_text
+
+
+class Wants(msgspec.Struct, frozen=True):
+    """What the agent asked for itself, so that it is left in the reply."""
+
+    logprobs: bool
+    token_ids: bool
+    usage: bool
+
+
+AS_IT_IS = Wants(logprobs=True, token_ids=True, usage=True)
+"""For upstreams that were asked for nothing extra: nothing is taken out."""
+
+
+class ChoiceCapture:
+    """One choice, complete or still growing."""
+
+    __slots__ = ("finish_reason", "has_ids", "has_logprobs", "index", "logprobs", "message", "stop_reason", "token_ids")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.message: Json = {}
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.has_ids = True
+        self.has_logprobs = True
+        self.finish_reason: str | None = None
+        self.stop_reason: str | None = None
+
+    def take(self, part: Json, logprobs: list[float] | None, *, said: bool) -> None:
+        """A choice of a reply, or of one chunk of a stream; `said` is whether it holds anything that was generated."""
+        ids = part.get("token_ids")
+        if isinstance(ids, list):
+            self.token_ids += cast("list[int]", ids)
+        elif said:
+            self.has_ids = False
+        if logprobs is not None:
+            self.logprobs += logprobs
+        elif said:
+            self.has_logprobs = False
+        finish = part.get("finish_reason")
+        if isinstance(finish, str):
+            self.finish_reason = finish
+            stop = part.get("stop_reason")
+            self.stop_reason = None if stop is None else str(stop)
+
+    def choice(self) -> Choice:
+        """As the log gets it."""
+        ids = pack_ids(self.token_ids) if self.has_ids and self.token_ids else None
+        paired = ids is not None and self.has_logprobs and len(self.logprobs) == len(self.token_ids)
+        return Choice(
+            index=self.index,
+            message=encode(self.message).decode(),
+            token_ids=ids,
+            logprobs=pack_logprobs(self.logprobs) if paired else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+
+class ChoicesCapture(Capture):
+    """A reply with `choices`; what a choice says is the subclass's to know."""
+
+    def __init__(self, public_id: str, alias: str | None, wants: Wants) -> None:
+        super().__init__(public_id, alias)
+        self._wants = wants
+        self._ended: set[int] = set()
+        self.choices: dict[int, ChoiceCapture] = {}
+
+    @abstractmethod
+    def _take_whole(self, choice: ChoiceCapture, part: Json) -> None:
+        """Take a choice of a whole reply."""
+
+    @abstractmethod
+    def _take_delta(self, choice: ChoiceCapture, part: Json) -> bool:
+        """Take a choice of a chunk; returns whether it is anything to the agent."""
+
+    def take_reply(self, reply: Json) -> bytes | None:
+        """See Capture."""
+        if not isinstance(reply.get("choices"), list):
+            return None
+        self._take_top(reply)
+        for part in _parts(reply):
+            self._take_whole(self._choice(part), part)
+            self._strip(part)
+        self._take_head(reply)
+        return encode(reply)
+
+    def marks(self, chunk: Json) -> bool:
+        """See Capture. A choice that goes on is not held up by one that ended; what belongs to none waits for all."""
+        parts = [(part.get("index", 0), part.get("finish_reason") is not None) for part in _parts(chunk)]
+        self._ended.update(index for index, ends in parts if ends)
+        return any(index in self._ended for index, _ in parts) if parts else bool(self._ended)
+
+    def take_chunk(self, chunk: Json) -> bytes | None:
+        """See Capture."""
+        if "error" in chunk and "choices" not in chunk:
+            self.error = error_text(chunk["error"])
+            return encode(chunk)
+        self._take_top(chunk)
+        parts = _parts(chunk)
+        says = not parts
+        for part in parts:
+            says |= self._take_delta(self._choice(part), part)
+            self._strip(part)
+        self._take_head(chunk)
+        if not self._wants.usage and chunk.pop("usage", None) is not None and not parts:
+            return None
+        # vLLM sends tokens that say nothing yet (half a tool call) only because we asked for token ids.
+        if not says and not self._wants.logprobs and not self._wants.token_ids:
+            return None
+        return encode(chunk)
+
+    def finished(self) -> bool:
+        """Whether every choice seen has its finish reason."""
+        return bool(self.choices) and all(choice.finish_reason is not None for choice in self.choices.values())
+
+    def taken(self) -> tuple[Choice, ...]:
+        """See Capture."""
+        return tuple(choice.choice() for _, choice in sorted(self.choices.items()))
+
+    def failure(self) -> FailureKind | None:
+        """See Capture."""
+        if any(choice.finish_reason == "length" for choice in self.choices.values()):
+            return FailureKind.truncated
+        return None
+
+    def _take_top(self, reply: Json) -> None:
+        reply["id"] = self._id
+        if self._alias is not None and "model" in reply:
+            reply["model"] = self._alias
+        self._take_prompt(reply)
+        self.take_usage(reply.get("usage"), "prompt_tokens", "completion_tokens")
+
+    def _take_prompt(self, holder: Json) -> None:
+        ids = holder.get("prompt_token_ids")
+        if isinstance(ids, list):
+            self.prompt_token_ids = cast("list[int]", ids)
+        if not self._wants.token_ids:
+            holder.pop("prompt_token_ids", None)
+
+    def _take_head(self, reply: Json) -> None:
+        if not self.head:
+            self.head = {name: value for name, value in reply.items() if name not in _NOT_HEAD}
+
+    def _choice(self, part: Json) -> ChoiceCapture:
+        index = part.get("index")
+        number = index if isinstance(index, int) else 0
+        known = self.choices.get(number)
+        if known is None:
+            known = self.choices[number] = ChoiceCapture(number)
+        return known
+
+    def _strip(self, part: Json) -> None:
+        if not self._wants.token_ids:
+            part.pop("token_ids", None)
+        if not self._wants.logprobs and "logprobs" in part:
+            part["logprobs"] = None
+
+
+_NOT_HEAD = frozenset({"choices", "usage", "prompt_token_ids"})
+
+
+def _parts(reply: Json) -> list[Json]:
+    choices = reply.get("choices")
+    return [cast(Json, part) for part in cast("list[Any]", choices) if isinstance(part, dict)] if isinstance(choices, list) else []

@@ -1,0 +1,17 @@
+"""Errors in OpenAI's shape: the default face of `problems`."""
+
+from __future__ import annotations
+
+from services.gateway.problems import GatewayError
+
+
+class OpenAIErrors:
+    """A base of OpenAI's dialects."""
+
+    def error_body(self, problem: GatewayError) -> bytes:
+        """See Dialect."""
+        return problem.body()
+
+    def error_event(self, problem: GatewayError) -> bytes:
+        """See Dialect."""
+        return b"data: " + problem.body() + b"\n\n"
