@@ -35,6 +35,12 @@ class Metrics:
         self.withheld = Counter(
             "fulgurite_gateway_withheld", "Answers generated and then withheld because the log did not take them.", registry=self.registry
         )
+        self.inference = Counter(
+            "fulgurite_gateway_inference",
+            "Conversations of calls that name no rollout: recognised, ambiguous, unknown, or not asked (store_down).",
+            ("result",),
+            registry=self.registry,
+        )
         self.events = Counter("fulgurite_gateway_events", "Events by topic and fate.", ("topic", "fate"), registry=self.registry)
 
     def render(self) -> bytes:

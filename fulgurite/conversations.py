@@ -1,0 +1,230 @@
+"""Which conversation a request continues, told from nothing but its messages: a hash chain of the message prefix.
+
+Every message (OpenAI's chat messages and Responses items, Anthropic's content blocks alike) is taken apart into *atoms*: a text, a tool
+call, a tool's result. Agents send an answer back in another form than they got it; these differences make the same atom:
+
+- null and missing fields, and fields that only describe (`name`, `annotations`, `status`, an item's own `id`)
+- content as a string, as one text part or as several; white space around a text; an empty text beside tool calls
+- a tool call's arguments with other white space, another order of keys or `1` for `1.0`, as a string or as an object
+- reasoning, which most clients do not send back
+- system and developer messages: an agent that renews its instructions each turn, or hands over to another role, goes on with the
+  same conversation. What the model saw is in the log either way, and opens another trajectory of the same episode.
+
+Anything else that differs (a rewritten memory, a dropped turn, another tool call id) is another conversation.
+
+After an answer the chain of prompt and answer is remembered as its rollout's; a prompt that contains an assistant's message is looked up
+by the chain up to there, longest first. The same chain from two rollouts belongs to neither (`AMBIGUOUS`), for good. Since every
+answer that an agent can send back was remembered before the agent had it, two conversations are never taken for one, as long as
+nothing is forgotten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import msgspec
+
+Json = Mapping[str, Any]
+Atom = tuple[str, ...]
+"""Who speaks, what kind of thing it is, and what it says."""
+
+AMBIGUOUS = "*"
+"""In place of a rollout: more than one has this chain."""
+
+LOOKED_UP = 16
+"""Prefixes that are looked up. The last assistant's message is the answer sent back, but for agents that append some of their own."""
+
+_ASSISTANT = "assistant"
+_TOOL = "tool"
+_UNHEARD = ("system", "developer")
+_TEXTS = ("text", "input_text", "output_text")
+_THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text")
+_EXACT = 1 << 53
+"""Beyond it not every integer is a float."""
+
+
+class Conversation:
+    """The chain of a request's messages."""
+
+    __slots__ = ("_chain", "prefixes")
+
+    def __init__(self, salt: bytes, items: Iterable[Any]) -> None:
+        """`salt`, up to 64 bytes: conversations with different ones never meet."""
+        self._chain = hashlib.blake2b(digest_size=16, key=salt)
+        known: deque[str] = deque(maxlen=LOOKED_UP)
+        for atom in atoms(items):
+            _add(self._chain, atom)
+            if atom[0] == _ASSISTANT:
+                known.appendleft(self._chain.copy().hexdigest())
+        self.prefixes: tuple[str, ...] = tuple(known)
+        """The chains up to each assistant's atom, longest first, `LOOKED_UP` at most; none in a first request."""
+
+    def answered(self, answer: Iterable[Any]) -> str | None:
+        """The chain with this answer's items; None if it says nothing that could be sent back."""
+        chain = self._chain.copy()
+        said = False
+        for atom in atoms(answer):
+            _add(chain, atom)
+            said = True
+        return chain.hexdigest() if said else None
+
+
+def recognised(found: Sequence[str | None]) -> str | None:
+    """The rollout that a request continues, from what is remembered of its prefixes, longest first. None: it opens one."""
+    nearest = next((rollout for rollout in found if rollout is not None), None)
+    return None if nearest == AMBIGUOUS else nearest
+
+
+def owner_of(known: str | None, rollout: str) -> str:
+    """Whose a chain is, once `rollout` has it too."""
+    return rollout if known is None or known == rollout else AMBIGUOUS
+
+
+def atoms(items: Iterable[Any]) -> Iterator[Atom]:
+    """The items of a request or an answer in canonical form."""
+    for item in items:
+        if not isinstance(item, Mapping):
+            yield ("other", _text_or_json(item))
+            continue
+        message = cast(Json, item)
+        role = message.get("role")
+        if isinstance(role, str):
+            yield from _of_message(role, message)
+        else:
+            yield from _of_item(str(message.get("type", "")), message)
+
+
+def _of_message(role: str, message: Json) -> Iterator[Atom]:
+    if role in _UNHEARD:
+        return
+    if role in (_TOOL, "function"):
+        yield _result(message.get("tool_call_id") or message.get("name"), message.get("content"))
+        return
+    said = list(_of_content(role, message.get("content")))
+    if role == _ASSISTANT:
+        said += _of_content(role, message.get("refusal"))
+        said += [_call(call) for call in _mappings(message.get("tool_calls"))]
+        said += [_call({"function": call}) for call in _mappings([message.get("function_call")])]
+    yield from said or [(role, "text", "")]
+
+
+def _of_item(kind: str, item: Json) -> Iterator[Atom]:
+    """A Responses item that is no message."""
+    if kind in ("function_call", "custom_tool_call"):
+        yield _call(
+            {"id": item.get("call_id"), "function": {"name": item.get("name"), "arguments": item.get("arguments", item.get("input"))}}
+        )
+    elif kind in ("function_call_output", "custom_tool_call_output"):
+        yield _result(item.get("call_id"), item.get("output"))
+    elif kind not in _THOUGHTS:
+        who = _ASSISTANT if kind.endswith("_call") else "other"
+        yield (who, "item", _json({name: value for name, value in item.items() if name not in ("id", "status")}))
+
+
+def _of_content(role: str, content: Any) -> Iterator[Atom]:
+    """A message's content: texts that follow one another are one."""
+    if isinstance(content, str):
+        parts: list[Any] = [content]
+    else:
+        parts = cast("list[Any]", content) if isinstance(content, list) else []
+    texts: list[str] = []
+    for part in parts:
+        text = _text(part)
+        if text is not None:
+            texts.append(text)
+            continue
+        atom = _of_part(role, cast(Json, part) if isinstance(part, Mapping) else {"?": part})
+        if atom is not None:
+            yield from _joined(role, texts)
+            texts = []
+            yield atom
+    yield from _joined(role, texts)
+
+
+def _of_part(role: str, part: Json) -> Atom | None:
+    kind = part.get("type")
+    if kind in _THOUGHTS:
+        return None
+    if kind == "tool_use":
+        return _call({"id": part.get("id"), "function": {"name": part.get("name"), "arguments": part.get("input")}})
+    if kind == "tool_result":
+        return _result(part.get("tool_use_id"), part.get("content"))
+    return (role, "part", _json({name: value for name, value in part.items() if name != "cache_control"}))
+
+
+def _joined(role: str, texts: list[str]) -> Iterator[Atom]:
+    text = "".join(texts).strip()
+    if text:
+        yield (role, "text", text)
+
+
+def _text(part: Any) -> str | None:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        return None
+    known = cast(Json, part)
+    text = known.get("refusal") if known.get("type") == "refusal" else known.get("text") if known.get("type") in _TEXTS else None
+    return text if isinstance(text, str) else None
+
+
+def _call(call: Json) -> Atom:
+    function = call.get("function", call.get("custom"))
+    said: Json = cast(Json, function) if isinstance(function, Mapping) else {}
+    return (
+        _ASSISTANT,
+        "call",
+        str(call.get("id") or ""),
+        str(said.get("name") or ""),
+        _arguments(said.get("arguments", said.get("input"))),
+    )
+
+
+def _result(call_id: Any, content: Any) -> Atom:
+    """What a tool gave, as one atom: its role must not look like the assistant's, whatever a tool returns."""
+    return (_TOOL, str(call_id or ""), *(field for atom in _of_content(_TOOL, content) for field in atom[1:]))
+
+
+def _arguments(arguments: Any) -> str:
+    if not isinstance(arguments, str):
+        return _json(arguments or {})
+    try:
+        return _json(msgspec.json.decode(arguments or "{}"))
+    except (msgspec.DecodeError, RecursionError):
+        return arguments.strip()
+
+
+def _text_or_json(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else _json(value)
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(_plain(value), order="sorted").decode()
+
+
+def _plain(value: Any) -> Any:
+    """Without nulls in objects, and with whole numbers as integers: JavaScript writes 1.0 as 1."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in cast(Json, value).items() if inner is not None}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in cast("list[Any]", value)]
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    return value
+
+
+def _mappings(value: Any) -> list[Json]:
+    found = cast("list[Any]", value) if isinstance(value, list) else []
+    return [cast(Json, entry) for entry in found if isinstance(entry, Mapping)]
+
+
+def _add(chain: hashlib.blake2b, atom: Atom) -> None:
+    """Fields with their lengths, so that no two lists of atoms read the same."""
+    for field in atom:
+        data = field.encode("utf-8", "surrogatepass")
+        chain.update(b"%d:" % len(data))
+        chain.update(data)
+    chain.update(b";")

@@ -1,0 +1,251 @@
+"""What is one message and what another; conversations told apart or opened anew, never taken for one."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulgurite.conversations import AMBIGUOUS, LOOKED_UP, Conversation, atoms, owner_of, recognised
+
+SALT = b"salt"
+ASK: dict[str, Any] = {"role": "user", "content": "How much is 3+8?"}
+ARGUMENTS = '{"expression": "3+8", "digits": 2.0}'
+CALL: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "calc", "arguments": ARGUMENTS}}
+ANSWER: dict[str, Any] = {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL], "refusal": None, "reasoning_content": "hm"}
+RESULT: dict[str, Any] = {"role": "tool", "tool_call_id": "call_1", "content": "11"}
+
+
+def called(**changes: Any) -> dict[str, Any]:
+    return CALL | {"function": CALL["function"] | changes}
+
+
+def chain(*items: Any) -> str | None:
+    return Conversation(SALT, []).answered(items)
+
+
+SENT_BACK: list[dict[str, Any]] = [
+    {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL]},
+    ANSWER | {"content": [{"type": "text", "text": "Let me see."}]},
+    ANSWER | {"content": [{"type": "text", "text": "Let me"}, {"type": "text", "text": " see."}], "annotations": [], "audio": None},
+    ANSWER | {"content": ["Let me see.\n"], "name": "solver"},
+    ANSWER | {"content": " Let me see.\n", "function_call": None},
+    ANSWER | {"tool_calls": [called(arguments='{"digits":2,"expression":"3+8","base":null}') | {"index": 0}]},
+    ANSWER | {"tool_calls": [called(arguments={"digits": 2, "expression": "3+8"})]},
+    ANSWER | {"content": [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "Let me see."}]},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "thinking", "thinking": "hm", "signature": "x"},
+            {"type": "text", "text": "Let me see.", "cache_control": {"type": "ephemeral"}},
+            {"type": "tool_use", "id": "call_1", "name": "calc", "input": json.loads(ARGUMENTS)},
+        ],
+    },
+]
+
+
+@pytest.mark.parametrize("sent_back", SENT_BACK)
+def test_an_answer_sent_back_in_another_form_is_the_same(sent_back: dict[str, Any]) -> None:
+    assert chain(ASK, sent_back, RESULT) == chain(ASK, ANSWER, RESULT)
+
+
+OTHERS: list[dict[str, Any]] = [
+    ANSWER | {"content": "Let me see!"},
+    ANSWER | {"content": None},
+    ANSWER | {"tool_calls": []},
+    ANSWER | {"role": "user"},
+    ANSWER | {"tool_calls": [CALL, CALL]},
+    ANSWER | {"tool_calls": [CALL | {"id": "call_2"}]},
+    ANSWER | {"tool_calls": [called(arguments='{"expression": "3+9", "digits": 2}')]},
+    ANSWER | {"tool_calls": [called(name="add")]},
+    ANSWER | {"refusal": "No."},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_another_answer_is_another(other: dict[str, Any]) -> None:
+    assert chain(ASK, other, RESULT) != chain(ASK, ANSWER, RESULT)
+
+
+Pair = tuple[list[Any], list[Any]]
+
+SAME: list[Pair] = [
+    ([{"role": "system", "content": "It is 9:00."}, ASK], [{"role": "developer", "content": "It is 9:01."}, ASK]),
+    ([{"role": "user", "content": None}], [{"role": "user", "content": [{"type": "text", "text": " "}]}]),
+    ([RESULT], [RESULT | {"content": [{"type": "text", "text": "11"}], "name": "calc"}]),
+    ([RESULT], [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_1", "content": "11", "is_error": None}]}]),
+    ([RESULT], [{"type": "function_call_output", "call_id": "call_1", "output": "11", "id": "fco_1", "status": "completed"}]),
+    ([{"role": "function", "name": "f", "content": "1"}], [{"role": "tool", "tool_call_id": "f", "content": " 1"}]),
+    (
+        [ANSWER],
+        [
+            {"type": "reasoning", "id": "rs_1", "summary": []},
+            {"type": "message", "role": "assistant", "id": "msg_1", "content": [{"type": "output_text", "text": "Let me see."}]},
+            {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "calc", "arguments": ARGUMENTS, "status": "completed"},
+        ],
+    ),
+    (
+        [{"role": "assistant", "function_call": {"name": "calc", "arguments": ""}}],
+        [{"role": "assistant", "content": "", "function_call": {"name": "calc", "arguments": "{}"}}],
+    ),
+    (
+        [{"role": "assistant", "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "sh", "input": "ls "}}]}],
+        [{"type": "custom_tool_call", "call_id": "c", "name": "sh", "input": "ls"}],
+    ),
+    (
+        [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}],
+        [{"role": "assistant", "content": None, "refusal": "No."}],
+    ),
+    (
+        [{"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"query": "x", "sources": None}}],
+        [{"type": "web_search_call", "action": {"query": "x"}}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("left", "right"), SAME)
+def test_the_same_things_in_several_languages(left: list[Any], right: list[Any]) -> None:
+    assert list(atoms(left)) == list(atoms(right))
+
+
+def says(*words: str) -> list[Any]:
+    return [{"role": "user", "content": word} for word in words]
+
+
+def calls(arguments: str) -> list[Any]:
+    return [{"role": "assistant", "tool_calls": [called(arguments=arguments)]}]
+
+
+DIFFERENT: list[Pair] = [
+    ([ASK, ASK], [ASK]),
+    (says("ab", "c"), says("a", "bc")),
+    ([RESULT], [RESULT | {"tool_call_id": "call_2"}]),
+    ([RESULT], [{"role": "user", "content": "11"}]),
+    (
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "b"}}]}],
+    ),
+    (
+        [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "input_image", "file_id": "1"}]}],
+        [{"role": "user", "content": [{"type": "input_image", "file_id": "1"}, {"type": "text", "text": "x"}]}],
+    ),
+    ([{"role": "assistant", "tool_calls": [CALL, "?"]}], [{"role": "assistant", "tool_calls": [CALL | {"function": "?"}, "?"]}]),
+    (["a"], ["b"]),
+    ([7], [8]),
+    ([{"type": "computer_call_output", "output": 1}], [{"type": "computer_call_output", "output": 2}]),
+    ([{"role": "user", "content": [7]}], [{"role": "user", "content": [8]}]),
+    ([{"role": "user", "content": [{"type": "text", "text": 7}]}], [{"role": "user", "content": [{"type": "text", "text": 8}]}]),
+    (calls("{bad"), calls("{worse")),
+    (calls('{"a": 1.5}'), calls('{"a": 1}')),
+]
+
+
+@pytest.mark.parametrize(("left", "right"), DIFFERENT)
+def test_things_that_differ(left: list[Any], right: list[Any]) -> None:
+    assert chain(*left) != chain(*right)
+
+
+def test_a_thought_of_a_message_alone_is_an_empty_answer() -> None:
+    thought = {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}]}
+    assert chain(thought) == chain({"role": "assistant", "content": ""}) is not None
+
+
+def test_arguments_nested_too_deeply_count_as_text() -> None:
+    deep = "[" * 5000 + "]" * 5000
+    assert chain({"role": "assistant", "tool_calls": [called(arguments=deep)]}) is not None
+
+
+def test_salts_never_meet() -> None:
+    prompt = [ASK, ANSWER, RESULT]
+    assert Conversation(b"a", prompt).prefixes != Conversation(b"b", prompt).prefixes
+
+
+def test_prefixes_end_where_the_assistant_spoke_and_the_longest_comes_first() -> None:
+    assert Conversation(SALT, [ASK]).prefixes == ()
+    assert Conversation(SALT, [ASK]).answered([]) is None
+    first = Conversation(SALT, [ASK]).answered([{"role": "assistant", "content": "11"}])
+    again = [ASK, {"role": "assistant", "content": "11"}, ASK]
+    assert Conversation(SALT, again).prefixes == (first,)
+    second = Conversation(SALT, again).answered([{"role": "assistant", "content": "12"}])
+    assert Conversation(SALT, [*again, {"role": "assistant", "content": "12"}, ASK]).prefixes == (second, first)
+    long = Conversation(SALT, again * LOOKED_UP * 2)
+    assert len(long.prefixes) == LOOKED_UP
+    assert first not in long.prefixes
+
+
+def test_whose_a_chain_is() -> None:
+    assert owner_of(None, "a") == owner_of("a", "a") == "a"
+    assert owner_of("b", "a") == owner_of(AMBIGUOUS, "a") == AMBIGUOUS
+    assert recognised([]) is recognised([None, None]) is None
+    assert recognised([None, "a", "b"]) == "a"
+    assert recognised([None, AMBIGUOUS, "b"]) is None
+
+
+class World:
+    """Agents that share a key, and what a gateway remembers of them."""
+
+    def __init__(self) -> None:
+        self.histories: dict[int, list[Any]] = defaultdict(list)
+        self.known: dict[str, str] = {}
+        self.rollouts = 0
+        self.spoken: dict[str, set[int]] = defaultdict(set)
+        """Rollout → agents whose calls it got."""
+        self.chains: dict[str, set[int]] = defaultdict(set)
+        """Prompt with answer → agents that had just this."""
+        self.last: dict[int, tuple[str, str]] = {}
+        """Agent → rollout of its last call, chain after its answer."""
+
+    def turn(self, agent: int, says: str, answers: list[str], picked: int) -> None:
+        history = self.histories[agent]
+        history.append({"role": "user", "content": says})
+        conversation = Conversation(SALT, history)
+        rollout = recognised([self.known.get(prefix) for prefix in conversation.prefixes])
+        self._check(agent, rollout)
+        if rollout is None:
+            self.rollouts += 1
+            rollout = f"rollout {self.rollouts}"
+        self.spoken[rollout].add(agent)
+        for answer in answers:
+            chain = conversation.answered([{"role": "assistant", "content": answer, "refusal": None}]) or ""
+            self.known[chain] = owner_of(self.known.get(chain), rollout)
+            self.chains[chain].add(agent)
+        taken = answers[picked % len(answers)]
+        history.append({"role": "assistant", "content": [{"type": "text", "text": taken}]})
+        self.last[agent] = rollout, conversation.answered([history[-1]]) or ""
+
+    def _check(self, agent: int, rollout: str | None) -> None:
+        before, chain = self.last.get(agent, ("", ""))
+        if self.chains[chain] == {agent}:
+            assert rollout == before, "a history that nobody else has is its own rollout's"
+        elif rollout is not None:
+            assert rollout == before, "taken for another's"
+
+
+WORD = st.sampled_from(["a", "b"])
+TURN = st.tuples(st.integers(0, 3), WORD, st.lists(WORD, min_size=1, max_size=2), st.integers(0, 1))
+
+
+@given(st.lists(TURN, max_size=40))
+def test_interleaved_agents_with_equal_words_are_told_apart_or_opened_anew(turns: list[tuple[int, str, list[str], int]]) -> None:
+    world = World()
+    for agent, says, answers, picked in turns:
+        world.turn(agent, says, answers, picked)
+    assert all(len(agents) == 1 for agents in world.spoken.values())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "type", "content", "text", "tool_calls", "id"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.lists(JSON, max_size=4))
+def test_whatever_an_agent_sends_has_a_chain(items: list[Any]) -> None:
+    assert Conversation(SALT, items).prefixes == Conversation(SALT, json.loads(json.dumps(items))).prefixes
