@@ -189,3 +189,5 @@ class ApplyOutcome(StrEnum):
     """Served, and proved by the probe."""
     failed = "failed"
     """Not served; see `error`."""
+    retired = "retired"
+    """An adapter that was served and no longer is: nobody wants it any more."""

@@ -1,10 +1,12 @@
-"""What the log says of policies: `policy.updates`, `policy.applied`, `policy.routes`, folded into one view for `GET /v1/policies`.
-
-A claimed epoch shuts out lower ones; the first claim of an epoch wins. A thread reads the three topics from their beginning.
+"""What the log says of policies: `policy.updates`, `policy.applied`, `policy.routes`, folded into one view for `GET /v1/policies`
+and for routing. A claimed epoch shuts out lower ones; the first claim of an epoch wins. A thread reads the three topics from their
+beginning; the view itself is touched in the event loop only.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from typing import Any
 
@@ -12,7 +14,7 @@ import msgspec
 from confluent_kafka import KafkaException, TopicPartition
 
 from fulgurite.codec import Codec
-from fulgurite.events import Event, PolicyApplied, PolicyRoute, PolicyUpdate
+from fulgurite.events import Event, PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.kinds import ApplyOutcome, UpdateKind
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from services import logs
@@ -24,6 +26,18 @@ _POLL_S = 0.5
 _TOPICS = (POLICY_UPDATES, POLICY_APPLIED, POLICY_ROUTES)
 
 
+_KEPT = 256
+"""Versions remembered per backend: of full weights only the last one counts, of adapters an applier keeps a handful."""
+
+
+class Serving(msgspec.Struct):
+    """What one backend said of one policy since its engine started."""
+
+    engine_id: str
+    versions: dict[str, None] = {}
+    """Proved and not retired, in order of proof."""
+
+
 class PolicyState(msgspec.Struct):
     """What is known of one policy."""
 
@@ -31,23 +45,42 @@ class PolicyState(msgspec.Struct):
     learner: str | None = None
     newest: PolicyUpdate | None = None
     applied: dict[str, PolicyApplied] = {}
+    serving: dict[str, Serving] = {}
 
 
 class PolicyView:
     """The fold. Pure."""
 
     def __init__(self) -> None:
+        self.generation = 0
+        """Counts the events taken: what was derived from the view is good as long as it is the same."""
         self._policies: dict[str, PolicyState] = {}
         self._routes: dict[str, PolicyRoute] = {}
 
     def take(self, event: Event | None) -> None:
         """Any event of the three topics, in log order."""
+        self.generation += 1
         if isinstance(event, PolicyUpdate):
             self._take_update(event)
         elif isinstance(event, PolicyApplied):
-            self._state(event.policy).applied[event.backend] = event
+            self._take_applied(event)
         elif isinstance(event, PolicyRoute):
             self._routes[event.alias] = event
+
+    def targets(self, alias: str) -> tuple[RouteTarget, ...]:
+        """What `policy.routes` last said of an alias; nothing if it never did."""
+        route = self._routes.get(alias)
+        return route.targets if route is not None else ()
+
+    def newest(self, policy: str) -> str:
+        """The newest version there is; the base model before any update."""
+        newest = self._state(policy).newest
+        return (newest.version if newest is not None else None) or f"{policy}@0.0"
+
+    def loaded(self, policy: str, backend: str) -> frozenset[str]:
+        """The versions that a backend holds at once: adapters."""
+        serving = self._state(policy).serving.get(backend)
+        return frozenset(serving.versions) if serving is not None else frozenset()
 
     def served(self, policy: str, backend: str) -> str | None:
         """The version a backend last proved to serve."""
@@ -71,6 +104,20 @@ class PolicyView:
             state.epoch, state.learner = event.epoch, event.learner_id
         elif event.kind is UpdateKind.update and event.epoch == state.epoch and event.learner_id == state.learner:
             state.newest = event
+
+    def _take_applied(self, event: PolicyApplied) -> None:
+        state = self._state(event.policy)
+        if event.outcome is not ApplyOutcome.retired:
+            state.applied[event.backend] = event
+        serving = state.serving.get(event.backend)
+        if serving is None or serving.engine_id != event.engine_id:
+            serving = state.serving[event.backend] = Serving(event.engine_id)
+        if event.outcome is ApplyOutcome.applied:
+            serving.versions[event.version] = None
+            if len(serving.versions) > _KEPT:
+                del serving.versions[next(iter(serving.versions))]
+        elif event.outcome is ApplyOutcome.retired:
+            serving.versions.pop(event.version, None)
 
     def _state(self, policy: str) -> PolicyState:
         return self._policies.setdefault(policy, PolicyState())
@@ -109,10 +156,12 @@ class PolicyTail:
         self._kafka = kafka
         self._codec = codec
         self._stop = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="policy-tail", daemon=True)
 
     def start(self) -> None:
-        """Start reading."""
+        """Start reading, within the event loop that will read the view."""
+        self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def close(self) -> None:
@@ -128,8 +177,13 @@ class PolicyTail:
             while not self._stop.is_set():
                 for message in consumer.consume(100, timeout=_POLL_S):
                     if message.error() is None:
-                        self.view.take(read_message(message, self._codec).event)
+                        self._tell(read_message(message, self._codec).event)
         except KafkaException as error:
             log.error("policies are no longer followed", error=str(error))
         finally:
             consumer.close()
+
+    def _tell(self, event: Event | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self.view.take, event)

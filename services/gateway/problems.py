@@ -8,6 +8,9 @@ GatewayError                 status, OpenAI type and code, and how a call that e
 ├── Forbidden           403  a good key for something else
 ├── NotFound            404  unknown model, unknown rollout
 ├── Conflict            409  an idempotency key seen with another payload
+├── TryLater                 nothing was generated; come back in so many seconds
+│   ├── RateLimited     429  the key is over its own limits
+│   └── Overloaded      503  no place at the model server, or it is just getting what this call needs
 ├── Unavailable         503  the log (or the store of idempotency keys) cannot take it; nothing was generated, or it was withheld
 └── UpstreamFailed           what the model server did
     ├── UpstreamRejected     it answered with an error status
@@ -19,6 +22,7 @@ ClientGone                   nobody is left to answer; never leaves the gateway
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, ClassVar
 
@@ -132,6 +136,35 @@ class Unavailable(GatewayError):
         return {"retry-after": "1"}
 
 
+class TryLater(GatewayError):
+    """Nothing was generated; OpenAI's and Anthropic's clients wait as long as they are told and try again."""
+
+    failure = FailureKind.rate_limited
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+    def headers(self) -> dict[str, str]:
+        """Whole seconds, as HTTP has it, and the milliseconds that those clients prefer."""
+        return {"retry-after": str(max(1, math.ceil(self.wait_s))), "retry-after-ms": str(max(1, math.ceil(self.wait_s * 1000)))}
+
+
+class RateLimited(TryLater):
+    """The key is over its own limits."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class Overloaded(TryLater):
+    """No place at the model server."""
+
+    status = 503
+    code = "overloaded"
+
+
 class UpstreamFailed(GatewayError):
     """What the model server did."""
 
@@ -170,6 +203,7 @@ class UpstreamRejected(UpstreamFailed):
         said, param = _upstream_words(body)
         super().__init__(f"The model server {backend!r} answered {status}: {said}", param=param)
         self.retry_after = retry_after
+        self.upstream_status = status
         if status in (401, 403, 404):
             # The agent's own key and model name were fine: it is the deployment's that were not.
             self.message = f"{self.message} (check the upstream's key and model name in the gateway's settings)"

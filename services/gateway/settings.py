@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fulgurite.events import Sampling
 from fulgurite.kinds import LogprobsMode
+from fulgurite.versions import base_version
+from services.backends import parse_backends
 
 UpstreamKind = Literal["vllm", "openai"]
 
@@ -39,8 +41,17 @@ class Route(msgspec.Struct, frozen=True):
     base_url: str
     kind: UpstreamKind
     model: str
+    """What the upstream is asked for."""
     policy: str | None
     api_key: str | None
+    version: str | None = None
+    """Of an adapter: the version that `model` stands for. Null where the upstream itself says which version answered."""
+
+    def reported(self, said: str | None) -> str | None:
+        """The version that answered: what the engine said; of an adapter's bare base model, that policy's own 0.0."""
+        if said is None or self.policy is None or self.version != str(base_version(self.policy)):
+            return said
+        return self.version if said.endswith("@0.0") else said
 
 
 class SamplingDefaults(BaseModel):
@@ -57,6 +68,15 @@ class SamplingDefaults(BaseModel):
     def sampling(self) -> Sampling:
         """As an event's value."""
         return Sampling(**self.model_dump(), logit_bias=False, grammar=False)
+
+
+class TrainSampling(BaseModel):
+    """`sampling.train` of an alias: how its answers are sampled while they are being learned from, whatever the agent asked."""
+
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
 
 
 class GatewaySettings(BaseSettings):
@@ -80,12 +100,27 @@ class GatewaySettings(BaseSettings):
     policy: str = "policy"
     aliases: str = "policy=policy"
     backend: str = "vllm"
+    """Name of the vLLM backend in events, where VLLM_BASE_URL is one address without a name."""
+    lora_policies: str = ""
+    """Policies, comma-separated, that are served as LoRA adapters of FULGURITE_POLICY's base model; the applier's is the same."""
+    train_sampling: dict[str, TrainSampling] = {}
+    """Alias → how its calls of mode `train` are sampled, whatever the agent asked; `{}` is temperature 1 and no truncation."""
     upstreams: dict[str, UpstreamSpec] = {}
     default_sampling: SamplingDefaults = SamplingDefaults()
     logprobs_mode: LogprobsMode = LogprobsMode.processed
 
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     """Half of the log's message limit: the other half is for the prompt's tokens and the answer."""
+    backend_concurrency: int = Field(256, ge=1)
+    """Calls in flight to one backend, from this gateway; more of them wait, each key in turn."""
+    queue_limit: int = Field(1024, ge=0)
+    """Calls that may wait for one backend. Beyond it the key with most of them waiting is refused."""
+    queue_timeout_s: float = Field(60.0, gt=0)
+    """How long a call may wait for its turn before the client is asked to come again."""
+    key_concurrency: int = Field(0, ge=0)
+    """Calls that one key may have in flight or waiting; 0 is no limit."""
+    key_calls_per_minute: int = Field(0, ge=0)
+    """Calls that one key may begin in a minute; 0 is no limit."""
     connect_timeout_s: float = 5.0
     upstream_timeout_s: float = 600.0
     """Longest silence of an upstream: until the whole answer, or between two pieces of a stream."""
@@ -101,23 +136,27 @@ class GatewaySettings(BaseSettings):
     """How long a stopping gateway waits for streams to end."""
     log_level: str = "INFO"
 
-    @field_validator("vllm_base_url")
-    @classmethod
-    def _no_trailing_slash(cls, value: str) -> str:
-        return value.rstrip("/").removesuffix("/v1")
-
     def plain_keys(self) -> tuple[str, ...]:
         """The plain agent keys."""
         return tuple(filter(None, (key.strip() for key in self.api_keys.get_secret_value().split(","))))
 
+    def adapters(self) -> frozenset[str]:
+        """The policies that are LoRA adapters."""
+        return frozenset(filter(None, (name.strip() for name in self.lora_policies.split(","))))
+
+    def backends(self) -> dict[str, str]:
+        """Our vLLM backends: name → base URL. Raises ValueError."""
+        return parse_backends(self.vllm_base_url, self.backend)
+
     def routes(self) -> dict[str, Route]:
-        """Alias → upstream: FULGURITE_ALIASES on our vLLM, FULGURITE_UPSTREAMS each on its own. Raises ValueError."""
+        """Alias → upstream: FULGURITE_ALIASES on the first of our backends, FULGURITE_UPSTREAMS each on its own. Raises ValueError."""
         routes: dict[str, Route] = {}
+        backend, base_url = next(iter(self.backends().items()))
         for pair in filter(None, (part.strip() for part in self.aliases.split(","))):
             alias, equals, policy = pair.partition("=")
             if not equals or not alias or not policy:
                 raise ValueError(f"FULGURITE_ALIASES: {pair!r} is not alias=policy")
-            routes[alias] = Route(alias, self.backend, self.vllm_base_url, "vllm", policy, policy, None)
+            routes[alias] = Route(alias, backend, base_url, "vllm", policy, policy, None)
         for alias, spec in self.upstreams.items():
             routes[alias] = Route(
                 alias,

@@ -1,0 +1,186 @@
+"""Back-pressure: how many calls are in flight to a backend, and how many a key may have. In the event loop only.
+
+A place at a backend is had for the length of the upstream's answer. Who gets none waits, each key in turn; who waits too long, or finds the
+queue full, is asked to come again (`Overloaded`, 503), a key over its own limits likewise (`RateLimited`, 429): both with `Retry-After`,
+which OpenAI's and Anthropic's clients wait for and then try again. A call that is cancelled while it waits leaves the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+
+from services.gateway.fair_queue import FairQueue
+from services.gateway.problems import Overloaded, RateLimited
+from services.gateway.settings import GatewaySettings
+
+_MINUTE_S = 60.0
+_KEYS_KEPT = 10_000
+
+
+class Ticket:
+    """A call that waits for a place."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def called(self, timeout_s: float) -> bool:
+        """Whether it got a place; False when it was put out of the queue. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            return await self._future
+
+    def settle(self, place: bool) -> bool:
+        """Whether anybody is left to be told."""
+        if self._future.done():
+            return False
+        self._future.set_result(place)
+        return True
+
+    def has_place(self) -> bool:
+        """Whether a place was given to it."""
+        return self._future.done() and not self._future.cancelled() and self._future.result()
+
+
+class Gate:
+    """The places of one backend."""
+
+    def __init__(self, backend: str, places: int, queue_limit: int, timeout_s: float) -> None:
+        self.in_flight = 0
+        self._backend = backend
+        self._places = places
+        self._timeout_s = timeout_s
+        self._queue: FairQueue[Ticket] = FairQueue(queue_limit)
+
+    @property
+    def waiting(self) -> int:
+        """Calls in the queue."""
+        return len(self._queue)
+
+    @asynccontextmanager
+    async def place(self, key: str) -> AsyncGenerator[None]:
+        """Hold a place. Raises Overloaded."""
+        if self.in_flight < self._places and not self._queue:
+            self.in_flight += 1
+        else:
+            await self._wait(key)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _wait(self, key: str) -> None:
+        ticket = Ticket()
+        out = self._queue.put(key, ticket)
+        if out is ticket:
+            raise _full(self._backend)
+        if out is not None:
+            out.settle(False)
+        try:
+            if not await ticket.called(self._timeout_s):
+                raise _full(self._backend)
+        except BaseException as error:
+            self._queue.leave(key, ticket)
+            if ticket.has_place():
+                self._leave()
+            if isinstance(error, TimeoutError):
+                raise _too_long(self._backend, self._timeout_s) from error
+            raise
+
+    def _leave(self) -> None:
+        """Give the place to the next who is still there."""
+        while (ticket := self._queue.take()) is not None:
+            if ticket.settle(True):
+                return
+        self.in_flight -= 1
+
+
+class KeyLimits:
+    """How much one key may do. A bucket refills evenly: a key that was quiet may begin a whole minute's calls at once."""
+
+    def __init__(self, concurrency: int, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._concurrency = concurrency
+        self._per_minute = per_minute
+        self._clock = clock
+        self._running: dict[str, int] = {}
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    @contextmanager
+    def hold(self, key: str) -> Generator[None]:
+        """Count one call of the key, for as long as it lasts. Raises RateLimited."""
+        running = self._running.get(key, 0)
+        if self._concurrency and running >= self._concurrency:
+            raise RateLimited(f"This key has {running} calls in flight, which is its limit (FULGURITE_KEY_CONCURRENCY).", _soon())
+        if self._per_minute:
+            self._spend(key)
+        self._running[key] = running + 1
+        try:
+            yield
+        finally:
+            left = self._running[key] - 1
+            if left:
+                self._running[key] = left
+            else:
+                del self._running[key]
+
+    def _spend(self, key: str) -> None:
+        now, rate = self._clock(), self._per_minute / _MINUTE_S
+        tokens, at = self._buckets.get(key, (float(self._per_minute), now))
+        tokens = min(float(self._per_minute), tokens + (now - at) * rate)
+        if tokens < 1:
+            wait_s = (1 - tokens) / rate
+            raise RateLimited(f"This key may begin {self._per_minute} calls a minute (FULGURITE_KEY_CALLS_PER_MINUTE).", wait_s)
+        if len(self._buckets) >= _KEYS_KEPT and key not in self._buckets:
+            self._forget(now, rate)
+        self._buckets[key] = (tokens - 1, now)
+
+    def _forget(self, now: float, rate: float) -> None:
+        """Full buckets need no memory."""
+        self._buckets = {k: (tokens, at) for k, (tokens, at) in self._buckets.items() if tokens + (now - at) * rate < self._per_minute}
+
+
+class Admission:
+    """The gates of all backends, and the limits of all keys."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._gates: dict[str, Gate] = {}
+        self._limits = KeyLimits(settings.key_concurrency, settings.key_calls_per_minute)
+        self._limited = bool(settings.key_concurrency or settings.key_calls_per_minute)
+
+    @contextmanager
+    def key(self, key: str) -> Generator[None]:
+        """One call of a key, from its admission to its end. Raises RateLimited."""
+        if not self._limited:
+            yield
+            return
+        with self._limits.hold(key):
+            yield
+
+    def gate(self, backend: str) -> Gate:
+        """The gate of a backend."""
+        gate = self._gates.get(backend)
+        if gate is None:
+            s = self._settings
+            gate = self._gates[backend] = Gate(backend, s.backend_concurrency, s.queue_limit, s.queue_timeout_s)
+        return gate
+
+
+def _soon() -> float:
+    """Spread, so that those who were refused together do not come back together."""
+    return random.uniform(0.5, 1.5)
+
+
+def _full(backend: str) -> Overloaded:
+    return Overloaded(f"Too many calls wait for the model server {backend!r} already. Nothing was generated; try again shortly.", _soon())
+
+
+def _too_long(backend: str, timeout_s: float) -> Overloaded:
+    return Overloaded(
+        f"The model server {backend!r} had no place for this call within {timeout_s:g} s. Nothing was generated; try again shortly.",
+        _soon(),
+    )

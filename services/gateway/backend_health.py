@@ -1,0 +1,67 @@
+"""Which backends to leave alone for a while, because they could not be reached. Pure: the caller brings the time.
+
+A failure shuts a backend out for a second, twice as long with each failure that follows, half a minute at most. After that one call at a
+time may try it (half-open); its success lets everybody back in. When all are shut out they are all tried: there is nothing to lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from services.gateway.settings import Route
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+
+
+class Trouble(msgspec.Struct):
+    """A backend that failed."""
+
+    pause_s: float
+    until: float
+    tried: bool = False
+    """Whether a call has been let through since the last failure."""
+
+
+class BackendHealth:
+    """Remembers failures of one gateway's backends."""
+
+    def __init__(self) -> None:
+        self._troubles: dict[str, Trouble] = {}
+
+    def order(self, ways: Sequence[Route], now: float) -> Sequence[Route]:
+        """The ways in their order, those to backends in trouble last. One whose pause is over keeps its place for this caller alone."""
+        if not self._troubles:
+            return ways
+        good: list[Route] = []
+        shut: list[Route] = []
+        for way in ways:
+            # Only the first choice is sure to be tried, so only there is the one trial given away.
+            (good if self._open(way.backend, now, trial=not good) else shut).append(way)
+        return [*good, *shut]
+
+    def failed(self, backend: str, now: float) -> None:
+        """It could not be reached."""
+        trouble = self._troubles.get(backend)
+        if trouble is None:
+            self._troubles[backend] = Trouble(FIRST_PAUSE_S, now + FIRST_PAUSE_S)
+        elif trouble.tried:
+            # Of many calls that fail together only a trial lengthens the pause.
+            trouble.pause_s = min(2 * trouble.pause_s, LONGEST_PAUSE_S)
+            trouble.until, trouble.tried = now + trouble.pause_s, False
+
+    def answered(self, backend: str) -> None:
+        """It accepted a call."""
+        if self._troubles:
+            self._troubles.pop(backend, None)
+
+    def _open(self, backend: str, now: float, *, trial: bool) -> bool:
+        trouble = self._troubles.get(backend)
+        if trouble is None:
+            return True
+        if not trial or now < trouble.until:
+            return False
+        trouble.until, trouble.tried = now + trouble.pause_s, True
+        return True

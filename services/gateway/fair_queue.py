@@ -1,0 +1,61 @@
+"""Who is next: calls of many keys wait for a few places, each key in turn, the calls of one key in the order in which they came.
+
+When the queue is full, the key with most calls waiting gives way: its latest call is put out for a newcomer of a key with fewer. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class FairQueue(Generic[T]):
+    """Round-robin over keys, first in, first out within each."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        # In order of turns: the first key is served next.
+        self._waiting: dict[str, deque[T]] = {}
+
+    def __len__(self) -> int:
+        return self._size
+
+    def put(self, key: str, call: T) -> T | None:
+        """Queue a call; returns the one that there is no room for, if that is so: this one, or the latest of the greediest key."""
+        if self._size >= self._limit:
+            greediest = max(self._waiting, key=lambda other: len(self._waiting[other]), default=key)
+            if len(self._waiting.get(greediest, ())) <= len(self._waiting.get(key, ())) + 1:
+                return call
+            out = self._waiting[greediest].pop()
+            self._size -= 1
+        else:
+            out = None
+        self._waiting.setdefault(key, deque()).append(call)
+        self._size += 1
+        return out
+
+    def take(self) -> T | None:
+        """The call whose turn it is; None if nobody waits."""
+        if not self._waiting:
+            return None
+        key = next(iter(self._waiting))
+        line = self._waiting.pop(key)
+        call = line.popleft()
+        self._size -= 1
+        if line:
+            # Behind all other keys.
+            self._waiting[key] = line
+        return call
+
+    def leave(self, key: str, call: T) -> None:
+        """A call that waits no longer; one that is not in the queue is none of our business."""
+        line = self._waiting.get(key)
+        if line is None or call not in line:
+            return
+        line.remove(call)
+        self._size -= 1
+        if not line:
+            del self._waiting[key]

@@ -1,0 +1,144 @@
+"""Places at a backend, and the limits of a key."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.gateway.admission import Admission, Gate, KeyLimits
+from services.gateway.problems import Overloaded, RateLimited
+from services.gateway.settings import GatewaySettings
+
+
+class Crowd:
+    """Calls that each hold a place until they are let go, and the order in which they got it."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.order: list[str] = []
+        self.release = asyncio.Semaphore(0)
+
+    async def call(self, key: str) -> str:
+        async with self.gate.place(key):
+            self.order.append(key)
+            await self.release.acquire()
+        return key
+
+    async def start(self, *keys: str) -> list[asyncio.Task[str]]:
+        tasks: list[asyncio.Task[str]] = []
+        for key in keys:
+            tasks.append(asyncio.create_task(self.call(key)))
+            await settled()
+        return tasks
+
+    async def let_go(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.release.release()
+            await settled()
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_greedy_key_does_not_starve_another() -> None:
+    crowd = Crowd(Gate("b", 2, 1000, 60))
+    tasks = await crowd.start(*["greedy"] * 200, "modest", "modest")
+    assert (crowd.gate.in_flight, crowd.gate.waiting) == (2, 200)
+    await crowd.let_go(5)
+    assert crowd.order == ["greedy", "greedy", "greedy", "modest", "greedy", "modest", "greedy"]
+    await crowd.let_go(197)
+    await asyncio.gather(*tasks)
+    assert (crowd.gate.in_flight, crowd.gate.waiting) == (0, 0)
+
+
+async def test_who_leaves_while_waiting_leaves_the_queue() -> None:
+    crowd = Crowd(Gate("b", 1, 10, 60))
+    first, second, third = await crowd.start("a", "b", "c")
+    second.cancel()
+    await settled()
+    assert crowd.gate.waiting == 1
+    await crowd.let_go(2)
+    await asyncio.gather(first, third)
+    assert crowd.order == ["a", "c"]
+    assert crowd.gate.in_flight == 0
+
+
+async def test_a_place_given_to_someone_who_leaves_at_that_moment_is_given_on() -> None:
+    crowd = Crowd(Gate("b", 1, 10, 60))
+    first, second, third = await crowd.start("a", "b", "c")
+    crowd.release.release()
+    await first
+    second.cancel()
+    await settled()
+    assert crowd.order == ["a", "c"] or crowd.order == ["a", "b", "c"]
+    await crowd.let_go(2)
+    await asyncio.gather(second, third, return_exceptions=True)
+    assert (crowd.gate.in_flight, crowd.gate.waiting) == (0, 0)
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+    crowd = Crowd(Gate("b", 1, 1, 60))
+    tasks = await crowd.start("a", "a")
+    with pytest.raises(Overloaded) as caught:
+        await crowd.call("a")
+    headers = caught.value.headers()
+    assert 1 <= int(headers["retry-after"]) <= 2
+    assert 500 <= int(headers["retry-after-ms"]) <= 1500
+    await crowd.let_go(2)
+    await asyncio.gather(*tasks)
+
+
+async def test_the_greediest_gives_way_to_a_newcomer() -> None:
+    crowd = Crowd(Gate("b", 1, 2, 60))
+    tasks = await crowd.start("a", "a", "a", "b")
+    with pytest.raises(Overloaded):
+        await tasks[2]
+    await crowd.let_go(3)
+    assert crowd.order == ["a", "a", "b"]
+
+
+async def test_waiting_has_an_end() -> None:
+    crowd = Crowd(Gate("b", 1, 10, 0.01))
+    [first] = await crowd.start("a")
+    with pytest.raises(Overloaded, match="within"):
+        await crowd.call("b")
+    await crowd.let_go()
+    await first
+    assert (crowd.gate.in_flight, crowd.gate.waiting) == (0, 0)
+
+
+def test_a_key_has_so_many_calls_at_once() -> None:
+    limits = KeyLimits(2, 0)
+    with limits.hold("a"), limits.hold("a"):
+        with pytest.raises(RateLimited), limits.hold("a"):
+            pass
+        with limits.hold("b"):
+            pass
+    with limits.hold("a"):
+        pass
+
+
+def test_a_key_begins_so_many_calls_a_minute() -> None:
+    now = [0.0]
+    limits = KeyLimits(0, 60, lambda: now[0])
+    for _ in range(60):
+        with limits.hold("a"):
+            pass
+    with pytest.raises(RateLimited) as caught, limits.hold("a"):
+        pass
+    assert caught.value.wait_s == pytest.approx(1)
+    assert caught.value.status == 429
+    now[0] += caught.value.wait_s
+    with limits.hold("a"), limits.hold("b"):
+        pass
+
+
+async def test_every_backend_has_its_own_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FULGURITE_KEY_CONCURRENCY", "1")
+    admission = Admission(GatewaySettings())  # pyright: ignore[reportCallIssue]
+    assert admission.gate("a") is admission.gate("a") is not admission.gate("b")
+    with admission.key("k"), pytest.raises(RateLimited), admission.key("k"):
+        pass
