@@ -65,6 +65,12 @@ def external_group(owner: str, name: str, secret: bytes) -> str:
     return "gr_" + _base32(int.from_bytes(digest[:16]), 26)
 
 
+def subject_of(person: str, secret: bytes) -> str:
+    """The id under which a person's data is found: nobody without the secret can tell whose it is, or whether two names are one."""
+    digest = hmac.digest(secret, f"subject\0{person}".encode(), "sha256")
+    return "su_" + _base32(int.from_bytes(digest[:16]), 26)
+
+
 def rollout_of(group_id: str, index: int, secret: bytes) -> str:
     """The id of rollout `index` (from 0) of a group. Raises MalformedId for what is not a group id."""
     match = _GROUP_RE.fullmatch(group_id)

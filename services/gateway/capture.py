@@ -56,6 +56,10 @@ class Capture(ABC):
     def taken(self) -> tuple[Choice, ...]:
         """What was generated so far, as the log gets it."""
 
+    def said(self) -> list[list[Any]]:
+        """The items of each completed answer, as an agent may send them back; none for an API without conversations."""
+        return []
+
     @abstractmethod
     def failure(self) -> FailureKind | None:
         """What is wrong with a completed answer, if anything is."""

@@ -26,6 +26,12 @@ class ApiRequest(msgspec.Struct, frozen=True):
     stream: bool
     session: str | None
     """`metadata.session_id`, or what the API has in its place."""
+    items: list[Any] | None = None
+    """The conversation so far, as messages or items that `fulgurite.conversations` knows; None for an API without conversations."""
+    user: str | None = None
+    """The end user on whose behalf the agent asks, in the API's own field for it."""
+    continues: str | None = None
+    """Call id (`chatcmpl-...`) of the answer that the request builds on, where the API names it (`previous_response_id`)."""
 
 
 class Dialect(Protocol):
@@ -86,6 +92,12 @@ def parse_envelope(raw: bytes, needs: str) -> tuple[Json, str, bool]:
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest("`stream` must be true or false.", param="stream")
     return fields, alias, bool(stream)
+
+
+def text(body: Json, name: str) -> str | None:
+    """The text under that name, if there is any."""
+    value = body.get(name)
+    return value if isinstance(value, str) and value else None
 
 
 def mapping(body: Json, name: str) -> Json:

@@ -1,8 +1,9 @@
 """Who calls, and which rollout the call belongs to, with no change to the agent.
 
-In this order: scoped key, path `/rollouts/{rollout}/v1/...`, header `x-fulgurite-rollout`, `metadata.session_id` of the body,
-and a rollout of its own. A name that is not an id of ours is a session of that key's owner: the same name, the same rollout.
-The agent's role: header `x-fulgurite-agent`, else the key's, else the alias where it is not simply the policy's name.
+In this order: scoped key, path `/rollouts/{rollout}/v1/...`, header `x-fulgurite-rollout`, `metadata.session_id` of the body, the
+answer it builds on (`previous_response_id`), the conversation it continues (`inference`), and a rollout of its own. A name that is
+not an id of ours is a session of that key's owner: the same name, the same rollout.
+The agent's role: header `x-fulgurite-agent`, path `/agents/{agent}/v1/...`, the key's, the alias where it is not its policy's name.
 """
 
 from __future__ import annotations
@@ -11,17 +12,30 @@ import hashlib
 import hmac
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from fulgurite.ids import MalformedId, RolloutRef, external_group, is_genuine, mint_group, parse_rollout, rollout_of
+from fulgurite.conversations import Conversation
+from fulgurite.ids import (
+    MalformedId,
+    RolloutRef,
+    external_group,
+    is_genuine,
+    mint_group,
+    parse_completion,
+    parse_rollout,
+    rollout_of,
+)
 from fulgurite.kinds import Identity, Mode
+from services.gateway.inference import Inference
 from services.gateway.keys import PREFIX, Claims, KeyRing
-from services.gateway.problems import Forbidden, InvalidRequest, NotFound, Unauthorized
+from services.gateway.problems import Forbidden, InvalidRequest, NotFound, Unauthorized, Unavailable
 from services.gateway.registry import GroupEntry, GroupRegistry
 
 ROLLOUT_HEADER = "x-fulgurite-rollout"
 AGENT_HEADER = "x-fulgurite-agent"
+SUBJECT_HEADER = "x-fulgurite-subject"
 _LONGEST_NAME = 256
 
 
@@ -42,6 +56,8 @@ class Identified(msgspec.Struct, frozen=True):
     mode: Mode
     agent: str
     identity: Identity
+    conversation: Conversation | None = None
+    """Whose answer has to be remembered: of calls that name no rollout."""
 
 
 class Doorkeeper:
@@ -70,18 +86,23 @@ class Doorkeeper:
 
 
 class Named(msgspec.Struct, frozen=True):
-    """Where a request names its rollout."""
+    """Where a request names its rollout, or tells by what it says."""
 
     path: str | None = None
     header: str | None = None
     session: str | None = None
     agent: str | None = None
+    continues: str | None = None
+    items: list[Any] | None = None
+    user: str | None = None
 
 
 class Identifier:
     """Finds the rollout of a call."""
 
-    def __init__(self, ring: KeyRing, registry: GroupRegistry, role_aliases: Mapping[str, str]) -> None:
+    def __init__(self, ring: KeyRing, registry: GroupRegistry, role_aliases: Mapping[str, str], inference: Inference | None = None) -> None:
+        """Without `inference` a call that names no rollout is always a rollout of its own."""
+        self._inference = inference
         self._ring = ring
         self._registry = registry
         self._role_aliases = role_aliases
@@ -102,8 +123,13 @@ class Identifier:
         for name, identity in ((named.path, Identity.path), (named.header, Identity.header), (named.session, Identity.header)):
             if name is not None:
                 return await self._by_name(caller, name, role, identity)
-        group = mint_group(now_ms, os.urandom(10))
-        return Identified(group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, Identity.none)
+        continued = await self._continued(named.continues, role)
+        return continued or await self._by_conversation(caller, named, alias, role, now_ms)
+
+    async def remember(self, who: Identified, answers: list[list[Any]]) -> None:
+        """The agent may now go on with any of these answers: to be called before it has them."""
+        if self._inference is not None and who.conversation is not None:
+            await self._inference.remember(who.conversation, who.rollout_id, answers)
 
     def genuine(self, text: str) -> RolloutRef:
         """A rollout id that this deployment gave out. Raises NotFound."""
@@ -130,6 +156,30 @@ class Identifier:
         if known is None:
             return Identified(ref.group_id, ref.rollout_id, 0, Mode.live, role, identity)
         return Identified(ref.group_id, ref.rollout_id, await self._registry.attempt(ref.rollout_id), known.mode, role, identity)
+
+    async def _continued(self, call_id: str | None, role: str) -> Identified | None:
+        """The rollout of an earlier answer; None for an id that nobody here gave out, which is for the upstream to judge."""
+        try:
+            completion = parse_completion(call_id or "")
+            ref = self.genuine(completion.rollout.rollout_id)
+        except (MalformedId, NotFound):
+            return None
+        try:
+            known = await self._registry.get(ref.group_id)
+        except Unavailable:
+            known = None
+        mode = Mode.live if known is None else known.mode
+        return Identified(ref.group_id, ref.rollout_id, completion.attempt, mode, role, Identity.header)
+
+    async def _by_conversation(self, caller: Caller, named: Named, alias: str, role: str, now_ms: int) -> Identified:
+        inference, conversation, known = self._inference, None, None
+        if inference is not None and named.items is not None:
+            conversation = inference.conversation(caller.owner, named.user, alias, named.items)
+            known = None if conversation is None else await inference.find(conversation)
+        if known is not None:
+            return Identified(parse_rollout(known).group_id, known, 0, Mode.live, role, Identity.inferred, conversation)
+        group = mint_group(now_ms, os.urandom(10))
+        return Identified(group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, Identity.none, conversation)
 
     def _role(self, named: Named, caller: Caller, alias: str) -> str:
         if named.agent:

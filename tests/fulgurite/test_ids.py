@@ -18,6 +18,7 @@ from fulgurite.ids import (
     parse_completion,
     parse_rollout,
     rollout_of,
+    subject_of,
 )
 
 SECRET = b"a deployment's secret"
@@ -53,6 +54,13 @@ def test_a_named_session_has_one_group_per_owner() -> None:
     assert group != external_group("key-b", "my session", SECRET)
     assert group != external_group("key-a", "my session", b"another")
     assert parse_rollout(rollout_of(group, 0, SECRET)).group_id == group
+
+
+def test_a_person_is_the_same_subject_to_those_who_have_the_secret() -> None:
+    subject = subject_of("ann@example.org", SECRET)
+    assert subject == subject_of("ann@example.org", SECRET)
+    assert "ann" not in subject
+    assert len({subject, subject_of("bob@example.org", SECRET), subject_of("ann@example.org", b"another")}) == 3
 
 
 @pytest.mark.parametrize("text", ["", "gr_short", "ro_" + "0" * 26, "gr_" + "u" * 26, "gr_" + "0" * 26 + "\n"])

@@ -5,9 +5,11 @@ Fields pass through untouched. vLLM is asked, on top, for token ids, log-probabi
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from fulgurite.events import Sampling
 from services.gateway.capture import Json, encode
-from services.gateway.dialect import ApiRequest, mapping, parse_envelope
+from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
 from services.gateway.dialects.chat_capture import ChatCapture
 from services.gateway.dialects.choices import AS_IT_IS, Wants
 from services.gateway.dialects.openai_errors import OpenAIErrors
@@ -25,9 +27,10 @@ class Chat(OpenAIErrors):
     def parse(self, raw: bytes) -> ApiRequest:
         """Raises InvalidRequest for what is no JSON object with a `model`, a list of `messages` and a boolean `stream`."""
         body, alias, stream = parse_envelope(raw, "`model` and `messages`")
-        if not isinstance(body.get("messages"), list):
+        messages = body.get("messages")
+        if not isinstance(messages, list):
             raise InvalidRequest("`messages` must be a list of chat messages.", param="messages")
-        return ApiRequest(body, alias, stream, session_of(body))
+        return ApiRequest(body, alias, stream, session_of(body), items=cast("list[Any]", messages), user=text(body, "user"))
 
     def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
         """See Dialect."""
@@ -65,5 +68,4 @@ def wants(body: Json, *, logprobs: bool) -> Wants:
 
 def session_of(body: Json) -> str | None:
     """`metadata.session_id`."""
-    session = mapping(body, "metadata").get("session_id")
-    return session if isinstance(session, str) and session else None
+    return text(mapping(body, "metadata"), "session_id")

@@ -12,6 +12,10 @@ from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture
 class ChatCapture(ChoicesCapture):
     """A chat completion."""
 
+    def said(self) -> list[list[Any]]:
+        """See Capture."""
+        return [[{**choice.message, "role": "assistant"}] for choice in self.choices.values()]
+
     def failure(self) -> FailureKind | None:
         """See Capture."""
         if any(not _tool_calls_parse(choice.message) for choice in self.choices.values()):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from fulgurite.ids import mint_group, rollout_of
+from fulgurite.ids import completion_of, mint_group, rollout_of
 from fulgurite.kinds import Identity, Mode
-from services.gateway.idempotency import MemoryStore
+from services.gateway.idempotency import MemoryStore, RedisStore
 from services.gateway.identity import Caller, Doorkeeper, Identifier, Named, bearer
-from services.gateway.keys import AGENT_SCOPES, Claims, KeyRing
-from services.gateway.problems import Forbidden, InvalidRequest, NotFound, Unauthorized
+from services.gateway.inference import Inference
+from services.gateway.keys import AGENT_SCOPES, LEEWAY_MS, Claims, KeyRing
+from services.gateway.metrics import Metrics
+from services.gateway.problems import ExpiredKey, Forbidden, InvalidRequest, NotFound, Unauthorized
 from services.gateway.registry import GroupEntry, GroupRegistry
+from services.stack.ports import free_port
 
 RING = KeyRing.parse("k1:0123456789abcdef-one")
 GROUP = mint_group(1_700_000_000_000, b"0123456789")
@@ -28,7 +31,7 @@ def registry() -> GroupRegistry:
 
 @pytest.fixture
 def identifier(registry: GroupRegistry) -> Identifier:
-    return Identifier(RING, registry, {"sql-writer": "sql-writer"})
+    return Identifier(RING, registry, {"sql-writer": "sql-writer"}, Inference(MemoryStore(), RING.signing_secret, 60, Metrics()))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,68 @@ async def test_a_plain_key_without_a_name_is_a_rollout_of_its_own(identifier: Id
     assert first.rollout_id != second.rollout_id
     assert (first.identity, first.mode, first.agent) == (Identity.none, Mode.live, "")
     assert identifier.genuine(first.rollout_id).group_id == first.group_id
+
+
+async def test_a_conversation_goes_on_in_its_rollout(identifier: Identifier) -> None:
+    ask, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+    first = await identifier.identify(PLAIN, Named(items=[ask]), "policy", 5)
+    await identifier.remember(first, [[answer]])
+    second = await identifier.identify(PLAIN, Named(items=[ask, answer, ask]), "sql-writer", 5)
+    assert second.identity is Identity.none, "another alias is another conversation"
+    second = await identifier.identify(PLAIN, Named(items=[ask, answer, ask]), "policy", 5)
+    assert (first.identity, second.identity) == (Identity.none, Identity.inferred)
+    assert (second.rollout_id, second.group_id, second.attempt) == (first.rollout_id, first.group_id, 0)
+    again = await identifier.identify(PLAIN, Named(items=[ask]), "policy", 5)
+    assert again.rollout_id != first.rollout_id, "the same first prompt is another rollout"
+    named = await identifier.identify(PLAIN, Named(session="s", items=[ask, answer, ask]), "policy", 5)
+    assert named.identity is Identity.header
+    await identifier.remember(named, [[answer]])
+
+
+async def test_without_inference_every_unnamed_call_is_a_rollout_of_its_own(registry: GroupRegistry) -> None:
+    identifier = Identifier(RING, registry, {})
+    ask, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+    first = await identifier.identify(PLAIN, Named(items=[ask]), "policy", 5)
+    await identifier.remember(first, [[answer]])
+    assert (await identifier.identify(PLAIN, Named(items=[ask, answer, ask]), "policy", 5)).identity is Identity.none
+
+
+async def test_an_answer_that_is_built_on_names_its_rollout(identifier: Identifier, registry: GroupRegistry) -> None:
+    call = completion_of(ROLLOUT, 2, b"01234567")
+    who = await identifier.identify(PLAIN, Named(continues=call, items=[]), "policy", 5)
+    assert (who.rollout_id, who.group_id, who.attempt, who.mode, who.conversation) == (ROLLOUT, GROUP, 2, Mode.live, None)
+    await registry.put(GROUP, GroupEntry(Mode.val, 1000, "", 3), 0)
+    assert (await identifier.identify(PLAIN, Named(continues=call), "policy", 5)).mode is Mode.val
+    assert (await identifier.identify(PLAIN, Named(continues=call, session="s"), "policy", 5)).rollout_id != ROLLOUT
+    forged = completion_of(rollout_of(GROUP, 3, b"another secret"), 0, b"01234567")
+    for unknown in (forged, "resp_123", ""):
+        assert (await identifier.identify(PLAIN, Named(continues=unknown), "policy", 5)).identity is Identity.none
+
+
+async def test_a_store_that_is_gone_stops_no_plain_traffic() -> None:
+    store = RedisStore(f"redis://127.0.0.1:{free_port()}/0")
+    identifier = Identifier(RING, GroupRegistry(store), {}, Inference(store, RING.signing_secret, 60, Metrics()))
+    answer = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    who = await identifier.identify(PLAIN, Named(items=answer), "policy", 5)
+    assert who.identity is Identity.none
+    await identifier.remember(who, [answer])
+    built_on = await identifier.identify(PLAIN, Named(continues=completion_of(ROLLOUT, 0, b"01234567")), "policy", 5)
+    assert (built_on.rollout_id, built_on.mode) == (ROLLOUT, Mode.live)
+
+
+def test_a_retired_kid_a_foreign_signature_and_an_expiry_with_its_leeway() -> None:
+    key = RING.mint(CLAIMS)
+    rotated = KeyRing.parse("k2:fedcba9876543210-two,k1:0123456789abcdef-one")
+    assert Doorkeeper(rotated, None, (), allow_any=False).admit(f"Bearer {key}", 0).claims == CLAIMS
+    retired = Doorkeeper(KeyRing.parse("k2:fedcba9876543210-two"), None, (), allow_any=True)
+    with pytest.raises(Unauthorized, match="retired"):
+        retired.admit(f"Bearer {key}", 0)
+    another = Doorkeeper(KeyRing.parse("k1:another-secret-16"), None, (), allow_any=True)
+    with pytest.raises(Unauthorized, match="signature"):
+        another.admit(f"Bearer {key}", 0)
+    assert DOOR.admit(f"Bearer {key}", CLAIMS.exp + LEEWAY_MS).claims == CLAIMS
+    with pytest.raises(ExpiredKey):
+        DOOR.admit(f"Bearer {key}", CLAIMS.exp + LEEWAY_MS + 1)
 
 
 async def test_a_name_is_the_same_rollout_for_the_same_owner_only(identifier: Identifier) -> None:
