@@ -10,7 +10,7 @@ from fulgurite.kinds import CallOutcome, LogprobsMode
 from fulgurite.tokens import pack_ids, prompt_hash
 from services.gateway.capture import Capture
 from services.gateway.dialect import ApiRequest
-from services.gateway.identity import Identified
+from services.gateway.identity import ROLLOUT_ID_HEADER, Identified
 from services.gateway.problems import GatewayError
 from services.gateway.settings import Route
 from services.gateway.wire import Header
@@ -27,6 +27,12 @@ class Draft:
         self.traceparent = traceparent
         self.sampling = sampling
         self.secret = ""
+        self.key = ""
+        """Whose key it is, as the limits count them; never the key itself."""
+        self.sampled: str | None = None
+        """What the client is told of `sampling.train`, where that applies."""
+        self.subject: str | None = None
+        """The person whose data this is."""
         self.raw: str | None = None
         """The body as the agent sent it."""
         self.request: ApiRequest | None = None
@@ -47,6 +53,13 @@ class Call:
         self.started_at = draft.started_at
         self.traceparent = draft.traceparent
         self.first_token_at: int | None = None
+
+    def reply_headers(self) -> list[Header]:
+        """What every answer says of itself."""
+        headers = reply_headers(self.who, self.route.reported(self.capture.version_first))
+        if self.draft.sampled is not None:
+            headers.append((b"x-fulgurite-sampling", self.draft.sampled.encode()))
+        return headers
 
     def event(
         self,
@@ -92,8 +105,8 @@ def _event(
         alias=request.alias if request else "",
         policy=route.policy if route else None,
         backend=route.backend if route else "",
-        version_first=capture.version_first if capture else None,
-        version_last=capture.version_last if capture else None,
+        version_first=route.reported(capture.version_first) if route and capture else None,
+        version_last=route.reported(capture.version_last) if route and capture else None,
         stream=request is not None and request.stream,
         outcome=problem.outcome if problem else outcome,
         status_code=status,
@@ -112,12 +125,13 @@ def _event(
         first_token_at=call.first_token_at if call else None,
         finished_at=now_ms,
         traceparent=draft.traceparent,
+        subject=draft.subject,
     )
 
 
 def reply_headers(who: Identified, version: str | None = None) -> list[Header]:
     """Which rollout it was, and which version answered."""
-    headers: list[Header] = [(b"x-fulgurite-rollout-id", who.rollout_id.encode())]
+    headers: list[Header] = [(ROLLOUT_ID_HEADER, who.rollout_id.encode())]
     if version is not None:
         headers.append((b"x-fulgurite-version", version.encode()))
     return headers

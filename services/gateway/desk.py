@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from fulgurite.events import Sampling
-from services.gateway.idempotency import Idempotency
+from services.gateway.dispatch import Dispatcher
+from services.gateway.idempotency import Idempotency, Store
 from services.gateway.identity import Doorkeeper, Identifier
 from services.gateway.keys import KeyRing
 from services.gateway.metrics import Metrics
@@ -13,6 +14,7 @@ from services.gateway.policies import PolicyTail
 from services.gateway.recorder import Recorder
 from services.gateway.registry import GroupRegistry
 from services.gateway.settings import GatewaySettings, Route
+from services.gateway.train_sampling import TrainSamplings
 from services.gateway.vllm_client import UpstreamClient
 from services.kafka import KafkaSettings
 
@@ -29,8 +31,11 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     doorkeeper: Doorkeeper
     identifier: Identifier
     registry: GroupRegistry
+    store: Store
     idempotency: Idempotency
     recorder: Recorder
     upstream: UpstreamClient
+    dispatcher: Dispatcher
+    train_sampling: TrainSamplings
     policies: PolicyTail
     metrics: Metrics

@@ -15,7 +15,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from fulgurite.events import LlmCall
-from fulgurite.ids import completion_of
+from fulgurite.ids import completion_of, subject_of
 from fulgurite.kinds import CallOutcome
 from services import logs
 from services.gateway import wire
@@ -23,7 +23,7 @@ from services.gateway.call import Call, Draft, refusal, reply_headers
 from services.gateway.clock import now_ms
 from services.gateway.desk import Desk
 from services.gateway.dialect import ApiRequest, Dialect
-from services.gateway.identity import AGENT_HEADER, ROLLOUT_HEADER, Caller, Identified, Named, bearer
+from services.gateway.identity import AGENT_HEADER, ROLLOUT_HEADER, SUBJECT_HEADER, Caller, Identified, Named, bearer
 from services.gateway.keys import CALL
 from services.gateway.problems import ClientGone, ExpiredKey, Forbidden, GatewayError, NotFound, Unavailable, UpstreamBroken
 from services.gateway.settings import Route
@@ -65,8 +65,11 @@ class Endpoint:
         caller = await self._caller(draft, scope, named)
         request = await self._read(draft, caller, named, scope, receive)
         draft.sampling = self._dialect.sampling(request, self._desk.sampling)
-        who, call_id = await self._identify(draft, caller, msgspec.structs.replace(named, session=request.session), request.alias)
+        person = wire.header(scope, SUBJECT_HEADER.encode()) or request.user
+        draft.subject = subject_of(person, self._desk.ring.signing_secret) if person else None
+        who, call_id = await self._identify(draft, caller, _also_named(named, request), request.alias)
         route = self._route(request)
+        request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(request, draft.sampling, route, who.mode)
         self._desk.recorder.check()
         return Call(draft, who, call_id, request, route, self._dialect.capture(request, route, call_id))
 
@@ -80,8 +83,9 @@ class Endpoint:
             claims = problem.claims
             await self._identify(draft, Caller(claims.rollout, admin=False, claims=claims), Named(agent=named.agent), "")
             raise
-        draft.secret = bearer(authorization)
+        draft.secret, draft.key = bearer(authorization), caller.owner
         if caller.claims is not None and CALL not in caller.claims.scopes:
+            await self._identify(draft, caller, Named(agent=named.agent), "")
             raise Forbidden("This key is for rewards only: the agent's calls need the rollout's `api_key`, not its `reward_key`.")
         return caller
 
@@ -97,7 +101,13 @@ class Endpoint:
         return request
 
     async def _identify(self, draft: Draft, caller: Caller, named: Named, alias: str) -> tuple[Identified, str]:
-        who = await self._desk.identifier.identify(caller, named, alias, draft.started_at)
+        identify = self._desk.identifier.identify
+        try:
+            who = await identify(caller, named, alias, draft.started_at)
+        except Forbidden:
+            # The request names another rollout than its key: it is the key's that made it.
+            await self._identify(draft, caller, Named(agent=named.agent), alias)
+            raise
         draft.owner = who, completion_of(who.rollout_id, who.attempt, os.urandom(8))
         return draft.owner
 
@@ -136,16 +146,16 @@ class Endpoint:
             return
         except GatewayError as problem:
             await self._record_quietly(self._event(call, problem))
-            await self._reply_problem(send, problem, reply_headers(call.who))
+            await self._reply_problem(send, problem, call.reply_headers())
             return
         except asyncio.CancelledError:
             self._abandon(call)
             raise
         withheld = await self._record_answer(call)
         if withheld is None:
-            await wire.reply(send, 200, body, reply_headers(call.who, capture.version_first))
+            await wire.reply(send, 200, body, call.reply_headers())
         else:
-            await self._reply_problem(send, withheld, reply_headers(call.who))
+            await self._reply_problem(send, withheld, call.reply_headers())
 
     def _take(self, call: Call, raw: bytes) -> bytes:
         backend = call.route.backend
@@ -167,7 +177,7 @@ class Endpoint:
             async with wire.ClientWatch(receive), self._open(call) as upstream:
                 capture.version_first = upstream.header(VERSION_HEADER)
                 begun = True
-                headers = [wire.EVENT_STREAM, (b"cache-control", b"no-cache"), *reply_headers(call.who, capture.version_first)]
+                headers = [wire.EVENT_STREAM, (b"cache-control", b"no-cache"), *call.reply_headers()]
                 await wire.start(send, 200, headers)
                 await self._relay(call, upstream, relay, send)
             if capture.error is not None or not capture.finished():
@@ -179,7 +189,7 @@ class Endpoint:
             if begun:
                 await wire.piece(send, relay.error or self._dialect.error_event(problem), last=True)
             else:
-                await self._reply_problem(send, problem, reply_headers(call.who))
+                await self._reply_problem(send, problem, call.reply_headers())
         except asyncio.CancelledError:
             self._abandon(call)
             raise
@@ -202,12 +212,22 @@ class Endpoint:
         metrics, first = self._desk.metrics, call.first_token_at or call.started_at
         metrics.upstream_seconds.observe((now_ms() - call.started_at) / 1000)
         metrics.first_token_seconds.observe((first - call.started_at) / 1000)
+        remembered = self._remember(call)
         try:
             await self._desk.recorder.record_call(self._event(call))
         except Unavailable as problem:
             metrics.withheld.inc()
             return problem
+        finally:
+            if remembered is not None:
+                await remembered
         return None
+
+    def _remember(self, call: Call) -> asyncio.Task[None] | None:
+        """While the log takes the answer, note whose conversation it is: the agent's next call must find it."""
+        if call.who.conversation is None:
+            return None
+        return asyncio.create_task(self._desk.identifier.remember(call.who, call.capture.said()))
 
     async def _record_quietly(self, event: LlmCall) -> None:
         """For calls without an answer: the log being down as well changes nothing for the client."""
@@ -227,14 +247,25 @@ class Endpoint:
         await wire.reply_problem(send, problem, headers, self._dialect.error_body(problem))
 
     def _open(self, call: Call) -> AbstractAsyncContextManager[UpstreamReply]:
-        dialect, request, route = self._dialect, call.request, call.route
-        body, headers = dialect.upstream_body(request, route, call.call_id), dialect.upstream_headers(request, route)
-        return self._desk.upstream.open(route, dialect.path, body, call.call_id, call.traceparent, headers)
+        return self._desk.dispatcher.open(call, self._dialect)
 
 
 def _named(scope: Scope) -> Named:
+    path = cast("dict[str, str]", scope.get("path_params", {}))
     return Named(
-        path=cast("dict[str, str]", scope.get("path_params", {})).get("rollout"),
+        path=path.get("rollout"),
         header=wire.header(scope, ROLLOUT_HEADER.encode()),
-        agent=wire.header(scope, AGENT_HEADER.encode()),
+        agent=wire.header(scope, AGENT_HEADER.encode()) or path.get("agent"),
+    )
+
+
+def _also_named(named: Named, request: ApiRequest) -> Named:
+    return Named(
+        path=named.path,
+        header=named.header,
+        session=request.session,
+        agent=named.agent,
+        continues=request.continues,
+        items=request.items,
+        user=request.user,
     )

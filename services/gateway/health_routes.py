@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 
 from fulgurite.topics import AGENT_STATUS, LLM_CALLS, min_insync
 from services.gateway.desk import Desk
+from services.gateway.problems import Unavailable
 from services.kafka import KafkaSettings, LogUnavailable
 from services.topic_admin import TopicLayoutError, admin_client, check_topics
 
@@ -59,13 +60,32 @@ class HealthDesk:
             if time.monotonic() - self._topics_at > _TOPICS_FRESH_S:
                 self._topics = await asyncio.to_thread(_look_at_topics, self._desk.kafka)
                 self._topics_at = time.monotonic()
-        backends = {route.backend: route for route in self._desk.routes.values()}
-        answers = await asyncio.gather(*(self._desk.upstream.reachable(route) for route in backends.values()))
-        upstreams = {name: "reachable" if answer else "unreachable" for name, answer in zip(backends, answers, strict=True)}
+        ways = {alias: self._desk.dispatcher.router.candidates(alias, "") for alias in self._desk.routes}
+        backends = {way.backend: way for listed in ways.values() for way in listed}
+        answers = await asyncio.gather(*(self._desk.upstream.reachable(way) for way in backends.values()))
+        up = {name for name, answer in zip(backends, answers, strict=True) if answer}
+        upstreams = {name: "reachable" if name in up else "unreachable" for name in backends}
         problem = self._desk.recorder.problem()
-        ready = problem is None and self._topics["problem"] is None and all(answers)
-        report = {"ready": ready, "log": {"problem": problem}, "topics": self._topics, "upstreams": upstreams}
+        # One backend of several may be away: its calls go to the others.
+        ready = (
+            problem is None and self._topics["problem"] is None and all(any(w.backend in up for w in listed) for listed in ways.values())
+        )
+        report = {
+            "ready": ready,
+            "log": {"problem": problem},
+            "topics": self._topics,
+            "upstreams": upstreams,
+            "store": {"problem": await self._store_problem()},
+        }
         return JSONResponse(report, 200 if ready else 503)
+
+    async def _store_problem(self) -> str | None:
+        """Told, but no reason to keep traffic away: calls need no store."""
+        try:
+            await self._desk.store.ping()
+        except Unavailable as problem:
+            return problem.message
+        return None
 
     async def metrics(self) -> Response:
         """For Prometheus."""

@@ -22,13 +22,16 @@ from starlette.routing import Route as WebRoute
 
 from fulgurite.codec import Codec
 from services import logs
+from services.gateway.admission import Admission
 from services.gateway.body_limit import BodyLimit
 from services.gateway.desk import Desk
 from services.gateway.dialects import DIALECTS
+from services.gateway.dispatch import Dispatcher
 from services.gateway.endpoint import Endpoint
 from services.gateway.health_routes import HealthDesk
 from services.gateway.idempotency import Idempotency, MemoryStore, RedisStore, Store
 from services.gateway.identity import Doorkeeper, Identifier
+from services.gateway.inference import MEMORY_LIMIT, Inference
 from services.gateway.keys import KeyRing
 from services.gateway.metrics import Metrics
 from services.gateway.models_route import Models
@@ -37,7 +40,9 @@ from services.gateway.problems import GatewayError, InvalidRequest, NotFound
 from services.gateway.recorder import Recorder
 from services.gateway.registry import GroupRegistry
 from services.gateway.rollout_routes import RolloutDesk
+from services.gateway.routing import Router
 from services.gateway.settings import GatewaySettings
+from services.gateway.train_sampling import TrainSamplings
 from services.gateway.vllm_client import UpstreamClient
 from services.kafka import EventProducer, KafkaSettings
 
@@ -56,6 +61,8 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s)
     recorder = Recorder(producer, kafka, settings, metrics)
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec)
+    router = Router(routes, settings.backends(), settings.adapters(), settings.policy, policies.view)
     desk = Desk(
         settings=settings,
         kafka=kafka,
@@ -63,12 +70,20 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
         sampling=settings.default_sampling.sampling(),
         ring=ring,
         doorkeeper=Doorkeeper(ring, admin_key, settings.plain_keys(), settings.allow_any_key),
-        identifier=Identifier(ring, registry, {a: a for a, route in routes.items() if route.policy is not None and a != route.policy}),
+        identifier=Identifier(
+            ring,
+            registry,
+            {a: a for a, route in routes.items() if route.policy is not None and a != route.policy},
+            _inference(settings, ring, store, metrics),
+        ),
         registry=registry,
+        store=store,
         idempotency=Idempotency(store),
         recorder=recorder,
-        upstream=UpstreamClient(settings),
-        policies=PolicyTail(kafka, codec),
+        upstream=upstream,
+        dispatcher=Dispatcher(router, Admission(settings), upstream),
+        train_sampling=TrainSamplings(settings.train_sampling),
+        policies=policies,
         metrics=metrics,
     )
     recorder.start()
@@ -110,11 +125,22 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
     return app
 
 
+def _inference(settings: GatewaySettings, ring: KeyRing, store: Store, metrics: Metrics) -> Inference | None:
+    """Conversations are recognised over Redis, or over a memory of their own: many of them must not crowd out idempotency keys."""
+    if not settings.infer_conversations:
+        return None
+    memory = store if settings.redis_url else MemoryStore(MEMORY_LIMIT)
+    return Inference(memory, ring.signing_secret, settings.conversation_ttl_s, metrics)
+
+
+_PREFIXES = ("", "/rollouts/{rollout}", "/agents/{agent}", "/rollouts/{rollout}/agents/{agent}")
+
+
 def _model_routes(desk: Desk) -> list[WebRoute]:
-    """The model APIs, each also under a rollout's own path."""
+    """The model APIs, each also under paths that name the rollout, the agent's role, or both."""
     routes = [(dialect.path, "POST", Endpoint(desk, dialect)) for dialect in DIALECTS]
     served = [*routes, ("/v1/models", "GET", Models(desk))]
-    return [WebRoute(prefix + path, app, methods=[method]) for path, method, app in served for prefix in ("", "/rollouts/{rollout}")]
+    return [WebRoute(prefix + path, app, methods=[method]) for prefix in _PREFIXES for path, method, app in served]
 
 
 async def _on_problem(_request: Request, error: Exception) -> Response:

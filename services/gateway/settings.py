@@ -73,10 +73,10 @@ class SamplingDefaults(BaseModel):
 class TrainSampling(BaseModel):
     """`sampling.train` of an alias: how its answers are sampled while they are being learned from, whatever the agent asked."""
 
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    min_p: float = Field(0.0, ge=0, le=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
 
 
 class GatewaySettings(BaseSettings):
@@ -108,6 +108,11 @@ class GatewaySettings(BaseSettings):
     upstreams: dict[str, UpstreamSpec] = {}
     default_sampling: SamplingDefaults = SamplingDefaults()
     logprobs_mode: LogprobsMode = LogprobsMode.processed
+
+    infer_conversations: bool = True
+    """Recognise the conversation that a call with a plain key and no name continues."""
+    conversation_ttl_s: int = Field(3600, ge=1)
+    """How long an answer is remembered: a conversation left alone for longer goes on as another rollout."""
 
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
     """Half of the log's message limit: the other half is for the prompt's tokens and the answer."""
