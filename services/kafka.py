@@ -11,7 +11,8 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -28,6 +29,15 @@ _log = logging.getLogger(__name__)
 
 LINGER_MS = 1
 """Long enough to batch a busy gateway's events, too short to be noticed by an agent."""
+
+_TICK_S = 0.001
+"""How often an event loop that waits for acknowledgements looks for them."""
+
+_IDLE_S = 0.05
+"""Longest wait of the thread that serves deliveries; bounds how long `close` takes."""
+
+_ZSTD_LEVEL = 1
+"""Half of the default level's work for a few percent more bytes."""
 
 _READ_TIMEOUT_S = 30.0
 
@@ -90,9 +100,14 @@ class KafkaSettings(BaseSettings):
 
 
 class EventProducer:
-    """Publishes events and tells when they are safe. Thread-safe; one per process. Start costs a thread."""
+    """Publishes events and tells when they are safe. Thread-safe; one per process. Start costs a thread.
+
+    The thread serves deliveries until an event loop awaits one: that loop then serves them itself, a batch at a time. A thread that woke
+    it for each would contend with it for the interpreter, and cost more than everything else done for an event.
+    """
 
     def __init__(self, settings: KafkaSettings, codec: Codec, client_id: str, *, delivery_timeout_s: float = 120.0) -> None:
+        self._names: dict[str, str] = {}
         self._settings = settings
         self._codec = codec
         self._producer = Producer(
@@ -104,6 +119,8 @@ class EventProducer:
                 "partitioner": "murmur2_random",
                 "linger.ms": LINGER_MS,
                 "compression.type": "zstd",
+                "compression.level": _ZSTD_LEVEL,
+                "socket.nagle.disable": True,
                 "message.max.bytes": MAX_MESSAGE_BYTES,
                 "delivery.timeout.ms": int(delivery_timeout_s * 1000),
                 "reconnect.backoff.max.ms": 1000,
@@ -113,6 +130,9 @@ class EventProducer:
         )
         self._unreachable_since: float | None = None
         self._open = True
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._awaited = 0
+        self._ticking = False
         self._poller = threading.Thread(target=self._poll, name=f"kafka-{client_id}", daemon=True)
         self._poller.start()
 
@@ -121,35 +141,50 @@ class EventProducer:
         future: concurrent.futures.Future[Delivery] = concurrent.futures.Future()
 
         def on_delivery(error: KafkaError | None, message: Message) -> None:
-            if future.cancelled():
-                return
-            if error is None:
-                self._unreachable_since = None
-                future.set_result(Delivery(cast(int, message.partition()), cast(int, message.offset())))
-            else:
-                future.set_exception(LogUnavailable(f"{topic.name}: {error.str()}"))
+            if not future.cancelled():
+                self._settle(future, topic, error, message)
 
-        value = self._codec.encode(event)
-        headers = cast("dict[str, str | bytes | None]", self._codec.headers(event, traceparent))
-        try:
-            self._producer.produce(self._settings.topic(topic), value, key.encode(), on_delivery=on_delivery, headers=headers)
-        except BufferError as error:
-            raise LogUnavailable(f"{topic.name}: the producer's queue is full, Kafka does not keep up") from error
-        except KafkaException as error:
-            raise LogUnavailable(f"{topic.name}: {error}") from error
+        self._produce(topic, key, event, traceparent, on_delivery)
         return future
 
     async def publish(
         self, topic: Topic, key: str, event: Event, traceparent: str | None = None, timeout_s: float | None = None
     ) -> Delivery:
-        """Return once the event is acknowledged. Raises LogUnavailable; the event may still arrive later."""
-        future = asyncio.wrap_future(self.submit(topic, key, event, traceparent))
+        """Return once the event is acknowledged. Raises InvalidEvent, LogUnavailable; after that the event may still arrive.
+
+        A caller that gives up does not take the event out of the producer's queue.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Delivery] = loop.create_future()
+        thread = threading.get_ident()
+
+        def settle(error: KafkaError | None, message: Message) -> None:
+            if not future.done():
+                self._settle(future, topic, error, message)
+
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            if threading.get_ident() == thread:
+                settle(error, message)
+            else:
+                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(settle, error, message)
+
+        self._produce(topic, key, event, traceparent, on_delivery)
+        self._awaited += 1
+        if not self._ticking or self._loop is not loop:
+            self._loop, self._ticking = loop, True
+            loop.call_later(_TICK_S, self._tick, loop)
+        timer = (
+            None
+            if timeout_s is None
+            else loop.call_later(timeout_s, _expire, future, f"{topic.name}: no acknowledgement within {timeout_s} s")
+        )
         try:
-            # Shielded: a caller that gives up does not take the event out of the producer's queue.
-            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
-        except TimeoutError:
-            future.add_done_callback(_swallow)
-            raise LogUnavailable(f"{topic.name}: no acknowledgement within {timeout_s} s") from None
+            return await future
+        finally:
+            self._awaited -= 1
+            if timer is not None:
+                timer.cancel()
 
     def publish_sync(self, topic: Topic, key: str, event: Event, timeout_s: float = 30.0) -> Delivery:
         """`publish` for code without an event loop."""
@@ -176,9 +211,46 @@ class EventProducer:
         self._poller.join()
         return left
 
+    def _produce(self, topic: Topic, key: str, event: Event, traceparent: str | None, on_delivery: _OnDelivery) -> None:
+        value = self._codec.encode(event)
+        headers = cast("dict[str, str | bytes | None]", self._codec.headers(event, traceparent))
+        name = self._names.get(topic.name) or self._names.setdefault(topic.name, self._settings.topic(topic))
+        try:
+            self._producer.produce(name, value, key.encode(), on_delivery=on_delivery, headers=headers)
+        except BufferError as error:
+            raise LogUnavailable(f"{topic.name}: the producer's queue is full, Kafka does not keep up") from error
+        except KafkaException as error:
+            raise LogUnavailable(f"{topic.name}: {error}") from error
+
+    def _settle(
+        self,
+        future: concurrent.futures.Future[Delivery] | asyncio.Future[Delivery],
+        topic: Topic,
+        error: KafkaError | None,
+        message: Message,
+    ) -> None:
+        if error is None:
+            self._unreachable_since = None
+            future.set_result(Delivery(cast(int, message.partition()), cast(int, message.offset())))
+        else:
+            future.set_exception(LogUnavailable(f"{topic.name}: {error.str()}"))
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Serve what was delivered, in the thread of the loop that waits for it; again soon, while it waits for more."""
+        self._producer.poll(0)
+        if self._awaited and self._loop is loop:
+            loop.call_later(_TICK_S, self._tick, loop)
+        elif self._loop is loop:
+            self._ticking = False
+
     def _poll(self) -> None:
+        """Serve deliveries and errors; only a few times a second while a loop does."""
         while self._open:
-            self._producer.poll(0.05)
+            if self._ticking:
+                time.sleep(_IDLE_S)
+                self._producer.poll(0)
+            else:
+                self._producer.poll(_IDLE_S)
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._unreachable_since is None:  # pyright: ignore[reportPrivateUsage]
@@ -186,10 +258,12 @@ class EventProducer:
         _log.warning("kafka: %s", error.str())
 
 
-def _swallow(future: asyncio.Future[Delivery]) -> None:
-    """Look at a late result, so that asyncio does not report it as never retrieved."""
-    if not future.cancelled():
-        future.exception()
+_OnDelivery = Callable[[KafkaError | None, Message], None]
+
+
+def _expire(future: asyncio.Future[Delivery], why: str) -> None:
+    if not future.done():
+        future.set_exception(LogUnavailable(why))
 
 
 def make_consumer(settings: KafkaSettings, group_id: str | None = None, overrides: Mapping[str, Any] | None = None) -> Consumer:

@@ -1,0 +1,222 @@
+"""How fast the gateway is, beside the same thing that records nothing; figures and their reading in `benchmarks/gateway.md`.
+
+`python -m benchmarks.gateway throughput|latency|memory|idle|vllm|agentlightning`: each a run of its own against a real broker, ratios
+within one run. `--prompt-tokens 16000` for long prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import socket
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks import gateway_peer
+from benchmarks.gateway_parts import KEY, Served, bench_folder, gateway, kafka, load, measured, passthrough, stub
+from services.stack.model import model_folder, tiny_model
+from services.stack.vllm_local import LocalVllm
+
+Row = dict[str, Any]
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """Print Markdown."""
+    print(f"\n{title} (load average before: {_LOAD_BEFORE:.1f})\n")
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row) + " |", flush=True)
+
+
+def throughput(given: argparse.Namespace) -> None:
+    """Requests and chunks a second, of CPU and of the wall; the two sides take turns."""
+    kinds: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+        "requests": ((), (), "done"),
+        "chunks, stream at once": ((), ("--stream",), "chunks"),
+        "chunks, stream paced 10 ms": (("--pace-ms", "10"), ("--stream", "--connections", "64"), "chunks"),
+    }
+    rows: list[list[Any]] = []
+    for kind, (stub_arguments, load_arguments, unit) in kinds.items():
+        if given.only and given.only not in kind:
+            continue
+        sides = _alternate(given, stub_arguments, load_arguments)
+        per_cpu = {name: statistics.median(told[unit] / told["cpu_s"] for told in runs) for name, runs in sides.items()}
+        per_wall = {name: statistics.median(told[unit] / told["seconds"] for told in runs) for name, runs in sides.items()}
+        failed = sum(told["failed"] for runs in sides.values() for told in runs)
+        rows.append([kind, *per_cpu.values(), _ratio(per_cpu), *per_wall.values(), _ratio(per_wall), failed])
+    columns = ["", "pass-through / CPU s", "gateway / CPU s", "ratio", "pass-through / s", "gateway / s", "ratio", "failed"]
+    table(f"Throughput, prompts of {given.prompt_tokens} tokens, answers of 128", columns, rows)
+
+
+def _alternate(given: argparse.Namespace, stub_arguments: tuple[str, ...], load_arguments: tuple[str, ...]) -> dict[str, list[Row]]:
+    prompt = ("--prompt-tokens", str(given.prompt_tokens))
+    with bench_folder() as folder, kafka(folder) as cluster, stub(*prompt, *stub_arguments) as upstream, ExitStack() as stack:
+        sides = [stack.enter_context(passthrough(upstream)), stack.enter_context(gateway(upstream, cluster))]
+        runs: dict[str, list[Row]] = {served.name: [] for served in sides}
+        for served in sides:
+            load(served.url, *prompt, *load_arguments, "--seconds", "2")
+        for _ in range(given.rounds):
+            for served in sides:
+                runs[served.name].append(measured(served, *prompt, *load_arguments, "--seconds", str(given.seconds)))
+    return runs
+
+
+def _ratio(values: dict[str, float]) -> float:
+    return values["gateway"] / values["pass-through"]
+
+
+def latency(given: argparse.Namespace) -> None:
+    """Latency at a rate: straight to the stub, through the pass-through, through the gateway."""
+    prompt = ("--prompt-tokens", str(given.prompt_tokens))
+    rows: list[list[Any]] = []
+    with bench_folder() as folder, kafka(folder) as cluster, stub(*prompt) as upstream, ExitStack() as stack:
+        sides = [stack.enter_context(passthrough(upstream)), stack.enter_context(gateway(upstream, cluster))]
+        for served in sides:
+            load(served.url, *prompt, "--seconds", "2")
+        for rate in given.rates:
+            arguments = (*prompt, "--rate", str(rate), "--seconds", str(given.seconds), "--connections", "64")
+            straight = load(upstream, *arguments)
+            for served in sides:
+                told = measured(served, *arguments)
+                added = [told["latency_ms"][p] - straight["latency_ms"][p] for p in ("p50", "p99")]
+                reached = told["done"] / told["seconds"]
+                rows.append(
+                    [served.name, rate, reached, *straight["latency_ms"].values(), *told["latency_ms"].values(), *added, told["failed"]]
+                )
+    quantiles = ["p50", "p90", "p99", "p99.9"]
+    columns = ["", "asked / s", "answered / s", *(f"stub {q}" for q in quantiles), *quantiles, "added p50", "added p99", "failed"]
+    table(f"Latency in ms, prompts of {given.prompt_tokens} tokens", columns, rows)
+
+
+def memory(given: argparse.Namespace) -> None:
+    """Resident memory over many calls, half of them streamed."""
+    rows: list[list[Any]] = []
+    with bench_folder() as folder, kafka(folder) as cluster, stub() as upstream, gateway(upstream, cluster) as served:
+        done = 0
+        while done < given.calls:
+            share = str(given.calls // 10)
+            for stream in ((), ("--stream",)):
+                done += load(served.url, "--requests", str(int(share) // 2), "--seconds", "600", *stream)["done"]
+            rows.append([f"{done:,}", served.rss_mib()])
+    table("Memory of the gateway", ["calls", "resident MiB"], rows)
+
+
+def idle(given: argparse.Namespace) -> None:
+    """Many streams that have begun and say nothing; then whether another call still works."""
+    _soft_limit()
+    with bench_folder() as folder, kafka(folder) as cluster, stub("--hold") as upstream, stub() as lively:
+        upstreams = f'{{"lively": {{"base_url": "{lively}", "kind": "vllm", "model": "policy"}}}}'
+        with gateway(upstream, cluster, FULGURITE_UPSTREAMS=upstreams, FULGURITE_HEARTBEAT_S="3600") as served:
+            load(served.url, "--model", "lively", "--seconds", "1")
+            before = served.rss_mib()
+            streams = _open_streams(served, given.streams)
+            begun = sum(_has_begun(stream) for stream in streams)
+            held, told = served.rss_mib(), load(served.url, "--model", "lively", "--seconds", "3")
+            time.sleep(5)
+            alive = sum(_still_open(stream) for stream in streams)
+            for stream in streams:
+                stream.close()
+    row = [len(streams), begun, alive, before, held, (held - before) * 1024 / len(streams), told["done"], told["failed"]]
+    table("Idle streams", ["opened", "begun", "still open", "MiB before", "MiB", "KiB a stream", "other calls meanwhile", "failed"], [row])
+
+
+def _open_streams(served: Served, count: int) -> list[socket.socket]:
+    host, port = served.url.removeprefix("http://").split(":")
+    payload = b'{"model":"policy","stream":true,"messages":[{"role":"user","content":"hold on"}]}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(payload)}\r\n\r\n"
+    streams: list[socket.socket] = []
+    for _ in range(count):
+        stream = socket.create_connection((host, int(port)), timeout=30)
+        stream.sendall(head.encode() + payload)
+        streams.append(stream)
+    return streams
+
+
+def _has_begun(stream: socket.socket) -> bool:
+    data = b""
+    while b"data: " not in data:
+        piece = stream.recv(65536)
+        if not piece:
+            return False
+        data += piece
+    return data.startswith(b"HTTP/1.1 200")
+
+
+def _still_open(stream: socket.socket) -> bool:
+    stream.setblocking(False)
+    try:
+        return bool(stream.recv(65536))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _soft_limit() -> None:
+    """As many open files as this user may have; the gateway inherits them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def vllm(given: argparse.Namespace) -> None:
+    """Tokens a second at concurrency 32: vLLM itself, then through the gateway; the two take turns."""
+    model = tiny_model() if given.model == "tiny" else model_folder()
+    tokens: dict[str, list[float]] = {"vLLM": [], "gateway": []}
+    os.environ["PIN"] = "0"
+    with bench_folder() as folder, kafka(folder) as cluster, ExitStack() as stack:
+        engine = stack.enter_context(LocalVllm(model, folder / "vllm"))
+        served = stack.enter_context(gateway(engine.base_url, cluster))
+        arguments = ("--prompt-tokens", "50", "--max-tokens", str(given.max_tokens), "--stream")
+        for url in (engine.base_url, served.url):
+            load(url, *arguments, "--seconds", "5")
+        for _ in range(given.rounds):
+            for name, url in (("vLLM", engine.base_url), ("gateway", served.url)):
+                told = load(url, *arguments, "--seconds", str(given.seconds))
+                tokens[name].append(told["chunks"] / told["seconds"])
+    direct, through = statistics.median(tokens["vLLM"]), statistics.median(tokens["gateway"])
+    columns = ["model", "vLLM, chunks / s", "through the gateway", "ratio", "runs"]
+    table("Real vLLM, 32 streams", columns, [[given.model, direct, through, through / direct, given.rounds]])
+
+
+def agentlightning(given: argparse.Namespace) -> None:
+    """The same load on agentlightning's gateway, from an environment of its own."""
+    gateway_peer.compare(given, table)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "throughput": throughput,
+    "latency": latency,
+    "memory": memory,
+    "idle": idle,
+    "vllm": vllm,
+    "agentlightning": agentlightning,
+}
+_LOAD_BEFORE = os.getloadavg()[0]
+
+
+def main() -> None:
+    """One sub-command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=_COMMANDS)
+    parser.add_argument("--prompt-tokens", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")], default=[100.0, 250.0, 500.0])
+    parser.add_argument("--only", default="", help="throughput: requests, once, paced")
+    parser.add_argument("--calls", type=int, default=100_000)
+    parser.add_argument("--streams", type=int, default=10_000)
+    parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--peer", type=Path, help="agentlightning's environment; made in a temporary folder if not given")
+    given = parser.parse_args()
+    _COMMANDS[given.command](given)
+
+
+if __name__ == "__main__":
+    main()

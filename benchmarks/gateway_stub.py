@@ -1,0 +1,151 @@
+"""A model server that answers at once, as vLLM does: ids and log-probabilities of every token, whole or as server-sent events.
+
+A process of its own that does next to nothing per request: bytes made beforehand, written to the socket. `--pace-ms` waits between the
+chunks of a stream, as an engine does; `--hold` never ends a stream. Prints its port.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from typing import Any, cast
+
+import uvloop
+
+_HEAD = b"HTTP/1.1 200 OK\r\nx-fulgurite-version: policy@1.0\r\nx-fulgurite-version-last: policy@1.0\r\n"
+_STREAM_HEAD = _HEAD + b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+_END = b"0\r\n\r\n"
+
+
+def _logprob(number: int) -> dict[str, Any]:
+    token = f" tok{number % 50}"
+    return {"token": token, "logprob": -0.0123456789 * (number % 97 + 1), "bytes": list(token.encode()), "top_logprobs": []}
+
+
+def whole(prompt: int, answer: int) -> bytes:
+    """A chat completion."""
+    message = {"role": "assistant", "content": "".join(_logprob(i)["token"] for i in range(answer)), "refusal": None, "annotations": None}
+    message |= {"audio": None, "function_call": None, "tool_calls": [], "reasoning": None}
+    choice = {"index": 0, "message": message, "logprobs": {"content": [_logprob(i) for i in range(answer)]}, "finish_reason": "stop"}
+    choice |= {"stop_reason": None, "token_ids": [100 + i for i in range(answer)]}
+    body = {
+        "id": "chatcmpl-0123456789abcdef",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": "policy",
+        "choices": [choice],
+    }
+    body |= {"service_tier": None, "system_fingerprint": None, "usage": _usage(prompt, answer), "prompt_logprobs": None}
+    body |= {"prompt_token_ids": [i % 49_152 for i in range(prompt)], "kv_transfer_params": None}
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def chunks(prompt: int, answer: int) -> list[bytes]:
+    """A stream's events: one with the role, one a token, one with the usage, `[DONE]`."""
+    head = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "policy"}
+    first: dict[str, Any] = {
+        **head,
+        "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}],
+    }
+    first["prompt_token_ids"] = [i % 49_152 for i in range(prompt)]
+    events: list[dict[str, Any]] = [first]
+    for number in range(answer):
+        finish = "stop" if number == answer - 1 else None
+        said = _logprob(number)
+        part = {"index": 0, "delta": {"content": said["token"]}, "logprobs": {"content": [said]}, "finish_reason": finish}
+        part |= {"stop_reason": None, "token_ids": [100 + number]} if finish else {"token_ids": [100 + number]}
+        events.append({**head, "choices": [part]})
+    events.append({**head, "choices": [], "usage": _usage(prompt, answer)})
+    return [*(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events), b"data: [DONE]\n\n"]
+
+
+def _usage(prompt: int, answer: int) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "total_tokens": prompt + answer, "completion_tokens": answer, "prompt_tokens_details": None}
+
+
+class Stub(asyncio.Protocol):
+    """One connection."""
+
+    answer = b""
+    events: tuple[bytes, ...] = ()
+    pace_s = 0.0
+    hold = False
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what to write to."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left."""
+        self._transport = None
+
+    def data_received(self, data: bytes) -> None:
+        """Answer whenever a request is complete."""
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = self._buffer[:end].lower()
+        at = head.find(b"content-length:")
+        size = 0 if at < 0 else int(head[at + 15 :].split(b"\r\n", 1)[0])
+        if len(self._buffer) < end + 4 + size:
+            return
+        body, self._buffer = self._buffer[end + 4 :], b""
+        self._reply(head, body)
+
+    def _reply(self, head: bytes, body: bytes) -> None:
+        assert self._transport is not None
+        if head.startswith(b"get "):
+            self._transport.write(_HEAD + b"content-length: 0\r\n\r\n")
+        elif b'"stream":true' in body or b'"stream": true' in body:
+            self._transport.write(_STREAM_HEAD)
+            self._next(0)
+        else:
+            self._transport.write(self.answer)
+
+    def _next(self, number: int) -> None:
+        while self._transport is not None:
+            if number == len(self.events):
+                self._transport.write(_END)
+                return
+            self._transport.write(self.events[number])
+            number += 1
+            if self.hold and number > 1:
+                return
+            if self.pace_s:
+                asyncio.get_running_loop().call_later(self.pace_s, self._next, number)
+                return
+
+
+def _chunked(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def _serve() -> None:
+    server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", 0, backlog=4096)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+def main() -> None:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--prompt-tokens", type=int, default=1000)
+    parser.add_argument("--answer-tokens", type=int, default=128)
+    parser.add_argument("--pace-ms", type=float, default=0.0)
+    parser.add_argument("--hold", action="store_true")
+    given = parser.parse_args()
+    body = whole(given.prompt_tokens, given.answer_tokens)
+    Stub.answer = _HEAD + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    Stub.events = tuple(_chunked(event) for event in chunks(given.prompt_tokens, given.answer_tokens))
+    Stub.pace_s, Stub.hold = given.pace_ms / 1000, given.hold
+    uvloop.run(_serve())
+
+
+if __name__ == "__main__":
+    main()
