@@ -34,6 +34,8 @@ from services.gateway.problems import Forbidden, InvalidRequest, NotFound, Unaut
 from services.gateway.registry import GroupEntry, GroupRegistry
 
 ROLLOUT_HEADER = "x-fulgurite-rollout"
+ROLLOUT_ID_HEADER = b"x-fulgurite-rollout-id"
+"""Of replies: whose call it was."""
 AGENT_HEADER = "x-fulgurite-agent"
 SUBJECT_HEADER = "x-fulgurite-subject"
 _LONGEST_NAME = 256

@@ -39,7 +39,7 @@ from services.gateway.policies import PolicyTail
 from services.gateway.problems import GatewayError, InvalidRequest, NotFound
 from services.gateway.recorder import Recorder
 from services.gateway.registry import GroupRegistry
-from services.gateway.rollout_routes import RolloutDesk
+from services.gateway.rollout_routes import RolloutDesk, naming
 from services.gateway.routing import Router
 from services.gateway.settings import GatewaySettings
 from services.gateway.train_sampling import TrainSamplings
@@ -143,9 +143,9 @@ def _model_routes(desk: Desk) -> list[WebRoute]:
     return [WebRoute(prefix + path, app, methods=[method]) for prefix in _PREFIXES for path, method, app in served]
 
 
-async def _on_problem(_request: Request, error: Exception) -> Response:
+async def _on_problem(request: Request, error: Exception) -> Response:
     problem = error if isinstance(error, GatewayError) else GatewayError("The gateway failed.")
-    return Response(problem.body(), problem.status, problem.headers(), "application/json")
+    return Response(problem.body(), problem.status, {**problem.headers(), **naming(request)}, "application/json")
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:

@@ -8,7 +8,9 @@ from starlette.types import Receive, Scope, Send
 from services.gateway import wire
 from services.gateway.clock import now_ms
 from services.gateway.desk import Desk
-from services.gateway.problems import GatewayError
+from services.gateway.identity import ROLLOUT_ID_HEADER
+from services.gateway.keys import Claims
+from services.gateway.problems import ExpiredKey, GatewayError
 
 
 class Models:
@@ -20,12 +22,16 @@ class Models:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """OpenAI's list of models."""
         try:
-            self._desk.doorkeeper.admit(wire.authorization(scope), now_ms())
+            claims = self._desk.doorkeeper.admit(wire.authorization(scope), now_ms()).claims
         except GatewayError as problem:
-            await wire.reply_problem(send, problem, [])
+            await wire.reply_problem(send, problem, _rollout(problem.claims if isinstance(problem, ExpiredKey) else None))
             return
         data = [
             {"id": route.alias, "object": "model", "created": 0, "owned_by": "fulgurite", "policy": route.policy}
             for route in self._desk.routes.values()
         ]
-        await wire.reply(send, 200, msgspec.json.encode({"object": "list", "data": data}), [])
+        await wire.reply(send, 200, msgspec.json.encode({"object": "list", "data": data}), _rollout(claims))
+
+
+def _rollout(claims: Claims | None) -> list[wire.Header]:
+    return [] if claims is None else [(ROLLOUT_ID_HEADER, claims.rollout.encode())]

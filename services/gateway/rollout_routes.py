@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Header, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from fulgurite.events import AgentReward, AgentStatus, Declaration
 from fulgurite.failures import FailureKind
@@ -20,7 +20,7 @@ from fulgurite.kinds import Mode, StatusKind
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS
 from services.gateway.clock import now_ms
 from services.gateway.desk import Desk
-from services.gateway.identity import Caller
+from services.gateway.identity import ROLLOUT_ID_HEADER, Caller
 from services.gateway.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS, Claims
 from services.gateway.problems import Forbidden, InvalidRequest, NotFound
 from services.gateway.registry import GroupEntry
@@ -77,8 +77,9 @@ class RolloutDesk:
             will_retry=False,
             declaration=declaration,
         )
-        await self._desk.recorder.publish(AGENT_STATUS, group, event)
+        # Before the declaration: a store that is down must not leave a declared group that nobody has keys of.
         await self._desk.registry.put(group, entry, now)
+        await self._desk.recorder.publish(AGENT_STATUS, group, event)
         return {
             "group_id": group,
             "deadline": entry.deadline,
@@ -88,11 +89,13 @@ class RolloutDesk:
             "rollouts": [self._keys(request, group, rollout, index, 0, entry) for index, rollout in enumerate(rollouts)],
         }
 
-    async def attempt(self, rollout: str, body: AttemptIn, request: Request, authorization: Authorization = None) -> dict[str, Any]:
+    async def attempt(
+        self, rollout: str, body: AttemptIn, request: Request, response: Response, authorization: Authorization = None
+    ) -> dict[str, Any]:
         """The keys of a rollout's next attempt, or of the one named."""
         now = now_ms()
         self._admin(authorization, now)
-        ref = self._desk.identifier.genuine(rollout)
+        ref = self._genuine(request, rollout)
         entry = await self._desk.registry.get(ref.group_id)
         if entry is None:
             if body.attempt is None or body.mode is None or body.deadline is None:
@@ -109,15 +112,22 @@ class RolloutDesk:
                 param="attempt",
             )
         await self._desk.registry.put_attempt(ref.rollout_id, number, entry, now)
+        response.headers.update(naming(request))
         return self._keys(request, ref.group_id, ref.rollout_id, ref.index, number, entry)
 
     async def status(
-        self, rollout: str, body: StatusIn, authorization: Authorization = None, idempotency_key: IdempotencyKey = None
+        self,
+        rollout: str,
+        body: StatusIn,
+        request: Request,
+        response: Response,
+        authorization: Authorization = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> dict[str, Any]:
         """What the agent or its runner says of an attempt."""
         now = now_ms()
         caller = self._desk.doorkeeper.admit(authorization, now)
-        ref = self._may(caller, rollout, STATUS, "`api_key`")
+        ref = self._may(caller, self._genuine(request, rollout), STATUS, "`api_key`")
         attempt, mode = body.attempt or 0, body.mode or Mode.live
         if caller.claims is not None:
             attempt, mode = caller.claims.attempt, caller.claims.mode
@@ -140,6 +150,7 @@ class RolloutDesk:
             will_retry=body.will_retry,
         )
         await self._desk.recorder.publish(AGENT_STATUS, ref.group_id, event)
+        response.headers.update(naming(request))
         return {"status_id": event.event_id, "rollout_id": ref.rollout_id, "attempt": attempt, "kind": body.kind}
 
     async def reward(
@@ -149,14 +160,14 @@ class RolloutDesk:
         now = now_ms()
         caller = self._desk.doorkeeper.admit(authorization, now)
         rollout, call_id, attempt = _paid(body)
-        ref = self._may(caller, rollout, REWARD, "`reward_key`")
+        ref = self._may(caller, self._genuine(request, rollout), REWARD, "`reward_key`")
         if attempt is None:
             attempt = caller.claims.attempt if caller.claims else body.attempt
         scope, payload = f"reward:{rollout}", await request.body()
         if idempotency_key is not None:
             before = await self._desk.idempotency.claim(scope, idempotency_key, payload)
             if before is not None:
-                return JSONResponse(msgspec.json.decode(before), 201)
+                return JSONResponse(msgspec.json.decode(before), 201, naming(request))
         event = AgentReward(
             event_id=derive_id("reward", rollout, idempotency_key or os.urandom(16).hex()),
             event_time=now,
@@ -176,7 +187,7 @@ class RolloutDesk:
         reply = {"reward_id": event.event_id, "rollout_id": rollout, "completion_id": call_id, "name": body.name, "value": body.value}
         if idempotency_key is not None:
             await self._desk.idempotency.settle(scope, idempotency_key, payload, msgspec.json.encode(reply).decode())
-        return JSONResponse(reply, 201)
+        return JSONResponse(reply, 201, naming(request))
 
     async def policies(self, authorization: Authorization = None) -> dict[str, Any]:
         """Each policy's newest version, and which version each backend serves."""
@@ -188,17 +199,22 @@ class RolloutDesk:
         if not self._desk.doorkeeper.admit(authorization, now).admin:
             raise Forbidden("Only the admin key (FULGURITE_ADMIN_KEY) may declare rollouts and attempts.", code="admin_only")
 
-    def _may(self, caller: Caller, rollout: str, scope: str, which: str) -> RolloutRef:
-        """The rollout, if this caller has this say about it. Raises Forbidden, NotFound."""
+    def _genuine(self, request: Request, rollout: str) -> RolloutRef:
+        """The rollout, which the reply then names. Raises NotFound."""
         ref = self._desk.identifier.genuine(rollout)
+        request.state.rollout_id = ref.rollout_id
+        return ref
+
+    def _may(self, caller: Caller, ref: RolloutRef, scope: str, which: str) -> RolloutRef:
+        """The rollout, if this caller has this say about it. Raises Forbidden."""
         claims = caller.claims
         if claims is None and not caller.admin:
             raise Forbidden(f"A plain agent key may not do this: use the rollout's {which}, or the admin key.")
         if claims is not None and scope not in claims.scopes:
             raise Forbidden(f"This key may not do this: it is for {' and '.join(claims.scopes)}. Use the rollout's {which}.")
-        if claims is not None and claims.rollout != rollout:
+        if claims is not None and claims.rollout != ref.rollout_id:
             raise Forbidden(
-                f"This key belongs to rollout {claims.rollout}, not to {rollout}. Use that rollout's {which}.", code="foreign_key"
+                f"This key belongs to rollout {claims.rollout}, not to {ref.rollout_id}. Use that rollout's {which}.", code="foreign_key"
             )
         return ref
 
@@ -216,6 +232,12 @@ class RolloutDesk:
             "api_key": self._desk.ring.mint(agent),
             "reward_key": self._desk.ring.mint(evaluator),
         }
+
+
+def naming(request: Request) -> dict[str, str]:
+    """The header that names the rollout of a reply, once it is known whose it is."""
+    rollout = getattr(request.state, "rollout_id", None)
+    return {ROLLOUT_ID_HEADER.decode(): rollout} if rollout else {}
 
 
 def _paid(body: RewardIn) -> tuple[str, str | None, int | None]:
