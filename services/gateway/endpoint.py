@@ -202,10 +202,10 @@ class Endpoint:
         async for data in upstream.pieces():
             if call.first_token_at is None:
                 call.first_token_at = now_ms()
-            for event in splitter.feed(data):
-                passed = relay.take(event)
-                if passed is not None:
-                    await wire.piece(send, passed)
+            # What came together leaves together.
+            passed = [piece for event in splitter.feed(data) if (piece := relay.take(event)) is not None]
+            if passed:
+                await wire.piece(send, b"".join(passed))
 
     async def _record_answer(self, call: Call) -> Unavailable | None:
         """Return once the answer is in the log; the problem if it cannot be, and must be withheld."""

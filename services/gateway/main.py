@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Route as WebRoute
 
 from fulgurite.codec import Codec
@@ -28,6 +29,7 @@ from services.gateway.desk import Desk
 from services.gateway.dialects import DIALECTS
 from services.gateway.dispatch import Dispatcher
 from services.gateway.endpoint import Endpoint
+from services.gateway.front_door import FrontDoor, settle_garbage
 from services.gateway.health_routes import HealthDesk
 from services.gateway.idempotency import Idempotency, MemoryStore, RedisStore, Store
 from services.gateway.identity import Doorkeeper, Identifier
@@ -105,9 +107,12 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with open_desk(settings, kafka) as desk:
             # First, so that the hot routes are found without looking at the others.
-            app.router.routes[:0] = _model_routes(desk)
+            routes = _model_routes(desk)
+            app.router.routes[:0] = routes
+            app.state.hot |= {route.path: ServerErrorMiddleware(route.endpoint, _on_bug) for route in routes if route.methods == {"POST"}}
             app.include_router(RolloutDesk(desk).router)
             app.include_router(HealthDesk(desk).router)
+            settle_garbage()
             log.info(
                 "gateway ready",
                 aliases=sorted(desk.routes),
@@ -117,6 +122,7 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
             yield
 
     app = FastAPI(title="Fulgurite gateway", lifespan=lifespan)
+    app.state.hot = {}
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_exception_handler(GatewayError, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -179,14 +185,16 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 
 def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
     """Serve until SIGTERM or SIGINT."""
+    app = create_app(settings, kafka)
     uvicorn.run(
-        create_app(settings, kafka),
+        FrontDoor(app, app.state.hot),
         host=settings.gateway_host,
         port=settings.gateway_port,
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=settings.drain_s,
         timeout_keep_alive=75,
+        backlog=4096,
         lifespan="on",
     )
 
