@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def compose_command() -> list[str] | None:
     named = os.environ.get("DOCKER_COMPOSE")
     if named:
         return [named]
-    standalone = shutil.which("docker-compose")
+    standalone = shutil.which("docker-compose", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if standalone:
         return [standalone]
     docker = shutil.which("docker")
@@ -34,7 +35,7 @@ def compose_command() -> list[str] | None:
 def config(profiles: str, keys: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = compose_command()
     if command is None:
-        pytest.skip("no Docker Compose here: install it, or set DOCKER_COMPOSE to its binary")
+        pytest.skip("no Docker Compose for this platform: install it, or set DOCKER_COMPOSE to its binary")
     environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "COMPOSE_PROFILES": profiles, **keys}
     argv = [*command, "-f", str(ROOT / "docker-compose.yml"), "config", "--format", "json"]
     return subprocess.run(argv, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
