@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo up doctor test check format lock wheel keys clean
+.PHONY: help install demo up doctor test test-agents check format lock wheel keys clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
@@ -12,7 +12,7 @@ COMPILE := $(UV) pip compile --quiet --python-version 3.11 --custom-compile-comm
 export TORCH_BACKEND PYTHON
 
 help: ## Show this.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  \033[1mmake %-9s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-11s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  TORCH_BACKEND=cpu takes the slim torch from PyTorch's index; PYTHON=... names the interpreter (3.11 or 3.12)."
 	@echo "  KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL replace the local engines of demo and up."
@@ -31,6 +31,9 @@ doctor: ## Say what this machine lacks, and what to do about it.
 
 test: install ## Every test: core (100% of branches), contract, services and integration against real engines.
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+test-agents: install ## Quick-starts of agent frameworks, unmodified, against the real stack; installs each framework once.
+	@$(BIN)/python -m pytest tests/agents -m agents $(ARGS)
 
 check: install ## Lint, format, strict types, direction of imports.
 	@$(BIN)/ruff check .
