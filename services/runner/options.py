@@ -109,6 +109,14 @@ def in_order(tasks: list[Task], options: RunOptions) -> Iterator[Task]:
         passes += 1
 
 
+def planned_rollouts(tasks: int, options: RunOptions) -> int | None:
+    """How many rollouts a run has; None for one that ends with a version."""
+    if options.waits_for_learner and options.epochs is None:
+        return None
+    groups = tasks * (options.epochs or 1)
+    return options.n * (groups if options.limit is None else min(groups, options.limit))
+
+
 def for_agent(task: Task) -> str:
     """What the agent gets: JSON without the hidden field."""
     return msgspec.json.encode({name: value for name, value in task.items() if name != HIDDEN_FIELD}).decode()

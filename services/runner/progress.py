@@ -28,11 +28,12 @@ _EVERY_S = 1.0
 
 
 def describe(run: Run) -> str:
-    """The live line: step, reward, version, rollouts per second."""
+    """The live line: how much is done, step, reward, version, rollouts per second."""
     reward = run.board.recent(RECENT)
     total = f"/{run.options.updates}" if run.options.updates is not None else ""
     parts = [
-        f"step {run.updates}{total}",
+        *([bar(run.share)] if run.share is not None else []),
+        *([f"step {run.updates}{total}"] if run.options.waits_for_learner else []),
         f"reward {reward:.2f}" if reward is not None else "reward –",
         str(run.pace.served),
         f"{run.ended / max(run.seconds, 1e-3):.1f} rollouts/s",
@@ -40,6 +41,12 @@ def describe(run: Run) -> str:
         f"{run.seconds:.0f} s",
     ]
     return "  ".join(parts)
+
+
+def bar(share: float, width: int = 20) -> str:
+    """A share, 0 to 1, as a bar of that many characters."""
+    filled = round(share * width)
+    return "█" * filled + "·" * (width - filled)
 
 
 class JsonWatcher:

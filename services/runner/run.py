@@ -28,7 +28,7 @@ from services.runner.errors import RunnerError
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
 from services.runner.intervals import Estimate
-from services.runner.options import REWARD_NAME, RunOptions, Task, for_agent, in_order, own_environment, read_tasks
+from services.runner.options import REWARD_NAME, RunOptions, Task, for_agent, in_order, own_environment, planned_rollouts, read_tasks
 from services.runner.pace import Pace
 from services.runner.processes import Processes, Program, find_program
 from services.runner.rollout import Attempt, RolloutRunner
@@ -94,6 +94,7 @@ class Run:
         self.ended = 0
         self.running = 0
         self.began = time.monotonic()
+        self._planned: int | None = None
         self._last_deadline_ms = 0
         self._updated_at: list[float] = []
         self._changed = asyncio.Event()
@@ -104,6 +105,13 @@ class Run:
         return len(self.pace.updates)
 
     @property
+    def share(self) -> float | None:
+        """How much of the run is done, 0 to 1; None where nobody can know."""
+        if self.options.updates is not None:
+            return min(1.0, self.updates / self.options.updates)
+        return self.ended / self._planned if self._planned else None
+
+    @property
     def seconds(self) -> float:
         """Since the first rollout."""
         return time.monotonic() - self.began
@@ -111,6 +119,7 @@ class Run:
     async def execute(self) -> Summary:
         """Run to the end. Raises RunnerError, LogUnavailable; cancelling stops every process."""
         tasks = read_tasks(self.options.tasks)
+        self._planned = planned_rollouts(len(tasks), self.options)
         environment = own_environment(self.options)
         program = find_program(self.options.command, environment.get("PATH"), bool(self.options.preload))
         async with contextlib.AsyncExitStack() as stack:

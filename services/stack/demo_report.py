@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.runner.intervals import Estimate
+from services.runner.progress import bar
 from services.runner.scoreboard import CurvePoint
 
 _BAR = 40
@@ -100,8 +101,7 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
     """The last screen."""
     console.rule("learning curve (training tasks, sampled)")
     for point in report.curve:
-        filled = round(point.reward * _BAR)
-        console.print(f"{point.version:>14}  {'█' * filled}{'·' * (_BAR - filled)}  {point.reward:.2f}", highlight=False, markup=False)
+        console.print(f"{point.version:>14}  {bar(point.reward, _BAR)}  {point.reward:.2f}", highlight=False, markup=False)
     console.rule(f"held-out tasks, other templates and numbers (n = {report.held_out})")
     table = Table("", "before", "after", box=None, padding=(0, 3, 0, 0))
     table.add_row(

@@ -9,7 +9,7 @@ import pytest
 
 from fulgurite.kinds import Mode
 from services.runner.errors import BadTasks
-from services.runner.options import RunOptions, clean_environment, for_agent, in_order, read_tasks, read_weights
+from services.runner.options import RunOptions, clean_environment, for_agent, in_order, planned_rollouts, read_tasks, read_weights
 
 TASKS = [{"id": number} for number in range(4)]
 
@@ -74,3 +74,10 @@ def test_weights_are_numbers_by_name() -> None:
 def test_a_weight_that_is_none_is_refused(pair: str) -> None:
     with pytest.raises(ValueError, match="NAME=NUMBER"):
         read_weights([pair])
+
+
+@pytest.mark.parametrize(
+    ("fields", "rollouts"), [({}, 40), ({"epochs": 2}, 80), ({"limit": 3}, 12), ({"updates": 5}, None), ({"updates": 5, "epochs": 1}, 40)]
+)
+def test_how_much_there_is_to_do(fields: dict[str, int], rollouts: int | None) -> None:
+    assert planned_rollouts(10, _options(n=4, **fields)) == rollouts
