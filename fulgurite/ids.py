@@ -4,6 +4,9 @@
     rollout     ro_01k5x7..._3_k7q2m9  the group's 26, its index, and a tag only this deployment can make
     completion  chatcmpl-01k5x7..._3_k7q2m9_0_c9x...   rollout, attempt, 12 characters of chance
 
+Agents see a completion id with the prefix that their API has (`cmpl-`, `resp_`, `msg_`, `embd-`), perhaps followed by `.` and an upstream's
+own id; events have the canonical form above.
+
 So a stateless gateway finds the Kafka key of any request that names any of them, and knows an id it never gave out.
 Derived ids (`derive_id`) are hashes of what they are derived from, so that a repeated computation repeats its ids.
 Nothing here reads a clock or a random source: both are passed in.
@@ -22,7 +25,8 @@ _CORE = r"[0-9a-hjkmnp-tv-z]{26}"
 _ROLLOUT = rf"({_CORE})_(\d{{1,6}})_([0-9a-hjkmnp-tv-z]{{8}})"
 _GROUP_RE = re.compile(rf"gr_({_CORE})")
 _ROLLOUT_RE = re.compile(rf"ro_{_ROLLOUT}")
-_COMPLETION_RE = re.compile(rf"chatcmpl-{_ROLLOUT}_(\d{{1,4}})_([0-9a-hjkmnp-tv-z]{{12}})")
+_COMPLETION_RE = re.compile(rf"(?:chatcmpl-|cmpl-|resp_|msg_|embd-)({_ROLLOUT}_(\d{{1,4}})_[0-9a-hjkmnp-tv-z]{{12}})(?:\.(.*))?", re.DOTALL)
+_CANONICAL = "chatcmpl-"
 
 
 class MalformedId(ValueError):
@@ -43,6 +47,9 @@ class CompletionRef(msgspec.Struct, frozen=True):
     rollout: RolloutRef
     attempt: int
     completion_id: str
+    """In its canonical form."""
+    upstream_id: str | None = None
+    """The upstream's own id, where the id that the agent saw holds it."""
 
 
 def _base32(number: int, length: int) -> str:
@@ -82,7 +89,7 @@ def rollout_of(group_id: str, index: int, secret: bytes) -> str:
 def completion_of(rollout_id: str, attempt: int, chance: bytes) -> str:
     """A new completion id within an attempt, from 8 random bytes. Raises MalformedId for what is not a rollout id."""
     core = parse_rollout(rollout_id).rollout_id.removeprefix("ro_")
-    return f"chatcmpl-{core}_{attempt}_{_base32(int.from_bytes(chance[:8]) >> 4, 12)}"
+    return f"{_CANONICAL}{core}_{attempt}_{_base32(int.from_bytes(chance[:8]) >> 4, 12)}"
 
 
 def parse_rollout(text: str) -> RolloutRef:
@@ -93,13 +100,21 @@ def parse_rollout(text: str) -> RolloutRef:
     return RolloutRef("gr_" + match[1], text, int(match[2]))
 
 
+def public_completion(completion_id: str, prefix: str, upstream_id: str | None = None) -> str:
+    """A canonical completion id as an API's agents see it: `resp_...`, with the upstream's own id in it if one is given."""
+    public = prefix + completion_id.removeprefix(_CANONICAL)
+    return public if upstream_id is None else f"{public}.{upstream_id}"
+
+
 def parse_completion(text: str) -> CompletionRef:
-    """Take a completion id apart. Raises MalformedId."""
+    """Take a completion id apart, in any form that an agent saw. Raises MalformedId."""
     match = _COMPLETION_RE.fullmatch(text)
     if match is None:
-        raise MalformedId(f"{text!r} is not a completion id (chatcmpl-<rollout>_<attempt>_<12 characters>)")
-    rollout = RolloutRef("gr_" + match[1], f"ro_{match[1]}_{match[2]}_{match[3]}", int(match[2]))
-    return CompletionRef(rollout, int(match[4]), text)
+        raise MalformedId(
+            f"{text!r} is not a completion id (chatcmpl-<rollout>_<attempt>_<12 characters>, or the same after cmpl-, resp_ or msg_)"
+        )
+    rollout = RolloutRef("gr_" + match[2], f"ro_{match[2]}_{match[3]}_{match[4]}", int(match[3]))
+    return CompletionRef(rollout, int(match[5]), _CANONICAL + match[1], match[6])
 
 
 def is_genuine(rollout: RolloutRef, secret: bytes) -> bool:

@@ -7,16 +7,31 @@ without (null, not wrong). The agent sees them only if it asked. Pure: no I/O, n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from enum import Enum
 from typing import Any, cast
 
 import msgspec
 
 from fulgurite.events import Choice
 from fulgurite.failures import FailureKind
+from fulgurite.tokens import IntArray
+
+VERSION_COMMENT = b": fulgurite-version "
 
 Json = dict[str, Any]
 
 encode = msgspec.json.Encoder().encode
+
+
+class Mark(Enum):
+    """What an event of a stream means for the promise that no completion leaves before the log has it."""
+
+    none = "none"
+    """It may leave."""
+    perhaps = "perhaps"
+    """It ends a part of the answer, perhaps the last: it leaves with what goes on after it, or waits with what completes the answer."""
+    complete = "complete"
+    """It tells that an answer is complete, or belongs to one that is: it waits for the log."""
 
 
 class Capture(ABC):
@@ -27,7 +42,7 @@ class Capture(ABC):
         self._id = public_id
         self._alias = alias
         self.head: Json = {}
-        self.prompt_token_ids: list[int] | None = None
+        self.prompt_token_ids: list[int] | IntArray | None = None
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
         self.usage: Json | None = None
@@ -41,8 +56,8 @@ class Capture(ABC):
         """A whole answer → the body for the agent; None for what is no answer of this API."""
 
     @abstractmethod
-    def marks(self, chunk: Json) -> bool:
-        """Whether a chunk, not yet taken, tells that an answer is complete, or belongs to one that is: it then waits for the log."""
+    def mark(self, chunk: Json) -> Mark:
+        """What a chunk, not yet taken, means."""
 
     @abstractmethod
     def take_chunk(self, chunk: Json) -> bytes | None:
@@ -63,6 +78,15 @@ class Capture(ABC):
     @abstractmethod
     def failure(self) -> FailureKind | None:
         """What is wrong with a completed answer, if anything is."""
+
+    def take_comment(self, line: bytes) -> bool:
+        """A comment of a stream; returns whether it was for the gateway alone."""
+        if not line.startswith(VERSION_COMMENT):
+            return False
+        self.version_last = line[len(VERSION_COMMENT) :].strip().decode("ascii", "replace")
+        if self.version_first is None:
+            self.version_first = self.version_last
+        return True
 
     def response(self) -> str | None:
         """The reply without choices and token data."""

@@ -27,6 +27,7 @@ from services.gateway.admission import Admission
 from services.gateway.body_limit import BodyLimit
 from services.gateway.desk import Desk
 from services.gateway.dialects import DIALECTS
+from services.gateway.dialects.anthropic_errors import AnthropicErrors
 from services.gateway.dispatch import Dispatcher
 from services.gateway.endpoint import Endpoint
 from services.gateway.front_door import FrontDoor, settle_garbage
@@ -36,7 +37,7 @@ from services.gateway.identity import Doorkeeper, Identifier
 from services.gateway.inference import MEMORY_LIMIT, Inference
 from services.gateway.keys import KeyRing
 from services.gateway.metrics import Metrics
-from services.gateway.models_route import Models
+from services.gateway.models_route import Models, Responses
 from services.gateway.policies import PolicyTail
 from services.gateway.problems import GatewayError, InvalidRequest, NotFound
 from services.gateway.recorder import Recorder
@@ -63,7 +64,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s)
     recorder = Recorder(producer, kafka, settings, metrics)
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
-    upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec)
+    upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
     router = Router(routes, settings.backends(), settings.adapters(), settings.policy, policies.view)
     desk = Desk(
         settings=settings,
@@ -144,9 +145,15 @@ _PREFIXES = ("", "/rollouts/{rollout}", "/agents/{agent}", "/rollouts/{rollout}/
 
 def _model_routes(desk: Desk) -> list[WebRoute]:
     """The model APIs, each also under paths that name the rollout, the agent's role, or both."""
-    routes = [(dialect.path, "POST", Endpoint(desk, dialect)) for dialect in DIALECTS]
-    served = [*routes, ("/v1/models", "GET", Models(desk))]
-    return [WebRoute(prefix + path, app, methods=[method]) for prefix in _PREFIXES for path, method, app in served]
+    calls = [(dialect.path, ["POST"], Endpoint(desk, dialect)) for dialect in DIALECTS]
+    models = Models(desk)
+    served = [
+        *calls,
+        ("/v1/models", ["GET"], models),
+        ("/v1/models/{model:path}", ["GET"], models),
+        ("/v1/responses/{rest:path}", ["GET", "POST", "DELETE"], Responses()),
+    ]
+    return [WebRoute(prefix + path, app, methods=methods) for prefix in _PREFIXES for path, methods, app in served]
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:
@@ -173,8 +180,12 @@ def invalid(details: Sequence[Mapping[str, Any]]) -> InvalidRequest:
 async def _on_http(request: Request, error: Exception) -> Response:
     """Unknown paths and methods."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    problem = NotFound(f"No route {request.method} {request.url.path}. Agents use /v1/chat/completions; see /docs for the rest.")
+    problem = NotFound(
+        f"No route {request.method} {request.url.path}. Agents use /v1/chat/completions, /v1/responses or /v1/messages; see /docs for the rest."
+    )
     problem.status = status
+    if "/v1/messages" in request.url.path:
+        return Response(AnthropicErrors().error_body(problem), status, problem.headers(), "application/json")
     return await _on_problem(request, problem)
 
 

@@ -1,6 +1,11 @@
-"""`GET /v1/models` (also under `/rollouts/{rollout}`): the aliases, as OpenAI lists models."""
+"""`GET /v1/models` and `/v1/models/{id}` (also under `/rollouts/{rollout}`): the aliases, as OpenAI's and Anthropic's clients know them.
+
+Answers cannot be fetched anew: what OpenAI keeps under `/v1/responses/{id}` is refused, since it would pass the log by.
+"""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -8,9 +13,8 @@ from starlette.types import Receive, Scope, Send
 from services.gateway import wire
 from services.gateway.clock import now_ms
 from services.gateway.desk import Desk
-from services.gateway.identity import ROLLOUT_ID_HEADER
-from services.gateway.keys import Claims
-from services.gateway.problems import ExpiredKey, GatewayError
+from services.gateway.problems import GatewayError, NotFound, NotSupported
+from services.gateway.settings import Route
 
 
 class Models:
@@ -20,18 +24,54 @@ class Models:
         self._desk = desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """OpenAI's list of models."""
+        """The list, or the one that the path names."""
         try:
-            claims = self._desk.doorkeeper.admit(wire.authorization(scope), now_ms()).claims
+            self._desk.doorkeeper.admit(wire.authorization(scope), now_ms())
+            body = self._body(cast("dict[str, str]", scope.get("path_params", {})).get("model"))
         except GatewayError as problem:
-            await wire.reply_problem(send, problem, _rollout(problem.claims if isinstance(problem, ExpiredKey) else None))
+            await wire.reply_problem(send, problem, [])
             return
-        data = [
-            {"id": route.alias, "object": "model", "created": 0, "owned_by": "fulgurite", "policy": route.policy}
-            for route in self._desk.routes.values()
-        ]
-        await wire.reply(send, 200, msgspec.json.encode({"object": "list", "data": data}), _rollout(claims))
+        await wire.reply(send, 200, msgspec.json.encode(body), [])
+
+    def _body(self, name: str | None) -> dict[str, Any]:
+        routes = self._desk.routes
+        if name is None:
+            data = [_model(route) for route in routes.values()]
+            ids = list(routes)
+            return {
+                "object": "list",
+                "data": data,
+                "has_more": False,
+                "first_id": ids[0] if ids else None,
+                "last_id": ids[-1] if ids else None,
+            }
+        if name not in routes:
+            raise NotFound(
+                f"Unknown model {name!r}. This gateway serves: {', '.join(sorted(routes))}.", param="model", code="model_not_found"
+            )
+        return _model(routes[name])
 
 
-def _rollout(claims: Claims | None) -> list[wire.Header]:
-    return [] if claims is None else [(ROLLOUT_ID_HEADER, claims.rollout.encode())]
+class Responses:
+    """What OpenAI has under `/v1/responses/{id}`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse."""
+        problem = NotSupported(
+            "This gateway keeps no responses: read the answer from the reply of POST /v1/responses. "
+            "`previous_response_id` works where the model server stores responses."
+        )
+        await wire.reply_problem(send, problem, [])
+
+
+def _model(route: Route) -> dict[str, Any]:
+    return {
+        "id": route.alias,
+        "object": "model",
+        "created": 0,
+        "owned_by": "fulgurite",
+        "policy": route.policy,
+        "type": "model",
+        "display_name": route.alias,
+        "created_at": "1970-01-01T00:00:00Z",
+    }

@@ -7,6 +7,7 @@ GatewayError                 status, OpenAI type and code, and how a call that e
 │   └── ExpiredKey      401  a scoped key past its deadline and grace; names its claims
 ├── Forbidden           403  a good key for something else
 ├── NotFound            404  unknown model, unknown rollout
+├── NotSupported        501  a part of an API that would pass the log by
 ├── Conflict            409  an idempotency key seen with another payload
 ├── TryLater                 nothing was generated; come back in so many seconds
 │   ├── RateLimited     429  the key is over its own limits
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
 
 _CONTEXT_OVERFLOW = re.compile(r"maximum (context|model) length|context[ _]length|context window", re.IGNORECASE)
 
+_UNAUTHORIZED = 401
 _TOO_MANY_REQUESTS = 429
+_DEPLOYMENTS_FAULT = (_UNAUTHORIZED, 403, 404)
+"""A key, a permission, a model's name, an answer no longer stored: not what the policy wrote."""
+_PASSED_ON = (501, 503, 529)
+"""Not implemented, not now, and Anthropic's way to say the latter."""
 
 
 class GatewayError(Exception):
@@ -114,6 +120,14 @@ class NotFound(GatewayError):
     status = 404
     kind = "invalid_request_error"
     code = "not_found"
+
+
+class NotSupported(GatewayError):
+    """A part of an API that this gateway does not have."""
+
+    status = 501
+    kind = "invalid_request_error"
+    code = "not_supported"
 
 
 class Conflict(GatewayError):
@@ -204,10 +218,13 @@ class UpstreamRejected(UpstreamFailed):
         super().__init__(f"The model server {backend!r} answered {status}: {said}", param=param)
         self.retry_after = retry_after
         self.upstream_status = status
-        if status in (401, 403, 404):
-            # The agent's own key and model name were fine: it is the deployment's that were not.
-            self.message = f"{self.message} (check the upstream's key and model name in the gateway's settings)"
+        if status in _DEPLOYMENTS_FAULT:
             self.failure = FailureKind.infrastructure
+            if status == _UNAUTHORIZED:
+                # The agent's own key was fine: it is the deployment's that was not.
+                self.message = f"{self.message} (check the upstream's key in the gateway's settings)"
+            else:
+                self.status, self.code = status, "upstream_rejected"
         elif status == _TOO_MANY_REQUESTS:
             self.status, self.code, self.failure = status, "rate_limited", FailureKind.rate_limited
         elif 400 <= status < 500:
@@ -215,12 +232,12 @@ class UpstreamRejected(UpstreamFailed):
             self.code = "upstream_rejected"
             if _CONTEXT_OVERFLOW.search(said):
                 self.code, self.failure = "context_length_exceeded", FailureKind.context_overflow
-        elif status == 503:
-            self.status = 503
+        elif status in _PASSED_ON:
+            self.status = status
 
     def body(self) -> bytes:
         """As the tree's root, but the client's own mistakes keep OpenAI's type for them."""
-        kind = "invalid_request_error" if self.status == 400 else self.kind
+        kind = "invalid_request_error" if self.status in (400, 404, 422) else self.kind
         return msgspec.json.encode({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
 
     def headers(self) -> dict[str, str]:

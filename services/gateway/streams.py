@@ -1,7 +1,7 @@
 """A stream passed through: each server-sent event leaves as it comes, except completion markers.
 
-What a capture `marks` (a choice's finish reason, the event that says that all is done, and what belongs to them) is held; the rest goes
-on. What is held leaves when the call is in the log. Pure.
+What a capture marks as complete (a choice's finish reason, the event that says that all is done, and what belongs to them) is held; the
+rest goes on. What is held leaves when the call is in the log. Pure.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from services.gateway.capture import Capture, Json
+from services.gateway.capture import Capture, Json, Mark
 
-VERSION_COMMENT = b": fulgurite-version "
 _DONE = b"[DONE]"
 
 
@@ -40,6 +39,7 @@ class StreamRelay:
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
+        self._pending: list[bytes] = []
         self.held: list[bytes] = []
         self.error: bytes | None = None
         """The upstream's own error event, if it sent one within its stream."""
@@ -55,7 +55,7 @@ class StreamRelay:
         chunk = _decode(parsed.data)
         if chunk is None:
             return (parsed.others or b"") + event + b"\n\n"
-        marks = self._capture.marks(chunk)
+        mark = self._capture.mark(chunk)
         passed = self._capture.take_chunk(chunk)
         if passed is None:
             return parsed.others
@@ -63,10 +63,19 @@ class StreamRelay:
         if self._capture.error is not None:
             self.error = out
             return parsed.others
-        if marks:
-            self.held.append(out)
+        if mark is not Mark.none:
+            self._hold(out, mark)
             return parsed.others
+        if self._pending:
+            out = b"".join([*self._pending, out])
+            self._pending.clear()
         return parsed.others + out if parsed.others else out
+
+    def _hold(self, out: bytes, mark: Mark) -> None:
+        self._pending.append(out)
+        if mark is Mark.complete:
+            self.held += self._pending
+            self._pending.clear()
 
 
 class _Event(NamedTuple):
@@ -78,7 +87,7 @@ class _Event(NamedTuple):
 
 
 def _parse(event: bytes, capture: Capture) -> _Event:
-    """Takes an event apart; notes the version that a comment tells."""
+    """Takes an event apart; comments for the gateway end here."""
     if event.startswith(b"data: ") and b"\n" not in event:
         return _Event(event[6:])
     name = b""
@@ -89,9 +98,7 @@ def _parse(event: bytes, capture: Capture) -> _Event:
             data.append(line[5:].removeprefix(b" "))
         elif line.startswith(b"event:"):
             name = line + b"\n"
-        elif line.startswith(VERSION_COMMENT):
-            capture.version_last = line[len(VERSION_COMMENT) :].strip().decode("ascii", "replace")
-        elif line:
+        elif line and not capture.take_comment(line):
             others.append(line)
     return _Event(b"\n".join(data) if data else None, name, b"\n".join(others) + b"\n\n" if others else None)
 

@@ -1,18 +1,23 @@
-"""Tells in each reply which version of the policy produced it. Pure ASGI; a stream passes through chunk by chunk.
+"""Tells in each reply which version of the policy produced it, and on request its tokens. Pure ASGI; a stream passes chunk by chunk.
 
-Whole replies bear `x-fulgurite-version` (first token) and `x-fulgurite-version-last` (last token). Streams bear the first as a header and
-the last as a comment, `: fulgurite-version policy@1.7`, before `data: [DONE]`. Replies that generated nothing bear neither.
-The versions are vLLM's own, attached by its engine to the tokens of each step: not what somebody meant to load, nor what is served now.
+Whole replies bear `x-fulgurite-version` (first token) and `x-fulgurite-version-last` (last token). Streams bear the first as a header, if
+it is known by then, and the last as a comment, `: fulgurite-version policy@1.7`, before `data: [DONE]`. Replies that generated nothing bear
+neither. The versions are vLLM's own, attached by its engine to the tokens of each step: not what somebody meant to load, nor what is
+served now.
+
+A request with `x-fulgurite-tokens: 1` gets token ids and log-probabilities, for APIs that have no place for them: base64 of little-endian
+int32 and float32, `-` for none. A stream bears comments, `: fulgurite-tokens <sequence> <prompt ids> <ids> <log-probabilities>`, each with
+what is new and before the events that it belongs to; a whole reply the field `fulgurite_tokens`: `[[prompt ids, ids, log-probabilities]]`.
 """
 
 from __future__ import annotations
 
-import os
+import json
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextvars import ContextVar
 from typing import Any
 
-from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
+from services.vllm_plugin.sequences import Sequences, current, follow
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -20,56 +25,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 FIRST, LAST = b"x-fulgurite-version", b"x-fulgurite-version-last"
+ASK = (b"x-fulgurite-tokens", b"1")
+FIELD = "fulgurite_tokens"
 _DONE = b"data: [DONE]"
-_UNTOUCHED = "default"
-"""What vLLM calls the weights that it was started with."""
-
-
-class Spans:
-    """The sequences that one HTTP request has the engine generate, and the versions that the engine reports for them."""
-
-    def __init__(self) -> None:
-        self._states: list[Any] = []
-
-    def add(self, state: Any) -> None:
-        """A `RequestState` of vLLM: its `weight_version_starts` lists (version, first token) as tokens arrive."""
-        self._states.append(state)
-
-    def first_and_last(self) -> tuple[Version, Version] | None:
-        """None as long as there is no token."""
-        labels = [label for state in self._states for label, _ in state.weight_version_starts]
-        versions = sorted(_version(label) for label in labels)
-        return (versions[0], versions[-1]) if versions else None
-
-
-_current: ContextVar[Spans | None] = ContextVar("fulgurite_spans", default=None)
-
-
-def _version(label: str) -> Version:
-    if label == _UNTOUCHED:
-        return base_version(os.environ.get("FULGURITE_POLICY", "policy"))
-    try:
-        return parse_version(label)
-    except MalformedVersion:
-        # Loaded by someone else, under a name of theirs: no version of ours, and older than any.
-        return Version(label, -1, -1)
-
-
-def follow(engine: Any) -> None:
-    """Have the engine's output processor note each sequence in the spans of the request that asked for it. Idempotent."""
-    processor = engine.output_processor
-    if getattr(processor, "_fulgurite", False):
-        return
-    add_request = processor.add_request
-
-    def adding(request: Any, *args: Any, **kwargs: Any) -> None:
-        add_request(request, *args, **kwargs)
-        spans, state = _current.get(), processor.request_states.get(request.request_id)
-        if spans is not None and state is not None:
-            spans.add(state)
-
-    processor.add_request = adding
-    processor._fulgurite = True
+_OK = 200
 
 
 class VersionMiddleware:
@@ -84,53 +43,102 @@ class VersionMiddleware:
             await self._app(scope, receive, send)
             return
         follow(scope["app"].state.engine_client)
-        spans = Spans()
-        token = _current.set(spans)
+        sequences = Sequences(wanted=ASK in scope["headers"])
+        token = current.set(sequences)
         try:
-            await self._app(scope, receive, _Reply(send, spans))
+            await self._app(scope, receive, _Reply(send, sequences))
         finally:
-            _current.reset(token)
+            current.reset(token)
 
 
 class _Reply:
     """Passes a reply on. The start of a stream waits for its first chunk, because only then the first token's version is known."""
 
-    def __init__(self, send: Send, spans: Spans) -> None:
+    def __init__(self, send: Send, sequences: Sequences) -> None:
         self._send = send
-        self._spans = spans
+        self._sequences = sequences
         self._held: Message | None = None
+        self._body = b""
         self._streams = False
+        self._between_events = True
+        self._told: list[str] = []
+        """Versions that comments have told."""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._streams = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in message["headers"])
-            if self._streams:
-                self._held = message
-            else:
-                await self._send(self._with_headers(message))
-            return
-        if message["type"] != "http.response.body" or not self._streams:
+            await self._start(message)
+        elif message["type"] == "http.response.body" and self._streams:
+            await self._chunk(message)
+        elif message["type"] == "http.response.body" and self._held is not None:
+            await self._piece(message)
+        else:
             await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        self._streams = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in message["headers"])
+        if self._streams or (self._sequences.wanted and message["status"] == _OK):
+            self._held = message
+        else:
+            await self._send(self._with_headers(message))
+
+    async def _piece(self, message: Message) -> None:
+        """A piece of a whole reply that gets its tokens: its length changes, so its start waits for all of it."""
+        self._body += message.get("body", b"")
+        if message.get("more_body", False) or self._held is None:
             return
+        body = with_field(self._body, self._sequences)
+        start, self._held = self._with_headers(self._held), None
+        headers = [(name, str(len(body)).encode() if name == b"content-length" else value) for name, value in start["headers"]]
+        await self._send({**start, "headers": headers})
+        await self._send({**message, "body": body})
+
+    async def _chunk(self, message: Message) -> None:
         if self._held is not None:
             start, self._held = self._held, None
             await self._send(self._with_headers(start))
-        await self._send(self._with_comment(message))
+        body: bytes = message.get("body", b"")
+        comments = self._tokens() if self._sequences.wanted and self._between_events else b""
+        self._between_events = body.endswith(b"\n\n") if body else self._between_events
+        await self._send({**message, "body": comments + (body if self._sequences.wanted else self._with_version(body))})
+
+    def _tokens(self) -> bytes:
+        """What is new, as comments: tokens, and with them their versions, since a stream may have no `[DONE]` to tell them at."""
+        news = self._sequences.news()
+        lines = [b": fulgurite-tokens %d %b\n\n" % (number, b" ".join(map(_base64, new))) for number, new in news]
+        versions = self._sequences.first_and_last()
+        for version in map(str, versions if lines and versions else ()):
+            if version not in self._told:
+                self._told.append(version)
+                lines.append(f": fulgurite-version {version}\n\n".encode())
+        return b"".join(lines)
 
     def _with_headers(self, start: Message) -> Message:
-        versions = self._spans.first_and_last()
+        versions = self._sequences.first_and_last()
         if versions is None:
             return start
         named = zip((FIRST, LAST), versions, strict=True)
         added = [(name, str(version).encode()) for name, version in named if not (self._streams and name == LAST)]
         return {**start, "headers": [*start["headers"], *added]}
 
-    def _with_comment(self, message: Message) -> Message:
-        body: bytes = message.get("body", b"")
+    def _with_version(self, body: bytes) -> bytes:
         # At an event's start only: inside an event the same text would be content, whose line breaks are escaped.
         at = 0 if body.startswith(_DONE) else body.find(b"\n\n" + _DONE) + 2
-        versions = self._spans.first_and_last()
+        versions = self._sequences.first_and_last()
         if versions is None or (at < 2 and not body.startswith(_DONE)):
-            return message
+            return body
         comment = f": fulgurite-version {versions[1]}\n\n".encode()
-        return {**message, "body": body[:at] + comment + body[at:]}
+        return body[:at] + comment + body[at:]
+
+
+def with_field(body: bytes, sequences: Sequences) -> bytes:
+    """A JSON object with its tokens in a field of their own; anything else as it is."""
+    news = [[part.decode() for part in map(_base64, new)] for _, new in sequences.news()]
+    text = body.rstrip()
+    if not news or not text.startswith(b"{") or not text.endswith(b"}"):
+        return body
+    comma = b"," if text[1:-1].strip() else b""
+    return text[:-1] + comma + f'"{FIELD}":{json.dumps(news)}'.encode() + b"}"
+
+
+def _base64(packed: bytes) -> bytes:
+    return b64encode(packed) if packed else b"-"

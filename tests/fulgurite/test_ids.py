@@ -17,6 +17,7 @@ from fulgurite.ids import (
     mint_group,
     parse_completion,
     parse_rollout,
+    public_completion,
     rollout_of,
     subject_of,
 )
@@ -36,6 +37,16 @@ def test_a_completion_names_its_rollout_and_group(time_ms: int, chance: bytes, i
     assert parse_rollout(rollout) == ref.rollout
     assert is_genuine(ref.rollout, SECRET)
     assert not is_genuine(ref.rollout, b"another deployment's")
+
+
+@pytest.mark.parametrize("prefix", ["chatcmpl-", "cmpl-", "resp_", "msg_", "embd-"])
+@pytest.mark.parametrize("theirs", [None, "resp_68af.x-y"])
+def test_a_completion_is_known_by_whatever_id_the_agent_saw(prefix: str, theirs: str | None) -> None:
+    canonical = completion_of(rollout_of(mint_group(1, b"0123456789"), 2, SECRET), 3, b"12345678")
+    seen = public_completion(canonical, prefix, theirs)
+    assert seen.startswith(prefix)
+    ref = parse_completion(seen)
+    assert (ref.completion_id, ref.upstream_id, ref.attempt, ref.rollout.index) == (canonical, theirs, 3, 2)
 
 
 @given(times, times, chances)

@@ -10,7 +10,7 @@ import msgspec
 from fulgurite.events import Choice
 from fulgurite.failures import FailureKind
 from fulgurite.tokens import pack_ids, pack_logprobs
-from services.gateway.capture import Capture, Json, encode, error_text
+from services.gateway.capture import Capture, Json, Mark, encode, error_text
 
 
 class Wants(msgspec.Struct, frozen=True):
@@ -99,11 +99,12 @@ class ChoicesCapture(Capture):
         self._take_head(reply)
         return encode(reply)
 
-    def marks(self, chunk: Json) -> bool:
+    def mark(self, chunk: Json) -> Mark:
         """See Capture. A choice that goes on is not held up by one that ended; what belongs to none waits for all."""
         parts = [(part.get("index", 0), part.get("finish_reason") is not None) for part in _parts(chunk)]
         self._ended.update(index for index, ends in parts if ends)
-        return any(index in self._ended for index, _ in parts) if parts else bool(self._ended)
+        complete = any(index in self._ended for index, _ in parts) if parts else self._ended
+        return Mark.complete if complete else Mark.none
 
     def take_chunk(self, chunk: Json) -> bytes | None:
         """See Capture."""
@@ -142,10 +143,11 @@ class ChoicesCapture(Capture):
         reply["id"] = self._id
         if self._alias is not None and "model" in reply:
             reply["model"] = self._alias
-        self._take_prompt(reply)
+        self.take_prompt(reply)
         self.take_usage(reply.get("usage"), "prompt_tokens", "completion_tokens")
 
-    def _take_prompt(self, holder: Json) -> None:
+    def take_prompt(self, holder: Json) -> None:
+        """Note the prompt's token ids, and leave them in only if the agent asked."""
         ids = holder.get("prompt_token_ids")
         if isinstance(ids, list):
             self.prompt_token_ids = cast("list[int]", ids)

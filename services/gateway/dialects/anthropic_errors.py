@@ -1,0 +1,33 @@
+"""Errors in Anthropic's shape: `{"type": "error", "error": {"type", "message"}}`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from services.gateway.problems import GatewayError
+
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_OTHERS, _SERVERS = "invalid_request_error", "api_error"
+
+
+class AnthropicErrors:
+    """A base of Anthropic's dialects."""
+
+    def error_body(self, problem: GatewayError) -> bytes:
+        """See Dialect."""
+        kind = _KINDS.get(problem.status, _OTHERS if problem.status < 500 else _SERVERS)
+        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": problem.message}})
+
+    def error_event(self, problem: GatewayError) -> bytes:
+        """See Dialect."""
+        return b"event: error\ndata: " + self.error_body(problem) + b"\n\n"

@@ -1,0 +1,94 @@
+"""OpenAI's completions, the API before chat: `POST /v1/completions`.
+
+vLLM is asked, on top, for token ids, log-probabilities and usage, but not where the prompt is echoed: asking for ids would change the text.
+Several prompts in one request are passed through and recorded without the prompt's ids, since a call has one prompt.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from fulgurite.events import Sampling
+from fulgurite.ids import public_completion
+from services.gateway.capture import Json, encode
+from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
+from services.gateway.dialects.chat import session_of, wants
+from services.gateway.dialects.choices import AS_IT_IS, ChoiceCapture, ChoicesCapture
+from services.gateway.dialects.openai_errors import OpenAIErrors
+from services.gateway.dialects.sampling import sampling_of
+from services.gateway.problems import InvalidRequest
+from services.gateway.settings import Route
+
+
+class Completions(OpenAIErrors):
+    """See Dialect."""
+
+    api = "completions"
+    path = "/v1/completions"
+
+    def parse(self, raw: bytes) -> ApiRequest:
+        """Raises InvalidRequest for what is no JSON object with a `model`, a `prompt` and a boolean `stream`."""
+        body, alias, stream = parse_envelope(raw, "`model` and `prompt`")
+        if not isinstance(body.get("prompt"), str | list) and body.get("prompt_embeds") is None:
+            raise InvalidRequest("`prompt` must be a text, a list of texts, or token ids.", param="prompt")
+        return ApiRequest(body, alias, stream, session_of(body), user=text(body, "user"))
+
+    def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
+        """See Dialect."""
+        return sampling_of(request.body, defaults, "max_tokens")
+
+    def upstream_body(self, request: ApiRequest, route: Route, call_id: str) -> bytes:
+        """See Dialect."""
+        body = {**request.body, "model": route.model}
+        if route.kind == "vllm":
+            if not body.get("echo"):
+                body["logprobs"] = 0 if body.get("logprobs") is None else body["logprobs"]
+                body["return_token_ids"] = True
+            if request.stream:
+                body["stream_options"] = {**mapping(request.body, "stream_options"), "include_usage": True}
+        return encode(body)
+
+    def upstream_headers(self, request: ApiRequest, route: Route) -> dict[str, str]:
+        """None: all that is asked for is asked in the body."""
+        return {}
+
+    def capture(self, request: ApiRequest, route: Route, call_id: str) -> CompletionsCapture:
+        """See Dialect."""
+        public = public_completion(call_id, "cmpl-")
+        if route.kind != "vllm":
+            return CompletionsCapture(public, None, AS_IT_IS)
+        return CompletionsCapture(public, route.alias, wants(request.body, logprobs=request.body.get("logprobs") is not None))
+
+
+class CompletionsCapture(ChoicesCapture):
+    """A completion: texts, each with its own prompt's ids."""
+
+    _prompts_differ = False
+
+    def take_prompt(self, holder: Json) -> None:
+        """A prompt that is not every choice's is nobody's."""
+        before = self.prompt_token_ids
+        super().take_prompt(holder)
+        self._prompts_differ = self._prompts_differ or (before is not None and self.prompt_token_ids != before)
+        if self._prompts_differ:
+            self.prompt_token_ids = None
+
+    def _take_whole(self, choice: ChoiceCapture, part: Json) -> None:
+        self._take_delta(choice, part)
+
+    def _take_delta(self, choice: ChoiceCapture, part: Json) -> bool:
+        self.take_prompt(part)
+        said = part.get("text")
+        choice.take(part, _logprobs(part), said=bool(said))
+        choice.message["text"] = choice.message.get("text", "") + (said if isinstance(said, str) else "")
+        return bool(said) or part.get("finish_reason") is not None
+
+
+def _logprobs(part: Json) -> list[float] | None:
+    values = mapping(part, "logprobs").get("token_logprobs")
+    if not isinstance(values, list):
+        return None
+    try:
+        return [float(value) for value in cast("list[Any]", values)]
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,26 @@
+"""Anthropic's token counting: `POST /v1/messages/count_tokens`."""
+
+from __future__ import annotations
+
+from services.gateway.dialect import ApiRequest
+from services.gateway.dialects.anthropic_errors import AnthropicErrors
+from services.gateway.dialects.messages import parse_messages
+from services.gateway.dialects.plain import PlainCapture, PlainDialect
+from services.gateway.settings import Route
+
+
+class CountTokens(AnthropicErrors, PlainDialect):
+    """See Dialect."""
+
+    api = "messages.count_tokens"
+    path = "/v1/messages/count_tokens"
+
+    def parse(self, raw: bytes) -> ApiRequest:
+        """Raises InvalidRequest for what is no JSON object with a `model` and a list of `messages`."""
+        request = parse_messages(raw)
+        # A conversation that is counted is not one that was held.
+        return ApiRequest(request.body, request.alias, stream=False, session=request.session, user=request.user)
+
+    def capture(self, request: ApiRequest, route: Route, call_id: str) -> PlainCapture:
+        """See Dialect."""
+        return PlainCapture(call_id, None, known_by="input_tokens")

@@ -1,0 +1,115 @@
+"""What one HTTP request has vLLM's engine generate: versions, token ids and log-probabilities, as the engine itself has them.
+
+Pure but for what it reads of vLLM's `RequestState`s. `follow` has the engine's output processor note each sequence in the request that
+asked for it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from typing import Any
+
+from fulgurite.tokens import pack_ids, pack_logprobs
+from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
+
+_UNTOUCHED = "default"
+"""What vLLM calls the weights that it was started with."""
+_LOWEST = -9999.0
+"""As in vLLM's own replies: JSON has no infinity, and an impossible token is not sampled."""
+
+
+class Sequence:
+    """A `RequestState` of vLLM, and how much of it was told."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        self._told = 0
+        self._prompt_told = False
+
+    def news(self) -> tuple[bytes, bytes, bytes] | None:
+        """Packed prompt ids, ids and log-probabilities since the last time; None if there are none. The prompt is told once."""
+        ids: list[int] = self.state.detokenizer.output_token_ids[self._told :] if self.state.detokenizer is not None else []
+        if not ids:
+            return None
+        logprobs = self._logprobs(ids)
+        self._told += len(ids)
+        prompt = b"" if self._prompt_told else pack_ids(self.state.prompt_token_ids or ())
+        self._prompt_told = True
+        return prompt, pack_ids(ids), b"" if logprobs is None else pack_logprobs(logprobs)
+
+    def _logprobs(self, ids: list[int]) -> list[float] | None:
+        processor = self.state.logprobs_processor
+        known = None if processor is None else processor.logprobs
+        if known is None or len(known) < self._told + len(ids):
+            return None
+        try:
+            return [max(known[self._told + number][token].logprob, _LOWEST) for number, token in enumerate(ids)]
+        except (KeyError, TypeError):
+            return None
+
+
+class Sequences:
+    """The sequences of one HTTP request."""
+
+    def __init__(self, *, wanted: bool = False) -> None:
+        """`wanted`: token ids and log-probabilities are asked for, not only versions."""
+        self.wanted = wanted
+        self._sequences: list[Sequence] = []
+
+    def add(self, state: Any) -> None:
+        """Another sequence begins."""
+        self._sequences.append(Sequence(state))
+
+    def first_and_last(self) -> tuple[Version, Version] | None:
+        """The versions that the engine reports (`weight_version_starts`: version, first token); None as long as there is no token.
+        An adapter's version is its own name, whatever the weights below it are.
+        """
+        states = [sequence.state for sequence in self._sequences]
+        labels = [getattr(state, "lora_name", None) or label for state in states for label, _ in state.weight_version_starts]
+        versions = sorted(_version(label) for label in labels)
+        return (versions[0], versions[-1]) if versions else None
+
+    def news(self) -> list[tuple[int, tuple[bytes, bytes, bytes]]]:
+        """Number of each sequence that went on, and what was generated."""
+        return [(number, new) for number, sequence in enumerate(self._sequences) if (new := sequence.news()) is not None]
+
+
+def _version(label: str) -> Version:
+    if label == _UNTOUCHED:
+        return base_version(os.environ.get("FULGURITE_POLICY", "policy"))
+    try:
+        return parse_version(label)
+    except MalformedVersion:
+        # Loaded by someone else, under a name of theirs: no version of ours, and older than any.
+        return Version(label, -1, -1)
+
+
+current: ContextVar[Sequences | None] = ContextVar("fulgurite_sequences", default=None)
+"""Of the HTTP request at hand."""
+
+
+def follow(engine: Any) -> None:
+    """Have the engine's output processor note each sequence in the request that asked for it. Idempotent."""
+    processor = engine.output_processor
+    if getattr(processor, "_fulgurite", False):
+        return
+    add_request = processor.add_request
+
+    def adding(request: Any, *args: Any, **kwargs: Any) -> None:
+        sequences = current.get()
+        if sequences is not None and sequences.wanted:
+            _ask_for_logprobs(request.sampling_params)
+        add_request(request, *args, **kwargs)
+        state = processor.request_states.get(request.request_id)
+        if sequences is not None and state is not None:
+            sequences.add(state)
+
+    processor.add_request = adding
+    processor._fulgurite = True
+
+
+def _ask_for_logprobs(params: Any) -> None:
+    """Those of the sampled tokens, before the engine gets the request; what the API's own fields asked for goes first."""
+    if params is not None and params.logprobs is None and not params.logprob_token_ids:
+        params.logprobs = 0
