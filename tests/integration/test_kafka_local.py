@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
-from services.stack.errors import ChecksumMismatch
+from services.stack.errors import ChecksumMismatch, LayoutChanged
 from services.stack.kafka_local import LocalKafka, kafka_jars
 
 pytestmark = pytest.mark.engine
@@ -108,3 +108,11 @@ def test_a_jar_that_was_changed_is_refused(tmp_path: Path) -> None:
     changed.write_bytes(b"something else")
     with pytest.raises(ChecksumMismatch, match="kafka-clients"):
         kafka_jars(tmp_path)
+
+
+def test_a_folder_made_for_another_number_of_brokers_is_refused(tmp_path: Path) -> None:
+    for node in (1, 2, 3):
+        (tmp_path / f"broker-{node}").mkdir()
+    with pytest.raises(LayoutChanged, match="--brokers 3"):
+        LocalKafka(tmp_path)
+    LocalKafka(tmp_path, brokers=3).stop()
