@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import math
 import time
 import uuid
 
 import msgspec
-import numpy as np
 
-from fulgurite.events import PolicyApplied, Probe
-from fulgurite.ids import derive_id
 from fulgurite.kinds import ApplyOutcome
-from fulgurite.tokens import unpack_ids, unpack_logprobs
-from fulgurite.topics import POLICY_APPLIED
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 from services import logs
+from services.applier.announcer import Announcer
 from services.applier.artifacts import WeightsFile, base_weights, fetch
 from services.applier.engine import Engine
 from services.applier.errors import ApplyFailed, BadArtifact, EngineRefused, EngineUnreachable, LoadBroken, ProbeFailed
-from services.applier.log_watch import LogWatch
+from services.applier.log_watch import Followed
+from services.applier.probing import difference
 from services.applier.settings import ApplierSettings
-from services.kafka import EventProducer, LogUnavailable
 
 log = logs.get(__name__)
 
@@ -56,45 +50,39 @@ class Tally(msgspec.Struct):
 class PolicyApplier:
     """`run` until cancelled."""
 
-    def __init__(self, settings: ApplierSettings, engine: Engine, watch: LogWatch, producer: EventProducer) -> None:
+    def __init__(self, settings: ApplierSettings, engine: Engine, followed: Followed, announcer: Announcer) -> None:
         self._settings = settings
         self._engine = engine
-        self._watch = watch
-        self._producer = producer
+        self._followed = followed
+        self._announcer = announcer
         self._base = base_version(settings.policy)
-        self._outbox: asyncio.Queue[PolicyApplied] = asyncio.Queue()
         self._tally: Tally | None = None
         self._unreachable = False
 
     async def run(self) -> None:
-        """The loop. What it learns is published beside it, so that a silent log does not keep weights from the engine."""
-        await self._watch.caught_up.wait()
-        publishing = asyncio.create_task(self._publish())
-        try:
-            failures = 0
-            while True:
-                self._watch.changed.clear()
-                try:
-                    await self._round()
-                    failures, pause_s = 0, self._settings.check_interval_s
-                    if self._unreachable:
-                        self._unreachable = False
-                        log.info("the engine answers")
-                except (EngineUnreachable, EngineRefused) as error:
-                    if not self._unreachable:
-                        log.warning("the engine does not answer as it should; trying until it does", error=str(error))
-                    self._unreachable = True
-                    pause_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
-                    failures += 1
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._watch.changed.wait(), pause_s)
-        finally:
-            publishing.cancel()
+        """The loop, once the log is read."""
+        failures = 0
+        while True:
+            self._followed.changed.clear()
+            try:
+                await self._round()
+                failures, pause_s = 0, self._settings.check_interval_s
+                if self._unreachable:
+                    self._unreachable = False
+                    log.info("the engine answers")
+            except (EngineUnreachable, EngineRefused) as error:
+                if not self._unreachable:
+                    log.warning("the engine does not answer as it should; trying until it does", error=str(error))
+                self._unreachable = True
+                pause_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+                failures += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._followed.changed.wait(), pause_s)
 
     async def _round(self) -> None:
         served = await self._served()
         tally = await self._recognise(served)
-        desired = self._watch.desired.version(tally.passed_over)
+        desired = self._followed.desired.version(tally.passed_over, canary=self._settings.canary)
         if desired in tally.passed_over:
             return  # Nothing is left that could be loaded: the next update or a restart of the engine changes that.
         if served != desired or tally.damaged:
@@ -130,20 +118,23 @@ class PolicyApplier:
         previous = str(served) if served is not None else None
         log.info("loading", version=str(desired), served=previous)
         try:
-            difference = await self._load_and_probe(desired, served, tally)
+            largest = await self._load_and_probe(desired, served, tally)
         except ApplyFailed as error:
             tally.passed_over.add(desired)
             log.error("not served", version=str(desired), error=str(error))
             largest = error.largest if isinstance(error, ProbeFailed) else None
-            self._tell(tally, desired, previous, ApplyOutcome.failed, time.monotonic() - started, error=str(error), difference=largest)
+            seconds = time.monotonic() - started
+            self._announcer.tell(
+                tally.engine_id, desired, ApplyOutcome.failed, seconds, previous=previous, error=str(error), difference=largest
+            )
             # At once, not in a second: wrong weights may be answering.
-            self._watch.changed.set()
+            self._followed.changed.set()
             return
         tally.damaged = False
         tally.proved = desired
         seconds = time.monotonic() - started
-        log.info("served", version=str(desired), seconds=round(seconds, 3), probe_error=difference)
-        self._tell(tally, desired, previous, ApplyOutcome.applied, seconds, difference=difference)
+        log.info("served", version=str(desired), seconds=round(seconds, 3), probe_error=largest)
+        self._announcer.tell(tally.engine_id, desired, ApplyOutcome.applied, seconds, previous=previous, difference=largest)
 
     async def _load_and_probe(self, desired: Version, served: Version | None, tally: Tally) -> float | None:
         weights = await asyncio.to_thread(self._weights, desired)
@@ -159,83 +150,23 @@ class PolicyApplier:
     async def _prove(self, desired: Version, tally: Tally) -> None:
         started = time.monotonic()
         try:
-            difference = await self._difference(desired)
+            largest = await self._difference(desired)
         except ProbeFailed as error:
             log.error("what the engine serves is not what it says: loading anew", version=str(desired), error=str(error))
             tally.damaged = True
-            self._watch.changed.set()
+            self._followed.changed.set()
             return
         tally.proved = desired
-        self._tell(tally, desired, str(desired), ApplyOutcome.applied, time.monotonic() - started, difference=difference)
+        seconds = time.monotonic() - started
+        self._announcer.tell(tally.engine_id, desired, ApplyOutcome.applied, seconds, previous=str(desired), difference=largest)
 
     def _weights(self, version: Version) -> WeightsFile:
         if version == self._base:
             return base_weights(self._settings.model)
-        artifact = self._watch.desired.updates[version].artifact
+        artifact = self._followed.desired.updates[version].artifact
         if artifact is None:
             raise BadArtifact(f"the update {version} names no artifact")
         return fetch(artifact)
 
     async def _difference(self, version: Version) -> float | None:
-        """Largest absolute difference on the probe; None if there is no probe. Raises ProbeFailed."""
-        update = self._watch.desired.updates.get(version)
-        if update is None or update.probe is None:
-            return None
-        return await self._compare(update.probe)
-
-    async def _compare(self, probe: Probe) -> float:
-        expected = unpack_logprobs(probe.logprobs)
-        try:
-            found = np.asarray(await self._engine.prompt_logprobs(unpack_ids(probe.token_ids).tolist()), dtype=np.float32)
-        except EngineRefused as error:
-            raise ProbeFailed(f"the engine does not answer the probe: {error}") from error
-        if found.shape != expected.shape:
-            raise ProbeFailed(f"the probe has {expected.size} log-probabilities, the engine gave {found.size}")
-        differences = np.abs(found - expected)
-        mean, largest = float(differences.mean()), float(differences.max())
-        # `not <=`: NaN fails too.
-        if not mean <= self._settings.probe_tolerance:
-            raise ProbeFailed(
-                f"log-probabilities of the probe differ by {mean:.3f} on average, {largest:.3f} at most; "
-                f"{self._settings.probe_tolerance} on average is tolerated",
-                largest if math.isfinite(largest) else None,
-            )
-        return largest
-
-    def _tell(
-        self,
-        tally: Tally,
-        version: Version,
-        previous: str | None,
-        outcome: ApplyOutcome,
-        seconds: float,
-        *,
-        error: str | None = None,
-        difference: float | None = None,
-    ) -> None:
-        self._outbox.put_nowait(
-            PolicyApplied(
-                event_id=derive_id("applied", tally.engine_id, str(version), outcome, uuid.uuid4().hex),
-                event_time=time.time_ns() // 1_000_000,
-                policy=self._settings.policy,
-                backend=self._settings.backend,
-                engine_id=tally.engine_id,
-                version=str(version),
-                previous=previous,
-                outcome=outcome,
-                error=error,
-                probe_error=difference,
-                seconds=seconds,
-            )
-        )
-
-    async def _publish(self) -> None:
-        while True:
-            event = await self._outbox.get()
-            for attempt in itertools.count():
-                try:
-                    await self._producer.publish(POLICY_APPLIED, event.policy, event, timeout_s=30.0)
-                    break
-                except LogUnavailable as error:
-                    log.warning("policy.applied cannot be written; trying again", error=str(error), attempt=attempt)
-                    await asyncio.sleep(_BACKOFF_S[-1])
+        return await difference(self._engine, self._followed.desired.updates.get(version), self._settings.probe_tolerance)

@@ -12,6 +12,8 @@ from fulgurite.events import Artifact
 from fulgurite.kinds import ArtifactFormat
 from services.applier.errors import BadArtifact
 
+ADAPTER_CONFIG = "adapter_config.json"
+
 
 class WeightsFile(msgspec.Struct, frozen=True):
     """A file whose digest is known to be right."""
@@ -22,11 +24,28 @@ class WeightsFile(msgspec.Struct, frozen=True):
 
 def fetch(artifact: Artifact) -> WeightsFile:
     """Check an artifact's bytes; blocks for as long as reading it takes (0.2 s for 270 MB). Raises BadArtifact."""
+    return _check(artifact, ArtifactFormat.full)
+
+
+def fetch_adapter(artifact: Artifact) -> Path:
+    """Check an adapter's bytes; the folder that holds it, in PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`).
+    Raises BadArtifact. The configuration has no digest of its own: a wrong rank is refused by vLLM, a wrong scale by the probe.
+    """
+    path = _check(artifact, ArtifactFormat.lora).path
+    if not (path.parent / ADAPTER_CONFIG).is_file():
+        raise BadArtifact(f"{path.parent} has no {ADAPTER_CONFIG}: an adapter is a folder in PEFT's layout")
+    return path.parent
+
+
+def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:
     location = urlparse(artifact.uri)
     if location.scheme not in ("", "file"):
         raise BadArtifact(f"{artifact.uri}: only file:// artifacts can be served, from a folder that learner and engine share")
-    if artifact.format is not ArtifactFormat.full:
-        raise BadArtifact(f"{artifact.uri} holds {artifact.format.value} weights; this applier serves full ones only")
+    if artifact.format is not wanted:
+        raise BadArtifact(
+            f"{artifact.uri} holds {artifact.format.value} weights, and this policy is served with {wanted.value} ones "
+            "(FULGURITE_LORA_POLICIES)"
+        )
     path = Path(unquote(location.path))
     found = _digest(path)
     if found != artifact.sha256:

@@ -68,9 +68,23 @@ class Engine:
         finally:
             await self.resume()
 
-    async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability of each token but the first, given those before it, computed anew (never from the cache)."""
-        body = {"model": await self._served_model(), "prompt": list(token_ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    async def adapters(self) -> list[str]:
+        """Names of the LoRA adapters that it holds."""
+        listed = cast("list[dict[str, Any]]", (await self._call("GET", "/v1/models"))["data"])
+        return [str(model["id"]) for model in listed if model.get("parent")]
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Load an adapter in PEFT's layout; requests in flight are not disturbed. Raises EngineRefused, EngineUnreachable."""
+        await self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder})
+
+    async def unload_adapter(self, name: str) -> None:
+        """Let go of an adapter; requests in flight go on with it."""
+        await self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": name})
+
+    async def prompt_logprobs(self, token_ids: Sequence[int], model: str | None = None) -> list[float]:
+        """Log-probability of each token but the first, given those before it, computed anew (never from the cache). `model`: an adapter."""
+        name = model or await self._served_model()
+        body = {"model": name, "prompt": list(token_ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
         reply = await self._call("POST", "/v1/completions", json=body)
         listed = cast("list[dict[str, dict[str, Any]] | None]", reply["choices"][0]["prompt_logprobs"])
         return [float(entry[str(token)]["logprob"]) for token, entry in zip(token_ids[1:], listed[1:], strict=True) if entry is not None]
@@ -100,6 +114,6 @@ class Engine:
                 text = await response.text()
                 if response.status >= 400:
                     raise EngineRefused(f"{method} {path}: {response.status} {text[:500]}")
-                return cast("dict[str, Any]", await response.json()) if text.strip() else {}
+                return cast("dict[str, Any]", await response.json()) if text.startswith("{") else {}
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineUnreachable(f"{self._base_url}{path}: {error or type(error).__name__}") from error

@@ -1,7 +1,7 @@
 """Follows `policy.updates` and `policy.routes` from their beginning, in a thread that blocks on the broker: no polling delay.
 
-`DesiredVersion` is only touched in the event loop; `changed` is set when it may have a new answer, `caught_up` once everything that was
-in the log at the start has been read, so that nobody acts on half a history.
+Each policy has a fold of its own, touched in the event loop only; its `changed` is set when it may have a new answer, `caught_up` once
+everything that was in the log at the start has been read, so that nobody acts on half a history.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Collection
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -27,12 +28,19 @@ _STOP_CHECK_S = 0.2
 _RETRY_S = 1.0
 
 
+class Followed:
+    """One policy's fold."""
+
+    def __init__(self, policy: str) -> None:
+        self.desired = DesiredVersion(policy)
+        self.changed = asyncio.Event()
+
+
 class LogWatch:
     """Start it within a running event loop."""
 
-    def __init__(self, kafka: KafkaSettings, codec: Codec, policy: str) -> None:
-        self.desired = DesiredVersion(policy)
-        self.changed = asyncio.Event()
+    def __init__(self, kafka: KafkaSettings, codec: Codec, policies: Collection[str]) -> None:
+        self.policies = {policy: Followed(policy) for policy in policies}
         self.caught_up = asyncio.Event()
         self._kafka = kafka
         self._codec = codec
@@ -85,8 +93,9 @@ class LogWatch:
                         self._tell(self.caught_up.set)
 
     def _take(self, event: Event | None) -> None:
-        if self.desired.take(event):
-            self.changed.set()
+        for followed in self.policies.values():
+            if followed.desired.take(event):
+                followed.changed.set()
 
     def _tell(self, callback: object, *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell

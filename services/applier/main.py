@@ -9,6 +9,8 @@ import sys
 
 from fulgurite.codec import Codec
 from services import logs
+from services.applier.adapters import AdapterKeeper
+from services.applier.announcer import Announcer
 from services.applier.applier import PolicyApplier
 from services.applier.engine import Engine
 from services.applier.log_watch import LogWatch
@@ -22,15 +24,25 @@ async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:
     await asyncio.to_thread(check_topics, kafka)
     codec = Codec()
     producer = EventProducer(kafka, codec, f"applier-{settings.backend}")
-    watch = LogWatch(kafka, codec, settings.policy)
+    watch = LogWatch(kafka, codec, {settings.policy, *settings.adapters()})
     key = settings.vllm_api_key.get_secret_value() if settings.vllm_api_key else None
     watch.start()
     try:
-        async with Engine(settings.vllm_base_url, key, settings.engine_timeout_s) as engine:
-            await PolicyApplier(settings, engine, watch, producer).run()
+        async with Engine(settings.base_url(), key, settings.engine_timeout_s) as engine:
+            await watch.caught_up.wait()
+            await _serve(settings, engine, watch, Announcer(settings.backend, producer))
     finally:
         await asyncio.to_thread(watch.close)
         await asyncio.to_thread(producer.close)
+
+
+async def _serve(settings: ApplierSettings, engine: Engine, watch: LogWatch, announcer: Announcer) -> None:
+    """The full weights and each policy's adapters, side by side."""
+    full = PolicyApplier(settings, engine, watch.policies[settings.policy], announcer)
+    keepers = [AdapterKeeper(policy, settings, engine, watch.policies[policy], announcer) for policy in settings.adapters()]
+    async with asyncio.TaskGroup() as group:
+        for part in (announcer, full, *keepers):
+            group.create_task(part.run())
 
 
 async def main() -> int:

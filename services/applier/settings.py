@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.backends import one_backend
 
 
 class ApplierSettings(BaseSettings):
@@ -14,11 +16,17 @@ class ApplierSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True)
 
     vllm_base_url: str = Field("http://127.0.0.1:8000", validation_alias="VLLM_BASE_URL")
-    """Without `/v1`; vLLM must run with VLLM_SERVER_DEV_MODE=1 and the weight-transfer backend `fulgurite`."""
+    """Without `/v1`; of several, as the gateway has them, the one called FULGURITE_BACKEND. vLLM must run with
+    VLLM_SERVER_DEV_MODE=1 and the weight-transfer backend `fulgurite`."""
     vllm_api_key: SecretStr | None = Field(None, validation_alias="VLLM_API_KEY")
     policy: str = "policy"
     backend: str = "vllm"
     """Name of the backend in events; the gateway's FULGURITE_BACKEND is the same."""
+    lora_policies: str = ""
+    """Policies, comma-separated, whose updates are LoRA adapters; vLLM then needs `--enable-lora` and
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
+    canary: bool = Field(default=False, validation_alias="FULGURITE_APPLIER_CANARY")
+    """While a route splits an alias between versions, this backend serves not the one with the greatest share but the next."""
     model: Path | None = None
     """Folder of the base model; with it a failed first update, or a route to `policy@0.0`, can be undone without a restart."""
     probe_tolerance: float = Field(0.15, gt=0, validation_alias="FULGURITE_APPLIER_PROBE_TOLERANCE")
@@ -29,7 +37,10 @@ class ApplierSettings(BaseSettings):
     """Longest wait for one answer of the engine, loading included."""
     log_level: str = "INFO"
 
-    @field_validator("vllm_base_url")
-    @classmethod
-    def _no_trailing_slash(cls, value: str) -> str:
-        return value.rstrip("/").removesuffix("/v1")
+    def base_url(self) -> str:
+        """This applier's backend. Raises ValueError."""
+        return one_backend(self.vllm_base_url, self.backend)
+
+    def adapters(self) -> tuple[str, ...]:
+        """The policies that are LoRA adapters."""
+        return tuple(filter(None, (name.strip() for name in self.lora_policies.split(","))))

@@ -26,16 +26,12 @@ _POLL_S = 0.5
 _TOPICS = (POLICY_UPDATES, POLICY_APPLIED, POLICY_ROUTES)
 
 
-_KEPT = 256
-"""Versions remembered per backend: of full weights only the last one counts, of adapters an applier keeps a handful."""
-
-
 class Serving(msgspec.Struct):
     """What one backend said of one policy since its engine started."""
 
     engine_id: str
-    versions: dict[str, None] = {}
-    """Proved and not retired, in order of proof."""
+    versions: set[str] = set()
+    """Proved, and not replaced or retired."""
 
 
 class PolicyState(msgspec.Struct):
@@ -51,7 +47,9 @@ class PolicyState(msgspec.Struct):
 class PolicyView:
     """The fold. Pure."""
 
-    def __init__(self) -> None:
+    def __init__(self, adapters: frozenset[str] = frozenset()) -> None:
+        """`adapters`: policies of which a backend holds several versions at once."""
+        self._adapters = adapters
         self.generation = 0
         """Counts the events taken: what was derived from the view is good as long as it is the same."""
         self._policies: dict[str, PolicyState] = {}
@@ -78,7 +76,7 @@ class PolicyView:
         return (newest.version if newest is not None else None) or f"{policy}@0.0"
 
     def loaded(self, policy: str, backend: str) -> frozenset[str]:
-        """The versions that a backend holds at once: adapters."""
+        """The versions that a backend holds: one of full weights, several of adapters."""
         serving = self._state(policy).serving.get(backend)
         return frozenset(serving.versions) if serving is not None else frozenset()
 
@@ -112,12 +110,13 @@ class PolicyView:
         serving = state.serving.get(event.backend)
         if serving is None or serving.engine_id != event.engine_id:
             serving = state.serving[event.backend] = Serving(event.engine_id)
-        if event.outcome is ApplyOutcome.applied:
-            serving.versions[event.version] = None
-            if len(serving.versions) > _KEPT:
-                del serving.versions[next(iter(serving.versions))]
+        if event.policy not in self._adapters:
+            served = self.served(event.policy, event.backend)
+            serving.versions = set() if served is None else {served}
+        elif event.outcome is ApplyOutcome.applied:
+            serving.versions.add(event.version)
         elif event.outcome is ApplyOutcome.retired:
-            serving.versions.pop(event.version, None)
+            serving.versions.discard(event.version)
 
     def _state(self, policy: str) -> PolicyState:
         return self._policies.setdefault(policy, PolicyState())
@@ -136,6 +135,7 @@ class PolicyView:
                     "backend": applied.backend,
                     "engine_id": applied.engine_id,
                     "version": self.served(name, applied.backend),
+                    "versions": sorted(self.loaded(name, applied.backend)),
                     "last_attempt": {"version": applied.version, "outcome": applied.outcome.value, "error": applied.error},
                     "at": applied.event_time,
                 }
@@ -151,8 +151,8 @@ def _route(route: PolicyRoute) -> dict[str, Any]:
 class PolicyTail:
     """Keeps a `PolicyView` up to date; Kafka being away only makes it older."""
 
-    def __init__(self, kafka: KafkaSettings, codec: Codec) -> None:
-        self.view = PolicyView()
+    def __init__(self, kafka: KafkaSettings, codec: Codec, adapters: frozenset[str] = frozenset()) -> None:
+        self.view = PolicyView(adapters)
         self._kafka = kafka
         self._codec = codec
         self._stop = threading.Event()

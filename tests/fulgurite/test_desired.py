@@ -85,3 +85,26 @@ def test_other_policies_and_other_events_change_nothing() -> None:
     assert not fold.take(claim(1, "a"))
     assert not fold.take(msgspec.structs.replace(update(1, 1, "a"), kind=UpdateKind.unknown))
     assert fold.take(update(1, 1, "a"))
+
+
+def test_a_canary_takes_the_other_version_while_an_alias_is_split() -> None:
+    fold = after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), update(1, 3, "a"))
+    assert str(fold.version(canary=True)) == "policy@1.3"
+    fold.take(route(("policy", "policy@1.1", 0.9), ("policy", "policy@1.2", 0.1)))
+    assert (str(fold.version()), str(fold.version(canary=True))) == ("policy@1.1", "policy@1.2")
+    fold.take(route(("policy", "policy@1.1", 0.9), ("policy", None, 0.1)))
+    assert (str(fold.version()), str(fold.version(canary=True))) == ("policy@1.1", "policy@1.3")
+    assert str(fold.version({Version("policy", 1, 3)}, canary=True)) == "policy@1.2"
+    fold.take(route(("policy", "policy@1.1", 1.0), ("policy", "policy@1.2", 0.0)))
+    assert str(fold.version(canary=True)) == "policy@1.1"
+    fold.take(route(("policy", "policy@1.1", 1.0)))
+    assert str(fold.version(canary=True)) == "policy@1.1"
+
+
+def test_adapters_are_wanted_together() -> None:
+    fold = after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), update(1, 3, "a"))
+    assert [str(v) for v in fold.versions()] == ["policy@1.3"]
+    fold.take(route(("policy", "policy@1.1", 0.9), ("policy", None, 0.1), ("policy", "policy@0.0", 0.1), ("policy", "policy@7.7", 1.0)))
+    assert [str(v) for v in fold.versions()] == ["policy@1.3", "policy@1.1"]
+    assert [str(v) for v in fold.versions({Version("policy", 1, 3)})] == ["policy@1.2", "policy@1.1"]
+    assert after().versions() == []

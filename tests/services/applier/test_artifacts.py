@@ -9,7 +9,7 @@ import pytest
 
 from fulgurite.events import Artifact
 from fulgurite.kinds import ArtifactFormat
-from services.applier.artifacts import base_weights, fetch
+from services.applier.artifacts import base_weights, fetch, fetch_adapter
 from services.applier.errors import ApplierError, ApplyFailed, BadArtifact, EngineRefused, EngineUnreachable, LoadBroken, ProbeFailed
 
 CONTENT = b"weights"
@@ -59,3 +59,15 @@ def test_what_is_tried_again_and_what_is_not() -> None:
     assert all(issubclass(error, ApplyFailed) for error in (BadArtifact, EngineRefused, LoadBroken, ProbeFailed))
     assert not issubclass(EngineUnreachable, ApplyFailed)
     assert issubclass(EngineUnreachable, ApplierError)
+
+
+def test_an_adapter_is_a_folder_in_pefts_layout(file: Path) -> None:
+    announced = artifact(file.as_uri(), kind=ArtifactFormat.lora)
+    with pytest.raises(BadArtifact, match=r"adapter_config\.json"):
+        fetch_adapter(announced)
+    (file.parent / "adapter_config.json").write_text("{}")
+    assert fetch_adapter(announced) == file.parent
+    with pytest.raises(BadArtifact, match="full weights"):
+        fetch_adapter(artifact(file.as_uri()))
+    with pytest.raises(BadArtifact, match="damaged or replaced"):
+        fetch_adapter(artifact(file.as_uri(), "0" * 64, ArtifactFormat.lora))

@@ -12,7 +12,7 @@ def test_the_base_url_has_no_v1(monkeypatch: pytest.MonkeyPatch, given: str) -> 
     monkeypatch.setenv("VLLM_BASE_URL", given)
     monkeypatch.setenv("FULGURITE_APPLIER_PROBE_TOLERANCE", "0.2")
     settings = ApplierSettings()  # pyright: ignore[reportCallIssue]
-    assert (settings.vllm_base_url, settings.probe_tolerance) == ("http://vllm:8000", 0.2)
+    assert (settings.base_url(), settings.probe_tolerance) == ("http://vllm:8000", 0.2)
 
 
 def test_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ class Town:
     """A router over three backends, and the log it reads."""
 
     def __init__(self, *routes: Route, adapters: frozenset[str] = frozenset(), backends: dict[str, str] = BACKENDS) -> None:
-        self.view = PolicyView()
+        self.view = PolicyView(adapters)
         self.router = Router({r.alias: r for r in routes or (route(),)}, backends, adapters, "policy", self.view)
 
     def says(self, *events: PolicyUpdate | PolicyApplied | PolicyRoute) -> None:

@@ -1,0 +1,69 @@
+"""Writes `policy.applied`, beside the work on the engine, so that a silent log does not keep weights from it. In order; tries for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+
+from fulgurite.events import PolicyApplied
+from fulgurite.ids import derive_id
+from fulgurite.kinds import ApplyOutcome
+from fulgurite.topics import POLICY_APPLIED
+from fulgurite.versions import Version
+from services import logs
+from services.kafka import EventProducer, LogUnavailable
+
+log = logs.get(__name__)
+
+_RETRY_S = 2.0
+
+
+class Announcer:
+    """One per applier; `run` until cancelled."""
+
+    def __init__(self, backend: str, producer: EventProducer) -> None:
+        self._backend = backend
+        self._producer = producer
+        self._outbox: asyncio.Queue[PolicyApplied] = asyncio.Queue()
+
+    def tell(
+        self,
+        engine_id: str,
+        version: Version,
+        outcome: ApplyOutcome,
+        seconds: float,
+        *,
+        previous: str | None = None,
+        error: str | None = None,
+        difference: float | None = None,
+    ) -> None:
+        """Something has become of a version; returns at once."""
+        self._outbox.put_nowait(
+            PolicyApplied(
+                event_id=derive_id("applied", engine_id, str(version), outcome, uuid.uuid4().hex),
+                event_time=time.time_ns() // 1_000_000,
+                policy=version.policy,
+                backend=self._backend,
+                engine_id=engine_id,
+                version=str(version),
+                previous=previous,
+                outcome=outcome,
+                error=error,
+                probe_error=difference,
+                seconds=seconds,
+            )
+        )
+
+    async def run(self) -> None:
+        """Publish what is told."""
+        while True:
+            event = await self._outbox.get()
+            for attempt in itertools.count():
+                try:
+                    await self._producer.publish(POLICY_APPLIED, event.policy, event, timeout_s=30.0)
+                    break
+                except LogUnavailable as error:
+                    log.warning("policy.applied cannot be written; trying again", error=str(error), attempt=attempt)
+                    await asyncio.sleep(_RETRY_S)
