@@ -13,7 +13,9 @@ from starlette.types import Receive, Scope, Send
 from services.gateway import wire
 from services.gateway.clock import now_ms
 from services.gateway.desk import Desk
-from services.gateway.problems import GatewayError, NotFound, NotSupported
+from services.gateway.identity import ROLLOUT_ID_HEADER
+from services.gateway.keys import Claims
+from services.gateway.problems import ExpiredKey, GatewayError, NotFound, NotSupported
 from services.gateway.settings import Route
 
 
@@ -25,13 +27,15 @@ class Models:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The list, or the one that the path names."""
+        claims: Claims | None = None
         try:
-            self._desk.doorkeeper.admit(wire.authorization(scope), now_ms())
+            claims = self._desk.doorkeeper.admit(wire.authorization(scope), now_ms()).claims
             body = self._body(cast("dict[str, str]", scope.get("path_params", {})).get("model"))
         except GatewayError as problem:
-            await wire.reply_problem(send, problem, [])
+            claims = problem.claims if isinstance(problem, ExpiredKey) else claims
+            await wire.reply_problem(send, problem, _rollout(claims))
             return
-        await wire.reply(send, 200, msgspec.json.encode(body), [])
+        await wire.reply(send, 200, msgspec.json.encode(body), _rollout(claims))
 
     def _body(self, name: str | None) -> dict[str, Any]:
         routes = self._desk.routes
@@ -62,6 +66,10 @@ class Responses:
             "`previous_response_id` works where the model server stores responses."
         )
         await wire.reply_problem(send, problem, [])
+
+
+def _rollout(claims: Claims | None) -> list[wire.Header]:
+    return [] if claims is None else [(ROLLOUT_ID_HEADER, claims.rollout.encode())]
 
 
 def _model(route: Route) -> dict[str, Any]:
