@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gateway_peer
-from benchmarks.gateway_parts import KEY, Served, bench_folder, gateway, kafka, load, measured, passthrough, stub
+from benchmarks.gateway_parts import Served, bench_folder, gateway, kafka, load, measured, passthrough, stub
 from services.stack.model import model_folder, tiny_model
 from services.stack.vllm_local import LocalVllm
 
@@ -60,7 +60,7 @@ def _alternate(given: argparse.Namespace, stub_arguments: tuple[str, ...], load_
         sides = [stack.enter_context(passthrough(upstream)), stack.enter_context(gateway(upstream, cluster))]
         runs: dict[str, list[Row]] = {served.name: [] for served in sides}
         for served in sides:
-            load(served.url, *prompt, *load_arguments, "--seconds", "2")
+            load(served, *prompt, *load_arguments, "--seconds", "2")
         for _ in range(given.rounds):
             for served in sides:
                 runs[served.name].append(measured(served, *prompt, *load_arguments, "--seconds", str(given.seconds)))
@@ -78,7 +78,7 @@ def latency(given: argparse.Namespace) -> None:
     with bench_folder() as folder, kafka(folder) as cluster, stub(*prompt) as upstream, ExitStack() as stack:
         sides = [stack.enter_context(passthrough(upstream)), stack.enter_context(gateway(upstream, cluster))]
         for served in sides:
-            load(served.url, *prompt, "--seconds", "2")
+            load(served, *prompt, "--seconds", "2")
         for rate in given.rates:
             arguments = (*prompt, "--rate", str(rate), "--seconds", str(given.seconds), "--connections", "64")
             straight = load(upstream, *arguments)
@@ -102,7 +102,7 @@ def memory(given: argparse.Namespace) -> None:
         while done < given.calls:
             share = str(given.calls // 10)
             for stream in ((), ("--stream",)):
-                done += load(served.url, "--requests", str(int(share) // 2), "--seconds", "600", *stream)["done"]
+                done += load(served, "--requests", str(int(share) // 2), "--seconds", "600", *stream)["done"]
             rows.append([f"{done:,}", served.rss_mib()])
     table("Memory of the gateway", ["calls", "resident MiB"], rows)
 
@@ -113,11 +113,11 @@ def idle(given: argparse.Namespace) -> None:
     with bench_folder() as folder, kafka(folder) as cluster, stub("--hold") as upstream, stub() as lively:
         upstreams = f'{{"lively": {{"base_url": "{lively}", "kind": "vllm", "model": "policy"}}}}'
         with gateway(upstream, cluster, FULGURITE_UPSTREAMS=upstreams, FULGURITE_HEARTBEAT_S="3600") as served:
-            load(served.url, "--model", "lively", "--seconds", "1")
+            load(served, "--model", "lively", "--seconds", "1")
             before = served.rss_mib()
             streams = _open_streams(served, given.streams)
             begun = sum(_has_begun(stream) for stream in streams)
-            held, told = served.rss_mib(), load(served.url, "--model", "lively", "--seconds", "3")
+            held, told = served.rss_mib(), load(served, "--model", "lively", "--seconds", "3")
             time.sleep(5)
             alive = sum(_still_open(stream) for stream in streams)
             for stream in streams:
@@ -129,7 +129,9 @@ def idle(given: argparse.Namespace) -> None:
 def _open_streams(served: Served, count: int) -> list[socket.socket]:
     host, port = served.url.removeprefix("http://").split(":")
     payload = b'{"model":"policy","stream":true,"messages":[{"role":"user","content":"hold on"}]}'
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(payload)}\r\n\r\n"
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {served.key}\r\ncontent-length: {len(payload)}\r\n\r\n"
+    )
     streams: list[socket.socket] = []
     for _ in range(count):
         stream = socket.create_connection((host, int(port)), timeout=30)
@@ -173,10 +175,10 @@ def vllm(given: argparse.Namespace) -> None:
         engine = stack.enter_context(LocalVllm(model, folder / "vllm"))
         served = stack.enter_context(gateway(engine.base_url, cluster))
         arguments = ("--prompt-tokens", "50", "--max-tokens", str(given.max_tokens), "--stream")
-        for url in (engine.base_url, served.url):
+        for url in (engine.base_url, served):
             load(url, *arguments, "--seconds", "5")
         for _ in range(given.rounds):
-            for name, url in (("vLLM", engine.base_url), ("gateway", served.url)):
+            for name, url in (("vLLM", engine.base_url), ("gateway", served)):
                 told = load(url, *arguments, "--seconds", str(given.seconds))
                 tokens[name].append(told["chunks"] / told["seconds"])
     direct, through = statistics.median(tokens["vLLM"]), statistics.median(tokens["gateway"])

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import psutil
 
@@ -27,15 +27,17 @@ from services.stack.ports import free_port
 from services.topic_admin import create_topics
 
 KEY = "a-plain-key"
+_ADMIN = "the-admin-key"
 _READY_S = 90.0
 
 
 class Served:
     """A process under test."""
 
-    def __init__(self, name: str, url: str, pid: int) -> None:
+    def __init__(self, name: str, url: str, pid: int, key: str = KEY) -> None:
         self.name = name
         self.url = url
+        self.key = key
         self.process = psutil.Process(pid)
 
     def cpu_s(self) -> float:
@@ -86,18 +88,27 @@ def gateway(upstream: str, cluster: LocalKafka, **env: str) -> Generator[Served]
         "VLLM_BASE_URL": upstream,
         "FULGURITE_SIGNING_KEYS": "k1:0123456789abcdef0123456789abcdef",
         "FULGURITE_API_KEYS": KEY,
+        "FULGURITE_ADMIN_KEY": _ADMIN,
         "FULGURITE_GATEWAY_PORT": str(port),
         "FULGURITE_LOG_LEVEL": "WARNING",
         **env,
     }
     with process([sys.executable, "-m", "services.gateway.main"], environment) as running:
         wait(url := f"http://127.0.0.1:{port}")
-        yield Served("gateway", url, running.pid)
+        yield Served("gateway", url, running.pid, _rollout_key(url))
 
 
-def load(url: str, *arguments: str) -> dict[str, Any]:
+def _rollout_key(url: str) -> str:
+    """A rollout's own key, as agents in training have it."""
+    headers = {"content-type": "application/json", "authorization": f"Bearer {_ADMIN}"}
+    with urlopen(Request(f"{url}/v1/rollouts", b'{"deadline_s": 86400}', headers), timeout=30) as reply:
+        return str(json.load(reply)["rollouts"][0]["api_key"])
+
+
+def load(target: Served | str, *arguments: str) -> dict[str, Any]:
     """Run the load to its end."""
-    argv = [sys.executable, "-m", "benchmarks.gateway_load", f"{url}/v1/chat/completions", *arguments]
+    url, key = (target, KEY) if isinstance(target, str) else (target.url, target.key)
+    argv = [sys.executable, "-m", "benchmarks.gateway_load", f"{url}/v1/chat/completions", "--key", key, *arguments]
     with process(argv, rest=True) as running:
         out, _ = running.communicate(timeout=600)
     return cast("dict[str, Any]", json.loads(out))
@@ -106,7 +117,7 @@ def load(url: str, *arguments: str) -> dict[str, Any]:
 def measured(served: Served, *arguments: str) -> dict[str, Any]:
     """Load, with the CPU seconds that the process under test spent on it."""
     before = served.cpu_s()
-    told = load(served.url, *arguments)
+    told = load(served, *arguments)
     told["cpu_s"] = served.cpu_s() - before
     return told
 

@@ -40,7 +40,7 @@ def compare(given: argparse.Namespace, table: Callable[[str, list[str], list[lis
         ]
         runs: dict[str, list[dict[str, Any]]] = {served.name: [] for served in sides}
         for served in sides:
-            load(served.url, *prompt, "--seconds", "2")
+            load(served, *prompt, "--seconds", "2")
         for _ in range(given.rounds):
             for served in sides:
                 runs[served.name].append(measured(served, *prompt, "--seconds", str(given.seconds)))

@@ -20,6 +20,7 @@ VERSION_COMMENT = b": fulgurite-version "
 
 Json = dict[str, Any]
 
+decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder().encode
 
 
@@ -62,6 +63,14 @@ class Capture(ABC):
     @abstractmethod
     def take_chunk(self, chunk: Json) -> bytes | None:
         """A chunk of a stream → the chunk for the agent, None if nothing is left of it. An error within a stream is kept in `error`."""
+
+    def decode_reply(self, raw: bytes) -> Any:
+        """A whole answer's bytes → what `take_reply` takes. Raises msgspec.DecodeError."""
+        return decode(raw)
+
+    def quick_chunk(self, data: bytes) -> bytes | None:
+        """`take_chunk` for chunks that are common, may leave and can be told apart cheaply; None leaves one to the general way."""
+        return None
 
     @abstractmethod
     def finished(self) -> bool:

@@ -160,7 +160,7 @@ class Endpoint:
     def _take(self, call: Call, raw: bytes) -> bytes:
         backend = call.route.backend
         try:
-            reply: Any = msgspec.json.decode(raw)
+            reply: Any = call.capture.decode_reply(raw)
         except msgspec.DecodeError as error:
             raise UpstreamBroken(f"The answer of the model server {backend!r} is not JSON.") from error
         body = call.capture.take_reply(cast("dict[str, Any]", reply)) if isinstance(reply, dict) else None

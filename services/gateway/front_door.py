@@ -7,22 +7,37 @@ the endpoint bounds the body itself, and an unexpected error is answered and log
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+OnBug = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class FrontDoor:
-    """Raw ASGI around the app. `hot` is filled when the app has started."""
+    """Raw ASGI around the app. `hot` is filled when the app has started; `on_bug` makes the reply to an unexpected error."""
 
-    def __init__(self, app: ASGIApp, hot: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, app: ASGIApp, hot: Mapping[str, ASGIApp], on_bug: OnBug) -> None:
         self._app = app
         self._hot = hot
+        self._on_bug = on_bug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """By exact path; a path that names a rollout takes the app's routing."""
         hot = self._hot.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        await (hot or self._app)(scope, receive, send)
+        if hot is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            await hot(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - the edge of the process: a bug is answered and logged, and the next call served
+            reply = await self._on_bug(Request(scope), error)
+            # Where an answer has begun, nothing can be said any more: the server refuses a second start.
+            with suppress(RuntimeError):
+                await reply(scope, receive, send)
 
 
 def settle_garbage() -> None:

@@ -18,7 +18,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.routing import Route as WebRoute
 
 from fulgurite.codec import Codec
@@ -110,7 +109,7 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
             # First, so that the hot routes are found without looking at the others.
             routes = _model_routes(desk)
             app.router.routes[:0] = routes
-            app.state.hot |= {route.path: ServerErrorMiddleware(route.endpoint, _on_bug) for route in routes if route.methods == {"POST"}}
+            app.state.hot |= {route.path: route.endpoint for route in routes if route.methods == {"POST"}}
             app.include_router(RolloutDesk(desk).router)
             app.include_router(HealthDesk(desk).router)
             settle_garbage()
@@ -181,7 +180,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
     """Unknown paths and methods."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     problem = NotFound(
-        f"No route {request.method} {request.url.path}. Agents use /v1/chat/completions, /v1/responses or /v1/messages; see /docs for the rest."
+        f"No route {request.method} {request.url.path}. "
+        "Agents use /v1/chat/completions, /v1/responses or /v1/messages; see /docs for the rest."
     )
     problem.status = status
     if "/v1/messages" in request.url.path:
@@ -198,7 +198,7 @@ def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
     """Serve until SIGTERM or SIGINT."""
     app = create_app(settings, kafka)
     uvicorn.run(
-        FrontDoor(app, app.state.hot),
+        FrontDoor(app, app.state.hot, _on_bug),
         host=settings.gateway_host,
         port=settings.gateway_port,
         access_log=False,

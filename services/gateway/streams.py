@@ -46,6 +46,8 @@ class StreamRelay:
 
     def take(self, event: bytes) -> bytes | None:
         """An event from upstream → what may leave now."""
+        if event.startswith(b"data: {") and not self._pending and (quick := self._capture.quick_chunk(event[6:])) is not None:
+            return b"data: " + quick + b"\n\n"
         parsed = _parse(event, self._capture)
         if parsed.data is None:
             return parsed.others

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 from fulgurite.failures import FailureKind
-from services.gateway.capture import Json, arguments_parse
+from services.gateway.capture import Json, arguments_parse, encode
+from services.gateway.dialects.chat_quick import Logprobs, quick_chunk, quick_reply
 from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture
 
 
@@ -21,6 +22,27 @@ class ChatCapture(ChoicesCapture):
         if any(not _tool_calls_parse(choice.message) for choice in self.choices.values()):
             return FailureKind.tool_parse_error
         return super().failure()
+
+    def decode_reply(self, raw: bytes) -> Any:
+        """See Capture."""
+        reply = None if self._wants.logprobs else quick_reply(raw)
+        return super().decode_reply(raw) if reply is None else reply
+
+    def quick_chunk(self, data: bytes) -> bytes | None:
+        """See Capture."""
+        if self._alias is None or self._wants.logprobs or self._wants.token_ids or self._ended:
+            return None
+        chunk = quick_chunk(data)
+        choice = None if chunk is None else self.choices.get(chunk.choices[0].index)
+        if chunk is None or choice is None or not isinstance(choice.message.get("content"), str):
+            return None
+        part = chunk.choices[0]
+        choice.message["content"] += part.delta.content
+        choice.token_ids += part.token_ids
+        choice.logprobs += [token.logprob for token in part.logprobs.content]
+        head = {"id": self._id, "object": chunk.object, "created": chunk.created, "model": self._alias}
+        delta = {"index": part.index, "delta": {"content": part.delta.content}, "logprobs": None, "finish_reason": None}
+        return encode({**head, "choices": [delta]})
 
     def _take_whole(self, choice: ChoiceCapture, part: Json) -> None:
         message = part.get("message")
@@ -84,6 +106,8 @@ def _says(delta: Any) -> bool:
 
 def _logprobs(part: Json) -> list[float] | None:
     logprobs = part.get("logprobs")
+    if isinstance(logprobs, Logprobs):
+        return [token.logprob for token in logprobs.content]
     content = cast(Json, logprobs).get("content") if isinstance(logprobs, dict) else None
     if not isinstance(content, list):
         return None

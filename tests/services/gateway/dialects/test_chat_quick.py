@@ -1,0 +1,86 @@
+"""The quick way through chat completions gives the agent the same bytes and the log the same record as the general way."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.gateway.dialects.chat_capture import ChatCapture
+from services.gateway.dialects.choices import Wants
+from services.gateway.streams import StreamRelay
+
+_HEAD = {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "served"}
+_TEXT = st.text(max_size=6)
+_LOGPROB = st.floats(-20, 0)
+
+
+class General(ChatCapture):
+    """Without the quick way."""
+
+    def quick_chunk(self, data: bytes) -> bytes | None:
+        return None
+
+    def decode_reply(self, raw: bytes) -> Any:
+        return json.loads(raw)
+
+
+def token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> dict[str, Any]:
+    text, logprob = draw(_TEXT), draw(_LOGPROB)
+    part: dict[str, Any] = {
+        "index": draw(st.integers(0, 1)),
+        "delta": draw(st.sampled_from([{"content": text}, {"role": "assistant", "content": ""}, {"reasoning": text}, {}])),
+        "logprobs": draw(st.sampled_from([{"content": [token(text, logprob)]}, {"content": None}, None])),
+        "finish_reason": draw(st.sampled_from([None, None, None, None, "stop"])),
+        "token_ids": draw(st.sampled_from([[7], [7, 8], None])),
+    }
+    extra = draw(st.sampled_from([None, None, "stop_reason", "new"]))
+    return part if extra is None else {**part, extra: None}
+
+
+@st.composite
+def events(draw: st.DrawFn) -> list[bytes]:
+    chunks = [{**_HEAD, "choices": [part]} for part in draw(st.lists(parts(), max_size=12))]
+    opening = {**_HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "prompt_token_ids": [1, 2]}
+    return [b"data: " + json.dumps(chunk).encode() for chunk in [opening, *chunks]]
+
+
+def relayed(capture: ChatCapture, sent: list[bytes]) -> tuple[Any, ...]:
+    relay = StreamRelay(capture)
+    passed = [relay.take(event) for event in sent]
+    return passed, relay.held, capture.taken(), capture.response(), capture.finished(), capture.failure(), capture.prompt_token_ids
+
+
+@given(events(), st.builds(Wants, logprobs=st.booleans(), token_ids=st.booleans(), usage=st.booleans()))
+def test_a_stream(sent: list[bytes], wants: Wants) -> None:
+    assert relayed(ChatCapture("ours", "alias", wants), sent) == relayed(General("ours", "alias", wants), sent)
+
+
+def test_the_usual_chunk_takes_the_quick_way() -> None:
+    capture = ChatCapture("ours", "alias", Wants(logprobs=False, token_ids=False, usage=False))
+    part = {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [token("a", -0.5)]}, "finish_reason": None, "token_ids": [5]}
+    assert capture.quick_chunk(json.dumps({**_HEAD, "choices": [part]}).encode()) is None  # nothing is known of this choice yet
+    capture.take_chunk({**_HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
+    passed = capture.quick_chunk(json.dumps({**_HEAD, "choices": [part]}).encode())
+    assert passed is not None
+    assert json.loads(passed)["choices"][0] == {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}
+
+
+@given(st.lists(st.tuples(_TEXT, _LOGPROB), max_size=5), st.booleans(), st.sampled_from([{}, {"kv_transfer_params": None, "new": [1]}]))
+def test_a_whole_answer(said: list[tuple[str, float]], wants_logprobs: bool, more: dict[str, Any]) -> None:
+    message = {"role": "assistant", "content": "".join(text for text, _ in said)}
+    choice = {"index": 0, "message": message, "logprobs": {"content": [token(*one) for one in said]}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 2, "completion_tokens": len(said)}
+    reply = {**_HEAD, "choices": [{**choice, "token_ids": [7] * len(said)}], "usage": usage, "prompt_token_ids": [1, 2], **more}
+    raw, wants = json.dumps(reply).encode(), Wants(logprobs=wants_logprobs, token_ids=False, usage=False)
+    quick, general = ChatCapture("ours", "alias", wants), General("ours", "alias", wants)
+    assert quick.take_reply(quick.decode_reply(raw)) == general.take_reply(general.decode_reply(raw))
+    assert quick.taken() == general.taken()
+    assert quick.response() == general.response()
