@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -75,6 +75,50 @@ def create() -> None:
     from services.cli.topics import create_topics_command
 
     create_topics_command()
+
+
+routes = typer.Typer(no_args_is_help=True, help="Which versions serve an alias: canary, promotion, rollback.")
+app.add_typer(routes, name="routes")
+
+Alias = Annotated[str, typer.Argument(help="The model name that agents ask for.")]
+Reason = Annotated[str, typer.Option(help="For people: why.")]
+
+
+@routes.callback()
+def _routes() -> None:
+    """Which versions serve an alias: canary, promotion, rollback."""
+
+
+@routes.command("set")
+def set_route(
+    alias: Alias,
+    targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="policy@epoch.step=share, or policy=share for the newest.")],
+    reason: Reason = "by hand",
+) -> None:
+    """Route an alias: `fulgurite routes set policy policy@1.3=0.9 policy@1.4=0.1`.
+
+    Replaces the alias's route. A rollout keeps its version. Of full weights a backend holds one version: the greatest share is loaded
+    everywhere, the next by backends whose applier has FULGURITE_APPLIER_CANARY.
+    """
+    from services.cli.routes import set_route_command
+
+    set_route_command(alias, targets, reason)
+
+
+@routes.command("clear")
+def clear_route(alias: Alias, reason: Reason = "by hand") -> None:
+    """Take an alias's route back: it is served by the newest version of its policy again."""
+    from services.cli.routes import clear_route_command
+
+    clear_route_command(alias, reason)
+
+
+@routes.command("list")
+def list_routes() -> None:
+    """Show the routes in force, who set them, when and why. An alias that is not listed is served by the newest version of its policy."""
+    from services.cli.routes import list_routes_command
+
+    list_routes_command()
 
 
 if __name__ == "__main__":

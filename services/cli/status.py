@@ -19,7 +19,9 @@ from rich.table import Table
 from fulgurite.codec import Codec
 from fulgurite.desired import DesiredVersion
 from fulgurite.events import PolicyApplied, PolicyUpdate
+from fulgurite.kinds import ApplyOutcome
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TOPICS, Topic
+from services.backends import parse_backends
 from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_all
 from services.topic_admin import TopicLayoutError, admin_client, check_topics
 
@@ -71,7 +73,7 @@ class Status(msgspec.Struct, frozen=True):
 
 def status(
     gateway: Annotated[str, typer.Option(envvar="FULGURITE_GATEWAY_URL", help="The gateway's address.")] = "http://127.0.0.1:8080",
-    vllm: Annotated[str | None, typer.Option(envvar="VLLM_BASE_URL", help="vLLM's address; it is asked only if given.")] = None,
+    vllm: Annotated[str | None, typer.Option(envvar="VLLM_BASE_URL", help="vLLM's address, or several; asked only if given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Show what answers, what is served, how far behind each consumer group is and how much each topic holds.
@@ -109,7 +111,7 @@ def look(kafka: KafkaSettings, gateway: str, vllm: str | None) -> Status:
         consumer.close()
     endpoints = {"gateway": answers(f"{gateway}/readyz")}
     if vllm:
-        endpoints["vllm"] = answers(f"{vllm}/health")
+        endpoints |= {name: answers(f"{url}/health") for name, url in parse_backends(vllm, "vllm").items()}
     return Status(
         endpoints=endpoints,
         layout=layout,
@@ -142,7 +144,7 @@ def served(kafka: KafkaSettings) -> list[Served]:
             newest.setdefault(record.event.policy, DesiredVersion(record.event.policy)).take(record.event)
     last: dict[tuple[str, str], PolicyApplied] = {}
     for record in read_all(kafka, POLICY_APPLIED, codec):
-        if isinstance(record.event, PolicyApplied):
+        if isinstance(record.event, PolicyApplied) and record.event.outcome is not ApplyOutcome.retired:
             last[record.event.policy, record.event.backend] = record.event
     return [
         Served(

@@ -17,6 +17,7 @@ from typing import Self
 
 import msgspec
 
+from services.backends import parse_backends
 from services.cli import doctor
 from services.kafka import KafkaSettings
 from services.stack.errors import StackError
@@ -200,16 +201,25 @@ class LocalStack:
             self._service("learner", "services.learner.main"),
             self._service("aggregator", "services.aggregator.main"),
             self._service("rewarder", "services.rewarder.main"),
-            self._service("applier", "services.applier.main"),
+            *self._appliers(),
             self._service("gateway", "services.gateway.main", ready=lambda: answers(port, "/healthz")),
         ]
 
-    def _service(self, name: str, module: str, ready: Callable[[], bool] | None = None) -> ProcessSpec:
+    def _appliers(self) -> list[ProcessSpec]:
+        """One for each backend of VLLM_BASE_URL."""
+        backends = list(parse_backends(self.environment["VLLM_BASE_URL"], "vllm"))
+        if len(backends) == 1:
+            return [self._service("applier", "services.applier.main")]
+        return [self._service(f"applier-{name}", "services.applier.main", env={"FULGURITE_BACKEND": name}) for name in backends]
+
+    def _service(
+        self, name: str, module: str, ready: Callable[[], bool] | None = None, env: Mapping[str, str] | None = None
+    ) -> ProcessSpec:
         return ProcessSpec(
             name=name,
             argv=[sys.executable, "-m", module],
             log=self.data / "logs" / f"{name}.log",
-            env=self.environment,
+            env={**self.environment, **(env or {})},
             ready=ready,
             restart=self.options.restart,
         )

@@ -126,6 +126,19 @@ def test_status_tells_what_does_not_answer_and_what_the_topics_hold(cli: Cli) ->
     assert "consumer groups" in cli("status").stdout
 
 
+def test_a_route_is_set_shown_and_taken_back(cli: Cli) -> None:
+    cli("topics", "create")
+    assert "no routes" in cli("routes", "list").stdout
+    unknown = cli("routes", "set", "policy", "policy@1.3")
+    assert unknown.returncode == 1
+    assert "never published" in unknown.stderr
+    done = cli("routes", "set", "policy", "policy@0.0=0.9", "policy=0.1", "--reason", "a canary")
+    assert done.returncode == 0, done.stderr
+    assert "policy@0.0=0.9, policy (newest)=0.1" in done.stdout
+    assert "a canary" in done.stdout
+    assert "no routes" in cli("routes", "clear", "policy").stdout
+
+
 def test_no_broker_is_said_plainly(cli: Cli) -> None:
     for command in (("topics", "create"), ("status",)):
         done = cli(*command, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:9")
