@@ -23,6 +23,9 @@ CALL, STATUS, REWARD = "call", "status", "reward"
 AGENT_SCOPES = (CALL, STATUS)
 REWARD_SCOPES = (REWARD,)
 
+_REMEMBERED = 10_000
+"""A few megabytes of keys."""
+
 _KEY = re.compile(r"fg-([A-Za-z0-9_-]{1,64})\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 
 
@@ -45,6 +48,8 @@ class KeyRing:
     def __init__(self, secrets: dict[str, bytes]) -> None:
         self._secrets = secrets
         self._kid = next(iter(secrets))
+        self._verified: dict[str, Claims] = {}
+        """Signatures that were checked: an agent shows the same key with every call."""
 
     @classmethod
     def parse(cls, text: str) -> KeyRing:
@@ -76,6 +81,19 @@ class KeyRing:
 
     def verify(self, text: str, now_ms: int) -> Claims:
         """Raises Unauthorized for a key this ring did not sign, ExpiredKey past its expiry and the leeway."""
+        claims = self._verified.get(text)
+        if claims is None:
+            if len(self._verified) >= _REMEMBERED:
+                self._verified.clear()
+            claims = self._verified[text] = self._genuine(text)
+        if now_ms > claims.exp + LEEWAY_MS:
+            raise ExpiredKey(
+                f"The API key of rollout {claims.rollout} expired: its deadline is past. Start a new attempt or declare a new group.",
+                claims,
+            )
+        return claims
+
+    def _genuine(self, text: str) -> Claims:
         match = _KEY.fullmatch(text)
         if match is None:
             raise Unauthorized("The API key starts like a rollout's key but is damaged: pass OPENAI_API_KEY exactly as it was given out.")
@@ -87,13 +105,7 @@ class KeyRing:
             )
         if not hmac.compare_digest(_b64(_sign(secret, kid, payload)), signature):
             raise Unauthorized("The API key's signature is wrong: pass OPENAI_API_KEY exactly as it was given out.")
-        claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=Claims)
-        if now_ms > claims.exp + LEEWAY_MS:
-            raise ExpiredKey(
-                f"The API key of rollout {claims.rollout} expired: its deadline is past. Start a new attempt or declare a new group.",
-                claims,
-            )
-        return claims
+        return msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=Claims)
 
 
 def _sign(secret: bytes, kid: str, payload: str) -> bytes:
