@@ -16,7 +16,7 @@ COPY fulgurite fulgurite
 COPY services services
 
 FROM base AS gateway
-RUN pip install -c requirements/services.txt ".[gateway]"
+RUN pip install -c requirements/services.txt ".[gateway,otel]"
 USER 10001
 EXPOSE 8080
 CMD ["python", "-m", "services.gateway.main"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import numpy as np
 
 from fulgurite.events import LlmCall, Sampling
@@ -13,6 +15,7 @@ from services.gateway.dialect import ApiRequest
 from services.gateway.identity import ROLLOUT_ID_HEADER, Identified
 from services.gateway.problems import GatewayError
 from services.gateway.settings import Route
+from services.gateway.tracing import CallTrace
 from services.gateway.wire import Header
 
 _REDACTED = "[redacted]"
@@ -22,10 +25,12 @@ _TAIL = 16
 class Draft:
     """What is known of a request so far; with a route it becomes a `Call`."""
 
-    def __init__(self, api: str, started_at: int, traceparent: str | None, sampling: Sampling) -> None:
+    def __init__(self, api: str, started_at: int, trace: CallTrace, sampling: Sampling) -> None:
         self.api = api
         self.started_at = started_at
-        self.traceparent = traceparent
+        self.begun = perf_counter()
+        self.trace = trace
+        self.traceparent = trace.traceparent
         self.sampling = sampling
         self.secret = ""
         self.key = ""
@@ -39,6 +44,8 @@ class Draft:
         self.request: ApiRequest | None = None
         self.owner: tuple[Identified, str] | None = None
         """Rollout and call id, once it is known whose call it is."""
+        self.event: LlmCall | None = None
+        """What the log got, or was meant to get."""
 
 
 class Call:
@@ -52,8 +59,26 @@ class Call:
         self.route = route
         self.capture = capture
         self.started_at = draft.started_at
-        self.traceparent = draft.traceparent
         self.first_token_at: int | None = None
+        self._asked = self._answered = draft.begun
+
+    def ask(self) -> str | None:
+        """An upstream is asked now; returns the trace context to hand on."""
+        self._asked = perf_counter()
+        return self.draft.trace.upstream()
+
+    def answered(self) -> None:
+        """Its answer is complete."""
+        self._answered = perf_counter()
+        self.draft.trace.answered()
+
+    def upstream_s(self) -> float:
+        """How long the upstream took."""
+        return self._answered - self._asked
+
+    def added_s(self) -> float:
+        """How long the call has taken so far, apart from the upstream."""
+        return perf_counter() - self.draft.begun - self.upstream_s()
 
     def reply_headers(self) -> list[Header]:
         """What every answer says of itself."""

@@ -14,6 +14,7 @@ from services.gateway.policies import PolicyTail
 from services.gateway.recorder import Recorder
 from services.gateway.registry import GroupRegistry
 from services.gateway.settings import GatewaySettings, Route
+from services.gateway.tracing import Tracer
 from services.gateway.train_sampling import TrainSamplings
 from services.gateway.vllm_client import UpstreamClient
 from services.kafka import KafkaSettings
@@ -39,3 +40,4 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     train_sampling: TrainSamplings
     policies: PolicyTail
     metrics: Metrics
+    tracer: Tracer

@@ -66,7 +66,7 @@ class Dispatcher:
     def _post(self, call: Call, dialect: Dialect) -> AbstractAsyncContextManager[UpstreamReply]:
         route = call.route
         body, headers = dialect.upstream_body(call.request, route, call.call_id), dialect.upstream_headers(call.request, route)
-        return self._client.open(route, dialect.path, body, call.call_id, call.traceparent, headers)
+        return self._client.open(route, dialect.path, body, call.call_id, call.ask(), headers)
 
 
 def _lacks_adapter(way: Route, error: UpstreamRejected) -> bool:

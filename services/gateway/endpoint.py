@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 from starlette.types import Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from fulgurite.events import LlmCall
 from fulgurite.ids import completion_of, subject_of
@@ -32,6 +33,8 @@ from services.gateway.vllm_client import VERSION_HEADER, VERSION_LAST_HEADER, Up
 
 log = logs.get(__name__)
 
+_SERVER_ERROR = 500
+
 
 class Endpoint:
     """A raw ASGI endpoint over a dialect: FastAPI's own request handling would cost as much again as everything done here."""
@@ -42,7 +45,16 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its first byte to the last."""
-        draft = Draft(self._dialect.api, now_ms(), wire.header(scope, b"traceparent"), self._desk.sampling)
+        trace = self._desk.tracer.begin(self._dialect.api, wire.header(scope, b"traceparent"))
+        draft = Draft(self._dialect.api, now_ms(), trace, self._desk.sampling)
+        try:
+            await self._serve(draft, scope, receive, send)
+        finally:
+            trace.end(draft.event)
+            if draft.event is not None and (draft.event.status_code or 0) >= _SERVER_ERROR:
+                _tell(draft.event)
+
+    async def _serve(self, draft: Draft, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             call = await self._admit(draft, scope, receive)
         except ClientGone:
@@ -109,6 +121,8 @@ class Endpoint:
             await self._identify(draft, caller, Named(agent=named.agent), alias)
             raise
         draft.owner = who, completion_of(who.rollout_id, who.attempt, os.urandom(8))
+        # Each call is served in a task, hence a context, of its own: every later line of the log bears both.
+        bind_contextvars(rollout_id=who.rollout_id, call_id=draft.owner[1])
         return draft.owner
 
     def _route(self, request: ApiRequest) -> Route:
@@ -123,7 +137,7 @@ class Endpoint:
         if draft.owner is None:
             await self._reply_problem(send, problem, [])
             return
-        event = refusal(draft, *draft.owner, problem, now_ms())
+        event = draft.event = refusal(draft, *draft.owner, problem, now_ms())
         if self._desk.recorder.problem() is None:
             await self._record_quietly(event)
         else:
@@ -139,6 +153,7 @@ class Endpoint:
                     capture.version_first = upstream.header(VERSION_HEADER)
                     capture.version_last = upstream.header(VERSION_LAST_HEADER)
                     raw = await upstream.read()
+                call.answered()
                 call.first_token_at = now_ms()
                 body = self._take(call, raw)
         except ClientGone:
@@ -154,6 +169,7 @@ class Endpoint:
         withheld = await self._record_answer(call)
         if withheld is None:
             await wire.reply(send, 200, body, call.reply_headers())
+            self._desk.metrics.added_seconds.observe(call.added_s())
         else:
             await self._reply_problem(send, withheld, call.reply_headers())
 
@@ -180,6 +196,7 @@ class Endpoint:
                 headers = [wire.EVENT_STREAM, (b"cache-control", b"no-cache"), *call.reply_headers()]
                 await wire.start(send, 200, headers)
                 await self._relay(call, upstream, relay, send)
+                call.answered()
             if capture.error is not None or not capture.finished():
                 raise UpstreamBroken(capture.error or f"The stream of the model server {call.route.backend!r} ended before its answer did.")
         except ClientGone:
@@ -196,6 +213,7 @@ class Endpoint:
         else:
             withheld = await self._record_answer(call)
             await wire.piece(send, b"".join(relay.held) if withheld is None else self._dialect.error_event(withheld), last=True)
+            self._desk.metrics.added_seconds.observe(call.added_s())
 
     async def _relay(self, call: Call, upstream: UpstreamReply, relay: StreamRelay, send: Send) -> None:
         splitter = EventSplitter()
@@ -210,15 +228,17 @@ class Endpoint:
     async def _record_answer(self, call: Call) -> Unavailable | None:
         """Return once the answer is in the log; the problem if it cannot be, and must be withheld."""
         metrics, first = self._desk.metrics, call.first_token_at or call.started_at
-        metrics.upstream_seconds.observe((now_ms() - call.started_at) / 1000)
+        metrics.upstream_seconds.observe(call.upstream_s())
         metrics.first_token_seconds.observe((first - call.started_at) / 1000)
         remembered = self._remember(call)
+        call.draft.trace.publish()
         try:
             await self._desk.recorder.record_call(self._event(call))
         except Unavailable as problem:
             metrics.withheld.inc()
             return problem
         finally:
+            call.draft.trace.published()
             if remembered is not None:
                 await remembered
         return None
@@ -241,13 +261,27 @@ class Endpoint:
         self._desk.recorder.record_call_soon(self._event(call, outcome=CallOutcome.client_disconnected))
 
     def _event(self, call: Call, problem: GatewayError | None = None, outcome: CallOutcome = CallOutcome.success) -> LlmCall:
-        return call.event(self._desk.settings.logprobs_mode, now_ms(), problem, outcome)
+        event = call.draft.event = call.event(self._desk.settings.logprobs_mode, now_ms(), problem, outcome)
+        return event
 
     async def _reply_problem(self, send: Send, problem: GatewayError, headers: list[wire.Header]) -> None:
         await wire.reply_problem(send, problem, headers, self._dialect.error_body(problem))
 
     def _open(self, call: Call) -> AbstractAsyncContextManager[UpstreamReply]:
         return self._desk.dispatcher.open(call, self._dialect)
+
+
+def _tell(event: LlmCall) -> None:
+    log.warning(
+        "call failed",
+        api=event.api,
+        alias=event.alias,
+        backend=event.backend,
+        outcome=event.outcome.value,
+        failure=event.failure.value if event.failure else None,
+        status=event.status_code,
+        error=event.error,
+    )
 
 
 def _named(scope: Scope) -> Named:

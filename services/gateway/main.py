@@ -6,6 +6,7 @@ Writes `llm.calls`, `agent.status`, `agent.rewards`; reads the policy topics. St
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -44,7 +45,9 @@ from services.gateway.registry import GroupRegistry
 from services.gateway.rollout_routes import RolloutDesk, naming
 from services.gateway.routing import Router
 from services.gateway.settings import GatewaySettings
+from services.gateway.tracing import open_tracer
 from services.gateway.train_sampling import TrainSamplings
+from services.gateway.version_metric import ServedVersions
 from services.gateway.vllm_client import UpstreamClient
 from services.kafka import EventProducer, KafkaSettings
 
@@ -87,7 +90,9 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
         train_sampling=TrainSamplings(settings.train_sampling),
         policies=policies,
         metrics=metrics,
+        tracer=open_tracer(),
     )
+    metrics.registry.register(ServedVersions(policies.view))
     recorder.start()
     desk.policies.start()
     try:
@@ -97,6 +102,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
         left = await recorder.close()
         desk.policies.close()
         await store.close()
+        await asyncio.to_thread(desk.tracer.close)
         log.info("gateway stopped", unacknowledged=left)
 
 

@@ -15,7 +15,13 @@ class Metrics:
         self.calls = Counter("fulgurite_gateway_calls", "Calls by how they ended.", ("alias", "outcome", "failure"), registry=self.registry)
         self.in_flight = Gauge("fulgurite_gateway_calls_in_flight", "Calls not yet answered.", registry=self.registry)
         self.upstream_seconds = Histogram(
-            "fulgurite_gateway_upstream_seconds", "Request received to answer complete.", buckets=_SECONDS, registry=self.registry
+            "fulgurite_gateway_upstream_seconds", "Upstream asked to answer complete.", buckets=_SECONDS, registry=self.registry
+        )
+        self.added_seconds = Histogram(
+            "fulgurite_gateway_added_seconds",
+            "What an answered call took apart from its upstream: waiting for a place, and for the log's acknowledgement, included.",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.first_token_seconds = Histogram(
             "fulgurite_gateway_first_token_seconds",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -86,6 +87,12 @@ class PolicyView:
         if applied is None:
             return None
         return applied.version if applied.outcome is ApplyOutcome.applied else applied.previous
+
+    def held(self) -> Iterator[tuple[str, str, str]]:
+        """Policy, backend and version, for every version that a backend holds."""
+        for policy, state in sorted(self._policies.items()):
+            for backend in sorted(state.serving):
+                yield from ((policy, backend, version) for version in sorted(self.loaded(policy, backend)))
 
     def as_json(self, policies: set[str]) -> dict[str, Any]:
         """The reply of `GET /v1/policies`; `policies` are listed even if the log does not know them."""
