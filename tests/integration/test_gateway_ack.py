@@ -20,6 +20,14 @@ pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "policy", "messages": [{"role": "user", "content": "hi"}]}
 ROLLOUT = "x-fulgurite-rollout-id"
+STREAMS: dict[str, tuple[dict[str, Any], bytes]] = {
+    CHAT: (BODY, b'"finish_reason":"stop"'),
+    "/v1/completions": ({"model": "policy", "prompt": "hi"}, b'"finish_reason":"stop"'),
+    "/v1/messages": (BODY | {"max_tokens": 16}, b"message_stop"),
+    "/v1/responses": ({"model": "policy", "input": "hi"}, b"response.completed"),
+}
+"""Each API's request, and what tells that its answer is complete."""
+ENDS = (*(marker for _, marker in STREAMS.values()), b"[DONE]", b"content_block_stop", b"message_delta", b".done")
 HELD_S = 4.0
 """How long nothing is seen to leave: a thousand times what an acknowledgement takes."""
 
@@ -85,22 +93,24 @@ async def test_with_two_of_three_stopped_nothing_leaves_until_they_wake(gateway:
     kafka3.suspend(2)
     try:
         whole = asyncio.create_task(gateway.json(CHAT, BODY))
-        response = await gateway.post(CHAT, BODY | {"stream": True})
-        arrived: list[bytes] = []
+        arrived: dict[str, list[bytes]] = {path: [] for path in STREAMS}
+        rollouts: list[str] = []
 
-        async def read() -> None:
-            async for line in lines(response):
-                arrived.append(line)  # noqa: PERF401 - what came so far is looked at meanwhile
+        async def read(path: str) -> None:
+            async with gateway.post(path, STREAMS[path][0] | {"stream": True}) as response:
+                rollouts.append(response.headers[ROLLOUT])
+                async for line in lines(response):
+                    arrived[path].append(line)
 
-        stream = asyncio.create_task(read())
+        streams = [asyncio.create_task(read(path)) for path in STREAMS]
         await asyncio.sleep(HELD_S)
-        assert len(stub.requests) >= 2
+        assert len(stub.requests) >= 1 + len(STREAMS)
         assert not whole.done(), "a reply left before the log had it"
-        assert not stream.done()
-        said = b"".join(arrived)
-        assert b" there" in said, "what comes before the finish reason is not held"
-        assert b'"finish_reason":"stop"' not in said, "a finish reason left before the log had it"
-        assert b"[DONE]" not in said
+        for path, stream in zip(STREAMS, streams, strict=True):
+            assert not stream.done()
+            said = b"".join(arrived[path])
+            assert b" there" in said, "what comes before the end is not held"
+            assert not [end for end in ENDS if end in said], f"the end of {path} left before the log had it"
         # By now it is known that the log is unavailable: new calls are refused before anything is generated.
         asked = len(stub.requests)
         status, reply = await gateway.json(CHAT, BODY)
@@ -111,11 +121,13 @@ async def test_with_two_of_three_stopped_nothing_leaves_until_they_wake(gateway:
         kafka3.resume(1)
         kafka3.resume(2)
     status, reply = await asyncio.wait_for(whole, 60)
-    await asyncio.wait_for(stream, 60)
+    await asyncio.wait_for(asyncio.gather(*streams), 60)
     assert status == 200
-    assert b'"finish_reason":"stop"' in b"".join(arrived)
-    assert arrived[-1] == b"data: [DONE]"
-    assert reply["id"] in {call.call_id for call in await gateway.calls()}
-    assert len(await gateway.calls(response.headers[ROLLOUT])) == 1
+    for path, (_, marker) in STREAMS.items():
+        assert marker in b"".join(arrived[path])
+    assert arrived[CHAT][-1] == b"data: [DONE]"
+    calls = await gateway.calls()
+    assert reply["id"] in {call.call_id for call in calls}
+    assert sorted(call.rollout_id for call in calls if call.rollout_id in rollouts) == sorted(rollouts)
     status, _ = await until_answered(gateway, BODY)
     assert status == 200
