@@ -12,7 +12,6 @@ from typing import NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fulgurite.codec import Codec
 from fulgurite.desired import DesiredVersion
@@ -81,12 +80,12 @@ def list_routes_command() -> None:
         found = read_routes(KafkaSettings())
     except LogUnavailable as error:
         _fail(error, 2)
-    table = Table("alias", "targets", "since", "by", "reason")
+    console = Console(soft_wrap=True, highlight=False)
     for alias, route in sorted(found.items()):
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(route.event_time / 1000))
-        table.add_row(alias, ", ".join(_shown(target) for target in route.targets), since, route.author, route.reason)
-    console = Console(soft_wrap=True)
-    console.print(table if found else "no routes: every alias is served by the newest version of its policy")
+        console.print(f"{alias}: {', '.join(_shown(target) for target in route.targets)}  ({since} UTC, {route.author}: {route.reason})")
+    if not found:
+        console.print("no routes: every alias is served by the newest version of its policy")
 
 
 def read_routes(kafka: KafkaSettings) -> dict[str, PolicyRoute]:
