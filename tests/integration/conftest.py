@@ -54,5 +54,6 @@ def valkey(engines_folder: Path) -> Iterator[LocalValkey]:
 @pytest.fixture(scope="session")
 def vllm_tiny(engines_folder: Path) -> Iterator[LocalVllm]:
     """vLLM with the tiny model, served as `policy`. Tests that update its weights leave higher versions behind."""
-    with LocalVllm(tiny_model(), engines_folder / "vllm", threads=1) as server:
+    stores = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
+    with LocalVllm(tiny_model(), engines_folder / "vllm", threads=1, env=stores) as server:
         yield server

@@ -118,6 +118,16 @@ async def test_the_official_clients_read_it(gateway: Gateway) -> None:
             await client.responses.create(model="policy", input="abc", previous_response_id="resp_nobodys")
 
 
+async def test_a_response_builds_on_another_by_the_id_that_the_agent_saw(gateway: Gateway) -> None:
+    text, first = await recorded(gateway, "/v1/responses", GREEDY | {"input": "abc", "max_output_tokens": 8})
+    more = GREEDY | {"input": "d", "max_output_tokens": 4, "previous_response_id": json.loads(text)["id"]}
+    async with gateway.post("/v1/responses", more) as response:
+        assert (response.status, response.headers[ROLLOUT]) == (200, first.rollout_id)
+    [second] = [call for call in await gateway.calls(first.rollout_id) if call.call_id != first.call_id]
+    assert second.prompt_token_ids is not None
+    assert len(second.prompt_token_ids) > len(first.prompt_token_ids or b"")
+
+
 async def test_tools_pass_through(gateway: Gateway) -> None:
     tool = {"type": "function", "name": "calc", "description": "d", "parameters": TOOL_SCHEMA}
     text, call = await recorded(gateway, "/v1/responses", {"model": "policy", "input": "abc", "tools": [tool], "max_output_tokens": 8})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from services.gateway.dialect import ApiRequest
 from services.gateway.dialects.anthropic_errors import AnthropicErrors
 from services.gateway.dialects.messages import parse_messages
@@ -17,9 +19,7 @@ class CountTokens(AnthropicErrors, PlainDialect):
 
     def parse(self, raw: bytes) -> ApiRequest:
         """Raises InvalidRequest for what is no JSON object with a `model` and a list of `messages`."""
-        request = parse_messages(raw)
-        # A conversation that is counted is not one that was held.
-        return ApiRequest(request.body, request.alias, stream=False, session=request.session, user=request.user)
+        return msgspec.structs.replace(parse_messages(raw), stream=False)
 
     def capture(self, request: ApiRequest, route: Route, call_id: str) -> PlainCapture:
         """See Dialect."""

@@ -39,14 +39,13 @@ class Responses(OpenAIErrors):
             raise InvalidRequest("`input` must be a text or a list of items.", param="input")
         if body.get("background"):
             raise InvalidRequest("`background` is not supported: the answer would not be recorded. Leave it out.", param="background")
-        items = cast("list[Any]", given) if isinstance(given, list) else [{"role": "user", "content": given}]
         before = _previous(body)
         return ApiRequest(
             body,
             alias,
             stream,
-            session_of(body),
-            items=items,
+            session_of(body) or _conversation(body),
+            items=_items(body),
             user=text(body, "user") or text(body, "safety_identifier"),
             continues=before.completion_id if before else None,
         )
@@ -80,6 +79,19 @@ class Responses(OpenAIErrors):
         error: Json = msgspec.json.decode(problem.body())["error"]
         event = {"type": "error", "code": error["code"], "message": error["message"], "param": error["param"], "sequence_number": 0}
         return b"event: error\ndata: " + encode({**event, "error": error}) + b"\n\n"
+
+
+def _items(body: Json) -> list[Any] | None:
+    """The conversation, where the request holds all of it."""
+    given = body.get("input")
+    if body.get("previous_response_id") or body.get("conversation") or given is None:
+        return None
+    return cast("list[Any]", given) if isinstance(given, list) else [{"role": "user", "content": given}]
+
+
+def _conversation(body: Json) -> str | None:
+    """OpenAI's own name for a conversation that it keeps: an id, or an object with one."""
+    return text(body, "conversation") or text(mapping(body, "conversation"), "id")
 
 
 def _previous(body: Json) -> CompletionRef | None:

@@ -212,11 +212,12 @@ def test_errors_have_anthropics_shape(problem: GatewayError, kind: str) -> None:
     assert DIALECT.error_event(problem).startswith(b'event: error\ndata: {"type":"error"')
 
 
-def test_counting_tokens_is_no_conversation() -> None:
+def test_counting_tokens_belongs_to_its_conversation_and_answers_nothing() -> None:
     dialect = CountTokens()
     asked = ask(dialect, messages=MESSAGES, stream=True)
-    assert (asked.items, asked.stream) == (None, False)
+    assert (asked.items, asked.stream) == (MESSAGES, False)
     assert sent(dialect, asked, VLLM)["model"] == "served"
     capture = dialect.capture(asked, VLLM, CALL)
     assert passed(capture, {"input_tokens": 5}) == {"input_tokens": 5}
-    assert (capture.taken(), capture.failure(), capture.response()) == ((), None, '{"input_tokens":5,"usage":null}')
+    assert (capture.taken(), capture.said(), capture.failure()) == ((), [], None)
+    assert capture.response() == '{"input_tokens":5,"usage":null}'

@@ -92,6 +92,16 @@ def test_the_answer_that_a_request_builds_on_is_known() -> None:
     assert sent(DIALECT, asked, OTHER)["previous_response_id"] == "resp_68af"
 
 
+def test_a_conversation_is_known_only_from_a_request_that_holds_all_of_it() -> None:
+    assert ask(DIALECT, input=[MESSAGE]).items == [MESSAGE]
+    assert ask(DIALECT, input="hi", previous_response_id="resp_68af").items is None
+    assert ask(DIALECT, prompt={"id": "pmpt_1"}).items is None
+    for conversation in ("conv_1", {"id": "conv_1"}):
+        asked = ask(DIALECT, input="hi", conversation=conversation)
+        assert (asked.items, asked.session) == (None, "conv_1")
+    assert ask(DIALECT, input="hi", conversation="conv_1", metadata={"session_id": "mine"}).session == "mine"
+
+
 def test_a_whole_answer() -> None:
     capture = DIALECT.capture(ask(DIALECT, input="hi"), VLLM, CALL)
     field = [[part.decode() for part in packed([1, 2], [7, 8], [-0.5, -1.0])]]
