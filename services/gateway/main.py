@@ -38,6 +38,7 @@ from services.gateway.inference import MEMORY_LIMIT, Inference
 from services.gateway.keys import KeyRing
 from services.gateway.metrics import Metrics
 from services.gateway.models_route import Models, Responses
+from services.gateway.openapi import describe
 from services.gateway.policies import PolicyTail
 from services.gateway.problems import GatewayError, InvalidRequest, NotFound
 from services.gateway.recorder import Recorder
@@ -129,6 +130,7 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
 
     app = FastAPI(title="Fulgurite gateway", lifespan=lifespan)
     app.state.hot = {}
+    describe(app)
     app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
     app.add_exception_handler(GatewayError, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
