@@ -5,6 +5,8 @@
     │   ├── MalformedFrame      bytes are not a Confluent-framed event
     │   ├── UnknownSchema       the frame's schema id is known to nobody here
     │   └── InvalidEvent        an event does not fit its schema
+    ├── BadClaim                a payload that lies elsewhere is missing or altered
+    ├── BrokenDelta             a delta and its parent do not give the call that was recorded
     └── UnknownRule             no credit rule of that name
 
 Ids and versions raise their own `ValueError`s (`fulgurite.ids.MalformedId`, `fulgurite.versions.MalformedVersion`).
@@ -31,6 +33,14 @@ class UnknownSchema(CodecError):
 
 class InvalidEvent(CodecError):
     """An event does not fit its schema, or its bytes do not fit the schema they name."""
+
+
+class BadClaim(FulguriteError):
+    """What a call left elsewhere cannot be read, or is not what it left."""
+
+
+class BrokenDelta(FulguriteError):
+    """A delta and what was read as its parent do not give the call that was recorded."""
 
 
 class UnknownRule(FulguriteError):

@@ -203,6 +203,10 @@ class Worker:
         """Processors for partitions, knowing what was written since these record times."""
         raise NotImplementedError
 
+    async def whole(self, processor: Processor, event: Event) -> Event:
+        """The event as its processor takes it: with what it left elsewhere, if a subclass knows where. Raises Rejected."""
+        return event
+
     async def run(self) -> int:
         """Until SIGTERM or SIGINT (exit code 0) or a failure (1)."""
         app = self._app()
@@ -288,7 +292,8 @@ class Worker:
             return
         settle = partition.orders[topic.name].add(event.ack)
         try:
-            partition.processor.take(topic, self.codec.decode(message.value or b""), settle)
+            read = await self.whole(partition.processor, self.codec.decode(message.value or b""))
+            partition.processor.take(topic, read, settle)
         except (CodecError, Rejected) as error:
             await self._bury(topic, message, error)
             settle()

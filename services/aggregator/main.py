@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
-from fulgurite.events import Episode
+from fulgurite.deltas import restore
+from fulgurite.errors import BadClaim, BrokenDelta
+from fulgurite.events import Episode, Event, LlmCall
+from fulgurite.kinds import Mode
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS
+from fulgurite.trajectories import successful_actions
 from services import logs
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
+from services.calls import CallReader
+from services.claims import redeemed
 from services.kafka import KafkaSettings, read_all
-from services.streams import Worker, quieten
+from services.streams import Processor, Rejected, Worker, quieten
 from services.topic_admin import check_topics
 
 
@@ -26,6 +32,7 @@ class Aggregator(Worker):
     def __init__(self, kafka: KafkaSettings, settings: AggregatorSettings) -> None:
         super().__init__("aggregator", (LLM_CALLS, AGENT_STATUS), kafka, settings)
         self._own = settings
+        self._calls = CallReader(kafka, self.codec)
 
     async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, AggregatorPartition]:
         """Partitions that know which episodes have been written since."""
@@ -34,6 +41,23 @@ class Aggregator(Worker):
             number: AggregatorPartition(number, self.log, self._own, partial(self.position, partition=number), written[number])
             for number in since_ms
         }
+
+    async def whole(self, processor: Processor, event: Event) -> Event:
+        """A delta as the call it was made of; the text of a large call is proved to be there. Raises Rejected, LogUnavailable."""
+        if not isinstance(event, LlmCall) or not isinstance(processor, AggregatorPartition):
+            return event
+        try:
+            if event.parent is not None:
+                event = await self._restored(event, partial(processor.held, event))
+            if event.claim_check is not None:
+                await asyncio.to_thread(redeemed, event)
+        except (BrokenDelta, BadClaim) as error:
+            raise Rejected(str(error), successful_actions(event) if event.mode is Mode.train else ()) from error
+        return event
+
+    async def _restored(self, call: LlmCall, held: Callable[[str], LlmCall | None]) -> LlmCall:
+        parent = held(call.parent.call_id) if call.parent is not None else None
+        return restore(call, parent) if parent is not None else await asyncio.to_thread(self._calls.whole, call, held)
 
     def _written(self, since_ms: Mapping[int, int]) -> dict[int, list[Episode]]:
         written: dict[int, list[Episode]] = {number: [] for number in since_ms}

@@ -88,6 +88,13 @@ class AggregatorPartition:
         if attempt.ended or key in self._forgotten:
             self._closing[key] = attempt
 
+    def held(self, child: LlmCall, call_id: str) -> LlmCall | None:
+        """A call of the same attempt, if it is in memory."""
+        group = self._groups.get(child.group_id)
+        attempt = group.attempts.get((child.rollout_id, child.attempt)) if group else None
+        call = attempt.inputs.get(call_id) if attempt else None
+        return call if isinstance(call, LlmCall) else None
+
     async def work(self) -> None:
         """Close what can be closed, judge what is due, forget what is long over."""
         await self._close()

@@ -82,7 +82,7 @@ class Endpoint:
         who, call_id = await self._identify(draft, caller, _also_named(named, request), request.alias)
         route = self._route(request)
         request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(request, draft.sampling, route, who.mode)
-        self._desk.recorder.check()
+        self._desk.recorder.check(who.mode)
         return Call(draft, who, call_id, request, route, self._dialect.capture(request, route, call_id))
 
     async def _caller(self, draft: Draft, scope: Scope, named: Named) -> Caller:

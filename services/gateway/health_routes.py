@@ -67,17 +67,21 @@ class HealthDesk:
         upstreams = {name: "reachable" if name in up else "unreachable" for name in backends}
         problem = self._desk.recorder.problem()
         # One backend of several may be away: its calls go to the others.
-        ready = (
-            problem is None and self._topics["problem"] is None and all(any(w.backend in up for w in listed) for listed in ways.values())
-        )
+        ready = self._log_ready() and all(any(w.backend in up for w in listed) for listed in ways.values())
         report = {
             "ready": ready,
-            "log": {"problem": problem},
+            "log": {"problem": problem, "unavailable": self._desk.settings.log_policies(), "spool": self._desk.recorder.spool_report()},
             "topics": self._topics,
             "upstreams": upstreams,
             "store": {"problem": await self._store_problem()},
         }
         return JSONResponse(report, 200 if ready else 503)
+
+    def _log_ready(self) -> bool:
+        """Whether calls of some mode would be answered: a log that is away matters less to a gateway that can do without."""
+        recorder = self._desk.recorder
+        away = not self._topics["reached"] and any(policy != "refuse" for policy in self._desk.settings.log_policies().values())
+        return recorder.welcome() and (self._topics["problem"] is None or away)
 
     async def _store_problem(self) -> str | None:
         """Told, but no reason to keep traffic away: calls need no store."""
@@ -100,5 +104,5 @@ def _look_at_topics(kafka: KafkaSettings) -> dict[str, Any]:
         names = (kafka.topic(LLM_CALLS), kafka.topic(AGENT_STATUS))
         replication = min(len(partition.replicas) for name in names for partition in found[name].partitions.values())
     except (LogUnavailable, TopicLayoutError, KafkaException) as error:
-        return {"problem": str(error), "durability": None}
-    return {"problem": None, "durability": promise(replication)}
+        return {"problem": str(error), "reached": isinstance(error, TopicLayoutError), "durability": None}
+    return {"problem": None, "reached": True, "durability": promise(replication)}

@@ -65,7 +65,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     store: Store = RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()
     registry = GroupRegistry(store)
     producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s)
-    recorder = Recorder(producer, kafka, settings, metrics)
+    recorder = Recorder(producer, kafka, codec, settings, metrics)
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
     router = Router(routes, settings.backends(), settings.adapters(), settings.policy, policies.view)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -38,6 +40,21 @@ class Metrics:
         self.log_refusals = Counter(
             "fulgurite_gateway_log_refusals", "Calls refused before generation because the log was unavailable.", registry=self.registry
         )
+        self.unlogged = Counter(
+            "fulgurite_gateway_unlogged",
+            "Events answered for without a record, in mode `serve`, by topic; a few of them arrive all the same.",
+            ("topic",),
+            registry=self.registry,
+        )
+        self.delta_saved_bytes = Counter(
+            "fulgurite_gateway_delta_saved_bytes",
+            "Bytes of prompts and requests that their parents in the log already hold, before compression.",
+            registry=self.registry,
+        )
+        self.claim_checks = Counter(
+            "fulgurite_gateway_claim_checks", "Calls whose text was left in the claims folder.", registry=self.registry
+        )
+        self.claim_bytes = Counter("fulgurite_gateway_claim_bytes", "Bytes left in the claims folder.", registry=self.registry)
         self.withheld = Counter(
             "fulgurite_gateway_withheld", "Answers generated and then withheld because the log did not take them.", registry=self.registry
         )
@@ -48,6 +65,15 @@ class Metrics:
             registry=self.registry,
         )
         self.events = Counter("fulgurite_gateway_events", "Events by topic and fate.", ("topic", "fate"), registry=self.registry)
+
+    def watch_spool(self, depth: Callable[[], float], size: Callable[[], float], age_s: Callable[[], float]) -> None:
+        """What waits on disk; asked when it is shown."""
+        for name, text, ask in (
+            ("events", "Events on disk that wait for Kafka.", depth),
+            ("bytes", "What they take.", size),
+            ("oldest_seconds", "How long the oldest of them has waited.", age_s),
+        ):
+            Gauge(f"fulgurite_gateway_spool_{name}", text, registry=self.registry).set_function(ask)
 
     def render(self) -> bytes:
         """Prometheus' text format."""

@@ -79,7 +79,7 @@ class RolloutDesk:
         )
         # Before the declaration: a store that is down must not leave a declared group that nobody has keys of.
         await self._desk.registry.put(group, entry, now)
-        await self._desk.recorder.publish(AGENT_STATUS, group, event)
+        await self._desk.recorder.publish(AGENT_STATUS, group, event, mode=body.mode)
         return {
             "group_id": group,
             "deadline": entry.deadline,
@@ -149,7 +149,7 @@ class RolloutDesk:
             exit_code=body.exit_code,
             will_retry=body.will_retry,
         )
-        await self._desk.recorder.publish(AGENT_STATUS, ref.group_id, event)
+        await self._desk.recorder.publish(AGENT_STATUS, ref.group_id, event, mode=mode)
         response.headers.update(naming(request))
         return {"status_id": event.event_id, "rollout_id": ref.rollout_id, "attempt": attempt, "kind": body.kind}
 
@@ -183,7 +183,7 @@ class RolloutDesk:
             idempotency_key=idempotency_key,
             metadata=None if body.metadata is None else msgspec.json.encode(body.metadata).decode(),
         )
-        await self._desk.recorder.publish(AGENT_REWARDS, ref.group_id, event)
+        await self._desk.recorder.publish(AGENT_REWARDS, ref.group_id, event, mode=caller.claims.mode if caller.claims else Mode.live)
         reply = {"reward_id": event.event_id, "rollout_id": rollout, "completion_id": call_id, "name": body.name, "value": body.value}
         if idempotency_key is not None:
             await self._desk.idempotency.settle(scope, idempotency_key, payload, msgspec.json.encode(reply).decode())

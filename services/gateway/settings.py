@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -9,11 +10,14 @@ from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fulgurite.events import Sampling
-from fulgurite.kinds import LogprobsMode
+from fulgurite.kinds import LogprobsMode, Mode
+from fulgurite.topics import MAX_MESSAGE_BYTES
 from fulgurite.versions import base_version
 from services.backends import parse_backends
 
 UpstreamKind = Literal["vllm", "openai"]
+LogPolicy = Literal["refuse", "spool", "serve"]
+"""What becomes of a call while the log is away: see services/gateway/README.md."""
 
 
 class UpstreamSpec(BaseModel):
@@ -114,8 +118,8 @@ class GatewaySettings(BaseSettings):
     conversation_ttl_s: int = Field(3600, ge=1)
     """How long an answer is remembered: a conversation left alone for longer goes on as another rollout."""
 
-    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024)
-    """Half of the log's message limit: the other half is for the prompt's tokens and the answer."""
+    max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024)
+    """Room for a few images, and what Anthropic's own API takes; beyond the claim check's limit it costs the log nothing."""
     backend_concurrency: int = Field(256, ge=1)
     """Calls in flight to one backend, from this gateway; more of them wait, each key in turn."""
     queue_limit: int = Field(1024, ge=0)
@@ -133,6 +137,26 @@ class GatewaySettings(BaseSettings):
     """How long an answer is held for the log before the client gets a 503 in its place."""
     log_stall_s: float = 15.0
     """A call that waits longer than this for the log shows that it is unavailable. More than Kafka's fail-over (9 s) takes."""
+    log_unavailable_train: LogPolicy = "refuse"
+    """While the log is away, for calls of mode `train`: `refuse`, `spool` or `serve`."""
+    log_unavailable_val: LogPolicy = "refuse"
+    """The same for calls of mode `val`."""
+    log_unavailable_live: LogPolicy | None = None
+    """The same for live traffic; `spool` where FULGURITE_SPOOL_DIR is set, else `refuse`."""
+    log_patience_s: float = Field(5.0, gt=0)
+    """How long an answer of mode `spool` or `serve` waits for Kafka before it goes its way."""
+    spool_dir: Path | None = None
+    """Folder of this replica alone, on a disk that outlives it: events wait there while the log is away."""
+    spool_max_bytes: int = Field(1024**3, ge=1024**2)
+    """Beyond it calls are refused, as without a spool."""
+    delta_logging: bool = True
+    """Record of a call only what its parent in the log does not already hold."""
+    delta_memory_bytes: int = Field(64 * 1024**2, ge=0)
+    """Recent calls kept in memory as parents of the next ones."""
+    data_dir: Path = Path(".fulgurite/data")
+    """Its folder `claims` holds what is too large for a message; whoever reads calls must see it under the same path."""
+    claim_check_bytes: int = Field(1024**2, ge=16 * 1024, le=MAX_MESSAGE_BYTES // 2)
+    """Calls larger than this leave their text in the claims folder: 1 MiB is the message size that Kafka is made for."""
     heartbeat_s: float = 10.0
     """Calls in flight longer than this say so, and again each time."""
     key_grace_s: float = 300.0
@@ -140,6 +164,14 @@ class GatewaySettings(BaseSettings):
     drain_s: int = 120
     """How long a stopping gateway waits for streams to end."""
     log_level: str = "INFO"
+
+    def log_policies(self) -> dict[Mode, LogPolicy]:
+        """What to do while the log is away, by mode. Raises ValueError."""
+        live = self.log_unavailable_live or ("spool" if self.spool_dir is not None else "refuse")
+        policies: dict[Mode, LogPolicy] = {Mode.train: self.log_unavailable_train, Mode.val: self.log_unavailable_val, Mode.live: live}
+        if self.spool_dir is None and "spool" in policies.values():
+            raise ValueError("FULGURITE_LOG_UNAVAILABLE_*: `spool` needs a folder of this gateway's own, FULGURITE_SPOOL_DIR")
+        return policies
 
     def plain_keys(self) -> tuple[str, ...]:
         """The plain agent keys."""

@@ -16,11 +16,13 @@ import aiohttp
 
 from fulgurite.codec import Codec
 from fulgurite.events import AgentReward, AgentStatus, Event, LlmCall
-from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, LLM_CALLS, Topic
+from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, Topic
+from services.calls import read_calls
 from services.kafka import KafkaSettings, read_all
 from services.stack.ports import free_ports
 from services.topic_admin import create_topics
 
+GATEWAY = "services.gateway.main"
 ADMIN = "the-admin-key"
 PLAIN = "a-plain-key"
 SIGNING = "k1:0123456789abcdef0123456789abcdef"
@@ -63,8 +65,9 @@ class Gateway:
         return group
 
     async def calls(self, rollout: str | None = None) -> list[LlmCall]:
-        """What `llm.calls` holds."""
-        return [e for e in await self._events(LLM_CALLS) if isinstance(e, LlmCall) and rollout in (None, e.rollout_id)]
+        """What `llm.calls` holds, whole."""
+        records = await asyncio.to_thread(lambda: list(read_calls(self.kafka, _CODEC)))
+        return [r.event for r in records if isinstance(r.event, LlmCall) and rollout in (None, r.event.rollout_id)]
 
     async def call(self, rollout: str, timeout_s: float = 20.0) -> LlmCall:
         """The one call of a rollout, as soon as it is there."""
@@ -96,7 +99,7 @@ def kafka_settings(bootstrap: str, prefix: str, replication: int = 1) -> KafkaSe
 
 @asynccontextmanager
 async def running_gateway(
-    kafka: KafkaSettings, upstream: str, folder: Path, *, make_topics: bool = True, **env: str
+    kafka: KafkaSettings, upstream: str, folder: Path, *, make_topics: bool = True, module: str = GATEWAY, **env: str
 ) -> AsyncGenerator[Gateway]:
     """A gateway on a free port, with topics of its own."""
     if make_topics:
@@ -116,7 +119,7 @@ async def running_gateway(
         "FULGURITE_LOG_LEVEL": "DEBUG",
         **env,
     }
-    process = _start(environment, log)
+    process = _start(module, environment, log)
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as client:
         gateway = Gateway(f"http://127.0.0.1:{port}", kafka, process, client, log)
@@ -133,9 +136,9 @@ async def running_gateway(
                 await asyncio.to_thread(process.wait)
 
 
-def _start(environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def _start(module: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        return subprocess.Popen([sys.executable, "-m", "services.gateway.main"], env=environment, stdout=output, stderr=output)
+        return subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=output, stderr=output)
 
 
 async def _wait_for(gateway: Gateway) -> None:

@@ -16,7 +16,8 @@ import pytest
 from fulgurite.codec import Codec
 from fulgurite.events import LlmCall, PolicyApplied
 from fulgurite.kinds import ApplyOutcome, CallOutcome
-from fulgurite.topics import LLM_CALLS, POLICY_APPLIED
+from fulgurite.topics import POLICY_APPLIED
+from services.calls import read_calls
 from services.cli.ledger import read_books
 from services.kafka import read_all
 from services.stack.local_stack import LocalStack, StackOptions
@@ -76,7 +77,7 @@ def test_the_loop_closes(tmp_path: Path) -> None:
         assert summary["updates"] >= 2
         applied = [r.event for r in read_all(stack.kafka, POLICY_APPLIED, Codec()) if isinstance(r.event, PolicyApplied)]
         assert {"policy@1.1", "policy@1.2"} <= {event.version for event in applied if event.outcome is ApplyOutcome.applied}
-        calls = [r.event for r in read_all(stack.kafka, LLM_CALLS, Codec()) if isinstance(r.event, LlmCall)]
+        calls = [r.event for r in read_calls(stack.kafka, Codec()) if isinstance(r.event, LlmCall)]
         assert all(call.prompt_token_ids and call.choices[0].logprobs for call in calls if call.outcome is CallOutcome.success)
         assert "policy@1.1" in {call.version_first for call in calls}
         books = read_books(stack.kafka)

@@ -1,0 +1,213 @@
+"""A call that extends an earlier one is stored as what is new in it: an agent's fiftieth turn repeats forty-nine.
+
+`shorten` makes the delta, `restore` the call that it was made of, to the byte. In a delta (`parent` is set)
+
+- `prompt_token_ids` lacks the first `shared_tokens` ids: they are those of the parent's prompt and first choice, as far as both agree.
+  The hash of the full prompt tells whether what was put together is right.
+- `request` is `HEAD TAIL CRC32`, a line feed and the middle of the body: its first HEAD and last TAIL bytes (UTF-8) are those of the
+  parent's body. Clients repeat messages, tools and settings word for word, whatever the API; no JSON is parsed, so no byte is lost.
+- everything else is as it was; `shared_messages` says how many of the parent's messages lie in HEAD, for people who look at the log.
+
+A parent is a call of the same attempt, in the same partition, at a lower offset. Every 16th link of a chain is whole, so that few
+records have to be read to restore any. A gain of less than `LEAST_GAIN` bytes is not worth a delta. `pack` and `unpack` do the same
+within one episode.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+
+from fulgurite.errors import BrokenDelta
+from fulgurite.events import LlmCall, ParentRef, Record
+from fulgurite.prefix_breaks import first_difference
+from fulgurite.tokens import prompt_hash
+
+CHAIN = 16
+"""Links of a chain, the whole one included: a reader that starts anywhere reads at most fifteen records back."""
+
+LEAST_GAIN = 512
+"""Bytes: a parent's name and place take some 150, and zstd makes small repetitions cheap anyway."""
+
+WITHIN = -1
+"""In place of a partition: the parent is a call of the same episode, and the offset its index."""
+
+_LOOKED_AT = 4
+"""Earlier calls of an episode that a call may extend: as many as agents that take turns, mostly."""
+
+
+class Link(Record, frozen=True, kw_only=True):
+    """What is kept of a call for those that extend it."""
+
+    call_id: str
+    partition: int
+    offset: int
+    depth: int
+    """Links between it and the whole call that its chain begins with."""
+    tokens: bytes
+    """Its prompt and the tokens of its first choice, packed."""
+    request: bytes
+    """Its body, UTF-8."""
+
+
+def link_of(call: LlmCall, partition: int, offset: int, depth: int = 0) -> Link:
+    """The link of a whole call that lies there."""
+    return Link(
+        call_id=call.call_id, partition=partition, offset=offset, depth=depth, tokens=_tokens(call), request=(call.request or "").encode()
+    )
+
+
+def shorten(call: LlmCall, links: Iterable[Link]) -> tuple[LlmCall, int]:
+    """The call as a delta of the link that saves most, and its depth; the call itself, and 0, if none is worth it."""
+    if call.prompt_token_ids is not None and call.prompt_hash is None:
+        return call, 0
+    body = None if call.request is None else call.request.encode()
+    best = max((_Overlap(call, body, link) for link in links if link.depth + 1 < CHAIN), key=lambda overlap: overlap.saved, default=None)
+    if best is None or best.saved < LEAST_GAIN:
+        return call, 0
+    return best.delta(call, body), best.link.depth + 1
+
+
+def restore(call: LlmCall, parent: LlmCall) -> LlmCall:
+    """The call that a delta was made of, given its whole parent. Raises BrokenDelta."""
+    ref = call.parent
+    if ref is None:
+        return call
+    if parent.call_id != ref.call_id or (parent.parent is not None):
+        raise BrokenDelta(f"call {call.call_id} is a delta of {ref.call_id}, not of {parent.call_id} as it was read")
+    return msgspec.structs.replace(call, prompt_token_ids=_prompt(call, ref, parent), request=_request(call, parent), parent=None)
+
+
+def pack(calls: Iterable[LlmCall]) -> tuple[LlmCall, ...]:
+    """The calls of an episode, each a delta of an earlier one where that is worth it."""
+    links: list[Link] = []
+    packed: list[LlmCall] = []
+    for index, call in enumerate(calls):
+        delta = shorten(call, links[-_LOOKED_AT:])[0] if call.parent is None else call
+        packed.append(delta)
+        if call.parent is None:
+            links.append(link_of(call, WITHIN, index))
+    return tuple(packed)
+
+
+def unpack(calls: Iterable[LlmCall]) -> tuple[LlmCall, ...]:
+    """The inverse of `pack`. Raises BrokenDelta."""
+    whole: list[LlmCall] = []
+    for call in calls:
+        ref = call.parent
+        if ref is None or ref.partition != WITHIN:
+            whole.append(call)
+        elif 0 <= ref.offset < len(whole):
+            whole.append(restore(call, whole[ref.offset]))
+        else:
+            raise BrokenDelta(f"call {call.call_id} is a delta of call {ref.offset} of its episode, which does not come before it")
+    return tuple(whole)
+
+
+class _Overlap:
+    """What a call and a link have in common."""
+
+    def __init__(self, call: LlmCall, body: bytes | None, link: Link) -> None:
+        self.link = link
+        self.tokens = 0 if call.prompt_token_ids is None else first_difference(link.tokens, call.prompt_token_ids)
+        self.head, self.tail = (0, 0) if body is None else _ends(link.request, body)
+
+    @property
+    def saved(self) -> int:
+        """Bytes that need not be stored again."""
+        return 4 * self.tokens + self.head + self.tail
+
+    def delta(self, call: LlmCall, body: bytes | None) -> LlmCall:
+        """The rest of the call."""
+        ref = ParentRef(
+            call_id=self.link.call_id,
+            partition=self.link.partition,
+            offset=self.link.offset,
+            shared_tokens=self.tokens,
+            shared_messages=_messages_within(self.link.request, self.head),
+        )
+        request = None
+        if body is not None:
+            middle = body[self.head : len(body) - self.tail]
+            request = f"{self.head} {self.tail} {zlib.crc32(body):08x}\n{middle.decode()}"
+        prompt = None if call.prompt_token_ids is None else call.prompt_token_ids[4 * self.tokens :]
+        return msgspec.structs.replace(call, prompt_token_ids=prompt, request=request, parent=ref)
+
+
+def _tokens(call: LlmCall) -> bytes:
+    answer = call.choices[0].token_ids if call.choices else None
+    return (call.prompt_token_ids or b"") + (answer or b"")
+
+
+def _ends(left: bytes, right: bytes) -> tuple[int, int]:
+    """How many bytes both have at their beginning and, apart from these, at their end; never half a character."""
+    head = _equal(left, right)
+    while 0 < head < len(right) and _is_inner(right[head]):
+        head -= 1
+    tail = _equal(left[head:][::-1], right[head:][::-1])
+    while tail and _is_inner(right[len(right) - tail]):
+        tail -= 1
+    return head, tail
+
+
+def _equal(left: bytes, right: bytes) -> int:
+    shared = min(len(left), len(right))
+    if left[:shared] == right[:shared]:
+        return shared
+    different = np.frombuffer(left, np.uint8, shared) != np.frombuffer(right, np.uint8, shared)
+    return int(different.argmax())
+
+
+def _is_inner(byte: int) -> bool:
+    """Whether a character of UTF-8 does not begin with this byte."""
+    return byte & 0xC0 == 0x80
+
+
+class _Messages(msgspec.Struct):
+    messages: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+
+
+def _messages_within(body: bytes, head: int) -> int:
+    """How many of a body's messages (or items of its input) lie in its first bytes."""
+    count = place = 0
+    for item in _items(body):
+        place = body.find(bytes(item), place) + len(bytes(item))
+        count += place <= head
+    return count
+
+
+def _items(body: bytes) -> list[msgspec.Raw]:
+    try:
+        found = msgspec.json.decode(body, type=_Messages)
+        return msgspec.json.decode(bytes(found.messages or found.input), type=list[msgspec.Raw])
+    except msgspec.DecodeError:
+        return []
+
+
+def _prompt(call: LlmCall, ref: ParentRef, parent: LlmCall) -> bytes | None:
+    if call.prompt_token_ids is None:
+        return None
+    prompt = _tokens(parent)[: 4 * ref.shared_tokens] + call.prompt_token_ids
+    if prompt_hash(prompt) != call.prompt_hash:
+        raise BrokenDelta(f"call {call.call_id}: its prompt, put together with that of {ref.call_id}, has not the hash that was recorded")
+    return prompt
+
+
+def _request(call: LlmCall, parent: LlmCall) -> str | None:
+    if call.request is None:
+        return None
+    line, _, middle = call.request.partition("\n")
+    before = (parent.request or "").encode()
+    try:
+        head, tail, check = line.split(" ")
+        body = before[: int(head)] + middle.encode() + before[len(before) - int(tail) :]
+        right = zlib.crc32(body) == int(check, 16)
+    except ValueError as error:
+        raise BrokenDelta(f"call {call.call_id}: its request does not say what it shares with {parent.call_id}: {error}") from error
+    if not right:
+        raise BrokenDelta(f"call {call.call_id}: its request, put together with that of {parent.call_id}, is not what was recorded")
+    return body.decode()

@@ -1,0 +1,83 @@
+"""A call on its way into the log: a delta of its parent where that is worth it; text beyond the claim check's limit is left elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from fulgurite.claims import leave, payload_of
+from fulgurite.events import LlmCall
+from services import logs
+from services.claims import ClaimStore
+from services.gateway.metrics import Metrics
+from services.gateway.parents import Parents
+from services.gateway.problems import Unavailable
+from services.gateway.settings import GatewaySettings
+from services.kafka import Delivery
+
+log = logs.get(__name__)
+
+
+class Packed(msgspec.Struct, frozen=True):
+    """A call as the log gets it."""
+
+    event: LlmCall
+    whole: LlmCall
+    """What the event is a delta of, or the event itself."""
+    depth: int
+    """Links to the whole call that its chain begins with."""
+
+
+class Packer:
+    """Knows the calls that others may extend, and where large payloads go."""
+
+    def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
+        self._parents = Parents(settings.delta_memory_bytes) if settings.delta_logging else None
+        self._claims = ClaimStore(settings.data_dir)
+        self._limit = settings.claim_check_bytes
+        self._metrics = metrics
+
+    async def pack(self, call: LlmCall) -> Packed:
+        """Raises Unavailable when a large payload cannot be left anywhere."""
+        packed = self._shorten(call)
+        if weight(packed.event) > self._limit:
+            packed = self._shorten(await self._leave(call))
+        saved = weight(packed.whole) - weight(packed.event)
+        if saved:
+            self._metrics.delta_saved_bytes.inc(saved)
+        return packed
+
+    def acknowledged(self, packed: Packed, delivery: Delivery) -> None:
+        """Others may extend the call from now on."""
+        if self._parents is not None:
+            self._parents.remember(packed.whole, delivery, packed.depth)
+
+    def _shorten(self, call: LlmCall) -> Packed:
+        if self._parents is None:
+            return Packed(call, call, 0)
+        delta, depth = self._parents.shorten(call)
+        return Packed(delta, call, depth)
+
+    async def _leave(self, call: LlmCall) -> LlmCall:
+        payload = payload_of(call)
+        try:
+            claim = await asyncio.to_thread(self._claims.put, payload)
+        except OSError as error:
+            log.error("a large call cannot be left in the claims folder", call_id=call.call_id, bytes=len(payload), error=str(error))
+            raise Unavailable(
+                f"The call is too large for a message ({len(payload):,} bytes), and the claims folder cannot be written."
+            ) from error
+        self._metrics.claim_checks.inc()
+        self._metrics.claim_bytes.inc(len(payload))
+        return leave(call, claim)
+
+
+def weight(call: LlmCall) -> int:
+    """What a call takes in the log, near enough: its tokens in bytes, its text in characters."""
+    texts = len(call.request or "") + len(call.response or "")
+    return texts + len(call.prompt_token_ids or b"") + sum(_choice(choice.message, choice.token_ids) for choice in call.choices)
+
+
+def _choice(message: str | None, token_ids: bytes | None) -> int:
+    return len(message or "") + 2 * len(token_ids or b"")

@@ -1,0 +1,109 @@
+"""The format of the spool's files: eight bytes of magic, then frames of length, CRC-32 and payload, appended and synced.
+
+What was synced is read back in order. What a crash left half-written (a torn tail) ends the file; no frame before it is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+MAGIC = b"FGSPOOL\x01"
+"""The last byte is the format's version."""
+
+_HEAD = struct.Struct("<II")
+
+
+def frame(payload: bytes) -> bytes:
+    """A payload as it stands in the file. An empty payload is none: zeros, which a file may end with, would look the same."""
+    if not payload:
+        raise ValueError("a frame holds at least one byte")
+    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def framed_size(payload: bytes) -> int:
+    """Bytes that its frame takes."""
+    return _HEAD.size + len(payload)
+
+
+def frames(data: bytes, start: int = 0) -> tuple[list[bytes], int]:
+    """Whole payloads from `start` on, and where the first that is not whole begins."""
+    found: list[bytes] = []
+    while len(data) - start >= _HEAD.size:
+        length, check = _HEAD.unpack_from(data, start)
+        payload = data[start + _HEAD.size : start + _HEAD.size + length]
+        if not payload or len(payload) < length or zlib.crc32(payload) != check:
+            break
+        found.append(payload)
+        start += _HEAD.size + length
+    return found, start
+
+
+class Segment:
+    """One file: how much of it is known to be good, and how much of that has been read."""
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        self.path = path
+        self.size = size
+        """Bytes that are synced; 0: there is no file yet."""
+        self.read = len(MAGIC)
+        self.keep = False
+        """Whether the file must outlive its reading: something in it could not be read."""
+
+    @classmethod
+    def recover(cls, path: Path) -> tuple[Segment, list[bytes]]:
+        """A file that an earlier process left, and its payloads."""
+        data = path.read_bytes()
+        whole = data.startswith(MAGIC)
+        payloads, end = frames(data, len(MAGIC)) if whole else ([], 0)
+        segment = cls(path, end)
+        segment.keep = end < len(data)
+        return segment, payloads
+
+    def append(self, data: bytes) -> None:
+        """Write frames and wait for the disk. Blocking. Raises OSError; then some of them may be in the file."""
+        new = self.size == 0
+        data = MAGIC + data if new else data
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if new:
+            sync_folder(self.path.parent)
+        self.size += len(data)
+
+    def take(self, most: int) -> list[bytes]:
+        """The next payloads: those within the next `most` bytes, one at least; none at the end. Blocking."""
+        if self.read >= self.size:
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.read)
+            data = file.read(min(most, self.size - self.read))
+            payloads, end = frames(data)
+            if not payloads:
+                data += file.read(self.size - self.read - len(data))
+                payloads, end = frames(data)
+        self.read += end
+        return payloads
+
+    def remove(self) -> None:
+        """The file has done its duty; one that could not be read to its end is put aside under another name."""
+        if self.keep:
+            self.path.rename(self.path.with_suffix(".torn"))
+        else:
+            self.path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the folder's entries are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
