@@ -12,7 +12,7 @@ from typing import Any, cast
 from fulgurite.events import Episode, LlmCall
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import CallOutcome, EpisodeOutcome
-from fulgurite.prefix_breaks import Json, answer_of, messages_of
+from fulgurite.transcript import Json, answer_of, messages_of
 
 
 class EpisodeView:
@@ -38,11 +38,11 @@ class EpisodeView:
 
     @cached_property
     def messages(self) -> list[Json]:
-        """The conversation of the last successful call, its answer included; empty if there was none."""
-        if not self.calls:
+        """The conversation of the last call with an answer, and the answer, as chat messages whatever the API; empty if there was none."""
+        last = next((call for call in reversed(self.calls) if call.choices), None)
+        if last is None:
             return []
-        last = self.calls[-1]
-        answer = answer_of(last.choices[0]) if last.choices else None
+        answer = answer_of(last.choices[0])
         return messages_of(last) + ([answer] if answer is not None else [])
 
     @property

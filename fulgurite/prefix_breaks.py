@@ -8,13 +8,15 @@ within it, a stop string was cut from the text, thinking was stripped by the tem
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import cast
 
 from fulgurite.events import Choice, LlmCall
 from fulgurite.kinds import PrefixBreak
 from fulgurite.tokens import unpack_ids
+from fulgurite.transcript import Json, answer_of, messages_of
 
-Json = dict[str, Any]
+_THOUGHTS = ("<think>", '"reasoning', '"thinking')
+"""How an answer tells of reasoning: in its text, in a field or an item of its own, in a block."""
 
 
 def classify(previous: LlmCall, choice: Choice, call: LlmCall) -> PrefixBreak:
@@ -27,7 +29,7 @@ def classify(previous: LlmCall, choice: Choice, call: LlmCall) -> PrefixBreak:
         return PrefixBreak.template
     if choice.finish_reason == "stop" and choice.stop_reason is not None and not choice.stop_reason.lstrip("-").isdigit():
         return PrefixBreak.stop_string
-    if "<think>" in (choice.message or "") or '"reasoning' in (choice.message or ""):
+    if any(thought in (choice.message or "") for thought in _THOUGHTS):
         return PrefixBreak.template
     return PrefixBreak.retokenised
 
@@ -38,25 +40,6 @@ def first_difference(left: bytes, right: bytes) -> int:
     shared = min(len(a), len(b))
     different = (a[:shared] != b[:shared]).nonzero()[0]
     return int(different[0]) if len(different) else shared
-
-
-def messages_of(call: LlmCall) -> list[Json]:
-    """The messages a chat call was made with; none if there are none or the body cannot be read."""
-    try:
-        body = json.loads(call.request or "{}")
-    except ValueError:
-        return []
-    messages = cast(Json, body).get("messages") if isinstance(body, dict) else None
-    return [cast(Json, message) for message in cast(list[Any], messages) if isinstance(message, dict)] if isinstance(messages, list) else []
-
-
-def answer_of(choice: Choice) -> Json | None:
-    """The answer as the client got it."""
-    try:
-        message = json.loads(choice.message or "null")
-    except ValueError:
-        return None
-    return cast(Json, message) if isinstance(message, dict) else None
 
 
 def _continues(previous: LlmCall, choice: Choice, call: LlmCall) -> bool:

@@ -43,6 +43,12 @@ def test_conversation_and_answer() -> None:
     assert view.rollout_id == rollout_id(0, 0)
 
 
+def test_calls_that_answer_nothing_do_not_hide_the_answer() -> None:
+    counted = msgspec.structs.replace(make_call(turn=1, at=2), api="embeddings", choices=())
+    view = EpisodeView(record(make_call(turn=0, at=1, messages=[QUESTION], replies=[{"role": "assistant", "content": "2"}]), counted))
+    assert view.final_text() == "2"
+
+
 def test_nothing_said() -> None:
     view = EpisodeView(record())
     assert (view.task, view.messages, view.final_text(), view.tool_calls()) == (None, [], "", [])

@@ -7,8 +7,9 @@ import pytest
 
 from fulgurite.events import LlmCall
 from fulgurite.kinds import PrefixBreak
-from fulgurite.prefix_breaks import answer_of, classify, first_difference, messages_of
+from fulgurite.prefix_breaks import classify, first_difference
 from fulgurite.tokens import pack_ids
+from fulgurite.transcript import answer_of, messages_of
 from tests.synthetic import make_call
 
 QUESTION: dict[str, object] = {"role": "user", "content": "2+2?"}

@@ -1,0 +1,131 @@
+"""What was said in a call, in the form of chat completions, whatever API it came by: messages with `role`, `content` and `tool_calls`.
+
+A chat's own messages stay as they are. Anthropic's content blocks and the items of OpenAI's responses become messages: texts are joined,
+tool calls gathered, a tool's result is a message of role `tool`, reasoning is left out. Never raises for what an agent or a model wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, cast
+
+from fulgurite.events import Choice, LlmCall
+
+Json = dict[str, Any]
+
+_TEXTS = ("text", "input_text", "output_text")
+_THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
+
+
+def messages_of(call: LlmCall) -> list[Json]:
+    """The messages that a call was made with; none if there are none or the body cannot be read."""
+    body = _object(call.request)
+    if call.api == "completions":
+        prompt = body.get("prompt")
+        return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else []
+    if call.api == "responses":
+        return _system(body.get("instructions")) + _of_items(body.get("input"))
+    messages = _objects(body.get("messages"))
+    if call.api == "messages":
+        return _system(body.get("system")) + [part for message in messages for part in _of_blocks(message)]
+    return messages
+
+
+def answer_of(choice: Choice) -> Json | None:
+    """The answer as one message; None if it cannot be read."""
+    message = _object(choice.message)
+    if "output" in message:
+        said = _of_items(message["output"])
+        return said[0] if said else {"role": "assistant", "content": ""}
+    if "text" in message:
+        return {"role": "assistant", "content": message["text"]}
+    if isinstance(message.get("content"), list):
+        return _of_blocks(message)[0]
+    return message or None
+
+
+def _of_blocks(message: Json) -> list[Json]:
+    """A message of Anthropic's: the results of tools, then what else it says."""
+    content, role = message.get("content"), message.get("role", "user")
+    if not isinstance(content, list):
+        return [message]
+    blocks = [block for block in _objects(cast("list[Any]", content)) if block.get("type") not in _THOUGHTS]
+    results = [_result(block.get("tool_use_id"), block.get("content")) for block in blocks if block.get("type") == "tool_result"]
+    calls = [_call(block.get("id"), block.get("name"), block.get("input")) for block in blocks if block.get("type") == "tool_use"]
+    rest = [block for block in blocks if block.get("type") not in ("tool_result", "tool_use")]
+    if results and not rest and not calls:
+        return results
+    return [*results, {"role": role, "content": _joined(rest), **({"tool_calls": calls} if calls else {})}]
+
+
+def _of_items(given: Any) -> list[Json]:
+    """The items of a response; what an assistant says in a row is one message."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    messages: list[Json] = []
+    for item in _objects(given):
+        message = _of_item(item)
+        if message is None:
+            continue
+        if messages and message["role"] == messages[-1]["role"] == "assistant":
+            _add(messages[-1], message)
+        else:
+            messages.append(message)
+    return messages
+
+
+def _of_item(item: Json) -> Json | None:
+    kind = item.get("type")
+    if isinstance(item.get("role"), str):
+        content = item.get("content")
+        return {"role": item["role"], "content": _joined(_objects(cast("list[Any]", content))) if isinstance(content, list) else content}
+    if kind in ("function_call", "custom_tool_call"):
+        call = _call(item.get("call_id"), item.get("name"), item.get("arguments", item.get("input")))
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+    if kind in ("function_call_output", "custom_tool_call_output"):
+        return _result(item.get("call_id"), item.get("output"))
+    return None
+
+
+def _add(message: Json, more: Json) -> None:
+    said = [part for part in (message["content"], more["content"]) if part]
+    message["content"] = said[0] if len(said) == 1 else "".join(map(str, said))
+    calls = message.get("tool_calls", []) + more.get("tool_calls", [])
+    if calls:
+        message["tool_calls"] = calls
+
+
+def _joined(parts: list[Json]) -> Any:
+    """The text of parts that are all text; else the parts."""
+    if all(part.get("type") in _TEXTS for part in parts):
+        return "".join(str(part.get("text", "")) for part in parts)
+    return parts
+
+
+def _call(name_of_it: Any, name: Any, arguments: Any) -> Json:
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+    return {"id": name_of_it, "type": "function", "function": {"name": name, "arguments": text}}
+
+
+def _result(name_of_it: Any, content: Any) -> Json:
+    text = _joined(_objects(cast("list[Any]", content))) if isinstance(content, list) else content
+    return {"role": "tool", "tool_call_id": name_of_it, "content": text}
+
+
+def _system(given: Any) -> list[Json]:
+    text = _joined(_objects(cast("list[Any]", given))) if isinstance(given, list) else given
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _object(text: str | None) -> Json:
+    try:
+        parsed: Any = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return cast(Json, parsed) if isinstance(parsed, dict) else {}
+
+
+def _objects(given: Any) -> list[Json]:
+    found: Iterable[Any] = cast("list[Any]", given) if isinstance(given, list) else ()
+    return [cast(Json, one) for one in found if isinstance(one, dict)]
