@@ -61,6 +61,8 @@ class Quickstart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Roles of each call's prompt when the words are dictated, in order of the calls; empty: whatever it sends."""
     rows: int = 1
     """Trajectories that the dictated run makes."""
+    prints: str = ""
+    """What it is then heard to say."""
     dictated: list[Speech] = []
     """Empty: it runs with the small model's own words only."""
     free: bool = True

@@ -25,8 +25,8 @@ FREE = [pytest.param(agent, one, id=f"{agent.folder}-{one.name}") for agent, one
 DICTATED = [pytest.param(agent, one, id=f"{agent.folder}-{one.name}") for agent, one in ALL if one.dictated]
 
 
-async def run_agent(stack: AgentStack, place: Environment, quickstart: Quickstart, folder: Path) -> Episode:
-    """The agent runs and ends well; what the aggregator makes of it."""
+async def run_agent(stack: AgentStack, place: Environment, quickstart: Quickstart, folder: Path) -> tuple[Episode, str]:
+    """The agent runs and ends well; what the aggregator makes of it, and what it printed."""
     rollout = await stack.declare(quickstart.alias)
     done = await run_quickstart(quickstart, cut(quickstart, place), place, rollout, folder)
     assert done.code == 0, done.said[-4000:]
@@ -36,7 +36,7 @@ async def run_agent(stack: AgentStack, place: Environment, quickstart: Quickstar
     assert episode.outcome is EpisodeOutcome.finished
     for call in episode.calls:
         check_call(call, quickstart)
-    return episode
+    return episode, done.said
 
 
 def check_call(call: LlmCall, quickstart: Quickstart) -> None:
@@ -58,19 +58,22 @@ def check_call(call: LlmCall, quickstart: Quickstart) -> None:
 async def test_it_plays_its_part_with_dictated_words(stack: AgentStack, agent: Agent, quickstart: Quickstart, tmp_path: Path) -> None:
     place = await asyncio.to_thread(environment, agent.folder)
     stack.dictate(quickstart.dictated)
-    episode = await run_agent(stack, place, quickstart, tmp_path)
+    episode, said = await run_agent(stack, place, quickstart, tmp_path)
+    assert quickstart.prints in said
     assert [roles(call) for call in episode.calls] == quickstart.turns
     rows = await stack.rows(episode.rollout_id)
     assert len(rows) == quickstart.rows
     actions = [action_id(a.call_id, a.choice) for row in rows if isinstance(row, Trajectory) for a in row.actions if a.loss or a.mask]
-    assert sorted(set(actions)) == sorted(action_id(call.call_id, 0) for call in episode.calls)
+    assert sorted(actions) == sorted(action_id(call.call_id, 0) for call in episode.calls)
 
 
 @pytest.mark.parametrize(("agent", "quickstart"), FREE)
 async def test_it_ends_well_with_a_small_models_own_words(stack: AgentStack, agent: Agent, quickstart: Quickstart, tmp_path: Path) -> None:
     place = await asyncio.to_thread(environment, agent.folder)
     stack.dictate([])
-    episode = await run_agent(stack, place, quickstart, tmp_path)
+    episode, _ = await run_agent(stack, place, quickstart, tmp_path)
+    # For whoever asks what the model did by itself: `make test-agents ARGS=-rP`.
+    print([f"{roles(call)}: {call.completion_tokens} tokens, {call.choices[0].finish_reason}" for call in episode.calls])  # noqa: T201
     assert episode.calls
     assert await stack.rows(episode.rollout_id)
 
