@@ -127,11 +127,9 @@ def idle(given: argparse.Namespace) -> None:
 
 
 def _open_streams(served: Served, count: int) -> list[socket.socket]:
-    host, port = served.url.removeprefix("http://").split(":")
+    (host, port), key = served.url.removeprefix("http://").split(":"), served.key.split(",")[0]
     payload = b'{"model":"policy","stream":true,"messages":[{"role":"user","content":"hold on"}]}'
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {served.key}\r\ncontent-length: {len(payload)}\r\n\r\n"
-    )
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\ncontent-length: {len(payload)}\r\n\r\n"
     streams: list[socket.socket] = []
     for _ in range(count):
         stream = socket.create_connection((host, int(port)), timeout=30)

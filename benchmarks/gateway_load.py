@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections import deque
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -117,12 +118,13 @@ class Connection(asyncio.Protocol):
             self._done.set_result(None)
 
 
-async def _connect(url: str, tally: Tally, request: bytes, count: int) -> list[Connection]:
+async def _connect(url: str, tally: Tally, requests: list[bytes], count: int) -> list[Connection]:
     loop, parts = asyncio.get_running_loop(), urlsplit(url)
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
     made: list[Connection] = []
-    for _ in range(count):
-        _, connection = await loop.create_connection(lambda: Connection(tally, request), host, port)
+    for number in range(count):
+        request = requests[number % len(requests)]
+        _, connection = await loop.create_connection(partial(Connection, tally, request), host, port)
         made.append(connection)
     return made
 
@@ -161,11 +163,16 @@ async def opened(connections: list[Connection], seconds: float, rate: float) -> 
     await asyncio.gather(*running)
 
 
+def _request(path: str, key: str, payload: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(payload)}\r\n\r\n".encode() + payload
+
+
 async def _run(given: argparse.Namespace) -> None:
     tally, payload = Tally(), body(given.prompt_tokens, given.stream, given.model, given.max_tokens)
-    head = f"POST {urlsplit(str(given.url)).path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {given.key}\r\n"
-    request = f"{head}content-type: application/json\r\ncontent-length: {len(payload)}\r\n\r\n".encode() + payload
-    connections = await _connect(given.url, tally, request, given.connections)
+    path = urlsplit(str(given.url)).path
+    requests = [_request(path, key, payload) for key in str(given.key).split(",")]
+    connections = await _connect(given.url, tally, requests, given.connections)
     begun = time.perf_counter()
     if given.rate:
         await opened(connections, given.seconds, given.rate)
@@ -178,7 +185,7 @@ def main() -> None:
     """Arguments → one JSON object."""
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
-    parser.add_argument("--key", default="a-plain-key")
+    parser.add_argument("--key", default="a-plain-key", help="one, or several, for the connections in turn")
     parser.add_argument("--model", default="policy")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=8.0)

@@ -95,14 +95,14 @@ def gateway(upstream: str, cluster: LocalKafka, **env: str) -> Generator[Served]
     }
     with process([sys.executable, "-m", "services.gateway.main"], environment) as running:
         wait(url := f"http://127.0.0.1:{port}")
-        yield Served("gateway", url, running.pid, _rollout_key(url))
+        yield Served("gateway", url, running.pid, _rollout_keys(url))
 
 
-def _rollout_key(url: str) -> str:
-    """A rollout's own key, as agents in training have it."""
+def _rollout_keys(url: str) -> str:
+    """The keys of 32 rollouts, as agents in training have them."""
     headers = {"content-type": "application/json", "authorization": f"Bearer {_ADMIN}"}
-    with urlopen(Request(f"{url}/v1/rollouts", b'{"deadline_s": 86400}', headers), timeout=30) as reply:
-        return str(json.load(reply)["rollouts"][0]["api_key"])
+    with urlopen(Request(f"{url}/v1/rollouts", b'{"n": 32, "deadline_s": 86400}', headers), timeout=30) as reply:
+        return ",".join(rollout["api_key"] for rollout in json.load(reply)["rollouts"])
 
 
 def load(target: Served | str, *arguments: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ import uvloop
 _HEAD = b"HTTP/1.1 200 OK\r\nx-fulgurite-version: policy@1.0\r\nx-fulgurite-version-last: policy@1.0\r\n"
 _STREAM_HEAD = _HEAD + b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 _END = b"0\r\n\r\n"
+_VARIANTS = 31
+"""So that no call looks like the one before: what is alike, the log stores once, and that would flatter."""
 
 
 def _logprob(number: int) -> dict[str, Any]:
@@ -23,8 +25,8 @@ def _logprob(number: int) -> dict[str, Any]:
     return {"token": token, "logprob": -0.0123456789 * (number % 97 + 1), "bytes": list(token.encode()), "top_logprobs": []}
 
 
-def whole(prompt: int, answer: int) -> bytes:
-    """A chat completion."""
+def whole(prompt: int, answer: int, variant: int = 0) -> bytes:
+    """A chat completion. Prompts of other variants share no first token."""
     message = {"role": "assistant", "content": "".join(_logprob(i)["token"] for i in range(answer)), "refusal": None, "annotations": None}
     message |= {"audio": None, "function_call": None, "tool_calls": [], "reasoning": None}
     choice = {"index": 0, "message": message, "logprobs": {"content": [_logprob(i) for i in range(answer)]}, "finish_reason": "stop"}
@@ -37,18 +39,18 @@ def whole(prompt: int, answer: int) -> bytes:
         "choices": [choice],
     }
     body |= {"service_tier": None, "system_fingerprint": None, "usage": _usage(prompt, answer), "prompt_logprobs": None}
-    body |= {"prompt_token_ids": [i % 49_152 for i in range(prompt)], "kv_transfer_params": None}
+    body |= {"prompt_token_ids": _prompt(prompt, variant), "kv_transfer_params": None}
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-def chunks(prompt: int, answer: int) -> list[bytes]:
+def chunks(prompt: int, answer: int, variant: int = 0) -> list[bytes]:
     """A stream's events: one with the role, one a token, one with the usage, `[DONE]`."""
     head = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "policy"}
     first: dict[str, Any] = {
         **head,
         "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}],
     }
-    first["prompt_token_ids"] = [i % 49_152 for i in range(prompt)]
+    first["prompt_token_ids"] = _prompt(prompt, variant)
     events: list[dict[str, Any]] = [first]
     for number in range(answer):
         finish = "stop" if number == answer - 1 else None
@@ -60,6 +62,10 @@ def chunks(prompt: int, answer: int) -> list[bytes]:
     return [*(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n" for event in events), b"data: [DONE]\n\n"]
 
 
+def _prompt(length: int, variant: int) -> list[int]:
+    return [(i * 7 + variant) % 49_152 for i in range(length)]
+
+
 def _usage(prompt: int, answer: int) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "total_tokens": prompt + answer, "completion_tokens": answer, "prompt_tokens_details": None}
 
@@ -67,8 +73,9 @@ def _usage(prompt: int, answer: int) -> dict[str, Any]:
 class Stub(asyncio.Protocol):
     """One connection."""
 
-    answer = b""
-    events: tuple[bytes, ...] = ()
+    answers: tuple[bytes, ...] = ()
+    events: tuple[tuple[bytes, ...], ...] = ()
+    turn = 0
     pace_s = 0.0
     hold = False
 
@@ -104,22 +111,30 @@ class Stub(asyncio.Protocol):
             self._transport.write(_HEAD + b"content-length: 0\r\n\r\n")
         elif b'"stream":true' in body or b'"stream": true' in body:
             self._transport.write(_STREAM_HEAD)
-            self._next(0)
+            self._next(self.events[self._variant()], 0)
         else:
-            self._transport.write(self.answer)
+            self._transport.write(self.answers[self._variant()])
 
-    def _next(self, number: int) -> None:
+    def _variant(self) -> int:
+        Stub.turn += 1
+        return Stub.turn % len(self.answers)
+
+    def _next(self, events: tuple[bytes, ...], number: int) -> None:
         while self._transport is not None:
-            if number == len(self.events):
+            if number == len(events):
                 self._transport.write(_END)
                 return
-            self._transport.write(self.events[number])
+            self._transport.write(events[number])
             number += 1
             if self.hold and number > 1:
                 return
             if self.pace_s:
-                asyncio.get_running_loop().call_later(self.pace_s, self._next, number)
+                asyncio.get_running_loop().call_later(self.pace_s, self._next, events, number)
                 return
+
+
+def _replied(body: bytes) -> bytes:
+    return _HEAD + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
 
 
 def _chunked(data: bytes) -> bytes:
@@ -140,9 +155,9 @@ def main() -> None:
     parser.add_argument("--pace-ms", type=float, default=0.0)
     parser.add_argument("--hold", action="store_true")
     given = parser.parse_args()
-    body = whole(given.prompt_tokens, given.answer_tokens)
-    Stub.answer = _HEAD + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-    Stub.events = tuple(_chunked(event) for event in chunks(given.prompt_tokens, given.answer_tokens))
+    sizes = (given.prompt_tokens, given.answer_tokens)
+    Stub.answers = tuple(_replied(whole(*sizes, variant)) for variant in range(_VARIANTS))
+    Stub.events = tuple(tuple(_chunked(event) for event in chunks(*sizes, variant)) for variant in range(_VARIANTS))
     Stub.pace_s, Stub.hold = given.pace_ms / 1000, given.hold
     uvloop.run(_serve())
 
