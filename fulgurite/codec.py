@@ -2,6 +2,7 @@
 
 Schema ids without a registry derive from the schema's CRC-64 fingerprint and are ≥ 2^30; a registry counts from 1, so the two
 never collide and every codec reads both. With a registry, pass a `SchemaSource` that looks up (and registers) ids.
+An episode's calls repeat one another: they lie in its datum as deltas, and every reader gets them whole.
 Reading resolves a writer's schema of another release against ours (FULL_TRANSITIVE evolution).
 """
 
@@ -20,8 +21,9 @@ import fastavro
 import msgspec
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
-from fulgurite.errors import InvalidEvent, MalformedFrame, UnknownSchema
-from fulgurite.events import EVENT_TYPES, Event
+from fulgurite.deltas import pack, unpack
+from fulgurite.errors import BrokenDelta, InvalidEvent, MalformedFrame, UnknownSchema
+from fulgurite.events import EVENT_TYPES, Episode, Event
 
 _MAGIC = 0
 _DERIVED = 1 << 30
@@ -115,6 +117,8 @@ class Codec:
         """Raises InvalidEvent when a field does not fit the schema."""
         buffer = io.BytesIO()
         buffer.write(self._frames[type(event)])
+        if isinstance(event, Episode):
+            event = msgspec.structs.replace(event, calls=pack(event.calls))
         datum = msgspec.to_builtins(event, builtin_types=(bytes,))
         try:
             _write(buffer, self._ours[type(event)], datum)
@@ -129,7 +133,10 @@ class Codec:
         event_type, writer, reader = self._reader(int.from_bytes(data[1:_HEADER], "big"))
         try:
             datum = _read(io.BytesIO(data[_HEADER:]), writer, reader)
-            return msgspec.convert(datum, event_type, builtin_types=(bytes,))
+            event = msgspec.convert(datum, event_type, builtin_types=(bytes,))
+            return msgspec.structs.replace(event, calls=unpack(event.calls)) if isinstance(event, Episode) else event
+        except BrokenDelta as error:
+            raise InvalidEvent(str(error)) from error
         except (ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, msgspec.ValidationError) as error:
             raise InvalidEvent(f"bytes do not fit the schema of {event_type.__name__}: {error}") from error
 

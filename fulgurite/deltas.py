@@ -16,7 +16,7 @@ within one episode.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -62,7 +62,7 @@ def link_of(call: LlmCall, partition: int, offset: int, depth: int = 0) -> Link:
 
 def shorten(call: LlmCall, links: Iterable[Link]) -> tuple[LlmCall, int]:
     """The call as a delta of the link that saves most, and its depth; the call itself, and 0, if none is worth it."""
-    if call.prompt_token_ids is not None and call.prompt_hash is None:
+    if call.prompt_token_ids is not None and (call.prompt_hash is None or len(call.prompt_token_ids) % 4):
         return call, 0
     body = None if call.request is None else call.request.encode()
     best = max((_Overlap(call, body, link) for link in links if link.depth + 1 < CHAIN), key=lambda overlap: overlap.saved, default=None)
@@ -94,17 +94,19 @@ def pack(calls: Iterable[LlmCall]) -> tuple[LlmCall, ...]:
 
 
 def unpack(calls: Iterable[LlmCall]) -> tuple[LlmCall, ...]:
-    """The inverse of `pack`. Raises BrokenDelta."""
+    """The inverse of `pack`: a delta of anything but an earlier call of the episode stays what it is. Raises BrokenDelta."""
     whole: list[LlmCall] = []
     for call in calls:
-        ref = call.parent
-        if ref is None or ref.partition != WITHIN:
-            whole.append(call)
-        elif 0 <= ref.offset < len(whole):
-            whole.append(restore(call, whole[ref.offset]))
-        else:
-            raise BrokenDelta(f"call {call.call_id} is a delta of call {ref.offset} of its episode, which does not come before it")
+        parent = _within(call, whole)
+        whole.append(call if parent is None else restore(call, parent))
     return tuple(whole)
+
+
+def _within(call: LlmCall, earlier: Sequence[LlmCall]) -> LlmCall | None:
+    ref = call.parent
+    if ref is None or ref.partition != WITHIN or not 0 <= ref.offset < len(earlier):
+        return None
+    return earlier[ref.offset] if earlier[ref.offset].call_id == ref.call_id else None
 
 
 class _Overlap:
@@ -139,7 +141,8 @@ class _Overlap:
 
 def _tokens(call: LlmCall) -> bytes:
     answer = call.choices[0].token_ids if call.choices else None
-    return (call.prompt_token_ids or b"") + (answer or b"")
+    tokens = (call.prompt_token_ids or b"") + (answer or b"")
+    return tokens[: len(tokens) - len(tokens) % 4]
 
 
 def _ends(left: bytes, right: bytes) -> tuple[int, int]:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulgurite.codec import Codec
 from fulgurite.deltas import CHAIN, WITHIN, Link, link_of, pack, restore, shorten, unpack
-from fulgurite.errors import BrokenDelta
+from fulgurite.errors import BrokenDelta, InvalidEvent
 from fulgurite.events import LlmCall, ParentRef
 from fulgurite.stitching import stitch
 from fulgurite.tokens import pack_ids, prompt_hash, unpack_ids
@@ -203,5 +204,27 @@ def test_calls_that_nobody_restored_stay_as_they_are_in_an_episode() -> None:
     assert packed[2].parent is not None
     assert packed[2].parent.partition == WITHIN
     assert unpack(packed) == (delta, second, third)
-    with pytest.raises(BrokenDelta, match="does not come before it"):
-        unpack(packed[2:])
+    assert unpack(packed[2:]) == packed[2:], "its parent is not there"
+    assert unpack((first, second, packed[2]))[2] == third
+    assert unpack((first, first, packed[2]))[2] == packed[2], "another call is in its parent's place"
+
+
+def test_packed_ids_that_are_cut_make_no_delta() -> None:
+    first, second = conversation(2)
+    odd = REPLACE(second, prompt_token_ids=(second.prompt_token_ids or b"") + b"x")
+    assert shorten(odd, [link_of(first, 0, 0)]) == (odd, 0)
+    torn = REPLACE(first, choices=(REPLACE(first.choices[0], token_ids=b"xyz"),))
+    assert restore(shorten(second, [link_of(torn, 0, 0)])[0], torn) == second
+
+
+def test_an_episode_is_small_on_the_wire_and_whole_for_who_reads_it() -> None:
+    calls = conversation(30)
+    episode = stitch([*calls, make_status(at=9_000)])
+    assert episode is not None
+    codec = Codec()
+    data = codec.encode(episode)
+    assert codec.decode(data) == episode
+    assert len(data) < sum(len(codec.encode(call)) for call in calls) / 5
+    wrong = REPLACE(calls[1], prompt_hash="another")
+    with pytest.raises(InvalidEvent, match="has not the hash"):
+        codec.decode(codec.encode(REPLACE(episode, calls=(calls[0], wrong))))
