@@ -60,6 +60,8 @@ class Call:
         self.capture = capture
         self.started_at = draft.started_at
         self.first_token_at: int | None = None
+        self.continued = False
+        """Whether its prompt went on from recorded tokens."""
         self._asked = self._answered = draft.begun
 
     def ask(self) -> str | None:
@@ -85,6 +87,8 @@ class Call:
         headers = reply_headers(self.who, self.route.reported(self.capture.version_first))
         if self.draft.sampled is not None:
             headers.append((b"x-fulgurite-sampling", self.draft.sampled.encode()))
+        if self.continued:
+            headers.append((b"x-fulgurite-continuation", b"tokens"))
         return headers
 
     def event(

@@ -13,7 +13,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from services.gateway.admission import Admission
 from services.gateway.backend_health import BackendHealth
 from services.gateway.call import Call
-from services.gateway.dialect import Dialect
+from services.gateway.continuation import Continuation
+from services.gateway.dialect import ApiRequest, Dialect
 from services.gateway.problems import GatewayError, Overloaded, UpstreamRejected, UpstreamUnreachable
 from services.gateway.routing import Router
 from services.gateway.settings import Route
@@ -27,8 +28,9 @@ _LOADING_S = 1.0
 class Dispatcher:
     """One per gateway."""
 
-    def __init__(self, router: Router, admission: Admission, client: UpstreamClient) -> None:
+    def __init__(self, router: Router, admission: Admission, client: UpstreamClient, continuation: Continuation) -> None:
         self.router = router
+        self.continuation = continuation
         self._admission = admission
         self._client = client
         self._health = BackendHealth()
@@ -39,12 +41,14 @@ class Dispatcher:
         ways = self.router.candidates(call.request.alias, call.who.rollout_id)
         with self._admission.key(call.draft.key):
             problem: GatewayError | None = None
+            recorded = await self.continuation.recorded(call)
             for way in self._health.order(ways, time.monotonic()):
                 call.route = way
                 async with AsyncExitStack() as stack:
                     try:
                         await stack.enter_async_context(self._admission.gate(way.backend).place(call.draft.key))
-                        reply = await stack.enter_async_context(self._post(call, dialect))
+                        request = call.request if recorded is None else await self.continuation.prompt(recorded, call, way)
+                        reply = await stack.enter_async_context(self._post(call, request, dialect))
                     except UpstreamUnreachable as error:
                         self._health.failed(way.backend, time.monotonic())
                         problem = error
@@ -63,9 +67,9 @@ class Dispatcher:
             if problem is not None:
                 raise problem
 
-    def _post(self, call: Call, dialect: Dialect) -> AbstractAsyncContextManager[UpstreamReply]:
+    def _post(self, call: Call, request: ApiRequest, dialect: Dialect) -> AbstractAsyncContextManager[UpstreamReply]:
         route = call.route
-        body, headers = dialect.upstream_body(call.request, route, call.call_id), dialect.upstream_headers(call.request, route)
+        body, headers = dialect.upstream_body(request, route, call.call_id), dialect.upstream_headers(request, route)
         return self._client.open(route, dialect.path, body, call.call_id, call.ask(), headers)
 
 

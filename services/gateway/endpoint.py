@@ -244,10 +244,15 @@ class Endpoint:
         return None
 
     def _remember(self, call: Call) -> asyncio.Task[None] | None:
-        """While the log takes the answer, note whose conversation it is: the agent's next call must find it."""
-        if call.who.conversation is None:
+        """While the log takes the answer, note whose conversation it is, and its tokens: the agent's next call must find them."""
+        if call.who.conversation is None and call.request.alias not in self._desk.dispatcher.continuation.aliases:
             return None
-        return asyncio.create_task(self._desk.identifier.remember(call.who, call.capture.said()))
+        return asyncio.create_task(self._keep(call))
+
+    async def _keep(self, call: Call) -> None:
+        if call.who.conversation is not None:
+            await self._desk.identifier.remember(call.who, call.capture.said())
+        await self._desk.dispatcher.continuation.remember(call)
 
     async def _record_quietly(self, event: LlmCall) -> None:
         """For calls without an answer: the log being down as well changes nothing for the client."""

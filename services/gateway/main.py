@@ -25,6 +25,7 @@ from fulgurite.codec import Codec
 from services import logs
 from services.gateway.admission import Admission
 from services.gateway.body_limit import BodyLimit
+from services.gateway.continuation import ANSWERS_IN_MEMORY, Continuation
 from services.gateway.desk import Desk
 from services.gateway.dialects import DIALECTS
 from services.gateway.dialects.anthropic_errors import AnthropicErrors
@@ -68,6 +69,8 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     recorder = Recorder(producer, kafka, codec, settings, metrics)
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
+    # Without Redis a bounded store of their own: tokens are many.
+    answers = store if settings.redis_url else MemoryStore(limit=ANSWERS_IN_MEMORY)
     router = Router(routes, settings.backends(), settings.adapters(), settings.policy, policies.view)
     desk = Desk(
         settings=settings,
@@ -87,7 +90,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
         idempotency=Idempotency(store),
         recorder=recorder,
         upstream=upstream,
-        dispatcher=Dispatcher(router, Admission(settings), upstream),
+        dispatcher=Dispatcher(router, Admission(settings), upstream, Continuation(settings.continued(), answers, upstream)),
         train_sampling=TrainSamplings(settings.train_sampling),
         policies=policies,
         metrics=metrics,

@@ -109,6 +109,8 @@ class GatewaySettings(BaseSettings):
     """Policies, comma-separated, that are served as LoRA adapters of FULGURITE_POLICY's base model; the applier's is the same."""
     train_sampling: dict[str, TrainSampling] = {}
     """Alias → how its calls of mode `train` are sampled, whatever the agent asked; `{}` is temperature 1 and no truncation."""
+    continue_tokens: str = ""
+    """Aliases, comma-separated, whose chats go on from the tokens that were generated, not from their text rendered anew."""
     upstreams: dict[str, UpstreamSpec] = {}
     default_sampling: SamplingDefaults = SamplingDefaults()
     logprobs_mode: LogprobsMode = LogprobsMode.processed
@@ -179,7 +181,11 @@ class GatewaySettings(BaseSettings):
 
     def adapters(self) -> frozenset[str]:
         """The policies that are LoRA adapters."""
-        return frozenset(filter(None, (name.strip() for name in self.lora_policies.split(","))))
+        return _names(self.lora_policies)
+
+    def continued(self) -> frozenset[str]:
+        """The aliases whose chats go on from tokens."""
+        return _names(self.continue_tokens)
 
     def backends(self) -> dict[str, str]:
         """Our vLLM backends: name → base URL. Raises ValueError."""
@@ -205,3 +211,7 @@ class GatewaySettings(BaseSettings):
                 spec.api_key.get_secret_value() if spec.api_key else None,
             )
         return routes
+
+
+def _names(listed: str) -> frozenset[str]:
+    return frozenset(filter(None, (name.strip() for name in listed.split(","))))
