@@ -112,7 +112,8 @@ def idle(given: argparse.Namespace) -> None:
     _soft_limit()
     with bench_folder() as folder, kafka(folder) as cluster, stub("--hold") as upstream, stub() as lively:
         upstreams = f'{{"lively": {{"base_url": "{lively}", "kind": "vllm", "model": "policy"}}}}'
-        with gateway(upstream, cluster, FULGURITE_UPSTREAMS=upstreams, FULGURITE_HEARTBEAT_S="3600") as served:
+        env = {"FULGURITE_UPSTREAMS": upstreams, "FULGURITE_HEARTBEAT_S": "3600", "FULGURITE_BACKEND_CONCURRENCY": str(2 * given.streams)}
+        with gateway(upstream, cluster, **env) as served:
             load(served, "--model", "lively", "--seconds", "1")
             before = served.rss_mib()
             streams = _open_streams(served, given.streams)

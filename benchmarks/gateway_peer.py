@@ -62,7 +62,7 @@ def environment(folder: Path) -> tuple[Path, str]:
     """A Python that has agentlightning, and that Python's version; made if it is not there."""
     uv = shutil.which("uv") or str(project_folder() / ".fulgurite" / "uv" / "bin" / "uv")
     python = folder / "bin" / "python"
-    wanted = shutil.which("python3.12") or sys.executable
+    wanted = _python312() or sys.executable
     if not python.exists():
         _run(uv, "venv", "--quiet", "--seed", "--python", wanted, str(folder))
         _run(uv, "pip", "install", "--quiet", "--python", str(python), *_SERVER_NEEDS, *_EXTRAS)
@@ -71,6 +71,12 @@ def environment(folder: Path) -> tuple[Path, str]:
         [python, "-c", "import platform; print(platform.python_version())"], capture_output=True, text=True, check=True
     )
     return python, version.stdout.strip()
+
+
+def _python312() -> str | None:
+    """One that runs: a version manager's stand-in may not."""
+    found = shutil.which("python3.12")
+    return found if found and subprocess.run([found, "--version"], capture_output=True, check=False).returncode == 0 else None
 
 
 def _run(*argv: str) -> None:
