@@ -29,11 +29,11 @@ def parse_backends(text: str, name: str) -> dict[str, str]:
     return found
 
 
-def one_backend(text: str, name: str) -> str:
-    """The address of the backend called `name`, or of the only one whatever it is called. Raises ValueError."""
+def one_backend(text: str, name: str) -> tuple[str, str]:
+    """Name and address of the backend called `name`, or of the only one whatever it is called. Raises ValueError."""
     backends = parse_backends(text, name)
     if len(backends) == 1:
-        return next(iter(backends.values()))
+        return next(iter(backends.items()))
     if name not in backends:
         raise ValueError(f"VLLM_BASE_URL has {', '.join(backends)}, and no {name!r}: set FULGURITE_BACKEND to one of them")
-    return backends[name]
+    return name, backends[name]

@@ -28,7 +28,7 @@ async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:
     key = settings.vllm_api_key.get_secret_value() if settings.vllm_api_key else None
     watch.start()
     try:
-        async with Engine(settings.base_url(), key, settings.engine_timeout_s) as engine:
+        async with Engine(settings.vllm_base_url, key, settings.engine_timeout_s) as engine:
             await watch.caught_up.wait()
             await _serve(settings, engine, watch, Announcer(settings.backend, producer))
     finally:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.backends import one_backend
@@ -21,7 +22,7 @@ class ApplierSettings(BaseSettings):
     vllm_api_key: SecretStr | None = Field(None, validation_alias="VLLM_API_KEY")
     policy: str = "policy"
     backend: str = "vllm"
-    """Name of the backend in events; the gateway's FULGURITE_BACKEND is the same."""
+    """Which backend of VLLM_BASE_URL is this applier's; the name in events of one address without a name."""
     lora_policies: str = ""
     """Policies, comma-separated, whose updates are LoRA adapters; vLLM then needs `--enable-lora` and
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
@@ -37,9 +38,10 @@ class ApplierSettings(BaseSettings):
     """Longest wait for one answer of the engine, loading included."""
     log_level: str = "INFO"
 
-    def base_url(self) -> str:
-        """This applier's backend. Raises ValueError."""
-        return one_backend(self.vllm_base_url, self.backend)
+    @model_validator(mode="after")
+    def _find_backend(self) -> Self:
+        self.backend, self.vllm_base_url = one_backend(self.vllm_base_url, self.backend)
+        return self
 
     def adapters(self) -> tuple[str, ...]:
         """The policies that are LoRA adapters."""

@@ -28,8 +28,9 @@ def test_what_makes_no_sense_is_said(text: str) -> None:
 
 
 def test_an_applier_finds_its_own() -> None:
-    assert one_backend("http://a", "whatever") == "http://a"
-    assert one_backend("east=http://a,west=http://b", "west") == "http://b"
-    assert one_backend("http://a:1,http://b:1", "b:1") == "http://b:1"
+    assert one_backend("http://a", "whatever") == ("whatever", "http://a")
+    assert one_backend("east=http://a", "vllm") == ("east", "http://a")
+    assert one_backend("east=http://a,west=http://b", "west") == ("west", "http://b")
+    assert one_backend("http://a:1,http://b:1", "b:1") == ("b:1", "http://b:1")
     with pytest.raises(ValueError, match="FULGURITE_BACKEND"):
         one_backend("east=http://a,west=http://b", "vllm")
