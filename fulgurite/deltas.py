@@ -23,7 +23,6 @@ import numpy as np
 
 from fulgurite.errors import BrokenDelta
 from fulgurite.events import LlmCall, ParentRef, Record
-from fulgurite.prefix_breaks import first_difference
 from fulgurite.tokens import prompt_hash
 
 CHAIN = 16
@@ -60,13 +59,21 @@ def link_of(call: LlmCall, partition: int, offset: int, depth: int = 0) -> Link:
     )
 
 
-def shorten(call: LlmCall, links: Iterable[Link]) -> tuple[LlmCall, int]:
-    """The call as a delta of the link that saves most, and its depth; the call itself, and 0, if none is worth it."""
+def shorten(call: LlmCall, links: Sequence[Link]) -> tuple[LlmCall, int]:
+    """The call as a delta of the link that saves most, and its depth; the call itself, and 0, if none is worth it.
+
+    Links in order of time: the newest that the call extends word for word is taken without a look at the others.
+    """
     if call.prompt_token_ids is not None and (call.prompt_hash is None or len(call.prompt_token_ids) % 4):
         return call, 0
     body = None if call.request is None else call.request.encode()
-    best = max((_Overlap(call, body, link) for link in links if link.depth + 1 < CHAIN), key=lambda overlap: overlap.saved, default=None)
-    if best is None or best.saved < LEAST_GAIN:
+    best: _Overlap | None = None
+    for link in reversed(links):
+        overlap = _Overlap(call, body, link)
+        best = overlap if best is None or overlap.saved > best.saved else best
+        if overlap.saved == len(link.tokens) + len(link.request):
+            break
+    if best is None or best.saved < LEAST_GAIN or best.link.depth + 1 == CHAIN:
         return call, 0
     return best.delta(call, body), best.link.depth + 1
 
@@ -114,7 +121,7 @@ class _Overlap:
 
     def __init__(self, call: LlmCall, body: bytes | None, link: Link) -> None:
         self.link = link
-        self.tokens = 0 if call.prompt_token_ids is None else first_difference(link.tokens, call.prompt_token_ids)
+        self.tokens = 0 if call.prompt_token_ids is None else _equal(link.tokens, call.prompt_token_ids) // 4
         self.head, self.tail = (0, 0) if body is None else _ends(link.request, body)
 
     @property
