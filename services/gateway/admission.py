@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 
 from services.gateway.fair_queue import FairQueue
+from services.gateway.metrics import Metrics
 from services.gateway.problems import Overloaded, RateLimited
 from services.gateway.settings import GatewaySettings
 
@@ -146,8 +147,9 @@ class KeyLimits:
 class Admission:
     """The gates of all backends, and the limits of all keys."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
         self._settings = settings
+        self._metrics = metrics
         self._gates: dict[str, Gate] = {}
         self._limits = KeyLimits(settings.key_concurrency, settings.key_calls_per_minute)
         self._limited = bool(settings.key_concurrency or settings.key_calls_per_minute)
@@ -163,10 +165,12 @@ class Admission:
 
     def gate(self, backend: str) -> Gate:
         """The gate of a backend."""
-        gate = self._gates.get(backend)
-        if gate is None:
-            s = self._settings
-            gate = self._gates[backend] = Gate(backend, s.backend_concurrency, s.queue_limit, s.queue_timeout_s)
+        known = self._gates.get(backend)
+        if known is not None:
+            return known
+        s = self._settings
+        gate = self._gates[backend] = Gate(backend, s.backend_concurrency, s.queue_limit, s.queue_timeout_s)
+        self._metrics.watch_gate(backend, lambda: gate.in_flight, lambda: gate.waiting)
         return gate
 
 

@@ -15,6 +15,7 @@ from services.gateway.backend_health import BackendHealth
 from services.gateway.call import Call
 from services.gateway.continuation import Continuation
 from services.gateway.dialect import ApiRequest, Dialect
+from services.gateway.metrics import Metrics
 from services.gateway.problems import GatewayError, Overloaded, UpstreamRejected, UpstreamUnreachable
 from services.gateway.routing import Router
 from services.gateway.settings import Route
@@ -28,11 +29,12 @@ _LOADING_S = 1.0
 class Dispatcher:
     """One per gateway."""
 
-    def __init__(self, router: Router, admission: Admission, client: UpstreamClient, continuation: Continuation) -> None:
+    def __init__(self, router: Router, admission: Admission, client: UpstreamClient, continuation: Continuation, metrics: Metrics) -> None:
         self.router = router
         self.continuation = continuation
         self._admission = admission
         self._client = client
+        self._failovers = metrics.failovers
         self._health = BackendHealth()
 
     @asynccontextmanager
@@ -52,6 +54,7 @@ class Dispatcher:
                     except UpstreamUnreachable as error:
                         self._health.failed(way.backend, time.monotonic())
                         problem = error
+                        self._failovers.labels(way.backend).inc()
                         continue
                     except UpstreamRejected as error:
                         self._health.answered(way.backend)
@@ -60,6 +63,7 @@ class Dispatcher:
                         problem = Overloaded(
                             f"The backend {way.backend!r} is being given {way.version}. Nothing was generated.", _LOADING_S
                         )
+                        self._failovers.labels(way.backend).inc()
                         continue
                     self._health.answered(way.backend)
                     yield reply

@@ -69,6 +69,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     recorder = Recorder(producer, kafka, codec, settings, metrics)
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
+    metrics.watch_served(policies.view.all_served)
     # Without Redis a bounded store of their own: tokens are many.
     answers = store if settings.redis_url else MemoryStore(limit=ANSWERS_IN_MEMORY)
     router = Router(routes, settings.backends(), settings.adapters(), settings.policy, policies.view)
@@ -90,7 +91,9 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
         idempotency=Idempotency(store),
         recorder=recorder,
         upstream=upstream,
-        dispatcher=Dispatcher(router, Admission(settings), upstream, Continuation(settings.continued(), answers, upstream)),
+        dispatcher=Dispatcher(
+            router, Admission(settings, metrics), upstream, Continuation(settings.continued(), answers, upstream), metrics
+        ),
         train_sampling=TrainSamplings(settings.train_sampling),
         policies=policies,
         metrics=metrics,

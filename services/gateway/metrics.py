@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class ServedVersions(Collector):
+    """1 for each version that a backend proved to serve: the label is the value."""
+
+    def __init__(self, served: Callable[[], Iterable[tuple[str, str, str]]]) -> None:
+        self._served = served
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """For Prometheus."""
+        family = GaugeMetricFamily(
+            "fulgurite_gateway_served_version", "Versions that backends proved to serve.", labels=("policy", "backend", "version")
+        )
+        for labels in self._served():
+            family.add_metric(labels, 1)
+        yield family
 
 
 class Metrics:
@@ -65,6 +83,24 @@ class Metrics:
             registry=self.registry,
         )
         self.events = Counter("fulgurite_gateway_events", "Events by topic and fate.", ("topic", "fate"), registry=self.registry)
+
+        self.failovers = Counter(
+            "fulgurite_gateway_failovers",
+            "Calls that a backend could not take (no connection, no such adapter yet), so that another was asked, if there was one.",
+            ("backend",),
+            registry=self.registry,
+        )
+        self._places = Gauge("fulgurite_gateway_backend_calls", "Calls at a backend.", ("backend",), registry=self.registry)
+        self._waiting = Gauge("fulgurite_gateway_backend_waiting", "Calls that wait for a place.", ("backend",), registry=self.registry)
+
+    def watch_gate(self, backend: str, in_flight: Callable[[], float], waiting: Callable[[], float]) -> None:
+        """A backend's places; asked when they are shown."""
+        self._places.labels(backend).set_function(in_flight)
+        self._waiting.labels(backend).set_function(waiting)
+
+    def watch_served(self, served: Callable[[], Iterable[tuple[str, str, str]]]) -> None:
+        """Policy, backend and version of all that is served; asked when it is shown."""
+        self.registry.register(ServedVersions(served))
 
     def watch_spool(self, depth: Callable[[], float], size: Callable[[], float], age_s: Callable[[], float]) -> None:
         """What waits on disk; asked when it is shown."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from fulgurite.codec import Codec
 from fulgurite.events import Event, PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
@@ -93,6 +93,15 @@ class PolicyView:
         for policy, state in sorted(self._policies.items()):
             for backend in sorted(state.serving):
                 yield from ((policy, backend, version) for version in sorted(self.loaded(policy, backend)))
+
+    def all_served(self) -> list[tuple[str, str, str]]:
+        """Policy, backend and version of all that is served."""
+        return [
+            (policy, backend, version)
+            for policy, state in self._policies.items()
+            for backend, serving in state.serving.items()
+            for version in sorted(serving.versions)
+        ]
 
     def as_json(self, policies: set[str]) -> dict[str, Any]:
         """The reply of `GET /v1/policies`; `policies` are listed even if the log does not know them."""
@@ -178,17 +187,23 @@ class PolicyTail:
             self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        consumer = make_consumer(self._kafka)
-        try:
-            consumer.assign([TopicPartition(self._kafka.topic(topic), 0, 0) for topic in _TOPICS])
-            while not self._stop.is_set():
-                for message in consumer.consume(100, timeout=_POLL_S):
-                    if message.error() is None:
-                        self._tell(read_message(message, self._codec).event)
-        except KafkaException as error:
-            log.error("policies are no longer followed", error=str(error))
-        finally:
-            consumer.close()
+        while not self._stop.is_set():
+            consumer = make_consumer(self._kafka)
+            try:
+                self._follow(consumer)
+            except KafkaException as error:
+                log.warning("policies cannot be followed; trying again", error=str(error))
+                self._stop.wait(_POLL_S)
+            finally:
+                consumer.close()
+
+    def _follow(self, consumer: Consumer) -> None:
+        # From the beginning, also after a failure: the fold ends where it was.
+        consumer.assign([TopicPartition(self._kafka.topic(topic), 0, 0) for topic in _TOPICS])
+        while not self._stop.is_set():
+            for message in consumer.consume(100, timeout=_POLL_S):
+                if message.error() is None:
+                    self._tell(read_message(message, self._codec).event)
 
     def _tell(self, event: Event | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell

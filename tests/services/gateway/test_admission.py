@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from services.gateway.admission import Admission, Gate, KeyLimits
+from services.gateway.metrics import Metrics
 from services.gateway.problems import Overloaded, RateLimited
 from services.gateway.settings import GatewaySettings
 
@@ -138,7 +139,11 @@ def test_a_key_begins_so_many_calls_a_minute() -> None:
 
 async def test_every_backend_has_its_own_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FULGURITE_KEY_CONCURRENCY", "1")
-    admission = Admission(GatewaySettings())  # pyright: ignore[reportCallIssue]
+    metrics = Metrics()
+    admission = Admission(GatewaySettings(), metrics)  # pyright: ignore[reportCallIssue]
     assert admission.gate("a") is admission.gate("a") is not admission.gate("b")
     with admission.key("k"), pytest.raises(RateLimited), admission.key("k"):
         pass
+    async with admission.gate("a").place("k"):
+        assert b'fulgurite_gateway_backend_calls{backend="a"} 1.0' in metrics.render()
+    assert b'fulgurite_gateway_backend_calls{backend="a"} 0.0' in metrics.render()
