@@ -17,12 +17,12 @@ from confluent_kafka import KafkaException
 
 from fulgurite.codec import Codec
 from fulgurite.errors import CodecError
-from fulgurite.events import AgentStatus, Event, LlmCall
-from fulgurite.ids import derive_id
-from fulgurite.kinds import Mode, StatusKind
-from fulgurite.topics import AGENT_STATUS, LLM_CALLS, Topic
+from fulgurite.events import Event, LlmCall
+from fulgurite.kinds import Mode
+from fulgurite.topics import LLM_CALLS, Topic
 from services import logs
 from services.gateway.backlog import Backlog, Ticket
+from services.gateway.heartbeats import Heartbeats
 from services.gateway.identity import Identified
 from services.gateway.metrics import Metrics
 from services.gateway.packing import Packer
@@ -44,18 +44,6 @@ _BACKGROUND_LIMIT = 1000
 
 _TRIED = 100
 """Events that nobody waits for, and that are tried all the same while the log is away."""
-
-
-class InFlight:
-    """A call that has not been answered yet."""
-
-    __slots__ = ("call_id", "since", "told", "who")
-
-    def __init__(self, call_id: str, who: Identified, now: float) -> None:
-        self.call_id = call_id
-        self.who = who
-        self.since = now
-        self.told = 0
 
 
 class Waiting:
@@ -95,12 +83,13 @@ class Recorder:
         """When the first event came that Kafka did not take; None once it took one again."""
         self._answered_at = float("-inf")
         self._background: set[asyncio.Task[None]] = set()
-        self._in_flight: dict[str, InFlight] = {}
+        # Behind a spool it would tell of now what is read long after.
+        self._heartbeats = Heartbeats(producer, settings.heartbeat_s, self._queues)
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start the heartbeats, the look-out for brokers that come back, and the spool's way into the log."""
-        self._loops = [asyncio.create_task(self._heartbeats()), asyncio.create_task(self._look_out())]
+        self._loops = [asyncio.create_task(self._heartbeats.run()), asyncio.create_task(self._look_out())]
         if self._backlog is not None:
             self._loops.append(asyncio.create_task(self._backlog.drain()))
 
@@ -134,12 +123,12 @@ class Recorder:
 
     def begin(self, call_id: str, who: Identified) -> None:
         """A call is in flight from now on, until `record_call` or `forget`."""
-        self._in_flight[call_id] = InFlight(call_id, who, time.monotonic())
+        self._heartbeats.begin(call_id, who)
         self._metrics.in_flight.inc()
 
     def end(self, call_id: str) -> None:
         """The call is answered, or nobody is left to answer."""
-        if self._in_flight.pop(call_id, None) is not None:
+        if self._heartbeats.end(call_id):
             self._metrics.in_flight.dec()
 
     async def record_call(self, call: LlmCall) -> None:
@@ -204,6 +193,9 @@ class Recorder:
         if spool is None:
             return None
         return "this gateway's spool is full" if spool.full else spool.broken
+
+    def _queues(self) -> bool:
+        return self._backlog is not None and self._backlog.busy
 
     def _unreachable(self) -> bool:
         return self._producer.unreachable_for_s > 0 and time.monotonic() - self._answered_at > 3 * _PROBE_S
@@ -281,36 +273,6 @@ class Recorder:
     async def _quietly(self, call: LlmCall) -> None:
         with suppress(Unavailable):
             await self.record_call(call)
-
-    async def _heartbeats(self) -> None:
-        period = self._settings.heartbeat_s
-        while True:
-            await asyncio.sleep(period / 4)
-            now = time.monotonic()
-            for flight in list(self._in_flight.values()):
-                beats = int((now - flight.since) / period)
-                if beats > flight.told:
-                    flight.told = beats
-                    self._beat(flight, beats)
-
-    def _beat(self, flight: InFlight, beats: int) -> None:
-        if self._backlog is not None and self._backlog.busy:
-            return  # It would tell of now, behind events of long ago.
-        who = flight.who
-        event = AgentStatus(
-            event_id=derive_id("heartbeat", flight.call_id, beats),
-            event_time=int(time.time() * 1000),
-            group_id=who.group_id,
-            rollout_id=who.rollout_id,
-            attempt=who.attempt,
-            mode=who.mode,
-            kind=StatusKind.heartbeat,
-            source="gateway",
-            will_retry=False,
-            call_id=flight.call_id,
-        )
-        with suppress(LogUnavailable):
-            self._producer.submit(AGENT_STATUS, who.group_id, event)
 
     async def _look_out(self) -> None:
         """librdkafka says when all brokers are gone, but not when they are back: ask, while it matters."""

@@ -18,13 +18,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
+import msgspec
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from fulgurite.codec import Codec
+from fulgurite.errors import BadClaim
 from fulgurite.events import AgentReward, DeadLetter, Episode
 from fulgurite.ids import derive_id
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES
 from services import logs
+from services.claims import redeemed
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, read_message
 from services.rewarder.reward_plugins import PluginError, RewardFailed, RewardPlugin
 from services.rewarder.settings import RewardWorkerSettings
@@ -81,7 +84,13 @@ class RewardWorker:
         if not isinstance(record.event, Episode):
             await self._bury(record)
         elif self._is_ours(record.event):
-            rewards = await self._judge(record.event)
+            try:
+                # A function sees what was said, wherever it lies.
+                episode = await asyncio.to_thread(_redeemed, record.event)
+            except BadClaim as error:
+                await self._bury(msgspec.structs.replace(record, error=str(error)), "BadClaim")
+                return
+            rewards = await self._judge(episode)
             await asyncio.gather(*(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards))
 
     def _is_ours(self, episode: Episode) -> bool:
@@ -117,12 +126,12 @@ class RewardWorker:
             for name, value in sorted(values.items(), key=lambda item: (item[0] in expected, item[0]))
         ]
 
-    async def _bury(self, record: Record) -> None:
+    async def _bury(self, record: Record, error_type: str = "CodecError") -> None:
         letter = DeadLetter(
             event_id=derive_id("dead", self._group_id(), record.partition, record.offset),
             event_time=record.timestamp,
             stage="reward-worker",
-            error_type="CodecError",
+            error_type=error_type,
             error=record.error or "not an episode",
             topic=self._kafka.topic(EPISODES),
             partition=record.partition,
@@ -131,6 +140,10 @@ class RewardWorker:
             value=record.value,
         )
         await self._producer.publish(DEAD_LETTERS, (record.key or b"").decode("utf-8", "replace"), letter)
+
+
+def _redeemed(episode: Episode) -> Episode:
+    return msgspec.structs.replace(episode, calls=tuple(redeemed(call) for call in episode.calls))
 
 
 def _take(consumer: Consumer, most: int) -> list[Message]:
