@@ -16,9 +16,11 @@ _MESSAGES: Json = {
 }
 _SHARED: Json = {
     "model": {**_TEXT, "minLength": 1, "description": "An alias: one of the names that `GET /v1/models` lists."},
+    "metadata": {"type": "object", "description": "`session_id`: calls with the same one are one rollout."},
+}
+_GENERATION: Json = {
     "stream": {"type": "boolean", "default": False},
     "temperature": {"type": "number", "minimum": 0, "maximum": 2},
-    "metadata": {"type": "object", "description": "`session_id`: calls with the same one are one rollout."},
 }
 _USER: Json = {"role": "user", "content": "What is 3 + 8?"}
 
@@ -126,4 +128,5 @@ CALLS: tuple[CallDoc, ...] = (
 
 def body_schema(call: CallDoc) -> Json:
     """A request's."""
-    return {"type": "object", "required": list(call.required), "properties": {**_SHARED, **call.fields}, "additionalProperties": True}
+    fields = {**_SHARED, **(_GENERATION if call.stream is not None else {}), **call.fields}
+    return {"type": "object", "required": list(call.required), "properties": fields, "additionalProperties": True}

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from tests.integration.stub_answers import PROMPT_IDS, Api, Chat, Completions, Script
 from tests.integration.stub_items import CountTokens, Embeddings, Messages, Responses
@@ -72,7 +73,7 @@ class Stub:
         if script.status != 200:
             error = {"message": script.error, "type": "BadRequestError", "param": None, "code": script.status}
             return web.json_response({"error": error}, status=script.status)
-        if body.get("stream"):
+        if body.get("stream") and not isinstance(api, Embeddings):
             return await self._stream(request, body, script, api)
         return web.json_response(api.whole(body, request.headers, script), headers=_version_headers(script, last=True))
 
@@ -110,11 +111,26 @@ def _version_headers(script: Script, *, last: bool) -> dict[str, str]:
     return headers
 
 
+@web.middleware
+async def _refuses_nonsense(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What makes no sense is the client's mistake, as for vLLM."""
+    body: Any = await request.json() if request.method == "POST" else {}
+    number = body.get("n") or 1
+    if not isinstance(number, int) or not 1 <= number <= 16:
+        return web.json_response(
+            {"error": {"message": "n is out of range", "type": "BadRequestError", "param": "n", "code": 400}}, status=400
+        )
+    try:
+        return await handler(request)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        return web.json_response({"error": {"message": repr(error), "type": "BadRequestError", "param": None, "code": 400}}, status=400)
+
+
 @asynccontextmanager
 async def running_stub() -> AsyncGenerator[Stub]:
     """A stub on a free port of 127.0.0.1."""
     stub = Stub()
-    app = web.Application(client_max_size=64 * 1024 * 1024, handler_args={"handler_cancellation": True})
+    app = web.Application(client_max_size=64 * 1024 * 1024, handler_args={"handler_cancellation": True}, middlewares=[_refuses_nonsense])
     for path in APIS:
         app.router.add_post(path, stub.answer)
     app.router.add_get("/health", _healthy)
