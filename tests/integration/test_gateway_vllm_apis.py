@@ -118,6 +118,16 @@ async def test_the_official_clients_read_it(gateway: Gateway) -> None:
             await client.responses.create(model="policy", input="abc", previous_response_id="resp_nobodys")
 
 
+async def test_logprobs_that_the_agent_asked_for_itself_are_left_to_it(
+    gateway: Gateway, expected: tuple[list[int], list[int], list[float]]
+) -> None:
+    asked = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    text, call = await recorded(gateway, "/v1/responses", GREEDY | asked | {"input": MESSAGES, "max_output_tokens": 8})
+    check(call, expected)
+    logprobs = json.loads(text)["output"][0]["content"][0]["logprobs"]
+    assert [len(entry["top_logprobs"]) for entry in logprobs] == [2] * len(expected[1])
+
+
 async def test_a_response_builds_on_another_by_the_id_that_the_agent_saw(gateway: Gateway) -> None:
     text, first = await recorded(gateway, "/v1/responses", GREEDY | {"input": "abc", "max_output_tokens": 8})
     more = GREEDY | {"input": "d", "max_output_tokens": 4, "previous_response_id": json.loads(text)["id"]}
