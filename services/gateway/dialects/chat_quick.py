@@ -6,13 +6,12 @@ to the general way; both give the same bytes and the same record.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from services.gateway.capture import Json
-
-_decode = msgspec.json.Decoder().decode
 
 
 class Token(msgspec.Struct, gc=False):
@@ -49,10 +48,39 @@ class Chunk(msgspec.Struct, forbid_unknown_fields=True):
     choices: list[_Part]
 
 
+class _Choice(msgspec.Struct, forbid_unknown_fields=True):
+    """vLLM's choice, in its order."""
+
+    index: int
+    message: Json
+    logprobs: Logprobs | UnsetType | None = UNSET
+    finish_reason: str | UnsetType | None = UNSET
+    stop_reason: Any = UNSET
+    token_ids: list[int] | UnsetType | None = UNSET
+    routed_experts: Any = UNSET
+
+
+class _Reply(msgspec.Struct, forbid_unknown_fields=True):
+    """vLLM's chat completion, in its order."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[_Choice]
+    service_tier: Any = UNSET
+    system_fingerprint: Any = UNSET
+    usage: Any = UNSET
+    prompt_logprobs: Any = UNSET
+    prompt_token_ids: list[int] | UnsetType | None = UNSET
+    prompt_text: Any = UNSET
+    kv_transfer_params: Any = UNSET
+    ec_transfer_params: Any = UNSET
+    metrics: Any = UNSET
+
+
 _chunk = msgspec.json.Decoder(Chunk).decode
-_top = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_parts = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
-_logprobs = msgspec.json.Decoder(Logprobs).decode
+_reply = msgspec.json.Decoder(_Reply).decode
 
 
 def quick_chunk(data: bytes) -> Chunk | None:
@@ -65,14 +93,14 @@ def quick_chunk(data: bytes) -> Chunk | None:
 
 
 def quick_reply(raw: bytes) -> Json | None:
-    """The answer, with `Logprobs` in place of each choice's log-probabilities. None if it has no such shape."""
+    """The answer, with `Logprobs` in place of each choice's log-probabilities. None if it holds anything that vLLM's does not."""
     try:
-        reply = _top(raw)
-        choices = [{name: _value(name, value) for name, value in part.items()} for part in _parts(reply["choices"])]
-        return {name: choices if name == "choices" else _decode(value) for name, value in reply.items()}
-    except (msgspec.DecodeError, KeyError, RecursionError):
+        reply = _reply(raw)
+    except (msgspec.DecodeError, RecursionError):
         return None
+    return {**_given(reply), "choices": [_given(choice) for choice in reply.choices]}
 
 
-def _value(name: str, value: msgspec.Raw) -> Any:
-    return cast(Any, _logprobs(value) if name == "logprobs" else _decode(value))
+def _given(part: msgspec.Struct) -> Json:
+    """Its fields, without those that were not there."""
+    return {name: value for name in part.__struct_fields__ if (value := getattr(part, name)) is not UNSET}
