@@ -70,8 +70,8 @@ class Spool:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for anything."""
-        return self.bytes >= self._max_bytes
+        """Whether nothing new should begin: an eighth is left for what is under way."""
+        return self.bytes > self._max_bytes - self._max_bytes // 8
 
     def append(self, payload: bytes) -> asyncio.Future[None]:
         """Queue a payload; the future ends when it is on the disk, or with SpoolError. Raises SpoolFull."""

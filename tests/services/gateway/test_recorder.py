@@ -1,0 +1,214 @@
+"""What becomes of events while the log is away, by mode: who is refused, who is answered, and in what order the log gets them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fulgurite.codec import Codec
+from fulgurite.events import AgentStatus
+from fulgurite.kinds import Mode
+from fulgurite.topics import AGENT_STATUS, LLM_CALLS, MAX_MESSAGE_BYTES
+from services.gateway.metrics import Metrics
+from services.gateway.problems import Unavailable
+from services.gateway.recorder import Recorder
+from services.gateway.settings import GatewaySettings
+from services.kafka import KafkaSettings
+from tests.services.gateway.memory_producer import MemoryProducer
+from tests.synthetic import make_call, make_status
+
+NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")
+
+
+class Bench:
+    """A recorder over a log in memory."""
+
+    def __init__(self, producer: MemoryProducer, folder: Path, settings: dict[str, Any]) -> None:
+        quick = {"log_patience_s": 0.05, "log_stall_s": 0.1, "ack_timeout_s": 0.5, "data_dir": folder}
+        self.producer = producer
+        self.metrics = Metrics()
+        self.recorder = Recorder(producer, NOWHERE, Codec(), GatewaySettings.model_validate(quick | settings), self.metrics)
+
+    async def say(self, number: int, *, key: str = "k", mode: Mode = Mode.live) -> AgentStatus:
+        event = make_status(at=number, mode=mode)
+        await self.recorder.publish(AGENT_STATUS, key, event, mode=mode)
+        return event
+
+    async def drained(self) -> None:
+        for _ in range(500):
+            if not (self.recorder.spool_report() or {})["events"]:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("events stay in the spool")
+
+    def metric(self, name: str) -> float:
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in self.metrics.render().decode().splitlines()
+            if line.startswith(f"fulgurite_gateway_{name}")
+        )
+
+
+@asynccontextmanager
+async def bench(folder: Path, producer: MemoryProducer | None = None, **settings: Any) -> AsyncGenerator[Bench]:
+    made = Bench(producer or MemoryProducer(), folder, settings)
+    made.recorder.start()
+    try:
+        yield made
+    finally:
+        await made.recorder.close()
+
+
+def ids(*events: AgentStatus) -> list[str]:
+    return [event.event_id for event in events]
+
+
+async def test_spooled_events_reach_the_log_in_order_once_it_is_back(tmp_path: Path) -> None:
+    async with bench(tmp_path, spool_dir=tmp_path / "spool") as made:
+        said = [await made.say(0)]
+        made.producer.away = True
+        said += [await made.say(number) for number in range(1, 6)]
+        assert made.metric("spool_events") == 5
+        assert made.producer.ids() == ids(said[0])
+        made.producer.come_back()
+        said.append(await made.say(6))
+        await made.drained()
+        said.append(await made.say(7))
+        assert made.producer.ids() == ids(*said)
+        assert made.recorder.problem() is None
+
+
+async def test_what_still_waits_for_kafka_goes_to_the_spool_before_what_comes_later(tmp_path: Path) -> None:
+    async with bench(tmp_path, spool_dir=tmp_path / "spool", log_patience_s=0.3, log_stall_s=10) as made:
+        made.producer.away = True
+        first = asyncio.create_task(made.say(1))
+        await asyncio.sleep(0.2)
+        second = asyncio.create_task(made.say(2))
+        said = [await first, await made.say(3), await second]
+        # Kafka never got those that its producer held.
+        made.producer.stuck.clear()
+        made.producer.come_back()
+        await made.drained()
+        assert made.producer.ids() == ids(said[0], said[2], said[1])
+
+
+async def test_a_predecessors_events_go_first_and_others_come_behind_them(tmp_path: Path) -> None:
+    gone = MemoryProducer()
+    gone.away = True
+    async with bench(tmp_path, gone, spool_dir=tmp_path / "spool") as made:
+        said = [await made.say(number) for number in range(3)]
+    producer = MemoryProducer()
+    producer.failing = 3
+    async with bench(tmp_path, producer, spool_dir=tmp_path / "spool", ack_timeout_s=20) as made:
+        refusing = asyncio.create_task(made.say(3, mode=Mode.train))
+        spooling = [await made.say(4), await made.say(0, key="another")]
+        assert not refusing.done(), "its promise is Kafka's"
+        said.append(await refusing)
+        await made.drained()
+        assert producer.ids("k") == ids(*said, spooling[0])
+        assert producer.ids("another") == ids(spooling[1])
+
+
+async def test_refused_modes_are_refused_while_others_are_answered(tmp_path: Path) -> None:
+    async with bench(tmp_path, spool_dir=tmp_path / "spool") as made:
+        made.producer.away = True
+        made.producer.unreachable = 1.0
+        await made.say(1)
+        for mode in (Mode.train, Mode.val):
+            with pytest.raises(Unavailable, match="Nothing was generated"):
+                made.recorder.check(mode)
+        made.recorder.check(Mode.live)
+        assert made.recorder.welcome()
+        with pytest.raises(Unavailable, match="did not take this in time"):
+            await made.say(2, mode=Mode.train)
+
+
+async def test_a_full_spool_refuses_everyone_and_says_why(tmp_path: Path) -> None:
+    async with bench(tmp_path, spool_dir=tmp_path / "spool", spool_max_bytes=1024**2) as made:
+        made.producer.away = True
+        made.producer.unreachable = 1.0
+        call = make_call(mode=Mode.live, messages=[{"content": "x" * 470_000}])
+        for _ in range(2):
+            made.recorder.check(Mode.live)
+            await made.recorder.record_call(call)
+        for mode in Mode:
+            with pytest.raises(Unavailable, match="spool is full"):
+                made.recorder.check(mode)
+        await made.say(1)
+        with pytest.raises(Unavailable, match="in time"):
+            await made.recorder.record_call(call)
+
+
+async def test_without_a_spool_live_traffic_is_refused_or_served_as_it_is_set(tmp_path: Path) -> None:
+    async with bench(tmp_path) as made:
+        made.producer.unreachable = 1.0
+        with pytest.raises(Unavailable):
+            made.recorder.check(Mode.live)
+        assert (made.recorder.spool_report(), made.recorder.welcome()) == (None, False)
+    async with bench(tmp_path, log_unavailable_live="serve") as made:
+        made.producer.away = True
+        for number in range(3):
+            made.recorder.check(Mode.live)
+            await made.say(number)
+        assert made.metric("unlogged_total") == 3
+        await asyncio.sleep(0.2)
+        assert made.recorder.problem() is not None
+        await made.say(3)
+        made.producer.come_back()
+        await made.say(4)
+        assert made.metric("unlogged_total") == 5, "until something is tried nobody knows that it is back"
+        await asyncio.sleep(0.01)
+        assert made.recorder.problem() is None
+        await made.say(5)
+        assert made.metric("unlogged_total") == 5
+
+
+def test_a_spool_needs_a_folder() -> None:
+    with pytest.raises(ValueError, match="FULGURITE_SPOOL_DIR"):
+        GatewaySettings.model_validate({"log_unavailable_train": "spool"}).log_policies()
+
+
+async def test_an_event_beyond_the_logs_limit_does_not_block_the_spool(tmp_path: Path) -> None:
+    async with bench(tmp_path, spool_dir=tmp_path / "spool", claim_check_bytes=MAX_MESSAGE_BYTES // 2) as made:
+        made.producer.away = True
+        made.producer.unreachable = 1.0
+        huge = make_call(mode=Mode.live, answers=[range(2_000_000)])
+        with pytest.raises(Unavailable):
+            await made.recorder.publish(LLM_CALLS, "k", huge)
+        assert made.metric("spool_events") == 0
+
+
+async def test_an_event_that_cannot_be_read_back_is_put_aside(tmp_path: Path) -> None:
+    async with bench(tmp_path, spool_dir=tmp_path / "spool") as made:
+        made.producer.away = True
+        made.producer.unreachable = 1.0
+        await made.say(1)
+        assert made.recorder.spool_report() is not None
+        backlog = made.recorder._backlog  # pyright: ignore[reportPrivateUsage]
+        assert backlog is not None
+        await backlog.spool.append(b"of another kind")
+        backlog._tickets.append(backlog._tickets[0])  # pyright: ignore[reportPrivateUsage]
+        said = await made.say(2)
+        made.producer.unreachable = 0.0
+        made.producer.come_back()
+        await made.drained()
+        assert made.producer.ids()[-1] == said.event_id
+        assert len(list((tmp_path / "spool").glob("*.torn"))) == 1
+
+
+async def test_a_large_call_leaves_its_text_in_the_claims_folder(tmp_path: Path) -> None:
+    async with bench(tmp_path, claim_check_bytes=16 * 1024) as made:
+        call = make_call(messages=[{"content": "x" * 20_000}])
+        await made.recorder.record_call(call)
+        [(_, logged)] = made.producer.log
+        assert logged.event_id == call.event_id
+        assert (made.metric("claim_checks_total"), len(list((tmp_path / "claims").rglob("*")))) == (1, 2)
+        (tmp_path / "claims").rename(tmp_path / "away")
+        (tmp_path / "claims").write_text("not a folder")
+        with pytest.raises(Unavailable, match="claims folder cannot be written"):
+            await made.recorder.record_call(make_call(turn=1, messages=[{"content": "y" * 20_000}]))
