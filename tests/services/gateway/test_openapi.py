@@ -17,7 +17,7 @@ from services.kafka import KafkaSettings
 
 @pytest.fixture
 def page() -> dict[str, Any]:
-    app: FastAPI = create_app(GatewaySettings(signing_keys="k1:0123456789abcdef"), KafkaSettings())  # pyright: ignore[reportArgumentType]
+    app: FastAPI = create_app(GatewaySettings.model_validate({"signing_keys": "k1:0123456789abcdef"}), KafkaSettings())
     return app.openapi()
 
 
