@@ -109,14 +109,14 @@ def memory(given: argparse.Namespace) -> None:
 
 def idle(given: argparse.Namespace) -> None:
     """Many streams that have begun and say nothing; then whether another call still works."""
-    _soft_limit()
+    count = min(given.streams, (_soft_limit() - 200) // 2)
     with bench_folder() as folder, kafka(folder) as cluster, stub("--hold") as upstream, stub() as lively:
         upstreams = f'{{"lively": {{"base_url": "{lively}", "kind": "vllm", "model": "policy"}}}}'
-        env = {"FULGURITE_UPSTREAMS": upstreams, "FULGURITE_HEARTBEAT_S": "3600", "FULGURITE_BACKEND_CONCURRENCY": str(2 * given.streams)}
+        env = {"FULGURITE_UPSTREAMS": upstreams, "FULGURITE_HEARTBEAT_S": "3600", "FULGURITE_BACKEND_CONCURRENCY": str(2 * count)}
         with gateway(upstream, cluster, **env) as served:
             load(served, "--model", "lively", "--seconds", "1")
             before = served.rss_mib()
-            streams = _open_streams(served, given.streams)
+            streams = _open_streams(served, count)
             begun = sum(_has_begun(stream) for stream in streams)
             held, told = served.rss_mib(), load(served, "--model", "lively", "--seconds", "3")
             time.sleep(5)
@@ -159,10 +159,11 @@ def _still_open(stream: socket.socket) -> bool:
         return False
 
 
-def _soft_limit() -> None:
-    """As many open files as this user may have; the gateway inherits them."""
+def _soft_limit() -> int:
+    """As many open files as this user may have; the gateway inherits them, and needs two a stream."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def vllm(given: argparse.Namespace) -> None:
