@@ -106,6 +106,7 @@ async def test_a_predecessors_events_go_first_and_others_come_behind_them(tmp_pa
     producer.failing = 3
     async with bench(tmp_path, producer, spool_dir=tmp_path / "spool", ack_timeout_s=20) as made:
         refusing = asyncio.create_task(made.say(3, mode=Mode.train))
+        await asyncio.sleep(0)
         spooling = [await made.say(4), await made.say(0, key="another")]
         assert not refusing.done(), "its promise is Kafka's"
         said.append(await refusing)
