@@ -152,7 +152,7 @@ async def test_no_request_that_the_page_allows_or_forbids_ends_in_a_5xx(gateway:
     pytest.importorskip("schemathesis")
     stub.reset()
     argv = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run", f"{gateway.url}/openapi.json"]
-    argv += ["--checks", "not_a_server_error", "--max-examples", "12", "--phases", "examples,coverage,fuzzing", "--workers", "2"]
+    argv += ["--checks", "not_a_server_error", "--max-examples", "12", "--phases", "examples,coverage,fuzzing"]
     argv += ["--generation-deterministic", "--header", f"Authorization: Bearer {ADMIN}", "--no-color", "--suppress-health-check", "all"]
     process = await asyncio.create_subprocess_exec(
         *argv, cwd=gateway.log.parent, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
