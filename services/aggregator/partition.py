@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from fulgurite.deadlines import overdue, silent
-from fulgurite.events import AgentStatus, Episode, Event, LlmCall
-from fulgurite.kinds import StatusKind
+from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LlmCall
+from fulgurite.ids import derive_id
+from fulgurite.kinds import Mode, StatusKind
 from fulgurite.stitching import missing_inputs, stitch, supersede
-from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
+from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, MAX_MESSAGE_BYTES, Topic
+from fulgurite.trajectories import successful_actions
 from services import logs
 from services.aggregator.attempts import Attempt, Group, Key
 from services.aggregator.settings import AggregatorSettings
@@ -33,6 +35,12 @@ _LOOK_EVERY_MS = 250
 
 _FORGET_EVERY_MS = 10_000
 """Memory is not so short that closed groups must go at once."""
+
+_WORTH_A_LOOK = 2 * 1024 * 1024
+"""Bytes of text and prompts before what repeats is taken out: encoding an episode twice is only for large ones."""
+
+_ROOM = 64 * 1024
+"""For a record's headers and framing, within the log's message limit."""
 
 
 class Trial(NamedTuple):
@@ -145,12 +153,37 @@ class AggregatorPartition:
         candidate = stitch([*attempt.inputs.values(), *([group.declared] if group.declared else [])])
         episode = supersede(attempt.published, candidate) if candidate else None
         if episode is not None:
-            await self._log.publish(EPISODES, [(episode.group_id, episode)])
+            await self._publish(episode)
             attempt.published = episode
         for settle in settled:
             settle()
         if not attempt.dirty:
             self._closing.pop(key, None)
+
+    async def _publish(self, episode: Episode) -> None:
+        """To `episodes`, or to `dead.letters` what no message can hold: it would stop the partition for good."""
+        topic: Topic = EPISODES
+        event: Episode | DeadLetter = episode
+        if sum(map(_weight, episode.calls)) > _WORTH_A_LOOK:
+            size = len(self._log.codec.encode(episode))
+            if size > MAX_MESSAGE_BYTES - _ROOM:
+                topic, event = DEAD_LETTERS, self._too_large(episode, size)
+        await self._log.publish(topic, [(episode.group_id, event)])
+
+    def _too_large(self, episode: Episode, size: int) -> DeadLetter:
+        _log.error("an episode is too large for a message", episode_id=episode.episode_id, bytes=size, calls=len(episode.calls))
+        return DeadLetter(
+            event_id=derive_id("dead", episode.event_id),
+            event_time=episode.event_time,
+            stage="aggregator",
+            error_type="EpisodeTooLarge",
+            error=f"episode {episode.episode_id} of {len(episode.calls)} calls takes {size:,} bytes; its calls are in {LLM_CALLS.name}",
+            topic=self._log.settings.topic(EPISODES),
+            partition=self._partition,
+            offset=-1,
+            key=episode.group_id.encode(),
+            actions=tuple(action for call in episode.calls for action in successful_actions(call)) if episode.mode is Mode.train else (),
+        )
 
     async def _recall(self, key: Key, attempt: Attempt) -> None:
         """Read again from the log what an earlier revision was made of, if it is no longer held."""
@@ -250,3 +283,7 @@ class AggregatorPartition:
             if all(episode.event_time < before for episode in written.values()):
                 del self._known[group_id]
                 self._forgotten.update({key: episode.started_at - _SKEW_MS for key, episode in written.items()})
+
+
+def _weight(call: LlmCall) -> int:
+    return len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 
+import msgspec
+
 from fulgurite.codec import Codec
-from fulgurite.events import AgentStatus, Episode, Event, LlmCall
-from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
+from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LlmCall
+from fulgurite.ids import action_id
+from fulgurite.tokens import prompt_hash
+from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, Topic
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
 from services.kafka import KafkaSettings
@@ -87,3 +92,29 @@ async def test_a_call_after_the_end_makes_a_revision_that_supersedes() -> None:
     first, second = reader.log.episodes()
     assert (len(first.calls), len(second.calls)) == (1, 2)
     assert second.supersedes == first.revision
+
+
+async def test_an_episode_that_no_message_can_hold_is_a_dead_letter_with_its_actions() -> None:
+    reader = Reader()
+    bodies = [random.Random(turn).randbytes(450_000).hex() for turn in range(10)]
+    large = [msgspec.structs.replace(make_call(turn=turn, at=NOW + turn), request=body) for turn, body in enumerate(bodies)]
+    reader.log.ends[LLM_CALLS.name] = len(large)
+    for event in (DECLARED, *large, DONE):
+        await reader.take(event)
+    ((topic, letter),) = reader.log.published
+    assert isinstance(letter, DeadLetter)
+    assert (topic, letter.error_type, letter.key) == (DEAD_LETTERS, "EpisodeTooLarge", DONE.group_id.encode())
+    assert letter.actions == tuple(action_id(call.call_id, 0) for call in large)
+    assert len(reader.acknowledged) == len(large) + 2
+
+
+async def test_large_calls_that_repeat_one_another_are_an_episode() -> None:
+    reader = Reader()
+    body = random.Random(0).randbytes(450_000).hex()
+    large = [msgspec.structs.replace(make_call(turn=turn, at=NOW + turn), request=f"{body}{turn}") for turn in range(10)]
+    large = [msgspec.structs.replace(call, prompt_hash=prompt_hash(call.prompt_token_ids or b"")) for call in large]
+    reader.log.ends[LLM_CALLS.name] = len(large)
+    for event in (DECLARED, *large, DONE):
+        await reader.take(event)
+    (episode,) = reader.log.episodes()
+    assert list(episode.calls) == large
