@@ -13,6 +13,8 @@ from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture
 class ChatCapture(ChoicesCapture):
     """A chat completion."""
 
+    _opened: tuple[str, int, bytes] | None = None
+
     def said(self) -> list[list[Any]]:
         """See Capture."""
         return [[{**choice.message, "role": "assistant"}] for choice in self.choices.values()]
@@ -40,9 +42,18 @@ class ChatCapture(ChoicesCapture):
         choice.message["content"] += part.delta.content
         choice.token_ids += part.token_ids
         choice.logprobs += [token.logprob for token in part.logprobs.content]
-        head = {"id": self._id, "object": chunk.object, "created": chunk.created, "model": self._alias}
-        delta = {"index": part.index, "delta": {"content": part.delta.content}, "logprobs": None, "finish_reason": None}
-        return encode({**head, "choices": [delta]})
+        return b'%b%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]}' % (
+            self._opening(chunk.object, chunk.created),
+            part.index,
+            encode(part.delta.content),
+        )
+
+    def _opening(self, kind: str, created: int) -> bytes:
+        """A chunk up to its choice's index: the same for all chunks of a stream."""
+        if self._opened is None or self._opened[:2] != (kind, created):
+            head = encode({"id": self._id, "object": kind, "created": created, "model": self._alias})
+            self._opened = (kind, created, head[:-1] + b',"choices":[{"index":')
+        return self._opened[2]
 
     def _take_whole(self, choice: ChoiceCapture, part: Json) -> None:
         message = part.get("message")

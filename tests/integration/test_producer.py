@@ -1,0 +1,100 @@
+"""The one producer: awaited in an event loop, in a thread, or in neither; what was queued arrives whoever gave up waiting for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from fulgurite.codec import Codec
+from fulgurite.events import AgentStatus
+from fulgurite.topics import AGENT_STATUS
+from services.kafka import EventProducer, KafkaSettings, LogUnavailable, read_all
+from services.stack.kafka_local import LocalKafka
+from services.topic_admin import create_topics
+from tests.synthetic import make_declared
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def settings(kafka: LocalKafka, topic_prefix: str) -> KafkaSettings:
+    made = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, topic_prefix=topic_prefix)
+    create_topics(made)
+    return made
+
+
+@pytest.fixture
+def producer(settings: KafkaSettings) -> Iterator[EventProducer]:
+    made = EventProducer(settings, Codec(), "test")
+    yield made
+    made.close()
+
+
+def event(number: int) -> AgentStatus:
+    return make_declared(number)
+
+
+def read(settings: KafkaSettings) -> set[str]:
+    return {record.event.event_id for record in read_all(settings, AGENT_STATUS, Codec()) if record.event is not None}
+
+
+async def test_many_at_once_are_each_acknowledged(settings: KafkaSettings, producer: EventProducer) -> None:
+    events = [event(number) for number in range(500)]
+    deliveries = await asyncio.gather(*(producer.publish(AGENT_STATUS, one.group_id, one, timeout_s=30) for one in events))
+    assert len({(delivery.partition, delivery.offset) for delivery in deliveries}) == 500
+    assert await asyncio.to_thread(read, settings) == {one.event_id for one in events}
+
+
+async def test_who_gives_up_takes_nothing_out_of_the_queue(settings: KafkaSettings, producer: EventProducer) -> None:
+    waiting = asyncio.create_task(producer.publish(AGENT_STATUS, event(1).group_id, event(1)))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await producer.publish(AGENT_STATUS, event(2).group_id, event(2), timeout_s=30)
+    await asyncio.to_thread(producer.close)
+    assert await asyncio.to_thread(read, settings) == {event(1).event_id, event(2).event_id}
+
+
+async def test_a_thread_beside_the_loop_is_served(producer: EventProducer) -> None:
+    async def keep_busy() -> None:
+        for number in range(100):
+            await producer.publish(AGENT_STATUS, event(number).group_id, event(number), timeout_s=30)
+
+    busy = asyncio.create_task(keep_busy())
+    for number in range(100, 110):
+        await asyncio.to_thread(producer.publish_sync, AGENT_STATUS, event(number).group_id, event(number))
+    await busy
+
+
+def test_one_loop_after_another_and_none(settings: KafkaSettings, producer: EventProducer) -> None:
+    for number in (1, 2):
+        asyncio.run(publish(producer, event(number)))
+    # A loop that is gone while its event is under way must not take the others with it.
+    asyncio.run(abandon(producer, event(3)))
+    producer.publish_sync(AGENT_STATUS, event(4).group_id, event(4))
+    assert read(settings) == {event(number).event_id for number in (1, 2, 3, 4)}
+
+
+async def publish(producer: EventProducer, one: AgentStatus) -> None:
+    await producer.publish(AGENT_STATUS, one.group_id, one, timeout_s=30)
+
+
+async def abandon(producer: EventProducer, one: AgentStatus) -> None:
+    waiting = asyncio.create_task(publish(producer, one))
+    await asyncio.sleep(0)
+    waiting.cancel()
+
+
+async def test_no_acknowledgement_is_told_in_time() -> None:
+    producer = EventProducer(KafkaSettings(bootstrap_servers="127.0.0.1:1"), Codec(), "test", delivery_timeout_s=2)
+    begun = time.monotonic()
+    with pytest.raises(LogUnavailable, match=r"no acknowledgement within 0\.3 s"):
+        await producer.publish(AGENT_STATUS, event(1).group_id, event(1), timeout_s=0.3)
+    assert time.monotonic() - begun < 2
+    with pytest.raises(LogUnavailable):
+        await producer.publish(AGENT_STATUS, event(1).group_id, event(1))
+    await asyncio.to_thread(producer.close, 1)
