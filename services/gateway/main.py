@@ -69,7 +69,6 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     recorder = Recorder(producer, kafka, codec, settings, metrics)
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
-    metrics.watch_served(policies.view.all_served)
     # Without Redis a bounded store of their own: tokens are many.
     answers = store if settings.redis_url else MemoryStore(limit=ANSWERS_IN_MEMORY)
     router = Router(routes, settings.backends(), settings.adapters(), settings.policy, policies.view)

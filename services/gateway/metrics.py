@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-
-
-class ServedVersions(Collector):
-    """1 for each version that a backend proved to serve: the label is the value."""
-
-    def __init__(self, served: Callable[[], Iterable[tuple[str, str, str]]]) -> None:
-        self._served = served
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """For Prometheus."""
-        family = GaugeMetricFamily(
-            "fulgurite_gateway_served_version", "Versions that backends proved to serve.", labels=("policy", "backend", "version")
-        )
-        for labels in self._served():
-            family.add_metric(labels, 1)
-        yield family
 
 
 class Metrics:
@@ -97,10 +79,6 @@ class Metrics:
         """A backend's places; asked when they are shown."""
         self._places.labels(backend).set_function(in_flight)
         self._waiting.labels(backend).set_function(waiting)
-
-    def watch_served(self, served: Callable[[], Iterable[tuple[str, str, str]]]) -> None:
-        """Policy, backend and version of all that is served; asked when it is shown."""
-        self.registry.register(ServedVersions(served))
 
     def watch_spool(self, depth: Callable[[], float], size: Callable[[], float], age_s: Callable[[], float]) -> None:
         """What waits on disk; asked when it is shown."""

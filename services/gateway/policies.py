@@ -94,15 +94,6 @@ class PolicyView:
             for backend in sorted(state.serving):
                 yield from ((policy, backend, version) for version in sorted(self.loaded(policy, backend)))
 
-    def all_served(self) -> list[tuple[str, str, str]]:
-        """Policy, backend and version of all that is served."""
-        return [
-            (policy, backend, version)
-            for policy, state in self._policies.items()
-            for backend, serving in state.serving.items()
-            for version in sorted(serving.versions)
-        ]
-
     def as_json(self, policies: set[str]) -> dict[str, Any]:
         """The reply of `GET /v1/policies`; `policies` are listed even if the log does not know them."""
         names = sorted(policies | set(self._policies))
