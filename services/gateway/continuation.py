@@ -1,9 +1,9 @@
-"""`continuation=tokens`: a chat that goes on from our own answer is prompted with that answer's very tokens, not with its text rendered anew.
+"""`continuation=tokens`: a chat that goes on from our own answer is prompted with that answer's tokens, not with its text rendered anew.
 
-Text does not say which tokens it was, and templates drop parts of it (thinking); each such turn would break the trajectory. Opt-in per alias
-(FULGURITE_CONTINUE_TOKENS). After an answer its prompt and tokens are kept under the hash chain of the conversation, with all that shapes
-a prompt; a request that repeats that conversation is rendered by the engine (`/tokenize`), what follows the answer's end of turn is cut
-from it and put behind the recorded tokens, and vLLM takes them in place of its own rendering (`kv_transfer_params.prompt_token_ids`).
+Text does not say which tokens it was, and templates drop parts of it (thinking); each such turn would break the trajectory. Opt-in per
+alias (FULGURITE_CONTINUE_TOKENS). After an answer its prompt and tokens are kept under the hash chain of the conversation, with all that
+shapes a prompt; a request that repeats that conversation is rendered by the engine (`/tokenize`), what follows the answer's end of turn is
+cut from it and put behind the recorded tokens, and vLLM takes them in place of its own rendering (`kv_transfer_params.prompt_token_ids`).
 
 Whatever does not fit exactly is rendered as ever: an answer that did not end by itself, several choices, images, a template whose first
 message differs or whose turns do not end alike, a conversation that is not (or no longer) known here.
