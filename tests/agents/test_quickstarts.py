@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import re
 
 import pytest
 
@@ -15,15 +16,27 @@ pytestmark = pytest.mark.agents
 ALL = [pytest.param(agent, one, id=f"{agent.folder}-{one.name}") for agent in agents() for one in agent.quickstart]
 
 
+A_MODEL = re.compile(
+    r"""[\w-]+:policy                                  # where providers are prefixes
+    |   openai(\.chat)?\('policy'\)                    # where they are functions,
+    |   import\ \{\ openai\ \}\ from\ '@ai-sdk/openai';  # which are imported
+    |   model\ =\ OpenAIModel\(model_id="policy"\)     # where they are classes
+    |   WebSearchTool,\ OpenAIModel
+    """,
+    re.VERBOSE,
+)
+"""Every form in which a quick-start may be told another model; one more is one more line here."""
+
+
 @pytest.mark.parametrize(("agent", "quickstart"), ALL)
 async def test_only_the_model_is_another(agent: Agent, quickstart: Quickstart) -> None:
     found = cut(quickstart, await asyncio.to_thread(environment, agent.folder))
     lines = list(difflib.unified_diff(found.original.splitlines(), found.running.splitlines(), lineterm="", n=0))[2:]
-    gone = [line[1:] for line in lines if line.startswith("-")]
-    come = [line[1:] for line in lines if line.startswith("+")]
+    gone, come = ([line for line in lines if line.startswith(sign)] for sign in "-+")
     assert len(gone) == len(come) == len(quickstart.changes)
-    assert not [line for line in come if not any(word in line for word in ("policy", "import"))]
-    assert len(gone) <= 2
+    for said in quickstart.changes.values():
+        assert A_MODEL.fullmatch(said)
+        assert any(said in line for line in come)
 
 
 @pytest.mark.parametrize(("agent", "quickstart"), ALL)
