@@ -97,6 +97,33 @@ async def test_what_still_waits_for_kafka_goes_to_the_spool_before_what_comes_la
         assert made.producer.ids() == ids(said[0], said[2], said[1])
 
 
+async def test_what_the_producer_still_holds_goes_before_the_spool(tmp_path: Path) -> None:
+    async with bench(tmp_path, spool_dir=tmp_path / "spool") as made:
+        made.producer.away = True
+        held = asyncio.create_task(made.say(1, mode=Mode.train))
+        await asyncio.sleep(0)
+        spooled = await made.say(2)
+        made.producer.away = False
+        await asyncio.sleep(0.1)
+        assert made.producer.ids() == []
+        first = made.producer.stuck[0][1].event_id
+        made.producer.come_back()
+        await made.drained()
+        assert made.producer.ids() == [first, spooled.event_id]
+        with pytest.raises(Unavailable):
+            await held
+
+
+async def test_one_late_acknowledgement_is_soon_forgotten(tmp_path: Path) -> None:
+    async with bench(tmp_path, log_unavailable_live="serve") as made:
+        made.producer.away = True
+        await made.say(1)
+        made.producer.come_back()
+        await made.say(2)
+        await asyncio.sleep(0.15)
+        assert made.recorder.problem() is None
+
+
 async def test_a_predecessors_events_go_first_and_others_come_behind_them(tmp_path: Path) -> None:
     gone = MemoryProducer()
     gone.away = True
