@@ -1,9 +1,9 @@
 """Which version a backend should serve: a fold of `policy.updates` and `policy.routes`, in log order.
 
 The first claim of an epoch wins, and a claimed epoch shuts out lower ones: what a superseded learner still publishes is ignored, what it
-had published before stays. A route that names a version of the policy pins it; without one the newest update is desired. Where a route splits
-an alias between versions, a backend with one set of weights takes the greatest share, a canary the next; one with adapters takes all of them.
-Versions that a backend could not load are passed over.
+had published before stays. A route that names a version of the policy pins it; without one the newest update is desired. Where a route
+splits an alias between versions, a backend with one set of weights takes the greatest share, a canary the next; one with adapters takes
+all of them. Versions that a backend could not load are passed over.
 """
 
 from __future__ import annotations
