@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fulgurite.events import Sampling
@@ -166,6 +166,12 @@ class GatewaySettings(BaseSettings):
     drain_s: int = 120
     """How long a stopping gateway waits for streams to end."""
     log_level: str = "INFO"
+
+    @field_validator("spool_dir", "log_unavailable_live", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        """A compose file sets what is not set to nothing, and no path would be the current folder."""
+        return value if value != "" else None
 
     def log_policies(self) -> dict[Mode, LogPolicy]:
         """What to do while the log is away, by mode. Raises ValueError."""

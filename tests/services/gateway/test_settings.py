@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fulgurite.kinds import Mode
 from services.gateway.health_routes import promise
 from services.gateway.settings import GatewaySettings
 
@@ -51,3 +52,14 @@ def test_an_alias_without_a_policy(env: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("replication", "full"), [(1, False), (2, False), (3, True)])
 def test_the_promise_needs_three_replicas(replication: int, full: bool) -> None:
     assert promise(replication)["full"] is full
+
+
+def test_live_traffic_is_spooled_where_there_is_a_folder_for_it(env: pytest.MonkeyPatch) -> None:
+    env.setenv("FULGURITE_SPOOL_DIR", "")
+    env.setenv("FULGURITE_LOG_UNAVAILABLE_LIVE", "")
+    assert set(settings().log_policies().values()) == {"refuse"}
+    env.setenv("FULGURITE_SPOOL_DIR", "/var/spool/fulgurite")
+    assert settings().log_policies() == {Mode.train: "refuse", Mode.val: "refuse", Mode.live: "spool"}
+    env.setenv("FULGURITE_LOG_UNAVAILABLE_VAL", "serve")
+    env.setenv("FULGURITE_LOG_UNAVAILABLE_LIVE", "refuse")
+    assert settings().log_policies() == {Mode.train: "refuse", Mode.val: "serve", Mode.live: "refuse"}
