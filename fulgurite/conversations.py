@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -127,11 +128,10 @@ def _of_item(kind: str, item: Json) -> Iterator[Atom]:
 def _of_content(role: str, content: Any) -> Iterator[Atom]:
     """A message's content: texts that follow one another are one."""
     if isinstance(content, str):
-        parts: list[Any] = [content]
-    else:
-        parts = cast("list[Any]", content) if isinstance(content, list) else []
+        yield from _joined(role, [content])
+        return
     texts: list[str] = []
-    for part in parts:
+    for part in cast("list[Any]", content) if isinstance(content, list) else ():
         text = _text(part)
         if text is not None:
             texts.append(text)
@@ -189,8 +189,12 @@ def _result(call_id: Any, content: Any) -> Atom:
 
 
 def _arguments(arguments: Any) -> str:
-    if not isinstance(arguments, str):
-        return _json(arguments or {})
+    return _written_anew(arguments) if isinstance(arguments, str) else _json(arguments or {})
+
+
+@lru_cache(maxsize=2048)
+def _written_anew(arguments: str) -> str:
+    """Remembered, because every turn brings the calls of all turns before it."""
     try:
         return _json(msgspec.json.decode(arguments or "{}"))
     except (msgspec.DecodeError, RecursionError):
@@ -223,8 +227,5 @@ def _mappings(value: Any) -> list[Json]:
 
 def _add(chain: hashlib.blake2b, atom: Atom) -> None:
     """Fields with their lengths, so that no two lists of atoms read the same."""
-    for field in atom:
-        data = field.encode("utf-8", "surrogatepass")
-        chain.update(b"%d:" % len(data))
-        chain.update(data)
-    chain.update(b";")
+    fields = [field.encode("utf-8", "surrogatepass") for field in atom]
+    chain.update(b"".join(part for data in fields for part in (b"%d:" % len(data), data)) + b";")

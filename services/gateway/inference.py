@@ -68,7 +68,14 @@ class Inference:
     async def remember(self, conversation: Conversation, rollout_id: str, answers: Iterable[Iterable[Any]]) -> None:
         """Keep whose the conversation is, with whichever answer the agent goes on: each has its items."""
         chains = {chain for answer in answers if (chain := conversation.answered(answer)) is not None}
-        await self._ask(lambda: asyncio.gather(*(self._keep(chain, rollout_id) for chain in chains)))
+        if chains:
+            await self._ask(lambda: self._keep_all(list(chains), rollout_id))
+
+    async def _keep_all(self, chains: list[str], rollout_id: str) -> None:
+        if len(chains) == 1:
+            await self._keep(chains[0], rollout_id)
+        else:
+            await asyncio.gather(*(self._keep(chain, rollout_id) for chain in chains))
 
     async def _keep(self, chain: str, rollout_id: str) -> None:
         known = await self._store.put_new(_key(chain), rollout_id.encode(), self._ttl_s)

@@ -17,8 +17,10 @@ import pytest_asyncio
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
+from fulgurite.events import Episode
 from fulgurite.ids import subject_of
-from fulgurite.kinds import CallOutcome, Identity
+from fulgurite.kinds import CallOutcome, EpisodeOutcome, Identity, Mode
+from fulgurite.topics import EPISODES
 from services.gateway.idempotency import RedisStore
 from services.gateway.keys import KeyRing
 from services.gateway.problems import Unavailable
@@ -27,6 +29,7 @@ from services.stack.valkey_local import LocalValkey
 from tests.integration.certificates import self_signed
 from tests.integration.gateway_process import ADMIN, PLAIN, SIGNING, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub, running_stub
+from tests.integration.test_processors import Deployment, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -130,6 +133,29 @@ async def test_the_turns_of_an_agent_are_one_rollout(gateways: tuple[Gateway, Ga
     assert {(call.group_id, call.attempt) for call in calls} == {(calls[0].group_id, 0)}
 
 
+async def test_the_turns_of_an_agent_of_another_api_are_one_rollout(gateways: tuple[Gateway, Gateway], stub: Stub) -> None:
+    stub.reset()
+    asked: Message = {"role": "user", "content": "hi"}
+
+    async def turn(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        async with gateways[len(seen) % 2].post(path, {"model": "policy", **body}) as response:
+            seen.append(response.headers[ROLLOUT])
+            return await response.json()
+
+    seen: list[str] = []
+    items = [asked]
+    for _ in range(3):
+        items += [*(await turn("/v1/responses", {"input": items}))["output"], asked]
+    assert len(set(seen)) == 1
+    seen.clear()
+    asked = {"role": "user", "content": "good evening"}
+    messages = [asked]
+    for _ in range(3):
+        reply = await turn("/v1/messages", {"messages": messages, "system": "Be brief.", "max_tokens": 9})
+        messages += [{"role": "assistant", "content": reply["content"]}, asked]
+    assert len(set(seen)) == 1
+
+
 async def test_interleaved_agents_with_the_same_first_message_stay_apart(gateways: tuple[Gateway, Gateway], stub: Stub, meet: Meet) -> None:
     stub.reset()
     ann, bob = meet(gateways[0]), meet(gateways[0])
@@ -168,6 +194,29 @@ async def test_two_gateways_over_one_redis_never_lose_the_thread(gateways: tuple
     await asyncio.gather(*(talk(number, agent) for number, agent in enumerate(agents)))
     assert [len(set(agent.rollouts)) for agent in agents] == [1] * len(agents)
     assert len({agent.rollouts[0] for agent in agents}) == len(agents)
+
+
+async def test_an_inferred_rollout_is_one_episode_once_it_is_silent(
+    gateways: tuple[Gateway, Gateway], stub: Stub, meet: Meet, tmp_path: Path
+) -> None:
+    stub.reset()
+    agent = meet(*gateways)
+    for number in range(3):
+        await agent.ask(f"Question {uuid.uuid4()}.", f"Answer {number}.")
+    kafka = gateways[0].kafka
+    deployment = Deployment(kafka.bootstrap_servers, kafka.topic_prefix, tmp_path)
+
+    def episodes() -> list[Episode]:
+        return [event for event in deployment.read(EPISODES) if isinstance(event, Episode) and event.rollout_id in agent.rollouts]
+
+    try:
+        await asyncio.to_thread(deployment.start, "aggregator", FULGURITE_AGGREGATOR_SILENCE_S="1")
+        await asyncio.to_thread(wait_until, lambda: bool(episodes()), "the episode is closed")
+    finally:
+        await asyncio.to_thread(deployment.close)
+    [episode] = episodes()
+    assert (episode.rollout_id, episode.mode, episode.outcome) == (agent.rollouts[0], Mode.live, EpisodeOutcome.timed_out)
+    assert [call.identity for call in episode.calls] == [Identity.none, Identity.inferred, Identity.inferred]
 
 
 @pytest.mark.parametrize(
