@@ -167,23 +167,32 @@ def _soft_limit() -> int:
 
 
 def vllm(given: argparse.Namespace) -> None:
-    """Tokens a second at concurrency 32: vLLM itself, then through the gateway; the two take turns."""
+    """Tokens a second at concurrency 32: vLLM itself, asked for text alone and for what the log needs, and through the gateway; in turns."""
     model = tiny_model() if given.model == "tiny" else model_folder()
-    tokens: dict[str, list[float]] = {"vLLM": [], "gateway": []}
     os.environ["PIN"] = "0"
     with bench_folder() as folder, kafka(folder) as cluster, ExitStack() as stack:
         engine = stack.enter_context(LocalVllm(model, folder / "vllm"))
         served = stack.enter_context(gateway(engine.base_url, cluster))
+        sides: list[tuple[str, Served | str, tuple[str, ...]]] = [
+            ("text alone", engine.base_url, ()),
+            ("ids and log-probabilities", engine.base_url, ("--logprobs",)),
+            ("gateway", served, ()),
+        ]
         arguments = ("--prompt-tokens", "50", "--max-tokens", str(given.max_tokens), "--stream")
-        for url in (engine.base_url, served):
-            load(url, *arguments, "--seconds", "5")
-        for _ in range(given.rounds):
-            for name, url in (("vLLM", engine.base_url), ("gateway", served)):
-                told = load(url, *arguments, "--seconds", str(given.seconds))
-                tokens[name].append(told["chunks"] / told["seconds"])
-    direct, through = statistics.median(tokens["vLLM"]), statistics.median(tokens["gateway"])
-    columns = ["model", "vLLM, chunks / s", "through the gateway", "ratio", "runs"]
-    table("Real vLLM, 32 streams", columns, [[given.model, direct, through, through / direct, given.rounds]])
+        tokens: dict[str, list[float]] = {name: [] for name, _, _ in sides}
+        for name, target, more in [*sides, *sides * given.rounds]:
+            told = load(target, *arguments, *more, "--seconds", str(given.seconds))
+            tokens[name].append(told["chunks"] / told["seconds"])
+    rates = [statistics.median(values[1:]) for values in tokens.values()]
+    columns = [
+        "model",
+        "vLLM, text alone: chunks / s",
+        "vLLM, ids and log-probabilities",
+        "through the gateway",
+        "to the latter",
+        "to the former",
+    ]
+    table("Real vLLM, 32 streams", columns, [[given.model, *rates, rates[2] / rates[1], rates[2] / rates[0]]])
 
 
 def agentlightning(given: argparse.Namespace) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import time
 from collections import deque
 from functools import partial
+from itertools import cycle
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -20,13 +22,15 @@ import uvloop
 _WORDS = "the quick brown fox jumps over a lazy dog while seven wizards quietly make toxic brew from jade and onyx "
 
 
-def body(prompt_tokens: int, stream: bool, model: str, max_tokens: int) -> bytes:
-    """A chat request; about four characters of text a token."""
+def body(prompt_tokens: int, stream: bool, model: str, max_tokens: int, logprobs: bool = False) -> bytes:
+    """A chat request; about four characters of text a token. `logprobs`: ask for what the gateway asks vLLM for."""
     text = (_WORDS * (prompt_tokens * 4 // len(_WORDS) + 1))[: prompt_tokens * 4]
     messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": text}]
     request: dict[str, Any] = {"model": model, "messages": messages, "temperature": 1.0, "max_tokens": max_tokens}
     if stream:
         request["stream"] = True
+    if logprobs:
+        request |= {"logprobs": True, "return_token_ids": True}
     return json.dumps(request).encode()
 
 
@@ -54,9 +58,9 @@ class Tally:
 class Connection(asyncio.Protocol):
     """Sends a request, reads the answer to its end, says so."""
 
-    def __init__(self, tally: Tally, request: bytes) -> None:
+    def __init__(self, tally: Tally, requests: list[bytes]) -> None:
         self._tally = tally
-        self._request = request
+        self._requests = cycle(requests)
         self._transport: asyncio.Transport | None = None
         self._pieces: list[bytes] = []
         self._begun = 0.0
@@ -81,7 +85,7 @@ class Connection(asyncio.Protocol):
             self._tally.failed += 1
             await asyncio.sleep(0.01)
             return
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
         await self._done
 
     def data_received(self, data: bytes) -> None:
@@ -123,8 +127,9 @@ async def _connect(url: str, tally: Tally, requests: list[bytes], count: int) ->
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
     made: list[Connection] = []
     for number in range(count):
-        request = requests[number % len(requests)]
-        _, connection = await loop.create_connection(partial(Connection, tally, request), host, port)
+        # Each connection has rollouts of its own, and takes one after the other.
+        own = requests[number::count] or requests
+        _, connection = await loop.create_connection(partial(Connection, tally, own), host, port)
         made.append(connection)
     return made
 
@@ -169,9 +174,9 @@ def _request(path: str, key: str, payload: bytes) -> bytes:
 
 
 async def _run(given: argparse.Namespace) -> None:
-    tally, payload = Tally(), body(given.prompt_tokens, given.stream, given.model, given.max_tokens)
+    tally, payload = Tally(), body(given.prompt_tokens, given.stream, given.model, given.max_tokens, given.logprobs)
     path = urlsplit(str(given.url)).path
-    requests = [_request(path, key, payload) for key in str(given.key).split(",")]
+    requests = [_request(path, key, payload) for key in os.environ.get("KEYS", "a-plain-key").split(",")]
     connections = await _connect(given.url, tally, requests, given.connections)
     begun = time.perf_counter()
     if given.rate:
@@ -182,10 +187,9 @@ async def _run(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Arguments → one JSON object."""
+    """Arguments, and the keys in KEYS, → one JSON object."""
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
-    parser.add_argument("--key", default="a-plain-key", help="one, or several, for the connections in turn")
     parser.add_argument("--model", default="policy")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=8.0)
@@ -194,6 +198,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=1000)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--logprobs", action="store_true")
     uvloop.run(_run(parser.parse_args()))
 
 

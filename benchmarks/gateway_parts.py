@@ -99,17 +99,17 @@ def gateway(upstream: str, cluster: LocalKafka, **env: str) -> Generator[Served]
 
 
 def _rollout_keys(url: str) -> str:
-    """The keys of 32 rollouts, as agents in training have them."""
+    """The keys of a thousand rollouts, as agents in training have them."""
     headers = {"content-type": "application/json", "authorization": f"Bearer {_ADMIN}"}
-    with urlopen(Request(f"{url}/v1/rollouts", b'{"n": 32, "deadline_s": 86400}', headers), timeout=30) as reply:
+    with urlopen(Request(f"{url}/v1/rollouts", b'{"n": 1024, "deadline_s": 86400}', headers), timeout=30) as reply:
         return ",".join(rollout["api_key"] for rollout in json.load(reply)["rollouts"])
 
 
 def load(target: Served | str, *arguments: str) -> dict[str, Any]:
     """Run the load to its end."""
     url, key = (target, KEY) if isinstance(target, str) else (target.url, target.key)
-    argv = [sys.executable, "-m", "benchmarks.gateway_load", f"{url}/v1/chat/completions", "--key", key, *arguments]
-    with process(argv, rest=True) as running:
+    argv = [sys.executable, "-m", "benchmarks.gateway_load", f"{url}/v1/chat/completions", *arguments]
+    with process(argv, {**os.environ, "KEYS": key}, rest=True) as running:
         out, _ = running.communicate(timeout=600)
     return cast("dict[str, Any]", json.loads(out))
 
