@@ -167,7 +167,7 @@ def _soft_limit() -> int:
 
 
 def vllm(given: argparse.Namespace) -> None:
-    """Tokens a second at concurrency 32: vLLM itself, asked for text alone and for what the log needs, and through the gateway; in turns."""
+    """Tokens a second at concurrency 32: vLLM itself, for text alone and for what the log needs, then through the gateway."""
     model = tiny_model() if given.model == "tiny" else model_folder()
     os.environ["PIN"] = "0"
     with bench_folder() as folder, kafka(folder) as cluster, ExitStack() as stack:
