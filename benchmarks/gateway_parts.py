@@ -99,9 +99,9 @@ def gateway(upstream: str, cluster: LocalKafka, **env: str) -> Generator[Served]
 
 
 def _rollout_keys(url: str) -> str:
-    """The keys of a thousand rollouts, as agents in training have them."""
+    """The keys of 256 rollouts, as agents in training have them."""
     headers = {"content-type": "application/json", "authorization": f"Bearer {_ADMIN}"}
-    with urlopen(Request(f"{url}/v1/rollouts", b'{"n": 1024, "deadline_s": 86400}', headers), timeout=30) as reply:
+    with urlopen(Request(f"{url}/v1/rollouts", b'{"n": 256, "deadline_s": 86400}', headers), timeout=30) as reply:
         return ",".join(rollout["api_key"] for rollout in json.load(reply)["rollouts"])
 
 
