@@ -41,7 +41,7 @@ from services.gateway.metrics import Metrics
 from services.gateway.models_route import Models, Responses
 from services.gateway.openapi import describe
 from services.gateway.policies import PolicyTail
-from services.gateway.problems import GatewayError, InvalidRequest, NotFound
+from services.gateway.problems import ExpiredKey, GatewayError, InvalidRequest, NotFound
 from services.gateway.recorder import Recorder
 from services.gateway.registry import GroupRegistry
 from services.gateway.rollout_routes import RolloutDesk, naming
@@ -170,6 +170,8 @@ def _model_routes(desk: Desk) -> list[WebRoute]:
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     problem = error if isinstance(error, GatewayError) else GatewayError("The gateway failed.")
+    if isinstance(problem, ExpiredKey):
+        request.state.rollout_id = problem.claims.rollout
     return Response(problem.body(), problem.status, {**problem.headers(), **naming(request)}, "application/json")
 
 

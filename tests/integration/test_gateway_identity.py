@@ -14,13 +14,16 @@ from typing import Any, cast
 
 import pytest
 import pytest_asyncio
+from msgspec import structs
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
 from fulgurite.events import Episode
+from fulgurite.failures import FailureKind
 from fulgurite.ids import subject_of
 from fulgurite.kinds import CallOutcome, EpisodeOutcome, Identity, Mode
 from fulgurite.topics import EPISODES
+from services.gateway.dialects import DIALECTS
 from services.gateway.idempotency import RedisStore
 from services.gateway.keys import KeyRing
 from services.gateway.problems import Unavailable
@@ -285,6 +288,33 @@ async def test_every_reply_names_its_rollout_when_it_is_known(gateways: tuple[Ga
         assert (response.status, ROLLOUT in response.headers) == (401, False)
     refused = [call for call in await gateway.calls(rollout) if call.outcome is CallOutcome.refused]
     assert sorted(call.status_code or 0 for call in refused) == [400, 400, 403, 403, 404]
+
+
+async def test_keys_that_are_no_longer_good_or_of_another_are_refused_everywhere(gateways: tuple[Gateway, Gateway], stub: Stub) -> None:
+    stub.reset()
+    gateway, ring = gateways[0], KeyRing.parse(SIGNING)
+    mine, other = (await gateway.declare(n=2))["rollouts"]
+    rollout = mine["rollout_id"]
+    claims = ring.verify(mine["api_key"], 0)
+    late = ring.mint(structs.replace(claims, exp=1))
+    retired = KeyRing.parse("k0:0123456789abcdef-retired").mint(claims)
+    foreign = KeyRing.parse(SIGNING.replace("0123", "3210")).mint(claims)
+    asked = {"model": "policy", "messages": [{"role": "user", "content": "hi"}], "input": "hi", "prompt": "hi", "max_tokens": 5}
+    paths = [prefix + dialect.path for dialect in DIALECTS for prefix in ("", f"/rollouts/{rollout}", "/agents/a")]
+    rest = [("/v1/rewards", {"rollout_id": rollout, "name": "x", "value": 1}), (f"/v1/rollouts/{rollout}/status", {"kind": "started"})]
+    for path, body in [*((path, asked) for path in paths), *rest]:
+        for key, named in ((late, rollout), (retired, None), (foreign, None)):
+            async with gateway.post(path, body, key) as response:
+                assert (response.status, response.headers.get(ROLLOUT)) == (401, named), path
+    for dialect in DIALECTS:
+        async with gateway.post(f"/rollouts/{other['rollout_id']}{dialect.path}", asked, mine["api_key"]) as response:
+            assert (response.status, response.headers[ROLLOUT]) == (403, rollout), dialect.path
+        async with gateway.post(dialect.path, asked, mine["api_key"], x_fulgurite_rollout="a session") as response:
+            assert (response.status, response.headers[ROLLOUT]) == (403, rollout), dialect.path
+    assert not stub.requests
+    calls = await gateway.calls(rollout)
+    too_late = [call.api for call in calls if call.failure is FailureKind.agent_timeout]
+    assert sorted(too_late) == sorted(dialect.api for dialect in DIALECTS for _ in range(3))
 
 
 async def test_the_person_is_recorded_by_a_name_that_only_the_deployment_can_make(gateways: tuple[Gateway, Gateway], stub: Stub) -> None:
