@@ -43,18 +43,23 @@ class AdapterTally(msgspec.Struct):
 class AdapterKeeper:
     """One policy's adapters; `run` until cancelled."""
 
-    def __init__(self, policy: str, settings: ApplierSettings, engine: Engine, followed: Followed, announcer: Announcer) -> None:
+    def __init__(
+        self, policy: str, settings: ApplierSettings, engine: Engine, followed: Followed, announcer: Announcer, base: asyncio.Event
+    ) -> None:
+        """`base`: set while the engine has the base weights that it should have."""
         self._policy = policy
         self._settings = settings
         self._engine = engine
         self._followed = followed
         self._announcer = announcer
+        self._base = base
         self._tally = self._new_tally()
         self._away = False
 
     async def run(self) -> None:
         """The loop, once the log is read."""
         while True:
+            await self._base.wait()
             self._followed.changed.clear()
             try:
                 await self._round()

@@ -55,6 +55,8 @@ class PolicyApplier:
         self._engine = engine
         self._followed = followed
         self._announcer = announcer
+        self.settled = asyncio.Event()
+        """Set while the engine has the weights that it should have: adapters are proved on top of them."""
         self._base = base_version(settings.policy)
         self._tally: Tally | None = None
         self._unreachable = False
@@ -84,12 +86,17 @@ class PolicyApplier:
         tally = await self._recognise(served)
         desired = self._followed.desired.version(tally.passed_over, canary=self._settings.canary)
         if desired in tally.passed_over:
-            return  # Nothing is left that could be loaded: the next update or a restart of the engine changes that.
+            # Nothing is left that could be loaded: the next update or a restart of the engine changes that.
+            self.settled.set()
+            return
         if served != desired or tally.damaged:
+            self.settled.clear()
             await self._bring_to(desired, served, tally)
         elif tally.proved != desired:
             # Found so: this applier is new, or died between loading and telling.
             await self._prove(desired, tally)
+        if tally.proved == desired and not tally.damaged:
+            self.settled.set()
 
     async def _served(self) -> Version | None:
         """None: weights that someone loaded under a name of theirs."""

@@ -39,7 +39,8 @@ async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:
 async def _serve(settings: ApplierSettings, engine: Engine, watch: LogWatch, announcer: Announcer) -> None:
     """The full weights and each policy's adapters, side by side."""
     full = PolicyApplier(settings, engine, watch.policies[settings.policy], announcer)
-    keepers = [AdapterKeeper(policy, settings, engine, watch.policies[policy], announcer) for policy in settings.adapters()]
+    follow = watch.policies
+    keepers = [AdapterKeeper(name, settings, engine, follow[name], announcer, full.settled) for name in settings.adapters()]
     async with asyncio.TaskGroup() as group:
         for part in (announcer, full, *keepers):
             group.create_task(part.run())

@@ -91,14 +91,6 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Adapter]:
     return [Adapter(folder / str(seed), seed) for seed in range(6)]
 
 
-@pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalVllm]:
-    extra = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "2", "--max-cpu-loras", "8"]
-    env = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    with LocalVllm(tiny_model(), tmp_path_factory.mktemp("vllm-lora"), threads=1, extra=extra, env=env) as server:
-        yield server
-
-
 class Bench:
     """A log of its own, and an applier for two roles' adapters."""
 
@@ -118,6 +110,7 @@ class Bench:
             "VLLM_BASE_URL": f"other=http://127.0.0.1:1,east={vllm.base_url}",
             "FULGURITE_BACKEND": "east",
             "FULGURITE_LORA_POLICIES": "writer,checker",
+            "FULGURITE_MODEL": str(tiny_model()),
         }
         spec = ProcessSpec(name="applier", argv=[sys.executable, "-m", "services.applier.main"], log=self.log, env=env)
         self.process = self.supervisor.add(spec)
@@ -174,11 +167,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench(kafka: LocalKafka, vllm: LocalVllm, topic_prefix: str, tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(kafka, vllm, topic_prefix, tmp_path)
+def bench(kafka: LocalKafka, vllm_tiny: LocalVllm, topic_prefix: str, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(kafka, vllm_tiny, topic_prefix, tmp_path)
     yield bench
     bench.close()
-    asyncio.run(emptied(vllm))
+    asyncio.run(emptied(vllm_tiny))
 
 
 async def emptied(vllm: LocalVllm) -> None:
@@ -216,6 +209,7 @@ async def test_two_roles_on_one_engine_each_with_its_own_adapter(bench: Bench, a
     first, second = adapters[:2]
     assert difference(first.logprobs(), second.logprobs()) > 0.3 < difference(first.logprobs(), hugging_face_logprobs(base, PROBE_IDS))
     bench.process.start()
+    await asyncio.to_thread(bench.wait_applied, "policy@0.0")  # whatever the tests before have left
     env = {
         "FULGURITE_ALIASES": "policy=policy,sql=writer,judge=checker",
         "FULGURITE_LORA_POLICIES": "writer,checker",

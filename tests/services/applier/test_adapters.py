@@ -73,7 +73,9 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.engine, self.notes, self.followed, self._folder = DictEngine(), Notes(), Followed("writer"), folder
         settings = ApplierSettings.model_validate({"FULGURITE_APPLIER_CHECK_INTERVAL_S": 0.005})
-        self.keeper = AdapterKeeper("writer", settings, self.engine, self.followed, self.notes)
+        self.base = asyncio.Event()
+        self.base.set()
+        self.keeper = AdapterKeeper("writer", settings, self.engine, self.followed, self.notes, self.base)
         self.says(self._event(UpdateKind.claim, 0))
 
     def says(self, event: PolicyUpdate | PolicyRoute) -> None:
@@ -208,6 +210,17 @@ async def test_what_an_applier_before_has_left_is_proved_anew(tmp_path: Path) ->
         bench.update(1)
         await bench.wait(1, APPLIED)
         assert "writer@1.0" in bench.engine.held
+
+
+async def test_adapters_wait_for_the_weights_below_them(tmp_path: Path) -> None:
+    async with running(tmp_path) as bench:
+        bench.base.clear()
+        await asyncio.sleep(0.02)
+        bench.update(1)
+        await asyncio.sleep(0.05)
+        assert bench.notes.told == []
+        bench.base.set()
+        await bench.wait(1, APPLIED)
 
 
 def test_what_is_told_names_the_policy_and_the_backend() -> None:
