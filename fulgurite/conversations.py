@@ -4,7 +4,7 @@ Every message (OpenAI's chat messages and Responses items, Anthropic's content b
 call, a tool's result. Agents send an answer back in another form than they got it; these differences make the same atom:
 
 - null and missing fields, and fields that only describe (`name`, `annotations`, `status`, an item's own `id`)
-- content as a string, as one text part or as several; white space around a text; an empty text beside tool calls
+- content as a string, as one text part or as several; white space around a text; a text beside tool calls, which some clients drop
 - a tool call's arguments with other white space, another order of keys or `1` for `1.0`, as a string or as an object
 - reasoning, which most clients do not send back
 - system and developer messages: an agent that renews its instructions each turn, or hands over to another role, goes on with the
@@ -50,13 +50,14 @@ _EXACT = 1 << 53
 class Conversation:
     """The chain of a request's messages."""
 
-    __slots__ = ("_chain", "prefixes")
+    __slots__ = ("_chain", "_words", "prefixes")
 
-    def __init__(self, salt: bytes, items: Iterable[Any]) -> None:
-        """`salt`, up to 64 bytes: conversations with different ones never meet."""
+    def __init__(self, salt: bytes, items: Iterable[Any], *, words: bool = False) -> None:
+        """`salt`, up to 64 bytes: conversations with different ones never meet. `words`: a text beside tool calls counts."""
         self._chain = hashlib.blake2b(digest_size=16, key=salt)
+        self._words = words
         known: deque[str] = deque(maxlen=LOOKED_UP)
-        for atom in atoms(items):
+        for atom in atoms(items, words=words):
             _add(self._chain, atom)
             if atom[0] == _ASSISTANT:
                 known.appendleft(self._chain.copy().hexdigest())
@@ -67,7 +68,7 @@ class Conversation:
         """The chain with this answer's items; None if it says nothing that could be sent back."""
         chain = self._chain.copy()
         said = False
-        for atom in atoms(answer):
+        for atom in atoms(answer, words=self._words):
             _add(chain, atom)
             said = True
         return chain.hexdigest() if said else None
@@ -84,8 +85,27 @@ def owner_of(known: str | None, rollout: str) -> str:
     return rollout if known is None or known == rollout else AMBIGUOUS
 
 
-def atoms(items: Iterable[Any]) -> Iterator[Atom]:
-    """The items of a request or an answer in canonical form."""
+def atoms(items: Iterable[Any], *, words: bool = False) -> Iterator[Atom]:
+    """The items of a request or an answer in canonical form: without `words`, of an assistant's turn that calls tools only the calls."""
+    if words:
+        yield from _taken_apart(items)
+        return
+    turn: list[Atom] = []
+    for atom in _taken_apart(items):
+        if atom[0] == _ASSISTANT:
+            turn.append(atom)
+            continue
+        yield from _calls_or_all(turn)
+        turn = []
+        yield atom
+    yield from _calls_or_all(turn)
+
+
+def _calls_or_all(turn: list[Atom]) -> list[Atom]:
+    return [atom for atom in turn if atom[1] != "text"] if any(atom[1] == "call" for atom in turn) else turn
+
+
+def _taken_apart(items: Iterable[Any]) -> Iterator[Atom]:
     for item in items:
         if not isinstance(item, Mapping):
             yield ("other", _text_or_json(item))

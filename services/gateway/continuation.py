@@ -120,7 +120,7 @@ class Continuation:
         instructions = [(place, m) for place, m in enumerate(messages) if m.get("role") in ("system", "developer")]
         shape = (call.who.rollout_id, request.alias, instructions, [request.body.get(name) for name in _SHAPES])
         try:
-            return Conversation(hashlib.sha256(msgspec.json.encode(shape)).digest(), messages)
+            return Conversation(hashlib.sha256(msgspec.json.encode(shape)).digest(), messages, words=True)
         except RecursionError:
             return None
 

@@ -30,6 +30,7 @@ def chain(*items: Any) -> str | None:
 
 SENT_BACK: list[dict[str, Any]] = [
     {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL]},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
     ANSWER | {"content": [{"type": "text", "text": "Let me see."}]},
     ANSWER | {"content": [{"type": "text", "text": "Let me"}, {"type": "text", "text": " see."}], "annotations": [], "audio": None},
     ANSWER | {"content": ["Let me see.\n"], "name": "solver"},
@@ -54,15 +55,12 @@ def test_an_answer_sent_back_in_another_form_is_the_same(sent_back: dict[str, An
 
 
 OTHERS: list[dict[str, Any]] = [
-    ANSWER | {"content": "Let me see!"},
-    ANSWER | {"content": None},
     ANSWER | {"tool_calls": []},
     ANSWER | {"role": "user"},
     ANSWER | {"tool_calls": [CALL, CALL]},
     ANSWER | {"tool_calls": [CALL | {"id": "call_2"}]},
     ANSWER | {"tool_calls": [called(arguments='{"expression": "3+9", "digits": 2}')]},
     ANSWER | {"tool_calls": [called(name="add")]},
-    ANSWER | {"refusal": "No."},
 ]
 
 
@@ -112,6 +110,10 @@ def test_the_same_things_in_several_languages(left: list[Any], right: list[Any])
     assert list(atoms(left)) == list(atoms(right))
 
 
+def said(text: str | None, **fields: Any) -> list[Any]:
+    return [{"role": "assistant", "content": text, **fields}]
+
+
 def says(*words: str) -> list[Any]:
     return [{"role": "user", "content": word} for word in words]
 
@@ -122,6 +124,10 @@ def calls(arguments: str) -> list[Any]:
 
 DIFFERENT: list[Pair] = [
     ([ASK, ASK], [ASK]),
+    (said("Let me see."), said("Let me see!")),
+    (said("Let me see."), said(None)),
+    (said("Let me see."), said("Let me see.", refusal="No.")),
+    (said("Let me see.", tool_calls=[CALL]), said("Let me see.")),
     (says("ab", "c"), says("a", "bc")),
     ([RESULT], [RESULT | {"tool_call_id": "call_2"}]),
     ([RESULT], [{"role": "user", "content": "11"}]),
@@ -147,6 +153,13 @@ DIFFERENT: list[Pair] = [
 @pytest.mark.parametrize(("left", "right"), DIFFERENT)
 def test_things_that_differ(left: list[Any], right: list[Any]) -> None:
     assert chain(*left) != chain(*right)
+
+
+def test_a_text_beside_tool_calls_counts_where_every_word_does() -> None:
+    without = ANSWER | {"content": None}
+    assert Conversation(SALT, [ASK, ANSWER], words=True).prefixes != Conversation(SALT, [ASK, without], words=True).prefixes
+    answered = Conversation(SALT, [ASK], words=True).answered
+    assert answered([ANSWER]) == Conversation(SALT, [ASK, ANSWER], words=True).prefixes[0] != answered([without])
 
 
 def test_a_thought_of_a_message_alone_is_an_empty_answer() -> None:
