@@ -13,15 +13,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from fulgurite.credit import credit_rule
+from fulgurite.credit.scene import Path, Scored
 from fulgurite.events import Action, AgentReward, Declaration, Episode, LedgerEntry, Record, Tombstone, Trajectory
 from fulgurite.failure_rules import FailureRules
 from fulgurite.failures import FailurePolicy
 from fulgurite.ids import action_id, derive_id
 from fulgurite.kinds import FilterReason, LedgerTerm, Mode
 from fulgurite.rewards import EpisodeRewards, combine, counted, is_complete
-from fulgurite.trajectories import Cut, LostAction, cut, paths, successful_actions
+from fulgurite.trajectories import Cut, LostAction, cut, paths, steps_of, successful_actions
 
-RULE = "close-1"
+RULE = "close-2"
 """Version of the rule below; it is part of every group revision."""
 
 SOURCE = "rewarder"
@@ -123,8 +124,7 @@ class _Closing:
         self.group_id = group_id
         self.declaration = declaration
         self.rules = rules
-        self.rule_name = declaration.credit_rule if declaration else DEFAULT_CREDIT
-        self.credit = credit_rule(self.rule_name)
+        self.rule = credit_rule(declaration.credit_rule if declaration else DEFAULT_CREDIT)
         self.mode = episodes[0].mode
         self.policy = declaration.policy if declaration else next((c.policy for e in episodes for c in e.calls if c.policy), None)
         self.members = members(declaration, episodes)
@@ -137,8 +137,14 @@ class _Closing:
         self.event_time = max([episode.event_time for episode in episodes] + [reward.event_time for reward in paid])
         revisions = sorted(episode.revision for episode in episodes)
         ids = sorted({reward.event_id for reward in paid})
-        self.revision = derive_id(RULE, group_id, self.rule_name, *revisions, "rewards", *ids)
+        self.revision = derive_id(RULE, group_id, self.rule.name, *revisions, "rewards", *ids)
         self.lost: list[LostAction] = []
+        self.pieces = {
+            episode.rollout_id: cut(episode, self.rules)
+            for episode in finals
+            if isinstance(self.verdicts[episode.rollout_id], EpisodeRewards)
+        }
+        self.credits = self._credits()
 
     def settle(self, member: Member) -> tuple[Trajectory | Tombstone, ...]:
         """Rows or the tombstone of one member; what cannot be trained is noted."""
@@ -150,7 +156,7 @@ class _Closing:
         if not isinstance(verdict, EpisodeRewards):
             self._lose(member.final, verdict)
             return (self._tombstone(member.rollout_id, member.final, verdict, None),)
-        pieces = cut(member.final, self.rules)
+        pieces = self.pieces[member.rollout_id]
         self.lost.extend(pieces.left_out)
         if not pieces.rows:
             return (self._tombstone(member.rollout_id, member.final, FilterReason.no_tokens, verdict.total),)
@@ -171,7 +177,7 @@ class _Closing:
         return combine(self.declaration, rewards)
 
     def _rows(self, episode: Episode, pieces: Cut, rewards: EpisodeRewards) -> tuple[Trajectory, ...]:
-        credit_of = self._credits(pieces, rewards)
+        credit_of = self.credits[episode.rollout_id]
         chain = max(paths(pieces.rows), key=len)
         masked = FilterReason.failure_masked if self.rules.policy_of(episode.failure) is FailurePolicy.mask else None
 
@@ -202,7 +208,7 @@ class _Closing:
                 actions=tuple(paid(action) for action in row.actions),
                 episode_reward=rewards.total,
                 rewards=dict(rewards.named),
-                credit_rule=self.rule_name,
+                credit_rule=self.rule.name,
                 break_kind=row.break_kind,
                 failure=episode.failure,
                 subject=episode.subject,
@@ -211,14 +217,15 @@ class _Closing:
             for index, row in enumerate(pieces.rows)
         )
 
-    def _credits(self, pieces: Cut, rewards: EpisodeRewards) -> Mapping[str, float]:
-        """Credit by action: the mean over the paths through it."""
-        given: dict[str, list[float]] = {}
-        for path in paths(pieces.rows):
-            values = self.credit(rewards.outcome, [rewards.actions.get(action, 0.0) for action in path], rewards.total)
-            for action, value in zip(path, values, strict=True):
-                given.setdefault(action, []).append(value)
-        return {action: sum(values) / len(values) for action, values in given.items()}
+    def _credits(self) -> Mapping[str, Mapping[str, float]]:
+        """Credit by rollout and action."""
+        weights = self.declaration.reward_weights if self.declaration else {}
+        scored = {
+            rollout_id: _scored(self.pieces[rollout_id], verdict, weights)
+            for rollout_id, verdict in self.verdicts.items()
+            if isinstance(verdict, EpisodeRewards)
+        }
+        return dict(zip(scored, self.rule(list(scored.values())), strict=True))
 
     def _lose(self, episode: Episode, reason: FilterReason) -> None:
         self.lost.extend(
@@ -242,6 +249,20 @@ class _Closing:
             episode_reward=reward,
             failure=episode.failure if episode else None,
         )
+
+
+def _scored(pieces: Cut, rewards: EpisodeRewards, weights: Mapping[str, float]) -> Scored:
+    """What a credit rule sees of an episode."""
+    steps = steps_of(pieces.rows)
+    chains = [
+        tuple(msgspec.structs.replace(steps[action], reward=rewards.actions.get(action, 0.0)) for action in path)
+        for path in paths(pieces.rows)
+    ]
+    return Scored(
+        total=rewards.total,
+        paths=tuple(Path(steps=chain, outcome=rewards.outcome, total=rewards.total) for chain in chains),
+        by_name={name: weights.get(name, 1.0) * value for name, value in rewards.named.items()},
+    )
 
 
 def _entries(group_id: str, group_revision: str, event_time: int, lost: Iterable[LostAction], salt: str = "") -> tuple[LedgerEntry, ...]:

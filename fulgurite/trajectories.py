@@ -8,10 +8,12 @@ token ids or log-probabilities are in no row; they are named with the reason, so
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from fulgurite.credit.scene import Step
 from fulgurite.events import Action, Choice, Episode, LlmCall, Record, Sampling, Trajectory
 from fulgurite.failure_rules import FailureRules
 from fulgurite.failures import FailurePolicy
@@ -110,6 +112,20 @@ def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
     return tuple(chain for index, chain in enumerate(chains) if index not in continued)
 
 
+def steps_of(rows: Sequence[Row]) -> dict[str, Step]:
+    """Each action as credit rules see it, without its reward. What it saw is told by hashes: equal tokens, equal hashes."""
+    steps: dict[str, Step] = {}
+    for row in rows:
+        before = 0
+        for action in row.actions:
+            if action.loss:
+                state, seen = row.token_ids[: action.start * 4], row.token_ids[before * 4 : action.start * 4]
+                name = action_id(action.call_id, action.choice)
+                steps[name] = Step(action=name, agent=action.agent, state=_hash(state), observation=_hash(seen))
+            before = action.end
+    return steps
+
+
 def iter_transitions(trajectory: Trajectory) -> Iterator[Transition]:
     """(state, action, reward, next_state, done) of every action of a row."""
     token_ids = unpack_ids(trajectory.token_ids)
@@ -203,6 +219,10 @@ def _row_of(rows: Sequence[Row], call: LlmCall, choice: Choice) -> int:
         for action in row.actions
         if action.loss and (action.call_id, action.choice) == (call.call_id, choice.index)
     )
+
+
+def _hash(tokens: bytes) -> bytes:
+    return hashlib.sha256(tokens).digest()
 
 
 def _context(action: Action) -> Action:

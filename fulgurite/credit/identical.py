@@ -2,14 +2,19 @@
 
 Source: DeepSeekMath (Shao et al. 2024), section 4.1.2, outcome supervision: one reward for all tokens of an output.
 
-Worked example: three actions, 0.25 paid at the second, outcome 1 → credits 1.25, 1.25, 1.25.
+Worked example: three actions, 0.25 paid at the second, outcome 1.
+
+>>> from fulgurite.credit.scene import Path, Step
+>>> steps = (Step(action="a"), Step(action="b", reward=0.25), Step(action="c"))
+>>> identical(Path(steps=steps, outcome=1.0, total=1.25))
+[1.25, 1.25, 1.25]
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from fulgurite.credit.scene import Path
 
 
-def identical(outcome: float, rewards: Sequence[float], episode_reward: float) -> list[float]:
-    """`episode_reward` for every action of the path."""
-    return [episode_reward] * len(rewards)
+def identical(path: Path) -> list[float]:
+    """The episode's reward for every action of the path."""
+    return [path.total] * len(path.steps)

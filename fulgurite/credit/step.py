@@ -2,19 +2,20 @@
 
 Source: Sutton and Barto, Reinforcement Learning (2018), equation 13.8 with γ = 1: what was paid before an action cannot be its merit.
 
-Worked example: three actions, 0.5 paid at the first and 0.25 at the second, outcome 1 → credits 1.75, 1.25, 1.
+Worked example: three actions, 0.5 paid at the first and 0.25 at the second, outcome 1.
+
+>>> from fulgurite.credit.scene import Path, Step
+>>> steps = (Step(action="a", reward=0.5), Step(action="b", reward=0.25), Step(action="c"))
+>>> step(Path(steps=steps, outcome=1.0, total=1.75))
+[1.75, 1.25, 1.0]
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from fulgurite.credit.discounted import discounted
+from fulgurite.credit.scene import Path
 
 
-def step(outcome: float, rewards: Sequence[float], episode_reward: float) -> list[float]:
-    """Sum of `rewards[i:]` and the outcome."""
-    gains: list[float] = []
-    ahead = outcome
-    for reward in reversed(rewards):
-        ahead += reward
-        gains.append(ahead)
-    return gains[::-1]
+def step(path: Path) -> list[float]:
+    """Sum of the rewards from each action on, and the outcome."""
+    return discounted(path, gamma=1.0)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
+from fulgurite.credit import credit_rule
+from fulgurite.errors import UnknownRule
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import Mode
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _credit_rule(text: str) -> str:
+    """The rule's name with all its parameters: the log says what they were."""
+    try:
+        return credit_rule(text).name
+    except UnknownRule as error:
+        raise ValueError(str(error)) from error
 
 
 class _Body(BaseModel):
@@ -29,7 +39,8 @@ class DeclareIn(_Body):
     deadline_s: float = Field(600.0, gt=0, le=30 * 24 * 3600, allow_inf_nan=False)
     expected_rewards: list[Name] = []
     reward_weights: dict[str, Finite] = {}
-    credit_rule: Name = "identical"
+    credit_rule: Annotated[Name, AfterValidator(_credit_rule)] = "identical"
+    """As in docs/credit.md: `step`, `discounted(gamma=0.9)`."""
     run_id: str | None = Field(None, max_length=256)
     max_attempts: int = Field(1, ge=1, le=100)
     agent: str = Field("", max_length=256)

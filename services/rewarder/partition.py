@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from fulgurite.closing import Output, awaits_episodes, awaits_rewards, close_group, late_entries
-from fulgurite.credit import RULES
-from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, Tombstone, Trajectory
+from fulgurite.credit import credit_rule
+from fulgurite.errors import UnknownRule
+from fulgurite.events import AgentReward, Declaration, Episode, Event, LedgerEntry, Tombstone, Trajectory
 from fulgurite.ids import action_id
 from fulgurite.kinds import Mode
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
@@ -105,9 +106,8 @@ class RewarderPartition:
         """Take an episode or a reward in. Raises Rejected."""
         if not isinstance(event, Episode | AgentReward):
             raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
-        if isinstance(event, Episode) and event.declaration is not None and event.declaration.credit_rule not in RULES:
-            lost = tuple(action for call in event.calls for action in successful_actions(call)) if event.mode is Mode.train else ()
-            raise Rejected(f"no credit rule {event.declaration.credit_rule!r}; there are {', '.join(sorted(RULES))}", lost)
+        if isinstance(event, Episode) and event.declaration is not None:
+            _check_rule(event, event.declaration)
         self._time = max(self._time, min(event.event_time, now_ms() + _SKEW_MS))
         if event.group_id not in self._closed:
             self._open.setdefault(event.group_id, OpenGroup()).take(event, settle)
@@ -201,6 +201,15 @@ class RewarderPartition:
             closed = self._closed[group_id] = ClosedGroup(revision)
             for output in found:
                 closed.count(output)
+
+
+def _check_rule(episode: Episode, declaration: Declaration) -> None:
+    """Raises Rejected for a credit rule that there is not."""
+    try:
+        credit_rule(declaration.credit_rule)
+    except UnknownRule as error:
+        lost = tuple(action for call in episode.calls for action in successful_actions(call)) if episode.mode is Mode.train else ()
+        raise Rejected(str(error), lost) from error
 
 
 def _revision(outputs: Sequence[Output]) -> str:
