@@ -178,15 +178,15 @@ def vllm(given: argparse.Namespace) -> None:
             ("ids and log-probabilities", engine.base_url, ("--logprobs",)),
             ("gateway", served, ()),
         ]
-        arguments = ("--prompt-tokens", "50", "--max-tokens", str(given.max_tokens), "--stream")
+        arguments = ("--prompt-tokens", "50", "--max-tokens", str(given.max_tokens), "--stream", "--ignore-eos")
         tokens: dict[str, list[float]] = {name: [] for name, _, _ in sides}
         for name, target, more in [*sides, *sides * given.rounds]:
             told = load(target, *arguments, *more, "--seconds", str(given.seconds))
-            tokens[name].append(told["chunks"] / told["seconds"])
+            tokens[name].append(told["done"] * given.max_tokens / told["seconds"])
     rates = [statistics.median(values[1:]) for values in tokens.values()]
     columns = [
         "model",
-        "vLLM, text alone: chunks / s",
+        "vLLM, text alone: tokens / s",
         "vLLM, ids and log-probabilities",
         "through the gateway",
         "to the latter",

@@ -21,16 +21,22 @@ import uvloop
 
 _WORDS = "the quick brown fox jumps over a lazy dog while seven wizards quietly make toxic brew from jade and onyx "
 
+_VARIANTS = 8
+"""Other tasks for the same rollout: what is alike, the log stores once, and that would flatter."""
 
-def body(prompt_tokens: int, stream: bool, model: str, max_tokens: int, logprobs: bool = False) -> bytes:
-    """A chat request; about four characters of text a token. `logprobs`: ask for what the gateway asks vLLM for."""
-    text = (_WORDS * (prompt_tokens * 4 // len(_WORDS) + 1))[: prompt_tokens * 4]
+
+def body(given: argparse.Namespace, variant: int) -> bytes:
+    """A chat request; about four characters of text a token."""
+    size = given.prompt_tokens * 4
+    text = (f"Task {variant}: " + _WORDS * (size // len(_WORDS) + 1))[:size]
     messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": text}]
-    request: dict[str, Any] = {"model": model, "messages": messages, "temperature": 1.0, "max_tokens": max_tokens}
-    if stream:
+    request: dict[str, Any] = {"model": given.model, "messages": messages, "temperature": 1.0, "max_tokens": given.max_tokens}
+    if given.stream:
         request["stream"] = True
-    if logprobs:
+    if given.logprobs:
         request |= {"logprobs": True, "return_token_ids": True}
+    if given.ignore_eos:
+        request["ignore_eos"] = True
     return json.dumps(request).encode()
 
 
@@ -174,9 +180,10 @@ def _request(path: str, key: str, payload: bytes) -> bytes:
 
 
 async def _run(given: argparse.Namespace) -> None:
-    tally, payload = Tally(), body(given.prompt_tokens, given.stream, given.model, given.max_tokens, given.logprobs)
+    tally, payloads = Tally(), [body(given, variant) for variant in range(_VARIANTS)]
     path = urlsplit(str(given.url)).path
-    requests = [_request(path, key, payload) for key in os.environ.get("KEYS", "a-plain-key").split(",")]
+    keys = os.environ.get("KEYS", "a-plain-key").split(",")
+    requests = [_request(path, key, payload) for payload in payloads for key in keys]
     connections = await _connect(given.url, tally, requests, given.connections)
     begun = time.perf_counter()
     if given.rate:
@@ -198,7 +205,8 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=1000)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--stream", action="store_true")
-    parser.add_argument("--logprobs", action="store_true")
+    parser.add_argument("--logprobs", action="store_true", help="ask for what the gateway asks vLLM for")
+    parser.add_argument("--ignore-eos", action="store_true", help="answers of --max-tokens exactly")
     uvloop.run(_run(parser.parse_args()))
 
 
