@@ -27,8 +27,8 @@ from fulgurite.topics import MAX_MESSAGE_BYTES, Topic, topic_name
 
 _log = logging.getLogger(__name__)
 
-LINGER_MS = 1
-"""Long enough to batch a busy gateway's events, too short to be noticed by an agent."""
+LINGER_MS = 0
+"""Each agent waits for its event. While five requests are under way to the broker, the next events batch by themselves."""
 
 _TICK_S = 0.001
 """How often an event loop that waits for acknowledgements looks for them."""
