@@ -54,6 +54,7 @@ def wait_for(kafka: KafkaSettings, topic: Topic, count: int) -> list[Any]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 async def test_an_agents_turns_are_deltas_and_its_episode_is_whole(kafka: LocalKafka, tmp_path: Path, topic_prefix: str) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
     data = str(tmp_path / "data")
@@ -109,9 +110,10 @@ def test_what_cannot_be_made_whole_is_a_dead_letter_and_the_ledger_balances(kafk
     # A parent that is a delta itself; one that is not there; one that is not what it was.
     deep, _ = shorten(calls[2], [link_of(calls[1], *second, depth=1)])
     publish(LLM_CALLS, deep)
-    missing, _ = shorten(calls[3], [link_of(calls[2], first[0], 1_000)])
-    wrong, _ = shorten(calls[4], [link_of(msgspec.structs.replace(calls[0], prompt_token_ids=pack_ids(range(1, 600))), *first)])
+    missing, _ = shorten(calls[3], [link_of(make_call(turn=9, prompt=range(1_900)), first[0], 1_000)])
+    wrong, _ = shorten(calls[4], [link_of(msgspec.structs.replace(calls[0], prompt_token_ids=pack_ids(range(2_000))), *first)])
     for call in (missing, wrong):
+        assert call.parent is not None
         publish(LLM_CALLS, call)
     publish(AGENT_STATUS, make_declared(0, 1, deadline=int(time.time() * 1000) + 600_000))
     publish(AGENT_STATUS, make_status(at=2_000))

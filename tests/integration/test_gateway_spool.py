@@ -1,4 +1,4 @@
-"""A log that is away, for those who set that calls go on: answered from the spool or without a record, and nothing spooled is lost."""
+"""A log that is away: calls are refused before generation, spooled, or served without a record, as it is set. Nothing spooled is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from services.calls import read_calls
 from services.stack.kafka_local import LocalKafka
 from services.topic_admin import create_topics
 from tests.integration.gateway_process import PLAIN, Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import running_stub
+from tests.integration.stub_upstream import Stub, running_stub
 
 pytestmark = [pytest.mark.engine]
 
@@ -22,6 +22,7 @@ CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "policy", "messages": [{"role": "user", "content": "hi"}]}
 ROLLOUT = "x-fulgurite-rollout-id"
 CONVERSATIONS = 6
+STALL_S = 3
 
 
 async def converse(gateway: Gateway, turns: int, answered: list[list[str]]) -> None:
@@ -56,6 +57,15 @@ def files(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
+async def assert_refused(gateway: Gateway, stub: Stub, key: str) -> None:
+    """Nothing is generated."""
+    asked = len(stub.requests)
+    for stream in (False, True):
+        status, reply = await gateway.json(CHAT, BODY | {"stream": stream}, key)
+        assert (status, reply["error"]["code"]) == (503, "log_unavailable")
+    assert len(stub.requests) == asked
+
+
 async def metric(gateway: Gateway, name: str) -> float:
     async with gateway.client.get(gateway.url + "/metrics") as response:
         lines = (await response.text()).splitlines()
@@ -63,24 +73,26 @@ async def metric(gateway: Gateway, name: str) -> float:
 
 
 async def test_answers_go_on_without_a_broker_and_none_is_lost_when_the_gateway_dies_too(tmp_path: Path, topic_prefix: str) -> None:
-    spooling = {"FULGURITE_SPOOL_DIR": str(tmp_path / "spool"), "FULGURITE_LOG_PATIENCE_S": "1", "FULGURITE_LOG_STALL_S": "4"}
+    spooling = {"FULGURITE_SPOOL_DIR": str(tmp_path / "spool"), "FULGURITE_LOG_PATIENCE_S": "1", "FULGURITE_LOG_STALL_S": str(STALL_S)}
     serving = {"FULGURITE_LOG_UNAVAILABLE_LIVE": "serve", "FULGURITE_LOG_PATIENCE_S": "1"}
     answered: list[list[str]] = [[] for _ in range(CONVERSATIONS)]
     with LocalKafka(tmp_path / "kafka") as kafka:
         settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
         create_topics(settings)
-        async with running_stub() as stub, running_gateway(settings, stub.url, tmp_path, make_topics=False, **serving) as server:
+        async with (
+            running_stub() as stub,
+            running_gateway(settings, stub.url, tmp_path, make_topics=False, **serving) as server,
+            running_gateway(settings, stub.url, tmp_path, make_topics=False) as refuser,
+        ):
             async with running_gateway(settings, stub.url, tmp_path, make_topics=False, **spooling) as gateway:
                 group = await gateway.declare(n=1, task={}, mode="train", deadline_s=600)
                 await converse(gateway, 2, answered)
                 # Connections stay open and nothing comes back: the worst way to be away.
                 kafka.suspend(0)
                 await converse(gateway, 2, answered)
-                report = await until(gateway, "problem", wanted=False)
-                assert report["log"]["spool"]["events"] >= CONVERSATIONS
-                assert report["ready"] is True, "live traffic is welcome"
-                refused, reply = await gateway.json(CHAT, BODY, group["rollouts"][0]["api_key"])
-                assert (refused, reply["error"]["code"]) == (503, "log_unavailable")
+                assert await metric(gateway, "fulgurite_gateway_spool_events") >= CONVERSATIONS
+                await asyncio.sleep(STALL_S)
+                await assert_refused(gateway, stub, group["rollouts"][0]["api_key"])
                 with pytest.raises(AssertionError, match="another gateway that runs"):
                     async with running_gateway(settings, stub.url, tmp_path, make_topics=False, **spooling):
                         pass
@@ -89,6 +101,11 @@ async def test_answers_go_on_without_a_broker_and_none_is_lost_when_the_gateway_
             kafka.kill(0)
             async with running_gateway(settings, stub.url, tmp_path, make_topics=False, **spooling) as gateway:
                 await converse(gateway, 3, answered)
+                report = await until(gateway, "problem", wanted=False)
+                assert report["ready"] is True, "live traffic is welcome"
+                report = await until(refuser, "problem", wanted=False)
+                assert report["ready"] is False
+                await assert_refused(refuser, stub, PLAIN)
                 assert (await server.json(CHAT, BODY))[0] == 200
                 assert await metric(server, "fulgurite_gateway_unlogged_total") == 1
                 assert await metric(gateway, "fulgurite_gateway_spool_events") >= 5 * CONVERSATIONS
@@ -97,6 +114,8 @@ async def test_answers_go_on_without_a_broker_and_none_is_lost_when_the_gateway_
                 await until(gateway, "events", 0)
                 await converse(gateway, 1, answered)
                 assert (await gateway.json(CHAT, BODY, group["rollouts"][0]["api_key"]))[0] == 200
+                await until(refuser, "problem", wanted=True)
+                assert (await refuser.json(CHAT, BODY))[0] == 200
                 await until(server, "problem", wanted=True)
                 unlogged = await metric(server, "fulgurite_gateway_unlogged_total")
                 status, served = await server.json(CHAT, BODY)
