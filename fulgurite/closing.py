@@ -179,7 +179,7 @@ class _Closing:
     def _rows(self, episode: Episode, pieces: Cut, rewards: EpisodeRewards) -> tuple[Trajectory, ...]:
         credit_of = self.credits[episode.rollout_id]
         chain = max(paths(pieces.rows), key=len)
-        masked = FilterReason.failure_masked if self.rules.policy_of(episode.failure) is FailurePolicy.mask else None
+        masked = FilterReason.failure_masked if self.rules.masks(episode.failure) else None
 
         def paid(action: Action) -> Action:
             name = action_id(action.call_id, action.choice)

@@ -1,7 +1,7 @@
 """What training makes of an episode that failed, by kind of failure.
 
 Defaults: what the policy did not cause is dropped, what it caused is trained like anything else, an unknown kind is masked.
-An answer cut by its length limit is masked action by action, wherever its episode goes. Only exogenous kinds may be dropped or
+`mask` for `truncated` concerns the cut answers alone, in any episode: the rest of it is trained. Only exogenous kinds may be dropped or
 retried: retrying away what the policy did is survivor bias. An episode that failed for infrastructure is never trained as reward 0.
 """
 
@@ -26,8 +26,6 @@ class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
     """Where it differs from the defaults."""
     penalty: float = 0.0
     """Reward of an episode whose kind is `penalise`."""
-    truncated_actions: FailurePolicy = FailurePolicy.mask
-    """`mask` or `train`: what becomes of an action cut by its length limit."""
 
     def __post_init__(self) -> None:
         for kind, policy in self.policies.items():
@@ -39,6 +37,14 @@ class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
         if failure is None:
             return FailurePolicy.train
         return self.policies.get(failure, DEFAULTS[failure])
+
+    def masks(self, failure: FailureKind | None) -> bool:
+        """Whether all actions of an episode with that failure carry no loss."""
+        return failure is not FailureKind.truncated and self.policy_of(failure) is FailurePolicy.mask
+
+    def masks_cut_answers(self) -> bool:
+        """Whether an action that was cut by its length limit carries no loss, whatever its episode's failure."""
+        return self.policy_of(FailureKind.truncated) is FailurePolicy.mask
 
 
 DEFAULTS = _defaults()

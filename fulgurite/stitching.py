@@ -2,7 +2,8 @@
 
 An episode is a function of the *set* of its inputs: their order, delay and duplication do not matter. Inputs are all calls of the
 attempt, all status events of the attempt but heartbeats, and the group's declaration. The earliest terminal status, by event time
-and id, says how the attempt ended. The revision is the hash of the rule's version and the sorted input ids.
+and id, says how the attempt ended; what went wrong is its word, or what the calls tell (`fulgurite.failure_detectors`). The revision is
+the hash of the rule's version and the sorted input ids.
 
 A revision supersedes another only if its inputs are a strict superset. `supersedes` is the one field that tells of history: the same
 inputs that came at once give the same episode with `supersedes` null.
@@ -15,10 +16,11 @@ from collections.abc import Iterable
 import msgspec
 
 from fulgurite.events import AgentStatus, Episode, LlmCall
+from fulgurite.failure_detectors import failure_of
 from fulgurite.ids import derive_id, episode_id
 from fulgurite.kinds import EpisodeOutcome, StatusKind
 
-RULE = "stitch-1"
+RULE = "stitch-2"
 """Version of the rule below; it is part of every revision."""
 
 Input = LlmCall | AgentStatus
@@ -74,7 +76,7 @@ def stitch(events: Iterable[Input]) -> Episode | None:
         rule=RULE,
         inputs=tuple(sorted(event.event_id for event in distinct)),
         outcome=OUTCOMES[closing.kind],
-        failure=closing.failure,
+        failure=failure_of(closing, calls),
         message=closing.message,
         will_retry=closing.will_retry,
         started_at=min([call.started_at for call in calls] + [status.event_time for status in own]),

@@ -16,7 +16,6 @@ import msgspec
 from fulgurite.credit.scene import Step
 from fulgurite.events import Action, Choice, Episode, LlmCall, Record, Sampling, Trajectory
 from fulgurite.failure_rules import FailureRules
-from fulgurite.failures import FailurePolicy
 from fulgurite.ids import action_id
 from fulgurite.kinds import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
 from fulgurite.prefix_breaks import classify
@@ -235,7 +234,7 @@ def _action(call: LlmCall, choice: Choice, start: int, length: int, rules: Failu
         mask = FilterReason.unknown_version
     elif not sampling_trainable(call.sampling, call.logprobs_mode):
         mask = FilterReason.untrainable_sampling
-    elif choice.finish_reason == "length" and rules.truncated_actions is FailurePolicy.mask:
+    elif choice.finish_reason == "length" and rules.masks_cut_answers():
         mask = FilterReason.truncated
     return Action(
         call_id=call.call_id,

@@ -51,7 +51,11 @@ def _of_blocks(message: Json) -> list[Json]:
     if not isinstance(content, list):
         return [message]
     blocks = [block for block in _objects(cast("list[Any]", content)) if block.get("type") not in _THOUGHTS]
-    results = [_result(block.get("tool_use_id"), block.get("content")) for block in blocks if block.get("type") == "tool_result"]
+    results = [
+        {**_result(block.get("tool_use_id"), block.get("content")), **({"is_error": True} if block.get("is_error") is True else {})}
+        for block in blocks
+        if block.get("type") == "tool_result"
+    ]
     calls = [_call(block.get("id"), block.get("name"), block.get("input")) for block in blocks if block.get("type") == "tool_use"]
     rest = [block for block in blocks if block.get("type") not in ("tool_result", "tool_use")]
     if results and not rest and not calls:

@@ -25,9 +25,7 @@ class RewarderSettings(StreamSettings):
 
     def rules(self) -> FailureRules:
         """The failure rules. Raises ValueError for a kind that may not be dropped or retried."""
-        trained = self.failure_policies.get(FailureKind.truncated) is FailurePolicy.train
-        cut = FailurePolicy.train if trained else FailurePolicy.mask
-        return FailureRules(policies=self.failure_policies, penalty=self.penalty, truncated_actions=cut)
+        return FailureRules(policies=self.failure_policies, penalty=self.penalty)
 
 
 class RewardWorkerSettings(BaseSettings):

@@ -27,3 +27,11 @@ def test_what_the_policy_causes_is_not_dropped(policy: FailurePolicy) -> None:
 def test_any_kind_may_be_penalised() -> None:
     rules = FailureRules(policies={FailureKind.loop_detected: FailurePolicy.penalise}, penalty=-1.0)
     assert rules.policy_of(FailureKind.loop_detected) is FailurePolicy.penalise
+
+
+def test_mask_for_truncated_concerns_the_cut_answers_alone() -> None:
+    rules = FailureRules()
+    assert (rules.masks(FailureKind.truncated), rules.masks_cut_answers()) == (False, True)
+    assert (rules.masks(FailureKind.unknown), rules.masks(None), rules.masks(FailureKind.tool_error)) == (True, False, False)
+    for policy in (FailurePolicy.train, FailurePolicy.penalise):
+        assert not FailureRules(policies={FailureKind.truncated: policy}).masks_cut_answers()

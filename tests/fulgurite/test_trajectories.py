@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fulgurite.events import Action, Episode, LlmCall, ParentRef
 from fulgurite.failure_rules import FailureRules
-from fulgurite.failures import FailurePolicy
+from fulgurite.failures import FailureKind, FailurePolicy
 from fulgurite.ids import action_id
 from fulgurite.kinds import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
 from fulgurite.stitching import stitch
@@ -133,7 +133,7 @@ def test_failed_calls_are_no_actions() -> None:
         (make_call(), FailureRules(), None),
         (make_call(version=None), FailureRules(), FilterReason.unknown_version),
         (make_call(finish="length"), FailureRules(), FilterReason.truncated),
-        (make_call(finish="length"), FailureRules(truncated_actions=FailurePolicy.train), None),
+        (make_call(finish="length"), FailureRules(policies={FailureKind.truncated: FailurePolicy.train}), None),
         (make_call(sampling=msgspec.structs.replace(SAMPLING, temperature=0.0)), FailureRules(), FilterReason.untrainable_sampling),
     ],
 )

@@ -1,0 +1,40 @@
+"""What detectors look at: the calls of one attempt and how it ended. Nothing depends on the order in which calls came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from fulgurite.events import AgentStatus, LlmCall
+from fulgurite.kinds import CallOutcome
+from fulgurite.transcript import Json, answer_of, messages_of
+
+
+class Evidence:
+    """One attempt. `closing` is the status that ended it."""
+
+    def __init__(self, closing: AgentStatus, calls: Sequence[LlmCall]) -> None:
+        self.closing = closing
+        self.calls = sorted(calls, key=lambda call: (call.finished_at, call.started_at, call.call_id))
+        """As they ended."""
+
+    @cached_property
+    def last(self) -> LlmCall | None:
+        """The call that ended last, however it did."""
+        return self.calls[-1] if self.calls else None
+
+    @cached_property
+    def answered(self) -> LlmCall | None:
+        """The last call that was answered."""
+        return next((call for call in reversed(self.calls) if call.outcome is CallOutcome.success and call.choices), None)
+
+    @cached_property
+    def messages(self) -> list[Json]:
+        """What that call was made with; empty if it cannot be read."""
+        return messages_of(self.answered) if self.answered is not None else []
+
+    @cached_property
+    def answers(self) -> list[Json]:
+        """Its choices, as far as they can be read."""
+        choices = self.answered.choices if self.answered is not None else ()
+        return [answer for answer in map(answer_of, choices) if answer is not None]

@@ -1,0 +1,56 @@
+"""The attempt ended in a loop: the same answer or tool calls, upon the same results, `REPEATS` times in a row.
+
+One answer over and over, or two or three that take turns. A call that is repeated until its result changes (a job that is polled) is no
+loop, nor is what the agent found its way out of. What is compared are the messages of the last answered call, so an agent that forgets
+its own answers cannot be caught.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+from fulgurite.failure_detectors.evidence import Evidence
+from fulgurite.transcript import Json
+
+REPEATS = 3
+"""Asking twice is checking."""
+
+PERIODS = (1, 2, 3)
+"""Answers in one round of the loop."""
+
+Turn = tuple[str, list[str]]
+"""What the model said, and what it heard upon it."""
+
+
+def loop_detected(seen: Evidence) -> bool:
+    """Whether the last turns are rounds of a loop."""
+    turns = _turns([*seen.messages, *seen.answers[:1]])
+    return any(_rounds(turns[-period * REPEATS :], period) for period in PERIODS)
+
+
+def _rounds(turns: list[Turn], period: int) -> bool:
+    if len(turns) < period * REPEATS:
+        return False
+    pairs = list(zip(turns, turns[period:], strict=False))
+    # Nothing has been heard upon the last answer.
+    return all(a[0] == b[0] for a, b in pairs) and all(a[1] == b[1] for a, b in pairs[:-1])
+
+
+def _turns(messages: list[Json]) -> list[Turn]:
+    turns: list[Turn] = []
+    for message in messages:
+        if message.get("role", "assistant") == "assistant":
+            turns.append((_said(message), []))
+        elif turns:
+            turns[-1][1].append(_said(message))
+    return turns
+
+
+def _said(message: Json) -> str:
+    """Without ids, which differ whenever the same is said again."""
+    calls = [
+        (cast(Json, call.get("function") or {}).get("name"), cast(Json, call.get("function") or {}).get("arguments"))
+        for call in cast("list[Json]", message.get("tool_calls") or [])
+    ]
+    return json.dumps([message.get("role"), message.get("content") or "", calls])
