@@ -81,7 +81,7 @@ class Recorder:
         self._waiting: dict[str, Waiting] = {}
         self._failing_since: float | None = None
         """When the first event came that Kafka did not take; None once it took one again."""
-        self._answered_at = float("-inf")
+        self._failed_at = self._answered_at = float("-inf")
         self._background: set[asyncio.Task[None]] = set()
         # Behind a spool it would tell of now what is read long after.
         self._heartbeats = Heartbeats(producer, settings.heartbeat_s, self._queues)
@@ -122,7 +122,7 @@ class Recorder:
             raise Unavailable(refusal)
 
     def begin(self, call_id: str, who: Identified) -> None:
-        """A call is in flight from now on, until `record_call` or `forget`."""
+        """A call is in flight from now on, until `end`."""
         self._heartbeats.begin(call_id, who)
         self._metrics.in_flight.inc()
 
@@ -160,6 +160,9 @@ class Recorder:
                 return await self._without_log(waiting)
             return await self._send(waiting)
         except (SpoolError, LogUnavailable, CodecError) as error:
+            if waiting.policy == "serve":
+                self._unlogged(waiting)
+                return None
             self._metrics.events.labels(topic.name, "failed").inc()
             log.error("event not recorded", topic=topic.name, event_id=event.event_id, error=str(error))
             raise Unavailable(_NOT_TAKEN) from error
@@ -211,7 +214,7 @@ class Recorder:
             if waiting.policy == "refuse":
                 raise
             # In mode `refuse` the next call finds out by itself: nothing else would.
-            self._failing_since = self._failing_since or waiting.since
+            self._failing_since, self._failed_at = self._failing_since or waiting.since, time.monotonic()
             return await self._without_log(waiting)
         finally:
             self._waiting.pop(event_id, None)
@@ -221,13 +224,16 @@ class Recorder:
     async def _without_log(self, waiting: Waiting) -> None:
         """The log did not take it. Raises SpoolError, CodecError."""
         if self._backlog is None or waiting.policy == "serve":
-            self._metrics.unlogged.labels(waiting.topic.name).inc()
-            log.warning("served without a log: this event is not recorded", topic=waiting.topic.name, event_id=waiting.event.event_id)
+            self._unlogged(waiting)
             self._try(waiting)
             return
         self._divert(self._backlog, waiting)
         assert waiting.ticket is not None
         await self._stored(waiting, waiting.ticket)
+
+    def _unlogged(self, waiting: Waiting) -> None:
+        self._metrics.unlogged.labels(waiting.topic.name).inc()
+        log.warning("served without a log: this event is not recorded", topic=waiting.topic.name, event_id=waiting.event.event_id)
 
     def _try(self, waiting: Waiting) -> None:
         """Nobody waits for it, but it tells when the log is back."""
@@ -278,6 +284,9 @@ class Recorder:
         """librdkafka says when all brokers are gone, but not when they are back: ask, while it matters."""
         while True:
             await asyncio.sleep(_PROBE_S)
+            if not self._queues() and time.monotonic() - self._failed_at > 2 * self._settings.log_stall_s:
+                # Nothing is under way that could tell: the next event finds out.
+                self._log_is_back()
             if self._producer.unreachable_for_s > 0:
                 with suppress(KafkaException):
                     await asyncio.to_thread(self._admin.list_topics, timeout=_PROBE_S)

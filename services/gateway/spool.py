@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ SEGMENT_BYTES = 16 * 1024 * 1024
 """A file is removed once all of it was dropped: more would be sent again after a crash, less would be many files."""
 
 _READ_BYTES = 1024 * 1024
+_RETRY_S = 5.0
 
 
 class SpoolError(Exception):
@@ -58,8 +60,7 @@ class Spool:
         self._front: deque[bytes] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="spool")
-        self.broken: str | None = None
-        """What the disk said when it last refused a payload; None once it takes them again."""
+        self._broken: tuple[float, str] | None = None
         self.depth = 0
         """Payloads that are neither dropped nor failed."""
         self.bytes = 0
@@ -72,6 +73,11 @@ class Spool:
     def full(self) -> bool:
         """Whether nothing new should begin: an eighth is left for what is under way."""
         return self.bytes > self._max_bytes - self._max_bytes // 8
+
+    @property
+    def broken(self) -> str | None:
+        """What the disk said when it refused a payload just now; None when it takes them, or is worth another try."""
+        return self._broken[1] if self._broken is not None and time.monotonic() - self._broken[0] < _RETRY_S else None
 
     def append(self, payload: bytes) -> asyncio.Future[None]:
         """Queue a payload; the future ends when it is on the disk, or with SpoolError. Raises SpoolFull."""
@@ -124,7 +130,7 @@ class Spool:
             except OSError as error:
                 self._failed(batch, error)
             else:
-                self.broken = None
+                self._broken = None
                 for _, stored in batch:
                     if not stored.done():
                         stored.set_result(None)
@@ -133,7 +139,8 @@ class Spool:
     def _failed(self, batch: list[tuple[bytes, asyncio.Future[None]]], error: OSError) -> None:
         """Some of the batch may be in the file: whoever waits is told that it is not, and the file is not written to again."""
         log.error("the spool's disk refuses", folder=str(self._folder), error=str(error))
-        self.broken = f"the spool {self._folder} cannot be written: {error.strerror}"
+        problem = f"the spool {self._folder} cannot be written: {error.strerror}"
+        self._broken = time.monotonic(), problem
         if self._active is not None and self._active.size == 0:
             self._segments.remove(self._active)
         self._active = None
@@ -141,7 +148,7 @@ class Spool:
             self.depth -= 1
             self.bytes -= len(framed)
             if not stored.done():
-                stored.set_exception(SpoolError(self.broken))
+                stored.set_exception(SpoolError(problem))
 
     def _segment(self) -> Segment:
         if self._active is None or self._active.size >= SEGMENT_BYTES:

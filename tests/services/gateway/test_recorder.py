@@ -18,6 +18,7 @@ from services.gateway.metrics import Metrics
 from services.gateway.problems import Unavailable
 from services.gateway.recorder import Recorder
 from services.gateway.settings import GatewaySettings
+from services.gateway.spool_file import Segment
 from services.kafka import KafkaSettings
 from tests.services.gateway.memory_producer import MemoryProducer
 from tests.synthetic import make_call, make_status
@@ -240,3 +241,38 @@ async def test_a_large_call_leaves_its_text_in_the_claims_folder(tmp_path: Path)
         (tmp_path / "claims").write_text("not a folder")
         with pytest.raises(Unavailable, match="claims folder cannot be written"):
             await made.recorder.record_call(make_call(turn=1, messages=[{"content": "y" * 20_000}]))
+
+
+async def test_a_spool_whose_disk_fails_refuses_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.recorder._PROBE_S", 0.05)
+    monkeypatch.setattr("services.gateway.spool._RETRY_S", 0.2)
+
+    def fails(_segment: Segment, _data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with bench(tmp_path, spool_dir=tmp_path / "spool") as made:
+        made.producer.away = True
+        with monkeypatch.context() as patch:
+            patch.setattr(Segment, "append", fails)
+            with pytest.raises(Unavailable):
+                await made.say(1)
+            await asyncio.sleep(0.11)
+            with pytest.raises(Unavailable, match="No space left"):
+                made.recorder.check(Mode.live)
+        made.producer.come_back()
+        await asyncio.sleep(0.25)
+        made.recorder.check(Mode.live)
+        said = await made.say(2)
+        assert (made.producer.ids()[-1], made.recorder.problem()) == (said.event_id, None)
+
+
+async def test_what_is_served_is_served_behind_a_full_spool_too(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"spool_dir": tmp_path / "spool", "spool_max_bytes": 1024**2, "log_unavailable_val": "serve"}
+    async with bench(tmp_path, **settings) as made:
+        made.producer.away = True
+        made.producer.unreachable = 1.0
+        for _ in range(2):
+            await made.recorder.record_call(make_call(mode=Mode.live, messages=[{"content": "x" * 500_000}]))
+        made.recorder.check(Mode.val)
+        await made.recorder.record_call(make_call(turn=1, mode=Mode.val, messages=[{"content": "x" * 500_000}]))
+        assert made.metric("unlogged_total") == 1
