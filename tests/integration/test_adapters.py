@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from fulgurite.codec import Codec
-from fulgurite.events import Artifact, PolicyApplied, PolicyRoute, PolicyUpdate, Probe, RouteTarget
+from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, Probe, RouteTarget
 from fulgurite.ids import derive_id
-from fulgurite.kinds import ApplyOutcome, ArtifactFormat, UpdateKind
+from fulgurite.kinds import ApplyOutcome, UpdateKind
 from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from services.applier.engine import Engine
@@ -35,54 +32,11 @@ from services.stack.supervise import ProcessSpec, Supervisor
 from services.stack.vllm_local import LocalVllm
 from services.topic_admin import create_topics
 from tests.integration.gateway_process import Gateway, running_gateway
+from tests.integration.lora_adapter import PROBE_IDS, Adapter, emptied, hugging_face_logprobs
 
 pytestmark = pytest.mark.engine
 
-PROBE_IDS = list(range(40, 72))
-RANK, ALPHA = 4, 8
-TARGETS = ("q_proj", "v_proj", "o_proj", "gate_proj", "down_proj")
 WAIT_S = 90.0
-
-
-class Adapter:
-    """A random adapter in PEFT's layout, and what Hugging Face computes with W + BA·alpha/r."""
-
-    def __init__(self, folder: Path, seed: int) -> None:
-        folder.mkdir(parents=True)
-        self.path = folder / "adapter_model.safetensors"
-        torch.manual_seed(seed)
-        self._model = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
-        tensors: dict[str, Any] = {}
-        modules: Any = self._model.named_modules()
-        for name, module in modules:
-            if name.rpartition(".")[2] in TARGETS:
-                a, b = torch.randn(RANK, module.in_features) * 0.2, torch.randn(module.out_features, RANK) * 0.2
-                tensors[f"base_model.model.{name}.lora_A.weight"], tensors[f"base_model.model.{name}.lora_B.weight"] = a, b
-                module.weight.data += b @ a * (ALPHA / RANK)
-        save_file(tensors, self.path)
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "r": RANK,
-            "lora_alpha": ALPHA,
-            "target_modules": list(TARGETS),
-            "bias": "none",
-        }
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-
-    def artifact(self) -> Artifact:
-        sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        return Artifact(uri=self.path.as_uri(), sha256=sha256, size=self.path.stat().st_size, format=ArtifactFormat.lora)
-
-    def logprobs(self, ids: list[int] = PROBE_IDS) -> list[float]:
-        """Of each id but the first."""
-        return hugging_face_logprobs(self._model, ids)
-
-
-def hugging_face_logprobs(model: Any, ids: list[int]) -> list[float]:
-    with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0, :-1]
-    return torch.log_softmax(logits, -1)[range(len(ids) - 1), ids[1:]].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +128,6 @@ def bench(kafka: LocalKafka, vllm_tiny: LocalVllm, topic_prefix: str, tmp_path: 
     asyncio.run(emptied(vllm_tiny))
 
 
-async def emptied(vllm: LocalVllm) -> None:
-    async with Engine(vllm.base_url) as engine:
-        for name in await engine.adapters():
-            await engine.unload_adapter(name)
-
-
 def difference(one: list[float], other: list[float]) -> float:
     return float(np.abs(np.subtract(one, other)).mean())
 
@@ -231,7 +179,7 @@ async def test_two_roles_on_one_engine_each_with_its_own_adapter(bench: Bench, a
         await known(gateway, "writer", "writer@1.1")
         await known(gateway, "checker", "checker@1.1")
         for alias, adapter, version in (("sql", first, "writer@1.1"), ("judge", second, "checker@1.1")):
-            found, told, reply = await answer(alias, adapter._model)  # pyright: ignore[reportPrivateUsage]
+            found, told, reply = await answer(alias, adapter.model)
             assert (told, reply["model"]) == (version, alias)
             assert found < 0.1
         found, told, _ = await answer("policy", base)
@@ -245,7 +193,7 @@ async def test_two_roles_on_one_engine_each_with_its_own_adapter(bench: Bench, a
         bench.route("sql", v1=1.0)
         await known(gateway, "writer", "writer@1.2")
         await asyncio.sleep(0.5)
-        assert (await answer("sql", first._model))[1] == "writer@1.1"  # pyright: ignore[reportPrivateUsage]
+        assert (await answer("sql", first.model))[1] == "writer@1.1"
 
 
 async def known(gateway: Gateway, policy: str, version: str) -> None:
@@ -290,24 +238,3 @@ def test_a_damaged_adapter_and_a_wrong_one_are_told_and_not_served(bench: Bench,
     assert "SHA-256" in errors["writer@1.1"]
     assert "log-probabilities" in errors["writer@1.4"]
     assert bench.listed() == {"writer@1.3"}
-
-
-def test_a_restarted_engine_gets_its_adapters_back(bench: Bench, adapters: list[Adapter]) -> None:
-    bench.process.start()
-    bench.claim("writer")
-    bench.route("sql", v1=1.0)
-    bench.update("writer", 1, adapters[0])
-    bench.wait_applied("writer@1.1")
-    bench.update("writer", 2, adapters[1])
-    bench.wait_applied("writer@1.2")
-    bench.vllm.process.kill()
-    bench.vllm.start().wait_ready()
-    bench.wait_applied("writer@1.1", "writer@1.2", times=2)
-    assert bench.listed() == {"writer@1.1", "writer@1.2"}
-    assert len({event.engine_id for event in bench.events() if event.policy == "writer"}) == 2
-
-    async def ask() -> list[float]:
-        async with Engine(bench.vllm.base_url) as engine:
-            return await engine.prompt_logprobs(PROBE_IDS, "writer@1.1")
-
-    assert difference(asyncio.run(ask()), adapters[0].logprobs()) < 0.1

@@ -35,6 +35,7 @@ from services.stack.model import tiny_model
 from services.stack.supervise import ProcessSpec, Supervisor
 from services.stack.vllm_local import LocalVllm
 from services.topic_admin import create_topics
+from tests.integration.lora_adapter import Adapter, emptied
 
 pytestmark = pytest.mark.engine
 
@@ -100,6 +101,7 @@ class Bench:
                     "FULGURITE_TOPIC_PREFIX": topic_prefix,
                     "VLLM_BASE_URL": vllm.base_url,
                     "FULGURITE_MODEL": str(tiny_model()),
+                    "FULGURITE_LORA_POLICIES": "writer",
                 },
             )
         )
@@ -121,6 +123,20 @@ class Bench:
             step=step, version=f"policy@{epoch}.{step}", learner_id=learner, artifact=artifact, probe=probe, trained_actions=1,
         )  # fmt: skip
         self.producer.publish_sync(POLICY_UPDATES, "policy", event)
+
+    def adapter(self, version: str, artifact: Artifact) -> None:
+        """The first update of another policy, without a probe: what it gives depends on the weights below it."""
+        policy = version.partition("@")[0]
+        claim = PolicyUpdate(
+            event_id=derive_id("claim", policy), event_time=1, policy=policy, kind=UpdateKind.claim, epoch=1, step=0, learner_id=LEARNER,
+            trained_actions=0,
+        )  # fmt: skip
+        event = PolicyUpdate(
+            event_id=derive_id("update", version), event_time=1, policy=policy, kind=UpdateKind.update, epoch=1, step=1, version=version,
+            learner_id=LEARNER, artifact=artifact, trained_actions=1,
+        )  # fmt: skip
+        for one in (claim, event):
+            self.producer.publish_sync(POLICY_UPDATES, policy, one)
 
     def route(self, version: str | None) -> None:
         target = RouteTarget(policy="policy", version=version, weight=1.0)
@@ -289,14 +305,27 @@ def test_an_update_that_an_applier_left_half_done_is_taken_up(bench: Bench, weig
     assert difference(bench.serves("policy@1.1"), weights[0].logprobs) < 0.1
 
 
-def test_a_restarted_engine_is_brought_back(bench: Bench, weights: list[Weights]) -> None:
+def test_a_restarted_engine_is_brought_back_with_its_adapters(bench: Bench, weights: list[Weights], tmp_path: Path) -> None:
+    async def adapted() -> list[float]:
+        async with Engine(bench.vllm.base_url) as engine:
+            assert await engine.adapters() == ["writer@1.1"]
+            return await engine.prompt_logprobs(PROBE_IDS, "writer@1.1")
+
     bench.process.start()
     bench.claim(1)
     bench.update(1, 1, weights[0].artifact(), weights[0].probe())
     before = bench.wait_applied("policy@1.1")
+    bench.adapter("writer@1.1", Adapter(tmp_path / "adapter", 3).artifact())
+    bench.wait_applied("writer@1.1")
+    at_first = asyncio.run(adapted())
+    assert difference(at_first, weights[0].logprobs) > 0.3
     bench.vllm.process.kill()
     bench.vllm.start().wait_ready()
     after = bench.wait_applied("policy@1.1", times=2)
     assert after.engine_id != before.engine_id
     assert after.previous == "policy@0.0"
     assert difference(bench.serves("policy@1.1"), weights[0].logprobs) < 0.1
+    bench.wait_applied("writer@1.1", times=2)
+    assert difference(asyncio.run(adapted()), at_first) < 0.02
+    bench.process.stop()
+    asyncio.run(emptied(bench.vllm))
