@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
-from fulgurite.topics import TOPICS
-from services.kafka import KafkaSettings, LogUnavailable
+from fulgurite.topics import TOPICS, Topic
+from services.kafka import KafkaSettings, LogUnavailable, make_consumer
 
 _TIMEOUT_S = 20.0
 _log = logging.getLogger(__name__)
@@ -30,6 +31,28 @@ def admin_client(settings: KafkaSettings) -> AdminClient:
 
 def create_topics(settings: KafkaSettings) -> list[str]:
     """Create what is missing; return the names created. Existing topics are left as they are: see `check_topics`."""
+    return _create(settings, TOPICS)
+
+
+def create_topic(settings: KafkaSettings, topic: Topic) -> bool:
+    """Create one topic that is not in the table; whether it was not there yet. Raises LogUnavailable."""
+    return bool(_create(settings, (topic,)))
+
+
+def records_in(settings: KafkaSettings, topic: Topic) -> int:
+    """Records a topic holds, from its offsets. Raises LogUnavailable."""
+    consumer = make_consumer(settings)
+    try:
+        places = [TopicPartition(settings.topic(topic), partition) for partition in range(topic.partitions)]
+        marks = [consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S) for place in places]
+    except KafkaException as error:
+        raise LogUnavailable(f"{settings.topic(topic)}: {error}") from error
+    finally:
+        consumer.close()
+    return sum(high - low for low, high in marks)
+
+
+def _create(settings: KafkaSettings, topics: Sequence[Topic]) -> list[str]:
     admin = admin_client(settings)
     wanted = [
         NewTopic(
@@ -38,7 +61,7 @@ def create_topics(settings: KafkaSettings) -> list[str]:
             replication_factor=settings.replication,
             config=topic.configs(settings.replication),
         )
-        for topic in TOPICS
+        for topic in topics
     ]
     created: list[str] = []
     for name, future in admin.create_topics(wanted, operation_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S).items():
@@ -49,7 +72,7 @@ def create_topics(settings: KafkaSettings) -> list[str]:
             reason = cast(KafkaError, error.args[0])
             if reason.code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise LogUnavailable(f"cannot create topic {name} on {settings.bootstrap_servers}: {reason.str()}") from error
-    _wait_for_leaders(admin, [settings.topic(topic) for topic in TOPICS])
+    _wait_for_leaders(admin, [settings.topic(topic) for topic in topics])
     return created
 
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "up": ("services.stack.up:up", "Start everything on this machine: Kafka, vLLM, gateway, learner and the rest."),
     "run": ("services.runner.command:run", "Run an agent on tasks: groups of rollouts, rewarded, and learned from."),
     "ledger": ("services.cli.ledger:ledger", "Account for every action of the log; exit 1 if one is missing or counted twice."),
+    "replay": ("services.cli.replay:replay", "Rebuild trajectories from the log: with another reward function, credit rule or weights."),
     "status": ("services.cli.status:status", "What answers, what is served, how far behind each service is, what the topics hold."),
     "doctor": (
         "services.cli.doctor:doctor",

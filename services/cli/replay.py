@@ -1,0 +1,177 @@
+"""`fulgurite replay`: rebuild trajectories from the log, under the live rules or others. What it promises: docs/replay.md."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from fulgurite.codec import Codec
+from fulgurite.credit import credit_rule
+from fulgurite.errors import UnknownRule
+from fulgurite.topics import TRAJECTORIES
+from services.kafka import KafkaSettings, LogUnavailable
+from services.replay.archive import open_source
+from services.replay.closings import Changes
+from services.replay.errors import BadArgument, ReplayError
+from services.replay.groups import INPUTS, REACH_MS, read_groups
+from services.replay.judging import Judge
+from services.replay.replay import Report, run
+from services.replay.settings import ClosingSettings
+from services.replay.sinks import open_sink
+from services.replay.windows import parse_datetime
+from services.rewarder.reward_plugins import PluginError, RewardPlugin
+
+_SHOWN = 5
+
+
+def replay(
+    into: Annotated[str, typer.Option(metavar="TOPIC|DIR.parquet", help="A new topic, named without the prefix, or a folder.")],
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Everything the log (and the archive) holds.")] = False,
+    from_datetime: Annotated[str | None, typer.Option(metavar="ISO", help="Groups that began then or later; UTC by default.")] = None,
+    reward: Annotated[str | None, typer.Option(metavar="FILE.py:FN", help="Judge with this function, not as the log says.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the reward, where the function gives a plain number.")] = "reward",
+    rejudge: Annotated[bool, typer.Option("--rejudge", help="Call the function even where it has judged the same episode before.")] = False,
+    credit: Annotated[str | None, typer.Option(metavar="RULE", help="Spread rewards over actions by this rule.")] = None,
+    weight: Annotated[list[str] | None, typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Write to a topic or folder that is not empty.")] = False,
+    archive: Annotated[Path | None, typer.Option(metavar="DIR", help="Read this archive first, then what the log has beyond it.")] = None,
+    archive_only: Annotated[bool, typer.Option("--archive-only", help="Read the archive and no log.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Episodes that are judged at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a judgement may take.")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Rebuild trajectories from llm.calls, agent.status and agent.rewards, without running an agent again.
+
+    With unchanged rules the rows are those that the live processors wrote, to the byte. With another reward function, credit rule or
+    weights each group is closed once, with everything the log holds. Safe beside live traffic: it is bounded by the ends the topics had
+    when it started, commits no offsets and never writes to a topic of the deployment. Train on the result with FULGURITE_TOPIC=TOPIC.
+
+    Exits 1 if what was asked for makes no sense or the target is in use, 2 if the log cannot be read, 3 if rows of the live processors
+    could not be computed again.
+    """
+    try:
+        if from_beginning == (from_datetime is not None):
+            raise BadArgument("say either --from-beginning or --from-datetime")
+        since = None if from_datetime is None else parse_datetime(from_datetime)
+        changes = _changes(credit, weight or (), judged=reward is not None)
+        if rejudge and reward is None:
+            raise BadArgument("--rejudge needs --reward: the log has verdicts, not the functions that gave them")
+        judge = None
+        if reward is not None:
+            judge = Judge(RewardPlugin(reward, name), concurrency=concurrency, timeout_s=timeout, anew=rejudge)
+        report = _run(into, since, changes, judge, append=append, archive=archive, archive_only=archive_only, quiet=as_json)
+    except (ReplayError, PluginError, UnknownRule, ValidationError, ValueError) as error:
+        _fail(error, 1)
+    except (LogUnavailable, OSError) as error:
+        _fail(error, 2)
+    _show(report, into, as_json=as_json)
+    _leave(3 if report.unmet else 0, hung=judge is not None)
+
+
+def _changes(credit: str | None, weights: Sequence[str], *, judged: bool) -> Changes:
+    if credit is not None:
+        credit_rule(credit)
+    parsed: dict[str, float] = {}
+    for text in weights:
+        name, _, number = text.partition("=")
+        try:
+            parsed[name] = float(number)
+        except ValueError as error:
+            raise BadArgument(f"--weight {text!r}: expected NAME=NUMBER, such as style=0.5") from error
+    return Changes(credit=credit, weights=parsed, judged=judged)
+
+
+def _run(
+    into: str,
+    since: int | None,
+    changes: Changes,
+    judge: Judge | None,
+    *,
+    append: bool,
+    archive: Path | None,
+    archive_only: bool,
+    quiet: bool,
+) -> Report:
+    kafka, codec, settings = KafkaSettings(), Codec(), ClosingSettings()
+    settings.rules()
+    source = open_source(kafka, codec, archive, archive_only=archive_only)
+    sink = open_sink(into, append=append, settings=kafka, codec=codec)
+    topics = (*INPUTS, TRAJECTORIES)
+    total = source.count(topics, None if since is None else since - REACH_MS)
+    try:
+        with _progress(quiet) as progress:
+            task = progress.add_task("reading", total=total)
+            groups = read_groups(source, codec, since_ms=since, told=lambda count: progress.advance(task, count))
+            report = run(
+                _counted(groups, progress, task), sink, source=source, codec=codec, changes=changes, settings=settings, judge=judge
+            )
+            progress.update(task, completed=total)
+    finally:
+        sink.close()
+        if judge is not None:
+            judge.close()
+    return report
+
+
+def _counted(groups: Iterator[Any], progress: Progress, task: Any) -> Iterator[Any]:
+    for count, group in enumerate(groups, 1):
+        progress.update(task, description=f"{count} groups")
+        yield group
+
+
+def _progress(quiet: bool) -> Progress:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("records"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet)
+
+
+def _show(report: Report, into: str, *, as_json: bool) -> None:
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(
+        f"{into}: {report.rows} rows and {report.tombstones} tombstones of {report.closed} groups, {report.actions} actions; "
+        f"{report.open} groups are still open"
+    )
+    if report.judged or report.reused:
+        console.print(f"{report.judged} verdicts given, {report.reused} reused; no value for {report.failed} episodes")
+    _list(console, "left out", report.left_out)
+    _list(console, "not as the live processors wrote it", report.unmet)
+
+
+def _list(console: Console, what: str, found: Sequence[str]) -> None:
+    for line in found[:_SHOWN]:
+        console.print(f"[yellow]{what}:[/yellow] {line}")
+    if len(found) > _SHOWN:
+        console.print(f"... and {len(found) - _SHOWN} more (--json has them all)")
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    Console(soft_wrap=True, stderr=True).print(f"[red]replay:[/red] {error}", highlight=False)
+    raise typer.Exit(code) from error
+
+
+def _leave(code: int, *, hung: bool) -> None:
+    """Not the interpreter's way where a function of a user may hang: it would wait for the function's thread."""
+    if hung:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        raise typer.Exit(code)

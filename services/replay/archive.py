@@ -1,0 +1,165 @@
+"""The archive: topics as Parquet, to the byte, partitioned by topic and day (UTC, by record time), beyond the topics' retention.
+
+    DIR/topic=llm.calls/day=2026-01-31/partition-003.<run>.parquet      offset, timestamp, key, value, event_id, event_type
+    DIR/archive.json                                                     how far each partition has been archived
+
+`archive` goes on where the last one ended. `archive.json` is written last, so a run that was killed is repeated; records that are then
+there twice are read once. Encrypted payloads stay encrypted; what a claim check left elsewhere is not copied.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Callable, Collection, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from fulgurite.codec import Codec
+from fulgurite.deltas import restore
+from fulgurite.errors import BrokenDelta
+from fulgurite.events import LlmCall
+from fulgurite.topics import Topic
+from services.kafka import KafkaSettings
+from services.replay.columns import RECORDS
+from services.replay.errors import BadArchive, BadArgument
+from services.replay.log_source import DOWNSTREAM_FIRST, LogSource, Place
+from services.replay.parquet import ParquetFolder, count_rows, read_rows
+from services.replay.records import Raw, Source
+
+_INDEX = "archive.json"
+_COLUMNS = ("offset", "timestamp", "key", "value", "event_id", "event_type")
+
+
+class Archived(msgspec.Struct, kw_only=True):
+    """What a run did."""
+
+    records: dict[str, int]
+    """By topic."""
+    gaps: list[str]
+    """What retention had removed before it could be archived."""
+
+
+def archive(settings: KafkaSettings, codec: Codec, folder: Path, topics: Collection[Topic], told: Callable[[int], None]) -> Archived:
+    """Add to the archive what topics hold beyond it. Raises LogUnavailable, BadArchive, OSError."""
+    done = read_index(folder)
+    source = LogSource(settings, codec, topics, done)
+    counts = {topic.name: 0 for topic in topics}
+    files = ParquetFolder(folder, RECORDS)
+    for topic in topics:
+        for partition in range(topic.partitions):
+            for raw in source.read((topic,), partition):
+                counts[topic.name] += 1
+                part = f"topic={topic.name}/day={_day(raw.timestamp)}/partition-{partition:03d}"
+                files.write(part, [{name: getattr(raw, name) for name in _COLUMNS}])
+            told(counts[topic.name])
+    files.close()
+    ends = {(topic.name, number): source.end((topic.name, number)) for topic in topics for number in range(topic.partitions)}
+    _write_index(folder, done | ends)
+    return Archived(records=counts, gaps=source.gaps)
+
+
+def read_index(folder: Path) -> dict[Place, int]:
+    """The next offset of each partition. Raises BadArchive."""
+    path = folder / _INDEX
+    if not path.exists():
+        return {}
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[int, int]])
+    except msgspec.DecodeError as error:
+        raise BadArchive(f"{path}: {error}") from error
+    return {(topic, partition): offset for topic, partitions in found.items() for partition, offset in partitions.items()}
+
+
+def _write_index(folder: Path, ends: dict[Place, int]) -> None:
+    found: dict[str, dict[int, int]] = {}
+    for (topic, partition), end in sorted(ends.items()):
+        found.setdefault(topic, {})[partition] = end
+    unfinished = folder / f".{_INDEX}"
+    with unfinished.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(found)))
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(folder / _INDEX)
+
+
+class ArchiveSource:
+    """An archive as a `Source`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        if not (folder / _INDEX).exists():
+            raise BadArgument(f"{folder} is no archive: it has no {_INDEX}; `fulgurite archive {folder}` makes one")
+        self.ends = read_index(folder)
+
+    def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
+        """Records in the files that are to be read."""
+        return sum(count_rows(path) for topic in topics for path in self._files(topic, "*", since_ms))
+
+    def read(self, topics: Collection[Topic], partition: int, since_ms: int | None = None) -> Iterator[Raw]:
+        """See `Source`; records that were archived twice come once."""
+        for topic in topics:
+            files = [self._file(path, topic, partition) for path in self._files(topic, f"{partition:03d}", since_ms)]
+            last = -1
+            for raw in heapq.merge(*files, key=lambda raw: raw.offset):
+                if raw.offset > last and (since_ms is None or raw.timestamp >= since_ms):
+                    yield raw
+                last = max(last, raw.offset)
+
+    def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
+        """See `Source`: a parent is among what was read before, or gone."""
+        chain = [call]
+        while (ref := chain[-1].parent) is not None:
+            parent = held.get(ref.call_id)
+            if parent is None:
+                raise BrokenDelta(f"call {call.call_id}: its parent {ref.call_id} is not in the archive")
+            chain.append(parent)
+        whole = chain.pop()
+        while chain:
+            whole = restore(chain.pop(), whole)
+        return whole
+
+    def _files(self, topic: Topic, partition: str, since_ms: int | None) -> list[Path]:
+        found = sorted((self._folder / f"topic={topic.name}").glob(f"day=*/partition-{partition}.*.parquet"))
+        return [path for path in found if since_ms is None or path.parent.name >= f"day={_day(since_ms)}"]
+
+    def _file(self, path: Path, topic: Topic, partition: int) -> Iterator[Raw]:
+        for row in read_rows(path, _COLUMNS):
+            yield Raw(topic=topic.name, partition=partition, **row)
+
+
+class Chained:
+    """An archive, then what the log has beyond it."""
+
+    def __init__(self, archived: ArchiveSource, log: LogSource) -> None:
+        self._archived = archived
+        self._log = log
+
+    def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
+        """See `Source`."""
+        return self._archived.count(topics, since_ms) + self._log.count(topics, since_ms)
+
+    def read(self, topics: Collection[Topic], partition: int, since_ms: int | None = None) -> Iterator[Raw]:
+        """See `Source`."""
+        yield from self._archived.read(topics, partition, since_ms)
+        yield from self._log.read(topics, partition, since_ms)
+
+    def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
+        """See `Source`."""
+        return self._log.whole(call, held)
+
+
+def open_source(settings: KafkaSettings, codec: Codec, folder: Path | None, *, archive_only: bool = False) -> Source:
+    """The log, an archive, or both. Raises BadArgument, BadArchive, LogUnavailable."""
+    if folder is None:
+        if archive_only:
+            raise BadArgument("--archive-only needs --archive")
+        return LogSource(settings, codec)
+    archived = ArchiveSource(folder)
+    return archived if archive_only else Chained(archived, LogSource(settings, codec, DOWNSTREAM_FIRST, archived.ends))
+
+
+def _day(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d")

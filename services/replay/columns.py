@@ -1,0 +1,108 @@
+"""The Arrow schemas: rows of trajectories for people and `datasets`, and records of an archive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fulgurite.events import Action, Tombstone, Trajectory
+from fulgurite.tokens import unpack_ids, unpack_logprobs
+from services.replay.parquet import arrow
+
+
+def ROWS() -> Any:
+    """Trajectories and tombstones; a tombstone has a `reason` and no tokens."""
+    pa = arrow()
+    action = pa.struct(
+        [
+            *((name, pa.string()) for name in ("call_id", "mask", "version", "agent", "finish_reason")),
+            *((name, pa.int32()) for name in ("choice", "start", "end")),
+            *((name, pa.float64()) for name in ("reward", "credit", "temperature")),
+            ("loss", pa.bool_()),
+            ("logprobs", pa.list_(pa.float32())),
+        ]
+    )
+    named = pa.struct([("name", pa.string()), ("value", pa.float64())])
+    texts = ("event_id", "kind", "group_id", "rollout_id", "mode", "policy", "group_revision", "episode_revision")
+    numbers = ("attempt", "row_index", "rows_in_episode", "group_size", "group_members_scored")
+    return pa.schema(
+        [
+            *((name, pa.string()) for name in texts),
+            *((name, pa.int32()) for name in numbers),
+            ("event_time", pa.timestamp("ms", tz="UTC")),
+            ("group_started_at", pa.timestamp("ms", tz="UTC")),
+            ("episode_reward", pa.float64()),
+            ("rewards", pa.list_(named)),
+            *((name, pa.string()) for name in ("credit_rule", "break_kind", "failure", "reason")),
+            ("token_ids", pa.list_(pa.int32())),
+            ("actions", pa.list_(action)),
+        ]
+    )
+
+
+def RECORDS() -> Any:
+    """Records of an archive, to the byte."""
+    pa = arrow()
+    return pa.schema(
+        [
+            ("offset", pa.int64()),
+            ("timestamp", pa.int64()),
+            ("key", pa.binary()),
+            ("value", pa.binary()),
+            ("event_id", pa.string()),
+            ("event_type", pa.string()),
+        ]
+    )
+
+
+def row_of(row: Trajectory | Tombstone) -> dict[str, Any]:
+    """A row or a tombstone as columns."""
+    common: dict[str, Any] = {
+        "event_id": row.event_id,
+        "kind": "trajectory" if isinstance(row, Trajectory) else "tombstone",
+        "group_id": row.group_id,
+        "rollout_id": row.rollout_id,
+        "mode": str(row.mode),
+        "policy": row.policy,
+        "group_revision": row.group_revision,
+        "attempt": row.attempt,
+        "group_size": row.group_size,
+        "group_members_scored": row.group_members_scored,
+        "event_time": row.event_time,
+        "group_started_at": row.group_started_at,
+        "episode_reward": row.episode_reward,
+        "failure": _text(row.failure),
+    }
+    if isinstance(row, Tombstone):
+        return common | {"reason": str(row.reason), "rewards": [], "token_ids": [], "actions": []}
+    return common | {
+        "episode_revision": row.episode_revision,
+        "row_index": row.row_index,
+        "rows_in_episode": row.rows_in_episode,
+        "rewards": [{"name": name, "value": value} for name, value in sorted(row.rewards.items())],
+        "credit_rule": row.credit_rule,
+        "break_kind": _text(row.break_kind),
+        "token_ids": unpack_ids(row.token_ids).tolist(),
+        "actions": [_action(action) for action in row.actions],
+    }
+
+
+def _action(action: Action) -> dict[str, Any]:
+    return {
+        "call_id": action.call_id,
+        "choice": action.choice,
+        "start": action.start,
+        "end": action.end,
+        "reward": action.reward,
+        "credit": action.credit,
+        "loss": action.loss,
+        "mask": _text(action.mask),
+        "version": action.version,
+        "agent": action.agent,
+        "finish_reason": action.finish_reason,
+        "temperature": action.temperature,
+        "logprobs": None if action.logprobs is None else unpack_logprobs(action.logprobs).tolist(),
+    }
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,170 @@
+"""Groups, rebuilt from `llm.calls`, `agent.status` and `agent.rewards` by the pure core, as the live processors rebuild them.
+
+A partition is read whole, its records sorted by group as bytes; then one group at a time is decoded, its deltas restored and its attempts
+stitched. Records that cannot be used (undecodable, a delta without its parent, a claim that is gone) are left out, as the live
+processors leave them to `dead.letters`, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+import msgspec
+
+from fulgurite.codec import Codec
+from fulgurite.errors import BadClaim, BrokenDelta, CodecError
+from fulgurite.events import AgentReward, AgentStatus, Declaration, Episode, Event, LlmCall
+from fulgurite.kinds import StatusKind
+from fulgurite.stitching import Input, is_input, stitch
+from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES
+from services.claims import redeemed
+from services.replay.records import Raw, Source
+
+Key = tuple[str, int]
+"""Rollout id and attempt."""
+
+REACH_MS = 24 * 3600 * 1000
+"""Groups are chosen by their first event: so much before a start is read, to tell those that had begun already."""
+
+INPUTS = (LLM_CALLS, AGENT_STATUS, AGENT_REWARDS)
+
+Told = Callable[[int], None]
+"""Is told how many more records have been read."""
+
+
+class GroupLog(msgspec.Struct):
+    """What the log holds of one group, as bytes and in order."""
+
+    group_id: str
+    partition: int
+    records: list[Raw] = msgspec.field(default_factory=list[Raw])
+    row_ids: list[str] = msgspec.field(default_factory=list[str])
+    """Event ids of what the live rewarder wrote to `trajectories`, in order."""
+    read_until: int = 0
+    """Highest record time of the partition's inputs, Unix milliseconds."""
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """One group, rebuilt; each list is in the order of the log and has an event once."""
+
+    group_id: str
+    partition: int
+    declared: AgentStatus | None
+    inputs: dict[Key, dict[str, Input]]
+    """Calls and status of each attempt, by event id; without the declaration."""
+    statuses: tuple[AgentStatus, ...]
+    """All of them, heartbeats too."""
+    rewards: tuple[AgentReward, ...]
+    row_ids: tuple[str, ...]
+    unreadable: tuple[str, ...]
+    """Places and errors of records that were left out."""
+    began_at: int
+    """First event, Unix milliseconds."""
+    read_until: int
+    """Highest record time of its partition's inputs: what was due by then is due."""
+
+    @property
+    def declaration(self) -> Declaration | None:
+        """Of the group; None for undeclared traffic."""
+        return self.declared.declaration if self.declared else None
+
+    def episodes(self) -> tuple[Episode, ...]:
+        """The last revision of every attempt that has ended."""
+        found = (self.episode(key) for key in self.inputs)
+        return tuple(episode for episode in found if episode is not None)
+
+    def episode(self, key: Key, ids: Collection[str] | None = None) -> Episode | None:
+        """The episode of an attempt, of these inputs only if they are given; None if it has not ended."""
+        chosen = [event for event_id, event in self.inputs.get(key, {}).items() if ids is None or event_id in ids]
+        if self.declared is not None and (ids is None or self.declared.event_id in ids):
+            chosen.append(self.declared)
+        return stitch(chosen)
+
+
+def read_groups(
+    source: Source, codec: Codec, *, since_ms: int | None = None, keys: Collection[str] | None = None, told: Told | None = None
+) -> Iterator[Group]:
+    """Groups whose first event is not before `since_ms`, a partition at a time. `keys`: only these groups.
+
+    Raises LogUnavailable, BadArchive.
+    """
+    for partition in range(GROUP_PARTITIONS):
+        for log in _logs(source, partition, since_ms, keys, told):
+            group = rebuild(log, source, codec)
+            if group is not None and (since_ms is None or group.began_at >= since_ms):
+                yield group
+
+
+def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
+    """Decode and sort what the log holds of a group; None if nothing in it can be read."""
+    events: dict[str, dict[str, Event]] = {topic.name: {} for topic in INPUTS}
+    unreadable: list[str] = []
+    calls: dict[str, LlmCall] = {}
+    for raw in log.records:
+        try:
+            event = codec.decode(raw.value)
+            if isinstance(event, LlmCall):
+                event = calls[event.call_id] = source.whole(event, calls)
+                # Proved to be there, and left there: an episode names it.
+                redeemed(event)
+        except (CodecError, BrokenDelta, BadClaim) as error:
+            unreadable.append(f"{raw.topic}[{raw.partition}]@{raw.offset}: {error}")
+            continue
+        events[raw.topic].setdefault(event.event_id, event)
+    statuses = [event for event in events[AGENT_STATUS.name].values() if isinstance(event, AgentStatus)]
+    rewards = [event for event in events[AGENT_REWARDS.name].values() if isinstance(event, AgentReward)]
+    declared = next((event for event in statuses if event.rollout_id is None and _declares(event)), None)
+    known = [event for event in events[LLM_CALLS.name].values() if isinstance(event, LlmCall)]
+    times = [event.event_time for event in (*known, *statuses, *rewards)]
+    if not times:
+        return None
+    return Group(
+        group_id=log.group_id,
+        partition=log.partition,
+        declared=declared,
+        inputs=_attempts([*known, *statuses]),
+        statuses=tuple(statuses),
+        rewards=tuple(rewards),
+        row_ids=tuple(dict.fromkeys(log.row_ids)),
+        unreadable=tuple(unreadable),
+        began_at=min([*times, *(call.started_at for call in known)]),
+        read_until=log.read_until,
+    )
+
+
+def _logs(source: Source, partition: int, since_ms: int | None, keys: Collection[str] | None, told: Told | None) -> Iterator[GroupLog]:
+    """The partition's groups, in the order of their first records; each is given up as it is handed out."""
+    found: dict[bytes, GroupLog] = {}
+    wanted = None if keys is None else {key.encode() for key in keys}
+    reach = None if since_ms is None else since_ms - REACH_MS
+    until = 0
+    for count, raw in enumerate(source.read((*INPUTS, TRAJECTORIES), partition, reach), 1):
+        if told is not None and count % 1_000 == 0:
+            told(1_000)
+        if raw.topic != TRAJECTORIES.name:
+            until = max(until, raw.timestamp)
+        if wanted is not None and raw.key not in wanted:
+            continue
+        log = found.get(raw.key)
+        if log is None:
+            log = found[raw.key] = GroupLog(raw.key.decode("utf-8", "replace"), partition)
+        if raw.topic == TRAJECTORIES.name:
+            log.row_ids.append(raw.event_id)
+        else:
+            log.records.append(raw)
+    for key in list(found):
+        log = found.pop(key)
+        log.read_until = until
+        yield log
+
+
+def _attempts(events: Iterable[Input]) -> dict[Key, dict[str, Input]]:
+    attempts: dict[Key, dict[str, Input]] = {}
+    for event in events:
+        if event.rollout_id is not None and is_input(event):
+            attempts.setdefault((event.rollout_id, event.attempt), {})[event.event_id] = event
+    return attempts
+
+
+def _declares(event: AgentStatus) -> bool:
+    return event.kind is StatusKind.declared and event.declaration is not None

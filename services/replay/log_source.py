@@ -1,0 +1,142 @@
+"""The log as a source of records: read with `assign()` and no commit, up to the end offsets there were when the source was made.
+
+The ends are taken downstream first: whatever a processor had written by then, its inputs are below the other ends. So a replay may run
+beside live traffic, and sees a state that the log was in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Mapping
+from typing import cast
+
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from fulgurite.codec import Codec
+from fulgurite.events import LlmCall
+from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, TRAINING_LEDGER, TRAJECTORIES, Topic
+from services.calls import CallReader
+from services.kafka import KafkaSettings, LogUnavailable, make_consumer
+from services.replay.records import Raw
+
+DOWNSTREAM_FIRST = (TRAINING_LEDGER, TRAJECTORIES, DEAD_LETTERS, EPISODES, AGENT_REWARDS, AGENT_STATUS, LLM_CALLS)
+
+_TIMEOUT_S = 30.0
+_BATCH = 2_000
+_BATCH_S = 0.05
+
+Place = tuple[str, int]
+"""Topic, without the prefix, and partition."""
+
+
+class LogSource:
+    """The topics of one deployment. Raises LogUnavailable."""
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        codec: Codec,
+        topics: Collection[Topic] = DOWNSTREAM_FIRST,
+        after: Mapping[Place, int] | None = None,
+    ) -> None:
+        """`after`: offsets from which on to read, where not from the beginning."""
+        self._settings = settings
+        self._calls = CallReader(settings, codec)
+        self._names = {settings.topic(topic): topic for topic in topics}
+        self._starts: dict[Place, int] = {}
+        self.gaps: list[str] = []
+        """Where retention has removed what was to be read."""
+        self._ends: dict[Place, int] = {}
+        consumer = make_consumer(settings)
+        try:
+            for topic in topics:
+                for partition in range(topic.partitions):
+                    low, high = consumer.get_watermark_offsets(TopicPartition(settings.topic(topic), partition), timeout=_TIMEOUT_S)
+                    place = (topic.name, partition)
+                    wanted = (after or {}).get(place, low)
+                    if wanted < low:
+                        self.gaps.append(f"{topic.name}[{partition}]: offsets {wanted} to {low - 1} are gone from the log")
+                    self._starts[place] = max(low, wanted)
+                    self._ends[place] = high
+        except KafkaException as error:
+            raise LogUnavailable(f"the topics cannot be read at {settings.bootstrap_servers}: {error}") from error
+        finally:
+            consumer.close()
+
+    def end(self, place: Place) -> int:
+        """One past the last record that is read."""
+        return max(self._ends[place], self._starts[place])
+
+    def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
+        """Records between the beginnings (or the record time) and the ends."""
+        places = [(topic.name, partition) for topic in topics for partition in range(topic.partitions)]
+        starts = self._starts if since_ms is None else self._starts | self._since(topics, None, since_ms)
+        return sum(max(0, self._ends[place] - starts[place]) for place in places)
+
+    def read(self, topics: Collection[Topic], partition: int, since_ms: int | None = None) -> Iterator[Raw]:
+        """See `Source`."""
+        starts = self._starts if since_ms is None else self._starts | self._since(topics, partition, since_ms)
+        places = [(topic.name, partition) for topic in topics if partition < topic.partitions]
+        ends = {place: self._ends[place] for place in places if self._ends[place] > starts[place]}
+        consumer = make_consumer(self._settings, overrides={"queued.max.messages.kbytes": 65_536})
+        try:
+            names = {topic.name: self._settings.topic(topic) for topic in topics}
+            consumer.assign([TopicPartition(names[name], number, starts[name, number]) for name, number in ends])
+            yield from self._until(consumer, ends)
+        except KafkaException as error:
+            raise LogUnavailable(f"partition {partition} cannot be read: {error}") from error
+        finally:
+            consumer.close()
+
+    def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
+        """See `Source`: a parent that is not held is read from its place in the log."""
+        return self._calls.whole(call, held.get)
+
+    def _since(self, topics: Collection[Topic], partition: int | None, since_ms: int) -> dict[Place, int]:
+        chosen = [(t, n) for t in topics for n in range(t.partitions) if partition in (None, n)]
+        asked = [TopicPartition(self._settings.topic(topic), number, since_ms) for topic, number in chosen]
+        consumer = make_consumer(self._settings)
+        try:
+            found = consumer.offsets_for_times(asked, timeout=_TIMEOUT_S)
+        except KafkaException as error:
+            raise LogUnavailable(f"the log cannot be searched by time: {error}") from error
+        finally:
+            consumer.close()
+        starts: dict[Place, int] = {}
+        for at in found:
+            place = (self._names[at.topic].name, at.partition)
+            starts[place] = max(at.offset, self._starts[place]) if at.offset >= 0 else self._ends[place]
+        return starts
+
+    def _until(self, consumer: Consumer, ends: dict[Place, int]) -> Iterator[Raw]:
+        heard = time.monotonic()
+        while ends:
+            messages = consumer.consume(_BATCH, timeout=_BATCH_S)
+            if messages:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > _TIMEOUT_S:
+                raise LogUnavailable(f"nothing to read for {_TIMEOUT_S:.0f} s, though the ends {ends} are not reached")
+            for message in messages:
+                failure = message.error()
+                if failure is not None:
+                    raise LogUnavailable(f"{message.topic()}: {failure.str()}")
+                raw = _raw(message, self._names[cast(str, message.topic())].name)
+                place = (raw.topic, raw.partition)
+                if raw.offset < ends.get(place, 0):
+                    yield raw
+                if raw.offset + 1 >= ends.get(place, raw.offset + 2):
+                    del ends[place]
+
+
+def _raw(message: Message, topic: str) -> Raw:
+    headers = {name: value for name, value in message.headers() or () if isinstance(value, bytes)}
+    return Raw(
+        topic=topic,
+        partition=cast(int, message.partition()),
+        offset=cast(int, message.offset()),
+        timestamp=message.timestamp()[1],
+        key=message.key() or b"",
+        value=message.value() or b"",
+        event_id=headers.get("event-id", b"").decode(),
+        event_type=headers.get("event-type", b"").decode(),
+    )

@@ -1,0 +1,89 @@
+"""Parquet through pyarrow, behind types: writing rows as they come, a file per part, and reading them back.
+
+A file appears under its name when it is whole: what a killed process was writing has a name that no reader takes.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from services.replay.errors import BadArchive, BadArgument
+
+_ROWS = 512
+"""Per row group: a few MiB of token ids."""
+
+
+def arrow() -> Any:
+    """pyarrow. Raises BadArgument that says how to get it."""
+    try:
+        return import_module("pyarrow")
+    except ImportError as error:
+        raise BadArgument("Parquet needs pyarrow: pip install 'fulgurite[archive]'") from error
+
+
+class ParquetFolder:
+    """Files of one schema in a folder."""
+
+    def __init__(self, folder: Path, schema: Any) -> None:
+        """`schema`: an Arrow schema, or a function that makes it."""
+        self._pyarrow = arrow()
+        self._parquet = import_module("pyarrow.parquet")
+        self._schema: Any = schema() if callable(schema) else schema
+        self._folder = folder
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._open: dict[str, tuple[Any, Path, Path]] = {}
+        self._held: dict[str, list[Mapping[str, Any]]] = {}
+        # Several runs may write to one folder.
+        self._run = uuid.uuid4().hex[:8]
+
+    def write(self, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows to a part: the name of a file, without `.parquet`, in subfolders if it says so."""
+        if not rows:
+            return
+        if part not in self._open:
+            path = self._folder / f"{part}.{self._run}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(f".{path.name}")
+            self._open[part] = (self._parquet.ParquetWriter(unfinished, self._schema, compression="zstd"), unfinished, path)
+            self._held[part] = []
+        self._held[part].extend(rows)
+        if len(self._held[part]) >= _ROWS:
+            self._flush(part)
+
+    def close(self) -> None:
+        """Finish every file."""
+        for part, (writer, unfinished, path) in self._open.items():
+            self._flush(part)
+            writer.close()
+            unfinished.rename(path)
+        self._open.clear()
+
+    def _flush(self, part: str) -> None:
+        if self._held[part]:
+            self._open[part][0].write_table(self._pyarrow.Table.from_pylist(self._held[part], schema=self._schema))
+            self._held[part] = []
+
+
+def count_rows(path: Path) -> int:
+    """Rows of a file, from its footer. Raises BadArchive."""
+    arrow()
+    try:
+        return int(import_module("pyarrow.parquet").ParquetFile(path).metadata.num_rows)
+    except (OSError, ValueError) as error:
+        raise BadArchive(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A file's rows, a few at a time. Raises BadArchive."""
+    arrow()
+    try:
+        file = import_module("pyarrow.parquet").ParquetFile(path)
+        batches = file.iter_batches(batch_size=_ROWS, columns=list(columns))
+        for batch in batches:
+            yield from cast("list[dict[str, Any]]", batch.to_pylist())
+    except (OSError, ValueError, KeyError) as error:
+        raise BadArchive(f"{path} cannot be read as an archive: {error}") from error

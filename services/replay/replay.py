@@ -1,0 +1,144 @@
+"""A replay: groups are rebuilt from a source, closed, and their rows put into a sink. What `fulgurite replay` promises: docs/replay.md."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import msgspec
+
+from fulgurite.codec import Codec
+from fulgurite.errors import CodecError, UnknownRule
+from fulgurite.events import Episode, Tombstone, Trajectory
+from fulgurite.topics import EPISODES
+from services.replay.closings import Changes, Closing, close_anew, follow
+from services.replay.groups import Group
+from services.replay.judging import Judge
+from services.replay.records import Source
+from services.replay.settings import ClosingSettings
+from services.replay.sinks import Sink
+
+_AT_ONCE = 64
+"""Groups that are in memory while their episodes are judged."""
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What came of it."""
+
+    groups: int = 0
+    """Groups that were looked at."""
+    closed: int = 0
+    """Those that gave rows or tombstones."""
+    open: int = 0
+    """Neither complete nor due: left to the live rewarder."""
+    rows: int = 0
+    tombstones: int = 0
+    actions: int = 0
+    """That carry loss."""
+    judged: int = 0
+    """Verdicts given."""
+    reused: int = 0
+    """Verdicts of the same function that the log had already."""
+    failed: int = 0
+    """Episodes for which the function gave no value."""
+    left_out: list[str] = msgspec.field(default_factory=list[str])
+    """Records that cannot be used, and groups whose credit rule does not exist: where, and why."""
+    unmet: list[str] = msgspec.field(default_factory=list[str])
+    """Groups of which `trajectories` has rows that could not be computed again."""
+
+    def count(self, group: Group, closing: Closing) -> None:
+        """Add a group."""
+        self.groups += 1
+        self.open += closing.open
+        self.closed += bool(closing.rows)
+        self.rows += sum(isinstance(row, Trajectory) for row in closing.rows)
+        self.tombstones += sum(isinstance(row, Tombstone) for row in closing.rows)
+        self.actions += sum(action.loss for row in closing.rows if isinstance(row, Trajectory) for action in row.actions)
+        self.left_out.extend(group.unreadable)
+        if closing.unmet:
+            self.unmet.append(group.group_id)
+
+
+class Histories:
+    """Every revision of episodes that was written; a partition is read when the first group of it asks."""
+
+    def __init__(self, source: Source, codec: Codec) -> None:
+        self._source = source
+        self._codec = codec
+        self._partition = -1
+        self._known: dict[str, list[bytes]] = {}
+
+    def of(self, group: Group) -> Sequence[Episode]:
+        """The group's, in the order of the log."""
+        if self._partition != group.partition:
+            self._partition, self._known = group.partition, {}
+            for raw in self._source.read((EPISODES,), group.partition):
+                self._known.setdefault(raw.key.decode("utf-8", "replace"), []).append(raw.value)
+        return [event for event in map(self._decoded, self._known.get(group.group_id, ())) if isinstance(event, Episode)]
+
+    def _decoded(self, value: bytes) -> object:
+        try:
+            return self._codec.decode(value)
+        except CodecError:
+            return None
+
+
+def run(
+    groups: Iterable[Group],
+    sink: Sink,
+    *,
+    source: Source,
+    codec: Codec,
+    changes: Changes,
+    settings: ClosingSettings,
+    judge: Judge | None = None,
+) -> Report:
+    """Close every group and put its rows into the sink, which stays open. Raises LogUnavailable, OSError, ReplayError."""
+    report = Report()
+    histories = Histories(source, codec)
+    for group, closing in _closings(groups, histories, changes, settings, judge, report):
+        report.count(group, closing)
+        sink.put(group.partition, closing.rows)
+    if judge is not None:
+        report.judged, report.reused, report.failed = judge.given, judge.reused, judge.failed
+    return report
+
+
+def _closings(
+    groups: Iterable[Group],
+    histories: Histories,
+    changes: Changes,
+    settings: ClosingSettings,
+    judge: Judge | None,
+    report: Report,
+) -> Iterator[tuple[Group, Closing]]:
+    if judge is None:
+        for group in groups:
+            try:
+                if changes.none:
+                    closing = follow(group, settings, group.read_until, lambda group=group: histories.of(group))
+                else:
+                    closing = close_anew(group, group.episodes(), group.rewards, changes, settings, group.read_until)
+                yield group, closing
+            except UnknownRule as error:
+                report.left_out.append(f"{group.group_id}: {error}")
+        return
+    with asyncio.Runner() as runner:
+        remaining = iter(groups)
+        while batch := list(islice(remaining, _AT_ONCE)):
+            yield from runner.run(_judged(batch, changes, settings, judge, report))
+
+
+async def _judged(
+    batch: Sequence[Group], changes: Changes, settings: ClosingSettings, judge: Judge, report: Report
+) -> list[tuple[Group, Closing]]:
+    episodes = [group.episodes() for group in batch]
+    rewards = await asyncio.gather(*(judge.rewards(group, own) for group, own in zip(batch, episodes, strict=True)))
+    closed: list[tuple[Group, Closing]] = []
+    for group, own, paid in zip(batch, episodes, rewards, strict=True):
+        try:
+            closed.append((group, close_anew(group, own, paid, changes, settings, group.read_until)))
+        except UnknownRule as error:
+            report.left_out.append(f"{group.group_id}: {error}")
+    return closed

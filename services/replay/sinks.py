@@ -1,0 +1,91 @@
+"""Where rebuilt rows go: a topic with the layout of `trajectories`, or a folder of Parquet files. Never a topic of the deployment."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from fulgurite.codec import Codec
+from fulgurite.topics import TOPICS, TRAJECTORIES, Topic
+from services.kafka import Delivery, EventProducer, KafkaSettings
+from services.replay.closings import Row
+from services.replay.errors import BadArgument, TargetInUse
+from services.replay.parquet import ParquetFolder
+from services.topic_admin import create_topic, records_in
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_IN_FLIGHT = 5_000
+
+
+class Sink(Protocol):
+    """Takes rows in; `close` returns when all are safe."""
+
+    def put(self, partition: int, rows: tuple[Row, ...]) -> None:
+        """Write the rows of one group, in order. Raises LogUnavailable, OSError."""
+        ...
+
+    def close(self) -> None:
+        """Raises LogUnavailable, OSError."""
+        ...
+
+
+def open_sink(target: str, *, append: bool, settings: KafkaSettings, codec: Codec) -> Sink:
+    """`DIR.parquet` or the name of a topic, without the deployment's prefix. Raises BadArgument, TargetInUse, LogUnavailable."""
+    if target.endswith(".parquet"):
+        return ParquetSink(Path(target), append=append)
+    return TopicSink(target, append=append, settings=settings, codec=codec)
+
+
+class TopicSink:
+    """Rows in a topic, keyed and partitioned as in `trajectories`."""
+
+    def __init__(self, name: str, *, append: bool, settings: KafkaSettings, codec: Codec) -> None:
+        if not _NAME.fullmatch(name):
+            raise BadArgument(f"{name!r} is neither a topic's name nor a folder that ends in .parquet")
+        if name in {topic.name for topic in TOPICS}:
+            raise TargetInUse(f"{name} is a topic of the deployment itself: a replay never writes there")
+        self.topic: Topic = msgspec.structs.replace(TRAJECTORIES, name=name)
+        if not create_topic(settings, self.topic) and not append and records_in(settings, self.topic):
+            raise TargetInUse(f"topic {settings.topic(self.topic)} has records already: choose another name, delete it, or say --append")
+        self._producer = EventProducer(settings, codec, "fulgurite-replay")
+        self._sent: deque[Future[Delivery]] = deque()
+
+    def put(self, partition: int, rows: tuple[Row, ...]) -> None:
+        """See `Sink`."""
+        for row in rows:
+            self._sent.append(self._producer.submit(self.topic, row.group_id, row))
+        while len(self._sent) > _IN_FLIGHT:
+            self._sent.popleft().result()
+
+    def close(self) -> None:
+        """See `Sink`."""
+        try:
+            while self._sent:
+                self._sent.popleft().result()
+        finally:
+            self._producer.close()
+
+
+class ParquetSink:
+    """Rows as the columns of `services.replay.columns`, a file per partition."""
+
+    def __init__(self, folder: Path, *, append: bool) -> None:
+        if folder.exists() and any(folder.iterdir()) and not append:
+            raise TargetInUse(f"{folder} is not empty: choose another folder, remove it, or say --append")
+        from services.replay.columns import ROWS, row_of
+
+        self._row_of = row_of
+        self._folder = ParquetFolder(folder, ROWS)
+
+    def put(self, partition: int, rows: tuple[Row, ...]) -> None:
+        """See `Sink`."""
+        self._folder.write(f"part-{partition:03d}", [self._row_of(row) for row in rows])
+
+    def close(self) -> None:
+        """See `Sink`."""
+        self._folder.close()

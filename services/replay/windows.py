@@ -1,0 +1,36 @@
+"""Points in time, as people write them on a command line."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime
+
+from services.replay.errors import BadArgument
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def parse_datetime(text: str) -> int:
+    """ISO 8601 → Unix milliseconds; without an offset it is UTC. Raises BadArgument."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise BadArgument(f"{text!r} is no ISO date and time, such as 2026-01-31T12:00:00+00:00") from error
+    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def parse_since(text: str | None, now_ms: int | None = None) -> int | None:
+    """`90s`, `30m`, `24h`, `7d` before now, or ISO 8601 → Unix milliseconds; None: the beginning. Raises BadArgument."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None:
+        return parse_datetime(text)
+    now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    return now - int(float(match[1]) * _UNITS[match[2]] * 1000)
+
+
+def shown(time_ms: int) -> str:
+    """For people: UTC, to the second."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,184 @@
+"""`fulgurite replay` against what live processors wrote: to the byte, whatever happened; and under other rules, the same tokens."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fulgurite.batching import RowBatcher
+from fulgurite.events import LlmCall, Tombstone, Trajectory
+from fulgurite.failures import FailureKind
+from fulgurite.kinds import Mode, StatusKind
+from fulgurite.topics import TRAJECTORIES, Topic
+from fulgurite.versions import base_version
+from services.kafka import read_all
+from services.learner.source import TrajectorySource, trainable
+from services.stack.kafka_local import LocalKafka
+from tests.integration.test_processors import Deployment, Made, overlapping, rows, wait_until
+from tests.synthetic import group_id, make_call, make_declared, make_group, make_reward, make_status
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def deployment(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator[Deployment]:
+    made = Deployment(kafka.bootstrap_servers, topic_prefix, tmp_path)
+    yield made
+    made.close()
+
+
+QUICK = {
+    "FULGURITE_REWARDER_GRACE_S": "1",
+    "FULGURITE_REWARDER_AMEND_WAIT_S": "0.2",
+    "FULGURITE_REWARDER_AMEND_EVERY_S": "0.5",
+    "FULGURITE_AGGREGATOR_SILENCE_S": "2",
+}
+
+
+def amended(deployment: Deployment) -> set[str]:
+    """Groups with more than one revision."""
+    found: dict[str, set[str]] = {}
+    for row in rows(deployment):
+        assert isinstance(row, Trajectory | Tombstone)
+        found.setdefault(row.group_id, set()).add(row.group_revision)
+    return {group for group, revisions in found.items() if len(revisions) > 1}
+
+
+def fulgurite(deployment: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [str(Path(sys.executable).with_name("fulgurite")), *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, env=deployment.environment, check=False)
+
+
+def replayed(deployment: Deployment, name: str, *arguments: str) -> dict[str, object]:
+    done = fulgurite(deployment, "replay", "--into", name, "--json", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def called(name: str) -> Topic:
+    return msgspec.structs.replace(TRAJECTORIES, name=name)
+
+
+def values(deployment: Deployment, topic: Topic = TRAJECTORIES) -> set[tuple[int, bytes]]:
+    """Every value with its partition."""
+    return {(record.partition, record.value) for record in read_all(deployment.kafka, topic, deployment.codec)}
+
+
+def troubled(now: int) -> tuple[list[Made], list[Made]]:
+    """Groups as they go wrong, and what comes after they were closed."""
+    early: list[Made] = [
+        # 0 ends well, 1 is heard of and never ends, 2 fails and is tried again, 3 is never heard of; only 0 is paid in time.
+        make_declared(500, size=4, at=now, deadline=now + 3_000, max_attempts=2),
+        make_call(500, 0, 0, at=now + 10),
+        make_status(500, 0, at=now + 100),
+        make_reward(500, 0, 1.0, at=now + 200),
+        make_call(500, 1, 0, at=now + 10),
+        make_call(500, 2, 0, at=now + 10),
+        make_status(500, 2, StatusKind.failed, at=now + 100, failure=FailureKind.infrastructure, will_retry=True),
+        make_call(500, 2, 1, attempt=1, at=now + 110),
+        make_status(500, 2, attempt=1, at=now + 200),
+        # Undeclared traffic ends by silence.
+        make_call(501, 0, 0, at=now, mode=Mode.live),
+        make_reward(501, 0, 0.5, at=now + 10),
+        # Held-out tasks give nothing.
+        *make_group(502, at=now, mode=Mode.val),
+        # A group that is still open.
+        make_declared(503, size=2, at=now, deadline=now + 600_000),
+        make_call(503, 0, 0, at=now + 10),
+    ]
+    late: list[Made] = [
+        make_reward(500, 2, 1.0, at=now + 4_000),
+        make_reward(500, 0, 0.25, at=now + 5_000),
+        make_call(500, 0, 9, at=now + 20),
+        make_status(500, 1, at=now + 9_000),
+        make_call(0, 1, 7, at=now + 30, prompt=[9, 9]),
+        make_reward(1, 2, 7.0, at=now + 60_000),
+    ]
+    return early, late
+
+
+def test_a_replay_writes_what_the_live_processors_wrote_to_the_byte(deployment: Deployment, tmp_path: Path) -> None:
+    now = int(time.time() * 1000)
+    early, late = troubled(now)
+    normal = overlapping(groups=30, at=now, at_once=10)
+    again = random.Random(3).sample([event for event in normal if not isinstance(event, LlmCall)], 60)
+    deployment.start("aggregator", "rewarder", **QUICK)
+    deployment.publish([*normal, *early, *again, *random.Random(4).sample(normal, 40)])
+    wait_until(lambda: len(rows(deployment)) >= 30 * 4 + 5, "all groups are closed")
+    deployment.publish(late)
+    wait_until(lambda: amended(deployment) >= {group_id(500), group_id(0), group_id(1)}, "closed groups are closed anew")
+    assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
+
+    report = replayed(deployment, "trajectories.v2", "--from-beginning")
+    live = values(deployment)
+    assert values(deployment, called("trajectories.v2")) == live
+    assert (report["open"], report["unmet"], report["left_out"]) == (1, [], [])
+
+    # Under another function: other rewards, the same tokens (and the late call's).
+    function = tmp_path / "rewards.py"
+    function.write_text("def fn(episode):\n    return 100.0 + len(episode.calls)\n")
+    report = replayed(deployment, "trajectories.v3", "--from-beginning", "--reward", f"{function}:fn")
+    assert report["judged"] == 30 * 4 + 4 + 1 + 4, report
+    before = tokens(deployment, TRAJECTORIES)
+    after = tokens(deployment, called("trajectories.v3"))
+    assert before.keys() <= after.keys()
+    assert all(value >= 101 for value in after.values())
+    assert not any(value >= 101 for value in before.values())
+
+    # A rule and weights: ids of their own, and the live topics as they were.
+    replayed(deployment, "trajectories.v4", "--from-beginning", "--credit", "step", "--weight", "reward=3")
+    weighed = tokens(deployment, called("trajectories.v4"))
+    assert {round(value, 6) for key, value in weighed.items() if key in before} >= {3.0, 0.0}
+    assert not {event.event_id for event in rows(deployment)} & set(ids(deployment, called("trajectories.v4")))
+    assert values(deployment) == live
+
+    learned_from(deployment, "trajectories.v3", groups=30)
+    refusals(deployment)
+
+
+def tokens(deployment: Deployment, topic: Topic) -> dict[tuple[str, bytes], float]:
+    """Episode reward of every row, by its rollout and tokens."""
+    found = (record.event for record in read_all(deployment.kafka, topic, deployment.codec))
+    return {(row.rollout_id, row.token_ids): row.episode_reward or 0.0 for row in found if isinstance(row, Trajectory)}
+
+
+def ids(deployment: Deployment, topic: Topic) -> list[str]:
+    return [record.event.event_id for record in read_all(deployment.kafka, topic, deployment.codec) if record.event]
+
+
+def learned_from(deployment: Deployment, name: str, groups: int) -> None:
+    """The learner's own reader and batcher, on a replayed topic."""
+    source = TrajectorySource(deployment.kafka, deployment.codec, name, "policy")
+    batcher = RowBatcher("policy")
+    source.start(())
+    deadline = time.monotonic() + 30
+    while batcher.complete() < groups and time.monotonic() < deadline:
+        for record in source.read(0.2):
+            event = trainable(record)
+            assert isinstance(event, Trajectory | Tombstone)
+            batcher.add(record.partition, record.offset, event)
+    source.close()
+    assert batcher.complete() >= groups
+    assert len(batcher.take(base_version("policy"))) == 8
+
+
+def refusals(deployment: Deployment) -> None:
+    for arguments, code, words in (
+        (("--into", "trajectories", "--from-beginning"), 1, "never writes there"),
+        (("--into", "trajectories.v2", "--from-beginning"), 1, "--append"),
+        (("--into", "x"), 1, "--from-beginning"),
+        (("--into", "x", "--from-datetime", "yesterday"), 1, "ISO"),
+        (("--into", "x", "--from-beginning", "--credit", "nonsense"), 1, "no credit rule"),
+        (("--into", "x", "--from-beginning", "--rejudge"), 1, "--reward"),
+        (("--into", "x", "--from-beginning", "--reward", "none.py:fn"), 1, "FILE.py:FUNCTION"),
+    ):
+        done = fulgurite(deployment, "replay", *arguments)
+        assert (done.returncode, words in done.stderr) == (code, True), done.stdout + done.stderr
