@@ -21,7 +21,7 @@ _THOUGHTS = ("<think>", '"reasoning', '"thinking')
 
 def classify(previous: LlmCall, choice: Choice, call: LlmCall) -> PrefixBreak:
     """Why `call` does not extend `previous` with its `choice`; both have prompt tokens, the choice has tokens."""
-    if not _continues(previous, choice, call):
+    if not continues(previous, choice, call):
         return PrefixBreak.rewritten
     prompt = previous.prompt_token_ids or b""
     parted = first_difference(prompt + (choice.token_ids or b""), call.prompt_token_ids or b"")
@@ -42,7 +42,8 @@ def first_difference(left: bytes, right: bytes) -> int:
     return int(different[0]) if len(different) else shared
 
 
-def _continues(previous: LlmCall, choice: Choice, call: LlmCall) -> bool:
+def continues(previous: LlmCall, choice: Choice, call: LlmCall) -> bool:
+    """Whether `call` was made with the messages of `previous`, its answer, and perhaps more."""
     answer = answer_of(choice)
     before, after = messages_of(previous), messages_of(call)
     if answer is None or not before:

@@ -3,7 +3,8 @@
 A call whose prompt begins with all tokens of a row (prompt and answer, end-of-turn token included) extends the row; what lies between
 is context without loss. A call that begins with a row up to one of its actions branches off it; any other call opens a row with a typed
 break. Sibling choices are branches. An action carries loss in the first row that has it and is context in every other. Choices without
-token ids or log-probabilities are in no row; they are named with the reason, so that every successful action is accounted for.
+token ids or log-probabilities, and those of calls that were tried again (`fulgurite.superseded`), are in no row; they are named with the
+reason, so that every successful action is accounted for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fulgurite.failure_rules import FailureRules
 from fulgurite.ids import action_id
 from fulgurite.kinds import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
 from fulgurite.prefix_breaks import classify
+from fulgurite.superseded import superseded
 from fulgurite.tokens import IntArray, token_count, unpack_ids
 
 GREEDY = 1e-5
@@ -83,13 +85,14 @@ def cut(episode: Episode, rules: FailureRules | None = None) -> Cut:
     rows: list[Row] = []
     tips: dict[tuple[str, str | None], tuple[LlmCall, Choice]] = {}
     left_out: list[LostAction] = []
+    retried = superseded(episode.calls)
     for call in episode.calls:
         if call.outcome is not CallOutcome.success:
             continue
         for choice in call.choices:
-            if not _has_tokens(call, choice):
-                lost = LostAction(action=action_id(call.call_id, choice.index), policy=call.policy, reason=FilterReason.no_tokens)
-                left_out.append(lost)
+            reason = FilterReason.superseded if call.call_id in retried else None if _has_tokens(call, choice) else FilterReason.no_tokens
+            if reason is not None:
+                left_out.append(LostAction(action=action_id(call.call_id, choice.index), policy=call.policy, reason=reason))
                 continue
             _place(rows, tips, call, choice, rules or FailureRules())
     return Cut(rows=tuple(rows), left_out=tuple(left_out))

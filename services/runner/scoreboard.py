@@ -108,11 +108,14 @@ class Scoreboard:
         return sum(rewards) / len(rewards) if rewards else None
 
     def counts(self) -> dict[str, int]:
-        """How many rollouts were declared, finished, failed by kind, and paid."""
+        """How many rollouts were declared, finished, failed by kind (also of those that finished), and paid."""
         counted: defaultdict[str, int] = defaultdict(int, declared=len(self._scores))
         for score in self._scores.values():
             if score.closed:
-                counted[score.failure.value if score.failure else score.outcome.value] += 1
+                if score.failure is None or score.outcome is EpisodeOutcome.finished:
+                    counted[score.outcome.value] += 1
+                if score.failure is not None:
+                    counted[score.failure.value] += 1
             counted["scored"] += score.reward is not None
             counted["calls"] += score.calls
         return dict(counted)

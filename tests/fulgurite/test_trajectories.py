@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from random import Random
 
 import msgspec
 import pytest
@@ -168,21 +169,40 @@ def test_raw_logprobs_are_the_policys_only_at_temperature_one() -> None:
 
 
 TOKENS = st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple)
-CALLS = st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=3), st.booleans(), st.sampled_from(["", "critic"])), max_size=8)
+MOVES = st.sampled_from(["extend", "again", "anew"])
+PLANS = st.lists(
+    st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=2), MOVES, st.sampled_from(["", "critic"]), st.booleans()), max_size=8
+)
+"""What each call is: its new tokens, its answers, how it follows what was said, its role, and whether the one before had ended."""
 
 
-@given(CALLS)
-def test_every_action_carries_loss_in_exactly_one_row(plan: list[tuple[tuple[int, ...], list[tuple[int, ...]], bool, str]]) -> None:
+def conversation(plan: list[tuple[tuple[int, ...], list[tuple[int, ...]], str, str, bool]]) -> list[LlmCall]:
+    """Calls of one attempt, some of which ask the same again."""
     said: tuple[int, ...] = ()
+    prompt: tuple[int, ...] = (1,)
     calls: list[LlmCall] = []
-    for turn, (tokens, answers, extends, agent) in enumerate(plan):
-        prompt = said + tokens if extends else tokens
-        calls.append(make_call(turn=turn, at=1_000 + turn, prompt=prompt, answers=answers, agent=agent))
+    at = 1_000
+    for turn, (tokens, answers, move, agent, ended) in enumerate(plan):
+        prompt = said + tokens if move == "extend" else prompt if move == "again" else tokens
+        at += 10 if ended else 1
+        calls.append(make_call(turn=turn, at=at, prompt=prompt, answers=answers, agent=agent))
         said = prompt + answers[-1]
+    return calls
+
+
+@given(PLANS, st.randoms())
+def test_every_action_carries_loss_in_exactly_one_row_or_is_left_out_with_a_reason(
+    plan: list[tuple[tuple[int, ...], list[tuple[int, ...]], str, str, bool]], random: Random
+) -> None:
+    calls = conversation(plan)
     episode = episode_of(*calls)
     pieces = cut(episode)
     trained = Counter(action_id(action.call_id, action.choice) for row in pieces.rows for action in row.actions if action.loss)
-    assert trained == Counter(action for call in episode.calls for action in successful_actions(call))
+    lost = Counter(lost.action for lost in pieces.left_out)
+    assert trained + lost == Counter(action for call in episode.calls for action in successful_actions(call))
+    assert {lost.reason for lost in pieces.left_out} <= {FilterReason.superseded}
+    random.shuffle(calls)
+    assert cut(episode_of(*calls)) == pieces
     answers_of = {action_id(call.call_id, choice.index): choice.token_ids for call in calls for choice in call.choices}
     prompts = {call.call_id: call.prompt_token_ids for call in calls}
     for row in pieces.rows:

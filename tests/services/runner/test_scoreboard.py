@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from fulgurite.events import AgentReward, Episode
@@ -112,7 +113,9 @@ def test_other_named_rewards_are_components_per_version_and_in_all() -> None:
 
 
 def test_failures_are_counted_by_kind() -> None:
-    board = _board("a", "b")
+    board = _board("a", "b", "c")
     board.on_episode(_episode("a", failure=FailureKind.agent_exception))
     board.on_episode(_episode("b"))
-    assert board.counts() == {"declared": 2, "agent_exception": 1, "finished": 1, "scored": 0, "calls": 0}
+    cut = msgspec.structs.replace(_episode("c"), failure=FailureKind.truncated)
+    board.on_episode(cut)
+    assert board.counts() == {"declared": 3, "agent_exception": 1, "finished": 2, "truncated": 1, "scored": 0, "calls": 0}

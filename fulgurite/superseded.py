@@ -1,0 +1,41 @@
+"""Calls that were tried again and came to nothing: the agent asked the same once more, and went on from the later answer.
+
+A call is superseded if it gave one answer upon which nobody built, and a call of the same role and policy with the same prompt began after
+it had ended, upon whose answer somebody built. Whoever builds has a prompt that goes on from the answer, by its tokens or, where those
+part, by its messages. Siblings that were asked for at once (best-of-n in parallel, `n` > 1) are no retries, used or not: they are branches.
+Nor is anything superseded where nobody built upon any of them, or upon all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fulgurite.events import LlmCall
+from fulgurite.kinds import CallOutcome
+from fulgurite.prefix_breaks import continues
+
+
+def superseded(calls: Sequence[LlmCall]) -> frozenset[str]:
+    """Ids of the superseded calls of an attempt, whatever the order of `calls`."""
+    alike: dict[tuple[str, str | None, bytes], list[LlmCall]] = {}
+    for call in calls:
+        if call.outcome is CallOutcome.success and call.prompt_token_ids and len(call.choices) == 1:
+            alike.setdefault((call.agent, call.policy, call.prompt_token_ids), []).append(call)
+    found: set[str] = set()
+    for siblings in alike.values():
+        if len(siblings) > 1:
+            used = {call.call_id: any(_builds(other, call) for other in calls) for call in siblings}
+            found |= {
+                call.call_id
+                for call in siblings
+                if not used[call.call_id] and any(used[later.call_id] and later.started_at >= call.finished_at for later in siblings)
+            }
+    return frozenset(found)
+
+
+def _builds(other: LlmCall, call: LlmCall) -> bool:
+    """Whether a call goes on from another's answer. Clocks are not asked: gateways have one each."""
+    [choice] = call.choices
+    stream = (call.prompt_token_ids or b"") + (choice.token_ids or b"")
+    by_tokens = bool(choice.token_ids) and (other.prompt_token_ids or b"").startswith(stream)
+    return by_tokens or continues(call, choice, other)
