@@ -118,13 +118,15 @@ def steps_of(rows: Sequence[Row]) -> dict[str, Step]:
     """Each action as credit rules see it, without its reward. What it saw is told by hashes: equal tokens, equal hashes."""
     steps: dict[str, Step] = {}
     for row in rows:
-        before = 0
+        read, before, state = 0, 0, hashlib.sha256()
         for action in row.actions:
+            # A copy of the hash so far: a long row is read once, not once for each action.
+            state.update(row.token_ids[read * 4 : action.start * 4])
             if action.loss:
-                state, seen = row.token_ids[: action.start * 4], row.token_ids[before * 4 : action.start * 4]
                 name = action_id(action.call_id, action.choice)
-                steps[name] = Step(action=name, agent=action.agent, state=_hash(state), observation=_hash(seen))
-            before = action.end
+                observation = hashlib.sha256(row.token_ids[before * 4 : action.start * 4]).digest()
+                steps[name] = Step(action=name, agent=action.agent, state=state.copy().digest(), observation=observation)
+            read, before = action.start, action.end
     return steps
 
 
@@ -221,10 +223,6 @@ def _row_of(rows: Sequence[Row], call: LlmCall, choice: Choice) -> int:
         for action in row.actions
         if action.loss and (action.call_id, action.choice) == (call.call_id, choice.index)
     )
-
-
-def _hash(tokens: bytes) -> bytes:
-    return hashlib.sha256(tokens).digest()
 
 
 def _context(action: Action) -> Action:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from random import Random
@@ -17,8 +18,8 @@ from fulgurite.failures import FailureKind, FailurePolicy
 from fulgurite.ids import action_id
 from fulgurite.kinds import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
 from fulgurite.stitching import stitch
-from fulgurite.tokens import pack_logprobs, unpack_ids
-from fulgurite.trajectories import cut, paths, sampling_trainable, successful_actions
+from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids
+from fulgurite.trajectories import cut, paths, sampling_trainable, steps_of, successful_actions
 from tests.synthetic import SAMPLING, make_call, make_status
 
 
@@ -89,6 +90,21 @@ def test_a_rewritten_context_opens_a_row_that_goes_on_in_time() -> None:
     ]
     (path,) = paths(pieces.rows)
     assert len(path) == 3
+
+
+def test_what_an_action_saw_is_told_by_hashes() -> None:
+    calls = (
+        make_call(turn=0, at=1_000, prompt=(1,), answers=[(7,)]),
+        make_call(turn=1, at=1_100, prompt=(1, 7, 2, 3), answers=[(8,), (9,)], agent="critic"),
+    )
+    steps = steps_of(cut(episode_of(*calls)).rows)
+
+    def hashed(*token_ids: int) -> bytes:
+        return hashlib.sha256(pack_ids(token_ids)).digest()
+
+    seen = [(steps[name].agent, steps[name].state, steps[name].observation) for call in calls for name in successful_actions(call)]
+    later = ("critic", hashed(1, 7, 2, 3), hashed(2, 3))
+    assert seen == [("", hashed(1), hashed(1)), later, later]
 
 
 def test_other_roles_branch_and_other_policies_share_no_row() -> None:
