@@ -97,7 +97,7 @@ class CreditRule(Record, frozen=True):
 
     def __call__(self, group: Sequence[Scored]) -> list[Credits]:
         """Credit by action for each episode of a group. Neither the order of episodes nor that of paths matters."""
-        return self.rule.credit(group, **self.parameters)
+        return self.rule.credit(group, **self.parameters) if group else []
 
 
 def credit_rule(text: str) -> CreditRule:

@@ -56,6 +56,11 @@ def episodes(draw: st.DrawFn, number: int) -> Scored:
     return Scored(total=total, by_name=named, paths=tuple(Path(steps=tuple(way), outcome=outcome, total=total) for way in branches))
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_a_group_without_a_scored_episode_has_no_credits(name: str) -> None:
+    assert credit_rule(name)([]) == []
+
+
 GROUPS = st.integers(1, 4).flatmap(lambda size: st.tuples(*(episodes(number) for number in range(size)))).map(list)
 
 
