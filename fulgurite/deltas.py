@@ -31,6 +31,8 @@ CHAIN = 16
 LEAST_GAIN = 512
 """Bytes: a parent's name and place take some 150, and zstd makes small repetitions cheap anyway."""
 
+_THIRD = LEAST_GAIN // 3
+
 WITHIN = -1
 """In place of a partition: the parent is a call of the same episode, and the offset its index."""
 
@@ -69,6 +71,8 @@ def shorten(call: LlmCall, links: Sequence[Link]) -> tuple[LlmCall, int]:
     body = None if call.request is None else call.request.encode()
     best: _Overlap | None = None
     for link in reversed(links):
+        if not _may_gain(call, body, link):
+            continue
         overlap = _Overlap(call, body, link)
         best = overlap if best is None or overlap.saved > best.saved else best
         if overlap.saved == len(link.tokens) + len(link.request):
@@ -114,6 +118,13 @@ def _within(call: LlmCall, earlier: Sequence[LlmCall]) -> LlmCall | None:
     if ref is None or ref.partition != WITHIN or not 0 <= ref.offset < len(earlier):
         return None
     return earlier[ref.offset] if earlier[ref.offset].call_id == ref.call_id else None
+
+
+def _may_gain(call: LlmCall, body: bytes | None, link: Link) -> bool:
+    """Whether a delta could be worth it. Tokens, beginning and end of the body each agree in less than a third of that: no look is needed."""
+    if call.prompt_token_ids is not None and call.prompt_token_ids[:_THIRD] == link.tokens[:_THIRD]:
+        return True
+    return body is not None and (body[:_THIRD] == link.request[:_THIRD] or body[-_THIRD:] == link.request[-_THIRD:])
 
 
 class _Overlap:

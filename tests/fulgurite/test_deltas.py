@@ -129,6 +129,23 @@ def test_small_gains_and_prompts_without_a_hash_are_left_alone() -> None:
     assert shorten(second, []) == (second, 0)
 
 
+@given(st.integers(0, 200), st.integers(0, 200), st.integers(0, 200))
+def test_calls_that_share_no_third_of_a_gain_are_left_alone(tokens: int, head: int, tail: int) -> None:
+    def one(salt: int) -> LlmCall:
+        chance = random.Random(salt)
+        prompt = [*range(tokens), *(chance.randrange(100, 50_000) for _ in range(400))]
+        body = "a" * head + "".join(chance.choice("bcdefgh") for _ in range(400)) + "z" * tail
+        call = make_call(turn=salt, prompt=prompt)
+        return REPLACE(call, request=body, prompt_hash=prompt_hash(call.prompt_token_ids or b""))
+
+    call = one(1)
+    stored, _ = shorten(call, [link_of(one(0), 3, 0)])
+    if tokens < 42 and head < 160 and tail < 160:
+        assert stored == call
+    if 4 * tokens + head + tail > 600:
+        assert stored.parent is not None
+
+
 def test_calls_without_tokens_or_without_a_body_are_deltas_of_what_they_have() -> None:
     first, second = conversation(2)
     textual = [REPLACE(call, prompt_token_ids=None, prompt_hash=None, choices=()) for call in (first, second)]
