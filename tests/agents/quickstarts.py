@@ -59,6 +59,8 @@ class Quickstart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether it streams."""
     turns: list[str] = []
     """Roles of each call's prompt when the words are dictated, in order of the calls; empty: whatever it sends."""
+    refused: int = 0
+    """Calls that the gateway refuses and the agent's client makes again in another way."""
     rows: int = 1
     """Trajectories that the dictated run makes."""
     prints: str = ""

@@ -34,9 +34,15 @@ async def run_agent(stack: AgentStack, place: Environment, quickstart: Quickstar
     [episode] = await stack.episodes(rollout["rollout_id"])
     assert sorted(call.call_id for call in episode.calls) == sorted(c.call_id for c in await stack.gateway.calls(rollout["rollout_id"]))
     assert episode.outcome is EpisodeOutcome.finished
-    for call in episode.calls:
+    for call in answered(episode):
         check_call(call, quickstart)
+    assert len(episode.calls) - len(answered(episode)) == quickstart.refused
     return episode, done.said
+
+
+def answered(episode: Episode) -> list[LlmCall]:
+    """Its calls without those that were refused."""
+    return [call for call in episode.calls if call.outcome is not CallOutcome.refused]
 
 
 def check_call(call: LlmCall, quickstart: Quickstart) -> None:
@@ -60,11 +66,11 @@ async def test_it_plays_its_part_with_dictated_words(stack: AgentStack, agent: A
     stack.dictate(quickstart.dictated)
     episode, said = await run_agent(stack, place, quickstart, tmp_path)
     assert quickstart.prints in said
-    assert [roles(call) for call in episode.calls] == quickstart.turns
+    assert [roles(call) for call in answered(episode)] == quickstart.turns
     rows = await stack.rows(episode.rollout_id)
     assert len(rows) == quickstart.rows
     actions = [action_id(a.call_id, a.choice) for row in rows if isinstance(row, Trajectory) for a in row.actions if a.loss or a.mask]
-    assert sorted(actions) == sorted(action_id(call.call_id, 0) for call in episode.calls)
+    assert sorted(actions) == sorted(action_id(call.call_id, 0) for call in answered(episode))
 
 
 @pytest.mark.parametrize(("agent", "quickstart"), FREE)
@@ -73,7 +79,7 @@ async def test_it_ends_well_with_a_small_models_own_words(stack: AgentStack, age
     stack.dictate([])
     episode, _ = await run_agent(stack, place, quickstart, tmp_path)
     # For whoever asks what the model did by itself: `make test-agents ARGS=-rP`.
-    print([f"{roles(call)}: {call.completion_tokens} tokens, {call.choices[0].finish_reason}" for call in episode.calls])  # noqa: T201
+    print([f"{roles(call)}: {call.completion_tokens} tokens, {call.choices[0].finish_reason}" for call in answered(episode)])  # noqa: T201
     assert episode.calls
     assert await stack.rows(episode.rollout_id)
 
@@ -81,4 +87,6 @@ async def test_it_ends_well_with_a_small_models_own_words(stack: AgentStack, age
 async def test_the_ledger_accounts_for_every_action_of_every_agent(stack: AgentStack) -> None:
     books = await asyncio.to_thread(read_books, stack.kafka)
     assert books.remainder == 0
-    assert books.actions == len([call for call in await stack.gateway.calls() if call.mode is Mode.train])
+    assert books.actions == len(
+        [call for call in await stack.gateway.calls() if call.mode is Mode.train and call.outcome is CallOutcome.success]
+    )

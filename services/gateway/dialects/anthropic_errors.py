@@ -17,6 +17,9 @@ _KINDS = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+NO_THREADS = "thread_unsupported_request"
+"""Anthropic's own code: its clients then go on without a thread held by the server."""
+
 _OTHERS, _SERVERS = "invalid_request_error", "api_error"
 
 
@@ -26,7 +29,8 @@ class AnthropicErrors:
     def error_body(self, problem: GatewayError) -> bytes:
         """See Dialect."""
         kind = _KINDS.get(problem.status, _OTHERS if problem.status < 500 else _SERVERS)
-        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": problem.message}})
+        details = {"details": {"error_code": NO_THREADS, "unsupported": ["thread"]}} if problem.code == NO_THREADS else {}
+        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": problem.message, **details}})
 
     def error_event(self, problem: GatewayError) -> bytes:
         """See Dialect."""

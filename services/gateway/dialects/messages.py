@@ -10,7 +10,7 @@ from fulgurite.events import Sampling
 from fulgurite.ids import public_completion
 from services.gateway.capture import encode
 from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
-from services.gateway.dialects.anthropic_errors import AnthropicErrors
+from services.gateway.dialects.anthropic_errors import NO_THREADS, AnthropicErrors
 from services.gateway.dialects.chat import session_of
 from services.gateway.dialects.messages_capture import MessagesCapture
 from services.gateway.dialects.packed import asking
@@ -58,5 +58,8 @@ def parse_messages(raw: bytes) -> ApiRequest:
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise InvalidRequest("`messages` must be a list of messages.", param="messages")
+    if body.get("thread") is not None:
+        # Model servers that know no threads ignore the field and answer without the conversation; clients that are told send it whole.
+        raise InvalidRequest("`thread` is not supported: send the whole conversation with each call.", param="thread", code=NO_THREADS)
     user = text(mapping(body, "metadata"), "user_id")
     return ApiRequest(body, alias, stream, session_of(body), items=cast("list[Any]", messages), user=user)

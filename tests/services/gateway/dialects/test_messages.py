@@ -221,3 +221,12 @@ def test_counting_tokens_belongs_to_its_conversation_and_answers_nothing() -> No
     assert passed(capture, {"input_tokens": 5}) == {"input_tokens": 5}
     assert (capture.taken(), capture.said(), capture.failure()) == ((), [], None)
     assert capture.response() == '{"input_tokens":5,"usage":null}'
+
+
+def test_a_thread_is_refused_in_the_words_that_make_anthropics_client_send_the_whole_conversation() -> None:
+    body = {"model": "policy", "max_tokens": 8, "messages": [{"role": "user", "content": "?"}], "thread": {"type": "create"}}
+    with pytest.raises(InvalidRequest) as caught:
+        Messages().parse(msgspec.json.encode(body))
+    error = msgspec.json.decode(Messages().error_body(caught.value))["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
