@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
-SERVICES_EXTRAS := --extra gateway --extra otel --extra streams --extra learner --extra stack --group dev --group agents
+SERVICES_EXTRAS := --extra gateway --extra otel --extra streams --extra learner --extra stack --extra archive --group dev --group agents
 COMPILE := $(UV) pip compile --quiet --python-version 3.11 --custom-compile-command "make lock"
 
 export TORCH_BACKEND PYTHON

@@ -13,6 +13,12 @@ COMMANDS = {
     "run": ("services.runner.command:run", "Run an agent on tasks: groups of rollouts, rewarded, and learned from."),
     "ledger": ("services.cli.ledger:ledger", "Account for every action of the log; exit 1 if one is missing or counted twice."),
     "replay": ("services.cli.replay:replay", "Rebuild trajectories from the log: with another reward function, credit rule or weights."),
+    "try": ("services.cli.trial:try_reward", "What another reward function would make of recorded traffic; writes nothing."),
+    "rollouts": ("services.cli.rollouts:app", "What agents did: a list of rollouts, and each as a readable timeline."),
+    "lineage": ("services.cli.lineage:lineage", "The calls that a version was trained on, or the versions trained on a call."),
+    "export": ("services.cli.export:export", "The log as a data set: SFT chats, DPO pairs, transitions, Parquet."),
+    "archive": ("services.cli.archive:archive", "Topics to Parquet, partitioned by day, beyond their retention."),
+    "dlq": ("services.cli.dlq:app", "Dead letters: what could not be processed, why, and putting it back."),
     "status": ("services.cli.status:status", "What answers, what is served, how far behind each service is, what the topics hold."),
     "doctor": (
         "services.cli.doctor:doctor",
@@ -45,8 +51,11 @@ class LazyGroup(TyperGroup):
 def load(name: str) -> Any:
     """The command of that name."""
     module, _, function = COMMANDS[name][0].partition(":")
+    found = getattr(importlib.import_module(module), function)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
     single = typer.Typer(add_completion=False)
-    single.command(name)(getattr(importlib.import_module(module), function))
+    single.command(name)(found)
     return typer.main.get_command(single)
 
 

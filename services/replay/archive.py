@@ -42,7 +42,7 @@ class Archived(msgspec.Struct, kw_only=True):
     """What retention had removed before it could be archived."""
 
 
-def archive(settings: KafkaSettings, codec: Codec, folder: Path, topics: Collection[Topic], told: Callable[[int], None]) -> Archived:
+def archive(settings: KafkaSettings, codec: Codec, folder: Path, topics: Collection[Topic], told: Callable[[str, int], None]) -> Archived:
     """Add to the archive what topics hold beyond it. Raises LogUnavailable, BadArchive, OSError."""
     done = read_index(folder)
     source = LogSource(settings, codec, topics, done)
@@ -54,7 +54,7 @@ def archive(settings: KafkaSettings, codec: Codec, folder: Path, topics: Collect
                 counts[topic.name] += 1
                 part = f"topic={topic.name}/day={_day(raw.timestamp)}/partition-{partition:03d}"
                 files.write(part, [{name: getattr(raw, name) for name in _COLUMNS}])
-            told(counts[topic.name])
+            told(topic.name, counts[topic.name])
     files.close()
     ends = {(topic.name, number): source.end((topic.name, number)) for topic in topics for number in range(topic.partitions)}
     _write_index(folder, done | ends)

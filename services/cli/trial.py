@@ -1,0 +1,97 @@
+"""`fulgurite try`: what another reward function would make of traffic that has been recorded. Writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fulgurite.codec import Codec
+from services.cli.failing import told
+from services.kafka import KafkaSettings
+from services.replay.archive import open_source
+from services.replay.errors import BadArgument
+from services.replay.groups import Group, read_groups
+from services.replay.judging import Judge
+from services.replay.scoring import Comparison, Score, Spread, compare, scores
+from services.replay.windows import parse_since
+from services.rewarder.reward_plugins import PluginError, RewardPlugin
+
+_AT_ONCE = 64
+
+
+def try_reward(
+    reward: Annotated[str, typer.Argument(metavar="FILE.py:FN", help="The reward function to try.")],
+    since: Annotated[str | None, typer.Option(help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.")] = "24h",
+    name: Annotated[str, typer.Option(help="Name of the reward, where the function gives a plain number.")] = "reward",
+    flips: Annotated[int, typer.Option(min=0, help="How many of the rollouts that change places are named.")] = 10,
+    archive: Annotated[Path | None, typer.Option(metavar="DIR", help="Read this archive first, then the log beyond it.")] = None,
+    archive_only: Annotated[bool, typer.Option("--archive-only", help="Read the archive and no log.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Episodes that are judged at once.")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a judgement may take.")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Try a reward function on recorded episodes: rewards before and after, who changes places, how many groups would teach something.
+
+    Writes nothing. The function takes the place of the log's rewards of the same name; others stay. Exits 1 if the function cannot be
+    loaded, 2 if the log cannot be read, 3 if it failed for some episode.
+    """
+    with told("try"):
+        try:
+            judge = Judge(RewardPlugin(reward, name), concurrency=concurrency, timeout_s=timeout, anew=True)
+        except PluginError as error:
+            raise BadArgument(str(error)) from error
+        codec = Codec()
+        source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
+        groups = read_groups(source, codec, since_ms=None if since == "all" else parse_since(since))
+        found = compare(_pairs(groups, judge))
+        judge.close()
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode({**msgspec.structs.asdict(found), "failed": judge.failed})).decode())
+    else:
+        _show(found, judge, flips)
+    # Not the interpreter's way: it would wait for the thread of a function that hangs.
+    sys.stdout.flush()
+    os._exit(3 if judge.failed else 0)
+
+
+def _pairs(groups: Iterable[Group], judge: Judge) -> Iterator[tuple[Sequence[Score], Sequence[Score]]]:
+    remaining = iter(groups)
+    with asyncio.Runner() as runner:
+        while batch := list(islice(remaining, _AT_ONCE)):
+            yield from runner.run(_judged(batch, judge))
+
+
+async def _judged(batch: Sequence[Group], judge: Judge) -> list[tuple[list[Score], list[Score]]]:
+    episodes = [group.episodes() for group in batch]
+    rewards = await asyncio.gather(*(judge.rewards(group, own) for group, own in zip(batch, episodes, strict=True)))
+    return [(scores(g, own), scores(g, own, paid)) for g, own, paid in zip(batch, episodes, rewards, strict=True)]
+
+
+def _show(found: Comparison, judge: Judge, flips: int) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    table = Table("", "before", "after")
+    for title, value in (("scored episodes", "count"), ("mean", "mean"), ("deviation", "deviation"), ("lowest", "lowest")):
+        table.add_row(title, *(_cell(side, value) for side in (found.before, found.after)))
+    for place, title in enumerate(("lower quartile", "median", "upper quartile")):
+        table.add_row(title, *(f"{side.quartiles[place]:.4g}" if side else "-" for side in (found.before, found.after)))
+    table.add_row("highest", *(_cell(side, "highest") for side in (found.before, found.after)))
+    table.add_row("groups with signal", *(f"{count} of {found.groups}" for count in (found.signal_before, found.signal_after)))
+    console.print(table)
+    console.print(f"{found.episodes} episodes judged; the function failed for {judge.failed}, {found.unscored} have no reward after it")
+    console.print(f"{len(found.flips)} rollouts change places with another of their group" + (":" if found.flips and flips else ""))
+    for rollout_id, before, after in found.flips[:flips]:
+        console.print(f"  {rollout_id}  {before:.4g} → {after:.4g}")
+
+
+def _cell(side: Spread | None, name: str) -> str:
+    return "-" if side is None else f"{getattr(side, name):.4g}"

@@ -1,0 +1,124 @@
+"""What each rollout of a rebuilt group was paid, and what another set of rewards would make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from statistics import fmean, pstdev, quantiles
+
+from fulgurite.batching import SPREAD
+from fulgurite.closing import members
+from fulgurite.events import AgentReward, Episode, Record
+from fulgurite.kinds import FilterReason
+from fulgurite.rewards import EpisodeRewards, combine, counted
+from services.replay.groups import Group
+
+
+class Score(Record, frozen=True, kw_only=True):
+    """One rollout's last attempt."""
+
+    episode: Episode
+    reward: float | None
+    """None: see `reason`."""
+    reason: FilterReason | None
+    named: Mapping[str, float]
+    """Unweighted values by name."""
+
+
+class Spread(Record, frozen=True, kw_only=True):
+    """A distribution."""
+
+    count: int
+    mean: float
+    deviation: float
+    lowest: float
+    quartiles: tuple[float, ...]
+    """Lower quartile, median, upper quartile."""
+    highest: float
+
+
+class Comparison(Record, frozen=True, kw_only=True):
+    """What a change of rewards does to many groups."""
+
+    groups: int
+    episodes: int
+    before: Spread | None
+    after: Spread | None
+    signal_before: int
+    """Groups in which rewards differ: those that teach."""
+    signal_after: int
+    flips: tuple[tuple[str, float, float], ...]
+    """Rollouts that change places with another of their group, with both rewards; largest change first."""
+    unscored: int
+    """Rollouts that have no reward after the change."""
+
+
+def scores(group: Group, episodes: Sequence[Episode] | None = None, rewards: Sequence[AgentReward] | None = None) -> list[Score]:
+    """The final attempts of a group, scored as they would be at its closing; failure rules apart."""
+    episodes = group.episodes() if episodes is None else episodes
+    paid = group.rewards if rewards is None else rewards
+    finals = [member.final for member in members(group.declaration, episodes) if member.final is not None]
+    return [_score(group, episode, paid) for episode in finals]
+
+
+def _score(group: Group, episode: Episode, rewards: Sequence[AgentReward]) -> Score:
+    verdict = combine(group.declaration, counted(episode, rewards))
+    if isinstance(verdict, EpisodeRewards):
+        return Score(episode=episode, reward=verdict.total, reason=None, named=verdict.named)
+    return Score(episode=episode, reward=None, reason=verdict, named={})
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """None for no values."""
+    if not values:
+        return None
+    cuts = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return Spread(
+        count=len(values), mean=fmean(values), deviation=pstdev(values), lowest=min(values), quartiles=tuple(cuts), highest=max(values)
+    )
+
+
+def compare(pairs: Iterable[tuple[Sequence[Score], Sequence[Score]]]) -> Comparison:
+    """Each pair is one group before and after."""
+    before: list[float] = []
+    after: list[float] = []
+    flips: list[tuple[str, float, float]] = []
+    groups = episodes = unscored = 0
+    signal = [0, 0]
+    for old, new in pairs:
+        groups += 1
+        episodes += len(new)
+        unscored += sum(score.reward is None for score in new)
+        for place, side in enumerate((old, new)):
+            signal[place] += has_signal(side)
+        before += _rewards(old).values()
+        after += _rewards(new).values()
+        flips += _flips(_rewards(old), _rewards(new))
+    return Comparison(
+        groups=groups,
+        episodes=episodes,
+        before=spread(before),
+        after=spread(after),
+        signal_before=signal[0],
+        signal_after=signal[1],
+        flips=tuple(sorted(flips, key=lambda flip: (-abs(flip[2] - flip[1]), flip[0]))),
+        unscored=unscored,
+    )
+
+
+def has_signal(side: Sequence[Score]) -> bool:
+    """Whether a group teaches anything: two scored rollouts at least, and a difference."""
+    values = list(_rewards(side).values())
+    return len(values) > 1 and max(values) - min(values) >= SPREAD
+
+
+def _rewards(side: Sequence[Score]) -> dict[str, float]:
+    return {score.episode.rollout_id: score.reward for score in side if score.reward is not None}
+
+
+def _flips(old: Mapping[str, float], new: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    flipped: set[str] = set()
+    for one, other in combinations(sorted(old.keys() & new.keys()), 2):
+        if (old[one] - old[other]) * (new[one] - new[other]) < 0:
+            flipped |= {one, other}
+    return [(rollout_id, old[rollout_id], new[rollout_id]) for rollout_id in sorted(flipped)]

@@ -1,0 +1,105 @@
+"""A log in memory: topics as lists of records, with the codec's own bytes, as a `Source`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from fulgurite.codec import Codec
+from fulgurite.deltas import restore
+from fulgurite.errors import BrokenDelta
+from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LlmCall, Tombstone, Trajectory
+from fulgurite.gathering import Gathered
+from fulgurite.stitching import Input, stitch, supersede
+from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, EPISODES, GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES, Topic
+from services.replay.groups import Group, read_groups
+from services.replay.records import Raw
+from services.replay.settings import ClosingSettings
+
+CODEC = Codec()
+PLACES = {LlmCall: LLM_CALLS, AgentStatus: AGENT_STATUS, AgentReward: AGENT_REWARDS, Episode: EPISODES} | dict.fromkeys(
+    (Trajectory, Tombstone), TRAJECTORIES
+)
+
+
+class MemoryLog:
+    """One deployment; a group's partition derives from its id."""
+
+    def __init__(self) -> None:
+        self._records: list[Raw] = []
+
+    def append(self, *events: Event, at: int | None = None) -> None:
+        """Write events to the ends of their topics. `at`: the record time, by default the event's."""
+        for event in events:
+            topic = PLACES[type(event)]  # pyright: ignore[reportArgumentType]
+            key = str(getattr(event, "group_id", "")).encode()
+            self.append_bytes(topic, key, CODEC.encode(event), event.event_id, event.event_time if at is None else at)
+
+    def append_bytes(self, topic: Topic, key: bytes, value: bytes, event_id: str = "", at: int = 0) -> None:
+        """Write any bytes."""
+        partition = sum(key) % GROUP_PARTITIONS
+        offset = sum(raw.topic == topic.name and raw.partition == partition for raw in self._records)
+        self._records.append(Raw(topic.name, partition, offset, at, key, value, event_id, ""))
+
+    def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
+        """See `Source`."""
+        return sum(len(list(self.read(topics, partition, since_ms))) for partition in range(GROUP_PARTITIONS))
+
+    def read(self, topics: Collection[Topic], partition: int, since_ms: int | None = None) -> Iterator[Raw]:
+        """See `Source`."""
+        names = {topic.name for topic in topics}
+        for raw in self._records:
+            if raw.topic in names and raw.partition == partition and raw.timestamp >= (since_ms or 0):
+                yield raw
+
+    def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
+        """See `Source`."""
+        if call.parent is None:
+            return call
+        if call.parent.call_id not in held:
+            raise BrokenDelta(f"{call.parent.call_id} is gone")
+        return restore(call, held[call.parent.call_id])
+
+    def groups(self) -> list[Group]:
+        """All of them."""
+        return list(read_groups(self, CODEC))
+
+
+class LiveProcessors:
+    """What aggregator and rewarder write, told when: revisions of episodes as their inputs come, closings when `close` is called."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+        self._inputs: dict[tuple[str, int], dict[str, Input]] = {}
+        self._declared: AgentStatus | None = None
+        self._gathered = Gathered()
+        self._published: dict[tuple[str, int], Episode] = {}
+        self._written: set[str] = set()
+
+    def take(self, events: Sequence[LlmCall | AgentStatus | AgentReward]) -> None:
+        """Log events of one group and process each."""
+        for event in events:
+            self._log.append(event)
+            if isinstance(event, AgentReward):
+                self._gathered.take(event)
+            elif event.rollout_id is None:
+                self._declared = event
+            else:
+                self._stitch((event.rollout_id, event.attempt), event)
+
+    def close(self) -> None:
+        """Close the group with what there is."""
+        group_id = next(iter(self._gathered.episodes.values())).group_id
+        for output in self._gathered.close(group_id, ClosingSettings().rules()):
+            if isinstance(output, Trajectory | Tombstone) and output.event_id not in self._written:
+                self._written.add(output.event_id)
+                self._log.append(output)
+
+    def _stitch(self, key: tuple[str, int], event: Input) -> None:
+        inputs = self._inputs.setdefault(key, {})
+        inputs[event.event_id] = event
+        candidate = stitch([*inputs.values(), *([self._declared] if self._declared else [])])
+        episode = supersede(self._published.get(key), candidate) if candidate else None
+        if episode is not None:
+            self._published[key] = episode
+            self._log.append(episode)
+            self._gathered.take(episode)

@@ -1,0 +1,155 @@
+"""A replay follows the log: each closing that the live rewarder wrote, to the byte, whatever it knew at the time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fulgurite.events import AgentReward, AgentStatus, Event, LlmCall, Trajectory
+from fulgurite.kinds import Mode, StatusKind
+from fulgurite.topics import LLM_CALLS, TRAJECTORIES
+from services.replay.closings import Changes, close_anew
+from services.replay.replay import Report, run
+from services.replay.settings import ClosingSettings
+from services.rewarder.settings import RewarderSettings
+from tests.services.replay.memory_log import CODEC, LiveProcessors, MemoryLog
+from tests.synthetic import group_id, make_call, make_declared, make_group, make_reward, make_status
+
+Made = LlmCall | AgentStatus | AgentReward
+NOTHING = Changes()
+
+
+class Kept:
+    """A sink in memory."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes] = []
+        self.rows: list[Event] = []
+
+    def put(self, partition: int, rows: Sequence[Event]) -> None:
+        self.rows.extend(rows)
+        self.values.extend(CODEC.encode(row) for row in rows)
+
+    def close(self) -> None:
+        """Nothing to finish."""
+
+
+def replayed(log: MemoryLog, changes: Changes = NOTHING) -> tuple[Kept, Report]:
+    sink = Kept()
+    return sink, run(log.groups(), sink, source=log, codec=CODEC, changes=changes, settings=ClosingSettings())
+
+
+def live_values(log: MemoryLog) -> list[bytes]:
+    return [raw.value for partition in range(8) for raw in log.read((TRAJECTORIES,), partition)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_closing_is_written_again_whatever_was_known_at_the_time(data: st.DataObject) -> None:
+    events: list[Made] = list(make_group(1, size=2, turns=2))
+    events += [
+        make_call(1, 0, 7, at=1_030, prompt=[9]),
+        make_reward(1, 1, 0.5, at=9_000),
+        make_status(1, 0, at=1_900),
+        make_reward(1, 0, 4.0, name="style", at=9_100),
+    ]
+    # The declaration comes first, as the gateway writes it; the rest in any order.
+    shuffled = [events[0], *data.draw(st.permutations(events[1:]))]
+    log = MemoryLog()
+    live = LiveProcessors(log)
+    closed = False
+    for event in shuffled:
+        live.take([event])
+        if data.draw(st.integers(0, 3)) == 0 and log.groups()[0].episodes():
+            live.close()
+            closed = True
+    live.close()
+    sink, report = replayed(log)
+    assert sink.values == live_values(log)
+    assert (report.unmet, report.left_out, report.closed, closed or report.closed) == ([], [], 1, True)
+
+
+def test_a_closing_at_a_deadline_knows_no_later_reward_and_no_later_call() -> None:
+    log = MemoryLog()
+    live = LiveProcessors(log)
+    live.take([make_declared(1, 2), make_call(1, 0, 0), make_call(1, 1, 0), make_status(1, 0), make_status(1, 1), make_reward(1, 0)])
+    live.close()
+    live.take([make_reward(1, 1), make_call(1, 1, 5, prompt=[8, 8])])
+    sink, report = replayed(log)
+    assert sink.values == live_values(log)
+    assert (report.rows, report.tombstones, report.unmet) == (1, 1, [])
+
+
+def test_what_cannot_be_computed_again_is_told() -> None:
+    log = MemoryLog()
+    live = LiveProcessors(log)
+    live.take(list(make_group(1, size=2, turns=1)))
+    live.close()
+    log.append_bytes(TRAJECTORIES, group_id(1).encode(), b"of another rule", "unknown")
+    _, report = replayed(log)
+    assert report.unmet == [group_id(1)]
+
+
+def test_groups_that_were_never_closed_are_closed_if_complete_or_due_and_else_left_open() -> None:
+    log = MemoryLog()
+    log.append(*make_group(1, size=2, turns=1))
+    log.append(make_declared(2, 1, deadline=5_000), make_call(2, 0), make_status(2, 0))
+    log.append(make_declared(3, 1, deadline=900_000), make_call(3, 0), make_status(3, 0))
+    log.append(make_call(4, 0, mode=Mode.live))
+    _, report = replayed(log)
+    assert (report.closed, report.open) == (1, 3)
+    # Somebody's clock, in the log, is past the second's deadline and grace: only partitions that read so far know it.
+    for number in range(40, 60):
+        log.append(make_status(number, 0, StatusKind.heartbeat), at=40_000)
+    _, report = replayed(log)
+    assert (report.closed, report.tombstones) == (2, 1)
+
+
+def test_a_rule_or_weights_change_credit_and_never_tokens() -> None:
+    log = MemoryLog()
+    log.append(*make_group(1, size=2, turns=3))
+    before, _ = replayed(log)
+    after, _ = replayed(log, Changes(credit="step", weights={"reward": 3.0}))
+    pairs = list(zip(before.rows, after.rows, strict=True))
+    assert len(pairs) == 2
+    for old, new in pairs:
+        assert isinstance(old, Trajectory)
+        assert isinstance(new, Trajectory)
+        assert old.token_ids == new.token_ids
+        assert new.episode_reward == 3.0 * (old.episode_reward or 0.0)
+        assert (old.credit_rule, new.credit_rule) == ("identical", "step")
+    assert not {row.event_id for row in before.rows} & {row.event_id for row in after.rows}
+
+
+def test_undeclared_traffic_takes_a_rule_too() -> None:
+    log = MemoryLog()
+    silent = make_status(1, 0, StatusKind.timed_out, mode=Mode.live)
+    log.append(make_call(1, 0, 0, mode=Mode.live), silent, make_reward(1, 0, 0.5))
+    (group,) = log.groups()
+    closing = close_anew(group, group.episodes(), group.rewards, Changes(credit="step"), ClosingSettings(), 0)
+    (row,) = closing.rows
+    assert isinstance(row, Trajectory)
+    assert (row.credit_rule, row.policy, row.group_size) == ("step", "policy", 1)
+
+
+def test_records_that_cannot_be_used_are_left_out_and_counted() -> None:
+    log = MemoryLog()
+    log.append(*make_group(1, size=1, turns=1))
+    log.append_bytes(LLM_CALLS, group_id(1).encode(), b"no frame")
+    log.append_bytes(LLM_CALLS, b"\xff", b"no frame")
+    declared = make_declared(5, 1)
+    assert declared.declaration is not None
+    nonsense = msgspec.structs.replace(declared.declaration, credit_rule="nonsense")
+    log.append(msgspec.structs.replace(declared, declaration=nonsense), make_call(5, 0), make_status(5, 0), make_reward(5, 0))
+    _, report = replayed(log)
+    assert (report.groups, report.closed, len(report.left_out)) == (1, 1, 2)
+    assert any("nonsense" in line for line in report.left_out)
+
+
+@pytest.mark.parametrize("name", ClosingSettings.model_fields)
+def test_settings_are_the_rewarders(name: str) -> None:
+    assert ClosingSettings.model_fields[name].default == RewarderSettings.model_fields[name].default

@@ -1,0 +1,174 @@
+"""Judging, scoring, timelines, exports, lineage and windows, on a log in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fulgurite.events import LedgerEntry, LlmCall, PolicyUpdate
+from fulgurite.kinds import LedgerTerm, UpdateKind
+from services.replay.errors import BadArgument, NotFound
+from services.replay.exports import Filters, dpo, rows, sft, transitions
+from services.replay.finding import find_group, group_of
+from services.replay.groups import Group, read_groups
+from services.replay.judging import Judge
+from services.replay.lineage import Lineage
+from services.replay.scoring import compare, scores
+from services.replay.settings import ClosingSettings
+from services.replay.timeline import rollout_ids, shortened, timeline
+from services.replay.windows import parse_datetime, parse_since, shown
+from services.rewarder.reward_plugins import RewardPlugin
+from tests.services.replay.memory_log import CODEC, MemoryLog
+from tests.synthetic import group_id, make_call, make_declared, make_group, make_reward, make_status, rollout_id
+
+ASKED: dict[str, object] = {"role": "user", "content": "6 times 7?"}
+
+
+def chats(*replies: str, group: int = 1) -> Group:
+    """A group of rollouts that were asked the same and answered so; the reward is the answer's length."""
+    log = MemoryLog()
+    log.append(make_declared(group, len(replies)))
+    for index, reply in enumerate(replies):
+        log.append(
+            make_call(group, index, messages=[ASKED], replies=[{"role": "assistant", "content": reply}]),
+            make_status(group, index),
+            make_reward(group, index, float(len(reply))),
+        )
+    (found,) = log.groups()
+    return found
+
+
+def judge(folder: Path, body: str, *, anew: bool = False) -> Judge:
+    (folder / "rewards.py").write_text(f"def fn(episode):\n    {body}\n")
+    return Judge(RewardPlugin(f"{folder}/rewards.py:fn", "reward"), concurrency=2, timeout_s=30, anew=anew)
+
+
+def test_a_function_takes_the_place_of_rewards_of_its_name(tmp_path: Path) -> None:
+    group = chats("42", "forty-two")
+    judging = judge(tmp_path, "return -float(len(episode.final_text()))")
+    rewards = asyncio.run(judging.rewards(group, group.episodes()))
+    found = compare([(scores(group), scores(group, rewards=rewards))])
+    assert (found.groups, found.episodes, found.signal_before, found.signal_after) == (1, 2, 1, 1)
+    assert {flip[1:] for flip in found.flips} == {(2.0, -2.0), (9.0, -9.0)}
+    assert found.before is not None
+    assert found.after is not None
+    assert (found.before.quartiles[1], found.after.lowest) == (5.5, -9.0)
+
+
+def test_a_verdict_of_the_same_code_is_reused_unless_all_is_judged_anew(tmp_path: Path) -> None:
+    group = chats("42")
+    given = asyncio.run(judge(tmp_path, "return 5").rewards(group, group.episodes()))
+    later = msgspec.structs.replace(group, rewards=(*group.rewards, *given))
+    again, anew = judge(tmp_path, "return 5"), judge(tmp_path, "return 5", anew=True)
+    assert asyncio.run(again.rewards(later, later.episodes())) == given
+    assert asyncio.run(anew.rewards(later, later.episodes())) == given
+    assert ((again.given, again.reused), (anew.given, anew.reused)) == ((0, 1), (1, 0))
+
+
+def test_a_function_that_fails_leaves_no_reward_and_says_why(tmp_path: Path) -> None:
+    group = chats("42")
+    judging = judge(tmp_path, "return 1 / 0")
+    rewards = asyncio.run(judging.rewards(group, group.episodes()))
+    (score,) = scores(group, rewards=rewards)
+    assert (score.reward, score.reason, judging.failed) == (None, "reward_failed", 1)
+
+
+def test_a_timeline_tells_what_happened_down_to_tokens() -> None:
+    group = chats("42", "43")
+    found = timeline(group, rollout_id(1, 0), ClosingSettings(), tokens=True)
+    assert [event["what"] for event in found["events"]].count("call") == 1
+    call = next(event for event in found["events"] if event["what"] == "call")
+    assert call["messages"] == [{"role": "user", "content": "6 times 7?", "tool_calls": []}]
+    (choice,) = call["choices"]
+    assert (choice["message"]["content"], choice["credit"], choice["token_ids"], choice["logprobs"]) == ("42", 2.0, [7, 9], [-0.5, -0.5])
+    assert found["attempts"] == [{"attempt": 0, "outcome": "finished", "failure": None, "calls": 1}]
+    assert rollout_ids(group) == [rollout_id(1, 0), rollout_id(1, 1)]
+    assert shortened("a\nb" * 100, 5) == "a ba…"
+
+
+def test_any_id_finds_its_group() -> None:
+    call = make_call(3, 1)
+    for name in (call.call_id, f"{call.call_id}#0", call.rollout_id, f"{call.rollout_id}/0"):
+        assert group_of(name) == (group_id(3), call.rollout_id)
+    assert group_of(group_id(3)) == (group_id(3), None)
+    with pytest.raises(BadArgument):
+        group_of("three")
+    with pytest.raises(NotFound):
+        find_group(MemoryLog(), CODEC, group_id(3))
+
+
+def test_groups_that_began_before_a_start_are_left_out_whole() -> None:
+    log = MemoryLog()
+    log.append(*make_group(1, at=1_000, size=1, turns=3), *make_group(2, at=1_030, size=1, turns=3))
+    assert [group.group_id for group in read_groups(log, CODEC, since_ms=1_025)] == [group_id(2)]
+    assert [group.group_id for group in read_groups(log, CODEC, keys={group_id(1)})] == [group_id(1)]
+
+
+def test_exports() -> None:
+    group = chats("42", "forty-two")
+    (short, long) = sft([group], Filters())
+    assert short["messages"] == [ASKED, {"role": "assistant", "content": "42"}]
+    assert (long["reward"], long["versions"]) == (9.0, ["policy@0.0"])
+    (pair,) = dpo([group], Filters(), 0.0)
+    assert (pair["prompt"], pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ([ASKED], "forty-two", "42")
+    assert list(dpo([group], Filters(), 8.0)) == []
+    (one, _) = transitions([group], Filters(), ClosingSettings())
+    assert (one["state"], one["action"], one["next_state"], one["done"], one["reward"]) == ([1, 2, 3], [7, 9], [1, 2, 3, 7, 9], True, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        (Filters(min_reward=3.0), 1),
+        (Filters(policy="other"), 0),
+        (Filters(policy="policy", version="policy@0.0", mode="train", agent=""), 2),
+        (Filters(version="policy@0.1"), 0),
+        (Filters(mode="val"), 0),
+        (Filters(agent="writer"), 0),
+        (Filters(until_ms=1_000), 0),
+    ],
+)
+def test_filters(filters: Filters, count: int) -> None:
+    group = chats("42", "forty-two")
+    assert len(list(sft([group], filters))) == len(list(rows([group], filters, ClosingSettings()))) == count
+
+
+def update(version: str, parent: str) -> PolicyUpdate:
+    return PolicyUpdate(
+        event_id=version, event_time=1, policy="policy", kind=UpdateKind.update, epoch=1, step=1, version=version,
+        parent_version=parent, learner_id="l", trained_actions=1,
+    )  # fmt: skip
+
+
+def entry(call: LlmCall, term: LedgerTerm, version: str) -> LedgerEntry:
+    return LedgerEntry(
+        event_id=f"{call.call_id}{term}", event_time=1, policy="policy", group_id=call.group_id, term=term,
+        actions=(f"{call.call_id}#0",), version=version, source="learner",
+    )  # fmt: skip
+
+
+def test_lineage_goes_both_ways() -> None:
+    one, other = make_call(1, 0), make_call(1, 1)
+    updates = [update("policy@1.1", "policy@0.0"), update("policy@1.2", "policy@1.1")]
+    known = Lineage(updates, [entry(one, LedgerTerm.trained, "policy@1.1"), entry(other, LedgerTerm.stale, "policy@1.1")] * 2)
+    behind = known.version("policy@1.1")
+    assert (behind.calls, behind.ancestors) == ((one.call_id,), ("policy@0.0",))
+    fate = known.call(one.call_id)
+    assert (fate.trained, fate.inherited) == ({f"{one.call_id}#0": "policy@1.1"}, ("policy@1.2",))
+    assert known.call(other.call_id).other == {f"{other.call_id}#0": "stale"}
+    with pytest.raises(NotFound, match=r"the newest is policy@1\.2"):
+        known.version("policy@9.9")
+    with pytest.raises(NotFound):
+        known.call("nobody")
+
+
+def test_points_in_time() -> None:
+    assert parse_since("2h", 7_200_000) == 0
+    assert parse_since(None) is None
+    assert parse_since("1970-01-01T00:00:01") == parse_datetime("1970-01-01T01:00:01+01:00") == 1_000
+    assert shown(1_000) == "1970-01-01 00:00:01"
+    with pytest.raises(BadArgument, match="ISO"):
+        parse_since("yesterday")
