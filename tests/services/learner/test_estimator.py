@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from fulgurite.credit import credit_rule
+from fulgurite.credit.scene import Path, Scored, Step
 from services.learner.errors import NoBaseline
 
 with warnings.catch_warnings():
@@ -45,6 +47,18 @@ def test_actions_keep_their_own_credit_and_episodes_without_rows_stay_in_the_bas
     rewards = [1.0, 0.0, 0.5]
     expected = [(credit - np.mean(rewards)) / (np.std(rewards, ddof=1) + 1e-6) for credit in (0.25, 1.0)]
     assert group_advantages([0.25, 1.0], rewards) == pytest.approx(expected, rel=1e-5)
+
+
+def test_under_gigpo_the_advantage_is_that_of_the_paper() -> None:
+    """Two episodes part after a state that both were in: A = A_E + ω A_S, and what nobody else could have done has A_S = 0."""
+    first = Path(steps=(Step(action="a", observation=b"x"), Step(action="b", observation=b"y")), outcome=1.0, total=1.0)
+    second = Path(steps=(Step(action="c", observation=b"x"),), outcome=0.0, total=0.0)
+    rewards = [1.0, 0.0]
+    credits_of = credit_rule("gigpo(gamma=0.5, omega=2)")([Scored(total=1.0, paths=(first,)), Scored(total=0.0, paths=(second,))])
+    unit = 0.5**0.5
+    found = [group_advantages(list(one.values()), rewards) for one in credits_of]
+    assert found[0] == pytest.approx([unit + 2 * unit, unit], abs=1e-4)
+    assert found[1] == pytest.approx([-unit - 2 * unit], abs=1e-4)
 
 
 def test_equal_rewards_with_different_credit_are_centred_and_not_blown_up() -> None:
