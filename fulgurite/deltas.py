@@ -121,7 +121,7 @@ def _within(call: LlmCall, earlier: Sequence[LlmCall]) -> LlmCall | None:
 
 
 def _may_gain(call: LlmCall, body: bytes | None, link: Link) -> bool:
-    """Whether a delta could be worth it. Tokens, beginning and end of the body each agree in less than a third of that: no look is needed."""
+    """Whether a delta could be worth it: not if tokens, beginning and end of the body each agree in less than a third of what it takes."""
     if call.prompt_token_ids is not None and call.prompt_token_ids[:_THIRD] == link.tokens[:_THIRD]:
         return True
     return body is not None and (body[:_THIRD] == link.request[:_THIRD] or body[-_THIRD:] == link.request[-_THIRD:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from openai import AsyncOpenAI
@@ -48,7 +48,7 @@ async def test_a_chat_goes_on_from_the_tokens_that_were_generated(
                     raw = await client.chat.completions.with_raw_response.create(model=model, messages=messages, stream=True, **options)
                     pieces = [chunk.choices[0].delta.content or "" async for chunk in raw.parse() if chunk.choices]
                     return "".join(pieces), raw.headers.get("x-fulgurite-continuation")
-                whole: Any = await client.chat.completions.with_raw_response.create(model=model, messages=messages, **options)
+                whole = cast(Any, await client.chat.completions.with_raw_response.create(model=model, messages=messages, **options))
                 return whole.parse().choices[0].message.content or "", whole.headers.get("x-fulgurite-continuation")
 
             said, how = await say("policy")
