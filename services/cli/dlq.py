@@ -8,7 +8,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from fulgurite.codec import Codec
 from fulgurite.events import DeadLetter
@@ -38,7 +38,8 @@ def list_letters(
     if as_json:
         _print([_summary(letter) for letter in letters])
         return
-    table = Table("id", "time (UTC)", "stage", "record", "actions", "error")
+    # An id that is cut is of no use.
+    table = Table(Column("id", no_wrap=True), "time (UTC)", "stage", "record", "actions", "error")
     for letter in letters:
         place = f"{letter.topic}[{letter.partition}]@{letter.offset}"
         error = escape(shortened(f"{letter.error_type}: {letter.error}", 100))

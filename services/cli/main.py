@@ -13,6 +13,7 @@ COMMANDS = {
     "run": ("services.runner.command:run", "Run an agent on tasks: groups of rollouts, rewarded, and learned from."),
     "ledger": ("services.cli.ledger:ledger", "Account for every action of the log; exit 1 if one is missing or counted twice."),
     "replay": ("services.cli.replay:replay", "Rebuild trajectories from the log: with another reward function, credit rule or weights."),
+    "train": ("services.cli.train:train", "Train a policy on a topic, such as one that a replay has written."),
     "try": ("services.cli.trial:try_reward", "What another reward function would make of recorded traffic; writes nothing."),
     "rollouts": ("services.cli.rollouts:app", "What agents did: a list of rollouts, and each as a readable timeline."),
     "lineage": ("services.cli.lineage:lineage", "The calls that a version was trained on, or the versions trained on a call."),

@@ -9,7 +9,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from fulgurite.codec import Codec
 from fulgurite.events import LlmCall
@@ -46,7 +46,7 @@ def list_rollouts(
     if as_json:
         _print(found)
         return
-    table = Table("began (UTC)", "rollout", "mode", "outcome", "calls", "tokens", "reward")
+    table = Table("began (UTC)", Column("rollout", no_wrap=True), "mode", "outcome", "calls", "tokens", "reward")
     for row in found:
         reward = row["reward"] if row["reward"] is not None else row["reason"]
         cells = (shown(row["began_at"]), row["rollout_id"], row["mode"], row["outcome"], row["calls"], row["tokens"], _number(reward))

@@ -44,7 +44,7 @@ def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:
     codec = Codec()
     producer = EventProducer(kafka, codec, f"learner-{settings.policy}")
     trainer = Trainer(settings.model, TrainerSettings())
-    source = TrajectorySource(kafka, codec, settings.topic, settings.policy)
+    source = TrajectorySource(kafka, codec, settings.topic, settings.policy, settings.rows_of)
     policy_log = PolicyLog(kafka, codec, producer, settings.policy, settings.learner_id)
     learner = Learner(settings, trainer, source, policy_log, producer, codec)
     for number in (signal.SIGTERM, signal.SIGINT):

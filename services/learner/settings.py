@@ -23,6 +23,8 @@ class LearnerSettings(BaseSettings):
     """Checkpoints, and artifacts that the backends must see too."""
     topic: str = "trajectories"
     """Topic to train on, without the prefix; another one after a replay."""
+    rows_of: str | None = None
+    """Another policy, whose rows this one learns from: after a replay, not on the live topic."""
     learner_id: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     """Named in policy.updates."""
     groups_per_step: int = Field(default=8, ge=1)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
+from fulgurite.adoption import adopted
 from fulgurite.codec import Codec
 from fulgurite.events import Position, Tombstone, Trajectory
 from fulgurite.topics import TRAJECTORIES, Topic
@@ -23,7 +24,10 @@ _BATCH = 200
 class TrajectorySource:
     """Records of one topic. Not thread-safe."""
 
-    def __init__(self, kafka: KafkaSettings, codec: Codec, topic: str, policy: str) -> None:
+    def __init__(self, kafka: KafkaSettings, codec: Codec, topic: str, policy: str, rows_of: str | None = None) -> None:
+        """`rows_of`: another policy, whose rows are taken for rows of `policy`."""
+        self._policy = policy
+        self._rows_of = rows_of
         self.topic: Topic = msgspec.structs.replace(TRAJECTORIES, name=topic)
         self._name = kafka.topic(self.topic)
         self._codec = codec
@@ -49,7 +53,8 @@ class TrajectorySource:
         for message in messages:
             error = message.error()
             if error is None:
-                yield read_message(message, self._codec)
+                record = read_message(message, self._codec)
+                yield msgspec.structs.replace(record, event=adopted(record.event, self._rows_of, self._policy))
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # pyright: ignore[reportPrivateUsage]
                 raise OffsetOutOfRange(
                     f"{self._name} no longer holds the offset to go on from ({error.str()}). "

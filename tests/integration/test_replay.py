@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import subprocess
@@ -9,15 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from fulgurite.batching import RowBatcher
-from fulgurite.events import LlmCall, Tombstone, Trajectory
+from fulgurite.events import DeadLetter, LlmCall, Tombstone, Trajectory
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import Mode, StatusKind
-from fulgurite.topics import TRAJECTORIES, Topic
+from fulgurite.topics import DEAD_LETTERS, LLM_CALLS, TRAJECTORIES, Topic
 from fulgurite.versions import base_version
 from services.kafka import read_all
 from services.learner.source import TrajectorySource, trainable
@@ -142,6 +144,10 @@ def test_a_replay_writes_what_the_live_processors_wrote_to_the_byte(deployment: 
 
     learned_from(deployment, "trajectories.v3", groups=30)
     refusals(deployment)
+    archived(deployment, tmp_path, live)
+    exported(deployment, tmp_path)
+    shown(deployment, f"{function}:fn")
+    redriven(deployment)
 
 
 def tokens(deployment: Deployment, topic: Topic) -> dict[tuple[str, bytes], float]:
@@ -182,3 +188,81 @@ def refusals(deployment: Deployment) -> None:
     ):
         done = fulgurite(deployment, "replay", *arguments)
         assert (done.returncode, words in done.stderr) == (code, True), done.stdout + done.stderr
+
+
+def archived(deployment: Deployment, tmp_path: Path, live: set[tuple[int, bytes]]) -> None:
+    """Topics in Parquet are read like topics, alone or with the log; a second run adds nothing."""
+    folder = str(tmp_path / "archive")
+    first = json.loads(fulgurite(deployment, "archive", folder, "--json").stdout)
+    assert (first["gaps"], first["records"]["trajectories"]) == ([], len(deployment.read(TRAJECTORIES)))
+    again = json.loads(fulgurite(deployment, "archive", folder, "--json").stdout)
+    assert set(again["records"].values()) == {0}
+    replayed(deployment, "trajectories.v5", "--from-beginning", "--archive", folder, "--archive-only")
+    assert values(deployment, called("trajectories.v5")) == live
+    report = replayed(deployment, str(tmp_path / "rows.parquet"), "--from-beginning", "--archive", folder)
+    assert (report["rows"], report["unmet"]) == (sum(isinstance(row, Trajectory) for row in rows(deployment)), [])
+
+
+def exported(deployment: Deployment, tmp_path: Path) -> None:
+    """Each format, read back as its users do."""
+    counts: dict[str, int] = {}
+    for form in ("sft", "dpo", "transitions"):
+        done = fulgurite(deployment, "export", form, str(tmp_path / form), "--mode", "train", "--min-reward", "0")
+        assert done.returncode == 0, done.stdout + done.stderr
+        counts[form] = len([json.loads(line) for line in (tmp_path / form).read_text().splitlines()])
+    # The synthetic calls have no messages, so there is no prompt that a pair could share.
+    assert counts["dpo"] == 0
+    assert counts["sft"] >= 120
+    assert counts["transitions"] >= 600
+    assert fulgurite(deployment, "export", "parquet", str(tmp_path / "rows")).returncode == 0
+    assert fulgurite(deployment, "export", "parquet", str(tmp_path / "rows")).returncode == 1
+    datasets: Any = importlib.import_module("datasets")
+    loaded = datasets.load_dataset(
+        "parquet",
+        data_files=[str(path) for path in (tmp_path / "rows").glob("*.parquet")],
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert sum(action["loss"] for row in loaded for action in row["actions"]) >= 600
+    again = datasets.load_dataset(
+        "parquet",
+        data_files=[str(path) for path in (tmp_path / "rows.parquet").glob("*.parquet")],
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert {row["kind"] for row in again} == {"trajectory", "tombstone"}
+
+
+def shown(deployment: Deployment, function: str) -> None:
+    """What people look at."""
+    found = json.loads(fulgurite(deployment, "rollouts", "list", "--json", "--limit", "1000").stdout)
+    assert sum(row["outcome"] == "open" for row in found) == 2
+    one = fulgurite(deployment, "rollouts", "show", make_call(500, 0, 0).call_id, "--tokens")
+    assert one.returncode == 0, one.stderr
+    assert "7:-0.5 9:-0.5" in one.stdout
+    assert "reward = 0.25" in one.stdout
+    assert fulgurite(deployment, "rollouts", "show", group_id(999)).returncode == 1
+    tried = fulgurite(deployment, "try", function, "--since", "1h", "--json")
+    assert tried.returncode == 0, tried.stderr
+    assert json.loads(tried.stdout)["groups"] >= 32
+    assert fulgurite(deployment, "lineage", "policy@1.1").returncode == 1
+
+
+def redriven(deployment: Deployment) -> None:
+    """A call that was lost on its way comes back, late: its episode has another revision."""
+    lost = make_call(2, 0, 8, at=int(time.time() * 1000), prompt=[4, 4])
+    letter = DeadLetter(
+        event_id="letter", event_time=1, stage="aggregator", error_type="BrokenDelta", error="its parent is gone",
+        topic=deployment.kafka.topic(LLM_CALLS), partition=0, offset=0, key=lost.group_id.encode(), value=deployment.codec.encode(lost),
+    )  # fmt: skip
+    garbage = msgspec.structs.replace(letter, event_id="garbage", value=b"no frame")
+    for one in (letter, garbage):
+        deployment.producer.publish_sync(DEAD_LETTERS, lost.group_id, one)
+    assert "garbage" in fulgurite(deployment, "dlq", "list", "--stage", "aggregator").stdout
+    assert lost.call_id in fulgurite(deployment, "dlq", "show", "let").stdout
+    done = fulgurite(deployment, "dlq", "redrive", "--all", "--json")
+    assert done.returncode == 1
+    assert [one["topic"] for one in json.loads(done.stdout)] == ["llm.calls", None]
+    deployment.start("aggregator", "rewarder", **QUICK)
+    wait_until(lambda: group_id(2) in amended(deployment), "the group is closed anew with the redriven call")
+    assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
