@@ -1,8 +1,9 @@
 """Rows and tombstones → closed groups → batches, and what becomes of every action (docs: how it learns, rules 1–5, 9, 11).
 
 A group is complete when every member has all its rows or a tombstone. Complete groups are admitted oldest start first. Of an admitted
-group each action that carries loss is either trained, stale or filtered with a reason, and the ledger entries say so. A group is
-settled at most once: rows that come again, or another revision of a settled group, are ignored here.
+group each action that carries loss is either trained, stale or filtered with a reason, and the ledger entries say so. A newer revision
+that comes before its group is settled replaces the older one. A group is settled at most once: rows that come again are ignored, and a
+newer revision of a settled group is an amendment, which trains nothing (`fulgurite.amendments`).
 """
 
 from __future__ import annotations
@@ -105,42 +106,43 @@ class RowBatcher:
         self.rules = rules or BatchRules()
         self._held: dict[str, Held] = {}
         self._settled: dict[str, tuple[int, int]] = {}
-        self._done: set[str] = set()
+        self._done: dict[str, str | None] = {}
+        """Settled groups, and the last revision that is accounted for."""
+        self._amending: dict[str, Held] = {}
         self._next: dict[int, int] = {}
 
-    def restore(self, positions: Iterable[Position], settled: Mapping[str, tuple[int, int]], done: Iterable[str] = ()) -> None:
+    def restore(
+        self, positions: Iterable[Position], settled: Mapping[str, tuple[int, int]], done: Mapping[str, str | None] | None = None
+    ) -> None:
         """Take up a checkpoint: low-water offsets, and the groups settled above them (id → partition, last offset).
 
-        `done`: groups known to be settled from elsewhere, such as the ledger.
+        `done`: the last revision of each settled group that the ledger knows.
         """
         self._next = {position.partition: position.offset for position in positions}
         self._settled = dict(settled)
-        self._done = {*settled, *done}
+        self._done = {**dict.fromkeys(settled), **(done or {})}
 
     def add(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
         """Take a record; returns whether it is news. Rows of other policies and modes are passed over."""
         self._next[partition] = offset + 1
-        if event.mode is not Mode.train or event.policy != self.policy or event.group_id in self._done:
+        if event.mode is not Mode.train or event.policy != self.policy:
             return False
-        held = self._held.get(event.group_id)
-        if held is None or held.group_revision != event.group_revision:
-            # A revision that comes before its group is settled replaces the one before it.
-            held = self._held[event.group_id] = Held(
-                group_id=event.group_id,
-                group_revision=event.group_revision,
-                partition=partition,
-                first_offset=offset,
-                last_offset=offset,
-                group_size=event.group_size,
-                started_at=event.group_started_at,
-                rows={},
-                tombstones={},
-            )
-        held.last_offset = offset
-        target: dict[str, Trajectory] | dict[str, Tombstone] = held.rows if isinstance(event, Trajectory) else held.tombstones
-        known = event.event_id in target
-        target[event.event_id] = event  # type: ignore[assignment] # pyright: ignore[reportArgumentType]
-        return not known
+        if event.group_id not in self._done:
+            return _take(self._held, partition, offset, event)
+        where = self._settled.get(event.group_id)
+        if event.group_revision == self._done[event.group_id] or (where is not None and offset <= where[1]):
+            return False
+        return _take(self._amending, partition, offset, event)
+
+    def amendments(self) -> tuple[Held, ...]:
+        """Whole newer revisions of settled groups, to be accounted for."""
+        return tuple(held for held in self._amending.values() if held.is_complete())
+
+    def amend(self, held: Held) -> None:
+        """An amendment is accounted for."""
+        del self._amending[held.group_id]
+        self._done[held.group_id] = held.group_revision
+        self._settled[held.group_id] = (held.partition, held.last_offset)
 
     def complete(self) -> int:
         """Groups that could be admitted now."""
@@ -155,13 +157,13 @@ class RowBatcher:
         for held in chosen:
             del self._held[held.group_id]
             self._settled[held.group_id] = (held.partition, held.last_offset)
-            self._done.add(held.group_id)
+            self._done[held.group_id] = held.group_revision
         return tuple(settle(held, current, self.rules) for held in chosen)
 
     def positions(self) -> tuple[Position, ...]:
         """Low-water offsets: everything below them is settled."""
         low = dict(self._next)
-        for held in self._held.values():
+        for held in (*self._held.values(), *self._amending.values()):
             low[held.partition] = min(low[held.partition], held.first_offset)
         return tuple(Position(partition=partition, offset=offset) for partition, offset in sorted(low.items()))
 
@@ -170,6 +172,29 @@ class RowBatcher:
         low = {position.partition: position.offset for position in self.positions()}
         self._settled = {group_id: where for group_id, where in self._settled.items() if where[1] >= low.get(where[0], 0)}
         return dict(self._settled)
+
+
+def _take(groups: dict[str, Held], partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
+    """Hold a record with the others of its revision; whether it is news."""
+    held = groups.get(event.group_id)
+    if held is None or held.group_revision != event.group_revision:
+        held = groups[event.group_id] = Held(
+            group_id=event.group_id,
+            group_revision=event.group_revision,
+            partition=partition,
+            # Until the newer revision is whole, the older one is what a resumed learner must find.
+            first_offset=held.first_offset if held else offset,
+            last_offset=offset,
+            group_size=event.group_size,
+            started_at=event.group_started_at,
+            rows={},
+            tombstones={},
+        )
+    held.last_offset = offset
+    target: dict[str, Trajectory] | dict[str, Tombstone] = held.rows if isinstance(event, Trajectory) else held.tombstones
+    known = event.event_id in target
+    target[event.event_id] = event  # type: ignore[assignment] # pyright: ignore[reportArgumentType]
+    return not known
 
 
 def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:

@@ -1,36 +1,30 @@
 """A closed group → its trajectories, tombstones and ledger entries, all under one group revision.
 
-Deterministic: the same episodes and rewards give the same events with the same ids, whatever their order. Every member has rows or a
-tombstone with a reason. Every successful train-mode action carries loss in exactly one row, or is `filtered` with a reason in a ledger
-entry; actions that a row carries with a `mask` are the learner's to account for. Ledger entries come first, so that a group whose rows
-are complete in the log has all its entries there.
+Deterministic: the same episodes and rewards give the same events with the same ids, whatever their order (`fulgurite.sealing`). Every
+member has rows or a tombstone with a reason. Every successful train-mode action carries loss in exactly one row, or is `filtered` with a
+reason in a ledger entry; actions that a row carries with a `mask` are the learner's to account for. Ledger entries come first, so that a
+group whose rows are complete in the log has all its entries there. A group is closed anew, whole, when an episode or a reward comes late.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import msgspec
+from msgspec.structs import replace
 
 from fulgurite.credit import credit_rule
 from fulgurite.credit.scene import Path, Scored
 from fulgurite.events import Action, AgentReward, Declaration, Episode, LedgerEntry, Record, Tombstone, Trajectory
 from fulgurite.failure_rules import FailureRules
 from fulgurite.failures import FailurePolicy
-from fulgurite.ids import action_id, derive_id
+from fulgurite.ids import action_id
 from fulgurite.kinds import FilterReason, LedgerTerm, Mode
 from fulgurite.rewards import EpisodeRewards, combine, counted, is_complete
+from fulgurite.sealing import SOURCE, UNSEALED, Output, sealed
 from fulgurite.trajectories import Cut, LostAction, cut, paths, steps_of, successful_actions
-
-RULE = "close-2"
-"""Version of the rule below; it is part of every group revision."""
-
-SOURCE = "rewarder"
 
 DEFAULT_CREDIT = "identical"
 """The credit rule of undeclared traffic."""
-
-Output = Trajectory | Tombstone | LedgerEntry
 
 
 class Member(Record, frozen=True, kw_only=True):
@@ -89,20 +83,7 @@ def close_group(
         return ()
     closing = _Closing(group_id, declaration, episodes, rewards, rules or FailureRules())
     outputs = [output for member in closing.members for output in closing.settle(member)]
-    return (*closing.entries(), *outputs)
-
-
-def late_entries(group_id: str, group_revision: str, episode: Episode, accounted: frozenset[str] | set[str]) -> tuple[LedgerEntry, ...]:
-    """Ledger entries for a train-mode episode that came after its group was closed: its actions that were not in the closing."""
-    if episode.mode is not Mode.train:
-        return ()
-    lost = [
-        LostAction(action=action, policy=call.policy, reason=FilterReason.late)
-        for call in episode.calls
-        for action in successful_actions(call)
-        if action not in accounted
-    ]
-    return _entries(group_id, group_revision, episode.event_time, lost, episode.revision)
+    return sealed((*closing.entries(), *outputs))
 
 
 def _wants_reward(episode: Episode, rules: FailureRules) -> bool:
@@ -133,11 +114,8 @@ class _Closing:
         self.verdicts = {episode.rollout_id: self._verdict(episode, used[episode.rollout_id]) for episode in finals}
         self.scored = sum(isinstance(verdict, EpisodeRewards) for verdict in self.verdicts.values())
         self.started_at = min(episode.started_at for episode in episodes)
-        paid = [reward for rewards in used.values() for reward in rewards]
-        self.event_time = max([episode.event_time for episode in episodes] + [reward.event_time for reward in paid])
-        revisions = sorted(episode.revision for episode in episodes)
-        ids = sorted({reward.event_id for reward in paid})
-        self.revision = derive_id(RULE, group_id, self.rule.name, *revisions, "rewards", *ids)
+        # Of the episodes alone: rewards that say the same must give the same bytes, whenever they came.
+        self.event_time = max(episode.event_time for episode in episodes)
         self.lost: list[LostAction] = []
         self.pieces = {
             episode.rollout_id: cut(episode, self.rules)
@@ -164,7 +142,7 @@ class _Closing:
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         """Ledger entries for the actions that are in no row."""
-        return _entries(self.group_id, self.revision, self.event_time, self.lost) if self.mode is Mode.train else ()
+        return _entries(self.group_id, self.event_time, self.lost) if self.mode is Mode.train else ()
 
     def _verdict(self, episode: Episode, rewards: Sequence[AgentReward]) -> EpisodeRewards | FilterReason:
         policy = self.rules.policy_of(episode.failure)
@@ -184,21 +162,20 @@ class _Closing:
         def paid(action: Action) -> Action:
             name = action_id(action.call_id, action.choice)
             reward = rewards.actions.get(name, 0.0) + (rewards.outcome if name == chain[-1] else 0.0)
-            return msgspec.structs.replace(action, reward=reward, credit=credit_of[name], mask=action.mask or masked)
+            return replace(action, reward=reward, credit=credit_of[name], mask=action.mask or masked)
 
-        trajectory_ids = [derive_id("trajectory", self.revision, episode.revision, index) for index in range(len(pieces.rows))]
         return tuple(
             Trajectory(
-                event_id=trajectory_ids[index],
+                event_id=UNSEALED,
                 event_time=self.event_time,
-                trajectory_id=trajectory_ids[index],
+                trajectory_id=UNSEALED,
                 group_id=self.group_id,
                 rollout_id=episode.rollout_id,
                 attempt=episode.attempt,
                 mode=episode.mode,
                 policy=row.policy,
                 episode_revision=episode.revision,
-                group_revision=self.revision,
+                group_revision=UNSEALED,
                 row_index=index,
                 rows_in_episode=len(pieces.rows),
                 group_size=len(self.members),
@@ -207,7 +184,7 @@ class _Closing:
                 token_ids=row.token_ids,
                 actions=tuple(paid(action) for action in row.actions),
                 episode_reward=rewards.total,
-                rewards=dict(rewards.named),
+                rewards=dict(sorted(rewards.named.items())),
                 credit_rule=self.rule.name,
                 break_kind=row.break_kind,
                 failure=episode.failure,
@@ -220,12 +197,13 @@ class _Closing:
     def _credits(self) -> Mapping[str, Mapping[str, float]]:
         """Credit by rollout and action."""
         weights = self.declaration.reward_weights if self.declaration else {}
-        scored = {
-            rollout_id: _scored(self.pieces[rollout_id], verdict, weights)
-            for rollout_id, verdict in self.verdicts.items()
-            if isinstance(verdict, EpisodeRewards)
-        }
+        scored = {rollout_id: _scored(self.pieces[rollout_id], rewards, weights) for rollout_id, rewards in self._paid()}
         return dict(zip(scored, self.rule(list(scored.values())), strict=True))
+
+    def _paid(self) -> Iterator[tuple[str, EpisodeRewards]]:
+        for rollout_id, verdict in self.verdicts.items():
+            if isinstance(verdict, EpisodeRewards):
+                yield rollout_id, verdict
 
     def _lose(self, episode: Episode, reason: FilterReason) -> None:
         self.lost.extend(
@@ -234,14 +212,14 @@ class _Closing:
 
     def _tombstone(self, rollout_id: str, episode: Episode | None, reason: FilterReason, reward: float | None) -> Tombstone:
         return Tombstone(
-            event_id=derive_id("tombstone", self.revision, rollout_id),
+            event_id=UNSEALED,
             event_time=self.event_time,
             group_id=self.group_id,
             rollout_id=rollout_id,
             attempt=episode.attempt if episode else 0,
             mode=self.mode,
             policy=self.policy,
-            group_revision=self.revision,
+            group_revision=UNSEALED,
             group_size=len(self.members),
             group_members_scored=self.scored,
             group_started_at=self.started_at,
@@ -254,10 +232,7 @@ class _Closing:
 def _scored(pieces: Cut, rewards: EpisodeRewards, weights: Mapping[str, float]) -> Scored:
     """What a credit rule sees of an episode."""
     steps = steps_of(pieces.rows)
-    chains = [
-        tuple(msgspec.structs.replace(steps[action], reward=rewards.actions.get(action, 0.0)) for action in path)
-        for path in paths(pieces.rows)
-    ]
+    chains = [tuple(replace(steps[action], reward=rewards.actions.get(action, 0.0)) for action in path) for path in paths(pieces.rows)]
     return Scored(
         total=rewards.total,
         paths=tuple(Path(steps=chain, outcome=rewards.outcome, total=rewards.total) for chain in chains),
@@ -265,7 +240,7 @@ def _scored(pieces: Cut, rewards: EpisodeRewards, weights: Mapping[str, float]) 
     )
 
 
-def _entries(group_id: str, group_revision: str, event_time: int, lost: Iterable[LostAction], salt: str = "") -> tuple[LedgerEntry, ...]:
+def _entries(group_id: str, event_time: int, lost: Iterable[LostAction]) -> tuple[LedgerEntry, ...]:
     """One entry per policy and reason. Calls of upstreams that are not trained belong to no policy's ledger."""
     by_reason: dict[tuple[str, FilterReason], set[str]] = {}
     for action in lost:
@@ -273,11 +248,11 @@ def _entries(group_id: str, group_revision: str, event_time: int, lost: Iterable
             by_reason.setdefault((action.policy, action.reason), set()).add(action.action)
     return tuple(
         LedgerEntry(
-            event_id=derive_id("filtered", group_revision, salt, policy, reason),
+            event_id=UNSEALED,
             event_time=event_time,
             policy=policy,
             group_id=group_id,
-            group_revision=group_revision,
+            group_revision=UNSEALED,
             term=LedgerTerm.filtered,
             reason=reason,
             actions=tuple(sorted(actions)),

@@ -21,6 +21,10 @@ import re
 import msgspec
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_FIRST_MS = 1_577_836_800_000
+"""The beginning of 2020: no id was minted before."""
+
+_TO_INT = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _CORE = r"[0-9a-hjkmnp-tv-z]{26}"
 _ROLLOUT = rf"({_CORE})_(\d{{1,6}})_([0-9a-hjkmnp-tv-z]{{8}})"
 _GROUP_RE = re.compile(rf"gr_({_CORE})")
@@ -64,6 +68,16 @@ def _tag(core: str, index: int, secret: bytes) -> str:
 def mint_group(time_ms: int, chance: bytes) -> str:
     """A new group id from Unix milliseconds and 10 random bytes; sorts by time."""
     return "gr_" + _base32((time_ms << 80) | int.from_bytes(chance[:10]), 26)
+
+
+def minted_at(group_id: str) -> int | None:
+    """Unix milliseconds at which a group id was minted; None if it holds no time: `external_group` made it, or it is no group id.
+
+    One in a thousand of the former looks as if it held a time between 2020 and now.
+    """
+    match = _GROUP_RE.fullmatch(group_id)
+    time_ms = 0 if match is None else int(match[1].translate(_TO_INT), 32) >> 80
+    return time_ms if time_ms >= _FIRST_MS else None
 
 
 def external_group(owner: str, name: str, secret: bytes) -> str:

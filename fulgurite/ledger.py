@@ -4,12 +4,14 @@
             + dead-lettered                                    dead.letters
             + open: no episode yet                             llm.calls and episodes
             + open: group not closed                           episodes, trajectories and training.ledger
+            + open: group to be closed anew                    episodes and trajectories
             + open: waits for the learner                      trajectories, training.ledger and the positions in policy.updates
 
 `open` is enumerated, never a difference, so an event that was lost shows: its actions are in no term, or in two. The remainder counts
-those, and actions that a term names and no call has. Two rules make the terms disjoint: an amended action was trained before and counts
-as amended; a dead-lettered one waits for nothing, and counts under the ledger's term if it was redriven. docs/ledger.md says which
-deletions cannot be seen.
+those, and actions that a term names and no call has. These rules make the terms disjoint: an amended action was trained before and counts
+as amended; what a learner says of an action stands, whatever revision of its group comes later; what a closing says stands as long as
+its revision is the group's newest whole one; a dead-lettered action waits for nothing, and counts under the ledger's term if it was
+redriven. docs/ledger.md says which deletions cannot be seen.
 
 On a live log read the sources in the order of `Sources`' fields: downstream first. An action that moves on meanwhile is then found where
 it was or where it went, never nowhere.
@@ -22,16 +24,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+from fulgurite.adoption import learns_elsewhere
+from fulgurite.batching import SOURCE as LEARNER
 from fulgurite.desired import DesiredVersion
 from fulgurite.errors import CodecError
 from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LedgerEntry, LlmCall, PolicyUpdate, Record, Tombstone, Trajectory
 from fulgurite.ids import action_id, episode_id
-from fulgurite.kinds import LedgerTerm, Mode
+from fulgurite.kinds import FilterReason, LedgerTerm, Mode
+from fulgurite.sealing import Written
 from fulgurite.trajectories import successful_actions
 
 DEAD = "dead_lettered"
 OPEN_EPISODE = "open(no_episode)"
 OPEN_GROUP = "open(group_not_closed)"
+OPEN_AMENDMENT = "open(group_to_be_closed_anew)"
 OPEN_LEARNER = "open(waits_for_learner)"
 
 GRACE_MS = 60_000
@@ -130,6 +136,16 @@ def balance(
     return books.close(now_ms - grace_ms)
 
 
+class _Member(Record, frozen=True, kw_only=True):
+    """A rollout of a closed group, in one revision of it."""
+
+    attempt: int
+    episode_revision: str | None
+    """None: it has no row."""
+    reason: FilterReason | None
+    """Of its tombstone."""
+
+
 class _Call(Record, frozen=True, kw_only=True):
     """What is kept of a call for each of its actions."""
 
@@ -137,6 +153,8 @@ class _Call(Record, frozen=True, kw_only=True):
     partition: int
     group_id: str
     episode_id: str
+    rollout_id: str
+    attempt: int
 
 
 def _actions_of(event: Event) -> tuple[str, ...]:
@@ -155,13 +173,26 @@ class _Books:
     def __init__(self, decode: Callable[[bytes], Event]) -> None:
         self._decode = decode
         self.positions: dict[str, dict[int, int]] = {}
+        self.elsewhere: set[str] = set()
+        """Policies that learn from a replayed topic: what they settle is no part of these books."""
         self.dead: set[str] = set()
         self.settled: dict[str, set[tuple[str, str]]] = {}
-        self.owners: dict[str, tuple[str, int]] = {}
-        self.closed: set[str] = set()
-        self.waiting: set[str] = set()
+        """By learners: (term, version)."""
+        self.settled_under: dict[str, set[str | None]] = {}
+        self.left: dict[str, set[tuple[str, str | None]]] = {}
+        """By closings: (term, group revision)."""
+        self.owners: dict[str, tuple[str, int, str]] = {}
+        self.last_left: dict[str, str | None] = {}
+        self.written: dict[str, Written] = {}
+        self.unread: dict[tuple[str, str], set[str]] = {}
+        """Actions with loss that the learner has not read, by group and revision."""
+        self.members: dict[tuple[str, str], dict[str, _Member]] = {}
         self.attempts: set[str] = set()
-        self.in_episodes: set[str] = set()
+        self.revisions: dict[str, int] = {}
+        """Episode revisions, in the order of the log."""
+        self.first_in: dict[str, str] = {}
+        """The first revision of its episode that has the action."""
+        self.superseding: set[str] = set()
         self.deadlines: dict[str, int] = {}
         self.calls: dict[str, _Call] = {}
         self.beyond: set[str] = set()
@@ -173,6 +204,8 @@ class _Books:
         folds: dict[str, DesiredVersion] = {}
         for entry in entries:
             if isinstance(entry.event, PolicyUpdate):
+                if learns_elsewhere(entry.event):
+                    self.elsewhere.add(entry.event.policy)
                 folds.setdefault(entry.event.policy, DesiredVersion(entry.event.policy)).take(entry.event)
         for policy, fold in folds.items():
             last = fold.updates.get(fold.version())
@@ -192,26 +225,35 @@ class _Books:
         """What became of actions. A repeated entry says nothing new; an action trained into two versions does."""
         for entry in entries:
             event = entry.event
-            if not isinstance(event, LedgerEntry):
+            if not isinstance(event, LedgerEntry) or (event.source == LEARNER and event.policy in self.elsewhere):
                 continue
-            self.closed.add(event.group_id)
             name = f"filtered({event.reason})" if event.term is LedgerTerm.filtered else str(event.term)
             detail = str(event.version) if event.term is LedgerTerm.trained else ""
+            learner = event.source == LEARNER
+            if not learner or event.group_id not in self.last_left:
+                self.last_left[event.group_id] = event.group_revision
             for action in event.actions:
-                self.settled.setdefault(action, set()).add((name, detail))
-                self.owners[action] = (event.policy, entry.partition)
+                self.owners[action] = (event.policy, entry.partition, event.group_id)
+                if learner:
+                    self.settled.setdefault(action, set()).add((name, detail))
+                    self.settled_under.setdefault(action, set()).add(event.group_revision)
+                else:
+                    self.left.setdefault(action, set()).add((name, event.group_revision))
 
     def read_trajectories(self, entries: Iterable[Entry]) -> None:
-        """Closed groups, and actions that the learner has still to account for."""
+        """Closed groups, their newest revisions, and actions that the learner has still to account for."""
         for entry in entries:
             event = entry.event
-            if isinstance(event, Tombstone | Trajectory):
-                self.closed.add(event.group_id)
-            if isinstance(event, Trajectory) and event.policy is not None:
-                if entry.offset < self.positions.get(event.policy, {}).get(entry.partition, 0):
-                    continue
-                actions = {action_id(a.call_id, a.choice) for a in event.actions if a.loss}
-                self.waiting.update(actions - self.settled.keys())
+            if not isinstance(event, Tombstone | Trajectory):
+                continue
+            self.written.setdefault(event.group_id, Written()).take(event)
+            place = (event.group_id, event.group_revision)
+            row = isinstance(event, Trajectory)
+            self.members.setdefault(place, {})[event.rollout_id] = _Member(
+                attempt=event.attempt, episode_revision=event.episode_revision if row else None, reason=None if row else event.reason
+            )
+            if row and event.policy is not None and entry.offset >= self.positions.get(event.policy, {}).get(entry.partition, 0):
+                self.unread.setdefault(place, set()).update(action_id(a.call_id, a.choice) for a in event.actions if a.loss)
 
     def read_episodes(self, entries: Iterable[Entry]) -> None:
         """Attempts that have ended, and what was done in them."""
@@ -219,7 +261,12 @@ class _Books:
             event = entry.event
             if isinstance(event, Episode):
                 self.attempts.add(event.episode_id)
-                self.in_episodes.update(action for call in event.calls for action in successful_actions(call))
+                self.revisions.setdefault(event.revision, len(self.revisions))
+                if event.supersedes is not None:
+                    self.superseding.add(event.revision)
+                for call in event.calls:
+                    for action in successful_actions(call):
+                        self.first_in.setdefault(action, event.revision)
                 if event.declaration is not None:
                     self.deadlines[event.group_id] = event.declaration.deadline
 
@@ -244,6 +291,8 @@ class _Books:
                 partition=entry.partition,
                 group_id=call.group_id,
                 episode_id=episode_id(call.rollout_id, call.attempt),
+                rollout_id=call.rollout_id,
+                attempt=call.attempt,
             )
             for action in successful_actions(call):
                 if beyond:
@@ -254,22 +303,23 @@ class _Books:
     def close(self, overdue_before: int) -> Balance:
         """Put every action under its terms."""
         found = {action: self._terms(action, about) for action, about in self.calls.items()}
-        strangers = {a: self.owners[a] for a in self.settled if a not in self.calls and a not in self.beyond}
-        expired = {a for a, (_, partition) in strangers.items() if self.began.get(partition, 1) > 0}
+        strangers = {a: owner for a, owner in self.owners.items() if a not in self.calls and a not in self.beyond}
+        expired = {a for a, (_, partition, _) in strangers.items() if self.began.get(partition, 1) > 0}
         problems = [
             Discrepancy(action=a, policy=self.calls[a].policy, partition=self.calls[a].partition, terms=terms, has_call=True)
             for a, terms in found.items()
             if len(terms) != 1
         ]
         problems += [
-            Discrepancy(action=a, policy=policy, partition=partition, terms=self._settled_terms(a), has_call=False)
-            for a, (policy, partition) in strangers.items()
+            Discrepancy(action=a, policy=policy, partition=partition, terms=self._settled_terms(a, group), has_call=False)
+            for a, (policy, partition, group) in strangers.items()
             if a not in expired
         ]
+        upstream = {OPEN_EPISODE, OPEN_GROUP, OPEN_AMENDMENT}
         overdue = [
             action
             for action, terms in found.items()
-            if {OPEN_EPISODE, OPEN_GROUP} & set(terms) and self.deadlines.get(self.calls[action].group_id, 0) < overdue_before
+            if upstream & set(terms) and self.deadlines.get(self.calls[action].group_id, 0) < overdue_before
         ]
         return Balance(
             accounts=self._accounts(found, problems),
@@ -301,19 +351,47 @@ class _Books:
         )
 
     def _terms(self, action: str, about: _Call) -> tuple[str, ...]:
-        settled = self._settled_terms(action)
+        settled = self._settled_terms(action, about.group_id)
         if action in self.dead:
             return settled or (DEAD,)
-        opened: list[str] = []
+        revision = self._current(about.group_id)
+        waits = action not in self.settled and not settled and action in self.unread.get((about.group_id, revision or ""), ())
+        opened = [OPEN_LEARNER] if waits else []
         if about.episode_id not in self.attempts:
-            opened.append(OPEN_EPISODE)
-        elif action in self.in_episodes and about.group_id not in self.closed:
-            opened.append(OPEN_GROUP)
-        if action in self.waiting:
-            opened.append(OPEN_LEARNER)
+            opened.insert(0, OPEN_EPISODE)
+        elif action in self.first_in and not self._is_closed(about.group_id):
+            opened.insert(0, OPEN_GROUP)
+        elif not settled and not waits and self._came_late(action, about, revision):
+            opened.append(OPEN_AMENDMENT)
         return (*settled, *opened)
 
-    def _settled_terms(self, action: str) -> tuple[str, ...]:
+    def _settled_terms(self, action: str, group_id: str) -> tuple[str, ...]:
         pairs = self.settled.get(action, set())
-        amended = any(name == LedgerTerm.amended for name, _ in pairs)
-        return tuple(sorted(name for name, _ in pairs if not (amended and name == LedgerTerm.trained)))
+        names = sorted(name for name, _ in pairs)
+        if LedgerTerm.amended in names and LedgerTerm.trained in names:
+            names.remove(LedgerTerm.trained)
+        # What a learner says stands. Under the same revision nobody else may have said anything.
+        standing = self.settled_under.get(action) or {self._current(group_id)}
+        names += sorted(name for name, revision in self.left.get(action, set()) if revision is None or revision in standing)
+        return tuple(sorted(names))
+
+    def _current(self, group_id: str) -> str | None:
+        """The revision of a group that counts; without its rows, which retention may have taken, the last that the ledger names."""
+        return self.written[group_id].current if group_id in self.written else self.last_left.get(group_id)
+
+    def _is_closed(self, group_id: str) -> bool:
+        return group_id in self.written or group_id in self.last_left
+
+    def _came_late(self, action: str, about: _Call, revision: str | None) -> bool:
+        """Whether the action's episode came after the closing that counts: the group is to be closed anew."""
+        member = self.members.get((about.group_id, revision or ""), {}).get(about.rollout_id)
+        first_in = self.first_in.get(action)
+        if member is None or first_in is None:
+            return False
+        if member.reason is FilterReason.missing or about.attempt > member.attempt:
+            return True
+        if about.attempt < member.attempt:
+            return False
+        if member.episode_revision is None:
+            return first_in in self.superseding
+        return self.revisions[first_in] > self.revisions.get(member.episode_revision, len(self.revisions))

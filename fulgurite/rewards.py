@@ -28,7 +28,7 @@ class EpisodeRewards(Record, frozen=True, kw_only=True):
 
 
 def counted(episode: Episode, rewards: Iterable[AgentReward]) -> tuple[AgentReward, ...]:
-    """The rewards that count for an episode, by event id: one per name and thing paid."""
+    """The rewards that count for an episode: one per name and thing paid, in an order that their event ids have no part in."""
     chosen: dict[tuple[str, str | None, int | None], AgentReward] = {}
     for reward in rewards:
         if reward.rollout_id != episode.rollout_id or reward.attempt not in (None, episode.attempt):
@@ -36,7 +36,7 @@ def counted(episode: Episode, rewards: Iterable[AgentReward]) -> tuple[AgentRewa
         thing = (reward.name, reward.call_id, reward.choice)
         if thing not in chosen or _rank(chosen[thing]) < _rank(reward):
             chosen[thing] = reward
-    return tuple(sorted(chosen.values(), key=lambda reward: reward.event_id))
+    return tuple(chosen[thing] for thing in sorted(chosen, key=lambda thing: (thing[0], thing[1] or "", thing[2] or 0)))
 
 
 def is_complete(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> bool:

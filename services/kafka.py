@@ -11,7 +11,7 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, cast
 
@@ -321,8 +321,9 @@ def read_all(
     *,
     partitions: list[int] | None = None,
     since_ms: int | None = None,
+    keys: Collection[bytes] | None = None,
 ) -> Iterator[Record]:
-    """What a topic holds now, partition by partition in offset order; from `since_ms` (record time) on if given.
+    """What a topic holds now, partition by partition in offset order; from `since_ms` (record time) on if given; of these keys only.
 
     Bounded by the end offsets at the time of the call. Raises LogUnavailable when the broker falls silent.
     """
@@ -355,7 +356,7 @@ def read_all(
                 if failure is not None:
                     raise LogUnavailable(f"{name}: {failure.str()}")
                 partition, offset = cast(int, message.partition()), cast(int, message.offset())
-                if partition in ends and offset < ends[partition]:
+                if partition in ends and offset < ends[partition] and (keys is None or message.key() in keys):
                     yield read_message(message, codec)
                 if partition in ends and offset + 1 >= ends[partition]:
                     del ends[partition]

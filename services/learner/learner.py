@@ -15,9 +15,10 @@ from typing import Protocol
 
 import numpy as np
 
+from fulgurite.amendments import amended_entries
 from fulgurite.batching import BatchGroup, BatchRules, RowBatcher, ledger_entries
 from fulgurite.codec import Codec
-from fulgurite.events import Artifact, DeadLetter, Event, PolicyUpdate, Probe
+from fulgurite.events import Artifact, DeadLetter, Event, LedgerEntry, PolicyUpdate, Probe
 from fulgurite.ids import derive_id
 from fulgurite.kinds import LedgerTerm, UpdateKind
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs, unpack_ids
@@ -95,6 +96,7 @@ class Learner:
         self._serial = 0
         self._topic_id = source.topic_id()
         self._waiting_since: float | None = None
+        self._amending_since: float | None = None
         self._stopping = False
 
     def resume(self) -> None:
@@ -114,7 +116,8 @@ class Learner:
             ledger = self._policy_log.ledger()
             published = self._policy_log.republish(events, ledger)
             # A group written again, long after it was settled, is known from the ledger.
-            self.batcher.restore(state.positions, state.settled, ledger.settled)
+            pending = {event.group_id: event.group_revision for event in events if isinstance(event, LedgerEntry)}
+            self.batcher.restore(state.positions, state.settled, ledger.settled | pending)
             log.info("resumed", version=state.version, checkpoint=state.serial, republished=published)
         epoch = self._policy_log.claim(self._step, self.settings.model_dump_json(exclude={"model", "data_dir"}))
         self._source.start(self.batcher.positions())
@@ -130,6 +133,7 @@ class Learner:
             for record in self._source.read(_READ_TIMEOUT_S):
                 self._take(record)
             self._train_if_ready()
+            self._amend_if_ready()
 
     def _take(self, record: Record) -> None:
         event = trainable(record)
@@ -157,12 +161,38 @@ class Learner:
             artifact = self._artifacts.write(self.version, self._trainer.export)
             metrics["step_seconds"] = time.monotonic() - began
             update = self._update(parent, artifact, rows, groups, metrics)
-        entries = ledger_entries(groups, self.version, now_ms())
+        entries = [*ledger_entries(groups, self.version, now_ms()), *self._amendments()]
         events: list[Event] = [update, *entries] if update else [*entries]
         self._checkpoint(events, trained=update is not None)
         self._policy_log.publish(events)
         self._source.show(self.batcher.positions())
         log.info("settled", version=str(self.version), rows=len(rows), **metrics)
+
+    def _amend_if_ready(self) -> None:
+        """Amendments go with the next step's checkpoint, or after a while with one of their own."""
+        if not self.batcher.amendments():
+            self._amending_since = None
+            return
+        self._amending_since = self._amending_since or time.monotonic()
+        if time.monotonic() - self._amending_since <= self.settings.max_wait_s:
+            return
+        self._policy_log.check_epoch()
+        entries = self._amendments()
+        self._checkpoint(entries, trained=False)
+        self._policy_log.publish(entries)
+        self._source.show(self.batcher.positions())
+
+    def _amendments(self) -> list[LedgerEntry]:
+        """What the ledger is to be told of newer revisions of settled groups; they count as accounted for from here on."""
+        held = self.batcher.amendments()
+        if not held:
+            return []
+        accounts = self._policy_log.accounts(held)
+        entries = [entry for group in held for entry in amended_entries(group, accounts[group.group_id], self.version, now_ms())]
+        for group in held:
+            self.batcher.amend(group)
+        log.info("amended", groups=len(held), entries=len(entries))
+        return entries
 
     def _waited_long(self) -> bool:
         if not self.batcher.complete():

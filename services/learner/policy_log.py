@@ -8,22 +8,26 @@ from typing import NamedTuple
 
 from confluent_kafka import TopicPartition
 
-from fulgurite.batching import SOURCE
+from fulgurite.amendments import accounts_of
+from fulgurite.batching import SOURCE, Held
 from fulgurite.codec import Codec
 from fulgurite.events import Event, LedgerEntry, PolicyUpdate
 from fulgurite.ids import derive_id
-from fulgurite.kinds import UpdateKind
+from fulgurite.kinds import LedgerTerm, UpdateKind
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from services.kafka import EventProducer, KafkaSettings, make_consumer, read_all, read_message
 from services.learner.errors import EpochLost
+
+_SKEW_MS = 60_000
+"""A group's start is by another clock than the ledger's records."""
 
 
 class LedgerMemory(NamedTuple):
     """What `training.ledger` says of the past."""
 
     event_ids: set[str]
-    settled: set[str]
-    """Groups of this policy that a learner has settled: none of them is ever trained again."""
+    settled: dict[str, str | None]
+    """Groups of this policy that a learner has settled, and the last revision it has accounted for: none is ever trained again."""
 
 
 class PolicyLog:
@@ -109,7 +113,19 @@ class PolicyLog:
         """Read the whole ledger once."""
         entries = [r.event for r in read_all(self._kafka, TRAINING_LEDGER, self._codec) if isinstance(r.event, LedgerEntry)]
         ours = [entry for entry in entries if entry.policy == self._policy and entry.source == SOURCE]
-        return LedgerMemory({entry.event_id for entry in entries}, {entry.group_id for entry in ours})
+        return LedgerMemory({entry.event_id for entry in entries}, {entry.group_id: entry.group_revision for entry in ours})
+
+    def accounts(self, groups: Sequence[Held]) -> dict[str, dict[str, LedgerTerm]]:
+        """What the ledger says of the actions of groups that this policy's learners have settled."""
+        keys = {held.group_id.encode() for held in groups}
+        partitions = sorted({held.partition for held in groups})
+        since = min(held.started_at for held in groups) - _SKEW_MS
+        found: dict[str, list[LedgerEntry]] = {held.group_id: [] for held in groups}
+        for record in read_all(self._kafka, TRAINING_LEDGER, self._codec, partitions=partitions, since_ms=since, keys=keys):
+            entry = record.event
+            if isinstance(entry, LedgerEntry) and entry.policy == self._policy and entry.source == SOURCE:
+                found[entry.group_id].append(entry)
+        return {group_id: accounts_of(entries) for group_id, entries in found.items()}
 
     def republish(self, events: Sequence[Event], ledger: LedgerMemory) -> int:
         """Publish those of a checkpoint's events that the log does not have yet; return how many."""

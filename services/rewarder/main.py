@@ -10,12 +10,13 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
-from fulgurite.closing import SOURCE, Output
 from fulgurite.events import LedgerEntry, Tombstone, Trajectory
+from fulgurite.sealing import SOURCE, Output
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
 from services import logs
 from services.kafka import KafkaSettings, read_all
 from services.rewarder.partition import RewarderPartition
+from services.rewarder.recall import recall
 from services.rewarder.settings import RewarderSettings
 from services.streams import Worker, quieten
 from services.topic_admin import check_topics
@@ -30,17 +31,25 @@ class Rewarder(Worker):
 
     async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, RewarderPartition]:
         """Partitions that know which groups have been closed since."""
-        written = await asyncio.to_thread(self._written, since_ms)
+        since = min(since_ms.values(), default=0)
+        written = await asyncio.to_thread(self._written, list(since_ms), since)
         return {
-            number: RewarderPartition(number, self.log, self._own, partial(self.position, partition=number), written[number])
+            number: RewarderPartition(
+                number,
+                self.log,
+                self._own,
+                partial(self.position, partition=number),
+                partial(recall, self.kafka, self.codec, number),
+                written[number],
+                since,
+            )
             for number in since_ms
         }
 
-    def _written(self, since_ms: Mapping[int, int]) -> dict[int, list[Output]]:
-        written: dict[int, list[Output]] = {number: [] for number in since_ms}
-        since = min(since_ms.values(), default=0)
+    def _written(self, partitions: list[int], since: int) -> dict[int, list[Output]]:
+        written: dict[int, list[Output]] = {number: [] for number in partitions}
         for topic in (TRAJECTORIES, TRAINING_LEDGER):
-            for record in read_all(self.kafka, topic, self.codec, partitions=list(since_ms), since_ms=since):
+            for record in read_all(self.kafka, topic, self.codec, partitions=partitions, since_ms=since):
                 event = record.event
                 if isinstance(event, Trajectory | Tombstone) or (isinstance(event, LedgerEntry) and event.source == SOURCE):
                     written[record.partition].append(event)

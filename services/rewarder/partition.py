@@ -1,26 +1,34 @@
-"""One partition of the rewarder: groups that wait for episodes or rewards, and groups that are closed.
+"""One partition of the rewarder: groups that wait for episodes or rewards, and closed groups for which something comes late.
 
 A group closes when every declared rollout's last attempt has come and has its expected rewards; without all rewards some time after
 its deadline, without all episodes (the aggregator is down: it judges every rollout at the deadline) a longer time after. A group that
-nobody declared is one episode and waits some time for a reward. What falls due is closed only when both topics have been read up to the
-end they had then. Ledger entries are acknowledged before the rows are sent, so that rows in the log tell that the entries are there too.
+nobody declared is one episode and waits some time for a reward. What comes for a closed group closes it anew, whole, under a new revision
+if that changes anything: once for all that comes together, and not more often than the settings say. A group that memory has let go of is
+read from the log again first. What falls due is closed only when both topics have been read up to the end they had then. Ledger entries
+are acknowledged before the rows are sent, so that rows in the log tell that the entries are there too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Protocol
 
-from fulgurite.closing import Output, awaits_episodes, awaits_rewards, close_group, late_entries
+from fulgurite.codec import Codec
 from fulgurite.credit import credit_rule
 from fulgurite.errors import UnknownRule
-from fulgurite.events import AgentReward, Declaration, Episode, Event, LedgerEntry, Tombstone, Trajectory
-from fulgurite.ids import action_id
+from fulgurite.events import AgentReward, DeadLetter, Declaration, Episode, Event, LedgerEntry
+from fulgurite.ids import derive_id, minted_at
 from fulgurite.kinds import Mode
-from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
+from fulgurite.sealing import Output, Written, revision_of
+from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
 from fulgurite.trajectories import successful_actions
 from services import logs
+from services.kafka import KafkaSettings
+from services.rewarder.groups import ClosedGroups, Group
+from services.rewarder.recall import Recalled
 from services.rewarder.settings import RewarderSettings
-from services.streams import Log, Rejected, Settle, now_ms
+from services.streams import Rejected, Settle, now_ms
 
 _log = logs.get()
 
@@ -28,79 +36,60 @@ _SKEW_MS = 60_000
 """Event times further ahead of our clock than this are a broken clock and do not move time."""
 
 _LOOK_EVERY_MS = 250
-"""Looking through all open groups for what is due costs more than an input."""
+"""Looking through all waiting groups for what is due costs more than an input."""
 
 
-class OpenGroup:
-    """A group that waits."""
-
-    def __init__(self) -> None:
-        self.episodes: dict[tuple[str, int], Episode] = {}
-        self.rewards: dict[str, AgentReward] = {}
-        self.unsettled: list[Settle] = []
-
-    def take(self, event: Episode | AgentReward, settle: Settle) -> None:
-        """Hold an input until the group is closed. Of an attempt the revision with the most inputs counts."""
-        self.unsettled.append(settle)
-        if isinstance(event, AgentReward):
-            self.rewards.setdefault(event.event_id, event)
-            return
-        key = (event.rollout_id, event.attempt)
-        held = self.episodes.get(key)
-        if held is None or set(event.inputs) > set(held.inputs):
-            self.episodes[key] = event
-
-    def due_at(self, settings: RewarderSettings) -> int:
-        """Unix milliseconds after which the group closes with what it has."""
-        if not self.episodes:
-            return min(reward.event_time for reward in self.rewards.values()) + int(settings.orphan_s * 1000)
-        declaration = next((episode.declaration for episode in self.episodes.values() if episode.declaration), None)
-        if declaration is None:
-            return max(episode.ended_at for episode in self.episodes.values()) + int(settings.live_wait_s * 1000)
-        grace = settings.episode_grace_s if awaits_episodes(declaration, self.episodes.values()) else settings.grace_s
-        return declaration.deadline + int(grace * 1000)
+Recall = Callable[[Collection[str], int], Mapping[str, Recalled]]
+"""Groups by id, and since when to read."""
 
 
-class ClosedGroup:
-    """A group that was closed: what came of it."""
+class PartitionLog(Protocol):
+    """What is needed of `services.streams.Log`."""
 
-    def __init__(self, revision: str) -> None:
-        self.revision = revision
-        self.accounted: set[str] = set()
+    settings: KafkaSettings
+    codec: Codec
 
-    def count(self, output: Output) -> None:
-        """Note the actions that an output accounts for."""
-        if isinstance(output, Trajectory):
-            self.accounted.update(action_id(action.call_id, action.choice) for action in output.actions if action.loss)
-        elif isinstance(output, LedgerEntry):
-            self.accounted.update(output.actions)
+    async def publish(self, topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
+        """Send and await."""
+        ...
+
+    async def end_offset(self, topic: Topic, partition: int) -> int:
+        """One past the last record there is now."""
+        ...
 
 
 class RewarderPartition:
-    """A `Processor`; `position` says how far a topic of this partition has been read."""
+    """A `Processor`; `position` says how far a topic of this partition has been read, `recall` reads some groups from the log again.
+
+    `written`: what the log holds of the rewarder's since `since`, Unix milliseconds, in its order.
+    """
 
     def __init__(
         self,
         partition: int,
-        log: Log,
+        log: PartitionLog,
         settings: RewarderSettings,
         position: Callable[[Topic], int],
+        recall: Recall,
         written: Iterable[Output],
+        since: int,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
         self._partition = partition
         self._log = log
         self._settings = settings
         self._rules = settings.rules()
         self._position = position
-        self._open: dict[str, OpenGroup] = {}
+        self._read_again = recall
+        self._now = clock
+        self._waiting: dict[str, Group] = {}
+        self._closed = ClosedGroups(settings, since)
         self._touched: set[str] = set()
-        self._closed: dict[str, ClosedGroup] = {}
-        self._late: list[tuple[Episode, Settle]] = []
         self._due: tuple[dict[Topic, int], set[str]] | None = None
         self._time = 0
         self._next_look = 0
         self._written: set[str] = set()
-        self._remember(list(written))
+        self._remember(written)
 
     def take(self, topic: Topic, event: Event, settle: Settle) -> None:
         """Take an episode or a reward in. Raises Rejected."""
@@ -108,43 +97,45 @@ class RewarderPartition:
             raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
         if isinstance(event, Episode) and event.declaration is not None:
             _check_rule(event, event.declaration)
-        self._time = max(self._time, min(event.event_time, now_ms() + _SKEW_MS))
-        if event.group_id not in self._closed:
-            self._open.setdefault(event.group_id, OpenGroup()).take(event, settle)
+        self._time = max(self._time, min(event.event_time, self._now() + _SKEW_MS))
+        group = self._waiting.get(event.group_id)
+        if group is None:
+            group = self._waiting[event.group_id] = self._closed.take(event.group_id) or self._new(event)
+        elif group.unsure and isinstance(event, Episode) and not _is_first(event):
+            group.lacks = True
+        group.take(event, settle)
+        if group.is_open:
             self._touched.add(event.group_id)
-        elif isinstance(event, Episode):
-            self._late.append((event, settle))
+        elif group.lacks or group.news:
+            group.await_more(self._now(), self._settings)
         else:
-            settle()
+            self._put_by(event.group_id, group)
 
     async def work(self) -> None:
-        """Close what is complete or due; account for what is late."""
+        """Close what is complete or due."""
         touched, self._touched = self._touched, set()
         for group_id in touched:
-            group = self._open.get(group_id)
-            if group is not None and self._complete(group):
+            group = self._waiting.get(group_id)
+            if group is not None and group.is_open and group.gathered.is_complete(self._rules):
                 await self._close(group_id, group)
         await self._close_due()
-        late, self._late = self._late, []
-        for episode, settle in late:
-            await self._account_late(episode)
-            settle()
 
-    def _complete(self, group: OpenGroup) -> bool:
-        episodes = list(group.episodes.values())
-        if not episodes:
-            return False
-        declaration = next((episode.declaration for episode in episodes if episode.declaration), None)
-        rewards = list(group.rewards.values())
-        return not awaits_episodes(declaration, episodes) and not awaits_rewards(declaration, episodes, rewards, self._rules)
+    def _new(self, event: Episode | AgentReward) -> Group:
+        """A group that is neither waiting nor known to be closed: was it closed before we began to look, and forgotten?"""
+        minted = minted_at(event.group_id)
+        if minted is not None and minted <= self._now() + _SKEW_MS:
+            return Group(lacks=minted < self._closed.since + _SKEW_MS)
+        # A session that a user named: its id tells no time.
+        return Group(unsure=True) if isinstance(event, AgentReward) or _is_first(event) else Group(lacks=True)
 
     async def _close_due(self) -> None:
         if self._due is None:
-            if now_ms() < self._next_look:
+            if self._now() < self._next_look:
                 return
-            self._next_look = now_ms() + _LOOK_EVERY_MS
-            now = max(self._time, now_ms())
-            due = {group_id for group_id, group in self._open.items() if group.due_at(self._settings) <= now}
+            self._next_look = self._now() + _LOOK_EVERY_MS
+            self._closed.forget(self._now())
+            now = max(self._time, self._now())
+            due = {group_id for group_id, group in self._waiting.items() if group.due_at(self._settings) <= now}
             if not due:
                 return
             self._due = ({topic: await self._log.end_offset(topic, self._partition) for topic in (EPISODES, AGENT_REWARDS)}, due)
@@ -152,27 +143,95 @@ class RewarderPartition:
         if any(self._position(topic) < end for topic, end in ends.items()):
             return
         self._due = None
-        for group_id in due & self._open.keys():
-            group = self._open[group_id]
-            if group.episodes:
-                await self._close(group_id, group)
-            else:
-                _log.warning("rewards of a group without episodes are given up", group_id=group_id, rewards=sorted(group.rewards))
-                self._settle(group_id)
+        groups = {group_id: self._waiting[group_id] for group_id in sorted(due & self._waiting.keys())}
+        await self._recall({i: group for i, group in groups.items() if group.lacks or (group.unsure and not group.gathered.episodes)})
+        for group_id, group in groups.items():
+            if group_id in self._waiting:
+                await self._write(group_id, group)
 
-    async def _close(self, group_id: str, group: OpenGroup) -> None:
-        declaration = next((episode.declaration for episode in group.episodes.values() if episode.declaration), None)
-        outputs = close_group(group_id, declaration, group.episodes.values(), list(group.rewards.values()), self._rules)
-        await self._publish(group_id, outputs)
-        closed = self._closed.setdefault(group_id, ClosedGroup(_revision(outputs)))
-        for output in outputs:
-            closed.count(output)
-        self._settle(group_id)
+    async def _write(self, group_id: str, group: Group) -> None:
+        """Close a group that is due, for the first time or anew; give up rewards without any episode."""
+        if not group.gathered.episodes:
+            if group.due_at(self._settings) <= max(self._time, self._now()):
+                _log.warning("rewards of a group without episodes are given up", group_id=group_id, rewards=sorted(group.gathered.rewards))
+                self._waiting.pop(group_id).settle()
+                self._closed.know(group_id, None, self._now())
+        elif group.is_open and group.due_at(self._settings) > max(self._time, self._now()) and not group.gathered.is_complete(self._rules):
+            _log.debug("had not been closed", group_id=group_id)
+        else:
+            await self._close(group_id, group)
 
-    def _settle(self, group_id: str) -> None:
-        group = self._open.pop(group_id)
-        for settle in group.unsettled:
+    async def _recall(self, groups: dict[str, Group]) -> None:
+        """Read again from the log what these groups are made of, and what was written of them."""
+        if not groups:
+            return
+        bound = self._now() - int(self._settings.amend_within_s * 1000)
+        times = [minted_at(group_id) or bound for group_id in groups]
+        since = max(bound, min(bound if time > self._now() else time - _SKEW_MS for time in times))
+        _log.info("reading groups from the log again", groups=len(groups), since=since)
+        found = await asyncio.to_thread(self._read_again, groups.keys(), since)
+        for group_id, recalled in found.items():
+            group = groups[group_id]
+            group.lacks = group.unsure = False
+            if not recalled.is_whole:
+                await self._give_up(group_id, group)
+                continue
+            group.revision = recalled.written.newest or group.revision
+            self._written |= recalled.written.begun()
+            for event in recalled.inputs:
+                group.gathered.take(event)
+
+    async def _give_up(self, group_id: str, group: Group) -> None:
+        """The log no longer holds what the group was made of: late rewards change nothing, late episodes are dead letters."""
+        _log.warning("too late: the log no longer holds the whole group", group_id=group_id, rewards=sorted(group.gathered.rewards))
+        taken = group.take_up()
+        letters = [self._too_late(episode) for episode in group.gathered.episodes.values()]
+        await self._log.publish(DEAD_LETTERS, [(group_id, letter) for letter in letters])
+        del self._waiting[group_id]
+        for settle in taken:
             settle()
+        if group.unsettled:
+            # It came meanwhile, and is as late.
+            group.lacks = True
+            group.await_more(self._now(), self._settings)
+            self._waiting[group_id] = group
+
+    def _too_late(self, episode: Episode) -> DeadLetter:
+        return DeadLetter(
+            event_id=derive_id("dead", "rewarder", episode.event_id),
+            event_time=episode.event_time,
+            stage="rewarder",
+            error_type="TooLate",
+            error=f"episode {episode.episode_id} came when the log no longer held its whole group",
+            topic=self._log.settings.topic(EPISODES),
+            partition=self._partition,
+            offset=-1,
+            key=episode.group_id.encode(),
+            value=self._log.codec.encode(episode),
+            actions=_actions(episode),
+        )
+
+    async def _close(self, group_id: str, group: Group) -> None:
+        taken = group.take_up()
+        outputs = group.gathered.close(group_id, self._rules)
+        revision = revision_of(outputs) or ""
+        if revision != group.revision:
+            if group.revision:
+                _log.info("closed anew", group_id=group_id, revision=revision, supersedes=group.revision)
+            await self._publish(group_id, outputs)
+            group.revision = revision
+            group.closed_at = self._now()
+        for settle in taken:
+            settle()
+        if group.news:
+            group.await_more(self._now(), self._settings)
+        else:
+            self._put_by(group_id, group)
+
+    def _put_by(self, group_id: str, group: Group) -> None:
+        del self._waiting[group_id]
+        group.settle()
+        self._closed.keep(group_id, group)
 
     async def _publish(self, group_id: str, outputs: Sequence[Output]) -> None:
         """Entries first, then rows; without those that an earlier worker had written before it died."""
@@ -181,51 +240,29 @@ class RewarderPartition:
         await self._log.publish(TRAJECTORIES, [(group_id, output) for output in new if not isinstance(output, LedgerEntry)])
         self._written.difference_update(output.event_id for output in outputs)
 
-    async def _account_late(self, episode: Episode) -> None:
-        closed = self._closed[episode.group_id]
-        entries = late_entries(episode.group_id, closed.revision, episode, closed.accounted)
-        await self._log.publish(TRAINING_LEDGER, [(entry.group_id, entry) for entry in entries])
-        for entry in entries:
-            closed.count(entry)
-
-    def _remember(self, outputs: Sequence[Output]) -> None:
+    def _remember(self, outputs: Iterable[Output]) -> None:
         """Groups whose rows are all in the log are closed; of others, what was written is not written again."""
-        by_group: dict[str, list[Output]] = {}
+        groups: dict[str, Written] = {}
         for output in outputs:
-            by_group.setdefault(output.group_id, []).append(output)
-        for group_id, found in by_group.items():
-            revision = _whole_revision(found)
-            if revision is None:
-                self._written.update(output.event_id for output in found)
-                continue
-            closed = self._closed[group_id] = ClosedGroup(revision)
-            for output in found:
-                closed.count(output)
+            groups.setdefault(output.group_id, Written()).take(output)
+        for group_id, written in groups.items():
+            self._written |= written.begun()
+            if written.newest is not None:
+                self._closed.know(group_id, written.newest, self._now())
+
+
+def _is_first(episode: Episode) -> bool:
+    """Whether nothing was written of its rollout before."""
+    return episode.supersedes is None and episode.attempt == 0
 
 
 def _check_rule(episode: Episode, declaration: Declaration) -> None:
-    """Raises Rejected for a credit rule that there is not."""
     try:
         credit_rule(declaration.credit_rule)
     except UnknownRule as error:
-        lost = tuple(action for call in episode.calls for action in successful_actions(call)) if episode.mode is Mode.train else ()
-        raise Rejected(str(error), lost) from error
+        raise Rejected(str(error), _actions(episode)) from error
 
 
-def _revision(outputs: Sequence[Output]) -> str:
-    return next((output.group_revision for output in outputs if output.group_revision is not None), "")
-
-
-def _whole_revision(outputs: Sequence[Output]) -> str | None:
-    """The group revision of which every member has all its rows or its tombstone, if there is one."""
-    members: dict[str, dict[str, int]] = {}
-    sizes: dict[str, int] = {}
-    for output in {output.event_id: output for output in outputs}.values():
-        if isinstance(output, LedgerEntry):
-            continue
-        sizes[output.group_revision] = output.group_size
-        left = members.setdefault(output.group_revision, {})
-        rows = 1 if isinstance(output, Tombstone) else output.rows_in_episode
-        left[output.rollout_id] = left.get(output.rollout_id, rows) - 1
-    whole = (revision for revision, left in members.items() if len(left) == sizes[revision] and not any(left.values()))
-    return next(whole, None)
+def _actions(episode: Episode) -> tuple[str, ...]:
+    """Actions that are lost to training with an episode."""
+    return tuple(action for call in episode.calls for action in successful_actions(call)) if episode.mode is Mode.train else ()

@@ -19,6 +19,13 @@ class RewarderSettings(StreamSettings):
     episode_grace_s: float = Field(default=600.0, ge=0, description="After a group's deadline, how long to wait for episodes.")
     live_wait_s: float = Field(default=300.0, ge=0, description="How long an undeclared episode waits for its reward.")
     orphan_s: float = Field(default=3600.0, ge=0, description="How long a reward waits for any episode of its group.")
+    amend_wait_s: float = Field(default=2.0, ge=0, description="How long what comes late waits for what comes with it.")
+    amend_every_s: float = Field(default=60.0, ge=0, description="How often a closed group is written anew, at most.")
+    amend_within_s: float = Field(default=604800.0, ge=0, description="How far back the log is read for a group no longer in memory.")
+    keep_s: float = Field(default=600.0, ge=0, description="How long a closed group stays in memory whole.")
+    keep_mb: float = Field(default=64.0, ge=0, description="How many megabytes of closed groups stay in memory, per partition.")
+    remember_s: float = Field(default=86400.0, ge=0, description="How long a closed group's revision stays in memory.")
+    remember_groups: int = Field(default=50_000, ge=0, description="How many closed groups' revisions stay in memory, per partition.")
     failure_policies: dict[FailureKind, FailurePolicy] = Field(default={}, description="What training makes of a failure, by kind.")
     penalty: float = Field(default=0.0, description="The reward of failures whose policy is `penalise`.")
     log_level: str = "INFO"

@@ -207,9 +207,11 @@ def test_a_group_that_is_written_again_is_never_trained_again() -> None:
     batcher.take(NOW)
     assert batcher.settled() == {}
     assert not batcher.add(0, 7, row("g1", 0, 1.0))
+    assert batcher.amendments() == ()
     resumed = RowBatcher("policy", ONE_GROUP)
-    resumed.restore(batcher.positions(), {}, {"g1"})
-    assert not resumed.add(0, 8, msgspec.structs.replace(row("g1", 0, 1.0), group_revision="again"))
+    resumed.restore(batcher.positions(), {}, {"g1": "g1-r"})
+    assert not resumed.add(0, 8, row("g1", 0, 1.0))
+    assert resumed.amendments() == ()
 
 
 def test_staleness_is_counted_in_steps_across_epochs() -> None:

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.closing import Output, awaits_episodes, awaits_rewards, close_group, late_entries, members
+from fulgurite.closing import awaits_episodes, awaits_rewards, close_group, members
 from fulgurite.errors import UnknownRule
 from fulgurite.events import AgentReward, AgentStatus, Declaration, Episode, LedgerEntry, LlmCall, Tombstone, Trajectory
 from fulgurite.failure_rules import FailureRules
 from fulgurite.failures import FailureKind, FailurePolicy
 from fulgurite.ids import action_id
 from fulgurite.kinds import FilterReason, Mode, StatusKind
+from fulgurite.sealing import Output
 from fulgurite.stitching import Input, stitch
 from fulgurite.trajectories import iter_transitions, successful_actions
 from tests.synthetic import group_id, make_call, make_declared, make_group, make_reward, make_status, rollout_id
@@ -162,15 +163,6 @@ def test_validation_gives_nothing_to_write() -> None:
 def test_unknown_credit_rule() -> None:
     with pytest.raises(UnknownRule):
         close_group(GROUP, declaration(size=1, credit="magic"), [finished()], [make_reward()])
-
-
-def test_late_actions_are_filtered_once() -> None:
-    episode = finished()
-    (entry,) = late_entries(GROUP, "revision", episode, set())
-    assert (entry.reason, entry.group_revision) == (FilterReason.late, "revision")
-    assert late_entries(GROUP, "revision", episode, set(entry.actions)) == ()
-    live = made(make_call(mode=Mode.live), make_status(mode=Mode.live))
-    assert late_entries(GROUP, "revision", live, set()) == ()
 
 
 def test_step_credit_is_the_mean_over_the_branches_through_an_action() -> None:

@@ -21,6 +21,7 @@ from fulgurite.events import AgentReward, AgentStatus, DeadLetter, Episode, Even
 from fulgurite.failures import FailureKind
 from fulgurite.ids import action_id
 from fulgurite.kinds import CallOutcome, EpisodeOutcome, FilterReason, Mode, StatusKind
+from fulgurite.sealing import Written
 from fulgurite.topics import (
     AGENT_REWARDS,
     AGENT_STATUS,
@@ -230,7 +231,8 @@ def test_nothing_is_written_twice_or_lost_after_a_quiet_restart(deployment: Depl
 
 
 def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
-    deployment.start("aggregator", "rewarder", FULGURITE_REWARDER_GRACE_S="1", FULGURITE_AGGREGATOR_SILENCE_S="2")
+    times = {"FULGURITE_REWARDER_GRACE_S": "1", "FULGURITE_REWARDER_AMEND_EVERY_S": "0", "FULGURITE_AGGREGATOR_SILENCE_S": "2"}
+    deployment.start("aggregator", "rewarder", **times)
     poison = Producer(deployment.kafka.client_config())
     for topic in (LLM_CALLS, AGENT_STATUS, EPISODES, AGENT_REWARDS):
         for partition in range(topic.partitions):
@@ -258,18 +260,18 @@ def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
     )
     wait_until(lambda: len(rows(deployment)) == 5, "both groups are closed")
     deployment.publish([late, msgspec.structs.replace(late, event_id="x", call_id="x", outcome=CallOutcome.client_disconnected)])
-    wait_until(lambda: any(entry.reason is FilterReason.late for entry in entries(deployment)), "the late call is accounted for")
+    wait_until(lambda: late.call_id in calls_of_newest(deployment, late.group_id), "the group is closed anew")
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
 
     found = rows(deployment)
-    declared = [row for row in found if isinstance(row, Trajectory | Tombstone) and row.group_id == late.group_id]
+    last = newest(deployment, late.group_id)
+    declared = [row for row in found if isinstance(row, Trajectory | Tombstone) and row.group_revision == last]
     outcome = {row.rollout_id.split("_")[2]: row.reason if isinstance(row, Tombstone) else None for row in declared}
     assert outcome == {"0": None, "1": None, "2": FilterReason.no_reward, "3": FilterReason.missing}
     (live,) = (row for row in found if isinstance(row, Trajectory) and row.mode is Mode.live)
     assert (live.episode_reward, live.group_size) == (0.5, 1)
-    reasons = {entry.reason: entry.actions for entry in entries(deployment)}
-    assert set(reasons) == {FilterReason.superseded, FilterReason.no_reward, FilterReason.late}
-    assert reasons[FilterReason.late] == (action_id(late.call_id, 0),)
+    reasons = {(entry.group_revision == last, entry.reason) for entry in entries(deployment)}
+    assert reasons == {(newest, reason) for newest in (True, False) for reason in (FilterReason.superseded, FilterReason.no_reward)}
     episodes = [event for event in deployment.read(EPISODES) if isinstance(event, Episode)]
     verdicts = {episode.rollout_id: episode.failure for episode in episodes if episode.outcome is EpisodeOutcome.timed_out}
     assert sorted(str(failure) for failure in verdicts.values()) == ["None", "agent_silent", "agent_timeout"]
@@ -279,6 +281,21 @@ def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
     letters = [event for event in deployment.read(DEAD_LETTERS) if isinstance(event, DeadLetter)]
     assert len({letter.event_id for letter in letters}) == 32
     assert {letter.stage for letter in letters} == {"aggregator", "rewarder"}
+
+
+def newest(deployment: Deployment, group_id: str) -> str | None:
+    """The revision of a group that counts."""
+    written = Written()
+    for event in deployment.read(TRAJECTORIES):
+        if isinstance(event, Trajectory | Tombstone) and event.group_id == group_id:
+            written.take(event)
+    return written.current
+
+
+def calls_of_newest(deployment: Deployment, group_id: str) -> set[str]:
+    last = newest(deployment, group_id)
+    found = [row for row in rows(deployment) if isinstance(row, Trajectory) and row.group_revision == last]
+    return {action.call_id for row in found for action in row.actions}
 
 
 def entries(deployment: Deployment) -> list[LedgerEntry]:

@@ -1,0 +1,55 @@
+"""What is known of a group: the last revision of each attempt, and every reward once. A function of the set, whatever its order.
+
+Of an attempt the revision with the most inputs counts: revisions of an episode contain one another.
+"""
+
+from __future__ import annotations
+
+from fulgurite.closing import awaits_episodes, awaits_rewards, close_group
+from fulgurite.events import AgentReward, Declaration, Episode
+from fulgurite.failure_rules import FailureRules
+from fulgurite.sealing import Output
+
+Key = tuple[str, int]
+"""Rollout id and attempt."""
+
+
+class Gathered:
+    """The episodes and rewards of one group."""
+
+    __slots__ = ("episodes", "rewards")
+
+    def __init__(self) -> None:
+        self.episodes: dict[Key, Episode] = {}
+        self.rewards: dict[str, AgentReward] = {}
+
+    def take(self, event: Episode | AgentReward) -> bool:
+        """Take an event in; whether it is news: neither known nor superseded."""
+        if isinstance(event, AgentReward):
+            return self.rewards.setdefault(event.event_id, event) is event
+        key = (event.rollout_id, event.attempt)
+        held = self.episodes.get(key)
+        if held is not None and not set(event.inputs) > set(held.inputs):
+            return False
+        self.episodes[key] = event
+        return True
+
+    @property
+    def declaration(self) -> Declaration | None:
+        """Of the group; None for undeclared traffic."""
+        return next((episode.declaration for episode in self.episodes.values() if episode.declaration), None)
+
+    def awaits_episodes(self) -> bool:
+        """Whether any rollout's final attempt is still to come."""
+        return awaits_episodes(self.declaration, self.episodes.values())
+
+    def is_complete(self, rules: FailureRules) -> bool:
+        """Whether nothing that the group should have is missing."""
+        episodes = self.episodes.values()
+        return bool(episodes) and not (
+            self.awaits_episodes() or awaits_rewards(self.declaration, episodes, list(self.rewards.values()), rules)
+        )
+
+    def close(self, group_id: str, rules: FailureRules) -> tuple[Output, ...]:
+        """What is written of the group with what is known. Raises UnknownRule."""
+        return close_group(group_id, self.declaration, self.episodes.values(), list(self.rewards.values()), rules)

@@ -1,0 +1,137 @@
+"""A group in the rewarder's memory: open, to be closed anew, or closed and kept for a while for what comes late."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from fulgurite.events import AgentReward, Episode, LlmCall
+from fulgurite.gathering import Gathered
+from services.rewarder.settings import RewarderSettings
+from services.streams import Settle
+
+_NEVER = 1 << 62
+_CALL_BYTES = 4_000
+"""A call without its texts and tokens, as objects in memory."""
+
+
+class Group:
+    """Inputs of a group that wait, and what is known of it."""
+
+    __slots__ = ("closed_at", "gathered", "lacks", "look_at", "news", "revision", "unsettled", "unsure")
+
+    def __init__(self, revision: str | None = None, *, lacks: bool = False, unsure: bool = False) -> None:
+        self.gathered = Gathered()
+        self.unsettled: list[Settle] = []
+        self.revision = revision
+        """Newest in the log; None if it has not been closed, as far as is known. Empty for a closing that wrote nothing."""
+        self.lacks = lacks
+        """Whether it may have been closed and forgotten: the log is to be read before anything is done."""
+        self.unsure = unsure
+        """As `lacks`, but unlikely: the log is read only before its rewards are given up."""
+        self.news = False
+        """Whether anything came since it was closed."""
+        self.closed_at = 0
+        self.look_at = _NEVER
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it waits for its first closing."""
+        return self.revision is None and not self.lacks
+
+    def take(self, event: Episode | AgentReward, settle: Settle) -> None:
+        """Hold an input until it is written of."""
+        self.unsettled.append(settle)
+        self.news |= self.gathered.take(event)
+
+    def take_up(self) -> list[Settle]:
+        """What is about to be written: inputs that come from now on are news to it."""
+        taken, self.unsettled = self.unsettled, []
+        self.news = False
+        self.look_at = _NEVER
+        return taken
+
+    def settle(self) -> None:
+        """Nothing depends on the inputs so far any more."""
+        for settle in self.take_up():
+            settle()
+
+    def await_more(self, now: int, settings: RewarderSettings) -> None:
+        """What comes late waits for what comes with it, and for the last revision to be of some age."""
+        if self.look_at == _NEVER:
+            self.look_at = max(now + int(settings.amend_wait_s * 1000), self.closed_at + int(settings.amend_every_s * 1000))
+
+    def due_at(self, settings: RewarderSettings) -> int:
+        """Unix milliseconds after which it is written with what there is."""
+        if not self.is_open:
+            return self.look_at
+        if not self.gathered.episodes:
+            return min(reward.event_time for reward in self.gathered.rewards.values()) + int(settings.orphan_s * 1000)
+        declaration = self.gathered.declaration
+        if declaration is None:
+            return max(episode.ended_at for episode in self.gathered.episodes.values()) + int(settings.live_wait_s * 1000)
+        grace = settings.episode_grace_s if self.gathered.awaits_episodes() else settings.grace_s
+        return declaration.deadline + int(grace * 1000)
+
+    def weight(self) -> int:
+        """Bytes it takes in memory, roughly."""
+        return 2_000 + 1_000 * len(self.gathered.rewards) + sum(_weight(call) for e in self.gathered.episodes.values() for call in e.calls)
+
+
+class ClosedGroups:
+    """Closed groups: the last ones whole, of the others for longer which revision was written."""
+
+    def __init__(self, settings: RewarderSettings, since: int) -> None:
+        self._settings = settings
+        self._whole: OrderedDict[str, tuple[Group, int]] = OrderedDict()
+        self._bytes = 0
+        self._revisions: OrderedDict[str, tuple[str | None, int]] = OrderedDict()
+        self.since = since
+        """Every group that was closed after this (Unix milliseconds) is known."""
+
+    def know(self, group_id: str, revision: str | None, closed_at: int) -> None:
+        """A group is closed, or (None) given up before it was, and its episodes and rewards are not at hand."""
+        self._revisions[group_id] = (revision, closed_at)
+        self._revisions.move_to_end(group_id)
+
+    def keep(self, group_id: str, group: Group) -> None:
+        """A group is closed."""
+        self.know(group_id, group.revision, group.closed_at)
+        weight = group.weight()
+        self._whole[group_id] = (group, weight)
+        self._bytes += weight
+
+    def take(self, group_id: str) -> Group | None:
+        """A closed group, to be written of again; None for one that is not known to be closed."""
+        if group_id in self._whole:
+            group, weight = self._whole.pop(group_id)
+            self._bytes -= weight
+            return group
+        if group_id in self._revisions:
+            revision, closed_at = self._revisions[group_id]
+            group = Group(revision, lacks=True)
+            group.closed_at = closed_at
+            return group
+        return None
+
+    def forget(self, now: int) -> None:
+        """What is too old, or too much."""
+        old = now - int(self._settings.keep_s * 1000)
+        while self._whole:
+            group, weight = next(iter(self._whole.values()))
+            if self._bytes <= self._settings.keep_mb * 1_000_000 and group.closed_at >= old:
+                break
+            self._whole.popitem(last=False)
+            self._bytes -= weight
+        old = now - int(self._settings.remember_s * 1000)
+        while self._revisions:
+            _, closed_at = next(iter(self._revisions.values()))
+            if len(self._revisions) <= self._settings.remember_groups and closed_at >= old:
+                break
+            self._revisions.popitem(last=False)
+            self.since = max(self.since, closed_at)
+
+
+def _weight(call: LlmCall) -> int:
+    texts = len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")
+    choices = sum(len(choice.message or "") + len(choice.token_ids or b"") + len(choice.logprobs or b"") for choice in call.choices)
+    return _CALL_BYTES + texts + choices

@@ -1,0 +1,378 @@
+"""The rewarder over a log in memory, in virtual time: whatever the order, the delays, the repetitions and the restarts, the newest
+revision of a group in the log is the one of an undisturbed run, bytes and all, and nothing is written that says nothing new."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fulgurite.closing import close_group
+from fulgurite.codec import Codec
+from fulgurite.events import AgentReward, DeadLetter, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
+from fulgurite.ids import external_group, mint_group
+from fulgurite.kinds import Mode
+from fulgurite.sealing import SOURCE, Output, Written
+from fulgurite.stitching import Input, stitch, supersede
+from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
+from services.kafka import KafkaSettings
+from services.rewarder.partition import RewarderPartition
+from services.rewarder.recall import Recalled
+from services.rewarder.settings import RewarderSettings
+from services.streams import AckOrder, Rejected
+from tests.synthetic import make_call, make_declared, make_reward, make_status
+
+NOW = 1_800_000_000_000
+GROUP = mint_group(NOW, bytes(10))
+DEADLINE = NOW + 60_000
+HOUR = 3_600_000
+CODEC = Codec()
+
+
+class Cut(Exception):
+    """The worker dies."""
+
+
+class MemoryLog:
+    """Topics of one partition, with the time of each record."""
+
+    def __init__(self) -> None:
+        self.settings = KafkaSettings()
+        self.codec = CODEC
+        self.topics: dict[str, list[tuple[int, Event]]] = {}
+        self.now = NOW
+        self.reads = 0
+        self.dies_after: int | None = None
+
+    def put(self, topic: Topic, event: Event) -> None:
+        self.topics.setdefault(topic.name, []).append((self.now, event))
+
+    def events(self, topic: Topic) -> list[Event]:
+        return [event for _, event in self.topics.get(topic.name, [])]
+
+    async def publish(self, topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
+        for _, event in events:
+            if self.dies_after is not None:
+                if self.dies_after == 0:
+                    raise Cut
+                self.dies_after -= 1
+            self.put(topic, event)
+
+    async def end_offset(self, topic: Topic, partition: int) -> int:
+        return len(self.topics.get(topic.name, []))
+
+    def recall(self, group_ids: Collection[str], since_ms: int) -> Mapping[str, Recalled]:
+        self.reads += 1
+        found = {name: Recalled() for name in group_ids}
+        for topic in (TRAINING_LEDGER, TRAJECTORIES, EPISODES, AGENT_REWARDS):
+            for at, event in self.topics.get(topic.name, []):
+                if at >= since_ms and isinstance(event, Episode | AgentReward | Trajectory | Tombstone | LedgerEntry):
+                    found[event.group_id].take(event)
+        return found
+
+
+class Rewarder:
+    """A worker on the log: reads on from what is acknowledged, dies and starts again."""
+
+    def __init__(self, log: MemoryLog, **changes: object) -> None:
+        self.log = log
+        self.settings = RewarderSettings(**{"amend_wait_s": 1, "amend_every_s": 0, **changes})  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        self.committed = {EPISODES.name: 0, AGENT_REWARDS.name: 0}
+        self.start()
+
+    def start(self, history_ms: int = 600_000) -> None:
+        """Like `Worker`: what was written since a while before the first input that is not acknowledged."""
+        self.positions = dict(self.committed)
+        self.orders = {name: AckOrder() for name in self.committed}
+        unread = [self.log.topics.get(name, [])[at:][:1] for name, at in self.committed.items()]
+        since = min([at for records in unread for at, _ in records], default=self.log.now) - history_ms
+        written: list[Output] = [
+            event
+            for topic in (TRAJECTORIES, TRAINING_LEDGER)
+            for at, event in self.log.topics.get(topic.name, [])
+            if at >= since and (isinstance(event, Trajectory | Tombstone) or (isinstance(event, LedgerEntry) and event.source == SOURCE))
+        ]
+        self.partition = RewarderPartition(
+            0, self.log, self.settings, lambda topic: self.positions[topic.name], self.log.recall, written, since, lambda: self.log.now
+        )
+
+    def run(self, ms: int = 5_000) -> None:
+        """Read everything, and let some time pass."""
+        for _ in range(5):
+            for topic in (EPISODES, AGENT_REWARDS):
+                for event in self.log.events(topic)[self.positions[topic.name] :]:
+                    settle = self.orders[topic.name].add(lambda name=topic.name: self._acknowledge(name))
+                    self.positions[topic.name] += 1
+                    self.partition.take(topic, event, settle)
+            asyncio.run(self.partition.work())
+            self.log.now += ms // 5
+
+    def _acknowledge(self, name: str) -> None:
+        self.committed[name] += 1
+
+    def newest(self) -> list[Output]:
+        """The newest whole revision in the log: entries and rows."""
+        written = Written()
+        outputs = [
+            e for t in (TRAINING_LEDGER, TRAJECTORIES) for e in self.log.events(t) if isinstance(e, LedgerEntry | Trajectory | Tombstone)
+        ]
+        for output in outputs:
+            written.take(output)
+        found = {output.event_id: output for output in outputs if output.group_revision == written.newest}
+        return sorted(found.values(), key=lambda output: output.event_id)
+
+    def revisions(self) -> int:
+        rows = [event for event in self.log.events(TRAJECTORIES) if isinstance(event, Trajectory | Tombstone)]
+        return len({row.group_revision for row in rows})
+
+    def all_settled(self) -> bool:
+        return all(self.committed[topic.name] == len(self.log.events(topic)) for topic in (EPISODES, AGENT_REWARDS))
+
+
+DECLARED = make_declared(0, 2, at=NOW, deadline=DEADLINE, expected=("reward",), max_attempts=2)
+
+
+def episodes_of(index: int) -> list[Episode]:
+    """An attempt's revisions: without and with a call that came late."""
+    calls: list[LlmCall] = [make_call(0, index, turn, at=NOW + turn, prompt=(1, 2, turn)) for turn in range(3)]
+    inputs: list[Input] = [DECLARED, *calls[:2], make_status(0, index, at=NOW + 10)]
+    first = stitch(inputs)
+    assert first is not None
+    first = msgspec.structs.replace(first, group_id=GROUP)
+    second = supersede(first, stitch([*inputs, calls[2]]))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    assert second is not None
+    return [first, msgspec.structs.replace(second, group_id=GROUP)]
+
+
+def reward(index: int, value: float | None, at: int, *, final: bool = True, name: str = "reward") -> AgentReward:
+    return msgspec.structs.replace(make_reward(0, index, value, at=NOW + at, final=final, name=name), group_id=GROUP)
+
+
+def everything() -> list[Episode | AgentReward]:
+    """What is known of a group in the end; of each name and attempt the order of the log."""
+    return [
+        *episodes_of(0),
+        *episodes_of(1)[:1],
+        reward(0, 0.5, 20, final=False),
+        reward(0, 1.0, 30),
+        reward(1, 0.25, 20),
+        reward(1, None, 30, name="style"),
+        reward(1, 0.75, 40, name="style"),
+    ]
+
+
+def outcome(events: list[Episode | AgentReward]) -> list[Output]:
+    """What an undisturbed run writes."""
+    last = {(e.rollout_id, e.attempt): e for e in events if isinstance(e, Episode)}
+    outputs = close_group(GROUP, DECLARED.declaration, last.values(), [e for e in events if isinstance(e, AgentReward)])
+    return sorted(outputs, key=lambda output: output.event_id)
+
+
+def put(log: MemoryLog, *events: Episode | AgentReward) -> None:
+    for event in events:
+        log.put(EPISODES if isinstance(event, Episode) else AGENT_REWARDS, event)
+
+
+def closed(**changes: object) -> Rewarder:
+    """A group that has been closed with everything it should have."""
+    log = MemoryLog()
+    rewarder = Rewarder(log, **changes)
+    put(log, episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20))
+    rewarder.run()
+    assert rewarder.revisions() == 1
+    assert rewarder.all_settled()
+    return rewarder
+
+
+def test_a_late_reward_issues_the_whole_group_anew() -> None:
+    rewarder = closed()
+    before = len(rewarder.log.events(TRAJECTORIES))
+    put(rewarder.log, reward(1, 2.0, 30))
+    rewarder.run()
+    assert rewarder.revisions() == 2
+    assert rewarder.all_settled()
+    rows = [event for event in rewarder.log.events(TRAJECTORIES)[before:] if isinstance(event, Trajectory)]
+    assert {row.rollout_id: row.episode_reward for row in rows} == dict(zip(DECLARED.declaration.rollout_ids, (1.0, 2.0), strict=True))  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
+    assert rewarder.log.reads == 0, "it was in memory"
+
+
+@pytest.mark.parametrize("keep_s", [600, 0])
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_says_nothing_new_amends_nothing(keep_s: int, restart: bool) -> None:
+    rewarder = closed(keep_s=keep_s)
+    rewarder.log.now += HOUR
+    if restart:
+        rewarder.start()
+    written = len(rewarder.log.events(TRAJECTORIES))
+    # The same again; another of the same value; one that does not count.
+    put(rewarder.log, reward(1, 0.0, 20), reward(1, 0.0, 25), reward(1, 7.0, 10), episodes_of(0)[0])
+    rewarder.run()
+    assert len(rewarder.log.events(TRAJECTORIES)) == written
+    assert rewarder.all_settled()
+
+
+def test_what_comes_together_makes_one_revision_and_revisions_keep_their_distance() -> None:
+    rewarder = closed(amend_every_s=60)
+    rewarder.log.now += 60_000
+    put(rewarder.log, reward(1, 2.0, 30), episodes_of(0)[1])
+    rewarder.run()
+    assert rewarder.revisions() == 2
+    put(rewarder.log, reward(1, 3.0, 40))
+    rewarder.run()
+    put(rewarder.log, reward(1, 4.0, 50))
+    rewarder.run()
+    assert rewarder.revisions() == 2, "not more often than once a minute"
+    rewarder.run(60_000)
+    assert rewarder.revisions() == 3
+    assert rewarder.all_settled()
+
+
+def test_a_reward_a_day_late_finds_its_group_in_the_log() -> None:
+    rewarder = closed(keep_s=60)
+    for day in (1, 2):
+        rewarder.log.now += 24 * HOUR + HOUR
+        rewarder.run()
+        if day == 2:
+            rewarder.start()
+        put(rewarder.log, reward(1, float(day), 30 * day))
+        rewarder.run()
+        assert rewarder.revisions() == 1 + day
+        assert rewarder.all_settled()
+    assert rewarder.log.reads == 2
+
+
+def test_a_group_that_the_log_no_longer_holds_is_left_alone() -> None:
+    rewarder = closed(keep_s=0, amend_within_s=7_200)
+    rewarder.log.now += 3 * HOUR
+    rewarder.start()
+    put(rewarder.log, reward(1, 5.0, 30), episodes_of(0)[1])
+    rewarder.run()
+    assert rewarder.revisions() == 1
+    assert rewarder.all_settled()
+    (letter,) = rewarder.log.events(DEAD_LETTERS)
+    assert isinstance(letter, DeadLetter)
+    assert (letter.error_type, len(letter.actions)) == ("TooLate", 3)
+
+
+def test_a_reward_whose_episode_never_comes_is_given_up() -> None:
+    rewarder = Rewarder(MemoryLog(), orphan_s=100)
+    put(rewarder.log, reward(0, 1.0, 0))
+    rewarder.run()
+    assert not rewarder.all_settled()
+    rewarder.run(200_000)
+    assert rewarder.all_settled()
+    assert rewarder.revisions() == 0
+    put(rewarder.log, episodes_of(0)[0], episodes_of(1)[0], reward(1, 0.0, 0))
+    rewarder.run()
+    rows = [event for event in rewarder.log.events(TRAJECTORIES) if isinstance(event, Trajectory)]
+    assert {row.episode_reward for row in rows} == {1.0, 0.0}, "it is found again, should its episode come after all"
+
+
+def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
+    for after in range(4):
+        rewarder = closed()
+        put(rewarder.log, reward(0, None, 30))
+        rewarder.log.dies_after = after
+        try:
+            rewarder.run()
+        except Cut:
+            rewarder.log.dies_after = None
+            rewarder.start()
+            rewarder.run()
+        assert rewarder.all_settled()
+        rows = [event.event_id for event in rewarder.log.events(TRAJECTORIES)]
+        assert len(rows) == len(set(rows)) == 7
+        assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 30), reward(1, 0.0, 20)])
+
+
+@pytest.mark.parametrize(
+    ("minted", "reads"),
+    [(GROUP, 0), (mint_group(NOW - HOUR, bytes(10)), 1), (external_group("someone", "session", b"secret"), 0)],
+)
+def test_only_a_group_that_may_have_been_closed_before_is_looked_for(minted: str, reads: int) -> None:
+    log = MemoryLog()
+    rewarder = Rewarder(log)
+    put(log, msgspec.structs.replace(reward(0, 1.0, 0), group_id=minted))
+    rewarder.run()
+    assert log.reads == reads
+    put(log, msgspec.structs.replace(episodes_of(0)[0], group_id=minted), msgspec.structs.replace(episodes_of(1)[0], group_id=minted))
+    put(log, msgspec.structs.replace(reward(1, 0.0, 0), group_id=minted))
+    rewarder.run()
+    assert (rewarder.revisions(), rewarder.all_settled(), log.reads) == (1, True, reads)
+
+
+def test_a_reward_of_a_session_that_was_closed_long_ago_finds_it_when_nothing_else_comes() -> None:
+    session = external_group("someone", "session", b"secret")
+    log = MemoryLog()
+    rewarder = Rewarder(log, keep_s=0, orphan_s=100)
+    put(log, *(msgspec.structs.replace(e, group_id=session) for e in (*episodes_of(0)[:1], *episodes_of(1)[:1])))
+    put(log, *(msgspec.structs.replace(reward(i, 1.0, 0), group_id=session) for i in (0, 1)))
+    rewarder.run()
+    log.now += HOUR
+    rewarder.start()
+    put(log, msgspec.structs.replace(make_reward(0, 0, 5.0, at=log.now), group_id=session))
+    rewarder.run()
+    assert rewarder.revisions() == 1
+    rewarder.run(200_000)
+    assert (rewarder.revisions(), rewarder.all_settled()) == (2, True)
+
+
+def test_validation_groups_are_closed_without_a_word() -> None:
+    log = MemoryLog()
+    rewarder = Rewarder(log, keep_s=0)
+    episode = stitch([make_call(0, 0, at=NOW, mode=Mode.val), make_status(0, 0, at=NOW, mode=Mode.val)])
+    assert episode is not None
+    put(log, msgspec.structs.replace(episode, group_id=GROUP), reward(0, 1.0, 0))
+    rewarder.run()
+    put(log, reward(0, 2.0, 10))
+    rewarder.run()
+    assert rewarder.all_settled()
+    assert log.events(TRAJECTORIES) == []
+
+
+def test_what_has_no_place_is_rejected() -> None:
+    rewarder = Rewarder(MemoryLog())
+    settle = AckOrder().add(lambda: None)
+    with pytest.raises(Rejected):
+        rewarder.partition.take(EPISODES, DECLARED, settle)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_newest_revision_depends_on_what_there_is_and_on_nothing_else(seed: int) -> None:
+    chance = random.Random(seed)
+    events = everything()
+    # Revisions of one episode come in their order; everything else in any, and some of it twice.
+    order = chance.sample(events, len(events)) + chance.choices(events, k=chance.randrange(4))
+    first, second = episodes_of(0)
+    if order.index(first) > order.index(second):
+        order = [first if e is second or e == second else second if e == first else e for e in order]
+    log = MemoryLog()
+    rewarder = Rewarder(
+        log, keep_s=chance.choice([0, 600]), amend_every_s=chance.choice([0, 30]), orphan_s=1_000 * HOUR, amend_within_s=1_000 * HOUR
+    )
+    for event in order:
+        put(log, event)
+        if chance.random() < 0.7:
+            if chance.random() < 0.3:
+                log.dies_after = chance.randrange(3)
+            try:
+                rewarder.run(chance.choice([1_000, 5_000, 100_000, 24 * HOUR]) if chance.random() < 0.5 else 100)
+            except Cut:
+                rewarder.start()
+            log.dies_after = None
+        if chance.random() < 0.3:
+            rewarder.start(chance.choice([0, 600_000]))
+    for _ in range(3):
+        rewarder.run(11 * HOUR)
+    assert rewarder.newest() == outcome(events)
+    assert rewarder.all_settled()
+    by_id: dict[str, Event] = {}
+    for topic in (TRAJECTORIES, TRAINING_LEDGER):
+        for event in log.events(topic):
+            assert by_id.setdefault(event.event_id, event) == event
