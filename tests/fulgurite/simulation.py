@@ -177,9 +177,15 @@ class Aggregator:
                 event.event_id: event for event in self._world.log[STATUS] if event.event_id in lost and isinstance(event, AgentStatus)
             }
         group = next(iter(held.values())).group_id
-        declared = [self._declared[group]] if group in self._declared else []
-        candidate = stitch([*held.values(), *declared])
+        candidate = stitch([*held.values(), *self._declaration_of(group)])
         return None if candidate is None else supersede(published, candidate)
+
+    def _declaration_of(self, group: str) -> list[AgentStatus]:
+        """Read again from the log, if it was acknowledged before we began: its group was complete then, and is no longer."""
+        if group in self._declared:
+            return [self._declared[group]]
+        known = (event for event in self._world.log[STATUS] if isinstance(event, AgentStatus) and event.declaration is not None)
+        return [event for event in known if event.group_id == group][:1]
 
     def _judge(self) -> bool:
         if not self._reader.at_end() or self._barriers:
