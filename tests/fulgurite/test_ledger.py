@@ -239,6 +239,19 @@ def test_an_action_trained_twice_shows() -> None:
     assert [problem.terms for problem in books.discrepancies] == [("trained", "trained")] * 2
 
 
+def test_what_a_policy_learns_from_a_replay_is_no_part_of_the_live_books() -> None:
+    world = World()
+    world.add_group(0, Stage.trained)
+    world.learn(*world.read_position())
+    entry, claim = world.topics["ledger"][-1].event, world.topics["updates"][0].event
+    assert isinstance(entry, LedgerEntry)
+    assert isinstance(claim, PolicyUpdate)
+    world.put("updates", 0, msgspec.structs.replace(claim, event_id="c", policy="mine", config='{"topic": "trajectories.v2"}'))
+    world.put("ledger", 0, msgspec.structs.replace(entry, event_id="other", policy="mine", version="mine@1.1"))
+    books = world.balance()
+    assert (books.remainder, books.terms) == (0, {"trained": ACTIONS})
+
+
 def test_dead_letters_are_counted_wherever_they_died() -> None:
     world = World()
     world.add_group(0, Stage.called)
