@@ -26,7 +26,9 @@ class Gathered:
     def take(self, event: Episode | AgentReward) -> bool:
         """Take an event in; whether it is news: neither known nor superseded."""
         if isinstance(event, AgentReward):
-            return self.rewards.setdefault(event.event_id, event) is event
+            known = event.event_id in self.rewards
+            self.rewards.setdefault(event.event_id, event)
+            return not known
         key = (event.rollout_id, event.attempt)
         held = self.episodes.get(key)
         if held is not None and not set(event.inputs) > set(held.inputs):

@@ -236,7 +236,10 @@ class _Books:
                 self.owners[action] = (event.policy, entry.partition, event.group_id)
                 if learner:
                     self.settled.setdefault(action, set()).add((name, detail))
-                    self.settled_under.setdefault(action, set()).add(event.group_revision)
+                    # An amendment is of a revision under which the closing may have filtered what was trained before.
+                    self.settled_under.setdefault(action, set()).update(
+                        [event.group_revision] if event.term is not LedgerTerm.amended else []
+                    )
                 else:
                     self.left.setdefault(action, set()).add((name, event.group_revision))
 

@@ -78,12 +78,10 @@ class Written:
 
 
 def _stamped(output: Output, revision: str) -> Output:
-    match output:
-        case Trajectory():
-            name = derive_id("trajectory", revision, output.episode_revision, output.row_index)
-            return msgspec.structs.replace(output, event_id=name, trajectory_id=name, group_revision=revision)
-        case Tombstone():
-            return msgspec.structs.replace(output, event_id=derive_id("tombstone", revision, output.rollout_id), group_revision=revision)
-        case LedgerEntry():
-            name = derive_id("filtered", revision, output.policy, output.reason or "")
-            return msgspec.structs.replace(output, event_id=name, group_revision=revision)
+    if isinstance(output, Trajectory):
+        name = derive_id("trajectory", revision, output.episode_revision, output.row_index)
+        return msgspec.structs.replace(output, event_id=name, trajectory_id=name, group_revision=revision)
+    if isinstance(output, Tombstone):
+        return msgspec.structs.replace(output, event_id=derive_id("tombstone", revision, output.rollout_id), group_revision=revision)
+    name = derive_id("filtered", revision, output.policy, output.reason or "")
+    return msgspec.structs.replace(output, event_id=name, group_revision=revision)

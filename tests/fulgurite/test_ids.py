@@ -15,6 +15,7 @@ from fulgurite.ids import (
     external_group,
     is_genuine,
     mint_group,
+    minted_at,
     parse_completion,
     parse_rollout,
     public_completion,
@@ -109,3 +110,11 @@ def test_derived_ids_depend_on_every_part(one: list[str | int], other: list[str 
 def test_names_of_episodes_and_actions() -> None:
     assert episode_id("ro_1", 2) == "ro_1/2"
     assert action_id("chatcmpl-1", 3) == "chatcmpl-1#3"
+
+
+def test_a_group_id_tells_when_it_was_minted_unless_a_user_named_it() -> None:
+    assert minted_at(mint_group(1_790_000_000_123, bytes(10))) == 1_790_000_000_123
+    assert minted_at(mint_group(1_000, bytes(10))) is None
+    assert minted_at("session") is None
+    named = [minted_at(external_group("owner", str(number), b"secret")) for number in range(50)]
+    assert all(time is None or time > 1_800_000_000_000 for time in named)
