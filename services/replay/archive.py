@@ -45,7 +45,7 @@ class Archived(msgspec.Struct, kw_only=True):
 def archive(settings: KafkaSettings, codec: Codec, folder: Path, topics: Collection[Topic], told: Callable[[str, int], None]) -> Archived:
     """Add to the archive what topics hold beyond it. Raises LogUnavailable, BadArchive, OSError."""
     done = read_index(folder)
-    source = LogSource(settings, codec, topics, done)
+    source = LogSource(settings, codec, topics, done, named=topics)
     counts = {topic.name: 0 for topic in topics}
     files = ParquetFolder(folder, RECORDS)
     for topic in topics:

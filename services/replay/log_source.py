@@ -24,6 +24,7 @@ DOWNSTREAM_FIRST = (TRAINING_LEDGER, TRAJECTORIES, DEAD_LETTERS, EPISODES, AGENT
 _TIMEOUT_S = 30.0
 _BATCH = 2_000
 _BATCH_S = 0.05
+_READER = {"queued.max.messages.kbytes": 65_536, "fetch.wait.max.ms": 10}
 
 Place = tuple[str, int]
 """Topic, without the prefix, and partition."""
@@ -38,10 +39,13 @@ class LogSource:
         codec: Codec,
         topics: Collection[Topic] = DOWNSTREAM_FIRST,
         after: Mapping[Place, int] | None = None,
+        named: Collection[Topic] = (TRAJECTORIES,),
     ) -> None:
-        """`after`: offsets from which on to read, where not from the beginning."""
+        """`after`: offsets from which on to read, where not from the beginning. `named`: whose headers are read; it takes time."""
+        self._named = {topic.name for topic in named}
         self._settings = settings
         self._calls = CallReader(settings, codec)
+        self._spare: Consumer | None = None
         self._names = {settings.topic(topic): topic for topic in topics}
         self._starts: dict[Place, int] = {}
         self.gaps: list[str] = []
@@ -78,15 +82,19 @@ class LogSource:
         starts = self._starts if since_ms is None else self._starts | self._since(topics, partition, since_ms)
         places = [(topic.name, partition) for topic in topics if partition < topic.partitions]
         ends = {place: self._ends[place] for place in places if self._ends[place] > starts[place]}
-        consumer = make_consumer(self._settings, overrides={"queued.max.messages.kbytes": 65_536})
+        # To make a consumer costs more than to read a small partition; a reader that is not done yet keeps its own.
+        consumer, self._spare = self._spare or make_consumer(self._settings, overrides=_READER), None
         try:
             names = {topic.name: self._settings.topic(topic) for topic in topics}
             consumer.assign([TopicPartition(names[name], number, starts[name, number]) for name, number in ends])
             yield from self._until(consumer, ends)
-        except KafkaException as error:
-            raise LogUnavailable(f"partition {partition} cannot be read: {error}") from error
-        finally:
+            consumer.unassign()
+        except BaseException as error:
             consumer.close()
+            if isinstance(error, KafkaException):
+                raise LogUnavailable(f"partition {partition} cannot be read: {error}") from error
+            raise
+        self._spare = consumer
 
     def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
         """See `Source`: a parent that is not held is read from its place in the log."""
@@ -120,7 +128,8 @@ class LogSource:
                 failure = message.error()
                 if failure is not None:
                     raise LogUnavailable(f"{message.topic()}: {failure.str()}")
-                raw = _raw(message, self._names[cast(str, message.topic())].name)
+                name = self._names[cast(str, message.topic())].name
+                raw = _raw(message, name, _headers(message) if name in self._named else {})
                 place = (raw.topic, raw.partition)
                 if raw.offset < ends.get(place, 0):
                     yield raw
@@ -128,8 +137,11 @@ class LogSource:
                     del ends[place]
 
 
-def _raw(message: Message, topic: str) -> Raw:
-    headers = {name: value for name, value in message.headers() or () if isinstance(value, bytes)}
+def _headers(message: Message) -> dict[str, bytes]:
+    return {name: value for name, value in message.headers() or () if isinstance(value, bytes)}
+
+
+def _raw(message: Message, topic: str, headers: Mapping[str, bytes]) -> Raw:
     return Raw(
         topic=topic,
         partition=cast(int, message.partition()),

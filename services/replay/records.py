@@ -22,9 +22,9 @@ class Raw(msgspec.Struct, frozen=True):
     key: bytes
     value: bytes
     event_id: str
-    """From the record's headers; empty if they do not say."""
+    """From the record's headers; empty if they do not say, or were not read."""
     event_type: str
-    """From the record's headers."""
+    """As `event_id`."""
 
 
 class Source(Protocol):

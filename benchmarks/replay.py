@@ -1,0 +1,81 @@
+"""`fulgurite replay` against the least that any reader of the same events has to do: consume and decode them.
+
+`python -m benchmarks.replay` starts a broker, writes groups as the gateway does, and prints records per second of both, on one core each,
+interleaved. The replay stitches, closes, encodes, and writes to a topic, acknowledged. Results: replay.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from fulgurite.codec import Codec
+from fulgurite.events import AgentReward, AgentStatus, LlmCall
+from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, LLM_CALLS, Topic
+from services.kafka import EventProducer, KafkaSettings, read_all
+from services.replay.closings import Changes
+from services.replay.groups import INPUTS, read_groups
+from services.replay.log_source import LogSource
+from services.replay.replay import run
+from services.replay.settings import ClosingSettings
+from services.replay.sinks import TopicSink
+from services.stack.kafka_local import LocalKafka
+from services.topic_admin import create_topics
+from tests.synthetic import make_group
+
+PLACES: dict[type, Topic] = {LlmCall: LLM_CALLS, AgentStatus: AGENT_STATUS, AgentReward: AGENT_REWARDS}
+
+
+def fill(settings: KafkaSettings, codec: Codec, groups: int) -> None:
+    """Groups of 8 rollouts with 10 calls each."""
+    producer = EventProducer(settings, codec, "benchmark")
+    for number in range(groups):
+        futures = [producer.submit(PLACES[type(event)], event.group_id, event) for event in make_group(number, size=8, turns=10)]
+        for future in futures:
+            future.result()
+    producer.close()
+
+
+def bare(settings: KafkaSettings, codec: Codec) -> int:
+    """Consume and decode; records."""
+    return sum(record.event is not None for topic in INPUTS for record in read_all(settings, topic, codec))
+
+
+def replayed(settings: KafkaSettings, codec: Codec, name: str) -> int:
+    """A whole replay into a new topic; rows."""
+    source = LogSource(settings, codec)
+    sink = TopicSink(name, append=False, settings=settings, codec=codec)
+    report = run(read_groups(source, codec), sink, source=source, codec=codec, changes=Changes(), settings=ClosingSettings())
+    sink.close()
+    return report.rows
+
+
+def main() -> None:
+    """Print both rates and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--groups", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    codec = Codec()
+    with tempfile.TemporaryDirectory() as folder, LocalKafka(Path(folder), heap_mb=384) as kafka:
+        settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, topic_prefix="bench.")
+        create_topics(settings)
+        fill(settings, codec, chosen.groups)
+        ratios: list[float] = []
+        for number in range(chosen.rounds):
+            began = time.perf_counter()
+            records = bare(settings, codec)
+            between = time.perf_counter()
+            rows = replayed(settings, codec, f"again.{number}")
+            ended = time.perf_counter()
+            ratios.append((between - began) / (ended - between))
+            rates = f"{records / (between - began):,.0f} and {records / (ended - between):,.0f} records/s"
+            print(f"{records:,} records, {rows:,} rows: bare and replay {rates}, ratio {ratios[-1]:.2f}")
+        print(f"median ratio {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()
