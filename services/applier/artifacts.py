@@ -14,6 +14,9 @@ from services.applier.errors import BadArtifact
 
 ADAPTER_CONFIG = "adapter_config.json"
 
+_ENDS = ("lm_head", "embed_tokens")
+"""Where vLLM has kernels of their own for adapters, which know nothing of a prompt's log-probabilities: no probe could prove them."""
+
 
 class WeightsFile(msgspec.Struct, frozen=True):
     """A file whose digest is known to be right."""
@@ -34,7 +37,19 @@ def fetch_adapter(artifact: Artifact) -> Path:
     path = _check(artifact, ArtifactFormat.lora).path
     if not (path.parent / ADAPTER_CONFIG).is_file():
         raise BadArtifact(f"{path.parent} has no {ADAPTER_CONFIG}: an adapter is a folder in PEFT's layout")
+    ends = [name for name in _tensors(path) if any(end in name for end in _ENDS)]
+    if ends:
+        raise BadArtifact(f"{path} adapts {ends[0]}: adapters of the embedding or of `lm_head` are not served; train others")
     return path.parent
+
+
+def _tensors(path: Path) -> list[str]:
+    """The names in a safetensors file: it begins with the length of a JSON object, and that."""
+    try:
+        with path.open("rb") as file:
+            return sorted(msgspec.json.decode(file.read(int.from_bytes(file.read(8), "little")), type=dict[str, msgspec.Raw]))
+    except (OSError, OverflowError, msgspec.DecodeError) as error:
+        raise BadArtifact(f"{path} is no safetensors file: {error}") from error
 
 
 def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:

@@ -9,6 +9,8 @@ vLLM imports when it is told to: `--weight-transfer-config '{"backend": "fulguri
 
 from __future__ import annotations
 
+from services.vllm_plugin.prompt_logprobs import mend
+
 NAME = "fulgurite"
 """Of the weight-transfer backend and of the tool parser."""
 
@@ -16,8 +18,13 @@ NAME = "fulgurite"
 def register() -> None:
     """Make the plug-in's classes known to vLLM."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.platforms import current_platform
     from vllm.tool_parsers.abstract_tool_parser import ToolParserManager
 
     if NAME not in WeightTransferEngineFactory._registry:  # pyright: ignore[reportPrivateUsage]
         WeightTransferEngineFactory.register_engine(NAME, "services.vllm_plugin.weights", "FileWeightTransferEngine")
     ToolParserManager.register_lazy_module(NAME, "services.vllm_plugin.tool_parser", "CallToolParser")
+    if current_platform.is_cpu():
+        from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+        mend(PunicaWrapperCPU)

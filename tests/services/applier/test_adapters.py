@@ -25,6 +25,9 @@ from services.kafka import EventProducer, KafkaSettings
 
 APPLIED, FAILED, RETIRED = ApplyOutcome.applied, ApplyOutcome.failed, ApplyOutcome.retired
 
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file with nothing in it."""
+
 
 class DictEngine(Engine):
     """Adapters are folders; a folder's name is the log-probability of every token."""
@@ -87,9 +90,9 @@ class Bench:
         folder.mkdir(parents=True)
         (folder / "adapter_config.json").write_text("{}")
         path = folder / "adapter_model.safetensors"
-        path.write_bytes(b"weights")
-        digest = "0" * 64 if damaged else hashlib.sha256(b"weights").hexdigest()
-        artifact = Artifact(uri=path.as_uri(), sha256=digest, size=7, format=ArtifactFormat.lora)
+        path.write_bytes(NO_TENSORS)
+        digest = "0" * 64 if damaged else hashlib.sha256(NO_TENSORS).hexdigest()
+        artifact = Artifact(uri=path.as_uri(), sha256=digest, size=len(NO_TENSORS), format=ArtifactFormat.lora)
         probe = Probe(token_ids=pack_ids([1, 2, 3]), logprobs=pack_logprobs([trained] * 2))
         self.says(self._event(UpdateKind.update, step, artifact, probe))
 

@@ -61,8 +61,29 @@ def test_what_is_tried_again_and_what_is_not() -> None:
     assert issubclass(EngineUnreachable, ApplierError)
 
 
+def adapter(folder: Path, header: bytes) -> Artifact:
+    """A safetensors file without tensors' data."""
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return artifact(path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest(), ArtifactFormat.lora)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (b'{"base_model.model.lm_head.lora_A.weight": {}}', "lm_head"),
+        (b'{"base_model.model.model.embed_tokens.lora_embedding_A": {}}', "embed_tokens"),
+        (b"no header", "no safetensors"),
+    ],
+)
+def test_an_adapter_that_no_probe_could_prove_is_refused(tmp_path: Path, header: bytes, reason: str) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(BadArtifact, match=reason):
+        fetch_adapter(adapter(tmp_path, header))
+
+
 def test_an_adapter_is_a_folder_in_pefts_layout(file: Path) -> None:
-    announced = artifact(file.as_uri(), kind=ArtifactFormat.lora)
+    announced = adapter(file.parent, b'{"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": {}}')
     with pytest.raises(BadArtifact, match=r"adapter_config\.json"):
         fetch_adapter(announced)
     (file.parent / "adapter_config.json").write_text("{}")
@@ -70,4 +91,4 @@ def test_an_adapter_is_a_folder_in_pefts_layout(file: Path) -> None:
     with pytest.raises(BadArtifact, match="full weights"):
         fetch_adapter(artifact(file.as_uri()))
     with pytest.raises(BadArtifact, match="damaged or replaced"):
-        fetch_adapter(artifact(file.as_uri(), "0" * 64, ArtifactFormat.lora))
+        fetch_adapter(artifact(announced.uri, "0" * 64, ArtifactFormat.lora))
