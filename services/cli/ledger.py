@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fulgurite.books import Balance, Sources
 from fulgurite.codec import Codec
-from fulgurite.ledger import Balance, Sources, balance
+from fulgurite.ledger import balance
 from fulgurite.topics import (
     AGENT_STATUS,
     DEAD_LETTERS,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fulgurite.books import Balance, Sources
 from fulgurite.closing import close_group
 from fulgurite.codec import Codec
 from fulgurite.events import (
@@ -25,7 +26,7 @@ from fulgurite.events import (
 )
 from fulgurite.ids import action_id, derive_id
 from fulgurite.kinds import CallOutcome, FilterReason, LedgerTerm, Mode, UpdateKind
-from fulgurite.ledger import DEAD, GRACE_MS, OPEN_EPISODE, OPEN_GROUP, OPEN_LEARNER, Balance, Sources, balance
+from fulgurite.ledger import DEAD, GRACE_MS, OPEN_EPISODE, OPEN_GROUP, OPEN_LEARNER, balance
 from fulgurite.stitching import stitch
 from tests.synthetic import make_call, make_declared, make_reward, make_status, rollout_id
 

@@ -7,12 +7,13 @@ import pytest
 
 from fulgurite.amendments import accounts_of, amended_entries
 from fulgurite.batching import BatchRules, RowBatcher, ledger_entries
+from fulgurite.books import Balance
 from fulgurite.closing import close_group
 from fulgurite.events import AgentReward, Episode, LedgerEntry, LlmCall, PolicyUpdate, Position, Tombstone, Trajectory
 from fulgurite.failures import FailureKind
 from fulgurite.ids import action_id
 from fulgurite.kinds import LedgerTerm, StatusKind, UpdateKind
-from fulgurite.ledger import GRACE_MS, OPEN_AMENDMENT, OPEN_EPISODE, OPEN_GROUP, OPEN_LEARNER, Balance
+from fulgurite.ledger import GRACE_MS, OPEN_AMENDMENT, OPEN_EPISODE, OPEN_GROUP, OPEN_LEARNER
 from fulgurite.sealing import Output
 from fulgurite.stitching import Input, stitch, supersede
 from fulgurite.versions import Version

@@ -16,11 +16,12 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fulgurite.books import Balance, Sources
 from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LedgerEntry, LlmCall
 from fulgurite.failures import FailureKind
 from fulgurite.ids import episode_id
 from fulgurite.kinds import LedgerTerm, StatusKind
-from fulgurite.ledger import Balance, Sources, balance
+from fulgurite.ledger import balance
 from fulgurite.stitching import Input, stitch
 from tests.fulgurite.simulation import CALLS, EPISODES, LEDGER, STATUS, TRAJECTORIES, UPDATES, Deployment, World
 from tests.synthetic import make_call, make_declared, make_reward, make_status
