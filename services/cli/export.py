@@ -62,9 +62,9 @@ def export(
             agent=agent,
             until_ms=None if until is None else parse_datetime(until),
         )
-        codec, settings = Codec(), ClosingSettings()
+        codec, settings, since_ms = Codec(), ClosingSettings(), parse_since(since)
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
-        groups = read_groups(source, codec, since_ms=parse_since(since))
+        groups = read_groups(source, codec, since_ms=since_ms)
         count = _write(form, target, groups, filters, settings, margin)
     Console(soft_wrap=True, highlight=False).print(f"{target}: {count} {'rows' if form is Format.parquet else 'lines'}")
 

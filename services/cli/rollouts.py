@@ -39,8 +39,8 @@ def list_rollouts(
 ) -> None:
     """List the rollouts of groups that began lately: how they ended, their calls, tokens and reward. Exits 2 if the log cannot be read."""
     with told("rollouts list"):
-        codec = Codec()
-        groups = read_groups(LogSource(KafkaSettings(), codec), codec, since_ms=parse_since(since))
+        codec, since_ms = Codec(), parse_since(since)
+        groups = read_groups(LogSource(KafkaSettings(), codec), codec, since_ms=since_ms)
         found = [row for group in groups for row in _summaries(group) if mode in (None, row["mode"])]
     found = sorted(found, key=lambda row: row["began_at"])[-limit:]
     if as_json:

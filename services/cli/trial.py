@@ -50,9 +50,9 @@ def try_reward(
             judge = Judge(RewardPlugin(reward, name), concurrency=concurrency, timeout_s=timeout, anew=True)
         except PluginError as error:
             raise BadArgument(str(error)) from error
-        codec = Codec()
+        codec, since_ms = Codec(), None if since == "all" else parse_since(since)
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
-        groups = read_groups(source, codec, since_ms=None if since == "all" else parse_since(since))
+        groups = read_groups(source, codec, since_ms=since_ms)
         found = compare(_pairs(groups, judge))
         judge.close()
     if as_json:

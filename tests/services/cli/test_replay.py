@@ -1,0 +1,42 @@
+"""What the commands that read the log again refuse before they look at it, in words that say what would do."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from services.cli.main import app
+
+REFUSED = [
+    (("replay", "--into", "x"), "--from-beginning"),
+    (("replay", "--into", "x", "--from-datetime", "yesterday"), "ISO"),
+    (("replay", "--into", "x", "--from-beginning", "--credit", "nonsense"), "no credit rule"),
+    (("replay", "--into", "x", "--from-beginning", "--weight", "style=much"), "NAME=NUMBER"),
+    (("replay", "--into", "x", "--from-beginning", "--rejudge"), "--reward"),
+    (("replay", "--into", "x", "--from-beginning", "--reward", "none.py:fn"), "FILE.py:FUNCTION"),
+    (("replay", "--into", "x", "--from-beginning", "--archive-only"), "--archive"),
+    (("replay", "--into", "x", "--from-beginning", "--archive", "/nowhere"), "is no archive"),
+    (("try", "none.py:fn"), "FILE.py:FUNCTION"),
+    (("lineage",), "--call"),
+    (("lineage", "policy"), "policy@epoch.step"),
+    (("lineage", "--call", "mine"), "completion id"),
+    (("rollouts", "show", "mine"), "no id of a group"),
+    (("rollouts", "list", "--since", "yesterday"), "ISO"),
+    (("export", "sft", "/"), "exists already"),
+    (("archive", "/nowhere", "--topic", "calls"), "llm.calls"),
+    (("dlq", "redrive"), "--all"),
+    (("train", "--rows-of", "policy"), "replayed topic"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
+def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
+    done = CliRunner().invoke(app, list(arguments))
+    assert (done.exit_code, words in done.stderr) == (1, True), done.output
+
+
+@pytest.mark.parametrize("command", [("dlq", "show", "x"), ("dlq", "redrive", "x"), ("rollouts", "show", "x"), ("export", "sft", "x")])
+def test_subcommands_explain_themselves(command: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, [*command, "--help"])
+    assert (done.exit_code, "xits" in done.output) == (0, True)

@@ -1,0 +1,71 @@
+"""An archive is read like the log: in the order of offsets, each record once, whatever a killed run has left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fulgurite.codec import Codec
+from fulgurite.errors import BrokenDelta
+from fulgurite.events import ParentRef
+from fulgurite.topics import LLM_CALLS, TRAJECTORIES
+from services.kafka import KafkaSettings
+from services.replay.archive import ArchiveSource, open_source
+from services.replay.columns import RECORDS
+from services.replay.errors import BadArchive, BadArgument
+from services.replay.parquet import ParquetFolder
+from tests.synthetic import make_call
+
+DAY_MS = 24 * 3600 * 1000
+
+
+def written(folder: Path, offsets: range) -> None:
+    """What one run leaves: a record an hour."""
+    files = ParquetFolder(folder, RECORDS)
+    for offset in offsets:
+        at = offset * DAY_MS // 24
+        row = {"offset": offset, "timestamp": at, "key": b"k", "value": b"v%d" % offset, "event_id": str(offset), "event_type": "LlmCall"}
+        files.write(f"topic=llm.calls/day=1970-01-{1 + at // DAY_MS:02d}/partition-003", [row])
+    files.close()
+
+
+@pytest.fixture
+def archived(tmp_path: Path) -> ArchiveSource:
+    written(tmp_path, range(40))
+    # A run that was killed before it said how far it had come is repeated.
+    written(tmp_path, range(30, 60))
+    (tmp_path / "archive.json").write_text('{"llm.calls": {"3": 60}}')
+    return ArchiveSource(tmp_path)
+
+
+def test_records_come_in_order_and_once(archived: ArchiveSource) -> None:
+    found = list(archived.read((LLM_CALLS, TRAJECTORIES), 3))
+    assert [raw.offset for raw in found] == list(range(60))
+    assert (found[7].value, found[7].topic, found[7].partition, found[7].event_id) == (b"v7", "llm.calls", 3, "7")
+    assert list(archived.read((LLM_CALLS,), 4)) == []
+    assert archived.ends == {("llm.calls", 3): 60}
+
+
+def test_days_before_a_start_are_not_read(archived: ArchiveSource) -> None:
+    assert [raw.offset for raw in archived.read((LLM_CALLS,), 3, since_ms=2 * DAY_MS)] == list(range(48, 60))
+    assert archived.count((LLM_CALLS,), since_ms=2 * DAY_MS) < archived.count((LLM_CALLS,)) == 70
+
+
+def test_a_parent_that_was_not_archived_is_gone(archived: ArchiveSource) -> None:
+    call = make_call()
+    ref = ParentRef(call_id="parent", partition=3, offset=1, shared_tokens=0, shared_messages=0)
+    assert archived.whole(call, {}) is call
+    with pytest.raises(BrokenDelta, match="not in the archive"):
+        archived.whole(msgspec.structs.replace(call, parent=ref), {})
+
+
+def test_what_is_no_archive_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(BadArgument, match=r"archive\.json"):
+        ArchiveSource(tmp_path)
+    with pytest.raises(BadArgument, match="--archive"):
+        open_source(KafkaSettings(), Codec(), None, archive_only=True)
+    (tmp_path / "archive.json").write_text("no JSON")
+    with pytest.raises(BadArchive):
+        ArchiveSource(tmp_path)
