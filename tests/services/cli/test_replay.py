@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -40,3 +43,12 @@ def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], words: str, 
 def test_subcommands_explain_themselves(command: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, [*command, "--help"])
     assert (done.exit_code, "xits" in done.output) == (0, True)
+
+
+def test_the_log_is_read_again_without_faust() -> None:
+    modules = ("replay", "trial", "export", "rollouts", "lineage", "dlq")
+    code = (
+        f"import sys, {', '.join(f'services.cli.{module}' for module in modules)}; print('faust' in sys.modules, 'pyarrow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
