@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 import pytest
@@ -48,6 +48,7 @@ class MemoryLog:
         self.now = NOW
         self.reads = 0
         self.dies_after: int | None = None
+        self.meanwhile: Callable[[], object] | None = None
 
     def put(self, topic: Topic, event: Event) -> None:
         self.topics.setdefault(topic.name, []).append((self.now, event))
@@ -56,6 +57,9 @@ class MemoryLog:
         return [event for _, event in self.topics.get(topic.name, [])]
 
     async def publish(self, topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
         for _, event in events:
             if self.dies_after is not None:
                 if self.dies_after == 0:
@@ -101,14 +105,18 @@ class Rewarder:
             0, self.log, self.settings, lambda topic: self.positions[topic.name], self.log.recall, written, since, lambda: self.log.now
         )
 
+    def read(self) -> None:
+        """Take everything in."""
+        for topic in (EPISODES, AGENT_REWARDS):
+            for event in self.log.events(topic)[self.positions[topic.name] :]:
+                settle = self.orders[topic.name].add(lambda name=topic.name: self._acknowledge(name))
+                self.positions[topic.name] += 1
+                self.partition.take(topic, event, settle)
+
     def run(self, ms: int = 5_000) -> None:
         """Read everything, and let some time pass."""
         for _ in range(5):
-            for topic in (EPISODES, AGENT_REWARDS):
-                for event in self.log.events(topic)[self.positions[topic.name] :]:
-                    settle = self.orders[topic.name].add(lambda name=topic.name: self._acknowledge(name))
-                    self.positions[topic.name] += 1
-                    self.partition.take(topic, event, settle)
+            self.read()
             asyncio.run(self.partition.work())
             self.log.now += ms // 5
 
@@ -271,6 +279,16 @@ def test_a_reward_whose_episode_never_comes_is_given_up() -> None:
     rewarder.run()
     rows = [event for event in rewarder.log.events(TRAJECTORIES) if isinstance(event, Trajectory)]
     assert {row.episode_reward for row in rows} == {1.0, 0.0}, "it is found again, should its episode come after all"
+
+
+def test_what_comes_while_a_revision_is_being_written_is_in_the_next() -> None:
+    rewarder = Rewarder(MemoryLog())
+    put(rewarder.log, episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20))
+    rewarder.log.meanwhile = lambda: (put(rewarder.log, reward(1, 3.0, 30)), rewarder.read())
+    rewarder.run()
+    assert rewarder.revisions() == 2
+    assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 3.0, 30)])
+    assert rewarder.all_settled()
 
 
 def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
