@@ -119,7 +119,7 @@ class PolicyLog:
         """What the ledger says of the actions of groups that this policy's learners have settled."""
         keys = {held.group_id.encode() for held in groups}
         partitions = sorted({held.partition for held in groups})
-        since = min(held.started_at for held in groups) - _SKEW_MS
+        since = max(0, min(held.started_at for held in groups) - _SKEW_MS)
         found: dict[str, list[LedgerEntry]] = {held.group_id: [] for held in groups}
         for record in read_all(self._kafka, TRAINING_LEDGER, self._codec, partitions=partitions, since_ms=since, keys=keys):
             entry = record.event
