@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import msgspec
 import pytest
 
 from fulgurite.codec import Codec
@@ -88,8 +89,10 @@ class Learner:
         self.process: subprocess.Popen[bytes] | None = None
         self._starts = 0
         create_topics(self.kafka)
+
+    def publish(self, rows: Iterable[Trajectory]) -> None:
         producer = EventProducer(self.kafka, CODEC, "test")
-        for made in ROWS:
+        for made in rows:
             producer.publish_sync(TRAJECTORIES, made.group_id, made)
         producer.close()
 
@@ -158,6 +161,7 @@ def learner(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator[Le
 )
 def test_a_killed_learner_resumes(learner: Learner, point: str, in_log_when_killed: list[str], versions: list[str]) -> None:
     marker = learner.folder / "reached"
+    learner.publish(ROWS)
     learner.start("tests.integration.paused_learner", point, str(marker))
     learner.wait(marker.exists, point)
     assert learner.end(signal.SIGKILL) == -signal.SIGKILL
@@ -196,6 +200,7 @@ def test_a_third_start_trains_nothing_again(learner: Learner) -> None:
     def settled() -> bool:
         return len({entry.group_id for entry in learner.entries()}) == GROUPS
 
+    learner.publish(ROWS)
     learner.start("services.learner.main")
     learner.wait(settled, "every group settled")
     learner.end(signal.SIGKILL)
@@ -206,3 +211,33 @@ def test_a_third_start_trains_nothing_again(learner: Learner) -> None:
     time.sleep(2)
     assert learner.end(signal.SIGTERM) == 0
     assert (learner.versions(), len(learner.entries())) == before
+
+
+def test_a_group_that_is_closed_anew_is_amended_once_over_a_kill(learner: Learner) -> None:
+    def settled(*groups: int) -> bool:
+        return {group_id(number) for number in groups} <= {entry.group_id for entry in learner.entries()}
+
+    def anew(made: Trajectory) -> Trajectory:
+        name = f"{made.event_id}-anew"
+        return msgspec.structs.replace(made, event_id=name, trajectory_id=name, group_revision="anew", episode_reward=0.5)
+
+    marker = learner.folder / "reached"
+    learner.publish(ROWS[:4])
+    # The amendment is in the checkpoint and not yet in the ledger.
+    learner.start("tests.integration.paused_learner", "before_publish", str(marker))
+    learner.wait(lambda: settled(0, 1), "the first step")
+    learner.publish([*map(anew, ROWS[:2]), *ROWS[4:8]])
+    learner.wait(marker.exists, "the second step")
+    learner.end(signal.SIGKILL)
+    assert not any(entry.term is LedgerTerm.amended for entry in learner.entries())
+
+    learner.start("services.learner.main")
+    learner.wait(lambda: settled(2, 3), "the second step")
+    learner.publish([*map(anew, ROWS[:2]), *ROWS[8:]])
+    learner.wait(lambda: settled(4, 5), "the third step")
+    assert learner.end(signal.SIGTERM) == 0
+    entries = learner.entries()
+    (amended,) = [entry for entry in entries if entry.term is LedgerTerm.amended]
+    assert (amended.group_revision, set(amended.actions)) == ("anew", {"call-0-0#0", "call-0-1#0"})
+    trained = Counter(action for entry in entries if entry.term is LedgerTerm.trained for action in entry.actions)
+    assert trained == dict.fromkeys(ACTIONS, 1)
