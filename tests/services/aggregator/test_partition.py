@@ -56,7 +56,7 @@ class Reader:
 
 
 NOW = now_ms()
-DECLARED = make_declared(0, 1, at=NOW, deadline=NOW + 600_000)
+DECLARED = make_declared(0, 1, at=NOW, deadline=NOW + 86_400_000)
 CALLS = [make_call(turn=turn, at=NOW + turn) for turn in range(2)]
 DONE = make_status(at=NOW + 10)
 

@@ -25,7 +25,8 @@ print("up", child.pid, flush=True)
 time.sleep(600)
 """
 ABANDONED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it in the background has it ignored
 from pathlib import Path
 from services.stack.supervise import ProcessSpec, Supervisor
 supervisor = Supervisor()
