@@ -158,7 +158,9 @@ class Aggregator:
 
     def _publish(self) -> bool:
         for key, barrier in list(self._barriers.items()):
-            if self._reader.at[CALLS] < barrier:
+            # Attempts of a rollout in their order: this rewarder closes a group once, and what comes after that is late.
+            earlier = any(rollout == key[0] and attempt < key[1] for rollout, attempt in self._barriers)
+            if self._reader.at[CALLS] < barrier or earlier:
                 continue
             del self._barriers[key]
             episode = self._stitched(key)
