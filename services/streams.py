@@ -15,7 +15,6 @@ import logging
 import signal
 import ssl
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from fulgurite.events import DeadLetter, Event
 from fulgurite.ids import derive_id
 from fulgurite.topics import DEAD_LETTERS, Topic
 from services import logs
+from services.clock import now_ms
 from services.kafka import EventProducer, KafkaSettings, make_consumer
 
 _log = logs.get()
@@ -369,11 +369,6 @@ class Worker:
         while not app.crashed:  # noqa: ASYNC110 - faust has no event to wait for
             await asyncio.sleep(self.settings.tick_s)
         self.fail(RuntimeError(f"faust crashed: {app.crash_reason!r}"))
-
-
-def now_ms() -> int:
-    """Wall time, Unix milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 def quieten() -> None:

@@ -22,8 +22,9 @@ from fulgurite.trajectories import successful_actions
 from services import logs
 from services.aggregator.attempts import Attempt, Group, Key
 from services.aggregator.settings import AggregatorSettings
+from services.clock import now_ms
 from services.kafka import read_all
-from services.streams import Log, Rejected, Settle, now_ms
+from services.streams import Log, Rejected, Settle
 
 _log = logs.get()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 import uuid
 
 from fulgurite.events import PolicyApplied
@@ -13,6 +12,7 @@ from fulgurite.kinds import ApplyOutcome
 from fulgurite.topics import POLICY_APPLIED
 from fulgurite.versions import Version
 from services import logs
+from services.clock import now_ms
 from services.kafka import EventProducer, LogUnavailable
 
 log = logs.get(__name__)
@@ -43,7 +43,7 @@ class Announcer:
         self._outbox.put_nowait(
             PolicyApplied(
                 event_id=derive_id("applied", engine_id, str(version), outcome, uuid.uuid4().hex),
-                event_time=time.time_ns() // 1_000_000,
+                event_time=now_ms(),
                 policy=version.policy,
                 backend=self._backend,
                 engine_id=engine_id,

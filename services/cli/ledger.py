@@ -24,6 +24,7 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
+from services.clock import now_ms
 from services.kafka import KafkaSettings, LogUnavailable, Record, read_all
 
 ATTEMPTS = 3
@@ -74,7 +75,7 @@ def read_books(settings: KafkaSettings, attempts: int = ATTEMPTS) -> Balance:
             statuses=topic(AGENT_STATUS),
             calls=topic(LLM_CALLS),
         )
-        books = balance(sources, codec.decode, time.time_ns() // 1_000_000)
+        books = balance(sources, codec.decode, now_ms())
         if not books.remainder or attempt == attempts:
             return books
         time.sleep(PAUSE_S)

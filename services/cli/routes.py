@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import math
 import re
-import time
 import uuid
 from collections.abc import Sequence
 from typing import NoReturn
@@ -19,7 +18,9 @@ from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.ids import derive_id
 from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, base_version, parse_version
+from services.clock import now_ms
 from services.kafka import EventProducer, KafkaSettings, LogUnavailable, read_all
+from services.replay.windows import shown
 
 _POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -82,7 +83,7 @@ def list_routes_command() -> None:
         _fail(error, 2)
     console = Console(soft_wrap=True, highlight=False)
     for alias, route in sorted(found.items()):
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(route.event_time / 1000))
+        since = shown(route.event_time)
         console.print(f"{alias}: {', '.join(_shown(target) for target in route.targets)}  ({since} UTC, {route.author}: {route.reason})")
     if not found:
         console.print("no routes: every alias is served by the newest version of its policy")
@@ -110,7 +111,7 @@ def _check_known(kafka: KafkaSettings, targets: Sequence[RouteTarget]) -> None:
 def _write(kafka: KafkaSettings, alias: str, targets: tuple[RouteTarget, ...], reason: str) -> None:
     event = PolicyRoute(
         event_id=derive_id("route", alias, uuid.uuid4().hex),
-        event_time=time.time_ns() // 1_000_000,
+        event_time=now_ms(),
         alias=alias,
         targets=targets,
         reason=reason,

@@ -19,9 +19,9 @@ from fulgurite.events import LlmCall
 from fulgurite.ids import completion_of, subject_of
 from fulgurite.kinds import CallOutcome
 from services import logs
+from services.clock import now_ms
 from services.gateway import wire
 from services.gateway.call import Call, Draft, refusal, reply_headers
-from services.gateway.clock import now_ms
 from services.gateway.desk import Desk
 from services.gateway.dialect import ApiRequest, Dialect
 from services.gateway.identity import AGENT_HEADER, ROLLOUT_HEADER, SUBJECT_HEADER, Caller, Identified, Named, bearer

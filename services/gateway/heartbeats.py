@@ -11,6 +11,7 @@ from fulgurite.events import AgentStatus
 from fulgurite.ids import derive_id
 from fulgurite.kinds import StatusKind
 from fulgurite.topics import AGENT_STATUS
+from services.clock import now_ms
 from services.gateway.identity import Identified
 from services.kafka import EventProducer, LogUnavailable
 
@@ -62,7 +63,7 @@ class Heartbeats:
         who = flight.who
         event = AgentStatus(
             event_id=derive_id("heartbeat", flight.call_id, beats),
-            event_time=int(time.time() * 1000),
+            event_time=now_ms(),
             group_id=who.group_id,
             rollout_id=who.rollout_id,
             attempt=who.attempt,

@@ -10,8 +10,8 @@ from typing import Any, cast
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from services.clock import now_ms
 from services.gateway import wire
-from services.gateway.clock import now_ms
 from services.gateway.desk import Desk
 from services.gateway.identity import ROLLOUT_ID_HEADER
 from services.gateway.keys import Claims

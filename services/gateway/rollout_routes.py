@@ -18,7 +18,7 @@ from fulgurite.failures import FailureKind
 from fulgurite.ids import MalformedId, RolloutRef, derive_id, mint_group, parse_completion, rollout_of
 from fulgurite.kinds import Mode, StatusKind
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS
-from services.gateway.clock import now_ms
+from services.clock import now_ms
 from services.gateway.desk import Desk
 from services.gateway.identity import ROLLOUT_ID_HEADER, Caller
 from services.gateway.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS, Claims

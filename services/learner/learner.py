@@ -25,11 +25,12 @@ from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs, unpack_ids
 from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version, base_version, parse_version
 from services import logs
+from services.clock import now_ms
 from services.kafka import EventProducer, Record
 from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
 from services.learner.errors import CheckpointForeign, CheckpointMissing
-from services.learner.policy_log import PolicyLog, now_ms
+from services.learner.policy_log import PolicyLog
 from services.learner.rows import permuted, train_rows
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource, trainable

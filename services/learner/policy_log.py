@@ -15,6 +15,7 @@ from fulgurite.events import Event, LedgerEntry, PolicyUpdate
 from fulgurite.ids import derive_id
 from fulgurite.kinds import LedgerTerm, UpdateKind
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
+from services.clock import now_ms
 from services.kafka import EventProducer, KafkaSettings, make_consumer, read_all, read_message
 from services.learner.errors import EpochLost
 
@@ -146,8 +147,3 @@ class PolicyLog:
         if isinstance(event, PolicyUpdate) and event.policy == self._policy and event.event_id not in self._seen:
             self._seen.add(event.event_id)
             self.updates.append(event)
-
-
-def now_ms() -> int:
-    """Unix milliseconds."""
-    return time.time_ns() // 1_000_000

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 from datetime import UTC, datetime
 
+from services import clock
 from services.replay.errors import BadArgument
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -27,7 +27,7 @@ def parse_since(text: str | None, now_ms: int | None = None) -> int | None:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if match is None:
         return parse_datetime(text)
-    now = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    now = clock.now_ms() if now_ms is None else now_ms
     return now - int(float(match[1]) * _UNITS[match[2]] * 1000)
 
 

@@ -24,11 +24,12 @@ from fulgurite.sealing import Output, Written, revision_of
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
 from fulgurite.trajectories import successful_actions
 from services import logs
+from services.clock import now_ms
 from services.kafka import KafkaSettings
 from services.rewarder.groups import ClosedGroups, Group
 from services.rewarder.recall import Recalled
 from services.rewarder.settings import RewarderSettings
-from services.streams import Rejected, Settle, now_ms
+from services.streams import Rejected, Settle
 
 _log = logs.get()
 

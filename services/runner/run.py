@@ -23,6 +23,7 @@ from fulgurite.kinds import ApplyOutcome
 from fulgurite.topics import AGENT_REWARDS, EPISODES, POLICY_APPLIED, TRAINING_LEDGER
 from fulgurite.versions import Version, parse_version
 from services import logs
+from services.clock import now_ms
 from services.kafka import KafkaSettings, read_all
 from services.runner.errors import RunnerError
 from services.runner.feed import Feed
@@ -179,14 +180,14 @@ class Run:
                         crew.create_task(self._one(slots, rollouts, group, grant.index, for_agent(task)))
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
-        while self.options.waits_for_learner and not self._is_satisfied() and not self.pace.is_idle(int(time.time() * 1000)):
+        while self.options.waits_for_learner and not self._is_satisfied() and not self.pace.is_idle(now_ms()):
             await self._something()
         await self._rewards()
 
     async def _may_go_on(self, slots: asyncio.Semaphore) -> bool:
         """Wait for a free slot and for the learner; False when the run has what it wanted."""
         while not self._is_satisfied():
-            if self.pace.may_start(int(time.time() * 1000)) and not slots.locked():
+            if self.pace.may_start(now_ms()) and not slots.locked():
                 return True
             await self._something()
         return False

@@ -14,8 +14,9 @@ from fulgurite.tokens import prompt_hash
 from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, Topic
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
+from services.clock import now_ms
 from services.kafka import KafkaSettings
-from services.streams import AckOrder, Log, now_ms
+from services.streams import AckOrder, Log
 from tests.synthetic import make_call, make_declared, make_status
 
 

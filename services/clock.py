@@ -1,4 +1,4 @@
-"""The gateway's wall clock."""
+"""The wall clock of every service."""
 
 from __future__ import annotations
 
