@@ -10,9 +10,11 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import msgspec
+
 from fulgurite.claims import digest, redeem
 from fulgurite.errors import BadClaim
-from fulgurite.events import ClaimCheck, LlmCall
+from fulgurite.events import ClaimCheck, Episode, LlmCall
 
 
 class ClaimStore:
@@ -45,6 +47,11 @@ def fetch(claim: ClaimCheck) -> bytes:
 def redeemed(call: LlmCall) -> LlmCall:
     """The call with what it left elsewhere, proved to be that. Raises BadClaim."""
     return call if call.claim_check is None else redeem(call, fetch(call.claim_check))
+
+
+def redeemed_episode(episode: Episode) -> Episode:
+    """The episode with what its calls left elsewhere. Raises BadClaim."""
+    return msgspec.structs.replace(episode, calls=tuple(redeemed(call) for call in episode.calls))
 
 
 def _write_whole(path: Path, data: bytes) -> None:

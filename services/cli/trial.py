@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -21,12 +19,10 @@ from services.kafka import KafkaSettings
 from services.replay.archive import open_source
 from services.replay.errors import BadArgument
 from services.replay.groups import Group, read_groups
-from services.replay.judging import Judge
+from services.replay.judging import Judge, judged
 from services.replay.scoring import Comparison, Score, Spread, compare, scores
 from services.replay.windows import parse_since
 from services.rewarder.reward_plugins import PluginError, RewardPlugin
-
-_AT_ONCE = 64
 
 
 def try_reward(
@@ -65,16 +61,8 @@ def try_reward(
 
 
 def _pairs(groups: Iterable[Group], judge: Judge) -> Iterator[tuple[Sequence[Score], Sequence[Score]]]:
-    remaining = iter(groups)
-    with asyncio.Runner() as runner:
-        while batch := list(islice(remaining, _AT_ONCE)):
-            yield from runner.run(_judged(batch, judge))
-
-
-async def _judged(batch: Sequence[Group], judge: Judge) -> list[tuple[list[Score], list[Score]]]:
-    episodes = [group.episodes() for group in batch]
-    rewards = await asyncio.gather(*(judge.rewards(group, own) for group, own in zip(batch, episodes, strict=True)))
-    return [(scores(g, own), scores(g, own, paid)) for g, own, paid in zip(batch, episodes, rewards, strict=True)]
+    for group, episodes, rewards in judged(groups, judge):
+        yield scores(group, episodes), scores(group, episodes, rewards)
 
 
 def _show(found: Comparison, judge: Judge, flips: int) -> None:

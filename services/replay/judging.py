@@ -7,18 +7,28 @@ given to an episode is reused, unless everything is to be judged anew.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-import msgspec
+from itertools import islice
+from typing import NamedTuple
 
 from fulgurite.closing import members
 from fulgurite.errors import BadClaim
 from fulgurite.events import AgentReward, Episode
-from fulgurite.ids import derive_id
-from services.claims import redeemed
+from services.claims import redeemed_episode
 from services.replay.groups import Group
-from services.rewarder.reward_plugins import RewardFailed, RewardPlugin
+from services.rewarder.reward_plugins import RewardFailed, RewardPlugin, verdict_id
+
+_AT_ONCE = 64
+"""Groups that are in memory while their episodes are judged."""
+
+
+class Judged(NamedTuple):
+    """A group and its rewards by another function."""
+
+    group: Group
+    episodes: tuple[Episode, ...]
+    rewards: tuple[AgentReward, ...]
 
 
 class Judge:
@@ -57,30 +67,29 @@ class Judge:
             values, error = await self._judge(episode)
         self.given += len(values)
         self.failed += error is not None
-        return [
-            AgentReward(
-                event_id=derive_id("reward", name, self._plugin.source, episode.event_id),
-                event_time=episode.event_time,
-                group_id=episode.group_id,
-                rollout_id=episode.rollout_id,
-                attempt=episode.attempt,
-                name=name,
-                value=value,
-                final=True,
-                source=self._plugin.source,
-                error=error,
-            )
-            for name, value in sorted(values.items())
-        ]
+        return self._plugin.verdicts(episode, values, error)
 
     async def _judge(self, episode: Episode) -> tuple[dict[str, float | None], str | None]:
         try:
-            whole = msgspec.structs.replace(episode, calls=tuple(redeemed(call) for call in episode.calls))
-            return dict(await self._plugin.judge(whole, self._pool, self._timeout_s)), None
+            return dict(await self._plugin.judge(redeemed_episode(episode), self._pool, self._timeout_s)), None
         except (BadClaim, RewardFailed) as error:
             return {self._plugin.name: None}, str(error)
 
 
 def _is_about(reward: AgentReward, episode: Episode) -> bool:
     """Whether a verdict was given to this revision of the episode."""
-    return reward.event_id == derive_id("reward", reward.name, reward.source, episode.event_id)
+    return reward.event_id == verdict_id(reward.name, reward.source, episode)
+
+
+def judged(groups: Iterable[Group], judge: Judge) -> Iterator[Judged]:
+    """Groups in their order, each with its episodes and the rewards that the judge gives them."""
+    remaining = iter(groups)
+    with asyncio.Runner() as runner:
+        while batch := list(islice(remaining, _AT_ONCE)):
+            yield from runner.run(_judged(batch, judge))
+
+
+async def _judged(batch: Sequence[Group], judge: Judge) -> list[Judged]:
+    episodes = [group.episodes() for group in batch]
+    rewards = await asyncio.gather(*(judge.rewards(group, own) for group, own in zip(batch, episodes, strict=True)))
+    return [Judged(*one) for one in zip(batch, episodes, rewards, strict=True)]

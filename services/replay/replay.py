@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -14,13 +12,10 @@ from fulgurite.events import Episode, Tombstone, Trajectory
 from fulgurite.topics import EPISODES
 from services.replay.closings import Changes, Closing, close_anew, follow
 from services.replay.groups import Group
-from services.replay.judging import Judge
+from services.replay.judging import Judge, Judged, judged
 from services.replay.records import Source
 from services.replay.settings import ClosingSettings
 from services.replay.sinks import Sink
-
-_AT_ONCE = 64
-"""Groups that are in memory while their episodes are judged."""
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -97,48 +92,23 @@ def run(
     """Close every group and put its rows into the sink, which stays open. Raises LogUnavailable, OSError, ReplayError."""
     report = Report()
     histories = Histories(source, codec)
-    for group, closing in _closings(groups, histories, changes, settings, judge, report):
+
+    def close(group: Group, verdicts: Judged | None) -> Closing:
+        if verdicts is not None:
+            return close_anew(group, verdicts.episodes, verdicts.rewards, changes, settings, group.read_until)
+        if changes.none:
+            return follow(group, settings, group.read_until, lambda: histories.of(group))
+        return close_anew(group, group.episodes(), group.rewards, changes, settings, group.read_until)
+
+    pairs = ((group, None) for group in groups) if judge is None else ((one.group, one) for one in judged(groups, judge))
+    for group, verdicts in pairs:
+        try:
+            closing = close(group, verdicts)
+        except UnknownRule as error:
+            report.left_out.append(f"{group.group_id}: {error}")
+            continue
         report.count(group, closing)
         sink.put(group.partition, closing.rows)
     if judge is not None:
         report.judged, report.reused, report.failed = judge.given, judge.reused, judge.failed
     return report
-
-
-def _closings(
-    groups: Iterable[Group],
-    histories: Histories,
-    changes: Changes,
-    settings: ClosingSettings,
-    judge: Judge | None,
-    report: Report,
-) -> Iterator[tuple[Group, Closing]]:
-    if judge is None:
-        for group in groups:
-            try:
-                if changes.none:
-                    closing = follow(group, settings, group.read_until, lambda group=group: histories.of(group))
-                else:
-                    closing = close_anew(group, group.episodes(), group.rewards, changes, settings, group.read_until)
-                yield group, closing
-            except UnknownRule as error:
-                report.left_out.append(f"{group.group_id}: {error}")
-        return
-    with asyncio.Runner() as runner:
-        remaining = iter(groups)
-        while batch := list(islice(remaining, _AT_ONCE)):
-            yield from runner.run(_judged(batch, changes, settings, judge, report))
-
-
-async def _judged(
-    batch: Sequence[Group], changes: Changes, settings: ClosingSettings, judge: Judge, report: Report
-) -> list[tuple[Group, Closing]]:
-    episodes = [group.episodes() for group in batch]
-    rewards = await asyncio.gather(*(judge.rewards(group, own) for group, own in zip(batch, episodes, strict=True)))
-    closed: list[tuple[Group, Closing]] = []
-    for group, own, paid in zip(batch, episodes, rewards, strict=True):
-        try:
-            closed.append((group, close_anew(group, own, paid, changes, settings, group.read_until)))
-        except UnknownRule as error:
-            report.left_out.append(f"{group.group_id}: {error}")
-    return closed

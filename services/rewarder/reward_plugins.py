@@ -13,13 +13,14 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, cast
 
 from fulgurite.episode_view import EpisodeView
-from fulgurite.events import Episode
+from fulgurite.events import AgentReward, Episode
+from fulgurite.ids import derive_id
 
 
 class PluginError(Exception):
@@ -58,6 +59,28 @@ class RewardPlugin:
             raise RewardFailed(f"{type(error).__name__}: {error}") from error
         return self._named(given)
 
+    def verdicts(self, episode: Episode, values: Mapping[str, float | None], error: str | None = None) -> list[AgentReward]:
+        """What the log is told; `error` says why there is no value.
+
+        Expected names come last: a group may close with the last of them, and the others should be in it.
+        """
+        expected = episode.declaration.expected_rewards if episode.declaration else ()
+        return [
+            AgentReward(
+                event_id=verdict_id(name, self.source, episode),
+                event_time=episode.event_time,
+                group_id=episode.group_id,
+                rollout_id=episode.rollout_id,
+                attempt=episode.attempt,
+                name=name,
+                value=value,
+                final=True,
+                source=self.source,
+                error=error,
+            )
+            for name, value in sorted(values.items(), key=lambda item: (item[0] in expected, item[0]))
+        ]
+
     def _named(self, given: object) -> dict[str, float]:
         if given is None:
             return {}
@@ -68,6 +91,11 @@ class RewardPlugin:
                 raise RewardFailed(f"{name!r} is {value!r}: expected a finite number")
             rewards[str(name)] = float(value)
         return rewards
+
+
+def verdict_id(name: str, source: str, episode: Episode) -> str:
+    """The same function's verdict on the same revision is the same event, whoever asks for it."""
+    return derive_id("reward", name, source, episode.event_id)
 
 
 def _load(path: Path, function: str) -> Callable[[EpisodeView], Any]:

@@ -27,7 +27,7 @@ from fulgurite.events import AgentReward, DeadLetter, Episode
 from fulgurite.ids import derive_id
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES
 from services import logs
-from services.claims import redeemed
+from services.claims import redeemed_episode
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, read_message
 from services.rewarder.reward_plugins import PluginError, RewardFailed, RewardPlugin
 from services.rewarder.settings import RewardWorkerSettings
@@ -86,7 +86,7 @@ class RewardWorker:
         elif self._is_ours(record.event):
             try:
                 # A function sees what was said, wherever it lies.
-                episode = await asyncio.to_thread(_redeemed, record.event)
+                episode = await asyncio.to_thread(redeemed_episode, record.event)
             except BadClaim as error:
                 await self._bury(msgspec.structs.replace(record, error=str(error)), "BadClaim")
                 return
@@ -108,23 +108,7 @@ class RewardWorker:
             values[self._plugin.name] = None
             error = str(failure)
             _log.warning("reward function failed", rollout_id=episode.rollout_id, error=error)
-        # Expected names last: the group may close with the last of them, and the others should be in it.
-        expected = episode.declaration.expected_rewards if episode.declaration else ()
-        return [
-            AgentReward(
-                event_id=derive_id("reward", name, self._plugin.source, episode.event_id),
-                event_time=episode.event_time,
-                group_id=episode.group_id,
-                rollout_id=episode.rollout_id,
-                attempt=episode.attempt,
-                name=name,
-                value=value,
-                final=True,
-                source=self._plugin.source,
-                error=error,
-            )
-            for name, value in sorted(values.items(), key=lambda item: (item[0] in expected, item[0]))
-        ]
+        return self._plugin.verdicts(episode, values, error)
 
     async def _bury(self, record: Record, error_type: str = "CodecError") -> None:
         letter = DeadLetter(
@@ -140,10 +124,6 @@ class RewardWorker:
             value=record.value,
         )
         await self._producer.publish(DEAD_LETTERS, (record.key or b"").decode("utf-8", "replace"), letter)
-
-
-def _redeemed(episode: Episode) -> Episode:
-    return msgspec.structs.replace(episode, calls=tuple(redeemed(call) for call in episode.calls))
 
 
 def _take(consumer: Consumer, most: int) -> list[Message]:
