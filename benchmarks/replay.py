@@ -15,12 +15,12 @@ from pathlib import Path
 from fulgurite.codec import Codec
 from fulgurite.events import AgentReward, AgentStatus, LlmCall
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, LLM_CALLS, Topic
+from services.closing_settings import ClosingSettings
 from services.kafka import EventProducer, KafkaSettings, read_all
 from services.replay.closings import Changes
 from services.replay.groups import INPUTS, read_groups
 from services.replay.log_source import LogSource
 from services.replay.replay import run
-from services.replay.settings import ClosingSettings
 from services.replay.sinks import TopicSink
 from services.stack.kafka_local import LocalKafka
 from services.topic_admin import create_topics

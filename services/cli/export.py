@@ -14,12 +14,12 @@ from rich.console import Console
 from fulgurite.codec import Codec
 from fulgurite.kinds import Mode
 from services.cli.failing import told
+from services.closing_settings import ClosingSettings
 from services.kafka import KafkaSettings
 from services.replay.archive import open_source
 from services.replay.errors import TargetInUse
 from services.replay.exports import Filters, dpo, rows, sft, transitions
 from services.replay.groups import Group, read_groups
-from services.replay.settings import ClosingSettings
 from services.replay.windows import parse_datetime, parse_since
 
 

@@ -18,6 +18,7 @@ from fulgurite.codec import Codec
 from fulgurite.credit import credit_rule
 from fulgurite.errors import UnknownRule
 from fulgurite.topics import TRAJECTORIES
+from services.closing_settings import ClosingSettings
 from services.kafka import KafkaSettings, LogUnavailable
 from services.replay.archive import open_source
 from services.replay.closings import Changes
@@ -25,7 +26,6 @@ from services.replay.errors import BadArgument, ReplayError
 from services.replay.groups import INPUTS, REACH_MS, read_groups
 from services.replay.judging import Judge
 from services.replay.replay import Report, run
-from services.replay.settings import ClosingSettings
 from services.replay.sinks import open_sink
 from services.replay.windows import parse_datetime
 from services.rewarder.reward_plugins import PluginError, RewardPlugin

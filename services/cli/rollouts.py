@@ -15,13 +15,13 @@ from fulgurite.codec import Codec
 from fulgurite.events import LlmCall
 from fulgurite.tokens import token_count
 from services.cli.failing import told
+from services.closing_settings import ClosingSettings
 from services.kafka import KafkaSettings
 from services.replay.errors import NotFound
 from services.replay.finding import find_group, group_of
 from services.replay.groups import Group, read_groups
 from services.replay.log_source import LogSource
 from services.replay.scoring import scores
-from services.replay.settings import ClosingSettings
 from services.replay.timeline import Json, rollout_ids, shortened, timeline
 from services.replay.windows import parse_since, shown
 

@@ -20,8 +20,8 @@ import msgspec
 
 from fulgurite.closing import DEFAULT_CREDIT, awaits_episodes, awaits_rewards, close_group
 from fulgurite.events import AgentReward, Declaration, Episode, Record, Tombstone, Trajectory
+from services.closing_settings import ClosingSettings
 from services.replay.groups import Group, Key
-from services.replay.settings import ClosingSettings
 
 Row = Trajectory | Tombstone
 History = Callable[[], Sequence[Episode]]
@@ -80,7 +80,7 @@ def close_anew(
     rules = settings.rules()
     declared = group.declaration
     waits = awaits_episodes(declared, episodes) or awaits_rewards(declared, episodes, rewards, rules)
-    if not episodes or (waits and _due_at(declared, episodes, settings) > now):
+    if not episodes or (waits and settings.due_at(declared, episodes) > now):
         return Closing(rows=(), open=True)
     declaration = changed(declared, episodes, changes)
     return Closing(rows=_rows(close_group(group.group_id, declaration, episodes, rewards, rules)))
@@ -111,13 +111,6 @@ def _undeclared(episodes: Iterable[Episode]) -> Declaration:
         task="",
         max_attempts=1,
     )
-
-
-def _due_at(declaration: Declaration | None, episodes: Sequence[Episode], settings: ClosingSettings) -> int:
-    if declaration is None:
-        return max(episode.ended_at for episode in episodes) + int(settings.live_wait_s * 1000)
-    grace = settings.episode_grace_s if awaits_episodes(declaration, episodes) else settings.grace_s
-    return declaration.deadline + int(grace * 1000)
 
 
 def _beginnings(group: Group, history: History) -> Iterator[tuple[Sequence[Episode], Sequence[AgentReward]]]:

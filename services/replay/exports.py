@@ -21,9 +21,9 @@ from fulgurite.ids import action_id
 from fulgurite.kinds import CallOutcome
 from fulgurite.trajectories import iter_transitions
 from services.claims import redeemed
+from services.closing_settings import ClosingSettings
 from services.replay.groups import Group
 from services.replay.scoring import Score, scores
-from services.replay.settings import ClosingSettings
 
 Json = dict[str, Any]
 

@@ -10,11 +10,11 @@ from fulgurite.codec import Codec
 from fulgurite.errors import CodecError, UnknownRule
 from fulgurite.events import Episode, Tombstone, Trajectory
 from fulgurite.topics import EPISODES
+from services.closing_settings import ClosingSettings
 from services.replay.closings import Changes, Closing, close_anew, follow
 from services.replay.groups import Group
 from services.replay.judging import Judge, Judged, judged
 from services.replay.records import Source
-from services.replay.settings import ClosingSettings
 from services.replay.sinks import Sink
 
 

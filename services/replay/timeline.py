@@ -14,8 +14,8 @@ from fulgurite.ids import action_id
 from fulgurite.kinds import StatusKind
 from fulgurite.tokens import token_count, unpack_ids, unpack_logprobs
 from fulgurite.transcript import answer_of, messages_of
+from services.closing_settings import ClosingSettings
 from services.replay.groups import Group
-from services.replay.settings import ClosingSettings
 
 Json = dict[str, Any]
 

@@ -66,11 +66,7 @@ class Group:
             return self.look_at
         if not self.gathered.episodes:
             return min(reward.event_time for reward in self.gathered.rewards.values()) + int(settings.orphan_s * 1000)
-        declaration = self.gathered.declaration
-        if declaration is None:
-            return max(episode.ended_at for episode in self.gathered.episodes.values()) + int(settings.live_wait_s * 1000)
-        grace = settings.episode_grace_s if self.gathered.awaits_episodes() else settings.grace_s
-        return declaration.deadline + int(grace * 1000)
+        return settings.due_at(self.gathered.declaration, self.gathered.episodes.values())
 
     def weight(self) -> int:
         """Bytes it takes in memory, roughly."""

@@ -5,19 +5,15 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from fulgurite.failure_rules import FailureRules
-from fulgurite.failures import FailureKind, FailurePolicy
+from services.closing_settings import ClosingSettings
 from services.streams import StreamSettings
 
 
-class RewarderSettings(StreamSettings):
+class RewarderSettings(ClosingSettings, StreamSettings):
     """Read from the environment."""
 
     model_config = SettingsConfigDict(env_prefix="FULGURITE_REWARDER_", extra="ignore")
 
-    grace_s: float = Field(default=30.0, ge=0, description="After a group's deadline, how long to wait for rewards of complete episodes.")
-    episode_grace_s: float = Field(default=600.0, ge=0, description="After a group's deadline, how long to wait for episodes.")
-    live_wait_s: float = Field(default=300.0, ge=0, description="How long an undeclared episode waits for its reward.")
     orphan_s: float = Field(default=3600.0, ge=0, description="How long a reward waits for any episode of its group.")
     amend_wait_s: float = Field(default=2.0, ge=0, description="How long what comes late waits for what comes with it.")
     amend_every_s: float = Field(default=60.0, ge=0, description="How often a closed group is written anew, at most.")
@@ -26,13 +22,7 @@ class RewarderSettings(StreamSettings):
     keep_mb: float = Field(default=64.0, ge=0, description="How many megabytes of closed groups stay in memory, per partition.")
     remember_s: float = Field(default=86400.0, ge=0, description="How long a closed group's revision stays in memory.")
     remember_groups: int = Field(default=50_000, ge=0, description="How many closed groups' revisions stay in memory, per partition.")
-    failure_policies: dict[FailureKind, FailurePolicy] = Field(default={}, description="What training makes of a failure, by kind.")
-    penalty: float = Field(default=0.0, description="The reward of failures whose policy is `penalise`.")
     log_level: str = "INFO"
-
-    def rules(self) -> FailureRules:
-        """The failure rules. Raises ValueError for a kind that may not be dropped or retried."""
-        return FailureRules(policies=self.failure_policies, penalty=self.penalty)
 
 
 class RewardWorkerSettings(BaseSettings):

@@ -11,9 +11,9 @@ from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LlmCall, 
 from fulgurite.gathering import Gathered
 from fulgurite.stitching import Input, stitch, supersede
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, EPISODES, GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES, Topic
+from services.closing_settings import ClosingSettings
 from services.replay.groups import Group, read_groups
 from services.replay.records import Raw
-from services.replay.settings import ClosingSettings
 
 CODEC = Codec()
 PLACES = {LlmCall: LLM_CALLS, AgentStatus: AGENT_STATUS, AgentReward: AGENT_REWARDS, Episode: EPISODES} | dict.fromkeys(

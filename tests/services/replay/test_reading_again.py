@@ -10,6 +10,7 @@ import pytest
 
 from fulgurite.events import LedgerEntry, LlmCall, PolicyUpdate
 from fulgurite.kinds import LedgerTerm, UpdateKind
+from services.closing_settings import ClosingSettings
 from services.replay.errors import BadArgument, NotFound
 from services.replay.exports import Filters, dpo, rows, sft, transitions
 from services.replay.finding import find_group, group_of
@@ -17,7 +18,6 @@ from services.replay.groups import Group, read_groups
 from services.replay.judging import Judge
 from services.replay.lineage import Lineage
 from services.replay.scoring import compare, scores
-from services.replay.settings import ClosingSettings
 from services.replay.timeline import rollout_ids, shortened, timeline
 from services.replay.windows import parse_datetime, parse_since, shown
 from services.rewarder.reward_plugins import RewardPlugin
