@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fulgurite.batching import SOURCE, Held
+from fulgurite.batching import Held, ledger_entry
 from fulgurite.events import LedgerEntry
-from fulgurite.ids import action_id, derive_id
+from fulgurite.ids import action_id
 from fulgurite.kinds import FilterReason, LedgerTerm
 from fulgurite.versions import Version
 
@@ -21,22 +21,7 @@ def amended_entries(held: Held, accounts: Mapping[str, LedgerTerm], version: Ver
     trained = sorted(action for action, term in accounts.items() if term in (LedgerTerm.trained, LedgerTerm.amended))
     offered = {action_id(action.call_id, action.choice) for row in held.rows.values() for action in row.actions if action.loss}
     told = [(LedgerTerm.amended, None, trained), (LedgerTerm.filtered, FilterReason.late, sorted(offered - accounts.keys()))]
-    return tuple(
-        LedgerEntry(
-            event_id=derive_id(SOURCE, held.group_revision, term, reason or ""),
-            event_time=time_ms,
-            policy=version.policy,
-            group_id=held.group_id,
-            group_revision=held.group_revision,
-            term=term,
-            reason=reason,
-            actions=tuple(actions),
-            version=str(version),
-            source=SOURCE,
-        )
-        for term, reason, actions in told
-        if actions
-    )
+    return tuple(ledger_entry(held, term, reason, actions, version, time_ms) for term, reason, actions in told if actions)
 
 
 def accounts_of(entries: list[LedgerEntry]) -> dict[str, LedgerTerm]:

@@ -246,21 +246,26 @@ def ledger_entries(groups: Iterable[BatchGroup], version: Version, time_ms: int)
         for action, fate in sorted(group.fates.items()):
             sorted_out.setdefault(fate, []).append(action)
         for (term, reason), actions in (sorted_out or {(LedgerTerm.filtered, FilterReason.missing): []}).items():
-            entries.append(
-                LedgerEntry(
-                    event_id=derive_id(SOURCE, group.group_revision, term, reason or ""),
-                    event_time=time_ms,
-                    policy=group.policy,
-                    group_id=group.group_id,
-                    group_revision=group.group_revision,
-                    term=term,
-                    reason=reason,
-                    actions=tuple(actions),
-                    version=str(version),
-                    source=SOURCE,
-                )
-            )
+            entries.append(ledger_entry(group, term, reason, actions, version, time_ms))
     return tuple(entries)
+
+
+def ledger_entry(
+    group: BatchGroup | Held, term: LedgerTerm, reason: FilterReason | None, actions: Iterable[str], version: Version, time_ms: int
+) -> LedgerEntry:
+    """What a learner of the version's policy tells of a group's actions; told again, it is the same event."""
+    return LedgerEntry(
+        event_id=derive_id(SOURCE, group.group_revision, term, reason or ""),
+        event_time=time_ms,
+        policy=version.policy,
+        group_id=group.group_id,
+        group_revision=group.group_revision,
+        term=term,
+        reason=reason,
+        actions=tuple(actions),
+        version=str(version),
+        source=SOURCE,
+    )
 
 
 def staleness(version: str | None, current: Version) -> int | None:
