@@ -1,29 +1,22 @@
 """What the log says of policies: `policy.updates`, `policy.applied`, `policy.routes`, folded into one view for `GET /v1/policies`
-and for routing. A claimed epoch shuts out lower ones; the first claim of an epoch wins. A thread reads the three topics from their
-beginning; the view itself is touched in the event loop only.
+and for routing. A claimed epoch shuts out lower ones; the first claim of an epoch wins. The view is touched in the event
+loop only.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from fulgurite.codec import Codec
 from fulgurite.events import Event, PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.kinds import ApplyOutcome, UpdateKind
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
-from services import logs
-from services.kafka import KafkaSettings, make_consumer, read_message
+from services.following import Follower
+from services.kafka import KafkaSettings
 
-log = logs.get(__name__)
-
-_POLL_S = 0.5
 _TOPICS = (POLICY_UPDATES, POLICY_APPLIED, POLICY_ROUTES)
 
 
@@ -160,43 +153,5 @@ class PolicyTail:
 
     def __init__(self, kafka: KafkaSettings, codec: Codec, adapters: frozenset[str] = frozenset()) -> None:
         self.view = PolicyView(adapters)
-        self._kafka = kafka
-        self._codec = codec
-        self._stop = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="policy-tail", daemon=True)
-
-    def start(self) -> None:
-        """Start reading, within the event loop that will read the view."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            consumer = make_consumer(self._kafka)
-            try:
-                self._follow(consumer)
-            except KafkaException as error:
-                log.warning("policies cannot be followed; trying again", error=str(error))
-                self._stop.wait(_POLL_S)
-            finally:
-                consumer.close()
-
-    def _follow(self, consumer: Consumer) -> None:
-        # From the beginning, also after a failure: the fold ends where it was.
-        consumer.assign([TopicPartition(self._kafka.topic(topic), 0, 0) for topic in _TOPICS])
-        while not self._stop.is_set():
-            for message in consumer.consume(100, timeout=_POLL_S):
-                if message.error() is None:
-                    self._tell(read_message(message, self._codec).event)
-
-    def _tell(self, event: Event | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self.view.take, event)
+        self._follower = Follower(kafka, codec, _TOPICS, self.view.take)
+        self.start, self.close = self._follower.start, self._follower.close
