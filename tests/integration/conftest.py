@@ -1,21 +1,24 @@
 """Real engines for the integration tests, started at first use, one of each kind per session, stopped at its end.
 
 `kafka` (one broker), `kafka3` (three, replication 3: tests that harm one heal it again), `vllm_tiny` (tiny random model with tied
-embeddings), `valkey`. Topics are shared: give each test a topic prefix of its own (`topic_prefix`).
+embeddings), `valkey`. Topics are shared: give each test a topic prefix of its own (`topic_prefix`). And `stub`, a model server that
+does as it is told, one for each file.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from services.stack.kafka_local import LocalKafka
 from services.stack.model import tiny_model
 from services.stack.valkey_local import LocalValkey
 from services.stack.vllm_local import LocalVllm
+from tests.integration.stub_upstream import Stub, running_stub
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +61,10 @@ def vllm_tiny(engines_folder: Path) -> Iterator[LocalVllm]:
     env = {"VLLM_ENABLE_RESPONSES_API_STORE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     with LocalVllm(tiny_model(), engines_folder / "vllm", threads=1, extra=lora, env=env) as server:
         yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stub() -> AsyncGenerator[Stub]:
+    """A model server that does as it is told."""
+    async with running_stub() as running:
+        yield running

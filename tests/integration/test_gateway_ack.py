@@ -13,7 +13,7 @@ import pytest_asyncio
 from fulgurite.kinds import CallOutcome
 from services.stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import Stub, running_stub
+from tests.integration.stub_upstream import Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -30,12 +30,6 @@ STREAMS: dict[str, tuple[dict[str, Any], bytes]] = {
 ENDS = (*(marker for _, marker in STREAMS.values()), b"[DONE]", b"content_block_stop", b"message_delta", b".done")
 HELD_S = 4.0
 """How long nothing is seen to leave: a thousand times what an acknowledgement takes."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stub() -> AsyncGenerator[Stub]:
-    async with running_stub() as running:
-        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -16,7 +16,7 @@ from fulgurite.kinds import CallOutcome
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import PROMPT_IDS, Stub, running_stub
+from tests.integration.stub_upstream import PROMPT_IDS, Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -35,12 +35,6 @@ PREFIXES = {"/v1/completions": "cmpl-", "/v1/responses": "resp_", "/v1/messages"
 APIS = {"/v1/completions": "completions", "/v1/responses": "responses", "/v1/messages": "messages"}
 generating = pytest.mark.parametrize("path", list(PREFIXES))
 streaming = pytest.mark.parametrize("stream", [False, True])
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stub() -> AsyncGenerator[Stub]:
-    async with running_stub() as running:
-        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

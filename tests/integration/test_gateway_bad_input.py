@@ -20,7 +20,7 @@ from services.gateway.keys import AGENT_SCOPES, Claims, KeyRing
 from services.stack.kafka_local import LocalKafka
 from services.stack.ports import free_port
 from tests.integration.gateway_process import SIGNING, Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import Stub, running_stub
+from tests.integration.stub_upstream import Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -29,12 +29,6 @@ BODY: dict[str, Any] = {"model": "policy", "messages": [{"role": "user", "conten
 ROLLOUT = "x-fulgurite-rollout-id"
 LIMIT = 20_000
 RING = KeyRing.parse(SIGNING)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stub() -> AsyncGenerator[Stub]:
-    async with running_stub() as running:
-        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -17,19 +17,13 @@ from fulgurite.kinds import CallOutcome, Identity, LogprobsMode, Mode, StatusKin
 from fulgurite.tokens import prompt_hash, unpack_ids, unpack_logprobs
 from services.stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import PROMPT_IDS, Stub, running_stub
+from tests.integration.stub_upstream import PROMPT_IDS, Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "policy", "messages": [{"role": "user", "content": "hi"}]}
 ROLLOUT = "x-fulgurite-rollout-id"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stub() -> AsyncGenerator[Stub]:
-    async with running_stub() as running:
-        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

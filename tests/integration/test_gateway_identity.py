@@ -31,7 +31,7 @@ from services.stack.kafka_local import LocalKafka
 from services.stack.valkey_local import LocalValkey
 from tests.integration.certificates import self_signed
 from tests.integration.gateway_process import ADMIN, PLAIN, SIGNING, Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import Stub, running_stub
+from tests.integration.stub_upstream import Stub
 from tests.integration.test_processors import Deployment, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
@@ -39,12 +39,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 CHAT = "/v1/chat/completions"
 ROLLOUT = "x-fulgurite-rollout-id"
 Message = dict[str, Any]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stub() -> AsyncGenerator[Stub]:
-    async with running_stub() as running:
-        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

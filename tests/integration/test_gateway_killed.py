@@ -10,7 +10,6 @@ import asyncio
 import json
 import random
 import uuid
-from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -18,14 +17,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-import pytest_asyncio
 
 from fulgurite.kinds import CallOutcome
 from services.kafka import KafkaSettings
 from services.stack.kafka_local import LocalKafka
 from services.topic_admin import create_topics
 from tests.integration.gateway_process import GATEWAY, Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import Stub, running_stub
+from tests.integration.stub_upstream import Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -34,12 +32,6 @@ KILLS = 6
 CLIENTS = 12
 STILL_S = 0.2
 """How long the broker stands still before the kill: a hundred times what an acknowledgement takes."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stub() -> AsyncGenerator[Stub]:
-    async with running_stub() as running:
-        yield running
 
 
 @pytest.fixture

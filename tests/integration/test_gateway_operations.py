@@ -21,7 +21,7 @@ from fulgurite.topics import LLM_CALLS
 from services.kafka import make_consumer
 from services.stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import Stub, running_stub
+from tests.integration.stub_upstream import Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -51,12 +51,6 @@ class Collector:
                 return found
             await asyncio.sleep(0.1)
         raise AssertionError([span.name for span in self.spans])
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stub() -> AsyncGenerator[Stub]:
-    async with running_stub() as running:
-        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -21,17 +21,11 @@ from services.kafka import EventProducer
 from services.stack.kafka_local import LocalKafka
 from services.stack.valkey_local import LocalValkey
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import Stub, running_stub
+from tests.integration.stub_upstream import Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
 REWARDS = "/v1/rewards"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stub() -> AsyncGenerator[Stub]:
-    async with running_stub() as running:
-        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -23,7 +23,7 @@ from fulgurite.topics import AGENT_STATUS
 from services.kafka import read_all
 from services.stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import Stub, running_stub
+from tests.integration.stub_upstream import Stub
 from tests.services.runner import agents
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
@@ -56,12 +56,6 @@ REWARDS = """
 def length(episode):
     return float(len(episode.task["reference"]))
 """
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def stub() -> AsyncGenerator[Stub]:
-    async with running_stub() as running:
-        yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
