@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
@@ -21,6 +22,7 @@ import fastavro
 import msgspec
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
+from fulgurite.avro_writer import writer_of
 from fulgurite.deltas import pack, unpack
 from fulgurite.errors import BrokenDelta, InvalidEvent, MalformedFrame, UnknownSchema
 from fulgurite.events import EVENT_TYPES, Episode, Event
@@ -31,8 +33,7 @@ _HEADER = 5
 
 JsonSchema = dict[str, Any]
 
-# fastavro's own annotations are partial; these are the two calls used here.
-_write = cast(Callable[[io.BytesIO, Any, Any], None], fastavro.schemaless_writer)  # pyright: ignore[reportUnknownMemberType]
+# fastavro's own annotations are partial.
 _read = cast(Callable[[io.BytesIO, Any, Any], Any], fastavro.schemaless_reader)  # pyright: ignore[reportUnknownMemberType]
 
 
@@ -110,21 +111,20 @@ class Codec:
         for event_type in EVENT_TYPES:
             schema = self._released.schema_of(self._released.id_of(event_type))
             self._ours[event_type] = parse_schema(cast(JsonSchema, schema))
+        self._writers = {event_type: writer_of(schema) for event_type, schema in self._ours.items()}
         self._frames = {t: b"\x00" + (registry or self._released).id_of(t).to_bytes(4, "big") for t in EVENT_TYPES}
         self._readers: dict[int, tuple[type[Event], Any, Any]] = {}
 
     def encode(self, event: Event) -> bytes:
         """Raises InvalidEvent when a field does not fit the schema."""
-        buffer = io.BytesIO()
-        buffer.write(self._frames[type(event)])
         if isinstance(event, Episode):
             event = msgspec.structs.replace(event, calls=pack(event.calls))
-        datum = msgspec.to_builtins(event, builtin_types=(bytes,))
+        out = bytearray(self._frames[type(event)])
         try:
-            _write(buffer, self._ours[type(event)], datum)
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            self._writers[type(event)](out, event)
+        except (ValueError, TypeError, AttributeError, LookupError, OverflowError, struct.error) as error:
             raise InvalidEvent(f"{type(event).__name__} {event.event_id} does not fit its schema: {error}") from error
-        return buffer.getvalue()
+        return bytes(out)
 
     def decode(self, data: bytes) -> Event:
         """Raises MalformedFrame, UnknownSchema or InvalidEvent."""

@@ -1,0 +1,167 @@
+"""Avro's binary encoding, compiled once per schema: `writer_of(schema)(out, value)` appends a value's datum to `out`.
+
+Writes what fastavro writes, byte for byte (a test holds it), but reads the attributes of our own structs instead of dictionaries made of
+them, and asks of a union only whether the value is None: it takes a third of the time. So unions are `["null", something]`, as all of
+ours are. A value that does not fit raises TypeError, ValueError, AttributeError, LookupError, OverflowError or struct.error.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, cast
+
+Writer = Callable[[bytearray, Any], None]
+
+_double = struct.Struct("<d").pack
+
+
+def _varint(number: int) -> bytes:
+    """Zigzag, seven bits a byte, the lowest first."""
+    left = number << 1 ^ number >> 63
+    data = bytearray()
+    while left > 0x7F:
+        data.append(left & 0x7F | 0x80)
+        left >>= 7
+    data.append(left)
+    return bytes(data)
+
+
+_SHORT = tuple(_varint(number) for number in range(8192))
+"""Lengths, indices and places in a row, mostly."""
+
+
+def writer_of(schema: object) -> Writer:
+    """The writer of a schema as fastavro parses it: names are full, a name is spelled out before it is used."""
+    return _writer(schema, {})
+
+
+def _writer(schema: object, named: dict[str, Writer]) -> Writer:
+    if isinstance(schema, str):
+        return _PLAIN[schema] if schema in _PLAIN else named[schema]
+    if isinstance(schema, list):
+        return _optional(cast("list[object]", schema), named)
+    known = cast("dict[str, Any]", schema)
+    return _COMPOSED[known["type"]](known, named) if known["type"] in _COMPOSED else _writer(known["type"], named)
+
+
+def _write_long(out: bytearray, value: int) -> None:
+    if 0 <= value < 8192:
+        out += _SHORT[value]
+    elif -(1 << 63) <= value < 1 << 63:
+        out += _varint(value)
+    else:
+        raise OverflowError(f"{value} has more than 64 bits")
+
+
+def _write_int(out: bytearray, value: int) -> None:
+    if not -(1 << 31) <= value < 1 << 31:
+        raise OverflowError(f"{value} has more than 32 bits")
+    _write_long(out, value)
+
+
+def _write_bytes(out: bytearray, value: bytes) -> None:
+    size = len(value)
+    out += _SHORT[size] if size < 8192 else _varint(size)
+    out += value
+
+
+def _write_string(out: bytearray, value: str) -> None:
+    data = value.encode()
+    size = len(data)
+    out += _SHORT[size] if size < 8192 else _varint(size)
+    out += data
+
+
+def _write_double(out: bytearray, value: float) -> None:
+    out += _double(value)
+
+
+def _write_boolean(out: bytearray, value: bool) -> None:
+    out.append(1 if value else 0)
+
+
+_PLAIN: Mapping[str, Writer] = {
+    "int": _write_int,
+    "long": _write_long,
+    "bytes": _write_bytes,
+    "string": _write_string,
+    "double": _write_double,
+    "boolean": _write_boolean,
+}
+
+
+def _optional(schema: Sequence[object], named: dict[str, Writer]) -> Writer:
+    null, other = schema
+    if null != "null":
+        raise ValueError(f"the union {schema} is not of null and something else")
+    inner = _writer(other, named)
+
+    def write(out: bytearray, value: Any) -> None:
+        if value is None:
+            out.append(0)
+        else:
+            out.append(2)
+            inner(out, value)
+
+    return write
+
+
+def _enum(schema: Mapping[str, Any], named: dict[str, Writer]) -> Writer:
+    indices = {symbol: _SHORT[index] for index, symbol in enumerate(schema["symbols"])}
+
+    def write(out: bytearray, value: str) -> None:
+        out += indices[value]
+
+    named[schema["name"]] = write
+    return write
+
+
+def _record(schema: Mapping[str, Any], named: dict[str, Writer]) -> Writer:
+    names = [field["name"] for field in schema["fields"]]
+    writers = tuple(_writer(field["type"], named) for field in schema["fields"])
+    # The last name twice: of one name, attrgetter gives the value and no tuple of it.
+    values = attrgetter(*names, names[-1])
+
+    def write(out: bytearray, value: Any) -> None:
+        for writer, item in zip(writers, values(value), strict=False):
+            writer(out, item)
+
+    named[schema["name"]] = write
+    return write
+
+
+def _array(schema: Mapping[str, Any], named: dict[str, Writer]) -> Writer:
+    inner = _writer(schema["items"], named)
+
+    def write(out: bytearray, value: Sequence[Any]) -> None:
+        if value:
+            _write_long(out, len(value))
+            for item in value:
+                inner(out, item)
+        out.append(0)
+
+    return write
+
+
+def _map(schema: Mapping[str, Any], named: dict[str, Writer]) -> Writer:
+    inner = _writer(schema["values"], named)
+
+    def write(out: bytearray, value: Mapping[str, Any]) -> None:
+        if value:
+            _write_long(out, len(value))
+            for name, item in value.items():
+                _write_string(out, name)
+                inner(out, item)
+        out.append(0)
+
+    return write
+
+
+_COMPOSED: Mapping[str, Callable[[Mapping[str, Any], dict[str, Writer]], Writer]] = {
+    "enum": _enum,
+    "record": _record,
+    "array": _array,
+    "map": _map,
+}
