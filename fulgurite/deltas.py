@@ -16,10 +16,9 @@ within one episode.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
-import numpy as np
 
 from fulgurite.errors import BrokenDelta
 from fulgurite.events import LlmCall, ParentRef, Record
@@ -35,6 +34,9 @@ _THIRD = LEAST_GAIN // 3
 
 WITHIN = -1
 """In place of a partition: the parent is a call of the same episode, and the offset its index."""
+
+_STEP = 64
+"""Bytes: conversations that differ mostly do so in their first line."""
 
 _LOOKED_AT = 4
 """Earlier calls of an episode that a call may extend: as many as agents that take turns, mostly."""
@@ -64,19 +66,17 @@ def link_of(call: LlmCall, partition: int, offset: int, depth: int = 0) -> Link:
 def shorten(call: LlmCall, links: Sequence[Link]) -> tuple[LlmCall, int]:
     """The call as a delta of the link that saves most, and its depth; the call itself, and 0, if none is worth it.
 
-    Links in order of time: the newest that the call extends word for word is taken without a look at the others.
+    Links in order of time, looked at from the newest: one that could save less than `LEAST_GAIN` beyond the best so far is not compared.
     """
     if call.prompt_token_ids is not None and (call.prompt_hash is None or len(call.prompt_token_ids) % 4):
         return call, 0
     body = None if call.request is None else call.request.encode()
     best: _Overlap | None = None
     for link in reversed(links):
-        if not _may_gain(call, body, link):
+        if _at_most(call, body, link) < (LEAST_GAIN if best is None else best.saved + LEAST_GAIN):
             continue
         overlap = _Overlap(call, body, link)
         best = overlap if best is None or overlap.saved > best.saved else best
-        if overlap.saved == len(link.tokens) + len(link.request):
-            break
     if best is None or best.saved < LEAST_GAIN or best.link.depth + 1 == CHAIN:
         return call, 0
     return best.delta(call, body), best.link.depth + 1
@@ -120,11 +120,17 @@ def _within(call: LlmCall, earlier: Sequence[LlmCall]) -> LlmCall | None:
     return earlier[ref.offset] if earlier[ref.offset].call_id == ref.call_id else None
 
 
-def _may_gain(call: LlmCall, body: bytes | None, link: Link) -> bool:
-    """Whether a delta could be worth it: not if tokens, beginning and end of the body each agree in less than a third of what it takes."""
-    if call.prompt_token_ids is not None and call.prompt_token_ids[:_THIRD] == link.tokens[:_THIRD]:
-        return True
-    return body is not None and (body[:_THIRD] == link.request[:_THIRD] or body[-_THIRD:] == link.request[-_THIRD:])
+def _at_most(call: LlmCall, body: bytes | None, link: Link) -> int:
+    """What a delta could save, from a look at the beginning of the tokens, and at beginning and end of the body."""
+    most = 0
+    if call.prompt_token_ids is not None:
+        shared = min(len(call.prompt_token_ids), len(link.tokens))
+        most += shared if call.prompt_token_ids[:_THIRD] == link.tokens[:_THIRD] else min(shared, _THIRD)
+    if body is not None:
+        shared = min(len(body), len(link.request))
+        alike = body[:_THIRD] == link.request[:_THIRD] or body[-_THIRD:] == link.request[-_THIRD:]
+        most += shared if alike else min(shared, 2 * _THIRD)
+    return most
 
 
 class _Overlap:
@@ -168,18 +174,43 @@ def _ends(left: bytes, right: bytes) -> tuple[int, int]:
     head = _equal(left, right)
     while 0 < head < len(right) and _is_inner(right[head]):
         head -= 1
-    tail = _equal(left[head:][::-1], right[head:][::-1])
+    tail = _equal_ends(left, right, min(len(left), len(right)) - head)
     while tail and _is_inner(right[len(right) - tail]):
         tail -= 1
     return head, tail
 
 
 def _equal(left: bytes, right: bytes) -> int:
-    shared = min(len(left), len(right))
-    if left[:shared] == right[:shared]:
-        return shared
-    different = np.frombuffer(left, np.uint8, shared) != np.frombuffer(right, np.uint8, shared)
-    return int(different.argmax())
+    """How many bytes both have at their beginning. Slices are compared as a whole, however long: no loop over bytes is as fast."""
+    most = min(len(left), len(right))
+    if left[:most] == right[:most]:
+        return most
+    return _first_unequal(most, lambda low, high: left[low:high] == right[low:high])
+
+
+def _equal_ends(left: bytes, right: bytes, most: int) -> int:
+    """How many bytes, `most` at most, both have at their end."""
+    all_of_left, all_of_right = len(left), len(right)
+    if left[all_of_left - most :] == right[all_of_right - most :]:
+        return most
+    return _first_unequal(
+        most, lambda low, high: left[all_of_left - high : all_of_left - low] == right[all_of_right - high : all_of_right - low]
+    )
+
+
+def _first_unequal(most: int, agree: Callable[[int, int], bool]) -> int:
+    """The first place, below `most`, at which two sequences differ: past it in growing steps, then back in halves."""
+    low, high = 0, _STEP
+    while high < most and agree(low, high):
+        low, high = high, 4 * high
+    high = min(high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if agree(low, middle):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _is_inner(byte: int) -> bool:
@@ -188,25 +219,31 @@ def _is_inner(byte: int) -> bool:
 
 
 class _Messages(msgspec.Struct):
-    messages: msgspec.Raw = msgspec.Raw()
-    input: msgspec.Raw = msgspec.Raw()
+    messages: list[msgspec.Raw] | None = None
+    input: list[msgspec.Raw] | str | None = None
+
+
+_read_messages = msgspec.json.Decoder(_Messages).decode
 
 
 def _messages_within(body: bytes, head: int) -> int:
     """How many of a body's messages (or items of its input) lie in its first bytes."""
     count = place = 0
     for item in _items(body):
-        place = body.find(bytes(item), place) + len(bytes(item))
-        count += place <= head
+        place = body.find(item, place) + len(bytes(item))
+        if place > head:
+            break
+        count += 1
     return count
 
 
-def _items(body: bytes) -> list[msgspec.Raw]:
+def _items(body: bytes) -> Sequence[msgspec.Raw]:
     try:
-        found = msgspec.json.decode(body, type=_Messages)
-        return msgspec.json.decode(bytes(found.messages or found.input), type=list[msgspec.Raw])
+        found = _read_messages(body)
     except msgspec.DecodeError:
-        return []
+        return ()
+    items = found.messages or found.input
+    return items if isinstance(items, list) else ()
 
 
 def _prompt(call: LlmCall, ref: ParentRef, parent: LlmCall) -> bytes | None:
