@@ -30,7 +30,7 @@ from fulgurite.errors import CodecError
 from fulgurite.events import DeadLetter, Event
 from fulgurite.ids import derive_id
 from fulgurite.topics import DEAD_LETTERS, Topic
-from services import logs
+from services import logs, pulse
 from services.clock import now_ms
 from services.kafka import EventProducer, KafkaSettings, make_consumer
 
@@ -362,6 +362,8 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(self.settings.tick_s)
+            if self._ready.is_set():
+                pulse.beat()
             for partition in self.partitions.values():
                 partition.wake.set()
 

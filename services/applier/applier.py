@@ -16,7 +16,7 @@ import msgspec
 
 from fulgurite.kinds import ApplyOutcome
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
-from services import logs
+from services import logs, pulse
 from services.applier.announcer import Announcer
 from services.applier.artifacts import WeightsFile, base_weights, fetch
 from services.applier.engine import Engine
@@ -68,6 +68,7 @@ class PolicyApplier:
             self._followed.changed.clear()
             try:
                 await self._round()
+                pulse.beat()
                 failures, pause_s = 0, self._settings.check_interval_s
                 if self._unreachable:
                     self._unreachable = False

@@ -24,7 +24,7 @@ from fulgurite.kinds import LedgerTerm, UpdateKind
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs, unpack_ids
 from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version, base_version, parse_version
-from services import logs
+from services import logs, pulse
 from services.clock import now_ms
 from services.kafka import EventProducer, Record
 from services.learner.artifacts import ArtifactStore
@@ -131,6 +131,7 @@ class Learner:
     def run(self) -> None:
         """Read and train until stopped. Raises LearnerError, LogUnavailable."""
         while not self._stopping:
+            pulse.beat()
             for record in self._source.read(_READ_TIMEOUT_S):
                 self._take(record)
             self._train_if_ready()

@@ -26,7 +26,7 @@ from fulgurite.errors import BadClaim
 from fulgurite.events import AgentReward, DeadLetter, Episode
 from fulgurite.ids import derive_id
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES
-from services import logs
+from services import logs, pulse
 from services.claims import redeemed_episode
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, read_message
 from services.rewarder.reward_plugins import PluginError, RewardFailed, RewardPlugin
@@ -66,6 +66,8 @@ class RewardWorker:
         try:
             while not self._stopping:
                 messages = await asyncio.to_thread(_take, consumer, self._settings.concurrency)
+                if consumer.memberid():
+                    pulse.beat()
                 if messages:
                     await asyncio.gather(*(self._handle(message) for message in messages))
                     await asyncio.to_thread(_commit, consumer, messages)
