@@ -122,6 +122,7 @@ class _Closing:
             for episode in finals
             if isinstance(self.verdicts[episode.rollout_id], EpisodeRewards)
         }
+        self.chains = {rollout_id: paths(pieces.rows) for rollout_id, pieces in self.pieces.items()}
         self.credits = self._credits()
 
     def settle(self, member: Member) -> tuple[Trajectory | Tombstone, ...]:
@@ -156,7 +157,7 @@ class _Closing:
 
     def _rows(self, episode: Episode, pieces: Cut, rewards: EpisodeRewards) -> tuple[Trajectory, ...]:
         credit_of = self.credits[episode.rollout_id]
-        chain = max(paths(pieces.rows), key=len)
+        chain = max(self.chains[episode.rollout_id], key=len)
         masked = FilterReason.failure_masked if self.rules.masks(episode.failure) else None
 
         def paid(action: Action) -> Action:
@@ -197,8 +198,20 @@ class _Closing:
     def _credits(self) -> Mapping[str, Mapping[str, float]]:
         """Credit by rollout and action."""
         weights = self.declaration.reward_weights if self.declaration else {}
-        scored = {rollout_id: _scored(self.pieces[rollout_id], rewards, weights) for rollout_id, rewards in self._paid()}
+        scored = {rollout_id: self._scored(rollout_id, rewards, weights) for rollout_id, rewards in self._paid()}
         return dict(zip(scored, self.rule(list(scored.values())), strict=True))
+
+    def _scored(self, rollout_id: str, rewards: EpisodeRewards, weights: Mapping[str, float]) -> Scored:
+        """What a credit rule sees of an episode."""
+        steps = steps_of(self.pieces[rollout_id].rows, anchored=self.rule.rule.anchored)
+        for action in rewards.actions.keys() & steps.keys():
+            steps[action] = replace(steps[action], reward=rewards.actions[action])
+        chains = [tuple(steps[action] for action in path) for path in self.chains[rollout_id]]
+        return Scored(
+            total=rewards.total,
+            paths=tuple(Path(steps=chain, outcome=rewards.outcome, total=rewards.total) for chain in chains),
+            by_name={name: weights.get(name, 1.0) * value for name, value in rewards.named.items()},
+        )
 
     def _paid(self) -> Iterator[tuple[str, EpisodeRewards]]:
         for rollout_id, verdict in self.verdicts.items():
@@ -227,17 +240,6 @@ class _Closing:
             episode_reward=reward,
             failure=episode.failure if episode else None,
         )
-
-
-def _scored(pieces: Cut, rewards: EpisodeRewards, weights: Mapping[str, float]) -> Scored:
-    """What a credit rule sees of an episode."""
-    steps = steps_of(pieces.rows)
-    chains = [tuple(replace(steps[action], reward=rewards.actions.get(action, 0.0)) for action in path) for path in paths(pieces.rows)]
-    return Scored(
-        total=rewards.total,
-        paths=tuple(Path(steps=chain, outcome=rewards.outcome, total=rewards.total) for chain in chains),
-        by_name={name: weights.get(name, 1.0) * value for name, value in rewards.named.items()},
-    )
 
 
 def _entries(group_id: str, event_time: int, lost: Iterable[LostAction]) -> tuple[LedgerEntry, ...]:

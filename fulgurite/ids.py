@@ -14,6 +14,7 @@ Nothing here reads a clock or a random source: both are passed in.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -24,6 +25,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _FIRST_MS = 1_577_836_800_000
 """The beginning of 2020: no id was minted before."""
 
+_FROM_RFC4648 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _ALPHABET.encode())
 _TO_INT = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 _CORE = r"[0-9a-hjkmnp-tv-z]{26}"
 _ROLLOUT = rf"({_CORE})_(\d{{1,6}})_([0-9a-hjkmnp-tv-z]{{8}})"
@@ -149,5 +151,5 @@ def action_id(call_id: str, choice: int) -> str:
 
 def derive_id(*parts: str | int) -> str:
     """32 characters that depend on every part and its place; equal parts give equal ids."""
-    digest = hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
-    return _base32(int.from_bytes(digest[:20]), 32)
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return base64.b32encode(digest[:20]).translate(_FROM_RFC4648).decode()

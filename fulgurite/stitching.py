@@ -63,7 +63,8 @@ def stitch(events: Iterable[Input]) -> Episode | None:
     calls = sorted((event for event in distinct if isinstance(event, LlmCall)), key=lambda call: (call.started_at, call.call_id))
     declared = [status for status in statuses if status.kind is StatusKind.declared]
     own = [status for status in statuses if status.kind is not StatusKind.declared]
-    revision = revision_of(event.event_id for event in distinct)
+    inputs = tuple(event.event_id for event in distinct)
+    revision = revision_of(inputs)
     return Episode(
         event_id=derive_id("episode", rollout_id, closing.attempt, revision),
         event_time=max(event.event_time for event in distinct),
@@ -74,7 +75,7 @@ def stitch(events: Iterable[Input]) -> Episode | None:
         attempt=closing.attempt,
         mode=closing.mode,
         rule=RULE,
-        inputs=tuple(sorted(event.event_id for event in distinct)),
+        inputs=inputs,
         outcome=OUTCOMES[closing.kind],
         failure=failure_of(closing, calls),
         message=closing.message,

@@ -114,10 +114,17 @@ def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
     return tuple(chain for index, chain in enumerate(chains) if index not in continued)
 
 
-def steps_of(rows: Sequence[Row]) -> dict[str, Step]:
-    """Each action as credit rules see it, without its reward. What it saw is told by hashes: equal tokens, equal hashes."""
+def steps_of(rows: Sequence[Row], *, anchored: bool = True) -> dict[str, Step]:
+    """Each action as credit rules see it, without its reward.
+
+    What it saw is told by hashes, equal tokens by equal hashes; not unless `anchored`, for that takes longer than all the rest.
+    """
     steps: dict[str, Step] = {}
     for row in rows:
+        if not anchored:
+            names = {action_id(action.call_id, action.choice): action for action in row.actions if action.loss}
+            steps.update({name: Step(action=name, agent=action.agent) for name, action in names.items()})
+            continue
         read, before, state = 0, 0, hashlib.sha256()
         for action in row.actions:
             # A copy of the hash so far: a long row is read once, not once for each action.

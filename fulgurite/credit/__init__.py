@@ -67,6 +67,8 @@ class Rule(Record, frozen=True):
 
     credit: GroupRule
     parameters: Mapping[str, Number | Choice] = {}
+    anchored: bool = False
+    """Whether it asks what an action saw (`Step.state`, `Step.observation`)."""
 
 
 RULES: dict[str, Rule] = {
@@ -82,6 +84,7 @@ RULES: dict[str, Rule] = {
             "norm": Choice(("std", "none")),
             "state": Choice(("observation", "prompt")),
         },
+        anchored=True,
     ),
     "per_role": Rule(per_role),
 }

@@ -23,6 +23,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
 }
 
+_SIGNS = ("response_format", '"text"', "\\u")
+"""One of them is in a body that asks for a form: its text is looked through sooner than it is parsed. The last may spell any name."""
+
 
 def invalid_output(seen: Evidence) -> bool:
     """Whether the attempt ended on an answer without the asked form."""
@@ -32,8 +35,11 @@ def invalid_output(seen: Evidence) -> bool:
 
 def _asked(call: LlmCall) -> Json | None:
     """The schema that the answer should have."""
+    request = call.request or "null"
+    if not any(sign in request for sign in _SIGNS):
+        return None
     try:
-        body: Any = json.loads(call.request or "null")
+        body: Any = json.loads(request)
     except ValueError:
         return None
     form = _dict(_dict(_dict(body).get("text")).get("format")) or _dict(_dict(body).get("response_format"))

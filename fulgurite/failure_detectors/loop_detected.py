@@ -25,7 +25,7 @@ Turn = tuple[str, list[str]]
 
 def loop_detected(seen: Evidence) -> bool:
     """Whether the last turns are rounds of a loop."""
-    turns = _turns([*seen.messages, *seen.answers[:1]])
+    turns = _turns(_last([*seen.messages, *seen.answers[:1]], max(PERIODS) * REPEATS))
     return any(_rounds(turns[-period * REPEATS :], period) for period in PERIODS)
 
 
@@ -35,6 +35,12 @@ def _rounds(turns: list[Turn], period: int) -> bool:
     pairs = list(zip(turns, turns[period:], strict=False))
     # Nothing has been heard upon the last answer.
     return all(a[0] == b[0] for a, b in pairs) and all(a[1] == b[1] for a, b in pairs[:-1])
+
+
+def _last(messages: list[Json], turns: int) -> list[Json]:
+    """The messages of the last so many turns: more are never compared, and a long conversation has many."""
+    answers = [place for place, message in enumerate(messages) if message.get("role", "assistant") == "assistant"]
+    return messages[answers[-turns] :] if len(answers) > turns else messages
 
 
 def _turns(messages: list[Json]) -> list[Turn]:
