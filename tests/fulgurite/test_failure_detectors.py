@@ -187,6 +187,9 @@ def test_what_asks_for_a_form_and_what_is_not_judged() -> None:
     assert told(msgspec.structs.replace(responses, api="responses", request=body)) is FailureKind.invalid_output
     assert told(asked("no JSON", tool_calls=[{"function": {"name": "f"}}])) is None
     assert told(msgspec.structs.replace(plain, request="{")) is None
+    assert told(msgspec.structs.replace(plain, request='{"response_format": {')) is None
+    spelled = msgspec.structs.replace(plain, request=r'{"\u0072esponse_format": {"type": "json_object"}}')
+    assert told(spelled) is FailureKind.invalid_output
     assert told(msgspec.structs.replace(plain, request=None)) is None
     either = msgspec.structs.replace(asked("no JSON"), choices=(*asked("no JSON").choices, *asked('{"n": 1}').choices))
     assert told(either) is None
