@@ -129,10 +129,20 @@ class RowBatcher:
             return False
         if event.group_id not in self._done:
             return _take(self._held, partition, offset, event)
+        return self._add_to_settled(partition, offset, event)
+
+    def _add_to_settled(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
         where = self._settled.get(event.group_id)
-        if event.group_revision == self._done[event.group_id] or (where is not None and offset <= where[1]):
+        accounted = self._done[event.group_id]
+        begun = event.group_id in self._amending
+        if (where is not None and offset <= where[1]) or (event.group_revision == accounted and not begun):
             return False
-        return _take(self._amending, partition, offset, event)
+        news = _take(self._amending, partition, offset, event)
+        held = self._amending[event.group_id]
+        if held.group_revision == accounted and held.is_complete():
+            # What was begun meanwhile was given up for what is accounted for.
+            del self._amending[event.group_id]
+        return news
 
     def amendments(self) -> tuple[Held, ...]:
         """Whole newer revisions of settled groups, to be accounted for."""

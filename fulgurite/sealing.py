@@ -41,29 +41,41 @@ def revision_of(outputs: Iterable[Output]) -> str | None:
 
 
 class Written:
-    """What the log holds of one group's closings, taken in its order."""
+    """What the log holds of one group's closings, taken in its order; of ledger entries the order does not matter.
+
+    A revision that is begun after another is written anew, even if it had been written before: rewards that are taken back and given
+    again lead back to it. Rows that come again within one writing say nothing new.
+    """
 
     def __init__(self) -> None:
         self.newest: str | None = None
         """The last revision of which every member has all its rows or its tombstone."""
         self._last: str | None = None
+        self._rows: set[str] = set()
+        """Of the writing that was begun last."""
+        self._left: dict[str, int] = {}
+        """How many of its rows each member lacks."""
+        self._is_whole = False
         self._whole: set[str] = set()
-        self._left: dict[str, dict[str, int]] = {}
-        self._ids: dict[str, set[str]] = {}
+        self._entries: dict[str, set[str]] = {}
 
     def take(self, output: Output) -> None:
-        """The next record; one that comes again says nothing new."""
+        """The next record."""
         revision = output.group_revision
-        if revision is None or output.event_id in self._ids.setdefault(revision, set()):
+        if revision is None:
             return
-        self._ids[revision].add(output.event_id)
         if isinstance(output, LedgerEntry):
+            self._entries.setdefault(revision, set()).add(output.event_id)
             return
-        self._last = revision
-        left = self._left.setdefault(revision, {})
+        if revision != self._last:
+            self._last, self._rows, self._left, self._is_whole = revision, set(), {}, False
+        if output.event_id in self._rows:
+            return
+        self._rows.add(output.event_id)
         rows = 1 if isinstance(output, Tombstone) else output.rows_in_episode
-        left[output.rollout_id] = left.get(output.rollout_id, rows) - 1
-        if len(left) == output.group_size and not any(left.values()):
+        self._left[output.rollout_id] = self._left.get(output.rollout_id, rows) - 1
+        if len(self._left) == output.group_size and not any(self._left.values()):
+            self._is_whole = True
             self._whole.add(revision)
             self.newest = revision
 
@@ -72,9 +84,15 @@ class Written:
         """The revision that counts: the newest whole one, before any is whole the last that was begun."""
         return self.newest or self._last
 
+    @property
+    def standing(self) -> str | None:
+        """The revision that need not be written again; `UNSEALED` where another was begun after the newest, None where none is whole."""
+        return self.newest if self._is_whole or self.newest is None else UNSEALED
+
     def begun(self) -> set[str]:
-        """Ids of what was written of closings that are not whole: they are not written again."""
-        return {event_id for revision, ids in self._ids.items() if revision not in self._whole for event_id in ids}
+        """Ids of what need not be written again of a closing that is not whole."""
+        entries = {event_id for revision, ids in self._entries.items() if revision not in self._whole for event_id in ids}
+        return entries if self._is_whole else entries | self._rows
 
 
 def _stamped(output: Output, revision: str) -> Output:

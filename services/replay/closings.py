@@ -70,7 +70,19 @@ def follow(group: Group, settings: ClosingSettings, now: int, history: History) 
         found.update({row.event_id: row for row in rows if row.event_id in wanted})
         if found.keys() == wanted:
             break
-    return Closing(rows=tuple(found[row_id] for row_id in group.row_ids if row_id in found), unmet=len(wanted - found.keys()))
+    return Closing(rows=tuple(_as_written([found[i] for i in group.row_ids if i in found])), unmet=len(wanted - found.keys()))
+
+
+def _as_written(rows: Iterable[Row]) -> Iterator[Row]:
+    """Each revision as often as it was begun: after another it counts again. Its rows once."""
+    revision: str | None = None
+    seen: set[str] = set()
+    for row in rows:
+        if row.group_revision != revision:
+            revision, seen = row.group_revision, set()
+        if row.event_id not in seen:
+            seen.add(row.event_id)
+            yield row
 
 
 def close_anew(

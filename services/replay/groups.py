@@ -45,7 +45,7 @@ class GroupLog(msgspec.Struct):
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """One group, rebuilt; each list is in the order of the log and has an event once."""
+    """One group, rebuilt; each list is in the order of the log, and but for `row_ids` has an event once."""
 
     group_id: str
     partition: int
@@ -125,7 +125,7 @@ def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
         inputs=_attempts([*known, *statuses]),
         statuses=tuple(statuses),
         rewards=tuple(rewards),
-        row_ids=tuple(dict.fromkeys(log.row_ids)),
+        row_ids=tuple(log.row_ids),
         unreadable=tuple(unreadable),
         began_at=min([*times, *(call.started_at for call in known)]),
         read_until=log.read_until,

@@ -89,7 +89,8 @@ class RewarderPartition:
         self._due: tuple[dict[Topic, int], set[str]] | None = None
         self._time = 0
         self._next_look = 0
-        self._written: set[str] = set()
+        self._begun: dict[str, set[str]] = {}
+        """What need not be written again, of groups in the middle of which an earlier worker died."""
         self._remember(written)
 
     def take(self, topic: Topic, event: Event, settle: Settle) -> None:
@@ -177,8 +178,9 @@ class RewarderPartition:
             if not recalled.is_whole:
                 await self._give_up(group_id, group)
                 continue
-            group.revision = recalled.written.newest or group.revision
-            self._written |= recalled.written.begun()
+            if recalled.written.standing is not None:
+                group.revision = recalled.written.standing
+            self._note_begun(group_id, recalled.written)
             for event in recalled.inputs:
                 group.gathered.take(event)
 
@@ -236,10 +238,15 @@ class RewarderPartition:
 
     async def _publish(self, group_id: str, outputs: Sequence[Output]) -> None:
         """Entries first, then rows; without those that an earlier worker had written before it died."""
-        new = [output for output in outputs if output.event_id not in self._written]
+        begun = self._begun.pop(group_id, set[str]())
+        new = [output for output in outputs if output.event_id not in begun]
         await self._log.publish(TRAINING_LEDGER, [(group_id, output) for output in new if isinstance(output, LedgerEntry)])
         await self._log.publish(TRAJECTORIES, [(group_id, output) for output in new if not isinstance(output, LedgerEntry)])
-        self._written.difference_update(output.event_id for output in outputs)
+
+    def _note_begun(self, group_id: str, written: Written) -> None:
+        begun = written.begun()
+        if begun:
+            self._begun[group_id] = begun
 
     def _remember(self, outputs: Iterable[Output]) -> None:
         """Groups whose rows are all in the log are closed; of others, what was written is not written again."""
@@ -247,9 +254,9 @@ class RewarderPartition:
         for output in outputs:
             groups.setdefault(output.group_id, Written()).take(output)
         for group_id, written in groups.items():
-            self._written |= written.begun()
-            if written.newest is not None:
-                self._closed.know(group_id, written.newest, self._now())
+            self._note_begun(group_id, written)
+            if written.standing is not None:
+                self._closed.know(group_id, written.standing, self._now())
 
 
 def _is_first(episode: Episode) -> bool:

@@ -11,8 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from fulgurite.amendments import accounts_of, amended_entries
+from fulgurite.batching import SOURCE as LEARNER
 from fulgurite.batching import BatchRules, RowBatcher, ledger_entries
-from fulgurite.closing import awaits_episodes, awaits_rewards, close_group
+from fulgurite.closing import awaits_episodes
 from fulgurite.deadlines import AttemptProgress, overdue
 from fulgurite.events import (
     AgentReward,
@@ -27,8 +29,12 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
+from fulgurite.failure_rules import FailureRules
+from fulgurite.gathering import Gathered
 from fulgurite.ids import derive_id
 from fulgurite.kinds import LedgerTerm, StatusKind, UpdateKind
+from fulgurite.sealing import SOURCE as REWARDER
+from fulgurite.sealing import Output, Written, revision_of
 from fulgurite.stitching import Input, is_input, is_terminal, missing_inputs, stitch, supersede
 from fulgurite.versions import Version
 
@@ -36,7 +42,10 @@ CALLS, STATUS, REWARDS = "llm.calls", "agent.status", "agent.rewards"
 EPISODES, TRAJECTORIES, LEDGER, UPDATES = "episodes", "trajectories", "training.ledger", "policy.updates"
 
 DUE = 45_000
-"""By then every group's deadline and grace are over."""
+"""By then every group's deadline and the grace for rewards are over."""
+
+LONG_DUE = 900_000
+"""By then nobody waits for episodes any more."""
 
 MOVES = ("step",) * 9 + ("land",) * 3 + ("again", "crash", "time")
 """What a schedule is made of, and how often."""
@@ -63,6 +72,8 @@ class World:
         self.trained: list[str] = []
         """Actions of every step whose weights were kept, in order."""
         self.time = 0
+        self.rewarders = 0
+        """That have been started."""
 
     def append(self, topic: str, event: Event) -> None:
         self.log[topic].append(event)
@@ -222,19 +233,49 @@ class Aggregator:
         return frozenset(settled)
 
 
+class Group:
+    """What a rewarder holds of a group."""
+
+    def __init__(self, revision: str | None = None, *, lacks: bool = False) -> None:
+        self.gathered = Gathered()
+        self.unsettled: set[str] = set()
+        self.revision = revision
+        """That the log stands at; None for a group that is not closed, as far as is known."""
+        self.lacks = lacks
+        """Whether it may have been closed and forgotten: the log is to be read before anything is done."""
+        self.news = False
+
+    def take(self, event: Episode | AgentReward) -> None:
+        """Hold an input until it is written of."""
+        self.unsettled.add(event.event_id)
+        self.news |= self.gathered.take(event)
+
+    @property
+    def is_open(self) -> bool:
+        return self.revision is None and not self.lacks
+
+
 class Rewarder:
-    """Episodes and rewards → rows, tombstones and ledger entries."""
+    """Episodes and rewards → rows, tombstones and ledger entries; closed groups are closed anew when something comes late.
+
+    Every other one looks back no further than its own start, and so knows of no group whether it was closed.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._reader = Reader(world, "rewarder", (EPISODES, REWARDS))
-        self._episodes: defaultdict[str, dict[Key, Episode]] = defaultdict(dict)
-        self._rewards: defaultdict[str, dict[str, AgentReward]] = defaultdict(dict)
-        self._queue: list[Trajectory | Tombstone | LedgerEntry] = []
-        self._closing: str | None = None
-        self._written = {event.event_id for topic in (TRAJECTORIES, LEDGER) for event in world.log[topic]}
-        self._closed = _whole_groups(world.log[TRAJECTORIES])
+        self._groups: dict[str, Group] = {}
+        self._queue: list[Output] = []
+        self._closing: tuple[Group, str | None, frozenset[str]] | None = None
+        self._begun: dict[str, set[str]] = {}
         self._settled: set[str] = set()
+        self._forgets = world.rewarders % 2 == 1
+        world.rewarders += 1
+        if not self._forgets:
+            for group_id, written in _written(world).items():
+                self._begun[group_id] = written.begun()
+                if written.standing is not None:
+                    self._groups[group_id] = Group(written.standing, lacks=True)
 
     def step(self, choice: int) -> bool:
         """See Processor."""
@@ -247,62 +288,85 @@ class Rewarder:
         if event is None:
             return False
         assert isinstance(event, Episode | AgentReward)
-        if event.group_id in self._closed:
-            self._settled.add(event.event_id)
-        elif isinstance(event, AgentReward):
-            self._rewards[event.group_id].setdefault(event.event_id, event)
-        else:
-            key = (event.rollout_id, event.attempt)
-            held = self._episodes[event.group_id].get(key)
-            if held is None or set(event.inputs) > set(held.inputs):
-                self._episodes[event.group_id][key] = event
+        group = self._groups.setdefault(event.group_id, Group(lacks=self._forgets))
+        group.take(event)
+        if not (group.is_open or group.lacks or group.news or self._is_closing(group)):
+            self._settle(group)
         return True
 
     def _close(self) -> bool:
         if self._closing is not None:
             return False
-        for group, episodes in self._episodes.items():
-            if group not in self._closed and self._may_close(group):
-                declaration = next((episode.declaration for episode in episodes.values() if episode.declaration), None)
-                self._queue = list(close_group(group, declaration, episodes.values(), list(self._rewards[group].values())))
-                self._closing = group
-                return True
-        return False
+        return any(self._close_one(group_id, group) for group_id, group in self._groups.items())
 
-    def _may_close(self, group: str) -> bool:
-        episodes = list(self._episodes[group].values())
-        declaration = next((episode.declaration for episode in episodes if episode.declaration), None)
-        if awaits_episodes(declaration, episodes):
+    def _close_one(self, group_id: str, group: Group) -> bool:
+        if group.is_open:
+            if not self._may_close(group):
+                return False
+        elif not ((group.lacks or group.news) and group.unsettled and self._reader.at_end()):
             return False
-        due = self._world.time >= DUE and self._reader.at_end()
-        return due or not awaits_rewards(declaration, episodes, list(self._rewards[group].values()))
+        elif group.lacks:
+            self._recall(group_id, group)
+            return True
+        outputs = group.gathered.close(group_id, FailureRules())
+        revision = revision_of(outputs)
+        group.news = False
+        if revision == group.revision:
+            self._settle(group)
+        else:
+            begun = self._begun.pop(group_id, set[str]())
+            self._queue = [output for output in outputs if output.event_id not in begun]
+            self._closing = (group, revision, frozenset(group.unsettled))
+        return True
+
+    def _may_close(self, group: Group) -> bool:
+        if group.gathered.is_complete(FailureRules()):
+            return True
+        # Without rewards after the deadline; without episodes long after it.
+        waits = LONG_DUE if group.gathered.awaits_episodes() else DUE
+        return bool(group.gathered.episodes) and self._world.time >= waits and self._reader.at_end()
+
+    def _recall(self, group_id: str, group: Group) -> None:
+        """Read again what the group is made of, and what was written of it."""
+        group.lacks = False
+        written = _written(self._world).get(group_id, Written())
+        group.revision = written.standing
+        self._begun[group_id] = written.begun()
+        for event in (*self._world.log[EPISODES], *self._world.log[REWARDS]):
+            if isinstance(event, Episode | AgentReward) and event.group_id == group_id:
+                group.gathered.take(event)
+        group.news = True
 
     def _write(self) -> bool:
         if self._closing is None:
             return False
-        while self._queue:
+        if self._queue:
             output = self._queue.pop(0)
-            if output.event_id not in self._written:
-                self._written.add(output.event_id)
-                self._world.append(LEDGER if isinstance(output, LedgerEntry) else TRAJECTORIES, output)
-                return True
-        self._settled.update(episode.event_id for episode in self._episodes[self._closing].values())
-        self._settled.update(self._rewards[self._closing])
-        self._closed.add(self._closing)
+            self._world.append(LEDGER if isinstance(output, LedgerEntry) else TRAJECTORIES, output)
+            return True
+        group, group.revision, taken = self._closing
         self._closing = None
+        self._settled |= taken
+        group.unsettled -= taken
+        if not group.news:
+            self._settle(group)
         return True
 
+    def _is_closing(self, group: Group) -> bool:
+        return self._closing is not None and self._closing[0] is group
 
-def _whole_groups(records: Iterable[Event]) -> set[str]:
-    """Groups of which every member has all its rows or its tombstone."""
-    left: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    sizes: dict[str, int] = {}
-    for output in {record.event_id: record for record in records}.values():
-        assert isinstance(output, Trajectory | Tombstone)
-        sizes[output.group_id] = output.group_size
-        rows = 1 if isinstance(output, Tombstone) else output.rows_in_episode
-        left[output.group_id][output.rollout_id] = left[output.group_id].get(output.rollout_id, rows) - 1
-    return {group for group, members in left.items() if len(members) == sizes[group] and not any(members.values())}
+    def _settle(self, group: Group) -> None:
+        self._settled |= group.unsettled
+        group.unsettled.clear()
+
+
+def _written(world: World) -> dict[str, Written]:
+    """What the log holds of each group's closings."""
+    groups: defaultdict[str, Written] = defaultdict(Written)
+    for event in (*world.log[TRAJECTORIES], *world.log[LEDGER]):
+        if isinstance(event, Trajectory | Tombstone) or (isinstance(event, LedgerEntry) and event.source == REWARDER):
+            groups[event.group_id].take(event)
+    return groups
 
 
 class Learner:
@@ -312,16 +376,20 @@ class Learner:
         self._world = world
         self._batcher = RowBatcher("policy", BatchRules(groups_per_step=1, max_staleness=1_000))
         kept = world.checkpoint
-        self._batcher.restore(kept.positions, kept.settled)
+        # A group written again, long after it was settled, is known from the ledger.
+        entries = [event for event in (*world.log[LEDGER], *kept.writes) if isinstance(event, LedgerEntry) and event.source == LEARNER]
+        self._batcher.restore(kept.positions, kept.settled, {entry.group_id: entry.group_revision for entry in entries})
         self._at = next((position.offset for position in kept.positions), 0)
         self._writes = list(kept.writes)
 
     def step(self, choice: int) -> bool:
         """See Processor."""
-        works = (self._write, self._train, self._read)
+        if self._writes and choice % 4 < 3:
+            return self._write()
+        works = (self._train, self._read, self._amend)
         first = choice % 3
         # A step begins only when all of the one before has been said.
-        return any(work() for work in (*works[first:], *works[:first]) if not (self._writes and work == self._train))
+        return any(work() for work in (*works[first:], *works[:first]) if not (self._writes and work != self._read))
 
     def _read(self) -> bool:
         if self._at >= len(self._world.log[TRAJECTORIES]):
@@ -351,11 +419,31 @@ class Learner:
             positions=self._batcher.positions(),
             trained_actions=len(trained),
         )
-        writes = (update, *ledger_entries(groups, version, 0))
-        self._world.checkpoint = Checkpoint(step, self._batcher.positions(), self._batcher.settled(), writes)
+        writes = (update, *ledger_entries(groups, version, 0), *self._amendments(version))
+        self._keep(step, writes)
         self._world.trained += trained
-        self._writes = list(writes)
         return True
+
+    def _amend(self) -> bool:
+        """Tell of newer revisions of settled groups, with a checkpoint of their own."""
+        if not self._batcher.amendments():
+            return False
+        step = self._world.checkpoint.step
+        self._keep(step, self._amendments(Version("policy", 0, step)))
+        return True
+
+    def _amendments(self, version: Version) -> tuple[Event, ...]:
+        told: list[Event] = []
+        for held in self._batcher.amendments():
+            known = [event for event in self._world.log[LEDGER] if isinstance(event, LedgerEntry) and event.source == LEARNER]
+            accounts = accounts_of([entry for entry in known if entry.group_id == held.group_id])
+            told += amended_entries(held, accounts, version, 0)
+            self._batcher.amend(held)
+        return tuple(told)
+
+    def _keep(self, step: int, writes: tuple[Event, ...]) -> None:
+        self._world.checkpoint = Checkpoint(step, self._batcher.positions(), self._batcher.settled(), writes)
+        self._writes = list(writes)
 
     def _write(self) -> bool:
         if not self._writes:
@@ -395,15 +483,16 @@ class Deployment:
             case _:
                 # Not before everything has landed: a verdict is given upon the whole log.
                 if self._lawless or not any(self._sources):
-                    self.world.time = DUE
+                    self.world.time = LONG_DUE if self._lawless and self.world.time == DUE and choice % 2 else DUE
 
     def settle(self) -> None:
         """Let everything come to rest."""
         while self._land(0):
             pass
-        self.world.time = DUE
-        while sum(processor.step(0) for processor in self._alive):
-            pass
+        for time in (DUE, LONG_DUE):
+            self.world.time = max(self.world.time, time)
+            while sum(processor.step(0) for processor in self._alive):
+                pass
 
     def _land(self, choice: int) -> bool:
         waiting = [source for place, source in enumerate(self._sources) if source and self._may_speak(place)]

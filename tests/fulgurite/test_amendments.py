@@ -68,6 +68,22 @@ def test_a_settled_group_is_amended_and_not_trained_again() -> None:
     assert (again.term, again.actions) == (amended.term, amended.actions)
 
 
+def test_a_revision_that_is_given_up_for_the_one_accounted_for_amends_nothing() -> None:
+    batcher = RowBatcher("policy", ONE_GROUP)
+    end = feed(batcher, revision("g1", 1))
+    batcher.take(NOW)
+    end = feed(batcher, [revision("g1", 2)[0], *revision("g1", 1)], end)
+    assert batcher.amendments() == ()
+    assert [position.offset for position in batcher.positions()] == [end], "nothing is waited for"
+    end = feed(batcher, [*revision("g1", 2), *revision("g1", 3)[:1], *revision("g1", 2)], end)
+    (held,) = batcher.amendments()
+    assert held.group_revision == "g1-2"
+    batcher.amend(held)
+    feed(batcher, revision("g1", 1), end)
+    (held,) = batcher.amendments()
+    assert held.group_revision == "g1-1", "back to what it was"
+
+
 def test_what_was_not_trained_stays_what_it_was() -> None:
     batcher = RowBatcher("policy", ONE_GROUP)
     end = feed(batcher, [msgspec.structs.replace(made, episode_reward=0.0) for made in revision("g1", 1)])

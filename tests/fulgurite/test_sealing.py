@@ -70,7 +70,18 @@ def test_a_revision_counts_once_it_is_whole() -> None:
     amending = written(*first, *second[:2])
     assert (amending.current, amending.begun()) == (first[0].group_revision, {output.event_id for output in second[:2]})
     assert written(*first, *second).current == second[0].group_revision
-    assert written(*first, *second, *first).current == second[0].group_revision, "what comes again says nothing new"
+
+
+def test_rewards_that_are_taken_back_and_given_again_lead_back_to_a_revision() -> None:
+    first, second = closing(), closing(2.0)
+    back = written(*first, *second, *first)
+    assert (back.current, back.standing, back.begun()) == (first[0].group_revision, first[0].group_revision, set())
+    half = written(*first, *second[:-1])
+    assert (half.newest, half.standing) == (first[0].group_revision, ""), "whatever is closed next has to be written"
+    assert (written(*second[:-1]).standing, written(*second).standing) == (None, second[0].group_revision)
+    begun = written(*second[:2], *first, second[2])
+    assert (begun.newest, begun.begun()) == (first[0].group_revision, {second[0].event_id, second[2].event_id}), "rows go together"
+    assert written(*second[:2], *first, second[2], second[1]).newest == second[0].group_revision
 
 
 def test_an_entry_without_a_revision_is_passed_by() -> None:

@@ -9,6 +9,7 @@ from fulgurite.deltas import restore
 from fulgurite.errors import BrokenDelta
 from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LlmCall, Tombstone, Trajectory
 from fulgurite.gathering import Gathered
+from fulgurite.sealing import revision_of
 from fulgurite.stitching import Input, stitch, supersede
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, EPISODES, GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES, Topic
 from services.closing_settings import ClosingSettings
@@ -73,7 +74,7 @@ class LiveProcessors:
         self._declared: AgentStatus | None = None
         self._gathered = Gathered()
         self._published: dict[tuple[str, int], Episode] = {}
-        self._written: set[str] = set()
+        self._revision: str | None = None
 
     def take(self, events: Sequence[LlmCall | AgentStatus | AgentReward]) -> None:
         """Log events of one group and process each."""
@@ -89,10 +90,12 @@ class LiveProcessors:
     def close(self) -> None:
         """Close the group with what there is."""
         group_id = next(iter(self._gathered.episodes.values())).group_id
-        for output in self._gathered.close(group_id, ClosingSettings().rules()):
-            if isinstance(output, Trajectory | Tombstone) and output.event_id not in self._written:
-                self._written.add(output.event_id)
-                self._log.append(output)
+        outputs = self._gathered.close(group_id, ClosingSettings().rules())
+        if revision_of(outputs) != self._revision:
+            self._revision = revision_of(outputs)
+            for output in outputs:
+                if isinstance(output, Trajectory | Tombstone):
+                    self._log.append(output)
 
     def _stitch(self, key: tuple[str, int], event: Input) -> None:
         inputs = self._inputs.setdefault(key, {})

@@ -84,6 +84,22 @@ def test_a_closing_at_a_deadline_knows_no_later_reward_and_no_later_call() -> No
     assert (report.rows, report.tombstones, report.unmet) == (1, 1, [])
 
 
+def test_a_revision_that_the_log_came_back_to_is_the_last_again_and_what_came_twice_comes_once() -> None:
+    log = MemoryLog()
+    live = LiveProcessors(log)
+    live.take(list(make_group(1, size=2, turns=1)))
+    live.close()
+    for value, at in ((7.0, 8_000), (1.0, 9_000)):
+        live.take([make_reward(1, 0, value, at=at)])
+        live.close()
+    values = live_values(log)
+    assert values[:2] == values[4:] != values[2:4]
+    (row,) = [raw for partition in range(8) for raw in log.read((TRAJECTORIES,), partition)][-1:]
+    log.append_bytes(TRAJECTORIES, row.key, row.value, row.event_id)
+    sink, report = replayed(log)
+    assert (sink.values, report.unmet) == (values, [])
+
+
 def test_what_cannot_be_computed_again_is_told() -> None:
     log = MemoryLog()
     live = LiveProcessors(log)

@@ -4,6 +4,7 @@ revision of a group in the log is the one of an undisturbed run, bytes and all, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 
@@ -168,6 +169,9 @@ def everything() -> list[Episode | AgentReward]:
         *episodes_of(1)[:1],
         reward(0, 0.5, 20, final=False),
         reward(0, 1.0, 30),
+        # Taken back and given again.
+        reward(0, None, 35),
+        reward(0, 1.0, 45),
         reward(1, 0.25, 20),
         reward(1, None, 30, name="style"),
         reward(1, 0.75, 40, name="style"),
@@ -306,6 +310,40 @@ def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
         rows = [event.event_id for event in rewarder.log.events(TRAJECTORIES)]
         assert len(rows) == len(set(rows)) == 7
         assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 30), reward(1, 0.0, 20)])
+
+
+def test_a_revision_begun_and_given_up_does_not_hide_the_one_that_counts() -> None:
+    for after in range(4):
+        rewarder = closed()
+        put(rewarder.log, reward(0, None, 30))
+        rewarder.log.dies_after = after
+        with contextlib.suppress(Cut):
+            rewarder.run()
+        rewarder.log.dies_after = None
+        put(rewarder.log, reward(0, 1.0, 40))
+        rewarder.start()
+        rewarder.run()
+        assert rewarder.all_settled()
+        assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20)])
+        last = rewarder.log.events(TRAJECTORIES)[-1]
+        assert isinstance(last, Trajectory | Tombstone)
+        assert last.group_revision == rewarder.newest()[0].group_revision, "after any other"
+
+
+def test_a_revision_that_was_begun_before_another_is_written_whole() -> None:
+    for after in range(4):
+        rewarder = closed()
+        put(rewarder.log, reward(0, None, 30))
+        rewarder.log.dies_after = after
+        with contextlib.suppress(Cut):
+            rewarder.run()
+        rewarder.log.dies_after = None
+        put(rewarder.log, reward(0, 3.0, 40))
+        rewarder.start()
+        rewarder.run()
+        put(rewarder.log, reward(0, None, 50))
+        rewarder.run(100_000)
+        assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 50), reward(1, 0.0, 20)])
 
 
 @pytest.mark.parametrize(
