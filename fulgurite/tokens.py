@@ -6,7 +6,9 @@ Packed arrays decode some forty times faster than Avro arrays, and are the engin
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,11 @@ FloatArray = NDArray[np.float32]
 
 
 def pack_ids(token_ids: Sequence[int] | IntArray) -> bytes:
-    """Token ids → 4 bytes each."""
+    """Token ids → 4 bytes each. Raises OverflowError for what does not fit."""
+    if isinstance(token_ids, list):
+        # A list as it came from JSON: half the time that numpy takes to look at what is in it.
+        with suppress(struct.error):
+            return struct.pack(f"<{len(token_ids)}i", *token_ids)
     return np.asarray(token_ids, dtype="<i4").tobytes()
 
 

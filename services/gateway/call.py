@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from time import perf_counter
 
-import numpy as np
-
 from fulgurite.events import LlmCall, Sampling
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import CallOutcome, LogprobsMode
-from fulgurite.tokens import pack_ids, prompt_hash
+from fulgurite.tokens import prompt_hash
 from services.gateway.capture import Capture
 from services.gateway.dialect import ApiRequest
 from services.gateway.identity import ROLLOUT_ID_HEADER, Identified
@@ -119,7 +117,7 @@ def _event(
 ) -> LlmCall:
     request, route, capture = draft.request, call and call.route, call and call.capture
     choices = capture.taken() if capture else ()
-    prompt = pack_ids(np.asarray(capture.prompt_token_ids, dtype=np.int32)) if capture and capture.prompt_token_ids is not None else None
+    prompt = capture.prompt() if capture else None
     failure, status = _verdict(capture, problem, outcome)
     return LlmCall(
         event_id=call_id,

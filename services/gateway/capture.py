@@ -14,7 +14,6 @@ import msgspec
 
 from fulgurite.events import Choice
 from fulgurite.failures import FailureKind
-from fulgurite.tokens import IntArray
 
 VERSION_COMMENT = b": fulgurite-version "
 
@@ -43,7 +42,6 @@ class Capture(ABC):
         self._id = public_id
         self._alias = alias
         self.head: Json = {}
-        self.prompt_token_ids: list[int] | IntArray | None = None
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
         self.usage: Json | None = None
@@ -79,6 +77,10 @@ class Capture(ABC):
     @abstractmethod
     def taken(self) -> tuple[Choice, ...]:
         """What was generated so far, as the log gets it."""
+
+    def prompt(self) -> bytes | None:
+        """The prompt's token ids, packed; None where the upstream gave none."""
+        return None
 
     def said(self) -> list[list[Any]]:
         """The items of each completed answer, as an agent may send them back; none for an API without conversations."""

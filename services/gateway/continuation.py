@@ -18,7 +18,7 @@ from typing import Any, cast
 import msgspec
 
 from fulgurite.conversations import Conversation
-from fulgurite.tokens import pack_ids, unpack_ids
+from fulgurite.tokens import unpack_ids
 from services import logs
 from services.gateway.call import Call
 from services.gateway.dialect import ApiRequest
@@ -98,14 +98,14 @@ class Continuation:
     async def remember(self, call: Call) -> None:
         """Keep an answer that ended by itself, before the agent has it."""
         conversation = self._conversation(call)
-        said, choices, prompt = call.capture.said(), call.capture.taken(), call.capture.prompt_token_ids
+        said, choices, prompt = call.capture.said(), call.capture.taken(), call.capture.prompt()
         if conversation is None or prompt is None or len(said) != 1 or len(choices) != 1:
             return
         chain, [choice] = conversation.answered(said[0]), choices
         if chain is None or choice.token_ids is None or choice.finish_reason not in _ENDED or choice.stop_reason is not None:
             return
         try:
-            await self._store.put(_key(chain), pack_ids(prompt) + choice.token_ids, TTL_S)
+            await self._store.put(_key(chain), prompt + choice.token_ids, TTL_S)
         except Unavailable:
             log.warning("an answer's tokens are not kept: the next turn is rendered", call_id=call.call_id)
 

@@ -48,6 +48,8 @@ class StreamRelay:
         """An event from upstream → what may leave now."""
         if event.startswith(b"data: {") and not self._pending and (quick := self._capture.quick_chunk(event[6:])) is not None:
             return b"data: " + quick + b"\n\n"
+        if event.startswith(b":") and b"\n" not in event and self._capture.take_comment(event):
+            return None
         parsed = _parse(event, self._capture)
         if parsed.data is None:
             return parsed.others

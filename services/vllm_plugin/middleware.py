@@ -8,6 +8,9 @@ served now.
 A request with `x-fulgurite-tokens: 1` gets token ids and log-probabilities, for APIs that have no place for them: base64 of little-endian
 int32 and float32, `-` for none. A stream bears comments, `: fulgurite-tokens <sequence> <prompt ids> <ids> <log-probabilities>`, each with
 what is new and before the events that it belongs to; a whole reply the field `fulgurite_tokens`: `[[prompt ids, ids, log-probabilities]]`.
+
+With `x-fulgurite-tokens: instead` likewise, and the body's last two fields, `"logprobs":true,"return_token_ids":true`, are cut off: the
+same in JSON takes vLLM some objects a token, and whoever reads it as many. Without this middleware it is answered in JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 FIRST, LAST = b"x-fulgurite-version", b"x-fulgurite-version-last"
-ASK = (b"x-fulgurite-tokens", b"1")
+ASK = b"x-fulgurite-tokens"
+ON_TOP, INSTEAD = b"1", b"instead"
+IN_BODY = b',"logprobs":true,"return_token_ids":true}'
 FIELD = "fulgurite_tokens"
 _DONE = b"data: [DONE]"
 _OK = 200
@@ -43,12 +48,37 @@ class VersionMiddleware:
             await self._app(scope, receive, send)
             return
         follow(scope["app"].state.engine_client)
-        sequences = Sequences(wanted=ASK in scope["headers"])
+        asked = next((value for name, value in scope["headers"] if name == ASK), b"")
+        sequences = Sequences(wanted=asked in (ON_TOP, INSTEAD))
+        if asked == INSTEAD:
+            receive = _Body(receive)
         token = current.set(sequences)
         try:
             await self._app(scope, receive, _Reply(send, sequences))
         finally:
             current.reset(token)
+
+
+class _Body:
+    """A request's body without its last two fields, which ask for what is sent packed in their place."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._whole = False
+
+    async def __call__(self) -> Message:
+        """The whole body as one message; later ones as they are."""
+        message = await self._receive()
+        pieces: list[bytes] = []
+        while not self._whole and message["type"] == "http.request":
+            pieces.append(message.get("body", b""))
+            self._whole = not message.get("more_body", False)
+            if self._whole:
+                body = b"".join(pieces)
+                cut = body[: -len(IN_BODY)] + b"}" if body.endswith(IN_BODY) else body
+                return {**message, "body": cut}
+            message = await self._receive()
+        return message
 
 
 class _Reply:

@@ -69,6 +69,18 @@ def check(call: LlmCall, expected: tuple[list[int], list[int], list[float]]) -> 
 
 
 @streaming
+@pytest.mark.parametrize("own", [{}, {"logprobs": True}])
+async def test_chat(gateway: Gateway, expected: tuple[list[int], list[int], list[float]], stream: bool, own: dict[str, Any]) -> None:
+    """Packed by the plug-in, or in vLLM's own way because the agent asks for some of it itself."""
+    body = GREEDY | {"messages": MESSAGES, "max_tokens": 8, "stream": stream} | own
+    text, call = await recorded(gateway, "/v1/chat/completions", body)
+    check(call, expected)
+    assert ('"logprob":' in text) == bool(own)
+    assert "token_ids" not in text
+    assert "fulgurite" not in text
+
+
+@streaming
 async def test_messages(gateway: Gateway, expected: tuple[list[int], list[int], list[float]], stream: bool) -> None:
     text, call = await recorded(gateway, "/v1/messages", GREEDY | {"messages": MESSAGES, "max_tokens": 8, "stream": stream})
     check(call, expected)

@@ -13,9 +13,13 @@ from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
 from services.gateway.dialects.chat_capture import ChatCapture
 from services.gateway.dialects.choices import AS_IT_IS, Wants
 from services.gateway.dialects.openai_errors import OpenAIErrors
+from services.gateway.dialects.packed import IN_BODY, asking
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.problems import InvalidRequest
 from services.gateway.settings import Route
+
+_OWN = ("logprobs", "top_logprobs", "return_token_ids", "use_beam_search")
+"""What is answered in vLLM's own way, because the agent sees it, or because there is no one sequence."""
 
 
 class Chat(OpenAIErrors):
@@ -40,15 +44,19 @@ class Chat(OpenAIErrors):
         """See Dialect."""
         body = {**request.body, "model": route.model}
         if route.kind == "vllm":
-            body["logprobs"] = True
-            body["return_token_ids"] = True
             if request.stream:
-                body["stream_options"] = {**mapping(request.body, "stream_options"), "include_usage": True}
+                body["stream_options"] = with_usage(request.body)
+            for name in IN_BODY:
+                body.pop(name, None)
+            # Last, where the plug-in finds them.
+            body |= IN_BODY
         return encode(body)
 
     def upstream_headers(self, request: ApiRequest, route: Route) -> dict[str, str]:
-        """None: all that is asked for is asked in the body."""
-        return {}
+        """The plug-in may send the tokens of one answer packed, if the agent wants nothing of that kind itself."""
+        own = request.body
+        packs = route.kind == "vllm" and own.get("n", 1) in (None, 1) and not any(own.get(name) for name in _OWN)
+        return asking(instead=True) if packs else {}
 
     def capture(self, request: ApiRequest, route: Route, call_id: str) -> ChatCapture:
         """See Dialect."""
@@ -64,6 +72,11 @@ def wants(body: Json, *, logprobs: bool) -> Wants:
         token_ids=body.get("return_token_ids") is True,
         usage=mapping(body, "stream_options").get("include_usage") is True,
     )
+
+
+def with_usage(body: Json) -> Json:
+    """A stream's options, with usage asked for on top."""
+    return {**mapping(body, "stream_options"), "include_usage": True}
 
 
 def session_of(body: Json) -> str | None:

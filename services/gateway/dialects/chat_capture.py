@@ -40,8 +40,7 @@ class ChatCapture(ChoicesCapture):
             return None
         part = chunk.choices[0]
         choice.message["content"] += part.delta.content
-        choice.token_ids += part.token_ids
-        choice.logprobs += [token.logprob for token in part.logprobs.content]
+        choice.extend(part.token_ids, part.logprobs and [token.logprob for token in part.logprobs.content], said=bool(part.delta.content))
         return b'%b%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]}' % (
             self._opening(chunk.object, chunk.created),
             part.index,

@@ -33,9 +33,9 @@ class _Delta(msgspec.Struct, forbid_unknown_fields=True):
 class _Part(msgspec.Struct, forbid_unknown_fields=True):
     index: int
     delta: _Delta
-    logprobs: Logprobs
+    logprobs: Logprobs | None
     finish_reason: None
-    token_ids: list[int]
+    token_ids: list[int] | None = None
 
 
 class Chunk(msgspec.Struct, forbid_unknown_fields=True):
@@ -77,6 +77,8 @@ class _Reply(msgspec.Struct, forbid_unknown_fields=True):
     kv_transfer_params: Any = UNSET
     ec_transfer_params: Any = UNSET
     metrics: Any = UNSET
+    fulgurite_tokens: Any = UNSET
+    """Our plug-in's, see `packed`."""
 
 
 _chunk = msgspec.json.Decoder(Chunk).decode

@@ -11,6 +11,7 @@ from fulgurite.events import Choice
 from fulgurite.failures import FailureKind
 from fulgurite.tokens import pack_ids, pack_logprobs
 from services.gateway.capture import Capture, Json, Mark, encode, error_text
+from services.gateway.dialects.packed import TOKENS_FIELD, PackedTokens
 
 
 class Wants(msgspec.Struct, frozen=True):
@@ -43,19 +44,23 @@ class ChoiceCapture:
     def take(self, part: Json, logprobs: list[float] | None, *, said: bool) -> None:
         """A choice of a reply, or of one chunk of a stream; `said` is whether it holds anything that was generated."""
         ids = part.get("token_ids")
-        if isinstance(ids, list):
-            self.token_ids += cast("list[int]", ids)
+        self.extend(cast("list[int]", ids) if isinstance(ids, list) else None, logprobs, said=said)
+        finish = part.get("finish_reason")
+        if isinstance(finish, str):
+            self.finish_reason = finish
+            stop = part.get("stop_reason")
+            self.stop_reason = None if stop is None else str(stop)
+
+    def extend(self, ids: list[int] | None, logprobs: list[float] | None, *, said: bool) -> None:
+        """More tokens; without those of what was said none of the choice are any good."""
+        if ids is not None:
+            self.token_ids += ids
         elif said:
             self.has_ids = False
         if logprobs is not None:
             self.logprobs += logprobs
         elif said:
             self.has_logprobs = False
-        finish = part.get("finish_reason")
-        if isinstance(finish, str):
-            self.finish_reason = finish
-            stop = part.get("stop_reason")
-            self.stop_reason = None if stop is None else str(stop)
 
     def choice(self) -> Choice:
         """As the log gets it."""
@@ -77,7 +82,9 @@ class ChoicesCapture(Capture):
     def __init__(self, public_id: str, alias: str | None, wants: Wants) -> None:
         super().__init__(public_id, alias)
         self._wants = wants
+        self._packed = PackedTokens()
         self._ended: set[int] = set()
+        self.prompt_token_ids: list[int] | None = None
         self.choices: dict[int, ChoiceCapture] = {}
 
     @abstractmethod
@@ -130,8 +137,22 @@ class ChoicesCapture(Capture):
         return bool(self.choices) and all(choice.finish_reason is not None for choice in self.choices.values())
 
     def taken(self) -> tuple[Choice, ...]:
+        """See Capture. Packed tokens are those of the only choice."""
+        choices = tuple(choice.choice() for _, choice in sorted(self.choices.items()))
+        if not self._packed.came or len(choices) != 1:
+            return choices
+        _, ids, logprobs = self._packed.read()
+        return (msgspec.structs.replace(choices[0], token_ids=ids, logprobs=logprobs),)
+
+    def prompt(self) -> bytes | None:
         """See Capture."""
-        return tuple(choice.choice() for _, choice in sorted(self.choices.items()))
+        if self._packed.came:
+            return self._packed.read()[0]
+        return None if self.prompt_token_ids is None else pack_ids(self.prompt_token_ids)
+
+    def take_comment(self, line: bytes) -> bool:
+        """See Capture."""
+        return self._packed.take_line(line) or super().take_comment(line)
 
     def failure(self) -> FailureKind | None:
         """See Capture."""
@@ -143,6 +164,8 @@ class ChoicesCapture(Capture):
         reply["id"] = self._id
         if self._alias is not None and "model" in reply:
             reply["model"] = self._alias
+        if TOKENS_FIELD in reply:
+            self._packed.take_field(reply.pop(TOKENS_FIELD))
         self.take_prompt(reply)
         self.take_usage(reply.get("usage"), "prompt_tokens", "completion_tokens")
 

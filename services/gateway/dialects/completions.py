@@ -12,7 +12,7 @@ from fulgurite.events import Sampling
 from fulgurite.ids import public_completion
 from services.gateway.capture import Json, encode
 from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
-from services.gateway.dialects.chat import session_of, wants
+from services.gateway.dialects.chat import session_of, wants, with_usage
 from services.gateway.dialects.choices import AS_IT_IS, ChoiceCapture, ChoicesCapture
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.sampling import sampling_of
@@ -45,7 +45,7 @@ class Completions(OpenAIErrors):
                 body["logprobs"] = 0 if body.get("logprobs") is None else body["logprobs"]
                 body["return_token_ids"] = True
             if request.stream:
-                body["stream_options"] = {**mapping(request.body, "stream_options"), "include_usage": True}
+                body["stream_options"] = with_usage(request.body)
         return encode(body)
 
     def upstream_headers(self, request: ApiRequest, route: Route) -> dict[str, str]:

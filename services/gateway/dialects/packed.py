@@ -1,8 +1,11 @@
-"""Answers whose API has no place for token ids: our vLLM plug-in sends them beside the answer, packed, when the gateway asks with a header.
+"""Token data beside an answer: our vLLM plug-in sends it packed when the gateway asks with a header.
 
-A stream bears them as comments, `: fulgurite-tokens <sequence> <prompt ids> <ids> <log-probabilities>` (base64 of little-endian int32 and
+A stream bears it as comments, `: fulgurite-tokens <sequence> <prompt ids> <ids> <log-probabilities>` (base64 of little-endian int32 and
 float32, `-` for none), each with what was generated since the last; a whole reply in a field `fulgurite_tokens`, a list of
 `[prompt ids, ids, log-probabilities]`. More than one sequence cannot be told apart by choice: then there are none.
+
+APIs that have no place for token ids ask for it on top (`x-fulgurite-tokens: 1`). Those that have one ask for both (`instead`): the body
+ends with `IN_BODY`, which a vLLM without the plug-in obeys, and the plug-in cuts off, since packed tokens cost it and us a fraction.
 """
 
 from __future__ import annotations
@@ -12,13 +15,61 @@ from abc import abstractmethod
 from typing import Any, cast
 
 from fulgurite.events import Choice
-from fulgurite.tokens import unpack_ids
 from services.gateway.capture import Capture, Json, encode
 
 ASK_HEADER = "x-fulgurite-tokens"
 TOKENS_COMMENT = b": fulgurite-tokens "
 TOKENS_FIELD = "fulgurite_tokens"
+IN_BODY = {"logprobs": True, "return_token_ids": True}
+"""The last fields of a body that asks for the same in vLLM's own way."""
 _NONE = "-"
+
+
+class PackedTokens:
+    """What the plug-in sent of one sequence."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._lines: list[bytes] = []
+        self._prompt = self._ids = self._logprobs = b""
+        self._unmatched = False
+
+    def take_line(self, line: bytes) -> bool:
+        """A comment of a stream; returns whether it was one of these. It is read when it is needed."""
+        if not line.startswith(TOKENS_COMMENT):
+            return False
+        self.came = True
+        self._lines.append(line)
+        return True
+
+    def take_field(self, sequences: Any) -> None:
+        """The field of a whole reply."""
+        self.came = True
+        for number, packed in enumerate(cast("list[Any]", sequences) if isinstance(sequences, list) else []):
+            self._take(cast("list[Any]", packed) if number == 0 and isinstance(packed, list) else [])
+
+    def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
+        """Prompt ids, ids and log-probabilities so far; None for what did not come, or cannot be matched."""
+        lines, self._lines = self._lines, []
+        for line in lines:
+            sequence, *packed = line[len(TOKENS_COMMENT) :].decode("ascii", "replace").split(" ")
+            self._take(cast("list[Any]", packed) if sequence == "0" else [])
+        if self._unmatched:
+            return None, None, None
+        ids = self._ids or None
+        paired = ids is not None and len(self._logprobs) == len(ids)
+        return self._prompt or None, ids, self._logprobs if paired else None
+
+    def _take(self, packed: list[Any]) -> None:
+        try:
+            prompt, ids, logprobs = (b"" if part == _NONE else binascii.a2b_base64(part, strict_mode=True) for part in packed)
+        except (ValueError, TypeError):
+            self._unmatched = True
+            return
+        self._unmatched = self._unmatched or bool(len(prompt) % 4 or len(ids) % 4)
+        self._prompt = prompt or self._prompt
+        self._ids += ids
+        self._logprobs += logprobs
 
 
 class PackedCapture(Capture):
@@ -26,9 +77,7 @@ class PackedCapture(Capture):
 
     def __init__(self, public_id: str, alias: str | None) -> None:
         super().__init__(public_id, alias)
-        self._ids = b""
-        self._logprobs = b""
-        self._unmatched = False
+        self._packed = PackedTokens()
         self.finish_reason: str | None = None
         """In OpenAI's words, whatever the API's are: `stop`, `length`, `tool_calls`."""
         self.stop_reason: str | None = None
@@ -42,46 +91,32 @@ class PackedCapture(Capture):
         message = self.message()
         if not message:
             return ()
-        ids = self._ids if self._ids and not self._unmatched else None
-        paired = ids is not None and len(self._logprobs) == len(ids)
+        _, ids, logprobs = self._packed.read()
         return (
             Choice(
                 index=0,
                 message=encode(message).decode(),
                 token_ids=ids,
-                logprobs=self._logprobs if paired else None,
+                logprobs=logprobs,
                 finish_reason=self.finish_reason,
                 stop_reason=self.stop_reason,
             ),
         )
 
+    def prompt(self) -> bytes | None:
+        """See Capture."""
+        return self._packed.read()[0]
+
     def take_comment(self, line: bytes) -> bool:
         """See Capture."""
-        if not line.startswith(TOKENS_COMMENT):
-            return super().take_comment(line)
-        sequence, *packed = line[len(TOKENS_COMMENT) :].decode("ascii", "replace").split(" ")
-        self._take_packed(packed if sequence == "0" else [])
-        return True
+        return self._packed.take_line(line) or super().take_comment(line)
 
     def take_field(self, reply: Json) -> None:
         """Take the plug-in's field out of a whole reply."""
-        sequences = reply.pop(TOKENS_FIELD, None)
-        for number, packed in enumerate(cast("list[Any]", sequences) if isinstance(sequences, list) else []):
-            self._take_packed(cast("list[Any]", packed) if number == 0 and isinstance(packed, list) else [])
-
-    def _take_packed(self, packed: list[Any]) -> None:
-        try:
-            prompt, ids, logprobs = (b"" if part == _NONE else binascii.a2b_base64(part, strict_mode=True) for part in packed)
-            if prompt:
-                self.prompt_token_ids = unpack_ids(prompt)
-        except (ValueError, TypeError):
-            self._unmatched = True
-            self.prompt_token_ids = None
-            return
-        self._ids += ids
-        self._logprobs += logprobs
+        if TOKENS_FIELD in reply:
+            self._packed.take_field(reply.pop(TOKENS_FIELD))
 
 
-def asking() -> dict[str, str]:
+def asking(*, instead: bool = False) -> dict[str, str]:
     """The header that asks the plug-in."""
-    return {ASK_HEADER: "1"}
+    return {ASK_HEADER: "instead" if instead else "1"}

@@ -73,20 +73,31 @@ def body(data: bytes, *, more: bool = False) -> dict[str, Any]:
 
 async def run(server: Server, *, ask: bool) -> tuple[dict[bytes, bytes], bytes]:
     """Headers and body, as the client gets them."""
+
+    async def receive() -> Any:
+        raise AssertionError
+
+    sent = await answered(server, b"1" if ask else None, receive)
+    assert [message["type"] for message in sent[:1]] == ["http.response.start"]
+    return dict(sent[0]["headers"]), b"".join(message["body"] for message in sent[1:])
+
+
+async def answered(server: Server, header: bytes | None, receive: Any) -> list[Any]:
+    """The messages that the client gets."""
+    engine = SimpleNamespace(output_processor=server.processor)
+    app = SimpleNamespace(state=SimpleNamespace(engine_client=engine))
+    headers = [(b"x-fulgurite-tokens", header)] if header else []
+    return await _sent(VersionMiddleware(server), {"type": "http", "method": "POST", "app": app, "headers": headers}, receive)
+
+
+async def _sent(middleware: VersionMiddleware, scope: Any, receive: Any) -> list[Any]:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    async def receive() -> Any:
-        raise AssertionError
-
-    engine = SimpleNamespace(output_processor=server.processor)
-    app = SimpleNamespace(state=SimpleNamespace(engine_client=engine))
-    headers = [(b"x-fulgurite-tokens", b"1")] if ask else []
-    await VersionMiddleware(server)({"type": "http", "method": "POST", "app": app, "headers": headers}, receive, send)
-    assert [message["type"] for message in sent[:1]] == ["http.response.start"]
-    return dict(sent[0]["headers"]), b"".join(message["body"] for message in sent[1:])
+    await middleware(scope, receive, send)
+    return sent
 
 
 def told(text: bytes) -> list[tuple[str, list[int], list[int], list[float]]]:
@@ -149,6 +160,43 @@ async def test_a_whole_reply_bears_a_field_and_its_length_fits() -> None:
     assert unpack_ids(base64.b64decode(ids)).tolist() == [10, 20]
     assert unpack_logprobs(base64.b64decode(logprobs)).tolist() == [-1, -2]
     assert (headers[b"x-fulgurite-version"], headers[b"x-fulgurite-version-last"]) == (b"policy@1.7", b"policy@1.7")
+
+
+ASKED = b',"logprobs":true,"return_token_ids":true}'
+
+
+@pytest.mark.parametrize(("header", "left"), [(b"instead", b'{"model":"m"}'), (b"1", b'{"model":"m"' + ASKED)])
+async def test_what_is_sent_packed_instead_is_not_asked_for_in_the_body(header: bytes, left: bytes) -> None:
+    messages = iter([{"body": b'{"model"', "more_body": True}, {"body": b':"m"' + ASKED[:9], "more_body": True}, {"body": ASKED[9:]}])
+    read: list[Any] = []
+
+    async def receive() -> Any:
+        return next(({"type": "http.request", **message} for message in messages), {"type": "http.disconnect"})
+
+    class Reader(Server):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            while not read or read[-1]["type"] == "http.request":
+                read.append(await receive())
+            await super().__call__(scope, receive, send)
+
+    server = Reader(step(10, 20), start(JSON), body(b"{}"))
+    sent = await answered(server, header, receive)
+    assert b"".join(message["body"] for message in read[:-1]) == left
+    assert "fulgurite_tokens" in json.loads(sent[1]["body"])
+    assert server.processor.asked[0].logprobs == 0
+
+
+async def test_a_body_that_does_not_ask_at_its_end_stays_as_it_is() -> None:
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b'{"logprobs":true}'}
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["body"] == b'{"logprobs":true}'
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    engine = SimpleNamespace(output_processor=Processor())
+    scope = {"type": "http", "method": "POST", "app": SimpleNamespace(state=SimpleNamespace(engine_client=engine))}
+    assert await _sent(VersionMiddleware(app), {**scope, "headers": [(b"x-fulgurite-tokens", b"instead")]}, receive)
 
 
 @pytest.mark.parametrize("reply", [b"[1]", b"no", b""])

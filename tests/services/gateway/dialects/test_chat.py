@@ -12,6 +12,7 @@ from services.gateway.dialects.chat import Chat, wants
 from services.gateway.dialects.choices import Wants
 from services.gateway.problems import InvalidRequest
 from services.gateway.settings import Route, SamplingDefaults
+from services.vllm_plugin.middleware import IN_BODY
 
 VLLM = Route("policy", "vllm", "http://x", "vllm", "served", "policy", None)
 OTHER = Route("gpt", "gpt", "http://x", "openai", "gpt-5", None, "sk-upstream")
@@ -66,6 +67,21 @@ def test_vllm_is_asked_for_tokens_and_the_served_name() -> None:
 def test_vllm_streams_are_asked_for_usage_beside_the_agents_own_options() -> None:
     body = sent(chat(stream=True, stream_options={"continuous_usage_stats": True}), VLLM)
     assert body["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 1}, {"n": None, "logprobs": False, "return_token_ids": False}, {"stream": True}])
+def test_the_plug_in_may_answer_packed_and_finds_what_to_leave_out_at_the_end(fields: dict[str, Any]) -> None:
+    request = chat(**fields)
+    assert Chat().upstream_headers(request, VLLM) == {"x-fulgurite-tokens": "instead"}
+    assert Chat().upstream_body(request, VLLM, "ours").endswith(IN_BODY)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"n": 2}, {"logprobs": True}, {"top_logprobs": 1}, {"return_token_ids": True}, {"use_beam_search": True}]
+)
+def test_what_the_agent_sees_itself_or_is_of_several_answers_comes_in_json(fields: dict[str, Any]) -> None:
+    assert Chat().upstream_headers(chat(**fields), VLLM) == {}
+    assert Chat().upstream_headers(chat(), OTHER) == {}
 
 
 @pytest.mark.parametrize("stream", [True, False])

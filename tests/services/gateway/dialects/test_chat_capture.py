@@ -8,9 +8,11 @@ import msgspec
 import pytest
 
 from fulgurite.failures import FailureKind
-from fulgurite.tokens import unpack_ids, unpack_logprobs
+from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
 from services.gateway.dialects.chat_capture import ChatCapture, merge_delta
 from services.gateway.dialects.choices import Wants
+from services.gateway.streams import StreamRelay
+from tests.services.gateway.dialects.samples import packed, tokens
 
 NOTHING = Wants(logprobs=False, token_ids=False, usage=False)
 EVERYTHING = Wants(logprobs=True, token_ids=True, usage=True)
@@ -48,6 +50,53 @@ def test_the_agent_gets_what_it_asked_for() -> None:
     original = reply()
     passed = msgspec.json.decode(ChatCapture("ours", None, EVERYTHING).take_reply(reply()) or b"")
     assert passed == original | {"id": "ours"}
+
+
+FIELD = {"fulgurite_tokens": [[part.decode() for part in packed([1, 2, 3], [7, 8], [-0.5, -1.0])]]}
+BARE = {"token_ids": None, "logprobs": None}
+
+
+def test_packed_tokens_of_the_plug_in_are_the_answers() -> None:
+    capture = ChatCapture("ours", "alias", NOTHING)
+    body = capture.take_reply(capture.decode_reply(msgspec.json.encode(reply(**BARE) | {"prompt_token_ids": None} | FIELD)))
+    general, plain = ChatCapture("ours", "alias", NOTHING), ChatCapture("ours", "alias", NOTHING)
+    assert body == general.take_reply(reply(**BARE) | {"prompt_token_ids": None} | FIELD) == plain.take_reply(reply())
+    assert capture.taken() == general.taken() == plain.taken()
+    assert capture.prompt() == general.prompt() == plain.prompt() == pack_ids([1, 2, 3])
+
+
+def test_packed_tokens_of_a_stream_come_as_comments() -> None:
+    capture = ChatCapture("ours", "alias", NOTHING)
+    relay = StreamRelay(capture)
+    said = [chunk({"role": "assistant", "content": ""}), chunk({"content": "h"}), chunk({"content": "i"}), chunk({}, finish_reason="stop")]
+    comments = [b"", tokens([1, 2, 3], [7], [-0.5]), tokens([], [8], [-1.0]), b": fulgurite-version policy@1.2"]
+    passed: list[bytes] = []
+    for comment, event in zip(comments, said, strict=True):
+        assert not comment or relay.take(comment) is None
+        out = relay.take(b"data: " + msgspec.json.encode({"object": "chat.completion.chunk", "created": 1} | event))
+        passed += [out] if out is not None else []
+    assert len(passed) == 3
+    assert b"fulgurite" not in b"".join([*passed, *relay.held])
+    [taken] = capture.taken()
+    assert (taken.token_ids, taken.logprobs) == (pack_ids([7, 8]), pack_logprobs([-0.5, -1.0]))
+    assert (capture.prompt(), capture.version_last) == (pack_ids([1, 2, 3]), "policy@1.2")
+
+
+@pytest.mark.parametrize("said", [b"1 - AAAA AAAA", b"0 nonsense", b"0 - AQ== AQ=="])
+def test_packed_tokens_that_cannot_be_matched_are_null_not_wrong(said: bytes) -> None:
+    capture = ChatCapture("ours", "alias", NOTHING)
+    capture.take_comment(tokens([1], [7], [-0.5]))
+    capture.take_comment(b": fulgurite-tokens " + said)
+    capture.take_chunk(chunk({"content": "h"}))
+    [taken] = capture.taken()
+    assert (taken.token_ids, taken.logprobs, capture.prompt()) == (None, None, None)
+
+
+def test_packed_tokens_of_two_choices_are_nobodys() -> None:
+    capture = ChatCapture("ours", "alias", NOTHING)
+    both = [reply(**BARE)["choices"][0], reply(index=1, **BARE)["choices"][0]]
+    capture.take_reply(reply() | {"choices": both} | FIELD)
+    assert [choice.token_ids for choice in capture.taken()] == [None, None]
 
 
 def test_the_response_is_kept_without_choices_and_tokens() -> None:

@@ -79,8 +79,7 @@ def test_a_whole_answer() -> None:
     assert unpack_logprobs(taken.logprobs or b"").tolist() == [-0.5, -1.0]
     assert msgspec.json.decode(taken.message or "") == {"role": "assistant", "content": [{"type": "text", "text": "hello"}]}
     assert (taken.finish_reason, capture.prompt_tokens, capture.completion_tokens) == ("stop", 7, 2)
-    assert capture.prompt_token_ids is not None
-    assert list(capture.prompt_token_ids) == [1, 2]
+    assert unpack_ids(capture.prompt() or b"").tolist() == [1, 2]
     assert capture.said() == [[{"role": "assistant", "content": [{"type": "text", "text": "hello"}]}]]
     assert "content" not in (capture.response() or "")
 
@@ -89,7 +88,7 @@ def test_an_upstream_without_the_plug_in_gives_null_tokens() -> None:
     capture = DIALECT.capture(request(), OTHER, CALL)
     body = passed(capture, reply())
     assert (body["id"], body["model"]) == (f"msg_{CORE}", "served")
-    assert (capture.taken()[0].token_ids, capture.taken()[0].logprobs, capture.prompt_token_ids) == (None, None, None)
+    assert (capture.taken()[0].token_ids, capture.taken()[0].logprobs, capture.prompt()) == (None, None, None)
 
 
 def test_a_stream_leaves_but_for_what_may_be_its_end() -> None:
@@ -159,7 +158,7 @@ def test_tokens_that_cannot_be_matched_are_null_not_wrong(comments: list[bytes])
     capture = DIALECT.capture(request(stream=True), VLLM, CALL)
     play(capture, [*comments, *stream()])
     [taken] = capture.taken()
-    assert (taken.token_ids, taken.logprobs, capture.prompt_token_ids) == (None, None, None)
+    assert (taken.token_ids, taken.logprobs, capture.prompt()) == (None, None, None)
 
 
 def test_ids_without_logprobs_are_kept() -> None:
