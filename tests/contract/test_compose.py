@@ -1,91 +1,158 @@
-"""docker-compose.yml is what Compose accepts, and keeps what it promises: pinned, healthy, not root, nothing published but on loopback."""
+"""The compose files are what Compose accepts, and keep what they promise: pinned, healthy, limited, not root, one port on loopback."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.stack.engines import pins
+from tests.compose.engine import compose_command
+
 ROOT = Path(__file__).parents[2]
-KEYS = {"FULGURITE_SIGNING_KEYS": "k1:test", "FULGURITE_ADMIN_KEY": "test"}
-ONE_SHOT = {"topics", "model"}
+ONE_SHOT = {"check", "topics", "model", "model-gpu", "cli"}
+NOT_OURS = {"kafka", "kafka-2", "kafka-3", "redis", "balancer"}
+"""Official images with users of their own."""
+WITH_LOG = {"gateway", "aggregator", "rewarder", "reward-worker", "learner", "applier"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+MANAGED = {"KAFKA_BOOTSTRAP_SERVERS": "broker.example:9093", "KAFKA_SASL_USERNAME": "user", "KAFKA_SASL_PASSWORD": "password"}
+
+Services = dict[str, dict[str, Any]]
 
 
-def compose_command() -> list[str] | None:
-    named = os.environ.get("DOCKER_COMPOSE")
-    if named:
-        return [named]
-    standalone = shutil.which("docker-compose", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if standalone:
-        return [standalone]
-    docker = shutil.which("docker")
-    if docker and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
-        return [docker, "compose"]
-    return None
-
-
-def config(profiles: str, keys: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def config(profiles: str, *overrides: str, settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = compose_command()
     if command is None:
         pytest.skip("no Docker Compose for this platform: install it, or set DOCKER_COMPOSE to its binary")
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "COMPOSE_PROFILES": profiles, **keys}
-    argv = [*command, "-f", str(ROOT / "docker-compose.yml"), "config", "--format", "json"]
-    return subprocess.run(argv, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "COMPOSE_PROFILES": profiles, **(settings or {})}
+    files = [part for name in ("docker-compose.yml", *overrides) for part in ("-f", str(ROOT / name))]
+    return subprocess.run(
+        [*command, *files, "config", "--format", "json"], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+    )
 
 
-@pytest.fixture(scope="module", params=["cpu,rewards", "gpu,rewards"])
-def services(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    done = config(request.param, KEYS)
+def resolved(profiles: str, *overrides: str, settings: dict[str, str] | None = None) -> Services:
+    done = config(profiles, *overrides, settings=settings)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["services"]
 
 
-def test_every_lasting_service_has_a_health_check_and_starts_again(services: dict[str, dict[str, Any]]) -> None:
+@pytest.fixture(
+    scope="module",
+    params=[("cpu,rewards,cli",), ("gpu,rewards,cli",), ("cpu,rewards,cli", "docker-compose.ha.yml")],
+    ids=["cpu", "gpu", "ha"],
+)
+def services(request: pytest.FixtureRequest) -> Services:
+    return resolved(*request.param)
+
+
+def test_every_lasting_service_has_a_health_check_a_limit_and_starts_again(services: Services) -> None:
     for name in services.keys() - ONE_SHOT:
         assert services[name]["healthcheck"]["test"], name
         assert services[name]["restart"] == "unless-stopped", name
+    assert all(int(service["mem_limit"]) > 0 for service in services.values())
+    assert all(services[name]["restart"] == "no" for name in ONE_SHOT & services.keys())
 
 
-def test_images_are_pinned_and_targets_exist(services: dict[str, dict[str, Any]]) -> None:
+def test_nothing_starts_before_the_check_and_nothing_works_before_the_topics(services: Services) -> None:
+    for name in services.keys() - {"check", "cli"}:
+        assert "check" in _before(services, name), name
+    for name in WITH_LOG & services.keys():
+        assert {"topics", "kafka"} <= _before(services, name), name
+
+
+def _before(services: Services, name: str) -> set[str]:
+    direct = set(services[name].get("depends_on", {}))
+    return direct.union(*(_before(services, other) for other in direct))
+
+
+def test_images_are_pinned_and_targets_exist(services: Services) -> None:
     targets = set(re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE))
     for name, service in services.items():
-        if "build" in service:
-            assert service["build"]["target"] in targets, name
-        else:
-            assert re.search(r":\d+\.\d+", service["image"]), name
+        assert re.search(r":\d+\.\d+", service["image"]), name
+        assert "build" not in service or service["build"]["target"] in targets, name
+    assert not re.search(r"^ARG \w+_IMAGE=\S+:\d+\.\d+-", DOCKERFILE, re.MULTILINE), "a base is pinned to its patch release"
 
 
-def test_only_loopback_is_published_and_never_vllm(services: dict[str, dict[str, Any]]) -> None:
-    published = {name: service["ports"] for name, service in services.items() if service.get("ports")}
-    assert set(published) == {"gateway", "kafka"}
-    assert all(port["host_ip"] == "127.0.0.1" for ports in published.values() for port in ports)
+def test_one_port_is_published_and_only_on_loopback(services: Services) -> None:
+    published = [port for service in services.values() for port in service.get("ports", ())]
+    assert [(port["host_ip"], port["published"]) for port in published] == [("127.0.0.1", "8080")]
 
 
-def test_missing_secrets_are_named_with_what_to_do() -> None:
-    done = config("cpu", {})
-    assert done.returncode != 0
-    assert "FULGURITE_ADMIN_KEY" in done.stderr or "FULGURITE_SIGNING_KEYS" in done.stderr
-    assert "make keys" in done.stderr
+def test_the_engine_is_reached_by_gateway_and_applier_alone(services: Services) -> None:
+    members = {name for name, service in services.items() if "engine" in service.get("networks", {})}
+    assert members - {"vllm", "vllm-gpu"} <= {"gateway", "gateway-2", "applier"}
+    for name in ("vllm", "vllm-gpu"):
+        assert name not in services or set(services[name]["networks"]) == {"engine"}
 
 
-def test_no_secret_is_in_the_settings_file() -> None:
+def test_containers_have_no_rights_and_cannot_write_their_image(services: Services) -> None:
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service.get("read_only") or name.startswith("kafka"), name
+        assert service["init"], name
+
+
+def test_no_secret_has_a_default() -> None:
+    text = "".join(path.read_text() for path in [*ROOT.glob("docker-compose*.yml"), ROOT / ".env"])
+    assert not re.search(r"(KEYS?|PASSWORD|SECRET)(_FILE)?:-[^}]", text)
     lines = [line for line in (ROOT / ".env").read_text().splitlines() if line and not line.startswith("#")]
-    assert not [line for line in lines if re.match(r".*(KEY|SECRET|PASSWORD)", line.partition("=")[0])]
+    assert not [line for line in lines if re.match(r".*(_KEYS?|SECRET|PASSWORD)$", line.partition("=")[0])]
+
+
+def test_every_setting_of_env_is_used_and_every_setting_used_is_in_env() -> None:
+    used = set(
+        re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text() + (ROOT / "docker-compose.kafka-port.yml").read_text())
+    )
+    listed = {line.partition("=")[0] for line in (ROOT / ".env").read_text().splitlines() if re.match(r"[A-Z_]+=", line)}
+    secrets = {"FULGURITE_SIGNING_KEYS", "FULGURITE_ADMIN_KEY", "FULGURITE_API_KEYS"}
+    assert used - secrets - {"COMPOSE_PROJECT_NAME"} == listed
+
+
+def test_a_managed_kafka_takes_the_place_of_the_broker() -> None:
+    services = resolved("cpu", "docker-compose.managed-kafka.yml", settings=MANAGED)
+    assert "kafka" not in services
+    for name in (WITH_LOG & services.keys()) | {"topics", "check"}:
+        assert services[name]["environment"]["KAFKA_SECURITY_PROTOCOL"] == "SASL_SSL", name
+        assert services[name]["environment"]["KAFKA_BOOTSTRAP_SERVERS"] == "broker.example:9093", name
+
+
+def test_a_managed_kafka_without_its_password_is_refused_by_name() -> None:
+    done = config("cpu", "docker-compose.managed-kafka.yml", settings={**MANAGED, "KAFKA_SASL_PASSWORD": ""})
+    assert done.returncode != 0
+    assert "KAFKA_SASL_PASSWORD" in done.stderr
+
+
+def test_three_brokers_make_one_quorum_with_volumes_of_their_own() -> None:
+    services = resolved("cpu", "docker-compose.ha.yml")
+    brokers = [services[name] for name in ("kafka", "kafka-2", "kafka-3")]
+    assert len({broker["environment"]["KAFKA_NODE_ID"] for broker in brokers}) == 3
+    assert len({broker["environment"]["KAFKA_ADVERTISED_LISTENERS"] for broker in brokers}) == 3
+    assert len({broker["volumes"][0]["source"] for broker in brokers}) == 3
+    assert {broker["environment"]["KAFKA_MIN_INSYNC_REPLICAS"] for broker in brokers} == {"2"}
+    assert services["aggregator-2"]["environment"]["FULGURITE_AGGREGATOR_INSTANCE"] == "1"
+    assert services["rewarder-2"]["environment"]["FULGURITE_REWARDER_INSTANCE"] == "1"
+    assert all(services[name]["environment"]["FULGURITE_REPLICATION"] == "3" for name in WITH_LOG & services.keys())
+
+
+def test_the_small_model_lies_where_the_stack_makes_it() -> None:
+    pin = pins().model
+    services = resolved("cpu")
+    assert services["learner"]["environment"]["FULGURITE_MODEL"] == f"/models/models/{pin.package}-{pin.version}"
+    assert f"--model=/models/models/{pin.package}-{pin.version}" in services["vllm"]["command"]
 
 
 def test_every_image_runs_as_a_user_and_builds_with_any_builder() -> None:
     assert not re.search(r"^RUN --mount|<<\s*['\"]?EOF|^# syntax=", DOCKERFILE, re.MULTILINE)
-    stages = DOCKERFILE.split("\nFROM ")[1:]
     users: dict[str, bool] = {}
-    for stage in stages:
+    for stage in DOCKERFILE.split("\nFROM ")[1:]:
         header = stage.splitlines()[0].split()
         users[header[2]] = "USER 10001" in stage or users.get(header[0], False)
-    assert all(found for target, found in users.items() if target != "base"), users
+    for name in {service["build"]["target"] for service in {**resolved("cpu,gpu,rewards,cli")}.values() if "build" in service}:
+        assert users[name], name

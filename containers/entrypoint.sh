@@ -1,0 +1,33 @@
+#!/bin/sh
+# Runs a service. Each of these secrets may come as a file: NAME is read from the file that NAME_FILE names, unless NAME is set itself.
+# A service that gives up (exit 78: a person must change something first), or that is killed for want of memory before it has got going, is not
+# started again and again: its message stays the last line of its log, and the container waits, unhealthy, for `docker compose up`.
+set -u
+
+for name in FULGURITE_SIGNING_KEYS FULGURITE_ADMIN_KEY FULGURITE_API_KEYS KAFKA_SASL_PASSWORD REDIS_URL VLLM_API_KEY; do
+  eval "given=\${$name:-} file=\${${name}_FILE:-}"
+  if [ -z "$given" ] && [ -n "$file" ]; then
+    [ -r "$file" ] || { echo "${name}_FILE=$file cannot be read: put the secret there, or set $name" >&2; exec sleep infinity; }
+    export "$name=$(cat "$file")"
+  fi
+done
+
+started=$(date +%s)
+"$@" &
+child=$!
+trap 'kill -TERM "$child" 2>/dev/null' TERM INT
+code=0
+while :; do
+  wait "$child"
+  code=$?
+  kill -0 "$child" 2>/dev/null || break
+done
+
+if [ "$code" = 137 ] && [ $(($(date +%s) - started)) -lt 300 ]; then
+  echo "gave up: killed while it started, most likely for want of memory. Raise ${MEMORY_SETTING:-its memory limit} in .env (now ${MEMORY_LIMIT:-unknown}), or give the machine more; then: docker compose up --detach" >&2
+  code=78
+fi
+[ "$code" = 78 ] || exit "$code"
+echo "gave up: change what the message above names, then: docker compose up --detach --force-recreate" >&2
+rm -f "${FULGURITE_PULSE:-/tmp/pulse}"
+exec sleep infinity
