@@ -263,9 +263,12 @@ def ledger_entries(groups: Iterable[BatchGroup], version: Version, time_ms: int)
 def ledger_entry(
     group: BatchGroup | Held, term: LedgerTerm, reason: FilterReason | None, actions: Iterable[str], version: Version, time_ms: int
 ) -> LedgerEntry:
-    """What a learner of the version's policy tells of a group's actions; told again, it is the same event."""
+    """What a learner of the version's policy tells of a group's actions; told again, it is the same event.
+
+    A revision may be settled by several policies: a replay under unchanged rules writes the rows of the live topic.
+    """
     return LedgerEntry(
-        event_id=derive_id(SOURCE, group.group_revision, term, reason or ""),
+        event_id=derive_id(SOURCE, version.policy, group.group_revision, term, reason or ""),
         event_time=time_ms,
         policy=version.policy,
         group_id=group.group_id,

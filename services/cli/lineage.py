@@ -14,6 +14,7 @@ from fulgurite.ids import parse_completion
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from fulgurite.versions import parse_version
 from services.cli.failing import told
+from services.cli.printing import print_json
 from services.kafka import KafkaSettings, read_all
 from services.replay.errors import BadArgument
 from services.replay.lineage import Behind, Fate, Lineage
@@ -40,7 +41,7 @@ def lineage(
         found = known.version(wanted) if version is not None else known.call(wanted)
     if as_json:
         more = {"calls": found.calls} if isinstance(found, Behind) else {}
-        print(msgspec.json.format(msgspec.json.encode({**msgspec.structs.asdict(found), **more})).decode())
+        print_json({**msgspec.structs.asdict(found), **more})
         return
     console = Console(soft_wrap=True, highlight=False)
     if isinstance(found, Behind):
@@ -62,9 +63,8 @@ def _show_version(found: Behind, console: Console, *, calls: bool) -> None:
 
 
 def _show_call(found: Fate, console: Console) -> None:
-    for action, version in sorted(found.trained.items()):
-        console.print(f"{action}: trained into [bold]{version}[/bold]")
-    for action, term in sorted(found.other.items()):
-        console.print(f"{action}: {term}")
+    for action in sorted(found.trained.keys() | found.other.keys()):
+        words = [f"trained into [bold]{version}[/bold]" for version in found.trained.get(action, ())]
+        console.print(f"{action}: {', '.join([*words, *found.other.get(action, ())])}")
     if found.inherited:
         console.print(f"and so behind: {', '.join(found.inherited)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from fulgurite.batching import SOURCE as LEARNER
 from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Record
 from fulgurite.kinds import LedgerTerm, UpdateKind
 from services.replay.errors import NotFound
@@ -33,10 +34,10 @@ class Fate(Record, frozen=True, kw_only=True):
     """What became of one call's actions."""
 
     call_id: str
-    trained: dict[str, str]
-    """Action → version whose step trained it."""
-    other: dict[str, str]
-    """Action → filtered(reason), stale or amended."""
+    trained: dict[str, tuple[str, ...]]
+    """Action → versions whose steps trained it: one of its own policy, and one of each that learned from a replay."""
+    other: dict[str, tuple[str, ...]]
+    """Action → what else became of it, by policy: `policy: filtered(reason)`, stale or amended."""
     inherited: tuple[str, ...]
     """Later versions that were trained from those."""
 
@@ -46,7 +47,12 @@ class Lineage:
 
     def __init__(self, updates: Iterable[Event | None], ledger: Iterable[Event | None]) -> None:
         self._updates = {u.version: u for u in updates if isinstance(u, PolicyUpdate) and u.kind is UpdateKind.update and u.version}
-        self._entries = {entry.event_id: entry for entry in ledger if isinstance(entry, LedgerEntry)}
+        self._entries: dict[str, LedgerEntry] = {}
+        for entry in ledger:
+            if isinstance(entry, LedgerEntry):
+                # One that is told again, because its group came back to a revision, is the last word again.
+                self._entries.pop(entry.event_id, None)
+                self._entries[entry.event_id] = entry
 
     def version(self, name: str) -> Behind:
         """Raises NotFound."""
@@ -70,21 +76,30 @@ class Lineage:
 
     def call(self, call_id: str) -> Fate:
         """Raises NotFound: the ledger does not know the call (yet)."""
-        trained: dict[str, str] = {}
-        other: dict[str, str] = {}
-        for entry in self._entries.values():
-            for action in entry.actions:
-                if action.partition("#")[0] != call_id:
-                    continue
+        trained: dict[str, tuple[str, ...]] = {}
+        other: dict[str, tuple[str, ...]] = {}
+        for (action, policy), entries in self._said_of(call_id).items():
+            # What a learner says stands; what a closing says, until the group is closed anew.
+            for entry in [entry for entry in entries if entry.source == LEARNER] or entries[-1:]:
                 if entry.term is LedgerTerm.trained:
-                    trained[action] = entry.version or "?"
+                    trained[action] = (*trained.get(action, ()), entry.version or "?")
                 else:
-                    other[action] = f"{entry.term}({entry.reason})" if entry.reason else str(entry.term)
+                    word = f"{policy}: {entry.term}" + (f"({entry.reason})" if entry.reason else "")
+                    other[action] = tuple(dict.fromkeys((*other.get(action, ()), word)))
         if not trained and not other:
             raise NotFound(f"training.ledger has no action of {call_id}: it is open, or no successful training call (`fulgurite ledger`)")
-        versions = set(trained.values())
+        versions = {version for versions in trained.values() for version in versions}
         heirs = (v for v, update in self._updates.items() if v not in versions and versions & set(self._ancestors(update)))
         return Fate(call_id=call_id, trained=trained, other=other, inherited=tuple(heirs))
+
+    def _said_of(self, call_id: str) -> dict[tuple[str, str], list[LedgerEntry]]:
+        """Entries by action of the call and policy, in the order of the log."""
+        said: dict[tuple[str, str], list[LedgerEntry]] = {}
+        for entry in self._entries.values():
+            for action in entry.actions:
+                if action.partition("#")[0] == call_id:
+                    said.setdefault((action, entry.policy), []).append(entry)
+        return said
 
     def _ancestors(self, update: PolicyUpdate) -> Iterator[str]:
         seen: set[str] = set()

@@ -191,6 +191,15 @@ def test_ledger_entries_name_every_action_once_and_never_leave_a_group_out() -> 
     assert (entry.actions, entry.reason) == ((), FilterReason.missing)
 
 
+def test_policies_that_settle_the_same_revision_tell_of_it_in_events_of_their_own() -> None:
+    batcher = RowBatcher("policy", ONE_GROUP)
+    batcher.add(0, 0, row("g1", 0, 1.0))
+    batcher.add(0, 1, row("g1", 1, 0.0))
+    groups = batcher.take(NOW)
+    of_both = [*ledger_entries(groups, NOW, 7), *ledger_entries(groups, Version("policy-v2", 1, 1), 7)]
+    assert len({entry.event_id for entry in of_both}) == len(of_both) == 2
+
+
 def test_positions_hold_back_for_what_is_not_settled() -> None:
     batcher = batcher_with(row("g1", 0, 1.0), row("g2", 0, 1.0), row("g2", 1, 0.0))
     batcher.take(NOW)

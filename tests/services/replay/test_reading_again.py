@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from fulgurite.events import LedgerEntry, LlmCall, PolicyUpdate
-from fulgurite.kinds import LedgerTerm, UpdateKind
+from fulgurite.kinds import FilterReason, LedgerTerm, UpdateKind
 from services.closing_settings import ClosingSettings
 from services.replay.errors import BadArgument, NotFound
 from services.replay.exports import Filters, dpo, rows, sft, transitions
@@ -143,10 +143,12 @@ def update(version: str, parent: str) -> PolicyUpdate:
     )  # fmt: skip
 
 
-def entry(call: LlmCall, term: LedgerTerm, version: str) -> LedgerEntry:
+def entry(call: LlmCall, term: LedgerTerm, version: str, *, source: str = "learner", revision: str = "first") -> LedgerEntry:
+    policy = version.partition("@")[0]
     return LedgerEntry(
-        event_id=f"{call.call_id}{term}", event_time=1, policy="policy", group_id=call.group_id, term=term,
-        actions=(f"{call.call_id}#0",), version=version, source="learner",
+        event_id=f"{policy}{call.call_id}{term}{revision}", event_time=1, policy=policy, group_id=call.group_id, group_revision=revision,
+        term=term, reason=FilterReason.no_reward if term is LedgerTerm.filtered else None, actions=(f"{call.call_id}#0",),
+        version=version, source=source,
     )  # fmt: skip
 
 
@@ -157,12 +159,32 @@ def test_lineage_goes_both_ways() -> None:
     behind = known.version("policy@1.1")
     assert (behind.calls, behind.ancestors) == ((one.call_id,), ("policy@0.0",))
     fate = known.call(one.call_id)
-    assert (fate.trained, fate.inherited) == ({f"{one.call_id}#0": "policy@1.1"}, ("policy@1.2",))
-    assert known.call(other.call_id).other == {f"{other.call_id}#0": "stale"}
+    assert (fate.trained, fate.inherited) == ({f"{one.call_id}#0": ("policy@1.1",)}, ("policy@1.2",))
+    assert known.call(other.call_id).other == {f"{other.call_id}#0": ("policy: stale",)}
     with pytest.raises(NotFound, match=r"the newest is policy@1\.2"):
         known.version("policy@9.9")
     with pytest.raises(NotFound):
         known.call("nobody")
+
+
+def test_lineage_tells_of_every_policy_that_learned_from_a_call_and_what_still_stands() -> None:
+    call, late = make_call(1, 0), make_call(1, 1)
+    updates = [update("policy@1.1", "policy@0.0"), update("policy-v2@1.1", "policy-v2@0.0"), update("policy-v2@1.2", "policy-v2@1.1")]
+    said = [
+        entry(call, LedgerTerm.filtered, "policy@1.1", source="rewarder"),
+        entry(call, LedgerTerm.trained, "policy@1.1", revision="second"),
+        entry(call, LedgerTerm.amended, "policy@1.1", revision="third"),
+        entry(late, LedgerTerm.filtered, "policy@1.1", source="rewarder"),
+        entry(call, LedgerTerm.trained, "policy-v2@1.1"),
+        entry(late, LedgerTerm.trained, "policy-v2@1.1"),
+    ]
+    known = Lineage(updates, said)
+    fate = known.call(call.call_id)
+    assert fate.trained == {f"{call.call_id}#0": ("policy@1.1", "policy-v2@1.1")}
+    assert fate.other == {f"{call.call_id}#0": ("policy: amended",)}, "the first closing's word no longer stands"
+    assert fate.inherited == ("policy-v2@1.2",)
+    assert known.call(late.call_id).other == {f"{late.call_id}#0": ("policy: filtered(no_reward)",)}
+    assert known.version("policy-v2@1.1").calls == tuple(sorted((call.call_id, late.call_id)))
 
 
 def test_points_in_time() -> None:
