@@ -17,7 +17,7 @@ from fulgurite.deltas import CHAIN, restore
 from fulgurite.errors import BrokenDelta, CodecError
 from fulgurite.events import LlmCall
 from fulgurite.topics import LLM_CALLS
-from services.kafka import KafkaSettings, LogUnavailable, Record, make_consumer, read_all
+from services.kafka import KafkaSettings, LogUnavailable, Record, make_consumer, read_all, watermarks
 
 _TIMEOUT_S = 30.0
 _MEMORY_BYTES = 256 * 1024**2
@@ -49,7 +49,7 @@ class CallReader:
         consumer = make_consumer(self._settings)
         try:
             place = TopicPartition(self._settings.topic(LLM_CALLS), partition, offset)
-            low, high = consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+            low, high = watermarks(consumer, place, _TIMEOUT_S)
             if not low <= offset < high:
                 raise BrokenDelta(f"call {child.call_id}: its parent at {where} is not in the log (any more)")
             consumer.assign([place])

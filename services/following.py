@@ -16,7 +16,7 @@ from fulgurite.codec import Codec
 from fulgurite.events import Event
 from fulgurite.topics import Topic
 from services import logs
-from services.kafka import KafkaSettings, make_consumer, read_message
+from services.kafka import KafkaSettings, make_consumer, read_message, watermarks
 
 log = logs.get(__name__)
 
@@ -80,7 +80,7 @@ class Follower:
     def _ends(self, consumer: Consumer) -> dict[str, int]:
         ends: dict[str, int] = {}
         for name in self._names:
-            low, high = consumer.get_watermark_offsets(TopicPartition(name, 0), timeout=_TIMEOUT_S)
+            low, high = watermarks(consumer, TopicPartition(name, 0), _TIMEOUT_S)
             if high > low:
                 ends[name] = high
         return ends

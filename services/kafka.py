@@ -39,7 +39,8 @@ _IDLE_S = 0.05
 _ZSTD_LEVEL = 1
 """Half of the default level's work for a few percent more bytes."""
 
-_READ_TIMEOUT_S = 30.0
+READ_TIMEOUT_S = 30.0
+"""A broker that says nothing for so long is away."""
 
 _LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 _BATCH_S = 0.05
@@ -282,16 +283,45 @@ def make_consumer(settings: KafkaSettings, group_id: str | None = None, override
     )
 
 
-def _watermarks(consumer: Consumer, partition: TopicPartition) -> tuple[int, int]:
-    """First offset and end of a partition. A broker that has just started has no leaders yet: that is waited for."""
-    deadline = time.monotonic() + _READ_TIMEOUT_S
+def watermarks(consumer: Consumer, place: TopicPartition, timeout_s: float = READ_TIMEOUT_S) -> tuple[int, int]:
+    """First offset and end of a partition. Raises KafkaException.
+
+    A broker that has just started has no leaders yet: that is waited for.
+    """
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return consumer.get_watermark_offsets(partition, timeout=_READ_TIMEOUT_S)
+            return consumer.get_watermark_offsets(place, timeout=timeout_s)
         except KafkaException as error:
             if cast(KafkaError, error.args[0]).code() not in _LEADERLESS or time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+
+
+def read_until(consumer: Consumer, ends: Mapping[tuple[str, int], int], batch: int = 500) -> Iterator[Message]:
+    """What the assigned partitions hold below these ends, which are by topic and partition.
+
+    Raises LogUnavailable if the broker falls silent.
+    """
+    left = dict(ends)
+    heard = time.monotonic()
+    while left:
+        # `consume` waits for the whole batch or its time-out, so the time-out is short.
+        messages = consumer.consume(batch, timeout=_BATCH_S)
+        if messages:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > READ_TIMEOUT_S:
+            raise LogUnavailable(f"nothing to read for {READ_TIMEOUT_S:.0f} s, though the ends {left} are not reached")
+        for message in messages:
+            failure = message.error()
+            if failure is not None:
+                raise LogUnavailable(f"{message.topic()}: {failure.str()}")
+            place, offset = (cast(str, message.topic()), cast(int, message.partition())), cast(int, message.offset())
+            end = left.get(place, 0)
+            if offset < end:
+                yield message
+            if offset + 1 >= end and end:
+                del left[place]
 
 
 def read_message(message: Message, codec: Codec) -> Record:
@@ -332,34 +362,20 @@ def read_all(
     try:
         chosen = range(topic.partitions) if partitions is None else partitions
         starts: list[TopicPartition] = []
-        ends: dict[int, int] = {}
+        ends: dict[tuple[str, int], int] = {}
         for partition in chosen:
-            low, high = _watermarks(consumer, TopicPartition(name, partition))
+            low, high = watermarks(consumer, TopicPartition(name, partition))
             if high > low:
-                ends[partition] = high
+                ends[name, partition] = high
                 starts.append(TopicPartition(name, partition, low if since_ms is None else since_ms))
         if since_ms is not None and starts:
-            found = consumer.offsets_for_times(starts, timeout=_READ_TIMEOUT_S)
-            starts = [tp for tp in found if 0 <= tp.offset < ends[tp.partition]]
-            ends = {tp.partition: ends[tp.partition] for tp in starts}
+            found = consumer.offsets_for_times(starts, timeout=READ_TIMEOUT_S)
+            starts = [tp for tp in found if 0 <= tp.offset < ends[name, tp.partition]]
+            ends = {(name, tp.partition): ends[name, tp.partition] for tp in starts}
         consumer.assign(starts)
-        heard = time.monotonic()
-        while ends:
-            # `consume` waits for the whole batch or its time-out, so the time-out is short.
-            messages = consumer.consume(500, timeout=_BATCH_S)
-            if messages:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > _READ_TIMEOUT_S:
-                raise LogUnavailable(f"{name}: nothing to read for {_READ_TIMEOUT_S:.0f} s, though offsets {ends} are not reached")
-            for message in messages:
-                failure = message.error()
-                if failure is not None:
-                    raise LogUnavailable(f"{name}: {failure.str()}")
-                partition, offset = cast(int, message.partition()), cast(int, message.offset())
-                if partition in ends and offset < ends[partition] and (keys is None or message.key() in keys):
-                    yield read_message(message, codec)
-                if partition in ends and offset + 1 >= ends[partition]:
-                    del ends[partition]
+        for message in read_until(consumer, ends):
+            if keys is None or message.key() in keys:
+                yield read_message(message, codec)
     except KafkaException as error:
         raise LogUnavailable(f"{name}: {error}") from error
     finally:

@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from fulgurite.topics import TOPICS, Topic
-from services.kafka import KafkaSettings, LogUnavailable, make_consumer
+from services.kafka import KafkaSettings, LogUnavailable, make_consumer, watermarks
 
 _TIMEOUT_S = 20.0
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def records_in(settings: KafkaSettings, topic: Topic) -> int:
     consumer = make_consumer(settings)
     try:
         places = [TopicPartition(settings.topic(topic), partition) for partition in range(topic.partitions)]
-        marks = [consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S) for place in places]
+        marks = [watermarks(consumer, place, _TIMEOUT_S) for place in places]
     except KafkaException as error:
         raise LogUnavailable(f"{settings.topic(topic)}: {error}") from error
     finally:

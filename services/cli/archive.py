@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +12,7 @@ from rich.table import Table
 from fulgurite.codec import Codec
 from fulgurite.topics import TOPICS
 from services.cli.failing import told
+from services.cli.printing import print_json
 from services.kafka import KafkaSettings
 from services.replay import archive as archives
 from services.replay.errors import BadArgument
@@ -38,7 +38,7 @@ def archive(
         with Console(stderr=True).status("reading") as status:
             done = archives.archive(KafkaSettings(), Codec(), folder, chosen, lambda name, count: status.update(f"{name}: {count} records"))
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(done)).decode())
+        print_json(done)
     else:
         table = Table("topic", "records added")
         for name, count in done.records.items():

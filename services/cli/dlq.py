@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from fulgurite.codec import Codec
 from fulgurite.events import DeadLetter
 from services.cli.failing import told
+from services.cli.printing import print_json
 from services.kafka import KafkaSettings
 from services.replay.errors import BadArgument
 from services.replay.letters import chosen, content, read_letters, redrive
@@ -36,7 +37,7 @@ def list_letters(
         after = parse_since(since) or 0
         letters = [one for one in read_letters(KafkaSettings(), Codec()).values() if stage in (None, one.stage) and one.event_time >= after]
     if as_json:
-        _print([_summary(letter) for letter in letters])
+        print_json([_summary(letter) for letter in letters])
         return
     # An id that is cut is of no use.
     table = Table(Column("id", no_wrap=True), "time (UTC)", "stage", "record", "actions", "error")
@@ -59,7 +60,7 @@ def show_letter(
     whole = {**_summary(found), "key": (found.key or b"").decode("utf-8", "replace"), "bytes": (found.value or b"")[:4096].hex()}
     whole["event"] = event if isinstance(event, str) else msgspec.to_builtins(event)
     if as_json:
-        _print(whole)
+        print_json(whole)
         return
     console = Console(soft_wrap=True, highlight=False)
     for name, value in whole.items():
@@ -88,7 +89,7 @@ def redrive_letters(
         picked = [letter for letter in known.values() if stage in (None, letter.stage)] if every else chosen(known, letters or ())
         done = redrive(kafka, codec, picked, dry_run=dry_run)
     if as_json:
-        _print(done)
+        print_json(done)
     else:
         console = Console(soft_wrap=True, highlight=False)
         for one in done:
@@ -101,7 +102,3 @@ def redrive_letters(
 def _summary(letter: DeadLetter) -> dict[str, Any]:
     names = ("event_id", "event_time", "stage", "error_type", "error", "topic", "partition", "offset", "actions")
     return {name: getattr(letter, name) for name in names}
-
-
-def _print(found: object) -> None:
-    print(msgspec.json.format(msgspec.json.encode(found)).decode())

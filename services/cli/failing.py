@@ -11,6 +11,7 @@ from rich.console import Console
 from fulgurite.errors import FulguriteError
 from services.kafka import LogUnavailable
 from services.replay.errors import ReplayError
+from services.rewarder.reward_plugins import PluginError
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def told(command: str) -> Generator[None]:
     """Errors of the block as an exit code and a line."""
     try:
         yield
-    except (ReplayError, FulguriteError, ValueError) as error:
+    except (ReplayError, FulguriteError, PluginError, ValueError) as error:
         _say(command, error)
         raise typer.Exit(1) from error
     except (LogUnavailable, OSError) as error:

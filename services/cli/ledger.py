@@ -24,6 +24,7 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
+from services.cli.printing import print_json
 from services.clock import now_ms
 from services.kafka import KafkaSettings, LogUnavailable, Record, read_all
 
@@ -51,7 +52,7 @@ def ledger(
         console.print(f"[red]ledger:[/red] {error}")
         raise typer.Exit(2) from error
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(as_dict(books))).decode())
+        print_json(as_dict(books))
     else:
         show(books, console, partitions=partitions)
     if books.remainder:

@@ -6,29 +6,29 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
-import msgspec
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from fulgurite.codec import Codec
 from fulgurite.credit import credit_rule
-from fulgurite.errors import UnknownRule
 from fulgurite.topics import TRAJECTORIES
+from services.cli.failing import told
+from services.cli.printing import print_json
 from services.closing_settings import ClosingSettings
-from services.kafka import KafkaSettings, LogUnavailable
+from services.kafka import KafkaSettings
 from services.replay.archive import open_source
 from services.replay.closings import Changes
-from services.replay.errors import BadArgument, ReplayError
+from services.replay.errors import BadArgument
 from services.replay.groups import INPUTS, REACH_MS, read_groups
 from services.replay.judging import Judge
 from services.replay.replay import Report, run
 from services.replay.sinks import open_sink
 from services.replay.windows import parse_datetime
-from services.rewarder.reward_plugins import PluginError, RewardPlugin
+from services.rewarder.reward_plugins import RewardPlugin
+from services.runner.options import read_weights
 
 _SHOWN = 5
 
@@ -58,7 +58,7 @@ def replay(
     Exits 1 if what was asked for makes no sense or the target is in use, 2 if the log cannot be read, 3 if rows of the live processors
     could not be computed again.
     """
-    try:
+    with told("replay"):
         if from_beginning == (from_datetime is not None):
             raise BadArgument("say either --from-beginning or --from-datetime")
         since = None if from_datetime is None else parse_datetime(from_datetime)
@@ -69,10 +69,6 @@ def replay(
         if reward is not None:
             judge = Judge(RewardPlugin(reward, name), concurrency=concurrency, timeout_s=timeout, anew=rejudge)
         report = _run(into, since, changes, judge, append=append, archive=archive, archive_only=archive_only, quiet=as_json)
-    except (ReplayError, PluginError, UnknownRule, ValidationError, ValueError) as error:
-        _fail(error, 1)
-    except (LogUnavailable, OSError) as error:
-        _fail(error, 2)
     _show(report, into, as_json=as_json)
     _leave(3 if report.unmet else 0, hung=judge is not None)
 
@@ -80,14 +76,7 @@ def replay(
 def _changes(credit: str | None, weights: Sequence[str], *, judged: bool) -> Changes:
     if credit is not None:
         credit_rule(credit)
-    parsed: dict[str, float] = {}
-    for text in weights:
-        name, _, number = text.partition("=")
-        try:
-            parsed[name] = float(number)
-        except ValueError as error:
-            raise BadArgument(f"--weight {text!r}: expected NAME=NUMBER, such as style=0.5") from error
-    return Changes(credit=credit, weights=parsed, judged=judged)
+    return Changes(credit=credit, weights=read_weights(weights), judged=judged)
 
 
 def _run(
@@ -142,7 +131,7 @@ def _progress(quiet: bool) -> Progress:
 
 def _show(report: Report, into: str, *, as_json: bool) -> None:
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+        print_json(report)
         return
     console = Console(soft_wrap=True, highlight=False)
     console.print(
@@ -160,11 +149,6 @@ def _list(console: Console, what: str, found: Sequence[str]) -> None:
         console.print(f"[yellow]{what}:[/yellow] {line}")
     if len(found) > _SHOWN:
         console.print(f"... and {len(found) - _SHOWN} more (--json has them all)")
-
-
-def _fail(error: Exception, code: int) -> NoReturn:
-    Console(soft_wrap=True, stderr=True).print(f"[red]replay:[/red] {error}", highlight=False)
-    raise typer.Exit(code) from error
 
 
 def _leave(code: int, *, hung: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +14,7 @@ from fulgurite.codec import Codec
 from fulgurite.events import LlmCall
 from fulgurite.tokens import token_count
 from services.cli.failing import told
+from services.cli.printing import print_json
 from services.closing_settings import ClosingSettings
 from services.kafka import KafkaSettings
 from services.replay.errors import NotFound
@@ -44,7 +44,7 @@ def list_rollouts(
         found = [row for group in groups for row in _summaries(group) if mode in (None, row["mode"])]
     found = sorted(found, key=lambda row: row["began_at"])[-limit:]
     if as_json:
-        _print(found)
+        print_json(found)
         return
     table = Table("began (UTC)", Column("rollout", no_wrap=True), "mode", "outcome", "calls", "tokens", "reward")
     for row in found:
@@ -75,7 +75,7 @@ def show_rollout(
         settings = ClosingSettings()
         found = [timeline(group, rollout, settings, tokens=tokens) for rollout in chosen]
     if as_json:
-        _print(found if rollout_id is None else found[0])
+        print_json(found if rollout_id is None else found[0])
         return
     console = Console(soft_wrap=True, highlight=False)
     for one in found:
@@ -150,7 +150,3 @@ def _summaries(group: Group) -> Iterator[Json]:
 
 def _number(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else value or ""
-
-
-def _print(found: object) -> None:
-    print(msgspec.json.format(msgspec.json.encode(found)).decode())

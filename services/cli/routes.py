@@ -7,9 +7,7 @@ import math
 import re
 import uuid
 from collections.abc import Sequence
-from typing import NoReturn
 
-import typer
 from rich.console import Console
 
 from fulgurite.codec import Codec
@@ -18,8 +16,9 @@ from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.ids import derive_id
 from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, base_version, parse_version
+from services.cli.failing import told
 from services.clock import now_ms
-from services.kafka import EventProducer, KafkaSettings, LogUnavailable, read_all
+from services.kafka import EventProducer, KafkaSettings, read_all
 from services.replay.windows import shown
 
 _POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -54,33 +53,25 @@ def _target(text: str) -> RouteTarget:
 
 def set_route_command(alias: str, texts: Sequence[str], reason: str) -> None:
     """Exits 1 with a plain message for what makes no sense, 2 if the log does not answer."""
-    try:
+    with told("routes"):
         targets = parse_targets(texts)
         kafka = KafkaSettings()
         _check_known(kafka, targets)
         _write(kafka, alias, targets, reason)
-    except BadTarget as error:
-        _fail(error, 1)
-    except LogUnavailable as error:
-        _fail(error, 2)
     list_routes_command()
 
 
 def clear_route_command(alias: str, reason: str) -> None:
     """An alias without targets is served as FULGURITE_ALIASES says."""
-    try:
+    with told("routes"):
         _write(KafkaSettings(), alias, (), reason)
-    except LogUnavailable as error:
-        _fail(error, 2)
     list_routes_command()
 
 
 def list_routes_command() -> None:
     """The routes in force, an alias a line."""
-    try:
+    with told("routes"):
         found = read_routes(KafkaSettings())
-    except LogUnavailable as error:
-        _fail(error, 2)
     console = Console(soft_wrap=True, highlight=False)
     for alias, route in sorted(found.items()):
         since = shown(route.event_time)
@@ -126,8 +117,3 @@ def _write(kafka: KafkaSettings, alias: str, targets: tuple[RouteTarget, ...], r
 
 def _shown(target: RouteTarget) -> str:
     return f"{target.version or f'{target.policy} (newest)'}={target.weight:g}"
-
-
-def _fail(error: Exception, code: int) -> NoReturn:
-    Console(soft_wrap=True, stderr=True).print(f"[red]routes:[/red] {error}", highlight=False)
-    raise typer.Exit(code) from error

@@ -22,7 +22,8 @@ from fulgurite.events import PolicyApplied, PolicyUpdate
 from fulgurite.kinds import ApplyOutcome
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TOPICS, Topic
 from services.backends import parse_backends
-from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_all
+from services.cli.printing import print_json
+from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_all, watermarks
 from services.topic_admin import TopicLayoutError, admin_client, check_topics
 
 _TIMEOUT_S = 10.0
@@ -87,7 +88,7 @@ def status(
         console.print(f"[red]status:[/red] {error}")
         raise typer.Exit(2) from error
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode({**msgspec.structs.asdict(found), "healthy": found.healthy})).decode())
+        print_json({**msgspec.structs.asdict(found), "healthy": found.healthy})
     else:
         show(found, console)
     if not found.healthy:
@@ -180,7 +181,7 @@ def show(found: Status, console: Console) -> None:
 
 def _ends(consumer: Consumer, kafka: KafkaSettings, topic: Topic) -> dict[int, tuple[int, int]]:
     name = kafka.topic(topic)
-    return {n: consumer.get_watermark_offsets(TopicPartition(name, n), timeout=_TIMEOUT_S) for n in range(topic.partitions)}
+    return {n: watermarks(consumer, TopicPartition(name, n), _TIMEOUT_S) for n in range(topic.partitions)}
 
 
 def _groups(admin: AdminClient, kafka: KafkaSettings, ends: dict[str, dict[int, tuple[int, int]]]) -> list[GroupLag]:

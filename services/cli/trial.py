@@ -15,14 +15,14 @@ from rich.table import Table
 
 from fulgurite.codec import Codec
 from services.cli.failing import told
+from services.cli.printing import print_json
 from services.kafka import KafkaSettings
 from services.replay.archive import open_source
-from services.replay.errors import BadArgument
 from services.replay.groups import Group, read_groups
 from services.replay.judging import Judge, judged
 from services.replay.scoring import Comparison, Score, Spread, compare, scores
 from services.replay.windows import parse_since
-from services.rewarder.reward_plugins import PluginError, RewardPlugin
+from services.rewarder.reward_plugins import RewardPlugin
 
 
 def try_reward(
@@ -42,17 +42,14 @@ def try_reward(
     loaded, 2 if the log cannot be read, 3 if it failed for some episode.
     """
     with told("try"):
-        try:
-            judge = Judge(RewardPlugin(reward, name), concurrency=concurrency, timeout_s=timeout, anew=True)
-        except PluginError as error:
-            raise BadArgument(str(error)) from error
+        judge = Judge(RewardPlugin(reward, name), concurrency=concurrency, timeout_s=timeout, anew=True)
         codec, since_ms = Codec(), None if since == "all" else parse_since(since)
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         groups = read_groups(source, codec, since_ms=since_ms)
         found = compare(_pairs(groups, judge))
         judge.close()
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode({**msgspec.structs.asdict(found), "failed": judge.failed})).decode())
+        print_json({**msgspec.structs.asdict(found), "failed": judge.failed})
     else:
         _show(found, judge, flips)
     # Not the interpreter's way: it would wait for the thread of a function that hangs.

@@ -6,7 +6,6 @@ beside live traffic, and sees a state that the log was in.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import cast
 
@@ -16,14 +15,12 @@ from fulgurite.codec import Codec
 from fulgurite.events import LlmCall
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, TRAINING_LEDGER, TRAJECTORIES, Topic
 from services.calls import CallReader
-from services.kafka import KafkaSettings, LogUnavailable, make_consumer
+from services.kafka import READ_TIMEOUT_S, KafkaSettings, LogUnavailable, make_consumer, read_until, watermarks
 from services.replay.records import Raw
 
 DOWNSTREAM_FIRST = (TRAINING_LEDGER, TRAJECTORIES, DEAD_LETTERS, EPISODES, AGENT_REWARDS, AGENT_STATUS, LLM_CALLS)
 
-_TIMEOUT_S = 30.0
 _BATCH = 2_000
-_BATCH_S = 0.05
 _READER = {"queued.max.messages.kbytes": 65_536, "fetch.wait.max.ms": 10}
 
 Place = tuple[str, int]
@@ -55,7 +52,7 @@ class LogSource:
         try:
             for topic in topics:
                 for partition in range(topic.partitions):
-                    low, high = consumer.get_watermark_offsets(TopicPartition(settings.topic(topic), partition), timeout=_TIMEOUT_S)
+                    low, high = watermarks(consumer, TopicPartition(settings.topic(topic), partition))
                     place = (topic.name, partition)
                     wanted = (after or {}).get(place, low)
                     if wanted < low:
@@ -81,13 +78,15 @@ class LogSource:
         """See `Source`."""
         starts = self._starts if since_ms is None else self._starts | self._since(topics, partition, since_ms)
         places = [(topic.name, partition) for topic in topics if partition < topic.partitions]
-        ends = {place: self._ends[place] for place in places if self._ends[place] > starts[place]}
+        places = [place for place in places if self._ends[place] > starts[place]]
         # To make a consumer costs more than to read a small partition; a reader that is not done yet keeps its own.
         consumer, self._spare = self._spare or make_consumer(self._settings, overrides=_READER), None
         try:
             names = {topic.name: self._settings.topic(topic) for topic in topics}
-            consumer.assign([TopicPartition(names[name], number, starts[name, number]) for name, number in ends])
-            yield from self._until(consumer, ends)
+            consumer.assign([TopicPartition(names[name], number, starts[name, number]) for name, number in places])
+            for message in read_until(consumer, {(names[name], number): self._ends[name, number] for name, number in places}, _BATCH):
+                name = self._names[cast(str, message.topic())].name
+                yield _raw(message, name, _headers(message) if name in self._named else {})
             consumer.unassign()
         except BaseException as error:
             consumer.close()
@@ -105,7 +104,7 @@ class LogSource:
         asked = [TopicPartition(self._settings.topic(topic), number, since_ms) for topic, number in chosen]
         consumer = make_consumer(self._settings)
         try:
-            found = consumer.offsets_for_times(asked, timeout=_TIMEOUT_S)
+            found = consumer.offsets_for_times(asked, timeout=READ_TIMEOUT_S)
         except KafkaException as error:
             raise LogUnavailable(f"the log cannot be searched by time: {error}") from error
         finally:
@@ -115,26 +114,6 @@ class LogSource:
             place = (self._names[at.topic].name, at.partition)
             starts[place] = max(at.offset, self._starts[place]) if at.offset >= 0 else self._ends[place]
         return starts
-
-    def _until(self, consumer: Consumer, ends: dict[Place, int]) -> Iterator[Raw]:
-        heard = time.monotonic()
-        while ends:
-            messages = consumer.consume(_BATCH, timeout=_BATCH_S)
-            if messages:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > _TIMEOUT_S:
-                raise LogUnavailable(f"nothing to read for {_TIMEOUT_S:.0f} s, though the ends {ends} are not reached")
-            for message in messages:
-                failure = message.error()
-                if failure is not None:
-                    raise LogUnavailable(f"{message.topic()}: {failure.str()}")
-                name = self._names[cast(str, message.topic())].name
-                raw = _raw(message, name, _headers(message) if name in self._named else {})
-                place = (raw.topic, raw.partition)
-                if raw.offset < ends.get(place, 0):
-                    yield raw
-                if raw.offset + 1 >= ends.get(place, raw.offset + 2):
-                    del ends[place]
 
 
 def _headers(message: Message) -> dict[str, bytes]:

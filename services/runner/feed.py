@@ -12,7 +12,7 @@ from fulgurite.codec import Codec
 from fulgurite.events import Event
 from fulgurite.topics import Topic
 from services import logs
-from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_message
+from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_message, watermarks
 
 _TIMEOUT_S = 15.0
 
@@ -52,7 +52,7 @@ class Feed:
         for topic in self._topics:
             for partition in range(topic.partitions):
                 place = TopicPartition(self._settings.topic(topic), partition)
-                _, high = self._consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+                _, high = watermarks(self._consumer, place, _TIMEOUT_S)
                 ends.append(TopicPartition(place.topic, partition, high))
         return ends
 
