@@ -27,7 +27,8 @@ from fulgurite.kinds import FilterReason, LedgerTerm, StatusKind
 from fulgurite.ledger import balance
 from fulgurite.sealing import Written, revision_of
 from fulgurite.stitching import Input, stitch
-from tests.fulgurite.simulation import CALLS, EPISODES, LEDGER, REWARDS, STATUS, TRAJECTORIES, UPDATES, Deployment, World, topic_of
+from tests.fulgurite.simulated.deployment import Deployment
+from tests.fulgurite.simulated.world import CALLS, EPISODES, LEDGER, REWARDS, STATUS, TRAJECTORIES, UPDATES, World, topic_of
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
 SCHEDULES = int(os.environ.get("FULGURITE_SIMULATION_SCHEDULES", "2000"))
