@@ -6,10 +6,10 @@
   The hash of the full prompt tells whether what was put together is right.
 - `request` is `HEAD TAIL CRC32`, a line feed and the middle of the body: its first HEAD and last TAIL bytes (UTF-8) are those of the
   parent's body. Clients repeat messages, tools and settings word for word, whatever the API; no JSON is parsed, so no byte is lost.
-- everything else is as it was; `shared_messages` says how many of the parent's messages lie in HEAD, for people who look at the log.
+- everything else is as it was; `shared_messages` says how many of the parent's messages lie in HEAD, for people who look at `llm.calls`.
 
-A parent is a call of the same attempt, in the same partition, at a lower offset. Every 16th link of a chain is whole, so that few
-records have to be read to restore any. A gain of less than `LEAST_GAIN` bytes is not worth a delta. `pack` and `unpack` do the same
+A parent is a call of the same attempt, in the same partition, at a lower offset. Every 64th link of a chain is whole, so that no
+more records have to be read to restore any. A gain of less than `LEAST_GAIN` bytes is not worth a delta. `pack` and `unpack` do the same
 within one episode.
 """
 
@@ -24,8 +24,9 @@ from fulgurite.errors import BrokenDelta
 from fulgurite.events import LlmCall, ParentRef, Record
 from fulgurite.tokens import prompt_hash
 
-CHAIN = 16
-"""Links of a chain, the whole one included: a reader that starts anywhere reads at most fifteen records back."""
+CHAIN = 64
+"""Links of a chain, the whole one included: a reader that starts anywhere reads so many records, at most. A whole link repeats all that was
+said before it: with one in sixteen, the log of a conversation of fifty turns was three times as large."""
 
 LEAST_GAIN = 512
 """Bytes: a parent's name and place take some 150, and zstd makes small repetitions cheap anyway."""
@@ -153,7 +154,8 @@ class _Overlap:
             partition=self.link.partition,
             offset=self.link.offset,
             shared_tokens=self.tokens,
-            shared_messages=_messages_within(self.link.request, self.head),
+            # In an episode nobody sees it: every reader gets its calls whole.
+            shared_messages=0 if self.link.partition == WITHIN else _messages_within(self.link.request, self.head),
         )
         request = None
         if body is not None:

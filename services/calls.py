@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 
 import msgspec
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from fulgurite.codec import Codec
 from fulgurite.deltas import CHAIN, restore
@@ -20,6 +21,9 @@ from fulgurite.topics import LLM_CALLS
 from services.kafka import KafkaSettings, LogUnavailable, Record, make_consumer, read_all, watermarks
 
 _TIMEOUT_S = 30.0
+_ONE_BY_ONE = {"queued.min.messages": 1, "fetch.message.max.bytes": 65_536, "fetch.wait.max.ms": 10}
+"""Nothing is read ahead. A record that is larger comes whole all the same."""
+
 _MEMORY_BYTES = 256 * 1024**2
 
 
@@ -33,20 +37,26 @@ class CallReader:
     def whole(self, call: LlmCall, remembered: Callable[[str], LlmCall | None]) -> LlmCall:
         """The call without a parent. `remembered` knows whole calls by id. Raises BrokenDelta, LogUnavailable."""
         chain = [call]
-        while (ref := chain[-1].parent) is not None:
-            if len(chain) > CHAIN:
-                raise BrokenDelta(f"call {call.call_id}: its chain of parents is longer than {CHAIN}")
-            parent = remembered(ref.call_id) or self._read(ref.partition, ref.offset, chain[-1])
-            chain.append(parent)
+        with ExitStack() as stack:
+            consumer: Consumer | None = None
+            while (ref := chain[-1].parent) is not None:
+                if len(chain) > CHAIN:
+                    raise BrokenDelta(f"call {call.call_id}: its chain of parents is longer than {CHAIN}")
+                parent = remembered(ref.call_id)
+                if parent is None:
+                    if consumer is None:
+                        consumer = make_consumer(self._settings, overrides=_ONE_BY_ONE)
+                        stack.callback(consumer.close)
+                    parent = self._read(consumer, ref.partition, ref.offset, chain[-1])
+                chain.append(parent)
         whole = chain.pop()
         while chain:
             whole = restore(chain.pop(), whole)
         return whole
 
-    def _read(self, partition: int, offset: int, child: LlmCall) -> LlmCall:
+    def _read(self, consumer: Consumer, partition: int, offset: int, child: LlmCall) -> LlmCall:
         """The record there. Raises BrokenDelta if it is no call, or gone."""
         where = f"{self._settings.topic(LLM_CALLS)}[{partition}]@{offset}"
-        consumer = make_consumer(self._settings)
         try:
             place = TopicPartition(self._settings.topic(LLM_CALLS), partition, offset)
             low, high = watermarks(consumer, place, _TIMEOUT_S)
@@ -61,8 +71,6 @@ class CallReader:
             raise LogUnavailable(f"{where}: {error}") from error
         except CodecError as error:
             raise BrokenDelta(f"call {child.call_id}: its parent at {where} cannot be read: {error}") from error
-        finally:
-            consumer.close()
         if not isinstance(event, LlmCall) or message.offset() != offset:
             raise BrokenDelta(f"call {child.call_id}: what lies at {where} is no call")
         return event

@@ -25,7 +25,12 @@ Turn = tuple[str, list[str]]
 
 def loop_detected(seen: Evidence) -> bool:
     """Whether the last turns are rounds of a loop."""
-    turns = _turns(_last([*seen.messages, *seen.answers[:1]], max(PERIODS) * REPEATS))
+    messages = _last([*seen.messages, *seen.answers[:1]], max(PERIODS) * REPEATS)
+    *before, last = ["", *_last_said(messages, max(PERIODS) + 1)]
+    if last not in before:
+        # Most end with an answer that is like none of those just before it, and are not looked at any further.
+        return False
+    turns = _turns(messages)
     return any(_rounds(turns[-period * REPEATS :], period) for period in PERIODS)
 
 
@@ -41,6 +46,11 @@ def _last(messages: list[Json], turns: int) -> list[Json]:
     """The messages of the last so many turns: more are never compared, and a long conversation has many."""
     answers = [place for place, message in enumerate(messages) if message.get("role", "assistant") == "assistant"]
     return messages[answers[-turns] :] if len(answers) > turns else messages
+
+
+def _last_said(messages: list[Json], answers: int) -> list[str]:
+    """What the last so many answers said."""
+    return [_said(message) for message in [one for one in messages if one.get("role", "assistant") == "assistant"][-answers:]]
 
 
 def _turns(messages: list[Json]) -> list[Turn]:

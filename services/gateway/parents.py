@@ -16,8 +16,8 @@ from services.kafka import Delivery
 _OF_ONE = 4
 """Links kept of one attempt: as many agents may take turns in it and each finds its own."""
 
-_FRESH_S = 24 * 3600
-"""An older link is no parent: sixteen of them must fit the month that `llm.calls` is kept, or the end of a chain outlives its beginning."""
+_FRESH_S = 8 * 3600
+"""An older link is no parent: a whole chain of them must fit the month that `llm.calls` is kept, or its end outlives its beginning."""
 
 
 class Parents:

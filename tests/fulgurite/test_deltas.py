@@ -100,10 +100,10 @@ def test_a_delta_holds_what_is_new_and_says_what_it_shares() -> None:
     assert (delta.prompt_hash, delta.choices) == (second.prompt_hash, second.choices)
 
 
-def test_every_sixteenth_link_of_a_chain_is_whole() -> None:
+def test_one_link_in_so_many_of_a_chain_is_whole() -> None:
     links: list[Link] = []
     whole: list[int] = []
-    for offset, call in enumerate(conversation(40)):
+    for offset, call in enumerate(conversation(2 * CHAIN + 8)):
         delta, depth = shorten(call, links[-1:])
         links.append(link_of(call, 0, offset, depth))
         if delta.parent is None:
