@@ -38,6 +38,7 @@ _log = logs.get()
 
 _OFFSET_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
+_REST_S = 0.005
 _QUIET = ("faust", "mode", "aiokafka")
 
 
@@ -109,8 +110,8 @@ class Log:
 
     async def publish(self, topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
         """Send events by (key, event), in order; return when all are acknowledged. Raises LogUnavailable."""
-        futures = [asyncio.wrap_future(self._producer.submit(topic, key, event)) for key, event in events]
-        await asyncio.gather(*futures)
+        # Not by futures of another thread: it would wake this one for each delivery.
+        await asyncio.gather(*(self._producer.publish(topic, key, event) for key, event in events))
 
     async def end_offset(self, topic: Topic, partition: int) -> int:
         """One past the last record there is now."""
@@ -285,7 +286,8 @@ class Worker:
         app.agent(channel, name=f"{self.name}.{topic.name}", concurrency=1)(read)
 
     async def _take(self, topic: Topic, event: Any) -> None:
-        await self._ready.wait()
+        if not self._ready.is_set():
+            await self._ready.wait()
         message = event.message
         partition = self.partitions.get(message.partition)
         if partition is None or message.offset < partition.positions[topic.name]:
@@ -356,6 +358,8 @@ class Worker:
                 await partition.wake.wait()
                 partition.wake.clear()
                 await partition.processor.work()
+                # What comes within so short a time is worked on together: looking at all that is open costs more than an input.
+                await asyncio.sleep(_REST_S)
         except Exception as error:  # noqa: BLE001 - the edge of the worker: any failure stops it, unacknowledged
             self.fail(error)
 
