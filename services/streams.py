@@ -32,7 +32,7 @@ from fulgurite.ids import derive_id
 from fulgurite.topics import DEAD_LETTERS, Topic
 from services import logs, pulse
 from services.clock import now_ms
-from services.kafka import EventProducer, KafkaSettings, make_consumer
+from services.kafka import EventProducer, KafkaSettings, make_consumer, watermarks
 
 _log = logs.get()
 
@@ -136,7 +136,7 @@ class Log:
 
     def _watermarks(self, topic: Topic, partition: int) -> tuple[int, int]:
         place = TopicPartition(self.settings.topic(topic), partition)
-        return self._consumer.get_watermark_offsets(place, timeout=_OFFSET_TIMEOUT_S)
+        return watermarks(self._consumer, place, _OFFSET_TIMEOUT_S)
 
     def _starts(self, topic: Topic, partitions: list[int]) -> dict[int, int]:
         places = [TopicPartition(self.settings.topic(topic), partition) for partition in partitions]
