@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from fulgurite.deadlines import AttemptProgress
 from fulgurite.events import AgentStatus, Episode, LlmCall
@@ -69,6 +69,11 @@ class Group:
         self.attempts: dict[Key, Attempt] = {}
         self.judged = False
         """Whether the verdicts of its deadline have been published."""
+
+    def calls(self) -> Iterator[LlmCall]:
+        """Those in memory."""
+        for attempt in self.attempts.values():
+            yield from (event for event in attempt.inputs.values() if isinstance(event, LlmCall))
 
     def heard(self) -> Mapping[str, Iterable[AttemptProgress]]:
         """Progress by rollout."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from fulgurite.deadlines import overdue, silent
@@ -34,8 +35,11 @@ _SKEW_MS = 60_000
 _LOOK_EVERY_MS = 250
 """Looking through all open groups for what is due costs more than an input."""
 
-_FORGET_EVERY_MS = 10_000
+_FORGET_EVERY_MS = 2_000
 """Memory is not so short that closed groups must go at once."""
+
+_CALL_BYTES = 4_000
+"""A call without its texts and tokens, as objects in memory."""
 
 _WORTH_A_LOOK = 2 * 1024 * 1024
 """Bytes of text and prompts before what repeats is taken out: encoding an episode twice is only for large ones."""
@@ -271,20 +275,24 @@ class AggregatorPartition:
         )
 
     def _forget(self) -> None:
-        """Drop groups that are complete and long over; remember that they existed."""
+        """Drop groups that are complete and long over, or take too much; remember that they existed."""
         before = max(self._time, now_ms()) - int(self._settings.keep_s * 1000)
-        for group_id, group in list(self._groups.items()):
-            if group.unsettled or not group.complete():
-                continue
+        over = {group_id: group for group_id, group in self._groups.items() if not group.unsettled and group.complete()}
+        weights = {group_id: sum(map(_weight, group.calls())) for group_id, group in over.items()}
+        kept = sum(weights.values())
+        for group_id, group in over.items():
             episodes = [attempt.published for attempt in group.attempts.values() if attempt.published is not None]
-            if all(episode.event_time < before for episode in episodes):
+            if kept > self._settings.keep_mb * 1_000_000 or all(episode.event_time < before for episode in episodes):
+                kept -= weights[group_id]
                 del self._groups[group_id]
                 self._forgotten.update({(episode.rollout_id, episode.attempt): episode.started_at - _SKEW_MS for episode in episodes})
         for group_id, written in list(self._known.items()):
             if all(episode.event_time < before for episode in written.values()):
                 del self._known[group_id]
                 self._forgotten.update({key: episode.started_at - _SKEW_MS for key, episode in written.items()})
+        for key in list(islice(self._forgotten, max(0, len(self._forgotten) - self._settings.remember_attempts))):
+            del self._forgotten[key]
 
 
 def _weight(call: LlmCall) -> int:
-    return len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")
+    return _CALL_BYTES + len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")

@@ -6,16 +6,18 @@ import random
 from collections.abc import Iterable
 
 import msgspec
+import pytest
 
 from fulgurite.codec import Codec
 from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LlmCall
 from fulgurite.ids import action_id
 from fulgurite.tokens import prompt_hash
 from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, Topic
+from services.aggregator import partition as partition_module
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
 from services.clock import now_ms
-from services.kafka import KafkaSettings
+from services.kafka import KafkaSettings, Record
 from services.streams import AckOrder, Log
 from tests.synthetic import make_call, make_declared, make_status
 
@@ -42,12 +44,12 @@ class MemoryLog(Log):
 class Reader:
     """A partition, and how far its two topics have been read."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: AggregatorSettings | None = None) -> None:
         self.log = MemoryLog()
         self.read = {LLM_CALLS.name: 0, AGENT_STATUS.name: 0}
         self.acknowledged: list[str] = []
         self._orders = {LLM_CALLS.name: AckOrder(), AGENT_STATUS.name: AckOrder()}
-        self.partition = AggregatorPartition(0, self.log, AggregatorSettings(), lambda topic: self.read[topic.name], ())
+        self.partition = AggregatorPartition(0, self.log, settings or AggregatorSettings(), lambda topic: self.read[topic.name], ())
 
     async def take(self, event: LlmCall | AgentStatus) -> None:
         topic = LLM_CALLS if isinstance(event, LlmCall) else AGENT_STATUS
@@ -119,3 +121,52 @@ async def test_large_calls_that_repeat_one_another_are_an_episode() -> None:
         await reader.take(event)
     (episode,) = reader.log.episodes()
     assert list(episode.calls) == large
+
+
+class ReadAgain:
+    """The topics as `read_all` gives them."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.reads = 0
+
+    def read_all(self, settings: KafkaSettings, topic: Topic, codec: Codec, **_: object) -> list[Record]:
+        self.reads += 1
+        published = [event for place, event in self._reader.log.published if place is topic]
+        events = published if topic is EPISODES else [DECLARED, DONE]
+        return [Record(0, offset, NOW, None, b"", event, None) for offset, event in enumerate(events)]
+
+
+@pytest.mark.parametrize(("keep_mb", "kept"), [(64, True), (0.009, True), (0.001, False)])
+async def test_closed_episodes_that_take_too_much_leave_memory_and_are_read_again(
+    keep_mb: float, *, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(AggregatorSettings(keep_mb=keep_mb))
+    log = ReadAgain(reader)
+    monkeypatch.setattr(partition_module, "read_all", log.read_all)
+    reader.log.ends[LLM_CALLS.name] = 1
+    for event in (DECLARED, CALLS[0], DONE):
+        await reader.take(event)
+    await later(reader, monkeypatch, 3_000)
+    assert (reader.partition.held(CALLS[0], CALLS[0].call_id) is not None) == kept
+    reader.log.ends[LLM_CALLS.name] = 2
+    await reader.take(CALLS[1])
+    first, second = reader.log.episodes()
+    assert (len(second.calls), second.supersedes) == (2, first.revision)
+    assert (log.reads > 0) != kept
+
+
+async def test_attempts_beyond_those_that_are_remembered_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(AggregatorSettings(keep_mb=0, remember_attempts=0))
+    reader.log.ends[LLM_CALLS.name] = 1
+    for event in (DECLARED, CALLS[0], DONE):
+        await reader.take(event)
+    await later(reader, monkeypatch, 3_000)
+    await reader.take(CALLS[1])
+    assert len(reader.log.episodes()) == 1, "nothing tells that the attempt has ended"
+
+
+async def later(reader: Reader, monkeypatch: pytest.MonkeyPatch, ms: int) -> None:
+    """Let time pass."""
+    monkeypatch.setattr(partition_module, "now_ms", lambda: now_ms() + ms)
+    await reader.partition.work()
