@@ -25,8 +25,8 @@ from fulgurite.kinds import (
 )
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of every value of the contract."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Base of every value of the contract. Frozen values cannot refer to themselves: the collector of cycles need not look at them."""
 
 
 class Event(Record, frozen=True, kw_only=True):

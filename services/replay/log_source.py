@@ -128,6 +128,6 @@ def _raw(message: Message, topic: str, headers: Mapping[str, bytes]) -> Raw:
         timestamp=message.timestamp()[1],
         key=message.key() or b"",
         value=message.value() or b"",
-        event_id=headers.get("event-id", b"").decode(),
-        event_type=headers.get("event-type", b"").decode(),
+        event_id=headers["event-id"].decode() if "event-id" in headers else "",
+        event_type=headers["event-type"].decode() if "event-type" in headers else "",
     )

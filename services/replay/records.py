@@ -12,7 +12,7 @@ from fulgurite.events import LlmCall
 from fulgurite.topics import Topic
 
 
-class Raw(msgspec.Struct, frozen=True):
+class Raw(msgspec.Struct, frozen=True, gc=False):
     """One record; the topic's name is without the deployment's prefix."""
 
     topic: str
