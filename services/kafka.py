@@ -306,9 +306,10 @@ def read_until(consumer: Consumer, ends: Mapping[tuple[str, int], int], batch: i
     left = dict(ends)
     heard = time.monotonic()
     while left:
-        # `consume` waits for the whole batch or its time-out, so the time-out is short.
-        messages = consumer.consume(batch, timeout=_BATCH_S)
+        # One, and what has come with it: `consume` waits for the whole of a batch or its time-out, at every end too.
+        messages = consumer.consume(1, timeout=_BATCH_S)
         if messages:
+            messages += consumer.consume(batch, timeout=0)
             heard = time.monotonic()
         elif time.monotonic() - heard > READ_TIMEOUT_S:
             raise LogUnavailable(f"nothing to read for {READ_TIMEOUT_S:.0f} s, though the ends {left} are not reached")
