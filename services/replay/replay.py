@@ -122,7 +122,7 @@ def run(
 
 @contextmanager
 def _seldom_collected() -> Generator[None]:
-    """A partition's records and a group's events are many, and never in cycles: to look through them at every turn is a sixth of all work."""
+    """Records and events are many, and never in cycles: to look through them again and again is a sixth of all work."""
     thresholds = gc.get_threshold()
     gc.set_threshold(_UNCOLLECTED, *thresholds[1:])
     try:
