@@ -2,7 +2,7 @@
 
 Three ways: what belongs together in time, to the byte; with calls, ends and rewards that may come late, up to the last revision; and in any
 order whatever, as a function of the set of events. `FULGURITE_SIMULATION_SCHEDULES` says how many, at the rate of 4 : 4 : 2 (100000 take a
-core some twenty minutes). A schedule is a string of bytes; what fails is shrunk to the shortest.
+busy core half an hour). A schedule is a string of bytes; what fails is shrunk to the shortest.
 """
 
 from __future__ import annotations
