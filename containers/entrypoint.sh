@@ -23,6 +23,7 @@ while :; do
   kill -0 "$child" 2>/dev/null || break
 done
 
+trap - TERM INT
 if [ "$code" = 137 ] && [ $(($(date +%s) - started)) -lt 300 ]; then
   echo "gave up: killed while it started, most likely for want of memory. Raise ${MEMORY_SETTING:-its memory limit} in .env (now ${MEMORY_LIMIT:-unknown}), or give the machine more; then: docker compose up --detach" >&2
   code=78

@@ -20,7 +20,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 _STARTED = time.monotonic()
-_NO_ENGINE = 77
+_NEEDED_GIB = 20
+"""PyTorch with CUDA, which PyPI gives, once; vLLM's and the learner's packages on top of it."""
 
 
 class NoEngine(Exception):
@@ -66,13 +67,18 @@ def engine() -> Generator[dict[str, str]]:
         with _images({}):
             yield {}
         return
+    free_gib = shutil.disk_usage(tempfile.gettempdir()).free >> 30
+    if free_gib < _NEEDED_GIB:
+        raise NoEngine(f"images take {_NEEDED_GIB} GiB of disk, {free_gib} are free in {tempfile.gettempdir()}: free some, or set TMPDIR")
     folder = Path(tempfile.mkdtemp(prefix="fg-docker-"))
     say("no Docker engine answers: starting one of the test's own")
     done = subprocess.run([HERE / "engine.sh", "start", folder], capture_output=True, text=True, check=False)
     try:
         if done.returncode != 0:
             raise NoEngine((done.stderr or done.stdout).strip().splitlines()[-1])
-        environment = {"DOCKER_HOST": f"unix://{folder}/socket", "DOCKER_CONFIG": str(folder / "config"), "DOCKER_BUILDKIT": "0"}
+        environment = {"DOCKER_HOST": f"unix://{folder}/socket", "DOCKER_CONFIG": str(folder / "config")}
+        # The classic builder: it shares layers only between builds that do not run at once.
+        environment |= {"DOCKER_BUILDKIT": "0", "COMPOSE_PARALLEL_LIMIT": "1"}
         with _images(environment):
             yield environment
     finally:

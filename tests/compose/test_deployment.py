@@ -34,7 +34,8 @@ from confluent_kafka.admin import NewTopic
 from services.kafka import KafkaSettings
 from services.topic_admin import admin_client
 
-[done.result() for done in admin_client(KafkaSettings()).create_topics([NewTopic("old.llm.calls", 3, 1)]).values()]
+admin = admin_client(KafkaSettings())
+[done.result() for done in admin.create_topics([NewTopic("old.llm.calls", 3, 1)]).values()]
 """
 
 
