@@ -21,8 +21,7 @@ PATH = os.environ["PATH"]
 @contextmanager
 def started(code: str, **environment: str) -> Generator[subprocess.Popen[str]]:
     argv = [str(CONTAINERS / "entrypoint.sh"), sys.executable, "-c", code]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(argv, text=True, env={"PATH": PATH, **environment}, **pipes) as process:
+    with subprocess.Popen(argv, text=True, env={"PATH": PATH, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             yield process
         finally:
