@@ -28,6 +28,7 @@ from fulgurite.ledger import balance
 from fulgurite.sealing import Written, revision_of
 from fulgurite.stitching import Input, stitch
 from tests.fulgurite.simulated.deployment import Deployment
+from tests.fulgurite.simulated.learner import Learner
 from tests.fulgurite.simulated.world import CALLS, EPISODES, LEDGER, REWARDS, STATUS, TRAJECTORIES, UPDATES, World, topic_of
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
@@ -262,6 +263,10 @@ def check_anew(world: World) -> None:
     assert (closed.remainder, closed.discrepancies, closed.overdue, closed.expired) == (0, (), (), 0)
     assert not [term for term in closed.terms if term.startswith("open")]
     assert closed.terms.get("trained", 0) + closed.terms.get("amended", 0) == len(world.trained)
+    learner = Learner(world)
+    while learner.step(0):
+        pass
+    assert learner.waits_for_nothing()
 
 
 def test_what_comes_after_everything_was_trained_amends_and_trains_nothing() -> None:

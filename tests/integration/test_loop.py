@@ -11,14 +11,18 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from typer.testing import CliRunner
 
 from fulgurite.codec import Codec
-from fulgurite.events import LlmCall, PolicyApplied
-from fulgurite.kinds import ApplyOutcome, CallOutcome
-from fulgurite.topics import POLICY_APPLIED
+from fulgurite.events import LedgerEntry, LlmCall, PolicyApplied, PolicyUpdate, Trajectory
+from fulgurite.ids import action_id
+from fulgurite.kinds import ApplyOutcome, CallOutcome, LedgerTerm
+from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TRAINING_LEDGER, TRAJECTORIES
 from services.calls import read_calls
 from services.cli.ledger import read_books
+from services.cli.main import app
 from services.kafka import read_all
 from services.stack.local_stack import LocalStack, StackOptions
 from services.stack.model import tiny_model
@@ -36,6 +40,9 @@ print(reply.choices[0].message.content)
 REWARDS = """
 def vowels(episode):
     return float(sum(letter in "aeiou" for letter in episode.final_text().lower()))
+
+def length(episode):
+    return float(len(episode.final_text()))
 """
 
 SETTINGS = {
@@ -46,6 +53,10 @@ SETTINGS = {
 }
 
 
+def _environment(stack: LocalStack) -> dict[str, str]:
+    return {**os.environ, **stack.environment, **SETTINGS, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
 def run_agents(stack: LocalStack, folder: Path) -> dict[str, Any]:
     """`fulgurite run`, as a user would, until the second version is served; its summary."""
     (folder / "agent.py").write_text(AGENT)
@@ -54,8 +65,7 @@ def run_agents(stack: LocalStack, folder: Path) -> dict[str, Any]:
     command = ["-m", "services.cli.main", "run", "--tasks", "tasks.jsonl", "-n", "4", "--max-ahead", "2", "--updates", "2"]
     options = ["--reward", "rewards.py:vowels", "--preload", "openai", "--results", "results.json", "--json"]
     argv = [sys.executable, *command, *options, "--", sys.executable, "agent.py"]
-    environment = {**os.environ, **stack.environment, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(argv, cwd=folder, env=_environment(stack), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads((folder / "results.json").read_text())
 
@@ -69,6 +79,74 @@ def served_version(stack: LocalStack) -> str | None:
     )
     with urllib.request.urlopen(request, timeout=60) as reply:
         return reply.headers["x-fulgurite-version"]
+
+
+def versions_of(stack: LocalStack, policy: str) -> dict[str, PolicyUpdate]:
+    """What `policy.updates` holds of a policy, by version."""
+    events = (record.event for record in read_all(stack.kafka, POLICY_UPDATES, Codec()))
+    return {e.version: e for e in events if isinstance(e, PolicyUpdate) and e.policy == policy and e.version is not None}
+
+
+def entries(stack: LocalStack) -> list[LedgerEntry]:
+    """What `training.ledger` holds."""
+    return [r.event for r in read_all(stack.kafka, TRAINING_LEDGER, Codec()) if isinstance(r.event, LedgerEntry)]
+
+
+def trained_into(stack: LocalStack, version: str) -> set[str]:
+    """What `training.ledger` says of a version."""
+    return {action for e in entries(stack) if (e.term, e.version) == (LedgerTerm.trained, version) for action in e.actions}
+
+
+def learn_from_a_replay(stack: LocalStack, folder: Path) -> None:
+    """Other rewards and credit for the same calls, and a policy of its own that learns from them, beside the live one."""
+    command = [sys.executable, "-m", "services.cli.main"]
+    options = ["--from-beginning", "--reward", "rewards.py:length", "--credit", "last_step", "--into", "trajectories.v2", "--json"]
+    done = subprocess.run([*command, "replay", *options], cwd=folder, env=_environment(stack), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert (report["left_out"], report["unmet"], report["judged"] > 0) == ([], [], True)
+    options = ["--topic", "trajectories.v2", "--policy", "policy-v2", "--rows-of", "policy"]
+    argv = [*command, "train", *options, "--model", str(tiny_model()), "--data-dir", str(folder / "v2")]
+    with (folder / "train.log").open("wb") as log:
+        learner = subprocess.Popen(argv, cwd=folder, env=_environment(stack), stdout=log, stderr=log)
+        deadline = time.monotonic() + 240
+        while "policy-v2@1.2" not in versions_of(stack, "policy-v2"):
+            running = learner.poll() is None and time.monotonic() < deadline
+            assert running, (folder / "train.log").read_text(errors="replace")[-3000:]
+            time.sleep(0.5)
+        learner.terminate()
+        assert learner.wait(60) == 0
+
+
+def lineage(stack: LocalStack, *arguments: str) -> Any:
+    """The command, in this process: it has seconds of imports behind it."""
+    done = CliRunner().invoke(app, ["lineage", *arguments, "--json"], env=_environment(stack))
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def check_lineage(stack: LocalStack) -> None:
+    """The command says what `policy.updates` and `training.ledger` say."""
+    calls = {r.event.call_id: r.event for r in read_calls(stack.kafka, Codec()) if isinstance(r.event, LlmCall)}
+    for version, update in (versions_of(stack, "policy") | versions_of(stack, "policy-v2")).items():
+        behind = lineage(stack, version)
+        actions = {action: group for group, actions in behind["groups"].items() for action in actions}
+        assert actions.keys() == trained_into(stack, version)
+        assert len(actions) == update.trained_actions > 0
+        assert {action: calls[action.partition("#")[0]].group_id for action in actions} == actions
+        assert (behind["parent"], behind["topic"]) == (update.parent_version, update.topic)
+    # Of a replayed topic too, each action of a group that was settled has one fate.
+    mine = [e for e in entries(stack) if e.policy == "policy-v2"]
+    settled = {entry.group_id for entry in mine}
+    topic = msgspec.structs.replace(TRAJECTORIES, name="trajectories.v2")
+    rows = [r.event for r in read_all(stack.kafka, topic, Codec()) if isinstance(r.event, Trajectory) and r.event.group_id in settled]
+    offered = sorted(action_id(action.call_id, action.choice) for row in rows for action in row.actions if action.loss)
+    assert sorted(action for entry in mine for action in entry.actions) == offered
+    for policy in ("policy", "policy-v2"):
+        action = min(trained_into(stack, f"{policy}@1.1"))
+        fate = lineage(stack, "--call", action.partition("#")[0])
+        assert fate["trained"] == {action: [e.version for e in entries(stack) if e.term is LedgerTerm.trained and action in e.actions]}
+        assert f"{policy}@1.2" in fate["inherited"]
 
 
 def test_the_loop_closes(tmp_path: Path) -> None:
@@ -92,3 +170,7 @@ def test_the_loop_closes(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.5)
         assert read_books(stack.kafka).remainder == 0
+        learn_from_a_replay(stack, tmp_path)
+        check_lineage(stack)
+        assert read_books(stack.kafka).remainder == 0, "what was learned elsewhere is no part of the live policy's books"
+        assert (served_version(stack) or "").startswith("policy@"), "nor is it served in its place"

@@ -34,6 +34,10 @@ class Learner:
         # A step begins only when all of the one before has been said.
         return any(work() for work in (*works[first:], *works[:first]) if not (self._writes and work != self._read))
 
+    def waits_for_nothing(self) -> bool:
+        """Whether all that it has read is accounted for: a group that it holds for ever would one day outlive the log."""
+        return all(position.offset == self._at for position in self._batcher.positions()) and not self._batcher.amendments()
+
     def _read(self) -> bool:
         if self._at >= len(self._world.log[TRAJECTORIES]):
             return False
