@@ -24,11 +24,16 @@ while :; do
 done
 
 trap - TERM INT
-if [ "$code" = 137 ] && [ $(($(date +%s) - started)) -lt 300 ]; then
+
+# The kernel may have killed a child of the service: it counts them, in one of two places.
+short_of_memory() {
+  [ "$code" = 137 ] || grep -qs '^oom_kill [1-9]' /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control
+}
+if [ "$code" != 0 ] && [ $(($(date +%s) - started)) -lt 300 ] && short_of_memory; then
   echo "gave up: killed while it started, most likely for want of memory. Raise ${MEMORY_SETTING:-its memory limit} in .env (now ${MEMORY_LIMIT:-unknown}), or give the machine more; then: docker compose up --detach" >&2
   code=78
 fi
 [ "$code" = 78 ] || exit "$code"
-echo "gave up: change what the message above names, then: docker compose up --detach --force-recreate" >&2
 rm -f "${FULGURITE_PULSE:-/tmp/pulse}"
+echo "gave up: change what the message above names, then: docker compose up --detach --force-recreate" >&2
 exec sleep infinity

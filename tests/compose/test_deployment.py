@@ -20,7 +20,7 @@ from fulgurite.kinds import UpdateKind
 from fulgurite.topics import LLM_CALLS, POLICY_UPDATES
 from fulgurite.versions import parse_version
 from services.kafka import KafkaSettings, read_all
-from tests.compose.deployment import Deployment, timed, wait_for
+from tests.compose.deployment import PROJECT, Deployment, timed, wait_for
 from tests.compose.engine import ROOT, say
 from tests.compose.traffic import Client, Traffic
 
@@ -106,6 +106,21 @@ def test_a_port_in_use_is_told_by_its_setting(deployment: Deployment) -> None:
     assert done.returncode != 0
     assert f"GATEWAY_PORT={deployment.gateway_port}" in deployment.logs("check")
     deployment.down()
+
+
+def test_too_small_a_limit_is_told_by_its_setting(deployment: Deployment) -> None:
+    """Of a service whose child the kernel kills: vLLM's engine is one."""
+    eat = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'bytearray(300 << 20)']) and 1)"
+    named = ("--env", "MEMORY_SETTING=VLLM_MEMORY", "--env", "MEMORY_LIMIT=64m", "--name", f"{PROJECT}-hungry")
+    deployment.docker("run", "--detach", "--memory", "64m", *named, "fulgurite-aggregator:0.1.0", "python", "-c", eat)
+
+    def told() -> str:
+        argv = ["docker", "logs", f"{PROJECT}-hungry"]
+        return subprocess.run(argv, capture_output=True, text=True, check=True, env=deployment.environment).stderr
+
+    wait_for(lambda: "Raise VLLM_MEMORY in .env (now 64m)" in told(), 30, "the limit is named")
+    assert deployment.docker("inspect", "--format", "{{.State.Running}}", f"{PROJECT}-hungry").strip() == "true"
+    deployment.docker("rm", "--force", f"{PROJECT}-hungry")
 
 
 def test_it_comes_up_and_answers(deployment: Deployment, client: Client) -> None:
