@@ -11,8 +11,10 @@ import concurrent.futures
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -27,8 +29,11 @@ from fulgurite.topics import MAX_MESSAGE_BYTES, Topic, topic_name
 
 _log = logging.getLogger(__name__)
 
-LINGER_MS = 0
-"""Each agent waits for its event. While five requests are under way to the broker, the next events batch by themselves."""
+_WINDOW = 2
+"""Requests under way from one event loop; meanwhile the next events gather. librdkafka sends five at most to a partition of an idempotent
+producer, and while more is ready to go its thread does not wait for an acknowledgement but asks without a pause: up to half of all that a
+gateway spent.
+"""
 
 _TICK_S = 0.001
 """How often an event loop that waits for acknowledgements looks for them."""
@@ -104,10 +109,14 @@ class EventProducer:
     """Publishes events and tells when they are safe. Thread-safe; one per process. Start costs a thread.
 
     The thread serves deliveries until an event loop awaits one: that loop then serves them itself, a batch at a time. A thread that woke
-    it for each would contend with it for the interpreter, and cost more than everything else done for an event.
+    it for each would contend with it for the interpreter, and cost more than everything else done for an event. Events of one turn of the
+    loop go to librdkafka together, and gather while `_WINDOW` requests are under way: with few of them none waits.
     """
 
-    def __init__(self, settings: KafkaSettings, codec: Codec, client_id: str, *, delivery_timeout_s: float = 120.0) -> None:
+    def __init__(
+        self, settings: KafkaSettings, codec: Codec, client_id: str, *, delivery_timeout_s: float = 120.0, linger_ms: float = 0
+    ) -> None:
+        """`linger_ms`: for whoever publishes much at the same time; at 0 the events of one burst leave one by one, a request each."""
         self._names: dict[str, str] = {}
         self._settings = settings
         self._codec = codec
@@ -118,7 +127,7 @@ class EventProducer:
                 "enable.idempotence": True,
                 "acks": "all",
                 "partitioner": "murmur2_random",
-                "linger.ms": LINGER_MS,
+                "linger.ms": linger_ms,
                 "compression.type": "zstd",
                 "compression.level": _ZSTD_LEVEL,
                 "socket.nagle.disable": True,
@@ -133,6 +142,12 @@ class EventProducer:
         self._open = True
         self._loop: asyncio.AbstractEventLoop | None = None
         self._awaited = 0
+        self._held: deque[_Outgoing] = deque()
+        """Events that wait for their turn."""
+        self._scheduled = False
+        self._under_way = 0
+        """Requests, at most."""
+        self._counting = threading.Lock()
         self._ticking = False
         self._poller = threading.Thread(target=self._poll, name=f"kafka-{client_id}", daemon=True)
         self._poller.start()
@@ -157,20 +172,10 @@ class EventProducer:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Delivery] = loop.create_future()
-        thread = threading.get_ident()
-
-        def settle(error: KafkaError | None, message: Message) -> None:
-            if not future.done():
-                self._settle(future, topic, error, message)
-
-        def on_delivery(error: KafkaError | None, message: Message) -> None:
-            if threading.get_ident() == thread:
-                settle(error, message)
-            else:
-                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(settle, error, message)
-
-        self._produce(topic, key, event, traceparent, on_delivery)
+        self._held.append(_Outgoing(topic, self._message(topic, key, event, traceparent), future))
+        if not self._scheduled or self._loop is not loop:
+            self._scheduled = True
+            loop.call_soon(self._hand_over)
         self._awaited += 1
         if not self._ticking or self._loop is not loop:
             self._loop, self._ticking = loop, True
@@ -203,25 +208,68 @@ class EventProducer:
 
     def pending(self) -> int:
         """Events that wait for an acknowledgement."""
-        return len(self._producer)
+        return len(self._producer) + len(self._held)
 
     def close(self, timeout_s: float = 10.0) -> int:
         """Flush and stop; returns how many events were left unacknowledged."""
+        self._hand_over(everything=True)
         left = self._producer.flush(timeout_s)
         self._open = False
         self._poller.join()
         return left
 
     def _produce(self, topic: Topic, key: str, event: Event, traceparent: str | None, on_delivery: _OnDelivery) -> None:
-        value = self._codec.encode(event)
-        headers = cast("dict[str, str | bytes | None]", self._codec.headers(event, traceparent))
+        self._send(topic, self._message(topic, key, event, traceparent), on_delivery)
+
+    def _message(self, topic: Topic, key: str, event: Event, traceparent: str | None) -> _Message:
         name = self._names.get(topic.name) or self._names.setdefault(topic.name, self._settings.topic(topic))
+        headers = cast("dict[str, str | bytes | None]", self._codec.headers(event, traceparent))
+        return name, self._codec.encode(event), key.encode(), headers
+
+    def _send(self, topic: Topic, message: _Message, on_delivery: _OnDelivery) -> None:
+        name, value, key, headers = message
         try:
-            self._producer.produce(name, value, key.encode(), on_delivery=on_delivery, headers=headers)
+            self._producer.produce(name, value, key, on_delivery=on_delivery, headers=headers)
         except BufferError as error:
             raise LogUnavailable(f"{topic.name}: the producer's queue is full, Kafka does not keep up") from error
         except KafkaException as error:
             raise LogUnavailable(f"{topic.name}: {error}") from error
+
+    def _hand_over(self, *, everything: bool = False) -> None:
+        """Give librdkafka what is held, unless enough is under way: as one burst, of which at most two requests become."""
+        self._scheduled = False
+        if not self._held or (self._under_way >= _WINDOW and not everything):
+            return
+        held, self._held = self._held, deque()
+        burst = _Burst(len(held))
+        with self._counting:
+            self._under_way += burst.requests
+        for outgoing in held:
+            try:
+                self._send(outgoing.topic, outgoing.message, partial(self._delivered, burst, outgoing))
+            except LogUnavailable as error:
+                self._count(burst)
+                if not outgoing.future.done():
+                    outgoing.future.set_exception(error)
+
+    def _delivered(self, burst: _Burst, outgoing: _Outgoing, error: KafkaError | None, message: Message) -> None:
+        """In the loop's thread or in that of the poller."""
+        self._count(burst)
+        if threading.get_ident() == outgoing.thread:
+            self._settle_outgoing(outgoing, error, message)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                outgoing.future.get_loop().call_soon_threadsafe(self._settle_outgoing, outgoing, error, message)
+
+    def _count(self, burst: _Burst) -> None:
+        with self._counting:
+            burst.left -= 1
+            if not burst.left:
+                self._under_way -= burst.requests
+
+    def _settle_outgoing(self, outgoing: _Outgoing, error: KafkaError | None, message: Message) -> None:
+        if not outgoing.future.done():
+            self._settle(outgoing.future, outgoing.topic, error, message)
 
     def _settle(
         self,
@@ -239,7 +287,9 @@ class EventProducer:
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         """Serve what was delivered, in the thread of the loop that waits for it; again soon, while it waits for more."""
         self._producer.poll(0)
-        if self._awaited and self._loop is loop:
+        if self._held:
+            self._hand_over()
+        if (self._awaited or self._held) and self._loop is loop:
             loop.call_later(_TICK_S, self._tick, loop)
         elif self._loop is loop:
             self._ticking = False
@@ -259,7 +309,32 @@ class EventProducer:
         _log.warning("kafka: %s", error.str())
 
 
+class _Burst:
+    """Events that were handed over together."""
+
+    __slots__ = ("left", "requests")
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+        self.requests = min(2, size)
+        """librdkafka may be awake already, and send the first of them alone."""
+
+
+class _Outgoing:
+    """An event on its way, and who waits for it."""
+
+    __slots__ = ("future", "message", "thread", "topic")
+
+    def __init__(self, topic: Topic, message: _Message, future: asyncio.Future[Delivery]) -> None:
+        self.topic = topic
+        self.message = message
+        self.future = future
+        self.thread = threading.get_ident()
+
+
 _OnDelivery = Callable[[KafkaError | None, Message], None]
+_Message = tuple[str, bytes, bytes, dict[str, str | bytes | None]]
+"""Topic's name, value, key, headers."""
 
 
 def _expire(future: asyncio.Future[Delivery], why: str) -> None:

@@ -65,14 +65,18 @@ class Gate:
     @asynccontextmanager
     async def place(self, key: str) -> AsyncGenerator[None]:
         """Hold a place. Raises Overloaded."""
+        await self.enter(key)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    async def enter(self, key: str) -> None:
+        """Take a place, which `leave` gives back. Raises Overloaded."""
         if self.in_flight < self._places and not self._queue:
             self.in_flight += 1
         else:
             await self._wait(key)
-        try:
-            yield
-        finally:
-            self._leave()
 
     async def _wait(self, key: str) -> None:
         ticket = Ticket()
@@ -87,12 +91,12 @@ class Gate:
         except BaseException as error:
             self._queue.leave(key, ticket)
             if ticket.has_place():
-                self._leave()
+                self.leave()
             if isinstance(error, TimeoutError):
                 raise _too_long(self._backend, self._timeout_s) from error
             raise
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Give the place to the next who is still there."""
         while (ticket := self._queue.take()) is not None:
             if ticket.settle(True):
@@ -152,14 +156,12 @@ class Admission:
         self._metrics = metrics
         self._gates: dict[str, Gate] = {}
         self._limits = KeyLimits(settings.key_concurrency, settings.key_calls_per_minute)
-        self._limited = bool(settings.key_concurrency or settings.key_calls_per_minute)
+        self.limited = bool(settings.key_concurrency or settings.key_calls_per_minute)
+        """Whether keys have limits at all."""
 
     @contextmanager
     def key(self, key: str) -> Generator[None]:
         """One call of a key, from its admission to its end. Raises RateLimited."""
-        if not self._limited:
-            yield
-            return
         with self._limits.hold(key):
             yield
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
 
-from services.gateway.admission import Admission
+from services.gateway.admission import Admission, Gate
 from services.gateway.backend_health import BackendHealth
 from services.gateway.call import Call
 from services.gateway.continuation import Continuation
-from services.gateway.dialect import ApiRequest, Dialect
+from services.gateway.dialect import Dialect
 from services.gateway.metrics import Metrics
 from services.gateway.problems import GatewayError, Overloaded, UpstreamRejected, UpstreamUnreachable
 from services.gateway.routing import Router
@@ -32,49 +33,76 @@ class Dispatcher:
     def __init__(self, router: Router, admission: Admission, client: UpstreamClient, continuation: Continuation, metrics: Metrics) -> None:
         self.router = router
         self.continuation = continuation
-        self._admission = admission
-        self._client = client
-        self._failovers = metrics.failovers
-        self._health = BackendHealth()
+        self.admission = admission
+        self.client = client
+        self.failovers = metrics.failovers
+        self.health = BackendHealth()
+
+    def open(self, call: Call, dialect: Dialect) -> AbstractAsyncContextManager[UpstreamReply]:
+        """The upstream's answer. Raises TryLater, UpstreamFailed."""
+        answer = _Answer(self, call, dialect)
+        return self._limited(call.draft.key, answer) if self.admission.limited else answer
 
     @asynccontextmanager
-    async def open(self, call: Call, dialect: Dialect) -> AsyncGenerator[UpstreamReply]:
-        """The upstream's answer. Raises TryLater, UpstreamFailed."""
-        ways = self.router.candidates(call.request.alias, call.who.rollout_id)
-        with self._admission.key(call.draft.key):
-            problem: GatewayError | None = None
-            recorded = await self.continuation.recorded(call)
-            for way in self._health.order(ways, time.monotonic()):
-                call.route = way
-                async with AsyncExitStack() as stack:
-                    try:
-                        await stack.enter_async_context(self._admission.gate(way.backend).place(call.draft.key))
-                        request = call.request if recorded is None else await self.continuation.prompt(recorded, call, way)
-                        reply = await stack.enter_async_context(self._post(call, request, dialect))
-                    except UpstreamUnreachable as error:
-                        self._health.failed(way.backend, time.monotonic())
-                        problem = error
-                        self._failovers.labels(way.backend).inc()
-                        continue
-                    except UpstreamRejected as error:
-                        self._health.answered(way.backend)
-                        if not _lacks_adapter(way, error):
-                            raise
-                        problem = Overloaded(
-                            f"The backend {way.backend!r} is being given {way.version}. Nothing was generated.", _LOADING_S
-                        )
-                        self._failovers.labels(way.backend).inc()
-                        continue
-                    self._health.answered(way.backend)
-                    yield reply
-                    return
-            if problem is not None:
-                raise problem
+    async def _limited(self, key: str, answer: _Answer) -> AsyncGenerator[UpstreamReply]:
+        with self.admission.key(key):
+            async with answer as reply:
+                yield reply
 
-    def _post(self, call: Call, request: ApiRequest, dialect: Dialect) -> AbstractAsyncContextManager[UpstreamReply]:
-        route = call.route
-        body, headers = dialect.upstream_body(request, route, call.call_id), dialect.upstream_headers(request, route)
-        return self._client.open(route, dialect.path, body, call.call_id, call.ask(), headers)
+
+class _Answer:
+    """A place at a backend and its answer, for as long as this context lasts. No generator: every call has one."""
+
+    __slots__ = ("_call", "_desk", "_dialect", "_gate", "_reply")
+
+    def __init__(self, desk: Dispatcher, call: Call, dialect: Dialect) -> None:
+        self._desk = desk
+        self._call = call
+        self._dialect = dialect
+        self._gate: Gate | None = None
+        self._reply: UpstreamReply | None = None
+
+    async def __aenter__(self) -> UpstreamReply:
+        desk, call = self._desk, self._call
+        problem: GatewayError | None = None
+        recorded = await desk.continuation.recorded(call)
+        for way in desk.health.order(desk.router.candidates(call.request.alias, call.who.rollout_id), time.monotonic()):
+            call.route = way
+            try:
+                reply = await self._ask(way, recorded)
+            except UpstreamUnreachable as error:
+                desk.health.failed(way.backend, time.monotonic())
+                problem = error
+            except UpstreamRejected as error:
+                desk.health.answered(way.backend)
+                if not _lacks_adapter(way, error):
+                    raise
+                problem = Overloaded(f"The backend {way.backend!r} is being given {way.version}. Nothing was generated.", _LOADING_S)
+            else:
+                desk.health.answered(way.backend)
+                return reply
+            desk.failovers.labels(way.backend).inc()
+        assert problem is not None, "there is always a way"
+        raise problem
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._reply is not None:
+            self._reply.close()
+        if self._gate is not None:
+            self._gate.leave()
+
+    async def _ask(self, way: Route, recorded: list[int] | None) -> UpstreamReply:
+        desk, call, gate = self._desk, self._call, self._desk.admission.gate(way.backend)
+        await gate.enter(call.draft.key)
+        try:
+            request = call.request if recorded is None else await desk.continuation.prompt(recorded, call, way)
+            body, headers = self._dialect.upstream_body(request, way, call.call_id), self._dialect.upstream_headers(request, way)
+            self._reply = await desk.client.post(way, self._dialect.path, body, call.call_id, call.ask(), headers)
+        except BaseException:
+            gate.leave()
+            raise
+        self._gate = gate
+        return self._reply
 
 
 def _lacks_adapter(way: Route, error: UpstreamRejected) -> bool:

@@ -79,7 +79,7 @@ class Endpoint:
         draft.sampling = self._dialect.sampling(request, self._desk.sampling)
         person = wire.header(scope, SUBJECT_HEADER.encode()) or request.user
         draft.subject = subject_of(person, self._desk.ring.signing_secret) if person else None
-        who, call_id = await self._identify(draft, caller, _also_named(named, request), request.alias)
+        who, call_id = await self._identify(draft, caller, _also(named, request), request.alias)
         route = self._route(request)
         request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(request, draft.sampling, route, who.mode)
         self._desk.recorder.check(who.mode)
@@ -298,13 +298,5 @@ def _named(scope: Scope) -> Named:
     )
 
 
-def _also_named(named: Named, request: ApiRequest) -> Named:
-    return Named(
-        path=named.path,
-        header=named.header,
-        session=request.session,
-        agent=named.agent,
-        continues=request.continues,
-        items=request.items,
-        user=request.user,
-    )
+def _also(named: Named, request: ApiRequest) -> Named:
+    return msgspec.structs.replace(named, session=request.session, continues=request.continues, items=request.items, user=request.user)

@@ -42,9 +42,13 @@ class Heartbeats:
         """A call is in flight from now on."""
         self._in_flight[call_id] = InFlight(call_id, who)
 
-    def end(self, call_id: str) -> bool:
-        """The call is answered, or nobody is left to answer. Whether it was in flight."""
-        return self._in_flight.pop(call_id, None) is not None
+    def end(self, call_id: str) -> None:
+        """The call is answered, or nobody is left to answer."""
+        self._in_flight.pop(call_id, None)
+
+    def count(self) -> int:
+        """Calls in flight."""
+        return len(self._in_flight)
 
     async def run(self) -> None:
         """For ever."""

@@ -7,6 +7,7 @@ Writes `llm.calls`, `agent.status`, `agent.rewards`; reads the policy topics. St
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -20,6 +21,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Route as WebRoute
+from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from fulgurite.codec import Codec
 from services import logs
@@ -55,6 +58,9 @@ from services.kafka import EventProducer, KafkaSettings
 
 log = logs.get(__name__)
 
+_LINGER_MS = 1
+"""Each agent waits for its event, and each request to Kafka costs as much as an event: a busy gateway's leave some ten together."""
+
 
 @asynccontextmanager
 async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGenerator[Desk]:
@@ -65,7 +71,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     metrics = Metrics()
     store: Store = RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()
     registry = GroupRegistry(store)
-    producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s)
+    producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s, linger_ms=_LINGER_MS)
     recorder = Recorder(producer, kafka, codec, settings, metrics)
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
@@ -212,8 +218,11 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
     """Serve until SIGTERM or SIGINT."""
     app = create_app(settings, kafka)
+    # Calls have no use for their client's address; uvicorn would look for a proxy's headers in each.
+    behind_proxies = ProxyHeadersMiddleware(cast(Any, app), os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1"))
     uvicorn.run(
-        FrontDoor(app, app.state.hot, _on_bug),
+        FrontDoor(cast(ASGIApp, behind_proxies), app.state.hot, _on_bug),
+        proxy_headers=False,
         host=settings.gateway_host,
         port=settings.gateway_port,
         access_log=False,

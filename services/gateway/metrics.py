@@ -15,7 +15,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.calls = Counter("fulgurite_gateway_calls", "Calls by how they ended.", ("alias", "outcome", "failure"), registry=self.registry)
-        self.in_flight = Gauge("fulgurite_gateway_calls_in_flight", "Calls not yet answered.", registry=self.registry)
+        self._in_flight = Gauge("fulgurite_gateway_calls_in_flight", "Calls not yet answered.", registry=self.registry)
         self.upstream_seconds = Histogram(
             "fulgurite_gateway_upstream_seconds", "Upstream asked to answer complete.", buckets=_SECONDS, registry=self.registry
         )
@@ -74,6 +74,10 @@ class Metrics:
         )
         self._places = Gauge("fulgurite_gateway_backend_calls", "Calls at a backend.", ("backend",), registry=self.registry)
         self._waiting = Gauge("fulgurite_gateway_backend_waiting", "Calls that wait for a place.", ("backend",), registry=self.registry)
+
+    def watch_calls(self, in_flight: Callable[[], float]) -> None:
+        """Asked when they are shown."""
+        self._in_flight.set_function(in_flight)
 
     def watch_gate(self, backend: str, in_flight: Callable[[], float], waiting: Callable[[], float]) -> None:
         """A backend's places; asked when they are shown."""

@@ -85,6 +85,7 @@ class Recorder:
         self._background: set[asyncio.Task[None]] = set()
         # Behind a spool it would tell of now what is read long after.
         self._heartbeats = Heartbeats(producer, settings.heartbeat_s, self._queues)
+        metrics.watch_calls(self._heartbeats.count)
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -124,12 +125,10 @@ class Recorder:
     def begin(self, call_id: str, who: Identified) -> None:
         """A call is in flight from now on, until `end`."""
         self._heartbeats.begin(call_id, who)
-        self._metrics.in_flight.inc()
 
     def end(self, call_id: str) -> None:
         """The call is answered, or nobody is left to answer."""
-        if self._heartbeats.end(call_id):
-            self._metrics.in_flight.dec()
+        self._heartbeats.end(call_id)
 
     async def record_call(self, call: LlmCall) -> None:
         """Return once the call is safe. Raises Unavailable."""

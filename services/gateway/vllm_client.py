@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
+from multidict import CIMultiDict, istr
 
 from services.gateway.problems import UpstreamBroken, UpstreamRejected, UpstreamTimeout, UpstreamUnreachable
 from services.gateway.settings import GatewaySettings, Route
@@ -20,6 +21,17 @@ VERSION_LAST_HEADER = "x-fulgurite-version-last"
 
 _KEEP_ALIVE_S = 4.0
 """vLLM closes idle connections after 5 s: ours must go first, or a request meets a closing one."""
+
+_REQUEST_ID = istr("X-Request-Id")
+_HEADERS = CIMultiDict(
+    {
+        istr("Content-Type"): "application/json",
+        istr("Accept"): "*/*",
+        istr("Accept-Encoding"): "identity",
+        istr("User-Agent"): "fulgurite-gateway",
+    }
+)
+"""Whole, so that aiohttp adds nothing. Upstreams are near: what they would gain by compressing is lost by it."""
 
 _ERROR_BYTES = 64 * 1024
 _OK = 200
@@ -31,6 +43,10 @@ class UpstreamReply:
     def __init__(self, response: aiohttp.ClientResponse, backend: str) -> None:
         self._response = response
         self._backend = backend
+
+    def close(self) -> None:
+        """Nothing left to read: the connection is kept. Otherwise it is closed, and the upstream stops generating."""
+        self._response.release() if self._response.content.at_eof() else self._response.close()
 
     def header(self, name: str) -> str | None:
         """A header of the answer."""
@@ -66,15 +82,26 @@ class UpstreamClient:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
             timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
         )
 
     @asynccontextmanager
     async def open(
         self, route: Route, path: str, body: bytes, call_id: str, traceparent: str | None, extra: Mapping[str, str]
     ) -> AsyncGenerator[UpstreamReply]:
+        """`post`, and the reply closed in the end."""
+        reply = await self.post(route, path, body, call_id, traceparent, extra)
+        try:
+            yield reply
+        finally:
+            reply.close()
+
+    async def post(
+        self, route: Route, path: str, body: bytes, call_id: str, traceparent: str | None, extra: Mapping[str, str]
+    ) -> UpstreamReply:
         """Post a request, with some headers of its own. Raises UpstreamRejected, UpstreamUnreachable, UpstreamTimeout."""
-        headers = {"content-type": "application/json", "x-request-id": call_id, **extra}
+        headers = _HEADERS.copy()
+        headers[_REQUEST_ID] = call_id
+        headers.update(extra)
         if route.api_key is not None:
             headers["authorization"] = f"Bearer {route.api_key}"
         if traceparent is not None:
@@ -89,13 +116,13 @@ class UpstreamClient:
             raise _unreachable(route.backend, error.strerror or "no connection") from error
         except aiohttp.ClientError as error:
             raise _broken(route.backend, error) from error
+        reply = UpstreamReply(response, route.backend)
+        if response.status == _OK:
+            return reply
         try:
-            if response.status != _OK:
-                raise UpstreamRejected(route.backend, response.status, await _error_body(response), response.headers.get("retry-after"))
-            yield UpstreamReply(response, route.backend)
+            raise UpstreamRejected(route.backend, response.status, await _error_body(response), response.headers.get("retry-after"))
         finally:
-            # Nothing left to read: the connection is kept. Otherwise it is closed, and the upstream stops generating.
-            response.release() if response.content.at_eof() else response.close()
+            reply.close()
 
     async def reachable(self, route: Route) -> bool:
         """Whether anything answers there, and a vLLM says that it is healthy."""

@@ -59,6 +59,19 @@ async def test_who_gives_up_takes_nothing_out_of_the_queue(settings: KafkaSettin
     assert await asyncio.to_thread(read, settings) == {event(1).event_id, event(2).event_id}
 
 
+async def test_what_gathers_behind_what_is_under_way_is_counted_and_not_lost() -> None:
+    producer = EventProducer(KafkaSettings(bootstrap_servers="127.0.0.1:1"), Codec(), "test")
+    waiting: list[asyncio.Task[object]] = []
+    for number in range(5):
+        waiting.append(asyncio.create_task(producer.publish(AGENT_STATUS, event(number).group_id, event(number))))
+        await asyncio.sleep(0.01)
+        assert producer.pending() == number + 1
+    for one in waiting:
+        one.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert await asyncio.to_thread(producer.close, 0.1) == 5
+
+
 async def test_a_thread_beside_the_loop_is_served(producer: EventProducer) -> None:
     async def keep_busy() -> None:
         for number in range(100):
