@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
+
+from msgspec.structs import replace
 
 from fulgurite.deadlines import AttemptProgress
+from fulgurite.deltas import restore
 from fulgurite.events import AgentStatus, Episode, LlmCall
 from fulgurite.kinds import Mode
 from fulgurite.stitching import Input, is_input, is_terminal
@@ -14,15 +18,22 @@ Key = tuple[str, int]
 """Rollout id and attempt."""
 
 
+_WHOLE = 2
+"""Calls of an attempt that are held whole, the last ones: what comes next is mostly a delta of one of them."""
+
+
 class Attempt:
-    """One attempt: its inputs by id, and the last revision written."""
+    """One attempt: its inputs by id, and the last revision written. Calls are held as the log has them, deltas of one another."""
 
     def __init__(self, key: Key, group_id: str, mode: Mode, published: Episode | None = None) -> None:
         self.rollout_id, self.attempt = key
         self.group_id = group_id
         self.mode = mode
         self.published = published
+        """Without its calls, where they are among the inputs."""
         self.inputs: dict[str, Input] = {}
+        """A delta comes after its parent, and never without it."""
+        self._last: dict[str, LlmCall] = {}
         self.unsettled: list[Settle] = []
         self.last_event_time = 0
         self.dirty = False
@@ -31,15 +42,51 @@ class Attempt:
         if published is not None:
             self.inputs.update({call.event_id: call for call in published.calls})
 
-    def take(self, event: Input, settle: Settle) -> None:
-        """Hold an input until a revision with it has been written."""
-        if is_input(event):
-            self.inputs.setdefault(event.event_id, event)
+    def take(self, event: Input, settle: Settle, delta: LlmCall | None = None) -> None:
+        """Hold an input until a revision with it has been written. `delta`: how the log has it."""
+        if is_input(event) and event.event_id not in self.inputs:
+            parent = self.inputs.get(delta.parent.call_id) if delta is not None and delta.parent is not None else None
+            self.inputs[event.event_id] = event if delta is None or not isinstance(parent, LlmCall) else delta
+            if isinstance(event, LlmCall):
+                self._last[event.event_id] = event
+                if len(self._last) > _WHOLE:
+                    del self._last[next(iter(self._last))]
         self.unsettled.append(settle)
         self.last_event_time = max(self.last_event_time, event.event_time, event.finished_at if isinstance(event, LlmCall) else 0)
         self.dirty = True
         if is_terminal(event):
             self.barrier = None
+
+    def whole(self, call_id: str) -> LlmCall | None:
+        """A call, if it is held."""
+        chain: list[LlmCall] = []
+        while True:
+            call = self._last.get(call_id) or self.inputs.get(call_id)
+            if not isinstance(call, LlmCall):
+                return None
+            chain.append(call)
+            if call.parent is None:
+                break
+            call_id = call.parent.call_id
+        return reduce(lambda parent, delta: restore(delta, parent, proven=True), reversed(chain))
+
+    def events(self) -> list[Input]:
+        """The inputs, whole."""
+        calls: dict[str, LlmCall] = {}
+        for event_id, event in self.inputs.items():
+            if isinstance(event, LlmCall):
+                calls[event_id] = event if event.parent is None else restore(event, calls[event.parent.call_id], proven=True)
+        return [calls.get(event_id, event) for event_id, event in self.inputs.items()]
+
+    def remember(self, episode: Episode) -> None:
+        """A revision that was written before, unless a larger one is known."""
+        if self.published is None or set(episode.inputs) > set(self.published.inputs):
+            self.published = episode
+            self.inputs.update({call.event_id: call for call in episode.calls})
+
+    def written(self, episode: Episode) -> None:
+        """A revision of all inputs is in the log."""
+        self.published = replace(episode, calls=())
 
     @property
     def ended(self) -> bool:
@@ -69,6 +116,23 @@ class Group:
         self.attempts: dict[Key, Attempt] = {}
         self.judged = False
         """Whether the verdicts of its deadline have been published."""
+        self.recalled = False
+        """Whether what the log holds of it was read again."""
+
+    def remember(self, event: Episode | AgentStatus) -> None:
+        """What the log holds of it: every revision, then statuses."""
+        if isinstance(event, AgentStatus) and event.rollout_id is None:
+            self.declared = self.declared or event
+            return
+        key = (str(event.rollout_id), event.attempt)
+        attempt = self.attempts.get(key)
+        if isinstance(event, Episode):
+            if attempt is None:
+                self.attempts[key] = Attempt(key, event.group_id, event.mode, event)
+            else:
+                attempt.remember(event)
+        elif attempt is not None and attempt.published is not None and event.event_id in attempt.published.inputs:
+            attempt.inputs.setdefault(event.event_id, event)
 
     def calls(self) -> Iterator[LlmCall]:
         """Those in memory."""

@@ -36,9 +36,10 @@ class Aggregator(Worker):
 
     async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, AggregatorPartition]:
         """Partitions that know which episodes have been written since."""
-        written = await asyncio.to_thread(self._written, since_ms)
+        since = min(since_ms.values(), default=0)
+        written = await asyncio.to_thread(self._written, list(since_ms), since)
         return {
-            number: AggregatorPartition(number, self.log, self._own, partial(self.position, partition=number), written[number])
+            number: AggregatorPartition(number, self.log, self._own, partial(self.position, partition=number), written[number], since)
             for number in since_ms
         }
 
@@ -46,11 +47,14 @@ class Aggregator(Worker):
         """A delta as the call it was made of; the text of a large call is proved to be there. Raises Rejected, LogUnavailable."""
         if not isinstance(event, LlmCall) or not isinstance(processor, AggregatorPartition):
             return event
+        logged = event
         try:
             if event.parent is not None:
                 event = await self._restored(event, partial(processor.held, event))
             if event.claim_check is not None:
                 await asyncio.to_thread(redeemed, event)
+            if logged.parent is not None:
+                processor.as_logged(logged)
         except (BrokenDelta, BadClaim) as error:
             raise Rejected(str(error), successful_actions(event) if event.mode is Mode.train else ()) from error
         return event
@@ -59,10 +63,9 @@ class Aggregator(Worker):
         parent = held(call.parent.call_id) if call.parent is not None else None
         return restore(call, parent) if parent is not None else await asyncio.to_thread(self._calls.whole, call, held)
 
-    def _written(self, since_ms: Mapping[int, int]) -> dict[int, list[Episode]]:
-        written: dict[int, list[Episode]] = {number: [] for number in since_ms}
-        since = min(since_ms.values(), default=0)
-        for record in read_all(self.kafka, EPISODES, self.codec, partitions=list(since_ms), since_ms=since):
+    def _written(self, partitions: list[int], since: int) -> dict[int, list[Episode]]:
+        written: dict[int, list[Episode]] = {number: [] for number in partitions}
+        for record in read_all(self.kafka, EPISODES, self.codec, partitions=partitions, since_ms=since):
             if isinstance(record.event, Episode):
                 written[record.partition].append(record.event)
         return written

@@ -9,13 +9,13 @@ Verdicts are published to `agent.status` and take effect when they are read back
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from typing import NamedTuple
 
 from fulgurite.deadlines import overdue, silent
 from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LlmCall
-from fulgurite.ids import derive_id
+from fulgurite.ids import derive_id, minted_at
 from fulgurite.kinds import Mode, StatusKind
 from fulgurite.stitching import missing_inputs, stitch, supersede
 from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, MAX_MESSAGE_BYTES, Topic
@@ -67,6 +67,7 @@ class AggregatorPartition:
         settings: AggregatorSettings,
         position: Callable[[Topic], int],
         written: Iterable[Episode],
+        since: int = 0,
     ) -> None:
         self._partition = partition
         self._log = log
@@ -77,9 +78,13 @@ class AggregatorPartition:
         self._time = 0
         self._forgotten: dict[Key, int] = {}
         """Closed attempts no longer in memory, and a record time before which their last revision was not written."""
+        self._let_go: dict[str, int] = {}
+        """Their groups, and a record time before which nothing was written of them."""
+        self._since = since
         self._known: dict[str, dict[Key, Episode]] = {}
         for episode in written:
             self._known.setdefault(episode.group_id, {})[episode.rollout_id, episode.attempt] = episode
+        self._deltas: dict[str, LlmCall] = {}
         self._trial: Trial | None = None
         self._next_look = 0
         self._next_forget = 0
@@ -97,16 +102,21 @@ class AggregatorPartition:
         attempt = group.attempts.get(key)
         if attempt is None:
             attempt = group.attempts[key] = Attempt(key, event.group_id, event.mode)
-        attempt.take(event, settle)
-        if attempt.ended or key in self._forgotten:
+            # It may be one that the deadline's verdicts did not know of.
+            group.judged = False
+        attempt.take(event, settle, self._deltas.pop(event.event_id, None))
+        if attempt.ended or self._is_unsure(event.group_id, group):
             self._closing[key] = attempt
 
     def held(self, child: LlmCall, call_id: str) -> LlmCall | None:
         """A call of the same attempt, if it is in memory."""
         group = self._groups.get(child.group_id)
         attempt = group.attempts.get((child.rollout_id, child.attempt)) if group else None
-        call = attempt.inputs.get(call_id) if attempt else None
-        return call if isinstance(call, LlmCall) else None
+        return attempt.whole(call_id) if attempt else None
+
+    def as_logged(self, delta: LlmCall) -> None:
+        """How the log has the call that is taken next: so it is held, for whole calls of a long conversation repeat it over and over."""
+        self._deltas = {delta.event_id: delta}
 
     async def work(self) -> None:
         """Close what can be closed, judge what is due, forget what is long over."""
@@ -144,7 +154,13 @@ class AggregatorPartition:
         read = self._position(LLM_CALLS)
         closable = [attempt for attempt in self._closing.values() if attempt.barrier is not None and attempt.barrier <= read]
         if closable:
-            await asyncio.gather(*(self._write(attempt) for attempt in closable))
+            await self._recall(closable)
+            # What has not ended after all, or is told to have ended only now, waits for its calls.
+            ended = [attempt for attempt in closable if attempt.ended and attempt.barrier is not None]
+            await asyncio.gather(*(self._write(attempt) for attempt in ended))
+            for attempt in closable:
+                if not attempt.ended:
+                    self._closing.pop((attempt.rollout_id, attempt.attempt), None)
             for group_id in {attempt.group_id for attempt in closable}:
                 self._settle_group(self._groups[group_id])
 
@@ -153,13 +169,12 @@ class AggregatorPartition:
         key = (attempt.rollout_id, attempt.attempt)
         settled, attempt.unsettled = attempt.unsettled, []
         attempt.dirty = False
-        await self._recall(key, attempt)
         group = self._groups[attempt.group_id]
-        candidate = stitch([*attempt.inputs.values(), *([group.declared] if group.declared else [])])
+        candidate = stitch([*attempt.events(), *([group.declared] if group.declared else [])])
         episode = supersede(attempt.published, candidate) if candidate else None
         if episode is not None:
             await self._publish(episode)
-            attempt.published = episode
+            attempt.written(episode)
         for settle in settled:
             settle()
         if not attempt.dirty:
@@ -190,33 +205,44 @@ class AggregatorPartition:
             actions=tuple(action for call in episode.calls for action in successful_actions(call)) if episode.mode is Mode.train else (),
         )
 
-    async def _recall(self, key: Key, attempt: Attempt) -> None:
-        """Read again from the log what an earlier revision was made of, if it is no longer held."""
-        if attempt.published is None and key in self._forgotten:
-            since = self._forgotten.pop(key)
-            for record in await asyncio.to_thread(self._read, EPISODES, since):
-                if isinstance(record, Episode) and (record.rollout_id, record.attempt) == key:
-                    attempt.published = record
-        if attempt.published is None:
-            return
-        attempt.inputs.update({call.event_id: call for call in attempt.published.calls})
-        group = self._groups[attempt.group_id]
-        held = [*attempt.inputs, *([group.declared.event_id] if group.declared else [])]
-        missing = missing_inputs(attempt.published, held)
-        if not missing or set(held) <= set(attempt.published.inputs):
-            return
-        _log.info("reading inputs of an earlier revision again", rollout_id=attempt.rollout_id, missing=len(missing))
-        for event in await asyncio.to_thread(self._read, AGENT_STATUS, None):
-            if isinstance(event, AgentStatus) and event.event_id in missing:
-                if event.kind is StatusKind.declared:
-                    group.declared = group.declared or event
-                    # Its other rollouts are closed and forgotten too: no verdicts on them.
-                    group.judged = True
-                else:
-                    attempt.inputs[event.event_id] = event
+    def _is_unsure(self, group_id: str, group: Group) -> bool:
+        """Whether the log may hold of a group what memory does not: a declaration, and attempts that were closed and let go of."""
+        if group.declared is not None or group.recalled:
+            return False
+        minted = minted_at(group_id)
+        was_declared = any(
+            attempt.published is not None and attempt.published.declaration is not None for attempt in group.attempts.values()
+        )
+        return was_declared or group_id in self._let_go or (minted is not None and minted < self._since + _SKEW_MS)
 
-    def _read(self, topic: Topic, since_ms: int | None) -> list[Event]:
-        records = read_all(self._log.settings, topic, self._log.codec, partitions=[self._partition], since_ms=since_ms)
+    async def _recall(self, attempts: Iterable[Attempt]) -> None:
+        """Read again from the log what is known of these attempts' groups, of all in one go, where memory lacks some of it."""
+        groups = {attempt.group_id: self._groups[attempt.group_id] for attempt in attempts}
+        lacking = {attempt.group_id for attempt in attempts if self._lacks(attempt, groups[attempt.group_id])}
+        lacking |= {group_id for group_id, group in groups.items() if self._is_unsure(group_id, group)}
+        if not lacking:
+            return
+        times = [minted_at(group_id) or self._let_go.get(group_id, _SKEW_MS) for group_id in lacking]
+        since = max(0, min(times) - _SKEW_MS)
+        _log.info("reading groups from the log again", groups=len(lacking), since=since)
+        for topic in (EPISODES, AGENT_STATUS):
+            for event in await asyncio.to_thread(self._read, topic, since, lacking):
+                if isinstance(event, Episode | AgentStatus) and event.group_id in lacking:
+                    groups[event.group_id].remember(event)
+        for group_id in lacking:
+            groups[group_id].recalled = True
+            self._let_go.pop(group_id, None)
+
+    def _lacks(self, attempt: Attempt, group: Group) -> bool:
+        """Whether something came for an attempt of which earlier inputs are not held."""
+        if attempt.published is None:
+            return False
+        held = {*attempt.inputs, *([group.declared.event_id] if group.declared else [])}
+        return bool(missing_inputs(attempt.published, held)) and not held <= set(attempt.published.inputs)
+
+    def _read(self, topic: Topic, since_ms: int, group_ids: Collection[str]) -> list[Event]:
+        keys = [group_id.encode() for group_id in group_ids]
+        records = read_all(self._log.settings, topic, self._log.codec, partitions=[self._partition], since_ms=since_ms, keys=keys)
         return [record.event for record in records if record.event is not None]
 
     def _settle_group(self, group: Group) -> None:
@@ -237,7 +263,7 @@ class AggregatorPartition:
                 self._forget()
             now = max(self._time, now_ms())
             due = [group for group in self._groups.values() if self._overdue(group, now)]
-            quiet = [attempt for group in self._groups.values() for attempt in self._silent(group, now)]
+            quiet = [attempt for name, group in self._groups.items() for attempt in self._silent(name, group, now)]
             if not due and not quiet:
                 return
             ends = {topic: await self._log.end_offset(topic, self._partition) for topic in (LLM_CALLS, AGENT_STATUS)}
@@ -249,15 +275,17 @@ class AggregatorPartition:
         for group in trial.due:
             group.judged = True
             if group.declared is not None:
-                verdicts.extend(overdue(group.declared, group.heard()))
+                heard = group.heard()
+                # Of a group that was read again, rollouts of which nothing is known were written too long ago.
+                verdicts.extend(v for v in overdue(group.declared, heard) if v.rollout_id in heard or not group.recalled)
         await self._log.publish(AGENT_STATUS, [(verdict.group_id, verdict) for verdict in verdicts])
 
     def _overdue(self, group: Group, now: int) -> bool:
         declaration = group.declared.declaration if group.declared else None
         return declaration is not None and not group.judged and declaration.deadline <= now and not group.complete()
 
-    def _silent(self, group: Group, now: int) -> list[Attempt]:
-        if group.declared is not None:
+    def _silent(self, group_id: str, group: Group, now: int) -> list[Attempt]:
+        if group.declared is not None or self._is_unsure(group_id, group):
             return []
         return [attempt for attempt in group.attempts.values() if not attempt.ended and self._is_silent(attempt, now)]
 
@@ -285,13 +313,21 @@ class AggregatorPartition:
             if kept > self._settings.keep_mb * 1_000_000 or all(episode.event_time < before for episode in episodes):
                 kept -= weights[group_id]
                 del self._groups[group_id]
-                self._forgotten.update({(episode.rollout_id, episode.attempt): episode.started_at - _SKEW_MS for episode in episodes})
+                self._let_go_of(group_id, episodes)
         for group_id, written in list(self._known.items()):
             if all(episode.event_time < before for episode in written.values()):
                 del self._known[group_id]
-                self._forgotten.update({key: episode.started_at - _SKEW_MS for key, episode in written.items()})
+                self._let_go_of(group_id, written.values())
         for key in list(islice(self._forgotten, max(0, len(self._forgotten) - self._settings.remember_attempts))):
             del self._forgotten[key]
+        for group_id in list(islice(self._let_go, max(0, len(self._let_go) - self._settings.remember_attempts))):
+            del self._let_go[group_id]
+            self._since = max(self._since, minted_at(group_id) or 0)
+
+    def _let_go_of(self, group_id: str, episodes: Collection[Episode]) -> None:
+        began = min((episode.started_at for episode in episodes), default=0)
+        self._let_go[group_id] = began
+        self._forgotten.update({(episode.rollout_id, episode.attempt): began for episode in episodes})
 
 
 def _weight(call: LlmCall) -> int:

@@ -1,0 +1,164 @@
+"""What comes for a group that memory has let go of, or that was written before a start looked: stitched with its declaration, as ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from fulgurite.events import AgentStatus, Episode, Event, LlmCall
+from fulgurite.failures import FailureKind
+from fulgurite.ids import mint_group
+from fulgurite.kinds import StatusKind
+from fulgurite.stitching import stitch
+from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
+from services.aggregator import partition as partition_module
+from services.aggregator.partition import AggregatorPartition
+from services.aggregator.settings import AggregatorSettings
+from services.clock import now_ms
+from services.kafka import KafkaSettings, Record
+from services.streams import AckOrder, Log
+from tests import synthetic
+from tests.synthetic import make_call, make_declared, make_status
+
+NOW = now_ms()
+HOUR = 3_600_000
+
+
+class MemoryLog(Log):
+    """The topics of one partition."""
+
+    def __init__(self) -> None:
+        self.settings = KafkaSettings()
+        self.topics: dict[str, list[Event]] = {LLM_CALLS.name: [], AGENT_STATUS.name: [], EPISODES.name: []}
+        self.reads = 0
+
+    async def publish(self, topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
+        self.topics[topic.name] += [event for _, event in events]
+
+    async def end_offset(self, topic: Topic, partition: int) -> int:
+        return len(self.topics[topic.name])
+
+    def read_all(self, settings: KafkaSettings, topic: Topic, codec: object, **_: object) -> list[Record]:
+        self.reads += 1
+        return [Record(0, offset, NOW, None, b"", event, None) for offset, event in enumerate(self.topics[topic.name])]
+
+    def episodes(self) -> list[Episode]:
+        return [event for event in self.topics[EPISODES.name] if isinstance(event, Episode)]
+
+
+class Aggregator:
+    """A worker that reads the log to its end, and can be started anew."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+        log.codec = None  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
+        self.committed = {LLM_CALLS.name: 0, AGENT_STATUS.name: 0}
+        self.start(NOW - HOUR)
+
+    def start(self, since: int, **changes: float) -> None:
+        """With no memory of what was written before it starts to look."""
+        self._read = dict(self.committed)
+        self._orders = {name: AckOrder() for name in self._read}
+        settings = AggregatorSettings(**changes)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        self.partition = AggregatorPartition(0, self._log, settings, lambda topic: self._read[topic.name], (), since)
+
+    async def run(self, *events: LlmCall | AgentStatus) -> None:
+        for event in events:
+            self._log.topics[(LLM_CALLS if isinstance(event, LlmCall) else AGENT_STATUS).name].append(event)
+        for _ in range(4):
+            for topic in (LLM_CALLS, AGENT_STATUS):
+                for event in self._log.topics[topic.name][self._read[topic.name] :]:
+                    self._read[topic.name] += 1
+                    assert isinstance(event, LlmCall | AgentStatus)
+                    self.partition.take(topic, event, self._orders[topic.name].add(lambda name=topic.name: self._acknowledge(name)))
+            await self.partition.work()
+
+    def _acknowledge(self, name: str) -> None:
+        self.committed[name] += 1
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> MemoryLog:
+    # Ids as the gateway mints them: from their time it is told what may have been forgotten.
+    monkeypatch.setattr(synthetic, "group_id", lambda number: mint_group(NOW - 60_000 + number, number.to_bytes(10, "big")))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]
+    made = MemoryLog()
+    monkeypatch.setattr(partition_module, "read_all", made.read_all)
+    return made
+
+
+def whole_group(deadline: int = NOW + HOUR) -> list[LlmCall | AgentStatus]:
+    done = [make_status(index=index, at=NOW + 10) for index in range(2)]
+    return [make_declared(0, 2, at=NOW, deadline=deadline, max_attempts=3), *(make_call(index=index, at=NOW) for index in range(2)), *done]
+
+
+async def forget(aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    if how == "restart":
+        aggregator.start(NOW + HOUR)
+    else:
+        monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 1_000_000)
+        await aggregator.run()
+
+
+WAYS = pytest.mark.parametrize("how", ["restart", "memory"])
+
+
+@WAYS
+async def test_an_attempt_that_first_appears_then_has_its_declaration(how: str, log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    aggregator = Aggregator(log)
+    events = whole_group()
+    await aggregator.run(*events)
+    await forget(aggregator, monkeypatch, how)
+    again = [make_call(attempt=1, at=NOW + 20), make_status(attempt=1, at=NOW + 30)]
+    await aggregator.run(*again)
+    assert log.episodes()[2:] == [stitch([events[0], *again])]
+    assert aggregator.committed == {LLM_CALLS.name: 3, AGENT_STATUS.name: 4}
+
+
+@WAYS
+async def test_a_late_call_makes_a_revision_of_the_whole(how: str, log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    aggregator = Aggregator(log)
+    events = whole_group()
+    await aggregator.run(*events)
+    first = log.episodes()[0]
+    await forget(aggregator, monkeypatch, how)
+    await aggregator.run(make_call(turn=9, at=NOW + 5))
+    last = log.episodes()[-1]
+    assert last.supersedes == first.revision
+    assert set(last.inputs) > set(first.inputs)
+    assert last.declaration is not None
+    assert len(log.episodes()) == 3
+
+
+@WAYS
+async def test_one_that_never_ends_is_timed_out_like_any(how: str, log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    aggregator = Aggregator(log)
+    events = whole_group(deadline=NOW + 1_000)
+    await aggregator.run(*events)
+    await forget(aggregator, monkeypatch, how)
+    monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 1_001_000)
+    await aggregator.run(make_call(attempt=1, at=NOW + 20))
+    monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 1_002_000)
+    await aggregator.run()
+    (verdict,) = (event for event in log.topics[AGENT_STATUS.name] if isinstance(event, AgentStatus) and event.source == "aggregator")
+    assert (verdict.kind, verdict.failure, verdict.attempt) == (StatusKind.timed_out, FailureKind.agent_timeout, 1)
+    assert log.episodes()[-1].attempt == 1
+    assert log.episodes()[-1].declaration is not None
+    assert aggregator.committed[LLM_CALLS.name] == 3
+
+
+async def test_a_late_call_of_undeclared_traffic_joins_what_was_written(log: MemoryLog) -> None:
+    aggregator = Aggregator(log)
+    await aggregator.run(make_call(at=NOW), make_status(at=NOW + 10))
+    aggregator.start(NOW + HOUR)
+    await aggregator.run(make_call(turn=9, at=NOW + 5))
+    first, second = log.episodes()
+    assert second.supersedes == first.revision
+
+
+async def test_what_memory_knows_is_not_read_again(log: MemoryLog) -> None:
+    aggregator = Aggregator(log)
+    await aggregator.run(*whole_group())
+    await aggregator.run(make_call(turn=9, at=NOW + 5))
+    await aggregator.run(make_call(1, at=NOW), make_status(1, at=NOW + 10))
+    assert (len(log.episodes()), log.reads) == (4, 0)
