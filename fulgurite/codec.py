@@ -126,15 +126,21 @@ class Codec:
             raise InvalidEvent(f"{type(event).__name__} {event.event_id} does not fit its schema: {error}") from error
         return bytes(out)
 
-    def decode(self, data: bytes) -> Event:
-        """Raises MalformedFrame, UnknownSchema or InvalidEvent."""
+    def decode(self, data: bytes, *, packed: bool = False) -> Event:
+        """Raises MalformedFrame, UnknownSchema or InvalidEvent.
+
+        `packed`: the calls of an episode stay deltas of one another, for those who hold many (`fulgurite.deltas.unpack` makes them whole).
+        """
         if len(data) < _HEADER or data[0] != _MAGIC:
             raise MalformedFrame(f"{len(data)} bytes without Confluent's header (0x00 and a schema id)")
         event_type, writer, reader = self._reader(int.from_bytes(data[1:_HEADER], "big"))
         try:
             datum = _read(io.BytesIO(data[_HEADER:]), writer, reader)
             event = msgspec.convert(datum, event_type, builtin_types=(bytes,))
-            return msgspec.structs.replace(event, calls=unpack(event.calls)) if isinstance(event, Episode) else event
+            if isinstance(event, Episode):
+                whole = unpack(event.calls)
+                return event if packed else msgspec.structs.replace(event, calls=whole)
+            return event
         except BrokenDelta as error:
             raise InvalidEvent(str(error)) from error
         except (ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, msgspec.ValidationError) as error:

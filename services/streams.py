@@ -207,6 +207,10 @@ class Worker:
         """Processors for partitions, knowing what was written since these record times."""
         raise NotImplementedError
 
+    def decode(self, value: bytes) -> Event:
+        """The event of a record. Raises CodecError."""
+        return self.codec.decode(value)
+
     async def whole(self, processor: Processor, event: Event) -> Event:
         """The event as its processor takes it: with what it left elsewhere, if a subclass knows where. Raises Rejected."""
         return event
@@ -301,7 +305,7 @@ class Worker:
             return
         settle = partition.orders[topic.name].add(event.ack)
         try:
-            read = await self.whole(partition.processor, self.codec.decode(message.value or b""))
+            read = await self.whole(partition.processor, self.decode(message.value or b""))
             partition.processor.take(topic, read, settle)
         except (CodecError, Rejected) as error:
             await self._bury(topic, message, error)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 
-from fulgurite.events import LedgerEntry, Tombstone, Trajectory
+from fulgurite.events import Event, LedgerEntry, Tombstone, Trajectory
 from fulgurite.sealing import SOURCE, Output
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
 from services import logs
@@ -45,6 +45,10 @@ class Rewarder(Worker):
             )
             for number in since_ms
         }
+
+    def decode(self, value: bytes) -> Event:
+        """Episodes wait packed for their groups: the whole calls of a long conversation repeat it over and over."""
+        return self.codec.decode(value, packed=True)
 
     def _written(self, partitions: list[int], since: int) -> dict[int, list[Output]]:
         written: dict[int, list[Output]] = {number: [] for number in partitions}

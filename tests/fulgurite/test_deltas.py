@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fulgurite.codec import Codec
 from fulgurite.deltas import CHAIN, WITHIN, Link, link_of, pack, restore, shorten, unpack
 from fulgurite.errors import BrokenDelta, InvalidEvent
-from fulgurite.events import LlmCall, ParentRef
+from fulgurite.events import Episode, LlmCall, ParentRef
 from fulgurite.stitching import stitch
 from fulgurite.tokens import pack_ids, prompt_hash, unpack_ids
 from fulgurite.trajectories import cut
@@ -242,6 +242,11 @@ def test_an_episode_is_small_on_the_wire_and_whole_for_who_reads_it() -> None:
     data = codec.encode(episode)
     assert codec.decode(data) == episode
     assert len(data) < sum(len(codec.encode(call)) for call in calls) / 5
+    held = codec.decode(data, packed=True)
+    assert isinstance(held, Episode)
+    assert sum(call.parent is not None for call in held.calls) > len(calls) / 2
+    assert REPLACE(held, calls=unpack(held.calls, proven=True)) == episode
+    assert codec.encode(held) == data
     wrong = REPLACE(calls[1], prompt_hash="another")
     with pytest.raises(InvalidEvent, match="has not the hash"):
         codec.decode(codec.encode(REPLACE(episode, calls=(calls[0], wrong))))
