@@ -1,7 +1,7 @@
 """`fulgurite replay` against the least that any reader of the same events has to do: consume and decode them.
 
-`python -m benchmarks.replay` starts a broker, writes groups as the gateway does, and prints records per second of both, on one core each,
-interleaved. The replay stitches, closes, encodes, and writes to a topic, acknowledged. Results: replay.md.
+`python -m benchmarks.replay` starts a broker, writes groups as the gateway does, and prints records per second, of the wall and of CPU, of
+both, interleaved. The replay stitches, closes, encodes, and writes to a topic, acknowledged. Results: replay.md.
 """
 
 from __future__ import annotations
@@ -64,17 +64,21 @@ def main() -> None:
         settings = KafkaSettings(bootstrap_servers=kafka.bootstrap_servers, topic_prefix="bench.")
         create_topics(settings)
         fill(settings, codec, chosen.groups)
-        ratios: list[float] = []
+        ratios: list[tuple[float, float]] = []
         for number in range(chosen.rounds):
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
             records = bare(settings, codec)
-            between = time.perf_counter()
+            between = time.perf_counter(), time.process_time()
             rows = replayed(settings, codec, f"again.{number}")
-            ended = time.perf_counter()
-            ratios.append((between - began) / (ended - between))
-            rates = f"{records / (between - began):,.0f} and {records / (ended - between):,.0f} records/s"
-            print(f"{records:,} records, {rows:,} rows: bare and replay {rates}, ratio {ratios[-1]:.2f}")
-        print(f"median ratio {statistics.median(ratios):.2f}")
+            ended = time.perf_counter(), time.process_time()
+            print(f"{records:,} records, {rows:,} rows", end="")
+            first, second = [[b - a for a, b in zip(*pair, strict=True)] for pair in ((began, between), (between, ended))]
+            ratios.append((first[0] / second[0], first[1] / second[1]))
+            for place, unit in enumerate(("s", "CPU s")):
+                rates = f"{records / first[place]:,.0f} and {records / second[place]:,.0f} records / {unit}"
+                print(f"; bare and replay {rates}, ratio {ratios[-1][place]:.2f}", end="")
+            print(flush=True)
+        print(f"median ratios {', '.join(f'{statistics.median(ratio):.2f}' for ratio in zip(*ratios, strict=True))}")
 
 
 if __name__ == "__main__":

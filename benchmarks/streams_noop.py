@@ -1,0 +1,47 @@
+"""What the aggregator and the rewarder are compared with: a Faust worker on the same topics, with the same settings, that does nothing.
+
+`python -m benchmarks.streams_noop NAME TOPIC...`; as they do, it tells on stderr when it is ready, and ends at SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from fulgurite.topics import TOPICS, Topic
+from services import logs
+from services.aggregator.settings import AggregatorSettings
+from services.kafka import KafkaSettings
+from services.streams import Processor, Worker, quieten
+
+
+class NoOp(Worker):
+    """Neither decodes nor keeps anything: Faust acknowledges each record when the agent asks for the next."""
+
+    async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, Processor]:
+        """Nothing to know."""
+        return {}
+
+    def _agent(self, app: Any, topic: Topic) -> None:
+        channel = app.topic(self.kafka.topic(topic), key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+
+        async def read(stream: Any) -> None:
+            await self._ready.wait()
+            async for _ in stream:
+                pass
+
+        app.agent(channel, name=f"{self.name}.{topic.name}", concurrency=1)(read)
+
+
+async def run(name: str, names: list[str]) -> int:
+    """Until told to stop; the exit code."""
+    logs.configure("noop", "INFO")
+    quieten()
+    topics = tuple(topic for topic in TOPICS if topic.name in names)
+    return await NoOp(f"noop-{name}", topics, KafkaSettings(), AggregatorSettings()).run()
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(run(sys.argv[1], sys.argv[2:])))
