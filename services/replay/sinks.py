@@ -20,6 +20,8 @@ from services.topic_admin import create_topic, records_in
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _IN_FLIGHT = 5_000
+_LINGER_MS = 50
+"""Nobody waits for a row, and a batch of many costs little more than a batch of one."""
 
 
 class Sink(Protocol):
@@ -52,7 +54,7 @@ class TopicSink:
         self.topic: Topic = msgspec.structs.replace(TRAJECTORIES, name=name)
         if not create_topic(settings, self.topic) and not append and records_in(settings, self.topic):
             raise TargetInUse(f"topic {settings.topic(self.topic)} has records already: choose another name, delete it, or say --append")
-        self._producer = EventProducer(settings, codec, "fulgurite-replay")
+        self._producer = EventProducer(settings, codec, "fulgurite-replay", linger_ms=_LINGER_MS)
         self._sent: deque[Future[Delivery]] = deque()
 
     def put(self, partition: int, rows: tuple[Row, ...]) -> None:
