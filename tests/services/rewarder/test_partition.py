@@ -13,15 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fulgurite.books import Entry, Sources
 from fulgurite.closing import close_group
 from fulgurite.codec import Codec
 from fulgurite.events import AgentReward, DeadLetter, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
-from fulgurite.ids import external_group, mint_group
-from fulgurite.kinds import Mode
+from fulgurite.failures import FailureKind
+from fulgurite.ids import action_id, external_group, mint_group
+from fulgurite.kinds import FilterReason, Mode, StatusKind
+from fulgurite.ledger import balance
 from fulgurite.sealing import SOURCE, Output, Written
 from fulgurite.stitching import Input, stitch, supersede
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
-from services.kafka import KafkaSettings
+from services.kafka import KafkaSettings, Record
 from services.rewarder.partition import RewarderPartition
 from services.rewarder.recall import Recalled
 from services.rewarder.settings import RewarderSettings
@@ -432,3 +435,76 @@ def test_the_newest_revision_depends_on_what_there_is_and_on_nothing_else(seed: 
     for topic in (TRAJECTORIES, TRAINING_LEDGER):
         for event in log.events(topic):
             assert by_id.setdefault(event.event_id, event) == event
+
+
+def attempts() -> list[Episode]:
+    """A rollout that failed and was tried again, and another, with one action in each attempt; and the other with a call that came late."""
+    failed = make_status(0, 0, StatusKind.failed, at=NOW + 10, failure=FailureKind.infrastructure, will_retry=True)
+    inputs: list[list[Input]] = [
+        [DECLARED, make_call(0, 0, at=NOW), failed],
+        [DECLARED, make_call(0, 0, attempt=1, at=NOW + 20), make_status(0, 0, attempt=1, at=NOW + 30)],
+        [DECLARED, make_call(0, 1, at=NOW), make_status(0, 1, at=NOW + 30)],
+    ]
+    inputs.append([*inputs[2], make_call(0, 1, 1, at=NOW + 5)])
+    return [msgspec.structs.replace(episode, group_id=GROUP) for episode in map(stitch, inputs) if episode is not None]
+
+
+def discrepancies(log: MemoryLog) -> int:
+    """The remainder of the books."""
+
+    def entries(events: Iterable[Event]) -> list[Entry]:
+        return [Record(0, offset, NOW, None, b"", event, None) for offset, event in enumerate(events)]
+
+    episodes = [event for event in log.events(EPISODES) if isinstance(event, Episode)]
+    calls = {call.call_id: msgspec.structs.replace(call, group_id=GROUP) for episode in episodes for call in episode.calls}
+    sources = Sources(
+        updates=(),
+        dead_letters=entries(log.events(DEAD_LETTERS)),
+        ledger=entries(log.events(TRAINING_LEDGER)),
+        trajectories=entries(log.events(TRAJECTORIES)),
+        episodes=entries(episodes),
+        statuses=entries([DECLARED]),
+        calls=entries(calls.values()),
+    )
+    books = balance(sources, CODEC.decode, NOW)
+    assert books.actions == len(calls)
+    return books.remainder
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_attempt_whose_episode_comes_after_that_of_the_next_is_accounted_for(restart: bool) -> None:
+    first, again, other, _ = attempts()
+    rewarder = Rewarder(MemoryLog())
+    put(rewarder.log, again, other, reward(0, 1.0, 40), reward(1, 0.0, 40))
+    rewarder.run()
+    assert rewarder.revisions() == 1
+    if restart:
+        rewarder.start()
+    put(rewarder.log, first)
+    rewarder.run()
+    assert rewarder.newest() == outcome([first, again, other, reward(0, 1.0, 40), reward(1, 0.0, 40)])
+    (entry,) = (output for output in rewarder.newest() if isinstance(output, LedgerEntry))
+    assert (entry.reason, entry.actions) == (FilterReason.superseded, (action_id(first.calls[0].call_id, 0),))
+    assert rewarder.all_settled()
+    assert discrepancies(rewarder.log) == 0
+
+
+def test_one_killed_between_entries_and_rows_gives_no_action_two_terms_when_more_comes() -> None:
+    first, again, other, more_of_other = attempts()
+    fewer: list[Episode | AgentReward] = [first, again, other, reward(0, 1.0, 40), reward(1, None, 40)]
+    for after in range(5):
+        for more in ([reward(1, 0.5, 50)], [more_of_other], [reward(0, None, 50)]):
+            rewarder = Rewarder(MemoryLog())
+            put(rewarder.log, *fewer)
+            rewarder.log.dies_after = after
+            with contextlib.suppress(Cut):
+                rewarder.run()
+            assert after == 0 or rewarder.log.events(TRAINING_LEDGER)
+            rewarder.log.dies_after = None
+            # What was begun is never finished: the next closing has more to say.
+            put(rewarder.log, *more)
+            rewarder.start()
+            rewarder.run()
+            assert rewarder.newest() == outcome([*fewer, *more])
+            assert discrepancies(rewarder.log) == 0
+            assert rewarder.all_settled()

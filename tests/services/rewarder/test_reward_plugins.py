@@ -1,21 +1,32 @@
-"""Reward functions loaded by file: what they may return, and how they may fail."""
+"""Reward functions in their processes: what they may return, how they may fail, what they may take."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from fulgurite.events import Episode
 from fulgurite.stitching import stitch
-from services.rewarder.reward_plugins import PluginError, RewardFailed, RewardPlugin
+from services.rewarder.errors import OutOfMemory, PluginError, ProcessEnded, RewardFailed, TookTooLong
+from services.rewarder.reward_plugins import RewardPlugin
+from services.rewarder.sandbox import Limits, Sandbox
 from tests.synthetic import make_call, make_declared, make_status
 
 CODE = """
 import asyncio
+import os
+import time
 from beside import VALUE
+
+asked = []
+
+def rewards(episode):
+    return globals()[episode.task["question"]](episode)
 
 def number(episode): return VALUE
 def named(episode): return {"reward": 1, "style": 0.5}
@@ -23,55 +34,91 @@ def nothing(episode): return None
 def text(episode): return "1"
 def infinite(episode): return float("inf")
 def raises(episode): return episode.task["no such key"]
+def process(episode): return os.getpid()
+def greedy(episode): return len(bytearray(2**29))
+def hangs(episode): time.sleep(600)
+def ends(episode): os._exit(7)
 async def later(episode):
+    asked.append(asyncio.get_running_loop())
     await asyncio.sleep(0)
-    return len(episode.calls)
+    return len(set(asked))
 async def never(episode): await asyncio.sleep(600)
 not_a_function = 1
 """
 
 
-@pytest.fixture
-def rewards(tmp_path: Path) -> Path:
-    (tmp_path / "beside.py").write_text("VALUE = 0.25\n")
-    (tmp_path / "rewards.py").write_text(CODE)
-    return tmp_path / "rewards.py"
+@pytest.fixture(scope="module")
+def rewards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "beside.py").write_text("VALUE = 0.25\n")
+    (folder / "rewards.py").write_text(CODE)
+    return folder / "rewards.py"
 
 
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1) as executor:
-        yield executor
+@pytest.fixture(scope="module")
+def sandbox(rewards: Path) -> Iterator[Sandbox]:
+    running = RewardPlugin(f"{rewards}:rewards", "score").sandbox(Limits(processes=1, timeout_s=1.0, memory_mb=256))
+    yield running
+    running.close()
 
 
-def episode() -> Episode:
-    made = stitch([make_declared(), make_call(), make_status()])
+def asking(question: str) -> Episode:
+    made = stitch([make_declared(task=f'{{"question": "{question}"}}'), make_call(), make_status()])
     assert made is not None
     return made
 
 
 @pytest.mark.parametrize(
     ("function", "expected"),
-    [("number", {"score": 0.25}), ("named", {"reward": 1.0, "style": 0.5}), ("nothing", {}), ("later", {"score": 1.0})],
+    [
+        ("number", {"score": 0.25}),
+        ("named", {"reward": 1.0, "style": 0.5}),
+        ("nothing", {}),
+        ("later", {"score": 1.0}),
+    ],
 )
-async def test_values(rewards: Path, pool: ThreadPoolExecutor, function: str, expected: dict[str, float]) -> None:
-    plugin = RewardPlugin(f"{rewards}:{function}", "score")
-    assert await plugin.judge(episode(), pool, 5.0) == expected
-    assert plugin.source.startswith(f"rewards.py:{function}#")
+async def test_values(sandbox: Sandbox, function: str, expected: dict[str, float]) -> None:
+    assert await sandbox.judge(asking(function)) == expected
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "failure", "told"),
     [
-        ("text", "'score' is '1': expected a finite number"),
-        ("infinite", "'score' is inf: expected a finite number"),
-        ("raises", "KeyError: 'no such key'"),
-        ("never", "no value within 0.1 s"),
+        ("text", RewardFailed, "'score' is '1': expected a finite number"),
+        ("infinite", RewardFailed, "'score' is inf: expected a finite number"),
+        ("raises", RewardFailed, "KeyError: 'no such key'"),
+        ("never", TookTooLong, "no value within 1 s"),
+        ("hangs", TookTooLong, "no value within 1 s"),
+        ("greedy", OutOfMemory, "it wanted more than 256 MiB"),
+        ("ends", ProcessEnded, "its process ended with code 7"),
     ],
 )
-async def test_failures(rewards: Path, pool: ThreadPoolExecutor, function: str, told: str) -> None:
-    with pytest.raises(RewardFailed, match=told):
-        await RewardPlugin(f"{rewards}:{function}", "score").judge(episode(), pool, 0.1 if function == "never" else 5.0)
+async def test_failures_are_told_and_the_next_episode_is_judged(
+    sandbox: Sandbox, function: str, failure: type[RewardFailed], told: str
+) -> None:
+    with pytest.raises(failure, match=told):
+        await sandbox.judge(asking(function))
+    assert await sandbox.judge(asking("number")) == {"score": 0.25}
+
+
+async def test_an_async_function_has_one_loop_for_all_episodes(sandbox: Sandbox) -> None:
+    assert [await sandbox.judge(asking("later")) for _ in range(2)] == [{"score": 1.0}] * 2
+
+
+def test_a_function_runs_in_a_process_of_its_own_that_ends_with_the_sandbox(rewards: Path) -> None:
+    sandbox = RewardPlugin(f"{rewards}:process", "pid").sandbox(Limits(processes=1, timeout_s=30.0, memory_mb=0))
+    pid = int(asyncio.run(sandbox.judge(asking("process")))["pid"])
+    sandbox.close()
+    assert pid != os.getpid()
+    until = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_source_tells_which_code_it_is(rewards: Path) -> None:
+    assert RewardPlugin(f"{rewards}:number", "score").source.startswith("rewards.py:number#")
+    assert RewardPlugin("builtin:f1", "score").source.startswith("builtin:f1(reference=reference, after=)#")
 
 
 def test_what_cannot_be_loaded_says_why(rewards: Path) -> None:
@@ -79,10 +126,12 @@ def test_what_cannot_be_loaded_says_why(rewards: Path) -> None:
     broken.write_text("import nothing_of_that_name\n")
     for reference, told in (
         ("rewards", "expected FILE.py:FUNCTION"),
-        (f"{rewards.parent}/none.py:fn", "expected FILE.py:FUNCTION with an existing file"),
+        (f"{rewards.parent}/none.py:fn", "expected FILE.py:FUNCTION with an existing file, or builtin:NAME"),
         (f"{rewards}:missing", "has no function 'missing'"),
         (f"{rewards}:not_a_function", "has no function 'not_a_function'"),
         (f"{broken}:fn", "cannot be imported: ModuleNotFoundError"),
+        ("builtin:bleu", "no built-in reward 'bleu'; there are exact_match, f1, json_schema, math, sql"),
+        ("builtin:f1(answer=reference)", "no parameter 'answer'; f1 has reference, after"),
     ):
         with pytest.raises(PluginError, match=told):
             RewardPlugin(reference, "score")

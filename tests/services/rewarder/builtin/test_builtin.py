@@ -1,0 +1,163 @@
+"""The built-in rewards: right and wrong answers, and what is no fault of the answer."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulgurite.episode_view import EpisodeView
+from fulgurite.stitching import stitch
+from services.rewarder.builtin import BUILTINS, PREFIX
+from services.rewarder.errors import PluginError, RewardFailed
+from services.rewarder.functions import load, named
+from tests.synthetic import make_call, make_declared, make_status
+
+SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"$ref": "#/$defs/count"}}, "$defs": {"count": {"type": "integer"}}}
+
+
+def episode(answer: str, task: object) -> EpisodeView:
+    reply: dict[str, object] = {"role": "assistant", "content": answer}
+    made = stitch([make_declared(task=json.dumps(task)), make_call(replies=[reply]), make_status()])
+    assert made is not None
+    return EpisodeView(made)
+
+
+def value(reference: str, answer: str, task: Mapping[str, object]) -> float:
+    return named(load(f"{PREFIX}{reference}").function(episode(answer, dict(task))), "reward")["reward"]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("sql") / "town's.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("create table t (name text, n integer); insert into t values ('a', 1), ('b', 2), ('c', 3), ('b', 2);")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "expected", "worth"),
+    [
+        ("exact_match", " The  Eiffel tower!", "Eiffel Tower", 1.0),
+        ("exact_match", "the tower", "Eiffel Tower", 0.0),
+        ("exact_match", "42", [41, 42], 1.0),
+        ("exact_match(normalise=none)", "Paris", "paris", 0.0),
+        ("exact_match(normalise=none)", " paris\n", "paris", 1.0),
+        ("exact_match(after=Answer:)", "Answer: 3? No. Answer: 4", "4", 1.0),
+        ("exact_match(after=Answer:)", "4", "4", 0.0),
+        ("f1", "the Denver Broncos", "Denver Broncos of Denver", 2 / 3),
+        ("f1", "Denver Broncos", ["Paris", "Denver Broncos"], 1.0),
+        ("f1", "Paris", "Rome", 0.0),
+        ("f1", "the", "a", 1.0),
+        ("f1", "", "Rome", 0.0),
+        ("math", r"so it is $\frac{2}{4}$", "1/2", 1.0),
+        ("math", r"\boxed{0.5}", r"\frac{1}{2}", 1.0),
+        ("math", "it is 2", 0.5, 0.0),
+        ("math", "I can't tell", "1/2", 0.0),
+        ("math", "", "1/2", 0.0),
+    ],
+)
+def test_answers(reference: str, answer: str, expected: object, worth: float) -> None:
+    assert value(reference, answer, {"reference": expected}) == pytest.approx(worth)
+
+
+@pytest.mark.parametrize(
+    ("answer", "worth"),
+    [
+        ('{"n": 3}', 1.0),
+        ('Here:\n```json\n{"n": 3}\n```\n', 1.0),
+        ('{"m": 3}', 0.0),
+        ('{"n": "3"}', 0.0),
+        ("n is 3", 0.0),
+        ("[" * 100_000, 0.0),
+    ],
+)
+def test_json_schema(answer: str, worth: float) -> None:
+    assert value("json_schema", answer, {"schema": SCHEMA}) == worth
+
+
+@pytest.mark.parametrize(
+    ("query", "answer", "worth"),
+    [
+        ("select name from t where n > 1", "SELECT t.name FROM t WHERE 1 < n ORDER BY n DESC", 1.0),
+        ("select name from t where n > 1", "```sql\nselect name from t where n >= 2\n```", 1.0),
+        ("select name from t where n > 1", "select distinct name from t where n > 1", 0.0),
+        ("select name from t order by n", "select name from t order by n desc", 0.0),
+        ("select name from t order by n", "select name from t order by n", 1.0),
+        # The order of a part is none of the whole.
+        ("select name from (select * from t order by n)", "select name from t order by n desc", 1.0),
+        ("select 1", "selekt 1", 0.0),
+        ("select 1", "", 0.0),
+        ("select 1", "select 1; drop table t", 0.0),
+        ("select 1", "delete from t", 0.0),
+        ("select 1", "attach database '/tmp/other.db' as other", 0.0),
+        ("select 1", "pragma writable_schema = on", 0.0),
+        ("select 1", "with recursive r(x) as (select 1 union all select x + 1 from r) select count(*) from r", 0.0),
+        ("select 1", "with recursive r(x) as (select 1 union all select x + 1 from r) select x from r", 0.0),
+        ("select 1", "select zeroblob(2000000000)", 0.0),
+    ],
+)
+def test_sql(database: str, query: str, answer: str, worth: float) -> None:
+    assert value("sql(timeout_s=0.3,max_rows=50)", answer, {"reference": query, "database": database}) == worth
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("select count(*) from t").fetchone() == (4,)
+
+
+@pytest.mark.parametrize(
+    ("reference", "task", "told"),
+    [
+        ("exact_match", {}, "the task has no field 'reference'"),
+        ("exact_match(reference=gold)", {"reference": "1"}, "the task has no field 'gold'"),
+        ("f1", {"reference": []}, "expected a text, a number, or a list of them"),
+        ("f1", {"reference": {"a": 1}}, "expected a text, a number, or a list of them"),
+        ("math", {"reference": "?"}, "is no mathematics"),
+        ("json_schema", {"schema": 3}, "expected a JSON Schema"),
+        ("json_schema", {"schema": {"type": "number of things"}}, "is no JSON Schema"),
+        ("json_schema", {"schema": {"$ref": "https://example.com/schema.json"}}, "refers to what it does not hold"),
+        ("sql", {"reference": "select 1", "database": "no/such.db"}, "is no file where the reward worker runs"),
+        ("sql", {"reference": "selekt 1"}, "the task has no field 'database'"),
+    ],
+)
+def test_what_is_no_fault_of_the_answer_is_a_failure(reference: str, task: dict[str, Any], told: str) -> None:
+    with pytest.raises(RewardFailed, match=told):
+        value(reference, '{"n": 1}', task)
+
+
+def test_a_reference_that_cannot_be_executed_is_a_failure(database: str) -> None:
+    with pytest.raises(RewardFailed, match="the reference 'selekt 1' cannot be executed"):
+        value("sql", "select 1", {"reference": "selekt 1", "database": database})
+
+
+def test_undeclared_traffic_has_no_reference() -> None:
+    made = stitch([make_call(), make_status()])
+    assert made is not None
+    with pytest.raises(RewardFailed, match="the task has no field"):
+        load("builtin:f1").function(EpisodeView(made))
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    monkeypatch.delitem(sys.modules, "services.rewarder.builtin.math", raising=False)
+    with pytest.raises(PluginError, match=r"builtin:math needs math_verify: pip install 'fulgurite\[rewards\]'"):
+        load("builtin:math")
+
+
+@given(st.text(), st.text())
+def test_f1_is_symmetric_in_0_to_1_and_1_where_the_match_is_exact(answer: str, expected: str) -> None:
+    forth, back = value("f1", answer, {"reference": expected}), value("f1", expected, {"reference": answer})
+    assert 0.0 <= forth <= 1.0
+    assert forth == pytest.approx(back)
+    if value("exact_match", answer, {"reference": expected}):
+        assert forth == 1.0
+
+
+def test_every_built_in_reward_has_its_file() -> None:
+    for name in BUILTINS:
+        assert callable(load(f"{PREFIX}{name}").function)
