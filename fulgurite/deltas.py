@@ -266,14 +266,19 @@ def _request(call: LlmCall, ref: ParentRef, parent: LlmCall, proven: bool) -> st
     if call.request is None:
         return None
     line, _, middle = call.request.partition("\n")
-    before = (parent.request or "").encode()
+    before = parent.request or ""
     try:
         head, tail, check = line.split(" ")
-        body = before[: int(head)] + middle.encode() + before[len(before) - int(tail) :]
+        if before.isascii():
+            # A byte is a character there: nothing is encoded to find the places.
+            request = before[: int(head)] + middle + before[len(before) - int(tail) :]
+        else:
+            held = before.encode()
+            request = (held[: int(head)] + middle.encode() + held[len(held) - int(tail) :]).decode()
         # Within an episode the parent is where it says, under its own name: what is to be proved is what is trained, the tokens.
-        right = proven or ref.partition == WITHIN or zlib.crc32(body) == int(check, 16)
+        right = proven or ref.partition == WITHIN or zlib.crc32(request.encode()) == int(check, 16)
     except ValueError as error:
         raise BrokenDelta(f"call {call.call_id}: its request does not say what it shares with {parent.call_id}: {error}") from error
     if not right:
         raise BrokenDelta(f"call {call.call_id}: its request, put together with that of {parent.call_id}, is not what was recorded")
-    return body.decode()
+    return request
