@@ -58,7 +58,7 @@ from services.kafka import EventProducer, KafkaSettings
 
 log = logs.get(__name__)
 
-_LINGER_MS = 1
+_LINGER_MS = 0.5
 """Each agent waits for its event, and each request to Kafka costs as much as an event: a busy gateway's leave some ten together."""
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from fulgurite.failures import FailureKind
 from services.gateway.capture import Json, arguments_parse, encode
-from services.gateway.dialects.chat_quick import Logprobs, quick_chunk, quick_reply
+from services.gateway.dialects.chat_quick import Frame, Logprobs, quick_chunk, quick_reply
 from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture
 
 
@@ -14,6 +14,8 @@ class ChatCapture(ChoicesCapture):
     """A chat completion."""
 
     _opened: tuple[str, int, bytes] | None = None
+    _framed: tuple[Frame, ChoiceCapture, bytes] | None = None
+    """Of the last chunk without token data of its own; its choice, and how a chunk of it begins for the agent."""
 
     def said(self) -> list[list[Any]]:
         """See Capture."""
@@ -34,18 +36,18 @@ class ChatCapture(ChoicesCapture):
         """See Capture."""
         if self._alias is None or self._wants.logprobs or self._wants.token_ids or self._ended:
             return None
+        if self._framed is not None and (text := self._framed[0].text(data)) is not None:
+            _, choice, opening = self._framed
+            return _said(choice, opening, text, None, None) if isinstance(choice.message.get("content"), str) else None
         chunk = quick_chunk(data)
         choice = None if chunk is None else self.choices.get(chunk.choices[0].index)
         if chunk is None or choice is None or not isinstance(choice.message.get("content"), str):
             return None
         part = chunk.choices[0]
-        choice.message["content"] += part.delta.content
-        choice.extend(part.token_ids, part.logprobs and [token.logprob for token in part.logprobs.content], said=bool(part.delta.content))
-        return b'%b%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]}' % (
-            self._opening(chunk.object, chunk.created),
-            part.index,
-            encode(part.delta.content),
-        )
+        text, opening = part.delta.content, b"%b%d" % (self._opening(chunk.object, chunk.created), part.index)
+        if part.logprobs is None and part.token_ids is None and (frame := Frame.around(encode(text), data)) is not None:
+            self._framed = frame, choice, opening
+        return _said(choice, opening, text, part.token_ids, part.logprobs and [token.logprob for token in part.logprobs.content])
 
     def _opening(self, kind: str, created: int) -> bytes:
         """A chunk up to its choice's index: the same for all chunks of a stream."""
@@ -65,6 +67,13 @@ class ChatCapture(ChoicesCapture):
         if isinstance(delta, dict):
             merge_delta(choice.message, cast(Json, delta))
         return bool(cast(Any, delta)) or part.get("finish_reason") is not None
+
+
+def _said(choice: ChoiceCapture, opening: bytes, text: str, ids: list[int] | None, logprobs: list[float] | None) -> bytes:
+    """Take one more piece of text → the chunk for the agent."""
+    choice.message["content"] += text
+    choice.extend(ids, logprobs, said=bool(text))
+    return b'%b,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]}' % (opening, encode(text))
 
 
 def merge_delta(message: Json, delta: Json) -> None:

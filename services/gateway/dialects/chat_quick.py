@@ -6,7 +6,7 @@ to the general way; both give the same bytes and the same record.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -81,6 +81,29 @@ class _Reply(msgspec.Struct, forbid_unknown_fields=True):
     """Our plug-in's, see `packed`."""
 
 
+class Frame(NamedTuple):
+    """What stood around a chunk's text: where the same stands around it again, nothing else of the chunk is new."""
+
+    head: bytes
+    tail: bytes
+
+    @classmethod
+    def around(cls, content: bytes, data: bytes) -> Frame | None:
+        """The frame of a chunk with this text, as JSON; None where that cannot be told."""
+        head, found, tail = data.partition(b'"content":' + content)
+        return cls(head + b'"content":', tail) if found else None
+
+    def text(self, data: bytes) -> str | None:
+        """The text of a chunk in the same frame; None for any other."""
+        if not data.startswith(self.head) or not data.endswith(self.tail):
+            return None
+        try:
+            return _text(data[len(self.head) : len(data) - len(self.tail)])
+        except msgspec.DecodeError:
+            return None
+
+
+_text = msgspec.json.Decoder(str).decode
 _chunk = msgspec.json.Decoder(Chunk).decode
 _reply = msgspec.json.Decoder(_Reply).decode
 

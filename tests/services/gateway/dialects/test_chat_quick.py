@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.dialects.chat_capture import ChatCapture
+from services.gateway.dialects.chat_quick import Frame
 from services.gateway.dialects.choices import Wants
 from services.gateway.streams import StreamRelay
 
 _HEAD = {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "served"}
+NOTHING = Wants(logprobs=False, token_ids=False, usage=False)
 _TEXT = st.text(max_size=6)
 _LOGPROB = st.floats(-20, 0)
 
@@ -61,6 +63,39 @@ def relayed(capture: ChatCapture, sent: list[bytes]) -> tuple[Any, ...]:
 @given(events(), st.builds(Wants, logprobs=st.booleans(), token_ids=st.booleans(), usage=st.booleans()))
 def test_a_stream(sent: list[bytes], wants: Wants) -> None:
     assert relayed(ChatCapture("ours", "alias", wants), sent) == relayed(General("ours", "alias", wants), sent)
+
+
+@st.composite
+def packed_streams(draw: st.DrawFn) -> list[bytes]:
+    """As vLLM writes it when the plug-in has the tokens: chunks that differ in their text, and now and then in something else."""
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    deltas += [
+        {"content": text} for text in draw(st.lists(st.text(max_size=3) | st.sampled_from(['"', "content", '":"', "é"]), max_size=9))
+    ]
+    odd = draw(st.sampled_from([None, {"content": ["part"]}, {"content": None}, {"reasoning": "r", "content": "a"}, {"content": "a" * 9}]))
+    if odd is not None:
+        deltas.insert(draw(st.integers(1, len(deltas))), odd)
+    chunks = [{**_HEAD, "choices": [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None}]} for d in deltas]
+    ascii_only = draw(st.booleans())
+    return [b"data: " + json.dumps(chunk, separators=(",", ":"), ensure_ascii=ascii_only).encode() for chunk in chunks]
+
+
+@given(packed_streams())
+def test_a_stream_whose_tokens_come_beside_it(sent: list[bytes]) -> None:
+    assert relayed(ChatCapture("ours", "alias", NOTHING), sent) == relayed(General("ours", "alias", NOTHING), sent)
+
+
+def test_a_chunk_in_the_frame_of_the_last_takes_the_quickest_way() -> None:
+    capture = ChatCapture("ours", "alias", NOTHING)
+    capture.take_chunk({**_HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
+    part: dict[str, Any] = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}
+    first = json.dumps({**_HEAD, "choices": [part]}, separators=(",", ":")).encode()
+    frame = Frame.around(b'"a"', first)
+    assert frame is not None
+    texts = [frame.text(first.replace(b'"a"', content)) for content in (b'"a"', b'"\\u00e9"', b"[1]")]
+    assert texts == ["a", "é", None]
+    assert (frame.text(first.replace(b"null}]", b'"stop"}]')), Frame.around(b'"b"', first)) == (None, None)
+    assert capture.quick_chunk(first) == capture.quick_chunk(first)
 
 
 def test_the_usual_chunk_takes_the_quick_way() -> None:
