@@ -276,8 +276,8 @@ class AggregatorPartition:
             group.judged = True
             if group.declared is not None:
                 heard = group.heard()
-                # Of a group that was read again, rollouts of which nothing is known were written too long ago.
-                verdicts.extend(v for v in overdue(group.declared, heard) if v.rollout_id in heard or not group.recalled)
+                # Where the declaration was settled before, rollouts of which nothing is known were written too long ago.
+                verdicts.extend(v for v in overdue(group.declared, heard) if v.rollout_id in heard or group.unsettled)
         await self._log.publish(AGENT_STATUS, [(verdict.group_id, verdict) for verdict in verdicts])
 
     def _overdue(self, group: Group, now: int) -> bool:

@@ -19,7 +19,7 @@ from services.clock import now_ms
 from services.kafka import KafkaSettings, Record
 from services.streams import AckOrder, Log
 from tests import synthetic
-from tests.synthetic import make_call, make_declared, make_status
+from tests.synthetic import make_call, make_declared, make_status, rollout_id
 
 NOW = now_ms()
 HOUR = 3_600_000
@@ -162,3 +162,26 @@ async def test_what_memory_knows_is_not_read_again(log: MemoryLog) -> None:
     await aggregator.run(make_call(turn=9, at=NOW + 5))
     await aggregator.run(make_call(1, at=NOW), make_status(1, at=NOW + 10))
     assert (len(log.episodes()), log.reads) == (4, 0)
+
+
+async def test_one_never_heard_of_is_timed_out_though_its_group_was_looked_for_in_the_log(
+    log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, *others = whole_group()
+    declared = make_declared(0, 3, at=NOW, deadline=NOW + 1_000)
+    aggregator = Aggregator(log)
+    aggregator.start(NOW + HOUR)
+    # Calls and statuses are read independently: here the call first.
+    await aggregator.run(*(event for event in others if isinstance(event, LlmCall)))
+    assert log.reads > 0
+    await aggregator.run(declared, make_status(index=0, at=NOW + 10))
+    monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 2_000)
+    await aggregator.run()
+    monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 3_000)
+    await aggregator.run()
+    verdicts = [event for event in log.topics[AGENT_STATUS.name] if isinstance(event, AgentStatus) and event.source == "aggregator"]
+    assert [(verdict.rollout_id, verdict.failure) for verdict in verdicts] == [
+        (rollout_id(0, 1), FailureKind.agent_timeout),
+        (rollout_id(0, 2), FailureKind.agent_silent),
+    ]
+    assert len(log.episodes()) == 3
