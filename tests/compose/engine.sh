@@ -15,11 +15,18 @@ install_engine() {
     docker.io debootstrap iptables >/dev/null || refuse "apt-get could not install docker.io and debootstrap"
 }
 
+# Tables without a rule are not listed: here they are, so that they can be put back.
+save_rules() {
+  iptables-save >"$rules" || refuse "iptables does not work, which containers' networks need"
+  grep -q '^\*filter' "$rules" || printf '*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n' >>"$rules"
+  grep -q '^\*nat' "$rules" || printf '*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n' >>"$rules"
+}
+
 start() {
   [[ $(id -u) == 0 ]] || refuse "starting one needs root; start Docker yourself, or use a machine where you may"
   install_engine
   mkdir -p "$folder"
-  [[ -e "$rules" ]] || iptables-save >"$rules" || refuse "iptables does not work, which containers' networks need"
+  [[ -e "$rules" ]] || save_rules
   rm -f "$folder/pid"
   # Containers' packets must fit the machine's own way out.
   local mtu
@@ -36,6 +43,9 @@ start() {
 }
 
 stop() {
+  export DOCKER_HOST="unix://$folder/socket"
+  docker ps --all --quiet 2>/dev/null | xargs -r docker rm --force >/dev/null 2>&1 || true
+  docker network prune --force >/dev/null 2>&1 || true
   if [[ -s "$folder/pid" ]] && kill "$(cat "$folder/pid")" 2>/dev/null; then
     for _ in $(seq 150); do [[ -e "/proc/$(cat "$folder/pid" 2>/dev/null || echo none)" ]] || break; sleep 0.2; done
   fi
