@@ -1,13 +1,17 @@
-"""Where claim checks lie: `file://` folders that the gateway and all who read its calls share, files named by their SHA-256.
+"""Where claim checks lie: a store that the gateway and all who read its calls share, payloads named by their SHA-256.
 
-A payload is on the disk, under its name, before its claim check is given out. Files are never changed; none is removed here.
+The store is a folder (`file://`) or a bucket (`s3://` and whatever else `services.buckets` knows). A payload is there, whole and under
+its name, before its claim check is given out. It is never changed; who leaves it again makes it young, and `fulgurite claims prune` takes
+only what is old.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote, urlparse
 
 import msgspec
@@ -17,31 +21,99 @@ from fulgurite.errors import BadClaim
 from fulgurite.events import ClaimCheck, Episode, LlmCall
 
 
-class ClaimStore:
-    """The claims of one data folder."""
+class Left(msgspec.Struct, frozen=True):
+    """A payload in a store."""
 
-    def __init__(self, data: Path) -> None:
-        self._folder = data.resolve() / "claims"
+    name: str
+    """Its SHA-256."""
+    uri: str
+    size: int
+    modified_s: float
+    """When it was last left there: seconds since 1970."""
+
+
+class Place(Protocol):
+    """What a store is made of. All of it blocks, and raises OSError."""
+
+    def put(self, name: str, payload: bytes) -> str:
+        """Leave a payload, or make the one that is there young again; returns its URI."""
+        ...
+
+    def found(self) -> Iterator[Left]:
+        """All that is there."""
+        ...
+
+    def remove(self, left: Left) -> bool:
+        """Take a payload away, unless it was left there again since it was found; whether it is gone."""
+        ...
+
+
+class ClaimStore:
+    """The claims of one deployment."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.found, self.remove = place.found, place.remove
 
     def put(self, payload: bytes) -> ClaimCheck:
-        """Leave a payload; blocks for the disk. Raises OSError."""
+        """Leave a payload. Raises OSError."""
         name = digest(payload)
+        return ClaimCheck(uri=self._place.put(name, payload), sha256=name, size=len(payload))
+
+
+class Folder:
+    """A folder, of this machine or shared."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+
+    def put(self, name: str, payload: bytes) -> str:
+        """See `Place`: synced to the disk."""
         path = self._folder / name[:2] / name
-        if not path.exists():
+        try:
+            os.utime(path)
+        except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_whole(path, payload)
-        return ClaimCheck(uri=path.as_uri(), sha256=name, size=len(payload))
+        return path.as_uri()
+
+    def found(self) -> Iterator[Left]:
+        """See `Place`."""
+        for path in sorted(self._folder.glob("[0-9a-f][0-9a-f]/*")):
+            if path.name.startswith(path.parent.name):
+                stat = path.stat()
+                yield Left(path.name, path.as_uri(), stat.st_size, stat.st_mtime)
+
+    def remove(self, left: Left) -> bool:
+        """See `Place`."""
+        path = self._folder / left.name[:2] / left.name
+        if path.stat().st_mtime > left.modified_s:
+            return False
+        path.unlink()
+        return True
+
+
+def open_store(url: str, data: Path) -> ClaimStore:
+    """The store at a URL; without one, the folder `claims` of the data folder. Raises ValueError."""
+    location = urlparse(url)
+    if not url or location.scheme == "file":
+        return ClaimStore(Folder(Path(unquote(location.path)) if url else data / "claims"))
+    from services.buckets import Bucket
+
+    return ClaimStore(Bucket(url))
 
 
 def fetch(claim: ClaimCheck) -> bytes:
-    """What was left there, unproved; blocks for the disk. Raises BadClaim."""
+    """What was left there, unproved; blocks. Raises BadClaim."""
     location = urlparse(claim.uri)
-    if location.scheme != "file":
-        raise BadClaim(f"{claim.uri}: only file:// claims can be read, from a folder that is shared with the gateway")
     try:
-        return Path(unquote(location.path)).read_bytes()
-    except OSError as error:
-        raise BadClaim(f"{claim.uri} cannot be read: {error.strerror}") from error
+        if location.scheme == "file":
+            return Path(unquote(location.path)).read_bytes()
+        from services.buckets import read
+
+        return read(claim.uri)
+    except (OSError, ValueError) as error:
+        raise BadClaim(f"{claim.uri} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def redeemed(call: LlmCall) -> LlmCall:

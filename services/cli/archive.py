@@ -26,8 +26,10 @@ def archive(
     """Add what the topics hold to an archive: Parquet, partitioned by topic and day, to the byte. Needs the extra `archive`.
 
     Run it more often than the topics' retention, for example daily: each run adds what came since. `fulgurite replay`, `try` and `export`
-    read an archive with --archive DIR. Exits 1 if what was asked for makes no sense, 2 if the log cannot be read, 3 if retention had
-    removed records that no run had archived.
+    read an archive with --archive DIR. What calls left in the claims store is copied too.
+
+    Exits 1 if what was asked for makes no sense, 2 if the log cannot be read, 3 if retention had
+    removed records that no run had archived, or a claim was gone.
     """
     console = Console(soft_wrap=True, highlight=False)
     with told("archive"):
@@ -46,5 +48,9 @@ def archive(
         console.print(table)
         for gap in done.gaps:
             console.print(f"[yellow]lost to retention:[/yellow] {gap}")
-    if done.gaps:
+        if done.claims:
+            console.print(f"{done.claims} claims copied")
+        for claim in done.lost_claims:
+            console.print(f"[yellow]lost claim:[/yellow] {claim}")
+    if done.gaps or done.lost_claims:
         raise typer.Exit(3)

@@ -19,6 +19,7 @@ COMMANDS = {
     "lineage": ("services.cli.lineage:lineage", "The calls that a version was trained on, or the versions trained on a call."),
     "export": ("services.cli.export:export", "The log as a data set: SFT chats, DPO pairs, transitions, Parquet."),
     "archive": ("services.cli.archive:archive", "Topics to Parquet, partitioned by day, beyond their retention."),
+    "claims": ("services.cli.claims:app", "Texts too large for a message, left in a folder or a bucket: removing the old ones."),
     "dlq": ("services.cli.dlq:app", "Dead letters: what could not be processed, why, and putting it back."),
     "status": ("services.cli.status:status", "What answers, what is served, how far behind each service is, what the topics hold."),
     "doctor": (

@@ -158,6 +158,8 @@ class Admission:
         self._limits = KeyLimits(settings.key_concurrency, settings.key_calls_per_minute)
         self.limited = bool(settings.key_concurrency or settings.key_calls_per_minute)
         """Whether keys have limits at all."""
+        self.patience_s = settings.queue_timeout_s
+        """How long a call may wait for anything but its answer."""
 
     @contextmanager
     def key(self, key: str) -> Generator[None]:

@@ -1,11 +1,13 @@
 """A call's way to a backend: the key's limits, a place in its turn, the best backend that can be reached.
 
 Fails over to the next backend only when nothing can have been generated: no connection, or an engine that has just started and lacks the
-adapter. A time-out or a broken answer is the client's to try again. `call.route` is always the backend that was really asked.
+adapter, or the version that the log says it has. Where the version is all that is lacking, the call waits for it. A time-out or a broken
+answer is the client's to try again. `call.route` is always the backend that was really asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,12 +19,13 @@ from services.gateway.call import Call
 from services.gateway.continuation import Continuation
 from services.gateway.dialect import Dialect
 from services.gateway.metrics import Metrics
-from services.gateway.problems import GatewayError, Overloaded, UpstreamRejected, UpstreamUnreachable
+from services.gateway.problems import GatewayError, NotReady, Overloaded, UpstreamRejected, UpstreamUnreachable
 from services.gateway.routing import Router
 from services.gateway.settings import Route
 from services.gateway.vllm_client import UpstreamClient, UpstreamReply
 
 _NOT_FOUND = 404
+_ASK_AGAIN_S = 0.2
 _LOADING_S = 1.0
 """An applier brings a restarted engine its adapters within about this time."""
 
@@ -63,15 +66,29 @@ class _Answer:
         self._reply: UpstreamReply | None = None
 
     async def __aenter__(self) -> UpstreamReply:
+        recorded = await self._desk.continuation.recorded(self._call)
+        deadline = time.monotonic() + self._desk.admission.patience_s
+        while True:
+            try:
+                return await self._best(recorded)
+            except NotReady:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_ASK_AGAIN_S)
+
+    async def _best(self, recorded: list[int] | None) -> UpstreamReply:
+        """The answer of the first that gives one. Raises NotReady where one of them soon will."""
         desk, call = self._desk, self._call
         problem: GatewayError | None = None
-        recorded = await desk.continuation.recorded(call)
         for way in desk.health.order(desk.router.candidates(call.request.alias, call.who.rollout_id), time.monotonic()):
             call.route = way
             try:
                 reply = await self._ask(way, recorded)
             except UpstreamUnreachable as error:
                 desk.health.failed(way.backend, time.monotonic())
+                problem = problem if isinstance(problem, NotReady) else error
+            except NotReady as error:
+                desk.health.answered(way.backend)
                 problem = error
             except UpstreamRejected as error:
                 desk.health.answered(way.backend)

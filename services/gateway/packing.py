@@ -9,7 +9,7 @@ import msgspec
 from fulgurite.claims import leave, payload_of
 from fulgurite.events import LlmCall
 from services import logs
-from services.claims import ClaimStore
+from services.claims import open_store
 from services.gateway.metrics import Metrics
 from services.gateway.parents import Parents
 from services.gateway.problems import Unavailable
@@ -34,7 +34,7 @@ class Packer:
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
         self._parents = Parents(settings.delta_memory_bytes) if settings.delta_logging else None
-        self._claims = ClaimStore(settings.data_dir)
+        self._claims = open_store(settings.claims_url, settings.data_dir)
         self._limit = settings.claim_check_bytes
         self._metrics = metrics
 
@@ -64,9 +64,9 @@ class Packer:
         try:
             claim = await asyncio.to_thread(self._claims.put, payload)
         except OSError as error:
-            log.error("a large call cannot be left in the claims folder", call_id=call.call_id, bytes=len(payload), error=str(error))
+            log.error("a large call cannot be left in the claims store", call_id=call.call_id, bytes=len(payload), error=str(error))
             raise Unavailable(
-                f"The call is too large for a message ({len(payload):,} bytes), and the claims folder cannot be written."
+                f"The call is too large for a message ({len(payload):,} bytes), and the claims store cannot be written."
             ) from error
         self._metrics.claim_checks.inc()
         self._metrics.claim_bytes.inc(len(payload))

@@ -12,6 +12,7 @@ GatewayError                 status, OpenAI type and code, and how a call that e
 ├── TryLater                 nothing was generated; come back in so many seconds
 │   ├── RateLimited     429  the key is over its own limits
 │   └── Overloaded      503  no place at the model server, or it is just getting what this call needs
+│       └── NotReady    503  it has restarted, and has only its base weights yet
 ├── Unavailable         503  the log (or the store of idempotency keys) cannot take it; nothing was generated, or it was withheld
 └── UpstreamFailed           what the model server did
     ├── UpstreamRejected     it answered with an error status
@@ -177,6 +178,16 @@ class Overloaded(TryLater):
 
     status = 503
     code = "overloaded"
+
+
+class NotReady(Overloaded):
+    """The engine has restarted, and its applier has not yet brought it to its version. Seen only by a call that waited in vain."""
+
+    code = "version_not_loaded"
+    failure = FailureKind.infrastructure
+
+    def __init__(self, backend: str, version: str) -> None:
+        super().__init__(f"The model server {backend!r} has restarted and is being brought to {version}. Nothing was generated.", 1.0)
 
 
 class UpstreamFailed(GatewayError):

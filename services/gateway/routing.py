@@ -109,7 +109,8 @@ class Router:
     def _full(self, route: Route, wanted: str) -> tuple[Route, bool]:
         """A backend with weights of its own: it serves one version, under the policy's name."""
         policy = route.policy or ""
-        return msgspec.structs.replace(route, model=policy), wanted in self._view.loaded(policy, route.backend)
+        served = self._view.served(policy, route.backend)
+        return msgspec.structs.replace(route, model=policy, expects=served), wanted in self._view.loaded(policy, route.backend)
 
     def _adapter(self, route: Route, wanted: str) -> tuple[Route, bool]:
         """A backend with adapters: the wanted one, else its newest, else the bare base model."""

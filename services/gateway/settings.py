@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 import msgspec
 from pydantic import BaseModel, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
 from fulgurite.events import Sampling
 from fulgurite.kinds import LogprobsMode, Mode
 from fulgurite.topics import MAX_MESSAGE_BYTES
 from fulgurite.versions import base_version
 from services.backends import parse_backends
+from services.claim_settings import ClaimSettings
 
 UpstreamKind = Literal["vllm", "openai"]
 LogPolicy = Literal["refuse", "spool", "serve"]
@@ -50,6 +51,8 @@ class Route(msgspec.Struct, frozen=True):
     api_key: str | None
     version: str | None = None
     """Of an adapter: the version that `model` stands for. Null where the upstream itself says which version answered."""
+    expects: str | None = None
+    """Of full weights: what the backend last proved to serve. One that restarted since, and is not told yet, refuses the call."""
 
     def reported(self, said: str | None) -> str | None:
         """The version that answered: what the engine said; of an adapter's bare base model, that policy's own 0.0."""
@@ -83,10 +86,8 @@ class TrainSampling(BaseModel):
     min_p: float = Field(default=0.0, ge=0, le=1)
 
 
-class GatewaySettings(BaseSettings):
+class GatewaySettings(ClaimSettings, BaseSettings):
     """Every setting of the gateway."""
-
-    model_config = SettingsConfigDict(env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True)
 
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8080
@@ -155,10 +156,8 @@ class GatewaySettings(BaseSettings):
     """Record of a call only what its parent in the log does not already hold."""
     delta_memory_bytes: int = Field(64 * 1024**2, ge=0)
     """Recent calls kept in memory as parents of the next ones."""
-    data_dir: Path = Path(".fulgurite/data")
-    """Its folder `claims` holds what is too large for a message; whoever reads calls must see it under the same path."""
     claim_check_bytes: int = Field(1024**2, ge=16 * 1024, le=MAX_MESSAGE_BYTES // 2)
-    """Calls larger than this leave their text in the claims folder: 1 MiB is the message size that Kafka is made for."""
+    """Calls larger than this leave their text in the claims store: 1 MiB is the message size that Kafka is made for."""
     heartbeat_s: float = 10.0
     """Calls in flight longer than this say so, and again each time."""
     key_grace_s: float = 300.0

@@ -13,11 +13,13 @@ from contextlib import asynccontextmanager
 import aiohttp
 from multidict import CIMultiDict, istr
 
-from services.gateway.problems import UpstreamBroken, UpstreamRejected, UpstreamTimeout, UpstreamUnreachable
+from services.gateway.problems import NotReady, UpstreamBroken, UpstreamRejected, UpstreamTimeout, UpstreamUnreachable
 from services.gateway.settings import GatewaySettings, Route
 
 VERSION_HEADER = "x-fulgurite-version"
 VERSION_LAST_HEADER = "x-fulgurite-version-last"
+_EXPECTS = istr("x-fulgurite-expects")
+_REFUSED = "x-fulgurite-refused"
 
 _KEEP_ALIVE_S = 4.0
 """vLLM closes idle connections after 5 s: ours must go first, or a request meets a closing one."""
@@ -98,7 +100,7 @@ class UpstreamClient:
     async def post(
         self, route: Route, path: str, body: bytes, call_id: str, traceparent: str | None, extra: Mapping[str, str]
     ) -> UpstreamReply:
-        """Post a request, with some headers of its own. Raises UpstreamRejected, UpstreamUnreachable, UpstreamTimeout."""
+        """Post a request, with some headers of its own. Raises NotReady, UpstreamRejected, UpstreamUnreachable, UpstreamTimeout."""
         headers = _HEADERS.copy()
         headers[_REQUEST_ID] = call_id
         headers.update(extra)
@@ -106,6 +108,8 @@ class UpstreamClient:
             headers["authorization"] = f"Bearer {route.api_key}"
         if traceparent is not None:
             headers["traceparent"] = traceparent
+        if route.expects is not None:
+            headers[_EXPECTS] = route.expects
         try:
             response = await self._session.post(route.base_url + path, data=body, headers=headers)
         except aiohttp.ServerTimeoutError as error:
@@ -120,6 +124,8 @@ class UpstreamClient:
         if response.status == _OK:
             return reply
         try:
+            if route.expects is not None and _REFUSED in response.headers:
+                raise NotReady(route.backend, route.expects)
             raise UpstreamRejected(route.backend, response.status, await _error_body(response), response.headers.get("retry-after"))
         finally:
             reply.close()

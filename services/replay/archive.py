@@ -4,7 +4,7 @@
     DIR/archive.json                                                     how far each partition has been archived
 
 `archive` goes on where the last one ended. `archive.json` is written last, so a run that was killed is repeated; records that are then
-there twice are read once. Encrypted payloads stay encrypted; what a claim check left elsewhere is not copied.
+there twice are read once. Encrypted payloads stay encrypted. What calls left elsewhere is copied too, into `claims/`, and read from there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from fulgurite.codec import Codec
 from fulgurite.deltas import restore
 from fulgurite.errors import BrokenDelta
 from fulgurite.events import LlmCall
-from fulgurite.topics import Topic
+from fulgurite.topics import EPISODES, LLM_CALLS, Topic
 from services.kafka import KafkaSettings
+from services.replay.archived_claims import ArchivedClaims
 from services.replay.columns import RECORDS
 from services.replay.errors import BadArchive, BadArgument
 from services.replay.log_source import DOWNSTREAM_FIRST, LogSource, Place
@@ -30,6 +31,7 @@ from services.replay.parquet import ParquetFolder, count_rows, read_rows
 from services.replay.records import Raw, Source
 
 _INDEX = "archive.json"
+_WITH_CLAIMS = (LLM_CALLS, EPISODES)
 _COLUMNS = ("offset", "timestamp", "key", "value", "event_id", "event_type")
 
 
@@ -40,6 +42,10 @@ class Archived(msgspec.Struct, kw_only=True):
     """By topic."""
     gaps: list[str]
     """What retention had removed before it could be archived."""
+    claims: int
+    """Texts copied that calls had left elsewhere."""
+    lost_claims: list[str]
+    """Those that were gone, or not what was left."""
 
 
 def archive(settings: KafkaSettings, codec: Codec, folder: Path, topics: Collection[Topic], told: Callable[[str, int], None]) -> Archived:
@@ -48,17 +54,22 @@ def archive(settings: KafkaSettings, codec: Codec, folder: Path, topics: Collect
     source = LogSource(settings, codec, topics, done, named=topics)
     counts = {topic.name: 0 for topic in topics}
     files = ParquetFolder(folder, RECORDS)
+    claims, copied, lost = ArchivedClaims(folder), 0, dict[str, None]()
     for topic in topics:
         for partition in range(topic.partitions):
             for raw in source.read((topic,), partition):
                 counts[topic.name] += 1
+                if topic in _WITH_CLAIMS:
+                    more, gone = claims.copy(raw.value, codec)
+                    copied += more
+                    lost.update(dict.fromkeys(gone))
                 part = f"topic={topic.name}/day={_day(raw.timestamp)}/partition-{partition:03d}"
                 files.write(part, [{name: getattr(raw, name) for name in _COLUMNS}])
             told(topic.name, counts[topic.name])
     files.close()
     ends = {(topic.name, number): source.end((topic.name, number)) for topic in topics for number in range(topic.partitions)}
     _write_index(folder, done | ends)
-    return Archived(records=counts, gaps=source.gaps)
+    return Archived(records=counts, gaps=source.gaps, claims=copied, lost_claims=list(lost))
 
 
 def read_index(folder: Path) -> dict[Place, int]:
@@ -90,6 +101,8 @@ class ArchiveSource:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._claims = ArchivedClaims(folder)
+        self.at_hand = self._claims.at_hand
         if not (folder / _INDEX).exists():
             raise BadArgument(f"{folder} is no archive: it has no {_INDEX}; `fulgurite archive {folder}` makes one")
         self.ends = read_index(folder)
@@ -109,7 +122,7 @@ class ArchiveSource:
                 last = max(last, raw.offset)
 
     def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
-        """See `Source`: a parent is among what was read before, or gone."""
+        """See `Source`: a parent is among what was read before, or gone; a claim is on the archive's own copy."""
         chain = [call]
         while (ref := chain[-1].parent) is not None:
             parent = held.get(ref.call_id)
@@ -119,7 +132,7 @@ class ArchiveSource:
         whole = chain.pop()
         while chain:
             whole = restore(chain.pop(), whole)
-        return whole
+        return self.at_hand(whole)
 
     def _files(self, topic: Topic, partition: str, since_ms: int | None) -> list[Path]:
         found = sorted((self._folder / f"topic={topic.name}").glob(f"day=*/partition-{partition}.*.parquet"))
@@ -148,7 +161,7 @@ class Chained:
 
     def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
         """See `Source`."""
-        return self._log.whole(call, held)
+        return self._archived.at_hand(self._log.whole(call, held))
 
 
 def open_source(settings: KafkaSettings, codec: Codec, folder: Path | None, *, archive_only: bool = False) -> Source:

@@ -9,6 +9,10 @@ A request with `x-fulgurite-tokens: 1` gets token ids and log-probabilities, for
 int32 and float32, `-` for none. A stream bears comments, `: fulgurite-tokens <sequence> <prompt ids> <ids> <log-probabilities>`, each with
 what is new and before the events that it belongs to; a whole reply the field `fulgurite_tokens`: `[[prompt ids, ids, log-probabilities]]`.
 
+A request with `x-fulgurite-expects: policy@1.7` is refused as long as the engine has the weights that it was started with (503,
+`x-fulgurite-refused: version`, nothing generated): it has restarted, and who asks does not know yet. Any other version is answered, since
+updates and rollbacks may be under way; `policy@0.0` is the base model itself, and always answered.
+
 With `x-fulgurite-tokens: instead` likewise, and the body's last two fields, `"logprobs":true,"return_token_ids":true`, are cut off: the
 same in JSON takes vLLM some objects a token, and whoever reads it as many. Without this middleware it is answered in JSON.
 """
@@ -20,7 +24,7 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from services.vllm_plugin.sequences import Sequences, current, follow
+from services.vllm_plugin.sequences import UNTOUCHED, Sequences, current, follow
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -31,9 +35,11 @@ FIRST, LAST = b"x-fulgurite-version", b"x-fulgurite-version-last"
 ASK = b"x-fulgurite-tokens"
 ON_TOP, INSTEAD = b"1", b"instead"
 IN_BODY = b',"logprobs":true,"return_token_ids":true}'
+EXPECTS, REFUSED = b"x-fulgurite-expects", b"x-fulgurite-refused"
+BASE = b"@0.0"
 FIELD = "fulgurite_tokens"
 _DONE = b"data: [DONE]"
-_OK = 200
+_OK, _NOT_READY = 200, 503
 
 
 class VersionMiddleware:
@@ -41,13 +47,20 @@ class VersionMiddleware:
 
     def __init__(self, app: App) -> None:
         self._app = app
+        self._touched = False
+        """Whether the engine was given weights: from then on, until it restarts, it never has its first ones under their first name."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        follow(scope["app"].state.engine_client)
+        engine = scope["app"].state.engine_client
+        follow(engine)
+        expected = next((value for name, value in scope["headers"] if name == EXPECTS), BASE)
+        if not expected.endswith(BASE) and not await self._was_touched(engine):
+            await _refuse(send, expected)
+            return
         asked = next((value for name, value in scope["headers"] if name == ASK), b"")
         sequences = Sequences(wanted=asked in (ON_TOP, INSTEAD))
         if asked == INSTEAD:
@@ -57,6 +70,24 @@ class VersionMiddleware:
             await self._app(scope, receive, _Reply(send, sequences))
         finally:
             current.reset(token)
+
+    async def _was_touched(self, engine: Any) -> bool:
+        if not self._touched:
+            self._touched = await engine.get_weight_version() != UNTOUCHED
+        return self._touched
+
+
+async def _refuse(send: Send, expected: bytes) -> None:
+    message = f"This engine has just started and is not at {expected.decode('latin-1')} yet. Nothing was generated; try again shortly."
+    body = json.dumps({"error": {"message": message, "type": "server_error", "code": "version_not_loaded"}}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (REFUSED, b"version"),
+        (b"retry-after", b"1"),
+    ]
+    await send({"type": "http.response.start", "status": _NOT_READY, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class _Body:

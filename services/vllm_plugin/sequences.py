@@ -13,7 +13,7 @@ from typing import Any
 from fulgurite.tokens import pack_ids, pack_logprobs
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 
-_UNTOUCHED = "default"
+UNTOUCHED = "default"
 """What vLLM calls the weights that it was started with."""
 _LOWEST = -9999.0
 """As in vLLM's own replies: JSON has no infinity, and an impossible token is not sampled."""
@@ -76,7 +76,7 @@ class Sequences:
 
 
 def _version(label: str) -> Version:
-    if label == _UNTOUCHED:
+    if label == UNTOUCHED:
         return base_version(os.environ.get("FULGURITE_POLICY", "policy"))
     try:
         return parse_version(label)

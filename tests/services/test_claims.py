@@ -1,7 +1,8 @@
-"""The claims folder: content-addressed, whole or not there, and proved when it is read."""
+"""The claims store, a folder or a bucket: content-addressed, whole or not there, and proved when it is read."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -9,14 +10,15 @@ import pytest
 
 from fulgurite.claims import leave, payload_of
 from fulgurite.errors import BadClaim
-from services.claims import ClaimStore, redeemed
+from services.claims import ClaimStore, Folder, open_store, redeemed
+from tests.services.s3_in_memory import running_s3
 from tests.synthetic import make_call
 
 CALL = make_call(messages=[{"role": "user", "content": "x" * 10_000}])
 
 
 def test_a_payload_lies_under_its_digest_once(tmp_path: Path) -> None:
-    store = ClaimStore(tmp_path / "a folder")
+    store = open_store((tmp_path / "a folder").as_uri(), Path("elsewhere"))
     claim = store.put(payload_of(CALL))
     assert store.put(payload_of(CALL)) == claim
     (path,) = [found for found in tmp_path.rglob("*") if found.is_file()]
@@ -26,7 +28,7 @@ def test_a_payload_lies_under_its_digest_once(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_altered_or_elsewhere_is_told(tmp_path: Path) -> None:
-    claim = ClaimStore(tmp_path).put(payload_of(CALL))
+    claim = open_store("", tmp_path).put(payload_of(CALL))
     (path,) = [found for found in tmp_path.rglob("*") if found.is_file()]
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(BadClaim, match="is not what call"):
@@ -34,8 +36,8 @@ def test_what_is_missing_altered_or_elsewhere_is_told(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(BadClaim, match="No such file"):
         redeemed(leave(CALL, claim))
-    with pytest.raises(BadClaim, match="only file://"):
-        redeemed(leave(CALL, msgspec.structs.replace(claim, uri="s3://bucket/x")))
+    with pytest.raises(BadClaim, match="nowhere://"):
+        redeemed(leave(CALL, msgspec.structs.replace(claim, uri="nowhere://bucket/x/y")))
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,5 +46,47 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("services.claims.os.fsync", fails)
     with pytest.raises(OSError, match="No space left"):
-        ClaimStore(tmp_path).put(b"payload")
+        ClaimStore(Folder(tmp_path)).put(b"payload")
     assert not [found for found in tmp_path.rglob("*") if found.is_file()]
+
+
+def test_what_is_left_again_is_young_again_and_stays(tmp_path: Path) -> None:
+    store = open_store("", tmp_path)
+    claim = store.put(b"payload")
+    (path,) = [found for found in tmp_path.rglob("*") if found.is_file()]
+    os.utime(path, (1_000, 1_000))
+    (old,) = store.found()
+    assert (old.name, old.size, old.modified_s, old.uri) == (claim.sha256, 7, 1_000, claim.uri)
+    store.put(b"payload")
+    assert not store.remove(old)
+    (young,) = store.found()
+    assert store.remove(young)
+    assert not list(store.found())
+
+
+def test_a_bucket_keeps_the_same_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_s3("bucket") as (address, objects):
+        for name, value in {
+            "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        store = open_store("s3://bucket/some/claims", Path("elsewhere"))
+        claim = store.put(payload_of(CALL))
+        assert claim.uri == f"s3://bucket/some/claims/{claim.sha256[:2]}/{claim.sha256}"
+        assert list(objects) == [claim.uri.removeprefix("s3://")]
+        assert redeemed(leave(CALL, claim)) == CALL
+        (found,) = store.found()
+        assert (found.name, found.size, found.uri) == (claim.sha256, claim.size, claim.uri)
+        assert not store.remove(msgspec.structs.replace(found, modified_s=found.modified_s - 1)), "left again since"
+        assert store.remove(found)
+        assert not objects
+        with pytest.raises(BadClaim, match="cannot be read"):
+            redeemed(leave(CALL, claim))
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/x", "s3://bucket/x?secret_key=secret"])
+def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="environment") as caught:
+        open_store(url, tmp_path)
+    assert "secret" not in str(caught.value).replace("secrets and addresses", "")

@@ -239,7 +239,7 @@ async def test_a_large_call_leaves_its_text_in_the_claims_folder(tmp_path: Path)
         assert (made.metric("claim_checks_total"), len(list((tmp_path / "claims").rglob("*")))) == (1, 2)
         (tmp_path / "claims").rename(tmp_path / "away")
         (tmp_path / "claims").write_text("not a folder")
-        with pytest.raises(Unavailable, match="claims folder cannot be written"):
+        with pytest.raises(Unavailable, match="claims store cannot be written"):
             await made.recorder.record_call(make_call(turn=1, messages=[{"content": "y" * 20_000}]))
 
 

@@ -170,6 +170,22 @@ def test_a_restarted_engine_has_lost_its_adapters() -> None:
     assert town.models("sql") == {"east": "writer@1.1"}
 
 
+def test_a_full_weight_backend_is_asked_for_what_it_last_proved() -> None:
+    town = Town(route(), route("own", "policy", "vllm", "elsewhere"))
+
+    def expected(alias: str = "policy") -> dict[str, str | None]:
+        return {way.backend: way.expects for way in town.router.candidates(alias, "ro_1")}
+
+    town.says(claim("policy"), update("policy@1.1"), applied("east", "policy@1.1"), applied("west", "policy@0.0"))
+    assert expected() == {"east": "policy@1.1", "west": "policy@0.0", "north": None}
+    town.says(update("policy@1.2"), applied("east", "policy@1.2", ApplyOutcome.failed, engine="e2", previous="policy@0.0"))
+    assert expected()["east"] == "policy@0.0", "its applier has nothing better for it"
+    assert expected("own") == {"elsewhere": None}
+    writers = Town(route("sql", "writer"), adapters=frozenset({"writer"}))
+    writers.says(applied("east", "writer@1.1"))
+    assert {way.expects for way in writers.router.candidates("sql", "ro_1")} == {None}
+
+
 def test_other_upstreams_go_where_they_are_configured() -> None:
     town = Town(route("gpt", None, "openai", "gpt"), route("own", "policy", "vllm", "elsewhere"))
     assert town.backends(alias="gpt") == ["gpt"]

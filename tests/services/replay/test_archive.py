@@ -7,12 +7,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fulgurite.claims import leave, payload_of
 from fulgurite.codec import Codec
-from fulgurite.errors import BrokenDelta
+from fulgurite.errors import BadClaim, BrokenDelta
 from fulgurite.events import ParentRef
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
+from services.claims import open_store, redeemed
 from services.kafka import KafkaSettings
 from services.replay.archive import ArchiveSource, open_source
+from services.replay.archived_claims import ArchivedClaims
 from services.replay.columns import RECORDS
 from services.replay.errors import BadArchive, BadArgument
 from services.replay.parquet import ParquetFolder
@@ -59,6 +62,26 @@ def test_a_parent_that_was_not_archived_is_gone(archived: ArchiveSource) -> None
     assert archived.whole(call, {}) is call
     with pytest.raises(BrokenDelta, match="not in the archive"):
         archived.whole(msgspec.structs.replace(call, parent=ref), {})
+
+
+def test_claims_are_copied_and_found_there_when_the_first_are_gone(tmp_path: Path) -> None:
+    call = make_call(messages=[{"role": "user", "content": "x" * 10_000}])
+    store = open_store("", tmp_path / "data")
+    logged = leave(call, store.put(payload_of(call)))
+    codec, claims = Codec(), ArchivedClaims(tmp_path)
+    assert claims.at_hand(logged) is logged
+    assert claims.copy(codec.encode(logged), codec) == (1, [])
+    assert claims.copy(codec.encode(logged), codec) == (0, []), "it is there"
+    assert claims.copy(codec.encode(call), codec) == claims.copy(b"no record", codec) == (0, [])
+    for left in store.found():
+        store.remove(left)
+    (tmp_path / "archive.json").write_text("{}")
+    assert redeemed(ArchiveSource(tmp_path).whole(logged, {})) == call
+    with pytest.raises(BadClaim):
+        redeemed(logged)
+    copied, [lost] = ArchivedClaims(tmp_path / "another").copy(codec.encode(logged), codec)
+    assert copied == 0
+    assert "No such file" in lost
 
 
 def test_what_is_no_archive_is_said_to_be_none(tmp_path: Path) -> None:

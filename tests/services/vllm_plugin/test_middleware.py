@@ -248,3 +248,42 @@ async def test_what_is_no_post_passes() -> None:
 
     await VersionMiddleware(app)({"type": "http", "method": "GET"}, app, app)  # type: ignore[arg-type]
     assert passed == [{"type": "http", "method": "GET"}]
+
+
+class Engine:
+    """The part of vLLM's engine client that is asked."""
+
+    def __init__(self) -> None:
+        self.output_processor = Processor()
+        self.weight_version = "default"
+        self.asked = 0
+
+    async def get_weight_version(self) -> str:
+        self.asked += 1
+        return self.weight_version
+
+
+async def test_an_engine_that_has_just_started_refuses_who_expects_more() -> None:
+    engine = Engine()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(start(JSON))
+        await send(body(b"{}"))
+
+    middleware = VersionMiddleware(app)
+
+    async def call(expected: bytes | None) -> tuple[int, dict[bytes, bytes], bytes]:
+        scope = {"type": "http", "method": "POST", "app": SimpleNamespace(state=SimpleNamespace(engine_client=engine))}
+        headers = [(b"x-fulgurite-expects", expected)] if expected else []
+        sent = await _sent(middleware, {**scope, "headers": headers}, None)
+        return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
+
+    status, headers, said = await call(b"policy@1.7")
+    assert (status, headers[b"x-fulgurite-refused"], headers[b"retry-after"]) == (503, b"version", b"1")
+    assert int(headers[b"content-length"]) == len(said)
+    assert "policy@1.7" in json.loads(said)["error"]["message"]
+    assert (await call(None))[0] == (await call(b"policy@0.0"))[0] == 200
+    engine.weight_version = "policy@1.6"
+    assert (await call(b"policy@1.7"))[0] == 200, "an update is under way, or a rollback"
+    assert (await call(b"policy@1.7"))[0] == 200
+    assert engine.asked == 2, "not again once it was given weights"

@@ -1,0 +1,20 @@
+"""Where the claims of a deployment lie, from the environment: for the gateway, which leaves them, and for who removes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ClaimSettings(BaseSettings):
+    """The store's address. Readers need none: a claim check says where its payload lies."""
+
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True)
+
+    data_dir: Path = Path(".fulgurite/data")
+    """Its folder `claims` holds what is too large for a message, where FULGURITE_CLAIMS_URL names no other place; whoever reads calls must
+    see it under the same path."""
+    claims_url: str = ""
+    """Another place for it: `file:///shared/claims`, `s3://bucket/claims`; addresses and secrets of object storage are its own environment
+    variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL)."""

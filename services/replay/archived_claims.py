@@ -1,0 +1,58 @@
+"""The texts that archived calls left elsewhere: copied into the archive's folder `claims`, and found there whatever became of the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from fulgurite.claims import digest
+from fulgurite.codec import Codec
+from fulgurite.errors import BadClaim, CodecError
+from fulgurite.events import ClaimCheck, Episode, LlmCall
+from services.claims import ClaimStore, Folder, fetch
+from services.replay.pruning import names_in
+
+
+class ArchivedClaims:
+    """Those of one archive."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = (folder / "claims").resolve()
+        self._store = ClaimStore(Folder(self._folder))
+
+    def copy(self, value: bytes, codec: Codec) -> tuple[int, list[str]]:
+        """Copy what a record names and the archive lacks; how many, and what could not be. Raises OSError."""
+        copied, lost = 0, list[str]()
+        for claim in _claims(value, codec) if names_in(value) else ():
+            if self._path(claim).exists():
+                continue
+            try:
+                payload = fetch(claim)
+                if digest(payload) != claim.sha256:
+                    raise BadClaim(f"{claim.uri} is not what was left there")
+            except BadClaim as error:
+                lost.append(str(error))
+                continue
+            self._store.put(payload)
+            copied += 1
+        return copied, lost
+
+    def at_hand(self, call: LlmCall) -> LlmCall:
+        """The call, its claim on the archive's own copy where there is one."""
+        claim = call.claim_check
+        if claim is None or not (path := self._path(claim)).exists():
+            return call
+        return msgspec.structs.replace(call, claim_check=msgspec.structs.replace(claim, uri=path.as_uri()))
+
+    def _path(self, claim: ClaimCheck) -> Path:
+        return self._folder / claim.sha256[:2] / claim.sha256
+
+
+def _claims(value: bytes, codec: Codec) -> list[ClaimCheck]:
+    try:
+        event = codec.decode(value)
+    except CodecError:
+        return []
+    calls = event.calls if isinstance(event, Episode) else (event,) if isinstance(event, LlmCall) else ()
+    return [call.claim_check for call in calls if call.claim_check is not None]
