@@ -2,11 +2,11 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo up doctor test test-agents test-compose check format lock wheel clean
+.PHONY: help install demo up doctor test test-chaos test-agents test-compose check format lock wheel clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
-SERVICES_EXTRAS := --extra gateway --extra otel --extra streams --extra learner --extra stack --extra archive --group dev --group agents
+SERVICES_EXTRAS := --extra gateway --extra otel --extra streams --extra rewards --extra learner --extra stack --extra archive --group dev --group agents
 COMPILE := $(UV) pip compile --quiet --python-version 3.11 --custom-compile-command "make lock"
 
 export TORCH_BACKEND PYTHON
@@ -31,6 +31,10 @@ doctor: ## Say what this machine lacks, and what to do about it.
 
 test: install ## Every test: core (100% of branches), contract, services and integration against real engines.
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+test-chaos: install ## 20,000 calls on three brokers while everything is killed, again and again: minutes. tests/chaos/README.md
+	@FULGURITE_CHAOS_CALLS=$${FULGURITE_CHAOS_CALLS:-20000} FULGURITE_CHAOS_BROKERS=$${FULGURITE_CHAOS_BROKERS:-3} \
+		$(BIN)/python -m pytest tests/chaos -s -q --no-header $(ARGS)
 
 test-agents: install ## Quick-starts of agent frameworks, unmodified, against the real stack; installs each framework once.
 	@$(BIN)/python -m pytest tests/agents -m agents $(ARGS)
