@@ -37,7 +37,7 @@ SEED = int(os.environ.get("FULGURITE_CHAOS_SEED", "1"))
 RATE = float(os.environ.get("FULGURITE_CHAOS_RATE", "0")) or (30.0 if CALLS < 1_000 else 120.0)
 """Calls a second, so that death comes in the middle of the traffic and not after it."""
 
-DEADLINE_MS = 8_000 if BROKERS == 1 else 40_000
+DEADLINE_MS = 8_000 if BROKERS == 1 else 60_000
 """Of rollouts that never end. A broker's death holds up what is published for some ten seconds."""
 
 PART = 60
