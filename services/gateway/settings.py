@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 from pydantic import BaseModel, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fulgurite.events import Sampling
 from fulgurite.kinds import LogprobsMode, Mode
@@ -88,6 +88,8 @@ class TrainSampling(BaseModel):
 
 class GatewaySettings(ClaimSettings, BaseSettings):
     """Every setting of the gateway."""
+
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True)
 
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8080
