@@ -50,7 +50,7 @@ class Client:
         admin = self._deployment.keys["FULGURITE_ADMIN_KEY"]
         body = {"n": n, "task": {"question": "count"}, "expected_rewards": ["reward"], "deadline_s": 120}
         status, group = self.post("/v1/rollouts", admin, body)
-        return group["rollouts"] if status == 200 else []
+        return group["rollouts"] if 200 <= status < 300 else []
 
     def play(self, n: int = GROUP) -> None:
         """A whole group: each rollout makes a call, ends, and is paid by its turn, so that there is something to learn."""
