@@ -7,7 +7,7 @@
     │   └── InvalidEvent        an event does not fit its schema
     ├── BadClaim                a payload that lies elsewhere is missing or altered
     ├── BrokenDelta             a delta and its parent do not give the call that was recorded
-    └── UnknownRule             no credit rule of that name, or not with those parameters
+    └── UnknownRule             no credit rule or built-in reward of that name, or not with those parameters
 
 Ids and versions raise their own `ValueError`s (`fulgurite.ids.MalformedId`, `fulgurite.versions.MalformedVersion`).
 """
@@ -44,4 +44,4 @@ class BrokenDelta(FulguriteError):
 
 
 class UnknownRule(FulguriteError):
-    """No credit rule has that name, or not with those parameters; the message says what there is."""
+    """No credit rule or built-in reward has that name, or not with those parameters; the message says what there is."""

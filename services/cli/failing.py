@@ -11,7 +11,7 @@ from rich.console import Console
 from fulgurite.errors import FulguriteError
 from services.kafka import LogUnavailable
 from services.replay.errors import ReplayError
-from services.rewarder.reward_plugins import PluginError
+from services.rewarder.errors import PluginError
 
 
 @contextmanager

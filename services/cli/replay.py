@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +27,7 @@ from services.replay.replay import Report, run
 from services.replay.sinks import open_sink
 from services.replay.windows import parse_datetime
 from services.rewarder.reward_plugins import RewardPlugin
+from services.rewarder.sandbox import Limits
 from services.runner.options import read_weights
 
 _SHOWN = 5
@@ -37,7 +37,7 @@ def replay(
     into: Annotated[str, typer.Option(metavar="TOPIC|DIR.parquet", help="A new topic, named without the prefix, or a folder.")],
     from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Everything the log (and the archive) holds.")] = False,
     from_datetime: Annotated[str | None, typer.Option(metavar="ISO", help="Groups that began then or later; UTC by default.")] = None,
-    reward: Annotated[str | None, typer.Option(metavar="FILE.py:FN", help="Judge with this function, not as the log says.")] = None,
+    reward: Annotated[str | None, typer.Option(metavar="FILE.py:FN|builtin:NAME", help="Judge with it, not as the log says.")] = None,
     name: Annotated[str, typer.Option(help="Name of the reward, where the function gives a plain number.")] = "reward",
     rejudge: Annotated[bool, typer.Option("--rejudge", help="Call the function even where it has judged the same episode before.")] = False,
     credit: Annotated[str | None, typer.Option(metavar="RULE", help="Spread rewards over actions by this rule.")] = None,
@@ -47,6 +47,7 @@ def replay(
     archive_only: Annotated[bool, typer.Option("--archive-only", help="Read the archive and no log.")] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes that are judged at once.")] = 8,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a judgement may take.")] = 30.0,
+    memory: Annotated[int, typer.Option(min=0, metavar="MIB", help="What the function may take beyond importing it; 0: no limit.")] = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Rebuild trajectories from llm.calls, agent.status and agent.rewards, without running an agent again.
@@ -65,12 +66,12 @@ def replay(
         changes = _changes(credit, weight or (), judged=reward is not None)
         if rejudge and reward is None:
             raise BadArgument("--rejudge needs --reward: the log has verdicts, not the functions that gave them")
-        judge = None
-        if reward is not None:
-            judge = Judge(RewardPlugin(reward, name), concurrency=concurrency, timeout_s=timeout, anew=rejudge)
-        report = _run(into, since, changes, judge, append=append, archive=archive, archive_only=archive_only, quiet=as_json)
+        limits = Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
+        with nullcontext() if reward is None else Judge(RewardPlugin(reward, name), limits, anew=rejudge) as judge:
+            report = _run(into, since, changes, judge, append=append, archive=archive, archive_only=archive_only, quiet=as_json)
     _show(report, into, as_json=as_json)
-    _leave(3 if report.unmet else 0, hung=judge is not None)
+    if report.unmet:
+        raise typer.Exit(3)
 
 
 def _changes(credit: str | None, weights: Sequence[str], *, judged: bool) -> Changes:
@@ -106,8 +107,6 @@ def _run(
             progress.update(task, completed=total)
     finally:
         sink.close()
-        if judge is not None:
-            judge.close()
     return report
 
 
@@ -149,13 +148,3 @@ def _list(console: Console, what: str, found: Sequence[str]) -> None:
         console.print(f"[yellow]{what}:[/yellow] {line}")
     if len(found) > _SHOWN:
         console.print(f"... and {len(found) - _SHOWN} more (--json has them all)")
-
-
-def _leave(code: int, *, hung: bool) -> None:
-    """Not the interpreter's way where a function of a user may hang: it would wait for the function's thread."""
-    if hung:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    if code:
-        raise typer.Exit(code)

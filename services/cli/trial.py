@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -23,10 +21,11 @@ from services.replay.judging import Judge, judged
 from services.replay.scoring import Comparison, Score, Spread, compare, scores
 from services.replay.windows import parse_since
 from services.rewarder.reward_plugins import RewardPlugin
+from services.rewarder.sandbox import Limits
 
 
 def try_reward(
-    reward: Annotated[str, typer.Argument(metavar="FILE.py:FN", help="The reward function to try.")],
+    reward: Annotated[str, typer.Argument(metavar="FILE.py:FN|builtin:NAME", help="The reward function to try.")],
     since: Annotated[str | None, typer.Option(help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.")] = "24h",
     name: Annotated[str, typer.Option(help="Name of the reward, where the function gives a plain number.")] = "reward",
     flips: Annotated[int, typer.Option(min=0, help="How many of the rollouts that change places are named.")] = 10,
@@ -34,6 +33,7 @@ def try_reward(
     archive_only: Annotated[bool, typer.Option("--archive-only", help="Read the archive and no log.")] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes that are judged at once.")] = 8,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a judgement may take.")] = 30.0,
+    memory: Annotated[int, typer.Option(min=0, metavar="MIB", help="What the function may take beyond importing it; 0: no limit.")] = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Try a reward function on recorded episodes: rewards before and after, who changes places, how many groups would teach something.
@@ -42,19 +42,18 @@ def try_reward(
     loaded, 2 if the log cannot be read, 3 if it failed for some episode.
     """
     with told("try"):
-        judge = Judge(RewardPlugin(reward, name), concurrency=concurrency, timeout_s=timeout, anew=True)
+        plugin, limits = RewardPlugin(reward, name), Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
         codec, since_ms = Codec(), None if since == "all" else parse_since(since)
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         groups = read_groups(source, codec, since_ms=since_ms)
-        found = compare(_pairs(groups, judge))
-        judge.close()
+        with Judge(plugin, limits, anew=True) as judge:
+            found = compare(_pairs(groups, judge))
     if as_json:
         print_json({**msgspec.structs.asdict(found), "failed": judge.failed})
     else:
         _show(found, judge, flips)
-    # Not the interpreter's way: it would wait for the thread of a function that hangs.
-    sys.stdout.flush()
-    os._exit(3 if judge.failed else 0)
+    if judge.failed:
+        raise typer.Exit(3)
 
 
 def _pairs(groups: Iterable[Group], judge: Judge) -> Iterator[tuple[Sequence[Score], Sequence[Score]]]:

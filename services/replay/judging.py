@@ -1,4 +1,4 @@
-"""A reward function over rebuilt episodes: a bounded number at a time, each time-limited, failures told and never raised.
+"""A reward function over rebuilt episodes: a bounded number at a time, each in bounded time and memory, failures told and never raised.
 
 A verdict has the id that a live reward worker would have given it. One that this very code (`source` has the file's hash) has already
 given to an episode is reused, unless everything is to be judged anew.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 from fulgurite.closing import members
 from fulgurite.errors import BadClaim
 from fulgurite.events import AgentReward, Episode
 from services.claims import redeemed_episode
 from services.replay.groups import Group
-from services.rewarder.reward_plugins import RewardFailed, RewardPlugin, verdict_id
+from services.rewarder.errors import RewardFailed
+from services.rewarder.reward_plugins import RewardPlugin, verdict_id
+from services.rewarder.sandbox import Limits
 
 _AT_ONCE = 64
 """Groups that are in memory while their episodes are judged."""
@@ -32,13 +34,11 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Judges groups with one function; `failed`, `given` and `reused` count verdicts."""
+    """Judges groups with one function; `failed`, `given` and `reused` count verdicts. Close it, or use it in a `with`."""
 
-    def __init__(self, plugin: RewardPlugin, *, concurrency: int, timeout_s: float, anew: bool) -> None:
+    def __init__(self, plugin: RewardPlugin, limits: Limits, *, anew: bool) -> None:
         self._plugin = plugin
-        self._places = asyncio.Semaphore(concurrency)
-        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="reward")
-        self._timeout_s = timeout_s
+        self._sandbox = plugin.sandbox(limits)
         self._anew = anew
         self.given = 0
         self.failed = 0
@@ -53,9 +53,15 @@ class Judge:
         kept = [r for r in group.rewards if (r.rollout_id, r.name) not in replaced and r.source != self._plugin.source]
         return (*kept, *mine)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     def close(self) -> None:
-        """A function that hangs is left to itself."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Ends the function's processes."""
+        self._sandbox.close()
 
     async def _rewards(self, episode: Episode, known: Sequence[AgentReward]) -> list[AgentReward]:
         if not self._anew:
@@ -63,15 +69,14 @@ class Judge:
             if before:
                 self.reused += len(before)
                 return before
-        async with self._places:
-            values, error = await self._judge(episode)
+        values, error = await self._judge(episode)
         self.given += len(values)
         self.failed += error is not None
         return self._plugin.verdicts(episode, values, error)
 
     async def _judge(self, episode: Episode) -> tuple[dict[str, float | None], str | None]:
         try:
-            return dict(await self._plugin.judge(redeemed_episode(episode), self._pool, self._timeout_s)), None
+            return dict(await self._sandbox.judge(redeemed_episode(episode))), None
         except (BadClaim, RewardFailed) as error:
             return {self._plugin.name: None}, str(error)
 

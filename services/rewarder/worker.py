@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import msgspec
@@ -29,7 +27,8 @@ from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES
 from services import logs, pulse
 from services.claims import redeemed_episode
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, read_message
-from services.rewarder.reward_plugins import PluginError, RewardFailed, RewardPlugin
+from services.rewarder.errors import PluginError, RewardFailed
+from services.rewarder.reward_plugins import RewardPlugin
 from services.rewarder.settings import RewardWorkerSettings
 from services.topic_admin import check_topics
 
@@ -49,7 +48,7 @@ class RewardWorker:
         self._settings = settings
         self._codec = Codec()
         self._producer = EventProducer(kafka, self._codec, "fulgurite-reward-worker")
-        self._pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="reward")
+        self._sandbox = plugin.sandbox(settings.limits())
         self._stopping = False
 
     def stop(self) -> None:
@@ -74,8 +73,7 @@ class RewardWorker:
         finally:
             consumer.close()
             self._producer.close()
-            # A function that hangs must not keep the process.
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._sandbox.close()
 
     def _group_id(self) -> str:
         scope = self._run_id or "all"
@@ -105,11 +103,11 @@ class RewardWorker:
         values: dict[str, float | None] = {}
         error: str | None = None
         try:
-            values.update(await self._plugin.judge(episode, self._pool, self._settings.timeout_s))
+            values.update(await self._sandbox.judge(episode))
         except RewardFailed as failure:
             values[self._plugin.name] = None
             error = str(failure)
-            _log.warning("reward function failed", rollout_id=episode.rollout_id, error=error)
+            _log.warning("reward function failed", rollout_id=episode.rollout_id, kind=type(failure).__name__, error=error)
         return self._plugin.verdicts(episode, values, error)
 
     async def _bury(self, record: Record, error_type: str = "CodecError") -> None:
@@ -151,7 +149,7 @@ def _commit(consumer: Consumer, messages: Sequence[Message]) -> None:
 async def run(arguments: Sequence[str]) -> int:
     """Until told to stop; the exit code: 2 for a function that cannot be loaded."""
     parser = argparse.ArgumentParser(prog="python -m services.rewarder.worker", description="Judge episodes with a function of yours.")
-    parser.add_argument("--reward", required=True, metavar="FILE.py:FUNCTION", help="the function, called with every episode")
+    parser.add_argument("--reward", required=True, metavar="FILE.py:FUNCTION|builtin:NAME", help="the function, called with every episode")
     parser.add_argument("--name", default="reward", help="name of the reward, where the function gives a plain number")
     parser.add_argument("--run-id", default=None, help="judge only the episodes of this run")
     chosen = parser.parse_args(arguments)
@@ -173,7 +171,4 @@ async def run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    code = asyncio.run(run(sys.argv[1:]))
-    sys.stderr.flush()
-    # Not sys.exit: it would wait for the thread of a function that hangs.
-    os._exit(code)
+    sys.exit(asyncio.run(run(sys.argv[1:])))

@@ -182,7 +182,7 @@ def test_a_rule_s_name_spells_out_its_parameters() -> None:
     [
         ("magic", r"no credit rule 'magic'; there are discounted, gigpo, identical, last_step, per_role, step"),
         ("Discounted!", "no credit rule"),
-        ("discounted(0.9)", r"expected parameters as in discounted\(gamma=0.95\), each once, not '0.9'"),
+        ("discounted(0.9)", r"expected parameters as in name\(parameter=value\), each once, not '0.9'"),
         ("discounted(gamma=0.9, gamma=0.8)", "each once"),
         ("discounted(gama=0.9)", "no parameter 'gama'; discounted has gamma"),
         ("identical(gamma=1)", "no parameter 'gamma'; identical has no parameters"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fulgurite.events import LedgerEntry, LlmCall, PolicyUpdate
+from fulgurite.events import AgentReward, LedgerEntry, LlmCall, PolicyUpdate
 from fulgurite.kinds import FilterReason, LedgerTerm, UpdateKind
 from services.closing_settings import ClosingSettings
 from services.replay.errors import BadArgument, NotFound
@@ -21,6 +21,7 @@ from services.replay.scoring import compare, scores
 from services.replay.timeline import rollout_ids, shortened, timeline
 from services.replay.windows import parse_datetime, parse_since, shown
 from services.rewarder.reward_plugins import RewardPlugin
+from services.rewarder.sandbox import Limits
 from tests.services.replay.memory_log import CODEC, MemoryLog
 from tests.synthetic import group_id, make_call, make_declared, make_group, make_reward, make_status, rollout_id
 
@@ -41,15 +42,17 @@ def chats(*replies: str, group: int = 1) -> Group:
     return found
 
 
-def judge(folder: Path, body: str, *, anew: bool = False) -> Judge:
+def rewards_of(folder: Path, group: Group, body: str, *, anew: bool = False) -> tuple[Judge, tuple[AgentReward, ...]]:
+    """What a function of this body gives a group, and who judged."""
     (folder / "rewards.py").write_text(f"def fn(episode):\n    {body}\n")
-    return Judge(RewardPlugin(f"{folder}/rewards.py:fn", "reward"), concurrency=2, timeout_s=30, anew=anew)
+    plugin, limits = RewardPlugin(f"{folder}/rewards.py:fn", "reward"), Limits(processes=1, timeout_s=30, memory_mb=0)
+    with Judge(plugin, limits, anew=anew) as judge:
+        return judge, asyncio.run(judge.rewards(group, group.episodes()))
 
 
 def test_a_function_takes_the_place_of_rewards_of_its_name(tmp_path: Path) -> None:
     group = chats("42", "forty-two")
-    judging = judge(tmp_path, "return -float(len(episode.final_text()))")
-    rewards = asyncio.run(judging.rewards(group, group.episodes()))
+    _, rewards = rewards_of(tmp_path, group, "return -float(len(episode.final_text()))")
     found = compare([(scores(group), scores(group, rewards=rewards))])
     assert (found.groups, found.episodes, found.signal_before, found.signal_after) == (1, 2, 1, 1)
     assert {flip[1:] for flip in found.flips} == {(2.0, -2.0), (9.0, -9.0)}
@@ -60,18 +63,17 @@ def test_a_function_takes_the_place_of_rewards_of_its_name(tmp_path: Path) -> No
 
 def test_a_verdict_of_the_same_code_is_reused_unless_all_is_judged_anew(tmp_path: Path) -> None:
     group = chats("42")
-    given = asyncio.run(judge(tmp_path, "return 5").rewards(group, group.episodes()))
+    _, given = rewards_of(tmp_path, group, "return 5")
     later = msgspec.structs.replace(group, rewards=(*group.rewards, *given))
-    again, anew = judge(tmp_path, "return 5"), judge(tmp_path, "return 5", anew=True)
-    assert asyncio.run(again.rewards(later, later.episodes())) == given
-    assert asyncio.run(anew.rewards(later, later.episodes())) == given
+    again, reused = rewards_of(tmp_path, later, "return 5")
+    anew, given_again = rewards_of(tmp_path, later, "return 5", anew=True)
+    assert reused == given == given_again
     assert ((again.given, again.reused), (anew.given, anew.reused)) == ((0, 1), (1, 0))
 
 
 def test_a_function_that_fails_leaves_no_reward_and_says_why(tmp_path: Path) -> None:
     group = chats("42")
-    judging = judge(tmp_path, "return 1 / 0")
-    rewards = asyncio.run(judging.rewards(group, group.episodes()))
+    judging, rewards = rewards_of(tmp_path, group, "return 1 / 0")
     (score,) = scores(group, rewards=rewards)
     assert (score.reward, score.reason, judging.failed) == (None, "reward_failed", 1)
 

@@ -1,0 +1,106 @@
+"""A name with parameters, as `discounted(gamma=0.9)`: how credit rules and built-in rewards are chosen.
+
+Parameters that are not given have their defaults. What is wrong with a choice is said in words that a user can act on.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from fulgurite.errors import UnknownRule
+from fulgurite.events import Record
+
+_NAME = re.compile(r"\s*([a-z_0-9]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+
+Value = float | str
+
+
+class Number(Record, frozen=True):
+    """A parameter that is a number."""
+
+    default: float
+    low: float = 0.0
+    high: float = math.inf
+
+    def parse(self, text: str) -> float:
+        """Raises ValueError, saying what is expected."""
+        expected = f"a number of at least {self.low:g}" if math.isinf(self.high) else f"a number from {self.low:g} to {self.high:g}"
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not (self.low <= value <= self.high and math.isfinite(value)):
+            raise ValueError(expected)
+        return value
+
+
+class Choice(Record, frozen=True):
+    """A parameter that is one of a few words, the first by default."""
+
+    words: tuple[str, ...]
+
+    @property
+    def default(self) -> str:
+        """The first word."""
+        return self.words[0]
+
+    def parse(self, text: str) -> str:
+        """Raises ValueError, saying what is expected."""
+        if text not in self.words:
+            raise ValueError(" or ".join(self.words))
+        return text
+
+
+class Text(Record, frozen=True):
+    """A parameter that is any text without a comma."""
+
+    default: str
+
+    def parse(self, text: str) -> str:
+        """The text."""
+        return text
+
+
+Parameter = Number | Choice | Text
+
+
+class Chosen(Record, frozen=True):
+    """A name and all its parameters."""
+
+    name: str
+    parameters: Mapping[str, Value]
+
+    def __str__(self) -> str:
+        """All parameters spelled out, so that it means the same whatever the defaults become."""
+        spelled = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
+        return f"{self.name}({spelled})" if spelled else self.name
+
+
+def choose(kind: str, text: str, known: Mapping[str, Mapping[str, Parameter]]) -> Chosen:
+    """`known`: the parameters of each name; `kind` says in messages what is named. Raises UnknownRule."""
+    match = _NAME.fullmatch(text)
+    if match is None or match[1] not in known:
+        raise UnknownRule(f"no {kind} {text!r}; there are {', '.join(sorted(known))}")
+    has = known[match[1]]
+    values: dict[str, Value] = {name: parameter.default for name, parameter in has.items()}
+    for name, value in _given(kind, text, match[2] or "").items():
+        if name not in has:
+            there_are = f"has {', '.join(has)}" if has else "has no parameters"
+            raise UnknownRule(f"{kind} {text!r}: no parameter {name!r}; {match[1]} {there_are}")
+        try:
+            values[name] = has[name].parse(value)
+        except ValueError as error:
+            raise UnknownRule(f"{kind} {text!r}: {name} must be {error}, not {value!r}") from error
+    return Chosen(match[1], values)
+
+
+def _given(kind: str, text: str, inside: str) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in inside.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or name in given:
+            raise UnknownRule(f"{kind} {text!r}: expected parameters as in name(parameter=value), each once, not {part!r}")
+        given[name] = value
+    return given

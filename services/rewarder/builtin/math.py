@@ -1,0 +1,38 @@
+r"""1 if the answer is mathematically the same as one of the references, else 0.
+
+By `math-verify`: the last formula of the answer (LaTeX, \boxed{...}, or plain) is compared by value and form: for the reference "1/2",
+"so it is $\frac{2}{4}$" → 1, "0.5" → 1, "2" → 0. Evaluation is symbolic, nothing is executed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+from math_verify import parse, verify  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+
+from fulgurite.episode_view import EpisodeView
+from services.rewarder.builtin.answers import answer_of, references_of
+from services.rewarder.errors import RewardFailed
+
+# It would warn that the time limit is left to us.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+
+def reward(episode: EpisodeView, reference: str, after: str) -> float:
+    """In {0, 1}. Raises RewardFailed for a task without the field `reference`, or with one that is no mathematics."""
+    golds = [_gold(one) for one in references_of(episode, reference)]
+    answer = _parsed(answer_of(episode, after))
+    return float(any(verify(gold, answer, timeout_seconds=None) for gold in golds))
+
+
+def _gold(text: str) -> list[Any]:
+    parsed = _parsed(text) or _parsed(f"${text}$")
+    if all(isinstance(form, str) for form in parsed):
+        raise RewardFailed(f"the reference {text[:80]!r} is no mathematics that math-verify can read")
+    return parsed
+
+
+def _parsed(text: str) -> list[Any]:
+    # The time limit is the function's; its own would need signals.
+    return cast("list[Any]", parse(text, parsing_timeout=cast(int, None)))
