@@ -49,7 +49,7 @@ CMD ["python", "-m", "services.applier.main"]
 
 # The command line: `docker compose run --rm cli fulgurite ledger`.
 FROM applier-packages AS cli-packages
-RUN cd /source && ./install.sh extras archive
+RUN cd /source && ./install.sh extras archive rewards
 
 FROM cli-packages AS cli
 COPY --from=code /app /app
@@ -70,7 +70,10 @@ COPY --from=code /app /app
 USER 10001
 CMD ["python", "-m", "services.rewarder.main"]
 
-FROM streams-packages AS reward-worker
+FROM streams-packages AS reward-worker-packages
+RUN cd /source && ./install.sh extras rewards
+
+FROM reward-worker-packages AS reward-worker
 COPY --from=code /app /app
 USER 10001
 CMD ["python", "-m", "services.rewarder.worker", "--reward", "/rewards/rewards.py:score"]
