@@ -76,10 +76,8 @@ class AggregatorPartition:
         self._groups: dict[str, Group] = {}
         self._closing: dict[Key, Attempt] = {}
         self._time = 0
-        self._forgotten: dict[Key, int] = {}
-        """Closed attempts no longer in memory, and a record time before which their last revision was not written."""
         self._let_go: dict[str, int] = {}
-        """Their groups, and a record time before which nothing was written of them."""
+        """Groups no longer in memory, and a record time before which nothing was written of them."""
         self._since = since
         self._known: dict[str, dict[Key, Episode]] = {}
         for episode in written:
@@ -135,11 +133,10 @@ class AggregatorPartition:
     def _declare(self, event: AgentStatus, settle: Settle) -> None:
         if event.kind is not StatusKind.declared or event.declaration is None:
             raise Rejected(f"status {event.kind} without a rollout")
-        if any((rollout_id, 0) in self._forgotten for rollout_id in event.declaration.rollout_ids):
-            settle()
-            return
         group = self._group(event.group_id)
         group.declared = group.declared or event
+        # Found in the log before it came, it may have been judged without the rollouts of which nothing is known.
+        group.judged = False
         group.unsettled.append(settle)
 
     async def _close(self) -> None:
@@ -154,7 +151,7 @@ class AggregatorPartition:
         read = self._position(LLM_CALLS)
         closable = [attempt for attempt in self._closing.values() if attempt.barrier is not None and attempt.barrier <= read]
         if closable:
-            await self._recall(closable)
+            await self._recall(self._lacking(closable))
             # What has not ended after all, or is told to have ended only now, waits for its calls.
             ended = [attempt for attempt in closable if attempt.ended and attempt.barrier is not None]
             await asyncio.gather(*(self._write(attempt) for attempt in ended))
@@ -207,7 +204,9 @@ class AggregatorPartition:
 
     def _is_unsure(self, group_id: str, group: Group) -> bool:
         """Whether the log may hold of a group what memory does not: a declaration, and attempts that were closed and let go of."""
-        if group.declared is not None or group.recalled:
+        if group.recalled or group_id in self._let_go:
+            return not group.recalled
+        if group.declared is not None:
             return False
         minted = minted_at(group_id)
         was_declared = any(
@@ -215,13 +214,17 @@ class AggregatorPartition:
         )
         return was_declared or group_id in self._let_go or (minted is not None and minted < self._since + _SKEW_MS)
 
-    async def _recall(self, attempts: Iterable[Attempt]) -> None:
-        """Read again from the log what is known of these attempts' groups, of all in one go, where memory lacks some of it."""
+    def _lacking(self, attempts: Iterable[Attempt]) -> set[str]:
+        """Groups of these attempts of which memory lacks something."""
         groups = {attempt.group_id: self._groups[attempt.group_id] for attempt in attempts}
         lacking = {attempt.group_id for attempt in attempts if self._lacks(attempt, groups[attempt.group_id])}
-        lacking |= {group_id for group_id, group in groups.items() if self._is_unsure(group_id, group)}
+        return lacking | {group_id for group_id, group in groups.items() if self._is_unsure(group_id, group)}
+
+    async def _recall(self, lacking: Collection[str]) -> None:
+        """Read again from the log what it holds of these groups, of all in one go."""
         if not lacking:
             return
+        groups = {group_id: self._groups[group_id] for group_id in lacking}
         times = [minted_at(group_id) or self._let_go.get(group_id, _SKEW_MS) for group_id in lacking]
         since = max(0, min(times) - _SKEW_MS)
         _log.info("reading groups from the log again", groups=len(lacking), since=since)
@@ -261,6 +264,7 @@ class AggregatorPartition:
             if now_ms() >= self._next_forget:
                 self._next_forget = now_ms() + _FORGET_EVERY_MS
                 self._forget()
+            await self._recall([group_id for group_id, group in self._groups.items() if self._is_unsure(group_id, group)])
             now = max(self._time, now_ms())
             due = [group for group in self._groups.values() if self._overdue(group, now)]
             quiet = [attempt for name, group in self._groups.items() for attempt in self._silent(name, group, now)]
@@ -318,16 +322,12 @@ class AggregatorPartition:
             if all(episode.event_time < before for episode in written.values()):
                 del self._known[group_id]
                 self._let_go_of(group_id, written.values())
-        for key in list(islice(self._forgotten, max(0, len(self._forgotten) - self._settings.remember_attempts))):
-            del self._forgotten[key]
         for group_id in list(islice(self._let_go, max(0, len(self._let_go) - self._settings.remember_attempts))):
             del self._let_go[group_id]
             self._since = max(self._since, minted_at(group_id) or 0)
 
     def _let_go_of(self, group_id: str, episodes: Collection[Episode]) -> None:
-        began = min((episode.started_at for episode in episodes), default=0)
-        self._let_go[group_id] = began
-        self._forgotten.update({(episode.rollout_id, episode.attempt): began for episode in episodes})
+        self._let_go[group_id] = min((episode.started_at for episode in episodes), default=0)
 
 
 def _weight(call: LlmCall) -> int:

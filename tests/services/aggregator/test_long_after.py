@@ -56,12 +56,12 @@ class Aggregator:
         self.committed = {LLM_CALLS.name: 0, AGENT_STATUS.name: 0}
         self.start(NOW - HOUR)
 
-    def start(self, since: int, **changes: float) -> None:
+    def start(self, since: int, written: Iterable[Episode] = (), **changes: float) -> None:
         """With no memory of what was written before it starts to look."""
         self._read = dict(self.committed)
         self._orders = {name: AckOrder() for name in self._read}
         settings = AggregatorSettings(**changes)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-        self.partition = AggregatorPartition(0, self._log, settings, lambda topic: self._read[topic.name], (), since)
+        self.partition = AggregatorPartition(0, self._log, settings, lambda topic: self._read[topic.name], written, since)
 
     async def run(self, *events: LlmCall | AgentStatus) -> None:
         for event in events:
@@ -185,3 +185,21 @@ async def test_one_never_heard_of_is_timed_out_though_its_group_was_looked_for_i
         (rollout_id(0, 2), FailureKind.agent_silent),
     ]
     assert len(log.episodes()) == 3
+
+
+async def test_a_declaration_that_a_start_reads_again_is_judged_though_its_first_episodes_were_let_go_of(
+    log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aggregator = Aggregator(log)
+    await aggregator.run(make_declared(0, 2, at=NOW, deadline=NOW + 1_000), make_call(at=NOW), make_status(at=NOW + 10))
+    written = log.episodes()
+    assert len(written) == 1
+    aggregator.start(NOW - HOUR, written, keep_s=0)
+    monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 2_000)
+    # Before anything is read.
+    await aggregator.partition.work()
+    for later in (3_000, 4_000, 20_000):
+        monkeypatch.setattr(partition_module, "now_ms", lambda later=later: NOW + later)
+        await aggregator.run()
+    assert [episode.rollout_id for episode in log.episodes()] == [rollout_id(0, 0), rollout_id(0, 1)]
+    assert aggregator.committed == {LLM_CALLS.name: 1, AGENT_STATUS.name: 3}
