@@ -166,6 +166,8 @@ def test_rewards_by_curl_become_a_weight_update_that_is_served(deployment: Deplo
         while parse_version(served(deployment)).step < 1:
             assert time.monotonic() < deadline, deployment.logs("learner")[-3000:] + deployment.logs("applier")[-2000:]
             client.play(4)
+            # The learner needs the cores, too.
+            time.sleep(2)
 
     timed("calls and rewards until new weights are served", learn)
     say(f"  {served(deployment)} after {time.monotonic() - began:.1f} s")
