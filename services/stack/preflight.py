@@ -28,6 +28,7 @@ from services.gateway.settings import GatewaySettings
 from services.kafka import KafkaSettings
 from services.learner.settings import LearnerSettings
 from services.learner.trainer_settings import TrainerSettings
+from services.rewarder.judge_settings import JudgeSettings
 from services.rewarder.settings import RewarderSettings, RewardWorkerSettings
 
 GIB = 1 << 30
@@ -39,6 +40,7 @@ SERVICES: tuple[type[BaseSettings], ...] = (
     AggregatorSettings,
     RewarderSettings,
     RewardWorkerSettings,
+    JudgeSettings,
     LearnerSettings,
     TrainerSettings,
 )

@@ -14,6 +14,7 @@ from services.gateway.settings import GatewaySettings
 from services.kafka import KafkaSettings
 from services.learner.settings import LearnerSettings
 from services.learner.trainer_settings import TrainerSettings
+from services.rewarder.judge_settings import JudgeSettings
 from services.rewarder.settings import RewarderSettings, RewardWorkerSettings
 from services.runner.settings import RunnerSettings
 
@@ -25,6 +26,7 @@ SECTIONS: dict[str, type[BaseSettings]] = {
     "Aggregator": AggregatorSettings,
     "Rewarder": RewarderSettings,
     "Reward worker": RewardWorkerSettings,
+    "Judge": JudgeSettings,
     "Learner": LearnerSettings,
     "Trainer, within the learner": TrainerSettings,
     "Runner (`fulgurite run`)": RunnerSettings,

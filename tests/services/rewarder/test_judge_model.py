@@ -1,0 +1,65 @@
+"""A judge's questions over HTTP, against a server that does as it is told: every failure is typed, what may pass is asked again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from services.rewarder.judge_errors import BadVerdict, JudgeFailed, JudgeRefused, JudgeUnreachable
+from services.rewarder.judge_model import JudgeModel
+from services.rewarder.judge_prompt import DEFAULT_RUBRIC, Score, question
+from services.rewarder.judge_settings import JudgeSettings
+from tests.integration.stub_upstream import running_stub
+
+ASKED = question([[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]], DEFAULT_RUBRIC, 1_000)
+SCORES = [{"trajectory_id": "1", "explanation": "worse", "score": 0}, {"trajectory_id": "2", "explanation": "better", "score": 1}]
+KEY = "sk-very-secret"
+
+
+def settings(url: str, **changed: Any) -> JudgeSettings:
+    return JudgeSettings.model_validate(
+        {"base_url": f"{url}/v1/", "api_key": KEY, "retries": 2, "retry_wait_s": 0.0, "timeout_s": 5.0, **changed}
+    )
+
+
+async def test_a_good_answer_is_asked_for_once() -> None:
+    async with running_stub() as stub, JudgeModel("big", "judge", settings(stub.url, temperature=0.0)) as model:
+        stub.reset(words=[json.dumps({"scores": SCORES})])
+        assert await model.scores(ASKED) == [Score("1", "worse", 0.0), Score("2", "better", 1.0)]
+        [body] = stub.requests
+        assert (body["model"], body["temperature"], body["response_format"]) == ("big", 0.0, ASKED.response_format())
+        [headers] = stub.headers
+        assert (headers["Authorization"], headers["x-fulgurite-agent"]) == (f"Bearer {KEY}", "judge")
+
+
+@pytest.mark.parametrize(
+    ("script", "failure", "times"),
+    [
+        ({"words": ["nonsense"]}, BadVerdict, 3),
+        ({"words": []}, BadVerdict, 3),
+        ({"finish_reason": "length"}, BadVerdict, 3),
+        ({"finish_reason": "content_filter"}, JudgeRefused, 1),
+        ({"status": 500, "error": "broken"}, JudgeUnreachable, 3),
+        ({"status": 429, "error": "slow down"}, JudgeUnreachable, 3),
+        ({"status": 400, "error": "no such format"}, JudgeRefused, 1),
+        ({"status": 401, "error": f"bad key {KEY}"}, JudgeRefused, 1),
+        ({"hang": True}, JudgeUnreachable, 3),
+    ],
+)
+async def test_a_failure_is_typed_and_asked_again_if_that_may_help(script: dict[str, Any], failure: type[JudgeFailed], times: int) -> None:
+    async with running_stub() as stub, JudgeModel("big", "judge", settings(stub.url, timeout_s=0.2)) as model:
+        stub.reset(**script)
+        with pytest.raises(failure) as told:
+            await model.scores(ASKED)
+        assert len(stub.requests) == times
+        assert KEY not in told.value.told()
+
+
+async def test_a_server_that_is_away_is_told() -> None:
+    async with running_stub() as stub:
+        url = stub.url
+    async with JudgeModel("big", "judge", settings(url)) as model:
+        with pytest.raises(JudgeUnreachable, match="ClientConnectorError"):
+            await model.scores(ASKED)
