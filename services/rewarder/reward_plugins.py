@@ -35,7 +35,8 @@ class RewardPlugin:
         return [
             AgentReward(
                 event_id=verdict_id(name, self.source, episode),
-                event_time=episode.event_time,
+                # Of verdicts on an episode's revisions the last one's counts: it has more inputs, but perhaps no later time.
+                event_time=episode.event_time + len(episode.inputs),
                 group_id=episode.group_id,
                 rollout_id=episode.rollout_id,
                 attempt=episode.attempt,

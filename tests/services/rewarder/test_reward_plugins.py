@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fulgurite.events import Episode
-from fulgurite.stitching import stitch
+from fulgurite.rewards import counted
+from fulgurite.stitching import Input, stitch
 from services.rewarder.errors import OutOfMemory, PluginError, ProcessEnded, RewardFailed, TookTooLong
 from services.rewarder.reward_plugins import RewardPlugin
 from services.rewarder.sandbox import Limits, Sandbox
@@ -135,3 +136,16 @@ def test_what_cannot_be_loaded_says_why(rewards: Path) -> None:
     ):
         with pytest.raises(PluginError, match=told):
             RewardPlugin(reference, "score")
+
+
+def test_of_verdicts_on_revisions_the_one_on_the_last_counts(rewards: Path) -> None:
+    plugin = RewardPlugin(f"{rewards}:rewards", "reward")
+    inputs: list[Input] = [make_declared(), make_call(), make_status()]
+    # Calls that were made before the end, and came after it: no revision is later than the other by its time.
+    revisions = [stitch([*inputs, *(make_call(turn=turn) for turn in range(1, late + 1))]) for late in range(6)]
+    assert len({episode.event_time for episode in revisions if episode}) == 1
+    told = [plugin.verdicts(episode, {"reward": float(len(episode.calls))})[0] for episode in revisions if episode]
+    for newest in range(6):
+        episode = revisions[newest]
+        assert episode is not None
+        assert counted(episode, told[: newest + 1]) == (told[newest],)
