@@ -39,6 +39,8 @@ class Processes(Deployment):
         super().__init__(bootstrap, prefix, folder)
         self._worker = ("--reward", reward, "--run-id", "chaos")
         self.environment["FULGURITE_REWARD_WORKER_SESSION_TIMEOUT_S"] = "6"
+        # One that is ended by a fault of its own says where it was.
+        self.environment["PYTHONFAULTHANDLER"] = "1"
 
     def spawn(self, name: str, *, forgetful: bool = False) -> Path:
         """Start a process by its name and go on: `aggregator`, or `aggregator.second` for another of the group."""
