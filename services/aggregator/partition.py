@@ -275,7 +275,7 @@ class AggregatorPartition:
         if any(self._position(topic) < end for topic, end in self._trial.ends.items()):
             return
         trial, self._trial = self._trial, None
-        verdicts = [self._silence(attempt) for attempt in trial.quiet if not attempt.ended and self._is_silent(attempt, trial.now)]
+        verdicts = [self._silence(attempt) for attempt in trial.quiet if self._stayed_silent(attempt, trial.now)]
         for group in trial.due:
             group.judged = True
             if group.declared is not None:
@@ -292,6 +292,11 @@ class AggregatorPartition:
         if group.declared is not None or self._is_unsure(group_id, group):
             return []
         return [attempt for attempt in group.attempts.values() if not attempt.ended and self._is_silent(attempt, now)]
+
+    def _stayed_silent(self, attempt: Attempt, now: int) -> bool:
+        """Now that all is read: where calls were read first, the declaration came only since."""
+        group = self._groups.get(attempt.group_id)
+        return group is not None and group.declared is None and not attempt.ended and self._is_silent(attempt, now)
 
     def _is_silent(self, attempt: Attempt, now: int) -> bool:
         return attempt.last_event_time + int(self._settings.silence_s * 1000) <= now

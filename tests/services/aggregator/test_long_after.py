@@ -63,11 +63,11 @@ class Aggregator:
         settings = AggregatorSettings(**changes)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         self.partition = AggregatorPartition(0, self._log, settings, lambda topic: self._read[topic.name], written, since)
 
-    async def run(self, *events: LlmCall | AgentStatus) -> None:
+    async def run(self, *events: LlmCall | AgentStatus, only: Topic | None = None) -> None:
         for event in events:
             self._log.topics[(LLM_CALLS if isinstance(event, LlmCall) else AGENT_STATUS).name].append(event)
         for _ in range(4):
-            for topic in (LLM_CALLS, AGENT_STATUS):
+            for topic in (LLM_CALLS, AGENT_STATUS) if only is None else (only,):
                 for event in self._log.topics[topic.name][self._read[topic.name] :]:
                     self._read[topic.name] += 1
                     assert isinstance(event, LlmCall | AgentStatus)
@@ -203,3 +203,15 @@ async def test_a_declaration_that_a_start_reads_again_is_judged_though_its_first
         await aggregator.run()
     assert [episode.rollout_id for episode in log.episodes()] == [rollout_id(0, 0), rollout_id(0, 1)]
     assert aggregator.committed == {LLM_CALLS.name: 1, AGENT_STATUS.name: 3}
+
+
+async def test_calls_that_are_read_long_before_their_declaration_are_not_silent(log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an outage: the calls of a backlog are old, and the other topic is read later."""
+    aggregator = Aggregator(log)
+    declared, call = make_declared(0, 1, at=NOW, deadline=NOW + HOUR), make_call(at=NOW)
+    monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 600_000)
+    log.topics[LLM_CALLS.name].append(call)
+    log.topics[AGENT_STATUS.name].append(declared)
+    await aggregator.run(only=LLM_CALLS)
+    await aggregator.run()
+    assert log.topics[AGENT_STATUS.name] == [declared]
