@@ -11,9 +11,10 @@ import hashlib
 import json
 import shutil
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from fulgurite.codec import Codec
 from fulgurite.events import Artifact, PolicyApplied, PolicyRoute, PolicyUpdate, Probe, RouteTarget
 from fulgurite.ids import derive_id
-from fulgurite.kinds import ApplyOutcome, ArtifactFormat, UpdateKind
+from fulgurite.kinds import ApplyOutcome, ArtifactFormat, CallOutcome, UpdateKind
 from fulgurite.tokens import pack_ids, pack_logprobs
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from services.applier.engine import Engine
@@ -35,6 +36,7 @@ from services.stack.model import tiny_model
 from services.stack.supervise import ProcessSpec, Supervisor
 from services.stack.vllm_local import LocalVllm
 from services.topic_admin import create_topics
+from tests.integration.gateway_process import Gateway, running_gateway
 from tests.integration.lora_adapter import Adapter, emptied
 
 pytestmark = pytest.mark.engine
@@ -305,6 +307,43 @@ def test_an_update_that_an_applier_left_half_done_is_taken_up(bench: Bench, weig
     assert difference(bench.serves("policy@1.1"), weights[0].logprobs) < 0.1
 
 
+@contextlib.contextmanager
+def traffic(bench: Bench, folder: Path) -> Generator[list[str | None]]:
+    """Agents that call through a gateway all the time, whether the engine is there or not: the versions of the answers, as they come."""
+    versions: list[str | None] = []
+    over = threading.Event()
+
+    async def agent(gateway: Gateway) -> None:
+        body = {"model": "policy", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+        while not over.is_set():
+            async with gateway.post("/v1/chat/completions", body) as response:
+                if response.status == 200:
+                    versions.append(response.headers.get("x-fulgurite-version"))
+            await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        async with running_gateway(bench.settings, bench.vllm.base_url, folder, make_topics=False) as gateway:
+            await asyncio.gather(*(agent(gateway) for _ in range(3)))
+            answered = [call for call in await gateway.calls() if call.outcome is CallOutcome.success]
+            versions.extend(version for call in answered for version in (call.version_first, call.version_last))
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    try:
+        until(lambda: len(versions) > 3)
+        yield versions
+    finally:
+        over.set()
+        thread.join()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_restarted_engine_is_brought_back_with_its_adapters(bench: Bench, weights: list[Weights], tmp_path: Path) -> None:
     async def adapted() -> list[float]:
         async with Engine(bench.vllm.base_url) as engine:
@@ -319,9 +358,13 @@ def test_a_restarted_engine_is_brought_back_with_its_adapters(bench: Bench, weig
     bench.wait_applied("writer@1.1")
     at_first = asyncio.run(adapted())
     assert difference(at_first, weights[0].logprobs) > 0.3
-    bench.vllm.process.kill()
-    bench.vllm.start().wait_ready()
-    after = bench.wait_applied("policy@1.1", times=2)
+    with traffic(bench, tmp_path) as versions:
+        bench.vllm.process.kill()
+        restarted = len(versions)
+        bench.vllm.start().wait_ready()
+        after = bench.wait_applied("policy@1.1", times=2)
+        until(lambda: len(versions) > restarted + 3)
+    assert set(versions) == {"policy@1.1"}, "no call met the base weights"
     assert after.engine_id != before.engine_id
     assert after.previous == "policy@0.0"
     assert difference(bench.serves("policy@1.1"), weights[0].logprobs) < 0.1

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
 from fulgurite.codec import Codec
 from fulgurite.deltas import link_of, shorten
@@ -23,7 +24,10 @@ from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, To
 from services.calls import CallReader
 from services.claims import redeemed
 from services.cli.ledger import read_books
+from services.cli.main import app
 from services.kafka import EventProducer, KafkaSettings, read_all
+from services.replay.archive import ArchiveSource
+from services.replay.groups import read_groups
 from services.stack.kafka_local import LocalKafka
 from services.topic_admin import create_topics
 from tests.integration.gateway_process import kafka_settings, running_gateway
@@ -92,6 +96,32 @@ async def test_an_agents_turns_are_deltas_and_its_episode_is_whole(kafka: LocalK
     assert [call.request for call in episode.calls] == [*sent[:4], None]
     assert redeemed(episode.calls[4]).request == sent[4]
     assert all(call.parent is None for call in episode.calls)
+    await asyncio.to_thread(archived_and_pruned, settings, tmp_path, sent)
+
+
+def archived_and_pruned(settings: KafkaSettings, folder: Path, sent: list[str]) -> None:
+    """A claim that the log names stays, however old; the archive needs it no more."""
+    environment = {
+        "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+        "FULGURITE_TOPIC_PREFIX": settings.topic_prefix,
+        "FULGURITE_DATA_DIR": str(folder / "data"),
+    }
+
+    def fulgurite(*arguments: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, [*arguments, "--json"], env=environment)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    assert fulgurite("archive", str(folder / "archive"))["claims"] == 1
+    [claim] = [path for path in (folder / "data" / "claims").rglob("*") if path.is_file()]
+    assert fulgurite("claims", "prune")["young"] == 1
+    os.utime(claim, (1_000, 1_000))
+    pruned = fulgurite("claims", "prune")
+    assert (pruned["named"], pruned["removed"]) == (1, 0)
+    claim.unlink()
+    [group] = read_groups(ArchiveSource(folder / "archive"), CODEC)
+    assert not group.unreadable
+    assert redeemed(group.episodes()[0].calls[4]).request == sent[4]
 
 
 def test_what_cannot_be_made_whole_is_a_dead_letter_and_the_ledger_balances(kafka: LocalKafka, tmp_path: Path, topic_prefix: str) -> None:

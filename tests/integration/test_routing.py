@@ -37,11 +37,17 @@ class Backend(Stub):
         super().__init__()
         self.takes_s = 0.0
         self.turnstile: asyncio.Semaphore | None = None
+        self.restarted = False
+        """It refuses, as our plug-in does, whoever expects more than its base weights."""
+        self.expected: list[str | None] = []
         self.runner: web.AppRunner | None = None
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """As Stub, later."""
         body = await request.json()
+        self.expected.append(request.headers.get("x-fulgurite-expects"))
+        if self.restarted and self.expected[-1]:
+            return web.json_response({}, status=503, headers={"x-fulgurite-refused": "version"})
         await asyncio.sleep(self.takes_s)
         if self.turnstile is not None:
             self.headers.append({"who": body["messages"][0]["content"]})
@@ -185,6 +191,42 @@ async def test_calls_go_where_the_log_says(kafka: LocalKafka, topic_prefix: str,
                 return
             await asyncio.sleep(0.25)
         raise AssertionError("a backend that is back is not used again")
+
+
+async def test_a_restarted_engine_gets_no_call_before_its_version(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+    settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
+    async with (
+        backends("east", "west") as running,
+        running_gateway(settings, addresses(running), tmp_path, FULGURITE_QUEUE_TIMEOUT_S="2") as gateway,
+    ):
+        east, west = running["east"], running["west"]
+        west.restarted = True
+        log = Log(gateway)
+        try:
+            for step in (0, 1, 2):
+                await log.update(step)
+            assert (await gateway.json(CHAT, BODY))[0] == 200, "nobody has told that a backend has a version"
+            await log.applied("west", 2)
+        finally:
+            log.close()
+        assert {*east.expected, *west.expected} == {None}
+
+        west.expected.clear()
+        assert (await gateway.json(CHAT, BODY))[0] == 200
+        assert (west.expected, east.expected[-1]) == (["policy@1.2"], None)
+
+        await east.kill()
+        waiting = asyncio.create_task(gateway.json(CHAT, BODY))
+        await _until(lambda: len(west.expected) > 2)
+        west.restarted = False
+        assert (await waiting)[0] == 200, "it waited"
+
+        west.restarted = True
+        async with gateway.post(CHAT, BODY) as response:
+            assert (response.status, response.headers["retry-after"]) == (503, "1")
+            assert (await response.json())["error"]["code"] == "version_not_loaded"
+        refused = [call for call in await gateway.calls() if call.outcome is not CallOutcome.success]
+        assert [(call.outcome, call.failure) for call in refused] == [(CallOutcome.refused, FailureKind.infrastructure)]
 
 
 async def test_training_is_sampled_as_its_alias_declares(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
