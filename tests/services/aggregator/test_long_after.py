@@ -15,14 +15,19 @@ from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
 from services.aggregator import partition as partition_module
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
-from services.clock import now_ms
 from services.kafka import KafkaSettings, Record
 from services.streams import AckOrder, Log
 from tests import synthetic
 from tests.synthetic import make_call, make_declared, make_status, rollout_id
 
-NOW = now_ms()
+NOW = 1_800_000_000_000
 HOUR = 3_600_000
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands still until a test moves it."""
+    monkeypatch.setattr(partition_module, "now_ms", lambda: NOW)
 
 
 class MemoryLog(Log):

@@ -16,7 +16,6 @@ from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, To
 from services.aggregator import partition as partition_module
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
-from services.clock import now_ms
 from services.kafka import KafkaSettings, Record
 from services.streams import AckOrder, Log
 from tests.synthetic import make_call, make_declared, make_status
@@ -58,10 +57,16 @@ class Reader:
         await self.partition.work()
 
 
-NOW = now_ms()
+NOW = 1_800_000_000_000
 DECLARED = make_declared(0, 1, at=NOW, deadline=NOW + 86_400_000)
 CALLS = [make_call(turn=turn, at=NOW + turn) for turn in range(2)]
 DONE = make_status(at=NOW + 10)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands still until a test moves it."""
+    monkeypatch.setattr(partition_module, "now_ms", lambda: NOW)
 
 
 async def test_an_attempt_waits_for_the_calls_that_were_in_the_log_when_it_ended() -> None:
@@ -168,5 +173,5 @@ async def test_attempts_beyond_those_that_are_remembered_are_forgotten(monkeypat
 
 async def later(reader: Reader, monkeypatch: pytest.MonkeyPatch, ms: int) -> None:
     """Let time pass."""
-    monkeypatch.setattr(partition_module, "now_ms", lambda: now_ms() + ms)
+    monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + ms)
     await reader.partition.work()
