@@ -1,9 +1,9 @@
 """Processes in which a reward function runs: one verdict at a time each, in bounded time and memory.
 
 A function that takes too long is ended with its process, as is one that crashes; another process takes its place. The memory it may take is
-counted beyond what importing it took, as address space (`RLIMIT_AS`): what asks for more gets a MemoryError. Async functions have an event
-loop for the life of their process, so that a client made at import keeps its connections. This bounds accidents; it keeps no secrets from a
-function and stops no malice.
+counted beyond what importing it took, as address space (`RLIMIT_AS`): what asks for more gets a MemoryError, and its process is ended with
+all that it kept. Async functions have an event loop for the life of their process, so that a client made at import keeps its connections.
+This bounds accidents; it keeps no secrets from a function and stops no malice.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import multiprocessing
+import os
 import resource
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,8 +40,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Failed(NamedTuple):
     """How a function failed, in words that cross between processes."""
 
-    out_of_memory: bool
     told: str
+
+
+_OUT_OF_MEMORY = 77
+"""Exit code of a process that reached its limit: it may have no memory left to say so otherwise."""
 
 
 class Sandbox:
@@ -48,30 +53,54 @@ class Sandbox:
     def __init__(self, reference: str, name: str, limits: Limits) -> None:
         """`reference` can be loaded; `name` is the reward's where the function gives a plain number."""
         self._limits = limits
-        # A fork of a process without threads: cheap, and it inherits no broker connection.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__])
-        self._pool = ProcessPool(limits.processes, initializer=_prepare, initargs=(reference, name, limits.memory_mb), context=context)
+        self._initargs = (reference, name, limits.memory_mb)
+        self._pool = self._new_pool()
 
     async def judge(self, episode: Episode) -> dict[str, float]:
         """Rewards by name; empty for none. Raises RewardFailed."""
         data = msgspec.msgpack.encode(episode)
         try:
-            given = await asyncio.wrap_future(self._pool.schedule(_judge, (data,), timeout=self._limits.timeout_s))
+            given = await self._given(data)
+        except BrokenProcessPool as error:
+            raise ProcessEnded("its processes ended twice without a word") from error
         except TimeoutError as error:
             raise TookTooLong(f"no value within {self._limits.timeout_s:g} s") from error
         except ProcessExpired as error:
+            if self._limits.memory_mb and error.exitcode == _OUT_OF_MEMORY:
+                raise OutOfMemory(f"it wanted more than {self._limits.memory_mb} MiB") from error
             raise ProcessEnded(f"its process ended with code {error.exitcode}") from error
         if not isinstance(given, Failed):
             return given
-        if given.out_of_memory:
-            raise OutOfMemory(f"it wanted more than {self._limits.memory_mb} MiB")
         raise RewardFailed(given.told)
 
     def close(self) -> None:
         """Ends the processes, whatever they do."""
         self._pool.stop()
         self._pool.join()
+
+    def _new_pool(self) -> ProcessPool:
+        # A fork of a process without threads: cheap, and it inherits no broker connection.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", __name__])
+        return ProcessPool(self._limits.processes, initializer=_prepare, initargs=self._initargs, context=context)
+
+    async def _given(self, data: bytes) -> dict[str, float] | Failed:
+        pool = self._working_pool()
+        try:
+            return await self._ask(pool, data)
+        except BrokenProcessPool:
+            # One that ended while it had nothing to do, killed for want of memory say, ends its pool: no fault of this episode.
+            return await self._ask(self._working_pool(), data)
+
+    def _ask(self, pool: ProcessPool, data: bytes) -> asyncio.Future[dict[str, float] | Failed]:
+        return asyncio.wrap_future(pool.schedule(_judge, (data,), timeout=self._limits.timeout_s))
+
+    def _working_pool(self) -> ProcessPool:
+        if self._pool.active:
+            return self._pool
+        self.close()
+        self._pool = self._new_pool()
+        return self._pool
 
 
 class _Child(NamedTuple):
@@ -100,8 +129,9 @@ def _judge(data: bytes) -> dict[str, float] | Failed:
         given = child.function(EpisodeView(msgspec.msgpack.decode(data, type=Episode)))
         return named(child.loop.run(given) if inspect.iscoroutine(given) else given, child.name)
     except MemoryError:
-        return Failed(True, "")
+        # What the function kept would be taken from the next episodes.
+        os._exit(_OUT_OF_MEMORY)
     except RewardFailed as error:
-        return Failed(False, str(error))
+        return Failed(str(error))
     except Exception as error:  # noqa: BLE001 - a user's function may raise anything
-        return Failed(False, f"{type(error).__name__}: {error}")
+        return Failed(f"{type(error).__name__}: {error}")

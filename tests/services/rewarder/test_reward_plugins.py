@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,9 @@ def infinite(episode): return float("inf")
 def raises(episode): return episode.task["no such key"]
 def process(episode): return os.getpid()
 def greedy(episode): return len(bytearray(2**29))
+def keeps(episode):
+    while True: asked.append(bytes(2**22))
+def held(episode): return len(asked)
 def hangs(episode): time.sleep(600)
 def ends(episode): os._exit(7)
 async def later(episode):
@@ -61,6 +65,13 @@ def sandbox(rewards: Path) -> Iterator[Sandbox]:
     running = RewardPlugin(f"{rewards}:rewards", "score").sandbox(Limits(processes=1, timeout_s=1.0, memory_mb=256))
     yield running
     running.close()
+
+
+def wait_for_end(pid: int) -> None:
+    until = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def asking(question: str) -> Episode:
@@ -91,6 +102,7 @@ async def test_values(sandbox: Sandbox, function: str, expected: dict[str, float
         ("never", TookTooLong, "no value within 1 s"),
         ("hangs", TookTooLong, "no value within 1 s"),
         ("greedy", OutOfMemory, "it wanted more than 256 MiB"),
+        ("keeps", OutOfMemory, "it wanted more than 256 MiB"),
         ("ends", ProcessEnded, "its process ended with code 7"),
     ],
 )
@@ -102,6 +114,22 @@ async def test_failures_are_told_and_the_next_episode_is_judged(
     assert await sandbox.judge(asking("number")) == {"score": 0.25}
 
 
+@pytest.mark.parametrize("function", ["greedy", "keeps"])
+async def test_what_wanted_too_much_memory_leaves_nothing_to_the_next_episode(sandbox: Sandbox, function: str) -> None:
+    process = await sandbox.judge(asking("process"))
+    with pytest.raises(OutOfMemory):
+        await sandbox.judge(asking(function))
+    assert await sandbox.judge(asking("process")) != process
+    assert await sandbox.judge(asking("held")) == {"score": 0.0}
+
+
+async def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(sandbox: Sandbox) -> None:
+    process = int((await sandbox.judge(asking("process")))["score"])
+    os.kill(process, signal.SIGKILL)
+    await asyncio.to_thread(wait_for_end, process)
+    assert await asyncio.gather(*(sandbox.judge(asking("number")) for _ in range(4))) == [{"score": 0.25}] * 4
+
+
 async def test_an_async_function_has_one_loop_for_all_episodes(sandbox: Sandbox) -> None:
     assert [await sandbox.judge(asking("later")) for _ in range(2)] == [{"score": 1.0}] * 2
 
@@ -111,10 +139,7 @@ def test_a_function_runs_in_a_process_of_its_own_that_ends_with_the_sandbox(rewa
     pid = int(asyncio.run(sandbox.judge(asking("process")))["pid"])
     sandbox.close()
     assert pid != os.getpid()
-    until = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    wait_for_end(pid)
 
 
 def test_a_source_tells_which_code_it_is(rewards: Path) -> None:
