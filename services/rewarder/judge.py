@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -25,21 +24,22 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from fulgurite.codec import Codec
 from fulgurite.errors import BadClaim
-from fulgurite.events import DeadLetter, Episode
-from fulgurite.ids import derive_id
-from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES
+from fulgurite.events import Episode
+from fulgurite.topics import AGENT_REWARDS, EPISODES
 from services import logs, pulse
 from services.claims import redeemed_episode
-from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, read_all, read_message
+from services.kafka import EventProducer, KafkaSettings, Record, read_all, read_message
 from services.rewarder.judge_groups import Waiting, WaitingRoom
 from services.rewarder.judge_model import JudgeModel
 from services.rewarder.judge_prompt import DEFAULT_RUBRIC
 from services.rewarder.judge_settings import JudgeSettings
 from services.rewarder.judge_verdicts import GroupJudge
+from services.rewarder.reading import bury, episodes_consumer, run_until_signal
 from services.topic_admin import check_topics
 
 _log = logs.get()
 
+_STAGE = "judge"
 _POLL_S = 0.2
 """How soon a stop and a deadline are noticed; an episode wakes the poll at once."""
 _AT_ONCE = 64
@@ -79,8 +79,7 @@ class Judge:
 
     async def run(self) -> None:
         """Raises KafkaException, LogUnavailable: what is not committed is judged again."""
-        timeout = {"session.timeout.ms": int(self._settings.session_timeout_s * 1000), "fetch.wait.max.ms": 500}
-        consumer = make_consumer(self._kafka, self._group_id(), timeout)
+        consumer = episodes_consumer(self._kafka, self._group_id(), self._settings.session_timeout_s)
         consumer.subscribe([self._kafka.topic(EPISODES)], on_revoke=self._left, on_lost=self._left)
         _log.info("ready", judge=self._judge.source, run_id=self._run_id)
         try:
@@ -143,7 +142,7 @@ class Judge:
 
     async def _hear(self, record: Record) -> None:
         if not isinstance(record.event, Episode):
-            await self._bury(record)
+            await bury(self._producer, self._kafka, self._group_id(), _STAGE, record)
         elif self._is_ours(record.event):
             self._room.take(record.partition, record.offset, await self._readable(record.event))
         self._room.pass_by(record.partition, record.offset, record.event.event_time if record.event else 0)
@@ -203,21 +202,6 @@ class Judge:
     def _group_id(self) -> str:
         return f"{self._kafka.topic_prefix}judge.{self._run_id or 'all'}.{self._judge.name}"
 
-    async def _bury(self, record: Record) -> None:
-        letter = DeadLetter(
-            event_id=derive_id("dead", self._group_id(), record.partition, record.offset),
-            event_time=record.timestamp,
-            stage="judge",
-            error_type="CodecError",
-            error=record.error or "not an episode",
-            topic=self._kafka.topic(EPISODES),
-            partition=record.partition,
-            offset=record.offset,
-            key=record.key,
-            value=record.value,
-        )
-        await self._producer.publish(DEAD_LETTERS, (record.key or b"").decode("utf-8", "replace"), letter)
-
 
 async def run(arguments: Sequence[str]) -> int:
     """Until told to stop; the exit code: 2 for a rubric that cannot be read or a key that may not be used."""
@@ -238,10 +222,7 @@ async def run(arguments: Sequence[str]) -> int:
     kafka = KafkaSettings()
     check_topics(kafka)
     judge = Judge(GroupJudge(chosen.name, chosen.model, rubric, settings.max_characters), model, chosen.run_id, kafka, settings)
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, judge.stop)
-    await judge.run()
+    await run_until_signal(judge)
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 from collections.abc import Sequence
 from typing import cast
@@ -21,19 +20,20 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from fulgurite.codec import Codec
 from fulgurite.errors import BadClaim
-from fulgurite.events import AgentReward, DeadLetter, Episode
-from fulgurite.ids import derive_id
-from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES
+from fulgurite.events import AgentReward, Episode
+from fulgurite.topics import AGENT_REWARDS, EPISODES
 from services import logs, pulse
 from services.claims import redeemed_episode
-from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, read_message
+from services.kafka import EventProducer, KafkaSettings, read_message
 from services.rewarder.errors import PluginError, RewardFailed
+from services.rewarder.reading import bury, episodes_consumer, run_until_signal
 from services.rewarder.reward_plugins import RewardPlugin
 from services.rewarder.settings import RewardWorkerSettings
 from services.topic_admin import check_topics
 
 _log = logs.get()
 
+_STAGE = "reward-worker"
 _POLL_S = 0.2
 """How soon a stop is noticed; an episode wakes the poll at once."""
 
@@ -57,9 +57,7 @@ class RewardWorker:
 
     async def run(self) -> None:
         """Raises KafkaException, LogUnavailable: what is not committed is judged again."""
-        consumer = make_consumer(
-            self._kafka, self._group_id(), {"session.timeout.ms": int(self._settings.session_timeout_s * 1000), "fetch.wait.max.ms": 500}
-        )
+        consumer = episodes_consumer(self._kafka, self._group_id(), self._settings.session_timeout_s)
         consumer.subscribe([self._kafka.topic(EPISODES)])
         _log.info("ready", reward=self._plugin.source, run_id=self._run_id)
         try:
@@ -82,13 +80,14 @@ class RewardWorker:
     async def _handle(self, message: Message) -> None:
         record = read_message(message, self._codec)
         if not isinstance(record.event, Episode):
-            await self._bury(record)
+            await bury(self._producer, self._kafka, self._group_id(), _STAGE, record)
         elif self._is_ours(record.event):
             try:
                 # A function sees what was said, wherever it lies.
                 episode = await asyncio.to_thread(redeemed_episode, record.event)
             except BadClaim as error:
-                await self._bury(msgspec.structs.replace(record, error=str(error)), "BadClaim")
+                unreadable = msgspec.structs.replace(record, error=str(error))
+                await bury(self._producer, self._kafka, self._group_id(), _STAGE, unreadable, "BadClaim")
                 return
             rewards = await self._judge(episode)
             await asyncio.gather(*(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards))
@@ -109,21 +108,6 @@ class RewardWorker:
             error = str(failure)
             _log.warning("reward function failed", rollout_id=episode.rollout_id, kind=type(failure).__name__, error=error)
         return self._plugin.verdicts(episode, values, error)
-
-    async def _bury(self, record: Record, error_type: str = "CodecError") -> None:
-        letter = DeadLetter(
-            event_id=derive_id("dead", self._group_id(), record.partition, record.offset),
-            event_time=record.timestamp,
-            stage="reward-worker",
-            error_type=error_type,
-            error=record.error or "not an episode",
-            topic=self._kafka.topic(EPISODES),
-            partition=record.partition,
-            offset=record.offset,
-            key=record.key,
-            value=record.value,
-        )
-        await self._producer.publish(DEAD_LETTERS, (record.key or b"").decode("utf-8", "replace"), letter)
 
 
 def _take(consumer: Consumer, most: int) -> list[Message]:
@@ -162,11 +146,7 @@ async def run(arguments: Sequence[str]) -> int:
         return 2
     kafka = KafkaSettings()
     check_topics(kafka)
-    worker = RewardWorker(plugin, chosen.run_id, kafka, settings)
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, worker.stop)
-    await worker.run()
+    await run_until_signal(RewardWorker(plugin, chosen.run_id, kafka, settings))
     return 0
 
 
