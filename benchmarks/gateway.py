@@ -19,19 +19,11 @@ from typing import Any
 
 from benchmarks import gateway_peer
 from benchmarks.gateway_parts import Served, bench_folder, gateway, kafka, load, measured, passthrough, stub
+from benchmarks.tables import table
 from services.stack.model import model_folder, tiny_model
 from services.stack.vllm_local import LocalVllm
 
 Row = dict[str, Any]
-
-
-def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Print Markdown."""
-    print(f"\n{title} (load average before: {_LOAD_BEFORE:.1f})\n")
-    print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * len(columns))
-    for row in rows:
-        print("| " + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row) + " |", flush=True)
 
 
 def throughput(given: argparse.Namespace) -> None:
@@ -208,7 +200,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "vllm": vllm,
     "agentlightning": agentlightning,
 }
-_LOAD_BEFORE = os.getloadavg()[0]
 
 
 def main() -> None:

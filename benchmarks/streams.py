@@ -22,6 +22,7 @@ from confluent_kafka import TopicPartition
 
 from benchmarks.gateway_parts import Served, bench_folder, kafka
 from benchmarks.streams_traffic import Agents, Gateway
+from benchmarks.tables import table
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, EPISODES, LLM_CALLS, TRAINING_LEDGER, TRAJECTORIES, Topic
 from services.kafka import KafkaSettings, make_consumer
 from services.stack.kafka_local import LocalKafka
@@ -108,15 +109,6 @@ def wait_until(condition: Callable[[], bool], what: str, every_s: float = 0.2) -
         if time.monotonic() > end:
             raise TimeoutError(f"waited {_PATIENCE_S:.0f} s until {what}")
         time.sleep(every_s)
-
-
-def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Print Markdown."""
-    print(f"\n{title} (load average before: {_LOAD_BEFORE:.1f})\n")
-    print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * len(columns))
-    for row in rows:
-        print("| " + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row) + " |", flush=True)
 
 
 def throughput(given: argparse.Namespace) -> None:
@@ -249,7 +241,6 @@ def settled_rss(worker: Served) -> float:
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"throughput": throughput, "disk": disk, "state": state}
-_LOAD_BEFORE = os.getloadavg()[0]
 
 
 def main() -> None:
