@@ -315,17 +315,23 @@ def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
         assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 30), reward(1, 0.0, 20)])
 
 
+def overtaken(after: int, value: float) -> Rewarder:
+    """One that died within a revision, after so many records of it, and went on when another reward had come."""
+    rewarder = closed()
+    put(rewarder.log, reward(0, None, 30))
+    rewarder.log.dies_after = after
+    with contextlib.suppress(Cut):
+        rewarder.run()
+    rewarder.log.dies_after = None
+    put(rewarder.log, reward(0, value, 40))
+    rewarder.start()
+    rewarder.run()
+    return rewarder
+
+
 def test_a_revision_begun_and_given_up_does_not_hide_the_one_that_counts() -> None:
     for after in range(4):
-        rewarder = closed()
-        put(rewarder.log, reward(0, None, 30))
-        rewarder.log.dies_after = after
-        with contextlib.suppress(Cut):
-            rewarder.run()
-        rewarder.log.dies_after = None
-        put(rewarder.log, reward(0, 1.0, 40))
-        rewarder.start()
-        rewarder.run()
+        rewarder = overtaken(after, 1.0)
         assert rewarder.all_settled()
         assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20)])
         last = rewarder.log.events(TRAJECTORIES)[-1]
@@ -335,15 +341,7 @@ def test_a_revision_begun_and_given_up_does_not_hide_the_one_that_counts() -> No
 
 def test_a_revision_that_was_begun_before_another_is_written_whole() -> None:
     for after in range(4):
-        rewarder = closed()
-        put(rewarder.log, reward(0, None, 30))
-        rewarder.log.dies_after = after
-        with contextlib.suppress(Cut):
-            rewarder.run()
-        rewarder.log.dies_after = None
-        put(rewarder.log, reward(0, 3.0, 40))
-        rewarder.start()
-        rewarder.run()
+        rewarder = overtaken(after, 3.0)
         put(rewarder.log, reward(0, None, 50))
         rewarder.run(100_000)
         assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 50), reward(1, 0.0, 20)])
