@@ -204,15 +204,17 @@ class AggregatorPartition:
 
     def _is_unsure(self, group_id: str, group: Group) -> bool:
         """Whether the log may hold of a group what memory does not: a declaration, and attempts that were closed and let go of."""
-        if group.recalled or group_id in self._let_go:
-            return not group.recalled
+        if group.recalled:
+            return False
+        if group_id in self._let_go:
+            return True
         if group.declared is not None:
             return False
         minted = minted_at(group_id)
         was_declared = any(
             attempt.published is not None and attempt.published.declaration is not None for attempt in group.attempts.values()
         )
-        return was_declared or group_id in self._let_go or (minted is not None and minted < self._since + _SKEW_MS)
+        return was_declared or (minted is not None and minted < self._since + _SKEW_MS)
 
     def _lacking(self, attempts: Iterable[Attempt]) -> set[str]:
         """Groups of these attempts of which memory lacks something."""
