@@ -1,6 +1,7 @@
 """Reward functions by reference: a user's, `rewards.py:fn`, or a built-in one, `builtin:f1(reference=answer)`.
 
 A function gets a `fulgurite.episode_view.EpisodeView` and returns a number, numbers by name, or None for no reward; it may be async.
+A user's file is imported by `load` alone, in a process of its own: what it does and needs at import is no matter of a worker's.
 """
 
 from __future__ import annotations
@@ -12,32 +13,30 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from fulgurite.episode_view import EpisodeView
 from fulgurite.errors import UnknownRule
-from services.rewarder.builtin import PREFIX, builtin
+from fulgurite.parameters import Chosen
+from services.rewarder.builtin import PREFIX, builtin, code_of
 from services.rewarder.errors import PluginError, RewardFailed
+from services.rewarder.own_imports import put_first
 
 Function = Callable[[EpisodeView], Any]
 
 
-class Loaded(NamedTuple):
-    """A function, and the name that tells which code it is: with the hash of its file's content."""
-
-    function: Function
-    source: str
-
-
-def load(reference: str) -> Loaded:
-    """Raises PluginError."""
+def source_of(reference: str) -> str:
+    """Which code it is: its name with the hash of its content. Raises PluginError for what is not there."""
     if reference.startswith(PREFIX):
-        return _builtin(reference.removeprefix(PREFIX))
-    file, _, function = reference.rpartition(":")
-    path = Path(file).resolve()
-    if not file or not path.is_file():
-        raise PluginError(f"{reference!r}: expected FILE.py:FUNCTION with an existing file, or {PREFIX}NAME")
-    return Loaded(_from_file(path, function), f"{path.name}:{function}#{_digest(path)}")
+        chosen = _chosen(reference)
+        return f"{PREFIX}{chosen}#{_digest(code_of(chosen.name))}"
+    path, function = _place(reference)
+    return f"{path.name}:{function}#{_digest(path.read_bytes())}"
+
+
+def load(reference: str) -> Function:
+    """Where it is a user's: changes what this process can import (`own_imports`). Raises PluginError."""
+    return _from_registry(reference) if reference.startswith(PREFIX) else _from_file(*_place(reference))
 
 
 def named(given: object, name: str) -> dict[str, float]:
@@ -53,16 +52,28 @@ def named(given: object, name: str) -> dict[str, float]:
     return rewards
 
 
-def _builtin(text: str) -> Loaded:
+def _chosen(reference: str) -> Chosen:
     try:
-        chosen, path = builtin(text)
+        return builtin(reference.removeprefix(PREFIX))
     except UnknownRule as error:
         raise PluginError(str(error)) from error
+
+
+def _from_registry(reference: str) -> Function:
+    chosen = _chosen(reference)
     try:
         module = importlib.import_module(f"{builtin.__module__}.{chosen.name}")
     except ImportError as error:
         raise PluginError(f"{PREFIX}{chosen.name} needs {error.name}: pip install 'fulgurite[rewards]'") from error
-    return Loaded(partial(module.reward, **chosen.parameters), f"{PREFIX}{chosen}#{_digest(path)}")
+    return partial(module.reward, **chosen.parameters)
+
+
+def _place(reference: str) -> tuple[Path, str]:
+    file, _, function = reference.rpartition(":")
+    path = Path(file).resolve()
+    if not file or not path.is_file():
+        raise PluginError(f"{reference!r}: expected FILE.py:FUNCTION with an existing file, or {PREFIX}NAME")
+    return path, function
 
 
 def _from_file(path: Path, function: str) -> Function:
@@ -71,8 +82,7 @@ def _from_file(path: Path, function: str) -> Function:
         raise PluginError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    # Beside the file lies what it imports.
-    sys.path.insert(0, str(path.parent))
+    put_first(path)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -83,5 +93,5 @@ def _from_file(path: Path, function: str) -> Function:
     return cast(Function, found)
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+def _digest(code: bytes) -> str:
+    return hashlib.sha256(code).hexdigest()[:12]

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from fulgurite.events import AgentReward, Episode
 from fulgurite.ids import derive_id
-from services.rewarder.functions import load
-from services.rewarder.sandbox import Limits, Sandbox
+from services.rewarder.functions import source_of
+from services.rewarder.sandbox import Limits, Sandbox, check
 
 
 class RewardPlugin:
@@ -19,8 +19,9 @@ class RewardPlugin:
     def __init__(self, reference: str, name: str) -> None:
         """Raises PluginError."""
         self.name = name
-        self.source = load(reference).source
+        self.source = source_of(reference)
         self._reference = reference
+        check(reference)
 
     def sandbox(self, limits: Limits) -> Sandbox:
         """Processes that run it."""

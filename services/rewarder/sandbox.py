@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import multiprocessing
+import multiprocessing.context
 import os
 import resource
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from fulgurite.episode_view import EpisodeView
 from fulgurite.events import Episode
-from services.rewarder.errors import OutOfMemory, ProcessEnded, RewardFailed, TookTooLong
+from services.rewarder.errors import OutOfMemory, PluginError, ProcessEnded, RewardFailed, TookTooLong
 from services.rewarder.functions import Function, load, named
 
 
@@ -45,6 +47,7 @@ class Failed(NamedTuple):
 
 _OUT_OF_MEMORY = 77
 """Exit code of a process that reached its limit: it may have no memory left to say so otherwise."""
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 
 class Sandbox:
@@ -53,7 +56,7 @@ class Sandbox:
     def __init__(self, reference: str, name: str, limits: Limits) -> None:
         """`reference` can be loaded; `name` is the reward's where the function gives a plain number."""
         self._limits = limits
-        self._initargs = (reference, name, limits.memory_mb)
+        self._initargs = (reference, os.environ.get(_SAFE_PATH), name, limits.memory_mb)
         self._pool = self._new_pool()
 
     async def judge(self, episode: Episode) -> dict[str, float]:
@@ -79,10 +82,7 @@ class Sandbox:
         self._pool.join()
 
     def _new_pool(self) -> ProcessPool:
-        # A fork of a process without threads: cheap, and it inherits no broker connection.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__])
-        return ProcessPool(self._limits.processes, initializer=_prepare, initargs=self._initargs, context=context)
+        return ProcessPool(self._limits.processes, initializer=_prepare, initargs=self._initargs, context=_processes())
 
     async def _given(self, data: bytes) -> dict[str, float] | Failed:
         pool = self._working_pool()
@@ -103,6 +103,39 @@ class Sandbox:
         return self._pool
 
 
+def check(reference: str) -> None:
+    """Load it once, in a process of its own. Raises PluginError."""
+    with ProcessPool(1, context=_processes()) as pool:
+        try:
+            refused = pool.schedule(_refused, (reference, os.environ.get(_SAFE_PATH))).result()
+        except ProcessExpired as error:
+            raise PluginError(f"{reference!r}: importing it ended its process with code {error.exitcode}") from error
+        except BrokenProcessPool as error:
+            raise PluginError(f"{reference!r}: its process ended as soon as it was started; what it wrote says why") from error
+    if refused is not None:
+        raise PluginError(refused)
+
+
+def _processes() -> multiprocessing.context.ForkServerContext:
+    """Forks of a process without threads: cheap, and they inherit no broker connection."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    before = os.environ.get(_SAFE_PATH)
+    # It would look for our modules in the working directory first, where a project may have a package of the same name.
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        _restore(before)
+    return context
+
+
+def _restore(safe_path: str | None) -> None:
+    os.environ.pop(_SAFE_PATH, None)
+    if safe_path is not None:
+        os.environ[_SAFE_PATH] = safe_path
+
+
 class _Child(NamedTuple):
     """What a process holds."""
 
@@ -115,8 +148,19 @@ _children: list[_Child] = []
 """One in a process of the pool, none elsewhere."""
 
 
-def _prepare(reference: str, name: str, memory_mb: int) -> None:
-    _children[:] = [_Child(load(reference).function, name, asyncio.Runner())]
+def _refused(reference: str, safe_path: str | None) -> str | None:
+    """Why it cannot be loaded."""
+    _restore(safe_path)
+    try:
+        load(reference)
+    except PluginError as error:
+        return str(error)
+    return None
+
+
+def _prepare(reference: str, safe_path: str | None, name: str, memory_mb: int) -> None:
+    _restore(safe_path)
+    _children[:] = [_Child(load(reference), name, asyncio.Runner())]
     if memory_mb:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + memory_mb * 2**20

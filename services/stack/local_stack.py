@@ -217,7 +217,7 @@ class LocalStack:
     ) -> ProcessSpec:
         return ProcessSpec(
             name=name,
-            argv=[sys.executable, "-m", module],
+            argv=[sys.executable, "-P", "-m", module],
             log=self.data / "logs" / f"{name}.log",
             env={**self.environment, **(env or {})},
             ready=ready,

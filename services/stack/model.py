@@ -64,7 +64,7 @@ def _made(target: Path, arguments: list[str]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as part:
         made = Path(part) / "model"
-        argv = [sys.executable, "-m", "services.stack.model", *arguments, str(made)]
+        argv = [sys.executable, "-P", "-m", "services.stack.model", *arguments, str(made)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, cwd=project_folder())
         if done.returncode != 0:

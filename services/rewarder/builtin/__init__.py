@@ -8,6 +8,7 @@ a task that lacks the field, a reference that cannot be read or a database that 
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 from fulgurite.parameters import Choice, Chosen, Number, Parameter, Text, choose
@@ -25,7 +26,22 @@ BUILTINS: dict[str, dict[str, Parameter]] = {
 }
 
 
-def builtin(text: str) -> tuple[Chosen, Path]:
-    """The reward that is named, and the file that it is in. Raises UnknownRule."""
-    chosen = choose("built-in reward", text, BUILTINS)
-    return chosen, Path(__file__).parent / f"{chosen.name}.py"
+_FOLDER = Path(__file__).parent
+
+
+def builtin(text: str) -> Chosen:
+    """The reward that is named. Raises UnknownRule."""
+    return choose("built-in reward", text, BUILTINS)
+
+
+def code_of(name: str, folder: Path = _FOLDER) -> bytes:
+    """What decides a reward's value: its file, and after it those of this folder that it imports, at whatever remove."""
+    found = [name]
+    for one in found:
+        found += sorted(_siblings((folder / f"{one}.py").read_text("utf-8")) - set(found))
+    return b"".join((folder / f"{one}.py").read_bytes() for one in found)
+
+
+def _siblings(code: str) -> set[str]:
+    modules = (node.module or "" for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom))
+    return {module.removeprefix(f"{__name__}.") for module in modules if module.startswith(f"{__name__}.")}

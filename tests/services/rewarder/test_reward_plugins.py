@@ -174,3 +174,9 @@ def test_of_verdicts_on_revisions_the_one_on_the_last_counts(rewards: Path) -> N
         episode = revisions[newest]
         assert episode is not None
         assert counted(episode, told[: newest + 1]) == (told[newest],)
+
+
+def test_an_import_that_ends_its_process_is_told(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text("import os\nos._exit(3)\n")
+    with pytest.raises(PluginError, match="importing it ended its process with code 3"):
+        RewardPlugin(f"{tmp_path}/ends.py:fn", "score")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import sys
 from collections.abc import Mapping
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 from fulgurite.episode_view import EpisodeView
 from fulgurite.stitching import stitch
+from services.rewarder import builtin
 from services.rewarder.builtin import BUILTINS, PREFIX
 from services.rewarder.errors import PluginError, RewardFailed
-from services.rewarder.functions import load, named
+from services.rewarder.functions import load, named, source_of
 from tests.synthetic import make_call, make_declared, make_status
 
 SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"$ref": "#/$defs/count"}}, "$defs": {"count": {"type": "integer"}}}
@@ -32,7 +34,7 @@ def episode(answer: str, task: object) -> EpisodeView:
 
 
 def value(reference: str, answer: str, task: Mapping[str, object]) -> float:
-    return named(load(f"{PREFIX}{reference}").function(episode(answer, dict(task))), "reward")["reward"]
+    return named(load(f"{PREFIX}{reference}")(episode(answer, dict(task))), "reward")["reward"]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,7 @@ def test_undeclared_traffic_has_no_reference() -> None:
     made = stitch([make_call(), make_status()])
     assert made is not None
     with pytest.raises(RewardFailed, match="the task has no field"):
-        load("builtin:f1").function(EpisodeView(made))
+        load("builtin:f1")(EpisodeView(made))
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,4 +167,17 @@ def test_f1_is_symmetric_in_0_to_1_and_1_where_the_match_is_exact(answer: str, e
 
 def test_every_built_in_reward_has_its_file() -> None:
     for name in BUILTINS:
-        assert callable(load(f"{PREFIX}{name}").function)
+        assert callable(load(f"{PREFIX}{name}"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "those"),
+    [("answers", set(BUILTINS)), ("exact_match", {"exact_match", "f1"}), ("sql", {"sql"})],
+)
+def test_a_source_changes_with_what_the_reward_shares(tmp_path: Path, changed: str, those: set[str]) -> None:
+    folder = shutil.copytree(Path(builtin.__file__).parent, tmp_path / "builtin")
+    assert {name: builtin.code_of(name, folder) for name in BUILTINS} == {name: builtin.code_of(name) for name in BUILTINS}
+    with (folder / f"{changed}.py").open("a") as file:
+        file.write("# another rule\n")
+    assert {name for name in BUILTINS if builtin.code_of(name, folder) != builtin.code_of(name)} == those
+    assert len({source_of(f"{PREFIX}{name}").partition("#")[2] for name in BUILTINS}) == len(BUILTINS)
