@@ -11,6 +11,10 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS = {
     "up": ("services.stack.up:up", "Start everything on this machine: Kafka, vLLM, gateway, learner and the rest."),
     "run": ("services.runner.command:run", "Run an agent on tasks: groups of rollouts, rewarded, and learned from."),
+    "reward-worker": (
+        "services.cli.reward_worker:reward_worker",
+        "Judge all that comes with a reward function, for as long as it runs.",
+    ),
     "ledger": ("services.cli.ledger:ledger", "Account for every action of the log; exit 1 if one is missing or counted twice."),
     "replay": ("services.cli.replay:replay", "Rebuild trajectories from the log: with another reward function, credit rule or weights."),
     "train": ("services.cli.train:train", "Train a policy on a topic, such as one that a replay has written."),

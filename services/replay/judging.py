@@ -18,7 +18,7 @@ from fulgurite.events import AgentReward, Episode
 from services.claims import redeemed_episode
 from services.replay.groups import Group
 from services.rewarder.errors import RewardFailed
-from services.rewarder.reward_plugins import RewardPlugin, verdict_id
+from services.rewarder.reward_plugins import RewardPlugin, Verdict, verdict_id
 from services.rewarder.sandbox import Limits
 
 _AT_ONCE = 64
@@ -69,16 +69,18 @@ class Judge:
             if before:
                 self.reused += len(before)
                 return before
-        values, error = await self._judge(episode)
-        self.given += len(values)
-        self.failed += error is not None
-        return self._plugin.verdicts(episode, values, error)
+        rewards, failure = await self._judge(episode)
+        self.given += len(rewards)
+        self.failed += failure is not None
+        return rewards
 
-    async def _judge(self, episode: Episode) -> tuple[dict[str, float | None], str | None]:
+    async def _judge(self, episode: Episode) -> Verdict:
         try:
-            return dict(await self._sandbox.judge(redeemed_episode(episode))), None
-        except (BadClaim, RewardFailed) as error:
-            return {self._plugin.name: None}, str(error)
+            redeemed = redeemed_episode(episode)
+        except BadClaim as error:
+            # A live worker leaves a dead letter instead: a replay writes none.
+            return self._plugin.failed(episode, RewardFailed(str(error)))
+        return await self._plugin.judge(self._sandbox, redeemed)
 
 
 def _is_about(reward: AgentReward, episode: Episode) -> bool:

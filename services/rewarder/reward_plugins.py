@@ -1,16 +1,26 @@
 """A reward function by its reference (see `services.rewarder.functions`), and the events that its verdicts become.
 
-What a function raises, returns wrongly or takes too much time or memory for is an error of the function, told in the reward event.
+What a function raises, returns wrongly or takes too much time or memory for is an error of the function, told in the reward event. So is
+a name that the group waits for and the function, which gave others, did not give: it would wait until its deadline.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from fulgurite.events import AgentReward, Episode
 from fulgurite.ids import derive_id
+from services.rewarder.errors import RewardFailed
 from services.rewarder.functions import source_of
 from services.rewarder.sandbox import Limits, Sandbox, check
+
+
+class Verdict(NamedTuple):
+    """What the log is told of an episode; `failure` says why there is no value."""
+
+    rewards: list[AgentReward]
+    failure: RewardFailed | None = None
 
 
 class RewardPlugin:
@@ -27,11 +37,27 @@ class RewardPlugin:
         """Processes that run it."""
         return Sandbox(self._reference, self.name, limits)
 
-    def verdicts(self, episode: Episode, values: Mapping[str, float | None], error: str | None = None) -> list[AgentReward]:
-        """What the log is told; `error` says why there is no value.
+    async def judge(self, sandbox: Sandbox, episode: Episode) -> Verdict:
+        """Its verdict on an episode, by one of its own sandboxes."""
+        try:
+            values = await sandbox.judge(episode)
+            self._require(episode, values)
+        except RewardFailed as failure:
+            return self.failed(episode, failure)
+        return Verdict(self._verdicts(episode, values))
 
-        Expected names come last: a group may close with the last of them, and the others should be in it.
-        """
+    def failed(self, episode: Episode, failure: RewardFailed) -> Verdict:
+        """There is no value."""
+        return Verdict(self._verdicts(episode, {self.name: None}, str(failure)), failure)
+
+    def _require(self, episode: Episode, values: Mapping[str, float]) -> None:
+        expected = episode.declaration.expected_rewards if episode.declaration else ()
+        if values and self.name in expected and self.name not in values:
+            given = ", ".join(map(repr, values))
+            raise RewardFailed(f"it gave {given}, and not {self.name!r}, which the group waits for: give it that too, or another name")
+
+    def _verdicts(self, episode: Episode, values: Mapping[str, float | None], error: str | None = None) -> list[AgentReward]:
+        """Expected names come last: a group may close with the last of them, and the others should be in it."""
         expected = episode.declaration.expected_rewards if episode.declaration else ()
         return [
             AgentReward(

@@ -20,12 +20,12 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from fulgurite.codec import Codec
 from fulgurite.errors import BadClaim
-from fulgurite.events import AgentReward, Episode
+from fulgurite.events import Episode
 from fulgurite.topics import AGENT_REWARDS, EPISODES
 from services import logs, pulse
 from services.claims import redeemed_episode
 from services.kafka import EventProducer, KafkaSettings, read_message
-from services.rewarder.errors import PluginError, RewardFailed
+from services.rewarder.errors import PluginError
 from services.rewarder.reading import bury, episodes_consumer, run_until_signal
 from services.rewarder.reward_plugins import RewardPlugin
 from services.rewarder.settings import RewardWorkerSettings
@@ -89,7 +89,9 @@ class RewardWorker:
                 unreadable = msgspec.structs.replace(record, error=str(error))
                 await bury(self._producer, self._kafka, self._group_id(), _STAGE, unreadable, "BadClaim")
                 return
-            rewards = await self._judge(episode)
+            rewards, failure = await self._plugin.judge(self._sandbox, episode)
+            if failure is not None:
+                _log.warning("reward function failed", rollout_id=episode.rollout_id, kind=type(failure).__name__, error=str(failure))
             await asyncio.gather(*(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards))
 
     def _is_ours(self, episode: Episode) -> bool:
@@ -97,17 +99,6 @@ class RewardWorker:
         if self._run_id is not None and (declaration is None or declaration.run_id != self._run_id):
             return False
         return not episode.will_retry
-
-    async def _judge(self, episode: Episode) -> list[AgentReward]:
-        values: dict[str, float | None] = {}
-        error: str | None = None
-        try:
-            values.update(await self._sandbox.judge(episode))
-        except RewardFailed as failure:
-            values[self._plugin.name] = None
-            error = str(failure)
-            _log.warning("reward function failed", rollout_id=episode.rollout_id, kind=type(failure).__name__, error=error)
-        return self._plugin.verdicts(episode, values, error)
 
 
 def _take(consumer: Consumer, most: int) -> list[Message]:

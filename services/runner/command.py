@@ -7,9 +7,9 @@ import json
 import secrets
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
@@ -20,7 +20,7 @@ from fulgurite.versions import MalformedVersion, parse_version
 from services import logs
 from services.kafka import KafkaSettings, LogUnavailable
 from services.runner.errors import RunnerError
-from services.runner.options import RunOptions, read_weights
+from services.runner.options import RunOptions, read_rewards, read_weights
 from services.runner.progress import JsonWatcher, TerminalWatcher
 from services.runner.run import Run, Summary, Watcher
 from services.runner.settings import RunnerSettings
@@ -30,11 +30,19 @@ DEFAULT_MAX_AHEAD = 8
 
 INTERRUPTED = 130
 
+T = TypeVar("T")
+
 
 def run(
     command: Annotated[list[str], typer.Argument(help="The agent's command, after `--`.", show_default=False)],
     tasks: Annotated[Path, typer.Option(help="Tasks, one JSON object a line; the field `reference` never reaches the agent.")],
-    reward: Annotated[str | None, typer.Option(help="FILE:function that pays an episode.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE.py:FN|builtin:NAME",
+            help="Function that pays an episode, yours or a built-in one. Repeatable with names: their weighted sum is learned from.",
+        ),
+    ] = None,
     weight: Annotated[
         list[str] | None, typer.Option(help="NAME=NUMBER: a reward's weight in the sum, 1 if not given; 0 only records it. Repeatable.")
     ] = None,
@@ -72,8 +80,8 @@ def run(
             run_id=new_run_id(),
             n=n,
             concurrency=concurrency,
-            reward=reward,
-            weights=_weights(weight or ()),
+            rewards=_read(read_rewards, reward or (), "--reward"),
+            weights=_read(read_weights, weight or (), "--weight"),
             mode=mode,
             model=model,
             deadline_s=deadline,
@@ -93,11 +101,11 @@ def run(
     sys.exit(_run_and_tell(options, as_json, results))
 
 
-def _weights(pairs: Sequence[str]) -> dict[str, float]:
+def _read(reader: Callable[[Sequence[str]], dict[str, T]], given: Sequence[str], option: str) -> dict[str, T]:
     try:
-        return read_weights(pairs)
+        return reader(given)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--weight") from error
+        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def new_run_id() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import aiohttp
@@ -72,7 +72,7 @@ class GatewayClient:
         deadline_s: float,
         run_id: str,
         max_attempts: int,
-        reward: str | None,
+        rewards: Sequence[str],
         weights: Mapping[str, float],
     ) -> Group:
         """A new group of n rollouts. Raises GatewayRefused, GatewayUnreachable."""
@@ -82,7 +82,7 @@ class GatewayClient:
             "mode": mode.value,
             "model": model,
             "deadline_s": deadline_s,
-            "expected_rewards": [reward] if reward else [],
+            "expected_rewards": list(rewards),
             "reward_weights": dict(weights),
             "run_id": run_id,
             "max_attempts": max_attempts,

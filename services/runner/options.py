@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -31,8 +32,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     n: int = 6
     concurrency: int = 16
-    reward: str | None = None
-    """`FILE:function`; None: no reward is awaited."""
+    rewards: Mapping[str, str] = {}
+    """Functions by the rewards' names, `FILE.py:FUNCTION` or `builtin:NAME`; a group waits for each. Empty: no reward is awaited."""
     weights: Mapping[str, float] = {}
     """Of rewards by name in the sum that is learned from: 1 where nothing is said, 0 for what is only recorded."""
     mode: Mode = Mode.train
@@ -77,6 +78,21 @@ def read_tasks(path: Path) -> list[Task]:
     if not tasks:
         raise BadTasks(f"{path}: no task in it")
     return tasks
+
+
+_NAMED = re.compile(r"([A-Za-z_][\w.-]*)=(.+)")
+
+
+def read_rewards(given: Sequence[str]) -> dict[str, str]:
+    """By name, from `[NAME=]REFERENCE`; the name is `reward` where none is given. Raises ValueError."""
+    rewards: dict[str, str] = {}
+    for one in given:
+        named = _NAMED.fullmatch(one)
+        name, reference = named.groups() if named else (REWARD_NAME, one)
+        if name in rewards:
+            raise ValueError(f"{rewards[name]!r} and {reference!r} are both named {name!r}: say NAME={reference}")
+        rewards[name] = reference
+    return rewards
 
 
 def read_weights(pairs: Sequence[str]) -> dict[str, float]:

@@ -29,7 +29,7 @@ from services.runner.errors import RunnerError
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
 from services.runner.intervals import Estimate
-from services.runner.options import REWARD_NAME, RunOptions, Task, for_agent, in_order, own_environment, planned_rollouts, read_tasks
+from services.runner.options import RunOptions, Task, for_agent, in_order, own_environment, planned_rollouts, read_tasks
 from services.runner.pace import Pace
 from services.runner.processes import Processes, Program, find_program
 from services.runner.rollout import Attempt, RolloutRunner
@@ -89,7 +89,7 @@ class Run:
         self._kafka = kafka
         self._watcher = watcher
         self._codec = Codec()
-        self.board = Scoreboard(REWARD_NAME if options.reward else None)
+        self.board = Scoreboard(options.rewards, options.weights)
         self.pace = Pace(settings.policy, options.max_ahead)
         self.groups = 0
         self.ended = 0
@@ -131,7 +131,7 @@ class Run:
             gateway = await stack.enter_async_context(
                 GatewayClient(self._settings.gateway_url, self._settings.admin_key.get_secret_value())
             )
-            judge = stack.enter_context(_cancelled_at_end(self._start_judge(processes))) if self.options.reward else None
+            judge = stack.enter_context(_cancelled_at_end(self._start_judges(processes))) if self.options.rewards else None
             rollouts = RolloutRunner(gateway, processes, program, environment, self.options)
             self.began = time.monotonic()
             await self._watching(judge, self._play(tasks, gateway, rollouts))
@@ -208,7 +208,7 @@ class Run:
             deadline_s=options.deadline_s,
             run_id=options.run_id,
             max_attempts=options.max_attempts,
-            reward=REWARD_NAME if options.reward else None,
+            rewards=tuple(options.rewards),
             weights=options.weights,
         )
         self.groups += 1
@@ -246,18 +246,27 @@ class Run:
             async with asyncio.timeout(_TICK_S * 4):
                 await self._changed.wait()
 
-    async def _start_judge(self, processes: Processes) -> None:
-        """The reward worker, until it is cancelled. Raises RunnerError when it ends by itself."""
+    async def _start_judges(self, processes: Processes) -> None:
+        """A reward worker for each function, until cancelled. Raises RunnerError when one ends by itself."""
+        try:
+            async with asyncio.TaskGroup() as judges:
+                for name, reference in self.options.rewards.items():
+                    judges.create_task(self._start_judge(processes, name, reference))
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from errors
+
+    async def _start_judge(self, processes: Processes, name: str, reference: str) -> None:
         folder = self._settings.data_dir / "logs"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"reward-{self.options.run_id}.log"
-        argv = (sys.executable, "-m", "services.rewarder.worker", "--reward", self.options.reward or "", "--name", REWARD_NAME)
+        path = folder / f"reward-{self.options.run_id}-{name}.log"
+        # -P: in the working directory may lie another package `services`.
+        argv = (sys.executable, "-P", "-m", "services.rewarder.worker", "--reward", reference, "--name", name)
         with path.open("ab") as log:
             ended = await processes.run(
                 Program((*argv, "--run-id", self.options.run_id)), environment=dict(os.environ), cwd=Path.cwd(), output=log
             )
         tail = path.read_text(errors="replace").strip().splitlines()[-5:]
-        raise RunnerError(f"the reward worker ended with exit code {ended.exit_code}: " + "\n".join(tail) + f"\n({path})")
+        raise RunnerError(f"the worker of the reward {name!r} ended with exit code {ended.exit_code}: " + "\n".join(tail) + f"\n({path})")
 
     async def _watching(self, judge: asyncio.Task[None] | None, play: Coroutine[Any, Any, None]) -> None:
         """Run the play; stop it when the reward worker dies."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -27,10 +27,10 @@ class Score(msgspec.Struct):
     version: str | None = None
     calls: int = 0
     reward: float | None = None
-    rewarded: bool = False
+    """The weighted sum of `rewards`, once all are there that were asked for; None if one of them could not be computed."""
+    rewards: dict[str, float | None] = {}
+    """By name; None for one that could not be computed."""
     error: str | None = None
-    components: dict[str, float] = {}
-    """The other named rewards."""
 
 
 class CurvePoint(msgspec.Struct, frozen=True):
@@ -40,14 +40,16 @@ class CurvePoint(msgspec.Struct, frozen=True):
     reward: float
     rollouts: int
     components: dict[str, float] = {}
-    """Means of the other named rewards."""
+    """Means of the named rewards, where there are several."""
 
 
 class Scoreboard:
     """Fed with events; tells rewards when asked."""
 
-    def __init__(self, reward: str | None) -> None:
-        self._reward = reward
+    def __init__(self, expected: Collection[str], weights: Mapping[str, float]) -> None:
+        """The names that a rollout waits for, and the weights of the sum; 1 where nothing is said."""
+        self._expected = set(expected)
+        self._weights = dict(weights)
         self._scores: dict[str, Score] = {}
 
     def expect(self, group_id: str, rollout_id: str) -> None:
@@ -67,14 +69,13 @@ class Scoreboard:
     def on_reward(self, reward: AgentReward) -> None:
         """A rollout has been paid, or could not be."""
         score = self._scores.get(reward.rollout_id)
-        if score is None or self._reward is None or not reward.final or reward.call_id is not None:
+        if score is None or not self._expected or not reward.final or reward.call_id is not None:
             return
         if reward.attempt is not None and reward.attempt < score.attempt:
             return
-        if reward.name == self._reward:
-            score.reward, score.error, score.rewarded = reward.value, reward.error, True
-        elif reward.value is not None:
-            score.components[reward.name] = reward.value
+        score.rewards[reward.name] = reward.value
+        score.reward = self._sum(score.rewards)
+        score.error = reward.error if reward.value is None else score.error
 
     def open_groups(self) -> set[str]:
         """Groups with a rollout that is not done."""
@@ -91,11 +92,11 @@ class Scoreboard:
     def reward_of(self, version: str) -> CurvePoint | None:
         """The mean reward of the rollouts that began with a version."""
         scores = [score for score in self._scores.values() if score.version == version and score.reward is not None]
-        return CurvePoint(version, fmean(score.reward or 0.0 for score in scores), len(scores), _means(scores)) if scores else None
+        return CurvePoint(version, fmean(score.reward or 0.0 for score in scores), len(scores), self._means(scores)) if scores else None
 
     def components(self) -> dict[str, float]:
-        """Means of the other named rewards, over the rollouts that have them."""
-        return _means(self._scores.values())
+        """Means of the named rewards, over the rollouts that have them; none where the only one asked for is the only one."""
+        return self._means(self._scores.values())
 
     def curve(self) -> list[CurvePoint]:
         """By version, in the order in which they were first used."""
@@ -125,12 +126,18 @@ class Scoreboard:
         return [msgspec.to_builtins(score) for score in self._scores.values()]
 
     def _is_done(self, score: Score) -> bool:
-        return score.closed and (score.rewarded or self._reward is None)
+        return score.closed and self._expected <= score.rewards.keys()
 
+    def _sum(self, rewards: Mapping[str, float | None]) -> float | None:
+        if not self._expected <= rewards.keys() or None in rewards.values():
+            return None
+        return sum(self._weights.get(name, 1.0) * (value or 0.0) for name, value in rewards.items())
 
-def _means(scores: Iterable[Score]) -> dict[str, float]:
-    values: defaultdict[str, list[float]] = defaultdict(list)
-    for score in scores:
-        for name, value in score.components.items():
-            values[name].append(value)
-    return {name: fmean(values[name]) for name in sorted(values)}
+    def _means(self, scores: Iterable[Score]) -> dict[str, float]:
+        values: defaultdict[str, list[float]] = defaultdict(list)
+        for score in scores:
+            for name, value in score.rewards.items():
+                # The only one asked for is the reward itself.
+                if value is not None and {name} != self._expected:
+                    values[name].append(value)
+        return {name: fmean(values[name]) for name in sorted(values)}

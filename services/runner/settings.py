@@ -20,4 +20,4 @@ class RunnerSettings(BaseSettings):
     policy: str = "policy"
     """Policy whose versions are counted by `--updates` and `--until-version`."""
     data_dir: Path = Path(".fulgurite/data")
-    """The reward worker's log is written below it, in `logs/`."""
+    """Reward workers' logs are written below it, in `logs/`."""

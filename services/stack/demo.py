@@ -33,7 +33,7 @@ from services.kafka import KafkaSettings, LogUnavailable, read_all
 from services.runner.command import new_run_id, run_command
 from services.runner.errors import RunnerError
 from services.runner.intervals import Estimate
-from services.runner.options import RunOptions
+from services.runner.options import REWARD_NAME, RunOptions
 from services.runner.progress import TerminalWatcher
 from services.runner.run import Summary
 from services.runner.settings import RunnerSettings
@@ -126,7 +126,7 @@ class Demo:
             run_id=new_run_id(),
             n=GROUP_SIZE if mode is Mode.train else 1,
             concurrency=CONCURRENCY if mode is Mode.train else EVALUATION_CONCURRENCY,
-            reward=f"{_EXAMPLE / 'rewards.py'}:score",
+            rewards={REWARD_NAME: f"{_EXAMPLE / 'rewards.py'}:score"},
             weights=COMPONENTS,
             mode=mode,
             deadline_s=180.0,
@@ -235,7 +235,7 @@ def documented_command(options: RunOptions) -> str:
         f"--tasks {options.tasks}",
         f"-n {options.n}",
         f"--concurrency {options.concurrency}",
-        f"--reward {options.reward}",
+        *(f"--reward {name}={reference}" for name, reference in options.rewards.items()),
     ]
     parts += [f"--weight {name}={weight:g}" for name, weight in options.weights.items()]
     parts += [f"--preload {module}" for module in options.preload]

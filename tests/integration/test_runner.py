@@ -29,7 +29,8 @@ from tests.services.runner import agents
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
 ROOT = Path(__file__).parents[2]
-RUN = (sys.executable, "-m", "services.runner.command", "--tasks", "tasks.jsonl")
+# -P, as of an installed command: what lies in the working directory is none of ours.
+RUN = (sys.executable, "-P", "-m", "services.runner.command", "--tasks", "tasks.jsonl")
 
 ASKS = """
 import json, os, sys, urllib.request
@@ -53,8 +54,10 @@ if not os.path.exists(path):
 """
 
 REWARDS = """
+from services.pricing import A_LETTER
+
 def length(episode):
-    return float(len(episode.task["reference"]))
+    return A_LETTER * len(episode.task["reference"])
 """
 
 
@@ -80,6 +83,14 @@ async def aggregator(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory)
     yield
     process.terminate()
     await asyncio.to_thread(process.wait, 20)
+
+
+def _write_rewards(folder: Path) -> None:
+    (folder / "rewards.py").write_text(REWARDS)
+    # A project's own package, by the name of one of ours.
+    (folder / "services").mkdir()
+    (folder / "services" / "__init__.py").touch()
+    (folder / "services" / "pricing.py").write_text("A_LETTER = 1.0")
 
 
 def _environment(gateway: Gateway, **more: str) -> dict[str, str]:
@@ -119,14 +130,17 @@ async def _finish(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
 
 
 async def test_agents_are_declared_started_reported_and_rewarded(gateway: Gateway, aggregator: None, tmp_path: Path) -> None:
-    (tmp_path / "rewards.py").write_text(REWARDS)
-    lines = await _finish(_start(gateway, tmp_path, ASKS, "-n", "2", "--mode", "val", "--reward", "rewards.py:length"))
+    _write_rewards(tmp_path)
+    options = ("-n", "2", "--mode", "val", "--reward", "rewards.py:length", "--reward", "right=builtin:exact_match", "--weight", "right=10")
+    lines = await _finish(_start(gateway, tmp_path, ASKS, *options))
     attempts = [line for line in lines if line["event"] == "rollout"]
     assert [attempt["status"] for attempt in attempts] == ["finished"] * 4
     summary = lines[-1]
     assert summary["reward"]["mean"] == 1.5
     assert summary["counts"] == {"declared": 4, "finished": 4, "scored": 4, "calls": 4}
     assert sorted(rollout["reward"] for rollout in summary["rollouts"]) == [1.0, 1.0, 2.0, 2.0]
+    assert all(rollout["rewards"] == {"reward": rollout["reward"], "right": 0.0} for rollout in summary["rollouts"])
+    assert summary["components"] == {"reward": 1.5, "right": 0.0}
     groups = {rollout["group_id"] for rollout in summary["rollouts"]}
     assert len(groups) == 2
     statuses = await gateway.statuses(groups.pop())
@@ -165,7 +179,7 @@ async def test_a_failing_agent_is_told_with_code_and_last_words(gateway: Gateway
 @pytest.mark.parametrize("preload", [(), ("--preload", "json")], ids=["executed", "forked"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 async def test_a_stopped_run_leaves_no_process(gateway: Gateway, tmp_path: Path, preload: tuple[str, ...], number: signal.Signals) -> None:
-    (tmp_path / "rewards.py").write_text(REWARDS)
+    _write_rewards(tmp_path)
     pids = tmp_path / "pids"
     options = ("-n", "1", "--reward", "rewards.py:length", *preload)
     process = _start(gateway, tmp_path, agents.SLEEPS, *options, arguments=(str(pids),), tasks=1)
@@ -191,13 +205,14 @@ async def test_a_stopped_run_leaves_no_process(gateway: Gateway, tmp_path: Path,
         (("--preload", "no_such_module"), ("python", "agent.py"), "cannot import no_such_module"),
         ((), ("no-such-program",), "no such program"),
         (("--reward", "rewards.py:none"), ("python", "agent.py"), "has no function"),
+        (("--reward", "rewards.py:length", "--reward", "f1=builtin:f2"), ("python", "agent.py"), "no built-in reward 'f2'"),
     ],
 )
 async def test_what_cannot_work_is_said(
     gateway: Gateway, tmp_path: Path, options: tuple[str, ...], command: tuple[str, ...], words: str
 ) -> None:
     (tmp_path / "agent.py").write_text("import time\ntime.sleep(60)")
-    (tmp_path / "rewards.py").write_text(REWARDS)
+    _write_rewards(tmp_path)
     (tmp_path / "tasks.jsonl").write_text("{}")
     argv = [*RUN, "-n", "1", *options, "--", *command]
     environment = _environment(gateway, FULGURITE_DATA_DIR=str(tmp_path), COLUMNS="1000")

@@ -31,6 +31,7 @@ def rewards(episode):
     return globals()[episode.task["question"]](episode)
 
 def number(episode): return VALUE
+def calls(episode): return len(episode.record.calls)
 def named(episode): return {"reward": 1, "style": 0.5}
 def nothing(episode): return None
 def text(episode): return "1"
@@ -163,13 +164,16 @@ def test_what_cannot_be_loaded_says_why(rewards: Path) -> None:
             RewardPlugin(reference, "score")
 
 
-def test_of_verdicts_on_revisions_the_one_on_the_last_counts(rewards: Path) -> None:
-    plugin = RewardPlugin(f"{rewards}:rewards", "reward")
+async def test_of_verdicts_on_revisions_the_one_on_the_last_counts(rewards: Path) -> None:
+    plugin = RewardPlugin(f"{rewards}:calls", "reward")
     inputs: list[Input] = [make_declared(), make_call(), make_status()]
     # Calls that were made before the end, and came after it: no revision is later than the other by its time.
     revisions = [stitch([*inputs, *(make_call(turn=turn) for turn in range(1, late + 1))]) for late in range(6)]
     assert len({episode.event_time for episode in revisions if episode}) == 1
-    told = [plugin.verdicts(episode, {"reward": float(len(episode.calls))})[0] for episode in revisions if episode]
+    sandbox = plugin.sandbox(Limits(processes=1, timeout_s=30.0, memory_mb=0))
+    told = [(await plugin.judge(sandbox, episode)).rewards[0] for episode in revisions if episode]
+    sandbox.close()
+    assert [reward.value for reward in told] == [float(newest + 1) for newest in range(6)]
     for newest in range(6):
         episode = revisions[newest]
         assert episode is not None
@@ -180,3 +184,24 @@ def test_an_import_that_ends_its_process_is_told(tmp_path: Path) -> None:
     (tmp_path / "ends.py").write_text("import os\nos._exit(3)\n")
     with pytest.raises(PluginError, match="importing it ended its process with code 3"):
         RewardPlugin(f"{tmp_path}/ends.py:fn", "score")
+
+
+@pytest.mark.parametrize(
+    ("expected", "told"),
+    [
+        (("score",), {"score": None}),
+        (("score", "style"), {"score": None}),
+        (("style",), {"reward": 1.0, "style": 0.5}),
+        ((), {"reward": 1.0, "style": 0.5}),
+    ],
+)
+async def test_a_name_that_the_group_waits_for_and_the_function_does_not_give_is_a_failure(
+    rewards: Path, sandbox: Sandbox, expected: tuple[str, ...], told: dict[str, float | None]
+) -> None:
+    episode = stitch([make_declared(task='{"question": "named"}', expected=expected), make_call(), make_status()])
+    assert episode is not None
+    verdict = await RewardPlugin(f"{rewards}:rewards", "score").judge(sandbox, episode)
+    assert {reward.name: reward.value for reward in verdict.rewards} == told
+    if verdict.failure is not None:
+        assert str(verdict.failure).startswith("it gave 'reward', 'style', and not 'score', which the group waits for")
+        assert verdict.rewards[0].error == str(verdict.failure)

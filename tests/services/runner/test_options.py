@@ -9,7 +9,16 @@ import pytest
 
 from fulgurite.kinds import Mode
 from services.runner.errors import BadTasks
-from services.runner.options import RunOptions, clean_environment, for_agent, in_order, planned_rollouts, read_tasks, read_weights
+from services.runner.options import (
+    RunOptions,
+    clean_environment,
+    for_agent,
+    in_order,
+    planned_rollouts,
+    read_rewards,
+    read_tasks,
+    read_weights,
+)
 
 TASKS = [{"id": number} for number in range(4)]
 
@@ -64,6 +73,26 @@ def test_a_clean_environment() -> None:
     inherited = {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "p", "AWS_SECRET": "s", "FULGURITE_ADMIN_KEY": "k"}
     assert clean_environment(inherited) == {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "p"}
     assert clean_environment(inherited, ("AWS_SECRET",))["AWS_SECRET"] == "s"
+
+
+@pytest.mark.parametrize(
+    ("given", "rewards"),
+    [
+        ([], {}),
+        (["rewards.py:score"], {"reward": "rewards.py:score"}),
+        (["builtin:f1(reference=gold, after=Answer:)"], {"reward": "builtin:f1(reference=gold, after=Answer:)"}),
+        (["rewards.py:score", "f1=builtin:f1(reference=gold)"], {"reward": "rewards.py:score", "f1": "builtin:f1(reference=gold)"}),
+        (["./a b/rewards.py:score"], {"reward": "./a b/rewards.py:score"}),
+    ],
+)
+def test_rewards_are_functions_by_name(given: list[str], rewards: dict[str, str]) -> None:
+    assert read_rewards(given) == rewards
+
+
+@pytest.mark.parametrize("given", [["a.py:f", "b.py:f"], ["style=a.py:f", "style=b.py:f"]])
+def test_two_rewards_of_one_name_are_refused(given: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"are both named '(reward|style)': say NAME=b.py:f"):
+        read_rewards(given)
 
 
 def test_weights_are_numbers_by_name() -> None:

@@ -44,8 +44,8 @@ def _reward(rollout: str, value: float | None, attempt: int | None = 0, name: st
     )
 
 
-def _board(*rollouts: str, reward: str | None = "reward") -> Scoreboard:
-    board = Scoreboard(reward)
+def _board(*rollouts: str, rewards: tuple[str, ...] = ("reward",), weights: dict[str, float] | None = None) -> Scoreboard:
+    board = Scoreboard(rewards, weights or {})
     for rollout in rollouts:
         board.expect("g", rollout)
     return board
@@ -65,7 +65,7 @@ def test_a_rollout_is_done_with_its_episode_and_its_reward(reward_first: bool) -
 
 
 def test_without_a_reward_function_the_episode_is_enough() -> None:
-    board = _board("a", reward=None)
+    board = _board("a", rewards=())
     board.on_episode(_episode("a"))
     assert board.open_groups() == set()
     assert board.mean() is None
@@ -100,16 +100,38 @@ def test_foreign_rollouts_and_other_rewards_are_ignored() -> None:
     assert board.counts() == {"declared": 1, "scored": 0, "calls": 0}
 
 
-def test_other_named_rewards_are_components_per_version_and_in_all() -> None:
-    board = _board("a", "b")
+def test_other_named_rewards_are_components_and_count_by_their_weights() -> None:
+    board = _board("a", "b", weights={"style": 0.5, "length": 0.0})
     for rollout, style in (("a", 1.0), ("b", 0.0)):
         board.on_reward(_reward(rollout, style, name="style"))
-        board.on_reward(_reward(rollout, None, name="broken"))
+        board.on_reward(_reward(rollout, 100.0, name="length"))
         board.on_reward(_reward(rollout, 1.0))
-    assert board.components() == {"style": 0.5}
+    assert board.components() == {"length": 100.0, "style": 0.5}
     mean = board.mean()
     assert mean is not None
-    assert mean.mean == 1.0
+    assert mean.mean == 1.25
+
+
+def test_a_rollout_waits_for_each_of_several_rewards_and_is_worth_their_sum() -> None:
+    board = _board("a", rewards=("answer", "style"), weights={"style": 0.1})
+    board.on_episode(_episode("a"))
+    board.on_reward(_reward("a", 1.0, name="answer"))
+    assert board.open_groups() == {"g"}
+    assert board.mean() is None
+    board.on_reward(_reward("a", 0.5, name="style"))
+    assert board.open_groups() == set()
+    assert board.rows()[0]["reward"] == 1.05
+    assert board.components() == {"answer": 1.0, "style": 0.5}
+
+
+def test_one_of_several_that_could_not_be_computed_leaves_no_sum() -> None:
+    board = _board("a", rewards=("answer", "style"))
+    board.on_episode(_episode("a"))
+    board.on_reward(_reward("a", None, name="style"))
+    board.on_reward(_reward("a", 1.0, name="answer"))
+    assert board.open_groups() == set()
+    assert board.mean() is None
+    assert board.rows()[0]["rewards"] == {"style": None, "answer": 1.0}
 
 
 def test_failures_are_counted_by_kind() -> None:

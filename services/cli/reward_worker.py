@@ -1,0 +1,27 @@
+"""`fulgurite reward-worker`: a reward worker in this process, the same as `services.rewarder.worker`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from services.cli.failing import told
+
+
+def reward_worker(
+    reward: Annotated[str, typer.Option(metavar="FILE.py:FN|builtin:NAME", help="The function, called with every episode.")],
+    name: Annotated[str, typer.Option(help="Name of the reward, where the function gives a plain number.")] = "reward",
+    run_id: Annotated[str | None, typer.Option(help="Judge only the episodes of this run.")] = None,
+) -> None:
+    """Judge every finished episode with a reward function until stopped; several of one name share the work.
+
+    Time, memory and how many at once: FULGURITE_REWARD_WORKER_*. Exits 2 if the function cannot be loaded or the log cannot be read.
+    """
+    from services.rewarder.worker import run
+
+    arguments = ["--reward", reward, "--name", name, *(("--run-id", run_id) if run_id is not None else ())]
+    with told("reward-worker"):
+        code = asyncio.run(run(arguments))
+    raise typer.Exit(code)
