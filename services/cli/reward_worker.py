@@ -17,7 +17,7 @@ def reward_worker(
 ) -> None:
     """Judge every finished episode with a reward function until stopped; several of one name share the work.
 
-    Time, memory and how many at once: FULGURITE_REWARD_WORKER_*. Exits 2 if the function cannot be loaded or the log cannot be read.
+    Time, memory and how many at once: FULGURITE_REWARD_WORKER_*. Exits 78 if the function cannot be loaded, 2 if the log cannot be read.
     """
     from services.rewarder.worker import run
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from typing import cast
@@ -122,7 +123,7 @@ def _commit(consumer: Consumer, messages: Sequence[Message]) -> None:
 
 
 async def run(arguments: Sequence[str]) -> int:
-    """Until told to stop; the exit code: 2 for a function that cannot be loaded."""
+    """Until told to stop; the exit code: 78 (EX_CONFIG) for a function that cannot be loaded, which trying again does not mend."""
     parser = argparse.ArgumentParser(prog="python -m services.rewarder.worker", description="Judge episodes with a function of yours.")
     parser.add_argument("--reward", required=True, metavar="FILE.py:FUNCTION|builtin:NAME", help="the function, called with every episode")
     parser.add_argument("--name", default="reward", help="name of the reward, where the function gives a plain number")
@@ -134,7 +135,7 @@ async def run(arguments: Sequence[str]) -> int:
         plugin = RewardPlugin(chosen.reward, chosen.name)
     except PluginError as error:
         _log.error("cannot load the reward function", error=str(error))
-        return 2
+        return os.EX_CONFIG
     kafka = KafkaSettings()
     check_topics(kafka)
     await run_until_signal(RewardWorker(plugin, chosen.run_id, kafka, settings))

@@ -347,7 +347,7 @@ def test_a_worker_that_cannot_load_its_function_says_so(deployment: Deployment, 
         return process.returncode, stderr
 
     code, stderr = asyncio.run(run())
-    assert code == 2
+    assert code == os.EX_CONFIG
     assert b"expected FILE.py:FUNCTION" in stderr
 
 
