@@ -9,6 +9,7 @@ Verdicts are published to `agent.status` and take effect when they are read back
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from typing import NamedTuple
@@ -75,6 +76,10 @@ class AggregatorPartition:
         self._position = position
         self._groups: dict[str, Group] = {}
         self._closing: dict[Key, Attempt] = {}
+        self._unasked: dict[Key, Attempt] = {}
+        """Of those, the ones without a barrier."""
+        self._nearest: float = math.inf
+        """No barrier is below it: while less is read nobody looks through all that wait, which may be thousands."""
         self._time = 0
         self._let_go: dict[str, int] = {}
         """Groups no longer in memory, and a record time before which nothing was written of them."""
@@ -105,6 +110,10 @@ class AggregatorPartition:
         attempt.take(event, settle, self._deltas.pop(event.event_id, None))
         if attempt.ended or self._is_unsure(event.group_id, group):
             self._closing[key] = attempt
+            if attempt.barrier is None:
+                self._unasked[key] = attempt
+            else:
+                self._nearest = min(self._nearest, attempt.barrier)
 
     def held(self, child: LlmCall, call_id: str) -> LlmCall | None:
         """A call of the same attempt, if it is in memory."""
@@ -140,17 +149,16 @@ class AggregatorPartition:
         group.unsettled.append(settle)
 
     async def _close(self) -> None:
-        if not self._closing:
-            return
-        unasked = [attempt for attempt in self._closing.values() if attempt.barrier is None]
-        if unasked:
+        if self._unasked:
+            unasked, self._unasked = self._unasked, {}
             # Without a call in the log since, the last answer still holds; only Kafka can say so.
             end = await self._log.end_offset(LLM_CALLS, self._partition)
-            for attempt in unasked:
+            for attempt in unasked.values():
                 attempt.barrier = end
+            self._nearest = min(self._nearest, end)
         read = self._position(LLM_CALLS)
-        closable = [attempt for attempt in self._closing.values() if attempt.barrier is not None and attempt.barrier <= read]
-        if closable:
+        if self._nearest <= read:
+            closable = [attempt for attempt in self._closing.values() if attempt.barrier is not None and attempt.barrier <= read]
             await self._recall(self._lacking(closable))
             # What has not ended after all, or is told to have ended only now, waits for its calls.
             ended = [attempt for attempt in closable if attempt.ended and attempt.barrier is not None]
@@ -160,6 +168,7 @@ class AggregatorPartition:
                     self._closing.pop((attempt.rollout_id, attempt.attempt), None)
             for group_id in {attempt.group_id for attempt in closable}:
                 self._settle_group(self._groups[group_id])
+            self._nearest = min((attempt.barrier for attempt in self._closing.values() if attempt.barrier is not None), default=math.inf)
 
     async def _write(self, attempt: Attempt) -> None:
         """Write the attempt's next revision, if it has one, and settle what is in it."""
