@@ -50,12 +50,14 @@ def compose_command() -> list[str] | None:
 
 
 def base_images() -> dict[str, str]:
-    """Those that docker-compose.yml and Dockerfile name for the default profile, by what they are."""
-    compose, dockerfile = (ROOT / "docker-compose.yml").read_text(), (ROOT / "Dockerfile").read_text()
+    """Those that the compose files and Dockerfile name, profile gpu's aside, by what they are."""
+    compose = "".join((ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.ha.yml"))
+    dockerfile = (ROOT / "Dockerfile").read_text()
     named = {
         "python": re.search(r"^ARG PYTHON_IMAGE=(\S+)", dockerfile, re.MULTILINE),
         "kafka": re.search(r"image: (apache/kafka\S+)", compose),
         "redis": re.search(r"image: (redis\S+)", compose),
+        "balancer": re.search(r"image: (haproxy\S+)", compose),
     }
     return {name: found[1] for name, found in named.items() if found}
 
@@ -94,7 +96,7 @@ def _images(environment: dict[str, str]) -> Generator[None]:
         say(f"no registry gives {', '.join(lacking)}: making stand-ins")
         path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         scratch = tempfile.mkdtemp(prefix="fg-images-")
-        argv = [HERE / "stand_ins" / "build.sh", scratch, names["python"], names["kafka"], names["redis"]]
+        argv = [HERE / "stand_ins" / "build.sh", scratch, names["python"], names["kafka"], names["redis"], names["balancer"]]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, **environment, **path})
         shutil.rmtree(scratch, ignore_errors=True)
         if done.returncode != 0:

