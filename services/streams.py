@@ -28,12 +28,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fulgurite.codec import Codec
 from fulgurite.errors import CodecError
-from fulgurite.events import DeadLetter, Event
-from fulgurite.ids import derive_id
+from fulgurite.events import Event
 from fulgurite.topics import DEAD_LETTERS, Topic
 from services import logs, pulse
 from services.clock import now_ms
-from services.kafka import EventProducer, KafkaSettings, make_consumer, watermarks
+from services.dead_letters import key_of, unusable
+from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, watermarks
 
 _log = logs.get()
 
@@ -315,20 +315,17 @@ class Worker:
 
     async def _bury(self, topic: Topic, message: Any, error: Exception) -> None:
         _log.warning("dead letter", topic=topic.name, partition=message.partition, offset=message.offset, error=str(error))
-        letter = DeadLetter(
-            event_id=derive_id("dead", self.name, message.topic, message.partition, message.offset),
-            event_time=int(message.timestamp * 1000),
-            stage=self.name,
-            error_type=type(error).__name__,
-            error=str(error),
-            topic=message.topic,
+        record = Record(
             partition=message.partition,
             offset=message.offset,
+            timestamp=int(message.timestamp * 1000),
             key=message.key,
             value=message.value,
-            actions=error.actions if isinstance(error, Rejected) else (),
+            event=None,
+            error=f"{type(error).__name__}: {error}",
         )
-        await self.log.publish(DEAD_LETTERS, [((message.key or b"").decode("utf-8", "replace"), letter)])
+        letter = unusable(record, message.topic, self.name, actions=error.actions if isinstance(error, Rejected) else ())
+        await self.log.publish(DEAD_LETTERS, [(key_of(letter), letter)])
 
     async def _assigned(self, app: Any, assigned: Iterable[Any], **_: Any) -> None:
         try:

@@ -18,7 +18,7 @@ import numpy as np
 from fulgurite.amendments import amended_entries
 from fulgurite.batching import BatchGroup, BatchRules, RowBatcher, ledger_entries
 from fulgurite.codec import Codec
-from fulgurite.events import Artifact, DeadLetter, Event, LedgerEntry, PolicyUpdate, Probe
+from fulgurite.events import Artifact, Event, LedgerEntry, PolicyUpdate, Probe
 from fulgurite.ids import derive_id
 from fulgurite.kinds import LedgerTerm, UpdateKind
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs, unpack_ids
@@ -26,6 +26,7 @@ from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version, base_version, parse_version
 from services import logs, pulse
 from services.clock import now_ms
+from services.dead_letters import key_of, unusable
 from services.kafka import EventProducer, Record
 from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
@@ -263,19 +264,8 @@ class Learner:
 
     def _bury(self, record: Record) -> None:
         log.warning("dead letter", partition=record.partition, offset=record.offset, error=record.error)
-        letter = DeadLetter(
-            event_id=derive_id("dead", self._source.topic.name, record.partition, record.offset),
-            event_time=now_ms(),
-            stage="learner.read",
-            error_type=(record.error or "").partition(":")[0],
-            error=record.error or "",
-            topic=self._source.topic.name,
-            partition=record.partition,
-            offset=record.offset,
-            key=record.key,
-            value=record.value,
-        )
-        self._producer.publish_sync(DEAD_LETTERS, (record.key or b"").decode(errors="replace"), letter)
+        letter = unusable(record, self._source.topic_name, "learner", stage="learner.read")
+        self._producer.publish_sync(DEAD_LETTERS, key_of(letter), letter)
 
 
 def batch_metrics(groups: Sequence[BatchGroup], version: Version) -> dict[str, float]:

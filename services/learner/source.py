@@ -34,6 +34,11 @@ class TrajectorySource:
         self._kafka = kafka
         self._consumer = make_consumer(kafka, f"{kafka.topic_prefix}learner.{policy}", {"auto.offset.reset": "error"})
 
+    @property
+    def topic_name(self) -> str:
+        """With the deployment's prefix."""
+        return self._name
+
     def topic_id(self) -> str:
         """Kafka's own id of the topic. Raises LogUnavailable."""
         return topic_id(self._kafka, self._name)

@@ -18,13 +18,12 @@ from fulgurite.codec import Codec
 from fulgurite.credit import credit_rule
 from fulgurite.errors import UnknownRule
 from fulgurite.events import AgentReward, DeadLetter, Declaration, Episode, Event, LedgerEntry
-from fulgurite.ids import derive_id, minted_at
-from fulgurite.kinds import Mode
+from fulgurite.ids import minted_at
 from fulgurite.sealing import Output, Written, revision_of
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
-from fulgurite.trajectories import successful_actions
 from services import logs
 from services.clock import now_ms
+from services.dead_letters import actions_of, lost
 from services.kafka import KafkaSettings
 from services.rewarder.groups import ClosedGroups, Group
 from services.rewarder.recall import Recalled
@@ -200,19 +199,9 @@ class RewarderPartition:
             self._waiting[group_id] = group
 
     def _too_late(self, episode: Episode) -> DeadLetter:
-        return DeadLetter(
-            event_id=derive_id("dead", "rewarder", episode.event_id),
-            event_time=episode.event_time,
-            stage="rewarder",
-            error_type="TooLate",
-            error=f"episode {episode.episode_id} came when the log no longer held its whole group",
-            topic=self._log.settings.topic(EPISODES),
-            partition=self._partition,
-            offset=-1,
-            key=episode.group_id.encode(),
-            value=self._log.codec.encode(episode),
-            actions=_actions(episode),
-        )
+        told = f"episode {episode.episode_id} came when the log no longer held its whole group"
+        value = self._log.codec.encode(episode)
+        return lost(episode, self._log.settings, self._partition, "rewarder", error_type="TooLate", error=told, value=value)
 
     async def _close(self, group_id: str, group: Group) -> None:
         taken = group.take_up()
@@ -268,9 +257,4 @@ def _check_rule(episode: Episode, declaration: Declaration) -> None:
     try:
         credit_rule(declaration.credit_rule)
     except UnknownRule as error:
-        raise Rejected(str(error), _actions(episode)) from error
-
-
-def _actions(episode: Episode) -> tuple[str, ...]:
-    """Actions that are lost to training with an episode."""
-    return tuple(action for call in episode.calls for action in successful_actions(call)) if episode.mode is Mode.train else ()
+        raise Rejected(str(error), actions_of(episode)) from error

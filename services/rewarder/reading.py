@@ -10,9 +10,8 @@ from typing import Protocol
 
 from confluent_kafka import Consumer
 
-from fulgurite.events import DeadLetter
-from fulgurite.ids import derive_id
 from fulgurite.topics import DEAD_LETTERS, EPISODES
+from services.dead_letters import key_of, unusable
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer
 
 
@@ -31,23 +30,10 @@ def episodes_consumer(kafka: KafkaSettings, group_id: str, session_timeout_s: fl
     return make_consumer(kafka, group_id, {"session.timeout.ms": int(session_timeout_s * 1000), "fetch.wait.max.ms": 500})
 
 
-async def bury(
-    producer: EventProducer, kafka: KafkaSettings, group_id: str, stage: str, record: Record, error_type: str = "CodecError"
-) -> None:
+async def bury(producer: EventProducer, kafka: KafkaSettings, group_id: str, stage: str, record: Record) -> None:
     """A record of `episodes` that this group cannot judge goes to `dead.letters`."""
-    letter = DeadLetter(
-        event_id=derive_id("dead", group_id, record.partition, record.offset),
-        event_time=record.timestamp,
-        stage=stage,
-        error_type=error_type,
-        error=record.error or "not an episode",
-        topic=kafka.topic(EPISODES),
-        partition=record.partition,
-        offset=record.offset,
-        key=record.key,
-        value=record.value,
-    )
-    await producer.publish(DEAD_LETTERS, (record.key or b"").decode("utf-8", "replace"), letter)
+    letter = unusable(record, kafka.topic(EPISODES), group_id, stage=stage)
+    await producer.publish(DEAD_LETTERS, key_of(letter), letter)
 
 
 async def run_until_signal(reader: Reader) -> None:

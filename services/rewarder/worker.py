@@ -87,8 +87,8 @@ class RewardWorker:
                 # A function sees what was said, wherever it lies.
                 episode = await asyncio.to_thread(redeemed_episode, record.event)
             except BadClaim as error:
-                unreadable = msgspec.structs.replace(record, error=str(error))
-                await bury(self._producer, self._kafka, self._group_id(), _STAGE, unreadable, "BadClaim")
+                unreadable = msgspec.structs.replace(record, error=f"{type(error).__name__}: {error}")
+                await bury(self._producer, self._kafka, self._group_id(), _STAGE, unreadable)
                 return
             rewards, failure = await self._plugin.judge(self._sandbox, episode)
             if failure is not None:
