@@ -16,7 +16,7 @@ within one episode.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -41,6 +41,10 @@ _STEP = 64
 
 _LOOKED_AT = 4
 """Earlier calls of an episode that a call may extend: as many as agents that take turns, mostly."""
+
+
+Whole = Callable[[LlmCall], LlmCall]
+"""Makes a call whole, if it is not."""
 
 
 class Link(Record, frozen=True, kw_only=True):
@@ -95,15 +99,26 @@ def restore(call: LlmCall, parent: LlmCall, *, proven: bool = False) -> LlmCall:
     )
 
 
-def pack(calls: Iterable[LlmCall]) -> tuple[LlmCall, ...]:
-    """The calls of an episode, each a delta of an earlier one where that is worth it."""
-    links: list[Link] = []
+def pack(calls: Iterable[LlmCall], whole: Whole | None = None) -> tuple[LlmCall, ...]:
+    """The calls of an episode, each a delta of an earlier one where that is worth it.
+
+    A call that is a delta of an earlier one of them stays what it is, and says where its parent is now: nothing is compared. Others that
+    are deltas are made whole first; without `whole` they are left alone.
+    """
     packed: list[LlmCall] = []
+    places: dict[str, int] = {}
+    links: dict[int, Link | LlmCall] = {}
+    """By index; a call is one of which no link was needed yet."""
     for index, call in enumerate(calls):
-        delta = shorten(call, links[-_LOOKED_AT:])[0] if call.parent is None else call
-        packed.append(delta)
-        if call.parent is None:
-            links.append(link_of(call, WITHIN, index))
+        delta = _moved(call, places)
+        if delta is None and whole is not None:
+            call = whole(call)
+        if delta is None and call.parent is None:
+            delta = shorten(call, _last_of(links, whole))[0]
+        packed.append(delta or call)
+        places[call.call_id] = index
+        if call.parent is None or whole is not None:
+            links[index] = call
     return tuple(packed)
 
 
@@ -117,6 +132,29 @@ def unpack(calls: Iterable[LlmCall], *, proven: bool = False) -> tuple[LlmCall, 
         parent = _within(call, whole)
         whole.append(call if parent is None else restore(call, parent, proven=proven))
     return tuple(whole)
+
+
+def _moved(delta: LlmCall, places: Mapping[str, int]) -> LlmCall | None:
+    """A delta of a call of the episode, as the episode has it; None for anything else."""
+    ref = delta.parent
+    place = None if ref is None else places.get(ref.call_id)
+    if ref is None or place is None:
+        return None
+    if ref.partition == WITHIN:
+        return delta
+    moved = msgspec.structs.replace(ref, partition=WITHIN, offset=place, shared_messages=0)
+    return msgspec.structs.replace(delta, parent=moved)
+
+
+def _last_of(links: dict[int, Link | LlmCall], whole: Whole | None) -> list[Link]:
+    """The last links, made now of calls of which none was needed before."""
+    found: list[Link] = []
+    for index in list(links)[-_LOOKED_AT:]:
+        link = links[index]
+        if isinstance(link, LlmCall):
+            link = links[index] = link_of(link if whole is None else whole(link), WITHIN, index)
+        found.append(link)
+    return found
 
 
 def _within(call: LlmCall, earlier: Sequence[LlmCall]) -> LlmCall | None:

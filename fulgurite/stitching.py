@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from fulgurite.deltas import Whole
 from fulgurite.events import AgentStatus, Episode, LlmCall
 from fulgurite.failure_detectors import failure_of
 from fulgurite.ids import derive_id, episode_id
@@ -48,9 +49,10 @@ def revision_of(inputs: Iterable[str]) -> str:
     return derive_id(RULE, *sorted(inputs))
 
 
-def stitch(events: Iterable[Input]) -> Episode | None:
+def stitch(events: Iterable[Input], whole: Whole | None = None) -> Episode | None:
     """The episode of one attempt's events and its group's declaration; None while no terminal status is among them.
 
+    Calls may be deltas of one another, and are so in the episode, if `whole` makes one whole; it is asked for the last that was answered.
     Of several events with one id and different contents, the one whose encoding sorts first counts.
     """
     distinct = _distinct(event for event in events if is_input(event))
@@ -77,7 +79,7 @@ def stitch(events: Iterable[Input]) -> Episode | None:
         rule=RULE,
         inputs=inputs,
         outcome=OUTCOMES[closing.kind],
-        failure=failure_of(closing, calls),
+        failure=failure_of(closing, calls, whole),
         message=closing.message,
         will_retry=closing.will_retry,
         started_at=min([call.started_at for call in calls] + [status.event_time for status in own]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from fulgurite.deltas import Whole
 from fulgurite.events import AgentStatus, LlmCall
 from fulgurite.failure_detectors.client_disconnected import client_disconnected
 from fulgurite.failure_detectors.evidence import Evidence
@@ -41,9 +42,9 @@ SYMPTOMS = frozenset({None, FailureKind.unknown, FailureKind.agent_exception, Fa
 """What a closing status may name without telling why."""
 
 
-def failure_of(closing: AgentStatus, calls: Sequence[LlmCall]) -> FailureKind | None:
-    """The failure of an attempt that `closing` ended; None if nothing is said and nothing found."""
+def failure_of(closing: AgentStatus, calls: Sequence[LlmCall], whole: Whole | None = None) -> FailureKind | None:
+    """The failure of an attempt that `closing` ended; None if nothing is said and nothing found. `whole`: for calls that are deltas."""
     if closing.failure not in SYMPTOMS:
         return closing.failure
-    seen = Evidence(closing, calls)
+    seen = Evidence(closing, calls, whole)
     return next((kind for kind, detect in DETECTORS if detect(seen)), closing.failure)

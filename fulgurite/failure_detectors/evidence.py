@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from fulgurite.deltas import Whole
 from fulgurite.events import AgentStatus, LlmCall
 from fulgurite.kinds import CallOutcome
-from fulgurite.transcript import Json, answer_of, messages_of
+from fulgurite.transcript import Json, answer_of, body_of, messages_in
 
 
 class Evidence:
     """One attempt. `closing` is the status that ended it."""
 
-    def __init__(self, closing: AgentStatus, calls: Sequence[LlmCall]) -> None:
+    def __init__(self, closing: AgentStatus, calls: Sequence[LlmCall], whole: Whole | None = None) -> None:
+        self._whole = whole
         self.closing = closing
         self.calls = sorted(calls, key=lambda call: (call.finished_at, call.started_at, call.call_id))
-        """As they ended."""
+        """As they ended; without a look at what they say, which deltas have not."""
 
     @cached_property
     def last(self) -> LlmCall | None:
@@ -25,13 +27,19 @@ class Evidence:
 
     @cached_property
     def answered(self) -> LlmCall | None:
-        """The last call that was answered."""
-        return next((call for call in reversed(self.calls) if call.outcome is CallOutcome.success and call.choices), None)
+        """The last call that was answered, whole."""
+        found = next((call for call in reversed(self.calls) if call.outcome is CallOutcome.success and call.choices), None)
+        return found if found is None or self._whole is None else self._whole(found)
+
+    @cached_property
+    def body(self) -> Json:
+        """What that call asked for; empty if it cannot be read."""
+        return body_of(self.answered) if self.answered is not None else {}
 
     @cached_property
     def messages(self) -> list[Json]:
         """What that call was made with; empty if it cannot be read."""
-        return messages_of(self.answered) if self.answered is not None else []
+        return messages_in(self.body, self.answered.api) if self.answered is not None else []
 
     @cached_property
     def answers(self) -> list[Json]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from fulgurite.events import LlmCall
 from fulgurite.failure_detectors.evidence import Evidence
 from fulgurite.transcript import Json
 
@@ -23,26 +22,16 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
 }
 
-_SIGNS = ("response_format", '"text"', "\\u005", "\\u006", "\\u007")
-"""One of them is in a body that asks for a form: its text is looked through sooner than it is parsed. The last ones spell names."""
-
 
 def invalid_output(seen: Evidence) -> bool:
     """Whether the attempt ended on an answer without the asked form."""
-    schema = _asked(seen.answered) if seen.answered is not None else None
+    schema = _asked(seen.body)
     return schema is not None and bool(seen.answers) and all(_fails(answer, schema) for answer in seen.answers)
 
 
-def _asked(call: LlmCall) -> Json | None:
+def _asked(body: Json) -> Json | None:
     """The schema that the answer should have."""
-    request = call.request or "null"
-    if not any(sign in request for sign in _SIGNS):
-        return None
-    try:
-        body: Any = json.loads(request)
-    except ValueError:
-        return None
-    form = _dict(_dict(_dict(body).get("text")).get("format")) or _dict(_dict(body).get("response_format"))
+    form = _dict(_dict(body.get("text")).get("format")) or _dict(body.get("response_format"))
     if form.get("type") == "json_schema":
         # Chat completions nest the schema under `json_schema`, responses do not.
         return _dict((_dict(form.get("json_schema")) or form).get("schema"))

@@ -8,10 +8,10 @@ from functools import reduce
 from msgspec.structs import replace
 
 from fulgurite.deadlines import AttemptProgress
-from fulgurite.deltas import restore
+from fulgurite.deltas import pack, restore
 from fulgurite.events import AgentStatus, Episode, LlmCall
 from fulgurite.kinds import Mode
-from fulgurite.stitching import Input, is_input, is_terminal
+from fulgurite.stitching import Input, is_input, is_terminal, stitch, supersede
 from services.streams import Settle
 
 Key = tuple[str, int]
@@ -72,11 +72,32 @@ class Attempt:
 
     def events(self) -> list[Input]:
         """The inputs, whole."""
+        calls = self._calls()
+        return [calls.get(event_id, event) for event_id, event in self.inputs.items()]
+
+    def revision(self, declared: AgentStatus | None) -> Episode | None:
+        """The next revision, its calls packed as they are held; None if there is nothing new to tell."""
+        calls: dict[str, LlmCall] = {}
+
+        def whole(call: LlmCall) -> LlmCall:
+            if call.parent is None:
+                return call
+            last = self._last.get(call.event_id)
+            if last is not None:
+                return last
+            calls.update(calls or self._calls())
+            return calls[call.event_id]
+
+        candidate = stitch([*self.inputs.values(), *([declared] if declared else [])], whole)
+        episode = supersede(self.published, candidate) if candidate else None
+        return episode and replace(episode, calls=pack(episode.calls, whole))
+
+    def _calls(self) -> dict[str, LlmCall]:
         calls: dict[str, LlmCall] = {}
         for event_id, event in self.inputs.items():
             if isinstance(event, LlmCall):
                 calls[event_id] = event if event.parent is None else restore(event, calls[event.parent.call_id], proven=True)
-        return [calls.get(event_id, event) for event_id, event in self.inputs.items()]
+        return calls
 
     def remember(self, episode: Episode) -> None:
         """A revision that was written before, unless a larger one is known."""

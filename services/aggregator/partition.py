@@ -18,7 +18,7 @@ from fulgurite.deadlines import overdue, silent
 from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LlmCall
 from fulgurite.ids import derive_id, minted_at
 from fulgurite.kinds import Mode, StatusKind
-from fulgurite.stitching import missing_inputs, stitch, supersede
+from fulgurite.stitching import missing_inputs
 from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, MAX_MESSAGE_BYTES, Topic
 from fulgurite.trajectories import successful_actions
 from services import logs
@@ -176,8 +176,7 @@ class AggregatorPartition:
         settled, attempt.unsettled = attempt.unsettled, []
         attempt.dirty = False
         group = self._groups[attempt.group_id]
-        candidate = stitch([*attempt.events(), *([group.declared] if group.declared else [])])
-        episode = supersede(attempt.published, candidate) if candidate else None
+        episode = attempt.revision(group.declared)
         if episode is not None:
             await self._publish(episode)
             attempt.written(episode)

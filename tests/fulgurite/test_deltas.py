@@ -226,6 +226,38 @@ def test_calls_that_nobody_restored_stay_as_they_are_in_an_episode() -> None:
     assert unpack((first, first, packed[2]))[2] == packed[2], "another call is in its parent's place"
 
 
+@given(st.integers(1, 30), st.integers(0, 1000), st.integers(0, 9), st.randoms(use_true_random=False))
+def test_deltas_of_the_log_are_packed_as_they_are(turns: int, spice: int, rewrite_every: int, order: random.Random) -> None:
+    calls = conversation(turns, spice=spice, rewrite_every=rewrite_every)
+    held = {call.call_id: call for call in calls}
+    written = logged(calls)
+    in_order = pack(written, lambda call: held[call.call_id])
+    assert unpack(in_order) == tuple(calls)
+    assert all(call.request == delta.request for call, delta in zip(in_order, written, strict=True) if delta.parent)
+    assert pack(in_order) == in_order
+    # Clocks that differ may put a call before its parent: it is whole, or a delta of another.
+    shuffled = order.sample(written, turns)
+    assert unpack(pack(shuffled, lambda call: held[call.call_id])) == tuple(held[call.call_id] for call in shuffled)
+
+
+def test_a_whole_call_amid_deltas_is_packed_against_what_they_are_made_of() -> None:
+    first, second, third = conversation(3)
+    delta, _ = shorten(second, [link_of(first, 0, 0)])
+    made: list[LlmCall] = []
+
+    def whole(call: LlmCall) -> LlmCall:
+        made.append(call)
+        return second if call is delta else call
+
+    packed = pack([first, delta, third], whole)
+    assert [call.parent and call.parent.offset for call in packed] == [None, 0, 1]
+    assert unpack(packed) == (first, second, third)
+    assert made.count(delta) == 1, "what is not compared is not made whole"
+    episode = stitch([first, delta, make_status(at=9_000)], whole)
+    assert episode is not None
+    assert REPLACE(episode, calls=(first, second)) == stitch([first, second, make_status(at=9_000)])
+
+
 def test_packed_ids_that_are_cut_make_no_delta() -> None:
     first, second = conversation(2)
     odd = REPLACE(second, prompt_token_ids=(second.prompt_token_ids or b"") + b"x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import msgspec
@@ -98,6 +99,19 @@ def call(api: str, body: Any, message: Any = None) -> LlmCall:
 @pytest.mark.parametrize(("api", "body", "messages"), ASKED)
 def test_what_was_asked(api: str, body: Any, messages: list[Any]) -> None:
     assert messages_of(call(api, body)) == messages
+
+
+@pytest.mark.parametrize(
+    ("body", "content"), [('{"messages": [{"content": "\\ud800"}]}', "\ud800"), ('{"messages": [{"content": Infinity}]}', math.inf)]
+)
+def test_what_is_json_to_some_only_is_read(body: str, content: Any) -> None:
+    asked = msgspec.structs.replace(call("chat.completions", {}), request=body)
+    assert messages_of(asked) == [{"content": content}]
+
+
+@pytest.mark.parametrize("body", ["[", "[1]", "[" * 100_000])
+def test_what_cannot_be_read_has_no_messages(body: str) -> None:
+    assert messages_of(msgspec.structs.replace(call("chat.completions", {}), request=body)) == []
 
 
 @pytest.mark.parametrize(

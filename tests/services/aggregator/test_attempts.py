@@ -9,14 +9,14 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from fulgurite.deltas import link_of, shorten
+from fulgurite.deltas import link_of, shorten, unpack
 from fulgurite.events import LlmCall
 from fulgurite.kinds import Mode
-from fulgurite.stitching import Input
+from fulgurite.stitching import Input, stitch
 from fulgurite.tokens import pack_ids, prompt_hash
 from services.aggregator.attempts import Attempt
 from services.streams import AckOrder
-from tests.synthetic import make_call, make_status
+from tests.synthetic import make_call, make_declared, make_status
 
 
 def conversation(turns: int) -> list[LlmCall]:
@@ -65,6 +65,19 @@ def test_a_long_conversation_is_held_once_and_given_whole() -> None:
     assert attempt.events() == [*CALLS, DONE]
     assert [attempt.whole(call.call_id) for call in CALLS] == CALLS
     assert attempt.whole("another") is None
+
+
+@pytest.mark.parametrize("whole", [0, 1, 12, 30])
+def test_a_revision_is_written_as_the_calls_are_held(whole: int) -> None:
+    attempt = Attempt((DONE.rollout_id or "", 0), DONE.group_id, Mode.train)
+    take(attempt, *zip(CALLS, CALLS[:whole] + LOGGED[whole:], strict=True), (DONE, None))
+    episode = attempt.revision(None)
+    assert episode is not None
+    assert sum(call.parent is None for call in episode.calls) == 1
+    assert msgspec.structs.replace(episode, calls=unpack(episode.calls)) == stitch([*CALLS, DONE])
+    attempt.written(episode)
+    assert attempt.revision(None) is None
+    assert attempt.revision(make_declared(0, 1, at=1, deadline=9_000)) is not None
 
 
 @pytest.mark.parametrize("lost", [0, 7])

@@ -37,7 +37,9 @@ class MemoryLog(Log):
         return self.ends[topic.name]
 
     def episodes(self) -> list[Episode]:
-        return [event for topic, event in self.published if topic is EPISODES and isinstance(event, Episode)]
+        """As who reads them gets them."""
+        read = [self.codec.decode(self.codec.encode(event)) for topic, event in self.published if topic is EPISODES]
+        return [event for event in read if isinstance(event, Episode)]
 
 
 class Reader:
