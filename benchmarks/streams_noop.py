@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from faust.transport.drivers.aiokafka import Consumer
+
 from fulgurite.topics import TOPICS, Topic
 from services import logs
 from services.aggregator.settings import AggregatorSettings
@@ -19,6 +21,9 @@ from services.streams import Processor, Worker, quieten
 
 class NoOp(Worker):
     """Neither decodes nor keeps anything: Faust acknowledges each record when the agent asks for the next."""
+
+    consumer = Consumer
+    """Faust's own, for what we are compared with is Faust as it comes."""
 
     async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, Processor]:
         """Nothing to know."""

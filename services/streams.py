@@ -34,6 +34,7 @@ from services import logs, pulse
 from services.clock import now_ms
 from services.dead_letters import key_of, unusable
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, watermarks
+from services.stream_feed import BatchConsumer
 
 _log = logs.get()
 
@@ -185,6 +186,8 @@ class Partition:
 class Worker:
     """A Faust app around processors; a subclass says how to restore them."""
 
+    consumer: type[Any] = BatchConsumer
+
     def __init__(self, name: str, topics: tuple[Topic, ...], kafka: KafkaSettings, settings: StreamSettings) -> None:
         self.name = name
         self.topics = topics
@@ -277,6 +280,7 @@ class Worker:
             datadir=str(Path(tempfile.gettempdir()) / f"fulgurite-faust-{self.group_id}-{self.settings.instance}"),
         )
         app.boot_strategy.enable_kafka_producer = False
+        app.transport.Consumer = self.consumer
         app.on_partitions_assigned.connect(self._assigned)
         app.on_partitions_revoked.connect(self._revoked)
         for topic in self.topics:

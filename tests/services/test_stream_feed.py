@@ -1,0 +1,121 @@
+"""What Faust's consumer hands on of a fetch, and when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mode import Service
+
+from services.stream_feed import BatchConsumer
+
+PLACE = ("llm.calls", 0)
+
+
+def _in_order(records: list[Any]) -> Iterator[Any]:
+    return ((PLACE, record) for record in records)
+
+
+def _untold(place: Any, offset: Any) -> None:
+    """Nobody looks at how far the log goes."""
+
+
+class Fed(BatchConsumer):
+    """Ours, over a fetch of these offsets, of which it has read those below `read`; its agent's queue has `room`."""
+
+    abstract = False
+
+    def __init__(self, offsets: list[int], *, read: int | None = None, room: int = 1000, commit_every: int | None = None) -> None:
+        Service.__init__(self)  # pyright: ignore[reportUnknownMemberType]
+        state: Any = self
+        state._read_offset = defaultdict(lambda: read)
+        state._commit_every = commit_every
+        state._n_acked = 0
+        state.suspend_flow = asyncio.Event()
+        state.scheduler = SimpleNamespace(iterate=_in_order)
+        state.app = SimpleNamespace(
+            consumer_generation_id=1,
+            monitor=SimpleNamespace(track_tp_end_offset=_untold),
+            topics=SimpleNamespace(acks_enabled_for=bool),
+        )
+        state.callback = self._put
+        self.records = [SimpleNamespace(offset=offset, topic=PLACE[0]) for offset in offsets]
+        self.queue: asyncio.Queue[int] = asyncio.Queue(room)
+        self.full = asyncio.Event()
+        self.gaps: list[tuple[int, int]] = []
+        self.commits: list[int] = []
+
+    async def _wait_next_records(self, timeout: float) -> Any:  # noqa: ASYNC109 - its name in Faust
+        return self.records, None
+
+    def _to_message(self, tp: Any, record: Any) -> Any:
+        return record
+
+    def highwater(self, tp: Any) -> int:
+        return 1000
+
+    async def _put(self, message: Any) -> None:
+        if self.queue.full():
+            self.full.set()
+        await self.queue.put(message.offset)
+        state: Any = self
+        state._n_acked += 1
+
+    async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
+        self.gaps.append((offset_from, offset_to))
+
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+        self.commits.append(self.queue.qsize())
+        return True
+
+    @property
+    def read(self) -> int | None:
+        state: Any = self
+        return state._read_offset[PLACE]
+
+    async def fetch(self) -> list[int]:
+        """What the agent's queue has after one fetch."""
+        assert [record async for record in self.getmany(1.0)] == []
+        return [self.queue.get_nowait() for _ in range(self.queue.qsize())]
+
+
+async def test_all_records_of_a_fetch_are_handed_on_in_order() -> None:
+    consumer = Fed(list(range(250)))
+    assert await consumer.fetch() == list(range(250))
+    assert consumer.read == 249
+
+
+async def test_what_was_read_before_is_left_out_and_a_gap_is_told() -> None:
+    consumer = Fed([3, 4, 5, 6, 9, 10], read=5)
+    assert await consumer.fetch() == [5, 6, 9, 10]
+    assert consumer.gaps == [(7, 9)]
+
+
+async def test_offsets_are_committed_after_so_many_acknowledgements() -> None:
+    consumer = Fed(list(range(5)), commit_every=2)
+    assert await consumer.fetch() == list(range(5))
+    assert consumer.commits == [2, 4]
+
+
+async def test_a_rebalance_stops_a_feed_that_waits_for_its_agent() -> None:
+    consumer = Fed(list(range(5)), room=2)
+    feed = asyncio.create_task(consumer.fetch())
+    await consumer.full.wait()
+    consumer.suspend_flow.set()
+    assert await feed == [0, 1]
+    assert consumer.read == 1
+
+
+async def test_a_failure_of_the_agent_reaches_faust() -> None:
+    consumer = Fed([0])
+    consumer.callback = failing
+    with pytest.raises(RuntimeError, match="no room"):
+        await consumer.fetch()
+
+
+async def failing(_: Any) -> None:
+    raise RuntimeError("no room")
