@@ -111,6 +111,16 @@ class Deployment:
         )
 
 
+def balanced(deployment: Deployment) -> dict[str, int]:
+    """The books by the command line's container: exit status 0, nothing missing, nothing twice; the terms."""
+    done = deployment.cli("fulgurite", "ledger", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    books = json.loads(done.stdout)
+    assert books["remainder"] == 0
+    say(f"  the ledger balances: {books['actions']} actions, {books['terms']}")
+    return books["terms"]
+
+
 def wait_for(done: Callable[[], bool], seconds: float, what: str) -> None:
     """Look every half second; fails with `what` did not come to pass."""
     deadline = time.monotonic() + seconds

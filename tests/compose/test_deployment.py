@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from fulgurite.codec import Codec
-from fulgurite.events import LlmCall, PolicyUpdate
+from fulgurite.events import AgentReward, LlmCall, PolicyUpdate
 from fulgurite.kinds import UpdateKind
-from fulgurite.topics import LLM_CALLS, POLICY_UPDATES
+from fulgurite.topics import AGENT_REWARDS, LLM_CALLS, POLICY_UPDATES
 from fulgurite.versions import parse_version
 from services.kafka import KafkaSettings, read_all
-from tests.compose.deployment import PROJECT, Deployment, timed, wait_for
+from tests.compose.deployment import PROJECT, Deployment, balanced, timed, wait_for
 from tests.compose.engine import ROOT, say
 from tests.compose.traffic import Client, Traffic
 
@@ -56,16 +56,6 @@ def served(deployment: Deployment) -> str:
     listed = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
     backends = listed["data"][0]["backends"]
     return backends[0]["version"] if backends else "policy@0.0"
-
-
-def balanced(deployment: Deployment) -> dict[str, int]:
-    """The books by the command line's container: exit status 0, nothing missing, nothing twice; the terms."""
-    done = deployment.cli("fulgurite", "ledger", "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    books = json.loads(done.stdout)
-    assert books["remainder"] == 0
-    say(f"  the ledger balances: {books['actions']} actions, {books['terms']}")
-    return books["terms"]
 
 
 def logged(kafka: KafkaSettings) -> set[str]:
@@ -105,6 +95,28 @@ def test_a_port_in_use_is_told_by_its_setting(deployment: Deployment) -> None:
         done = deployment.compose("up", "--detach", "--wait")
     assert done.returncode != 0
     assert f"GATEWAY_PORT={deployment.gateway_port}" in deployment.logs("check")
+    deployment.down()
+
+
+@pytest.mark.parametrize(
+    ("volume", "left", "told"),
+    [
+        ("kafka", "mkdir /v/fulgurite.llm.calls-0", "fulgurite-test_kafka is half-written"),
+        ("kafka", "echo cluster.id=another > /v/meta.properties", "set KAFKA_CLUSTER_ID=another"),
+        ("checkpoints", "touch /v/state && chown -R 0:0 /v && chmod 755 /v", "fulgurite-test_checkpoints belongs to user 0"),
+    ],
+    ids=["half-written", "of-another-cluster", "restored-by-root"],
+)
+def test_a_volume_that_cannot_be_used_is_told_and_nothing_starts(deployment: Deployment, volume: str, left: str, told: str) -> None:
+    """As a broken restore leaves it."""
+    mounted = f"{PROJECT}_{volume}:/v"
+    labels = ("--label", f"com.docker.compose.project={PROJECT}", "--label", f"com.docker.compose.volume={volume}")
+    deployment.docker("volume", "create", *labels, f"{PROJECT}_{volume}")
+    deployment.docker("run", "--rm", "--user", "0", "--volume", mounted, "--entrypoint", "sh", "fulgurite-aggregator:0.1.0", "-c", left)
+    done = deployment.compose("up", "--detach", "--wait")
+    assert done.returncode != 0
+    assert told in deployment.logs("check")
+    assert deployment.compose("ps", "--services").stdout.split() == []
     deployment.down()
 
 
@@ -194,6 +206,36 @@ def test_the_calculator_agent_runs_from_outside(deployment: Deployment, tmp_path
     assert results["reward"] is not None
     assert parse_version(served(deployment)) > before
     balanced(deployment)
+
+
+def test_a_wrong_reward_is_told_once(deployment: Deployment) -> None:
+    settings = {"COMPOSE_PROFILES": "cpu,rewards", "REWARD": "/rewards/rewards.py:none_such"}
+    deployment.must("up", "--detach", "reward-worker", settings=settings)
+    wait_for(lambda: "gave up" in deployment.logs("reward-worker"), 60, "the reward worker gives up")
+    assert "none_such" in deployment.logs("reward-worker")
+    found = deployment.inspect("reward-worker")
+    assert (found["RestartCount"], found["State"]["Running"]) == (0, True)
+
+
+@pytest.mark.parametrize("reward", ["/rewards/rewards.py:score", "builtin:exact_match"])
+def test_a_reward_worker_judges_what_comes(deployment: Deployment, client: Client, tmp_path: Path, reward: str) -> None:
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def score(episode):\n    return 0.25 if episode.task['reference'] == '1' else 0.75\n")
+    settings = {"COMPOSE_PROFILES": "cpu,rewards", "REWARD": reward, "REWARDS_FILE": str(rewards)}
+    timed(f"a reward worker with {reward}", lambda: deployment.must("up", "--detach", "--wait", "reward-worker", settings=settings))
+    (grant,) = client.declare(1)["rollouts"]
+    client.finish(grant, "How many is 3 and 8?")
+
+    def verdicts() -> list[AgentReward]:
+        events = [record.event for record in read_all(deployment.kafka, AGENT_REWARDS, Codec())]
+        return [event for event in events if isinstance(event, AgentReward) and event.rollout_id == grant["rollout_id"]]
+
+    wait_for(lambda: verdicts() != [], 60, "there is a verdict")
+    (verdict,) = verdicts()
+    say(f"  {verdict.name}={verdict.value} by {verdict.source}")
+    assert verdict.error is None
+    assert verdict.value == 0.25 if reward.startswith("/") else verdict.value in (0.0, 1.0)
+    deployment.must("--profile", "rewards", "rm", "--stop", "--force", "reward-worker")
 
 
 @pytest.mark.parametrize("service", KILLED)

@@ -45,19 +45,25 @@ class Client:
         self.acknowledged.add(answer["id"])
         return answer["id"]
 
-    def declare(self, n: int = GROUP) -> list[dict[str, Any]]:
-        """A group for training; its rollouts with their keys, none if nobody takes it."""
+    def declare(self, n: int = GROUP) -> dict[str, Any]:
+        """A group for training: its id and its rollouts with their keys; empty if nobody takes it."""
         admin = self._deployment.keys["FULGURITE_ADMIN_KEY"]
-        body = {"n": n, "task": {"question": "count"}, "expected_rewards": ["reward"], "deadline_s": 120}
+        body = {"n": n, "task": {"question": "count", "reference": "1"}, "expected_rewards": ["reward"], "deadline_s": 120}
         status, group = self.post("/v1/rollouts", admin, body)
-        return group["rollouts"] if 200 <= status < 300 else []
+        return group if 200 <= status < 300 else {}
 
-    def play(self, n: int = GROUP) -> None:
-        """A whole group: each rollout makes a call, ends, and is paid by its turn, so that there is something to learn."""
-        for number, grant in enumerate(self.declare(n)):
-            self.ask(grant["api_key"], f"Count to {number + 3}.")
-            self.post(f"/v1/rollouts/{grant['rollout_id']}/status", grant["api_key"], {"kind": "finished"})
+    def play(self, n: int = GROUP) -> str | None:
+        """A whole group: each rollout makes a call, ends, and is paid by its turn, so that there is something to learn; the group's id."""
+        group = self.declare(n)
+        for number, grant in enumerate(group.get("rollouts", ())):
+            self.finish(grant, f"Count to {number + 3}.")
             self.post("/v1/rewards", grant["reward_key"], {"rollout_id": grant["rollout_id"], "name": "reward", "value": number % 2})
+        return group.get("group_id")
+
+    def finish(self, grant: Mapping[str, Any], question: str) -> None:
+        """A rollout of one call, which then says that it ended."""
+        self.ask(grant["api_key"], question)
+        self.post(f"/v1/rollouts/{grant['rollout_id']}/status", grant["api_key"], {"kind": "finished"})
 
 
 class Traffic:
