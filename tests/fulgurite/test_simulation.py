@@ -25,10 +25,13 @@ from fulgurite.gathering import Gathered
 from fulgurite.ids import episode_id
 from fulgurite.kinds import FilterReason, LedgerTerm, StatusKind
 from fulgurite.ledger import balance
+from fulgurite.rewards import counted
 from fulgurite.sealing import Written, revision_of
 from fulgurite.stitching import Input, stitch
 from tests.fulgurite.simulated.deployment import Deployment
 from tests.fulgurite.simulated.learner import Learner
+from tests.fulgurite.simulated.reward_worker import NAME as JUDGED
+from tests.fulgurite.simulated.reward_worker import verdict
 from tests.fulgurite.simulated.world import CALLS, EPISODES, LEDGER, REWARDS, STATUS, TRAJECTORIES, UPDATES, World, topic_of
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
@@ -36,7 +39,10 @@ SCHEDULES = int(os.environ.get("FULGURITE_SIMULATION_SCHEDULES", "2000"))
 
 
 def _sources() -> tuple[tuple[LlmCall | AgentStatus | AgentReward, ...], ...]:
-    """Three groups. What a source says comes in its order; between sources there is none, but that a group is declared first."""
+    """Three groups, and traffic that nobody declared.
+
+    What a source says comes in its order; between sources there is none, but that a group is declared first.
+    """
     first = (
         make_declared(0, 2, max_attempts=2, credit="gigpo(gamma=0.9)"),
         make_call(0, 0, 0, at=1_000),
@@ -67,7 +73,9 @@ def _sources() -> tuple[tuple[LlmCall | AgentStatus | AgentReward, ...], ...]:
     # One is never heard of, one is never paid.
     fourth = (make_declared(2, 3), make_call(2, 0, 0, at=1_500), make_status(2, 0, at=1_600))
     unpaid = (make_call(2, 1, 0, at=1_500), make_status(2, 1, at=1_600), make_reward(2, 0, 1.0))
-    return first, second, paid, third, silent, steps, fourth, unpaid
+    # Undeclared: nobody says that it is over but silence.
+    live = (make_call(4, 0, 0, at=1_000), make_call(4, 0, 1, at=1_100), make_reward(4, 0, 1.0))
+    return first, second, paid, third, silent, steps, fourth, unpaid, live
 
 
 SOURCES = _sources()
@@ -179,7 +187,7 @@ def test_the_undisturbed_run_has_everything_in_it() -> None:
     deployment = run(b"")
     check(deployment.world)
     expected = undisturbed()
-    assert len(expected.episodes) == 8
+    assert len(expected.episodes) == 9
     assert {episode.failure for episode in expected.episodes.values()} == {
         None,
         FailureKind.infrastructure,
@@ -207,6 +215,12 @@ def test_any_schedule_ends_where_the_undisturbed_one_does(schedule: bytes) -> No
     check(run(schedule).world)
 
 
+def _judged() -> tuple[tuple[LlmCall | AgentStatus, ...], ...]:
+    """A group that a reward worker pays, in time or not: every revision of an episode anew."""
+    first = (make_declared(3, 2, expected=(JUDGED,)), make_call(3, 0, 0, at=1_500), make_status(3, 0, at=1_600))
+    return first, (make_call(3, 1, 0, at=1_500), make_status(3, 1, at=1_600))
+
+
 def _amending() -> tuple[LlmCall | AgentStatus | AgentReward, ...]:
     """What may come late, or change what was said: calls after the end, another end, rewards that are taken back and given again."""
     return (
@@ -224,6 +238,10 @@ def _amending() -> tuple[LlmCall | AgentStatus | AgentReward, ...]:
         make_reward(2, 1, None, at=5_000),
         make_reward(2, 1, 0.0, at=6_000),
         make_reward(2, 1, None, at=7_000),
+        make_call(3, 0, 1, at=1_550),
+        make_call(3, 0, 2, at=1_560),
+        make_status(3, 1, StatusKind.failed, at=1_590, failure=FailureKind.agent_exception),
+        make_call(4, 0, 2, at=1_200),
     )
 
 
@@ -234,9 +252,10 @@ def of_everything(world: World) -> tuple[dict[str, Episode], dict[str, str | Non
     inputs: dict[str, list[Input]] = {}
     for event in events:
         if event.rollout_id is not None:
-            inputs.setdefault(episode_id(event.rollout_id, event.attempt), [declared[event.group_id]]).append(event)
+            own = inputs.setdefault(episode_id(event.rollout_id, event.attempt), [])
+            own += [event, *(declared[event.group_id] for _ in range(not own and event.group_id in declared))]
     episodes = {name: stitch(events) for name, events in inputs.items()}
-    groups = {group_id: Gathered() for group_id in declared}
+    groups = {event.group_id: Gathered() for event in events}
     for event in (*episodes.values(), *world.log[REWARDS]):
         if isinstance(event, Episode | AgentReward):
             groups[event.group_id].take(event)
@@ -263,6 +282,11 @@ def check_anew(world: World) -> None:
     assert (closed.remainder, closed.discrepancies, closed.overdue, closed.expired) == (0, (), (), 0)
     assert not [term for term in closed.terms if term.startswith("open")]
     assert closed.terms.get("trained", 0) + closed.terms.get("amended", 0) == len(world.trained)
+    judged = [event for event in world.log[REWARDS] if isinstance(event, AgentReward) and event.name == JUDGED]
+    for episode in episodes.values():
+        own = counted(episode, judged)
+        if own and not episode.will_retry:
+            assert own == (verdict(episode),)
     learner = Learner(world)
     while learner.step(0):
         pass
@@ -270,7 +294,7 @@ def check_anew(world: World) -> None:
 
 
 def test_what_comes_after_everything_was_trained_amends_and_trains_nothing() -> None:
-    deployment = run(b"")
+    deployment = run(b"", Deployment([*SOURCES, *_judged()], _DECLARED_BY))
     before = list(deployment.world.trained)
     for event in _amending():
         deployment.world.append(topic_of(event), event)
@@ -283,10 +307,14 @@ def test_what_comes_after_everything_was_trained_amends_and_trains_nothing() -> 
 
 
 def amending() -> Deployment:
-    """The undisturbed run's sources, and what comes late if the schedule says so."""
-    declared = {source[0].group_id: place for place, source in enumerate(SOURCES) if place not in _DECLARED_BY}
-    after = {place: declared[event.group_id] for place, event in enumerate(_amending(), len(SOURCES))}
-    return Deployment([*SOURCES, *((event,) for event in _amending())], {**_DECLARED_BY, **after})
+    """The undisturbed run's sources, a group that is judged, and what comes late if the schedule says so."""
+    sources = [*SOURCES, *_judged()]
+    first: dict[str, int] = {}
+    for place, source in enumerate(sources):
+        first.setdefault(source[0].group_id, place)
+    later = [(event,) for event in _amending()]
+    after = {place: first[source[0].group_id] for place, source in enumerate([*sources, *later])}
+    return Deployment([*sources, *later], after)
 
 
 @cache
@@ -305,11 +333,11 @@ def test_whatever_comes_late_the_last_revisions_are_those_of_a_run_in_which_noth
 
 def lawless() -> Deployment:
     """Everything in any order, once its group is declared; time passes whatever has not come."""
-    said = [event for source in (*SOURCES, _amending()) for event in source]
+    said = [event for source in (*SOURCES, *_judged(), _amending()) for event in source]
     declared = [event for event in said if isinstance(event, AgentStatus) and event.declaration is not None]
     others = [event for event in said if event not in declared]
     groups = {event.group_id: place for place, event in enumerate(declared)}
-    after = {place: groups[event.group_id] for place, event in enumerate(others, len(declared))}
+    after = {place: groups[event.group_id] for place, event in enumerate(others, len(declared)) if event.group_id in groups}
     return Deployment([(event,) for event in (*declared, *others)], after, lawless=True)
 
 

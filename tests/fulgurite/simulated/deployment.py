@@ -1,4 +1,4 @@
-"""A deployment in a few hundred lines: producers, aggregator, rewarder and learner over lists, built from the pure functions alone.
+"""A deployment in a few hundred lines: producers, aggregator, reward worker, rewarder and learner over lists, built from pure functions.
 
 Each step of a processor does at most one thing that lasts (a record, a commit, a checkpoint), so a crash between steps is a crash at any
 moment that matters: it loses the processor's memory and nothing else. Time is a number that the schedule moves. A `World` is the log, what
@@ -13,6 +13,7 @@ from fulgurite.events import AgentStatus, Event
 from fulgurite.kinds import StatusKind
 from tests.fulgurite.simulated.aggregator import Aggregator
 from tests.fulgurite.simulated.learner import Learner
+from tests.fulgurite.simulated.reward_worker import RewardWorker
 from tests.fulgurite.simulated.rewarder import Rewarder
 from tests.fulgurite.simulated.world import CALLS, DUE, LONG_DUE, REWARDS, STATUS, Processor, World, topic_of
 
@@ -21,7 +22,7 @@ MOVES = ("step",) * 9 + ("land",) * 3 + ("again", "crash", "time")
 
 
 class Deployment:
-    """Producers with something to say, and the three processors."""
+    """Producers with something to say, and the four processors."""
 
     def __init__(self, sources: Iterable[Sequence[Event]], after: Mapping[int, int], *, lawless: bool = False) -> None:
         """`after`: for a source, the one that must have said its first before. `lawless`: time passes whatever has not landed."""
@@ -30,7 +31,7 @@ class Deployment:
         self._sources = [list(source) for source in sources]
         self._after = after
         self._lawless = lawless
-        self._kinds: tuple[type[Processor], ...] = (Aggregator, Rewarder, Learner)
+        self._kinds: tuple[type[Processor], ...] = (Aggregator, Rewarder, Learner, RewardWorker)
         self._alive: list[Processor] = [kind(self.world) for kind in self._kinds]
 
     def act(self, move: int, choice: int) -> None:
@@ -43,10 +44,10 @@ class Deployment:
                 self._duplicate(choice)
             case "step":
                 # Often several at once, so that schedules come to their end.
-                for _ in range(1 + choice // 3 % 7):
-                    self._alive[choice % 3].step(choice // 3)
+                for _ in range(1 + choice // 4 % 7):
+                    self._alive[choice % 4].step(choice // 4)
             case "crash":
-                self._alive[choice % 3] = self._kinds[choice % 3](self.world)
+                self._alive[choice % 4] = self._kinds[choice % 4](self.world)
             case _:
                 # Not before everything has landed: a verdict is given upon the whole log.
                 if self._lawless or not any(self._sources):

@@ -40,7 +40,7 @@ class World:
         self.trained: list[str] = []
         """Actions of every step whose weights were kept, in order."""
         self.time = 0
-        self.rewarders = 0
+        self.aggregators = self.rewarders = 0
         """That have been started."""
 
     def append(self, topic: str, event: Event) -> None:
