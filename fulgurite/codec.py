@@ -22,6 +22,7 @@ import fastavro
 import msgspec
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
+from fulgurite.avro_reader import Reader, reader_of
 from fulgurite.avro_writer import writer_of
 from fulgurite.deltas import pack, unpack
 from fulgurite.errors import BrokenDelta, InvalidEvent, MalformedFrame, UnknownSchema
@@ -35,6 +36,9 @@ JsonSchema = dict[str, Any]
 
 # fastavro's own annotations are partial.
 _read = cast(Callable[[io.BytesIO, Any, Any], Any], fastavro.schemaless_reader)  # pyright: ignore[reportUnknownMemberType]
+
+
+_UNREADABLE = (ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, struct.error, msgspec.ValidationError)
 
 
 class SchemaSource(Protocol):
@@ -113,6 +117,7 @@ class Codec:
             self._ours[event_type] = parse_schema(cast(JsonSchema, schema))
         self._writers = {event_type: writer_of(schema) for event_type, schema in self._ours.items()}
         self._frames = {t: b"\x00" + (registry or self._released).id_of(t).to_bytes(4, "big") for t in EVENT_TYPES}
+        self._compiled: dict[type[Event], Reader] = {}
         self._readers: dict[int, tuple[type[Event], Any, Any]] = {}
 
     def encode(self, event: Event) -> bytes:
@@ -135,16 +140,25 @@ class Codec:
             raise MalformedFrame(f"{len(data)} bytes without Confluent's header (0x00 and a schema id)")
         event_type, writer, reader = self._reader(int.from_bytes(data[1:_HEADER], "big"))
         try:
-            datum = _read(io.BytesIO(data[_HEADER:]), writer, reader)
-            event = msgspec.convert(datum, event_type, builtin_types=(bytes,))
+            event = self._read_ours(data, event_type) if reader is None else _resolved(data, event_type, writer, reader)
             if isinstance(event, Episode):
                 whole = unpack(event.calls)
                 return event if packed else msgspec.structs.replace(event, calls=whole)
             return event
         except BrokenDelta as error:
             raise InvalidEvent(str(error)) from error
-        except (ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, msgspec.ValidationError) as error:
+        except _UNREADABLE as error:
             raise InvalidEvent(f"bytes do not fit the schema of {event_type.__name__}: {error}") from error
+
+    def _read_ours(self, data: bytes, event_type: type[Event]) -> Event:
+        read = self._compiled.get(event_type)
+        if read is None:
+            # Not before it is needed: a process reads few of all types.
+            read = self._compiled[event_type] = reader_of(self._ours[event_type], event_type)
+        event, end = read(data, _HEADER)
+        if end > len(data):
+            raise EOFError(f"{end - len(data)} bytes are missing at the end")
+        return event
 
     def headers(self, event: Event, traceparent: str | None = None) -> dict[str, bytes]:
         """Record headers: event type, event id, schema fingerprint and, if any, trace context."""
@@ -175,6 +189,11 @@ class Codec:
         # A reader schema that differs costs a lot, so it is given only where it does.
         self._readers[schema_id] = (event_type, ours if same else parse_schema(schema), None if same else ours)
         return self._readers[schema_id]
+
+
+def _resolved(data: bytes, event_type: type[Event], writer: Any, reader: Any) -> Event:
+    """An event of another release."""
+    return msgspec.convert(_read(io.BytesIO(data[_HEADER:]), writer, reader), event_type, builtin_types=(bytes,))
 
 
 _fingerprints: dict[type[Event], bytes] = {}
