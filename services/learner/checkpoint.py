@@ -1,4 +1,5 @@
-"""A learner's checkpoint: everything to go on from, in one folder that exists whole or not at all.
+"""A learner's checkpoint: everything to go on from, in one folder that exists whole or not at all; one that a copy or a restore left in
+pieces is refused.
 
 Order of every step: checkpoint, then update, then ledger. The checkpoint holds the update and the entries it has yet to publish, so a
 learner that dies in between publishes exactly those when it resumes.
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from fulgurite.events import Position
+from services.learner.errors import CheckpointDamaged
 from services.learner.files import remove_parts, whole_folder
 
 _KEEP = 2
@@ -39,6 +41,8 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     """Groups settled at or above them: id → (partition, last offset)."""
     pending: tuple[bytes, ...] = ()
     """Framed events to publish after this checkpoint, in order."""
+    files: dict[str, int] = {}
+    """The trainer's files and their sizes."""
 
 
 class CheckpointStore:
@@ -61,17 +65,25 @@ class CheckpointStore:
             elif before is not None and (before / "trainer").is_dir():
                 # Hard links: the tensors did not change, so nothing is copied.
                 shutil.copytree(before / "trainer", trainer, copy_function=os.link)
-            (part / "state.json").write_bytes(msgspec.json.encode(state))
+            whole = msgspec.structs.replace(state, files=_sizes(trainer))
+            (part / "state.json").write_bytes(msgspec.json.encode(whole))
         for old in self._all()[:-_KEEP]:
             shutil.rmtree(old)
 
     def latest(self) -> tuple[CheckpointState, Path | None] | None:
-        """The newest checkpoint's state and its trainer folder (None if nothing had been trained), or None."""
+        """The newest checkpoint's state and its trainer folder (None if nothing had been trained), or None. Raises CheckpointDamaged."""
         newest = self._newest()
         if newest is None:
             return None
-        state = msgspec.json.decode((newest / "state.json").read_bytes(), type=CheckpointState)
         trainer = newest / "trainer"
+        try:
+            state = msgspec.json.decode((newest / "state.json").read_bytes(), type=CheckpointState)
+        except (OSError, msgspec.DecodeError) as error:
+            raise _damaged(newest, str(error)) from error
+        found = _sizes(trainer)
+        broken = sorted(name for name, size in state.files.items() if found.get(name) != size)
+        if broken:
+            raise _damaged(newest, f"{', '.join(broken)} missing or half-written")
         return state, trainer if trainer.is_dir() else None
 
     def _newest(self) -> Path | None:
@@ -80,3 +92,14 @@ class CheckpointStore:
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*"))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def _damaged(folder: Path, what: str) -> CheckpointDamaged:
+    return CheckpointDamaged(
+        f"the checkpoint {folder} is not whole: {what}; restore its folder from a backup, name another one with FULGURITE_DATA_DIR, or "
+        "train anew under another FULGURITE_POLICY"
+    )

@@ -3,6 +3,7 @@
 LearnerError
 ├── EpochLost                 another learner claimed this epoch or a later one
 ├── CheckpointMissing         the log knows versions of this policy, the data folder has no checkpoint of it
+├── CheckpointDamaged         the newest checkpoint is not whole: a restore or a copy of its folder broke off
 ├── CheckpointForeign         the checkpoint belongs to another topic or policy
 ├── OffsetOutOfRange          what comes next has been deleted from the topic
 └── TrainingError
@@ -24,6 +25,10 @@ class EpochLost(LearnerError):
 
 class CheckpointMissing(LearnerError):
     """The log knows versions of this policy, and there is no checkpoint to go on from."""
+
+
+class CheckpointDamaged(LearnerError):
+    """The newest checkpoint is not whole."""
 
 
 class CheckpointForeign(LearnerError):
