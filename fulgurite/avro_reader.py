@@ -1,8 +1,8 @@
 """Avro's binary encoding, compiled once per schema: `reader_of(schema, type)(data, at)` gives our struct at that place, and where it ends.
 
-Reads what fastavro reads, to the same values (a test holds it), but makes our own structs instead of dictionaries to make them of. Each record
-becomes a function of plain Python: a byte says how long most things are, and no function is called for it. Bytes that are no datum
-raise ValueError, IndexError or struct.error, never an endless loop; who reads a whole datum checks that it ends within `data`.
+Reads what fastavro reads, to the same values (a test holds it), but makes our own structs instead of dictionaries to make them of. Each
+record becomes a function of plain Python: one byte says how long most things are, and no function is called for it. Bytes that are no
+datum raise ValueError, IndexError or struct.error, never an endless loop; who reads a whole datum checks that it ends within `data`.
 """
 
 from __future__ import annotations
