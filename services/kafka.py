@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -117,11 +116,11 @@ class EventProducer:
     def __init__(
         self, settings: KafkaSettings, codec: Codec, client_id: str, *, delivery_timeout_s: float = 120.0, linger_ms: float = 0
     ) -> None:
-        """`linger_ms`: how long events gather before they leave, rounded up to milliseconds; for whoever waits for none of them."""
+        """`linger_ms`: for whoever publishes much at the same time; at 0 the events of one burst leave one by one, a request each."""
         self._names: dict[str, str] = {}
         self._settings = settings
         self._codec = codec
-        self._producer = _out_of_the_way(
+        self._producer = Producer(
             {
                 **settings.client_config(),
                 "client.id": client_id,
@@ -136,7 +135,8 @@ class EventProducer:
                 "delivery.timeout.ms": int(delivery_timeout_s * 1000),
                 "reconnect.backoff.max.ms": 1000,
                 "error_cb": self._on_error,
-            }
+            },
+            logger=_log,
         )
         self._unreachable_since: float | None = None
         self._open = True
@@ -307,21 +307,6 @@ class EventProducer:
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._unreachable_since is None:  # pyright: ignore[reportPrivateUsage]
             self._unreachable_since = time.monotonic()
         _log.warning("kafka: %s", error.str())
-
-
-def _out_of_the_way(config: dict[str, Any]) -> Producer:
-    """A producer whose threads do not interrupt whoever hands it events: what is handed over together leaves together, without a linger.
-
-    Woken by the first event of a burst, they would send each alone, for twice the work. They inherit how this thread is scheduled.
-    """
-    with concurrent.futures.ThreadPoolExecutor(1, initializer=_never_preempt) as thread:
-        return thread.submit(Producer, config, logger=_log).result()
-
-
-def _never_preempt() -> None:
-    """Of this thread; where the system knows no such thing, or forbids it, bursts cost more."""
-    with suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class _Burst:
