@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from fulgurite.codec import Codec
 from fulgurite.events import DeadLetter
+from services.brokers import answering
 from services.cli.failing import told
 from services.cli.printing import print_json
 from services.kafka import KafkaSettings
@@ -35,7 +36,8 @@ def list_letters(
     """List dead letters: when, which service gave up on what, why, and how many training actions are lost with it."""
     with told("dlq list"):
         after = parse_since(since) or 0
-        letters = [one for one in read_letters(KafkaSettings(), Codec()).values() if stage in (None, one.stage) and one.event_time >= after]
+        known = read_letters(answering(KafkaSettings()), Codec())
+        letters = [one for one in known.values() if stage in (None, one.stage) and one.event_time >= after]
     if as_json:
         print_json([_summary(letter) for letter in letters])
         return
@@ -55,7 +57,7 @@ def show_letter(
     """Show one dead letter with its event, or with its bytes if they cannot be read. Exits 1 if there is none of that id."""
     with told("dlq show"):
         codec = Codec()
-        (found,) = chosen(read_letters(KafkaSettings(), codec), [letter])
+        (found,) = chosen(read_letters(answering(KafkaSettings()), codec), [letter])
         event = content(codec, found)
     whole = {**_summary(found), "key": (found.key or b"").decode("utf-8", "replace"), "bytes": (found.value or b"")[:4096].hex()}
     whole["event"] = event if isinstance(event, str) else msgspec.to_builtins(event)
@@ -84,7 +86,7 @@ def redrive_letters(
     with told("dlq redrive"):
         if bool(letters) == every:
             raise BadArgument("name the letters, or say --all")
-        kafka, codec = KafkaSettings(), Codec()
+        kafka, codec = answering(KafkaSettings()), Codec()
         known = read_letters(kafka, codec)
         picked = [letter for letter in known.values() if stage in (None, letter.stage)] if every else chosen(known, letters or ())
         done = redrive(kafka, codec, picked, dry_run=dry_run)

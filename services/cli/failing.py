@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from fulgurite.errors import FulguriteError
 from services.kafka import LogUnavailable
@@ -28,4 +29,4 @@ def told(command: str) -> Generator[None]:
 
 
 def _say(command: str, error: Exception) -> None:
-    Console(soft_wrap=True, stderr=True).print(f"[red]{command}:[/red] {error}", highlight=False)
+    Console(soft_wrap=True, stderr=True).print(f"[red]{command}:[/red] {escape(str(error))}", highlight=False)

@@ -24,9 +24,11 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
+from services.brokers import answering
+from services.cli.failing import told
 from services.cli.printing import print_json
 from services.clock import now_ms
-from services.kafka import KafkaSettings, LogUnavailable, Record, read_all
+from services.kafka import KafkaSettings, Record, read_all
 
 ATTEMPTS = 3
 PAUSE_S = 1.0
@@ -44,17 +46,12 @@ def ledger(
     Each action is trained, filtered (with a reason), stale, amended, dead-lettered or still open; each term is counted from its own
     topic. Exits 1 if an action is in no term, or in two: something was lost or counted twice.
     """
-    console = Console(soft_wrap=True)
-    settings = KafkaSettings()
-    try:
-        books = read_books(settings)
-    except LogUnavailable as error:
-        console.print(f"[red]ledger:[/red] {error}")
-        raise typer.Exit(2) from error
+    with told("ledger"):
+        books = read_books(answering(KafkaSettings()))
     if as_json:
         print_json(as_dict(books))
     else:
-        show(books, console, partitions=partitions)
+        show(books, Console(soft_wrap=True), partitions=partitions)
     if books.remainder:
         raise typer.Exit(1)
 

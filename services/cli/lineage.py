@@ -13,6 +13,7 @@ from fulgurite.codec import Codec
 from fulgurite.ids import parse_completion
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from fulgurite.versions import parse_version
+from services.brokers import answering
 from services.cli.failing import told
 from services.cli.printing import print_json
 from services.kafka import KafkaSettings, read_all
@@ -36,7 +37,7 @@ def lineage(
         if (version is None) == (call is None):
             raise BadArgument("name either a version, policy@epoch.step, or a call with --call")
         wanted = str(parse_version(version)) if version is not None else parse_completion(call or "").completion_id
-        kafka, codec = KafkaSettings(), Codec()
+        kafka, codec = answering(KafkaSettings()), Codec()
         known = Lineage(*((record.event for record in read_all(kafka, topic, codec)) for topic in (POLICY_UPDATES, TRAINING_LEDGER)))
         found = known.version(wanted) if version is not None else known.call(wanted)
     if as_json:

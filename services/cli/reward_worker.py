@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from services.brokers import answering
 from services.cli.failing import told
+from services.kafka import KafkaSettings
 
 
 def reward_worker(
@@ -23,5 +25,6 @@ def reward_worker(
 
     arguments = ["--reward", reward, "--name", name, *(("--run-id", run_id) if run_id is not None else ())]
     with told("reward-worker"):
+        answering(KafkaSettings())
         code = asyncio.run(run(arguments))
     raise typer.Exit(code)

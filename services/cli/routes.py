@@ -16,6 +16,7 @@ from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.ids import derive_id
 from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, base_version, parse_version
+from services.brokers import answering
 from services.cli.failing import told
 from services.clock import now_ms
 from services.kafka import EventProducer, KafkaSettings, read_all
@@ -55,7 +56,7 @@ def set_route_command(alias: str, texts: Sequence[str], reason: str) -> None:
     """Exits 1 with a plain message for what makes no sense, 2 if the log does not answer."""
     with told("routes"):
         targets = parse_targets(texts)
-        kafka = KafkaSettings()
+        kafka = answering(KafkaSettings())
         _check_known(kafka, targets)
         _write(kafka, alias, targets, reason)
     list_routes_command()
@@ -64,14 +65,14 @@ def set_route_command(alias: str, texts: Sequence[str], reason: str) -> None:
 def clear_route_command(alias: str, reason: str) -> None:
     """An alias without targets is served as FULGURITE_ALIASES says."""
     with told("routes"):
-        _write(KafkaSettings(), alias, (), reason)
+        _write(answering(KafkaSettings()), alias, (), reason)
     list_routes_command()
 
 
 def list_routes_command() -> None:
     """The routes in force, an alias a line."""
     with told("routes"):
-        found = read_routes(KafkaSettings())
+        found = read_routes(answering(KafkaSettings()))
     console = Console(soft_wrap=True, highlight=False)
     for alias, route in sorted(found.items()):
         since = shown(route.event_time)

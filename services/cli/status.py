@@ -22,6 +22,7 @@ from fulgurite.events import PolicyApplied, PolicyUpdate
 from fulgurite.kinds import ApplyOutcome
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TOPICS, Topic
 from services.backends import parse_backends
+from services.brokers import answering
 from services.cli.printing import print_json
 from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_all, watermarks
 from services.topic_admin import TopicLayoutError, admin_client, check_topics
@@ -83,7 +84,7 @@ def status(
     """
     console = Console(soft_wrap=True)
     try:
-        found = look(KafkaSettings(), gateway, vllm)
+        found = look(answering(KafkaSettings()), gateway, vllm)
     except (LogUnavailable, KafkaException) as error:
         console.print(f"[red]status:[/red] {error}")
         raise typer.Exit(2) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 
+from services.brokers import answering
 from services.kafka import KafkaSettings, LogUnavailable
 from services.topic_admin import TopicLayoutError, check_topics, create_topics
 
@@ -12,8 +13,8 @@ from services.topic_admin import TopicLayoutError, check_topics, create_topics
 def create_topics_command() -> None:
     """Create, then check; exit 1 with a plain message if that fails."""
     console = Console(soft_wrap=True)
-    settings = KafkaSettings()
     try:
+        settings = answering(KafkaSettings())
         created = create_topics(settings)
         check_topics(settings)
     except (LogUnavailable, TopicLayoutError) as error:

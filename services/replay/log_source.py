@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from fulgurite.codec import Codec
 from fulgurite.events import LlmCall
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, TRAINING_LEDGER, TRAJECTORIES, Topic
+from services.brokers import answering
 from services.calls import CallReader
 from services.kafka import READ_TIMEOUT_S, KafkaSettings, LogUnavailable, make_consumer, read_until, watermarks
 from services.replay.records import Raw
@@ -40,7 +41,7 @@ class LogSource:
     ) -> None:
         """`after`: offsets from which on to read, where not from the beginning. `named`: whose headers are read; it takes time."""
         self._named = {topic.name for topic in named}
-        self._settings = settings
+        self._settings = answering(settings)
         self._calls = CallReader(settings, codec)
         self._spare: Consumer | None = None
         self._names = {settings.topic(topic): topic for topic in topics}

@@ -18,6 +18,7 @@ from rich.console import Console
 from fulgurite.kinds import Mode
 from fulgurite.versions import MalformedVersion, parse_version
 from services import logs
+from services.brokers import answering
 from services.kafka import KafkaSettings, LogUnavailable
 from services.runner.errors import RunnerError
 from services.runner.options import RunOptions, read_rewards, read_weights
@@ -127,8 +128,8 @@ def run_command(
 
 
 def from_environment() -> KafkaSettings:
-    """Kafka's address and security, from KAFKA_* variables."""
-    return KafkaSettings()
+    """Kafka's address and security, from KAFKA_* variables. Raises LogUnavailable."""
+    return answering(KafkaSettings())
 
 
 async def _stoppable(run: Run, numbers: Sequence[signal.Signals]) -> Summary:
