@@ -1,15 +1,15 @@
 """Avro's binary encoding, compiled once per schema: `writer_of(schema)(out, value)` appends a value's datum to `out`.
 
 Writes what fastavro writes, byte for byte (a test holds it), but reads the attributes of our own structs instead of dictionaries made of
-them, and asks of a union only whether the value is None: it takes a third of the time. So unions are `["null", something]`, as all of
-ours are. A value that does not fit raises TypeError, ValueError, AttributeError, LookupError, OverflowError or struct.error.
+them, and asks of a union only whether the value is None. A record becomes a function of plain Python that writes most fields by itself: it
+takes a fifth of the time. So unions are `["null", something]`, as all of ours are. A value that does not fit raises TypeError,
+ValueError, AttributeError, LookupError, OverflowError or struct.error.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
 from typing import Any, cast
 
 Writer = Callable[[bytearray, Any], None]
@@ -93,10 +93,7 @@ _PLAIN: Mapping[str, Writer] = {
 
 
 def _optional(schema: Sequence[object], named: dict[str, Writer]) -> Writer:
-    null, other = schema
-    if null != "null":
-        raise ValueError(f"the union {schema} is not of null and something else")
-    inner = _writer(other, named)
+    inner = _writer(_of_union(schema), named)
 
     def write(out: bytearray, value: Any) -> None:
         if value is None:
@@ -106,6 +103,13 @@ def _optional(schema: Sequence[object], named: dict[str, Writer]) -> Writer:
             inner(out, value)
 
     return write
+
+
+def _of_union(schema: Sequence[object]) -> object:
+    null, other = schema
+    if null != "null":
+        raise ValueError(f"the union {schema} is not of null and something else")
+    return other
 
 
 def _enum(schema: Mapping[str, Any], named: dict[str, Writer]) -> Writer:
@@ -119,17 +123,35 @@ def _enum(schema: Mapping[str, Any], named: dict[str, Writer]) -> Writer:
 
 
 def _record(schema: Mapping[str, Any], named: dict[str, Writer]) -> Writer:
-    names = [field["name"] for field in schema["fields"]]
-    writers = tuple(_writer(field["type"], named) for field in schema["fields"])
-    # The last name twice: of one name, attrgetter gives the value and no tuple of it.
-    values = attrgetter(*names, names[-1])
+    known: dict[str, Any] = {"short": _SHORT, "varint": _varint}
+    lines = ["def write(out, value):"]
+    for field in schema["fields"]:
+        lines += [f"    item = value.{field['name']}", *_indented(_lines(field["type"], named, known))]
+    made: dict[str, Any] = {}
+    exec("\n".join(lines), known, made)  # as dataclasses are made: of names from our schemas only
+    named[schema["name"]] = made["write"]
+    return made["write"]
 
-    def write(out: bytearray, value: Any) -> None:
-        for writer, item in zip(writers, values(value), strict=False):
-            writer(out, item)
 
-    named[schema["name"]] = write
-    return write
+def _lines(schema: object, named: dict[str, Writer], known: dict[str, Any]) -> list[str]:
+    """Lines that write `item`, which is of this schema."""
+    if isinstance(schema, list):
+        inner = _lines(_of_union(cast("list[object]", schema)), named, known)
+        return ["if item is None: out.append(0)", "else:", "    out.append(2)", *_indented(inner)]
+    if schema == "string":
+        return ["item = item.encode()", *_BYTES]
+    if schema == "bytes":
+        return _BYTES
+    name = f"write_{len(known)}"
+    known[name] = _writer(schema, named)
+    return [f"{name}(out, item)"]
+
+
+_BYTES = ["size = len(item)", "out += short[size] if size < 8192 else varint(size)", "out += item"]
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
 
 
 def _array(schema: Mapping[str, Any], named: dict[str, Writer]) -> Writer:

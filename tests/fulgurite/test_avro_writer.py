@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 from typing import Any, cast
 
 import fastavro
@@ -56,6 +57,10 @@ def test_every_int(number: int) -> None:
 def test_strings_and_bytes_of_any_length(size: int) -> None:
     assert written("string", "ä" * size) == by_fastavro("string", "ä" * size)
     assert written("bytes", b"a" * size) == by_fastavro("bytes", b"a" * size)
+    fields = [{"name": "text", "type": ["null", "string"]}, {"name": "data", "type": "bytes"}]
+    schema = cast(Any, fastavro).parse_schema({"type": "record", "name": f"Sized{size}", "fields": fields})
+    value = {"text": "ä" * size, "data": b"a" * size}
+    assert written(schema, SimpleNamespace(**value)) == by_fastavro(schema, value)
 
 
 @pytest.mark.parametrize("schema", [{"type": "array", "items": "long"}, {"type": "map", "values": ["null", "double"]}])
