@@ -34,7 +34,7 @@ from services import logs, pulse
 from services.clock import now_ms
 from services.dead_letters import key_of, unusable
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, watermarks
-from services.stream_feed import BatchConsumer
+from services.stream_feed import BatchConsumer, events_of
 
 _log = logs.get()
 
@@ -291,7 +291,7 @@ class Worker:
         channel = app.topic(self.kafka.topic(topic), key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
 
         async def read(stream: Any) -> None:
-            async for event in stream.noack().events():
+            async for event in events_of(stream):
                 try:
                     await self._take(topic, event)
                 except Exception as error:  # noqa: BLE001 - the edge of the worker: any failure stops it, unacknowledged

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mode import Service
 
-from services.stream_feed import BatchConsumer
+from services.stream_feed import BatchConsumer, events_of
 
 PLACE = ("llm.calls", 0)
 
@@ -115,6 +115,51 @@ async def test_a_failure_of_the_agent_reaches_faust() -> None:
     consumer.callback = failing
     with pytest.raises(RuntimeError, match="no room"):
         await consumer.fetch()
+
+
+class Stream:
+    """An agent's, of Faust: a queue of records, each with the generation of the group that it was read in."""
+
+    def __init__(self, *generations: int) -> None:
+        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+        self.channel = SimpleNamespace(__anext__=self.queue.get)
+        self.active = True
+        self.app = SimpleNamespace(
+            consumer_generation_id=2,
+            flow_control=SimpleNamespace(is_active=lambda: self.active),
+            monitor=SimpleNamespace(stream_inbound_time={}),
+        )
+        for offset, generation in enumerate(generations):
+            self.queue.put_nowait(SimpleNamespace(message=SimpleNamespace(offset=offset, tp=PLACE, generation_id=generation)))
+
+
+async def taken(stream: Stream, into: list[int]) -> None:
+    async for event in events_of(stream):
+        into.append(event.message.offset)  # noqa: PERF401 - it never ends
+
+
+async def test_an_agent_gets_what_was_read_since_the_last_rebalance() -> None:
+    stream, got = Stream(1, 2, 1, 2), list[int]()
+    agent = asyncio.create_task(taken(stream, got))
+    await asyncio.sleep(0)
+    assert got == [1, 3]
+    assert PLACE in stream.app.monitor.stream_inbound_time
+    stream.active = False
+    stream.queue.put_nowait(SimpleNamespace(message=SimpleNamespace(offset=4, tp=PLACE, generation_id=2)))
+    await asyncio.sleep(0)
+    assert got == [1, 3], "a rebalance is under way: it will be read again"
+    agent.cancel()
+
+
+async def test_an_agent_with_much_to_do_lets_others_have_their_turn() -> None:
+    stream, got = Stream(*[2] * 100), list[int]()
+    agent = asyncio.create_task(taken(stream, got))
+    await asyncio.sleep(0)
+    assert 0 < len(got) < 100
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert got == list(range(100))
+    agent.cancel()
 
 
 async def failing(_: Any) -> None:
