@@ -96,10 +96,10 @@ def test_calls_go_on_without_a_gateway(replicas: Deployment, client: Client) -> 
     with Traffic(client):
         goes_on(client, 60, "before a gateway dies")
         replicas.must("kill", "gateway")
-        timed("five calls through the other gateway", lambda: goes_on(client, 60, "through the other gateway"))
+        timed("five calls through the other gateway", lambda: goes_on(client, 120, "through the other gateway"))
         back(replicas, "gateway")
         replicas.must("kill", "gateway-2")
-        goes_on(client, 60, "through the first again")
+        goes_on(client, 120, "through the first again")
         back(replicas, "gateway-2")
     say(f"  {client.refused - refused} calls were cut off")
 
