@@ -141,6 +141,14 @@ def test_three_brokers_make_one_quorum_with_volumes_of_their_own() -> None:
     assert all(services[name]["environment"]["FULGURITE_REPLICATION"] == "3" for name in WITH_LOG & services.keys())
 
 
+def test_the_balancer_asks_both_gateways_and_answers_as_the_api_does() -> None:
+    text = (ROOT / "containers" / "balancer.cfg").read_text()
+    gateways = {name for name in resolved("cpu", "docker-compose.ha.yml") if name.startswith("gateway")}
+    assert set(re.findall(r"^  server \w+ (\S+):8080", text, re.MULTILINE)) == gateways
+    bodies = [json.loads(body) for body in re.findall(r"^  http-error .* string '(.*)'$", text, re.MULTILINE)]
+    assert [set(body["error"]) for body in bodies] == [{"message", "type", "param", "code"}] * 3
+
+
 def test_the_small_model_lies_where_the_stack_makes_it() -> None:
     pin = pins().model
     services = resolved("cpu")
