@@ -41,6 +41,9 @@ def list_letters(
     if as_json:
         print_json([_summary(letter) for letter in letters])
         return
+    if not letters:
+        Console().print("no dead letters")
+        return
     # An id that is cut is of no use.
     table = Table(Column("id", no_wrap=True), "time (UTC)", "stage", "record", "actions", "error")
     for letter in letters:

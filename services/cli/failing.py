@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import typer
@@ -13,6 +14,9 @@ from fulgurite.errors import FulguriteError
 from services.kafka import LogUnavailable
 from services.replay.errors import ReplayError
 from services.rewarder.errors import PluginError
+from services.topic_admin import TopicLayoutError
+
+_REASONS = 3
 
 
 @contextmanager
@@ -23,10 +27,20 @@ def told(command: str) -> Generator[None]:
     except (ReplayError, FulguriteError, PluginError, ValueError) as error:
         _say(command, error)
         raise typer.Exit(1) from error
-    except (LogUnavailable, OSError) as error:
+    except (LogUnavailable, TopicLayoutError, OSError) as error:
         _say(command, error)
         raise typer.Exit(2) from error
 
 
+def show_failures(console: Console, why: Mapping[str, int]) -> None:
+    """Why a reward function failed, the most frequent reasons first."""
+    for reason, count in Counter(why).most_common(_REASONS):
+        console.print(f"[yellow]failed for {count}:[/yellow] {escape(reason)}")
+    if len(why) > _REASONS:
+        console.print(f"... and {len(why) - _REASONS} other reasons (--json has them all)")
+
+
 def _say(command: str, error: Exception) -> None:
-    Console(soft_wrap=True, stderr=True).print(f"[red]{command}:[/red] {escape(str(error))}", highlight=False)
+    # What librdkafka says of a topic that does not exist.
+    hint = "; run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX" if "_UNKNOWN_PARTITION" in str(error) else ""
+    Console(soft_wrap=True, stderr=True).print(f"[red]{command}:[/red] {escape(str(error))}{hint}", highlight=False)

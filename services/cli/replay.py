@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from fulgurite.codec import Codec
 from fulgurite.credit import credit_rule
 from fulgurite.topics import TRAJECTORIES
-from services.cli.failing import told
+from services.cli.failing import show_failures, told
 from services.cli.printing import print_json
 from services.closing_settings import ClosingSettings
 from services.kafka import KafkaSettings
@@ -139,6 +139,7 @@ def _show(report: Report, into: str, *, as_json: bool) -> None:
     )
     if report.judged or report.reused:
         console.print(f"{report.judged} verdicts given, {report.reused} reused; no value for {report.failed} episodes")
+        show_failures(console, report.why)
     _list(console, "left out", report.left_out)
     _list(console, "not as the live processors wrote it", report.unmet)
 

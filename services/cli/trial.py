@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fulgurite.codec import Codec
-from services.cli.failing import told
+from services.cli.failing import show_failures, told
 from services.cli.printing import print_json
 from services.kafka import KafkaSettings
 from services.replay.archive import open_source
@@ -49,7 +49,7 @@ def try_reward(
         with Judge(plugin, limits, anew=True) as judge:
             found = compare(_pairs(groups, judge))
     if as_json:
-        print_json({**msgspec.structs.asdict(found), "failed": judge.failed})
+        print_json({**msgspec.structs.asdict(found), "failed": judge.failed, "why": judge.why})
     else:
         _show(found, judge, flips)
     if judge.failed:
@@ -72,6 +72,7 @@ def _show(found: Comparison, judge: Judge, flips: int) -> None:
     table.add_row("groups with signal", *(f"{count} of {found.groups}" for count in (found.signal_before, found.signal_after)))
     console.print(table)
     console.print(f"{found.episodes} episodes judged; the function failed for {judge.failed}, {found.unscored} have no reward after it")
+    show_failures(console, judge.why)
     console.print(f"{len(found.flips)} rollouts change places with another of their group" + (":" if found.flips and flips else ""))
     for rollout_id, before, after in found.flips[:flips]:
         console.print(f"  {rollout_id}  {before:.4g} → {after:.4g}")

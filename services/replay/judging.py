@@ -1,12 +1,13 @@
 """A reward function over rebuilt episodes: a bounded number at a time, each in bounded time and memory, failures told and never raised.
 
 A verdict has the id that a live reward worker would have given it. One that this very code (`source` has the file's hash) has already
-given to an episode is reused, unless everything is to be judged anew.
+given to an episode under this name is reused, unless everything is to be judged anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from types import TracebackType
@@ -34,7 +35,10 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Judges groups with one function; `failed`, `given` and `reused` count verdicts. Close it, or use it in a `with`."""
+    """Judges groups with one function. Close it, or use it in a `with`.
+
+    `given`, `failed` and `reused` count verdicts, `why` failures by what was told.
+    """
 
     def __init__(self, plugin: RewardPlugin, limits: Limits, *, anew: bool) -> None:
         self._plugin = plugin
@@ -43,6 +47,7 @@ class Judge:
         self.given = 0
         self.failed = 0
         self.reused = 0
+        self.why: Counter[str] = Counter()
 
     async def rewards(self, group: Group, episodes: Sequence[Episode]) -> tuple[AgentReward, ...]:
         """The group's rewards with this function's in place of those that had their names."""
@@ -50,7 +55,7 @@ class Judge:
         judged = await asyncio.gather(*(self._rewards(episode, group.rewards) for episode in finals))
         mine = [reward for rewards in judged for reward in rewards]
         replaced = {(reward.rollout_id, reward.name) for reward in mine} | {(final.rollout_id, self._plugin.name) for final in finals}
-        kept = [r for r in group.rewards if (r.rollout_id, r.name) not in replaced and r.source != self._plugin.source]
+        kept = [r for r in group.rewards if (r.rollout_id, r.name) not in replaced]
         return (*kept, *mine)
 
     def __enter__(self) -> Self:
@@ -66,12 +71,15 @@ class Judge:
     async def _rewards(self, episode: Episode, known: Sequence[AgentReward]) -> list[AgentReward]:
         if not self._anew:
             before = [r for r in known if r.source == self._plugin.source and _is_about(r, episode)]
-            if before:
+            # Where its name is not among them, the function may have been asked under another one.
+            if any(reward.name == self._plugin.name for reward in before):
                 self.reused += len(before)
                 return before
         rewards, failure = await self._judge(episode)
         self.given += len(rewards)
-        self.failed += failure is not None
+        if failure is not None:
+            self.failed += 1
+            self.why[str(failure)] += 1
         return rewards
 
     async def _judge(self, episode: Episode) -> Verdict:

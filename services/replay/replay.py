@@ -42,6 +42,8 @@ class Report(msgspec.Struct, kw_only=True):
     """Verdicts of the same function that the log had already."""
     failed: int = 0
     """Episodes for which the function gave no value."""
+    why: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    """Of those, how often each reason was told."""
     left_out: list[str] = msgspec.field(default_factory=list[str])
     """Records that cannot be used, and groups whose credit rule does not exist: where, and why."""
     unmet: list[str] = msgspec.field(default_factory=list[str])
@@ -117,6 +119,7 @@ def run(
             sink.put(group.partition, closing.rows)
     if judge is not None:
         report.judged, report.reused, report.failed = judge.given, judge.reused, judge.failed
+        report.why = dict(judge.why)
     return report
 
 

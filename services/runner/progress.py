@@ -142,7 +142,7 @@ class TerminalWatcher:
         table.add_row("run", summary.run_id)
         table.add_row("reward", str(summary.reward) if summary.reward else "none")
         if summary.components:
-            table.add_row("components", _listed(summary.components))
+            table.add_row("by name", _listed(summary.components))
         table.add_row("rollouts", ", ".join(f"{count} {name}" for name, count in summary.counts.items()))
         table.add_row("version", f"{summary.version} after {summary.updates} updates")
         table.add_row("time", f"{summary.seconds:.1f} s")

@@ -20,7 +20,7 @@ from services.replay.lineage import Lineage
 from services.replay.scoring import compare, scores
 from services.replay.timeline import rollout_ids, shortened, timeline
 from services.replay.windows import parse_datetime, parse_since, shown
-from services.rewarder.reward_plugins import RewardPlugin
+from services.rewarder.reward_plugins import RewardPlugin, verdict_id
 from services.rewarder.sandbox import Limits
 from tests.services.replay.memory_log import CODEC, MemoryLog
 from tests.synthetic import group_id, make_call, make_declared, make_group, make_reward, make_status, rollout_id
@@ -71,11 +71,23 @@ def test_a_verdict_of_the_same_code_is_reused_unless_all_is_judged_anew(tmp_path
     assert ((again.given, again.reused), (anew.given, anew.reused)) == ((0, 1), (1, 0))
 
 
+def test_a_verdict_that_the_same_code_gave_under_another_name_is_kept_and_not_taken_for_its_own(tmp_path: Path) -> None:
+    group = chats("42")
+    _, given = rewards_of(tmp_path, group, "return 5")
+    other = [msgspec.structs.replace(reward, name="length", event_id=verdict_id("length", reward.source, episode))
+             for reward, episode in zip(given, group.episodes(), strict=True)]  # fmt: skip
+    later = msgspec.structs.replace(group, rewards=(*group.rewards, *other))
+    judge, rewards = rewards_of(tmp_path, later, "return 5")
+    assert sorted((reward.name, reward.value) for reward in rewards) == [("length", 5.0), ("reward", 5.0)]
+    assert (judge.given, judge.reused) == (1, 0)
+
+
 def test_a_function_that_fails_leaves_no_reward_and_says_why(tmp_path: Path) -> None:
     group = chats("42")
     judging, rewards = rewards_of(tmp_path, group, "return 1 / 0")
     (score,) = scores(group, rewards=rewards)
     assert (score.reward, score.reason, judging.failed) == (None, "reward_failed", 1)
+    assert judging.why == {"ZeroDivisionError: division by zero": 1}
 
 
 def test_a_timeline_tells_what_happened_down_to_tokens() -> None:
