@@ -23,6 +23,8 @@ TOKENS_FIELD = "fulgurite_tokens"
 IN_BODY = {"logprobs": True, "return_token_ids": True}
 """The last fields of a body that asks for the same in vLLM's own way."""
 _NONE = "-"
+_AFTER_NAME = len(TOKENS_COMMENT)
+_unpack = binascii.a2b_base64
 
 
 class PackedTokens:
@@ -31,7 +33,9 @@ class PackedTokens:
     def __init__(self) -> None:
         self.came = False
         self._lines: list[bytes] = []
-        self._prompt = self._ids = self._logprobs = b""
+        self._prompt = b""
+        self._ids: list[bytes] = []
+        self._logprobs: list[bytes] = []
         self._unmatched = False
 
     def take_line(self, line: bytes) -> bool:
@@ -46,30 +50,37 @@ class PackedTokens:
         """The field of a whole reply."""
         self.came = True
         for number, packed in enumerate(cast("list[Any]", sequences) if isinstance(sequences, list) else []):
-            self._take(cast("list[Any]", packed) if number == 0 and isinstance(packed, list) else [])
+            self._take(cast("list[str]", packed) if number == 0 and isinstance(packed, list) else [])
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """Prompt ids, ids and log-probabilities so far; None for what did not come, or cannot be matched."""
         lines, self._lines = self._lines, []
         for line in lines:
-            sequence, *packed = line[len(TOKENS_COMMENT) :].decode("ascii", "replace").split(" ")
-            self._take(cast("list[Any]", packed) if sequence == "0" else [])
+            sequence, *packed = line[_AFTER_NAME:].decode("ascii", "replace").split(" ")
+            self._take(packed if sequence == "0" else [])
         if self._unmatched:
             return None, None, None
-        ids = self._ids or None
-        paired = ids is not None and len(self._logprobs) == len(ids)
-        return self._prompt or None, ids, self._logprobs if paired else None
+        ids, logprobs = b"".join(self._ids), b"".join(self._logprobs)
+        paired = ids and len(logprobs) == len(ids)
+        return self._prompt or None, ids or None, logprobs if paired else None
 
-    def _take(self, packed: list[Any]) -> None:
+    def _take(self, packed: list[str]) -> None:
         try:
-            prompt, ids, logprobs = (b"" if part == _NONE else binascii.a2b_base64(part, strict_mode=True) for part in packed)
+            prompt, ids, logprobs = packed
+            if prompt != _NONE:
+                self._take_prompt(_unpack(prompt, strict_mode=True))
+            if ids != _NONE:
+                new = _unpack(ids, strict_mode=True)
+                self._unmatched = self._unmatched or len(new) % 4 != 0
+                self._ids.append(new)
+            if logprobs != _NONE:
+                self._logprobs.append(_unpack(logprobs, strict_mode=True))
         except (ValueError, TypeError):
             self._unmatched = True
-            return
-        self._unmatched = self._unmatched or bool(len(prompt) % 4 or len(ids) % 4)
+
+    def _take_prompt(self, prompt: bytes) -> None:
+        self._unmatched = self._unmatched or len(prompt) % 4 != 0
         self._prompt = prompt or self._prompt
-        self._ids += ids
-        self._logprobs += logprobs
 
 
 class PackedCapture(Capture):
