@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import multiprocessing
-import multiprocessing.context
 import os
 import resource
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from pebble import ProcessExpired, ProcessPool
@@ -79,10 +78,12 @@ class Sandbox:
     def close(self) -> None:
         """Ends the processes, whatever they do."""
         self._pool.stop()
+        self._context.kill_all()
         self._pool.join()
 
     def _new_pool(self) -> ProcessPool:
-        return ProcessPool(self._limits.processes, initializer=_prepare, initargs=self._initargs, context=_processes())
+        self._context = _processes()
+        return ProcessPool(self._limits.processes, initializer=_prepare, initargs=self._initargs, context=self._context)
 
     async def _given(self, data: bytes) -> dict[str, float] | Failed:
         pool = self._working_pool()
@@ -116,9 +117,28 @@ def check(reference: str) -> None:
         raise PluginError(refused)
 
 
-def _processes() -> multiprocessing.context.ForkServerContext:
+class _Context(ForkServerContext):
+    """Starts processes, and knows them: a pool ends them one by one, and one that has only begun would say that its locks are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started: list[ForkServerProcess] = []
+
+    def Process(self, *args: Any, **named: Any) -> ForkServerProcess:  # pyright: ignore[reportIncompatibleVariableOverride] - a class there
+        self._started = [process for process in self._started if process.is_alive()]
+        self._started.append(ForkServerProcess(*args, **named))
+        return self._started[-1]
+
+    def kill_all(self) -> None:
+        """At once, whatever they do."""
+        for process in self._started:
+            if process.is_alive():
+                process.kill()
+
+
+def _processes() -> _Context:
     """Forks of a process without threads: cheap, and they inherit no broker connection."""
-    context = multiprocessing.get_context("forkserver")
+    context = _Context()
     context.set_forkserver_preload(["__main__", __name__])
     before = os.environ.get(_SAFE_PATH)
     # It would look for our modules in the working directory first, where a project may have a package of the same name.

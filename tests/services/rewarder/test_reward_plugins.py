@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,3 +207,27 @@ async def test_a_name_that_the_group_waits_for_and_the_function_does_not_give_is
     if verdict.failure is not None:
         assert str(verdict.failure).startswith("it gave 'reward', 'style', and not 'score', which the group waits for")
         assert verdict.rewards[0].error == str(verdict.failure)
+
+
+SLOW_TO_START = """
+import asyncio, sys, time
+from fulgurite.stitching import stitch
+from services.rewarder.sandbox import Limits, Sandbox
+from tests.synthetic import make_call, make_declared, make_status
+
+if __name__ == "__main__":
+    episode = stitch([make_declared(), make_call(), make_status()])
+    sandbox = Sandbox("builtin:exact_match(reference=question)", "score", Limits(processes=6, timeout_s=60.0, memory_mb=0))
+    print(asyncio.run(sandbox.judge(episode)))
+    sandbox.close()
+else:
+    time.sleep(0.3)
+"""
+
+
+def test_processes_that_have_only_begun_to_start_end_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(SLOW_TO_START)
+    argv = [sys.executable, str(tmp_path / "program.py")]
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{'score': 0.0}\n", "")
