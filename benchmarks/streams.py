@@ -72,9 +72,13 @@ class Bench:
         """The aggregator or the rewarder."""
         return self.worker(name, f"services.{name}.main")
 
-    def idle(self, name: str) -> Any:
+    def idle(self, name: str, kind: str = "noop") -> Any:
         """What does nothing, on the same topics."""
-        return self.worker(f"noop-{name}", "benchmarks.streams_noop", name, *(topic.name for topic in INPUTS[name]))
+        return self.worker(f"{kind}-{name}", "benchmarks.streams_noop", kind, name, *(topic.name for topic in INPUTS[name]))
+
+    def fed(self, name: str) -> Any:
+        """What does nothing with records that come as ours do."""
+        return self.idle(name, "fed")
 
     def behind(self, group: str, topics: Sequence[Topic]) -> int:
         """Records that a group has not acknowledged."""
@@ -119,7 +123,7 @@ def throughput(given: argparse.Namespace) -> None:
     for number in range(given.rounds):
         with bench_folder() as folder, kafka(folder) as cluster, ExitStack() as stack:
             bench = Bench(cluster, folder, f"round{number}.")
-            workers = [stack.enter_context(side(name)) for name in INPUTS for side in (bench.idle, bench.real)]
+            workers = [stack.enter_context(side(name)) for name in INPUTS for side in (bench.idle, bench.fed, bench.real)]
             with asleep(workers):
                 fill(bench, agents, given.groups)
                 for worker in workers:
@@ -130,6 +134,7 @@ def throughput(given: argparse.Namespace) -> None:
         [
             name,
             statistics.median(spent[f"noop-{name}"]),
+            statistics.median(spent[f"fed-{name}"]),
             statistics.median(spent[name]),
             statistics.median(ratios[name]),
             " ".join(f"{ratio:.2f}" for ratio in ratios[name]),
@@ -137,7 +142,7 @@ def throughput(given: argparse.Namespace) -> None:
         for name in INPUTS
     ]
     title = f"{calls:,} calls, {given.turns} turns of {given.new_tokens} new tokens, {given.answer} of them generated"
-    table(title, ["", "no-op, calls / CPU s", "calls / CPU s", "ratio", "rounds"], rows)
+    table(title, ["", "no-op, calls / CPU s", "no-op, our feed", "calls / CPU s", "ratio", "rounds"], rows)
 
 
 def fill(bench: Bench, agents: Agents, groups: int) -> None:
@@ -164,7 +169,7 @@ def cpu_to_the_end(bench: Bench, worker: Served) -> float:
     """CPU seconds that a sleeping worker needs to read everything; it sleeps again afterwards."""
     before = worker.cpu_s()
     worker.process.resume()
-    bench.drained(worker.name, INPUTS[worker.name.removeprefix("noop-")])
+    bench.drained(worker.name, INPUTS[worker.name.rpartition("-")[2]])
     worker.process.suspend()
     return worker.cpu_s() - before
 

@@ -1,6 +1,6 @@
 """What the aggregator and the rewarder are compared with: a Faust worker on the same topics, with the same settings, that does nothing.
 
-`python -m benchmarks.streams_noop NAME TOPIC...`; as they do, it tells on stderr when it is ready, and ends at SIGTERM.
+`python -m benchmarks.streams_noop noop|fed NAME TOPIC...`; as they do, it tells on stderr when it is ready, and ends at SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fulgurite.topics import TOPICS, Topic
 from services import logs
 from services.aggregator.settings import AggregatorSettings
 from services.kafka import KafkaSettings
+from services.stream_feed import BatchConsumer, events_of
 from services.streams import Processor, Worker, quieten
 
 
@@ -40,13 +41,30 @@ class NoOp(Worker):
         app.agent(channel, name=f"{self.name}.{topic.name}", concurrency=1)(read)
 
 
-async def run(name: str, names: list[str]) -> int:
+class Fed(NoOp):
+    """It does nothing either, with records that come as ours do: what is left of Faust in our workers."""
+
+    consumer = BatchConsumer
+
+    def _agent(self, app: Any, topic: Topic) -> None:
+        channel = app.topic(self.kafka.topic(topic), key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+
+        async def read(stream: Any) -> None:
+            await self._ready.wait()
+            async for event in events_of(stream):
+                event.ack()
+
+        app.agent(channel, name=f"{self.name}.{topic.name}", concurrency=1)(read)
+
+
+async def run(kind: str, name: str, names: list[str]) -> int:
     """Until told to stop; the exit code."""
     logs.configure("noop", "INFO")
     quieten()
     topics = tuple(topic for topic in TOPICS if topic.name in names)
-    return await NoOp(f"noop-{name}", topics, KafkaSettings(), AggregatorSettings()).run()
+    made = {"noop": NoOp, "fed": Fed}[kind]
+    return await made(f"{kind}-{name}", topics, KafkaSettings(), AggregatorSettings()).run()
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(run(sys.argv[1], sys.argv[2:])))
+    sys.exit(asyncio.run(run(*sys.argv[1:3], sys.argv[3:])))
