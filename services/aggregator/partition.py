@@ -16,15 +16,15 @@ from typing import NamedTuple
 
 from fulgurite.deadlines import overdue, silent
 from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LlmCall
-from fulgurite.ids import derive_id, minted_at
-from fulgurite.kinds import Mode, StatusKind
+from fulgurite.ids import minted_at
+from fulgurite.kinds import StatusKind
 from fulgurite.stitching import missing_inputs
 from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, MAX_MESSAGE_BYTES, Topic
-from fulgurite.trajectories import successful_actions
 from services import logs
 from services.aggregator.attempts import Attempt, Group, Key
 from services.aggregator.settings import AggregatorSettings
 from services.clock import now_ms
+from services.dead_letters import lost
 from services.kafka import read_all
 from services.streams import Log, Rejected, Settle
 
@@ -197,18 +197,8 @@ class AggregatorPartition:
 
     def _too_large(self, episode: Episode, size: int) -> DeadLetter:
         _log.error("an episode is too large for a message", episode_id=episode.episode_id, bytes=size, calls=len(episode.calls))
-        return DeadLetter(
-            event_id=derive_id("dead", episode.event_id),
-            event_time=episode.event_time,
-            stage="aggregator",
-            error_type="EpisodeTooLarge",
-            error=f"episode {episode.episode_id} of {len(episode.calls)} calls takes {size:,} bytes; its calls are in {LLM_CALLS.name}",
-            topic=self._log.settings.topic(EPISODES),
-            partition=self._partition,
-            offset=-1,
-            key=episode.group_id.encode(),
-            actions=tuple(action for call in episode.calls for action in successful_actions(call)) if episode.mode is Mode.train else (),
-        )
+        told = f"episode {episode.episode_id} of {len(episode.calls)} calls takes {size:,} bytes; its calls are in {LLM_CALLS.name}"
+        return lost(episode, self._log.settings, self._partition, "aggregator", error_type="EpisodeTooLarge", error=told)
 
     def _is_unsure(self, group_id: str, group: Group) -> bool:
         """Whether the log may hold of a group what memory does not: a declaration, and attempts that were closed and let go of."""
