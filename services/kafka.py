@@ -36,7 +36,10 @@ gateway spent.
 """
 
 _TICK_S = 0.001
-"""How often an event loop that waits for acknowledgements looks for them."""
+"""How often an event loop that waits for many acknowledgements looks for them."""
+
+_MANY = 8
+"""Acknowledgements that an event loop waits for: from here on it looks for them itself."""
 
 _IDLE_S = 0.05
 """Longest wait of the thread that serves deliveries; bounds how long `close` takes."""
@@ -108,9 +111,9 @@ class KafkaSettings(BaseSettings):
 class EventProducer:
     """Publishes events and tells when they are safe. Thread-safe; one per process. Start costs a thread.
 
-    The thread serves deliveries until an event loop awaits one: that loop then serves them itself, a batch at a time. A thread that woke
-    it for each would contend with it for the interpreter, and cost more than everything else done for an event. Events of one turn of the
-    loop go to librdkafka together, and gather while `_WINDOW` requests are under way: with few of them none waits.
+    The thread serves deliveries, at once, until an event loop awaits many: that loop then serves them itself, a batch at a time. A thread
+    that woke it for each would contend with it for the interpreter, and cost more than everything else done for an event. Events of one
+    turn of the loop go to librdkafka together, and gather while `_WINDOW` requests are under way: with few of them none waits.
     """
 
     def __init__(
@@ -149,6 +152,7 @@ class EventProducer:
         """Requests, at most."""
         self._counting = threading.Lock()
         self._ticking = False
+        self._thread_serves = False
         self._poller = threading.Thread(target=self._poll, name=f"kafka-{client_id}", daemon=True)
         self._poller.start()
 
@@ -177,7 +181,7 @@ class EventProducer:
             self._scheduled = True
             loop.call_soon(self._hand_over)
         self._awaited += 1
-        if not self._ticking or self._loop is not loop:
+        if self._loop is not loop or (not self._ticking and self._must_tick()):
             self._loop, self._ticking = loop, True
             loop.call_later(_TICK_S, self._tick, loop)
         timer = (
@@ -270,6 +274,8 @@ class EventProducer:
     def _settle_outgoing(self, outgoing: _Outgoing, error: KafkaError | None, message: Message) -> None:
         if not outgoing.future.done():
             self._settle(outgoing.future, outgoing.topic, error, message)
+        if self._held and not self._ticking:
+            self._hand_over()
 
     def _settle(
         self,
@@ -284,23 +290,29 @@ class EventProducer:
         else:
             future.set_exception(LogUnavailable(f"{topic.name}: {error.str()}"))
 
+    def _must_tick(self) -> bool:
+        return self._awaited >= _MANY or (not self._thread_serves and bool(self._awaited or self._held))
+
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve what was delivered, in the thread of the loop that waits for it; again soon, while it waits for more."""
+        """Serve what was delivered, in the thread of the loop that waits for it; again soon, while it waits for much more."""
         self._producer.poll(0)
         if self._held:
             self._hand_over()
-        if (self._awaited or self._held) and self._loop is loop:
-            loop.call_later(_TICK_S, self._tick, loop)
-        elif self._loop is loop:
-            self._ticking = False
+        if self._loop is loop:
+            self._ticking = self._must_tick()
+            if self._ticking:
+                loop.call_later(_TICK_S, self._tick, loop)
 
     def _poll(self) -> None:
         """Serve deliveries and errors; only a few times a second while a loop does."""
         while self._open:
-            if self._ticking:
+            # In this order: a loop that sees the thread serve may rely on it.
+            self._thread_serves = False
+            if self._awaited >= _MANY:
                 time.sleep(_IDLE_S)
                 self._producer.poll(0)
             else:
+                self._thread_serves = True
                 self._producer.poll(_IDLE_S)
 
     def _on_error(self, error: KafkaError) -> None:

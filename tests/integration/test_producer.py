@@ -72,6 +72,19 @@ async def test_what_gathers_behind_what_is_under_way_is_counted_and_not_lost() -
     assert await asyncio.to_thread(producer.close, 0.1) == 5
 
 
+async def test_a_few_need_no_look_of_the_loop(producer: EventProducer, monkeypatch: pytest.MonkeyPatch) -> None:
+    await producer.publish(AGENT_STATUS, event(0).group_id, event(0), timeout_s=30)
+    await asyncio.sleep(0.2)
+    monkeypatch.setattr("services.kafka._TICK_S", 3600)
+    waiting: list[asyncio.Task[object]] = []
+    for number in range(1, 7):
+        waiting.append(asyncio.create_task(producer.publish(AGENT_STATUS, event(number).group_id, event(number), timeout_s=30)))
+        # Each a burst of its own: the later ones are held until the thread hears of the first.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+
+
 async def test_a_thread_beside_the_loop_is_served(producer: EventProducer) -> None:
     async def keep_busy() -> None:
         for number in range(100):
