@@ -62,9 +62,9 @@ async def run(kind: str, name: str, names: list[str]) -> int:
     logs.configure("noop", "INFO")
     quieten()
     topics = tuple(topic for topic in TOPICS if topic.name in names)
-    made = {"noop": NoOp, "fed": Fed}[kind]
+    made: type[NoOp] = Fed if kind == "fed" else NoOp
     return await made(f"{kind}-{name}", topics, KafkaSettings(), AggregatorSettings()).run()
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(run(*sys.argv[1:3], sys.argv[3:])))
+    sys.exit(asyncio.run(run(sys.argv[1], sys.argv[2], sys.argv[3:])))
