@@ -23,7 +23,7 @@ from typing import Any, Protocol, cast
 
 import faust
 from confluent_kafka import Consumer, TopicPartition
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fulgurite.codec import Codec
@@ -40,6 +40,8 @@ _log = logs.get()
 
 _OFFSET_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
+_LONGEST_SESSION_S = 90.0
+"""Faust's time-out of a request: it does not start with longer sessions."""
 _REST_S = 0.005
 _UNCOLLECTED = 50_000
 """Objects in cycles, such as those of failed tasks, before they are collected: some megabytes."""
@@ -52,10 +54,20 @@ class StreamSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FULGURITE_STREAM_", extra="ignore")
 
     instance: str = Field(default="0", description="Name of this worker within its group, stable over restarts (static membership).")
-    session_timeout_s: float = Field(default=10.0, gt=0, description="A dead worker's partitions move to others after this time.")
+    session_timeout_s: float = Field(
+        default=10.0, gt=0, description="A dead worker's partitions move to others after this time; at most 90."
+    )
     commit_interval_s: float = Field(default=1.0, gt=0, description="How often acknowledged offsets are committed.")
     tick_s: float = Field(default=0.5, gt=0, description="How often deadlines are looked at.")
     history_s: float = Field(default=600.0, ge=0, description="How much output from before the first unsettled input a start reads.")
+
+    @field_validator("session_timeout_s")
+    @classmethod
+    def _not_beyond_faust_s(cls, value: float) -> float:
+        if value > _LONGEST_SESSION_S:
+            name = f"{cls.model_config.get('env_prefix', '')}SESSION_TIMEOUT_S"
+            raise ValueError(f"{name} is {value:g} s, and workers take at most {_LONGEST_SESSION_S:g} s; set it lower")
+        return value
 
 
 class Rejected(Exception):
