@@ -116,7 +116,7 @@ class AdapterKeeper:
             return
         seconds = time.monotonic() - started
         self._tally.proved.add(version)
-        log.info("adapter served", version=str(version), seconds=round(seconds, 3), probe_error=found)
+        log.info("adapter served", version=str(version), seconds=round(seconds, 3), largest_difference=found)
         self._announcer.tell(self._tally.engine_id, version, ApplyOutcome.applied, seconds, difference=found)
 
     async def _load(self, version: Version) -> None:

@@ -141,7 +141,7 @@ class PolicyApplier:
         tally.damaged = False
         tally.proved = desired
         seconds = time.monotonic() - started
-        log.info("served", version=str(desired), seconds=round(seconds, 3), probe_error=largest)
+        log.info("served", version=str(desired), seconds=round(seconds, 3), largest_difference=largest)
         self._announcer.tell(tally.engine_id, desired, ApplyOutcome.applied, seconds, previous=previous, difference=largest)
 
     async def _load_and_probe(self, desired: Version, served: Version | None, tally: Tally) -> float | None:

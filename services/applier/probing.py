@@ -13,7 +13,11 @@ from services.applier.errors import EngineRefused, ProbeFailed
 
 
 async def difference(engine: Engine, update: PolicyUpdate | None, tolerance: float, model: str | None = None) -> float | None:
-    """Largest absolute difference on the update's probe; None without one. `model`: an adapter. Raises ProbeFailed, EngineUnreachable."""
+    """Largest absolute difference on the update's probe; None without one. `model`: an adapter. Raises ProbeFailed, EngineUnreachable.
+
+    The mean is what is judged by the tolerance: of 23 log-probabilities one alone, of an improbable token in bf16, may lie far from the
+    learner's while the weights are the same; other weights move all of them.
+    """
     if update is None or update.probe is None:
         return None
     expected = unpack_logprobs(update.probe.logprobs)
@@ -28,7 +32,8 @@ async def difference(engine: Engine, update: PolicyUpdate | None, tolerance: flo
     # `not <=`: NaN fails too.
     if not mean <= tolerance:
         raise ProbeFailed(
-            f"log-probabilities of the probe differ by {mean:.3f} on average, {largest:.3f} at most; {tolerance} on average is tolerated",
+            f"log-probabilities of the probe differ by {mean:.3f} on average, {largest:.3f} at most; {tolerance} on average is tolerated "
+            "(FULGURITE_APPLIER_PROBE_TOLERANCE)",
             largest if math.isfinite(largest) else None,
         )
     return largest
