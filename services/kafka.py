@@ -50,7 +50,16 @@ _ZSTD_LEVEL = 1
 READ_TIMEOUT_S = 30.0
 """A broker that says nothing for so long is away."""
 
-_LEADERLESS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+_LEADERLESS = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError._DESTROY_BROKER,  # pyright: ignore[reportPrivateUsage]
+    }
+)
+"""Until another broker leads the partition, or the same one again."""
+
+_METADATA_S = 2.0
 _BATCH_S = 0.05
 
 
@@ -373,16 +382,28 @@ def make_consumer(settings: KafkaSettings, group_id: str | None = None, override
 def watermarks(consumer: Consumer, place: TopicPartition, timeout_s: float = READ_TIMEOUT_S) -> tuple[int, int]:
     """First offset and end of a partition. Raises KafkaException.
 
-    A broker that has just started has no leaders yet: that is waited for.
+    A broker that has just started has no leaders yet, and while one dies the partitions that it led are unknown: that is waited for. A
+    topic that a broker says it does not have is not.
     """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             return consumer.get_watermark_offsets(place, timeout=timeout_s)
         except KafkaException as error:
-            if cast(KafkaError, error.args[0]).code() not in _LEADERLESS or time.monotonic() > deadline:
+            if time.monotonic() > deadline or not _passes(consumer, place, cast(KafkaError, error.args[0]).code()):
                 raise
             time.sleep(0.2)
+
+
+def _passes(consumer: Consumer, place: TopicPartition, code: int) -> bool:
+    """Whether what went wrong passes by itself."""
+    if code != KafkaError._UNKNOWN_PARTITION:  # pyright: ignore[reportPrivateUsage]
+        return code in _LEADERLESS
+    try:
+        known = consumer.list_topics(place.topic, timeout=_METADATA_S).topics.get(place.topic)
+    except KafkaException:
+        return True
+    return known is not None and (known.error is None or known.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART)
 
 
 def read_until(consumer: Consumer, ends: Mapping[tuple[str, int], int], batch: int = 500) -> Iterator[Message]:
