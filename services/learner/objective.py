@@ -42,6 +42,13 @@ REFUSED_LOSSES = {
 _LOG_RATIO_BOUND = 20.0
 """As in verl's losses: beyond it, exp() says nothing more."""
 
+_REMEDY = (
+    "Calls answered by versions some steps old differ, too: where policy.applied shows that updates are served, lower "
+    "FULGURITE_MAX_STALENESS (1 or 2), so that this batch's older calls are passed over as stale when the learner starts again, and lower "
+    "FULGURITE_TRAINER_LR or raise FULGURITE_GROUPS_PER_STEP, so that steps take the policy less far. If fresh calls differ as much, the "
+    "engine serves other weights than these, or runs without `--logprobs-mode processed_logprobs`"
+)
+
 log = logs.get()
 
 
@@ -159,8 +166,9 @@ class Objective:
         # NaN compares false with every bound, and is the worst drift of all.
         if not (k3 <= settings.drift_stop_k3 and ess >= settings.drift_stop_ess):
             raise PolicyDrift(
-                f"engine and trainer disagree: k3 {k3:.4f} (bound {settings.drift_stop_k3}), effective sample size {ess:.3f} "
-                f"(bound {settings.drift_stop_ess}); nothing was changed. Is the engine serving these weights, with processed logprobs?",
+                f"the engine's log-probabilities of this batch and the trainer's disagree: k3 {k3:.4f} "
+                f"(FULGURITE_TRAINER_DRIFT_STOP_K3={settings.drift_stop_k3}), effective sample size {ess:.3f} "
+                f"(FULGURITE_TRAINER_DRIFT_STOP_ESS={settings.drift_stop_ess}); nothing was changed. {_REMEDY}",
                 k3=k3,
                 ess=ess,
             )

@@ -243,6 +243,8 @@ def test_drift_beyond_the_bound_stops_the_step_and_changes_nothing() -> None:
     with pytest.raises(PolicyDrift) as raised:
         forest.step([msgspec.structs.replace(row, behaviour_logprobs=row.behaviour_logprobs - 3) for row in rows])
     assert raised.value.k3 > 0.2
+    for setting in ("FULGURITE_TRAINER_DRIFT_STOP_K3=0.2", "FULGURITE_MAX_STALENESS", "FULGURITE_TRAINER_LR", "FULGURITE_GROUPS_PER_STEP"):
+        assert setting in str(raised.value)
     assert all(torch.equal(before[name], value) for name, value in weights(forest).items())
     assert forest.step(rows)["k3"] < 0.02
     assert not all(torch.equal(before[name], value) for name, value in weights(forest).items())
