@@ -1,7 +1,7 @@
 """From Faust's consumer to its agents, with less work for each record.
 
-For each record Faust's consumer makes four tasks, of which three only wait for a rebalance, a stop or a crash, and ends them again: a third of what
-a record costs. Here the records of one fetch are handed on in one task beside these three. What Faust promises holds: a rebalance stops
+For each record Faust's consumer makes four tasks, of which three only wait for a rebalance, a stop or a crash, and ends them again: a third
+of what a record costs. Here the records of one fetch are handed on in one task beside these three. What Faust promises holds: a rebalance stops
 the feed at once, and a record counts as read only when its agent's queue has it.
 """
 
@@ -46,8 +46,8 @@ class BatchConsumer(Consumer):
 async def events_of(stream: Any) -> AsyncIterator[Any]:
     """The records of an agent's stream as they are in its queue, to be acknowledged by whoever gets them.
 
-    Without what Faust's own iteration does for each: a turn of the loop, sensors, a list of what is not acknowledged, which is there to wait
-    for at a rebalance, and we do not. As there, what came before a rebalance is left out.
+    Without what Faust's own iteration does for each: a turn of the loop, sensors, a list of what is not acknowledged, which is there to
+    wait for at a rebalance, and we do not. As there, what came before a rebalance is left out.
     """
     app, channel = stream.app, stream.channel
     is_active, heard = app.flow_control.is_active, app.monitor.stream_inbound_time
