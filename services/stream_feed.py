@@ -1,15 +1,14 @@
 """From Faust's consumer to its agents, with less work for each record.
 
 For each record Faust's consumer makes four tasks, of which three only wait for a rebalance, a stop or a crash, and ends them again: a third
-of what a record costs. Here the records of one fetch are handed on in one task beside these three. What Faust promises holds: a rebalance stops
-the feed at once, and a record counts as read only when its agent's queue has it.
+of what a record costs. Here the records of one fetch are handed on in one task beside these three. What Faust promises holds: a rebalance
+stops the feed at once, and a record counts as read only when its agent's queue has it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from time import monotonic
 from typing import Any, cast
 
@@ -26,21 +25,24 @@ class BatchConsumer(Consumer):
     """To Faust, a consumer that never gets a record."""
 
     async def getmany(self, timeout: float) -> AsyncIterator[Any]:  # noqa: ASYNC109 - its name in Faust
-        """Hand on what one fetch brings; yields nothing."""
+        """Hand on what one fetch brings; yields nothing.
+
+        The fetch itself is never cancelled: it would go on in the consumer's thread, and what it brings after a rebalance would be
+        nobody's.
+        """
         consumer = cast(Any, self)
-        await consumer.wait_first(self._feed(cast(Any, super()).getmany(timeout)), consumer.suspend_flow.wait())
+        records = [record async for record in cast(Any, super()).getmany(timeout)]
+        if records:
+            await consumer.wait_first(self._feed(records), consumer.suspend_flow.wait())
         return
         yield  # what makes it an iterator
 
-    async def _feed(self, records: Any) -> None:
+    async def _feed(self, records: list[Any]) -> None:
         consumer = cast(Any, self)
-        count = 0
-        async with aclosing(records):
-            async for place, message in records:
-                count += 1
-                if count % _YIELD_EVERY == 0:
-                    await asyncio.sleep(0)
-                await _hand_on(consumer, place, message)
+        for count, (place, message) in enumerate(records, 1):
+            if count % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+            await _hand_on(consumer, place, message)
 
 
 async def events_of(stream: Any) -> AsyncIterator[Any]:

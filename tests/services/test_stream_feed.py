@@ -36,6 +36,7 @@ class Fed(BatchConsumer):
         state._commit_every = commit_every
         state._n_acked = 0
         state.suspend_flow = asyncio.Event()
+        state.flow_active = True
         state.scheduler = SimpleNamespace(iterate=_in_order)
         state.app = SimpleNamespace(
             consumer_generation_id=1,
@@ -46,10 +47,13 @@ class Fed(BatchConsumer):
         self.records = [SimpleNamespace(offset=offset, topic=PLACE[0]) for offset in offsets]
         self.queue: asyncio.Queue[int] = asyncio.Queue(room)
         self.full = asyncio.Event()
+        self.fetching: asyncio.Event | None = None
         self.gaps: list[tuple[int, int]] = []
         self.commits: list[int] = []
 
     async def _wait_next_records(self, timeout: float) -> Any:  # noqa: ASYNC109 - its name in Faust
+        if self.fetching is not None:
+            await self.fetching.wait()
         return self.records, None
 
     def _to_message(self, tp: Any, record: Any) -> Any:
@@ -108,6 +112,20 @@ async def test_a_rebalance_stops_a_feed_that_waits_for_its_agent() -> None:
     consumer.suspend_flow.set()
     assert await feed == [0, 1]
     assert consumer.read == 1
+
+
+async def test_a_rebalance_does_not_cancel_a_fetch() -> None:
+    consumer = Fed([0, 1])
+    consumer.fetching = asyncio.Event()
+    state: Any = consumer
+    state.suspend_flow.set()
+    feed = asyncio.create_task(consumer.fetch())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not feed.done(), "its records would be lost"
+    state.suspend_flow.clear()
+    consumer.fetching.set()
+    assert await feed == [0, 1]
 
 
 async def test_a_failure_of_the_agent_reaches_faust() -> None:
