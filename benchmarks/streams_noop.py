@@ -35,10 +35,13 @@ class NoOp(Worker):
 
         async def read(stream: Any) -> None:
             await self._ready.wait()
-            async for _ in stream:
-                pass
+            await self._drain(stream)
 
         app.agent(channel, name=f"{self.name}.{topic.name}", concurrency=1)(read)
+
+    async def _drain(self, stream: Any) -> None:
+        async for _ in stream:
+            pass
 
 
 class Fed(NoOp):
@@ -46,15 +49,9 @@ class Fed(NoOp):
 
     consumer = BatchConsumer
 
-    def _agent(self, app: Any, topic: Topic) -> None:
-        channel = app.topic(self.kafka.topic(topic), key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
-
-        async def read(stream: Any) -> None:
-            await self._ready.wait()
-            async for event in events_of(stream):
-                event.ack()
-
-        app.agent(channel, name=f"{self.name}.{topic.name}", concurrency=1)(read)
+    async def _drain(self, stream: Any) -> None:
+        async for event in events_of(stream):
+            event.ack()
 
 
 async def run(kind: str, name: str, names: list[str]) -> int:

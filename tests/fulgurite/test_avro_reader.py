@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from enum import StrEnum
 from typing import Any, cast
 
@@ -13,19 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fulgurite.avro_reader import reader_of
-from fulgurite.codec import Codec, load_schema, schema_folder, schema_name
+from fulgurite.codec import Codec
 from fulgurite.errors import CodecError
 from fulgurite.events import EVENT_TYPES, Event
 from tests.contract.strategies import events
+from tests.fulgurite.fastavro_peer import PARSED, by_fastavro
 
-PARSED = {t: cast(Any, fastavro).parse_schema(load_schema(schema_folder() / f"{schema_name(t)}.avsc")) for t in EVENT_TYPES}
 CODEC = Codec()
-
-
-def by_fastavro(schema: object, value: Any) -> bytes:
-    buffer = io.BytesIO()
-    cast(Any, fastavro).schemaless_writer(buffer, schema, value)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("event_type", EVENT_TYPES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,23 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fulgurite.avro_writer import writer_of
-from fulgurite.codec import load_schema, schema_folder, schema_name
 from fulgurite.events import EVENT_TYPES, Event
 from tests.contract.strategies import events
-
-PARSED = {t: cast(Any, fastavro).parse_schema(load_schema(schema_folder() / f"{schema_name(t)}.avsc")) for t in EVENT_TYPES}
+from tests.fulgurite.fastavro_peer import PARSED, by_fastavro
 
 
 def written(schema: object, value: Any) -> bytes:
     out = bytearray()
     writer_of(schema)(out, value)
     return bytes(out)
-
-
-def by_fastavro(schema: object, value: Any) -> bytes:
-    buffer = io.BytesIO()
-    cast(Any, fastavro).schemaless_writer(buffer, schema, value)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("event_type", EVENT_TYPES)
