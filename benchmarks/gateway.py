@@ -38,11 +38,24 @@ def throughput(given: argparse.Namespace) -> None:
         if given.only and given.only not in kind:
             continue
         sides = _alternate(given, stub_arguments, load_arguments)
-        per_cpu = {name: statistics.median(told[unit] / told["cpu_s"] for told in runs) for name, runs in sides.items()}
-        per_wall = {name: statistics.median(told[unit] / told["seconds"] for told in runs) for name, runs in sides.items()}
+        per_cpu = [[told[unit] / told["cpu_s"] for told in runs] for runs in sides.values()]
+        per_wall = [[told[unit] / told["seconds"] for told in runs] for runs in sides.values()]
         failed = sum(told["failed"] for runs in sides.values() for told in runs)
-        rows.append([kind, *per_cpu.values(), _ratio(per_cpu), *per_wall.values(), _ratio(per_wall), failed])
-    columns = ["", "pass-through / CPU s", "gateway / CPU s", "ratio", "pass-through / s", "gateway / s", "ratio", "failed"]
+        rows.append(
+            [kind, *map(statistics.median, per_cpu), *_ratio(*per_cpu), *map(statistics.median, per_wall), *_ratio(*per_wall), failed]
+        )
+    columns = [
+        "",
+        "pass-through / CPU s",
+        "gateway / CPU s",
+        "ratio",
+        "rounds",
+        "pass-through / s",
+        "gateway / s",
+        "ratio",
+        "rounds",
+        "failed",
+    ]
     table(f"Throughput, prompts of {given.prompt_tokens} tokens, answers of 128", columns, rows)
 
 
@@ -53,14 +66,16 @@ def _alternate(given: argparse.Namespace, stub_arguments: tuple[str, ...], load_
         runs: dict[str, list[Row]] = {served.name: [] for served in sides}
         for served in sides:
             load(served, *prompt, *load_arguments, "--seconds", "2")
-        for _ in range(given.rounds):
-            for served in sides:
+        for number in range(given.rounds):
+            for served in sides if number % 2 else reversed(sides):
                 runs[served.name].append(measured(served, *prompt, *load_arguments, "--seconds", str(given.seconds)))
     return runs
 
 
-def _ratio(values: dict[str, float]) -> float:
-    return values["gateway"] / values["pass-through"]
+def _ratio(before: list[float], after: list[float]) -> tuple[float, str]:
+    """The median of the rounds' ratios, and the least and the greatest: both sides of a round met the machine in the same mood."""
+    ratios = [ours / theirs for ours, theirs in zip(after, before, strict=True)]
+    return statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def latency(given: argparse.Namespace) -> None:
@@ -172,19 +187,23 @@ def vllm(given: argparse.Namespace) -> None:
         ]
         arguments = ("--prompt-tokens", "50", "--max-tokens", str(given.max_tokens), "--stream", "--ignore-eos")
         tokens: dict[str, list[float]] = {name: [] for name, _, _ in sides}
-        for name, target, more in [*sides, *sides * given.rounds]:
-            told = load(target, *arguments, *more, "--seconds", str(given.seconds))
-            tokens[name].append(told["done"] * given.max_tokens / told["seconds"])
-    rates = [statistics.median(values[1:]) for values in tokens.values()]
+        for number in range(given.rounds + 1):
+            for name, target, more in sides if number % 2 else reversed(sides):
+                told = load(target, *arguments, *more, "--seconds", str(given.seconds))
+                tokens[name].append(told["done"] * given.max_tokens / told["seconds"])
+    alone, asked, ours = (values[1:] for values in tokens.values())
+    rates = [statistics.median(values) for values in (alone, asked, ours)]
     columns = [
         "model",
         "vLLM, text alone: tokens / s",
         "vLLM, ids and log-probabilities",
         "through the gateway",
         "to the latter",
+        "rounds",
         "to the former",
+        "rounds",
     ]
-    table("Real vLLM, 32 streams", columns, [[given.model, *rates, rates[2] / rates[1], rates[2] / rates[0]]])
+    table("Real vLLM, 32 streams", columns, [[given.model, *rates, *_ratio(asked, ours), *_ratio(alone, ours)]])
 
 
 def agentlightning(given: argparse.Namespace) -> None:
@@ -208,7 +227,7 @@ def main() -> None:
     parser.add_argument("command", choices=_COMMANDS)
     parser.add_argument("--prompt-tokens", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")], default=[100.0, 250.0, 500.0])
     parser.add_argument("--only", default="", help="throughput: requests, once, paced")
     parser.add_argument("--calls", type=int, default=100_000)

@@ -260,6 +260,8 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
+    if given.command == "state" and given.open < 2 * _PROBES * _SIZE:
+        parser.error(f"--open {given.open}: {2 * _PROBES * _SIZE} at least, for the last groups of every partition tell when all is known")
     _COMMANDS[given.command](given)
 
 

@@ -1,20 +1,24 @@
 """Avro's binary encoding, compiled once per schema: `reader_of(schema, type)(data, at)` gives our struct at that place, and where it ends.
 
 Reads what fastavro reads, to the same values (a test holds it), but makes our own structs instead of dictionaries to make them of. Each
-record becomes a function of plain Python: one byte says how long most things are, and no function is called for it. Bytes that are no
-datum raise ValueError, IndexError or struct.error, never an endless loop; who reads a whole datum checks that it ends within `data`.
+record becomes a function of plain Python: one byte or two say how long most things are, and no function is called for it. Fields that one
+record mostly has in common with the next are compared as bytes, and not read again. Bytes that are no datum raise ValueError, IndexError or
+struct.error, never an endless loop; who reads a whole datum checks that it ends within `data`.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import msgspec
 from msgspec import inspect
 
 Reader = Callable[[bytes, int], tuple[Any, int]]
+
+Runs = Mapping[str, Sequence[tuple[str, str]]]
+"""By record (its name without namespace): first and last field of stretches that mostly are what they were in the record read before."""
 
 _MOST_BYTES = 10
 """Of a varint of 64 bits."""
@@ -50,15 +54,16 @@ def _count(data: bytes, at: int) -> tuple[int, int]:
     return abs(count), at
 
 
-def reader_of(schema: object, event_type: type[msgspec.Struct]) -> Reader:
+def reader_of(schema: object, event_type: type[msgspec.Struct], runs: Runs | None = None) -> Reader:
     """The reader of a record as fastavro parses its schema: names are full, a name is spelled out before it is used."""
-    return _Compiler().record(cast("dict[str, Any]", schema), cast(inspect.StructType, inspect.type_info(event_type)))
+    return _Compiler(runs or {}).record(cast("dict[str, Any]", schema), cast(inspect.StructType, inspect.type_info(event_type)))
 
 
 class _Compiler:
     """Writes a function for each record, and what it refers to under names."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
         self._known: dict[str, Any] = {"_long": _long, "_size": _size, "_count": _count, "_double": _double}
         self._schemas: dict[str, Mapping[str, Any]] = {}
 
@@ -67,8 +72,9 @@ class _Compiler:
         self._schemas[schema["name"]] = schema
         types = {field.name: field.type for field in told.fields}
         lines = ["def read(data, at):"]
-        for field in schema["fields"]:
-            lines += self._indented(self._read(f"v_{field['name']}", field["type"], types[field["name"]]))
+        for is_run, fields in _stretches(schema["fields"], self._runs.get(schema["name"].rpartition(".")[2], ())):
+            read = [line for field in fields for line in self._read(f"v_{field['name']}", field["type"], types[field["name"]])]
+            lines += self._indented(self._unless_known([f"v_{field['name']}" for field in fields], read) if is_run else read)
         values = ", ".join(f"{field['name']}=v_{field['name']}" for field in schema["fields"])
         lines.append(f"    return {self._name(told.cls)}({values}), at")
         made: dict[str, Any] = {}
@@ -116,8 +122,28 @@ class _Compiler:
         return self._blocks([f"{to} = {{}}"], item, [])
 
     def _blocks(self, before: list[str], item: list[str], after: list[str]) -> list[str]:
-        loop = ["count, at = _count(data, at)", "if not count: break", "for _ in range(count):", *self._indented(item)]
+        loop = [
+            "count = data[at]; at += 1",
+            "if count & 129: count, at = _count(data, at - 1)",
+            "else: count >>= 1",
+            "if not count: break",
+            "for _ in range(count):",
+            *self._indented(item),
+        ]
         return [*before, "while True:", *self._indented(loop), *after]
+
+    def _unless_known(self, to: list[str], read: list[str]) -> list[str]:
+        """Lines that take a run from the record before if its bytes are the same, for then so are its values."""
+        last = self._name([(b"", ())])
+        values = f"({', '.join(to)},)"
+        return [
+            f"known, values = {last}[0]",
+            f"if values and data.startswith(known, at): {values} = values; at += len(known)",
+            "else:",
+            "    begin = at",
+            *self._indented(read),
+            f"    if at <= len(data): {last}[0] = data[begin:at], {values}",
+        ]
 
     def _name(self, value: Any) -> str:
         name = f"k{len(self._known)}"
@@ -129,12 +155,41 @@ class _Compiler:
         return [f"    {line}" for line in lines]
 
 
+def _stretches(fields: Sequence[Any], runs: Sequence[tuple[str, str]]) -> Iterator[tuple[bool, list[Any]]]:
+    """Each run, and each field that is in none."""
+    ends = dict(runs)
+    run: list[Any] = []
+    last = None
+    for field in fields:
+        last = last or ends.get(field["name"])
+        if last is None:
+            yield False, [field]
+            continue
+        run.append(field)
+        if field["name"] == last:
+            yield True, run
+            run, last = [], None
+
+
 def _number(to: str) -> list[str]:
-    return ["n = data[at]; at += 1", f"if n & 128: {to}, at = _long(data, at - 1)", f"else: {to} = (n >> 1) ^ -(n & 1)"]
+    return [
+        "n = data[at]; at += 1",
+        "if n & 128:",
+        f"    if data[at] & 128: {to}, at = _long(data, at - 1)",
+        f"    else: n = n & 127 | data[at] << 7; at += 1; {to} = (n >> 1) ^ -(n & 1)",
+        f"else: {to} = (n >> 1) ^ -(n & 1)",
+    ]
 
 
 def _bytes(to: str) -> list[str]:
-    return ["n = data[at]; at += 1", "if n & 129: n, at = _size(data, at - 1)", "else: n >>= 1", f"{to} = data[at : at + n]; at += n"]
+    return [
+        "n = data[at]; at += 1",
+        "if n & 129:",
+        "    if n & 1 or data[at] & 128: n, at = _size(data, at - 1)",
+        "    else: n = (n & 127 | data[at] << 7) >> 1; at += 1",
+        "else: n >>= 1",
+        f"{to} = data[at : at + n]; at += n",
+    ]
 
 
 def _string(to: str) -> list[str]:

@@ -24,9 +24,9 @@ from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
 from fulgurite.avro_reader import Reader, reader_of
 from fulgurite.avro_writer import writer_of
-from fulgurite.deltas import pack, unpack
 from fulgurite.errors import BrokenDelta, InvalidEvent, MalformedFrame, UnknownSchema
 from fulgurite.events import EVENT_TYPES, Episode, Event
+from fulgurite.packing import pack, prove, unpack
 
 _MAGIC = 0
 _DERIVED = 1 << 30
@@ -37,6 +37,9 @@ JsonSchema = dict[str, Any]
 # fastavro's own annotations are partial.
 _read = cast(Callable[[io.BytesIO, Any, Any], Any], fastavro.schemaless_reader)  # pyright: ignore[reportUnknownMemberType]
 
+
+_ALIKE = {"LlmCall": (("attempt", "error"), ("sampling", "logprobs_mode"))}
+"""What calls of one agent have in common, mostly."""
 
 _UNREADABLE = (ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, struct.error, msgspec.ValidationError)
 
@@ -134,7 +137,7 @@ class Codec:
     def decode(self, data: bytes, *, packed: bool = False) -> Event:
         """Raises MalformedFrame, UnknownSchema or InvalidEvent.
 
-        `packed`: the calls of an episode stay deltas of one another, for those who hold many (`fulgurite.deltas.unpack` makes them whole).
+        `packed`: the calls of an episode stay deltas of one another, for those who hold many (`fulgurite.packing.unpack` makes them whole).
         """
         if len(data) < _HEADER or data[0] != _MAGIC:
             raise MalformedFrame(f"{len(data)} bytes without Confluent's header (0x00 and a schema id)")
@@ -142,8 +145,9 @@ class Codec:
         try:
             event = self._read_ours(data, event_type) if reader is None else _resolved(data, event_type, writer, reader)
             if isinstance(event, Episode):
-                whole = unpack(event.calls)
-                return event if packed else msgspec.structs.replace(event, calls=whole)
+                if not packed:
+                    return msgspec.structs.replace(event, calls=unpack(event.calls))
+                prove(event.calls)
             return event
         except BrokenDelta as error:
             raise InvalidEvent(str(error)) from error
@@ -154,7 +158,7 @@ class Codec:
         read = self._compiled.get(event_type)
         if read is None:
             # Not before it is needed: a process reads few of all types.
-            read = self._compiled[event_type] = reader_of(self._ours[event_type], event_type)
+            read = self._compiled[event_type] = reader_of(self._ours[event_type], event_type, _ALIKE)
         event, end = read(data, _HEADER)
         if end > len(data):
             raise EOFError(f"{end - len(data)} bytes are missing at the end")

@@ -6,23 +6,24 @@
   The hash of the full prompt tells whether what was put together is right.
 - `request` is `HEAD TAIL CRC32`, a line feed and the middle of the body: its first HEAD and last TAIL bytes (UTF-8) are those of the
   parent's body. Clients repeat messages, tools and settings word for word, whatever the API; no JSON is parsed, so no byte is lost.
-- everything else is as it was; `shared_messages` says how many of the parent's messages lie in HEAD, for people who look at `llm.calls`.
+- everything else is as it was.
 
 A parent is a call of the same attempt, in the same partition, at a lower offset. Every 64th link of a chain is whole, so that no
-more records have to be read to restore any. A gain of less than `LEAST_GAIN` bytes is not worth a delta. `pack` and `unpack` do the same
+more records have to be read to restore any. A gain of less than `LEAST_GAIN` bytes is not worth a delta. `fulgurite.packing` does the same
 within one episode.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
 from fulgurite.errors import BrokenDelta
 from fulgurite.events import LlmCall, ParentRef, Record
-from fulgurite.tokens import prompt_hash
+from fulgurite.tokens import PromptHashes, prompt_hash
 
 CHAIN = 64
 """Links of a chain, the whole one included: a reader that starts anywhere reads so many records, at most. A whole link repeats all that was
@@ -38,13 +39,6 @@ WITHIN = -1
 
 _STEP = 64
 """Bytes: conversations that differ mostly do so in their first line."""
-
-_LOOKED_AT = 4
-"""Earlier calls of an episode that a call may extend: as many as agents that take turns, mostly."""
-
-
-Whole = Callable[[LlmCall], LlmCall]
-"""Makes a call whole, if it is not."""
 
 
 class Link(Record, frozen=True, kw_only=True):
@@ -64,7 +58,7 @@ class Link(Record, frozen=True, kw_only=True):
 def link_of(call: LlmCall, partition: int, offset: int, depth: int = 0) -> Link:
     """The link of a whole call that lies there."""
     return Link(
-        call_id=call.call_id, partition=partition, offset=offset, depth=depth, tokens=_tokens(call), request=(call.request or "").encode()
+        call_id=call.call_id, partition=partition, offset=offset, depth=depth, tokens=tokens_of(call), request=(call.request or "").encode()
     )
 
 
@@ -75,143 +69,125 @@ def shorten(call: LlmCall, links: Sequence[Link]) -> tuple[LlmCall, int]:
     """
     if call.prompt_token_ids is not None and (call.prompt_hash is None or len(call.prompt_token_ids) % 4):
         return call, 0
-    body = None if call.request is None else call.request.encode()
+    sought = _Sought(call)
     best: _Overlap | None = None
+    least = LEAST_GAIN
     for link in reversed(links):
-        if _at_most(call, body, link) < (LEAST_GAIN if best is None else best.saved + LEAST_GAIN):
+        if sought.size < least:
+            break
+        if sought.at_most(link) < least:
             continue
-        overlap = _Overlap(call, body, link)
-        best = overlap if best is None or overlap.saved > best.saved else best
+        overlap = _Overlap(sought, link)
+        if best is None or overlap.saved > best.saved:
+            best = overlap
+            least = best.saved + LEAST_GAIN
     if best is None or best.saved < LEAST_GAIN or best.link.depth + 1 == CHAIN:
         return call, 0
-    return best.delta(call, body), best.link.depth + 1
+    return best.delta(), best.link.depth + 1
 
 
-def restore(call: LlmCall, parent: LlmCall, *, proven: bool = False) -> LlmCall:
-    """The call that a delta was made of, given its whole parent. `proven`: without a look at hashes. Raises BrokenDelta."""
+def restore(call: LlmCall, parent: LlmCall, *, proven: bool = False, hashes: PromptHashes | None = None) -> LlmCall:
+    """The call that a delta was made of, given its whole parent. Raises BrokenDelta.
+
+    `proven`: without a look at hashes. `hashes`, by call id: for who restores one call after the other.
+    """
     ref = call.parent
     if ref is None:
         return call
     if parent.call_id != ref.call_id or (parent.parent is not None):
         raise BrokenDelta(f"call {call.call_id} is a delta of {ref.call_id}, not of {parent.call_id} as it was read")
-    return msgspec.structs.replace(
-        call, prompt_token_ids=_prompt(call, ref, parent, proven), request=_request(call, ref, parent, proven), parent=None
-    )
+    prompt = None if call.prompt_token_ids is None else tokens_of(parent)[: 4 * ref.shared_tokens] + call.prompt_token_ids
+    if prompt is not None and not proven and _hash(call, ref, prompt, parent, hashes) != call.prompt_hash:
+        raise no_such_prompt(call)
+    body = None if call.request is None else body_of(call, (parent.request or "").encode(), proven=proven)
+    return msgspec.structs.replace(call, prompt_token_ids=prompt, request=None if body is None else body.decode(), parent=None)
 
 
-def pack(calls: Iterable[LlmCall], whole: Whole | None = None) -> tuple[LlmCall, ...]:
-    """The calls of an episode, each a delta of an earlier one where that is worth it.
-
-    A call that is a delta of an earlier one of them stays what it is, and says where its parent is now: nothing is compared. Others that
-    are deltas are made whole first; without `whole` they are left alone.
-    """
-    packed: list[LlmCall] = []
-    places: dict[str, int] = {}
-    links: dict[int, Link | LlmCall] = {}
-    """By index; a call is one of which no link was needed yet."""
-    for index, call in enumerate(calls):
-        delta = _moved(call, places)
-        if delta is None and whole is not None:
-            call = whole(call)
-        if delta is None and call.parent is None:
-            delta = shorten(call, _last_of(links, whole))[0]
-        packed.append(delta or call)
-        places[call.call_id] = index
-        if call.parent is None or whole is not None:
-            links[index] = call
-    return tuple(packed)
+def _hash(call: LlmCall, ref: ParentRef, prompt: bytes, parent: LlmCall, hashes: PromptHashes | None) -> str:
+    before = parent.prompt_token_ids or b""
+    if hashes is None or 4 * ref.shared_tokens < len(before):
+        return prompt_hash(prompt)
+    return hashes.of(call.call_id, prompt, parent.call_id, before)
 
 
-def unpack(calls: Iterable[LlmCall], *, proven: bool = False) -> tuple[LlmCall, ...]:
-    """The inverse of `pack`: a delta of anything but an earlier call of the episode stays what it is. `proven` as for `restore`.
-
-    Raises BrokenDelta.
-    """
-    whole: list[LlmCall] = []
-    for call in calls:
-        parent = _within(call, whole)
-        whole.append(call if parent is None else restore(call, parent, proven=proven))
-    return tuple(whole)
+def tokens_of(call: LlmCall) -> bytes:
+    """What a prompt may share with a call: its prompt and the tokens of its first choice, packed."""
+    answer = call.choices[0].token_ids if call.choices else None
+    tokens = (call.prompt_token_ids or b"") + (answer or b"")
+    return tokens[: len(tokens) - len(tokens) % 4]
 
 
-def _moved(delta: LlmCall, places: Mapping[str, int]) -> LlmCall | None:
-    """A delta of a call of the episode, as the episode has it; None for anything else."""
-    ref = delta.parent
-    place = None if ref is None else places.get(ref.call_id)
-    if ref is None or place is None:
-        return None
-    if ref.partition == WITHIN:
-        return delta
-    moved = msgspec.structs.replace(ref, partition=WITHIN, offset=place, shared_messages=0)
-    return msgspec.structs.replace(delta, parent=moved)
+def no_such_prompt(call: LlmCall) -> BrokenDelta:
+    """The error of a prompt that is not what was recorded."""
+    parent = call.parent.call_id if call.parent else "nothing"
+    return BrokenDelta(f"call {call.call_id}: its prompt, put together with that of {parent}, has not the hash that was recorded")
 
 
-def _last_of(links: dict[int, Link | LlmCall], whole: Whole | None) -> list[Link]:
-    """The last links, made now of calls of which none was needed before."""
-    found: list[Link] = []
-    for index in list(links)[-_LOOKED_AT:]:
-        link = links[index]
-        if isinstance(link, LlmCall):
-            link = links[index] = link_of(link if whole is None else whole(link), WITHIN, index)
-        found.append(link)
-    return found
+def body_of(delta: LlmCall, before: bytes, *, proven: bool = False) -> bytes:
+    """A delta's whole body in UTF-8, given that of its parent. `proven`: without a look at its checksum. Raises BrokenDelta."""
+    line, _, middle = (delta.request or "").partition("\n")
+    try:
+        head, tail, check = line.split(" ")
+        begin, end, expected = int(head), len(before) - int(tail), int(check, 16)
+    except ValueError as error:
+        raise BrokenDelta(f"call {delta.call_id}: its request does not say what it shares with its parent: {error}") from error
+    if not (_is_boundary(before, begin) and _is_boundary(before, end)):
+        raise BrokenDelta(f"call {delta.call_id}: its request does not say what it shares with its parent: {line} of {len(before)} bytes")
+    body = b"".join((before[:begin], middle.encode(), before[end:]))
+    if not proven and zlib.crc32(body) != expected:
+        raise BrokenDelta(f"call {delta.call_id}: its request, put together with that of its parent, is not what was recorded")
+    return body
 
 
-def _within(call: LlmCall, earlier: Sequence[LlmCall]) -> LlmCall | None:
-    ref = call.parent
-    if ref is None or ref.partition != WITHIN or not 0 <= ref.offset < len(earlier):
-        return None
-    return earlier[ref.offset] if earlier[ref.offset].call_id == ref.call_id else None
+class _Sought:
+    """A call whose parent is sought."""
 
+    def __init__(self, call: LlmCall) -> None:
+        self.call = call
+        self.tokens = call.prompt_token_ids or b""
+        self.body = (call.request or "").encode()
+        self.size = len(self.tokens) + len(self.body)
+        """Bytes that a delta saves at most, whatever its parent."""
+        self._first = self.tokens[:_THIRD]
+        self._head, self._tail = self.body[:_THIRD], self.body[-_THIRD:]
 
-def _at_most(call: LlmCall, body: bytes | None, link: Link) -> int:
-    """What a delta could save, from a look at the beginning of the tokens, and at beginning and end of the body."""
-    most = 0
-    if call.prompt_token_ids is not None:
-        shared = min(len(call.prompt_token_ids), len(link.tokens))
-        most += shared if call.prompt_token_ids[:_THIRD] == link.tokens[:_THIRD] else min(shared, _THIRD)
-    if body is not None:
-        shared = min(len(body), len(link.request))
-        alike = body[:_THIRD] == link.request[:_THIRD] or body[-_THIRD:] == link.request[-_THIRD:]
-        most += shared if alike else min(shared, 2 * _THIRD)
-    return most
+    def at_most(self, link: Link) -> int:
+        """What a delta of this link could save, from a look at the beginning of the tokens, and at beginning and end of the body."""
+        tokens, body = min(len(self.tokens), len(link.tokens)), min(len(self.body), len(link.request))
+        if tokens > _THIRD and not link.tokens.startswith(self._first):
+            tokens = _THIRD
+        if body > 2 * _THIRD and not link.request.startswith(self._head) and not link.request.endswith(self._tail):
+            body = 2 * _THIRD
+        return tokens + body
 
 
 class _Overlap:
     """What a call and a link have in common."""
 
-    def __init__(self, call: LlmCall, body: bytes | None, link: Link) -> None:
+    def __init__(self, sought: _Sought, link: Link) -> None:
         self.link = link
-        self.tokens = 0 if call.prompt_token_ids is None else _equal(link.tokens, call.prompt_token_ids) // 4
-        self.head, self.tail = (0, 0) if body is None else _ends(link.request, body)
-
-    @property
-    def saved(self) -> int:
+        self.tokens = _equal(link.tokens, sought.tokens) // 4
+        self.head, self.tail = _ends(link.request, sought.body)
+        self.saved = 4 * self.tokens + self.head + self.tail
         """Bytes that need not be stored again."""
-        return 4 * self.tokens + self.head + self.tail
+        self._sought = sought
 
-    def delta(self, call: LlmCall, body: bytes | None) -> LlmCall:
+    def delta(self) -> LlmCall:
         """The rest of the call."""
+        call, body = self._sought.call, self._sought.body
         ref = ParentRef(
             call_id=self.link.call_id,
             partition=self.link.partition,
             offset=self.link.offset,
             shared_tokens=self.tokens,
-            # In an episode nobody sees it: every reader gets its calls whole.
-            shared_messages=0 if self.link.partition == WITHIN else _messages_within(self.link.request, self.head),
+            shared_messages=0,
         )
         request = None
-        if body is not None:
+        if call.request is not None:
             middle = body[self.head : len(body) - self.tail]
             request = f"{self.head} {self.tail} {zlib.crc32(body):08x}\n{middle.decode()}"
         prompt = None if call.prompt_token_ids is None else call.prompt_token_ids[4 * self.tokens :]
         return msgspec.structs.replace(call, prompt_token_ids=prompt, request=request, parent=ref)
-
-
-def _tokens(call: LlmCall) -> bytes:
-    answer = call.choices[0].token_ids if call.choices else None
-    tokens = (call.prompt_token_ids or b"") + (answer or b"")
-    return tokens[: len(tokens) - len(tokens) % 4]
 
 
 def _ends(left: bytes, right: bytes) -> tuple[int, int]:
@@ -230,7 +206,8 @@ def _equal(left: bytes, right: bytes) -> int:
     most = min(len(left), len(right))
     if left[:most] == right[:most]:
         return most
-    return _first_unequal(most, lambda low, high: left[low:high] == right[low:high])
+    low, high = _around_first_unequal(most, lambda low, high: left[low:high] == right[low:high])
+    return low + _alike(left[low:high], right[low:high], "big")
 
 
 def _equal_ends(left: bytes, right: bytes, most: int) -> int:
@@ -238,85 +215,38 @@ def _equal_ends(left: bytes, right: bytes, most: int) -> int:
     all_of_left, all_of_right = len(left), len(right)
     if left[all_of_left - most :] == right[all_of_right - most :]:
         return most
-    return _first_unequal(
+    low, high = _around_first_unequal(
         most, lambda low, high: left[all_of_left - high : all_of_left - low] == right[all_of_right - high : all_of_right - low]
     )
+    return low + _alike(left[all_of_left - high : all_of_left - low], right[all_of_right - high : all_of_right - low], "little")
 
 
-def _first_unequal(most: int, agree: Callable[[int, int], bool]) -> int:
-    """The first place, below `most`, at which two sequences differ: past it in growing steps, then back in halves."""
+def _around_first_unequal(most: int, agree: Callable[[int, int], bool]) -> tuple[int, int]:
+    """Two places, at most a step apart, between which two sequences begin to differ: past it in growing steps, then back in halves."""
     low, high = 0, _STEP
     while high < most and agree(low, high):
         low, high = high, 4 * high
     high = min(high, most)
-    while high - low > 1:
+    while high - low > _STEP:
         middle = (low + high) // 2
         if agree(low, middle):
             low = middle
         else:
             high = middle
-    return low
+    return low, high
+
+
+def _alike(left: bytes, right: bytes, order: Literal["big", "little"]) -> int:
+    """How many bytes two slices of one length share: from their beginning where the first byte weighs most, else from their end."""
+    difference = int.from_bytes(left, order) ^ int.from_bytes(right, order)
+    return len(left) - (difference.bit_length() + 7) // 8
+
+
+def _is_boundary(data: bytes, place: int) -> bool:
+    """Whether a character of UTF-8 begins or ends there."""
+    return 0 <= place <= len(data) and (place == len(data) or not _is_inner(data[place]))
 
 
 def _is_inner(byte: int) -> bool:
     """Whether a character of UTF-8 does not begin with this byte."""
     return byte & 0xC0 == 0x80
-
-
-class _Messages(msgspec.Struct):
-    messages: list[msgspec.Raw] | None = None
-    input: list[msgspec.Raw] | str | None = None
-
-
-_read_messages = msgspec.json.Decoder(_Messages).decode
-
-
-def _messages_within(body: bytes, head: int) -> int:
-    """How many of a body's messages (or items of its input) lie in its first bytes."""
-    count = place = 0
-    for item in _items(body):
-        place = body.find(item, place) + len(bytes(item))
-        if place > head:
-            break
-        count += 1
-    return count
-
-
-def _items(body: bytes) -> Sequence[msgspec.Raw]:
-    try:
-        found = _read_messages(body)
-    except msgspec.DecodeError:
-        return ()
-    items = found.messages or found.input
-    return items if isinstance(items, list) else ()
-
-
-def _prompt(call: LlmCall, ref: ParentRef, parent: LlmCall, proven: bool) -> bytes | None:
-    if call.prompt_token_ids is None:
-        return None
-    prompt = _tokens(parent)[: 4 * ref.shared_tokens] + call.prompt_token_ids
-    if not proven and prompt_hash(prompt) != call.prompt_hash:
-        raise BrokenDelta(f"call {call.call_id}: its prompt, put together with that of {ref.call_id}, has not the hash that was recorded")
-    return prompt
-
-
-def _request(call: LlmCall, ref: ParentRef, parent: LlmCall, proven: bool) -> str | None:
-    if call.request is None:
-        return None
-    line, _, middle = call.request.partition("\n")
-    before = parent.request or ""
-    try:
-        head, tail, check = line.split(" ")
-        if before.isascii():
-            # A byte is a character there: nothing is encoded to find the places.
-            request = before[: int(head)] + middle + before[len(before) - int(tail) :]
-        else:
-            held = before.encode()
-            request = (held[: int(head)] + middle.encode() + held[len(held) - int(tail) :]).decode()
-        # Within an episode the parent is where it says, under its own name: what is to be proved is what is trained, the tokens.
-        right = proven or ref.partition == WITHIN or zlib.crc32(request.encode()) == int(check, 16)
-    except ValueError as error:
-        raise BrokenDelta(f"call {call.call_id}: its request does not say what it shares with {parent.call_id}: {error}") from error
-    if not right:
-        raise BrokenDelta(f"call {call.call_id}: its request, put together with that of {parent.call_id}, is not what was recorded")
-    return request

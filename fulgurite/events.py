@@ -94,7 +94,7 @@ class ParentRef(Record, frozen=True, kw_only=True):
     shared_tokens: int
     """Leading tokens of the full prompt that the parent holds."""
     shared_messages: int
-    """Leading messages that the parent holds."""
+    """No longer counted: 0, for readers of earlier releases."""
 
 
 class ClaimCheck(Record, frozen=True, kw_only=True):

@@ -5,10 +5,7 @@ Of an attempt the revision with the most inputs counts: revisions of an episode 
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
 from fulgurite.closing import awaits_episodes, awaits_rewards, close_group
-from fulgurite.deltas import unpack
 from fulgurite.events import AgentReward, Declaration, Episode
 from fulgurite.failure_rules import FailureRules
 from fulgurite.sealing import Output
@@ -56,6 +53,5 @@ class Gathered:
         )
 
     def close(self, group_id: str, rules: FailureRules) -> tuple[Output, ...]:
-        """What is written of the group with what is known; calls that are held packed are made whole for it. Raises UnknownRule."""
-        episodes = [replace(episode, calls=unpack(episode.calls, proven=True)) for episode in self.episodes.values()]
-        return close_group(group_id, self.declaration, episodes, list(self.rewards.values()), rules)
+        """What is written of the group with what is known. Raises UnknownRule."""
+        return close_group(group_id, self.declaration, self.episodes.values(), list(self.rewards.values()), rules)

@@ -18,6 +18,7 @@ import base64
 import hashlib
 import hmac
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -33,6 +34,8 @@ _GROUP_RE = re.compile(rf"gr_({_CORE})")
 _ROLLOUT_RE = re.compile(rf"ro_{_ROLLOUT}")
 _COMPLETION_RE = re.compile(rf"(?:chatcmpl-|cmpl-|resp_|msg_|embd-)({_ROLLOUT}_(\d{{1,4}})_[0-9a-hjkmnp-tv-z]{{12}})(?:\.(.*))?", re.DOTALL)
 _CANONICAL = "chatcmpl-"
+_REMEMBERED = 4096
+"""Attempts: an agent makes many calls in one, and its rollout's id is taken apart for the first."""
 
 
 class MalformedId(ValueError):
@@ -58,8 +61,12 @@ class CompletionRef(msgspec.Struct, frozen=True):
     """The upstream's own id, where the id that the agent saw holds it."""
 
 
+_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
+
+
 def _base32(number: int, length: int) -> str:
-    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(5 * (length - 1), -1, -5))
+    """`length` is even."""
+    return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(5 * (length - 2), -1, -10)])
 
 
 def _tag(core: str, index: int, secret: bytes) -> str:
@@ -104,8 +111,14 @@ def rollout_of(group_id: str, index: int, secret: bytes) -> str:
 
 def completion_of(rollout_id: str, attempt: int, chance: bytes) -> str:
     """A new completion id within an attempt, from 8 random bytes. Raises MalformedId for what is not a rollout id."""
+    return _completions_of(rollout_id, attempt) + _base32(int.from_bytes(chance[:8]) >> 4, 12)
+
+
+@lru_cache(_REMEMBERED)
+def _completions_of(rollout_id: str, attempt: int) -> str:
+    """How all of an attempt begin."""
     core = parse_rollout(rollout_id).rollout_id.removeprefix("ro_")
-    return f"{_CANONICAL}{core}_{attempt}_{_base32(int.from_bytes(chance[:8]) >> 4, 12)}"
+    return f"{_CANONICAL}{core}_{attempt}_"
 
 
 def parse_rollout(text: str) -> RolloutRef:

@@ -15,11 +15,11 @@ from collections.abc import Iterable
 
 import msgspec
 
-from fulgurite.deltas import Whole
 from fulgurite.events import AgentStatus, Episode, LlmCall
 from fulgurite.failure_detectors import failure_of
 from fulgurite.ids import derive_id, episode_id
 from fulgurite.kinds import EpisodeOutcome, StatusKind
+from fulgurite.packing import Whole
 
 RULE = "stitch-2"
 """Version of the rule below; it is part of every revision."""

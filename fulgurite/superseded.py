@@ -8,29 +8,40 @@ Nor is anything superseded where nobody built upon any of them, or upon all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from fulgurite.events import LlmCall
 from fulgurite.kinds import CallOutcome
+from fulgurite.packing import Conversation
 from fulgurite.prefix_breaks import continues
 
 
-def superseded(calls: Sequence[LlmCall]) -> frozenset[str]:
-    """Ids of the superseded calls of an attempt, whatever the order of `calls`."""
-    alike: dict[tuple[str, str | None, bytes], list[LlmCall]] = {}
-    for call in calls:
-        if call.outcome is CallOutcome.success and call.prompt_token_ids and len(call.choices) == 1:
-            alike.setdefault((call.agent, call.policy, call.prompt_token_ids), []).append(call)
+def superseded(conversation: Conversation) -> frozenset[str]:
+    """Ids of the superseded calls of an attempt, whatever the order of its calls."""
     found: set[str] = set()
-    for siblings in alike.values():
-        if len(siblings) > 1:
-            used = {call.call_id: any(_builds(other, call) for other in calls) for call in siblings}
-            found |= {
-                call.call_id
-                for call in siblings
-                if not used[call.call_id] and any(used[later.call_id] and later.started_at >= call.finished_at for later in siblings)
-            }
+    for siblings in _siblings(conversation):
+        used = {call.call_id: any(_builds(other, call) for other in conversation.whole) for call in siblings}
+        found |= {
+            call.call_id
+            for call in siblings
+            if not used[call.call_id] and any(used[later.call_id] and later.started_at >= call.finished_at for later in siblings)
+        }
     return frozenset(found)
+
+
+def _siblings(conversation: Conversation) -> Iterator[list[LlmCall]]:
+    """Successful calls with one answer that were asked the same, two or more of each."""
+    asked: dict[tuple[str, str | None, int], list[int]] = {}
+    for index, (call, prompt) in enumerate(zip(conversation.calls, conversation.prompts, strict=True)):
+        if prompt and call.outcome is CallOutcome.success and len(call.choices) == 1:
+            # By length first: prompts of an agent's turns mostly differ in that, and hashing them would be most of the work.
+            asked.setdefault((call.agent, call.policy, len(prompt)), []).append(index)
+    for indices in asked.values():
+        if len(indices) > 1:
+            alike: dict[bytes | None, list[LlmCall]] = {}
+            for index in indices:
+                alike.setdefault(conversation.prompts[index], []).append(conversation.whole[index])
+            yield from (calls for calls in alike.values() if len(calls) > 1)
 
 
 def _builds(other: LlmCall, call: LlmCall) -> bool:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,3 +51,29 @@ def token_count(packed: bytes) -> int:
 def prompt_hash(packed: bytes) -> str:
     """Hex SHA-256 of a full prompt's packed ids."""
     return hashlib.sha256(packed).hexdigest()
+
+
+class PromptHashes:
+    """`prompt_hash` of prompts that go on from one another: each is hashed from where the one before it ends.
+
+    A conversation's turns would otherwise cost the square of its length. `most`: how many of the last prompts may be gone on from.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._states: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def of(self, name: Hashable, prompt: bytes, parent: Hashable, before: bytes) -> str:
+        """The hash of a prompt that begins with all of `before`, which is the prompt called `parent`."""
+        state = self._states.get(parent)
+        if state is None:
+            state = self._remember(parent, hashlib.sha256(before))
+        state = self._remember(name, state.copy())
+        state.update(memoryview(prompt)[len(before) :])
+        return str(state.hexdigest())
+
+    def _remember(self, name: Hashable, state: Any) -> Any:
+        self._states[name] = state
+        if len(self._states) > self._most:
+            self._states.popitem(last=False)
+        return state

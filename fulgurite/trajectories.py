@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,6 +20,7 @@ from fulgurite.events import Action, Choice, Episode, LlmCall, Record, Sampling,
 from fulgurite.failure_rules import FailureRules
 from fulgurite.ids import action_id
 from fulgurite.kinds import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
+from fulgurite.packing import Conversation
 from fulgurite.prefix_breaks import classify
 from fulgurite.superseded import superseded
 from fulgurite.tokens import IntArray, token_count, unpack_ids
@@ -81,21 +83,28 @@ def successful_actions(call: LlmCall) -> tuple[str, ...]:
 
 
 def cut(episode: Episode, rules: FailureRules | None = None) -> Cut:
-    """All rows of an episode. Deterministic; every successful action carries loss in one row or is left out with a reason."""
-    rows: list[Row] = []
-    tips: dict[tuple[str, str | None], tuple[LlmCall, Choice]] = {}
+    """All rows of an episode, its calls packed or whole. Deterministic.
+
+    Every successful action carries loss in one row or is left out with a reason.
+    """
+    conversation = Conversation(episode.calls)
+    cutting = _Cutting(conversation, rules or FailureRules())
     left_out: list[LostAction] = []
-    retried = superseded(episode.calls)
-    for call in episode.calls:
+    retried = superseded(conversation)
+    for index, call in enumerate(episode.calls):
         if call.outcome is not CallOutcome.success:
             continue
+        prompt = conversation.prompts[index]
         for choice in call.choices:
-            reason = FilterReason.superseded if call.call_id in retried else None if _has_tokens(call, choice) else FilterReason.no_tokens
-            if reason is not None:
-                left_out.append(LostAction(action=action_id(call.call_id, choice.index), policy=call.policy, reason=reason))
+            if call.call_id in retried:
+                reason = FilterReason.superseded
+            elif prompt is None or not _has_tokens(choice):
+                reason = FilterReason.no_tokens
+            else:
+                cutting.place(index, call, prompt, choice)
                 continue
-            _place(rows, tips, call, choice, rules or FailureRules())
-    return Cut(rows=tuple(rows), left_out=tuple(left_out))
+            left_out.append(LostAction(action=action_id(call.call_id, choice.index), policy=call.policy, reason=reason))
+    return Cut(rows=cutting.rows(), left_out=tuple(left_out))
 
 
 def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
@@ -167,69 +176,101 @@ def sampling_trainable(sampling: Sampling, logprobs_mode: LogprobsMode) -> bool:
     return plain and (logprobs_mode is LogprobsMode.processed or sampling.temperature == 1)
 
 
-def _has_tokens(call: LlmCall, choice: Choice) -> bool:
-    return (
-        call.prompt_token_ids is not None
-        and call.parent is None
-        and bool(choice.token_ids)
-        and len(choice.logprobs or b"") == len(choice.token_ids or b"")
-    )
+def _has_tokens(choice: Choice) -> bool:
+    return bool(choice.token_ids) and len(choice.logprobs or b"") == len(choice.token_ids or b"")
 
 
-def _place(
-    rows: list[Row], tips: dict[tuple[str, str | None], tuple[LlmCall, Choice]], call: LlmCall, choice: Choice, rules: FailureRules
-) -> None:
-    prompt, answer = call.prompt_token_ids or b"", choice.token_ids or b""
-    action = _action(call, choice, token_count(prompt), token_count(answer), rules)
-    whole = [
-        (len(row.token_ids), -index) for index, row in enumerate(rows) if row.policy == call.policy and prompt.startswith(row.token_ids)
-    ]
-    if whole:
-        index = -max(whole)[1]
-        rows[index] = msgspec.structs.replace(rows[index], token_ids=prompt + answer, actions=(*rows[index].actions, action))
-    else:
-        index, shared = _branching_point(rows, call.policy, prompt)
-        tip = tips.get((call.agent, call.policy))
+@dataclass(slots=True)
+class _Growing:
+    """A row in the making."""
+
+    policy: str | None
+    agent: str
+    token_ids: bytes
+    actions: list[Action]
+    broke_from: int | None
+    break_kind: PrefixBreak | None
+
+    def row(self) -> Row:
+        return Row(
+            policy=self.policy,
+            agent=self.agent,
+            token_ids=self.token_ids,
+            actions=tuple(self.actions),
+            broke_from=self.broke_from,
+            break_kind=self.break_kind,
+        )
+
+
+class _Cutting:
+    """Rows in the making."""
+
+    def __init__(self, conversation: Conversation, rules: FailureRules) -> None:
+        self._conversation = conversation
+        self._rules = rules
+        self._rows: list[_Growing] = []
+        self._tips: dict[tuple[str, str | None], tuple[int, Choice]] = {}
+        """Index of the last call that was placed, and its choice, by role and policy."""
+
+    def rows(self) -> tuple[Row, ...]:
+        """As they are now."""
+        return tuple(row.row() for row in self._rows)
+
+    def place(self, index: int, call: LlmCall, prompt: bytes, choice: Choice) -> None:
+        """Put an action into the longest row that its prompt begins with, or into a new one."""
+        answer = choice.token_ids or b""
+        action = _action(call, choice, token_count(prompt), token_count(answer), self._rules)
+        whole: _Growing | None = None
+        for row in self._rows:
+            longer = whole is None or len(row.token_ids) > len(whole.token_ids)
+            if longer and row.policy == call.policy and prompt.startswith(row.token_ids):
+                whole = row
+        if whole is None:
+            self._rows.append(self._opened(index, call, prompt, answer, action))
+        else:
+            whole.token_ids = prompt + answer
+            whole.actions.append(action)
+        self._tips[call.agent, call.policy] = (index, choice)
+
+    def _opened(self, index: int, call: LlmCall, prompt: bytes, answer: bytes, action: Action) -> _Growing:
+        """A row that begins with an action, or with what it shares with the row that it branches off."""
+        rows = self._rows
+        tip = self._tips.get((call.agent, call.policy))
+        origin, shared = self._branching_point(call.policy, prompt)
         kind: PrefixBreak | None = PrefixBreak.branch
         if shared is None:
-            shared = ()
-            kind = None if not rows else PrefixBreak.branch if tip is None else classify(*tip, call)
-            index = len(rows) - 1 if tip is None else _row_of(rows, tip[0], tip[1])
-        opened = Row(
-            policy=call.policy,
-            agent=call.agent,
-            token_ids=prompt + answer,
-            actions=(*shared, action),
-            broke_from=index if rows else None,
-            break_kind=kind,
+            shared = []
+            kind = None if not rows else PrefixBreak.branch if tip is None else self._break(*tip, index)
+            origin = len(rows) - 1 if tip is None else self._row_of(*tip)
+        return _Growing(call.policy, call.agent, prompt + answer, [*shared, action], origin if rows else None, kind)
+
+    def _break(self, tip: int, choice: Choice, index: int) -> PrefixBreak:
+        calls = self._conversation.whole
+        return classify(calls[tip], choice, calls[index])
+
+    def _branching_point(self, policy: str | None, prompt: bytes) -> tuple[int, list[Action] | None]:
+        """The row, and its leading actions as context, that a prompt shares up to the longest boundary of an action."""
+        best: tuple[int, int, list[Action] | None] = (0, 0, None)
+        for index, row in enumerate(self._rows):
+            if row.policy != policy:
+                continue
+            for place, action in enumerate(row.actions):
+                if action.start * 4 > best[0] and prompt.startswith(row.token_ids[: action.start * 4]):
+                    best = (action.start * 4, index, row.actions[:place])
+                if action.end * 4 > best[0] and prompt.startswith(row.token_ids[: action.end * 4]):
+                    best = (action.end * 4, index, row.actions[: place + 1])
+        _, index, shared = best
+        return index, None if shared is None else [_context(action) for action in shared]
+
+    def _row_of(self, tip: int, choice: Choice) -> int:
+        """The row in which an action carries loss."""
+        call_id = self._conversation.calls[tip].call_id
+        return next(
+            index
+            for index, row in enumerate(self._rows)
+            for action in row.actions
+            if action.loss and (action.call_id, action.choice) == (call_id, choice.index)
         )
-        rows.append(opened)
-    tips[call.agent, call.policy] = (call, choice)
-
-
-def _branching_point(rows: Sequence[Row], policy: str | None, prompt: bytes) -> tuple[int, tuple[Action, ...] | None]:
-    """The row, and its leading actions as context, that a prompt shares up to the longest boundary of an action."""
-    best: tuple[int, int, tuple[Action, ...] | None] = (0, 0, None)
-    for index, row in enumerate(rows):
-        if row.policy != policy:
-            continue
-        for place, action in enumerate(row.actions):
-            if action.start * 4 > best[0] and prompt.startswith(row.token_ids[: action.start * 4]):
-                best = (action.start * 4, index, row.actions[:place])
-            if action.end * 4 > best[0] and prompt.startswith(row.token_ids[: action.end * 4]):
-                best = (action.end * 4, index, row.actions[: place + 1])
-    _, index, shared = best
-    return index, None if shared is None else tuple(_context(action) for action in shared)
-
-
-def _row_of(rows: Sequence[Row], call: LlmCall, choice: Choice) -> int:
-    """The row in which an action carries loss."""
-    return next(
-        index
-        for index, row in enumerate(rows)
-        for action in row.actions
-        if action.loss and (action.call_id, action.choice) == (call.call_id, choice.index)
-    )
 
 
 def _context(action: Action) -> Action:

@@ -41,6 +41,9 @@ _TICK_S = 0.001
 _MANY = 8
 """Acknowledgements that an event loop waits for: from here on it looks for them itself."""
 
+_GATHER_S = 0.004
+"""While so many wait, events go to librdkafka no more often: a request costs its thread as much as several events."""
+
 _IDLE_S = 0.05
 """Longest wait of the thread that serves deliveries; bounds how long `close` takes."""
 
@@ -54,6 +57,8 @@ _LEADERLESS = frozenset(
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError._DESTROY_BROKER,  # pyright: ignore[reportPrivateUsage]
     }
 )
@@ -122,7 +127,8 @@ class EventProducer:
 
     The thread serves deliveries, at once, until an event loop awaits many: that loop then serves them itself, a batch at a time. A thread
     that woke it for each would contend with it for the interpreter, and cost more than everything else done for an event. Events of one
-    turn of the loop go to librdkafka together, and gather while `_WINDOW` requests are under way: with few of them none waits.
+    turn of the loop go to librdkafka together, and gather while `_WINDOW` requests are under way, or while many wait anyway: with few of
+    them none waits.
     """
 
     def __init__(
@@ -157,6 +163,7 @@ class EventProducer:
         self._held: deque[_Outgoing] = deque()
         """Events that wait for their turn."""
         self._scheduled = False
+        self._handed_over_at = float("-inf")
         self._under_way = 0
         """Requests, at most."""
         self._counting = threading.Lock()
@@ -250,9 +257,13 @@ class EventProducer:
 
     def _hand_over(self, *, everything: bool = False) -> None:
         """Give librdkafka what is held, unless enough is under way: as one burst, of which at most two requests become."""
+        now = time.monotonic()
+        if self._awaited >= _MANY and now - self._handed_over_at < _GATHER_S and not everything:
+            return  # the loop looks for acknowledgements, and comes back to it then
         self._scheduled = False
         if not self._held or (self._under_way >= _WINDOW and not everything):
             return
+        self._handed_over_at = now
         held, self._held = self._held, deque()
         burst = _Burst(len(held))
         with self._counting:

@@ -8,7 +8,7 @@ stops the feed at once, and a record counts as read only when its agent's queue 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from time import monotonic
 from typing import Any, cast
 
@@ -36,6 +36,18 @@ class BatchConsumer(Consumer):
             await consumer.wait_first(self._feed(records), consumer.suspend_flow.wait())
         return
         yield  # what makes it an iterator
+
+    async def seek_to_committed(self) -> Mapping[Any, int]:
+        """Also to the beginning of what was never committed.
+
+        aiokafka leaves such a partition where a fetch got to that came to an end within the rebalance, and whose records Faust dropped.
+        """
+        consumer = cast(Any, super())
+        committed: dict[Any, int] = await consumer.seek_to_committed()
+        untouched = [place for place, offset in committed.items() if not offset]
+        if untouched:
+            await consumer.seek_wait(dict.fromkeys(untouched, 0))
+        return committed
 
     async def _feed(self, records: list[Any]) -> None:
         consumer = cast(Any, self)

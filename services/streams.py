@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import faust
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -139,7 +139,13 @@ class Log:
 
     async def timestamp_at(self, topic: Topic, partition: int, offset: int) -> int | None:
         """Record time at an offset, Unix milliseconds; None at the end."""
-        return await self._ask(self._timestamp_at, topic, partition, offset)
+        first: Message | None = await self._ask(self._first, topic, partition, offset)
+        return None if first is None else first.timestamp()[1]
+
+    async def first_offset(self, topic: Topic, partition: int, offset: int) -> int | None:
+        """Of the first record that lies there or beyond; None at the end."""
+        first: Message | None = await self._ask(self._first, topic, partition, offset)
+        return None if first is None else first.offset()
 
     def close(self) -> None:
         """Close the consumer; the producer is its owner's."""
@@ -159,7 +165,7 @@ class Log:
         committed = self._consumer.committed(places, timeout=_OFFSET_TIMEOUT_S)
         return {place.partition: place.offset if place.offset >= 0 else self._watermarks(topic, place.partition)[0] for place in committed}
 
-    def _timestamp_at(self, topic: Topic, partition: int, offset: int) -> int | None:
+    def _first(self, topic: Topic, partition: int, offset: int) -> Message | None:
         if self._watermarks(topic, partition)[1] <= offset:
             return None
         # Not the group's consumer: assigning partitions to it must never look like membership.
@@ -167,7 +173,7 @@ class Log:
         try:
             reader.assign([TopicPartition(self.settings.topic(topic), partition, offset)])
             message = reader.poll(_OFFSET_TIMEOUT_S)
-            return message.timestamp()[1] if message is not None and message.error() is None else None
+            return message if message is not None and message.error() is None else None
         finally:
             reader.close()
 
@@ -317,8 +323,10 @@ class Worker:
             await self._ready.wait()
         message = event.message
         partition = self.partitions.get(message.partition)
-        if partition is None or message.offset < partition.positions[topic.name]:
+        if partition is None or message.offset < (expected := partition.positions[topic.name]):
             return
+        if message.offset > expected:
+            await self._check_hole(topic, message.partition, expected, message.offset)
         settle = partition.orders[topic.name].add(event.ack)
         try:
             read = await self.whole(partition.processor, self.decode(message.value or b""))
@@ -328,6 +336,15 @@ class Worker:
             settle()
         partition.positions[topic.name] = message.offset + 1
         partition.wake.set()
+
+    async def _check_hole(self, topic: Topic, partition: int, expected: int, offset: int) -> None:
+        """Raise RuntimeError if the log has records between these two: a rebalance has lost them on their way here.
+
+        What a transaction or the retention leaves out is not there to be read.
+        """
+        first = await self.log.first_offset(topic, partition, expected)
+        if first is None or first < offset:
+            raise RuntimeError(f"{topic.name}[{partition}]: after {expected - 1} came {offset}; the next start reads what is between again")
 
     async def _bury(self, topic: Topic, message: Any, error: Exception) -> None:
         _log.warning("dead letter", topic=topic.name, partition=message.partition, offset=message.offset, error=str(error))

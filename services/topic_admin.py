@@ -90,11 +90,11 @@ def _wait_for_leaders(admin: AdminClient, names: list[str]) -> None:
             time.sleep(0.1)
 
 
-def check_topics(settings: KafkaSettings) -> None:
-    """Raise TopicLayoutError naming every difference between the broker and the table, LogUnavailable if nobody answers."""
+def check_topics(settings: KafkaSettings, timeout_s: float = _TIMEOUT_S) -> None:
+    """Raise TopicLayoutError naming every difference between the broker and the table, LogUnavailable if nobody answers in time."""
     admin = admin_client(settings)
     try:
-        found = admin.list_topics(timeout=_TIMEOUT_S).topics
+        found = admin.list_topics(timeout=timeout_s).topics
     except KafkaException as error:
         raise LogUnavailable(f"no Kafka broker answers at {settings.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): {error}") from error
     problems: list[str] = []
@@ -105,7 +105,7 @@ def check_topics(settings: KafkaSettings) -> None:
         elif len(found[name].partitions) != topic.partitions:
             problems.append(f"{name} has {len(found[name].partitions)} partitions, not {topic.partitions}")
     if not problems:
-        problems = _config_problems(admin, settings)
+        problems = _config_problems(admin, settings, timeout_s)
     if problems:
         raise TopicLayoutError("; ".join(problems) + ". Run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX.")
 
@@ -121,11 +121,11 @@ def topic_id(settings: KafkaSettings, name: str) -> str:
     return str(cast(Any, described).topic_id)
 
 
-def _config_problems(admin: AdminClient, settings: KafkaSettings) -> list[str]:
+def _config_problems(admin: AdminClient, settings: KafkaSettings, timeout_s: float) -> list[str]:
     """Differences in the settings that a promise depends on."""
     problems: list[str] = []
     resources = {settings.topic(topic): topic for topic in TOPICS}
-    futures = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in resources], request_timeout=_TIMEOUT_S)
+    futures = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in resources], request_timeout=timeout_s)
     for resource, future in futures.items():
         name = cast(str, cast(Any, resource).name)
         wanted = resources[name].configs(settings.replication)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fulgurite.deltas import Whole
 from fulgurite.events import AgentStatus, LlmCall
 from fulgurite.failure_detectors.client_disconnected import client_disconnected
 from fulgurite.failure_detectors.evidence import Evidence
@@ -21,6 +20,7 @@ from fulgurite.failure_detectors.tool_parse_error import tool_parse_error
 from fulgurite.failure_detectors.truncated import truncated
 from fulgurite.failure_detectors.unanswered import unanswered
 from fulgurite.failures import FailureKind
+from fulgurite.packing import Whole
 
 DETECTORS: tuple[tuple[FailureKind, Callable[[Evidence], bool]], ...] = (
     (FailureKind.infrastructure, unanswered(FailureKind.infrastructure)),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from fulgurite.deltas import Whole
 from fulgurite.events import AgentStatus, LlmCall
 from fulgurite.kinds import CallOutcome
+from fulgurite.packing import Whole
 from fulgurite.transcript import Json, answer_of, body_of, messages_in
 
 

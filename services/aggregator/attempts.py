@@ -8,9 +8,10 @@ from functools import reduce
 from msgspec.structs import replace
 
 from fulgurite.deadlines import AttemptProgress
-from fulgurite.deltas import pack, restore
+from fulgurite.deltas import restore
 from fulgurite.events import AgentStatus, Episode, LlmCall
 from fulgurite.kinds import Mode
+from fulgurite.packing import pack
 from fulgurite.stitching import Input, is_input, is_terminal, stitch, supersede
 from services.streams import Settle
 

@@ -14,6 +14,7 @@ from fulgurite.deltas import restore
 from fulgurite.errors import BadClaim, BrokenDelta
 from fulgurite.events import Episode, Event, LlmCall
 from fulgurite.kinds import Mode
+from fulgurite.tokens import PromptHashes
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS
 from fulgurite.trajectories import successful_actions
 from services import logs
@@ -25,6 +26,9 @@ from services.kafka import KafkaSettings, read_all
 from services.streams import Processor, Rejected, Worker, quieten
 from services.topic_admin import check_topics
 
+_CONVERSATIONS = 10_000
+"""Turns that the next one is mostly hashed from; half a kilobyte each."""
+
 
 class Aggregator(Worker):
     """Calls and status → episodes."""
@@ -33,6 +37,7 @@ class Aggregator(Worker):
         super().__init__("aggregator", (LLM_CALLS, AGENT_STATUS), kafka, settings)
         self._own = settings
         self._calls = CallReader(kafka, self.codec)
+        self._hashes = PromptHashes(_CONVERSATIONS)
 
     async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, AggregatorPartition]:
         """Partitions that know which episodes have been written since."""
@@ -61,7 +66,7 @@ class Aggregator(Worker):
 
     async def _restored(self, call: LlmCall, held: Callable[[str], LlmCall | None]) -> LlmCall:
         parent = held(call.parent.call_id) if call.parent is not None else None
-        return restore(call, parent) if parent is not None else await asyncio.to_thread(self._calls.whole, call, held)
+        return restore(call, parent, hashes=self._hashes) if parent is not None else await asyncio.to_thread(self._calls.whole, call, held)
 
     def _written(self, partitions: list[int], since: int) -> dict[int, list[Episode]]:
         written: dict[int, list[Episode]] = {number: [] for number in partitions}

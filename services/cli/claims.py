@@ -49,7 +49,8 @@ def prune_claims(
         print_json(done)
         return
     word = "would be removed" if dry_run else "removed"
+    place = "" if settings.claims_url else f" in {(settings.data_dir / 'claims').resolve()}"
     Console(soft_wrap=True, highlight=False).print(
-        f"{done.removed} claims ({done.removed_bytes:,} bytes) {word}; of {done.claims}, {done.young} are younger than "
+        f"{done.removed} claims ({done.removed_bytes:,} bytes) {word}; of {done.claims}{place}, {done.young} are younger than "
         f"{older_than_days:g} days, {done.named} older ones are still named in the log"
     )

@@ -14,7 +14,7 @@ from fulgurite.codec import Codec
 from fulgurite.events import DeadLetter
 from services.brokers import answering
 from services.cli.failing import told
-from services.cli.printing import print_json
+from services.cli.printing import print_json, print_table
 from services.kafka import KafkaSettings
 from services.replay.errors import BadArgument
 from services.replay.letters import chosen, content, read_letters, redrive
@@ -50,7 +50,7 @@ def list_letters(
         place = f"{letter.topic}[{letter.partition}]@{letter.offset}"
         error = escape(shortened(f"{letter.error_type}: {letter.error}", 100))
         table.add_row(letter.event_id, shown(letter.event_time), letter.stage, place, str(len(letter.actions)), error)
-    Console(soft_wrap=True, highlight=False).print(table)
+    print_table(table)
 
 
 @app.command("show")
@@ -95,6 +95,8 @@ def redrive_letters(
         done = redrive(kafka, codec, picked, dry_run=dry_run)
     if as_json:
         print_json(done)
+    elif not done:
+        Console().print("no dead letters")
     else:
         console = Console(soft_wrap=True, highlight=False)
         for one in done:

@@ -28,7 +28,7 @@ from services.replay.sinks import open_sink
 from services.replay.windows import parse_datetime
 from services.rewarder.reward_plugins import RewardPlugin
 from services.rewarder.sandbox import Limits
-from services.runner.options import read_weights
+from services.runner.options import REWARD_NAME, read_rewards, read_weights
 
 _SHOWN = 5
 
@@ -37,8 +37,11 @@ def replay(
     into: Annotated[str, typer.Option(metavar="TOPIC|DIR.parquet", help="A new topic, named without the prefix, or a folder.")],
     from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Everything the log (and the archive) holds.")] = False,
     from_datetime: Annotated[str | None, typer.Option(metavar="ISO", help="Groups that began then or later; UTC by default.")] = None,
-    reward: Annotated[str | None, typer.Option(metavar="FILE.py:FN|builtin:NAME", help="Judge with it, not as the log says.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the reward, where the function gives a plain number.")] = "reward",
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FILE.py:FN|builtin:NAME", help="Judge with it, not as the log says; with names, may be repeated."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the reward of a function that is given without.")] = REWARD_NAME,
     rejudge: Annotated[bool, typer.Option("--rejudge", help="Call the function even where it has judged the same episode before.")] = False,
     credit: Annotated[str | None, typer.Option(metavar="RULE", help="Spread rewards over actions by this rule.")] = None,
     weight: Annotated[list[str] | None, typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated.")] = None,
@@ -63,11 +66,12 @@ def replay(
         if from_beginning == (from_datetime is not None):
             raise BadArgument("say either --from-beginning or --from-datetime")
         since = None if from_datetime is None else parse_datetime(from_datetime)
-        changes = _changes(credit, weight or (), judged=reward is not None)
-        if rejudge and reward is None:
+        changes = _changes(credit, weight or (), judged=bool(reward))
+        if rejudge and not reward:
             raise BadArgument("--rejudge needs --reward: the log has verdicts, not the functions that gave them")
         limits = Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
-        with nullcontext() if reward is None else Judge(RewardPlugin(reward, name), limits, anew=rejudge) as judge:
+        plugins = [RewardPlugin(reference, named) for named, reference in read_rewards(reward or (), name).items()]
+        with Judge(plugins, limits, anew=rejudge) if plugins else nullcontext() as judge:
             report = _run(into, since, changes, judge, append=append, archive=archive, archive_only=archive_only, quiet=as_json)
     _show(report, into, as_json=as_json)
     if report.unmet:
@@ -125,7 +129,8 @@ def _progress(quiet: bool) -> Progress:
         TextColumn("records"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
 def _show(report: Report, into: str, *, as_json: bool) -> None:

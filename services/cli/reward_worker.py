@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
 
-from services.brokers import answering
-from services.cli.failing import told
-from services.kafka import KafkaSettings
+from services.cli.serving import serve
 
 
 def reward_worker(
@@ -19,12 +16,9 @@ def reward_worker(
 ) -> None:
     """Judge every finished episode with a reward function until stopped; several of one name share the work.
 
-    Time, memory and how many at once: FULGURITE_REWARD_WORKER_*. Exits 78 if the function cannot be loaded, 2 if the log cannot be read.
+    Time, memory and how many at once: FULGURITE_REWARD_WORKER_*. Exits 78 if the function cannot be loaded or a
+    setting cannot be used, 2 if the log cannot be read.
     """
     from services.rewarder.worker import run
 
-    arguments = ["--reward", reward, "--name", name, *(("--run-id", run_id) if run_id is not None else ())]
-    with told("reward-worker"):
-        answering(KafkaSettings())
-        code = asyncio.run(run(arguments))
-    raise typer.Exit(code)
+    serve("reward-worker", run, reward=reward, name=name, run_id=run_id)

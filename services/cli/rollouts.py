@@ -14,7 +14,7 @@ from fulgurite.codec import Codec
 from fulgurite.events import LlmCall
 from fulgurite.tokens import token_count
 from services.cli.failing import told
-from services.cli.printing import print_json
+from services.cli.printing import print_json, print_table
 from services.closing_settings import ClosingSettings
 from services.kafka import KafkaSettings
 from services.replay.errors import NotFound
@@ -51,7 +51,7 @@ def list_rollouts(
         reward = row["reward"] if row["reward"] is not None else row["reason"]
         cells = (shown(row["began_at"]), row["rollout_id"], row["mode"], row["outcome"], row["calls"], row["tokens"], _number(reward))
         table.add_row(*(str(cell) for cell in cells))
-    Console(soft_wrap=True).print(table)
+    print_table(table)
 
 
 @app.command("show")

@@ -1,8 +1,8 @@
-"""`fulgurite try`: what another reward function would make of traffic that has been recorded. Writes nothing."""
+"""`fulgurite try`: what other reward functions, or other weights, would make of traffic that has been recorded. Writes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,18 +16,26 @@ from services.cli.failing import show_failures, told
 from services.cli.printing import print_json
 from services.kafka import KafkaSettings
 from services.replay.archive import open_source
+from services.replay.errors import BadArgument
 from services.replay.groups import Group, read_groups
 from services.replay.judging import Judge, judged
 from services.replay.scoring import Comparison, Score, Spread, compare, scores
 from services.replay.windows import parse_since
 from services.rewarder.reward_plugins import RewardPlugin
 from services.rewarder.sandbox import Limits
+from services.runner.options import REWARD_NAME, read_rewards, read_weights
 
 
 def try_reward(
-    reward: Annotated[str, typer.Argument(metavar="FILE.py:FN|builtin:NAME", help="The reward function to try.")],
+    functions: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=]FILE.py:FN|builtin:NAME", help="The reward functions to try.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]FILE.py:FN|builtin:NAME", help="The same, as other commands take it.")
+    ] = None,
+    weight: Annotated[list[str] | None, typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated.")] = None,
     since: Annotated[str | None, typer.Option(help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.")] = "24h",
-    name: Annotated[str, typer.Option(help="Name of the reward, where the function gives a plain number.")] = "reward",
+    name: Annotated[str, typer.Option(help="Name of the reward of a function that is given without.")] = REWARD_NAME,
     flips: Annotated[int, typer.Option(min=0, help="How many of the rollouts that change places are named.")] = 10,
     archive: Annotated[Path | None, typer.Option(metavar="DIR", help="Read this archive first, then the log beyond it.")] = None,
     archive_only: Annotated[bool, typer.Option("--archive-only", help="Read the archive and no log.")] = False,
@@ -36,18 +44,22 @@ def try_reward(
     memory: Annotated[int, typer.Option(min=0, metavar="MIB", help="What the function may take beyond importing it; 0: no limit.")] = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Try a reward function on recorded episodes: rewards before and after, who changes places, how many groups would teach something.
+    """Try reward functions on recorded episodes: rewards before and after, who changes places, how many groups would teach something.
 
-    Writes nothing. The function takes the place of the log's rewards of the same name; others stay. Exits 1 if the function cannot be
-    loaded, 2 if the log cannot be read, 3 if it failed for some episode.
+    Writes nothing. A function takes the place of the log's rewards of the same name; others stay. Exits 1 if a function cannot be
+    loaded, 2 if the log cannot be read, 3 if one failed for some episode.
     """
     with told("try"):
-        plugin, limits = RewardPlugin(reward, name), Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
+        asked, weights = read_rewards([*(functions or ()), *(reward or ())], name), read_weights(weight or ())
+        if not asked and not weights:
+            raise BadArgument("name a function to try, FILE.py:FN or builtin:NAME, or a --weight")
+        plugins = [RewardPlugin(reference, named) for named, reference in asked.items()]
+        limits = Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
         codec, since_ms = Codec(), None if since == "all" else parse_since(since)
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         groups = read_groups(source, codec, since_ms=since_ms)
-        with Judge(plugin, limits, anew=True) as judge:
-            found = compare(_pairs(groups, judge))
+        with Judge(plugins, limits, anew=True) as judge:
+            found = compare(_pairs(groups, judge, weights))
     if as_json:
         print_json({**msgspec.structs.asdict(found), "failed": judge.failed, "why": judge.why})
     else:
@@ -56,9 +68,9 @@ def try_reward(
         raise typer.Exit(3)
 
 
-def _pairs(groups: Iterable[Group], judge: Judge) -> Iterator[tuple[Sequence[Score], Sequence[Score]]]:
+def _pairs(groups: Iterable[Group], judge: Judge, weights: Mapping[str, float]) -> Iterator[tuple[Sequence[Score], Sequence[Score]]]:
     for group, episodes, rewards in judged(groups, judge):
-        yield scores(group, episodes), scores(group, episodes, rewards)
+        yield scores(group, episodes), scores(group, episodes, rewards, weights)
 
 
 def _show(found: Comparison, judge: Judge, flips: int) -> None:
@@ -71,7 +83,7 @@ def _show(found: Comparison, judge: Judge, flips: int) -> None:
     table.add_row("highest", *(_cell(side, "highest") for side in (found.before, found.after)))
     table.add_row("groups with signal", *(f"{count} of {found.groups}" for count in (found.signal_before, found.signal_after)))
     console.print(table)
-    console.print(f"{found.episodes} episodes judged; the function failed for {judge.failed}, {found.unscored} have no reward after it")
+    console.print(f"{found.episodes} episodes judged; {judge.failed} verdicts failed, {found.unscored} have no reward after it")
     show_failures(console, judge.why)
     console.print(f"{len(found.flips)} rollouts change places with another of their group" + (":" if found.flips and flips else ""))
     for rollout_id, before, after in found.flips[:flips]:

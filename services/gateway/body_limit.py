@@ -24,7 +24,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         try:
-            body = await wire.read_body(scope, receive, self._limit)
+            body = await wire.read_body(wire.headers_of(scope), receive, self._limit)
         except BodyTooLarge as problem:
             await wire.reply_problem(send, problem, [])
             return

@@ -66,8 +66,14 @@ class Capture(ABC):
         """A whole answer's bytes → what `take_reply` takes. Raises msgspec.DecodeError."""
         return decode(raw)
 
-    def quick_chunk(self, data: bytes) -> bytes | None:
-        """`take_chunk` for chunks that are common, may leave and can be told apart cheaply; None leaves one to the general way."""
+    def quick_chunk(self, event: bytes) -> bytes | None:
+        """`take_chunk` for events that are common, may leave and can be told apart cheaply: the event for the agent, closing blank line
+        included. None leaves one to the general way.
+        """
+        return None
+
+    def quick_run(self, data: bytes, at: int) -> tuple[bytes, int] | None:
+        """The same for all such events that lie there one after the other, and where the last of them ends."""
         return None
 
     @abstractmethod

@@ -28,7 +28,7 @@ from services.gateway.identity import AGENT_HEADER, ROLLOUT_HEADER, SUBJECT_HEAD
 from services.gateway.keys import CALL
 from services.gateway.problems import ClientGone, ExpiredKey, Forbidden, GatewayError, NotFound, Unavailable, UpstreamBroken
 from services.gateway.settings import Route
-from services.gateway.streams import EventSplitter, StreamRelay
+from services.gateway.streams import StreamRelay
 from services.gateway.vllm_client import VERSION_HEADER, VERSION_LAST_HEADER, UpstreamReply
 
 log = logs.get(__name__)
@@ -45,18 +45,19 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its first byte to the last."""
-        trace = self._desk.tracer.begin(self._dialect.api, wire.header(scope, b"traceparent"))
+        headers = wire.headers_of(scope)
+        trace = self._desk.tracer.begin(self._dialect.api, wire.header(headers, b"traceparent"))
         draft = Draft(self._dialect.api, now_ms(), trace, self._desk.sampling)
         try:
-            await self._serve(draft, scope, receive, send)
+            await self._serve(draft, _named(scope, headers), headers, receive, send)
         finally:
             trace.end(draft.event)
             if draft.event is not None and (draft.event.status_code or 0) >= _SERVER_ERROR:
                 _tell(draft.event)
 
-    async def _serve(self, draft: Draft, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, draft: Draft, named: Named, headers: wire.Headers, receive: Receive, send: Send) -> None:
         try:
-            call = await self._admit(draft, scope, receive)
+            call = await self._admit(draft, named, headers, receive)
         except ClientGone:
             return
         except GatewayError as problem:
@@ -71,13 +72,12 @@ class Endpoint:
         finally:
             self._desk.recorder.end(call.call_id)
 
-    async def _admit(self, draft: Draft, scope: Scope, receive: Receive) -> Call:
+    async def _admit(self, draft: Draft, named: Named, headers: wire.Headers, receive: Receive) -> Call:
         """Everything that can be said against a call before it reaches an upstream. Raises GatewayError, ClientGone."""
-        named = _named(scope)
-        caller = await self._caller(draft, scope, named)
-        request = await self._read(draft, caller, named, scope, receive)
+        caller = await self._caller(draft, headers, named)
+        request = await self._read(draft, caller, named, headers, receive)
         draft.sampling = self._dialect.sampling(request, self._desk.sampling)
-        person = wire.header(scope, SUBJECT_HEADER.encode()) or request.user
+        person = wire.header(headers, SUBJECT_HEADER.encode()) or request.user
         draft.subject = subject_of(person, self._desk.ring.signing_secret) if person else None
         who, call_id = await self._identify(draft, caller, _also(named, request), request.alias)
         route = self._route(request)
@@ -85,9 +85,9 @@ class Endpoint:
         self._desk.recorder.check(who.mode)
         return Call(draft, who, call_id, request, route, self._dialect.capture(request, route, call_id))
 
-    async def _caller(self, draft: Draft, scope: Scope, named: Named) -> Caller:
+    async def _caller(self, draft: Draft, headers: wire.Headers, named: Named) -> Caller:
         """Whose key it is. Raises Unauthorized, Forbidden."""
-        authorization = wire.authorization(scope)
+        authorization = wire.authorization(headers)
         try:
             caller = self._desk.doorkeeper.admit(authorization, draft.started_at)
         except ExpiredKey as problem:
@@ -101,10 +101,10 @@ class Endpoint:
             raise Forbidden("This key is for rewards only: the agent's calls need the rollout's `api_key`, not its `reward_key`.")
         return caller
 
-    async def _read(self, draft: Draft, caller: Caller, named: Named, scope: Scope, receive: Receive) -> ApiRequest:
+    async def _read(self, draft: Draft, caller: Caller, named: Named, headers: wire.Headers, receive: Receive) -> ApiRequest:
         """What is asked. Raises InvalidRequest; by then it is known whose call it was."""
         try:
-            raw = await wire.read_body(scope, receive, self._desk.settings.max_body_bytes)
+            raw = await wire.read_body(headers, receive, self._desk.settings.max_body_bytes)
             draft.raw = raw.decode("utf-8", "replace")
             request = draft.request = self._dialect.parse(raw)
         except GatewayError:
@@ -216,14 +216,12 @@ class Endpoint:
             self._desk.metrics.added_seconds.observe(call.added_s())
 
     async def _relay(self, call: Call, upstream: UpstreamReply, relay: StreamRelay, send: Send) -> None:
-        splitter = EventSplitter()
         async for data in upstream.pieces():
             if call.first_token_at is None:
                 call.first_token_at = now_ms()
-            # What came together leaves together.
-            passed = [piece for event in splitter.feed(data) if (piece := relay.take(event)) is not None]
+            passed = relay.feed(data)
             if passed:
-                await wire.piece(send, b"".join(passed))
+                await wire.piece(send, passed)
 
     async def _record_answer(self, call: Call) -> Unavailable | None:
         """Return once the answer is in the log; the problem if it cannot be, and must be withheld."""
@@ -289,12 +287,12 @@ def _tell(event: LlmCall) -> None:
     )
 
 
-def _named(scope: Scope) -> Named:
+def _named(scope: Scope, headers: wire.Headers) -> Named:
     path = cast("dict[str, str]", scope.get("path_params", {}))
     return Named(
         path=path.get("rollout"),
-        header=wire.header(scope, ROLLOUT_HEADER.encode()),
-        agent=wire.header(scope, AGENT_HEADER.encode()) or path.get("agent"),
+        header=wire.header(headers, ROLLOUT_HEADER.encode()),
+        agent=wire.header(headers, AGENT_HEADER.encode()) or path.get("agent"),
     )
 
 

@@ -42,6 +42,7 @@ from services.gateway.inference import MEMORY_LIMIT, Inference
 from services.gateway.keys import KeyRing
 from services.gateway.metrics import Metrics
 from services.gateway.models_route import Models, Responses
+from services.gateway.one_write import OneWriteProtocol
 from services.gateway.openapi import describe
 from services.gateway.policies import PolicyTail
 from services.gateway.problems import ExpiredKey, GatewayError, InvalidRequest, NotFound
@@ -223,10 +224,12 @@ def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
     uvicorn.run(
         FrontDoor(cast(ASGIApp, behind_proxies), app.state.hot, _on_bug),
         proxy_headers=False,
+        server_header=False,
         host=settings.gateway_host,
         port=settings.gateway_port,
         access_log=False,
         log_config=None,
+        http=OneWriteProtocol,
         timeout_graceful_shutdown=settings.drain_s,
         timeout_keep_alive=75,
         backlog=4096,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -14,7 +15,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.calls = Counter("fulgurite_gateway_calls", "Calls by how they ended.", ("alias", "outcome", "failure"), registry=self.registry)
+        calls = Counter("fulgurite_gateway_calls", "Calls by how they ended.", ("alias", "outcome", "failure"), registry=self.registry)
+        self.calls = cache(calls.labels)
+        """By alias, outcome and failure. Kept: looking for one takes six times as long as counting."""
         self._in_flight = Gauge("fulgurite_gateway_calls_in_flight", "Calls not yet answered.", registry=self.registry)
         self.upstream_seconds = Histogram(
             "fulgurite_gateway_upstream_seconds", "Upstream asked to answer complete.", buckets=_SECONDS, registry=self.registry
@@ -64,8 +67,9 @@ class Metrics:
             ("result",),
             registry=self.registry,
         )
-        self.events = Counter("fulgurite_gateway_events", "Events by topic and fate.", ("topic", "fate"), registry=self.registry)
-
+        events = Counter("fulgurite_gateway_events", "Events by topic and fate.", ("topic", "fate"), registry=self.registry)
+        self.events = cache(events.labels)
+        """By topic and fate."""
         self.failovers = Counter(
             "fulgurite_gateway_failovers",
             "Calls that a backend could not take (no connection, no such adapter yet), so that another was asked, if there was one.",

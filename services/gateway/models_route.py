@@ -29,7 +29,7 @@ class Models:
         """The list, or the one that the path names."""
         claims: Claims | None = None
         try:
-            claims = self._desk.doorkeeper.admit(wire.authorization(scope), now_ms()).claims
+            claims = self._desk.doorkeeper.admit(wire.authorization(wire.headers_of(scope)), now_ms()).claims
             body = self._body(cast("dict[str, str]", scope.get("path_params", {})).get("model"))
         except GatewayError as problem:
             claims = problem.claims if isinstance(problem, ExpiredKey) else claims

@@ -41,11 +41,12 @@ class Packer:
     async def pack(self, call: LlmCall) -> Packed:
         """Raises Unavailable when a large payload cannot be left anywhere."""
         packed = self._shorten(call)
-        if weight(packed.event) > self._limit:
+        size = weight(packed.event)
+        if size > self._limit:
             packed = self._shorten(await self._leave(call))
-        saved = weight(packed.whole) - weight(packed.event)
-        if saved:
-            self._metrics.delta_saved_bytes.inc(saved)
+            size = weight(packed.event)
+        if packed.event is not packed.whole:
+            self._metrics.delta_saved_bytes.inc(weight(packed.whole) - size)
         return packed
 
     def acknowledged(self, packed: Packed, delivery: Delivery) -> None:
@@ -75,9 +76,7 @@ class Packer:
 
 def weight(call: LlmCall) -> int:
     """What a call takes in the log, near enough: its tokens in bytes, its text in characters."""
-    texts = len(call.request or "") + len(call.response or "")
-    return texts + len(call.prompt_token_ids or b"") + sum(_choice(choice.message, choice.token_ids) for choice in call.choices)
-
-
-def _choice(message: str | None, token_ids: bytes | None) -> int:
-    return len(message or "") + 2 * len(token_ids or b"")
+    size = len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")
+    for choice in call.choices:
+        size += len(choice.message or "") + 2 * len(choice.token_ids or b"")
+    return size

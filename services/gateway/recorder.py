@@ -99,7 +99,8 @@ class Recorder:
         if self._unreachable():
             return "no Kafka broker can be reached"
         now = time.monotonic()
-        oldest = min(next((waiting.since for waiting in self._waiting.values()), now), self._failing_since or now)
+        first = next(iter(self._waiting.values()), None)
+        oldest = min(now if first is None else first.since, self._failing_since or now)
         if now - oldest > self._settings.log_stall_s:
             return f"Kafka has not acknowledged an event for {now - oldest:.0f} s (are enough replicas in sync?)"
         return None
@@ -132,7 +133,7 @@ class Recorder:
 
     async def record_call(self, call: LlmCall) -> None:
         """Return once the call is safe. Raises Unavailable."""
-        self._metrics.calls.labels(call.alias if call.backend else "", call.outcome.value, call.failure.value if call.failure else "").inc()
+        self._metrics.calls(call.alias if call.backend else "", call.outcome.value, call.failure.value if call.failure else "").inc()
         packed = await self._packer.pack(call)
         delivery = await self.publish(LLM_CALLS, call.group_id, packed.event, call.traceparent, call.mode)
         if delivery is not None:
@@ -141,7 +142,7 @@ class Recorder:
     def record_call_soon(self, call: LlmCall) -> None:
         """Record without waiting: for refusals because of the log itself."""
         if len(self._background) >= _BACKGROUND_LIMIT:
-            self._metrics.events.labels(LLM_CALLS.name, "dropped").inc()
+            self._metrics.events(LLM_CALLS.name, "dropped").inc()
             return
         task = asyncio.create_task(self._quietly(call))
         self._background.add(task)
@@ -162,7 +163,7 @@ class Recorder:
             if waiting.policy == "serve":
                 self._unlogged(waiting)
                 return None
-            self._metrics.events.labels(topic.name, "failed").inc()
+            self._metrics.events(topic.name, "failed").inc()
             log.error("event not recorded", topic=topic.name, event_id=event.event_id, error=str(error))
             raise Unavailable(_NOT_TAKEN) from error
 
@@ -268,11 +269,11 @@ class Recorder:
 
     async def _stored(self, waiting: Waiting, ticket: Ticket) -> None:
         await asyncio.shield(ticket.stored)
-        self._metrics.events.labels(waiting.topic.name, "spooled").inc()
+        self._metrics.events(waiting.topic.name, "spooled").inc()
 
     def _acknowledged(self, waiting: Waiting) -> None:
         self._log_is_back()
-        self._metrics.events.labels(waiting.topic.name, "acknowledged").inc()
+        self._metrics.events(waiting.topic.name, "acknowledged").inc()
         self._metrics.ack_seconds.observe(time.monotonic() - waiting.since)
 
     async def _quietly(self, call: LlmCall) -> None:

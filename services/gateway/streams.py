@@ -15,39 +15,36 @@ from services.gateway.capture import Capture, Json, Mark
 _DONE = b"[DONE]"
 
 
-class EventSplitter:
-    """Bytes as they arrive → whole events, without their closing blank line."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The events completed by this piece."""
-        text = self._rest + data if self._rest else data
-        if b"\r" in text:
-            text = text.replace(b"\r\n", b"\n")
-        *events, self._rest = text.split(b"\n\n")
-        return events
-
-    def rest(self) -> bytes:
-        """What was left unfinished when the stream ended."""
-        return self._rest
-
-
 class StreamRelay:
     """Decides for each event: now, later or never."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
+        self._rest = b""
         self._pending: list[bytes] = []
         self.held: list[bytes] = []
         self.error: bytes | None = None
         """The upstream's own error event, if it sent one within its stream."""
 
+    def feed(self, data: bytes) -> bytes:
+        """Bytes as they arrive → what may leave now: what came together leaves together."""
+        text = self._rest + data if self._rest else data
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n")
+        passed: list[bytes] = []
+        at = 0
+        while (end := text.find(b"\n\n", at)) >= 0:
+            run = None if self._pending else self._capture.quick_run(text, at)
+            out, at = (self.take(text[at:end]), end + 2) if run is None else run
+            if out is not None:
+                passed.append(out)
+        self._rest = text[at:]
+        return b"".join(passed)
+
     def take(self, event: bytes) -> bytes | None:
         """An event from upstream → what may leave now."""
-        if event.startswith(b"data: {") and not self._pending and (quick := self._capture.quick_chunk(event[6:])) is not None:
-            return b"data: " + quick + b"\n\n"
+        if event.startswith(b"data: {") and not self._pending and (quick := self._capture.quick_chunk(event)) is not None:
+            return quick
         if event.startswith(b":") and b"\n" not in event and self._capture.take_comment(event):
             return None
         parsed = _parse(event, self._capture)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from types import TracebackType
 
 from starlette.types import Message, Receive, Scope, Send
@@ -16,27 +17,31 @@ JSON = (b"content-type", b"application/json")
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
 Header = tuple[bytes, bytes]
+Headers = Mapping[bytes, bytes]
 
 
-def header(scope: Scope, name: bytes) -> str | None:
-    """A request header, by its lower-case name."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return value.decode("latin-1")
-    return None
+def headers_of(scope: Scope) -> Headers:
+    """A request's, by their lower-case names; of several alike the first."""
+    return dict(reversed(scope["headers"]))
 
 
-def authorization(scope: Scope) -> str | None:
+def header(headers: Headers, name: bytes) -> str | None:
+    """One of them, as text."""
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+def authorization(headers: Headers) -> str | None:
     """The key, as a bearer token; Anthropic's clients send it as `x-api-key`."""
-    named = header(scope, b"authorization")
-    if named is None and (key := header(scope, b"x-api-key")) is not None:
+    named = header(headers, b"authorization")
+    if named is None and (key := header(headers, b"x-api-key")) is not None:
         return f"Bearer {key}"
     return named
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
     """The whole body. Raises BodyTooLarge as soon as that is known, ClientGone."""
-    declared = header(scope, b"content-length")
+    declared = headers.get(b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise _too_large(limit)
     message = await receive()

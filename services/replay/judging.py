@@ -1,4 +1,4 @@
-"""A reward function over rebuilt episodes: a bounded number at a time, each in bounded time and memory, failures told and never raised.
+"""Reward functions over rebuilt episodes: a bounded number at a time, each in bounded time and memory, failures told and never raised.
 
 A verdict has the id that a live reward worker would have given it. One that this very code (`source` has the file's hash) has already
 given to an episode under this name is reused, unless everything is to be judged anew.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, product
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -20,14 +20,14 @@ from services.claims import redeemed_episode
 from services.replay.groups import Group
 from services.rewarder.errors import RewardFailed
 from services.rewarder.reward_plugins import RewardPlugin, Verdict, verdict_id
-from services.rewarder.sandbox import Limits
+from services.rewarder.sandbox import Limits, Sandbox
 
 _AT_ONCE = 64
 """Groups that are in memory while their episodes are judged."""
 
 
 class Judged(NamedTuple):
-    """A group and its rewards by another function."""
+    """A group and its rewards by other functions."""
 
     group: Group
     episodes: tuple[Episode, ...]
@@ -35,14 +35,14 @@ class Judged(NamedTuple):
 
 
 class Judge:
-    """Judges groups with one function. Close it, or use it in a `with`.
+    """Judges groups with one function or several. Close it, or use it in a `with`.
 
     `given`, `failed` and `reused` count verdicts, `why` failures by what was told.
     """
 
-    def __init__(self, plugin: RewardPlugin, limits: Limits, *, anew: bool) -> None:
-        self._plugin = plugin
-        self._sandbox = plugin.sandbox(limits)
+    def __init__(self, plugins: Sequence[RewardPlugin], limits: Limits, *, anew: bool) -> None:
+        """`limits`: of each of them."""
+        self._functions = [(plugin, plugin.sandbox(limits)) for plugin in plugins]
         self._anew = anew
         self.given = 0
         self.failed = 0
@@ -50,11 +50,12 @@ class Judge:
         self.why: Counter[str] = Counter()
 
     async def rewards(self, group: Group, episodes: Sequence[Episode]) -> tuple[AgentReward, ...]:
-        """The group's rewards with this function's in place of those that had their names."""
+        """The group's rewards with these functions' in place of those that had their names."""
         finals = [member.final for member in members(group.declaration, episodes) if member.final is not None]
-        judged = await asyncio.gather(*(self._rewards(episode, group.rewards) for episode in finals))
+        asked = list(product(self._functions, finals))
+        judged = await asyncio.gather(*(self._rewards(*function, episode, group.rewards) for function, episode in asked))
         mine = [reward for rewards in judged for reward in rewards]
-        replaced = {(reward.rollout_id, reward.name) for reward in mine} | {(final.rollout_id, self._plugin.name) for final in finals}
+        replaced = {(reward.rollout_id, reward.name) for reward in mine} | {(one.rollout_id, plugin.name) for (plugin, _), one in asked}
         kept = [r for r in group.rewards if (r.rollout_id, r.name) not in replaced]
         return (*kept, *mine)
 
@@ -65,30 +66,32 @@ class Judge:
         self.close()
 
     def close(self) -> None:
-        """Ends the function's processes."""
-        self._sandbox.close()
+        """Ends the functions' processes."""
+        for _, sandbox in self._functions:
+            sandbox.close()
 
-    async def _rewards(self, episode: Episode, known: Sequence[AgentReward]) -> list[AgentReward]:
+    async def _rewards(self, plugin: RewardPlugin, sandbox: Sandbox, episode: Episode, known: Sequence[AgentReward]) -> list[AgentReward]:
         if not self._anew:
-            before = [r for r in known if r.source == self._plugin.source and _is_about(r, episode)]
+            before = [r for r in known if r.source == plugin.source and _is_about(r, episode)]
             # Where its name is not among them, the function may have been asked under another one.
-            if any(reward.name == self._plugin.name for reward in before):
+            if any(reward.name == plugin.name for reward in before):
                 self.reused += len(before)
                 return before
-        rewards, failure = await self._judge(episode)
+        rewards, failure = await _judge(plugin, sandbox, episode)
         self.given += len(rewards)
         if failure is not None:
             self.failed += 1
             self.why[str(failure)] += 1
         return rewards
 
-    async def _judge(self, episode: Episode) -> Verdict:
-        try:
-            redeemed = redeemed_episode(episode)
-        except BadClaim as error:
-            # A live worker leaves a dead letter instead: a replay writes none.
-            return self._plugin.failed(episode, RewardFailed(str(error)))
-        return await self._plugin.judge(self._sandbox, redeemed)
+
+async def _judge(plugin: RewardPlugin, sandbox: Sandbox, episode: Episode) -> Verdict:
+    try:
+        redeemed = redeemed_episode(episode)
+    except BadClaim as error:
+        # A live worker leaves a dead letter instead: a replay writes none.
+        return plugin.failed(episode, RewardFailed(str(error)))
+    return await plugin.judge(sandbox, redeemed)
 
 
 def _is_about(reward: AgentReward, episode: Episode) -> bool:

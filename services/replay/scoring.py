@@ -8,9 +8,10 @@ from statistics import fmean, pstdev, quantiles
 
 from fulgurite.batching import SPREAD
 from fulgurite.closing import members
-from fulgurite.events import AgentReward, Episode, Record
+from fulgurite.events import AgentReward, Declaration, Episode, Record
 from fulgurite.kinds import FilterReason
 from fulgurite.rewards import EpisodeRewards, combine, counted
+from services.replay.closings import Changes, changed
 from services.replay.groups import Group
 
 
@@ -53,16 +54,22 @@ class Comparison(Record, frozen=True, kw_only=True):
     """Rollouts that have no reward after the change."""
 
 
-def scores(group: Group, episodes: Sequence[Episode] | None = None, rewards: Sequence[AgentReward] | None = None) -> list[Score]:
-    """The final attempts of a group, scored as they would be at its closing; failure rules apart."""
+def scores(
+    group: Group,
+    episodes: Sequence[Episode] | None = None,
+    rewards: Sequence[AgentReward] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> list[Score]:
+    """The final attempts of a group, scored as they would be at its closing; failure rules apart. `weights`: others than the declared."""
     episodes = group.episodes() if episodes is None else episodes
     paid = group.rewards if rewards is None else rewards
     finals = [member.final for member in members(group.declaration, episodes) if member.final is not None]
-    return [_score(group, episode, paid) for episode in finals]
+    declaration = changed(group.declaration, episodes, Changes(weights=weights or {}))
+    return [_score(declaration, episode, paid) for episode in finals]
 
 
-def _score(group: Group, episode: Episode, rewards: Sequence[AgentReward]) -> Score:
-    verdict = combine(group.declaration, counted(episode, rewards))
+def _score(declaration: Declaration | None, episode: Episode, rewards: Sequence[AgentReward]) -> Score:
+    verdict = combine(declaration, counted(episode, rewards))
     if isinstance(verdict, EpisodeRewards):
         return Score(episode=episode, reward=verdict.total, reason=None, named=verdict.named)
     return Score(episode=episode, reward=None, reason=verdict, named={})

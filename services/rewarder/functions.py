@@ -18,6 +18,7 @@ from typing import Any, cast
 from fulgurite.episode_view import EpisodeView
 from fulgurite.errors import UnknownRule
 from fulgurite.parameters import Chosen
+from services.rewarder import own_code
 from services.rewarder.builtin import PREFIX, builtin, code_of
 from services.rewarder.errors import PluginError, RewardFailed
 from services.rewarder.own_imports import put_first
@@ -26,12 +27,12 @@ Function = Callable[[EpisodeView], Any]
 
 
 def source_of(reference: str) -> str:
-    """Which code it is: its name with the hash of its content. Raises PluginError for what is not there."""
+    """Which code it is: its name with the hash of its content and of what it imports. Raises PluginError for what is not there."""
     if reference.startswith(PREFIX):
         chosen = _chosen(reference)
         return f"{PREFIX}{chosen}#{_digest(code_of(chosen.name))}"
     path, function = _place(reference)
-    return f"{path.name}:{function}#{_digest(path.read_bytes())}"
+    return f"{path.name}:{function}#{_digest(own_code.code_of(path))}"
 
 
 def load(reference: str) -> Function:

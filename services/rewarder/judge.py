@@ -1,6 +1,6 @@
 """The judge: reads `episodes` in a consumer group of its own, asks a model to rank whole groups, writes `agent.rewards`.
 
-    python -m services.rewarder.judge --model ALIAS --name judge [--rubric FILE] [--run-id RUN]
+    fulgurite judge --model ALIAS --name judge [--rubric FILE] [--run-id RUN]
 
 Every declared group of the run (of every run, without `--run-id`) is judged once it is whole or overdue: at least once, a bounded number
 at a time. A group that gets no scores gets rewards without value and with the reason. Offsets are committed in order, after the rewards
@@ -34,7 +34,7 @@ from services.rewarder.judge_model import JudgeModel
 from services.rewarder.judge_prompt import DEFAULT_RUBRIC
 from services.rewarder.judge_settings import JudgeSettings
 from services.rewarder.judge_verdicts import GroupJudge
-from services.rewarder.reading import bury, episodes_consumer, run_until_signal
+from services.rewarder.reading import bury, episodes_consumer, serve
 from services.topic_admin import check_topics
 
 _log = logs.get()
@@ -84,14 +84,20 @@ class Judge:
         _log.info("ready", judge=self._judge.source, run_id=self._run_id)
         try:
             async with self._model:
-                while not self._stopping:
-                    await self._turn(consumer)
+                try:
+                    while not self._stopping:
+                        await self._turn(consumer)
+                finally:
+                    # Before the connections go: a question that loses its own is no answer, and would be told as one.
+                    await self._leave_off()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
             consumer.close()
             self._producer.close()
+
+    async def _leave_off(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _turn(self, consumer: Consumer) -> None:
         busy = len(self._tasks) >= _AHEAD * self._settings.concurrency
@@ -204,26 +210,31 @@ class Judge:
 
 
 async def run(arguments: Sequence[str]) -> int:
-    """Until told to stop; the exit code: 2 for a rubric that cannot be read or a key that may not be used."""
+    """Until told to stop; the exit code: see `serve`."""
     parser = argparse.ArgumentParser(prog="python -m services.rewarder.judge", description="Rank groups of trajectories by a model.")
-    parser.add_argument("--model", required=True, metavar="ALIAS", help="the model, as FULGURITE_JUDGE_BASE_URL knows it")
+    parser.add_argument("--model", required=True, metavar="ALIAS", help="the model, as the gateway or FULGURITE_JUDGE_BASE_URL knows it")
     parser.add_argument("--name", default="judge", help="name of the reward")
     parser.add_argument("--rubric", type=Path, default=None, metavar="FILE", help="standards to judge by, added to the default ones")
     parser.add_argument("--run-id", default=None, help="judge only the groups of this run")
     chosen = parser.parse_args(arguments)
-    settings = JudgeSettings()
-    logs.configure("judge", settings.log_level)
-    try:
-        rubric = "\n".join([DEFAULT_RUBRIC, *([chosen.rubric.read_text("utf-8")] if chosen.rubric else [])])
+
+    def make() -> Judge:
+        settings, kafka = JudgeSettings(), KafkaSettings()
+        logs.configure("judge", settings.log_level)
         model = JudgeModel(cast(str, chosen.model), chosen.name, settings)
-    except (OSError, ValueError) as error:
-        _log.error("the judge cannot start", error=str(error))
-        return 2
-    kafka = KafkaSettings()
-    check_topics(kafka)
-    judge = Judge(GroupJudge(chosen.name, chosen.model, rubric, settings.max_characters), model, chosen.run_id, kafka, settings)
-    await run_until_signal(judge)
-    return 0
+        judge = GroupJudge(chosen.name, chosen.model, _rubric(chosen.rubric), settings.max_characters)
+        check_topics(kafka)
+        return Judge(judge, model, chosen.run_id, kafka, settings)
+
+    return await serve("judge", make)
+
+
+def _rubric(added: Path | None) -> str:
+    """Raises ValueError."""
+    try:
+        return "\n".join(filter(None, [DEFAULT_RUBRIC, added.read_text("utf-8") if added else ""]))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--rubric {added} cannot be read: {error}") from error
 
 
 if __name__ == "__main__":

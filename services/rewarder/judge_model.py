@@ -40,8 +40,8 @@ class JudgeModel:
     """One model. Use it in an `async with`."""
 
     def __init__(self, model: str, agent: str, settings: JudgeSettings) -> None:
-        """`agent`: the role under which the calls are recorded. Raises ValueError for a rollout's key."""
-        key = settings.api_key.get_secret_value()
+        """`agent`: the role under which the calls are recorded. Raises ValueError for a rollout's key, and without one for the gateway."""
+        key = settings.key()
         if key.startswith(ROLLOUT_KEY_PREFIX):
             raise ValueError(
                 "FULGURITE_JUDGE_API_KEY is a rollout's key: the judge's calls would become part of that rollout. "
@@ -49,7 +49,7 @@ class JudgeModel:
             )
         self._model = model
         self._settings = settings
-        self._url = settings.base_url.rstrip("/") + "/chat/completions"
+        self._url = settings.url + "/chat/completions"
         self._headers = {"x-fulgurite-agent": agent} | ({"authorization": f"Bearer {key}"} if key else {})
         self._session: aiohttp.ClientSession | None = None
 

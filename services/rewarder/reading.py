@@ -1,18 +1,25 @@
 """What all share that read `episodes` in a consumer group of their own to pay rewards: the consumer, the way out for what cannot be judged,
-and the end by a signal.
+start and end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+from collections.abc import Callable
 from typing import Protocol
 
 from confluent_kafka import Consumer
+from pydantic import ValidationError
 
 from fulgurite.topics import DEAD_LETTERS, EPISODES
+from services import logs
 from services.dead_letters import key_of, unusable
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer
+from services.rewarder.errors import PluginError
+
+_log = logs.get()
 
 
 class Reader(Protocol):
@@ -36,8 +43,27 @@ async def bury(producer: EventProducer, kafka: KafkaSettings, group_id: str, sta
     await producer.publish(DEAD_LETTERS, key_of(letter), letter)
 
 
-async def run_until_signal(reader: Reader) -> None:
-    """SIGTERM and SIGINT stop it."""
+async def serve(name: str, make: Callable[[], Reader]) -> int:
+    """Until SIGTERM or SIGINT; the exit code: 78 (EX_CONFIG) for what trying again does not mend, with a line that says what.
+
+    `make` raises PluginError for a function that cannot be loaded and ValueError for a setting that cannot be used. Raises what it and
+    the reader raise else: starting again may help.
+    """
+    logs.configure(name)
+    try:
+        reader = make()
+    except (PluginError, ValueError) as error:
+        _log.error("cannot start", error=_told(error))
+        return os.EX_CONFIG
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, reader.stop)
     await reader.run()
+    return 0
+
+
+def _told(error: Exception) -> str:
+    """On one line, without the values of settings: one may be a secret."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    findings = "; ".join(f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}" for finding in error.errors())
+    return f"{error.title} (docs/configuration.md): {findings}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Sequence
 from typing import cast
@@ -26,8 +25,7 @@ from fulgurite.topics import AGENT_REWARDS, EPISODES
 from services import logs, pulse
 from services.claims import redeemed_episode
 from services.kafka import EventProducer, KafkaSettings, read_message
-from services.rewarder.errors import PluginError
-from services.rewarder.reading import bury, episodes_consumer, run_until_signal
+from services.rewarder.reading import bury, episodes_consumer, serve
 from services.rewarder.reward_plugins import RewardPlugin
 from services.rewarder.settings import RewardWorkerSettings
 from services.topic_admin import check_topics
@@ -123,23 +121,21 @@ def _commit(consumer: Consumer, messages: Sequence[Message]) -> None:
 
 
 async def run(arguments: Sequence[str]) -> int:
-    """Until told to stop; the exit code: 78 (EX_CONFIG) for a function that cannot be loaded, which trying again does not mend."""
+    """Until told to stop; the exit code: see `serve`."""
     parser = argparse.ArgumentParser(prog="python -m services.rewarder.worker", description="Judge episodes with a function of yours.")
     parser.add_argument("--reward", required=True, metavar="FILE.py:FUNCTION|builtin:NAME", help="the function, called with every episode")
     parser.add_argument("--name", default="reward", help="name of the reward, where the function gives a plain number")
     parser.add_argument("--run-id", default=None, help="judge only the episodes of this run")
     chosen = parser.parse_args(arguments)
-    settings = RewardWorkerSettings()
-    logs.configure("reward-worker", settings.log_level)
-    try:
+
+    def make() -> RewardWorker:
+        settings, kafka = RewardWorkerSettings(), KafkaSettings()
+        logs.configure("reward-worker", settings.log_level)
         plugin = RewardPlugin(chosen.reward, chosen.name)
-    except PluginError as error:
-        _log.error("cannot load the reward function", error=str(error))
-        return os.EX_CONFIG
-    kafka = KafkaSettings()
-    check_topics(kafka)
-    await run_until_signal(RewardWorker(plugin, chosen.run_id, kafka, settings))
-    return 0
+        check_topics(kafka)
+        return RewardWorker(plugin, chosen.run_id, kafka, settings)
+
+    return await serve("reward-worker", make)
 
 
 if __name__ == "__main__":

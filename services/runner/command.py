@@ -40,13 +40,15 @@ def run(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]FILE.py:FN|builtin:NAME",
-            help="Function that pays an episode, yours or a built-in one. Repeatable with names: their weighted sum is learned from.",
+            metavar="[NAME=]FILE.py:FN|builtin:NAME|judge:ALIAS",
+            help="Function that pays an episode, yours or a built-in one, or a model that ranks the group. Repeatable with names: their "
+            "weighted sum is learned from.",
         ),
     ] = None,
     weight: Annotated[
         list[str] | None, typer.Option(help="NAME=NUMBER: a reward's weight in the sum, 1 if not given; 0 only records it. Repeatable.")
     ] = None,
+    rubric: Annotated[Path | None, typer.Option(help="A file of standards that a `judge:` has on top of its own.")] = None,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Rollouts of each task: the group that is compared.")] = 6,
     concurrency: Annotated[int, typer.Option(min=1, help="Agent processes at once.")] = 16,
     mode: Annotated[Mode, typer.Option(help="`train`, or `val` for held-out tasks: rewarded, never trained.")] = Mode.train,
@@ -82,6 +84,7 @@ def run(
             n=n,
             concurrency=concurrency,
             rewards=_read(read_rewards, reward or (), "--reward"),
+            rubric=rubric,
             weights=_read(read_weights, weight or (), "--weight"),
             mode=mode,
             model=model,

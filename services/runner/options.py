@@ -33,7 +33,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 6
     concurrency: int = 16
     rewards: Mapping[str, str] = {}
-    """Functions by the rewards' names, `FILE.py:FUNCTION` or `builtin:NAME`; a group waits for each. Empty: no reward is awaited."""
+    """By their names: a function, `FILE.py:FUNCTION` or `builtin:NAME`, or a model that ranks the group, `judge:ALIAS`. A group waits for
+    each. Empty: no reward is awaited."""
+    rubric: Path | None = None
+    """Standards that judges have on top of their own."""
     weights: Mapping[str, float] = {}
     """Of rewards by name in the sum that is learned from: 1 where nothing is said, 0 for what is only recorded."""
     mode: Mode = Mode.train
@@ -83,12 +86,12 @@ def read_tasks(path: Path) -> list[Task]:
 _NAMED = re.compile(r"([A-Za-z_][\w.-]*)=(.+)")
 
 
-def read_rewards(given: Sequence[str]) -> dict[str, str]:
-    """By name, from `[NAME=]REFERENCE`; the name is `reward` where none is given. Raises ValueError."""
+def read_rewards(given: Sequence[str], unnamed: str = REWARD_NAME) -> dict[str, str]:
+    """By name, from `[NAME=]REFERENCE`; the name is `unnamed` where none is given. Raises ValueError."""
     rewards: dict[str, str] = {}
     for one in given:
         named = _NAMED.fullmatch(one)
-        name, reference = named.groups() if named else (REWARD_NAME, one)
+        name, reference = named.groups() if named else (unnamed, one)
         if name in rewards:
             raise ValueError(f"{rewards[name]!r} and {reference!r} are both named {name!r}: say NAME={reference}")
         rewards[name] = reference

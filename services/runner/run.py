@@ -40,6 +40,7 @@ REWARD_GRACE_S = 60.0
 """After the last rollout's deadline: time for aggregator, reward worker and rewards to come."""
 
 _TICK_S = 0.05
+_JUDGE = "judge:"
 
 _log = logs.get()
 
@@ -247,7 +248,7 @@ class Run:
                 await self._changed.wait()
 
     async def _start_judges(self, processes: Processes) -> None:
-        """A reward worker for each function, until cancelled. Raises RunnerError when one ends by itself."""
+        """A reward worker for each function, a judge for each model, until cancelled. Raises RunnerError when one ends by itself."""
         try:
             async with asyncio.TaskGroup() as judges:
                 for name, reference in self.options.rewards.items():
@@ -260,11 +261,10 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"reward-{self.options.run_id}-{name}.log"
         # -P: in the working directory may lie another package `services`.
-        argv = (sys.executable, "-P", "-m", "services.rewarder.worker", "--reward", reference, "--name", name)
+        argv = (sys.executable, "-P", "-m", *_worker(reference, self.options.rubric), "--name", name, "--run-id", self.options.run_id)
+        environment = {**os.environ, "FULGURITE_GATEWAY_URL": self._settings.gateway_url}
         with path.open("ab") as log:
-            ended = await processes.run(
-                Program((*argv, "--run-id", self.options.run_id)), environment=dict(os.environ), cwd=Path.cwd(), output=log
-            )
+            ended = await processes.run(Program(argv), environment=environment, cwd=Path.cwd(), output=log)
         tail = path.read_text(errors="replace").strip().splitlines()[-5:]
         raise RunnerError(f"the worker of the reward {name!r} ended with exit code {ended.exit_code}: " + "\n".join(tail) + f"\n({path})")
 
@@ -299,6 +299,13 @@ class Run:
             updated_at_s=self._updated_at,
             rollouts=self.board.rows(),
         )
+
+
+def _worker(reference: str, rubric: Path | None) -> tuple[str, ...]:
+    """The module that gives such a reward, and what it is told."""
+    if not reference.startswith(_JUDGE):
+        return ("services.rewarder.worker", "--reward", reference)
+    return ("services.rewarder.judge", "--model", reference.removeprefix(_JUDGE), *(("--rubric", str(rubric)) if rubric else ()))
 
 
 @contextlib.contextmanager

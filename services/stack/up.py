@@ -88,11 +88,13 @@ Fulgurite is up. Point an agent here:
   export OPENAI_BASE_URL={stack.gateway_url}/v1
   export OPENAI_API_KEY={stack.secrets.api_key}
 
-For operators, the runner and `fulgurite ledger|status`:
+For operators, the runner and every other `fulgurite` command:
 
   export FULGURITE_GATEWAY_URL={stack.gateway_url}
   export FULGURITE_ADMIN_KEY={stack.secrets.admin_key}
+  export FULGURITE_API_KEYS={stack.secrets.api_key}
   export KAFKA_BOOTSTRAP_SERVERS={stack.environment["KAFKA_BOOTSTRAP_SERVERS"]}
+  export FULGURITE_DATA_DIR={stack.environment["FULGURITE_DATA_DIR"]}
 
 Topics, weights and logs are in {stack.data}. Ctrl-C stops everything.
 """,

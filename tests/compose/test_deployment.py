@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,6 +219,13 @@ def test_a_wrong_reward_is_told_once(deployment: Deployment) -> None:
     assert (found["RestartCount"], found["State"]["Running"]) == (0, True)
 
 
+def rewards_of(deployment: Deployment, *grants: Mapping[str, Any]) -> list[AgentReward]:
+    """What the log has of these rollouts."""
+    asked = {grant["rollout_id"] for grant in grants}
+    events = [record.event for record in read_all(deployment.kafka, AGENT_REWARDS, Codec())]
+    return [event for event in events if isinstance(event, AgentReward) and event.rollout_id in asked]
+
+
 @pytest.mark.parametrize("reward", ["/rewards/rewards.py:score", "builtin:exact_match"])
 def test_a_reward_worker_judges_what_comes(deployment: Deployment, client: Client, tmp_path: Path, reward: str) -> None:
     rewards = tmp_path / "rewards.py"
@@ -225,17 +234,29 @@ def test_a_reward_worker_judges_what_comes(deployment: Deployment, client: Clien
     timed(f"a reward worker with {reward}", lambda: deployment.must("up", "--detach", "--wait", "reward-worker", settings=settings))
     (grant,) = client.declare(1)["rollouts"]
     client.finish(grant, "How many is 3 and 8?")
-
-    def verdicts() -> list[AgentReward]:
-        events = [record.event for record in read_all(deployment.kafka, AGENT_REWARDS, Codec())]
-        return [event for event in events if isinstance(event, AgentReward) and event.rollout_id == grant["rollout_id"]]
-
-    wait_for(lambda: verdicts() != [], 60, "there is a verdict")
-    (verdict,) = verdicts()
+    wait_for(lambda: rewards_of(deployment, grant) != [], 60, "there is a verdict")
+    (verdict,) = rewards_of(deployment, grant)
     say(f"  {verdict.name}={verdict.value} by {verdict.source}")
     assert verdict.error is None
     assert verdict.value == 0.25 if reward.startswith("/") else verdict.value in (0.0, 1.0)
     deployment.must("--profile", "rewards", "rm", "--stop", "--force", "reward-worker")
+
+
+def test_a_judge_ranks_a_group(deployment: Deployment, client: Client, tmp_path: Path) -> None:
+    rubric = tmp_path / "rubric.txt"
+    rubric.write_text("Shorter is better.\n")
+    settings = {"COMPOSE_PROFILES": "cpu,judge", "RUBRIC_FILE": str(rubric)}
+    timed("a judge", lambda: deployment.must("up", "--detach", "--wait", "judge", settings=settings))
+    grants = client.declare(2)["rollouts"]
+    for grant in grants:
+        client.finish(grant, "How many is 3 and 8?")
+    wait_for(lambda: len(rewards_of(deployment, *grants)) == len(grants), 180, "there is a verdict of each")
+    for verdict in rewards_of(deployment, *grants):
+        say(f"  {verdict.name}={verdict.value} error={verdict.error}")
+        assert verdict.name == "judge"
+        # A model of 135M may not manage scores; that it was asked and answered is what is wired here.
+        assert verdict.value is not None or str(verdict.error).startswith(("BadVerdict", "JudgeRefused"))
+    deployment.must("--profile", "judge", "rm", "--stop", "--force", "judge")
 
 
 @pytest.mark.parametrize("service", KILLED)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 ONE_SHOT = {"check", "topics", "model", "model-gpu", "cli"}
 NOT_OURS = {"kafka", "kafka-2", "kafka-3", "redis", "balancer"}
 """Official images with users of their own."""
-WITH_LOG = {"gateway", "aggregator", "rewarder", "reward-worker", "learner", "applier"}
+WITH_LOG = {"gateway", "aggregator", "rewarder", "reward-worker", "judge", "learner", "applier"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 MANAGED = {"KAFKA_BOOTSTRAP_SERVERS": "broker.example:9093", "KAFKA_SASL_USERNAME": "user", "KAFKA_SASL_PASSWORD": "password"}
 
@@ -44,7 +44,7 @@ def resolved(profiles: str, *overrides: str, settings: dict[str, str] | None = N
 
 @pytest.fixture(
     scope="module",
-    params=[("cpu,rewards,cli",), ("gpu,rewards,cli",), ("cpu,rewards,cli", "docker-compose.ha.yml")],
+    params=[("cpu,rewards,judge,cli",), ("gpu,rewards,judge,cli",), ("cpu,rewards,judge,cli", "docker-compose.ha.yml")],
     ids=["cpu", "gpu", "ha"],
 )
 def services(request: pytest.FixtureRequest) -> Services:

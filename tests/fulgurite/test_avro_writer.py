@@ -44,6 +44,13 @@ def test_every_int(number: int) -> None:
     assert written("int", number) == by_fastavro("int", number)
 
 
+@pytest.mark.parametrize("value", [False, True])
+def test_booleans_in_a_record_and_elsewhere(value: bool) -> None:
+    assert written({"type": "array", "items": "boolean"}, [value]) == by_fastavro({"type": "array", "items": "boolean"}, [value])
+    schema = cast(Any, fastavro).parse_schema({"type": "record", "name": f"Told{value}", "fields": [{"name": "told", "type": "boolean"}]})
+    assert written(schema, SimpleNamespace(told=value)) == by_fastavro(schema, {"told": value})
+
+
 @pytest.mark.parametrize("size", [0, 1, 8191, 8192, 100_000])
 def test_strings_and_bytes_of_any_length(size: int) -> None:
     assert written("string", "ä" * size) == by_fastavro("string", "ä" * size)

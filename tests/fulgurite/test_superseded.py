@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fulgurite.events import LlmCall
 from fulgurite.ids import action_id
 from fulgurite.kinds import CallOutcome, FilterReason
+from fulgurite.packing import Conversation
 from fulgurite.superseded import superseded
 from fulgurite.trajectories import cut
 from tests.fulgurite.test_trajectories import episode_of
@@ -23,13 +24,17 @@ def ask(turn: int, at: int, prompt: Sequence[int] = (1, 2), answers: Sequence[Se
     return make_call(turn=turn, at=at, prompt=prompt, answers=answers, **more)  # type: ignore[arg-type]
 
 
+def superseded_of(calls: Sequence[LlmCall]) -> frozenset[str]:
+    return superseded(Conversation(calls))
+
+
 FIRST = ask(0, 1_000, answers=[(7,)])
 AGAIN = ask(1, 1_010, answers=[(8,)])
 ON = ask(2, 1_020, prompt=(1, 2, 8, 3), answers=[(9,)])
 
 
 def test_a_call_that_was_tried_again_and_built_upon_is_superseded() -> None:
-    assert superseded([FIRST, AGAIN, ON]) == {FIRST.call_id}
+    assert superseded_of([FIRST, AGAIN, ON]) == {FIRST.call_id}
     pieces = cut(episode_of(FIRST, AGAIN, ON))
     assert [(lost.action, lost.policy, lost.reason) for lost in pieces.left_out] == [
         (action_id(FIRST.call_id, 0), "policy", FilterReason.superseded)
@@ -55,7 +60,7 @@ def test_a_call_that_was_tried_again_and_built_upon_is_superseded() -> None:
     ],
 )
 def test_what_is_not(calls: list[LlmCall], why: str) -> None:
-    assert superseded(calls) == frozenset(), why
+    assert superseded_of(calls) == frozenset(), why
 
 
 def test_whoever_builds_upon_the_text_has_built_upon_the_answer() -> None:
@@ -66,11 +71,11 @@ def test_whoever_builds_upon_the_text_has_built_upon_the_answer() -> None:
     again = ask(1, 1_010, answers=[(8,)], messages=asked, replies=[eight])
     upon_first = ask(2, 1_020, prompt=(5, 5), messages=[*asked, seven])
     upon_again = ask(3, 1_030, prompt=(5, 6), messages=[*asked, eight])
-    assert superseded([first, again, upon_again]) == {first.call_id}
-    assert superseded([first, again, upon_first, upon_again]) == frozenset()
+    assert superseded_of([first, again, upon_again]) == {first.call_id}
+    assert superseded_of([first, again, upon_first, upon_again]) == frozenset()
 
 
 @given(st.permutations([FIRST, AGAIN, ON, ask(3, 1_030, answers=[(6,)]), ask(4, 1_040, prompt=(4,))]))
 def test_the_order_of_arrival_plays_no_part(calls: list[LlmCall]) -> None:
     # The third try came too late to replace what was used.
-    assert superseded(calls) == {FIRST.call_id}
+    assert superseded_of(calls) == {FIRST.call_id}

@@ -249,6 +249,9 @@ def shown(deployment: Deployment, function: str) -> None:
     tried = fulgurite(deployment, "try", function, "--since", "1h", "--json")
     assert tried.returncode == 0, tried.stderr
     assert json.loads(tried.stdout)["groups"] >= GROUPS + 2
+    twice = fulgurite(deployment, "try", f"style={function}", "--reward", function, "--weight", "style=2", "--since", "1h", "--json")
+    before, after = (json.loads(done.stdout)["after"]["highest"] for done in (tried, twice))
+    assert after == 3 * before
     assert fulgurite(deployment, "lineage", "policy@1.1").returncode == 1
 
 

@@ -22,7 +22,7 @@ from fulgurite.kinds import Mode, StatusKind
 from fulgurite.topics import AGENT_STATUS
 from services.kafka import read_all
 from services.stack.kafka_local import LocalKafka
-from tests.integration.gateway_process import ADMIN, Gateway, kafka_settings, running_gateway
+from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
 from tests.services.runner import agents
 
@@ -102,6 +102,7 @@ def _environment(gateway: Gateway, **more: str) -> dict[str, str]:
         "FULGURITE_TOPIC_PREFIX": gateway.kafka.topic_prefix,
         "FULGURITE_GATEWAY_URL": gateway.url,
         "FULGURITE_ADMIN_KEY": ADMIN,
+        "FULGURITE_API_KEYS": PLAIN,
         **more,
     }
 
@@ -147,6 +148,19 @@ async def test_agents_are_declared_started_reported_and_rewarded(gateway: Gatewa
     assert [status.kind for status in statuses if status.rollout_id is None] == [StatusKind.declared]
     assert all(status.mode is Mode.val for status in statuses)
     assert {status.kind for status in statuses if status.rollout_id} == {StatusKind.started, StatusKind.finished}
+
+
+async def test_a_model_ranks_the_groups(gateway: Gateway, stub: Stub, aggregator: None, tmp_path: Path) -> None:
+    scores = [{"trajectory_id": str(number), "explanation": "so", "score": score} for number, score in ((1, 0.25), (2, 1.0))]
+    stub.reset(words=[json.dumps({"scores": scores})])
+    (tmp_path / "rubric.txt").write_text("Shorter is better.")
+    options = ("-n", "2", "--mode", "val", "--reward", "rank=judge:policy", "--rubric", "rubric.txt")
+    summary = (await _finish(_start(gateway, tmp_path, ASKS, *options, tasks=1)))[-1]
+    asked = [request for request in stub.requests if "response_format" in request]
+    stub.reset()
+    assert sorted(rollout["rewards"]["rank"] for rollout in summary["rollouts"]) == [0.25, 1.0]
+    assert summary["reward"]["mean"] == 0.625
+    assert ["Shorter is better." in request["messages"][0]["content"] for request in asked] == [True]
 
 
 @pytest.mark.parametrize("preload", [(), ("--preload", "json")], ids=["executed", "forked"])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.transport.drivers.aiokafka import Consumer
 from mode import Service
 
 from services.stream_feed import BatchConsumer, events_of
@@ -126,6 +127,22 @@ async def test_a_rebalance_does_not_cancel_a_fetch() -> None:
     state.suspend_flow.clear()
     consumer.fetching.set()
     assert await feed == [0, 1]
+
+
+async def test_a_partition_without_a_commit_is_read_from_its_beginning_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    committed = {("calls", 0): None, ("calls", 1): 0, ("calls", 2): 7}
+    sought: dict[Any, int] = {}
+
+    async def seek_to_committed(_: Any) -> dict[Any, int | None]:
+        return committed
+
+    async def seek_wait(_: Any, partitions: dict[Any, int]) -> None:
+        sought.update(partitions)
+
+    monkeypatch.setattr(Consumer, "seek_to_committed", seek_to_committed)
+    monkeypatch.setattr(Consumer, "seek_wait", seek_wait)
+    assert await Fed([]).seek_to_committed() == committed
+    assert sought == {("calls", 0): 0, ("calls", 1): 0}
 
 
 async def test_a_failure_of_the_agent_reaches_faust() -> None:

@@ -50,7 +50,15 @@ def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", pause)
 
 
-@pytest.mark.parametrize("code", [UNKNOWN, DESTROYED, KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE])
+MOVING = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+)
+
+
+@pytest.mark.parametrize("code", [UNKNOWN, DESTROYED, *MOVING])
 @pytest.mark.parametrize("metadata", [0, KafkaError.LEADER_NOT_AVAILABLE, None])
 def test_a_dying_broker_is_waited_for(code: int, metadata: int | None) -> None:
     assert Cluster([code, code], metadata=metadata).watermarks() == (3, 7)

@@ -6,14 +6,27 @@ from typing import Any, cast
 
 from fulgurite.failures import FailureKind
 from services.gateway.capture import Json, arguments_parse, encode
-from services.gateway.dialects.chat_quick import Frame, Logprobs, quick_chunk, quick_reply
+from services.gateway.dialects.chat_quick import Frame, Logprobs, quick_chunk, quick_reply, strings
 from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture
+from services.gateway.dialects.packed import TOKENS_FIELD
+
+_SAID = b'},"logprobs":null,"finish_reason":null}]}\n\n'
+"""How a chunk ends that says something more."""
+
+_PACKED = b'"%b":' % TOKENS_FIELD.encode()
+
+_HEAP = 1024
+"""Bytes from which several chunks may have come together."""
+
+_TRIES = 8
+"""How often in a row chunks that came together may be of several kinds before they are only looked at one by one."""
 
 
 class ChatCapture(ChoicesCapture):
     """A chat completion."""
 
     _opened: tuple[str, int, bytes] | None = None
+    _tries = _TRIES
     _framed: tuple[Frame, ChoiceCapture, bytes] | None = None
     """Of the last chunk without token data of its own; its choice, and how a chunk of it begins for the agent."""
 
@@ -29,25 +42,43 @@ class ChatCapture(ChoicesCapture):
 
     def decode_reply(self, raw: bytes) -> Any:
         """See Capture."""
-        reply = None if self._wants.logprobs else quick_reply(raw)
+        # Packed tokens come in place of what the quick way leaves out.
+        reply = None if self._wants.logprobs or _PACKED in raw else quick_reply(raw)
         return super().decode_reply(raw) if reply is None else reply
 
-    def quick_chunk(self, data: bytes) -> bytes | None:
+    def quick_chunk(self, event: bytes) -> bytes | None:
         """See Capture."""
         if self._alias is None or self._wants.logprobs or self._wants.token_ids or self._ended:
             return None
-        if self._framed is not None and (text := self._framed[0].text(data)) is not None:
-            _, choice, opening = self._framed
-            return _said(choice, opening, text, None, None) if isinstance(choice.message.get("content"), str) else None
-        chunk = quick_chunk(data)
+        if self._framed is not None and (said := self._framed[0].text(event)) is not None:
+            _, choice, before = self._framed
+            return before + encode(said) + _SAID if _take_text(choice, said) else None
+        chunk = quick_chunk(event[6:])
         choice = None if chunk is None else self.choices.get(chunk.choices[0].index)
         if chunk is None or choice is None or not isinstance(choice.message.get("content"), str):
             return None
         part = chunk.choices[0]
-        text, opening = part.delta.content, b"%b%d" % (self._opening(chunk.object, chunk.created), part.index)
-        if part.logprobs is None and part.token_ids is None and (frame := Frame.around(encode(text), data)) is not None:
-            self._framed = frame, choice, opening
-        return _said(choice, opening, text, part.token_ids, part.logprobs and [token.logprob for token in part.logprobs.content])
+        text, opening = encode(part.delta.content), b"%b%d" % (self._opening(chunk.object, chunk.created), part.index)
+        if part.logprobs is None and part.token_ids is None and (frame := Frame.around(text, event)) is not None:
+            self._framed = frame, choice, b'data: %b,"delta":{"content":' % opening
+        choice.message["content"] += part.delta.content
+        choice.extend(part.token_ids, part.logprobs and [token.logprob for token in part.logprobs.content], said=bool(part.delta.content))
+        return b'data: %b,"delta":{"content":%b%b' % (opening, text, _SAID)
+
+    def quick_run(self, data: bytes, at: int) -> tuple[bytes, int] | None:
+        """See Capture."""
+        if self._framed is None or self._ended or self._tries == 0 or len(data) - at < _HEAP:
+            return None
+        frame, choice, before = self._framed
+        run = frame.run(data, at)
+        said = None if run is None else strings(run.texts)
+        if run is None or said is None or not _take_text(choice, "".join(said)):
+            self._tries -= 1
+            return None
+        self._tries = _TRIES
+        if run.comments:
+            self._packed.take_events(run.comments)
+        return before + (_SAID + before).join(run.texts) + _SAID, run.end
 
     def _opening(self, kind: str, created: int) -> bytes:
         """A chunk up to its choice's index: the same for all chunks of a stream."""
@@ -69,11 +100,13 @@ class ChatCapture(ChoicesCapture):
         return bool(cast(Any, delta)) or part.get("finish_reason") is not None
 
 
-def _said(choice: ChoiceCapture, opening: bytes, text: str, ids: list[int] | None, logprobs: list[float] | None) -> bytes:
-    """Take one more piece of text → the chunk for the agent."""
+def _take_text(choice: ChoiceCapture, text: str) -> bool:
+    """One more piece of text without token data; whether what was said before is text, too."""
+    if not isinstance(choice.message.get("content"), str):
+        return False
     choice.message["content"] += text
-    choice.extend(ids, logprobs, said=bool(text))
-    return b'%b,"delta":{"content":%b},"logprobs":null,"finish_reason":null}]}' % (opening, encode(text))
+    choice.extend(None, None, said=bool(text))
+    return True
 
 
 def merge_delta(message: Json, delta: Json) -> None:

@@ -1,7 +1,7 @@
 """The two shapes that a busy vLLM sends all the time, taken apart without building what is thrown away anyway.
 
-A chunk with one more piece of text, and a whole answer whose log-probabilities the agent did not ask for. Whatever looks otherwise is left
-to the general way; both give the same bytes and the same record.
+A chunk with one more piece of text, and many of them when they came together; and a whole answer whose log-probabilities the agent did not
+ask for. Whatever looks otherwise is left to the general way; both give the same bytes and the same record.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.gateway.capture import Json
+from services.gateway.capture import Json, encode
+from services.gateway.dialects.packed import only_tokens
 
 
 class Token(msgspec.Struct, gc=False):
@@ -77,8 +78,17 @@ class _Reply(msgspec.Struct, forbid_unknown_fields=True):
     kv_transfer_params: Any = UNSET
     ec_transfer_params: Any = UNSET
     metrics: Any = UNSET
-    fulgurite_tokens: Any = UNSET
-    """Our plug-in's, see `packed`."""
+
+
+class Run(NamedTuple):
+    """Chunks of one frame, one after the other."""
+
+    texts: list[bytes]
+    """Their texts, JSON as they came."""
+    comments: bytes
+    """The events before them, comments of our plug-in."""
+    end: int
+    """Where the last of them ends."""
 
 
 class Frame(NamedTuple):
@@ -88,22 +98,49 @@ class Frame(NamedTuple):
     tail: bytes
 
     @classmethod
-    def around(cls, content: bytes, data: bytes) -> Frame | None:
-        """The frame of a chunk with this text, as JSON; None where that cannot be told."""
-        head, found, tail = data.partition(b'"content":' + content)
-        return cls(head + b'"content":', tail) if found else None
+    def around(cls, content: bytes, event: bytes) -> Frame | None:
+        """The frame of an event with this text, as JSON; None where that cannot be told."""
+        head, found, tail = event.partition(b'"content":' + content)
+        return cls(head + b'"content":', tail + b"\n\n") if found else None
 
-    def text(self, data: bytes) -> str | None:
-        """The text of a chunk in the same frame; None for any other."""
-        if not data.startswith(self.head) or not data.endswith(self.tail):
+    def text(self, event: bytes) -> str | None:
+        """The text of an event in the same frame, whose closing blank line is not looked at; None for any other."""
+        if not event.startswith(self.head) or not event.endswith(self.tail[:-2]):
             return None
         try:
-            return _text(data[len(self.head) : len(data) - len(self.tail)])
+            return _text(event[len(self.head) : 2 - len(self.tail)])
         except msgspec.DecodeError:
             return None
 
+    def run(self, data: bytes, at: int) -> Run | None:
+        """The chunks of this frame that lie there, each perhaps after a comment with its tokens; None if anything else is among them."""
+        # Texts are JSON, which has no such byte. What one look does not cover, the next does.
+        parts = data[at : at + _LOOK].replace(self.head, _MARK).replace(self.tail, _MARK).split(_MARK)
+        count = (len(parts) - 1) // 2
+        texts, comments = parts[1 : 2 * count : 2], b"".join(parts[: 2 * count : 2])
+        if not texts or (comments and not only_tokens(comments)):
+            return None
+        return Run(texts, comments, at + len(comments) + sum(map(len, texts)) + count * (len(self.head) + len(self.tail)))
 
+
+_LOOK = 16 * 1024
+"""Bytes."""
+
+_MARK = b"\0"
 _text = msgspec.json.Decoder(str).decode
+_texts = msgspec.json.Decoder(list[str]).decode
+
+
+def strings(texts: list[bytes]) -> list[str] | None:
+    """JSON strings, if they are, and written as we write them: then they can leave as they are."""
+    written = b"[" + b",".join(texts) + b"]"
+    try:
+        said = _texts(written)
+    except msgspec.DecodeError:
+        return None
+    return said if len(said) == len(texts) and encode(said) == written else None
+
+
 _chunk = msgspec.json.Decoder(Chunk).decode
 _reply = msgspec.json.Decoder(_Reply).decode
 

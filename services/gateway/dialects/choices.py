@@ -62,18 +62,22 @@ class ChoiceCapture:
         elif said:
             self.has_logprobs = False
 
-    def choice(self) -> Choice:
-        """As the log gets it."""
-        ids = pack_ids(self.token_ids) if self.has_ids and self.token_ids else None
-        paired = ids is not None and self.has_logprobs and len(self.logprobs) == len(self.token_ids)
+    def choice(self, packed: PackedTokens | None = None) -> Choice:
+        """As the log gets it; with the tokens that came packed, if they did."""
+        ids, logprobs = self._tokens() if packed is None else packed.read()[1:]
         return Choice(
             index=self.index,
             message=encode(self.message).decode(),
             token_ids=ids,
-            logprobs=pack_logprobs(self.logprobs) if paired else None,
+            logprobs=logprobs,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )
+
+    def _tokens(self) -> tuple[bytes | None, bytes | None]:
+        ids = pack_ids(self.token_ids) if self.has_ids and self.token_ids else None
+        paired = ids is not None and self.has_logprobs and len(self.logprobs) == len(self.token_ids)
+        return ids, pack_logprobs(self.logprobs) if paired else None
 
 
 class ChoicesCapture(Capture):
@@ -138,11 +142,8 @@ class ChoicesCapture(Capture):
 
     def taken(self) -> tuple[Choice, ...]:
         """See Capture. Packed tokens are those of the only choice."""
-        choices = tuple(choice.choice() for _, choice in sorted(self.choices.items()))
-        if not self._packed.came or len(choices) != 1:
-            return choices
-        _, ids, logprobs = self._packed.read()
-        return (msgspec.structs.replace(choices[0], token_ids=ids, logprobs=logprobs),)
+        packed = self._packed if self._packed.came and len(self.choices) == 1 else None
+        return tuple([choice.choice(packed) for _, choice in sorted(self.choices.items())])
 
     def prompt(self) -> bytes | None:
         """See Capture."""

@@ -12,27 +12,33 @@ from services.gateway.dialect import mapping
 
 _LONG = 1 << 63
 
-_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_NUMBERS = frozenset({"temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"})
 
 _BIASES = frozenset({"logit_bias", "bad_words", "allowed_token_ids", "logits_processors", "min_tokens", "use_beam_search"})
 """Each makes some tokens likelier or impossible, whatever the model says."""
 
 _GRAMMARS = frozenset({"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"})
 
+_ASKED = _NUMBERS | _BIASES | _GRAMMARS | {"response_format", "tool_choice", "seed"}
+"""All that is looked at, but for the limits."""
+
 
 def sampling_of(body: Json, defaults: Sampling, *limits: str) -> Sampling:
     """A field of a wrong type counts as not given (the upstream will refuse it). `limits` are the fields that bound the answer's length."""
-    given: dict[str, Any] = {name: _number(body, name, getattr(defaults, name)) for name in _NUMBERS if name in body}
+    asked = _ASKED.intersection(body)
+    given: dict[str, Any] = {name: _number(body, name, getattr(defaults, name)) for name in asked & _NUMBERS}
     if "top_k" in given:
         given["top_k"] = int(given["top_k"])
-    return msgspec.structs.replace(
-        defaults,
-        **given,
-        logit_bias=_any_of(body, _BIASES),
-        grammar=_bound_by_grammar(body),
-        seed=_integer(body, "seed"),
-        max_tokens=next(filter(None, (_integer(body, name) for name in limits)), None),
-    )
+    if not asked <= _NUMBERS:
+        given |= {"logit_bias": _any_of(body, _BIASES), "grammar": _bound_by_grammar(body), "seed": _integer(body, "seed")}
+    return msgspec.structs.replace(defaults, **given, max_tokens=_first_integer(body, limits))
+
+
+def _first_integer(body: Json, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        if value := _integer(body, name):
+            return value
+    return None
 
 
 def _bound_by_grammar(body: Json) -> bool:

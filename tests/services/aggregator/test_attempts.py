@@ -9,9 +9,10 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from fulgurite.deltas import link_of, shorten, unpack
+from fulgurite.deltas import link_of, shorten
 from fulgurite.events import LlmCall
 from fulgurite.kinds import Mode
+from fulgurite.packing import unpack
 from fulgurite.stitching import Input, stitch
 from fulgurite.tokens import pack_ids, prompt_hash
 from services.aggregator.attempts import Attempt

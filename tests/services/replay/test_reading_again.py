@@ -45,8 +45,8 @@ def chats(*replies: str, group: int = 1) -> Group:
 def rewards_of(folder: Path, group: Group, body: str, *, anew: bool = False) -> tuple[Judge, tuple[AgentReward, ...]]:
     """What a function of this body gives a group, and who judged."""
     (folder / "rewards.py").write_text(f"def fn(episode):\n    {body}\n")
-    plugin, limits = RewardPlugin(f"{folder}/rewards.py:fn", "reward"), Limits(processes=1, timeout_s=30, memory_mb=0)
-    with Judge(plugin, limits, anew=anew) as judge:
+    plugins, limits = [RewardPlugin(f"{folder}/rewards.py:fn", "reward")], Limits(processes=1, timeout_s=30, memory_mb=0)
+    with Judge(plugins, limits, anew=anew) as judge:
         return judge, asyncio.run(judge.rewards(group, group.episodes()))
 
 
@@ -59,6 +59,19 @@ def test_a_function_takes_the_place_of_rewards_of_its_name(tmp_path: Path) -> No
     assert found.before is not None
     assert found.after is not None
     assert (found.before.quartiles[1], found.after.lowest) == (5.5, -9.0)
+
+
+def test_several_functions_pay_under_their_names_and_are_weighed(tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text("def size(e): return len(e.final_text())\ndef two(e): return 2.0 * size(e)\n")
+    plugins = [RewardPlugin(f"{tmp_path}/rewards.py:{function}", name) for name, function in (("reward", "size"), ("style", "two"))]
+    group = chats("42", "forty-two")
+    with Judge(plugins, Limits(processes=1, timeout_s=30, memory_mb=0), anew=True) as judge:
+        rewards = asyncio.run(judge.rewards(group, group.episodes()))
+    assert {(reward.name, reward.value) for reward in rewards} == {("reward", 2.0), ("style", 4.0), ("reward", 9.0), ("style", 18.0)}
+    assert judge.given == 4
+    assert [score.reward for score in scores(group, rewards=rewards)] == [6.0, 27.0]
+    weighed = scores(group, rewards=rewards, weights={"style": 0.5, "reward": 0.0})
+    assert [(score.reward, score.named["style"]) for score in weighed] == [(2.0, 4.0), (9.0, 18.0)]
 
 
 def test_a_verdict_of_the_same_code_is_reused_unless_all_is_judged_anew(tmp_path: Path) -> None:

@@ -24,6 +24,17 @@ def settings(url: str, **changed: Any) -> JudgeSettings:
     )
 
 
+def test_the_gateway_is_asked_unless_another_server_is_named_which_never_gets_its_key() -> None:
+    both = {"FULGURITE_GATEWAY_URL": "http://gateway:8080/", "FULGURITE_API_KEYS": "first, second"}
+    asked = JudgeSettings.model_validate(both)
+    assert (asked.url, asked.key()) == ("http://gateway:8080/v1", "first")
+    assert JudgeSettings.model_validate({**both, "api_key": "own"}).key() == "own"
+    elsewhere = JudgeSettings.model_validate({**both, "base_url": "http://other/v1/"})
+    assert (elsewhere.url, elsewhere.key()) == ("http://other/v1", "")
+    with pytest.raises(ValueError, match="no key for the gateway"):
+        JudgeSettings.model_validate({}).key()
+
+
 async def test_a_good_answer_is_asked_for_once() -> None:
     async with running_stub() as stub, JudgeModel("big", "judge", settings(stub.url, temperature=0.0)) as model:
         stub.reset(words=[json.dumps({"scores": SCORES})])

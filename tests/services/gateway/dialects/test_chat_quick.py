@@ -12,6 +12,7 @@ from services.gateway.dialects.chat_capture import ChatCapture
 from services.gateway.dialects.chat_quick import Frame
 from services.gateway.dialects.choices import Wants
 from services.gateway.streams import StreamRelay
+from tests.services.gateway.dialects.samples import tokens
 
 _HEAD = {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "served"}
 NOTHING = Wants(logprobs=False, token_ids=False, usage=False)
@@ -22,7 +23,10 @@ _LOGPROB = st.floats(-20, 0)
 class General(ChatCapture):
     """Without the quick way."""
 
-    def quick_chunk(self, data: bytes) -> bytes | None:
+    def quick_chunk(self, event: bytes) -> bytes | None:
+        return None
+
+    def quick_run(self, data: bytes, at: int) -> tuple[bytes, int] | None:
         return None
 
     def decode_reply(self, raw: bytes) -> Any:
@@ -95,17 +99,81 @@ def test_a_chunk_in_the_frame_of_the_last_takes_the_quickest_way() -> None:
     texts = [frame.text(first.replace(b'"a"', content)) for content in (b'"a"', b'"\\u00e9"', b"[1]")]
     assert texts == ["a", "é", None]
     assert (frame.text(first.replace(b"null}]", b'"stop"}]')), Frame.around(b'"b"', first)) == (None, None)
-    assert capture.quick_chunk(first) == capture.quick_chunk(first)
+    assert capture.quick_chunk(b"data: " + first) == capture.quick_chunk(b"data: " + first)
+
+
+_ODD = [
+    b": keep-alive",
+    b": fulgurite-version policy@1.2",
+    b": fulgurite-tokens 1 - AAAA AAAA",
+    b": fulgurite-tokens broken",
+    b": fulgurite-tokens 0 - AQAAAA== AACAPw==\ndata: {}",
+    b"data: {}",
+    b"data: \0",
+    b"event: x\ndata: {}",
+]
+
+
+@st.composite
+def heaps(draw: st.DrawFn) -> list[bytes]:
+    """Long streams of chunks, most with a comment before them, now and then something odd among them, cut anywhere."""
+    texts = draw(st.lists(st.text(max_size=3) | st.sampled_from(["tok", '"', "\\", "é"]), min_size=8, max_size=24))
+    ascii_only, commented = draw(st.booleans()), draw(st.booleans())
+    events: list[bytes] = []
+    for number, text in enumerate(["", *texts]):
+        delta = {"role": "assistant", "content": ""} if number == 0 else {"content": text}
+        part = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        if commented and number:
+            events.append(tokens([1, 2] if number == 1 else [], [number], [-0.5]))
+        events.append(b"data: " + json.dumps({**_HEAD, "choices": [part]}, separators=(",", ":"), ensure_ascii=ascii_only).encode())
+    for _ in range(draw(st.integers(0, 2))):
+        events.insert(draw(st.integers(1, len(events))), draw(st.sampled_from([*_ODD, *events])))
+    last = {"index": 0, "delta": {"content": "end"}, "logprobs": None, "finish_reason": "stop"}
+    events += [b"data: " + json.dumps({**_HEAD, "choices": [last]}, separators=(",", ":")).encode(), b"data: [DONE]"]
+    text, pieces = b"".join(event + b"\n\n" for event in events), list[bytes]()
+    while text:
+        size = draw(st.sampled_from([len(text), 1_500, 4_000]) | st.integers(1, len(text)))
+        pieces.append(text[:size])
+        text = text[size:]
+    return pieces
+
+
+def fed(capture: ChatCapture, pieces: list[bytes]) -> tuple[Any, ...]:
+    relay = StreamRelay(capture)
+    passed = b"".join(map(relay.feed, pieces))
+    return passed, relay.held, capture.taken(), capture.prompt(), capture.version_last, capture.finished(), capture.failure()
+
+
+@given(heaps())
+def test_chunks_that_come_together(pieces: list[bytes]) -> None:
+    assert fed(ChatCapture("ours", "alias", NOTHING), pieces) == fed(General("ours", "alias", NOTHING), pieces)
+
+
+def test_chunks_that_come_together_take_the_quickest_way() -> None:
+    capture = ChatCapture("ours", "alias", NOTHING)
+    relay = StreamRelay(capture)
+    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, *({"content": f"tok{n}"} for n in range(40))]
+    chunks = [{**_HEAD, "choices": [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None}]} for d in deltas]
+    text = b"".join(b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n" for chunk in chunks)
+    begun = len(b"\n\n".join(text.split(b"\n\n")[:2])) + 2
+    relay.feed(text[:begun])
+    run = capture.quick_run(text, begun)
+    assert run is not None
+    assert run[1] == len(text)
+    assert run[0].count(b"data: ") == 39
+    odd = text[begun:].replace(b'"tok9"', b"[9]")
+    assert [capture.quick_run(odd, 0) for _ in range(9)] == [None] * 9
+    assert capture.quick_run(text, begun) is None, "where chunks are of several kinds, it stops trying"
 
 
 def test_the_usual_chunk_takes_the_quick_way() -> None:
     capture = ChatCapture("ours", "alias", Wants(logprobs=False, token_ids=False, usage=False))
     part = {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [token("a", -0.5)]}, "finish_reason": None, "token_ids": [5]}
-    assert capture.quick_chunk(json.dumps({**_HEAD, "choices": [part]}).encode()) is None  # nothing is known of this choice yet
+    assert capture.quick_chunk(b"data: " + json.dumps({**_HEAD, "choices": [part]}).encode()) is None  # nothing is known of this choice yet
     capture.take_chunk({**_HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
-    passed = capture.quick_chunk(json.dumps({**_HEAD, "choices": [part]}).encode())
+    passed = capture.quick_chunk(b"data: " + json.dumps({**_HEAD, "choices": [part]}).encode())
     assert passed is not None
-    assert json.loads(passed)["choices"][0] == {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}
+    assert json.loads(passed[6:])["choices"][0] == {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}
 
 
 @given(st.lists(st.tuples(_TEXT, _LOGPROB), max_size=5), st.booleans(), st.sampled_from([{}, {"kv_transfer_params": None, "new": [1]}]))
