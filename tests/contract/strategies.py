@@ -9,16 +9,29 @@ from hypothesis import strategies as st
 from msgspec import inspect
 
 from fulgurite.codec import JsonSchema
-from fulgurite.events import Event
+from fulgurite.events import Episode, Event
 from tests.contract.avro_types import current, names, resolve
 
 _INT_BITS = {"int": 31, "long": 63}
 
 
 def events(event_type: type[Event]) -> st.SearchStrategy[Event]:
-    """Any event of a type that its schema can hold."""
+    """Any event of a type that its schema can hold.
+
+    Of the calls of an episode none is a delta of an earlier one: that is the packed form, of which the codec makes whole calls.
+    """
     schema = current(event_type)
-    return cast("st.SearchStrategy[Event]", _record(event_type, schema, names(schema)))
+    strategy = cast("st.SearchStrategy[Event]", _record(event_type, schema, names(schema)))
+    return strategy.filter(lambda event: not isinstance(event, Episode) or not _is_packed(event))
+
+
+def _is_packed(episode: Episode) -> bool:
+    earlier: set[str] = set()
+    for call in episode.calls:
+        if call.parent is not None and call.parent.call_id in earlier:
+            return True
+        earlier.add(call.call_id)
+    return False
 
 
 def _record(struct: type[msgspec.Struct], schema: JsonSchema, known: dict[str, JsonSchema]) -> st.SearchStrategy[Any]:
