@@ -6,7 +6,10 @@ is the same letter.
 
 from __future__ import annotations
 
-from fulgurite.events import DeadLetter, Episode
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from fulgurite.events import DeadLetter, Episode, LlmCall
 from fulgurite.ids import derive_id
 from fulgurite.kinds import Mode
 from fulgurite.topics import EPISODES
@@ -35,29 +38,44 @@ def unusable(record: Record, topic: str, reader: str, *, stage: str = "", action
     )
 
 
+class Lost(NamedTuple):
+    """What was never written, or is of no use any more, with the actions that are lost to training with it."""
+
+    about: str
+    """What the letter's id derives from."""
+    at: int
+    """Event time, Unix milliseconds."""
+    group_id: str
+    actions: tuple[str, ...]
+
+
+def lost_episode(episode: Episode) -> Lost:
+    """An episode."""
+    return Lost(episode.event_id, episode.event_time, episode.group_id, actions_of(episode.mode, episode.calls))
+
+
 def lost(
-    episode: Episode, kafka: KafkaSettings, partition: int, stage: str, error_type: str, error: str, value: bytes | None = None
+    what: Lost, kafka: KafkaSettings, partition: int, stage: str, error_type: str, error: str, value: bytes | None = None
 ) -> DeadLetter:
-    """About an episode, with the actions that are lost to training with it; `value` where a redriven one may still be of use."""
+    """About what would be in `episodes`; `value` where a redriven one may still be of use."""
     return DeadLetter(
-        event_id=derive_id("dead", stage, episode.event_id),
-        event_time=episode.event_time,
+        event_id=derive_id("dead", stage, what.about),
+        event_time=what.at,
         stage=stage,
         error_type=error_type,
         error=error,
         topic=kafka.topic(EPISODES),
         partition=partition,
         offset=NO_RECORD,
-        key=episode.group_id.encode(),
+        key=what.group_id.encode(),
         value=value,
-        actions=actions_of(episode),
+        actions=what.actions,
     )
 
 
-def actions_of(episode: Episode) -> tuple[str, ...]:
-    """Those that are lost to training with an episode."""
-    calls = episode.calls if episode.mode is Mode.train else ()
-    return tuple(action for call in calls for action in successful_actions(call))
+def actions_of(mode: Mode, calls: Iterable[LlmCall]) -> tuple[str, ...]:
+    """Those that are lost to training with these calls."""
+    return tuple(action for call in calls for action in successful_actions(call)) if mode is Mode.train else ()
 
 
 def key_of(letter: DeadLetter) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import reduce
 
 from msgspec.structs import replace
@@ -18,6 +18,9 @@ from services.streams import Settle
 Key = tuple[str, int]
 """Rollout id and attempt."""
 
+
+_EVENT_BYTES = 4_000
+"""An input without its texts and tokens, as objects in memory."""
 
 _WHOLE = 2
 """Calls of an attempt that are held whole, the last ones: what comes next is mostly a delta of one of them."""
@@ -35,28 +38,50 @@ class Attempt:
         self.inputs: dict[str, Input] = {}
         """A delta comes after its parent, and never without it."""
         self._last: dict[str, LlmCall] = {}
+        self.held_bytes = 0
+        """By inputs, as `weight` has it."""
+        self.outgrown = False
+        """Whether it is given up for what it holds: nothing more is taken in."""
         self.unsettled: list[Settle] = []
         self.last_event_time = 0
         self.dirty = False
         self.barrier: int | None = None
         """`llm.calls` must be read up to here before the attempt may close; None: not known yet."""
         if published is not None:
-            self.inputs.update({call.event_id: call for call in published.calls})
+            self._hold(published.calls)
 
     def take(self, event: Input, settle: Settle, delta: LlmCall | None = None) -> None:
         """Hold an input until a revision with it has been written. `delta`: how the log has it."""
         if is_input(event) and event.event_id not in self.inputs:
             parent = self.inputs.get(delta.parent.call_id) if delta is not None and delta.parent is not None else None
-            self.inputs[event.event_id] = event if delta is None or not isinstance(parent, LlmCall) else delta
-            if isinstance(event, LlmCall):
-                self._last[event.event_id] = event
-                if len(self._last) > _WHOLE:
-                    del self._last[next(iter(self._last))]
+            self._hold([event if delta is None or not isinstance(parent, LlmCall) else delta])
+        self.follow(event)
         self.unsettled.append(settle)
-        self.last_event_time = max(self.last_event_time, event.event_time, event.finished_at if isinstance(event, LlmCall) else 0)
         self.dirty = True
         if is_terminal(event):
             self.barrier = None
+
+    def follow(self, event: Input) -> None:
+        """Note that an input came, and what the next one may be a delta of."""
+        if isinstance(event, LlmCall) and event.event_id not in self._last:
+            self._last[event.event_id] = event
+            if len(self._last) > _WHOLE:
+                del self._last[next(iter(self._last))]
+        self.last_event_time = max(self.last_event_time, event.event_time, event.finished_at if isinstance(event, LlmCall) else 0)
+
+    def give_up(self) -> tuple[list[Input], list[Settle]]:
+        """Let go of all inputs. Returns those that are in no revision, and what is to be settled."""
+        written = set(self.published.inputs) if self.published else set[str]()
+        inputs, settled = [event for event_id, event in self.inputs.items() if event_id not in written], self.unsettled
+        self.inputs, self.unsettled, self.held_bytes = {}, [], 0
+        self.dirty = False
+        return inputs, settled
+
+    def _hold(self, events: Iterable[Input]) -> None:
+        for event in events:
+            if event.event_id not in self.inputs:
+                self.held_bytes += weight(event)
+            self.inputs[event.event_id] = event
 
     def whole(self, call_id: str) -> LlmCall | None:
         """A call, if it is held."""
@@ -102,9 +127,9 @@ class Attempt:
 
     def remember(self, episode: Episode) -> None:
         """A revision that was written before, unless a larger one is known."""
-        if self.published is None or set(episode.inputs) > set(self.published.inputs):
+        if not self.outgrown and (self.published is None or set(episode.inputs) > set(self.published.inputs)):
             self.published = episode
-            self.inputs.update({call.event_id: call for call in episode.calls})
+            self._hold(episode.calls)
 
     def written(self, episode: Episode) -> None:
         """A revision of all inputs is in the log."""
@@ -112,8 +137,8 @@ class Attempt:
 
     @property
     def ended(self) -> bool:
-        """Whether a terminal status is known."""
-        return self.published is not None or any(is_terminal(event) for event in self.inputs.values())
+        """Whether a terminal status is known, or none is awaited any more."""
+        return self.outgrown or self.published is not None or any(is_terminal(event) for event in self.inputs.values())
 
     @property
     def will_retry(self) -> bool:
@@ -127,6 +152,16 @@ class Attempt:
 
     def _promised(self) -> bool:
         return self.will_retry or any(isinstance(event, AgentStatus) and event.will_retry for event in self.inputs.values())
+
+
+def weight(event: Input) -> int:
+    """Bytes that an input takes in memory, roughly."""
+    if not isinstance(event, LlmCall):
+        return _EVENT_BYTES
+    size = _EVENT_BYTES + len(event.request or "") + len(event.response or "") + len(event.prompt_token_ids or b"")
+    for choice in event.choices:
+        size += len(choice.message or "") + len(choice.token_ids or b"") + len(choice.logprobs or b"")
+    return size
 
 
 class Group:
@@ -156,11 +191,6 @@ class Group:
         elif attempt is not None and attempt.published is not None and event.event_id in attempt.published.inputs:
             attempt.inputs.setdefault(event.event_id, event)
 
-    def calls(self) -> Iterator[LlmCall]:
-        """Those in memory."""
-        for attempt in self.attempts.values():
-            yield from (event for event in attempt.inputs.values() if isinstance(event, LlmCall))
-
     def heard(self) -> Mapping[str, Iterable[AttemptProgress]]:
         """Progress by rollout."""
         by_rollout: dict[str, list[AttemptProgress]] = {}
@@ -168,9 +198,14 @@ class Group:
             by_rollout.setdefault(attempt.rollout_id, []).append(attempt.progress)
         return by_rollout
 
+    def is_over(self, before: int) -> bool:
+        """Whether nothing is awaited. Of an attempt that was given up, calls are, until it has been silent since `before`."""
+        goes_on = any(attempt.outgrown and attempt.last_event_time >= before for attempt in self.attempts.values())
+        return not (self.unsettled or goes_on) and self.complete()
+
     def complete(self) -> bool:
         """Whether every declared rollout's last attempt is written and nothing waits."""
-        if any(attempt.unsettled or attempt.published is None for attempt in self.attempts.values()):
+        if any(attempt.unsettled or not (attempt.outgrown or attempt.published) for attempt in self.attempts.values()):
             return False
         declaration = self.declared.declaration if self.declared else None
         if declaration is None:

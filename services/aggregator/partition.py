@@ -16,15 +16,15 @@ from typing import NamedTuple
 
 from fulgurite.deadlines import overdue, silent
 from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LlmCall
-from fulgurite.ids import minted_at
+from fulgurite.ids import derive_id, minted_at
 from fulgurite.kinds import StatusKind
 from fulgurite.stitching import missing_inputs
 from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, MAX_MESSAGE_BYTES, Topic
 from services import logs
-from services.aggregator.attempts import Attempt, Group, Key
+from services.aggregator.attempts import Attempt, Group, Key, weight
 from services.aggregator.settings import AggregatorSettings
 from services.clock import now_ms
-from services.dead_letters import lost
+from services.dead_letters import Lost, actions_of, lost, lost_episode
 from services.kafka import read_all
 from services.streams import Log, Rejected, Settle
 
@@ -38,9 +38,6 @@ _LOOK_EVERY_MS = 250
 
 _FORGET_EVERY_MS = 2_000
 """Memory is not so short that closed groups must go at once."""
-
-_CALL_BYTES = 4_000
-"""A call without its texts and tokens, as objects in memory."""
 
 _WORTH_A_LOOK = 2 * 1024 * 1024
 """Bytes of text and prompts before what repeats is taken out: encoding an episode twice is only for large ones."""
@@ -78,6 +75,8 @@ class AggregatorPartition:
         self._closing: dict[Key, Attempt] = {}
         self._unasked: dict[Key, Attempt] = {}
         """Of those, the ones without a barrier."""
+        self._outgrown: dict[Key, Attempt] = {}
+        """Those that hold too much, to be given up."""
         self._nearest: float = math.inf
         """No barrier is below it: while less is read nobody looks through all that wait, which may be thousands."""
         self._time = 0
@@ -107,8 +106,14 @@ class AggregatorPartition:
             attempt = group.attempts[key] = Attempt(key, event.group_id, event.mode)
             # It may be one that the deadline's verdicts did not know of.
             group.judged = False
+        if attempt.outgrown:
+            self._refuse(attempt, event, settle)
+            return
         attempt.take(event, settle, self._deltas.pop(event.event_id, None))
-        if attempt.ended or self._is_unsure(event.group_id, group):
+        if attempt.held_bytes > self._settings.attempt_mb * 1_000_000:
+            attempt.outgrown = True
+            self._outgrown[key] = attempt
+        elif attempt.ended or self._is_unsure(event.group_id, group):
             self._closing[key] = attempt
             if attempt.barrier is None:
                 self._unasked[key] = attempt
@@ -126,7 +131,9 @@ class AggregatorPartition:
         self._deltas = {delta.event_id: delta}
 
     async def work(self) -> None:
-        """Close what can be closed, judge what is due, forget what is long over."""
+        """Give up what takes too much, close what can be closed, judge what is due, forget what is long over."""
+        if self._outgrown:
+            await self._give_up()
         await self._close()
         await self._judge()
 
@@ -147,6 +154,37 @@ class AggregatorPartition:
         # Found in the log before it came, it may have been judged without the rollouts of which nothing is known.
         group.judged = False
         group.unsettled.append(settle)
+
+    def _refuse(self, attempt: Attempt, event: LlmCall | AgentStatus, settle: Settle) -> None:
+        attempt.follow(event)
+        if isinstance(event, LlmCall):
+            reason = f"attempt {attempt.attempt} of rollout {attempt.rollout_id} has outgrown FULGURITE_AGGREGATOR_ATTEMPT_MB"
+            raise Rejected(f"{reason}; begin another rollout", actions_of(event.mode, [event]))
+        settle()
+
+    async def _give_up(self) -> None:
+        """Dead letters of attempts that hold too much, with their actions: one session without an end must not take the worker's memory."""
+        outgrown, self._outgrown = self._outgrown, {}
+        for key, attempt in outgrown.items():
+            self._closing.pop(key, None)
+            self._unasked.pop(key, None)
+            held = attempt.held_bytes
+            inputs, settled = attempt.give_up()
+            calls = [event for event in inputs if isinstance(event, LlmCall)]
+            _log.error(
+                "an attempt takes too much memory", rollout_id=attempt.rollout_id, attempt=attempt.attempt, bytes=held, calls=len(calls)
+            )
+            told = (
+                f"attempt {attempt.attempt} of rollout {attempt.rollout_id} takes {held:,} bytes of memory, and "
+                f"FULGURITE_AGGREGATOR_ATTEMPT_MB is {self._settings.attempt_mb:g}; {len(calls)} calls, which are in no episode, "
+                f"are in {LLM_CALLS.name}"
+            )
+            about = derive_id(attempt.rollout_id, attempt.attempt, *(event.event_id for event in inputs[-1:]))
+            what = Lost(about, attempt.last_event_time, attempt.group_id, actions_of(attempt.mode, calls))
+            letter = lost(what, self._log.settings, self._partition, "aggregator", error_type="AttemptTooLarge", error=told)
+            await self._log.publish(DEAD_LETTERS, [(attempt.group_id, letter)])
+            for settle in settled:
+                settle()
 
     async def _close(self) -> None:
         if self._unasked:
@@ -189,7 +227,7 @@ class AggregatorPartition:
         """To `episodes`, or to `dead.letters` what no message can hold: it would stop the partition for good."""
         topic: Topic = EPISODES
         event: Episode | DeadLetter = episode
-        if sum(map(_weight, episode.calls)) > _WORTH_A_LOOK:
+        if sum(map(weight, episode.calls)) > _WORTH_A_LOOK:
             size = len(self._log.codec.encode(episode))
             if size > MAX_MESSAGE_BYTES - _ROOM:
                 topic, event = DEAD_LETTERS, self._too_large(episode, size)
@@ -198,7 +236,7 @@ class AggregatorPartition:
     def _too_large(self, episode: Episode, size: int) -> DeadLetter:
         _log.error("an episode is too large for a message", episode_id=episode.episode_id, bytes=size, calls=len(episode.calls))
         told = f"episode {episode.episode_id} of {len(episode.calls)} calls takes {size:,} bytes; its calls are in {LLM_CALLS.name}"
-        return lost(episode, self._log.settings, self._partition, "aggregator", error_type="EpisodeTooLarge", error=told)
+        return lost(lost_episode(episode), self._log.settings, self._partition, "aggregator", error_type="EpisodeTooLarge", error=told)
 
     def _is_unsure(self, group_id: str, group: Group) -> bool:
         """Whether the log may hold of a group what memory does not: a declaration, and attempts that were closed and let go of."""
@@ -314,15 +352,16 @@ class AggregatorPartition:
     def _forget(self) -> None:
         """Drop groups that are complete and long over, or take too much; remember that they existed."""
         before = max(self._time, now_ms()) - int(self._settings.keep_s * 1000)
-        over = {group_id: group for group_id, group in self._groups.items() if not group.unsettled and group.complete()}
-        weights = {group_id: sum(map(_weight, group.calls())) for group_id, group in over.items()}
+        over = {group_id: group for group_id, group in self._groups.items() if group.is_over(before)}
+        weights = {group_id: sum(attempt.held_bytes for attempt in group.attempts.values()) for group_id, group in over.items()}
         kept = sum(weights.values())
         for group_id, group in over.items():
             episodes = [attempt.published for attempt in group.attempts.values() if attempt.published is not None]
             if kept > self._settings.keep_mb * 1_000_000 or all(episode.event_time < before for episode in episodes):
                 kept -= weights[group_id]
                 del self._groups[group_id]
-                self._let_go_of(group_id, episodes)
+                if episodes:
+                    self._let_go_of(group_id, episodes)
         for group_id, written in list(self._known.items()):
             if all(episode.event_time < before for episode in written.values()):
                 del self._known[group_id]
@@ -333,7 +372,3 @@ class AggregatorPartition:
 
     def _let_go_of(self, group_id: str, episodes: Collection[Episode]) -> None:
         self._let_go[group_id] = min((episode.started_at for episode in episodes), default=0)
-
-
-def _weight(call: LlmCall) -> int:
-    return _CALL_BYTES + len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")

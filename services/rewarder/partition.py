@@ -23,7 +23,7 @@ from fulgurite.sealing import Output, Written, revision_of
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
 from services import logs
 from services.clock import now_ms
-from services.dead_letters import actions_of, lost
+from services.dead_letters import actions_of, lost, lost_episode
 from services.kafka import KafkaSettings
 from services.rewarder.groups import ClosedGroups, Group
 from services.rewarder.recall import Recalled
@@ -201,7 +201,7 @@ class RewarderPartition:
     def _too_late(self, episode: Episode) -> DeadLetter:
         told = f"episode {episode.episode_id} came when the log no longer held its whole group"
         value = self._log.codec.encode(episode)
-        return lost(episode, self._log.settings, self._partition, "rewarder", error_type="TooLate", error=told, value=value)
+        return lost(lost_episode(episode), self._log.settings, self._partition, "rewarder", error_type="TooLate", error=told, value=value)
 
     async def _close(self, group_id: str, group: Group) -> None:
         taken = group.take_up()
@@ -257,4 +257,4 @@ def _check_rule(episode: Episode, declaration: Declaration) -> None:
     try:
         credit_rule(declaration.credit_rule)
     except UnknownRule as error:
-        raise Rejected(str(error), actions_of(episode)) from error
+        raise Rejected(str(error), actions_of(episode.mode, episode.calls)) from error

@@ -283,6 +283,34 @@ def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
     assert {letter.stage for letter in letters} == {"aggregator", "rewarder"}
 
 
+def test_a_session_without_an_end_does_not_take_the_memory_of_others(deployment: Deployment) -> None:
+    at = int(time.time() * 1000)
+    deployment.start("aggregator", FULGURITE_AGGREGATOR_ATTEMPT_MB="0.05", FULGURITE_AGGREGATOR_SILENCE_S="600")
+    session = [
+        msgspec.structs.replace(make_call(0, 0, turn, at=at + turn, mode=Mode.train), request=random.Random(turn).randbytes(5_000).hex())
+        for turn in range(12)
+    ]
+    deployment.publish(session[:6])
+    wait_until(lambda: len(letters_of(deployment)) == 3, "it is given up, and what came since is refused")
+    deployment.publish([*session[6:], *make_group(1, at=at)])
+    wait_until(lambda: len(deployment.read(EPISODES)) == 4, "the other group's episodes are written")
+    wait_until(lambda: len(letters_of(deployment)) == 9, "all is accounted for")
+    deployment.kill("aggregator")
+    deployment.start("aggregator")
+    assert deployment.stop() == {"aggregator": 0}
+
+    first, *rest = sorted(letters_of(deployment), key=lambda letter: -len(letter.actions))
+    assert first.error_type == "AttemptTooLarge"
+    assert {letter.error_type for letter in rest} == {"Rejected"}
+    lost = [action for letter in (first, *rest) for action in letter.actions]
+    assert sorted(lost) == sorted(action_id(call.call_id, 0) for call in session)
+    assert {event.group_id for event in deployment.read(EPISODES) if isinstance(event, Episode)} == {make_call(1).group_id}
+
+
+def letters_of(deployment: Deployment) -> list[DeadLetter]:
+    return [event for event in deployment.contents(DEAD_LETTERS).values() if isinstance(event, DeadLetter)]
+
+
 def newest(deployment: Deployment, group_id: str) -> str | None:
     """The revision of a group that counts."""
     written = Written()

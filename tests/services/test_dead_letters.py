@@ -7,7 +7,7 @@ import pytest
 
 from fulgurite.kinds import Mode
 from fulgurite.stitching import stitch
-from services.dead_letters import key_of, lost, unusable
+from services.dead_letters import key_of, lost, lost_episode, unusable
 from services.kafka import KafkaSettings, Record
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
@@ -38,6 +38,6 @@ def test_an_episode_takes_its_actions_with_it(mode: Mode, actions: int) -> None:
     episode = stitch(inputs)
     assert episode is not None
     kafka = KafkaSettings.model_validate({"topic_prefix": "p."})
-    letter = lost(episode, kafka, 2, "aggregator", "EpisodeTooLarge", "too large")
+    letter = lost(lost_episode(episode), kafka, 2, "aggregator", "EpisodeTooLarge", "too large")
     assert (letter.topic, letter.partition, letter.offset, letter.value) == ("p.episodes", 2, -1, None)
     assert (key_of(letter), letter.event_time, len(letter.actions)) == (group_id(0), episode.event_time, actions)

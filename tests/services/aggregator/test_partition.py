@@ -17,7 +17,7 @@ from services.aggregator import partition as partition_module
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
 from services.kafka import KafkaSettings, Record
-from services.streams import AckOrder, Log
+from services.streams import AckOrder, Log, Rejected
 from tests.synthetic import make_call, make_declared, make_status
 
 
@@ -45,12 +45,12 @@ class MemoryLog(Log):
 class Reader:
     """A partition, and how far its two topics have been read."""
 
-    def __init__(self, settings: AggregatorSettings | None = None) -> None:
+    def __init__(self, settings: AggregatorSettings | None = None, written: Iterable[Episode] = ()) -> None:
         self.log = MemoryLog()
         self.read = {LLM_CALLS.name: 0, AGENT_STATUS.name: 0}
         self.acknowledged: list[str] = []
         self._orders = {LLM_CALLS.name: AckOrder(), AGENT_STATUS.name: AckOrder()}
-        self.partition = AggregatorPartition(0, self.log, settings or AggregatorSettings(), lambda topic: self.read[topic.name], ())
+        self.partition = AggregatorPartition(0, self.log, settings or AggregatorSettings(), lambda topic: self.read[topic.name], written)
 
     async def take(self, event: LlmCall | AgentStatus) -> None:
         topic = LLM_CALLS if isinstance(event, LlmCall) else AGENT_STATUS
@@ -128,6 +128,90 @@ async def test_large_calls_that_repeat_one_another_are_an_episode() -> None:
         await reader.take(event)
     (episode,) = reader.log.episodes()
     assert list(episode.calls) == large
+
+
+def session(turns: int, first: int = 0) -> list[LlmCall]:
+    """Undeclared calls of some 20 kB each."""
+    bodies = [random.Random(turn).randbytes(10_000).hex() for turn in range(first, first + turns)]
+    return [msgspec.structs.replace(make_call(turn=first + turn, at=NOW + first + turn), request=body) for turn, body in enumerate(bodies)]
+
+
+async def test_an_attempt_that_holds_too_much_is_a_dead_letter_and_nothing_more_is_held_of_it() -> None:
+    reader = Reader(AggregatorSettings(attempt_mb=0.1))
+    calls = session(4)
+    for call in calls:
+        assert reader.log.published == []
+        await reader.take(call)
+    await reader.take(fifth := session(1, first=4)[0])
+    ((topic, letter),) = reader.log.published
+    assert isinstance(letter, DeadLetter)
+    assert (topic, letter.error_type, letter.key) == (DEAD_LETTERS, "AttemptTooLarge", fifth.group_id.encode())
+    assert "FULGURITE_AGGREGATOR_ATTEMPT_MB is 0.1" in letter.error
+    assert letter.actions == tuple(action_id(call.call_id, 0) for call in [*calls, fifth])
+    assert len(reader.acknowledged) == 5
+
+    late = session(1, first=5)[0]
+    with pytest.raises(Rejected, match="begin another rollout") as refused:
+        await reader.take(late)
+    assert refused.value.actions == (action_id(late.call_id, 0),)
+    assert reader.partition.held(late, late.call_id) == late, "what comes next may be a delta of it"
+    assert reader.partition.held(late, calls[0].call_id) is None
+    await reader.take(DONE)
+    assert reader.acknowledged[-1] == DONE.event_id
+    assert len(reader.log.published) == 1
+
+
+async def test_one_that_was_given_up_is_forgotten_once_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(AggregatorSettings(attempt_mb=0.01, silence_s=1))
+    (call, late, another) = session(3)
+    await reader.take(call)
+    await later(reader, monkeypatch, 590_000)
+    with pytest.raises(Rejected):
+        await reader.take(msgspec.structs.replace(late, event_time=NOW + 590_000))
+    await later(reader, monkeypatch, 1_180_000)
+    with pytest.raises(Rejected):
+        await reader.take(another)
+    await later(reader, monkeypatch, 1_200_000)
+    await reader.take(another)
+    assert [letter.error_type for _, letter in reader.log.published if isinstance(letter, DeadLetter)] == ["AttemptTooLarge"] * 2
+
+
+async def test_a_group_goes_on_without_the_attempt_that_held_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = Reader(AggregatorSettings(attempt_mb=0.01))
+    await reader.take(make_declared(0, 1, at=NOW, deadline=NOW + 1_000))
+    await reader.take(session(1)[0])
+    await later(reader, monkeypatch, 2_000)
+    assert [type(event) for _, event in reader.log.published] == [DeadLetter], "no verdict on what is not awaited"
+    assert len(reader.acknowledged) == 2
+
+
+async def test_a_closed_attempt_that_late_calls_make_too_large_keeps_what_was_written() -> None:
+    reader = Reader(AggregatorSettings(attempt_mb=0.06))
+    first, *late = session(3)
+    reader.log.ends[LLM_CALLS.name] = 1
+    for event in (DECLARED, first, DONE):
+        await reader.take(event)
+    for call in late:
+        await reader.take(call)
+    *_, (_, letter) = reader.log.published
+    assert isinstance(letter, DeadLetter)
+    assert [len(episode.calls) for episode in reader.log.episodes()] == [1, 2]
+    assert letter.actions == (action_id(late[-1].call_id, 0),), "the others are in an episode"
+    assert len(reader.acknowledged) == 5
+
+
+async def test_an_episode_in_the_log_that_takes_too_much_is_left_as_it_is() -> None:
+    before = Reader()
+    before.log.ends[LLM_CALLS.name] = 1
+    for event in (DECLARED, call := session(1)[0], DONE):
+        await before.take(event)
+    reader = Reader(AggregatorSettings(attempt_mb=0.01), before.log.episodes())
+    for event in (DECLARED, call, DONE):
+        await reader.take(event)
+    ((_, letter),) = reader.log.published
+    assert isinstance(letter, DeadLetter)
+    assert letter.actions == ()
+    assert len(reader.acknowledged) == 3
 
 
 class ReadAgain:
