@@ -44,8 +44,8 @@ class JudgeModel:
         key = settings.key()
         if key.startswith(ROLLOUT_KEY_PREFIX):
             raise ValueError(
-                "FULGURITE_JUDGE_API_KEY is a rollout's key: the judge's calls would become part of that rollout. "
-                "Use one of FULGURITE_API_KEYS."
+                f"{settings.key_variable} has a rollout's key: the judge's calls would become part of that rollout. "
+                "Use a plain key of the gateway."
             )
         self._model = model
         self._settings = settings
@@ -83,7 +83,7 @@ class JudgeModel:
             body["temperature"] = self._settings.temperature
         status, answer = await self._post(body)
         if status != 200:
-            raise _refusal(status, answer)
+            raise _refusal(status, answer, self._settings.key_variable)
         return _text_of(answer)
 
     async def _post(self, body: dict[str, Any]) -> tuple[int, bytes]:
@@ -98,10 +98,10 @@ class JudgeModel:
             raise JudgeUnreachable(f"{self._url}: {type(error).__name__}") from error
 
 
-def _refusal(status: int, answer: bytes) -> JudgeRefused | JudgeUnreachable:
+def _refusal(status: int, answer: bytes, key_variable: str) -> JudgeRefused | JudgeUnreachable:
     if status in (401, 403):
         # What the server says of a key may repeat it.
-        return JudgeRefused(f"status {status}: the server does not accept FULGURITE_JUDGE_API_KEY")
+        return JudgeRefused(f"status {status}: the server does not accept the key of {key_variable}")
     text = " ".join(answer.decode("utf-8", "replace").split())[:_LONGEST_ERROR]
     kind = JudgeUnreachable if status in _HEALING or status >= 500 else JudgeRefused
     return kind(f"status {status}: {text}")

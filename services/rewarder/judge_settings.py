@@ -35,6 +35,11 @@ class JudgeSettings(BaseSettings):
         """The API's root, `.../v1`."""
         return (self.base_url or self.gateway_url.rstrip("/") + "/v1").rstrip("/")
 
+    @property
+    def key_variable(self) -> str:
+        """Where the key comes from."""
+        return "FULGURITE_JUDGE_API_KEY" if self.api_key.get_secret_value() or self.base_url else "FULGURITE_API_KEYS"
+
     def key(self) -> str:
         """What the model is asked with. Never one of the gateway's elsewhere. Raises ValueError where the gateway would ask for one."""
         given = self.api_key.get_secret_value()

@@ -21,7 +21,7 @@ from services import logs
 from services.brokers import answering
 from services.kafka import KafkaSettings, LogUnavailable
 from services.runner.errors import RunnerError
-from services.runner.options import RunOptions, read_rewards, read_weights
+from services.runner.options import JUDGE, RunOptions, read_rewards, read_weights
 from services.runner.progress import JsonWatcher, TerminalWatcher
 from services.runner.run import Run, Summary, Watcher
 from services.runner.settings import RunnerSettings
@@ -76,6 +76,9 @@ def run(
     fulgurite run --tasks train.jsonl -n 6 --reward rewards.py:score --preload openai -- python agent.py
     """
     logs.configure("runner", "WARNING")
+    rewards = _read(read_rewards, reward or (), "--reward")
+    if rubric is not None and not any(given.startswith(JUDGE) for given in rewards.values()):
+        raise typer.BadParameter(f"no reward is a judge that it could be for: --reward NAME={JUDGE}ALIAS", param_hint="--rubric")
     try:
         options = RunOptions(
             tasks=tasks,
@@ -83,7 +86,7 @@ def run(
             run_id=new_run_id(),
             n=n,
             concurrency=concurrency,
-            rewards=_read(read_rewards, reward or (), "--reward"),
+            rewards=rewards,
             rubric=rubric,
             weights=_read(read_weights, weight or (), "--weight"),
             mode=mode,

@@ -21,6 +21,9 @@ HIDDEN_FIELD = "reference"
 
 REWARD_NAME = "reward"
 
+JUDGE = "judge:"
+"""What a reward begins with that a model gives."""
+
 Task = dict[str, Any]
 
 

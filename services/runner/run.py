@@ -29,7 +29,7 @@ from services.runner.errors import RunnerError
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
 from services.runner.intervals import Estimate
-from services.runner.options import RunOptions, Task, for_agent, in_order, own_environment, planned_rollouts, read_tasks
+from services.runner.options import JUDGE, RunOptions, Task, for_agent, in_order, own_environment, planned_rollouts, read_tasks
 from services.runner.pace import Pace
 from services.runner.processes import Processes, Program, find_program
 from services.runner.rollout import Attempt, RolloutRunner
@@ -40,7 +40,6 @@ REWARD_GRACE_S = 60.0
 """After the last rollout's deadline: time for aggregator, reward worker and rewards to come."""
 
 _TICK_S = 0.05
-_JUDGE = "judge:"
 
 _log = logs.get()
 
@@ -303,9 +302,9 @@ class Run:
 
 def _worker(reference: str, rubric: Path | None) -> tuple[str, ...]:
     """The module that gives such a reward, and what it is told."""
-    if not reference.startswith(_JUDGE):
+    if not reference.startswith(JUDGE):
         return ("services.rewarder.worker", "--reward", reference)
-    return ("services.rewarder.judge", "--model", reference.removeprefix(_JUDGE), *(("--rubric", str(rubric)) if rubric else ()))
+    return ("services.rewarder.judge", "--model", reference.removeprefix(JUDGE), *(("--rubric", str(rubric)) if rubric else ()))
 
 
 @contextlib.contextmanager

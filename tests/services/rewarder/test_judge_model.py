@@ -35,6 +35,16 @@ def test_the_gateway_is_asked_unless_another_server_is_named_which_never_gets_it
         JudgeSettings.model_validate({}).key()
 
 
+@pytest.mark.parametrize(("given", "named"), [({"api_key": KEY}, "FULGURITE_JUDGE_API_KEY"), ({}, "FULGURITE_API_KEYS")])
+async def test_a_key_that_is_refused_is_named_by_where_it_comes_from(given: dict[str, str], named: str) -> None:
+    async with running_stub() as stub:
+        found = {"FULGURITE_GATEWAY_URL": stub.url, "FULGURITE_API_KEYS": KEY, **given}
+        stub.reset(status=401, error="who are you?")
+        async with JudgeModel("big", "judge", JudgeSettings.model_validate(found)) as model:
+            with pytest.raises(JudgeRefused, match=f"does not accept the key of {named}$"):
+                await model.scores(ASKED)
+
+
 async def test_a_good_answer_is_asked_for_once() -> None:
     async with running_stub() as stub, JudgeModel("big", "judge", settings(stub.url, temperature=0.0)) as model:
         stub.reset(words=[json.dumps({"scores": SCORES})])

@@ -39,7 +39,7 @@ def logging_as_it_was() -> Iterator[None]:
         ),
         (("judge", "--model", "big"), {}, "the judge has no key for the gateway: set FULGURITE_JUDGE_API_KEY"),
         (("judge", "--model", "big", "--rubric", "none.txt"), {"FULGURITE_API_KEYS": "a"}, "--rubric none.txt cannot be read"),
-        (("judge", "--model", "big"), {"FULGURITE_JUDGE_API_KEY": "fg-k1.secret.signature"}, "FULGURITE_JUDGE_API_KEY is a rollout's key"),
+        (("judge", "--model", "big"), {"FULGURITE_JUDGE_API_KEY": "fg-k1.secret.signature"}, "FULGURITE_JUDGE_API_KEY has a rollout's key"),
         (("judge", "--model", "big"), {"FULGURITE_JUDGE_RETRIES": "-1"}, "JudgeSettings (docs/configuration.md): retries: Input should be"),
         (("judge", "--model", "big"), {"FULGURITE_API_KEYS": "a", "FULGURITE_JUDGE_LOG_LEVEL": "loud"}, "Unknown level: 'LOUD'"),
     ],
