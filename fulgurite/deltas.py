@@ -112,9 +112,13 @@ def _hash(call: LlmCall, ref: ParentRef, prompt: bytes, parent: LlmCall, hashes:
 
 def tokens_of(call: LlmCall) -> bytes:
     """What a prompt may share with a call: its prompt and the tokens of its first choice, packed."""
-    answer = call.choices[0].token_ids if call.choices else None
-    tokens = (call.prompt_token_ids or b"") + (answer or b"")
+    tokens = (call.prompt_token_ids or b"") + answer_tokens(call)
     return tokens[: len(tokens) - len(tokens) % 4]
+
+
+def answer_tokens(call: LlmCall) -> bytes:
+    """Those of a call's first choice, packed."""
+    return (call.choices[0].token_ids or b"") if call.choices else b""
 
 
 def no_such_prompt(call: LlmCall) -> BrokenDelta:

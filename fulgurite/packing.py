@@ -1,8 +1,8 @@
 """The calls of an episode, packed: each a delta of an earlier one (`fulgurite.deltas`) where that is worth it.
 
 The episode is the log there: a parent lies in no partition (`WITHIN`), and its offset is its index. `pack` packs, `unpack` makes all calls
-whole again. Who needs no texts asks for `prompts_of`: what all turns of a conversation said is put together once for each of its turns,
-and mostly nobody looks at it.
+whole again. Who needs no texts asks a `Conversation` for its prompts: what all turns of a conversation said is put together once for each
+of its turns, and mostly nobody looks at it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cached_property
 
 import msgspec
 
-from fulgurite.deltas import WITHIN, Link, body_of, link_of, no_such_prompt, shorten
+from fulgurite.deltas import WITHIN, Link, answer_tokens, body_of, link_of, no_such_prompt, shorten
 from fulgurite.errors import BrokenDelta
 from fulgurite.events import LlmCall
 from fulgurite.tokens import PromptHashes, prompt_hash
@@ -129,16 +129,12 @@ def _prompts(calls: Sequence[LlmCall], parents: Sequence[int | None], proven: bo
             continue
         before, shared = prompts[parent] or b"", 4 * ref.shared_tokens
         goes_on = shared >= len(before)
-        beyond = _answer(calls[parent])[: shared - len(before)] if goes_on else b""
+        beyond = answer_tokens(calls[parent])[: shared - len(before)] if goes_on else b""
         prompt = b"".join((before[:shared], beyond, own))
         if not proven and call.prompt_hash != (hashes.of(index, prompt, parent, before) if goes_on else prompt_hash(prompt)):
             raise no_such_prompt(call)
         prompts.append(prompt)
     return prompts
-
-
-def _answer(call: LlmCall) -> bytes:
-    return (call.choices[0].token_ids or b"") if call.choices else b""
 
 
 def _bodies(calls: Sequence[LlmCall], parents: Sequence[int | None]) -> list[bytes | None]:

@@ -13,15 +13,14 @@ from functools import partial
 from fulgurite.deltas import restore
 from fulgurite.errors import BadClaim, BrokenDelta
 from fulgurite.events import Episode, Event, LlmCall
-from fulgurite.kinds import Mode
 from fulgurite.tokens import PromptHashes
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS
-from fulgurite.trajectories import successful_actions
 from services import logs
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
 from services.calls import CallReader
 from services.claims import redeemed
+from services.dead_letters import actions_of
 from services.kafka import KafkaSettings, read_all
 from services.streams import Processor, Rejected, Worker, quieten
 from services.topic_admin import check_topics
@@ -61,7 +60,7 @@ class Aggregator(Worker):
             if logged.parent is not None:
                 processor.as_logged(logged)
         except (BrokenDelta, BadClaim) as error:
-            raise Rejected(str(error), successful_actions(event) if event.mode is Mode.train else ()) from error
+            raise Rejected(str(error), actions_of(event.mode, [event])) from error
         return event
 
     async def _restored(self, call: LlmCall, held: Callable[[str], LlmCall | None]) -> LlmCall:

@@ -371,4 +371,4 @@ class AggregatorPartition:
             self._since = max(self._since, minted_at(group_id) or 0)
 
     def _let_go_of(self, group_id: str, episodes: Collection[Episode]) -> None:
-        self._let_go[group_id] = min((episode.started_at for episode in episodes), default=0)
+        self._let_go[group_id] = min(episode.started_at for episode in episodes)
