@@ -62,9 +62,9 @@ def test_late_rewards_amend_over_kills_and_forgetting(deployment: Deployment, mo
     now = int(time.time() * 1000)
     # Ids as the gateway mints them: from their time the rewarder tells how far back to read.
     monkeypatch.setattr(synthetic, "group_id", lambda number: mint_group(now + number, number.to_bytes(10, "big")))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]
-    times = {"FULGURITE_REWARDER_AMEND_WAIT_S": "0.5", "FULGURITE_REWARDER_AMEND_EVERY_S": "0"}
+    times = {"FULGURITE_REWARDER_AMEND_WAIT_S": "5", "FULGURITE_REWARDER_AMEND_EVERY_S": "0"}
     # Nothing is kept: what comes late is read from the log again.
-    forgetful = {**times, "FULGURITE_REWARDER_KEEP_S": "0", "FULGURITE_REWARDER_HISTORY_S": "0"}
+    forgetful = {**times, "FULGURITE_REWARDER_AMEND_WAIT_S": "0.5", "FULGURITE_REWARDER_KEEP_S": "0", "FULGURITE_REWARDER_HISTORY_S": "0"}
     events: list[Made] = [event for number in range(GROUPS) for event in make_group(number, at=now)]
     deployment.start("aggregator", "rewarder", **times)
     deployment.publish(events)

@@ -104,11 +104,11 @@ class Deployment:
         return {name: process.wait(30) for name, process in self.processes.items()}
 
     def publish(self, events: Sequence[Made]) -> None:
-        """Publish; return when all is acknowledged. As with the gateway, a group's calls are in the log before its next status is."""
+        """Publish; return when all is acknowledged. As with the gateway, what a group did is in the log before its next status is."""
         pending: dict[str, list[Future[Delivery]]] = {}
         for event in events:
             earlier = pending.setdefault(event.group_id, [])
-            if not isinstance(event, LlmCall):
+            if isinstance(event, AgentStatus):
                 while earlier:
                     earlier.pop().result(WAIT_S)
             earlier.append(self.producer.submit(topic_of(event), event.group_id, event))
