@@ -179,7 +179,7 @@ def vllm(given: argparse.Namespace) -> None:
     os.environ["PIN"] = "0"
     with bench_folder() as folder, kafka(folder) as cluster, ExitStack() as stack:
         engine = stack.enter_context(LocalVllm(model, folder / "vllm"))
-        served = stack.enter_context(gateway(engine.base_url, cluster))
+        served = stack.enter_context(gateway(engine.base_url, cluster, FULGURITE_YIELD_CPU="true"))
         sides: list[tuple[str, Served | str, tuple[str, ...]]] = [
             ("text alone", engine.base_url, ()),
             ("ids and log-probabilities", engine.base_url, ("--logprobs",)),

@@ -96,11 +96,6 @@ class Attempt:
             call_id = call.parent.call_id
         return reduce(lambda parent, delta: restore(delta, parent, proven=True), reversed(chain))
 
-    def events(self) -> list[Input]:
-        """The inputs, whole."""
-        calls = self._calls()
-        return [calls.get(event_id, event) for event_id, event in self.inputs.items()]
-
     def revision(self, declared: AgentStatus | None) -> Episode | None:
         """The next revision, its calls packed as they are held; None if there is nothing new to tell."""
         calls: dict[str, LlmCall] = {}

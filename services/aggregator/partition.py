@@ -158,8 +158,8 @@ class AggregatorPartition:
     def _refuse(self, attempt: Attempt, event: LlmCall | AgentStatus, settle: Settle) -> None:
         attempt.follow(event)
         if isinstance(event, LlmCall):
-            reason = f"attempt {attempt.attempt} of rollout {attempt.rollout_id} has outgrown FULGURITE_AGGREGATOR_ATTEMPT_MB"
-            raise Rejected(f"{reason}; begin another rollout", actions_of(event.mode, [event]))
+            reason = f"{_name(attempt)} has outgrown FULGURITE_AGGREGATOR_ATTEMPT_MB; begin another rollout"
+            raise Rejected(reason, actions_of(event.mode, [event]))
         settle()
 
     async def _give_up(self) -> None:
@@ -175,7 +175,7 @@ class AggregatorPartition:
                 "an attempt takes too much memory", rollout_id=attempt.rollout_id, attempt=attempt.attempt, bytes=held, calls=len(calls)
             )
             told = (
-                f"attempt {attempt.attempt} of rollout {attempt.rollout_id} takes {held:,} bytes of memory, and "
+                f"{_name(attempt)} takes {held:,} bytes of memory, and "
                 f"FULGURITE_AGGREGATOR_ATTEMPT_MB is {self._settings.attempt_mb:g}; {len(calls)} calls, which are in no episode, "
                 f"are in {LLM_CALLS.name}"
             )
@@ -372,3 +372,7 @@ class AggregatorPartition:
 
     def _let_go_of(self, group_id: str, episodes: Collection[Episode]) -> None:
         self._let_go[group_id] = min(episode.started_at for episode in episodes)
+
+
+def _name(attempt: Attempt) -> str:
+    return f"attempt {attempt.attempt} of rollout {attempt.rollout_id}"

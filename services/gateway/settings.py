@@ -166,6 +166,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """How long beyond a group's deadline its keys still work, so that late calls are recorded as such."""
     drain_s: int = 120
     """How long a stopping gateway waits for streams to end."""
+    yield_cpu: bool = False
+    """Interrupt nobody on a core (Linux, SCHED_BATCH): for a model server that generates on the CPU cores that the gateway runs on."""
     log_level: str = "INFO"
 
     @field_validator("spool_dir", "log_unavailable_live", mode="before")

@@ -155,6 +155,7 @@ class LocalStack:
             redis_url=valkey.url if valkey else os.environ["REDIS_URL"],
             vllm_url=vllm.base_url if vllm else os.environ["VLLM_BASE_URL"],
             model=model,
+            yield_cpu=vllm is not None,
         )
         if kafka:
             kafka.wait_ready()
@@ -175,7 +176,7 @@ class LocalStack:
     def _tell(self, name: str) -> None:
         self._on_ready(name, time.monotonic() - self._started)
 
-    def _environment(self, *, bootstrap_servers: str, redis_url: str, vllm_url: str, model: Path) -> dict[str, str]:
+    def _environment(self, *, bootstrap_servers: str, redis_url: str, vllm_url: str, model: Path, yield_cpu: bool) -> dict[str, str]:
         policy = self.options.policy
         return {
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
@@ -192,6 +193,7 @@ class LocalStack:
             "FULGURITE_GATEWAY_PORT": str(self._gateway_port),
             "FULGURITE_GATEWAY_URL": self.gateway_url,
             "FULGURITE_MODEL": str(model),
+            "FULGURITE_YIELD_CPU": os.environ.get("FULGURITE_YIELD_CPU", str(yield_cpu)),
             **self.options.environment,
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import uuid
 from collections.abc import AsyncGenerator
@@ -73,7 +74,7 @@ async def gateway(
     settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
     folder: Path = tmp_path_factory.mktemp("gateway")
     traces: dict[str, Any] = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector[1], "OTEL_BSP_SCHEDULE_DELAY": "100"}
-    async with running_gateway(settings, stub.url, folder, **traces) as running:
+    async with running_gateway(settings, stub.url, folder, FULGURITE_YIELD_CPU="true", **traces) as running:
         yield running
 
 
@@ -108,6 +109,19 @@ def record_traceparents(gateway: Gateway) -> list[bytes]:
         found += [value for key, value in message.headers() or [] if key == "traceparent" and isinstance(value, bytes)]
     consumer.close()
     return found
+
+
+async def test_a_gateway_beside_an_engine_interrupts_nobody(gateway: Gateway) -> None:
+    async with gateway.post(CHAT, BODY) as response:
+        assert response.status == 200
+    # Those that the imports begin do nothing here: numpy's, of which there is one a core.
+    loop, producers = gateway.process.pid, await asyncio.to_thread(threads_of, gateway.process.pid, "rdk:")
+    assert producers
+    assert {os.sched_getscheduler(thread) for thread in (loop, *producers)} == {os.SCHED_BATCH}
+
+
+def threads_of(pid: int, name: str) -> list[int]:
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir() if (task / "comm").read_text().startswith(name)]
 
 
 async def test_every_line_of_a_call_names_it(gateway: Gateway, stub: Stub) -> None:
