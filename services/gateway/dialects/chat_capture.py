@@ -13,6 +13,8 @@ from services.gateway.dialects.packed import TOKENS_FIELD
 _SAID = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 """How a chunk ends that says something more."""
 
+_GOES_ON = b'"finish_reason":null'
+
 _PACKED = b'"%b":' % TOKENS_FIELD.encode()
 
 _HEAP = 1024
@@ -48,12 +50,13 @@ class ChatCapture(ChoicesCapture):
 
     def quick_chunk(self, event: bytes) -> bytes | None:
         """See Capture."""
-        if self._alias is None or self._wants.logprobs or self._wants.token_ids or self._ended:
+        if self._alias is None or self._wants.logprobs or self._wants.token_ids or self._ended or not self.choices:
             return None
         if self._framed is not None and (said := self._framed[0].text(event)) is not None:
             _, choice, before = self._framed
             return before + encode(said) + _SAID if _take_text(choice, said) else None
-        chunk = quick_chunk(event[6:])
+        # Asked of its bytes, as a decoder that fails costs more than the general way.
+        chunk = quick_chunk(event[6:]) if _GOES_ON in event else None
         choice = None if chunk is None else self.choices.get(chunk.choices[0].index)
         if chunk is None or choice is None or not isinstance(choice.message.get("content"), str):
             return None
@@ -76,8 +79,7 @@ class ChatCapture(ChoicesCapture):
             self._tries -= 1
             return None
         self._tries = _TRIES
-        if run.comments:
-            self._packed.take_events(run.comments)
+        self._packed.take_events(run.comments)
         return before + (_SAID + before).join(run.texts) + _SAID, run.end
 
     def _opening(self, kind: str, created: int) -> bytes:

@@ -81,7 +81,7 @@ class _Reply(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Run(NamedTuple):
-    """Chunks of one frame, one after the other."""
+    """Chunks of one frame, one after the other, each behind a comment with its tokens."""
 
     texts: list[bytes]
     """Their texts, JSON as they came."""
@@ -113,25 +113,21 @@ class Frame(NamedTuple):
             return None
 
     def run(self, data: bytes, at: int) -> Run | None:
-        """The chunks of this frame that lie there, each perhaps after a comment with its tokens; None if anything else is among them."""
-        # Texts are JSON, which has no such byte. What one look does not cover, the next does. A head's end is found twice as fast as all
-        # of it, and then what is before it is told by one comparison.
-        begins, ends = self.head[:-_SOUGHT], self.head[-_SOUGHT:]
-        parts = _MARK.join(_MARK.join(data[at : at + _LOOK].split(ends)).split(self.tail)).split(_MARK)
-        count = (len(parts) - 1) // 2
-        texts, before = parts[1 : 2 * count : 2], parts[: 2 * count : 2]
-        between = [part.removesuffix(begins) for part in before]
-        comments = b"".join(between)
-        if not texts or begins.join([*between, b""]) != b"".join(before) or (comments and not only_tokens(comments)):
+        """The chunks of this frame from there on, each behind a comment with its tokens, up to whatever else comes; None without any."""
+        comments: list[bytes] = []
+        texts: list[bytes] = []
+        for part in data[at:].split(self.tail)[:-1]:
+            comment, _, chunk = part.partition(b"\n\n")
+            if not chunk.startswith(self.head):
+                break
+            comments.append(comment)
+            texts.append(chunk[len(self.head) :])
+        told = b"\n\n".join([*comments, b""])
+        if not only_tokens(told):
             return None
-        return Run(texts, comments, at + len(comments) + sum(map(len, texts)) + count * (len(self.head) + len(self.tail)))
+        return Run(texts, told, at + len(told) + sum(map(len, texts)) + len(texts) * (len(self.head) + len(self.tail)))
 
 
-_LOOK = 16 * 1024
-_SOUGHT = 16
-"""Bytes."""
-
-_MARK = b"\0"
 _text = msgspec.json.Decoder(str).decode
 _texts = msgspec.json.Decoder(list[str]).decode
 

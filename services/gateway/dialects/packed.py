@@ -11,8 +11,8 @@ ends with `IN_BODY`, which a vLLM without the plug-in obeys, and the plug-in cut
 from __future__ import annotations
 
 import binascii
+import re
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, cast
 
 from pybase64 import b64decode
@@ -25,14 +25,16 @@ TOKENS_COMMENT = b": fulgurite-tokens "
 TOKENS_FIELD = "fulgurite_tokens"
 IN_BODY = {"logprobs": True, "return_token_ids": True}
 """The last fields of a body that asks for the same in vLLM's own way."""
-_NONE = ("-", b"-")
+_SINGLE = TOKENS_COMMENT + b"0 - "
+"""How a comment begins that is not the first."""
+_NONE = b"-"
 _unpack = binascii.a2b_base64
+_ONLY_TOKENS = re.compile(b"(?:%b[^\\n]++\n\n)++" % TOKENS_COMMENT).fullmatch
 
 
 def only_tokens(events: bytes) -> bool:
     """Whether these events are comments with tokens, and nothing else."""
-    lines = events.count(TOKENS_COMMENT)
-    return events.startswith(TOKENS_COMMENT) and events.endswith(b"\n\n") and events.count(b"\n") == 2 * events.count(b"\n\n") == 2 * lines
+    return _ONLY_TOKENS(events) is not None
 
 
 class PackedTokens:
@@ -64,13 +66,18 @@ class PackedTokens:
         self.came = True
         found = cast("list[Any]", sequences) if isinstance(sequences, list) else []
         for number, packed in enumerate(found):
-            self._take([str(number).encode(), *cast("list[str]", packed)] if isinstance(packed, list) else [])
+            parts = cast("list[Any]", packed) if isinstance(packed, list) else []
+            self._take([str(part).encode() for part in (number, *parts)] if parts else [])
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """Prompt ids, ids and log-probabilities so far; None for what did not come, or cannot be matched."""
         if self._events:
-            events, self._events = b"".join(self._events), []
-            self._take(events[len(TOKENS_COMMENT) : -2].replace(b"\n\n" + TOKENS_COMMENT, b" ").split(b" "))
+            # The first has the prompt, too.
+            first, _, others = b"".join(self._events).partition(b"\n\n")
+            self._events = []
+            self._take_comments(first + b"\n\n")
+            if others and not self._take_single(others):
+                self._take_comments(others)
         if self._known is None:
             self._known = self._joined()
         return self._known
@@ -82,20 +89,41 @@ class PackedTokens:
         paired = ids and len(logprobs) == len(ids)
         return self._prompt or None, ids or None, logprobs if paired else None
 
-    def _take(self, fields: Sequence[str | bytes]) -> None:
+    def _take_comments(self, events: bytes) -> None:
+        self._take(events[len(TOKENS_COMMENT) : -2].replace(b"\n\n" + TOKENS_COMMENT, b" ").split(b" "))
+
+    def _take_single(self, events: bytes) -> bool:
+        """Comments of one token each, decoded together in a third of the time; whether they are that and nothing else."""
+        text = events.removeprefix(_SINGLE).removesuffix(b"\n\n").replace(b"\n\n" + _SINGLE, b"")
+        # `AAAAAA== AAAAAA==` over and over. With zeros (`A`) for padding it is one text, and each number has two bytes that are none.
+        count = text.count(b" ")
+        padding = text[6::17] + text[7::17] + text[15::17] + text[16::17]
+        if len(text) != 17 * count or text[8::17] != b" " * count or padding != b"=" * 4 * count or text.count(b"=") != 4 * count:
+            return False
+        try:
+            packed = b64decode(text.replace(b" ", b"").replace(b"=", b"A"), validate=True)
+        except ValueError:
+            return False
+        ids, logprobs = bytearray(4 * count), bytearray(4 * count)
+        for byte in range(4):
+            ids[byte::4], logprobs[byte::4] = packed[byte::12], packed[byte + 6 :: 12]
+        self._ids.append(bytes(ids))
+        self._logprobs.append(bytes(logprobs))
+        return True
+
+    def _take(self, fields: list[bytes]) -> None:
         """Sequence, prompt ids, ids and log-probabilities, over and over."""
         self._known = None
         if len(fields) % 4 or 4 * fields[::4].count(b"0") != len(fields):
             self._unmatched = True
             return
         try:
-            for prompt in fields[1::4]:
-                if prompt not in _NONE:
-                    # Long, where this is ten times as fast; the others are short, mostly, and it would be slower.
-                    self._prompt = b64decode(prompt, validate=True) or self._prompt
-            self._ids += [_unpack(packed, strict_mode=True) for packed in fields[2::4] if packed not in _NONE]
-            self._logprobs += [_unpack(packed, strict_mode=True) for packed in fields[3::4] if packed not in _NONE]
-        except (ValueError, TypeError):
+            for prompt in [packed for packed in fields[1::4] if packed != _NONE]:
+                # Long, where this is ten times as fast; the others are short, mostly, and it would be slower.
+                self._prompt = b64decode(prompt, validate=True) or self._prompt
+            self._ids += [_unpack(packed, strict_mode=True) for packed in fields[2::4] if packed != _NONE]
+            self._logprobs += [_unpack(packed, strict_mode=True) for packed in fields[3::4] if packed != _NONE]
+        except ValueError:
             self._unmatched = True
 
 

@@ -37,6 +37,11 @@ def token(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
 
 
+def written(chunk: dict[str, Any], *, ascii_only: bool = True) -> bytes:
+    """As vLLM writes it."""
+    return b"data: " + json.dumps(chunk, separators=(",", ":"), ensure_ascii=ascii_only).encode()
+
+
 @st.composite
 def parts(draw: st.DrawFn) -> dict[str, Any]:
     text, logprob = draw(_TEXT), draw(_LOGPROB)
@@ -55,7 +60,7 @@ def parts(draw: st.DrawFn) -> dict[str, Any]:
 def events(draw: st.DrawFn) -> list[bytes]:
     chunks = [{**_HEAD, "choices": [part]} for part in draw(st.lists(parts(), max_size=12))]
     opening = {**_HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "prompt_token_ids": [1, 2]}
-    return [b"data: " + json.dumps(chunk).encode() for chunk in [opening, *chunks]]
+    return [written(chunk) for chunk in [opening, *chunks]]
 
 
 def relayed(capture: ChatCapture, sent: list[bytes]) -> tuple[Any, ...]:
@@ -81,7 +86,7 @@ def packed_streams(draw: st.DrawFn) -> list[bytes]:
         deltas.insert(draw(st.integers(1, len(deltas))), odd)
     chunks = [{**_HEAD, "choices": [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None}]} for d in deltas]
     ascii_only = draw(st.booleans())
-    return [b"data: " + json.dumps(chunk, separators=(",", ":"), ensure_ascii=ascii_only).encode() for chunk in chunks]
+    return [written(chunk, ascii_only=ascii_only) for chunk in chunks]
 
 
 @given(packed_streams())
@@ -93,13 +98,13 @@ def test_a_chunk_in_the_frame_of_the_last_takes_the_quickest_way() -> None:
     capture = ChatCapture("ours", "alias", NOTHING)
     capture.take_chunk({**_HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
     part: dict[str, Any] = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}
-    first = json.dumps({**_HEAD, "choices": [part]}, separators=(",", ":")).encode()
+    first = written({**_HEAD, "choices": [part]})
     frame = Frame.around(b'"a"', first)
     assert frame is not None
     texts = [frame.text(first.replace(b'"a"', content)) for content in (b'"a"', b'"\\u00e9"', b"[1]")]
     assert texts == ["a", "é", None]
     assert (frame.text(first.replace(b"null}]", b'"stop"}]')), Frame.around(b'"b"', first)) == (None, None)
-    assert capture.quick_chunk(b"data: " + first) == capture.quick_chunk(b"data: " + first)
+    assert capture.quick_chunk(first) == capture.quick_chunk(first)
 
 
 _ODD = [
@@ -125,11 +130,11 @@ def heaps(draw: st.DrawFn) -> list[bytes]:
         part = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
         if commented and number:
             events.append(tokens([1, 2] if number == 1 else [], [number], [-0.5]))
-        events.append(b"data: " + json.dumps({**_HEAD, "choices": [part]}, separators=(",", ":"), ensure_ascii=ascii_only).encode())
+        events.append(written({**_HEAD, "choices": [part]}, ascii_only=ascii_only))
     for _ in range(draw(st.integers(0, 2))):
         events.insert(draw(st.integers(1, len(events))), draw(st.sampled_from([*_ODD, *events])))
     last = {"index": 0, "delta": {"content": "end"}, "logprobs": None, "finish_reason": "stop"}
-    events += [b"data: " + json.dumps({**_HEAD, "choices": [last]}, separators=(",", ":")).encode(), b"data: [DONE]"]
+    events += [written({**_HEAD, "choices": [last]}), b"data: [DONE]"]
     text, pieces = b"".join(event + b"\n\n" for event in events), list[bytes]()
     while text:
         size = draw(st.sampled_from([len(text), 1_500, 4_000]) | st.integers(1, len(text)))
@@ -154,13 +159,19 @@ def test_chunks_that_come_together_take_the_quickest_way() -> None:
     relay = StreamRelay(capture)
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, *({"content": f"tok{n}"} for n in range(40))]
     chunks = [{**_HEAD, "choices": [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None}]} for d in deltas]
-    text = b"".join(b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n" for chunk in chunks)
-    begun = len(b"\n\n".join(text.split(b"\n\n")[:2])) + 2
+    events = [written(chunk) + b"\n\n" for chunk in chunks]
+    text = b"".join(tokens([], [number], [-0.5]) + b"\n\n" + event for number, event in enumerate(events))
+    begun = len(b"\n\n".join(text.split(b"\n\n")[:4])) + 2
     relay.feed(text[:begun])
     run = capture.quick_run(text, begun)
     assert run is not None
     assert run[1] == len(text)
     assert run[0].count(b"data: ") == 39
+    until = text.index(b'"tok9"')
+    other = text[:until] + text[until:].replace(b'"index":0', b'"index":1')
+    run = capture.quick_run(other, begun)
+    assert run is not None
+    assert other[run[1] :].startswith(tokens([], [11], [-0.5])), "up to where something else comes"
     odd = text[begun:].replace(b'"tok9"', b"[9]")
     assert [capture.quick_run(odd, 0) for _ in range(9)] == [None] * 9
     assert capture.quick_run(text, begun) is None, "where chunks are of several kinds, it stops trying"
@@ -169,9 +180,10 @@ def test_chunks_that_come_together_take_the_quickest_way() -> None:
 def test_the_usual_chunk_takes_the_quick_way() -> None:
     capture = ChatCapture("ours", "alias", Wants(logprobs=False, token_ids=False, usage=False))
     part = {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [token("a", -0.5)]}, "finish_reason": None, "token_ids": [5]}
-    assert capture.quick_chunk(b"data: " + json.dumps({**_HEAD, "choices": [part]}).encode()) is None  # nothing is known of this choice yet
+    event = written({**_HEAD, "choices": [part]})
+    assert capture.quick_chunk(event) is None, "nothing is known of this choice yet"
     capture.take_chunk({**_HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
-    passed = capture.quick_chunk(b"data: " + json.dumps({**_HEAD, "choices": [part]}).encode())
+    passed = capture.quick_chunk(event)
     assert passed is not None
     assert json.loads(passed[6:])["choices"][0] == {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}
 
