@@ -35,7 +35,7 @@ producer, and while more is ready to go its thread does not wait for an acknowle
 gateway spent.
 """
 
-_TICK_S = 0.001
+_TICK_S = 0.002
 """How often an event loop that waits for many acknowledgements looks for them."""
 
 _MANY = 8
@@ -132,30 +132,43 @@ class EventProducer:
     """
 
     def __init__(
-        self, settings: KafkaSettings, codec: Codec, client_id: str, *, delivery_timeout_s: float = 120.0, linger_ms: float = 0
+        self,
+        settings: KafkaSettings,
+        codec: Codec,
+        client_id: str,
+        *,
+        delivery_timeout_s: float = 120.0,
+        linger_ms: float = 0,
+        burst_linger_ms: float = 0,
     ) -> None:
-        """`linger_ms`: for whoever publishes much at the same time; at 0 the events of one burst leave one by one, a request each."""
+        """`linger_ms`: for whoever queues much at the same time; at 0 the events of one burst leave one by one, a request each.
+
+        With `burst_linger_ms` an event loop that awaits many has a second librdkafka with that linger, so that few are not held up for
+        the sake of many. Events of one key keep their order where the earlier one is awaited before the later is published.
+        """
         self._names: dict[str, str] = {}
         self._settings = settings
         self._codec = codec
-        self._producer = Producer(
-            {
-                **settings.client_config(),
-                "client.id": client_id,
-                "enable.idempotence": True,
-                "acks": "all",
-                "partitioner": "murmur2_random",
-                "linger.ms": linger_ms,
-                "compression.type": "zstd",
-                "compression.level": _ZSTD_LEVEL,
-                "socket.nagle.disable": True,
-                "message.max.bytes": MAX_MESSAGE_BYTES,
-                "delivery.timeout.ms": int(delivery_timeout_s * 1000),
-                "reconnect.backoff.max.ms": 1000,
-                "error_cb": self._on_error,
-            },
-            logger=_log,
-        )
+        config: dict[str, Any] = {
+            **settings.client_config(),
+            "client.id": client_id,
+            "enable.idempotence": True,
+            "acks": "all",
+            "partitioner": "murmur2_random",
+            "compression.type": "zstd",
+            "compression.level": _ZSTD_LEVEL,
+            "socket.nagle.disable": True,
+            "message.max.bytes": MAX_MESSAGE_BYTES,
+            "delivery.timeout.ms": int(delivery_timeout_s * 1000),
+            "reconnect.backoff.max.ms": 1000,
+        }
+        self._producer = Producer({**config, "linger.ms": linger_ms, "error_cb": self._on_error}, logger=_log)
+        self._producers = [self._producer]
+        self._bursts = self._producer
+        if burst_linger_ms:
+            # Whether brokers are there is the first one's to say: this one may be idle, and lose its connections over that.
+            self._bursts = Producer({**config, "linger.ms": burst_linger_ms, "error_cb": _tell}, logger=_log)
+            self._producers.append(self._bursts)
         self._unreachable_since: float | None = None
         self._open = True
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -227,29 +240,30 @@ class EventProducer:
         return 0.0 if since is None else time.monotonic() - since
 
     def pending(self) -> int:
-        """Events that wait for an acknowledgement."""
-        return len(self._producer) + len(self._held)
+        """Events that wait for an acknowledgement, and errors of the connection that were not looked at yet."""
+        return sum(map(len, self._producers)) + len(self._held)
 
     def close(self, timeout_s: float = 10.0) -> int:
         """Flush and stop; returns how many events were left unacknowledged."""
         self._hand_over(everything=True)
-        left = self._producer.flush(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        left = sum([producer.flush(max(0.0, deadline - time.monotonic())) for producer in self._producers])
         self._open = False
         self._poller.join()
         return left
 
     def _produce(self, topic: Topic, key: str, event: Event, traceparent: str | None, on_delivery: _OnDelivery) -> None:
-        self._send(topic, self._message(topic, key, event, traceparent), on_delivery)
+        self._send(self._producer, topic, self._message(topic, key, event, traceparent), on_delivery)
 
     def _message(self, topic: Topic, key: str, event: Event, traceparent: str | None) -> _Message:
         name = self._names.get(topic.name) or self._names.setdefault(topic.name, self._settings.topic(topic))
         headers = cast("dict[str, str | bytes | None]", self._codec.headers(event, traceparent))
         return name, self._codec.encode(event), key.encode(), headers
 
-    def _send(self, topic: Topic, message: _Message, on_delivery: _OnDelivery) -> None:
+    def _send(self, producer: Producer, topic: Topic, message: _Message, on_delivery: _OnDelivery) -> None:
         name, value, key, headers = message
         try:
-            self._producer.produce(name, value, key, on_delivery=on_delivery, headers=headers)
+            producer.produce(name, value, key, on_delivery=on_delivery, headers=headers)
         except BufferError as error:
             raise LogUnavailable(f"{topic.name}: the producer's queue is full, Kafka does not keep up") from error
         except KafkaException as error:
@@ -265,12 +279,12 @@ class EventProducer:
             return
         self._handed_over_at = now
         held, self._held = self._held, deque()
-        burst = _Burst(len(held))
+        burst, producer = _Burst(len(held)), self._bursts if self._awaited >= _MANY else self._producer
         with self._counting:
             self._under_way += burst.requests
         for outgoing in held:
             try:
-                self._send(outgoing.topic, outgoing.message, partial(self._delivered, burst, outgoing))
+                self._send(producer, outgoing.topic, outgoing.message, partial(self._delivered, burst, outgoing))
             except LogUnavailable as error:
                 self._count(burst)
                 if not outgoing.future.done():
@@ -311,11 +325,16 @@ class EventProducer:
             future.set_exception(LogUnavailable(f"{topic.name}: {error.str()}"))
 
     def _must_tick(self) -> bool:
-        return self._awaited >= _MANY or (not self._thread_serves and bool(self._awaited or self._held))
+        if self._awaited >= _MANY:
+            return True
+        # The thread waits for deliveries of the first.
+        apart = self._bursts is not self._producer and len(self._bursts) > 0
+        return apart or (not self._thread_serves and bool(self._awaited or self._held))
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         """Serve what was delivered, in the thread of the loop that waits for it; again soon, while it waits for much more."""
-        self._producer.poll(0)
+        for producer in self._producers:
+            producer.poll(0)
         if self._held:
             self._hand_over()
         if self._loop is loop:
@@ -330,15 +349,16 @@ class EventProducer:
             self._thread_serves = False
             if self._awaited >= _MANY:
                 time.sleep(_IDLE_S)
-                self._producer.poll(0)
             else:
                 self._thread_serves = True
                 self._producer.poll(_IDLE_S)
+            for producer in self._producers:
+                producer.poll(0)
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._unreachable_since is None:  # pyright: ignore[reportPrivateUsage]
             self._unreachable_since = time.monotonic()
-        _log.warning("kafka: %s", error.str())
+        _tell(error)
 
 
 class _Burst:
@@ -367,6 +387,10 @@ class _Outgoing:
 _OnDelivery = Callable[[KafkaError | None, Message], None]
 _Message = tuple[str, bytes, bytes, dict[str, str | bytes | None]]
 """Topic's name, value, key, headers."""
+
+
+def _tell(error: KafkaError) -> None:
+    _log.warning("kafka: %s", error.str())
 
 
 def _expire(future: asyncio.Future[Delivery], why: str) -> None:

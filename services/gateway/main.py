@@ -59,7 +59,7 @@ from services.kafka import EventProducer, KafkaSettings
 
 log = logs.get(__name__)
 
-_LINGER_MS = 0.5
+_BURST_LINGER_MS = 0.5
 """Each agent waits for its event, and each request to Kafka costs as much as an event: a busy gateway's leave some ten together."""
 
 
@@ -72,7 +72,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     metrics = Metrics()
     store: Store = RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()
     registry = GroupRegistry(store)
-    producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s, linger_ms=_LINGER_MS)
+    producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s, burst_linger_ms=_BURST_LINGER_MS)
     recorder = Recorder(producer, kafka, codec, settings, metrics)
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
