@@ -74,8 +74,20 @@ def _alternate(given: argparse.Namespace, stub_arguments: tuple[str, ...], load_
 
 def _ratio(before: list[float], after: list[float]) -> tuple[float, str]:
     """The median of the rounds' ratios, and the least and the greatest: both sides of a round met the machine in the same mood."""
-    ratios = [ours / theirs for ours, theirs in zip(after, before, strict=True)]
+    ratios = _ratios(before, after)
     return statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+
+def _mean(before: list[float], after: list[float]) -> str:
+    """Their mean with its standard error: rounds of an engine on a busy CPU scatter."""
+    ratios = _ratios(before, after)
+    if len(ratios) < 2:
+        return "–"
+    return f"{statistics.mean(ratios):.3f} ± {statistics.stdev(ratios) / len(ratios) ** 0.5:.3f}"
+
+
+def _ratios(before: list[float], after: list[float]) -> list[float]:
+    return [ours / theirs for ours, theirs in zip(after, before, strict=True)]
 
 
 def latency(given: argparse.Namespace) -> None:
@@ -85,7 +97,8 @@ def latency(given: argparse.Namespace) -> None:
     with bench_folder() as folder, kafka(folder) as cluster, stub(*prompt) as upstream, ExitStack() as stack:
         sides = [stack.enter_context(passthrough(upstream)), stack.enter_context(gateway(upstream, cluster))]
         for served in sides:
-            load(served, *prompt, "--seconds", "2")
+            # A broker's JVM compiles its ways meanwhile, and stops for it: the last percent of a new one's first seconds waits for that.
+            load(served, *prompt, "--rate", str(max(given.rates)), "--seconds", "15", "--connections", "64")
         for rate in given.rates:
             arguments = (*prompt, "--rate", str(rate), "--seconds", str(given.seconds), "--connections", "64")
             straight = load(upstream, *arguments)
@@ -174,36 +187,31 @@ def _soft_limit() -> int:
 
 
 def vllm(given: argparse.Namespace) -> None:
-    """Tokens a second at concurrency 32: vLLM itself, for text alone and for what the log needs, then through the gateway."""
+    """Tokens a second at concurrency 32: vLLM asked for what the log needs, for text alone, then through pass-through and gateway."""
     model = tiny_model() if given.model == "tiny" else model_folder()
     os.environ["PIN"] = "0"
     with bench_folder() as folder, kafka(folder) as cluster, ExitStack() as stack:
         engine = stack.enter_context(LocalVllm(model, folder / "vllm"))
+        relay = stack.enter_context(passthrough(engine.base_url))
         served = stack.enter_context(gateway(engine.base_url, cluster, FULGURITE_YIELD_CPU="true"))
-        sides: list[tuple[str, Served | str, tuple[str, ...]]] = [
-            ("text alone", engine.base_url, ()),
-            ("ids and log-probabilities", engine.base_url, ("--logprobs",)),
-            ("gateway", served, ()),
-        ]
+        sides: dict[str, tuple[Served | str, tuple[str, ...]]] = {
+            "vLLM, ids and log-probabilities": (engine.base_url, ("--logprobs",)),
+            "vLLM, text alone": (engine.base_url, ()),
+            "pass-through, ids and log-probabilities": (relay, ("--logprobs",)),
+            "gateway, which asks for them": (served, ()),
+        }
         arguments = ("--prompt-tokens", "50", "--max-tokens", str(given.max_tokens), "--stream", "--ignore-eos")
-        tokens: dict[str, list[float]] = {name: [] for name, _, _ in sides}
+        tokens: dict[str, list[float]] = {name: [] for name in sides}
         for number in range(given.rounds + 1):
-            for name, target, more in sides if number % 2 else reversed(sides):
+            for name in sides if number % 2 else reversed(sides):
+                target, more = sides[name]
                 told = load(target, *arguments, *more, "--seconds", str(given.seconds))
                 tokens[name].append(told["done"] * given.max_tokens / told["seconds"])
-    alone, asked, ours = (values[1:] for values in tokens.values())
-    rates = [statistics.median(values) for values in (alone, asked, ours)]
-    columns = [
-        "model",
-        "vLLM, text alone: tokens / s",
-        "vLLM, ids and log-probabilities",
-        "through the gateway",
-        "to the latter",
-        "rounds",
-        "to the former",
-        "rounds",
-    ]
-    table("Real vLLM, 32 streams", columns, [[given.model, *rates, *_ratio(asked, ours), *_ratio(alone, ours)]])
+    measured_rounds = {name: values[1:] for name, values in tokens.items()}
+    asked = measured_rounds["vLLM, ids and log-probabilities"]
+    rows = [[name, statistics.median(values), *_ratio(asked, values), _mean(asked, values)] for name, values in measured_rounds.items()]
+    columns = ["", "tokens / s", "ratio", "rounds", "mean"]
+    table(f"Real vLLM, {given.model}, 32 streams, answers of {given.max_tokens} tokens", columns, rows)
 
 
 def agentlightning(given: argparse.Namespace) -> None:
@@ -233,7 +241,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
-    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--peer", type=Path, help="agentlightning's environment; made in a temporary folder if not given")
     given = parser.parse_args()
     _COMMANDS[given.command](given)
