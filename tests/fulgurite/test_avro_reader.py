@@ -108,6 +108,12 @@ def test_a_block_may_tell_its_size() -> None:
     assert READ(data, 0)[0].counts == (1, 2, 3)
 
 
+def test_text_and_blocks_may_be_long() -> None:
+    thing = Thing(Colour.red, None, "a" * 10_000, 0, tuple(range(1000)), {}, real=True)
+    data = by_fastavro(SCHEMA, msgspec.to_builtins(thing))
+    assert READ(data, 0) == (thing, len(data))
+
+
 @pytest.mark.parametrize(
     ("data", "error"),
     [
