@@ -35,7 +35,7 @@ def compare(given: argparse.Namespace, table: Callable[[str, list[str], list[lis
         python, version = environment(given.peer or folder / "peer")
         sides = [
             stack.enter_context(passthrough(upstream)),
-            stack.enter_context(peer(python, upstream)),
+            stack.enter_context(peer(python, upstream, folder)),
             stack.enter_context(gateway(upstream, cluster)),
         ]
         runs: dict[str, list[dict[str, Any]]] = {served.name: [] for served in sides}
@@ -84,12 +84,12 @@ def _run(*argv: str) -> None:
 
 
 @contextmanager
-def peer(python: Path, upstream: str) -> Generator[Served]:
-    """Its server with one rollout and one model server."""
+def peer(python: Path, upstream: str, folder: Path) -> Generator[Served]:
+    """Its server with one rollout and one model server; its log, a line a call, goes to the folder."""
     port = free_port()
     base = f"http://127.0.0.1:{port}"
     argv = [str(python), "-m", "agentlightning.server", "host=127.0.0.1", f"port={port}", "default_proxy.model_name=policy"]
-    with process([*argv, "hydra.run.dir=.", "hydra.output_subdir=null"], quiet=True) as running:
+    with process([*argv, f"hydra.run.dir={folder}", "hydra.output_subdir=null"], quiet=True) as running:
         wait(base)
         _post(f"{base}/api/models", [{"model": "policy", "endpoint": f"{upstream}/v1", "version": 1}])
         _post(f"{base}/api/rollouts", [{"rollout_id": "r", "input": {}, "is_train": True}])
