@@ -328,7 +328,7 @@ class EventProducer:
         if self._awaited >= _MANY:
             return True
         # The thread waits for deliveries of the first.
-        apart = self._bursts is not self._producer and len(self._bursts) > 0
+        apart = any(len(producer) for producer in self._producers[1:])
         return apart or (not self._thread_serves and bool(self._awaited or self._held))
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
