@@ -7,8 +7,8 @@ FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
     HOME=/home/fulgurite PYTHONPATH=/app PATH=/app/bin:/app/containers:$PATH FULGURITE_DATA_DIR=/data FULGURITE_PULSE=/tmp/pulse
 RUN useradd --uid 10001 --create-home --home-dir /home/fulgurite fulgurite \
- && mkdir -p /data/artifacts /data/checkpoints /data/claims /data/spool /kernels /models /secrets /work \
- && chown -R fulgurite /data /kernels /models /secrets /work
+ && mkdir -p /data/artifacts /data/checkpoints /data/claims /data/spool /judge-secrets /kernels /models /secrets /work \
+ && chown -R fulgurite /data /judge-secrets /kernels /models /secrets /work
 STOPSIGNAL SIGTERM
 WORKDIR /app
 ENTRYPOINT ["/app/containers/entrypoint.sh"]
@@ -103,13 +103,13 @@ FROM vllm-cpu-packages AS vllm-cpu
 COPY --from=code /app /app
 USER 10001
 EXPOSE 8000
-ENV VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_CPU_NUM_OF_RESERVED_CPU=0 VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 \
+ENV VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_CPU_NUM_OF_RESERVED_CPU=0 VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 \
     HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false TORCHINDUCTOR_CACHE_DIR=/kernels
 ENTRYPOINT ["/app/containers/entrypoint.sh", "env", "LD_PRELOAD=/usr/local/lib/libiomp5.so", "python", "-m", "vllm.entrypoints.openai.api_server"]
 
 FROM ${VLLM_GPU_IMAGE} AS vllm-gpu
 ENV PYTHONDONTWRITEBYTECODE=1 HOME=/home/fulgurite PYTHONPATH=/app FULGURITE_DATA_DIR=/data \
-    VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+    VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 RUN pip install --no-cache-dir "fastavro>=1.13" "msgspec>=0.19" \
  && useradd --uid 10001 --create-home fulgurite && mkdir -p /data/artifacts /models && chown -R fulgurite /data /models
 STOPSIGNAL SIGTERM

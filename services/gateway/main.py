@@ -56,6 +56,7 @@ from services.gateway.train_sampling import TrainSamplings
 from services.gateway.version_metric import ServedVersions
 from services.gateway.vllm_client import UpstreamClient
 from services.kafka import EventProducer, KafkaSettings
+from services.process_secrets import hide_from_other_processes
 
 log = logs.get(__name__)
 
@@ -253,6 +254,7 @@ def main() -> None:
     """Settings from the environment. Ends with 0 after SIGTERM and SIGINT, which uvicorn raises anew when it is done."""
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
+    hide_from_other_processes()
     settings = GatewaySettings()  # pyright: ignore[reportCallIssue]
     logs.configure("gateway", settings.log_level)
     if settings.yield_cpu:

@@ -17,6 +17,7 @@ from fulgurite.topics import DEAD_LETTERS, EPISODES
 from services import logs
 from services.dead_letters import key_of, unusable
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer
+from services.process_secrets import hide_from_other_processes
 from services.rewarder.errors import PluginError
 
 _log = logs.get()
@@ -50,6 +51,7 @@ async def serve(name: str, make: Callable[[], Reader]) -> int:
     the reader raise else: starting again may help.
     """
     logs.configure(name)
+    hide_from_other_processes()
     try:
         reader = make()
     except (PluginError, ValueError) as error:

@@ -20,6 +20,7 @@ from fulgurite.versions import MalformedVersion, parse_version
 from services import logs
 from services.brokers import answering
 from services.kafka import KafkaSettings, LogUnavailable
+from services.process_secrets import hide_from_other_processes
 from services.runner.errors import RunnerError
 from services.runner.options import JUDGE, RunOptions, read_rewards, read_weights
 from services.runner.progress import JsonWatcher, TerminalWatcher
@@ -76,6 +77,7 @@ def run(
     fulgurite run --tasks train.jsonl -n 6 --reward rewards.py:score --preload openai -- python agent.py
     """
     logs.configure("runner", "WARNING")
+    hide_from_other_processes()
     rewards = _read(read_rewards, reward or (), "--reward")
     if rubric is not None and not any(given.startswith(JUDGE) for given in rewards.values()):
         raise typer.BadParameter(f"no reward is a judge that it could be for: --reward NAME={JUDGE}ALIAS", param_hint="--rubric")

@@ -25,6 +25,7 @@ from fulgurite.versions import Version, parse_version
 from services import logs
 from services.clock import now_ms
 from services.kafka import KafkaSettings, read_all
+from services.process_secrets import without_keys
 from services.runner.errors import RunnerError
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
@@ -261,7 +262,8 @@ class Run:
         path = folder / f"reward-{self.options.run_id}-{name}.log"
         # -P: in the working directory may lie another package `services`.
         argv = (sys.executable, "-P", "-m", *_worker(reference, self.options.rubric), "--name", name, "--run-id", self.options.run_id)
-        environment = {**os.environ, "FULGURITE_GATEWAY_URL": self._settings.gateway_url}
+        # A function may ask a model of the gateway's; it mints no keys and declares no rollouts.
+        environment = {**without_keys(os.environ, frozenset({"FULGURITE_API_KEYS"})), "FULGURITE_GATEWAY_URL": self._settings.gateway_url}
         with path.open("ab") as log:
             ended = await processes.run(Program(argv), environment=environment, cwd=Path.cwd(), output=log)
         tail = path.read_text(errors="replace").strip().splitlines()[-5:]

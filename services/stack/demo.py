@@ -30,6 +30,7 @@ from fulgurite.kinds import Mode
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
 from services.cli.ledger import read_books
 from services.kafka import KafkaSettings, LogUnavailable, read_all
+from services.process_secrets import hide_from_other_processes
 from services.runner.command import new_run_id, run_command
 from services.runner.errors import RunnerError
 from services.runner.intervals import Estimate
@@ -304,6 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the demo; the exit code."""
     console = Console()
     choices = _choose(arguments)
+    hide_from_other_processes()
     signal.signal(signal.SIGTERM, _on_sigterm)
     os.chdir(project_folder())
     try:

@@ -20,6 +20,7 @@ import msgspec
 from services.backends import parse_backends
 from services.cli import doctor
 from services.kafka import KafkaSettings
+from services.process_secrets import without_keys
 from services.stack.errors import StackError
 from services.stack.kafka_local import LocalKafka
 from services.stack.model import model_folder
@@ -204,7 +205,7 @@ class LocalStack:
             self._service("aggregator", "services.aggregator.main"),
             self._service("rewarder", "services.rewarder.main"),
             *self._appliers(),
-            self._service("gateway", "services.gateway.main", ready=lambda: answers(port, "/healthz")),
+            self._service("gateway", "services.gateway.main", env=self.environment, ready=lambda: answers(port, "/healthz")),
         ]
 
     def _appliers(self) -> list[ProcessSpec]:
@@ -221,7 +222,7 @@ class LocalStack:
             name=name,
             argv=[sys.executable, "-P", "-m", module],
             log=self.data / "logs" / f"{name}.log",
-            env={**self.environment, **(env or {})},
+            env={**without_keys(self.environment), **(env or {})},
             ready=ready,
             restart=self.options.restart,
         )

@@ -174,7 +174,7 @@ def _is_a_gateway(host: str, port: str) -> bool:
 def check_volumes(environment: Environment, root: Path = Path("/")) -> Iterator[str]:
     """That what was restored or left there can be used."""
     project = environment.get("CHECK_PROJECT", "fulgurite")
-    for folder in ("models", "secrets", "data/checkpoints", "data/artifacts", "data/claims", "data/spool"):
+    for folder in ("models", "secrets", "judge-secrets", "data/checkpoints", "data/artifacts", "data/claims", "data/spool"):
         path = root / folder
         if path.is_dir() and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             volume = f"{project}_{path.name}"
@@ -209,13 +209,22 @@ def make_secrets(folder: Path, environment: Environment) -> list[str]:
     missing = {name: make for name, make in wanted.items() if not (folder / name).is_file() or not (folder / name).read_text().strip()}
     for name, make in missing.items():
         # A file stands for what the environment gives, too: an entry point asks for the file only where the environment says nothing.
-        part = folder / f".{name}"
-        part.unlink(missing_ok=True)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(environment.get(f"FULGURITE_{name.upper()}") or make())
-        part.replace(folder / name)
+        _write_secret(folder / name, environment.get(f"FULGURITE_{name.upper()}") or make())
     return sorted(missing)
+
+
+def share_secret(secret: Path, folder: Path) -> None:
+    """Copy a secret into the volume of a service that needs this one and must not see the others."""
+    _write_secret(folder / secret.name, secret.read_text())
+
+
+def _write_secret(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}")
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    part.replace(path)
 
 
 CHECKS: tuple[Callable[[Environment], Iterator[str]], ...] = (
@@ -233,6 +242,7 @@ def main() -> int:
     problems = [problem for check in CHECKS for problem in check(os.environ)]
     if not problems:
         made = make_secrets(Path("/secrets"), os.environ)
+        share_secret(Path("/secrets/api_keys"), Path("/judge-secrets"))
         sys.stderr.write(f"settings, machine and volumes are in order{'; made ' + ', '.join(made) if made else ''}\n")
         return 0
     for problem in problems:

@@ -21,6 +21,7 @@ from typing import Self
 
 import msgspec
 
+from services.process_secrets import without_keys
 from services.stack.errors import EngineExited, EngineNotReady
 from services.stack.watchdog import Watchdog, kill_session, session_members
 
@@ -61,7 +62,7 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     argv: Sequence[str]
     log: Path
     env: Mapping[str, str] | None = None
-    """Added to the supervisor's environment."""
+    """Added to the supervisor's environment, of which a process inherits everything but the gateway's keys."""
     cwd: Path | None = None
     ready: Callable[[], bool] | None = None
     ready_timeout_s: float = 60.0
@@ -182,7 +183,7 @@ class Process:
 
     def _spawn(self) -> None:
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **(self.spec.env or {})}
+        environment = {**without_keys(os.environ), **(self.spec.env or {})}
         self._was_ready = False
         self.returncode = None
         self._ended = threading.Event()

@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from services import logs
 from services.kafka import LogUnavailable
+from services.process_secrets import hide_from_other_processes
 from services.stack.errors import StackError
 from services.stack.local_stack import LocalStack, StackOptions
 from services.stack.supervise import Process
@@ -39,6 +40,7 @@ def up(
     KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL, where set, replace the local engine.
     """
     logs.configure("stack", "WARNING")
+    hide_from_other_processes()
     options = StackOptions(data=data, brokers=brokers, gateway_port=port, model=model, policy=policy)
     try:
         with running(options) as stack:

@@ -26,6 +26,10 @@ CHAT_TEMPLATE = _PLUGIN / "chat_template.jinja"
 """Tools for models of the ChatML family that know none."""
 
 
+_NO_MEDIA_DOMAIN = "none.invalid"
+"""A name that never resolves (RFC 2606): vLLM takes an empty list as leave to fetch from anywhere."""
+
+
 def serve_environment() -> Path:
     """The virtual environment that holds vLLM. Raises EngineMissing."""
     named = os.environ.get("FULGURITE_SERVE_ENV")
@@ -112,6 +116,8 @@ def _arguments(model: Path, port: int, served_model: str, max_model_len: int) ->
         "generation-config": "vllm",
         "weight-transfer-config": json.dumps({"backend": "fulgurite"}),
         "middleware": "services.vllm_plugin.middleware.VersionMiddleware",
+        # Agents name the URLs of images: vLLM must not fetch what they choose. Images in the request itself (`data:`) need no domain.
+        "allowed-media-domains": os.environ.get("VLLM_MEDIA_DOMAIN") or _NO_MEDIA_DOMAIN,
         "tool-call-parser": "fulgurite",
         "chat-template": str(CHAT_TEMPLATE),
     }
@@ -127,6 +133,7 @@ def _environment(environment: Path, policy: str, threads: int | None) -> dict[st
         "VLLM_PLUGINS": "fulgurite",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",

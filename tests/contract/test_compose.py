@@ -91,6 +91,20 @@ def test_the_engine_is_reached_by_gateway_and_applier_alone(services: Services) 
         assert name not in services or set(services[name]["networks"]) == {"engine"}
 
 
+def test_who_reads_what_agents_wrote_has_no_signing_and_no_admin_key(services: Services) -> None:
+    operators = {"check", "gateway", "gateway-2", "cli"}
+    for name, service in services.items():
+        volumes = {volume["source"] for volume in service.get("volumes", ())}
+        assert name in operators or "secrets" not in volumes, name
+        assert name in operators or not {"FULGURITE_SIGNING_KEYS", "FULGURITE_ADMIN_KEY"} & service.get("environment", {}).keys(), name
+
+
+def test_vllm_fetches_nothing_that_a_request_names(services: Services) -> None:
+    for name in {"vllm", "vllm-gpu"} & services.keys():
+        assert "--allowed-media-domains=none.invalid" in services[name]["command"]
+    assert DOCKERFILE.count("VLLM_MEDIA_URL_ALLOW_REDIRECTS=0") == 2
+
+
 def test_containers_have_no_rights_and_cannot_write_their_image(services: Services) -> None:
     for name, service in services.items():
         assert service["cap_drop"] == ["ALL"], name

@@ -137,3 +137,13 @@ def test_secrets_are_made_once_and_never_readable_by_others(tmp_path: Path) -> N
     assert all(path.stat().st_mode & 0o777 == 0o400 for path in tmp_path.iterdir())
     assert preflight.make_secrets(tmp_path, {}) == []
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == made
+
+
+def test_a_service_gets_a_copy_of_the_one_secret_it_needs(tmp_path: Path) -> None:
+    own = tmp_path / "judge-secrets"
+    own.mkdir()
+    (tmp_path / "api_keys").write_text("one")
+    for expected in ("one", "two"):
+        (tmp_path / "api_keys").write_text(expected)
+        preflight.share_secret(tmp_path / "api_keys", own)
+        assert [(path.name, path.read_text()) for path in own.iterdir()] == [("api_keys", expected)]

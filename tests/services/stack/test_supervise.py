@@ -79,6 +79,14 @@ def test_ready_then_stopped(supervisor: Supervisor, tmp_path: Path) -> None:
     assert process.state is State.ready
 
 
+def test_keys_of_the_surroundings_are_not_inherited(supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FULGURITE_ADMIN_KEY", "sk-outer")
+    monkeypatch.setenv("FULGURITE_POLICY", "outer")
+    show = "import os; print('admin', os.environ.get('FULGURITE_ADMIN_KEY'), 'policy', os.environ['FULGURITE_POLICY'], flush=True);"
+    process = supervisor.start(spec(tmp_path, show + SLEEP)).wait_ready()
+    assert "admin None policy outer" in process.spec.log.read_text()
+
+
 def test_one_that_ignores_the_request_is_killed(supervisor: Supervisor, tmp_path: Path) -> None:
     process = supervisor.start(spec(tmp_path, STUBBORN, stop_timeout_s=0.2)).wait_ready()
     process.stop()
