@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fulgurite.codec import Codec
@@ -16,6 +15,7 @@ from services.cli.printing import print_json
 from services.kafka import KafkaSettings
 from services.replay import archive as archives
 from services.replay.errors import BadArgument
+from services.terminal import make_console, plain
 
 
 def archive(
@@ -31,13 +31,13 @@ def archive(
     Exits 1 if what was asked for makes no sense, 2 if the log cannot be read, 3 if retention had
     removed records that no run had archived, or a claim was gone.
     """
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     with told("archive"):
         unknown = set(topic or ()) - {known.name for known in TOPICS}
         if unknown:
             raise BadArgument(f"no topic {', '.join(sorted(unknown))}; there are {', '.join(known.name for known in TOPICS)}")
         chosen = [known for known in TOPICS if not topic or known.name in topic]
-        with Console(stderr=True).status("reading") as status:
+        with make_console(stderr=True, soft_wrap=False).status("reading") as status:
             done = archives.archive(KafkaSettings(), Codec(), folder, chosen, lambda name, count: status.update(f"{name}: {count} records"))
     if as_json:
         print_json(done)
@@ -47,10 +47,10 @@ def archive(
             table.add_row(name, str(count))
         console.print(table)
         for gap in done.gaps:
-            console.print(f"[yellow]lost to retention:[/yellow] {gap}")
+            console.print(f"[yellow]lost to retention:[/yellow] {plain(gap)}")
         if done.claims:
             console.print(f"{done.claims} claims copied")
         for claim in done.lost_claims:
-            console.print(f"[yellow]lost claim:[/yellow] {claim}")
+            console.print(f"[yellow]lost claim:[/yellow] {plain(claim)}")
     if done.gaps or done.lost_claims:
         raise typer.Exit(3)

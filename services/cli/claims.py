@@ -6,7 +6,6 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fulgurite.codec import Codec
 from services.claim_settings import ClaimSettings
@@ -15,6 +14,7 @@ from services.cli.failing import told
 from services.cli.printing import print_json
 from services.kafka import KafkaSettings
 from services.replay.pruning import GRACE_DAYS, prune
+from services.terminal import make_console, plain
 
 app = typer.Typer(no_args_is_help=True, help="Claims: texts too large for a message, which calls left in a folder or a bucket.")
 
@@ -50,7 +50,7 @@ def prune_claims(
         return
     word = "would be removed" if dry_run else "removed"
     place = "" if settings.claims_url else f" in {(settings.data_dir / 'claims').resolve()}"
-    Console(soft_wrap=True, highlight=False).print(
-        f"{done.removed} claims ({done.removed_bytes:,} bytes) {word}; of {done.claims}{place}, {done.young} are younger than "
+    make_console().print(
+        f"{done.removed} claims ({done.removed_bytes:,} bytes) {word}; of {done.claims}{plain(place)}, {done.young} are younger than "
         f"{older_than_days:g} days, {done.named} older ones are still named in the log"
     )

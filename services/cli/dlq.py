@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from fulgurite.codec import Codec
@@ -20,6 +18,7 @@ from services.replay.errors import BadArgument
 from services.replay.letters import chosen, content, read_letters, redrive
 from services.replay.timeline import shortened
 from services.replay.windows import parse_since, shown
+from services.terminal import make_console, plain
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: events that a service could not process, why, and putting them back.")
 
@@ -42,14 +41,14 @@ def list_letters(
         print_json([_summary(letter) for letter in letters])
         return
     if not letters:
-        Console().print("no dead letters")
+        make_console().print("no dead letters")
         return
     # An id that is cut is of no use.
     table = Table(Column("id", no_wrap=True), "time (UTC)", "stage", "record", "actions", "error")
     for letter in letters:
         place = f"{letter.topic}[{letter.partition}]@{letter.offset}"
-        error = escape(shortened(f"{letter.error_type}: {letter.error}", 100))
-        table.add_row(letter.event_id, shown(letter.event_time), letter.stage, place, str(len(letter.actions)), error)
+        error = plain(shortened(f"{letter.error_type}: {letter.error}", 100))
+        table.add_row(plain(letter.event_id), shown(letter.event_time), plain(letter.stage), plain(place), str(len(letter.actions)), error)
     print_table(table)
 
 
@@ -67,9 +66,9 @@ def show_letter(
     if as_json:
         print_json(whole)
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     for name, value in whole.items():
-        console.print(f"[bold]{name}[/bold] {escape(str(value) if name != 'event' else shortened(value, 4_000))}")
+        console.print(f"[bold]{name}[/bold] {plain(value if name != 'event' else shortened(value, 4_000))}")
 
 
 @app.command("redrive")
@@ -96,12 +95,13 @@ def redrive_letters(
     if as_json:
         print_json(done)
     elif not done:
-        Console().print("no dead letters")
+        make_console().print("no dead letters")
     else:
-        console = Console(soft_wrap=True, highlight=False)
+        console = make_console()
         for one in done:
             verb = "would go" if dry_run else "went"
-            console.print(f"{one.letter}: {f'{verb} back to {one.topic}' if one.topic else f'[red]stays dead:[/red] {one.why}'}")
+            went = f"{verb} back to {plain(one.topic)}" if one.topic else f"[red]stays dead:[/red] {plain(one.why)}"
+            console.print(f"{plain(one.letter)}: {went}")
     if any(one.topic is None for one in done):
         raise typer.Exit(1)
 

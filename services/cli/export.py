@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 
 from fulgurite.codec import Codec
 from fulgurite.kinds import Mode
@@ -21,6 +20,7 @@ from services.replay.errors import TargetInUse
 from services.replay.exports import Filters, dpo, rows, sft, transitions
 from services.replay.groups import Group, read_groups
 from services.replay.windows import parse_datetime, parse_since
+from services.terminal import make_console, plain
 
 
 class Format(StrEnum):
@@ -66,7 +66,7 @@ def export(
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         groups = read_groups(source, codec, since_ms=since_ms)
         count = _write(form, target, groups, filters, settings, margin)
-    Console(soft_wrap=True, highlight=False).print(f"{target}: {count} {'rows' if form is Format.parquet else 'lines'}")
+    make_console().print(f"{plain(target)}: {count} {'rows' if form is Format.parquet else 'lines'}")
 
 
 def _write(form: Format, target: Path, groups: Iterator[Group], filters: Filters, settings: ClosingSettings, margin: float) -> int:

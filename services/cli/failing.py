@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from fulgurite.errors import FulguriteError
 from services.kafka import LogUnavailable
 from services.replay.errors import ReplayError
 from services.rewarder.errors import PluginError
+from services.terminal import make_console, plain
 from services.topic_admin import TopicLayoutError
 
 _REASONS = 3
@@ -35,7 +35,7 @@ def told(command: str) -> Generator[None]:
 def show_failures(console: Console, why: Mapping[str, int]) -> None:
     """Why a reward function failed, the most frequent reasons first."""
     for reason, count in Counter(why).most_common(_REASONS):
-        console.print(f"[yellow]failed for {count}:[/yellow] {escape(reason)}")
+        console.print(f"[yellow]failed for {count}:[/yellow] {plain(reason)}")
     if len(why) > _REASONS:
         console.print(f"... and {len(why) - _REASONS} other reasons (--json has them all)")
 
@@ -43,4 +43,4 @@ def show_failures(console: Console, why: Mapping[str, int]) -> None:
 def _say(command: str, error: Exception) -> None:
     # What librdkafka says of a topic that does not exist.
     hint = "; run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX" if "_UNKNOWN_PARTITION" in str(error) else ""
-    Console(soft_wrap=True, stderr=True).print(f"[red]{command}:[/red] {escape(str(error))}{hint}", highlight=False)
+    make_console(stderr=True).print(f"[red]{command}:[/red] {plain(error)}{hint}")

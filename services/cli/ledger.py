@@ -29,6 +29,7 @@ from services.cli.failing import told
 from services.cli.printing import print_json
 from services.clock import now_ms
 from services.kafka import KafkaSettings, Record, read_all
+from services.terminal import make_console, plain
 
 ATTEMPTS = 3
 PAUSE_S = 1.0
@@ -51,7 +52,7 @@ def ledger(
     if as_json:
         print_json(as_dict(books))
     else:
-        show(books, Console(soft_wrap=True), partitions=partitions)
+        show(books, make_console(), partitions=partitions)
     if books.remainder:
         raise typer.Exit(1)
 
@@ -109,23 +110,23 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
         console.print(f"{books.expired} actions of the ledger are older than what llm.calls still holds; they are not counted.")
     for problem in books.discrepancies[:_SHOWN]:
         where = " and ".join(problem.terms) if problem.terms else "in no term"
-        console.print(f"[red]{problem.action}[/red]: {where}{'' if problem.has_call else ', but there is no such call'}", highlight=False)
+        console.print(f"[red]{plain(problem.action)}[/red]: {plain(where)}{'' if problem.has_call else ', but there is no such call'}")
     if len(books.discrepancies) > _SHOWN:
         console.print(f"... and {len(books.discrepancies) - _SHOWN} more (--json has them all)")
     if books.overdue:
         console.print(
-            f"[yellow]{len(books.overdue)} actions are open past their group's deadline[/yellow], for example {books.overdue[0]}: "
+            f"[yellow]{len(books.overdue)} actions are open past their group's deadline[/yellow], for example {plain(books.overdue[0])}: "
             "is an aggregator or a rewarder down? (`fulgurite status`)",
             highlight=False,
         )
 
 
 def _table(console: Console, title: str, books: Balance) -> None:
-    table = Table(title=title, title_justify="left", show_footer=True)
+    table = Table(title=plain(title), title_justify="left", show_footer=True)
     table.add_column("term", footer="remainder")
     table.add_column("actions", justify="right", footer=f"[{'red' if books.remainder else 'green'}]{books.remainder}")
     table.add_row("[bold]successful training actions in llm.calls", f"[bold]{books.actions}")
     table.add_section()
     for term, count in sorted(books.terms.items()):
-        table.add_row(term, str(count))
+        table.add_row(plain(term), str(count))
     console.print(table)

@@ -20,6 +20,7 @@ from services.kafka import KafkaSettings, read_all
 from services.replay.errors import BadArgument
 from services.replay.lineage import Behind, Fate, Lineage
 from services.replay.windows import shown
+from services.terminal import make_console, plain
 
 
 def lineage(
@@ -44,7 +45,7 @@ def lineage(
         more = {"calls": found.calls} if isinstance(found, Behind) else {}
         print_json({**msgspec.structs.asdict(found), **more})
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     if isinstance(found, Behind):
         _show_version(found, console, calls=calls)
     else:
@@ -52,20 +53,21 @@ def lineage(
 
 
 def _show_version(found: Behind, console: Console, *, calls: bool) -> None:
-    console.print(f"[bold]{found.version}[/bold] from {found.parent}, {shown(found.time)} UTC, trained on topic {found.topic}")
+    about = plain(f"from {found.parent}, {shown(found.time)} UTC, trained on topic {found.topic}")
+    console.print(f"[bold]{plain(found.version)}[/bold] {about}")
     console.print(f"{sum(map(len, found.groups.values()))} actions of {len(found.calls)} calls in {len(found.groups)} groups")
     if found.ancestors:
-        console.print(f"before it: {', '.join(found.ancestors)}")
+        console.print(f"before it: {plain(', '.join(found.ancestors))}")
     table = Table("group", "actions", *(["calls"] if calls else []))
     for group_id, actions in found.groups.items():
-        named = ["\n".join(sorted({action.partition("#")[0] for action in actions}))] if calls else []
-        table.add_row(group_id, str(len(actions)), *named)
+        named = [plain("\n".join(sorted({action.partition("#")[0] for action in actions})))] if calls else []
+        table.add_row(plain(group_id), str(len(actions)), *named)
     console.print(table)
 
 
 def _show_call(found: Fate, console: Console) -> None:
     for action in sorted(found.trained.keys() | found.other.keys()):
-        words = [f"trained into [bold]{version}[/bold]" for version in found.trained.get(action, ())]
-        console.print(f"{action}: {', '.join([*words, *found.other.get(action, ())])}")
+        words = [f"trained into [bold]{plain(version)}[/bold]" for version in found.trained.get(action, ())]
+        console.print(f"{plain(action)}: {', '.join([*words, *map(plain, found.other.get(action, ()))])}")
     if found.inherited:
-        console.print(f"and so behind: {', '.join(found.inherited)}")
+        console.print(f"and so behind: {plain(', '.join(found.inherited))}")

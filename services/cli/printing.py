@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
-from rich.console import Console
 from rich.table import Table
+
+from services.terminal import escaped_json, make_console
 
 _NO_TERMINAL = 250
 """Columns: a pipe or a file has no width for whose sake an id would be cut."""
 
 
+def as_json(found: object) -> bytes:
+    """Anything that msgspec can encode; halves of characters, which JSON allows and UTF-8 does not, as `\\ud83c`."""
+    try:
+        return msgspec.json.encode(found)
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(found)).encode()
+
+
 def print_json(found: object) -> None:
     """Anything that msgspec can encode."""
-    print(msgspec.json.format(msgspec.json.encode(found)).decode())
+    document = as_json(found)
+    try:
+        shown = msgspec.json.format(document).decode()
+    except msgspec.DecodeError:
+        shown = json.dumps(json.loads(document), indent=2)
+    print(escaped_json(shown))
 
 
 def print_table(table: Table) -> None:
     """Within the terminal, where there is one."""
-    console = Console(highlight=False)
+    console = make_console(soft_wrap=False)
     if not console.is_terminal:
         console.width = max(console.width, _NO_TERMINAL)
     console.print(table)

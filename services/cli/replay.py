@@ -29,6 +29,7 @@ from services.replay.windows import parse_datetime
 from services.rewarder.reward_plugins import RewardPlugin
 from services.rewarder.sandbox import Limits
 from services.runner.options import REWARD_NAME, read_rewards, read_weights
+from services.terminal import make_console, plain
 
 _SHOWN = 5
 
@@ -129,7 +130,7 @@ def _progress(quiet: bool) -> Progress:
         TextColumn("records"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    console = make_console(stderr=True, soft_wrap=False)
     return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
 
 
@@ -137,9 +138,9 @@ def _show(report: Report, into: str, *, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     console.print(
-        f"{into}: {report.rows} rows and {report.tombstones} tombstones of {report.closed} groups, {report.actions} actions; "
+        f"{plain(into)}: {report.rows} rows and {report.tombstones} tombstones of {report.closed} groups, {report.actions} actions; "
         f"{report.open} groups are still open"
     )
     if report.judged or report.reused:
@@ -151,6 +152,6 @@ def _show(report: Report, into: str, *, as_json: bool) -> None:
 
 def _list(console: Console, what: str, found: Sequence[str]) -> None:
     for line in found[:_SHOWN]:
-        console.print(f"[yellow]{what}:[/yellow] {line}")
+        console.print(f"[yellow]{what}:[/yellow] {plain(line)}")
     if len(found) > _SHOWN:
         console.print(f"... and {len(found) - _SHOWN} more (--json has them all)")

@@ -24,6 +24,7 @@ from services.replay.log_source import LogSource
 from services.replay.scoring import scores
 from services.replay.timeline import Json, rollout_ids, shortened, timeline
 from services.replay.windows import parse_since, shown
+from services.terminal import make_console
 
 app = typer.Typer(no_args_is_help=True, help="What agents did: rollouts of the log as a list, and each as a readable timeline.")
 
@@ -77,7 +78,7 @@ def show_rollout(
     if as_json:
         print_json(found if rollout_id is None else found[0])
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     for one in found:
         show(one, console, 1_000_000 if whole else 160)
 

@@ -8,8 +8,6 @@ import re
 import uuid
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from fulgurite.codec import Codec
 from fulgurite.desired import DesiredVersion
 from fulgurite.events import PolicyRoute, RouteTarget
@@ -21,6 +19,7 @@ from services.cli.failing import told
 from services.clock import now_ms
 from services.kafka import EventProducer, KafkaSettings, read_all
 from services.replay.windows import shown
+from services.terminal import make_console, plain
 
 _POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -73,10 +72,11 @@ def list_routes_command() -> None:
     """The routes in force, an alias a line."""
     with told("routes"):
         found = read_routes(answering(KafkaSettings()))
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     for alias, route in sorted(found.items()):
         since = shown(route.event_time)
-        console.print(f"{alias}: {', '.join(_shown(target) for target in route.targets)}  ({since} UTC, {route.author}: {route.reason})")
+        targets = ", ".join(_shown(target) for target in route.targets)
+        console.print(plain(f"{alias}: {targets}  ({since} UTC, {route.author}: {route.reason})"))
     if not found:
         console.print("no routes: every alias is served by the newest version of its policy")
 

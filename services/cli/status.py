@@ -25,6 +25,7 @@ from services.backends import parse_backends
 from services.brokers import answering
 from services.cli.printing import print_json
 from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_all, watermarks
+from services.terminal import make_console, plain
 from services.topic_admin import TopicLayoutError, admin_client, check_topics
 
 _TIMEOUT_S = 10.0
@@ -82,11 +83,11 @@ def status(
 
     Exits 1 if the gateway, vLLM (where given) or the topics are not as they should be, 2 if no Kafka broker answers.
     """
-    console = Console(soft_wrap=True)
+    console = make_console()
     try:
         found = look(answering(KafkaSettings()), gateway, vllm)
     except (LogUnavailable, KafkaException) as error:
-        console.print(f"[red]status:[/red] {error}")
+        console.print(f"[red]status:[/red] {plain(error)}")
         raise typer.Exit(2) from error
     if as_json:
         print_json({**msgspec.structs.asdict(found), "healthy": found.healthy})
@@ -164,15 +165,15 @@ def served(kafka: KafkaSettings) -> list[Served]:
 def show(found: Status, console: Console) -> None:
     """As tables."""
     for name, answer in found.endpoints.items():
-        console.print(f"{name}: {answer}", style="green" if answer == "ok" else "red", highlight=False)
+        console.print(plain(f"{name}: {answer}"), style="green" if answer == "ok" else "red")
     if found.layout != "ok":
-        console.print(found.layout, style="red", highlight=False)
+        console.print(plain(found.layout), style="red")
     served = Table("policy", "backend", "last version", "outcome", "newest", title="served", title_justify="left")
     for one in found.served:
-        served.add_row(one.policy, one.backend, one.version, one.error or one.outcome, one.newest)
+        served.add_row(*map(plain, (one.policy, one.backend, one.version, one.error or one.outcome, one.newest)))
     groups = Table("group", "state", "topic", "lag", title="consumer groups", title_justify="left")
     for one in found.groups:
-        groups.add_row(one.group, one.state, one.topic, str(one.lag))
+        groups.add_row(*map(plain, (one.group, one.state, one.topic, one.lag)))
     topics = Table("topic", "records", title="topics", title_justify="left")
     for one in found.topics:
         topics.add_row(one.topic, "missing" if one.records is None else str(one.records))

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fulgurite.codec import Codec
@@ -24,6 +23,7 @@ from services.replay.windows import parse_since
 from services.rewarder.reward_plugins import RewardPlugin
 from services.rewarder.sandbox import Limits
 from services.runner.options import REWARD_NAME, read_rewards, read_weights
+from services.terminal import make_console, plain
 
 
 def try_reward(
@@ -74,7 +74,7 @@ def _pairs(groups: Iterable[Group], judge: Judge, weights: Mapping[str, float]) 
 
 
 def _show(found: Comparison, judge: Judge, flips: int) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = make_console()
     table = Table("", "before", "after")
     for title, value in (("scored episodes", "count"), ("mean", "mean"), ("deviation", "deviation"), ("lowest", "lowest")):
         table.add_row(title, *(_cell(side, value) for side in (found.before, found.after)))
@@ -87,7 +87,7 @@ def _show(found: Comparison, judge: Judge, flips: int) -> None:
     show_failures(console, judge.why)
     console.print(f"{len(found.flips)} rollouts change places with another of their group" + (":" if found.flips and flips else ""))
     for rollout_id, before, after in found.flips[:flips]:
-        console.print(f"  {rollout_id}  {before:.4g} → {after:.4g}")
+        console.print(f"  {plain(rollout_id)}  {before:.4g} → {after:.4g}")
 
 
 def _cell(side: Spread | None, name: str) -> str:

@@ -13,7 +13,6 @@ from typing import Annotated, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
 
 from fulgurite.kinds import Mode
 from fulgurite.versions import MalformedVersion, parse_version
@@ -26,6 +25,7 @@ from services.runner.options import JUDGE, RunOptions, read_rewards, read_weight
 from services.runner.progress import JsonWatcher, TerminalWatcher
 from services.runner.run import Run, Summary, Watcher
 from services.runner.settings import RunnerSettings
+from services.terminal import make_console
 
 DEFAULT_MAX_AHEAD = 8
 """One batch of the learner's default size: every rollout is then sampled from the newest weights."""
@@ -166,16 +166,16 @@ def _run_and_tell(options: RunOptions, as_json: bool, results: Path | None) -> i
             summary = run_command(options, writer)
             writer.finish(summary)
         else:
-            with TerminalWatcher(Console(stderr=True), "run") as shown:
+            with TerminalWatcher(make_console(stderr=True, soft_wrap=False), "run") as shown:
                 summary = run_command(options, shown)
             shown.finish(summary)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; no agent process is left")
+        make_console(stderr=True, soft_wrap=False).print("stopped; no agent process is left")
         return INTERRUPTED
     except (RunnerError, LogUnavailable) as error:
         if as_json:
             print(json.dumps({"event": "error", "error": str(error)}), flush=True)  # noqa: T201
-        Console(stderr=True).print(f"fulgurite run: {error}", style="red", markup=False)
+        make_console(stderr=True, soft_wrap=False).print(f"fulgurite run: {error}", style="red", markup=False)
         return 1
     if results is not None:
         results.parent.mkdir(parents=True, exist_ok=True)
