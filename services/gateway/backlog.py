@@ -73,6 +73,9 @@ class Backlog:
         self._inherited = spool.depth
         """Events of an earlier process that are still to be sent: nobody here waits for them."""
         self._oldest: float | None = None
+        self._goes_first = True
+        """Whether the producer may still hold events from before the spool was used. Later ones all come through the spool, one batch after
+        another: the producer's own count lags behind its delivery reports, and is not asked again."""
         self._wake = asyncio.Event()
         self._decode = msgspec.msgpack.Decoder(Entry).decode
         self._encode = msgspec.msgpack.Encoder().encode
@@ -113,6 +116,7 @@ class Backlog:
                 sent = False
             if not self.busy:
                 self._oldest = None
+                self._goes_first = True
                 self._wake.clear()
                 log.info("the spool is empty: events go to the log directly")
             elif not sent:
@@ -124,9 +128,10 @@ class Backlog:
         self._wake.set()
 
     async def _drain_some(self) -> bool:
-        """Whether something was sent. What the producer still holds is older and goes first."""
-        if not self._may_try() or self._producer.pending():
+        """Whether something was sent."""
+        if not self._may_try() or (self._goes_first and self._producer.pending()):
             return False
+        self._goes_first = False
         payloads = await self.spool.front()
         if not payloads:
             return False
