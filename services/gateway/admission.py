@@ -1,8 +1,9 @@
 """Back-pressure: how many calls are in flight to a backend, and how many a key may have. In the event loop only.
 
-A place at a backend is had for the length of the upstream's answer. Who gets none waits, each key in turn; who waits too long, or finds the
-queue full, is asked to come again (`Overloaded`, 503), a key over its own limits likewise (`RateLimited`, 429): both with `Retry-After`,
-which OpenAI's and Anthropic's clients wait for and then try again. A call that is cancelled while it waits leaves the queue.
+A place at a backend is had for the length of the upstream's answer. One key has no more than its share of them, so that another need not
+wait until its calls end. Who gets none waits, each key in turn; who waits too long, or finds the queue full, is asked to come again
+(`Overloaded`, 503), a key over its own limits likewise (`RateLimited`, 429): both with `Retry-After`, which OpenAI's and Anthropic's
+clients wait for and then try again. A call that is cancelled while it waits leaves the queue.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -25,9 +27,10 @@ _KEYS_KEPT = 10_000
 class Ticket:
     """A call that waits for a place."""
 
-    __slots__ = ("_future",)
+    __slots__ = ("_future", "key")
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
+        self.key = key
         self._future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def called(self, timeout_s: float) -> bool:
@@ -50,8 +53,11 @@ class Ticket:
 class Gate:
     """The places of one backend."""
 
-    def __init__(self, backend: str, places: int, queue_limit: int, timeout_s: float) -> None:
+    def __init__(self, backend: str, places: int, queue_limit: int, timeout_s: float, key_share: float = 1.0) -> None:
         self.in_flight = 0
+        self._held: Counter[str] = Counter()
+        """Places by key."""
+        self._most = max(1, int(places * key_share))
         self._backend = backend
         self._places = places
         self._timeout_s = timeout_s
@@ -69,17 +75,19 @@ class Gate:
         try:
             yield
         finally:
-            self.leave()
+            self.leave(key)
 
     async def enter(self, key: str) -> None:
         """Take a place, which `leave` gives back. Raises Overloaded."""
-        if self.in_flight < self._places and not self._queue:
+        # While there is a free place, only keys wait that have their share already: this one overtakes none.
+        if self.in_flight < self._places and self._may_have(key):
             self.in_flight += 1
+            self._held[key] += 1
         else:
             await self._wait(key)
 
     async def _wait(self, key: str) -> None:
-        ticket = Ticket()
+        ticket = Ticket(key)
         out = self._queue.put(key, ticket)
         if out is ticket:
             raise _full(self._backend)
@@ -91,17 +99,25 @@ class Gate:
         except BaseException as error:
             self._queue.leave(key, ticket)
             if ticket.has_place():
-                self.leave()
+                self.leave(key)
             if isinstance(error, TimeoutError):
                 raise _too_long(self._backend, self._timeout_s) from error
             raise
 
-    def leave(self) -> None:
-        """Give the place to the next who is still there."""
-        while (ticket := self._queue.take()) is not None:
+    def leave(self, key: str) -> None:
+        """Give the key's place to the next who is still there."""
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
+        while (ticket := self._queue.take(self._may_have)) is not None:
             if ticket.settle(True):
+                self._held[ticket.key] += 1
                 return
         self.in_flight -= 1
+
+    def _may_have(self, key: str) -> bool:
+        """Whether its share allows one place more."""
+        return self._held[key] < self._most
 
 
 class KeyLimits:
@@ -173,7 +189,7 @@ class Admission:
         if known is not None:
             return known
         s = self._settings
-        gate = self._gates[backend] = Gate(backend, s.backend_concurrency, s.queue_limit, s.queue_timeout_s)
+        gate = self._gates[backend] = Gate(backend, s.backend_concurrency, s.queue_limit, s.queue_timeout_s, s.key_share)
         self._metrics.watch_gate(backend, lambda: gate.in_flight, lambda: gate.waiting)
         return gate
 

@@ -106,7 +106,7 @@ class _Answer:
         if self._reply is not None:
             self._reply.close()
         if self._gate is not None:
-            self._gate.leave()
+            self._gate.leave(self._call.draft.key)
 
     async def _ask(self, way: Route, recorded: list[int] | None) -> UpstreamReply:
         desk, call, gate = self._desk, self._call, self._desk.admission.gate(way.backend)
@@ -116,7 +116,7 @@ class _Answer:
             body, headers = self._dialect.upstream_body(request, way, call.call_id), self._dialect.upstream_headers(request, way)
             self._reply = await desk.client.post(way, self._dialect.path, body, call.call_id, call.ask(), headers)
         except BaseException:
-            gate.leave()
+            gate.leave(call.draft.key)
             raise
         self._gate = gate
         return self._reply

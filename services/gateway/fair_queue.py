@@ -6,6 +6,7 @@ When the queue is full, the key with most calls waiting gives way: its latest ca
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -37,11 +38,11 @@ class FairQueue(Generic[T]):
         self._size += 1
         return out
 
-    def take(self) -> T | None:
-        """The call whose turn it is; None if nobody waits."""
-        if not self._waiting:
+    def take(self, may: Callable[[str], bool] = lambda _: True) -> T | None:
+        """The call whose turn it is, of the keys that may have one; None if none of these waits."""
+        key = next(filter(may, self._waiting), None)
+        if key is None:
             return None
-        key = next(iter(self._waiting))
         line = self._waiting.pop(key)
         call = line.popleft()
         self._size -= 1

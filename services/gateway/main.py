@@ -42,7 +42,7 @@ from services.gateway.inference import MEMORY_LIMIT, Inference
 from services.gateway.keys import KeyRing
 from services.gateway.metrics import Metrics
 from services.gateway.models_route import Models, Responses
-from services.gateway.one_write import OneWriteProtocol
+from services.gateway.one_write import protocol_class
 from services.gateway.openapi import describe
 from services.gateway.policies import PolicyTail
 from services.gateway.problems import ExpiredKey, GatewayError, InvalidRequest, NotFound
@@ -230,7 +230,7 @@ def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
         port=settings.gateway_port,
         access_log=False,
         log_config=None,
-        http=OneWriteProtocol,
+        http=protocol_class(settings.client_write_timeout_s),
         timeout_graceful_shutdown=settings.drain_s,
         timeout_keep_alive=75,
         backlog=4096,

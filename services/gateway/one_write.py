@@ -1,6 +1,7 @@
 """uvicorn's protocol, with a reply's head and its body in one write to the socket instead of two: a write costs more than a reply's Python.
 
-The head waits for what follows it, for no longer than this turn of the event loop. Everything else is uvicorn's.
+The head waits for what follows it, for no longer than this turn of the event loop. A client that leaves unread what it is sent is
+disconnected after a while: it would hold its place at a backend. Everything else is uvicorn's.
 """
 
 from __future__ import annotations
@@ -13,8 +14,43 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _HEAD = b"HTTP/1.1 "
 
 
+def protocol_class(write_timeout_s: float) -> type[OneWriteProtocol]:
+    """For uvicorn, which makes one of each connection."""
+
+    class Bounded(OneWriteProtocol):
+        """With the setting's limit."""
+
+    Bounded.write_timeout_s = write_timeout_s
+    return Bounded
+
+
 class OneWriteProtocol(HttpToolsProtocol):
     """One connection."""
+
+    write_timeout_s = 60.0
+    """How long the transport's buffer may stay full."""
+
+    _unread: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """The client does not keep up: nothing more is written until it has read most of the buffer, 64 KiB beyond the sockets' own."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self._stop_waiting()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""

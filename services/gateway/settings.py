@@ -127,6 +127,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """Room for a few images, and what Anthropic's own API takes; beyond the claim check's limit it costs the log nothing."""
     backend_concurrency: int = Field(256, ge=1)
     """Calls in flight to one backend, from this gateway; more of them wait, each key in turn."""
+    key_share: float = Field(0.9, gt=0, le=1)
+    """Share of a backend's places that one key may hold, rounded down, but one at least; the others are for other keys. 1 is no limit."""
     queue_limit: int = Field(1024, ge=0)
     """Calls that may wait for one backend. Beyond it the key with most of them waiting is refused."""
     queue_timeout_s: float = Field(60.0, gt=0)
@@ -136,6 +138,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     key_calls_per_minute: int = Field(0, ge=0)
     """Calls that one key may begin in a minute; 0 is no limit."""
     connect_timeout_s: float = 5.0
+    client_write_timeout_s: float = Field(60.0, gt=0)
+    """How long a client may leave unread what it is sent before its connection is closed: its call ends as `client_disconnected`."""
     upstream_timeout_s: float = 600.0
     """Longest silence of an upstream: until the whole answer, or between two pieces of a stream."""
     ack_timeout_s: float = 120.0

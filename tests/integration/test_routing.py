@@ -248,6 +248,7 @@ async def test_training_is_sampled_as_its_alias_declares(kafka: LocalKafka, topi
 async def test_who_is_many_waits_its_turn(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
     env: dict[str, Any] = {"FULGURITE_API_KEYS": "greedy,modest", "FULGURITE_BACKEND_CONCURRENCY": "2", "FULGURITE_QUEUE_LIMIT": "197"}
+    env["FULGURITE_KEY_SHARE"] = "1"
     async with backends("vllm") as running, running_gateway(settings, running["vllm"].url, tmp_path, **env) as gateway:
         stub = running["vllm"]
         stub.turnstile = asyncio.Semaphore(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.gateway.admission import Admission, Gate, KeyLimits
 from services.gateway.metrics import Metrics
@@ -53,6 +55,64 @@ async def test_a_greedy_key_does_not_starve_another() -> None:
     await crowd.let_go(197)
     await asyncio.gather(*tasks)
     assert (crowd.gate.in_flight, crowd.gate.waiting) == (0, 0)
+
+
+async def test_a_key_leaves_places_for_others() -> None:
+    crowd = Crowd(Gate("b", 4, 1000, 60, key_share=0.9))
+    tasks = await crowd.start(*["greedy"] * 6, "modest")
+    assert crowd.order == ["greedy", "greedy", "greedy", "modest"], "one place is kept free, and the newcomer does not queue for it"
+    assert (crowd.gate.in_flight, crowd.gate.waiting) == (4, 3)
+    await crowd.let_go(4)
+    await crowd.let_go(3)
+    await asyncio.gather(*tasks)
+    assert (crowd.gate.in_flight, crowd.gate.waiting, len(crowd.order)) == (0, 0, 7)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(("begin", "end", "give up"))), max_size=60),
+    st.integers(1, 5),
+    st.sampled_from((0.1, 0.5, 0.9, 1.0)),
+)
+@settings(max_examples=60, deadline=None)
+def test_shares_are_kept_and_no_place_is_lost(steps: list[tuple[str, str]], places: int, share: float) -> None:
+    asyncio.run(_play(steps, places, share))
+
+
+async def _play(steps: list[tuple[str, str]], places: int, share: float) -> None:
+    gate, most = Gate("b", places, 1000, 60, share), max(1, int(places * share))
+    ends: dict[asyncio.Task[None], asyncio.Event] = {}
+    keys: dict[asyncio.Task[None], str] = {}
+    inside: list[str] = []
+
+    async def call(key: str, end: asyncio.Event) -> None:
+        async with gate.place(key):
+            inside.append(key)
+            try:
+                await end.wait()
+            finally:
+                inside.remove(key)
+
+    for key, step in steps:
+        mine = [task for task in ends if keys[task] == key and not task.done()]
+        if step == "begin":
+            end = asyncio.Event()
+            task = asyncio.create_task(call(key, end))
+            ends[task], keys[task] = end, key
+        elif mine and step == "end":
+            ends[mine[0]].set()
+        elif mine:
+            mine[-1].cancel()
+        await settled()
+        alive = [keys[task] for task in ends if not task.done() and not ends[task].is_set()]
+        held = {other: inside.count(other) for other in "abc"}
+        assert max(held.values()) <= most
+        assert gate.in_flight == len(inside) <= places
+        idle = [other for other in "abc" if held[other] < min(most, alive.count(other))]
+        assert len(inside) == places or not idle, "a place is free, and a key waits that may have it"
+    for end in ends.values():
+        end.set()
+    await asyncio.gather(*ends, return_exceptions=True)
+    assert (gate.in_flight, gate.waiting) == (0, 0)
 
 
 async def test_who_leaves_while_waiting_leaves_the_queue() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from services.gateway.one_write import HeadHolder, OneWriteProtocol
+from services.gateway.one_write import HeadHolder, OneWriteProtocol, protocol_class
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
@@ -72,6 +74,60 @@ async def test_a_head_for_nobody_is_dropped() -> None:
     wire.close()
     await asyncio.sleep(0)
     assert wire.written == []
+
+
+@asynccontextmanager
+async def serving(app: object, write_timeout_s: float) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to uvicorn with such a limit."""
+    config = uvicorn.Config(cast(Any, app), lifespan="off", log_config=None)
+    config.load()
+    state, made = ServerState(), protocol_class(write_timeout_s)
+    server = await asyncio.get_running_loop().create_server(lambda: made(config, state, {}), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), limit=1024)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_client_that_reads_nothing_is_disconnected() -> None:
+    gone = asyncio.Event()
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        async def write() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
+                await asyncio.sleep(0)
+
+        writing = asyncio.create_task(write())
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        writing.cancel()
+        gone.set()
+
+    async with serving(app, 0.05) as (_, writer):
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await asyncio.wait_for(gone.wait(), 30)
+
+
+async def test_a_client_that_reads_late_gets_everything() -> None:
+    size = 20_000_000
+    full = asyncio.Event()
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(size).encode())]})
+        await send({"type": "http.response.body", "body": bytes(size), "more_body": True})
+        full.set()
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(app, 60) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await full.wait()
+        await reader.readuntil(b"\r\n\r\n")
+        assert len(await reader.readexactly(size)) == size
 
 
 async def test_uvicorn_serves_whole_replies_and_streams_with_it() -> None:
