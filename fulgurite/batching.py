@@ -4,6 +4,9 @@ A group is complete when every member has all its rows or a tombstone. Complete 
 group each action that carries loss is either trained, stale or filtered with a reason, and the ledger entries say so. A newer revision
 that comes before its group is settled replaces the older one. A group is settled at most once: rows that come again are ignored, and a
 newer revision of a settled group is an amendment, which trains nothing (`fulgurite.amendments`).
+
+Numbers that no trainer can compute with are never given out (`fulgurite.rewards`; an older rewarder wrote them, or somebody else): an
+episode whose reward is too large or not finite has none, and an action whose credit or log-probabilities are so is filtered.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import msgspec
 from fulgurite.events import Action, LedgerEntry, Position, Record, Tombstone, Trajectory
 from fulgurite.ids import action_id, derive_id
 from fulgurite.kinds import FilterReason, LedgerTerm, Mode
-from fulgurite.tokens import token_count
+from fulgurite.rewards import LARGEST_CREDIT, LARGEST_TOTAL, is_bounded
+from fulgurite.tokens import all_finite, token_count
 from fulgurite.versions import MalformedVersion, Version, parse_version
 
 SOURCE = "learner"
@@ -213,7 +217,7 @@ def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:
     rewards = {stone.rollout_id: stone.episode_reward for stone in held.tombstones.values()} | {
         r.rollout_id: r.episode_reward for r in rows
     }
-    scored = tuple(reward for _, reward in sorted(rewards.items()) if reward is not None)
+    scored = tuple(reward for _, reward in sorted(rewards.items()) if reward is not None and is_bounded(reward, LARGEST_TOTAL))
     of_group: FilterReason | None = None
     if len(scored) < 2:
         of_group = FilterReason.no_baseline
@@ -246,6 +250,12 @@ def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:
         episodes=tuple(episodes.values()),
         fates=fates,
     )
+
+
+def untrained(group: BatchGroup, reason: FilterReason) -> BatchGroup:
+    """The group, settled without the step that it was part of."""
+    fates = {action: (LedgerTerm.filtered, reason) if fate[0] is LedgerTerm.trained else fate for action, fate in group.fates.items()}
+    return msgspec.structs.replace(group, episodes=(), fates=fates)
 
 
 def ledger_entries(groups: Iterable[BatchGroup], version: Version, time_ms: int) -> tuple[LedgerEntry, ...]:
@@ -295,10 +305,12 @@ def _fate(
 ) -> tuple[LedgerTerm, FilterReason | None]:
     if action.mask is not None:
         return LedgerTerm.filtered, action.mask
-    if action.logprobs is None:
+    if not _has_logprobs(action):
         return LedgerTerm.filtered, FilterReason.no_tokens
     if row.episode_reward is None:
         return LedgerTerm.filtered, FilterReason.no_reward
+    if not (is_bounded(row.episode_reward, LARGEST_TOTAL) and is_bounded(action.credit, LARGEST_CREDIT)):
+        return LedgerTerm.filtered, FilterReason.reward_failed
     if of_group is not None:
         return LedgerTerm.filtered, of_group
     age = staleness(action.version, current)
@@ -309,6 +321,12 @@ def _fate(
     if token_count(row.token_ids) > rules.max_row_tokens:
         return LedgerTerm.filtered, FilterReason.oversized
     return LedgerTerm.trained, None
+
+
+def _has_logprobs(action: Action) -> bool:
+    """Whether each of its tokens has a log-probability, and one that is a number."""
+    logprobs = action.logprobs
+    return logprobs is not None and len(logprobs) == 4 * (action.end - action.start) and all_finite(logprobs)
 
 
 def _span(action: Action) -> Span:

@@ -143,6 +143,8 @@ class FilterReason(StrEnum):
     """Its row exceeds the learner's token budget."""
     not_trained_mode = "not_trained_mode"
     """Its group was written for offline use only."""
+    not_finite = "not_finite"
+    """The loss or the gradient of its batch was not finite; no step was made."""
 
 
 class LedgerTerm(StrEnum):

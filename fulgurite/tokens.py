@@ -43,6 +43,11 @@ def unpack_logprobs(packed: bytes) -> FloatArray:
     return np.frombuffer(packed, dtype="<f4")
 
 
+def all_finite(packed: bytes) -> bool:
+    """Whether every one of the packed log-probabilities is a number."""
+    return bool(np.isfinite(unpack_logprobs(packed)).all())
+
+
 def token_count(packed: bytes) -> int:
     """Number of tokens or log-probabilities in a packed array."""
     return len(packed) // 4

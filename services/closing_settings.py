@@ -11,6 +11,7 @@ from fulgurite.closing import awaits_episodes
 from fulgurite.events import Declaration, Episode
 from fulgurite.failure_rules import FailureRules
 from fulgurite.failures import FailureKind, FailurePolicy
+from fulgurite.rewards import LARGEST_REWARD
 
 
 class ClosingSettings(BaseSettings):
@@ -22,7 +23,9 @@ class ClosingSettings(BaseSettings):
     episode_grace_s: float = Field(default=600.0, ge=0, description="After a group's deadline, how long to wait for episodes.")
     live_wait_s: float = Field(default=300.0, ge=0, description="How long an undeclared episode waits for its reward.")
     failure_policies: dict[FailureKind, FailurePolicy] = Field(default={}, description="What training makes of a failure, by kind.")
-    penalty: float = Field(default=0.0, description="The reward of failures whose policy is `penalise`.")
+    penalty: float = Field(
+        default=0.0, ge=-LARGEST_REWARD, le=LARGEST_REWARD, description="The reward of failures whose policy is `penalise`."
+    )
 
     def rules(self) -> FailureRules:
         """The failure rules. Raises ValueError for a kind that may not be dropped or retried."""

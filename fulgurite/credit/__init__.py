@@ -4,7 +4,8 @@ Credit is a return, before any baseline: the learner takes the group's mean rewa
 have a baseline of their own (`gigpo`, `per_role`, `last_step`) give the credit that leads to their advantage that way.
 
 A declaration names a rule by `name` or with parameters, `discounted(gamma=0.9)`; those not given have their defaults. `credit_rule`
-says what is wrong with a name that is none.
+says what is wrong with a name that is none. Parameters are bounded, so that rewards within `fulgurite.rewards.LARGEST_TOTAL` give credits
+within `LARGEST_CREDIT` under every rule.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ RULES: dict[str, Rule] = {
         gigpo,
         {
             "gamma": Number(0.95, 0.0, 1.0),
-            "omega": Number(1.0),
+            "omega": Number(1.0, 0.0, 1000.0),
             "norm": Choice(("std", "none")),
             "state": Choice(("observation", "prompt")),
         },

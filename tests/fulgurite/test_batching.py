@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.batching import BatchRules, RowBatcher, ledger_entries, staleness
+from fulgurite.batching import BatchRules, RowBatcher, ledger_entries, staleness, untrained
 from fulgurite.events import Action, Position, Tombstone, Trajectory
 from fulgurite.kinds import FilterReason, LedgerTerm, Mode
 from fulgurite.tokens import pack_ids, pack_logprobs
@@ -162,6 +163,14 @@ def test_a_tombstone_with_a_reward_stays_in_the_baseline() -> None:
     [
         (msgspec.structs.replace(action("x"), mask=FilterReason.truncated), ONE_GROUP, (LedgerTerm.filtered, FilterReason.truncated)),
         (msgspec.structs.replace(action("x"), logprobs=None), ONE_GROUP, (LedgerTerm.filtered, FilterReason.no_tokens)),
+        (
+            msgspec.structs.replace(action("x"), logprobs=pack_logprobs([-0.5, math.nan])),
+            ONE_GROUP,
+            (LedgerTerm.filtered, FilterReason.no_tokens),
+        ),
+        (msgspec.structs.replace(action("x"), logprobs=b"123"), ONE_GROUP, (LedgerTerm.filtered, FilterReason.no_tokens)),
+        (action("x", credit=math.nan), ONE_GROUP, (LedgerTerm.filtered, FilterReason.reward_failed)),
+        (action("x", credit=1e39), ONE_GROUP, (LedgerTerm.filtered, FilterReason.reward_failed)),
         (action("x", version=None), ONE_GROUP, (LedgerTerm.filtered, FilterReason.unknown_version)),
         (action("x", version="other@1.10"), ONE_GROUP, (LedgerTerm.filtered, FilterReason.unknown_version)),
         (action("x", version="policy@1.1"), ONE_GROUP, (LedgerTerm.stale, None)),
@@ -173,6 +182,27 @@ def test_single_actions_that_are_not_trained_say_why(
 ) -> None:
     given_fates = fates(row("g1", 0, 1.0, actions=(odd,)), row("g1", 1, 0.0), rules=rules)
     assert given_fates["x#0"] == expected
+
+
+@pytest.mark.parametrize("reward", [math.inf, -math.inf, math.nan, 1e39, 1.7e308])
+def test_an_episode_whose_reward_cannot_be_computed_with_is_no_part_of_its_group(reward: float) -> None:
+    events = (row("g1", 0, reward), row("g1", 1, 1.0, size=4), row("g1", 2, 0.0), stone("g1", 3, reward, size=4))
+    (group,) = batcher_with(*(msgspec.structs.replace(event, group_size=4) for event in events)).take(NOW)
+    assert group.rewards == (1.0, 0.0)
+    assert [episode.rollout_id for episode in group.episodes] == ["g1-1", "g1-2"]
+    assert group.fates["g1-0-0#0"] == (LedgerTerm.filtered, FilterReason.reward_failed)
+
+
+def test_a_group_whose_step_was_not_made_is_accounted_for_without_it() -> None:
+    stale = action("old", version="policy@1.1")
+    (group,) = batcher_with(row("g1", 0, 1.0, actions=(action("new", 0), stale)), row("g1", 1, 0.0)).take(NOW)
+    settled = untrained(group, FilterReason.not_finite)
+    assert settled.episodes == ()
+    assert settled.fates == {
+        "new#0": (LedgerTerm.filtered, FilterReason.not_finite),
+        "g1-1-0#0": (LedgerTerm.filtered, FilterReason.not_finite),
+        "old#0": (LedgerTerm.stale, None),
+    }
 
 
 def test_context_is_not_accounted_for() -> None:

@@ -11,10 +11,12 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fulgurite.credit import RULES, credit_rule
 from fulgurite.credit.scene import Path, Scored, Step, mean_and_scale, relative
 from fulgurite.errors import UnknownRule
+from fulgurite.rewards import LARGEST_CREDIT, LARGEST_TOTAL, is_bounded
 
 VALUES = st.integers(-8, 8).map(lambda number: number / 4)
 """Quarters, so that sums are exact."""
@@ -188,10 +190,39 @@ def test_a_rule_s_name_spells_out_its_parameters() -> None:
         ("identical(gamma=1)", "no parameter 'gamma'; identical has no parameters"),
         ("discounted(gamma=much)", "gamma must be a number from 0 to 1, not 'much'"),
         ("discounted(gamma=1.5)", "gamma must be a number from 0 to 1, not '1.5'"),
-        ("gigpo(omega=inf)", "omega must be a number of at least 0, not 'inf'"),
+        ("gigpo(omega=inf)", "omega must be a number from 0 to 1000, not 'inf'"),
         ("gigpo(norm=mean)", "norm must be std or none, not 'mean'"),
     ],
 )
 def test_what_is_no_rule_is_said_clearly(text: str, complaint: str) -> None:
     with pytest.raises(UnknownRule, match=complaint):
         credit_rule(text)
+
+
+@st.composite
+def largest(draw: st.DrawFn, number: int) -> Scored:
+    """An episode that is paid as much as is accepted, or next to nothing, in any shape."""
+    shape = draw(episodes(number))
+    names = sorted(actions(shape))
+    amounts = st.sampled_from([0.0, 1e-9, 2e-6, 1.0, 1e6, LARGEST_TOTAL]) | st.floats(0, LARGEST_TOTAL)
+    parts = [draw(amounts) * draw(st.sampled_from([-1.0, 1.0])) for _ in (*names, "outcome")]
+    shrunk = LARGEST_TOTAL / max(sum(map(abs, parts)), LARGEST_TOTAL)
+    outcome, *paid = (part * shrunk for part in parts)
+    rewards = dict(zip(names, paid, strict=True))
+    total = outcome + sum(paid)
+    ways = [tuple(replace(step, reward=rewards[step.action]) for step in path.steps) for path in shape.paths]
+    return Scored(
+        total=total,
+        by_name=dict(zip(("critic", "critic.recall", "writer"), paid, strict=False)),
+        paths=tuple(Path(steps=way, outcome=outcome, total=total) for way in ways),
+    )
+
+
+LARGEST = st.integers(1, 4).flatmap(lambda size: st.tuples(*(largest(number) for number in range(size)))).map(list)
+SPELLED = ("discounted(gamma=1)", "gigpo(omega=1000, norm=none)", "gigpo(gamma=1, omega=1000, state=prompt)")
+
+
+@given(LARGEST, st.sampled_from([*sorted(RULES), *SPELLED]))
+def test_accepted_rewards_give_credits_that_can_be_trained_under_every_rule(group: list[Scored], name: str) -> None:
+    for given_to in credit_rule(name)(group):
+        assert all(is_bounded(credit, LARGEST_CREDIT) for credit in given_to.values())

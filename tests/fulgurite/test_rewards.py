@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fulgurite.events import Declaration, Episode
 from fulgurite.ids import action_id
 from fulgurite.kinds import FilterReason
-from fulgurite.rewards import EpisodeRewards, combine, counted, is_complete
+from fulgurite.rewards import LARGEST_REWARD, LARGEST_TOTAL, LARGEST_WEIGHT, EpisodeRewards, combine, counted, excess, is_complete
 from fulgurite.stitching import stitch
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
@@ -67,3 +73,56 @@ def test_no_reward_is_not_zero() -> None:
     alone = combine(None, [make_reward(value=0.0)])
     assert isinstance(alone, EpisodeRewards)
     assert alone.total == 0.0
+
+
+def test_a_reward_of_an_action_that_the_episode_does_not_have_counts_for_nothing() -> None:
+    call = make_call()
+    of_call = make_reward(name="step", call_id=call.call_id, choice=0)
+    whole = make_reward(at=3_500)
+    elsewhere = make_reward(name="step", call_id=make_call(salt=1).call_id, choice=0)
+    no_choice = make_reward(name="step", call_id=call.call_id, choice=1)
+    assert counted(episode(), [whole, of_call, elsewhere, no_choice]) == (whole, of_call)
+    # What is not known to be wrong counts: the choices of a call may lie elsewhere.
+    unknown = stitch([make_call(answers=()), make_status()])
+    assert unknown is not None
+    assert counted(unknown, [no_choice]) == (no_choice,)
+
+
+@pytest.mark.parametrize(
+    ("values", "weights"),
+    [
+        ((1e308, 1e308), {}),
+        ((1e308, -1e308), {}),
+        ((100.0, 0.0), {"a": 1e308}),
+        ((1e39, 0.0), {}),
+        ((math.inf, 0.0), {}),
+        ((math.nan, 0.0), {}),
+        ((math.inf, 0.0), {"a": 0.0}),
+        ((LARGEST_TOTAL * 2, 0.0), {"a": 0.0}),
+    ],
+)
+def test_what_adds_up_to_more_than_can_be_trained_on_is_no_reward_and_says_why(
+    values: tuple[float, float], weights: dict[str, float]
+) -> None:
+    made = declaration(("a", "b"), weights)
+    rewards = [make_reward(value=value, name=name) for name, value in zip("ab", values, strict=True)]
+    assert combine(made, rewards) is FilterReason.reward_failed
+    assert "of its 2 rewards add up to" in (excess(made, rewards) or "")
+
+
+NUMBERS = st.floats() | st.sampled_from([1e39, -1e39, 1.7e308, LARGEST_TOTAL, LARGEST_REWARD])
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=6), st.lists(NUMBERS, max_size=6))
+def test_whatever_the_log_holds_a_reward_is_bounded_with_all_its_parts(values: list[float], weights: list[float]) -> None:
+    made = declaration(("0",), {str(place): weight for place, weight in enumerate(weights)})
+    combined = combine(made, [make_reward(value=value, name=str(place)) for place, value in enumerate(values)])
+    if isinstance(combined, EpisodeRewards):
+        parts = (combined.total, combined.outcome, *combined.actions.values(), *combined.named.values())
+        assert all(abs(part) <= LARGEST_TOTAL * 1.001 for part in parts)
+
+
+def test_one_accepted_reward_of_any_weight_is_combined() -> None:
+    combined = combine(declaration(weights={"reward": -LARGEST_WEIGHT}), [make_reward(value=LARGEST_REWARD)])
+    assert isinstance(combined, EpisodeRewards)
+    assert combined.total == -LARGEST_TOTAL

@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fulgurite.credit import credit_rule
 from fulgurite.credit.scene import Path, Scored, Step
+from fulgurite.rewards import LARGEST_CREDIT, LARGEST_TOTAL
 from services.learner.errors import NoBaseline
 
 with warnings.catch_warnings():
@@ -73,3 +77,12 @@ def test_no_actions_have_no_advantages() -> None:
 def test_fewer_than_two_scored_episodes_are_no_baseline(rewards: list[float]) -> None:
     with pytest.raises(NoBaseline):
         group_advantages([1.0], rewards)
+
+
+AMOUNTS = st.sampled_from([0.0, 1e-9, 2e-6, 1.0, 1e6, LARGEST_TOTAL]) | st.floats(-LARGEST_TOTAL, LARGEST_TOTAL)
+CREDITS = st.sampled_from([0.0, LARGEST_CREDIT, -LARGEST_CREDIT]) | st.floats(-LARGEST_CREDIT, LARGEST_CREDIT)
+
+
+@given(st.lists(CREDITS, min_size=1, max_size=4), st.lists(AMOUNTS, min_size=2, max_size=5))
+def test_whatever_is_accepted_has_a_finite_advantage(credits_A: list[float], rewards: list[float]) -> None:
+    assert all(math.isfinite(advantage) for advantage in group_advantages(credits_A, rewards))
