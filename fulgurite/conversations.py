@@ -28,6 +28,8 @@ from typing import Any, cast
 
 import msgspec
 
+from fulgurite.untrusted_json import mappings
+
 Json = Mapping[str, Any]
 Atom = tuple[str, ...]
 """Who speaks, what kind of thing it is, and what it says."""
@@ -127,8 +129,8 @@ def _of_message(role: str, message: Json) -> Iterator[Atom]:
     said = list(_of_content(role, message.get("content")))
     if role == _ASSISTANT:
         said += _of_content(role, message.get("refusal"))
-        said += [_call(call) for call in _mappings(message.get("tool_calls"))]
-        said += [_call({"function": call}) for call in _mappings([message.get("function_call")])]
+        said += [_call(call) for call in mappings(message.get("tool_calls"))]
+        said += [_call({"function": call}) for call in mappings([message.get("function_call")])]
     yield from said or [(role, "text", "")]
 
 
@@ -238,11 +240,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return int(value)
     return value
-
-
-def _mappings(value: Any) -> list[Json]:
-    found = cast("list[Any]", value) if isinstance(value, list) else []
-    return [cast(Json, entry) for entry in found if isinstance(entry, Mapping)]
 
 
 def _add(chain: hashlib.blake2b, atom: Atom) -> None:

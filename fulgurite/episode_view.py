@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 from fulgurite.events import Episode, LlmCall
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import CallOutcome, EpisodeOutcome
-from fulgurite.transcript import Json, answer_of, messages_of
+from fulgurite.transcript import answer_of, messages_of
+from fulgurite.untrusted_json import Json, called_functions, parsed
 
 
 class EpisodeView:
@@ -23,13 +23,10 @@ class EpisodeView:
 
     @cached_property
     def task(self) -> Any:
-        """The task as parsed JSON; a task that is no JSON as its text; None for undeclared traffic."""
+        """The task as parsed JSON; a task that is none, or nested too deep, as its text; None for undeclared traffic."""
         if self.record.declaration is None:
             return None
-        try:
-            return json.loads(self.record.declaration.task)
-        except ValueError:
-            return self.record.declaration.task
+        return _parsed(self.record.declaration.task)
 
     @cached_property
     def calls(self) -> tuple[LlmCall, ...]:
@@ -74,13 +71,12 @@ class EpisodeView:
 
     def tool_calls(self) -> list[Json]:
         """Every tool call the model made, in order, as `{"name": ..., "arguments": parsed JSON or text}`."""
-        called = [call for message in self.messages for call in cast(list[Json], message.get("tool_calls") or [])]
-        functions = [cast(Json, call.get("function") or {}) for call in called]
+        functions = [function for message in self.messages for function in called_functions(message)]
         return [{"name": function.get("name"), "arguments": _parsed(function.get("arguments"))} for function in functions]
 
 
 def _parsed(text: Any) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, TypeError):
+        return parsed(text)
+    except ValueError:
         return text

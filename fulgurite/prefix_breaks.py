@@ -8,12 +8,12 @@ within it, a stop string was cut from the text, thinking was stripped by the tem
 from __future__ import annotations
 
 import json
-from typing import cast
 
 from fulgurite.events import Choice, LlmCall
 from fulgurite.kinds import PrefixBreak
 from fulgurite.tokens import unpack_ids
-from fulgurite.transcript import Json, answer_of, messages_of
+from fulgurite.transcript import answer_of, messages_of
+from fulgurite.untrusted_json import Json, called_functions
 
 _THOUGHTS = ("<think>", '"reasoning', '"thinking')
 """How an answer tells of reasoning: in its text, in a field or an item of its own, in a block."""
@@ -54,8 +54,5 @@ def continues(previous: LlmCall, choice: Choice, call: LlmCall) -> bool:
 
 def _essence(message: Json) -> tuple[str, str, str]:
     """What a message says, whatever null and optional fields it carries."""
-    calls = [
-        (cast(Json, call.get("function") or {}).get("name"), cast(Json, call.get("function") or {}).get("arguments"))
-        for call in cast(list[Json], message.get("tool_calls") or [])
-    ]
+    calls = [(function.get("name"), function.get("arguments")) for function in called_functions(message)]
     return str(message.get("role") or "assistant"), json.dumps(message.get("content") or ""), json.dumps(calls)

@@ -7,14 +7,10 @@ tool calls gathered, a tool's result is a message of role `tool`, reasoning is l
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any, cast
-
-import msgspec
+from typing import Any
 
 from fulgurite.events import Choice, LlmCall
-
-Json = dict[str, Any]
+from fulgurite.untrusted_json import Json, mapping, mappings, parsed
 
 _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
@@ -37,7 +33,7 @@ def messages_in(body: Json, api: str) -> list[Json]:
         return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else []
     if api == "responses":
         return _system(body.get("instructions")) + _of_items(body.get("input"))
-    messages = _objects(body.get("messages"))
+    messages = mappings(body.get("messages"))
     if api == "messages":
         return _system(body.get("system")) + [part for message in messages for part in _of_blocks(message)]
     return messages
@@ -61,7 +57,7 @@ def _of_blocks(message: Json) -> list[Json]:
     content, role = message.get("content"), message.get("role", "user")
     if not isinstance(content, list):
         return [message]
-    blocks = [block for block in _objects(cast("list[Any]", content)) if block.get("type") not in _THOUGHTS]
+    blocks = [block for block in mappings(content) if block.get("type") not in _THOUGHTS]
     results = [
         {**_result(block.get("tool_use_id"), block.get("content")), **({"is_error": True} if block.get("is_error") is True else {})}
         for block in blocks
@@ -79,7 +75,7 @@ def _of_items(given: Any) -> list[Json]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     messages: list[Json] = []
-    for item in _objects(given):
+    for item in mappings(given):
         message = _of_item(item)
         if message is None:
             continue
@@ -94,7 +90,7 @@ def _of_item(item: Json) -> Json | None:
     kind = item.get("type")
     if isinstance(item.get("role"), str):
         content = item.get("content")
-        return {"role": item["role"], "content": _joined(_objects(cast("list[Any]", content))) if isinstance(content, list) else content}
+        return {"role": item["role"], "content": _joined(mappings(content)) if isinstance(content, list) else content}
     if kind in ("function_call", "custom_tool_call"):
         call = _call(item.get("call_id"), item.get("name"), item.get("arguments", item.get("input")))
         return {"role": "assistant", "content": "", "tool_calls": [call]}
@@ -124,31 +120,17 @@ def _call(name_of_it: Any, name: Any, arguments: Any) -> Json:
 
 
 def _result(name_of_it: Any, content: Any) -> Json:
-    text = _joined(_objects(cast("list[Any]", content))) if isinstance(content, list) else content
+    text = _joined(mappings(content)) if isinstance(content, list) else content
     return {"role": "tool", "tool_call_id": name_of_it, "content": text}
 
 
 def _system(given: Any) -> list[Json]:
-    text = _joined(_objects(cast("list[Any]", given))) if isinstance(given, list) else given
+    text = _joined(mappings(given)) if isinstance(given, list) else given
     return [{"role": "system", "content": text}] if text else []
 
 
 def _object(text: str | None) -> Json:
     try:
-        parsed = _parsed(text or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return cast(Json, parsed) if isinstance(parsed, dict) else {}
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
+        return mapping(parsed(text or "{}"))
     except ValueError:
-        # It takes a third of the time, but neither NaN nor half a surrogate, which agents have sent.
-        return json.loads(text)
-
-
-def _objects(given: Any) -> list[Json]:
-    found: Iterable[Any] = cast("list[Any]", given) if isinstance(given, list) else ()
-    return [cast(Json, one) for one in found if isinstance(one, dict)]
+        return {}

@@ -8,7 +8,8 @@ from functools import cached_property
 from fulgurite.events import AgentStatus, LlmCall
 from fulgurite.kinds import CallOutcome
 from fulgurite.packing import Whole
-from fulgurite.transcript import Json, answer_of, body_of, messages_in
+from fulgurite.transcript import answer_of, body_of, messages_in
+from fulgurite.untrusted_json import Json
 
 
 class Evidence:

@@ -6,11 +6,10 @@ What else it demands is not. Of several choices all must fail. An answer that ca
 
 from __future__ import annotations
 
-import json
 from typing import Any, cast
 
 from fulgurite.failure_detectors.evidence import Evidence
-from fulgurite.transcript import Json
+from fulgurite.untrusted_json import Json, mapping, parsed
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -31,10 +30,10 @@ def invalid_output(seen: Evidence) -> bool:
 
 def _asked(body: Json) -> Json | None:
     """The schema that the answer should have."""
-    form = _dict(_dict(body.get("text")).get("format")) or _dict(body.get("response_format"))
+    form = mapping(mapping(body.get("text")).get("format")) or mapping(body.get("response_format"))
     if form.get("type") == "json_schema":
         # Chat completions nest the schema under `json_schema`, responses do not.
-        return _dict((_dict(form.get("json_schema")) or form).get("schema"))
+        return mapping((mapping(form.get("json_schema")) or form).get("schema"))
     return {"type": "object"} if form.get("type") == "json_object" else None
 
 
@@ -43,8 +42,8 @@ def _fails(answer: Json, schema: Json) -> bool:
     if answer.get("tool_calls") or not isinstance(text, str):
         return False
     try:
-        return not _fits(json.loads(text), schema)
-    except (ValueError, RecursionError):
+        return not _fits(parsed(text), schema)
+    except ValueError:
         return True
 
 
@@ -54,17 +53,17 @@ def _fits(value: Any, schema: Json) -> bool:
     if ("const" in schema and value != schema["const"]) or ("enum" in schema and value not in _list(schema["enum"])):
         return False
     if isinstance(value, list):
-        return all(_fits(item, _dict(schema.get("items"))) for item in _list(cast(Any, value)))
+        return all(_fits(item, mapping(schema.get("items"))) for item in _list(cast(Any, value)))
     return not isinstance(value, dict) or _fields_fit(cast(Json, value), schema)
 
 
 def _fields_fit(value: Json, schema: Json) -> bool:
-    known = _dict(schema.get("properties"))
+    known = mapping(schema.get("properties"))
     if not {str(name) for name in _list(schema.get("required"))} <= value.keys():
         return False
     if schema.get("additionalProperties") is False and not value.keys() <= known.keys():
         return False
-    return all(_fits(item, _dict(known.get(name))) for name, item in value.items())
+    return all(_fits(item, mapping(known.get(name))) for name, item in value.items())
 
 
 def _has_type(value: Any, named: Any) -> bool:
@@ -76,7 +75,3 @@ def _has_type(value: Any, named: Any) -> bool:
 
 def _list(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else []
-
-
-def _dict(value: Any) -> Json:
-    return cast(Json, value) if isinstance(value, dict) else {}

@@ -8,10 +8,9 @@ its own answers cannot be caught.
 from __future__ import annotations
 
 import json
-from typing import cast
 
 from fulgurite.failure_detectors.evidence import Evidence
-from fulgurite.transcript import Json
+from fulgurite.untrusted_json import Json, called_functions
 
 REPEATS = 3
 """Asking twice is checking."""
@@ -65,8 +64,5 @@ def _turns(messages: list[Json]) -> list[Turn]:
 
 def _said(message: Json) -> str:
     """Without ids, which differ whenever the same is said again."""
-    calls = [
-        (cast(Json, call.get("function") or {}).get("name"), cast(Json, call.get("function") or {}).get("arguments"))
-        for call in cast("list[Json]", message.get("tool_calls") or [])
-    ]
+    calls = [(function.get("name"), function.get("arguments")) for function in called_functions(message)]
     return json.dumps([message.get("role"), message.get("content") or "", calls])

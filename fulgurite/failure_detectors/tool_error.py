@@ -6,11 +6,8 @@ with an `error` that is not empty. Prose that tells of an error is not read.
 
 from __future__ import annotations
 
-import json
-from typing import Any, cast
-
 from fulgurite.failure_detectors.evidence import Evidence
-from fulgurite.transcript import Json
+from fulgurite.untrusted_json import Json, mapping, parsed
 
 
 def tool_error(seen: Evidence) -> bool:
@@ -27,10 +24,7 @@ def _is_error(result: Json) -> bool:
     if result.get("is_error") is True:
         return True
     try:
-        said: Any = json.loads(result.get("content") or "null")
-    except (ValueError, TypeError, RecursionError):
+        fields = mapping(parsed(result.get("content")))
+    except ValueError:
         return False
-    if not isinstance(said, dict):
-        return False
-    fields = cast(Json, said)
     return fields.get("isError") is True or fields.get("is_error") is True or bool(fields.get("error"))

@@ -7,11 +7,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from fulgurite.codec import Codec
 from fulgurite.kinds import Mode
+from fulgurite.untrusted_json import encoded
 from services.cli.failing import told
 from services.closing_settings import ClosingSettings
 from services.kafka import KafkaSettings
@@ -81,7 +81,7 @@ def _write(form: Format, target: Path, groups: Iterator[Group], filters: Filters
     unfinished = target.with_name(f".{target.name}.unfinished")
     with unfinished.open("wb") as file:
         for count, line in enumerate(writers[form](), 1):  # noqa: B007 - the last one is the count
-            file.write(msgspec.json.encode(line) + b"\n")
+            file.write(encoded(line) + b"\n")
     unfinished.rename(target)
     return count
 

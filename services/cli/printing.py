@@ -7,23 +7,16 @@ import json
 import msgspec
 from rich.table import Table
 
+from fulgurite.untrusted_json import encoded
 from services.terminal import escaped_json, make_console
 
 _NO_TERMINAL = 250
 """Columns: a pipe or a file has no width for whose sake an id would be cut."""
 
 
-def as_json(found: object) -> bytes:
-    """Anything that msgspec can encode; halves of characters, which JSON allows and UTF-8 does not, as `\\ud83c`."""
-    try:
-        return msgspec.json.encode(found)
-    except UnicodeEncodeError:
-        return json.dumps(msgspec.to_builtins(found)).encode()
-
-
 def print_json(found: object) -> None:
     """Anything that msgspec can encode."""
-    document = as_json(found)
+    document = encoded(found)
     try:
         shown = msgspec.json.format(document).decode()
     except msgspec.DecodeError:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
 
 from fulgurite.closing import close_group
 from fulgurite.credit import credit_rule
@@ -14,10 +13,9 @@ from fulgurite.ids import action_id
 from fulgurite.kinds import StatusKind
 from fulgurite.tokens import token_count, unpack_ids, unpack_logprobs
 from fulgurite.transcript import answer_of, messages_of
+from fulgurite.untrusted_json import Json, called_functions
 from services.closing_settings import ClosingSettings
 from services.replay.groups import Group
-
-Json = dict[str, Any]
 
 
 def timeline(group: Group, rollout_id: str, settings: ClosingSettings, *, tokens: bool = False) -> Json:
@@ -135,13 +133,11 @@ def _choice(call: LlmCall, index: int, actions: Mapping[str, Action], *, tokens:
     return found
 
 
-def _message(message: Mapping[str, Any]) -> Json:
-    calls = cast("Iterable[Json]", message.get("tool_calls") or ())
-    functions = [cast(Json, call.get("function") or {}) for call in calls]
+def _message(message: Json) -> Json:
     return {
         "role": message.get("role", "assistant"),
         "content": message.get("content"),
-        "tool_calls": [{"name": function.get("name"), "arguments": function.get("arguments")} for function in functions],
+        "tool_calls": [{"name": function.get("name"), "arguments": function.get("arguments")} for function in called_functions(message)],
     }
 
 

@@ -16,7 +16,7 @@ from fulgurite.failure_detectors import DETECTORS, SYMPTOMS, failure_of
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import CallOutcome, StatusKind
 from fulgurite.stitching import stitch
-from fulgurite.transcript import Json
+from fulgurite.untrusted_json import Json
 from tests.synthetic import make_call, make_status
 
 DONE = make_status()
