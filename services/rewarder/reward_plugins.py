@@ -13,7 +13,7 @@ from fulgurite.events import AgentReward, Episode
 from fulgurite.ids import derive_id
 from services.rewarder.errors import RewardFailed
 from services.rewarder.functions import source_of
-from services.rewarder.sandbox import Limits, Sandbox, check
+from services.rewarder.sandbox import LOAD_TIMEOUT_S, Limits, Sandbox, check
 
 
 class Verdict(NamedTuple):
@@ -26,12 +26,12 @@ class Verdict(NamedTuple):
 class RewardPlugin:
     """A function that can be loaded. `source` tells which code gives its verdicts."""
 
-    def __init__(self, reference: str, name: str) -> None:
+    def __init__(self, reference: str, name: str, load_timeout_s: float = LOAD_TIMEOUT_S) -> None:
         """Raises PluginError."""
         self.name = name
         self.source = source_of(reference)
         self._reference = reference
-        check(reference)
+        check(reference, load_timeout_s)
 
     def sandbox(self, limits: Limits) -> Sandbox:
         """Processes that run it."""

@@ -131,7 +131,7 @@ async def run(arguments: Sequence[str]) -> int:
     def make() -> RewardWorker:
         settings, kafka = RewardWorkerSettings(), KafkaSettings()
         logs.configure("reward-worker", settings.log_level)
-        plugin = RewardPlugin(chosen.reward, chosen.name)
+        plugin = RewardPlugin(chosen.reward, chosen.name, settings.load_timeout_s)
         check_topics(kafka)
         return RewardWorker(plugin, chosen.run_id, kafka, settings)
 

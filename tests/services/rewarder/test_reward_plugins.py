@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fulgurite.codec import Codec
 from fulgurite.events import Episode
 from fulgurite.rewards import counted
 from fulgurite.stitching import Input, stitch
@@ -24,7 +25,12 @@ from tests.synthetic import make_call, make_declared, make_status
 CODE = """
 import asyncio
 import os
+import subprocess
+import sys
 import time
+from decimal import Decimal
+from fractions import Fraction
+import numpy
 from beside import VALUE
 
 asked = []
@@ -51,6 +57,53 @@ async def later(episode):
     await asyncio.sleep(0)
     return len(set(asked))
 async def never(episode): await asyncio.sleep(600)
+def exits(episode): sys.exit(3)
+def exits_at_once(episode): os._exit(0)
+def interrupted(episode): raise KeyboardInterrupt
+async def exits_later(episode): sys.exit(3)
+async def cancelled(episode): raise asyncio.CancelledError
+class Mute(Exception):
+    def __str__(self): raise RuntimeError("no")
+class Shy:
+    def __repr__(self): raise RuntimeError("no")
+def mute(episode): raise Mute
+def shy(episode): return Shy()
+def half(episode): raise ValueError("a\\ud83c")
+def half_name(episode): return {"a\\ud83c": 1.0}
+def long(episode): raise ValueError("x" * 9_000_000)
+def long_name(episode): return {"x" * 9_000_000: 1.0}
+def long_text(episode): return "x" * 9_000_000
+def no_name(episode): return {"": 1.0}
+def many_names(episode): return {str(number): 1.0 for number in range(101)}
+def huge(episode): return 10**400
+def very_huge(episode): return 10**5000
+def large(episode): return 1e39
+def not_a_number(episode): return float("nan")
+def a_list(episode): return [1.0]
+def a_complex(episode): return 1j
+def a_row(episode): return numpy.array([0.5])
+def numpy_text(episode): return numpy.str_("0.5")
+def f32(episode): return numpy.float32(0.5)
+def numpy_bool(episode): return numpy.bool_(True)
+def numpy_int(episode): return numpy.int64(2)
+def array_0d(episode): return numpy.array(0.5)
+def decimal(episode): return Decimal("0.5")
+def fraction(episode): return Fraction(1, 2)
+def named_f32(episode): return {"reward": numpy.float32(1)}
+class Name(str):
+    def __reduce__(self): return os.mkdir, (os.path.join(os.path.dirname(__file__), "unpickled"),)
+def odd_name(episode): return {Name("odd"): 1.0}
+def forks(episode):
+    if os.fork() == 0: raise ValueError("the copy")
+    return 0.5
+def leaves(episode):
+    left = os.fork()
+    if left == 0: time.sleep(600)
+    started = subprocess.Popen(["sleep", "600"])
+    with open(os.path.join(os.path.dirname(__file__), episode.task["question"]), "w") as told: print(left, started.pid, file=told)
+    return left
+def leaves_and_hangs(episode): leaves(episode); time.sleep(600)
+def leaves_and_ends(episode): leaves(episode); os._exit(7)
 not_a_function = 1
 """
 
@@ -90,6 +143,15 @@ def asking(question: str) -> Episode:
         ("named", {"reward": 1.0, "style": 0.5}),
         ("nothing", {}),
         ("later", {"score": 1.0}),
+        ("f32", {"score": 0.5}),
+        ("numpy_bool", {"score": 1.0}),
+        ("numpy_int", {"score": 2.0}),
+        ("array_0d", {"score": 0.5}),
+        ("decimal", {"score": 0.5}),
+        ("fraction", {"score": 0.5}),
+        ("named_f32", {"reward": 1.0}),
+        ("odd_name", {"odd": 1.0}),
+        ("forks", {"score": 0.5}),
     ],
 )
 async def test_values(sandbox: Sandbox, function: str, expected: dict[str, float]) -> None:
@@ -99,8 +161,30 @@ async def test_values(sandbox: Sandbox, function: str, expected: dict[str, float
 @pytest.mark.parametrize(
     ("function", "failure", "told"),
     [
-        ("text", RewardFailed, "'score' is '1': expected a finite number"),
-        ("infinite", RewardFailed, "'score' is inf: expected a finite number"),
+        ("text", RewardFailed, r"rewards.py:rewards gave '1' \(str\) for 'score': expected a number from -1000000 to 1000000"),
+        ("infinite", RewardFailed, r"rewards.py:rewards gave inf \(float\) for 'score': expected a number"),
+        ("large", RewardFailed, "gave 1e"),
+        ("not_a_number", RewardFailed, "gave nan"),
+        ("huge", RewardFailed, "gave 10000.*cut.*expected a number"),
+        ("very_huge", RewardFailed, r"gave \(cannot be shown\) \(int\)"),
+        ("a_list", RewardFailed, r"gave \[1.0\] \(list\)"),
+        ("a_complex", RewardFailed, r"gave 1j \(complex\)"),
+        ("a_row", RewardFailed, r"\(ndarray\)"),
+        ("numpy_text", RewardFailed, r"\(str_\)"),
+        ("exits", RewardFailed, "SystemExit: 3"),
+        ("exits_later", RewardFailed, "SystemExit: 3"),
+        ("exits_at_once", TookTooLong, "no value within 1 s"),
+        ("interrupted", RewardFailed, "KeyboardInterrupt: "),
+        ("cancelled", RewardFailed, "CancelledError: "),
+        ("mute", RewardFailed, r"Mute: \(its text cannot be read\)"),
+        ("shy", RewardFailed, r"gave \(cannot be shown\) \(Shy\)"),
+        ("half", RewardFailed, r"ValueError: a\\ud83c"),
+        ("half_name", RewardFailed, "a name has 1 to 128 characters"),
+        ("long", RewardFailed, "cut: 9000012 characters"),
+        ("long_name", RewardFailed, "a name has 1 to 128 characters"),
+        ("long_text", RewardFailed, r"\(str\) for 'score'"),
+        ("no_name", RewardFailed, "a name has 1 to 128 characters"),
+        ("many_names", RewardFailed, "gave 101 rewards: at most 100 names are taken"),
         ("raises", RewardFailed, "KeyError: 'no such key'"),
         ("never", TookTooLong, "no value within 1 s"),
         ("hangs", TookTooLong, "no value within 1 s"),
@@ -115,6 +199,59 @@ async def test_failures_are_told_and_the_next_episode_is_judged(
     with pytest.raises(failure, match=told):
         await sandbox.judge(asking(function))
     assert await sandbox.judge(asking("number")) == {"score": 0.25}
+
+
+async def test_every_failure_is_an_event_that_can_be_written(rewards: Path, sandbox: Sandbox) -> None:
+    plugin = RewardPlugin(f"{rewards}:rewards", "score")
+    for function in ("half", "half_name", "long", "long_name", "long_text", "mute", "exits"):
+        (reward,) = (await plugin.judge(sandbox, asking(function))).rewards
+        assert (reward.name, reward.value) == ("score", None)
+        assert len(Codec().encode(reward)) < 10_000
+
+
+async def test_nothing_that_a_function_returns_is_run_here(rewards: Path, sandbox: Sandbox) -> None:
+    (name,) = await sandbox.judge(asking("odd_name"))
+    assert type(name) is str
+    assert not (rewards.parent / "unpickled").exists()
+
+
+@pytest.mark.parametrize("function", ["leaves_and_hangs", "leaves_and_ends"])
+async def test_what_a_function_started_ends_with_its_process(rewards: Path, sandbox: Sandbox, function: str) -> None:
+    with pytest.raises(RewardFailed):
+        await sandbox.judge(asking(function))
+    for pid in (rewards.parent / function).read_text().split():
+        await asyncio.to_thread(wait_for_end, int(pid))
+
+
+async def test_what_a_function_started_ends_with_the_sandbox(rewards: Path) -> None:
+    sandbox = RewardPlugin(f"{rewards}:leaves", "pid").sandbox(Limits(processes=1, timeout_s=30.0, memory_mb=0))
+    await sandbox.judge(asking("started"))
+    sandbox.close()
+    for pid in (rewards.parent / "started").read_text().split():
+        await asyncio.to_thread(wait_for_end, int(pid))
+
+
+def test_an_import_that_takes_too_long_is_told(tmp_path: Path) -> None:
+    (tmp_path / "sleeps.py").write_text("import time\ntime.sleep(600)\n")
+    with pytest.raises(PluginError, match="importing it took more than 1 s"):
+        RewardPlugin(f"{tmp_path}/sleeps.py:fn", "score", load_timeout_s=1.0)
+
+
+def test_an_import_that_exits_is_told(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import sys\nsys.exit(2)\n")
+    with pytest.raises(PluginError, match="cannot be imported: SystemExit: 2"):
+        RewardPlugin(f"{tmp_path}/program.py:fn", "score")
+
+
+async def test_an_import_that_is_slow_only_when_it_matters_is_a_failure(tmp_path: Path) -> None:
+    code = "import os, pathlib, time\nif pathlib.Path(__file__).with_name('once').exists(): time.sleep(600)\ndef fn(episode): return 1\n"
+    (tmp_path / "later.py").write_text(code)
+    plugin = RewardPlugin(f"{tmp_path}/later.py:fn", "score")
+    (tmp_path / "once").touch()
+    sandbox = plugin.sandbox(Limits(processes=1, timeout_s=30.0, memory_mb=0, load_timeout_s=0.5))
+    with pytest.raises(ProcessEnded):
+        await sandbox.judge(asking("number"))
+    sandbox.close()
 
 
 @pytest.mark.parametrize("function", ["greedy", "keeps"])

@@ -34,7 +34,7 @@ def episode(answer: str, task: object) -> EpisodeView:
 
 
 def value(reference: str, answer: str, task: Mapping[str, object]) -> float:
-    return named(load(f"{PREFIX}{reference}")(episode(answer, dict(task))), "reward")["reward"]
+    return named(load(f"{PREFIX}{reference}")(episode(answer, dict(task))), "reward", reference)["reward"]
 
 
 @pytest.fixture(scope="module")
