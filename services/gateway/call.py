@@ -35,6 +35,8 @@ class Draft:
         """Whose key it is, as the limits count them; never the key itself."""
         self.sampled: str | None = None
         """What the client is told of `sampling.train`, where that applies."""
+        self.keep_alive_s = 0.0
+        """The longest silence of its stream; 0: as long as it takes."""
         self.subject: str | None = None
         """The person whose data this is."""
         self.raw: str | None = None

@@ -47,6 +47,11 @@ class Dialect(Protocol):
         """Path, at the gateway and at the upstream: `/v1/chat/completions`."""
         ...
 
+    @property
+    def keep_alive(self) -> bytes:
+        """What every client of a stream skips."""
+        ...
+
     def parse(self, raw: bytes) -> ApiRequest:
         """Raises InvalidRequest."""
         ...

@@ -24,6 +24,7 @@ from services.gateway import wire
 from services.gateway.call import Call, Draft, refusal, reply_headers
 from services.gateway.desk import Desk
 from services.gateway.dialect import ApiRequest, Dialect
+from services.gateway.event_stream import EventStream, KeptAlive, keep_alive_s
 from services.gateway.identity import AGENT_HEADER, ROLLOUT_HEADER, SUBJECT_HEADER, Caller, Identified, Named, bearer
 from services.gateway.keys import CALL
 from services.gateway.problems import ClientGone, ExpiredKey, Forbidden, GatewayError, NotFound, Unavailable, UpstreamBroken
@@ -66,7 +67,8 @@ class Endpoint:
         self._desk.recorder.begin(call.call_id, call.who)
         try:
             if call.request.stream:
-                await self._stream(call, receive, send)
+                async with self._event_stream(call, send) as stream:
+                    await self._stream(call, receive, stream, send)
             else:
                 await self._whole(call, receive, send)
         finally:
@@ -80,6 +82,7 @@ class Endpoint:
         person = wire.header(headers, SUBJECT_HEADER.encode()) or request.user
         draft.subject = subject_of(person, self._desk.ring.signing_secret) if person else None
         who, call_id = await self._identify(draft, caller, _also(named, request), request.alias)
+        draft.keep_alive_s = keep_alive_s(headers, self._desk.settings.keep_alive_s)
         route = self._route(request)
         request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(request, draft.sampling, route, who.mode)
         self._desk.recorder.check(who.mode)
@@ -184,18 +187,21 @@ class Endpoint:
             raise UpstreamBroken(f"The answer of the model server {backend!r} is no answer of {self._dialect.path}.")
         return body
 
-    async def _stream(self, call: Call, receive: Receive, send: Send) -> None:
+    def _event_stream(self, call: Call, send: Send) -> EventStream:
+        silence_s = call.draft.keep_alive_s
+        if not silence_s:
+            return EventStream(send, call.reply_headers)
+        return KeptAlive(send, call.reply_headers, self._dialect.keep_alive, silence_s)
+
+    async def _stream(self, call: Call, receive: Receive, stream: EventStream, send: Send) -> None:
         """Events pass as they come; the completion marker waits for the log."""
         capture = call.capture
         relay = StreamRelay(capture)
-        begun = False
         try:
             async with wire.ClientWatch(receive), self._open(call) as upstream:
                 capture.version_first = upstream.header(VERSION_HEADER)
-                begun = True
-                headers = [wire.EVENT_STREAM, (b"cache-control", b"no-cache"), *call.reply_headers()]
-                await wire.start(send, 200, headers)
-                await self._relay(call, upstream, relay, send)
+                await stream.start()
+                await self._relay(call, upstream, relay, stream)
                 call.answered()
             if capture.error is not None or not capture.finished():
                 raise UpstreamBroken(capture.error or f"The stream of the model server {call.route.backend!r} ended before its answer did.")
@@ -203,8 +209,9 @@ class Endpoint:
             await self._record_quietly(self._event(call, outcome=CallOutcome.client_disconnected))
         except GatewayError as problem:
             await self._record_quietly(self._event(call, problem))
-            if begun:
-                await wire.piece(send, relay.error or self._dialect.error_event(problem), last=True)
+            await stream.settle()
+            if stream.begun:
+                await stream.end(relay.error or self._dialect.error_event(problem))
             else:
                 await self._reply_problem(send, problem, call.reply_headers())
         except asyncio.CancelledError:
@@ -212,16 +219,16 @@ class Endpoint:
             raise
         else:
             withheld = await self._record_answer(call)
-            await wire.piece(send, b"".join(relay.held) if withheld is None else self._dialect.error_event(withheld), last=True)
+            await stream.end(b"".join(relay.held) if withheld is None else self._dialect.error_event(withheld))
             self._desk.metrics.added_seconds.observe(call.added_s())
 
-    async def _relay(self, call: Call, upstream: UpstreamReply, relay: StreamRelay, send: Send) -> None:
+    async def _relay(self, call: Call, upstream: UpstreamReply, relay: StreamRelay, stream: EventStream) -> None:
         async for data in upstream.pieces():
             if call.first_token_at is None:
                 call.first_token_at = now_ms()
             passed = relay.feed(data)
             if passed:
-                await wire.piece(send, passed)
+                await stream.piece(passed)
 
     async def _record_answer(self, call: Call) -> Unavailable | None:
         """Return once the answer is in the log; the problem if it cannot be, and must be withheld."""

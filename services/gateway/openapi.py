@@ -181,6 +181,7 @@ _PARAMETERS: list[Json] = [
     for name, text in (
         ("x-fulgurite-rollout", "The rollout, by id or by a name of your own."),
         ("x-fulgurite-agent", "The agent's role."),
+        ("x-fulgurite-keep-alive", "Longest silence of a stream in seconds, 0.1 to 3600; 0: as long as it takes."),
         ("traceparent", "W3C trace context; the call's span joins it."),
     )
 ]

@@ -138,6 +138,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     key_calls_per_minute: int = Field(0, ge=0)
     """Calls that one key may begin in a minute; 0 is no limit."""
     connect_timeout_s: float = 5.0
+    keep_alive_s: float = Field(0.0, ge=0)
+    """Longest silence of a stream, between whose events the gateway then says that it is alive; 0: as long as it takes."""
     client_write_timeout_s: float = Field(60.0, gt=0)
     """How long a client may leave unread what it is sent before its connection is closed: its call ends as `client_disconnected`."""
     upstream_timeout_s: float = 600.0

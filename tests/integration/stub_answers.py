@@ -29,6 +29,8 @@ class Script:
     error: str = "it broke"
     hang: bool = False
     """Never answer."""
+    waits: bool = False
+    """Before the status of an answer, wait for `Stub.release`."""
     gates: bool = False
     """Before each chunk of a stream but the first, wait for `Stub.release`."""
     break_after: int | None = None

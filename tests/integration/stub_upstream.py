@@ -70,6 +70,12 @@ class Stub:
                 await asyncio.sleep(3600)
             finally:
                 self.cancelled.set()
+        if script.waits:
+            try:
+                await self._gate.acquire()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
         if script.status != 200:
             error = {"message": script.error, "type": "BadRequestError", "param": None, "code": script.status}
             return web.json_response({"error": error}, status=script.status)

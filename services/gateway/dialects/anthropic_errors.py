@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from services.gateway.event_stream import PING
 from services.gateway.problems import GatewayError
 
 _KINDS = {
@@ -25,6 +26,8 @@ _OTHERS, _SERVERS = "invalid_request_error", "api_error"
 
 class AnthropicErrors:
     """A base of Anthropic's dialects."""
+
+    keep_alive = PING
 
     def error_body(self, problem: GatewayError) -> bytes:
         """See Dialect."""

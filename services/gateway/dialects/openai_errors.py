@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from services.gateway.event_stream import COMMENT
 from services.gateway.problems import GatewayError
 
 
 class OpenAIErrors:
     """A base of OpenAI's dialects."""
+
+    keep_alive = COMMENT
 
     def error_body(self, problem: GatewayError) -> bytes:
         """See Dialect."""
