@@ -3,13 +3,14 @@
 The first claim of an epoch wins, and a claimed epoch shuts out lower ones: what a superseded learner still publishes is ignored, what it
 had published before stays. A route that names a version of the policy pins it; without one the newest update is desired. Where a route
 splits an alias between versions, a backend with one set of weights takes the greatest share, a canary the next; one with adapters takes
-all of them. Versions that a backend could not load are passed over.
+all of them. Versions that a backend could not load are passed over: of the newest the next older one takes the place; in place of a
+pinned one a backend keeps what it serves, and never loads a newer version than was asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from fulgurite.events import Event, PolicyRoute, PolicyUpdate
 from fulgurite.kinds import UpdateKind
@@ -35,19 +36,31 @@ class DesiredVersion:
             return True
         return False
 
-    def version(self, passed_over: Collection[Version] = (), *, canary: bool = False) -> Version:
-        """For a backend with one set of weights. The base model, if nothing else is left."""
+    def version(self, passed_over: Collection[Version] = (), *, kept: Version | None = None, canary: bool = False) -> Version:
+        """For a backend with one set of weights. The base model, if nothing else is left. `kept`: what the backend serves."""
         usable = self._usable(passed_over)
-        newest = usable[-1] if usable else base_version(self.policy)
-        pinned = self._pinned()
-        main = pinned if pinned in usable else newest
-        return self._second(main, newest, usable) if canary else main
+        main = self._nearest(self.pinned(), usable, kept)
+        return self._second(main, self._nearest(None, usable, kept), usable) if canary else main
 
     def versions(self, passed_over: Collection[Version] = ()) -> list[Version]:
         """For a backend with adapters, which serves several at once: the newest, and all that routes name. The base model is none."""
         usable = [version for version in self._usable(passed_over) if version != base_version(self.policy)]
-        named = {version for shares in self._shares.values() for _, version in shares if version in usable}
-        return sorted(named.union(usable[-1:]), reverse=True)
+        return sorted(self.named().intersection(usable).union(usable[-1:]), reverse=True)
+
+    def named(self) -> set[Version]:
+        """Every version that a route names, known or not."""
+        return {version for shares in self._shares.values() for _, version in shares if version is not None}
+
+    def pinned(self) -> Version | None:
+        """The version that routes ask a backend with one set of weights for; None: the newest. The greatest share of an alias decides,
+        of equals the version that is named; between aliases a named version comes before the newest."""
+        first = [max(shares, key=_weight_then_version) for shares in self._shares.values() if any(weight > 0 for weight, _ in shares)]
+        pins = [(weight, version) for weight, version in first if version is not None]
+        return max(pins)[1] if pins else None
+
+    def is_known(self, version: Version) -> bool:
+        """Whether it is the base model or was published."""
+        return version == base_version(self.policy) or version in self.updates
 
     def _usable(self, passed_over: Collection[Version]) -> list[Version]:
         return sorted(version for version in (base_version(self.policy), *self.updates) if version not in passed_over)
@@ -70,10 +83,14 @@ class DesiredVersion:
                     shares.append((target.weight, None if target.version is None else parse_version(target.version)))
         return shares
 
-    def _pinned(self) -> Version | None:
-        """The named version with the greatest share of an alias's traffic; the newest of equals."""
-        pins = [(weight, version) for shares in self._shares.values() for weight, version in shares if version is not None]
-        return max(pins)[1] if pins else None
+    def _nearest(self, pinned: Version | None, usable: Sequence[Version], kept: Version | None) -> Version:
+        if pinned is None:
+            return max(usable, default=base_version(self.policy))
+        if pinned in usable:
+            return pinned
+        if kept is not None and kept in usable:
+            return kept
+        return max((version for version in usable if version < pinned), default=base_version(self.policy))
 
     def _second(self, main: Version, newest: Version, usable: Collection[Version]) -> Version:
         """The version with the greatest share of an alias that is split, other than `main`."""
@@ -81,3 +98,8 @@ class DesiredVersion:
         shares = [(weight, version or newest) for shares in split for weight, version in shares if weight > 0]
         others = [(weight, version) for weight, version in shares if version != main and version in usable]
         return max(others)[1] if others else main
+
+
+def _weight_then_version(share: tuple[float, Version | None]) -> tuple[float, bool, tuple[int, int]]:
+    weight, version = share
+    return weight, version is not None, (0, 0) if version is None else (version.epoch, version.step)

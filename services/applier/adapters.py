@@ -2,8 +2,8 @@
 
 Each round compares what the log desires (the newest version, and all that routes name) with the adapters that the engine lists. A missing
 one is checked, loaded and proved, then told in `policy.applied`; one that nobody wants is told as retired and unloaded, but the last few
-stay, for calls that are on their way. One that cannot be served is told once and passed over until the engine restarts. An engine that was
-away, or lacks what it was given, has restarted: it gets a new id, and its adapters back.
+stay, for calls that are on their way. One that cannot be served is told once and passed over until the engine restarts or a route asks for
+it again. An engine that was away, or lacks what it was given, has restarted: it gets a new id, and its adapters back.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class AdapterKeeper:
         self._base = base
         self._tally = self._new_tally()
         self._away = False
+        self._routes_seen = 0
 
     async def run(self) -> None:
         """The loop, once the log is read."""
@@ -77,6 +78,9 @@ class AdapterKeeper:
         loaded = await self._loaded()
         if self._away or not self._tally.proved <= loaded:
             self._tally = self._new_tally()
+        if self._followed.routes != self._routes_seen:
+            self._routes_seen = self._followed.routes
+            self._tally.passed_over -= self._followed.desired.named()
         for version in self._followed.desired.versions(self._tally.passed_over):
             if version not in self._tally.proved:
                 await self._bring(version, loaded)

@@ -1,8 +1,9 @@
 """Brings one engine to the desired version, and proves it. Reads `policy.updates` and `policy.routes`, writes `policy.applied`.
 
 Each round compares what the log desires with what the engine itself reports; nothing is remembered that a restart of either side could
-make wrong. A version that cannot be served is told once, passed over until the engine restarts, and the newest other one is loaded in its
-place. An unreachable engine is tried for ever. Updates wake the loop at once; between them the engine is asked every second.
+make wrong. A version that cannot be served is told once and passed over until the engine restarts or a route asks for it again. In place of
+the newest the next older one is loaded; in place of one that a route pins the engine keeps what it serves. An unreachable engine is tried
+for ever. Updates wake the loop at once; between them the engine is asked every second.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Tally(msgspec.Struct):
     damaged: bool = False
     """It may hold other weights than it reports."""
     passed_over: set[Version] = msgspec.field(default_factory=set[Version])
+    told_unknown: set[Version] = msgspec.field(default_factory=set[Version])
+    """Versions that a route asks for and nobody has published."""
 
 
 class PolicyApplier:
@@ -59,6 +62,7 @@ class PolicyApplier:
         """Set while the engine has the weights that it should have: adapters are proved on top of them."""
         self._base = base_version(settings.policy)
         self._tally: Tally | None = None
+        self._routes_seen = 0
         self._unreachable = False
 
     async def run(self) -> None:
@@ -85,7 +89,10 @@ class PolicyApplier:
     async def _round(self) -> None:
         served = await self._served()
         tally = await self._recognise(served)
-        desired = self._followed.desired.version(tally.passed_over, canary=self._settings.canary)
+        self._try_again_what_routes_name(tally)
+        kept = self._kept(served, tally)
+        self._tell_unknown_pin(tally, kept)
+        desired = self._followed.desired.version(tally.passed_over, kept=kept, canary=self._settings.canary)
         if desired in tally.passed_over:
             # Nothing is left that could be loaded: the next update or a restart of the engine changes that.
             self.settled.set()
@@ -98,6 +105,25 @@ class PolicyApplier:
             await self._prove(desired, tally)
         if tally.proved == desired and not tally.damaged:
             self.settled.set()
+
+    def _try_again_what_routes_name(self, tally: Tally) -> None:
+        """Whoever routes to a version again has perhaps put its file back."""
+        if self._followed.routes != self._routes_seen:
+            self._routes_seen = self._followed.routes
+            tally.passed_over -= self._followed.desired.named()
+            tally.told_unknown.clear()
+
+    def _kept(self, served: Version | None, tally: Tally) -> Version | None:
+        """What the engine serves; None for base weights that it merely started with."""
+        return tally.proved or (None if served == self._base else served)
+
+    def _tell_unknown_pin(self, tally: Tally, kept: Version | None) -> None:
+        pinned = self._followed.desired.pinned()
+        if pinned is None or self._followed.desired.is_known(pinned) or pinned in tally.told_unknown:
+            return
+        tally.told_unknown.add(pinned)
+        error = f"a route asks for {pinned}, which was never published; `fulgurite routes set` names another"
+        self._tell_failed(tally, pinned, kept, error)
 
     async def _served(self) -> Version | None:
         """None: weights that someone loaded under a name of theirs."""
@@ -129,12 +155,8 @@ class PolicyApplier:
             largest = await self._load_and_probe(desired, served, tally)
         except ApplyFailed as error:
             tally.passed_over.add(desired)
-            log.error("not served", version=str(desired), error=str(error))
             largest = error.largest if isinstance(error, ProbeFailed) else None
-            seconds = time.monotonic() - started
-            self._announcer.tell(
-                tally.engine_id, desired, ApplyOutcome.failed, seconds, previous=previous, error=str(error), difference=largest
-            )
+            self._tell_failed(tally, desired, served, str(error), time.monotonic() - started, largest)
             # At once, not in a second: wrong weights may be answering.
             self._followed.changed.set()
             return
@@ -143,6 +165,13 @@ class PolicyApplier:
         seconds = time.monotonic() - started
         log.info("served", version=str(desired), seconds=round(seconds, 3), largest_difference=largest)
         self._announcer.tell(tally.engine_id, desired, ApplyOutcome.applied, seconds, previous=previous, difference=largest)
+
+    def _tell_failed(
+        self, tally: Tally, version: Version, served: Version | None, error: str, seconds: float = 0.0, largest: float | None = None
+    ) -> None:
+        previous = str(served) if served is not None else None
+        log.error("not served", version=str(version), error=error, served=previous)
+        self._announcer.tell(tally.engine_id, version, ApplyOutcome.failed, seconds, previous=previous, error=error, difference=largest)
 
     async def _load_and_probe(self, desired: Version, served: Version | None, tally: Tally) -> float | None:
         weights = await asyncio.to_thread(self._weights, desired)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from fulgurite.codec import Codec
 from fulgurite.desired import DesiredVersion
-from fulgurite.events import Event
+from fulgurite.events import Event, PolicyRoute
 from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES
 from services.following import Follower
 from services.kafka import KafkaSettings
@@ -21,6 +21,14 @@ class Followed:
     def __init__(self, policy: str) -> None:
         self.desired = DesiredVersion(policy)
         self.changed = asyncio.Event()
+        self.routes = 0
+        """Counts the routes read, so that a route to the same version is seen as well."""
+
+    def take(self, event: Event | None) -> None:
+        """Any event of both topics, in log order."""
+        if self.desired.take(event):
+            self.routes += isinstance(event, PolicyRoute)
+            self.changed.set()
 
 
 class LogWatch:
@@ -34,5 +42,4 @@ class LogWatch:
 
     def _take(self, event: Event | None) -> None:
         for followed in self.policies.values():
-            if followed.desired.take(event):
-                followed.changed.set()
+            followed.take(event)

@@ -111,15 +111,17 @@ def set_route(
     alias: Alias,
     targets: Annotated[list[str], typer.Argument(metavar="TARGET...", help="policy@epoch.step=share, or policy=share for the newest.")],
     reason: Reason = "by hand",
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for backends to serve it; 0: do not wait.")] = 30.0,
 ) -> None:
     """Route an alias: `fulgurite routes set policy policy@1.3=0.9 policy@1.4=0.1`.
 
-    Replaces the alias's route. A rollout keeps its version. Of full weights a backend holds one version: the greatest share is loaded
-    everywhere, the next by backends whose applier has FULGURITE_APPLIER_CANARY.
+    Replaces the alias's route, waits until backends serve it, and exits 1 if none does. Refuses an alias that the gateway does not know,
+    and a version that was never published or whose weights are gone. A rollout keeps its version. Of full weights a backend holds one
+    version: the greatest share is loaded everywhere, the next by backends whose applier has FULGURITE_APPLIER_CANARY.
     """
     from services.cli.routes import set_route_command
 
-    set_route_command(alias, targets, reason)
+    set_route_command(alias, targets, reason, wait)
 
 
 @routes.command("clear")

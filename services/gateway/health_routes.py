@@ -75,6 +75,7 @@ class HealthDesk:
             "log": {"problem": problem, "unavailable": self._desk.settings.log_policies(), "spool": self._desk.recorder.spool_report()},
             "topics": self._topics,
             "upstreams": upstreams,
+            "unserved_routes": self._desk.dispatcher.router.unserved(),
             "store": {"problem": await self._store_problem()},
         }
         return JSONResponse(report, 200 if ready else 503)

@@ -85,6 +85,12 @@ class Router:
             self._chosen[alias, rollout] = known
         return known
 
+    def unserved(self) -> dict[str, list[str]]:
+        """By alias, the versions that its route names and no backend serves: its calls are answered by others."""
+        plans = {alias: self._plan(route) for alias, route in self._routes.items() if self._view.targets(alias)}
+        found = {alias: [target.key for target in plan if "@" in target.key and not target.ready] for alias, plan in plans.items()}
+        return {alias: keys for alias, keys in found.items() if keys}
+
     def _choose(self, alias: str, rollout: str) -> tuple[Route, ...]:
         plan = self._plans.get(alias)
         if plan is None:
@@ -113,10 +119,11 @@ class Router:
         return msgspec.structs.replace(route, model=policy, expects=served), wanted in self._view.loaded(policy, route.backend)
 
     def _adapter(self, route: Route, wanted: str) -> tuple[Route, bool]:
-        """A backend with adapters: the wanted one, else its newest, else the bare base model."""
+        """A backend with adapters: the wanted one, else the newest before it, else its newest, else the bare base model."""
         policy = route.policy or ""
         base, loaded = str(base_version(policy)), self._view.loaded(policy, route.backend)
-        found = wanted if wanted == base or wanted in loaded else max(loaded, key=_order, default=base)
+        before = [version for version in loaded if _order(version) < _order(wanted)]
+        found = wanted if wanted == base or wanted in loaded else max(before or loaded, key=_order, default=base)
         return msgspec.structs.replace(route, model=self._base if found == base else found, version=found), found == wanted
 
 

@@ -22,7 +22,7 @@ FILE = "model.safetensors"
 class ArtifactStore:
     """The artifacts of one policy in a folder that the backends see too."""
 
-    def __init__(self, data: Path, policy: str, *, keep: int = 4, durable: bool = True) -> None:
+    def __init__(self, data: Path, policy: str, *, keep: int, durable: bool = True) -> None:
         """`keep`: versions left on disk, the newest included."""
         self.folder = data.resolve() / "artifacts" / policy
         self._keep = keep

@@ -88,7 +88,7 @@ class Learner:
         self._producer = producer
         self._codec = codec
         self._checkpoints = CheckpointStore(settings.data_dir, settings.policy, durable=settings.durable_files)
-        self._artifacts = ArtifactStore(settings.data_dir, settings.policy, durable=settings.durable_files)
+        self._artifacts = ArtifactStore(settings.data_dir, settings.policy, keep=settings.keep_versions, durable=settings.durable_files)
         rules = BatchRules(
             groups_per_step=settings.groups_per_step, max_staleness=settings.max_staleness, max_row_tokens=settings.max_row_tokens
         )

@@ -35,6 +35,8 @@ class LearnerSettings(BaseSettings):
     """Longer rows are filtered(oversized)."""
     max_wait_s: float = Field(default=120.0, gt=0)
     """A smaller batch is taken when complete groups have waited this long."""
+    keep_versions: int = Field(default=4, ge=1)
+    """Versions whose weights stay on disk, the newest included: only these can be routed to. Each takes the model's size."""
     permute_rewards: int | None = None
     """A seed: the control experiment that permutes rewards within groups and must not learn."""
     durable_files: bool = True

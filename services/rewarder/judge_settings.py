@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.gateway_url import root_of
+
 
 class JudgeSettings(BaseSettings):
     """Read from the environment; the command line says which model and which rubric."""
@@ -33,7 +35,7 @@ class JudgeSettings(BaseSettings):
     @property
     def url(self) -> str:
         """The API's root, `.../v1`."""
-        return (self.base_url or self.gateway_url.rstrip("/") + "/v1").rstrip("/")
+        return (self.base_url or root_of(self.gateway_url) + "/v1").rstrip("/")
 
     @property
     def key_variable(self) -> str:

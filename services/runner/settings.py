@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import SecretStr
+from pydantic import AfterValidator, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.gateway_url import root_of
 
 
 class RunnerSettings(BaseSettings):
@@ -13,8 +16,8 @@ class RunnerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FULGURITE_", extra="ignore")
 
-    gateway_url: str = "http://127.0.0.1:8080"
-    """Root of the gateway, without `/v1`."""
+    gateway_url: Annotated[str, AfterValidator(root_of)] = "http://127.0.0.1:8080"
+    """Root of the gateway; `/v1` at its end is taken away."""
     admin_key: SecretStr = SecretStr("")
     """Bearer key of POST /v1/rollouts."""
     policy: str = "policy"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fulgurite.desired import DesiredVersion
 from fulgurite.events import Event, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.kinds import UpdateKind
-from fulgurite.versions import Version
+from fulgurite.versions import Version, base_version
 from tests.synthetic import make_call
 
 
@@ -108,3 +110,47 @@ def test_adapters_are_wanted_together() -> None:
     assert [str(v) for v in fold.versions()] == ["policy@1.3", "policy@1.1"]
     assert [str(v) for v in fold.versions({Version("policy", 1, 3)})] == ["policy@1.2", "policy@1.1"]
     assert after().versions() == []
+
+
+def test_in_place_of_a_pinned_version_that_cannot_be_loaded_a_backend_keeps_what_it_serves() -> None:
+    fold = after(claim(1, "a"), *(update(1, step, "a") for step in range(1, 9)), route(("policy", "policy@1.2", 1.0)))
+    gone, serving = Version("policy", 1, 2), Version("policy", 1, 6)
+    assert fold.version(kept=serving) == gone
+    assert fold.version({gone}, kept=serving) == serving
+    assert str(fold.version({gone})) == "policy@1.1", "a backend that serves nothing yet takes an older one, not the newest"
+    assert str(fold.version({gone, serving}, kept=serving)) == "policy@1.1"
+    assert str(fold.version({Version("policy", 1, n) for n in range(3)} | {base_version("policy")})) == "policy@0.0"
+
+
+def test_the_greatest_share_decides_named_or_not() -> None:
+    fold = after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), route(("policy", "policy@1.1", 0.1), ("policy", None, 0.9)))
+    assert (str(fold.version()), str(fold.version(canary=True))) == ("policy@1.2", "policy@1.1")
+    fold.take(route(("policy", "policy@1.1", 0.0), ("policy", None, 1.0)))
+    assert (fold.pinned(), str(fold.version())) == (None, "policy@1.2")
+    fold.take(route(("policy", "policy@1.1", 0.5), ("policy", None, 0.5)))
+    assert str(fold.version()) == "policy@1.1"
+    fold.take(route())
+    assert fold.pinned() is None
+    fold.take(route(("policy", "policy@1.1", 1.0), alias="other"))
+    assert str(fold.version()) == "policy@1.1"
+
+
+def test_what_is_known() -> None:
+    fold = after(claim(1, "a"), update(1, 1, "a"))
+    assert [fold.is_known(Version("policy", *place)) for place in ((0, 0), (1, 1), (1, 2))] == [True, True, False]
+
+
+steps = st.integers(0, 9)
+
+
+@given(st.sets(st.integers(1, 9)), steps, st.sets(steps), st.none() | steps)
+def test_nothing_newer_than_what_was_asked_for_is_ever_loaded(published: set[int], asked: int, lost: set[int], serves: int | None) -> None:
+    def version(step: int) -> Version:
+        return Version("policy", 1, step) if step else base_version("policy")
+
+    fold = after(claim(1, "a"), *(update(1, step, "a") for step in sorted(published)), route(("policy", str(version(asked)), 1.0)))
+    kept = None if serves is None else version(serves)
+    found = fold.version({version(step) for step in lost}, kept=kept)
+    assert found == kept or found <= version(asked)
+    if asked in published | {0} and asked not in lost:
+        assert found == version(asked)

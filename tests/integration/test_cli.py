@@ -8,16 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from fulgurite.closing import close_group
 from fulgurite.codec import Codec
-from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LedgerEntry, LlmCall, Trajectory
+from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LedgerEntry, LlmCall, PolicyApplied, PolicyUpdate, Trajectory
 from fulgurite.ids import action_id
-from fulgurite.kinds import LedgerTerm
+from fulgurite.kinds import ApplyOutcome, LedgerTerm, UpdateKind
 from fulgurite.stitching import stitch
-from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, TOPICS, TRAINING_LEDGER, TRAJECTORIES, Topic
+from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, POLICY_APPLIED, POLICY_UPDATES, TOPICS, TRAINING_LEDGER, TRAJECTORIES, Topic
 from services.cli.main import app
 from services.kafka import EventProducer, KafkaSettings
 from services.stack.kafka_local import LocalKafka
@@ -139,6 +140,39 @@ def test_a_route_is_set_shown_and_taken_back(cli: Cli) -> None:
     assert "policy@0.0=0.9, policy (newest)=0.1" in done.stdout
     assert "a canary" in done.stdout
     assert "no routes" in cli("routes", "clear", "policy").stdout
+    again = cli("routes", "clear", "policy")
+    assert (again.returncode, "no route is set for 'policy'" in again.stderr) == (1, True)
+
+
+def applied(version: str, outcome: ApplyOutcome, previous: str | None = None, error: str | None = None) -> PolicyApplied:
+    return PolicyApplied(
+        event_id=f"{version}{outcome}{previous}", event_time=1, policy="policy", backend="vllm", engine_id="e", version=version,
+        previous=previous, outcome=outcome, error=error, seconds=0.1,
+    )  # fmt: skip
+
+
+def test_a_route_says_whether_it_took_effect(cli: Cli) -> None:
+    cli("topics", "create")
+    claim = PolicyUpdate(
+        event_id="c", event_time=1, policy="policy", kind=UpdateKind.claim, epoch=1, step=0, learner_id="l", trained_actions=0
+    )
+    update = msgspec.structs.replace(claim, event_id="u", kind=UpdateKind.update, step=1, version="policy@1.1")
+    publish(cli.settings, [(POLICY_UPDATES, claim), (POLICY_UPDATES, update)])
+    publish(cli.settings, [(POLICY_APPLIED, applied("policy@1.1", ApplyOutcome.applied))])
+    done = cli("routes", "set", "policy", "policy@1.1")
+    assert (done.returncode, "policy@1.1: served by vllm" in done.stdout) == (0, True)
+
+    argv = [str(Path(sys.executable).with_name("fulgurite")), "routes", "set", "policy", "policy@0.0", "--wait", "60"]
+    waiting = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=cli.environment)
+    assert waiting.stdout is not None
+    assert "policy@0.0=1" in waiting.stdout.readline()
+    refused = applied("policy@0.0", ApplyOutcome.failed, "policy@1.1", "the base model's folder is not known")
+    publish(cli.settings, [(POLICY_APPLIED, refused)])
+    told = waiting.communicate(timeout=60)[0]
+    assert waiting.returncode == 1
+    assert "vllm cannot serve policy@0.0: the base model's folder is not known. It goes on with policy@1.1." in told
+    late = cli("routes", "set", "policy", "policy@0.0", "--wait", "0.2")
+    assert (late.returncode, "still serves policy@1.1 after 0.2 s" in late.stdout) == (1, True)
 
 
 def test_no_broker_is_said_plainly(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:

@@ -82,8 +82,7 @@ class Bench:
         self.says(self._event(UpdateKind.claim, 0))
 
     def says(self, event: PolicyUpdate | PolicyRoute) -> None:
-        self.followed.desired.take(event)
-        self.followed.changed.set()
+        self.followed.take(event)
 
     def update(self, step: int, *, trained: float = -1.0, served: float = -1.0, damaged: bool = False) -> None:
         folder = self._folder / str(step) / str(served)
@@ -235,3 +234,13 @@ def test_what_is_told_names_the_policy_and_the_backend() -> None:
     finally:
         producer.close()
     assert (event.policy, event.backend, event.version, event.probe_error) == ("writer", "east", "writer@1.3", 0.01)
+
+
+async def test_a_route_has_a_version_tried_again(tmp_path: Path) -> None:
+    async with running(tmp_path) as bench:
+        bench.engine.refuses.add("writer@1.1")
+        bench.update(1)
+        await bench.wait(1, FAILED)
+        bench.engine.refuses.clear()
+        bench.route(v1=1.0)
+        await bench.wait(1, APPLIED)

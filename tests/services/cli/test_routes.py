@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
-from fulgurite.events import RouteTarget
+from fulgurite.events import Artifact, PolicyUpdate, RouteTarget
+from fulgurite.kinds import ArtifactFormat, UpdateKind
 from services.cli.main import app
-from services.cli.routes import BadTarget, parse_targets
+from services.cli.route_targets import BadTarget, Published, check_alias, missing_file, parse_targets
 
 
 def test_shares_and_the_newest() -> None:
@@ -49,3 +52,63 @@ def test_every_command_explains_itself(command: str) -> None:
     done = CliRunner().invoke(app, ["routes", command, "--help"])
     assert done.exit_code == 0
     assert "alias" in done.output
+
+
+def published(folder: Path, *steps: int, uri: str | None = None) -> Published:
+    """Versions of `policy`, of which the files lie in the folder."""
+    found = Published()
+    for step in (0, *steps):
+        file = folder / f"1.{step}" / "model.safetensors"
+        artifact = Artifact(uri=uri or file.as_uri(), sha256="", size=1, format=ArtifactFormat.full)
+        kind = UpdateKind.update if step else UpdateKind.claim
+        event = PolicyUpdate(
+            event_id=f"u{step}", event_time=1, policy="policy", kind=kind, epoch=1, step=step, learner_id="l", trained_actions=1,
+            artifact=artifact if step else None,
+        )  # fmt: skip
+        found.take(event)
+        if step:
+            file.parent.mkdir(parents=True)
+            file.write_bytes(b"weights")
+    return found
+
+
+def refused(found: Published, target: str) -> str:
+    with pytest.raises(BadTarget) as error:
+        found.check(parse_targets([target])[0], {"policy"})
+    return str(error.value)
+
+
+def test_what_was_published_and_is_there_may_be_routed_to(tmp_path: Path) -> None:
+    found = published(tmp_path, 1, 8)
+    for target in ("policy@1.8", "policy@0.0", "policy"):
+        found.check(parse_targets([target])[0], {"policy"})
+
+
+def test_a_version_whose_weights_were_removed_is_refused_and_those_left_are_named(tmp_path: Path) -> None:
+    found = published(tmp_path, 2, 7, 8)
+    (tmp_path / "1.2" / "model.safetensors").unlink()
+    message = refused(found, "policy@1.2")
+    assert "weights are gone" in message
+    assert "FULGURITE_KEEP_VERSIONS" in message
+    assert "policy@1.7, policy@1.8" in message
+
+
+def test_a_forgotten_policy_an_unknown_one_and_an_unpublished_version_are_told_apart(tmp_path: Path) -> None:
+    found = published(tmp_path, 8)
+    assert "policy@1.8" in refused(found, "1.8")
+    assert "there are: policy" in refused(found, "polisy")
+    assert "newest is policy@1.8" in refused(found, "policy@7.7")
+
+
+def test_weights_that_lie_elsewhere_are_not_missed(tmp_path: Path) -> None:
+    for uri in ("s3://bucket/policy/1.1/model.safetensors", "file:///nowhere/to/be/seen/policy/1.1/model.safetensors"):
+        found = published(tmp_path / uri[:2], 1, uri=uri)
+        assert missing_file(next(iter(found.folds["policy"].updates.values()))) is None
+
+
+def test_an_alias_that_the_gateway_does_not_know_is_refused() -> None:
+    check_alias("policy", {"policy": "policy"})
+    with pytest.raises(BadTarget, match=r"no alias 'nope'.*serves: gpt-4o-mini, policy"):
+        check_alias("nope", {"policy": "policy", "gpt-4o-mini": "policy"})
+    with pytest.raises(BadTarget, match="no versions"):
+        check_alias("big", {"big": None})

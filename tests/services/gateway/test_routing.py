@@ -208,3 +208,23 @@ def test_the_version_that_answered() -> None:
     assert bare.reported("policy@1.3") == "policy@1.3"
     assert bare.reported(None) is None
     assert msgspec.structs.replace(bare, version="writer@1.1").reported("writer@1.1") == "writer@1.1"
+
+
+def test_a_route_to_what_no_backend_serves_is_named() -> None:
+    town = Town()
+    town.says(claim("policy"), update("policy@1.1"), update("policy@1.2"), applied("east", "policy@1.2"))
+    assert town.router.unserved() == {}
+    town.says(pinned("policy", {"policy@1.1": 0.5, "policy@1.2": 0.5}), pinned("other", {"policy@1.1": 1.0}))
+    assert town.router.unserved() == {"policy": ["policy@1.1"]}
+    town.says(applied("west", "policy@1.1"))
+    assert town.router.unserved() == {}
+    town.says(routed("policy", policy=1.0))
+    assert town.router.unserved() == {}
+
+
+def test_in_place_of_a_missing_adapter_an_older_one_comes_before_a_newer() -> None:
+    town = Town(route("sql", "writer"), adapters=frozenset({"writer"}), backends={"east": "http://east"})
+    town.says(*(applied("east", f"writer@1.{step}") for step in (1, 2, 5)), pinned("sql", {"writer@1.4": 1.0}))
+    assert town.models("sql") == {"east": "writer@1.2"}
+    town.says(applied("east", "writer@1.1", ApplyOutcome.retired), applied("east", "writer@1.2", ApplyOutcome.retired))
+    assert town.models("sql") == {"east": "writer@1.5"}

@@ -1,0 +1,48 @@
+"""The gateway's aliases, asked with a key from the environment."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+
+import msgspec
+
+from services.gateway_url import root_of
+from services.runner.settings import RunnerSettings
+
+_TIMEOUT_S = 5.0
+
+
+class GatewaySilent(Exception):
+    """No gateway can be asked; the message says why, and which variable to look at."""
+
+
+class _Model(msgspec.Struct):
+    id: str
+    policy: str | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+def aliases_of_gateway() -> dict[str, str | None]:
+    """Alias → its policy; None for models of other upstreams. Raises GatewaySilent."""
+    url = f"{root_of(RunnerSettings().gateway_url)}/v1/models"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {_key()}"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as reply:
+            models = msgspec.json.decode(reply.read(), type=_Models)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise GatewaySilent(f"{url} answers {error.code} (FULGURITE_ADMIN_KEY, FULGURITE_API_KEYS)") from error
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        raise GatewaySilent(f"{url} does not answer: {getattr(error, 'reason', error)} (FULGURITE_GATEWAY_URL)") from error
+    return {model.id: model.policy for model in models.data}
+
+
+def _key() -> str:
+    settings = RunnerSettings()
+    plain_keys = os.environ.get("FULGURITE_API_KEYS", "").split(",")
+    return settings.admin_key.get_secret_value() or plain_keys[0].strip() or os.environ.get("OPENAI_API_KEY", "")
