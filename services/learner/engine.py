@@ -12,6 +12,8 @@ CPU and CUDA alike. With the non-tensor entry `share_prefixes=False` verl's own 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,25 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from fulgurite import forest
+from services.learner.errors import StepNotFinite
 
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cpu"])
 @EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cuda"], vendor=["nvidia", "amd"])
 class ForestEngine(FSDPEngineWithLMHead):
     """FSDP2 over prefix forests. Log-probabilities of tokens that are not trained are 0 in its output."""
+
+    before_step: Callable[[], None] | None = None
+    """Called when all gradients are there; what it raises prevents the optimizer's step."""
+
+    def optimizer_step(self) -> float:
+        """The gradient's norm. Raises StepNotFinite where verl would pass over the step with a warning."""
+        if self.before_step is not None:
+            self.before_step()
+        norm = float(super().optimizer_step())
+        if not math.isfinite(norm):
+            raise StepNotFinite(f"the gradient's norm is {norm}; nothing was changed")
+        return norm
 
     def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if not tu.get_non_tensor_data(micro_batch, "share_prefixes", True):

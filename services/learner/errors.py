@@ -9,7 +9,8 @@ LearnerError
 └── TrainingError
     ├── IncompatibleObjective a loss, a correction and episodes that do not go together
     ├── NoBaseline            a group with fewer than two scored episodes, asked for a group-relative advantage
-    └── PolicyDrift           engine and trainer disagree beyond the stop bound; no weight was changed
+    ├── PolicyDrift           engine and trainer disagree beyond the stop bound; no weight was changed
+    └── StepNotFinite         a loss or a gradient is infinite or no number; no weight was changed, and the learner goes on
 """
 
 from __future__ import annotations
@@ -58,3 +59,7 @@ class PolicyDrift(TrainingError):
         super().__init__(message)
         self.k3 = k3
         self.ess = ess
+
+
+class StepNotFinite(TrainingError):
+    """The loss or the gradient of a batch is infinite or no number. The optimizer made no step."""

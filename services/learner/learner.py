@@ -1,7 +1,8 @@
 """The learner's loop: read → batch → train → checkpoint → update → ledger, in this order.
 
 Whatever happens in between, an action is trained into at most one published version: nothing is published before the checkpoint that
-holds it, and what a checkpoint has yet to publish is published when the learner resumes.
+holds it, and what a checkpoint has yet to publish is published when the learner resumes. A batch whose loss or gradient is not finite
+trains nothing: its actions are filtered, and the next batch is taken.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Protocol
 import numpy as np
 
 from fulgurite.amendments import amended_entries
-from fulgurite.batching import BatchGroup, BatchRules, RowBatcher, ledger_entries
+from fulgurite.batching import BatchGroup, BatchRules, RowBatcher, ledger_entries, untrained
 from fulgurite.codec import Codec
 from fulgurite.events import Artifact, Event, LedgerEntry, PolicyUpdate, Probe
 from fulgurite.ids import derive_id
-from fulgurite.kinds import LedgerTerm, UpdateKind
+from fulgurite.kinds import FilterReason, LedgerTerm, UpdateKind
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs, unpack_ids
 from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version, base_version, parse_version
@@ -30,7 +31,7 @@ from services.dead_letters import key_of, unusable
 from services.kafka import EventProducer, Record
 from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
-from services.learner.errors import CheckpointForeign, CheckpointMissing
+from services.learner.errors import CheckpointForeign, CheckpointMissing, StepNotFinite
 from services.learner.policy_log import PolicyLog
 from services.learner.rows import permuted, train_rows
 from services.learner.settings import LearnerSettings
@@ -49,7 +50,7 @@ class Trains(Protocol):
     """What the loop needs of a trainer; `services.learner.trainer.Trainer` is the one."""
 
     def step(self, rows: Sequence[TrainRow]) -> Mapping[str, float]:
-        """One optimizer step; its metrics."""
+        """One optimizer step; its metrics. Raises StepNotFinite: nothing has changed then."""
         ...
 
     def logprobs(self, token_ids: Sequence[int]) -> FloatArray:
@@ -157,8 +158,12 @@ class Learner:
         rows = train_rows(groups)
         update: PolicyUpdate | None = None
         metrics = batch_metrics(groups, self.version)
+        try:
+            metrics |= self._trainer.step(rows) if rows else {}
+        except StepNotFinite as error:
+            log.error("the batch is not trained", error=str(error), groups=[group.group_id for group in groups])
+            groups, rows = tuple(untrained(group, FilterReason.not_finite) for group in groups), []
         if rows:
-            metrics |= self._trainer.step(rows)
             self._step += 1
             parent, self.version = self.version, Version(self.settings.policy, self._policy_log.epoch, self._step)
             artifact = self._artifacts.write(self.version, self._trainer.export)

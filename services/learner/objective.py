@@ -15,6 +15,7 @@ weights between the two. verl's bypass would silently replace other losses by `v
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, agg_loss, get_poli
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
 from services import logs
-from services.learner.errors import IncompatibleObjective, PolicyDrift
+from services.learner.errors import IncompatibleObjective, PolicyDrift, StepNotFinite
 from services.learner.trainer_settings import TrainerSettings
 
 BYPASS_LOSSES = frozenset({"vanilla", "dppo_tv", "dppo_kl"})
@@ -152,6 +153,12 @@ class Objective:
         if self._settings.kl_coef:
             metrics["kl"] = self._sums["kl"]
         return metrics
+
+    def require_finite(self) -> None:
+        """Raises StepNotFinite unless the loss of the step is a number. Not to be called amid a step: gradients would be left behind."""
+        terms = {name: self._sums[name] for name in ("policy", "entropy", "kl")}
+        if not all(map(math.isfinite, terms.values())):
+            raise StepNotFinite(f"the loss is not finite ({terms}); nothing was changed")
 
     def _watch(self, logprobs: torch.Tensor, behaviour: torch.Tensor, mask: torch.Tensor) -> None:
         difference = (logprobs - behaviour)[mask].double().clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)

@@ -47,6 +47,7 @@ class Trainer:
         self._objective = Objective(settings)
         torch.manual_seed(settings.seed)
         self._worker = _worker(model, settings, self.device)
+        self._worker.engine.before_step = self._objective.require_finite
         self._reference = _worker(model, settings, self.device) if settings.kl_coef else None
 
     @property
@@ -55,7 +56,10 @@ class Trainer:
         return cast("torch.nn.Module", self._worker.engine.module)
 
     def step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
-        """One optimizer step on a batch; its metrics. Raises PolicyDrift, IncompatibleObjective: nothing has changed then."""
+        """One optimizer step on a batch; its metrics.
+
+        Raises PolicyDrift, StepNotFinite, IncompatibleObjective: nothing has changed then.
+        """
         began = time.monotonic()
         self._refuse(rows)
         bins, filled = _filled(rows, self.settings.max_forest_tokens)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from services.learner.errors import IncompatibleObjective, PolicyDrift
+from services.learner.errors import IncompatibleObjective, PolicyDrift, StepNotFinite
 from services.learner.train_row import TrainRow
 from services.learner.trainer_settings import TrainerSettings
 from services.stack.model import tiny_model
@@ -256,6 +256,30 @@ def test_logprobs_that_are_no_numbers_stop_the_step_too() -> None:
     rows[0].behaviour_logprobs[rows[0].trained] = np.nan
     with pytest.raises(PolicyDrift):
         forest.step(rows)
+
+
+@pytest.mark.parametrize("advantage", [3e38, np.inf, np.nan])
+@pytest.mark.parametrize("correction", ["bypass", "decoupled"])
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_step_and_changes_nothing(advantage: float, correction: str) -> None:
+    forest = trainer(correction=correction)
+    rows = sampled(forest, batch())
+    forest.step(rows)
+    before = weights(forest)
+    state = [value.clone() for value in optimizer_state(forest)]
+    poisoned = rows[0].advantages.copy()
+    poisoned[rows[0].trained] = advantage
+    with pytest.raises(StepNotFinite, match="nothing was changed"):
+        forest.step([msgspec.structs.replace(rows[0], advantages=poisoned), *rows[1:]])
+    assert all(torch.equal(before[name], value) for name, value in weights(forest).items())
+    assert all(torch.equal(old, new) for old, new in zip(state, optimizer_state(forest), strict=True))
+    assert np.isfinite(forest.step(rows)["grad_norm"])
+    assert not all(torch.equal(before[name], value) for name, value in weights(forest).items())
+
+
+def optimizer_state(of: Trainer) -> list[torch.Tensor]:
+    state = of._worker.engine.optimizer.state  # pyright: ignore[reportPrivateUsage]
+    tensors = [value for values in state.values() for value in values.values() if isinstance(value, torch.Tensor)]
+    return [cast("Any", value).full_tensor() if hasattr(value, "full_tensor") else value for value in tensors]
 
 
 def test_a_batch_without_trained_tokens_is_refused(forest: Trainer) -> None:

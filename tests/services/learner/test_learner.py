@@ -1,0 +1,152 @@
+"""The learner's loop with a log in memory: what it publishes of a batch, whatever the batch holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import pytest
+
+from fulgurite.closing import close_group
+from fulgurite.codec import Codec
+from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Position, Tombstone, Trajectory
+from fulgurite.kinds import FilterReason, LedgerTerm
+from fulgurite.stitching import stitch
+from fulgurite.tokens import FloatArray
+from services.kafka import Record
+from services.learner.errors import StepNotFinite
+from services.learner.learner import Learner
+from services.learner.settings import LearnerSettings
+from services.learner.train_row import TrainRow
+from tests.synthetic import make_call, make_declared, make_reward, make_status
+
+
+class Source:
+    """A topic in memory; its end stops the learner."""
+
+    topic_name = "trajectories"
+
+    def __init__(self, events: Sequence[Trajectory | Tombstone]) -> None:
+        self._records = [
+            Record(partition=0, offset=offset, timestamp=0, key=None, value=b"", event=event, error=None)
+            for offset, event in enumerate(events)
+        ]
+        self.at_end = lambda: None
+
+    def topic_id(self) -> str:
+        return "topic"
+
+    def start(self, positions: Iterable[Position]) -> None:
+        pass
+
+    def show(self, positions: Iterable[Position]) -> None:
+        pass
+
+    def read(self, timeout_s: float) -> Iterator[Record]:
+        if self._records:
+            yield self._records.pop(0)
+        else:
+            self.at_end()
+
+
+class PolicyLogInMemory:
+    """What was published."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.updates: list[PolicyUpdate] = []
+        self.published: list[Event] = []
+
+    def claim(self, step: int, config: str) -> int:
+        self.epoch += 1
+        return self.epoch
+
+    def check_epoch(self) -> None:
+        pass
+
+    def publish(self, events: Sequence[Event]) -> None:
+        self.published += events
+
+    def versions(self) -> set[str]:
+        return {event.version or "" for event in self.published if isinstance(event, PolicyUpdate)}
+
+    def fates(self) -> dict[str, tuple[LedgerTerm, FilterReason | None]]:
+        entries = [event for event in self.published if isinstance(event, LedgerEntry)]
+        named = [(action, (entry.term, entry.reason)) for entry in entries for action in entry.actions]
+        assert len(named) == len(dict(named))
+        return dict(named)
+
+
+class Trainer:
+    """Makes a step of everything but what it is told to choke on."""
+
+    def __init__(self, *, fails: Sequence[int] = ()) -> None:
+        self._fails = fails
+        self.steps: list[Sequence[TrainRow]] = []
+
+    def step(self, rows: Sequence[TrainRow]) -> Mapping[str, float]:
+        self.steps.append(rows)
+        if len(self.steps) - 1 in self._fails:
+            raise StepNotFinite("the gradient's norm is nan; nothing was changed")
+        return {"grad_norm": 1.0}
+
+    def logprobs(self, token_ids: Sequence[int]) -> FloatArray:
+        return np.zeros(len(token_ids) - 1, np.float32)
+
+    def export(self, path: Path) -> None:
+        path.write_bytes(b"weights")
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+
+    def load(self, folder: Path) -> None:
+        pass
+
+
+def rows_of(group: int, rewards: Sequence[float]) -> list[Trajectory | Tombstone]:
+    declared = make_declared(group=group, size=len(rewards))
+    episodes = [stitch([declared, make_call(group, index), make_status(group, index)]) for index in range(len(rewards))]
+    paid = [make_reward(group, index, value=value) for index, value in enumerate(rewards)]
+    outputs = close_group(declared.group_id, declared.declaration, [episode for episode in episodes if episode], paid)
+    return [output for output in outputs if not isinstance(output, LedgerEntry)]
+
+
+def learner_of(tmp_path: Path, trainer: Trainer, events: Sequence[Trajectory | Tombstone]) -> tuple[Learner, PolicyLogInMemory]:
+    settings = LearnerSettings(model=tmp_path, data_dir=tmp_path, groups_per_step=1, durable_files=False)
+    source, log = Source(events), PolicyLogInMemory()
+    learner = Learner(settings, trainer, cast("Any", source), cast("Any", log), cast("Any", None), Codec())
+    source.at_end = learner.stop
+    learner.resume()
+    return learner, log
+
+
+def test_a_step_that_is_not_finite_publishes_nothing_and_the_next_batch_is_trained(tmp_path: Path) -> None:
+    trainer = Trainer(fails=[0])
+    learner, log = learner_of(tmp_path, trainer, [*rows_of(1, [1.0, 0.0]), *rows_of(2, [1.0, 0.0])])
+    learner.run()
+    assert len(trainer.steps) == 2
+    assert log.versions() == {"policy@1.1"}
+    fates = log.fates()
+    assert [fates[f"{make_call(1, index).call_id}#0"] for index in (0, 1)] == [(LedgerTerm.filtered, FilterReason.not_finite)] * 2
+    assert [fates[f"{make_call(2, index).call_id}#0"] for index in (0, 1)] == [(LedgerTerm.trained, None)] * 2
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e39, 1.7e308])
+def test_numbers_of_an_old_log_stop_no_learner(tmp_path: Path, value: float) -> None:
+    poisoned: list[Trajectory | Tombstone] = []
+    for event in rows_of(1, [1.0, 0.5, 0.0]):
+        if isinstance(event, Trajectory) and event.episode_reward == 1.0:
+            actions = tuple(msgspec.structs.replace(action, credit=value, reward=value) for action in event.actions)
+            event = msgspec.structs.replace(event, episode_reward=value, rewards={"reward": value}, actions=actions)
+        poisoned.append(event)
+    learner, log = learner_of(tmp_path, Trainer(), poisoned)
+    learner.run()
+    fates = log.fates()
+    assert fates[f"{make_call(1, 0).call_id}#0"] == (LedgerTerm.filtered, FilterReason.reward_failed)
+    assert fates[f"{make_call(1, 1).call_id}#0"] == (LedgerTerm.trained, None)
+    (update,) = (event for event in log.published if isinstance(event, PolicyUpdate))
+    assert all(map(math.isfinite, update.metrics.values()))
