@@ -148,7 +148,7 @@ class LlmCall(Event, frozen=True, kw_only=True):
     error: str | None = None
     """The upstream's or gateway's own words on it."""
     request: str | None = None
-    """JSON body as the agent sent it; with `parent`, what the parent's body does not hold (fulgurite/deltas.py)."""
+    """JSON body as the agent sent it, with all it builds on; with `parent`, what the parent's body does not hold (fulgurite/deltas.py)."""
     response: str | None = None
     """JSON of the reply without choices and token data (id, model, usage, ...)."""
     prompt_token_ids: bytes | None = None

@@ -1,6 +1,7 @@
 """Ids that describe themselves: completion ⊃ rollout ⊃ group.
 
-    group       gr_01k5x7...          26 characters: 48 bits of time, 80 of chance (a ULID, lower case)
+    group       gr_01k5x7...          26 characters: 48 bits of time, 80 of chance (a ULID, lower case);
+                                      of undeclared calls 40 of chance and 40 that only their key's owner's id bears
     rollout     ro_01k5x7..._3_k7q2m9  the group's 26, its index, and a tag only this deployment can make
     completion  chatcmpl-01k5x7..._3_k7q2m9_0_c9x...   rollout, attempt, 12 characters of chance
 
@@ -25,6 +26,9 @@ import msgspec
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _FIRST_MS = 1_577_836_800_000
 """The beginning of 2020: no id was minted before."""
+
+_MARK_BITS = 40
+"""Of a group id: whose it is. Nobody without the secret can make the mark of an id for another owner."""
 
 _FROM_RFC4648 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _ALPHABET.encode())
 _TO_INT = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
@@ -79,6 +83,11 @@ def mint_group(time_ms: int, chance: bytes) -> str:
     return "gr_" + _base32((time_ms << 80) | int.from_bytes(chance[:10]), 26)
 
 
+def owned_group(time_ms: int, chance: bytes, owner: str, secret: bytes) -> str:
+    """A new group id from Unix milliseconds and 5 random bytes; it sorts by time and bears its owner's mark (`is_owned`)."""
+    return _marked((time_ms << 40) | int.from_bytes(chance[:5]), owner, secret)
+
+
 def minted_at(group_id: str) -> int | None:
     """Unix milliseconds at which a group id was minted; None if it holds no time: `external_group` made it, or it is no group id.
 
@@ -92,7 +101,19 @@ def minted_at(group_id: str) -> int | None:
 def external_group(owner: str, name: str, secret: bytes) -> str:
     """The group id of a session that a user named: the same owner and name always give the same id."""
     digest = hmac.digest(secret, f"{owner}\0{name}".encode(), "sha256")
-    return "gr_" + _base32(int.from_bytes(digest[:16]), 26)
+    return _marked(int.from_bytes(digest[:11]), owner, secret)
+
+
+def is_owned(group_id: str, owner: str, secret: bytes) -> bool:
+    """Whether `owned_group` or `external_group` made the id for this owner with this secret."""
+    match = _GROUP_RE.fullmatch(group_id)
+    return match is not None and hmac.compare_digest(group_id, _marked(int(match[1].translate(_TO_INT), 32) >> _MARK_BITS, owner, secret))
+
+
+def _marked(number: int, owner: str, secret: bytes) -> str:
+    """The group id of an 88-bit number, with the owner's mark behind it."""
+    digest = hmac.digest(secret, f"owner\0{number:022x}\0{owner}".encode(), "sha256")
+    return "gr_" + _base32((number << _MARK_BITS) | int.from_bytes(digest[: _MARK_BITS // 8]), 26)
 
 
 def subject_of(person: str, secret: bytes) -> str:

@@ -32,6 +32,7 @@ MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """Room for a long episode with whole prompts: fifty calls of 16k tokens are 3 MiB packed."""
 
 _DAY_MS = 24 * 3600 * 1000
+_32_BITS = 0xFFFFFFFF
 
 
 class Key(StrEnum):
@@ -107,3 +108,22 @@ TOPICS = (
 def topic_name(topic: Topic, prefix: str) -> str:
     """The name on the broker: the deployment's prefix and the topic's name."""
     return prefix + topic.name
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where a record with this key lies: Kafka's own partitioner (murmur2), as its Java clients and ours have it."""
+    return (_murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def _murmur2(data: bytes) -> int:
+    """32 bits, as Kafka's `Utils.murmur2`."""
+    factor = 0x5BD1E995
+    result = 0x9747B28C ^ len(data)
+    whole = len(data) - len(data) % 4
+    for at in range(0, whole, 4):
+        word = int.from_bytes(data[at : at + 4], "little") * factor & _32_BITS
+        result = result * factor & _32_BITS ^ (word ^ word >> 24) * factor & _32_BITS
+    if whole < len(data):
+        result = (result ^ int.from_bytes(data[whole:], "little")) * factor & _32_BITS
+    result = (result ^ result >> 13) * factor & _32_BITS
+    return result ^ result >> 15

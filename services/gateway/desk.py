@@ -11,6 +11,7 @@ from services.gateway.identity import Doorkeeper, Identifier
 from services.gateway.keys import KeyRing
 from services.gateway.metrics import Metrics
 from services.gateway.policies import PolicyTail
+from services.gateway.recorded_responses import RecordedResponses
 from services.gateway.recorder import Recorder
 from services.gateway.registry import GroupRegistry
 from services.gateway.settings import GatewaySettings, Route
@@ -35,6 +36,7 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     idempotency: Idempotency
     recorder: Recorder
+    responses: RecordedResponses
     upstream: UpstreamClient
     dispatcher: Dispatcher
     train_sampling: TrainSamplings

@@ -6,6 +6,7 @@ shape of its errors. It does no I/O; which rollout, which upstream and what the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -31,7 +32,16 @@ class ApiRequest(msgspec.Struct, frozen=True):
     user: str | None = None
     """The end user on whose behalf the agent asks, in the API's own field for it."""
     continues: str | None = None
-    """Call id (`chatcmpl-...`) of the answer that the request builds on, where the API names it (`previous_response_id`)."""
+    """Id of the answer that the request builds on, as the agent wrote it, where the API has a field for it (`previous_response_id`)."""
+
+
+class Unkept(msgspec.Struct, frozen=True):
+    """A field by which an API names state between calls, or work on it, that nobody here does: it is refused, never ignored."""
+
+    field: str
+    instead: str
+    """Why not, and what to do."""
+    code: str | None = None
 
 
 class Dialect(Protocol):
@@ -97,6 +107,14 @@ def parse_envelope(raw: bytes, needs: str) -> tuple[Json, str, bool]:
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest("`stream` must be true or false.", param="stream")
     return fields, alias, bool(stream)
+
+
+def refuse_unkept(body: Json, unkept: Iterable[Unkept]) -> None:
+    """Raise InvalidRequest for a field that asks for anything: null, false and an empty list do not."""
+    for one in unkept:
+        asked = body.get(one.field)
+        if asked is not None and asked is not False and asked != []:
+            raise InvalidRequest(f"`{one.field}` is not supported: {one.instead}", param=one.field, code=one.code)
 
 
 def text(body: Json, name: str) -> str | None:

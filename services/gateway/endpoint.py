@@ -22,6 +22,7 @@ from services import logs
 from services.clock import now_ms
 from services.gateway import wire
 from services.gateway.call import Call, Draft, refusal, reply_headers
+from services.gateway.capture import encode
 from services.gateway.desk import Desk
 from services.gateway.dialect import ApiRequest, Dialect
 from services.gateway.event_stream import EventStream, KeptAlive, keep_alive_s
@@ -84,6 +85,9 @@ class Endpoint:
         who, call_id = await self._identify(draft, caller, _also(named, request), request.alias)
         draft.keep_alive_s = keep_alive_s(headers, self._desk.settings.keep_alive_s)
         route = self._route(request)
+        if request.continues is not None:
+            request = await self._desk.responses.continued(caller, request)
+            draft.raw = encode(request.body).decode()
         request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(request, draft.sampling, route, who.mode)
         self._desk.recorder.check(who.mode)
         return Call(draft, who, call_id, request, route, self._dialect.capture(request, route, call_id))
@@ -238,7 +242,8 @@ class Endpoint:
         remembered = self._remember(call)
         call.draft.trace.publish()
         try:
-            await self._desk.recorder.record_call(self._event(call))
+            event = self._event(call)
+            await self._desk.responses.remember(event, await self._desk.recorder.record_call(event))
         except Unavailable as problem:
             metrics.withheld.inc()
             return problem

@@ -2,7 +2,8 @@
 
 In this order: scoped key, path `/rollouts/{rollout}/v1/...`, header `x-fulgurite-rollout`, `metadata.session_id` of the body, the
 answer it builds on (`previous_response_id`), the conversation it continues (`inference`), and a rollout of its own. A name that is
-not an id of ours is a session of that key's owner: the same name, the same rollout.
+not an id of ours is a session of that key's owner: the same name, the same rollout. Ids are in every reply, so they open no door: a plain
+key names only rollouts that its own calls opened, which their ids tell, a scoped key its own, and the admin key any.
 The agent's role: header `x-fulgurite-agent`, path `/agents/{agent}/v1/...`, the key's, the alias where it is not its policy's name.
 """
 
@@ -18,11 +19,13 @@ import msgspec
 
 from fulgurite.conversations import Conversation
 from fulgurite.ids import (
+    CompletionRef,
     MalformedId,
     RolloutRef,
     external_group,
     is_genuine,
-    mint_group,
+    is_owned,
+    owned_group,
     parse_completion,
     parse_rollout,
     rollout_of,
@@ -125,7 +128,7 @@ class Identifier:
         for name, identity in ((named.path, Identity.path), (named.header, Identity.header), (named.session, Identity.header)):
             if name is not None:
                 return await self._by_name(caller, name, role, identity)
-        continued = await self._continued(named.continues, role)
+        continued = await self._continued(caller, named.continues, role)
         return continued or await self._by_conversation(caller, named, alias, role, now_ms)
 
     async def remember(self, who: Identified, answers: list[list[Any]]) -> None:
@@ -143,6 +146,15 @@ class Identifier:
             raise NotFound(f"Unknown rollout {text}: this deployment did not give out that id.", code="unknown_rollout")
         return ref
 
+    def own_completion(self, caller: Caller, text: str | None) -> CompletionRef | None:
+        """The call that an id names; None unless it belongs to a rollout that this caller may name."""
+        try:
+            completion = parse_completion(text or "")
+            ref = self.genuine(completion.rollout.rollout_id)
+        except (MalformedId, NotFound):
+            return None
+        return completion if self._may_name(caller, ref) else None
+
     async def entry(self, group_id: str) -> GroupEntry | None:
         """What is remembered of a declared group."""
         return await self._registry.get(group_id)
@@ -154,20 +166,31 @@ class Identifier:
             group = external_group(caller.owner, name, self._ring.signing_secret)
             return Identified(group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, identity)
         ref = self.genuine(name)
-        known = await self._registry.get(ref.group_id)
+        if not self._may_name(caller, ref):
+            raise Forbidden(
+                f"This key may not name rollout {name}: it was declared, or opened by another key. Use the rollout's own `api_key` "
+                "(POST /v1/rollouts gave it out) or the admin key; to name a session of your own, use any name that is no rollout's id.",
+                code="foreign_key",
+            )
+        # Only declared rollouts are remembered, and of these none is a plain key's.
+        known = await self._registry.get(ref.group_id) if caller.admin else None
         if known is None:
             return Identified(ref.group_id, ref.rollout_id, 0, Mode.live, role, identity)
         return Identified(ref.group_id, ref.rollout_id, await self._registry.attempt(ref.rollout_id), known.mode, role, identity)
 
-    async def _continued(self, call_id: str | None, role: str) -> Identified | None:
-        """The rollout of an earlier answer; None for an id that nobody here gave out, which is for the upstream to judge."""
-        try:
-            completion = parse_completion(call_id or "")
-            ref = self.genuine(completion.rollout.rollout_id)
-        except (MalformedId, NotFound):
+    def _may_name(self, caller: Caller, ref: RolloutRef) -> bool:
+        if caller.claims is not None:
+            return caller.claims.rollout == ref.rollout_id
+        return caller.admin or any(is_owned(ref.group_id, caller.owner, secret) for secret in self._ring.secrets)
+
+    async def _continued(self, caller: Caller, answer: str | None, role: str) -> Identified | None:
+        """The rollout of an earlier answer; None for an id that names none of this caller's."""
+        completion = self.own_completion(caller, answer)
+        if completion is None:
             return None
+        ref = completion.rollout
         try:
-            known = await self._registry.get(ref.group_id)
+            known = await self._registry.get(ref.group_id) if caller.admin else None
         except Unavailable:
             known = None
         mode = Mode.live if known is None else known.mode
@@ -180,7 +203,7 @@ class Identifier:
             known = None if conversation is None else await inference.find(conversation)
         if known is not None:
             return Identified(parse_rollout(known).group_id, known, 0, Mode.live, role, Identity.inferred, conversation)
-        group = mint_group(now_ms, os.urandom(10))
+        group = owned_group(now_ms, os.urandom(5), caller.owner, self._ring.signing_secret)
         return Identified(group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, Identity.none, conversation)
 
     def _role(self, named: Named, caller: Caller, alias: str) -> str:

@@ -3,16 +3,15 @@
 Only for calls with a plain key and no name: others never come here. A prompt that contains an answer costs one look-up, an answer one
 write, made before the answer leaves, so that the agent's next call finds it, also at another gateway of the same Redis. What is
 kept are keyed hashes and rollout ids, no text, and not for long. While the store does not answer, nothing is
-recognised: each call is a rollout of its own, none fails, none waits for longer than `_PATIENCE_S` once in `_REST_S`.
+recognised: each call is a rollout of its own, and none fails or waits for long (`store_patience`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
@@ -20,19 +19,12 @@ from fulgurite.conversations import AMBIGUOUS, Conversation, owner_of, recognise
 from services import logs
 from services.gateway.idempotency import Store
 from services.gateway.metrics import Metrics
-from services.gateway.problems import Unavailable
+from services.gateway.store_patience import StorePatience
 
 log = logs.get(__name__)
 
 MEMORY_LIMIT = 100_000
 """Answers that a gateway without Redis remembers: some 30 MB."""
-
-_PATIENCE_S = 0.25
-"""A hundred times what a Redis near by takes."""
-_REST_S = 1.0
-"""A store that failed is left alone for this long."""
-
-_T = TypeVar("_T")
 
 
 class Inference:
@@ -43,7 +35,10 @@ class Inference:
         self._secret = secret
         self._ttl_s = ttl_s
         self._results = metrics.inference
-        self._ask_again_at = float("-inf")
+        self._patience = StorePatience(
+            metrics.inference.labels("store_down").inc,
+            lambda: log.warning("conversations are not recognised: the store (REDIS_URL) does not answer"),
+        )
 
     def conversation(self, owner: str, user: str | None, alias: str, items: Iterable[Any]) -> Conversation | None:
         """The conversation of a request; None for one that is nested too deeply to be read."""
@@ -57,7 +52,7 @@ class Inference:
         """The rollout that the request continues; None if it opens one."""
         if not conversation.prefixes:
             return None
-        found = await self._ask(lambda: self._store.get_many([_key(prefix) for prefix in conversation.prefixes]))
+        found = await self._patience.ask(lambda: self._store.get_many([_key(prefix) for prefix in conversation.prefixes]))
         if found is None:
             return None
         values = [None if value is None else value.decode() for value in found]
@@ -69,7 +64,7 @@ class Inference:
         """Keep whose the conversation is, with whichever answer the agent goes on: each has its items."""
         chains = {chain for answer in answers if (chain := conversation.answered(answer)) is not None}
         if chains:
-            await self._ask(lambda: self._keep_all(list(chains), rollout_id))
+            await self._patience.ask(lambda: self._keep_all(list(chains), rollout_id))
 
     async def _keep_all(self, chains: list[str], rollout_id: str) -> None:
         if len(chains) == 1:
@@ -82,19 +77,6 @@ class Inference:
         # Nothing but AMBIGUOUS is ever written over, so that two gateways that do this at once agree.
         if owner_of(None if known is None else known.decode(), rollout_id) == AMBIGUOUS:
             await self._store.put(_key(chain), AMBIGUOUS.encode(), self._ttl_s)
-
-    async def _ask(self, question: Callable[[], Awaitable[_T]]) -> _T | None:
-        if time.monotonic() < self._ask_again_at:
-            self._results.labels("store_down").inc()
-            return None
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                return await question()
-        except (Unavailable, TimeoutError):
-            self._ask_again_at = time.monotonic() + _REST_S
-            self._results.labels("store_down").inc()
-            log.warning("conversations are not recognised: the store (REDIS_URL) does not answer")
-            return None
 
 
 def _key(chain: str) -> str:

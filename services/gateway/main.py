@@ -28,6 +28,7 @@ from fulgurite.codec import Codec
 from services import logs
 from services.gateway.admission import Admission
 from services.gateway.body_limit import BodyLimit
+from services.gateway.call_search import CallSearch
 from services.gateway.continuation import ANSWERS_IN_MEMORY, Continuation
 from services.gateway.desk import Desk
 from services.gateway.dialects import DIALECTS
@@ -46,6 +47,7 @@ from services.gateway.one_write import protocol_class
 from services.gateway.openapi import describe
 from services.gateway.policies import PolicyTail
 from services.gateway.problems import ExpiredKey, GatewayError, InvalidRequest, NotFound
+from services.gateway.recorded_responses import PLACES_IN_MEMORY, RecordedResponses
 from services.gateway.recorder import Recorder
 from services.gateway.registry import GroupRegistry
 from services.gateway.rollout_routes import RolloutDesk, naming
@@ -79,6 +81,13 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
     # Without Redis a bounded store of their own: tokens are many.
     answers = store if settings.redis_url else MemoryStore(limit=ANSWERS_IN_MEMORY)
+    identifier = Identifier(
+        ring,
+        registry,
+        {a: a for a, route in routes.items() if route.policy is not None and a != route.policy},
+        _inference(settings, ring, store, metrics),
+    )
+    places = store if settings.redis_url else MemoryStore(limit=PLACES_IN_MEMORY)
     router = Router(routes, settings.backends(), settings.adapters(), settings.policy, policies.view)
     desk = Desk(
         settings=settings,
@@ -87,16 +96,12 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
         sampling=settings.default_sampling.sampling(),
         ring=ring,
         doorkeeper=Doorkeeper(ring, admin_key, settings.plain_keys(), settings.allow_any_key),
-        identifier=Identifier(
-            ring,
-            registry,
-            {a: a for a, route in routes.items() if route.policy is not None and a != route.policy},
-            _inference(settings, ring, store, metrics),
-        ),
+        identifier=identifier,
         registry=registry,
         store=store,
         idempotency=Idempotency(store),
         recorder=recorder,
+        responses=RecordedResponses(identifier, places, CallSearch(kafka, codec), recorder.problem, settings.max_body_bytes),
         upstream=upstream,
         dispatcher=Dispatcher(
             router, Admission(settings, metrics), upstream, Continuation(settings.continued(), answers, upstream), metrics
@@ -112,6 +117,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     try:
         yield desk
     finally:
+        desk.responses.close()
         await desk.upstream.close()
         left = await recorder.close()
         desk.policies.close()
@@ -171,7 +177,7 @@ def _model_routes(desk: Desk) -> list[WebRoute]:
         *calls,
         ("/v1/models", ["GET"], models),
         ("/v1/models/{model:path}", ["GET"], models),
-        ("/v1/responses/{rest:path}", ["GET", "POST", "DELETE"], Responses()),
+        ("/v1/responses/{rest:path}", ["GET", "POST", "DELETE"], Responses(desk)),
     ]
     return [WebRoute(prefix + path, app, methods=methods) for prefix in _PREFIXES for path, methods, app in served]
 

@@ -1,6 +1,6 @@
 """`GET /v1/models` and `/v1/models/{id}` (also under `/rollouts/{rollout}`): the aliases, as OpenAI's and Anthropic's clients know them.
 
-Answers cannot be fetched anew: what OpenAI keeps under `/v1/responses/{id}` is refused, since it would pass the log by.
+And `GET /v1/responses/{id}`: a recorded response. What else OpenAI has there is refused, since it would pass the log by.
 """
 
 from __future__ import annotations
@@ -59,13 +59,29 @@ class Models:
 class Responses:
     """What OpenAI has under `/v1/responses/{id}`."""
 
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse."""
-        problem = NotSupported(
-            "This gateway keeps no responses: read the answer from the reply of POST /v1/responses. "
-            "`previous_response_id` works where the model server stores responses."
-        )
-        await wire.reply_problem(send, problem, [])
+        """The recorded response, or a refusal."""
+        try:
+            body = await self._body(scope)
+        except GatewayError as problem:
+            await wire.reply_problem(send, problem, [])
+            return
+        await wire.reply(send, 200, msgspec.json.encode(body), [])
+
+    async def _body(self, scope: Scope) -> dict[str, Any]:
+        caller = self._desk.doorkeeper.admit(wire.authorization(wire.headers_of(scope)), now_ms())
+        named = cast("dict[str, str]", scope.get("path_params", {})).get("rest", "")
+        if scope["method"] != "GET" or "/" in named:
+            raise NotSupported(
+                "A recorded response can be read (GET /v1/responses/{id}) and built on (`previous_response_id`), nothing else: "
+                "the log is never changed, and every answer is given by POST /v1/responses."
+            )
+        found = await self._desk.responses.find(caller, named)
+        asked = {name: found.body.get(name) for name in ("instructions", "tools") if name in found.body}
+        return {**found.head, **asked, "output": found.output}
 
 
 def _rollout(claims: Claims | None) -> list[wire.Header]:

@@ -64,9 +64,13 @@ CALLS: tuple[CallDoc, ...] = (
     CallDoc(
         path="/v1/responses",
         summary="OpenAI responses",
-        text="Nothing is stored here: `previous_response_id` works where the model server stores responses.",
+        text="`previous_response_id` goes on from a recorded response of the same key. `conversation` is refused.",
         required=("model", "input"),
-        fields={"input": {"oneOf": [_TEXT, {"type": "array", "items": {"type": "object"}}]}, "instructions": _TEXT},
+        fields={
+            "input": {"oneOf": [_TEXT, {"type": "array", "items": {"type": "object"}}]},
+            "instructions": _TEXT,
+            "previous_response_id": {**_TEXT, "description": "The `id` of the response to go on from."},
+        },
         request={"model": "policy", "input": "What is 3 + 8?"},
         reply={
             "id": "resp_…",

@@ -131,13 +131,14 @@ class Recorder:
         """The call is answered, or nobody is left to answer."""
         self._heartbeats.end(call_id)
 
-    async def record_call(self, call: LlmCall) -> None:
-        """Return once the call is safe. Raises Unavailable."""
+    async def record_call(self, call: LlmCall) -> Delivery | None:
+        """Return once the call is safe: as `publish` does. Raises Unavailable."""
         self._metrics.calls(call.alias if call.backend else "", call.outcome.value, call.failure.value if call.failure else "").inc()
         packed = await self._packer.pack(call)
         delivery = await self.publish(LLM_CALLS, call.group_id, packed.event, call.traceparent, call.mode)
         if delivery is not None:
             self._packer.acknowledged(packed, delivery)
+        return delivery
 
     def record_call_soon(self, call: LlmCall) -> None:
         """Record without waiting: for refusals because of the log itself."""

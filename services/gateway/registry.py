@@ -1,4 +1,5 @@
-"""Declared groups, as far as a gateway must remember them: what a name or an id alone does not tell. Keys need none of it.
+"""Declared groups, as far as a gateway must remember them: what a name or an id alone does not tell. Scoped keys need none of it,
+and plain keys never get there.
 
 It is a cache of `declared` events. Forgotten (a restart without Redis), a request that needs it says what to pass instead.
 """

@@ -14,8 +14,10 @@ from fulgurite.ids import (
     episode_id,
     external_group,
     is_genuine,
+    is_owned,
     mint_group,
     minted_at,
+    owned_group,
     parse_completion,
     parse_rollout,
     public_completion,
@@ -66,6 +68,22 @@ def test_a_named_session_has_one_group_per_owner() -> None:
     assert group != external_group("key-b", "my session", SECRET)
     assert group != external_group("key-a", "my session", b"another")
     assert parse_rollout(rollout_of(group, 0, SECRET)).group_id == group
+
+
+@given(times, chances, st.text(), st.text())
+def test_a_group_of_undeclared_calls_is_its_owners_alone(time_ms: int, chance: bytes, owner: str, other: str) -> None:
+    for group in (owned_group(time_ms, chance, owner, SECRET), external_group(owner, "my session", SECRET)):
+        assert is_owned(group, owner, SECRET)
+        assert is_owned(group, other, SECRET) == (owner == other)
+        assert not is_owned(group, owner, b"another")
+        assert parse_rollout(rollout_of(group, 0, SECRET)).group_id == group
+    assert not is_owned(mint_group(time_ms, chance), owner, SECRET)
+    assert owned_group(time_ms, chance, owner, SECRET)[:13] == mint_group(time_ms, chance)[:13], "it sorts by time"
+
+
+@pytest.mark.parametrize("text", ["", "my session", "gr_", "ro_" + "0" * 26])
+def test_what_is_no_group_is_nobodys(text: str) -> None:
+    assert not is_owned(text, "owner", SECRET)
 
 
 def test_a_person_is_the_same_subject_to_those_who_have_the_secret() -> None:

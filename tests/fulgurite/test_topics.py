@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fulgurite.topics import EPISODES, GROUP_PARTITIONS, LLM_CALLS, TOPICS, Key, Topic, min_insync, topic_name
+from fulgurite.topics import EPISODES, GROUP_PARTITIONS, LLM_CALLS, TOPICS, Key, Topic, min_insync, partition_of, topic_name
 
 every_topic = pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
 
@@ -36,3 +36,20 @@ def test_no_topic_may_elect_an_unclean_leader(topic: Topic) -> None:
 def test_what_accounts_for_training_is_kept_for_ever(topic: Topic) -> None:
     if topic.name in ("policy.updates", "policy.routes", "training.ledger", "dead.letters"):
         assert topic.configs(1)["retention.ms"] == "-1"
+
+
+@pytest.mark.parametrize(
+    ("key", "hashed"),
+    [
+        ("21", -973932308),
+        ("foobar", -790332482),
+        ("a-little-bit-long-string", -985981536),
+        ("a-little-bit-longer-string", -1486304829),
+        ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58897971),
+        ("abc", 479470107),
+    ],
+)
+def test_a_key_lies_where_kafkas_own_partitioner_puts_it(key: str, hashed: int) -> None:
+    """The hashes are those of Kafka's own tests."""
+    for partitions in (8, 1 << 31):
+        assert partition_of(key.encode(), partitions) == (hashed & 0x7FFFFFFF) % partitions

@@ -126,19 +126,6 @@ async def test_a_reward_takes_whatever_id_the_agent_saw(gateway: Gateway, stub: 
     assert reward.call_id == (await gateway.call(rollout["rollout_id"])).call_id
 
 
-async def test_a_response_that_builds_on_another_belongs_to_its_rollout(gateway: Gateway, stub: Stub) -> None:
-    for model in ("policy", "gpt"):
-        stub.reset(vllm=model == "policy")
-        first = BODIES["/v1/responses"] | {"model": model}
-        async with gateway.post("/v1/responses", first) as response:
-            rollout, before = response.headers[ROLLOUT], (await response.json())["id"]
-        async with gateway.post("/v1/responses", first | {"previous_response_id": before}) as response:
-            assert response.headers[ROLLOUT] == rollout
-            assert (await response.json())["previous_response_id"] == before
-        asked = stub.requests[-1]["previous_response_id"]
-        assert asked == (before if model == "policy" else "resp_upstream")
-
-
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/messages/count_tokens"])
 async def test_what_generates_nothing_is_recorded_without_choices(gateway: Gateway, stub: Stub, path: str) -> None:
     stub.reset()
@@ -246,6 +233,6 @@ async def test_models_and_what_is_not_kept(gateway: Gateway) -> None:
     status, reply = await gateway.get("/v1/models/nobody/else")
     assert (status, reply["error"]["code"]) == (404, "model_not_found")
     status, reply = await gateway.get("/v1/responses/resp_1")
-    assert (status, reply["error"]["code"]) == (501, "not_supported")
+    assert (status, reply["error"]["code"]) == (404, "previous_response_not_found")
     status, reply = await gateway.json("/v1/responses/resp_1/cancel", {}, ADMIN)
     assert (status, reply["error"]["code"]) == (501, "not_supported")

@@ -202,11 +202,11 @@ async def test_names_in_path_header_and_metadata_are_sessions_of_their_owner(gat
     assert external_group("a", "x", b"s") != external_group("b", "x", b"s")
 
 
-async def test_a_declared_rollout_may_be_named_in_the_path(gateway: Gateway, stub: Stub) -> None:
+async def test_the_admin_key_may_name_a_declared_rollout_in_the_path(gateway: Gateway, stub: Stub) -> None:
     stub.reset()
     group = await gateway.declare(n=1, mode="train")
     rollout = group["rollouts"][0]["rollout_id"]
-    async with gateway.post(f"/rollouts/{rollout}/v1/chat/completions", BODY) as response:
+    async with gateway.post(f"/rollouts/{rollout}/v1/chat/completions", BODY, ADMIN) as response:
         assert response.status == 200
     call = await gateway.call(rollout)
     assert (call.mode, call.identity, call.group_id) == (Mode.train, Identity.path, group["group_id"])

@@ -8,8 +8,8 @@ import msgspec
 
 from fulgurite.events import Sampling
 from fulgurite.ids import public_completion
-from services.gateway.capture import encode
-from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
+from services.gateway.capture import Json, encode
+from services.gateway.dialect import ApiRequest, Unkept, mapping, parse_envelope, refuse_unkept, text
 from services.gateway.dialects.anthropic_errors import NO_THREADS, AnthropicErrors
 from services.gateway.dialects.chat import session_of
 from services.gateway.dialects.messages_capture import MessagesCapture
@@ -19,6 +19,18 @@ from services.gateway.problems import InvalidRequest
 from services.gateway.settings import Route
 
 _FORCED = ("any", "tool")
+# Model servers ignore these fields, and answer without what they ask for.
+_UNKEPT = (
+    # Clients that are told this code send the conversation whole.
+    Unkept("thread", "send the whole conversation with each call.", NO_THREADS),
+    Unkept("container", "no container is kept between calls. Leave it out, and run code in the agent's own tools."),
+    Unkept("mcp_servers", "no tool is called here. Leave it out, and offer the servers' tools in `tools`."),
+)
+_EDITS = Unkept(
+    "context_management",
+    'nothing is taken out of a conversation here. Leave it out (`{"type": "clear_thinking_20251015", "keep": "all"}` may stay), '
+    "and send the messages that the model should see.",
+)
 
 
 class Messages(AnthropicErrors):
@@ -58,8 +70,19 @@ def parse_messages(raw: bytes) -> ApiRequest:
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise InvalidRequest("`messages` must be a list of messages.", param="messages")
-    if body.get("thread") is not None:
-        # Model servers that know no threads ignore the field and answer without the conversation; clients that are told send it whole.
-        raise InvalidRequest("`thread` is not supported: send the whole conversation with each call.", param="thread", code=NO_THREADS)
+    refuse_unkept(body, _UNKEPT)
+    if not _edits_nothing(body):
+        refuse_unkept(body, (_EDITS,))
     user = text(mapping(body, "metadata"), "user_id")
     return ApiRequest(body, alias, stream, session_of(body), items=cast("list[Any]", messages), user=user)
+
+
+def _edits_nothing(body: Json) -> bool:
+    """Whether `context_management` leaves the conversation as it is: Claude Code sends such a one with every call."""
+    edits = mapping(body, "context_management").get("edits")
+    return isinstance(edits, list) and all(_keeps_all(edit) for edit in cast("list[Any]", edits))
+
+
+def _keeps_all(edit: Any) -> bool:
+    fields = cast(Json, edit) if isinstance(edit, dict) else {}
+    return str(fields.get("type")).startswith("clear_thinking_") and fields.get("keep") == "all"

@@ -1,7 +1,7 @@
 """OpenAI's responses: `POST /v1/responses`.
 
-vLLM is given our id, so that `previous_response_id` finds the response where its store is on; another upstream's own id becomes part of
-ours, and is taken out of it again on the way back. `background` is refused: an answer fetched later would pass the log by.
+The upstream is asked without state: `previous_response_id` is taken from the log before (`recorded_responses`), and what names other state
+is refused. vLLM is given our id; another upstream's own id becomes part of ours.
 """
 
 from __future__ import annotations
@@ -11,18 +11,27 @@ from typing import Any, cast
 import msgspec
 
 from fulgurite.events import Sampling
-from fulgurite.ids import CompletionRef, MalformedId, parse_completion, public_completion
+from fulgurite.ids import public_completion
 from services.gateway.capture import Json, encode
-from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
+from services.gateway.dialect import ApiRequest, Unkept, mapping, parse_envelope, refuse_unkept, text
 from services.gateway.dialects.chat import session_of
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.packed import asking
+from services.gateway.dialects.response_items import checked, items_of
 from services.gateway.dialects.responses_capture import ResponsesCapture
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.problems import GatewayError, InvalidRequest
 from services.gateway.settings import Route
 
 PREFIX = "resp_"
+_UNKEPT = (
+    Unkept("conversation", "send the whole conversation in `input`, or `previous_response_id`."),
+    Unkept("background", "the answer would not be recorded. Leave it out."),
+    Unkept(
+        "context_management", "nothing is taken out of a conversation here. Leave it out, and send what the model should see in `input`."
+    ),
+)
+_PREVIOUS = "previous_response_id"
 
 
 class Responses(OpenAIErrors):
@@ -32,22 +41,24 @@ class Responses(OpenAIErrors):
     path = "/v1/responses"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model`, an `input` and a boolean `stream`, and for `background`."""
+        """Raises InvalidRequest for what is no JSON object with a `model`, an `input` and a boolean `stream`, and for state not kept."""
         body, alias, stream = parse_envelope(raw, "`model` and `input`")
         given = body.get("input")
         if not isinstance(given, str | list) and not mapping(body, "prompt"):
             raise InvalidRequest("`input` must be a text or a list of items.", param="input")
-        if body.get("background"):
-            raise InvalidRequest("`background` is not supported: the answer would not be recorded. Leave it out.", param="background")
-        before = _previous(body)
+        refuse_unkept(body, _UNKEPT)
+        before = body.get(_PREVIOUS)
+        if before is not None and not isinstance(before, str):
+            raise InvalidRequest(f"`{_PREVIOUS}` must be a string: the `id` of a response.", param=_PREVIOUS)
+        whole = not before and given is not None
         return ApiRequest(
             body,
             alias,
             stream,
-            session_of(body) or _conversation(body),
-            items=_items(body),
+            session_of(body),
+            items=checked([], items_of(cast("str | list[Any]", given))) if whole else None,
             user=text(body, "user") or text(body, "safety_identifier"),
-            continues=before.completion_id if before else None,
+            continues=before or None,
         )
 
     def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
@@ -57,12 +68,14 @@ class Responses(OpenAIErrors):
         return msgspec.structs.replace(sampling, grammar=sampling.grammar or formatted)
 
     def upstream_body(self, request: ApiRequest, route: Route, call_id: str) -> bytes:
-        """See Dialect."""
+        """See Dialect. Raises InvalidRequest for a stored prompt, which vLLM has none of and would ignore."""
         body = {**request.body, "model": route.model}
         if route.kind == "vllm":
+            if request.body.get("prompt") is not None:
+                raise InvalidRequest(
+                    "`prompt` is not supported: no prompts are stored here. Send its text as `instructions`.", param="prompt"
+                )
             body["request_id"] = public_completion(call_id, PREFIX)
-        elif (before := _previous(request.body)) is not None and before.upstream_id is not None:
-            body["previous_response_id"] = before.upstream_id
         return encode(body)
 
     def upstream_headers(self, request: ApiRequest, route: Route) -> dict[str, str]:
@@ -72,7 +85,7 @@ class Responses(OpenAIErrors):
     def capture(self, request: ApiRequest, route: Route, call_id: str) -> ResponsesCapture:
         """See Dialect."""
         ours = route.kind == "vllm"
-        return ResponsesCapture(call_id, PREFIX, route.alias if ours else None, request.body.get("previous_response_id"), keeps_id=not ours)
+        return ResponsesCapture(call_id, PREFIX, route.alias if ours else None, request.continues, keeps_id=not ours)
 
     def error_event(self, problem: GatewayError) -> bytes:
         """An `error` event of this API; official clients raise it for its `error` field."""
@@ -81,21 +94,9 @@ class Responses(OpenAIErrors):
         return b"event: error\ndata: " + encode({**event, "error": error}) + b"\n\n"
 
 
-def _items(body: Json) -> list[Any] | None:
-    """The conversation, where the request holds all of it."""
-    given = body.get("input")
-    if body.get("previous_response_id") or body.get("conversation") or given is None:
-        return None
-    return cast("list[Any]", given) if isinstance(given, list) else [{"role": "user", "content": given}]
-
-
-def _conversation(body: Json) -> str | None:
-    """OpenAI's own name for a conversation that it keeps: an id, or an object with one."""
-    return text(body, "conversation") or text(mapping(body, "conversation"), "id")
-
-
-def _previous(body: Json) -> CompletionRef | None:
-    try:
-        return parse_completion(text(body, "previous_response_id") or "")
-    except MalformedId:
-        return None
+def following(request: ApiRequest, before: list[Any]) -> ApiRequest:
+    """The request with the conversation that it builds on in front of its own input, and no state named. Raises InvalidRequest."""
+    given = request.body.get("input")
+    items = [*before, *checked(before, items_of(given) if given is not None else [])]
+    body = {name: value for name, value in request.body.items() if name != _PREVIOUS}
+    return msgspec.structs.replace(request, body={**body, "input": items})

@@ -19,6 +19,8 @@ RING = KeyRing.parse("k1:0123456789abcdef-one")
 GROUP = mint_group(1_700_000_000_000, b"0123456789")
 ROLLOUT = rollout_of(GROUP, 3, RING.signing_secret)
 PLAIN = Caller("owner", admin=False, claims=None)
+OTHER = Caller("other", admin=False, claims=None)
+ADMIN = Caller("admin", admin=True, claims=None)
 CLAIMS = Claims(ROLLOUT, 2, GROUP, "solver", Mode.train, AGENT_SCOPES, 10)
 SCOPED = Caller(ROLLOUT, admin=False, claims=CLAIMS)
 DOOR = Doorkeeper(RING, "admin", ("plain",), allow_any=False)
@@ -94,15 +96,51 @@ async def test_without_inference_every_unnamed_call_is_a_rollout_of_its_own(regi
 
 
 async def test_an_answer_that_is_built_on_names_its_rollout(identifier: Identifier, registry: GroupRegistry) -> None:
-    call = completion_of(ROLLOUT, 2, b"01234567")
+    opened = await identifier.identify(PLAIN, Named(), "policy", 5)
+    call = completion_of(opened.rollout_id, 0, b"01234567").replace("chatcmpl-", "resp_")
     who = await identifier.identify(PLAIN, Named(continues=call, items=[]), "policy", 5)
-    assert (who.rollout_id, who.group_id, who.attempt, who.mode, who.conversation) == (ROLLOUT, GROUP, 2, Mode.live, None)
+    assert (who.rollout_id, who.group_id, who.attempt, who.mode) == (opened.rollout_id, opened.group_id, 0, Mode.live)
+    assert (who.identity, who.conversation) == (Identity.header, None)
+    assert (await identifier.identify(PLAIN, Named(continues=call, session="s"), "policy", 5)).rollout_id != opened.rollout_id
+    declared = completion_of(ROLLOUT, 2, b"01234567")
+    assert (await identifier.identify(ADMIN, Named(continues=declared), "policy", 5)).mode is Mode.live
     await registry.put(GROUP, GroupEntry(Mode.val, 1000, "", 3), 0)
-    assert (await identifier.identify(PLAIN, Named(continues=call), "policy", 5)).mode is Mode.val
-    assert (await identifier.identify(PLAIN, Named(continues=call, session="s"), "policy", 5)).rollout_id != ROLLOUT
+    who = await identifier.identify(ADMIN, Named(continues=declared), "policy", 5)
+    assert (who.rollout_id, who.attempt, who.mode) == (ROLLOUT, 2, Mode.val)
     forged = completion_of(rollout_of(GROUP, 3, b"another secret"), 0, b"01234567")
-    for unknown in (forged, "resp_123", ""):
-        assert (await identifier.identify(PLAIN, Named(continues=unknown), "policy", 5)).identity is Identity.none
+    for nobodys in (forged, "resp_123", "", declared):
+        assert (await identifier.identify(PLAIN, Named(continues=nobodys), "policy", 5)).identity is Identity.none
+    assert (await identifier.identify(OTHER, Named(continues=call), "policy", 5)).identity is Identity.none
+
+
+async def test_who_may_name_what(identifier: Identifier) -> None:
+    """The table of the README."""
+    unnamed = (await identifier.identify(PLAIN, Named(), "policy", 5)).rollout_id
+    session = (await identifier.identify(PLAIN, Named(session="s"), "policy", 5)).rollout_id
+    sibling = rollout_of(GROUP, 4, RING.signing_secret)
+    may: dict[str, tuple[Caller, ...]] = {
+        unnamed: (PLAIN, ADMIN),
+        session: (PLAIN, ADMIN),
+        ROLLOUT: (SCOPED, ADMIN),
+        sibling: (ADMIN,),
+    }
+    for rollout, callers in may.items():
+        answer = completion_of(rollout, 0, b"01234567")
+        for caller in (PLAIN, OTHER, SCOPED, ADMIN):
+            assert (identifier.own_completion(caller, answer) is not None) == (caller in callers)
+            for named in (Named(path=rollout), Named(header=rollout), *([] if caller is SCOPED else [Named(session=rollout)])):
+                if caller in callers:
+                    assert (await identifier.identify(caller, named, "policy", 5)).rollout_id == rollout
+                else:
+                    with pytest.raises(Forbidden) as caught:
+                        await identifier.identify(caller, named, "policy", 5)
+                    assert caught.value.code == "foreign_key"
+
+
+async def test_a_rollout_stays_its_owners_after_a_change_of_the_secret(registry: GroupRegistry) -> None:
+    before = await Identifier(RING, registry, {}).identify(PLAIN, Named(), "policy", 5)
+    rotated = Identifier(KeyRing.parse("k2:fedcba9876543210-two,k1:0123456789abcdef-one"), registry, {})
+    assert (await rotated.identify(PLAIN, Named(path=before.rollout_id), "policy", 5)).rollout_id == before.rollout_id
 
 
 async def test_a_store_that_is_gone_stops_no_plain_traffic() -> None:
@@ -112,8 +150,9 @@ async def test_a_store_that_is_gone_stops_no_plain_traffic() -> None:
     who = await identifier.identify(PLAIN, Named(items=answer), "policy", 5)
     assert who.identity is Identity.none
     await identifier.remember(who, [answer])
-    built_on = await identifier.identify(PLAIN, Named(continues=completion_of(ROLLOUT, 0, b"01234567")), "policy", 5)
-    assert (built_on.rollout_id, built_on.mode) == (ROLLOUT, Mode.live)
+    for caller, rollout in ((PLAIN, who.rollout_id), (ADMIN, ROLLOUT)):
+        built_on = await identifier.identify(caller, Named(continues=completion_of(rollout, 0, b"01234567")), "policy", 5)
+        assert (built_on.rollout_id, built_on.mode) == (rollout, Mode.live)
 
 
 def test_a_retired_kid_a_foreign_signature_and_an_expiry_with_its_leeway() -> None:
@@ -140,12 +179,12 @@ async def test_a_name_is_the_same_rollout_for_the_same_owner_only(identifier: Id
 
 
 async def test_a_declared_rollout_by_its_id(identifier: Identifier, registry: GroupRegistry) -> None:
-    forgotten = await identifier.identify(PLAIN, Named(path=ROLLOUT), "policy", 0)
+    forgotten = await identifier.identify(ADMIN, Named(path=ROLLOUT), "policy", 0)
     assert (forgotten.mode, forgotten.attempt) == (Mode.live, 0)
     entry = GroupEntry(Mode.val, 1000, "", 3)
     await registry.put(GROUP, entry, 0)
     await registry.put_attempt(ROLLOUT, 2, entry, 0)
-    known = await identifier.identify(PLAIN, Named(path=ROLLOUT), "policy", 0)
+    known = await identifier.identify(ADMIN, Named(path=ROLLOUT), "policy", 0)
     assert (known.mode, known.attempt, known.group_id) == (Mode.val, 2, GROUP)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway import inference as module
+from services.gateway import store_patience
 from services.gateway.idempotency import MemoryStore, RedisStore
 from services.gateway.inference import Inference
 from services.gateway.metrics import Metrics
@@ -126,13 +126,13 @@ async def test_a_store_that_is_gone_is_asked_again_only_after_a_rest(monkeypatch
         await inference.remember(follow_up, "ro_1", [[ANSWER]])
         assert await inference.find(follow_up) is None
     assert results(metrics)["store_down"] == 6
-    monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(store_patience, "_PATIENCE_S", 0.01)
     stuck = StuckStore()
     patient = Inference(stuck, SECRET, 60, metrics)
     assert await patient.find(follow_up) is None
     assert await patient.find(follow_up) is None
     assert stuck.asked == 1
-    monkeypatch.setattr(module, "_REST_S", -1.0)
+    monkeypatch.setattr(store_patience, "_REST_S", -1.0)
     rested = Inference(stuck, SECRET, 60, metrics)
     assert await rested.find(follow_up) is None
     assert await rested.find(follow_up) is None

@@ -229,3 +229,34 @@ def test_a_thread_is_refused_in_the_words_that_make_anthropics_client_send_the_w
     error = msgspec.json.decode(Messages().error_body(caught.value))["error"]
     assert error["type"] == "invalid_request_error"
     assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+
+
+@pytest.mark.parametrize("dialect", [Messages(), CountTokens()])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("container", "container_1"),
+        ("container", {"id": "container_1", "skills": []}),
+        ("mcp_servers", [{"type": "url", "url": "https://example.org", "name": "x"}]),
+        ("context_management", {"edits": [{"type": "clear_tool_uses_20250919"}]}),
+        ("context_management", {"edits": [{"type": "clear_thinking_20251015", "keep": {"type": "thinking_turns", "value": 1}}]}),
+        ("context_management", {}),
+        ("context_management", {"edits": [None]}),
+    ],
+)
+def test_state_that_nobody_keeps_is_refused_by_name(dialect: Messages, field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"`{field}` is not supported: .* Leave it out") as caught:
+        ask(dialect, messages=MESSAGES, max_tokens=8, **{field: value})
+    assert caught.value.param == field
+
+
+def test_fields_that_ask_for_no_state_pass() -> None:
+    keeps_all: dict[str, Any] = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
+    harmless: list[dict[str, Any]] = [
+        {"container": None},
+        {"mcp_servers": []},
+        {"context_management": keeps_all},
+        {"context_management": {"edits": []}},
+    ]
+    for fields in harmless:
+        assert sent(DIALECT, request(**fields), VLLM).items() >= fields.items()

@@ -9,7 +9,7 @@ import pytest
 
 from fulgurite.failures import FailureKind
 from fulgurite.tokens import unpack_ids, unpack_logprobs
-from services.gateway.dialects.responses import Responses
+from services.gateway.dialects.responses import Responses, following
 from services.gateway.problems import InvalidRequest
 from services.gateway.streams import StreamRelay
 from tests.services.gateway.dialects.samples import CALL, CORE, DEFAULTS, OTHER, VLLM, ask, event, packed, passed, play, sent, tokens
@@ -81,25 +81,59 @@ def test_vllm_is_given_our_id_and_its_plug_in_is_asked() -> None:
 
 
 def test_the_answer_that_a_request_builds_on_is_known() -> None:
-    asked = ask(DIALECT, input="hi", previous_response_id=OURS)
-    assert asked.continues == CALL
-    assert sent(DIALECT, asked, VLLM)["previous_response_id"] == OURS
-    asked = ask(DIALECT, input="hi", previous_response_id=f"{OURS}.resp_68af")
-    assert asked.continues == CALL
-    assert sent(DIALECT, asked, OTHER)["previous_response_id"] == "resp_68af"
-    asked = ask(DIALECT, input="hi", previous_response_id="resp_68af")
-    assert asked.continues is None
-    assert sent(DIALECT, asked, OTHER)["previous_response_id"] == "resp_68af"
+    for named in (OURS, f"{OURS}.resp_68af", "resp_68af"):
+        asked = ask(DIALECT, input="hi", previous_response_id=named)
+        assert (asked.continues, asked.items) == (named, None)
+    for nothing in (None, ""):
+        asked = ask(DIALECT, input="hi", previous_response_id=nothing)
+        assert (asked.continues, asked.items) == (None, [{"role": "user", "content": "hi"}])
+    with pytest.raises(InvalidRequest, match="`previous_response_id` must be a string"):
+        ask(DIALECT, input="hi", previous_response_id=["resp_1"])
+
+
+@pytest.mark.parametrize("given", ["more", [{"role": "user", "content": "more"}]])
+def test_what_a_request_builds_on_comes_first_and_no_state_is_named(given: Any) -> None:
+    asked = ask(DIALECT, input=given, previous_response_id=OURS, temperature=1)
+    before = [{"role": "user", "content": "hi"}, MESSAGE]
+    for route in (VLLM, OTHER):
+        body = sent(DIALECT, following(asked, before), route)
+        assert body["input"] == [*before, {"role": "user", "content": "more"}]
+        assert "previous_response_id" not in body
+        assert body["temperature"] == 1
+    assert sent(DIALECT, following(ask(DIALECT, prompt={"id": "p"}), before), OTHER)["input"] == before
 
 
 def test_a_conversation_is_known_only_from_a_request_that_holds_all_of_it() -> None:
     assert ask(DIALECT, input=[MESSAGE]).items == [MESSAGE]
     assert ask(DIALECT, input="hi", previous_response_id="resp_68af").items is None
     assert ask(DIALECT, prompt={"id": "pmpt_1"}).items is None
-    for conversation in ("conv_1", {"id": "conv_1"}):
-        asked = ask(DIALECT, input="hi", conversation=conversation)
-        assert (asked.items, asked.session) == (None, "conv_1")
-    assert ask(DIALECT, input="hi", conversation="conv_1", metadata={"session_id": "mine"}).session == "mine"
+    assert ask(DIALECT, input="hi", metadata={"session_id": "mine"}).session == "mine"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("conversation", "conv_1", "send the whole conversation in `input`, or `previous_response_id`"),
+        ("conversation", {"id": "conv_1"}, "send the whole conversation in `input`, or `previous_response_id`"),
+        ("background", True, "Leave it out"),
+        ("context_management", [{"type": "compaction", "compact_threshold": 1000}], "Leave it out"),
+    ],
+)
+def test_state_that_nobody_keeps_is_refused_by_name(field: str, value: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"`{field}` is not supported") as caught:
+        ask(DIALECT, input="hi", **{field: value})
+    assert caught.value.param == field
+    assert says in caught.value.message
+    harmless: list[Any] = [None, False, []]
+    for nothing in harmless:
+        assert ask(DIALECT, input="hi", **{field: nothing}).items is not None
+
+
+def test_a_stored_prompt_is_refused_where_it_would_be_ignored() -> None:
+    asked = ask(DIALECT, input="hi", prompt={"id": "pmpt_1"})
+    assert sent(DIALECT, asked, OTHER)["prompt"] == {"id": "pmpt_1"}
+    with pytest.raises(InvalidRequest, match="`prompt` is not supported"):
+        sent(DIALECT, asked, VLLM)
 
 
 def test_a_whole_answer() -> None:

@@ -1,0 +1,79 @@
+"""Items of OpenAI's responses: what a request's `input` may refer to, and that it does."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from services.gateway.capture import Json
+from services.gateway.problems import InvalidRequest
+
+_CALLS = {"function_call_output": "function_call", "custom_tool_call_output": "custom_tool_call"}
+"""An output's type, and that of the call it belongs to."""
+
+
+def items_of(given: str | list[Any]) -> list[Any]:
+    """An `input` as items."""
+    return given if isinstance(given, list) else [{"role": "user", "content": given}]
+
+
+def checked(before: list[Any], given: list[Any]) -> list[Any]:
+    """The given items with each reference replaced by the item of `before` that it names.
+
+    Raises InvalidRequest for a reference to none, and for a tool's output whose call comes nowhere before it.
+    """
+    items: list[Any] = []
+    calls = _Calls(before)
+    replaced = False
+    for item in given:
+        if isinstance(item, dict):
+            found = _referred(before, cast(Json, item)) if _is_reference(cast(Json, item)) else cast(Json, item)
+            calls.follow(found)
+            replaced = replaced or found is not item
+            items.append(found)
+        else:
+            items.append(item)
+    return items if replaced else given
+
+
+class _Calls:
+    """The tool calls that an output may belong to."""
+
+    def __init__(self, before: list[Any]) -> None:
+        self._made: set[tuple[str, str]] = set()
+        for item in before:
+            if isinstance(item, dict):
+                self._note(cast(Json, item))
+
+    def follow(self, item: Json) -> None:
+        """Note a call; raise InvalidRequest for an output without one."""
+        self._note(item)
+        kind, call_id = item.get("type"), item.get("call_id")
+        if isinstance(kind, str) and kind in _CALLS and (_CALLS[kind], str(call_id)) not in self._made:
+            raise InvalidRequest(
+                f"No tool call found for the {kind} with call_id {call_id!r}: send the item of the call before it, "
+                "or the `previous_response_id` of the response that made the call.",
+                param="input",
+            )
+
+    def _note(self, item: Json) -> None:
+        kind = item.get("type")
+        if kind in ("function_call", "custom_tool_call"):
+            self._made.add((str(kind), str(item.get("call_id"))))
+
+
+def _is_reference(item: Json) -> bool:
+    """Its type may be left out."""
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and "role" not in item and isinstance(item.get("id"), str))
+
+
+def _referred(before: list[Any], reference: Json) -> Json:
+    named = reference.get("id")
+    for item in reversed(before):
+        if isinstance(item, dict) and cast(Json, item).get("id") == named:
+            return cast(Json, item)
+    raise InvalidRequest(
+        f"No item {named!r} to refer to: send the item itself, or the `previous_response_id` of the response that it belongs to, too.",
+        param="input",
+        code="item_not_found",
+    )
