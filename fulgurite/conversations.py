@@ -6,7 +6,8 @@ call, a tool's result. Agents send an answer back in another form than they got 
 - null and missing fields, and fields that only describe (`name`, `annotations`, `status`, an item's own `id`)
 - content as a string, as one text part or as several; white space around a text; a text beside tool calls, which some clients drop
 - a tool call's arguments with other white space, another order of keys or `1` for `1.0`, as a string or as an object
-- reasoning, which most clients do not send back
+- reasoning, which most clients do not send back, in a field, an item or a part of its own or as `<think>...</think>` before the text
+  (also without `<think>`, which some templates put into the prompt)
 - system and developer messages: an agent that renews its instructions each turn, or hands over to another role, goes on with the
   same conversation. What the model saw is in the log either way, and opens another trajectory of the same episode.
 
@@ -45,6 +46,7 @@ _TOOL = "tool"
 _UNHEARD = ("system", "developer")
 _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text")
+_THOUGHT = ("<think>", "</think>")
 _EXACT = 1 << 53
 """Beyond it not every integer is a float."""
 
@@ -55,7 +57,10 @@ class Conversation:
     __slots__ = ("_chain", "_words", "prefixes")
 
     def __init__(self, salt: bytes, items: Iterable[Any], *, words: bool = False) -> None:
-        """`salt`, up to 64 bytes: conversations with different ones never meet. `words`: a text beside tool calls counts."""
+        """`salt`, up to 64 bytes: conversations with different ones never meet.
+
+        `words`: each text counts as it is, also beside tool calls and with what was thought before it.
+        """
         self._chain = hashlib.blake2b(digest_size=16, key=salt)
         self._words = words
         known: deque[str] = deque(maxlen=LOOKED_UP)
@@ -88,12 +93,15 @@ def owner_of(known: str | None, rollout: str) -> str:
 
 
 def atoms(items: Iterable[Any], *, words: bool = False) -> Iterator[Atom]:
-    """The items of a request or an answer in canonical form: without `words`, of an assistant's turn that calls tools only the calls."""
+    """The items of a request or an answer in canonical form.
+
+    Without `words`, of an assistant's turn that calls tools only the calls, and texts without what was thought before them.
+    """
     if words:
-        yield from _taken_apart(items)
+        yield from _taken_apart(items, thoughts=True)
         return
     turn: list[Atom] = []
-    for atom in _taken_apart(items):
+    for atom in _taken_apart(items, thoughts=False):
         if atom[0] == _ASSISTANT:
             turn.append(atom)
             continue
@@ -107,7 +115,7 @@ def _calls_or_all(turn: list[Atom]) -> list[Atom]:
     return [atom for atom in turn if atom[1] != "text"] if any(atom[1] == "call" for atom in turn) else turn
 
 
-def _taken_apart(items: Iterable[Any]) -> Iterator[Atom]:
+def _taken_apart(items: Iterable[Any], *, thoughts: bool) -> Iterator[Atom]:
     for item in items:
         if not isinstance(item, Mapping):
             yield ("other", _text_or_json(item))
@@ -115,20 +123,21 @@ def _taken_apart(items: Iterable[Any]) -> Iterator[Atom]:
         message = cast(Json, item)
         role = message.get("role")
         if isinstance(role, str):
-            yield from _of_message(role, message)
+            yield from _of_message(role, message, thoughts)
         else:
             yield from _of_item(str(message.get("type", "")), message)
 
 
-def _of_message(role: str, message: Json) -> Iterator[Atom]:
+def _of_message(role: str, message: Json, thoughts: bool) -> Iterator[Atom]:
     if role in _UNHEARD:
         return
     if role in (_TOOL, "function"):
         yield _result(message.get("tool_call_id") or message.get("name"), message.get("content"))
         return
-    said = list(_of_content(role, message.get("content")))
+    thoughts = thoughts or role != _ASSISTANT
+    said = list(_of_content(role, message.get("content"), thoughts))
     if role == _ASSISTANT:
-        said += _of_content(role, message.get("refusal"))
+        said += _of_content(role, message.get("refusal"), thoughts)
         said += [_call(call) for call in mappings(message.get("tool_calls"))]
         said += [_call({"function": call}) for call in mappings([message.get("function_call")])]
     yield from said or [(role, "text", "")]
@@ -147,10 +156,10 @@ def _of_item(kind: str, item: Json) -> Iterator[Atom]:
         yield (who, "item", _json({name: value for name, value in item.items() if name not in ("id", "status")}))
 
 
-def _of_content(role: str, content: Any) -> Iterator[Atom]:
-    """A message's content: texts that follow one another are one."""
+def _of_content(role: str, content: Any, thoughts: bool) -> Iterator[Atom]:
+    """A message's content: texts that follow one another are one, with what was thought before them if `thoughts` count."""
     if isinstance(content, str):
-        yield from _joined(role, [content])
+        yield from _joined(role, [content], thoughts)
         return
     texts: list[str] = []
     for part in cast("list[Any]", content) if isinstance(content, list) else ():
@@ -160,10 +169,10 @@ def _of_content(role: str, content: Any) -> Iterator[Atom]:
             continue
         atom = _of_part(role, cast(Json, part) if isinstance(part, Mapping) else {"?": part})
         if atom is not None:
-            yield from _joined(role, texts)
+            yield from _joined(role, texts, thoughts)
             texts = []
             yield atom
-    yield from _joined(role, texts)
+    yield from _joined(role, texts, thoughts)
 
 
 def _of_part(role: str, part: Json) -> Atom | None:
@@ -177,10 +186,21 @@ def _of_part(role: str, part: Json) -> Atom | None:
     return (role, "part", _json({name: value for name, value in part.items() if name != "cache_control"}))
 
 
-def _joined(role: str, texts: list[str]) -> Iterator[Atom]:
+def _joined(role: str, texts: list[str], thoughts: bool) -> Iterator[Atom]:
     text = "".join(texts).strip()
+    if not thoughts:
+        text = _without_thoughts(text)
     if text:
         yield (role, "text", text)
+
+
+def _without_thoughts(text: str) -> str:
+    """What comes after the blocks that a text begins with. A `<think>` that is not closed, or not at the beginning, is text."""
+    while True:
+        thought, closed, rest = text.partition(_THOUGHT[1])
+        if not closed or (_THOUGHT[0] in thought and not thought.startswith(_THOUGHT[0])):
+            return text
+        text = rest.lstrip()
 
 
 def _text(part: Any) -> str | None:
@@ -207,7 +227,7 @@ def _call(call: Json) -> Atom:
 
 def _result(call_id: Any, content: Any) -> Atom:
     """What a tool gave, as one atom: its role must not look like the assistant's, whatever a tool returns."""
-    return (_TOOL, str(call_id or ""), *(field for atom in _of_content(_TOOL, content) for field in atom[1:]))
+    return (_TOOL, str(call_id or ""), *(field for atom in _of_content(_TOOL, content, thoughts=True) for field in atom[1:]))
 
 
 def _arguments(arguments: Any) -> str:

@@ -69,6 +69,64 @@ def test_another_answer_is_another(other: dict[str, Any]) -> None:
     assert chain(ASK, other, RESULT) != chain(ASK, ANSWER, RESULT)
 
 
+THOUGHTS = st.lists(
+    st.tuples(
+        st.sampled_from(["<think>", "\n<think>\n", "<think><think>"]),
+        st.text().filter(lambda text: "</think>" not in text),
+        st.sampled_from(["</think>", "</think>\n\n", "</think> "]),
+    ).map("".join),
+    min_size=1,
+    max_size=3,
+).map("".join)
+SPOKEN = st.text() | st.lists(st.sampled_from(["<think>", "</think>", "a", " ", "\n", "call 1"])).map("".join)
+
+
+@given(THOUGHTS, SPOKEN)
+def test_a_text_without_its_thoughts_is_the_same_answer(thoughts: str, spoken: str) -> None:
+    left = list(atoms([ASK, *said(thoughts + spoken), ASK]))
+    assert left == list(atoms([ASK, *said(spoken), ASK]))
+    assert left == list(atoms([ASK, *said(None, content=[{"type": "text", "text": thoughts}, {"type": "text", "text": spoken}]), ASK]))
+    output = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": thoughts + spoken}]}
+    assert left == list(atoms([ASK, output, ASK]))
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("<think>a b c</think>call 1", "call 1"),
+        ("a b c</think>\n\ncall 1", "call 1"),
+        ("<think></think><think>b</think> call 1", "call 1"),
+        ("<think>a <think> b</think>call 1", "call 1"),
+        ("<think>a</think>", ""),
+        ("<think>a", "<think>a"),
+        ("call 1 <think>a</think>", "call 1 <think>a</think>"),
+    ],
+)
+def test_thoughts_come_before_a_text(text: str, same: str) -> None:
+    assert list(atoms(said(text))) == [("assistant", "text", same)]
+    assert list(atoms([{"role": "user", "content": text}])) == [("user", "text", text)]
+    assert list(atoms(said(text), words=True)) == [("assistant", "text", text)]
+    assert list(atoms([{"role": "tool", "tool_call_id": "c", "content": text}])) == [("tool", "c", "text", text)]
+
+
+def test_two_that_thought_otherwise_and_said_the_same_are_ambiguous() -> None:
+    one, other = Conversation(SALT, [ASK]), Conversation(SALT, [ASK])
+    assert one.answered(said("<think>a</think>yes")) == other.answered(said("<think>b</think>yes")) == other.answered(said("yes"))
+
+
+def test_an_agent_that_drops_its_thoughts_stays_in_one_rollout() -> None:
+    history: list[Any] = []
+    known: dict[str, str] = {}
+    for turn in range(120):
+        history += says(f"question {turn}")
+        conversation = Conversation(SALT, history)
+        assert not turn or recognised([known.get(prefix) for prefix in conversation.prefixes]) == "ro_1"
+        chained = conversation.answered(said(f"<think>a b {turn}</think>call {turn}"))
+        assert chained is not None
+        known[chained] = owner_of(known.get(chained), "ro_1")
+        history += said(f"call {turn}")
+
+
 Pair = tuple[list[Any], list[Any]]
 
 SAME: list[Pair] = [
@@ -250,15 +308,20 @@ def test_interleaved_agents_with_equal_words_are_told_apart_or_opened_anew(turns
     assert all(len(agents) == 1 for agents in world.spoken.values())
 
 
+FIELDS = (
+    *("role", "type", "content", "tool_calls", "function_call", "function", "custom", "name", "arguments", "input", "output", "id"),
+    *("call_id", "tool_call_id", "tool_use_id", "text", "refusal", "status"),
+)
+WORDS = ("assistant", "user", "tool", "function", "system", "text", "tool_use", "tool_result", "function_call", "function_call_output")
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "type", "content", "text", "tool_calls", "id"]), inner)
-    ),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=3), inner, max_size=5),
     max_leaves=12,
 )
 
 
-@given(st.lists(JSON, max_size=4))
-def test_whatever_an_agent_sends_has_a_chain(items: list[Any]) -> None:
-    assert Conversation(SALT, items).prefixes == Conversation(SALT, json.loads(json.dumps(items))).prefixes
+@given(st.lists(JSON, max_size=4), st.lists(JSON, max_size=3), st.booleans())
+def test_whatever_an_agent_sends_has_a_chain(items: list[Any], answer: list[Any], words: bool) -> None:
+    one, other = Conversation(SALT, items, words=words), Conversation(SALT, json.loads(json.dumps(items)), words=words)
+    assert one.prefixes == other.prefixes
+    assert one.answered(answer) == other.answered(json.loads(json.dumps(answer)))
