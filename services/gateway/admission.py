@@ -123,7 +123,15 @@ class Gate:
 class KeyLimits:
     """How much one key may do. A bucket refills evenly: a key that was quiet may begin a whole minute's calls at once."""
 
-    def __init__(self, concurrency: int, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        concurrency: int,
+        per_minute: int,
+        clock: Callable[[], float] = time.monotonic,
+        setting: str = "FULGURITE_KEY_CALLS_PER_MINUTE",
+    ) -> None:
+        """`setting` says where `per_minute` comes from."""
+        self._setting = setting
         self._concurrency = concurrency
         self._per_minute = per_minute
         self._clock = clock
@@ -136,8 +144,7 @@ class KeyLimits:
         running = self._running.get(key, 0)
         if self._concurrency and running >= self._concurrency:
             raise RateLimited(f"This key has {running} calls in flight, which is its limit (FULGURITE_KEY_CONCURRENCY).", _soon())
-        if self._per_minute:
-            self._spend(key)
+        self.spend(key)
         self._running[key] = running + 1
         try:
             yield
@@ -148,13 +155,16 @@ class KeyLimits:
             else:
                 del self._running[key]
 
-    def _spend(self, key: str) -> None:
+    def spend(self, key: str) -> None:
+        """Count one more of this minute. Raises RateLimited."""
+        if not self._per_minute:
+            return
         now, rate = self._clock(), self._per_minute / _MINUTE_S
         tokens, at = self._buckets.get(key, (float(self._per_minute), now))
         tokens = min(float(self._per_minute), tokens + (now - at) * rate)
         if tokens < 1:
             wait_s = (1 - tokens) / rate
-            raise RateLimited(f"This key may begin {self._per_minute} calls a minute (FULGURITE_KEY_CALLS_PER_MINUTE).", wait_s)
+            raise RateLimited(f"This key may do this {self._per_minute} times a minute ({self._setting}).", wait_s)
         if len(self._buckets) >= _KEYS_KEPT and key not in self._buckets:
             self._forget(now, rate)
         self._buckets[key] = (tokens - 1, now)

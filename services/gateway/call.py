@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from time import perf_counter
 
+import msgspec
+
 from fulgurite.events import LlmCall, Sampling
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import CallOutcome, LogprobsMode
@@ -18,6 +20,9 @@ from services.gateway.wire import Header
 
 _REDACTED = "[redacted]"
 _TAIL = 16
+
+REFUSED_CHARACTERS = 8192
+"""Below the least FULGURITE_CLAIM_CHECK_BYTES: a refused call is never left in the claims store."""
 
 
 class Draft:
@@ -103,8 +108,16 @@ class Call:
 
 
 def refusal(draft: Draft, who: Identified, call_id: str, problem: GatewayError, now_ms: int) -> LlmCall:
-    """The event of a call that never reached an upstream."""
-    return _event(draft, who, call_id, None, LogprobsMode.none, now_ms, problem, problem.outcome)
+    """The event of a call that never reached an upstream; of a large body it has the beginning only."""
+    event = _event(draft, who, call_id, None, LogprobsMode.none, now_ms, problem, problem.outcome)
+    return msgspec.structs.replace(event, request=shortened(event.request)) if event.request is not None else event
+
+
+def shortened(body: str) -> str:
+    """A refused body as it is kept: nothing was made of it, and no agent shall fill a disk with it."""
+    if len(body) <= REFUSED_CHARACTERS:
+        return body
+    return f"{body[:REFUSED_CHARACTERS]}… [the first {REFUSED_CHARACTERS} of {len(body)} characters of a refused call]"
 
 
 def _event(

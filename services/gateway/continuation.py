@@ -23,6 +23,7 @@ from services import logs
 from services.gateway.call import Call
 from services.gateway.dialect import ApiRequest
 from services.gateway.idempotency import Store
+from services.gateway.off_loop import off_loop
 from services.gateway.problems import Unavailable, UpstreamFailed, UpstreamUnreachable
 from services.gateway.settings import Route
 from services.gateway.vllm_client import UpstreamClient
@@ -66,7 +67,7 @@ class Continuation:
 
     async def recorded(self, call: Call) -> list[int] | None:
         """Tokens of the conversation up to our last answer in it; None if it is not ours, or not one that can go on so."""
-        conversation = self._conversation(call)
+        conversation = await off_loop(len(call.draft.raw or ""), lambda: self._conversation(call))
         if conversation is None or not conversation.prefixes:
             return None
         try:
@@ -97,7 +98,7 @@ class Continuation:
 
     async def remember(self, call: Call) -> None:
         """Keep an answer that ended by itself, before the agent has it."""
-        conversation = self._conversation(call)
+        conversation = await off_loop(len(call.draft.raw or ""), lambda: self._conversation(call))
         said, choices, prompt = call.capture.said(), call.capture.taken(), call.capture.prompt()
         if conversation is None or prompt is None or len(said) != 1 or len(choices) != 1:
             return

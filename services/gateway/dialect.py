@@ -13,10 +13,11 @@ import msgspec
 
 from fulgurite.events import Sampling
 from services.gateway.capture import Capture, Json
+from services.gateway.json_body import decode_body
 from services.gateway.problems import GatewayError, InvalidRequest
 from services.gateway.settings import Route
 
-_decode = msgspec.json.Decoder().decode
+_LONGEST_NAME = 256
 
 
 class ApiRequest(msgspec.Struct, frozen=True):
@@ -93,16 +94,15 @@ class Dialect(Protocol):
 
 def parse_envelope(raw: bytes, needs: str) -> tuple[Json, str, bool]:
     """Body, alias and whether a stream is asked for. Raises InvalidRequest without a JSON object, `model` and a boolean `stream`."""
-    try:
-        body: Any = _decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not valid JSON ({error}). Send a JSON object with {needs}.") from error
+    body = decode_body(raw, needs)
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
     fields = cast(Json, body)
     alias = fields.get("model")
     if not isinstance(alias, str) or not alias:
         raise InvalidRequest("`model` must be a string: one of the names that GET /v1/models lists.", param="model")
+    if len(alias) > _LONGEST_NAME:
+        raise InvalidRequest(f"`model` has more than {_LONGEST_NAME} characters: it is none of the names here.", param="model")
     stream = fields.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest("`stream` must be true or false.", param="stream")

@@ -44,6 +44,7 @@ class Endpoint:
     def __init__(self, desk: Desk, dialect: Dialect) -> None:
         self._desk = desk
         self._dialect = dialect
+        self._bounds = desk.settings.call_bounds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its first byte to the last."""
@@ -82,7 +83,7 @@ class Endpoint:
         draft.sampling = self._dialect.sampling(request, self._desk.sampling)
         person = wire.header(headers, SUBJECT_HEADER.encode()) or request.user
         draft.subject = subject_of(person, self._desk.ring.signing_secret) if person else None
-        who, call_id = await self._identify(draft, caller, _also(named, request), request.alias)
+        who, call_id = await self._identify(draft, caller, _also(named, request, len(draft.raw or "")), request.alias)
         draft.keep_alive_s = keep_alive_s(headers, self._desk.settings.keep_alive_s)
         route = self._route(request)
         if request.continues is not None:
@@ -111,7 +112,7 @@ class Endpoint:
     async def _read(self, draft: Draft, caller: Caller, named: Named, headers: wire.Headers, receive: Receive) -> ApiRequest:
         """What is asked. Raises InvalidRequest; by then it is known whose call it was."""
         try:
-            raw = await wire.read_body(headers, receive, self._desk.settings.max_body_bytes)
+            raw = await wire.read_body(headers, receive, self._bounds)
             draft.raw = raw.decode("utf-8", "replace")
             request = draft.request = self._dialect.parse(raw)
         except GatewayError:
@@ -123,9 +124,10 @@ class Endpoint:
         identify = self._desk.identifier.identify
         try:
             who = await identify(caller, named, alias, draft.started_at)
-        except Forbidden:
-            # The request names another rollout than its key: it is the key's that made it.
-            await self._identify(draft, caller, Named(agent=named.agent), alias)
+        except GatewayError:
+            # The request names another rollout than its key, or none that there is: it is the key's that made it.
+            if named != (own := Named(agent=named.agent)):
+                await self._identify(draft, caller, own, alias)
             raise
         draft.owner = who, completion_of(who.rollout_id, who.attempt, os.urandom(8))
         # Each call is served in a task, hence a context, of its own: every later line of the log bears both.
@@ -308,5 +310,7 @@ def _named(scope: Scope, headers: wire.Headers) -> Named:
     )
 
 
-def _also(named: Named, request: ApiRequest) -> Named:
-    return msgspec.structs.replace(named, session=request.session, continues=request.continues, items=request.items, user=request.user)
+def _also(named: Named, request: ApiRequest, size: int) -> Named:
+    return msgspec.structs.replace(
+        named, session=request.session, continues=request.continues, items=request.items, user=request.user, size=size
+    )

@@ -23,6 +23,8 @@ from services.topic_admin import TopicLayoutError, admin_client, check_topics
 
 FULL_REPLICATION = 3
 _TOPICS_FRESH_S = 10.0
+_UPSTREAMS_FRESH_S = 2.0
+"""However often readiness is asked for, an upstream is asked no more often than this."""
 _TIMEOUT_S = 3.0
 """For a broker to answer: whoever asks whether the gateway is ready waits no longer than a few seconds himself."""
 
@@ -40,12 +42,13 @@ def promise(replication: int) -> dict[str, Any]:
 
 
 class HealthDesk:
-    """The routes for whoever runs the gateway; they need no key."""
+    """The routes for whoever runs the gateway; without FULGURITE_OPERATIONS_KEY they need no key."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._topics: dict[str, Any] = {}
-        self._topics_at = float("-inf")
+        self._topics_at = self._upstreams_at = float("-inf")
+        self._up: frozenset[str] = frozenset()
         self._lock = asyncio.Lock()
         self.router = APIRouter()
         self.router.add_api_route("/healthz", self.healthz, methods=["GET"], response_model=None)
@@ -58,14 +61,17 @@ class HealthDesk:
 
     async def readyz(self) -> JSONResponse:
         """200 if traffic is welcome, 503 if not; says why."""
+        ways = {alias: self._desk.dispatcher.router.candidates(alias, "") for alias in self._desk.routes}
+        backends = {way.backend: way for listed in ways.values() for way in listed}
         async with self._lock:
             if time.monotonic() - self._topics_at > _TOPICS_FRESH_S:
                 self._topics = await asyncio.to_thread(_look_at_topics, self._desk.kafka)
                 self._topics_at = time.monotonic()
-        ways = {alias: self._desk.dispatcher.router.candidates(alias, "") for alias in self._desk.routes}
-        backends = {way.backend: way for listed in ways.values() for way in listed}
-        answers = await asyncio.gather(*(self._desk.upstream.reachable(way) for way in backends.values()))
-        up = {name for name, answer in zip(backends, answers, strict=True) if answer}
+            if time.monotonic() - self._upstreams_at > _UPSTREAMS_FRESH_S:
+                answers = await asyncio.gather(*(self._desk.upstream.reachable(way) for way in backends.values()))
+                self._up = frozenset(name for name, answer in zip(backends, answers, strict=True) if answer)
+                self._upstreams_at = time.monotonic()
+        up = self._up
         upstreams = {name: "reachable" if name in up else "unreachable" for name in backends}
         problem = self._desk.recorder.problem()
         # One backend of several may be away: its calls go to the others.

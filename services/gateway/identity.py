@@ -33,7 +33,7 @@ from fulgurite.ids import (
 from fulgurite.kinds import Identity, Mode
 from services.gateway.inference import Inference
 from services.gateway.keys import PREFIX, Claims, KeyRing
-from services.gateway.problems import Forbidden, InvalidRequest, NotFound, Unauthorized, Unavailable
+from services.gateway.problems import Forbidden, InvalidRequest, NotFound, Unauthorized, Unavailable, clipped
 from services.gateway.registry import GroupEntry, GroupRegistry
 
 ROLLOUT_HEADER = "x-fulgurite-rollout"
@@ -42,6 +42,12 @@ ROLLOUT_ID_HEADER = b"x-fulgurite-rollout-id"
 AGENT_HEADER = "x-fulgurite-agent"
 SUBJECT_HEADER = "x-fulgurite-subject"
 _LONGEST_NAME = 256
+
+CALL_KEY = "a rollout's `api_key` or one of FULGURITE_API_KEYS (clients send OPENAI_API_KEY or ANTHROPIC_API_KEY)"
+ADMIN_KEY = "the admin key (FULGURITE_ADMIN_KEY)"
+STATUS_KEY = f"the rollout's `api_key` or {ADMIN_KEY}"
+REWARD_KEY = f"the rollout's `reward_key` or {ADMIN_KEY}"
+"""Which key a route wants, as its errors say it."""
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -68,26 +74,36 @@ class Identified(msgspec.Struct, frozen=True):
 class Doorkeeper:
     """Knows the keys."""
 
-    def __init__(self, ring: KeyRing, admin_key: str | None, plain_keys: tuple[str, ...], allow_any: bool) -> None:
+    def __init__(
+        self, ring: KeyRing, admin_key: str | None, plain_keys: tuple[str, ...], allow_any: bool, operations_key: str | None = None
+    ) -> None:
+        """Without `operations_key` whoever reaches the gateway may see its metrics, readiness and documentation."""
+        self._operations = operations_key.encode() if operations_key else None
         self._ring = ring
         self._admin = admin_key.encode() if admin_key else None
         self._plain = frozenset(_digest(key) for key in plain_keys)
         self._allow_any = allow_any
 
-    def admit(self, authorization: str | None, now_ms: int) -> Caller:
-        """Raises Unauthorized, ExpiredKey."""
+    def admit(self, authorization: str | None, now_ms: int, wanted: str = CALL_KEY) -> Caller:
+        """`wanted` says which key this is about. Raises Unauthorized, ExpiredKey."""
         key = bearer(authorization)
         if not key:
-            raise Unauthorized("No API key: send `Authorization: Bearer <key>` (OpenAI's clients do, with OPENAI_API_KEY set).")
+            raise Unauthorized(f"No API key: send `Authorization: Bearer <key>` with {wanted}.")
         if key.startswith(PREFIX):
             claims = self._ring.verify(key, now_ms)
             return Caller(claims.rollout, admin=False, claims=claims)
-        if self._admin is not None and hmac.compare_digest(key.encode(), self._admin):
+        if _same(key, self._admin):
             return Caller("admin", admin=True, claims=None)
         owner = _digest(key)
         if owner in self._plain or self._allow_any:
             return Caller(owner, admin=False, claims=None)
-        raise Unauthorized("Unknown API key: use a rollout's key, or one of FULGURITE_API_KEYS.")
+        raise Unauthorized(f"Unknown API key: use {wanted}.")
+
+    def admit_operator(self, authorization: str | None) -> None:
+        """Let in whoever has the operations key or the admin key; everybody, without an operations key. Raises Unauthorized."""
+        key = bearer(authorization)
+        if self._operations is not None and not _same(key, self._operations) and not _same(key, self._admin):
+            raise Unauthorized("This page is for operators: send `Authorization: Bearer <key>` with FULGURITE_OPERATIONS_KEY.")
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -100,6 +116,8 @@ class Named(msgspec.Struct, frozen=True):
     continues: str | None = None
     items: list[Any] | None = None
     user: str | None = None
+    size: int = 0
+    """Bytes of the body, near enough."""
 
 
 class Identifier:
@@ -120,7 +138,7 @@ class Identifier:
             for name in (named.path, named.header):
                 if name is not None and name != claims.rollout:
                     raise Forbidden(
-                        f"This key belongs to rollout {claims.rollout}, the request names {name!r}: "
+                        f"This key belongs to rollout {claims.rollout}, the request names {clipped(name)!r}: "
                         "leave the name out, or use that rollout's key.",
                         code="foreign_key",
                     )
@@ -141,9 +159,9 @@ class Identifier:
         try:
             ref = parse_rollout(text)
         except MalformedId as error:
-            raise NotFound(f"Unknown rollout: {error}.", code="unknown_rollout") from error
+            raise NotFound(f"Unknown rollout: {clipped(str(error))}.", code="unknown_rollout") from error
         if not any(is_genuine(ref, secret) for secret in self._ring.secrets):
-            raise NotFound(f"Unknown rollout {text}: this deployment did not give out that id.", code="unknown_rollout")
+            raise NotFound(f"Unknown rollout {clipped(text)}: this deployment did not give out that id.", code="unknown_rollout")
         return ref
 
     def own_completion(self, caller: Caller, text: str | None) -> CompletionRef | None:
@@ -199,7 +217,7 @@ class Identifier:
     async def _by_conversation(self, caller: Caller, named: Named, alias: str, role: str, now_ms: int) -> Identified:
         inference, conversation, known = self._inference, None, None
         if inference is not None and named.items is not None:
-            conversation = inference.conversation(caller.owner, named.user, alias, named.items)
+            conversation = await inference.conversation(caller.owner, named.user, alias, named.items, named.size)
             known = None if conversation is None else await inference.find(conversation)
         if known is not None:
             return Identified(parse_rollout(known).group_id, known, 0, Mode.live, role, Identity.inferred, conversation)
@@ -218,6 +236,10 @@ def bearer(authorization: str | None) -> str:
     """The key of an Authorization header; empty if there is none."""
     scheme, _, key = (authorization or "").strip().partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _same(key: str, secret: bytes | None) -> bool:
+    return secret is not None and hmac.compare_digest(key.encode(), secret)
 
 
 def _digest(key: str) -> str:

@@ -19,6 +19,7 @@ from fulgurite.conversations import AMBIGUOUS, Conversation, owner_of, recognise
 from services import logs
 from services.gateway.idempotency import Store
 from services.gateway.metrics import Metrics
+from services.gateway.off_loop import off_loop
 from services.gateway.store_patience import StorePatience
 
 log = logs.get(__name__)
@@ -40,11 +41,11 @@ class Inference:
             lambda: log.warning("conversations are not recognised: the store (REDIS_URL) does not answer"),
         )
 
-    def conversation(self, owner: str, user: str | None, alias: str, items: Iterable[Any]) -> Conversation | None:
-        """The conversation of a request; None for one that is nested too deeply to be read."""
+    async def conversation(self, owner: str, user: str | None, alias: str, items: Iterable[Any], size: int = 0) -> Conversation | None:
+        """The conversation of a request of so many bytes; None for one that is nested too deeply to be read."""
         salt = hmac.digest(self._secret, msgspec.json.encode(("conversation", owner, user, alias)), "sha256")
         try:
-            return Conversation(salt, items)
+            return await off_loop(size, lambda: Conversation(salt, items))
         except RecursionError:
             return None
 

@@ -27,7 +27,6 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from fulgurite.codec import Codec
 from services import logs
 from services.gateway.admission import Admission
-from services.gateway.body_limit import BodyLimit
 from services.gateway.call_search import CallSearch
 from services.gateway.continuation import ANSWERS_IN_MEMORY, Continuation
 from services.gateway.desk import Desk
@@ -46,10 +45,11 @@ from services.gateway.models_route import Models, Responses
 from services.gateway.one_write import protocol_class
 from services.gateway.openapi import describe
 from services.gateway.policies import PolicyTail
-from services.gateway.problems import ExpiredKey, GatewayError, InvalidRequest, NotFound
+from services.gateway.problems import ExpiredKey, GatewayError, InvalidRequest, NotFound, clipped
 from services.gateway.recorded_responses import PLACES_IN_MEMORY, RecordedResponses
 from services.gateway.recorder import Recorder
 from services.gateway.registry import GroupRegistry
+from services.gateway.rest_guard import RestGuard
 from services.gateway.rollout_routes import RolloutDesk, naming
 from services.gateway.routing import Router
 from services.gateway.settings import GatewaySettings
@@ -66,6 +66,11 @@ _BURST_LINGER_MS = 0.5
 """Each agent waits for its event, and each request to Kafka costs as much as an event: a busy gateway's leave some ten together."""
 
 
+_NAMED = 20
+"""Wrong fields that an error names."""
+_NOT_FOUND, _NO_SUCH_METHOD = 404, 405
+
+
 @asynccontextmanager
 async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGenerator[Desk]:
     """Make every part, and take them down in an order that loses nothing. Raises ValueError for settings that make no sense."""
@@ -77,7 +82,6 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     registry = GroupRegistry(store)
     producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s, burst_linger_ms=_BURST_LINGER_MS)
     recorder = Recorder(producer, kafka, codec, settings, metrics)
-    admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
     # Without Redis a bounded store of their own: tokens are many.
     answers = store if settings.redis_url else MemoryStore(limit=ANSWERS_IN_MEMORY)
@@ -95,7 +99,13 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
         routes=routes,
         sampling=settings.default_sampling.sampling(),
         ring=ring,
-        doorkeeper=Doorkeeper(ring, admin_key, settings.plain_keys(), settings.allow_any_key),
+        doorkeeper=Doorkeeper(
+            ring,
+            settings.admin_key.get_secret_value() if settings.admin_key else None,
+            settings.plain_keys(),
+            settings.allow_any_key,
+            settings.operations_key.get_secret_value() if settings.operations_key else None,
+        ),
         identifier=identifier,
         registry=registry,
         store=store,
@@ -132,6 +142,7 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with open_desk(settings, kafka) as desk:
+            app.state.doorkeeper = desk.doorkeeper
             # First, so that the hot routes are found without looking at the others.
             routes = _model_routes(desk)
             app.router.routes[:0] = routes
@@ -150,7 +161,7 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
     app = FastAPI(title="Fulgurite gateway", lifespan=lifespan)
     app.state.hot = {}
     describe(app)
-    app.add_middleware(BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(RestGuard, bounds=settings.rest_bounds())
     app.add_exception_handler(GatewayError, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
@@ -195,23 +206,31 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 
 def invalid(details: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """pydantic's findings in one sentence."""
-    first: Mapping[str, Any] = details[0] if details else {}
-    if first.get("type") == "json_invalid":
-        return InvalidRequest("The body is not valid JSON. Send a JSON object.")
-    where = ".".join(str(part) for part in first.get("loc", ()) if part not in ("body", "header"))
-    more = f" ({len(details) - 1} more)" if len(details) > 1 else ""
-    named = f"`{where}`: " if where else "The body: "
-    return InvalidRequest(f"{named}{first.get('msg', 'invalid')}{more}. See /docs for the fields.", param=where or None)
+    """pydantic's findings: every field that is wrong, by name."""
+    places = [_place(detail) for detail in details]
+    said = [
+        f"{f'`{place}`' if place else 'The body'}: {clipped(str(detail.get('msg', 'invalid')))}"
+        for place, detail in zip(places, details, strict=True)
+    ]
+    more = f"; {len(said) - _NAMED} more" if len(said) > _NAMED else ""
+    return InvalidRequest(
+        f"{'; '.join(said[:_NAMED]) or 'The request is invalid'}{more}. See /docs for the fields.", param=next(filter(None, places), None)
+    )
+
+
+def _place(detail: Mapping[str, Any]) -> str:
+    return clipped(".".join(str(part) for part in detail.get("loc", ()) if part not in ("body", "header")))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods."""
+    """Unknown paths and methods, and what the framework refuses by itself."""
     status = error.status_code if isinstance(error, HTTPException) else 500
-    problem = NotFound(
-        f"No route {request.method} {request.url.path}. "
+    problem: GatewayError = NotFound(
+        f"No route {clipped(request.method)} {clipped(request.url.path)}. "
         "Agents use /v1/chat/completions, /v1/responses or /v1/messages; see /docs for the rest."
     )
+    if status not in (_NOT_FOUND, _NO_SUCH_METHOD):
+        problem = InvalidRequest(f"{error.detail if isinstance(error, HTTPException) else error}. See /docs for what this route takes.")
     problem.status = status
     if "/v1/messages" in request.url.path:
         return Response(AnthropicErrors().error_body(problem), status, problem.headers(), "application/json")

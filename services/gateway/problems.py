@@ -2,7 +2,9 @@
 
 GatewayError                 status, OpenAI type and code, and how a call that ends with it is recorded
 ├── InvalidRequest      400  malformed JSON, a wrong type, a value out of range
-│   └── BodyTooLarge    413
+│   ├── RequestTimeout  408  the body did not arrive in time
+│   ├── BodyTooLarge    413  more bytes or more JSON values than are taken
+│   └── UnsupportedEncoding 415  compressed in a way that is not read here
 ├── Unauthorized        401  no key, or a key nobody here gave out
 │   └── ExpiredKey      401  a scoped key past its deadline and grace; names its claims
 ├── Forbidden           403  a good key for something else
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
@@ -38,12 +41,19 @@ if TYPE_CHECKING:
 
 _CONTEXT_OVERFLOW = re.compile(r"maximum (context|model) length|context[ _]length|context window", re.IGNORECASE)
 
+_LONGEST_QUOTE = 256
+
 _UNAUTHORIZED = 401
 _TOO_MANY_REQUESTS = 429
 _DEPLOYMENTS_FAULT = (_UNAUTHORIZED, 403, 404)
 """A key, a permission, a model's name, an answer no longer stored: not what the policy wrote."""
 _PASSED_ON = (501, 503, 529)
 """Not implemented, not now, and Anthropic's way to say the latter."""
+
+
+def clipped(text: str) -> str:
+    """What a client sent, short enough to be repeated in an error."""
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
 
 
 class GatewayError(Exception):
@@ -82,6 +92,34 @@ class BodyTooLarge(InvalidRequest):
 
     status = 413
     code = "body_too_large"
+
+
+class RequestTimeout(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+    def headers(self) -> dict[str, str]:
+        """The rest of the body may still come: nothing else can be read from this connection."""
+        return {"connection": "close"}
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """The body is compressed in a way that is not read here."""
+
+    status = 415
+    code = "unsupported_encoding"
+
+    def __init__(self, encoding: str, accepted: Sequence[str]) -> None:
+        self._accepted = ", ".join(accepted)
+        super().__init__(
+            f"The body's Content-Encoding {clipped(encoding)!r} is not supported. Send it as it is, or with one of: {self._accepted}."
+        )
+
+    def headers(self) -> dict[str, str]:
+        """What would be read, as HTTP asks."""
+        return {"accept-encoding": self._accepted}
 
 
 class Unauthorized(GatewayError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+import msgspec
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fulgurite.credit import credit_rule
 from fulgurite.errors import UnknownRule
@@ -12,7 +13,45 @@ from fulgurite.failures import FailureKind
 from fulgurite.kinds import Mode
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _number(value: Any) -> Any:
+    """JSON's numbers as they are; no text, and no truth value, is taken for one."""
+    if isinstance(value, str | bool):
+        raise ValueError("must be a number, not text or a truth value")
+    return value
+
+
+def _truth(value: Any) -> Any:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Finite = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
+Truth = Annotated[bool, BeforeValidator(_truth)]
+
+LONGEST_MESSAGE = 4096
+"""Bytes of a status's message: more than a traceback's end, and what an aggregator can hold many of."""
+LONGEST_METADATA = 16 * 1024
+"""Bytes of a reward's metadata as JSON."""
+
+
+def _cut(message: str) -> str:
+    """The message in so many bytes: a status that says too much is worth more than one that is refused."""
+    data = message.encode()
+    if len(data) <= LONGEST_MESSAGE:
+        return message
+    left_out = f"… [{len(data)} bytes in all]"
+    return data[: LONGEST_MESSAGE - len(left_out.encode())].decode("utf-8", "ignore") + left_out
+
+
+def _small(metadata: dict[str, Any]) -> dict[str, Any]:
+    size = len(msgspec.json.encode(metadata))
+    if size > LONGEST_METADATA:
+        raise ValueError(f"has {size} bytes as JSON; at most {LONGEST_METADATA} are kept with a reward")
+    return metadata
 
 
 def _credit_rule(text: str) -> str:
@@ -30,19 +69,19 @@ class _Body(BaseModel):
 class DeclareIn(_Body):
     """A group of rollouts of one task sample."""
 
-    n: int = Field(1, ge=1, le=1024)
+    n: Whole = Field(1, ge=1, le=1024)
     task: Any = None
     """Any JSON; reward functions see it."""
     mode: Mode = Mode.train
     alias: Name = Field("policy", validation_alias=AliasChoices("alias", "model"))
     """Model name that the agents will ask for."""
-    deadline_s: float = Field(600.0, gt=0, le=30 * 24 * 3600, allow_inf_nan=False)
+    deadline_s: Finite = Field(600.0, gt=0, le=30 * 24 * 3600)
     expected_rewards: list[Name] = []
     reward_weights: dict[str, Finite] = {}
     credit_rule: Annotated[Name, AfterValidator(_credit_rule)] = "identical"
     """As in docs/credit.md: `step`, `discounted(gamma=0.9)`."""
     run_id: str | None = Field(None, max_length=256)
-    max_attempts: int = Field(1, ge=1, le=100)
+    max_attempts: Whole = Field(1, ge=1, le=100)
     agent: str = Field("", max_length=256)
     """Role that the keys carry."""
 
@@ -50,9 +89,9 @@ class DeclareIn(_Body):
 class AttemptIn(_Body):
     """The next attempt; `mode` and `deadline` only if the gateway has forgotten the group."""
 
-    attempt: int | None = Field(None, ge=0, le=9999)
+    attempt: Whole | None = Field(None, ge=0, le=9999)
     mode: Mode | None = None
-    deadline: int | None = Field(None, gt=0, lt=1 << 53)
+    deadline: Whole | None = Field(None, gt=0, lt=1 << 53)
     agent: str | None = Field(None, max_length=256)
 
 
@@ -61,10 +100,11 @@ class StatusIn(_Body):
 
     kind: Literal["started", "heartbeat", "finished", "failed"]
     failure: FailureKind | None = None
-    message: str | None = Field(None, max_length=65_536)
-    exit_code: int | None = Field(None, ge=-(1 << 31), lt=1 << 31)
-    will_retry: bool = False
-    attempt: int | None = Field(None, ge=0, le=9999)
+    message: Annotated[str, AfterValidator(_cut)] | None = None
+    """Kept up to 4 KiB."""
+    exit_code: Whole | None = Field(None, ge=-(1 << 31), lt=1 << 31)
+    will_retry: Truth = False
+    attempt: Whole | None = Field(None, ge=0, le=9999)
     """For the admin key; an agent's key names its attempt itself."""
     mode: Mode | None = None
 
@@ -74,10 +114,11 @@ class RewardIn(_Body):
 
     rollout_id: str | None = None
     completion_id: str | None = None
-    choice: int | None = Field(None, ge=0, le=4096)
+    choice: Whole | None = Field(None, ge=0, le=4096)
     name: Name
-    value: float = Field(allow_inf_nan=False)
-    final: bool = True
-    metadata: dict[str, Any] | None = None
-    attempt: int | None = Field(None, ge=0, le=9999)
+    value: Finite
+    final: Truth = True
+    metadata: Annotated[dict[str, Any], AfterValidator(_small)] | None = None
+    """Any JSON object, up to 16 KiB of it."""
+    attempt: Whole | None = Field(None, ge=0, le=9999)
     """For the admin key; null pays the final attempt."""

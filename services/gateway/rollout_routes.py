@@ -7,7 +7,7 @@ A new attempt publishes nothing: it starts when its agent's first call, or a `st
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import msgspec
 from fastapi import APIRouter, Header, Request
@@ -19,8 +19,9 @@ from fulgurite.ids import MalformedId, RolloutRef, derive_id, mint_group, parse_
 from fulgurite.kinds import Mode, StatusKind
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS
 from services.clock import now_ms
+from services.gateway.admission import KeyLimits
 from services.gateway.desk import Desk
-from services.gateway.identity import ROLLOUT_ID_HEADER, Caller
+from services.gateway.identity import ADMIN_KEY, REWARD_KEY, ROLLOUT_ID_HEADER, STATUS_KEY, Caller
 from services.gateway.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS, Claims
 from services.gateway.problems import Forbidden, InvalidRequest, NotFound
 from services.gateway.registry import GroupEntry
@@ -35,6 +36,7 @@ class RolloutDesk:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._statuses = KeyLimits(0, desk.settings.key_statuses_per_minute, setting="FULGURITE_KEY_STATUSES_PER_MINUTE")
         self.router = APIRouter()
         add = self.router.add_api_route
         add("/v1/rollouts", self.declare, methods=["POST"], status_code=201, response_model=None)
@@ -126,8 +128,10 @@ class RolloutDesk:
     ) -> dict[str, Any]:
         """What the agent or its runner says of an attempt."""
         now = now_ms()
-        caller = self._desk.doorkeeper.admit(authorization, now)
+        caller = self._desk.doorkeeper.admit(authorization, now, STATUS_KEY)
         ref = self._may(caller, self._genuine(request, rollout), STATUS, "`api_key`")
+        if not caller.admin:
+            self._statuses.spend(caller.owner)
         attempt, mode = body.attempt or 0, body.mode or Mode.live
         if caller.claims is not None:
             attempt, mode = caller.claims.attempt, caller.claims.mode
@@ -158,12 +162,12 @@ class RolloutDesk:
     ) -> JSONResponse:
         """Pay a rollout, or one action of it."""
         now = now_ms()
-        caller = self._desk.doorkeeper.admit(authorization, now)
+        caller = self._desk.doorkeeper.admit(authorization, now, REWARD_KEY)
         rollout, call_id, attempt = _paid(body)
         ref = self._may(caller, self._genuine(request, rollout), REWARD, "`reward_key`")
         if attempt is None:
             attempt = caller.claims.attempt if caller.claims else body.attempt
-        scope, payload = f"reward:{rollout}", await request.body()
+        scope, payload = f"reward:{rollout}", _canonical(body)
         if idempotency_key is not None:
             before = await self._desk.idempotency.claim(scope, idempotency_key, payload)
             if before is not None:
@@ -191,12 +195,12 @@ class RolloutDesk:
 
     async def policies(self, authorization: Authorization = None) -> dict[str, Any]:
         """Each policy's newest version, and which version each backend serves."""
-        self._desk.doorkeeper.admit(authorization, now_ms())
+        self._desk.doorkeeper.admit(authorization, now_ms(), "any key of this gateway")
         trained = {route.policy for route in self._desk.routes.values() if route.policy is not None}
         return self._desk.policies.view.as_json(trained)
 
     def _admin(self, authorization: str | None, now: int) -> None:
-        if not self._desk.doorkeeper.admit(authorization, now).admin:
+        if not self._desk.doorkeeper.admit(authorization, now, ADMIN_KEY).admin:
             raise Forbidden("Only the admin key (FULGURITE_ADMIN_KEY) may declare rollouts and attempts.", code="admin_only")
 
     def _genuine(self, request: Request, rollout: str) -> RolloutRef:
@@ -238,6 +242,23 @@ def naming(request: Request) -> dict[str, str]:
     """The header that names the rollout of a reply, once it is known whose it is."""
     rollout = getattr(request.state, "rollout_id", None)
     return {ROLLOUT_ID_HEADER.decode(): rollout} if rollout else {}
+
+
+def _canonical(body: RewardIn) -> bytes:
+    """The same bytes for the same reward: other white space, another order of keys or `1` for `1.0` makes no other one."""
+    return msgspec.json.encode(_whole(body.model_dump()), order="sorted")
+
+
+_EXACT = 1 << 53
+"""Beyond it not every integer is a float."""
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _whole(inner) for name, inner in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in cast("list[Any]", value)]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
 
 
 def _paid(body: RewardIn) -> tuple[str, str | None, int | None]:

@@ -15,6 +15,7 @@ from fulgurite.topics import MAX_MESSAGE_BYTES
 from fulgurite.versions import base_version
 from services.backends import parse_backends
 from services.claim_settings import ClaimSettings
+from services.gateway.wire import BodyBounds
 
 UpstreamKind = Literal["vllm", "openai"]
 LogPolicy = Literal["refuse", "spool", "serve"]
@@ -103,6 +104,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     admin_key: SecretStr | None = None
     api_keys: SecretStr = SecretStr("")
     allow_any_key: bool = False
+    operations_key: SecretStr | None = None
+    """Bearer key that `/metrics`, `/readyz`, `/docs` and `/openapi.json` ask for; unset: none. The admin key opens them, too."""
 
     policy: str = "policy"
     aliases: str = "policy=policy"
@@ -124,7 +127,13 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """How long an answer is remembered: a conversation left alone for longer goes on as another rollout."""
 
     max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024)
-    """Room for a few images, and what Anthropic's own API takes; beyond the claim check's limit it costs the log nothing."""
+    """Room for a few images, and what Anthropic's own API takes. Compressed bodies are measured as sent and once inflated."""
+    max_body_values: int = Field(250_000, ge=1000)
+    """Arrays, objects and commas in a body, outside of texts: each takes some hundred bytes of memory."""
+    max_rest_body_bytes: int = Field(1024 * 1024, ge=1024)
+    """Bytes of a body of the REST routes."""
+    request_timeout_s: float = Field(60.0, gt=0)
+    """How long a request's head may take to arrive, and how long its body; a new connection must begin one within it."""
     backend_concurrency: int = Field(256, ge=1)
     """Calls in flight to one backend, from this gateway; more of them wait, each key in turn."""
     key_share: float = Field(0.9, gt=0, le=1)
@@ -137,6 +146,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """Calls that one key may have in flight or waiting; 0 is no limit."""
     key_calls_per_minute: int = Field(0, ge=0)
     """Calls that one key may begin in a minute; 0 is no limit."""
+    key_statuses_per_minute: int = Field(120, ge=0)
+    """Statuses that one key may send in a minute; 0 is no limit. The admin key has none."""
     connect_timeout_s: float = 5.0
     keep_alive_s: float = Field(0.0, ge=0)
     """Longest silence of a stream, between whose events the gateway then says that it is alive; 0: as long as it takes."""
@@ -176,7 +187,7 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """Interrupt nobody on a core (Linux, SCHED_BATCH): for a model server that generates on the CPU cores that the gateway runs on."""
     log_level: str = "INFO"
 
-    @field_validator("spool_dir", "log_unavailable_live", mode="before")
+    @field_validator("spool_dir", "log_unavailable_live", "operations_key", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         """A compose file sets what is not set to nothing, and no path would be the current folder."""
@@ -189,6 +200,14 @@ class GatewaySettings(ClaimSettings, BaseSettings):
         if self.spool_dir is None and "spool" in policies.values():
             raise ValueError("FULGURITE_LOG_UNAVAILABLE_*: `spool` needs a folder of this gateway's own, FULGURITE_SPOOL_DIR")
         return policies
+
+    def call_bounds(self) -> BodyBounds:
+        """What an agent's call may be."""
+        return BodyBounds(self.max_body_bytes, "FULGURITE_MAX_BODY_BYTES", self.max_body_values, self.request_timeout_s)
+
+    def rest_bounds(self) -> BodyBounds:
+        """What the body of a REST route may be."""
+        return BodyBounds(self.max_rest_body_bytes, "FULGURITE_MAX_REST_BODY_BYTES", self.max_body_values, self.request_timeout_s)
 
     def plain_keys(self) -> tuple[str, ...]:
         """The plain agent keys."""

@@ -8,13 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from types import TracebackType
+from typing import NamedTuple
 
 from starlette.types import Message, Receive, Scope, Send
 
-from services.gateway.problems import BodyTooLarge, ClientGone, GatewayError
+from services.gateway.encodings import TooLong, inflate
+from services.gateway.json_body import BYTE_ORDER_MARK, has_more_values
+from services.gateway.problems import BodyTooLarge, ClientGone, GatewayError, RequestTimeout
 
 JSON = (b"content-type", b"application/json")
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+
+_LONGEST_LENGTH = 18
+"""Digits of a Content-Length: an exabyte."""
 
 Header = tuple[bytes, bytes]
 Headers = Mapping[bytes, bytes]
@@ -39,37 +45,65 @@ def authorization(headers: Headers) -> str | None:
     return named
 
 
-async def read_body(headers: Headers, receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as that is known, ClientGone."""
-    declared = headers.get(b"content-length")
-    if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise _too_large(limit)
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientGone
-    if not message.get("more_body", False):
-        return _bounded(message.get("body", b""), limit)
-    pieces = [message.get("body", b"")]
-    size = len(pieces[0])
-    while message.get("more_body", False):
+class BodyBounds(NamedTuple):
+    """What a body may be."""
+
+    size: int
+    """Bytes, as sent and once inflated."""
+    size_setting: str
+    values: int
+    """Arrays, objects and commas outside of texts."""
+    timeout_s: float
+    """For all of it to arrive."""
+
+
+async def read_body(headers: Headers, receive: Receive, bounds: BodyBounds) -> bytes:
+    """The whole body: inflated, without a byte order mark. Raises InvalidRequest and its kinds, ClientGone."""
+    if _declares_more(headers, bounds.size):
+        raise _too_large(bounds)
+    try:
+        async with asyncio.timeout(bounds.timeout_s):
+            body = await _received(receive, bounds)
+    except TimeoutError as error:
+        raise RequestTimeout(f"The body did not arrive within {bounds.timeout_s:g} s (FULGURITE_REQUEST_TIMEOUT_S).") from error
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None:
+        try:
+            body = await inflate(body, encoding.decode("latin-1"), bounds.size)
+        except TooLong as error:
+            raise _too_large(bounds) from error
+    if await has_more_values(body, bounds.values):
+        raise BodyTooLarge(
+            f"The body has more than {bounds.values:,} arrays, objects and commas outside of texts. "
+            "Send less, or raise FULGURITE_MAX_BODY_VALUES.",
+            code="too_many_values",
+        )
+    return body.removeprefix(BYTE_ORDER_MARK)
+
+
+async def _received(receive: Receive, bounds: BodyBounds) -> bytes:
+    pieces: list[bytes] = []
+    size, more = 0, True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
-        if size > limit:
-            raise _too_large(limit)
-    return _bounded(b"".join(pieces), limit)
+        if size > bounds.size:
+            raise _too_large(bounds)
+        more = message.get("more_body", False)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _bounded(body: bytes, limit: int) -> bytes:
-    if len(body) > limit:
-        raise _too_large(limit)
-    return body
+def _declares_more(headers: Headers, limit: int) -> bool:
+    """Whether Content-Length is over the limit; it may have more digits than Python reads."""
+    declared = headers.get(b"content-length", b"").lstrip(b"0")
+    return declared.isdigit() and (len(declared) > _LONGEST_LENGTH or int(declared) > limit)
 
 
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is over the limit of {limit} bytes. Send less, or raise FULGURITE_MAX_BODY_BYTES.")
+def _too_large(bounds: BodyBounds) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is over the limit of {bounds.size} bytes. Send less, or raise {bounds.size_setting}.")
 
 
 async def start(send: Send, status: int, headers: list[Header]) -> None:

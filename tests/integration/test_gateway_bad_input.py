@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 import uuid
+import zlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import cramjam
 import pytest
 import pytest_asyncio
 
@@ -42,6 +45,7 @@ async def gateway(kafka: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPa
         FULGURITE_UPSTREAMS=json.dumps(upstreams),
         FULGURITE_UPSTREAM_TIMEOUT_S="1.5",
         FULGURITE_MAX_BODY_BYTES=str(LIMIT),
+        FULGURITE_MAX_REST_BODY_BYTES=str(LIMIT),
     ) as running:
         yield running
 
@@ -62,6 +66,14 @@ def shape(reply: dict[str, Any]) -> dict[str, Any]:
         (b'{"model": 5, "messages": []}', 400, "`model` must be a string"),
         (b'{"model": "policy", "messages": "hi"}', 400, "`messages` must be a list"),
         (b'{"model": "policy", "messages": [], "stream": "yes"}', 400, "`stream` must be true or false"),
+        (b'{"model":"policy","messages":[{"role":"user","content":"\xff"}]}', 400, "not valid UTF-8"),
+        (b'{"model":"policy","messages":[{"role":"user","content":"\\ud83c"}]}', 400, "half a character"),
+        (b'{"model":"policy","messages":' + b"[" * 200 + b"]" * 200 + b"}", 400, "nested too deeply"),
+        (b'{"model":"policy","messages":' + b"[" * 5000 + b"}", 400, "nested too deeply"),
+        (b'{"model":"' + b"m" * 300 + b'","messages":[]}', 400, "more than 256 characters"),
+        (b'{"model":"policy","messages":[],"temperature":"hot"}', 400, "`temperature` must be a finite number"),
+        (b'{"model":"policy","messages":[],"top_k":2147483648}', 400, "`top_k` must lie between"),
+        (b'{"model":"policy","messages":[],"max_tokens":"4294967296"}', 400, "`max_tokens` must lie between"),
         (b'{"model": "nobody", "messages": []}', 404, "This gateway serves: down, policy"),
         (b'{"model": "policy", "messages": [{"content": "' + b"x" * LIMIT + b'"}]}', 413, "over the limit"),
     ],
@@ -78,7 +90,7 @@ async def test_a_request_that_makes_no_sense_is_refused_and_recorded(
     call = await gateway.call(rollout)
     assert (call.outcome, call.status_code) == (CallOutcome.refused, status)
     assert says in (call.error or "")
-    assert status == 413 or call.request == body.decode()
+    assert status == 413 or call.request == body.decode("utf-8", "replace")
 
 
 async def test_a_body_without_a_length_is_bounded_too(gateway: Gateway, stub: Stub) -> None:
@@ -92,6 +104,53 @@ async def test_a_body_without_a_length_is_bounded_too(gateway: Gateway, stub: St
         async with gateway.client.post(gateway.url + path, data=pieces(), headers=headers) as response:
             assert response.status == 413
             shape(await response.json())
+
+
+async def test_a_refused_call_is_recorded_in_part(gateway: Gateway, stub: Stub) -> None:
+    stub.reset()
+    body = {"model": "nobody", "messages": [{"role": "user", "content": "x" * 15_000}]}
+    async with gateway.post(CHAT, body) as response:
+        assert response.status == 404
+        rollout = response.headers[ROLLOUT]
+    call = await gateway.call(rollout)
+    assert len(call.request or "") < 8300
+    assert (call.request or "").startswith('{"model": "nobody"')
+    assert call.claim_check is None
+
+
+@pytest.mark.parametrize(("encoding", "squeeze"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("zstd", cramjam.zstd.compress)])
+async def test_a_compressed_body_is_read_and_recorded_inflated(gateway: Gateway, stub: Stub, encoding: str, squeeze: Any) -> None:
+    stub.reset()
+    plain = json.dumps(BODY).encode()
+    async with gateway.post(CHAT, bytes(squeeze(b"\xef\xbb\xbf" + plain)), content_encoding=encoding) as response:
+        assert response.status == 200
+        rollout = response.headers[ROLLOUT]
+    assert stub.requests[0]["messages"] == BODY["messages"]
+    assert (await gateway.call(rollout)).request == plain.decode()
+    async with gateway.post(CHAT, bytes(squeeze(b" " * (LIMIT + 1))), content_encoding=encoding) as response:
+        assert response.status == 413
+    assert len(stub.requests) == 1
+
+
+async def test_another_encoding_is_refused_with_the_list_and_recorded(gateway: Gateway, stub: Stub) -> None:
+    stub.reset()
+    async with gateway.post(CHAT, b"\x1b", content_encoding="br") as response:
+        assert (response.status, response.headers["accept-encoding"]) == (415, "gzip, deflate, zstd")
+        shape(await response.json())
+        rollout = response.headers[ROLLOUT]
+    call = await gateway.call(rollout)
+    assert (call.outcome, call.status_code, call.request) == (CallOutcome.refused, 415, None)
+
+
+async def test_numbers_as_text_are_sent_and_recorded_as_numbers(gateway: Gateway, stub: Stub) -> None:
+    stub.reset()
+    async with gateway.post(CHAT, BODY | {"temperature": "0", "top_k": "1", "max_tokens": "7", "n": "1"}) as response:
+        assert response.status == 200
+        rollout = response.headers[ROLLOUT]
+    sent = stub.requests[0]
+    assert (sent["temperature"], sent["top_k"], sent["max_tokens"], sent["n"]) == (0.0, 1, 7, 1)
+    sampling = (await gateway.call(rollout)).sampling
+    assert (sampling.temperature, sampling.top_k, sampling.max_tokens) == (0.0, 1, 7)
 
 
 async def test_keys_that_do_not_fit(gateway: Gateway, stub: Stub) -> None:
@@ -128,8 +187,10 @@ async def test_a_rollout_id_nobody_gave_out(gateway: Gateway, stub: Stub) -> Non
     stub.reset()
     forged = rollout_of(mint_group(1, b"0123456789"), 0, b"another secret")
     for name in (forged, "ro_nonsense"):
-        status, reply = await gateway.json(f"/rollouts/{name}/v1/chat/completions", BODY)
-        assert (status, shape(reply)["code"]) == (404, "unknown_rollout")
+        async with gateway.post(f"/rollouts/{name}/v1/chat/completions", BODY) as response:
+            assert (response.status, shape(await response.json())["code"]) == (404, "unknown_rollout")
+            own = response.headers[ROLLOUT]
+        assert (await gateway.call(own)).outcome is CallOutcome.refused
     assert stub.requests == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -138,12 +139,104 @@ async def test_an_agent_cannot_pay_itself_nor_one_evaluator_anothers_rollout(gat
         assert (status, reply["error"]["code"]) == (403, code)
 
 
-@pytest.mark.parametrize("value", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b'"high"', b"null"])
-async def test_a_reward_is_a_finite_number(gateway: Gateway, value: bytes) -> None:
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        (b"NaN", None),
+        (b"Infinity", None),
+        (b"-Infinity", None),
+        (b"1e999", None),
+        (b'"high"', "value"),
+        (b"null", "value"),
+        (b'"1"', "value"),
+        (b"true", "value"),
+    ],
+)
+async def test_a_reward_is_a_finite_number(gateway: Gateway, value: bytes, param: str | None) -> None:
+    """What JSON does not have makes the whole body none."""
     rollout = (await gateway.declare(n=1))["rollouts"][0]
     body = b'{"rollout_id": "' + rollout["rollout_id"].encode() + b'", "name": "x", "value": ' + value + b"}"
     status, reply = await gateway.json(REWARDS, body, ADMIN)
-    assert (status, reply["error"]["param"]) == (400, "value")
+    assert (status, reply["error"]["param"]) == (400, param)
+
+
+async def test_one_idempotency_key_takes_the_same_reward_in_any_writing(gateway: Gateway) -> None:
+    rollout = (await gateway.declare(n=1))["rollouts"][0]
+    named = b'"rollout_id": "' + rollout["rollout_id"].encode() + b'"'
+    bodies = [
+        b"{" + named + b', "name": "x", "value": 1, "metadata": {"a": 1, "b": [2.0]}}',
+        b'{"value":1.0,"metadata":{"b":[2],"a":1.0},"name":"x",' + named + b"}",
+    ]
+    replies = [await gateway.json(REWARDS, body, ADMIN, idempotency_key="k") for body in bodies]
+    assert replies[0] == replies[1]
+    assert replies[0][0] == 201
+    other = bodies[0].replace(b'"value": 1', b'"value": 2')
+    assert (await gateway.json(REWARDS, other, ADMIN, idempotency_key="k"))[0] == 409
+
+
+async def test_every_wrong_field_is_named(gateway: Gateway) -> None:
+    status, reply = await gateway.json("/v1/rollouts", {"n": "2", "deadline_s": True, "max_attempts": 0, "colour": 1}, ADMIN)
+    assert status == 400
+    assert all(f"`{name}`" in reply["error"]["message"] for name in ("n", "deadline_s", "max_attempts", "colour"))
+
+
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+async def test_a_body_is_json_whatever_its_type_is_called(gateway: Gateway, content_type: str | None) -> None:
+    headers = {"authorization": f"Bearer {ADMIN}"} | ({"content-type": content_type} if content_type else {})
+    skipped = [] if content_type else ["content-type"]
+    async with gateway.client.post(gateway.url + "/v1/rollouts", data=b'{"n": 2}', headers=headers, skip_auto_headers=skipped) as response:
+        assert response.status == 201
+        assert len((await response.json())["rollouts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/v1/rollouts", "the admin key (FULGURITE_ADMIN_KEY)"),
+        ("/v1/rollouts/ro_x/attempts", "the admin key (FULGURITE_ADMIN_KEY)"),
+        ("/v1/rollouts/ro_x/status", "the rollout's `api_key` or the admin key"),
+        (REWARDS, "the rollout's `reward_key` or the admin key"),
+        ("/v1/chat/completions", "OPENAI_API_KEY"),
+    ],
+)
+async def test_who_sends_no_key_is_told_which_one_is_wanted_before_the_body_is_read(gateway: Gateway, path: str, says: str) -> None:
+    for key in ("", "nobody"):
+        status, reply = await gateway.json(path, b"{" * 900_000, key)
+        assert (status, says in reply["error"]["message"]) == (401, True)
+
+
+async def test_a_rest_body_has_a_small_limit(gateway: Gateway) -> None:
+    body = io.BytesIO(b'{"task": "' + b"x" * 1_100_000 + b'"}')
+    async with gateway.client.post(gateway.url + "/v1/rollouts", data=body, headers={"authorization": f"Bearer {ADMIN}"}) as response:
+        assert response.status == 413
+        assert "FULGURITE_MAX_REST_BODY_BYTES" in (await response.json())["error"]["message"]
+
+
+async def test_a_long_message_is_kept_in_part(gateway: Gateway) -> None:
+    group = await gateway.declare(n=1)
+    [rollout] = group["rollouts"]
+    path = f"/v1/rollouts/{rollout['rollout_id']}/status"
+    assert (await gateway.json(path, {"kind": "failed", "message": "\U0001f600" * 60_000}, rollout["api_key"]))[0] == 201
+    [failed] = [status for status in await gateway.statuses(group["group_id"]) if status.message]
+    assert len((failed.message or "").encode()) <= 4096
+    assert (failed.message or "").endswith("[240000 bytes in all]")
+
+
+async def test_metadata_of_a_reward_is_bounded(gateway: Gateway) -> None:
+    rollout = (await gateway.declare(n=1))["rollouts"][0]
+    body = {"rollout_id": rollout["rollout_id"], "name": "x", "value": 1, "metadata": {"a": "x" * 20_000}}
+    status, reply = await gateway.json(REWARDS, body, ADMIN)
+    assert (status, reply["error"]["param"]) == (400, "metadata")
+
+
+async def test_statuses_of_a_key_have_a_rate(gateway: Gateway) -> None:
+    rollout = (await gateway.declare(n=1))["rollouts"][0]
+    path = f"/v1/rollouts/{rollout['rollout_id']}/status"
+    sent = await asyncio.gather(*(gateway.json(path, {"kind": "started"}, rollout["api_key"]) for _ in range(140)))
+    refused = [reply for status, reply in sent if status == 429]
+    assert 10 <= len(refused) <= 20
+    assert "FULGURITE_KEY_STATUSES_PER_MINUTE" in refused[0]["error"]["message"]
+    assert (await gateway.json(path, {"kind": "started"}, ADMIN))[0] == 201
 
 
 async def test_rewards_for_nobody(gateway: Gateway) -> None:

@@ -12,12 +12,14 @@ from services.gateway.capture import Json, encode
 from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
 from services.gateway.dialects.chat_capture import ChatCapture
 from services.gateway.dialects.choices import AS_IT_IS, Wants
+from services.gateway.dialects.numbers import KINDS, take_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.packed import IN_BODY, asking
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.problems import InvalidRequest
 from services.gateway.settings import Route
 
+_KINDS = {**KINDS, "logprobs": bool}
 _OWN = ("logprobs", "top_logprobs", "return_token_ids", "use_beam_search")
 """What is answered in vLLM's own way, because the agent sees it, or because there is no one sequence."""
 
@@ -31,6 +33,7 @@ class Chat(OpenAIErrors):
     def parse(self, raw: bytes) -> ApiRequest:
         """Raises InvalidRequest for what is no JSON object with a `model`, a list of `messages` and a boolean `stream`."""
         body, alias, stream = parse_envelope(raw, "`model` and `messages`")
+        take_numbers(body, _KINDS)
         messages = body.get("messages")
         if not isinstance(messages, list):
             raise InvalidRequest("`messages` must be a list of chat messages.", param="messages")

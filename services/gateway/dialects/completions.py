@@ -14,10 +14,13 @@ from services.gateway.capture import Json, encode
 from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
 from services.gateway.dialects.chat import session_of, wants, with_usage
 from services.gateway.dialects.choices import AS_IT_IS, ChoiceCapture, ChoicesCapture
+from services.gateway.dialects.numbers import KINDS, take_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.problems import InvalidRequest
 from services.gateway.settings import Route
+
+_KINDS = {**KINDS, "logprobs": int}
 
 
 class Completions(OpenAIErrors):
@@ -29,6 +32,7 @@ class Completions(OpenAIErrors):
     def parse(self, raw: bytes) -> ApiRequest:
         """Raises InvalidRequest for what is no JSON object with a `model`, a `prompt` and a boolean `stream`."""
         body, alias, stream = parse_envelope(raw, "`model` and `prompt`")
+        take_numbers(body, _KINDS)
         if not isinstance(body.get("prompt"), str | list) and body.get("prompt_embeds") is None:
             raise InvalidRequest("`prompt` must be a text, a list of texts, or token ids.", param="prompt")
         return ApiRequest(body, alias, stream, session_of(body), user=text(body, "user"))

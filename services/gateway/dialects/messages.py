@@ -13,6 +13,7 @@ from services.gateway.dialect import ApiRequest, Unkept, mapping, parse_envelope
 from services.gateway.dialects.anthropic_errors import NO_THREADS, AnthropicErrors
 from services.gateway.dialects.chat import session_of
 from services.gateway.dialects.messages_capture import MessagesCapture
+from services.gateway.dialects.numbers import take_numbers
 from services.gateway.dialects.packed import asking
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.problems import InvalidRequest
@@ -67,6 +68,7 @@ class Messages(AnthropicErrors):
 def parse_messages(raw: bytes) -> ApiRequest:
     """A request with a conversation in Anthropic's form. Raises InvalidRequest."""
     body, alias, stream = parse_envelope(raw, "`model`, `messages` and `max_tokens`")
+    take_numbers(body)
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise InvalidRequest("`messages` must be a list of messages.", param="messages")

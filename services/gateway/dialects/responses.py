@@ -15,6 +15,7 @@ from fulgurite.ids import public_completion
 from services.gateway.capture import Json, encode
 from services.gateway.dialect import ApiRequest, Unkept, mapping, parse_envelope, refuse_unkept, text
 from services.gateway.dialects.chat import session_of
+from services.gateway.dialects.numbers import take_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.packed import asking
 from services.gateway.dialects.response_items import checked, items_of
@@ -43,6 +44,7 @@ class Responses(OpenAIErrors):
     def parse(self, raw: bytes) -> ApiRequest:
         """Raises InvalidRequest for what is no JSON object with a `model`, an `input` and a boolean `stream`, and for state not kept."""
         body, alias, stream = parse_envelope(raw, "`model` and `input`")
+        take_numbers(body)
         given = body.get("input")
         if not isinstance(given, str | list) and not mapping(body, "prompt"):
             raise InvalidRequest("`input` must be a text or a list of items.", param="input")

@@ -59,18 +59,18 @@ def results(metrics: Metrics) -> dict[str, float]:
 async def test_an_answer_sent_back_is_recognised_at_one_look_up() -> None:
     store, metrics = CountingStore(), Metrics()
     inference = Inference(store, SECRET, 60, metrics)
-    first = inference.conversation("owner", None, "policy", [ASK])
+    first = await inference.conversation("owner", None, "policy", [ASK])
     assert first is not None
     assert await inference.find(first) is None
     assert store.trips == 0, "nothing to look up in a first prompt"
     await inference.remember(first, "ro_1", [[ANSWER], [OTHER]])
     for answer in (ANSWER, OTHER):
-        follow_up = inference.conversation("owner", None, "policy", [ASK, answer, ASK])
+        follow_up = await inference.conversation("owner", None, "policy", [ASK, answer, ASK])
         assert follow_up is not None
         before = store.trips
         assert await inference.find(follow_up) == "ro_1"
         assert store.trips == before + 1
-    unknown = inference.conversation("owner", None, "policy", [ASK, {"role": "assistant", "content": "made up"}, ASK])
+    unknown = await inference.conversation("owner", None, "policy", [ASK, {"role": "assistant", "content": "made up"}, ASK])
     assert unknown is not None
     assert await inference.find(unknown) is None
     assert results(metrics) == {"recognised": 2, "ambiguous": 0, "unknown": 1, "store_down": 0}
@@ -79,8 +79,8 @@ async def test_an_answer_sent_back_is_recognised_at_one_look_up() -> None:
 async def test_two_rollouts_with_the_same_words_are_neithers_from_then_on() -> None:
     metrics = Metrics()
     inference = Inference(MemoryStore(), SECRET, 60, metrics)
-    first = inference.conversation("owner", None, "policy", [ASK])
-    follow_up = inference.conversation("owner", None, "policy", [ASK, ANSWER, ASK])
+    first = await inference.conversation("owner", None, "policy", [ASK])
+    follow_up = await inference.conversation("owner", None, "policy", [ASK, ANSWER, ASK])
     assert first is not None
     assert follow_up is not None
     for rollout in ("ro_1", "ro_1", "ro_2", "ro_1", "ro_2"):
@@ -92,10 +92,10 @@ async def test_two_rollouts_with_the_same_words_are_neithers_from_then_on() -> N
 @pytest.mark.parametrize(("owner", "user", "alias"), [("other", None, "policy"), ("owner", "ann", "policy"), ("owner", None, "sql-writer")])
 async def test_owners_users_and_aliases_never_meet(owner: str, user: str | None, alias: str) -> None:
     inference = Inference(MemoryStore(), SECRET, 60, Metrics())
-    first = inference.conversation("owner", None, "policy", [ASK])
+    first = await inference.conversation("owner", None, "policy", [ASK])
     assert first is not None
     await inference.remember(first, "ro_1", [[ANSWER]])
-    elsewhere = inference.conversation(owner, user, alias, [ASK, ANSWER, ASK])
+    elsewhere = await inference.conversation(owner, user, alias, [ASK, ANSWER, ASK])
     assert elsewhere is not None
     assert await inference.find(elsewhere) is None
 
@@ -103,24 +103,24 @@ async def test_owners_users_and_aliases_never_meet(owner: str, user: str | None,
 async def test_an_answer_that_says_nothing_is_not_remembered() -> None:
     store = CountingStore()
     inference = Inference(store, SECRET, 60, Metrics())
-    first = inference.conversation("owner", None, "policy", [ASK])
+    first = await inference.conversation("owner", None, "policy", [ASK])
     assert first is not None
     await inference.remember(first, "ro_1", [[], [{"type": "reasoning", "summary": []}]])
     assert store.trips == 0
 
 
-def test_what_is_nested_too_deeply_is_no_conversation() -> None:
+async def test_what_is_nested_too_deeply_is_no_conversation() -> None:
     inference = Inference(MemoryStore(), SECRET, 60, Metrics())
     deep: Any = "x"
     for _ in range(5000):
         deep = [deep]
-    assert inference.conversation("owner", None, "policy", [{"role": "user", "content": [{"type": "image", "data": deep}]}]) is None
+    assert await inference.conversation("owner", None, "policy", [{"role": "user", "content": [{"type": "image", "data": deep}]}]) is None
 
 
 async def test_a_store_that_is_gone_is_asked_again_only_after_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = Metrics()
     inference = Inference(RedisStore(f"redis://127.0.0.1:{free_port()}/0"), SECRET, 60, metrics)
-    follow_up = inference.conversation("owner", None, "policy", [ASK, ANSWER, ASK])
+    follow_up = await inference.conversation("owner", None, "policy", [ASK, ANSWER, ASK])
     assert follow_up is not None
     for _ in range(3):
         await inference.remember(follow_up, "ro_1", [[ANSWER]])

@@ -108,9 +108,21 @@ def test_sampling_is_the_engines_default_unless_said_otherwise() -> None:
     assert Chat().sampling(chat(max_tokens=9, max_completion_tokens=8), DEFAULTS).max_tokens == 8
 
 
-@pytest.mark.parametrize("fields", [{"temperature": "hot"}, {"top_k": [1]}, {"seed": 1 << 70}, {"temperature": None}])
-def test_a_parameter_of_a_wrong_type_counts_as_not_given(fields: dict[str, Any]) -> None:
-    assert Chat().sampling(chat(**fields), DEFAULTS) == DEFAULTS
+def test_null_is_the_engines_default() -> None:
+    assert Chat().sampling(chat(temperature=None, top_k=None, seed=None), DEFAULTS) == DEFAULTS
+
+
+def test_numbers_as_text_are_recorded_and_sent_as_the_engine_would_read_them() -> None:
+    request = chat(temperature="0", top_k="1", max_tokens="9", n="1", use_beam_search="false", logprobs="true")
+    sampling = Chat().sampling(request, DEFAULTS)
+    assert (sampling.temperature, sampling.top_k, sampling.max_tokens, sampling.logit_bias) == (0.0, 1, 9, False)
+    body = sent(request, OTHER)
+    read = {"temperature": 0.0, "top_k": 1, "max_tokens": 9, "n": 1, "use_beam_search": False, "logprobs": True}
+    assert {name: body[name] for name in read} == read
+
+
+def test_a_temperature_below_the_engines_least_is_recorded_as_that() -> None:
+    assert [Chat().sampling(chat(temperature=t), DEFAULTS).temperature for t in (0, 0.005, 0.02)] == [0, 0.01, 0.02]
 
 
 @pytest.mark.parametrize(
