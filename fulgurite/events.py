@@ -181,6 +181,9 @@ class LlmCall(Event, frozen=True, kw_only=True):
     """The person whose data this is, for per-person erasure."""
     payload_key_id: str | None = None
     """Id of the key the payload is encrypted with (crypto-shredding); null when in clear."""
+    pieces: tuple[ClaimCheck, ...] = ()
+    """Long texts of request, response and messages that lie elsewhere, each once: where one was stands `fulgurite:claim:SHA256:BYTES`
+    (fulgurite/claims.py)."""
 
 
 class Declaration(Record, frozen=True, kw_only=True):

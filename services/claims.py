@@ -16,9 +16,12 @@ from urllib.parse import unquote, urlparse
 
 import msgspec
 
-from fulgurite.claims import digest, redeem
+from fulgurite.claims import claims_of, digest, put_back_pieces, redeem, take_pieces
 from fulgurite.errors import BadClaim
 from fulgurite.events import ClaimCheck, Episode, LlmCall
+
+_LONG = 4096
+"""Characters of a JSON string that nobody reads in a terminal."""
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -116,14 +119,25 @@ def fetch(claim: ClaimCheck) -> bytes:
         raise BadClaim(f"{claim.uri} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def redeemed(call: LlmCall) -> LlmCall:
-    """The call with what it left elsewhere, proved to be that. Raises BadClaim."""
-    return call if call.claim_check is None else redeem(call, fetch(call.claim_check))
+def redeemed(call: LlmCall, known: dict[str, bytes] | None = None) -> LlmCall:
+    """The call with what it left elsewhere, proved to be that; `known` payloads are not read again. Raises BadClaim."""
+    known = {} if known is None else known
+    for claim in claims_of(call):
+        if claim.sha256 not in known:
+            known[claim.sha256] = fetch(claim)
+    whole = call if call.claim_check is None else redeem(call, known[call.claim_check.sha256])
+    return put_back_pieces(whole, known)
+
+
+def readable(call: LlmCall) -> LlmCall:
+    """The call for people: its text, with placeholders for what is long. Raises BadClaim."""
+    return call if call.claim_check is None else take_pieces(redeemed(call), _LONG)[0]
 
 
 def redeemed_episode(episode: Episode) -> Episode:
     """The episode with what its calls left elsewhere. Raises BadClaim."""
-    return msgspec.structs.replace(episode, calls=tuple(redeemed(call) for call in episode.calls))
+    known: dict[str, bytes] = {}
+    return msgspec.structs.replace(episode, calls=tuple(redeemed(call, known) for call in episode.calls))
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from fulgurite.claims import claims_of
 from fulgurite.deltas import restore
 from fulgurite.errors import BadClaim, BrokenDelta
 from fulgurite.events import Episode, Event, LlmCall
@@ -55,7 +56,7 @@ class Aggregator(Worker):
         try:
             if event.parent is not None:
                 event = await self._restored(event, partial(processor.held, event))
-            if event.claim_check is not None:
+            if claims_of(event):
                 await asyncio.to_thread(redeemed, event)
             if logged.parent is not None:
                 processor.as_logged(logged)

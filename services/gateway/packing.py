@@ -1,4 +1,8 @@
-"""A call on its way into the log: a delta of its parent where that is worth it; text beyond the claim check's limit is left elsewhere."""
+"""A call on its way into the log: a delta of its parent where that is worth it; text beyond the claim check's limit is left elsewhere.
+
+Long texts are left each for itself, so that the turns that repeat an image leave it once and stay deltas; the whole text, if that does not
+make the call small enough.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ import asyncio
 
 import msgspec
 
-from fulgurite.claims import leave, payload_of
-from fulgurite.events import LlmCall
+from fulgurite.claims import leave, payload_of, take_pieces
+from fulgurite.events import ClaimCheck, LlmCall
 from services import logs
 from services.claims import open_store
 from services.gateway.metrics import Metrics
@@ -17,6 +21,13 @@ from services.gateway.settings import GatewaySettings
 from services.kafka import Delivery
 
 log = logs.get(__name__)
+
+
+_LEAST_PIECE = 4096
+"""Characters: a claim takes some 250 bytes of the event."""
+
+_MOST_PIECES = 512
+"""Each is a file to sync, or a request to a bucket."""
 
 
 class Packed(msgspec.Struct, frozen=True):
@@ -43,7 +54,7 @@ class Packer:
         packed = self._shorten(call)
         size = weight(packed.event)
         if size > self._limit:
-            packed = self._shorten(await self._leave(call))
+            packed = await self._by_pieces(call) or self._shorten(await self._leave(call))
             size = weight(packed.event)
         if packed.event is not packed.whole:
             self._metrics.delta_saved_bytes.inc(weight(packed.whole) - size)
@@ -60,18 +71,32 @@ class Packer:
         delta, depth = self._parents.shorten(call)
         return Packed(delta, call, depth)
 
+    async def _by_pieces(self, call: LlmCall) -> Packed | None:
+        """The call without its long texts, few long ones if that is enough; None where it is still too large, or they are too many."""
+        for least in (max(self._limit // 16, _LEAST_PIECE), _LEAST_PIECE):
+            light, payloads = await asyncio.to_thread(take_pieces, call, least)
+            packed = self._shorten(light)
+            if payloads and len(payloads) <= _MOST_PIECES and weight(packed.event) <= self._limit:
+                claims = await self._put(call, list(payloads.values()))
+                event = msgspec.structs.replace(packed.event, pieces=claims)
+                whole = event if packed.event is packed.whole else msgspec.structs.replace(packed.whole, pieces=claims)
+                return Packed(event, whole, packed.depth)
+        return None
+
     async def _leave(self, call: LlmCall) -> LlmCall:
-        payload = payload_of(call)
-        try:
-            claim = await asyncio.to_thread(self._claims.put, payload)
-        except OSError as error:
-            log.error("a large call cannot be left in the claims store", call_id=call.call_id, bytes=len(payload), error=str(error))
-            raise Unavailable(
-                f"The call is too large for a message ({len(payload):,} bytes), and the claims store cannot be written."
-            ) from error
-        self._metrics.claim_checks.inc()
-        self._metrics.claim_bytes.inc(len(payload))
+        (claim,) = await self._put(call, [payload_of(call)])
         return leave(call, claim)
+
+    async def _put(self, call: LlmCall, payloads: list[bytes]) -> tuple[ClaimCheck, ...]:
+        size = sum(map(len, payloads))
+        try:
+            claims = await asyncio.to_thread(lambda: tuple(map(self._claims.put, payloads)))
+        except OSError as error:
+            log.error("a large call cannot be left in the claims store", call_id=call.call_id, bytes=size, error=str(error))
+            raise Unavailable(f"The call is too large for a message ({size:,} bytes), and the claims store cannot be written.") from error
+        self._metrics.claim_checks.inc()
+        self._metrics.claim_bytes.inc(size)
+        return claims
 
 
 def weight(call: LlmCall) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from fulgurite.claims import digest
+from fulgurite.claims import claims_of, digest
 from fulgurite.codec import Codec
 from fulgurite.errors import BadClaim, CodecError
 from fulgurite.events import ClaimCheck, Episode, LlmCall
@@ -39,11 +39,15 @@ class ArchivedClaims:
         return copied, lost
 
     def at_hand(self, call: LlmCall) -> LlmCall:
-        """The call, its claim on the archive's own copy where there is one."""
-        claim = call.claim_check
-        if claim is None or not (path := self._path(claim)).exists():
+        """The call, its claims on the archive's own copies where there are any."""
+        if not claims_of(call):
             return call
-        return msgspec.structs.replace(call, claim_check=msgspec.structs.replace(claim, uri=path.as_uri()))
+        whole = None if call.claim_check is None else self._own(call.claim_check)
+        return msgspec.structs.replace(call, claim_check=whole, pieces=tuple(map(self._own, call.pieces)))
+
+    def _own(self, claim: ClaimCheck) -> ClaimCheck:
+        path = self._path(claim)
+        return msgspec.structs.replace(claim, uri=path.as_uri()) if path.exists() else claim
 
     def _path(self, claim: ClaimCheck) -> Path:
         return self._folder / claim.sha256[:2] / claim.sha256
@@ -55,4 +59,4 @@ def _claims(value: bytes, codec: Codec) -> list[ClaimCheck]:
     except CodecError:
         return []
     calls = event.calls if isinstance(event, Episode) else (event,) if isinstance(event, LlmCall) else ()
-    return [call.claim_check for call in calls if call.claim_check is not None]
+    return [claim for call in calls for claim in claims_of(call)]

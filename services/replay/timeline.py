@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from fulgurite.claims import described
 from fulgurite.closing import close_group
 from fulgurite.credit import credit_rule
 from fulgurite.errors import UnknownRule
@@ -14,6 +15,7 @@ from fulgurite.kinds import StatusKind
 from fulgurite.tokens import token_count, unpack_ids, unpack_logprobs
 from fulgurite.transcript import answer_of, messages_of
 from fulgurite.untrusted_json import Json, called_functions
+from services.claims import readable
 from services.closing_settings import ClosingSettings
 from services.replay.groups import Group
 
@@ -25,6 +27,7 @@ def timeline(group: Group, rollout_id: str, settings: ClosingSettings, *, tokens
     calls = [event for key, inputs in group.inputs.items() if key[0] == rollout_id for event in inputs.values()]
     said = 0
     for call in sorted((call for call in calls if isinstance(call, LlmCall)), key=lambda call: (call.started_at, call.call_id)):
+        call = readable(call)
         messages = messages_of(call)
         events.append(_call(call, messages[said:] if len(messages) > said else messages, actions, tokens=tokens))
         said = len(messages)
@@ -49,8 +52,8 @@ def rollout_ids(group: Group) -> list[str]:
 
 
 def shortened(text: object, width: int = 160) -> str:
-    """One line of at most so many characters."""
-    line = " ".join((text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)).split())
+    """One line of at most so many characters; what lies elsewhere is given by its size."""
+    line = " ".join(described(text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)).split())
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from fulgurite.codec import Codec
-from fulgurite.events import AgentStatus
+from fulgurite.deltas import restore
+from fulgurite.events import AgentStatus, LlmCall
 from fulgurite.kinds import Mode
 from fulgurite.topics import AGENT_STATUS, LLM_CALLS, MAX_MESSAGE_BYTES
+from services.claims import redeemed
 from services.gateway.metrics import Metrics
 from services.gateway.problems import Unavailable
 from services.gateway.recorder import Recorder
@@ -265,6 +267,49 @@ async def test_a_large_call_leaves_its_text_in_the_claims_folder(tmp_path: Path)
         (tmp_path / "claims").write_text("not a folder")
         with pytest.raises(Unavailable, match="claims store cannot be written"):
             await made.recorder.record_call(make_call(turn=1, messages=[{"content": "y" * 20_000}]))
+
+
+def picture(number: int, size: int = 300_000) -> dict[str, object]:
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{number}" + "A" * size}}
+
+
+def large_turns(count: int) -> list[LlmCall]:
+    """An agent that looks at the same large picture in each turn, after ever more talk."""
+    content: list[dict[str, object]] = [picture(0), {"type": "text", "text": "what is it?"}]
+    seen: list[dict[str, object]] = [{"role": "user", "content": content}]
+    calls: list[LlmCall] = []
+    for turn in range(count):
+        seen += [{"role": "assistant", "content": f"turn {turn}"}, {"role": "user", "content": "word " * 400}]
+        calls.append(make_call(turn=turn, prompt=None, messages=list(seen)))
+    return calls
+
+
+async def test_turns_that_repeat_a_large_picture_leave_it_once_and_are_deltas(tmp_path: Path) -> None:
+    async with bench(tmp_path, claim_check_bytes=100 * 1024) as made:
+        calls = large_turns(6)
+        for call in calls:
+            await made.recorder.record_call(call)
+        logged = [event for _, event in made.producer.log if isinstance(event, LlmCall)]
+    files = [path for path in (tmp_path / "claims").rglob("*") if path.is_file()]
+    assert len(files) == 1, "one picture, one file"
+    assert [call.parent is not None for call in logged] == [False, True, True, True, True, True]
+    assert all(len(call.request or "") < 6_000 and len(call.pieces) == 1 and call.claim_check is None for call in logged)
+    whole = logged[0]
+    for call, event in zip(calls, logged, strict=True):
+        whole = event if event.parent is None else restore(event, whole)
+        assert redeemed(whole) == call
+
+
+async def test_many_middling_texts_are_left_each_for_itself_and_a_mass_of_short_ones_together(tmp_path: Path) -> None:
+    async with bench(tmp_path, claim_check_bytes=100 * 1024, delta_logging=False) as made:
+        middling = make_call(turn=0, messages=[{"role": "tool", "content": f"{number:02}" * 2_600} for number in range(30)])
+        short = make_call(turn=1, messages=[{"role": "tool", "content": "short " * 20} for _ in range(3_000)])
+        for call in (middling, short):
+            await made.recorder.record_call(call)
+        by_pieces, at_once = (event for _, event in made.producer.log if isinstance(event, LlmCall))
+    assert (len(by_pieces.pieces), by_pieces.claim_check) == (30, None)
+    assert (at_once.pieces, at_once.claim_check is None) == ((), False)
+    assert [redeemed(by_pieces), redeemed(at_once)] == [middling, short]
 
 
 async def test_a_spool_whose_disk_fails_refuses_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

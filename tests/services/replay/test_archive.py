@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fulgurite.claims import leave, payload_of
+from fulgurite.claims import leave, payload_of, take_pieces
 from fulgurite.codec import Codec
 from fulgurite.errors import BadClaim, BrokenDelta
 from fulgurite.events import ParentRef
@@ -19,6 +19,7 @@ from services.replay.archived_claims import ArchivedClaims
 from services.replay.columns import RECORDS
 from services.replay.errors import BadArchive, BadArgument
 from services.replay.parquet import ParquetFolder
+from services.replay.pruning import names_in
 from tests.synthetic import make_call
 
 DAY_MS = 24 * 3600 * 1000
@@ -69,7 +70,7 @@ def test_claims_are_copied_and_found_there_when_the_first_are_gone(tmp_path: Pat
     store = open_store("", tmp_path / "data")
     logged = leave(call, store.put(payload_of(call)))
     codec, claims = Codec(), ArchivedClaims(tmp_path)
-    assert claims.at_hand(logged) is logged
+    assert claims.at_hand(logged) == logged
     assert claims.copy(codec.encode(logged), codec) == (1, [])
     assert claims.copy(codec.encode(logged), codec) == (0, []), "it is there"
     assert claims.copy(codec.encode(call), codec) == claims.copy(b"no record", codec) == (0, [])
@@ -82,6 +83,22 @@ def test_claims_are_copied_and_found_there_when_the_first_are_gone(tmp_path: Pat
     copied, [lost] = ArchivedClaims(tmp_path / "another").copy(codec.encode(logged), codec)
     assert copied == 0
     assert "No such file" in lost
+
+
+def test_pieces_are_copied_too_and_kept_while_the_log_names_them(tmp_path: Path) -> None:
+    call = make_call(messages=[{"role": "user", "content": "x" * 10_000}, {"role": "user", "content": "y" * 10_000}])
+    store = open_store("", tmp_path / "data")
+    light, payloads = take_pieces(call, 1_000)
+    logged = msgspec.structs.replace(light, pieces=tuple(map(store.put, payloads.values())))
+    codec = Codec()
+    assert names_in(codec.encode(logged)) == {left.name for left in store.found()}, "what prunes the store knows them"
+    assert ArchivedClaims(tmp_path).copy(codec.encode(logged), codec) == (2, [])
+    for left in store.found():
+        store.remove(left)
+    (tmp_path / "archive.json").write_text("{}")
+    assert redeemed(ArchiveSource(tmp_path).whole(logged, {})) == call
+    with pytest.raises(BadClaim):
+        redeemed(logged)
 
 
 def test_what_is_no_archive_is_said_to_be_none(tmp_path: Path) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from io import StringIO
 from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
+from fulgurite.claims import leave, payload_of, take_pieces
 from fulgurite.events import AgentReward, LedgerEntry, LlmCall, PolicyUpdate
 from fulgurite.kinds import FilterReason, LedgerTerm, UpdateKind
+from services.claims import open_store
+from services.cli.rollouts import show
 from services.closing_settings import ClosingSettings
 from services.replay.errors import BadArgument, NotFound
 from services.replay.exports import Filters, dpo, rows, sft, transitions
@@ -114,6 +119,30 @@ def test_a_timeline_tells_what_happened_down_to_tokens() -> None:
     assert found["attempts"] == [{"attempt": 0, "outcome": "finished", "failure": None, "calls": 1}]
     assert rollout_ids(group) == [rollout_id(1, 0), rollout_id(1, 1)]
     assert shortened("a\nb" * 100, 5) == "a ba…"
+
+
+def test_a_large_call_is_shown_with_its_answer_and_the_sizes_of_what_is_long(tmp_path: Path) -> None:
+    store = open_store("", tmp_path)
+    image = [{"type": "image_url", "image_url": {"url": "data:" + "A" * 100_000}}, {"type": "text", "text": "what is it?"}]
+    call = make_call(0, 0, messages=[{"role": "user", "content": image}], replies=[{"role": "assistant", "content": "a cat"}])
+    light, payloads = take_pieces(call, 1_000)
+    by_pieces = msgspec.structs.replace(light, pieces=tuple(map(store.put, payloads.values())))
+    at_once = leave(call, store.put(payload_of(call)))
+    for logged in (by_pieces, at_once):
+        told = shown_call(logged)
+        assert "100,005 bytes in the claims store" in told
+        assert "what is it?" in told
+        assert "a cat" in told
+
+
+def shown_call(call: LlmCall) -> str:
+    """The timeline of a rollout of one call, as a terminal shows it."""
+    log = MemoryLog()
+    log.append(make_declared(0, 1), call, make_status(at=2_000))
+    (group,) = log.groups()
+    console = Console(record=True, width=400, file=StringIO())
+    show(timeline(group, call.rollout_id, ClosingSettings()), console, 400)
+    return console.export_text()
 
 
 def test_any_id_finds_its_group() -> None:
