@@ -58,7 +58,7 @@ def valkey(engines_folder: Path) -> Iterator[LocalValkey]:
 def vllm_tiny(engines_folder: Path) -> Iterator[LocalVllm]:
     """vLLM with the tiny model, served as `policy`, with adapters. Tests that update its weights leave higher versions behind."""
     lora = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "2", "--max-cpu-loras", "8"]
-    env = {"VLLM_ENABLE_RESPONSES_API_STORE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    env = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     with LocalVllm(tiny_model(), engines_folder / "vllm", threads=1, extra=lora, env=env) as server:
         yield server
 

@@ -140,14 +140,23 @@ async def test_logprobs_that_the_agent_asked_for_itself_are_left_to_it(
     assert [len(entry["top_logprobs"]) for entry in logprobs] == [2] * len(expected[1])
 
 
-async def test_a_response_builds_on_another_by_the_id_that_the_agent_saw(gateway: Gateway) -> None:
-    text, first = await recorded(gateway, "/v1/responses", GREEDY | {"input": "abc", "max_output_tokens": 8})
-    more = GREEDY | {"input": "d", "max_output_tokens": 4, "previous_response_id": json.loads(text)["id"]}
-    async with gateway.post("/v1/responses", more) as response:
-        assert (response.status, response.headers[ROLLOUT]) == (200, first.rollout_id)
-    [second] = [call for call in await gateway.calls(first.rollout_id) if call.call_id != first.call_id]
-    assert second.prompt_token_ids is not None
-    assert len(second.prompt_token_ids) > len(first.prompt_token_ids or b"")
+async def test_a_response_builds_on_another_as_if_all_had_been_sent(gateway: Gateway) -> None:
+    """vLLM itself keeps none."""
+    asked: dict[str, Any] = GREEDY | {"max_output_tokens": 4}
+    text, first = await recorded(gateway, "/v1/responses", asked | {"input": "abc"})
+    call = {"type": "function_call", "call_id": "c1", "name": "calc", "arguments": '{"a": 1}'}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "11"}
+    given: list[Any] = [call, result, {"role": "user", "content": "d"}]
+    whole: list[Any] = [{"role": "user", "content": "abc"}, *json.loads(text)["output"], *given]
+    _, expected = await recorded(gateway, "/v1/responses", asked | {"input": whole})
+    for stream in (False, True):
+        more = asked | {"input": given, "previous_response_id": json.loads(text)["id"], "stream": stream}
+        async with gateway.post("/v1/responses", more) as response:
+            said = await response.text()
+            assert (response.status, response.headers[ROLLOUT]) == (200, first.rollout_id), said
+    built_on = [other for other in await gateway.calls(first.rollout_id) if other.call_id != first.call_id]
+    assert [other.prompt_token_ids for other in built_on] == [expected.prompt_token_ids] * 2
+    assert [other.choices[0].token_ids for other in built_on] == [expected.choices[0].token_ids] * 2
 
 
 async def test_tools_pass_through(gateway: Gateway) -> None:
