@@ -72,6 +72,10 @@ class LogUnavailable(Exception):
     """Kafka did not acknowledge an event in time, or refused it."""
 
 
+class EventTooLarge(LogUnavailable):
+    """An event is larger than a message may be: sending it again does not help."""
+
+
 class Delivery(msgspec.Struct, frozen=True):
     """Where an acknowledged event lies."""
 
@@ -267,7 +271,7 @@ class EventProducer:
         except BufferError as error:
             raise LogUnavailable(f"{topic.name}: the producer's queue is full, Kafka does not keep up") from error
         except KafkaException as error:
-            raise LogUnavailable(f"{topic.name}: {error}") from error
+            raise _refusal(topic, cast(KafkaError, error.args[0])) from error
 
     def _hand_over(self, *, everything: bool = False) -> None:
         """Give librdkafka what is held, unless enough is under way: as one burst, of which at most two requests become."""
@@ -322,7 +326,7 @@ class EventProducer:
             self._unreachable_since = None
             future.set_result(Delivery(cast(int, message.partition()), cast(int, message.offset())))
         else:
-            future.set_exception(LogUnavailable(f"{topic.name}: {error.str()}"))
+            future.set_exception(_refusal(topic, error))
 
     def _must_tick(self) -> bool:
         if self._awaited >= _MANY:
@@ -387,6 +391,11 @@ class _Outgoing:
 _OnDelivery = Callable[[KafkaError | None, Message], None]
 _Message = tuple[str, bytes, bytes, dict[str, str | bytes | None]]
 """Topic's name, value, key, headers."""
+
+
+def _refusal(topic: Topic, error: KafkaError) -> LogUnavailable:
+    kind = EventTooLarge if error.code() == KafkaError.MSG_SIZE_TOO_LARGE else LogUnavailable
+    return kind(f"{topic.name}: {error.str()}")
 
 
 def _tell(error: KafkaError) -> None:

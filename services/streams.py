@@ -2,8 +2,9 @@
 
 Promise: at least once. An input is acknowledged strictly in offset order, once it and everything before it in its partition is settled.
 The same worker owns the same partition of every topic. State is a plain cache: it is dropped when partitions are revoked and restored
-when they are assigned. An input that cannot be read, or that the processor rejects, goes to `dead.letters` and the stream goes on; any
-other failure, a send that is not acknowledged among them, stops the worker with nothing acknowledged that was not settled.
+when they are assigned. An input that cannot be read, that the processor rejects, or whose handling raises twice (`services.poison`), goes
+to `dead.letters` and the stream goes on; a failure of the log, a disk or the network, a send that is not acknowledged among them, stops the
+worker with nothing acknowledged that was not settled.
 
 No Faust tables, no Faust producer, no Faust web server; concurrency 1.
 """
@@ -18,6 +19,7 @@ import ssl
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -32,8 +34,9 @@ from fulgurite.events import Event
 from fulgurite.topics import DEAD_LETTERS, Topic
 from services import logs, pulse
 from services.clock import now_ms
-from services.dead_letters import key_of, unusable
+from services.dead_letters import actions_in, addressed, unusable, words_of
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer, watermarks
+from services.poison import failure_of
 from services.stream_feed import BatchConsumer, events_of
 
 _log = logs.get()
@@ -81,11 +84,13 @@ class Rejected(Exception):
 class Settle:
     """The acknowledgement of one input: call it once nothing depends on the input any more."""
 
-    __slots__ = ("_order", "acknowledge", "settled")
+    __slots__ = ("_order", "acknowledge", "logged_at", "settled")
 
-    def __init__(self, order: AckOrder, acknowledge: Callable[[], object]) -> None:
+    def __init__(self, order: AckOrder, acknowledge: Callable[[], object], logged_at: int | None = None) -> None:
         self._order = order
         self.acknowledge = acknowledge
+        self.logged_at = logged_at
+        """Record time, Unix milliseconds, if it is known."""
         self.settled = False
 
     def __call__(self) -> None:
@@ -99,9 +104,9 @@ class AckOrder:
     def __init__(self) -> None:
         self._waiting: deque[Settle] = deque()
 
-    def add(self, acknowledge: Callable[[], object]) -> Settle:
+    def add(self, acknowledge: Callable[[], object], logged_at: int | None = None) -> Settle:
         """The next input, in offset order."""
-        settle = Settle(self, acknowledge)
+        settle = Settle(self, acknowledge, logged_at)
         self._waiting.append(settle)
         return settle
 
@@ -182,11 +187,14 @@ class Processor(Protocol):
     """Makes something of one partition; restored on assignment, thrown away on revocation. Never blocks."""
 
     def take(self, topic: Topic, event: Event, settle: Settle) -> None:
-        """Take an input in; `settle` it later. Raises Rejected."""
+        """Take an input in; `settle` it later. Raises Rejected; whatever else it raises is tried once more, and then a dead letter too."""
         ...
 
     async def work(self) -> None:
-        """Do what the inputs so far allow; called after inputs and at every tick. Never called twice at once."""
+        """Do what the inputs so far allow; called after inputs and at every tick. Never called twice at once.
+
+        What it raises stops the worker: it knows best which inputs are at fault, and buries them itself.
+        """
         ...
 
 
@@ -327,15 +335,19 @@ class Worker:
             return
         if message.offset > expected:
             await self._check_hole(topic, message.partition, expected, message.offset)
-        settle = partition.orders[topic.name].add(event.ack)
-        try:
-            read = await self.whole(partition.processor, self.decode(message.value or b""))
-            partition.processor.take(topic, read, settle)
-        except (CodecError, Rejected) as error:
-            await self._bury(topic, message, error)
+        settle = partition.orders[topic.name].add(event.ack, int(message.timestamp * 1000))
+        failure = await failure_of(partial(self._handle, partition.processor, topic, message, settle), (CodecError, Rejected))
+        if failure is not None:
+            await self._bury(topic, message, failure)
             settle()
+        # What waits to be acknowledged is held as what was made of it, and not as its bytes too.
+        message.value = event.value = None
         partition.positions[topic.name] = message.offset + 1
         partition.wake.set()
+
+    async def _handle(self, processor: Processor, topic: Topic, message: Any, settle: Settle) -> None:
+        read = await self.whole(processor, self.decode(message.value or b""))
+        processor.take(topic, read, settle)
 
     async def _check_hole(self, topic: Topic, partition: int, expected: int, offset: int) -> None:
         """Raise RuntimeError if the log has records between these two: a rebalance has lost them on their way here.
@@ -347,18 +359,21 @@ class Worker:
             raise RuntimeError(f"{topic.name}[{partition}]: after {expected - 1} came {offset}; the next start reads what is between again")
 
     async def _bury(self, topic: Topic, message: Any, error: Exception) -> None:
-        _log.warning("dead letter", topic=topic.name, partition=message.partition, offset=message.offset, error=str(error))
+        words = words_of(error)
+        trace = None if isinstance(error, CodecError | Rejected) else error
+        _log.warning("dead letter", topic=topic.name, partition=message.partition, offset=message.offset, error=words, exc_info=trace)
         record = Record(
             partition=message.partition,
             offset=message.offset,
             timestamp=int(message.timestamp * 1000),
             key=message.key,
-            value=message.value,
+            value=message.value or b"",
             event=None,
-            error=f"{type(error).__name__}: {error}",
+            error=words,
         )
-        letter = unusable(record, message.topic, self.name, actions=error.actions if isinstance(error, Rejected) else ())
-        await self.log.publish(DEAD_LETTERS, [(key_of(letter), letter)])
+        actions = error.actions if isinstance(error, Rejected) else actions_in(self.codec, record.value)
+        letter = unusable(record, message.topic, self.name, actions=actions)
+        await self.log.publish(DEAD_LETTERS, addressed(letter))
 
     async def _assigned(self, app: Any, assigned: Iterable[Any], **_: Any) -> None:
         try:

@@ -40,8 +40,8 @@ class Attempt:
         self._last: dict[str, LlmCall] = {}
         self.held_bytes = 0
         """By inputs, as `weight` has it."""
-        self.outgrown = False
-        """Whether it is given up for what it holds: nothing more is taken in."""
+        self.given_up = ""
+        """Why, if it is: nothing more is taken in."""
         self.unsettled: list[Settle] = []
         self.last_event_time = 0
         self.dirty = False
@@ -69,8 +69,9 @@ class Attempt:
                 del self._last[next(iter(self._last))]
         self.last_event_time = max(self.last_event_time, event.event_time, event.finished_at if isinstance(event, LlmCall) else 0)
 
-    def give_up(self) -> tuple[list[Input], list[Settle]]:
+    def give_up(self, why: str) -> tuple[list[Input], list[Settle]]:
         """Let go of all inputs. Returns those that are in no revision, and what is to be settled."""
+        self.given_up = why
         written = set(self.published.inputs) if self.published else set[str]()
         inputs, settled = [event for event_id, event in self.inputs.items() if event_id not in written], self.unsettled
         self.inputs, self.unsettled, self.held_bytes = {}, [], 0
@@ -122,7 +123,7 @@ class Attempt:
 
     def remember(self, episode: Episode) -> None:
         """A revision that was written before, unless a larger one is known."""
-        if not self.outgrown and (self.published is None or set(episode.inputs) > set(self.published.inputs)):
+        if not self.given_up and (self.published is None or set(episode.inputs) > set(self.published.inputs)):
             self.published = episode
             self._hold(episode.calls)
 
@@ -133,7 +134,7 @@ class Attempt:
     @property
     def ended(self) -> bool:
         """Whether a terminal status is known, or none is awaited any more."""
-        return self.outgrown or self.published is not None or any(is_terminal(event) for event in self.inputs.values())
+        return bool(self.given_up) or self.published is not None or any(is_terminal(event) for event in self.inputs.values())
 
     @property
     def will_retry(self) -> bool:
@@ -170,6 +171,8 @@ class Group:
         """Whether the verdicts of its deadline have been published."""
         self.recalled = False
         """Whether what the log holds of it was read again."""
+        self.given_up = False
+        """Whether no verdicts can be passed on it."""
 
     def remember(self, event: Episode | AgentStatus) -> None:
         """What the log holds of it: every revision, then statuses."""
@@ -195,12 +198,14 @@ class Group:
 
     def is_over(self, before: int) -> bool:
         """Whether nothing is awaited. Of an attempt that was given up, calls are, until it has been silent since `before`."""
-        goes_on = any(attempt.outgrown and attempt.last_event_time >= before for attempt in self.attempts.values())
+        goes_on = any(attempt.given_up and attempt.last_event_time >= before for attempt in self.attempts.values())
         return not (self.unsettled or goes_on) and self.complete()
 
     def complete(self) -> bool:
         """Whether every declared rollout's last attempt is written and nothing waits."""
-        if any(attempt.unsettled or not (attempt.outgrown or attempt.published) for attempt in self.attempts.values()):
+        if self.given_up:
+            return True
+        if any(attempt.unsettled or not (attempt.given_up or attempt.published) for attempt in self.attempts.values()):
             return False
         declaration = self.declared.declaration if self.declared else None
         if declaration is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ from services import logs
 from services.aggregator.attempts import Attempt, Group, Key, weight
 from services.aggregator.settings import AggregatorSettings
 from services.clock import now_ms
-from services.dead_letters import Lost, actions_of, lost, lost_episode
+from services.dead_letters import Lost, actions_of, addressed, lost, lost_episode, words_of
 from services.kafka import read_all
+from services.poison import failure_of
 from services.streams import Log, Rejected, Settle
 
 _log = logs.get()
@@ -51,7 +53,7 @@ class Trial(NamedTuple):
 
     now: int
     ends: dict[Topic, int]
-    due: list[Group]
+    due: dict[str, Group]
     quiet: list[Attempt]
 
 
@@ -106,12 +108,14 @@ class AggregatorPartition:
             attempt = group.attempts[key] = Attempt(key, event.group_id, event.mode)
             # It may be one that the deadline's verdicts did not know of.
             group.judged = False
-        if attempt.outgrown:
+        if group.given_up and not attempt.given_up:
+            attempt.given_up = "is of a group that cannot be judged"
+        if attempt.given_up:
             self._refuse(attempt, event, settle)
             return
         attempt.take(event, settle, self._deltas.pop(event.event_id, None))
         if attempt.held_bytes > self._settings.attempt_mb * 1_000_000:
-            attempt.outgrown = True
+            attempt.given_up = "outgrows FULGURITE_AGGREGATOR_ATTEMPT_MB"
             self._outgrown[key] = attempt
         elif attempt.ended or self._is_unsure(event.group_id, group):
             self._closing[key] = attempt
@@ -133,7 +137,7 @@ class AggregatorPartition:
     async def work(self) -> None:
         """Give up what takes too much, close what can be closed, judge what is due, forget what is long over."""
         if self._outgrown:
-            await self._give_up()
+            await self._give_up_outgrown()
         await self._close()
         await self._judge()
 
@@ -158,33 +162,40 @@ class AggregatorPartition:
     def _refuse(self, attempt: Attempt, event: LlmCall | AgentStatus, settle: Settle) -> None:
         attempt.follow(event)
         if isinstance(event, LlmCall):
-            reason = f"{_name(attempt)} has outgrown FULGURITE_AGGREGATOR_ATTEMPT_MB; begin another rollout"
-            raise Rejected(reason, actions_of(event.mode, [event]))
+            raise Rejected(f"{_name(attempt)} was given up: it {attempt.given_up}; begin another rollout", actions_of(event.mode, [event]))
         settle()
 
-    async def _give_up(self) -> None:
-        """Dead letters of attempts that hold too much, with their actions: one session without an end must not take the worker's memory."""
+    async def _give_up_outgrown(self) -> None:
+        """One session without an end must not take the worker's memory."""
         outgrown, self._outgrown = self._outgrown, {}
-        for key, attempt in outgrown.items():
-            self._closing.pop(key, None)
-            self._unasked.pop(key, None)
-            held = attempt.held_bytes
-            inputs, settled = attempt.give_up()
-            calls = [event for event in inputs if isinstance(event, LlmCall)]
-            _log.error(
-                "an attempt takes too much memory", rollout_id=attempt.rollout_id, attempt=attempt.attempt, bytes=held, calls=len(calls)
-            )
-            told = (
-                f"{_name(attempt)} takes {held:,} bytes of memory, and "
-                f"FULGURITE_AGGREGATOR_ATTEMPT_MB is {self._settings.attempt_mb:g}; {len(calls)} calls, which are in no episode, "
-                f"are in {LLM_CALLS.name}"
-            )
-            about = derive_id(attempt.rollout_id, attempt.attempt, *(event.event_id for event in inputs[-1:]))
-            what = Lost(about, attempt.last_event_time, attempt.group_id, actions_of(attempt.mode, calls))
-            letter = lost(what, self._log.settings, self._partition, "aggregator", error_type="AttemptTooLarge", error=told)
-            await self._log.publish(DEAD_LETTERS, [(attempt.group_id, letter)])
-            for settle in settled:
-                settle()
+        for attempt in outgrown.values():
+            told = f"takes {attempt.held_bytes:,} bytes of memory, and FULGURITE_AGGREGATOR_ATTEMPT_MB is {self._settings.attempt_mb:g}"
+            await self._give_up(attempt, "AttemptTooLarge", told)
+
+    async def _give_up(self, attempt: Attempt, error_type: str, told: str) -> None:
+        """A dead letter of an attempt, with its actions that are in no episode."""
+        key = (attempt.rollout_id, attempt.attempt)
+        self._closing.pop(key, None)
+        self._unasked.pop(key, None)
+        inputs, settled = attempt.give_up(told)
+        calls = sorted((event for event in inputs if isinstance(event, LlmCall)), key=lambda call: (call.started_at, call.call_id))
+        _log.error("an attempt is given up", rollout_id=attempt.rollout_id, attempt=attempt.attempt, error=told, calls=len(calls))
+        about = derive_id(attempt.rollout_id, attempt.attempt, *sorted(event.event_id for event in inputs))
+        what = Lost(about, attempt.last_event_time, attempt.group_id, actions_of(attempt.mode, calls))
+        error = f"{_name(attempt)} {told}; {len(calls)} calls, which are in no episode, are in {LLM_CALLS.name}"
+        letter = lost(what, self._log.settings, self._partition, "aggregator", error_type=error_type, error=error)
+        await self._log.publish(DEAD_LETTERS, addressed(letter))
+        for settle in settled:
+            settle()
+
+    async def _give_up_group(self, group_id: str, group: Group, failure: Exception) -> None:
+        """No verdict can be passed on a group: dead letters of its attempts that are not written."""
+        _log.error("a group is given up", group_id=group_id, error=words_of(failure), exc_info=failure)
+        group.given_up = True
+        for attempt in list(group.attempts.values()):
+            if not attempt.given_up:
+                await self._give_up(attempt, type(failure).__name__, f"is of a group that cannot be judged: {words_of(failure)}")
+        self._settle_group(group)
 
     async def _close(self) -> None:
         if self._unasked:
@@ -209,29 +220,35 @@ class AggregatorPartition:
             self._nearest = min((attempt.barrier for attempt in self._closing.values() if attempt.barrier is not None), default=math.inf)
 
     async def _write(self, attempt: Attempt) -> None:
-        """Write the attempt's next revision, if it has one, and settle what is in it."""
+        """Write the attempt's next revision, if it has one, and settle what is in it. What cannot be written is given up."""
         key = (attempt.rollout_id, attempt.attempt)
         settled, attempt.unsettled = attempt.unsettled, []
         attempt.dirty = False
-        group = self._groups[attempt.group_id]
-        episode = attempt.revision(group.declared)
-        if episode is not None:
-            await self._publish(episode)
-            attempt.written(episode)
+        failure = await failure_of(partial(self._write_revision, attempt))
+        if failure is not None:
+            _log.error("an attempt cannot be written", error=words_of(failure), exc_info=failure)
+            attempt.unsettled = [*settled, *attempt.unsettled]
+            await self._give_up(attempt, type(failure).__name__, f"cannot be written: {words_of(failure)}")
+            return
         for settle in settled:
             settle()
         if not attempt.dirty:
             self._closing.pop(key, None)
 
+    async def _write_revision(self, attempt: Attempt) -> None:
+        episode = attempt.revision(self._groups[attempt.group_id].declared)
+        if episode is not None:
+            await self._publish(episode)
+            attempt.written(episode)
+
     async def _publish(self, episode: Episode) -> None:
         """To `episodes`, or to `dead.letters` what no message can hold: it would stop the partition for good."""
-        topic: Topic = EPISODES
-        event: Episode | DeadLetter = episode
         if sum(map(weight, episode.calls)) > _WORTH_A_LOOK:
             size = len(self._log.codec.encode(episode))
             if size > MAX_MESSAGE_BYTES - _ROOM:
-                topic, event = DEAD_LETTERS, self._too_large(episode, size)
-        await self._log.publish(topic, [(episode.group_id, event)])
+                await self._log.publish(DEAD_LETTERS, addressed(self._too_large(episode, size)))
+                return
+        await self._log.publish(EPISODES, [(episode.group_id, episode)])
 
     def _too_large(self, episode: Episode, size: int) -> DeadLetter:
         _log.error("an episode is too large for a message", episode_id=episode.episode_id, bytes=size, calls=len(episode.calls))
@@ -304,7 +321,7 @@ class AggregatorPartition:
                 self._forget()
             await self._recall([group_id for group_id, group in self._groups.items() if self._is_unsure(group_id, group)])
             now = max(self._time, now_ms())
-            due = [group for group in self._groups.values() if self._overdue(group, now)]
+            due = {group_id: group for group_id, group in self._groups.items() if self._overdue(group, now)}
             quiet = [attempt for name, group in self._groups.items() for attempt in self._silent(name, group, now)]
             if not due and not quiet:
                 return
@@ -313,14 +330,29 @@ class AggregatorPartition:
         if any(self._position(topic) < end for topic, end in self._trial.ends.items()):
             return
         trial, self._trial = self._trial, None
-        verdicts = [self._silence(attempt) for attempt in trial.quiet if self._stayed_silent(attempt, trial.now)]
-        for group in trial.due:
-            group.judged = True
-            if group.declared is not None:
-                heard = group.heard()
-                # Where the declaration was settled before, rollouts of which nothing is known were written too long ago.
-                verdicts.extend(v for v in overdue(group.declared, heard) if v.rollout_id in heard or group.unsettled)
-        await self._log.publish(AGENT_STATUS, [(verdict.group_id, verdict) for verdict in verdicts])
+        quiet = [attempt for attempt in trial.quiet if self._stayed_silent(attempt, trial.now)]
+        await asyncio.gather(
+            *(self._pass(attempt.group_id, self._groups[attempt.group_id], partial(self._silence, attempt)) for attempt in quiet),
+            *(self._pass(group_id, group, partial(self._overdue_in, group)) for group_id, group in trial.due.items()),
+        )
+
+    async def _pass(self, group_id: str, group: Group, verdicts: Callable[[], list[AgentStatus]]) -> None:
+        """Publish verdicts on a group; one on which none can be passed is given up."""
+
+        async def publish() -> None:
+            await self._log.publish(AGENT_STATUS, [(verdict.group_id, verdict) for verdict in verdicts()])
+
+        failure = await failure_of(publish)
+        if failure is not None:
+            await self._give_up_group(group_id, group, failure)
+
+    def _overdue_in(self, group: Group) -> list[AgentStatus]:
+        group.judged = True
+        if group.declared is None:
+            return []
+        heard = group.heard()
+        # Where the declaration was settled before, rollouts of which nothing is known were written too long ago.
+        return [verdict for verdict in overdue(group.declared, heard) if verdict.rollout_id in heard or group.unsettled]
 
     def _overdue(self, group: Group, now: int) -> bool:
         declaration = group.declared.declaration if group.declared else None
@@ -339,8 +371,8 @@ class AggregatorPartition:
     def _is_silent(self, attempt: Attempt, now: int) -> bool:
         return attempt.last_event_time + int(self._settings.silence_s * 1000) <= now
 
-    def _silence(self, attempt: Attempt) -> AgentStatus:
-        return silent(
+    def _silence(self, attempt: Attempt) -> list[AgentStatus]:
+        verdict = silent(
             group_id=attempt.group_id,
             rollout_id=attempt.rollout_id,
             attempt=attempt.attempt,
@@ -348,6 +380,7 @@ class AggregatorPartition:
             last_event_time=attempt.last_event_time,
             silence_ms=int(self._settings.silence_s * 1000),
         )
+        return [verdict]
 
     def _forget(self) -> None:
         """Drop groups that are complete and long over, or take too much; remember that they existed."""

@@ -17,11 +17,13 @@ _CALL_BYTES = 4_000
 class Group:
     """Inputs of a group that wait, and what is known of it."""
 
-    __slots__ = ("closed_at", "gathered", "lacks", "look_at", "news", "revision", "unsettled", "unsure")
+    __slots__ = ("closed_at", "gathered", "lacks", "look_at", "news", "revision", "taken", "unsettled", "unsure")
 
     def __init__(self, revision: str | None = None, *, lacks: bool = False, unsure: bool = False) -> None:
         self.gathered = Gathered()
         self.unsettled: list[Settle] = []
+        self.taken: list[Settle] = []
+        """Of those, the inputs that are being written."""
         self.revision = revision
         """Newest in the log; None if it has not been closed, as far as is known. Empty for a closing that wrote nothing."""
         self.lacks = lacks
@@ -43,17 +45,23 @@ class Group:
         self.unsettled.append(settle)
         self.news |= self.gathered.take(event)
 
-    def take_up(self) -> list[Settle]:
-        """What is about to be written: inputs that come from now on are news to it."""
-        taken, self.unsettled = self.unsettled, []
+    def take_up(self) -> None:
+        """All so far is about to be written: inputs that come from now on are news to it."""
+        self.taken += self.unsettled
+        self.unsettled = []
         self.news = False
         self.look_at = _NEVER
-        return taken
+
+    def settle_taken(self) -> None:
+        """Nothing depends on what was taken up any more."""
+        taken, self.taken = self.taken, []
+        for settle in taken:
+            settle()
 
     def settle(self) -> None:
         """Nothing depends on the inputs so far any more."""
-        for settle in self.take_up():
-            settle()
+        self.take_up()
+        self.settle_taken()
 
     def await_more(self, now: int, settings: RewarderSettings) -> None:
         """What comes late waits for what comes with it, and for the last revision to be of some age."""

@@ -9,13 +9,14 @@ import asyncio
 import sys
 from collections.abc import Mapping
 from functools import partial
+from typing import TypeGuard
 
-from fulgurite.events import Event, LedgerEntry, Tombstone, Trajectory
+from fulgurite.events import DeadLetter, Event, LedgerEntry, Tombstone, Trajectory
 from fulgurite.sealing import SOURCE, Output
-from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
+from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
 from services import logs
 from services.kafka import KafkaSettings, read_all
-from services.rewarder.partition import RewarderPartition
+from services.rewarder.partition import STAGE, RewarderPartition
 from services.rewarder.recall import recall
 from services.rewarder.settings import RewarderSettings
 from services.streams import Worker, quieten
@@ -26,7 +27,7 @@ class Rewarder(Worker):
     """Episodes and rewards → trajectories."""
 
     def __init__(self, kafka: KafkaSettings, settings: RewarderSettings) -> None:
-        super().__init__("rewarder", (EPISODES, AGENT_REWARDS), kafka, settings)
+        super().__init__(STAGE, (EPISODES, AGENT_REWARDS), kafka, settings)
         self._own = settings
 
     async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, RewarderPartition]:
@@ -50,14 +51,26 @@ class Rewarder(Worker):
         """Episodes wait packed for their groups: the whole calls of a long conversation repeat it over and over."""
         return self.codec.decode(value, packed=True)
 
-    def _written(self, partitions: list[int], since: int) -> dict[int, list[Output]]:
-        written: dict[int, list[Output]] = {number: [] for number in partitions}
-        for topic in (TRAJECTORIES, TRAINING_LEDGER):
+    def _written(self, partitions: list[int], since: int) -> dict[int, list[Output | DeadLetter]]:
+        written: dict[int, list[Output | DeadLetter]] = {number: [] for number in partitions}
+        for topic in (TRAJECTORIES, TRAINING_LEDGER, DEAD_LETTERS):
             for record in read_all(self.kafka, topic, self.codec, partitions=partitions, since_ms=since):
                 event = record.event
-                if isinstance(event, Trajectory | Tombstone) or (isinstance(event, LedgerEntry) and event.source == SOURCE):
+                if _is_written_by_us(event):
                     written[record.partition].append(event)
         return written
+
+
+def _is_written_by_us(event: Event | None) -> TypeGuard[Output | DeadLetter]:
+    match event:
+        case Trajectory() | Tombstone():
+            return True
+        case LedgerEntry():
+            return event.source == SOURCE
+        case DeadLetter():
+            return event.stage == STAGE
+        case _:
+            return False
 
 
 async def run() -> int:

@@ -11,7 +11,8 @@ are acknowledged before the rows are sent, so that rows in the log tell that the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from fulgurite.codec import Codec
@@ -23,14 +24,18 @@ from fulgurite.sealing import Output, Written, revision_of
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
 from services import logs
 from services.clock import now_ms
-from services.dead_letters import actions_of, lost, lost_episode
+from services.dead_letters import NO_RECORD, actions_of, addressed, key_of, lost, lost_episode, words_of
 from services.kafka import KafkaSettings
+from services.poison import failure_of
 from services.rewarder.groups import ClosedGroups, Group
 from services.rewarder.recall import Recalled
 from services.rewarder.settings import RewarderSettings
 from services.streams import Rejected, Settle
 
 _log = logs.get()
+
+STAGE = "rewarder"
+"""Of dead letters."""
 
 _SKEW_MS = 60_000
 """Event times further ahead of our clock than this are a broken clock and do not move time."""
@@ -71,7 +76,7 @@ class RewarderPartition:
         settings: RewarderSettings,
         position: Callable[[Topic], int],
         recall: Recall,
-        written: Iterable[Output],
+        written: Iterable[Output | DeadLetter],
         since: int,
         clock: Callable[[], int] = now_ms,
     ) -> None:
@@ -117,8 +122,8 @@ class RewarderPartition:
         touched, self._touched = self._touched, set()
         for group_id in touched:
             group = self._waiting.get(group_id)
-            if group is not None and group.is_open and group.gathered.is_complete(self._rules):
-                await self._close(group_id, group)
+            if group is not None and group.is_open:
+                await self._guarded(group_id, group, partial(self._close_complete, group_id, group))
         await self._close_due()
 
     def _new(self, event: Episode | AgentReward) -> Group:
@@ -148,7 +153,22 @@ class RewarderPartition:
         await self._recall({i: group for i, group in groups.items() if group.lacks or (group.unsure and not group.gathered.episodes)})
         for group_id, group in groups.items():
             if group_id in self._waiting:
-                await self._write(group_id, group)
+                await self._guarded(group_id, group, partial(self._write, group_id, group))
+
+    async def _close_complete(self, group_id: str, group: Group) -> None:
+        if group.gathered.is_complete(self._rules):
+            await self._close(group_id, group)
+
+    async def _guarded(self, group_id: str, group: Group, step: Callable[[], Awaitable[None]]) -> None:
+        """A group that cannot be closed is given up: dead letters of its episodes, with their actions."""
+        failure = await failure_of(step)
+        if failure is None:
+            return
+        _log.error("a group cannot be closed", group_id=group_id, error=words_of(failure), exc_info=failure)
+        await self._bury(group_id, group, type(failure).__name__, f"its group cannot be closed: {words_of(failure)}")
+        if group_id not in self._waiting:
+            # What comes for it later, or is redriven, finds the whole group in the log again.
+            self._closed.know(group_id, None, self._now())
 
     async def _write(self, group_id: str, group: Group) -> None:
         """Close a group that is due, for the first time or anew; give up rewards without any episode."""
@@ -186,25 +206,29 @@ class RewarderPartition:
     async def _give_up(self, group_id: str, group: Group) -> None:
         """The log no longer holds what the group was made of: late rewards change nothing, late episodes are dead letters."""
         _log.warning("too late: the log no longer holds the whole group", group_id=group_id, rewards=sorted(group.gathered.rewards))
-        taken = group.take_up()
-        letters = [self._too_late(episode) for episode in group.gathered.episodes.values()]
-        await self._log.publish(DEAD_LETTERS, [(group_id, letter) for letter in letters])
+        await self._bury(group_id, group, "TooLate", "it came when the log no longer held its whole group")
+
+    async def _bury(self, group_id: str, group: Group, error_type: str, told: str) -> None:
+        """Dead letters of a group's episodes; its rewards change nothing."""
+        group.take_up()
+        episodes = list(group.gathered.episodes.values())
+        letters = [self._letter(episode, error_type, f"episode {episode.episode_id}: {told}") for episode in episodes]
+        await self._log.publish(DEAD_LETTERS, addressed(*letters))
         del self._waiting[group_id]
-        for settle in taken:
-            settle()
+        group.settle_taken()
         if group.unsettled:
             # It came meanwhile, and is as late.
             group.lacks = True
             group.await_more(self._now(), self._settings)
             self._waiting[group_id] = group
 
-    def _too_late(self, episode: Episode) -> DeadLetter:
-        told = f"episode {episode.episode_id} came when the log no longer held its whole group"
+    def _letter(self, episode: Episode, error_type: str, told: str) -> DeadLetter:
+        """With its bytes, to be redriven."""
         value = self._log.codec.encode(episode)
-        return lost(lost_episode(episode), self._log.settings, self._partition, "rewarder", error_type="TooLate", error=told, value=value)
+        return lost(lost_episode(episode), self._log.settings, self._partition, STAGE, error_type=error_type, error=told, value=value)
 
     async def _close(self, group_id: str, group: Group) -> None:
-        taken = group.take_up()
+        group.take_up()
         outputs = group.gathered.close(group_id, self._rules)
         revision = revision_of(outputs) or ""
         if revision != group.revision:
@@ -213,8 +237,7 @@ class RewarderPartition:
             await self._publish(group_id, outputs)
             group.revision = revision
             group.closed_at = self._now()
-        for settle in taken:
-            settle()
+        group.settle_taken()
         if group.news:
             group.await_more(self._now(), self._settings)
         else:
@@ -237,11 +260,14 @@ class RewarderPartition:
         if begun:
             self._begun[group_id] = begun
 
-    def _remember(self, outputs: Iterable[Output]) -> None:
-        """Groups whose rows are all in the log are closed; of others, what was written is not written again."""
+    def _remember(self, outputs: Iterable[Output | DeadLetter]) -> None:
+        """Groups whose rows are all in the log are closed; of others, what was written is not written again. Given up groups are known."""
         groups: dict[str, Written] = {}
         for output in outputs:
-            groups.setdefault(output.group_id, Written()).take(output)
+            if not isinstance(output, DeadLetter):
+                groups.setdefault(output.group_id, Written()).take(output)
+            elif output.offset == NO_RECORD:
+                self._closed.know(key_of(output), None, self._now())
         for group_id, written in groups.items():
             self._note_begun(group_id, written)
             if written.standing is not None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from fulgurite.codec import Codec
+from fulgurite.ids import action_id
 from fulgurite.kinds import Mode
 from fulgurite.stitching import stitch
-from services.dead_letters import key_of, lost, lost_episode, unusable
+from fulgurite.topics import MAX_MESSAGE_BYTES
+from services.dead_letters import actions_in, addressed, key_of, lost, lost_episode, unusable, words_of
 from services.kafka import KafkaSettings, Record
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
@@ -41,3 +46,44 @@ def test_an_episode_takes_its_actions_with_it(mode: Mode, actions: int) -> None:
     letter = lost(lost_episode(episode), kafka, 2, "aggregator", "EpisodeTooLarge", "too large")
     assert (letter.topic, letter.partition, letter.offset, letter.value) == ("p.episodes", 2, -1, None)
     assert (key_of(letter), letter.event_time, len(letter.actions)) == (group_id(0), episode.event_time, actions)
+
+
+@given(
+    st.binary(max_size=100),
+    st.sampled_from([0, 1_000, 8_000_000, 8_388_300, 20_000_000]),
+    st.sampled_from([0, 26, 70_000, 3_000_000]),
+    st.text(max_size=9) | st.sampled_from(["\ud83d", "x" * 9_000_000]),
+    st.sampled_from([0, 1, 30_000]),
+)
+@settings(max_examples=30)
+def test_every_letter_fits_into_a_message(start: bytes, size: int, key: int, words: str, actions: int) -> None:
+    record = msgspec.structs.replace(RECORD, value=start + bytes(size), key=b"k" * key, error=f"Kind{words[:300]}: {words}")
+    named = tuple(action_id(make_call().call_id, number) for number in range(actions))
+    letters = addressed(unusable(record, "p.llm.calls", "aggregator", actions=named))
+    codec = Codec()
+    for address, letter in letters:
+        assert len(codec.encode(letter)) + len(address.encode()) < MAX_MESSAGE_BYTES - 16_384
+    assert tuple(action for _, letter in letters for action in letter.actions) == named
+    assert len({letter.event_id for _, letter in letters}) == len(letters)
+    first = letters[0][1]
+    assert first.value == record.value or "too many for a letter" in first.error
+    if size < 1_000_000 and key < 70_000:
+        assert (first.value, first.key) == (record.value, record.key)
+
+
+def test_the_words_of_an_error_are_told_whatever_they_are() -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert words_of(KeyError("x")) == "KeyError: 'x'"
+    assert words_of(Silent()) == "Silent: its text cannot be made"
+
+
+def test_the_actions_of_a_record_are_told_from_its_bytes() -> None:
+    codec, call = Codec(), make_call()
+    episode = stitch([call, make_status()])
+    assert episode is not None
+    assert actions_in(codec, codec.encode(call)) == actions_in(codec, codec.encode(episode)) == (action_id(call.call_id, 0),)
+    assert actions_in(codec, codec.encode(make_status())) == actions_in(codec, b"?") == ()
+    assert actions_in(codec, codec.encode(make_call(mode=Mode.live))) == ()

@@ -17,14 +17,16 @@ from fulgurite.books import Entry, Sources
 from fulgurite.closing import close_group
 from fulgurite.codec import Codec
 from fulgurite.events import AgentReward, DeadLetter, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
+from fulgurite.failure_rules import FailureRules
 from fulgurite.failures import FailureKind
+from fulgurite.gathering import Gathered
 from fulgurite.ids import action_id, external_group, mint_group
 from fulgurite.kinds import FilterReason, Mode, StatusKind
 from fulgurite.ledger import balance
 from fulgurite.sealing import SOURCE, Output, Written
 from fulgurite.stitching import Input, stitch, supersede
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
-from services.kafka import KafkaSettings, Record
+from services.kafka import EventTooLarge, KafkaSettings, LogUnavailable, Record
 from services.rewarder.partition import RewarderPartition
 from services.rewarder.recall import Recalled
 from services.rewarder.settings import RewarderSettings
@@ -38,7 +40,7 @@ HOUR = 3_600_000
 CODEC = Codec()
 
 
-class Cut(Exception):
+class Cut(LogUnavailable):
     """The worker dies."""
 
 
@@ -79,7 +81,8 @@ class MemoryLog:
         found = {name: Recalled() for name in group_ids}
         for topic in (TRAINING_LEDGER, TRAJECTORIES, EPISODES, AGENT_REWARDS):
             for at, event in self.topics.get(topic.name, []):
-                if at >= since_ms and isinstance(event, Episode | AgentReward | Trajectory | Tombstone | LedgerEntry):
+                known = isinstance(event, Episode | AgentReward | Trajectory | Tombstone | LedgerEntry)
+                if at >= since_ms and known and event.group_id in found:
                     found[event.group_id].take(event)
         return found
 
@@ -99,11 +102,12 @@ class Rewarder:
         self.orders = {name: AckOrder() for name in self.committed}
         unread = [self.log.topics.get(name, [])[at:][:1] for name, at in self.committed.items()]
         since = min([at for records in unread for at, _ in records], default=self.log.now) - history_ms
-        written: list[Output] = [
+        written: list[Output | DeadLetter] = [
             event
-            for topic in (TRAJECTORIES, TRAINING_LEDGER)
+            for topic in (TRAJECTORIES, TRAINING_LEDGER, DEAD_LETTERS)
             for at, event in self.log.topics.get(topic.name, [])
-            if at >= since and (isinstance(event, Trajectory | Tombstone) or (isinstance(event, LedgerEntry) and event.source == SOURCE))
+            if at >= since
+            and (isinstance(event, Trajectory | Tombstone | DeadLetter) or (isinstance(event, LedgerEntry) and event.source == SOURCE))
         ]
         self.partition = RewarderPartition(
             0, self.log, self.settings, lambda topic: self.positions[topic.name], self.log.recall, written, since, lambda: self.log.now
@@ -506,3 +510,64 @@ def test_one_killed_between_entries_and_rows_gives_no_action_two_terms_when_more
             assert rewarder.newest() == outcome([*fewer, *more])
             assert discrepancies(rewarder.log) == 0
             assert rewarder.all_settled()
+
+
+def test_a_group_that_cannot_be_closed_is_a_dead_letter_until_it_is_redriven(monkeypatch: pytest.MonkeyPatch) -> None:
+    close = Gathered.close
+
+    def closed_but_for(gathered: Gathered, group_id: str, rules: FailureRules) -> tuple[Output, ...]:
+        if group_id == GROUP:
+            raise OverflowError("cannot convert float infinity")
+        return close(gathered, group_id, rules)
+
+    monkeypatch.setattr(Gathered, "close", closed_but_for)
+    log = MemoryLog()
+    rewarder = Rewarder(log)
+    other = stitch([make_declared(1, 1, at=NOW, deadline=DEADLINE), make_call(1, at=NOW), make_status(1, at=NOW + 10)])
+    assert other is not None
+    put(log, episodes_of(0)[0], episodes_of(1)[0], other, reward(0, 1.0, 20), reward(1, 0.0, 20), make_reward(1, 0, 1.0, at=NOW))
+    rewarder.run()
+    letters = [event for event in log.events(DEAD_LETTERS) if isinstance(event, DeadLetter)]
+    assert {letter.error_type for letter in letters} == {"OverflowError"}
+    assert sorted(action for letter in letters for action in letter.actions) == sorted(
+        action_id(call.call_id, 0) for index in (0, 1) for call in episodes_of(index)[0].calls
+    )
+    assert {row.group_id for row in log.events(TRAJECTORIES) if isinstance(row, Trajectory)} == {other.group_id}
+    assert rewarder.all_settled()
+
+    rewarder.start()
+    put(log, reward(0, 1.0, 50))
+    rewarder.run(300_000)
+    rewarder.run(300_000)
+    assert {letter.event_id for letter in log.events(DEAD_LETTERS)} == {letter.event_id for letter in letters}, "the same, told again"
+    assert rewarder.all_settled()
+
+    monkeypatch.undo()
+    rewarder.start()
+    for letter in letters:
+        event = CODEC.decode(letter.value or b"")
+        assert isinstance(event, Episode)
+        put(log, event)
+    rewarder.run(300_000)
+    rewarder.run(300_000)
+    rows = [row for row in log.events(TRAJECTORIES) if isinstance(row, Trajectory) and row.group_id == GROUP]
+    assert {row.episode_reward for row in rows} == {0.0, 1.0}, "its rewards are found too"
+    assert {row.group_id for row in log.events(TRAJECTORIES) if isinstance(row, Trajectory)} == {other.group_id, GROUP}
+    assert rewarder.all_settled()
+
+
+def test_a_row_that_no_message_can_hold_is_a_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MemoryLog()
+    publish = log.publish
+
+    async def refusing(topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
+        if topic is TRAJECTORIES:
+            raise EventTooLarge("trajectories: Broker: Message size too large")
+        await publish(topic, events)
+
+    monkeypatch.setattr(log, "publish", refusing)
+    rewarder = Rewarder(log)
+    put(log, episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20))
+    rewarder.run()
+    assert {letter.error_type for letter in log.events(DEAD_LETTERS) if isinstance(letter, DeadLetter)} == {"EventTooLarge"}
+    assert rewarder.all_settled()
