@@ -3,7 +3,7 @@
     group       gr_01k5x7...          26 characters: 48 bits of time, 80 of chance (a ULID, lower case);
                                       of undeclared calls 40 of chance and 40 that only their key's owner's id bears
     rollout     ro_01k5x7..._3_k7q2m9  the group's 26, its index, and a tag only this deployment can make
-    completion  chatcmpl-01k5x7..._3_k7q2m9_0_c9x...   rollout, attempt, 12 characters of chance
+    completion  chatcmpl-01k5x7..._3_k7q2m9_0_c9x...   rollout, attempt, 8 characters of chance, 4 of a tag like the rollout's
 
 Agents see a completion id with the prefix that their API has (`cmpl-`, `resp_`, `msg_`, `embd-`), perhaps followed by `.` and an upstream's
 own id; events have the canonical form above.
@@ -38,6 +38,7 @@ _GROUP_RE = re.compile(rf"gr_({_CORE})")
 _ROLLOUT_RE = re.compile(rf"ro_{_ROLLOUT}")
 _COMPLETION_RE = re.compile(rf"(?:chatcmpl-|cmpl-|resp_|msg_|embd-)({_ROLLOUT}_(\d{{1,4}})_[0-9a-hjkmnp-tv-z]{{12}})(?:\.(.*))?", re.DOTALL)
 _CANONICAL = "chatcmpl-"
+_TAG_LENGTH = 4
 _REMEMBERED = 4096
 """Attempts: an agent makes many calls in one, and its rollout's id is taken apart for the first."""
 
@@ -130,9 +131,21 @@ def rollout_of(group_id: str, index: int, secret: bytes) -> str:
     return f"ro_{match[1]}_{index}_{_tag(match[1], index, secret)}"
 
 
-def completion_of(rollout_id: str, attempt: int, chance: bytes) -> str:
-    """A new completion id within an attempt, from 8 random bytes. Raises MalformedId for what is not a rollout id."""
-    return _completions_of(rollout_id, attempt) + _base32(int.from_bytes(chance[:8]) >> 4, 12)
+def completion_of(rollout_id: str, attempt: int, chance: bytes, secret: bytes) -> str:
+    """A new completion id within an attempt, from 5 random bytes. Raises MalformedId for what is not a rollout id."""
+    head = _completions_of(rollout_id, attempt) + _base32(int.from_bytes(chance[:5]), 8)
+    return head + _completion_tag(head, secret)
+
+
+def is_tagged(completion_id: str, secret: bytes) -> bool:
+    """Whether `completion_of` made a canonical id with this secret: one in a million others looks so, and those of before had no tag."""
+    head, tag = completion_id[:-_TAG_LENGTH], completion_id[-_TAG_LENGTH:]
+    return hmac.compare_digest(tag, _completion_tag(head, secret))
+
+
+def _completion_tag(head: str, secret: bytes) -> str:
+    digest = hmac.digest(secret, head.encode(), "sha256")
+    return _base32(int.from_bytes(digest[:3]) >> 4, _TAG_LENGTH)
 
 
 @lru_cache(_REMEMBERED)

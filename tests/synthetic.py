@@ -59,7 +59,7 @@ def make_call(
 ) -> LlmCall:
     """A call; `answers` has the token ids of each choice, None for a choice without."""
     rollout = rollout_id(group, index)
-    call_id = completion_of(rollout, attempt, derive_chance(group, index, turn, salt))
+    call_id = completion_of(rollout, attempt, derive_chance(group, index, turn, salt), SECRET)
     replies = replies or [{"role": "assistant", "content": f"answer {turn}"} for _ in answers]
     choices = tuple(
         Choice(

@@ -129,7 +129,7 @@ class Endpoint:
             if named != (own := Named(agent=named.agent)):
                 await self._identify(draft, caller, own, alias)
             raise
-        draft.owner = who, completion_of(who.rollout_id, who.attempt, os.urandom(8))
+        draft.owner = who, completion_of(who.rollout_id, who.attempt, os.urandom(5), self._desk.ring.signing_secret)
         # Each call is served in a task, hence a context, of its own: every later line of the log bears both.
         bind_contextvars(rollout_id=who.rollout_id, call_id=draft.owner[1])
         return draft.owner

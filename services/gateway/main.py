@@ -26,6 +26,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from fulgurite.codec import Codec
 from services import logs
+from services.clock import now_ms
 from services.gateway.admission import Admission
 from services.gateway.call_search import CallSearch
 from services.gateway.continuation import ANSWERS_IN_MEMORY, Continuation
@@ -79,7 +80,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     codec = Codec()
     metrics = Metrics()
     store: Store = RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()
-    registry = GroupRegistry(store)
+    registry = GroupRegistry(store, now_ms())
     producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s, burst_linger_ms=_BURST_LINGER_MS)
     recorder = Recorder(producer, kafka, codec, settings, metrics)
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())

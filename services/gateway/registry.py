@@ -12,6 +12,7 @@ from fulgurite.kinds import Mode
 from services.gateway.idempotency import Store
 
 _KEEP_AFTER_S = 24 * 3600
+_TEN_YEARS_S = 10 * 365 * 24 * 3600
 
 
 class GroupEntry(msgspec.Struct, frozen=True):
@@ -21,13 +22,25 @@ class GroupEntry(msgspec.Struct, frozen=True):
     deadline: int
     agent: str
     max_attempts: int
+    rewards: tuple[str, ...] = ()
+    """Names that its rewards may have; none: any."""
 
 
 class GroupRegistry:
     """Remembers declared groups until a day after their deadline."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, started_ms: int = 0) -> None:
+        """`started_ms`: when this gateway began to give out completion ids with tags, Unix milliseconds."""
         self._store = store
+        self._started_ms = started_ms
+        self._tagged_since: int | None = None
+
+    async def tagged_since(self) -> int:
+        """When the first of the gateways that share the store began to give out completion ids with tags, Unix milliseconds."""
+        if self._tagged_since is None:
+            known = await self._store.put_new("completions:tagged_since", str(self._started_ms).encode(), _TEN_YEARS_S)
+            self._tagged_since = self._started_ms if known is None else int(known)
+        return self._tagged_since
 
     async def get(self, group_id: str) -> GroupEntry | None:
         """None if forgotten or never declared."""

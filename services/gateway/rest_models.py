@@ -1,4 +1,4 @@
-"""Bodies of the REST routes. Unknown fields are refused, so that a misspelt one is not silently lost; numbers are finite."""
+"""Bodies of the REST routes. Unknown fields are refused, so that a misspelt one is not silently lost; numbers are bounded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fulgurite.credit import credit_rule
 from fulgurite.errors import UnknownRule
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import Mode
+from fulgurite.rewards import LARGEST_REWARD, LARGEST_WEIGHT
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -30,7 +31,12 @@ def _truth(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_number)]
 Finite = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
+Amount = Annotated[float, Field(ge=-LARGEST_REWARD, le=LARGEST_REWARD, allow_inf_nan=False), BeforeValidator(_number)]
+Weight = Annotated[float, Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False), BeforeValidator(_number)]
 Truth = Annotated[bool, BeforeValidator(_truth)]
+
+MOST_NAMES = 100
+"""Rewards of different names that a group may be declared with."""
 
 LONGEST_MESSAGE = 4096
 """Bytes of a status's message: more than a traceback's end, and what an aggregator can hold many of."""
@@ -76,8 +82,9 @@ class DeclareIn(_Body):
     alias: Name = Field("policy", validation_alias=AliasChoices("alias", "model"))
     """Model name that the agents will ask for."""
     deadline_s: Finite = Field(600.0, gt=0, le=30 * 24 * 3600)
-    expected_rewards: list[Name] = []
-    reward_weights: dict[str, Finite] = {}
+    expected_rewards: list[Name] = Field([], max_length=MOST_NAMES)
+    reward_weights: dict[Name, Weight] = Field({}, max_length=MOST_NAMES)
+    """With `expected_rewards`, the names that rewards over REST may have; neither: any name."""
     credit_rule: Annotated[Name, AfterValidator(_credit_rule)] = "identical"
     """As in docs/credit.md: `step`, `discounted(gamma=0.9)`."""
     run_id: str | None = Field(None, max_length=256)
@@ -115,8 +122,8 @@ class RewardIn(_Body):
     rollout_id: str | None = None
     completion_id: str | None = None
     choice: Whole | None = Field(None, ge=0, le=4096)
-    name: Name
-    value: Finite
+    name: Name = "reward"
+    value: Amount
     final: Truth = True
     metadata: Annotated[dict[str, Any], AfterValidator(_small)] | None = None
     """Any JSON object, up to 16 KiB of it."""

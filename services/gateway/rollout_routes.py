@@ -15,15 +15,26 @@ from fastapi.responses import JSONResponse, Response
 
 from fulgurite.events import AgentReward, AgentStatus, Declaration
 from fulgurite.failures import FailureKind
-from fulgurite.ids import MalformedId, RolloutRef, derive_id, mint_group, parse_completion, rollout_of
+from fulgurite.ids import (
+    CompletionRef,
+    MalformedId,
+    RolloutRef,
+    derive_id,
+    is_tagged,
+    mint_group,
+    minted_at,
+    parse_completion,
+    rollout_of,
+)
 from fulgurite.kinds import Mode, StatusKind
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS
 from services.clock import now_ms
 from services.gateway.admission import KeyLimits
 from services.gateway.desk import Desk
+from services.gateway.idempotency import KEEP_S
 from services.gateway.identity import ADMIN_KEY, REWARD_KEY, ROLLOUT_ID_HEADER, STATUS_KEY, Caller
 from services.gateway.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS, Claims
-from services.gateway.problems import Forbidden, InvalidRequest, NotFound
+from services.gateway.problems import Forbidden, InvalidRequest, NotFound, Unavailable
 from services.gateway.registry import GroupEntry
 from services.gateway.rest_models import AttemptIn, DeclareIn, RewardIn, StatusIn
 
@@ -55,7 +66,8 @@ class RolloutDesk:
             raise NotFound(f"Unknown model {body.alias!r}. This gateway serves: {known}.", param="alias", code="model_not_found")
         group = mint_group(now, os.urandom(10))
         rollouts = tuple(rollout_of(group, index, self._desk.ring.signing_secret) for index in range(body.n))
-        entry = GroupEntry(body.mode, now + int(body.deadline_s * 1000), body.agent, body.max_attempts)
+        names = tuple(sorted({*body.expected_rewards, *body.reward_weights}))
+        entry = GroupEntry(body.mode, now + int(body.deadline_s * 1000), body.agent, body.max_attempts, names)
         declaration = Declaration(
             rollout_ids=rollouts,
             deadline=entry.deadline,
@@ -163,10 +175,13 @@ class RolloutDesk:
         """Pay a rollout, or one action of it."""
         now = now_ms()
         caller = self._desk.doorkeeper.admit(authorization, now, REWARD_KEY)
-        rollout, call_id, attempt = _paid(body)
+        rollout, completion = _paid(body)
         ref = self._may(caller, self._genuine(request, rollout), REWARD, "`reward_key`")
-        if attempt is None:
-            attempt = caller.claims.attempt if caller.claims else body.attempt
+        await self._require_name(ref, body.name)
+        if completion is not None:
+            await self._require_given_out(completion, now)
+        call_id = None if completion is None else completion.completion_id
+        attempt = (caller.claims.attempt if caller.claims else body.attempt) if completion is None else completion.attempt
         scope, payload = f"reward:{rollout}", _canonical(body)
         if idempotency_key is not None:
             before = await self._desk.idempotency.claim(scope, idempotency_key, payload)
@@ -208,6 +223,41 @@ class RolloutDesk:
         ref = self._desk.identifier.genuine(rollout)
         request.state.rollout_id = ref.rollout_id
         return ref
+
+    async def _require_name(self, ref: RolloutRef, name: str) -> None:
+        """Raises InvalidRequest for a reward's name that nobody declared: it would count, and be missed where it was meant to be."""
+        try:
+            entry = await self._desk.registry.get(ref.group_id)
+        except Unavailable:
+            return  # A reward without an idempotency key needs no store.
+        names = (entry.rewards if entry is not None else ()) or tuple(sorted(self._desk.settings.rewards()))
+        if names and name not in names:
+            declared = "its group was declared with" if entry is not None and entry.rewards else "FULGURITE_REWARD_NAMES has"
+            raise InvalidRequest(
+                f"Rollout {ref.rollout_id} has no reward {name!r}: {declared} {', '.join(names)}.", param="name", code="unknown_reward"
+            )
+
+    async def _require_given_out(self, completion: CompletionRef, now: int) -> None:
+        """Raises NotFound for a completion id that no gateway of this deployment gave out.
+
+        An id from before there were tags is taken: the rewarder counts no reward of a completion that the episode does not have.
+        """
+        if any(is_tagged(completion.completion_id, secret) for secret in self._desk.ring.secrets):
+            return
+        try:
+            since = await self._desk.registry.tagged_since()
+        except Unavailable:
+            return
+        began = minted_at(completion.rollout.group_id)
+        if began is None or began > now:
+            # A session that a user named tells no time that has been: of it, ids without a tag are taken for a week.
+            began = now - KEEP_S * 1000
+        if began >= since:
+            raise NotFound(
+                f"Unknown completion {completion.completion_id}: this deployment did not give out that id. Pass the `id` of a reply.",
+                param="completion_id",
+                code="unknown_completion",
+            )
 
     def _may(self, caller: Caller, ref: RolloutRef, scope: str, which: str) -> RolloutRef:
         """The rollout, if this caller has this say about it. Raises Forbidden."""
@@ -261,16 +311,16 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
 
 
-def _paid(body: RewardIn) -> tuple[str, str | None, int | None]:
-    """Rollout, call and attempt that a reward is for. Raises InvalidRequest, NotFound."""
+def _paid(body: RewardIn) -> tuple[str, CompletionRef | None]:
+    """The rollout that a reward is for, and the completion if it is for one. Raises InvalidRequest, NotFound."""
     if (body.rollout_id is None) == (body.completion_id is None):
         raise InvalidRequest("Name what is paid: either `rollout_id` or `completion_id` (the `id` of a reply).", param="rollout_id")
     if body.completion_id is None:
         if body.choice is not None:
             raise InvalidRequest("`choice` needs a `completion_id`: it is a choice of one call.", param="choice")
-        return body.rollout_id or "", None, None
+        return body.rollout_id or "", None
     try:
         ref = parse_completion(body.completion_id)
     except MalformedId as error:
         raise NotFound(f"Unknown completion: {error}.", param="completion_id", code="unknown_completion") from error
-    return ref.rollout.rollout_id, ref.completion_id, ref.attempt
+    return ref.rollout.rollout_id, ref

@@ -121,6 +121,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     default_sampling: SamplingDefaults = SamplingDefaults()
     logprobs_mode: LogprobsMode = LogprobsMode.processed
 
+    reward_names: str = ""
+    """Names, comma-separated, that rewards may have where no declaration names any: of live traffic, mostly. None: any name."""
     infer_conversations: bool = True
     """Recognise the conversation that a call with a plain key and no name continues."""
     conversation_ttl_s: int = Field(3600, ge=1)
@@ -216,6 +218,10 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     def adapters(self) -> frozenset[str]:
         """The policies that are LoRA adapters."""
         return _names(self.lora_policies)
+
+    def rewards(self) -> frozenset[str]:
+        """The names of rewards that no declaration names."""
+        return _names(self.reward_names)
 
     def continued(self) -> frozenset[str]:
         """The aliases whose chats go on from tokens."""

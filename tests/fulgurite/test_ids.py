@@ -15,6 +15,7 @@ from fulgurite.ids import (
     external_group,
     is_genuine,
     is_owned,
+    is_tagged,
     mint_group,
     minted_at,
     owned_group,
@@ -35,17 +36,27 @@ indices = st.integers(0, 999_999)
 def test_a_completion_names_its_rollout_and_group(time_ms: int, chance: bytes, index: int, attempt: int, more: bytes) -> None:
     group = mint_group(time_ms, chance)
     rollout = rollout_of(group, index, SECRET)
-    ref = parse_completion(completion_of(rollout, attempt, more))
+    ref = parse_completion(completion_of(rollout, attempt, more, SECRET))
     assert (ref.rollout.group_id, ref.rollout.rollout_id, ref.rollout.index, ref.attempt) == (group, rollout, index, attempt)
     assert parse_rollout(rollout) == ref.rollout
     assert is_genuine(ref.rollout, SECRET)
     assert not is_genuine(ref.rollout, b"another deployment's")
 
 
+@given(times, chances, chances, st.integers(0, 44))
+def test_a_completion_id_that_was_changed_or_made_up_has_no_tag_of_ours(time_ms: int, chance: bytes, more: bytes, place: int) -> None:
+    known = completion_of(rollout_of(mint_group(time_ms, chance), 0, SECRET), 1, more, SECRET)
+    assert is_tagged(known, SECRET)
+    assert not is_tagged(known, b"another deployment's")
+    place += len("chatcmpl-")
+    changed = known[:place] + ("1" if known[place] == "0" else "0") + known[place + 1 :]
+    assert not is_tagged(changed, SECRET)
+
+
 @pytest.mark.parametrize("prefix", ["chatcmpl-", "cmpl-", "resp_", "msg_", "embd-"])
 @pytest.mark.parametrize("theirs", [None, "resp_68af.x-y"])
 def test_a_completion_is_known_by_whatever_id_the_agent_saw(prefix: str, theirs: str | None) -> None:
-    canonical = completion_of(rollout_of(mint_group(1, b"0123456789"), 2, SECRET), 3, b"12345678")
+    canonical = completion_of(rollout_of(mint_group(1, b"0123456789"), 2, SECRET), 3, b"12345", SECRET)
     seen = public_completion(canonical, prefix, theirs)
     assert seen.startswith(prefix)
     ref = parse_completion(seen)
@@ -106,7 +117,7 @@ def test_what_is_no_rollout_is_refused(text: str) -> None:
     with pytest.raises(MalformedId, match="not a rollout id"):
         parse_rollout(text)
     with pytest.raises(MalformedId):
-        completion_of(text, 0, b"12345678")
+        completion_of(text, 0, b"12345", SECRET)
 
 
 @pytest.mark.parametrize("text", ["", "chatcmpl-abc123", "chatcmpl-" + "0" * 26 + "_0_00000000"])

@@ -15,13 +15,14 @@ import pytest_asyncio
 from fulgurite.codec import Codec
 from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.failures import FailureKind
-from fulgurite.ids import mint_group, rollout_of
+from fulgurite.ids import external_group, mint_group, rollout_of
 from fulgurite.kinds import ApplyOutcome, Mode, StatusKind, UpdateKind
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
+from services.gateway.keys import KeyRing
 from services.kafka import EventProducer
 from services.stack.kafka_local import LocalKafka
 from services.stack.valkey_local import LocalValkey
-from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
+from tests.integration.gateway_process import ADMIN, PLAIN, SIGNING, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
@@ -67,6 +68,10 @@ async def test_a_declared_group_is_in_the_log_before_its_keys_are_given_out(gate
         {"deadline_s": -1},
         {"mode": "play"},
         {"reward_weights": {"a": "x"}},
+        {"reward_weights": {"a": "1"}},
+        {"reward_weights": {"a": 1e308}},
+        {"reward_weights": {"": 1}},
+        {"expected_rewards": [str(number) for number in range(101)]},
         {"no_such_field": 1},
         {"model": 5},
     ],
@@ -150,9 +155,13 @@ async def test_an_agent_cannot_pay_itself_nor_one_evaluator_anothers_rollout(gat
         (b"null", "value"),
         (b'"1"', "value"),
         (b"true", "value"),
+        (b"[1]", "value"),
+        (b"1e308", "value"),
+        (b"-1e39", "value"),
+        (b"1000001", "value"),
     ],
 )
-async def test_a_reward_is_a_finite_number(gateway: Gateway, value: bytes, param: str | None) -> None:
+async def test_a_reward_is_a_number_that_can_be_trained_on(gateway: Gateway, value: bytes, param: str | None) -> None:
     """What JSON does not have makes the whole body none."""
     rollout = (await gateway.declare(n=1))["rollouts"][0]
     body = b'{"rollout_id": "' + rollout["rollout_id"].encode() + b'", "name": "x", "value": ' + value + b"}"
@@ -248,12 +257,60 @@ async def test_rewards_for_nobody(gateway: Gateway) -> None:
         ({"name": "x", "value": 1}, 400),
         ({"rollout_id": forged, "completion_id": "y", "name": "x", "value": 1}, 400),
         ({"rollout_id": forged, "choice": 1, "name": "x", "value": 1}, 400),
-        ({"rollout_id": forged, "value": 1}, 400),
+        ({"rollout_id": forged, "name": "", "value": 1}, 400),
     ):
         answer, reply = await gateway.json(REWARDS, body, ADMIN)
         assert answer == status, reply
     answer, reply = await gateway.json(REWARDS, b"{", ADMIN)
     assert (answer, "not valid JSON" in reply["error"]["message"]) == (400, True)
+
+
+async def test_a_reward_of_a_completion_that_nobody_was_given_is_refused(gateway: Gateway, stub: Stub) -> None:
+    stub.reset()
+    rollout = (await gateway.declare(n=1))["rollouts"][0]
+    _, reply = await gateway.json("/v1/chat/completions", {"model": "policy", "messages": []}, rollout["api_key"])
+    known = reply["id"]
+    for made_up in (known[:-1] + ("0" if known[-1] != "0" else "1"), known[:-12] + "0" * 12, known.replace("_0_", "_1_", 1)):
+        status, answer = await gateway.json(REWARDS, {"completion_id": made_up, "value": 1}, ADMIN)
+        assert (status, answer["error"]["code"]) in ((404, "unknown_completion"), (404, "unknown_rollout")), made_up
+    assert (await gateway.json(REWARDS, {"completion_id": known, "value": 1}, ADMIN))[0] == 201
+
+
+@pytest.mark.parametrize("group", [mint_group(1_600_000_000_000, b"0123456789"), external_group("owner", "chat-42", b"any")])
+async def test_a_completion_from_before_ids_had_tags_can_be_paid(gateway: Gateway, group: str) -> None:
+    rollout = rollout_of(group, 0, KeyRing.parse(SIGNING).signing_secret)
+    old = f"chatcmpl-{rollout.removeprefix('ro_')}_0_0123456789ab"
+    status, reply = await gateway.json(REWARDS, {"completion_id": old, "value": 1}, ADMIN)
+    assert (status, reply["completion_id"]) == (201, old)
+
+
+async def test_a_misspelt_name_is_refused_with_those_that_were_declared(gateway: Gateway) -> None:
+    group = await gateway.declare(n=1, expected_rewards=["correct"], reward_weights={"style": 0.1})
+    rollout = group["rollouts"][0]
+    for name in ("corect", "reward"):
+        body = {"rollout_id": rollout["rollout_id"], "name": name, "value": 1}
+        status, reply = await gateway.json(REWARDS, body, rollout["reward_key"])
+        assert (status, reply["error"]["code"], reply["error"]["param"]) == (400, "unknown_reward", "name")
+        assert "correct, style" in reply["error"]["message"]
+    for name in ("correct", "style"):
+        body = {"rollout_id": rollout["rollout_id"], "name": name, "value": 1}
+        assert (await gateway.json(REWARDS, body, rollout["reward_key"]))[0] == 201
+
+
+async def test_a_reward_without_a_name_is_called_reward(gateway: Gateway) -> None:
+    group = await gateway.declare(n=1)
+    rollout = group["rollouts"][0]
+    assert (await gateway.json(REWARDS, {"rollout_id": rollout["rollout_id"], "value": 1}, rollout["reward_key"]))[0] == 201
+    (reward,) = await gateway.rewards(group["group_id"])
+    assert reward.name == "reward"
+
+
+async def test_how_a_number_is_written_makes_no_other_payload(gateway: Gateway) -> None:
+    rollout = (await gateway.declare(n=1))["rollouts"][0]
+    head = b'{"rollout_id": "' + rollout["rollout_id"].encode() + b'", "value": '
+    first, again = [await gateway.json(REWARDS, head + value, ADMIN, idempotency_key="written") for value in (b"1}", b"1.0 }")]
+    assert first == again
+    assert first[0] == 201
 
 
 async def test_the_same_idempotency_key_with_the_same_and_with_another_payload(gateway: Gateway) -> None:

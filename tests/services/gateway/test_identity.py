@@ -97,17 +97,17 @@ async def test_without_inference_every_unnamed_call_is_a_rollout_of_its_own(regi
 
 async def test_an_answer_that_is_built_on_names_its_rollout(identifier: Identifier, registry: GroupRegistry) -> None:
     opened = await identifier.identify(PLAIN, Named(), "policy", 5)
-    call = completion_of(opened.rollout_id, 0, b"01234567").replace("chatcmpl-", "resp_")
+    call = completion_of(opened.rollout_id, 0, b"01234", RING.signing_secret).replace("chatcmpl-", "resp_")
     who = await identifier.identify(PLAIN, Named(continues=call, items=[]), "policy", 5)
     assert (who.rollout_id, who.group_id, who.attempt, who.mode) == (opened.rollout_id, opened.group_id, 0, Mode.live)
     assert (who.identity, who.conversation) == (Identity.header, None)
     assert (await identifier.identify(PLAIN, Named(continues=call, session="s"), "policy", 5)).rollout_id != opened.rollout_id
-    declared = completion_of(ROLLOUT, 2, b"01234567")
+    declared = completion_of(ROLLOUT, 2, b"01234", RING.signing_secret)
     assert (await identifier.identify(ADMIN, Named(continues=declared), "policy", 5)).mode is Mode.live
     await registry.put(GROUP, GroupEntry(Mode.val, 1000, "", 3), 0)
     who = await identifier.identify(ADMIN, Named(continues=declared), "policy", 5)
     assert (who.rollout_id, who.attempt, who.mode) == (ROLLOUT, 2, Mode.val)
-    forged = completion_of(rollout_of(GROUP, 3, b"another secret"), 0, b"01234567")
+    forged = completion_of(rollout_of(GROUP, 3, b"another secret"), 0, b"01234", RING.signing_secret)
     for nobodys in (forged, "resp_123", "", declared):
         assert (await identifier.identify(PLAIN, Named(continues=nobodys), "policy", 5)).identity is Identity.none
     assert (await identifier.identify(OTHER, Named(continues=call), "policy", 5)).identity is Identity.none
@@ -125,7 +125,7 @@ async def test_who_may_name_what(identifier: Identifier) -> None:
         sibling: (ADMIN,),
     }
     for rollout, callers in may.items():
-        answer = completion_of(rollout, 0, b"01234567")
+        answer = completion_of(rollout, 0, b"01234", RING.signing_secret)
         for caller in (PLAIN, OTHER, SCOPED, ADMIN):
             assert (identifier.own_completion(caller, answer) is not None) == (caller in callers)
             for named in (Named(path=rollout), Named(header=rollout), *([] if caller is SCOPED else [Named(session=rollout)])):
@@ -151,7 +151,7 @@ async def test_a_store_that_is_gone_stops_no_plain_traffic() -> None:
     assert who.identity is Identity.none
     await identifier.remember(who, [answer])
     for caller, rollout in ((PLAIN, who.rollout_id), (ADMIN, ROLLOUT)):
-        built_on = await identifier.identify(caller, Named(continues=completion_of(rollout, 0, b"01234567")), "policy", 5)
+        built_on = await identifier.identify(caller, Named(continues=completion_of(rollout, 0, b"01234", RING.signing_secret)), "policy", 5)
         assert (built_on.rollout_id, built_on.mode) == (rollout, Mode.live)
 
 

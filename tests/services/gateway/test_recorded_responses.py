@@ -60,7 +60,7 @@ class Log:
 async def answered(caller: Caller = OWNER, *, body: dict[str, Any] | None = None, **fields: Any) -> LlmCall:
     """A recorded response of a rollout of this caller's."""
     who = await IDENTIFIER.identify(caller, Named(), "policy", 1_700_000_000_000)
-    call_id = completion_of(who.rollout_id, 0, b"01234567")
+    call_id = completion_of(who.rollout_id, 0, b"01234", RING.signing_secret)
     made = make_call(replies=[{"role": "assistant", "output": [SAID]}])
     names = {"call_id": call_id, "event_id": call_id, "group_id": who.group_id, "rollout_id": who.rollout_id, "api": "responses"}
     request = msgspec.json.encode({"model": "policy", "input": "hi"} if body is None else body).decode()

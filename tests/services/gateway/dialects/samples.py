@@ -17,7 +17,7 @@ from services.gateway.streams import StreamRelay
 VLLM = Route("policy", "vllm", "http://x", "vllm", "served", "policy", None)
 OTHER = Route("gpt", "gpt", "http://x", "openai", "gpt-5", None, "sk-upstream")
 DEFAULTS = SamplingDefaults().sampling()
-CALL = completion_of(rollout_of(mint_group(1, b"0123456789"), 0, b"secret"), 0, b"12345678")
+CALL = completion_of(rollout_of(mint_group(1, b"0123456789"), 0, b"secret"), 0, b"12345", b"secret")
 CORE = CALL.removeprefix("chatcmpl-")
 
 
