@@ -11,7 +11,7 @@ import time
 from typing import Any, cast
 
 from confluent_kafka import KafkaException
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from fulgurite.topics import AGENT_STATUS, LLM_CALLS, min_insync
@@ -42,7 +42,7 @@ def promise(replication: int) -> dict[str, Any]:
 
 
 class HealthDesk:
-    """The routes for whoever runs the gateway; without FULGURITE_OPERATIONS_KEY they need no key."""
+    """The routes for whoever runs the gateway; what they say needs FULGURITE_OPERATIONS_KEY, where that is set."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -59,8 +59,8 @@ class HealthDesk:
         """The process lives."""
         return {"status": "ok"}
 
-    async def readyz(self) -> JSONResponse:
-        """200 if traffic is welcome, 503 if not; says why."""
+    async def readyz(self, request: Request) -> JSONResponse:
+        """200 if traffic is welcome, 503 if not; tells operators why."""
         ways = {alias: self._desk.dispatcher.router.candidates(alias, "") for alias in self._desk.routes}
         backends = {way.backend: way for listed in ways.values() for way in listed}
         async with self._lock:
@@ -84,7 +84,8 @@ class HealthDesk:
             "unserved_routes": self._desk.dispatcher.router.unserved(),
             "store": {"problem": await self._store_problem()},
         }
-        return JSONResponse(report, 200 if ready else 503)
+        shown = report if self._desk.doorkeeper.is_operator(request.headers.get("authorization")) else {"ready": ready}
+        return JSONResponse(shown, 200 if ready else 503)
 
     def _log_ready(self) -> bool:
         """Whether calls of some mode would be answered: a log that is away matters less to a gateway that can do without."""

@@ -99,11 +99,10 @@ class Doorkeeper:
             return Caller(owner, admin=False, claims=None)
         raise Unauthorized(f"Unknown API key: use {wanted}.")
 
-    def admit_operator(self, authorization: str | None) -> None:
-        """Let in whoever has the operations key or the admin key; everybody, without an operations key. Raises Unauthorized."""
+    def is_operator(self, authorization: str | None) -> bool:
+        """Whether the key is the operations key or the admin key; without an operations key everybody is an operator."""
         key = bearer(authorization)
-        if self._operations is not None and not _same(key, self._operations) and not _same(key, self._admin):
-            raise Unauthorized("This page is for operators: send `Authorization: Bearer <key>` with FULGURITE_OPERATIONS_KEY.")
+        return self._operations is None or _same(key, self._operations) or _same(key, self._admin)
 
 
 class Named(msgspec.Struct, frozen=True):

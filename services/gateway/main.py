@@ -29,6 +29,7 @@ from services import logs
 from services.clock import now_ms
 from services.gateway.admission import Admission
 from services.gateway.call_search import CallSearch
+from services.gateway.connection import KEEP_ALIVE_S, protocol_class, raise_open_files
 from services.gateway.continuation import ANSWERS_IN_MEMORY, Continuation
 from services.gateway.desk import Desk
 from services.gateway.dialects import DIALECTS
@@ -43,7 +44,6 @@ from services.gateway.inference import MEMORY_LIMIT, Inference
 from services.gateway.keys import KeyRing
 from services.gateway.metrics import Metrics
 from services.gateway.models_route import Models, Responses
-from services.gateway.one_write import protocol_class
 from services.gateway.openapi import describe
 from services.gateway.policies import PolicyTail
 from services.gateway.problems import ExpiredKey, GatewayError, InvalidRequest, NotFound, clipped
@@ -246,6 +246,8 @@ async def _on_bug(request: Request, error: Exception) -> Response:
 def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
     """Serve until SIGTERM or SIGINT."""
     app = create_app(settings, kafka)
+    # Half of them for clients, a quarter for those that come all at once, the rest for upstreams, the log and the disk.
+    files = raise_open_files()
     # Calls have no use for their client's address; uvicorn would look for a proxy's headers in each.
     behind_proxies = ProxyHeadersMiddleware(cast(Any, app), os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1"))
     uvicorn.run(
@@ -256,10 +258,10 @@ def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
         port=settings.gateway_port,
         access_log=False,
         log_config=None,
-        http=protocol_class(settings.client_write_timeout_s),
+        http=protocol_class(settings.client_write_timeout_s, settings.request_timeout_s, files // 2),
         timeout_graceful_shutdown=settings.drain_s,
-        timeout_keep_alive=75,
-        backlog=4096,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        backlog=min(4096, files // 4),
         lifespan="on",
     )
 

@@ -14,16 +14,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 _HEAD = b"HTTP/1.1 "
 
 
-def protocol_class(write_timeout_s: float) -> type[OneWriteProtocol]:
-    """For uvicorn, which makes one of each connection."""
-
-    class Bounded(OneWriteProtocol):
-        """With the setting's limit."""
-
-    Bounded.write_timeout_s = write_timeout_s
-    return Bounded
-
-
 class OneWriteProtocol(HttpToolsProtocol):
     """One connection."""
 

@@ -4,7 +4,8 @@ GatewayError                 status, OpenAI type and code, and how a call that e
 ├── InvalidRequest      400  malformed JSON, a wrong type, a value out of range
 │   ├── RequestTimeout  408  the body did not arrive in time
 │   ├── BodyTooLarge    413  more bytes or more JSON values than are taken
-│   └── UnsupportedEncoding 415  compressed in a way that is not read here
+│   ├── UnsupportedEncoding 415  compressed in a way that is not read here
+│   └── HeadTooLarge    431  more headers than are taken
 ├── Unauthorized        401  no key, or a key nobody here gave out
 │   └── ExpiredKey      401  a scoped key past its deadline and grace; names its claims
 ├── Forbidden           403  a good key for something else
@@ -120,6 +121,13 @@ class UnsupportedEncoding(InvalidRequest):
     def headers(self) -> dict[str, str]:
         """What would be read, as HTTP asks."""
         return {"accept-encoding": self._accepted}
+
+
+class HeadTooLarge(InvalidRequest):
+    """More headers, or a longer URL, than are taken."""
+
+    status = 431
+    code = "head_too_large"
 
 
 class Unauthorized(GatewayError):

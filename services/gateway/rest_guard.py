@@ -12,11 +12,11 @@ from services.clock import now_ms
 from services.gateway import wire
 from services.gateway.identity import ADMIN_KEY, REWARD_KEY, ROLLOUT_ID_HEADER, STATUS_KEY, Doorkeeper
 from services.gateway.json_body import decode_body
-from services.gateway.problems import ClientGone, ExpiredKey, GatewayError, InvalidRequest
+from services.gateway.problems import ClientGone, ExpiredKey, GatewayError, InvalidRequest, Unauthorized
 
 _ROLLOUTS = "/v1/rollouts"
 _REWARDS = "/v1/rewards"
-_OPERATIONS = ("/metrics", "/readyz", "/docs", "/redoc", "/openapi.json")
+_OPERATIONS = ("/metrics", "/docs", "/redoc", "/openapi.json")
 _REPLACED = (b"content-type", b"content-encoding", b"content-length")
 
 
@@ -46,8 +46,8 @@ class RestGuard:
         """The request as the route gets it. Raises GatewayError, ClientGone."""
         path, headers = scope["path"], wire.headers_of(scope)
         doorkeeper: Doorkeeper = scope["app"].state.doorkeeper
-        if path.startswith(_OPERATIONS):
-            doorkeeper.admit_operator(wire.authorization(headers))
+        if path.startswith(_OPERATIONS) and not doorkeeper.is_operator(wire.authorization(headers)):
+            raise Unauthorized("This page is for operators: send `Authorization: Bearer <key>` with FULGURITE_OPERATIONS_KEY.")
         if scope["method"] != "POST" or not (path in (_REWARDS, _ROLLOUTS) or path.startswith(f"{_ROLLOUTS}/")):
             return scope, receive
         doorkeeper.admit(wire.authorization(headers), now_ms(), _wanted(path))

@@ -105,7 +105,7 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     api_keys: SecretStr = SecretStr("")
     allow_any_key: bool = False
     operations_key: SecretStr | None = None
-    """Bearer key that `/metrics`, `/readyz`, `/docs` and `/openapi.json` ask for; unset: none. The admin key opens them, too."""
+    """Bearer key that `/metrics`, `/docs`, `/openapi.json` and what `/readyz` says ask for; unset: none. The admin key opens them, too."""
 
     policy: str = "policy"
     aliases: str = "policy=policy"

@@ -11,7 +11,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from services.gateway.one_write import HeadHolder, OneWriteProtocol, protocol_class
+from services.gateway.connection import protocol_class
+from services.gateway.one_write import HeadHolder, OneWriteProtocol
 
 HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
 
