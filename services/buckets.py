@@ -51,10 +51,13 @@ class Bucket:
         return True
 
 
-def read(uri: str) -> bytes:
-    """A payload. Raises OSError, ValueError."""
+def read(uri: str, size: int) -> bytes:
+    """A payload of this size. Raises OSError, ValueError."""
     folder, _, name = uri.rpartition("/")
     store, root = _opened(folder.rpartition("/")[0])
+    (entry,) = store.get_file_info([f"{root}/{name[:2]}/{name}"])
+    if not entry.is_file or int(entry.size) != size:
+        raise ValueError(f"it is not what was left there: no object of {size:,} bytes")
     with store.open_input_stream(f"{root}/{name[:2]}/{name}") as stream:
         return bytes(stream.read())
 

@@ -57,6 +57,8 @@ class CallReader:
     def _read(self, consumer: Consumer, partition: int, offset: int, child: LlmCall) -> LlmCall:
         """The record there. Raises BrokenDelta if it is no call, or gone."""
         where = f"{self._settings.topic(LLM_CALLS)}[{partition}]@{offset}"
+        if not (0 <= partition < LLM_CALLS.partitions and offset >= 0):
+            raise BrokenDelta(f"call {child.call_id}: its parent at {where} is in no partition of the topic")
         try:
             place = TopicPartition(self._settings.topic(LLM_CALLS), partition, offset)
             low, high = watermarks(consumer, place, _TIMEOUT_S)

@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class ClaimSettings(BaseSettings):
-    """The store's address. Readers need none: a claim check says where its payload lies."""
+    """The store's address. A claim check says where its payload lies; readers need to know the buckets, for they read from no others."""
 
     model_config = SettingsConfigDict(env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True)
 
@@ -18,3 +18,9 @@ class ClaimSettings(BaseSettings):
     claims_url: str = ""
     """Another place for it: `file:///shared/claims`, `s3://bucket/claims`; addresses and secrets of object storage are its own environment
     variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL)."""
+    claims_former_urls: str = ""
+    """Buckets that claims were left in before, separated by commas: readers look there and at FULGURITE_CLAIMS_URL, and at no other."""
+
+    def buckets(self) -> tuple[str, ...]:
+        """How the claims' addresses in them begin."""
+        return tuple(f"{url.strip().rstrip('/')}/" for url in (self.claims_url, *self.claims_former_urls.split(",")) if url.strip())

@@ -3,11 +3,17 @@
 The store is a folder (`file://`) or a bucket (`s3://` and whatever else `services.buckets` knows). A payload is there, whole and under
 its name, before its claim check is given out. It is never changed; who leaves it again makes it young, and `fulgurite claims prune` takes
 only what is old.
+
+A claim check may have been written by anybody who can write to Kafka, so it is not trusted to name a place. What is read is a regular file
+that is named by the claim's SHA-256, in a folder named by its first two digits, or the same in a bucket that the settings name; and only
+if it has the size that the claim tells.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +25,10 @@ import msgspec
 from fulgurite.claims import claims_of, digest, put_back_pieces, redeem, take_pieces
 from fulgurite.errors import BadClaim
 from fulgurite.events import ClaimCheck, Episode, LlmCall
+from services.claim_settings import ClaimSettings
+
+_SHOWN = 500
+"""Characters of a claim's address in an error."""
 
 _LONG = 4096
 """Characters of a JSON string that nobody reads in a terminal."""
@@ -84,8 +94,8 @@ class Folder:
         """See `Place`."""
         for path in sorted(self._folder.glob("[0-9a-f][0-9a-f]/*")):
             if path.name.startswith(path.parent.name):
-                stat = path.stat()
-                yield Left(path.name, path.as_uri(), stat.st_size, stat.st_mtime)
+                found = path.stat()
+                yield Left(path.name, path.as_uri(), found.st_size, found.st_mtime)
 
     def remove(self, left: Left) -> bool:
         """See `Place`."""
@@ -107,16 +117,30 @@ def open_store(url: str, data: Path) -> ClaimStore:
 
 
 def fetch(claim: ClaimCheck) -> bytes:
-    """What was left there, unproved; blocks. Raises BadClaim."""
-    location = urlparse(claim.uri)
+    """What was left there, of the size told, and but for that unproved; blocks. Raises BadClaim."""
     try:
+        location = urlparse(claim.uri)
+        if not re.fullmatch(r"[0-9a-f]{64}", claim.sha256) or not location.path.endswith(f"/{claim.sha256[:2]}/{claim.sha256}"):
+            raise BadClaim(f"{claim.uri[:_SHOWN]} is no place of a claim: one ends with its SHA-256")
         if location.scheme == "file":
-            return Path(unquote(location.path)).read_bytes()
+            return _read_file(unquote(location.path), claim)
+        if not claim.uri.startswith(ClaimSettings().buckets()):
+            raise BadClaim(f"{claim.uri[:_SHOWN]} is in no bucket of FULGURITE_CLAIMS_URL or FULGURITE_CLAIMS_FORMER_URLS")
         from services.buckets import read
 
-        return read(claim.uri)
+        return read(claim.uri, claim.size)
     except (OSError, ValueError) as error:
-        raise BadClaim(f"{claim.uri} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise BadClaim(f"{claim.uri[:_SHOWN]} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _read_file(path: str, claim: ClaimCheck) -> bytes:
+    """Never waits, as a pipe would have it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != claim.size:
+            raise BadClaim(f"{claim.uri[:_SHOWN]} is not what was left there: no file of {claim.size:,} bytes")
+        return file.read(claim.size)
 
 
 def redeemed(call: LlmCall, known: dict[str, bytes] | None = None) -> LlmCall:
