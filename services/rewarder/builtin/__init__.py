@@ -20,9 +20,9 @@ _REFERENCE = {"reference": Text("reference"), "after": Text("")}
 BUILTINS: dict[str, dict[str, Parameter]] = {
     "exact_match": {**_REFERENCE, "normalise": Choice(("squad", "none"))},
     "f1": dict(_REFERENCE),
-    "math": dict(_REFERENCE),
+    "math": {**_REFERENCE, "timeout_s": Number(5.0)},
     "sql": {**_REFERENCE, "database": Text("database"), "timeout_s": Number(5.0), "max_rows": Number(10_000.0)},
-    "json_schema": {"schema": Text("schema"), "after": Text("")},
+    "json_schema": {"schema": Text("schema"), "after": Text(""), "timeout_s": Number(5.0)},
 }
 
 

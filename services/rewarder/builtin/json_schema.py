@@ -2,6 +2,7 @@
 
 The task's field `schema` holds the JSON Schema; a fenced block is taken out of the answer. For `{"type": "object", "required": ["n"]}`:
 '{"n": 3}' → 1, '{"m": 3}' → 0, 'n is 3' → 0. Nothing is fetched: a schema that refers to another one must hold it (`$defs`).
+What takes longer than `timeout_s` is worth 0: the schema's patterns may take for ever on texts made for it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,21 @@ from referencing.exceptions import Unresolvable
 
 from fulgurite.episode_view import EpisodeView
 from services.rewarder.builtin.answers import answer_of, code_of, field_of
+from services.rewarder.builtin.bounded import within
 from services.rewarder.errors import RewardFailed
 
 
-def reward(episode: EpisodeView, schema: str, after: str) -> float:
+def reward(episode: EpisodeView, schema: str, after: str, timeout_s: float) -> float:
     """In {0, 1}. Raises RewardFailed for a task without the field `schema`, or with what is no schema."""
     validator = _validator(field_of(episode, schema), schema)
+    answer = answer_of(episode, after)
+    return within(timeout_s, lambda: _worth(validator, answer, schema))
+
+
+def _worth(validator: Any, answer: str, schema: str) -> float:
     try:
-        value = json.loads(code_of(answer_of(episode, after)))
-    except (ValueError, RecursionError):
+        value = json.loads(code_of(answer))
+    except ValueError:
         return 0.0
     try:
         return float(validator.is_valid(value))

@@ -2,6 +2,7 @@ r"""1 if the answer is mathematically the same as one of the references, else 0.
 
 By `math-verify`: the last formula of the answer (LaTeX, \boxed{...}, or plain) is compared by value and form: for the reference "1/2",
 "so it is $\frac{2}{4}$" → 1, "0.5" → 1, "2" → 0. Evaluation is symbolic, nothing is executed.
+What takes longer than `timeout_s` is worth 0.
 """
 
 from __future__ import annotations
@@ -13,17 +14,23 @@ from math_verify import parse, verify  # pyright: ignore[reportMissingTypeStubs,
 
 from fulgurite.episode_view import EpisodeView
 from services.rewarder.builtin.answers import answer_of, references_of
+from services.rewarder.builtin.bounded import within
 from services.rewarder.errors import RewardFailed
 
 # It would warn that the time limit is left to us.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
-def reward(episode: EpisodeView, reference: str, after: str) -> float:
+def reward(episode: EpisodeView, reference: str, after: str, timeout_s: float) -> float:
     """In {0, 1}. Raises RewardFailed for a task without the field `reference`, or with one that is no mathematics."""
     golds = [_gold(one) for one in references_of(episode, reference)]
-    answer = _parsed(answer_of(episode, after))
-    return float(any(verify(gold, answer, timeout_seconds=None) for gold in golds))
+    answer = answer_of(episode, after)
+    return within(timeout_s, lambda: _worth(golds, answer))
+
+
+def _worth(golds: list[list[Any]], answer: str) -> float:
+    parsed = _parsed(answer)
+    return float(any(verify(gold, parsed, timeout_seconds=None) for gold in golds))
 
 
 def _gold(text: str) -> list[Any]:
@@ -34,5 +41,5 @@ def _gold(text: str) -> list[Any]:
 
 
 def _parsed(text: str) -> list[Any]:
-    # The time limit is the function's; its own would need signals.
+    # The time limit is ours; its own would need signals.
     return cast("list[Any]", parse(text, parsing_timeout=cast(int, None)))

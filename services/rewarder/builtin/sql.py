@@ -19,11 +19,15 @@ from sqlglot.errors import SqlglotError
 
 from fulgurite.episode_view import EpisodeView
 from services.rewarder.builtin.answers import answer_of, code_of, field_of, references_of
+from services.rewarder.builtin.bounded import within
 from services.rewarder.errors import RewardFailed
 
 _READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _STEPS = 1000
 """Instructions of SQLite's machine between two looks at the clock."""
+
+_LONGEST = 10_000_000
+"""Bytes of one value: a function that makes a longer one would not be interrupted."""
 
 Row = tuple[Any, ...]
 
@@ -33,12 +37,13 @@ def reward(episode: EpisodeView, reference: str, after: str, database: str, time
     path = Path(str(field_of(episode, database)))
     if not path.is_file():
         raise RewardFailed(f"the task's {database!r} names {path}, which is no file where the reward worker runs")
-    expected = [(query, _expected(path, query, timeout_s, int(max_rows))) for query in references_of(episode, reference)]
-    try:
-        rows = _rows(path, code_of(answer_of(episode, after)), timeout_s, int(max_rows))
-    except (sqlite3.Error, sqlite3.Warning, MemoryError):
-        return 0.0
-    return float(any(_same(rows, wanted, _is_ordered(query)) for query, wanted in expected))
+    expected = [(_expected(path, query, timeout_s, int(max_rows)), _is_ordered(query)) for query in references_of(episode, reference)]
+    answer = answer_of(episode, after)
+    return within(timeout_s, lambda: _worth(expected, _rows(path, code_of(answer), timeout_s, int(max_rows))))
+
+
+def _worth(expected: list[tuple[list[Row], bool]], rows: list[Row]) -> float:
+    return float(any(_same(rows, wanted, ordered) for wanted, ordered in expected))
 
 
 def _expected(path: Path, query: str, timeout_s: float, max_rows: int) -> list[Row]:
@@ -51,6 +56,7 @@ def _expected(path: Path, query: str, timeout_s: float, max_rows: int) -> list[R
 def _rows(path: Path, query: str, timeout_s: float, max_rows: int) -> list[Row]:
     until = time.monotonic() + timeout_s
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
         connection.set_authorizer(_allowed)
         connection.set_progress_handler(lambda: time.monotonic() > until, _STEPS)
         rows = connection.execute(query).fetchmany(max_rows + 1)

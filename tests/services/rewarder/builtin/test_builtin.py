@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulgurite.episode_view import EpisodeView
 from fulgurite.stitching import stitch
 from services.rewarder import builtin
 from services.rewarder.builtin import BUILTINS, PREFIX
+from services.rewarder.builtin.bounded import within
 from services.rewarder.errors import PluginError, RewardFailed
 from services.rewarder.functions import load, named, source_of
 from tests.synthetic import make_call, make_declared, make_status
@@ -65,6 +68,13 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("math", "it is 2", 0.5, 0.0),
         ("math", "I can't tell", "1/2", 0.0),
         ("math", "", "1/2", 0.0),
+        ("math(timeout_s=0.5)", "$10^{10^{10}}$", "1/2", 0.0),
+        ("math(timeout_s=0.5)", r"\boxed{99999999!}", "1/2", 0.0),
+        ("math(timeout_s=0.5)", r"$\sum_{n=1}^{10^9} n^n$", "1/2", 0.0),
+        ("math(timeout_s=0.5)", r"\boxed{\binom{10^9}{5\cdot10^8}}", "1/2", 0.0),
+        ("math(timeout_s=0.5)", "(" * 3000 + "1" + ")" * 3000, "1/2", 0.0),
+        ("math(timeout_s=0.5)", "$" + "{" * 3000 + "}" * 3000 + "$", "1/2", 0.0),
+        ("math(timeout_s=0.5)", "a\ud83c", "1/2", 0.0),
     ],
 )
 def test_answers(reference: str, answer: str, expected: object, worth: float) -> None:
@@ -84,6 +94,20 @@ def test_answers(reference: str, answer: str, expected: object, worth: float) ->
 )
 def test_json_schema(answer: str, worth: float) -> None:
     assert value("json_schema", answer, {"schema": SCHEMA}) == worth
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer"),
+    [
+        ({"type": "string", "pattern": "^(a+)+$"}, json.dumps("a" * 60 + "!")),
+        ({"$ref": "#/$defs/list", "$defs": {"list": {"type": "array", "items": {"$ref": "#/$defs/list"}}}}, "[" * 900 + "1" + "]" * 900),
+        ({"type": "integer", "multipleOf": 0.1}, "1e400"),
+        ({"type": "integer"}, "9" * 5000 + ".5"),
+        ({"uniqueItems": True}, json.dumps([[[number]] for number in range(100_000)])),
+    ],
+)
+def test_an_answer_that_is_made_to_end_the_judge_fits_no_schema(schema: object, answer: str) -> None:
+    assert value("json_schema(timeout_s=0.5)", answer, {"schema": schema}) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -109,6 +133,10 @@ def test_json_schema(answer: str, worth: float) -> None:
         ("select 1", "with recursive r(x) as (select 1 union all select x + 1 from r) select count(*) from r", 0.0),
         ("select 1", "with recursive r(x) as (select 1 union all select x + 1 from r) select x from r", 0.0),
         ("select 1", "select zeroblob(2000000000)", 0.0),
+        ("select 1", "select printf('%.*c', 999999999, 'x')", 0.0),
+        ("select 1", "select replace(printf('%.*c', 9999999, 'x'), 'x', printf('%.*c', 9999999, 'x'))", 0.0),
+        ("select 1", "select '\ud83c'", 0.0),
+        ("select 1", "select " + "(" * 5000 + "1" + ")" * 5000, 0.0),
     ],
 )
 def test_sql(database: str, query: str, answer: str, worth: float) -> None:
@@ -142,6 +170,30 @@ def test_a_reference_that_cannot_be_executed_is_a_failure(database: str) -> None
         value("sql", "select 1", {"reference": "selekt 1", "database": database})
 
 
+ODD = st.text(st.characters()) | st.text("$\\\\{}[]()^_0123456789!,;'\"`\n selct*frombx", max_size=60)
+
+
+@given(ODD, st.sampled_from(["math", "json_schema", "sql"]))
+@settings(deadline=None, max_examples=60)
+def test_every_answer_is_worth_something_and_no_failure(database: str, answer: str, name: str) -> None:
+    reference = f"{name}(timeout_s=0.5)"
+    task = {"reference": "1" if name == "math" else "select 1", "database": database, "schema": SCHEMA}
+    assert value(reference, answer, task) in (0.0, 1.0)
+
+
+def test_an_answer_that_ends_the_process_is_worth_nothing() -> None:
+    assert within(10.0, lambda: os._exit(3)) == 0.0
+    assert within(10.0, sys.exit) == 0.0
+    assert within(0.2, lambda: threading.Event().wait(600)) == 0.0
+    assert within(10.0, lambda: 0.25) == 0.25
+    with pytest.raises(RewardFailed, match="no schema"):
+        within(10.0, lambda: fail("no schema"))
+
+
+def fail(why: str) -> float:
+    raise RewardFailed(why)
+
+
 def test_undeclared_traffic_has_no_reference() -> None:
     made = stitch([make_call(), make_status()])
     assert made is not None
@@ -172,7 +224,7 @@ def test_every_built_in_reward_has_its_file() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "those"),
-    [("answers", set(BUILTINS)), ("exact_match", {"exact_match", "f1"}), ("sql", {"sql"})],
+    [("answers", set(BUILTINS)), ("bounded", {"math", "sql", "json_schema"}), ("exact_match", {"exact_match", "f1"}), ("sql", {"sql"})],
 )
 def test_a_source_changes_with_what_the_reward_shares(tmp_path: Path, changed: str, those: set[str]) -> None:
     folder = shutil.copytree(Path(builtin.__file__).parent, tmp_path / "builtin")
