@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from time import perf_counter
 
 import msgspec
 
-from fulgurite.events import LlmCall, Sampling
+from fulgurite.events import Choice, LlmCall, Sampling
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import CallOutcome, LogprobsMode
 from fulgurite.tokens import prompt_hash
@@ -20,6 +22,7 @@ from services.gateway.wire import Header
 
 _REDACTED = "[redacted]"
 _TAIL = 16
+_LARGEST = (1 << 31) - 1
 
 REFUSED_CHARACTERS = 8192
 """Below the least FULGURITE_CLAIM_CHECK_BYTES: a refused call is never left in the claims store."""
@@ -102,14 +105,20 @@ class Call:
         now_ms: int,
         problem: GatewayError | None = None,
         outcome: CallOutcome = CallOutcome.success,
+        *,
+        with_answer: bool = True,
     ) -> LlmCall:
-        """What the log gets. Without a problem, an outcome other than success is a client that went away."""
-        return _event(self.draft, self.who, self.call_id, self, logprobs_mode, now_ms, problem, outcome)
+        """What the log gets. Without a problem, an outcome other than success is a client that went away.
+
+        `with_answer=False` leaves out all that the upstream said: such an event can be made whatever that was.
+        """
+        capture = self.capture if with_answer else None
+        return _event(self.draft, self.who, self.call_id, self, capture, logprobs_mode, now_ms, problem, outcome)
 
 
 def refusal(draft: Draft, who: Identified, call_id: str, problem: GatewayError, now_ms: int) -> LlmCall:
     """The event of a call that never reached an upstream; of a large body it has the beginning only."""
-    event = _event(draft, who, call_id, None, LogprobsMode.none, now_ms, problem, problem.outcome)
+    event = _event(draft, who, call_id, None, None, LogprobsMode.none, now_ms, problem, problem.outcome)
     return msgspec.structs.replace(event, request=shortened(event.request)) if event.request is not None else event
 
 
@@ -125,14 +134,18 @@ def _event(
     who: Identified,
     call_id: str,
     call: Call | None,
+    capture: Capture | None,
     logprobs_mode: LogprobsMode,
     now_ms: int,
     problem: GatewayError | None,
     outcome: CallOutcome,
 ) -> LlmCall:
-    request, route, capture = draft.request, call and call.route, call and call.capture
-    choices = capture.taken() if capture else ()
-    prompt = capture.prompt() if capture else None
+    request, route = draft.request, call and call.route
+    asked = None if draft.raw is None else hide(draft.raw, draft.secret)
+    choices = tuple([_without_key(choice, draft.secret) for choice in capture.taken()]) if capture else ()
+    response = capture.response() if capture else None
+    # A key could be read from the tokens of what it was in.
+    prompt = capture.prompt() if capture and asked == draft.raw else None
     failure, status = _verdict(capture, problem, outcome)
     return LlmCall(
         event_id=call_id,
@@ -155,12 +168,12 @@ def _event(
         status_code=status,
         failure=failure,
         error=None if problem is None else hide(problem.message, draft.secret),
-        request=None if draft.raw is None else hide(draft.raw, draft.secret),
-        response=capture.response() if capture else None,
+        request=asked,
+        response=None if response is None else hide(response, draft.secret),
         prompt_token_ids=prompt,
         prompt_hash=None if prompt is None else prompt_hash(prompt),
         choices=choices,
-        sampling=draft.sampling,
+        sampling=_storable(draft.sampling),
         logprobs_mode=logprobs_mode if any(choice.logprobs for choice in choices) else LogprobsMode.none,
         prompt_tokens=capture.prompt_tokens if capture else None,
         completion_tokens=capture.completion_tokens if capture else None,
@@ -181,9 +194,36 @@ def reply_headers(who: Identified, version: str | None = None) -> list[Header]:
 
 
 def hide(text: str, secret: str) -> str:
-    """The text without the caller's key, should it have got in there."""
+    """The text without the caller's key, should it have got in there, also where JSON's escapes spell it."""
+    if not secret:
+        return text
     # Searching a long text for a whole key is slow; its end, a signature's, is found or missed at once.
-    return text.replace(secret, _REDACTED) if secret and secret[-_TAIL:] in text else text
+    found = text.replace(secret, _REDACTED) if secret[-_TAIL:] in text else text
+    return _spelled(secret).sub(_REDACTED, found) if "\\u00" in found else found
+
+
+@lru_cache(maxsize=256)
+def _spelled(secret: str) -> re.Pattern[str]:
+    """The key, each of its characters as it is or escaped, as often as JSON was put into JSON."""
+    hexadecimal = {character: f"(?i:{ord(character):04x})" for character in secret}
+    return re.compile("".join(rf"(?:{re.escape(character)}|\\\\*u{hexadecimal[character]})" for character in secret))
+
+
+def _without_key(choice: Choice, secret: str) -> Choice:
+    said = choice.message and hide(choice.message, secret)
+    return choice if said == choice.message else msgspec.structs.replace(choice, message=said, token_ids=None, logprobs=None)
+
+
+def _storable(sampling: Sampling) -> Sampling:
+    """With counts that the log has room for: beyond it they bound nothing that can be generated."""
+    if -_LARGEST <= sampling.top_k <= _LARGEST and -_LARGEST <= (sampling.max_tokens or 0) <= _LARGEST:
+        return sampling
+    limit = sampling.max_tokens
+    return msgspec.structs.replace(sampling, top_k=_bounded(sampling.top_k), max_tokens=None if limit is None else _bounded(limit))
+
+
+def _bounded(number: int) -> int:
+    return max(-_LARGEST, min(number, _LARGEST))
 
 
 def _verdict(capture: Capture | None, problem: GatewayError | None, outcome: CallOutcome) -> tuple[FailureKind | None, int | None]:

@@ -14,13 +14,20 @@ import msgspec
 
 from fulgurite.events import Choice
 from fulgurite.failures import FailureKind
+from fulgurite.untrusted_json import encoded as encode
+from fulgurite.untrusted_json import parsed
+from services.gateway.foreign import decode, decode_leniently, joined, recorded
+
+__all__ = ["Capture", "Json", "Mark", "arguments_parse", "encode", "error_text"]
 
 VERSION_COMMENT = b": fulgurite-version "
 
 Json = dict[str, Any]
 
-decode = msgspec.json.Decoder().decode
-encode = msgspec.json.Encoder().encode
+_LARGEST = (1 << 31) - 1
+"""What the log has room for in a count or an index."""
+_WORDS = 2_000
+"""Characters of an upstream's error that are kept."""
 
 
 class Mark(Enum):
@@ -49,10 +56,15 @@ class Capture(ABC):
         """What the upstream said of itself in an error event within a stream."""
         self.version_first: str | None = None
         self.version_last: str | None = None
+        self.done = False
+        """Whether the stream said that it is over."""
+        self.unread = 0
+        """Parts of the answer that the agent got and that were not understood: with any, the log gets none of its tokens."""
+        self._has_halves = False
 
     @abstractmethod
     def take_reply(self, reply: Json) -> bytes | None:
-        """A whole answer → the body for the agent; None for what is no answer of this API."""
+        """A whole answer → the body for the agent; None for what is no answer of this API, with its words in `error` if it is an error."""
 
     @abstractmethod
     def mark(self, chunk: Json) -> Mark:
@@ -63,8 +75,20 @@ class Capture(ABC):
         """A chunk of a stream → the chunk for the agent, None if nothing is left of it. An error within a stream is kept in `error`."""
 
     def decode_reply(self, raw: bytes) -> Any:
-        """A whole answer's bytes → what `take_reply` takes. Raises msgspec.DecodeError."""
-        return decode(raw)
+        """A whole answer's bytes → what `take_reply` takes. Raises ValueError."""
+        return self._decode(raw)
+
+    def decode_chunk(self, data: bytes) -> Json | None:
+        """A chunk's bytes → what `take_chunk` takes; None for what is no JSON object."""
+        try:
+            chunk = self._decode(data)
+        except ValueError:
+            return None
+        return cast(Json, chunk) if isinstance(chunk, dict) else None
+
+    def unclear(self) -> None:
+        """Note that a part of the answer goes to the agent and was not understood."""
+        self.unread += 1
 
     def quick_chunk(self, event: bytes) -> bytes | None:
         """`take_chunk` for events that are common, may leave and can be told apart cheaply: the event for the agent, closing blank line
@@ -107,31 +131,44 @@ class Capture(ABC):
 
     def response(self) -> str | None:
         """The reply without choices and token data."""
-        return encode({**self.head, "usage": self.usage}).decode() if self.head else None
+        return recorded({**self.head, "usage": self.usage}) if self.head else None
+
+    def as_recorded(self, message: Json) -> Json:
+        """The message as an agent will send it back: with whole characters."""
+        return msgspec.json.decode(recorded(message)) if self._has_halves else message
 
     def take_usage(self, usage: Any, prompt: str, completion: str) -> None:
         """Note usage as reported, under the API's own names for the two counts."""
         if isinstance(usage, dict):
             self.usage = cast(Json, usage)
-            self.prompt_tokens, self.completion_tokens = _count(self.usage, prompt), _count(self.usage, completion)
+            self.prompt_tokens, self.completion_tokens = count(self.usage.get(prompt)), count(self.usage.get(completion))
+
+    def _decode(self, data: bytes) -> Any:
+        try:
+            return decode(data)
+        except ValueError:
+            value, all_utf8 = decode_leniently(data)
+        self._has_halves = True
+        if not all_utf8:
+            self.unclear()
+        return value
 
 
 def error_text(error: Any) -> str:
     """The words of an error object."""
-    if isinstance(error, dict):
-        return str(cast(Json, error).get("message", cast(Json, error)))
-    return str(error)
+    said = cast(Json, error).get("message") or error if isinstance(error, dict) else error
+    return joined(said if isinstance(said, str) else recorded(said))[:_WORDS]
 
 
 def arguments_parse(arguments: Any) -> bool:
     """Whether a tool call's arguments are JSON, as far as they are text at all."""
     try:
-        msgspec.json.decode(arguments if isinstance(arguments, str) else "{}")
-    except msgspec.DecodeError:
+        parsed(arguments if isinstance(arguments, str) else "{}")
+    except ValueError:
         return False
     return True
 
 
-def _count(usage: Json, name: str) -> int | None:
-    value = usage.get(name)
-    return value if isinstance(value, int) else None
+def count(value: Any) -> int | None:
+    """A count or an index that the log has room for; None for anything else."""
+    return value if type(value) is int and 0 <= value <= _LARGEST else None

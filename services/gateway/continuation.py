@@ -22,6 +22,7 @@ from fulgurite.tokens import unpack_ids
 from services import logs
 from services.gateway.call import Call
 from services.gateway.dialect import ApiRequest
+from services.gateway.foreign import UNREADABLE
 from services.gateway.idempotency import Store
 from services.gateway.off_loop import off_loop
 from services.gateway.problems import Unavailable, UpstreamFailed, UpstreamUnreachable
@@ -39,6 +40,10 @@ _SHAPES = ("tools", "chat_template", "chat_template_kwargs", "add_special_tokens
 """Fields that shape a prompt, and that `/tokenize` knows."""
 _STRANGE = ("documents", "reasoning_effort", "continue_final_message", "add_generation_prompt", "echo", "n")
 """Fields that shape it too, and that it does not know; and those of which several answers come."""
+
+
+class _Rendered(msgspec.Struct):
+    tokens: list[int]
 
 
 def joined(recorded: Sequence[int], rendered: Sequence[int]) -> list[int] | None:
@@ -82,10 +87,10 @@ class Continuation:
         body = msgspec.json.encode({**asked, "model": way.model, "add_generation_prompt": True})
         try:
             async with self._client.open(way, "/tokenize", body, call.call_id, None, {}) as reply:
-                rendered = cast("list[int]", msgspec.json.decode(await reply.read())["tokens"])
+                rendered = msgspec.json.decode(await reply.read(), type=_Rendered).tokens
         except UpstreamUnreachable:
             raise
-        except (UpstreamFailed, msgspec.DecodeError, KeyError) as error:
+        except (UpstreamFailed, *UNREADABLE) as error:
             log.warning("a conversation is not continued in tokens", alias=call.request.alias, error=str(error))
             return call.request
         ids = joined(recorded, rendered)

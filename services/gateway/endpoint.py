@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Any, cast
 
 import msgspec
@@ -28,7 +29,7 @@ from services.gateway.dialect import ApiRequest, Dialect
 from services.gateway.event_stream import EventStream, KeptAlive, keep_alive_s
 from services.gateway.identity import AGENT_HEADER, ROLLOUT_HEADER, SUBJECT_HEADER, Caller, Identified, Named, bearer
 from services.gateway.keys import CALL
-from services.gateway.problems import ClientGone, ExpiredKey, Forbidden, GatewayError, NotFound, Unavailable, UpstreamBroken
+from services.gateway.problems import ClientGone, ExpiredKey, Forbidden, GatewayError, NotFound, Unavailable, Unrecordable, UpstreamBroken
 from services.gateway.settings import Route
 from services.gateway.streams import StreamRelay
 from services.gateway.vllm_client import VERSION_HEADER, VERSION_LAST_HEADER, UpstreamReply
@@ -36,6 +37,8 @@ from services.gateway.vllm_client import VERSION_HEADER, VERSION_LAST_HEADER, Up
 log = logs.get(__name__)
 
 _SERVER_ERROR = 500
+_EXCERPT = 200
+_NO_STREAMS = ("application/json", "application/problem+json", "text/html")
 
 
 class Endpoint:
@@ -158,18 +161,19 @@ class Endpoint:
         capture = call.capture
         try:
             async with wire.ClientWatch(receive):
-                async with self._open(call) as upstream:
-                    capture.version_first = upstream.header(VERSION_HEADER)
-                    capture.version_last = upstream.header(VERSION_LAST_HEADER)
-                    raw = await upstream.read()
-                call.answered()
-                call.first_token_at = now_ms()
-                body = self._take(call, raw)
+                with _Reading(call):
+                    async with self._open(call) as upstream:
+                        capture.version_first = upstream.header(VERSION_HEADER)
+                        capture.version_last = upstream.header(VERSION_LAST_HEADER)
+                        raw = await upstream.read()
+                    call.answered()
+                    call.first_token_at = now_ms()
+                    body = self._take(call, raw)
         except ClientGone:
-            await self._record_quietly(self._event(call, outcome=CallOutcome.client_disconnected))
+            await self._record_failed(call, outcome=CallOutcome.client_disconnected)
             return
         except GatewayError as problem:
-            await self._record_quietly(self._event(call, problem))
+            await self._record_failed(call, problem)
             await self._reply_problem(send, problem, call.reply_headers())
             return
         except asyncio.CancelledError:
@@ -183,15 +187,28 @@ class Endpoint:
             await self._reply_problem(send, withheld, call.reply_headers())
 
     def _take(self, call: Call, raw: bytes) -> bytes:
-        backend = call.route.backend
+        """A whole answer → the body for the agent. Raises UpstreamBroken, with the upstream's own words where it has any."""
+        backend, capture = call.route.backend, call.capture
         try:
-            reply: Any = call.capture.decode_reply(raw)
-        except msgspec.DecodeError as error:
-            raise UpstreamBroken(f"The answer of the model server {backend!r} is not JSON.") from error
-        body = call.capture.take_reply(cast("dict[str, Any]", reply)) if isinstance(reply, dict) else None
-        if body is None:
-            raise UpstreamBroken(f"The answer of the model server {backend!r} is no answer of {self._dialect.path}.")
-        return body
+            reply: Any = capture.decode_reply(raw)
+        except ValueError as error:
+            said = raw[:_EXCERPT].decode("utf-8", "replace")
+            raise UpstreamBroken(f"The answer of the model server {backend!r} is not JSON: {said!r}.") from error
+        body = capture.take_reply(cast("dict[str, Any]", reply)) if isinstance(reply, dict) else None
+        if body is not None:
+            return body
+        if capture.error is not None:
+            raise UpstreamBroken(f"The model server {backend!r} answered with an error: {capture.error}")
+        raise UpstreamBroken(f"The answer of the model server {backend!r} is no answer of {self._dialect.path}.")
+
+    async def _refuse_whole(self, call: Call, upstream: UpstreamReply) -> None:
+        """Raise UpstreamBroken for an answer that is no stream, although one was asked for. What it says is recorded."""
+        kind = (upstream.header("content-type") or "").partition(";")[0].strip().lower()
+        if kind in _NO_STREAMS:
+            self._take(call, await upstream.read())
+            raise UpstreamBroken(
+                f"The model server {call.route.backend!r} was asked for a stream and sent a whole answer. Ask it without `stream`."
+            )
 
     def _event_stream(self, call: Call, send: Send) -> EventStream:
         silence_s = call.draft.keep_alive_s
@@ -204,17 +221,20 @@ class Endpoint:
         capture = call.capture
         relay = StreamRelay(capture)
         try:
-            async with wire.ClientWatch(receive), self._open(call) as upstream:
-                capture.version_first = upstream.header(VERSION_HEADER)
-                await stream.start()
-                await self._relay(call, upstream, relay, stream)
-                call.answered()
+            async with wire.ClientWatch(receive):
+                with _Reading(call):
+                    async with self._open(call) as upstream:
+                        capture.version_first = upstream.header(VERSION_HEADER)
+                        await self._refuse_whole(call, upstream)
+                        await stream.start()
+                        await self._relay(call, upstream, relay, stream)
+                        call.answered()
             if capture.error is not None or not capture.finished():
                 raise UpstreamBroken(capture.error or f"The stream of the model server {call.route.backend!r} ended before its answer did.")
         except ClientGone:
-            await self._record_quietly(self._event(call, outcome=CallOutcome.client_disconnected))
+            await self._record_failed(call, outcome=CallOutcome.client_disconnected)
         except GatewayError as problem:
-            await self._record_quietly(self._event(call, problem))
+            await self._record_failed(call, problem)
             await stream.settle()
             if stream.begun:
                 await stream.end(relay.error or self._dialect.error_event(problem))
@@ -235,8 +255,10 @@ class Endpoint:
             passed = relay.feed(data)
             if passed:
                 await stream.piece(passed)
+        if passed := relay.close():
+            await stream.piece(passed)
 
-    async def _record_answer(self, call: Call) -> Unavailable | None:
+    async def _record_answer(self, call: Call) -> GatewayError | None:
         """Return once the answer is in the log; the problem if it cannot be, and must be withheld."""
         metrics, first = self._desk.metrics, call.first_token_at or call.started_at
         metrics.upstream_seconds.observe(call.upstream_s())
@@ -245,14 +267,20 @@ class Endpoint:
         call.draft.trace.publish()
         try:
             event = self._event(call)
-            await self._desk.responses.remember(event, await self._desk.recorder.record_call(event))
+            delivery = await self._desk.recorder.record_call(event)
         except Unavailable as problem:
             metrics.withheld.inc()
-            return problem
+            return await self._record_withheld(call) if isinstance(problem, Unrecordable) else problem
+        except Exception as error:
+            # Whatever an upstream answers, there is an event of the call.
+            log.error("an answer makes no event", call_id=call.call_id, backend=call.route.backend, exc_info=error)
+            metrics.withheld.inc()
+            return await self._record_withheld(call)
         finally:
             call.draft.trace.published()
             if remembered is not None:
                 await remembered
+        await self._desk.responses.remember(event, delivery)
         return None
 
     def _remember(self, call: Call) -> asyncio.Task[None] | None:
@@ -262,9 +290,33 @@ class Endpoint:
         return asyncio.create_task(self._keep(call))
 
     async def _keep(self, call: Call) -> None:
-        if call.who.conversation is not None:
-            await self._desk.identifier.remember(call.who, call.capture.said())
-        await self._desk.dispatcher.continuation.remember(call)
+        try:
+            if call.who.conversation is not None:
+                await self._desk.identifier.remember(call.who, call.capture.said())
+            await self._desk.dispatcher.continuation.remember(call)
+        except Exception as error:
+            # The answer is good all the same.
+            log.error("an answer is not remembered: the next turn opens a rollout of its own", call_id=call.call_id, exc_info=error)
+
+    async def _record_withheld(self, call: Call) -> UpstreamBroken:
+        """Record an answer that makes no event as broken, without what it said; returns the problem that the client gets."""
+        problem = UpstreamBroken(f"The answer of the model server {call.route.backend!r} cannot be recorded, and is not given.")
+        await self._record_quietly(self._event(call, problem, with_answer=False))
+        return problem
+
+    async def _record_failed(self, call: Call, problem: GatewayError | None = None, outcome: CallOutcome = CallOutcome.success) -> None:
+        """Record a call without a complete answer: with what came of it, if that makes an event."""
+        try:
+            event = self._event(call, problem, outcome)
+            await self._desk.recorder.record_call(event)
+        except Unavailable as error:
+            if isinstance(error, Unrecordable):
+                await self._record_quietly(self._event(call, problem, outcome, with_answer=False))
+            else:
+                log.warning("a call without an answer is not in the log", call_id=call.call_id)
+        except Exception as error:
+            log.error("an answer makes no event", call_id=call.call_id, backend=call.route.backend, exc_info=error)
+            await self._record_quietly(self._event(call, problem, outcome, with_answer=False))
 
     async def _record_quietly(self, event: LlmCall) -> None:
         """For calls without an answer: the log being down as well changes nothing for the client."""
@@ -275,10 +327,21 @@ class Endpoint:
 
     def _abandon(self, call: Call) -> None:
         """The gateway itself is being stopped, and not given the time to finish."""
-        self._desk.recorder.record_call_soon(self._event(call, outcome=CallOutcome.client_disconnected))
+        try:
+            event = self._event(call, outcome=CallOutcome.client_disconnected)
+        except Exception as error:
+            log.error("an answer makes no event", call_id=call.call_id, backend=call.route.backend, exc_info=error)
+            event = self._event(call, outcome=CallOutcome.client_disconnected, with_answer=False)
+        self._desk.recorder.record_call_soon(event)
 
-    def _event(self, call: Call, problem: GatewayError | None = None, outcome: CallOutcome = CallOutcome.success) -> LlmCall:
-        event = call.draft.event = call.event(self._desk.settings.logprobs_mode, now_ms(), problem, outcome)
+    def _event(
+        self, call: Call, problem: GatewayError | None = None, outcome: CallOutcome = CallOutcome.success, *, with_answer: bool = True
+    ) -> LlmCall:
+        mode = self._desk.settings.logprobs_mode
+        event = call.draft.event = call.event(mode, now_ms(), problem, outcome, with_answer=with_answer)
+        if call.capture.unread and with_answer:
+            self._desk.metrics.unread_chunks.inc(call.capture.unread)
+            log.warning("parts of an answer were not understood", call_id=call.call_id, backend=event.backend, parts=call.capture.unread)
         return event
 
     async def _reply_problem(self, send: Send, problem: GatewayError, headers: list[wire.Header]) -> None:
@@ -286,6 +349,24 @@ class Endpoint:
 
     def _open(self, call: Call) -> AbstractAsyncContextManager[UpstreamReply]:
         return self._desk.dispatcher.open(call, self._dialect)
+
+
+class _Reading:
+    """The edge to upstreams: whatever opening, relaying or capturing an answer raises becomes UpstreamBroken."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception) and not isinstance(error, GatewayError | ClientGone):
+            backend = self._call.route.backend
+            log.error("an upstream's answer was not understood", call_id=self._call.call_id, backend=backend, exc_info=error)
+            raise UpstreamBroken(f"The answer of the model server {backend!r} cannot be read ({type(error).__name__}).") from error
 
 
 def _tell(event: LlmCall) -> None:

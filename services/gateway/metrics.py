@@ -58,6 +58,11 @@ class Metrics:
             "fulgurite_gateway_claim_checks", "Calls whose text was left in the claims folder.", registry=self.registry
         )
         self.claim_bytes = Counter("fulgurite_gateway_claim_bytes", "Bytes left in the claims folder.", registry=self.registry)
+        self.unread_chunks = Counter(
+            "fulgurite_gateway_unread_chunks",
+            "Parts of answers that the agent got and the gateway did not understand; such a call is recorded without tokens.",
+            registry=self.registry,
+        )
         self.withheld = Counter(
             "fulgurite_gateway_withheld", "Answers generated and then withheld because the log did not take them.", registry=self.registry
         )

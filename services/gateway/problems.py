@@ -17,6 +17,7 @@ GatewayError                 status, OpenAI type and code, and how a call that e
 │   └── Overloaded      503  no place at the model server, or it is just getting what this call needs
 │       └── NotReady    503  it has restarted, and has only its base weights yet
 ├── Unavailable         503  the log (or the store of idempotency keys) cannot take it; nothing was generated, or it was withheld
+│   └── Unrecordable    503  an event that does not fit its schema: no later try would help
 └── UpstreamFailed           what the model server did
     ├── UpstreamRejected     it answered with an error status
     ├── UpstreamUnreachable 502  no connection
@@ -36,6 +37,7 @@ import msgspec
 
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import CallOutcome
+from services.gateway.foreign import UNREADABLE
 
 if TYPE_CHECKING:
     from services.gateway.keys import Claims
@@ -197,6 +199,10 @@ class Unavailable(GatewayError):
         return {"retry-after": "1"}
 
 
+class Unrecordable(Unavailable):
+    """The event does not fit its schema: without the answer it would."""
+
+
 class TryLater(GatewayError):
     """Nothing was generated; OpenAI's and Anthropic's clients wait as long as they are told and try again."""
 
@@ -321,7 +327,7 @@ def _upstream_words(body: bytes) -> tuple[str, str | None]:
     """Message and parameter of an upstream's error body, whatever its shape."""
     try:
         parsed = msgspec.json.decode(body, type=_Error)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return body[:500].decode("utf-8", "replace").strip() or "(empty body)", None
     if isinstance(parsed.error, str):
         return parsed.error, None

@@ -26,7 +26,7 @@ from services.gateway.heartbeats import Heartbeats
 from services.gateway.identity import Identified
 from services.gateway.metrics import Metrics
 from services.gateway.packing import Packer
-from services.gateway.problems import Unavailable
+from services.gateway.problems import Unavailable, Unrecordable
 from services.gateway.settings import GatewaySettings, LogPolicy
 from services.gateway.spool import Spool, SpoolError
 from services.kafka import Delivery, EventProducer, KafkaSettings, LogUnavailable
@@ -39,6 +39,7 @@ _UNANSWERED = (
     "The event log (Kafka) is unavailable, and an answer that cannot be recorded is not given. Nothing was generated; try again shortly."
 )
 _NOT_TAKEN = "The event log (Kafka) did not take this in time. Try again; what is recorded twice counts once."
+_DOES_NOT_FIT = "This cannot be written to the event log (Kafka): a value is out of the range that the log has room for."
 _BACKGROUND_LIMIT = 1000
 """Refusals waiting for the log: beyond it they are only counted, so that a flood of them does not crowd out answers."""
 
@@ -132,7 +133,7 @@ class Recorder:
         self._heartbeats.end(call_id)
 
     async def record_call(self, call: LlmCall) -> Delivery | None:
-        """Return once the call is safe: as `publish` does. Raises Unavailable."""
+        """Return once the call is safe: as `publish` does. Raises Unavailable, Unrecordable."""
         self._metrics.calls(call.alias if call.backend else "", call.outcome.value, call.failure.value if call.failure else "").inc()
         packed = await self._packer.pack(call)
         delivery = await self.publish(LLM_CALLS, call.group_id, packed.event, call.traceparent, call.mode)
@@ -152,7 +153,10 @@ class Recorder:
     async def publish(
         self, topic: Topic, key: str, event: Event, traceparent: str | None = None, mode: Mode = Mode.live
     ) -> Delivery | None:
-        """Return once the event is safe: where Kafka has it, or None if it waits in the spool or is not logged. Raises Unavailable."""
+        """Return once the event is safe: where Kafka has it, or None if it waits in the spool or is not logged.
+
+        Raises Unavailable; Unrecordable for an event that does not fit its schema.
+        """
         waiting = Waiting(topic, key, event, traceparent, self._policies[mode])
         try:
             if self._backlog is not None and self._backlog.busy:
@@ -160,7 +164,11 @@ class Recorder:
             if waiting.policy != "refuse" and self.problem() is not None:
                 return await self._without_log(waiting)
             return await self._send(waiting)
-        except (SpoolError, LogUnavailable, CodecError) as error:
+        except CodecError as error:
+            self._metrics.events(topic.name, "failed").inc()
+            log.error("event not recorded", topic=topic.name, event_id=event.event_id, error=str(error))
+            raise Unrecordable(_DOES_NOT_FIT) from error
+        except (SpoolError, LogUnavailable) as error:
             if waiting.policy == "serve":
                 self._unlogged(waiting)
                 return None

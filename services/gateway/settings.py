@@ -136,6 +136,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """Bytes of a body of the REST routes."""
     request_timeout_s: float = Field(60.0, gt=0)
     """How long a request's head may take to arrive, and how long its body; a new connection must begin one within it."""
+    max_answer_bytes: int = Field(64 * 1024 * 1024, ge=1024)
+    """What an upstream may send in one answer, whole or streamed: 32,000 tokens with 20 log-probabilities each."""
     backend_concurrency: int = Field(256, ge=1)
     """Calls in flight to one backend, from this gateway; more of them wait, each key in turn."""
     key_share: float = Field(0.9, gt=0, le=1)

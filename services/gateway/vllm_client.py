@@ -42,32 +42,34 @@ _OK = 200
 class UpstreamReply:
     """An answer of the upstream whose status was 200."""
 
-    def __init__(self, response: aiohttp.ClientResponse, backend: str) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, backend: str, limit: int) -> None:
         self._response = response
         self._backend = backend
+        self._limit = limit
 
     def close(self) -> None:
         """Nothing left to read: the connection is kept. Otherwise it is closed, and the upstream stops generating."""
         self._response.release() if self._response.content.at_eof() else self._response.close()
 
     def header(self, name: str) -> str | None:
-        """A header of the answer."""
-        return self._response.headers.get(name)
+        """A header of the answer; None for one that is no printable ASCII."""
+        return _header(self._response, name)
 
     async def read(self) -> bytes:
         """The whole body. Raises UpstreamBroken, UpstreamTimeout."""
-        try:
-            return await self._response.read()
-        except TimeoutError as error:
-            raise _timeout(self._backend) from error
-        except aiohttp.ClientError as error:
-            raise _broken(self._backend, error) from error
+        return b"".join([data async for data in self.pieces()])
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         """The body as it arrives. Raises UpstreamBroken, UpstreamTimeout."""
-        content = self._response.content
+        content, left = self._response.content, self._limit
         try:
             while data := await content.readany():
+                left -= len(data)
+                if left < 0:
+                    raise UpstreamBroken(
+                        f"The answer of the model server {self._backend!r} is over the limit of {self._limit} bytes "
+                        "(FULGURITE_MAX_ANSWER_BYTES). Ask for less, or raise the limit."
+                    )
                 yield data
         except TimeoutError as error:
             raise _timeout(self._backend) from error
@@ -84,7 +86,10 @@ class UpstreamClient:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
             timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
+            # What is compressed although it was asked not to be is refused: inflated it has no bound.
+            auto_decompress=False,
         )
+        self._limit = settings.max_answer_bytes
 
     @asynccontextmanager
     async def open(
@@ -111,7 +116,8 @@ class UpstreamClient:
         if route.expects is not None:
             headers[_EXPECTS] = route.expects
         try:
-            response = await self._session.post(route.base_url + path, data=body, headers=headers)
+            # A redirect would take the prompt, and the next address, to wherever the model server says.
+            response = await self._session.post(route.base_url + path, data=body, headers=headers, allow_redirects=False)
         except aiohttp.ServerTimeoutError as error:
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise _unreachable(route.backend, "it does not accept connections") from error
@@ -120,13 +126,18 @@ class UpstreamClient:
             raise _unreachable(route.backend, error.strerror or "no connection") from error
         except aiohttp.ClientError as error:
             raise _broken(route.backend, error) from error
-        reply = UpstreamReply(response, route.backend)
-        if response.status == _OK:
+        reply = UpstreamReply(response, route.backend, self._limit)
+        if response.status == _OK and _encoding(response) is None:
             return reply
         try:
+            if response.status == _OK:
+                raise UpstreamBroken(
+                    f"The model server {route.backend!r} sent its answer compressed ({_encoding(response)}), though asked not to. "
+                    "Turn compression off there, or in the proxy before it."
+                )
             if route.expects is not None and _REFUSED in response.headers:
                 raise NotReady(route.backend, route.expects)
-            raise UpstreamRejected(route.backend, response.status, await _error_body(response), response.headers.get("retry-after"))
+            raise UpstreamRejected(route.backend, response.status, await _error_body(response), reply.header("retry-after"))
         finally:
             reply.close()
 
@@ -134,7 +145,7 @@ class UpstreamClient:
         """Whether anything answers there, and a vLLM says that it is healthy."""
         path = "/health" if route.kind == "vllm" else "/v1/models"
         try:
-            async with self._session.get(route.base_url + path, timeout=aiohttp.ClientTimeout(total=2)) as response:
+            async with self._session.get(route.base_url + path, timeout=aiohttp.ClientTimeout(total=2), allow_redirects=False) as response:
                 return response.status == _OK or route.kind != "vllm"
         except (aiohttp.ClientError, TimeoutError):
             return False
@@ -145,7 +156,23 @@ class UpstreamClient:
         await asyncio.sleep(0)
 
 
+def _header(response: aiohttp.ClientResponse, name: str) -> str | None:
+    value = response.headers.get(name)
+    return value if value is not None and value.isascii() and value.isprintable() else None
+
+
+def _encoding(response: aiohttp.ClientResponse) -> str | None:
+    """How the body is compressed; None if it is not."""
+    coding = (_header(response, "content-encoding") or "").strip().lower()
+    return coding if coding not in ("", "identity") else None
+
+
 async def _error_body(response: aiohttp.ClientResponse) -> bytes:
+    """The beginning of an error's body, in a form that can be read."""
+    if 300 <= response.status < 400:
+        return b"a redirect, which is not followed: give the model server's final address in the settings"
+    if (coding := _encoding(response)) is not None:
+        return b"a body compressed with " + coding.encode()
     try:
         return await response.content.read(_ERROR_BYTES)
     except (aiohttp.ClientError, TimeoutError):

@@ -9,6 +9,7 @@ from services.gateway.capture import Json, arguments_parse, encode
 from services.gateway.dialects.chat_quick import Frame, Logprobs, quick_chunk, quick_reply, strings
 from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture
 from services.gateway.dialects.packed import TOKENS_FIELD
+from services.gateway.dialects.tool_calls import ToolCalls, extend_function
 
 _SAID = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 """How a chunk ends that says something more."""
@@ -34,7 +35,7 @@ class ChatCapture(ChoicesCapture):
 
     def said(self) -> list[list[Any]]:
         """See Capture."""
-        return [[{**choice.message, "role": "assistant"}] for choice in self.choices.values()]
+        return [[{**self.as_recorded(choice.message), "role": "assistant"}] for choice in self.choices.values()]
 
     def failure(self) -> FailureKind | None:
         """See Capture."""
@@ -89,17 +90,34 @@ class ChatCapture(ChoicesCapture):
             self._opened = (kind, created, head[:-1] + b',"choices":[{"index":')
         return self._opened[2]
 
-    def _take_whole(self, choice: ChoiceCapture, part: Json) -> None:
+    def _take_whole(self, choice: ChoiceCapture, part: Json) -> bool:
         message = part.get("message")
         choice.message = cast(Json, message) if isinstance(message, dict) else {}
         choice.take(part, _logprobs(part), said=_says(message))
+        return isinstance(message, dict)
 
     def _take_delta(self, choice: ChoiceCapture, part: Json) -> bool:
         delta = part.get("delta")
         choice.take(part, _logprobs(part), said=_says(delta))
         if isinstance(delta, dict):
-            merge_delta(choice.message, cast(Json, delta))
+            self._add(choice, cast(Json, delta))
+        elif delta is not None:
+            self.unclear()
         return bool(cast(Any, delta)) or part.get("finish_reason") is not None
+
+    def _add(self, choice: ChoiceCapture, delta: Json) -> None:
+        calls = delta.get("tool_calls")
+        if not isinstance(calls, list):
+            merge_delta(choice.message, delta)
+            return
+        merge_delta(choice.message, {name: value for name, value in delta.items() if name != "tool_calls"})
+        choice.calls = choice.calls or ToolCalls()
+        for fragment in cast("list[Any]", calls):
+            if isinstance(fragment, dict):
+                choice.calls.add(cast(Json, fragment))
+            else:
+                self.unclear()
+        choice.message["tool_calls"] = choice.calls.ordered()
 
 
 def _take_text(choice: ChoiceCapture, text: str) -> bool:
@@ -111,15 +129,19 @@ def _take_text(choice: ChoiceCapture, text: str) -> bool:
     return True
 
 
+_SET = frozenset({"role", "id", "type", "name"})
+"""What a later chunk sets anew, if it has it at all."""
+
+
 def merge_delta(message: Json, delta: Json) -> None:
-    """Add a stream's delta to the message so far: texts are joined, tool calls by their index."""
+    """Add a stream's delta to the message so far: texts are joined, lists go on; tool calls are not for here."""
     for name, value in delta.items():
         known = message.get(name)
         if value is None:
             message.setdefault(name, None)
-        elif name == "tool_calls" and isinstance(value, list):
-            message[name] = _merge_tool_calls(cast("list[Json]", known or []), cast("list[Json]", value))
-        elif isinstance(value, str) and isinstance(known, str) and name != "role":
+        elif name == "function_call" and isinstance(value, dict) and isinstance(known, dict):
+            extend_function(cast(Json, known), cast(Json, value))
+        elif isinstance(value, str) and isinstance(known, str) and name not in _SET:
             message[name] = known + value
         elif isinstance(value, dict) and isinstance(known, dict):
             merge_delta(cast(Json, known), cast(Json, value))
@@ -127,22 +149,6 @@ def merge_delta(message: Json, delta: Json) -> None:
             message[name] = cast("list[Any]", known) + cast("list[Any]", value)
         else:
             message[name] = value
-
-
-def _merge_tool_calls(calls: list[Json], deltas: list[Json]) -> list[Json]:
-    for delta in deltas:
-        index = delta.get("index")
-        position = index if isinstance(index, int) and 0 <= index <= len(calls) else len(calls)
-        if position == len(calls):
-            calls.append({})
-        call = calls[position]
-        for name in ("id", "type"):
-            if delta.get(name):
-                call[name] = delta[name]
-        function = delta.get("function")
-        if isinstance(function, dict):
-            merge_delta(call.setdefault("function", {}), cast(Json, function))
-    return calls
 
 
 def _tool_calls_parse(message: Json) -> bool:
@@ -166,6 +172,6 @@ def _logprobs(part: Json) -> list[float] | None:
     if not isinstance(content, list):
         return None
     try:
-        return [float(entry["logprob"]) for entry in cast("list[Json]", content)]
-    except (KeyError, TypeError, ValueError):
+        return [entry["logprob"] for entry in cast("list[Json]", content)]
+    except (KeyError, TypeError):
         return None

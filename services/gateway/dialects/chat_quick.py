@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from services.gateway.capture import Json, encode
 from services.gateway.dialects.packed import only_tokens
+from services.gateway.foreign import UNREADABLE
 
 
 class Token(msgspec.Struct, gc=False):
@@ -109,7 +110,7 @@ class Frame(NamedTuple):
             return None
         try:
             return _text(event[len(self.head) : 2 - len(self.tail)])
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return None
 
     def run(self, data: bytes, at: int) -> Run | None:
@@ -137,7 +138,7 @@ def strings(texts: list[bytes]) -> list[str] | None:
     written = b"[" + b",".join(texts) + b"]"
     try:
         said = _texts(written)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     return said if len(said) == len(texts) and encode(said) == written else None
 
@@ -150,7 +151,7 @@ def quick_chunk(data: bytes) -> Chunk | None:
     """The chunk, if it is of that shape."""
     try:
         chunk = _chunk(data)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     return chunk if len(chunk.choices) == 1 else None
 
@@ -159,7 +160,7 @@ def quick_reply(raw: bytes) -> Json | None:
     """The answer, with `Logprobs` in place of each choice's log-probabilities. None if it holds anything that vLLM's does not."""
     try:
         reply = _reply(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return None
     return {**_given(reply), "choices": [_given(choice) for choice in reply.choices]}
 

@@ -9,9 +9,10 @@ import msgspec
 
 from fulgurite.events import Choice
 from fulgurite.failures import FailureKind
-from fulgurite.tokens import pack_ids, pack_logprobs
-from services.gateway.capture import Capture, Json, Mark, encode, error_text
-from services.gateway.dialects.packed import TOKENS_FIELD, PackedTokens
+from services.gateway.capture import Capture, Json, Mark, count, encode, error_text
+from services.gateway.dialects.packed import TOKENS_FIELD, PackedTokens, checked_ids, checked_logprobs
+from services.gateway.dialects.tool_calls import ToolCalls
+from services.gateway.foreign import joined, recorded
 
 
 class Wants(msgspec.Struct, frozen=True):
@@ -29,11 +30,13 @@ AS_IT_IS = Wants(logprobs=True, token_ids=True, usage=True)
 class ChoiceCapture:
     """One choice, complete or still growing."""
 
-    __slots__ = ("finish_reason", "has_ids", "has_logprobs", "index", "logprobs", "message", "stop_reason", "token_ids")
+    __slots__ = ("calls", "finish_reason", "has_ids", "has_logprobs", "index", "logprobs", "message", "stop_reason", "token_ids")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.message: Json = {}
+        self.calls: ToolCalls | None = None
+        """The message's tool calls, while a stream adds to them."""
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.has_ids = True
@@ -47,9 +50,9 @@ class ChoiceCapture:
         self.extend(cast("list[int]", ids) if isinstance(ids, list) else None, logprobs, said=said)
         finish = part.get("finish_reason")
         if isinstance(finish, str):
-            self.finish_reason = finish
+            self.finish_reason = joined(finish)
             stop = part.get("stop_reason")
-            self.stop_reason = None if stop is None else str(stop)
+            self.stop_reason = None if stop is None else joined(stop) if isinstance(stop, str) else recorded(stop)
 
     def extend(self, ids: list[int] | None, logprobs: list[float] | None, *, said: bool) -> None:
         """More tokens; without those of what was said none of the choice are any good."""
@@ -62,12 +65,12 @@ class ChoiceCapture:
         elif said:
             self.has_logprobs = False
 
-    def choice(self, packed: PackedTokens | None = None) -> Choice:
-        """As the log gets it; with the tokens that came packed, if they did."""
-        ids, logprobs = self._tokens() if packed is None else packed.read()[1:]
+    def choice(self, packed: PackedTokens | None = None, *, understood: bool = True) -> Choice:
+        """As the log gets it; with the tokens that came packed, if they did, and without any if it was not all `understood`."""
+        ids, logprobs = (None, None) if not understood else self._tokens() if packed is None else packed.read()[1:]
         return Choice(
             index=self.index,
-            message=encode(self.message).decode(),
+            message=recorded(self.message),
             token_ids=ids,
             logprobs=logprobs,
             finish_reason=self.finish_reason,
@@ -75,9 +78,9 @@ class ChoiceCapture:
         )
 
     def _tokens(self) -> tuple[bytes | None, bytes | None]:
-        ids = pack_ids(self.token_ids) if self.has_ids and self.token_ids else None
+        ids = checked_ids(self.token_ids) if self.has_ids and self.token_ids else None
         paired = ids is not None and self.has_logprobs and len(self.logprobs) == len(self.token_ids)
-        return ids, pack_logprobs(self.logprobs) if paired else None
+        return ids, checked_logprobs(self.logprobs) if paired else None
 
 
 class ChoicesCapture(Capture):
@@ -92,8 +95,8 @@ class ChoicesCapture(Capture):
         self.choices: dict[int, ChoiceCapture] = {}
 
     @abstractmethod
-    def _take_whole(self, choice: ChoiceCapture, part: Json) -> None:
-        """Take a choice of a whole reply."""
+    def _take_whole(self, choice: ChoiceCapture, part: Json) -> bool:
+        """Take a choice of a whole reply; returns whether it is one."""
 
     @abstractmethod
     def _take_delta(self, choice: ChoiceCapture, part: Json) -> bool:
@@ -101,30 +104,39 @@ class ChoicesCapture(Capture):
 
     def take_reply(self, reply: Json) -> bytes | None:
         """See Capture."""
-        if not isinstance(reply.get("choices"), list):
+        if reply.get("error"):
+            self.error = error_text(reply["error"])
             return None
         self._take_top(reply)
-        for part in _parts(reply):
-            self._take_whole(self._choice(part), part)
+        found = [self._take_whole(self._new_choice(part), part) for part in self._parts(reply)]
+        if not any(found):
+            return None
+        if not all(found):
+            self.unclear()
+        for part in self._parts(reply):
             self._strip(part)
         self._take_head(reply)
         return encode(reply)
 
     def mark(self, chunk: Json) -> Mark:
         """See Capture. A choice that goes on is not held up by one that ended; what belongs to none waits for all."""
-        parts = [(part.get("index", 0), part.get("finish_reason") is not None) for part in _parts(chunk)]
+        parts = [(_index(part) or 0, part.get("finish_reason") is not None) for part in _objects(chunk.get("choices"))]
         self._ended.update(index for index, ends in parts if ends)
         complete = any(index in self._ended for index, _ in parts) if parts else self._ended
         return Mark.complete if complete else Mark.none
 
     def take_chunk(self, chunk: Json) -> bytes | None:
         """See Capture."""
-        if "error" in chunk and "choices" not in chunk:
+        failed = bool(chunk.get("error"))
+        if failed:
             self.error = error_text(chunk["error"])
-            return encode(chunk)
+            if "choices" not in chunk:
+                return encode(chunk)
         self._take_top(chunk)
-        parts = _parts(chunk)
-        says = not parts
+        parts = self._parts(chunk)
+        if len(parts) > 1 and len({_index(part) for part in parts}) < len(parts):
+            self.unclear()
+        says = not parts or failed
         for part in parts:
             says |= self._take_delta(self._choice(part), part)
             self._strip(part)
@@ -137,19 +149,21 @@ class ChoicesCapture(Capture):
         return encode(chunk)
 
     def finished(self) -> bool:
-        """Whether every choice seen has its finish reason."""
-        return bool(self.choices) and all(choice.finish_reason is not None for choice in self.choices.values())
+        """Whether every choice seen has its finish reason, or the upstream said that there is no more."""
+        return bool(self.choices) and (self.done or all(choice.finish_reason is not None for choice in self.choices.values()))
 
     def taken(self) -> tuple[Choice, ...]:
         """See Capture. Packed tokens are those of the only choice."""
         packed = self._packed if self._packed.came and len(self.choices) == 1 else None
-        return tuple([choice.choice(packed) for _, choice in sorted(self.choices.items())])
+        return tuple([choice.choice(packed, understood=not self.unread) for _, choice in sorted(self.choices.items())])
 
     def prompt(self) -> bytes | None:
         """See Capture."""
+        if self.unread:
+            return None
         if self._packed.came:
             return self._packed.read()[0]
-        return None if self.prompt_token_ids is None else pack_ids(self.prompt_token_ids)
+        return None if self.prompt_token_ids is None else checked_ids(self.prompt_token_ids)
 
     def take_comment(self, line: bytes) -> bool:
         """See Capture."""
@@ -157,9 +171,10 @@ class ChoicesCapture(Capture):
 
     def failure(self) -> FailureKind | None:
         """See Capture."""
-        if any(choice.finish_reason == "length" for choice in self.choices.values()):
-            return FailureKind.truncated
-        return None
+        reasons = {choice.finish_reason for choice in self.choices.values()}
+        if "error" in reasons:
+            return FailureKind.upstream_error
+        return FailureKind.truncated if "length" in reasons else None
 
     def _take_top(self, reply: Json) -> None:
         reply["id"] = self._id
@@ -182,13 +197,29 @@ class ChoicesCapture(Capture):
         if not self.head:
             self.head = {name: value for name, value in reply.items() if name not in _NOT_HEAD}
 
+    def _parts(self, reply: Json) -> list[Json]:
+        choices = reply.get("choices")
+        parts = _objects(choices)
+        if choices is not None and (not isinstance(choices, list) or len(parts) < len(cast("list[Any]", choices))):
+            self.unclear()
+        return parts
+
     def _choice(self, part: Json) -> ChoiceCapture:
-        index = part.get("index")
-        number = index if isinstance(index, int) else 0
+        number = _index(part)
+        if number is None:
+            self.unclear()
+            number = 0
         known = self.choices.get(number)
         if known is None:
             known = self.choices[number] = ChoiceCapture(number)
         return known
+
+    def _new_choice(self, part: Json) -> ChoiceCapture:
+        """Of a whole reply, where no choice adds to another."""
+        if _index(part) not in self.choices:
+            return self._choice(part)
+        self.unclear()
+        return self._choice({"index": 1 + max(self.choices)})
 
     def _strip(self, part: Json) -> None:
         if not self._wants.token_ids:
@@ -200,6 +231,10 @@ class ChoicesCapture(Capture):
 _NOT_HEAD = frozenset({"choices", "usage", "prompt_token_ids"})
 
 
-def _parts(reply: Json) -> list[Json]:
-    choices = reply.get("choices")
+def _index(part: Json) -> int | None:
+    """Of which choice it is a part: of the first, if it does not say; None for what is no index."""
+    return count(part.get("index", 0))
+
+
+def _objects(choices: Any) -> list[Json]:
     return [cast(Json, part) for part in cast("list[Any]", choices) if isinstance(part, dict)] if isinstance(choices, list) else []

@@ -6,7 +6,7 @@ Several prompts in one request are passed through and recorded without the promp
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 from fulgurite.events import Sampling
 from fulgurite.ids import public_completion
@@ -77,22 +77,20 @@ class CompletionsCapture(ChoicesCapture):
         if self._prompts_differ:
             self.prompt_token_ids = None
 
-    def _take_whole(self, choice: ChoiceCapture, part: Json) -> None:
+    def _take_whole(self, choice: ChoiceCapture, part: Json) -> bool:
         self._take_delta(choice, part)
+        return isinstance(part.get("text"), str)
 
     def _take_delta(self, choice: ChoiceCapture, part: Json) -> bool:
         self.take_prompt(part)
         said = part.get("text")
         choice.take(part, _logprobs(part), said=bool(said))
+        if said is not None and not isinstance(said, str):
+            self.unclear()
         choice.message["text"] = choice.message.get("text", "") + (said if isinstance(said, str) else "")
         return bool(said) or part.get("finish_reason") is not None
 
 
 def _logprobs(part: Json) -> list[float] | None:
     values = mapping(part, "logprobs").get("token_logprobs")
-    if not isinstance(values, list):
-        return None
-    try:
-        return [float(value) for value in cast("list[Any]", values)]
-    except (TypeError, ValueError):
-        return None
+    return cast("list[float]", values) if isinstance(values, list) else None

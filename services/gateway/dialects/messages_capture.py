@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import msgspec
-
 from fulgurite.failures import FailureKind
-from services.gateway.capture import Json, Mark, encode, error_text
+from fulgurite.untrusted_json import mappings, parsed
+from services.gateway.capture import Json, Mark, count, encode, error_text
 from services.gateway.dialect import mapping
+from services.gateway.dialects.numbered import Numbered
 from services.gateway.dialects.packed import PackedCapture
+from services.gateway.foreign import joined
 
 _FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
 _DELTAS = {"text_delta": "text", "input_json_delta": "partial_json", "thinking_delta": "thinking", "signature_delta": "signature"}
@@ -21,17 +22,22 @@ class MessagesCapture(PackedCapture):
 
     def __init__(self, public_id: str, alias: str | None) -> None:
         super().__init__(public_id, alias)
-        self._blocks: dict[int, Json] = {}
+        self._blocks = Numbered()
         self._started = False
         self._complete = False
 
     def take_reply(self, reply: Json) -> bytes | None:
         """See Capture."""
-        content = reply.get("content")
-        if not isinstance(content, list):
+        content: Any = reply.get("content")
+        blocks = mappings(content)
+        if not isinstance(content, list) or (content and not blocks):
+            self.error = error_text(reply["error"]) if reply.get("error") else None
             return None
+        if len(blocks) < len(cast("list[Any]", content)):
+            self.unclear()
         self.take_field(reply)
-        self._blocks = {index: cast(Json, block) for index, block in enumerate(cast("list[Any]", content)) if isinstance(block, dict)}
+        for index, block in enumerate(blocks):
+            self._blocks.begin(index, block)
         self._begin(reply)
         self._end(reply)
         return encode(reply)
@@ -47,37 +53,47 @@ class MessagesCapture(PackedCapture):
     def take_chunk(self, chunk: Json) -> bytes | None:
         """See Capture."""
         kind, index = chunk.get("type"), chunk.get("index")
-        if kind == "error" or (kind is None and "error" in chunk):
-            self.error = error_text(chunk.get("error"))
+        if kind == "error" or (kind is None and chunk.get("error")):
+            self.error = error_text(chunk.get("error") or chunk)
         elif kind == "message_start":
             self._begin(mapping(chunk, "message"))
-        elif kind == "content_block_start" and isinstance(index, int):
-            self._blocks[index] = dict(mapping(chunk, "content_block"))
-        elif kind == "content_block_delta" and isinstance(index, int):
-            _extend(self._blocks.setdefault(index, {}), mapping(chunk, "delta"))
+        elif kind == "content_block_start":
+            self._begin_block(index, dict(mapping(chunk, "content_block")))
+        elif kind == "content_block_delta":
+            known = self._blocks.last(count(index) or 0)
+            _extend(self._begin_block(index, {}) if known is None else known, mapping(chunk, "delta"))
         elif kind == "message_delta":
             self._end({**mapping(chunk, "delta"), "usage": chunk.get("usage")})
+        elif kind == "message_stop":
+            self.done = True
         return encode(chunk)
 
     def finished(self) -> bool:
-        """See Capture."""
-        return self.finish_reason is not None
+        """See Capture. An answer may end without saying why."""
+        return self.finish_reason is not None or (self.done and self._started)
 
     def message(self) -> Json:
         """See PackedCapture."""
         if not self._started:
             return {}
-        return {"role": "assistant", "content": [_whole(block) for _, block in sorted(self._blocks.items())]}
+        return {"role": "assistant", "content": [_whole(block) for block in self._blocks.ordered()]}
 
     def said(self) -> list[list[Any]]:
         """See Capture."""
-        return [[self.message()]]
+        return [[self.as_recorded(self.message())]]
 
     def failure(self) -> FailureKind | None:
         """See Capture."""
-        if any(isinstance(_whole(block).get("input"), str) for block in self._blocks.values()):
+        if any(isinstance(_whole(block).get("input"), str) for block in self._blocks.ordered()):
             return FailureKind.tool_parse_error
         return FailureKind.truncated if self.finish_reason == "length" else None
+
+    def _begin_block(self, index: Any, block: Json) -> Json:
+        """A block of its own, also where its index is another's."""
+        place = count(index)
+        if place is None:
+            self.unclear()
+        return self._blocks.begin(place or 0, block)
 
     def _begin(self, message: Json) -> None:
         self._started = True
@@ -90,9 +106,9 @@ class MessagesCapture(PackedCapture):
     def _end(self, told: Json) -> None:
         stop = told.get("stop_reason")
         if isinstance(stop, str):
-            self.finish_reason = _FINISH.get(stop, stop)
+            self.finish_reason = joined(_FINISH.get(stop, stop))
             sequence = told.get("stop_sequence")
-            self.stop_reason = sequence if isinstance(sequence, str) else None
+            self.stop_reason = joined(sequence) if isinstance(sequence, str) else None
             self.head = {**self.head, "stop_reason": stop, "stop_sequence": sequence}
         self._count(told.get("usage"))
 
@@ -101,8 +117,8 @@ class MessagesCapture(PackedCapture):
             return
         # A stream tells of the prompt at its start and of the answer at its end.
         self.take_usage({**(self.usage or {}), **cast(Json, usage)}, "", "output_tokens")
-        counts = [count for name in _INPUT_COUNTS if isinstance(count := (self.usage or {}).get(name), int)]
-        self.prompt_tokens = sum(counts) if counts else None
+        counts = [number for name in _INPUT_COUNTS if (number := count((self.usage or {}).get(name))) is not None]
+        self.prompt_tokens = count(sum(counts)) if counts else None
 
 
 def _extend(block: Json, delta: Json) -> None:
@@ -118,8 +134,12 @@ def _whole(block: Json) -> Json:
     if "partial_json" not in block:
         return block
     whole = {name: value for name, value in block.items() if name != "partial_json"}
+    text = block["partial_json"]
+    if not isinstance(text, str) or not text.strip():
+        # What a tool without arguments is called with.
+        return whole
     try:
-        whole["input"] = msgspec.json.decode(block["partial_json"])
-    except msgspec.DecodeError:
-        whole["input"] = block["partial_json"]
+        whole["input"] = parsed(text)
+    except ValueError:
+        whole["input"] = text
     return whole

@@ -15,10 +15,13 @@ import re
 from abc import abstractmethod
 from typing import Any, cast
 
+import numpy as np
 from pybase64 import b64decode
 
 from fulgurite.events import Choice
-from services.gateway.capture import Capture, Json, encode
+from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
+from services.gateway.capture import Capture, Json
+from services.gateway.foreign import recorded
 
 ASK_HEADER = "x-fulgurite-tokens"
 TOKENS_COMMENT = b": fulgurite-tokens "
@@ -35,6 +38,32 @@ _ONLY_TOKENS = re.compile(b"(?:%b[^\\n]++\n\n)++" % TOKENS_COMMENT).fullmatch
 def only_tokens(events: bytes) -> bool:
     """Whether these events are comments with tokens, and nothing else."""
     return _ONLY_TOKENS(events) is not None
+
+
+_NUMBERS = ({int}, {float}, {int, float})
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def checked_ids(ids: list[Any]) -> bytes | None:
+    """Token ids as the log has them; None if one of them cannot be any."""
+    if set(map(type, ids)) != {int}:
+        return None
+    try:
+        packed = pack_ids(ids)
+    except OverflowError:
+        return None
+    return packed if _are_ids(packed) else None
+
+
+def checked_logprobs(logprobs: list[Any]) -> bytes | None:
+    """Log-probabilities as the log has them; None if one of them is no number that it has room for."""
+    if set(map(type, logprobs)) not in _NUMBERS:
+        return None
+    try:
+        values = np.asarray(logprobs, dtype=np.float64)
+    except OverflowError:
+        return None
+    return pack_logprobs(values.astype(np.float32)) if np.abs(values).max() <= _LARGEST else None
 
 
 class PackedTokens:
@@ -67,7 +96,7 @@ class PackedTokens:
         found = cast("list[Any]", sequences) if isinstance(sequences, list) else []
         for number, packed in enumerate(found):
             parts = cast("list[Any]", packed) if isinstance(packed, list) else []
-            self._take([str(part).encode() for part in (number, *parts)] if parts else [])
+            self._take([str(part).encode("utf-8", "replace") for part in (number, *parts)] if parts else [])
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """Prompt ids, ids and log-probabilities so far; None for what did not come, or cannot be matched."""
@@ -84,9 +113,9 @@ class PackedTokens:
 
     def _joined(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         ids, logprobs = b"".join(self._ids), b"".join(self._logprobs)
-        if self._unmatched or len(ids) % 4 or len(self._prompt) % 4:
+        if self._unmatched or len(ids) % 4 or len(self._prompt) % 4 or not _are_ids(ids) or not _are_ids(self._prompt):
             return None, None, None
-        paired = ids and len(logprobs) == len(ids)
+        paired = ids and len(logprobs) == len(ids) and bool(np.isfinite(unpack_logprobs(logprobs)).all())
         return self._prompt or None, ids or None, logprobs if paired else None
 
     def _take_comments(self, events: bytes) -> None:
@@ -127,6 +156,10 @@ class PackedTokens:
             self._unmatched = True
 
 
+def _are_ids(packed: bytes) -> bool:
+    return not packed or bool(unpack_ids(packed).min() >= 0)
+
+
 class PackedCapture(Capture):
     """One answer, one sequence."""
 
@@ -146,11 +179,11 @@ class PackedCapture(Capture):
         message = self.message()
         if not message:
             return ()
-        _, ids, logprobs = self._packed.read()
+        _, ids, logprobs = (None, None, None) if self.unread else self._packed.read()
         return (
             Choice(
                 index=0,
-                message=encode(message).decode(),
+                message=recorded(message),
                 token_ids=ids,
                 logprobs=logprobs,
                 finish_reason=self.finish_reason,
@@ -160,7 +193,7 @@ class PackedCapture(Capture):
 
     def prompt(self) -> bytes | None:
         """See Capture."""
-        return self._packed.read()[0]
+        return None if self.unread else self._packed.read()[0]
 
     def take_comment(self, line: bytes) -> bool:
         """See Capture."""

@@ -6,9 +6,12 @@ from typing import Any, cast
 
 from fulgurite.failures import FailureKind
 from fulgurite.ids import public_completion
-from services.gateway.capture import Json, Mark, arguments_parse, encode, error_text
+from fulgurite.untrusted_json import mappings
+from services.gateway.capture import Json, Mark, arguments_parse, count, encode, error_text
 from services.gateway.dialect import mapping
+from services.gateway.dialects.numbered import Numbered
 from services.gateway.dialects.packed import PackedCapture
+from services.gateway.foreign import joined
 
 _ENDS = ("response.completed", "response.incomplete", "response.failed")
 _CALLS = ("function_call", "custom_tool_call")
@@ -26,17 +29,22 @@ class ResponsesCapture(PackedCapture):
         self._prefix = prefix
         self._previous = previous
         self._keeps_id = keeps_id
-        self._items: dict[int, Json] = {}
+        self._items = Numbered()
+        self._by_id: dict[str, Json] = {}
+        self._ended: set[int] = set()
+        """The items that are done, by their `id()`."""
         self._status: str | None = None
         self._complete = False
 
     def take_reply(self, reply: Json) -> bytes | None:
         """See Capture."""
-        if not isinstance(reply.get("output"), list):
+        output: Any = reply.get("output")
+        if not isinstance(output, list) or (output and not mappings(output)):
+            self.error = error_text(reply["error"]) if reply.get("error") else None
             return None
         self.take_field(reply)
         self._take_response(reply)
-        self._end(reply)
+        self._end(reply, "")
         return encode(reply)
 
     def mark(self, chunk: Json) -> Mark:
@@ -53,16 +61,19 @@ class ResponsesCapture(PackedCapture):
         response = mapping(chunk, "response")
         if response:
             self._take_response(response)
-        if kind == "error" or ("type" not in chunk and "error" in chunk):
+        if kind == "error" or ("type" not in chunk and chunk.get("error")):
             self.error = error_text(chunk.get("error") or chunk)
         elif kind == "response.failed":
             self.error = error_text(response.get("error") or "the response failed")
         elif kind in _ENDS:
-            self._end(response)
-        elif kind in ("response.output_item.added", "response.output_item.done") and isinstance(index, int):
-            self._items[index] = dict(mapping(chunk, "item"))
-        elif kind.endswith(".delta") and isinstance(index, int):
-            _extend(self._items.setdefault(index, {}), kind, chunk.get("delta"))
+            self._end(response, kind.removeprefix("response."))
+        elif kind == "response.output_item.added":
+            self._begin_item(index, dict(mapping(chunk, "item")))
+        elif kind == "response.output_item.done":
+            self._end_item(index, mapping(chunk, "item"))
+        elif kind.endswith(".delta") and "output_index" in chunk:
+            known = self._known(chunk.get("item_id"), index)
+            _extend(self._begin_item(index, {}) if known is None else known, kind, chunk.get("delta"))
         return encode(chunk)
 
     def finished(self) -> bool:
@@ -71,19 +82,18 @@ class ResponsesCapture(PackedCapture):
 
     def message(self) -> Json:
         """See PackedCapture."""
-        if not self._items and self._status is None:
-            return {}
-        return {"role": "assistant", "output": [item for _, item in sorted(self._items.items())]}
+        items = self._items.ordered()
+        return {"role": "assistant", "output": items} if items or self._status is not None else {}
 
     def said(self) -> list[list[Any]]:
         """See Capture."""
-        return [[item for _, item in sorted(self._items.items())]]
+        return [[self.as_recorded(item) for item in self._items.ordered()]]
 
     def failure(self) -> FailureKind | None:
         """See Capture."""
         if self._status == "failed":
             return FailureKind.upstream_error
-        if any(item.get("type") == "function_call" and not arguments_parse(item.get("arguments")) for item in self._items.values()):
+        if any(item.get("type") == "function_call" and not arguments_parse(item.get("arguments")) for item in self._items.ordered()):
             return FailureKind.tool_parse_error
         return FailureKind.truncated if self.finish_reason == "length" else None
 
@@ -99,32 +109,62 @@ class ResponsesCapture(PackedCapture):
         self.take_usage(response.get("usage"), "input_tokens", "output_tokens")
         self.head = {name: value for name, value in response.items() if name not in _NOT_HEAD}
 
-    def _end(self, response: Json) -> None:
+    def _begin_item(self, index: Any, item: Json) -> Json:
+        """An item of its own, also where its index is another's."""
+        place = count(index)
+        if place is None:
+            self.unclear()
+        if isinstance(name := item.get("id"), str):
+            self._by_id[name] = item
+        return self._items.begin(place or 0, item)
+
+    def _end_item(self, index: Any, item: Json) -> None:
+        """Put the whole item in place of what was known of it."""
+        known = self._known(item.get("id"), index)
+        if known is None or (id(known) in self._ended and known.get("id") != item.get("id")):
+            known = self._begin_item(index, {})
+        known.clear()
+        known.update(item)
+        self._ended.add(id(known))
+
+    def _known(self, name: Any, index: Any) -> Json | None:
+        named = self._by_id.get(name) if isinstance(name, str) else None
+        return self._items.last(count(index) or 0) if named is None else named
+
+    def _end(self, response: Json, kind: str) -> None:
+        """Take the last word of the response; `kind` is what its event calls it, empty for a whole answer."""
         output: Any = response.get("output")
-        items = cast("list[Any]", output) if isinstance(output, list) else []
-        self._items = {index: cast(Json, item) for index, item in enumerate(items) if isinstance(item, dict)}
-        self._status = str(response.get("status"))
+        items = mappings(output)
+        if isinstance(output, list) and len(items) < len(cast("list[Any]", output)):
+            self.unclear()
+        if items:
+            self._items = Numbered()
+            for index, item in enumerate(items):
+                self._items.begin(index, item)
+        status = response.get("status")
+        self._status = joined(status) if isinstance(status, str) else kind or "unknown"
         if self._status == "incomplete":
-            reason = mapping(response, "incomplete_details").get("reason", "max_output_tokens")
-            self.finish_reason = "length" if reason == "max_output_tokens" else str(reason)
+            reason = mapping(response, "incomplete_details").get("reason")
+            self.finish_reason = joined(reason) if isinstance(reason, str) and reason != "max_output_tokens" else "length"
         elif self._status == "completed":
-            called = any(item.get("type") in _CALLS for item in self._items.values())
+            called = any(item.get("type") in _CALLS for item in self._items.ordered())
             self.finish_reason = "tool_calls" if called else "stop"
         else:
             self.finish_reason = self._status
 
 
 def _extend(item: Json, kind: str, delta: Any) -> None:
-    """Add a delta to an item that is not done: only an answer that breaks off is recorded so."""
+    """Add a delta to an item that is not done: only of an answer that breaks off, or does not repeat its items at the end."""
     if not isinstance(delta, str):
         return
     if kind.endswith(("_arguments.delta", "_input.delta")):
         name = "arguments" if kind.endswith("_arguments.delta") else "input"
-        item[name] = (item.get(name) or "") + delta
+        known = item.get(name)
+        item[name] = (known if isinstance(known, str) else "") + delta
         return
     part = "output_text" if kind == "response.output_text.delta" else kind.removeprefix("response.").removesuffix(".delta")
-    content = cast("list[Json]", item.get("content") or [])
-    if not content or content[-1].get("type") != part:
+    content = mappings(item.get("content"))
+    if not content or content[-1].get("type") != part or not isinstance(content[-1].get("text"), str):
         content.append({"type": part, "text": ""})
     content[-1]["text"] += delta
     item["content"] = content

@@ -173,8 +173,8 @@ def test_an_error_within_a_stream_is_noticed() -> None:
 
 
 def test_tool_calls_are_joined_by_index() -> None:
-    message: dict[str, Any] = {}
-    for delta in (
+    capture = ChatCapture("ours", None, NOTHING)
+    deltas: list[dict[str, Any]] = [
         {"role": "assistant", "content": None},
         {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
         {"tool_calls": [{"index": 0, "function": {"arguments": '{"a":'}}]},
@@ -184,9 +184,10 @@ def test_tool_calls_are_joined_by_index() -> None:
                 {"index": 1, "id": "c2", "function": {"name": "g", "arguments": "{}"}},
             ]
         },
-    ):
-        merge_delta(message, delta)
-    assert message == {
+    ]
+    for delta in deltas:
+        capture.take_chunk(chunk(delta))
+    assert capture.choices[0].message == {
         "role": "assistant",
         "content": None,
         "tool_calls": [

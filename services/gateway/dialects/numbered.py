@@ -1,0 +1,27 @@
+"""Parts of an answer that a stream numbers: content blocks, output items, tool calls. Numbers may repeat or come in any order."""
+
+from __future__ import annotations
+
+from services.gateway.capture import Json
+
+
+class Numbered:
+    """Parts in the order of their numbers, and as they came where these are alike."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, Json]] = []
+        self._last: dict[int, Json] = {}
+
+    def begin(self, number: int, part: Json) -> Json:
+        """Add a part, also where its number is another's; it may grow later. Returns it."""
+        self._parts.append((number, part))
+        self._last[number] = part
+        return part
+
+    def last(self, number: int) -> Json | None:
+        """The last part that began with this number."""
+        return self._last.get(number)
+
+    def ordered(self) -> list[Json]:
+        """All of them."""
+        return [part for _, part in sorted(self._parts, key=lambda entry: entry[0])]
