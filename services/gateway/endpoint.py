@@ -280,7 +280,10 @@ class Endpoint:
             call.draft.trace.published()
             if remembered is not None:
                 await remembered
-        await self._desk.responses.remember(event, delivery)
+        try:
+            await self._desk.responses.remember(event, delivery)
+        except Exception as error:
+            log.error("a response is not remembered: the next one cannot build on it", call_id=call.call_id, exc_info=error)
         return None
 
     def _remember(self, call: Call) -> asyncio.Task[None] | None:

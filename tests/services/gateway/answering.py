@@ -1,0 +1,213 @@
+"""A gateway in this process whose upstream sends the bytes that a test gives it, and whose log is a list.
+
+All but the sockets is real: the endpoint, its dialect, the recorder, and the codec that the log's events must pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.types import Message
+
+from fulgurite.codec import Codec
+from fulgurite.events import Event, LlmCall
+from fulgurite.topics import Topic
+from services.gateway.admission import Admission
+from services.gateway.call_search import CallSearch
+from services.gateway.continuation import Continuation
+from services.gateway.desk import Desk
+from services.gateway.dialects import DIALECTS
+from services.gateway.dispatch import Dispatcher
+from services.gateway.endpoint import Endpoint
+from services.gateway.idempotency import Idempotency, MemoryStore
+from services.gateway.identity import Doorkeeper, Identifier
+from services.gateway.inference import Inference
+from services.gateway.keys import KeyRing
+from services.gateway.metrics import Metrics
+from services.gateway.policies import PolicyTail
+from services.gateway.recorded_responses import RecordedResponses
+from services.gateway.recorder import Recorder
+from services.gateway.registry import GroupRegistry
+from services.gateway.routing import Router
+from services.gateway.settings import GatewaySettings, Route
+from services.gateway.tracing import open_tracer
+from services.gateway.train_sampling import TrainSamplings
+from services.gateway.vllm_client import UpstreamClient, UpstreamReply
+from services.kafka import Delivery, KafkaSettings
+from tests.services.gateway.memory_producer import MemoryProducer
+
+KEY = "a-plain-key"
+NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")
+SSE, JSON = "text/event-stream", "application/json"
+_CODEC = Codec()
+_UPSTREAMS = {
+    "odd": {"base_url": "http://127.0.0.1:9", "kind": "openai", "model": "m"},
+    "oddv": {"base_url": "http://127.0.0.1:9", "kind": "vllm", "model": "m", "policy": "policy"},
+}
+
+
+class ScriptedReply(UpstreamReply):
+    """An answer of status 200 that comes in these pieces."""
+
+    def __init__(self, pieces: Sequence[bytes], headers: Mapping[str, str]) -> None:
+        self._pieces = pieces
+        self._headers = headers
+
+    def close(self) -> None:
+        pass
+
+    def header(self, name: str) -> str | None:
+        return self._headers.get(name)
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        for piece in self._pieces:
+            if piece:
+                yield piece
+
+
+class ScriptedUpstream(UpstreamClient):
+    """Answers every request with what it was given last, or raises it."""
+
+    def __init__(self) -> None:
+        self.pieces: Sequence[bytes] = ()
+        self.headers: Mapping[str, str] = {}
+        self.error: Exception | None = None
+
+    async def post(
+        self, route: Route, path: str, body: bytes, call_id: str, traceparent: str | None, extra: Mapping[str, str]
+    ) -> UpstreamReply:
+        if self.error is not None:
+            raise self.error
+        return ScriptedReply(self.pieces, self.headers)
+
+
+class CodecProducer(MemoryProducer):
+    """A log that takes what its readers can read, and keeps it as they read it."""
+
+    def submit(self, topic: Topic, key: str, event: Event, traceparent: str | None = None) -> concurrent.futures.Future[Delivery]:
+        return super().submit(topic, key, _CODEC.decode(_CODEC.encode(event)), traceparent)
+
+
+class Answer(msgspec.Struct):
+    """What came of a call."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    calls: list[LlmCall]
+    """The events of it."""
+
+    @property
+    def call(self) -> LlmCall:
+        """The one event."""
+        assert len(self.calls) == 1, self.calls
+        return self.calls[0]
+
+    @property
+    def message(self) -> Any:
+        """The message of its first choice."""
+        return msgspec.json.decode(self.call.choices[0].message or "")
+
+    @property
+    def events(self) -> list[Any]:
+        """A stream's data as the agent reads it; `[DONE]` is a text."""
+        data = [line[6:] for line in self.body.decode("utf-8", "replace").split("\n") if line.startswith("data: ")]
+        return [said if said == "[DONE]" else read(said) for said in data]
+
+
+def read(text: str) -> Any:
+    """As an agent in Python does."""
+    import json
+
+    return json.loads(text)
+
+
+class Gateway:
+    """Asks it."""
+
+    def __init__(self, desk: Desk, upstream: ScriptedUpstream, producer: CodecProducer) -> None:
+        self.metrics = desk.metrics
+        self._upstream = upstream
+        self._producer = producer
+        self._endpoints = {dialect.path: Endpoint(desk, dialect) for dialect in DIALECTS}
+
+    async def answer(
+        self, path: str, pieces: Sequence[bytes] | Exception, *, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> Answer:
+        """The answer to a request when the upstream sends this."""
+        upstream, sent = self._upstream, list[Message]()
+        upstream.error = pieces if isinstance(pieces, Exception) else None
+        upstream.pieces = () if isinstance(pieces, Exception) else pieces
+        upstream.headers = {"content-type": SSE if body.get("stream") else JSON} | dict(headers or {})
+        request = [{"type": "http.request", "body": msgspec.json.encode(body), "more_body": False}]
+
+        async def receive() -> Message:
+            if not request:
+                await asyncio.Event().wait()
+            return request.pop()
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        before = len(self._producer.log)
+        named = [(b"authorization", f"Bearer {KEY}".encode()), (b"content-type", b"application/json")]
+        await self._endpoints[path]({"type": "http", "method": "POST", "path": path, "headers": named, "path_params": {}}, receive, send)
+        assert not sent[-1].get("more_body", False), "the reply has no end"
+        told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        calls = [event for _, event in self._producer.log[before:] if isinstance(event, LlmCall)]
+        return Answer(sent[0]["status"], told, b"".join(message["body"] for message in sent[1:]), calls)
+
+    def unread(self) -> float:
+        """Parts of answers that were not understood, so far."""
+        return self.metrics.registry.get_sample_value("fulgurite_gateway_unread_chunks_total") or 0.0
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncGenerator[Gateway]:
+    """A gateway that is there within this context."""
+    settings = GatewaySettings.model_validate(
+        {"api_keys": KEY, "signing_keys": "k1:0123456789abcdef0123456789abcdef", "upstreams": _UPSTREAMS, "data_dir": folder}
+    )
+    ring, routes, metrics, store = KeyRing.parse(settings.signing_keys.get_secret_value()), settings.routes(), Metrics(), MemoryStore()
+    producer, upstream, policies = CodecProducer(), ScriptedUpstream(), PolicyTail(NOWHERE, _CODEC, frozenset())
+    recorder = Recorder(producer, NOWHERE, _CODEC, settings, metrics)
+    registry = GroupRegistry(store)
+    identifier = Identifier(ring, registry, {}, Inference(MemoryStore(), ring.signing_secret, 3600, metrics))
+    responses = RecordedResponses(identifier, MemoryStore(), CallSearch(NOWHERE, _CODEC), recorder.problem, settings.max_body_bytes)
+    desk = Desk(
+        settings=settings,
+        kafka=NOWHERE,
+        routes=routes,
+        sampling=settings.default_sampling.sampling(),
+        ring=ring,
+        doorkeeper=Doorkeeper(ring, None, settings.plain_keys(), settings.allow_any_key),
+        identifier=identifier,
+        registry=registry,
+        store=store,
+        idempotency=Idempotency(store),
+        recorder=recorder,
+        responses=responses,
+        upstream=upstream,
+        dispatcher=Dispatcher(
+            Router(routes, settings.backends(), frozenset(), settings.policy, policies.view),
+            Admission(settings, metrics),
+            upstream,
+            Continuation(frozenset(), MemoryStore(), upstream),
+            metrics,
+        ),
+        train_sampling=TrainSamplings({}),
+        policies=policies,
+        metrics=metrics,
+        tracer=open_tracer(),
+    )
+    try:
+        yield Gateway(desk, upstream, producer)
+    finally:
+        responses.close()
+        await recorder.close()
