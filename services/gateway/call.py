@@ -22,7 +22,6 @@ from services.gateway.wire import Header
 
 _REDACTED = "[redacted]"
 _TAIL = 16
-_LARGEST = (1 << 31) - 1
 
 REFUSED_CHARACTERS = 8192
 """Below the least FULGURITE_CLAIM_CHECK_BYTES: a refused call is never left in the claims store."""
@@ -173,7 +172,7 @@ def _event(
         prompt_token_ids=prompt,
         prompt_hash=None if prompt is None else prompt_hash(prompt),
         choices=choices,
-        sampling=_storable(draft.sampling),
+        sampling=draft.sampling,
         logprobs_mode=logprobs_mode if any(choice.logprobs for choice in choices) else LogprobsMode.none,
         prompt_tokens=capture.prompt_tokens if capture else None,
         completion_tokens=capture.completion_tokens if capture else None,
@@ -212,18 +211,6 @@ def _spelled(secret: str) -> re.Pattern[str]:
 def _without_key(choice: Choice, secret: str) -> Choice:
     said = choice.message and hide(choice.message, secret)
     return choice if said == choice.message else msgspec.structs.replace(choice, message=said, token_ids=None, logprobs=None)
-
-
-def _storable(sampling: Sampling) -> Sampling:
-    """With counts that the log has room for: beyond it they bound nothing that can be generated."""
-    if -_LARGEST <= sampling.top_k <= _LARGEST and -_LARGEST <= (sampling.max_tokens or 0) <= _LARGEST:
-        return sampling
-    limit = sampling.max_tokens
-    return msgspec.structs.replace(sampling, top_k=_bounded(sampling.top_k), max_tokens=None if limit is None else _bounded(limit))
-
-
-def _bounded(number: int) -> int:
-    return max(-_LARGEST, min(number, _LARGEST))
 
 
 def _verdict(capture: Capture | None, problem: GatewayError | None, outcome: CallOutcome) -> tuple[FailureKind | None, int | None]:
