@@ -1,5 +1,7 @@
 # One target per service; docker-compose.yml names them all. Every service runs as user 10001, never as root.
 # Plain instructions only, so that any builder takes it. Packages come before code: a change of code costs seconds.
+# Base images are pinned by tag. To pin what is behind a tag too, build with its digest, which `docker buildx imagetools inspect IMAGE` tells:
+#   docker compose build --build-arg PYTHON_IMAGE=python:3.11.14-slim-bookworm@sha256:...
 ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
 ARG VLLM_GPU_IMAGE=vllm/vllm-openai:v0.32.0
 
@@ -16,11 +18,13 @@ ENTRYPOINT ["/app/containers/entrypoint.sh"]
 # The project without its packages, byte-compiled: every image takes it from here.
 FROM base AS code
 WORKDIR /source
+COPY requirements/build.txt ./
+RUN pip install --quiet --require-hashes --requirement build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY schemas schemas
 COPY fulgurite fulgurite
 COPY services services
-RUN pip install --quiet --no-deps --target /app .
+RUN pip install --quiet --no-deps --no-build-isolation --target /app .
 COPY containers /app/containers
 
 FROM base AS packages
@@ -110,7 +114,8 @@ ENTRYPOINT ["/app/containers/entrypoint.sh", "env", "LD_PRELOAD=/usr/local/lib/l
 FROM ${VLLM_GPU_IMAGE} AS vllm-gpu
 ENV PYTHONDONTWRITEBYTECODE=1 HOME=/home/fulgurite PYTHONPATH=/app FULGURITE_DATA_DIR=/data \
     VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
-RUN pip install --no-cache-dir "fastavro>=1.13" "msgspec>=0.19" \
+COPY requirements/engine.txt /tmp/
+RUN pip install --no-cache-dir --no-deps --require-hashes --requirement /tmp/engine.txt \
  && useradd --uid 10001 --create-home fulgurite && mkdir -p /data/artifacts /models && chown -R fulgurite /data /models
 STOPSIGNAL SIGTERM
 WORKDIR /app

@@ -7,7 +7,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
 SERVICES_EXTRAS := --extra gateway --extra otel --extra streams --extra rewards --extra learner --extra stack --extra archive --group dev --group agents
-COMPILE := $(UV) pip compile --quiet --python-version 3.11 --custom-compile-command "make lock"
+COMPILE := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
 
 export TORCH_BACKEND PYTHON
 
@@ -55,9 +55,12 @@ format: ## Format, and repair what lint can repair.
 lock: ## Resolve requirements/*.txt anew from pyproject.toml.
 	@$(COMPILE) --upgrade pyproject.toml $(SERVICES_EXTRAS) --output-file requirements/services.txt
 	@$(COMPILE) --upgrade pyproject.toml --extra serve-cpu --override requirements/serve-overrides.txt --output-file requirements/serve.txt
+	@$(COMPILE) --constraints requirements/serve.txt requirements/engine.in --output-file requirements/engine.txt
+	@$(COMPILE) --upgrade requirements/uv.in --output-file requirements/uv.txt
+	@$(COMPILE) --upgrade requirements/build.in --output-file requirements/build.txt
 
 wheel: install ## Build the wheel into dist/.
-	@$(UV) build --wheel --quiet --out-dir dist
+	@$(UV) build --wheel --quiet --build-constraints requirements/build.txt --require-hashes --out-dir dist
 
 clean: ## Remove environments, engines, models and everything built. Topics and weights of `make up` too.
 	rm -rf .venv .venv-serve .fulgurite .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist

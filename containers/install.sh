@@ -3,17 +3,17 @@
 #   install.sh extras NAME...   what extras of pyproject.toml need, as requirements/services.txt pins it
 #   install.sh torch            torch alone, a layer that learner and vLLM share
 #   install.sh serve            vLLM's CPU build, as requirements/serve.txt pins it
-# TORCH_BACKEND=cpu takes torch from PyTorch's own index, without CUDA, 5 GiB smaller; empty takes PyPI's.
+# Every package must have one of the hashes that the lists name. TORCH_BACKEND=cpu takes torch from PyTorch's own index, without CUDA, 5 GiB
+# smaller, and without a hash; empty takes PyPI's.
 set -eu
 what=$1
 shift
 
 export UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 UV_PYTHON=/usr/local/bin/python UV_HTTP_TIMEOUT=300
-command -v uv >/dev/null || pip install --quiet uv==0.13.9
+command -v uv >/dev/null || pip install --quiet --require-hashes --requirement requirements/uv.txt
 
-# torch without CUDA needs none of the packages that PyPI's is made of.
 pins() {
-  if [ "${TORCH_BACKEND:-}" = cpu ]; then grep -vE '^(nvidia-|cuda-|triton==)' "$1"; else cat "$1"; fi >/tmp/pins.txt
+  if [ "${TORCH_BACKEND:-}" = cpu ]; then awk -f requirements/without-cuda.awk "$1"; else cat "$1"; fi >/tmp/pins.txt
 }
 [ -z "${TORCH_BACKEND:-}" ] || export UV_TORCH_BACKEND="$TORCH_BACKEND"
 
@@ -29,7 +29,7 @@ case $what in
     ;;
   serve)
     pins requirements/serve.txt
-    uv pip install --requirements /tmp/pins.txt --override requirements/serve-overrides.txt
+    uv pip install --no-deps --requirements /tmp/pins.txt
     ;;
 esac
 rm -f /tmp/pins.txt

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Makes the two environments, .venv (everything but vLLM) and .venv-serve (vLLM), with uv from PyPI in .fulgurite/uv.
 # A second run with unchanged requirements installs nothing. Needs Python 3.11 or 3.12; writes only here and into uv's cache.
-# TORCH_BACKEND=cpu takes the slim torch build from PyTorch's own index. The seconds it took go to .fulgurite/install-seconds.
+# Every package must have one of the hashes that the lists name. TORCH_BACKEND=cpu takes the slim torch build from PyTorch's own index: that
+# build alone is taken without a hash. The seconds it took go to .fulgurite/install-seconds.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-readonly UV_VERSION=0.13.9
+UV_VERSION=$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements/uv.txt)
+readonly UV_VERSION
 readonly NEEDED_GIB=12
 readonly UV=.fulgurite/uv/bin/uv
 backend="${TORCH_BACKEND:-}"
@@ -44,30 +46,29 @@ install_uv() {
   mkdir -p .fulgurite
   # Debian's python3 may come without ensurepip; pip --target then does the same.
   if "$python" -m venv .fulgurite/uv 2>/dev/null; then
-    .fulgurite/uv/bin/python -m pip install --quiet "uv==$UV_VERSION" || fail "pip cannot fetch uv: is the package index reachable (pip config list)?"
+    .fulgurite/uv/bin/python -m pip install --quiet --require-hashes --requirement requirements/uv.txt || fail "pip cannot fetch uv: is the package index reachable (pip config list)?"
   else
     rm -rf .fulgurite/uv
-    "$python" -m pip install --quiet --target .fulgurite/uv "uv==$UV_VERSION" ||
+    "$python" -m pip install --quiet --target .fulgurite/uv --require-hashes --requirement requirements/uv.txt ||
       fail "neither 'python -m venv' nor 'pip install --target' works with $python. On Debian and Ubuntu: apt install python3-venv"
   fi
 }
 
-# Usage: environment FOLDER REQUIREMENTS [UV PIP OPTIONS...]
+# Usage: environment FOLDER REQUIREMENTS
 environment() {
-  local folder=$1 requirements=$2 stamp="$1/.requirements-sha256" wanted list
-  shift 2
-  wanted=$(cat "$requirements" requirements/serve-overrides.txt pyproject.toml requirements/install.sh - <<<"$backend $python" | sha256sum)
+  local folder=$1 requirements=$2 stamp="$1/.requirements-sha256" wanted list check
+  wanted=$(cat "$requirements" requirements/build.txt requirements/without-cuda.awk pyproject.toml requirements/install.sh - <<<"$backend $python" | sha256sum)
   [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && return
   say "$folder from $requirements"
   [[ -x "$folder/bin/python" ]] || "$UV" venv --quiet --python "$python" "$folder"
-  list="$requirements"
+  list="$requirements" check=--require-hashes
   if [[ "$backend" == cpu ]]; then
-    list=".fulgurite/${folder#.}.txt"
-    grep -vE '^(nvidia-|cuda-|triton==)' "$requirements" >"$list"
-    set -- "$@" --torch-backend=cpu
+    list=".fulgurite/${folder#.}.txt" check=--torch-backend=cpu
+    awk -f requirements/without-cuda.awk "$requirements" >"$list"
   fi
-  "$UV" pip install --python "$folder" -r "$list" "$@" || fail "uv could not install $requirements; its message is above. Run the command again once the index is reachable: what was fetched is kept."
-  "$UV" pip install --quiet --python "$folder" --no-deps --editable .
+  # The list is complete: nothing is to be resolved.
+  "$UV" pip install --python "$folder" --no-deps -r "$list" "$check" || fail "uv could not install $requirements; its message is above. Run the command again once the index is reachable: what was fetched is kept."
+  "$UV" pip install --quiet --python "$folder" --no-deps --build-constraints requirements/build.txt --editable .
   printf '%s\n' "$wanted" >"$stamp"
 }
 
@@ -75,5 +76,5 @@ check_machine
 python=$(find_python)
 install_uv
 environment .venv requirements/services.txt
-environment .venv-serve requirements/serve.txt --override requirements/serve-overrides.txt
+environment .venv-serve requirements/serve.txt
 echo $((SECONDS - started)) >.fulgurite/install-seconds

@@ -275,8 +275,8 @@ def picture(number: int, size: int = 300_000) -> dict[str, object]:
 
 def large_turns(count: int) -> list[LlmCall]:
     """An agent that looks at the same large picture in each turn, after ever more talk."""
-    content: list[dict[str, object]] = [picture(0), {"type": "text", "text": "what is it?"}]
-    seen: list[dict[str, object]] = [{"role": "user", "content": content}]
+    question: dict[str, object] = {"type": "text", "text": "what is it?"}
+    seen: list[dict[str, object]] = [{"role": "user", "content": [picture(0), question]}]
     calls: list[LlmCall] = []
     for turn in range(count):
         seen += [{"role": "assistant", "content": f"turn {turn}"}, {"role": "user", "content": "word " * 400}]
