@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import signal
 import sys
@@ -20,17 +21,17 @@ from services import logs
 from services.brokers import answering
 from services.kafka import KafkaSettings, LogUnavailable
 from services.process_secrets import hide_from_other_processes
-from services.runner.errors import RunnerError
-from services.runner.options import JUDGE, RunOptions, read_rewards, read_weights
+from services.rewarder.errors import PluginError
+from services.rewarder.reward_plugins import RewardPlugin
+from services.runner.errors import BadReward, RunnerError
+from services.runner.options import DEFAULT_GIVE_UP_AFTER, JUDGE, RunOptions, read_rewards, read_weights
 from services.runner.progress import JsonWatcher, TerminalWatcher
-from services.runner.run import Run, Summary, Watcher
+from services.runner.run import INTERRUPTED, Run, Summary, Watcher
 from services.runner.settings import RunnerSettings
 from services.terminal import make_console
 
 DEFAULT_MAX_AHEAD = 8
 """One batch of the learner's default size: every rollout is then sampled from the newest weights."""
-
-INTERRUPTED = 130
 
 T = TypeVar("T")
 
@@ -56,13 +57,16 @@ def run(
     model: Annotated[str, typer.Option(help="Model name that the agents ask for.")] = "policy",
     deadline: Annotated[float, typer.Option(min=1, help="Seconds for a group, retries included; then its processes are killed.")] = 300.0,
     max_attempts: Annotated[int, typer.Option(min=1, help="Tries at a rollout; only what the model did not cause is tried again.")] = 3,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the tasks [default: 1, or until the last update].")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the tasks; without it 1, or as many as the updates take.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Tasks at most.")] = None,
     max_ahead: Annotated[
         int | None, typer.Option(min=1, help=f"Groups that may wait for the learner; {DEFAULT_MAX_AHEAD} in training. At least its batch.")
     ] = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Stop after so many new versions.")] = None,
     until_version: Annotated[str | None, typer.Option(help="Stop when this version is served, for example policy@1.20.")] = None,
+    give_up_after: Annotated[
+        int, typer.Option(min=0, help="Stop after so many groups in a row without anything to learn, or to measure; 0: never.")
+    ] = DEFAULT_GIVE_UP_AFTER,
     preload: Annotated[list[str] | None, typer.Option(help="Module to import once; agents are forked with it. Repeatable.")] = None,
     env: Annotated[list[str] | None, typer.Option(help="Environment variable that agents inherit too. Repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of tasks from the second pass on.")] = 0,
@@ -75,6 +79,9 @@ def run(
     function and, in mode `train`, learned from. Example:
 
     fulgurite run --tasks train.jsonl -n 6 --reward rewards.py:score --preload openai -- python agent.py
+
+    Exits 0 if the run was of use, 1 if it cannot go on, 2 for options that do not fit, 3 if it taught nothing (`val`: measured nothing)
+    or gave up, 130 if it was stopped: Ctrl-C ends it with the summary and --results, a second one at once.
     """
     logs.configure("runner", "WARNING")
     hide_from_other_processes()
@@ -99,6 +106,7 @@ def run(
             limit=limit,
             max_ahead=max_ahead if max_ahead is not None or mode is not Mode.train else DEFAULT_MAX_AHEAD,
             updates=updates,
+            give_up_after=give_up_after,
             until_version=parse_version(until_version) if until_version else None,
             preload=tuple(preload or ()),
             pass_environment=tuple(env or ()),
@@ -117,6 +125,13 @@ def _read(reader: Callable[[Sequence[str]], dict[str, T]], given: Sequence[str],
         raise typer.BadParameter(str(error), param_hint=option) from error
 
 
+class Interrupted(KeyboardInterrupt):
+    """Somebody stopped the run; every process of it is gone."""
+
+    def __init__(self, summary: Summary) -> None:
+        self.summary = summary
+
+
 def new_run_id() -> str:
     """A name for a run that no other has."""
     return f"run-{secrets.token_hex(5)}"
@@ -125,7 +140,11 @@ def new_run_id() -> str:
 def run_command(
     options: RunOptions, watcher: Watcher, settings: RunnerSettings | None = None, kafka: KafkaSettings | None = None
 ) -> Summary:
-    """Run to the end; SIGINT and SIGTERM end it with KeyboardInterrupt once every process is gone. Raises RunnerError, LogUnavailable."""
+    """Run to the end. SIGINT and SIGTERM end it with Interrupted once every process is gone, a second one ends this process at once.
+
+    Raises RunnerError, LogUnavailable.
+    """
+    check_rewards(options)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -133,6 +152,18 @@ def run_command(
     finally:
         for number, handler in before.items():  # asyncio leaves the system's defaults
             signal.signal(number, handler)
+
+
+def check_rewards(options: RunOptions) -> None:
+    """Load what rewards are given with, before an agent is started. Raises BadReward."""
+    try:
+        for name, reference in options.rewards.items():
+            if not reference.startswith(JUDGE):
+                RewardPlugin(reference, name)
+        if options.rubric is not None:
+            options.rubric.read_text(encoding="utf-8")
+    except (PluginError, OSError, UnicodeDecodeError) as error:
+        raise BadReward(str(error)) from error
 
 
 def from_environment() -> KafkaSettings:
@@ -146,6 +177,9 @@ async def _stoppable(run: Run, numbers: Sequence[signal.Signals]) -> Summary:
     stopped: list[int] = []
 
     def stop(number: int) -> None:
+        if stopped:
+            # The launcher kills every agent as soon as this process is gone.
+            os._exit(INTERRUPTED)
         stopped.append(number)
         task.cancel()
 
@@ -155,32 +189,43 @@ async def _stoppable(run: Run, numbers: Sequence[signal.Signals]) -> Summary:
         return await run.execute()
     except asyncio.CancelledError:
         if stopped:
-            raise KeyboardInterrupt from None
+            raise Interrupted(run.summary(interrupted=True)) from None
         raise
 
 
 def _run_and_tell(options: RunOptions, as_json: bool, results: Path | None) -> int:
     try:
-        if as_json:
-            writer = JsonWatcher(lambda line: print(line, flush=True))  # noqa: T201  lines are this mode's product
-            summary = run_command(options, writer)
-            writer.finish(summary)
-        else:
-            with TerminalWatcher(make_console(stderr=True, soft_wrap=False), "run") as shown:
-                summary = run_command(options, shown)
-            shown.finish(summary)
-    except KeyboardInterrupt:
-        make_console(stderr=True, soft_wrap=False).print("stopped; no agent process is left")
-        return INTERRUPTED
+        summary = _run_json(options) if as_json else _run_shown(options)
     except (RunnerError, LogUnavailable) as error:
         if as_json:
             print(json.dumps({"event": "error", "error": str(error)}), flush=True)  # noqa: T201
-        make_console(stderr=True, soft_wrap=False).print(f"fulgurite run: {error}", style="red", markup=False)
+        make_console(stderr=True).print(f"fulgurite run: {error}", style="red", markup=False)
         return 1
     if results is not None:
         results.parent.mkdir(parents=True, exist_ok=True)
         results.write_bytes(msgspec.json.format(msgspec.json.encode(summary)))
-    return 0
+    return summary.exit_code
+
+
+def _run_json(options: RunOptions) -> Summary:
+    writer = JsonWatcher(lambda line: print(line, flush=True))  # noqa: T201  lines are this mode's product
+    summary = _run(options, writer)
+    writer.finish(summary)
+    return summary
+
+
+def _run_shown(options: RunOptions) -> Summary:
+    with TerminalWatcher(make_console(stderr=True, soft_wrap=False), "run") as shown:
+        summary = _run(options, shown)
+    shown.finish(summary)
+    return summary
+
+
+def _run(options: RunOptions, watcher: Watcher) -> Summary:
+    try:
+        return run_command(options, watcher)
+    except Interrupted as stopped:
+        return stopped.summary
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 RunnerError
 ├── BadTasks              the tasks file cannot be read as JSON lines
 ├── BadCommand            the agent's command cannot be started as asked
+├── BadReward             a reward function cannot be loaded, or a judge's rubric cannot be read
+├── GaveUp                too many groups in a row were of no use
 ├── LauncherFailed        the process that starts agents refused or died
 ├── GatewayRefused        the gateway answered with an error that a repetition would not mend
 └── GatewayUnreachable    the gateway did not answer, or not in time
@@ -21,6 +23,14 @@ class BadTasks(RunnerError):
 
 class BadCommand(RunnerError):
     """The agent's command cannot be started as asked."""
+
+
+class BadReward(RunnerError):
+    """A reward function cannot be loaded, or a judge's rubric cannot be read."""
+
+
+class GaveUp(RunnerError):
+    """Too many groups in a row were of no use, or the versions that the run waits for cannot come."""
 
 
 class LauncherFailed(RunnerError):

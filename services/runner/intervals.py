@@ -1,4 +1,7 @@
-"""Means with 95% intervals: Wilson's for rewards of 0 and 1, the normal one for others; groups are the units where n > 1."""
+"""Means with 95% intervals: Wilson's for rewards of 0 and 1, Student's t for others; groups are the units where n > 1.
+
+Values that are all alike say nothing of how far apart others may be: then there is no interval, but for rewards of 0 and 1.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,24 @@ from collections.abc import Sequence
 import msgspec
 
 _Z = 1.959964
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""97.5% quantiles of Student's t for 1 to 30 degrees of freedom (tables, three decimals); beyond, see `_student`."""
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A mean, the bounds of its 95% interval, and from how many values."""
+    """A mean, the bounds of its 95% interval (None where the values cannot tell), and from how many values."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     count: int
 
     def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:.3f} (n = {self.count}, too few or too equal for an interval)"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.count})"
 
 
@@ -28,18 +38,36 @@ def estimate(groups: Sequence[Sequence[float]]) -> Estimate | None:
     if not values:
         return None
     mean = sum(values) / len(values)
-    if all(len(group) <= 1 for group in groups) and all(value in (0.0, 1.0) for value in values):
-        return _wilson(mean, len(values))
     means = [sum(group) / len(group) for group in groups if group]
-    if len(means) < 2:
-        return Estimate(mean, mean, mean, len(values))
+    binary = all(value in (0.0, 1.0) for value in values)
+    alike = max(means) == min(means)
+    if binary and (alike or all(len(group) <= 1 for group in groups)):
+        low, high = _wilson(mean, len(means))
+    elif alike:
+        low = high = None
+    else:
+        low, high = _student_interval(mean, means)
+        if binary:
+            low, high = max(0.0, low), min(1.0, high)
+    return Estimate(mean, low, high, len(values))
+
+
+def _student_interval(mean: float, means: Sequence[float]) -> tuple[float, float]:
     centre = sum(means) / len(means)
-    spread = math.sqrt(sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means))
-    return Estimate(mean, mean - _Z * spread, mean + _Z * spread, len(values))
+    error = math.sqrt(sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means))
+    half = _student(len(means) - 1) * error
+    return mean - half, mean + half
 
 
-def _wilson(mean: float, count: int) -> Estimate:
+def _student(degrees: int) -> float:
+    """Cornish and Fisher's expansion beyond the table; right to three decimals there."""
+    if degrees <= len(_T):
+        return _T[degrees - 1]
+    return _Z + (_Z**3 + _Z) / (4 * degrees) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)
+
+
+def _wilson(mean: float, count: int) -> tuple[float, float]:
     square = _Z * _Z / count
     centre = (mean + square / 2) / (1 + square)
     half = _Z / (1 + square) * math.sqrt(mean * (1 - mean) / count + square / (4 * count))
-    return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half), count)
+    return max(0.0, centre - half), min(1.0, centre + half)

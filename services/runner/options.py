@@ -24,6 +24,9 @@ REWARD_NAME = "reward"
 JUDGE = "judge:"
 """What a reward begins with that a model gives."""
 
+DEFAULT_GIVE_UP_AFTER = 64
+"""Eight batches of the learner's default size: where one group in ten teaches something, one run in a thousand meets so many others."""
+
 Task = dict[str, Any]
 
 
@@ -53,6 +56,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_ahead: int | None = None
     updates: int | None = None
     until_version: Version | None = None
+    give_up_after: int = DEFAULT_GIVE_UP_AFTER
+    """Groups in a row that are of no use, and end the run; 0: never."""
     preload: tuple[str, ...] = ()
     pass_environment: tuple[str, ...] = ()
     seed: int = 0

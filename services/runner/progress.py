@@ -1,6 +1,6 @@
 """How a run shows itself: one live line on a terminal, plain lines elsewhere, or JSON lines for programs.
 
-JSON lines are objects with `event`: `rollout`, `update`, `progress` (once a second at most) and `summary`.
+JSON lines are objects with `event`: `rollout`, `update`, `warning`, `progress` (once a second at most) and `summary`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ RECENT = 48
 """Rollouts behind the reward of the live line: one learner batch of the defaults, eight groups of six."""
 
 _EVERY_S = 1.0
+_PLAIN_EVERY_S = 30.0
+"""Where there is no terminal: a line of a log."""
 
 
 def describe(run: Run) -> str:
@@ -90,6 +92,10 @@ class JsonWatcher:
         """One line an update."""
         self._tell("update", version=str(version), before=msgspec.to_builtins(point))
 
+    def on_warning(self, text: str) -> None:
+        """One line a warning."""
+        self._tell("warning", text=text)
+
     def finish(self, summary: Summary) -> None:
         """The last line."""
         self._tell("summary", **msgspec.to_builtins(summary))
@@ -99,13 +105,16 @@ class JsonWatcher:
 
 
 class TerminalWatcher:
-    """A live line, and a lasting one for each update and each first failure of a kind."""
+    """A live line, or one now and then where there is no terminal.
+
+    Updates, warnings and the first failure of each kind have lasting lines.
+    """
 
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
         self._live = Live(console=console, refresh_per_second=4, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._next = 0.0
+        self._next = 0.0 if console.is_terminal else time.monotonic() + _PLAIN_EVERY_S
         self._failures: set[str] = set()
 
     def __enter__(self) -> TerminalWatcher:
@@ -117,10 +126,16 @@ class TerminalWatcher:
         self._live.stop()
 
     def on_change(self, run: Run) -> None:
-        """Renew the live line."""
-        if self._console.is_terminal and time.monotonic() >= self._next:
+        """Renew the live line; without a terminal, write one twice a minute."""
+        if time.monotonic() < self._next:
+            return
+        line = f"{self._title}  {describe(run)}"
+        if self._console.is_terminal:
             self._next = time.monotonic() + _EVERY_S / 4
-            self._live.update(Text(f"{self._title}  {describe(run)}", no_wrap=True, overflow="ellipsis"))
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        else:
+            self._next = time.monotonic() + _PLAIN_EVERY_S
+            self._console.print(Text(line), soft_wrap=True)
 
     def on_attempt(self, attempt: Attempt) -> None:
         """Show the first failure of each kind."""
@@ -131,6 +146,10 @@ class TerminalWatcher:
                 f"first {kind.value}, rollout {attempt.grant.rollout_id}: {attempt.verdict.message}", markup=False, style="yellow"
             )
 
+    def on_warning(self, text: str) -> None:
+        """A warning, of a line or several."""
+        self._console.print(Text(text, style="yellow"), soft_wrap=True)
+
     def on_update(self, version: Version, point: CurvePoint | None) -> None:
         """One line an update."""
         before = f"  reward {point.reward:.3f} over {point.rollouts} rollouts of {point.version}{_aside(point.components)}" if point else ""
@@ -140,13 +159,25 @@ class TerminalWatcher:
         """The summary as a table."""
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         table.add_row("run", summary.run_id)
-        table.add_row("reward", str(summary.reward) if summary.reward else "none")
+        table.add_row("reward", Text(str(summary.reward) if summary.reward else "none"))
         if summary.components:
             table.add_row("by name", _listed(summary.components))
         table.add_row("rollouts", ", ".join(f"{count} {name}" for name, count in summary.counts.items()))
+        if summary.actions:
+            table.add_row("actions", ", ".join(f"{count} {word}" for word, count in sorted(summary.actions.items(), key=_by_count)))
         table.add_row("version", f"{summary.version} after {summary.updates} updates")
         table.add_row("time", f"{summary.seconds:.1f} s")
         self._console.print(table)
+        if summary.interrupted:
+            self._console.print("stopped; no agent process is left")
+        if summary.problem:
+            self._console.print(Text(summary.problem, style="red"), soft_wrap=True)
+        elif summary.warnings:
+            self.on_warning("\n".join(summary.warnings))
+
+
+def _by_count(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
 
 
 def _listed(components: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Coroutine, Generator
@@ -18,18 +19,21 @@ from typing import Any, Protocol
 import msgspec
 
 from fulgurite.codec import Codec
-from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, PolicyApplied
-from fulgurite.kinds import ApplyOutcome
-from fulgurite.topics import AGENT_REWARDS, EPISODES, POLICY_APPLIED, TRAINING_LEDGER
+from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, PolicyApplied, PolicyUpdate
+from fulgurite.kinds import ApplyOutcome, Mode
+from fulgurite.topics import AGENT_REWARDS, EPISODES, POLICY_APPLIED, POLICY_UPDATES, TRAINING_LEDGER
 from fulgurite.versions import Version, parse_version
 from services import logs
 from services.clock import now_ms
 from services.kafka import KafkaSettings, read_all
 from services.process_secrets import without_keys
-from services.runner.errors import RunnerError
+from services.runner.diagnosis import Diagnosis
+from services.runner.errors import GaveUp, RunnerError
+from services.runner.fates import Fates
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
 from services.runner.intervals import Estimate
+from services.runner.learners import Learners
 from services.runner.options import JUDGE, RunOptions, Task, for_agent, in_order, own_environment, planned_rollouts, read_tasks
 from services.runner.pace import Pace
 from services.runner.processes import Processes, Program, find_program
@@ -41,6 +45,17 @@ REWARD_GRACE_S = 60.0
 """After the last rollout's deadline: time for aggregator, reward worker and rewards to come."""
 
 _TICK_S = 0.05
+_WATCH_S = 1.0
+_WARN_EVERY_S = 15.0
+_NO_LEARNER_S = 60.0
+"""After the start: a learner may still be loading its model."""
+
+REWARD_ERRORS = 5
+"""Different errors of reward functions that are shown as they come."""
+
+TAUGHT_NOTHING = 3
+"""Exit code of a run that was of no use."""
+INTERRUPTED = 130
 
 _log = logs.get()
 
@@ -52,6 +67,14 @@ class Summary(msgspec.Struct, frozen=True):
     mode: str
     groups: int
     counts: dict[str, int]
+    actions: dict[str, int]
+    """In training: what became of the agents' actions, by `trained`, `waiting` (for a reward or the learner) or why not."""
+    problem: str | None
+    """Why the run was of no use; None if it was."""
+    interrupted: bool
+    """Whether somebody stopped it."""
+    warnings: list[str]
+    """What was wrong with its last groups."""
     reward: Estimate | None
     components: dict[str, float]
     """Means of the other named rewards: what the reward is made of, or is compared with."""
@@ -63,6 +86,13 @@ class Summary(msgspec.Struct, frozen=True):
     updated_at_s: list[float]
     """Seconds from the first rollout to each update."""
     rollouts: list[dict[str, Any]]
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command."""
+        if self.interrupted:
+            return INTERRUPTED
+        return TAUGHT_NOTHING if self.problem else 0
 
 
 class Watcher(Protocol):
@@ -80,6 +110,10 @@ class Watcher(Protocol):
         """A new version is served; with the rewards under the one before."""
         ...
 
+    def on_warning(self, text: str) -> None:
+        """Something is wrong, in words for people; each only once."""
+        ...
+
 
 class Run:
     """One run. `execute` runs it once."""
@@ -92,6 +126,12 @@ class Run:
         self._codec = Codec()
         self.board = Scoreboard(options.rewards, options.weights)
         self.pace = Pace(settings.policy, options.max_ahead)
+        self.learners = Learners()
+        self._fates = Fates(self.learners, rewarded=bool(options.rewards))
+        self.diagnosis = Diagnosis(options, settings.policy, self.board, self._fates, self.learners)
+        self._gave_up: str | None = None
+        self._warned: set[str] = set()
+        self._reward_errors: set[tuple[str, str]] = set()
         self.groups = 0
         self.ended = 0
         self.running = 0
@@ -119,7 +159,7 @@ class Run:
         return time.monotonic() - self.began
 
     async def execute(self) -> Summary:
-        """Run to the end. Raises RunnerError, LogUnavailable; cancelling stops every process."""
+        """Run to the end, or until it is of no use. Raises RunnerError, LogUnavailable; cancelling stops every process."""
         tasks = read_tasks(self.options.tasks)
         self._planned = planned_rollouts(len(tasks), self.options)
         environment = own_environment(self.options)
@@ -127,7 +167,9 @@ class Run:
         async with contextlib.AsyncExitStack() as stack:
             processes = await stack.enter_async_context(Processes(program.python or sys.executable, self.options.preload, environment))
             self.pace.begin_with(await asyncio.to_thread(self._served))
-            topics = (EPISODES, AGENT_REWARDS, TRAINING_LEDGER, POLICY_APPLIED)
+            await asyncio.to_thread(self._read_learners)
+            self._warn_of_options()
+            topics = (EPISODES, AGENT_REWARDS, TRAINING_LEDGER, POLICY_APPLIED, POLICY_UPDATES)
             await stack.enter_async_context(Feed(self._kafka, self._codec, topics, self.on_event))
             gateway = await stack.enter_async_context(
                 GatewayClient(self._settings.gateway_url, self._settings.admin_key.get_secret_value())
@@ -135,20 +177,31 @@ class Run:
             judge = stack.enter_context(_cancelled_at_end(self._start_judges(processes))) if self.options.rewards else None
             rollouts = RolloutRunner(gateway, processes, program, environment, self.options)
             self.began = time.monotonic()
-            await self._watching(judge, self._play(tasks, gateway, rollouts))
-        return self._summary()
+            stack.enter_context(_cancelled_at_end(self._watch()))
+            try:
+                await self._watching(judge, self._play(tasks, gateway, rollouts))
+            except GaveUp as reason:
+                self._gave_up = str(reason)
+        return self.summary()
 
     def on_event(self, event: Event) -> None:
         """Take in what the log says."""
         match event:
-            case Episode():
+            case Episode() if event.rollout_id in self.board:
                 self.board.on_episode(event)
-            case AgentReward():
+                self._fates.on_episode(event)
+                self.diagnosis.note(event.group_id)
+            case AgentReward() if event.rollout_id in self.board:
                 self.board.on_reward(event)
-            case LedgerEntry():
+                self.diagnosis.note(event.group_id)
+                self._show_error(event)
+            case LedgerEntry() if self.board.scores(event.group_id):
                 self.pace.on_ledger(event)
+                self._fates.on_ledger(event)
             case PolicyApplied():
                 self._on_applied(event)
+            case PolicyUpdate():
+                self.learners.on_update(event)
             case _:
                 return
         self._changed.set()
@@ -160,6 +213,66 @@ class Run:
         if self.updates > before:
             self._updated_at.append(self.seconds)
             self._watcher.on_update(self.pace.served, self.board.reward_of(str(served)))
+
+    def _show_error(self, reward: AgentReward) -> None:
+        """The first few errors of reward functions, as they come."""
+        if reward.value is not None or reward.error is None or len(self._reward_errors) >= REWARD_ERRORS:
+            return
+        kind = (reward.name, reward.error)
+        if kind not in self._reward_errors:
+            self._reward_errors.add(kind)
+            self._watcher.on_warning(f"the reward {reward.name!r} failed for rollout {reward.rollout_id}: {reward.error}")
+
+    def _read_learners(self) -> None:
+        for record in read_all(self._kafka, POLICY_UPDATES, self._codec):
+            if isinstance(record.event, PolicyUpdate):
+                self.learners.on_update(record.event)
+
+    def _warn_of_options(self) -> None:
+        """What can be said before anything is started."""
+        options, policy = self.options, self._settings.policy
+        if options.mode is not Mode.train:
+            return
+        if options.n == 1:
+            self._watcher.on_warning(
+                "-n 1: a group of one has nothing to be compared with and trains nothing (no_baseline): use -n 2 or more"
+            )
+        if not self.learners.train(policy):
+            self._watcher.on_warning(f"no learner has claimed the policy {policy!r} yet: nothing is trained until one is started")
+        config = self.learners.config(policy)
+        if config.groups_per_step and options.max_ahead is not None and options.max_ahead < config.groups_per_step:
+            wait = f" {config.max_wait_s:g} s" if config.max_wait_s else ""
+            self._watcher.on_warning(
+                f"--max-ahead {options.max_ahead} is less than the learner's batch of {config.groups_per_step} groups "
+                f"(FULGURITE_GROUPS_PER_STEP): each step waits for FULGURITE_MAX_WAIT_S{wait}"
+            )
+
+    async def _watch(self) -> None:
+        """Show how it goes, also while nothing happens, and say what is wrong, until cancelled."""
+        next_warning = time.monotonic() + _WARN_EVERY_S
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            self._watcher.on_change(self)
+            if time.monotonic() >= next_warning:
+                next_warning = time.monotonic() + _WARN_EVERY_S
+                self._warn()
+
+    def _warn(self) -> None:
+        """Each kind of warning once: it may differ in its numbers from one that was given."""
+        new = [line for line in self.diagnosis.warnings(self.ended) if without_numbers(line) not in self._warned]
+        self._warned.update(map(without_numbers, new))
+        if new:
+            self._watcher.on_warning("\n".join(new))
+
+    def _give_up_if_useless(self) -> None:
+        """Raises GaveUp."""
+        limit = self.options.give_up_after
+        useless = len(self.diagnosis.useless()) if limit else 0
+        if limit and useless >= limit:
+            raise GaveUp(f"gave up after {useless} groups in a row that were of no use (--give-up-after)")
+        waits = self.options.waits_for_learner and not self.pace.may_start(now_ms()) and self.diagnosis.done >= self.groups
+        if limit and waits and self.seconds > _NO_LEARNER_S and (reason := self.diagnosis.waits_in_vain()):
+            raise GaveUp(f"gave up: {reason}")
 
     def _served(self) -> Version:
         served = self.pace.served
@@ -182,12 +295,14 @@ class Run:
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
         while self.options.waits_for_learner and not self._is_satisfied() and not self.pace.is_idle(now_ms()):
+            self._give_up_if_useless()
             await self._something()
         await self._rewards()
 
     async def _may_go_on(self, slots: asyncio.Semaphore) -> bool:
         """Wait for a free slot and for the learner; False when the run has what it wanted."""
         while not self._is_satisfied():
+            self._give_up_if_useless()
             if self.pace.may_start(now_ms()) and not slots.locked():
                 return True
             await self._something()
@@ -239,7 +354,9 @@ class Run:
             await self._something()
         missing = len(self.board.open_groups())
         if missing:
-            _log.warning("groups without all episodes and rewards at their deadline", groups=missing, run_id=self.options.run_id)
+            self._watcher.on_warning(
+                f"{missing} groups lack episodes or rewards {REWARD_GRACE_S:.0f} s after their deadline"
+            )
 
     async def _something(self) -> None:
         self._changed.clear()
@@ -284,8 +401,22 @@ class Run:
                 with contextlib.suppress(asyncio.CancelledError, RunnerError):
                     await playing
 
-    def _summary(self) -> Summary:
+    def _problem(self) -> str | None:
+        """Why the run was of no use; None if it was, or if it was stopped before one could know."""
+        groups = self.board.groups()
+        useless = self.diagnosis.useless()
+        in_vain = bool(groups) and (len(useless) == len(groups) or self.diagnosis.all_unscored())
+        if self._gave_up is None and not in_vain:
+            return None
+        return "\n".join([*([self._gave_up] if self._gave_up else []), *self.diagnosis.explain(useless or groups)])
+
+    def summary(self, *, interrupted: bool = False) -> Summary:
+        """What came of it so far."""
         return Summary(
+            actions=dict(self.diagnosis.actions()) if self.options.mode is Mode.train else {},
+            problem=None if interrupted else self._problem(),
+            interrupted=interrupted,
+            warnings=self.diagnosis.warnings(self.ended),
             run_id=self.options.run_id,
             mode=self.options.mode.value,
             groups=self.groups,
@@ -300,6 +431,11 @@ class Run:
             updated_at_s=self._updated_at,
             rollouts=self.board.rows(),
         )
+
+
+def without_numbers(text: str) -> str:
+    """Two texts that say the same of other numbers are alike."""
+    return re.sub(r"\d+(\.\d+)?", "#", text)
 
 
 def _worker(reference: str, rubric: Path | None) -> tuple[str, ...]:

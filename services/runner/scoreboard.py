@@ -51,10 +51,12 @@ class Scoreboard:
         self._expected = set(expected)
         self._weights = dict(weights)
         self._scores: dict[str, Score] = {}
+        self._groups: defaultdict[str, list[Score]] = defaultdict(list)
 
     def expect(self, group_id: str, rollout_id: str) -> None:
         """A rollout of this run has been declared."""
-        self._scores[rollout_id] = Score(group_id, rollout_id)
+        score = self._scores[rollout_id] = Score(group_id, rollout_id)
+        self._groups[group_id].append(score)
 
     def on_episode(self, episode: Episode) -> None:
         """An attempt has ended."""
@@ -80,6 +82,31 @@ class Scoreboard:
     def open_groups(self) -> set[str]:
         """Groups with a rollout that is not done."""
         return {score.group_id for score in self._scores.values() if not self._is_done(score)}
+
+    def __contains__(self, rollout_id: str) -> bool:
+        """Whether a rollout is of this run."""
+        return rollout_id in self._scores
+
+    def groups(self) -> list[str]:
+        """All that were declared, in order."""
+        return list(self._groups)
+
+    def scores(self, group_id: str) -> list[Score]:
+        """Of a group's rollouts."""
+        return self._groups.get(group_id, [])
+
+    def is_done(self, group_id: str) -> bool:
+        """Whether nothing more is awaited of a group of this run."""
+        scores = self.scores(group_id)
+        return bool(scores) and all(self._is_done(score) for score in scores)
+
+    def closed(self) -> int:
+        """Rollouts that have ended."""
+        return sum(score.closed for score in self._scores.values())
+
+    def unpaid(self) -> int:
+        """Rollouts that have ended and have not all the rewards they wait for."""
+        return sum(score.closed and not self._is_done(score) for score in self._scores.values())
 
     def mean(self) -> Estimate | None:
         """Over all rollouts that were paid."""

@@ -14,6 +14,9 @@ from services.runner.scoreboard import CurvePoint
 
 _BAR = 40
 
+Interval = tuple[float | None, float | None]
+"""Bounds; None where the rewards were too equal to tell."""
+
 
 class LedgerReport(msgspec.Struct, frozen=True, kw_only=True):
     """The books at the end of the run."""
@@ -38,13 +41,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     control: bool
     reward_before: float
-    reward_before_interval: tuple[float, float]
+    reward_before_interval: Interval
     reward_after: float
-    reward_after_interval: tuple[float, float]
+    reward_after_interval: Interval
     greedy_before: float
-    greedy_before_interval: tuple[float, float]
+    greedy_before_interval: Interval
     greedy_after: float
-    greedy_after_interval: tuple[float, float]
+    greedy_after_interval: Interval
     components_before: dict[str, float]
     components_after: dict[str, float]
     """Means of the reward's parts, sampled, held out."""
@@ -136,5 +139,6 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
     console.print(facts)
 
 
-def _scored(mean: float, interval: tuple[float, float]) -> str:
-    return f"{mean:.3f}  [{interval[0]:.3f}, {interval[1]:.3f}]"
+def _scored(mean: float, interval: Interval) -> str:
+    low, high = interval
+    return f"{mean:.3f}  (no interval)" if low is None or high is None else f"{mean:.3f}  [{low:.3f}, {high:.3f}]"

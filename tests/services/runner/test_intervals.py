@@ -1,10 +1,14 @@
-"""Means and their 95% intervals."""
+"""Means and their 95% intervals, which never claim to be certain."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.runner.intervals import estimate
+
+values = st.floats(-100, 100) | st.sampled_from([0.0, 1.0])
 
 
 def test_wilson_for_zeros_and_ones() -> None:
@@ -21,18 +25,49 @@ def test_all_alike_still_has_a_width() -> None:
     assert found.high == pytest.approx(1.0)
 
 
+def test_groups_of_equal_zeros_and_ones_count_once_each() -> None:
+    found = estimate([[0.0] * 6] * 4)
+    assert found is not None
+    assert (found.low, found.count) == (0.0, 24)
+    assert found.high == pytest.approx(estimate([[0.0]] * 4).high)  # pyright: ignore[reportOptionalMemberAccess]
+
+
 def test_groups_count_once() -> None:
     """Two tasks of six equal rollouts each are two observations, not twelve."""
     found = estimate([[1.0] * 6, [0.0] * 6])
     assert found is not None
-    assert found.mean == 0.5
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5, abs=1e-3)
+    assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
 
 
-def test_real_values_use_the_normal_interval() -> None:
+def test_real_values_use_students_t() -> None:
     found = estimate([[0.1], [0.2], [0.3]])
     assert found is not None
-    assert (found.mean, found.high) == (pytest.approx(0.2), pytest.approx(0.2 + 1.96 * 0.1 / 3**0.5, abs=1e-4))
+    assert (found.mean, found.high) == (pytest.approx(0.2), pytest.approx(0.2 + 4.303 * 0.1 / 3**0.5, abs=1e-4))
+
+
+def test_many_values_come_near_the_normal_interval() -> None:
+    found = estimate([[0.0], [0.5], [1.0]] * 14)
+    assert found is not None
+    spread = (42 / 41 * (1 / 6)) ** 0.5
+    assert found.high == pytest.approx(0.5 + 2.0195 * spread / 42**0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("groups", [[[0.5]], [[0.5] * 8], [[0.5]] * 8, [[0.2, 0.8]]])
+def test_values_that_cannot_tell_have_no_interval(groups: list[list[float]]) -> None:
+    found = estimate(groups)
+    assert found is not None
+    assert (found.mean, found.low, found.high) == (0.5, None, None)
+    assert "no" not in str(found).split()
+    assert "too few or too equal" in str(found)
+
+
+@given(st.lists(st.lists(values, min_size=1, max_size=4), min_size=1, max_size=40))
+def test_no_interval_is_a_point(groups: list[list[float]]) -> None:
+    found = estimate(groups)
+    assert found is not None
+    if found.low is not None and found.high is not None:
+        assert found.low < found.high
+        assert found.low - 1e-9 <= found.mean <= found.high + 1e-9 or any(len(group) > 1 for group in groups)
 
 
 def test_nothing_to_estimate() -> None:

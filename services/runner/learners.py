@@ -1,0 +1,44 @@
+"""Which learners there are and how they batch, as their claims in `policy.updates` say; no I/O."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fulgurite.adoption import learns_elsewhere
+from fulgurite.events import PolicyUpdate
+from fulgurite.kinds import UpdateKind
+
+
+class LearnerConfig(msgspec.Struct, frozen=True):
+    """What a runner must know of a learner's settings; None for what its claim does not say."""
+
+    groups_per_step: int | None = None
+    max_row_tokens: int | None = None
+    max_wait_s: float | None = None
+
+
+class Learners:
+    """Fed with `policy.updates`."""
+
+    def __init__(self) -> None:
+        self._configs: dict[str, LearnerConfig] = {}
+
+    def on_update(self, update: PolicyUpdate) -> None:
+        """A claim: somebody trains a policy. Learners of replayed topics do not count."""
+        if update.kind is UpdateKind.claim and not learns_elsewhere(update):
+            self._configs[update.policy] = _config(update.config)
+
+    def train(self, policy: str) -> bool:
+        """Whether a learner has ever claimed this policy."""
+        return policy in self._configs
+
+    def config(self, policy: str) -> LearnerConfig:
+        """Of the last learner of a policy."""
+        return self._configs.get(policy, LearnerConfig())
+
+
+def _config(text: str | None) -> LearnerConfig:
+    try:
+        return msgspec.json.decode(text or "{}", type=LearnerConfig)
+    except (msgspec.DecodeError, UnicodeError):
+        return LearnerConfig()
