@@ -67,10 +67,13 @@ class Diagnosis:
         return counted
 
     def warnings(self, ended: int) -> list[str]:
-        """What is wrong with the latest groups, the cause first; empty if nothing is. `ended`: rollouts whose agent has ended."""
+        """What is wrong with the latest groups, the cause first; empty if nothing is.
+
+        `ended`: rollouts whose agent ended so long ago that their rewards should be there; 0 where none has.
+        """
         useless = self.useless()
         tells = len(useless) >= min(_TELLING, max(1, self.done))
-        return [*(self.explain(useless) if tells else ()), *self._oversized(), *(self._stalled(ended) if not self.done else ())]
+        return [*(self.explain(useless) if tells else self._oversized()), *(() if self.done else self._stalled(ended))]
 
     def all_unscored(self) -> bool:
         """Whether rewards are awaited and none has come."""
@@ -87,7 +90,8 @@ class Diagnosis:
     def explain(self, groups: Sequence[str]) -> list[str]:
         """Why these groups are of no use."""
         scores = [score for group_id in groups for score in self._board.scores(group_id)]
-        which = f"all {len(groups)} groups" if len(groups) >= self.done else f"the last {len(groups)} groups"
+        count = f"{len(groups)} groups" if len(groups) > 1 else "group"
+        which = f"{'all' if count != 'group' else 'the'} {count}" if len(groups) >= self.done else f"the last {count}"
         lines = [f"{which} {'taught' if self._trains else 'measured'} nothing"]
         failed = [score for score in scores if _has_failed(score)]
         if failed:
@@ -134,6 +138,8 @@ class Diagnosis:
 
     def _stalled(self, ended: int) -> list[str]:
         """What the first group waits for, once agents have ended."""
+        if not ended:
+            return []
         unpaid = self._board.unpaid()
         unclosed = ended - self._board.closed()
         lines: list[str] = []

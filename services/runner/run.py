@@ -47,6 +47,8 @@ REWARD_GRACE_S = 60.0
 _TICK_S = 0.05
 _WATCH_S = 1.0
 _WARN_EVERY_S = 15.0
+_STALLED_S = 30.0
+"""After the start: a reward worker takes some seconds until it reads."""
 _NO_LEARNER_S = 60.0
 """After the start: a learner may still be loading its model."""
 
@@ -259,7 +261,8 @@ class Run:
 
     def _warn(self) -> None:
         """Each kind of warning once: it may differ in its numbers from one that was given."""
-        new = [line for line in self.diagnosis.warnings(self.ended) if without_numbers(line) not in self._warned]
+        ended = self.ended if self.seconds > _STALLED_S else 0
+        new = [line for line in self.diagnosis.warnings(ended) if without_numbers(line) not in self._warned]
         self._warned.update(map(without_numbers, new))
         if new:
             self._watcher.on_warning("\n".join(new))
@@ -354,9 +357,7 @@ class Run:
             await self._something()
         missing = len(self.board.open_groups())
         if missing:
-            self._watcher.on_warning(
-                f"{missing} groups lack episodes or rewards {REWARD_GRACE_S:.0f} s after their deadline"
-            )
+            self._watcher.on_warning(f"{missing} groups lack episodes or rewards {REWARD_GRACE_S:.0f} s after their deadline")
 
     async def _something(self) -> None:
         self._changed.clear()
@@ -416,7 +417,7 @@ class Run:
             actions=dict(self.diagnosis.actions()) if self.options.mode is Mode.train else {},
             problem=None if interrupted else self._problem(),
             interrupted=interrupted,
-            warnings=self.diagnosis.warnings(self.ended),
+            warnings=self.diagnosis.warnings(0),
             run_id=self.options.run_id,
             mode=self.options.mode.value,
             groups=self.groups,

@@ -58,6 +58,12 @@ from services.pricing import A_LETTER
 
 def length(episode):
     return A_LETTER * len(episode.task["reference"])
+
+def broken(episode):
+    return 1 / 0
+
+def nothing(episode):
+    return 0
 """
 
 
@@ -124,9 +130,9 @@ def _start(
     )
 
 
-async def _finish(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+async def _finish(process: subprocess.Popen[str], code: int = 0) -> list[dict[str, Any]]:
     output, errors = await asyncio.to_thread(process.communicate, None, 90)
-    assert process.returncode == 0, errors + output
+    assert process.returncode == code, errors + output
     return [json.loads(line) for line in output.splitlines()]
 
 
@@ -183,7 +189,8 @@ async def test_exogenous_failures_are_tried_again_and_said_to_be(
 
 
 async def test_a_failing_agent_is_told_with_code_and_last_words(gateway: Gateway, aggregator: None, tmp_path: Path) -> None:
-    lines = await _finish(_start(gateway, tmp_path, agents.EXITS, "-n", "1", "--mode", "val", arguments=("3",), tasks=1))
+    lines = await _finish(_start(gateway, tmp_path, agents.EXITS, "-n", "1", "--mode", "val", arguments=("3",), tasks=1), 3)
+    assert "1 of 1 rollouts failed: 1 agent_exception" in lines[-1]["problem"]
     [rollout] = lines[-1]["rollouts"]
     assert (rollout["outcome"], rollout["failure"]) == ("failed", "agent_exception")
     failed = [status for status in await gateway.statuses(rollout["group_id"]) if status.kind is StatusKind.failed]
@@ -195,14 +202,14 @@ async def test_a_failing_agent_is_told_with_code_and_last_words(gateway: Gateway
 async def test_a_stopped_run_leaves_no_process(gateway: Gateway, tmp_path: Path, preload: tuple[str, ...], number: signal.Signals) -> None:
     _write_rewards(tmp_path)
     pids = tmp_path / "pids"
-    options = ("-n", "1", "--reward", "rewards.py:length", *preload)
+    options = ("-n", "1", "--reward", "rewards.py:length", "--results", "results.json", *preload)
     process = _start(gateway, tmp_path, agents.SLEEPS, *options, arguments=(str(pids),), tasks=1)
     try:
         running = [int(pid) for pid in (await asyncio.to_thread(agents.wait_for_line, pids, 60)).split()]
         below = agents.descendants(process.pid)
         assert len(below) >= 3, "launcher, agent and reward worker"
         process.send_signal(number)
-        await asyncio.to_thread(process.communicate, None, 30)
+        output, _ = await asyncio.to_thread(process.communicate, None, 30)
     finally:
         process.kill()
     assert process.returncode == (-number if number is signal.SIGKILL else 130)
@@ -211,6 +218,62 @@ async def test_a_stopped_run_leaves_no_process(gateway: Gateway, tmp_path: Path,
     if number is not signal.SIGKILL:
         statuses = [status for status in await _all_statuses(gateway) if status.kind is StatusKind.failed and status.failure]
         assert FailureKind.cancelled in {status.failure for status in statuses}
+        assert json.loads(output.splitlines()[-1])["interrupted"]
+        assert json.loads((tmp_path / "results.json").read_text())["counts"]["declared"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "problem", "actions"),
+    [
+        (("--reward", "rewards.py:broken"), "4 of 4 rollouts have no reward: 4 x ZeroDivisionError", {"reward_failed": 4}),
+        (("--reward", "rewards.py:nothing"), "0 of 4 actions trained: 4 no_signal", {"no_signal": 4}),
+        (("--reward", "rewards.py:length", "-n", "1"), "0 of 2 actions trained: 2 no_baseline", {"no_baseline": 2}),
+        (("--reward", "rewards.py:broken", "--mode", "val"), "all 2 groups measured nothing", {}),
+    ],
+    ids=["reward raises", "equal rewards", "groups of one", "val"],
+)
+async def test_a_run_that_teaches_nothing_says_why_and_exits_with_3(
+    gateway: Gateway, aggregator: None, tmp_path: Path, options: tuple[str, ...], problem: str, actions: dict[str, int]
+) -> None:
+    _write_rewards(tmp_path)
+    lines = await _finish(_start(gateway, tmp_path, ASKS, "-n", "2", *options), 3)
+    assert problem in lines[-1]["problem"]
+    assert lines[-1]["actions"] == actions
+    if "rewards.py:broken" in options:
+        assert any("ZeroDivisionError" in line["text"] for line in lines if line["event"] == "warning")
+
+
+async def test_a_run_gives_up_after_so_many_groups_without_use(gateway: Gateway, aggregator: None, tmp_path: Path) -> None:
+    _write_rewards(tmp_path)
+    options = (
+        "-n",
+        "2",
+        "--reward",
+        "rewards.py:nothing",
+        "--give-up-after",
+        "2",
+        "--concurrency",
+        "2",
+        "--max-ahead",
+        "9",
+        "--epochs",
+        "99",
+    )
+    lines = await _finish(_start(gateway, tmp_path, ASKS, *options), 3)
+    assert "groups in a row that were of no use (--give-up-after)" in lines[-1]["problem"]
+    assert lines[-1]["groups"] < 12, "far from the 198 that were asked for"
+
+
+async def test_the_gateways_address_may_end_as_agents_have_it(gateway: Gateway, aggregator: None, tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text(ASKS)
+    (tmp_path / "tasks.jsonl").write_text('{"question": "?"}')
+    environment = _environment(gateway, FULGURITE_DATA_DIR=str(tmp_path), FULGURITE_GATEWAY_URL=f"{gateway.url}/v1/")
+    argv = [*RUN, "--mode", "val", "-n", "1", "--", "python", "agent.py"]
+    done = await asyncio.to_thread(
+        subprocess.run, argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 finished" in done.stderr
 
 
 @pytest.mark.parametrize(
