@@ -1,7 +1,8 @@
 """Calls and status events of one attempt → its episode.
 
 An episode is a function of the *set* of its inputs: their order, delay and duplication do not matter. Inputs are all calls of the
-attempt, all status events of the attempt but heartbeats, and the group's declaration. The earliest terminal status, by event time
+attempt, all status events of the attempt but heartbeats and what the log has of `started` beyond the first (`adds_nothing`), and the
+group's declaration. The earliest terminal status, by event time
 and id, says how the attempt ended; what went wrong is its word, or what the calls tell (`fulgurite.failure_detectors`). The revision is
 the hash of the rule's version and the sorted input ids.
 
@@ -42,6 +43,13 @@ def is_terminal(event: Input) -> bool:
 def is_input(event: Input) -> bool:
     """Whether the event is part of an episode: heartbeats only prove that an attempt is alive."""
     return isinstance(event, LlmCall) or event.kind in OUTCOMES or event.kind in (StatusKind.started, StatusKind.declared)
+
+
+def adds_nothing(event: Input, held: Iterable[Input]) -> bool:
+    """Whether a status is no input, given those that the log has before it: only the first `started` is one, and only before the end."""
+    if not isinstance(event, AgentStatus) or event.kind is not StatusKind.started:
+        return False
+    return any(isinstance(other, AgentStatus) and (other.kind is StatusKind.started or is_terminal(other)) for other in held)
 
 
 def revision_of(inputs: Iterable[str]) -> str:

@@ -31,9 +31,13 @@ class ClosingSettings(BaseSettings):
         """The failure rules. Raises ValueError for a kind that may not be dropped or retried."""
         return FailureRules(policies=self.failure_policies, penalty=self.penalty)
 
-    def due_at(self, declaration: Declaration | None, episodes: Collection[Episode]) -> int:
-        """Unix milliseconds after which a group with some episodes is closed with what there is."""
+    def due_at(self, declaration: Declaration | None, episodes: Collection[Episode], heard_until: int | None = None) -> int:
+        """Unix milliseconds after which a group with some episodes is closed with what there is.
+
+        `heard_until`: no episode can have ended later, whatever a clock that was wrong says.
+        """
         if declaration is None:
-            return max(episode.ended_at for episode in episodes) + int(self.live_wait_s * 1000)
+            ended = max(episode.ended_at for episode in episodes)
+            return (ended if heard_until is None else min(ended, heard_until)) + int(self.live_wait_s * 1000)
         grace = self.episode_grace_s if awaits_episodes(declaration, episodes) else self.grace_s
         return declaration.deadline + int(grace * 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from functools import reduce
 
@@ -10,9 +11,9 @@ from msgspec.structs import replace
 from fulgurite.deadlines import AttemptProgress
 from fulgurite.deltas import restore
 from fulgurite.events import AgentStatus, Episode, LlmCall
-from fulgurite.kinds import Mode
+from fulgurite.kinds import Mode, StatusKind
 from fulgurite.packing import pack
-from fulgurite.stitching import Input, is_input, is_terminal, stitch, supersede
+from fulgurite.stitching import Input, adds_nothing, is_input, is_terminal, stitch, supersede
 from services.streams import Settle
 
 Key = tuple[str, int]
@@ -21,6 +22,12 @@ Key = tuple[str, int]
 
 _EVENT_BYTES = 4_000
 """An input without its texts and tokens, as objects in memory."""
+
+_CHOICE_BYTES = 200
+"""A choice likewise, beyond the first, which is among those."""
+
+_SKEW_MS = 60_000
+"""How far ahead of its record's time an event may lie. Brokers refuse records from further than an hour ahead of their own clock."""
 
 _WHOLE = 2
 """Calls of an attempt that are held whole, the last ones: what comes next is mostly a delta of one of them."""
@@ -35,6 +42,8 @@ class Attempt:
         self.mode = mode
         self.published = published
         """Without its calls, where they are among the inputs."""
+        self.revisions = 0
+        """That were written, as far as is known."""
         self.inputs: dict[str, Input] = {}
         """A delta comes after its parent, and never without it."""
         self._last: dict[str, LlmCall] = {}
@@ -52,22 +61,29 @@ class Attempt:
 
     def take(self, event: Input, settle: Settle, delta: LlmCall | None = None) -> None:
         """Hold an input until a revision with it has been written. `delta`: how the log has it."""
-        if is_input(event) and event.event_id not in self.inputs:
+        if is_input(event) and event.event_id not in self.inputs and not self._comes_too_late(event):
             parent = self.inputs.get(delta.parent.call_id) if delta is not None and delta.parent is not None else None
             self._hold([event if delta is None or not isinstance(parent, LlmCall) else delta])
-        self.follow(event)
+        self.follow(event, settle.logged_at)
         self.unsettled.append(settle)
         self.dirty = True
         if is_terminal(event):
             self.barrier = None
 
-    def follow(self, event: Input) -> None:
-        """Note that an input came, and what the next one may be a delta of."""
+    def _comes_too_late(self, event: Input) -> bool:
+        if self.published is not None and isinstance(event, AgentStatus) and event.kind is StatusKind.started:
+            return event.event_id not in self.published.inputs
+        return adds_nothing(event, self.inputs.values())
+
+    def follow(self, event: Input, logged_at: int | None) -> None:
+        """Note that an input came, and what the next one may be a delta of. `logged_at`: record time, Unix milliseconds."""
         if isinstance(event, LlmCall) and event.event_id not in self._last:
             self._last[event.event_id] = event
             if len(self._last) > _WHOLE:
                 del self._last[next(iter(self._last))]
-        self.last_event_time = max(self.last_event_time, event.event_time, event.finished_at if isinstance(event, LlmCall) else 0)
+        at = max(event.event_time, event.finished_at if isinstance(event, LlmCall) else 0)
+        # A clock that was wrong for a moment must not keep the attempt open for years.
+        self.last_event_time = max(self.last_event_time, at if logged_at is None else min(at, logged_at + _SKEW_MS))
 
     def give_up(self, why: str) -> tuple[list[Input], list[Settle]]:
         """Let go of all inputs. Returns those that are in no revision, and what is to be settled."""
@@ -110,9 +126,16 @@ class Attempt:
             calls.update(calls or self._calls())
             return calls[call.event_id]
 
-        candidate = stitch([*self.inputs.values(), *([declared] if declared else [])], whole)
+        candidate = stitch([*self._counted(), *([declared] if declared else [])], whole)
         episode = supersede(self.published, candidate) if candidate else None
         return episode and replace(episode, calls=pack(episode.calls, whole))
+
+    def _counted(self) -> Iterable[Input]:
+        """Without a `started` that came when nobody knew that the attempt had ended long before."""
+        if self.published is None:
+            return self.inputs.values()
+        written = self.published.inputs
+        return [e for e in self.inputs.values() if isinstance(e, LlmCall) or e.kind is not StatusKind.started or e.event_id in written]
 
     def _calls(self) -> dict[str, LlmCall]:
         calls: dict[str, LlmCall] = {}
@@ -129,6 +152,7 @@ class Attempt:
 
     def written(self, episode: Episode) -> None:
         """A revision of all inputs is in the log."""
+        self.revisions += 1
         self.published = replace(episode, calls=())
 
     @property
@@ -151,12 +175,13 @@ class Attempt:
 
 
 def weight(event: Input) -> int:
-    """Bytes that an input takes in memory, roughly."""
+    """Bytes that an input takes in memory, roughly. A text of other than European characters takes up to four for each."""
     if not isinstance(event, LlmCall):
-        return _EVENT_BYTES
-    size = _EVENT_BYTES + len(event.request or "") + len(event.response or "") + len(event.prompt_token_ids or b"")
+        return _EVENT_BYTES + sys.getsizeof(event.message) + sys.getsizeof(event.source)
+    size = _EVENT_BYTES + sys.getsizeof(event.request) + sys.getsizeof(event.response) + sys.getsizeof(event.error)
+    size += len(event.prompt_token_ids or b"") + _CHOICE_BYTES * max(0, len(event.choices) - 1)
     for choice in event.choices:
-        size += len(choice.message or "") + len(choice.token_ids or b"") + len(choice.logprobs or b"")
+        size += sys.getsizeof(choice.message) + len(choice.token_ids or b"") + len(choice.logprobs or b"")
     return size
 
 

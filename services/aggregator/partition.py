@@ -160,7 +160,7 @@ class AggregatorPartition:
         group.unsettled.append(settle)
 
     def _refuse(self, attempt: Attempt, event: LlmCall | AgentStatus, settle: Settle) -> None:
-        attempt.follow(event)
+        attempt.follow(event, settle.logged_at)
         if isinstance(event, LlmCall):
             raise Rejected(f"{_name(attempt)} was given up: it {attempt.given_up}; begin another rollout", actions_of(event.mode, [event]))
         settle()
@@ -234,6 +234,8 @@ class AggregatorPartition:
             settle()
         if not attempt.dirty:
             self._closing.pop(key, None)
+        if attempt.revisions >= self._settings.revisions:
+            await self._give_up(attempt, "TooManyRevisions", f"was written {attempt.revisions} times (FULGURITE_AGGREGATOR_REVISIONS)")
 
     async def _write_revision(self, attempt: Attempt) -> None:
         episode = attempt.revision(self._groups[attempt.group_id].declared)

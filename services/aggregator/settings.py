@@ -21,5 +21,10 @@ class AggregatorSettings(StreamSettings):
         gt=0,
         description="Megabytes that may be held of an attempt; one that outgrows them is a dead letter with its actions.",
     )
+    revisions: int = Field(
+        default=200,
+        ge=1,
+        description="How often an episode is written anew for what comes after its end; what comes later still is a dead letter.",
+    )
     remember_attempts: int = Field(default=100_000, ge=0, description="How many groups that left memory are known, per partition.")
     log_level: str = "INFO"

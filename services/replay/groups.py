@@ -15,7 +15,7 @@ from fulgurite.codec import Codec
 from fulgurite.errors import BadClaim, BrokenDelta, CodecError
 from fulgurite.events import AgentReward, AgentStatus, Declaration, Episode, Event, LlmCall
 from fulgurite.kinds import StatusKind
-from fulgurite.stitching import Input, is_input, stitch
+from fulgurite.stitching import Input, adds_nothing, is_input, stitch
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES
 from services.claims import redeemed
 from services.replay.records import Raw, Source
@@ -162,7 +162,9 @@ def _attempts(events: Iterable[Input]) -> dict[Key, dict[str, Input]]:
     attempts: dict[Key, dict[str, Input]] = {}
     for event in events:
         if event.rollout_id is not None and is_input(event):
-            attempts.setdefault((event.rollout_id, event.attempt), {})[event.event_id] = event
+            inputs = attempts.setdefault((event.rollout_id, event.attempt), {})
+            if not adds_nothing(event, inputs.values()):
+                inputs[event.event_id] = event
     return attempts
 
 

@@ -10,6 +10,8 @@ from services.rewarder.settings import RewarderSettings
 from services.streams import Settle
 
 _NEVER = 1 << 62
+_SKEW_MS = 60_000
+"""How far ahead of its record's time an event may lie."""
 _CALL_BYTES = 4_000
 """A call without its texts and tokens, as objects in memory."""
 
@@ -17,7 +19,7 @@ _CALL_BYTES = 4_000
 class Group:
     """Inputs of a group that wait, and what is known of it."""
 
-    __slots__ = ("closed_at", "gathered", "lacks", "look_at", "news", "revision", "taken", "unsettled", "unsure")
+    __slots__ = ("closed_at", "gathered", "heard_until", "lacks", "look_at", "news", "revision", "taken", "unsettled", "unsure")
 
     def __init__(self, revision: str | None = None, *, lacks: bool = False, unsure: bool = False) -> None:
         self.gathered = Gathered()
@@ -34,6 +36,8 @@ class Group:
         """Whether anything came since it was closed."""
         self.closed_at = 0
         self.look_at = _NEVER
+        self.heard_until: int | None = None
+        """Latest record time of its inputs and a little more: no event is younger, whatever a clock that was wrong says."""
 
     @property
     def is_open(self) -> bool:
@@ -43,6 +47,8 @@ class Group:
     def take(self, event: Episode | AgentReward, settle: Settle) -> None:
         """Hold an input until it is written of."""
         self.unsettled.append(settle)
+        if settle.logged_at is not None:
+            self.heard_until = max(self.heard_until or 0, settle.logged_at + _SKEW_MS)
         self.news |= self.gathered.take(event)
 
     def take_up(self) -> None:
@@ -73,8 +79,9 @@ class Group:
         if not self.is_open:
             return self.look_at
         if not self.gathered.episodes:
-            return min(reward.event_time for reward in self.gathered.rewards.values()) + int(settings.orphan_s * 1000)
-        return settings.due_at(self.gathered.declaration, self.gathered.episodes.values())
+            first = min(reward.event_time for reward in self.gathered.rewards.values())
+            return (first if self.heard_until is None else min(first, self.heard_until)) + int(settings.orphan_s * 1000)
+        return settings.due_at(self.gathered.declaration, self.gathered.episodes.values(), self.heard_until)
 
     def weight(self) -> int:
         """Bytes it takes in memory, roughly."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fulgurite.events import Episode
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import EpisodeOutcome, StatusKind
-from fulgurite.stitching import Input, is_terminal, missing_inputs, revision_of, stitch, supersede
+from fulgurite.stitching import Input, adds_nothing, is_terminal, missing_inputs, revision_of, stitch, supersede
 from tests.synthetic import make_call, make_declared, make_status
 
 EVENTS: tuple[Input, ...] = (
@@ -90,3 +90,12 @@ def test_a_revision_supersedes_only_by_a_strict_superset() -> None:
     assert supersede(full, less) is None
     assert supersede(full, full) is None
     assert missing_inputs(full, less.inputs) == set(full.inputs) - set(less.inputs)
+
+
+def test_only_the_first_start_before_the_end_is_an_input() -> None:
+    started, again = (make_status(kind=StatusKind.started, at=at) for at in (950, 960))
+    assert not adds_nothing(started, [make_call()])
+    assert adds_nothing(again, [make_call(), started])
+    assert adds_nothing(started, [make_status()])
+    assert not adds_nothing(make_status(), [started, make_status(at=5)])
+    assert not adds_nothing(make_call(), [started, make_status()])

@@ -27,6 +27,7 @@ from fulgurite.sealing import SOURCE, Output, Written
 from fulgurite.stitching import Input, stitch, supersede
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
 from services.kafka import EventTooLarge, KafkaSettings, LogUnavailable, Record
+from services.rewarder.groups import Group
 from services.rewarder.partition import RewarderPartition
 from services.rewarder.recall import Recalled
 from services.rewarder.settings import RewarderSettings
@@ -571,3 +572,15 @@ def test_a_row_that_no_message_can_hold_is_a_dead_letter(monkeypatch: pytest.Mon
     rewarder.run()
     assert {letter.error_type for letter in log.events(DEAD_LETTERS) if isinstance(letter, DeadLetter)} == {"EventTooLarge"}
     assert rewarder.all_settled()
+
+
+def test_an_episode_that_ended_in_the_far_future_waits_no_longer_than_others() -> None:
+    call = make_call(7, at=NOW, mode=Mode.live)
+    episode = stitch([call, make_status(7, at=NOW + 10 * 365 * 24 * HOUR, mode=Mode.live)])
+    assert episode is not None
+    group = Group()
+    group.take(episode, AckOrder().add(lambda: None, NOW))
+    assert group.due_at(RewarderSettings(live_wait_s=300)) == NOW + 60_000 + 300_000
+    paid = Group()
+    paid.take(make_reward(7, at=2**60), AckOrder().add(lambda: None, NOW))
+    assert paid.due_at(RewarderSettings(orphan_s=3_600)) == NOW + 60_000 + HOUR
