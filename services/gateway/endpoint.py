@@ -23,7 +23,6 @@ from services import logs
 from services.clock import now_ms
 from services.gateway import wire
 from services.gateway.call import Call, Draft, refusal, reply_headers
-from services.gateway.capture import encode
 from services.gateway.desk import Desk
 from services.gateway.dialect import ApiRequest, Dialect
 from services.gateway.event_stream import EventStream, KeptAlive, keep_alive_s
@@ -90,8 +89,7 @@ class Endpoint:
         draft.keep_alive_s = keep_alive_s(headers, self._desk.settings.keep_alive_s)
         route = self._route(request)
         if request.continues is not None:
-            request = await self._desk.responses.continued(caller, request)
-            draft.raw = encode(request.body).decode()
+            request, draft.raw = await self._desk.responses.continued(caller, request)
         request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(request, draft.sampling, route, who.mode)
         self._desk.recorder.check(who.mode)
         return Call(draft, who, call_id, request, route, self._dialect.capture(request, route, call_id))

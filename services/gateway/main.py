@@ -1,6 +1,7 @@
 """The gateway: an agent's OpenAI endpoint that records every call in Kafka before the answer is complete.
 
-Writes `llm.calls`, `agent.status`, `agent.rewards`; reads the policy topics. Stateless but for a cache and idempotency keys.
+Writes `llm.calls`, `agent.status`, `agent.rewards`; reads the policy topics, and of `llm.calls` the responses that requests build on.
+Stateless but for a cache and idempotency keys.
 `python -m services.gateway.main` serves it; SIGTERM lets streams end and flushes the log's producer.
 """
 
@@ -112,7 +113,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
         store=store,
         idempotency=Idempotency(store),
         recorder=recorder,
-        responses=RecordedResponses(identifier, places, CallSearch(kafka, codec), recorder.problem, settings.max_body_bytes),
+        responses=RecordedResponses(identifier, places, CallSearch(kafka, codec), recorder.problem, settings.call_bounds(), metrics),
         upstream=upstream,
         dispatcher=Dispatcher(
             router, Admission(settings, metrics), upstream, Continuation(settings.continued(), answers, upstream), metrics

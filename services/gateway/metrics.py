@@ -72,6 +72,12 @@ class Metrics:
             ("result",),
             registry=self.registry,
         )
+        self.responses = Counter(
+            "fulgurite_gateway_responses",
+            "Recorded responses that requests named: found in memory or in the log, not_found, or unavailable.",
+            ("result",),
+            registry=self.registry,
+        )
         events = Counter("fulgurite_gateway_events", "Events by topic and fate.", ("topic", "fate"), registry=self.registry)
         self.events = cache(events.labels)
         """By topic and fate."""

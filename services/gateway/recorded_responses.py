@@ -29,8 +29,11 @@ from services.gateway.dialects.response_items import items_of
 from services.gateway.dialects.responses import following
 from services.gateway.idempotency import Store
 from services.gateway.identity import Caller, Identifier
+from services.gateway.metrics import Metrics
+from services.gateway.off_loop import off_loop
 from services.gateway.problems import BodyTooLarge, NotFound, Unavailable
 from services.gateway.store_patience import StorePatience
+from services.gateway.wire import BodyBounds, check_bounds
 from services.kafka import Delivery, LogUnavailable
 
 log = logs.get(__name__)
@@ -53,6 +56,8 @@ class Response(msgspec.Struct, frozen=True):
     head: Json
     """The reply without its output."""
     output: list[Any]
+    size: int
+    """Of the record, in characters."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -70,7 +75,7 @@ class Recorded(msgspec.Struct, frozen=True):
         """None if it cannot be read."""
         try:
             output = msgspec.json.decode(self.message, type=_Message).output
-            return Response(msgspec.json.decode(self.body, type=Json), msgspec.json.decode(self.head, type=Json), output)
+            return Response(msgspec.json.decode(self.body, type=Json), msgspec.json.decode(self.head, type=Json), output, self.size())
         except (ValueError, RecursionError):
             return None
 
@@ -83,7 +88,13 @@ class RecordedResponses:
     """Goes on from recorded responses."""
 
     def __init__(
-        self, identifier: Identifier, store: Store, search: CallSearch, log_problem: Callable[[], str | None], body_limit: int
+        self,
+        identifier: Identifier,
+        store: Store,
+        search: CallSearch,
+        log_problem: Callable[[], str | None],
+        bounds: BodyBounds,
+        metrics: Metrics,
     ) -> None:
         """`log_problem` says why the log cannot be read, if it cannot."""
         self._identifier = identifier
@@ -93,7 +104,8 @@ class RecordedResponses:
         )
         self._search = search
         self._log_problem = log_problem
-        self._body_limit = body_limit
+        self._bounds = bounds
+        self.results = metrics.responses
         self._memory: OrderedDict[str, Recorded] = OrderedDict()
         self._bytes = 0
         self._threads = ThreadPoolExecutor(_SEARCHES, "response-search")
@@ -109,37 +121,48 @@ class RecordedResponses:
             place = msgspec.json.encode(delivery)
             await self._patience.ask(lambda: self._store.put(_key(call.call_id), place, _PLACE_TTL_S))
 
-    async def continued(self, caller: Caller, request: ApiRequest) -> ApiRequest:
-        """The request with the conversation that it builds on. Raises NotFound, InvalidRequest, Unavailable."""
+    async def continued(self, caller: Caller, request: ApiRequest) -> tuple[ApiRequest, str]:
+        """The request with the conversation that it builds on, and its body in JSON. Raises NotFound, InvalidRequest, Unavailable."""
         named = request.continues or ""
-        recorded = await self.find(caller, named)
-        if recorded.body.get("previous_response_id"):
+        found = await self.find(caller, named)
+        if found.body.get("previous_response_id"):
             raise _not_found(named, "its record has not the whole conversation")
-        given = recorded.body.get("input")
-        before = [*(items_of(given) if given is not None else []), *recorded.output]
-        whole = following(request, before)
-        size = len(encode(whole.body))
-        if size > self._body_limit:
-            raise BodyTooLarge(
-                f"With the conversation that it builds on the request is {size:,} bytes, over the limit of {self._body_limit:,} bytes."
-            )
-        return whole
+        given = found.body.get("input")
+        whole = following(request, [*(items_of(given) if given is not None else []), *found.output])
+        body = await off_loop(found.size, lambda: encode(whole.body))
+        try:
+            await check_bounds(body, self._bounds)
+        except BodyTooLarge as problem:
+            raise BodyTooLarge(f"Together with the conversation that it builds on: {problem.message}", code=problem.code) from problem
+        return whole, body.decode()
 
     async def find(self, caller: Caller, named: str) -> Response:
         """The recorded response of that id. Raises NotFound, Unavailable."""
+        try:
+            found, where = await self._find(caller, named)
+        except NotFound:
+            self.results.labels("not_found").inc()
+            raise
+        except Unavailable:
+            self.results.labels("unavailable").inc()
+            raise
+        self.results.labels(where).inc()
+        return found
+
+    async def _find(self, caller: Caller, named: str) -> tuple[Response, str]:
         ref = self._identifier.own_completion(caller, named)
         if ref is None:
             raise _not_found(named, "this key has no such response")
-        recorded = self._memory.get(ref.completion_id)
+        recorded, where = self._memory.get(ref.completion_id), "memory"
         if recorded is None:
-            recorded = await self._from_log(caller, ref, named)
+            recorded, where = await self._from_log(caller, ref, named), "log"
             self._keep(ref.completion_id, recorded)
-        found = recorded.read()
+        found = await off_loop(recorded.size(), recorded.read)
         if found is None:
             raise _not_found(named, "its record cannot be read")
         if found.body.get("store") is False:
             raise _not_found(named, "it was made with `store: false`")
-        return found
+        return found, where
 
     def close(self) -> None:
         """Begin no more searches."""
@@ -175,10 +198,10 @@ class RecordedResponses:
 
 def _recorded(call: LlmCall) -> Recorded | None:
     """None for what is no answer that anybody could go on from."""
-    message = call.choices[0].message if call.choices else None
-    if call.api != _API or call.outcome is not CallOutcome.success or call.request is None or message is None:
+    if call.api != _API or call.outcome is not CallOutcome.success or not call.choices:
         return None
-    return Recorded(call.request, call.response or "{}", message)
+    message = call.choices[0].message
+    return None if call.request is None or message is None else Recorded(call.request, call.response or "{}", message)
 
 
 def _not_found(named: str, why: str) -> NotFound:

@@ -72,13 +72,20 @@ async def read_body(headers: Headers, receive: Receive, bounds: BodyBounds) -> b
             body = await inflate(body, encoding.decode("latin-1"), bounds.size)
         except TooLong as error:
             raise _too_large(bounds) from error
+    await check_bounds(body, bounds)
+    return body.removeprefix(BYTE_ORDER_MARK)
+
+
+async def check_bounds(body: bytes, bounds: BodyBounds) -> None:
+    """Raise BodyTooLarge for a body over one of them."""
+    if len(body) > bounds.size:
+        raise _too_large(bounds)
     if await has_more_values(body, bounds.values):
         raise BodyTooLarge(
             f"The body has more than {bounds.values:,} arrays, objects and commas outside of texts. "
             "Send less, or raise FULGURITE_MAX_BODY_VALUES.",
             code="too_many_values",
         )
-    return body.removeprefix(BYTE_ORDER_MARK)
 
 
 async def _received(receive: Receive, bounds: BodyBounds) -> bytes:

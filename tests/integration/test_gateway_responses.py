@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -136,21 +136,25 @@ async def test_a_restarted_gateway_and_another_one_go_on_from_the_log(
     """Some calls are large enough for claim checks, some are deltas of others; declared and not."""
     stub.reset()
     start = partial(serving, kafka_of_responses, stub, folder, FULGURITE_CLAIM_CHECK_BYTES="16384")
-    long = ["long " * words for words in (2000, 400, 10)]
+    inputs: list[Callable[[int], list[Any]]] = [
+        lambda turn: [asked("long " * 5000 + str(turn))],
+        lambda turn: [asked("long " * 400 + str(turn))],
+        lambda turn: [asked(f"{turn} {number}") for number in range(500)],
+    ]
     async with start() as running:
         scoped = (await running.declare(n=1, mode="train"))["rollouts"][0]
         talks = [Talk(stub), Talk(stub, scoped["api_key"]), Talk(stub, model="gpt")]
         ids: list[str] = []
-        for talk, words in zip(talks, long, strict=True):
+        for talk, given in zip(talks, inputs, strict=True):
             last: str | None = None
             for turn in range(4):
-                last = await talk.say(running, f"{words}{turn}", f"answer {turn}", last)
+                last = await talk.say(running, given(turn), f"answer {turn}", last)
             ids.append(last or "")
     async with start() as restarted:
-        for talk, words, last in zip(talks, long, ids, strict=True):
+        for talk, given, last in zip(talks, inputs, ids, strict=True):
             for other in (restarted, gateway):
                 await talk.say(other, "more", "no", last)
-                turns = [item for turn in range(4) for item in (asked(f"{words}{turn}"), said(f"answer {turn}"))]
+                turns = [item for turn in range(4) for item in (*given(turn), said(f"answer {turn}"))]
                 assert talk.served() == [*turns, asked("more")]
             assert len(talk.rollouts) == 1
     codec = Codec()
@@ -158,6 +162,7 @@ async def test_a_restarted_gateway_and_another_one_go_on_from_the_log(
     events = [record.event for record in read_all(kafka_of_responses, LLM_CALLS, codec)]
     calls = [event for event in events if isinstance(event, LlmCall) and event.rollout_id in rollouts]
     assert any(call.parent is not None for call in calls)
+    assert any(call.pieces for call in calls)
     assert any(call.claim_check is not None for call in calls)
     assert {call.mode for call in calls if call.rollout_id == scoped["rollout_id"]} == {Mode.train}
 

@@ -17,9 +17,11 @@ from services.gateway.dialect import ApiRequest
 from services.gateway.idempotency import MemoryStore, RedisStore, Store
 from services.gateway.identity import Caller, Identifier, Named
 from services.gateway.keys import KeyRing
+from services.gateway.metrics import Metrics
 from services.gateway.problems import BodyTooLarge, GatewayError, NotFound, Unavailable
 from services.gateway.recorded_responses import RecordedResponses
 from services.gateway.registry import GroupRegistry
+from services.gateway.wire import BodyBounds
 from services.kafka import Delivery, LogUnavailable
 from services.stack.ports import free_port
 from tests.synthetic import make_call
@@ -78,7 +80,14 @@ def asking(call: LlmCall) -> ApiRequest:
 
 
 def responses(log: Log, store: Store | None = None, *, problem: str | None = None, limit: int = 1 << 20) -> RecordedResponses:
-    return RecordedResponses(IDENTIFIER, store or MemoryStore(), log, lambda: problem, limit)  # pyright: ignore[reportArgumentType]
+    bounds = BodyBounds(limit, "FULGURITE_MAX_BODY_BYTES", 100, 60)
+    return RecordedResponses(IDENTIFIER, store or MemoryStore(), log, lambda: problem, bounds, Metrics())  # pyright: ignore[reportArgumentType]
+
+
+def counted(recorded: RecordedResponses) -> dict[str, float]:
+    """Look-ups by result."""
+    [family] = recorded.results.collect()
+    return {sample.labels["result"]: sample.value for sample in family.samples if sample.name.endswith("_total")}
 
 
 def said(error: GatewayError) -> tuple[int, str | None]:
@@ -90,7 +99,8 @@ async def test_a_response_is_remembered_whether_kafka_has_it_yet_or_not() -> Non
         log, call = Log(), await answered()
         recorded = responses(log)
         await recorded.remember(call, delivery)
-        whole = await recorded.continued(OWNER, asking(call))
+        whole, raw = await recorded.continued(OWNER, asking(call))
+        assert msgspec.json.decode(raw) == whole.body
         assert whole.body == {"model": "policy", "input": [{"role": "user", "content": "hi"}, SAID, {"role": "user", "content": "more"}]}
         assert log.asked == []
 
@@ -101,9 +111,9 @@ async def test_another_gateway_looks_where_it_lies() -> None:
     await responses(log, store).remember(call, PLACE)
     other = responses(log, store)
     for _ in range(2):
-        assert len((await other.continued(OWNER, asking(call))).body["input"]) == 3
+        assert len((await other.continued(OWNER, asking(call)))[0].body["input"]) == 3
     assert log.asked == [PLACE], "then it remembers it, too"
-    assert len((await responses(log).continued(OWNER, asking(call))).body["input"]) == 3
+    assert len((await responses(log).continued(OWNER, asking(call)))[0].body["input"]) == 3
     assert log.asked == [PLACE, None]
 
 
@@ -111,7 +121,7 @@ async def test_a_store_that_is_gone_costs_a_search() -> None:
     call = await answered()
     log, store = Log(call), RedisStore(f"redis://127.0.0.1:{free_port()}/0")
     await responses(log, store).remember(call, PLACE)
-    assert await responses(log, store).continued(OWNER, asking(call))
+    await responses(log, store).continued(OWNER, asking(call))
     assert log.asked == [None]
 
 
@@ -175,11 +185,12 @@ async def test_while_kafka_is_away_only_what_is_remembered_is_gone_on_from() -> 
     log = Log(known, other)
     recorded = responses(log, problem="no Kafka broker can be reached")
     await recorded.remember(known, None)
-    assert await recorded.continued(OWNER, asking(known))
+    await recorded.continued(OWNER, asking(known))
     with pytest.raises(Unavailable, match="no Kafka broker can be reached") as caught:
         await recorded.continued(OWNER, asking(other))
     assert (said(caught.value), caught.value.headers()) == ((503, "log_unavailable"), {"retry-after": "1"})
     assert log.asked == []
+    assert counted(recorded) == {"memory": 1, "unavailable": 1}
 
 
 async def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,12 +203,17 @@ async def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.Monkey
     for call, searches in ((last, 0), (first, 1), (last, 1), (large, 2)):
         await recorded.find(OWNER, public(call))
         assert len(log.asked) == searches
+    assert counted(recorded) == {"memory": 2, "log": 2}
 
 
-async def test_a_conversation_over_the_limit_of_a_body_is_refused() -> None:
-    call = await answered(body={"model": "policy", "input": "x" * 900})
-    recorded = responses(Log(call), limit=1000)
-    with pytest.raises(BodyTooLarge, match="over the limit of 1,000 bytes"):
+MANY: list[Any] = [{"role": "user", "content": "?"}] * 101
+
+
+@pytest.mark.parametrize(("given", "says"), [("x" * 5000, "over the limit"), (MANY, "more than 100 arrays, objects and commas")])
+async def test_a_conversation_over_the_limit_of_a_body_is_refused(given: Any, says: str) -> None:
+    call = await answered(body={"model": "policy", "input": given})
+    recorded = responses(Log(call), limit=5000)
+    with pytest.raises(BodyTooLarge, match=f"Together with the conversation that it builds on: .*{says}"):
         await recorded.continued(OWNER, asking(call))
 
 
