@@ -5,9 +5,10 @@ Of an attempt the revision with the most inputs counts: revisions of an episode 
 
 from __future__ import annotations
 
-from fulgurite.closing import awaits_episodes, awaits_rewards, close_group
+from fulgurite.closing import awaits_episodes, awaits_rewards, close_group, members
 from fulgurite.events import AgentReward, Declaration, Episode
 from fulgurite.failure_rules import FailureRules
+from fulgurite.rewards import counted, excess
 from fulgurite.sealing import Output
 
 Key = tuple[str, int]
@@ -51,6 +52,13 @@ class Gathered:
         return bool(episodes) and not (
             self.awaits_episodes() or awaits_rewards(self.declaration, episodes, list(self.rewards.values()), rules)
         )
+
+    def excesses(self) -> dict[str, str]:
+        """Rollouts that have no reward because they were paid too much, and in words how much."""
+        rewards = list(self.rewards.values())
+        finals = [member.final for member in members(self.declaration, self.episodes.values()) if member.final is not None]
+        found = {episode.rollout_id: excess(self.declaration, counted(episode, rewards)) for episode in finals}
+        return {rollout_id: why for rollout_id, why in found.items() if why is not None}
 
     def close(self, group_id: str, rules: FailureRules) -> tuple[Output, ...]:
         """What is written of the group with what is known. Raises UnknownRule."""

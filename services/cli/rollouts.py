@@ -95,7 +95,7 @@ def show(one: Json, console: Console, width: int) -> None:
                 about = " ".join(f"{key}={event[key]}" for key in ("failure", "message", "exit_code") if key in event)
                 console.print(f"{at} [blue]{event['kind']}[/blue] by {event['source']}, attempt {event['attempt']} {escape(about)}")
             case "reward":
-                value = "none" if event["value"] is None else f"{event['value']:g}"
+                value = "none" if event["value"] is None else _number(event["value"])
                 where = f" at {event['call_id']}" if event["call_id"] else ""
                 why = f" ({event['error']})" if event["error"] else ""
                 console.print(f"{at} [green]reward[/green] {event['name']} = {value} from {event['source']}{where}{escape(why)}")

@@ -1,6 +1,7 @@
 """Rebuilt groups as data sets: SFT chats, DPO pairs, plain transitions, rows.
 
 `sft`: the conversation of each rollout's last attempt, `{"messages": [...], "reward": r, ...}`, loss on the assistant's turns.
+A rollout without a reward has a `reason`: `no_reward`, or `reward_failed` where what it was paid could not be counted.
 `dpo`: two rollouts of one group with different rewards and the same prompt: `{"prompt": [...], "chosen": [...], "rejected": [...]}`.
 `transitions`: every action, `{"state": [ids], "action": [ids], "reward": r, "next_state": [ids], "done": bool}`.
 """
@@ -144,6 +145,7 @@ def _about(score: Score) -> Json:
     versions = sorted({call.version_first for call in score.episode.calls if call.version_first})
     return {
         "reward": score.reward,
+        **({} if score.reason is None else {"reason": str(score.reason)}),
         "rewards": dict(score.named),
         "rollout_id": score.episode.rollout_id,
         "group_id": score.episode.group_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 from fulgurite.claims import described
@@ -89,7 +90,8 @@ def _reward(reward: AgentReward) -> Json:
         "at": reward.event_time,
         "what": "reward",
         "name": reward.name,
-        "value": reward.value,
+        # JSON has no infinity, and null would say that nobody judged.
+        "value": reward.value if reward.value is None or math.isfinite(reward.value) else str(reward.value),
         "source": reward.source,
         "call_id": reward.call_id,
         "final": reward.final,

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from fulgurite.events import AgentReward
 from fulgurite.ids import derive_id
+from services.rewarder.errors import clean
 from services.rewarder.judge_errors import JudgeFailed, NothingSaid, TooFewTrajectories
 from services.rewarder.judge_groups import Told
 from services.rewarder.judge_prompt import Question, Score, digest, question
@@ -67,6 +68,6 @@ class GroupJudge:
             final=True,
             source=self.source,
             error=verdict.told() if failed else None,
-            metadata=None if failed else json.dumps({"explanation": verdict.explanation}, ensure_ascii=False),
+            metadata=None if failed else json.dumps({"explanation": clean(verdict.explanation)}, ensure_ascii=False),
             subject=one.episode.subject,
         )

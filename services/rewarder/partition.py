@@ -234,6 +234,8 @@ class RewarderPartition:
         if revision != group.revision:
             if group.revision:
                 _log.info("closed anew", group_id=group_id, revision=revision, supersedes=group.revision)
+            for rollout_id, why in group.gathered.excesses().items():
+                _log.warning("its rewards are not counted", group_id=group_id, rollout_id=rollout_id, error=why)
             await self._publish(group_id, outputs)
             group.revision = revision
             group.closed_at = self._now()

@@ -12,6 +12,7 @@ import msgspec
 from fulgurite.events import AgentReward, Episode
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import EpisodeOutcome
+from fulgurite.rewards import LARGEST_TOTAL, is_bounded
 from services.runner.intervals import Estimate, estimate
 
 
@@ -75,7 +76,10 @@ class Scoreboard:
             return
         if reward.attempt is not None and reward.attempt < score.attempt:
             return
-        score.rewards[reward.name] = reward.value
+        value = reward.value
+        if value is not None and not is_bounded(value, LARGEST_TOTAL):
+            value, score.error = None, f"{reward.name!r} is {value:g}: it cannot be trained on"
+        score.rewards[reward.name] = value
         score.reward = self._sum(score.rewards)
         score.error = reward.error if reward.value is None else score.error
 
@@ -158,7 +162,8 @@ class Scoreboard:
     def _sum(self, rewards: Mapping[str, float | None]) -> float | None:
         if not self._expected <= rewards.keys() or None in rewards.values():
             return None
-        return sum(self._weights.get(name, 1.0) * (value or 0.0) for name, value in rewards.items())
+        total = sum(self._weights.get(name, 1.0) * (value or 0.0) for name, value in rewards.items())
+        return total if is_bounded(total, LARGEST_TOTAL) else None
 
     def _means(self, scores: Iterable[Score]) -> dict[str, float]:
         values: defaultdict[str, list[float]] = defaultdict(list)

@@ -15,6 +15,7 @@ from fulgurite.errors import UnknownRule
 from fulgurite.events import AgentReward, AgentStatus, Declaration, Episode, LedgerEntry, LlmCall, Tombstone, Trajectory
 from fulgurite.failure_rules import FailureRules
 from fulgurite.failures import FailureKind, FailurePolicy
+from fulgurite.gathering import Gathered
 from fulgurite.ids import action_id
 from fulgurite.kinds import FilterReason, Mode, StatusKind
 from fulgurite.sealing import Output
@@ -65,6 +66,17 @@ def test_a_whole_group() -> None:
     assert (first.episode_reward, second.episode_reward) == (1.0, 0.0)
     assert (first.actions[0].reward, first.actions[0].credit) == (1.0, 1.0)
     assert entries(outputs) == []
+
+
+def test_what_is_paid_too_much_is_told_of_the_last_attempts() -> None:
+    gathered = Gathered()
+    for event in (finished(0), finished(1), finished(2, will_retry=True)):
+        gathered.take(msgspec.structs.replace(event, declaration=declaration(size=3, max_attempts=2)))
+    for index in range(3):
+        gathered.take(make_reward(index=index, value=1e39 if index != 1 else 1.0))
+    (told,) = gathered.excesses().items()
+    assert told[0] == rollout_id(0, 0)
+    assert "1e+39" in told[1]
 
 
 def test_members_and_what_is_awaited() -> None:

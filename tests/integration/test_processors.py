@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import os
 import random
 import subprocess
@@ -281,6 +283,88 @@ def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
     letters = [event for event in deployment.read(DEAD_LETTERS) if isinstance(event, DeadLetter)]
     assert len({letter.event_id for letter in letters}) == 32
     assert {letter.stage for letter in letters} == {"aggregator", "rewarder"}
+
+
+def test_rewards_that_leave_float32_stop_nobody_and_train_nothing(deployment: Deployment) -> None:
+    """The gateway takes none of these: what is in the log of an older one, or was written past it."""
+    at = int(time.time() * 1000)
+    deployment.start("aggregator", "rewarder")
+    rules = ("identical", "step", "discounted", "last_step", "gigpo", "per_role")
+    values = {0: (1e308, 1e308), 1: (-1e308, -1e308), 2: (1e39, 0.0), 3: (math.inf, 0.0), 4: (math.nan, 0.0), 5: (1.0, 0.0), 6: (0.0, 0.0)}
+    events: list[Made] = []
+    for number, rule in enumerate(rules):
+        events.append(make_declared(number, size=len(values), at=at, deadline=at + 600_000, expected=("a", "b"), credit=rule))
+        for index, (outcome, of_call) in values.items():
+            call = make_call(number, index, at=at + 1)
+            events += [call, make_status(number, index, at=at + 2)]
+            events.append(make_reward(number, index, outcome, name="a", at=at + 3))
+            events.append(make_reward(number, index, of_call, name="b", call_id=call.call_id, choice=0, at=at + 3))
+    weighted = len(rules)
+    events.append(make_declared(weighted, at=at, deadline=at + 600_000, expected=("a",), weights={"a": 1e308}))
+    for index, value in enumerate((100.0, 0.0)):
+        events += [make_call(weighted, index, at=at + 1), make_status(weighted, index, at=at + 2)]
+        events.append(make_reward(weighted, index, value, name="a", at=at + 3))
+    deployment.publish(events)
+    wait_until(lambda: len(rows(deployment)) == len(values) * len(rules) + 2, "all groups are closed")
+    assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
+
+    found = rows(deployment)
+    trained = [row for row in found if isinstance(row, Trajectory)]
+    assert len(trained) == 2 * len(rules) + 1
+    for row in trained:
+        assert all(map(math.isfinite, [row.episode_reward or 0.0, *row.rewards.values()]))
+        assert all(math.isfinite(action.reward) and math.isfinite(action.credit) for action in row.actions)
+    assert {stone.reason for stone in found if isinstance(stone, Tombstone)} == {FilterReason.reward_failed}
+    assert {entry.reason for entry in entries(deployment)} == {FilterReason.reward_failed}
+    assert deployment.read(DEAD_LETTERS) == []
+    assert "of its 2 rewards add up to inf: at most 1e+12 can be trained on" in next(deployment.folder.glob("rewarder-*.log")).read_text()
+
+
+REWARDS_THAT_HURT = """
+import asyncio, sys
+
+class Mute(Exception):
+    def __str__(self): raise RuntimeError("no")
+
+def exits(): sys.exit(3)
+def interrupted(): raise KeyboardInterrupt
+async def cancelled(): raise asyncio.CancelledError
+def mute(): raise Mute
+def half(): raise ValueError("a" + chr(0xd83c))
+def half_name(): return {"a" + chr(0xd83c): 1.0}
+def long(): raise ValueError("x" * 9_000_000)
+def long_name(): return {"x" * 9_000_000: 1.0}
+def huge(): return 10**400
+def good(): return 0.5
+
+def score(episode):
+    return globals()[episode.task["question"]]()
+"""
+
+
+def test_whatever_a_reward_function_raises_or_returns_is_a_reward_and_the_next_episode_is_judged(deployment: Deployment) -> None:
+    at = int(time.time() * 1000)
+    (deployment.folder / "rewards.py").write_text(REWARDS_THAT_HURT)
+    deployment.start("aggregator", "rewarder")
+    worker = {"FULGURITE_REWARD_WORKER_CONCURRENCY": "2"}
+    deployment.start_worker("--reward", f"{deployment.folder}/rewards.py:score", **worker)
+    asked = ("exits", "interrupted", "cancelled", "mute", "half", "half_name", "long", "long_name", "huge", "good")
+    for number, name in enumerate(asked):
+        task = json.dumps({"question": name})
+        deployment.publish(
+            [
+                make_declared(number, size=1, at=at, deadline=at + 600_000, task=task),
+                make_call(number, 0, at=at + 1),
+                make_status(number, 0, at=at + 2),
+            ]
+        )
+    wait_until(lambda: len(rows(deployment)) == len(asked), "every episode is judged and every group closed")
+    assert deployment.stop() == {"aggregator": 0, "rewarder": 0, "worker": 0}
+    rewards = {event.group_id: event for event in deployment.read(AGENT_REWARDS) if isinstance(event, AgentReward)}
+    told = {name: rewards[make_call(number).group_id] for number, name in enumerate(asked)}
+    assert told.pop("good").value == 0.5
+    assert all(reward.value is None and reward.error for reward in told.values())
+    assert sum(isinstance(row, Tombstone) and row.reason is FilterReason.reward_failed for row in rows(deployment)) == len(asked) - 1
 
 
 def test_a_session_without_an_end_does_not_take_the_memory_of_others(deployment: Deployment) -> None:

@@ -92,6 +92,18 @@ def test_a_reward_that_could_not_be_computed_ends_the_wait_and_is_no_score() -> 
     assert (mean.mean, mean.count) == (1.0, 1)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e308, -1e39])
+def test_a_reward_that_cannot_be_trained_on_is_no_score_and_says_why(value: float) -> None:
+    board = _board("a", "b", weights={"style": 1e308})
+    for rollout, paid in (("a", value), ("b", 1.0)):
+        board.on_episode(_episode(rollout))
+        board.on_reward(_reward(rollout, paid))
+    assert board.open_groups() == set()
+    assert [(row["reward"], row["error"] is None) for row in board.rows()] == [(None, False), (1.0, True)]
+    board.on_reward(_reward("b", 100.0, name="style"))
+    assert board.rows()[1]["reward"] is None
+
+
 def test_foreign_rollouts_and_other_rewards_are_ignored() -> None:
     board = _board("a")
     board.on_episode(_episode("z"))
