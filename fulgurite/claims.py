@@ -26,6 +26,9 @@ _MARK = "fulgurite:claim:"
 _STRING = re.compile(r'"([^"\\]*+(?:\\.?+[^"\\]*+)*+)("|\Z)', re.DOTALL)
 """A JSON string, or the rest of a text that ends within one: never a second look at the same characters."""
 
+_MOST_TEXT = 256 * 1024**2
+"""Characters of a call with its pieces: a forged one that names a piece over and over must not fill a reader's memory."""
+
 _PLACEHOLDER = re.compile(rf'"{_MARK}([0-9a-f]{{64}}):([0-9]+)"')
 
 
@@ -78,10 +81,10 @@ def take_pieces(call: LlmCall, least: int) -> tuple[LlmCall, dict[str, bytes]]:
     """The call with a placeholder for each JSON string of so many characters or more, and these texts by their digests.
 
     Their claims are still to be named in `pieces`. A call whose text has something like a placeholder in it stays as it is: it could not be
-    told from ours.
+    told from ours. So does one of over 256 Mi characters.
     """
     texts = [call.request, call.response, *(choice.message for choice in call.choices)]
-    if any(text and _MARK in text for text in texts):
+    if any(text and _MARK in text for text in texts) or sum(len(text or "") for text in texts) > _MOST_TEXT:
         return call, {}
     found: dict[str, bytes] = {}
 
@@ -108,9 +111,15 @@ def put_back_pieces(call: LlmCall, payloads: Mapping[str, bytes]) -> LlmCall:
         _prove(call, claim, payload)
         texts[claim.sha256] = payload.decode("utf-8", "surrogatepass")
 
+    size = 0
+
     def put_back(match: re.Match[str]) -> str:
+        nonlocal size
         if match[1] not in texts:
             raise BadClaim(f"call {call.call_id} does not say where its text {match[1]} lies")
+        size += len(texts[match[1]])
+        if size > _MOST_TEXT:
+            raise BadClaim(f"call {call.call_id} is larger than {_MOST_TEXT:,} characters with what it left elsewhere")
         return f'"{texts[match[1]]}"'
 
     whole = _mapped(call, lambda text: _PLACEHOLDER.sub(put_back, text))

@@ -21,6 +21,7 @@ from services.gateway.problems import Overloaded, RateLimited
 from services.gateway.settings import GatewaySettings
 
 _MINUTE_S = 60.0
+_HOUR_S = 3600.0
 _KEYS_KEPT = 10_000
 
 
@@ -120,8 +121,37 @@ class Gate:
         return self._held[key] < self._most
 
 
+class Allowance:
+    """So much in a while, for each key. A bucket refills evenly: a key that was quiet may spend all of it at once."""
+
+    def __init__(self, amount: int, period_s: float, refusal: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """An amount of 0 is no limit. `refusal` is what a key is told that has spent it."""
+        self._amount = amount
+        self._rate = amount / period_s
+        self._refusal = refusal
+        self._clock = clock
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def spend(self, key: str, cost: int = 1) -> None:
+        """Take so much of the key's, all of it where one thing costs more than that. Raises RateLimited."""
+        if not self._amount:
+            return
+        now, cost = self._clock(), min(cost, self._amount)
+        left, at = self._buckets.get(key, (float(self._amount), now))
+        left = min(float(self._amount), left + (now - at) * self._rate)
+        if left < cost:
+            raise RateLimited(self._refusal, (cost - left) / self._rate)
+        if len(self._buckets) >= _KEYS_KEPT and key not in self._buckets:
+            self._forget(now)
+        self._buckets[key] = (left - cost, now)
+
+    def _forget(self, now: float) -> None:
+        """Full buckets need no memory."""
+        self._buckets = {k: (left, at) for k, (left, at) in self._buckets.items() if left + (now - at) * self._rate < self._amount}
+
+
 class KeyLimits:
-    """How much one key may do. A bucket refills evenly: a key that was quiet may begin a whole minute's calls at once."""
+    """How many calls one key may have at once, and in a minute."""
 
     def __init__(
         self,
@@ -131,12 +161,11 @@ class KeyLimits:
         setting: str = "FULGURITE_KEY_CALLS_PER_MINUTE",
     ) -> None:
         """`setting` says where `per_minute` comes from."""
-        self._setting = setting
         self._concurrency = concurrency
-        self._per_minute = per_minute
-        self._clock = clock
         self._running: dict[str, int] = {}
-        self._buckets: dict[str, tuple[float, float]] = {}
+        refusal = f"This key may do this {per_minute} times a minute ({setting})."
+        self.spend = Allowance(per_minute, _MINUTE_S, refusal, clock).spend
+        """Count one more of this minute. Raises RateLimited."""
 
     @contextmanager
     def hold(self, key: str) -> Generator[None]:
@@ -155,24 +184,6 @@ class KeyLimits:
             else:
                 del self._running[key]
 
-    def spend(self, key: str) -> None:
-        """Count one more of this minute. Raises RateLimited."""
-        if not self._per_minute:
-            return
-        now, rate = self._clock(), self._per_minute / _MINUTE_S
-        tokens, at = self._buckets.get(key, (float(self._per_minute), now))
-        tokens = min(float(self._per_minute), tokens + (now - at) * rate)
-        if tokens < 1:
-            wait_s = (1 - tokens) / rate
-            raise RateLimited(f"This key may do this {self._per_minute} times a minute ({self._setting}).", wait_s)
-        if len(self._buckets) >= _KEYS_KEPT and key not in self._buckets:
-            self._forget(now, rate)
-        self._buckets[key] = (tokens - 1, now)
-
-    def _forget(self, now: float, rate: float) -> None:
-        """Full buckets need no memory."""
-        self._buckets = {k: (tokens, at) for k, (tokens, at) in self._buckets.items() if tokens + (now - at) * rate < self._per_minute}
-
 
 class Admission:
     """The gates of all backends, and the limits of all keys."""
@@ -182,6 +193,10 @@ class Admission:
         self._metrics = metrics
         self._gates: dict[str, Gate] = {}
         self._limits = KeyLimits(settings.key_concurrency, settings.key_calls_per_minute)
+        large = settings.key_large_bytes_per_hour
+        self._large = Allowance(
+            large, _HOUR_S, f"This key may send {large:,} bytes of large requests an hour (FULGURITE_KEY_LARGE_BYTES_PER_HOUR)."
+        )
         self.limited = bool(settings.key_concurrency or settings.key_calls_per_minute)
         """Whether keys have limits at all."""
         self.patience_s = settings.queue_timeout_s
@@ -192,6 +207,11 @@ class Admission:
         """One call of a key, from its admission to its end. Raises RateLimited."""
         with self._limits.hold(key):
             yield
+
+    def size(self, key: str, size: int) -> None:
+        """Count a request whose text will lie in the claims store. Raises RateLimited."""
+        if size > self._settings.claim_check_bytes:
+            self._large.spend(key, size)
 
     def gate(self, backend: str) -> Gate:
         """The gate of a backend."""

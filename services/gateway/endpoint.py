@@ -91,6 +91,7 @@ class Endpoint:
         if request.continues is not None:
             request, draft.raw = await self._desk.responses.continued(caller, request)
         request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(request, draft.sampling, route, who.mode)
+        self._desk.dispatcher.admission.size(draft.key, len(draft.raw or ""))
         self._desk.recorder.check(who.mode)
         return Call(draft, who, call_id, request, route, self._dialect.capture(request, route, call_id))
 

@@ -152,6 +152,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """Calls that one key may begin in a minute; 0 is no limit."""
     key_statuses_per_minute: int = Field(120, ge=0)
     """Statuses that one key may send in a minute; 0 is no limit. The admin key has none."""
+    key_large_bytes_per_hour: int = Field(0, ge=0)
+    """Bytes of requests larger than FULGURITE_CLAIM_CHECK_BYTES that one key may send in an hour, as these lie on disk; 0 is no limit."""
     connect_timeout_s: float = 5.0
     keep_alive_s: float = Field(0.0, ge=0)
     """Longest silence of a stream, between whose events the gateway then says that it is alive; 0: as long as it takes."""

@@ -100,6 +100,18 @@ def test_a_piece_that_is_missing_altered_or_not_named_is_noticed() -> None:
         put_back_pieces(msgspec.structs.replace(light, pieces=(other,)), {other.sha256: b"other"})
 
 
+def test_a_forged_call_that_repeats_a_piece_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    light, payloads = by_pieces(TURN, 1000)
+    forged = msgspec.structs.replace(light, request=json.dumps([json.loads(light.request or "")] * 3))
+    put_back_pieces(forged, payloads)
+    monkeypatch.setattr("fulgurite.claims._MOST_TEXT", 10_000)
+    with pytest.raises(BadClaim, match="larger than"):
+        put_back_pieces(forged, payloads)
+    assert put_back_pieces(light, payloads) == TURN
+    monkeypatch.setattr("fulgurite.claims._MOST_TEXT", 5_000)
+    assert take_pieces(TURN, 1000) == (TURN, {})
+
+
 LEAVES = st.none() | st.integers() | st.text(max_size=30)
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner), max_leaves=12)
 TEXTS = st.text(alphabet='"\\ab{}[]:, \n\u2603\ud83c', max_size=60) | st.builds(json.dumps, JSON, ensure_ascii=st.booleans())

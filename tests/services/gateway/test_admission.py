@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.admission import Admission, Gate, KeyLimits
+from services.gateway.admission import Admission, Allowance, Gate, KeyLimits
 from services.gateway.metrics import Metrics
 from services.gateway.problems import Overloaded, RateLimited
 from services.gateway.settings import GatewaySettings
@@ -195,6 +195,31 @@ def test_a_key_begins_so_many_calls_a_minute() -> None:
     now[0] += caught.value.wait_s
     with limits.hold("a"), limits.hold("b"):
         pass
+
+
+def test_a_key_sends_so_many_bytes_of_large_requests_an_hour() -> None:
+    now = [0.0]
+    allowance = Allowance(1_000, 3600, "enough", lambda: now[0])
+    allowance.spend("a", 600)
+    with pytest.raises(RateLimited, match="enough") as caught:
+        allowance.spend("a", 600)
+    assert caught.value.wait_s == pytest.approx(720)
+    allowance.spend("b", 5_000)
+    with pytest.raises(RateLimited):
+        allowance.spend("b", 1)
+    now[0] += caught.value.wait_s
+    allowance.spend("a", 600)
+
+
+def test_small_requests_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FULGURITE_KEY_LARGE_BYTES_PER_HOUR", "100000")
+    monkeypatch.setenv("FULGURITE_CLAIM_CHECK_BYTES", "20000")
+    admission = Admission(GatewaySettings(), Metrics())  # pyright: ignore[reportCallIssue]
+    for _ in range(20):
+        admission.size("k", 20_000)
+    admission.size("k", 90_000)
+    with pytest.raises(RateLimited, match="FULGURITE_KEY_LARGE_BYTES_PER_HOUR"):
+        admission.size("k", 20_001)
 
 
 async def test_every_backend_has_its_own_gate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,7 +279,8 @@ def large_turns(count: int) -> list[LlmCall]:
     seen: list[dict[str, object]] = [{"role": "user", "content": [picture(0), question]}]
     calls: list[LlmCall] = []
     for turn in range(count):
-        seen += [{"role": "assistant", "content": f"turn {turn}"}, {"role": "user", "content": "word " * 400}]
+        seen.append({"role": "assistant", "content": f"turn {turn}"})
+        seen.append({"role": "user", "content": "word " * 400})
         calls.append(make_call(turn=turn, prompt=None, messages=list(seen)))
     return calls
 
