@@ -110,6 +110,14 @@ def check_topics(settings: KafkaSettings, timeout_s: float = _TIMEOUT_S) -> None
         raise TopicLayoutError("; ".join(problems) + ". Run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX.")
 
 
+def topic_names(settings: KafkaSettings) -> set[str]:
+    """Every topic on the broker, with its prefix. Raises LogUnavailable."""
+    try:
+        return set(admin_client(settings).list_topics(timeout=_TIMEOUT_S).topics)
+    except KafkaException as error:
+        raise LogUnavailable(f"no Kafka broker answers at {settings.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): {error}") from error
+
+
 def topic_id(settings: KafkaSettings, name: str) -> str:
     """Kafka's own id of a topic: one that was deleted and made again has another. Raises LogUnavailable."""
     # Named, not inline: a client that is garbage-collected takes its pending answers with it.

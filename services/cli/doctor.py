@@ -119,6 +119,68 @@ def check_port(port: int = GATEWAY_PORT) -> Check:
     return Check(f"port {port}", "free")
 
 
+class Address(NamedTuple):
+    """A server that a variable of the environment names."""
+
+    variable: str
+    name: str
+    port: int
+    """Where an address has none."""
+    remedy: str
+
+
+_INSTEAD = "unset {variable} (it may be left from an earlier `fulgurite up`) and a local one is started, or start that one"
+ADDRESSES = (
+    Address("KAFKA_BOOTSTRAP_SERVERS", "Kafka", 9092, _INSTEAD),
+    Address("REDIS_URL", "Redis", 6379, _INSTEAD),
+    Address("VLLM_BASE_URL", "vLLM", 80, _INSTEAD),
+    Address("FULGURITE_GATEWAY_URL", "gateway", 80, "start it (`fulgurite up`), or unset {variable}"),
+)
+
+
+_LISTS = ("KAFKA_BOOTSTRAP_SERVERS", "VLLM_BASE_URL")
+
+
+def check_given(address: Address) -> Check:
+    """Whether somebody answers where the environment says that a server is; of several brokers one is enough, of several vLLMs all."""
+    value = os.environ.get(address.variable, "")
+    # Without what an address may hold besides: a password, and the name of a backend.
+    several = value.split(",") if address.variable in _LISTS else [value]
+    places = [_place(part, address.port) for part in several if part.strip() and not part.strip().startswith("unix:")]
+    problems = {f"{host}:{port}": problem for host, port in places if (problem := _dead(host, port)) is not None}
+    shown = ", ".join(f"{host}:{port}" for host, port in places)
+    enough_one = address.variable == "KAFKA_BOOTSTRAP_SERVERS" and len(problems) < len(places)
+    if not problems or enough_one:
+        return Check(address.name, f"answers at {shown} ({address.variable})")
+    why = "; ".join(f"{place}: {problem}" for place, problem in problems.items())
+    return Check(address.name, f"{address.variable} is set, and nobody answers at {why}", address.remedy.format(variable=address.variable))
+
+
+def given_addresses(variables: Iterable[str]) -> list[Check]:
+    """A finding for each of these variables that is set."""
+    return [check_given(address) for address in ADDRESSES if address.variable in variables and os.environ.get(address.variable)]
+
+
+def _place(text: str, port: int) -> tuple[str, int]:
+    """Host and port of `host`, `host:port`, `scheme://user:password@host:port/path` or `name=scheme://...`."""
+    _, scheme, rest = text.strip().rpartition("://")
+    default = 443 if scheme and "https://" in text else port
+    try:
+        parsed = urllib.parse.urlsplit(f"//{rest}")
+        return parsed.hostname or "", parsed.port or default
+    except ValueError:
+        # Named without what may be a password.
+        return rest.rpartition("@")[2], 0
+
+
+def _dead(host: str, port: int) -> str | None:
+    try:
+        socket.create_connection((host, port), _TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return None
+
+
 def check_environments(folder: Path | None = None) -> Check:
     """What `make install` makes."""
     folder = folder or project_folder()
@@ -145,22 +207,22 @@ def check_index(folder: Path | None = None) -> Check:
 
 
 def check_kafka(folder: Path | None = None) -> Check:
-    """Where Kafka comes from."""
+    """Where a local Kafka comes from."""
     home = Path(os.environ.get("FULGURITE_HOME") or (folder or project_folder()) / ".fulgurite")
     if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-        return Check("Kafka", f"yours, at {os.environ['KAFKA_BOOTSTRAP_SERVERS']}")
+        return Check("Kafka's jars", "not needed: KAFKA_BOOTSTRAP_SERVERS is set")
     if any(home.glob("engines/kafka-*/*.jar")):
-        return Check("Kafka", "its jars are there")
+        return Check("Kafka's jars", "are there")
     try:
         from jgo.constants import MAVEN_CENTRAL_URL as repository
     except ImportError:
-        return Check("Kafka", "its jars will be fetched from Maven Central at the first start")
-    return _reachable("Kafka", repository, "its jars cannot be fetched: set KAFKA_BOOTSTRAP_SERVERS to a Kafka of your own")
+        return Check("Kafka's jars", "will be fetched from Maven Central at the first start")
+    return _reachable("Kafka's jars", repository, "they cannot be fetched: set KAFKA_BOOTSTRAP_SERVERS to a Kafka of your own")
 
 
-def lacking() -> list[Check]:
+def lacking(*, local_vllm: bool) -> list[Check]:
     """What the local stack cannot run without and this machine has not; quick, asks nobody outside."""
-    local = () if os.environ.get("VLLM_BASE_URL") else (check_platform, check_cpu)
+    local = (check_platform, check_cpu) if local_vllm else ()
     return [found for found in (check() for check in (*local, check_memory, check_disk)) if found.remedy and found.needed]
 
 
@@ -206,9 +268,11 @@ def report(checks: Iterable[Check]) -> bool:
 def doctor() -> None:
     """Say what this machine lacks for the local stack, and what to do about it.
 
-    Looks at platform, CPU, memory, disk, Python, ports and registries; changes nothing. Exits 1 if something needed is missing.
+    Looks at platform, CPU, memory, disk, Python, ports and registries, and connects to the Kafka, Redis, vLLM and gateway that the
+    environment names; changes nothing. Exits 1 if something needed is missing, or one of those does not answer.
     """
-    if not report(check() for check in CHECKS):
+    checks = [*(check() for check in CHECKS), *given_addresses(address.variable for address in ADDRESSES)]
+    if not report(checks):
         raise SystemExit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
     "up": ("services.stack.up:up", "Start everything on this machine: Kafka, vLLM, gateway, learner and the rest."),
+    "env": ("services.stack.up:env", 'Print the exports of the stack that runs: eval "$(fulgurite env)".'),
     "run": ("services.runner.command:run", "Run an agent on tasks: groups of rollouts, rewarded, and learned from."),
     "reward-worker": (
         "services.cli.reward_worker:reward_worker",
@@ -66,6 +68,12 @@ def load(name: str) -> Any:
     return typer.main.get_command(single)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fulgurite {metadata.version('fulgurite')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="fulgurite",
     cls=LazyGroup,
@@ -74,6 +82,15 @@ app = typer.Typer(
     help="Train LLM agents from the log of what they did.\n\n"
     "Where Kafka is: KAFKA_BOOTSTRAP_SERVERS (default 127.0.0.1:9092). All settings: docs/configuration.md.",
 )
+
+
+@app.callback()
+def _app(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """Train LLM agents from the log of what they did."""
+
+
 topics = typer.Typer(no_args_is_help=True, help="The topics on the broker.")
 app.add_typer(topics, name="topics")
 
@@ -92,6 +109,14 @@ def create() -> None:
     from services.cli.topics import create_topics_command
 
     create_topics_command()
+
+
+@topics.command("list")
+def list_topics() -> None:
+    """Show each topic: its name on the broker, what it holds, partitions, records, and how long they are kept."""
+    from services.cli.topics import list_topics_command
+
+    list_topics_command()
 
 
 routes = typer.Typer(no_args_is_help=True, help="Which versions serve an alias: canary, promotion, rollback.")

@@ -1,13 +1,20 @@
-"""`fulgurite topics create`."""
+"""`fulgurite topics create` and `fulgurite topics list`."""
 
 from __future__ import annotations
 
+import msgspec
 import typer
+from rich.table import Table
 
+from fulgurite.topics import TOPICS, TRAJECTORIES, Topic
 from services.brokers import answering
+from services.cli.failing import told
+from services.cli.printing import print_table
 from services.kafka import KafkaSettings, LogUnavailable
 from services.terminal import make_console, plain
-from services.topic_admin import TopicLayoutError, check_topics, create_topics
+from services.topic_admin import TopicLayoutError, check_topics, create_topics, records_in, topic_names
+
+_DAY_MS = 24 * 3600 * 1000
 
 
 def create_topics_command() -> None:
@@ -23,3 +30,33 @@ def create_topics_command() -> None:
     for name in sorted(created):
         console.print(f"created {plain(name)}")
     console.print(f"all topics are in place on {plain(settings.bootstrap_servers)}")
+
+
+def list_topics_command() -> None:
+    """Every topic of the table, and those that replays have written; exit 1 if one of the table is missing, 2 if no broker answers."""
+    with told("topics"):
+        kafka = answering(KafkaSettings())
+        there = topic_names(kafka)
+        table = Table("topic", "holds", "key", "partitions", "records", "kept")
+        for topic in (*TOPICS, *_others(there, kafka.topic_prefix)):
+            name = kafka.topic(topic)
+            records = str(records_in(kafka, topic)) if name in there else "[red]missing[/red]"
+            holds = ", ".join(kind.__name__ for kind in topic.carries)
+            table.add_row(plain(name), holds, topic.key.value, str(topic.partitions), records, _kept(topic))
+    print_table(table)
+    if any(kafka.topic(topic) not in there for topic in TOPICS):
+        make_console(stderr=True).print("`fulgurite topics create` makes what is missing")
+        raise typer.Exit(1)
+
+
+def _others(there: set[str], prefix: str) -> list[Topic]:
+    """What `fulgurite replay --into` writes: trajectories under another name."""
+    known = {topic.name for topic in TOPICS}
+    names = sorted(name.removeprefix(prefix) for name in there if name.startswith(prefix))
+    return [msgspec.structs.replace(TRAJECTORIES, name=name) for name in names if name and name not in known]
+
+
+def _kept(topic: Topic) -> str:
+    if topic.cleanup == "compact":
+        return "the last of each key"
+    return "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // _DAY_MS} days"

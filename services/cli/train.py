@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from fulgurite.topics import TRAJECTORIES
+from services.brokers import answering
 from services.cli.failing import told
+from services.kafka import KafkaSettings
+from services.learner.errors import LearnerError
+from services.learner.main import check_start, main
+from services.learner.settings import LearnerSettings
 from services.replay.errors import BadArgument
 
 
@@ -23,7 +29,8 @@ def train(
     """Train a policy on a topic until stopped: `trajectories`, or one that `fulgurite replay` has written.
 
     Needs the extra `learner`. What is not given is taken from the environment, as by every learner (docs/configuration.md). On a replayed
-    topic train a policy of its own: --policy policy-v2 --rows-of policy. Exits 78 if a person has to change something first, 69 if
+    topic train a policy of its own: --policy policy-v2 --rows-of policy. Model and topic are looked at first: exits 1 if one is not there,
+    2 if no Kafka broker answers. Later exits 78 if a person has to change something first, 69 if
     starting again may help.
     """
     with told("train"):
@@ -37,6 +44,19 @@ def train(
         "FULGURITE_DATA_DIR": data_dir,
     }
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
-    from services.learner.main import main
-
+    with told("train"):
+        settings = _settings()
+        try:
+            check_start(settings, answering(KafkaSettings()))
+        except LearnerError as error:
+            raise BadArgument(str(error)) from error
     raise typer.Exit(main())
+
+
+def _settings() -> LearnerSettings:
+    """Raises BadArgument for a setting that is missing or does not fit."""
+    try:
+        return LearnerSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
+    except ValidationError as error:
+        named = "; ".join(f"FULGURITE_{'.'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
+        raise BadArgument(f"{named} (--model is FULGURITE_MODEL; all settings: docs/configuration.md)") from error

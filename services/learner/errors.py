@@ -1,6 +1,8 @@
 """What stops a learner, drawn once.
 
 LearnerError
+├── ModelUnusable             FULGURITE_MODEL is no folder of a model
+├── TopicMissing              the topic to train on is not on the broker
 ├── EpochLost                 another learner claimed this epoch or a later one
 ├── CheckpointMissing         the log knows versions of this policy, the data folder has no checkpoint of it
 ├── CheckpointDamaged         the newest checkpoint is not whole: a restore or a copy of its folder broke off
@@ -18,6 +20,14 @@ from __future__ import annotations
 
 class LearnerError(Exception):
     """The learner cannot go on; the message says why and what to do."""
+
+
+class ModelUnusable(LearnerError):
+    """There is nothing to start from."""
+
+
+class TopicMissing(LearnerError):
+    """There is nothing to learn from, and there never would be."""
 
 
 class EpochLost(LearnerError):

@@ -7,15 +7,19 @@ import os
 import signal
 import sys
 
+import msgspec
+
 from fulgurite.codec import Codec
+from fulgurite.topics import TRAJECTORIES
 from services import logs
 from services.kafka import EventProducer, KafkaSettings, LogUnavailable
-from services.learner.errors import LearnerError
+from services.learner.errors import LearnerError, ModelUnusable, TopicMissing
 from services.learner.learner import Learner
 from services.learner.policy_log import PolicyLog
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource
-from services.topic_admin import TopicLayoutError, check_topics
+from services.model_folder import model_problem
+from services.topic_admin import TopicLayoutError, check_topics, topic_names
 
 log = logs.get()
 
@@ -26,7 +30,7 @@ def main() -> int:
     logs.configure("learner", settings.log_level)
     kafka = KafkaSettings()
     try:
-        check_topics(kafka)
+        check_start(settings, kafka)
         return _run(settings, kafka)
     except (LearnerError, TopicLayoutError) as error:
         log.error("the learner cannot go on", error=str(error), kind=type(error).__name__)
@@ -34,6 +38,22 @@ def main() -> int:
     except LogUnavailable as error:
         log.error("the learner stopped; started again it resumes", error=str(error))
         return os.EX_UNAVAILABLE
+
+
+def check_start(settings: LearnerSettings, kafka: KafkaSettings) -> None:
+    """Model and topics, before anything heavy is imported. Raises ModelUnusable, TopicMissing, TopicLayoutError, LogUnavailable."""
+    problem = model_problem(settings.model)
+    if problem is not None:
+        raise ModelUnusable(f"FULGURITE_MODEL={problem}")
+    check_topics(kafka)
+    topic = msgspec.structs.replace(TRAJECTORIES, name=settings.topic)
+    found = topic_names(kafka)
+    if kafka.topic(topic) not in found:
+        names = ", ".join(sorted(name.removeprefix(kafka.topic_prefix) for name in found if name.startswith(kafka.topic_prefix)))
+        raise TopicMissing(
+            f"FULGURITE_TOPIC={settings.topic}: there is no topic {kafka.topic(topic)} on {kafka.bootstrap_servers}; there are: {names}. "
+            "`fulgurite replay --into` writes one"
+        )
 
 
 def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:

@@ -41,6 +41,7 @@ from services.runner.settings import RunnerSettings
 from services.stack.demo_report import LedgerReport, Phases, Report, Scores, draw_chart, show
 from services.stack.engines import project_folder
 from services.stack.errors import StackError
+from services.stack.exports import exporting_stack
 from services.stack.local_stack import LocalStack, OnReady, StackOptions
 
 GROUP_SIZE = 6
@@ -91,7 +92,7 @@ class Demo:
         with (
             self._memory,
             starting(self._console) as on_ready,
-            LocalStack(StackOptions(data=data, environment=settings), on_ready) as stack,
+            LocalStack(StackOptions(data=data, environment=settings, own_kafka=self._has_exports_of_a_stack()), on_ready) as stack,
         ):
             on_ready("", 0)
             started = time.monotonic()
@@ -113,6 +114,13 @@ class Demo:
             report = self._report(before, after, summary, phases, stack.kafka)
         self._write(report)
         return report
+
+    def _has_exports_of_a_stack(self) -> bool:
+        """Whether this shell is set up for another stack: the demo must not train its policy."""
+        other = exporting_stack(os.environ)
+        if other is not None:
+            self._console.print(f"this shell has the exports of the stack on {other}: the demo starts a Kafka of its own", markup=False)
+        return other is not None
 
     def _make_tasks(self) -> tuple[Path, Path]:
         folder = self._choices.out / "tasks"

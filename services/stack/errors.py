@@ -3,6 +3,8 @@
 StackError
 ├── EngineMissing       a package, a program or a file that an engine needs is not there
 ├── ChecksumMismatch    a file is not the one that `engines.toml` pins
+├── AlreadyRunning      another stack uses the data folder
+├── PortTaken           another program listens where the gateway is to listen
 ├── LayoutChanged       a data folder was made for another number of brokers
 ├── EngineExited        a process ended before it was ready
 └── EngineNotReady      a process did not become ready in time
@@ -21,6 +23,14 @@ class EngineMissing(StackError):
 
 class ChecksumMismatch(StackError):
     """A downloaded or cached file differs from the pinned one."""
+
+
+class AlreadyRunning(StackError):
+    """Two stacks on one data folder would ruin each other's topics."""
+
+
+class PortTaken(StackError):
+    """The gateway could not listen, and another program would answer in its place."""
 
 
 class LayoutChanged(StackError):

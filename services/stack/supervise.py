@@ -23,10 +23,14 @@ import msgspec
 
 from services.process_secrets import without_keys
 from services.stack.errors import EngineExited, EngineNotReady
+from services.stack.last_words import last_words
 from services.stack.watchdog import Watchdog, kill_session, session_members
 
 _POLL_S = 0.1
 _RESTART_DELAY_S = 0.5
+_LONGEST_DELAY_S = 8.0
+"""It doubles with each end that comes soon after the start."""
+_SOON_S = 10.0
 _LOG_TAIL_LINES = 15
 
 GIVES_UP = os.EX_CONFIG
@@ -39,7 +43,7 @@ class Restart(StrEnum):
     never = "never"
     """Leave it: the state says so."""
     always = "always"
-    """Start it again, up to `max_restarts` times, unless it gave up (`GIVES_UP`)."""
+    """Start it again, unless it gave up (`GIVES_UP`) or ended soon after each of the last `max_restarts` starts."""
 
 
 class State(StrEnum):
@@ -56,7 +60,7 @@ class State(StrEnum):
 
 
 class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A process to run. `ready` must return quickly and never raise; None: ready as soon as it runs."""
+    """A process to run. `ready` must return quickly and never raise; with neither `ready` nor `pulse` it is ready as soon as it runs."""
 
     name: str
     argv: Sequence[str]
@@ -65,6 +69,8 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Added to the supervisor's environment, of which a process inherits everything but the gateway's keys."""
     cwd: Path | None = None
     ready: Callable[[], bool] | None = None
+    pulse: Path | None = None
+    """A file that the process touches once it does its work (FULGURITE_PULSE): it is ready then. Removed at each start."""
     ready_timeout_s: float = 60.0
     restart: Restart = Restart.never
     max_restarts: int = 20
@@ -85,7 +91,10 @@ class Process:
         self._lock = threading.RLock()
         self._wanted = False
         self._was_ready = False
-        self._ever_ready = spec.ready is None
+        self._ever_ready = spec.ready is None and spec.pulse is None
+        self._soon_ended = 0
+        self._started_at = 0.0
+        self._log_start = 0
         self._ended = threading.Event()
 
     @property
@@ -119,8 +128,8 @@ class Process:
         limit = self.spec.ready_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
         while True:
-            if self.pid is None and not self._will_restart():
-                raise EngineExited(f"{self.name} ended with {self.returncode} before it was ready{self._tail()}")
+            if self.pid is None and not self.will_restart():
+                raise EngineExited(f"{self.name} {how_it_ended(self.returncode)} before it was ready: {self.last_words()}{self._tail()}")
             if self.is_ready():
                 return self
             if time.monotonic() > deadline:
@@ -131,9 +140,19 @@ class Process:
         """Whether it runs and its readiness check has passed since its last start; asks if it has not yet."""
         if self.pid is None:
             return False
-        if not self._was_ready and (self.spec.ready is None or self.spec.ready()):
+        if not self._was_ready and self._passes():
             self._was_ready = self._ever_ready = True
         return self._was_ready
+
+    def will_restart(self) -> bool:
+        """Whether it is started again, now that it has ended."""
+        # A process that never became ready is misconfigured: starting it again would only hide the message.
+        lasting = self.returncode != GIVES_UP and self._soon_ended <= self.spec.max_restarts
+        return self._wanted and self._ever_ready and self.spec.restart is Restart.always and lasting
+
+    def last_words(self) -> str:
+        """Why it ended, from its log; says so where the log has nothing."""
+        return last_words(self.spec.log, self._log_start) or "it wrote nothing to its log"
 
     def request_stop(self) -> None:
         """SIGTERM, without waiting. It will not be started again."""
@@ -184,9 +203,15 @@ class Process:
     def _spawn(self) -> None:
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)
         environment = {**without_keys(os.environ), **(self.spec.env or {})}
+        if self.spec.pulse is not None:
+            self.spec.pulse.parent.mkdir(parents=True, exist_ok=True)
+            self.spec.pulse.unlink(missing_ok=True)
+            environment["FULGURITE_PULSE"] = str(self.spec.pulse)
         self._was_ready = False
         self.returncode = None
         self._ended = threading.Event()
+        self._started_at = time.monotonic()
+        self._log_start = self.spec.log.stat().st_size if self.spec.log.is_file() else 0
         with self.spec.log.open("ab") as log:
             self._popen = subprocess.Popen(
                 list(self.spec.argv),
@@ -210,25 +235,39 @@ class Process:
         if not unasked:
             return
         self._watchdog.forget(popen.pid)
+        self._soon_ended = self._soon_ended + 1 if time.monotonic() - self._started_at < _SOON_S else 0
         if self._on_exit is not None:
             self._on_exit(self, code)
-        if self._will_restart():
-            time.sleep(_RESTART_DELAY_S)
+        if self.will_restart():
+            time.sleep(min(_RESTART_DELAY_S * 2 ** max(0, self._soon_ended - 1), _LONGEST_DELAY_S))
             with self._lock:
-                if self._will_restart() and self.pid is None:
+                if self.will_restart() and self.pid is None:
                     self.restarts += 1
                     self._spawn()
 
-    def _will_restart(self) -> bool:
-        # A process that never became ready is misconfigured: starting it again would only hide the message.
-        lasting = self.returncode != GIVES_UP and self.restarts < self.spec.max_restarts
-        return self._wanted and self._ever_ready and self.spec.restart is Restart.always and lasting
+    def _passes(self) -> bool:
+        if self.spec.pulse is not None and not self.spec.pulse.exists():
+            return False
+        passes = self.spec.ready is None or self.spec.ready()
+        # Whoever answers for a process that has just died is another one.
+        return passes and self.pid is not None
 
     def _tail(self) -> str:
+        """The end of the log for people; JSON lines are left out, whose last error has been said."""
         if not self.spec.log.is_file():
             return ""
-        lines = self.spec.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-        return "".join(f"\n    {line}" for line in lines) + f"\n    ({self.spec.log})"
+        with self.spec.log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return "".join(f"\n    {line}" for line in lines if not line.startswith("{")) + f"\n    ({self.spec.log})"
+
+
+def how_it_ended(code: int | None) -> str:
+    """For people: `ended with 1`, or the signal that ended it."""
+    if code is None or code >= 0:
+        return f"ended with {code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"was ended by {names.get(-code, f'signal {-code}')}"
 
 
 class Supervisor:

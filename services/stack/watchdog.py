@@ -89,9 +89,13 @@ def kill_session(leader: int, number: signal.Signals = signal.SIGKILL) -> None:
 def _serve(parent: int) -> None:
     sessions: set[int] = set()
     pending = b""
-    while os.getppid() == parent:
-        if not select.select([0], [], [], _PARENT_POLL_S)[0]:
-            continue
+    while True:
+        # Asked before the pipe is looked at: what a parent wrote just before its death is still read.
+        alive = os.getppid() == parent
+        if not select.select([0], [], [], _PARENT_POLL_S if alive else 0)[0]:
+            if alive:
+                continue
+            break
         chunk = os.read(0, 4096)
         if not chunk:
             break

@@ -22,6 +22,8 @@ from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, POLICY_APPLIED, 
 from services.cli.main import app
 from services.kafka import EventProducer, KafkaSettings
 from services.stack.kafka_local import LocalKafka
+from services.stack.model import tiny_model
+from services.topic_admin import create_topic
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
 pytestmark = pytest.mark.engine
@@ -185,3 +187,32 @@ def test_no_broker_is_said_plainly(cli: Cli, capfd: pytest.CaptureFixture[str]) 
         assert capfd.readouterr() == ("", "")
         [line] = (done.stdout + done.stderr).splitlines()
         assert "no Kafka broker answers at 127.0.0.1:9,localhost:9 (KAFKA_BOOTSTRAP_SERVERS): [Errno 111] Connection refused" in line
+
+
+def test_topics_are_listed_with_what_they_hold(cli: Cli) -> None:
+    missing = cli("topics", "list")
+    assert (missing.returncode, missing.stdout.count("missing")) == (1, len(TOPICS))
+    cli("topics", "create")
+    publish(cli.settings, group_events()[0])
+    create_topic(cli.settings, msgspec.structs.replace(TRAJECTORIES, name="trajectories.v2"))
+    done = cli("topics", "list")
+    assert done.returncode == 0, done.stdout
+    rows = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in done.stdout.splitlines() if "│" in line
+    }
+    prefix = cli.settings.topic_prefix
+    assert rows[f"{prefix}llm.calls"] == ["LlmCall", "group", "8", "4", "30 days"]
+    assert rows[f"{prefix}policy.routes"][-1] == "the last of each key"
+    assert f"{prefix}trajectories.v2" in rows
+
+
+def test_a_model_and_a_topic_that_are_not_there_are_said_in_a_line(cli: Cli) -> None:
+    cli("topics", "create")
+    for name, argv in {
+        "/nope": ("--model", "/nope", "--topic", "nonexisting"),
+        "nonexisting": ("--model", str(tiny_model()), "--topic", "nonexisting"),
+        "FULGURITE_MODEL": (),
+    }.items():
+        done = cli("train", *argv)
+        assert (done.returncode, done.stderr.count("\n"), done.stdout) == (1, 1, ""), done.stderr
+        assert name in done.stderr

@@ -5,9 +5,12 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.cli import doctor
 from services.cli.doctor import Check
@@ -63,7 +66,72 @@ def test_an_index_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_kafka_of_ones_own_needs_no_jars(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
-    assert "kafka.example:9092" in doctor.check_kafka(tmp_path).finding
+    assert "not needed" in doctor.check_kafka(tmp_path).finding
+
+
+@pytest.fixture
+def listening() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield int(listener.getsockname()[1])
+
+
+FORMS = [
+    ("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:{}"),
+    ("KAFKA_BOOTSTRAP_SERVERS", "PLAINTEXT://localhost:{}"),
+    ("REDIS_URL", "redis://:a,b@127.0.0.1:{}/0?ssl_ca_certs=/etc/ca.pem"),
+    ("VLLM_BASE_URL", "http://127.0.0.1:{}"),
+    ("VLLM_BASE_URL", "east=http://127.0.0.1:{}/v1"),
+    ("FULGURITE_GATEWAY_URL", "http://127.0.0.1:{}/v1"),
+]
+
+
+@pytest.mark.parametrize(("variable", "form"), FORMS)
+def test_who_is_said_to_answer_is_asked(monkeypatch: pytest.MonkeyPatch, listening: int, variable: str, form: str) -> None:
+    monkeypatch.setenv(variable, form.format(listening))
+    (alive,) = doctor.given_addresses([variable])
+    assert f":{listening}" in alive.finding
+    assert not alive.remedy
+    monkeypatch.setenv(variable, form.format(1))
+    (dead,) = doctor.given_addresses([variable])
+    assert f"{variable} is set, and nobody answers at" in dead.finding
+    assert "Connection refused" in dead.finding
+    assert "a,b" not in dead.finding, "a password"
+    assert (variable in dead.remedy, dead.needed) == (True, True)
+
+
+def test_of_several_brokers_one_is_enough_and_of_several_engines_all(monkeypatch: pytest.MonkeyPatch, listening: int) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:1,127.0.0.1:{listening}")
+    monkeypatch.setenv("VLLM_BASE_URL", f"http://127.0.0.1:{listening},http://127.0.0.1:1")
+    kafka, vllm = doctor.given_addresses(["KAFKA_BOOTSTRAP_SERVERS", "VLLM_BASE_URL"])
+    assert not kafka.remedy
+    assert "127.0.0.1:1:" in vllm.finding
+
+
+@pytest.mark.parametrize("variable", [address.variable for address in doctor.ADDRESSES])
+@given(text=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=30))
+def test_no_address_makes_it_crash(variable: str, text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable, text)
+        patch.setattr(socket, "create_connection", _refuse)
+        assert len(doctor.given_addresses([variable])) == 1
+
+
+def _refuse(*_: object) -> socket.socket:
+    raise ConnectionRefusedError(111, "Connection refused")
+
+
+def test_dead_addresses_are_an_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    for address in doctor.ADDRESSES:
+        monkeypatch.delenv(address.variable, raising=False)
+    doctor.doctor()
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    with pytest.raises(SystemExit) as ended:
+        doctor.doctor()
+    assert ended.value.code == 1
+    assert "LACK  Redis" in capsys.readouterr().out
 
 
 def test_it_runs_before_anything_is_installed() -> None:
@@ -76,5 +144,4 @@ def test_it_runs_before_anything_is_installed() -> None:
 def test_only_what_is_needed_and_missing_stops_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "check_memory", lambda: Check("memory", "little", "add some"))
     monkeypatch.setattr(doctor, "check_disk", lambda: Check("disk", "so so", "better have more", needed=False))
-    monkeypatch.setenv("VLLM_BASE_URL", "http://127.0.0.1:1")
-    assert [check.name for check in doctor.lacking()] == ["memory"]
+    assert [check.name for check in doctor.lacking(local_vllm=False)] == ["memory"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 from typer.testing import CliRunner
@@ -38,3 +39,8 @@ def test_topics_create_explains_itself() -> None:
     done = CliRunner().invoke(app, ["topics", "create", "--help"])
     assert done.exit_code == 0
     assert "FULGURITE_REPLICATION" in done.output
+
+
+def test_the_version_is_told() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"fulgurite {metadata.version('fulgurite')}\n")

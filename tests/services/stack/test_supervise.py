@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from services.stack import watchdog
 from services.stack.errors import EngineExited, EngineNotReady
-from services.stack.supervise import ProcessSpec, Restart, State, Supervisor
+from services.stack.supervise import ProcessSpec, Restart, State, Supervisor, how_it_ended
 from services.stack.watchdog import session_members
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -152,6 +154,80 @@ def test_nothing_outlives_the_supervisor(tmp_path: Path, number: signal.Signals)
         assert len(session_members(leader)) == 2
         owner.send_signal(number)
     assert eventually(lambda: session_members(leader) == [])
+
+
+PULSING = """
+import os, pathlib, sys, time
+time.sleep(float(sys.argv[1]) if sys.argv[1:] else 0)
+pathlib.Path(os.environ["FULGURITE_PULSE"]).touch()
+time.sleep(600)
+"""
+
+
+def test_one_with_a_pulse_is_ready_at_its_first_beat_and_not_at_one_from_before(supervisor: Supervisor, tmp_path: Path) -> None:
+    pulse = tmp_path / "run" / "pulse"
+    made = msgspec.structs.replace(spec(tmp_path, PULSING, restart=Restart.always), ready=None, pulse=pulse)
+    process = supervisor.start(made).wait_ready()
+    assert pulse.exists()
+    process.stop()
+    idle = supervisor.start(msgspec.structs.replace(made, argv=[sys.executable, "-c", "import time; time.sleep(600)"]))
+    assert not pulse.exists()
+    assert not idle.is_ready()
+
+
+def test_one_that_dies_at_its_start_is_told_with_its_last_error(supervisor: Supervisor, tmp_path: Path) -> None:
+    code = "import json; print(json.dumps({'level': 'error', 'event': 'cannot start', 'error': 'no model in /nope'})); raise SystemExit(78)"
+    made = msgspec.structs.replace(spec(tmp_path, code, restart=Restart.always), ready=None, pulse=tmp_path / "pulse")
+    with pytest.raises(EngineExited, match="process ended with 78 before it was ready: cannot start: no model in /nope\n"):
+        supervisor.start(made).wait_ready()
+
+
+def test_what_answers_for_a_dead_process_is_not_it(supervisor: Supervisor, tmp_path: Path) -> None:
+    """Another program on its port."""
+    made = msgspec.structs.replace(
+        spec(tmp_path, "raise OSError(98, 'address already in use')", restart=Restart.always), ready=lambda: False
+    )
+    process = supervisor.start(made)
+    process.wait(30)
+    assert not process.is_ready()
+    with pytest.raises(EngineExited, match="address already in use"):
+        process.wait_ready()
+
+
+def test_what_a_log_of_an_earlier_start_says_is_not_told(supervisor: Supervisor, tmp_path: Path) -> None:
+    (tmp_path / "process.log").write_text("ValueError: of yesterday\n")
+    with pytest.raises(EngineExited) as told:
+        supervisor.start(msgspec.structs.replace(spec(tmp_path, "import os; os._exit(3)"), ready=lambda: False)).wait_ready()
+    assert "yesterday" not in str(told.value)
+    assert "ended with 3 before it was ready: it wrote nothing to its log" in str(told.value)
+
+
+def test_one_that_falls_at_each_start_is_given_up_and_each_end_is_told(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    code = f"import pathlib, time; flag = pathlib.Path({str(flag)!r}); print('up', flush=True); flag.exists() or time.sleep(600)"
+    again: list[bool] = []
+    with Supervisor(lambda process, _: again.append(process.will_restart())) as supervisor:
+        made = msgspec.structs.replace(spec(tmp_path, code, restart=Restart.always), max_restarts=2)
+        process = supervisor.start(made).wait_ready()
+        flag.touch()
+        process.kill()
+        assert eventually(lambda: again == [True, True, False])
+        assert process.state is State.exited
+
+
+@pytest.mark.parametrize(("code", "said"), [(3, "ended with 3"), (-9, "was ended by SIGKILL"), (-99, "was ended by signal 99")])
+def test_how_it_ended(code: int, said: str) -> None:
+    assert how_it_ended(code) == said
+
+
+def test_a_watchdog_that_comes_up_after_its_parent_s_death_still_knows_what_it_was_told(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    script = Path(watchdog.__file__)
+    # No process of this id is its parent: as one whose parent is gone.
+    told = subprocess.run(
+        [sys.executable, "-I", "-S", str(script), "1000000000"], input=f"+{child.pid}\n".encode(), check=False, timeout=60
+    )
+    assert (told.returncode, child.wait(30)) == (0, -signal.SIGTERM)
 
 
 def _status(pid: int | None) -> str:

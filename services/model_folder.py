@@ -1,0 +1,20 @@
+"""Whether a folder is a model that can be trained and served, told before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def model_problem(folder: Path) -> str | None:
+    """What is wrong with it, beginning with its name; None if nothing is."""
+    if not folder.exists():
+        hint = ""
+        if len(folder.parts) == 2 and not folder.is_absolute():
+            hint = f"; fetch it first, for example: hf download {folder} --local-dir models/{folder.name}"
+        return f"{folder}: no such folder. A Hugging Face folder is needed, with config.json, tokenizer and weights{hint}"
+    missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+    if not any(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        return f"{folder} is no Hugging Face folder of a model: it has no {', '.join(missing)}"
+    return None
