@@ -30,7 +30,7 @@ def learns_elsewhere(update: PolicyUpdate) -> bool:
     """Whether a claim or an update is of a learner on another topic than the live one: a replayed one."""
     topic = update.topic
     if topic is None and update.config is not None:
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
             topic = msgspec.json.decode(update.config, type=_Config).topic
     return topic is not None and topic != TRAJECTORIES.name
 

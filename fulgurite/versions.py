@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-_PATTERN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)@(\d+)\.(\d+)")
+_PATTERN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)@(\d{1,18})\.(\d{1,18})")
 
 
 class MalformedVersion(ValueError):

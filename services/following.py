@@ -16,6 +16,7 @@ from fulgurite.codec import Codec
 from fulgurite.events import Event
 from fulgurite.topics import Topic
 from services import logs
+from services.dead_letters import words_of
 from services.kafka import KafkaSettings, make_consumer, read_message, watermarks
 
 log = logs.get(__name__)
@@ -72,10 +73,16 @@ class Follower:
                 failure = message.error()
                 if failure is not None:
                     raise KafkaException(failure)
-                self._tell(self._take, read_message(message, self._codec).event)
+                self._tell(self._take_safely, read_message(message, self._codec).event)
                 name, offset = str(message.topic()), message.offset() or 0
                 if offset + 1 >= ends.get(name, offset + 2):
                     del ends[name]
+
+    def _take_safely(self, event: Event | None) -> None:
+        try:
+            self._take(event)
+        except Exception as error:
+            log.error("an event is passed over", event_id=event.event_id if event else None, error=words_of(error), exc_info=error)
 
     def _ends(self, consumer: Consumer) -> dict[str, int]:
         ends: dict[str, int] = {}

@@ -53,7 +53,10 @@ def _tensors(path: Path) -> list[str]:
 
 
 def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:
-    location = urlparse(artifact.uri)
+    try:
+        location = urlparse(artifact.uri)
+    except ValueError as error:
+        raise BadArtifact(f"{artifact.uri[:500]!r} is no address: {error}") from error
     if location.scheme not in ("", "file"):
         raise BadArtifact(f"{artifact.uri}: only file:// artifacts can be served, from a folder that learner and engine share")
     if artifact.format is not wanted:
@@ -80,7 +83,10 @@ def base_weights(folder: Path | None) -> WeightsFile:
 
 def _digest(path: Path) -> str:
     try:
+        # A pipe or a device would be read for ever.
+        if not path.is_file():
+            raise BadArtifact(f"{path} cannot be read: it is no file")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadArtifact(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise BadArtifact(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

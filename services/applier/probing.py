@@ -20,9 +20,14 @@ async def difference(engine: Engine, update: PolicyUpdate | None, tolerance: flo
     """
     if update is None or update.probe is None:
         return None
-    expected = unpack_logprobs(update.probe.logprobs)
     try:
-        found = np.asarray(await engine.prompt_logprobs(unpack_ids(update.probe.token_ids).tolist(), model), dtype=np.float32)
+        token_ids, expected = unpack_ids(update.probe.token_ids).tolist(), unpack_logprobs(update.probe.logprobs)
+    except ValueError as error:
+        raise ProbeFailed(f"the update's probe cannot be read: {error}") from error
+    if not len(expected):
+        raise ProbeFailed("the update's probe has no log-probabilities")
+    try:
+        found = np.asarray(await engine.prompt_logprobs(token_ids, model), dtype=np.float32)
     except EngineRefused as error:
         raise ProbeFailed(f"the engine does not answer the probe: {error}") from error
     if found.shape != expected.shape:

@@ -14,26 +14,27 @@ from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from fulgurite.amendments import amended_entries
 from fulgurite.batching import BatchGroup, BatchRules, RowBatcher, ledger_entries, untrained
 from fulgurite.codec import Codec
-from fulgurite.events import Artifact, Event, LedgerEntry, PolicyUpdate, Probe
-from fulgurite.ids import derive_id
-from fulgurite.kinds import FilterReason, LedgerTerm, UpdateKind
+from fulgurite.events import Artifact, Event, LedgerEntry, PolicyUpdate, Probe, Trajectory
+from fulgurite.ids import action_id, derive_id
+from fulgurite.kinds import FilterReason, LedgerTerm, Mode, UpdateKind
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs, unpack_ids
 from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version, base_version, parse_version
 from services import logs, pulse
 from services.clock import now_ms
-from services.dead_letters import key_of, unusable
+from services.dead_letters import addressed, unusable
 from services.kafka import EventProducer, Record
 from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
 from services.learner.errors import CheckpointForeign, CheckpointMissing, StepNotFinite
 from services.learner.policy_log import PolicyLog
-from services.learner.rows import permuted, train_rows
+from services.learner.rows import oddity, permuted, train_rows, without_actions
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource, trainable
 from services.learner.train_row import TrainRow
@@ -142,6 +143,12 @@ class Learner:
     def _take(self, record: Record) -> None:
         event = trainable(record)
         if event is not None:
+            ours = event.mode is Mode.train and event.policy == self.settings.policy
+            odd = oddity(event) if ours else None
+            if odd is not None:
+                lost = [action_id(a.call_id, a.choice) for a in event.actions if a.loss] if isinstance(event, Trajectory) else []
+                self._bury(msgspec.structs.replace(record, error=f"OddRow: {odd}"), tuple(lost))
+                event = without_actions(event)
             self.batcher.add(record.partition, record.offset, event)
         elif record.error is not None:
             self._bury(record)
@@ -267,10 +274,11 @@ class Learner:
                 "point FULGURITE_DATA_DIR to the folder with it, or train under another FULGURITE_POLICY"
             )
 
-    def _bury(self, record: Record) -> None:
+    def _bury(self, record: Record, actions: tuple[str, ...] = ()) -> None:
         log.warning("dead letter", partition=record.partition, offset=record.offset, error=record.error)
-        letter = unusable(record, self._source.topic_name, "learner", stage="learner.read")
-        self._producer.publish_sync(DEAD_LETTERS, key_of(letter), letter)
+        letter = unusable(record, self._source.topic_name, "learner", stage="learner.read", actions=actions)
+        for key, part in addressed(letter):
+            self._producer.publish_sync(DEAD_LETTERS, key, part)
 
 
 def batch_metrics(groups: Sequence[BatchGroup], version: Version) -> dict[str, float]:

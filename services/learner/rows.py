@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -9,8 +10,37 @@ import msgspec
 import numpy as np
 
 from fulgurite.batching import BatchEpisode, BatchGroup, BatchRow
+from fulgurite.events import Tombstone, Trajectory
+from fulgurite.ids import action_id
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.learner.train_row import TrainRow
+
+
+def oddity(event: Trajectory | Tombstone) -> str | None:
+    """What of a row cannot be trained or compared; None for one that is as the rewarder writes it."""
+    if event.episode_reward is not None and not math.isfinite(event.episode_reward):
+        return f"its reward is {event.episode_reward}"
+    if isinstance(event, Tombstone):
+        return None
+    if len(event.token_ids) % 4:
+        return f"{len(event.token_ids)} bytes are no token ids"
+    for action in event.actions:
+        name, length = action_id(action.call_id, action.choice), action.end - action.start
+        if not 0 <= action.start < action.end <= len(event.token_ids) // 4:
+            return f"action {name} is at {action.start} to {action.end} of {len(event.token_ids) // 4} tokens"
+        if action.logprobs is not None and len(action.logprobs) != 4 * length:
+            return f"action {name} has {len(action.logprobs)} bytes of log-probabilities for {length} tokens"
+        if not (math.isfinite(action.credit) and math.isfinite(action.temperature)):
+            return f"action {name} has credit {action.credit} at temperature {action.temperature}"
+    return None
+
+
+def without_actions(event: Trajectory | Tombstone) -> Trajectory | Tombstone:
+    """What stands for an odd row, so that its group is complete: nothing of it is trained. A reward that is no number is none."""
+    reward = event.episode_reward if event.episode_reward is not None and math.isfinite(event.episode_reward) else None
+    if isinstance(event, Tombstone):
+        return msgspec.structs.replace(event, episode_reward=reward)
+    return msgspec.structs.replace(event, token_ids=b"", actions=(), episode_reward=reward)
 
 
 def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:

@@ -25,10 +25,13 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from fulgurite.codec import Codec
 from fulgurite.errors import BadClaim
 from fulgurite.events import Episode
-from fulgurite.topics import AGENT_REWARDS, EPISODES
+from fulgurite.ids import derive_id
+from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES
 from services import logs, pulse
 from services.claims import redeemed_episode
+from services.dead_letters import Lost, addressed, lost, words_of
 from services.kafka import EventProducer, KafkaSettings, Record, read_all, read_message
+from services.poison import failure_of
 from services.rewarder.judge_groups import Waiting, WaitingRoom
 from services.rewarder.judge_model import JudgeModel
 from services.rewarder.judge_prompt import DEFAULT_RUBRIC
@@ -147,11 +150,17 @@ class Judge:
             self._committed.pop(place.partition, None)
 
     async def _hear(self, record: Record) -> None:
-        if not isinstance(record.event, Episode):
+        failure = await failure_of(partial(self._take_in, record))
+        if failure is not None:
+            _log.error("an episode cannot be taken in", offset=record.offset, error=words_of(failure), exc_info=failure)
+            record = msgspec.structs.replace(record, error=words_of(failure))
+        if failure is not None or not isinstance(record.event, Episode):
             await bury(self._producer, self._kafka, self._group_id(), _STAGE, record)
-        elif self._is_ours(record.event):
-            self._room.take(record.partition, record.offset, await self._readable(record.event))
         self._room.pass_by(record.partition, record.offset, record.event.event_time if record.event else 0)
+
+    async def _take_in(self, record: Record) -> None:
+        if isinstance(record.event, Episode) and self._is_ours(record.event):
+            self._room.take(record.partition, record.offset, await self._readable(record.event))
 
     def _is_ours(self, episode: Episode) -> bool:
         declaration = episode.declaration
@@ -166,6 +175,18 @@ class Judge:
             return msgspec.structs.replace(episode, calls=())
 
     async def _settle(self, group: Waiting) -> None:
+        """Judge a group; one that cannot be judged is a dead letter, and gets no rewards."""
+        failure = await failure_of(partial(self._reward, group))
+        if failure is not None:
+            _log.error("a group cannot be judged", group_id=group.group_id, error=words_of(failure), exc_info=failure)
+            # Its actions are in their episodes: a group without these rewards is closed some time after its deadline.
+            what = Lost(derive_id(self._group_id(), group.group_id, group.offset), group.began(), group.group_id, ())
+            told = f"group {group.group_id} cannot be judged: {words_of(failure)}"
+            letter = lost(what, self._kafka, group.partition, _STAGE, type(failure).__name__, told)
+            await asyncio.gather(*(self._producer.publish(DEAD_LETTERS, key, part) for key, part in addressed(letter)))
+        self._room.settle(group)
+
+    async def _reward(self, group: Waiting) -> None:
         async with self._turns:
             if not group.is_whole:
                 await self._recall(group)
@@ -176,7 +197,6 @@ class Judge:
             _log.warning("no score", group_id=group.group_id, error=error)
         await asyncio.gather(*(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards))
         self._remember(group.group_id, revisions)
-        self._room.settle(group)
 
     def _remember(self, group_id: str, revisions: frozenset[str]) -> None:
         self._judged.pop(group_id, None)

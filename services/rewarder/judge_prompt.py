@@ -102,7 +102,8 @@ def digest(rubric: str) -> str:
 
 
 def _shown(messages: Messages, most: int) -> str:
-    lines = "\n".join(json.dumps(message, ensure_ascii=False) for message in messages)
+    # Half a surrogate pair, which UTF-8 has not, is escaped.
+    lines = "\n".join(json.dumps(message, ensure_ascii=False) for message in messages).encode("utf-8", "backslashreplace").decode()
     # Still the same JSON, in which nothing looks like the end or the start of a frame.
     return _cut(lines, most).replace("</", "<\\/").replace("<trajectory", "\\u003ctrajectory").replace("<context", "\\u003ccontext")
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from fulgurite.topics import DEAD_LETTERS, EPISODES
 from services import logs
-from services.dead_letters import key_of, unusable
+from services.dead_letters import addressed, unusable
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer
 from services.process_secrets import hide_from_other_processes
 from services.rewarder.errors import PluginError
@@ -41,7 +41,8 @@ def episodes_consumer(kafka: KafkaSettings, group_id: str, session_timeout_s: fl
 async def bury(producer: EventProducer, kafka: KafkaSettings, group_id: str, stage: str, record: Record) -> None:
     """A record of `episodes` that this group cannot judge goes to `dead.letters`."""
     letter = unusable(record, kafka.topic(EPISODES), group_id, stage=stage)
-    await producer.publish(DEAD_LETTERS, key_of(letter), letter)
+    for key, part in addressed(letter):
+        await producer.publish(DEAD_LETTERS, key, part)
 
 
 async def serve(name: str, make: Callable[[], Reader]) -> int:

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -24,7 +25,9 @@ from fulgurite.events import Episode
 from fulgurite.topics import AGENT_REWARDS, EPISODES
 from services import logs, pulse
 from services.claims import redeemed_episode
-from services.kafka import EventProducer, KafkaSettings, read_message
+from services.dead_letters import words_of
+from services.kafka import EventProducer, KafkaSettings, Record, read_message
+from services.poison import failure_of
 from services.rewarder.reading import bury, episodes_consumer, serve
 from services.rewarder.reward_plugins import RewardPlugin
 from services.rewarder.settings import RewardWorkerSettings
@@ -77,21 +80,24 @@ class RewardWorker:
         return f"{self._kafka.topic_prefix}reward-worker.{scope}.{self._plugin.name}"
 
     async def _handle(self, message: Message) -> None:
+        """Judge an episode; one that cannot be handled is a dead letter."""
         record = read_message(message, self._codec)
-        if not isinstance(record.event, Episode):
+        failure = await failure_of(partial(self._judge, record), (BadClaim,))
+        if failure is not None:
+            _log.warning("dead letter", partition=record.partition, offset=record.offset, error=words_of(failure))
+            record = msgspec.structs.replace(record, error=words_of(failure))
+        if failure is not None or not isinstance(record.event, Episode):
             await bury(self._producer, self._kafka, self._group_id(), _STAGE, record)
-        elif self._is_ours(record.event):
-            try:
-                # A function sees what was said, wherever it lies.
-                episode = await asyncio.to_thread(redeemed_episode, record.event)
-            except BadClaim as error:
-                unreadable = msgspec.structs.replace(record, error=f"{type(error).__name__}: {error}")
-                await bury(self._producer, self._kafka, self._group_id(), _STAGE, unreadable)
-                return
-            rewards, failure = await self._plugin.judge(self._sandbox, episode)
-            if failure is not None:
-                _log.warning("reward function failed", rollout_id=episode.rollout_id, kind=type(failure).__name__, error=str(failure))
-            await asyncio.gather(*(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards))
+
+    async def _judge(self, record: Record) -> None:
+        if not isinstance(record.event, Episode) or not self._is_ours(record.event):
+            return
+        # A function sees what was said, wherever it lies.
+        episode = await asyncio.to_thread(redeemed_episode, record.event)
+        rewards, failure = await self._plugin.judge(self._sandbox, episode)
+        if failure is not None:
+            _log.warning("reward function failed", rollout_id=episode.rollout_id, kind=type(failure).__name__, error=str(failure))
+        await asyncio.gather(*(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards))
 
     def _is_ours(self, episode: Episode) -> bool:
         declaration = episode.declaration

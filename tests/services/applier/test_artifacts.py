@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,12 @@ def test_an_adapter_is_a_folder_in_pefts_layout(file: Path) -> None:
         fetch_adapter(artifact(file.as_uri()))
     with pytest.raises(BadArtifact, match="damaged or replaced"):
         fetch_adapter(artifact(announced.uri, "0" * 64, ArtifactFormat.lora))
+
+
+@pytest.mark.parametrize("uri", ["//[", "file:///dev/zero", "file:///%00", "http://[::1", "file:///", ""])
+def test_what_is_no_file_is_no_artifact_and_is_not_waited_for(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(BadArtifact):
+        fetch(artifact(uri))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadArtifact, match="no file"):
+        fetch(artifact((tmp_path / "pipe").as_uri()))

@@ -17,7 +17,7 @@ from services.kafka import KafkaSettings, LogUnavailable, Record
 from services.rewarder import judge as module
 from services.rewarder.judge import Judge
 from services.rewarder.judge_model import JudgeModel
-from services.rewarder.judge_prompt import DEFAULT_RUBRIC, Question, Score
+from services.rewarder.judge_prompt import DEFAULT_RUBRIC, Question, Score, question
 from services.rewarder.judge_settings import JudgeSettings
 from services.rewarder.judge_verdicts import GroupJudge
 from tests.integration.stub_upstream import running_stub
@@ -229,3 +229,28 @@ async def test_a_judge_that_is_stopped_while_it_asks_says_nothing_of_that_group(
         async with bench.judge(0, model=JudgeModel("big", "judge", settings(base_url=stub.url + "/v1"))) as again:
             await until(lambda: bench.log.committed.get(0) == 2)
         assert [reward.value for reward in again.rewards] == [0.5, 0.5]
+
+
+async def test_a_group_that_cannot_be_judged_is_a_dead_letter_and_the_judge_goes_on(bench: Bench) -> None:
+    class Broken(Model):
+        async def scores(self, question: Question) -> list[Score]:
+            if "poison" in question.messages[1]["content"]:
+                raise UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates not allowed")
+            return await super().scores(question)
+
+    def told(index: int, text: str) -> Episode:
+        made = stitch([make_declared(0), make_call(0, index, messages=[{"role": "user", "content": text}]), make_status(0, index)])
+        assert made is not None
+        return made
+
+    bench.log.append(0, told(0, "poison"), told(1, "poison"), episode(1, 0), episode(1, 1))
+    async with bench.judge(0, model=Broken()) as judge:
+        await until(lambda: bench.log.committed == {0: 4})
+        [letter] = [event for _, event in judge.producer.log if isinstance(event, DeadLetter)]
+        assert (letter.error_type, letter.stage, letter.actions) == ("UnicodeEncodeError", "judge", ())
+        assert [reward.group_id for reward in judge.rewards] == [group_id(1)] * 2
+
+
+def test_half_a_surrogate_pair_can_be_put_to_a_judge() -> None:
+    asked = question([[{"role": "user", "content": "\ud83d"}], [{"role": "user", "content": "x"}]], "", 1_000)
+    assert b"ud83d" in asked.messages[1]["content"].encode()
