@@ -88,11 +88,11 @@ class Endpoint:
         who, call_id = await self._identify(draft, caller, _also(named, request, len(draft.raw or "")), request.alias)
         draft.keep_alive_s = keep_alive_s(headers, self._desk.settings.keep_alive_s)
         route = self._route(request)
+        self._desk.recorder.check(who.mode)
         if request.continues is not None:
             request, draft.raw = await self._desk.responses.continued(caller, request)
         request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(request, draft.sampling, route, who.mode)
         self._desk.dispatcher.admission.size(draft.key, len(draft.raw or ""))
-        self._desk.recorder.check(who.mode)
         return Call(draft, who, call_id, request, route, self._dialect.capture(request, route, call_id))
 
     async def _caller(self, draft: Draft, headers: wire.Headers, named: Named) -> Caller:

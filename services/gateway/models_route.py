@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from services.clock import now_ms
 from services.gateway import wire
 from services.gateway.desk import Desk
-from services.gateway.identity import ROLLOUT_ID_HEADER
+from services.gateway.identity import ROLLOUT_ID_HEADER, Caller
 from services.gateway.keys import Claims
 from services.gateway.problems import ExpiredKey, GatewayError, NotFound, NotSupported
 from services.gateway.settings import Route
@@ -64,15 +64,19 @@ class Responses:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The recorded response, or a refusal."""
+        claims: Claims | None = None
         try:
-            body = await self._body(scope)
+            caller = self._desk.doorkeeper.admit(wire.authorization(wire.headers_of(scope)), now_ms())
+            claims = caller.claims
+            body, rollout = await self._recorded(caller, scope)
         except GatewayError as problem:
-            await wire.reply_problem(send, problem, [])
+            claims = problem.claims if isinstance(problem, ExpiredKey) else claims
+            await wire.reply_problem(send, problem, _rollout(claims))
             return
-        await wire.reply(send, 200, msgspec.json.encode(body), [])
+        await wire.reply(send, 200, msgspec.json.encode(body), [(ROLLOUT_ID_HEADER, rollout.encode())])
 
-    async def _body(self, scope: Scope) -> dict[str, Any]:
-        caller = self._desk.doorkeeper.admit(wire.authorization(wire.headers_of(scope)), now_ms())
+    async def _recorded(self, caller: Caller, scope: Scope) -> tuple[dict[str, Any], str]:
+        """The response, and its rollout."""
         named = cast("dict[str, str]", scope.get("path_params", {})).get("rest", "")
         if scope["method"] != "GET" or "/" in named:
             raise NotSupported(
@@ -81,7 +85,7 @@ class Responses:
             )
         found = await self._desk.responses.find(caller, named)
         asked = {name: found.body.get(name) for name in ("instructions", "tools") if name in found.body}
-        return {**found.head, **asked, "output": found.output}
+        return {**found.head, **asked, "output": found.output}, found.rollout_id
 
 
 def _rollout(claims: Claims | None) -> list[wire.Header]:

@@ -56,6 +56,7 @@ class Response(msgspec.Struct, frozen=True):
     head: Json
     """The reply without its output."""
     output: list[Any]
+    rollout_id: str
     size: int
     """Of the record, in characters."""
 
@@ -71,11 +72,13 @@ class Recorded(msgspec.Struct, frozen=True):
         """Characters."""
         return len(self.body) + len(self.head) + len(self.message)
 
-    def read(self) -> Response | None:
+    def read(self, rollout_id: str) -> Response | None:
         """None if it cannot be read."""
         try:
             output = msgspec.json.decode(self.message, type=_Message).output
-            return Response(msgspec.json.decode(self.body, type=Json), msgspec.json.decode(self.head, type=Json), output, self.size())
+            return Response(
+                msgspec.json.decode(self.body, type=Json), msgspec.json.decode(self.head, type=Json), output, rollout_id, self.size()
+            )
         except (ValueError, RecursionError):
             return None
 
@@ -157,7 +160,7 @@ class RecordedResponses:
         if recorded is None:
             recorded, where = await self._from_log(caller, ref, named), "log"
             self._keep(ref.completion_id, recorded)
-        found = await off_loop(recorded.size(), recorded.read)
+        found = await off_loop(recorded.size(), lambda: recorded.read(ref.rollout.rollout_id))
         if found is None:
             raise _not_found(named, "its record cannot be read")
         if found.body.get("store") is False:

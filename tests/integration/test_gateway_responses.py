@@ -263,9 +263,10 @@ async def test_a_recorded_response_can_be_read_again(gateway: Gateway, stub: Stu
     stub.reset()
     talk, body = Talk(stub), {"model": "policy", "input": "hi", "instructions": "Be brief.", "metadata": {"a": "b"}}
     async with gateway.post(PATH, body) as response:
-        reply = await response.json()
-    status, again = await gateway.get(f"{PATH}/{reply['id']}")
-    assert (status, again) == (200, {**reply, "instructions": "Be brief."})
+        reply, rollout = await response.json(), response.headers[ROLLOUT]
+    async with gateway.client.get(f"{gateway.url}{PATH}/{reply['id']}", headers={"x-api-key": PLAIN}) as response:
+        assert (response.status, response.headers[ROLLOUT]) == (200, rollout)
+        assert await response.json() == {**reply, "instructions": "Be brief."}
     await talk.say(gateway, "more", "no", reply["id"])
     status, _ = await gateway.get(f"{PATH}/{reply['id']}/input_items")
     assert status == 501

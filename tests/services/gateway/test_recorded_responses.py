@@ -8,12 +8,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fulgurite.events import LlmCall
 from fulgurite.ids import CompletionRef, completion_of, public_completion
 from fulgurite.kinds import CallOutcome
 from services.gateway import recorded_responses as module
 from services.gateway.dialect import ApiRequest
+from services.gateway.dialects.responses import Responses
 from services.gateway.idempotency import MemoryStore, RedisStore, Store
 from services.gateway.identity import Caller, Identifier, Named
 from services.gateway.keys import KeyRing
@@ -209,9 +212,9 @@ async def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.Monkey
 MANY: list[Any] = [{"role": "user", "content": "?"}] * 101
 
 
-@pytest.mark.parametrize(("given", "says"), [("x" * 5000, "over the limit"), (MANY, "more than 100 arrays, objects and commas")])
-async def test_a_conversation_over_the_limit_of_a_body_is_refused(given: Any, says: str) -> None:
-    call = await answered(body={"model": "policy", "input": given})
+@pytest.mark.parametrize(("sent", "says"), [("x" * 5000, "over the limit"), (MANY, "more than 100 arrays, objects and commas")])
+async def test_a_conversation_over_the_limit_of_a_body_is_refused(sent: Any, says: str) -> None:
+    call = await answered(body={"model": "policy", "input": sent})
     recorded = responses(Log(call), limit=5000)
     with pytest.raises(BodyTooLarge, match=f"Together with the conversation that it builds on: .*{says}"):
         await recorded.continued(OWNER, asking(call))
@@ -232,3 +235,38 @@ async def test_a_key_has_one_search_at_a_time() -> None:
     await asyncio.gather(*searches, theirs, return_exceptions=True)
     assert log.most == 2
     recorded.close()
+
+
+STEPS = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 2), st.lists(st.text(), max_size=3), st.booleans()), max_size=12)
+
+
+@given(STEPS)
+def test_each_of_a_tree_of_responses_is_given_with_all_that_leads_to_it(steps: list[tuple[int, int, list[str], bool]]) -> None:
+    """At whichever gateway: one that remembers it, one that knows where it lies, one that has to search."""
+    asyncio.run(_grow(steps))
+
+
+async def _grow(steps: list[tuple[int, int, list[str], bool]]) -> None:
+    log, store = Log(), MemoryStore()
+    gateways = [responses(log, store), responses(log, store), responses(log)]
+    grown: list[tuple[LlmCall, list[Any]]] = []
+    for number, (parent, gateway, texts, as_text) in enumerate(steps):
+        said_before = grown[parent % len(grown)] if grown else None
+        items: list[Any] = [{"role": "user", "content": text} for text in texts]
+        body: dict[str, Any] = {"model": "policy", "input": texts[0] if as_text and len(texts) == 1 else items}
+        if said_before is not None:
+            body["previous_response_id"] = public(said_before[0])
+        request, raw = Responses().parse(msgspec.json.encode(body)), msgspec.json.encode(body).decode()
+        if request.continues is not None:
+            request, raw = await gateways[gateway].continued(OWNER, request)
+        whole = [*([] if said_before is None else said_before[1]), *items]
+        served = request.body["input"]
+        assert whole == ([{"role": "user", "content": served}] if isinstance(served, str) else served)
+        answer = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": f"answer {number}"}]}
+        [choice] = make_call(replies=[{"role": "assistant", "output": [answer]}]).choices
+        call = await answered(request=raw, choices=(choice,))
+        log.calls[call.call_id] = call
+        await gateways[gateway].remember(call, PLACE)
+        grown.append((call, [*whole, answer]))
+    for one in gateways:
+        one.close()
