@@ -44,8 +44,10 @@ class Waiting:
 
     def take(self, episode: Episode) -> None:
         """An episode of the group; its calls are let go of."""
+        # First: what cannot be read must not be held either.
+        messages = EpisodeView(episode).messages
         if self._gathered.take(replace(episode, calls=())):
-            self._messages[episode.event_id] = EpisodeView(episode).messages
+            self._messages[episode.event_id] = messages
 
     @property
     def is_whole(self) -> bool:

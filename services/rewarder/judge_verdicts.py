@@ -67,7 +67,7 @@ class GroupJudge:
             value=None if failed else verdict.score,
             final=True,
             source=self.source,
-            error=verdict.told() if failed else None,
+            error=clean(verdict.told()) if failed else None,
             metadata=None if failed else json.dumps({"explanation": clean(verdict.explanation)}, ensure_ascii=False),
             subject=one.episode.subject,
         )

@@ -107,7 +107,11 @@ class Sandbox:
             return await self._ask(self._working_pool(), data)
 
     def _ask(self, pool: ProcessPool, data: bytes) -> asyncio.Future[bytes]:
-        return asyncio.wrap_future(pool.schedule(_judge, (data,), timeout=self._limits.timeout_s))
+        try:
+            return asyncio.wrap_future(pool.schedule(_judge, (data,), timeout=self._limits.timeout_s))
+        except RuntimeError as error:
+            # It broke just now.
+            raise BrokenProcessPool(str(error)) from error
 
     def _working_pool(self) -> ProcessPool:
         if self._pool.active:

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from fulgurite.episode_view import EpisodeView
 from fulgurite.events import AgentReward, DeadLetter, Episode
 from fulgurite.stitching import stitch
 from services.kafka import KafkaSettings, LogUnavailable, Record
 from services.rewarder import judge as module
+from services.rewarder import judge_groups
 from services.rewarder.judge import Judge
 from services.rewarder.judge_model import JudgeModel
 from services.rewarder.judge_prompt import DEFAULT_RUBRIC, Question, Score, question
@@ -151,6 +153,23 @@ async def test_other_runs_and_what_cannot_be_read_are_passed_by(bench: Bench) ->
     assert {reward.group_id for reward in judge.rewards} == {group_id(1)}
     [letter] = [event for _, event in judge.producer.log if isinstance(event, DeadLetter)]
     assert (letter.stage, letter.offset) == ("judge", 1)
+
+
+async def test_an_episode_that_cannot_be_read_is_buried(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreadable(EpisodeView):
+        @property
+        def messages(self) -> list[dict[str, Any]]:
+            if self.record.group_id == group_id(0):
+                raise TypeError("no conversation")
+            return super().messages
+
+    monkeypatch.setattr(judge_groups, "EpisodeView", Unreadable)
+    bench.log.append(0, episode(0, 0), episode(1, 0), episode(1, 1))
+    async with bench.judge(0) as judge:
+        await until(lambda: bench.log.committed == {0: 3})
+    assert [reward.value for reward in judge.rewards] == [0.5, 0.5]
+    (letter,) = [event for _, event in judge.producer.log if isinstance(event, DeadLetter)]
+    assert (letter.error_type, letter.error) == ("TypeError", "no conversation")
 
 
 async def test_a_later_revision_is_judged_with_the_whole_group(bench: Bench) -> None:
