@@ -21,7 +21,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from fulgurite.topics import LLM_CALLS
 from services.kafka import make_consumer
 from services.stack.kafka_local import LocalKafka
-from tests.integration.gateway_process import ADMIN, Gateway, kafka_settings, running_gateway
+from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
@@ -156,12 +156,22 @@ async def metrics(gateway: Gateway) -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
-async def test_no_request_that_the_page_allows_or_forbids_ends_in_a_5xx(gateway: Gateway, stub: Stub) -> None:
+@pytest.mark.parametrize("key", [ADMIN, PLAIN])
+async def test_no_request_that_the_page_allows_or_forbids_ends_in_a_5xx(gateway: Gateway, stub: Stub, key: str) -> None:
     pytest.importorskip("schemathesis")
     stub.reset()
     argv = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run", f"{gateway.url}/openapi.json"]
     argv += ["--checks", "not_a_server_error", "--max-examples", "12", "--phases", "examples,coverage,fuzzing"]
-    argv += ["--generation-deterministic", "--header", f"Authorization: Bearer {ADMIN}", "--no-color", "--suppress-health-check", "all"]
+    argv += [
+        "--mode",
+        "all",
+        "--generation-deterministic",
+        "--header",
+        f"Authorization: Bearer {key}",
+        "--no-color",
+        "--suppress-health-check",
+        "all",
+    ]
     process = await asyncio.create_subprocess_exec(
         *argv, cwd=gateway.log.parent, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
