@@ -66,6 +66,8 @@ class Balance(Record, frozen=True, kw_only=True):
     """Actions that are open without an episode or a closing, though their group's deadline is over."""
     expired: int
     """Actions that the ledger names, of calls older than the topic's retention: not counted on either side."""
+    live_rollouts: int = 0
+    """Rollouts of mode `live` in `llm.calls`: they are recorded, and no part of these books."""
 
     @property
     def remainder(self) -> int:

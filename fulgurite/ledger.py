@@ -121,6 +121,8 @@ class _Books:
         self.superseding: set[str] = set()
         self.deadlines: dict[str, int] = {}
         self.calls: dict[str, _Call] = {}
+        self.live: set[str] = set()
+        """Rollouts that are recorded and not trained."""
         self.beyond: set[str] = set()
         self.until: dict[int, int] = {}
         self.began: dict[int, int] = {}
@@ -213,7 +215,11 @@ class _Books:
             if not beyond:
                 self.until[entry.partition] = max(self.until.get(entry.partition, 0), entry.offset + 1)
             call = entry.event
-            if not isinstance(call, LlmCall) or call.mode is not Mode.train or call.policy is None:
+            if not isinstance(call, LlmCall):
+                continue
+            if call.mode is Mode.live:
+                self.live.add(call.rollout_id)
+            if call.mode is not Mode.train or call.policy is None:
                 continue
             about = _Call(
                 policy=call.policy,
@@ -255,6 +261,7 @@ class _Books:
             discrepancies=tuple(sorted(problems, key=lambda problem: problem.action)),
             overdue=tuple(sorted(overdue)),
             expired=len(expired),
+            live_rollouts=len(self.live),
         )
 
     def _accounts(self, found: Mapping[str, tuple[str, ...]], problems: Iterable[Discrepancy]) -> tuple[Account, ...]:

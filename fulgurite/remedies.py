@@ -27,5 +27,6 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.late: "it came after its group was closed: give the group a longer deadline",
     FilterReason.oversized: "its row has more tokens than FULGURITE_MAX_ROW_TOKENS of the learner: raise it, or keep conversations shorter",
     FilterReason.not_trained_mode: "its group was written for offline use",
+    FilterReason.not_finite: "the loss or the gradient of its batch was not finite, and no step was made: the learner's log has the groups",
 }
 """Every reason has one."""

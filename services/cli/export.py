@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,15 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from fulgurite.codec import Codec
+from fulgurite.events import Trajectory
 from fulgurite.kinds import Mode
-from fulgurite.untrusted_json import encoded
-from services.cli.failing import told
+from fulgurite.untrusted_json import Json, encoded
+from fulgurite.versions import parse_version
+from services.cli.failing import show_left_out, told
 from services.closing_settings import ClosingSettings
 from services.kafka import KafkaSettings
 from services.replay.archive import open_source
-from services.replay.errors import TargetInUse
+from services.replay.errors import NotFound, TargetInUse
 from services.replay.exports import Filters, dpo, rows, sft, transitions
 from services.replay.groups import Group, read_groups
+from services.replay.leaving_out import LeftOut
 from services.replay.windows import parse_datetime, parse_since
 from services.terminal import make_console, plain
 
@@ -48,8 +52,12 @@ def export(
 ) -> None:
     """Write rollouts of the log as a data set: chats for SFT, preference pairs for DPO, plain transitions, or rows as Parquet.
 
-    Episodes are rebuilt from the log with the rewards it holds; failed and unrewarded ones are exported unless a filter leaves them out.
-    Exits 1 if what was asked for makes no sense or TARGET exists, 2 if the log cannot be read.
+    Episodes are rebuilt from the log with the rewards it holds. Without filters all are exported: of every mode, `val` (held-out tasks)
+    and `live` too, failed and unrewarded ones, those of reward 0. For SFT on what went well:
+
+    fulgurite export sft good.jsonl --mode train --min-reward 0.5
+
+    Exits 1 if what was asked for makes no sense, TARGET exists, or nothing fits the filters; 2 if the log cannot be read.
     """
     with told("export"):
         if target.exists():
@@ -57,43 +65,64 @@ def export(
         filters = Filters(
             min_reward=min_reward,
             policy=policy,
-            version=version,
+            version=None if version is None else str(parse_version(version)),
             mode=None if mode is None else str(mode),
             agent=agent,
             until_ms=None if until is None else parse_datetime(until),
         )
         codec, settings, since_ms = Codec(), ClosingSettings(), parse_since(since)
+        settings.rules()
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
-        groups = read_groups(source, codec, since_ms=since_ms)
-        count = _write(form, target, groups, filters, settings, margin)
-    make_console().print(f"{plain(target)}: {count} {'rows' if form is Format.parquet else 'lines'}")
+        left_out = LeftOut()
+        lines = left_out.each(read_groups(source, codec, since_ms=since_ms), _maker(form, filters, settings, margin))
+        modes = _write_parquet(target, lines) if form is Format.parquet else _write_lines(target, lines)
+        show_left_out(left_out.lines)
+        if not modes:
+            raise NotFound("no rollout of the log fits the filters; nothing was written")
+    counted = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
+    what = "rows" if form is Format.parquet else "lines"
+    make_console().print(plain(f"{target}: {sum(modes.values())} {what} (by mode: {counted})"))
 
 
-def _write(form: Format, target: Path, groups: Iterator[Group], filters: Filters, settings: ClosingSettings, margin: float) -> int:
-    if form is Format.parquet:
-        return _write_parquet(target, groups, filters, settings)
-    writers: dict[Format, Callable[[], Iterator[dict[str, Any]]]] = {
-        Format.sft: lambda: sft(groups, filters),
-        Format.dpo: lambda: dpo(groups, filters, margin),
-        Format.transitions: lambda: transitions(groups, filters, settings),
-    }
-    count = 0
+def _maker(form: Format, filters: Filters, settings: ClosingSettings, margin: float) -> Callable[[Group], Iterable[Any]]:
+    """What a group gives."""
+    match form:
+        case Format.sft:
+            return lambda group: sft([group], filters)
+        case Format.dpo:
+            return lambda group: dpo([group], filters, margin)
+        case Format.transitions:
+            return lambda group: transitions([group], filters, settings)
+        case Format.parquet:
+            return lambda group: rows([group], filters, settings)
+
+
+def _write_lines(target: Path, lines: Iterable[Json]) -> Counter[str]:
+    """JSON lines, by mode; no file where there are none."""
+    modes: Counter[str] = Counter()
     unfinished = target.with_name(f".{target.name}.unfinished")
     with unfinished.open("wb") as file:
-        for count, line in enumerate(writers[form](), 1):  # noqa: B007 - the last one is the count
+        for line in lines:
             file.write(encoded(line) + b"\n")
-    unfinished.rename(target)
-    return count
+            modes[line["mode"]] += 1
+    if modes:
+        unfinished.rename(target)
+    else:
+        unfinished.unlink()
+    return modes
 
 
-def _write_parquet(target: Path, groups: Iterator[Group], filters: Filters, settings: ClosingSettings) -> int:
+def _write_parquet(target: Path, found: Iterable[Trajectory]) -> Counter[str]:
+    """Rows by mode; no folder where there are none."""
     from services.replay.columns import ROWS, row_of
     from services.replay.parquet import ParquetFolder
 
     folder = ParquetFolder(target, ROWS)
-    count = 0
-    for row in rows(groups, filters, settings):
+    modes: Counter[str] = Counter()
+    for row in found:
         folder.write("rows", [row_of(row)])
-        count += 1
+        modes[str(row.mode)] += 1
     folder.close()
-    return count
+    if not modes:
+        target.rmdir()
+    return modes

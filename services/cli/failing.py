@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import typer
@@ -38,6 +38,15 @@ def show_failures(console: Console, why: Mapping[str, int]) -> None:
         console.print(f"[yellow]failed for {count}:[/yellow] {plain(reason)}")
     if len(why) > _REASONS:
         console.print(f"... and {len(why) - _REASONS} other reasons (--json has them all)")
+
+
+def show_left_out(lines: Sequence[str]) -> None:
+    """Records and groups that could not be used, on stderr: what is printed is of all the others."""
+    console = make_console(stderr=True)
+    for line in lines[:_REASONS]:
+        console.print(f"[yellow]left out:[/yellow] {plain(line)}")
+    if len(lines) > _REASONS:
+        console.print(f"... and {len(lines) - _REASONS} more")
 
 
 def _say(command: str, error: Exception) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -13,7 +14,9 @@ from rich.table import Table
 
 from fulgurite.books import Balance, Sources
 from fulgurite.codec import Codec
+from fulgurite.kinds import FilterReason
 from fulgurite.ledger import balance
+from fulgurite.remedies import REMEDIES
 from fulgurite.topics import (
     AGENT_STATUS,
     DEAD_LETTERS,
@@ -36,6 +39,8 @@ PAUSE_S = 1.0
 """Between attempts: an event that comes late is in no term for the moment in which a processor has it in hand."""
 
 _SHOWN = 5
+_REASONS = 3
+"""The most frequent ones, which come with a remedy."""
 
 
 def ledger(
@@ -87,6 +92,7 @@ def as_dict(books: Balance) -> dict[str, Any]:
     return {
         **totals,
         "expired": books.expired,
+        "live_rollouts": books.live_rollouts,
         "accounts": books.accounts,
         "discrepancies": books.discrepancies,
         "open_overdue": books.overdue,
@@ -106,6 +112,10 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
                 f"{policy}, partition {account.partition} up to {account.until}",
                 msgspec.structs.replace(books, accounts=(account,)),
             )
+    for reason, words in _remedies(books.terms):
+        console.print(plain(f"{reason}: {words}"))
+    if books.live_rollouts:
+        console.print(f"{books.live_rollouts} live rollouts are recorded, not trained (docs/ledger.md, Live traffic).")
     if books.expired:
         console.print(f"{books.expired} actions of the ledger are older than what llm.calls still holds; they are not counted.")
     for problem in books.discrepancies[:_SHOWN]:
@@ -119,6 +129,12 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
             "is an aggregator or a rewarder down? (`fulgurite status`)",
             highlight=False,
         )
+
+
+def _remedies(terms: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The most frequent reasons for which actions were filtered, and what to do."""
+    known = {f"filtered({reason})": (str(reason), words) for reason, words in REMEDIES.items() if reason is not FilterReason.superseded}
+    return [known[term] for term, count in Counter(terms).most_common() if term in known and count][:_REASONS]
 
 
 def _table(console: Console, title: str, books: Balance) -> None:

@@ -60,8 +60,8 @@ def replay(
     weights each group is closed once, with everything the log holds. Safe beside live traffic: it is bounded by the ends the topics had
     when it started, commits no offsets and never writes to a topic of the deployment. Train on the result with FULGURITE_TOPIC=TOPIC.
 
-    Exits 1 if what was asked for makes no sense or the target is in use, 2 if the log cannot be read, 3 if rows of the live processors
-    could not be computed again.
+    Exits 1 if what was asked for makes no sense or the target is in use, 2 if the log cannot be read, 3 if a function failed for some
+    episode or rows of the live processors could not be computed again: what could be was written. `fulgurite try` has the same codes.
     """
     with told("replay"):
         if from_beginning == (from_datetime is not None):
@@ -75,7 +75,7 @@ def replay(
         with Judge(plugins, limits, anew=rejudge) if plugins else nullcontext() as judge:
             report = _run(into, since, changes, judge, append=append, archive=archive, archive_only=archive_only, quiet=as_json)
     _show(report, into, as_json=as_json)
-    if report.unmet:
+    if report.unmet or report.failed:
         raise typer.Exit(3)
 
 

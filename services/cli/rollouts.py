@@ -2,57 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from fulgurite.codec import Codec
-from fulgurite.events import LlmCall
-from fulgurite.tokens import token_count
-from services.cli.failing import told
+from fulgurite.failures import FailureKind
+from fulgurite.kinds import Mode
+from fulgurite.untrusted_json import Json
+from fulgurite.versions import parse_version
+from services.cli.failing import show_left_out, told
 from services.cli.printing import print_json, print_table
 from services.closing_settings import ClosingSettings
 from services.kafka import KafkaSettings
 from services.replay.errors import NotFound
 from services.replay.finding import find_group, group_of
-from services.replay.groups import Group, read_groups
+from services.replay.groups import read_groups
+from services.replay.leaving_out import LeftOut
+from services.replay.listing import Wanted, listed
 from services.replay.log_source import LogSource
-from services.replay.scoring import scores
-from services.replay.timeline import Json, rollout_ids, shortened, timeline
+from services.replay.timeline import rollout_ids, shortened, timeline
 from services.replay.windows import parse_since, shown
-from services.terminal import make_console
+from services.terminal import make_console, plain
 
 app = typer.Typer(no_args_is_help=True, help="What agents did: rollouts of the log as a list, and each as a readable timeline.")
+
+_TASK = 40
+_ANSWER = 60
+"""Characters of a list's cells."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 
 @app.command("list")
 def list_rollouts(
-    since: Annotated[str, typer.Option(help="Groups that began since: 90s, 30m, 24h, 7d, or ISO.")] = "24h",
-    mode: Annotated[str | None, typer.Option(help="train, val or live.")] = None,
+    since: Annotated[str, typer.Option(help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.")] = "24h",
+    mode: Annotated[Mode | None, typer.Option(help="Only rollouts of this mode.")] = None,
+    reward_below: Annotated[float | None, typer.Option(help="Only rollouts with a reward below this.")] = None,
+    reward_above: Annotated[float | None, typer.Option(help="Only rollouts with a reward above this.")] = None,
+    failure: Annotated[FailureKind | None, typer.Option(metavar="KIND", help="Only rollouts with this failure: docs/failures.md.")] = None,
+    version: Annotated[str | None, typer.Option(help="Only rollouts that this version answered, policy@epoch.step.")] = None,
+    run: Annotated[str | None, typer.Option(metavar="RUN", help="Only rollouts of this run.")] = None,
+    group: Annotated[str | None, typer.Option(metavar="GROUP", help="Only rollouts of this group, or of this rollout's.")] = None,
+    text: Annotated[str | None, typer.Option(help="Only rollouts whose task, messages or answers hold this text.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the rollouts of groups that began lately: how they ended, their calls, tokens and reward. Exits 2 if the log cannot be read."""
+    """List the rollouts of groups that began lately: task, last answer, version, reward, failure, group and run.
+
+    The worst of the newest policy: fulgurite rollouts list --version policy@1.8 --reward-below 0.5
+
+    Exits 1 if what was asked for makes no sense, 2 if the log cannot be read.
+    """
     with told("rollouts list"):
-        codec, since_ms = Codec(), parse_since(since)
-        groups = read_groups(LogSource(KafkaSettings(), codec), codec, since_ms=since_ms)
-        found = [row for group in groups for row in _summaries(group) if mode in (None, row["mode"])]
-    found = sorted(found, key=lambda row: row["began_at"])[-limit:]
+        wanted = Wanted(
+            mode=mode,
+            reward_below=reward_below,
+            reward_above=reward_above,
+            failure=failure,
+            version=None if version is None else str(parse_version(version)),
+            run_id=run,
+            group_id=None if group is None else group_of(group)[0],
+            text=text,
+        )
+        codec, since_ms, left_out = Codec(), None if since == "all" else parse_since(since), LeftOut()
+        keys = None if wanted.group_id is None else {wanted.group_id}
+        groups = read_groups(LogSource(KafkaSettings(), codec), codec, since_ms=since_ms, keys=keys)
+        found = sorted(left_out.each(groups, lambda one: listed(one, wanted)), key=lambda row: row["began_at"])[-limit:]
+    show_left_out(left_out.lines)
     if as_json:
         print_json(found)
         return
-    table = Table("began (UTC)", Column("rollout", no_wrap=True), "mode", "outcome", "calls", "tokens", "reward")
+    named = Column("rollout", no_wrap=True)
+    table = Table("began (UTC)", named, "mode", "task", "last answer", "reward", "failure", "version", "calls", "run")
     for row in found:
-        reward = row["reward"] if row["reward"] is not None else row["reason"]
-        cells = (shown(row["began_at"]), row["rollout_id"], row["mode"], row["outcome"], row["calls"], row["tokens"], _number(reward))
-        table.add_row(*(str(cell) for cell in cells))
+        table.add_row(*map(plain, _cells(row)))
     print_table(table)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cells(row: Json) -> tuple[object, ...]:
+    reward = _number(row["reward"]) if row["reward"] is not None else row["reason"] or ""
+    ended = row["failure"] or (row["outcome"] if row["outcome"] != "finished" else "")
+    return (
+        shown(row["began_at"]),
+        row["rollout_id"],
+        row["mode"],
+        shortened(row["task"] or "", _TASK),
+        shortened(row["answer"] or "", _ANSWER),
+        reward,
+        ended,
+        ", ".join(row["versions"]),
+        row["calls"],
+        row["run_id"] or "",
+    )
 
 
 @app.command("show")
@@ -75,6 +123,7 @@ def show_rollout(
             raise NotFound(f"the log holds nothing of rollout {rollout_id}")
         settings = ClosingSettings()
         found = [timeline(group, rollout, settings, tokens=tokens) for rollout in chosen]
+    show_left_out(group.unreadable)
     if as_json:
         print_json(found if rollout_id is None else found[0])
         return
@@ -85,20 +134,22 @@ def show_rollout(
 
 def show(one: Json, console: Console, width: int) -> None:
     """One rollout, a line or a few per event."""
-    console.print(f"[bold]{one['rollout_id']}[/bold]  began {shown(one['began_at'])} UTC")
+    console.print(f"[bold]{plain(one['rollout_id'])}[/bold]  began {shown(one['began_at'])} UTC")
     if one["task"] is not None:
-        console.print(f"  task {escape(shortened(one['task'], width))}")
+        console.print(f"  task {plain(shortened(one['task'], width))}")
     for event in one["events"]:
         at = f"{(event['at'] - one['began_at']) / 1000:9.3f} s "
         match event["what"]:
             case "status":
                 about = " ".join(f"{key}={event[key]}" for key in ("failure", "message", "exit_code") if key in event)
-                console.print(f"{at} [blue]{event['kind']}[/blue] by {event['source']}, attempt {event['attempt']} {escape(about)}")
+                about = plain(f"by {event['source']}, attempt {event['attempt']} {about}")
+                console.print(f"{at} [blue]{plain(event['kind'])}[/blue] {about}")
             case "reward":
                 value = "none" if event["value"] is None else _number(event["value"])
                 where = f" at {event['call_id']}" if event["call_id"] else ""
                 why = f" ({event['error']})" if event["error"] else ""
-                console.print(f"{at} [green]reward[/green] {event['name']} = {value} from {event['source']}{where}{escape(why)}")
+                about = plain(f"{event['name']} = {value} from {event['source']}{where}{why}")
+                console.print(f"{at} [green]reward[/green] {about}")
             case _:
                 _show_call(event, at, console, width)
 
@@ -106,15 +157,17 @@ def show(one: Json, console: Console, width: int) -> None:
 def _show_call(call: Json, at: str, console: Console, width: int) -> None:
     role = f" as {call['agent']}" if call["agent"] else ""
     colour = "magenta" if call["outcome"] == "success" else "red"
-    about = f"{call['milliseconds']} ms, {call['prompt_tokens']} prompt tokens, {call['version'] or 'no version'}"
-    console.print(f"{at} [{colour}]call[/{colour}] {call['call_id']}{role}: {about} {call['error'] or ''}")
+    about = f"{call['milliseconds']} ms, {call['prompt_tokens']} prompt tokens, {call['version'] or 'no version'} {call['error'] or ''}"
+    named = plain(f"{call['call_id']}{role}: {about}")
+    console.print(f"{at} [{colour}]call[/{colour}] {named}")
     for message in call["messages"]:
         _show_message(message, "<", console, width)
     for choice in call["choices"]:
         _show_message(choice["message"], ">", console, width)
         credit = "" if choice["credit"] is None else f", reward {choice['reward']:g}, credit {choice['credit']:g}"
         masked = f", masked ({choice['mask']})" if choice["mask"] else ""
-        console.print(f"{'':14}[dim]{choice['tokens']} tokens, {choice['finish_reason']}{credit}{masked}[/dim]")
+        ended = plain(f"{choice['tokens']} tokens, {choice['finish_reason']}{credit}{masked}")
+        console.print(f"{'':14}[dim]{ended}[/dim]")
         if choice.get("token_ids") is not None:
             pairs = zip(choice["token_ids"], choice["logprobs"] or [None] * len(choice["token_ids"]), strict=False)
             console.print(f"{'':14}[dim]{' '.join(f'{token}:{logprob}' for token, logprob in pairs)}[/dim]")
@@ -122,32 +175,7 @@ def _show_call(call: Json, at: str, console: Console, width: int) -> None:
 
 def _show_message(message: Json, mark: str, console: Console, width: int) -> None:
     if message["content"] or not message["tool_calls"]:
-        console.print(f"{'':12}{mark} [cyan]{message['role']}[/cyan] {escape(shortened(message['content'] or '', width))}")
+        console.print(f"{'':12}{mark} [cyan]{plain(message['role'])}[/cyan] {plain(shortened(message['content'] or '', width))}")
     for call in message["tool_calls"]:
-        console.print(f"{'':12}{mark} [cyan]{message['role']}[/cyan] calls {call['name']}({escape(shortened(call['arguments'], width))})")
-
-
-def _summaries(group: Group) -> Iterator[Json]:
-    scored = {score.episode.rollout_id: score for score in scores(group)}
-    modes = {status.rollout_id: status.mode for status in group.statuses}
-    for rollout_id in rollout_ids(group):
-        inputs = [event for key, events in group.inputs.items() if key[0] == rollout_id for event in events.values()]
-        calls = [event for event in inputs if isinstance(event, LlmCall)]
-        score = scored.get(rollout_id)
-        mode = calls[0].mode if calls else modes.get(rollout_id, modes.get(None, "train"))
-        yield {
-            "rollout_id": rollout_id,
-            "group_id": group.group_id,
-            "mode": str(mode),
-            "began_at": min((event.event_time for event in inputs), default=group.began_at),
-            "outcome": str(score.episode.outcome) if score else "open",
-            "failure": str(score.episode.failure) if score and score.episode.failure else None,
-            "calls": len(calls),
-            "tokens": sum(token_count(choice.token_ids or b"") for call in calls for choice in call.choices),
-            "reward": score.reward if score else None,
-            "reason": str(score.reason) if score and score.reason else None,
-        }
-
-
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else value or ""
+        called = plain(f"{call['name']}({shortened(call['arguments'], width)})")
+        console.print(f"{'':12}{mark} [cyan]{plain(message['role'])}[/cyan] calls {called}")

@@ -11,13 +11,14 @@ import typer
 from rich.table import Table
 
 from fulgurite.codec import Codec
-from services.cli.failing import show_failures, told
+from services.cli.failing import show_failures, show_left_out, told
 from services.cli.printing import print_json
 from services.kafka import KafkaSettings
 from services.replay.archive import open_source
 from services.replay.errors import BadArgument
 from services.replay.groups import Group, read_groups
 from services.replay.judging import Judge, judged
+from services.replay.leaving_out import LeftOut
 from services.replay.scoring import Comparison, Score, Spread, compare, scores
 from services.replay.windows import parse_since
 from services.rewarder.reward_plugins import RewardPlugin
@@ -47,7 +48,7 @@ def try_reward(
     """Try reward functions on recorded episodes: rewards before and after, who changes places, how many groups would teach something.
 
     Writes nothing. A function takes the place of the log's rewards of the same name; others stay. Exits 1 if a function cannot be
-    loaded, 2 if the log cannot be read, 3 if one failed for some episode.
+    loaded, 2 if the log cannot be read, 3 if one failed for some episode; `fulgurite replay` has the same codes.
     """
     with told("try"):
         asked, weights = read_rewards([*(functions or ()), *(reward or ())], name), read_weights(weight or ())
@@ -58,18 +59,23 @@ def try_reward(
         codec, since_ms = Codec(), None if since == "all" else parse_since(since)
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         groups = read_groups(source, codec, since_ms=since_ms)
+        left_out = LeftOut()
         with Judge(plugins, limits, anew=True) as judge:
-            found = compare(_pairs(groups, judge, weights))
+            found = compare(_pairs(left_out, groups, judge, weights))
+    show_left_out(left_out.lines)
     if as_json:
-        print_json({**msgspec.structs.asdict(found), "failed": judge.failed, "why": judge.why})
+        print_json({**msgspec.structs.asdict(found), "failed": judge.failed, "why": judge.why, "left_out": left_out.lines})
     else:
         _show(found, judge, flips)
     if judge.failed:
         raise typer.Exit(3)
 
 
-def _pairs(groups: Iterable[Group], judge: Judge, weights: Mapping[str, float]) -> Iterator[tuple[Sequence[Score], Sequence[Score]]]:
-    for group, episodes, rewards in judged(groups, judge):
+def _pairs(
+    left_out: LeftOut, groups: Iterable[Group], judge: Judge, weights: Mapping[str, float]
+) -> Iterator[tuple[Sequence[Score], Sequence[Score]]]:
+    scored = left_out.each(groups, lambda group: [group] if scores(group) else [])
+    for group, episodes, rewards in judged(scored, judge):
         yield scores(group, episodes), scores(group, episodes, rewards, weights)
 
 

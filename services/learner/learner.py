@@ -33,6 +33,7 @@ from services.kafka import EventProducer, Record
 from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
 from services.learner.errors import CheckpointForeign, CheckpointMissing, StepNotFinite
+from services.learner.explaining import shortcomings
 from services.learner.policy_log import PolicyLog
 from services.learner.rows import oddity, permuted, train_rows, without_actions
 from services.learner.settings import LearnerSettings
@@ -162,6 +163,8 @@ class Learner:
         began = time.monotonic()
         if self.settings.permute_rewards is not None:
             groups = permuted(groups, self.settings.permute_rewards + self._step)
+        for line in shortcomings(groups, self.settings.max_row_tokens):
+            log.warning(line)
         rows = train_rows(groups)
         update: PolicyUpdate | None = None
         metrics = batch_metrics(groups, self.version)

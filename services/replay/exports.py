@@ -1,6 +1,6 @@
 """Rebuilt groups as data sets: SFT chats, DPO pairs, plain transitions, rows.
 
-`sft`: the conversation of each rollout's last attempt, `{"messages": [...], "reward": r, ...}`, loss on the assistant's turns.
+`sft`: the conversation of each rollout's last attempt, `{"messages": [...], "reward": r, "mode": m, ...}`, loss on the assistant's turns.
 A rollout without a reward has a `reason`: `no_reward`, or `reward_failed` where what it was paid could not be counted.
 `dpo`: two rollouts of one group with different rewards and the same prompt: `{"prompt": [...], "chosen": [...], "rejected": [...]}`.
 `transitions`: every action, `{"state": [ids], "action": [ids], "reward": r, "next_state": [ids], "done": bool}`.
@@ -82,6 +82,7 @@ def dpo(groups: Iterable[Group], filters: Filters, margin: float) -> Iterator[Js
                 "reward_chosen": better.reward,
                 "reward_rejected": worse.reward,
                 "group_id": group.group_id,
+                "mode": str(better.episode.mode),
                 "rollout_chosen": better.episode.rollout_id,
                 "rollout_rejected": worse.episode.rollout_id,
             }
@@ -102,6 +103,7 @@ def transitions(groups: Iterable[Group], filters: Filters, settings: ClosingSett
                     "id": action_id(action.call_id, action.choice),
                     "version": action.version,
                     "rollout_id": row.rollout_id,
+                    "mode": str(row.mode),
                 }
 
 
@@ -128,7 +130,12 @@ def _messages(episode: Episode, agent: str | None) -> list[Json]:
         calls = tuple(redeemed(call) for call in episode.calls if agent is None or call.agent == agent)
     except BadClaim:
         return []
-    return EpisodeView(msgspec.structs.replace(episode, calls=calls)).messages
+    return [_filled(message) for message in EpisodeView(msgspec.structs.replace(episode, calls=calls)).messages]
+
+
+def _filled(message: Json) -> Json:
+    """A message without the keys that an API fills with null, such as `audio` and `function_call`; every message has a `content`."""
+    return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 
 def _shared(one: Sequence[Json], other: Sequence[Json]) -> list[Json]:
@@ -149,5 +156,6 @@ def _about(score: Score) -> Json:
         "rewards": dict(score.named),
         "rollout_id": score.episode.rollout_id,
         "group_id": score.episode.group_id,
+        "mode": str(score.episode.mode),
         "versions": versions,
     }

@@ -37,7 +37,7 @@ class Judged(NamedTuple):
 class Judge:
     """Judges groups with one function or several. Close it, or use it in a `with`.
 
-    `given`, `failed` and `reused` count verdicts, `why` failures by what was told.
+    `given`, `failed` and `reused` count verdicts, `why` failures by what was told; a failure that is reused is one of both.
     """
 
     def __init__(self, plugins: Sequence[RewardPlugin], limits: Limits, *, anew: bool) -> None:
@@ -76,6 +76,9 @@ class Judge:
             # Where its name is not among them, the function may have been asked under another one.
             if any(reward.name == plugin.name for reward in before):
                 self.reused += len(before)
+                for failed in [reward for reward in before if reward.value is None]:
+                    self.failed += 1
+                    self.why[failed.error or "no reason was told"] += 1
                 return before
         rewards, failure = await _judge(plugin, sandbox, episode)
         self.given += len(rewards)

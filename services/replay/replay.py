@@ -9,13 +9,14 @@ from contextlib import contextmanager
 import msgspec
 
 from fulgurite.codec import Codec
-from fulgurite.errors import CodecError, UnknownRule
+from fulgurite.errors import CodecError
 from fulgurite.events import Episode, Tombstone, Trajectory
 from fulgurite.topics import EPISODES
 from services.closing_settings import ClosingSettings
 from services.replay.closings import Changes, Closing, close_anew, follow
 from services.replay.groups import Group
 from services.replay.judging import Judge, Judged, judged
+from services.replay.leaving_out import UNUSABLE
 from services.replay.records import Source
 from services.replay.sinks import Sink
 
@@ -45,7 +46,7 @@ class Report(msgspec.Struct, kw_only=True):
     why: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Of those, how often each reason was told."""
     left_out: list[str] = msgspec.field(default_factory=list[str])
-    """Records that cannot be used, and groups whose credit rule does not exist: where, and why."""
+    """Records and groups that cannot be used, those among them whose credit rule does not exist: where, and why."""
     unmet: list[str] = msgspec.field(default_factory=list[str])
     """Groups of which `trajectories` has rows that could not be computed again."""
 
@@ -112,8 +113,8 @@ def run(
         for group, verdicts in pairs:
             try:
                 closing = close(group, verdicts)
-            except UnknownRule as error:
-                report.left_out.append(f"{group.group_id}: {error}")
+            except UNUSABLE as error:
+                report.left_out.append(f"group {group.group_id}: {type(error).__name__}: {error}")
                 continue
             report.count(group, closing)
             sink.put(group.partition, closing.rows)

@@ -26,9 +26,12 @@ def parse_since(text: str | None, now_ms: int | None = None) -> int | None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if match is None:
-        return parse_datetime(text)
+        try:
+            return parse_datetime(text)
+        except BadArgument as error:
+            raise BadArgument(f"{text!r} is neither a span such as 90s, 30m, 24h or 7d nor an ISO date such as 2026-01-31T12:00") from error
     now = clock.now_ms() if now_ms is None else now_ms
-    return now - int(float(match[1]) * _UNITS[match[2]] * 1000)
+    return max(0, now - int(min(float(match[1]) * _UNITS[match[2]] * 1000, now)))
 
 
 def shown(time_ms: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -158,15 +158,8 @@ class TerminalWatcher:
     def finish(self, summary: Summary) -> None:
         """The summary as a table."""
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        table.add_row("run", summary.run_id)
-        table.add_row("reward", Text(str(summary.reward) if summary.reward else "none"))
-        if summary.components:
-            table.add_row("by name", _listed(summary.components))
-        table.add_row("rollouts", ", ".join(f"{count} {name}" for name, count in summary.counts.items()))
-        if summary.actions:
-            table.add_row("actions", ", ".join(f"{count} {word}" for word, count in sorted(summary.actions.items(), key=_by_count)))
-        table.add_row("version", f"{summary.version} after {summary.updates} updates")
-        table.add_row("time", f"{summary.seconds:.1f} s")
+        for title, value in _rows(summary):
+            table.add_row(title, Text(value))
         self._console.print(table)
         if summary.interrupted:
             self._console.print("stopped; no agent process is left")
@@ -174,6 +167,18 @@ class TerminalWatcher:
             self._console.print(Text(summary.problem, style="red"), soft_wrap=True)
         elif summary.warnings:
             self.on_warning("\n".join(summary.warnings))
+
+
+def _rows(summary: Summary) -> Iterator[tuple[str, str]]:
+    yield "run", summary.run_id
+    yield "reward", str(summary.reward or "none")
+    if summary.components:
+        yield "by name", _listed(summary.components)
+    yield "rollouts", ", ".join(f"{count} {name}" for name, count in summary.counts.items())
+    if summary.actions:
+        yield "actions", ", ".join(f"{count} {word}" for word, count in sorted(summary.actions.items(), key=_by_count))
+    yield "version", f"{summary.version} after {summary.updates} updates"
+    yield "time", f"{summary.seconds:.1f} s"
 
 
 def _by_count(item: tuple[str, int]) -> tuple[int, str]:

@@ -356,3 +356,12 @@ def test_what_does_not_belong_into_a_topic_is_passed_by() -> None:
     assert undeclared is not None
     world.put("episodes", 0, undeclared)
     assert world.balance().terms == {OPEN_EPISODE: ACTIONS}
+
+
+def test_live_rollouts_are_told_and_are_no_part_of_the_books() -> None:
+    calls = [make_call(0, index, turn, mode=mode) for index, mode in enumerate((Mode.live, Mode.live, Mode.val)) for turn in range(2)]
+    entries = [Located(0, offset, call) for offset, call in enumerate(calls)]
+    books = balance(
+        Sources(updates=(), dead_letters=(), ledger=(), trajectories=(), episodes=(), statuses=(), calls=entries), CODEC.decode, 0
+    )
+    assert (books.actions, books.live_rollouts, books.remainder) == (0, 2, 0)

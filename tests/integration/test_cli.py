@@ -16,7 +16,7 @@ from fulgurite.closing import close_group
 from fulgurite.codec import Codec
 from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LedgerEntry, LlmCall, PolicyApplied, PolicyUpdate, Trajectory
 from fulgurite.ids import action_id
-from fulgurite.kinds import ApplyOutcome, LedgerTerm, UpdateKind
+from fulgurite.kinds import ApplyOutcome, LedgerTerm, Mode, UpdateKind
 from fulgurite.stitching import stitch
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, POLICY_APPLIED, POLICY_UPDATES, TOPICS, TRAINING_LEDGER, TRAJECTORIES, Topic
 from services.cli.main import app
@@ -114,6 +114,26 @@ def test_from_no_topics_to_a_balanced_ledger_and_one_that_is_not(cli: Cli) -> No
     done = cli("ledger", "--json")
     assert done.returncode == 1, done.stdout
     assert json.loads(done.stdout)["discrepancies"][0]["terms"] == ["stale", "trained"]
+
+
+def test_rollouts_are_listed_exported_and_live_ones_told(cli: Cli, tmp_path: Path) -> None:
+    cli("topics", "create")
+    publish(cli.settings, group_events()[0])
+    publish(cli.settings, [(LLM_CALLS, make_call(2, 0, mode=Mode.live))])
+    rows = json.loads(cli("rollouts", "list", "--since", "all", "--json").stdout)
+    said = sorted((row["mode"], row["answer"][:6]) for row in rows)
+    assert said == [("live", "answer"), ("train", "answer"), ("train", "answer")]
+    paid = json.loads(cli("rollouts", "list", "--since", "all", "--reward-above", "0.5", "--json").stdout)
+    assert [row["reward"] for row in paid] == [1.0]
+    table = cli("rollouts", "list", "--since", "all", "--text", "answer").stdout
+    assert all(column in table for column in ("last answer", "version", "policy@0.0", "failure"))
+    target = tmp_path / "out.jsonl"
+    nothing = cli("export", "sft", str(target), "--min-reward", "99")
+    assert (nothing.returncode, target.exists()) == (1, False)
+    done = cli("export", "sft", str(target))
+    assert "by mode" in done.stdout, done.stderr
+    live = "1 live rollouts are recorded, not trained"
+    assert live in cli("ledger").stdout
 
 
 def test_status_tells_what_does_not_answer_and_what_the_topics_hold(cli: Cli) -> None:

@@ -32,7 +32,10 @@ REFUSED = [
     (("lineage", "policy"), "policy@epoch.step"),
     (("lineage", "--call", "mine"), "completion id"),
     (("rollouts", "show", "mine"), "no id of a group"),
-    (("rollouts", "list", "--since", "yesterday"), "ISO"),
+    (("rollouts", "list", "--since", "yesterday"), "30m, 24h or 7d"),
+    (("rollouts", "list", "--version", "1.3"), "policy@epoch.step"),
+    (("rollouts", "list", "--group", "mine"), "no id of a group"),
+    (("export", "sft", "x", "--version", "1.3"), "policy@epoch.step"),
     (("export", "sft", "/"), "exists already"),
     (("archive", "/nowhere", "--topic", "calls"), "llm.calls"),
     (("dlq", "redrive"), "--all"),
@@ -60,3 +63,17 @@ def test_the_log_is_read_again_without_faust() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "values"),
+    [
+        (("rollouts", "list", "--mode", "foo"), ("train", "val", "live")),
+        (("rollouts", "list", "--failure", "foo"), ("agent_exception", "truncated")),
+        (("export", "sft", "x", "--mode", "foo"), ("train", "val", "live")),
+    ],
+)
+def test_what_is_none_of_the_values_is_told_them(arguments: tuple[str, ...], values: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "1000", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"})
+    assert done.exit_code == 2
+    assert all(value in done.output for value in values)

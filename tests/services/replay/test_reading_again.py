@@ -243,6 +243,11 @@ def test_lineage_tells_of_every_policy_that_learned_from_a_call_and_what_still_s
     assert known.version("policy-v2@1.1").calls == tuple(sorted((call.call_id, late.call_id)))
 
 
+@pytest.mark.parametrize("span", ["999999999d", f"{'9' * 400}d"])
+def test_a_span_longer_than_time_is_from_the_beginning(span: str) -> None:
+    assert parse_since(span, 1_000) == 0
+
+
 def test_points_in_time() -> None:
     assert parse_since("2h", 7_200_000) == 0
     assert parse_since(None) is None

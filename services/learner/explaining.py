@@ -1,0 +1,28 @@
+"""What a person is told of a batch that teaches nothing, or less than it could: pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from fulgurite.batching import BatchGroup
+from fulgurite.kinds import FilterReason, LedgerTerm
+from fulgurite.remedies import REMEDIES
+
+
+def shortcomings(groups: Sequence[BatchGroup], max_row_tokens: int) -> list[str]:
+    """Lines for the log; none for a batch of which something is trained and nothing is too long."""
+    fates = Counter(fate for group in groups for fate in group.fates.values())
+    total = sum(fates.values())
+    trained = sum(count for (term, _), count in fates.items() if term is LedgerTerm.trained)
+    oversized = fates[LedgerTerm.filtered, FilterReason.oversized]
+    lines: list[str] = []
+    if not trained:
+        counted = ", ".join(f"{count} {reason or term}" for (term, reason), count in fates.most_common())
+        remedy = next((f"; {reason}: {REMEDIES[reason]}" for (_, reason), _ in fates.most_common() if reason is not None), "")
+        lines.append(f"0 of {total} actions of {len(groups)} groups are trained: {counted or 'there are none'}{remedy}")
+    if oversized:
+        lines.append(
+            f"{oversized} of {total} actions are in rows longer than FULGURITE_MAX_ROW_TOKENS={max_row_tokens}: not trained (oversized)"
+        )
+    return lines

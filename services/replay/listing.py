@@ -1,0 +1,102 @@
+"""Rollouts as rows of a list: what each was about, what it said last, who answered, what it was paid; and which of them are wanted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from fulgurite.claims import described
+from fulgurite.events import LlmCall, Record
+from fulgurite.failures import FailureKind
+from fulgurite.kinds import CallOutcome, Mode
+from fulgurite.tokens import token_count
+from fulgurite.transcript import answer_of, messages_of
+from fulgurite.untrusted_json import Json, called_functions
+from services.claims import readable
+from services.replay.groups import Group
+from services.replay.scoring import scores
+from services.replay.timeline import rollout_ids
+
+
+class Wanted(Record, frozen=True, kw_only=True):
+    """Which rollouts are listed; None: no matter."""
+
+    mode: Mode | None = None
+    reward_below: float | None = None
+    reward_above: float | None = None
+    failure: FailureKind | None = None
+    version: str | None = None
+    """One of its calls was answered by it."""
+    run_id: str | None = None
+    group_id: str | None = None
+    text: str | None = None
+    """In its task, in what it was asked or in what it answered; upper and lower case are alike."""
+
+    def takes(self, row: Json) -> bool:
+        """Whether a row is wanted."""
+        return (
+            (self.mode is None or row["mode"] == self.mode)
+            and (self.reward_below is None or (row["reward"] is not None and row["reward"] < self.reward_below))
+            and (self.reward_above is None or (row["reward"] is not None and row["reward"] > self.reward_above))
+            and (self.failure is None or row["failure"] == self.failure)
+            and (self.version is None or self.version in row["versions"])
+            and (self.run_id is None or row["run_id"] == self.run_id)
+            and (self.group_id is None or row["group_id"] == self.group_id)
+        )
+
+
+def listed(group: Group, wanted: Wanted) -> Iterator[Json]:
+    """The wanted rollouts of a group, JSON-ready."""
+    scored = {score.episode.rollout_id: score for score in scores(group)}
+    modes = {status.rollout_id: status.mode for status in group.statuses}
+    declaration = group.declaration
+    for rollout_id in rollout_ids(group):
+        inputs = [event for key, events in group.inputs.items() if key[0] == rollout_id for event in events.values()]
+        calls = sorted((event for event in inputs if isinstance(event, LlmCall)), key=lambda call: (call.started_at, call.call_id))
+        score = scored.get(rollout_id)
+        mode = calls[0].mode if calls else modes.get(rollout_id, modes.get(None, Mode.train))
+        row: Json = {
+            "rollout_id": rollout_id,
+            "group_id": group.group_id,
+            "run_id": declaration.run_id if declaration else None,
+            "mode": str(mode),
+            "began_at": min((event.event_time for event in inputs), default=group.began_at),
+            "outcome": str(score.episode.outcome) if score else "open",
+            "failure": str(score.episode.failure) if score and score.episode.failure else None,
+            "calls": len(calls),
+            "tokens": sum(token_count(choice.token_ids or b"") for call in calls for choice in call.choices),
+            "versions": list(dict.fromkeys(call.version_first for call in calls if call.version_first)),
+            "reward": score.reward if score else None,
+            "reason": str(score.reason) if score and score.reason else None,
+            "task": declaration.task if declaration else None,
+        }
+        if not wanted.takes(row):
+            continue
+        said = _said(calls)
+        row["answer"] = said[-1] if said else None
+        if wanted.text is None or _holds(wanted.text, [str(row["task"] or ""), *_asked(calls), *said]):
+            yield row
+
+
+def _said(calls: Sequence[LlmCall]) -> list[str]:
+    """The answers of the successful calls."""
+    answered = [readable(call) for call in calls if call.outcome is CallOutcome.success]
+    return [_shown(answer_of(choice)) for call in answered for choice in call.choices]
+
+
+def _asked(calls: Sequence[LlmCall]) -> list[str]:
+    return [_shown(message) for call in calls for message in messages_of(readable(call))]
+
+
+def _shown(message: Json | None) -> str:
+    """A message as text: what it says, else what it calls."""
+    if message is None:
+        return "[not to be read]"
+    content = message.get("content")
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False) if content else ""
+    calls = [f"{function.get('name')}({function.get('arguments')})" for function in called_functions(message)]
+    return described(" ".join([*([text] if text else []), *calls]))
+
+
+def _holds(text: str, texts: Sequence[str]) -> bool:
+    return any(text.casefold() in one.casefold() for one in texts)

@@ -1,0 +1,132 @@
+"""No printer of a command lets a text through that a terminal would obey, or fails on one: texts of agents, models, tasks and errors."""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fulgurite.books import Account, Balance, Discrepancy
+from fulgurite.failures import FailureKind
+from fulgurite.kinds import StatusKind
+from services import terminal
+from services.cli import dlq, failing, ledger, lineage, replay, rollouts, trial
+from services.cli.printing import print_json
+from services.replay.lineage import Behind, Fate
+from services.replay.replay import Report
+from services.replay.scoring import Comparison
+from services.runner.gateway_client import Grant
+from services.runner.progress import TerminalWatcher
+from services.runner.rollout import Attempt
+from services.runner.run import Summary
+from services.runner.verdicts import Verdict
+from services.terminal import EscapingConsole
+
+EVIL = (
+    "\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202e", "\u2066", "\ud83c", "\u2028", "\r",
+    "[/bold]", "[red]", "[link=http://evil]x[/link]", "\\[",
+)  # fmt: skip
+texts = st.lists(st.one_of(st.text(max_size=6), st.sampled_from(EVIL)), max_size=6).map("".join)
+
+Print = Callable[[EscapingConsole, str], None]
+
+
+def obeyed(text: str) -> list[str]:
+    controls = [c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"]
+    return controls + re.findall("[\u202a-\u202e\u2066-\u2069]", text)
+
+
+def show_rollout(console: EscapingConsole, text: str) -> None:
+    message = {"role": text, "content": text, "tool_calls": [{"name": text, "arguments": text}]}
+    choice = {
+        "choice": 0, "message": message, "finish_reason": text, "tokens": 1, "reward": 1.0, "credit": 0.5, "mask": text,
+        "token_ids": [1], "logprobs": [-0.5],
+    }  # fmt: skip
+    call = {
+        "at": 2, "what": "call", "call_id": text, "agent": text, "outcome": text, "milliseconds": 1, "prompt_tokens": 1, "version": text,
+        "error": text, "messages": [message], "choices": [choice],
+    }  # fmt: skip
+    status = {"at": 1, "what": "status", "kind": text, "source": text, "attempt": 0, "failure": text, "message": text}
+    reward = {"at": 3, "what": "reward", "name": text, "value": None, "source": text, "call_id": text, "error": text}
+    rollouts.show({"rollout_id": text, "task": text, "began_at": 0, "events": [status, call, reward]}, console, 160)
+
+
+def show_books(console: EscapingConsole, text: str) -> None:
+    account = Account(policy=text, partition=0, until=1, actions=1, terms={text: 1, "filtered(no_signal)": 1}, remainder=1)
+    problem = Discrepancy(action=text, policy=text, partition=0, terms=(text,), has_call=False)
+    ledger.show(
+        Balance(accounts=(account,), discrepancies=(problem,), overdue=(text,), expired=1, live_rollouts=2), console, partitions=True
+    )
+
+
+def show_lineage(console: EscapingConsole, text: str) -> None:
+    behind = Behind(version=text, parent=text, time=0, topic=text, artifact=text, groups={text: (text,)}, ancestors=(text,))
+    lineage._show_version(behind, console, calls=True)  # pyright: ignore[reportPrivateUsage]
+    lineage._show_call(Fate(call_id=text, trained={text: (text,)}, other={text: (text,)}, inherited=(text,)), console)  # pyright: ignore[reportPrivateUsage]
+
+
+def show_run(console: EscapingConsole, text: str) -> None:
+    watcher = TerminalWatcher(console, text)
+    grant = Grant(text, 0, 0, "", "", "")
+    verdict = Verdict(StatusKind.failed, FailureKind.agent_exception, text)
+    watcher.on_attempt(Attempt(grant, verdict, False, 1, 1.0, text))
+    watcher.on_warning(text)
+    watcher.finish(
+        Summary(
+            run_id=text, mode=text, groups=1, counts={text: 1}, actions={text: 1}, problem=text, interrupted=True, warnings=[text],
+            reward=None, components={text: 1.0}, curve=[],
+            updates=0, version=text, seconds=1.0, first_rollout_to_last_update_s=None, updated_at_s=[],
+            rollouts=[],
+        )
+    )  # fmt: skip
+
+
+def show_try(console: EscapingConsole, text: str) -> None:
+    found = Comparison(
+        groups=1, episodes=1, before=None, after=None, signal_before=0, signal_after=0, flips=((text, 0.0, 1.0),), unscored=0
+    )
+    judge: Any = SimpleNamespace(failed=1, why=Counter({text: 1}))
+    trial._show(found, judge, 10)  # pyright: ignore[reportPrivateUsage]
+
+
+def show_replay(_console: EscapingConsole, text: str) -> None:
+    replay._show(Report(judged=1, failed=1, why={text: 1}, left_out=[text] * 9, unmet=[text]), text, as_json=False)  # pyright: ignore[reportPrivateUsage]
+
+
+def show_failing(console: EscapingConsole, text: str) -> None:
+    failing.show_failures(console, {text: 1})
+    failing.show_left_out([text] * 9)
+    failing._say("try", ValueError(text))  # pyright: ignore[reportPrivateUsage]
+
+
+def show_json(_console: EscapingConsole, text: str) -> None:
+    print_json({"text": text, text: [text]})
+
+
+PRINTERS = [show_rollout, show_books, show_lineage, show_run, show_try, show_replay, show_failing, show_json]
+
+
+@pytest.mark.parametrize("printer", PRINTERS, ids=lambda printer: printer.__name__)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(text=texts)
+def test_nothing_that_a_terminal_obeys_is_printed(printer: Print, text: str) -> None:
+    written = io.StringIO()
+
+    def console(**_: object) -> EscapingConsole:
+        return EscapingConsole(file=written, force_terminal=False, width=200, highlight=False, emoji=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (trial, replay, failing, dlq, terminal):
+            patch.setattr(module, "make_console", console)
+        patch.setattr("sys.stdout", written)
+        printer(console(), text)
+    assert written.getvalue()
+    assert obeyed(written.getvalue()) == []
