@@ -245,7 +245,7 @@ class Worker:
         return event
 
     async def run(self) -> int:
-        """Until SIGTERM or SIGINT (exit code 0) or a failure (1)."""
+        """Until SIGTERM or SIGINT; the exit code, 0. Raises what it failed with, once all is stopped."""
         app = self._app()
         # What is held is many, and never in cycles: to look through it for garbage again and again is a tenth of all work.
         gc.collect()
@@ -268,8 +268,9 @@ class Worker:
             _log.warning("faust did not stop in time; the next start reads some inputs again")
         self.producer.close()
         self.log.close()
-        _log.info("stopped", failure=repr(self._failure) if self._failure else None)
-        return 1 if self._failure else 0
+        if self._failure is not None:
+            raise self._failure
+        return 0
 
     def _started(self, start: asyncio.Task[Any]) -> None:
         if not start.cancelled() and start.exception() is not None:

@@ -22,6 +22,7 @@ from services.aggregator.settings import AggregatorSettings
 from services.calls import CallReader
 from services.claims import redeemed
 from services.dead_letters import actions_of
+from services.ending import run_service
 from services.kafka import KafkaSettings, read_all
 from services.streams import Processor, Rejected, Worker, quieten
 from services.topic_admin import check_topics
@@ -87,4 +88,4 @@ async def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(run()))
+    sys.exit(run_service("aggregator", lambda: asyncio.run(run())))

@@ -15,6 +15,7 @@ from services.applier.applier import PolicyApplier
 from services.applier.engine import Engine
 from services.applier.log_watch import LogWatch
 from services.applier.settings import ApplierSettings
+from services.ending import run_service
 from services.kafka import EventProducer, KafkaSettings, LogUnavailable
 from services.topic_admin import TopicLayoutError, check_topics
 
@@ -64,4 +65,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main()))
+    sys.exit(run_service("applier", lambda: asyncio.run(main())))

@@ -28,6 +28,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from fulgurite.codec import Codec
 from services import logs
 from services.clock import now_ms
+from services.ending import run_service
 from services.gateway.admission import Admission
 from services.gateway.call_search import CallSearch
 from services.gateway.connection import KEEP_ALIVE_S, protocol_class, raise_open_files
@@ -292,4 +293,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_service("gateway", main))

@@ -12,6 +12,7 @@ import msgspec
 from fulgurite.codec import Codec
 from fulgurite.topics import TRAJECTORIES
 from services import logs
+from services.ending import run_service
 from services.kafka import EventProducer, KafkaSettings, LogUnavailable
 from services.learner.errors import LearnerError, ModelUnusable, TopicMissing
 from services.learner.learner import Learner
@@ -81,4 +82,4 @@ def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_service("learner", main))

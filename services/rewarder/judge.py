@@ -30,6 +30,7 @@ from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES
 from services import logs, pulse
 from services.claims import redeemed_episode
 from services.dead_letters import Lost, addressed, lost, words_of
+from services.ending import run_service
 from services.kafka import EventProducer, KafkaSettings, Record, read_all, read_message
 from services.poison import failure_of
 from services.rewarder.judge_groups import Waiting, WaitingRoom
@@ -258,4 +259,4 @@ def _rubric(added: Path | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(run(sys.argv[1:])))
+    sys.exit(run_service("judge", lambda: asyncio.run(run(sys.argv[1:]))))

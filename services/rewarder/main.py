@@ -15,6 +15,7 @@ from fulgurite.events import DeadLetter, Event, LedgerEntry, Tombstone, Trajecto
 from fulgurite.sealing import SOURCE, Output
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
 from services import logs
+from services.ending import run_service
 from services.kafka import KafkaSettings, read_all
 from services.rewarder.partition import STAGE, RewarderPartition
 from services.rewarder.recall import recall
@@ -84,4 +85,4 @@ async def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(run()))
+    sys.exit(run_service("rewarder", lambda: asyncio.run(run())))

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from fulgurite.topics import DEAD_LETTERS, EPISODES
 from services import logs
 from services.dead_letters import addressed, unusable
+from services.ending import told_settings
 from services.kafka import EventProducer, KafkaSettings, Record, make_consumer
 from services.process_secrets import hide_from_other_processes
 from services.rewarder.errors import PluginError
@@ -56,17 +57,9 @@ async def serve(name: str, make: Callable[[], Reader]) -> int:
     try:
         reader = make()
     except (PluginError, ValueError) as error:
-        _log.error("cannot start", error=_told(error))
+        _log.error("cannot start", error=told_settings(error) if isinstance(error, ValidationError) else str(error))
         return os.EX_CONFIG
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, reader.stop)
     await reader.run()
     return 0
-
-
-def _told(error: Exception) -> str:
-    """On one line, without the values of settings: one may be a secret."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    findings = "; ".join(f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}" for finding in error.errors())
-    return f"{error.title} (docs/configuration.md): {findings}"

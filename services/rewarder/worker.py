@@ -26,6 +26,7 @@ from fulgurite.topics import AGENT_REWARDS, EPISODES
 from services import logs, pulse
 from services.claims import redeemed_episode
 from services.dead_letters import words_of
+from services.ending import run_service
 from services.kafka import EventProducer, KafkaSettings, Record, read_message
 from services.poison import failure_of
 from services.rewarder.reading import bury, episodes_consumer, serve
@@ -145,4 +146,4 @@ async def run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(run(sys.argv[1:])))
+    sys.exit(run_service("reward-worker", lambda: asyncio.run(run(sys.argv[1:]))))
