@@ -82,6 +82,8 @@ class Endpoint:
         """Everything that can be said against a call before it reaches an upstream. Raises GatewayError, ClientGone."""
         caller = await self._caller(draft, headers, named)
         request = await self._read(draft, caller, named, headers, receive)
+        if request.continues is not None:
+            request = await self._go_on(draft, caller, named, request)
         draft.sampling = self._dialect.sampling(request, self._desk.sampling)
         person = wire.header(headers, SUBJECT_HEADER.encode()) or request.user
         draft.subject = subject_of(person, self._desk.ring.signing_secret) if person else None
@@ -89,8 +91,6 @@ class Endpoint:
         draft.keep_alive_s = keep_alive_s(headers, self._desk.settings.keep_alive_s)
         route = self._route(request)
         self._desk.recorder.check(who.mode)
-        if request.continues is not None:
-            request, draft.raw = await self._desk.responses.continued(caller, request)
         request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(request, draft.sampling, route, who.mode)
         self._desk.dispatcher.admission.size(draft.key, len(draft.raw or ""))
         return Call(draft, who, call_id, request, route, self._dialect.capture(request, route, call_id))
@@ -121,6 +121,15 @@ class Endpoint:
             await self._identify(draft, caller, named, "")
             raise
         return request
+
+    async def _go_on(self, draft: Draft, caller: Caller, named: Named, request: ApiRequest) -> ApiRequest:
+        """The request with what it builds on. Raises NotFound, InvalidRequest, Unavailable; by then it is known whose call it was."""
+        try:
+            draft.request, draft.raw = await self._desk.responses.continued(caller, request)
+        except GatewayError:
+            await self._identify(draft, caller, _also(named, request, len(draft.raw or "")), request.alias)
+            raise
+        return draft.request
 
     async def _identify(self, draft: Draft, caller: Caller, named: Named, alias: str) -> tuple[Identified, str]:
         identify = self._desk.identifier.identify

@@ -25,6 +25,7 @@ from fulgurite.ids import (
     external_group,
     is_genuine,
     is_owned,
+    is_tagged,
     owned_group,
     parse_completion,
     parse_rollout,
@@ -145,7 +146,7 @@ class Identifier:
         for name, identity in ((named.path, Identity.path), (named.header, Identity.header), (named.session, Identity.header)):
             if name is not None:
                 return await self._by_name(caller, name, role, identity)
-        continued = await self._continued(caller, named.continues, role)
+        continued = await self._continued(caller, named, alias, role)
         return continued or await self._by_conversation(caller, named, alias, role, now_ms)
 
     async def remember(self, who: Identified, answers: list[list[Any]]) -> None:
@@ -164,13 +165,14 @@ class Identifier:
         return ref
 
     def own_completion(self, caller: Caller, text: str | None) -> CompletionRef | None:
-        """The call that an id names; None unless it belongs to a rollout that this caller may name."""
+        """The call that an id names; None unless it was given out here, in a rollout that this caller may name."""
         try:
             completion = parse_completion(text or "")
             ref = self.genuine(completion.rollout.rollout_id)
         except (MalformedId, NotFound):
             return None
-        return completion if self._may_name(caller, ref) else None
+        given_out = any(is_tagged(completion.completion_id, secret) for secret in self._ring.secrets)
+        return completion if given_out and self._may_name(caller, ref) else None
 
     async def entry(self, group_id: str) -> GroupEntry | None:
         """What is remembered of a declared group."""
@@ -200,28 +202,37 @@ class Identifier:
             return caller.claims.rollout == ref.rollout_id
         return caller.admin or any(is_owned(ref.group_id, caller.owner, secret) for secret in self._ring.secrets)
 
-    async def _continued(self, caller: Caller, answer: str | None, role: str) -> Identified | None:
-        """The rollout of an earlier answer; None for an id that names none of this caller's."""
-        completion = self.own_completion(caller, answer)
+    async def _continued(self, caller: Caller, named: Named, alias: str, role: str) -> Identified | None:
+        """The rollout of an earlier answer; None for an id that names none of this caller's.
+
+        A plain key's agent may send the whole conversation next, without an id, and stays in the rollout.
+        """
+        completion = self.own_completion(caller, named.continues)
         if completion is None:
             return None
         ref = completion.rollout
+        if not caller.admin:
+            conversation = await self._conversation(caller, named, alias)
+            return Identified(ref.group_id, ref.rollout_id, completion.attempt, Mode.live, role, Identity.header, conversation)
         try:
-            known = await self._registry.get(ref.group_id) if caller.admin else None
+            known = await self._registry.get(ref.group_id)
         except Unavailable:
             known = None
         mode = Mode.live if known is None else known.mode
         return Identified(ref.group_id, ref.rollout_id, completion.attempt, mode, role, Identity.header)
 
     async def _by_conversation(self, caller: Caller, named: Named, alias: str, role: str, now_ms: int) -> Identified:
-        inference, conversation, known = self._inference, None, None
-        if inference is not None and named.items is not None:
-            conversation = await inference.conversation(caller.owner, named.user, alias, named.items, named.size)
-            known = None if conversation is None else await inference.find(conversation)
+        conversation = await self._conversation(caller, named, alias)
+        known = None if conversation is None or self._inference is None else await self._inference.find(conversation)
         if known is not None:
             return Identified(parse_rollout(known).group_id, known, 0, Mode.live, role, Identity.inferred, conversation)
         group = owned_group(now_ms, os.urandom(5), caller.owner, self._ring.signing_secret)
         return Identified(group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, Identity.none, conversation)
+
+    async def _conversation(self, caller: Caller, named: Named, alias: str) -> Conversation | None:
+        if self._inference is None or named.items is None:
+            return None
+        return await self._inference.conversation(caller.owner, named.user, alias, named.items, named.size)
 
     def _role(self, named: Named, caller: Caller, alias: str) -> str:
         if named.agent:

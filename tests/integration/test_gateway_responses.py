@@ -110,21 +110,23 @@ async def refused(gateway: Gateway, body: dict[str, Any], key: str = PLAIN) -> t
 async def test_the_upstream_gets_the_whole_conversation(gateway: Gateway, stub: Stub, model: str, stream: bool) -> None:
     stub.reset(vllm=model == "policy")
     talk = Talk(stub, model=model)
-    first = await talk.say(gateway, "hi", "hello", instructions="Be brief.", stream=stream)
+    hi = f"hi {uuid.uuid4()}"
+    first = await talk.say(gateway, hi, "hello", instructions="Be brief.", stream=stream)
     second = await talk.say(gateway, [asked("and?")], "so", first, stream=stream)
-    assert talk.served() == [asked("hi"), said("hello"), asked("and?")]
+    assert talk.served() == [asked(hi), said("hello"), asked("and?")]
     assert "instructions" not in stub.requests[-1], "they hold for one response"
     third = await talk.say(gateway, "more", "no", second, stream=stream)
-    assert talk.served() == [asked("hi"), said("hello"), asked("and?"), said("so"), asked("more")]
+    assert talk.served() == [asked(hi), said("hello"), asked("and?"), said("so"), asked("more")]
     await talk.say(gateway, "again", "yes", first)
-    assert talk.served() == [asked("hi"), said("hello"), asked("again")], "a branch"
+    assert talk.served() == [asked(hi), said("hello"), asked("again")], "a branch"
+    await talk.say(gateway, [*talk.served(), said("yes"), asked("thanks")], "bye")
     [rollout] = talk.rollouts
     calls = {call.call_id: call for call in await gateway.calls(rollout)}
-    assert len(calls) == 4
+    assert len(calls) == 5
     recorded = calls[parse_completion(third).completion_id]
     assert (recorded.identity, recorded.outcome) == (Identity.header, CallOutcome.success)
     body, head = json.loads(recorded.request or ""), json.loads(recorded.response or "")
-    assert body["input"] == [asked("hi"), said("hello"), asked("and?"), said("so"), asked("more")]
+    assert body["input"] == [asked(hi), said("hello"), asked("and?"), said("so"), asked("more")]
     assert (head["id"], head["previous_response_id"]) == (third, second)
     if model == "policy":
         assert unpack_ids(recorded.prompt_token_ids or b"").tolist() == PROMPT_IDS
@@ -233,8 +235,11 @@ async def test_a_response_that_is_not_to_be_stored_is_not_built_on(gateway: Gate
     assert (status, "`store: false`" in error["message"]) == (404, True)
     status, _ = await gateway.get(f"{PATH}/{unstored}")
     assert status == 404
-    failed = parse_completion(unstored).completion_id[:-12].replace("chatcmpl-", "resp_") + "0" * 12
-    status, error = await refused(gateway, {"previous_response_id": failed})
+    stub.reset(break_after=2)
+    async with gateway.post(PATH, {"model": "policy", "input": "hi", "stream": True}) as response:
+        first = (await response.text()).split("\n\n")[0]
+    broken = json.loads(first.split("data: ")[1])["response"]["id"]
+    status, error = await refused(gateway, {"previous_response_id": broken})
     assert (status, "no such answer is in the log" in error["message"]) == (404, True)
 
 

@@ -101,4 +101,4 @@ def following(request: ApiRequest, before: list[Any]) -> ApiRequest:
     given = request.body.get("input")
     items = [*before, *checked(before, items_of(given) if given is not None else [])]
     body = {name: value for name, value in request.body.items() if name != _PREVIOUS}
-    return msgspec.structs.replace(request, body={**body, "input": items})
+    return msgspec.structs.replace(request, body={**body, "input": items}, items=items)

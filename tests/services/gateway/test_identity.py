@@ -98,7 +98,7 @@ async def test_without_inference_every_unnamed_call_is_a_rollout_of_its_own(regi
 async def test_an_answer_that_is_built_on_names_its_rollout(identifier: Identifier, registry: GroupRegistry) -> None:
     opened = await identifier.identify(PLAIN, Named(), "policy", 5)
     call = completion_of(opened.rollout_id, 0, b"01234", RING.signing_secret).replace("chatcmpl-", "resp_")
-    who = await identifier.identify(PLAIN, Named(continues=call, items=[]), "policy", 5)
+    who = await identifier.identify(PLAIN, Named(continues=call), "policy", 5)
     assert (who.rollout_id, who.group_id, who.attempt, who.mode) == (opened.rollout_id, opened.group_id, 0, Mode.live)
     assert (who.identity, who.conversation) == (Identity.header, None)
     assert (await identifier.identify(PLAIN, Named(continues=call, session="s"), "policy", 5)).rollout_id != opened.rollout_id
@@ -108,9 +108,22 @@ async def test_an_answer_that_is_built_on_names_its_rollout(identifier: Identifi
     who = await identifier.identify(ADMIN, Named(continues=declared), "policy", 5)
     assert (who.rollout_id, who.attempt, who.mode) == (ROLLOUT, 2, Mode.val)
     forged = completion_of(rollout_of(GROUP, 3, b"another secret"), 0, b"01234", RING.signing_secret)
-    for nobodys in (forged, "resp_123", "", declared):
+    untagged = call[:-4] + ("0000" if call[-4:] != "0000" else "1111")
+    for nobodys in (forged, "resp_123", "", declared, untagged):
         assert (await identifier.identify(PLAIN, Named(continues=nobodys), "policy", 5)).identity is Identity.none
     assert (await identifier.identify(OTHER, Named(continues=call), "policy", 5)).identity is Identity.none
+
+
+async def test_an_agent_that_built_on_an_answer_may_send_the_whole_conversation_next(identifier: Identifier) -> None:
+    ask, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+    opened = await identifier.identify(PLAIN, Named(session="s"), "policy", 5)
+    call = completion_of(opened.rollout_id, 0, b"01234567", RING.signing_secret)
+    who = await identifier.identify(PLAIN, Named(continues=call, items=[ask, answer, ask]), "policy", 5)
+    await identifier.remember(who, [[answer]])
+    whole = await identifier.identify(PLAIN, Named(items=[ask, answer, ask, answer, ask]), "policy", 5)
+    assert (whole.rollout_id, whole.identity) == (opened.rollout_id, Identity.inferred)
+    by_admin = await identifier.identify(ADMIN, Named(continues=call, items=[ask, answer, ask]), "policy", 5)
+    assert by_admin.conversation is None, "it may be a declared rollout, which calls without its name are not filed in"
 
 
 async def test_who_may_name_what(identifier: Identifier) -> None:
