@@ -110,9 +110,10 @@ class Engine:
         if self._session is None:
             raise RuntimeError("use the engine as an async context manager")
         try:
-            async with self._session.request(method, self._base_url + path, json=json, params=params) as response:
+            url = self._base_url + path
+            async with self._session.request(method, url, json=json, params=params, allow_redirects=False) as response:
                 text = await response.text()
-                if response.status >= 400:
+                if response.status >= 300:
                     raise EngineRefused(f"{method} {path}: {response.status} {text[:500]}")
                 return cast("dict[str, Any]", await response.json()) if text.startswith("{") else {}
         except (aiohttp.ClientError, TimeoutError) as error:

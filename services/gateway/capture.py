@@ -156,7 +156,7 @@ class Capture(ABC):
 
 def error_text(error: Any) -> str:
     """The words of an error object."""
-    said: Any = cast(Json, error).get("message") or error if isinstance(error, dict) else error
+    said = (cast(Json, error).get("message") or cast(Json, error)) if isinstance(error, dict) else error
     return joined(said if isinstance(said, str) else recorded(said))[:_WORDS]
 
 

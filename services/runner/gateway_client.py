@@ -122,9 +122,9 @@ class GatewayClient:
         give_up = time.monotonic() + self._patience_s
         while True:
             try:
-                async with self._session.post(self._url + path, json=body, headers=headers) as reply:
+                async with self._session.post(self._url + path, json=body, headers=headers, allow_redirects=False) as reply:
                     text = await reply.text()
-                    if reply.status < 400:
+                    if reply.status < 300:
                         return cast(dict[str, Any], msgspec.json.decode(text)) if text else {}
                     problem = f"{path}: {reply.status} {text[:500]}"
                     if reply.status < 500 and reply.status != 429:

@@ -15,7 +15,7 @@ from fulgurite.failures import FailureKind
 from fulgurite.kinds import CallOutcome, Identity
 from fulgurite.tokens import pack_ids
 from services.gateway.vllm_client import UpstreamReply
-from tests.services.gateway.answering import JSON, KEY, Answer, Gateway, running
+from tests.services.gateway.answering import JSON, KEY, SSE, Answer, Gateway, running
 
 CHAT, COMPLETIONS, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
 ASKED: list[Any] = [{"role": "user", "content": "hi"}]
@@ -46,18 +46,18 @@ def reply(**choice: Any) -> dict[str, Any]:
     return {"id": "u1", "object": "chat.completion", "created": 1, "model": "m", "choices": [base | choice]}
 
 
-async def streamed(gateway: Gateway, *pieces: bytes, alias: str = "odd", messages: list[Any] = ASKED, **headers: str) -> Answer:
-    return await gateway.answer(CHAT, pieces, headers=headers, model=alias, messages=messages, stream=True)
+async def streamed(gateway: Gateway, *pieces: bytes, alias: str = "odd", messages: list[Any] = ASKED, kind: str = SSE) -> Answer:
+    return await gateway.answer(CHAT, pieces, headers={"content-type": kind}, model=alias, messages=messages, stream=True)
 
 
-async def whole(gateway: Gateway, body: Any, alias: str = "odd", path: str = CHAT, **headers: str) -> Answer:
+async def whole(gateway: Gateway, body: Any, alias: str = "odd", path: str = CHAT) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return await gateway.answer(path, [raw], headers=headers, model=alias, messages=ASKED, input="hi", prompt="hi", max_tokens=9)
+    return await gateway.answer(path, [raw], model=alias, messages=ASKED, input="hi", prompt="hi", max_tokens=9)
 
 
 def text_of(answer: Answer) -> str:
     """What an agent puts together from a stream."""
-    parts = [part for said in answer.events if isinstance(said, dict) for part in said.get("choices", [])]
+    parts: list[Any] = [part for said in answer.events if said != "[DONE]" for part in said.get("choices", [])]
     return "".join(part["delta"].get("content") or "" for part in parts)
 
 
@@ -159,14 +159,18 @@ async def test_an_answer_whose_reason_is_an_error_is_no_silent_success(gateway: 
     assert (answer.status, answer.call.failure) == (200, FailureKind.upstream_error)
 
 
+EMPTY: list[Any] = [[], [None], [3], None, {}, "x", [{"message": None}], [{"index": 0}]]
+NOT_OBJECTS: list[Any] = [[], 5, None, "x", {}]
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        *((CHAT, reply() | {"choices": choices}) for choices in ([], [None], [3], None, {}, "x", [{"message": None}], [{"index": 0}])),
-        *((COMPLETIONS, {"choices": choices}) for choices in ([], [None], [{"index": 0}], [{"text": 3}])),
+        *((CHAT, reply() | {"choices": choices}) for choices in EMPTY),
+        *((COMPLETIONS, {"choices": choices}) for choices in [*EMPTY, [{"text": 3}]]),
         *((MESSAGES, {"content": content}) for content in ([None], None, "x")),
         *((RESPONSES, {"output": output}) for output in ([None], None, "x")),
-        *((path, body) for path in (CHAT, COMPLETIONS, MESSAGES, RESPONSES) for body in ([], 5, None, "x", {})),
+        *((path, body) for path in (CHAT, COMPLETIONS, MESSAGES, RESPONSES) for body in NOT_OBJECTS),
         ("/v1/embeddings", []),
     ],
 )
@@ -177,11 +181,11 @@ async def test_a_whole_answer_that_says_nothing_is_an_error(gateway: Gateway, pa
 @pytest.mark.parametrize("alias", ["odd", "oddv"])
 async def test_a_whole_answer_to_a_request_for_a_stream_is_refused_in_words_and_recorded(gateway: Gateway, alias: str) -> None:
     for kind in (JSON, "application/json; charset=utf-8"):
-        answer = await streamed(gateway, json.dumps(reply()).encode(), alias=alias, **{"content-type": kind})
+        answer = await streamed(gateway, json.dumps(reply()).encode(), alias=alias, kind=kind)
         failed(answer, "asked for a stream and sent a whole answer")
         assert answer.message["content"] == "hi"
-    failed(await streamed(gateway, b'{"error": {"message": "quota"}}', **{"content-type": JSON}), "quota")
-    failed(await streamed(gateway, b"<html><h1>Sign in</h1>", **{"content-type": "text/html"}), "Sign in")
+    failed(await streamed(gateway, b'{"error": {"message": "quota"}}', kind=JSON), "quota")
+    failed(await streamed(gateway, b"<html><h1>Sign in</h1>", kind="text/html"), "Sign in")
 
 
 # --- Characters ----------------------------------------------------------------------------------------------------------------------
@@ -203,7 +207,7 @@ async def test_halves_of_a_character_are_one_in_the_record_and_in_the_next_turn(
 
 
 async def test_tokens_of_halves_are_all_there_and_not_the_agents(gateway: Gateway) -> None:
-    logprobs = {"content": [{"token": "t", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+    logprobs: Any = {"content": [{"token": "t", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
     texts = ["a", "\ud83c", "\udf0d", "b"]
     said = [chunk({"content": text}, token_ids=[20 + at], logprobs=logprobs) for at, text in enumerate(texts)]
     opening = sse(HEAD | {"prompt_token_ids": [1, 2, 3], "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})
@@ -334,7 +338,7 @@ async def test_what_else_a_tool_call_has_is_kept(gateway: Gateway) -> None:
 
 async def message_stream(gateway: Gateway, parts: list[dict[str, Any]], end: str | None = "end_turn", *, stop: bool = True) -> Answer:
     """A stream of Anthropic's: blocks begin with what has no event's type of its own."""
-    message = {"id": "m1", "type": "message", "role": "assistant", "model": "m", "content": [], "usage": {"input_tokens": 3}}
+    message: Any = {"id": "m1", "type": "message", "role": "assistant", "model": "m", "content": [], "usage": {"input_tokens": 3}}
     events: list[dict[str, Any]] = [{"type": "message_start", "message": message}]
     for part in parts:
         own = str(part["type"]).startswith("content_block")
@@ -403,9 +407,10 @@ async def test_items_of_one_index_are_what_came_where_the_end_does_not_repeat_th
 # --- What does not fit the log -------------------------------------------------------------------------------------------------------
 
 DEEP = b"[" * 3000 + b"]" * 3000
+ODD_INDICES: list[Any] = [[], {}, 2**40, -1, "0", True]
 ODD_CHOICES: list[dict[str, Any]] = [
     *({"token_ids": ids} for ids in ([2**40], ["a"], [None], [1.5], [[1]], [-5], [True], [2**31], [10**30])),
-    *({"index": index} for index in ([], {}, 2**40, -1, "0", True)),
+    *({"index": index} for index in ODD_INDICES),
     {"logprobs": {"content": [{"logprob": 1e300}]}},
     {"logprobs": {"content": [{"logprob": "x"}]}},
     {"logprobs": {"content": [{"logprob": 10**400}]}},
@@ -523,7 +528,10 @@ async def test_an_answer_that_makes_no_event_is_withheld_and_recorded_without_it
 async def test_an_event_that_does_not_fit_its_schema_is_followed_by_one_that_does(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.gateway.dialects.chat_capture.ChatCapture.response", lambda _: "\ud83c")
+    def half(_: Any) -> str:
+        return "\ud83c"
+
+    monkeypatch.setattr("services.gateway.dialects.chat_capture.ChatCapture.response", half)
     failed(await whole(gateway, reply()), "cannot be recorded")
     answer = await streamed(gateway, FIRST)
     failed(answer, "ended before its answer did", 200)

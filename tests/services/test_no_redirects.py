@@ -1,0 +1,71 @@
+"""No client of ours goes where a redirect sends it: a prompt or a key would go along."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+
+from services.applier.engine import Engine, EngineRefused
+from services.gateway.problems import UpstreamRejected
+from services.gateway.settings import GatewaySettings, Route
+from services.gateway.vllm_client import UpstreamClient
+from services.runner.gateway_client import GatewayClient, GatewayRefused
+
+
+class Redirecting:
+    """A server whose every path leads to `/stolen`, which notes who came."""
+
+    def __init__(self) -> None:
+        self.stolen: list[bytes] = []
+        self.url = ""
+        self.status = 307
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if request.path != "/stolen":
+            return web.Response(status=self.status, headers={"location": "/stolen"})
+        self.stolen.append(await request.read())
+        return web.json_response({})
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncGenerator[Redirecting]:
+    made = Redirecting()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", made.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield made
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_the_gateway(server: Redirecting, status: int) -> None:
+    server.status = status
+    client = UpstreamClient(GatewaySettings.model_validate({"signing_keys": "k1:0123456789abcdef"}))
+    route = Route("a", "b", server.url, "vllm", "m", None, "sk-upstream")
+    with pytest.raises(UpstreamRejected, match="not followed") as caught:
+        await client.post(route, "/v1/chat/completions", b"a prompt", "c", None, {})
+    assert caught.value.status == 502
+    assert not await client.reachable(route)
+    await client.close()
+    assert server.stolen == []
+
+
+async def test_the_applier(server: Redirecting) -> None:
+    async with Engine(server.url, "sk-upstream") as engine:
+        with pytest.raises(EngineRefused, match="307"):
+            await engine.resume()
+    assert server.stolen == []
+
+
+async def test_the_runner(server: Redirecting) -> None:
+    async with GatewayClient(server.url, "the-admin-key") as client:
+        with pytest.raises(GatewayRefused, match="307"):
+            await client._post("/v1/rollouts", {"task": "secret"})  # pyright: ignore[reportPrivateUsage]
+    assert server.stolen == []
