@@ -18,7 +18,7 @@ from fulgurite.untrusted_json import encoded as encode
 from fulgurite.untrusted_json import parsed
 from services.gateway.foreign import decode, decode_leniently, joined, recorded
 
-__all__ = ["Capture", "Json", "Mark", "arguments_parse", "encode", "error_text"]
+__all__ = ["Capture", "Json", "Mark", "arguments_parse", "encode", "error_in", "error_text"]
 
 VERSION_COMMENT = b": fulgurite-version "
 
@@ -137,6 +137,11 @@ class Capture(ABC):
         """The message as an agent will send it back: with whole characters."""
         return msgspec.json.decode(recorded(message)) if self._has_halves else message
 
+    def take_error(self, answer: Json) -> None:
+        """Note the words of an answer that is an error, if it is one."""
+        error = error_in(answer)
+        self.error = None if error is None else error_text(error)
+
     def take_usage(self, usage: Any, prompt: str, completion: str) -> None:
         """Note usage as reported, under the API's own names for the two counts."""
         if isinstance(usage, dict):
@@ -152,6 +157,13 @@ class Capture(ABC):
         if not all_utf8:
             self.unclear()
         return value
+
+
+def error_in(answer: Json) -> Any:
+    """The error that an answer or a chunk bears; None without one, which some upstreams say with `"error": null`."""
+    error = answer.get("error")
+    # No number that JSON cannot write: the agent would get null.
+    return error if error and not isinstance(error, float) else None
 
 
 def error_text(error: Any) -> str:

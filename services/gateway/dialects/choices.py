@@ -9,7 +9,7 @@ import msgspec
 
 from fulgurite.events import Choice
 from fulgurite.failures import FailureKind
-from services.gateway.capture import Capture, Json, Mark, count, encode, error_text
+from services.gateway.capture import Capture, Json, Mark, count, encode
 from services.gateway.dialects.packed import TOKENS_FIELD, PackedTokens, checked_ids, checked_logprobs
 from services.gateway.dialects.tool_calls import ToolCalls
 from services.gateway.foreign import joined, recorded
@@ -104,8 +104,8 @@ class ChoicesCapture(Capture):
 
     def take_reply(self, reply: Json) -> bytes | None:
         """See Capture."""
-        if reply.get("error"):
-            self.error = error_text(reply["error"])
+        self.take_error(reply)
+        if self.error is not None:
             return None
         self._take_top(reply)
         found = [self._take_whole(self._new_choice(part), part) for part in self._parts(reply)]
@@ -127,16 +127,14 @@ class ChoicesCapture(Capture):
 
     def take_chunk(self, chunk: Json) -> bytes | None:
         """See Capture."""
-        failed = bool(chunk.get("error"))
-        if failed:
-            self.error = error_text(chunk["error"])
-            if "choices" not in chunk:
-                return encode(chunk)
+        self.take_error(chunk)
+        if self.error is not None and "choices" not in chunk:
+            return encode(chunk)
         self._take_top(chunk)
         parts = self._parts(chunk)
         if len(parts) > 1 and len({_index(part) for part in parts}) < len(parts):
             self.unclear()
-        says = not parts or failed
+        says = not parts or self.error is not None
         for part in parts:
             says |= self._take_delta(self._choice(part), part)
             self._strip(part)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from fulgurite.failures import FailureKind
 from fulgurite.untrusted_json import mappings, parsed
-from services.gateway.capture import Json, Mark, count, encode, error_text
+from services.gateway.capture import Json, Mark, count, encode, error_in, error_text
 from services.gateway.dialect import mapping
 from services.gateway.dialects.numbered import Numbered
 from services.gateway.dialects.packed import PackedCapture
@@ -31,7 +31,7 @@ class MessagesCapture(PackedCapture):
         content: Any = reply.get("content")
         blocks = mappings(content)
         if not isinstance(content, list) or (content and not blocks):
-            self.error = error_text(reply["error"]) if reply.get("error") else None
+            self.take_error(reply)
             return None
         if len(blocks) < len(cast("list[Any]", content)):
             self.unclear()
@@ -53,8 +53,8 @@ class MessagesCapture(PackedCapture):
     def take_chunk(self, chunk: Json) -> bytes | None:
         """See Capture."""
         kind, index = chunk.get("type"), chunk.get("index")
-        if kind == "error" or (kind is None and chunk.get("error")):
-            self.error = error_text(chunk.get("error") or chunk)
+        if kind == "error" or (kind is None and error_in(chunk)):
+            self.error = error_text(error_in(chunk) or chunk)
         elif kind == "message_start":
             self._begin(mapping(chunk, "message"))
         elif kind == "content_block_start":

@@ -35,7 +35,8 @@ class PlainCapture(Capture):
 
     def take_reply(self, reply: Json) -> bytes | None:
         """See Capture."""
-        if self._known_by not in reply:
+        if reply.get(self._known_by) is None:
+            self.take_error(reply)
             return None
         for name, value in (("id", self._id), ("model", self._alias)):
             if name in reply and value is not None:

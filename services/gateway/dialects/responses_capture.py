@@ -7,7 +7,7 @@ from typing import Any, cast
 from fulgurite.failures import FailureKind
 from fulgurite.ids import public_completion
 from fulgurite.untrusted_json import mappings
-from services.gateway.capture import Json, Mark, arguments_parse, count, encode, error_text
+from services.gateway.capture import Json, Mark, arguments_parse, count, encode, error_in, error_text
 from services.gateway.dialect import mapping
 from services.gateway.dialects.numbered import Numbered
 from services.gateway.dialects.packed import PackedCapture
@@ -40,7 +40,7 @@ class ResponsesCapture(PackedCapture):
         """See Capture."""
         output: Any = reply.get("output")
         if not isinstance(output, list) or (output and not mappings(output)):
-            self.error = error_text(reply["error"]) if reply.get("error") else None
+            self.take_error(reply)
             return None
         self.take_field(reply)
         self._take_response(reply)
@@ -61,8 +61,8 @@ class ResponsesCapture(PackedCapture):
         response = mapping(chunk, "response")
         if response:
             self._take_response(response)
-        if kind == "error" or ("type" not in chunk and chunk.get("error")):
-            self.error = error_text(chunk.get("error") or chunk)
+        if kind == "error" or ("type" not in chunk and error_in(chunk)):
+            self.error = error_text(error_in(chunk) or chunk)
         elif kind == "response.failed":
             self.error = error_text(response.get("error") or "the response failed")
         elif kind in _ENDS:

@@ -163,6 +163,10 @@ class Gateway:
         calls = [event for _, event in self._producer.log[before:] if isinstance(event, LlmCall)]
         return Answer(sent[0]["status"], told, b"".join(message["body"] for message in sent[1:]), calls)
 
+    def forget(self) -> None:
+        """Leave what was recorded so far."""
+        self._producer.log.clear()
+
     def unread(self) -> float:
         """Parts of answers that were not understood, so far."""
         return self.metrics.registry.get_sample_value("fulgurite_gateway_unread_chunks_total") or 0.0

@@ -207,7 +207,7 @@ async def test_halves_of_a_character_are_one_in_the_record_and_in_the_next_turn(
 
 
 async def test_tokens_of_halves_are_all_there_and_not_the_agents(gateway: Gateway) -> None:
-    logprobs: Any = {"content": [{"token": "t", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+    logprobs: dict[str, Any] = {"content": [{"token": "t", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
     texts = ["a", "\ud83c", "\udf0d", "b"]
     said = [chunk({"content": text}, token_ids=[20 + at], logprobs=logprobs) for at, text in enumerate(texts)]
     opening = sse(HEAD | {"prompt_token_ids": [1, 2, 3], "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]})

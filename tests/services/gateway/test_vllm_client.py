@@ -19,15 +19,16 @@ LIMIT = 4096
 class RawUpstream:
     """A client, and the bytes that it is answered."""
 
-    def __init__(self, client: UpstreamClient, port: int) -> None:
+    def __init__(self, client: UpstreamClient) -> None:
         self.answer = b""
+        self.port = 0
         self._client = client
-        self._route = Route("a", "odd", f"http://127.0.0.1:{port}", "vllm", "m", None, None)
 
     async def read(self, answer: bytes) -> tuple[bytes, str | None]:
         """Body and version of an answer."""
         self.answer = answer
-        async with self._client.open(self._route, "/v1/chat/completions", b"{}", "c", None, {}) as reply:
+        route = Route("a", "odd", f"http://127.0.0.1:{self.port}", "vllm", "m", None, None)
+        async with self._client.open(route, "/v1/chat/completions", b"{}", "c", None, {}) as reply:
             return await reply.read(), reply.header(VERSION_HEADER)
 
     async def refused(self, answer: bytes) -> GatewayError:
@@ -49,8 +50,9 @@ class RawUpstream:
 @pytest_asyncio.fixture
 async def upstream() -> AsyncGenerator[RawUpstream]:
     client = UpstreamClient(GatewaySettings.model_validate({"signing_keys": "k1:0123456789abcdef", "max_answer_bytes": LIMIT}))
-    server = await asyncio.start_server(lambda r, w: made.serve(r, w), "127.0.0.1", 0)
-    made = RawUpstream(client, server.sockets[0].getsockname()[1])
+    made = RawUpstream(client)
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    made.port = server.sockets[0].getsockname()[1]
     yield made
     await client.close()
     server.close()
