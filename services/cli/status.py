@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -15,21 +17,27 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaExcepti
 from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fulgurite.codec import Codec
 from fulgurite.desired import DesiredVersion
-from fulgurite.events import PolicyApplied, PolicyUpdate
+from fulgurite.events import Event, LedgerEntry, PolicyApplied, PolicyUpdate
 from fulgurite.kinds import ApplyOutcome
-from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TOPICS, Topic
+from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TOPICS, TRAINING_LEDGER, Topic
 from services.backends import parse_backends
 from services.brokers import answering
+from services.cli.alive import Progress, ServiceState, appliers, finished, learners, processors, progress
 from services.cli.printing import print_json
+from services.clock import now_ms
+from services.gateway_url import root_of
 from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_all, watermarks
 from services.terminal import make_console, plain
 from services.topic_admin import TopicLayoutError, admin_client, check_topics
 
 _TIMEOUT_S = 10.0
 _HTTP_TIMEOUT_S = 3.0
+_DAY_MS = 24 * 3600 * 1000
+_COLOURS = {True: "green", False: "red", None: ""}
 
 
 class TopicCount(msgspec.Struct, frozen=True):
@@ -46,6 +54,8 @@ class GroupLag(msgspec.Struct, frozen=True):
     state: str
     topic: str
     lag: int
+    finished: bool
+    """Left behind by a run that is over: nobody will read on."""
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -53,7 +63,9 @@ class Served(msgspec.Struct, frozen=True):
 
     policy: str
     backend: str
+    serves: str | None
     version: str
+    """Of the last attempt."""
     outcome: str
     newest: str
     error: str | None
@@ -67,11 +79,16 @@ class Status(msgspec.Struct, frozen=True):
     topics: list[TopicCount]
     groups: list[GroupLag]
     served: list[Served]
+    services: list[ServiceState]
+    policies: list[Progress]
+    actions: dict[str, int]
+    """What became of actions in the last day: `trained`, `filtered(no_signal)`, ..."""
 
     @property
     def healthy(self) -> bool:
-        """Whether everything that was asked answered well."""
-        return self.layout == "ok" and all(answer == "ok" for answer in self.endpoints.values())
+        """Whether everything that was asked answered well, and nothing is known to be down."""
+        dead = any(one.alive is False for one in self.services)
+        return self.layout == "ok" and not dead and all(answer == "ok" for answer in self.endpoints.values())
 
 
 def status(
@@ -79,9 +96,10 @@ def status(
     vllm: Annotated[str | None, typer.Option(envvar="VLLM_BASE_URL", help="vLLM's address, or several; asked only if given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Show what answers, what is served, how far behind each consumer group is and how much each topic holds.
+    """Show what answers, which services are at work, what is served, what became of actions, lags, and how much each topic holds.
 
-    Exits 1 if the gateway, vLLM (where given) or the topics are not as they should be, 2 if no Kafka broker answers.
+    Exits 1 if the gateway, vLLM (where given) or the topics are not as they should be, or a service is known to be down, and 2 if no Kafka
+    broker answers.
     """
     console = make_console()
     try:
@@ -112,9 +130,13 @@ def look(kafka: KafkaSettings, gateway: str, vllm: str | None) -> Status:
         ends = {topic.name: _ends(consumer, kafka, topic) for topic in known}
     finally:
         consumer.close()
-    endpoints = {"gateway": answers(f"{gateway}/readyz")}
+    endpoints = {"gateway": answers(f"{root_of(gateway)}/readyz")}
     if vllm:
         endpoints |= {name: answers(f"{url}/health") for name, url in parse_backends(vllm, "vllm").items()}
+    updates = [e for e in _events(kafka, POLICY_UPDATES, known) if isinstance(e, PolicyUpdate)]
+    applied = [e for e in _events(kafka, POLICY_APPLIED, known) if isinstance(e, PolicyApplied)]
+    states = _group_states(admin, kafka)
+    policies = progress(updates)
     return Status(
         endpoints=endpoints,
         layout=layout,
@@ -122,9 +144,26 @@ def look(kafka: KafkaSettings, gateway: str, vllm: str | None) -> Status:
             TopicCount(topic.name, sum(high - low for low, high in ends[topic.name].values()) if topic in known else None)
             for topic in TOPICS
         ],
-        groups=_groups(admin, kafka, {kafka.topic(topic): ends[topic.name] for topic in known}),
-        served=served(kafka) if POLICY_APPLIED in known and POLICY_UPDATES in known else [],
+        groups=_groups(admin, kafka, states, {kafka.topic(topic): ends[topic.name] for topic in known}),
+        served=served(updates, applied),
+        services=[*processors(kafka.topic_prefix, states), *learners(policies), *appliers(applied)],
+        policies=policies,
+        actions=_actions(kafka, known),
     )
+
+
+def _events(kafka: KafkaSettings, topic: Topic, known: Sequence[Topic], since_ms: int | None = None) -> Iterator[Event]:
+    if topic in known:
+        yield from (record.event for record in read_all(kafka, topic, Codec(), since_ms=since_ms) if record.event is not None)
+
+
+def _actions(kafka: KafkaSettings, known: Sequence[Topic]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for event in _events(kafka, TRAINING_LEDGER, known, now_ms() - _DAY_MS):
+        if isinstance(event, LedgerEntry):
+            term = event.term.value if event.reason is None else f"{event.term.value}({event.reason.value})"
+            counts[term] += len(event.actions)
+    return dict(counts.most_common())
 
 
 def answers(url: str) -> str:
@@ -138,21 +177,20 @@ def answers(url: str) -> str:
         return f"{url}: {getattr(error, 'reason', error)}"
 
 
-def served(kafka: KafkaSettings) -> list[Served]:
-    """The last word of each backend. Raises LogUnavailable."""
-    codec = Codec()
+def served(updates: Iterable[PolicyUpdate], applied: Iterable[PolicyApplied]) -> list[Served]:
+    """The last word of each backend."""
     newest: dict[str, DesiredVersion] = {}
-    for record in read_all(kafka, POLICY_UPDATES, codec):
-        if isinstance(record.event, PolicyUpdate):
-            newest.setdefault(record.event.policy, DesiredVersion(record.event.policy)).take(record.event)
+    for update in updates:
+        newest.setdefault(update.policy, DesiredVersion(update.policy)).take(update)
     last: dict[tuple[str, str], PolicyApplied] = {}
-    for record in read_all(kafka, POLICY_APPLIED, codec):
-        if isinstance(record.event, PolicyApplied) and record.event.outcome is not ApplyOutcome.retired:
-            last[record.event.policy, record.event.backend] = record.event
+    for event in applied:
+        if event.outcome is not ApplyOutcome.retired:
+            last[event.policy, event.backend] = event
     return [
         Served(
             policy=policy,
             backend=backend,
+            serves=event.version if event.outcome is ApplyOutcome.applied else event.previous,
             version=event.version,
             outcome=event.outcome.value,
             newest=str(newest.get(policy, DesiredVersion(policy)).version()),
@@ -168,17 +206,49 @@ def show(found: Status, console: Console) -> None:
         console.print(plain(f"{name}: {answer}"), style="green" if answer == "ok" else "red")
     if found.layout != "ok":
         console.print(plain(found.layout), style="red")
-    served = Table("policy", "backend", "last version", "outcome", "newest", title="served", title_justify="left")
-    for one in found.served:
-        served.add_row(*map(plain, (one.policy, one.backend, one.version, one.error or one.outcome, one.newest)))
-    groups = Table("group", "state", "topic", "lag", title="consumer groups", title_justify="left")
-    for one in found.groups:
-        groups.add_row(*map(plain, (one.group, one.state, one.topic, one.lag)))
-    topics = Table("topic", "records", title="topics", title_justify="left")
-    for one in found.topics:
-        topics.add_row(one.topic, "missing" if one.records is None else str(one.records))
-    for table in (served, groups, topics):
-        console.print(table)
+    for title, table in _tables(found).items():
+        console.print(table if table.row_count else f"[italic]{title}[/italic]: none yet")
+    finished_runs = len({one.group for one in found.groups if one.finished})
+    if finished_runs:
+        console.print(f"{finished_runs} consumer groups of finished runs are not shown")
+
+
+def _tables(found: Status) -> dict[str, Table]:
+    """By title; those without rows are empty."""
+    return {
+        "services": _table(
+            "services", ("service", "state"), [(one.service, Text(one.said, _COLOURS[one.alive])) for one in found.services]
+        ),
+        "served": _table(
+            "served",
+            ("policy", "backend", "serves", "last attempt", "newest"),
+            [(one.policy, one.backend, one.serves or "unknown", _attempt(one), one.newest) for one in found.served],
+        ),
+        "actions of the last day": _table(
+            "actions of the last day", ("what became of them", "actions"), [(term, str(count)) for term, count in found.actions.items()]
+        ),
+        "consumer groups": _table(
+            "consumer groups",
+            ("group", "state", "topic", "lag"),
+            [(one.group, one.state, one.topic, str(one.lag)) for one in found.groups if not one.finished],
+        ),
+        "topics": _table(
+            "topics",
+            ("topic", "records"),
+            [(one.topic, "missing" if one.records is None else str(one.records)) for one in found.topics],
+        ),
+    }
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str | Text, ...]]) -> Table:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else plain(cell) for cell in row))
+    return table
+
+
+def _attempt(one: Served) -> str:
+    return f"{one.version} {one.outcome}: {one.error}" if one.error else f"{one.version} {one.outcome}"
 
 
 def _ends(consumer: Consumer, kafka: KafkaSettings, topic: Topic) -> dict[int, tuple[int, int]]:
@@ -186,20 +256,25 @@ def _ends(consumer: Consumer, kafka: KafkaSettings, topic: Topic) -> dict[int, t
     return {n: watermarks(consumer, TopicPartition(name, n), _TIMEOUT_S) for n in range(topic.partitions)}
 
 
-def _groups(admin: AdminClient, kafka: KafkaSettings, ends: dict[str, dict[int, tuple[int, int]]]) -> list[GroupLag]:
+def _group_states(admin: AdminClient, kafka: KafkaSettings) -> dict[str, str]:
     """Groups of this deployment: those whose id begins with its prefix."""
     listing = cast(Any, admin.list_consumer_groups(request_timeout=_TIMEOUT_S).result())
+    found = {str(group.group_id): str(group.state.name.lower()) for group in listing.valid}
+    return {name: found[name] for name in sorted(found) if name.startswith(kafka.topic_prefix)}
+
+
+def _groups(
+    admin: AdminClient, kafka: KafkaSettings, states: Mapping[str, str], ends: dict[str, dict[int, tuple[int, int]]]
+) -> list[GroupLag]:
     found: list[GroupLag] = []
-    for group in sorted(listing.valid, key=lambda group: group.group_id):
-        if not group.group_id.startswith(kafka.topic_prefix):
-            continue
-        asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group.group_id)], request_timeout=_TIMEOUT_S)
+    for name, state in states.items():
+        over = finished(kafka.topic_prefix, name, state)
+        asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)], request_timeout=_TIMEOUT_S)
         lags: dict[str, int] = {}
-        for place in cast("list[TopicPartition]", asked[group.group_id].result().topic_partitions):
+        for place in cast("list[TopicPartition]", asked[name].result().topic_partitions):
             low, high = ends.get(place.topic, {}).get(place.partition, (0, 0))
             lags[place.topic] = lags.get(place.topic, 0) + high - max(place.offset, low)
-        found += [
-            GroupLag(group.group_id, group.state.name.lower(), topic.removeprefix(kafka.topic_prefix), lag)
-            for topic, lag in sorted(lags.items())
-        ]
+        # A learner assigns its partitions itself: its group has no members, and shows how far it has settled.
+        shown = "without members" if name.startswith(f"{kafka.topic_prefix}learner.") else state
+        found += [GroupLag(name, shown, topic.removeprefix(kafka.topic_prefix), lag, over) for topic, lag in sorted(lags.items())]
     return found

@@ -19,7 +19,7 @@ _ADVERT = "For further information visit"
 
 
 def last_words(log: Path, since: int = 0) -> str:
-    """The last error that was logged, else the last exception, else the last complaint, else the last line; empty if there is none.
+    """The last error that was logged, else the last exception, complaint or other line that is not JSON; empty if there is none.
     `since`: where the log ended when the process began."""
     try:
         with log.open("rb") as file:
@@ -28,8 +28,9 @@ def last_words(log: Path, since: int = 0) -> str:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    lines = [line for line in lines if line.strip()]
-    return (_logged(lines) or _raised(lines) or _complaint(lines) or "".join(lines[-1:]).strip())[:_LONGEST]
+    # A line of JSON that is no error says nothing of an end.
+    others = [line for line in lines if line.strip() and not line.startswith("{")]
+    return (_logged(lines) or _raised(others) or _complaint(others) or "".join(others[-1:]).strip())[:_LONGEST]
 
 
 def _logged(lines: Sequence[str]) -> str:

@@ -152,7 +152,7 @@ class Process:
 
     def last_words(self) -> str:
         """Why it ended, from its log; says so where the log has nothing."""
-        return last_words(self.spec.log, self._log_start) or "it wrote nothing to its log"
+        return last_words(self.spec.log, self._log_start) or "its log has no error"
 
     def request_stop(self) -> None:
         """SIGTERM, without waiting. It will not be started again."""
@@ -266,6 +266,8 @@ def how_it_ended(code: int | None) -> str:
     """For people: `ended with 1`, or the signal that ended it."""
     if code is None or code >= 0:
         return f"ended with {code}"
+    if -code == signal.SIGKILL:
+        return "was ended by SIGKILL (by a person, or by the system for want of memory)"
     names = {number.value: number.name for number in signal.Signals}
     return f"was ended by {names.get(-code, f'signal {-code}')}"
 

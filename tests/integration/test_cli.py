@@ -148,7 +148,14 @@ def test_status_tells_what_does_not_answer_and_what_the_topics_hold(cli: Cli) ->
     assert "127.0.0.1:9" in found["endpoints"]["gateway"]
     assert (found["layout"], found["healthy"]) == ("ok", False)
     assert {one["topic"]: one["records"] for one in found["topics"]}["llm.calls"] == 4
-    assert "consumer groups" in cli("status").stdout
+    states = {one["service"]: one for one in found["services"]}
+    assert states["aggregator"]["alive"] is False
+    assert "never started" in states["learner"]["said"]
+    assert found["actions"] == {"trained": 2, "filtered(no_reward)": 2}
+    shown = cli("status").stdout
+    assert "consumer groups: none yet" in shown
+    assert "served: none yet" in shown
+    assert "not running: no member in its consumer group" in shown
 
 
 def test_a_route_is_set_shown_and_taken_back(cli: Cli) -> None:

@@ -37,6 +37,7 @@ INFO:     Waiting for application shutdown.
         ("[2026] FATAL Exiting Kafka due to fatal exception\n[2026] INFO bye\n", "[2026] FATAL Exiting Kafka due to fatal exception"),
         ("Segmentation fault\n\n", "Segmentation fault"),
         ("{not json\nlast\n", "last"),
+        (FINE.replace("stopped", "fatal error of another").replace("info", "warning") + "\n", ""),
         ("", ""),
     ],
 )

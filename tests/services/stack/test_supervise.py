@@ -199,7 +199,7 @@ def test_what_a_log_of_an_earlier_start_says_is_not_told(supervisor: Supervisor,
     with pytest.raises(EngineExited) as told:
         supervisor.start(msgspec.structs.replace(spec(tmp_path, "import os; os._exit(3)"), ready=lambda: False)).wait_ready()
     assert "yesterday" not in str(told.value)
-    assert "ended with 3 before it was ready: it wrote nothing to its log" in str(told.value)
+    assert "ended with 3 before it was ready: its log has no error" in str(told.value)
 
 
 def test_one_that_falls_at_each_start_is_given_up_and_each_end_is_told(tmp_path: Path) -> None:
@@ -215,7 +215,15 @@ def test_one_that_falls_at_each_start_is_given_up_and_each_end_is_told(tmp_path:
         assert process.state is State.exited
 
 
-@pytest.mark.parametrize(("code", "said"), [(3, "ended with 3"), (-9, "was ended by SIGKILL"), (-99, "was ended by signal 99")])
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (3, "ended with 3"),
+        (-9, "was ended by SIGKILL (by a person, or by the system for want of memory)"),
+        (-15, "was ended by SIGTERM"),
+        (-99, "was ended by signal 99"),
+    ],
+)
 def test_how_it_ended(code: int, said: str) -> None:
     assert how_it_ended(code) == said
 
