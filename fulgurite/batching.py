@@ -11,6 +11,7 @@ episode whose reward is too large or not finite has none, and an action whose cr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -20,6 +21,7 @@ from fulgurite.ids import action_id, derive_id
 from fulgurite.kinds import FilterReason, LedgerTerm, Mode
 from fulgurite.rewards import LARGEST_CREDIT, LARGEST_TOTAL, is_bounded
 from fulgurite.tokens import all_finite, token_count
+from fulgurite.trajectories import GREEDY
 from fulgurite.versions import MalformedVersion, Version, parse_version
 
 SOURCE = "learner"
@@ -307,6 +309,8 @@ def _fate(
         return LedgerTerm.filtered, action.mask
     if not _has_logprobs(action):
         return LedgerTerm.filtered, FilterReason.no_tokens
+    if not GREEDY < action.temperature < math.inf:
+        return LedgerTerm.filtered, FilterReason.untrainable_sampling
     if row.episode_reward is None:
         return LedgerTerm.filtered, FilterReason.no_reward
     if not (is_bounded(row.episode_reward, LARGEST_TOTAL) and is_bounded(action.credit, LARGEST_CREDIT)):

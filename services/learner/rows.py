@@ -17,9 +17,7 @@ from services.learner.train_row import TrainRow
 
 
 def oddity(event: Trajectory | Tombstone) -> str | None:
-    """What of a row cannot be trained or compared; None for one that is as the rewarder writes it."""
-    if event.episode_reward is not None and not math.isfinite(event.episode_reward):
-        return f"its reward is {event.episode_reward}"
+    """How a row is built otherwise than the rewarder builds it; None if it is not. `fulgurite.batching` looks at what it is worth."""
     if isinstance(event, Tombstone):
         return None
     if len(event.token_ids) % 4:
@@ -30,17 +28,14 @@ def oddity(event: Trajectory | Tombstone) -> str | None:
             return f"action {name} is at {action.start} to {action.end} of {len(event.token_ids) // 4} tokens"
         if action.logprobs is not None and len(action.logprobs) != 4 * length:
             return f"action {name} has {len(action.logprobs)} bytes of log-probabilities for {length} tokens"
-        if not (math.isfinite(action.credit) and math.isfinite(action.temperature)):
-            return f"action {name} has credit {action.credit} at temperature {action.temperature}"
+        if not (math.isfinite(action.temperature) and action.temperature >= 0):
+            return f"action {name} has temperature {action.temperature}"
     return None
 
 
 def without_actions(event: Trajectory | Tombstone) -> Trajectory | Tombstone:
-    """What stands for an odd row, so that its group is complete: nothing of it is trained. A reward that is no number is none."""
-    reward = event.episode_reward if event.episode_reward is not None and math.isfinite(event.episode_reward) else None
-    if isinstance(event, Tombstone):
-        return msgspec.structs.replace(event, episode_reward=reward)
-    return msgspec.structs.replace(event, token_ids=b"", actions=(), episode_reward=reward)
+    """What stands for an odd row, so that its group is complete: nothing of it is trained."""
+    return event if isinstance(event, Tombstone) else msgspec.structs.replace(event, token_ids=b"", actions=())
 
 
 def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:

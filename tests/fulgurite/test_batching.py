@@ -169,6 +169,10 @@ def test_a_tombstone_with_a_reward_stays_in_the_baseline() -> None:
             (LedgerTerm.filtered, FilterReason.no_tokens),
         ),
         (msgspec.structs.replace(action("x"), logprobs=b"123"), ONE_GROUP, (LedgerTerm.filtered, FilterReason.no_tokens)),
+        *(
+            (msgspec.structs.replace(action("x"), temperature=value), ONE_GROUP, (LedgerTerm.filtered, FilterReason.untrainable_sampling))
+            for value in (0.0, 1e-30, -1.0, math.inf, math.nan)
+        ),
         (action("x", credit=math.nan), ONE_GROUP, (LedgerTerm.filtered, FilterReason.reward_failed)),
         (action("x", credit=1e39), ONE_GROUP, (LedgerTerm.filtered, FilterReason.reward_failed)),
         (action("x", version=None), ONE_GROUP, (LedgerTerm.filtered, FilterReason.unknown_version)),

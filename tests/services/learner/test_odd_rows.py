@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,14 +40,13 @@ def altered(**changes: object) -> Trajectory:
 
 
 ODD = {
-    "reward": msgspec.structs.replace(ROW, episode_reward=math.inf),
     "tokens": msgspec.structs.replace(ROW, token_ids=ROW.token_ids[:-1]),
     "start": altered(start=-1),
     "order": altered(start=5, end=4),
     "end": altered(end=10_000),
     "logprobs": altered(logprobs=b"1234567"),
-    "credit": altered(credit=math.nan),
     "temperature": altered(temperature=math.inf),
+    "negative": altered(temperature=-1.0),
 }
 
 
@@ -64,17 +64,15 @@ def test_what_is_odd_is_told_and_left_out(name: str) -> None:
         batcher.add(0, offset, row)
     (group,) = batcher.take(base_version("policy"))
     assert all(math.isfinite(reward) for reward in group.rewards)
-    assert len(group.rewards) == (1 if name == "reward" else 2)
-    assert len(train_rows([group])) == (0 if name == "reward" else 1)
+    assert len(group.rewards) == 2
+    assert len(train_rows([group])) == 1
 
 
-def test_a_tombstone_of_an_infinite_reward_is_odd_too() -> None:
+def test_a_tombstone_is_never_odd() -> None:
     closed = close_group("g", make_declared(0, 1).declaration, [e for e in [stitch([make_declared(0, 1), make_status(0, 0)])] if e], [])
     (stone,) = [output for output in closed if isinstance(output, Tombstone)]
     assert oddity(stone) is None
-    odd = msgspec.structs.replace(stone, episode_reward=-math.inf)
-    assert oddity(odd)
-    assert without_actions(odd) == stone
+    assert without_actions(stone) == stone
 
 
 @given(
@@ -95,4 +93,6 @@ def test_what_is_not_odd_can_be_trained(
     kept = row if oddity(row) is None else without_actions(row)
     for offset, one in enumerate([kept, rows()[1]]):
         batcher.add(0, offset, one)
-    train_rows(batcher.take(base_version("policy")))
+    for trained in train_rows(batcher.take(base_version("policy"))):
+        assert np.isfinite(trained.advantages).all()
+        assert np.isfinite(trained.behaviour_logprobs).all()
