@@ -49,6 +49,8 @@ _WATCH_S = 1.0
 _WARN_EVERY_S = 15.0
 _STALLED_S = 30.0
 """After the start: a reward worker takes some seconds until it reads."""
+_LEARNER_SILENT_S = 180.0
+"""Longer than FULGURITE_MAX_WAIT_S and a step of the defaults."""
 _NO_LEARNER_S = 60.0
 """After the start: a learner may still be loading its model."""
 
@@ -141,6 +143,7 @@ class Run:
         self._planned: int | None = None
         self._last_deadline_ms = 0
         self._updated_at: list[float] = []
+        self._settled = (0, 0.0)
         self._changed = asyncio.Event()
 
     @property
@@ -262,10 +265,20 @@ class Run:
     def _warn(self) -> None:
         """Each kind of warning once: it may differ in its numbers from one that was given."""
         ended = self.ended if self.seconds > _STALLED_S else 0
-        new = [line for line in self.diagnosis.warnings(ended) if without_numbers(line) not in self._warned]
+        lines = [*self.diagnosis.warnings(ended), *self._waits_for_learner()]
+        new = [line for line in lines if without_numbers(line) not in self._warned]
         self._warned.update(map(without_numbers, new))
         if new:
             self._watcher.on_warning("\n".join(new))
+
+    def _waits_for_learner(self) -> list[str]:
+        """That no group was settled for long, though as many wait as may."""
+        if self._settled[0] != self.pace.settled or self.pace.may_start(now_ms()) or self.diagnosis.done < self.groups:
+            self._settled = (self.pace.settled, self.seconds)
+        waited = self.seconds - self._settled[1]
+        if waited < _LEARNER_SILENT_S:
+            return []
+        return [f"{self.pace.ahead} groups have waited {waited:.0f} s for the learner: is it alive (`fulgurite status`)?"]
 
     def _give_up_if_useless(self) -> None:
         """Raises GaveUp."""

@@ -18,7 +18,18 @@ from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LedgerEnt
 from fulgurite.ids import action_id
 from fulgurite.kinds import ApplyOutcome, LedgerTerm, Mode, UpdateKind
 from fulgurite.stitching import stitch
-from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, POLICY_APPLIED, POLICY_UPDATES, TOPICS, TRAINING_LEDGER, TRAJECTORIES, Topic
+from fulgurite.topics import (
+    AGENT_REWARDS,
+    AGENT_STATUS,
+    EPISODES,
+    LLM_CALLS,
+    POLICY_APPLIED,
+    POLICY_UPDATES,
+    TOPICS,
+    TRAINING_LEDGER,
+    TRAJECTORIES,
+    Topic,
+)
 from services.cli.main import app
 from services.kafka import EventProducer, KafkaSettings
 from services.stack.kafka_local import LocalKafka
@@ -119,7 +130,12 @@ def test_from_no_topics_to_a_balanced_ledger_and_one_that_is_not(cli: Cli) -> No
 def test_rollouts_are_listed_exported_and_live_ones_told(cli: Cli, tmp_path: Path) -> None:
     cli("topics", "create")
     publish(cli.settings, group_events()[0])
-    publish(cli.settings, [(LLM_CALLS, make_call(2, 0, mode=Mode.live))])
+    ends: list[tuple[Topic, Event]] = [
+        (AGENT_STATUS, make_status(1, 0)),
+        (AGENT_STATUS, make_status(1, 1)),
+        (AGENT_REWARDS, make_reward(1, 0)),
+    ]
+    publish(cli.settings, [*ends, (AGENT_REWARDS, make_reward(1, 0)), (LLM_CALLS, make_call(2, 0, mode=Mode.live))])
     rows = json.loads(cli("rollouts", "list", "--since", "all", "--json").stdout)
     said = sorted((row["mode"], row["answer"][:6]) for row in rows)
     assert said == [("live", "answer"), ("train", "answer"), ("train", "answer")]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
 from services.cli.main import app
+from services.runner.command import check_rewards
+from services.runner.errors import BadReward
+from services.runner.options import RunOptions
 
 
 @pytest.mark.parametrize(
@@ -22,3 +28,25 @@ def test_options_that_do_not_fit_are_named(options: tuple[str, ...], said: str) 
     done = CliRunner().invoke(app, ["run", "--tasks", "tasks.jsonl", *options, "--", "true"], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert done.exit_code == 2
     assert said in done.output
+
+
+@pytest.mark.parametrize(
+    ("rewards", "rubric", "said"),
+    [
+        ({"reward": "nowhere.py:fn"}, None, "expected FILE.py:FUNCTION with an existing file"),
+        ({"reward": "builtin:exactmatch"}, None, "no built-in reward 'exactmatch'"),
+        ({"reward": "rewards.py:other"}, None, "has no function 'other'"),
+        ({"reward": "rewards.py:fn", "broken": "broken.py:fn"}, None, "cannot be imported: ZeroDivisionError"),
+        ({"judge": "judge:big"}, "nowhere.txt", "nowhere.txt"),
+    ],
+)
+def test_rewards_are_loaded_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewards: dict[str, str], rubric: str | None, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards.py").write_text("def fn(episode):\n    return 1.0\n")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    given = Path(rubric) if rubric else None
+    options = RunOptions(tasks=Path("no-such-file"), command=("agent",), run_id="r", rewards=rewards, rubric=given)
+    with pytest.raises(BadReward, match=re.escape(said)):
+        check_rewards(options)
