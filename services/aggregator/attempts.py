@@ -23,6 +23,9 @@ Key = tuple[str, int]
 _EVENT_BYTES = 4_000
 """An input without its texts and tokens, as objects in memory."""
 
+_CLAIM_BYTES = 300
+"""A text that lies elsewhere, beside its address."""
+
 _CHOICE_BYTES = 200
 """A choice likewise, beyond the first, which is among those."""
 
@@ -180,6 +183,7 @@ def weight(event: Input) -> int:
         return _EVENT_BYTES + sys.getsizeof(event.message) + sys.getsizeof(event.source)
     size = _EVENT_BYTES + sys.getsizeof(event.request) + sys.getsizeof(event.response) + sys.getsizeof(event.error)
     size += len(event.prompt_token_ids or b"") + _CHOICE_BYTES * max(0, len(event.choices) - 1)
+    size += sum(_CLAIM_BYTES + len(claim.uri) for claim in event.pieces)
     for choice in event.choices:
         size += sys.getsizeof(choice.message) + len(choice.token_ids or b"") + len(choice.logprobs or b"")
     return size

@@ -26,6 +26,9 @@ log = logs.get(__name__)
 _LEAST_PIECE = 4096
 """Characters: a claim takes some 250 bytes of the event."""
 
+_CLAIM_BYTES = 80
+"""What names a payload, beside its address."""
+
 _MOST_PIECES = 512
 """Each is a file to sync, or a request to a bucket."""
 
@@ -101,7 +104,8 @@ class Packer:
 
 def weight(call: LlmCall) -> int:
     """What a call takes in the log, near enough: its tokens in bytes, its text in characters."""
-    size = len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")
+    size = sum(_CLAIM_BYTES + len(claim.uri) for claim in call.pieces)
+    size += len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")
     for choice in call.choices:
         size += len(choice.message or "") + 2 * len(choice.token_ids or b"")
     return size

@@ -12,6 +12,9 @@ from services.streams import Settle
 _NEVER = 1 << 62
 _SKEW_MS = 60_000
 """How far ahead of its record's time an event may lie."""
+_CLAIM_BYTES = 300
+"""A text that lies elsewhere, beside its address."""
+
 _CALL_BYTES = 4_000
 """A call without its texts and tokens, as objects in memory."""
 
@@ -145,4 +148,4 @@ class ClosedGroups:
 def _weight(call: LlmCall) -> int:
     texts = len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")
     choices = sum(len(choice.message or "") + len(choice.token_ids or b"") + len(choice.logprobs or b"") for choice in call.choices)
-    return _CALL_BYTES + texts + choices
+    return _CALL_BYTES + texts + choices + sum(_CLAIM_BYTES + len(claim.uri) for claim in call.pieces)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.events import AgentStatus, DeadLetter, LlmCall
+from fulgurite.events import AgentStatus, ClaimCheck, DeadLetter, LlmCall
 from fulgurite.ids import action_id
 from fulgurite.kinds import Mode, StatusKind
 from fulgurite.topics import AGENT_STATUS, LLM_CALLS
@@ -38,6 +40,13 @@ def test_a_status_weighs_what_its_message_takes(message: str) -> None:
     assert weight(started(0, message)) >= weight(started(0)) + len(message.encode("utf-32-le")) // 4
     four_bytes = any(ord(character) > 0xFFFF for character in message)
     assert not four_bytes or weight(started(0, message)) >= 4 * len(message)
+
+
+def test_a_call_weighs_what_names_its_texts_elsewhere() -> None:
+    call = make_call()
+    claims = tuple(ClaimCheck(uri=f"file:///claims/{number:064x}", sha256=f"{number:064x}", size=1) for number in range(100))
+    held = sum(sys.getsizeof(claim) + sys.getsizeof(claim.uri) + sys.getsizeof(claim.sha256) for claim in claims)
+    assert weight(msgspec.structs.replace(call, pieces=claims)) >= weight(call) + held
 
 
 async def test_statuses_of_an_open_attempt_are_held_once() -> None:
