@@ -51,7 +51,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its first byte to the last."""
         headers = wire.headers_of(scope)
-        trace = self._desk.tracer.begin(self._dialect.api, wire.header(headers, b"traceparent"))
+        trace = self._desk.tracer.begin(self._dialect.api, wire.traceparent(headers))
         draft = Draft(self._dialect.api, now_ms(), trace, self._desk.sampling)
         try:
             await self._serve(draft, _named(scope, headers), headers, receive, send)

@@ -49,14 +49,16 @@ _MEANINGS = {
     403: "A good key for something else.",
     404: "Unknown model, rollout or path.",
     409: "This idempotency key came with another payload before.",
-    413: "The body is over FULGURITE_MAX_BODY_BYTES.",
+    408: "The body did not arrive within FULGURITE_REQUEST_TIMEOUT_S.",
+    413: "The body has more bytes, or more JSON values, than are taken.",
+    415: "Compressed in a way that is not read here; `Accept-Encoding` lists those that are.",
     429: "Over this key's limits, or the model server's: come back after `Retry-After`.",
     502: "The model server cannot be reached, or its answer broke off.",
     503: "The log cannot take the call, or no place at the model server: nothing was generated, or it is withheld; see `Retry-After`.",
     504: "The model server was silent for too long.",
 }
-_OF_CALLS = (400, 401, 403, 404, 413, 429, 502, 503, 504)
-_OF_WRITES = (400, 401, 403, 404, 409, 413, 503)
+_OF_CALLS = (400, 401, 403, 404, 408, 413, 415, 429, 502, 503, 504)
+_OF_WRITES = (400, 401, 403, 404, 408, 409, 413, 415, 429, 503)
 
 _KEYS: dict[str, list[Json]] = {
     "/v1/rollouts": [{"adminKey": []}],

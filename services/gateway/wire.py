@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from types import TracebackType
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from services.gateway.problems import BodyTooLarge, ClientGone, GatewayError, Re
 JSON = (b"content-type", b"application/json")
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,64})?")
 _LONGEST_LENGTH = 18
 """Digits of a Content-Length: an exabyte."""
 
@@ -35,6 +37,12 @@ def header(headers: Headers, name: bytes) -> str | None:
     """One of them, as text."""
     value = headers.get(name)
     return None if value is None else value.decode("latin-1")
+
+
+def traceparent(headers: Headers) -> str | None:
+    """The agent's trace context; what is none is not handed on."""
+    value = headers.get(b"traceparent")
+    return value.decode("ascii") if value is not None and _TRACEPARENT.fullmatch(value) else None
 
 
 def authorization(headers: Headers) -> str | None:

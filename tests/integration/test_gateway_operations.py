@@ -175,5 +175,5 @@ async def test_no_request_that_the_page_allows_or_forbids_ends_in_a_5xx(gateway:
     process = await asyncio.create_subprocess_exec(
         *argv, cwd=gateway.log.parent, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 120)
+    out, _ = await asyncio.wait_for(process.communicate(), 400)
     assert process.returncode == 0, out.decode()

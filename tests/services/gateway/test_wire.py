@@ -131,6 +131,22 @@ async def test_a_body_that_stops_half_way_is_refused() -> None:
     assert (caught.value.status, caught.value.headers()) == (408, {"connection": "close"})
 
 
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", True),
+        (b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", True),
+        (b"00-aa-bb-01", False),
+        (b"x" * 60_000, False),
+        (b"\xff", False),
+        (b"", False),
+    ],
+)
+def test_only_a_trace_context_is_handed_on(value: bytes, kept: bool) -> None:
+    assert wire.traceparent({b"traceparent": value}) == (value.decode() if kept else None)
+    assert wire.traceparent({}) is None
+
+
 async def test_a_client_that_goes_is_gone() -> None:
     async def receive() -> Message:
         return {"type": "http.disconnect"}
