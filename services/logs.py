@@ -13,11 +13,16 @@ from typing import Any, cast
 
 import structlog
 
+from services.terminal import escaped
+
 _SECRET_NAME = re.compile(r"authorization|api[_-]?key|password|secret|signing_keys|admin_key|reward_key", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"(?i)(bearer\s+|\bsk-|\bfg-)[A-Za-z0-9._~+/=-]{8,}")
 _HIDDEN = "[hidden]"
 
-_RENDERERS: dict[bool, structlog.typing.Processor] = {True: structlog.processors.JSONRenderer(), False: structlog.dev.ConsoleRenderer()}
+_RENDERERS: dict[bool, structlog.typing.Processor] = {
+    True: structlog.processors.JSONRenderer(),
+    False: structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+}
 
 get = cast("Callable[..., structlog.stdlib.BoundLogger]", structlog.get_logger)
 """`log = logs.get()`"""
@@ -33,6 +38,14 @@ def hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any])
     return event
 
 
+def escape_texts(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor for a terminal: texts, of agents and errors too, hold nothing that it would obey."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = escaped(value)
+    return event
+
+
 def configure(service: str, level: str = "INFO", json: bool | None = None) -> None:
     """Set up logging of this process, its libraries' included. `json=None`: unless standard error is a terminal."""
     as_json = not sys.stderr.isatty() if json is None else json
@@ -44,8 +57,9 @@ def configure(service: str, level: str = "INFO", json: bool | None = None) -> No
         structlog.stdlib.PositionalArgumentsFormatter(),
         hide_secrets,
     ]
-    if as_json:
-        shared.append(structlog.processors.format_exc_info)
+    shared.append(structlog.processors.format_exc_info)
+    if not as_json:
+        shared.append(escape_texts)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

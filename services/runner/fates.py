@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from fulgurite.batching import SOURCE as LEARNER
 from fulgurite.batching import SPREAD
+from fulgurite.errors import FulguriteError
 from fulgurite.events import Episode, LedgerEntry
 from fulgurite.failure_rules import FailureRules
 from fulgurite.failures import FailurePolicy
@@ -56,9 +57,14 @@ class Fates:
 
     def on_episode(self, episode: Episode) -> None:
         """An attempt has ended."""
-        pieces = cut(episode, _RULES)
+        attempt = self._actions[episode.group_id][f"{episode.rollout_id}/{episode.attempt}"] = {}
+        try:
+            pieces = cut(episode, _RULES)
+        except FulguriteError:
+            # Nobody can close it either: the rewarder's word comes as a dead letter, not as a fate.
+            return
         given_up = FilterReason.superseded if episode.will_retry else None
-        self._actions[episode.group_id][f"{episode.rollout_id}/{episode.attempt}"] = {
+        attempt |= {
             action_id(action.call_id, action.choice): _Expected(row.policy, given_up or action.mask, token_count(row.token_ids))
             for row in pieces.rows
             for action in row.actions

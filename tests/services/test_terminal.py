@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import unicodedata
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
+from services import logs
 from services.cli.printing import print_json
 from services.terminal import EscapingConsole, escaped, plain
 
@@ -86,3 +89,21 @@ def test_json_means_the_same_and_is_escaped(text: str) -> None:
 def test_every_command_prints_through_the_console_that_escapes(package: str) -> None:
     for path in (ROOT / "services" / package).glob("*.py"):
         assert not re.search(r"(?<!\w)Console\(", path.read_text()), f"{path.name} makes a console of its own: use services.terminal"
+
+
+def test_a_log_on_a_terminal_is_escaped_errors_and_all(capsys: pytest.CaptureFixture[str]) -> None:
+    handlers, level = logging.getLogger().handlers, logging.getLogger().level
+    try:
+        logs.configure("test", json=False)
+        try:
+            raise ValueError(EVIL)
+        except ValueError:
+            logs.get().exception("failed", error=EVIL)
+        said = capsys.readouterr().err
+    finally:
+        logging.getLogger().handlers, logging.getLogger().level = handlers, level
+        structlog.reset_defaults()
+        structlog.contextvars.clear_contextvars()
+    assert "\\x1b[2J" in said
+    # The renderer's own colours are escape sequences too: of those alone.
+    assert obeyed(re.sub("\x1b\\[[0-9;]*m", "", said)) == []
