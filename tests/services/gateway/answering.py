@@ -183,7 +183,7 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
     recorder = Recorder(producer, NOWHERE, _CODEC, settings, metrics)
     registry = GroupRegistry(store)
     identifier = Identifier(ring, registry, {}, Inference(MemoryStore(), ring.signing_secret, 3600, metrics))
-    responses = RecordedResponses(identifier, MemoryStore(), CallSearch(NOWHERE, _CODEC), recorder.problem, settings.max_body_bytes)
+    responses = RecordedResponses(identifier, MemoryStore(), CallSearch(NOWHERE, _CODEC), recorder.problem, settings.call_bounds(), metrics)
     desk = Desk(
         settings=settings,
         kafka=NOWHERE,
