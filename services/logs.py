@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import structlog
 
-from services.terminal import escaped
+from services.escaping import escaped
 
 _SECRET_NAME = re.compile(r"authorization|api[_-]?key|password|secret|signing_keys|admin_key|reward_key", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"(?i)(bearer\s+|\bsk-|\bfg-)[A-Za-z0-9._~+/=-]{8,}")

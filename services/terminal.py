@@ -1,36 +1,19 @@
-"""What people see on a terminal. Texts of agents, models, tasks and errors come with nothing that a terminal would obey.
-
-Control characters (escape sequences, titles, links), characters that change the direction of writing, invisible ones and lone surrogates
-are written as `\\x1b`, `\\u202e`, `\\U000e0041`. Newlines and tabs stay.
-"""
+"""What people see on a terminal. Texts of agents, models, tasks and errors come with nothing that it would obey (`services.escaping`)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 
-_OBEYED = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
-)
-
-
-def escaped(text: str) -> str:
-    """The text with each character that a terminal would obey, or hide, written as its code."""
-    return _OBEYED.sub(_code, text) if _OBEYED.search(text) else text
+from services.escaping import escaped
 
 
 def plain(text: object) -> str:
     """Any value as text to put between rich's markup: escaped, and no markup of its own."""
     return escape(escaped(str(text)))
-
-
-def escaped_json(text: str) -> str:
-    """A JSON document that means the same and holds no such character."""
-    return _OBEYED.sub(_json_code, text)
 
 
 class EscapingConsole(Console):
@@ -49,13 +32,3 @@ class EscapingConsole(Console):
 def make_console(*, stderr: bool = False, soft_wrap: bool = True) -> Console:
     """The console of a command: lines are not cut, numbers not coloured, `:name:` stays as it is."""
     return EscapingConsole(stderr=stderr, soft_wrap=soft_wrap, highlight=False, emoji=False)
-
-
-def _code(found: re.Match[str]) -> str:
-    number = ord(found[0])
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
-
-
-def _json_code(found: re.Match[str]) -> str:
-    units = found[0].encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))

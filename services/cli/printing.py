@@ -8,7 +8,8 @@ import msgspec
 from rich.table import Table
 
 from fulgurite.untrusted_json import encoded
-from services.terminal import escaped_json, make_console
+from services.escaping import escaped_json
+from services.terminal import make_console
 
 _NO_TERMINAL = 250
 """Columns: a pipe or a file has no width for whose sake an id would be cut."""

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from services import logs
 from services.cli.printing import print_json
-from services.terminal import EscapingConsole, escaped, plain
+from services.escaping import escaped
+from services.terminal import EscapingConsole, plain
 
 ROOT = Path(__file__).parents[2]
 EVIL = (
