@@ -74,9 +74,14 @@ def try_reward(
 def _pairs(
     left_out: LeftOut, groups: Iterable[Group], judge: Judge, weights: Mapping[str, float]
 ) -> Iterator[tuple[Sequence[Score], Sequence[Score]]]:
-    scored = left_out.each(groups, lambda group: [group] if scores(group) else [])
-    for group, episodes, rewards in judged(scored, judge):
+    for group, episodes, rewards in judged(left_out.each(groups, _usable), judge):
         yield scores(group, episodes), scores(group, episodes, rewards, weights)
+
+
+def _usable(group: Group) -> tuple[Group]:
+    """The group, if its episodes and rewards can be put together."""
+    scores(group)
+    return (group,)
 
 
 def _show(found: Comparison, judge: Judge, flips: int) -> None:

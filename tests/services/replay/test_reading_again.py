@@ -175,6 +175,41 @@ def test_exports() -> None:
     assert (one["state"], one["action"], one["next_state"], one["done"], one["reward"]) == ([1, 2, 3], [7, 9], [1, 2, 3, 7, 9], True, 2.0)
 
 
+def test_an_exported_chat_has_no_keys_that_an_api_filled_with_null() -> None:
+    log = MemoryLog()
+    answer: dict[str, object] = {
+        "role": "assistant",
+        "content": "42",
+        "audio": None,
+        "function_call": None,
+        "refusal": None,
+        "tool_calls": None,
+    }
+    called: dict[str, object] = {"role": "assistant", "content": None, "audio": None, "tool_calls": [{"id": "c", "type": "function"}]}
+    asked: dict[str, object] = {"role": "user", "content": "6 times 7?", "name": None}
+    log.append(make_declared(1, 1), make_call(1, 0, messages=[asked, called], replies=[answer]), make_status(1, 0), make_reward(1, 0))
+    (chat,) = sft(log.groups(), Filters())
+    assert chat["messages"] == [
+        ASKED,
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function"}]},
+        {"role": "assistant", "content": "42"},
+    ]
+    assert chat["mode"] == "train"
+
+
+def test_a_verdict_without_value_that_is_reused_counts_as_failed(tmp_path: Path) -> None:
+    group = chats("42", "43")
+    (tmp_path / "rewards.py").write_text("def fn(episode):\n    return 1 / 0\n")
+    plugin, limits = RewardPlugin(f"{tmp_path}/rewards.py:fn", "reward"), Limits(processes=1, timeout_s=30, memory_mb=0)
+    with Judge([plugin], limits, anew=False) as judge:
+        given = asyncio.run(judge.rewards(group, group.episodes()))
+        assert (judge.failed, judge.reused) == (2, 0)
+        again = msgspec.structs.replace(group, rewards=given)
+        asyncio.run(judge.rewards(again, again.episodes()))
+    assert (judge.failed, judge.reused) == (4, 2)
+    assert judge.why == {"ZeroDivisionError: division by zero": 4}
+
+
 @pytest.mark.parametrize(
     ("filters", "count"),
     [
