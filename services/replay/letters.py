@@ -50,6 +50,8 @@ def origin(settings: KafkaSettings, letter: DeadLetter) -> Topic | None:
 
 def content(codec: Codec, letter: DeadLetter) -> Event | str:
     """The event in a letter, or why its bytes cannot be read."""
+    if letter.value is None:
+        return "the letter is without bytes; what it is about is still in the log, where a replay finds it"
     try:
         return codec.decode(letter.value or b"")
     except CodecError as error:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulgurite.books import Balance, Sources
-from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
+from fulgurite.events import AgentReward, AgentStatus, DeadLetter, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
 from fulgurite.failure_rules import FailureRules
 from fulgurite.failures import FailureKind
 from fulgurite.gathering import Gathered
@@ -32,8 +32,8 @@ from tests.fulgurite.simulated.deployment import Deployment
 from tests.fulgurite.simulated.learner import Learner
 from tests.fulgurite.simulated.reward_worker import NAME as JUDGED
 from tests.fulgurite.simulated.reward_worker import verdict
-from tests.fulgurite.simulated.world import CALLS, EPISODES, LEDGER, REWARDS, STATUS, TRAJECTORIES, UPDATES, World, topic_of
-from tests.synthetic import make_call, make_declared, make_reward, make_status
+from tests.fulgurite.simulated.world import CALLS, DEAD, EPISODES, LEDGER, REWARDS, STATUS, TRAJECTORIES, UPDATES, World, topic_of
+from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status, rollout_id
 
 SCHEDULES = int(os.environ.get("FULGURITE_SIMULATION_SCHEDULES", "2000"))
 
@@ -143,7 +143,7 @@ def books(world: World) -> Balance:
 
     sources = Sources(
         updates=entries(UPDATES),
-        dead_letters=[],
+        dead_letters=entries(DEAD),
         ledger=entries(LEDGER),
         trajectories=entries(TRAJECTORIES),
         episodes=entries(EPISODES),
@@ -329,6 +329,50 @@ def test_whatever_comes_late_the_last_revisions_are_those_of_a_run_in_which_noth
     world = run(schedule, amending()).world
     check_anew(world)
     assert newest_revisions(world) == in_the_end()
+
+
+def poisoned() -> Deployment:
+    """The undisturbed run's sources, with a group one of whose attempts cannot be stitched, and one that cannot be closed."""
+    own = (
+        (make_declared(5, 2), make_call(5, 0, 0, at=1_000), make_call(5, 0, 1, at=1_010), make_status(5, 0, at=1_100)),
+        (make_call(5, 1, 0, at=1_000), make_status(5, 1, at=1_100), make_call(5, 1, 1, at=1_050), make_reward(5, 1, 1.0)),
+        (make_call(5, 0, 2, at=1_090), make_reward(5, 0, 1.0)),
+        (make_declared(6, 2), make_call(6, 0, 0, at=1_000), make_status(6, 0, at=1_100), make_reward(6, 0, 1.0)),
+        (make_call(6, 1, 0, at=1_000), make_status(6, 1, at=1_100), make_reward(6, 1, 0.5)),
+    )
+    first = len(SOURCES)
+    after = {**_DECLARED_BY, first + 1: first, first + 2: first, first + 4: first + 3}
+    return Deployment([*SOURCES, *own], after, poison=frozenset([rollout_id(5, 0), group_id(6)]))
+
+
+def check_poisoned(world: World) -> None:
+    """Innocents are as in the undisturbed run, and what is lost is accounted for."""
+    others = {group_id(5), group_id(6)}
+    found, expected = result_of(world), undisturbed()
+    assert {name: episode for name, episode in found.episodes.items() if episode.group_id not in others} == expected.episodes
+    for ours, theirs in ((found.rows, expected.rows), (found.entries, expected.entries)):
+        assert {name: event for name, event in ours.items() if getattr(event, "group_id", None) not in others} == theirs
+    lost = [action for event in world.log[DEAD] if isinstance(event, DeadLetter) for action in event.actions]
+    calls = {event.call_id: event for event in world.log[CALLS] if isinstance(event, LlmCall)}
+    assert {action.partition("#")[0] for action in lost} == {
+        call_id for call_id, call in calls.items() if call.rollout_id == rollout_id(5, 0) or call.group_id == group_id(6)
+    }
+    closed = books(world)
+    assert (closed.remainder, closed.discrepancies, closed.overdue, closed.expired) == (0, (), (), 0)
+    assert closed.terms["dead_lettered"] == len(set(lost)) == 5
+    assert not [term for term in closed.terms if term.startswith("open")]
+    committed = {(name, topic): len(world.log[topic]) for name, topic in world.committed}
+    assert dict(world.committed) == committed, "nothing is read again for ever"
+
+
+def test_what_cannot_be_handled_is_a_dead_letter_and_harms_nobody_else() -> None:
+    check_poisoned(run(b"", poisoned()).world)
+
+
+@settings(max_examples=SCHEDULES // 4)
+@given(LONG)
+def test_in_any_schedule_innocents_are_as_if_nothing_had_been_poisoned(schedule: bytes) -> None:
+    check_poisoned(run(schedule, poisoned()).world)
 
 
 def lawless() -> Deployment:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
-from fulgurite.closing import awaits_episodes
+from fulgurite.closing import members
 from fulgurite.deadlines import AttemptProgress, overdue, silent
 from fulgurite.events import AgentStatus, Episode, LlmCall
 from fulgurite.stitching import Input, is_input, is_terminal, missing_inputs, stitch, supersede
-from tests.fulgurite.simulated.world import CALLS, EPISODES, STATUS, Key, Reader, World
+from tests.fulgurite.simulated.world import CALLS, DEAD, EPISODES, STATUS, Key, Poison, Reader, World, letter_of
 
 SILENCE_MS = 30_000
 
@@ -43,6 +43,8 @@ class Aggregator:
         self._verdicts: list[AgentStatus] = []
         self._done: set[str] = set()
         """Inputs of groups that were let go of."""
+        self._given_up: set[Key] = set()
+        """Attempts that cannot be stitched."""
         self._gone: set[str] = set()
         self._recalled: set[str] = set()
         logged = (*world.log[CALLS], *world.log[STATUS])
@@ -78,6 +80,11 @@ class Aggregator:
         published = self._published.get(key)
         if published is not None and event.event_id in published.inputs:
             return
+        if key in self._given_up:
+            if isinstance(event, LlmCall):
+                self._world.append(DEAD, letter_of("aggregator", event.group_id, [event], event.event_id))
+            self._done.add(event.event_id)
+            return
         if key not in self._groups:
             # It may be one that the deadline's verdicts did not know of.
             self._judged.discard(event.group_id)
@@ -97,7 +104,11 @@ class Aggregator:
             group_id = self._groups[key]
             if self._is_unsure(group_id):
                 self._remember(group_id)
-            episode = self._stitched(key, group_id)
+            try:
+                episode = self._stitched(key, group_id)
+            except Poison:
+                self._give_up(key)
+                return True
             if episode is not None:
                 self._published[key] = episode
                 self._world.append(EPISODES, episode)
@@ -114,7 +125,18 @@ class Aggregator:
             }
         declared = self._declared.get(group_id)
         candidate = stitch([*held.values(), *([declared] if declared else [])])
-        return None if candidate is None else supersede(published, candidate)
+        if candidate is None:
+            return None
+        self._world.handle(key[0])
+        return supersede(published, candidate)
+
+    def _give_up(self, key: Key) -> None:
+        """A dead letter with the actions that are in no episode; nothing more is held of the attempt."""
+        inputs = self._inputs.pop(key)
+        calls = (event for event in inputs.values() if isinstance(event, LlmCall))
+        self._world.append(DEAD, letter_of("aggregator", self._groups[key], calls, key[0]))
+        self._given_up.add(key)
+        self._done |= inputs.keys()
 
     def _is_unsure(self, group_id: str) -> bool:
         """Whether the log may hold of a group what memory does not."""
@@ -145,8 +167,10 @@ class Aggregator:
         for group_id in sorted(groups)[:1]:
             self._done |= self._settled()
             for key in self._keys(group_id):
-                del self._groups[key], self._published[key]
+                del self._groups[key]
+                self._published.pop(key, None)
                 self._inputs.pop(key, None)
+                self._given_up.discard(key)
             self._declared.pop(group_id, None)
             self._recalled.discard(group_id)
             self._gone.add(group_id)
@@ -154,10 +178,13 @@ class Aggregator:
 
     def _is_complete(self, group_id: str) -> bool:
         keys = self._keys(group_id)
-        if self._is_unsure(group_id) or any(key in self._barriers or key not in self._published for key in keys):
+        written = self._published.keys() | self._given_up
+        if self._is_unsure(group_id) or any(key in self._barriers or key not in written for key in keys):
             return False
         declared = self._declared.get(group_id)
-        return not awaits_episodes(declared.declaration if declared else None, [self._published[key] for key in keys])
+        given_up = {rollout for rollout, _ in self._given_up}
+        known = members(declared.declaration if declared else None, [self._published[key] for key in keys if key in self._published])
+        return all(member.final is not None or member.rollout_id in given_up for member in known)
 
     def _judge(self) -> bool:
         if self._trial is None:
@@ -213,7 +240,7 @@ class Aggregator:
         return heard
 
     def _has_ended(self, key: Key) -> bool:
-        return key in self._published or any(map(is_terminal, self._inputs[key].values()))
+        return key in self._published or key in self._given_up or any(map(is_terminal, self._inputs[key].values()))
 
     def _keys(self, group_id: str) -> list[Key]:
         return [key for key, group in self._groups.items() if group == group_id]

@@ -24,9 +24,16 @@ MOVES = ("step",) * 9 + ("land",) * 3 + ("again", "crash", "time")
 class Deployment:
     """Producers with something to say, and the four processors."""
 
-    def __init__(self, sources: Iterable[Sequence[Event]], after: Mapping[int, int], *, lawless: bool = False) -> None:
+    def __init__(
+        self,
+        sources: Iterable[Sequence[Event]],
+        after: Mapping[int, int],
+        *,
+        lawless: bool = False,
+        poison: frozenset[str] = frozenset(),
+    ) -> None:
         """`after`: for a source, the one that must have said its first before. `lawless`: time passes whatever has not landed."""
-        self.world = World()
+        self.world = World(poison)
         self._said = [list(source) for source in sources]
         self._sources = [list(source) for source in sources]
         self._after = after

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from fulgurite.events import AgentReward, Episode, LedgerEntry, Tombstone, Trajectory
+from fulgurite.events import AgentReward, DeadLetter, Episode, Event, LedgerEntry, Tombstone, Trajectory
 from fulgurite.failure_rules import FailureRules
 from fulgurite.gathering import Gathered
 from fulgurite.sealing import SOURCE as REWARDER
 from fulgurite.sealing import Output, Written, revision_of
-from tests.fulgurite.simulated.world import DUE, EPISODES, LEDGER, LONG_DUE, REWARDS, TRAJECTORIES, Reader, World
+from tests.fulgurite.simulated.world import DEAD, DUE, EPISODES, LEDGER, LONG_DUE, REWARDS, TRAJECTORIES, Poison, Reader, World, letter_of
 
 
 class Group:
@@ -44,13 +44,16 @@ class Rewarder:
         self._world = world
         self._reader = Reader(world, "rewarder", (EPISODES, REWARDS))
         self._groups: dict[str, Group] = {}
-        self._queue: list[Output] = []
+        self._queue: list[Output | DeadLetter] = []
         self._closing: tuple[Group, str | None, frozenset[str]] | None = None
         self._begun: dict[str, set[str]] = {}
         self._settled: set[str] = set()
         self._forgets = world.rewarders % 2 == 1
         world.rewarders += 1
         if not self._forgets:
+            for letter in world.log[DEAD]:
+                if isinstance(letter, DeadLetter) and letter.stage == "rewarder":
+                    self._groups[(letter.key or b"").decode()] = Group(lacks=True)
             for group_id, written in _written(world).items():
                 self._begun[group_id] = written.begun()
                 if written.standing is not None:
@@ -87,6 +90,11 @@ class Rewarder:
         elif group.lacks:
             self._recall(group_id, group)
             return True
+        try:
+            self._world.handle(group_id)
+        except Poison:
+            self._give_up(group)
+            return True
         outputs = group.gathered.close(group_id, FailureRules())
         revision = revision_of(outputs)
         group.news = False
@@ -94,9 +102,18 @@ class Rewarder:
             self._settle(group)
         else:
             begun = self._begun.pop(group_id, set[str]())
-            self._queue = [output for output in outputs if output.event_id not in begun]
+            self._queue = [*(output for output in outputs if output.event_id not in begun)]
             self._closing = (group, revision, frozenset(group.unsettled))
         return True
+
+    def _give_up(self, group: Group) -> None:
+        """Dead letters of its episodes; what comes later finds the whole group in the log."""
+        group.news = False
+        group.lacks = True
+        self._queue = [
+            letter_of("rewarder", episode.group_id, episode.calls, episode.event_id) for episode in group.gathered.episodes.values()
+        ]
+        self._closing = (group, None, frozenset(group.unsettled))
 
     def _may_close(self, group: Group) -> bool:
         if group.gathered.is_complete(FailureRules()):
@@ -121,7 +138,8 @@ class Rewarder:
             return False
         if self._queue:
             output = self._queue.pop(0)
-            self._world.append(LEDGER if isinstance(output, LedgerEntry) else TRAJECTORIES, output)
+            topics: dict[type[Event], str] = {LedgerEntry: LEDGER, DeadLetter: DEAD}
+            self._world.append(topics.get(type(output), TRAJECTORIES), output)
             return True
         group, group.revision, taken = self._closing
         self._closing = None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from fulgurite.events import AgentReward, Event, LlmCall, Position
+from fulgurite.events import AgentReward, DeadLetter, Event, LlmCall, Position
+from fulgurite.ids import derive_id
+from fulgurite.trajectories import successful_actions
 
 CALLS, STATUS, REWARDS = "llm.calls", "agent.status", "agent.rewards"
 EPISODES, TRAJECTORIES, LEDGER, UPDATES = "episodes", "trajectories", "training.ledger", "policy.updates"
+DEAD = "dead.letters"
 
 DUE = 45_000
 """By then every group's deadline and the grace for rewards are over."""
@@ -30,10 +33,16 @@ class Checkpoint(NamedTuple):
     writes: tuple[Event, ...]
 
 
+class Poison(Exception):
+    """What is raised by stitching an attempt, or by closing a group, that nobody can handle."""
+
+
 class World:
     """What lasts."""
 
-    def __init__(self) -> None:
+    def __init__(self, poison: frozenset[str] = frozenset()) -> None:
+        """`poison`: rollouts whose attempts cannot be stitched, and groups that cannot be closed."""
+        self.poison = poison
         self.log: defaultdict[str, list[Event]] = defaultdict(list)
         self.committed: defaultdict[tuple[str, str], int] = defaultdict(int)
         self.checkpoint = Checkpoint(0, (), {}, ())
@@ -46,6 +55,11 @@ class World:
     def append(self, topic: str, event: Event) -> None:
         self.log[topic].append(event)
 
+    def handle(self, name: str) -> None:
+        """Raises Poison."""
+        if name in self.poison:
+            raise Poison(name)
+
 
 class Processor(Protocol):
     """One that can be killed between any two steps."""
@@ -55,6 +69,23 @@ class Processor(Protocol):
     def step(self, choice: int) -> bool:
         """Do one thing; False if there is nothing to do."""
         ...
+
+
+def letter_of(stage: str, group_id: str, calls: Iterable[LlmCall], about: str) -> DeadLetter:
+    """What is written of calls that are lost."""
+    actions = tuple(sorted(action for call in calls for action in successful_actions(call)))
+    return DeadLetter(
+        event_id=derive_id("dead", stage, about, *actions),
+        event_time=0,
+        stage=stage,
+        error_type="Poison",
+        error="",
+        topic="",
+        partition=0,
+        offset=-1,
+        key=group_id.encode(),
+        actions=actions,
+    )
 
 
 def topic_of(event: Event) -> str:
