@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.gateway.capture import Json, encode
+from services.gateway.capture import Json
 from services.gateway.dialects.packed import only_tokens
 from services.gateway.foreign import UNREADABLE
 
@@ -129,6 +129,8 @@ class Frame(NamedTuple):
         return Run(texts, told, at + len(told) + sum(map(len, texts)) + len(texts) * (len(self.head) + len(self.tail)))
 
 
+encode = msgspec.json.Encoder().encode
+"""For texts that were read here: they have no half characters."""
 _text = msgspec.json.Decoder(str).decode
 _texts = msgspec.json.Decoder(list[str]).decode
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import binascii
 import re
+import struct
 from abc import abstractmethod
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ import numpy as np
 from pybase64 import b64decode
 
 from fulgurite.events import Choice
-from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
+from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.gateway.capture import Capture, Json
 from services.gateway.foreign import recorded
 
@@ -40,30 +41,24 @@ def only_tokens(events: bytes) -> bool:
     return _ONLY_TOKENS(events) is not None
 
 
-_NUMBERS = ({int}, {float}, {int, float})
-_LARGEST = float(np.finfo(np.float32).max)
-
-
 def checked_ids(ids: list[Any]) -> bytes | None:
     """Token ids as the log has them; None if one of them cannot be any."""
-    if set(map(type, ids)) != {int}:
-        return None
     try:
-        packed = pack_ids(ids)
-    except OverflowError:
+        packed = struct.pack(f"<{len(ids)}i", *ids)
+    except struct.error:
         return None
-    return packed if _are_ids(packed) else None
+    least = _least(packed)
+    # Booleans pass for 0 and 1, and only they: whoever has neither is not looked through.
+    return packed if least > 1 or (least >= 0 and bool not in map(type, ids)) else None
 
 
 def checked_logprobs(logprobs: list[Any]) -> bytes | None:
     """Log-probabilities as the log has them; None if one of them is no number that it has room for."""
-    if set(map(type, logprobs)) not in _NUMBERS:
-        return None
     try:
-        values = np.asarray(logprobs, dtype=np.float64)
-    except OverflowError:
+        packed = struct.pack(f"<{len(logprobs)}f", *logprobs)
+    except (struct.error, OverflowError):
         return None
-    return pack_logprobs(values.astype(np.float32)) if np.abs(values).max() <= _LARGEST else None
+    return packed if np.isfinite(unpack_logprobs(packed)).all() else None
 
 
 class PackedTokens:
@@ -113,7 +108,7 @@ class PackedTokens:
 
     def _joined(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         ids, logprobs = b"".join(self._ids), b"".join(self._logprobs)
-        if self._unmatched or len(ids) % 4 or len(self._prompt) % 4 or not _are_ids(ids) or not _are_ids(self._prompt):
+        if self._unmatched or len(ids) % 4 or len(self._prompt) % 4 or min(_least(ids), _least(self._prompt)) < 0:
             return None, None, None
         paired = ids and len(logprobs) == len(ids) and bool(np.isfinite(unpack_logprobs(logprobs)).all())
         return self._prompt or None, ids or None, logprobs if paired else None
@@ -156,8 +151,8 @@ class PackedTokens:
             self._unmatched = True
 
 
-def _are_ids(packed: bytes) -> bool:
-    return not packed or bool(unpack_ids(packed).min() >= 0)
+def _least(ids: bytes) -> int:
+    return int(unpack_ids(ids).min()) if ids else 0
 
 
 class PackedCapture(Capture):
