@@ -47,7 +47,7 @@ _MEANINGS = {
     400: "The request makes no sense; the message says what to change.",
     401: "No key, an unknown key, or a rollout's key after its deadline.",
     403: "A good key for something else.",
-    404: "Unknown model, rollout or path.",
+    404: "Unknown model, rollout, response or path.",
     409: "This idempotency key came with another payload before.",
     408: "The body did not arrive within FULGURITE_REQUEST_TIMEOUT_S.",
     413: "The body has more bytes, or more JSON values, than are taken.",
@@ -138,7 +138,7 @@ def _page(app: FastAPI) -> Json:
             _complete(path, operation)
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
-    page["paths"] = {call.path: {"post": _call(call)} for call in CALLS} | _models() | page["paths"]
+    page["paths"] = {call.path: {"post": _call(call)} for call in CALLS} | _recorded() | _models() | page["paths"]
     return page
 
 
@@ -201,6 +201,21 @@ def _models() -> Json:
         "responses": {"200": answer, **_errors((401,), "Error")},
     }
     return {"/v1/models": {"get": listing}}
+
+
+def _recorded() -> Json:
+    example = next(call.reply for call in CALLS if call.path == "/v1/responses")
+    answer = {"description": "The response.", "content": {"application/json": {"schema": {"type": "object"}, "example": example}}}
+    reading: Json = {
+        "tags": ["Model APIs"],
+        "summary": "A recorded response",
+        "description": "As it was answered, to whoever may build on it (`previous_response_id`).",
+        "operationId": "recorded_response",
+        "security": [{"agentKey": []}, {"adminKey": []}],
+        "parameters": [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}],
+        "responses": {"200": answer, **_errors((401, 404, 503), "Error")},
+    }
+    return {"/v1/responses/{id}": {"get": reading}}
 
 
 def _errors(statuses: tuple[int, ...], shape: str) -> Json:

@@ -10,7 +10,7 @@ GatewayError                 status, OpenAI type and code, and how a call that e
 │   └── ExpiredKey      401  a scoped key past its deadline and grace; names its claims
 ├── Forbidden           403  a good key for something else
 ├── NotFound            404  unknown model, unknown rollout
-├── NotSupported        501  a part of an API that would pass the log by
+├── NotSupported        404  a part of an API that would pass the log by
 ├── Conflict            409  an idempotency key seen with another payload
 ├── TryLater                 nothing was generated; come back in so many seconds
 │   ├── RateLimited     429  the key is over its own limits
@@ -174,7 +174,7 @@ class NotFound(GatewayError):
 class NotSupported(GatewayError):
     """A part of an API that this gateway does not have."""
 
-    status = 501
+    status = 404
     kind = "invalid_request_error"
     code = "not_supported"
 

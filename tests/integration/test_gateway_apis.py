@@ -235,4 +235,4 @@ async def test_models_and_what_is_not_kept(gateway: Gateway) -> None:
     status, reply = await gateway.get("/v1/responses/resp_1")
     assert (status, reply["error"]["code"]) == (404, "previous_response_not_found")
     status, reply = await gateway.json("/v1/responses/resp_1/cancel", {}, ADMIN)
-    assert (status, reply["error"]["code"]) == (501, "not_supported")
+    assert (status, reply["error"]["code"]) == (404, "not_supported")

@@ -274,7 +274,7 @@ async def test_a_recorded_response_can_be_read_again(gateway: Gateway, stub: Stu
         assert await response.json() == {**reply, "instructions": "Be brief."}
     await talk.say(gateway, "more", "no", reply["id"])
     status, _ = await gateway.get(f"{PATH}/{reply['id']}/input_items")
-    assert status == 501
+    assert status == 404
 
 
 async def test_a_conversation_over_the_limit_of_a_body_is_refused(
