@@ -29,6 +29,7 @@ from tests.services.gateway.memory_producer import MemoryProducer
 
 ADMIN, PLAIN = "the-admin-key", "a-plain-key"
 SIGNING = "k1:0123456789abcdef0123456789abcdef"
+_MOST_CHOICES = 16
 NOWHERE = KafkaSettings(bootstrap_servers="127.0.0.1:1")
 
 
@@ -83,6 +84,8 @@ class Upstream:
         """See UpstreamClient."""
         asked, api, script = json.loads(body), APIS[path], Script(vllm=route.kind == "vllm")
         try:
+            if not 1 <= (asked.get("n") or 1) <= _MOST_CHOICES:
+                raise ValueError("no such `n`")
             if asked.get("stream") and not isinstance(api, Embeddings):
                 return Reply([*api.events(asked, headers, script), api.done])
             return Reply([msgspec.json.encode(api.whole(asked, headers, script))])
