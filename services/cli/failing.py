@@ -24,7 +24,7 @@ def told(command: str) -> Generator[None]:
     """Errors of the block as an exit code and a line."""
     try:
         yield
-    except (ReplayError, FulguriteError, PluginError, ValueError) as error:
+    except (ReplayError, FulguriteError, PluginError, ValueError, ArithmeticError, RecursionError) as error:
         _say(command, error)
         raise typer.Exit(1) from error
     except (LogUnavailable, TopicLayoutError, OSError) as error:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -130,3 +131,15 @@ def test_nothing_that_a_terminal_obeys_is_printed(printer: Print, text: str) -> 
         printer(console(), text)
     assert written.getvalue()
     assert obeyed(written.getvalue()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(OverflowError("too large"), 1), (RecursionError("deep"), 1), (ValueError("fsum"), 1), (OSError("gone"), 2)]
+)
+def test_what_is_in_the_log_ends_a_command_with_a_line_and_no_traceback(
+    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended, failing.told("try"):
+        raise error
+    assert ended.value.exit_code == code
+    assert capsys.readouterr().err == f"try: {error}\n"
