@@ -14,6 +14,7 @@ from fulgurite.stitching import stitch
 from fulgurite.topics import MAX_MESSAGE_BYTES
 from services.dead_letters import actions_in, addressed, key_of, lost, lost_episode, unusable, words_of
 from services.kafka import KafkaSettings, Record
+from services.replay.letters import redrive
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
 RECORD = Record(partition=3, offset=17, timestamp=1_000, key=b"g", value=b"\x00?", event=None, error="UnknownSchema: no schema 7: none")
@@ -87,3 +88,13 @@ def test_the_actions_of_a_record_are_told_from_its_bytes() -> None:
     assert actions_in(codec, codec.encode(call)) == actions_in(codec, codec.encode(episode)) == (action_id(call.call_id, 0),)
     assert actions_in(codec, codec.encode(make_status())) == actions_in(codec, b"?") == ()
     assert actions_in(codec, codec.encode(make_call(mode=Mode.live))) == ()
+
+
+def test_a_letter_without_bytes_says_where_to_look_when_it_is_redriven() -> None:
+    kafka, codec = KafkaSettings.model_validate({"topic_prefix": "p."}), Codec()
+    full = unusable(msgspec.structs.replace(RECORD, value=codec.encode(make_call())), "p.llm.calls", "aggregator")
+    empty = msgspec.structs.replace(full, value=None)
+    put_back, stays = redrive(kafka, codec, [full, empty], dry_run=True)
+    assert (put_back.topic, put_back.why) == ("llm.calls", None)
+    assert stays.topic is None
+    assert "without bytes" in (stays.why or "")
