@@ -14,16 +14,17 @@ export TORCH_BACKEND PYTHON
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  TORCH_BACKEND=cpu takes the slim torch from PyTorch's index; PYTHON=... names the interpreter (3.11 or 3.12)."
+	@echo "  In another shell: eval \"\$$($(BIN)/fulgurite env)\" sets the addresses and keys of the stack that \`make up\` runs."
+	@echo "  The first installation downloads 3.4 GB; TORCH_BACKEND=cpu takes 2 GB less, the slim torch from PyTorch's index; PYTHON=... names the interpreter (3.11 or 3.12)."
 	@echo "  KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL replace the local engines of demo and up."
 
 install: ## Make the two environments, .venv and .venv-serve. A second run installs nothing.
 	@bash requirements/install.sh
 
-demo: install ## A real agent learns to use a calculator: minutes, two CPU cores. ARGS="..." is passed on.
+demo: install ## A real agent learns to use a calculator: a quarter of an hour, two CPU cores. ARGS="..." is passed on.
 	@exec $(BIN)/python -m services.stack.demo $(ARGS)
 
-up: install ## Start the whole stack for your own agent; Ctrl-C stops it, its topics stay. ARGS="--brokers 3" ...
+up: install ## Start the whole stack for your own agent; Ctrl-C stops it, its topics stay. ARGS="--alias gpt-4o-mini" ...
 	@exec $(BIN)/fulgurite up $(ARGS)
 
 doctor: ## Say what this machine lacks, and what to do about it.
