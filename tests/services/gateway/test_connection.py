@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import pytest
 import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
@@ -205,3 +207,34 @@ def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one(monkeypatch: pyt
     assert raise_open_files() == 65_536
     limits["now"] = (1024, resource.RLIM_INFINITY)
     assert raise_open_files() == 65_536
+
+
+HEADS = (
+    GET + b"\r\n",
+    b"POST /v1 HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc",
+    b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    b"CONNECT x:1 HTTP/1.1\r\n\r\n",
+    b"GET /\xff%ff HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(HEADS), st.integers(0, 90), st.binary(max_size=6), st.integers(0, 6)), min_size=1, max_size=4))
+def test_no_bytes_upset_a_connection(changes: list[tuple[bytes, int, bytes, int]]) -> None:
+    """Whatever comes is answered or closed, without an exception, and the next connection is served."""
+    sent = b"".join(head[:at] + inserted + head[at + removed :] for head, at, inserted, removed in changes)
+
+    async def go() -> None:
+        upset: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: upset.append(context))
+        async with serving(echo) as connect:
+            reader, writer = await connect()
+            await write(writer, sent)
+            writer.write_eof()
+            await ended(reader)
+            reader, writer = await connect()
+            await write(writer, GET + b"\r\n")
+            assert await said(reader) == (200, b"0")
+        assert upset == []
+
+    asyncio.run(go())
