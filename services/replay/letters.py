@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from fulgurite.codec import Codec
 from fulgurite.errors import CodecError
@@ -58,12 +58,12 @@ def content(codec: Codec, letter: DeadLetter) -> Event | str:
         return f"{type(error).__name__}: {error}"
 
 
-def redrive(settings: KafkaSettings, codec: Codec, letters: Iterable[DeadLetter], *, dry_run: bool = False) -> list[Redriven]:
+def redrive(settings: KafkaSettings, codec: Codec, letters: Collection[DeadLetter], *, dry_run: bool = False) -> list[Redriven]:
     """Append the events of letters to the topics they came from. Bytes that still cannot be read stay where they are.
 
     Raises LogUnavailable.
     """
-    producer = None if dry_run else EventProducer(settings, codec, "fulgurite-dlq")
+    producer = None if dry_run or not letters else EventProducer(settings, codec, "fulgurite-dlq")
     try:
         return [_redrive(settings, codec, letter, producer) for letter in letters]
     finally:
