@@ -17,8 +17,12 @@ from fulgurite.events import AgentReward, AgentStatus, Declaration, Episode, Eve
 from fulgurite.kinds import StatusKind
 from fulgurite.stitching import Input, adds_nothing, is_input, stitch
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES
+from services import logs
 from services.claims import redeemed
+from services.dead_letters import words_of
 from services.replay.records import Raw, Source
+
+_log = logs.get()
 
 Key = tuple[str, int]
 """Rollout id and attempt."""
@@ -74,11 +78,15 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(episode for episode in found if episode is not None)
 
     def episode(self, key: Key, ids: Collection[str] | None = None) -> Episode | None:
-        """The episode of an attempt, of these inputs only if they are given; None if it has not ended."""
+        """The episode of an attempt, of these inputs only if they are given; None if it has not ended, or cannot be stitched."""
         chosen = [event for event_id, event in self.inputs.get(key, {}).items() if ids is None or event_id in ids]
         if self.declared is not None and (ids is None or self.declared.event_id in ids):
             chosen.append(self.declared)
-        return stitch(chosen)
+        try:
+            return stitch(chosen)
+        except Exception as error:  # noqa: BLE001 - the edge of one attempt: the live aggregator has buried it too
+            _log.warning("an attempt cannot be stitched", rollout_id=key[0], attempt=key[1], error=words_of(error))
+            return None
 
 
 def read_groups(

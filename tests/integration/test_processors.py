@@ -441,7 +441,7 @@ def test_reward_functions_are_called_and_their_failures_told(deployment: Deploym
         ("0", "style"): (0.5, None),
         ("1", "reward"): (None, "ValueError: no such thing"),
         ("2", "reward"): (None, "no value within 1 s"),
-        ("3", "reward"): (None, "'reward' is nan: expected a finite number"),
+        ("3", "reward"): (None, "rewards.py:fn gave nan (float) for 'reward': expected a number from -1000000 to 1000000"),
     }
     assert {row.group_id for row in rows(deployment) if isinstance(row, Trajectory | Tombstone)} == {declared.group_id}
     assert sum(isinstance(row, Tombstone) and row.reason is FilterReason.reward_failed for row in rows(deployment)) == 3
