@@ -37,6 +37,7 @@ from services.gateway.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS, C
 from services.gateway.problems import Forbidden, InvalidRequest, NotFound, Unavailable
 from services.gateway.registry import GroupEntry
 from services.gateway.rest_models import AttemptIn, DeclareIn, RewardIn, StatusIn
+from services.gateway.settings import ANY_NAME
 
 Authorization = Annotated[str | None, Header()]
 IdempotencyKey = Annotated[str | None, Header(max_length=256)]
@@ -177,7 +178,7 @@ class RolloutDesk:
         caller = self._desk.doorkeeper.admit(authorization, now, REWARD_KEY)
         rollout, completion = _paid(body)
         ref = self._may(caller, self._genuine(request, rollout), REWARD, "`reward_key`")
-        await self._require_name(ref, body.name)
+        await self._require_name(caller, ref, body.name)
         if completion is not None:
             await self._require_given_out(completion, now)
         call_id = None if completion is None else completion.completion_id
@@ -224,18 +225,24 @@ class RolloutDesk:
         request.state.rollout_id = ref.rollout_id
         return ref
 
-    async def _require_name(self, ref: RolloutRef, name: str) -> None:
+    async def _require_name(self, caller: Caller, ref: RolloutRef, name: str) -> None:
         """Raises InvalidRequest for a reward's name that nobody declared: it would count, and be missed where it was meant to be."""
         try:
             entry = await self._desk.registry.get(ref.group_id)
         except Unavailable:
             return  # A reward without an idempotency key needs no store.
-        names = (entry.rewards if entry is not None else ()) or tuple(sorted(self._desk.settings.rewards()))
-        if names and name not in names:
-            declared = "its group was declared with" if entry is not None and entry.rewards else "FULGURITE_REWARD_NAMES has"
-            raise InvalidRequest(
-                f"Rollout {ref.rollout_id} has no reward {name!r}: {declared} {', '.join(names)}.", param="name", code="unknown_reward"
-            )
+        if entry is None and caller.claims is not None:
+            return  # A scoped key is of a declared group; which names that has is forgotten.
+        declared = entry.rewards if entry is not None else ()
+        names = declared or self._desk.settings.rewards()
+        if name in names or ANY_NAME in names:
+            return
+        remedy = "" if declared else ". Declare the name (`expected_rewards`), or add it to FULGURITE_REWARD_NAMES"
+        raise InvalidRequest(
+            f"Rollout {ref.rollout_id} has no reward {name!r}. Its rewards are: {', '.join(names)}{remedy}.",
+            param="name",
+            code="unknown_reward",
+        )
 
     async def _require_given_out(self, completion: CompletionRef, now: int) -> None:
         """Raises NotFound for a completion id that no gateway of this deployment gave out.

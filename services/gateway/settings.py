@@ -87,6 +87,10 @@ class TrainSampling(BaseModel):
     min_p: float = Field(default=0.0, ge=0, le=1)
 
 
+ANY_NAME = "*"
+"""In FULGURITE_REWARD_NAMES: rewards may have any name."""
+
+
 class GatewaySettings(ClaimSettings, BaseSettings):
     """Every setting of the gateway."""
 
@@ -121,8 +125,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     default_sampling: SamplingDefaults = SamplingDefaults()
     logprobs_mode: LogprobsMode = LogprobsMode.processed
 
-    reward_names: str = ""
-    """Names, comma-separated, that rewards may have where no declaration names any: of live traffic, mostly. None: any name."""
+    reward_names: str = Field("reward", min_length=1)
+    """Names, comma-separated, that rewards may have where no declaration names any: of live traffic, mostly. `*`: any name."""
     infer_conversations: bool = True
     """Recognise the conversation that a call with a plain key and no name continues."""
     conversation_ttl_s: int = Field(3600, ge=1)
@@ -223,9 +227,9 @@ class GatewaySettings(ClaimSettings, BaseSettings):
         """The policies that are LoRA adapters."""
         return _names(self.lora_policies)
 
-    def rewards(self) -> frozenset[str]:
+    def rewards(self) -> tuple[str, ...]:
         """The names of rewards that no declaration names."""
-        return _names(self.reward_names)
+        return tuple(sorted(_names(self.reward_names)))
 
     def continued(self) -> frozenset[str]:
         """The aliases whose chats go on from tokens."""

@@ -120,7 +120,7 @@ async def test_a_reward_takes_whatever_id_the_agent_saw(gateway: Gateway, stub: 
     rollout = group["rollouts"][0]
     status, reply = await gateway.json(path, BODIES[path], rollout["api_key"])
     assert status == 200
-    status, paid = await gateway.json("/v1/rewards", {"completion_id": reply["id"], "name": "r", "value": 1.0}, rollout["reward_key"])
+    status, paid = await gateway.json("/v1/rewards", {"completion_id": reply["id"], "name": "reward", "value": 1.0}, rollout["reward_key"])
     assert status == 201, paid
     [reward] = await gateway.rewards(group["group_id"])
     assert reward.call_id == (await gateway.call(rollout["rollout_id"])).call_id

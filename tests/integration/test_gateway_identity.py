@@ -255,7 +255,7 @@ async def test_every_reply_names_its_rollout_when_it_is_known(gateways: tuple[Ga
     mine, other = (await gateway.declare(n=2))["rollouts"]
     rollout, key = mine["rollout_id"], mine["api_key"]
     body: dict[str, Any] = {"model": "policy", "messages": []}
-    reward = {"rollout_id": rollout, "name": "x", "value": 1}
+    reward = {"rollout_id": rollout, "name": "reward", "value": 1}
     status = f"/v1/rollouts/{rollout}/status"
     stub.reset(status=500)
     cases: list[tuple[int, str, Any, str]] = [
@@ -295,7 +295,7 @@ async def test_keys_that_are_no_longer_good_or_of_another_are_refused_everywhere
     foreign = KeyRing.parse(SIGNING.replace("0123", "3210")).mint(claims)
     asked = {"model": "policy", "messages": [{"role": "user", "content": "hi"}], "input": "hi", "prompt": "hi", "max_tokens": 5}
     paths = [prefix + dialect.path for dialect in DIALECTS for prefix in ("", f"/rollouts/{rollout}", "/agents/a")]
-    rest = [("/v1/rewards", {"rollout_id": rollout, "name": "x", "value": 1}), (f"/v1/rollouts/{rollout}/status", {"kind": "started"})]
+    rest = [("/v1/rewards", {"rollout_id": rollout, "name": "reward", "value": 1}), (f"/v1/rollouts/{rollout}/status", {"kind": "started"})]
     for path, body in [*((path, asked) for path in paths), *rest]:
         for key, named in ((late, rollout), (retired, None), (foreign, None)):
             async with gateway.post(path, body, key) as response:

@@ -122,7 +122,7 @@ async def test_status_by_the_agent_and_by_its_runner(gateway: Gateway) -> None:
 
 async def test_a_reward_of_a_rollout_and_of_a_completion(gateway: Gateway, stub: Stub) -> None:
     stub.reset()
-    group = await gateway.declare(n=1)
+    group = await gateway.declare(n=1, expected_rewards=["exact"], reward_weights={"thumb": 0.5})
     rollout = group["rollouts"][0]
     _, reply = await gateway.json("/v1/chat/completions", {"model": "policy", "messages": []}, rollout["api_key"])
     body = {"rollout_id": rollout["rollout_id"], "name": "exact", "value": 0.5, "metadata": {"why": "so"}}
@@ -164,7 +164,7 @@ async def test_an_agent_cannot_pay_itself_nor_one_evaluator_anothers_rollout(gat
 async def test_a_reward_is_a_number_that_can_be_trained_on(gateway: Gateway, value: bytes, param: str | None) -> None:
     """What JSON does not have makes the whole body none."""
     rollout = (await gateway.declare(n=1))["rollouts"][0]
-    body = b'{"rollout_id": "' + rollout["rollout_id"].encode() + b'", "name": "x", "value": ' + value + b"}"
+    body = b'{"rollout_id": "' + rollout["rollout_id"].encode() + b'", "name": "reward", "value": ' + value + b"}"
     status, reply = await gateway.json(REWARDS, body, ADMIN)
     assert (status, reply["error"]["param"]) == (400, param)
 
@@ -173,8 +173,8 @@ async def test_one_idempotency_key_takes_the_same_reward_in_any_writing(gateway:
     rollout = (await gateway.declare(n=1))["rollouts"][0]
     named = b'"rollout_id": "' + rollout["rollout_id"].encode() + b'"'
     bodies = [
-        b"{" + named + b', "name": "x", "value": 1, "metadata": {"a": 1, "b": [2.0]}}',
-        b'{"value":1.0,"metadata":{"b":[2],"a":1.0},"name":"x",' + named + b"}",
+        b"{" + named + b', "name": "reward", "value": 1, "metadata": {"a": 1, "b": [2.0]}}',
+        b'{"value":1.0,"metadata":{"b":[2],"a":1.0},"name":"reward",' + named + b"}",
     ]
     replies = [await gateway.json(REWARDS, body, ADMIN, idempotency_key="k") for body in bodies]
     assert replies[0] == replies[1]
@@ -233,7 +233,7 @@ async def test_a_long_message_is_kept_in_part(gateway: Gateway) -> None:
 
 async def test_metadata_of_a_reward_is_bounded(gateway: Gateway) -> None:
     rollout = (await gateway.declare(n=1))["rollouts"][0]
-    body = {"rollout_id": rollout["rollout_id"], "name": "x", "value": 1, "metadata": {"a": "x" * 20_000}}
+    body = {"rollout_id": rollout["rollout_id"], "name": "reward", "value": 1, "metadata": {"a": "x" * 20_000}}
     status, reply = await gateway.json(REWARDS, body, ADMIN)
     assert (status, reply["error"]["param"]) == (400, "metadata")
 
@@ -251,12 +251,12 @@ async def test_statuses_of_a_key_have_a_rate(gateway: Gateway) -> None:
 async def test_rewards_for_nobody(gateway: Gateway) -> None:
     forged = rollout_of(mint_group(1, b"0123456789"), 0, b"another secret")
     for body, status in (
-        ({"rollout_id": forged, "name": "x", "value": 1}, 404),
-        ({"rollout_id": "nonsense", "name": "x", "value": 1}, 404),
-        ({"completion_id": "chatcmpl-nonsense", "name": "x", "value": 1}, 404),
-        ({"name": "x", "value": 1}, 400),
-        ({"rollout_id": forged, "completion_id": "y", "name": "x", "value": 1}, 400),
-        ({"rollout_id": forged, "choice": 1, "name": "x", "value": 1}, 400),
+        ({"rollout_id": forged, "name": "reward", "value": 1}, 404),
+        ({"rollout_id": "nonsense", "name": "reward", "value": 1}, 404),
+        ({"completion_id": "chatcmpl-nonsense", "name": "reward", "value": 1}, 404),
+        ({"name": "reward", "value": 1}, 400),
+        ({"rollout_id": forged, "completion_id": "y", "name": "reward", "value": 1}, 400),
+        ({"rollout_id": forged, "choice": 1, "name": "reward", "value": 1}, 400),
         ({"rollout_id": forged, "name": "", "value": 1}, 400),
     ):
         answer, reply = await gateway.json(REWARDS, body, ADMIN)
@@ -297,6 +297,17 @@ async def test_a_misspelt_name_is_refused_with_those_that_were_declared(gateway:
         assert (await gateway.json(REWARDS, body, rollout["reward_key"]))[0] == 201
 
 
+async def test_a_misspelt_name_is_refused_where_none_was_declared(gateway: Gateway, stub: Stub) -> None:
+    stub.reset()
+    _, reply = await gateway.json("/v1/chat/completions", {"model": "policy", "messages": []}, PLAIN)
+    grant = (await gateway.declare(n=1))["rollouts"][0]
+    for paid, key in (({"completion_id": reply["id"]}, ADMIN), ({"rollout_id": grant["rollout_id"]}, grant["reward_key"])):
+        status, told = await gateway.json(REWARDS, {**paid, "name": "rewrad", "value": 1}, key)
+        assert (status, told["error"]["code"], told["error"]["param"]) == (400, "unknown_reward", "name")
+        assert "Its rewards are: reward." in told["error"]["message"]
+        assert (await gateway.json(REWARDS, {**paid, "name": "reward", "value": 1}, key))[0] == 201
+
+
 async def test_a_reward_without_a_name_is_called_reward(gateway: Gateway) -> None:
     group = await gateway.declare(n=1)
     rollout = group["rollouts"][0]
@@ -316,7 +327,7 @@ async def test_how_a_number_is_written_makes_no_other_payload(gateway: Gateway) 
 async def test_the_same_idempotency_key_with_the_same_and_with_another_payload(gateway: Gateway) -> None:
     group = await gateway.declare(n=1)
     rollout = group["rollouts"][0]
-    body = {"rollout_id": rollout["rollout_id"], "name": "x", "value": 1}
+    body = {"rollout_id": rollout["rollout_id"], "name": "reward", "value": 1}
     first = await gateway.json(REWARDS, body, rollout["reward_key"], idempotency_key="k")
     again = await gateway.json(REWARDS, body, rollout["reward_key"], idempotency_key="k")
     assert first == again
