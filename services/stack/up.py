@@ -40,7 +40,7 @@ def up(
     policy: Annotated[str, typer.Option(help="Name of the policy, which agents ask for as their model.")] = "policy",
     alias: Annotated[
         list[str] | None,
-        typer.Option(help="Another model name that agents may ask for; `name=policy` for another policy. May be given several times."),
+        typer.Option(metavar="NAME[=POLICY]", help="Another model name that agents may ask for; may be given several times."),
     ] = None,
 ) -> None:
     """Start the whole stack on this machine and keep it running until Ctrl-C: `fulgurite up --alias gpt-4o-mini`.
