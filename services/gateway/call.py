@@ -22,6 +22,8 @@ from services.gateway.wire import Header
 
 _REDACTED = "[redacted]"
 _TAIL = 16
+_DEEPEST_ESCAPE = 8
+"""Backslashes of an escape, of JSON put into JSON three times. Without a bound a long row of them would be looked through from each."""
 
 REFUSED_CHARACTERS = 8192
 """Below the least FULGURITE_CLAIM_CHECK_BYTES: a refused call is never left in the claims store."""
@@ -205,7 +207,7 @@ def hide(text: str, secret: str) -> str:
 def _spelled(secret: str) -> re.Pattern[str]:
     """The key, each of its characters as it is or escaped, as often as JSON was put into JSON."""
     hexadecimal = {character: f"(?i:{ord(character):04x})" for character in secret}
-    return re.compile("".join(rf"(?:{re.escape(character)}|\\\\*u{hexadecimal[character]})" for character in secret))
+    return re.compile("".join(rf"(?:{re.escape(character)}|\\{{1,{_DEEPEST_ESCAPE}}}u{hexadecimal[character]})" for character in secret))
 
 
 def _without_key(choice: Choice, secret: str) -> Choice:

@@ -14,6 +14,7 @@ import pytest_asyncio
 from fulgurite.failures import FailureKind
 from fulgurite.kinds import CallOutcome, Identity
 from fulgurite.tokens import pack_ids
+from services.gateway.call import hide
 from services.gateway.vllm_client import UpstreamReply
 from tests.services.gateway.answering import JSON, KEY, SSE, Answer, Gateway, running
 
@@ -573,3 +574,9 @@ async def test_a_version_that_is_no_text_is_none(gateway: Gateway, monkeypatch: 
 
     upstream = UpstreamReply(Response(), "odd", 1)  # pyright: ignore[reportArgumentType]
     assert [upstream.header(name) for name in ("x-fulgurite-version", "retry-after", "good", "none")] == [None, None, "policy@1.2", None]
+
+
+def test_a_long_row_of_backslashes_is_looked_through_once() -> None:
+    # From each of them to the end it would be 10^11 steps: this would not end.
+    text = "\\u00e9" + "\\" * 500_000
+    assert hide(text, KEY) == text
