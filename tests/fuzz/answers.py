@@ -45,16 +45,20 @@ _BYTES = [
     b"data: ",
     b"event: error\n",
 ]
-_BYTES += [
-    b": fulgurite-tokens 0 - AQAAAA== AAAAvw==\n\n",
-    b": fulgurite-tokens 1 x y z\n\n",
-    b": fulgurite-version \xff\n\n",
-    DEEP.encode(),
-]
+_BYTES.extend(
+    [
+        b": fulgurite-tokens 0 - AQAAAA== AAAAvw==\n\n",
+        b": fulgurite-tokens 1 x y z\n\n",
+        b": fulgurite-version \xff\n\n",
+        DEEP.encode(),
+    ]
+)
 _ODD: list[Any] = [None, True, 0, -1, 1.5, 2**31, 2**40, 2**70, 10**400, float("nan"), float("-inf"), "", "a", "\ud83c", "\udf0d", "0"]
-_ODD += [[], [None], {}, {"a": []}, [[1]], ["a"], [2**40], [1.5], [-5], "[DONE]", {"message": "\ud83c"}, DEEP]
+_ODD.extend([[], [None], {}, {"a": []}, [[1]], ["a"], [2**40], [1.5], [-5], "[DONE]", {"message": "\ud83c"}, DEEP])
 _NAMES = ["index", "token_ids", "logprobs", "tool_calls", "usage", "error", "finish_reason", "stop_reason", "delta", "message", "choices"]
-_NAMES += ["prompt_token_ids", "content", "output", "output_index", "type", "id", "model", "role", "fulgurite_tokens", "response", "status"]
+_NAMES.extend(
+    ["prompt_token_ids", "content", "output", "output_index", "type", "id", "model", "role", "fulgurite_tokens", "response", "status"]
+)
 
 
 def _change_bytes(random: Random, data: bytes) -> bytes:

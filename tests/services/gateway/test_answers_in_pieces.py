@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import Coroutine, Generator
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -43,9 +43,9 @@ class Loop:
 
 
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Loop]:
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Loop]:
     made = Loop(tmp_path_factory.mktemp("gateway"))
-    yield made  # pyright: ignore[reportReturnType]
+    yield made
     made.close()
 
 

@@ -186,10 +186,16 @@ def _message(random: Random) -> Valid:
     said: list[dict[str, Any]] = [{"type": "message_start", "message": {**head, "content": [], "usage": {"input_tokens": 3}}}]
     for number, block in enumerate(blocks):
         index = 0 if same else number
+        opening: dict[str, Any]
         if block["type"] == "text":
             opening, kind, field, text = {"type": "text", "text": ""}, "text_delta", "text", block["text"]
         else:
-            opening, kind, field, text = {**block, "input": {}}, "input_json_delta", "partial_json", json.dumps(block["input"])
+            opening, kind, field, text = (
+                {**block, "input": dict[str, Any]()},
+                "input_json_delta",
+                "partial_json",
+                json.dumps(block["input"]),
+            )
         said.append({"type": "content_block_start", "index": index, "content_block": opening})
         deltas = [{"type": kind, field: piece} for piece in _cut(random, text, halves=writer.escapes)]
         said += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
@@ -211,9 +217,10 @@ def _response(random: Random) -> Valid:
     head: dict[str, Any] = {"id": "r1", "object": "response", "model": "m"}
     said: list[dict[str, Any]] = [{"type": "response.created", "response": {**head, "status": "in_progress", "output": []}}]
     for number, item in enumerate(items):
+        opening: dict[str, Any]
         at: dict[str, Any] = {"output_index": 0 if same else number}
         if item["type"] == "message":
-            opening, kind, text = {**item, "content": []}, "response.output_text", item["content"][0]["text"]
+            opening, kind, text = {**item, "content": list[Any]()}, "response.output_text", item["content"][0]["text"]
         else:
             opening, kind, text = {**item, "arguments": ""}, "response.function_call_arguments", item["arguments"]
         said.append({"type": "response.output_item.added", **at, "item": opening})
