@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pytest
@@ -157,7 +157,7 @@ async def test_other_runs_and_what_cannot_be_read_are_passed_by(bench: Bench) ->
 
 async def test_an_episode_that_cannot_be_read_is_buried(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     class Unreadable(EpisodeView):
-        @property
+        @cached_property
         def messages(self) -> list[dict[str, Any]]:
             if self.record.group_id == group_id(0):
                 raise TypeError("no conversation")
