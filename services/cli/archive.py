@@ -20,7 +20,9 @@ from services.terminal import make_console, plain
 
 def archive(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Made if it is not there; goes on where the last run ended.")],
-    topic: Annotated[list[str] | None, typer.Option(help="Only this topic, without the prefix; may be repeated. Default: all.")] = None,
+    topic: Annotated[
+        list[str] | None, typer.Option(metavar="TOPIC", help="Only this topic, without the prefix; may be repeated. Default: all.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Add what the topics hold to an archive: Parquet, partitioned by topic and day, to the byte. Needs the extra `archive`.

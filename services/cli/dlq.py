@@ -23,13 +23,13 @@ from services.terminal import make_console, plain
 app = typer.Typer(no_args_is_help=True, help="Dead letters: events that a service could not process, why, and putting them back.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
-Stage = Annotated[str | None, typer.Option(help="Only letters of this service or step.")]
+Stage = Annotated[str | None, typer.Option(metavar="STAGE", help="Only letters of this service or step.")]
 
 
 @app.command("list")
 def list_letters(
     stage: Stage = None,
-    since: Annotated[str | None, typer.Option(help="Only letters since: 90s, 30m, 24h, 7d, or ISO.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only letters since: 90s, 30m, 24h, 7d, or ISO.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List dead letters: when, which service gave up on what, why, and how many training actions are lost with it."""

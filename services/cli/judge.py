@@ -12,9 +12,9 @@ from services.cli.serving import serve
 
 def judge(
     model: Annotated[str, typer.Option(metavar="ALIAS", help="The model that is asked, one of those that GET /v1/models lists.")],
-    name: Annotated[str, typer.Option(help="Name of the reward.")] = "judge",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the reward.")] = "judge",
     rubric: Annotated[Path | None, typer.Option(help="A file of standards to judge by, added to the default ones.")] = None,
-    run_id: Annotated[str | None, typer.Option(help="Judge only the groups of this run.")] = None,
+    run_id: Annotated[str | None, typer.Option(metavar="RUN", help="Judge only the groups of this run.")] = None,
 ) -> None:
     """Have a model rank the trajectories of every declared group until stopped; several of one name share the work.
 

@@ -122,8 +122,8 @@ def list_topics() -> None:
 routes = typer.Typer(no_args_is_help=True, help="Which versions serve an alias: canary, promotion, rollback.")
 app.add_typer(routes, name="routes")
 
-Alias = Annotated[str, typer.Argument(help="The model name that agents ask for.")]
-Reason = Annotated[str, typer.Option(help="For people: why.")]
+Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The model name that agents ask for.")]
+Reason = Annotated[str, typer.Option(metavar="TEXT", help="For people: why.")]
 
 
 @routes.callback()

@@ -42,7 +42,7 @@ def replay(
         list[str] | None,
         typer.Option(metavar="[NAME=]FILE.py:FN|builtin:NAME", help="Judge with it, not as the log says; with names, may be repeated."),
     ] = None,
-    name: Annotated[str, typer.Option(help="Name of the reward of a function that is given without.")] = REWARD_NAME,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the reward of a function that is given without.")] = REWARD_NAME,
     rejudge: Annotated[bool, typer.Option("--rejudge", help="Call the function even where it has judged the same episode before.")] = False,
     credit: Annotated[str | None, typer.Option(metavar="RULE", help="Spread rewards over actions by this rule.")] = None,
     weight: Annotated[list[str] | None, typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated.")] = None,

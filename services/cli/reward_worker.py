@@ -11,8 +11,8 @@ from services.cli.serving import serve
 
 def reward_worker(
     reward: Annotated[str, typer.Option(metavar="FILE.py:FN|builtin:NAME", help="The function, called with every episode.")],
-    name: Annotated[str, typer.Option(help="Name of the reward, where the function gives a plain number.")] = "reward",
-    run_id: Annotated[str | None, typer.Option(help="Judge only the episodes of this run.")] = None,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the reward, where the function gives a plain number.")] = "reward",
+    run_id: Annotated[str | None, typer.Option(metavar="RUN", help="Judge only the episodes of this run.")] = None,
 ) -> None:
     """Judge every finished episode with a reward function until stopped; several of one name share the work.
 

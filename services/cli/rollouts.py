@@ -38,15 +38,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 @app.command("list")
 def list_rollouts(
-    since: Annotated[str, typer.Option(help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.")] = "24h",
+    since: Annotated[str, typer.Option(metavar="TIME", help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.")] = "24h",
     mode: Annotated[Mode | None, typer.Option(help="Only rollouts of this mode.")] = None,
     reward_below: Annotated[float | None, typer.Option(help="Only rollouts with a reward below this.")] = None,
     reward_above: Annotated[float | None, typer.Option(help="Only rollouts with a reward above this.")] = None,
     failure: Annotated[FailureKind | None, typer.Option(metavar="KIND", help="Only rollouts with this failure: docs/failures.md.")] = None,
-    version: Annotated[str | None, typer.Option(help="Only rollouts that this version answered, policy@epoch.step.")] = None,
+    version: Annotated[
+        str | None, typer.Option(metavar="POLICY@VERSION", help="Only rollouts that this version answered, policy@epoch.step.")
+    ] = None,
     run: Annotated[str | None, typer.Option(metavar="RUN", help="Only rollouts of this run.")] = None,
     group: Annotated[str | None, typer.Option(metavar="GROUP", help="Only rollouts of this group, or of this rollout's.")] = None,
-    text: Annotated[str | None, typer.Option(help="Only rollouts whose task, messages or answers hold this text.")] = None,
+    text: Annotated[str | None, typer.Option(metavar="TEXT", help="Only rollouts whose task, messages or answers hold this text.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
     as_json: AsJson = False,
 ) -> None:

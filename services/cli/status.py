@@ -92,8 +92,12 @@ class Status(msgspec.Struct, frozen=True):
 
 
 def status(
-    gateway: Annotated[str, typer.Option(envvar="FULGURITE_GATEWAY_URL", help="The gateway's address.")] = "http://127.0.0.1:8080",
-    vllm: Annotated[str | None, typer.Option(envvar="VLLM_BASE_URL", help="vLLM's address, or several; asked only if given.")] = None,
+    gateway: Annotated[
+        str, typer.Option(metavar="URL", envvar="FULGURITE_GATEWAY_URL", help="The gateway's address.")
+    ] = "http://127.0.0.1:8080",
+    vllm: Annotated[
+        str | None, typer.Option(metavar="URL", envvar="VLLM_BASE_URL", help="vLLM's address, or several; asked only if given.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Show what answers, which services are at work, what is served, what became of actions, lags, and how much each topic holds.

@@ -20,9 +20,9 @@ from services.replay.errors import BadArgument
 
 
 def train(
-    topic: Annotated[str, typer.Option(help="Topic of trajectories, without the prefix.")] = TRAJECTORIES.name,
-    policy: Annotated[str | None, typer.Option(help="The policy to train (FULGURITE_POLICY).")] = None,
-    rows_of: Annotated[str | None, typer.Option(help="Learn from the rows of this policy: on a replayed topic.")] = None,
+    topic: Annotated[str, typer.Option(metavar="TOPIC", help="Topic of trajectories, without the prefix.")] = TRAJECTORIES.name,
+    policy: Annotated[str | None, typer.Option(metavar="POLICY", help="The policy to train (FULGURITE_POLICY).")] = None,
+    rows_of: Annotated[str | None, typer.Option(metavar="POLICY", help="Learn from the rows of this policy: on a replayed topic.")] = None,
     model: Annotated[Path | None, typer.Option(help="Hugging Face folder to start from (FULGURITE_MODEL).")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Checkpoints and artifacts (FULGURITE_DATA_DIR).")] = None,
 ) -> None:

@@ -35,8 +35,10 @@ def try_reward(
         list[str] | None, typer.Option(metavar="[NAME=]FILE.py:FN|builtin:NAME", help="The same, as other commands take it.")
     ] = None,
     weight: Annotated[list[str] | None, typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated.")] = None,
-    since: Annotated[str | None, typer.Option(help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.")] = "24h",
-    name: Annotated[str, typer.Option(help="Name of the reward of a function that is given without.")] = REWARD_NAME,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.")
+    ] = "24h",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the reward of a function that is given without.")] = REWARD_NAME,
     flips: Annotated[int, typer.Option(min=0, help="How many of the rollouts that change places are named.")] = 10,
     archive: Annotated[Path | None, typer.Option(metavar="DIR", help="Read this archive first, then the log beyond it.")] = None,
     archive_only: Annotated[bool, typer.Option("--archive-only", help="Read the archive and no log.")] = False,

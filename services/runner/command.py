@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 def run(
-    command: Annotated[list[str], typer.Argument(help="The agent's command, after `--`.", show_default=False)],
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="The agent's command, after `--`.", show_default=False)],
     tasks: Annotated[Path, typer.Option(help="Tasks, one JSON object a line; the field `reference` never reaches the agent.")],
     reward: Annotated[
         list[str] | None,
@@ -48,13 +48,16 @@ def run(
         ),
     ] = None,
     weight: Annotated[
-        list[str] | None, typer.Option(help="NAME=NUMBER: a reward's weight in the sum, 1 if not given; 0 only records it. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=NUMBER", help="NAME=NUMBER: a reward's weight in the sum, 1 if not given; 0 only records it. Repeatable."
+        ),
     ] = None,
     rubric: Annotated[Path | None, typer.Option(help="A file of standards that a `judge:` has on top of its own.")] = None,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Rollouts of each task: the group that is compared.")] = 6,
     concurrency: Annotated[int, typer.Option(min=1, help="Agent processes at once.")] = 16,
     mode: Annotated[Mode, typer.Option(help="`train`, or `val` for held-out tasks: rewarded, never trained.")] = Mode.train,
-    model: Annotated[str, typer.Option(help="Model name that the agents ask for.")] = "policy",
+    model: Annotated[str, typer.Option(metavar="ALIAS", help="Model name that the agents ask for.")] = "policy",
     deadline: Annotated[float, typer.Option(min=1, help="Seconds for a group, retries included; then its processes are killed.")] = 300.0,
     max_attempts: Annotated[int, typer.Option(min=1, help="Tries at a rollout; only what the model did not cause is tried again.")] = 3,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the tasks; without it 1, or as many as the updates take.")] = None,
@@ -63,12 +66,18 @@ def run(
         int | None, typer.Option(min=1, help=f"Groups that may wait for the learner; {DEFAULT_MAX_AHEAD} in training. At least its batch.")
     ] = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Stop after so many new versions.")] = None,
-    until_version: Annotated[str | None, typer.Option(help="Stop when this version is served, for example policy@1.20.")] = None,
+    until_version: Annotated[
+        str | None, typer.Option(metavar="POLICY@VERSION", help="Stop when this version is served, for example policy@1.20.")
+    ] = None,
     give_up_after: Annotated[
         int, typer.Option(min=0, help="Stop after so many groups in a row without anything to learn, or to measure; 0: never.")
     ] = DEFAULT_GIVE_UP_AFTER,
-    preload: Annotated[list[str] | None, typer.Option(help="Module to import once; agents are forked with it. Repeatable.")] = None,
-    env: Annotated[list[str] | None, typer.Option(help="Environment variable that agents inherit too. Repeatable.")] = None,
+    preload: Annotated[
+        list[str] | None, typer.Option(metavar="MODULE", help="Module to import once; agents are forked with it. Repeatable.")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="VARIABLE", help="Environment variable that agents inherit too. Repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of tasks from the second pass on.")] = 0,
     results: Annotated[Path | None, typer.Option(help="Write the summary with every rollout to this JSON file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,

@@ -37,7 +37,7 @@ def up(
     brokers: Annotated[int, typer.Option(min=1, max=5, help="Kafka brokers; 3 give replication.")] = 1,
     port: Annotated[int, typer.Option(min=1, max=65535, help="The gateway's port on 127.0.0.1.")] = DEFAULT_PORT,
     model: Annotated[Path | None, typer.Option(help="Hugging Face folder of the model; without it SmolLM2-135M.")] = None,
-    policy: Annotated[str, typer.Option(help="Name of the policy, which agents ask for as their model.")] = "policy",
+    policy: Annotated[str, typer.Option(metavar="POLICY", help="Name of the policy, which agents ask for as their model.")] = "policy",
     alias: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME[=POLICY]", help="Another model name that agents may ask for; may be given several times."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -27,6 +28,8 @@ def test_every_command_explains_itself(name: str) -> None:
     assert done.exit_code == 0, done.output
     assert f"fulgurite {name}" in done.output.replace("root", "fulgurite")
     assert len(load(name).help or "") > 60
+    untold = [line for line in done.output.splitlines() if re.search(r"--\w", line) and ("<str>" in line or "<list[str]>" in line)]
+    assert not untold, "an option whose value is named by its Python type"
 
 
 def test_an_unknown_command_is_refused() -> None:
