@@ -43,20 +43,19 @@ def estimate(groups: Sequence[Sequence[float]]) -> Estimate | None:
     alike = max(means) == min(means)
     if binary and (alike or all(len(group) <= 1 for group in groups)):
         low, high = _wilson(mean, len(means))
-    elif alike:
-        low = high = None
     else:
-        low, high = _student_interval(mean, means)
-        if binary:
+        low, high = (None, None) if alike else _student_interval(mean, means)
+        if binary and low is not None and high is not None:
             low, high = max(0.0, low), min(1.0, high)
     return Estimate(mean, low, high, len(values))
 
 
-def _student_interval(mean: float, means: Sequence[float]) -> tuple[float, float]:
+def _student_interval(mean: float, means: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """None where the means differ by less than a float can tell of their mean."""
     centre = sum(means) / len(means)
     error = math.sqrt(sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means))
     half = _student(len(means) - 1) * error
-    return mean - half, mean + half
+    return (mean - half, mean + half) if mean - half < mean + half else (None, None)
 
 
 def _student(degrees: int) -> float:

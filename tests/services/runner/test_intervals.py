@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.runner.intervals import estimate
@@ -62,6 +64,8 @@ def test_values_that_cannot_tell_have_no_interval(groups: list[list[float]]) -> 
 
 
 @given(st.lists(st.lists(values, min_size=1, max_size=4), min_size=1, max_size=40))
+@example([[1e-187], [2e-187]])
+@example([[0.1]] * 39 + [[math.nextafter(0.1, 1)]])
 def test_no_interval_is_a_point(groups: list[list[float]]) -> None:
     found = estimate(groups)
     assert found is not None
