@@ -31,7 +31,7 @@ doctor: ## Say what this machine lacks, and what to do about it.
 	@if [[ -x $(BIN)/fulgurite ]]; then $(BIN)/fulgurite doctor $(ARGS); else python3 services/cli/doctor.py $(ARGS); fi
 
 test: install ## Every test: core (100% of branches), contract, services and integration against real engines.
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --durations=20 $(ARGS)
 
 test-chaos: install ## 20,000 calls on three brokers while everything is killed, again and again: minutes. tests/chaos/README.md
 	@FULGURITE_CHAOS_CALLS=$${FULGURITE_CHAOS_CALLS:-20000} FULGURITE_CHAOS_BROKERS=$${FULGURITE_CHAOS_BROKERS:-3} \
