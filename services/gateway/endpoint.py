@@ -30,7 +30,7 @@ from services.gateway.identity import AGENT_HEADER, ROLLOUT_HEADER, SUBJECT_HEAD
 from services.gateway.keys import CALL
 from services.gateway.problems import ClientGone, ExpiredKey, Forbidden, GatewayError, NotFound, Unavailable, Unrecordable, UpstreamBroken
 from services.gateway.settings import Route
-from services.gateway.streams import StreamRelay
+from services.gateway.streams import StreamRelay, is_event_stream
 from services.gateway.vllm_client import VERSION_HEADER, VERSION_LAST_HEADER, UpstreamReply
 
 log = logs.get(__name__)
@@ -209,14 +209,21 @@ class Endpoint:
             raise UpstreamBroken(f"The model server {backend!r} answered with an error: {capture.error}")
         raise UpstreamBroken(f"The answer of the model server {backend!r} is no answer of {self._dialect.path}.")
 
-    async def _refuse_whole(self, call: Call, upstream: UpstreamReply) -> None:
-        """Raise UpstreamBroken for an answer that is no stream, although one was asked for. What it says is recorded."""
+    async def _refuse_whole(self, call: Call, upstream: UpstreamReply) -> bytes:
+        """Raise UpstreamBroken for an answer that is no stream, although one was asked for. What it says is recorded.
+
+        Returns what was read of a stream to find out: all of one whose `Content-Type` is another's.
+        """
         kind = (upstream.header("content-type") or "").partition(";")[0].strip().lower()
-        if kind in _NO_STREAMS:
-            self._take(call, await upstream.read())
-            raise UpstreamBroken(
-                f"The model server {call.route.backend!r} was asked for a stream and sent a whole answer. Ask it without `stream`."
-            )
+        if kind not in _NO_STREAMS:
+            return b""
+        raw = await upstream.read()
+        if is_event_stream(raw):
+            return raw
+        self._take(call, raw)
+        raise UpstreamBroken(
+            f"The model server {call.route.backend!r} was asked for a stream and sent a whole answer. Ask it without `stream`."
+        )
 
     def _event_stream(self, call: Call, send: Send) -> EventStream:
         silence_s = call.draft.keep_alive_s
@@ -233,9 +240,9 @@ class Endpoint:
                 with _Reading(call):
                     async with self._open(call) as upstream:
                         capture.version_first = upstream.header(VERSION_HEADER)
-                        await self._refuse_whole(call, upstream)
+                        read = await self._refuse_whole(call, upstream)
                         await stream.start()
-                        await self._relay(call, upstream, relay, stream)
+                        await self._relay(call, upstream, relay, stream, read)
                         call.answered()
             if capture.error is not None or not capture.finished():
                 raise UpstreamBroken(capture.error or f"The stream of the model server {call.route.backend!r} ended before its answer did.")
@@ -256,14 +263,19 @@ class Endpoint:
             await stream.end(b"".join(relay.held) if withheld is None else self._dialect.error_event(withheld))
             self._desk.metrics.added_seconds.observe(call.added_s())
 
-    async def _relay(self, call: Call, upstream: UpstreamReply, relay: StreamRelay, stream: EventStream) -> None:
+    async def _relay(self, call: Call, upstream: UpstreamReply, relay: StreamRelay, stream: EventStream, read: bytes) -> None:
+        """Pass on what was `read` before, and what comes."""
+        if read:
+            await self._pass_on(call, relay.feed(read), stream)
         async for data in upstream.pieces():
-            if call.first_token_at is None:
-                call.first_token_at = now_ms()
-            passed = relay.feed(data)
-            if passed:
-                await stream.piece(passed)
+            await self._pass_on(call, relay.feed(data), stream)
         if passed := relay.close():
+            await stream.piece(passed)
+
+    async def _pass_on(self, call: Call, passed: bytes, stream: EventStream) -> None:
+        if call.first_token_at is None:
+            call.first_token_at = now_ms()
+        if passed:
             await stream.piece(passed)
 
     async def _record_answer(self, call: Call) -> GatewayError | None:

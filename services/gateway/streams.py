@@ -10,9 +10,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from services.gateway.capture import Capture, Json, Mark, error_text
+from services.gateway.json_body import BYTE_ORDER_MARK
 
 _DONE = b"[DONE]"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BEGINNINGS = (b"data:", b"event:", b"id:", b"retry:", b":")
+
+
+def is_event_stream(body: bytes) -> bool:
+    """Whether a body begins as a stream of events does, whatever it is said to be."""
+    return body.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(_BEGINNINGS)
 
 
 class StreamRelay:
@@ -159,7 +165,7 @@ def _parse(event: bytes, capture: Capture) -> _Event:
     name = b""
     data: list[bytes] = []
     others: list[bytes] = []
-    for line in event.removeprefix(_BYTE_ORDER_MARK).split(b"\n"):
+    for line in event.removeprefix(BYTE_ORDER_MARK).split(b"\n"):
         if line.startswith(b"data:"):
             data.append(line[5:].removeprefix(b" "))
         elif line.startswith(b"event:"):

@@ -189,6 +189,12 @@ async def test_a_whole_answer_to_a_request_for_a_stream_is_refused_in_words_and_
     failed(await streamed(gateway, b"<html><h1>Sign in</h1>", kind="text/html"), "Sign in")
 
 
+async def test_a_stream_that_is_labelled_as_json_is_a_stream(gateway: Gateway) -> None:
+    answer = await streamed(gateway, b"\xef\xbb\xbf", FIRST, chunk({"content": "hello"}), LAST, DONE, kind=JSON)
+    ended_well(answer)
+    assert (text_of(answer), answer.message["content"], answer.events[-1]) == ("hello", "hello", "[DONE]")
+
+
 # --- Characters ----------------------------------------------------------------------------------------------------------------------
 
 
