@@ -47,8 +47,8 @@ REWARD_GRACE_S = 60.0
 _TICK_S = 0.05
 _WATCH_S = 1.0
 _WARN_EVERY_S = 15.0
-_STALLED_S = 30.0
-"""After the start: a reward worker takes some seconds until it reads."""
+_STALLED_S = 60.0
+"""After the start: on a busy machine a reward worker's processes take 20 to 40 s until they have loaded their function."""
 _LEARNER_SILENT_S = 180.0
 """Longer than FULGURITE_MAX_WAIT_S and a step of the defaults."""
 _NO_LEARNER_S = 60.0
