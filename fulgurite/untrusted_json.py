@@ -27,7 +27,7 @@ def parsed(text: Any) -> Any:
     except RecursionError as error:
         raise ValueError("nested too deep to be read") from error
     # Counting brackets is quick, and most texts have too few to be deep.
-    if text.count("[") + text.count("{") > DEEPEST and _is_deep(value):
+    if text.count("[") + text.count("{") > DEEPEST and is_deeper(value, DEEPEST):
         raise ValueError(f"nested deeper than {DEEPEST} levels")
     return value
 
@@ -38,6 +38,16 @@ def encoded(value: Any) -> bytes:
         return msgspec.json.encode(value)
     except (UnicodeEncodeError, OverflowError):
         return json.dumps(msgspec.to_builtins(value)).encode()
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether more than so many objects and lists lie within one another."""
+    level = _holders([value])
+    for _ in range(levels):
+        if not level:
+            return False
+        level = _holders(inner for one in level for inner in _inside(one))
+    return bool(level)
 
 
 def mapping(value: Any) -> Json:
@@ -64,14 +74,9 @@ def _decoded(text: str) -> Any:
         return json.loads(text)
 
 
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [inner for one in level for inner in _inside(one) if isinstance(inner, dict | list)]
-        if not level:
-            return False
-    return True
+def _holders(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, dict | list)]
 
 
-def _inside(value: Any) -> Iterable[Any]:
-    return cast(Json, value).values() if isinstance(value, dict) else cast("list[Any]", value) if isinstance(value, list) else ()
+def _inside(holder: Any) -> Iterable[Any]:
+    return cast(Json, holder).values() if isinstance(holder, dict) else cast("list[Any]", holder)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from fulgurite.untrusted_json import is_deeper
 from services.gateway.problems import InvalidRequest
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -40,20 +40,6 @@ def decode_body(raw: bytes, needs: str) -> Any:
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
         raise _too_deep()
     return value
-
-
-def is_deeper(value: Any, depth: int) -> bool:
-    """Whether more than so many arrays and objects lie within one another."""
-    level = _holders([value])
-    for _ in range(depth):
-        if not level:
-            return False
-        level = [inner for outer in level for inner in _holders(outer.values() if isinstance(outer, dict) else outer)]
-    return bool(level)
-
-
-def _holders(values: Iterable[Any]) -> list[dict[str, Any] | list[Any]]:
-    return [value for value in values if isinstance(value, dict | list)]
 
 
 async def has_more_values(raw: bytes, limit: int) -> bool:

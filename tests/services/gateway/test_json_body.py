@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulgurite.untrusted_json import is_deeper
 from services.gateway import json_body
-from services.gateway.json_body import MAX_DEPTH, decode_body, has_more_values, is_deeper
+from services.gateway.json_body import MAX_DEPTH, decode_body, has_more_values
 from services.gateway.problems import InvalidRequest
 
 JSON = st.recursive(
