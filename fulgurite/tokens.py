@@ -45,7 +45,15 @@ def unpack_logprobs(packed: bytes) -> FloatArray:
 
 def all_finite(packed: bytes) -> bool:
     """Whether every one of the packed log-probabilities is a number."""
-    return bool(np.isfinite(unpack_logprobs(packed)).all())
+    # Infinities and NaN have only ones in their exponent, most of which is in a number's last byte. Few others have: they are looked at.
+    last = packed[3::4]
+    return (b"\x7f" not in last and b"\xff" not in last) or bool(np.isfinite(unpack_logprobs(packed)).all())
+
+
+def any_negative(packed: bytes) -> bool:
+    """Whether one of the packed token ids is negative, as none of a tokenizer's is."""
+    # The sign is the highest bit of a number's last byte.
+    return not packed[3::4].isascii()
 
 
 def token_count(packed: bytes) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -56,7 +55,7 @@ class Gate:
 
     def __init__(self, backend: str, places: int, queue_limit: int, timeout_s: float, key_share: float = 1.0) -> None:
         self.in_flight = 0
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         """Places by key."""
         self._most = max(1, int(places * key_share))
         self._backend = backend
@@ -83,7 +82,7 @@ class Gate:
         # While there is a free place, only keys wait that have their share already: this one overtakes none.
         if self.in_flight < self._places and self._may_have(key):
             self.in_flight += 1
-            self._held[key] += 1
+            self._hold(key)
         else:
             await self._wait(key)
 
@@ -107,18 +106,21 @@ class Gate:
 
     def leave(self, key: str) -> None:
         """Give the key's place to the next who is still there."""
-        self._held[key] -= 1
-        if not self._held[key]:
-            del self._held[key]
+        held = self._held.pop(key) - 1
+        if held:
+            self._held[key] = held
         while (ticket := self._queue.take(self._may_have)) is not None:
             if ticket.settle(True):
-                self._held[ticket.key] += 1
+                self._hold(ticket.key)
                 return
         self.in_flight -= 1
 
+    def _hold(self, key: str) -> None:
+        self._held[key] = self._held.get(key, 0) + 1
+
     def _may_have(self, key: str) -> bool:
         """Whether its share allows one place more."""
-        return self._held[key] < self._most
+        return self._held.get(key, 0) < self._most
 
 
 class Allowance:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from typing import Literal
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -21,6 +22,8 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 128
 _CHUNK_BYTES = 16
 """What HTTP may write around each byte of a body that comes in chunks."""
+_AGAIN_S = 0.05
+"""Until a reader is woken once more: its clock may have begun a little later."""
 _MOST_FILES = 65_536
 
 
@@ -29,7 +32,11 @@ class _TooMuch(Exception):
 
 
 class GuardedProtocol(OneWriteProtocol):
-    """One connection. The class's attributes are every connection's of one server."""
+    """One connection. The class's attributes are every connection's of one server.
+
+    What came is looked at after each read, not at each header: a request that came whole, as most do, costs next to nothing. So a head may
+    be larger than its bound by what one read brings (256 KiB) before it is refused.
+    """
 
     request_timeout_s = 60.0
     most_connections = 10_000
@@ -37,9 +44,11 @@ class GuardedProtocol(OneWriteProtocol):
     """Connections without a request under way, the longest waiting first."""
 
     _timer: asyncio.TimerHandle | None = None
-    _begun = _refused = False
-    _head = _headers = _overhead = 0
-    """Bytes and headers of the head, and bytes of the message that are neither head nor body."""
+    _awaited: Literal["request", "head", "body", ""] = ""
+    """What the timer is for."""
+    _refused = _head_refused = False
+    _received = 0
+    """Bytes of an incomplete head; after it of all that came later, less 16 for each of the body."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
@@ -48,65 +57,57 @@ class GuardedProtocol(OneWriteProtocol):
             longest = next(iter(self.unasked))
             del self.unasked[longest]
             longest.transport.abort()
-        self._wait(self.request_timeout_s)
+        self.unasked[self] = None
+        self._wait("request")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
-        self._stop()
+        self.unasked.pop(self, None)
+        self._wait("")
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        self._begun = False
+        self._received += len(data)
         super().data_received(data)
-        if not self._begun and not self._refused:
-            # A header is told of only once it is whole: what has come of it is counted here.
-            self._overhead += len(data)
-            if self._overhead > MAX_HEAD_BYTES:
-                self._refuse(_too_large())
-
-    def on_message_begin(self) -> None:
-        """See httptools."""
-        super().on_message_begin()
-        self._begun = True
-        self._head = self._headers = self._overhead = 0
-        self._wait(self.request_timeout_s)
-
-    def on_url(self, url: bytes) -> None:
-        """See httptools."""
-        super().on_url(url)
-        self._count(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools. The trailers of a body in chunks count, too."""
-        super().on_header(name, value)
-        self._headers += 1
-        self._count(len(name) + len(value))
+        if self._refused:
+            return
+        if self.cycle is None or self.cycle.scope is not self.scope or self.cycle.response_complete:
+            self._wait("head")
+        else:
+            self.unasked.pop(self, None)
+            self._wait("body" if self.cycle.more_body else "")
+            if not self.cycle.more_body:
+                self._received = 0
+        if self._received > MAX_HEAD_BYTES or (self.headers and len(self.headers) > MAX_HEADERS):
+            self._refuse(_too_large())
 
     def on_headers_complete(self) -> None:
         """See httptools."""
-        self._stop()
+        if len(self.headers) > MAX_HEADERS or (self._received > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES):
+            self._head_refused = True
+            raise _TooMuch
+        self._received = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """See httptools."""
-        self._overhead -= _CHUNK_BYTES * len(body)
+        self._received -= _CHUNK_BYTES * len(body)
         super().on_body(body)
 
     def on_response_complete(self) -> None:
-        """See uvicorn."""
+        """See uvicorn, which closes the connection after a while without another request."""
         super().on_response_complete()
         if self.cycle.response_complete and not self.transport.is_closing():
-            self._wait(KEEP_ALIVE_S)
+            self.unasked[self] = None
+            self._wait("")
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP, in the API's shape."""
-        self._refuse(_too_large() if self._headers > MAX_HEADERS or self._head > MAX_HEAD_BYTES else InvalidRequest(msg))
+        self._refuse(_too_large() if self._head_refused else InvalidRequest(msg))
 
-    def _count(self, size: int) -> None:
-        self._head += size
-        if self._head > MAX_HEAD_BYTES or self._headers > MAX_HEADERS:
-            raise _TooMuch
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _refuse(self, problem: GatewayError) -> None:
         self._refused = True
@@ -119,19 +120,21 @@ class GuardedProtocol(OneWriteProtocol):
             )
         self.transport.close()
 
-    def _wait(self, seconds: float) -> None:
-        self._stop()
-        self._timer = self.loop.call_later(seconds, self._give_up)
-        self.unasked[self] = None
-
-    def _stop(self) -> None:
-        self.unasked.pop(self, None)
+    def _wait(self, awaited: Literal["request", "head", "body", ""]) -> None:
+        """Start the time of what is awaited now, unless it runs."""
+        if awaited == self._awaited:
+            return
+        self._awaited = awaited
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer = self.loop.call_later(self.request_timeout_s, self._give_up) if awaited else None
 
     def _give_up(self) -> None:
-        if not self.transport.is_closing():
+        if self._awaited == "body":
+            # Whoever reads it looks at the clock, and answers the client.
+            self.cycle.message_event.set()
+            self._timer = self.loop.call_later(_AGAIN_S, self._give_up)
+        elif not self.transport.is_closing():
             self.transport.close()
 
 

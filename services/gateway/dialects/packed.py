@@ -16,11 +16,10 @@ import struct
 from abc import abstractmethod
 from typing import Any, cast
 
-import numpy as np
 from pybase64 import b64decode
 
 from fulgurite.events import Choice
-from fulgurite.tokens import unpack_ids, unpack_logprobs
+from fulgurite.tokens import all_finite, any_negative
 from services.gateway.capture import Capture, Json
 from services.gateway.foreign import recorded
 
@@ -47,9 +46,8 @@ def checked_ids(ids: list[Any]) -> bytes | None:
         packed = struct.pack(f"<{len(ids)}i", *ids)
     except struct.error:
         return None
-    least = _least(packed)
-    # Booleans pass for 0 and 1, and only they: whoever has neither is not looked through.
-    return packed if least > 1 or (least >= 0 and bool not in map(type, ids)) else None
+    # Booleans pass for 0 and 1.
+    return None if any_negative(packed) or bool in map(type, ids) else packed
 
 
 def checked_logprobs(logprobs: list[Any]) -> bytes | None:
@@ -58,7 +56,7 @@ def checked_logprobs(logprobs: list[Any]) -> bytes | None:
         packed = struct.pack(f"<{len(logprobs)}f", *logprobs)
     except (struct.error, OverflowError):
         return None
-    return packed if np.isfinite(unpack_logprobs(packed)).all() else None
+    return packed if all_finite(packed) else None
 
 
 class PackedTokens:
@@ -108,9 +106,9 @@ class PackedTokens:
 
     def _joined(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         ids, logprobs = b"".join(self._ids), b"".join(self._logprobs)
-        if self._unmatched or len(ids) % 4 or len(self._prompt) % 4 or min(_least(ids), _least(self._prompt)) < 0:
+        if self._unmatched or len(ids) % 4 or len(self._prompt) % 4 or any_negative(ids) or any_negative(self._prompt):
             return None, None, None
-        paired = ids and len(logprobs) == len(ids) and bool(np.isfinite(unpack_logprobs(logprobs)).all())
+        paired = ids and len(logprobs) == len(ids) and all_finite(logprobs)
         return self._prompt or None, ids or None, logprobs if paired else None
 
     def _take_comments(self, events: bytes) -> None:
@@ -149,10 +147,6 @@ class PackedTokens:
             self._logprobs += [_unpack(packed, strict_mode=True) for packed in fields[3::4] if packed != _NONE]
         except ValueError:
             self._unmatched = True
-
-
-def _least(ids: bytes) -> int:
-    return int(unpack_ids(ids).min()) if ids else 0
 
 
 class PackedCapture(Capture):

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from services.gateway import connection
 from services.gateway.connection import MAX_HEAD_BYTES, MAX_HEADERS, protocol_class, raise_open_files
+from services.gateway.problems import RequestTimeout
+from services.gateway.wire import BodyBounds, read_body, reply_problem
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
 Connect = Callable[[], Any]
@@ -42,9 +43,11 @@ async def echo(_scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def serving(app: object = answer, request_timeout_s: float = 60.0, most: int = 100) -> AsyncGenerator[Connect]:
+async def serving(
+    app: object = answer, request_timeout_s: float = 60.0, most: int = 100, keep_alive_s: int = 60
+) -> AsyncGenerator[Connect]:
     """Makes connections to uvicorn with such limits."""
-    config = uvicorn.Config(cast(Any, app), lifespan="off", log_config=None)
+    config = uvicorn.Config(cast(Any, app), lifespan="off", log_config=None, timeout_keep_alive=keep_alive_s)
     config.load()
     state, made = ServerState(), protocol_class(60.0, request_timeout_s, most)
     async with AsyncExitStack() as stack:
@@ -152,13 +155,55 @@ async def test_silence_before_a_whole_head_closes_the_connection(sent: bytes) ->
         assert await ended(reader) == b""
 
 
-async def test_a_refused_body_that_does_not_end_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.05)
-    async with serving() as connect:
+UNENDED = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\nx"
+
+
+async def test_a_refused_body_that_does_not_end_closes_the_connection() -> None:
+    async with serving(keep_alive_s=0) as connect:
         reader, writer = await connect()
-        await write(writer, b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nx")
+        await write(writer, UNENDED)
         assert await said(reader) == (200, b"ok")
         assert await ended(reader) == b""
+
+
+async def test_a_refused_body_that_trickles_in_closes_the_connection() -> None:
+    async with serving(request_timeout_s=0.1) as connect:
+        reader, writer = await connect()
+        await write(writer, UNENDED)
+        assert await said(reader) == (200, b"ok")
+        await ended_while_trickling(reader, writer)
+
+
+async def ended_while_trickling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """What comes until the other side closes, although more is sent all the time."""
+
+    async def trickle() -> None:
+        while True:
+            await write(writer, b"x")
+            await asyncio.sleep(0.01)
+
+    trickling = asyncio.create_task(trickle())
+    try:
+        return await ended(reader)
+    finally:
+        trickling.cancel()
+
+
+@pytest.mark.parametrize("trickles", [False, True])
+async def test_a_body_that_does_not_end_is_refused_in_time(trickles: bool) -> None:
+    bounds = BodyBounds(1_000_000, "", 1000, 0.1)
+
+    async def read(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await read_body({}, receive, bounds)
+        except RequestTimeout as problem:
+            await reply_problem(send, problem, [])
+
+    async with serving(read, request_timeout_s=bounds.timeout_s) as connect:
+        reader, writer = await connect()
+        await write(writer, UNENDED)
+        said = await ended_while_trickling(reader, writer) if trickles else await ended(reader)
+        assert said.startswith(b"HTTP/1.1 408 ")
 
 
 async def test_new_clients_get_through_when_silent_ones_hold_all_connections() -> None:

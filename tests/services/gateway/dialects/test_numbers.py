@@ -75,7 +75,8 @@ def test_what_is_taken_is_what_the_engine_reads(name: str, value: Any) -> None:
         return
     take_numbers(body)
     read = getattr(Engine.model_validate({name: value}), name)
-    assert body[name] == read
+    # A whole number beyond 2^53 is not exactly a float.
+    assert body[name] == read or float(body[name]) == read
     assert read is None or (type(read) is KINDS[name] and (type(body[name]) is type(read) or KINDS[name] is float))
     msgspec.json.encode(body)
 
