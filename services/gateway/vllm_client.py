@@ -45,7 +45,7 @@ class UpstreamReply:
     def __init__(self, response: aiohttp.ClientResponse, backend: str, limit: int) -> None:
         self._response = response
         self._backend = backend
-        self._limit = limit
+        self._limit = self._left = limit
 
     def close(self) -> None:
         """Nothing left to read: the connection is kept. Otherwise it is closed, and the upstream stops generating."""
@@ -57,24 +57,31 @@ class UpstreamReply:
 
     async def read(self) -> bytes:
         """The whole body. Raises UpstreamBroken, UpstreamTimeout."""
-        return b"".join([data async for data in self.pieces()])
+        pieces: list[bytes] = []
+        while piece := await self.piece():
+            pieces.append(piece)
+        return b"".join(pieces)
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         """The body as it arrives. Raises UpstreamBroken, UpstreamTimeout."""
-        content, left = self._response.content, self._limit
+        while piece := await self.piece():
+            yield piece
+
+    async def piece(self) -> bytes:
+        """What has arrived; empty at the end. Raises UpstreamBroken, UpstreamTimeout."""
         try:
-            while data := await content.readany():
-                left -= len(data)
-                if left < 0:
-                    raise UpstreamBroken(
-                        f"The answer of the model server {self._backend!r} is over the limit of {self._limit} bytes "
-                        "(FULGURITE_MAX_ANSWER_BYTES). Ask for less, or raise the limit."
-                    )
-                yield data
+            piece = await self._response.content.readany()
         except TimeoutError as error:
             raise _timeout(self._backend) from error
         except aiohttp.ClientError as error:
             raise _broken(self._backend, error) from error
+        self._left -= len(piece)
+        if self._left < 0:
+            raise UpstreamBroken(
+                f"The answer of the model server {self._backend!r} is over the limit of {self._limit} bytes "
+                "(FULGURITE_MAX_ANSWER_BYTES). Ask for less, or raise the limit."
+            )
+        return piece
 
 
 class UpstreamClient:
@@ -163,6 +170,8 @@ def _header(response: aiohttp.ClientResponse, name: str) -> str | None:
 
 def _encoding(response: aiohttp.ClientResponse) -> str | None:
     """How the body is compressed; None if it is not."""
+    if "content-encoding" not in response.headers:
+        return None
     coding = (_header(response, "content-encoding") or "").strip().lower()
     return coding if coding not in ("", "identity") else None
 

@@ -56,7 +56,7 @@ class ScriptedReply(UpstreamReply):
     """An answer of status 200 that comes in these pieces."""
 
     def __init__(self, pieces: Sequence[bytes], headers: Mapping[str, str]) -> None:
-        self._pieces = pieces
+        self._pieces = iter(pieces)
         self._headers = headers
 
     def close(self) -> None:
@@ -65,10 +65,9 @@ class ScriptedReply(UpstreamReply):
     def header(self, name: str) -> str | None:
         return self._headers.get(name)
 
-    async def pieces(self) -> AsyncGenerator[bytes]:
-        for piece in self._pieces:
-            if piece:
-                yield piece
+    async def piece(self) -> bytes:
+        """An empty piece would be the end."""
+        return next(filter(None, self._pieces), b"")
 
 
 class ScriptedUpstream(UpstreamClient):
