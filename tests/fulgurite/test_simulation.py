@@ -215,13 +215,13 @@ def test_any_schedule_ends_where_the_undisturbed_one_does(schedule: bytes) -> No
     check(run(schedule).world)
 
 
-def _judged() -> tuple[tuple[LlmCall | AgentStatus, ...], ...]:
+def judged_sources() -> tuple[tuple[LlmCall | AgentStatus, ...], ...]:
     """A group that a reward worker pays, in time or not: every revision of an episode anew."""
     first = (make_declared(3, 2, expected=(JUDGED,)), make_call(3, 0, 0, at=1_500), make_status(3, 0, at=1_600))
     return first, (make_call(3, 1, 0, at=1_500), make_status(3, 1, at=1_600))
 
 
-def _amending() -> tuple[LlmCall | AgentStatus | AgentReward, ...]:
+def amending_events() -> tuple[LlmCall | AgentStatus | AgentReward, ...]:
     """What may come late, or change what was said: calls after the end, another end, rewards that are taken back and given again."""
     return (
         make_call(1, 0, 5, at=1_350),
@@ -294,9 +294,9 @@ def check_anew(world: World) -> None:
 
 
 def test_what_comes_after_everything_was_trained_amends_and_trains_nothing() -> None:
-    deployment = run(b"", Deployment([*SOURCES, *_judged()], _DECLARED_BY))
+    deployment = run(b"", Deployment([*SOURCES, *judged_sources()], _DECLARED_BY))
     before = list(deployment.world.trained)
-    for event in _amending():
+    for event in amending_events():
         deployment.world.append(topic_of(event), event)
         deployment.settle()
         check_anew(deployment.world)
@@ -308,11 +308,11 @@ def test_what_comes_after_everything_was_trained_amends_and_trains_nothing() -> 
 
 def amending() -> Deployment:
     """The undisturbed run's sources, a group that is judged, and what comes late if the schedule says so."""
-    sources = [*SOURCES, *_judged()]
+    sources = [*SOURCES, *judged_sources()]
     first: dict[str, int] = {}
     for place, source in enumerate(sources):
         first.setdefault(source[0].group_id, place)
-    later = [(event,) for event in _amending()]
+    later = [(event,) for event in amending_events()]
     after = {place: first[source[0].group_id] for place, source in enumerate([*sources, *later])}
     return Deployment([*sources, *later], after)
 
@@ -377,7 +377,7 @@ def test_in_any_schedule_innocents_are_as_if_nothing_had_been_poisoned(schedule:
 
 def lawless() -> Deployment:
     """Everything in any order, once its group is declared; time passes whatever has not come."""
-    said = [event for source in (*SOURCES, *_judged(), _amending()) for event in source]
+    said = [event for source in (*SOURCES, *judged_sources(), amending_events()) for event in source]
     declared = [event for event in said if isinstance(event, AgentStatus) and event.declaration is not None]
     others = [event for event in said if event not in declared]
     groups = {event.group_id: place for place, event in enumerate(declared)}
