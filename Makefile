@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo up doctor test test-chaos test-agents test-compose check format lock wheel clean
+.PHONY: help install demo up shell doctor test test-chaos test-agents test-compose lint check format docs lock wheel clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
 SERVICES_EXTRAS := --extra gateway --extra otel --extra streams --extra rewards --extra learner --extra stack --extra archive --group dev --group agents
+LINT_EXTRAS := --extra gateway --extra otel --extra streams --extra cli
 COMPILE := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
 
 export TORCH_BACKEND PYTHON
@@ -27,6 +28,9 @@ demo: install ## A real agent learns to use a calculator: a quarter of an hour, 
 up: install ## Start the whole stack for your own agent; Ctrl-C stops it, its topics stay. ARGS="--alias gpt-4o-mini" ...
 	@exec $(BIN)/fulgurite up $(ARGS)
 
+shell: install ## Open a shell with `fulgurite` on the PATH and, where `make up` runs, its addresses and keys. Ctrl-D leaves it.
+	@export PATH="$(CURDIR)/$(BIN):$$PATH"; exports=$$(fulgurite env 2>/dev/null) && eval "$$exports"; exec "$${SHELL:-bash}"
+
 doctor: ## Say what this machine lacks, and what to do about it.
 	@if [[ -x $(BIN)/fulgurite ]]; then $(BIN)/fulgurite doctor $(ARGS); else python3 services/cli/doctor.py $(ARGS); fi
 
@@ -43,6 +47,13 @@ test-agents: install ## Quick-starts of agent frameworks, unmodified, against th
 test-compose: install ## Bring docker-compose.yml up on a Docker engine (its own, if none answers), use it, kill its parts, take it away.
 	@$(BIN)/python -m pytest tests/compose -m compose -x -s --no-header -q --timeout 3000 $(ARGS)
 
+lint: ## What to run before a commit: style, direction of imports, types of changed files. Installs .venv-lint only, without torch and vLLM.
+	@bash requirements/install.sh .venv-lint
+	@.venv-lint/bin/ruff check .
+	@.venv-lint/bin/ruff format --check .
+	@.venv-lint/bin/lint-imports --cache-dir .import_linter_cache
+	@bash requirements/check-changed-types.sh
+
 check: install ## Lint, format, strict types, direction of imports.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -53,15 +64,23 @@ format: ## Format, and repair what lint can repair.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+docs: ## Build the documentation as a site in .fulgurite/site; a broken link fails. Installs .venv-docs only.
+	@bash requirements/install.sh .venv-docs
+	@rm -rf .fulgurite/site-source && mkdir -p .fulgurite/site-source
+	@git ls-files -z --cached --others --exclude-standard -- '*.md' docs/images examples LICENSE ':!.github' | xargs -0 cp --parents -t .fulgurite/site-source
+	@NO_COLOR=1 .venv-docs/bin/zensical build --strict --clean
+
 lock: ## Resolve requirements/*.txt anew from pyproject.toml.
 	@$(COMPILE) --upgrade pyproject.toml $(SERVICES_EXTRAS) --output-file requirements/services.txt
 	@$(COMPILE) --upgrade pyproject.toml --extra serve-cpu --override requirements/serve-overrides.txt --output-file requirements/serve.txt
 	@$(COMPILE) --constraints requirements/serve.txt requirements/engine.in --output-file requirements/engine.txt
 	@$(COMPILE) --upgrade requirements/uv.in --output-file requirements/uv.txt
 	@$(COMPILE) --upgrade requirements/build.in --output-file requirements/build.txt
+	@$(COMPILE) --constraints requirements/services.txt requirements/lint.in pyproject.toml $(LINT_EXTRAS) --output-file requirements/lint.txt
+	@$(COMPILE) --upgrade requirements/docs.in --output-file requirements/docs.txt
 
 wheel: install ## Build the wheel into dist/.
 	@$(UV) build --wheel --quiet --build-constraints requirements/build.txt --require-hashes --out-dir dist
 
 clean: ## Remove environments, engines, models and everything built. Topics and weights of `make up` too.
-	rm -rf .venv .venv-serve .fulgurite .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist
+	rm -rf .venv .venv-serve .venv-lint .venv-docs .fulgurite .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage dist

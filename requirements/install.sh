@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes the two environments, .venv (everything but vLLM) and .venv-serve (vLLM), with uv from PyPI in .fulgurite/uv.
+# With a folder's name it makes that one alone: .venv-lint (linters) or .venv-docs (the documentation's generator); both are small.
 # A second run with unchanged requirements installs nothing. Needs Python 3.11 or 3.12; writes only here and into uv's cache.
 # Every package must have one of the hashes that the lists name. TORCH_BACKEND=cpu takes the slim torch build from PyTorch's own index: that
 # build alone is taken without a hash. The seconds it took go to .fulgurite/install-seconds.
@@ -72,6 +73,24 @@ environment() {
   printf '%s\n' "$wanted" >"$stamp"
 }
 
+# Usage: small_environment FOLDER REQUIREMENTS   Tools alone: no torch, and not the project.
+small_environment() {
+  local folder=$1 requirements=$2 stamp="$1/.requirements-sha256" wanted
+  wanted=$(sha256sum <<<"$(<"$requirements") $python")
+  [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]] && return
+  say "$folder from $requirements"
+  "$UV" venv --quiet --clear --python "$python" "$folder"
+  "$UV" pip install --quiet --python "$folder" --no-deps --require-hashes -r "$requirements" ||
+    fail "uv could not install $requirements; its message is above. Run the command again once the index is reachable."
+  printf '%s\n' "$wanted" >"$stamp"
+}
+
+if (($#)); then
+  python=$(find_python)
+  install_uv
+  small_environment "$1" "requirements/${1#.venv-}.txt"
+  exit
+fi
 check_machine
 python=$(find_python)
 install_uv
