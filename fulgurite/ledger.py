@@ -11,7 +11,7 @@
 those, and actions that a term names and no call has. These rules make the terms disjoint: an amended action was trained before and counts
 as amended; what a learner says of an action stands, whatever revision of its group comes later; what a closing says stands as long as
 its revision is the group's newest whole one; a dead-lettered action waits for nothing, and counts under the ledger's term if it was
-redriven. docs/ledger.md says which deletions cannot be seen.
+redriven. docs/reference/ledger.md says which deletions cannot be seen.
 
 On a live log read the sources in the order of `Sources`' fields: downstream first. An action that moves on meanwhile is then found where
 it was or where it went, never nowhere.

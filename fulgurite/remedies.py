@@ -1,4 +1,4 @@
-"""Why an action was not trained, and what a person can do about it: the words of commands and logs. docs/troubleshooting.md has more."""
+"""Why an action was not trained, and what a person can do about it, in the words of commands and logs (docs/how-to/troubleshooting.md)."""
 
 from __future__ import annotations
 

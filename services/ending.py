@@ -38,7 +38,7 @@ def run_service(name: str, main: Callable[[], int | None]) -> int:
 def told_settings(error: ValidationError) -> str:
     """What is wrong with settings, on one line and without their values: one may be a secret."""
     findings = "; ".join(f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}" for finding in error.errors())
-    return f"{error.title} (docs/configuration.md): {findings}"
+    return f"{error.title} (docs/reference/settings.md): {findings}"
 
 
 def _ended(code: int, reason: str) -> int:

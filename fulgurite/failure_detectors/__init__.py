@@ -3,7 +3,7 @@
 Detectors are pure functions of an attempt's events as a set; the first of the list that finds something has it. What the closing status
 names counts, unless it names a symptom only (nothing, `unknown`, an exception, a time-out): then a cause that is detected is the better
 word. So an agent that crashed because the model server failed is not trained as if the policy had been at fault. Kinds without a detector
-(`agent_silent`, `agent_exception`, `cancelled`) are always somebody's word: docs/failures.md has the table.
+(`agent_silent`, `agent_exception`, `cancelled`) are always somebody's word: docs/reference/failures.md has the table.
 """
 
 from __future__ import annotations

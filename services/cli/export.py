@@ -1,4 +1,4 @@
-"""`fulgurite export`: what the log holds as a data set for other tools. Formats and filters: docs/export.md."""
+"""`fulgurite export`: what the log holds as a data set for other tools. Formats and filters: docs/how-to/export.md."""
 
 from __future__ import annotations
 

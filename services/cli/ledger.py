@@ -1,4 +1,4 @@
-"""`fulgurite ledger`: reads the topics, downstream first, and prints the books. What the terms mean: `fulgurite.ledger`, docs/ledger.md."""
+"""`fulgurite ledger`: read the topics, downstream first, and print where every action is (docs/reference/ledger.md)."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
     for reason, words in _remedies(books.terms):
         console.print(plain(f"{reason}: {words}"))
     if books.live_rollouts:
-        console.print(f"{books.live_rollouts} live rollouts are recorded, not trained (docs/ledger.md, Live traffic).")
+        console.print(f"{books.live_rollouts} live rollouts are recorded, not trained (docs/reference/ledger.md, Live traffic).")
     if books.expired:
         console.print(f"{books.expired} actions of the ledger are older than what llm.calls still holds; they are not counted.")
     for problem in books.discrepancies[:_SHOWN]:

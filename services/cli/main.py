@@ -80,7 +80,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     help="Train LLM agents from the log of what they did.\n\n"
-    "Where Kafka is: KAFKA_BOOTSTRAP_SERVERS (default 127.0.0.1:9092). All settings: docs/configuration.md.",
+    "Where Kafka is: KAFKA_BOOTSTRAP_SERVERS (default 127.0.0.1:9092). All settings: docs/reference/settings.md.",
 )
 
 

@@ -1,4 +1,4 @@
-"""`fulgurite replay`: rebuild trajectories from the log, under the live rules or others. What it promises: docs/replay.md."""
+"""`fulgurite replay`: rebuild trajectories from the log, under the live rules or others. What it promises: docs/how-to/replay.md."""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ def list_rollouts(
     mode: Annotated[Mode | None, typer.Option(help="Only rollouts of this mode.")] = None,
     reward_below: Annotated[float | None, typer.Option(help="Only rollouts with a reward below this.")] = None,
     reward_above: Annotated[float | None, typer.Option(help="Only rollouts with a reward above this.")] = None,
-    failure: Annotated[FailureKind | None, typer.Option(metavar="KIND", help="Only rollouts with this failure: docs/failures.md.")] = None,
+    failure: Annotated[
+        FailureKind | None, typer.Option(metavar="KIND", help="Only rollouts with this failure: docs/reference/failures.md.")
+    ] = None,
     version: Annotated[
         str | None, typer.Option(metavar="POLICY@VERSION", help="Only rollouts that this version answered, policy@epoch.step.")
     ] = None,

@@ -28,10 +28,9 @@ def train(
 ) -> None:
     """Train a policy on a topic until stopped: `trajectories`, or one that `fulgurite replay` has written.
 
-    Needs the extra `learner`. What is not given is taken from the environment, as by every learner (docs/configuration.md). On a replayed
-    topic train a policy of its own: --policy policy-v2 --rows-of policy. Model and topic are looked at first: exits 1 if one is not there,
-    2 if no Kafka broker answers. Later exits 78 if a person has to change something first, 69 if
-    starting again may help.
+    Needs the extra `learner`. What is not given comes from the environment (docs/reference/settings.md).
+    On a replayed topic train a policy of its own: --policy policy-v2 --rows-of policy. Model and topic are looked at first: exits 1 if one
+    is not there, 2 if no Kafka broker answers. Later exits 78 if a person has to change something first, 69 if starting again may help.
     """
     with told("train"):
         if rows_of is not None and topic == TRAJECTORIES.name:
@@ -59,4 +58,4 @@ def _settings() -> LearnerSettings:
         return LearnerSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
     except ValidationError as error:
         named = "; ".join(f"FULGURITE_{'.'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
-        raise BadArgument(f"{named} (--model is FULGURITE_MODEL; all settings: docs/configuration.md)") from error
+        raise BadArgument(f"{named} (--model is FULGURITE_MODEL; all settings: docs/reference/settings.md)") from error

@@ -86,7 +86,7 @@ class DeclareIn(_Body):
     reward_weights: dict[Name, Weight] = Field({}, max_length=MOST_NAMES)
     """With `expected_rewards`, the names that rewards over REST may have; neither: any name."""
     credit_rule: Annotated[Name, AfterValidator(_credit_rule)] = "identical"
-    """As in docs/credit.md: `step`, `discounted(gamma=0.9)`."""
+    """As in docs/reference/credit.md: `step`, `discounted(gamma=0.9)`."""
     run_id: str | None = Field(None, max_length=256)
     max_attempts: Whole = Field(1, ge=1, le=100)
     agent: str = Field("", max_length=256)

@@ -1,4 +1,4 @@
-"""A replay: groups are rebuilt from a source, closed, and their rows put into a sink. What `fulgurite replay` promises: docs/replay.md."""
+"""A replay: rebuild groups from a source, close them, and write their rows into a sink (docs/how-to/replay.md)."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Diagnosis:
             return []
         listed = ", ".join(f"{count} {word}" for word, count in counted.most_common())
         reasons = [word for word, _ in counted.most_common() if word not in (TRAINED, WAITING)][:_KINDS]
-        explained = (f"{word}{self._detail(word, scores)}: {_REMEDIES.get(word, 'see docs/ledger.md')}" for word in reasons)
+        explained = (f"{word}{self._detail(word, scores)}: {_REMEDIES.get(word, 'see docs/reference/ledger.md')}" for word in reasons)
         return [f"{counted[TRAINED]} of {total} actions trained: {listed}", *explained]
 
     def _detail(self, word: str, scores: Sequence[Score]) -> str:

@@ -45,7 +45,7 @@ SERVICES: tuple[type[BaseSettings], ...] = (
     TrainerSettings,
 )
 VLLM_BASE_GIB = 2.5
-"""What vLLM's CPU build takes beside its cache of keys and values; see docs/deploy.md."""
+"""What vLLM's CPU build takes beside its cache of keys and values; see docs/how-to/deploy.md."""
 
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": GIB}
 _RESERVE_GIB = 0.5
@@ -65,7 +65,7 @@ def check_settings(environment: Environment) -> Iterator[str]:
                 name = _variable(settings, finding["loc"])
                 value = environment.get(name, "")
                 shown = "" if any(word in name for word in ("KEY", "PASSWORD")) else f"={value}"
-                told.add(f"{name}{shown}: {finding['msg']}. Correct it in .env (docs/configuration.md says what it takes).")
+                told.add(f"{name}{shown}: {finding['msg']}. Correct it in .env (docs/reference/settings.md says what it takes).")
             continue
         if isinstance(made, GatewaySettings):
             told.update(_of_gateway(made))

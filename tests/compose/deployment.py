@@ -66,7 +66,7 @@ class Deployment:
         return self.compose("run", "--rm", "--no-deps", "-T", "cli", *arguments)
 
     def read_keys(self) -> None:
-        """As docs/deploy.md has a person do it: `eval "$(docker compose run --rm cli keys)"`."""
+        """As docs/how-to/deploy.md has a person do it: `eval "$(docker compose run --rm cli keys)"`."""
         lines = self.cli("keys").stdout.splitlines()
         self.keys = dict(line.removeprefix("export ").split("=", 1) for line in lines)
 

@@ -1,4 +1,4 @@
-"""The books balance whatever state each group is in, and a lost event shows. See docs/ledger.md for what cannot show."""
+"""The books balance whatever state each group is in, and a lost event shows. See docs/reference/ledger.md for what cannot show."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_a_lost_row_shows_as_long_as_the_learner_has_not_read_it() -> None:
 
 
 def test_what_cannot_show() -> None:
-    """Documented in docs/ledger.md; if one of these begins to show, say so there."""
+    """Documented in docs/reference/ledger.md; if one of these begins to show, say so there."""
     world = settled_world()
     for place in places(world, "statuses", "trajectories", "updates"):
         assert world.balance(without=place).remainder == 0

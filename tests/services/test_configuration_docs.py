@@ -1,4 +1,4 @@
-"""docs/configuration.md names every setting of every service with its default, and none that is gone."""
+"""docs/reference/settings.md names every setting of every service with its default, and none that is gone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from services.rewarder.judge_settings import JudgeSettings
 from services.rewarder.settings import RewarderSettings, RewardWorkerSettings
 from services.runner.settings import RunnerSettings
 
-PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "settings.md").read_text()
 SECTIONS: dict[str, type[BaseSettings]] = {
     "Kafka, for every service": KafkaSettings,
     "Gateway": GatewaySettings,

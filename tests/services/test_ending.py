@@ -85,7 +85,7 @@ def test_a_setting_is_named_and_its_value_is_not(capsys: pytest.CaptureFixture[s
     with pytest.raises(ValueError, match="secret") as caught:
         Settings.model_validate({"secret": "hunter2"})
     code, line = ends(caught.value, capsys)
-    assert (code, "docs/configuration.md" in line, "secret: Input should be" in line, "hunter2" in line) == (
+    assert (code, "docs/reference/settings.md" in line, "secret: Input should be" in line, "hunter2" in line) == (
         os.EX_CONFIG,
         True,
         True,
@@ -111,4 +111,4 @@ def test_each_service_that_cannot_start_says_so_in_one_line(name: str) -> None:
     assert "Traceback" not in done.stderr
     told = json.loads(lines[-1])
     assert told["event"] in ("ended", "cannot start")
-    assert "docs/configuration.md" in told["error"]
+    assert "docs/reference/settings.md" in told["error"]

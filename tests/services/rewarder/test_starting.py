@@ -35,12 +35,16 @@ def logging_as_it_was() -> Iterator[None]:
         (
             ("worker", "--reward", "builtin:f1"),
             {"FULGURITE_REWARD_WORKER_CONCURRENCY": "no"},
-            "RewardWorkerSettings (docs/configuration.md): concurrency: Input should be a valid integer",
+            "RewardWorkerSettings (docs/reference/settings.md): concurrency: Input should be a valid integer",
         ),
         (("judge", "--model", "big"), {}, "the judge has no key for the gateway: set FULGURITE_JUDGE_API_KEY"),
         (("judge", "--model", "big", "--rubric", "none.txt"), {"FULGURITE_API_KEYS": "a"}, "--rubric none.txt cannot be read"),
         (("judge", "--model", "big"), {"FULGURITE_JUDGE_API_KEY": "fg-k1.secret.signature"}, "FULGURITE_JUDGE_API_KEY has a rollout's key"),
-        (("judge", "--model", "big"), {"FULGURITE_JUDGE_RETRIES": "-1"}, "JudgeSettings (docs/configuration.md): retries: Input should be"),
+        (
+            ("judge", "--model", "big"),
+            {"FULGURITE_JUDGE_RETRIES": "-1"},
+            "JudgeSettings (docs/reference/settings.md): retries: Input",
+        ),
         (("judge", "--model", "big"), {"FULGURITE_API_KEYS": "a", "FULGURITE_JUDGE_LOG_LEVEL": "loud"}, "Unknown level: 'LOUD'"),
     ],
 )
