@@ -1,4 +1,4 @@
-"""The gateway's settings, all from the environment; names in `services/gateway/README.md`. Kafka's are `services.kafka.KafkaSettings`."""
+"""The gateway's settings, all from the environment (docs/reference/settings.md). Kafka's are `services.kafka.KafkaSettings`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from services.gateway.wire import BodyBounds
 
 UpstreamKind = Literal["vllm", "openai"]
 LogPolicy = Literal["refuse", "spool", "serve"]
-"""What becomes of a call while the log is away: see services/gateway/README.md."""
+"""What becomes of a call while the log is away: see docs/explanation/log-outages.md."""
 
 
 class UpstreamSpec(BaseModel):
