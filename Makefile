@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo up shell doctor test test-chaos test-agents test-compose lint check format docs lock wheel clean
+.PHONY: help install demo up shell doctor test test-chaos test-agents test-compose lint check format docs reference lock wheel clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
@@ -69,6 +69,9 @@ docs: ## Build the documentation as a site in .fulgurite/site; a broken link fai
 	@rm -rf .fulgurite/site-source && mkdir -p .fulgurite/site-source
 	@git ls-files -z --cached --others --exclude-standard -- '*.md' docs/images examples LICENSE ':!.github' | xargs -0 cp --parents -t .fulgurite/site-source
 	@NO_COLOR=1 .venv-docs/bin/zensical build --strict --clean
+
+reference: install ## Write the generated reference pages anew: settings, events, commands.
+	@PYTHONPATH=. $(BIN)/python docs/generate.py
 
 lock: ## Resolve requirements/*.txt anew from pyproject.toml.
 	@$(COMPILE) --upgrade pyproject.toml $(SERVICES_EXTRAS) --output-file requirements/services.txt
