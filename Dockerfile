@@ -80,7 +80,7 @@ RUN cd /source && ./install.sh extras rewards
 FROM reward-worker-packages AS reward-worker
 COPY --from=code /app /app
 USER 10001
-CMD ["python", "-m", "services.rewarder.worker", "--reward", "/rewards/rewards.py:score"]
+CMD ["python", "-m", "services.rewards.worker", "--reward", "/rewards/rewards.py:score"]
 
 # TORCH_BACKEND=cpu: torch without CUDA, from PyTorch's own index. Empty: PyPI's, for GPUs. A layer that learner and vLLM share.
 FROM packages AS torch

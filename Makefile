@@ -23,7 +23,7 @@ install: ## Make the two environments, .venv and .venv-serve. A second run insta
 	@bash requirements/install.sh
 
 demo: install ## A real agent learns to use a calculator: a quarter of an hour, two CPU cores. ARGS="..." is passed on.
-	@exec $(BIN)/python -m services.stack.demo $(ARGS)
+	@exec $(BIN)/python -m services.local_stack.demo $(ARGS)
 
 up: install ## Start the whole stack for your own agent; Ctrl-C stops it, its topics stay. ARGS="--alias gpt-4o-mini" ...
 	@exec $(BIN)/fulgurite up $(ARGS)

@@ -17,14 +17,14 @@ from typing import Any
 
 import msgspec
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import LlmCall
 from fulgurite.tokens import pack_ids, pack_logprobs, prompt_hash
 from fulgurite.topics import LLM_CALLS
-from services.gateway.parents import Parents
-from services.kafka import EventProducer, KafkaSettings
-from services.stack.kafka_local import LocalKafka
-from services.topic_admin import create_topics
+from services.common.kafka.client import EventProducer, KafkaSettings
+from services.common.kafka.topic_admin import create_topics
+from services.gateway.recording.parents import Parents
+from services.local_stack.kafka_local import LocalKafka
 from tests.synthetic import make_call
 
 _ANSWER = 128

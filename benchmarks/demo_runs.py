@@ -56,7 +56,7 @@ def run(out: Path, seed: int, *, control: bool, again: bool) -> dict[str, Any]:
     """One demo; its report."""
     if (out / "report.json").is_file() and not again:
         return json.loads((out / "report.json").read_text(encoding="utf-8"))
-    argv = [sys.executable, "-m", "services.stack.demo", "--seed", str(seed), "--out", str(out), *(["--control"] if control else [])]
+    argv = [sys.executable, "-m", "services.local_stack.demo", "--seed", str(seed), "--out", str(out), *(["--control"] if control else [])]
     subprocess.run(argv, check=True, cwd=PROJECT)
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
 

@@ -61,14 +61,14 @@ def load(path: Path) -> list[TrainRow]:
 
 def of_a_demo(data: Path, groups: int) -> list[TrainRow]:
     """The first batch that a demo trained on, from the topics in its data folder; the demo must not be running."""
-    from fulgurite.batching import BatchRules, RowBatcher
-    from fulgurite.codec import Codec
+    from fulgurite.avro.codec import Codec
     from fulgurite.events import Tombstone, Trajectory
+    from fulgurite.learning.batching import BatchRules, RowBatcher
     from fulgurite.topics import TRAJECTORIES
     from fulgurite.versions import base_version
-    from services.kafka import KafkaSettings, read_all
+    from services.common.kafka.client import KafkaSettings, read_all
     from services.learner.rows import train_rows
-    from services.stack.kafka_local import LocalKafka
+    from services.local_stack.kafka_local import LocalKafka
 
     batcher = RowBatcher("policy", BatchRules(groups_per_step=groups))
     with LocalKafka(data / "kafka") as kafka:
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["forest", "rows"], help=argparse.SUPPRESS)
     options: Any = parser.parse_args()
     if options.model is None:
-        from services.stack.model import model_folder
+        from services.local_stack.model import model_folder
 
         options.model = model_folder()
     if options.only:

@@ -18,10 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gateway_peer
-from benchmarks.gateway_parts import Served, bench_folder, gateway, kafka, load, measured, passthrough, stub
+from benchmarks.gateway_parts import (
+    Served,
+    bench_folder,
+    gateway,
+    kafka,
+    load,
+    measured,
+    passthrough,
+    stub,
+)
 from benchmarks.tables import table
-from services.stack.model import model_folder, tiny_model
-from services.stack.vllm_local import LocalVllm
+from services.local_stack.model import model_folder, tiny_model
+from services.local_stack.vllm_local import LocalVllm
 
 Row = dict[str, Any]
 

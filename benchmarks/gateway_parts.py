@@ -21,10 +21,10 @@ from urllib.request import Request, urlopen
 
 import psutil
 
-from services.kafka import KafkaSettings
-from services.stack.kafka_local import LocalKafka
-from services.stack.ports import free_port
-from services.topic_admin import create_topics
+from services.common.kafka.client import KafkaSettings
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.ports import free_port
 
 KEY = "a-plain-key"
 _ADMIN = "the-admin-key"

@@ -18,9 +18,20 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from benchmarks.gateway_parts import Served, bench_folder, gateway, kafka, load, measured, passthrough, process, stub, wait
-from services.stack.engines import project_folder
-from services.stack.ports import free_port
+from benchmarks.gateway_parts import (
+    Served,
+    bench_folder,
+    gateway,
+    kafka,
+    load,
+    measured,
+    passthrough,
+    process,
+    stub,
+    wait,
+)
+from services.local_stack.local_services import project_folder
+from services.local_stack.ports import free_port
 
 VERSION = "1.0.2"
 _SERVER_NEEDS = ("fastapi", "httpx", "httpx-retries", "hydra-core==1.3.2", "omegaconf==2.3.0", "pydantic", "structlog", "uvicorn", "pyyaml")

@@ -164,7 +164,7 @@ class Bench:
 def _write_model(folder: Path, shape: dict[str, int], device: str) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from services.stack.model_files import write_tiny
+    from services.local_stack.model_files import write_tiny
 
     write_tiny(folder, tied=True, seed=0)
     # So wide that what a layer adds is as large as what it is added to: else no token would depend on those before it.

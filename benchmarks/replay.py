@@ -12,18 +12,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import AgentReward, AgentStatus, LlmCall
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, LLM_CALLS, Topic
-from services.closing_settings import ClosingSettings
-from services.kafka import EventProducer, KafkaSettings, read_all
+from services.common.kafka.client import EventProducer, KafkaSettings, read_all
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
 from services.replay.closings import Changes
 from services.replay.groups import INPUTS, read_groups
 from services.replay.log_source import LogSource
 from services.replay.replay import run
 from services.replay.sinks import TopicSink
-from services.stack.kafka_local import LocalKafka
-from services.topic_admin import create_topics
+from services.rewarder.closing_settings import ClosingSettings
 from tests.synthetic import make_group
 
 PLACES: dict[type, Topic] = {LlmCall: LLM_CALLS, AgentStatus: AGENT_STATUS, AgentReward: AGENT_REWARDS}

@@ -23,10 +23,18 @@ from confluent_kafka import TopicPartition
 from benchmarks.gateway_parts import Served, bench_folder, kafka
 from benchmarks.streams_traffic import Agents, Gateway
 from benchmarks.tables import table
-from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, EPISODES, LLM_CALLS, TRAINING_LEDGER, TRAJECTORIES, Topic
-from services.kafka import KafkaSettings, make_consumer
-from services.stack.kafka_local import LocalKafka
-from services.topic_admin import create_topics, records_in
+from fulgurite.topics import (
+    AGENT_REWARDS,
+    AGENT_STATUS,
+    EPISODES,
+    LLM_CALLS,
+    TRAINING_LEDGER,
+    TRAJECTORIES,
+    Topic,
+)
+from services.common.kafka.client import KafkaSettings, make_consumer
+from services.common.kafka.topic_admin import create_topics, records_in
+from services.local_stack.kafka_local import LocalKafka
 
 _PATIENCE_S = 300.0
 _SIZE = 8

@@ -13,11 +13,11 @@ from typing import Any
 from faust.transport.drivers.aiokafka import Consumer
 
 from fulgurite.topics import TOPICS, Topic
-from services import logs
 from services.aggregator.settings import AggregatorSettings
-from services.kafka import KafkaSettings
-from services.stream_feed import BatchConsumer, events_of
-from services.streams import Processor, Worker, quieten
+from services.common.kafka.client import KafkaSettings
+from services.common.runtime import logs
+from services.common.streaming.faust_feed import BatchConsumer, events_of
+from services.common.streaming.worker import Processor, Worker, quieten
 
 
 class NoOp(Worker):

@@ -20,14 +20,14 @@ from typing import Any, cast
 import msgspec
 from tokenizers import Tokenizer
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import StatusKind
 from fulgurite.events import AgentReward, AgentStatus, LlmCall
-from fulgurite.kinds import StatusKind
 from fulgurite.tokens import pack_ids, pack_logprobs, prompt_hash
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, LLM_CALLS, Topic
-from services.gateway.parents import Parents
-from services.kafka import Delivery, EventProducer, KafkaSettings
-from services.stack.model import model_folder
+from services.common.kafka.client import Delivery, EventProducer, KafkaSettings
+from services.gateway.recording.parents import Parents
+from services.local_stack.model import model_folder
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
 Made = LlmCall | AgentStatus | AgentReward

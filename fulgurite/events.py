@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import (
+from fulgurite.enums import (
     ApplyOutcome,
     ArtifactFormat,
     CallOutcome,
@@ -23,6 +22,7 @@ from fulgurite.kinds import (
     StatusKind,
     UpdateKind,
 )
+from fulgurite.episodes.failures import FailureKind
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -148,7 +148,7 @@ class LlmCall(Event, frozen=True, kw_only=True):
     error: str | None = None
     """The upstream's or gateway's own words on it."""
     request: str | None = None
-    """JSON body as the agent sent it, with all it builds on; with `parent`, what the parent's body does not hold (fulgurite/deltas.py)."""
+    """JSON body as the agent sent it, with all it builds on; with `parent`, what the parent's body does not hold (fulgurite/calls/deltas.py)."""
     response: str | None = None
     """JSON of the reply without choices and token data (id, model, usage, ...)."""
     prompt_token_ids: bytes | None = None
@@ -183,7 +183,7 @@ class LlmCall(Event, frozen=True, kw_only=True):
     """Id of the key the payload is encrypted with (crypto-shredding); null when in clear."""
     pieces: tuple[ClaimCheck, ...] = ()
     """Long texts of request, response and messages that lie elsewhere, each once: where one was stands `fulgurite:claim:SHA256:BYTES`
-    (fulgurite/claims.py)."""
+    (fulgurite/calls/claim_checks.py)."""
 
 
 class Declaration(Record, frozen=True, kw_only=True):
@@ -198,7 +198,7 @@ class Declaration(Record, frozen=True, kw_only=True):
     reward_weights: dict[str, float] = {}
     """Weight of each named reward in the combination; a missing name weighs 1."""
     credit_rule: str
-    """Rule of `fulgurite.credit` that spreads rewards over actions."""
+    """Rule of `fulgurite.groups.credit` that spreads rewards over actions."""
     alias: str
     """Model name that the agents will ask for."""
     policy: str | None = None

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from fulgurite.episode_view import EpisodeView
+from fulgurite.episodes.view import EpisodeView
 
 
 def score(episode: EpisodeView) -> dict[str, float]:

@@ -8,13 +8,20 @@ from functools import reduce
 
 from msgspec.structs import replace
 
-from fulgurite.deadlines import AttemptProgress
-from fulgurite.deltas import restore
+from fulgurite.calls.deltas import restore
+from fulgurite.enums import Mode, StatusKind
+from fulgurite.episodes.deadlines import AttemptProgress
+from fulgurite.episodes.episode_deltas import pack
+from fulgurite.episodes.stitching import (
+    Input,
+    adds_nothing,
+    is_input,
+    is_terminal,
+    stitch,
+    supersede,
+)
 from fulgurite.events import AgentStatus, Episode, LlmCall
-from fulgurite.kinds import Mode, StatusKind
-from fulgurite.packing import pack
-from fulgurite.stitching import Input, adds_nothing, is_input, is_terminal, stitch, supersede
-from services.streams import Settle
+from services.common.streaming.worker import Settle
 
 Key = tuple[str, int]
 """Rollout id and attempt."""

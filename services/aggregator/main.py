@@ -10,22 +10,22 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from fulgurite.claims import claims_of
-from fulgurite.deltas import restore
+from fulgurite.calls.claim_checks import claims_of
+from fulgurite.calls.deltas import restore
 from fulgurite.errors import BadClaim, BrokenDelta
 from fulgurite.events import Episode, Event, LlmCall
 from fulgurite.tokens import PromptHashes
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS
-from services import logs
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
-from services.calls import CallReader
-from services.claims import redeemed
-from services.dead_letters import actions_of
-from services.ending import run_service
-from services.kafka import KafkaSettings, read_all
-from services.streams import Processor, Rejected, Worker, quieten
-from services.topic_admin import check_topics
+from services.common.blobs.blob_store import redeemed
+from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.dead_letters import actions_of
+from services.common.kafka.logged_calls import CallReader
+from services.common.kafka.topic_admin import check_topics
+from services.common.runtime import logs
+from services.common.runtime.ending import run_service
+from services.common.streaming.worker import Processor, Rejected, Worker, quieten
 
 _CONVERSATIONS = 10_000
 """Turns that the next one is mostly hashed from; half a kilobyte each."""

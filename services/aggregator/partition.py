@@ -15,20 +15,34 @@ from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
-from fulgurite.deadlines import overdue, silent
+from fulgurite.enums import StatusKind
+from fulgurite.episodes.deadlines import overdue, silent
+from fulgurite.episodes.stitching import missing_inputs
 from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LlmCall
 from fulgurite.ids import derive_id, minted_at
-from fulgurite.kinds import StatusKind
-from fulgurite.stitching import missing_inputs
-from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, MAX_MESSAGE_BYTES, Topic
-from services import logs
+from fulgurite.topics import (
+    AGENT_STATUS,
+    DEAD_LETTERS,
+    EPISODES,
+    LLM_CALLS,
+    MAX_MESSAGE_BYTES,
+    Topic,
+)
 from services.aggregator.attempts import Attempt, Group, Key, weight
 from services.aggregator.settings import AggregatorSettings
-from services.clock import now_ms
-from services.dead_letters import Lost, actions_of, addressed, lost, lost_episode, words_of
-from services.kafka import read_all
-from services.poison import failure_of
-from services.streams import Log, Rejected, Settle
+from services.common.kafka.client import read_all
+from services.common.kafka.dead_letters import (
+    Lost,
+    actions_of,
+    addressed,
+    lost,
+    lost_episode,
+    words_of,
+)
+from services.common.runtime import logs
+from services.common.runtime.clock import now_ms
+from services.common.streaming.poison import failure_of
+from services.common.streaming.worker import Log, Rejected, Settle
 
 _log = logs.get()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.streams import StreamSettings
+from services.common.streaming.worker import StreamSettings
 
 
 class AggregatorSettings(StreamSettings):

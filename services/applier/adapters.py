@@ -15,16 +15,22 @@ import uuid
 
 import msgspec
 
-from fulgurite.kinds import ApplyOutcome
+from fulgurite.enums import ApplyOutcome
 from fulgurite.versions import MalformedVersion, Version, parse_version
-from services import logs
 from services.applier.announcer import Announcer
 from services.applier.artifacts import fetch_adapter
 from services.applier.engine import Engine
-from services.applier.errors import ApplyFailed, BadArtifact, EngineRefused, EngineUnreachable, ProbeFailed
+from services.applier.errors import (
+    ApplyFailed,
+    BadArtifact,
+    EngineRefused,
+    EngineUnreachable,
+    ProbeFailed,
+)
 from services.applier.log_watch import Followed
 from services.applier.probing import difference
 from services.applier.settings import ApplierSettings
+from services.common.runtime import logs
 
 log = logs.get(__name__)
 

@@ -6,14 +6,14 @@ import asyncio
 import itertools
 import uuid
 
+from fulgurite.enums import ApplyOutcome
 from fulgurite.events import PolicyApplied
 from fulgurite.ids import derive_id
-from fulgurite.kinds import ApplyOutcome
 from fulgurite.topics import POLICY_APPLIED
 from fulgurite.versions import Version
-from services import logs
-from services.clock import now_ms
-from services.kafka import EventProducer, LogUnavailable
+from services.common.kafka.client import EventProducer, LogUnavailable
+from services.common.runtime import logs
+from services.common.runtime.clock import now_ms
 
 log = logs.get(__name__)
 

@@ -15,16 +15,23 @@ import uuid
 
 import msgspec
 
-from fulgurite.kinds import ApplyOutcome
+from fulgurite.enums import ApplyOutcome
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
-from services import logs, pulse
 from services.applier.announcer import Announcer
 from services.applier.artifacts import WeightsFile, base_weights, fetch
 from services.applier.engine import Engine
-from services.applier.errors import ApplyFailed, BadArtifact, EngineRefused, EngineUnreachable, LoadBroken, ProbeFailed
+from services.applier.errors import (
+    ApplyFailed,
+    BadArtifact,
+    EngineRefused,
+    EngineUnreachable,
+    LoadBroken,
+    ProbeFailed,
+)
 from services.applier.log_watch import Followed
 from services.applier.probing import difference
 from services.applier.settings import ApplierSettings
+from services.common.runtime import liveness, logs
 
 log = logs.get(__name__)
 
@@ -72,7 +79,7 @@ class PolicyApplier:
             self._followed.changed.clear()
             try:
                 await self._round()
-                pulse.beat()
+                liveness.beat()
                 failures, pause_s = 0, self._settings.check_interval_s
                 if self._unreachable:
                     self._unreachable = False

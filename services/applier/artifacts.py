@@ -8,8 +8,8 @@ from urllib.parse import unquote, urlparse
 
 import msgspec
 
+from fulgurite.enums import ArtifactFormat
 from fulgurite.events import Artifact
-from fulgurite.kinds import ArtifactFormat
 from services.applier.errors import BadArtifact
 
 ADAPTER_CONFIG = "adapter_config.json"

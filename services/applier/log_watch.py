@@ -7,12 +7,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 
-from fulgurite.codec import Codec
-from fulgurite.desired import DesiredVersion
+from fulgurite.avro.codec import Codec
 from fulgurite.events import Event, PolicyRoute
+from fulgurite.learning.target_version import DesiredVersion
 from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES
-from services.following import Follower
-from services.kafka import KafkaSettings
+from services.common.kafka.client import KafkaSettings
+from services.common.kafka.topic_tail import Follower
 
 
 class Followed:

@@ -7,17 +7,17 @@ import contextlib
 import signal
 import sys
 
-from fulgurite.codec import Codec
-from services import logs
+from fulgurite.avro.codec import Codec
 from services.applier.adapters import AdapterKeeper
 from services.applier.announcer import Announcer
 from services.applier.applier import PolicyApplier
 from services.applier.engine import Engine
 from services.applier.log_watch import LogWatch
 from services.applier.settings import ApplierSettings
-from services.ending import run_service
-from services.kafka import EventProducer, KafkaSettings, LogUnavailable
-from services.topic_admin import TopicLayoutError, check_topics
+from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable
+from services.common.kafka.topic_admin import TopicLayoutError, check_topics
+from services.common.runtime import logs
+from services.common.runtime.ending import run_service
 
 
 async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:

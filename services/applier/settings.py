@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.backends import one_backend
+from services.common.runtime.backends import one_backend
 
 
 class ApplierSettings(BaseSettings):

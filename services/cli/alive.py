@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
+from fulgurite.enums import UpdateKind
 from fulgurite.events import PolicyApplied, PolicyUpdate
-from fulgurite.kinds import UpdateKind
-from services.clock import now_ms
-from services.stack.exports import is_running
+from services.common.runtime.clock import now_ms
+from services.local_stack.exports import is_running
 
 PROCESSORS = ("aggregator", "rewarder")
 WORKERS = {"reward-worker.": "reward workers", "judge.": "judges"}

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.topics import TOPICS
-from services.cli.failing import told
-from services.cli.printing import print_json
-from services.kafka import KafkaSettings
+from services.cli.errors import told
+from services.cli.output import print_json
+from services.common.kafka.client import KafkaSettings
+from services.common.runtime.terminal import make_console, plain
 from services.replay import archive as archives
 from services.replay.errors import BadArgument
-from services.terminal import make_console, plain
 
 
 def archive(

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from fulgurite.codec import Codec
-from services.claim_settings import ClaimSettings
-from services.claims import open_store
-from services.cli.failing import told
-from services.cli.printing import print_json
-from services.kafka import KafkaSettings
+from fulgurite.avro.codec import Codec
+from services.cli.errors import told
+from services.cli.output import print_json
+from services.common.blobs.blob_store import open_store
+from services.common.blobs.settings import ClaimSettings
+from services.common.kafka.client import KafkaSettings
+from services.common.runtime.terminal import make_console, plain
 from services.replay.pruning import GRACE_DAYS, prune
-from services.terminal import make_console, plain
 
 app = typer.Typer(no_args_is_help=True, help="Claims: texts too large for a message, which calls left in a folder or a bucket.")
 

@@ -8,17 +8,17 @@ import msgspec
 import typer
 from rich.table import Column, Table
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import DeadLetter
-from services.brokers import answering
-from services.cli.failing import told
-from services.cli.printing import print_json, print_table
-from services.kafka import KafkaSettings
+from services.cli.errors import told
+from services.cli.output import print_json, print_table
+from services.common.kafka.client import KafkaSettings
+from services.common.kafka.reachability import answering
+from services.common.runtime.terminal import make_console, plain
+from services.replay.dead_letters import chosen, content, read_letters, redrive
 from services.replay.errors import BadArgument
-from services.replay.letters import chosen, content, read_letters, redrive
 from services.replay.timeline import shortened
 from services.replay.windows import parse_since, shown
-from services.terminal import make_console, plain
 
 app = typer.Typer(no_args_is_help=True, help="Dead letters: events that a service could not process, why, and putting them back.")
 

@@ -10,21 +10,21 @@ from typing import Annotated, Any
 
 import typer
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import Mode
 from fulgurite.events import Trajectory
-from fulgurite.kinds import Mode
 from fulgurite.untrusted_json import Json, encoded
 from fulgurite.versions import parse_version
-from services.cli.failing import show_left_out, told
-from services.closing_settings import ClosingSettings
-from services.kafka import KafkaSettings
+from services.cli.errors import show_left_out, told
+from services.common.kafka.client import KafkaSettings
+from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.errors import NotFound, TargetInUse
 from services.replay.exports import Filters, dpo, rows, sft, transitions
 from services.replay.groups import Group, read_groups
 from services.replay.leaving_out import LeftOut
 from services.replay.windows import parse_datetime, parse_since
-from services.terminal import make_console, plain
+from services.rewarder.closing_settings import ClosingSettings
 
 
 class Format(StrEnum):

@@ -8,7 +8,7 @@ import urllib.request
 
 import msgspec
 
-from services.gateway_url import root_of
+from services.common.runtime.gateway_url import root_of
 from services.runner.settings import RunnerSettings
 
 _TIMEOUT_S = 5.0

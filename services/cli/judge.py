@@ -1,4 +1,4 @@
-"""`fulgurite judge`: a judge in this process, the same as `services.rewarder.judge`."""
+"""`fulgurite judge`: a judge in this process, the same as `services.judge.main`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.serving import serve
+from services.cli.run_service import serve
 
 
 def judge(
@@ -21,6 +21,6 @@ def judge(
     It is asked at the gateway (FULGURITE_GATEWAY_URL) with the first of FULGURITE_API_KEYS, or at FULGURITE_JUDGE_BASE_URL with
     FULGURITE_JUDGE_API_KEY. Exits 78 if a setting or the rubric cannot be used, 2 if the log cannot be read.
     """
-    from services.rewarder.judge import run
+    from services.judge.main import run
 
     serve("judge", run, model=model, name=name, rubric=rubric, run_id=run_id)

@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fulgurite.books import Balance, Sources
-from fulgurite.codec import Codec
-from fulgurite.kinds import FilterReason
-from fulgurite.ledger import balance
-from fulgurite.remedies import REMEDIES
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import FilterReason
+from fulgurite.ledger.balance import balance
+from fulgurite.ledger.model import Balance, Sources
+from fulgurite.ledger.remedies import REMEDIES
 from fulgurite.topics import (
     AGENT_STATUS,
     DEAD_LETTERS,
@@ -27,12 +27,12 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
-from services.brokers import answering
-from services.cli.failing import told
-from services.cli.printing import print_json
-from services.clock import now_ms
-from services.kafka import KafkaSettings, Record, read_all
-from services.terminal import make_console, plain
+from services.cli.errors import told
+from services.cli.output import print_json
+from services.common.kafka.client import KafkaSettings, Record, read_all
+from services.common.kafka.reachability import answering
+from services.common.runtime.clock import now_ms
+from services.common.runtime.terminal import make_console, plain
 
 ATTEMPTS = 3
 PAUSE_S = 1.0

@@ -9,18 +9,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.ids import parse_completion
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from fulgurite.versions import parse_version
-from services.brokers import answering
-from services.cli.failing import told
-from services.cli.printing import print_json
-from services.kafka import KafkaSettings, read_all
+from services.cli.errors import told
+from services.cli.output import print_json
+from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.reachability import answering
+from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
 from services.replay.lineage import Behind, Fate, Lineage
 from services.replay.windows import shown
-from services.terminal import make_console, plain
 
 
 def lineage(

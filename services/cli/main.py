@@ -10,8 +10,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
-    "up": ("services.stack.up:up", "Start everything on this machine: Kafka, vLLM, gateway, learner and the rest."),
-    "env": ("services.stack.up:env", 'Print the exports of the stack that runs: eval "$(fulgurite env)".'),
+    "up": ("services.local_stack.up:up", "Start everything on this machine: Kafka, vLLM, gateway, learner and the rest."),
+    "env": ("services.local_stack.up:env", 'Print the exports of the stack that runs: eval "$(fulgurite env)".'),
     "run": ("services.runner.command:run", "Run an agent on tasks: groups of rollouts, rewarded, and learned from."),
     "reward-worker": (
         "services.cli.reward_worker:reward_worker",
@@ -21,7 +21,7 @@ COMMANDS = {
     "ledger": ("services.cli.ledger:ledger", "Account for every action of the log; exit 1 if one is missing or counted twice."),
     "replay": ("services.cli.replay:replay", "Rebuild trajectories from the log: with another reward function, credit rule or weights."),
     "train": ("services.cli.train:train", "Train a policy on a topic, such as one that a replay has written."),
-    "try": ("services.cli.trial:try_reward", "What other reward functions would make of recorded traffic; writes nothing."),
+    "try": ("services.cli.try_reward:try_reward", "What other reward functions would make of recorded traffic; writes nothing."),
     "rollouts": ("services.cli.rollouts:app", "What agents did: a list of rollouts, and each as a readable timeline."),
     "lineage": ("services.cli.lineage:lineage", "The calls that a version was trained on, or the versions trained on a call."),
     "export": ("services.cli.export:export", "The log as a data set: SFT chats, DPO pairs, transitions, Parquet."),

@@ -9,15 +9,22 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
-from fulgurite.codec import Codec
-from fulgurite.credit import credit_rule
+from fulgurite.avro.codec import Codec
+from fulgurite.groups.credit import credit_rule
 from fulgurite.topics import TRAJECTORIES
-from services.cli.failing import show_failures, told
-from services.cli.printing import print_json
-from services.closing_settings import ClosingSettings
-from services.kafka import KafkaSettings
+from services.cli.errors import show_failures, told
+from services.cli.output import print_json
+from services.common.kafka.client import KafkaSettings
+from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.closings import Changes
 from services.replay.errors import BadArgument
@@ -26,10 +33,10 @@ from services.replay.judging import Judge
 from services.replay.replay import Report, run
 from services.replay.sinks import open_sink
 from services.replay.windows import parse_datetime
-from services.rewarder.reward_plugins import RewardPlugin
-from services.rewarder.sandbox import Limits
+from services.rewarder.closing_settings import ClosingSettings
+from services.rewards.plugins import RewardPlugin
+from services.rewards.sandbox import Limits
 from services.runner.options import REWARD_NAME, read_rewards, read_weights
-from services.terminal import make_console, plain
 
 _SHOWN = 5
 

@@ -1,4 +1,4 @@
-"""`fulgurite reward-worker`: a reward worker in this process, the same as `services.rewarder.worker`."""
+"""`fulgurite reward-worker`: a reward worker in this process, the same as `services.rewards.worker`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.serving import serve
+from services.cli.run_service import serve
 
 
 def reward_worker(
@@ -19,6 +19,6 @@ def reward_worker(
     Time, memory and how many at once: FULGURITE_REWARD_WORKER_*. Exits 78 if the function cannot be loaded or a
     setting cannot be used, 2 if the log cannot be read.
     """
-    from services.rewarder.worker import run
+    from services.rewards.worker import run
 
     serve("reward-worker", run, reward=reward, name=name, run_id=run_id)

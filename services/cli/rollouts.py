@@ -8,24 +8,24 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from fulgurite.codec import Codec
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import Mode
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import Mode
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.untrusted_json import Json
 from fulgurite.versions import parse_version
-from services.cli.failing import show_left_out, told
-from services.cli.printing import print_json, print_table
-from services.closing_settings import ClosingSettings
-from services.kafka import KafkaSettings
+from services.cli.errors import show_left_out, told
+from services.cli.output import print_json, print_table
+from services.common.kafka.client import KafkaSettings
+from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import NotFound
-from services.replay.finding import find_group, group_of
 from services.replay.groups import read_groups
 from services.replay.leaving_out import LeftOut
 from services.replay.listing import Wanted, listed
 from services.replay.log_source import LogSource
+from services.replay.lookup import find_group, group_of
 from services.replay.timeline import rollout_ids, shortened, timeline
 from services.replay.windows import parse_since, shown
-from services.terminal import make_console, plain
+from services.rewarder.closing_settings import ClosingSettings
 
 app = typer.Typer(no_args_is_help=True, help="What agents did: rollouts of the log as a list, and each as a readable timeline.")
 

@@ -8,14 +8,20 @@ from typing import Self
 
 from confluent_kafka import TopicPartition
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ApplyOutcome
 from fulgurite.events import PolicyApplied, RouteTarget
-from fulgurite.kinds import ApplyOutcome
 from fulgurite.topics import POLICY_APPLIED
 from services.cli.route_targets import Published
-from services.gateway.policies import PolicyView
-from services.kafka import KafkaSettings, make_consumer, read_message, read_until, watermarks
-from services.terminal import make_console, plain
+from services.common.kafka.client import (
+    KafkaSettings,
+    make_consumer,
+    read_message,
+    read_until,
+    watermarks,
+)
+from services.common.runtime.terminal import make_console, plain
+from services.gateway.upstream.policies import PolicyView
 
 
 class RouteEffect:

@@ -8,13 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from fulgurite.codec import Codec
-from fulgurite.desired import DesiredVersion
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ArtifactFormat
 from fulgurite.events import PolicyUpdate, RouteTarget
-from fulgurite.kinds import ArtifactFormat
+from fulgurite.learning.target_version import DesiredVersion
 from fulgurite.topics import POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
-from services.kafka import KafkaSettings, read_all
+from services.common.kafka.client import KafkaSettings, read_all
 
 _POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NUMBER = re.compile(r"\d+\.\d+")

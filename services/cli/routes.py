@@ -8,20 +8,20 @@ from collections.abc import Sequence
 
 import typer
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.ids import derive_id
 from fulgurite.topics import POLICY_ROUTES
-from services.brokers import answering
-from services.cli.failing import told
+from services.cli.errors import told
 from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
 from services.cli.route_effect import RouteEffect
 from services.cli.route_targets import BadTarget, check_alias, parse_targets, read_published
-from services.clock import now_ms
-from services.kafka import EventProducer, KafkaSettings, read_all
+from services.common.kafka.client import EventProducer, KafkaSettings, read_all
+from services.common.kafka.reachability import answering
+from services.common.runtime.clock import now_ms
+from services.common.runtime.terminal import make_console, plain
 from services.replay.windows import shown
 from services.runner.settings import RunnerSettings
-from services.terminal import make_console, plain
 
 
 def set_route_command(alias: str, texts: Sequence[str], reason: str, wait_s: float) -> None:

@@ -19,20 +19,34 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fulgurite.codec import Codec
-from fulgurite.desired import DesiredVersion
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ApplyOutcome
 from fulgurite.events import Event, LedgerEntry, PolicyApplied, PolicyUpdate
-from fulgurite.kinds import ApplyOutcome
+from fulgurite.learning.target_version import DesiredVersion
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TOPICS, TRAINING_LEDGER, Topic
-from services.backends import parse_backends
-from services.brokers import answering
-from services.cli.alive import Progress, ServiceState, appliers, finished, learners, processors, progress
-from services.cli.printing import print_json
-from services.clock import now_ms
-from services.gateway_url import root_of
-from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_all, watermarks
-from services.terminal import make_console, plain
-from services.topic_admin import TopicLayoutError, admin_client, check_topics
+from services.cli.alive import (
+    Progress,
+    ServiceState,
+    appliers,
+    finished,
+    learners,
+    processors,
+    progress,
+)
+from services.cli.output import print_json
+from services.common.kafka.client import (
+    KafkaSettings,
+    LogUnavailable,
+    make_consumer,
+    read_all,
+    watermarks,
+)
+from services.common.kafka.reachability import answering
+from services.common.kafka.topic_admin import TopicLayoutError, admin_client, check_topics
+from services.common.runtime.backends import parse_backends
+from services.common.runtime.clock import now_ms
+from services.common.runtime.gateway_url import root_of
+from services.common.runtime.terminal import make_console, plain
 
 _TIMEOUT_S = 10.0
 _HTTP_TIMEOUT_S = 3.0

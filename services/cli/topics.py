@@ -7,12 +7,18 @@ import typer
 from rich.table import Table
 
 from fulgurite.topics import TOPICS, TRAJECTORIES, Topic
-from services.brokers import answering
-from services.cli.failing import told
-from services.cli.printing import print_table
-from services.kafka import KafkaSettings, LogUnavailable
-from services.terminal import make_console, plain
-from services.topic_admin import TopicLayoutError, check_topics, create_topics, records_in, topic_names
+from services.cli.errors import told
+from services.cli.output import print_table
+from services.common.kafka.client import KafkaSettings, LogUnavailable
+from services.common.kafka.reachability import answering
+from services.common.kafka.topic_admin import (
+    TopicLayoutError,
+    check_topics,
+    create_topics,
+    records_in,
+    topic_names,
+)
+from services.common.runtime.terminal import make_console, plain
 
 _DAY_MS = 24 * 3600 * 1000
 

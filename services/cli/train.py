@@ -10,9 +10,9 @@ import typer
 from pydantic import ValidationError
 
 from fulgurite.topics import TRAJECTORIES
-from services.brokers import answering
-from services.cli.failing import told
-from services.kafka import KafkaSettings
+from services.cli.errors import told
+from services.common.kafka.client import KafkaSettings
+from services.common.kafka.reachability import answering
 from services.learner.errors import LearnerError
 from services.learner.main import check_start, main
 from services.learner.settings import LearnerSettings

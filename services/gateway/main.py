@@ -25,43 +25,43 @@ from starlette.routing import Route as WebRoute
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from fulgurite.codec import Codec
-from services import logs
-from services.clock import now_ms
-from services.ending import run_service
-from services.gateway.admission import Admission
-from services.gateway.call_search import CallSearch
-from services.gateway.connection import KEEP_ALIVE_S, protocol_class, raise_open_files
-from services.gateway.continuation import ANSWERS_IN_MEMORY, Continuation
-from services.gateway.desk import Desk
+from fulgurite.avro.codec import Codec
+from services.common.kafka.client import EventProducer, KafkaSettings
+from services.common.runtime import logs
+from services.common.runtime.clock import now_ms
+from services.common.runtime.ending import run_service
+from services.common.runtime.process_secrets import hide_from_other_processes
+from services.gateway.context import Desk
 from services.gateway.dialects import DIALECTS
 from services.gateway.dialects.anthropic_errors import AnthropicErrors
-from services.gateway.dispatch import Dispatcher
-from services.gateway.endpoint import Endpoint
-from services.gateway.front_door import FrontDoor, settle_garbage
-from services.gateway.health_routes import HealthDesk
-from services.gateway.idempotency import Idempotency, MemoryStore, RedisStore, Store
-from services.gateway.identity import Doorkeeper, Identifier
-from services.gateway.inference import MEMORY_LIMIT, Inference
-from services.gateway.keys import KeyRing
-from services.gateway.metrics import Metrics
-from services.gateway.models_route import Models, Responses
-from services.gateway.openapi import describe
-from services.gateway.policies import PolicyTail
-from services.gateway.problems import ExpiredKey, GatewayError, InvalidRequest, NotFound, clipped
-from services.gateway.recorded_responses import PLACES_IN_MEMORY, RecordedResponses
-from services.gateway.recorder import Recorder
-from services.gateway.registry import GroupRegistry
-from services.gateway.rest_guard import RestGuard
-from services.gateway.rollout_routes import RolloutDesk, naming
-from services.gateway.routing import Router
+from services.gateway.dialects.train_sampling import TrainSamplings
+from services.gateway.errors import ExpiredKey, GatewayError, InvalidRequest, NotFound, clipped
+from services.gateway.http.connection import KEEP_ALIVE_S, protocol_class, raise_open_files
+from services.gateway.http.endpoint import Endpoint
+from services.gateway.http.front_door import FrontDoor, settle_garbage
+from services.gateway.http.health_routes import HealthDesk
+from services.gateway.http.models_route import Models, Responses
+from services.gateway.http.openapi import describe
+from services.gateway.http.rest_guard import RestGuard
+from services.gateway.http.rollout_routes import RolloutDesk, naming
+from services.gateway.identity.conversation_matching import MEMORY_LIMIT, Inference
+from services.gateway.identity.declared_groups import GroupRegistry
+from services.gateway.identity.idempotency import Idempotency, MemoryStore, RedisStore, Store
+from services.gateway.identity.identity import Doorkeeper, Identifier
+from services.gateway.identity.keys import KeyRing
+from services.gateway.recording.call_search import CallSearch
+from services.gateway.recording.recorded_responses import PLACES_IN_MEMORY, RecordedResponses
+from services.gateway.recording.recorder import Recorder
 from services.gateway.settings import GatewaySettings
-from services.gateway.tracing import open_tracer
-from services.gateway.train_sampling import TrainSamplings
-from services.gateway.version_metric import ServedVersions
-from services.gateway.vllm_client import UpstreamClient
-from services.kafka import EventProducer, KafkaSettings
-from services.process_secrets import hide_from_other_processes
+from services.gateway.telemetry.metrics import Metrics
+from services.gateway.telemetry.tracing import open_tracer
+from services.gateway.telemetry.version_metric import ServedVersions
+from services.gateway.upstream.admission import Admission
+from services.gateway.upstream.client import UpstreamClient
+from services.gateway.upstream.continuation import ANSWERS_IN_MEMORY, Continuation
+from services.gateway.upstream.dispatch import Dispatcher
+from services.gateway.upstream.policies import PolicyTail
+from services.gateway.upstream.routing import Router
 
 log = logs.get(__name__)
 

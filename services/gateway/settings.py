@@ -1,4 +1,4 @@
-"""The gateway's settings, all from the environment (docs/reference/settings.md). Kafka's are `services.kafka.KafkaSettings`."""
+"""The gateway's settings, all from the environment (docs/reference/settings.md)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import msgspec
 from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fulgurite.enums import LogprobsMode, Mode
 from fulgurite.events import Sampling
-from fulgurite.kinds import LogprobsMode, Mode
 from fulgurite.topics import MAX_MESSAGE_BYTES
 from fulgurite.versions import base_version
-from services.backends import parse_backends
-from services.claim_settings import ClaimSettings
-from services.gateway.wire import BodyBounds
+from services.common.blobs.settings import ClaimSettings
+from services.common.runtime.backends import parse_backends
+from services.gateway.http.asgi import BodyBounds
 
 UpstreamKind = Literal["vllm", "openai"]
 LogPolicy = Literal["refuse", "spool", "serve"]
-"""What becomes of a call while the log is away: see docs/explanation/log-outages.md."""
+"""What becomes of a call while the log is away: see services/gateway/README.md."""
 
 
 class UpstreamSpec(BaseModel):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from fulgurite.enums import ArtifactFormat
 from fulgurite.events import Artifact
-from fulgurite.kinds import ArtifactFormat
 from fulgurite.versions import Version
 from services.learner.files import remove_parts, sha256, whole_folder
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from fulgurite.batching import BatchGroup
-from fulgurite.kinds import FilterReason, LedgerTerm
-from fulgurite.remedies import REMEDIES
+from fulgurite.enums import FilterReason, LedgerTerm
+from fulgurite.learning.batching import BatchGroup
+from fulgurite.ledger.remedies import REMEDIES
 
 
 def shortcomings(groups: Sequence[BatchGroup], max_row_tokens: int) -> list[str]:

@@ -17,19 +17,25 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from fulgurite.amendments import amended_entries
-from fulgurite.batching import BatchGroup, BatchRules, RowBatcher, ledger_entries, untrained
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import FilterReason, LedgerTerm, Mode, UpdateKind
 from fulgurite.events import Artifact, Event, LedgerEntry, PolicyUpdate, Probe, Trajectory
 from fulgurite.ids import action_id, derive_id
-from fulgurite.kinds import FilterReason, LedgerTerm, Mode, UpdateKind
+from fulgurite.learning.amendments import amended_entries
+from fulgurite.learning.batching import (
+    BatchGroup,
+    BatchRules,
+    RowBatcher,
+    ledger_entries,
+    untrained,
+)
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs, unpack_ids
 from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version, base_version, parse_version
-from services import logs, pulse
-from services.clock import now_ms
-from services.dead_letters import addressed, unusable
-from services.kafka import EventProducer, Record
+from services.common.kafka.client import EventProducer, Record
+from services.common.kafka.dead_letters import addressed, unusable
+from services.common.runtime import liveness, logs
+from services.common.runtime.clock import now_ms
 from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
 from services.learner.errors import CheckpointForeign, CheckpointMissing, StepNotFinite
@@ -135,7 +141,7 @@ class Learner:
     def run(self) -> None:
         """Read and train until stopped. Raises LearnerError, LogUnavailable."""
         while not self._stopping:
-            pulse.beat()
+            liveness.beat()
             for record in self._source.read(_READ_TIMEOUT_S):
                 self._take(record)
             self._train_if_ready()

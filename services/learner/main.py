@@ -9,18 +9,18 @@ import sys
 
 import msgspec
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.topics import TRAJECTORIES
-from services import logs
-from services.ending import run_service
-from services.kafka import EventProducer, KafkaSettings, LogUnavailable
+from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable
+from services.common.kafka.topic_admin import TopicLayoutError, check_topics, topic_names
+from services.common.runtime import logs
+from services.common.runtime.ending import run_service
+from services.common.runtime.model_folder import model_problem
 from services.learner.errors import LearnerError, ModelUnusable, TopicMissing
 from services.learner.learner import Learner
 from services.learner.policy_log import PolicyLog
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource
-from services.model_folder import model_problem
-from services.topic_admin import TopicLayoutError, check_topics, topic_names
 
 log = logs.get()
 

@@ -20,10 +20,15 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, agg_loss, get_policy_loss_fn, kl_penalty
+from verl.trainer.ppo.core_algos import (
+    POLICY_LOSS_REGISTRY,
+    agg_loss,
+    get_policy_loss_fn,
+    kl_penalty,
+)
 from verl.workers.config import ActorConfig, PolicyLossConfig
 
-from services import logs
+from services.common.runtime import logs
 from services.learner.errors import IncompatibleObjective, PolicyDrift, StepNotFinite
 from services.learner.trainer_settings import TrainerSettings
 

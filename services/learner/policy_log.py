@@ -8,15 +8,21 @@ from typing import NamedTuple
 
 from confluent_kafka import TopicPartition
 
-from fulgurite.amendments import accounts_of
-from fulgurite.batching import SOURCE, Held
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import Event, LedgerEntry, PolicyUpdate
 from fulgurite.ids import derive_id
-from fulgurite.kinds import LedgerTerm, UpdateKind
+from fulgurite.learning.amendments import accounts_of
+from fulgurite.learning.batching import SOURCE, Held
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
-from services.clock import now_ms
-from services.kafka import EventProducer, KafkaSettings, make_consumer, read_all, read_message
+from services.common.kafka.client import (
+    EventProducer,
+    KafkaSettings,
+    make_consumer,
+    read_all,
+    read_message,
+)
+from services.common.runtime.clock import now_ms
 from services.learner.errors import EpochLost
 
 _SKEW_MS = 60_000

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from fulgurite.batching import BatchEpisode, BatchGroup, BatchRow
 from fulgurite.events import Tombstone, Trajectory
 from fulgurite.ids import action_id
+from fulgurite.learning.batching import BatchEpisode, BatchGroup, BatchRow
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.learner.train_row import TrainRow
 
 
 def oddity(event: Trajectory | Tombstone) -> str | None:
-    """How a row is built otherwise than the rewarder builds it; None if it is not. `fulgurite.batching` looks at what it is worth."""
+    """How a row is built otherwise than the rewarder builds it; None if it is not. `fulgurite.learning.batching` looks at what it is worth."""
     if isinstance(event, Tombstone):
         return None
     if len(event.token_ids) % 4:

@@ -10,13 +10,19 @@ from collections.abc import Iterable, Iterator
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
-from fulgurite.adoption import adopted
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import Position, Tombstone, Trajectory
+from fulgurite.learning.relabel import adopted
 from fulgurite.topics import TRAJECTORIES, Topic
-from services.kafka import KafkaSettings, LogUnavailable, Record, make_consumer, read_message
+from services.common.kafka.client import (
+    KafkaSettings,
+    LogUnavailable,
+    Record,
+    make_consumer,
+    read_message,
+)
+from services.common.kafka.topic_admin import topic_id
 from services.learner.errors import OffsetOutOfRange
-from services.topic_admin import topic_id
 
 _BATCH = 200
 

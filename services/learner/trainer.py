@@ -23,7 +23,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from fulgurite.forest import build, partition
+from fulgurite.trajectories.forest import build, partition
 from services.learner import verl_cpu
 from services.learner.errors import IncompatibleObjective
 from services.learner.train_row import TrainRow
@@ -212,10 +212,15 @@ def _jagged(rows: list[torch.Tensor]) -> torch.Tensor:
 def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
     """verl's worker with our engine, which it finds in its registry."""
     from verl.trainer.config import CheckpointConfig
-    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
+    from verl.workers.config import (
+        FSDPEngineConfig,
+        FSDPOptimizerConfig,
+        HFModelConfig,
+        TrainingWorkerConfig,
+    )
     from verl.workers.engine_workers import TrainingWorker
 
-    from services.learner.engine import ForestEngine
+    from services.learner.forest_engine import ForestEngine
 
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         os.environ.setdefault(name, value)

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import msgspec
 
-from fulgurite.codec import Codec
-from fulgurite.deltas import restore
+from fulgurite.avro.codec import Codec
+from fulgurite.calls.deltas import restore
 from fulgurite.errors import BrokenDelta
 from fulgurite.events import LlmCall
 from fulgurite.topics import EPISODES, LLM_CALLS, Topic
-from services.kafka import KafkaSettings
+from services.common.kafka.client import KafkaSettings
 from services.replay.archived_claims import ArchivedClaims
 from services.replay.columns import RECORDS
 from services.replay.errors import BadArchive, BadArgument

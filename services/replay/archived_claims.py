@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 
-from fulgurite.claims import claims_of, digest
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.calls.claim_checks import claims_of, digest
 from fulgurite.errors import BadClaim, CodecError
 from fulgurite.events import ClaimCheck, Episode, LlmCall
-from services.claims import ClaimStore, Folder, fetch
+from services.common.blobs.blob_store import ClaimStore, Folder, fetch
 from services.replay.pruning import names_in
 
 

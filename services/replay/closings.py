@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from fulgurite.closing import DEFAULT_CREDIT, awaits_episodes, awaits_rewards, close_group
 from fulgurite.events import AgentReward, Declaration, Episode, Record, Tombstone, Trajectory
-from services.closing_settings import ClosingSettings
+from fulgurite.groups.closing import DEFAULT_CREDIT, awaits_episodes, awaits_rewards, close_group
 from services.replay.groups import Group, Key
+from services.rewarder.closing_settings import ClosingSettings
 
 Row = Trajectory | Tombstone
 History = Callable[[], Sequence[Episode]]

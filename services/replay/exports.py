@@ -14,17 +14,17 @@ from typing import Any
 
 import msgspec
 
-from fulgurite.closing import close_group
-from fulgurite.episode_view import EpisodeView
+from fulgurite.enums import CallOutcome
+from fulgurite.episodes.view import EpisodeView
 from fulgurite.errors import BadClaim, UnknownRule
 from fulgurite.events import Episode, Record, Trajectory
+from fulgurite.groups.closing import close_group
 from fulgurite.ids import action_id
-from fulgurite.kinds import CallOutcome
-from fulgurite.trajectories import iter_transitions
-from services.claims import redeemed
-from services.closing_settings import ClosingSettings
+from fulgurite.trajectories.building import iter_transitions
+from services.common.blobs.blob_store import redeemed
 from services.replay.groups import Group
 from services.replay.scoring import Score, scores
+from services.rewarder.closing_settings import ClosingSettings
 
 Json = dict[str, Any]
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 import msgspec
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import StatusKind
+from fulgurite.episodes.stitching import Input, adds_nothing, is_input, stitch
 from fulgurite.errors import BadClaim, BrokenDelta, CodecError
 from fulgurite.events import AgentReward, AgentStatus, Declaration, Episode, Event, LlmCall
-from fulgurite.kinds import StatusKind
-from fulgurite.stitching import Input, adds_nothing, is_input, stitch
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES
-from services import logs
-from services.claims import redeemed
-from services.dead_letters import words_of
+from services.common.blobs.blob_store import redeemed
+from services.common.kafka.dead_letters import words_of
+from services.common.runtime import logs
 from services.replay.records import Raw, Source
 
 _log = logs.get()

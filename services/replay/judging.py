@@ -13,14 +13,14 @@ from itertools import islice, product
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from fulgurite.closing import members
 from fulgurite.errors import BadClaim
 from fulgurite.events import AgentReward, Episode
-from services.claims import redeemed_episode
+from fulgurite.groups.closing import members
+from services.common.blobs.blob_store import redeemed_episode
 from services.replay.groups import Group
-from services.rewarder.errors import RewardFailed
-from services.rewarder.reward_plugins import RewardPlugin, Verdict, verdict_id
-from services.rewarder.sandbox import Limits, Sandbox
+from services.rewards.errors import RewardFailed
+from services.rewards.plugins import RewardPlugin, Verdict, verdict_id
+from services.rewards.sandbox import Limits, Sandbox
 
 _AT_ONCE = 64
 """Groups that are in memory while their episodes are judged."""

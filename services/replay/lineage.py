@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from fulgurite.batching import SOURCE as LEARNER
+from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Record
-from fulgurite.kinds import LedgerTerm, UpdateKind
+from fulgurite.learning.batching import SOURCE as LEARNER
 from services.replay.errors import NotFound
 
 

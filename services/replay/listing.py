@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from fulgurite.claims import described
+from fulgurite.calls.claim_checks import described
+from fulgurite.calls.transcript import answer_of, messages_of
+from fulgurite.enums import CallOutcome, Mode
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import LlmCall, Record
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import CallOutcome, Mode
 from fulgurite.tokens import token_count
-from fulgurite.transcript import answer_of, messages_of
 from fulgurite.untrusted_json import Json, called_functions
-from services.claims import readable
+from services.common.blobs.blob_store import readable
 from services.replay.groups import Group
 from services.replay.scoring import scores
 from services.replay.timeline import rollout_ids

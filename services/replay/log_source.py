@@ -11,12 +11,28 @@ from typing import cast
 
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import LlmCall
-from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, TRAINING_LEDGER, TRAJECTORIES, Topic
-from services.brokers import answering
-from services.calls import CallReader
-from services.kafka import READ_TIMEOUT_S, KafkaSettings, LogUnavailable, make_consumer, read_until, watermarks
+from fulgurite.topics import (
+    AGENT_REWARDS,
+    AGENT_STATUS,
+    DEAD_LETTERS,
+    EPISODES,
+    LLM_CALLS,
+    TRAINING_LEDGER,
+    TRAJECTORIES,
+    Topic,
+)
+from services.common.kafka.client import (
+    READ_TIMEOUT_S,
+    KafkaSettings,
+    LogUnavailable,
+    make_consumer,
+    read_until,
+    watermarks,
+)
+from services.common.kafka.logged_calls import CallReader
+from services.common.kafka.reachability import answering
 from services.replay.records import Raw
 
 DOWNSTREAM_FIRST = (TRAINING_LEDGER, TRAJECTORIES, DEAD_LETTERS, EPISODES, AGENT_REWARDS, AGENT_STATUS, LLM_CALLS)

@@ -11,10 +11,10 @@ import re
 
 import msgspec
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.topics import DEAD_LETTERS, EPISODES, GROUP_PARTITIONS, LLM_CALLS
-from services.claims import ClaimStore, Left
-from services.kafka import KafkaSettings
+from services.common.blobs.blob_store import ClaimStore, Left
+from services.common.kafka.client import KafkaSettings
 from services.replay.log_source import LogSource
 from services.replay.records import Source
 

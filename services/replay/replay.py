@@ -8,17 +8,17 @@ from contextlib import contextmanager
 
 import msgspec
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.errors import CodecError
 from fulgurite.events import Episode, Tombstone, Trajectory
 from fulgurite.topics import EPISODES
-from services.closing_settings import ClosingSettings
 from services.replay.closings import Changes, Closing, close_anew, follow
 from services.replay.groups import Group
 from services.replay.judging import Judge, Judged, judged
 from services.replay.leaving_out import UNUSABLE
 from services.replay.records import Source
 from services.replay.sinks import Sink
+from services.rewarder.closing_settings import ClosingSettings
 
 _UNCOLLECTED = 200_000
 """Objects that a user's function may leave in cycles before they are collected: some tens of megabytes."""

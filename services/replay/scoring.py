@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean, pstdev, quantiles
 
-from fulgurite.batching import SPREAD
-from fulgurite.closing import members
+from fulgurite.enums import FilterReason
 from fulgurite.events import AgentReward, Declaration, Episode, Record
-from fulgurite.kinds import FilterReason
-from fulgurite.rewards import EpisodeRewards, combine, counted
+from fulgurite.groups.closing import members
+from fulgurite.groups.rewards import EpisodeRewards, combine, counted
+from fulgurite.learning.batching import SPREAD
 from services.replay.closings import Changes, changed
 from services.replay.groups import Group
 

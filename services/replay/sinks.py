@@ -10,13 +10,13 @@ from typing import Protocol
 
 import msgspec
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.topics import TOPICS, TRAJECTORIES, Topic
-from services.kafka import Delivery, EventProducer, KafkaSettings
+from services.common.kafka.client import Delivery, EventProducer, KafkaSettings
+from services.common.kafka.topic_admin import create_topic, records_in
 from services.replay.closings import Row
 from services.replay.errors import BadArgument, TargetInUse
 from services.replay.parquet import ParquetFolder
-from services.topic_admin import create_topic, records_in
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _IN_FLIGHT = 5_000

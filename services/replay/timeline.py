@@ -6,19 +6,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
-from fulgurite.claims import described
-from fulgurite.closing import close_group
-from fulgurite.credit import credit_rule
+from fulgurite.calls.claim_checks import described
+from fulgurite.calls.transcript import answer_of, messages_of
+from fulgurite.enums import StatusKind
 from fulgurite.errors import UnknownRule
 from fulgurite.events import Action, AgentReward, AgentStatus, LlmCall, Trajectory
+from fulgurite.groups.closing import close_group
+from fulgurite.groups.credit import credit_rule
 from fulgurite.ids import action_id
-from fulgurite.kinds import StatusKind
 from fulgurite.tokens import token_count, unpack_ids, unpack_logprobs
-from fulgurite.transcript import answer_of, messages_of
 from fulgurite.untrusted_json import Json, called_functions
-from services.claims import readable
-from services.closing_settings import ClosingSettings
+from services.common.blobs.blob_store import readable
 from services.replay.groups import Group
+from services.rewarder.closing_settings import ClosingSettings
 
 
 def timeline(group: Group, rollout_id: str, settings: ClosingSettings, *, tokens: bool = False) -> Json:

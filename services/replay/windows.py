@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from services import clock
+from services.common.runtime import clock
 from services.replay.errors import BadArgument
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}

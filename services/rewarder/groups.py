@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from fulgurite.events import AgentReward, Episode, LlmCall
-from fulgurite.gathering import Gathered
+from fulgurite.groups.group_state import Gathered
+from services.common.streaming.worker import Settle
 from services.rewarder.settings import RewarderSettings
-from services.streams import Settle
 
 _NEVER = 1 << 62
 _SKEW_MS = 60_000

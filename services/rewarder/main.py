@@ -12,16 +12,16 @@ from functools import partial
 from typing import TypeGuard
 
 from fulgurite.events import DeadLetter, Event, LedgerEntry, Tombstone, Trajectory
-from fulgurite.sealing import SOURCE, Output
+from fulgurite.groups.group_revisions import SOURCE, Output
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
-from services import logs
-from services.ending import run_service
-from services.kafka import KafkaSettings, read_all
+from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.topic_admin import check_topics
+from services.common.runtime import logs
+from services.common.runtime.ending import run_service
+from services.common.streaming.worker import Worker, quieten
 from services.rewarder.partition import STAGE, RewarderPartition
 from services.rewarder.recall import recall
 from services.rewarder.settings import RewarderSettings
-from services.streams import Worker, quieten
-from services.topic_admin import check_topics
 
 
 class Rewarder(Worker):

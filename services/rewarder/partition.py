@@ -15,22 +15,37 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from functools import partial
 from typing import Protocol
 
-from fulgurite.codec import Codec
-from fulgurite.credit import credit_rule
+from fulgurite.avro.codec import Codec
 from fulgurite.errors import UnknownRule
 from fulgurite.events import AgentReward, DeadLetter, Declaration, Episode, Event, LedgerEntry
+from fulgurite.groups.credit import credit_rule
+from fulgurite.groups.group_revisions import Output, Written, revision_of
 from fulgurite.ids import minted_at
-from fulgurite.sealing import Output, Written, revision_of
-from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
-from services import logs
-from services.clock import now_ms
-from services.dead_letters import NO_RECORD, actions_of, addressed, key_of, lost, lost_episode, words_of
-from services.kafka import KafkaSettings
-from services.poison import failure_of
+from fulgurite.topics import (
+    AGENT_REWARDS,
+    DEAD_LETTERS,
+    EPISODES,
+    TRAINING_LEDGER,
+    TRAJECTORIES,
+    Topic,
+)
+from services.common.kafka.client import KafkaSettings
+from services.common.kafka.dead_letters import (
+    NO_RECORD,
+    actions_of,
+    addressed,
+    key_of,
+    lost,
+    lost_episode,
+    words_of,
+)
+from services.common.runtime import logs
+from services.common.runtime.clock import now_ms
+from services.common.streaming.poison import failure_of
+from services.common.streaming.worker import Rejected, Settle
 from services.rewarder.groups import ClosedGroups, Group
 from services.rewarder.recall import Recalled
 from services.rewarder.settings import RewarderSettings
-from services.streams import Rejected, Settle
 
 _log = logs.get()
 
@@ -49,7 +64,7 @@ Recall = Callable[[Collection[str], int], Mapping[str, Recalled]]
 
 
 class PartitionLog(Protocol):
-    """What is needed of `services.streams.Log`."""
+    """What is needed of `services.common.streaming.worker.Log`."""
 
     settings: KafkaSettings
     codec: Codec

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, Tombstone, Trajectory
-from fulgurite.sealing import SOURCE, Written
+from fulgurite.groups.group_revisions import SOURCE, Written
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
-from services.kafka import KafkaSettings, read_all
+from services.common.kafka.client import KafkaSettings, read_all
 
 
 class Recalled:

@@ -15,20 +15,26 @@ from typing import Annotated, TypeVar
 import msgspec
 import typer
 
-from fulgurite.kinds import Mode
+from fulgurite.enums import Mode
 from fulgurite.versions import MalformedVersion, parse_version
-from services import logs
-from services.brokers import answering
-from services.kafka import KafkaSettings, LogUnavailable
-from services.process_secrets import hide_from_other_processes
-from services.rewarder.errors import PluginError
-from services.rewarder.reward_plugins import RewardPlugin
+from services.common.kafka.client import KafkaSettings, LogUnavailable
+from services.common.kafka.reachability import answering
+from services.common.runtime import logs
+from services.common.runtime.process_secrets import hide_from_other_processes
+from services.common.runtime.terminal import make_console
+from services.rewards.errors import PluginError
+from services.rewards.plugins import RewardPlugin
 from services.runner.errors import BadReward, RunnerError
-from services.runner.options import DEFAULT_GIVE_UP_AFTER, JUDGE, RunOptions, read_rewards, read_weights
+from services.runner.options import (
+    DEFAULT_GIVE_UP_AFTER,
+    JUDGE,
+    RunOptions,
+    read_rewards,
+    read_weights,
+)
 from services.runner.progress import JsonWatcher, TerminalWatcher
 from services.runner.run import INTERRUPTED, Run, Summary, Watcher
 from services.runner.settings import RunnerSettings
-from services.terminal import make_console
 
 DEFAULT_MAX_AHEAD = 8
 """One batch of the learner's default size: every rollout is then sampled from the newest weights."""

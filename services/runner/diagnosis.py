@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from fulgurite.kinds import EpisodeOutcome, FilterReason, Mode
-from fulgurite.remedies import REMEDIES
-from services.runner.fates import NO_LEARNER, NO_POLICY, TRAINED, WAITING, Fates
+from fulgurite.enums import EpisodeOutcome, FilterReason, Mode
+from fulgurite.ledger.remedies import REMEDIES
 from services.runner.learners import Learners
 from services.runner.options import RunOptions
+from services.runner.outcomes import NO_LEARNER, NO_POLICY, TRAINED, WAITING, Fates
 from services.runner.scoreboard import Score, Scoreboard
 
 _REMEDIES = {

@@ -8,11 +8,17 @@ from collections.abc import Callable, Sequence
 
 from confluent_kafka import KafkaException, TopicPartition
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import Event
 from fulgurite.topics import Topic
-from services import logs
-from services.kafka import KafkaSettings, LogUnavailable, make_consumer, read_message, watermarks
+from services.common.kafka.client import (
+    KafkaSettings,
+    LogUnavailable,
+    make_consumer,
+    read_message,
+    watermarks,
+)
+from services.common.runtime import logs
 
 _TIMEOUT_S = 15.0
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 import aiohttp
 import msgspec
 
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import Mode, StatusKind
+from fulgurite.enums import Mode, StatusKind
+from fulgurite.episodes.failures import FailureKind
 from services.runner.errors import GatewayRefused, GatewayUnreachable
 
 _PAUSE_S = 0.25

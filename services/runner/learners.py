@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from fulgurite.adoption import learns_elsewhere
+from fulgurite.enums import UpdateKind
 from fulgurite.events import PolicyUpdate
-from fulgurite.kinds import UpdateKind
+from fulgurite.learning.relabel import learns_elsewhere
 
 
 class LearnerConfig(msgspec.Struct, frozen=True):

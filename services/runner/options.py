@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import msgspec
 
-from fulgurite.kinds import Mode
+from fulgurite.enums import Mode
 from fulgurite.versions import Version
 from services.runner.errors import BadTasks
 

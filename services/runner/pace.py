@@ -6,8 +6,8 @@ A group whose deadline has long passed no longer holds anyone up. At most `max_a
 
 from __future__ import annotations
 
+from fulgurite.enums import ApplyOutcome
 from fulgurite.events import LedgerEntry, PolicyApplied
-from fulgurite.kinds import ApplyOutcome
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 
 GIVE_UP_MS = 600_000

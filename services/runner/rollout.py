@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import StatusKind
+from fulgurite.enums import StatusKind
+from fulgurite.episodes.failures import FailureKind
 from services.runner.errors import GatewayRefused, GatewayUnreachable
+from services.runner.exit_classes import Verdict, judge, will_retry
 from services.runner.gateway_client import GatewayClient, Grant, Group
 from services.runner.options import RunOptions
 from services.runner.processes import Processes, Program
-from services.runner.verdicts import Verdict, judge, will_retry
 
 MAX_TASK_VARIABLE = 100_000
 """Linux takes 128 KiB for one environment variable; a longer task comes on standard input alone."""

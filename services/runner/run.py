@@ -18,23 +18,38 @@ from typing import Any, Protocol
 
 import msgspec
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ApplyOutcome, Mode
 from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, PolicyApplied, PolicyUpdate
-from fulgurite.kinds import ApplyOutcome, Mode
-from fulgurite.topics import AGENT_REWARDS, EPISODES, POLICY_APPLIED, POLICY_UPDATES, TRAINING_LEDGER
+from fulgurite.topics import (
+    AGENT_REWARDS,
+    EPISODES,
+    POLICY_APPLIED,
+    POLICY_UPDATES,
+    TRAINING_LEDGER,
+)
 from fulgurite.versions import Version, parse_version
-from services import logs
-from services.clock import now_ms
-from services.kafka import KafkaSettings, read_all
-from services.process_secrets import without_keys
+from services.common.kafka.client import KafkaSettings, read_all
+from services.common.runtime import logs
+from services.common.runtime.clock import now_ms
+from services.common.runtime.process_secrets import without_keys
 from services.runner.diagnosis import Diagnosis
 from services.runner.errors import GaveUp, RunnerError
-from services.runner.fates import Fates
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
 from services.runner.intervals import Estimate
 from services.runner.learners import Learners
-from services.runner.options import JUDGE, RunOptions, Task, for_agent, in_order, own_environment, planned_rollouts, read_tasks
+from services.runner.options import (
+    JUDGE,
+    RunOptions,
+    Task,
+    for_agent,
+    in_order,
+    own_environment,
+    planned_rollouts,
+    read_tasks,
+)
+from services.runner.outcomes import Fates
 from services.runner.pace import Pace
 from services.runner.processes import Processes, Program, find_program
 from services.runner.rollout import Attempt, RolloutRunner
@@ -455,8 +470,8 @@ def without_numbers(text: str) -> str:
 def _worker(reference: str, rubric: Path | None) -> tuple[str, ...]:
     """The module that gives such a reward, and what it is told."""
     if not reference.startswith(JUDGE):
-        return ("services.rewarder.worker", "--reward", reference)
-    return ("services.rewarder.judge", "--model", reference.removeprefix(JUDGE), *(("--rubric", str(rubric)) if rubric else ()))
+        return ("services.rewards.worker", "--reward", reference)
+    return ("services.judge.main", "--model", reference.removeprefix(JUDGE), *(("--rubric", str(rubric)) if rubric else ()))
 
 
 @contextlib.contextmanager

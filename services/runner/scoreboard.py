@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from fulgurite.enums import EpisodeOutcome
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import AgentReward, Episode
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import EpisodeOutcome
-from fulgurite.rewards import LARGEST_TOTAL, is_bounded
+from fulgurite.groups.rewards import LARGEST_TOTAL, is_bounded
 from services.runner.intervals import Estimate, estimate
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.gateway_url import root_of
+from services.common.runtime.gateway_url import root_of
 
 
 class RunnerSettings(BaseSettings):

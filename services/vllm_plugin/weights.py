@@ -18,13 +18,27 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
 from vllm.logger import init_logger
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
 
 from fulgurite.versions import Version, parse_version
-from services.vllm_plugin.artifact import ArtifactRefused, Shapes, check_shapes, local_path, shapes, verify
+from services.vllm_plugin.artifact import (
+    ArtifactRefused,
+    Shapes,
+    check_shapes,
+    local_path,
+    shapes,
+    verify,
+)
 
 _log = init_logger(__name__)
 

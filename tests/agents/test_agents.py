@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from fulgurite.enums import CallOutcome, EpisodeOutcome, Identity, Mode
 from fulgurite.events import Episode, LlmCall, Trajectory
 from fulgurite.ids import action_id
-from fulgurite.kinds import CallOutcome, EpisodeOutcome, Identity, Mode
 from fulgurite.tokens import token_count
 from services.cli.ledger import read_books
 from tests.agents.environments import Environment, environment

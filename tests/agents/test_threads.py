@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from fulgurite.enums import Identity
 from fulgurite.events import LlmCall
-from fulgurite.kinds import Identity
 from tests.agents.environments import FOLDER, environment
 from tests.agents.processes import Done, run, variables
 from tests.agents.quickstarts import Speech

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.stack.kafka_local import LocalKafka
+from services.local_stack.kafka_local import LocalKafka
 
 BROKERS = int(os.environ.get("FULGURITE_CHAOS_BROKERS", "1"))
 

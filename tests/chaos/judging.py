@@ -7,11 +7,27 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from fulgurite.closing import close_group
-from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
-from fulgurite.sealing import Output, Written
-from fulgurite.stitching import Input, stitch
-from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, EPISODES, LLM_CALLS, TRAINING_LEDGER, TRAJECTORIES
+from fulgurite.episodes.stitching import Input, stitch
+from fulgurite.events import (
+    AgentReward,
+    AgentStatus,
+    Episode,
+    Event,
+    LedgerEntry,
+    LlmCall,
+    Tombstone,
+    Trajectory,
+)
+from fulgurite.groups.closing import close_group
+from fulgurite.groups.group_revisions import Output, Written
+from fulgurite.topics import (
+    AGENT_REWARDS,
+    AGENT_STATUS,
+    EPISODES,
+    LLM_CALLS,
+    TRAINING_LEDGER,
+    TRAJECTORIES,
+)
 from tests.integration.test_processors import Deployment
 
 Contents = dict[str, Event]

@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 
-from services.stack.kafka_local import LocalKafka
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.test_processors import Deployment, wait_until
 
 PROCESSORS = ("aggregator", "rewarder")
@@ -47,7 +47,7 @@ class Processes(Deployment):
         service, _, instance = name.partition(".")
         environment = PATIENCE | (FORGETFUL if forgetful else {})
         if service == "worker":
-            return self._spawn(name, "services.rewarder.worker", self._worker, environment)
+            return self._spawn(name, "services.rewards.worker", self._worker, environment)
         return self._spawn(name, f"services.{service}.main", (), environment | {f"FULGURITE_{service.upper()}_INSTANCE": instance or "0"})
 
     def start_all(self) -> None:

@@ -16,14 +16,21 @@ from pathlib import Path
 import pytest
 from confluent_kafka import TopicPartition
 
+from fulgurite.enums import Mode
 from fulgurite.events import AgentStatus, DeadLetter, LlmCall
-from fulgurite.kinds import Mode
-from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
-from fulgurite.trajectories import successful_actions
+from fulgurite.topics import (
+    AGENT_STATUS,
+    DEAD_LETTERS,
+    EPISODES,
+    TRAINING_LEDGER,
+    TRAJECTORIES,
+    Topic,
+)
+from fulgurite.trajectories.building import successful_actions
 from services.cli.ledger import read_books
-from services.clock import now_ms
-from services.kafka import make_consumer, watermarks
-from services.stack.kafka_local import LocalKafka
+from services.common.kafka.client import make_consumer, watermarks
+from services.common.runtime.clock import now_ms
+from services.local_stack.kafka_local import LocalKafka
 from tests import synthetic
 from tests.chaos.conftest import BROKERS
 from tests.chaos.judging import Books, differences

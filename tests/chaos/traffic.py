@@ -11,10 +11,10 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from fulgurite.enums import Mode, StatusKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import AgentReward, AgentStatus, LlmCall
-from fulgurite.failures import FailureKind
 from fulgurite.ids import mint_group
-from fulgurite.kinds import Mode, StatusKind
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
 RUN = "chaos"

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from services.kafka import KafkaSettings
-from services.stack.ports import free_ports
+from services.common.kafka.client import KafkaSettings
+from services.local_stack.ports import free_ports
 from tests.compose.engine import HERE, ROOT, compose_command, say
 
 PROJECT = "fulgurite-test"

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import UpdateKind
 from fulgurite.events import AgentReward, LlmCall, PolicyUpdate
-from fulgurite.kinds import UpdateKind
 from fulgurite.topics import AGENT_REWARDS, LLM_CALLS, POLICY_UPDATES
 from fulgurite.versions import parse_version
-from services.kafka import KafkaSettings, read_all
+from services.common.kafka.client import KafkaSettings, read_all
 from tests.compose.deployment import PROJECT, Deployment, balanced, timed, wait_for
 from tests.compose.engine import ROOT, say
 from tests.compose.traffic import Client, Traffic
@@ -33,8 +33,8 @@ KILLED = ("kafka", "gateway", "aggregator", "vllm")
 CALCULATOR = ROOT / "examples" / "calculator"
 OLD_LAYOUT = """
 from confluent_kafka.admin import NewTopic
-from services.kafka import KafkaSettings
-from services.topic_admin import admin_client
+from services.common.kafka.client import KafkaSettings
+from services.common.kafka.topic_admin import admin_client
 
 admin = admin_client(KafkaSettings())
 [done.result() for done in admin.create_topics([NewTopic("old.llm.calls", 3, 1)]).values()]

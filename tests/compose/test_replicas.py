@@ -19,9 +19,9 @@ WORKERS = ("aggregator", "aggregator-2", "rewarder", "rewarder-2")
 LASTING = (*BROKERS, *WORKERS, "redis", "vllm", "learner", "applier", "gateway", "gateway-2", "balancer")
 READ = """
 import sys
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
-from services.kafka import KafkaSettings, read_all
+from services.common.kafka.client import KafkaSettings, read_all
 topic, name = {"calls": (LLM_CALLS, "call_id"), "groups": (TRAJECTORIES, "group_id")}[sys.argv[1]]
 print(*{getattr(record.event, name) for record in read_all(KafkaSettings(), topic, Codec())})
 """

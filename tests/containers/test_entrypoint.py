@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from services.stack.ports import free_port
+from services.local_stack.ports import free_port
 
 CONTAINERS = Path(__file__).parents[2] / "containers"
 PATH = os.environ["PATH"]

@@ -18,23 +18,23 @@ import msgspec
 from msgspec import inspect
 
 from fulgurite import ids
-from fulgurite.claims import leave, payload_of, take_pieces
-from fulgurite.codec import Codec
-from fulgurite.deltas import link_of, shorten
+from fulgurite.avro.codec import Codec
+from fulgurite.calls.claim_checks import leave, payload_of, take_pieces
+from fulgurite.calls.deltas import link_of, shorten
+from fulgurite.enums import EpisodeOutcome, Mode
+from fulgurite.episodes.stitching import stitch
 from fulgurite.events import EVENT_TYPES, ClaimCheck, Episode, Event, LlmCall, Position
-from fulgurite.gathering import Gathered
-from fulgurite.kinds import EpisodeOutcome, Mode
-from fulgurite.sealing import revision_of
-from fulgurite.stitching import stitch
+from fulgurite.groups.group_revisions import revision_of
+from fulgurite.groups.group_state import Gathered
 from fulgurite.tokens import pack_ids, pack_logprobs, prompt_hash
 from fulgurite.topics import LLM_CALLS
 from fulgurite.versions import Version
-from services.closing_settings import ClosingSettings
-from services.gateway.backlog import Entry
-from services.gateway.keys import AGENT_SCOPES, Claims, KeyRing
-from services.gateway.spool_file import MAGIC, frame
+from services.gateway.identity.keys import AGENT_SCOPES, Claims, KeyRing
+from services.gateway.recording.backlog import Entry
+from services.gateway.recording.spool_file import MAGIC, frame
 from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
+from services.rewarder.closing_settings import ClosingSettings
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
 GOLDEN = Path(__file__).with_name("golden")

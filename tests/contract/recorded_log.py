@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import AgentReward, AgentStatus, Event, LlmCall
 from tests.fulgurite.simulated.deployment import Deployment
 from tests.fulgurite.simulated.world import topic_of

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.stack.engines import pins
+from services.local_stack.local_services import pins
 from tests.compose.engine import compose_command
 
 ROOT = Path(__file__).parents[2]

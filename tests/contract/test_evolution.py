@@ -13,7 +13,7 @@ import pytest
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 from avro.schema import Schema, parse
 
-from fulgurite.codec import Codec, schema_folder
+from fulgurite.avro.codec import Codec, schema_folder
 from fulgurite.events import AgentReward
 
 CURRENT = sorted(schema_folder().glob("*.avsc"))

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from fulgurite.codec import Codec
-from fulgurite.deltas import restore
+from fulgurite.avro.codec import Codec
+from fulgurite.calls.deltas import restore
 from fulgurite.events import EVENT_TYPES, Episode, LlmCall
 from fulgurite.topics import TOPICS, TRAJECTORIES
-from services.closing_settings import ClosingSettings
-from services.gateway.spool_file import Segment
+from services.gateway.recording.spool_file import Segment
 from services.learner.checkpoint import CheckpointStore
 from services.replay.closings import Changes, Row
 from services.replay.groups import read_groups
 from services.replay.replay import run
+from services.rewarder.closing_settings import ClosingSettings
 from tests.contract.golden_bytes import GOLDEN, GOLDEN_FILES, checkpoint, event_of
 from tests.contract.recorded_log import Recorded, load, record, said_in
 from tests.services.replay.memory_log import MemoryLog

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from fulgurite.episode_view import EpisodeView
+from fulgurite.enums import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
+from fulgurite.episodes.view import EpisodeView
 from fulgurite.events import Choice, Declaration, Episode, LlmCall
-from fulgurite.kinds import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
 from tests.synthetic import SAMPLING
 
 FOLDER = Path(__file__).parents[2] / "examples" / "calculator"

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from fulgurite.deltas import Link, link_of, restore, shorten
+from fulgurite.calls.deltas import Link, link_of, restore, shorten
 from fulgurite.events import LlmCall
 from fulgurite.tokens import prompt_hash
 from tests.synthetic import make_call

@@ -17,22 +17,43 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulgurite.books import Balance, Sources
-from fulgurite.events import AgentReward, AgentStatus, DeadLetter, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
-from fulgurite.failure_rules import FailureRules
-from fulgurite.failures import FailureKind
-from fulgurite.gathering import Gathered
+from fulgurite.enums import FilterReason, LedgerTerm, StatusKind
+from fulgurite.episodes.failure_rules import FailureRules
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.episodes.stitching import Input, stitch
+from fulgurite.events import (
+    AgentReward,
+    AgentStatus,
+    DeadLetter,
+    Episode,
+    Event,
+    LedgerEntry,
+    LlmCall,
+    Tombstone,
+    Trajectory,
+)
+from fulgurite.groups.group_revisions import Written, revision_of
+from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.rewards import counted
 from fulgurite.ids import episode_id
-from fulgurite.kinds import FilterReason, LedgerTerm, StatusKind
-from fulgurite.ledger import balance
-from fulgurite.rewards import counted
-from fulgurite.sealing import Written, revision_of
-from fulgurite.stitching import Input, stitch
+from fulgurite.ledger.balance import balance
+from fulgurite.ledger.model import Balance, Sources
 from tests.fulgurite.simulated.deployment import Deployment
 from tests.fulgurite.simulated.learner import Learner
 from tests.fulgurite.simulated.reward_worker import NAME as JUDGED
 from tests.fulgurite.simulated.reward_worker import verdict
-from tests.fulgurite.simulated.world import CALLS, DEAD, EPISODES, LEDGER, REWARDS, STATUS, TRAJECTORIES, UPDATES, World, topic_of
+from tests.fulgurite.simulated.world import (
+    CALLS,
+    DEAD,
+    EPISODES,
+    LEDGER,
+    REWARDS,
+    STATUS,
+    TRAJECTORIES,
+    UPDATES,
+    World,
+    topic_of,
+)
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status, rollout_id
 
 SCHEDULES = int(os.environ.get("FULGURITE_SIMULATION_SCHEDULES", "2000"))

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.tokens import pack_ids, pack_logprobs, prompt_hash, token_count, unpack_ids, unpack_logprobs
+from fulgurite.tokens import (
+    pack_ids,
+    pack_logprobs,
+    prompt_hash,
+    token_count,
+    unpack_ids,
+    unpack_logprobs,
+)
 
 INT32 = st.integers(-(1 << 31), (1 << 31) - 1)
 

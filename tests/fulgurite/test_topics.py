@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from fulgurite.topics import EPISODES, GROUP_PARTITIONS, LLM_CALLS, TOPICS, Key, Topic, min_insync, partition_of, topic_name
+from fulgurite.topics import (
+    EPISODES,
+    GROUP_PARTITIONS,
+    LLM_CALLS,
+    TOPICS,
+    Key,
+    Topic,
+    min_insync,
+    partition_of,
+    topic_name,
+)
 
 every_topic = pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.closing import close_group
-from fulgurite.conversations import atoms
-from fulgurite.episode_view import EpisodeView
+from fulgurite.calls.conversations import atoms
+from fulgurite.calls.transcript import answer_of, body_of, messages_of
+from fulgurite.episodes.detectors import DETECTORS
+from fulgurite.episodes.detectors.evidence import Evidence
+from fulgurite.episodes.stitching import Input, stitch
+from fulgurite.episodes.view import EpisodeView
 from fulgurite.events import Episode, LlmCall
-from fulgurite.failure_detectors import DETECTORS
-from fulgurite.failure_detectors.evidence import Evidence
-from fulgurite.prefix_breaks import classify
-from fulgurite.stitching import Input, stitch
-from fulgurite.trajectories import cut
-from fulgurite.transcript import answer_of, body_of, messages_of
+from fulgurite.groups.closing import close_group
+from fulgurite.trajectories.building import cut
+from fulgurite.trajectories.prefix_breaks import classify
 from fulgurite.untrusted_json import DEEPEST, called_functions, encoded, mapping, mappings, parsed
 from tests import foreign
 from tests.synthetic import make_call, make_declared, make_reward, make_status

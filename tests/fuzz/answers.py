@@ -22,8 +22,8 @@ from typing import Any, cast
 import msgspec
 import structlog
 
+from fulgurite.enums import CallOutcome
 from fulgurite.events import LlmCall
-from fulgurite.kinds import CallOutcome
 from tests.services.gateway.answering import Answer, Gateway, running
 from tests.services.gateway.valid_answers import ASKED, Valid, pieces_of, valid_answer
 

@@ -13,15 +13,16 @@ from unittest.mock import MagicMock, patch
 import msgspec
 from starlette.types import Message, Scope
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import Event, LlmCall
 from fulgurite.topics import Topic
-from services.gateway import main, recorder
-from services.gateway.front_door import FrontDoor
-from services.gateway.policies import PolicyView
-from services.gateway.problems import UpstreamRejected
+from services.common.kafka.client import Delivery, KafkaSettings
+from services.gateway import main
+from services.gateway.errors import UpstreamRejected
+from services.gateway.http.front_door import FrontDoor
+from services.gateway.recording import recorder
 from services.gateway.settings import GatewaySettings, Route
-from services.kafka import Delivery, KafkaSettings
+from services.gateway.upstream.policies import PolicyView
 from tests.integration.stub_answers import Script
 from tests.integration.stub_items import Embeddings
 from tests.integration.stub_upstream import APIS

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, cast
 
 import cramjam
 
-from services.gateway.keys import AGENT_SCOPES, Claims, KeyRing
-from services.gateway.openapi_calls import CALLS
+from services.gateway.http.openapi_calls import CALLS
+from services.gateway.identity.keys import AGENT_SCOPES, Claims, KeyRing
 from tests.fuzz.gateway import ADMIN, PLAIN, SIGNING, Answer, InProcess, in_process
 
 EXAMPLES: dict[str, dict[str, Any]] = {call.path: call.request for call in CALLS}

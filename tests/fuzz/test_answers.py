@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from fulgurite.kinds import CallOutcome
+from fulgurite.enums import CallOutcome
 from tests.fuzz import answers
 from tests.services.gateway.answering import Answer
 from tests.synthetic import make_call

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from services.stack.kafka_local import LocalKafka
-from services.stack.model import tiny_model
-from services.stack.valkey_local import LocalValkey
-from services.stack.vllm_local import LocalVllm
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.model import tiny_model
+from services.local_stack.valkey_local import LocalValkey
+from services.local_stack.vllm_local import LocalVllm
 from tests.integration.stub_upstream import Stub, running_stub
 
 

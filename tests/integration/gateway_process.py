@@ -14,13 +14,13 @@ from typing import Any
 
 import aiohttp
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import AgentReward, AgentStatus, Event, LlmCall
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, Topic
-from services.calls import read_calls
-from services.kafka import KafkaSettings, read_all
-from services.stack.ports import free_ports
-from services.topic_admin import create_topics
+from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.logged_calls import read_calls
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.ports import free_ports
 
 GATEWAY = "services.gateway.main"
 ADMIN = "the-admin-key"

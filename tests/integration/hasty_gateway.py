@@ -6,7 +6,7 @@ import asyncio
 
 from fulgurite.events import LlmCall
 from services.gateway import main
-from services.gateway.recorder import Recorder
+from services.gateway.recording.recorder import Recorder
 
 _record_call = Recorder.record_call
 _pending: set[asyncio.Task[object]] = set()

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from fulgurite.enums import ArtifactFormat
 from fulgurite.events import Artifact
-from fulgurite.kinds import ArtifactFormat
 from services.applier.engine import Engine
-from services.stack.model import tiny_model
-from services.stack.vllm_local import LocalVllm
+from services.local_stack.model import tiny_model
+from services.local_stack.vllm_local import LocalVllm
 
 PROBE_IDS = list(range(40, 72))
 RANK, ALPHA = 4, 8

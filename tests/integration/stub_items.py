@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.integration.stub_answers import PROMPT_IDS, Json, Script, named, tokens_comment, tokens_field
+from tests.integration.stub_answers import (
+    PROMPT_IDS,
+    Json,
+    Script,
+    named,
+    tokens_comment,
+    tokens_field,
+)
 
 _STOPS = {"stop": "end_turn", "length": "max_tokens"}
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from fulgurite.closing import close_group
+from fulgurite.enums import FilterReason
 from fulgurite.events import AgentReward, Episode, LedgerEntry, Tombstone, Trajectory
+from fulgurite.groups.closing import close_group
+from fulgurite.groups.group_revisions import Written
 from fulgurite.ids import mint_group
-from fulgurite.kinds import FilterReason
-from fulgurite.sealing import Written
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
 from services.cli.ledger import read_books
-from services.stack.kafka_local import LocalKafka
+from services.local_stack.kafka_local import LocalKafka
 from tests import synthetic
 from tests.integration.test_processors import Deployment, Made, wait_until
 from tests.synthetic import make_group, make_reward

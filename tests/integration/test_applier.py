@@ -23,19 +23,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ApplyOutcome, ArtifactFormat, CallOutcome, UpdateKind
 from fulgurite.events import Artifact, PolicyApplied, PolicyRoute, PolicyUpdate, Probe, RouteTarget
 from fulgurite.ids import derive_id
-from fulgurite.kinds import ApplyOutcome, ArtifactFormat, CallOutcome, UpdateKind
 from fulgurite.tokens import pack_ids, pack_logprobs
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from services.applier.engine import Engine
-from services.kafka import EventProducer, KafkaSettings, LogUnavailable, read_all
-from services.stack.kafka_local import LocalKafka
-from services.stack.model import tiny_model
-from services.stack.supervise import ProcessSpec, Supervisor
-from services.stack.vllm_local import LocalVllm
-from services.topic_admin import create_topics
+from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable, read_all
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.model import tiny_model
+from services.local_stack.supervise import ProcessSpec, Supervisor
+from services.local_stack.vllm_local import LocalVllm
 from tests.integration.gateway_process import Gateway, running_gateway
 from tests.integration.lora_adapter import Adapter, emptied
 

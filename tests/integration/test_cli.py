@@ -12,12 +12,22 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from fulgurite.closing import close_group
-from fulgurite.codec import Codec
-from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LedgerEntry, LlmCall, PolicyApplied, PolicyUpdate, Trajectory
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ApplyOutcome, LedgerTerm, Mode, UpdateKind
+from fulgurite.episodes.stitching import stitch
+from fulgurite.events import (
+    AgentReward,
+    AgentStatus,
+    Episode,
+    Event,
+    LedgerEntry,
+    LlmCall,
+    PolicyApplied,
+    PolicyUpdate,
+    Trajectory,
+)
+from fulgurite.groups.closing import close_group
 from fulgurite.ids import action_id
-from fulgurite.kinds import ApplyOutcome, LedgerTerm, Mode, UpdateKind
-from fulgurite.stitching import stitch
 from fulgurite.topics import (
     AGENT_REWARDS,
     AGENT_STATUS,
@@ -31,10 +41,10 @@ from fulgurite.topics import (
     Topic,
 )
 from services.cli.main import app
-from services.kafka import EventProducer, KafkaSettings
-from services.stack.kafka_local import LocalKafka
-from services.stack.model import tiny_model
-from services.topic_admin import create_topic
+from services.common.kafka.client import EventProducer, KafkaSettings
+from services.common.kafka.topic_admin import create_topic
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.model import tiny_model
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
 pytestmark = pytest.mark.engine

@@ -10,8 +10,8 @@ from openai import AsyncOpenAI
 
 from fulgurite.events import LlmCall
 from fulgurite.tokens import unpack_ids
-from services.stack.kafka_local import LocalKafka
-from services.stack.vllm_local import LocalVllm
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.vllm_local import LocalVllm
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway
 
 pytestmark = pytest.mark.engine

@@ -15,21 +15,21 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from fulgurite.codec import Codec
-from fulgurite.deltas import link_of, shorten
+from fulgurite.avro.codec import Codec
+from fulgurite.calls.deltas import link_of, shorten
 from fulgurite.events import DeadLetter, Episode, Event, LlmCall
 from fulgurite.ids import action_id
 from fulgurite.tokens import pack_ids, prompt_hash
 from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, Topic
-from services.calls import CallReader
-from services.claims import redeemed
 from services.cli.ledger import read_books
 from services.cli.main import app
-from services.kafka import EventProducer, KafkaSettings, read_all
+from services.common.blobs.blob_store import redeemed
+from services.common.kafka.client import EventProducer, KafkaSettings, read_all
+from services.common.kafka.logged_calls import CallReader
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
 from services.replay.archive import ArchiveSource
 from services.replay.groups import read_groups
-from services.stack.kafka_local import LocalKafka
-from services.topic_admin import create_topics
 from tests.integration.gateway_process import kafka_settings, running_gateway
 from tests.integration.stub_upstream import running_stub
 from tests.synthetic import make_call, make_declared, make_status

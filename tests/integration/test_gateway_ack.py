@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from fulgurite.kinds import CallOutcome
-from services.stack.kafka_local import LocalKafka
+from fulgurite.enums import CallOutcome
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
 

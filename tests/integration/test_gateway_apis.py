@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from fulgurite.enums import CallOutcome
 from fulgurite.ids import parse_completion
-from fulgurite.kinds import CallOutcome
 from fulgurite.tokens import unpack_ids, unpack_logprobs
-from services.stack.kafka_local import LocalKafka
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import PROMPT_IDS, Stub
 

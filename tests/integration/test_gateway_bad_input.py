@@ -15,13 +15,13 @@ import cramjam
 import pytest
 import pytest_asyncio
 
-from fulgurite.failures import FailureKind
+from fulgurite.enums import CallOutcome, Mode
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.ids import mint_group, rollout_of
-from fulgurite.kinds import CallOutcome, Mode
 from fulgurite.tokens import unpack_ids
-from services.gateway.keys import AGENT_SCOPES, Claims, KeyRing
-from services.stack.kafka_local import LocalKafka
-from services.stack.ports import free_port
+from services.gateway.identity.keys import AGENT_SCOPES, Claims, KeyRing
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.ports import free_port
 from tests.integration.gateway_process import SIGNING, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
 

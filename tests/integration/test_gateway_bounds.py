@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from services.stack.kafka_local import LocalKafka
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.frugal_gateway import FILES
 from tests.integration.gateway_process import PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub

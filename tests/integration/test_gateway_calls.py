@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from fulgurite.failures import FailureKind
+from fulgurite.enums import CallOutcome, Identity, LogprobsMode, Mode, StatusKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.ids import external_group, parse_completion
-from fulgurite.kinds import CallOutcome, Identity, LogprobsMode, Mode, StatusKind
 from fulgurite.tokens import prompt_hash, unpack_ids, unpack_logprobs
-from services.stack.kafka_local import LocalKafka
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import PROMPT_IDS, Stub
 

@@ -18,19 +18,26 @@ from msgspec import structs
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
+from fulgurite.enums import CallOutcome, EpisodeOutcome, Identity, Mode
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Episode
-from fulgurite.failures import FailureKind
 from fulgurite.ids import subject_of
-from fulgurite.kinds import CallOutcome, EpisodeOutcome, Identity, Mode
 from fulgurite.topics import EPISODES
 from services.gateway.dialects import DIALECTS
-from services.gateway.idempotency import RedisStore
-from services.gateway.keys import KeyRing
-from services.gateway.problems import Unavailable
-from services.stack.kafka_local import LocalKafka
-from services.stack.valkey_local import LocalValkey
+from services.gateway.errors import Unavailable
+from services.gateway.identity.idempotency import RedisStore
+from services.gateway.identity.keys import KeyRing
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.valkey_local import LocalValkey
 from tests.integration.certificates import self_signed
-from tests.integration.gateway_process import ADMIN, PLAIN, SIGNING, Gateway, kafka_settings, running_gateway
+from tests.integration.gateway_process import (
+    ADMIN,
+    PLAIN,
+    SIGNING,
+    Gateway,
+    kafka_settings,
+    running_gateway,
+)
 from tests.integration.stub_upstream import Stub
 from tests.integration.test_processors import Deployment, wait_until
 

@@ -18,10 +18,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from fulgurite.kinds import CallOutcome
-from services.kafka import KafkaSettings
-from services.stack.kafka_local import LocalKafka
-from services.topic_admin import create_topics
+from fulgurite.enums import CallOutcome
+from services.common.kafka.client import KafkaSettings
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import GATEWAY, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
 

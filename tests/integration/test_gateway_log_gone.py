@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.stack.kafka_local import LocalKafka
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import PLAIN, kafka_settings, running_gateway
 from tests.integration.stub_upstream import running_stub
 

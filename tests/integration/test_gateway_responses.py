@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import CallOutcome, Identity, Mode
 from fulgurite.events import LlmCall
 from fulgurite.ids import parse_completion
-from fulgurite.kinds import CallOutcome, Identity, Mode
 from fulgurite.tokens import unpack_ids
 from fulgurite.topics import LLM_CALLS
-from services.gateway.call_search import CallSearch, SearchTooLong
-from services.kafka import Delivery, KafkaSettings, read_all
-from services.stack.kafka_local import LocalKafka
-from services.stack.valkey_local import LocalValkey
+from services.common.kafka.client import Delivery, KafkaSettings, read_all
+from services.gateway.recording.call_search import CallSearch, SearchTooLong
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.valkey_local import LocalValkey
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import PROMPT_IDS, Stub
 

@@ -12,17 +12,24 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ApplyOutcome, Mode, StatusKind, UpdateKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
-from fulgurite.failures import FailureKind
 from fulgurite.ids import external_group, mint_group, rollout_of
-from fulgurite.kinds import ApplyOutcome, Mode, StatusKind, UpdateKind
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
-from services.gateway.keys import KeyRing
-from services.kafka import EventProducer
-from services.stack.kafka_local import LocalKafka
-from services.stack.valkey_local import LocalValkey
-from tests.integration.gateway_process import ADMIN, PLAIN, SIGNING, Gateway, kafka_settings, running_gateway
+from services.common.kafka.client import EventProducer
+from services.gateway.identity.keys import KeyRing
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.valkey_local import LocalValkey
+from tests.integration.gateway_process import (
+    ADMIN,
+    PLAIN,
+    SIGNING,
+    Gateway,
+    kafka_settings,
+    running_gateway,
+)
 from tests.integration.stub_upstream import Stub
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]

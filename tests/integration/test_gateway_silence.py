@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from fulgurite.enums import CallOutcome
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import LlmCall
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import CallOutcome
-from services.gateway.event_stream import COMMENT, PING
-from services.stack.kafka_local import LocalKafka
+from services.gateway.http.event_stream import COMMENT, PING
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
 

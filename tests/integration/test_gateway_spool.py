@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import LlmCall
-from services.calls import read_calls
-from services.stack.kafka_local import LocalKafka
-from services.topic_admin import create_topics
+from services.common.kafka.logged_calls import read_calls
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub, running_stub
 

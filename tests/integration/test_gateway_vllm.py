@@ -11,11 +11,11 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat import ChatCompletionMessageParam
 
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import LogprobsMode
+from fulgurite.enums import LogprobsMode
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.tokens import token_count, unpack_logprobs
-from services.stack.kafka_local import LocalKafka
-from services.stack.vllm_local import LocalVllm
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.vllm_local import LocalVllm
 from tests.integration.gateway_process import kafka_settings, running_gateway
 
 pytestmark = [pytest.mark.engine]

@@ -12,11 +12,11 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI, NotFoundError
 
+from fulgurite.enums import CallOutcome, LogprobsMode
 from fulgurite.events import LlmCall
-from fulgurite.kinds import CallOutcome, LogprobsMode
 from fulgurite.tokens import unpack_ids, unpack_logprobs
-from services.stack.kafka_local import LocalKafka
-from services.stack.vllm_local import LocalVllm
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.vllm_local import LocalVllm
 from tests.integration.gateway_process import PLAIN, Gateway, kafka_settings, running_gateway
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from fulgurite.books import Entry, Sources
 from fulgurite.events import ClaimCheck, DeadLetter, Episode, Event, LlmCall, ParentRef
 from fulgurite.ids import action_id
-from fulgurite.ledger import balance
+from fulgurite.ledger.balance import balance
+from fulgurite.ledger.model import Entry, Sources
 from fulgurite.topics import (
     AGENT_REWARDS,
     AGENT_STATUS,
@@ -27,8 +27,8 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
-from services.kafka import read_all
-from services.stack.kafka_local import LocalKafka
+from services.common.kafka.client import read_all
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.test_processors import Deployment, Made, wait_until
 from tests.synthetic import make_call, make_group
 

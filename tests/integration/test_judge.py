@@ -15,12 +15,12 @@ import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
 
+from fulgurite.enums import Mode
 from fulgurite.events import AgentReward, Episode, Trajectory
-from fulgurite.kinds import Mode
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAJECTORIES
 from services.cli.main import app
-from services.kafka import read_all
-from services.stack.kafka_local import LocalKafka
+from services.common.kafka.client import read_all
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import PLAIN, Gateway, running_gateway
 from tests.integration.stub_upstream import Stub
 from tests.integration.test_processors import Deployment, wait_until
@@ -40,7 +40,7 @@ class Judged(Deployment):
             "FULGURITE_JUDGE_RETRIES": "1",
             "FULGURITE_JUDGE_RETRY_WAIT_S": "0",
         }
-        self._await_ready("judge", self._spawn("judge", "services.rewarder.judge", ("--model", "policy", "--run-id", "mine"), environment))
+        self._await_ready("judge", self._spawn("judge", "services.judge.main", ("--model", "policy", "--run-id", "mine"), environment))
 
     def rewards(self, group_id: str) -> list[AgentReward]:
         """What the log says of a group, in the order of its rollouts."""

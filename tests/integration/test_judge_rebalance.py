@@ -14,11 +14,11 @@ import pytest
 from aiohttp import web
 from confluent_kafka import TopicPartition
 
+from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentReward, AgentStatus, Episode
-from fulgurite.stitching import stitch
 from fulgurite.topics import AGENT_REWARDS, EPISODES
-from services.kafka import make_consumer, watermarks
-from services.stack.kafka_local import LocalKafka
+from services.common.kafka.client import make_consumer, watermarks
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.test_processors import Deployment, wait_until
 from tests.synthetic import group_id, make_call, make_declared, make_status
 
@@ -71,7 +71,7 @@ class Judges(Deployment):
             # The least that a broker allows.
             "FULGURITE_JUDGE_SESSION_TIMEOUT_S": "6",
         }
-        self._await_ready(name, self._spawn(name, "services.rewarder.judge", ("--model", "big"), environment))
+        self._await_ready(name, self._spawn(name, "services.judge.main", ("--model", "big"), environment))
 
     def act(self, groups: range) -> None:
         """Two agents of each group are done."""

@@ -12,8 +12,8 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # pyright: ignore[reportPrivateImportUsage]
 
-from services.stack.errors import ChecksumMismatch, LayoutChanged
-from services.stack.kafka_local import LocalKafka, kafka_jars
+from services.local_stack.errors import ChecksumMismatch, LayoutChanged
+from services.local_stack.kafka_local import LocalKafka, kafka_jars
 
 pytestmark = pytest.mark.engine
 _log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.topics import AGENT_STATUS
-from services.kafka import EventProducer, KafkaSettings, LogUnavailable, read_all
-from services.stack.kafka_local import LocalKafka
-from services.topic_admin import create_topics
+from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable, read_all
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.certificates import self_signed
 from tests.synthetic import make_declared
 

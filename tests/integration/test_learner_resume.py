@@ -16,17 +16,17 @@ from urllib.parse import unquote, urlparse
 import msgspec
 import pytest
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import LedgerTerm, Mode, UpdateKind
 from fulgurite.events import Action, LedgerEntry, PolicyUpdate, Trajectory
 from fulgurite.ids import action_id
-from fulgurite.kinds import LedgerTerm, Mode, UpdateKind
 from fulgurite.tokens import pack_ids, pack_logprobs, token_count
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER, TRAJECTORIES
-from services.kafka import EventProducer, KafkaSettings, read_all
+from services.common.kafka.client import EventProducer, KafkaSettings, read_all
+from services.common.kafka.topic_admin import create_topics
 from services.learner.checkpoint import CheckpointStore
-from services.stack.kafka_local import LocalKafka
-from services.stack.model import tiny_model
-from services.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.model import tiny_model
 from tests.synthetic import group_id, rollout_id
 
 pytestmark = pytest.mark.engine

@@ -15,17 +15,17 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ApplyOutcome, CallOutcome, LedgerTerm
 from fulgurite.events import LedgerEntry, LlmCall, PolicyApplied, PolicyUpdate, Trajectory
 from fulgurite.ids import action_id
-from fulgurite.kinds import ApplyOutcome, CallOutcome, LedgerTerm
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TRAINING_LEDGER, TRAJECTORIES
-from services.calls import read_calls
 from services.cli.ledger import read_books
 from services.cli.main import app
-from services.kafka import read_all
-from services.stack.local_stack import LocalStack, StackOptions
-from services.stack.model import tiny_model
+from services.common.kafka.client import read_all
+from services.common.kafka.logged_calls import read_calls
+from services.local_stack.local_stack import LocalStack, StackOptions
+from services.local_stack.model import tiny_model
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 

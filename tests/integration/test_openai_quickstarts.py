@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fulgurite.kinds import CallOutcome, Identity
-from services.stack.kafka_local import LocalKafka
-from services.stack.vllm_local import LocalVllm
+from fulgurite.enums import CallOutcome, Identity
+from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.vllm_local import LocalVllm
 from tests.agents.environments import environment
 from tests.agents.processes import run_quickstart
 from tests.agents.quickstarts import agents, cut

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fulgurite.kinds import Mode, StatusKind
-from services.stack.kafka_local import LocalKafka
+from fulgurite.enums import Mode, StatusKind
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
 

@@ -18,12 +18,22 @@ import msgspec
 import pytest
 from confluent_kafka import Producer
 
-from fulgurite.codec import Codec
-from fulgurite.events import AgentReward, AgentStatus, DeadLetter, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
-from fulgurite.failures import FailureKind
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import CallOutcome, EpisodeOutcome, FilterReason, Mode, StatusKind
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.events import (
+    AgentReward,
+    AgentStatus,
+    DeadLetter,
+    Episode,
+    Event,
+    LedgerEntry,
+    LlmCall,
+    Tombstone,
+    Trajectory,
+)
+from fulgurite.groups.group_revisions import Written
 from fulgurite.ids import action_id
-from fulgurite.kinds import CallOutcome, EpisodeOutcome, FilterReason, Mode, StatusKind
-from fulgurite.sealing import Written
 from fulgurite.topics import (
     AGENT_REWARDS,
     AGENT_STATUS,
@@ -34,9 +44,9 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
-from services.kafka import Delivery, EventProducer, KafkaSettings, read_all
-from services.stack.kafka_local import LocalKafka
-from services.topic_admin import create_topics
+from services.common.kafka.client import Delivery, EventProducer, KafkaSettings, read_all
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
 from tests.synthetic import make_call, make_declared, make_group, make_reward, make_status
 
 pytestmark = pytest.mark.engine
@@ -75,7 +85,7 @@ class Deployment:
             self._await_ready(name, log)
 
     def start_worker(self, *arguments: str, **environment: str) -> None:
-        self._await_ready("worker", self._spawn("worker", "services.rewarder.worker", arguments, environment))
+        self._await_ready("worker", self._spawn("worker", "services.rewards.worker", arguments, environment))
 
     def _spawn(self, name: str, module: str, arguments: Sequence[str], environment: dict[str, str]) -> Path:
         self._starts += 1
@@ -451,7 +461,7 @@ def test_a_worker_that_cannot_load_its_function_says_so(deployment: Deployment, 
     async def run() -> tuple[int | None, bytes]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "services.rewarder.worker", "--reward", f"{tmp_path}/none.py:fn"),
+            *("-m", "services.rewards.worker", "--reward", f"{tmp_path}/none.py:fn"),
             env=deployment.environment,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import AgentStatus
 from fulgurite.topics import AGENT_STATUS
-from services.kafka import EventProducer, KafkaSettings, LogUnavailable, read_all
-from services.stack.kafka_local import LocalKafka
-from services.topic_admin import create_topics
+from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable, read_all
+from services.common.kafka.topic_admin import create_topics
+from services.local_stack.kafka_local import LocalKafka
 from tests.synthetic import make_declared
 
 pytestmark = pytest.mark.engine
@@ -105,7 +105,7 @@ async def test_what_gathers_behind_what_is_under_way_is_counted_and_not_lost() -
 async def test_a_few_need_no_look_of_the_loop(producer: EventProducer, monkeypatch: pytest.MonkeyPatch) -> None:
     await producer.publish(AGENT_STATUS, event(0).group_id, event(0), timeout_s=30)
     await asyncio.sleep(0.2)
-    monkeypatch.setattr("services.kafka._TICK_S", 3600)
+    monkeypatch.setattr("services.common.kafka.client._TICK_S", 3600)
     waiting: list[asyncio.Task[object]] = []
     for number in range(1, 7):
         waiting.append(asyncio.create_task(producer.publish(AGENT_STATUS, event(number).group_id, event(number), timeout_s=30)))

@@ -16,16 +16,16 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from fulgurite.batching import RowBatcher
+from fulgurite.enums import LedgerTerm, Mode, StatusKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import DeadLetter, LlmCall, Tombstone, Trajectory
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import LedgerTerm, Mode, StatusKind
+from fulgurite.learning.batching import RowBatcher
 from fulgurite.topics import DEAD_LETTERS, LLM_CALLS, TRAJECTORIES, Topic
 from fulgurite.versions import base_version
 from services.cli.main import app
-from services.kafka import read_all
+from services.common.kafka.client import read_all
 from services.learner.source import TrajectorySource, trainable
-from services.stack.kafka_local import LocalKafka
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.test_processors import Deployment, Made, overlapping, rows, wait_until
 from tests.synthetic import group_id, make_call, make_declared, make_group, make_reward, make_status
 

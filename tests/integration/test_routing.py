@@ -14,13 +14,13 @@ import pytest
 from aiohttp import web
 from openai import AsyncOpenAI
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ApplyOutcome, CallOutcome, UpdateKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Event, LlmCall, PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import ApplyOutcome, CallOutcome, UpdateKind
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES, Topic
-from services.kafka import EventProducer
-from services.stack.kafka_local import LocalKafka
+from services.common.kafka.client import EventProducer
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import APIS, Stub
 

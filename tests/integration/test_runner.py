@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from fulgurite.codec import Codec
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import Mode, StatusKind
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import Mode, StatusKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.topics import AGENT_STATUS
-from services.kafka import read_all
-from services.stack.kafka_local import LocalKafka
+from services.common.kafka.client import read_all
+from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
 from tests.services.runner import agents

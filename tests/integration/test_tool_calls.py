@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.stack.vllm_local import LocalVllm
+from services.local_stack.vllm_local import LocalVllm
 from tests.integration.vllm_http import VllmHttp
 
 pytestmark = pytest.mark.engine

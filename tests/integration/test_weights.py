@@ -10,9 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from services.stack.model import tiny_model
-from services.stack.vllm_local import LocalVllm
-from tests.integration.vllm_http import Artifact, Sampled, VllmHttp, chat, mean_difference, perturbed, reference_logprobs, reshaped
+from services.local_stack.model import tiny_model
+from services.local_stack.vllm_local import LocalVllm
+from tests.integration.vllm_http import (
+    Artifact,
+    Sampled,
+    VllmHttp,
+    chat,
+    mean_difference,
+    perturbed,
+    reference_logprobs,
+    reshaped,
+)
 
 pytestmark = pytest.mark.engine
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from services.stack.ports import LOCALHOST
+from services.local_stack.ports import LOCALHOST
 
 
 class Answer(NamedTuple):

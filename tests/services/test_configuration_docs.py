@@ -13,12 +13,12 @@ from pydantic_settings import BaseSettings
 
 from services.aggregator.settings import AggregatorSettings
 from services.applier.settings import ApplierSettings
+from services.common.kafka.client import KafkaSettings
 from services.gateway.settings import GatewaySettings
-from services.kafka import KafkaSettings
+from services.judge.settings import JudgeSettings
 from services.learner.settings import LearnerSettings
 from services.learner.trainer_settings import TrainerSettings
-from services.rewarder.judge_settings import JudgeSettings
-from services.rewarder.settings import RewarderSettings, RewardWorkerSettings
+from services.rewards.settings import RewarderSettings, RewardWorkerSettings
 from services.runner.settings import RunnerSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "settings.md").read_text()

@@ -9,9 +9,9 @@ import pytest_asyncio
 from aiohttp import web
 
 from services.applier.engine import Engine, EngineRefused
-from services.gateway.problems import UpstreamRejected
+from services.gateway.errors import UpstreamRejected
 from services.gateway.settings import GatewaySettings, Route
-from services.gateway.vllm_client import UpstreamClient
+from services.gateway.upstream.client import UpstreamClient
 from services.runner.gateway_client import GatewayClient, GatewayRefused
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from services.gateway.event_stream import PING
-from services.gateway.problems import GatewayError
+from services.gateway.errors import GatewayError
+from services.gateway.http.event_stream import PING
 
 _KINDS = {
     400: "invalid_request_error",

@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any, cast
 
 from fulgurite.events import Sampling
-from services.gateway.capture import Json, encode
-from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
+from services.gateway.dialects.capture import Json, encode
 from services.gateway.dialects.chat_capture import ChatCapture
 from services.gateway.dialects.choices import AS_IT_IS, Wants
+from services.gateway.dialects.dialect import ApiRequest, mapping, parse_envelope, text
 from services.gateway.dialects.numbers import KINDS, take_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.packed import IN_BODY, asking
 from services.gateway.dialects.sampling import sampling_of
-from services.gateway.problems import InvalidRequest
+from services.gateway.errors import InvalidRequest
 from services.gateway.settings import Route
 
 _KINDS = {**KINDS, "logprobs": bool}

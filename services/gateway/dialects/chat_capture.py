@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fulgurite.failures import FailureKind
-from services.gateway.capture import Json, arguments_parse
-from services.gateway.dialects.chat_quick import Frame, Logprobs, encode, quick_chunk, quick_reply, strings
+from fulgurite.episodes.failures import FailureKind
+from services.gateway.dialects.capture import Json, arguments_parse
+from services.gateway.dialects.chat_quick import (
+    Frame,
+    Logprobs,
+    encode,
+    quick_chunk,
+    quick_reply,
+    strings,
+)
 from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture
 from services.gateway.dialects.packed import TOKENS_FIELD
 from services.gateway.dialects.tool_calls import ToolCalls, extend_function

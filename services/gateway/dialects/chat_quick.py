@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.gateway.capture import Json
+from services.gateway.dialects.capture import Json
+from services.gateway.dialects.foreign_json import UNREADABLE
 from services.gateway.dialects.packed import only_tokens
-from services.gateway.foreign import UNREADABLE
 
 
 class Token(msgspec.Struct, gc=False):

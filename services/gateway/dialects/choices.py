@@ -7,12 +7,17 @@ from typing import Any, cast
 
 import msgspec
 
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Choice
-from fulgurite.failures import FailureKind
-from services.gateway.capture import Capture, Json, Mark, count, encode
-from services.gateway.dialects.packed import TOKENS_FIELD, PackedTokens, checked_ids, checked_logprobs
+from services.gateway.dialects.capture import Capture, Json, Mark, count, encode
+from services.gateway.dialects.foreign_json import joined, recorded
+from services.gateway.dialects.packed import (
+    TOKENS_FIELD,
+    PackedTokens,
+    checked_ids,
+    checked_logprobs,
+)
 from services.gateway.dialects.tool_calls import ToolCalls
-from services.gateway.foreign import joined, recorded
 
 
 class Wants(msgspec.Struct, frozen=True):

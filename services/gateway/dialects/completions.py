@@ -10,14 +10,14 @@ from typing import cast
 
 from fulgurite.events import Sampling
 from fulgurite.ids import public_completion
-from services.gateway.capture import Json, encode
-from services.gateway.dialect import ApiRequest, mapping, parse_envelope, text
+from services.gateway.dialects.capture import Json, encode
 from services.gateway.dialects.chat import session_of, wants, with_usage
 from services.gateway.dialects.choices import AS_IT_IS, ChoiceCapture, ChoicesCapture
+from services.gateway.dialects.dialect import ApiRequest, mapping, parse_envelope, text
 from services.gateway.dialects.numbers import KINDS, take_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.sampling import sampling_of
-from services.gateway.problems import InvalidRequest
+from services.gateway.errors import InvalidRequest
 from services.gateway.settings import Route
 
 _KINDS = {**KINDS, "logprobs": int}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from services.gateway.dialect import ApiRequest
 from services.gateway.dialects.anthropic_errors import AnthropicErrors
+from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.messages import parse_messages
 from services.gateway.dialects.plain import PlainCapture, PlainDialect
 from services.gateway.settings import Route

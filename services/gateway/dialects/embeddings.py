@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fulgurite.ids import public_completion
-from services.gateway.dialect import ApiRequest, parse_envelope, text
 from services.gateway.dialects.chat import session_of
+from services.gateway.dialects.dialect import ApiRequest, parse_envelope, text
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.plain import PlainCapture, PlainDialect
-from services.gateway.problems import InvalidRequest
+from services.gateway.errors import InvalidRequest
 from services.gateway.settings import Route
 
 

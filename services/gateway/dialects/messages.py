@@ -8,15 +8,22 @@ import msgspec
 
 from fulgurite.events import Sampling
 from fulgurite.ids import public_completion
-from services.gateway.capture import Json, encode
-from services.gateway.dialect import ApiRequest, Unkept, mapping, parse_envelope, refuse_unkept, text
 from services.gateway.dialects.anthropic_errors import NO_THREADS, AnthropicErrors
+from services.gateway.dialects.capture import Json, encode
 from services.gateway.dialects.chat import session_of
+from services.gateway.dialects.dialect import (
+    ApiRequest,
+    Unkept,
+    mapping,
+    parse_envelope,
+    refuse_unkept,
+    text,
+)
 from services.gateway.dialects.messages_capture import MessagesCapture
 from services.gateway.dialects.numbers import take_numbers
 from services.gateway.dialects.packed import asking
 from services.gateway.dialects.sampling import sampling_of
-from services.gateway.problems import InvalidRequest
+from services.gateway.errors import InvalidRequest
 from services.gateway.settings import Route
 
 _FORCED = ("any", "tool")

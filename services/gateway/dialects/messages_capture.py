@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fulgurite.failures import FailureKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.untrusted_json import mappings, parsed
-from services.gateway.capture import Json, Mark, count, encode, error_in, error_text
-from services.gateway.dialect import mapping
+from services.gateway.dialects.capture import Json, Mark, count, encode, error_in, error_text
+from services.gateway.dialects.dialect import mapping
+from services.gateway.dialects.foreign_json import joined
 from services.gateway.dialects.numbered import Numbered
 from services.gateway.dialects.packed import PackedCapture
-from services.gateway.foreign import joined
 
 _FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
 _DELTAS = {"text_delta": "text", "input_json_delta": "partial_json", "thinking_delta": "thinking", "signature_delta": "signature"}

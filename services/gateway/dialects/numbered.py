@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.gateway.capture import Json
+from services.gateway.dialects.capture import Json
 
 
 class Numbered:

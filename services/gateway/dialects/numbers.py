@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from services.gateway.capture import Json
-from services.gateway.problems import InvalidRequest
+from services.gateway.dialects.capture import Json
+from services.gateway.errors import InvalidRequest
 
 Kinds = Mapping[str, type]
 

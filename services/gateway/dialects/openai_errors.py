@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.gateway.event_stream import COMMENT
-from services.gateway.problems import GatewayError
+from services.gateway.errors import GatewayError
+from services.gateway.http.event_stream import COMMENT
 
 
 class OpenAIErrors:

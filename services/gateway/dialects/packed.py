@@ -20,8 +20,8 @@ from pybase64 import b64decode
 
 from fulgurite.events import Choice
 from fulgurite.tokens import all_finite, any_negative
-from services.gateway.capture import Capture, Json
-from services.gateway.foreign import recorded
+from services.gateway.dialects.capture import Capture, Json
+from services.gateway.dialects.foreign_json import recorded
 
 ASK_HEADER = "x-fulgurite-tokens"
 TOKENS_COMMENT = b": fulgurite-tokens "

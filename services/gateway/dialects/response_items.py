@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from services.gateway.capture import Json
-from services.gateway.problems import InvalidRequest
+from services.gateway.dialects.capture import Json
+from services.gateway.errors import InvalidRequest
 
 _CALLS = {"function_call_output": "function_call", "custom_tool_call_output": "custom_tool_call"}
 """An output's type, and that of the call it belongs to."""

@@ -12,16 +12,23 @@ import msgspec
 
 from fulgurite.events import Sampling
 from fulgurite.ids import public_completion
-from services.gateway.capture import Json, encode
-from services.gateway.dialect import ApiRequest, Unkept, mapping, parse_envelope, refuse_unkept, text
+from services.gateway.dialects.capture import Json, encode
 from services.gateway.dialects.chat import session_of
+from services.gateway.dialects.dialect import (
+    ApiRequest,
+    Unkept,
+    mapping,
+    parse_envelope,
+    refuse_unkept,
+    text,
+)
 from services.gateway.dialects.numbers import take_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.packed import asking
 from services.gateway.dialects.response_items import checked, items_of
 from services.gateway.dialects.responses_capture import ResponsesCapture
 from services.gateway.dialects.sampling import sampling_of
-from services.gateway.problems import GatewayError, InvalidRequest
+from services.gateway.errors import GatewayError, InvalidRequest
 from services.gateway.settings import Route
 
 PREFIX = "resp_"

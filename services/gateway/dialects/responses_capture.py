@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fulgurite.failures import FailureKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.ids import public_completion
 from fulgurite.untrusted_json import mappings
-from services.gateway.capture import Json, Mark, arguments_parse, count, encode, error_in, error_text
-from services.gateway.dialect import mapping
+from services.gateway.dialects.capture import (
+    Json,
+    Mark,
+    arguments_parse,
+    count,
+    encode,
+    error_in,
+    error_text,
+)
+from services.gateway.dialects.dialect import mapping
+from services.gateway.dialects.foreign_json import joined
 from services.gateway.dialects.numbered import Numbered
 from services.gateway.dialects.packed import PackedCapture
-from services.gateway.foreign import joined
 
 _ENDS = ("response.completed", "response.incomplete", "response.failed")
 _CALLS = ("function_call", "custom_tool_call")

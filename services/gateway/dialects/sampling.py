@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from fulgurite.events import Sampling
-from services.gateway.capture import Json
-from services.gateway.dialect import mapping
+from services.gateway.dialects.capture import Json
+from services.gateway.dialects.dialect import mapping
 
 _LEAST_TEMPERATURE = 0.01
 """vLLM takes a temperature between 0 and this for this."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from services.gateway.capture import Json, arguments_parse, count
+from services.gateway.dialects.capture import Json, arguments_parse, count
 from services.gateway.dialects.numbered import Numbered
 
 _APPENDED = ("arguments", "input")

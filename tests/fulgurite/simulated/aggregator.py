@@ -5,11 +5,28 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
-from fulgurite.closing import members
-from fulgurite.deadlines import AttemptProgress, overdue, silent
+from fulgurite.episodes.deadlines import AttemptProgress, overdue, silent
+from fulgurite.episodes.stitching import (
+    Input,
+    is_input,
+    is_terminal,
+    missing_inputs,
+    stitch,
+    supersede,
+)
 from fulgurite.events import AgentStatus, Episode, LlmCall
-from fulgurite.stitching import Input, is_input, is_terminal, missing_inputs, stitch, supersede
-from tests.fulgurite.simulated.world import CALLS, DEAD, EPISODES, STATUS, Key, Poison, Reader, World, letter_of
+from fulgurite.groups.closing import members
+from tests.fulgurite.simulated.world import (
+    CALLS,
+    DEAD,
+    EPISODES,
+    STATUS,
+    Key,
+    Poison,
+    Reader,
+    World,
+    letter_of,
+)
 
 SILENCE_MS = 30_000
 

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from fulgurite.enums import StatusKind
 from fulgurite.events import AgentStatus, Event
-from fulgurite.kinds import StatusKind
 from tests.fulgurite.simulated.aggregator import Aggregator
 from tests.fulgurite.simulated.learner import Learner
 from tests.fulgurite.simulated.reward_worker import RewardWorker
 from tests.fulgurite.simulated.rewarder import Rewarder
-from tests.fulgurite.simulated.world import CALLS, DUE, LONG_DUE, REWARDS, STATUS, Processor, World, topic_of
+from tests.fulgurite.simulated.world import (
+    CALLS,
+    DUE,
+    LONG_DUE,
+    REWARDS,
+    STATUS,
+    Processor,
+    World,
+    topic_of,
+)
 
 MOVES = ("step",) * 9 + ("land",) * 3 + ("again", "crash", "time")
 """What a schedule is made of, and how often."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fulgurite.amendments import accounts_of, amended_entries
-from fulgurite.batching import SOURCE as LEARNER
-from fulgurite.batching import BatchRules, RowBatcher, ledger_entries
+from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Tombstone, Trajectory
 from fulgurite.ids import derive_id
-from fulgurite.kinds import LedgerTerm, UpdateKind
+from fulgurite.learning.amendments import accounts_of, amended_entries
+from fulgurite.learning.batching import SOURCE as LEARNER
+from fulgurite.learning.batching import BatchRules, RowBatcher, ledger_entries
 from fulgurite.versions import Version
 from tests.fulgurite.simulated.world import LEDGER, TRAJECTORIES, UPDATES, Checkpoint, World
 

@@ -1,4 +1,4 @@
-"""Episodes → rewards, one for each revision, as `services/rewarder/worker.py` does."""
+"""Episodes → rewards, one for each revision, as `services/rewards/worker.py` does."""
 
 from __future__ import annotations
 

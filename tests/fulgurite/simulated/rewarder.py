@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from fulgurite.events import AgentReward, DeadLetter, Episode, Event, LedgerEntry, Tombstone, Trajectory
-from fulgurite.failure_rules import FailureRules
-from fulgurite.gathering import Gathered
-from fulgurite.sealing import SOURCE as REWARDER
-from fulgurite.sealing import Output, Written, revision_of
-from tests.fulgurite.simulated.world import DEAD, DUE, EPISODES, LEDGER, LONG_DUE, REWARDS, TRAJECTORIES, Poison, Reader, World, letter_of
+from fulgurite.episodes.failure_rules import FailureRules
+from fulgurite.events import (
+    AgentReward,
+    DeadLetter,
+    Episode,
+    Event,
+    LedgerEntry,
+    Tombstone,
+    Trajectory,
+)
+from fulgurite.groups.group_revisions import SOURCE as REWARDER
+from fulgurite.groups.group_revisions import Output, Written, revision_of
+from fulgurite.groups.group_state import Gathered
+from tests.fulgurite.simulated.world import (
+    DEAD,
+    DUE,
+    EPISODES,
+    LEDGER,
+    LONG_DUE,
+    REWARDS,
+    TRAJECTORIES,
+    Poison,
+    Reader,
+    World,
+    letter_of,
+)
 
 
 class Group:

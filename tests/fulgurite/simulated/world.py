@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from fulgurite.events import AgentReward, DeadLetter, Event, LlmCall, Position
 from fulgurite.ids import derive_id
-from fulgurite.trajectories import successful_actions
+from fulgurite.trajectories.building import successful_actions
 
 CALLS, STATUS, REWARDS = "llm.calls", "agent.status", "agent.rewards"
 EPISODES, TRAJECTORIES, LEDGER, UPDATES = "episodes", "trajectories", "training.ledger", "policy.updates"

@@ -9,14 +9,14 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from fulgurite.deltas import link_of, shorten
+from fulgurite.calls.deltas import link_of, shorten
+from fulgurite.enums import Mode
+from fulgurite.episodes.episode_deltas import unpack
+from fulgurite.episodes.stitching import Input, stitch
 from fulgurite.events import LlmCall
-from fulgurite.kinds import Mode
-from fulgurite.packing import unpack
-from fulgurite.stitching import Input, stitch
 from fulgurite.tokens import pack_ids, prompt_hash
 from services.aggregator.attempts import Attempt
-from services.streams import AckOrder
+from services.common.streaming.worker import AckOrder
 from tests.synthetic import make_call, make_declared, make_status
 
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulgurite.enums import Mode, StatusKind
 from fulgurite.events import AgentStatus, ClaimCheck, DeadLetter, LlmCall
 from fulgurite.ids import action_id
-from fulgurite.kinds import Mode, StatusKind
 from fulgurite.topics import AGENT_STATUS, LLM_CALLS
 from services.aggregator import partition as partition_module
 from services.aggregator.attempts import weight
 from services.aggregator.settings import AggregatorSettings
-from services.streams import AckOrder, Rejected
+from services.common.streaming.worker import AckOrder, Rejected
 from tests.services.aggregator.test_partition import NOW, Reader, later
 from tests.synthetic import make_call, make_declared, make_status
 

@@ -6,17 +6,17 @@ from collections.abc import Iterable
 
 import pytest
 
+from fulgurite.enums import StatusKind
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentStatus, Episode, Event, LlmCall
-from fulgurite.failures import FailureKind
 from fulgurite.ids import mint_group
-from fulgurite.kinds import StatusKind
-from fulgurite.stitching import stitch
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
 from services.aggregator import partition as partition_module
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
-from services.kafka import KafkaSettings, Record
-from services.streams import AckOrder, Log
+from services.common.kafka.client import KafkaSettings, Record
+from services.common.streaming.worker import AckOrder, Log
 from tests import synthetic
 from tests.synthetic import make_call, make_declared, make_status, rollout_id
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LlmCall
 from fulgurite.ids import action_id
 from fulgurite.tokens import prompt_hash
@@ -16,8 +16,8 @@ from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, To
 from services.aggregator import partition as partition_module
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
-from services.kafka import KafkaSettings, Record
-from services.streams import AckOrder, Log, Rejected
+from services.common.kafka.client import KafkaSettings, Record
+from services.common.streaming.worker import AckOrder, Log, Rejected
 from tests.synthetic import make_call, make_declared, make_status
 
 

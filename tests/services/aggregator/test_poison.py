@@ -8,15 +8,15 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
+from fulgurite.episodes.stitching import Input, stitch
 from fulgurite.events import AgentStatus, DeadLetter, Episode, LlmCall
 from fulgurite.ids import action_id
-from fulgurite.stitching import Input, stitch
 from fulgurite.topics import DEAD_LETTERS, LLM_CALLS
 from services.aggregator import attempts as attempts_module
 from services.aggregator import partition as partition_module
 from services.aggregator.settings import AggregatorSettings
-from services.kafka import LogUnavailable
-from services.streams import Rejected
+from services.common.kafka.client import LogUnavailable
+from services.common.streaming.worker import Rejected
 from tests.services.aggregator.test_partition import NOW, Reader, later
 from tests.synthetic import make_call, make_declared, make_status, rollout_id
 

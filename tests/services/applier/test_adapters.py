@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ApplyOutcome, ArtifactFormat, UpdateKind
 from fulgurite.events import Artifact, PolicyRoute, PolicyUpdate, Probe, RouteTarget
-from fulgurite.kinds import ApplyOutcome, ArtifactFormat, UpdateKind
 from fulgurite.tokens import pack_ids, pack_logprobs
 from fulgurite.versions import Version
 from services.applier.adapters import KEEP, AdapterKeeper
@@ -21,7 +21,7 @@ from services.applier.engine import Engine
 from services.applier.errors import EngineRefused, EngineUnreachable
 from services.applier.log_watch import Followed
 from services.applier.settings import ApplierSettings
-from services.kafka import EventProducer, KafkaSettings
+from services.common.kafka.client import EventProducer, KafkaSettings
 
 APPLIED, FAILED, RETIRED = ApplyOutcome.applied, ApplyOutcome.failed, ApplyOutcome.retired
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from fulgurite.enums import ApplyOutcome, ArtifactFormat, UpdateKind
 from fulgurite.events import Artifact, PolicyRoute, PolicyUpdate, RouteTarget
-from fulgurite.kinds import ApplyOutcome, ArtifactFormat, UpdateKind
 from fulgurite.versions import Version
 from services.applier.announcer import Announcer
 from services.applier.applier import UNTOUCHED, PolicyApplier

@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from fulgurite.enums import ArtifactFormat
 from fulgurite.events import Artifact
-from fulgurite.kinds import ArtifactFormat
 from services.applier.artifacts import base_weights, fetch, fetch_adapter
-from services.applier.errors import ApplierError, ApplyFailed, BadArtifact, EngineRefused, EngineUnreachable, LoadBroken, ProbeFailed
+from services.applier.errors import (
+    ApplierError,
+    ApplyFailed,
+    BadArtifact,
+    EngineRefused,
+    EngineUnreachable,
+    LoadBroken,
+    ProbeFailed,
+)
 
 CONTENT = b"weights"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from fulgurite.enums import UpdateKind
 from fulgurite.events import PolicyUpdate, Probe
-from fulgurite.kinds import UpdateKind
 from fulgurite.tokens import pack_ids, pack_logprobs
 from services.applier.engine import Engine
 from services.applier.errors import ProbeFailed

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulgurite.enums import ApplyOutcome, UpdateKind
 from fulgurite.events import PolicyApplied, PolicyUpdate
-from fulgurite.kinds import ApplyOutcome, UpdateKind
 from services.cli import alive
 from services.cli.alive import ago, appliers, finished, learners, processors, progress
-from services.clock import now_ms
-from services.stack.exports import StackLock
+from services.common.runtime.clock import now_ms
+from services.local_stack.exports import StackLock
 
 
 def update(step: int, at: int = 0, **metrics: float) -> PolicyUpdate:

@@ -15,21 +15,21 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fulgurite.books import Account, Balance, Discrepancy
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import StatusKind
-from services import terminal
-from services.cli import dlq, failing, ledger, lineage, replay, rollouts, trial
-from services.cli.printing import print_json
+from fulgurite.enums import StatusKind
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.ledger.model import Account, Balance, Discrepancy
+from services.cli import dlq, errors, ledger, lineage, replay, rollouts, try_reward
+from services.cli.output import print_json
+from services.common.runtime import terminal
+from services.common.runtime.terminal import EscapingConsole
 from services.replay.lineage import Behind, Fate
 from services.replay.replay import Report
 from services.replay.scoring import Comparison
+from services.runner.exit_classes import Verdict
 from services.runner.gateway_client import Grant
 from services.runner.progress import TerminalWatcher
 from services.runner.rollout import Attempt
 from services.runner.run import Summary
-from services.runner.verdicts import Verdict
-from services.terminal import EscapingConsole
 
 EVIL = (
     "\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202e", "\u2066", "\ud83c", "\u2028", "\r",
@@ -95,7 +95,7 @@ def show_try(console: EscapingConsole, text: str) -> None:
         groups=1, episodes=1, before=None, after=None, signal_before=0, signal_after=0, flips=((text, 0.0, 1.0),), unscored=0
     )
     judge: Any = SimpleNamespace(failed=1, why=Counter({text: 1}))
-    trial._show(found, judge, 10)  # pyright: ignore[reportPrivateUsage]
+    try_reward._show(found, judge, 10)  # pyright: ignore[reportPrivateUsage]
 
 
 def show_replay(_console: EscapingConsole, text: str) -> None:
@@ -103,9 +103,9 @@ def show_replay(_console: EscapingConsole, text: str) -> None:
 
 
 def show_failing(console: EscapingConsole, text: str) -> None:
-    failing.show_failures(console, {text: 1})
-    failing.show_left_out([text] * 9)
-    failing._say("try", ValueError(text))  # pyright: ignore[reportPrivateUsage]
+    errors.show_failures(console, {text: 1})
+    errors.show_left_out([text] * 9)
+    errors._say("try", ValueError(text))  # pyright: ignore[reportPrivateUsage]
 
 
 def show_json(_console: EscapingConsole, text: str) -> None:
@@ -125,7 +125,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(printer: Print, text: str) -> 
         return EscapingConsole(file=written, force_terminal=False, width=200, highlight=False, emoji=False)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (trial, replay, failing, dlq, terminal):
+        for module in (try_reward, replay, errors, dlq, terminal):
             patch.setattr(module, "make_console", console)
         patch.setattr("sys.stdout", written)
         printer(console(), text)
@@ -139,7 +139,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(printer: Print, text: str) -> 
 def test_what_is_in_the_log_ends_a_command_with_a_line_and_no_traceback(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(typer.Exit) as ended, failing.told("try"):
+    with pytest.raises(typer.Exit) as ended, errors.told("try"):
         raise error
     assert ended.value.exit_code == code
     assert capsys.readouterr().err == f"try: {error}\n"

@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fulgurite.enums import ArtifactFormat, UpdateKind
 from fulgurite.events import Artifact, PolicyUpdate, RouteTarget
-from fulgurite.kinds import ArtifactFormat, UpdateKind
 from services.cli.main import app
-from services.cli.route_targets import BadTarget, Published, check_alias, missing_file, parse_targets
+from services.cli.route_targets import (
+    BadTarget,
+    Published,
+    check_alias,
+    missing_file,
+    parse_targets,
+)
 
 
 def test_shares_and_the_newest() -> None:

@@ -15,31 +15,31 @@ from typing import Any
 import msgspec
 from starlette.types import Message
 
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
 from fulgurite.events import Event, LlmCall
 from fulgurite.topics import Topic
-from services.gateway.admission import Admission
-from services.gateway.call_search import CallSearch
-from services.gateway.continuation import Continuation
-from services.gateway.desk import Desk
+from services.common.kafka.client import Delivery, KafkaSettings
+from services.gateway.context import Desk
 from services.gateway.dialects import DIALECTS
-from services.gateway.dispatch import Dispatcher
-from services.gateway.endpoint import Endpoint
-from services.gateway.idempotency import Idempotency, MemoryStore
-from services.gateway.identity import Doorkeeper, Identifier
-from services.gateway.inference import Inference
-from services.gateway.keys import KeyRing
-from services.gateway.metrics import Metrics
-from services.gateway.policies import PolicyTail
-from services.gateway.recorded_responses import RecordedResponses
-from services.gateway.recorder import Recorder
-from services.gateway.registry import GroupRegistry
-from services.gateway.routing import Router
+from services.gateway.dialects.train_sampling import TrainSamplings
+from services.gateway.http.endpoint import Endpoint
+from services.gateway.identity.conversation_matching import Inference
+from services.gateway.identity.declared_groups import GroupRegistry
+from services.gateway.identity.idempotency import Idempotency, MemoryStore
+from services.gateway.identity.identity import Doorkeeper, Identifier
+from services.gateway.identity.keys import KeyRing
+from services.gateway.recording.call_search import CallSearch
+from services.gateway.recording.recorded_responses import RecordedResponses
+from services.gateway.recording.recorder import Recorder
 from services.gateway.settings import GatewaySettings, Route
-from services.gateway.tracing import open_tracer
-from services.gateway.train_sampling import TrainSamplings
-from services.gateway.vllm_client import UpstreamClient, UpstreamReply
-from services.kafka import Delivery, KafkaSettings
+from services.gateway.telemetry.metrics import Metrics
+from services.gateway.telemetry.tracing import open_tracer
+from services.gateway.upstream.admission import Admission
+from services.gateway.upstream.client import UpstreamClient, UpstreamReply
+from services.gateway.upstream.continuation import Continuation
+from services.gateway.upstream.dispatch import Dispatcher
+from services.gateway.upstream.policies import PolicyTail
+from services.gateway.upstream.routing import Router
 from tests.services.gateway.memory_producer import MemoryProducer
 
 KEY = "a-plain-key"

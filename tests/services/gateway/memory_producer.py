@@ -7,7 +7,7 @@ import concurrent.futures
 
 from fulgurite.events import Event
 from fulgurite.topics import Topic
-from services.kafka import Delivery, EventProducer, LogUnavailable
+from services.common.kafka.client import Delivery, EventProducer, LogUnavailable
 
 
 class MemoryProducer(EventProducer):

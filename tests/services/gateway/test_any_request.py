@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulgurite.kinds import CallOutcome
+from fulgurite.enums import CallOutcome
 from tests.fuzz.gateway import ADMIN, PLAIN, InProcess, in_process
 from tests.fuzz.requests import EXAMPLES, REST, Request, any_request, check, declared
 

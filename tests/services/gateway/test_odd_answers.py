@@ -11,11 +11,11 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import CallOutcome, Identity
+from fulgurite.enums import CallOutcome, Identity
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.tokens import pack_ids
-from services.gateway.call import hide
-from services.gateway.vllm_client import UpstreamReply
+from services.gateway.recording.call import hide
+from services.gateway.upstream.client import UpstreamReply
 from tests.services.gateway.answering import JSON, KEY, SSE, Answer, Gateway, running
 
 CHAT, COMPLETIONS, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"

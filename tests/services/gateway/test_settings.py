@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fulgurite.kinds import Mode
-from services.gateway.health_routes import promise
+from fulgurite.enums import Mode
+from services.gateway.http.health_routes import promise
 from services.gateway.settings import GatewaySettings
 
 

@@ -8,13 +8,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulgurite.batching import BatchRules, RowBatcher
-from fulgurite.closing import close_group
-from fulgurite.credit import RULES
+from fulgurite.enums import LedgerTerm
+from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentReward, Episode, LedgerEntry, LlmCall
-from fulgurite.kinds import LedgerTerm
-from fulgurite.rewards import LARGEST_REWARD, LARGEST_WEIGHT
-from fulgurite.stitching import stitch
+from fulgurite.groups.closing import close_group
+from fulgurite.groups.credit import RULES
+from fulgurite.groups.rewards import LARGEST_REWARD, LARGEST_WEIGHT
+from fulgurite.learning.batching import BatchRules, RowBatcher
 from fulgurite.versions import Version
 from services.learner.rows import train_rows
 from tests.synthetic import make_call, make_declared, make_reward, make_status

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.credit import credit_rule
-from fulgurite.credit.scene import Path, Scored, Step
-from fulgurite.rewards import LARGEST_CREDIT, LARGEST_TOTAL
+from fulgurite.groups.credit import credit_rule
+from fulgurite.groups.credit.types import Path, Scored, Step
+from fulgurite.groups.rewards import LARGEST_CREDIT, LARGEST_TOTAL
 from services.learner.errors import NoBaseline
 
 with warnings.catch_warnings():

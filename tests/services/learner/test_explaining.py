@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.batching import BatchGroup
-from fulgurite.kinds import FilterReason, LedgerTerm
+from fulgurite.enums import FilterReason, LedgerTerm
+from fulgurite.learning.batching import BatchGroup
 from services.learner.explaining import shortcomings
 
 Fate = tuple[LedgerTerm, FilterReason | None]

@@ -11,13 +11,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from fulgurite.closing import close_group
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import FilterReason, LedgerTerm
+from fulgurite.episodes.stitching import stitch
 from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Position, Tombstone, Trajectory
-from fulgurite.kinds import FilterReason, LedgerTerm
-from fulgurite.stitching import stitch
+from fulgurite.groups.closing import close_group
 from fulgurite.tokens import FloatArray
-from services.kafka import Record
+from services.common.kafka.client import Record
 from services.learner.errors import StepNotFinite
 from services.learner.learner import Learner
 from services.learner.settings import LearnerSettings

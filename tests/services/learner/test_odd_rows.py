@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.batching import BatchRules, RowBatcher
-from fulgurite.closing import close_group
+from fulgurite.episodes.stitching import stitch
 from fulgurite.events import Tombstone, Trajectory
-from fulgurite.stitching import stitch
+from fulgurite.groups.closing import close_group
+from fulgurite.learning.batching import BatchRules, RowBatcher
 from fulgurite.versions import base_version
 from services.learner.rows import oddity, train_rows, without_actions
 from tests.synthetic import make_call, make_declared, make_reward, make_status

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from services.learner.errors import IncompatibleObjective, PolicyDrift, StepNotFinite
 from services.learner.train_row import TrainRow
 from services.learner.trainer_settings import TrainerSettings
-from services.stack.model import tiny_model
+from services.local_stack.model import tiny_model
 
 with warnings.catch_warnings():
     # verl tells of every engine that is not installed.
@@ -30,7 +30,11 @@ with warnings.catch_warnings():
 
     select("cpu")
     import verl.workers.engine_workers  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY, get_adv_estimator_fn, get_policy_loss_fn
+    from verl.trainer.ppo.core_algos import (
+        POLICY_LOSS_REGISTRY,
+        get_adv_estimator_fn,
+        get_policy_loss_fn,
+    )
     from verl.workers.config import ActorConfig
 
     from services.learner.objective import check

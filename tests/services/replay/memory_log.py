@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from fulgurite.codec import Codec
-from fulgurite.deltas import restore
+from fulgurite.avro.codec import Codec
+from fulgurite.calls.deltas import restore
+from fulgurite.episodes.stitching import Input, stitch, supersede
 from fulgurite.errors import BrokenDelta
-from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LlmCall, Tombstone, Trajectory
-from fulgurite.gathering import Gathered
-from fulgurite.sealing import revision_of
-from fulgurite.stitching import Input, stitch, supersede
-from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, EPISODES, GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES, Topic
-from services.closing_settings import ClosingSettings
+from fulgurite.events import (
+    AgentReward,
+    AgentStatus,
+    Episode,
+    Event,
+    LlmCall,
+    Tombstone,
+    Trajectory,
+)
+from fulgurite.groups.group_revisions import revision_of
+from fulgurite.groups.group_state import Gathered
+from fulgurite.topics import (
+    AGENT_REWARDS,
+    AGENT_STATUS,
+    EPISODES,
+    GROUP_PARTITIONS,
+    LLM_CALLS,
+    TRAJECTORIES,
+    Topic,
+)
 from services.replay.groups import Group, read_groups
 from services.replay.records import Raw
+from services.rewarder.closing_settings import ClosingSettings
 
 CODEC = Codec()
 PLACES = {LlmCall: LLM_CALLS, AgentStatus: AGENT_STATUS, AgentReward: AGENT_REWARDS, Episode: EPISODES} | dict.fromkeys(

@@ -7,13 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fulgurite.claims import leave, payload_of, take_pieces
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.calls.claim_checks import leave, payload_of, take_pieces
 from fulgurite.errors import BadClaim, BrokenDelta
 from fulgurite.events import ParentRef
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
-from services.claims import open_store, redeemed
-from services.kafka import KafkaSettings
+from services.common.blobs.blob_store import open_store, redeemed
+from services.common.kafka.client import KafkaSettings
 from services.replay.archive import ArchiveSource, open_source
 from services.replay.archived_claims import ArchivedClaims
 from services.replay.columns import RECORDS

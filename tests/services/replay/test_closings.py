@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fulgurite.enums import Mode, StatusKind
 from fulgurite.events import AgentReward, AgentStatus, Event, LlmCall, Trajectory
-from fulgurite.kinds import Mode, StatusKind
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
-from services.closing_settings import ClosingSettings
 from services.replay.closings import Changes, close_anew
 from services.replay.replay import Report, run
+from services.rewarder.closing_settings import ClosingSettings
 from services.rewarder.settings import RewarderSettings
 from tests.services.replay.memory_log import CODEC, LiveProcessors, MemoryLog
 from tests.synthetic import group_id, make_call, make_declared, make_group, make_reward, make_status

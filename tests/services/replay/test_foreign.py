@@ -8,10 +8,10 @@ from hypothesis import given, settings
 
 from fulgurite.events import LlmCall
 from fulgurite.untrusted_json import encoded
-from services.closing_settings import ClosingSettings
+from services.judge.prompt import question
 from services.replay.exports import Filters, dpo, sft, transitions
 from services.replay.timeline import rollout_ids, timeline
-from services.rewarder.judge_prompt import question
+from services.rewarder.closing_settings import ClosingSettings
 from tests import foreign
 from tests.services.replay.memory_log import MemoryLog
 from tests.synthetic import make_call, make_declared, make_reward, make_status

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fulgurite.enums import FilterReason
 from fulgurite.events import AgentStatus, Event, LlmCall, Tombstone, Trajectory
-from fulgurite.kinds import FilterReason
 from fulgurite.topics import TRAJECTORIES
-from services.closing_settings import ClosingSettings
+from services.judge.errors import BadVerdict
+from services.judge.groups import WaitingRoom
+from services.judge.prompt import Question, Score
+from services.judge.scores import GroupJudge
 from services.replay.closings import Changes
 from services.replay.replay import run
-from services.rewarder.judge_errors import BadVerdict
-from services.rewarder.judge_groups import WaitingRoom
-from services.rewarder.judge_prompt import Question, Score
-from services.rewarder.judge_verdicts import GroupJudge
+from services.rewarder.closing_settings import ClosingSettings
 from tests.services.replay.memory_log import CODEC, LiveProcessors, MemoryLog
 from tests.synthetic import make_call, make_declared, make_status
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import CallOutcome, Mode, StatusKind
+from fulgurite.enums import CallOutcome, Mode, StatusKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.topics import LLM_CALLS
 from fulgurite.untrusted_json import Json
 from services.replay.groups import Group

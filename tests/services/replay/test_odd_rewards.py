@@ -13,11 +13,11 @@ from rich.console import Console
 
 from fulgurite.untrusted_json import encoded
 from services.cli.rollouts import show
-from services.closing_settings import ClosingSettings
 from services.replay.exports import Filters, dpo, sft, transitions
 from services.replay.groups import Group
 from services.replay.scoring import compare, scores
 from services.replay.timeline import rollout_ids, timeline
+from services.rewarder.closing_settings import ClosingSettings
 from tests.services.replay.memory_log import MemoryLog
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 

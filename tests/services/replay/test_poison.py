@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import pytest
 
+from fulgurite.episodes.stitching import Input, stitch
 from fulgurite.events import Episode
-from fulgurite.stitching import Input, stitch
 from services.replay import groups as module
 from tests.services.replay.memory_log import MemoryLog
 from tests.synthetic import make_call, make_declared, make_status, rollout_id

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fulgurite.claims import leave, payload_of
-from fulgurite.codec import Codec
+from fulgurite.avro.codec import Codec
+from fulgurite.calls.claim_checks import leave, payload_of
 from fulgurite.events import ClaimCheck, DeadLetter, LlmCall
 from fulgurite.topics import DEAD_LETTERS
-from services.claims import ClaimStore, open_store
-from services.kafka import KafkaSettings
+from services.common.blobs.blob_store import ClaimStore, open_store
+from services.common.kafka.client import KafkaSettings
 from services.replay import pruning
 from services.replay.pruning import Pruned, prune
 from tests.services.replay.memory_log import MemoryLog

@@ -10,25 +10,33 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from fulgurite.claims import leave, payload_of, take_pieces
+from fulgurite.calls.claim_checks import leave, payload_of, take_pieces
+from fulgurite.enums import FilterReason, LedgerTerm, UpdateKind
 from fulgurite.events import AgentReward, LedgerEntry, LlmCall, PolicyUpdate
-from fulgurite.kinds import FilterReason, LedgerTerm, UpdateKind
-from services.claims import open_store
 from services.cli.rollouts import show
-from services.closing_settings import ClosingSettings
+from services.common.blobs.blob_store import open_store
 from services.replay.errors import BadArgument, NotFound
 from services.replay.exports import Filters, dpo, rows, sft, transitions
-from services.replay.finding import find_group, group_of
 from services.replay.groups import Group, read_groups
 from services.replay.judging import Judge
 from services.replay.lineage import Lineage
+from services.replay.lookup import find_group, group_of
 from services.replay.scoring import compare, scores
 from services.replay.timeline import rollout_ids, shortened, timeline
 from services.replay.windows import parse_datetime, parse_since, shown
-from services.rewarder.reward_plugins import RewardPlugin, verdict_id
-from services.rewarder.sandbox import Limits
+from services.rewarder.closing_settings import ClosingSettings
+from services.rewards.plugins import RewardPlugin, verdict_id
+from services.rewards.sandbox import Limits
 from tests.services.replay.memory_log import CODEC, MemoryLog
-from tests.synthetic import group_id, make_call, make_declared, make_group, make_reward, make_status, rollout_id
+from tests.synthetic import (
+    group_id,
+    make_call,
+    make_declared,
+    make_group,
+    make_reward,
+    make_status,
+    rollout_id,
+)
 
 ASKED: dict[str, object] = {"role": "user", "content": "6 times 7?"}
 

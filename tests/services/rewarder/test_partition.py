@@ -13,25 +13,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fulgurite.books import Entry, Sources
-from fulgurite.closing import close_group
-from fulgurite.codec import Codec
-from fulgurite.events import AgentReward, DeadLetter, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
-from fulgurite.failure_rules import FailureRules
-from fulgurite.failures import FailureKind
-from fulgurite.gathering import Gathered
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import FilterReason, Mode, StatusKind
+from fulgurite.episodes.failure_rules import FailureRules
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.episodes.stitching import Input, stitch, supersede
+from fulgurite.events import (
+    AgentReward,
+    DeadLetter,
+    Episode,
+    Event,
+    LedgerEntry,
+    LlmCall,
+    Tombstone,
+    Trajectory,
+)
+from fulgurite.groups.closing import close_group
+from fulgurite.groups.group_revisions import SOURCE, Output, Written
+from fulgurite.groups.group_state import Gathered
 from fulgurite.ids import action_id, external_group, mint_group
-from fulgurite.kinds import FilterReason, Mode, StatusKind
-from fulgurite.ledger import balance
-from fulgurite.sealing import SOURCE, Output, Written
-from fulgurite.stitching import Input, stitch, supersede
-from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
-from services.kafka import EventTooLarge, KafkaSettings, LogUnavailable, Record
+from fulgurite.ledger.balance import balance
+from fulgurite.ledger.model import Entry, Sources
+from fulgurite.topics import (
+    AGENT_REWARDS,
+    DEAD_LETTERS,
+    EPISODES,
+    TRAINING_LEDGER,
+    TRAJECTORIES,
+    Topic,
+)
+from services.common.kafka.client import EventTooLarge, KafkaSettings, LogUnavailable, Record
+from services.common.streaming.worker import AckOrder, Rejected
 from services.rewarder.groups import Group
 from services.rewarder.partition import RewarderPartition
 from services.rewarder.recall import Recalled
 from services.rewarder.settings import RewarderSettings
-from services.streams import AckOrder, Rejected
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
 NOW = 1_800_000_000_000

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fulgurite.enums import FilterReason, LedgerTerm, Mode, StatusKind, UpdateKind
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentReward, Episode, LedgerEntry, PolicyUpdate, Sampling
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import FilterReason, LedgerTerm, Mode, StatusKind, UpdateKind
-from fulgurite.stitching import stitch
-from fulgurite.trajectories import successful_actions
+from fulgurite.trajectories.building import successful_actions
 from services.runner.diagnosis import Diagnosis
-from services.runner.fates import Fates
 from services.runner.learners import Learners
 from services.runner.options import RunOptions
+from services.runner.outcomes import Fates
 from services.runner.scoreboard import Scoreboard
 from tests.synthetic import SAMPLING, group_id, make_call, make_reward, make_status, rollout_id
 

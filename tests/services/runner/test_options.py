@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fulgurite.kinds import Mode
+from fulgurite.enums import Mode
 from services.runner.errors import BadTasks
 from services.runner.options import (
     RunOptions,

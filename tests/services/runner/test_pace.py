@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fulgurite.enums import ApplyOutcome, LedgerTerm
 from fulgurite.events import LedgerEntry, PolicyApplied
-from fulgurite.kinds import ApplyOutcome, LedgerTerm
 from fulgurite.versions import Version
 from services.runner.pace import GIVE_UP_MS, Pace
 

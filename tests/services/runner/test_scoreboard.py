@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from fulgurite.enums import EpisodeOutcome, Mode
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import AgentReward, Episode
-from fulgurite.failures import FailureKind
-from fulgurite.kinds import EpisodeOutcome, Mode
 from services.runner.scoreboard import Scoreboard
 
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from services.stack.model import tiny_model
-from services.stack.vllm_local import CHAT_TEMPLATE
+from services.local_stack.model import tiny_model
+from services.local_stack.vllm_local import CHAT_TEMPLATE
 from services.vllm_plugin.calls import Call, parse, render
 
 TOOLS: list[dict[str, Any]] = [

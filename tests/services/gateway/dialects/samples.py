@@ -9,10 +9,10 @@ import msgspec
 
 from fulgurite.ids import completion_of, mint_group, rollout_of
 from fulgurite.tokens import pack_ids, pack_logprobs
-from services.gateway.capture import Capture
-from services.gateway.dialect import ApiRequest, Dialect
+from services.gateway.dialects.capture import Capture
+from services.gateway.dialects.dialect import ApiRequest, Dialect
+from services.gateway.http.sse_relay import StreamRelay
 from services.gateway.settings import Route, SamplingDefaults
-from services.gateway.streams import StreamRelay
 
 VLLM = Route("policy", "vllm", "http://x", "vllm", "served", "policy", None)
 OTHER = Route("gpt", "gpt", "http://x", "openai", "gpt-5", None, "sk-upstream")

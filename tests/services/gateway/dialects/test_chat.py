@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway.dialect import ApiRequest
 from services.gateway.dialects.chat import Chat, wants
 from services.gateway.dialects.choices import Wants
-from services.gateway.problems import InvalidRequest
+from services.gateway.dialects.dialect import ApiRequest
+from services.gateway.errors import InvalidRequest
 from services.gateway.settings import Route, SamplingDefaults
 from services.vllm_plugin.middleware import IN_BODY
 

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from fulgurite.failures import FailureKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
 from services.gateway.dialects.chat_capture import ChatCapture, merge_delta
 from services.gateway.dialects.choices import Wants
-from services.gateway.streams import StreamRelay
+from services.gateway.http.sse_relay import StreamRelay
 from tests.services.gateway.dialects.samples import packed, tokens
 
 NOTHING = Wants(logprobs=False, token_ids=False, usage=False)

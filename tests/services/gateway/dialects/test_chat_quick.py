@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from services.gateway.dialects.chat_capture import ChatCapture
 from services.gateway.dialects.chat_quick import Frame
 from services.gateway.dialects.choices import Wants
-from services.gateway.streams import StreamRelay
+from services.gateway.http.sse_relay import StreamRelay
 from tests.services.gateway.dialects.samples import tokens
 
 _HEAD = {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "served"}

@@ -7,11 +7,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from fulgurite.failures import FailureKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.gateway.dialects.completions import Completions
-from services.gateway.problems import InvalidRequest
-from tests.services.gateway.dialects.samples import CALL, CORE, DEFAULTS, OTHER, VLLM, ask, passed, sent
+from services.gateway.errors import InvalidRequest
+from tests.services.gateway.dialects.samples import (
+    CALL,
+    CORE,
+    DEFAULTS,
+    OTHER,
+    VLLM,
+    ask,
+    passed,
+    sent,
+)
 
 DIALECT = Completions()
 

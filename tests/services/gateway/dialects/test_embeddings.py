@@ -8,8 +8,17 @@ import msgspec
 import pytest
 
 from services.gateway.dialects.embeddings import Embeddings
-from services.gateway.problems import InvalidRequest
-from tests.services.gateway.dialects.samples import CALL, CORE, DEFAULTS, OTHER, VLLM, ask, passed, sent
+from services.gateway.errors import InvalidRequest
+from tests.services.gateway.dialects.samples import (
+    CALL,
+    CORE,
+    DEFAULTS,
+    OTHER,
+    VLLM,
+    ask,
+    passed,
+    sent,
+)
 
 DIALECT = Embeddings()
 REPLY: dict[str, Any] = {

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from fulgurite.failures import FailureKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.gateway.dialects.count_tokens import CountTokens
 from services.gateway.dialects.messages import Messages
-from services.gateway.problems import (
+from services.gateway.errors import (
     BodyTooLarge,
     GatewayError,
     InvalidRequest,
@@ -20,7 +20,20 @@ from services.gateway.problems import (
     UpstreamBroken,
     UpstreamRejected,
 )
-from tests.services.gateway.dialects.samples import CALL, CORE, DEFAULTS, OTHER, VLLM, ask, event, packed, passed, play, sent, tokens
+from tests.services.gateway.dialects.samples import (
+    CALL,
+    CORE,
+    DEFAULTS,
+    OTHER,
+    VLLM,
+    ask,
+    event,
+    packed,
+    passed,
+    play,
+    sent,
+    tokens,
+)
 
 DIALECT = Messages()
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]

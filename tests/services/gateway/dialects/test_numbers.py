@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fulgurite.kinds import Mode
+from fulgurite.enums import Mode
 from services.gateway.dialects.chat import Chat
 from services.gateway.dialects.numbers import KINDS, take_numbers
-from services.gateway.problems import InvalidRequest
+from services.gateway.dialects.train_sampling import TrainSamplings
+from services.gateway.errors import InvalidRequest
 from services.gateway.settings import GatewaySettings, SamplingDefaults, TrainSampling
-from services.gateway.train_sampling import TrainSamplings
 
 
 class Engine(BaseModel):

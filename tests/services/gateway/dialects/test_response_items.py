@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.dialects.response_items import checked, items_of
-from services.gateway.problems import InvalidRequest
+from services.gateway.errors import InvalidRequest
 
 Item = dict[str, Any]
 SAID: Item = {"type": "message", "id": "msg_1", "role": "assistant", "content": [{"type": "output_text", "text": "hello"}]}

@@ -7,12 +7,25 @@ from typing import Any
 import msgspec
 import pytest
 
-from fulgurite.failures import FailureKind
+from fulgurite.episodes.failures import FailureKind
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.gateway.dialects.responses import Responses, following
-from services.gateway.problems import InvalidRequest
-from services.gateway.streams import StreamRelay
-from tests.services.gateway.dialects.samples import CALL, CORE, DEFAULTS, OTHER, VLLM, ask, event, packed, passed, play, sent, tokens
+from services.gateway.errors import InvalidRequest
+from services.gateway.http.sse_relay import StreamRelay
+from tests.services.gateway.dialects.samples import (
+    CALL,
+    CORE,
+    DEFAULTS,
+    OTHER,
+    VLLM,
+    ask,
+    event,
+    packed,
+    passed,
+    play,
+    sent,
+    tokens,
+)
 
 DIALECT = Responses()
 OURS = f"resp_{CORE}"

@@ -1,0 +1,195 @@
+"""The enumerations of the contract, a line per member; failure kinds are in `fulgurite.episodes.failures`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Mode(StrEnum):
+    """What a rollout is for."""
+
+    live = "live"
+    """Production traffic; inferred episodes are trained by opt-in only."""
+    train = "train"
+    """Its actions are counted by the ledger and may carry loss."""
+    val = "val"
+    """Held-out evaluation: rewarded, never trained."""
+
+
+class Identity(StrEnum):
+    """How the gateway found the rollout of a call."""
+
+    none = "none"
+    """A plain key without any id: the call is a rollout of its own."""
+    scoped_key = "scoped_key"
+    """The API key names the rollout (signed claims)."""
+    path = "path"
+    """`/rollouts/{rollout}/v1/...`."""
+    header = "header"
+    """`x-fulgurite-rollout`."""
+    inferred = "inferred"
+    """Recognised by the hash chain of the message prefix."""
+
+
+class CallOutcome(StrEnum):
+    """How a call ended."""
+
+    unknown = "unknown"
+    """Written by a newer version that knows more outcomes."""
+    success = "success"
+    """The upstream completed the answer."""
+    upstream_error = "upstream_error"
+    """The upstream answered with an error status or a broken stream."""
+    upstream_timeout = "upstream_timeout"
+    """The upstream did not answer within the time limit."""
+    client_disconnected = "client_disconnected"
+    """The client went away; the tokens so far are kept."""
+    refused = "refused"
+    """The gateway refused the call before it reached an upstream."""
+
+
+class LogprobsMode(StrEnum):
+    """Which distribution the recorded log-probabilities belong to."""
+
+    none = "none"
+    """No log-probabilities were reported."""
+    raw = "raw"
+    """Before temperature and truncation (vLLM's default)."""
+    processed = "processed"
+    """Of the distribution actually sampled from."""
+
+
+class StatusKind(StrEnum):
+    """What an agent status event tells."""
+
+    unknown = "unknown"
+    """A kind from a newer version."""
+    declared = "declared"
+    """A group of rollouts exists: its size, deadline and expected rewards."""
+    started = "started"
+    """An attempt has started."""
+    heartbeat = "heartbeat"
+    """An attempt, or a call in flight, is alive."""
+    finished = "finished"
+    """An attempt ended by itself, successfully."""
+    failed = "failed"
+    """An attempt ended with a failure."""
+    timed_out = "timed_out"
+    """Verdict of the aggregator: the attempt was silent or overdue."""
+
+
+class EpisodeOutcome(StrEnum):
+    """How an attempt ended."""
+
+    unknown = "unknown"
+    """An outcome from a newer version."""
+    finished = "finished"
+    """The agent said that it is done."""
+    failed = "failed"
+    """The agent or its runner reported a failure."""
+    timed_out = "timed_out"
+    """The aggregator gave up on it."""
+
+
+class PrefixBreak(StrEnum):
+    """Why a call's prompt did not extend the trajectory before it."""
+
+    unknown = "unknown"
+    """A kind from a newer version."""
+    retokenised = "retokenised"
+    """The text is the same, its tokens are not."""
+    template = "template"
+    """The chat template renders earlier turns differently."""
+    rewritten = "rewritten"
+    """The agent rewrote its context."""
+    stop_string = "stop_string"
+    """The stop string is in the tokens but not in the text."""
+    branch = "branch"
+    """Another call extends the same prefix (best-of-n, sub-agent, retry)."""
+
+
+class FilterReason(StrEnum):
+    """Why an action carries no loss."""
+
+    unknown = "unknown"
+    """A reason from a newer version."""
+    no_reward = "no_reward"
+    """No reward arrived by the group's deadline."""
+    no_baseline = "no_baseline"
+    """Fewer than two scored episodes in the group."""
+    no_signal = "no_signal"
+    """All scored episodes of the group have the same reward."""
+    no_tokens = "no_tokens"
+    """The upstream gave no token ids or log-probabilities."""
+    untrainable_sampling = "untrainable_sampling"
+    """Greedy, truncated, penalised, biased or grammar-bound sampling."""
+    truncated = "truncated"
+    """Cut by the length limit."""
+    failure_masked = "failure_masked"
+    """The failure policy of its kind is `mask`."""
+    failure_dropped = "failure_dropped"
+    """The failure policy of its kind is `drop`."""
+    superseded = "superseded"
+    """A later attempt or a retried sibling replaces it."""
+    reward_failed = "reward_failed"
+    """The reward function failed."""
+    missing = "missing"
+    """The rollout was declared and left nothing to train on."""
+    unknown_version = "unknown_version"
+    """The engine did not say which version generated it."""
+    late = "late"
+    """It arrived after its group had been closed."""
+    oversized = "oversized"
+    """Its row exceeds the learner's token budget."""
+    not_trained_mode = "not_trained_mode"
+    """Its group was written for offline use only."""
+    not_finite = "not_finite"
+    """The loss or the gradient of its batch was not finite; no step was made."""
+
+
+class LedgerTerm(StrEnum):
+    """The terms that partition the train-mode actions."""
+
+    unknown = "unknown"
+    """A term from a newer version."""
+    trained = "trained"
+    """Carried loss in the step that made `version`."""
+    filtered = "filtered"
+    """Carries no loss, for `reason`."""
+    stale = "stale"
+    """Older than the staleness bound."""
+    amended = "amended"
+    """Rewarded anew after it had been trained."""
+
+
+class UpdateKind(StrEnum):
+    """What a policy update tells."""
+
+    unknown = "unknown"
+    """A kind from a newer version."""
+    claim = "claim"
+    """A learner claims an epoch; the first claim wins."""
+    update = "update"
+    """A new version of the weights exists."""
+
+
+class ArtifactFormat(StrEnum):
+    """What an artifact holds."""
+
+    full = "full"
+    """All weights."""
+    lora = "lora"
+    """A LoRA adapter."""
+
+
+class ApplyOutcome(StrEnum):
+    """What became of an update on a backend."""
+
+    unknown = "unknown"
+    """An outcome from a newer version."""
+    applied = "applied"
+    """Served, and proved by the probe."""
+    failed = "failed"
+    """Not served; see `error`."""
+    retired = "retired"
+    """An adapter that was served and no longer is: nobody wants it any more."""

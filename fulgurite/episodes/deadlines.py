@@ -1,0 +1,83 @@
+"""Verdicts on attempts that never said they ended: overdue (declared groups) and silent (undeclared traffic).
+
+Verdicts are status events with derived ids and event times, so that a repeated verdict is the same event. They depend on event
+time only; the caller decides when the log has been read far enough to judge. They are published and read back like any status,
+so that a replay finds them in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fulgurite.enums import Mode, StatusKind
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.events import AgentStatus, Record
+from fulgurite.ids import derive_id
+
+SOURCE = "aggregator"
+
+
+class AttemptProgress(Record, frozen=True, kw_only=True):
+    """How far an attempt has come."""
+
+    attempt: int
+    """Try at the rollout, from 0."""
+    ended: bool
+    """Whether a terminal status is known."""
+    will_retry: bool = False
+    """Whether that status promised another attempt."""
+
+
+def overdue(declared: AgentStatus, heard: Mapping[str, Iterable[AttemptProgress]]) -> tuple[AgentStatus, ...]:
+    """The verdicts at a declared group's deadline: one for every attempt that is open or was promised.
+
+    `heard` has, by rollout, every attempt of which anything is known. A rollout never heard of is `agent_silent`.
+    """
+    if declared.declaration is None:
+        return ()
+    verdicts: list[AgentStatus] = []
+    for rollout_id in declared.declaration.rollout_ids:
+        attempts = sorted(heard.get(rollout_id, ()), key=lambda progress: progress.attempt)
+        last = attempts[-1].attempt if attempts else -1
+        verdicts.extend(
+            _verdict(declared, rollout_id, progress.attempt, FailureKind.agent_timeout, progress.attempt < last)
+            for progress in attempts
+            if not progress.ended
+        )
+        promised = bool(attempts) and attempts[-1].ended and attempts[-1].will_retry and last + 1 < declared.declaration.max_attempts
+        if promised or not attempts:
+            verdicts.append(_verdict(declared, rollout_id, last + 1, FailureKind.agent_silent, False))
+    return tuple(verdicts)
+
+
+def _verdict(declared: AgentStatus, rollout_id: str, attempt: int, failure: FailureKind, will_retry: bool) -> AgentStatus:
+    deadline = declared.declaration.deadline if declared.declaration else declared.event_time
+    return AgentStatus(
+        event_id=derive_id("overdue", declared.event_id, rollout_id, attempt),
+        event_time=deadline,
+        group_id=declared.group_id,
+        rollout_id=rollout_id,
+        attempt=attempt,
+        mode=declared.mode,
+        kind=StatusKind.timed_out,
+        source=SOURCE,
+        failure=failure,
+        message="no terminal status by the group's deadline",
+        will_retry=will_retry,
+    )
+
+
+def silent(*, group_id: str, rollout_id: str, attempt: int, mode: Mode, last_event_time: int, silence_ms: int) -> AgentStatus:
+    """The verdict that undeclared traffic has ended: nobody says so, so silence does. It is no failure."""
+    return AgentStatus(
+        event_id=derive_id("silent", rollout_id, attempt, last_event_time),
+        event_time=last_event_time + silence_ms,
+        group_id=group_id,
+        rollout_id=rollout_id,
+        attempt=attempt,
+        mode=mode,
+        kind=StatusKind.timed_out,
+        source=SOURCE,
+        message="undeclared traffic fell silent",
+        will_retry=False,
+    )

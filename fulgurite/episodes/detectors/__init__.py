@@ -1,0 +1,50 @@
+"""What went wrong in an attempt, told from its calls and its closing status. A registry; a detector is a small file and a line here.
+
+Detectors are pure functions of an attempt's events as a set; the first of the list that finds something has it. What the closing status
+names counts, unless it names a symptom only (nothing, `unknown`, an exception, a time-out): then a cause that is detected is the better
+word. So an agent that crashed because the model server failed is not trained as if the policy had been at fault. Kinds without a detector
+(`agent_silent`, `agent_exception`, `cancelled`) are always somebody's word: docs/reference/failures.md has the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fulgurite.episodes.detectors.client_disconnected import client_disconnected
+from fulgurite.episodes.detectors.evidence import Evidence
+from fulgurite.episodes.detectors.invalid_output import invalid_output
+from fulgurite.episodes.detectors.loop_detected import loop_detected
+from fulgurite.episodes.detectors.tool_error import tool_error
+from fulgurite.episodes.detectors.tool_parse_error import tool_parse_error
+from fulgurite.episodes.detectors.truncated import truncated
+from fulgurite.episodes.detectors.unanswered import unanswered
+from fulgurite.episodes.episode_deltas import Whole
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.events import AgentStatus, LlmCall
+
+DETECTORS: tuple[tuple[FailureKind, Callable[[Evidence], bool]], ...] = (
+    (FailureKind.infrastructure, unanswered(FailureKind.infrastructure)),
+    (FailureKind.upstream_error, unanswered(FailureKind.upstream_error)),
+    (FailureKind.upstream_timeout, unanswered(FailureKind.upstream_timeout)),
+    (FailureKind.rate_limited, unanswered(FailureKind.rate_limited)),
+    (FailureKind.context_overflow, unanswered(FailureKind.context_overflow)),
+    (FailureKind.agent_timeout, unanswered(FailureKind.agent_timeout)),
+    (FailureKind.client_disconnected, client_disconnected),
+    (FailureKind.tool_parse_error, tool_parse_error),
+    (FailureKind.truncated, truncated),
+    (FailureKind.invalid_output, invalid_output),
+    (FailureKind.loop_detected, loop_detected),
+    (FailureKind.tool_error, tool_error),
+)
+"""What nobody in the attempt caused comes first."""
+
+SYMPTOMS = frozenset({None, FailureKind.unknown, FailureKind.agent_exception, FailureKind.agent_timeout})
+"""What a closing status may name without telling why."""
+
+
+def failure_of(closing: AgentStatus, calls: Sequence[LlmCall], whole: Whole | None = None) -> FailureKind | None:
+    """The failure of an attempt that `closing` ended; None if nothing is said and nothing found. `whole`: for calls that are deltas."""
+    if closing.failure not in SYMPTOMS:
+        return closing.failure
+    seen = Evidence(closing, calls, whole)
+    return next((kind for kind, detect in DETECTORS if detect(seen)), closing.failure)

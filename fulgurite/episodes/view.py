@@ -1,0 +1,82 @@
+"""An episode as a reward function wants to see it: the task, the conversation, the last answer.
+
+`EpisodeView(episode)` never raises for what an agent did: what cannot be parsed is None or empty.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from fulgurite.calls.transcript import answer_of, messages_of
+from fulgurite.enums import CallOutcome, EpisodeOutcome
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.events import Episode, LlmCall
+from fulgurite.untrusted_json import Json, called_functions, parsed
+
+
+class EpisodeView:
+    """Read-only view of one attempt. `record` is the episode itself, with token ids and all."""
+
+    def __init__(self, record: Episode) -> None:
+        self.record = record
+
+    @cached_property
+    def task(self) -> Any:
+        """The task as parsed JSON; a task that is none, or nested too deep, as its text; None for undeclared traffic."""
+        if self.record.declaration is None:
+            return None
+        return _parsed(self.record.declaration.task)
+
+    @cached_property
+    def calls(self) -> tuple[LlmCall, ...]:
+        """The successful calls, in order of time."""
+        return tuple(call for call in self.record.calls if call.outcome is CallOutcome.success)
+
+    @cached_property
+    def messages(self) -> list[Json]:
+        """The conversation of the last call with an answer, and the answer, as chat messages whatever the API; empty if there was none."""
+        last = next((call for call in reversed(self.calls) if call.choices), None)
+        if last is None:
+            return []
+        answer = answer_of(last.choices[0])
+        return messages_of(last) + ([answer] if answer is not None else [])
+
+    @property
+    def failure(self) -> FailureKind | None:
+        """What went wrong, if anything did."""
+        return self.record.failure
+
+    @property
+    def outcome(self) -> EpisodeOutcome:
+        """How the attempt ended."""
+        return self.record.outcome
+
+    @property
+    def message(self) -> str | None:
+        """What the closing status said, for people."""
+        return self.record.message
+
+    @property
+    def rollout_id(self) -> str:
+        """The rollout."""
+        return self.record.rollout_id
+
+    def final_text(self) -> str:
+        """Text of the last answer; empty if there is none."""
+        if not self.messages or self.messages[-1].get("role", "assistant") != "assistant":
+            return ""
+        content = self.messages[-1].get("content")
+        return content if isinstance(content, str) else ""
+
+    def tool_calls(self) -> list[Json]:
+        """Every tool call the model made, in order, as `{"name": ..., "arguments": parsed JSON or text}`."""
+        functions = [function for message in self.messages for function in called_functions(message)]
+        return [{"name": function.get("name"), "arguments": _parsed(function.get("arguments"))} for function in functions]
+
+
+def _parsed(text: Any) -> Any:
+    try:
+        return parsed(text)
+    except ValueError:
+        return text

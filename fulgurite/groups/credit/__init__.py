@@ -1,0 +1,70 @@
+"""Credit rules: how the rewards of an episode are spread over its actions. A registry; a rule is a small file and a line here.
+
+Credit is a return, before any baseline: the learner takes the group's mean reward off and divides by its standard deviation. Rules that
+have a baseline of their own (`gigpo`, `per_role`, `last_step`) give the credit that leads to their advantage that way.
+
+A declaration names a rule by `name` or with parameters, `discounted(gamma=0.9)`; those not given have their defaults. `credit_rule`
+says what is wrong with a name that is none. Parameters are bounded, so that rewards within `fulgurite.groups.rewards.LARGEST_TOTAL` give credits
+within `LARGEST_CREDIT` under every rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fulgurite.events import Record
+from fulgurite.groups.credit.discounted import discounted
+from fulgurite.groups.credit.gigpo import gigpo
+from fulgurite.groups.credit.identical import identical
+from fulgurite.groups.credit.last_step import last_step
+from fulgurite.groups.credit.per_role import per_role
+from fulgurite.groups.credit.step import step
+from fulgurite.groups.credit.types import Credits, GroupRule, Scored, on_paths
+from fulgurite.parameters import Choice, Number, Parameter, Value, choose
+
+
+class Rule(Record, frozen=True):
+    """A rule and its parameters."""
+
+    credit: GroupRule
+    parameters: Mapping[str, Parameter] = {}
+    anchored: bool = False
+    """Whether it asks what an action saw (`Step.state`, `Step.observation`)."""
+
+
+RULES: dict[str, Rule] = {
+    "identical": Rule(on_paths(identical)),
+    "step": Rule(on_paths(step)),
+    "discounted": Rule(on_paths(discounted), {"gamma": Number(0.95, 0.0, 1.0)}),
+    "last_step": Rule(last_step),
+    "gigpo": Rule(
+        gigpo,
+        {
+            "gamma": Number(0.95, 0.0, 1.0),
+            "omega": Number(1.0, 0.0, 1000.0),
+            "norm": Choice(("std", "none")),
+            "state": Choice(("observation", "prompt")),
+        },
+        anchored=True,
+    ),
+    "per_role": Rule(per_role),
+}
+
+
+class CreditRule(Record, frozen=True):
+    """A rule with its parameters filled in."""
+
+    name: str
+    """All parameters spelled out, so that it means the same whatever the defaults become."""
+    rule: Rule
+    parameters: Mapping[str, Value]
+
+    def __call__(self, group: Sequence[Scored]) -> list[Credits]:
+        """Credit by action for each episode of a group. Neither the order of episodes nor that of paths matters."""
+        return self.rule.credit(group, **self.parameters) if group else []
+
+
+def credit_rule(text: str) -> CreditRule:
+    """The rule that is named, as in a declaration. Raises UnknownRule."""
+    chosen = choose("credit rule", text, {name: rule.parameters for name, rule in RULES.items()})
+    return CreditRule(str(chosen), RULES[chosen.name], chosen.parameters)

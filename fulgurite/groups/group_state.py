@@ -1,0 +1,65 @@
+"""What is known of a group: the last revision of each attempt, and every reward once. A function of the set, whatever its order.
+
+Of an attempt the revision with the most inputs counts: revisions of an episode contain one another.
+"""
+
+from __future__ import annotations
+
+from fulgurite.episodes.failure_rules import FailureRules
+from fulgurite.events import AgentReward, Declaration, Episode
+from fulgurite.groups.closing import awaits_episodes, awaits_rewards, close_group, members
+from fulgurite.groups.group_revisions import Output
+from fulgurite.groups.rewards import counted, excess
+
+Key = tuple[str, int]
+"""Rollout id and attempt."""
+
+
+class Gathered:
+    """The episodes and rewards of one group."""
+
+    __slots__ = ("episodes", "rewards")
+
+    def __init__(self) -> None:
+        self.episodes: dict[Key, Episode] = {}
+        self.rewards: dict[str, AgentReward] = {}
+
+    def take(self, event: Episode | AgentReward) -> bool:
+        """Take an event in; whether it is news: neither known nor superseded."""
+        if isinstance(event, AgentReward):
+            known = event.event_id in self.rewards
+            self.rewards.setdefault(event.event_id, event)
+            return not known
+        key = (event.rollout_id, event.attempt)
+        held = self.episodes.get(key)
+        if held is not None and not set(event.inputs) > set(held.inputs):
+            return False
+        self.episodes[key] = event
+        return True
+
+    @property
+    def declaration(self) -> Declaration | None:
+        """Of the group; None for undeclared traffic."""
+        return next((episode.declaration for episode in self.episodes.values() if episode.declaration), None)
+
+    def awaits_episodes(self) -> bool:
+        """Whether any rollout's final attempt is still to come."""
+        return awaits_episodes(self.declaration, self.episodes.values())
+
+    def is_complete(self, rules: FailureRules) -> bool:
+        """Whether nothing that the group should have is missing."""
+        episodes = self.episodes.values()
+        return bool(episodes) and not (
+            self.awaits_episodes() or awaits_rewards(self.declaration, episodes, list(self.rewards.values()), rules)
+        )
+
+    def excesses(self) -> dict[str, str]:
+        """Rollouts that have no reward because they were paid too much, and in words how much."""
+        rewards = list(self.rewards.values())
+        finals = [member.final for member in members(self.declaration, self.episodes.values()) if member.final is not None]
+        found = {episode.rollout_id: excess(self.declaration, counted(episode, rewards)) for episode in finals}
+        return {rollout_id: why for rollout_id, why in found.items() if why is not None}
+
+    def close(self, group_id: str, rules: FailureRules) -> tuple[Output, ...]:
+        """What is written of the group with what is known. Raises UnknownRule."""
+        return close_group(group_id, self.declaration, self.episodes.values(), list(self.rewards.values()), rules)

@@ -1,0 +1,110 @@
+"""Named rewards of an episode: which count, whether they are complete, and their combination.
+
+Of several rewards with one name for the same episode or action the last one counts: final before provisional, then by event time and id.
+A value of null says that the reward could not be computed; it completes its name and leaves the episode without a reward.
+A reward of an action that the episode does not have counts for nothing.
+The episode's reward is the weighted sum of all that was paid, to it (the outcome) and to its actions. Values are never normalised.
+
+All that is computed from accepted rewards fits in float32, in which a trainer computes: one value and one weight are bounded where they
+come from (`LARGEST_REWARD`, `LARGEST_WEIGHT`), and an episode that is paid more than `LARGEST_TOTAL` in all has no reward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from fulgurite.enums import FilterReason
+from fulgurite.events import AgentReward, Declaration, Episode, Record
+from fulgurite.ids import action_id
+
+LARGEST_REWARD = 1e6
+"""Largest absolute value of one reward that the gateway, a reward function or a judge may give."""
+LARGEST_WEIGHT = 1e6
+"""Largest absolute value of a weight that a group may be declared with."""
+LARGEST_TOTAL = 1e12
+"""Largest sum of the absolute values that an episode is paid, weighted or not. Its square is far within float32."""
+LARGEST_CREDIT = 1e30
+"""Largest absolute value of an action's credit that can be trained: divided by the smallest spread (1e-6), it still fits in float32."""
+
+
+class EpisodeRewards(Record, frozen=True, kw_only=True):
+    """The combined rewards of one episode."""
+
+    total: float
+    """Outcome and all actions' rewards."""
+    outcome: float
+    """Weighted sum of what was paid to the episode as a whole."""
+    actions: Mapping[str, float]
+    """Weighted sums by action id."""
+    named: Mapping[str, float]
+    """Unweighted values by name; an action's values are summed."""
+
+
+def counted(episode: Episode, rewards: Iterable[AgentReward]) -> tuple[AgentReward, ...]:
+    """The rewards that count for an episode: one per name and thing paid, in an order that their event ids have no part in."""
+    choices = {call.call_id: {choice.index for choice in call.choices} for call in episode.calls}
+    chosen: dict[tuple[str, str | None, int | None], AgentReward] = {}
+    for reward in rewards:
+        if reward.rollout_id != episode.rollout_id or reward.attempt not in (None, episode.attempt):
+            continue
+        if reward.call_id is not None and not _has_action(choices, reward.call_id, reward.choice or 0):
+            continue
+        thing = (reward.name, reward.call_id, reward.choice)
+        if thing not in chosen or _rank(chosen[thing]) < _rank(reward):
+            chosen[thing] = reward
+    return tuple(chosen[thing] for thing in sorted(chosen, key=lambda thing: (thing[0], thing[1] or "", thing[2] or 0)))
+
+
+def is_complete(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> bool:
+    """Whether every expected name is final. Without expected names one final reward will do."""
+    final = {reward.name for reward in rewards if reward.final}
+    expected = declaration.expected_rewards if declaration else ()
+    return final >= set(expected) if expected else bool(final)
+
+
+def combine(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> EpisodeRewards | FilterReason:
+    """The combination of counted rewards, or why there is none: `no_reward` or `reward_failed`."""
+    if any(reward.value is None for reward in rewards) or excess(declaration, rewards) is not None:
+        return FilterReason.reward_failed
+    expected = set(declaration.expected_rewards) if declaration else set[str]()
+    if not rewards or not expected <= {reward.name for reward in rewards}:
+        return FilterReason.no_reward
+    weights = declaration.reward_weights if declaration else {}
+    outcome, actions, named = 0.0, dict[str, float](), dict[str, float]()
+    for reward in rewards:
+        value = reward.value or 0.0
+        paid = weights.get(reward.name, 1.0) * value
+        named[reward.name] = named.get(reward.name, 0.0) + value
+        if reward.call_id is None:
+            outcome += paid
+        else:
+            action = action_id(reward.call_id, reward.choice or 0)
+            actions[action] = actions.get(action, 0.0) + paid
+    return EpisodeRewards(total=outcome + sum(actions.values()), outcome=outcome, actions=actions, named=named)
+
+
+def excess(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> str | None:
+    """Why counted rewards are too large to be combined, for people; None if they are not."""
+    weights = declaration.reward_weights if declaration else {}
+    values = [reward.value or 0.0 for reward in rewards]
+    paid = [weights.get(reward.name, 1.0) * value for reward, value in zip(rewards, values, strict=True)]
+    for what, amounts in (("values", values), ("weighted values", paid)):
+        total = sum(map(abs, amounts))
+        if not is_bounded(total, LARGEST_TOTAL):
+            return f"the absolute {what} of its {len(rewards)} rewards add up to {total:g}: at most {LARGEST_TOTAL:g} can be trained on"
+    return None
+
+
+def is_bounded(value: float, bound: float) -> bool:
+    """Whether the value is a number within the bound on both sides."""
+    return math.isfinite(value) and abs(value) <= bound
+
+
+def _has_action(choices: Mapping[str, Collection[int]], call_id: str, choice: int) -> bool:
+    """Whether there is the call and, where its choices are known, the choice."""
+    return call_id in choices and (not choices[call_id] or choice in choices[call_id])
+
+
+def _rank(reward: AgentReward) -> tuple[bool, int, str]:
+    return reward.final, reward.event_time, reward.event_id

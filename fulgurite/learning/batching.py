@@ -1,0 +1,344 @@
+"""Rows and tombstones → closed groups → batches, and what becomes of every action (docs: how it learns, rules 1–5, 9, 11).
+
+A group is complete when every member has all its rows or a tombstone. Complete groups are admitted oldest start first. Of an admitted
+group each action that carries loss is either trained, stale or filtered with a reason, and the ledger entries say so. A newer revision
+that comes before its group is settled replaces the older one. A group is settled at most once: rows that come again are ignored, and a
+newer revision of a settled group is an amendment, which trains nothing (`fulgurite.learning.amendments`).
+
+Numbers that no trainer can compute with are never given out (`fulgurite.groups.rewards`; an older rewarder wrote them, or somebody else): an
+episode whose reward is too large or not finite has none, and an action whose credit or log-probabilities are so is filtered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from fulgurite.enums import FilterReason, LedgerTerm, Mode
+from fulgurite.events import Action, LedgerEntry, Position, Record, Tombstone, Trajectory
+from fulgurite.groups.rewards import LARGEST_CREDIT, LARGEST_TOTAL, is_bounded
+from fulgurite.ids import action_id, derive_id
+from fulgurite.tokens import all_finite, token_count
+from fulgurite.trajectories.building import GREEDY
+from fulgurite.versions import MalformedVersion, Version, parse_version
+
+SOURCE = "learner"
+
+SPREAD = 1e-9
+"""Rewards of a group that differ by less carry no signal."""
+
+
+class BatchRules(Record, frozen=True, kw_only=True):
+    """How groups become batches."""
+
+    groups_per_step: int = 8
+    max_staleness: int = 8
+    """In optimizer steps; older actions are not trained, their rewards stay in the baseline."""
+    max_row_tokens: int = 4096
+    """Longer rows do not fit the trainer."""
+
+
+class Span(Record, frozen=True, kw_only=True):
+    """A trained action within a row."""
+
+    action: str
+    """`call_id#choice`."""
+    start: int
+    end: int
+    logprobs: bytes
+    """Behaviour log-probabilities, packed."""
+    credit: float
+    temperature: float
+
+
+class BatchRow(Record, frozen=True, kw_only=True):
+    """A row with at least one trained action."""
+
+    token_ids: bytes
+    spans: tuple[Span, ...]
+
+
+class BatchEpisode(Record, frozen=True, kw_only=True):
+    """The rows of one episode that are trained."""
+
+    rollout_id: str
+    reward: float
+    rows: tuple[BatchRow, ...]
+
+
+class BatchGroup(Record, frozen=True, kw_only=True):
+    """One settled group."""
+
+    group_id: str
+    group_revision: str
+    policy: str
+    rewards: tuple[float, ...]
+    """Of every scored episode, trained or not: the baseline."""
+    episodes: tuple[BatchEpisode, ...]
+    """Those with something to train; empty if the group teaches nothing."""
+    fates: Mapping[str, tuple[LedgerTerm, FilterReason | None]]
+    """What becomes of each action that carries loss."""
+
+
+class Held(msgspec.Struct, kw_only=True):
+    """A group that is not settled yet."""
+
+    group_id: str
+    group_revision: str
+    partition: int
+    first_offset: int
+    last_offset: int
+    group_size: int
+    started_at: int
+    rows: dict[str, Trajectory]
+    tombstones: dict[str, Tombstone]
+
+    def is_complete(self) -> bool:
+        """Whether every member has all its rows or a tombstone."""
+        missing: dict[str, int] = {}
+        for row in self.rows.values():
+            missing[row.rollout_id] = missing.get(row.rollout_id, row.rows_in_episode) - 1
+        members = missing.keys() | {stone.rollout_id for stone in self.tombstones.values()}
+        return len(members) == self.group_size and not any(missing.values())
+
+
+class RowBatcher:
+    """Collects what a policy's learner reads and gives out batches. No clock, no I/O."""
+
+    def __init__(self, policy: str, rules: BatchRules | None = None) -> None:
+        self.policy = policy
+        self.rules = rules or BatchRules()
+        self._held: dict[str, Held] = {}
+        self._settled: dict[str, tuple[int, int]] = {}
+        self._done: dict[str, str | None] = {}
+        """Settled groups, and the last revision that is accounted for."""
+        self._amending: dict[str, Held] = {}
+        self._next: dict[int, int] = {}
+
+    def restore(
+        self, positions: Iterable[Position], settled: Mapping[str, tuple[int, int]], done: Mapping[str, str | None] | None = None
+    ) -> None:
+        """Take up a checkpoint: low-water offsets, and the groups settled above them (id → partition, last offset).
+
+        `done`: the last revision of each settled group that the ledger knows.
+        """
+        self._next = {position.partition: position.offset for position in positions}
+        self._settled = dict(settled)
+        self._done = {**dict.fromkeys(settled), **(done or {})}
+
+    def add(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
+        """Take a record; returns whether it is news. Rows of other policies and modes are passed over."""
+        self._next[partition] = offset + 1
+        if event.mode is not Mode.train or event.policy != self.policy:
+            return False
+        if event.group_id not in self._done:
+            return _take(self._held, partition, offset, event)
+        return self._add_to_settled(partition, offset, event)
+
+    def _add_to_settled(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
+        where = self._settled.get(event.group_id)
+        accounted = self._done[event.group_id]
+        begun = event.group_id in self._amending
+        if (where is not None and offset <= where[1]) or (event.group_revision == accounted and not begun):
+            return False
+        news = _take(self._amending, partition, offset, event)
+        held = self._amending[event.group_id]
+        if held.group_revision == accounted and held.is_complete():
+            # What was begun meanwhile was given up for what is accounted for.
+            del self._amending[event.group_id]
+        return news
+
+    def amendments(self) -> tuple[Held, ...]:
+        """Whole newer revisions of settled groups, to be accounted for."""
+        return tuple(held for held in self._amending.values() if held.is_complete())
+
+    def amend(self, held: Held) -> None:
+        """An amendment is accounted for."""
+        del self._amending[held.group_id]
+        self._done[held.group_id] = held.group_revision
+        self._settled[held.group_id] = (held.partition, held.last_offset)
+
+    def complete(self) -> int:
+        """Groups that could be admitted now."""
+        return sum(held.is_complete() for held in self._held.values())
+
+    def take(self, current: Version, *, partial: bool = False) -> tuple[BatchGroup, ...]:
+        """The next batch, oldest start first: `groups_per_step` groups, or none; with `partial`, as many as there are."""
+        ready = sorted((h for h in self._held.values() if h.is_complete()), key=lambda h: (h.started_at, h.group_id))
+        if len(ready) < (1 if partial else self.rules.groups_per_step):
+            return ()
+        chosen = ready[: self.rules.groups_per_step]
+        for held in chosen:
+            del self._held[held.group_id]
+            self._settled[held.group_id] = (held.partition, held.last_offset)
+            self._done[held.group_id] = held.group_revision
+        return tuple(settle(held, current, self.rules) for held in chosen)
+
+    def positions(self) -> tuple[Position, ...]:
+        """Low-water offsets: everything below them is settled."""
+        low = dict(self._next)
+        for held in (*self._held.values(), *self._amending.values()):
+            low[held.partition] = min(low[held.partition], held.first_offset)
+        return tuple(Position(partition=partition, offset=offset) for partition, offset in sorted(low.items()))
+
+    def settled(self) -> dict[str, tuple[int, int]]:
+        """Groups settled at or above the low-water offsets (id → partition, last offset): what a resumed learner would read again."""
+        low = {position.partition: position.offset for position in self.positions()}
+        self._settled = {group_id: where for group_id, where in self._settled.items() if where[1] >= low.get(where[0], 0)}
+        return dict(self._settled)
+
+
+def _take(groups: dict[str, Held], partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
+    """Hold a record with the others of its revision; whether it is news."""
+    held = groups.get(event.group_id)
+    if held is None or held.group_revision != event.group_revision:
+        held = groups[event.group_id] = Held(
+            group_id=event.group_id,
+            group_revision=event.group_revision,
+            partition=partition,
+            # Until the newer revision is whole, the older one is what a resumed learner must find.
+            first_offset=held.first_offset if held else offset,
+            last_offset=offset,
+            group_size=event.group_size,
+            started_at=event.group_started_at,
+            rows={},
+            tombstones={},
+        )
+    held.last_offset = offset
+    target: dict[str, Trajectory] | dict[str, Tombstone] = held.rows if isinstance(event, Trajectory) else held.tombstones
+    known = event.event_id in target
+    target[event.event_id] = event  # type: ignore[assignment] # pyright: ignore[reportArgumentType]
+    return not known
+
+
+def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:
+    """Decide the fate of every action of a complete group."""
+    rows = sorted(held.rows.values(), key=lambda row: (row.rollout_id, row.row_index))
+    rewards = {stone.rollout_id: stone.episode_reward for stone in held.tombstones.values()} | {
+        r.rollout_id: r.episode_reward for r in rows
+    }
+    scored = tuple(reward for _, reward in sorted(rewards.items()) if reward is not None and is_bounded(reward, LARGEST_TOTAL))
+    of_group: FilterReason | None = None
+    if len(scored) < 2:
+        of_group = FilterReason.no_baseline
+    elif max(scored) - min(scored) < SPREAD:
+        of_group = FilterReason.no_signal
+    fates: dict[str, tuple[LedgerTerm, FilterReason | None]] = {}
+    episodes: dict[str, BatchEpisode] = {}
+    for row in rows:
+        spans: list[Span] = []
+        for action in row.actions:
+            if not action.loss:
+                continue
+            fate = _fate(row, action, of_group, current, rules)
+            fates[action_id(action.call_id, action.choice)] = fate
+            if fate[0] is LedgerTerm.trained:
+                spans.append(_span(action))
+        if spans:
+            before = episodes.get(row.rollout_id)
+            batch_row = BatchRow(token_ids=row.token_ids, spans=tuple(spans))
+            episodes[row.rollout_id] = BatchEpisode(
+                rollout_id=row.rollout_id,
+                reward=row.episode_reward or 0.0,
+                rows=(*(before.rows if before else ()), batch_row),
+            )
+    return BatchGroup(
+        group_id=held.group_id,
+        group_revision=held.group_revision,
+        policy=current.policy,
+        rewards=scored,
+        episodes=tuple(episodes.values()),
+        fates=fates,
+    )
+
+
+def untrained(group: BatchGroup, reason: FilterReason) -> BatchGroup:
+    """The group, settled without the step that it was part of."""
+    fates = {action: (LedgerTerm.filtered, reason) if fate[0] is LedgerTerm.trained else fate for action, fate in group.fates.items()}
+    return msgspec.structs.replace(group, episodes=(), fates=fates)
+
+
+def ledger_entries(groups: Iterable[BatchGroup], version: Version, time_ms: int) -> tuple[LedgerEntry, ...]:
+    """One entry per group, term and reason; a group without any action gets an empty one, so that its runner knows it is settled."""
+    entries: list[LedgerEntry] = []
+    for group in groups:
+        sorted_out: dict[tuple[LedgerTerm, FilterReason | None], list[str]] = {}
+        for action, fate in sorted(group.fates.items()):
+            sorted_out.setdefault(fate, []).append(action)
+        for (term, reason), actions in (sorted_out or {(LedgerTerm.filtered, FilterReason.missing): []}).items():
+            entries.append(ledger_entry(group, term, reason, actions, version, time_ms))
+    return tuple(entries)
+
+
+def ledger_entry(
+    group: BatchGroup | Held, term: LedgerTerm, reason: FilterReason | None, actions: Iterable[str], version: Version, time_ms: int
+) -> LedgerEntry:
+    """What a learner of the version's policy tells of a group's actions; told again, it is the same event.
+
+    A revision may be settled by several policies: a replay under unchanged rules writes the rows of the live topic.
+    """
+    return LedgerEntry(
+        event_id=derive_id(SOURCE, version.policy, group.group_revision, term, reason or ""),
+        event_time=time_ms,
+        policy=version.policy,
+        group_id=group.group_id,
+        group_revision=group.group_revision,
+        term=term,
+        reason=reason,
+        actions=tuple(actions),
+        version=str(version),
+        source=SOURCE,
+    )
+
+
+def staleness(version: str | None, current: Version) -> int | None:
+    """Optimizer steps between the version that generated an action and the current one; None if it cannot be told."""
+    try:
+        generated = parse_version(version or "")
+    except MalformedVersion:
+        return None
+    return current.step - generated.step if generated.policy == current.policy else None
+
+
+def _fate(
+    row: Trajectory, action: Action, of_group: FilterReason | None, current: Version, rules: BatchRules
+) -> tuple[LedgerTerm, FilterReason | None]:
+    if action.mask is not None:
+        return LedgerTerm.filtered, action.mask
+    if not _has_logprobs(action):
+        return LedgerTerm.filtered, FilterReason.no_tokens
+    if not GREEDY < action.temperature < math.inf:
+        return LedgerTerm.filtered, FilterReason.untrainable_sampling
+    if row.episode_reward is None:
+        return LedgerTerm.filtered, FilterReason.no_reward
+    if not (is_bounded(row.episode_reward, LARGEST_TOTAL) and is_bounded(action.credit, LARGEST_CREDIT)):
+        return LedgerTerm.filtered, FilterReason.reward_failed
+    if of_group is not None:
+        return LedgerTerm.filtered, of_group
+    age = staleness(action.version, current)
+    if age is None:
+        return LedgerTerm.filtered, FilterReason.unknown_version
+    if age > rules.max_staleness:
+        return LedgerTerm.stale, None
+    if token_count(row.token_ids) > rules.max_row_tokens:
+        return LedgerTerm.filtered, FilterReason.oversized
+    return LedgerTerm.trained, None
+
+
+def _has_logprobs(action: Action) -> bool:
+    """Whether each of its tokens has a log-probability, and one that is a number."""
+    logprobs = action.logprobs
+    return logprobs is not None and len(logprobs) == 4 * (action.end - action.start) and all_finite(logprobs)
+
+
+def _span(action: Action) -> Span:
+    return Span(
+        action=action_id(action.call_id, action.choice),
+        start=action.start,
+        end=action.end,
+        logprobs=action.logprobs or b"",
+        credit=action.credit,
+        temperature=action.temperature,
+    )

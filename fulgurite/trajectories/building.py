@@ -1,0 +1,302 @@
+"""An episode → rows: linear token streams with their actions marked, merged by exact token prefix.
+
+A call whose prompt begins with all tokens of a row (prompt and answer, end-of-turn token included) extends the row; what lies between
+is context without loss. A call that begins with a row up to one of its actions branches off it; any other call opens a row with a typed
+break. Sibling choices are branches. An action carries loss in the first row that has it and is context in every other. Choices without
+token ids or log-probabilities, and those of calls that were tried again (`fulgurite.trajectories.retried_calls`), are in no row; they are named with the
+reason, so that every successful action is accounted for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from fulgurite.enums import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
+from fulgurite.episodes.episode_deltas import Conversation
+from fulgurite.episodes.failure_rules import FailureRules
+from fulgurite.events import Action, Choice, Episode, LlmCall, Record, Sampling, Trajectory
+from fulgurite.groups.credit.types import Step
+from fulgurite.ids import action_id
+from fulgurite.tokens import IntArray, token_count, unpack_ids
+from fulgurite.trajectories.prefix_breaks import classify
+from fulgurite.trajectories.retried_calls import superseded
+
+GREEDY = 1e-5
+"""Temperatures up to this are greedy, as in vLLM."""
+
+
+class Row(Record, frozen=True, kw_only=True):
+    """One linear token stream; rewards are filled in later."""
+
+    policy: str | None
+    """Of all its calls."""
+    agent: str
+    """Of the call that opened it."""
+    token_ids: bytes
+    """The stream, packed."""
+    actions: tuple[Action, ...]
+    """In order of `start`."""
+    broke_from: int | None = None
+    """Index of the row before, if any."""
+    break_kind: PrefixBreak | None = None
+    """Why it is not part of that row."""
+
+
+class Cut(Record, frozen=True, kw_only=True):
+    """What an episode gives."""
+
+    rows: tuple[Row, ...]
+    left_out: tuple[LostAction, ...]
+    """Successful actions that can be in no row."""
+
+
+class LostAction(Record, frozen=True, kw_only=True):
+    """An action that is in no row."""
+
+    action: str
+    policy: str | None
+    reason: FilterReason
+
+
+class Transition(Record, frozen=True, kw_only=True):
+    """A plain step of a Markov decision process over token streams."""
+
+    state: IntArray
+    """Tokens before the action."""
+    action: IntArray
+    """Tokens of the action."""
+    reward: float
+    """What was paid at it."""
+    next_state: IntArray
+    """Tokens before the next action; after the last, the whole stream."""
+    done: bool
+    """Whether it is the last."""
+
+
+def successful_actions(call: LlmCall) -> tuple[str, ...]:
+    """The actions of a call that the ledger counts."""
+    return tuple(action_id(call.call_id, choice.index) for choice in call.choices) if call.outcome is CallOutcome.success else ()
+
+
+def cut(episode: Episode, rules: FailureRules | None = None) -> Cut:
+    """All rows of an episode, its calls packed or whole. Deterministic.
+
+    Every successful action carries loss in one row or is left out with a reason.
+    """
+    conversation = Conversation(episode.calls)
+    cutting = _Cutting(conversation, rules or FailureRules())
+    left_out: list[LostAction] = []
+    retried = superseded(conversation)
+    for index, call in enumerate(episode.calls):
+        if call.outcome is not CallOutcome.success:
+            continue
+        prompt = conversation.prompts[index]
+        for choice in call.choices:
+            if call.call_id in retried:
+                reason = FilterReason.superseded
+            elif prompt is None or not _has_tokens(choice):
+                reason = FilterReason.no_tokens
+            else:
+                cutting.place(index, call, prompt, choice)
+                continue
+            left_out.append(LostAction(action=action_id(call.call_id, choice.index), policy=call.policy, reason=reason))
+    return Cut(rows=cutting.rows(), left_out=tuple(left_out))
+
+
+def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
+    """The episode's branches as chains of action ids, in order of time, each up to a leaf.
+
+    A row that broke off for any reason but a branch goes on where the other one ended.
+    """
+    chains: list[tuple[str, ...]] = []
+    continued: set[int] = set()
+    for row in rows:
+        own = tuple(action_id(action.call_id, action.choice) for action in row.actions)
+        if row.broke_from is not None and row.break_kind is not PrefixBreak.branch:
+            continued.add(row.broke_from)
+            own = chains[row.broke_from] + own
+        chains.append(own)
+    return tuple(chain for index, chain in enumerate(chains) if index not in continued)
+
+
+def steps_of(rows: Sequence[Row], *, anchored: bool = True) -> dict[str, Step]:
+    """Each action as credit rules see it, without its reward.
+
+    What it saw is told by hashes, equal tokens by equal hashes; not unless `anchored`, for that takes longer than all the rest.
+    """
+    steps: dict[str, Step] = {}
+    for row in rows:
+        if not anchored:
+            names = {action_id(action.call_id, action.choice): action for action in row.actions if action.loss}
+            steps.update({name: Step(action=name, agent=action.agent) for name, action in names.items()})
+            continue
+        read, before, state = 0, 0, hashlib.sha256()
+        for action in row.actions:
+            # A copy of the hash so far: a long row is read once, not once for each action.
+            state.update(row.token_ids[read * 4 : action.start * 4])
+            if action.loss:
+                name = action_id(action.call_id, action.choice)
+                observation = hashlib.sha256(row.token_ids[before * 4 : action.start * 4]).digest()
+                steps[name] = Step(action=name, agent=action.agent, state=state.copy().digest(), observation=observation)
+            read, before = action.start, action.end
+    return steps
+
+
+def iter_transitions(trajectory: Trajectory) -> Iterator[Transition]:
+    """(state, action, reward, next_state, done) of every action of a row."""
+    token_ids = unpack_ids(trajectory.token_ids)
+    starts = [action.start for action in trajectory.actions[1:]] + [len(token_ids)]
+    for index, (action, next_start) in enumerate(zip(trajectory.actions, starts, strict=True)):
+        yield Transition(
+            state=token_ids[: action.start],
+            action=token_ids[action.start : action.end],
+            reward=action.reward,
+            next_state=token_ids[:next_start],
+            done=index == len(trajectory.actions) - 1,
+        )
+
+
+def sampling_trainable(sampling: Sampling, logprobs_mode: LogprobsMode) -> bool:
+    """Whether recorded log-probabilities are those of the policy at the sampling temperature."""
+    plain = (
+        sampling.temperature > GREEDY
+        and sampling.top_p >= 1
+        and sampling.top_k <= 0
+        and sampling.min_p <= 0
+        and sampling.presence_penalty == 0
+        and sampling.frequency_penalty == 0
+        and sampling.repetition_penalty == 1
+        and not sampling.logit_bias
+        and not sampling.grammar
+    )
+    return plain and (logprobs_mode is LogprobsMode.processed or sampling.temperature == 1)
+
+
+def _has_tokens(choice: Choice) -> bool:
+    return bool(choice.token_ids) and len(choice.logprobs or b"") == len(choice.token_ids or b"")
+
+
+@dataclass(slots=True)
+class _Growing:
+    """A row in the making."""
+
+    policy: str | None
+    agent: str
+    token_ids: bytes
+    actions: list[Action]
+    broke_from: int | None
+    break_kind: PrefixBreak | None
+
+    def row(self) -> Row:
+        return Row(
+            policy=self.policy,
+            agent=self.agent,
+            token_ids=self.token_ids,
+            actions=tuple(self.actions),
+            broke_from=self.broke_from,
+            break_kind=self.break_kind,
+        )
+
+
+class _Cutting:
+    """Rows in the making."""
+
+    def __init__(self, conversation: Conversation, rules: FailureRules) -> None:
+        self._conversation = conversation
+        self._rules = rules
+        self._rows: list[_Growing] = []
+        self._tips: dict[tuple[str, str | None], tuple[int, Choice]] = {}
+        """Index of the last call that was placed, and its choice, by role and policy."""
+
+    def rows(self) -> tuple[Row, ...]:
+        """As they are now."""
+        return tuple(row.row() for row in self._rows)
+
+    def place(self, index: int, call: LlmCall, prompt: bytes, choice: Choice) -> None:
+        """Put an action into the longest row that its prompt begins with, or into a new one."""
+        answer = choice.token_ids or b""
+        action = _action(call, choice, token_count(prompt), token_count(answer), self._rules)
+        whole: _Growing | None = None
+        for row in self._rows:
+            longer = whole is None or len(row.token_ids) > len(whole.token_ids)
+            if longer and row.policy == call.policy and prompt.startswith(row.token_ids):
+                whole = row
+        if whole is None:
+            self._rows.append(self._opened(index, call, prompt, answer, action))
+        else:
+            whole.token_ids = prompt + answer
+            whole.actions.append(action)
+        self._tips[call.agent, call.policy] = (index, choice)
+
+    def _opened(self, index: int, call: LlmCall, prompt: bytes, answer: bytes, action: Action) -> _Growing:
+        """A row that begins with an action, or with what it shares with the row that it branches off."""
+        rows = self._rows
+        tip = self._tips.get((call.agent, call.policy))
+        origin, shared = self._branching_point(call.policy, prompt)
+        kind: PrefixBreak | None = PrefixBreak.branch
+        if shared is None:
+            shared = []
+            kind = None if not rows else PrefixBreak.branch if tip is None else self._break(*tip, index)
+            origin = len(rows) - 1 if tip is None else self._row_of(*tip)
+        return _Growing(call.policy, call.agent, prompt + answer, [*shared, action], origin if rows else None, kind)
+
+    def _break(self, tip: int, choice: Choice, index: int) -> PrefixBreak:
+        calls = self._conversation.whole
+        return classify(calls[tip], choice, calls[index])
+
+    def _branching_point(self, policy: str | None, prompt: bytes) -> tuple[int, list[Action] | None]:
+        """The row, and its leading actions as context, that a prompt shares up to the longest boundary of an action."""
+        best: tuple[int, int, list[Action] | None] = (0, 0, None)
+        for index, row in enumerate(self._rows):
+            if row.policy != policy:
+                continue
+            for place, action in enumerate(row.actions):
+                if action.start * 4 > best[0] and prompt.startswith(row.token_ids[: action.start * 4]):
+                    best = (action.start * 4, index, row.actions[:place])
+                if action.end * 4 > best[0] and prompt.startswith(row.token_ids[: action.end * 4]):
+                    best = (action.end * 4, index, row.actions[: place + 1])
+        _, index, shared = best
+        return index, None if shared is None else [_context(action) for action in shared]
+
+    def _row_of(self, tip: int, choice: Choice) -> int:
+        """The row in which an action carries loss."""
+        call_id = self._conversation.calls[tip].call_id
+        return next(
+            index
+            for index, row in enumerate(self._rows)
+            for action in row.actions
+            if action.loss and (action.call_id, action.choice) == (call_id, choice.index)
+        )
+
+
+def _context(action: Action) -> Action:
+    return msgspec.structs.replace(action, loss=False)
+
+
+def _action(call: LlmCall, choice: Choice, start: int, length: int, rules: FailureRules) -> Action:
+    mask = None
+    if call.version_first is None:
+        mask = FilterReason.unknown_version
+    elif not sampling_trainable(call.sampling, call.logprobs_mode):
+        mask = FilterReason.untrainable_sampling
+    elif choice.finish_reason == "length" and rules.masks_cut_answers():
+        mask = FilterReason.truncated
+    return Action(
+        call_id=call.call_id,
+        choice=choice.index,
+        start=start,
+        end=start + length,
+        logprobs=choice.logprobs,
+        reward=0.0,
+        credit=0.0,
+        loss=True,
+        mask=mask,
+        version=call.version_first,
+        agent=call.agent,
+        finish_reason=choice.finish_reason,
+        temperature=call.sampling.temperature,
+    )

@@ -1,0 +1,52 @@
+"""Calls that were tried again and came to nothing: the agent asked the same once more, and went on from the later answer.
+
+A call is superseded if it gave one answer upon which nobody built, and a call of the same role and policy with the same prompt began after
+it had ended, upon whose answer somebody built. Whoever builds has a prompt that goes on from the answer, by its tokens or, where those
+part, by its messages. Siblings that were asked for at once (best-of-n in parallel, `n` > 1) are no retries, used or not: they are branches.
+Nor is anything superseded where nobody built upon any of them, or upon all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fulgurite.enums import CallOutcome
+from fulgurite.episodes.episode_deltas import Conversation
+from fulgurite.events import LlmCall
+from fulgurite.trajectories.prefix_breaks import continues
+
+
+def superseded(conversation: Conversation) -> frozenset[str]:
+    """Ids of the superseded calls of an attempt, whatever the order of its calls."""
+    found: set[str] = set()
+    for siblings in _siblings(conversation):
+        used = {call.call_id: any(_builds(other, call) for other in conversation.whole) for call in siblings}
+        found |= {
+            call.call_id
+            for call in siblings
+            if not used[call.call_id] and any(used[later.call_id] and later.started_at >= call.finished_at for later in siblings)
+        }
+    return frozenset(found)
+
+
+def _siblings(conversation: Conversation) -> Iterator[list[LlmCall]]:
+    """Successful calls with one answer that were asked the same, two or more of each."""
+    asked: dict[tuple[str, str | None, int], list[int]] = {}
+    for index, (call, prompt) in enumerate(zip(conversation.calls, conversation.prompts, strict=True)):
+        if prompt and call.outcome is CallOutcome.success and len(call.choices) == 1:
+            # By length first: prompts of an agent's turns mostly differ in that, and hashing them would be most of the work.
+            asked.setdefault((call.agent, call.policy, len(prompt)), []).append(index)
+    for indices in asked.values():
+        if len(indices) > 1:
+            alike: dict[bytes | None, list[LlmCall]] = {}
+            for index in indices:
+                alike.setdefault(conversation.prompts[index], []).append(conversation.whole[index])
+            yield from (calls for calls in alike.values() if len(calls) > 1)
+
+
+def _builds(other: LlmCall, call: LlmCall) -> bool:
+    """Whether a call goes on from another's answer. Clocks are not asked: gateways have one each."""
+    [choice] = call.choices
+    stream = (call.prompt_token_ids or b"") + (choice.token_ids or b"")
+    by_tokens = bool(choice.token_ids) and (other.prompt_token_ids or b"").startswith(stream)
+    return by_tokens or continues(call, choice, other)

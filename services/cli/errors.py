@@ -1,0 +1,55 @@
+"""How a command that reads the log ends when it cannot go on: a line on stderr; 1 for what makes no sense, 2 for a log that is away."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from fulgurite.errors import FulguriteError
+from services.common.kafka.client import LogUnavailable
+from services.common.kafka.topic_admin import TopicLayoutError
+from services.common.runtime.terminal import make_console, plain
+from services.replay.errors import ReplayError
+from services.rewards.errors import PluginError
+
+_REASONS = 3
+
+
+@contextmanager
+def told(command: str) -> Generator[None]:
+    """Errors of the block as an exit code and a line."""
+    try:
+        yield
+    except (ReplayError, FulguriteError, PluginError, ValueError, ArithmeticError, RecursionError) as error:
+        _say(command, error)
+        raise typer.Exit(1) from error
+    except (LogUnavailable, TopicLayoutError, OSError) as error:
+        _say(command, error)
+        raise typer.Exit(2) from error
+
+
+def show_failures(console: Console, why: Mapping[str, int]) -> None:
+    """Why a reward function failed, the most frequent reasons first."""
+    for reason, count in Counter(why).most_common(_REASONS):
+        console.print(f"[yellow]failed for {count}:[/yellow] {plain(reason)}")
+    if len(why) > _REASONS:
+        console.print(f"... and {len(why) - _REASONS} other reasons (--json has them all)")
+
+
+def show_left_out(lines: Sequence[str]) -> None:
+    """Records and groups that could not be used, on stderr: what is printed is of all the others."""
+    console = make_console(stderr=True)
+    for line in lines[:_REASONS]:
+        console.print(f"[yellow]left out:[/yellow] {plain(line)}")
+    if len(lines) > _REASONS:
+        console.print(f"... and {len(lines) - _REASONS} more")
+
+
+def _say(command: str, error: Exception) -> None:
+    # What librdkafka says of a topic that does not exist.
+    hint = "; run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX" if "_UNKNOWN_PARTITION" in str(error) else ""
+    make_console(stderr=True).print(f"[red]{command}:[/red] {plain(error)}{hint}")

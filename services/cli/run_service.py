@@ -1,0 +1,23 @@
+"""A service of ours as a command: in this process, until it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NoReturn
+
+import typer
+
+from services.cli.errors import told
+from services.common.kafka.client import KafkaSettings
+from services.common.kafka.reachability import answering
+
+
+def serve(command: str, run: Callable[[Sequence[str]], Coroutine[Any, Any, int]], **options: object) -> NoReturn:
+    """Run it with these options of its own command line, those that are not None; exits with its code, or 2 if no broker answers."""
+    given = {name: value for name, value in options.items() if value is not None}
+    arguments = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    with told(command):
+        answering(KafkaSettings())
+        code = asyncio.run(run(arguments))
+    raise typer.Exit(code)

@@ -1,0 +1,30 @@
+"""Whether anybody is there before a command asks: a Kafka client would go on trying, and complain, until its time is up."""
+
+from __future__ import annotations
+
+import socket
+
+from services.common.kafka.client import KafkaSettings, LogUnavailable
+
+_TIMEOUT_S = 5.0
+_PORT = 9092
+"""librdkafka's, for an address without one."""
+
+
+def answering(settings: KafkaSettings) -> KafkaSettings:
+    """The same, if any of the brokers takes a connection. Raises LogUnavailable."""
+    problem: Exception | None = None
+    for address in settings.bootstrap_servers.split(","):
+        try:
+            socket.create_connection(_place(address), _TIMEOUT_S).close()
+        except (OSError, ValueError) as error:
+            problem = error
+        else:
+            return settings
+    raise LogUnavailable(f"no Kafka broker answers at {settings.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): {problem}") from problem
+
+
+def _place(address: str) -> tuple[str, int]:
+    """Of `host`, `host:port`, `[::1]:port` or `PROTOCOL://host:port`."""
+    host, colon, port = address.strip().rpartition("://")[2].rpartition(":")
+    return (host.strip("[]"), int(port)) if colon else (port, _PORT)

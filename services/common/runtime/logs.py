@@ -1,0 +1,79 @@
+"""The one logger: structlog; JSON lines in containers, coloured text on a terminal. Secrets never reach it.
+
+Services bind `rollout_id` and `call_id` with `structlog.contextvars.bound_contextvars`, so that every line of a request bears them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, MutableMapping
+from typing import Any, cast
+
+import structlog
+
+from services.common.runtime.escaping import escaped
+
+_SECRET_NAME = re.compile(r"authorization|api[_-]?key|password|secret|signing_keys|admin_key|reward_key", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"(?i)(bearer\s+|\bsk-|\bfg-)[A-Za-z0-9._~+/=-]{8,}")
+_HIDDEN = "[hidden]"
+
+_RENDERERS: dict[bool, structlog.typing.Processor] = {
+    True: structlog.processors.JSONRenderer(),
+    False: structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+}
+
+get = cast("Callable[..., structlog.stdlib.BoundLogger]", structlog.get_logger)
+"""`log = logs.get()`"""
+
+
+def hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: values of telling names, and bearer tokens within texts, are replaced."""
+    for name, value in event.items():
+        if _SECRET_NAME.search(name):
+            event[name] = _HIDDEN
+        elif isinstance(value, str):
+            event[name] = _SECRET_TEXT.sub(rf"\1{_HIDDEN}", value)
+    return event
+
+
+def escape_texts(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor for a terminal: texts, of agents and errors too, hold nothing that it would obey."""
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = escaped(value)
+    return event
+
+
+def configure(service: str, level: str = "INFO", json: bool | None = None) -> None:
+    """Set up logging of this process, its libraries' included. `json=None`: unless standard error is a terminal."""
+    as_json = not sys.stderr.isatty() if json is None else json
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        hide_secrets,
+    ]
+    shared.append(structlog.processors.format_exc_info)
+    if not as_json:
+        shared.append(escape_texts)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _RENDERERS[as_json]],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    structlog.contextvars.bind_contextvars(service=service)

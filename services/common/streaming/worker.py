@@ -1,0 +1,457 @@
+"""The one stream worker: Faust reads co-partitioned topics, a `Processor` of ours makes of them what it will.
+
+Promise: at least once. An input is acknowledged strictly in offset order, once it and everything before it in its partition is settled.
+The same worker owns the same partition of every topic. State is a plain cache: it is dropped when partitions are revoked and restored
+when they are assigned. An input that cannot be read, that the processor rejects, or whose handling raises twice (`services.common.streaming.poison`), goes
+to `dead.letters` and the stream goes on; a failure of the log, a disk or the network, a send that is not acknowledged among them, stops the
+worker with nothing acknowledged that was not settled.
+
+No Faust tables, no Faust producer, no Faust web server; concurrency 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import ssl
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import faust
+from confluent_kafka import Consumer, Message, TopicPartition
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fulgurite.avro.codec import Codec
+from fulgurite.errors import CodecError
+from fulgurite.events import Event
+from fulgurite.topics import DEAD_LETTERS, Topic
+from services.common.kafka.client import (
+    EventProducer,
+    KafkaSettings,
+    Record,
+    make_consumer,
+    watermarks,
+)
+from services.common.kafka.dead_letters import actions_in, addressed, unusable, words_of
+from services.common.runtime import liveness, logs
+from services.common.runtime.clock import now_ms
+from services.common.streaming.faust_feed import BatchConsumer, events_of
+from services.common.streaming.poison import failure_of
+
+_log = logs.get()
+
+_OFFSET_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 10.0
+_LONGEST_SESSION_S = 90.0
+"""Faust's time-out of a request: it does not start with longer sessions."""
+_REST_S = 0.005
+_UNCOLLECTED = 50_000
+"""Objects in cycles, such as those of failed tasks, before they are collected: some megabytes."""
+_QUIET = ("faust", "mode", "aiokafka")
+
+
+class StreamSettings(BaseSettings):
+    """What every stream worker has; each names its own environment prefix."""
+
+    model_config = SettingsConfigDict(env_prefix="FULGURITE_STREAM_", extra="ignore")
+
+    instance: str = Field(default="0", description="Name of this worker within its group, stable over restarts (static membership).")
+    session_timeout_s: float = Field(
+        default=10.0, gt=0, description="A dead worker's partitions move to others after this time; at most 90."
+    )
+    commit_interval_s: float = Field(default=1.0, gt=0, description="How often acknowledged offsets are committed.")
+    tick_s: float = Field(default=0.5, gt=0, description="How often deadlines are looked at.")
+    history_s: float = Field(default=600.0, ge=0, description="How much output from before the first unsettled input a start reads.")
+
+    @field_validator("session_timeout_s")
+    @classmethod
+    def _not_beyond_faust_s(cls, value: float) -> float:
+        if value > _LONGEST_SESSION_S:
+            name = f"{cls.model_config.get('env_prefix', '')}SESSION_TIMEOUT_S"
+            raise ValueError(f"{name} is {value:g} s, and workers take at most {_LONGEST_SESSION_S:g} s; set it lower")
+        return value
+
+
+class Rejected(Exception):
+    """An input that the processor cannot use; it goes to `dead.letters`, and `actions` are lost with it."""
+
+    def __init__(self, message: str, actions: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.actions = actions
+
+
+class Settle:
+    """The acknowledgement of one input: call it once nothing depends on the input any more."""
+
+    __slots__ = ("_order", "acknowledge", "logged_at", "settled")
+
+    def __init__(self, order: AckOrder, acknowledge: Callable[[], object], logged_at: int | None = None) -> None:
+        self._order = order
+        self.acknowledge = acknowledge
+        self.logged_at = logged_at
+        """Record time, Unix milliseconds, if it is known."""
+        self.settled = False
+
+    def __call__(self) -> None:
+        self.settled = True
+        self._order.advance()
+
+
+class AckOrder:
+    """Acknowledges the inputs of one partition strictly in order."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Settle] = deque()
+
+    def add(self, acknowledge: Callable[[], object], logged_at: int | None = None) -> Settle:
+        """The next input, in offset order."""
+        settle = Settle(self, acknowledge, logged_at)
+        self._waiting.append(settle)
+        return settle
+
+    def advance(self) -> None:
+        """Acknowledge from the front as far as everything is settled."""
+        while self._waiting and self._waiting[0].settled:
+            self._waiting.popleft().acknowledge()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
+class Log:
+    """What a processor may ask of Kafka: offsets, and acknowledged sends."""
+
+    def __init__(self, settings: KafkaSettings, codec: Codec, producer: EventProducer, group_id: str) -> None:
+        self.settings = settings
+        self.codec = codec
+        self._producer = producer
+        self._consumer = make_consumer(settings, group_id)
+        self._asking = asyncio.Lock()
+
+    async def publish(self, topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
+        """Send events by (key, event), in order; return when all are acknowledged. Raises LogUnavailable."""
+        # Not by futures of another thread: it would wake this one for each delivery.
+        await asyncio.gather(*(self._producer.publish(topic, key, event) for key, event in events))
+
+    async def end_offset(self, topic: Topic, partition: int) -> int:
+        """One past the last record there is now."""
+        return (await self._ask(self._watermarks, topic, partition))[1]
+
+    async def starts(self, topic: Topic, partitions: Iterable[int]) -> dict[int, int]:
+        """Where the group will go on reading: its committed offsets, or the beginning."""
+        return await self._ask(self._starts, topic, list(partitions))
+
+    async def timestamp_at(self, topic: Topic, partition: int, offset: int) -> int | None:
+        """Record time at an offset, Unix milliseconds; None at the end."""
+        first: Message | None = await self._ask(self._first, topic, partition, offset)
+        return None if first is None else first.timestamp()[1]
+
+    async def first_offset(self, topic: Topic, partition: int, offset: int) -> int | None:
+        """Of the first record that lies there or beyond; None at the end."""
+        first: Message | None = await self._ask(self._first, topic, partition, offset)
+        return None if first is None else first.offset()
+
+    def close(self) -> None:
+        """Close the consumer; the producer is its owner's."""
+        self._consumer.close()
+
+    async def _ask(self, question: Callable[..., Any], *args: Any) -> Any:
+        # One at a time: a consumer is not for several threads at once.
+        async with self._asking:
+            return await asyncio.to_thread(question, *args)
+
+    def _watermarks(self, topic: Topic, partition: int) -> tuple[int, int]:
+        place = TopicPartition(self.settings.topic(topic), partition)
+        return watermarks(self._consumer, place, _OFFSET_TIMEOUT_S)
+
+    def _starts(self, topic: Topic, partitions: list[int]) -> dict[int, int]:
+        places = [TopicPartition(self.settings.topic(topic), partition) for partition in partitions]
+        committed = self._consumer.committed(places, timeout=_OFFSET_TIMEOUT_S)
+        return {place.partition: place.offset if place.offset >= 0 else self._watermarks(topic, place.partition)[0] for place in committed}
+
+    def _first(self, topic: Topic, partition: int, offset: int) -> Message | None:
+        if self._watermarks(topic, partition)[1] <= offset:
+            return None
+        # Not the group's consumer: assigning partitions to it must never look like membership.
+        reader: Consumer = make_consumer(self.settings)
+        try:
+            reader.assign([TopicPartition(self.settings.topic(topic), partition, offset)])
+            message = reader.poll(_OFFSET_TIMEOUT_S)
+            return message if message is not None and message.error() is None else None
+        finally:
+            reader.close()
+
+
+class Processor(Protocol):
+    """Makes something of one partition; restored on assignment, thrown away on revocation. Never blocks."""
+
+    def take(self, topic: Topic, event: Event, settle: Settle) -> None:
+        """Take an input in; `settle` it later. Raises Rejected; whatever else it raises is tried once more, and then a dead letter too."""
+        ...
+
+    async def work(self) -> None:
+        """Do what the inputs so far allow; called after inputs and at every tick. Never called twice at once.
+
+        What it raises stops the worker: it knows best which inputs are at fault, and buries them itself.
+        """
+        ...
+
+
+class Partition:
+    """One partition: its processor, what is to be acknowledged, and how far each topic has been read."""
+
+    def __init__(self, positions: Mapping[str, int], processor: Processor) -> None:
+        self.positions = dict(positions)
+        self.processor = processor
+        self.orders = {name: AckOrder() for name in positions}
+        self.wake = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+
+class Worker:
+    """A Faust app around processors; a subclass says how to restore them."""
+
+    consumer: type[Any] = BatchConsumer
+
+    def __init__(self, name: str, topics: tuple[Topic, ...], kafka: KafkaSettings, settings: StreamSettings) -> None:
+        self.name = name
+        self.topics = topics
+        self.kafka = kafka
+        self.settings = settings
+        self.codec = Codec()
+        self.producer = EventProducer(kafka, self.codec, f"fulgurite-{name}")
+        self.group_id = f"{kafka.topic_prefix}{name}"
+        self.log = Log(kafka, self.codec, self.producer, self.group_id)
+        self.partitions: dict[int, Partition] = {}
+        self._ready = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    def position(self, topic: Topic, partition: int) -> int:
+        """One past the last record of a topic that was taken in."""
+        return self.partitions[partition].positions[topic.name]
+
+    async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, Processor]:
+        """Processors for partitions, knowing what was written since these record times."""
+        raise NotImplementedError
+
+    def decode(self, value: bytes) -> Event:
+        """The event of a record. Raises CodecError."""
+        return self.codec.decode(value)
+
+    async def whole(self, processor: Processor, event: Event) -> Event:
+        """The event as its processor takes it: with what it left elsewhere, if a subclass knows where. Raises Rejected."""
+        return event
+
+    async def run(self) -> int:
+        """Until SIGTERM or SIGINT; the exit code, 0. Raises what it failed with, once all is stopped."""
+        app = self._app()
+        # What is held is many, and never in cycles: to look through it for garbage again and again is a tenth of all work.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_UNCOLLECTED)
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stop.set)
+        ticker = asyncio.create_task(self._tick())
+        started = asyncio.create_task(app.start())
+        started.add_done_callback(self._started)
+        crashed = asyncio.create_task(self._watch(app))
+        await self._stop.wait()
+        for task in (started, ticker, crashed, *(partition.task for partition in self.partitions.values())):
+            if task is not None:
+                task.cancel()
+        try:
+            await asyncio.wait_for(app.stop(), _STOP_TIMEOUT_S)
+        except TimeoutError:
+            _log.warning("faust did not stop in time; the next start reads some inputs again")
+        self.producer.close()
+        self.log.close()
+        if self._failure is not None:
+            raise self._failure
+        return 0
+
+    def _started(self, start: asyncio.Task[Any]) -> None:
+        if not start.cancelled() and start.exception() is not None:
+            self.fail(cast(BaseException, start.exception()))
+
+    def fail(self, error: BaseException) -> None:
+        """Stop the worker: what is not settled will be read again."""
+        if self._failure is None:
+            _log.error("stopping on a failure", error=repr(error), exc_info=error)
+            self._failure = error
+        self._stop.set()
+
+    def _app(self) -> Any:
+        urls = [f"kafka://{server.strip()}" for server in self.kafka.bootstrap_servers.split(",")]
+        app = cast(Any, faust).App(
+            self.group_id,
+            broker=urls,
+            broker_credentials=_credentials(self.kafka),
+            broker_session_timeout=self.settings.session_timeout_s,
+            broker_heartbeat_interval=self.settings.session_timeout_s / 4,
+            broker_commit_interval=self.settings.commit_interval_s,
+            consumer_group_instance_id=f"{self.group_id}-{self.settings.instance}",
+            consumer_auto_offset_reset="earliest",
+            processing_guarantee="at_least_once",
+            stream_wait_empty=False,
+            # Faust keeps co-partitioned topics together only with its own assignor, which it uses only if there were standbys.
+            table_standby_replicas=1,
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            web_enabled=False,
+            autodiscover=False,
+            key_serializer="raw",
+            value_serializer="raw",
+            datadir=str(Path(tempfile.gettempdir()) / f"fulgurite-faust-{self.group_id}-{self.settings.instance}"),
+        )
+        app.boot_strategy.enable_kafka_producer = False
+        app.transport.Consumer = self.consumer
+        app.on_partitions_assigned.connect(self._assigned)
+        app.on_partitions_revoked.connect(self._revoked)
+        for topic in self.topics:
+            self._agent(app, topic)
+        return app
+
+    def _agent(self, app: Any, topic: Topic) -> None:
+        channel = app.topic(self.kafka.topic(topic), key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+
+        async def read(stream: Any) -> None:
+            async for event in events_of(stream):
+                try:
+                    await self._take(topic, event)
+                except Exception as error:  # noqa: BLE001 - the edge of the worker: any failure stops it, unacknowledged
+                    self.fail(error)
+                    await asyncio.Event().wait()
+
+        app.agent(channel, name=f"{self.name}.{topic.name}", concurrency=1)(read)
+
+    async def _take(self, topic: Topic, event: Any) -> None:
+        if not self._ready.is_set():
+            await self._ready.wait()
+        message = event.message
+        partition = self.partitions.get(message.partition)
+        if partition is None or message.offset < (expected := partition.positions[topic.name]):
+            return
+        if message.offset > expected:
+            await self._check_hole(topic, message.partition, expected, message.offset)
+        settle = partition.orders[topic.name].add(event.ack, int(message.timestamp * 1000))
+        failure = await failure_of(partial(self._handle, partition.processor, topic, message, settle), (CodecError, Rejected))
+        if failure is not None:
+            await self._bury(topic, message, failure)
+            settle()
+        # What waits to be acknowledged is held as what was made of it, and not as its bytes too.
+        message.value = event.value = None
+        partition.positions[topic.name] = message.offset + 1
+        partition.wake.set()
+
+    async def _handle(self, processor: Processor, topic: Topic, message: Any, settle: Settle) -> None:
+        read = await self.whole(processor, self.decode(message.value or b""))
+        processor.take(topic, read, settle)
+
+    async def _check_hole(self, topic: Topic, partition: int, expected: int, offset: int) -> None:
+        """Raise RuntimeError if the log has records between these two: a rebalance has lost them on their way here.
+
+        What a transaction or the retention leaves out is not there to be read.
+        """
+        first = await self.log.first_offset(topic, partition, expected)
+        if first is None or first < offset:
+            raise RuntimeError(f"{topic.name}[{partition}]: after {expected - 1} came {offset}; the next start reads what is between again")
+
+    async def _bury(self, topic: Topic, message: Any, error: Exception) -> None:
+        words = words_of(error)
+        trace = None if isinstance(error, CodecError | Rejected) else error
+        _log.warning("dead letter", topic=topic.name, partition=message.partition, offset=message.offset, error=words, exc_info=trace)
+        record = Record(
+            partition=message.partition,
+            offset=message.offset,
+            timestamp=int(message.timestamp * 1000),
+            key=message.key,
+            value=message.value or b"",
+            event=None,
+            error=words,
+        )
+        actions = error.actions if isinstance(error, Rejected) else actions_in(self.codec, record.value)
+        letter = unusable(record, message.topic, self.name, actions=actions)
+        await self.log.publish(DEAD_LETTERS, addressed(letter))
+
+    async def _assigned(self, app: Any, assigned: Iterable[Any], **_: Any) -> None:
+        try:
+            await self._restore_all(list(assigned))
+        except Exception as error:  # noqa: BLE001 - the edge of the worker: any failure stops it, unacknowledged
+            self.fail(error)
+
+    async def _restore_all(self, assigned: list[Any]) -> None:
+        owned = {topic.name: sorted({int(tp.partition) for tp in assigned if tp.topic == self.kafka.topic(topic)}) for topic in self.topics}
+        partitions = owned[self.topics[0].name]
+        if any(other != partitions for other in owned.values()):
+            raise RuntimeError(f"topics are not assigned together: {owned}; do all have the same number of partitions?")
+        positions: dict[int, dict[str, int]] = {partition: {} for partition in partitions}
+        since = dict.fromkeys(partitions, now_ms())
+        for topic in self.topics:
+            for partition, offset in (await self.log.starts(topic, partitions)).items():
+                positions[partition][topic.name] = offset
+                timestamp = await self.log.timestamp_at(topic, partition, offset)
+                since[partition] = min(since[partition], timestamp if timestamp is not None else since[partition])
+        history = int(self.settings.history_s * 1000)
+        processors = await self.restore({partition: at - history for partition, at in since.items()})
+        for partition, processor in processors.items():
+            self.partitions[partition] = Partition(positions[partition], processor)
+            self.partitions[partition].task = asyncio.create_task(self._work(self.partitions[partition]))
+        self._ready.set()
+        _log.info("ready", partitions=partitions)
+
+    async def _revoked(self, app: Any, revoked: Iterable[Any], **_: Any) -> None:
+        self._ready.clear()
+        for partition in self.partitions.values():
+            if partition.task is not None:
+                partition.task.cancel()
+        self.partitions.clear()
+
+    async def _work(self, partition: Partition) -> None:
+        try:
+            while True:
+                await partition.wake.wait()
+                partition.wake.clear()
+                await partition.processor.work()
+                # What comes within so short a time is worked on together: looking at all that is open costs more than an input.
+                await asyncio.sleep(_REST_S)
+        except Exception as error:  # noqa: BLE001 - the edge of the worker: any failure stops it, unacknowledged
+            self.fail(error)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.tick_s)
+            if self._ready.is_set():
+                liveness.beat()
+            for partition in self.partitions.values():
+                partition.wake.set()
+
+    async def _watch(self, app: Any) -> None:
+        while not app.crashed:  # noqa: ASYNC110 - faust has no event to wait for
+            await asyncio.sleep(self.settings.tick_s)
+        self.fail(RuntimeError(f"faust crashed: {app.crash_reason!r}"))
+
+
+def quieten() -> None:
+    """Faust tells more than anyone wants to know."""
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _credentials(kafka: KafkaSettings) -> Any:
+    """The deployment's security in Faust's words."""
+    context = ssl.create_default_context(cafile=kafka.ssl_ca_location) if "SSL" in kafka.security_protocol else None
+    if kafka.security_protocol.startswith("SASL"):
+        password = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
+        return cast(Any, faust).SASLCredentials(
+            username=kafka.sasl_username, password=password, ssl_context=context, mechanism=kafka.sasl_mechanism
+        )
+    return cast(Any, faust).SSLCredentials(context=context) if context else None

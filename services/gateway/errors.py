@@ -1,0 +1,336 @@
+"""The gateway's error tree, and its face: OpenAI's `{"error": {message, type, param, code}}`, with messages that say what to do.
+
+GatewayError                 status, OpenAI type and code, and how a call that ends with it is recorded
+├── InvalidRequest      400  malformed JSON, a wrong type, a value out of range
+│   ├── RequestTimeout  408  the body did not arrive in time
+│   ├── BodyTooLarge    413  more bytes or more JSON values than are taken
+│   ├── UnsupportedEncoding 415  compressed in a way that is not read here
+│   └── HeadTooLarge    431  more headers than are taken
+├── Unauthorized        401  no key, or a key nobody here gave out
+│   └── ExpiredKey      401  a scoped key past its deadline and grace; names its claims
+├── Forbidden           403  a good key for something else
+├── NotFound            404  unknown model, unknown rollout
+├── NotSupported        404  a part of an API that would pass the log by
+├── Conflict            409  an idempotency key seen with another payload
+├── TryLater                 nothing was generated; come back in so many seconds
+│   ├── RateLimited     429  the key is over its own limits
+│   └── Overloaded      503  no place at the model server, or it is just getting what this call needs
+│       └── NotReady    503  it has restarted, and has only its base weights yet
+├── Unavailable         503  the log (or the store of idempotency keys) cannot take it; nothing was generated, or it was withheld
+│   └── Unrecordable    503  an event that does not fit its schema: no later try would help
+└── UpstreamFailed           what the model server did
+    ├── UpstreamRejected     it answered with an error status
+    ├── UpstreamUnreachable 502  no connection
+    ├── UpstreamBroken   502  the answer broke off or made no sense
+    └── UpstreamTimeout  504
+ClientGone                   nobody is left to answer; never leaves the gateway
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+from fulgurite.enums import CallOutcome
+from fulgurite.episodes.failures import FailureKind
+from services.gateway.dialects.foreign_json import UNREADABLE
+
+if TYPE_CHECKING:
+    from services.gateway.identity.keys import Claims
+
+_CONTEXT_OVERFLOW = re.compile(r"maximum (context|model) length|context[ _]length|context window", re.IGNORECASE)
+
+_LONGEST_QUOTE = 256
+
+_UNAUTHORIZED = 401
+_TOO_MANY_REQUESTS = 429
+_DEPLOYMENTS_FAULT = (_UNAUTHORIZED, 403, 404)
+"""A key, a permission, a model's name, an answer no longer stored: not what the policy wrote."""
+_PASSED_ON = (501, 503, 529)
+"""Not implemented, not now, and Anthropic's way to say the latter."""
+
+
+def clipped(text: str) -> str:
+    """What a client sent, short enough to be repeated in an error."""
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
+
+
+class GatewayError(Exception):
+    """Base of every error that a client may see."""
+
+    status: int = 500
+    kind: ClassVar[str] = "server_error"
+    code: str | None = None
+    outcome: ClassVar[CallOutcome] = CallOutcome.refused
+    failure: FailureKind = FailureKind.unknown
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message: str = message
+        self.param = param
+        self.code = code or self.code
+
+    def headers(self) -> dict[str, str]:
+        """Extra headers of the reply."""
+        return {}
+
+    def body(self) -> bytes:
+        """The reply in OpenAI's shape."""
+        return msgspec.json.encode({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+
+
+class InvalidRequest(GatewayError):
+    """The request makes no sense."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is over the limit."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class RequestTimeout(InvalidRequest):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+    def headers(self) -> dict[str, str]:
+        """The rest of the body may still come: nothing else can be read from this connection."""
+        return {"connection": "close"}
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """The body is compressed in a way that is not read here."""
+
+    status = 415
+    code = "unsupported_encoding"
+
+    def __init__(self, encoding: str, accepted: Sequence[str]) -> None:
+        self._accepted = ", ".join(accepted)
+        super().__init__(
+            f"The body's Content-Encoding {clipped(encoding)!r} is not supported. Send it as it is, or with one of: {self._accepted}."
+        )
+
+    def headers(self) -> dict[str, str]:
+        """What would be read, as HTTP asks."""
+        return {"accept-encoding": self._accepted}
+
+
+class HeadTooLarge(InvalidRequest):
+    """More headers, or a longer URL, than are taken."""
+
+    status = 431
+    code = "head_too_large"
+
+
+class Unauthorized(GatewayError):
+    """No key, or one nobody here gave out."""
+
+    status = 401
+    kind = "authentication_error"
+    code = "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        """Names the scheme, as HTTP asks."""
+        return {"www-authenticate": "Bearer"}
+
+
+class ExpiredKey(Unauthorized):
+    """A genuine scoped key past its time."""
+
+    code = "expired_api_key"
+    failure = FailureKind.agent_timeout
+
+    def __init__(self, message: str, claims: Claims) -> None:
+        super().__init__(message)
+        self.claims = claims
+
+
+class Forbidden(GatewayError):
+    """A good key for something else."""
+
+    status = 403
+    kind = "permission_error"
+    code = "wrong_scope"
+
+
+class NotFound(GatewayError):
+    """Unknown model or rollout."""
+
+    status = 404
+    kind = "invalid_request_error"
+    code = "not_found"
+
+
+class NotSupported(GatewayError):
+    """A part of an API that this gateway does not have."""
+
+    status = 404
+    kind = "invalid_request_error"
+    code = "not_supported"
+
+
+class Conflict(GatewayError):
+    """An idempotency key seen with another payload."""
+
+    status = 409
+    kind = "invalid_request_error"
+    code = "idempotency_conflict"
+
+
+class Unavailable(GatewayError):
+    """The log cannot take the call now."""
+
+    status = 503
+    code = "log_unavailable"
+    failure = FailureKind.infrastructure
+
+    def headers(self) -> dict[str, str]:
+        """OpenAI's clients wait this long and try again."""
+        return {"retry-after": "1"}
+
+
+class Unrecordable(Unavailable):
+    """The event does not fit its schema: without the answer it would."""
+
+
+class TryLater(GatewayError):
+    """Nothing was generated; OpenAI's and Anthropic's clients wait as long as they are told and try again."""
+
+    failure = FailureKind.rate_limited
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+    def headers(self) -> dict[str, str]:
+        """Whole seconds, as HTTP has it, and the milliseconds that those clients prefer."""
+        return {"retry-after": str(max(1, math.ceil(self.wait_s))), "retry-after-ms": str(max(1, math.ceil(self.wait_s * 1000)))}
+
+
+class RateLimited(TryLater):
+    """The key is over its own limits."""
+
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class Overloaded(TryLater):
+    """No place at the model server."""
+
+    status = 503
+    code = "overloaded"
+
+
+class NotReady(Overloaded):
+    """The engine has restarted, and its applier has not yet brought it to its version. Seen only by a call that waited in vain."""
+
+    code = "version_not_loaded"
+    failure = FailureKind.infrastructure
+
+    def __init__(self, backend: str, version: str) -> None:
+        super().__init__(f"The model server {backend!r} has restarted and is being brought to {version}. Nothing was generated.", 1.0)
+
+
+class UpstreamFailed(GatewayError):
+    """What the model server did."""
+
+    status = 502
+    kind = "upstream_error"
+    code = "upstream_error"
+    outcome = CallOutcome.upstream_error
+    failure = FailureKind.upstream_error
+
+
+class UpstreamUnreachable(UpstreamFailed):
+    """No connection to the model server."""
+
+    code = "upstream_unreachable"
+
+
+class UpstreamBroken(UpstreamFailed):
+    """The answer broke off, or is none."""
+
+    code = "upstream_broken"
+
+
+class UpstreamTimeout(UpstreamFailed):
+    """The model server did not answer in time."""
+
+    status = 504
+    code = "upstream_timeout"
+    outcome = CallOutcome.upstream_timeout
+    failure = FailureKind.upstream_timeout
+
+
+class UpstreamRejected(UpstreamFailed):
+    """The model server answered with an error status; its own words are passed on."""
+
+    def __init__(self, backend: str, status: int, body: bytes, retry_after: str | None = None) -> None:
+        said, param = _upstream_words(body)
+        super().__init__(f"The model server {backend!r} answered {status}: {said}", param=param)
+        self.retry_after = retry_after
+        self.upstream_status = status
+        if status in _DEPLOYMENTS_FAULT:
+            self.failure = FailureKind.infrastructure
+            if status == _UNAUTHORIZED:
+                # The agent's own key was fine: it is the deployment's that was not.
+                self.message = f"{self.message} (check the upstream's key in the gateway's settings)"
+            else:
+                self.status, self.code = status, "upstream_rejected"
+        elif status == _TOO_MANY_REQUESTS:
+            self.status, self.code, self.failure = status, "rate_limited", FailureKind.rate_limited
+        elif 400 <= status < 500:
+            self.status, self.failure = status, FailureKind.unknown
+            self.code = "upstream_rejected"
+            if _CONTEXT_OVERFLOW.search(said):
+                self.code, self.failure = "context_length_exceeded", FailureKind.context_overflow
+        elif status in _PASSED_ON:
+            self.status = status
+
+    def body(self) -> bytes:
+        """As the tree's root, but the client's own mistakes keep OpenAI's type for them."""
+        kind = "invalid_request_error" if self.status in (400, 404, 422) else self.kind
+        return msgspec.json.encode({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+
+    def headers(self) -> dict[str, str]:
+        """The upstream's advice on when to come back."""
+        return {"retry-after": self.retry_after} if self.retry_after else {}
+
+
+class ClientGone(Exception):
+    """The client closed the connection before the answer was complete."""
+
+
+class _Words(msgspec.Struct):
+    message: str = ""
+    param: str | None = None
+
+
+class _Error(msgspec.Struct):
+    error: _Words | str | None = None
+    message: str | None = None
+    detail: str | None = None
+
+
+def _upstream_words(body: bytes) -> tuple[str, str | None]:
+    """Message and parameter of an upstream's error body, whatever its shape."""
+    try:
+        parsed = msgspec.json.decode(body, type=_Error)
+    except UNREADABLE:
+        return body[:500].decode("utf-8", "replace").strip() or "(empty body)", None
+    if isinstance(parsed.error, str):
+        return parsed.error, None
+    if parsed.error is not None:
+        return parsed.error.message, parsed.error.param
+    return parsed.message or parsed.detail or body[:500].decode("utf-8", "replace"), None

@@ -1,0 +1,187 @@
+"""Raw ASGI, for the routes that every call takes: headers, a bounded body, a whole reply, a client that goes away.
+
+`ClientWatch` cancels what runs inside it when the client closes the connection, and turns that into ClientGone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from time import monotonic
+from types import TracebackType
+from typing import NamedTuple
+
+from starlette.types import Message, Receive, Scope, Send
+
+from services.gateway.errors import BodyTooLarge, ClientGone, GatewayError, RequestTimeout
+from services.gateway.http.content_encodings import TooLong, inflate
+from services.gateway.http.json_body import BYTE_ORDER_MARK, has_more_values
+
+JSON = (b"content-type", b"application/json")
+EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
+
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,64})?")
+_LONGEST_LENGTH = 18
+"""Digits of a Content-Length: an exabyte."""
+
+Header = tuple[bytes, bytes]
+Headers = Mapping[bytes, bytes]
+
+
+def headers_of(scope: Scope) -> Headers:
+    """A request's, by their lower-case names; of several alike the first."""
+    return dict(reversed(scope["headers"]))
+
+
+def header(headers: Headers, name: bytes) -> str | None:
+    """One of them, as text."""
+    value = headers.get(name)
+    return None if value is None else value.decode("latin-1")
+
+
+def traceparent(headers: Headers) -> str | None:
+    """The agent's trace context; what is none is not handed on."""
+    value = headers.get(b"traceparent")
+    return value.decode("ascii") if value is not None and _TRACEPARENT.fullmatch(value) else None
+
+
+def authorization(headers: Headers) -> str | None:
+    """The key, as a bearer token; Anthropic's clients send it as `x-api-key`."""
+    named = header(headers, b"authorization")
+    if named is None and (key := header(headers, b"x-api-key")) is not None:
+        return f"Bearer {key}"
+    return named
+
+
+class BodyBounds(NamedTuple):
+    """What a body may be."""
+
+    size: int
+    """Bytes, as sent and once inflated."""
+    size_setting: str
+    values: int
+    """Arrays, objects and commas outside of texts."""
+    timeout_s: float
+    """For all of it to arrive."""
+
+
+async def read_body(headers: Headers, receive: Receive, bounds: BodyBounds) -> bytes:
+    """The whole body: inflated, without a byte order mark. Raises InvalidRequest and its kinds, ClientGone."""
+    if _declares_more(headers, bounds.size):
+        raise _too_large(bounds)
+    body = await _received(receive, bounds)
+    encoding = headers.get(b"content-encoding")
+    if encoding is not None:
+        try:
+            body = await inflate(body, encoding.decode("latin-1"), bounds.size)
+        except TooLong as error:
+            raise _too_large(bounds) from error
+    await check_bounds(body, bounds)
+    return body.removeprefix(BYTE_ORDER_MARK)
+
+
+async def check_bounds(body: bytes, bounds: BodyBounds) -> None:
+    """Raise BodyTooLarge for a body over one of them."""
+    if len(body) > bounds.size:
+        raise _too_large(bounds)
+    if await has_more_values(body, bounds.values):
+        raise BodyTooLarge(
+            f"The body has more than {bounds.values:,} arrays, objects and commas outside of texts. "
+            "Send less, or raise FULGURITE_MAX_BODY_VALUES.",
+            code="too_many_values",
+        )
+
+
+async def _received(receive: Receive, bounds: BodyBounds) -> bytes:
+    """All of it. The connection's protocol wakes whoever waits for a body whose time is over: a timer here would cost every call."""
+    pieces: list[bytes] = []
+    size, more = 0, True
+    begun = monotonic()
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        pieces.append(message.get("body", b""))
+        size += len(pieces[-1])
+        if size > bounds.size:
+            raise _too_large(bounds)
+        more = message.get("more_body", False)
+        if more and monotonic() - begun > bounds.timeout_s:
+            raise RequestTimeout(f"The body did not arrive within {bounds.timeout_s:g} s (FULGURITE_REQUEST_TIMEOUT_S).")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _declares_more(headers: Headers, limit: int) -> bool:
+    """Whether Content-Length is over the limit; it may have more digits than Python reads."""
+    declared = headers.get(b"content-length", b"").lstrip(b"0")
+    return declared.isdigit() and (len(declared) > _LONGEST_LENGTH or int(declared) > limit)
+
+
+def _too_large(bounds: BodyBounds) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is over the limit of {bounds.size} bytes. Send less, or raise {bounds.size_setting}.")
+
+
+async def start(send: Send, status: int, headers: list[Header]) -> None:
+    """Begin a reply."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+async def reply(send: Send, status: int, body: bytes, headers: list[Header]) -> None:
+    """A whole JSON reply."""
+    await start(send, status, [JSON, (b"content-length", str(len(body)).encode()), *headers])
+    await send({"type": "http.response.body", "body": body})
+
+
+async def reply_problem(send: Send, problem: GatewayError, headers: list[Header], body: bytes | None = None) -> None:
+    """An error, in OpenAI's shape unless its body is given."""
+    extra = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
+    await reply(send, problem.status, problem.body() if body is None else body, [*headers, *extra])
+
+
+async def piece(send: Send, data: bytes, *, last: bool = False) -> None:
+    """A piece of a begun reply."""
+    await send({"type": "http.response.body", "body": data, "more_body": not last})
+
+
+_AT_ONCE_S = 0.05
+"""What is answered sooner is not watched: it would cost as much as the reply itself, and nothing is won."""
+
+
+class ClientWatch:
+    """`async with ClientWatch(receive): ...` raises ClientGone inside once the client has closed the connection: at once, but for the
+    first moment.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._gone = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._watched: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> ClientWatch:
+        self._watched = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(_AT_ONCE_S, self._begin)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._gone and self._watched is not None:
+            self._watched.uncancel()
+            if kind is asyncio.CancelledError:
+                raise ClientGone from error
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        message: Message = {"type": ""}
+        while message["type"] != "http.disconnect":
+            message = await self._receive()
+        self._gone = True
+        if self._watched is not None:
+            self._watched.cancel()

@@ -1,0 +1,167 @@
+"""One connection within its bounds, before anybody has shown a key: a head of so many bytes, in so much time, and room for new clients.
+
+uvicorn's protocol keeps all headers that come and waits for ever for what does not. Here a head that is too large gets 431; a connection
+that does not begin a request, or begins and does not go on, is closed. Where clients hold more connections than the process may open files
+for, those that have waited longest without a request make room: `/healthz` and the agents still get through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import Literal
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from services.gateway.errors import GatewayError, HeadTooLarge, InvalidRequest
+from services.gateway.http.one_write import OneWriteProtocol
+
+KEEP_ALIVE_S = 75
+"""How long a connection may be idle between two requests: longer than clients keep theirs."""
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 128
+_CHUNK_BYTES = 16
+"""What HTTP may write around each byte of a body that comes in chunks."""
+_AGAIN_S = 0.05
+"""Until a reader is woken once more: its clock may have begun a little later."""
+_MOST_FILES = 65_536
+
+
+class _TooMuch(Exception):
+    """The head has more than is kept of one."""
+
+
+class GuardedProtocol(OneWriteProtocol):
+    """One connection. The class's attributes are every connection's of one server.
+
+    What came is looked at after each read, not at each header: a request that came whole, as most do, costs next to nothing. So a head may
+    be larger than its bound by what one read brings (256 KiB) before it is refused.
+    """
+
+    request_timeout_s = 60.0
+    most_connections = 10_000
+    unasked: dict[GuardedProtocol, None]
+    """Connections without a request under way, the longest waiting first."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _awaited: Literal["request", "head", "body", ""] = ""
+    """What the timer is for."""
+    _refused = _head_refused = False
+    _received = 0
+    """Bytes of an incomplete head; after it of all that came later, less 16 for each of the body."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        super().connection_made(transport)
+        if len(self.connections) > self.most_connections and self.unasked:
+            longest = next(iter(self.unasked))
+            del self.unasked[longest]
+            longest.transport.abort()
+        self.unasked[self] = None
+        self._wait("request")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self.unasked.pop(self, None)
+        self._wait("")
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self._received += len(data)
+        super().data_received(data)
+        if self._refused:
+            return
+        if not self.cycle or self.cycle.scope is not self.scope or self.cycle.response_complete:
+            self._wait("head")
+        else:
+            self.unasked.pop(self, None)
+            self._wait("body" if self.cycle.more_body else "")
+            if not self.cycle.more_body:
+                self._received = 0
+        if self._received > MAX_HEAD_BYTES or (self.headers and len(self.headers) > MAX_HEADERS):
+            self._refuse(_too_large())
+
+    def on_headers_complete(self) -> None:
+        """See httptools."""
+        if len(self.headers) > MAX_HEADERS or (self._received > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES):
+            self._head_refused = True
+            raise _TooMuch
+        self._received = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """See httptools."""
+        self._received -= _CHUNK_BYTES * len(body)
+        super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        """See uvicorn, which closes the connection after a while without another request."""
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self.unasked[self] = None
+            self._wait("")
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, in the API's shape."""
+        self._refuse(_too_large() if self._head_refused else InvalidRequest(msg))
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def _refuse(self, problem: GatewayError) -> None:
+        self._refused = True
+        if not self.cycle or self.cycle.response_complete:
+            body = problem.body()
+            self.transport.write(
+                STATUS_LINE[problem.status]
+                + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+                + body
+            )
+        self.transport.close()
+
+    def _wait(self, awaited: Literal["request", "head", "body", ""]) -> None:
+        """Start the time of what is awaited now, unless it runs."""
+        if awaited == self._awaited:
+            return
+        self._awaited = awaited
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(self.request_timeout_s, self._give_up) if awaited else None
+
+    def _give_up(self) -> None:
+        if self._awaited == "body":
+            # Whoever reads it looks at the clock, and answers the client.
+            self.cycle.message_event.set()
+            self._timer = self.loop.call_later(_AGAIN_S, self._give_up)
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+
+def protocol_class(
+    write_timeout_s: float, request_timeout_s: float = GuardedProtocol.request_timeout_s, most_connections: int = 10_000
+) -> type[GuardedProtocol]:
+    """For uvicorn, which makes one of each connection."""
+
+    class Bounded(GuardedProtocol):
+        """With the settings' limits."""
+
+    Bounded.write_timeout_s = write_timeout_s
+    Bounded.request_timeout_s = request_timeout_s
+    Bounded.most_connections = most_connections
+    Bounded.unasked = {}
+    return Bounded
+
+
+def raise_open_files() -> int:
+    """Let the process open as many files as its hard limit allows, within reason; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return _MOST_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def _too_large() -> HeadTooLarge:
+    return HeadTooLarge(f"The request's head is too large: at most {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers are taken.")

@@ -1,0 +1,69 @@
+"""A body's JSON, bounded before it costs memory, time or the readers of the log their stack."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fulgurite.untrusted_json import is_deeper
+from services.gateway.errors import InvalidRequest
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_DEPTH = 128
+"""Arrays and objects within one another. vLLM's own parser ends at 200; those who read the log later have less stack than the gateway."""
+
+_PIECE = 1 << 20
+_QUOTE, _COMMA, _ARRAY, _OBJECT = b'",[{'
+_HINTS = (
+    (re.compile(rb"\\u[dD][89a-fA-F]"), " A \\ud800 to \\udfff must come in pairs: half a character cannot be sent."),
+    (re.compile(rb"[:,\[]\s*-?(NaN|Infinity)"), " NaN and Infinity are no numbers of JSON's: numbers are finite."),
+)
+
+_decode = msgspec.json.Decoder().decode
+
+
+def decode_body(raw: bytes, needs: str) -> Any:
+    """The value. `needs` says what should have been sent. Raises InvalidRequest."""
+    try:
+        value = _decode(raw)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The body is not valid UTF-8. Send a JSON object with {needs}, in UTF-8.") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+    except msgspec.DecodeError as error:
+        hints = "".join(hint for pattern, hint in _HINTS if pattern.search(raw))
+        raise InvalidRequest(f"The body is not valid JSON ({error}). Send a JSON object with {needs}.{hints}") from error
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
+        raise _too_deep()
+    return value
+
+
+async def has_more_values(raw: bytes, limit: int) -> bool:
+    """Whether the JSON has more than so many values, near enough: its arrays, objects and commas. Builds none of them."""
+    if len(raw) <= limit or raw.count(b",") + raw.count(b"[") + raw.count(b"{") <= limit:
+        return False
+    # Texts are full of commas, too: what lies in them does not count.
+    return await asyncio.to_thread(_values_outside_texts, raw, limit) > limit
+
+
+def _values_outside_texts(raw: bytes, limit: int) -> int:
+    """Counts until the limit is passed."""
+    unescaped = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
+    found, within = 0, False
+    for start in range(0, len(unescaped), _PIECE):
+        piece = np.frombuffer(unescaped, np.uint8, min(_PIECE, len(unescaped) - start), start)
+        texts = np.logical_xor.accumulate(piece == _QUOTE) ^ within
+        marks = (piece == _COMMA) | (piece == _ARRAY) | (piece == _OBJECT)
+        found += int(np.count_nonzero(marks & ~texts))
+        within = bool(texts[-1])
+        if found > limit:
+            break
+    return found
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"The body is nested too deeply: more than {MAX_DEPTH} arrays and objects within one another.", code="too_deep")

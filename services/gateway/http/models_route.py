@@ -1,0 +1,105 @@
+"""`GET /v1/models` and `/v1/models/{id}` (also under `/rollouts/{rollout}`): the aliases, as OpenAI's and Anthropic's clients know them.
+
+And `GET /v1/responses/{id}`: a recorded response. What else OpenAI has there is refused, since it would pass the log by.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from services.common.runtime.clock import now_ms
+from services.gateway.context import Desk
+from services.gateway.errors import ExpiredKey, GatewayError, NotFound, NotSupported
+from services.gateway.http import asgi
+from services.gateway.identity.identity import ROLLOUT_ID_HEADER, Caller
+from services.gateway.identity.keys import Claims
+from services.gateway.settings import Route
+
+
+class Models:
+    """Raw ASGI, as the calls are."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The list, or the one that the path names."""
+        claims: Claims | None = None
+        try:
+            claims = self._desk.doorkeeper.admit(asgi.authorization(asgi.headers_of(scope)), now_ms()).claims
+            body = self._body(cast("dict[str, str]", scope.get("path_params", {})).get("model"))
+        except GatewayError as problem:
+            claims = problem.claims if isinstance(problem, ExpiredKey) else claims
+            await asgi.reply_problem(send, problem, _rollout(claims))
+            return
+        await asgi.reply(send, 200, msgspec.json.encode(body), _rollout(claims))
+
+    def _body(self, name: str | None) -> dict[str, Any]:
+        routes = self._desk.routes
+        if name is None:
+            data = [_model(route) for route in routes.values()]
+            ids = list(routes)
+            return {
+                "object": "list",
+                "data": data,
+                "has_more": False,
+                "first_id": ids[0] if ids else None,
+                "last_id": ids[-1] if ids else None,
+            }
+        if name not in routes:
+            raise NotFound(
+                f"Unknown model {name!r}. This gateway serves: {', '.join(sorted(routes))}.", param="model", code="model_not_found"
+            )
+        return _model(routes[name])
+
+
+class Responses:
+    """What OpenAI has under `/v1/responses/{id}`."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The recorded response, or a refusal."""
+        claims: Claims | None = None
+        try:
+            caller = self._desk.doorkeeper.admit(asgi.authorization(asgi.headers_of(scope)), now_ms())
+            claims = caller.claims
+            body, rollout = await self._recorded(caller, scope)
+        except GatewayError as problem:
+            claims = problem.claims if isinstance(problem, ExpiredKey) else claims
+            await asgi.reply_problem(send, problem, _rollout(claims))
+            return
+        await asgi.reply(send, 200, msgspec.json.encode(body), [(ROLLOUT_ID_HEADER, rollout.encode())])
+
+    async def _recorded(self, caller: Caller, scope: Scope) -> tuple[dict[str, Any], str]:
+        """The response, and its rollout."""
+        named = cast("dict[str, str]", scope.get("path_params", {})).get("rest", "")
+        if scope["method"] != "GET" or "/" in named:
+            raise NotSupported(
+                "A recorded response can be read (GET /v1/responses/{id}) and built on (`previous_response_id`), nothing else: "
+                "the log is never changed, and every answer is given by POST /v1/responses."
+            )
+        found = await self._desk.responses.find(caller, named)
+        asked = {name: found.body.get(name) for name in ("instructions", "tools") if name in found.body}
+        return {**found.head, **asked, "output": found.output}, found.rollout_id
+
+
+def _rollout(claims: Claims | None) -> list[asgi.Header]:
+    return [] if claims is None else [(ROLLOUT_ID_HEADER, claims.rollout.encode())]
+
+
+def _model(route: Route) -> dict[str, Any]:
+    return {
+        "id": route.alias,
+        "object": "model",
+        "created": 0,
+        "owned_by": "fulgurite",
+        "policy": route.policy,
+        "type": "model",
+        "display_name": route.alias,
+        "created_at": "1970-01-01T00:00:00Z",
+    }

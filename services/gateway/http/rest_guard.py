@@ -1,0 +1,81 @@
+"""What is looked at before a REST route runs: the key, then the body. The hot routes do both themselves.
+
+Nobody without a key makes the gateway read a body. A body is JSON, whatever its Content-Type says or leaves out, inflated and within its
+bounds; what JSON cannot hold (half a character, a number beyond all bounds) never reaches a route.
+"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.common.runtime.clock import now_ms
+from services.gateway.errors import (
+    ClientGone,
+    ExpiredKey,
+    GatewayError,
+    InvalidRequest,
+    Unauthorized,
+)
+from services.gateway.http import asgi
+from services.gateway.http.json_body import decode_body
+from services.gateway.identity.identity import (
+    ADMIN_KEY,
+    REWARD_KEY,
+    ROLLOUT_ID_HEADER,
+    STATUS_KEY,
+    Doorkeeper,
+)
+
+_ROLLOUTS = "/v1/rollouts"
+_REWARDS = "/v1/rewards"
+_OPERATIONS = ("/metrics", "/docs", "/redoc", "/openapi.json")
+_REPLACED = (b"content-type", b"content-encoding", b"content-length")
+
+
+class RestGuard:
+    """Raw ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, bounds: asgi.BodyBounds) -> None:
+        self._app = app
+        self._bounds = bounds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers itself what is refused."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            scope, receive = await self._checked(scope, receive)
+        except ClientGone:
+            return
+        except GatewayError as problem:
+            named = [(ROLLOUT_ID_HEADER, problem.claims.rollout.encode())] if isinstance(problem, ExpiredKey) else []
+            await asgi.reply_problem(send, problem, named)
+            return
+        await self._app(scope, receive, send)
+
+    async def _checked(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+        """The request as the route gets it. Raises GatewayError, ClientGone."""
+        path, headers = scope["path"], asgi.headers_of(scope)
+        doorkeeper: Doorkeeper = scope["app"].state.doorkeeper
+        if path.startswith(_OPERATIONS) and not doorkeeper.is_operator(asgi.authorization(headers)):
+            raise Unauthorized("This page is for operators: send `Authorization: Bearer <key>` with FULGURITE_OPERATIONS_KEY.")
+        if scope["method"] != "POST" or not (path in (_REWARDS, _ROLLOUTS) or path.startswith(f"{_ROLLOUTS}/")):
+            return scope, receive
+        doorkeeper.admit(asgi.authorization(headers), now_ms(), _wanted(path))
+        body = await asgi.read_body(headers, receive, self._bounds)
+        if not isinstance(decode_body(body, "the fields that /docs names"), dict):
+            raise InvalidRequest("The body must be a JSON object. See /docs for the fields.")
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return unread.pop() if unread else await receive()
+
+        kept = [(name, value) for name, value in scope["headers"] if name not in _REPLACED]
+        return {**scope, "headers": [*kept, asgi.JSON]}, replay
+
+
+def _wanted(path: str) -> str:
+    if path == _REWARDS:
+        return REWARD_KEY
+    return STATUS_KEY if path.endswith("/status") else ADMIN_KEY

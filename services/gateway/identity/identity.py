@@ -1,0 +1,263 @@
+"""Who calls, and which rollout the call belongs to, with no change to the agent.
+
+In this order: scoped key, path `/rollouts/{rollout}/v1/...`, header `x-fulgurite-rollout`, `metadata.session_id` of the body, the
+answer it builds on (`previous_response_id`), the conversation it continues (`inference`), and a rollout of its own. A name that is
+not an id of ours is a session of that key's owner: the same name, the same rollout. Ids are in every reply, so they open no door: a plain
+key names only rollouts that its own calls opened, which their ids tell, a scoped key its own, and the admin key any.
+The agent's role: header `x-fulgurite-agent`, path `/agents/{agent}/v1/...`, the key's, the alias where it is not its policy's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from fulgurite.calls.conversations import Conversation
+from fulgurite.enums import Identity, Mode
+from fulgurite.ids import (
+    CompletionRef,
+    MalformedId,
+    RolloutRef,
+    external_group,
+    is_genuine,
+    is_owned,
+    is_tagged,
+    owned_group,
+    parse_completion,
+    parse_rollout,
+    rollout_of,
+)
+from services.gateway.errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    Unauthorized,
+    Unavailable,
+    clipped,
+)
+from services.gateway.identity.conversation_matching import Inference
+from services.gateway.identity.declared_groups import GroupEntry, GroupRegistry
+from services.gateway.identity.keys import PREFIX, Claims, KeyRing
+
+ROLLOUT_HEADER = "x-fulgurite-rollout"
+ROLLOUT_ID_HEADER = b"x-fulgurite-rollout-id"
+"""Of replies: whose call it was."""
+AGENT_HEADER = "x-fulgurite-agent"
+SUBJECT_HEADER = "x-fulgurite-subject"
+_LONGEST_NAME = 256
+
+CALL_KEY = "a rollout's `api_key` or one of FULGURITE_API_KEYS (clients send OPENAI_API_KEY or ANTHROPIC_API_KEY)"
+ADMIN_KEY = "the admin key (FULGURITE_ADMIN_KEY)"
+STATUS_KEY = f"the rollout's `api_key` or {ADMIN_KEY}"
+REWARD_KEY = f"the rollout's `reward_key` or {ADMIN_KEY}"
+"""Which key a route wants, as its errors say it."""
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Whose key it is: `admin`, a plain key's owner, or a rollout by its claims."""
+
+    owner: str
+    admin: bool
+    claims: Claims | None
+
+
+class Identified(msgspec.Struct, frozen=True):
+    """The rollout of a call."""
+
+    group_id: str
+    rollout_id: str
+    attempt: int
+    mode: Mode
+    agent: str
+    identity: Identity
+    conversation: Conversation | None = None
+    """Whose answer has to be remembered: of calls that name no rollout."""
+
+
+class Doorkeeper:
+    """Knows the keys."""
+
+    def __init__(
+        self, ring: KeyRing, admin_key: str | None, plain_keys: tuple[str, ...], allow_any: bool, operations_key: str | None = None
+    ) -> None:
+        """Without `operations_key` whoever reaches the gateway may see its metrics, readiness and documentation."""
+        self._operations = operations_key.encode() if operations_key else None
+        self._ring = ring
+        self._admin = admin_key.encode() if admin_key else None
+        self._plain = frozenset(_digest(key) for key in plain_keys)
+        self._allow_any = allow_any
+
+    def admit(self, authorization: str | None, now_ms: int, wanted: str = CALL_KEY) -> Caller:
+        """`wanted` says which key this is about. Raises Unauthorized, ExpiredKey."""
+        key = bearer(authorization)
+        if not key:
+            raise Unauthorized(f"No API key: send `Authorization: Bearer <key>` with {wanted}.")
+        if key.startswith(PREFIX):
+            claims = self._ring.verify(key, now_ms)
+            return Caller(claims.rollout, admin=False, claims=claims)
+        if _same(key, self._admin):
+            return Caller("admin", admin=True, claims=None)
+        owner = _digest(key)
+        if owner in self._plain or self._allow_any:
+            return Caller(owner, admin=False, claims=None)
+        raise Unauthorized(f"Unknown API key: use {wanted}.")
+
+    def is_operator(self, authorization: str | None) -> bool:
+        """Whether the key is the operations key or the admin key; without an operations key everybody is an operator."""
+        key = bearer(authorization)
+        return self._operations is None or _same(key, self._operations) or _same(key, self._admin)
+
+
+class Named(msgspec.Struct, frozen=True):
+    """Where a request names its rollout, or tells by what it says."""
+
+    path: str | None = None
+    header: str | None = None
+    session: str | None = None
+    agent: str | None = None
+    continues: str | None = None
+    items: list[Any] | None = None
+    user: str | None = None
+    size: int = 0
+    """Bytes of the body, near enough."""
+
+
+class Identifier:
+    """Finds the rollout of a call."""
+
+    def __init__(self, ring: KeyRing, registry: GroupRegistry, role_aliases: Mapping[str, str], inference: Inference | None = None) -> None:
+        """Without `inference` a call that names no rollout is always a rollout of its own."""
+        self._inference = inference
+        self._ring = ring
+        self._registry = registry
+        self._role_aliases = role_aliases
+
+    async def identify(self, caller: Caller, named: Named, alias: str, now_ms: int) -> Identified:
+        """Raises Forbidden when a key and a name disagree, NotFound for an id that nobody here gave out, InvalidRequest for a bad name."""
+        role = self._role(named, caller, alias)
+        claims = caller.claims
+        if claims is not None:
+            for name in (named.path, named.header):
+                if name is not None and name != claims.rollout:
+                    raise Forbidden(
+                        f"This key belongs to rollout {claims.rollout}, the request names {clipped(name)!r}: "
+                        "leave the name out, or use that rollout's key.",
+                        code="foreign_key",
+                    )
+            return Identified(claims.group, claims.rollout, claims.attempt, claims.mode, role, Identity.scoped_key)
+        for name, identity in ((named.path, Identity.path), (named.header, Identity.header), (named.session, Identity.header)):
+            if name is not None:
+                return await self._by_name(caller, name, role, identity)
+        continued = await self._continued(caller, named, alias, role)
+        return continued or await self._by_conversation(caller, named, alias, role, now_ms)
+
+    async def remember(self, who: Identified, answers: list[list[Any]]) -> None:
+        """The agent may now go on with any of these answers: to be called before it has them."""
+        if self._inference is not None and who.conversation is not None:
+            await self._inference.remember(who.conversation, who.rollout_id, answers)
+
+    def genuine(self, text: str) -> RolloutRef:
+        """A rollout id that this deployment gave out. Raises NotFound."""
+        try:
+            ref = parse_rollout(text)
+        except MalformedId as error:
+            raise NotFound(f"Unknown rollout: {clipped(str(error))}.", code="unknown_rollout") from error
+        if not any(is_genuine(ref, secret) for secret in self._ring.secrets):
+            raise NotFound(f"Unknown rollout {clipped(text)}: this deployment did not give out that id.", code="unknown_rollout")
+        return ref
+
+    def own_completion(self, caller: Caller, text: str | None) -> CompletionRef | None:
+        """The call that an id names; None unless it was given out here, in a rollout that this caller may name."""
+        try:
+            completion = parse_completion(text or "")
+            ref = self.genuine(completion.rollout.rollout_id)
+        except (MalformedId, NotFound):
+            return None
+        given_out = any(is_tagged(completion.completion_id, secret) for secret in self._ring.secrets)
+        return completion if given_out and self._may_name(caller, ref) else None
+
+    async def entry(self, group_id: str) -> GroupEntry | None:
+        """What is remembered of a declared group."""
+        return await self._registry.get(group_id)
+
+    async def _by_name(self, caller: Caller, name: str, role: str, identity: Identity) -> Identified:
+        if not name.strip() or len(name) > _LONGEST_NAME:
+            raise InvalidRequest(f"A rollout or session name has 1 to {_LONGEST_NAME} characters.", param="rollout")
+        if not name.startswith("ro_"):
+            group = external_group(caller.owner, name, self._ring.signing_secret)
+            return Identified(group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, identity)
+        ref = self.genuine(name)
+        if not self._may_name(caller, ref):
+            raise Forbidden(
+                f"This key may not name rollout {name}: it was declared, or opened by another key. Use the rollout's own `api_key` "
+                "(POST /v1/rollouts gave it out) or the admin key; to name a session of your own, use any name that is no rollout's id.",
+                code="foreign_key",
+            )
+        # Only declared rollouts are remembered, and of these none is a plain key's.
+        known = await self._registry.get(ref.group_id) if caller.admin else None
+        if known is None:
+            return Identified(ref.group_id, ref.rollout_id, 0, Mode.live, role, identity)
+        return Identified(ref.group_id, ref.rollout_id, await self._registry.attempt(ref.rollout_id), known.mode, role, identity)
+
+    def _may_name(self, caller: Caller, ref: RolloutRef) -> bool:
+        if caller.claims is not None:
+            return caller.claims.rollout == ref.rollout_id
+        return caller.admin or any(is_owned(ref.group_id, caller.owner, secret) for secret in self._ring.secrets)
+
+    async def _continued(self, caller: Caller, named: Named, alias: str, role: str) -> Identified | None:
+        """The rollout of an earlier answer; None for an id that names none of this caller's.
+
+        A plain key's agent may send the whole conversation next, without an id, and stays in the rollout.
+        """
+        completion = self.own_completion(caller, named.continues)
+        if completion is None:
+            return None
+        ref = completion.rollout
+        if not caller.admin:
+            conversation = await self._conversation(caller, named, alias)
+            return Identified(ref.group_id, ref.rollout_id, completion.attempt, Mode.live, role, Identity.header, conversation)
+        try:
+            known = await self._registry.get(ref.group_id)
+        except Unavailable:
+            known = None
+        mode = Mode.live if known is None else known.mode
+        return Identified(ref.group_id, ref.rollout_id, completion.attempt, mode, role, Identity.header)
+
+    async def _by_conversation(self, caller: Caller, named: Named, alias: str, role: str, now_ms: int) -> Identified:
+        conversation = await self._conversation(caller, named, alias)
+        known = None if conversation is None or self._inference is None else await self._inference.find(conversation)
+        if known is not None:
+            return Identified(parse_rollout(known).group_id, known, 0, Mode.live, role, Identity.inferred, conversation)
+        group = owned_group(now_ms, os.urandom(5), caller.owner, self._ring.signing_secret)
+        return Identified(group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, Identity.none, conversation)
+
+    async def _conversation(self, caller: Caller, named: Named, alias: str) -> Conversation | None:
+        if self._inference is None or named.items is None:
+            return None
+        return await self._inference.conversation(caller.owner, named.user, alias, named.items, named.size)
+
+    def _role(self, named: Named, caller: Caller, alias: str) -> str:
+        if named.agent:
+            return named.agent[:_LONGEST_NAME]
+        if caller.claims is not None and caller.claims.agent:
+            return caller.claims.agent
+        return self._role_aliases.get(alias, "")
+
+
+def bearer(authorization: str | None) -> str:
+    """The key of an Authorization header; empty if there is none."""
+    scheme, _, key = (authorization or "").strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _same(key: str, secret: bytes | None) -> bool:
+    return secret is not None and hmac.compare_digest(key.encode(), secret)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,223 @@
+"""One call while it lasts, and the event it becomes. Secrets are taken out here: no event ever holds a key."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from time import perf_counter
+
+import msgspec
+
+from fulgurite.enums import CallOutcome, LogprobsMode
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.events import Choice, LlmCall, Sampling
+from fulgurite.tokens import prompt_hash
+from services.gateway.dialects.capture import Capture
+from services.gateway.dialects.dialect import ApiRequest
+from services.gateway.errors import GatewayError
+from services.gateway.http.asgi import Header
+from services.gateway.identity.identity import ROLLOUT_ID_HEADER, Identified
+from services.gateway.settings import Route
+from services.gateway.telemetry.tracing import CallTrace
+
+_REDACTED = "[redacted]"
+_TAIL = 16
+_DEEPEST_ESCAPE = 8
+"""Backslashes of an escape, of JSON put into JSON three times. Without a bound a long row of them would be looked through from each."""
+
+REFUSED_CHARACTERS = 8192
+"""Below the least FULGURITE_CLAIM_CHECK_BYTES: a refused call is never left in the claims store."""
+
+
+class Draft:
+    """What is known of a request so far; with a route it becomes a `Call`."""
+
+    def __init__(self, api: str, started_at: int, trace: CallTrace, sampling: Sampling) -> None:
+        self.api = api
+        self.started_at = started_at
+        self.begun = perf_counter()
+        self.trace = trace
+        self.traceparent = trace.traceparent
+        self.sampling = sampling
+        self.secret = ""
+        self.key = ""
+        """Whose key it is, as the limits count them; never the key itself."""
+        self.sampled: str | None = None
+        """What the client is told of `sampling.train`, where that applies."""
+        self.keep_alive_s = 0.0
+        """The longest silence of its stream; 0: as long as it takes."""
+        self.subject: str | None = None
+        """The person whose data this is."""
+        self.raw: str | None = None
+        """The body as the agent sent it."""
+        self.request: ApiRequest | None = None
+        self.owner: tuple[Identified, str] | None = None
+        """Rollout and call id, once it is known whose call it is."""
+        self.event: LlmCall | None = None
+        """What the log got, or was meant to get."""
+
+
+class Call:
+    """A call that may go to its upstream."""
+
+    def __init__(self, draft: Draft, who: Identified, call_id: str, request: ApiRequest, route: Route, capture: Capture) -> None:
+        self.draft = draft
+        self.who = who
+        self.call_id = call_id
+        self.request = request
+        self.route = route
+        self.capture = capture
+        self.started_at = draft.started_at
+        self.first_token_at: int | None = None
+        self.continued = False
+        """Whether its prompt went on from recorded tokens."""
+        self._asked = self._answered = draft.begun
+
+    def ask(self) -> str | None:
+        """An upstream is asked now; returns the trace context to hand on."""
+        self._asked = perf_counter()
+        return self.draft.trace.upstream()
+
+    def answered(self) -> None:
+        """Its answer is complete."""
+        self._answered = perf_counter()
+        self.draft.trace.answered()
+
+    def upstream_s(self) -> float:
+        """How long the upstream took."""
+        return self._answered - self._asked
+
+    def added_s(self) -> float:
+        """How long the call has taken so far, apart from the upstream."""
+        return perf_counter() - self.draft.begun - self.upstream_s()
+
+    def reply_headers(self) -> list[Header]:
+        """What every answer says of itself."""
+        headers = reply_headers(self.who, self.route.reported(self.capture.version_first))
+        if self.draft.sampled is not None:
+            headers.append((b"x-fulgurite-sampling", self.draft.sampled.encode()))
+        if self.continued:
+            headers.append((b"x-fulgurite-continuation", b"tokens"))
+        return headers
+
+    def event(
+        self,
+        logprobs_mode: LogprobsMode,
+        now_ms: int,
+        problem: GatewayError | None = None,
+        outcome: CallOutcome = CallOutcome.success,
+        *,
+        with_answer: bool = True,
+    ) -> LlmCall:
+        """What the log gets. Without a problem, an outcome other than success is a client that went away.
+
+        `with_answer=False` leaves out all that the upstream said: such an event can be made whatever that was.
+        """
+        capture = self.capture if with_answer else None
+        return _event(self.draft, self.who, self.call_id, self, capture, logprobs_mode, now_ms, problem, outcome)
+
+
+def refusal(draft: Draft, who: Identified, call_id: str, problem: GatewayError, now_ms: int) -> LlmCall:
+    """The event of a call that never reached an upstream; of a large body it has the beginning only."""
+    event = _event(draft, who, call_id, None, None, LogprobsMode.none, now_ms, problem, problem.outcome)
+    return msgspec.structs.replace(event, request=shortened(event.request)) if event.request is not None else event
+
+
+def shortened(body: str) -> str:
+    """A refused body as it is kept: nothing was made of it, and no agent shall fill a disk with it."""
+    if len(body) <= REFUSED_CHARACTERS:
+        return body
+    return f"{body[:REFUSED_CHARACTERS]}… [the first {REFUSED_CHARACTERS} of {len(body)} characters of a refused call]"
+
+
+def _event(
+    draft: Draft,
+    who: Identified,
+    call_id: str,
+    call: Call | None,
+    capture: Capture | None,
+    logprobs_mode: LogprobsMode,
+    now_ms: int,
+    problem: GatewayError | None,
+    outcome: CallOutcome,
+) -> LlmCall:
+    request, route = draft.request, call and call.route
+    asked = None if draft.raw is None else hide(draft.raw, draft.secret)
+    choices = tuple([_without_key(choice, draft.secret) for choice in capture.taken()]) if capture else ()
+    response = capture.response() if capture else None
+    # A key could be read from the tokens of what it was in.
+    prompt = capture.prompt() if capture and asked == draft.raw else None
+    failure, status = _verdict(capture, problem, outcome)
+    return LlmCall(
+        event_id=call_id,
+        event_time=now_ms,
+        call_id=call_id,
+        group_id=who.group_id,
+        rollout_id=who.rollout_id,
+        attempt=who.attempt,
+        mode=who.mode,
+        agent=who.agent,
+        identity=who.identity,
+        api=draft.api,
+        alias=request.alias if request else "",
+        policy=route.policy if route else None,
+        backend=route.backend if route else "",
+        version_first=route.reported(capture.version_first) if route and capture else None,
+        version_last=route.reported(capture.version_last) if route and capture else None,
+        stream=request is not None and request.stream,
+        outcome=problem.outcome if problem else outcome,
+        status_code=status,
+        failure=failure,
+        error=None if problem is None else hide(problem.message, draft.secret),
+        request=asked,
+        response=None if response is None else hide(response, draft.secret),
+        prompt_token_ids=prompt,
+        prompt_hash=None if prompt is None else prompt_hash(prompt),
+        choices=choices,
+        sampling=draft.sampling,
+        logprobs_mode=logprobs_mode if any(choice.logprobs for choice in choices) else LogprobsMode.none,
+        prompt_tokens=capture.prompt_tokens if capture else None,
+        completion_tokens=capture.completion_tokens if capture else None,
+        started_at=draft.started_at,
+        first_token_at=call.first_token_at if call else None,
+        finished_at=now_ms,
+        traceparent=draft.traceparent,
+        subject=draft.subject,
+    )
+
+
+def reply_headers(who: Identified, version: str | None = None) -> list[Header]:
+    """Which rollout it was, and which version answered."""
+    headers: list[Header] = [(ROLLOUT_ID_HEADER, who.rollout_id.encode())]
+    if version is not None:
+        headers.append((b"x-fulgurite-version", version.encode()))
+    return headers
+
+
+def hide(text: str, secret: str) -> str:
+    """The text without the caller's key, should it have got in there, also where JSON's escapes spell it."""
+    if not secret:
+        return text
+    # Searching a long text for a whole key is slow; its end, a signature's, is found or missed at once.
+    found = text.replace(secret, _REDACTED) if secret[-_TAIL:] in text else text
+    return _spelled(secret).sub(_REDACTED, found) if "\\u00" in found else found
+
+
+@lru_cache(maxsize=256)
+def _spelled(secret: str) -> re.Pattern[str]:
+    """The key, each of its characters as it is or escaped, as often as JSON was put into JSON."""
+    hexadecimal = {character: f"(?i:{ord(character):04x})" for character in secret}
+    return re.compile("".join(rf"(?:{re.escape(character)}|\\{{1,{_DEEPEST_ESCAPE}}}u{hexadecimal[character]})" for character in secret))
+
+
+def _without_key(choice: Choice, secret: str) -> Choice:
+    said = choice.message and hide(choice.message, secret)
+    return choice if said == choice.message else msgspec.structs.replace(choice, message=said, token_ids=None, logprobs=None)
+
+
+def _verdict(capture: Capture | None, problem: GatewayError | None, outcome: CallOutcome) -> tuple[FailureKind | None, int | None]:
+    if problem is not None:
+        return problem.failure, problem.status
+    if outcome is CallOutcome.client_disconnected:
+        return FailureKind.client_disconnected, None
+    return capture.failure() if capture else None, 200

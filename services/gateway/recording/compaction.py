@@ -1,0 +1,111 @@
+"""A call on its way into the log: a delta of its parent where that is worth it; text beyond the claim check's limit is left elsewhere.
+
+Long texts are left each for itself, so that the turns that repeat an image leave it once and stay deltas; the whole text, if that does not
+make the call small enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from fulgurite.calls.claim_checks import leave, payload_of, take_pieces
+from fulgurite.events import ClaimCheck, LlmCall
+from services.common.blobs.blob_store import open_store
+from services.common.kafka.client import Delivery
+from services.common.runtime import logs
+from services.gateway.errors import Unavailable
+from services.gateway.recording.parents import Parents
+from services.gateway.settings import GatewaySettings
+from services.gateway.telemetry.metrics import Metrics
+
+log = logs.get(__name__)
+
+
+_LEAST_PIECE = 4096
+"""Characters: a claim takes some 250 bytes of the event."""
+
+_CLAIM_BYTES = 80
+"""What names a payload, beside its address."""
+
+_MOST_PIECES = 512
+"""Each is a file to sync, or a request to a bucket."""
+
+
+class Packed(msgspec.Struct, frozen=True):
+    """A call as the log gets it."""
+
+    event: LlmCall
+    whole: LlmCall
+    """What the event is a delta of, or the event itself."""
+    depth: int
+    """Links to the whole call that its chain begins with."""
+
+
+class Packer:
+    """Knows the calls that others may extend, and where large payloads go."""
+
+    def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
+        self._parents = Parents(settings.delta_memory_bytes) if settings.delta_logging else None
+        self._claims = open_store(settings.claims_url, settings.data_dir)
+        self._limit = settings.claim_check_bytes
+        self._metrics = metrics
+
+    async def pack(self, call: LlmCall) -> Packed:
+        """Raises Unavailable when a large payload cannot be left anywhere."""
+        packed = self._shorten(call)
+        size = weight(packed.event)
+        if size > self._limit:
+            packed = await self._by_pieces(call) or self._shorten(await self._leave(call))
+            size = weight(packed.event)
+        if packed.event is not packed.whole:
+            self._metrics.delta_saved_bytes.inc(weight(packed.whole) - size)
+        return packed
+
+    def acknowledged(self, packed: Packed, delivery: Delivery) -> None:
+        """Others may extend the call from now on."""
+        if self._parents is not None:
+            self._parents.remember(packed.whole, delivery, packed.depth)
+
+    def _shorten(self, call: LlmCall) -> Packed:
+        if self._parents is None:
+            return Packed(call, call, 0)
+        delta, depth = self._parents.shorten(call)
+        return Packed(delta, call, depth)
+
+    async def _by_pieces(self, call: LlmCall) -> Packed | None:
+        """The call without its long texts, few long ones if that is enough; None where it is still too large, or they are too many."""
+        for least in (max(self._limit // 16, _LEAST_PIECE), _LEAST_PIECE):
+            light, payloads = await asyncio.to_thread(take_pieces, call, least)
+            packed = self._shorten(light)
+            if payloads and len(payloads) <= _MOST_PIECES and weight(packed.event) <= self._limit:
+                claims = await self._put(call, list(payloads.values()))
+                event = msgspec.structs.replace(packed.event, pieces=claims)
+                whole = event if packed.event is packed.whole else msgspec.structs.replace(packed.whole, pieces=claims)
+                return Packed(event, whole, packed.depth)
+        return None
+
+    async def _leave(self, call: LlmCall) -> LlmCall:
+        (claim,) = await self._put(call, [payload_of(call)])
+        return leave(call, claim)
+
+    async def _put(self, call: LlmCall, payloads: list[bytes]) -> tuple[ClaimCheck, ...]:
+        size = sum(map(len, payloads))
+        try:
+            claims = await asyncio.to_thread(lambda: tuple(map(self._claims.put, payloads)))
+        except OSError as error:
+            log.error("a large call cannot be left in the claims store", call_id=call.call_id, bytes=size, error=str(error))
+            raise Unavailable(f"The call is too large for a message ({size:,} bytes), and the claims store cannot be written.") from error
+        self._metrics.claim_checks.inc()
+        self._metrics.claim_bytes.inc(size)
+        return claims
+
+
+def weight(call: LlmCall) -> int:
+    """What a call takes in the log, near enough: its tokens in bytes, its text in characters."""
+    size = sum(_CLAIM_BYTES + len(claim.uri) for claim in call.pieces)
+    size += len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")
+    for choice in call.choices:
+        size += len(choice.message or "") + 2 * len(choice.token_ids or b"")
+    return size

@@ -1,0 +1,226 @@
+"""State for OpenAI's responses, kept by the log alone: what `previous_response_id` names is read there, and put in front of the input.
+
+The upstream gets the whole conversation and no state, so any gateway goes on from any recorded response, after a restart too, for as long
+as `llm.calls` is kept; requests that build on the same one are branches. A follow-up is recorded as it was served, with its whole input:
+whoever goes on from it needs no other record. Whose a response is, its id tells (`identity`); another owner's does not exist.
+
+The latest responses are remembered here, within a bound of bytes; where others lie, in the store that gateways share. Neither is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from fulgurite.enums import CallOutcome
+from fulgurite.events import LlmCall
+from fulgurite.ids import CompletionRef
+from services.common.kafka.client import Delivery, LogUnavailable
+from services.common.runtime import logs
+from services.gateway.dialects.capture import Json, encode
+from services.gateway.dialects.dialect import ApiRequest
+from services.gateway.dialects.response_items import items_of
+from services.gateway.dialects.responses import following
+from services.gateway.errors import BodyTooLarge, NotFound, Unavailable
+from services.gateway.http.asgi import BodyBounds, check_bounds
+from services.gateway.http.off_loop import off_loop
+from services.gateway.identity.idempotency import Store
+from services.gateway.identity.identity import Caller, Identifier
+from services.gateway.identity.store_patience import StorePatience
+from services.gateway.recording.call_search import CallSearch, SearchTooLong
+from services.gateway.telemetry.metrics import Metrics
+
+log = logs.get(__name__)
+
+PLACES_IN_MEMORY = 100_000
+"""Places that a gateway without Redis remembers: some 30 MB."""
+_PLACE_TTL_S = 24 * 3600
+_MEMORY_BYTES = 64 * 1024**2
+_SEARCHES = 4
+"""At once, and one of each key: a key that names what is not there holds up nobody else."""
+_TIMEOUT_S = 30.0
+_API = "responses"
+
+
+class Response(msgspec.Struct, frozen=True):
+    """A recorded response."""
+
+    body: Json
+    """Of its request, with the whole input."""
+    head: Json
+    """The reply without its output."""
+    output: list[Any]
+    rollout_id: str
+    size: int
+    """Of the record, in characters."""
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """The same as the log has it, in JSON."""
+
+    body: str
+    head: str
+    message: str
+
+    def size(self) -> int:
+        """Characters."""
+        return len(self.body) + len(self.head) + len(self.message)
+
+    def read(self, rollout_id: str) -> Response | None:
+        """None if it cannot be read."""
+        try:
+            output = msgspec.json.decode(self.message, type=_Message).output
+            return Response(
+                msgspec.json.decode(self.body, type=Json), msgspec.json.decode(self.head, type=Json), output, rollout_id, self.size()
+            )
+        except (ValueError, RecursionError):
+            return None
+
+
+class _Message(msgspec.Struct):
+    output: list[Any]
+
+
+class RecordedResponses:
+    """Goes on from recorded responses."""
+
+    def __init__(
+        self,
+        identifier: Identifier,
+        store: Store,
+        search: CallSearch,
+        log_problem: Callable[[], str | None],
+        bounds: BodyBounds,
+        metrics: Metrics,
+    ) -> None:
+        """`log_problem` says why the log cannot be read, if it cannot."""
+        self._identifier = identifier
+        self._store = store
+        self._patience = StorePatience(
+            lambda: None, lambda: log.warning("where responses lie is not remembered: the store (REDIS_URL) does not answer")
+        )
+        self._search = search
+        self._log_problem = log_problem
+        self._bounds = bounds
+        self.results = metrics.responses
+        self._memory: OrderedDict[str, Recorded] = OrderedDict()
+        self._bytes = 0
+        self._threads = ThreadPoolExecutor(_SEARCHES, "response-search")
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def remember(self, call: LlmCall, delivery: Delivery | None) -> None:
+        """A call that was answered: to be called before the agent has all of the answer. Without `delivery` it is not in Kafka yet."""
+        recorded = _recorded(call)
+        if recorded is None:
+            return
+        self._keep(call.call_id, recorded)
+        if delivery is not None:
+            place = msgspec.json.encode(delivery)
+            await self._patience.ask(lambda: self._store.put(_key(call.call_id), place, _PLACE_TTL_S))
+
+    async def continued(self, caller: Caller, request: ApiRequest) -> tuple[ApiRequest, str]:
+        """The request with the conversation that it builds on, and its body in JSON. Raises NotFound, InvalidRequest, Unavailable."""
+        named = request.continues or ""
+        found = await self.find(caller, named)
+        if found.body.get("previous_response_id"):
+            raise _not_found(named, "its record has not the whole conversation")
+        given = found.body.get("input")
+        whole = following(request, [*(items_of(given) if given is not None else []), *found.output])
+        body = await off_loop(found.size, lambda: encode(whole.body))
+        try:
+            await check_bounds(body, self._bounds)
+        except BodyTooLarge as problem:
+            raise BodyTooLarge(f"Together with the conversation that it builds on: {problem.message}", code=problem.code) from problem
+        return whole, body.decode()
+
+    async def find(self, caller: Caller, named: str) -> Response:
+        """The recorded response of that id. Raises NotFound, Unavailable."""
+        try:
+            found, where = await self._find(caller, named)
+        except NotFound:
+            self.results.labels("not_found").inc()
+            raise
+        except Unavailable:
+            self.results.labels("unavailable").inc()
+            raise
+        self.results.labels(where).inc()
+        return found
+
+    async def _find(self, caller: Caller, named: str) -> tuple[Response, str]:
+        ref = self._identifier.own_completion(caller, named)
+        if ref is None:
+            raise _not_found(named, "this key has no such response")
+        recorded, where = self._memory.get(ref.completion_id), "memory"
+        if recorded is None:
+            recorded, where = await self._from_log(caller, ref, named), "log"
+            self._keep(ref.completion_id, recorded)
+        found = await off_loop(recorded.size(), lambda: recorded.read(ref.rollout.rollout_id))
+        if found is None:
+            raise _not_found(named, "its record cannot be read")
+        if found.body.get("store") is False:
+            raise _not_found(named, "it was made with `store: false`")
+        return found, where
+
+    def close(self) -> None:
+        """Begin no more searches."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _from_log(self, caller: Caller, ref: CompletionRef, named: str) -> Recorded:
+        turn = self._turns.setdefault(caller.owner, asyncio.Lock())
+        async with turn:
+            if (problem := self._log_problem()) is not None:
+                raise _unavailable(problem)
+            packed = await self._patience.ask(lambda: self._store.get(_key(ref.completion_id)))
+            place = None if packed is None else msgspec.json.decode(packed, type=Delivery)
+            try:
+                async with asyncio.timeout(_TIMEOUT_S):
+                    loop = asyncio.get_running_loop()
+                    call = await loop.run_in_executor(self._threads, self._search.find, ref, place)
+            except (LogUnavailable, TimeoutError) as error:
+                raise _unavailable(str(error) or "it does not answer") from error
+            except SearchTooLong:
+                raise _not_found(named, "too many calls were recorded since to look through them") from None
+        recorded = None if call is None else _recorded(call)
+        if recorded is None:
+            raise _not_found(named, "no such answer is in the log (any more)")
+        return recorded
+
+    def _keep(self, call_id: str, recorded: Recorded) -> None:
+        gone = self._memory.pop(call_id, None)
+        self._memory[call_id] = recorded
+        self._bytes += recorded.size() - (0 if gone is None else gone.size())
+        while self._bytes > _MEMORY_BYTES:
+            self._bytes -= self._memory.popitem(last=False)[1].size()
+
+
+def _recorded(call: LlmCall) -> Recorded | None:
+    """None for what is no answer that anybody could go on from."""
+    if call.api != _API or call.outcome is not CallOutcome.success or not call.choices:
+        return None
+    message = call.choices[0].message
+    return None if call.request is None or message is None else Recorded(call.request, call.response or "{}", message)
+
+
+def _not_found(named: str, why: str) -> NotFound:
+    return NotFound(
+        f"Previous response with id {named[:200]!r} not found: {why}. Send the whole conversation in `input`.",
+        param="previous_response_id",
+        code="previous_response_not_found",
+    )
+
+
+def _unavailable(why: str) -> Unavailable:
+    return Unavailable(
+        f"The response that the request builds on cannot be read: the event log (Kafka) is unavailable ({why}). "
+        "Nothing was generated; try again shortly, or send the whole conversation in `input`."
+    )
+
+
+def _key(call_id: str) -> str:
+    return f"response:{call_id}"

@@ -1,0 +1,74 @@
+"""Traces of calls, which join the agent's `traceparent`. Off, and next to free, unless OTEL_EXPORTER_OTLP_ENDPOINT is set.
+
+One span a call, with children `upstream` (sent to whole answer) and `publish` (until Kafka's acknowledgement). The upstream gets the
+traceparent of its span, the Kafka record and the event that of the call's. Off, the agent's own is handed on.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+from fulgurite.events import LlmCall
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+class CallTrace:
+    """One call's, and what it is when traces are off."""
+
+    __slots__ = ("traceparent",)
+
+    def __init__(self, traceparent: str | None) -> None:
+        self.traceparent = traceparent
+        """Of the call's span."""
+
+    def upstream(self) -> str | None:
+        """The upstream is asked now; returns the traceparent to hand on."""
+        return self.traceparent
+
+    def answered(self) -> None:
+        """The upstream's answer is complete, or will not come."""
+
+    def publish(self) -> None:
+        """The event is on its way to the log."""
+
+    def published(self) -> None:
+        """It is there, or will not get there."""
+
+    def end(self, event: LlmCall | None) -> None:
+        """The call is over; `event` is what the log got, if it is known whose call it was."""
+
+
+class Tracer(Protocol):
+    """Makes traces of calls."""
+
+    def begin(self, name: str, traceparent: str | None) -> CallTrace:
+        """A call has come in, perhaps with the agent's trace context."""
+        ...
+
+    def close(self) -> None:
+        """Send what has not been sent."""
+        ...
+
+
+class NoTracer:
+    """Traces are off."""
+
+    def begin(self, name: str, traceparent: str | None) -> CallTrace:
+        """Hands on what the agent sent."""
+        return CallTrace(traceparent)
+
+    def close(self) -> None:
+        """Nothing to send."""
+
+
+def open_tracer() -> Tracer:
+    """By the environment. Raises ValueError when traces are asked for and OpenTelemetry is not installed."""
+    if not any(os.environ.get(name) for name in _ENDPOINTS) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return NoTracer()
+    try:
+        from services.gateway.telemetry.otel import OtelTracer
+    except ImportError as error:
+        raise ValueError(f"{_ENDPOINTS[0]} is set, but OpenTelemetry is not installed: pip install 'fulgurite[otel]'") from error
+    return OtelTracer()

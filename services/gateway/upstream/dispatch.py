@@ -1,0 +1,132 @@
+"""A call's way to a backend: the key's limits, a place in its turn, the best backend that can be reached.
+
+Fails over to the next backend only when nothing can have been generated: no connection, or an engine that has just started and lacks the
+adapter, or the version that the log says it has. Where the version is all that is lacking, the call waits for it. A time-out or a broken
+answer is the client's to try again. `call.route` is always the backend that was really asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import TracebackType
+
+from services.gateway.dialects.dialect import Dialect
+from services.gateway.errors import (
+    GatewayError,
+    NotReady,
+    Overloaded,
+    UpstreamRejected,
+    UpstreamUnreachable,
+)
+from services.gateway.recording.call import Call
+from services.gateway.settings import Route
+from services.gateway.telemetry.metrics import Metrics
+from services.gateway.upstream.admission import Admission, Gate
+from services.gateway.upstream.backend_health import BackendHealth
+from services.gateway.upstream.client import UpstreamClient, UpstreamReply
+from services.gateway.upstream.continuation import Continuation
+from services.gateway.upstream.routing import Router
+
+_NOT_FOUND = 404
+_ASK_AGAIN_S = 0.2
+_LOADING_S = 1.0
+"""An applier brings a restarted engine its adapters within about this time."""
+
+
+class Dispatcher:
+    """One per gateway."""
+
+    def __init__(self, router: Router, admission: Admission, client: UpstreamClient, continuation: Continuation, metrics: Metrics) -> None:
+        self.router = router
+        self.continuation = continuation
+        self.admission = admission
+        self.client = client
+        self.failovers = metrics.failovers
+        self.health = BackendHealth()
+
+    def open(self, call: Call, dialect: Dialect) -> AbstractAsyncContextManager[UpstreamReply]:
+        """The upstream's answer. Raises TryLater, UpstreamFailed."""
+        answer = _Answer(self, call, dialect)
+        return self._limited(call.draft.key, answer) if self.admission.limited else answer
+
+    @asynccontextmanager
+    async def _limited(self, key: str, answer: _Answer) -> AsyncGenerator[UpstreamReply]:
+        with self.admission.key(key):
+            async with answer as reply:
+                yield reply
+
+
+class _Answer:
+    """A place at a backend and its answer, for as long as this context lasts. No generator: every call has one."""
+
+    __slots__ = ("_call", "_desk", "_dialect", "_gate", "_reply")
+
+    def __init__(self, desk: Dispatcher, call: Call, dialect: Dialect) -> None:
+        self._desk = desk
+        self._call = call
+        self._dialect = dialect
+        self._gate: Gate | None = None
+        self._reply: UpstreamReply | None = None
+
+    async def __aenter__(self) -> UpstreamReply:
+        recorded = await self._desk.continuation.recorded(self._call)
+        deadline = time.monotonic() + self._desk.admission.patience_s
+        while True:
+            try:
+                return await self._best(recorded)
+            except NotReady:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_ASK_AGAIN_S)
+
+    async def _best(self, recorded: list[int] | None) -> UpstreamReply:
+        """The answer of the first that gives one. Raises NotReady where one of them soon will."""
+        desk, call = self._desk, self._call
+        problem: GatewayError | None = None
+        for way in desk.health.order(desk.router.candidates(call.request.alias, call.who.rollout_id), time.monotonic()):
+            call.route = way
+            try:
+                reply = await self._ask(way, recorded)
+            except UpstreamUnreachable as error:
+                desk.health.failed(way.backend, time.monotonic())
+                problem = problem if isinstance(problem, NotReady) else error
+            except NotReady as error:
+                desk.health.answered(way.backend)
+                problem = error
+            except UpstreamRejected as error:
+                desk.health.answered(way.backend)
+                if not _lacks_adapter(way, error):
+                    raise
+                problem = Overloaded(f"The backend {way.backend!r} is being given {way.version}. Nothing was generated.", _LOADING_S)
+            else:
+                desk.health.answered(way.backend)
+                return reply
+            desk.failovers.labels(way.backend).inc()
+        assert problem is not None, "there is always a way"
+        raise problem
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._reply is not None:
+            self._reply.close()
+        if self._gate is not None:
+            self._gate.leave(self._call.draft.key)
+
+    async def _ask(self, way: Route, recorded: list[int] | None) -> UpstreamReply:
+        desk, call, gate = self._desk, self._call, self._desk.admission.gate(way.backend)
+        await gate.enter(call.draft.key)
+        try:
+            request = call.request if recorded is None else await desk.continuation.prompt(recorded, call, way)
+            body, headers = self._dialect.upstream_body(request, way, call.call_id), self._dialect.upstream_headers(request, way)
+            self._reply = await desk.client.post(way, self._dialect.path, body, call.call_id, call.ask(), headers)
+        except BaseException:
+            gate.leave(call.draft.key)
+            raise
+        self._gate = gate
+        return self._reply
+
+
+def _lacks_adapter(way: Route, error: UpstreamRejected) -> bool:
+    return way.version == way.model and error.upstream_status == _NOT_FOUND

@@ -1,0 +1,157 @@
+"""What the log says of policies: `policy.updates`, `policy.applied`, `policy.routes`, folded into one view for `GET /v1/policies`
+and for routing. A claimed epoch shuts out lower ones; the first claim of an epoch wins. The view is touched in the event
+loop only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import ApplyOutcome, UpdateKind
+from fulgurite.events import Event, PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
+from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
+from services.common.kafka.client import KafkaSettings
+from services.common.kafka.topic_tail import Follower
+
+_TOPICS = (POLICY_UPDATES, POLICY_APPLIED, POLICY_ROUTES)
+
+
+class Serving(msgspec.Struct):
+    """What one backend said of one policy since its engine started."""
+
+    engine_id: str
+    versions: set[str] = set()
+    """Proved, and not replaced or retired."""
+
+
+class PolicyState(msgspec.Struct):
+    """What is known of one policy."""
+
+    epoch: int = -1
+    learner: str | None = None
+    newest: PolicyUpdate | None = None
+    applied: dict[str, PolicyApplied] = {}
+    serving: dict[str, Serving] = {}
+
+
+class PolicyView:
+    """The fold. Pure."""
+
+    def __init__(self, adapters: frozenset[str] = frozenset()) -> None:
+        """`adapters`: policies of which a backend holds several versions at once."""
+        self._adapters = adapters
+        self.generation = 0
+        """Counts the events taken: what was derived from the view is good as long as it is the same."""
+        self._policies: dict[str, PolicyState] = {}
+        self._routes: dict[str, PolicyRoute] = {}
+
+    def take(self, event: Event | None) -> None:
+        """Any event of the three topics, in log order."""
+        self.generation += 1
+        if isinstance(event, PolicyUpdate):
+            self._take_update(event)
+        elif isinstance(event, PolicyApplied):
+            self._take_applied(event)
+        elif isinstance(event, PolicyRoute):
+            self._routes[event.alias] = event
+
+    def targets(self, alias: str) -> tuple[RouteTarget, ...]:
+        """What `policy.routes` last said of an alias; nothing if it never did."""
+        route = self._routes.get(alias)
+        return route.targets if route is not None else ()
+
+    def newest(self, policy: str) -> str:
+        """The newest version there is; the base model before any update."""
+        newest = self._state(policy).newest
+        return (newest.version if newest is not None else None) or f"{policy}@0.0"
+
+    def loaded(self, policy: str, backend: str) -> frozenset[str]:
+        """The versions that a backend holds: one of full weights, several of adapters."""
+        serving = self._state(policy).serving.get(backend)
+        return frozenset(serving.versions) if serving is not None else frozenset()
+
+    def served(self, policy: str, backend: str) -> str | None:
+        """The version a backend last proved to serve."""
+        applied = self._state(policy).applied.get(backend)
+        if applied is None:
+            return None
+        return applied.version if applied.outcome is ApplyOutcome.applied else applied.previous
+
+    def held(self) -> Iterator[tuple[str, str, str]]:
+        """Policy, backend and version, for every version that a backend holds."""
+        for policy, state in sorted(self._policies.items()):
+            for backend in sorted(state.serving):
+                yield from ((policy, backend, version) for version in sorted(self.loaded(policy, backend)))
+
+    def as_json(self, policies: set[str]) -> dict[str, Any]:
+        """The reply of `GET /v1/policies`; `policies` are listed even if the log does not know them."""
+        names = sorted(policies | set(self._policies))
+        return {
+            "object": "list",
+            "data": [self._one(name) for name in names],
+            "routes": [_route(r) for _, r in sorted(self._routes.items())],
+        }
+
+    def _take_update(self, event: PolicyUpdate) -> None:
+        state = self._state(event.policy)
+        if event.kind is UpdateKind.claim and event.epoch > state.epoch:
+            state.epoch, state.learner = event.epoch, event.learner_id
+        elif event.kind is UpdateKind.update and event.epoch == state.epoch and event.learner_id == state.learner:
+            state.newest = event
+
+    def _take_applied(self, event: PolicyApplied) -> None:
+        state = self._state(event.policy)
+        if event.outcome is not ApplyOutcome.retired:
+            state.applied[event.backend] = event
+        serving = state.serving.get(event.backend)
+        if serving is None or serving.engine_id != event.engine_id:
+            serving = state.serving[event.backend] = Serving(event.engine_id)
+        if event.policy not in self._adapters:
+            served = self.served(event.policy, event.backend)
+            serving.versions = set() if served is None else {served}
+        elif event.outcome is ApplyOutcome.applied:
+            serving.versions.add(event.version)
+        elif event.outcome is ApplyOutcome.retired:
+            serving.versions.discard(event.version)
+
+    def _state(self, policy: str) -> PolicyState:
+        return self._policies.setdefault(policy, PolicyState())
+
+    def _one(self, name: str) -> dict[str, Any]:
+        state = self._state(name)
+        newest = state.newest
+        return {
+            "policy": name,
+            "epoch": max(state.epoch, 0),
+            "newest": newest.version if newest else f"{name}@0.0",
+            "newest_at": newest.event_time if newest else None,
+            "metrics": newest.metrics if newest else {},
+            "backends": [
+                {
+                    "backend": applied.backend,
+                    "engine_id": applied.engine_id,
+                    "version": self.served(name, applied.backend),
+                    "versions": sorted(self.loaded(name, applied.backend)),
+                    "last_attempt": {"version": applied.version, "outcome": applied.outcome.value, "error": applied.error},
+                    "at": applied.event_time,
+                }
+                for _, applied in sorted(state.applied.items())
+            ],
+        }
+
+
+def _route(route: PolicyRoute) -> dict[str, Any]:
+    return {"alias": route.alias, "targets": [msgspec.to_builtins(target) for target in route.targets], "reason": route.reason}
+
+
+class PolicyTail:
+    """Keeps a `PolicyView` up to date; Kafka being away only makes it older."""
+
+    def __init__(self, kafka: KafkaSettings, codec: Codec, adapters: frozenset[str] = frozenset()) -> None:
+        self.view = PolicyView(adapters)
+        self._follower = Follower(kafka, codec, _TOPICS, self.view.take)
+        self.start, self.close = self._follower.start, self._follower.close

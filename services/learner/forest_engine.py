@@ -1,0 +1,103 @@
+"""verl's FSDP engine, computing a micro-batch as a prefix forest: the same log-probabilities and gradients, each shared prefix once.
+
+Only how a micro-batch enters and leaves the model is replaced; losses, optimizer, sharding and checkpoints are verl's, and
+`TrainingWorker` finds this engine in verl's registry. A micro-batch holds nested (row, T) tensors: `input_ids`, and in verl's layout, where
+index t speaks of token t+1, `loss_mask` (bool: that token is trained) and `token_temperature`. The attention is SDPA with a dense mask, on
+CPU and CUDA alike. With the non-tensor entry `share_prefixes=False` verl's own row by row runs instead, with `temperature` (row,).
+"""
+
+# verl and tensordict ship no usable annotations.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from fulgurite.trajectories import forest
+from services.learner.errors import StepNotFinite
+
+
+@EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cpu"])
+@EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cuda"], vendor=["nvidia", "amd"])
+class ForestEngine(FSDPEngineWithLMHead):
+    """FSDP2 over prefix forests. Log-probabilities of tokens that are not trained are 0 in its output."""
+
+    before_step: Callable[[], None] | None = None
+    """Called when all gradients are there; what it raises prevents the optimizer's step."""
+
+    def optimizer_step(self) -> float:
+        """The gradient's norm. Raises StepNotFinite where verl would pass over the step with a warning."""
+        if self.before_step is not None:
+            self.before_step()
+        norm = float(super().optimizer_step())
+        if not math.isfinite(norm):
+            raise StepNotFinite(f"the gradient's norm is {norm}; nothing was changed")
+        return norm
+
+    def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        if not tu.get_non_tensor_data(micro_batch, "share_prefixes", True):
+            return super().prepare_model_inputs(micro_batch)
+        input_ids = micro_batch["input_ids"]
+        device = input_ids.device
+        trained = micro_batch["loss_mask"].values().cpu().numpy().astype(bool)
+        tokens = input_ids.values().cpu().numpy()
+        bounds = input_ids.offsets().cpu().numpy()[1:-1]
+        # loss_mask[t] speaks of token t+1; the forest's masks speak of the token itself.
+        masks = [np.concatenate([[False], row[:-1]]) for row in np.split(trained, bounds)]
+        trie = forest.build(np.split(tokens, bounds), masks)
+        positions_P = np.flatnonzero(trained)
+        kept_P = np.searchsorted(trie.needed_K, np.concatenate(trie.nodes)[positions_P])
+        temperature_P = micro_batch["token_temperature"].values().cpu().numpy()[positions_P]
+        heads, head_P = np.unique(np.stack([kept_P, temperature_P], axis=1), axis=0, return_inverse=True)
+        put = torch.as_tensor
+        inputs = {
+            "input_ids": put(trie.tokens_N, device=device)[None],
+            "position_ids": put(trie.depth_N, device=device)[None],
+            "attention_mask": put(trie.mask_NN(), device=device)[None, None],
+            "logits_to_keep": put(trie.needed_K, device=device),
+        }
+        outputs = {
+            "positions_P": put(positions_P, device=device),
+            "labels_P": put(tokens[positions_P + 1], device=device),
+            "head_P": put(head_P.reshape(-1), device=device),
+            "kept_H": put(heads[:, 0].astype(np.int64), device=device),
+            "temperature_H": put(heads[:, 1].astype(np.float32), device=device),
+        }
+        return inputs, outputs
+
+    def prepare_model_outputs(
+        self, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
+    ) -> dict[str, Any]:
+        if "kept_H" not in output_args:
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        # A head is a node's logits at one temperature: rows that share a node may have sampled at different ones.
+        with torch.autocast(output.logits.device.type, enabled=False):
+            logits_HV = output.logits[0].float()
+            kept_H, temperature_H = output_args["kept_H"], output_args["temperature_H"]
+            if len(kept_H) != len(logits_HV):
+                logits_HV = logits_HV[kept_H]
+            if not bool((temperature_H == 1).all()):
+                logits_HV = logits_HV / temperature_H[:, None]
+            head_P = output_args["head_P"]
+            logprobs_P = logits_HV[head_P, output_args["labels_P"]] - torch.logsumexp(logits_HV, dim=-1)[head_P]
+            result = {"log_probs": _nested(logprobs_P, output_args, micro_batch)}
+            if tu.get_non_tensor_data(micro_batch, "calculate_entropy", False):
+                entropy_P = self.compute_entropy_from_logits(logits_HV)[head_P]
+                result["entropy"] = _nested(entropy_P, output_args, micro_batch)
+        return result
+
+
+def _nested(values_P: torch.Tensor, output_args: dict[str, Any], micro_batch: Any) -> torch.Tensor:
+    """Values of the trained tokens in the nested layout of the rows."""
+    rows = micro_batch["input_ids"]
+    flat = torch.zeros(rows.values().shape[0], dtype=values_P.dtype, device=values_P.device)
+    return torch.nested.nested_tensor_from_jagged(flat.index_put((output_args["positions_P"],), values_P), rows.offsets())

@@ -1,0 +1,337 @@
+"""`make demo`: a real agent learns to use a calculator, with every part of the system on this machine.
+
+Starts the local stack on a data folder of its own, examines the base model on held-out tasks, trains through the runner, examines again,
+and shows the curve and the books. Ctrl-C at any moment stops everything. Writes OUT/report.json, OUT/curve.png, OUT/tasks and OUT/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import psutil
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from fulgurite.avro.codec import Codec
+from fulgurite.enums import Mode
+from fulgurite.events import Trajectory
+from fulgurite.topics import LLM_CALLS, TRAJECTORIES
+from services.cli.ledger import read_books
+from services.common.kafka.client import KafkaSettings, LogUnavailable, read_all
+from services.common.runtime.process_secrets import hide_from_other_processes
+from services.local_stack.demo_report import LedgerReport, Phases, Report, Scores, draw_chart, show
+from services.local_stack.errors import StackError
+from services.local_stack.exports import exporting_stack
+from services.local_stack.local_services import project_folder
+from services.local_stack.local_stack import LocalStack, OnReady, StackOptions
+from services.runner.command import new_run_id, run_command
+from services.runner.errors import RunnerError
+from services.runner.intervals import Estimate
+from services.runner.options import REWARD_NAME, RunOptions
+from services.runner.progress import TerminalWatcher
+from services.runner.run import Summary
+from services.runner.settings import RunnerSettings
+
+GROUP_SIZE = 6
+GROUPS_PER_STEP = 8
+CONCURRENCY = 16
+UPDATES = 10
+HELD_OUT = 210
+EVALUATION_CONCURRENCY = 24
+
+COMPONENTS = {"expression_right": 0.0, "answer_follows": 0.0}
+"""What the reward is made of: recorded apart, so that one can see which half was learned."""
+
+PARTS = ("kafka", "valkey", "learner", "aggregator", "rewarder", "applier", "gateway", "vllm")
+
+_EXAMPLE = Path("examples/calculator")
+_MARKER = ".made-by-make-demo"
+_INTERRUPTED = 130
+
+
+class Choices(msgspec.Struct, frozen=True):
+    """The command line."""
+
+    seed: int
+    control: bool
+    updates: int
+    held_out: int
+    out: Path
+
+
+class Demo:
+    """One demo, from the task files to the report."""
+
+    def __init__(self, choices: Choices, console: Console) -> None:
+        self._choices = choices
+        self._console = console
+        self._environment: Mapping[str, str] = {}
+        self._memory = MemoryMeter()
+
+    def run(self) -> Report:
+        """Raises StackError, RunnerError, LogUnavailable."""
+        choices = self._choices
+        data = fresh_folder(choices.out / "data")
+        training, held_out = self._make_tasks()
+        settings = {"FULGURITE_TRAINER_SEED": str(choices.seed), "FULGURITE_GROUPS_PER_STEP": str(GROUPS_PER_STEP)}
+        if choices.control:
+            settings["FULGURITE_PERMUTE_REWARDS"] = str(choices.seed)
+        began = time.monotonic()
+        with (
+            self._memory,
+            starting(self._console) as on_ready,
+            LocalStack(StackOptions(data=data, environment=settings, own_kafka=self._has_exports_of_a_stack()), on_ready) as stack,
+        ):
+            on_ready("", 0)
+            started = time.monotonic()
+            self._environment = stack.environment
+            # The agents find `python` where this one is; the reward worker finds Kafka as the services do.
+            os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            os.environ.update(stack.environment)
+            before = self._examine(held_out, "before")
+            examined = time.monotonic()
+            summary = self._train(training)
+            trained = time.monotonic()
+            after = self._examine(held_out, "after")
+            phases = Phases(
+                install=_install_seconds(),
+                start=started - began,
+                train=trained - examined,
+                evaluate=examined - started + time.monotonic() - trained,
+            )
+            report = self._report(before, after, summary, phases, stack.kafka)
+        self._write(report)
+        return report
+
+    def _has_exports_of_a_stack(self) -> bool:
+        """Whether this shell is set up for another stack: the demo must not train its policy."""
+        other = exporting_stack(os.environ)
+        if other is not None:
+            self._console.print(f"this shell has the exports of the stack on {other}: the demo starts a Kafka of its own", markup=False)
+        return other is not None
+
+    def _make_tasks(self) -> tuple[Path, Path]:
+        folder = self._choices.out / "tasks"
+        arguments = ["--seed", str(self._choices.seed), "--held-out", str(self._choices.held_out), "--out", str(folder)]
+        subprocess.run([sys.executable, str(_EXAMPLE / "tasks.py"), *arguments], check=True, stdout=subprocess.DEVNULL)
+        return folder / "train.jsonl", folder / "heldout.jsonl"
+
+    def _options(self, tasks: Path, mode: Mode, *agent_arguments: str) -> RunOptions:
+        return RunOptions(
+            tasks=tasks,
+            command=("python", str(_EXAMPLE / "agent.py"), *agent_arguments),
+            run_id=new_run_id(),
+            n=GROUP_SIZE if mode is Mode.train else 1,
+            concurrency=CONCURRENCY if mode is Mode.train else EVALUATION_CONCURRENCY,
+            rewards={REWARD_NAME: f"{_EXAMPLE / 'rewards.py'}:score"},
+            weights=COMPONENTS,
+            mode=mode,
+            deadline_s=180.0,
+            max_ahead=GROUPS_PER_STEP if mode is Mode.train else None,
+            updates=self._choices.updates if mode is Mode.train else None,
+            preload=("openai",),
+            seed=self._choices.seed,
+            cwd=Path.cwd(),
+        )
+
+    def _examine(self, tasks: Path, when: str) -> Scores:
+        scores: list[tuple[Estimate, dict[str, float]]] = []
+        for temperature in ("1", "0"):
+            title = f"held out, {when} training, {'sampled' if temperature == '1' else 'greedy'}"
+            summary = self._run(self._options(tasks, Mode.val, "--temperature", temperature), title)
+            if summary.reward is None:
+                raise RunnerError(f"{title}: no rollout was scored; see {self._choices.out / 'data' / 'logs'}")
+            self._console.print(f"{title}: {summary.reward}", highlight=False, markup=False)
+            scores.append((summary.reward, summary.components))
+        (sampled, components), (greedy, _) = scores
+        return Scores(sampled, greedy, components)
+
+    def _train(self, tasks: Path) -> Summary:
+        options = self._options(tasks, Mode.train)
+        self._console.print(f"[bold]training[/bold], as with\n  {documented_command(options)}", highlight=False)
+        return self._run(options, "training")
+
+    def _run(self, options: RunOptions, title: str) -> Summary:
+        settings = RunnerSettings()
+        with TerminalWatcher(self._console, title) as watcher:
+            return run_command(options, watcher, settings, self._kafka())
+
+    def _kafka(self) -> KafkaSettings:
+        return KafkaSettings(bootstrap_servers=self._environment["KAFKA_BOOTSTRAP_SERVERS"])
+
+    def _report(self, before: Scores, after: Scores, summary: Summary, phases: Phases, kafka: KafkaSettings) -> Report:
+        return Report(
+            seed=self._choices.seed,
+            control=self._choices.control,
+            reward_before=before.sampled.mean,
+            reward_before_interval=(before.sampled.low, before.sampled.high),
+            reward_after=after.sampled.mean,
+            reward_after_interval=(after.sampled.low, after.sampled.high),
+            greedy_before=before.greedy.mean,
+            greedy_before_interval=(before.greedy.low, before.greedy.high),
+            greedy_after=after.greedy.mean,
+            greedy_after_interval=(after.greedy.low, after.greedy.high),
+            components_before=before.components,
+            components_after=after.components,
+            held_out=self._choices.held_out,
+            updates=summary.updates,
+            version=summary.version,
+            first_rollout_to_last_update_s=summary.first_rollout_to_last_update_s or 0.0,
+            curve=summary.curve,
+            updated_at_s=summary.updated_at_s,
+            rollouts=summary.counts,
+            calls=sum(1 for _ in read_all(kafka, LLM_CALLS, Codec())),
+            trajectories=sum(isinstance(record.event, Trajectory) for record in read_all(kafka, TRAJECTORIES, Codec())),
+            ledger=read_ledger(kafka),
+            phases=phases,
+            peak_memory_mib=self._memory.peak_mib,
+        )
+
+    def _write(self, report: Report) -> None:
+        out = self._choices.out
+        (out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+        draw_chart(report, out / "curve.png")
+
+
+class MemoryMeter:
+    """The peak of resident memory of this process and all below it, looked at every two seconds."""
+
+    def __init__(self) -> None:
+        self.peak_mib = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def __enter__(self) -> MemoryMeter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._over.wait(2.0):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_info().rss
+            self.peak_mib = max(self.peak_mib, total // (1 << 20))
+
+
+def read_ledger(kafka: KafkaSettings) -> LedgerReport:
+    """The books, as `fulgurite ledger` reads them."""
+    books = read_books(kafka)
+    return LedgerReport(actions=books.actions, terms=books.terms, remainder=books.remainder)
+
+
+def documented_command(options: RunOptions) -> str:
+    """The command line that does the same."""
+    parts = [
+        "fulgurite run",
+        f"--tasks {options.tasks}",
+        f"-n {options.n}",
+        f"--concurrency {options.concurrency}",
+        *(f"--reward {name}={reference}" for name, reference in options.rewards.items()),
+    ]
+    parts += [f"--weight {name}={weight:g}" for name, weight in options.weights.items()]
+    parts += [f"--preload {module}" for module in options.preload]
+    parts += [f"--updates {options.updates}"] if options.updates is not None else []
+    return " ".join([*parts, "--", *options.command])
+
+
+def fresh_folder(folder: Path) -> Path:
+    """An empty folder; what an earlier demo left there is removed, and nothing else. Raises StackError."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).is_file():
+        raise StackError(f"{folder} holds something that is no demo's: choose another folder with --out")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / _MARKER).touch()
+    return folder
+
+
+@contextlib.contextmanager
+def starting(console: Console) -> Generator[OnReady]:
+    """Shows how the parts come up; ends with the call that names no part."""
+    progress = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=not console.is_terminal
+    )
+    tasks = {name: progress.add_task(f"starting {name}", total=1) for name in PARTS}
+
+    def on_ready(name: str, seconds: float) -> None:
+        if not name:
+            progress.stop()
+        elif name in tasks:
+            progress.update(tasks[name], completed=1, description=f"{name} is up")
+            if not console.is_terminal:
+                console.print(f"{name} is up after {seconds:.1f} s", highlight=False)
+
+    if console.is_terminal:
+        progress.start()
+    try:
+        yield on_ready
+    finally:
+        progress.stop()
+
+
+def _install_seconds() -> float:
+    """As the installation left them; 0 where it had nothing to do."""
+    try:
+        return float((project_folder() / ".fulgurite" / "install-seconds").read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def _choose(arguments: list[str] | None) -> Choices:
+    parser = argparse.ArgumentParser(prog="python -m services.local_stack.demo", description="A real agent learns to use a calculator.")
+    parser.add_argument("--seed", type=int, default=0, help="of tasks and training")
+    parser.add_argument("--control", action="store_true", help="permute rewards within groups: the score must not rise")
+    parser.add_argument("--updates", type=int, default=UPDATES, help="optimizer steps")
+    parser.add_argument("--held-out", type=int, default=HELD_OUT, help="held-out tasks")
+    parser.add_argument("--out", type=Path, default=Path(".fulgurite/demo"), help="where report, curve, tasks and data go")
+    chosen = parser.parse_args(arguments)
+    return Choices(chosen.seed, chosen.control, chosen.updates, chosen.held_out, chosen.out)
+
+
+def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the demo; the exit code."""
+    console = Console()
+    choices = _choose(arguments)
+    hide_from_other_processes()
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    os.chdir(project_folder())
+    try:
+        report = Demo(choices, console).run()
+    except KeyboardInterrupt:
+        console.print("stopped; no process is left")
+        return _INTERRUPTED
+    except (StackError, RunnerError, LogUnavailable) as error:
+        console.print(f"make demo: {error}", style="red", markup=False)
+        return 1
+    out = choices.out
+    show(
+        report,
+        console,
+        {"report": out / "report.json", "curve": out / "curve.png", "weights": out / "data/artifacts", "logs": out / "data/logs"},
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

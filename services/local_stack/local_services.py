@@ -1,0 +1,82 @@
+"""Reads `engines.toml`, the pinned versions and checksums, and holds files against it. Knows where the project keeps its things."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from services.local_stack.errors import ChecksumMismatch
+
+_PINS = Path(__file__).with_name("engines.toml")
+
+
+class KafkaPin(msgspec.Struct, frozen=True):
+    """Apache Kafka: Maven endpoint, and jar name → SHA-256."""
+
+    version: str
+    endpoint: str
+    jars: dict[str, str]
+
+
+class ValkeyPin(msgspec.Struct, frozen=True):
+    """Valkey: the version of the package that carries it, and platform → SHA-256 of the server."""
+
+    version: str
+    binaries: dict[str, str]
+
+
+class ModelPin(msgspec.Struct, frozen=True):
+    """The small model: package, version, file within it, SHA-256."""
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+
+
+class Pins(msgspec.Struct, frozen=True):
+    """The whole file."""
+
+    kafka: KafkaPin
+    valkey: ValkeyPin
+    model: ModelPin
+
+
+@functools.cache
+def pins() -> Pins:
+    """The pinned engines."""
+    return msgspec.convert(cast("Mapping[str, Any]", tomllib.loads(_PINS.read_text())), Pins)
+
+
+def project_folder() -> Path:
+    """The checkout; for an installed package, the current folder."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").is_file() else Path.cwd()
+
+
+def home() -> Path:
+    """Where everything that is downloaded, made or logged lies: FULGURITE_HOME, by default `.fulgurite` in the project's folder."""
+    named = os.environ.get("FULGURITE_HOME")
+    return Path(named).resolve() if named else project_folder() / ".fulgurite"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, expected: str) -> None:
+    """Raise ChecksumMismatch unless the file is the pinned one."""
+    found = sha256(path)
+    if found != expected:
+        raise ChecksumMismatch(
+            f"{path} has SHA-256 {found}, but services/local_stack/engines.toml pins {expected}; delete the file and try again"
+        )

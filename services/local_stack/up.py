@@ -1,0 +1,147 @@
+"""`fulgurite up`: the local stack for one's own agent, until Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from services.common.kafka.client import LogUnavailable
+from services.common.kafka.topic_admin import TopicLayoutError
+from services.common.runtime import logs
+from services.common.runtime.process_secrets import hide_from_other_processes
+from services.local_stack.errors import StackError
+from services.local_stack.exports import is_running, read_exports
+from services.local_stack.local_stack import LocalStack, StackOptions
+from services.local_stack.supervise import Process, how_it_ended
+
+DEFAULT_PORT = 8080
+DEFAULT_DATA = Path(".fulgurite/up")
+
+console = Console(stderr=True)
+
+
+def up(
+    data: Annotated[Path, typer.Option(help="Topics, weights, checkpoints, logs; kept from one start to the next.")] = DEFAULT_DATA,
+    brokers: Annotated[int, typer.Option(min=1, max=5, help="Kafka brokers; 3 give replication.")] = 1,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The gateway's port on 127.0.0.1.")] = DEFAULT_PORT,
+    model: Annotated[Path | None, typer.Option(help="Hugging Face folder of the model; without it SmolLM2-135M.")] = None,
+    policy: Annotated[str, typer.Option(metavar="POLICY", help="Name of the policy, which agents ask for as their model.")] = "policy",
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[=POLICY]", help="Another model name that agents may ask for; may be given several times."),
+    ] = None,
+) -> None:
+    """Start the whole stack on this machine and keep it running until Ctrl-C: `fulgurite up --alias gpt-4o-mini`.
+
+    KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL, where set, replace the local engine; FULGURITE_ALIASES adds aliases, as --alias
+    does. In another shell `eval "$(fulgurite env)"` sets what agents and commands need.
+    """
+    logs.configure("stack", "WARNING")
+    hide_from_other_processes()
+    options = StackOptions(data=data, brokers=brokers, gateway_port=port, model=model, policy=policy, aliases=tuple(alias or ()))
+    try:
+        with running(options) as stack:
+            _tell(stack)
+            wait_for_signal()
+            console.print("stopping")
+        console.print("stopped; no process is left")
+    except (StackError, LogUnavailable, TopicLayoutError) as error:
+        console.print(f"fulgurite up: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("stopped; no process is left")
+        raise typer.Exit(130) from None
+
+
+@contextlib.contextmanager
+def running(options: StackOptions) -> Generator[LocalStack]:
+    """A running stack, its start shown with a line per part."""
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
+        progress.add_task("starting (vLLM takes longest, half a minute to a minute)")
+
+        def on_ready(name: str, seconds: float) -> None:
+            progress.console.print(f"  {name} is ready after {seconds:.1f} s")
+
+        stack = LocalStack(options, on_ready, _tell_exit, _note).start()
+    try:
+        yield stack
+    finally:
+        stack.stop()
+
+
+def wait_for_signal() -> None:
+    """Return at SIGINT or SIGTERM."""
+    told = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: told.set())
+    told.wait()
+
+
+def _tell_exit(process: Process, code: int) -> None:
+    next_step = "it is started again" if process.will_restart() else "it is NOT started again"
+    text = f"  {process.name} {how_it_ended(code)}: {process.last_words()}. {next_step}; its log: {process.spec.log}"
+    console.print(text, style="yellow" if process.will_restart() else "red", markup=False, soft_wrap=True)
+
+
+def _note(text: str) -> None:
+    console.print(f"  {text}", style="yellow", markup=False)
+
+
+def _tell(stack: LocalStack) -> None:
+    exports = stack.exports
+    agent = "".join(f"  export {name}={exports[name]}\n" for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"))
+    console.print(
+        f"""
+Fulgurite is up. Point an agent here:
+
+{agent}
+In another shell, for agents, the runner and every other `fulgurite` command:
+
+  eval "$({command()} env{folder_option(stack.data)})"
+
+Topics, weights and logs are in {stack.data}. Ctrl-C stops everything.
+""",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def command() -> str:
+    """How this very program is called from the current folder: it is often not on the PATH."""
+    called = Path(sys.argv[0])
+    if called.name != "fulgurite" or shutil.which("fulgurite") == str(called.absolute()):
+        return "fulgurite"
+    return os.path.relpath(called) if called.is_relative_to(Path.cwd()) or not called.is_absolute() else str(called)
+
+
+def folder_option(data: Path) -> str:
+    """Nothing for the folder that `fulgurite env` looks into by itself."""
+    return "" if data == DEFAULT_DATA.resolve() else f" --data {shlex.quote(str(data))}"
+
+
+def env(
+    data: Annotated[Path, typer.Option(help="The data folder of the stack, as given to `fulgurite up`.")] = DEFAULT_DATA,
+) -> None:
+    """Print the exports for agents and commands of the stack that runs: `eval "$(fulgurite env)"`.
+
+    They hold keys. Exits 1, and prints nothing that a shell would take, if no stack is up on the data folder.
+    """
+    variables = read_exports(data)
+    if not is_running(data) or not variables:
+        text = f"fulgurite env: no stack is up on {data.resolve()}. Start one with `fulgurite up`, or name its folder with --data"
+        console.print(text, style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+    sys.stdout.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())

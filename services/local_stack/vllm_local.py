@@ -1,0 +1,148 @@
+"""vLLM's OpenAI server on this machine's CPU, from its own environment `.venv-serve`, with Fulgurite's plug-in.
+
+Serves one model at 127.0.0.1 with vLLM's development routes, which update weights: the port is for the gateway and the applier, never for
+agents. Takes half a minute to a minute to start, most of it imports: start it first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from services.local_stack.errors import EngineMissing
+from services.local_stack.local_service import LocalEngine
+from services.local_stack.local_services import project_folder
+from services.local_stack.ports import LOCALHOST, answers, free_port
+from services.local_stack.supervise import Process, ProcessSpec, Restart, Supervisor
+
+READY_TIMEOUT_S = 480.0
+"""28–67 s were seen on two idle cores, 90 s the first time, minutes when other processes want the cores too."""
+
+_PLUGIN = Path(__file__).resolve().parents[1] / "vllm_plugin"
+CHAT_TEMPLATE = _PLUGIN / "chat_template.jinja"
+"""Tools for models of the ChatML family that know none."""
+
+
+_NO_MEDIA_DOMAIN = "none.invalid"
+"""A name that never resolves (RFC 2606): vLLM takes an empty list as leave to fetch from anywhere."""
+
+
+def serve_environment() -> Path:
+    """The virtual environment that holds vLLM. Raises EngineMissing."""
+    named = os.environ.get("FULGURITE_SERVE_ENV")
+    folder = Path(named) if named else project_folder() / ".venv-serve"
+    if not (folder / "bin" / "python").exists():
+        raise EngineMissing(f"{folder} is not there: `make install` installs vLLM in it, or set VLLM_BASE_URL to a vLLM of your own")
+    return folder
+
+
+class LocalVllm(LocalEngine):
+    """One server."""
+
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        *,
+        served_model: str = "policy",
+        policy: str = "policy",
+        port: int | None = None,
+        max_model_len: int = 2048,
+        threads: int | None = None,
+        restart: Restart = Restart.never,
+        extra: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        """`folder` holds its log; `served_model` is the name agents ask for; `threads` limits OpenMP (one is enough for a tiny model)."""
+        self.port = port or free_port()
+        self._folder = folder.resolve()
+        self._own_supervisor = supervisor is None
+        self._supervisor = supervisor or Supervisor()
+        environment = serve_environment()
+        self.process: Process = self._supervisor.add(
+            ProcessSpec(
+                name="vllm",
+                argv=[str(environment / "bin" / "python"), *_arguments(model, self.port, served_model, max_model_len), *extra],
+                log=self._folder / "vllm.log",
+                env={**_environment(environment, policy, threads), **(env or {})},
+                cwd=project_folder(),
+                ready=lambda: answers(self.port, "/health"),
+                ready_timeout_s=READY_TIMEOUT_S,
+                restart=restart,
+                stop_timeout_s=15.0,
+            )
+        )
+
+    @property
+    def base_url(self) -> str:
+        """For VLLM_BASE_URL, without `/v1`."""
+        return f"http://{LOCALHOST}:{self.port}"
+
+    def start(self) -> Self:
+        """Start it without waiting."""
+        self.process.start()
+        return self
+
+    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> Self:
+        """Block until it answers. Raises EngineExited, EngineNotReady."""
+        self.process.wait_ready(timeout_s)
+        return self
+
+    def stop(self) -> None:
+        """Stop it and its children. Idempotent."""
+        self.process.stop()
+        if self._own_supervisor:
+            self._supervisor.close()
+
+
+def _arguments(model: Path, port: int, served_model: str, max_model_len: int) -> list[str]:
+    # The module, not `vllm serve`: that command looks for a distribution called `vllm`, which the CPU build is not.
+    options = {
+        "model": str(model),
+        "served-model-name": served_model,
+        "host": LOCALHOST,
+        "port": str(port),
+        "dtype": "bfloat16",
+        "max-model-len": str(max_model_len),
+        # The default, 128, leaves the tail of every prompt out of the prefix cache, and on a CPU the prompt is most of the work.
+        "block-size": "32",
+        # Raw logprobs, the default, are not those of the distribution that was sampled from.
+        "logprobs-mode": "processed_logprobs",
+        # The model's own sampling defaults would silently truncate what is to be trained on.
+        "generation-config": "vllm",
+        "weight-transfer-config": json.dumps({"backend": "fulgurite"}),
+        "middleware": "services.vllm_plugin.middleware.VersionMiddleware",
+        # Agents name the URLs of images: vLLM must not fetch what they choose. Images in the request itself (`data:`) need no domain.
+        "allowed-media-domains": os.environ.get("VLLM_MEDIA_DOMAIN") or _NO_MEDIA_DOMAIN,
+        "tool-call-parser": "fulgurite",
+        "chat-template": str(CHAT_TEMPLATE),
+    }
+    flags = ["--enforce-eager", "--enable-auto-tool-choice", "--disable-uvicorn-access-log", "--no-enable-log-requests"]
+    named = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return ["-m", "vllm.entrypoints.openai.api_server", *named, *flags]
+
+
+def _environment(environment: Path, policy: str, threads: int | None) -> dict[str, str]:
+    variables = {
+        "FULGURITE_POLICY": policy,
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_PLUGINS": "fulgurite",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    openmp = environment / "lib" / "libiomp5.so"
+    if openmp.is_file():
+        variables["LD_PRELOAD"] = str(openmp)
+    if threads is not None:
+        variables["OMP_NUM_THREADS"] = str(threads)
+    return variables

@@ -1,0 +1,149 @@
+"""A reward worker: reads `episodes` in a consumer group of its own, calls a user's function, writes `agent.rewards`.
+
+    python -m services.rewards.worker --reward rewards.py:fn --name reward --run-id RUN
+
+Every final attempt of the run (of every run, without `--run-id`) is judged: at least once, a bounded number at a time. A reward's id
+derives from its name, the function's source and the episode's revision, so that a repeated verdict is the same event. A function that
+fails gives a reward without value and with the error's text. Offsets are committed in order, after the rewards were acknowledged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+import msgspec
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from fulgurite.avro.codec import Codec
+from fulgurite.errors import BadClaim
+from fulgurite.events import Episode
+from fulgurite.topics import AGENT_REWARDS, EPISODES
+from services.common.blobs.blob_store import redeemed_episode
+from services.common.kafka.client import EventProducer, KafkaSettings, Record, read_message
+from services.common.kafka.dead_letters import words_of
+from services.common.kafka.topic_admin import check_topics
+from services.common.runtime import liveness, logs
+from services.common.runtime.ending import run_service
+from services.common.streaming.episode_readers import bury, episodes_consumer, serve
+from services.common.streaming.poison import failure_of
+from services.rewards.plugins import RewardPlugin
+from services.rewards.settings import RewardWorkerSettings
+
+_log = logs.get()
+
+_STAGE = "reward-worker"
+_POLL_S = 0.2
+"""How soon a stop is noticed; an episode wakes the poll at once."""
+
+
+class RewardWorker:
+    """Judges episodes until stopped."""
+
+    def __init__(self, plugin: RewardPlugin, run_id: str | None, kafka: KafkaSettings, settings: RewardWorkerSettings) -> None:
+        self._plugin = plugin
+        self._run_id = run_id
+        self._kafka = kafka
+        self._settings = settings
+        self._codec = Codec()
+        self._producer = EventProducer(kafka, self._codec, "fulgurite-reward-worker")
+        self._sandbox = plugin.sandbox(settings.limits())
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Finish what is in hand and return."""
+        self._stopping = True
+
+    async def run(self) -> None:
+        """Raises KafkaException, LogUnavailable: what is not committed is judged again."""
+        consumer = episodes_consumer(self._kafka, self._group_id(), self._settings.session_timeout_s)
+        consumer.subscribe([self._kafka.topic(EPISODES)])
+        _log.info("ready", reward=self._plugin.source, run_id=self._run_id)
+        try:
+            while not self._stopping:
+                messages = await asyncio.to_thread(_take, consumer, self._settings.concurrency)
+                if consumer.memberid():
+                    liveness.beat()
+                if messages:
+                    await asyncio.gather(*(self._handle(message) for message in messages))
+                    await asyncio.to_thread(_commit, consumer, messages)
+        finally:
+            consumer.close()
+            self._producer.close()
+            self._sandbox.close()
+
+    def _group_id(self) -> str:
+        scope = self._run_id or "all"
+        return f"{self._kafka.topic_prefix}reward-worker.{scope}.{self._plugin.name}"
+
+    async def _handle(self, message: Message) -> None:
+        """Judge an episode; one that cannot be handled is a dead letter."""
+        record = read_message(message, self._codec)
+        failure = await failure_of(partial(self._judge, record), (BadClaim,))
+        if failure is not None:
+            _log.warning("dead letter", partition=record.partition, offset=record.offset, error=words_of(failure))
+            record = msgspec.structs.replace(record, error=words_of(failure))
+        if failure is not None or not isinstance(record.event, Episode):
+            await bury(self._producer, self._kafka, self._group_id(), _STAGE, record)
+
+    async def _judge(self, record: Record) -> None:
+        if not isinstance(record.event, Episode) or not self._is_ours(record.event):
+            return
+        # A function sees what was said, wherever it lies.
+        episode = await asyncio.to_thread(redeemed_episode, record.event)
+        rewards, failure = await self._plugin.judge(self._sandbox, episode)
+        if failure is not None:
+            _log.warning("reward function failed", rollout_id=episode.rollout_id, kind=type(failure).__name__, error=str(failure))
+        await asyncio.gather(*(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards))
+
+    def _is_ours(self, episode: Episode) -> bool:
+        declaration = episode.declaration
+        if self._run_id is not None and (declaration is None or declaration.run_id != self._run_id):
+            return False
+        return not episode.will_retry
+
+
+def _take(consumer: Consumer, most: int) -> list[Message]:
+    """One message as soon as there is one, and what else is there already."""
+    first = consumer.poll(_POLL_S)
+    if first is None:
+        return []
+    messages = [first, *consumer.consume(most - 1, timeout=0)] if most > 1 else [first]
+    for message in messages:
+        failure = message.error()
+        if failure is not None:
+            raise KafkaException(failure)
+    return messages
+
+
+def _commit(consumer: Consumer, messages: Sequence[Message]) -> None:
+    ends: dict[tuple[str, int], int] = {}
+    for message in messages:
+        ends[cast(str, message.topic()), cast(int, message.partition())] = cast(int, message.offset()) + 1
+    consumer.commit(offsets=[TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()], asynchronous=False)
+
+
+async def run(arguments: Sequence[str]) -> int:
+    """Until told to stop; the exit code: see `serve`."""
+    parser = argparse.ArgumentParser(prog="python -m services.rewards.worker", description="Judge episodes with a function of yours.")
+    parser.add_argument("--reward", required=True, metavar="FILE.py:FUNCTION|builtin:NAME", help="the function, called with every episode")
+    parser.add_argument("--name", default="reward", help="name of the reward, where the function gives a plain number")
+    parser.add_argument("--run-id", default=None, help="judge only the episodes of this run")
+    chosen = parser.parse_args(arguments)
+
+    def make() -> RewardWorker:
+        settings, kafka = RewardWorkerSettings(), KafkaSettings()
+        logs.configure("reward-worker", settings.log_level)
+        plugin = RewardPlugin(chosen.reward, chosen.name, settings.load_timeout_s)
+        check_topics(kafka)
+        return RewardWorker(plugin, chosen.run_id, kafka, settings)
+
+    return await serve("reward-worker", make)
+
+
+if __name__ == "__main__":
+    sys.exit(run_service("reward-worker", lambda: asyncio.run(run(sys.argv[1:]))))

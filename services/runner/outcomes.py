@@ -1,0 +1,140 @@
+"""What became of the actions of a run's rollouts, or what will: from `training.ledger`, and before it speaks from the episodes themselves.
+
+The ledger's word counts. Until it comes an action's fate is foreseen by the learner's own rules, under the rewarder's default failure
+rules: so that a run can say within seconds that nothing of it will be trained, and why.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fulgurite.enums import FilterReason, LedgerTerm
+from fulgurite.episodes.failure_rules import FailureRules
+from fulgurite.episodes.failures import FailurePolicy
+from fulgurite.errors import FulguriteError
+from fulgurite.events import Episode, LedgerEntry
+from fulgurite.ids import action_id
+from fulgurite.learning.batching import SOURCE as LEARNER
+from fulgurite.learning.batching import SPREAD
+from fulgurite.tokens import token_count
+from fulgurite.trajectories.building import cut
+from services.runner.learners import Learners
+from services.runner.scoreboard import Score
+
+TRAINED = "trained"
+WAITING = "waiting"
+"""For its reward or for the learner."""
+NO_POLICY = "no_policy"
+"""Its alias is served by an upstream that is not trained."""
+NO_LEARNER = "no_learner"
+"""No learner has claimed its policy."""
+
+_RULES = FailureRules()
+
+
+class _Expected(NamedTuple):
+    """What an action is by itself, without its group."""
+
+    policy: str | None
+    reason: FilterReason | None
+    """Why it will not be trained whatever its reward."""
+    row_tokens: int
+
+
+class Fates:
+    """Fed with events; counts when asked."""
+
+    def __init__(self, learners: Learners, *, rewarded: bool) -> None:
+        """`rewarded`: whether the run's own functions pay its rollouts, so that their rewards are known here."""
+        self._learners = learners
+        self._rewarded = rewarded
+        self._actions: defaultdict[str, dict[str, dict[str, _Expected]]] = defaultdict(dict)
+        """By group and attempt."""
+        self._learned: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        self._left: defaultdict[str, dict[str, str]] = defaultdict(dict)
+
+    def on_episode(self, episode: Episode) -> None:
+        """An attempt has ended."""
+        attempt = self._actions[episode.group_id][f"{episode.rollout_id}/{episode.attempt}"] = {}
+        try:
+            pieces = cut(episode, _RULES)
+        except FulguriteError:
+            # Nobody can close it either: the rewarder's word comes as a dead letter, not as a fate.
+            return
+        given_up = FilterReason.superseded if episode.will_retry else None
+        attempt |= {
+            action_id(action.call_id, action.choice): _Expected(row.policy, given_up or action.mask, token_count(row.token_ids))
+            for row in pieces.rows
+            for action in row.actions
+            if action.loss
+        } | {lost.action: _Expected(lost.policy, given_up or lost.reason, 0) for lost in pieces.left_out}
+
+    def on_ledger(self, entry: LedgerEntry) -> None:
+        """What became of actions: what a learner says stands, whatever a closing says after it."""
+        word = str(entry.reason or entry.term) if entry.term is LedgerTerm.filtered else str(entry.term)
+        told = self._learned if entry.source == LEARNER else self._left
+        told[entry.group_id].update(dict.fromkeys(entry.actions, word))
+
+    def of_group(self, group_id: str, scores: Sequence[Score]) -> Counter[str]:
+        """How many actions of a group were trained, wait, or are filtered, by reason."""
+        of_all = _group_reason(scores) if self._rewarded else None
+        by_rollout = {score.rollout_id: score for score in scores}
+        counted: Counter[str] = Counter()
+        for attempt, actions in self._actions[group_id].items():
+            score = by_rollout.get(attempt.rpartition("/")[0])
+            for action, expected in actions.items():
+                told = self._learned[group_id].get(action) or self._left[group_id].get(action)
+                counted[told or (self._foreseen(score, expected, of_all) if score else WAITING)] += 1
+        return counted
+
+    def policies(self) -> set[str]:
+        """Those that answered."""
+        return {
+            expected.policy
+            for attempts in self._actions.values()
+            for actions in attempts.values()
+            for expected in actions.values()
+            if expected.policy
+        }
+
+    def oversized(self) -> tuple[int, int]:
+        """Attempts with a conversation that is too long for the learner, of all attempts that have actions."""
+        attempts = [actions for group in self._actions.values() for actions in group.values() if actions]
+        return sum(any(self._is_oversized(expected) for expected in actions.values()) for actions in attempts), len(attempts)
+
+    def _foreseen(self, score: Score, expected: _Expected, of_all: FilterReason | None) -> str:
+        if expected.policy is None:
+            return NO_POLICY
+        if expected.reason is not None:
+            return str(expected.reason)
+        if score.failure is not None and _RULES.policy_of(score.failure) in (FailurePolicy.drop, FailurePolicy.retry):
+            return str(FilterReason.failure_dropped)
+        if self._rewarded and None in score.rewards.values():
+            return str(FilterReason.reward_failed)
+        if _RULES.masks(score.failure):
+            return str(FilterReason.failure_masked)
+        if of_all is not None:
+            return str(of_all)
+        if self._is_oversized(expected):
+            return str(FilterReason.oversized)
+        return WAITING if self._learners.train(expected.policy) else NO_LEARNER
+
+    def _is_oversized(self, expected: _Expected) -> bool:
+        limit = self._learners.config(expected.policy or "").max_row_tokens
+        return limit is not None and expected.row_tokens > limit
+
+
+def _group_reason(scores: Sequence[Score]) -> FilterReason | None:
+    """Why a group teaches nothing, once all its rewards are known."""
+    if any(not score.closed or (score.reward is None and None not in score.rewards.values()) for score in scores):
+        return None
+    rewards = [
+        score.reward
+        for score in scores
+        if score.reward is not None and _RULES.policy_of(score.failure) not in (FailurePolicy.drop, FailurePolicy.retry)
+    ]
+    if len(rewards) < 2:
+        return FilterReason.no_baseline
+    return FilterReason.no_signal if max(rewards) - min(rewards) < SPREAD else None

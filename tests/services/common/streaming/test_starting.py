@@ -1,0 +1,73 @@
+"""How reward workers and judges end that cannot start: with 78, which no restart policy answers, and a line that says what to change."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from services.common.kafka.client import LogUnavailable
+from services.common.streaming.episode_readers import Reader, serve
+from services.judge import main
+from services.rewards import worker
+
+RUN = {"judge": main.run, "worker": worker.run}
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A service sets up its process's."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.contextvars.clear_contextvars()
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (("worker", "--reward", "none.py:fn"), {}, "expected FILE.py:FUNCTION with an existing file"),
+        (
+            ("worker", "--reward", "builtin:f1"),
+            {"FULGURITE_REWARD_WORKER_CONCURRENCY": "no"},
+            "RewardWorkerSettings (docs/reference/settings.md): concurrency: Input should be a valid integer",
+        ),
+        (("judge", "--model", "big"), {}, "the judge has no key for the gateway: set FULGURITE_JUDGE_API_KEY"),
+        (("judge", "--model", "big", "--rubric", "none.txt"), {"FULGURITE_API_KEYS": "a"}, "--rubric none.txt cannot be read"),
+        (("judge", "--model", "big"), {"FULGURITE_JUDGE_API_KEY": "fg-k1.secret.signature"}, "FULGURITE_JUDGE_API_KEY has a rollout's key"),
+        (
+            ("judge", "--model", "big"),
+            {"FULGURITE_JUDGE_RETRIES": "-1"},
+            "JudgeSettings (docs/reference/settings.md): retries: Input",
+        ),
+        (("judge", "--model", "big"), {"FULGURITE_API_KEYS": "a", "FULGURITE_JUDGE_LOG_LEVEL": "loud"}, "Unknown level: 'LOUD'"),
+    ],
+)
+async def test_what_trying_again_does_not_mend_ends_with_78(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    said: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert await RUN[arguments[0]](arguments[1:]) == os.EX_CONFIG
+    told = capsys.readouterr().err
+    assert '"event": "cannot start"' in told
+    assert said in told
+    assert "secret.signature" not in told
+
+
+async def test_what_may_pass_is_no_such_end() -> None:
+    def make() -> Reader:
+        raise LogUnavailable("away")
+
+    with pytest.raises(LogUnavailable):
+        await serve("judge", make)

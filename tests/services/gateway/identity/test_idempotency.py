@@ -1,0 +1,41 @@
+"""The same key with the same payload has the same answer; with another it is refused; and things are forgotten in time."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.gateway.errors import Conflict, Unavailable
+from services.gateway.identity.idempotency import Idempotency, MemoryStore, RedisStore
+from services.local_stack.ports import free_port
+
+
+async def test_same_payload_same_answer_other_payload_conflict() -> None:
+    idempotency = Idempotency(MemoryStore())
+    assert await idempotency.claim("s", "k", b"one") is None
+    assert await idempotency.claim("s", "k", b"one") is None, "not answered yet: go on again"
+    await idempotency.settle("s", "k", b"one", "reply")
+    assert await idempotency.claim("s", "k", b"one") == "reply"
+    with pytest.raises(Conflict, match="another payload"):
+        await idempotency.claim("s", "k", b"two")
+    assert await idempotency.claim("other scope", "k", b"two") is None
+
+
+async def test_memory_forgets_what_expired() -> None:
+    store = MemoryStore()
+    await store.put("a", b"1", 0)
+    assert await store.get("a") is None
+    assert await store.put_new("a", b"2", 60) is None
+    assert await store.put_new("a", b"3", 60) == b"2"
+    assert await store.get("a") == b"2"
+    await store.close()
+
+
+async def test_a_redis_that_is_not_there_is_said() -> None:
+    store = RedisStore(f"redis://127.0.0.1:{free_port()}/0")
+    with pytest.raises(Unavailable, match="REDIS_URL"):
+        await store.get("a")
+    with pytest.raises(Unavailable, match="REDIS_URL"):
+        await store.put_new("a", b"", 1)
+    with pytest.raises(Unavailable, match="REDIS_URL"):
+        await store.put("a", b"", 1)
+    await store.close()

@@ -1,0 +1,230 @@
+"""Versions by weight and backends by rollout: sticky, in proportion, and nobody moves who need not."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fulgurite.enums import ApplyOutcome, UpdateKind
+from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
+from services.gateway.settings import Route
+from services.gateway.upstream.policies import PolicyView
+from services.gateway.upstream.routing import Router, Target, ranked, weighted
+
+BACKENDS = {"east": "http://east", "west": "http://west", "north": "http://north"}
+ROLLOUTS = [f"ro_{n}" for n in range(4000)]
+names = st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=1, max_size=8, unique=True)
+
+
+def target(key: str, weight: float) -> Target:
+    return Target(key, weight, (), ())
+
+
+def route(alias: str = "policy", policy: str | None = "policy", kind: str = "vllm", backend: str = "east") -> Route:
+    made = {"alias": alias, "backend": backend, "base_url": BACKENDS.get(backend, "http://x"), "kind": kind, "model": policy or alias}
+    return msgspec.convert({**made, "policy": policy, "api_key": None}, Route)
+
+
+def update(version: str) -> PolicyUpdate:
+    policy, _, number = version.partition("@")
+    epoch, step = (int(part) for part in number.split("."))
+    return PolicyUpdate(
+        event_id=version, event_time=1, policy=policy, kind=UpdateKind.update, epoch=epoch, step=step, version=version, learner_id="l",
+        trained_actions=1,
+    )  # fmt: skip
+
+
+def claim(policy: str) -> PolicyUpdate:
+    return msgspec.structs.replace(update(f"{policy}@1.0"), kind=UpdateKind.claim, version=None)
+
+
+def applied(
+    backend: str, version: str, outcome: ApplyOutcome = ApplyOutcome.applied, engine: str = "e1", previous: str | None = None
+) -> PolicyApplied:
+    return PolicyApplied(
+        event_id=f"{backend}{version}", event_time=2, policy=version.partition("@")[0], backend=backend, engine_id=engine, version=version,
+        previous=previous, outcome=outcome, seconds=0.1,
+    )  # fmt: skip
+
+
+def routed(alias: str, **weights: float) -> PolicyRoute:
+    targets = [RouteTarget(policy=key.partition("_")[0], version=None, weight=w) for key, w in weights.items()]
+    return PolicyRoute(event_id="r", event_time=3, alias=alias, targets=tuple(targets), reason="", author="")
+
+
+def pinned(alias: str, weights: dict[str, float]) -> PolicyRoute:
+    targets = [RouteTarget(policy=v.partition("@")[0], version=v, weight=w) for v, w in weights.items()]
+    return PolicyRoute(event_id="r", event_time=3, alias=alias, targets=tuple(targets), reason="", author="")
+
+
+class Town:
+    """A router over three backends, and the log it reads."""
+
+    def __init__(self, *routes: Route, adapters: frozenset[str] = frozenset(), backends: dict[str, str] = BACKENDS) -> None:
+        self.view = PolicyView(adapters)
+        self.router = Router({r.alias: r for r in routes or (route(),)}, backends, adapters, "policy", self.view)
+
+    def says(self, *events: PolicyUpdate | PolicyApplied | PolicyRoute) -> None:
+        for event in events:
+            self.view.take(event)
+
+    def backends(self, rollout: str = "ro_1", alias: str = "policy") -> list[str]:
+        return [way.backend for way in self.router.candidates(alias, rollout)]
+
+    def models(self, alias: str, rollout: str = "ro_1") -> dict[str, str]:
+        return {way.backend: way.model for way in self.router.candidates(alias, rollout)}
+
+
+@given(names, st.text())
+def test_who_leaves_moves_nobody_else(backends: list[str], rollout: str) -> None:
+    order = ranked(rollout, backends, str)
+    assert sorted(order) == sorted(backends)
+    for gone in backends:
+        assert ranked(rollout, [b for b in backends if b != gone], str) == [b for b in order if b != gone]
+
+
+@given(names, st.text(), st.data())
+def test_a_choice_by_weight_is_sticky_and_moves_only_towards_what_gained(keys: list[str], rollout: str, data: st.DataObject) -> None:
+    weights = {key: data.draw(st.floats(0.01, 100)) for key in keys}
+    before = weighted(rollout, tuple(target(k, w) for k, w in weights.items())).key
+    assert weighted(rollout, tuple(target(k, w) for k, w in reversed(weights.items()))).key == before
+    gains = data.draw(st.sampled_from(keys))
+    after = weighted(rollout, tuple(target(k, w * (3 if k == gains else 1)) for k, w in weights.items())).key
+    assert after in (before, gains)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
+def test_shares_are_those_of_the_weights(share: float) -> None:
+    rollouts = [f"r{n}" for n in range(20_000)]
+    targets = (target("policy@1.3", 1 - share), target("policy@1.4", share))
+    found = sum(weighted(r, targets).key == "policy@1.4" for r in rollouts) / len(rollouts)
+    # Four standard deviations of a fair draw; the hash is fixed, so this never flickers.
+    assert abs(found - share) < 4 * (share * (1 - share) / len(rollouts)) ** 0.5
+
+
+def test_rollouts_spread_evenly_and_stay() -> None:
+    town = Town()
+    first = {rollout: town.backends(rollout)[0] for rollout in ROLLOUTS}
+    counts = Counter(first.values())
+    assert all(abs(counts[b] - len(ROLLOUTS) / 3) < 120 for b in BACKENDS)
+    town.says(update("policy@1.1"))
+    assert {rollout: town.backends(rollout)[0] for rollout in ROLLOUTS} == first
+    fewer = Town(backends={b: url for b, url in BACKENDS.items() if b != "north"})
+    moved = [r for r in ROLLOUTS if fewer.backends(r)[0] != first[r]]
+    assert all(first[r] == "north" for r in moved)
+    assert len(moved) == counts["north"]
+
+
+def test_backends_with_the_newest_version_come_first_and_any_when_there_is_none() -> None:
+    town = Town()
+    assert sorted(town.backends()) == sorted(BACKENDS)
+    town.says(
+        claim("policy"), update("policy@1.1"), applied("west", "policy@1.1"), applied("north", "policy@1.1"), applied("east", "policy@0.0")
+    )
+    assert all(town.backends(rollout)[2] == "east" for rollout in ROLLOUTS[:50])
+    town.says(update("policy@1.2"))
+    assert {town.backends(rollout)[0] for rollout in ROLLOUTS[:50]} == set(BACKENDS)
+    town.says(applied("north", "policy@1.2", ApplyOutcome.failed, previous="policy@1.1"), applied("east", "policy@1.2"))
+    assert {town.backends(rollout)[0] for rollout in ROLLOUTS[:50]} == {"east"}
+
+
+def test_a_split_sends_each_rollout_to_the_backend_of_its_version() -> None:
+    town = Town()
+    town.says(applied("east", "policy@1.3"), applied("west", "policy@1.4"), applied("north", "policy@1.3"))
+    town.says(pinned("policy", {"policy@1.3": 0.75, "policy@1.4": 0.25}))
+    first = Counter(town.backends(rollout)[0] for rollout in ROLLOUTS)
+    assert abs(first["west"] / len(ROLLOUTS) - 0.25) < 0.03
+    assert first["east"] + first["north"] + first["west"] == len(ROLLOUTS)
+    town.says(pinned("policy", {"policy@1.3": 1.0, "policy@1.4": 0.0}))
+    assert all(town.backends(rollout)[0] != "west" for rollout in ROLLOUTS)
+
+
+def test_an_adapter_is_asked_for_by_its_immutable_name() -> None:
+    town = Town(route("sql", "writer"), route("judge", "checker"), adapters=frozenset({"writer", "checker"}))
+    assert set(town.models("sql").values()) == {"policy"}
+    town.says(claim("writer"), update("writer@1.1"), applied("east", "writer@1.1"), applied("west", "writer@1.1"))
+    assert town.models("sql") == {"east": "writer@1.1", "west": "writer@1.1", "north": "policy"}
+    assert [way.version for way in town.router.candidates("sql", "ro_1")][2] == "writer@0.0"
+    assert set(town.models("judge").values()) == {"policy"}
+    town.says(update("writer@1.2"), applied("west", "writer@1.2"))
+    assert town.backends("ro_1", "sql")[0] == "west"
+    assert town.models("sql") == {"east": "writer@1.1", "west": "writer@1.2", "north": "policy"}
+    town.says(pinned("sql", {"writer@1.1": 1.0}))
+    assert town.models("sql") == {"east": "writer@1.1", "west": "writer@1.1", "north": "policy"}
+    assert ("writer", "west", "writer@1.1") in list(town.view.held())
+    town.says(applied("west", "writer@1.1", ApplyOutcome.retired))
+    assert ("writer", "west", "writer@1.1") not in list(town.view.held())
+    assert town.backends("ro_1", "sql")[0] == "east"
+    town.says(pinned("sql", {"writer@0.0": 1.0}))
+    assert set(town.models("sql").values()) == {"policy"}
+
+
+def test_a_restarted_engine_has_lost_its_adapters() -> None:
+    town = Town(route("sql", "writer"), adapters=frozenset({"writer"}), backends={"east": "http://east"})
+    town.says(claim("writer"), update("writer@1.1"), update("writer@1.2"), applied("east", "writer@1.1"), applied("east", "writer@1.2"))
+    town.says(applied("east", "writer@1.1", engine="e2"))
+    assert town.models("sql") == {"east": "writer@1.1"}
+
+
+def test_a_full_weight_backend_is_asked_for_what_it_last_proved() -> None:
+    town = Town(route(), route("own", "policy", "vllm", "elsewhere"))
+
+    def expected(alias: str = "policy") -> dict[str, str | None]:
+        return {way.backend: way.expects for way in town.router.candidates(alias, "ro_1")}
+
+    town.says(claim("policy"), update("policy@1.1"), applied("east", "policy@1.1"), applied("west", "policy@0.0"))
+    assert expected() == {"east": "policy@1.1", "west": "policy@0.0", "north": None}
+    town.says(update("policy@1.2"), applied("east", "policy@1.2", ApplyOutcome.failed, engine="e2", previous="policy@0.0"))
+    assert expected()["east"] == "policy@0.0", "its applier has nothing better for it"
+    assert expected("own") == {"elsewhere": None}
+    writers = Town(route("sql", "writer"), adapters=frozenset({"writer"}))
+    writers.says(applied("east", "writer@1.1"))
+    assert {way.expects for way in writers.router.candidates("sql", "ro_1")} == {None}
+
+
+def test_other_upstreams_go_where_they_are_configured() -> None:
+    town = Town(route("gpt", None, "openai", "gpt"), route("own", "policy", "vllm", "elsewhere"))
+    assert town.backends(alias="gpt") == ["gpt"]
+    assert town.backends(alias="own") == ["elsewhere"]
+    with pytest.raises(KeyError):
+        town.backends(alias="nobody")
+
+
+def test_an_alias_can_be_split_between_policies() -> None:
+    town = Town(route("sql", "writer"), adapters=frozenset({"writer", "checker"}))
+    town.says(routed("sql", writer=1.0, checker=1.0))
+    policies = Counter(town.router.candidates("sql", rollout)[0].policy for rollout in ROLLOUTS)
+    assert abs(policies["writer"] - policies["checker"]) < 300
+
+
+def test_the_version_that_answered() -> None:
+    assert route().reported("policy@1.3") == "policy@1.3"
+    bare = msgspec.structs.replace(route("sql", "writer"), version="writer@0.0")
+    assert bare.reported("policy@0.0") == "writer@0.0"
+    assert bare.reported("policy@1.3") == "policy@1.3"
+    assert bare.reported(None) is None
+    assert msgspec.structs.replace(bare, version="writer@1.1").reported("writer@1.1") == "writer@1.1"
+
+
+def test_a_route_to_what_no_backend_serves_is_named() -> None:
+    town = Town()
+    town.says(claim("policy"), update("policy@1.1"), update("policy@1.2"), applied("east", "policy@1.2"))
+    assert town.router.unserved() == {}
+    town.says(pinned("policy", {"policy@1.1": 0.5, "policy@1.2": 0.5}), pinned("other", {"policy@1.1": 1.0}))
+    assert town.router.unserved() == {"policy": ["policy@1.1"]}
+    town.says(applied("west", "policy@1.1"))
+    assert town.router.unserved() == {}
+    town.says(routed("policy", policy=1.0))
+    assert town.router.unserved() == {}
+
+
+def test_in_place_of_a_missing_adapter_an_older_one_comes_before_a_newer() -> None:
+    town = Town(route("sql", "writer"), adapters=frozenset({"writer"}), backends={"east": "http://east"})
+    town.says(*(applied("east", f"writer@1.{step}") for step in (1, 2, 5)), pinned("sql", {"writer@1.4": 1.0}))
+    assert town.models("sql") == {"east": "writer@1.2"}
+    town.says(applied("east", "writer@1.1", ApplyOutcome.retired), applied("east", "writer@1.2", ApplyOutcome.retired))
+    assert town.models("sql") == {"east": "writer@1.5"}
