@@ -1,4 +1,6 @@
-"""Draw the README's learning curve from the figures in demo_runs.md: `python -m benchmarks.demo_curve`."""
+"""Draw the README's learning curve from the figures in demo_runs.md: `python -m
+benchmarks.demo_curve`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ PICTURE = Path(__file__).parents[1] / "docs" / "images" / "learning-curve.png"
 
 def read_curves(text: str) -> dict[str, list[float]]:
     """Mean reward of the rollouts of each version, by run."""
-    rows = re.findall(r"^\| ((?:seed|control)[^|]*) \|(?:[^|]*\|){4} ([.\d ]+) \|", text, re.MULTILINE)
+    rows = re.findall(
+        r"^\| ((?:seed|control)[^|]*) \|(?:[^|]*\|){4} ([.\d ]+) \|", text, re.MULTILINE
+    )
     return {run: [float(value) for value in values.split()] for run, values in rows}
 
 

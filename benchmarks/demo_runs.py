@@ -1,4 +1,5 @@
-"""Runs the demo with three seeds and the control, one after the other, and writes the table that is checked in.
+"""Runs the demo with three seeds and the control, one after the other, and writes the table that is
+checked in.
 
     .venv/bin/python benchmarks/demo_runs.py [--seeds 0 1 2] [--out benchmarks/demo_runs.md]
 
@@ -20,7 +21,8 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 
 HEAD = (
-    "| run | sampled, held out | greedy, held out | updates | seconds from first rollout to last update "
+    "| run | sampled, held out | greedy, held out | updates | seconds from first rollout to "
+    "last update "
     "| reward of the rollouts of each version | ledger remainder |"
 )
 
@@ -34,14 +36,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=PROJECT / ".fulgurite" / "benchmarks")
     parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks" / "demo_runs.md")
     options = parser.parse_args()
-    reports = [(f"seed {seed}", run(options.work / f"seed-{seed}", seed, control=False, again=options.again)) for seed in options.seeds]
+    reports = [
+        (
+            f"seed {seed}",
+            run(options.work / f"seed-{seed}", seed, control=False, again=options.again),
+        )
+        for seed in options.seeds
+    ]
     reports.append(
-        (f"control, seed {options.control_seed}", run(options.work / "control", options.control_seed, control=True, again=options.again))
+        (
+            f"control, seed {options.control_seed}",
+            run(options.work / "control", options.control_seed, control=True, again=options.again),
+        )
     )
     lines = [
         "# The demo, three seeds and a control",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/demo_runs.py`. Intervals are 95 %.",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/demo_runs.py`. "
+        f"Intervals are 95 %.",
         "",
         HEAD,
         "|---" * HEAD.count(" | ") + "|---|",
@@ -56,7 +68,16 @@ def run(out: Path, seed: int, *, control: bool, again: bool) -> dict[str, Any]:
     """One demo; its report."""
     if (out / "report.json").is_file() and not again:
         return json.loads((out / "report.json").read_text(encoding="utf-8"))
-    argv = [sys.executable, "-m", "services.local_stack.demo", "--seed", str(seed), "--out", str(out), *(["--control"] if control else [])]
+    argv = [
+        sys.executable,
+        "-m",
+        "services.local_stack.demo",
+        "--seed",
+        str(seed),
+        "--out",
+        str(out),
+        *(["--control"] if control else []),
+    ]
     subprocess.run(argv, check=True, cwd=PROJECT)
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
@@ -66,7 +87,8 @@ def row(name: str, report: dict[str, Any]) -> str:
     curve = " ".join(f"{point['reward']:.2f}".removeprefix("0") for point in report["curve"])
     seconds = report["first_rollout_to_last_update_s"]
     return (
-        f"| {name} | {change(report, 'reward')} | {change(report, 'greedy')} | {report['updates']} | {seconds:.0f} "
+        f"| {name} | {change(report, 'reward')} | {change(report, 'greedy')} | "
+        f"{report['updates']} | {seconds:.0f} "
         f"| {curve} | {report['ledger']['remainder']} |"
     )
 
@@ -81,10 +103,19 @@ def change(report: dict[str, Any], what: str) -> str:
 def machine() -> str:
     """What it ran on."""
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?"
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "?",
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores of {model} ({platform.machine()}), {memory:.0f} GiB of memory, no GPU"
+    return (
+        f"{os.cpu_count()} cores of {model} ({platform.machine()}), {memory:.0f} GiB "
+        f"of "
+        f"memory, no GPU"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Times a training step on the prefix forest against verl's own, row by row: `python -m benchmarks.forest`.
+"""Times a training step on the prefix forest against verl's own, row by row: `python -m
+benchmarks.forest`.
 
-Each runs in a process of its own on the same rows: batches as the demo makes them (a system prompt with examples, a question per group, a
-tool call, the tool's answer, a final answer), a demo's first batch with `--demo DATA_FOLDER`, or recorded rows with `--batch FILE`. That
-is an .npz with `lengths` (row,) and, rows end to end, `token_ids`, `trained`, `behaviour_logprobs`, `advantages`, `weights`, `temperature`.
-Prints a table, and the figures as JSON with `--json`.
+Each runs in a process of its own on the same rows: batches as the demo makes them (a system prompt
+with examples, a question per group, a tool call, the tool's answer, a final answer), a demo's first
+batch with `--demo DATA_FOLDER`, or recorded rows with `--batch FILE`. That is an .npz with
+`lengths` (row,) and, rows end to end, `token_ids`, `trained`, `behaviour_logprobs`, `advantages`,
+`weights`, `temperature`. Prints a table, and the figures as JSON with `--json`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ FIELDS = ("token_ids", "trained", "behaviour_logprobs", "advantages", "weights",
 
 
 def demo_batch(groups: int, samples: int, vocabulary: int, seed: int) -> list[TrainRow]:
-    """Two turns per row, about 175 tokens, of which a row shares all but some 30 with others. Tokens are random: only lengths count."""
+    """Two turns per row, about 175 tokens, of which a row shares all but some 30 with others.
+    Tokens are random: only lengths count.
+    """
     chance = np.random.default_rng(seed)
 
     def tokens(low: int, high: int) -> Any:
@@ -36,19 +40,38 @@ def demo_batch(groups: int, samples: int, vocabulary: int, seed: int) -> list[Tr
     for _ in range(groups):
         question = tokens(14, 22)
         for _ in range(samples):
-            parts = [(system, False), (question, False), (tokens(10, 18), True), (tokens(8, 12), False), (tokens(8, 14), True)]
+            parts = [
+                (system, False),
+                (question, False),
+                (tokens(10, 18), True),
+                (tokens(8, 12), False),
+                (tokens(8, 14), True),
+            ]
             trained = np.concatenate([np.full(len(part), flag) for part, flag in parts])
             zeros = np.zeros(len(trained), np.float32)
             advantages = (chance.normal() * trained).astype(np.float32)
             weights = (trained / np.float32(trained.sum() * groups * samples)).astype(np.float32)
-            rows.append(TrainRow(np.concatenate([part for part, _ in parts]), trained, zeros, advantages, weights, zeros + 1))
+            rows.append(
+                TrainRow(
+                    np.concatenate([part for part, _ in parts]),
+                    trained,
+                    zeros,
+                    advantages,
+                    weights,
+                    zeros + 1,
+                )
+            )
     return rows
 
 
 def save(rows: list[TrainRow], path: Path) -> None:
     """Rows as the .npz that `--batch` reads."""
-    arrays: dict[str, Any] = {name: np.concatenate([getattr(row, name) for row in rows]) for name in FIELDS}
-    np.savez_compressed(path, allow_pickle=False, lengths=np.array([len(row.token_ids) for row in rows]), **arrays)
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(row, name) for row in rows]) for name in FIELDS
+    }
+    np.savez_compressed(
+        path, allow_pickle=False, lengths=np.array([len(row.token_ids) for row in rows]), **arrays
+    )
 
 
 def load(path: Path) -> list[TrainRow]:
@@ -60,7 +83,9 @@ def load(path: Path) -> list[TrainRow]:
 
 
 def of_a_demo(data: Path, groups: int) -> list[TrainRow]:
-    """The first batch that a demo trained on, from the topics in its data folder; the demo must not be running."""
+    """The first batch that a demo trained on, from the topics in its data folder; the demo must not
+    be running.
+    """
     from fulgurite.avro.codec import Codec
     from fulgurite.events import Tombstone, Trajectory
     from fulgurite.learning.batching import BatchRules, RowBatcher
@@ -72,19 +97,28 @@ def of_a_demo(data: Path, groups: int) -> list[TrainRow]:
 
     batcher = RowBatcher("policy", BatchRules(groups_per_step=groups))
     with LocalKafka(data / "kafka") as kafka:
-        for record in read_all(KafkaSettings(bootstrap_servers=kafka.bootstrap_servers), TRAJECTORIES, Codec()):
+        for record in read_all(
+            KafkaSettings(bootstrap_servers=kafka.bootstrap_servers), TRAJECTORIES, Codec()
+        ):
             if isinstance(record.event, Trajectory | Tombstone):
                 batcher.add(record.partition, record.offset, record.event)
     return train_rows(batcher.take(base_version("policy")))
 
 
-def measure(rows: list[TrainRow], model: Path, settings: TrainerSettings, repeats: int) -> dict[str, float]:
-    """Median seconds of a step after one to warm up, and the first step's loss and gradient norm."""
+def measure(
+    rows: list[TrainRow], model: Path, settings: TrainerSettings, repeats: int
+) -> dict[str, float]:
+    """Median seconds of a step after one to warm up, and the first step's loss and
+    gradient norm.
+    """
     from services.learner.trainer import Trainer
 
     trainer = Trainer(model, settings)
     told = trainer.row_logprobs(rows)
-    rows = [msgspec.structs.replace(row, behaviour_logprobs=values.astype(np.float32)) for row, values in zip(rows, told, strict=True)]
+    rows = [
+        msgspec.structs.replace(row, behaviour_logprobs=values.astype(np.float32))
+        for row, values in zip(rows, told, strict=True)
+    ]
     first = trainer.step(rows)
     seconds = [trainer.step(rows)["train_seconds"] for _ in range(repeats)]
     return {**first, "step_seconds": statistics.median(seconds), "slowest_seconds": max(seconds)}
@@ -92,15 +126,21 @@ def measure(rows: list[TrainRow], model: Path, settings: TrainerSettings, repeat
 
 def main() -> None:
     """Parse, run each engine in its own process, compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="Hugging Face folder; default SmolLM2-135M-Instruct")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, help="Hugging Face folder; default SmolLM2-135M-Instruct"
+    )
     parser.add_argument("--batch", type=Path, help="recorded rows (.npz)")
     parser.add_argument("--demo", type=Path, help="a demo's data folder: its first batch")
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--max-forest-tokens", type=int, default=TrainerSettings().max_forest_tokens)
+    parser.add_argument(
+        "--max-forest-tokens", type=int, default=TrainerSettings().max_forest_tokens
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
@@ -112,7 +152,11 @@ def main() -> None:
         options.model = model_folder()
     if options.only:
         rows = (
-            load(options.batch) if options.batch else demo_batch(options.groups, options.samples, _vocabulary(options.model), options.seed)
+            load(options.batch)
+            if options.batch
+            else demo_batch(
+                options.groups, options.samples, _vocabulary(options.model), options.seed
+            )
         )
         settings = TrainerSettings(
             dtype=options.dtype,
@@ -148,9 +192,18 @@ def main() -> None:
         figures[engine] = json.loads(done.stdout.splitlines()[-1])
     rows, forest = figures["rows"], figures["forest"]
     print(f"{'':24}{'row by row':>14}{'forest':>14}")
-    for name in ("step_seconds", "slowest_seconds", "loss", "grad_norm", "row_tokens", "forest_tokens"):
+    for name in (
+        "step_seconds",
+        "slowest_seconds",
+        "loss",
+        "grad_norm",
+        "row_tokens",
+        "forest_tokens",
+    ):
         print(f"{name:24}{rows[name]:14.5g}{forest[name]:14.5g}")
-    print(f"\nThe forest's step is {rows['step_seconds'] / forest['step_seconds']:.1f} times as fast.")
+    print(
+        f"\nThe forest's step is {rows['step_seconds'] / forest['step_seconds']:.1f} times as fast."
+    )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -1,7 +1,9 @@
-"""Load: so many connections, each with one request at a time (closed loop), or requests at a rate whatever becomes of them (open loop).
+"""Load: so many connections, each with one request at a time (closed loop), or requests at a rate
+whatever becomes of them (open loop).
 
-A process of its own on raw sockets, so that it costs little beside what it measures. Prints one JSON object: how many were answered and
-how many were not, chunks, seconds, latencies (ms; in the open loop from the moment a request was due).
+A process of its own on raw sockets, so that it costs little beside what it measures. Prints one
+JSON object: how many were answered and how many were not, chunks, seconds, latencies (ms; in the
+open loop from the moment a request was due).
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-_WORDS = "the quick brown fox jumps over a lazy dog while seven wizards quietly make toxic brew from jade and onyx "
+_WORDS = (
+    "the quick brown fox jumps over a lazy dog while seven wizards quietly make "
+    "toxic "
+    "brew from jade and onyx "
+)
 
 _VARIANTS = 8
 """Other tasks for the same rollout: what is alike, the log stores once, and that would flatter."""
@@ -29,8 +35,16 @@ def body(given: argparse.Namespace, variant: int) -> bytes:
     """A chat request; about four characters of text a token."""
     size = given.prompt_tokens * 4
     text = (f"Task {variant}: " + _WORDS * (size // len(_WORDS) + 1))[:size]
-    messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": text}]
-    request: dict[str, Any] = {"model": given.model, "messages": messages, "temperature": 1.0, "max_tokens": given.max_tokens}
+    messages = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": text},
+    ]
+    request: dict[str, Any] = {
+        "model": given.model,
+        "messages": messages,
+        "temperature": 1.0,
+        "max_tokens": given.max_tokens,
+    }
     if given.stream:
         request["stream"] = True
     if given.logprobs:
@@ -52,11 +66,19 @@ class Tally:
 
     def result(self, seconds: float) -> dict[str, Any]:
         """For printing."""
-        told: dict[str, Any] = {"done": self.done, "failed": self.failed, "chunks": self.chunks, "seconds": seconds}
+        told: dict[str, Any] = {
+            "done": self.done,
+            "failed": self.failed,
+            "chunks": self.chunks,
+            "seconds": seconds,
+        }
         for name, values in (("latency_ms", self.latencies), ("first_ms", self.firsts)):
             ordered = sorted(values) or [0.0]
             told[name] = {
-                f"p{p:g}": round(1000 * ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))], 3) for p in (50, 90, 99, 99.9)
+                f"p{p:g}": round(
+                    1000 * ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))], 3
+                )
+                for p in (50, 90, 99, 99.9)
             }
         return told
 
@@ -112,7 +134,11 @@ class Connection(asyncio.Protocol):
         head = answer[:end].lower()
         at = head.find(b"content-length:")
         self._streamed = at < 0
-        whole = answer.endswith(b"0\r\n\r\n") if at < 0 else len(answer) >= end + 4 + int(head[at + 15 :].split(b"\r\n", 1)[0])
+        whole = (
+            answer.endswith(b"0\r\n\r\n")
+            if at < 0
+            else len(answer) >= end + 4 + int(head[at + 15 :].split(b"\r\n", 1)[0])
+        )
         if whole:
             self._end(answer)
 
@@ -154,7 +180,9 @@ async def closed(connections: list[Connection], seconds: float, requests: int) -
 
 
 async def opened(connections: list[Connection], seconds: float, rate: float) -> None:
-    """A request is due every 1/rate seconds; it waits for a free connection if it must, and that counts."""
+    """A request is due every 1/rate seconds; it waits for a free connection if it must, and that
+    counts.
+    """
     free, running, begun = deque(connections), set[asyncio.Task[None]](), time.perf_counter()
 
     async def one(due: float) -> None:
@@ -175,7 +203,11 @@ async def opened(connections: list[Connection], seconds: float, rate: float) -> 
 
 
 def _request(path: str, key: str, payload: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer "
+        f"{key}\r\ncontent-type: "
+        f"application/json\r\n"
+    )
     return f"{head}content-length: {len(payload)}\r\n\r\n".encode() + payload
 
 
@@ -205,7 +237,9 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=1000)
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--stream", action="store_true")
-    parser.add_argument("--logprobs", action="store_true", help="ask for what the gateway asks vLLM for")
+    parser.add_argument(
+        "--logprobs", action="store_true", help="ask for what the gateway asks vLLM for"
+    )
     parser.add_argument("--ignore-eos", action="store_true", help="answers of --max-tokens exactly")
     uvloop.run(_run(parser.parse_args()))
 

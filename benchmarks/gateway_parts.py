@@ -1,6 +1,8 @@
-"""What the gateway's benchmark runs, each in a process of its own: stub, pass-through, gateway, load; and how they are measured.
+"""What the gateway's benchmark runs, each in a process of its own: stub, pass-through, gateway,
+load; and how they are measured.
 
-The gateway (or what stands in its place) has the first core to itself, everything else shares the others, unless `PIN=0`.
+The gateway (or what stands in its place) has the first core to itself, everything else shares the
+others, unless `PIN=0`.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def kafka(folder: Path) -> Generator[LocalKafka]:
 @contextmanager
 def stub(*arguments: str) -> Generator[str]:
     """The stub's address."""
-    with process([sys.executable, "-m", "benchmarks.gateway_stub", *arguments], rest=True) as running:
+    with process(
+        [sys.executable, "-m", "benchmarks.gateway_stub", *arguments], rest=True
+    ) as running:
         assert running.stdout is not None
         yield f"http://127.0.0.1:{int(running.stdout.readline())}"
 
@@ -71,7 +75,9 @@ def stub(*arguments: str) -> Generator[str]:
 def passthrough(upstream: str) -> Generator[Served]:
     """The baseline."""
     port = free_port()
-    with process([sys.executable, "-m", "benchmarks.gateway_passthrough", upstream, str(port)]) as running:
+    with process(
+        [sys.executable, "-m", "benchmarks.gateway_passthrough", upstream, str(port)]
+    ) as running:
         wait(url := f"http://127.0.0.1:{port}")
         yield Served("pass-through", url, running.pid)
 
@@ -80,9 +86,17 @@ def passthrough(upstream: str) -> Generator[Served]:
 def gateway(upstream: str, cluster: LocalKafka, **env: str) -> Generator[Served]:
     """Ours, as it is deployed: one process, topics of its own, acks=all."""
     port, prefix = free_port(), f"b{uuid.uuid4().hex[:8]}."
-    create_topics(KafkaSettings(bootstrap_servers=cluster.bootstrap_servers, topic_prefix=prefix, replication=1))
+    create_topics(
+        KafkaSettings(
+            bootstrap_servers=cluster.bootstrap_servers, topic_prefix=prefix, replication=1
+        )
+    )
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("FULGURITE_", "KAFKA_", "REDIS_", "OTEL_"))},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("FULGURITE_", "KAFKA_", "REDIS_", "OTEL_"))
+        },
         "KAFKA_BOOTSTRAP_SERVERS": cluster.bootstrap_servers,
         "FULGURITE_TOPIC_PREFIX": prefix,
         "VLLM_BASE_URL": upstream,
@@ -101,14 +115,22 @@ def gateway(upstream: str, cluster: LocalKafka, **env: str) -> Generator[Served]
 def _rollout_keys(url: str) -> str:
     """The keys of 256 rollouts, as agents in training have them."""
     headers = {"content-type": "application/json", "authorization": f"Bearer {_ADMIN}"}
-    with urlopen(Request(f"{url}/v1/rollouts", b'{"n": 256, "deadline_s": 86400}', headers), timeout=30) as reply:
+    with urlopen(
+        Request(f"{url}/v1/rollouts", b'{"n": 256, "deadline_s": 86400}', headers), timeout=30
+    ) as reply:
         return ",".join(rollout["api_key"] for rollout in json.load(reply)["rollouts"])
 
 
 def load(target: Served | str, *arguments: str) -> dict[str, Any]:
     """Run the load to its end."""
     url, key = (target, KEY) if isinstance(target, str) else (target.url, target.key)
-    argv = [sys.executable, "-m", "benchmarks.gateway_load", f"{url}/v1/chat/completions", *arguments]
+    argv = [
+        sys.executable,
+        "-m",
+        "benchmarks.gateway_load",
+        f"{url}/v1/chat/completions",
+        *arguments,
+    ]
     with process(argv, {**os.environ, "KEYS": key}, rest=True) as running:
         out, _ = running.communicate(timeout=600)
     return cast("dict[str, Any]", json.loads(out))
@@ -131,7 +153,11 @@ def bench_folder() -> Generator[Path]:
 
 @contextmanager
 def process(
-    argv: list[str], env: Mapping[str, str] | None = None, *, rest: bool = False, quiet: bool = False
+    argv: list[str],
+    env: Mapping[str, str] | None = None,
+    *,
+    rest: bool = False,
+    quiet: bool = False,
 ) -> Generator[subprocess.Popen[bytes]]:
     """A process on its side of the cores; stopped when left."""
     output = subprocess.DEVNULL if quiet else None

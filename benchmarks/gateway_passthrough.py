@@ -1,4 +1,5 @@
-"""The baseline: FastAPI and aiohttp, one worker, uvicorn with what the gateway's has; passes on what it gets and records nothing.
+"""The baseline: FastAPI and aiohttp, one worker, uvicorn with what the gateway's has; passes on
+what it gets and records nothing.
 
 `python -m benchmarks.gateway_passthrough UPSTREAM PORT`
 """
@@ -30,7 +31,9 @@ def create_app(upstream: str) -> FastAPI:
     async def chat(request: Request) -> Response:
         body = await request.body()
         headers = {"content-type": "application/json"}
-        answer = await sessions[0].post(f"{upstream}/v1/chat/completions", data=body, headers=headers)
+        answer = await sessions[0].post(
+            f"{upstream}/v1/chat/completions", data=body, headers=headers
+        )
         kind = answer.headers.get("content-type", "")
         if kind.startswith("text/event-stream"):
             return StreamingResponse(answer.content.iter_any(), answer.status, media_type=kind)
@@ -45,4 +48,10 @@ def create_app(upstream: str) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(create_app(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), access_log=False, log_level="warning")
+    uvicorn.run(
+        create_app(sys.argv[1]),
+        host="127.0.0.1",
+        port=int(sys.argv[2]),
+        access_log=False,
+        log_level="warning",
+    )

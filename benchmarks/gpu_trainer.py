@@ -1,10 +1,12 @@
-"""The trainer on a GPU: is the prefix forest what verl computes row by row, how fast is each, and do exports and checkpoints keep it?
+"""The trainer on a GPU: is the prefix forest what verl computes row by row, how fast is each, and
+do exports and checkpoints keep it?
 
     .venv/bin/python -m benchmarks.gpu_trainer [--json FILE] [--shapes 135m 1b]
 
-Models are random Llamas of the shapes of SmolLM2-135M and Llama-3.2-1B, made on the spot; rows are random tokens, of which only lengths and
-shared prefixes matter. `demo`: 48 rows of about 175 tokens behind a shared prompt of 118. `long`: 64 rows of about 1,500 behind 1,000.
-Prints a line per figure as it is known. `--shapes tiny --device cpu` tries the script itself out.
+Models are random Llamas of the shapes of SmolLM2-135M and Llama-3.2-1B, made on the spot; rows are
+random tokens, of which only lengths and shared prefixes matter. `demo`: 48 rows of about 175 tokens
+behind a shared prompt of 118. `long`: 64 rows of about 1,500 behind 1,000. Prints a line per figure
+as it is known. `--shapes tiny --device cpu` tries the script itself out.
 """
 
 # torch, transformers and verl are annotated in part only.
@@ -34,9 +36,19 @@ from services.learner.trainer import Trainer
 from services.learner.trainer_settings import TrainerSettings
 
 SHAPES: dict[str, dict[str, int]] = {
-    "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    "135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+    }
     | {"num_attention_heads": 9, "num_key_value_heads": 3},
-    "1b": {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+    "1b": {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+    }
     | {"num_attention_heads": 32, "num_key_value_heads": 8},
     "tiny": {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     | {"num_attention_heads": 4, "num_key_value_heads": 2},
@@ -48,7 +60,14 @@ Dtype = Literal["bf16", "fp32"]
 class Bench:
     """One shape of model on one device. Every figure is told once, by name."""
 
-    def __init__(self, shape: str, device: Literal["cpu", "cuda"], folder: Path, figures: dict[str, Any], json_file: Path | None) -> None:
+    def __init__(
+        self,
+        shape: str,
+        device: Literal["cpu", "cuda"],
+        folder: Path,
+        figures: dict[str, Any],
+        json_file: Path | None,
+    ) -> None:
         self.shape, self.device, self.folder = shape, device, folder
         self._figures, self._json = figures, json_file
         folder.mkdir()
@@ -60,20 +79,38 @@ class Bench:
     def tell(self, name: str, **values: float) -> None:
         """Print, and keep in the file."""
         self._figures[f"{self.shape} {name}"] = values
-        print(f"{self.shape} {name}: " + ", ".join(f"{key} {value:.6g}" for key, value in values.items()), flush=True)
+        print(
+            f"{self.shape} {name}: "
+            + ", ".join(f"{key} {value:.6g}" for key, value in values.items()),
+            flush=True,
+        )
         if self._json:
             self._json.write_text(json.dumps(self._figures, indent=2) + "\n")
 
     def trainer(self, dtype: Dtype, *, share: bool, model: Path | None = None) -> Trainer:
         _forget()
         # Random rows are no engine's words: whatever it says of them, it agrees with nobody.
-        watch = {"drift_stop_k3": 1e9, "drift_stop_ess": 0.0, "drift_alarm_k3": 1e9, "drift_alarm_ess": 0.0}
+        watch = {
+            "drift_stop_k3": 1e9,
+            "drift_stop_ess": 0.0,
+            "drift_alarm_k3": 1e9,
+            "drift_alarm_ess": 0.0,
+        }
         return Trainer(
-            model or self.model, TrainerSettings(dtype=dtype, device=self.device, share_prefixes=share, max_forest_tokens=2048, **watch)
+            model or self.model,
+            TrainerSettings(
+                dtype=dtype,
+                device=self.device,
+                share_prefixes=share,
+                max_forest_tokens=2048,
+                **watch,
+            ),
         )
 
     def compare(self, dtype: Dtype, repeats: int) -> tuple[Trainer, NDArray[np.float32]]:
-        """Forest against row by row: log-probabilities, a first step on either batch, seconds. Returns the forest's trainer."""
+        """Forest against row by row: log-probabilities, a first step on either batch, seconds.
+        Returns the forest's trainer.
+        """
         rows, long = self.demo, self.long
         seen: dict[str, list[NDArray[np.float32]]] = {}
         steps: dict[str, list[dict[str, float]]] = {}
@@ -102,8 +139,16 @@ class Bench:
         for index, batch in enumerate(("demo", "long")):
             one, other = (steps[engine][index] for engine in ("rows", "forest"))
             logprobs = seen["forest"][index], seen["rows"][index]
-            loss, norm = abs(one["loss"] - other["loss"]), abs(one["grad_norm"] / other["grad_norm"] - 1)
-            self.tell(f"{dtype} forest against rows on {batch}", **_apart(*logprobs), loss_difference=loss, grad_norm_relative=norm)
+            loss, norm = (
+                abs(one["loss"] - other["loss"]),
+                abs(one["grad_norm"] / other["grad_norm"] - 1),
+            )
+            self.tell(
+                f"{dtype} forest against rows on {batch}",
+                **_apart(*logprobs),
+                loss_difference=loss,
+                grad_norm_relative=norm,
+            )
         ratios = {name: seconds["rows"][name] / seconds["forest"][name] for name in seconds["rows"]}
         self.tell(f"{dtype} rows / forest", **ratios)
         assert kept is not None
@@ -128,20 +173,41 @@ class Bench:
         before = np.concatenate(trainer.row_logprobs(few))
         step = trainer.step(rows)
         after = np.concatenate(trainer.row_logprobs(few))
-        self.tell(f"{dtype} transformers on the export", **_apart(np.concatenate(_plain(exported, few, self.device, dtype)), before))
+        self.tell(
+            f"{dtype} transformers on the export",
+            **_apart(np.concatenate(_plain(exported, few, self.device, dtype)), before),
+        )
         again = self.trainer(dtype, share=True, model=exported)
-        self.tell(f"{dtype} trainer on the export", **_apart(np.concatenate(again.row_logprobs(few)), before))
+        self.tell(
+            f"{dtype} trainer on the export",
+            **_apart(np.concatenate(again.row_logprobs(few)), before),
+        )
         again.load(checkpoint)
-        self.tell(f"{dtype} resumed, before the step", **_apart(np.concatenate(again.row_logprobs(few)), before))
+        self.tell(
+            f"{dtype} resumed, before the step",
+            **_apart(np.concatenate(again.row_logprobs(few)), before),
+        )
         told = again.step(rows)
         apart = {name: abs(told[name] - step[name]) for name in ("loss", "grad_norm")}
-        self.tell(f"{dtype} resumed, the next step", **_apart(np.concatenate(again.row_logprobs(few)), after), **apart)
+        self.tell(
+            f"{dtype} resumed, the next step",
+            **_apart(np.concatenate(again.row_logprobs(few)), after),
+            **apart,
+        )
         self.tell(f"{dtype} that step itself moved", **_apart(after, before))
 
     def plain(self, dtype: Dtype, seen: NDArray[np.float32]) -> None:
         """The base model in transformers alone, a row at a time, against the trainer's forest."""
-        self.tell(f"{dtype} transformers on the base", **_apart(np.concatenate(_plain(self.model, self.demo, self.device, dtype)), seen))
-        changed = [msgspec.structs.replace(row, token_ids=np.concatenate([[7], row.token_ids[1:]]).astype(np.int32)) for row in self.demo]
+        self.tell(
+            f"{dtype} transformers on the base",
+            **_apart(np.concatenate(_plain(self.model, self.demo, self.device, dtype)), seen),
+        )
+        changed = [
+            msgspec.structs.replace(
+                row, token_ids=np.concatenate([[7], row.token_ids[1:]]).astype(np.int32)
+            )
+            for row in self.demo
+        ]
         other = np.concatenate(_plain(self.model, changed, self.device, dtype))
         self.tell(f"{dtype} control: another first token", **_apart(other, seen))
 
@@ -167,8 +233,14 @@ def _write_model(folder: Path, shape: dict[str, int], device: str) -> Path:
     from services.local_stack.model_files import write_tiny
 
     write_tiny(folder, tied=True, seed=0)
-    # So wide that what a layer adds is as large as what it is added to: else no token would depend on those before it.
-    config = LlamaConfig(**shape, tie_word_embeddings=True, max_position_embeddings=8192, initializer_range=shape["hidden_size"] ** -0.5)
+    # So wide that what a layer adds is as large as what it is added to: else no token would depend
+    # on those before it.
+    config = LlamaConfig(
+        **shape,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        initializer_range=shape["hidden_size"] ** -0.5,
+    )
     torch.manual_seed(0)
     with torch.device(device):
         LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
@@ -179,16 +251,33 @@ def _long_batch(rows: int, vocabulary: int, shorter: int) -> list[TrainRow]:
     chance = np.random.default_rng(1)
 
     def tokens(length: int) -> Any:
-        return chance.integers(10, vocabulary, length // shorter + int(chance.integers(0, 9)), dtype=np.int32)
+        return chance.integers(
+            10, vocabulary, length // shorter + int(chance.integers(0, 9)), dtype=np.int32
+        )
 
     system, batch = tokens(1000), list[TrainRow]()
     for _ in range(rows):
-        parts = [(system, False), (tokens(50), False), (tokens(200), True), (tokens(40), False), (tokens(200), True)]
+        parts = [
+            (system, False),
+            (tokens(50), False),
+            (tokens(200), True),
+            (tokens(40), False),
+            (tokens(200), True),
+        ]
         trained = np.concatenate([np.full(len(part), flag) for part, flag in parts])
         zeros = np.zeros(len(trained), np.float32)
         weights = (trained / np.float32(trained.sum() * rows)).astype(np.float32)
         advantages = (chance.normal() * trained).astype(np.float32)
-        batch.append(TrainRow(np.concatenate([part for part, _ in parts]), trained, zeros, advantages, weights, zeros + 1))
+        batch.append(
+            TrainRow(
+                np.concatenate([part for part, _ in parts]),
+                trained,
+                zeros,
+                advantages,
+                weights,
+                zeros + 1,
+            )
+        )
     return batch
 
 
@@ -196,27 +285,47 @@ def _noisy(rows: Sequence[TrainRow], logprobs: Sequence[NDArray[np.float32]]) ->
     """As if an engine had sampled them that computes nearly the same."""
     chance = np.random.default_rng(2)
     return [
-        msgspec.structs.replace(row, behaviour_logprobs=((told + 0.05 * chance.normal(size=len(told))) * row.trained).astype(np.float32))
+        msgspec.structs.replace(
+            row,
+            behaviour_logprobs=((told + 0.05 * chance.normal(size=len(told))) * row.trained).astype(
+                np.float32
+            ),
+        )
         for row, told in zip(rows, logprobs, strict=True)
     ]
 
 
-def _plain(folder: Path, rows: Sequence[TrainRow], device: str, dtype: Dtype) -> list[NDArray[np.float32]]:
+def _plain(
+    folder: Path, rows: Sequence[TrainRow], device: str, dtype: Dtype
+) -> list[NDArray[np.float32]]:
     from transformers import LlamaForCausalLM
 
-    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32).to(device)
+    model: Any = LlamaForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32
+    ).to(device)
     found: list[NDArray[np.float32]] = []
     with torch.no_grad():
         for row in rows:
             tokens = torch.from_numpy(row.token_ids.astype(np.int64)).to(device)[None]
-            logprobs = model(tokens).logits[0, :-1].float().log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
-            found.append(np.concatenate([[0], logprobs.cpu().numpy()]).astype(np.float32) * row.trained)
+            logprobs = (
+                model(tokens)
+                .logits[0, :-1]
+                .float()
+                .log_softmax(-1)
+                .gather(1, tokens[0, 1:, None])[:, 0]
+            )
+            found.append(
+                np.concatenate([[0], logprobs.cpu().numpy()]).astype(np.float32) * row.trained
+            )
     return found
 
 
 def _apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> dict[str, float]:
     difference = np.abs(one - other)
-    return {"logprob_max": float(difference.max()), "logprob_mean": float(difference[other != 0].mean())}
+    return {
+        "logprob_max": float(difference.max()),
+        "logprob_mean": float(difference[other != 0].mean()),
+    }
 
 
 def _wider(trainer: Trainer, tokens: int) -> None:
@@ -232,17 +341,27 @@ def _forget() -> None:
 
 def main() -> None:
     """Parse, run, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["135m", "1b"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps on the long rows; twice as many on the short ones")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        help="timed steps on the long rows; twice as many on the short ones",
+    )
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     if options.device == "cuda":
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        benches = [Bench(shape, options.device, Path(folder) / shape, figures, options.json) for shape in options.shapes]
+        benches = [
+            Bench(shape, options.device, Path(folder) / shape, figures, options.json)
+            for shape in options.shapes
+        ]
         for bench in benches:
             trainer, seen = bench.compare("bf16", options.repeats)
             if bench.shape != "1b":

@@ -1,7 +1,9 @@
-"""`fulgurite replay` against the least that any reader of the same events has to do: consume and decode them.
+"""`fulgurite replay` against the least that any reader of the same events has to do: consume and
+decode them.
 
-`python -m benchmarks.replay` starts a broker, writes groups as the gateway does, and prints records per second, of the wall and of CPU, of
-both, interleaved. The replay stitches, closes, encodes, and writes to a topic, acknowledged. Results: replay.md.
+`python -m benchmarks.replay` starts a broker, writes groups as the gateway does, and prints records
+per second, of the wall and of CPU, of both, interleaved. The replay stitches, closes, encodes, and
+writes to a topic, acknowledged. Results: replay.md.
 """
 
 from __future__ import annotations
@@ -26,14 +28,21 @@ from services.replay.sinks import TopicSink
 from services.rewarder.closing_settings import ClosingSettings
 from tests.synthetic import make_group
 
-PLACES: dict[type, Topic] = {LlmCall: LLM_CALLS, AgentStatus: AGENT_STATUS, AgentReward: AGENT_REWARDS}
+PLACES: dict[type, Topic] = {
+    LlmCall: LLM_CALLS,
+    AgentStatus: AGENT_STATUS,
+    AgentReward: AGENT_REWARDS,
+}
 
 
 def fill(settings: KafkaSettings, codec: Codec, groups: int) -> None:
     """Groups of 8 rollouts with 10 calls each."""
     producer = EventProducer(settings, codec, "benchmark")
     for number in range(groups):
-        futures = [producer.submit(PLACES[type(event)], event.group_id, event) for event in make_group(number, size=8, turns=10)]
+        futures = [
+            producer.submit(PLACES[type(event)], event.group_id, event)
+            for event in make_group(number, size=8, turns=10)
+        ]
         for future in futures:
             future.result()
     producer.close()
@@ -41,14 +50,23 @@ def fill(settings: KafkaSettings, codec: Codec, groups: int) -> None:
 
 def bare(settings: KafkaSettings, codec: Codec) -> int:
     """Consume and decode; records."""
-    return sum(record.event is not None for topic in INPUTS for record in read_all(settings, topic, codec))
+    return sum(
+        record.event is not None for topic in INPUTS for record in read_all(settings, topic, codec)
+    )
 
 
 def replayed(settings: KafkaSettings, codec: Codec, name: str) -> int:
     """A whole replay into a new topic; rows."""
     source = LogSource(settings, codec)
     sink = TopicSink(name, append=False, settings=settings, codec=codec)
-    report = run(read_groups(source, codec), sink, source=source, codec=codec, changes=Changes(), settings=ClosingSettings())
+    report = run(
+        read_groups(source, codec),
+        sink,
+        source=source,
+        codec=codec,
+        changes=Changes(),
+        settings=ClosingSettings(),
+    )
     sink.close()
     return report.rows
 
@@ -72,13 +90,23 @@ def main() -> None:
             rows = replayed(settings, codec, f"again.{number}")
             ended = time.perf_counter(), time.process_time()
             print(f"{records:,} records, {rows:,} rows", end="")
-            first, second = [[b - a for a, b in zip(*pair, strict=True)] for pair in ((began, between), (between, ended))]
+            first, second = [
+                [b - a for a, b in zip(*pair, strict=True)]
+                for pair in ((began, between), (between, ended))
+            ]
             ratios.append((first[0] / second[0], first[1] / second[1]))
             for place, unit in enumerate(("s", "CPU s")):
-                rates = f"{records / first[place]:,.0f} and {records / second[place]:,.0f} records / {unit}"
+                rates = (
+                    f"{records / first[place]:,.0f} and "
+                    f"{records / second[place]:,.0f} "
+                    f"records / {unit}"
+                )
                 print(f"; bare and replay {rates}, ratio {ratios[-1][place]:.2f}", end="")
             print(flush=True)
-        print(f"median ratios {', '.join(f'{statistics.median(ratio):.2f}' for ratio in zip(*ratios, strict=True))}")
+        print(
+            f"median ratios "
+            f"{', '.join(f'{statistics.median(ratio):.2f}' for ratio in zip(*ratios, strict=True))}"
+        )
 
 
 if __name__ == "__main__":

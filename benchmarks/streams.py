@@ -1,7 +1,9 @@
-"""Aggregator and rewarder beside a Faust worker that does nothing, and what they keep; figures and their reading: `benchmarks/streams.md`.
+"""Aggregator and rewarder beside a Faust worker that does nothing, and what they keep; figures and
+their reading: `benchmarks/streams.md`.
 
-`python -m benchmarks.streams throughput|disk|state`: real workers, one after the other, each on the first core of its own, with a real
-broker on the others. CPU seconds are those of a worker's process from the moment it owns its partitions to the last acknowledged offset.
+`python -m benchmarks.streams throughput|disk|state`: real workers, one after the other, each on the
+first core of its own, with a real broker on the others. CPU seconds are those of a worker's process
+from the moment it owns its partitions to the last acknowledged offset.
 """
 
 from __future__ import annotations
@@ -40,19 +42,30 @@ _PATIENCE_S = 300.0
 _SIZE = 8
 """Rollouts of a group."""
 _PROBES = 64
-"""Groups whose end tells that a worker is at the end of its inputs: with so many, every partition has some."""
+"""Groups whose end tells that a worker is at the end of its inputs: with so many, every partition
+has some.
+"""
 
-INPUTS: dict[str, tuple[Topic, ...]] = {"aggregator": (LLM_CALLS, AGENT_STATUS), "rewarder": (EPISODES, AGENT_REWARDS)}
+INPUTS: dict[str, tuple[Topic, ...]] = {
+    "aggregator": (LLM_CALLS, AGENT_STATUS),
+    "rewarder": (EPISODES, AGENT_REWARDS),
+}
 
 
 class Bench:
     """A broker and a deployment on it."""
 
     def __init__(self, cluster: LocalKafka, folder: Path, prefix: str = "bench.") -> None:
-        self.settings = KafkaSettings(bootstrap_servers=cluster.bootstrap_servers, topic_prefix=prefix)
+        self.settings = KafkaSettings(
+            bootstrap_servers=cluster.bootstrap_servers, topic_prefix=prefix
+        )
         self.folder = folder
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("FULGURITE_", "KAFKA_"))},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("FULGURITE_", "KAFKA_"))
+            },
             "KAFKA_BOOTSTRAP_SERVERS": cluster.bootstrap_servers,
             "FULGURITE_TOPIC_PREFIX": prefix,
             "FULGURITE_AGGREGATOR_SILENCE_S": "86400",
@@ -67,10 +80,16 @@ class Bench:
         """A stream worker that owns its partitions; its log is a file of the folder."""
         log = self.folder / f"{name}-{time.monotonic_ns()}.log"
         with log.open("wb") as sink:
-            running = subprocess.Popen([sys.executable, "-m", *argv], env=self.environment, stderr=sink)
+            running = subprocess.Popen(
+                [sys.executable, "-m", *argv], env=self.environment, stderr=sink
+            )
         os.sched_setaffinity(running.pid, sorted(os.sched_getaffinity(0))[:1])
         try:
-            wait_until(lambda: '"ready"' in log.read_text() or _ended(running, log), f"{name} is ready", every_s=0.01)
+            wait_until(
+                lambda: '"ready"' in log.read_text() or _ended(running, log),
+                f"{name} is ready",
+                every_s=0.01,
+            )
             yield Served(name, "", running.pid)
         finally:
             running.terminate()
@@ -82,7 +101,13 @@ class Bench:
 
     def idle(self, name: str, kind: str = "noop") -> Any:
         """What does nothing, on the same topics."""
-        return self.worker(f"{kind}-{name}", "benchmarks.streams_noop", kind, name, *(topic.name for topic in INPUTS[name]))
+        return self.worker(
+            f"{kind}-{name}",
+            "benchmarks.streams_noop",
+            kind,
+            name,
+            *(topic.name for topic in INPUTS[name]),
+        )
 
     def fed(self, name: str) -> Any:
         """What does nothing with records that come as ours do."""
@@ -90,11 +115,18 @@ class Bench:
 
     def behind(self, group: str, topics: Sequence[Topic]) -> int:
         """Records that a group has not acknowledged."""
-        places = [TopicPartition(self.settings.topic(topic), number) for topic in topics for number in range(topic.partitions)]
+        places = [
+            TopicPartition(self.settings.topic(topic), number)
+            for topic in topics
+            for number in range(topic.partitions)
+        ]
         consumer = make_consumer(self.settings, f"{self.settings.topic_prefix}{group}")
         try:
             ends = [consumer.get_watermark_offsets(place, timeout=30)[1] for place in places]
-            return sum(end - max(0, at.offset) for end, at in zip(ends, consumer.committed(places, timeout=30), strict=True))
+            return sum(
+                end - max(0, at.offset)
+                for end, at in zip(ends, consumer.committed(places, timeout=30), strict=True)
+            )
         finally:
             consumer.close()
 
@@ -105,12 +137,18 @@ class Bench:
     def bytes_of(self, topic: Topic) -> int:
         """What a topic takes on the broker's disk, without indices."""
         name = self.settings.topic(topic)
-        return sum(path.stat().st_size for path in self.folder.rglob("*.log") if re.fullmatch(re.escape(name) + r"-\d+", path.parent.name))
+        return sum(
+            path.stat().st_size
+            for path in self.folder.rglob("*.log")
+            if re.fullmatch(re.escape(name) + r"-\d+", path.parent.name)
+        )
 
 
 def _ended(running: subprocess.Popen[bytes], log: Path) -> bool:
     if running.poll() is not None:
-        raise RuntimeError(f"{log.name}: ended with exit code {running.returncode}:\n{log.read_text()}")
+        raise RuntimeError(
+            f"{log.name}: ended with exit code {running.returncode}:\n{log.read_text()}"
+        )
     return False
 
 
@@ -131,13 +169,20 @@ def throughput(given: argparse.Namespace) -> None:
     for number in range(given.rounds):
         with bench_folder() as folder, kafka(folder) as cluster, ExitStack() as stack:
             bench = Bench(cluster, folder, f"round{number}.")
-            workers = [stack.enter_context(side(name)) for name in INPUTS for side in (bench.idle, bench.fed, bench.real)]
+            workers = [
+                stack.enter_context(side(name))
+                for name in INPUTS
+                for side in (bench.idle, bench.fed, bench.real)
+            ]
             with asleep(workers):
                 fill(bench, agents, given.groups)
                 for worker in workers:
                     spent.setdefault(worker.name, []).append(calls / cpu_to_the_end(bench, worker))
             assert records_in(bench.settings, TRAJECTORIES) == given.groups * _SIZE
-    ratios = {name: [real / idle for real, idle in zip(spent[name], spent[f"noop-{name}"], strict=True)] for name in INPUTS}
+    ratios = {
+        name: [real / idle for real, idle in zip(spent[name], spent[f"noop-{name}"], strict=True)]
+        for name in INPUTS
+    }
     rows = [
         [
             name,
@@ -149,8 +194,18 @@ def throughput(given: argparse.Namespace) -> None:
         ]
         for name in INPUTS
     ]
-    title = f"{calls:,} calls, {given.turns} turns of {given.new_tokens} new tokens, {given.answer} of them generated"
-    table(title, ["", "no-op, calls / CPU s", "no-op, our feed", "calls / CPU s", "ratio", "rounds"], rows)
+    title = (
+        f"{calls:,} calls, {given.turns} turns of {given.new_tokens} new tokens, "
+        f"{given.answer} "
+        f"of "
+        f"them "
+        f"generated"
+    )
+    table(
+        title,
+        ["", "no-op, calls / CPU s", "no-op, our feed", "calls / CPU s", "ratio", "rounds"],
+        rows,
+    )
 
 
 def fill(bench: Bench, agents: Agents, groups: int) -> None:
@@ -163,7 +218,9 @@ def fill(bench: Bench, agents: Agents, groups: int) -> None:
 
 @contextmanager
 def asleep(workers: Sequence[Served]) -> Generator[None]:
-    """Workers that own their partitions and do nothing until woken, so that all there is to read waits for them."""
+    """Workers that own their partitions and do nothing until woken, so that all there is to read
+    waits for them.
+    """
     for worker in workers:
         worker.process.suspend()
     try:
@@ -196,16 +253,22 @@ def disk(given: argparse.Namespace) -> None:
                 bench.drained(name, inputs)
         assert records_in(bench.settings, TRAJECTORIES) == given.groups * given.size
         used = {topic.name: bench.bytes_of(topic) for topic in topics}
-    rows: list[list[Any]] = [[name, f"{size:,}", size / gateway.tokens] for name, size in used.items()]
+    rows: list[list[Any]] = [
+        [name, f"{size:,}", size / gateway.tokens] for name, size in used.items()
+    ]
     rows.append(["all", f"{sum(used.values()):,}", sum(used.values()) / gateway.tokens])
     title = (
-        f"{gateway.calls} calls, {given.turns} turns of {given.new_tokens} new tokens, {given.answer} generated, {gateway.tokens:,} in all"
+        f"{gateway.calls} calls, {given.turns} turns of {given.new_tokens} new "
+        f"tokens, "
+        f"{given.answer} generated, {gateway.tokens:,} in all"
     )
     table(title, ["topic", "bytes", "bytes / new token"], rows)
 
 
 def state(given: argparse.Namespace) -> None:
-    """Memory per open episode, and the time after a kill -9 until everything that is open is known again."""
+    """Memory per open episode, and the time after a kill -9 until everything that is open is known
+    again.
+    """
     agents = Agents(turns=given.turns, new_tokens=given.new_tokens, answer=given.answer)
     groups = range(given.open // _SIZE)
     last, next_to_last = groups[-_PROBES:], groups[-2 * _PROBES : -_PROBES]
@@ -220,27 +283,61 @@ def state(given: argparse.Namespace) -> None:
                 gateway.write(groups[start : start + 10], _SIZE, finish=False)
             held = {"aggregator": settled_rss(workers["aggregator"]) - before["aggregator"]}
             workers["aggregator"].process.kill()
-            rows.append(restarted(stack, bench, gateway, "aggregator", lambda: gateway.finish(last, _SIZE), EPISODES))
+            rows.append(
+                restarted(
+                    stack,
+                    bench,
+                    gateway,
+                    "aggregator",
+                    lambda: gateway.finish(last, _SIZE),
+                    EPISODES,
+                )
+            )
             gateway.finish(groups[:-_PROBES], _SIZE)
-            wait_until(lambda: records_in(bench.settings, EPISODES) >= given.open, "every episode is written")
+            wait_until(
+                lambda: records_in(bench.settings, EPISODES) >= given.open,
+                "every episode is written",
+            )
             held["rewarder"] = settled_rss(workers["rewarder"]) - before["rewarder"]
             workers["rewarder"].process.kill()
-            rows.append(restarted(stack, bench, gateway, "rewarder", lambda: gateway.pay(next_to_last, _SIZE), TRAJECTORIES))
+            rows.append(
+                restarted(
+                    stack,
+                    bench,
+                    gateway,
+                    "rewarder",
+                    lambda: gateway.pay(next_to_last, _SIZE),
+                    TRAJECTORIES,
+                )
+            )
         gateway.close()
     for row in rows:
         row.insert(1, held[row[0]] * 2**20 / given.open / 1000)
-    title = f"{given.open:,} open episodes of {given.turns} calls, {given.new_tokens} new tokens each"
+    title = (
+        f"{given.open:,} open episodes of {given.turns} calls, {given.new_tokens} new tokens each"
+    )
     table(title, ["", "kB / open episode", "ready after s", "all known after s", "CPU s"], rows)
 
 
-def restarted(stack: ExitStack, bench: Bench, gateway: Gateway, name: str, end: Callable[[], None], topic: Topic) -> list[Any]:
-    """Start a killed worker and end some groups of every partition: what comes of them tells that all before them has been read."""
+def restarted(
+    stack: ExitStack,
+    bench: Bench,
+    gateway: Gateway,
+    name: str,
+    end: Callable[[], None],
+    topic: Topic,
+) -> list[Any]:
+    """Start a killed worker and end some groups of every partition: what comes of them tells that
+    all before them has been read.
+    """
     expected = records_in(bench.settings, topic) + _PROBES * _SIZE
     end()
     began = time.monotonic()
     worker = stack.enter_context(bench.real(name))
     ready = time.monotonic() - began
-    wait_until(lambda: records_in(bench.settings, topic) >= expected, f"{name} has read everything again")
+    wait_until(
+        lambda: records_in(bench.settings, topic) >= expected, f"{name} has read everything again"
+    )
     return [name, ready, time.monotonic() - began, worker.cpu_s()]
 
 
@@ -253,7 +350,11 @@ def settled_rss(worker: Served) -> float:
             return worker.rss_mib()
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"throughput": throughput, "disk": disk, "state": state}
+_COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "throughput": throughput,
+    "disk": disk,
+    "state": state,
+}
 
 
 def main() -> None:
@@ -269,7 +370,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     if given.command == "state" and given.open < 2 * _PROBES * _SIZE:
-        parser.error(f"--open {given.open}: {2 * _PROBES * _SIZE} at least, for the last groups of every partition tell when all is known")
+        parser.error(
+            f"--open {given.open}: {2 * _PROBES * _SIZE} at least, for the last groups of "
+            f"every partition tell when all is known"
+        )
     _COMMANDS[given.command](given)
 
 

@@ -1,6 +1,8 @@
-"""What the aggregator and the rewarder are compared with: a Faust worker on the same topics, with the same settings, that does nothing.
+"""What the aggregator and the rewarder are compared with: a Faust worker on the same topics, with
+the same settings, that does nothing.
 
-`python -m benchmarks.streams_noop noop|fed NAME TOPIC...`; as they do, it tells on stderr when it is ready, and ends at SIGTERM.
+`python -m benchmarks.streams_noop noop|fed NAME TOPIC...`; as they do, it tells on stderr when it
+is ready, and ends at SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from services.common.streaming.worker import Processor, Worker, quieten
 
 
 class NoOp(Worker):
-    """Neither decodes nor keeps anything: Faust acknowledges each record when the agent asks for the next."""
+    """Neither decodes nor keeps anything: Faust acknowledges each record when the agent asks for
+    the next.
+    """
 
     consumer = Consumer
     """Faust's own, for what we are compared with is Faust as it comes."""
@@ -31,7 +35,13 @@ class NoOp(Worker):
         return {}
 
     def _agent(self, app: Any, topic: Topic) -> None:
-        channel = app.topic(self.kafka.topic(topic), key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+        channel = app.topic(
+            self.kafka.topic(topic),
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+        )
 
         async def read(stream: Any) -> None:
             await self._ready.wait()
@@ -45,7 +55,9 @@ class NoOp(Worker):
 
 
 class Fed(NoOp):
-    """It does nothing either, with records that come as ours do: what is left of Faust in our workers."""
+    """It does nothing either, with records that come as ours do: what is left of Faust in our
+    workers.
+    """
 
     consumer = BatchConsumer
 

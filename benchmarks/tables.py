@@ -14,4 +14,9 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
     for row in rows:
-        print("| " + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row) + " |", flush=True)
+        print(
+            "| "
+            + " | ".join(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row)
+            + " |",
+            flush=True,
+        )

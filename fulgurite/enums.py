@@ -1,4 +1,6 @@
-"""The enumerations of the contract, a line per member; failure kinds are in `fulgurite.episodes.failures`."""
+"""The enumerations of the contract, a line per member; failure kinds are in
+`fulgurite.episodes.failures`.
+"""
 
 from __future__ import annotations
 

@@ -9,8 +9,9 @@
     ├── BrokenDelta             a delta and its parent do not give the call that was recorded
     └── UnknownRule             no credit rule or built-in reward of that name, or not with those parameters
 
-Ids and versions raise their own `ValueError`s (`fulgurite.ids.MalformedId`, `fulgurite.versions.MalformedVersion`).
-"""
+Ids and versions raise their own `ValueError`s (`fulgurite.ids.MalformedId`,
+`fulgurite.versions.MalformedVersion`).
+"""  # noqa: E501 - a table
 
 from __future__ import annotations
 
@@ -44,4 +45,6 @@ class BrokenDelta(FulguriteError):
 
 
 class UnknownRule(FulguriteError):
-    """No credit rule or built-in reward has that name, or not with those parameters; the message says what there is."""
+    """No credit rule or built-in reward has that name, or not with those parameters; the message
+    says what there is.
+    """

@@ -1,7 +1,9 @@
-"""Frozen events: the Python face of `schemas/avro/`, which is the source; a test holds the two together.
+"""Frozen events: the Python face of `schemas/avro/`, which is the source; a test holds the two
+together.
 
-Token arrays are packed bytes (see `fulgurite.tokens`), times are Unix milliseconds, ids are those of `fulgurite.ids`.
-A JSON payload is kept as the string that was sent, so that nothing is lost by parsing it.
+Token arrays are packed bytes (see `fulgurite.tokens`), times are Unix milliseconds, ids are those
+of `fulgurite.ids`. A JSON payload is kept as the string that was sent, so that nothing is lost by
+parsing it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from fulgurite.episodes.failures import FailureKind
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Base of every value of the contract. Frozen values cannot refer to themselves: the collector of cycles need not look at them."""
+    """Base of every value of the contract. Frozen values cannot refer to themselves: the collector
+    of cycles need not look at them.
+    """
 
 
 class Event(Record, frozen=True, kw_only=True):
@@ -148,7 +152,9 @@ class LlmCall(Event, frozen=True, kw_only=True):
     error: str | None = None
     """The upstream's or gateway's own words on it."""
     request: str | None = None
-    """JSON body as the agent sent it, with all it builds on; with `parent`, what the parent's body does not hold (fulgurite/calls/deltas.py)."""
+    """JSON body as the agent sent it, with all it builds on; with `parent`, what the parent's body
+    does not hold (fulgurite/calls/deltas.py).
+    """
     response: str | None = None
     """JSON of the reply without choices and token data (id, model, usage, ...)."""
     prompt_token_ids: bytes | None = None
@@ -182,8 +188,9 @@ class LlmCall(Event, frozen=True, kw_only=True):
     payload_key_id: str | None = None
     """Id of the key the payload is encrypted with (crypto-shredding); null when in clear."""
     pieces: tuple[ClaimCheck, ...] = ()
-    """Long texts of request, response and messages that lie elsewhere, each once: where one was stands `fulgurite:claim:SHA256:BYTES`
-    (fulgurite/calls/claim_checks.py)."""
+    """Long texts of request, response and messages that lie elsewhere, each once: where one was
+    stands `fulgurite:claim:SHA256:BYTES` (fulgurite/calls/claim_checks.py).
+    """
 
 
 class Declaration(Record, frozen=True, kw_only=True):
@@ -212,7 +219,9 @@ class Declaration(Record, frozen=True, kw_only=True):
 
 
 class AgentStatus(Event, frozen=True, kw_only=True):
-    """What an agent, its runner, the gateway or the aggregator says of a rollout. Topic `agent.status`."""
+    """What an agent, its runner, the gateway or the aggregator says of a rollout. Topic
+    `agent.status`.
+    """
 
     group_id: str
     """Group of rollouts of one task sample; the Kafka key."""
@@ -556,7 +565,9 @@ class LedgerEntry(Event, frozen=True, kw_only=True):
     actions: tuple[str, ...] = ()
     """`call_id#choice`."""
     version: str | None = None
-    """Version they were trained into; for groups that taught nothing, the version after which they were settled."""
+    """Version they were trained into; for groups that taught nothing, the version after which they
+    were settled.
+    """
     source: str
     """`aggregator`, `rewarder` or `learner`."""
 

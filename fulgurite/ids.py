@@ -5,13 +5,14 @@
     rollout     ro_01k5x7..._3_k7q2m9  the group's 26, its index, and a tag only this deployment can make
     completion  chatcmpl-01k5x7..._3_k7q2m9_0_c9x...   rollout, attempt, 8 characters of chance, 4 of a tag like the rollout's
 
-Agents see a completion id with the prefix that their API has (`cmpl-`, `resp_`, `msg_`, `embd-`), perhaps followed by `.` and an upstream's
-own id; events have the canonical form above.
+Agents see a completion id with the prefix that their API has (`cmpl-`, `resp_`, `msg_`, `embd-`),
+perhaps followed by `.` and an upstream's own id; events have the canonical form above.
 
-So a stateless gateway finds the Kafka key of any request that names any of them, and knows an id it never gave out.
-Derived ids (`derive_id`) are hashes of what they are derived from, so that a repeated computation repeats its ids.
-Nothing here reads a clock or a random source: both are passed in.
-"""
+So a stateless gateway finds the Kafka key of any request that names any of them, and knows an id it
+never gave out. Derived ids (`derive_id`) are hashes of what they are derived from, so that a
+repeated computation repeats its ids. Nothing here reads a clock or a random source: both are passed
+in.
+"""  # noqa: E501 - a table
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ _FIRST_MS = 1_577_836_800_000
 """The beginning of 2020: no id was minted before."""
 
 _MARK_BITS = 40
-"""Of a group id: whose it is. Nobody without the secret can make the mark of an id for another owner."""
+"""Of a group id: whose it is. Nobody without the secret can make the mark of an id for another
+owner.
+"""
 
 _FROM_RFC4648 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _ALPHABET.encode())
 _TO_INT = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
@@ -36,7 +39,10 @@ _CORE = r"[0-9a-hjkmnp-tv-z]{26}"
 _ROLLOUT = rf"({_CORE})_(\d{{1,6}})_([0-9a-hjkmnp-tv-z]{{8}})"
 _GROUP_RE = re.compile(rf"gr_({_CORE})")
 _ROLLOUT_RE = re.compile(rf"ro_{_ROLLOUT}")
-_COMPLETION_RE = re.compile(rf"(?:chatcmpl-|cmpl-|resp_|msg_|embd-)({_ROLLOUT}_(\d{{1,4}})_[0-9a-hjkmnp-tv-z]{{12}})(?:\.(.*))?", re.DOTALL)
+_COMPLETION_RE = re.compile(
+    rf"(?:chatcmpl-|cmpl-|resp_|msg_|embd-)({_ROLLOUT}_(\d{{1,4}})_[0-9a-hjkmnp-tv-z]{{12}})(?:\.(.*))?",
+    re.DOTALL,
+)
 _CANONICAL = "chatcmpl-"
 _TAG_LENGTH = 4
 _REMEMBERED = 4096
@@ -85,12 +91,15 @@ def mint_group(time_ms: int, chance: bytes) -> str:
 
 
 def owned_group(time_ms: int, chance: bytes, owner: str, secret: bytes) -> str:
-    """A new group id from Unix milliseconds and 5 random bytes; it sorts by time and bears its owner's mark (`is_owned`)."""
+    """A new group id from Unix milliseconds and 5 random bytes; it sorts by time and bears its
+    owner's mark (`is_owned`).
+    """
     return _marked((time_ms << 40) | int.from_bytes(chance[:5]), owner, secret)
 
 
 def minted_at(group_id: str) -> int | None:
-    """Unix milliseconds at which a group id was minted; None if it holds no time: `external_group` made it, or it is no group id.
+    """Unix milliseconds at which a group id was minted; None if it holds no time: `external_group`
+    made it, or it is no group id.
 
     One in a thousand of the former looks as if it held a time between 2020 and now.
     """
@@ -100,7 +109,9 @@ def minted_at(group_id: str) -> int | None:
 
 
 def external_group(owner: str, name: str, secret: bytes) -> str:
-    """The group id of a session that a user named: the same owner and name always give the same id."""
+    """The group id of a session that a user named: the same owner and name always give the
+    same id.
+    """
     digest = hmac.digest(secret, f"{owner}\0{name}".encode(), "sha256")
     return _marked(int.from_bytes(digest[:11]), owner, secret)
 
@@ -108,7 +119,9 @@ def external_group(owner: str, name: str, secret: bytes) -> str:
 def is_owned(group_id: str, owner: str, secret: bytes) -> bool:
     """Whether `owned_group` or `external_group` made the id for this owner with this secret."""
     match = _GROUP_RE.fullmatch(group_id)
-    return match is not None and hmac.compare_digest(group_id, _marked(int(match[1].translate(_TO_INT), 32) >> _MARK_BITS, owner, secret))
+    return match is not None and hmac.compare_digest(
+        group_id, _marked(int(match[1].translate(_TO_INT), 32) >> _MARK_BITS, owner, secret)
+    )
 
 
 def _marked(number: int, owner: str, secret: bytes) -> str:
@@ -118,13 +131,17 @@ def _marked(number: int, owner: str, secret: bytes) -> str:
 
 
 def subject_of(person: str, secret: bytes) -> str:
-    """The id under which a person's data is found: nobody without the secret can tell whose it is, or whether two names are one."""
+    """The id under which a person's data is found: nobody without the secret can tell whose it is,
+    or whether two names are one.
+    """
     digest = hmac.digest(secret, f"subject\0{person}".encode(), "sha256")
     return "su_" + _base32(int.from_bytes(digest[:16]), 26)
 
 
 def rollout_of(group_id: str, index: int, secret: bytes) -> str:
-    """The id of rollout `index` (from 0) of a group. Raises MalformedId for what is not a group id."""
+    """The id of rollout `index` (from 0) of a group. Raises MalformedId for what is not a
+    group id.
+    """
     match = _GROUP_RE.fullmatch(group_id)
     if match is None:
         raise MalformedId(f"{group_id!r} is not a group id (gr_ and 26 characters)")
@@ -132,13 +149,17 @@ def rollout_of(group_id: str, index: int, secret: bytes) -> str:
 
 
 def completion_of(rollout_id: str, attempt: int, chance: bytes, secret: bytes) -> str:
-    """A new completion id within an attempt, from 5 random bytes. Raises MalformedId for what is not a rollout id."""
+    """A new completion id within an attempt, from 5 random bytes. Raises MalformedId for what is
+    not a rollout id.
+    """
     head = _completions_of(rollout_id, attempt) + _base32(int.from_bytes(chance[:5]), 8)
     return head + _completion_tag(head, secret)
 
 
 def is_tagged(completion_id: str, secret: bytes) -> bool:
-    """Whether `completion_of` made a canonical id with this secret: one in a million others looks so, and those of before had no tag."""
+    """Whether `completion_of` made a canonical id with this secret: one in a million others looks
+    so, and those of before had no tag.
+    """
     head, tag = completion_id[:-_TAG_LENGTH], completion_id[-_TAG_LENGTH:]
     return hmac.compare_digest(tag, _completion_tag(head, secret))
 
@@ -163,7 +184,9 @@ def _completions_of(rollout_id: str, attempt: int) -> str:
 
 
 def parse_rollout(text: str) -> RolloutRef:
-    """Take a rollout id apart. Raises MalformedId; whether it was given out here is `is_genuine`'s to say."""
+    """Take a rollout id apart. Raises MalformedId; whether it was given out here is `is_genuine`'s
+    to say.
+    """
     match = _ROLLOUT_RE.fullmatch(text)
     if match is None:
         raise MalformedId(f"{text!r} is not a rollout id (ro_<26 characters>_<index>_<tag>)")
@@ -171,7 +194,9 @@ def parse_rollout(text: str) -> RolloutRef:
 
 
 def public_completion(completion_id: str, prefix: str, upstream_id: str | None = None) -> str:
-    """A canonical completion id as an API's agents see it: `resp_...`, with the upstream's own id in it if one is given."""
+    """A canonical completion id as an API's agents see it: `resp_...`, with the upstream's own id
+    in it if one is given.
+    """
     public = prefix + completion_id.removeprefix(_CANONICAL)
     return public if upstream_id is None else f"{public}.{upstream_id}"
 
@@ -181,7 +206,8 @@ def parse_completion(text: str) -> CompletionRef:
     match = _COMPLETION_RE.fullmatch(text)
     if match is None:
         raise MalformedId(
-            f"{text!r} is not a completion id (chatcmpl-<rollout>_<attempt>_<12 characters>, or the same after cmpl-, resp_ or msg_)"
+            f"{text!r} is not a completion id (chatcmpl-<rollout>_<attempt>_<12 characters>, "
+            f"or the same after cmpl-, resp_ or msg_)"
         )
     rollout = RolloutRef("gr_" + match[2], f"ro_{match[2]}_{match[3]}_{match[4]}", int(match[3]))
     return CompletionRef(rollout, int(match[5]), _CANONICAL + match[1], match[6])
@@ -190,7 +216,9 @@ def parse_completion(text: str) -> CompletionRef:
 def is_genuine(rollout: RolloutRef, secret: bytes) -> bool:
     """Whether the id's tag was made with this secret, that is: by this deployment."""
     core = rollout.group_id.removeprefix("gr_")
-    return hmac.compare_digest(rollout.rollout_id, f"ro_{core}_{rollout.index}_{_tag(core, rollout.index, secret)}")
+    return hmac.compare_digest(
+        rollout.rollout_id, f"ro_{core}_{rollout.index}_{_tag(core, rollout.index, secret)}"
+    )
 
 
 def episode_id(rollout_id: str, attempt: int) -> str:

@@ -1,6 +1,8 @@
-"""A name with parameters, as `discounted(gamma=0.9)`: how credit rules and built-in rewards are chosen.
+"""A name with parameters, as `discounted(gamma=0.9)`: how credit rules and built-in rewards are
+chosen.
 
-Parameters that are not given have their defaults. What is wrong with a choice is said in words that a user can act on.
+Parameters that are not given have their defaults. What is wrong with a choice is said in words that
+a user can act on.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ class Number(Record, frozen=True):
 
     def parse(self, text: str) -> float:
         """Raises ValueError, saying what is expected."""
-        expected = f"a number of at least {self.low:g}" if math.isinf(self.high) else f"a number from {self.low:g} to {self.high:g}"
+        expected = (
+            f"a number of at least {self.low:g}"
+            if math.isinf(self.high)
+            else f"a number from {self.low:g} to {self.high:g}"
+        )
         try:
             value = float(text)
         except ValueError:
@@ -79,7 +85,9 @@ class Chosen(Record, frozen=True):
 
 
 def choose(kind: str, text: str, known: Mapping[str, Mapping[str, Parameter]]) -> Chosen:
-    """`known`: the parameters of each name; `kind` says in messages what is named. Raises UnknownRule."""
+    """`known`: the parameters of each name; `kind` says in messages what is named. Raises
+    UnknownRule.
+    """
     match = _NAME.fullmatch(text)
     if match is None or match[1] not in known:
         raise UnknownRule(f"no {kind} {text!r}; there are {', '.join(sorted(known))}")
@@ -101,6 +109,9 @@ def _given(kind: str, text: str, inside: str) -> dict[str, str]:
     for part in filter(None, (part.strip() for part in inside.split(","))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or name in given:
-            raise UnknownRule(f"{kind} {text!r}: expected parameters as in name(parameter=value), each once, not {part!r}")
+            raise UnknownRule(
+                f"{kind} {text!r}: expected parameters as in name(parameter=value), each once, "
+                f"not {part!r}"
+            )
         given[name] = value
     return given

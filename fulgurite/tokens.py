@@ -1,6 +1,7 @@
 """Token ids and log-probabilities as packed bytes: little-endian int32 and float32.
 
-Packed arrays decode some forty times faster than Avro arrays, and are the engine's own numbers, never retokenised.
+Packed arrays decode some forty times faster than Avro arrays, and are the engine's own numbers,
+never retokenised.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def pack_ids(token_ids: Sequence[int] | IntArray) -> bytes:
 
 
 def unpack_ids(packed: bytes) -> IntArray:
-    """The inverse of `pack_ids`: a read-only array of shape (T,). Raises ValueError if a token is cut."""
+    """The inverse of `pack_ids`: a read-only array of shape (T,). Raises ValueError if a token is
+    cut.
+    """
     return np.frombuffer(packed, dtype="<i4")
 
 
@@ -45,9 +48,12 @@ def unpack_logprobs(packed: bytes) -> FloatArray:
 
 def all_finite(packed: bytes) -> bool:
     """Whether every one of the packed log-probabilities is a number."""
-    # Infinities and NaN have only ones in their exponent, most of which is in a number's last byte. Few others have: they are looked at.
+    # Infinities and NaN have only ones in their exponent, most of which is in a number's last byte.
+    # Few others have: they are looked at.
     last = packed[3::4]
-    return (b"\x7f" not in last and b"\xff" not in last) or bool(np.isfinite(unpack_logprobs(packed)).all())
+    return (b"\x7f" not in last and b"\xff" not in last) or bool(
+        np.isfinite(unpack_logprobs(packed)).all()
+    )
 
 
 def any_negative(packed: bytes) -> bool:
@@ -67,9 +73,11 @@ def prompt_hash(packed: bytes) -> str:
 
 
 class PromptHashes:
-    """`prompt_hash` of prompts that go on from one another: each is hashed from where the one before it ends.
+    """`prompt_hash` of prompts that go on from one another: each is hashed from where the one
+    before it ends.
 
-    A conversation's turns would otherwise cost the square of its length. `most`: how many of the last prompts may be gone on from.
+    A conversation's turns would otherwise cost the square of its length. `most`: how many of the
+    last prompts may be gone on from.
     """
 
     def __init__(self, most: int) -> None:
@@ -77,7 +85,9 @@ class PromptHashes:
         self._states: OrderedDict[Hashable, Any] = OrderedDict()
 
     def of(self, name: Hashable, prompt: bytes, parent: Hashable, before: bytes) -> str:
-        """The hash of a prompt that begins with all of `before`, which is the prompt called `parent`."""
+        """The hash of a prompt that begins with all of `before`, which is the prompt called
+        `parent`.
+        """
         state = self._states.get(parent)
         if state is None:
             state = self._remember(parent, hashlib.sha256(before))

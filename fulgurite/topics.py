@@ -1,7 +1,8 @@
-"""Every topic: name, key, partitions, retention. One table; `fulgurite topics create` makes it true.
+"""Every topic: name, key, partitions, retention. One table; `fulgurite topics create` makes it
+true.
 
-All group-keyed topics have the same number of partitions, fixed for life: the same key then lies in the same partition of
-each, which the processors rely on.
+All group-keyed topics have the same number of partitions, fixed for life: the same key then lies in
+the same partition of each, which the processors rely on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from fulgurite.events import (
 )
 
 GROUP_PARTITIONS = 8
-"""Bounds how many workers of one service share the load; eight are plenty for hundreds of calls per second."""
+"""Bounds how many workers of one service share the load; eight are plenty for hundreds of calls per
+second.
+"""
 
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """Room for a long episode with whole prompts: fifty calls of 16k tokens are 3 MiB packed."""
@@ -81,14 +84,22 @@ def min_insync(replication: int) -> int:
 _MONTH_MS = 30 * _DAY_MS
 
 LLM_CALLS = Topic("llm.calls", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (LlmCall,))
-AGENT_STATUS = Topic("agent.status", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (AgentStatus,))
-AGENT_REWARDS = Topic("agent.rewards", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (AgentReward,))
+AGENT_STATUS = Topic(
+    "agent.status", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (AgentStatus,)
+)
+AGENT_REWARDS = Topic(
+    "agent.rewards", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (AgentReward,)
+)
 EPISODES = Topic("episodes", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (Episode,))
-TRAJECTORIES = Topic("trajectories", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (Trajectory, Tombstone))
+TRAJECTORIES = Topic(
+    "trajectories", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (Trajectory, Tombstone)
+)
 POLICY_UPDATES = Topic("policy.updates", Key.policy, 1, "delete", -1, (PolicyUpdate,))
 POLICY_ROUTES = Topic("policy.routes", Key.alias, 1, "compact", -1, (PolicyRoute,))
 POLICY_APPLIED = Topic("policy.applied", Key.policy, 1, "delete", _MONTH_MS, (PolicyApplied,))
-TRAINING_LEDGER = Topic("training.ledger", Key.group, GROUP_PARTITIONS, "delete", -1, (LedgerEntry,))
+TRAINING_LEDGER = Topic(
+    "training.ledger", Key.group, GROUP_PARTITIONS, "delete", -1, (LedgerEntry,)
+)
 DEAD_LETTERS = Topic("dead.letters", Key.original, GROUP_PARTITIONS, "delete", -1, (DeadLetter,))
 
 TOPICS = (
@@ -111,7 +122,9 @@ def topic_name(topic: Topic, prefix: str) -> str:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Where a record with this key lies: Kafka's own partitioner (murmur2), as its Java clients and ours have it."""
+    """Where a record with this key lies: Kafka's own partitioner (murmur2), as its Java clients and
+    ours have it.
+    """
     return (_murmur2(key) & 0x7FFFFFFF) % partitions
 
 

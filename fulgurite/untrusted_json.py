@@ -1,7 +1,8 @@
-"""JSON that agents and models wrote, read without an error whatever it is: what is not of the form expected is left out.
+"""JSON that agents and models wrote, read without an error whatever it is: what is not of the form
+expected is left out.
 
-Everything that reads messages, tool calls, answers or tasks goes through here. Nesting is bounded, so that what is read depends on the
-text alone and not on how deep the reader's own stack is.
+Everything that reads messages, tool calls, answers or tasks goes through here. Nesting is bounded,
+so that what is read depends on the text alone and not on how deep the reader's own stack is.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import msgspec
 Json = dict[str, Any]
 
 DEEPEST = 100
-"""Levels of objects and lists. Schemas of tools, the deepest that agents send, have some twenty; Python's stack has room for some 900."""
+"""Levels of objects and lists. Schemas of tools, the deepest that agents send, have some twenty;
+Python's stack has room for some 900.
+"""
 
 
 def parsed(text: Any) -> Any:
-    """What a JSON text says. Raises ValueError for what is no text, no JSON, or nested deeper than `DEEPEST`."""
+    """What a JSON text says. Raises ValueError for what is no text, no JSON, or nested deeper than
+    `DEEPEST`.
+    """
     if not isinstance(text, str):
         raise ValueError(f"{type(text).__name__} is no JSON text")
     try:
@@ -33,7 +38,9 @@ def parsed(text: Any) -> Any:
 
 
 def encoded(value: Any) -> bytes:
-    """The value as one line of JSON in UTF-8, whatever texts it holds: half a surrogate pair, which UTF-8 has not, is escaped."""
+    """The value as one line of JSON in UTF-8, whatever texts it holds: half a surrogate pair, which
+    UTF-8 has not, is escaped.
+    """
     try:
         return msgspec.json.encode(value)
     except (UnicodeEncodeError, OverflowError):
@@ -62,7 +69,9 @@ def mappings(value: Any) -> list[Json]:
 
 
 def called_functions(message: Json) -> list[Json]:
-    """The `function` of each tool call of a chat message; an empty object where a tool call has none."""
+    """The `function` of each tool call of a chat message; an empty object where a tool call has
+    none.
+    """
     return [mapping(call.get("function")) for call in mappings(message.get("tool_calls"))]
 
 
@@ -70,7 +79,8 @@ def _decoded(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except ValueError:
-        # msgspec takes a third of the time, but reads neither NaN nor half a surrogate, which agents have sent.
+        # msgspec takes a third of the time, but reads neither NaN nor half a surrogate, which
+        # agents have sent.
         return json.loads(text)
 
 

@@ -1,4 +1,6 @@
-"""Versions of a policy: (epoch, step), written `policy@epoch.step`; `policy@0.0` is the base model."""
+"""Versions of a policy: (epoch, step), written `policy@epoch.step`; `policy@0.0` is the
+base model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Made-up groups of rollouts as the gateway would log them: fixed ids, fixed times, everything a function of its number."""
+"""Made-up groups of rollouts as the gateway would log them: fixed ids, fixed times, everything a
+function of its number.
+"""
 
 from __future__ import annotations
 
@@ -203,9 +205,17 @@ def make_reward(
 
 
 def make_group(
-    group: int, *, size: int = 4, turns: int = 5, at: int = 1_000, lasts_ms: int = 600_000, mode: Mode = Mode.train
+    group: int,
+    *,
+    size: int = 4,
+    turns: int = 5,
+    at: int = 1_000,
+    lasts_ms: int = 600_000,
+    mode: Mode = Mode.train,
 ) -> Iterator[LlmCall | AgentStatus | AgentReward]:
-    """A whole group in the order of the log: declared, started, calls that extend one another, finished, rewards."""
+    """A whole group in the order of the log: declared, started, calls that extend one another,
+    finished, rewards.
+    """
     yield make_declared(group, size, at=at, deadline=at + lasts_ms, mode=mode)
     for index in range(size):
         yield make_status(group, index, StatusKind.started, at=at + 1, mode=mode)
@@ -213,7 +223,15 @@ def make_group(
     for turn in range(turns):
         for index in range(size):
             answer = [10 + (group + index + turn * step) % 50 for step in range(1, 9)]
-            yield make_call(group, index, turn, at=at + 10 * turn + index, prompt=prompts[index], answers=[answer], mode=mode)
+            yield make_call(
+                group,
+                index,
+                turn,
+                at=at + 10 * turn + index,
+                prompt=prompts[index],
+                answers=[answer],
+                mode=mode,
+            )
             prompts[index] = [*prompts[index], *answer, 5, 6]
     for index in range(size):
         yield make_status(group, index, at=at + 10 * turns + 10 + index, mode=mode)

@@ -1,7 +1,8 @@
 """An agent that answers word problems with a calculator: plain OpenAI SDK, nothing else.
 
-It finds its model through OPENAI_BASE_URL and OPENAI_API_KEY and its task, a JSON object with a `question`, in the variable
-TASK or on standard input. It prints the model's last words. It knows nothing of who serves, records or trains the model.
+It finds its model through OPENAI_BASE_URL and OPENAI_API_KEY and its task, a JSON object with a
+`question`, in the variable TASK or on standard input. It prints the model's last words. It knows
+nothing of who serves, records or trains the model.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ CALCULATOR: dict[str, Any] = {
         "description": "Works out an arithmetic expression.",
         "parameters": {
             "type": "object",
-            "properties": {"expression": {"type": "string", "description": "Numbers with + - * / and brackets."}},
+            "properties": {
+                "expression": {
+                    "type": "string",
+                    "description": "Numbers with + - * / and brackets.",
+                }
+            },
             "required": ["expression"],
         },
     },
@@ -41,14 +47,23 @@ def calculate(expression: str) -> str:
     """The value of an arithmetic expression, whole where it is whole. Raises Uncomputable."""
     try:
         value = _value(ast.parse(expression.strip(), mode="eval").body)
-    except (SyntaxError, ZeroDivisionError, OverflowError, RecursionError, MemoryError, ValueError) as error:
+    except (
+        SyntaxError,
+        ZeroDivisionError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        ValueError,
+    ) as error:
         raise Uncomputable(f"cannot work out {expression[:40]!r}: {error}") from error
     return str(int(value)) if value == int(value) else f"{value:.4f}".rstrip("0")
 
 
 def _value(node: ast.expr) -> float:
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool) and abs(number) < 10**MAX_DIGITS:
+        case ast.Constant(value=int() | float() as number) if (
+            not isinstance(number, bool) and abs(number) < 10**MAX_DIGITS
+        ):
             return number
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand)
@@ -67,7 +82,11 @@ def _value(node: ast.expr) -> float:
 def example(question: str, expression: str, number: int) -> list[dict[str, Any]]:
     """A worked example as earlier turns of the conversation."""
     call_id = f"call_{number}"
-    call = {"id": call_id, "type": "function", "function": {"name": "calc", "arguments": json.dumps({"expression": expression})}}
+    call = {
+        "id": call_id,
+        "type": "function",
+        "function": {"name": "calc", "arguments": json.dumps({"expression": expression})},
+    }
     result = calculate(expression)
     return [
         {"role": "user", "content": question},

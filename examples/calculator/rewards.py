@@ -1,7 +1,9 @@
-"""What a calculator episode is paid: 1 only if the expression is right *and* the answer is the tool's result.
+"""What a calculator episode is paid: 1 only if the expression is right *and* the answer is the
+tool's result.
 
-`score` gives the reward and, beside it, its two components, to be recorded apart (`--weight expression_right=0 --weight answer_follows=0`):
-a reward that rises while no tool is called is a bug found. All read nothing but the recorded episode.
+`score` gives the reward and, beside it, its two components, to be recorded apart (`--weight
+expression_right=0 --weight answer_follows=0`): a reward that rises while no tool is called is a bug
+found. All read nothing but the recorded episode.
 """
 
 from __future__ import annotations
@@ -15,13 +17,20 @@ from fulgurite.episodes.view import EpisodeView
 
 
 def score(episode: EpisodeView) -> dict[str, float]:
-    """`reward`: 1.0 if the model wrote the right expression for the calculator and answered with the calculator's result, else 0.0."""
-    parts = {"expression_right": expression_right(episode), "answer_follows": answer_follows(episode)}
+    """`reward`: 1.0 if the model wrote the right expression for the calculator and answered with
+    the calculator's result, else 0.0.
+    """
+    parts = {
+        "expression_right": expression_right(episode),
+        "answer_follows": answer_follows(episode),
+    }
     return {**parts, "reward": parts["expression_right"] * parts["answer_follows"]}
 
 
 def expression_right(episode: EpisodeView) -> float:
-    """1.0 if the only tool call of the episode is `calc` with an expression that means the reference."""
+    """1.0 if the only tool call of the episode is `calc` with an expression that means the
+    reference.
+    """
     calls: list[Any] = []
     for message in own_turns(episode):
         calls.extend(message.get("tool_calls") or ())
@@ -45,14 +54,21 @@ def answer_follows(episode: EpisodeView) -> float:
 def own_turns(episode: EpisodeView) -> list[dict[str, Any]]:
     """What came after the question: the earlier turns are the agent's worked examples."""
     messages = episode.messages
-    asked = max((place for place, message in enumerate(messages) if message.get("role") == "user"), default=-1)
+    asked = max(
+        (place for place, message in enumerate(messages) if message.get("role") == "user"),
+        default=-1,
+    )
     return messages[asked + 1 :]
 
 
 def same_meaning(written: str, reference: str) -> bool:
-    """Whether two expressions are equal up to blanks, brackets and the order of the terms of a sum or product."""
+    """Whether two expressions are equal up to blanks, brackets and the order of the terms of a sum
+    or product.
+    """
     try:
-        return _normal(ast.parse(written.strip(), mode="eval").body) == _normal(ast.parse(reference, mode="eval").body)
+        return _normal(ast.parse(written.strip(), mode="eval").body) == _normal(
+            ast.parse(reference, mode="eval").body
+        )
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 

@@ -1,8 +1,9 @@
 """Word problems for the calculator agent, for training and for the held-out examination.
 
-Training and held-out problems share neither a template nor a number: held-out templates say the same things in other words,
-and every operand belongs to one side only (`split_of`). Both are asserted whenever the files are written.
-What the agent sees of a task is its `question`; `reference` is for the reward function and never reaches the agent.
+Training and held-out problems share neither a template nor a number: held-out templates say the
+same things in other words, and every operand belongs to one side only (`split_of`). Both are
+asserted whenever the files are written. What the agent sees of a task is its `question`;
+`reference` is for the reward function and never reaches the agent.
 
     python tasks.py --seed 0 --out DIR        writes DIR/train.jsonl and DIR/heldout.jsonl
 """
@@ -16,12 +17,44 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-NAMES = ("Ann", "Ben", "Carla", "Dan", "Eva", "Finn", "Gina", "Hugo", "Iris", "Jack", "Lena", "Max", "Nora", "Omar", "Pia", "Ruth")
-THINGS = ("apples", "books", "cards", "coins", "eggs", "keys", "marbles", "nuts", "pears", "shells", "stamps", "stones")
+NAMES = (
+    "Ann",
+    "Ben",
+    "Carla",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gina",
+    "Hugo",
+    "Iris",
+    "Jack",
+    "Lena",
+    "Max",
+    "Nora",
+    "Omar",
+    "Pia",
+    "Ruth",
+)
+THINGS = (
+    "apples",
+    "books",
+    "cards",
+    "coins",
+    "eggs",
+    "keys",
+    "marbles",
+    "nuts",
+    "pears",
+    "shells",
+    "stamps",
+    "stones",
+)
 
 
 class Template(NamedTuple):
-    """A problem with places for a name, another name, a thing and two numbers, and the expression that solves it."""
+    """A problem with places for a name, another name, a thing and two numbers, and the expression
+    that solves it.
+    """
 
     text: str
     expression: str
@@ -40,7 +73,12 @@ class Task(NamedTuple):
 
     def to_json(self) -> str:
         """One line of a tasks file."""
-        return json.dumps({"question": self.question, "reference": {"expression": self.expression, "answer": self.answer}})
+        return json.dumps(
+            {
+                "question": self.question,
+                "reference": {"expression": self.expression, "answer": self.answer},
+            }
+        )
 
 
 def _sum(text: str) -> Template:
@@ -59,18 +97,30 @@ TRAINING = (
     _sum("{name} has {a} {things} and finds {b} more. How many {things} does {name} have now?"),
     _sum("{name} has {a} {things} and {other} has {b}. How many {things} do they have together?"),
     _difference("{name} had {a} {things} and lost {b} of them. How many {things} are left?"),
-    _difference("{name} has {a} {things}. {other} has {b} fewer. How many {things} does {other} have?"),
+    _difference(
+        "{name} has {a} {things}. {other} has {b} fewer. How many {things} does {other} have?"
+    ),
     _product("There are {a} boxes with {b} {things} in each. How many {things} are there in all?"),
     _product("{name} fills {a} bags. Each bag holds {b} {things}. How many {things} is that?"),
 )
 
 HELD_OUT = (
     _sum("{name} owns {a} {things} and gets another {b}. How many {things} does {name} own then?"),
-    _sum("{name} has {a} {things}. {other} has {b} {things}. How many {things} do {name} and {other} have in all?"),
+    _sum(
+        "{name} has {a} {things}. {other} has {b} {things}. How many {things} do {name} and "
+        "{other} have in all?"
+    ),
     _difference("{name} had {a} {things} and sold {b}. How many {things} does {name} still have?"),
-    _difference("{name} counted {a} {things}. {other} counted {b} less. How many {things} did {other} count?"),
-    _product("A room has {a} shelves with {b} {things} on each. How many {things} are in the room?"),
-    _product("{name} buys {a} packs. Every pack has {b} {things}. How many {things} did {name} buy?"),
+    _difference(
+        "{name} counted {a} {things}. {other} counted {b} less. How many {things} did {other} "
+        "count?"
+    ),
+    _product(
+        "A room has {a} shelves with {b} {things} on each. How many {things} are in the room?"
+    ),
+    _product(
+        "{name} buys {a} packs. Every pack has {b} {things}. How many {things} did {name} buy?"
+    ),
 )
 
 
@@ -88,7 +138,11 @@ def make_task(template: Template, split: str, chance: random.Random) -> Task:
     name, other = chance.sample(NAMES, 2)
     expression = template.expression.format(a=a, b=b)
     left, operator, right = re.fullmatch(r"(\d+)([-+*])(\d+)", expression).groups()  # pyright: ignore[reportOptionalMemberAccess]
-    answer = {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[operator]
+    answer = {
+        "+": int(left) + int(right),
+        "-": int(left) - int(right),
+        "*": int(left) * int(right),
+    }[operator]
     question = template.text.format(name=name, other=other, a=a, b=b, things=chance.choice(THINGS))
     return Task(question, expression, answer, template.text, (a, b))
 
@@ -110,19 +164,30 @@ def assert_disjoint(training: list[Task], held_out: list[Task]) -> None:
     """Raises AssertionError when a template or an operand is on both sides."""
     for what, left, right in (
         ("templates", {task.template for task in training}, {task.template for task in held_out}),
-        ("numbers", {n for task in training for n in task.numbers}, {n for task in held_out for n in task.numbers}),
+        (
+            "numbers",
+            {n for task in training for n in task.numbers},
+            {n for task in held_out for n in task.numbers},
+        ),
     ):
         if left & right:
-            raise AssertionError(f"training and held-out problems share {what}: {sorted(left & right)[:5]}")
+            raise AssertionError(
+                f"training and held-out problems share {what}: {sorted(left & right)[:5]}"
+            )
 
 
 def write_tasks(folder: Path, seed: int, training: int, held_out: int) -> tuple[Path, Path]:
     """Write both files; the paths of the training and the held-out problems."""
-    splits = {"train": make_tasks("train", training, seed), "heldout": make_tasks("heldout", held_out, seed)}
+    splits = {
+        "train": make_tasks("train", training, seed),
+        "heldout": make_tasks("heldout", held_out, seed),
+    }
     assert_disjoint(splits["train"], splits["heldout"])
     folder.mkdir(parents=True, exist_ok=True)
     for split, tasks in splits.items():
-        (folder / f"{split}.jsonl").write_text("".join(task.to_json() + "\n" for task in tasks), encoding="utf-8")
+        (folder / f"{split}.jsonl").write_text(
+            "".join(task.to_json() + "\n" for task in tasks), encoding="utf-8"
+        )
     return folder / "train.jsonl", folder / "heldout.jsonl"
 
 

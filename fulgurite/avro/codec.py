@@ -1,9 +1,11 @@
-"""Events ↔ bytes: Avro in Confluent's framing (`\\x00`, 4 bytes of schema id, big-endian, then the datum).
+"""Events ↔ bytes: Avro in Confluent's framing (`\\x00`, 4 bytes of schema id, big-endian, then the
+datum).
 
-Schema ids without a registry derive from the schema's CRC-64 fingerprint and are ≥ 2^30; a registry counts from 1, so the two
-never collide and every codec reads both. With a registry, pass a `SchemaSource` that looks up (and registers) ids.
-An episode's calls repeat one another: they lie in its datum as deltas, and every reader gets them whole.
-Reading resolves a writer's schema of another release against ours (FULL_TRANSITIVE evolution).
+Schema ids without a registry derive from the schema's CRC-64 fingerprint and are ≥ 2^30; a registry
+counts from 1, so the two never collide and every codec reads both. With a registry, pass a
+`SchemaSource` that looks up (and registers) ids. An episode's calls repeat one another: they lie in
+its datum as deltas, and every reader gets them whole. Reading resolves a writer's schema of another
+release against ours (FULL_TRANSITIVE evolution).
 """
 
 from __future__ import annotations
@@ -41,7 +43,16 @@ _read = cast(Callable[[io.BytesIO, Any, Any], Any], fastavro.schemaless_reader) 
 _ALIKE = {"LlmCall": (("attempt", "error"), ("sampling", "logprobs_mode"))}
 """What calls of one agent have in common, mostly."""
 
-_UNREADABLE = (ValueError, TypeError, IndexError, EOFError, OverflowError, MemoryError, struct.error, msgspec.ValidationError)
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    msgspec.ValidationError,
+)
 
 
 class SchemaSource(Protocol):
@@ -119,7 +130,10 @@ class Codec:
             schema = self._released.schema_of(self._released.id_of(event_type))
             self._ours[event_type] = parse_schema(cast(JsonSchema, schema))
         self._writers = {event_type: writer_of(schema) for event_type, schema in self._ours.items()}
-        self._frames = {t: b"\x00" + (registry or self._released).id_of(t).to_bytes(4, "big") for t in EVENT_TYPES}
+        self._frames = {
+            t: b"\x00" + (registry or self._released).id_of(t).to_bytes(4, "big")
+            for t in EVENT_TYPES
+        }
         self._compiled: dict[type[Event], Reader] = {}
         self._readers: dict[int, tuple[type[Event], Any, Any]] = {}
 
@@ -130,20 +144,36 @@ class Codec:
         out = bytearray(self._frames[type(event)])
         try:
             self._writers[type(event)](out, event)
-        except (ValueError, TypeError, AttributeError, LookupError, OverflowError, struct.error) as error:
-            raise InvalidEvent(f"{type(event).__name__} {event.event_id} does not fit its schema: {error}") from error
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            OverflowError,
+            struct.error,
+        ) as error:
+            raise InvalidEvent(
+                f"{type(event).__name__} {event.event_id} does not fit its schema: {error}"
+            ) from error
         return bytes(out)
 
     def decode(self, data: bytes, *, packed: bool = False) -> Event:
         """Raises MalformedFrame, UnknownSchema or InvalidEvent.
 
-        `packed`: the calls of an episode stay deltas of one another, for those who hold many (`fulgurite.episodes.episode_deltas.unpack` makes them whole).
+        `packed`: the calls of an episode stay deltas of one another, for those who hold many
+        (`fulgurite.episodes.episode_deltas.unpack` makes them whole).
         """
         if len(data) < _HEADER or data[0] != _MAGIC:
-            raise MalformedFrame(f"{len(data)} bytes without Confluent's header (0x00 and a schema id)")
+            raise MalformedFrame(
+                f"{len(data)} bytes without Confluent's header (0x00 and a schema id)"
+            )
         event_type, writer, reader = self._reader(int.from_bytes(data[1:_HEADER], "big"))
         try:
-            event = self._read_ours(data, event_type) if reader is None else _resolved(data, event_type, writer, reader)
+            event = (
+                self._read_ours(data, event_type)
+                if reader is None
+                else _resolved(data, event_type, writer, reader)
+            )
             if isinstance(event, Episode):
                 if not packed:
                     return msgspec.structs.replace(event, calls=unpack(event.calls))
@@ -152,13 +182,17 @@ class Codec:
         except BrokenDelta as error:
             raise InvalidEvent(str(error)) from error
         except _UNREADABLE as error:
-            raise InvalidEvent(f"bytes do not fit the schema of {event_type.__name__}: {error}") from error
+            raise InvalidEvent(
+                f"bytes do not fit the schema of {event_type.__name__}: {error}"
+            ) from error
 
     def _read_ours(self, data: bytes, event_type: type[Event]) -> Event:
         read = self._compiled.get(event_type)
         if read is None:
             # Not before it is needed: a process reads few of all types.
-            read = self._compiled[event_type] = reader_of(self._ours[event_type], event_type, _ALIKE)
+            read = self._compiled[event_type] = reader_of(
+                self._ours[event_type], event_type, _ALIKE
+            )
         event, end = read(data, _HEADER)
         if end > len(data):
             raise EOFError(f"{end - len(data)} bytes are missing at the end")
@@ -184,20 +218,31 @@ class Codec:
         if schema is None and self._registry is not None:
             schema = self._registry.schema_of(schema_id)
         if schema is None:
-            raise UnknownSchema(f"schema id {schema_id} is neither released with this version nor known to a schema registry")
+            raise UnknownSchema(
+                f"schema id {schema_id} is neither released with this version nor known to a "
+                f"schema registry"
+            )
         event_type = self._types.get(str(schema.get("name", "")).rsplit(".", 1)[-1])
         if event_type is None:
-            raise UnknownSchema(f"schema id {schema_id} is a {schema.get('name')!r}, which is no event of ours")
+            raise UnknownSchema(
+                f"schema id {schema_id} is a {schema.get('name')!r}, which is no event of ours"
+            )
         ours = self._ours[event_type]
         same = to_parsing_canonical_form(schema) == to_parsing_canonical_form(ours)
         # A reader schema that differs costs a lot, so it is given only where it does.
-        self._readers[schema_id] = (event_type, ours if same else parse_schema(schema), None if same else ours)
+        self._readers[schema_id] = (
+            event_type,
+            ours if same else parse_schema(schema),
+            None if same else ours,
+        )
         return self._readers[schema_id]
 
 
 def _resolved(data: bytes, event_type: type[Event], writer: Any, reader: Any) -> Event:
     """An event of another release."""
-    return msgspec.convert(_read(io.BytesIO(data[_HEADER:]), writer, reader), event_type, builtin_types=(bytes,))
+    return msgspec.convert(
+        _read(io.BytesIO(data[_HEADER:]), writer, reader), event_type, builtin_types=(bytes,)
+    )
 
 
 _fingerprints: dict[type[Event], bytes] = {}

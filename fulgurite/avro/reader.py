@@ -1,9 +1,12 @@
-"""Avro's binary encoding, compiled once per schema: `reader_of(schema, type)(data, at)` gives our struct at that place, and where it ends.
+"""Avro's binary encoding, compiled once per schema: `reader_of(schema, type)(data, at)` gives our
+struct at that place, and where it ends.
 
-Reads what fastavro reads, to the same values (a test holds it), but makes our own structs instead of dictionaries to make them of. Each
-record becomes a function of plain Python: one byte or two say how long most things are, and no function is called for it. Fields that one
-record mostly has in common with the next are compared as bytes, and not read again. Bytes that are no datum raise ValueError, IndexError or
-struct.error, never an endless loop; who reads a whole datum checks that it ends within `data`.
+Reads what fastavro reads, to the same values (a test holds it), but makes our own structs instead
+of dictionaries to make them of. Each record becomes a function of plain Python: one byte or two say
+how long most things are, and no function is called for it. Fields that one record mostly has in
+common with the next are compared as bytes, and not read again. Bytes that are no datum raise
+ValueError, IndexError or struct.error, never an endless loop; who reads a whole datum checks that
+it ends within `data`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from msgspec import inspect
 Reader = Callable[[bytes, int], tuple[Any, int]]
 
 Runs = Mapping[str, Sequence[tuple[str, str]]]
-"""By record (its name without namespace): first and last field of stretches that mostly are what they were in the record read before."""
+"""By record (its name without namespace): first and last field of stretches that mostly are what
+they were in the record read before.
+"""
 
 _MOST_BYTES = 10
 """Of a varint of 64 bits."""
@@ -55,8 +60,12 @@ def _count(data: bytes, at: int) -> tuple[int, int]:
 
 
 def reader_of(schema: object, event_type: type[msgspec.Struct], runs: Runs | None = None) -> Reader:
-    """The reader of a record as fastavro parses its schema: names are full, a name is spelled out before it is used."""
-    return _Compiler(runs or {}).record(cast("dict[str, Any]", schema), cast(inspect.StructType, inspect.type_info(event_type)))
+    """The reader of a record as fastavro parses its schema: names are full, a name is spelled out
+    before it is used.
+    """
+    return _Compiler(runs or {}).record(
+        cast("dict[str, Any]", schema), cast(inspect.StructType, inspect.type_info(event_type))
+    )
 
 
 class _Compiler:
@@ -64,7 +73,12 @@ class _Compiler:
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
-        self._known: dict[str, Any] = {"_long": _long, "_size": _size, "_count": _count, "_double": _double}
+        self._known: dict[str, Any] = {
+            "_long": _long,
+            "_size": _size,
+            "_count": _count,
+            "_double": _double,
+        }
         self._schemas: dict[str, Mapping[str, Any]] = {}
 
     def record(self, schema: Mapping[str, Any], told: inspect.StructType) -> Reader:
@@ -72,13 +86,25 @@ class _Compiler:
         self._schemas[schema["name"]] = schema
         types = {field.name: field.type for field in told.fields}
         lines = ["def read(data, at):"]
-        for is_run, fields in _stretches(schema["fields"], self._runs.get(schema["name"].rpartition(".")[2], ())):
-            read = [line for field in fields for line in self._read(f"v_{field['name']}", field["type"], types[field["name"]])]
-            lines += self._indented(self._unless_known([f"v_{field['name']}" for field in fields], read) if is_run else read)
+        for is_run, fields in _stretches(
+            schema["fields"], self._runs.get(schema["name"].rpartition(".")[2], ())
+        ):
+            read = [
+                line
+                for field in fields
+                for line in self._read(f"v_{field['name']}", field["type"], types[field["name"]])
+            ]
+            lines += self._indented(
+                self._unless_known([f"v_{field['name']}" for field in fields], read)
+                if is_run
+                else read
+            )
         values = ", ".join(f"{field['name']}=v_{field['name']}" for field in schema["fields"])
         lines.append(f"    return {self._name(told.cls)}({values}), at")
         made: dict[str, Any] = {}
-        exec("\n".join(lines), self._known, made)  # as dataclasses are made: of names and types from our schemas only
+        exec(
+            "\n".join(lines), self._known, made
+        )  # as dataclasses are made: of names and types from our schemas only
         return made["read"]
 
     def _read(self, to: str, schema: Any, told: inspect.Type) -> list[str]:
@@ -86,7 +112,11 @@ class _Compiler:
         if isinstance(schema, list):
             return self._optional(to, cast("list[Any]", schema), cast(inspect.UnionType, told))
         if isinstance(schema, str):
-            return _PLAIN[schema](to) if schema in _PLAIN else self._read(to, self._schemas[schema], told)
+            return (
+                _PLAIN[schema](to)
+                if schema in _PLAIN
+                else self._read(to, self._schemas[schema], told)
+            )
         known = cast("dict[str, Any]", schema)
         if known["type"] == "enum":
             self._schemas[known["name"]] = known
@@ -97,7 +127,10 @@ class _Compiler:
                 f"{to} = {self._name(members)}[n >> 1]",
             ]
         if known["type"] == "record":
-            return [f"{to}, at = {self._name(self.record(known, cast(inspect.StructType, told)))}(data, at)"]
+            return [
+                f"{to}, at = "
+                f"{self._name(self.record(known, cast(inspect.StructType, told)))}(data, at)"
+            ]
         if known["type"] == "array":
             return self._array(to, known["items"], cast(inspect.VarTupleType, told).item_type)
         if known["type"] == "map":
@@ -115,10 +148,18 @@ class _Compiler:
         ]
 
     def _array(self, to: str, items: Any, told: inspect.Type) -> list[str]:
-        return self._blocks([f"{to} = []"], [*self._read(f"{to}_", items, told), f"{to}.append({to}_)"], [f"{to} = tuple({to})"])
+        return self._blocks(
+            [f"{to} = []"],
+            [*self._read(f"{to}_", items, told), f"{to}.append({to}_)"],
+            [f"{to} = tuple({to})"],
+        )
 
     def _map(self, to: str, values: Any, told: inspect.Type) -> list[str]:
-        item = [*_string(f"{to}_key"), *self._read(f"{to}_", values, told), f"{to}[{to}_key] = {to}_"]
+        item = [
+            *_string(f"{to}_key"),
+            *self._read(f"{to}_", values, told),
+            f"{to}[{to}_key] = {to}_",
+        ]
         return self._blocks([f"{to} = {{}}"], item, [])
 
     def _blocks(self, before: list[str], item: list[str], after: list[str]) -> list[str]:
@@ -133,7 +174,9 @@ class _Compiler:
         return [*before, "while True:", *self._indented(loop), *after]
 
     def _unless_known(self, to: list[str], read: list[str]) -> list[str]:
-        """Lines that take a run from the record before if its bytes are the same, for then so are its values."""
+        """Lines that take a run from the record before if its bytes are the same, for then so are
+        its values.
+        """
         last = self._name([(b"", ())])
         values = f"({', '.join(to)},)"
         return [
@@ -155,7 +198,9 @@ class _Compiler:
         return [f"    {line}" for line in lines]
 
 
-def _stretches(fields: Sequence[Any], runs: Sequence[tuple[str, str]]) -> Iterator[tuple[bool, list[Any]]]:
+def _stretches(
+    fields: Sequence[Any], runs: Sequence[tuple[str, str]]
+) -> Iterator[tuple[bool, list[Any]]]:
     """Each run, and each field that is in none."""
     ends = dict(runs)
     run: list[Any] = []

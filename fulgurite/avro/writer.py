@@ -1,9 +1,11 @@
-"""Avro's binary encoding, compiled once per schema: `writer_of(schema)(out, value)` appends a value's datum to `out`.
+"""Avro's binary encoding, compiled once per schema: `writer_of(schema)(out, value)` appends a
+value's datum to `out`.
 
-Writes what fastavro writes, byte for byte (a test holds it), but reads the attributes of our own structs instead of dictionaries made of
-them, and asks of a union only whether the value is None. A record becomes a function of plain Python that writes most fields by itself: it
-takes a fifth of the time. So unions are `["null", something]`, as all of ours are. A value that does not fit raises TypeError,
-ValueError, AttributeError, LookupError, OverflowError or struct.error.
+Writes what fastavro writes, byte for byte (a test holds it), but reads the attributes of our own
+structs instead of dictionaries made of them, and asks of a union only whether the value is None. A
+record becomes a function of plain Python that writes most fields by itself: it takes a fifth of the
+time. So unions are `["null", something]`, as all of ours are. A value that does not fit raises
+TypeError, ValueError, AttributeError, LookupError, OverflowError or struct.error.
 """
 
 from __future__ import annotations
@@ -22,7 +24,13 @@ def _varint(number: int) -> bytes:
     left = number << 1 ^ number >> 63
     if left >> 35 and not left >> 42:
         # Six bytes: what milliseconds of our time take.
-        low = left & 127 | 128, left >> 7 & 127 | 128, left >> 14 & 127 | 128, left >> 21 & 127 | 128, left >> 28 & 127 | 128
+        low = (
+            left & 127 | 128,
+            left >> 7 & 127 | 128,
+            left >> 14 & 127 | 128,
+            left >> 21 & 127 | 128,
+            left >> 28 & 127 | 128,
+        )
         return bytes((*low, left >> 35))
     data = bytearray()
     while left > 0x7F:
@@ -37,7 +45,9 @@ _SHORT = tuple(_varint(number) for number in range(8192))
 
 
 def writer_of(schema: object) -> Writer:
-    """The writer of a schema as fastavro parses it: names are full, a name is spelled out before it is used."""
+    """The writer of a schema as fastavro parses it: names are full, a name is spelled out before it
+    is used.
+    """
     return _writer(schema, {})
 
 
@@ -47,7 +57,11 @@ def _writer(schema: object, named: dict[str, Writer]) -> Writer:
     if isinstance(schema, list):
         return _optional(cast("list[object]", schema), named)
     known = cast("dict[str, Any]", schema)
-    return _COMPOSED[known["type"]](known, named) if known["type"] in _COMPOSED else _writer(known["type"], named)
+    return (
+        _COMPOSED[known["type"]](known, named)
+        if known["type"] in _COMPOSED
+        else _writer(known["type"], named)
+    )
 
 
 def _write_long(out: bytearray, value: int) -> None:
@@ -136,7 +150,10 @@ def _record(schema: Mapping[str, Any], named: dict[str, Writer]) -> Writer:
     }
     lines = ["def write(out, value):"]
     for field in schema["fields"]:
-        lines += [f"    item = value.{field['name']}", *_indented(_lines(field["type"], named, known))]
+        lines += [
+            f"    item = value.{field['name']}",
+            *_indented(_lines(field["type"], named, known)),
+        ]
     made: dict[str, Any] = {}
     exec("\n".join(lines), known, made)  # as dataclasses are made: of names from our schemas only
     named[schema["name"]] = made["write"]

@@ -1,22 +1,31 @@
-"""Which conversation a request continues, told from nothing but its messages: a hash chain of the message prefix.
+"""Which conversation a request continues, told from nothing but its messages: a hash chain of the
+message prefix.
 
-Every message (OpenAI's chat messages and Responses items, Anthropic's content blocks alike) is taken apart into *atoms*: a text, a tool
-call, a tool's result. Agents send an answer back in another form than they got it; these differences make the same atom:
+Every message (OpenAI's chat messages and Responses items, Anthropic's content blocks alike) is
+taken apart into *atoms*: a text, a tool call, a tool's result. Agents send an answer back in
+another form than they got it; these differences make the same atom:
 
-- null and missing fields, and fields that only describe (`name`, `annotations`, `status`, an item's own `id`)
-- content as a string, as one text part or as several; white space around a text; a text beside tool calls, which some clients drop
-- a tool call's arguments with other white space, another order of keys or `1` for `1.0`, as a string or as an object
-- reasoning, which most clients do not send back, in a field, an item or a part of its own or as `<think>...</think>` before the text
-  (also without `<think>`, which some templates put into the prompt)
-- system and developer messages: an agent that renews its instructions each turn, or hands over to another role, goes on with the
-  same conversation. What the model saw is in the log either way, and opens another trajectory of the same episode.
+- null and missing fields, and fields that only describe (`name`, `annotations`, `status`, an item's
+  own `id`)
+- content as a string, as one text part or as several; white space around a text; a text beside tool
+  calls, which some clients drop
+- a tool call's arguments with other white space, another order of keys or `1` for `1.0`, as a
+  string or as an object
+- reasoning, which most clients do not send back, in a field, an item or a part of its own or as
+  `<think>...</think>` before the text (also without `<think>`, which some templates put into the
+  prompt)
+- system and developer messages: an agent that renews its instructions each turn, or hands over to
+  another role, goes on with the same conversation. What the model saw is in the log either way, and
+  opens another trajectory of the same episode.
 
-Anything else that differs (a rewritten memory, a dropped turn, another tool call id) is another conversation.
+Anything else that differs (a rewritten memory, a dropped turn, another tool call id) is another
+conversation.
 
-After an answer the chain of prompt and answer is remembered as its rollout's; a prompt that contains an assistant's message is looked up
-by the chain up to there, longest first. The same chain from two rollouts belongs to neither (`AMBIGUOUS`), for good. Since every
-answer that an agent can send back was remembered before the agent had it, two conversations are never taken for one, as long as
-nothing is forgotten.
+After an answer the chain of prompt and answer is remembered as its rollout's; a prompt that
+contains an assistant's message is looked up by the chain up to there, longest first. The same chain
+from two rollouts belongs to neither (`AMBIGUOUS`), for good. Since every answer that an agent can
+send back was remembered before the agent had it, two conversations are never taken for one, as long
+as nothing is forgotten.
 """
 
 from __future__ import annotations
@@ -39,7 +48,9 @@ AMBIGUOUS = "*"
 """In place of a rollout: more than one has this chain."""
 
 LOOKED_UP = 16
-"""Prefixes that are looked up. The last assistant's message is the answer sent back, but for agents that append some of their own."""
+"""Prefixes that are looked up. The last assistant's message is the answer sent back, but for agents
+that append some of their own.
+"""
 
 _ASSISTANT = "assistant"
 _TOOL = "tool"
@@ -59,7 +70,8 @@ class Conversation:
     def __init__(self, salt: bytes, items: Iterable[Any], *, words: bool = False) -> None:
         """`salt`, up to 64 bytes: conversations with different ones never meet.
 
-        `words`: each text counts as it is, also beside tool calls and with what was thought before it.
+        `words`: each text counts as it is, also beside tool calls and with what was thought before
+        it.
         """
         self._chain = hashlib.blake2b(digest_size=16, key=salt)
         self._words = words
@@ -69,7 +81,9 @@ class Conversation:
             if atom[0] == _ASSISTANT:
                 known.appendleft(self._chain.copy().hexdigest())
         self.prefixes: tuple[str, ...] = tuple(known)
-        """The chains up to each assistant's atom, longest first, `LOOKED_UP` at most; none in a first request."""
+        """The chains up to each assistant's atom, longest first, `LOOKED_UP` at most; none in a
+        first request.
+        """
 
     def answered(self, answer: Iterable[Any]) -> str | None:
         """The chain with this answer's items; None if it says nothing that could be sent back."""
@@ -82,7 +96,9 @@ class Conversation:
 
 
 def recognised(found: Sequence[str | None]) -> str | None:
-    """The rollout that a request continues, from what is remembered of its prefixes, longest first. None: it opens one."""
+    """The rollout that a request continues, from what is remembered of its prefixes, longest first.
+    None: it opens one.
+    """
     nearest = next((rollout for rollout in found if rollout is not None), None)
     return None if nearest == AMBIGUOUS else nearest
 
@@ -95,7 +111,8 @@ def owner_of(known: str | None, rollout: str) -> str:
 def atoms(items: Iterable[Any], *, words: bool = False) -> Iterator[Atom]:
     """The items of a request or an answer in canonical form.
 
-    Without `words`, of an assistant's turn that calls tools only the calls, and texts without what was thought before them.
+    Without `words`, of an assistant's turn that calls tools only the calls, and texts without what
+    was thought before them.
     """
     if words:
         yield from _taken_apart(items, thoughts=True)
@@ -112,7 +129,11 @@ def atoms(items: Iterable[Any], *, words: bool = False) -> Iterator[Atom]:
 
 
 def _calls_or_all(turn: list[Atom]) -> list[Atom]:
-    return [atom for atom in turn if atom[1] != "text"] if any(atom[1] == "call" for atom in turn) else turn
+    return (
+        [atom for atom in turn if atom[1] != "text"]
+        if any(atom[1] == "call" for atom in turn)
+        else turn
+    )
 
 
 def _taken_apart(items: Iterable[Any], *, thoughts: bool) -> Iterator[Atom]:
@@ -147,17 +168,29 @@ def _of_item(kind: str, item: Json) -> Iterator[Atom]:
     """A Responses item that is no message."""
     if kind in ("function_call", "custom_tool_call"):
         yield _call(
-            {"id": item.get("call_id"), "function": {"name": item.get("name"), "arguments": item.get("arguments", item.get("input"))}}
+            {
+                "id": item.get("call_id"),
+                "function": {
+                    "name": item.get("name"),
+                    "arguments": item.get("arguments", item.get("input")),
+                },
+            }
         )
     elif kind in ("function_call_output", "custom_tool_call_output"):
         yield _result(item.get("call_id"), item.get("output"))
     elif kind not in _THOUGHTS:
         who = _ASSISTANT if kind.endswith("_call") else "other"
-        yield (who, "item", _json({name: value for name, value in item.items() if name not in ("id", "status")}))
+        yield (
+            who,
+            "item",
+            _json({name: value for name, value in item.items() if name not in ("id", "status")}),
+        )
 
 
 def _of_content(role: str, content: Any, thoughts: bool) -> Iterator[Atom]:
-    """A message's content: texts that follow one another are one, with what was thought before them if `thoughts` count."""
+    """A message's content: texts that follow one another are one, with what was thought before them
+    if `thoughts` count.
+    """
     if isinstance(content, str):
         yield from _joined(role, [content], thoughts)
         return
@@ -180,10 +213,19 @@ def _of_part(role: str, part: Json) -> Atom | None:
     if kind in _THOUGHTS:
         return None
     if kind == "tool_use":
-        return _call({"id": part.get("id"), "function": {"name": part.get("name"), "arguments": part.get("input")}})
+        return _call(
+            {
+                "id": part.get("id"),
+                "function": {"name": part.get("name"), "arguments": part.get("input")},
+            }
+        )
     if kind == "tool_result":
         return _result(part.get("tool_use_id"), part.get("content"))
-    return (role, "part", _json({name: value for name, value in part.items() if name != "cache_control"}))
+    return (
+        role,
+        "part",
+        _json({name: value for name, value in part.items() if name != "cache_control"}),
+    )
 
 
 def _joined(role: str, texts: list[str], thoughts: bool) -> Iterator[Atom]:
@@ -195,7 +237,9 @@ def _joined(role: str, texts: list[str], thoughts: bool) -> Iterator[Atom]:
 
 
 def _without_thoughts(text: str) -> str:
-    """What comes after the blocks that a text begins with. A `<think>` that is not closed, or not at the beginning, is text."""
+    """What comes after the blocks that a text begins with. A `<think>` that is not closed, or not
+    at the beginning, is text.
+    """
     while True:
         thought, closed, rest = text.partition(_THOUGHT[1])
         if not closed or (_THOUGHT[0] in thought and not thought.startswith(_THOUGHT[0])):
@@ -209,7 +253,13 @@ def _text(part: Any) -> str | None:
     if not isinstance(part, Mapping):
         return None
     known = cast(Json, part)
-    text = known.get("refusal") if known.get("type") == "refusal" else known.get("text") if known.get("type") in _TEXTS else None
+    text = (
+        known.get("refusal")
+        if known.get("type") == "refusal"
+        else known.get("text")
+        if known.get("type") in _TEXTS
+        else None
+    )
     return text if isinstance(text, str) else None
 
 
@@ -226,8 +276,14 @@ def _call(call: Json) -> Atom:
 
 
 def _result(call_id: Any, content: Any) -> Atom:
-    """What a tool gave, as one atom: its role must not look like the assistant's, whatever a tool returns."""
-    return (_TOOL, str(call_id or ""), *(field for atom in _of_content(_TOOL, content, thoughts=True) for field in atom[1:]))
+    """What a tool gave, as one atom: its role must not look like the assistant's, whatever a tool
+    returns.
+    """
+    return (
+        _TOOL,
+        str(call_id or ""),
+        *(field for atom in _of_content(_TOOL, content, thoughts=True) for field in atom[1:]),
+    )
 
 
 def _arguments(arguments: Any) -> str:
@@ -254,7 +310,9 @@ def _json(value: Any) -> str:
 def _plain(value: Any) -> Any:
     """Without nulls in objects, and with whole numbers as integers: JavaScript writes 1.0 as 1."""
     if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in cast(Json, value).items() if inner is not None}
+        return {
+            name: _plain(inner) for name, inner in cast(Json, value).items() if inner is not None
+        }
     if isinstance(value, list):
         return [_plain(inner) for inner in cast("list[Any]", value)]
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:

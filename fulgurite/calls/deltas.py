@@ -1,16 +1,21 @@
-"""A call that extends an earlier one is stored as what is new in it: an agent's fiftieth turn repeats forty-nine.
+"""A call that extends an earlier one is stored as what is new in it: an agent's fiftieth turn
+repeats forty-nine.
 
-`shorten` makes the delta, `restore` the call that it was made of, to the byte. In a delta (`parent` is set)
+`shorten` makes the delta, `restore` the call that it was made of, to the byte. In a delta (`parent`
+is set)
 
-- `prompt_token_ids` lacks the first `shared_tokens` ids: they are those of the parent's prompt and first choice, as far as both agree.
-  The hash of the full prompt tells whether what was put together is right.
-- `request` is `HEAD TAIL CRC32`, a line feed and the middle of the body: its first HEAD and last TAIL bytes (UTF-8) are those of the
-  parent's body. Clients repeat messages, tools and settings word for word, whatever the API; no JSON is parsed, so no byte is lost.
+- `prompt_token_ids` lacks the first `shared_tokens` ids: they are those of the parent's prompt and
+  first choice, as far as both agree. The hash of the full prompt tells whether what was put
+  together is right.
+- `request` is `HEAD TAIL CRC32`, a line feed and the middle of the body: its first HEAD and last
+  TAIL bytes (UTF-8) are those of the parent's body. Clients repeat messages, tools and settings
+  word for word, whatever the API; no JSON is parsed, so no byte is lost.
 - everything else is as it was.
 
-A parent is a call of the same attempt, in the same partition, at a lower offset. Every 64th link of a chain is whole, so that no
-more records have to be read to restore any. A gain of less than `LEAST_GAIN` bytes is not worth a delta. `fulgurite.episodes.episode_deltas` does the same
-within one episode.
+A parent is a call of the same attempt, in the same partition, at a lower offset. Every 64th link of
+a chain is whole, so that no more records have to be read to restore any. A gain of less than
+`LEAST_GAIN` bytes is not worth a delta. `fulgurite.episodes.episode_deltas` does the same within
+one episode.
 """
 
 from __future__ import annotations
@@ -26,8 +31,10 @@ from fulgurite.events import LlmCall, ParentRef, Record
 from fulgurite.tokens import PromptHashes, prompt_hash
 
 CHAIN = 64
-"""Links of a chain, the whole one included: a reader that starts anywhere reads so many records, at most. A whole link repeats all that was
-said before it: with one in sixteen, the log of a conversation of fifty turns was three times as large."""
+"""Links of a chain, the whole one included: a reader that starts anywhere reads so many records, at
+most. A whole link repeats all that was said before it: with one in sixteen, the log of a
+conversation of fifty turns was three times as large.
+"""
 
 LEAST_GAIN = 512
 """Bytes: a parent's name and place take some 150, and zstd makes small repetitions cheap anyway."""
@@ -58,16 +65,25 @@ class Link(Record, frozen=True, kw_only=True):
 def link_of(call: LlmCall, partition: int, offset: int, depth: int = 0) -> Link:
     """The link of a whole call that lies there."""
     return Link(
-        call_id=call.call_id, partition=partition, offset=offset, depth=depth, tokens=tokens_of(call), request=(call.request or "").encode()
+        call_id=call.call_id,
+        partition=partition,
+        offset=offset,
+        depth=depth,
+        tokens=tokens_of(call),
+        request=(call.request or "").encode(),
     )
 
 
 def shorten(call: LlmCall, links: Sequence[Link]) -> tuple[LlmCall, int]:
-    """The call as a delta of the link that saves most, and its depth; the call itself, and 0, if none is worth it.
+    """The call as a delta of the link that saves most, and its depth; the call itself, and 0, if
+    none is worth it.
 
-    Links in order of time, looked at from the newest: one that could save less than `LEAST_GAIN` beyond the best so far is not compared.
+    Links in order of time, looked at from the newest: one that could save less than `LEAST_GAIN`
+    beyond the best so far is not compared.
     """
-    if call.prompt_token_ids is not None and (call.prompt_hash is None or len(call.prompt_token_ids) % 4):
+    if call.prompt_token_ids is not None and (
+        call.prompt_hash is None or len(call.prompt_token_ids) % 4
+    ):
         return call, 0
     sought = _Sought(call)
     best: _Overlap | None = None
@@ -86,24 +102,46 @@ def shorten(call: LlmCall, links: Sequence[Link]) -> tuple[LlmCall, int]:
     return best.delta(), best.link.depth + 1
 
 
-def restore(call: LlmCall, parent: LlmCall, *, proven: bool = False, hashes: PromptHashes | None = None) -> LlmCall:
+def restore(
+    call: LlmCall, parent: LlmCall, *, proven: bool = False, hashes: PromptHashes | None = None
+) -> LlmCall:
     """The call that a delta was made of, given its whole parent. Raises BrokenDelta.
 
-    `proven`: without a look at hashes. `hashes`, by call id: for who restores one call after the other.
+    `proven`: without a look at hashes. `hashes`, by call id: for who restores one call after the
+    other.
     """
     ref = call.parent
     if ref is None:
         return call
     if parent.call_id != ref.call_id or (parent.parent is not None):
-        raise BrokenDelta(f"call {call.call_id} is a delta of {ref.call_id}, not of {parent.call_id} as it was read")
-    prompt = None if call.prompt_token_ids is None else tokens_of(parent)[: 4 * ref.shared_tokens] + call.prompt_token_ids
-    if prompt is not None and not proven and _hash(call, ref, prompt, parent, hashes) != call.prompt_hash:
+        raise BrokenDelta(
+            f"call {call.call_id} is a delta of {ref.call_id}, not of {parent.call_id} as it "
+            f"was read"
+        )
+    prompt = (
+        None
+        if call.prompt_token_ids is None
+        else tokens_of(parent)[: 4 * ref.shared_tokens] + call.prompt_token_ids
+    )
+    if (
+        prompt is not None
+        and not proven
+        and _hash(call, ref, prompt, parent, hashes) != call.prompt_hash
+    ):
         raise no_such_prompt(call)
-    body = None if call.request is None else body_of(call, (parent.request or "").encode(), proven=proven)
-    return msgspec.structs.replace(call, prompt_token_ids=prompt, request=None if body is None else body.decode(), parent=None)
+    body = (
+        None
+        if call.request is None
+        else body_of(call, (parent.request or "").encode(), proven=proven)
+    )
+    return msgspec.structs.replace(
+        call, prompt_token_ids=prompt, request=None if body is None else body.decode(), parent=None
+    )
 
 
-def _hash(call: LlmCall, ref: ParentRef, prompt: bytes, parent: LlmCall, hashes: PromptHashes | None) -> str:
+def _hash(
+    call: LlmCall, ref: ParentRef, prompt: bytes, parent: LlmCall, hashes: PromptHashes | None
+) -> str:
     before = parent.prompt_token_ids or b""
     if hashes is None or 4 * ref.shared_tokens < len(before):
         return prompt_hash(prompt)
@@ -111,7 +149,9 @@ def _hash(call: LlmCall, ref: ParentRef, prompt: bytes, parent: LlmCall, hashes:
 
 
 def tokens_of(call: LlmCall) -> bytes:
-    """What a prompt may share with a call: its prompt and the tokens of its first choice, packed."""
+    """What a prompt may share with a call: its prompt and the tokens of its first choice,
+    packed.
+    """
     tokens = (call.prompt_token_ids or b"") + answer_tokens(call)
     return tokens[: len(tokens) - len(tokens) % 4]
 
@@ -124,22 +164,36 @@ def answer_tokens(call: LlmCall) -> bytes:
 def no_such_prompt(call: LlmCall) -> BrokenDelta:
     """The error of a prompt that is not what was recorded."""
     parent = call.parent.call_id if call.parent else "nothing"
-    return BrokenDelta(f"call {call.call_id}: its prompt, put together with that of {parent}, has not the hash that was recorded")
+    return BrokenDelta(
+        f"call {call.call_id}: its prompt, put together with that of {parent}, has not the "
+        f"hash that was recorded"
+    )
 
 
 def body_of(delta: LlmCall, before: bytes, *, proven: bool = False) -> bytes:
-    """A delta's whole body in UTF-8, given that of its parent. `proven`: without a look at its checksum. Raises BrokenDelta."""
+    """A delta's whole body in UTF-8, given that of its parent. `proven`: without a look at its
+    checksum. Raises BrokenDelta.
+    """
     line, _, middle = (delta.request or "").partition("\n")
     try:
         head, tail, check = line.split(" ")
         begin, end, expected = int(head), len(before) - int(tail), int(check, 16)
     except ValueError as error:
-        raise BrokenDelta(f"call {delta.call_id}: its request does not say what it shares with its parent: {error}") from error
+        raise BrokenDelta(
+            f"call {delta.call_id}: its request does not say what it shares with its parent: "
+            f"{error}"
+        ) from error
     if not (_is_boundary(before, begin) and _is_boundary(before, end)):
-        raise BrokenDelta(f"call {delta.call_id}: its request does not say what it shares with its parent: {line} of {len(before)} bytes")
+        raise BrokenDelta(
+            f"call {delta.call_id}: its request does not say what it shares with its parent: "
+            f"{line} of {len(before)} bytes"
+        )
     body = b"".join((before[:begin], middle.encode(), before[end:]))
     if not proven and zlib.crc32(body) != expected:
-        raise BrokenDelta(f"call {delta.call_id}: its request, put together with that of its parent, is not what was recorded")
+        raise BrokenDelta(
+            f"call {delta.call_id}: its request, put together with that of its parent, is not "
+            f"what was recorded"
+        )
     return body
 
 
@@ -156,11 +210,20 @@ class _Sought:
         self._head, self._tail = self.body[:_THIRD], self.body[-_THIRD:]
 
     def at_most(self, link: Link) -> int:
-        """What a delta of this link could save, from a look at the beginning of the tokens, and at beginning and end of the body."""
-        tokens, body = min(len(self.tokens), len(link.tokens)), min(len(self.body), len(link.request))
+        """What a delta of this link could save, from a look at the beginning of the tokens, and at
+        beginning and end of the body.
+        """
+        tokens, body = (
+            min(len(self.tokens), len(link.tokens)),
+            min(len(self.body), len(link.request)),
+        )
         if tokens > _THIRD and not link.tokens.startswith(self._first):
             tokens = _THIRD
-        if body > 2 * _THIRD and not link.request.startswith(self._head) and not link.request.endswith(self._tail):
+        if (
+            body > 2 * _THIRD
+            and not link.request.startswith(self._head)
+            and not link.request.endswith(self._tail)
+        ):
             body = 2 * _THIRD
         return tokens + body
 
@@ -195,7 +258,9 @@ class _Overlap:
 
 
 def _ends(left: bytes, right: bytes) -> tuple[int, int]:
-    """How many bytes both have at their beginning and, apart from these, at their end; never half a character."""
+    """How many bytes both have at their beginning and, apart from these, at their end; never half a
+    character.
+    """
     head = _equal(left, right)
     while 0 < head < len(right) and _is_inner(right[head]):
         head -= 1
@@ -206,7 +271,9 @@ def _ends(left: bytes, right: bytes) -> tuple[int, int]:
 
 
 def _equal(left: bytes, right: bytes) -> int:
-    """How many bytes both have at their beginning. Slices are compared as a whole, however long: no loop over bytes is as fast."""
+    """How many bytes both have at their beginning. Slices are compared as a whole, however long: no
+    loop over bytes is as fast.
+    """
     most = min(len(left), len(right))
     if left[:most] == right[:most]:
         return most
@@ -220,13 +287,23 @@ def _equal_ends(left: bytes, right: bytes, most: int) -> int:
     if left[all_of_left - most :] == right[all_of_right - most :]:
         return most
     low, high = _around_first_unequal(
-        most, lambda low, high: left[all_of_left - high : all_of_left - low] == right[all_of_right - high : all_of_right - low]
+        most,
+        lambda low, high: (
+            left[all_of_left - high : all_of_left - low]
+            == right[all_of_right - high : all_of_right - low]
+        ),
     )
-    return low + _alike(left[all_of_left - high : all_of_left - low], right[all_of_right - high : all_of_right - low], "little")
+    return low + _alike(
+        left[all_of_left - high : all_of_left - low],
+        right[all_of_right - high : all_of_right - low],
+        "little",
+    )
 
 
 def _around_first_unequal(most: int, agree: Callable[[int, int], bool]) -> tuple[int, int]:
-    """Two places, at most a step apart, between which two sequences begin to differ: past it in growing steps, then back in halves."""
+    """Two places, at most a step apart, between which two sequences begin to differ: past it in
+    growing steps, then back in halves.
+    """
     low, high = 0, _STEP
     while high < most and agree(low, high):
         low, high = high, 4 * high
@@ -241,7 +318,9 @@ def _around_first_unequal(most: int, agree: Callable[[int, int], bool]) -> tuple
 
 
 def _alike(left: bytes, right: bytes, order: Literal["big", "little"]) -> int:
-    """How many bytes two slices of one length share: from their beginning where the first byte weighs most, else from their end."""
+    """How many bytes two slices of one length share: from their beginning where the first byte
+    weighs most, else from their end.
+    """
     difference = int.from_bytes(left, order) ^ int.from_bytes(right, order)
     return len(left) - (difference.bit_length() + 7) // 8
 

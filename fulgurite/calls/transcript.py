@@ -1,7 +1,9 @@
-"""What was said in a call, in the form of chat completions, whatever API it came by: messages with `role`, `content` and `tool_calls`.
+"""What was said in a call, in the form of chat completions, whatever API it came by: messages with
+`role`, `content` and `tool_calls`.
 
-A chat's own messages stay as they are. Anthropic's content blocks and the items of OpenAI's responses become messages: texts are joined,
-tool calls gathered, a tool's result is a message of role `tool`, reasoning is left out. Never raises for what an agent or a model wrote.
+A chat's own messages stay as they are. Anthropic's content blocks and the items of OpenAI's
+responses become messages: texts are joined, tool calls gathered, a tool's result is a message of
+role `tool`, reasoning is left out. Never raises for what an agent or a model wrote.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def messages_in(body: Json, api: str) -> list[Json]:
         return _system(body.get("instructions")) + _of_items(body.get("input"))
     messages = mappings(body.get("messages"))
     if api == "messages":
-        return _system(body.get("system")) + [part for message in messages for part in _of_blocks(message)]
+        return _system(body.get("system")) + [
+            part for message in messages for part in _of_blocks(message)
+        ]
     return messages
 
 
@@ -59,15 +63,25 @@ def _of_blocks(message: Json) -> list[Json]:
         return [message]
     blocks = [block for block in mappings(content) if block.get("type") not in _THOUGHTS]
     results = [
-        {**_result(block.get("tool_use_id"), block.get("content")), **({"is_error": True} if block.get("is_error") is True else {})}
+        {
+            **_result(block.get("tool_use_id"), block.get("content")),
+            **({"is_error": True} if block.get("is_error") is True else {}),
+        }
         for block in blocks
         if block.get("type") == "tool_result"
     ]
-    calls = [_call(block.get("id"), block.get("name"), block.get("input")) for block in blocks if block.get("type") == "tool_use"]
+    calls = [
+        _call(block.get("id"), block.get("name"), block.get("input"))
+        for block in blocks
+        if block.get("type") == "tool_use"
+    ]
     rest = [block for block in blocks if block.get("type") not in ("tool_result", "tool_use")]
     if results and not rest and not calls:
         return results
-    return [*results, {"role": role, "content": _joined(rest), **({"tool_calls": calls} if calls else {})}]
+    return [
+        *results,
+        {"role": role, "content": _joined(rest), **({"tool_calls": calls} if calls else {})},
+    ]
 
 
 def _of_items(given: Any) -> list[Json]:
@@ -90,9 +104,14 @@ def _of_item(item: Json) -> Json | None:
     kind = item.get("type")
     if isinstance(item.get("role"), str):
         content = item.get("content")
-        return {"role": item["role"], "content": _joined(mappings(content)) if isinstance(content, list) else content}
+        return {
+            "role": item["role"],
+            "content": _joined(mappings(content)) if isinstance(content, list) else content,
+        }
     if kind in ("function_call", "custom_tool_call"):
-        call = _call(item.get("call_id"), item.get("name"), item.get("arguments", item.get("input")))
+        call = _call(
+            item.get("call_id"), item.get("name"), item.get("arguments", item.get("input"))
+        )
         return {"role": "assistant", "content": "", "tool_calls": [call]}
     if kind in ("function_call_output", "custom_tool_call_output"):
         return _result(item.get("call_id"), item.get("output"))
@@ -115,7 +134,9 @@ def _joined(parts: list[Json]) -> Any:
 
 
 def _call(name_of_it: Any, name: Any, arguments: Any) -> Json:
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+    text = (
+        arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+    )
     return {"id": name_of_it, "type": "function", "function": {"name": name, "arguments": text}}
 
 

@@ -1,8 +1,9 @@
-"""Verdicts on attempts that never said they ended: overdue (declared groups) and silent (undeclared traffic).
+"""Verdicts on attempts that never said they ended: overdue (declared groups) and silent (undeclared
+traffic).
 
-Verdicts are status events with derived ids and event times, so that a repeated verdict is the same event. They depend on event
-time only; the caller decides when the log has been read far enough to judge. They are published and read back like any status,
-so that a replay finds them in the log.
+Verdicts are status events with derived ids and event times, so that a repeated verdict is the same
+event. They depend on event time only; the caller decides when the log has been read far enough to
+judge. They are published and read back like any status, so that a replay finds them in the log.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ class AttemptProgress(Record, frozen=True, kw_only=True):
     """Whether that status promised another attempt."""
 
 
-def overdue(declared: AgentStatus, heard: Mapping[str, Iterable[AttemptProgress]]) -> tuple[AgentStatus, ...]:
-    """The verdicts at a declared group's deadline: one for every attempt that is open or was promised.
+def overdue(
+    declared: AgentStatus, heard: Mapping[str, Iterable[AttemptProgress]]
+) -> tuple[AgentStatus, ...]:
+    """The verdicts at a declared group's deadline: one for every attempt that is open or was
+    promised.
 
-    `heard` has, by rollout, every attempt of which anything is known. A rollout never heard of is `agent_silent`.
+    `heard` has, by rollout, every attempt of which anything is known. A rollout never heard of is
+    `agent_silent`.
     """
     if declared.declaration is None:
         return ()
@@ -40,17 +45,32 @@ def overdue(declared: AgentStatus, heard: Mapping[str, Iterable[AttemptProgress]
         attempts = sorted(heard.get(rollout_id, ()), key=lambda progress: progress.attempt)
         last = attempts[-1].attempt if attempts else -1
         verdicts.extend(
-            _verdict(declared, rollout_id, progress.attempt, FailureKind.agent_timeout, progress.attempt < last)
+            _verdict(
+                declared,
+                rollout_id,
+                progress.attempt,
+                FailureKind.agent_timeout,
+                progress.attempt < last,
+            )
             for progress in attempts
             if not progress.ended
         )
-        promised = bool(attempts) and attempts[-1].ended and attempts[-1].will_retry and last + 1 < declared.declaration.max_attempts
+        promised = (
+            bool(attempts)
+            and attempts[-1].ended
+            and attempts[-1].will_retry
+            and last + 1 < declared.declaration.max_attempts
+        )
         if promised or not attempts:
-            verdicts.append(_verdict(declared, rollout_id, last + 1, FailureKind.agent_silent, False))
+            verdicts.append(
+                _verdict(declared, rollout_id, last + 1, FailureKind.agent_silent, False)
+            )
     return tuple(verdicts)
 
 
-def _verdict(declared: AgentStatus, rollout_id: str, attempt: int, failure: FailureKind, will_retry: bool) -> AgentStatus:
+def _verdict(
+    declared: AgentStatus, rollout_id: str, attempt: int, failure: FailureKind, will_retry: bool
+) -> AgentStatus:
     deadline = declared.declaration.deadline if declared.declaration else declared.event_time
     return AgentStatus(
         event_id=derive_id("overdue", declared.event_id, rollout_id, attempt),
@@ -67,8 +87,18 @@ def _verdict(declared: AgentStatus, rollout_id: str, attempt: int, failure: Fail
     )
 
 
-def silent(*, group_id: str, rollout_id: str, attempt: int, mode: Mode, last_event_time: int, silence_ms: int) -> AgentStatus:
-    """The verdict that undeclared traffic has ended: nobody says so, so silence does. It is no failure."""
+def silent(
+    *,
+    group_id: str,
+    rollout_id: str,
+    attempt: int,
+    mode: Mode,
+    last_event_time: int,
+    silence_ms: int,
+) -> AgentStatus:
+    """The verdict that undeclared traffic has ended: nobody says so, so silence does. It is no
+    failure.
+    """
     return AgentStatus(
         event_id=derive_id("silent", rollout_id, attempt, last_event_time),
         event_time=last_event_time + silence_ms,

@@ -1,8 +1,10 @@
-"""The calls of an episode, packed: each a delta of an earlier one (`fulgurite.calls.deltas`) where that is worth it.
+"""The calls of an episode, packed: each a delta of an earlier one (`fulgurite.calls.deltas`) where
+that is worth it.
 
-The episode is the log there: a parent lies in no partition (`WITHIN`), and its offset is its index. `pack` packs, `unpack` makes all calls
-whole again. Who needs no texts asks a `Conversation` for its prompts: what all turns of a conversation said is put together once for each
-of its turns, and mostly nobody looks at it.
+The episode is the log there: a parent lies in no partition (`WITHIN`), and its offset is its index.
+`pack` packs, `unpack` makes all calls whole again. Who needs no texts asks a `Conversation` for its
+prompts: what all turns of a conversation said is put together once for each of its turns, and
+mostly nobody looks at it.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ Whole = Callable[[LlmCall], LlmCall]
 def pack(calls: Iterable[LlmCall], whole: Whole | None = None) -> tuple[LlmCall, ...]:
     """The calls of an episode, each a delta of an earlier one where that is worth it.
 
-    A call that is a delta of an earlier one of them stays what it is, and says where its parent is now: nothing is compared. Others that
-    are deltas are made whole first; without `whole` they are left alone.
+    A call that is a delta of an earlier one of them stays what it is, and says where its parent is
+    now: nothing is compared. Others that are deltas are made whole first; without `whole` they are
+    left alone.
     """
     packed: list[LlmCall] = []
     places: dict[str, int] = {}
@@ -56,7 +59,8 @@ def pack(calls: Iterable[LlmCall], whole: Whole | None = None) -> tuple[LlmCall,
 
 
 def unpack(calls: Sequence[LlmCall], *, proven: bool = False) -> tuple[LlmCall, ...]:
-    """The inverse of `pack`: a delta of anything but an earlier call of the episode stays what it is. `proven`: without a look at hashes.
+    """The inverse of `pack`: a delta of anything but an earlier call of the episode stays what it
+    is. `proven`: without a look at hashes.
 
     Raises BrokenDelta.
     """
@@ -65,7 +69,12 @@ def unpack(calls: Sequence[LlmCall], *, proven: bool = False) -> tuple[LlmCall, 
     return tuple(
         call
         if parent is None
-        else msgspec.structs.replace(call, prompt_token_ids=prompt, request=None if body is None else body.decode(), parent=None)
+        else msgspec.structs.replace(
+            call,
+            prompt_token_ids=prompt,
+            request=None if body is None else body.decode(),
+            parent=None,
+        )
         for call, parent, prompt, body in zip(calls, parents, prompts, bodies, strict=True)
     )
 
@@ -83,7 +92,9 @@ class Conversation:
     def __init__(self, calls: Sequence[LlmCall]) -> None:
         self.calls = calls
         self.prompts = _prompts(calls, _parents(calls), proven=True)
-        """Full prompt of each call, packed ids; None where it has none, or is a delta of a call that is not here."""
+        """Full prompt of each call, packed ids; None where it has none, or is a delta of a call
+        that is not here.
+        """
 
     @cached_property
     def whole(self) -> tuple[LlmCall, ...]:
@@ -115,19 +126,31 @@ def _last_of(links: dict[int, Link | LlmCall], whole: Whole | None) -> list[Link
 
 
 def _parents(calls: Sequence[LlmCall]) -> list[int | None]:
-    """Where in the episode the parent of each call is; None for whole calls, and for those whose parent is not there."""
+    """Where in the episode the parent of each call is; None for whole calls, and for those whose
+    parent is not there.
+    """
     parents: list[int | None] = []
     for index, call in enumerate(calls):
         ref, parent = call.parent, None
-        if ref is not None and ref.partition == WITHIN and 0 <= ref.offset < index and calls[ref.offset].call_id == ref.call_id:
+        if (
+            ref is not None
+            and ref.partition == WITHIN
+            and 0 <= ref.offset < index
+            and calls[ref.offset].call_id == ref.call_id
+        ):
             parent = ref.offset
             if calls[parent].parent is not None and parents[parent] is None:
-                raise BrokenDelta(f"call {call.call_id} is a delta of {ref.call_id}, whose own parent is not in the episode")
+                raise BrokenDelta(
+                    f"call {call.call_id} is a delta of {ref.call_id}, whose own parent is not "
+                    f"in the episode"
+                )
         parents.append(parent)
     return parents
 
 
-def _prompts(calls: Sequence[LlmCall], parents: Sequence[int | None], proven: bool) -> list[bytes | None]:
+def _prompts(
+    calls: Sequence[LlmCall], parents: Sequence[int | None], proven: bool
+) -> list[bytes | None]:
     prompts: list[bytes | None] = []
     hashes = PromptHashes(len(calls))
     for index, (call, parent) in enumerate(zip(calls, parents, strict=True)):
@@ -139,7 +162,9 @@ def _prompts(calls: Sequence[LlmCall], parents: Sequence[int | None], proven: bo
         goes_on = shared >= len(before)
         beyond = answer_tokens(calls[parent])[: shared - len(before)] if goes_on else b""
         prompt = b"".join((before[:shared], beyond, own))
-        if not proven and call.prompt_hash != (hashes.of(index, prompt, parent, before) if goes_on else prompt_hash(prompt)):
+        if not proven and call.prompt_hash != (
+            hashes.of(index, prompt, parent, before) if goes_on else prompt_hash(prompt)
+        ):
             raise no_such_prompt(call)
         prompts.append(prompt)
     return prompts

@@ -1,8 +1,9 @@
 """What training makes of an episode that failed, by kind of failure.
 
-Defaults: what the policy did not cause is dropped, what it caused is trained like anything else, an unknown kind is masked.
-`mask` for `truncated` concerns the cut answers alone, in any episode: the rest of it is trained. Only exogenous kinds may be dropped or
-retried: retrying away what the policy did is survivor bias. An episode that failed for infrastructure is never trained as reward 0.
+Defaults: what the policy did not cause is dropped, what it caused is trained like anything else, an
+unknown kind is masked. `mask` for `truncated` concerns the cut answers alone, in any episode: the
+rest of it is trained. Only exogenous kinds may be dropped or retried: retrying away what the policy
+did is survivor bias. An episode that failed for infrastructure is never trained as reward 0.
 """
 
 from __future__ import annotations
@@ -15,14 +16,24 @@ from fulgurite.episodes.failures import EXOGENOUS, FailureKind, FailurePolicy
 
 
 def _defaults() -> dict[FailureKind, FailurePolicy]:
-    policies = {kind: FailurePolicy.drop if kind in EXOGENOUS else FailurePolicy.train for kind in FailureKind}
-    return policies | {FailureKind.unknown: FailurePolicy.mask, FailureKind.truncated: FailurePolicy.mask}
+    policies = {
+        kind: FailurePolicy.drop if kind in EXOGENOUS else FailurePolicy.train
+        for kind in FailureKind
+    }
+    return policies | {
+        FailureKind.unknown: FailurePolicy.mask,
+        FailureKind.truncated: FailurePolicy.mask,
+    }
 
 
 class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
-    """A policy per kind; `FailureRules()` has the defaults. Raises ValueError for a kind that may not be dropped or retried."""
+    """A policy per kind; `FailureRules()` has the defaults. Raises ValueError for a kind that may
+    not be dropped or retried.
+    """
 
-    policies: Mapping[FailureKind, FailurePolicy] = msgspec.field(default_factory=dict[FailureKind, FailurePolicy])
+    policies: Mapping[FailureKind, FailurePolicy] = msgspec.field(
+        default_factory=dict[FailureKind, FailurePolicy]
+    )
     """Where it differs from the defaults."""
     penalty: float = 0.0
     """Reward of an episode whose kind is `penalise`."""
@@ -30,7 +41,10 @@ class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for kind, policy in self.policies.items():
             if policy in (FailurePolicy.drop, FailurePolicy.retry) and kind not in EXOGENOUS:
-                raise ValueError(f"{kind} is caused by the policy: it may be trained, masked or penalised, not {policy}")
+                raise ValueError(
+                    f"{kind} is caused by the policy: it may be trained, masked or penalised, "
+                    f"not {policy}"
+                )
 
     def policy_of(self, failure: FailureKind | None) -> FailurePolicy:
         """The policy for an episode's failure; without one: train."""
@@ -40,10 +54,14 @@ class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
 
     def masks(self, failure: FailureKind | None) -> bool:
         """Whether all actions of an episode with that failure carry no loss."""
-        return failure is not FailureKind.truncated and self.policy_of(failure) is FailurePolicy.mask
+        return (
+            failure is not FailureKind.truncated and self.policy_of(failure) is FailurePolicy.mask
+        )
 
     def masks_cut_answers(self) -> bool:
-        """Whether an action that was cut by its length limit carries no loss, whatever its episode's failure."""
+        """Whether an action that was cut by its length limit carries no loss, whatever its
+        episode's failure.
+        """
         return self.policy_of(FailureKind.truncated) is FailurePolicy.mask
 
 

@@ -67,4 +67,6 @@ EXOGENOUS = frozenset(
         FailureKind.cancelled,
     }
 )
-"""Kinds the policy does not cause. Only these may be retried or dropped: retrying away what the policy did is survivor bias."""
+"""Kinds the policy does not cause. Only these may be retried or dropped: retrying away what the
+policy did is survivor bias.
+"""

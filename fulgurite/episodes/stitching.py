@@ -1,13 +1,15 @@
 """Calls and status events of one attempt → its episode.
 
-An episode is a function of the *set* of its inputs: their order, delay and duplication do not matter. Inputs are all calls of the
-attempt, all status events of the attempt but heartbeats and what the log has of `started` beyond the first (`adds_nothing`), and the
-group's declaration. The earliest terminal status, by event time
-and id, says how the attempt ended; what went wrong is its word, or what the calls tell (`fulgurite.episodes.detectors`). The revision is
-the hash of the rule's version and the sorted input ids.
+An episode is a function of the *set* of its inputs: their order, delay and duplication do not
+matter. Inputs are all calls of the attempt, all status events of the attempt but heartbeats and
+what the log has of `started` beyond the first (`adds_nothing`), and the group's declaration. The
+earliest terminal status, by event time and id, says how the attempt ended; what went wrong is its
+word, or what the calls tell (`fulgurite.episodes.detectors`). The revision is the hash of the
+rule's version and the sorted input ids.
 
-A revision supersedes another only if its inputs are a strict superset. `supersedes` is the one field that tells of history: the same
-inputs that came at once give the same episode with `supersedes` null.
+A revision supersedes another only if its inputs are a strict superset. `supersedes` is the one
+field that tells of history: the same inputs that came at once give the same episode with
+`supersedes` null.
 """
 
 from __future__ import annotations
@@ -37,19 +39,30 @@ OUTCOMES = {
 
 def is_terminal(event: Input) -> bool:
     """Whether the event ends an attempt."""
-    return isinstance(event, AgentStatus) and event.kind in OUTCOMES and event.rollout_id is not None
+    return (
+        isinstance(event, AgentStatus) and event.kind in OUTCOMES and event.rollout_id is not None
+    )
 
 
 def is_input(event: Input) -> bool:
     """Whether the event is part of an episode: heartbeats only prove that an attempt is alive."""
-    return isinstance(event, LlmCall) or event.kind in OUTCOMES or event.kind in (StatusKind.started, StatusKind.declared)
+    return (
+        isinstance(event, LlmCall)
+        or event.kind in OUTCOMES
+        or event.kind in (StatusKind.started, StatusKind.declared)
+    )
 
 
 def adds_nothing(event: Input, held: Iterable[Input]) -> bool:
-    """Whether a status is no input, given those that the log has before it: only the first `started` is one, and only before the end."""
+    """Whether a status is no input, given those that the log has before it: only the first
+    `started` is one, and only before the end.
+    """
     if not isinstance(event, AgentStatus) or event.kind is not StatusKind.started:
         return False
-    return any(isinstance(other, AgentStatus) and (other.kind is StatusKind.started or is_terminal(other)) for other in held)
+    return any(
+        isinstance(other, AgentStatus) and (other.kind is StatusKind.started or is_terminal(other))
+        for other in held
+    )
 
 
 def revision_of(inputs: Iterable[str]) -> str:
@@ -58,10 +71,12 @@ def revision_of(inputs: Iterable[str]) -> str:
 
 
 def stitch(events: Iterable[Input], whole: Whole | None = None) -> Episode | None:
-    """The episode of one attempt's events and its group's declaration; None while no terminal status is among them.
+    """The episode of one attempt's events and its group's declaration; None while no terminal
+    status is among them.
 
-    Calls may be deltas of one another, and are so in the episode, if `whole` makes one whole; it is asked for the last that was answered.
-    Of several events with one id and different contents, the one whose encoding sorts first counts.
+    Calls may be deltas of one another, and are so in the episode, if `whole` makes one whole; it is
+    asked for the last that was answered. Of several events with one id and different contents, the
+    one whose encoding sorts first counts.
     """
     distinct = _distinct(event for event in events if is_input(event))
     statuses = [event for event in distinct if isinstance(event, AgentStatus)]
@@ -70,7 +85,10 @@ def stitch(events: Iterable[Input], whole: Whole | None = None) -> Episode | Non
         return None
     closing = min(terminal, key=lambda status: (status.event_time, status.event_id))
     rollout_id = str(closing.rollout_id)
-    calls = sorted((event for event in distinct if isinstance(event, LlmCall)), key=lambda call: (call.started_at, call.call_id))
+    calls = sorted(
+        (event for event in distinct if isinstance(event, LlmCall)),
+        key=lambda call: (call.started_at, call.call_id),
+    )
     declared = [status for status in statuses if status.kind is StatusKind.declared]
     own = [status for status in statuses if status.kind is not StatusKind.declared]
     inputs = tuple(event.event_id for event in distinct)
@@ -95,12 +113,16 @@ def stitch(events: Iterable[Input], whole: Whole | None = None) -> Episode | Non
         declaration=declared[0].declaration if declared else None,
         calls=tuple(calls),
         subject=next((event.subject for event in distinct if event.subject is not None), None),
-        payload_key_id=next((event.payload_key_id for event in distinct if event.payload_key_id is not None), None),
+        payload_key_id=next(
+            (event.payload_key_id for event in distinct if event.payload_key_id is not None), None
+        ),
     )
 
 
 def supersede(previous: Episode | None, candidate: Episode) -> Episode | None:
-    """What to publish after `previous`: the candidate if its inputs are a strict superset, else None."""
+    """What to publish after `previous`: the candidate if its inputs are a strict superset, else
+    None.
+    """
     if previous is None:
         return candidate
     if not set(candidate.inputs) > set(previous.inputs):
@@ -109,7 +131,9 @@ def supersede(previous: Episode | None, candidate: Episode) -> Episode | None:
 
 
 def missing_inputs(previous: Episode, held: Iterable[str]) -> frozenset[str]:
-    """Ids of inputs of an earlier revision that a processor no longer holds and has to read again."""
+    """Ids of inputs of an earlier revision that a processor no longer holds and has to
+    read again.
+    """
     return frozenset(previous.inputs) - frozenset(held)
 
 
@@ -118,6 +142,8 @@ def _distinct(events: Iterable[Input]) -> list[Input]:
     chosen: dict[str, Input] = {}
     for event in events:
         other = chosen.get(event.event_id)
-        if other is None or (other != event and msgspec.json.encode(event) < msgspec.json.encode(other)):
+        if other is None or (
+            other != event and msgspec.json.encode(event) < msgspec.json.encode(other)
+        ):
             chosen[event.event_id] = event
     return [chosen[event_id] for event_id in sorted(chosen)]

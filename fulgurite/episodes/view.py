@@ -23,7 +23,9 @@ class EpisodeView:
 
     @cached_property
     def task(self) -> Any:
-        """The task as parsed JSON; a task that is none, or nested too deep, as its text; None for undeclared traffic."""
+        """The task as parsed JSON; a task that is none, or nested too deep, as its text; None for
+        undeclared traffic.
+        """
         if self.record.declaration is None:
             return None
         return _parsed(self.record.declaration.task)
@@ -35,7 +37,9 @@ class EpisodeView:
 
     @cached_property
     def messages(self) -> list[Json]:
-        """The conversation of the last call with an answer, and the answer, as chat messages whatever the API; empty if there was none."""
+        """The conversation of the last call with an answer, and the answer, as chat messages
+        whatever the API; empty if there was none.
+        """
         last = next((call for call in reversed(self.calls) if call.choices), None)
         if last is None:
             return []
@@ -70,9 +74,16 @@ class EpisodeView:
         return content if isinstance(content, str) else ""
 
     def tool_calls(self) -> list[Json]:
-        """Every tool call the model made, in order, as `{"name": ..., "arguments": parsed JSON or text}`."""
-        functions = [function for message in self.messages for function in called_functions(message)]
-        return [{"name": function.get("name"), "arguments": _parsed(function.get("arguments"))} for function in functions]
+        """Every tool call the model made, in order, as `{"name": ..., "arguments": parsed JSON or
+        text}`.
+        """
+        functions = [
+            function for message in self.messages for function in called_functions(message)
+        ]
+        return [
+            {"name": function.get("name"), "arguments": _parsed(function.get("arguments"))}
+            for function in functions
+        ]
 
 
 def _parsed(text: Any) -> Any:

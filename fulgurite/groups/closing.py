@@ -1,9 +1,11 @@
 """A closed group → its trajectories, tombstones and ledger entries, all under one group revision.
 
-Deterministic: the same episodes and rewards give the same events with the same ids, whatever their order (`fulgurite.groups.group_revisions`). Every
-member has rows or a tombstone with a reason. Every successful train-mode action carries loss in exactly one row, or is `filtered` with a
-reason in a ledger entry; actions that a row carries with a `mask` are the learner's to account for. Ledger entries come first, so that a
-group whose rows are complete in the log has all its entries there. A group is closed anew, whole, when an episode or a reward comes late.
+Deterministic: the same episodes and rewards give the same events with the same ids, whatever their
+order (`fulgurite.groups.group_revisions`). Every member has rows or a tombstone with a reason.
+Every successful train-mode action carries loss in exactly one row, or is `filtered` with a reason
+in a ledger entry; actions that a row carries with a `mask` are the learner's to account for. Ledger
+entries come first, so that a group whose rows are complete in the log has all its entries there. A
+group is closed anew, whole, when an episode or a reward comes late.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Member(Record, frozen=True, kw_only=True):
 
 
 def members(declaration: Declaration | None, episodes: Iterable[Episode]) -> tuple[Member, ...]:
-    """The rollouts of a group: those declared, in their order; without a declaration, those seen. One revision per attempt, please."""
+    """The rollouts of a group: those declared, in their order; without a declaration, those seen.
+    One revision per attempt, please.
+    """
     attempts: dict[str, list[Episode]] = {}
     for episode in sorted(episodes, key=lambda episode: (episode.rollout_id, episode.attempt)):
         attempts.setdefault(episode.rollout_id, []).append(episode)
@@ -63,7 +67,13 @@ def members(declaration: Declaration | None, episodes: Iterable[Episode]) -> tup
     for rollout_id in declaration.rollout_ids if declaration else sorted(attempts):
         tried = attempts.get(rollout_id, [])
         ended = bool(tried) and (not tried[-1].will_retry or tried[-1].attempt + 1 >= most)
-        found.append(Member(rollout_id=rollout_id, final=tried[-1] if ended else None, earlier=tuple(tried[:-1] if ended else tried)))
+        found.append(
+            Member(
+                rollout_id=rollout_id,
+                final=tried[-1] if ended else None,
+                earlier=tuple(tried[:-1] if ended else tried),
+            )
+        )
     return tuple(found)
 
 
@@ -73,11 +83,17 @@ def awaits_episodes(declaration: Declaration | None, episodes: Iterable[Episode]
 
 
 def awaits_rewards(
-    declaration: Declaration | None, episodes: Iterable[Episode], rewards: Sequence[AgentReward], rules: FailureRules | None = None
+    declaration: Declaration | None,
+    episodes: Iterable[Episode],
+    rewards: Sequence[AgentReward],
+    rules: FailureRules | None = None,
 ) -> bool:
-    """Whether any final attempt still waits for a reward. One that is dropped or penalised, or did nothing, does not."""
+    """Whether any final attempt still waits for a reward. One that is dropped or penalised, or did
+    nothing, does not.
+    """
     return any(
-        _wants_reward(member.final, rules or FailureRules()) and not is_complete(declaration, counted(member.final, rewards))
+        _wants_reward(member.final, rules or FailureRules())
+        and not is_complete(declaration, counted(member.final, rewards))
         for member in members(declaration, episodes)
         if member.final is not None
     )
@@ -90,7 +106,8 @@ def close_group(
     rewards: Sequence[AgentReward],
     rules: FailureRules | None = None,
 ) -> tuple[Output, ...]:
-    """Everything to write for a closed group: ledger entries, then rows and tombstones by rollout and row.
+    """Everything to write for a closed group: ledger entries, then rows and tombstones by rollout
+    and row.
 
     Raises UnknownRule. A group of mode `val` has rewards but gives nothing to write.
     """
@@ -123,14 +140,22 @@ class _Closing:
         self.rules = rules
         self.rule = credit_rule(declaration.credit_rule if declaration else DEFAULT_CREDIT)
         self.mode = episodes[0].mode
-        self.policy = declaration.policy if declaration else next((c.policy for e in episodes for c in e.calls if c.policy), None)
+        self.policy = (
+            declaration.policy
+            if declaration
+            else next((c.policy for e in episodes for c in e.calls if c.policy), None)
+        )
         self.members = members(declaration, episodes)
         finals = [member.final for member in self.members if member.final is not None]
         used = {episode.rollout_id: counted(episode, rewards) for episode in finals}
-        self.verdicts = {episode.rollout_id: self._verdict(episode, used[episode.rollout_id]) for episode in finals}
+        self.verdicts = {
+            episode.rollout_id: self._verdict(episode, used[episode.rollout_id])
+            for episode in finals
+        }
         self.scored = sum(isinstance(verdict, EpisodeRewards) for verdict in self.verdicts.values())
         self.started_at = min(episode.started_at for episode in episodes)
-        # Of the episodes alone: rewards that say the same must give the same bytes, whenever they came.
+        # Of the episodes alone: rewards that say the same must give the same bytes, whenever they
+        # came.
         self.event_time = max(episode.event_time for episode in episodes)
         self.lost: list[LostAction] = []
         self.pieces = {
@@ -154,32 +179,48 @@ class _Closing:
         pieces = self.pieces[member.rollout_id]
         self.lost.extend(pieces.left_out)
         if not pieces.rows:
-            return (self._tombstone(member.rollout_id, member.final, FilterReason.no_tokens, verdict.total),)
+            return (
+                self._tombstone(
+                    member.rollout_id, member.final, FilterReason.no_tokens, verdict.total
+                ),
+            )
         return self._rows(member.final, pieces, verdict)
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         """Ledger entries for the actions that are in no row."""
-        return _entries(self.group_id, self.event_time, self.lost) if self.mode is Mode.train else ()
+        return (
+            _entries(self.group_id, self.event_time, self.lost) if self.mode is Mode.train else ()
+        )
 
-    def _verdict(self, episode: Episode, rewards: Sequence[AgentReward]) -> EpisodeRewards | FilterReason:
+    def _verdict(
+        self, episode: Episode, rewards: Sequence[AgentReward]
+    ) -> EpisodeRewards | FilterReason:
         policy = self.rules.policy_of(episode.failure)
         if not any(successful_actions(call) for call in episode.calls):
             return FilterReason.missing
         if policy in (FailurePolicy.drop, FailurePolicy.retry):
             return FilterReason.failure_dropped
         if policy is FailurePolicy.penalise:
-            return EpisodeRewards(total=self.rules.penalty, outcome=self.rules.penalty, actions={}, named={})
+            return EpisodeRewards(
+                total=self.rules.penalty, outcome=self.rules.penalty, actions={}, named={}
+            )
         return combine(self.declaration, rewards)
 
-    def _rows(self, episode: Episode, pieces: Cut, rewards: EpisodeRewards) -> tuple[Trajectory, ...]:
+    def _rows(
+        self, episode: Episode, pieces: Cut, rewards: EpisodeRewards
+    ) -> tuple[Trajectory, ...]:
         credit_of = self.credits[episode.rollout_id]
         chain = max(self.chains[episode.rollout_id], key=len)
         masked = FilterReason.failure_masked if self.rules.masks(episode.failure) else None
 
         def paid(action: Action) -> Action:
             name = action_id(action.call_id, action.choice)
-            reward = rewards.actions.get(name, 0.0) + (rewards.outcome if name == chain[-1] else 0.0)
-            return replace(action, reward=reward, credit=credit_of[name], mask=action.mask or masked)
+            reward = rewards.actions.get(name, 0.0) + (
+                rewards.outcome if name == chain[-1] else 0.0
+            )
+            return replace(
+                action, reward=reward, credit=credit_of[name], mask=action.mask or masked
+            )
 
         return tuple(
             Trajectory(
@@ -214,10 +255,15 @@ class _Closing:
     def _credits(self) -> Mapping[str, Mapping[str, float]]:
         """Credit by rollout and action."""
         weights = self.declaration.reward_weights if self.declaration else {}
-        scored = {rollout_id: self._scored(rollout_id, rewards, weights) for rollout_id, rewards in self._paid()}
+        scored = {
+            rollout_id: self._scored(rollout_id, rewards, weights)
+            for rollout_id, rewards in self._paid()
+        }
         return dict(zip(scored, self.rule(list(scored.values())), strict=True))
 
-    def _scored(self, rollout_id: str, rewards: EpisodeRewards, weights: Mapping[str, float]) -> Scored:
+    def _scored(
+        self, rollout_id: str, rewards: EpisodeRewards, weights: Mapping[str, float]
+    ) -> Scored:
         """What a credit rule sees of an episode."""
         steps = steps_of(self.pieces[rollout_id].rows, anchored=self.rule.rule.anchored)
         for action in rewards.actions.keys() & steps.keys():
@@ -225,7 +271,9 @@ class _Closing:
         chains = [tuple(steps[action] for action in path) for path in self.chains[rollout_id]]
         return Scored(
             total=rewards.total,
-            paths=tuple(Path(steps=chain, outcome=rewards.outcome, total=rewards.total) for chain in chains),
+            paths=tuple(
+                Path(steps=chain, outcome=rewards.outcome, total=rewards.total) for chain in chains
+            ),
             by_name={name: weights.get(name, 1.0) * value for name, value in rewards.named.items()},
         )
 
@@ -236,10 +284,14 @@ class _Closing:
 
     def _lose(self, episode: Episode, reason: FilterReason) -> None:
         self.lost.extend(
-            LostAction(action=action, policy=call.policy, reason=reason) for call in episode.calls for action in successful_actions(call)
+            LostAction(action=action, policy=call.policy, reason=reason)
+            for call in episode.calls
+            for action in successful_actions(call)
         )
 
-    def _tombstone(self, rollout_id: str, episode: Episode | None, reason: FilterReason, reward: float | None) -> Tombstone:
+    def _tombstone(
+        self, rollout_id: str, episode: Episode | None, reason: FilterReason, reward: float | None
+    ) -> Tombstone:
         return Tombstone(
             event_id=UNSEALED,
             event_time=self.event_time,
@@ -259,7 +311,9 @@ class _Closing:
 
 
 def _entries(group_id: str, event_time: int, lost: Iterable[LostAction]) -> tuple[LedgerEntry, ...]:
-    """One entry per policy and reason. Calls of upstreams that are not trained belong to no policy's ledger."""
+    """One entry per policy and reason. Calls of upstreams that are not trained belong to no
+    policy's ledger.
+    """
     by_reason: dict[tuple[str, FilterReason], set[str]] = {}
     for action in lost:
         if action.policy is not None:

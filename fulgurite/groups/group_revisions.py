@@ -1,8 +1,9 @@
 """Group revisions: what a closing writes under one, and which of those in the log is whole.
 
-A revision is the hash of all that is written under it. So the same episodes and rewards give the same revision and the same bytes,
-whenever each of them came; and what changes nothing in the rows (a reward told twice, one of the same value, one that does not count)
-makes no new revision. The newest revision of a group is the last whole one in `trajectories`, in the order of the log.
+A revision is the hash of all that is written under it. So the same episodes and rewards give the
+same revision and the same bytes, whenever each of them came; and what changes nothing in the rows
+(a reward told twice, one of the same value, one that does not count) makes no new revision. The
+newest revision of a group is the last whole one in `trajectories`, in the order of the log.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
 
 def sealed(outputs: Sequence[Output]) -> tuple[Output, ...]:
-    """What one closing writes, in order, under its revision and with the ids that derive from it."""
+    """What one closing writes, in order, under its revision and with the ids that derive
+    from it.
+    """
     revision = derive_id(RULE, hashlib.sha256(_canonical.encode(outputs)).hexdigest())
     return tuple(_stamped(output, revision) for output in outputs)
 
@@ -41,10 +44,12 @@ def revision_of(outputs: Iterable[Output]) -> str | None:
 
 
 class Written:
-    """What the log holds of one group's closings, taken in its order; of ledger entries the order does not matter.
+    """What the log holds of one group's closings, taken in its order; of ledger entries the order
+    does not matter.
 
-    A revision that is begun after another is written anew, even if it had been written before: rewards that are taken back and given
-    again lead back to it. Rows that come again within one writing say nothing new.
+    A revision that is begun after another is written anew, even if it had been written before:
+    rewards that are taken back and given again lead back to it. Rows that come again within one
+    writing say nothing new.
     """
 
     def __init__(self) -> None:
@@ -81,25 +86,40 @@ class Written:
 
     @property
     def current(self) -> str | None:
-        """The revision that counts: the newest whole one, before any is whole the last that was begun."""
+        """The revision that counts: the newest whole one, before any is whole the last that was
+        begun.
+        """
         return self.newest or self._last
 
     @property
     def standing(self) -> str | None:
-        """The revision that need not be written again; `UNSEALED` where another was begun after the newest, None where none is whole."""
+        """The revision that need not be written again; `UNSEALED` where another was begun after the
+        newest, None where none is whole.
+        """
         return self.newest if self._is_whole or self.newest is None else UNSEALED
 
     def begun(self) -> set[str]:
         """Ids of what need not be written again of a closing that is not whole."""
-        entries = {event_id for revision, ids in self._entries.items() if revision not in self._whole for event_id in ids}
+        entries = {
+            event_id
+            for revision, ids in self._entries.items()
+            if revision not in self._whole
+            for event_id in ids
+        }
         return entries if self._is_whole else entries | self._rows
 
 
 def _stamped(output: Output, revision: str) -> Output:
     if isinstance(output, Trajectory):
         name = derive_id("trajectory", revision, output.episode_revision, output.row_index)
-        return msgspec.structs.replace(output, event_id=name, trajectory_id=name, group_revision=revision)
+        return msgspec.structs.replace(
+            output, event_id=name, trajectory_id=name, group_revision=revision
+        )
     if isinstance(output, Tombstone):
-        return msgspec.structs.replace(output, event_id=derive_id("tombstone", revision, output.rollout_id), group_revision=revision)
+        return msgspec.structs.replace(
+            output,
+            event_id=derive_id("tombstone", revision, output.rollout_id),
+            group_revision=revision,
+        )
     name = derive_id("filtered", revision, output.policy, output.reason or "")
     return msgspec.structs.replace(output, event_id=name, group_revision=revision)

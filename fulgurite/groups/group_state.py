@@ -1,4 +1,5 @@
-"""What is known of a group: the last revision of each attempt, and every reward once. A function of the set, whatever its order.
+"""What is known of a group: the last revision of each attempt, and every reward once. A function of
+the set, whatever its order.
 
 Of an attempt the revision with the most inputs counts: revisions of an episode contain one another.
 """
@@ -40,7 +41,9 @@ class Gathered:
     @property
     def declaration(self) -> Declaration | None:
         """Of the group; None for undeclared traffic."""
-        return next((episode.declaration for episode in self.episodes.values() if episode.declaration), None)
+        return next(
+            (episode.declaration for episode in self.episodes.values() if episode.declaration), None
+        )
 
     def awaits_episodes(self) -> bool:
         """Whether any rollout's final attempt is still to come."""
@@ -50,16 +53,26 @@ class Gathered:
         """Whether nothing that the group should have is missing."""
         episodes = self.episodes.values()
         return bool(episodes) and not (
-            self.awaits_episodes() or awaits_rewards(self.declaration, episodes, list(self.rewards.values()), rules)
+            self.awaits_episodes()
+            or awaits_rewards(self.declaration, episodes, list(self.rewards.values()), rules)
         )
 
     def excesses(self) -> dict[str, str]:
         """Rollouts that have no reward because they were paid too much, and in words how much."""
         rewards = list(self.rewards.values())
-        finals = [member.final for member in members(self.declaration, self.episodes.values()) if member.final is not None]
-        found = {episode.rollout_id: excess(self.declaration, counted(episode, rewards)) for episode in finals}
+        finals = [
+            member.final
+            for member in members(self.declaration, self.episodes.values())
+            if member.final is not None
+        ]
+        found = {
+            episode.rollout_id: excess(self.declaration, counted(episode, rewards))
+            for episode in finals
+        }
         return {rollout_id: why for rollout_id, why in found.items() if why is not None}
 
     def close(self, group_id: str, rules: FailureRules) -> tuple[Output, ...]:
         """What is written of the group with what is known. Raises UnknownRule."""
-        return close_group(group_id, self.declaration, self.episodes.values(), list(self.rewards.values()), rules)
+        return close_group(
+            group_id, self.declaration, self.episodes.values(), list(self.rewards.values()), rules
+        )

@@ -1,12 +1,14 @@
 """Named rewards of an episode: which count, whether they are complete, and their combination.
 
-Of several rewards with one name for the same episode or action the last one counts: final before provisional, then by event time and id.
-A value of null says that the reward could not be computed; it completes its name and leaves the episode without a reward.
-A reward of an action that the episode does not have counts for nothing.
-The episode's reward is the weighted sum of all that was paid, to it (the outcome) and to its actions. Values are never normalised.
+Of several rewards with one name for the same episode or action the last one counts: final before
+provisional, then by event time and id. A value of null says that the reward could not be computed;
+it completes its name and leaves the episode without a reward. A reward of an action that the
+episode does not have counts for nothing. The episode's reward is the weighted sum of all that was
+paid, to it (the outcome) and to its actions. Values are never normalised.
 
-All that is computed from accepted rewards fits in float32, in which a trainer computes: one value and one weight are bounded where they
-come from (`LARGEST_REWARD`, `LARGEST_WEIGHT`), and an episode that is paid more than `LARGEST_TOTAL` in all has no reward.
+All that is computed from accepted rewards fits in float32, in which a trainer computes: one value
+and one weight are bounded where they come from (`LARGEST_REWARD`, `LARGEST_WEIGHT`), and an episode
+that is paid more than `LARGEST_TOTAL` in all has no reward.
 """
 
 from __future__ import annotations
@@ -23,9 +25,13 @@ LARGEST_REWARD = 1e6
 LARGEST_WEIGHT = 1e6
 """Largest absolute value of a weight that a group may be declared with."""
 LARGEST_TOTAL = 1e12
-"""Largest sum of the absolute values that an episode is paid, weighted or not. Its square is far within float32."""
+"""Largest sum of the absolute values that an episode is paid, weighted or not. Its square is far
+within float32.
+"""
 LARGEST_CREDIT = 1e30
-"""Largest absolute value of an action's credit that can be trained: divided by the smallest spread (1e-6), it still fits in float32."""
+"""Largest absolute value of an action's credit that can be trained: divided by the smallest spread
+(1e-6), it still fits in float32.
+"""
 
 
 class EpisodeRewards(Record, frozen=True, kw_only=True):
@@ -42,18 +48,25 @@ class EpisodeRewards(Record, frozen=True, kw_only=True):
 
 
 def counted(episode: Episode, rewards: Iterable[AgentReward]) -> tuple[AgentReward, ...]:
-    """The rewards that count for an episode: one per name and thing paid, in an order that their event ids have no part in."""
+    """The rewards that count for an episode: one per name and thing paid, in an order that their
+    event ids have no part in.
+    """
     choices = {call.call_id: {choice.index for choice in call.choices} for call in episode.calls}
     chosen: dict[tuple[str, str | None, int | None], AgentReward] = {}
     for reward in rewards:
         if reward.rollout_id != episode.rollout_id or reward.attempt not in (None, episode.attempt):
             continue
-        if reward.call_id is not None and not _has_action(choices, reward.call_id, reward.choice or 0):
+        if reward.call_id is not None and not _has_action(
+            choices, reward.call_id, reward.choice or 0
+        ):
             continue
         thing = (reward.name, reward.call_id, reward.choice)
         if thing not in chosen or _rank(chosen[thing]) < _rank(reward):
             chosen[thing] = reward
-    return tuple(chosen[thing] for thing in sorted(chosen, key=lambda thing: (thing[0], thing[1] or "", thing[2] or 0)))
+    return tuple(
+        chosen[thing]
+        for thing in sorted(chosen, key=lambda thing: (thing[0], thing[1] or "", thing[2] or 0))
+    )
 
 
 def is_complete(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> bool:
@@ -63,7 +76,9 @@ def is_complete(declaration: Declaration | None, rewards: Sequence[AgentReward])
     return final >= set(expected) if expected else bool(final)
 
 
-def combine(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> EpisodeRewards | FilterReason:
+def combine(
+    declaration: Declaration | None, rewards: Sequence[AgentReward]
+) -> EpisodeRewards | FilterReason:
     """The combination of counted rewards, or why there is none: `no_reward` or `reward_failed`."""
     if any(reward.value is None for reward in rewards) or excess(declaration, rewards) is not None:
         return FilterReason.reward_failed
@@ -81,18 +96,26 @@ def combine(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> 
         else:
             action = action_id(reward.call_id, reward.choice or 0)
             actions[action] = actions.get(action, 0.0) + paid
-    return EpisodeRewards(total=outcome + sum(actions.values()), outcome=outcome, actions=actions, named=named)
+    return EpisodeRewards(
+        total=outcome + sum(actions.values()), outcome=outcome, actions=actions, named=named
+    )
 
 
 def excess(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> str | None:
     """Why counted rewards are too large to be combined, for people; None if they are not."""
     weights = declaration.reward_weights if declaration else {}
     values = [reward.value or 0.0 for reward in rewards]
-    paid = [weights.get(reward.name, 1.0) * value for reward, value in zip(rewards, values, strict=True)]
+    paid = [
+        weights.get(reward.name, 1.0) * value for reward, value in zip(rewards, values, strict=True)
+    ]
     for what, amounts in (("values", values), ("weighted values", paid)):
         total = sum(map(abs, amounts))
         if not is_bounded(total, LARGEST_TOTAL):
-            return f"the absolute {what} of its {len(rewards)} rewards add up to {total:g}: at most {LARGEST_TOTAL:g} can be trained on"
+            return (
+                f"the absolute {what} of its {len(rewards)} rewards add up to {total:g}: "
+                f"at "
+                f"most {LARGEST_TOTAL:g} can be trained on"
+            )
     return None
 
 

@@ -1,8 +1,9 @@
-"""A newer revision of a group that a learner has settled: what the ledger is told of it (docs: how it learns, rules 1 and 5).
+"""A newer revision of a group that a learner has settled: what the ledger is told of it (docs: how
+it learns, rules 1 and 5).
 
-Nothing is trained again. Actions that were trained are `amended`: what they were trained on is no longer what the log says, for the
-baseline is the group's. Actions that the learner has not accounted for came too late to be trained: `filtered(late)`. Everything else
-stays what it was.
+Nothing is trained again. Actions that were trained are `amended`: what they were trained on is no
+longer what the log says, for the baseline is the group's. Actions that the learner has not
+accounted for came too late to be trained: `filtered(late)`. Everything else stays what it was.
 """
 
 from __future__ import annotations
@@ -16,16 +17,38 @@ from fulgurite.learning.batching import Held, ledger_entry
 from fulgurite.versions import Version
 
 
-def amended_entries(held: Held, accounts: Mapping[str, LedgerTerm], version: Version, time_ms: int) -> tuple[LedgerEntry, ...]:
-    """Entries for a whole revision of a settled group. `accounts`: what the learner's entries say of the group's actions."""
-    trained = sorted(action for action, term in accounts.items() if term in (LedgerTerm.trained, LedgerTerm.amended))
-    offered = {action_id(action.call_id, action.choice) for row in held.rows.values() for action in row.actions if action.loss}
-    told = [(LedgerTerm.amended, None, trained), (LedgerTerm.filtered, FilterReason.late, sorted(offered - accounts.keys()))]
-    return tuple(ledger_entry(held, term, reason, actions, version, time_ms) for term, reason, actions in told if actions)
+def amended_entries(
+    held: Held, accounts: Mapping[str, LedgerTerm], version: Version, time_ms: int
+) -> tuple[LedgerEntry, ...]:
+    """Entries for a whole revision of a settled group. `accounts`: what the learner's entries say
+    of the group's actions.
+    """
+    trained = sorted(
+        action
+        for action, term in accounts.items()
+        if term in (LedgerTerm.trained, LedgerTerm.amended)
+    )
+    offered = {
+        action_id(action.call_id, action.choice)
+        for row in held.rows.values()
+        for action in row.actions
+        if action.loss
+    }
+    told = [
+        (LedgerTerm.amended, None, trained),
+        (LedgerTerm.filtered, FilterReason.late, sorted(offered - accounts.keys())),
+    ]
+    return tuple(
+        ledger_entry(held, term, reason, actions, version, time_ms)
+        for term, reason, actions in told
+        if actions
+    )
 
 
 def accounts_of(entries: list[LedgerEntry]) -> dict[str, LedgerTerm]:
-    """What a learner's entries say of each action; the first entry of an action decides, and `amended` after it."""
+    """What a learner's entries say of each action; the first entry of an action decides, and
+    `amended` after it.
+    """
     accounts: dict[str, LedgerTerm] = {}
     for entry in entries:
         for action in entry.actions:

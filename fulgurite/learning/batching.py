@@ -1,12 +1,16 @@
-"""Rows and tombstones → closed groups → batches, and what becomes of every action (docs: how it learns, rules 1–5, 9, 11).
+"""Rows and tombstones → closed groups → batches, and what becomes of every action (docs: how it
+learns, rules 1–5, 9, 11).
 
-A group is complete when every member has all its rows or a tombstone. Complete groups are admitted oldest start first. Of an admitted
-group each action that carries loss is either trained, stale or filtered with a reason, and the ledger entries say so. A newer revision
-that comes before its group is settled replaces the older one. A group is settled at most once: rows that come again are ignored, and a
-newer revision of a settled group is an amendment, which trains nothing (`fulgurite.learning.amendments`).
+A group is complete when every member has all its rows or a tombstone. Complete groups are admitted
+oldest start first. Of an admitted group each action that carries loss is either trained, stale or
+filtered with a reason, and the ledger entries say so. A newer revision that comes before its group
+is settled replaces the older one. A group is settled at most once: rows that come again are
+ignored, and a newer revision of a settled group is an amendment, which trains nothing
+(`fulgurite.learning.amendments`).
 
-Numbers that no trainer can compute with are never given out (`fulgurite.groups.rewards`; an older rewarder wrote them, or somebody else): an
-episode whose reward is too large or not finite has none, and an action whose credit or log-probabilities are so is filtered.
+Numbers that no trainer can compute with are never given out (`fulgurite.groups.rewards`; an older
+rewarder wrote them, or somebody else): an episode whose reward is too large or not finite has none,
+and an action whose credit or log-probabilities are so is filtered.
 """
 
 from __future__ import annotations
@@ -118,9 +122,13 @@ class RowBatcher:
         self._next: dict[int, int] = {}
 
     def restore(
-        self, positions: Iterable[Position], settled: Mapping[str, tuple[int, int]], done: Mapping[str, str | None] | None = None
+        self,
+        positions: Iterable[Position],
+        settled: Mapping[str, tuple[int, int]],
+        done: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Take up a checkpoint: low-water offsets, and the groups settled above them (id → partition, last offset).
+        """Take up a checkpoint: low-water offsets, and the groups settled above them (id →
+        partition, last offset).
 
         `done`: the last revision of each settled group that the ledger knows.
         """
@@ -129,7 +137,9 @@ class RowBatcher:
         self._done = {**dict.fromkeys(settled), **(done or {})}
 
     def add(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
-        """Take a record; returns whether it is news. Rows of other policies and modes are passed over."""
+        """Take a record; returns whether it is news. Rows of other policies and modes are passed
+        over.
+        """
         self._next[partition] = offset + 1
         if event.mode is not Mode.train or event.policy != self.policy:
             return False
@@ -141,7 +151,9 @@ class RowBatcher:
         where = self._settled.get(event.group_id)
         accounted = self._done[event.group_id]
         begun = event.group_id in self._amending
-        if (where is not None and offset <= where[1]) or (event.group_revision == accounted and not begun):
+        if (where is not None and offset <= where[1]) or (
+            event.group_revision == accounted and not begun
+        ):
             return False
         news = _take(self._amending, partition, offset, event)
         held = self._amending[event.group_id]
@@ -165,8 +177,13 @@ class RowBatcher:
         return sum(held.is_complete() for held in self._held.values())
 
     def take(self, current: Version, *, partial: bool = False) -> tuple[BatchGroup, ...]:
-        """The next batch, oldest start first: `groups_per_step` groups, or none; with `partial`, as many as there are."""
-        ready = sorted((h for h in self._held.values() if h.is_complete()), key=lambda h: (h.started_at, h.group_id))
+        """The next batch, oldest start first: `groups_per_step` groups, or none; with `partial`, as
+        many as there are.
+        """
+        ready = sorted(
+            (h for h in self._held.values() if h.is_complete()),
+            key=lambda h: (h.started_at, h.group_id),
+        )
         if len(ready) < (1 if partial else self.rules.groups_per_step):
             return ()
         chosen = ready[: self.rules.groups_per_step]
@@ -181,16 +198,27 @@ class RowBatcher:
         low = dict(self._next)
         for held in (*self._held.values(), *self._amending.values()):
             low[held.partition] = min(low[held.partition], held.first_offset)
-        return tuple(Position(partition=partition, offset=offset) for partition, offset in sorted(low.items()))
+        return tuple(
+            Position(partition=partition, offset=offset)
+            for partition, offset in sorted(low.items())
+        )
 
     def settled(self) -> dict[str, tuple[int, int]]:
-        """Groups settled at or above the low-water offsets (id → partition, last offset): what a resumed learner would read again."""
+        """Groups settled at or above the low-water offsets (id → partition, last offset): what a
+        resumed learner would read again.
+        """
         low = {position.partition: position.offset for position in self.positions()}
-        self._settled = {group_id: where for group_id, where in self._settled.items() if where[1] >= low.get(where[0], 0)}
+        self._settled = {
+            group_id: where
+            for group_id, where in self._settled.items()
+            if where[1] >= low.get(where[0], 0)
+        }
         return dict(self._settled)
 
 
-def _take(groups: dict[str, Held], partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
+def _take(
+    groups: dict[str, Held], partition: int, offset: int, event: Trajectory | Tombstone
+) -> bool:
     """Hold a record with the others of its revision; whether it is news."""
     held = groups.get(event.group_id)
     if held is None or held.group_revision != event.group_revision:
@@ -207,7 +235,9 @@ def _take(groups: dict[str, Held], partition: int, offset: int, event: Trajector
             tombstones={},
         )
     held.last_offset = offset
-    target: dict[str, Trajectory] | dict[str, Tombstone] = held.rows if isinstance(event, Trajectory) else held.tombstones
+    target: dict[str, Trajectory] | dict[str, Tombstone] = (
+        held.rows if isinstance(event, Trajectory) else held.tombstones
+    )
     known = event.event_id in target
     target[event.event_id] = event  # type: ignore[assignment] # pyright: ignore[reportArgumentType]
     return not known
@@ -219,7 +249,11 @@ def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:
     rewards = {stone.rollout_id: stone.episode_reward for stone in held.tombstones.values()} | {
         r.rollout_id: r.episode_reward for r in rows
     }
-    scored = tuple(reward for _, reward in sorted(rewards.items()) if reward is not None and is_bounded(reward, LARGEST_TOTAL))
+    scored = tuple(
+        reward
+        for _, reward in sorted(rewards.items())
+        if reward is not None and is_bounded(reward, LARGEST_TOTAL)
+    )
     of_group: FilterReason | None = None
     if len(scored) < 2:
         of_group = FilterReason.no_baseline
@@ -256,28 +290,44 @@ def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:
 
 def untrained(group: BatchGroup, reason: FilterReason) -> BatchGroup:
     """The group, settled without the step that it was part of."""
-    fates = {action: (LedgerTerm.filtered, reason) if fate[0] is LedgerTerm.trained else fate for action, fate in group.fates.items()}
+    fates = {
+        action: (LedgerTerm.filtered, reason) if fate[0] is LedgerTerm.trained else fate
+        for action, fate in group.fates.items()
+    }
     return msgspec.structs.replace(group, episodes=(), fates=fates)
 
 
-def ledger_entries(groups: Iterable[BatchGroup], version: Version, time_ms: int) -> tuple[LedgerEntry, ...]:
-    """One entry per group, term and reason; a group without any action gets an empty one, so that its runner knows it is settled."""
+def ledger_entries(
+    groups: Iterable[BatchGroup], version: Version, time_ms: int
+) -> tuple[LedgerEntry, ...]:
+    """One entry per group, term and reason; a group without any action gets an empty one, so that
+    its runner knows it is settled.
+    """
     entries: list[LedgerEntry] = []
     for group in groups:
         sorted_out: dict[tuple[LedgerTerm, FilterReason | None], list[str]] = {}
         for action, fate in sorted(group.fates.items()):
             sorted_out.setdefault(fate, []).append(action)
-        for (term, reason), actions in (sorted_out or {(LedgerTerm.filtered, FilterReason.missing): []}).items():
+        for (term, reason), actions in (
+            sorted_out or {(LedgerTerm.filtered, FilterReason.missing): []}
+        ).items():
             entries.append(ledger_entry(group, term, reason, actions, version, time_ms))
     return tuple(entries)
 
 
 def ledger_entry(
-    group: BatchGroup | Held, term: LedgerTerm, reason: FilterReason | None, actions: Iterable[str], version: Version, time_ms: int
+    group: BatchGroup | Held,
+    term: LedgerTerm,
+    reason: FilterReason | None,
+    actions: Iterable[str],
+    version: Version,
+    time_ms: int,
 ) -> LedgerEntry:
-    """What a learner of the version's policy tells of a group's actions; told again, it is the same event.
+    """What a learner of the version's policy tells of a group's actions; told again, it is the same
+    event.
 
-    A revision may be settled by several policies: a replay under unchanged rules writes the rows of the live topic.
+    A revision may be settled by several policies: a replay under unchanged rules writes the rows of
+    the live topic.
     """
     return LedgerEntry(
         event_id=derive_id(SOURCE, version.policy, group.group_revision, term, reason or ""),
@@ -294,7 +344,9 @@ def ledger_entry(
 
 
 def staleness(version: str | None, current: Version) -> int | None:
-    """Optimizer steps between the version that generated an action and the current one; None if it cannot be told."""
+    """Optimizer steps between the version that generated an action and the current one; None if it
+    cannot be told.
+    """
     try:
         generated = parse_version(version or "")
     except MalformedVersion:
@@ -303,7 +355,11 @@ def staleness(version: str | None, current: Version) -> int | None:
 
 
 def _fate(
-    row: Trajectory, action: Action, of_group: FilterReason | None, current: Version, rules: BatchRules
+    row: Trajectory,
+    action: Action,
+    of_group: FilterReason | None,
+    current: Version,
+    rules: BatchRules,
 ) -> tuple[LedgerTerm, FilterReason | None]:
     if action.mask is not None:
         return LedgerTerm.filtered, action.mask
@@ -313,7 +369,9 @@ def _fate(
         return LedgerTerm.filtered, FilterReason.untrainable_sampling
     if row.episode_reward is None:
         return LedgerTerm.filtered, FilterReason.no_reward
-    if not (is_bounded(row.episode_reward, LARGEST_TOTAL) and is_bounded(action.credit, LARGEST_CREDIT)):
+    if not (
+        is_bounded(row.episode_reward, LARGEST_TOTAL) and is_bounded(action.credit, LARGEST_CREDIT)
+    ):
         return LedgerTerm.filtered, FilterReason.reward_failed
     if of_group is not None:
         return LedgerTerm.filtered, of_group
@@ -330,7 +388,11 @@ def _fate(
 def _has_logprobs(action: Action) -> bool:
     """Whether each of its tokens has a log-probability, and one that is a number."""
     logprobs = action.logprobs
-    return logprobs is not None and len(logprobs) == 4 * (action.end - action.start) and all_finite(logprobs)
+    return (
+        logprobs is not None
+        and len(logprobs) == 4 * (action.end - action.start)
+        and all_finite(logprobs)
+    )
 
 
 def _span(action: Action) -> Span:

@@ -1,9 +1,12 @@
-"""Rows of one policy as another one trains on them: a new policy that learns from what was recorded of an older one, after a replay.
+"""Rows of one policy as another one trains on them: a new policy that learns from what was recorded
+of an older one, after a replay.
 
-What generated a row is to the new policy its base model: its actions are as stale as the new policy has taken steps. Their behaviour
-log-probabilities are the engine's and stay, so the correction that the trainer makes of them is the one it always makes.
+What generated a row is to the new policy its base model: its actions are as stale as the new policy
+has taken steps. Their behaviour log-probabilities are the engine's and stay, so the correction that
+the trainer makes of them is the one it always makes.
 
-What such a learner settles is no part of the live books: an action was trained, filtered or dropped there for the policy that took it.
+What such a learner settles is no part of the live books: an action was trained, filtered or dropped
+there for the policy that took it.
 """
 
 from __future__ import annotations
@@ -23,11 +26,17 @@ def adopted(event: Event | None, rows_of: str | None, policy: str) -> Event | No
         return event
     if isinstance(event, Tombstone):
         return msgspec.structs.replace(event, policy=policy)
-    return msgspec.structs.replace(event, policy=policy, actions=tuple(_adopted(action, rows_of, policy) for action in event.actions))
+    return msgspec.structs.replace(
+        event,
+        policy=policy,
+        actions=tuple(_adopted(action, rows_of, policy) for action in event.actions),
+    )
 
 
 def learns_elsewhere(update: PolicyUpdate) -> bool:
-    """Whether a claim or an update is of a learner on another topic than the live one: a replayed one."""
+    """Whether a claim or an update is of a learner on another topic than the live one: a replayed
+    one.
+    """
     topic = update.topic
     if topic is None and update.config is not None:
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
@@ -47,4 +56,8 @@ def _adopted(action: Action, rows_of: str, policy: str) -> Action:
         generated = parse_version(action.version or "")
     except MalformedVersion:
         return action
-    return msgspec.structs.replace(action, version=str(base_version(policy))) if generated.policy == rows_of else action
+    return (
+        msgspec.structs.replace(action, version=str(base_version(policy)))
+        if generated.policy == rows_of
+        else action
+    )

@@ -1,4 +1,5 @@
-"""The books: every successful train-mode action of `llm.calls` is in exactly one term, each counted from its own source.
+"""The books: every successful train-mode action of `llm.calls` is in exactly one term, each counted
+from its own source.
 
     actions = trained + filtered(reason) + stale + amended     training.ledger
             + dead-lettered                                    dead.letters
@@ -7,15 +8,17 @@
             + open: group to be closed anew                    episodes and trajectories
             + open: waits for the learner                      trajectories, training.ledger and the positions in policy.updates
 
-`open` is enumerated, never a difference, so an event that was lost shows: its actions are in no term, or in two. The remainder counts
-those, and actions that a term names and no call has. These rules make the terms disjoint: an amended action was trained before and counts
-as amended; what a learner says of an action stands, whatever revision of its group comes later; what a closing says stands as long as
-its revision is the group's newest whole one; a dead-lettered action waits for nothing, and counts under the ledger's term if it was
-redriven. docs/reference/ledger.md says which deletions cannot be seen.
+`open` is enumerated, never a difference, so an event that was lost shows: its actions are in no
+term, or in two. The remainder counts those, and actions that a term names and no call has. These
+rules make the terms disjoint: an amended action was trained before and counts as amended; what a
+learner says of an action stands, whatever revision of its group comes later; what a closing says
+stands as long as its revision is the group's newest whole one; a dead-lettered action waits for
+nothing, and counts under the ledger's term if it was redriven. docs/reference/ledger.md says which
+deletions cannot be seen.
 
-On a live log read the sources in the order of `Sources`' fields: downstream first. An action that moves on meanwhile is then found where
-it was or where it went, never nowhere.
-"""
+On a live log read the sources in the order of `Sources`' fields: downstream first. An action that
+moves on meanwhile is then found where it was or where it went, never nowhere.
+"""  # noqa: E501 - a table
 
 from __future__ import annotations
 
@@ -52,13 +55,20 @@ OPEN_AMENDMENT = "open(group_to_be_closed_anew)"
 OPEN_LEARNER = "open(waits_for_learner)"
 
 GRACE_MS = 60_000
-"""How long after its group's deadline an action may be open before it is called overdue: time-outs have to be noticed and written."""
+"""How long after its group's deadline an action may be open before it is called overdue: time-outs
+have to be noticed and written.
+"""
 
 
 def balance(
-    sources: Sources, decode: Callable[[bytes], Event], now_ms: int, until: Mapping[int, int] | None = None, grace_ms: int = GRACE_MS
+    sources: Sources,
+    decode: Callable[[bytes], Event],
+    now_ms: int,
+    until: Mapping[int, int] | None = None,
+    grace_ms: int = GRACE_MS,
 ) -> Balance:
-    """Count both sides. `until`: offset per partition of `llm.calls`, exclusive; by default all that was read.
+    """Count both sides. `until`: offset per partition of `llm.calls`, exclusive; by default all
+    that was read.
 
     `decode` reads the bytes of dead letters; it may raise CodecError.
     """
@@ -101,7 +111,9 @@ def _actions_of(event: Event) -> tuple[str, ...]:
         case Episode():
             return tuple(action for call in event.calls for action in successful_actions(call))
         case Trajectory():
-            return tuple(action_id(action.call_id, action.choice) for action in event.actions if action.loss)
+            return tuple(
+                action_id(action.call_id, action.choice) for action in event.actions if action.loss
+            )
         case _:
             return ()
 
@@ -145,28 +157,41 @@ class _Books:
             if isinstance(entry.event, PolicyUpdate):
                 if learns_elsewhere(entry.event):
                     self.elsewhere.add(entry.event.policy)
-                folds.setdefault(entry.event.policy, DesiredVersion(entry.event.policy)).take(entry.event)
+                folds.setdefault(entry.event.policy, DesiredVersion(entry.event.policy)).take(
+                    entry.event
+                )
         for policy, fold in folds.items():
             last = fold.updates.get(fold.version())
             if last is not None:
-                self.positions[policy] = {position.partition: position.offset for position in last.positions}
+                self.positions[policy] = {
+                    position.partition: position.offset for position in last.positions
+                }
 
     def read_dead_letters(self, entries: Iterable[Entry]) -> None:
         """Actions that were lost with an event: as the letter names them, or as its bytes tell."""
         for entry in entries:
             if isinstance(entry.event, DeadLetter):
                 self.dead.update(entry.event.actions)
-                # Bytes that nobody can read name nothing; what lacks them upstream stays open, or in no term.
+                # Bytes that nobody can read name nothing; what lacks them upstream stays open, or
+                # in no term.
                 with contextlib.suppress(CodecError):
                     self.dead.update(_actions_of(self._decode(entry.event.value or b"")))
 
     def read_ledger(self, entries: Iterable[Entry]) -> None:
-        """What became of actions. A repeated entry says nothing new; an action trained into two versions does."""
+        """What became of actions. A repeated entry says nothing new; an action trained into two
+        versions does.
+        """
         for entry in entries:
             event = entry.event
-            if not isinstance(event, LedgerEntry) or (event.source == LEARNER and event.policy in self.elsewhere):
+            if not isinstance(event, LedgerEntry) or (
+                event.source == LEARNER and event.policy in self.elsewhere
+            ):
                 continue
-            name = f"filtered({event.reason})" if event.term is LedgerTerm.filtered else str(event.term)
+            name = (
+                f"filtered({event.reason})"
+                if event.term is LedgerTerm.filtered
+                else str(event.term)
+            )
             detail = str(event.version) if event.term is LedgerTerm.trained else ""
             learner = event.source == LEARNER
             if not learner or event.group_id not in self.last_left:
@@ -175,7 +200,8 @@ class _Books:
                 self.owners[action] = (event.policy, entry.partition, event.group_id)
                 if learner:
                     self.settled.setdefault(action, set()).add((name, detail))
-                    # An amendment is of a revision under which the closing may have filtered what was trained before.
+                    # An amendment is of a revision under which the closing may have filtered what
+                    # was trained before.
                     self.settled_under.setdefault(action, set()).update(
                         [event.group_revision] if event.term is not LedgerTerm.amended else []
                     )
@@ -183,7 +209,9 @@ class _Books:
                     self.left.setdefault(action, set()).add((name, event.group_revision))
 
     def read_trajectories(self, entries: Iterable[Entry]) -> None:
-        """Closed groups, their newest revisions, and actions that the learner has still to account for."""
+        """Closed groups, their newest revisions, and actions that the learner has still to account
+        for.
+        """
         for entry in entries:
             event = entry.event
             if not isinstance(event, Tombstone | Trajectory):
@@ -192,10 +220,18 @@ class _Books:
             place = (event.group_id, event.group_revision)
             row = isinstance(event, Trajectory)
             self.members.setdefault(place, {})[event.rollout_id] = _Member(
-                attempt=event.attempt, episode_revision=event.episode_revision if row else None, reason=None if row else event.reason
+                attempt=event.attempt,
+                episode_revision=event.episode_revision if row else None,
+                reason=None if row else event.reason,
             )
-            if row and event.policy is not None and entry.offset >= self.positions.get(event.policy, {}).get(entry.partition, 0):
-                self.unread.setdefault(place, set()).update(action_id(a.call_id, a.choice) for a in event.actions if a.loss)
+            if (
+                row
+                and event.policy is not None
+                and entry.offset >= self.positions.get(event.policy, {}).get(entry.partition, 0)
+            ):
+                self.unread.setdefault(place, set()).update(
+                    action_id(a.call_id, a.choice) for a in event.actions if a.loss
+                )
 
     def read_episodes(self, entries: Iterable[Entry]) -> None:
         """Attempts that have ended, and what was done in them."""
@@ -221,10 +257,14 @@ class _Books:
     def read_calls(self, entries: Iterable[Entry], until: Mapping[int, int] | None) -> None:
         """The left side."""
         for entry in entries:
-            self.began[entry.partition] = min(self.began.get(entry.partition, entry.offset), entry.offset)
+            self.began[entry.partition] = min(
+                self.began.get(entry.partition, entry.offset), entry.offset
+            )
             beyond = until is not None and entry.offset >= until.get(entry.partition, 0)
             if not beyond:
-                self.until[entry.partition] = max(self.until.get(entry.partition, 0), entry.offset + 1)
+                self.until[entry.partition] = max(
+                    self.until.get(entry.partition, 0), entry.offset + 1
+                )
             call = entry.event
             if not isinstance(call, LlmCall):
                 continue
@@ -249,15 +289,33 @@ class _Books:
     def close(self, overdue_before: int) -> Balance:
         """Put every action under its terms."""
         found = {action: self._terms(action, about) for action, about in self.calls.items()}
-        strangers = {a: owner for a, owner in self.owners.items() if a not in self.calls and a not in self.beyond}
-        expired = {a for a, (_, partition, _) in strangers.items() if self.began.get(partition, 1) > 0}
+        strangers = {
+            a: owner
+            for a, owner in self.owners.items()
+            if a not in self.calls and a not in self.beyond
+        }
+        expired = {
+            a for a, (_, partition, _) in strangers.items() if self.began.get(partition, 1) > 0
+        }
         problems = [
-            Discrepancy(action=a, policy=self.calls[a].policy, partition=self.calls[a].partition, terms=terms, has_call=True)
+            Discrepancy(
+                action=a,
+                policy=self.calls[a].policy,
+                partition=self.calls[a].partition,
+                terms=terms,
+                has_call=True,
+            )
             for a, terms in found.items()
             if len(terms) != 1
         ]
         problems += [
-            Discrepancy(action=a, policy=policy, partition=partition, terms=self._settled_terms(a, group), has_call=False)
+            Discrepancy(
+                action=a,
+                policy=policy,
+                partition=partition,
+                terms=self._settled_terms(a, group),
+                has_call=False,
+            )
             for a, (policy, partition, group) in strangers.items()
             if a not in expired
         ]
@@ -265,7 +323,8 @@ class _Books:
         overdue = [
             action
             for action, terms in found.items()
-            if upstream & set(terms) and self.deadlines.get(self.calls[action].group_id, 0) < overdue_before
+            if upstream & set(terms)
+            and self.deadlines.get(self.calls[action].group_id, 0) < overdue_before
         ]
         return Balance(
             accounts=self._accounts(found, problems),
@@ -275,7 +334,9 @@ class _Books:
             live_rollouts=len(self.live),
         )
 
-    def _accounts(self, found: Mapping[str, tuple[str, ...]], problems: Iterable[Discrepancy]) -> tuple[Account, ...]:
+    def _accounts(
+        self, found: Mapping[str, tuple[str, ...]], problems: Iterable[Discrepancy]
+    ) -> tuple[Account, ...]:
         actions: Counter[tuple[str, int]] = Counter()
         terms: dict[tuple[str, int], Counter[str]] = {}
         for action, names in found.items():
@@ -284,7 +345,9 @@ class _Books:
             terms.setdefault(key, Counter()).update(names)
         remainders: Counter[tuple[str, int]] = Counter()
         for problem in problems:
-            remainders[problem.policy, problem.partition] += max(1, len(problem.terms) - problem.has_call)
+            remainders[problem.policy, problem.partition] += max(
+                1, len(problem.terms) - problem.has_call
+            )
         return tuple(
             Account(
                 policy=policy,
@@ -302,7 +365,11 @@ class _Books:
         if action in self.dead:
             return settled or (DEAD,)
         revision = self._current(about.group_id)
-        waits = action not in self.settled and not settled and action in self.unread.get((about.group_id, revision or ""), ())
+        waits = (
+            action not in self.settled
+            and not settled
+            and action in self.unread.get((about.group_id, revision or ""), ())
+        )
         opened = [OPEN_LEARNER] if waits else []
         if about.episode_id not in self.attempts:
             opened.insert(0, OPEN_EPISODE)
@@ -319,18 +386,30 @@ class _Books:
             names.remove(LedgerTerm.trained)
         # What a learner says stands. Under the same revision nobody else may have said anything.
         standing = self.settled_under.get(action) or {self._current(group_id)}
-        names += sorted(name for name, revision in self.left.get(action, set()) if revision is None or revision in standing)
+        names += sorted(
+            name
+            for name, revision in self.left.get(action, set())
+            if revision is None or revision in standing
+        )
         return tuple(sorted(names))
 
     def _current(self, group_id: str) -> str | None:
-        """The revision of a group that counts; without its rows, which retention may have taken, the last that the ledger names."""
-        return self.written[group_id].current if group_id in self.written else self.last_left.get(group_id)
+        """The revision of a group that counts; without its rows, which retention may have taken,
+        the last that the ledger names.
+        """
+        return (
+            self.written[group_id].current
+            if group_id in self.written
+            else self.last_left.get(group_id)
+        )
 
     def _is_closed(self, group_id: str) -> bool:
         return group_id in self.written or group_id in self.last_left
 
     def _came_late(self, action: str, about: _Call, revision: str | None) -> bool:
-        """Whether the action's episode came after the closing that counts: the group is to be closed anew."""
+        """Whether the action's episode came after the closing that counts: the group is to be
+        closed anew.
+        """
         member = self.members.get((about.group_id, revision or ""), {}).get(about.rollout_id)
         first_in = self.first_in.get(action)
         if member is None or first_in is None:
@@ -341,4 +420,6 @@ class _Books:
             return False
         if member.episode_revision is None:
             return first_in in self.superseding
-        return self.revisions[first_in] > self.revisions.get(member.episode_revision, len(self.revisions))
+        return self.revisions[first_in] > self.revisions.get(
+            member.episode_revision, len(self.revisions)
+        )

@@ -1,4 +1,6 @@
-"""What the ledger is counted from, and what comes of it: records without rules. `fulgurite.ledger.balance` has the rules."""
+"""What the ledger is counted from, and what comes of it: records without rules.
+`fulgurite.ledger.balance` has the rules.
+"""
 
 from __future__ import annotations
 
@@ -63,9 +65,12 @@ class Balance(Record, frozen=True, kw_only=True):
     accounts: tuple[Account, ...]
     discrepancies: tuple[Discrepancy, ...]
     overdue: tuple[str, ...]
-    """Actions that are open without an episode or a closing, though their group's deadline is over."""
+    """Actions that are open without an episode or a closing, though their group's deadline is over.
+    """
     expired: int
-    """Actions that the ledger names, of calls older than the topic's retention: not counted on either side."""
+    """Actions that the ledger names, of calls older than the topic's retention: not counted on
+    either side.
+    """
     live_rollouts: int = 0
     """Rollouts of mode `live` in `llm.calls`: they are recorded, and no part of these books."""
 

@@ -1,4 +1,6 @@
-"""Why an action was not trained, and what a person can do about it, in the words of commands and logs (docs/how-to/troubleshooting.md)."""
+"""Why an action was not trained, and what a person can do about it, in the words of commands and
+logs (docs/how-to/troubleshooting.md).
+"""
 
 from __future__ import annotations
 
@@ -7,26 +9,40 @@ from collections.abc import Mapping
 from fulgurite.enums import FilterReason
 
 REMEDIES: Mapping[FilterReason, str] = {
-    FilterReason.unknown: "a newer version of Fulgurite gave another reason: update this one to read it",
-    FilterReason.no_reward: "no reward came before the group was closed: is a reward worker running, and does its function return "
+    FilterReason.unknown: "a newer version of Fulgurite gave another reason: update this one "
+    "to read it",
+    FilterReason.no_reward: "no reward came before the group was closed: is a reward worker "
+    "running, and does its function return "
     "a number and not None?",
-    FilterReason.no_baseline: "fewer than two rollouts of the group have a reward: run groups of `-n 2` or more",
-    FilterReason.no_signal: "all rewards of the group are equal, so there is nothing to compare: take tasks that the policy solves "
+    FilterReason.no_baseline: "fewer than two rollouts of the group have a reward: run groups "
+    "of `-n 2` or more",
+    FilterReason.no_signal: "all rewards of the group are equal, so there is nothing to "
+    "compare: take tasks that the policy solves "
     "sometimes, a reward with more steps, or more rollouts a group (`-n`)",
-    FilterReason.no_tokens: "the upstream gave no token ids or log-probabilities: train what Fulgurite's vLLM serves",
-    FilterReason.untrainable_sampling: "sampling was greedy or restricted (temperature 0, top_p, top_k, penalties, a bias, a JSON schema): "
+    FilterReason.no_tokens: "the upstream gave no token ids or log-probabilities: train what "
+    "Fulgurite's vLLM serves",
+    FilterReason.untrainable_sampling: "sampling was greedy or restricted (temperature 0, "
+    "top_p, top_k, penalties, a bias, a JSON schema): "
     "sample at temperature 1 without them",
-    FilterReason.truncated: "the answer was cut by its length limit: raise max_tokens, or train cut answers too "
+    FilterReason.truncated: "the answer was cut by its length limit: raise max_tokens, or "
+    "train cut answers too "
     "(FULGURITE_REWARDER_FAILURE_POLICIES)",
-    FilterReason.failure_masked: "the failure policy of its kind is `mask`: see `fulgurite rollouts list --failure KIND`",
-    FilterReason.failure_dropped: "the attempt failed for a cause outside the policy (model server, network, infrastructure): mend that",
+    FilterReason.failure_masked: "the failure policy of its kind is `mask`: see `fulgurite "
+    "rollouts list --failure KIND`",
+    FilterReason.failure_dropped: "the attempt failed for a cause outside the policy (model "
+    "server, network, infrastructure): mend that",
     FilterReason.superseded: "a later attempt took its place",
-    FilterReason.reward_failed: "the reward function failed: `fulgurite rollouts show ID` has its error, `fulgurite try` repeats it",
-    FilterReason.missing: "the rollout made no successful call: does the agent use OPENAI_BASE_URL and OPENAI_API_KEY?",
-    FilterReason.unknown_version: "the engine did not say which version answered: serve the policy with Fulgurite's vLLM plug-in",
+    FilterReason.reward_failed: "the reward function failed: `fulgurite rollouts show ID` has "
+    "its error, `fulgurite try` repeats it",
+    FilterReason.missing: "the rollout made no successful call: does the agent use "
+    "OPENAI_BASE_URL and OPENAI_API_KEY?",
+    FilterReason.unknown_version: "the engine did not say which version answered: serve the "
+    "policy with Fulgurite's vLLM plug-in",
     FilterReason.late: "it came after its group was closed: give the group a longer deadline",
-    FilterReason.oversized: "its row has more tokens than FULGURITE_MAX_ROW_TOKENS of the learner: raise it, or keep conversations shorter",
+    FilterReason.oversized: "its row has more tokens than FULGURITE_MAX_ROW_TOKENS of the "
+    "learner: raise it, or keep conversations shorter",
     FilterReason.not_trained_mode: "its group was written for offline use",
-    FilterReason.not_finite: "the loss or the gradient of its batch was not finite, and no step was made: the learner's log has the groups",
+    FilterReason.not_finite: "the loss or the gradient of its batch was not finite, and no "
+    "step was made: the learner's log has the groups",
 }
 """Every reason has one."""

@@ -1,10 +1,12 @@
 """An episode → rows: linear token streams with their actions marked, merged by exact token prefix.
 
-A call whose prompt begins with all tokens of a row (prompt and answer, end-of-turn token included) extends the row; what lies between
-is context without loss. A call that begins with a row up to one of its actions branches off it; any other call opens a row with a typed
-break. Sibling choices are branches. An action carries loss in the first row that has it and is context in every other. Choices without
-token ids or log-probabilities, and those of calls that were tried again (`fulgurite.trajectories.retried_calls`), are in no row; they are named with the
-reason, so that every successful action is accounted for.
+A call whose prompt begins with all tokens of a row (prompt and answer, end-of-turn token included)
+extends the row; what lies between is context without loss. A call that begins with a row up to one
+of its actions branches off it; any other call opens a row with a typed break. Sibling choices are
+branches. An action carries loss in the first row that has it and is context in every other. Choices
+without token ids or log-probabilities, and those of calls that were tried again
+(`fulgurite.trajectories.retried_calls`), are in no row; they are named with the reason, so that
+every successful action is accounted for.
 """
 
 from __future__ import annotations
@@ -79,7 +81,11 @@ class Transition(Record, frozen=True, kw_only=True):
 
 def successful_actions(call: LlmCall) -> tuple[str, ...]:
     """The actions of a call that the ledger counts."""
-    return tuple(action_id(call.call_id, choice.index) for choice in call.choices) if call.outcome is CallOutcome.success else ()
+    return (
+        tuple(action_id(call.call_id, choice.index) for choice in call.choices)
+        if call.outcome is CallOutcome.success
+        else ()
+    )
 
 
 def cut(episode: Episode, rules: FailureRules | None = None) -> Cut:
@@ -103,7 +109,11 @@ def cut(episode: Episode, rules: FailureRules | None = None) -> Cut:
             else:
                 cutting.place(index, call, prompt, choice)
                 continue
-            left_out.append(LostAction(action=action_id(call.call_id, choice.index), policy=call.policy, reason=reason))
+            left_out.append(
+                LostAction(
+                    action=action_id(call.call_id, choice.index), policy=call.policy, reason=reason
+                )
+            )
     return Cut(rows=cutting.rows(), left_out=tuple(left_out))
 
 
@@ -126,13 +136,20 @@ def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
 def steps_of(rows: Sequence[Row], *, anchored: bool = True) -> dict[str, Step]:
     """Each action as credit rules see it, without its reward.
 
-    What it saw is told by hashes, equal tokens by equal hashes; not unless `anchored`, for that takes longer than all the rest.
+    What it saw is told by hashes, equal tokens by equal hashes; not unless `anchored`, for that
+    takes longer than all the rest.
     """
     steps: dict[str, Step] = {}
     for row in rows:
         if not anchored:
-            names = {action_id(action.call_id, action.choice): action for action in row.actions if action.loss}
-            steps.update({name: Step(action=name, agent=action.agent) for name, action in names.items()})
+            names = {
+                action_id(action.call_id, action.choice): action
+                for action in row.actions
+                if action.loss
+            }
+            steps.update(
+                {name: Step(action=name, agent=action.agent) for name, action in names.items()}
+            )
             continue
         read, before, state = 0, 0, hashlib.sha256()
         for action in row.actions:
@@ -141,7 +158,12 @@ def steps_of(rows: Sequence[Row], *, anchored: bool = True) -> dict[str, Step]:
             if action.loss:
                 name = action_id(action.call_id, action.choice)
                 observation = hashlib.sha256(row.token_ids[before * 4 : action.start * 4]).digest()
-                steps[name] = Step(action=name, agent=action.agent, state=state.copy().digest(), observation=observation)
+                steps[name] = Step(
+                    action=name,
+                    agent=action.agent,
+                    state=state.copy().digest(),
+                    observation=observation,
+                )
             read, before = action.start, action.end
     return steps
 
@@ -232,30 +254,53 @@ class _Cutting:
             whole.actions.append(action)
         self._tips[call.agent, call.policy] = (index, choice)
 
-    def _opened(self, index: int, call: LlmCall, prompt: bytes, answer: bytes, action: Action) -> _Growing:
-        """A row that begins with an action, or with what it shares with the row that it branches off."""
+    def _opened(
+        self, index: int, call: LlmCall, prompt: bytes, answer: bytes, action: Action
+    ) -> _Growing:
+        """A row that begins with an action, or with what it shares with the row that it branches
+        off.
+        """
         rows = self._rows
         tip = self._tips.get((call.agent, call.policy))
         origin, shared = self._branching_point(call.policy, prompt)
         kind: PrefixBreak | None = PrefixBreak.branch
         if shared is None:
             shared = []
-            kind = None if not rows else PrefixBreak.branch if tip is None else self._break(*tip, index)
+            kind = (
+                None
+                if not rows
+                else PrefixBreak.branch
+                if tip is None
+                else self._break(*tip, index)
+            )
             origin = len(rows) - 1 if tip is None else self._row_of(*tip)
-        return _Growing(call.policy, call.agent, prompt + answer, [*shared, action], origin if rows else None, kind)
+        return _Growing(
+            call.policy,
+            call.agent,
+            prompt + answer,
+            [*shared, action],
+            origin if rows else None,
+            kind,
+        )
 
     def _break(self, tip: int, choice: Choice, index: int) -> PrefixBreak:
         calls = self._conversation.whole
         return classify(calls[tip], choice, calls[index])
 
-    def _branching_point(self, policy: str | None, prompt: bytes) -> tuple[int, list[Action] | None]:
-        """The row, and its leading actions as context, that a prompt shares up to the longest boundary of an action."""
+    def _branching_point(
+        self, policy: str | None, prompt: bytes
+    ) -> tuple[int, list[Action] | None]:
+        """The row, and its leading actions as context, that a prompt shares up to the longest
+        boundary of an action.
+        """
         best: tuple[int, int, list[Action] | None] = (0, 0, None)
         for index, row in enumerate(self._rows):
             if row.policy != policy:
                 continue
             for place, action in enumerate(row.actions):
-                if action.start * 4 > best[0] and prompt.startswith(row.token_ids[: action.start * 4]):
+                if action.start * 4 > best[0] and prompt.startswith(
+                    row.token_ids[: action.start * 4]
+                ):
                     best = (action.start * 4, index, row.actions[:place])
                 if action.end * 4 > best[0] and prompt.startswith(row.token_ids[: action.end * 4]):
                     best = (action.end * 4, index, row.actions[: place + 1])

@@ -1,8 +1,10 @@
-"""Rows of tokens as a prefix forest: every shared prefix is one path, so that a model computes it once.
+"""Rows of tokens as a prefix forest: every shared prefix is one path, so that a model computes it
+once.
 
-A node is a token after a particular history. Nodes are numbered depth-first, a node's position id is its depth, and a node may attend
-to itself and its ancestors only: what the model computes at a node is then what it computes for that token in every row through it.
-The forest does not depend on the order of the rows. Array names end in their shape: N nodes, K needed nodes, T tokens of a row.
+A node is a token after a particular history. Nodes are numbered depth-first, a node's position id
+is its depth, and a node may attend to itself and its ancestors only: what the model computes at a
+node is then what it computes for that token in every row through it. The forest does not depend on
+the order of the rows. Array names end in their shape: N nodes, K needed nodes, T tokens of a row.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ Bools = NDArray[np.bool_]
 
 
 class MalformedRow(ValueError):
-    """A row is empty, its arrays differ in length, or its first token, which nothing predicts, is marked as trained."""
+    """A row is empty, its arrays differ in length, or its first token, which nothing predicts, is
+    marked as trained.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,22 +39,30 @@ class Forest:
     nodes: tuple[Ints, ...]
     """For each row, in the order given, the node of each of its tokens (T,)."""
     needed_K: Ints
-    """Ascending: the nodes that predict a trained token of some row; only their logits are needed."""
+    """Ascending: the nodes that predict a trained token of some row; only their logits are needed.
+    """
 
     def __len__(self) -> int:
         return len(self.tokens_N)
 
     def mask_NN(self) -> Bools:
-        """True where a node (row of the matrix) may attend to another (column): itself and its ancestors."""
+        """True where a node (row of the matrix) may attend to another (column): itself and its
+        ancestors.
+        """
         node_N = np.arange(len(self))
         return (node_N[None, :] <= node_N[:, None]) & (node_N[:, None] < self.end_N[None, :])
 
 
 def build(token_ids: Sequence[NDArray[np.integer]], trained: Sequence[Bools]) -> Forest:
-    """The forest of the rows `token_ids[i]` (T,) whose tokens `trained[i]` (T,) carry loss. Raises MalformedRow."""
+    """The forest of the rows `token_ids[i]` (T,) whose tokens `trained[i]` (T,) carry loss. Raises
+    MalformedRow.
+    """
     for row, mask in zip(token_ids, trained, strict=True):
         if len(row) == 0 or len(row) != len(mask) or mask[0]:
-            raise MalformedRow("a row needs tokens, a mask as long as they are, and a first token that is not trained")
+            raise MalformedRow(
+                "a row needs tokens, a mask as long as they are, and a first token that is not "
+                "trained"
+            )
     nodes: list[Ints] = [np.empty(0, np.int64)] * len(token_ids)
     tokens: list[NDArray[np.integer]] = []
     parents: list[Ints] = []
@@ -71,11 +83,19 @@ def build(token_ids: Sequence[NDArray[np.integer]], trained: Sequence[Bools]) ->
     for closed, end in ends:
         end_N[closed] = end
     predicting = [path[:-1][mask[1:]] for path, mask in zip(nodes, trained, strict=True)]
-    return Forest(_joined(tokens), _joined(parents), _joined(depths), end_N, tuple(nodes), np.unique(_joined(predicting)))
+    return Forest(
+        _joined(tokens),
+        _joined(parents),
+        _joined(depths),
+        end_N,
+        tuple(nodes),
+        np.unique(_joined(predicting)),
+    )
 
 
 def partition(token_ids: Sequence[NDArray[np.integer]], max_nodes: int) -> list[list[int]]:
-    """Indices of the rows in bins whose forests have at most `max_nodes` nodes each, neighbours in the forest together.
+    """Indices of the rows in bins whose forests have at most `max_nodes` nodes each, neighbours in
+    the forest together.
 
     A row longer than the bound gets a bin of its own, or shares it with its prefixes.
     """
@@ -93,7 +113,9 @@ def partition(token_ids: Sequence[NDArray[np.integer]], max_nodes: int) -> list[
 
 
 def _in_order(token_ids: Sequence[NDArray[np.integer]]) -> Iterator[tuple[int, int]]:
-    """Indices of the rows in lexicographic order, each with the length of the prefix that it shares with the one before."""
+    """Indices of the rows in lexicographic order, each with the length of the prefix that it shares
+    with the one before.
+    """
     # Big-endian, so that bytes compare as the numbers do.
     keys = [np.asarray(row, dtype=">u4").tobytes() for row in token_ids]
     last: NDArray[np.integer] = np.empty(0, np.int64)

@@ -1,8 +1,10 @@
-"""Why a prompt does not extend the tokens before it: a best guess from messages and the place where the tokens part.
+"""Why a prompt does not extend the tokens before it: a best guess from messages and the place where
+the tokens part.
 
-No tokenizer is asked. If the messages sent are those sent before, our answer and something new, the agent changed nothing: the
-difference was made between text and tokens. Where the tokens part before our last answer, the template renders earlier turns anew;
-within it, a stop string was cut from the text, thinking was stripped by the template, or the text was tokenised differently.
+No tokenizer is asked. If the messages sent are those sent before, our answer and something new, the
+agent changed nothing: the difference was made between text and tokens. Where the tokens part before
+our last answer, the template renders earlier turns anew; within it, a stop string was cut from the
+text, thinking was stripped by the template, or the text was tokenised differently.
 """
 
 from __future__ import annotations
@@ -20,14 +22,20 @@ _THOUGHTS = ("<think>", '"reasoning', '"thinking')
 
 
 def classify(previous: LlmCall, choice: Choice, call: LlmCall) -> PrefixBreak:
-    """Why `call` does not extend `previous` with its `choice`; both have prompt tokens, the choice has tokens."""
+    """Why `call` does not extend `previous` with its `choice`; both have prompt tokens, the choice
+    has tokens.
+    """
     if not continues(previous, choice, call):
         return PrefixBreak.rewritten
     prompt = previous.prompt_token_ids or b""
     parted = first_difference(prompt + (choice.token_ids or b""), call.prompt_token_ids or b"")
     if parted < len(prompt) // 4:
         return PrefixBreak.template
-    if choice.finish_reason == "stop" and choice.stop_reason is not None and not choice.stop_reason.lstrip("-").isdigit():
+    if (
+        choice.finish_reason == "stop"
+        and choice.stop_reason is not None
+        and not choice.stop_reason.lstrip("-").isdigit()
+    ):
         return PrefixBreak.stop_string
     if any(thought in (choice.message or "") for thought in _THOUGHTS):
         return PrefixBreak.template
@@ -54,5 +62,11 @@ def continues(previous: LlmCall, choice: Choice, call: LlmCall) -> bool:
 
 def _essence(message: Json) -> tuple[str, str, str]:
     """What a message says, whatever null and optional fields it carries."""
-    calls = [(function.get("name"), function.get("arguments")) for function in called_functions(message)]
-    return str(message.get("role") or "assistant"), json.dumps(message.get("content") or ""), json.dumps(calls)
+    calls = [
+        (function.get("name"), function.get("arguments")) for function in called_functions(message)
+    ]
+    return (
+        str(message.get("role") or "assistant"),
+        json.dumps(message.get("content") or ""),
+        json.dumps(calls),
+    )

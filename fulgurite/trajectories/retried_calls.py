@@ -1,9 +1,12 @@
-"""Calls that were tried again and came to nothing: the agent asked the same once more, and went on from the later answer.
+"""Calls that were tried again and came to nothing: the agent asked the same once more, and went on
+from the later answer.
 
-A call is superseded if it gave one answer upon which nobody built, and a call of the same role and policy with the same prompt began after
-it had ended, upon whose answer somebody built. Whoever builds has a prompt that goes on from the answer, by its tokens or, where those
-part, by its messages. Siblings that were asked for at once (best-of-n in parallel, `n` > 1) are no retries, used or not: they are branches.
-Nor is anything superseded where nobody built upon any of them, or upon all.
+A call is superseded if it gave one answer upon which nobody built, and a call of the same role and
+policy with the same prompt began after it had ended, upon whose answer somebody built. Whoever
+builds has a prompt that goes on from the answer, by its tokens or, where those part, by its
+messages. Siblings that were asked for at once (best-of-n in parallel, `n` > 1) are no retries, used
+or not: they are branches. Nor is anything superseded where nobody built upon any of them, or upon
+all.
 """
 
 from __future__ import annotations
@@ -20,11 +23,17 @@ def superseded(conversation: Conversation) -> frozenset[str]:
     """Ids of the superseded calls of an attempt, whatever the order of its calls."""
     found: set[str] = set()
     for siblings in _siblings(conversation):
-        used = {call.call_id: any(_builds(other, call) for other in conversation.whole) for call in siblings}
+        used = {
+            call.call_id: any(_builds(other, call) for other in conversation.whole)
+            for call in siblings
+        }
         found |= {
             call.call_id
             for call in siblings
-            if not used[call.call_id] and any(used[later.call_id] and later.started_at >= call.finished_at for later in siblings)
+            if not used[call.call_id]
+            and any(
+                used[later.call_id] and later.started_at >= call.finished_at for later in siblings
+            )
         }
     return frozenset(found)
 
@@ -32,9 +41,12 @@ def superseded(conversation: Conversation) -> frozenset[str]:
 def _siblings(conversation: Conversation) -> Iterator[list[LlmCall]]:
     """Successful calls with one answer that were asked the same, two or more of each."""
     asked: dict[tuple[str, str | None, int], list[int]] = {}
-    for index, (call, prompt) in enumerate(zip(conversation.calls, conversation.prompts, strict=True)):
+    for index, (call, prompt) in enumerate(
+        zip(conversation.calls, conversation.prompts, strict=True)
+    ):
         if prompt and call.outcome is CallOutcome.success and len(call.choices) == 1:
-            # By length first: prompts of an agent's turns mostly differ in that, and hashing them would be most of the work.
+            # By length first: prompts of an agent's turns mostly differ in that, and hashing them
+            # would be most of the work.
             asked.setdefault((call.agent, call.policy, len(prompt)), []).append(index)
     for indices in asked.values():
         if len(indices) > 1:
@@ -45,7 +57,9 @@ def _siblings(conversation: Conversation) -> Iterator[list[LlmCall]]:
 
 
 def _builds(other: LlmCall, call: LlmCall) -> bool:
-    """Whether a call goes on from another's answer. Clocks are not asked: gateways have one each."""
+    """Whether a call goes on from another's answer. Clocks are not asked: gateways have
+    one each.
+    """
     [choice] = call.choices
     stream = (call.prompt_token_ids or b"") + (choice.token_ids or b"")
     by_tokens = bool(choice.token_ids) and (other.prompt_token_ids or b"").startswith(stream)

@@ -1,4 +1,6 @@
-"""What the aggregator holds of attempts and groups: inputs not yet acknowledged, and what was written of them."""
+"""What the aggregator holds of attempts and groups: inputs not yet acknowledged, and what was
+written of them.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +39,24 @@ _CHOICE_BYTES = 200
 """A choice likewise, beyond the first, which is among those."""
 
 _SKEW_MS = 60_000
-"""How far ahead of its record's time an event may lie. Brokers refuse records from further than an hour ahead of their own clock."""
+"""How far ahead of its record's time an event may lie. Brokers refuse records from further than an
+hour ahead of their own clock.
+"""
 
 _WHOLE = 2
-"""Calls of an attempt that are held whole, the last ones: what comes next is mostly a delta of one of them."""
+"""Calls of an attempt that are held whole, the last ones: what comes next is mostly a delta of one
+of them.
+"""
 
 
 class Attempt:
-    """One attempt: its inputs by id, and the last revision written. Calls are held as the log has them, deltas of one another."""
+    """One attempt: its inputs by id, and the last revision written. Calls are held as the log has
+    them, deltas of one another.
+    """
 
-    def __init__(self, key: Key, group_id: str, mode: Mode, published: Episode | None = None) -> None:
+    def __init__(
+        self, key: Key, group_id: str, mode: Mode, published: Episode | None = None
+    ) -> None:
         self.rollout_id, self.attempt = key
         self.group_id = group_id
         self.mode = mode
@@ -71,8 +81,16 @@ class Attempt:
 
     def take(self, event: Input, settle: Settle, delta: LlmCall | None = None) -> None:
         """Hold an input until a revision with it has been written. `delta`: how the log has it."""
-        if is_input(event) and event.event_id not in self.inputs and not self._comes_too_late(event):
-            parent = self.inputs.get(delta.parent.call_id) if delta is not None and delta.parent is not None else None
+        if (
+            is_input(event)
+            and event.event_id not in self.inputs
+            and not self._comes_too_late(event)
+        ):
+            parent = (
+                self.inputs.get(delta.parent.call_id)
+                if delta is not None and delta.parent is not None
+                else None
+            )
             self._hold([event if delta is None or not isinstance(parent, LlmCall) else delta])
         self.follow(event, settle.logged_at)
         self.unsettled.append(settle)
@@ -81,25 +99,38 @@ class Attempt:
             self.barrier = None
 
     def _comes_too_late(self, event: Input) -> bool:
-        if self.published is not None and isinstance(event, AgentStatus) and event.kind is StatusKind.started:
+        if (
+            self.published is not None
+            and isinstance(event, AgentStatus)
+            and event.kind is StatusKind.started
+        ):
             return event.event_id not in self.published.inputs
         return adds_nothing(event, self.inputs.values())
 
     def follow(self, event: Input, logged_at: int | None) -> None:
-        """Note that an input came, and what the next one may be a delta of. `logged_at`: record time, Unix milliseconds."""
+        """Note that an input came, and what the next one may be a delta of. `logged_at`: record
+        time, Unix milliseconds.
+        """
         if isinstance(event, LlmCall) and event.event_id not in self._last:
             self._last[event.event_id] = event
             if len(self._last) > _WHOLE:
                 del self._last[next(iter(self._last))]
         at = max(event.event_time, event.finished_at if isinstance(event, LlmCall) else 0)
         # A clock that was wrong for a moment must not keep the attempt open for years.
-        self.last_event_time = max(self.last_event_time, at if logged_at is None else min(at, logged_at + _SKEW_MS))
+        self.last_event_time = max(
+            self.last_event_time, at if logged_at is None else min(at, logged_at + _SKEW_MS)
+        )
 
     def give_up(self, why: str) -> tuple[list[Input], list[Settle]]:
-        """Let go of all inputs. Returns those that are in no revision, and what is to be settled."""
+        """Let go of all inputs. Returns those that are in no revision, and what is to be
+        settled.
+        """
         self.given_up = why
         written = set(self.published.inputs) if self.published else set[str]()
-        inputs, settled = [event for event_id, event in self.inputs.items() if event_id not in written], self.unsettled
+        inputs, settled = (
+            [event for event_id, event in self.inputs.items() if event_id not in written],
+            self.unsettled,
+        )
         self.inputs, self.unsettled, self.held_bytes = {}, [], 0
         self.dirty = False
         return inputs, settled
@@ -124,7 +155,9 @@ class Attempt:
         return reduce(lambda parent, delta: restore(delta, parent, proven=True), reversed(chain))
 
     def revision(self, declared: AgentStatus | None) -> Episode | None:
-        """The next revision, its calls packed as they are held; None if there is nothing new to tell."""
+        """The next revision, its calls packed as they are held; None if there is nothing new to
+        tell.
+        """
         calls: dict[str, LlmCall] = {}
 
         def whole(call: LlmCall) -> LlmCall:
@@ -145,18 +178,28 @@ class Attempt:
         if self.published is None:
             return self.inputs.values()
         written = self.published.inputs
-        return [e for e in self.inputs.values() if isinstance(e, LlmCall) or e.kind is not StatusKind.started or e.event_id in written]
+        return [
+            e
+            for e in self.inputs.values()
+            if isinstance(e, LlmCall) or e.kind is not StatusKind.started or e.event_id in written
+        ]
 
     def _calls(self) -> dict[str, LlmCall]:
         calls: dict[str, LlmCall] = {}
         for event_id, event in self.inputs.items():
             if isinstance(event, LlmCall):
-                calls[event_id] = event if event.parent is None else restore(event, calls[event.parent.call_id], proven=True)
+                calls[event_id] = (
+                    event
+                    if event.parent is None
+                    else restore(event, calls[event.parent.call_id], proven=True)
+                )
         return calls
 
     def remember(self, episode: Episode) -> None:
         """A revision that was written before, unless a larger one is known."""
-        if not self.given_up and (self.published is None or set(episode.inputs) > set(self.published.inputs)):
+        if not self.given_up and (
+            self.published is None or set(episode.inputs) > set(self.published.inputs)
+        ):
             self.published = episode
             self._hold(episode.calls)
 
@@ -168,7 +211,11 @@ class Attempt:
     @property
     def ended(self) -> bool:
         """Whether a terminal status is known, or none is awaited any more."""
-        return bool(self.given_up) or self.published is not None or any(is_terminal(event) for event in self.inputs.values())
+        return (
+            bool(self.given_up)
+            or self.published is not None
+            or any(is_terminal(event) for event in self.inputs.values())
+        )
 
     @property
     def will_retry(self) -> bool:
@@ -181,23 +228,38 @@ class Attempt:
         return AttemptProgress(attempt=self.attempt, ended=self.ended, will_retry=self._promised())
 
     def _promised(self) -> bool:
-        return self.will_retry or any(isinstance(event, AgentStatus) and event.will_retry for event in self.inputs.values())
+        return self.will_retry or any(
+            isinstance(event, AgentStatus) and event.will_retry for event in self.inputs.values()
+        )
 
 
 def weight(event: Input) -> int:
-    """Bytes that an input takes in memory, roughly. A text of other than European characters takes up to four for each."""
+    """Bytes that an input takes in memory, roughly. A text of other than European characters takes
+    up to four for each.
+    """
     if not isinstance(event, LlmCall):
         return _EVENT_BYTES + sys.getsizeof(event.message) + sys.getsizeof(event.source)
-    size = _EVENT_BYTES + sys.getsizeof(event.request) + sys.getsizeof(event.response) + sys.getsizeof(event.error)
+    size = (
+        _EVENT_BYTES
+        + sys.getsizeof(event.request)
+        + sys.getsizeof(event.response)
+        + sys.getsizeof(event.error)
+    )
     size += len(event.prompt_token_ids or b"") + _CHOICE_BYTES * max(0, len(event.choices) - 1)
     size += sum(_CLAIM_BYTES + len(claim.uri) for claim in event.pieces)
     for choice in event.choices:
-        size += sys.getsizeof(choice.message) + len(choice.token_ids or b"") + len(choice.logprobs or b"")
+        size += (
+            sys.getsizeof(choice.message)
+            + len(choice.token_ids or b"")
+            + len(choice.logprobs or b"")
+        )
     return size
 
 
 class Group:
-    """A declared group: its declaration stays unsettled until every rollout's last attempt is written."""
+    """A declared group: its declaration stays unsettled until every rollout's last attempt is
+    written.
+    """
 
     def __init__(self) -> None:
         self.declared: AgentStatus | None = None
@@ -222,7 +284,11 @@ class Group:
                 self.attempts[key] = Attempt(key, event.group_id, event.mode, event)
             else:
                 attempt.remember(event)
-        elif attempt is not None and attempt.published is not None and event.event_id in attempt.published.inputs:
+        elif (
+            attempt is not None
+            and attempt.published is not None
+            and event.event_id in attempt.published.inputs
+        ):
             attempt.inputs.setdefault(event.event_id, event)
 
     def heard(self) -> Mapping[str, Iterable[AttemptProgress]]:
@@ -233,21 +299,31 @@ class Group:
         return by_rollout
 
     def is_over(self, before: int) -> bool:
-        """Whether nothing is awaited. Of an attempt that was given up, calls are, until it has been silent since `before`."""
-        goes_on = any(attempt.given_up and attempt.last_event_time >= before for attempt in self.attempts.values())
+        """Whether nothing is awaited. Of an attempt that was given up, calls are, until it has been
+        silent since `before`.
+        """
+        goes_on = any(
+            attempt.given_up and attempt.last_event_time >= before
+            for attempt in self.attempts.values()
+        )
         return not (self.unsettled or goes_on) and self.complete()
 
     def complete(self) -> bool:
         """Whether every declared rollout's last attempt is written and nothing waits."""
         if self.given_up:
             return True
-        if any(attempt.unsettled or not (attempt.given_up or attempt.published) for attempt in self.attempts.values()):
+        if any(
+            attempt.unsettled or not (attempt.given_up or attempt.published)
+            for attempt in self.attempts.values()
+        ):
             return False
         declaration = self.declared.declaration if self.declared else None
         if declaration is None:
             return True
         for rollout_id in declaration.rollout_ids:
-            tried = [attempt for attempt in self.attempts.values() if attempt.rollout_id == rollout_id]
+            tried = [
+                attempt for attempt in self.attempts.values() if attempt.rollout_id == rollout_id
+            ]
             last = max(tried, key=lambda attempt: attempt.attempt, default=None)
             if last is None or (last.will_retry and last.attempt + 1 < declaration.max_attempts):
                 return False

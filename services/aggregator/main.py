@@ -1,4 +1,5 @@
-"""The aggregator: reads `llm.calls` and `agent.status`, writes `episodes` (and its verdicts to `agent.status`).
+"""The aggregator: reads `llm.calls` and `agent.status`, writes `episodes` (and its verdicts to
+`agent.status`).
 
 `python -m services.aggregator.main`; SIGTERM stops it. See README.md for what it promises.
 """
@@ -45,12 +46,21 @@ class Aggregator(Worker):
         since = min(since_ms.values(), default=0)
         written = await asyncio.to_thread(self._written, list(since_ms), since)
         return {
-            number: AggregatorPartition(number, self.log, self._own, partial(self.position, partition=number), written[number], since)
+            number: AggregatorPartition(
+                number,
+                self.log,
+                self._own,
+                partial(self.position, partition=number),
+                written[number],
+                since,
+            )
             for number in since_ms
         }
 
     async def whole(self, processor: Processor, event: Event) -> Event:
-        """A delta as the call it was made of; the text of a large call is proved to be there. Raises Rejected, LogUnavailable."""
+        """A delta as the call it was made of; the text of a large call is proved to be there.
+        Raises Rejected, LogUnavailable.
+        """
         if not isinstance(event, LlmCall) or not isinstance(processor, AggregatorPartition):
             return event
         logged = event
@@ -67,11 +77,17 @@ class Aggregator(Worker):
 
     async def _restored(self, call: LlmCall, held: Callable[[str], LlmCall | None]) -> LlmCall:
         parent = held(call.parent.call_id) if call.parent is not None else None
-        return restore(call, parent, hashes=self._hashes) if parent is not None else await asyncio.to_thread(self._calls.whole, call, held)
+        return (
+            restore(call, parent, hashes=self._hashes)
+            if parent is not None
+            else await asyncio.to_thread(self._calls.whole, call, held)
+        )
 
     def _written(self, partitions: list[int], since: int) -> dict[int, list[Episode]]:
         written: dict[int, list[Episode]] = {number: [] for number in partitions}
-        for record in read_all(self.kafka, EPISODES, self.codec, partitions=partitions, since_ms=since):
+        for record in read_all(
+            self.kafka, EPISODES, self.codec, partitions=partitions, since_ms=since
+        ):
             if isinstance(record.event, Episode):
                 written[record.partition].append(record.event)
         return written

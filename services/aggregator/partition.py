@@ -1,9 +1,11 @@
-"""One partition of the aggregator: which attempts are open, which may close, and who has been silent too long.
+"""One partition of the aggregator: which attempts are open, which may close, and who has been
+silent too long.
 
-An attempt closes when it has a terminal status *and* `llm.calls` has been read up to the end that it had after the status was read: a
-call is acknowledged in the log before its reply leaves, hence before its agent can say that it is done. A verdict falls due by event
-time or wall time, and is passed only when both topics have been read up to the end they had then: so wall time never outruns the log.
-Verdicts are published to `agent.status` and take effect when they are read back.
+An attempt closes when it has a terminal status *and* `llm.calls` has been read up to the end that
+it had after the status was read: a call is acknowledged in the log before its reply leaves, hence
+before its agent can say that it is done. A verdict falls due by event time or wall time, and is
+passed only when both topics have been read up to the end they had then: so wall time never outruns
+the log. Verdicts are published to `agent.status` and take effect when they are read back.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ _FORGET_EVERY_MS = 2_000
 """Memory is not so short that closed groups must go at once."""
 
 _WORTH_A_LOOK = 2 * 1024 * 1024
-"""Bytes of text and prompts before what repeats is taken out: encoding an episode twice is only for large ones."""
+"""Bytes of text and prompts before what repeats is taken out: encoding an episode twice is only for
+large ones.
+"""
 
 _ROOM = 64 * 1024
 """For a record's headers and framing, within the log's message limit."""
@@ -94,14 +98,19 @@ class AggregatorPartition:
         self._outgrown: dict[Key, Attempt] = {}
         """Those that hold too much, to be given up."""
         self._nearest: float = math.inf
-        """No barrier is below it: while less is read nobody looks through all that wait, which may be thousands."""
+        """No barrier is below it: while less is read nobody looks through all that wait, which may
+        be thousands.
+        """
         self._time = 0
         self._let_go: dict[str, int] = {}
-        """Groups no longer in memory, and a record time before which nothing was written of them."""
+        """Groups no longer in memory, and a record time before which nothing was written of them.
+        """
         self._since = since
         self._known: dict[str, dict[Key, Episode]] = {}
         for episode in written:
-            self._known.setdefault(episode.group_id, {})[episode.rollout_id, episode.attempt] = episode
+            self._known.setdefault(episode.group_id, {})[episode.rollout_id, episode.attempt] = (
+                episode
+            )
         self._deltas: dict[str, LlmCall] = {}
         self._trial: Trial | None = None
         self._next_look = 0
@@ -145,11 +154,15 @@ class AggregatorPartition:
         return attempt.whole(call_id) if attempt else None
 
     def as_logged(self, delta: LlmCall) -> None:
-        """How the log has the call that is taken next: so it is held, for whole calls of a long conversation repeat it over and over."""
+        """How the log has the call that is taken next: so it is held, for whole calls of a long
+        conversation repeat it over and over.
+        """
         self._deltas = {delta.event_id: delta}
 
     async def work(self) -> None:
-        """Give up what takes too much, close what can be closed, judge what is due, forget what is long over."""
+        """Give up what takes too much, close what can be closed, judge what is due, forget what is
+        long over.
+        """
         if self._outgrown:
             await self._give_up_outgrown()
         await self._close()
@@ -169,21 +182,30 @@ class AggregatorPartition:
             raise Rejected(f"status {event.kind} without a rollout")
         group = self._group(event.group_id)
         group.declared = group.declared or event
-        # Found in the log before it came, it may have been judged without the rollouts of which nothing is known.
+        # Found in the log before it came, it may have been judged without the rollouts of which
+        # nothing is known.
         group.judged = False
         group.unsettled.append(settle)
 
     def _refuse(self, attempt: Attempt, event: LlmCall | AgentStatus, settle: Settle) -> None:
         attempt.follow(event, settle.logged_at)
         if isinstance(event, LlmCall):
-            raise Rejected(f"{_name(attempt)} was given up: it {attempt.given_up}; begin another rollout", actions_of(event.mode, [event]))
+            raise Rejected(
+                f"{_name(attempt)} was given up: it {attempt.given_up}; begin another rollout",
+                actions_of(event.mode, [event]),
+            )
         settle()
 
     async def _give_up_outgrown(self) -> None:
         """One session without an end must not take the worker's memory."""
         outgrown, self._outgrown = self._outgrown, {}
         for attempt in outgrown.values():
-            told = f"takes {attempt.held_bytes:,} bytes of memory, and FULGURITE_AGGREGATOR_ATTEMPT_MB is {self._settings.attempt_mb:g}"
+            told = (
+                f"takes {attempt.held_bytes:,} bytes of memory, and "
+                f"FULGURITE_AGGREGATOR_ATTEMPT_MB "
+                f"is "
+                f"{self._settings.attempt_mb:g}"
+            )
             await self._give_up(attempt, "AttemptTooLarge", told)
 
     async def _give_up(self, attempt: Attempt, error_type: str, told: str) -> None:
@@ -192,23 +214,55 @@ class AggregatorPartition:
         self._closing.pop(key, None)
         self._unasked.pop(key, None)
         inputs, settled = attempt.give_up(told)
-        calls = sorted((event for event in inputs if isinstance(event, LlmCall)), key=lambda call: (call.started_at, call.call_id))
-        _log.error("an attempt is given up", rollout_id=attempt.rollout_id, attempt=attempt.attempt, error=told, calls=len(calls))
-        about = derive_id(attempt.rollout_id, attempt.attempt, *sorted(event.event_id for event in inputs))
-        what = Lost(about, attempt.last_event_time, attempt.group_id, actions_of(attempt.mode, calls))
-        error = f"{_name(attempt)} {told}; {len(calls)} calls, which are in no episode, are in {LLM_CALLS.name}"
-        letter = lost(what, self._log.settings, self._partition, "aggregator", error_type=error_type, error=error)
+        calls = sorted(
+            (event for event in inputs if isinstance(event, LlmCall)),
+            key=lambda call: (call.started_at, call.call_id),
+        )
+        _log.error(
+            "an attempt is given up",
+            rollout_id=attempt.rollout_id,
+            attempt=attempt.attempt,
+            error=told,
+            calls=len(calls),
+        )
+        about = derive_id(
+            attempt.rollout_id, attempt.attempt, *sorted(event.event_id for event in inputs)
+        )
+        what = Lost(
+            about, attempt.last_event_time, attempt.group_id, actions_of(attempt.mode, calls)
+        )
+        error = (
+            f"{_name(attempt)} {told}; {len(calls)} calls, which are in no episode, are "
+            f"in "
+            f"{LLM_CALLS.name}"
+        )
+        letter = lost(
+            what,
+            self._log.settings,
+            self._partition,
+            "aggregator",
+            error_type=error_type,
+            error=error,
+        )
         await self._log.publish(DEAD_LETTERS, addressed(letter))
         for settle in settled:
             settle()
 
     async def _give_up_group(self, group_id: str, group: Group, failure: Exception) -> None:
-        """No verdict can be passed on a group: dead letters of its attempts that are not written."""
-        _log.error("a group is given up", group_id=group_id, error=words_of(failure), exc_info=failure)
+        """No verdict can be passed on a group: dead letters of its attempts that are not
+        written.
+        """
+        _log.error(
+            "a group is given up", group_id=group_id, error=words_of(failure), exc_info=failure
+        )
         group.given_up = True
         for attempt in list(group.attempts.values()):
             if not attempt.given_up:
-                await self._give_up(attempt, type(failure).__name__, f"is of a group that cannot be judged: {words_of(failure)}")
+                await self._give_up(
+                    attempt,
+                    type(failure).__name__,
+                    f"is of a group that cannot be judged: {words_of(failure)}",
+                )
         self._settle_group(group)
 
     async def _close(self) -> None:
@@ -221,20 +275,35 @@ class AggregatorPartition:
             self._nearest = min(self._nearest, end)
         read = self._position(LLM_CALLS)
         if self._nearest <= read:
-            closable = [attempt for attempt in self._closing.values() if attempt.barrier is not None and attempt.barrier <= read]
+            closable = [
+                attempt
+                for attempt in self._closing.values()
+                if attempt.barrier is not None and attempt.barrier <= read
+            ]
             await self._recall(self._lacking(closable))
             # What has not ended after all, or is told to have ended only now, waits for its calls.
-            ended = [attempt for attempt in closable if attempt.ended and attempt.barrier is not None]
+            ended = [
+                attempt for attempt in closable if attempt.ended and attempt.barrier is not None
+            ]
             await asyncio.gather(*(self._write(attempt) for attempt in ended))
             for attempt in closable:
                 if not attempt.ended:
                     self._closing.pop((attempt.rollout_id, attempt.attempt), None)
             for group_id in {attempt.group_id for attempt in closable}:
                 self._settle_group(self._groups[group_id])
-            self._nearest = min((attempt.barrier for attempt in self._closing.values() if attempt.barrier is not None), default=math.inf)
+            self._nearest = min(
+                (
+                    attempt.barrier
+                    for attempt in self._closing.values()
+                    if attempt.barrier is not None
+                ),
+                default=math.inf,
+            )
 
     async def _write(self, attempt: Attempt) -> None:
-        """Write the attempt's next revision, if it has one, and settle what is in it. What cannot be written is given up."""
+        """Write the attempt's next revision, if it has one, and settle what is in it. What cannot
+        be written is given up.
+        """
         key = (attempt.rollout_id, attempt.attempt)
         settled, attempt.unsettled = attempt.unsettled, []
         attempt.dirty = False
@@ -242,14 +311,20 @@ class AggregatorPartition:
         if failure is not None:
             _log.error("an attempt cannot be written", error=words_of(failure), exc_info=failure)
             attempt.unsettled = [*settled, *attempt.unsettled]
-            await self._give_up(attempt, type(failure).__name__, f"cannot be written: {words_of(failure)}")
+            await self._give_up(
+                attempt, type(failure).__name__, f"cannot be written: {words_of(failure)}"
+            )
             return
         for settle in settled:
             settle()
         if not attempt.dirty:
             self._closing.pop(key, None)
         if attempt.revisions >= self._settings.revisions:
-            await self._give_up(attempt, "TooManyRevisions", f"was written {attempt.revisions} times (FULGURITE_AGGREGATOR_REVISIONS)")
+            await self._give_up(
+                attempt,
+                "TooManyRevisions",
+                f"was written {attempt.revisions} times (FULGURITE_AGGREGATOR_REVISIONS)",
+            )
 
     async def _write_revision(self, attempt: Attempt) -> None:
         episode = attempt.revision(self._groups[attempt.group_id].declared)
@@ -258,7 +333,9 @@ class AggregatorPartition:
             attempt.written(episode)
 
     async def _publish(self, episode: Episode) -> None:
-        """To `episodes`, or to `dead.letters` what no message can hold: it would stop the partition for good."""
+        """To `episodes`, or to `dead.letters` what no message can hold: it would stop the partition
+        for good.
+        """
         if sum(map(weight, episode.calls)) > _WORTH_A_LOOK:
             size = len(self._log.codec.encode(episode))
             if size > MAX_MESSAGE_BYTES - _ROOM:
@@ -267,12 +344,30 @@ class AggregatorPartition:
         await self._log.publish(EPISODES, [(episode.group_id, episode)])
 
     def _too_large(self, episode: Episode, size: int) -> DeadLetter:
-        _log.error("an episode is too large for a message", episode_id=episode.episode_id, bytes=size, calls=len(episode.calls))
-        told = f"episode {episode.episode_id} of {len(episode.calls)} calls takes {size:,} bytes; its calls are in {LLM_CALLS.name}"
-        return lost(lost_episode(episode), self._log.settings, self._partition, "aggregator", error_type="EpisodeTooLarge", error=told)
+        _log.error(
+            "an episode is too large for a message",
+            episode_id=episode.episode_id,
+            bytes=size,
+            calls=len(episode.calls),
+        )
+        told = (
+            f"episode {episode.episode_id} of {len(episode.calls)} calls takes "
+            f"{size:,} "
+            f"bytes; its calls are in {LLM_CALLS.name}"
+        )
+        return lost(
+            lost_episode(episode),
+            self._log.settings,
+            self._partition,
+            "aggregator",
+            error_type="EpisodeTooLarge",
+            error=told,
+        )
 
     def _is_unsure(self, group_id: str, group: Group) -> bool:
-        """Whether the log may hold of a group what memory does not: a declaration, and attempts that were closed and let go of."""
+        """Whether the log may hold of a group what memory does not: a declaration, and attempts
+        that were closed and let go of.
+        """
         if group.recalled:
             return False
         if group_id in self._let_go:
@@ -281,22 +376,31 @@ class AggregatorPartition:
             return False
         minted = minted_at(group_id)
         was_declared = any(
-            attempt.published is not None and attempt.published.declaration is not None for attempt in group.attempts.values()
+            attempt.published is not None and attempt.published.declaration is not None
+            for attempt in group.attempts.values()
         )
         return was_declared or (minted is not None and minted < self._since + _SKEW_MS)
 
     def _lacking(self, attempts: Iterable[Attempt]) -> set[str]:
         """Groups of these attempts of which memory lacks something."""
         groups = {attempt.group_id: self._groups[attempt.group_id] for attempt in attempts}
-        lacking = {attempt.group_id for attempt in attempts if self._lacks(attempt, groups[attempt.group_id])}
-        return lacking | {group_id for group_id, group in groups.items() if self._is_unsure(group_id, group)}
+        lacking = {
+            attempt.group_id
+            for attempt in attempts
+            if self._lacks(attempt, groups[attempt.group_id])
+        }
+        return lacking | {
+            group_id for group_id, group in groups.items() if self._is_unsure(group_id, group)
+        }
 
     async def _recall(self, lacking: Collection[str]) -> None:
         """Read again from the log what it holds of these groups, of all in one go."""
         if not lacking:
             return
         groups = {group_id: self._groups[group_id] for group_id in lacking}
-        times = [minted_at(group_id) or self._let_go.get(group_id, _SKEW_MS) for group_id in lacking]
+        times = [
+            minted_at(group_id) or self._let_go.get(group_id, _SKEW_MS) for group_id in lacking
+        ]
         since = max(0, min(times) - _SKEW_MS)
         _log.info("reading groups from the log again", groups=len(lacking), since=since)
         for topic in (EPISODES, AGENT_STATUS):
@@ -312,11 +416,20 @@ class AggregatorPartition:
         if attempt.published is None:
             return False
         held = {*attempt.inputs, *([group.declared.event_id] if group.declared else [])}
-        return bool(missing_inputs(attempt.published, held)) and not held <= set(attempt.published.inputs)
+        return bool(missing_inputs(attempt.published, held)) and not held <= set(
+            attempt.published.inputs
+        )
 
     def _read(self, topic: Topic, since_ms: int, group_ids: Collection[str]) -> list[Event]:
         keys = [group_id.encode() for group_id in group_ids]
-        records = read_all(self._log.settings, topic, self._log.codec, partitions=[self._partition], since_ms=since_ms, keys=keys)
+        records = read_all(
+            self._log.settings,
+            topic,
+            self._log.codec,
+            partitions=[self._partition],
+            since_ms=since_ms,
+            keys=keys,
+        )
         return [record.event for record in records if record.event is not None]
 
     def _settle_group(self, group: Group) -> None:
@@ -335,28 +448,59 @@ class AggregatorPartition:
             if now_ms() >= self._next_forget:
                 self._next_forget = now_ms() + _FORGET_EVERY_MS
                 self._forget()
-            await self._recall([group_id for group_id, group in self._groups.items() if self._is_unsure(group_id, group)])
+            await self._recall(
+                [
+                    group_id
+                    for group_id, group in self._groups.items()
+                    if self._is_unsure(group_id, group)
+                ]
+            )
             now = max(self._time, now_ms())
-            due = {group_id: group for group_id, group in self._groups.items() if self._overdue(group, now)}
-            quiet = [attempt for name, group in self._groups.items() for attempt in self._silent(name, group, now)]
+            due = {
+                group_id: group
+                for group_id, group in self._groups.items()
+                if self._overdue(group, now)
+            }
+            quiet = [
+                attempt
+                for name, group in self._groups.items()
+                for attempt in self._silent(name, group, now)
+            ]
             if not due and not quiet:
                 return
-            ends = {topic: await self._log.end_offset(topic, self._partition) for topic in (LLM_CALLS, AGENT_STATUS)}
+            ends = {
+                topic: await self._log.end_offset(topic, self._partition)
+                for topic in (LLM_CALLS, AGENT_STATUS)
+            }
             self._trial = Trial(now, ends, due, quiet)
         if any(self._position(topic) < end for topic, end in self._trial.ends.items()):
             return
         trial, self._trial = self._trial, None
         quiet = [attempt for attempt in trial.quiet if self._stayed_silent(attempt, trial.now)]
         await asyncio.gather(
-            *(self._pass(attempt.group_id, self._groups[attempt.group_id], partial(self._silence, attempt)) for attempt in quiet),
-            *(self._pass(group_id, group, partial(self._overdue_in, group)) for group_id, group in trial.due.items()),
+            *(
+                self._pass(
+                    attempt.group_id,
+                    self._groups[attempt.group_id],
+                    partial(self._silence, attempt),
+                )
+                for attempt in quiet
+            ),
+            *(
+                self._pass(group_id, group, partial(self._overdue_in, group))
+                for group_id, group in trial.due.items()
+            ),
         )
 
-    async def _pass(self, group_id: str, group: Group, verdicts: Callable[[], list[AgentStatus]]) -> None:
+    async def _pass(
+        self, group_id: str, group: Group, verdicts: Callable[[], list[AgentStatus]]
+    ) -> None:
         """Publish verdicts on a group; one on which none can be passed is given up."""
 
         async def publish() -> None:
-            await self._log.publish(AGENT_STATUS, [(verdict.group_id, verdict) for verdict in verdicts()])
+            await self._log.publish(
+                AGENT_STATUS, [(verdict.group_id, verdict) for verdict in verdicts()]
+            )
 
         failure = await failure_of(publish)
         if failure is not None:
@@ -367,22 +511,41 @@ class AggregatorPartition:
         if group.declared is None:
             return []
         heard = group.heard()
-        # Where the declaration was settled before, rollouts of which nothing is known were written too long ago.
-        return [verdict for verdict in overdue(group.declared, heard) if verdict.rollout_id in heard or group.unsettled]
+        # Where the declaration was settled before, rollouts of which nothing is known were written
+        # too long ago.
+        return [
+            verdict
+            for verdict in overdue(group.declared, heard)
+            if verdict.rollout_id in heard or group.unsettled
+        ]
 
     def _overdue(self, group: Group, now: int) -> bool:
         declaration = group.declared.declaration if group.declared else None
-        return declaration is not None and not group.judged and declaration.deadline <= now and not group.complete()
+        return (
+            declaration is not None
+            and not group.judged
+            and declaration.deadline <= now
+            and not group.complete()
+        )
 
     def _silent(self, group_id: str, group: Group, now: int) -> list[Attempt]:
         if group.declared is not None or self._is_unsure(group_id, group):
             return []
-        return [attempt for attempt in group.attempts.values() if not attempt.ended and self._is_silent(attempt, now)]
+        return [
+            attempt
+            for attempt in group.attempts.values()
+            if not attempt.ended and self._is_silent(attempt, now)
+        ]
 
     def _stayed_silent(self, attempt: Attempt, now: int) -> bool:
         """Now that all is read: where calls were read first, the declaration came only since."""
         group = self._groups.get(attempt.group_id)
-        return group is not None and group.declared is None and not attempt.ended and self._is_silent(attempt, now)
+        return (
+            group is not None
+            and group.declared is None
+            and not attempt.ended
+            and self._is_silent(attempt, now)
+        )
 
     def _is_silent(self, attempt: Attempt, now: int) -> bool:
         return attempt.last_event_time + int(self._settings.silence_s * 1000) <= now
@@ -399,14 +562,27 @@ class AggregatorPartition:
         return [verdict]
 
     def _forget(self) -> None:
-        """Drop groups that are complete and long over, or take too much; remember that they existed."""
+        """Drop groups that are complete and long over, or take too much; remember that they
+        existed.
+        """
         before = max(self._time, now_ms()) - int(self._settings.keep_s * 1000)
-        over = {group_id: group for group_id, group in self._groups.items() if group.is_over(before)}
-        weights = {group_id: sum(attempt.held_bytes for attempt in group.attempts.values()) for group_id, group in over.items()}
+        over = {
+            group_id: group for group_id, group in self._groups.items() if group.is_over(before)
+        }
+        weights = {
+            group_id: sum(attempt.held_bytes for attempt in group.attempts.values())
+            for group_id, group in over.items()
+        }
         kept = sum(weights.values())
         for group_id, group in over.items():
-            episodes = [attempt.published for attempt in group.attempts.values() if attempt.published is not None]
-            if kept > self._settings.keep_mb * 1_000_000 or all(episode.event_time < before for episode in episodes):
+            episodes = [
+                attempt.published
+                for attempt in group.attempts.values()
+                if attempt.published is not None
+            ]
+            if kept > self._settings.keep_mb * 1_000_000 or all(
+                episode.event_time < before for episode in episodes
+            ):
                 kept -= weights[group_id]
                 del self._groups[group_id]
                 if episodes:
@@ -415,7 +591,9 @@ class AggregatorPartition:
             if all(episode.event_time < before for episode in written.values()):
                 del self._known[group_id]
                 self._let_go_of(group_id, written.values())
-        for group_id in list(islice(self._let_go, max(0, len(self._let_go) - self._settings.remember_attempts))):
+        for group_id in list(
+            islice(self._let_go, max(0, len(self._let_go) - self._settings.remember_attempts))
+        ):
             del self._let_go[group_id]
             self._since = max(self._since, minted_at(group_id) or 0)
 

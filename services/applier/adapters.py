@@ -1,9 +1,12 @@
-"""Keeps one policy's LoRA adapters in an engine, several versions at once, each under its immutable name `policy@epoch.step`.
+"""Keeps one policy's LoRA adapters in an engine, several versions at once, each under its immutable
+name `policy@epoch.step`.
 
-Each round compares what the log desires (the newest version, and all that routes name) with the adapters that the engine lists. A missing
-one is checked, loaded and proved, then told in `policy.applied`; one that nobody wants is told as retired and unloaded, but the last few
-stay, for calls that are on their way. One that cannot be served is told once and passed over until the engine restarts or a route asks for
-it again. An engine that was away, or lacks what it was given, has restarted: it gets a new id, and its adapters back.
+Each round compares what the log desires (the newest version, and all that routes name) with the
+adapters that the engine lists. A missing one is checked, loaded and proved, then told in
+`policy.applied`; one that nobody wants is told as retired and unloaded, but the last few stay, for
+calls that are on their way. One that cannot be served is told once and passed over until the engine
+restarts or a route asks for it again. An engine that was away, or lacks what it was given, has
+restarted: it gets a new id, and its adapters back.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ from services.common.runtime import logs
 log = logs.get(__name__)
 
 KEEP = 3
-"""At least so many versions stay loaded, though nobody may want the older ones any more: calls are on their way to them."""
+"""At least so many versions stay loaded, though nobody may want the older ones any more: calls are
+on their way to them.
+"""
 
 
 class AdapterTally(msgspec.Struct):
@@ -50,7 +55,13 @@ class AdapterKeeper:
     """One policy's adapters; `run` until cancelled."""
 
     def __init__(
-        self, policy: str, settings: ApplierSettings, engine: Engine, followed: Followed, announcer: Announcer, base: asyncio.Event
+        self,
+        policy: str,
+        settings: ApplierSettings,
+        engine: Engine,
+        followed: Followed,
+        announcer: Announcer,
+        base: asyncio.Event,
     ) -> None:
         """`base`: set while the engine has the base weights that it should have."""
         self._policy = policy
@@ -75,10 +86,16 @@ class AdapterKeeper:
                 self._away = False
             except (EngineUnreachable, EngineRefused) as error:
                 if not self._away:
-                    log.warning("the engine does not answer as it should; trying until it does", policy=self._policy, error=str(error))
+                    log.warning(
+                        "the engine does not answer as it should; trying until it does",
+                        policy=self._policy,
+                        error=str(error),
+                    )
                 self._away = True
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._followed.changed.wait(), self._settings.check_interval_s)
+                await asyncio.wait_for(
+                    self._followed.changed.wait(), self._settings.check_interval_s
+                )
 
     async def _round(self) -> None:
         loaded = await self._loaded()
@@ -103,21 +120,33 @@ class AdapterKeeper:
         return found
 
     async def _bring(self, version: Version, loaded: set[Version]) -> None:
-        """Load what is missing, prove it, tell. One that is there already was given by an applier that died, and is proved again."""
+        """Load what is missing, prove it, tell. One that is there already was given by an applier
+        that died, and is proved again.
+        """
         started = time.monotonic()
         try:
             if version not in loaded:
                 await self._load(version)
                 loaded.add(version)
             found = await difference(
-                self._engine, self._followed.desired.updates[version], self._settings.probe_tolerance, model=str(version)
+                self._engine,
+                self._followed.desired.updates[version],
+                self._settings.probe_tolerance,
+                model=str(version),
             )
         except ApplyFailed as error:
             self._tally.passed_over.add(version)
             largest = error.largest if isinstance(error, ProbeFailed) else None
             log.error("adapter not served", version=str(version), error=str(error))
             seconds = time.monotonic() - started
-            self._announcer.tell(self._tally.engine_id, version, ApplyOutcome.failed, seconds, error=str(error), difference=largest)
+            self._announcer.tell(
+                self._tally.engine_id,
+                version,
+                ApplyOutcome.failed,
+                seconds,
+                error=str(error),
+                difference=largest,
+            )
             if version in loaded:
                 await self._engine.unload_adapter(str(version))
                 loaded.discard(version)
@@ -126,8 +155,15 @@ class AdapterKeeper:
             return
         seconds = time.monotonic() - started
         self._tally.proved.add(version)
-        log.info("adapter served", version=str(version), seconds=round(seconds, 3), largest_difference=found)
-        self._announcer.tell(self._tally.engine_id, version, ApplyOutcome.applied, seconds, difference=found)
+        log.info(
+            "adapter served",
+            version=str(version),
+            seconds=round(seconds, 3),
+            largest_difference=found,
+        )
+        self._announcer.tell(
+            self._tally.engine_id, version, ApplyOutcome.applied, seconds, difference=found
+        )
 
     async def _load(self, version: Version) -> None:
         artifact = self._followed.desired.updates[version].artifact

@@ -1,4 +1,6 @@
-"""Writes `policy.applied`, beside the work on the engine, so that a silent log does not keep weights from it. In order; tries for ever."""
+"""Writes `policy.applied`, beside the work on the engine, so that a silent log does not keep
+weights from it. In order; tries for ever.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,14 @@ class Announcer:
             event = await self._outbox.get()
             for attempt in itertools.count():
                 try:
-                    await self._producer.publish(POLICY_APPLIED, event.policy, event, timeout_s=30.0)
+                    await self._producer.publish(
+                        POLICY_APPLIED, event.policy, event, timeout_s=30.0
+                    )
                     break
                 except LogUnavailable as error:
-                    log.warning("policy.applied cannot be written; trying again", error=str(error), attempt=attempt)
+                    log.warning(
+                        "policy.applied cannot be written; trying again",
+                        error=str(error),
+                        attempt=attempt,
+                    )
                     await asyncio.sleep(_RETRY_S)

@@ -1,9 +1,12 @@
-"""Brings one engine to the desired version, and proves it. Reads `policy.updates` and `policy.routes`, writes `policy.applied`.
+"""Brings one engine to the desired version, and proves it. Reads `policy.updates` and
+`policy.routes`, writes `policy.applied`.
 
-Each round compares what the log desires with what the engine itself reports; nothing is remembered that a restart of either side could
-make wrong. A version that cannot be served is told once and passed over until the engine restarts or a route asks for it again. In place of
-the newest the next older one is loaded; in place of one that a route pins the engine keeps what it serves. An unreachable engine is tried
-for ever. Updates wake the loop at once; between them the engine is asked every second.
+Each round compares what the log desires with what the engine itself reports; nothing is remembered
+that a restart of either side could make wrong. A version that cannot be served is told once and
+passed over until the engine restarts or a route asks for it again. In place of the newest the next
+older one is loaded; in place of one that a route pins the engine keeps what it serves. An
+unreachable engine is tried for ever. Updates wake the loop at once; between them the engine is
+asked every second.
 """
 
 from __future__ import annotations
@@ -60,13 +63,17 @@ class Tally(msgspec.Struct):
 class PolicyApplier:
     """`run` until cancelled."""
 
-    def __init__(self, settings: ApplierSettings, engine: Engine, followed: Followed, announcer: Announcer) -> None:
+    def __init__(
+        self, settings: ApplierSettings, engine: Engine, followed: Followed, announcer: Announcer
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._followed = followed
         self._announcer = announcer
         self.settled = asyncio.Event()
-        """Set while the engine has the weights that it should have: adapters are proved on top of them."""
+        """Set while the engine has the weights that it should have: adapters are proved on top of
+        them.
+        """
         self._base = base_version(settings.policy)
         self._tally: Tally | None = None
         self._routes_seen = 0
@@ -86,7 +93,10 @@ class PolicyApplier:
                     log.info("the engine answers")
             except (EngineUnreachable, EngineRefused) as error:
                 if not self._unreachable:
-                    log.warning("the engine does not answer as it should; trying until it does", error=str(error))
+                    log.warning(
+                        "the engine does not answer as it should; trying until it does",
+                        error=str(error),
+                    )
                 self._unreachable = True
                 pause_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
                 failures += 1
@@ -99,9 +109,12 @@ class PolicyApplier:
         self._try_again_what_routes_name(tally)
         kept = self._kept(served, tally)
         self._tell_unknown_pin(tally, kept)
-        desired = self._followed.desired.version(tally.passed_over, kept=kept, canary=self._settings.canary)
+        desired = self._followed.desired.version(
+            tally.passed_over, kept=kept, canary=self._settings.canary
+        )
         if desired in tally.passed_over:
-            # Nothing is left that could be loaded: the next update or a restart of the engine changes that.
+            # Nothing is left that could be loaded: the next update or a restart of the engine
+            # changes that.
             self.settled.set()
             return
         if served != desired or tally.damaged:
@@ -126,10 +139,18 @@ class PolicyApplier:
 
     def _tell_unknown_pin(self, tally: Tally, kept: Version | None) -> None:
         pinned = self._followed.desired.pinned()
-        if pinned is None or self._followed.desired.is_known(pinned) or pinned in tally.told_unknown:
+        if (
+            pinned is None
+            or self._followed.desired.is_known(pinned)
+            or pinned in tally.told_unknown
+        ):
             return
         tally.told_unknown.add(pinned)
-        error = f"a route asks for {pinned}, which was never published; `fulgurite routes set` names another"
+        error = (
+            f"a route asks for {pinned}, which was never published; `fulgurite routes "
+            f"set` "
+            f"names another"
+        )
         self._tell_failed(tally, pinned, kept, error)
 
     async def _served(self) -> Version | None:
@@ -147,7 +168,9 @@ class PolicyApplier:
             return self._tally
         tally = Tally(engine_id=f"{self._settings.backend}-{uuid.uuid4().hex[:12]}", reports=served)
         if await self._engine.is_paused():
-            log.warning("the engine was left paused, perhaps in the middle of an update: loading anew")
+            log.warning(
+                "the engine was left paused, perhaps in the middle of an update: loading anew"
+            )
             tally.damaged = True
             await self._engine.resume()
         log.info("engine found", engine_id=tally.engine_id, version=str(served))
@@ -163,28 +186,57 @@ class PolicyApplier:
         except ApplyFailed as error:
             tally.passed_over.add(desired)
             largest = error.largest if isinstance(error, ProbeFailed) else None
-            self._tell_failed(tally, desired, served, str(error), time.monotonic() - started, largest)
+            self._tell_failed(
+                tally, desired, served, str(error), time.monotonic() - started, largest
+            )
             # At once, not in a second: wrong weights may be answering.
             self._followed.changed.set()
             return
         tally.damaged = False
         tally.proved = desired
         seconds = time.monotonic() - started
-        log.info("served", version=str(desired), seconds=round(seconds, 3), largest_difference=largest)
-        self._announcer.tell(tally.engine_id, desired, ApplyOutcome.applied, seconds, previous=previous, difference=largest)
+        log.info(
+            "served", version=str(desired), seconds=round(seconds, 3), largest_difference=largest
+        )
+        self._announcer.tell(
+            tally.engine_id,
+            desired,
+            ApplyOutcome.applied,
+            seconds,
+            previous=previous,
+            difference=largest,
+        )
 
     def _tell_failed(
-        self, tally: Tally, version: Version, served: Version | None, error: str, seconds: float = 0.0, largest: float | None = None
+        self,
+        tally: Tally,
+        version: Version,
+        served: Version | None,
+        error: str,
+        seconds: float = 0.0,
+        largest: float | None = None,
     ) -> None:
         previous = str(served) if served is not None else None
         log.error("not served", version=str(version), error=error, served=previous)
-        self._announcer.tell(tally.engine_id, version, ApplyOutcome.failed, seconds, previous=previous, error=error, difference=largest)
+        self._announcer.tell(
+            tally.engine_id,
+            version,
+            ApplyOutcome.failed,
+            seconds,
+            previous=previous,
+            error=error,
+            difference=largest,
+        )
 
-    async def _load_and_probe(self, desired: Version, served: Version | None, tally: Tally) -> float | None:
+    async def _load_and_probe(
+        self, desired: Version, served: Version | None, tally: Tally
+    ) -> float | None:
         weights = await asyncio.to_thread(self._weights, desired)
         try:
             rollback = served is not None and desired < served
-            await self._engine.load(str(weights.path), weights.sha256, str(desired), rollback=rollback)
+            await self._engine.load(
+                str(weights.path), weights.sha256, str(desired), rollback=rollback
+            )
             tally.reports = desired
             return await self._difference(desired)
         except (LoadBroken, ProbeFailed, EngineUnreachable):
@@ -196,13 +248,24 @@ class PolicyApplier:
         try:
             largest = await self._difference(desired)
         except ProbeFailed as error:
-            log.error("what the engine serves is not what it says: loading anew", version=str(desired), error=str(error))
+            log.error(
+                "what the engine serves is not what it says: loading anew",
+                version=str(desired),
+                error=str(error),
+            )
             tally.damaged = True
             self._followed.changed.set()
             return
         tally.proved = desired
         seconds = time.monotonic() - started
-        self._announcer.tell(tally.engine_id, desired, ApplyOutcome.applied, seconds, previous=str(desired), difference=largest)
+        self._announcer.tell(
+            tally.engine_id,
+            desired,
+            ApplyOutcome.applied,
+            seconds,
+            previous=str(desired),
+            difference=largest,
+        )
 
     def _weights(self, version: Version) -> WeightsFile:
         if version == self._base:
@@ -213,4 +276,8 @@ class PolicyApplier:
         return fetch(artifact)
 
     async def _difference(self, version: Version) -> float | None:
-        return await difference(self._engine, self._followed.desired.updates.get(version), self._settings.probe_tolerance)
+        return await difference(
+            self._engine,
+            self._followed.desired.updates.get(version),
+            self._settings.probe_tolerance,
+        )

@@ -1,4 +1,6 @@
-"""The files that updates announce: found, and proved to be the announced ones before an engine is touched."""
+"""The files that updates announce: found, and proved to be the announced ones before an engine is
+touched.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from services.applier.errors import BadArtifact
 ADAPTER_CONFIG = "adapter_config.json"
 
 _ENDS = ("lm_head", "embed_tokens")
-"""Where vLLM has kernels of their own for adapters, which know nothing of a prompt's log-probabilities: no probe could prove them."""
+"""Where vLLM has kernels of their own for adapters, which know nothing of a prompt's
+log-probabilities: no probe could prove them.
+"""
 
 
 class WeightsFile(msgspec.Struct, frozen=True):
@@ -26,20 +30,28 @@ class WeightsFile(msgspec.Struct, frozen=True):
 
 
 def fetch(artifact: Artifact) -> WeightsFile:
-    """Check an artifact's bytes; blocks for as long as reading it takes (0.2 s for 270 MB). Raises BadArtifact."""
+    """Check an artifact's bytes; blocks for as long as reading it takes (0.2 s for 270 MB). Raises
+    BadArtifact.
+    """
     return _check(artifact, ArtifactFormat.full)
 
 
 def fetch_adapter(artifact: Artifact) -> Path:
-    """Check an adapter's bytes; the folder that holds it, in PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`).
-    Raises BadArtifact. The configuration has no digest of its own: a wrong rank is refused by vLLM, a wrong scale by the probe.
+    """Check an adapter's bytes; the folder that holds it, in PEFT's layout
+    (`adapter_model.safetensors`, `adapter_config.json`). Raises BadArtifact. The configuration has
+    no digest of its own: a wrong rank is refused by vLLM, a wrong scale by the probe.
     """
     path = _check(artifact, ArtifactFormat.lora).path
     if not (path.parent / ADAPTER_CONFIG).is_file():
-        raise BadArtifact(f"{path.parent} has no {ADAPTER_CONFIG}: an adapter is a folder in PEFT's layout")
+        raise BadArtifact(
+            f"{path.parent} has no {ADAPTER_CONFIG}: an adapter is a folder in PEFT's layout"
+        )
     ends = [name for name in _tensors(path) if any(end in name for end in _ENDS)]
     if ends:
-        raise BadArtifact(f"{path} adapts {ends[0]}: adapters of the embedding or of `lm_head` are not served; train others")
+        raise BadArtifact(
+            f"{path} adapts {ends[0]}: adapters of the embedding or of `lm_head` are not "
+            f"served; train others"
+        )
     return path.parent
 
 
@@ -47,7 +59,11 @@ def _tensors(path: Path) -> list[str]:
     """The names in a safetensors file: it begins with the length of a JSON object, and that."""
     try:
         with path.open("rb") as file:
-            return sorted(msgspec.json.decode(file.read(int.from_bytes(file.read(8), "little")), type=dict[str, msgspec.Raw]))
+            return sorted(
+                msgspec.json.decode(
+                    file.read(int.from_bytes(file.read(8), "little")), type=dict[str, msgspec.Raw]
+                )
+            )
     except (OSError, OverflowError, msgspec.DecodeError) as error:
         raise BadArtifact(f"{path} is no safetensors file: {error}") from error
 
@@ -58,25 +74,35 @@ def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:
     except ValueError as error:
         raise BadArtifact(f"{artifact.uri[:500]!r} is no address: {error}") from error
     if location.scheme not in ("", "file"):
-        raise BadArtifact(f"{artifact.uri}: only file:// artifacts can be served, from a folder that learner and engine share")
+        raise BadArtifact(
+            f"{artifact.uri}: only file:// artifacts can be served, from a folder that learner "
+            f"and engine share"
+        )
     if artifact.format is not wanted:
         raise BadArtifact(
-            f"{artifact.uri} holds {artifact.format.value} weights, and this policy is served with {wanted.value} ones "
+            f"{artifact.uri} holds {artifact.format.value} weights, and this policy is served "
+            f"with {wanted.value} ones "
             "(FULGURITE_LORA_POLICIES)"
         )
     path = Path(unquote(location.path))
     found = _digest(path)
     if found != artifact.sha256:
         raise BadArtifact(
-            f"{path} has SHA-256 {found}, the update announces {artifact.sha256}: it was damaged or replaced after it was published"
+            f"{path} has SHA-256 {found}, the update announces {artifact.sha256}: it was "
+            f"damaged or replaced after it was published"
         )
     return WeightsFile(path, found)
 
 
 def base_weights(folder: Path | None) -> WeightsFile:
-    """The base model's own file, for going back to it. Raises BadArtifact when it is not known or not a single file."""
+    """The base model's own file, for going back to it. Raises BadArtifact when it is not known or
+    not a single file.
+    """
     if folder is None:
-        raise BadArtifact("the base model's folder is not known (FULGURITE_MODEL), so only a restart of the engine brings it back")
+        raise BadArtifact(
+            "the base model's folder is not known (FULGURITE_MODEL), so only a restart of the "
+            "engine brings it back"
+        )
     path = folder / "model.safetensors"
     return WeightsFile(path, _digest(path))
 
@@ -89,4 +115,6 @@ def _digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:
-        raise BadArtifact(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise BadArtifact(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error

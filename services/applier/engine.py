@@ -1,8 +1,10 @@
-"""vLLM's RL routes: what it serves, new weights in flight, log-probabilities of a prompt. Knows no log and no policy.
+"""vLLM's RL routes: what it serves, new weights in flight, log-probabilities of a prompt. Knows no
+log and no policy.
 
-Loading pauses with `mode=keep`: requests in flight go on afterwards, with the new weights. The prefix cache is then reset *with* those
-requests (`reset_running_requests`): without that vLLM keeps the whole cache while any request runs, and later prompts would be continued
-from keys and values of the old weights.
+Loading pauses with `mode=keep`: requests in flight go on afterwards, with the new weights. The
+prefix cache is then reset *with* those requests (`reset_running_requests`): without that vLLM keeps
+the whole cache while any request runs, and later prompts would be continued from keys and values of
+the old weights.
 """
 
 from __future__ import annotations
@@ -30,17 +32,27 @@ class Engine:
         self._model: str | None = None
 
     async def __aenter__(self) -> Self:
-        # A connection a call: the server drops it after an error of its own, and a POST must not be sent into a dropped one.
+        # A connection a call: the server drops it after an error of its own, and a POST must not be
+        # sent into a dropped one.
         connector = aiohttp.TCPConnector(force_close=True)
-        self._session = aiohttp.ClientSession(headers=self._headers, timeout=self._timeout, connector=connector)
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=self._timeout, connector=connector
+        )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._session is not None:
             await self._session.close()
 
     async def weight_version(self) -> str:
-        """What the engine itself says it serves; `default` for the weights it was started with. Raises EngineUnreachable."""
+        """What the engine itself says it serves; `default` for the weights it was started with.
+        Raises EngineUnreachable.
+        """
         return str((await self._call("GET", "/weight_info"))["weight_version"])
 
     async def is_paused(self) -> bool:
@@ -52,7 +64,9 @@ class Engine:
         await self._call("POST", "/resume")
 
     async def load(self, path: str, sha256: str, version: str, *, rollback: bool = False) -> None:
-        """Replace the weights and their version, in flight. Raises EngineRefused (nothing was loaded), LoadBroken, EngineUnreachable."""
+        """Replace the weights and their version, in flight. Raises EngineRefused (nothing was
+        loaded), LoadBroken, EngineUnreachable.
+        """
         await self._call("POST", "/pause", params={"mode": "keep"})
         try:
             await self._open()
@@ -60,11 +74,15 @@ class Engine:
             await self._call("POST", "/update_weights", json={"update_info": update_info})
             try:
                 await self._call("POST", "/finish_weight_update", json={"weight_version": version})
-                reset = await self._call("POST", "/reset_prefix_cache", params={"reset_running_requests": "true"})
+                reset = await self._call(
+                    "POST", "/reset_prefix_cache", params={"reset_running_requests": "true"}
+                )
             except EngineRefused as error:
                 raise LoadBroken(str(error)) from error
             if not reset.get("success"):
-                raise LoadBroken(f"the prefix cache still holds keys and values of the old weights: {reset}")
+                raise LoadBroken(
+                    f"the prefix cache still holds keys and values of the old weights: {reset}"
+                )
         finally:
             await self.resume()
 
@@ -74,27 +92,48 @@ class Engine:
         return [str(model["id"]) for model in listed if model.get("parent")]
 
     async def load_adapter(self, name: str, folder: str) -> None:
-        """Load an adapter in PEFT's layout; requests in flight are not disturbed. Raises EngineRefused, EngineUnreachable."""
-        await self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder})
+        """Load an adapter in PEFT's layout; requests in flight are not disturbed. Raises
+        EngineRefused, EngineUnreachable.
+        """
+        await self._call(
+            "POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder}
+        )
 
     async def unload_adapter(self, name: str) -> None:
         """Let go of an adapter; requests in flight go on with it."""
         await self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": name})
 
-    async def prompt_logprobs(self, token_ids: Sequence[int], model: str | None = None) -> list[float]:
-        """Log-probability of each token but the first, given those before it, computed anew (never from the cache). `model`: an adapter."""
+    async def prompt_logprobs(
+        self, token_ids: Sequence[int], model: str | None = None
+    ) -> list[float]:
+        """Log-probability of each token but the first, given those before it, computed anew (never
+        from the cache). `model`: an adapter.
+        """
         name = model or await self._served_model()
-        body = {"model": name, "prompt": list(token_ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        body = {
+            "model": name,
+            "prompt": list(token_ids),
+            "max_tokens": 1,
+            "temperature": 0,
+            "prompt_logprobs": 0,
+        }
         reply = await self._call("POST", "/v1/completions", json=body)
-        listed = cast("list[dict[str, dict[str, Any]] | None]", reply["choices"][0]["prompt_logprobs"])
-        return [float(entry[str(token)]["logprob"]) for token, entry in zip(token_ids[1:], listed[1:], strict=True) if entry is not None]
+        listed = cast(
+            "list[dict[str, dict[str, Any]] | None]", reply["choices"][0]["prompt_logprobs"]
+        )
+        return [
+            float(entry[str(token)]["logprob"])
+            for token, entry in zip(token_ids[1:], listed[1:], strict=True)
+            if entry is not None
+        ]
 
     async def _open(self) -> None:
         await self._call("POST", "/init_weight_transfer_engine", json={"init_info": {}})
         try:
             await self._call("POST", "/start_weight_update")
         except EngineRefused:
-            # An applier that died in the middle left its update open. vLLM closes one that it refuses, and it refuses an empty one.
+            # An applier that died in the middle left its update open. vLLM closes one that it
+            # refuses, and it refuses an empty one.
             with contextlib.suppress(EngineRefused):
                 await self._call("POST", "/update_weights", json={"update_info": {}})
             await self._call("POST", "/start_weight_update")
@@ -105,16 +144,25 @@ class Engine:
         return self._model
 
     async def _call(
-        self, method: str, path: str, *, json: Mapping[str, Any] | None = None, params: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Mapping[str, Any] | None = None,
+        params: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         if self._session is None:
             raise RuntimeError("use the engine as an async context manager")
         try:
             url = self._base_url + path
-            async with self._session.request(method, url, json=json, params=params, allow_redirects=False) as response:
+            async with self._session.request(
+                method, url, json=json, params=params, allow_redirects=False
+            ) as response:
                 text = await response.text()
                 if response.status >= 300:
                     raise EngineRefused(f"{method} {path}: {response.status} {text[:500]}")
                 return cast("dict[str, Any]", await response.json()) if text.startswith("{") else {}
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineUnreachable(f"{self._base_url}{path}: {error or type(error).__name__}") from error
+            raise EngineUnreachable(
+                f"{self._base_url}{path}: {error or type(error).__name__}"
+            ) from error

@@ -7,7 +7,7 @@ ApplierError
     ├── EngineRefused   the engine answered a step with an error; its weights are what they were
     ├── LoadBroken      it answered the last step with an error: nobody knows what it holds
     └── ProbeFailed     it loaded, and its log-probabilities are not those of the new weights
-"""
+"""  # noqa: E501 - a table
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What `policy.updates` and `policy.routes` say of each policy that a backend holds: a fold of its own, touched in the event loop only.
-Its `changed` is set when it may have a new answer.
+"""What `policy.updates` and `policy.routes` say of each policy that a backend holds: a fold of its
+own, touched in the event loop only. Its `changed` is set when it may have a new answer.
 """
 
 from __future__ import annotations

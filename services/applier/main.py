@@ -1,4 +1,6 @@
-"""The policy applier: one per vLLM backend. `python -m services.applier.main`; SIGTERM stops it. See README.md."""
+"""The policy applier: one per vLLM backend. `python -m services.applier.main`; SIGTERM stops it.
+See README.md.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,16 @@ async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:
         await asyncio.to_thread(producer.close)
 
 
-async def _serve(settings: ApplierSettings, engine: Engine, watch: LogWatch, announcer: Announcer) -> None:
+async def _serve(
+    settings: ApplierSettings, engine: Engine, watch: LogWatch, announcer: Announcer
+) -> None:
     """The full weights and each policy's adapters, side by side."""
     full = PolicyApplier(settings, engine, watch.policies[settings.policy], announcer)
     follow = watch.policies
-    keepers = [AdapterKeeper(name, settings, engine, follow[name], announcer, full.settled) for name in settings.adapters()]
+    keepers = [
+        AdapterKeeper(name, settings, engine, follow[name], announcer, full.settled)
+        for name in settings.adapters()
+    ]
     async with asyncio.TaskGroup() as group:
         for part in (announcer, full, *keepers):
             group.create_task(part.run())

@@ -14,27 +14,45 @@ from services.common.runtime.backends import one_backend
 class ApplierSettings(BaseSettings):
     """One applier, one backend, one policy."""
 
-    model_config = SettingsConfigDict(env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True
+    )
 
     vllm_base_url: str = Field("http://127.0.0.1:8000", validation_alias="VLLM_BASE_URL")
-    """Without `/v1`; of several, as the gateway has them, the one called FULGURITE_BACKEND. vLLM must run with
-    VLLM_SERVER_DEV_MODE=1 and the weight-transfer backend `fulgurite`."""
+    """Without `/v1`; of several, as the gateway has them, the one called FULGURITE_BACKEND. vLLM
+    must run with VLLM_SERVER_DEV_MODE=1 and the weight-transfer backend `fulgurite`.
+    """
     vllm_api_key: SecretStr | None = Field(None, validation_alias="VLLM_API_KEY")
     policy: str = "policy"
     backend: str = "vllm"
-    """Which backend of VLLM_BASE_URL is this applier's; the name in events of one address without a name."""
+    """Which backend of VLLM_BASE_URL is this applier's; the name in events of one address without a
+    name.
+    """
     lora_policies: str = ""
-    """Policies, comma-separated, whose updates are LoRA adapters; vLLM then needs `--enable-lora` and
-    VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
+    """Policies, comma-separated, whose updates are LoRA adapters; vLLM then needs `--enable-lora`
+    and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1.
+    """
     canary: bool = Field(default=False, validation_alias="FULGURITE_APPLIER_CANARY")
-    """While a route splits an alias between versions, this backend serves not the one with the greatest share but the next."""
+    """While a route splits an alias between versions, this backend serves not the one with the
+    greatest share but the next.
+    """
     model: Path | None = None
-    """Folder of the base model; with it a failed first update, or a route to `policy@0.0`, can be undone without a restart."""
+    """Folder of the base model; with it a failed first update, or a route to `policy@0.0`, can be
+    undone without a restart.
+    """
     probe_tolerance: float = Field(0.15, gt=0, validation_alias="FULGURITE_APPLIER_PROBE_TOLERANCE")
-    """Mean absolute difference of the probe's log-probabilities (nats). Two bf16 implementations differ by 0.025."""
-    check_interval_s: float = Field(1.0, gt=0, validation_alias="FULGURITE_APPLIER_CHECK_INTERVAL_S")
-    """How often the engine is asked what it serves: bounds how late a restart is noticed. Updates do not wait for it."""
-    engine_timeout_s: float = Field(300.0, gt=0, validation_alias="FULGURITE_APPLIER_ENGINE_TIMEOUT_S")
+    """Mean absolute difference of the probe's log-probabilities (nats). Two bf16 implementations
+    differ by 0.025.
+    """
+    check_interval_s: float = Field(
+        1.0, gt=0, validation_alias="FULGURITE_APPLIER_CHECK_INTERVAL_S"
+    )
+    """How often the engine is asked what it serves: bounds how late a restart is noticed. Updates
+    do not wait for it.
+    """
+    engine_timeout_s: float = Field(
+        300.0, gt=0, validation_alias="FULGURITE_APPLIER_ENGINE_TIMEOUT_S"
+    )
     """Longest wait for one answer of the engine, loading included."""
     log_level: str = "INFO"
 

@@ -1,7 +1,8 @@
 """Which services of a deployment are at work, as far as can be told from outside.
 
-Stream processors, reward workers and judges are members of consumer groups. Learner and appliers are not: where they run under the local
-stack, they touch a file in FULGURITE_DATA_DIR; elsewhere only what they last wrote is known.
+Stream processors, reward workers and judges are members of consumer groups. Learner and appliers
+are not: where they run under the local stack, they touch a file in FULGURITE_DATA_DIR; elsewhere
+only what they last wrote is known.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from services.local_stack.exports import is_running
 PROCESSORS = ("aggregator", "rewarder")
 WORKERS = {"reward-worker.": "reward workers", "judge.": "judges"}
 
-_AT_WORK = frozenset({"stable", "preparing_rebalancing", "completing_rebalancing", "assigning", "reconciling"})
+_AT_WORK = frozenset(
+    {"stable", "preparing_rebalancing", "completing_rebalancing", "assigning", "reconciling"}
+)
 _BEAT_S = 20.0
 _STEP_S = 900.0
 """The learner's pulse is taken between steps."""
@@ -54,19 +57,25 @@ def processors(prefix: str, groups: Mapping[str, str]) -> list[ServiceState]:
     """`groups`: consumer group → its state."""
     found = [_processor(name, groups.get(prefix + name)) for name in PROCESSORS]
     for start, title in WORKERS.items():
-        at_work = sum(name.startswith(prefix + start) and state in _AT_WORK for name, state in groups.items())
+        at_work = sum(
+            name.startswith(prefix + start) and state in _AT_WORK for name, state in groups.items()
+        )
         found.append(ServiceState(title, None, f"{at_work} at work" if at_work else "none at work"))
     return found
 
 
 def _processor(name: str, state: str | None) -> ServiceState:
     alive = state in _AT_WORK
-    return ServiceState(name, alive, "at work" if alive else "not running: no member in its consumer group")
+    return ServiceState(
+        name, alive, "at work" if alive else "not running: no member in its consumer group"
+    )
 
 
 def finished(prefix: str, group: str, state: str) -> bool:
     """Whether the group is what a run that is over has left behind."""
-    return state not in _AT_WORK and any(group.startswith(f"{prefix}{start}run-") for start in WORKERS)
+    return state not in _AT_WORK and any(
+        group.startswith(f"{prefix}{start}run-") for start in WORKERS
+    )
 
 
 def progress(updates: Iterable[PolicyUpdate]) -> list[Progress]:
@@ -78,12 +87,16 @@ def progress(updates: Iterable[PolicyUpdate]) -> list[Progress]:
             claimed[event.policy] = event
         elif event.kind is UpdateKind.update:
             newest[event.policy] = event
-    return [_progress(policy, claim, newest.get(policy)) for policy, claim in sorted(claimed.items())]
+    return [
+        _progress(policy, claim, newest.get(policy)) for policy, claim in sorted(claimed.items())
+    ]
 
 
 def _progress(policy: str, claim: PolicyUpdate, update: PolicyUpdate | None) -> Progress:
     metrics = update.metrics if update is not None else {}
-    groups, with_signal = (int(metrics[name]) if name in metrics else None for name in ("groups", "groups_with_signal"))
+    groups, with_signal = (
+        int(metrics[name]) if name in metrics else None for name in ("groups", "groups_with_signal")
+    )
     return Progress(
         policy=policy,
         version=(update.version if update is not None else None) or f"{policy}@0.0",
@@ -98,20 +111,31 @@ def _progress(policy: str, claim: PolicyUpdate, update: PolicyUpdate | None) -> 
 def learners(found: Iterable[Progress]) -> list[ServiceState]:
     """One for each policy that a learner was ever started for."""
     pulse = _pulse("learner", _STEP_S)
-    states = [ServiceState(f"learner of {one.policy}", pulse.alive, f"{pulse.said}; {_learned(one)}") for one in found]
-    return states or [ServiceState("learner", pulse.alive, f"{pulse.said}; never started on this log")]
+    states = [
+        ServiceState(f"learner of {one.policy}", pulse.alive, f"{pulse.said}; {_learned(one)}")
+        for one in found
+    ]
+    return states or [
+        ServiceState("learner", pulse.alive, f"{pulse.said}; never started on this log")
+    ]
 
 
 def _learned(one: Progress) -> str:
     if one.updated_at is None:
         return f"started {ago(one.claimed_at)}, no update yet"
-    signal = f", {one.groups_with_signal} of {one.groups} groups taught" if one.groups is not None else ""
+    signal = (
+        f", {one.groups_with_signal} of {one.groups} groups taught"
+        if one.groups is not None
+        else ""
+    )
     reward = f", mean reward {one.reward_mean:.3f}" if one.reward_mean is not None else ""
     return f"{one.version} {ago(one.updated_at)}{reward}{signal}"
 
 
 def appliers(applied: Iterable[PolicyApplied]) -> list[ServiceState]:
-    """One for each backend of which an applier ever wrote. `applied`: of the topic, in log order."""
+    """One for each backend of which an applier ever wrote. `applied`: of the topic, in log
+    order.
+    """
     last = {event.backend: event.event_time for event in applied}
     if not last:
         pulse = _pulse("applier", _BEAT_S)
@@ -119,7 +143,11 @@ def appliers(applied: Iterable[PolicyApplied]) -> list[ServiceState]:
     states: list[ServiceState] = []
     for backend, at in sorted(last.items()):
         pulse = _pulse("applier" if len(last) == 1 else f"applier-{backend}", _BEAT_S)
-        states.append(ServiceState(f"applier of {backend}", pulse.alive, f"{pulse.said}; last report {ago(at)}"))
+        states.append(
+            ServiceState(
+                f"applier of {backend}", pulse.alive, f"{pulse.said}; last report {ago(at)}"
+            )
+        )
     return states
 
 
@@ -132,7 +160,9 @@ def _pulse(name: str, within_s: float) -> ServiceState:
     if not is_running(data):
         return ServiceState(name, False, "not running: the local stack is down")
     if silent_s > within_s:
-        return ServiceState(name, False, f"silent for {silent_s:.0f} s: see {data / 'logs' / f'{name}.log'}")
+        return ServiceState(
+            name, False, f"silent for {silent_s:.0f} s: see {data / 'logs' / f'{name}.log'}"
+        )
     return ServiceState(name, True, "at work")
 
 
@@ -143,4 +173,6 @@ def ago(at_ms: int) -> str:
         return f"{seconds:.0f} s ago"
     if seconds < 7200:
         return f"{seconds / 60:.0f} min ago"
-    return f"{seconds / 3600:.1f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days ago"
+    return (
+        f"{seconds / 3600:.1f} h ago" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days ago"
+    )

@@ -19,16 +19,27 @@ from services.replay.errors import BadArgument
 
 
 def archive(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Made if it is not there; goes on where the last run ended.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Made if it is not there; goes on where the last run ended."
+        ),
+    ],
     topic: Annotated[
-        list[str] | None, typer.Option(metavar="TOPIC", help="Only this topic, without the prefix; may be repeated. Default: all.")
+        list[str] | None,
+        typer.Option(
+            metavar="TOPIC",
+            help="Only this topic, without the prefix; may be repeated. Default: all.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Add what the topics hold to an archive: Parquet, partitioned by topic and day, to the byte. Needs the extra `archive`.
+    """Add what the topics hold to an archive: Parquet, partitioned by topic and day, to the byte.
+    Needs the extra `archive`.
 
-    Run it more often than the topics' retention, for example daily: each run adds what came since. `fulgurite replay`, `try` and `export`
-    read an archive with --archive DIR. What calls left in the claims store is copied too.
+    Run it more often than the topics' retention, for example daily: each run adds what came since.
+    `fulgurite replay`, `try` and `export` read an archive with --archive DIR. What calls left in
+    the claims store is copied too.
 
     Exits 1 if what was asked for makes no sense, 2 if the log cannot be read, 3 if retention had
     removed records that no run had archived, or a claim was gone.
@@ -37,10 +48,19 @@ def archive(
     with told("archive"):
         unknown = set(topic or ()) - {known.name for known in TOPICS}
         if unknown:
-            raise BadArgument(f"no topic {', '.join(sorted(unknown))}; there are {', '.join(known.name for known in TOPICS)}")
+            raise BadArgument(
+                f"no topic {', '.join(sorted(unknown))}; there are "
+                f"{', '.join(known.name for known in TOPICS)}"
+            )
         chosen = [known for known in TOPICS if not topic or known.name in topic]
         with make_console(stderr=True, soft_wrap=False).status("reading") as status:
-            done = archives.archive(KafkaSettings(), Codec(), folder, chosen, lambda name, count: status.update(f"{name}: {count} records"))
+            done = archives.archive(
+                KafkaSettings(),
+                Codec(),
+                folder,
+                chosen,
+                lambda name, count: status.update(f"{name}: {count} records"),
+            )
     if as_json:
         print_json(done)
     else:

@@ -1,4 +1,6 @@
-"""`fulgurite claims prune`: texts that calls left elsewhere, and that nobody can ask for any more."""
+"""`fulgurite claims prune`: texts that calls left elsewhere, and that nobody can ask for
+any more.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from services.common.kafka.client import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
 from services.replay.pruning import GRACE_DAYS, prune
 
-app = typer.Typer(no_args_is_help=True, help="Claims: texts too large for a message, which calls left in a folder or a bucket.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Claims: texts too large for a message, which calls left in a folder or a bucket.",
+)
 
 _DAY_S = 24 * 3600
 
@@ -29,28 +34,36 @@ def _claims() -> None:
 @app.command("prune")
 def prune_claims(
     older_than_days: Annotated[
-        float, typer.Option(min=1, help="Only what is older: longer than an event may wait in a gateway's spool.")
+        float,
+        typer.Option(
+            min=1, help="Only what is older: longer than an event may wait in a gateway's spool."
+        ),
     ] = GRACE_DAYS,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Remove claims that are old and that no call, episode or dead letter of the log names.
 
-    May run beside live traffic, for example daily, after `fulgurite archive`, which keeps copies. The store is that of
-    FULGURITE_CLAIMS_URL, or the folder `claims` of FULGURITE_DATA_DIR.
+    May run beside live traffic, for example daily, after `fulgurite archive`, which keeps copies.
+    The store is that of FULGURITE_CLAIMS_URL, or the folder `claims` of FULGURITE_DATA_DIR.
 
     Exits 1 if what was asked for makes no sense, 2 if the log or the store cannot be read.
     """
     with told("claims prune"):
         settings = ClaimSettings()
         store = open_store(settings.claims_url, settings.data_dir)
-        done = prune(store, KafkaSettings(), Codec(), time.time() - older_than_days * _DAY_S, dry=dry_run)
+        done = prune(
+            store, KafkaSettings(), Codec(), time.time() - older_than_days * _DAY_S, dry=dry_run
+        )
     if as_json:
         print_json(done)
         return
     word = "would be removed" if dry_run else "removed"
     place = "" if settings.claims_url else f" in {(settings.data_dir / 'claims').resolve()}"
     make_console().print(
-        f"{done.removed} claims ({done.removed_bytes:,} bytes) {word}; of {done.claims}{plain(place)}, {done.young} are younger than "
+        f"{done.removed} claims ({done.removed_bytes:,} bytes) {word}; of "
+        f"{done.claims}{plain(place)}, {done.young} are younger than "
         f"{older_than_days:g} days, {done.named} older ones are still named in the log"
     )

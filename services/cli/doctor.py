@@ -1,6 +1,7 @@
 """`fulgurite doctor`: what this machine lacks for the local stack, and what to do about it.
 
-Needs nothing but the standard library, so that `make doctor` runs before anything is installed (`python3 services/cli/doctor.py`).
+Needs nothing but the standard library, so that `make doctor` runs before anything is installed
+(`python3 services/cli/doctor.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ GIB = 1 << 30
 MEMORY_NEEDED_GIB = 8
 MEMORY_WANTED_GIB = 12
 DISK_NEEDED_GIB = 12
-"""torch from PyPI and vLLM: 8 GiB with uv's cache on the same file system, engines and the model 1 GiB, room for topics and weights."""
+"""torch from PyPI and vLLM: 8 GiB with uv's cache on the same file system, engines and the model 1
+GiB, room for topics and weights.
+"""
 DISK_AFTER_INSTALL_GIB = 3
 GATEWAY_PORT = 8080
 _TIMEOUT_S = 5.0
@@ -51,18 +54,29 @@ def check_platform() -> Check:
     found = f"{platform.system()} on {platform.machine()}"
     if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
         return Check("platform", found)
-    return Check("platform", found, "use Linux on x86-64, or set VLLM_BASE_URL to a vLLM that runs elsewhere")
+    return Check(
+        "platform", found, "use Linux on x86-64, or set VLLM_BASE_URL to a vLLM that runs elsewhere"
+    )
 
 
 def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     """AVX2 at least; AVX-512 and AMX are faster."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    flags = next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set[str]())
+    flags = next(
+        (set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")),
+        set[str](),
+    )
     known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     found = f"{cores} cores, {', '.join(known) or 'no AVX2'}"
     if "avx2" not in flags:
-        return Check("CPU", found, "vLLM's CPU build needs AVX2 (Intel since 2013, AMD since 2015): use another machine")
+        return Check(
+            "CPU",
+            found,
+            "vLLM's CPU build needs AVX2 (Intel since 2013, AMD since 2015): use another machine",
+        )
     if cores < 2:
         return Check("CPU", found, "it will run, slowly: two cores were measured", needed=False)
     return Check("CPU", found)
@@ -72,13 +86,27 @@ def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
     """What can be used without swapping."""
     if not meminfo.is_file():
         return Check("memory", "unknown", "see yourself that 12 GiB are free", needed=False)
-    kib = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    kib = next(
+        int(line.split()[1])
+        for line in meminfo.read_text().splitlines()
+        if line.startswith("MemAvailable")
+    )
     gib = kib * 1024 / GIB
     found = f"{gib:.1f} GiB available"
     if gib < MEMORY_NEEDED_GIB:
-        return Check("memory", found, f"vLLM, learner and Kafka need {MEMORY_NEEDED_GIB} GiB: close other programs or add memory")
+        return Check(
+            "memory",
+            found,
+            f"vLLM, learner and Kafka need {MEMORY_NEEDED_GIB} GiB: close other programs or "
+            f"add memory",
+        )
     if gib < MEMORY_WANTED_GIB:
-        return Check("memory", found, f"{MEMORY_WANTED_GIB} GiB are comfortable; with less, close other programs first", needed=False)
+        return Check(
+            "memory",
+            found,
+            f"{MEMORY_WANTED_GIB} GiB are comfortable; with less, close other programs first",
+            needed=False,
+        )
     return Check("memory", found)
 
 
@@ -90,7 +118,12 @@ def check_disk(folder: Path | None = None) -> Check:
     needed = DISK_AFTER_INSTALL_GIB if installed else DISK_NEEDED_GIB
     found = f"{gib:.0f} GiB free in {folder}"
     if gib < needed:
-        return Check("disk", found, f"{needed} GiB are needed: free some, or install with TORCH_BACKEND=cpu, which takes 5 GiB less")
+        return Check(
+            "disk",
+            found,
+            f"{needed} GiB are needed: free some, or install with TORCH_BACKEND=cpu, which "
+            f"takes 5 GiB less",
+        )
     return Check("disk", found)
 
 
@@ -102,7 +135,9 @@ def check_python() -> Check:
         listed = ", ".join(found) or platform.python_version()
         return Check("Python", listed)
     return Check(
-        "Python", f"{platform.python_version()} only", "install Python 3.11 or 3.12, for example: apt install python3.11 python3.11-venv"
+        "Python",
+        f"{platform.python_version()} only",
+        "install Python 3.11 or 3.12, for example: apt install python3.11 python3.11-venv",
     )
 
 
@@ -114,7 +149,10 @@ def check_port(port: int = GATEWAY_PORT) -> Check:
             probe.bind(("127.0.0.1", port))
         except OSError:
             return Check(
-                f"port {port}", "in use", "`fulgurite up` wants it for the gateway: stop what listens there, or use --port", needed=False
+                f"port {port}",
+                "in use",
+                "`fulgurite up` wants it for the gateway: stop what listens there, or use --port",
+                needed=False,
             )
     return Check(f"port {port}", "free")
 
@@ -129,12 +167,18 @@ class Address(NamedTuple):
     remedy: str
 
 
-_INSTEAD = "unset {variable} (it may be left from an earlier `fulgurite up`) and a local one is started, or start that one"
+_INSTEAD = (
+    "unset {variable} (it may be left from an earlier `fulgurite up`) and a local "
+    "one "
+    "is started, or start that one"
+)
 ADDRESSES = (
     Address("KAFKA_BOOTSTRAP_SERVERS", "Kafka", 9092, _INSTEAD),
     Address("REDIS_URL", "Redis", 6379, _INSTEAD),
     Address("VLLM_BASE_URL", "vLLM", 80, _INSTEAD),
-    Address("FULGURITE_GATEWAY_URL", "gateway", 80, "start it (`fulgurite up`), or unset {variable}"),
+    Address(
+        "FULGURITE_GATEWAY_URL", "gateway", 80, "start it (`fulgurite up`), or unset {variable}"
+    ),
 )
 
 
@@ -142,27 +186,47 @@ _LISTS = ("KAFKA_BOOTSTRAP_SERVERS", "VLLM_BASE_URL")
 
 
 def check_given(address: Address) -> Check:
-    """Whether somebody answers where the environment says that a server is; of several brokers one is enough, of several vLLMs all."""
+    """Whether somebody answers where the environment says that a server is; of several brokers one
+    is enough, of several vLLMs all.
+    """
     value = os.environ.get(address.variable, "")
     # Without what an address may hold besides: a password, and the name of a backend.
     several = value.split(",") if address.variable in _LISTS else [value]
-    places = [_place(part, address.port) for part in several if part.strip() and not part.strip().startswith("unix:")]
-    problems = {f"{host}:{port}": problem for host, port in places if (problem := _dead(host, port)) is not None}
+    places = [
+        _place(part, address.port)
+        for part in several
+        if part.strip() and not part.strip().startswith("unix:")
+    ]
+    problems = {
+        f"{host}:{port}": problem
+        for host, port in places
+        if (problem := _dead(host, port)) is not None
+    }
     shown = ", ".join(f"{host}:{port}" for host, port in places)
     enough_one = address.variable == "KAFKA_BOOTSTRAP_SERVERS" and len(problems) < len(places)
     if not problems or enough_one:
         return Check(address.name, f"answers at {shown} ({address.variable})")
     why = "; ".join(f"{place}: {problem}" for place, problem in problems.items())
-    return Check(address.name, f"{address.variable} is set, and nobody answers at {why}", address.remedy.format(variable=address.variable))
+    return Check(
+        address.name,
+        f"{address.variable} is set, and nobody answers at {why}",
+        address.remedy.format(variable=address.variable),
+    )
 
 
 def given_addresses(variables: Iterable[str]) -> list[Check]:
     """A finding for each of these variables that is set."""
-    return [check_given(address) for address in ADDRESSES if address.variable in variables and os.environ.get(address.variable)]
+    return [
+        check_given(address)
+        for address in ADDRESSES
+        if address.variable in variables and os.environ.get(address.variable)
+    ]
 
 
 def _place(text: str, port: int) -> tuple[str, int]:
-    """Host and port of `host`, `host:port`, `scheme://user:password@host:port/path` or `name=scheme://...`."""
+    """Host and port of `host`, `host:port`, `scheme://user:password@host:port/path` or
+    `name=scheme://...`.
+    """
     _, scheme, rest = text.strip().rpartition("://")
     default = 443 if scheme and "https://" in text else port
     try:
@@ -184,26 +248,52 @@ def _dead(host: str, port: int) -> str | None:
 def check_environments(folder: Path | None = None) -> Check:
     """What `make install` makes."""
     folder = folder or project_folder()
-    missing = [name for name in (".venv", ".venv-serve") if not (folder / name / "bin" / "python").exists()]
+    missing = [
+        name for name in (".venv", ".venv-serve") if not (folder / name / "bin" / "python").exists()
+    ]
     if missing:
-        return Check("environments", f"{' and '.join(missing)} not there yet", "run `make install`", needed=False)
+        return Check(
+            "environments",
+            f"{' and '.join(missing)} not there yet",
+            "run `make install`",
+            needed=False,
+        )
     return Check("environments", ".venv and .venv-serve are there")
 
 
 def check_index(folder: Path | None = None) -> Check:
     """Where Python packages come from, as pip is configured: pip itself is asked to look one up."""
     own = (folder or project_folder()) / ".fulgurite" / "uv" / "bin" / "python"
-    remedy = "packages cannot be installed: check the network, or name your index in pip's configuration (PIP_INDEX_URL)"
+    remedy = (
+        "packages cannot be installed: check the network, or name your index in "
+        "pip's "
+        "configuration (PIP_INDEX_URL)"
+    )
     for python in (str(own), shutil.which("python3") or sys.executable, sys.executable):
-        look_up = [python, "-m", "pip", "--retries", "0", "--timeout", str(_TIMEOUT_S), "index", "versions", "uv"]
+        look_up = [
+            python,
+            "-m",
+            "pip",
+            "--retries",
+            "0",
+            "--timeout",
+            str(_TIMEOUT_S),
+            "index",
+            "versions",
+            "uv",
+        ]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            asked = subprocess.run(look_up, capture_output=True, text=True, check=False, timeout=10 * _TIMEOUT_S)
+            asked = subprocess.run(
+                look_up, capture_output=True, text=True, check=False, timeout=10 * _TIMEOUT_S
+            )
             if "No module named pip" in asked.stderr:
                 continue
             if asked.returncode == 0:
                 return Check("package index", "answers")
             return Check("package index", "does not answer", remedy, needed=False)
-    return Check("package index", "unknown: no pip to ask with", "apt install python3-pip", needed=False)
+    return Check(
+        "package index", "unknown: no pip to ask with", "apt install python3-pip", needed=False
+    )
 
 
 def check_kafka(folder: Path | None = None) -> Check:
@@ -217,13 +307,23 @@ def check_kafka(folder: Path | None = None) -> Check:
         from jgo.constants import MAVEN_CENTRAL_URL as repository
     except ImportError:
         return Check("Kafka's jars", "will be fetched from Maven Central at the first start")
-    return _reachable("Kafka's jars", repository, "they cannot be fetched: set KAFKA_BOOTSTRAP_SERVERS to a Kafka of your own")
+    return _reachable(
+        "Kafka's jars",
+        repository,
+        "they cannot be fetched: set KAFKA_BOOTSTRAP_SERVERS to a Kafka of your own",
+    )
 
 
 def lacking(*, local_vllm: bool) -> list[Check]:
-    """What the local stack cannot run without and this machine has not; quick, asks nobody outside."""
+    """What the local stack cannot run without and this machine has not; quick, asks nobody
+    outside.
+    """
     local = (check_platform, check_cpu) if local_vllm else ()
-    return [found for found in (check() for check in (*local, check_memory, check_disk)) if found.remedy and found.needed]
+    return [
+        found
+        for found in (check() for check in (*local, check_memory, check_disk))
+        if found.remedy and found.needed
+    ]
 
 
 def _reachable(name: str, url: str, remedy: str) -> Check:
@@ -231,7 +331,9 @@ def _reachable(name: str, url: str, remedy: str) -> Check:
     authorities = os.environ.get("SSL_CERT_FILE") or os.environ.get("PIP_CERT")
     context = ssl.create_default_context(cafile=authorities)
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT_S, context=context).close()
+        urllib.request.urlopen(
+            urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT_S, context=context
+        ).close()
     except urllib.error.HTTPError:
         pass  # It answered: what it thinks of a HEAD request is no matter.
     except (OSError, ValueError) as error:
@@ -261,17 +363,25 @@ def report(checks: Iterable[Check]) -> bool:
         if check.remedy:
             print(f"      {'':<18} -> {check.remedy}")
         fine = fine and not (check.remedy and check.needed)
-    print("This machine can run the local stack." if fine else "This machine cannot run the local stack as it is.")
+    print(
+        "This machine can run the local stack."
+        if fine
+        else "This machine cannot run the local stack as it is."
+    )
     return fine
 
 
 def doctor() -> None:
     """Say what this machine lacks for the local stack, and what to do about it.
 
-    Looks at platform, CPU, memory, disk, Python, ports and registries, and connects to the Kafka, Redis, vLLM and gateway that the
-    environment names; changes nothing. Exits 1 if something needed is missing, or one of those does not answer.
+    Looks at platform, CPU, memory, disk, Python, ports and registries, and connects to the Kafka,
+    Redis, vLLM and gateway that the environment names; changes nothing. Exits 1 if something needed
+    is missing, or one of those does not answer.
     """
-    checks = [*(check() for check in CHECKS), *given_addresses(address.variable for address in ADDRESSES)]
+    checks = [
+        *(check() for check in CHECKS),
+        *given_addresses(address.variable for address in ADDRESSES),
+    ]
     if not report(checks):
         raise SystemExit(1)
 

@@ -1,4 +1,6 @@
-"""How a command that reads the log ends when it cannot go on: a line on stderr; 1 for what makes no sense, 2 for a log that is away."""
+"""How a command that reads the log ends when it cannot go on: a line on stderr; 1 for what makes no
+sense, 2 for a log that is away.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,14 @@ def told(command: str) -> Generator[None]:
     """Errors of the block as an exit code and a line."""
     try:
         yield
-    except (ReplayError, FulguriteError, PluginError, ValueError, ArithmeticError, RecursionError) as error:
+    except (
+        ReplayError,
+        FulguriteError,
+        PluginError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         _say(command, error)
         raise typer.Exit(1) from error
     except (LogUnavailable, TopicLayoutError, OSError) as error:
@@ -41,7 +50,9 @@ def show_failures(console: Console, why: Mapping[str, int]) -> None:
 
 
 def show_left_out(lines: Sequence[str]) -> None:
-    """Records and groups that could not be used, on stderr: what is printed is of all the others."""
+    """Records and groups that could not be used, on stderr: what is printed is of all the
+    others.
+    """
     console = make_console(stderr=True)
     for line in lines[:_REASONS]:
         console.print(f"[yellow]left out:[/yellow] {plain(line)}")
@@ -51,5 +62,9 @@ def show_left_out(lines: Sequence[str]) -> None:
 
 def _say(command: str, error: Exception) -> None:
     # What librdkafka says of a topic that does not exist.
-    hint = "; run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX" if "_UNKNOWN_PARTITION" in str(error) else ""
+    hint = (
+        "; run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX"
+        if "_UNKNOWN_PARTITION" in str(error)
+        else ""
+    )
     make_console(stderr=True).print(f"[red]{command}:[/red] {plain(error)}{hint}")

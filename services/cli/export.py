@@ -1,4 +1,6 @@
-"""`fulgurite export`: what the log holds as a data set for other tools. Formats and filters: docs/how-to/export.md."""
+"""`fulgurite export`: what the log holds as a data set for other tools. Formats and filters:
+docs/how-to/export.md.
+"""
 
 from __future__ import annotations
 
@@ -37,29 +39,60 @@ class Format(StrEnum):
 
 
 def export(
-    form: Annotated[Format, typer.Argument(metavar="FORMAT", help="sft, dpo, transitions (JSON lines), or parquet (a folder).")],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="File, or folder for parquet; must not exist yet.")],
-    min_reward: Annotated[float | None, typer.Option(help="Only rollouts of at least this reward.")] = None,
-    policy: Annotated[str | None, typer.Option(metavar="POLICY", help="Only rollouts of this policy.")] = None,
+    form: Annotated[
+        Format,
+        typer.Argument(
+            metavar="FORMAT", help="sft, dpo, transitions (JSON lines), or parquet (a folder)."
+        ),
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="TARGET", help="File, or folder for parquet; must not exist yet."),
+    ],
+    min_reward: Annotated[
+        float | None, typer.Option(help="Only rollouts of at least this reward.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="POLICY", help="Only rollouts of this policy.")
+    ] = None,
     version: Annotated[
-        str | None, typer.Option(metavar="POLICY@VERSION", help="Only rollouts answered by this version throughout, policy@epoch.step.")
+        str | None,
+        typer.Option(
+            metavar="POLICY@VERSION",
+            help="Only rollouts answered by this version throughout, policy@epoch.step.",
+        ),
     ] = None,
     mode: Annotated[Mode | None, typer.Option(help="Only rollouts of this mode.")] = None,
-    agent: Annotated[str | None, typer.Option(metavar="ROLE", help="Only what this role did.")] = None,
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Groups that began since: 90s, 30m, 24h, 7d, or ISO.")] = None,
-    until: Annotated[str | None, typer.Option(metavar="TIME", help="Rollouts that began before: ISO.")] = None,
+    agent: Annotated[
+        str | None, typer.Option(metavar="ROLE", help="Only what this role did.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Groups that began since: 90s, 30m, 24h, 7d, or ISO."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Rollouts that began before: ISO.")
+    ] = None,
     margin: Annotated[float, typer.Option(min=0.0, help="dpo: least difference of rewards.")] = 0.0,
-    archive: Annotated[Path | None, typer.Option(metavar="DIR", help="Read this archive first, then the log beyond it.")] = None,
-    archive_only: Annotated[bool, typer.Option("--archive-only", help="Read the archive and no log.")] = False,
+    archive: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Read this archive first, then the log beyond it."),
+    ] = None,
+    archive_only: Annotated[
+        bool, typer.Option("--archive-only", help="Read the archive and no log.")
+    ] = False,
 ) -> None:
-    """Write rollouts of the log as a data set: chats for SFT, preference pairs for DPO, plain transitions, or rows as Parquet.
+    """Write rollouts of the log as a data set: chats for SFT, preference pairs for DPO, plain
+    transitions, or rows as Parquet.
 
-    Episodes are rebuilt from the log with the rewards it holds. Without filters all are exported: of every mode, `val` (held-out tasks)
-    and `live` too, failed and unrewarded ones, those of reward 0. For SFT on what went well:
+    Episodes are rebuilt from the log with the rewards it holds. Without filters all are exported:
+    of every mode, `val` (held-out tasks) and `live` too, failed and unrewarded ones, those of
+    reward 0. For SFT on what went well:
 
     fulgurite export sft good.jsonl --mode train --min-reward 0.5
 
-    Exits 1 if what was asked for makes no sense, TARGET exists, or nothing fits the filters; 2 if the log cannot be read.
+    Exits 1 if what was asked for makes no sense, TARGET exists, or nothing fits the filters; 2 if
+    the log cannot be read.
     """
     with told("export"):
         if target.exists():
@@ -76,8 +109,12 @@ def export(
         settings.rules()
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         left_out = LeftOut()
-        lines = left_out.each(read_groups(source, codec, since_ms=since_ms), _maker(form, filters, settings, margin))
-        modes = _write_parquet(target, lines) if form is Format.parquet else _write_lines(target, lines)
+        lines = left_out.each(
+            read_groups(source, codec, since_ms=since_ms), _maker(form, filters, settings, margin)
+        )
+        modes = (
+            _write_parquet(target, lines) if form is Format.parquet else _write_lines(target, lines)
+        )
         show_left_out(left_out.lines)
         if not modes:
             raise NotFound("no rollout of the log fits the filters; nothing was written")
@@ -86,7 +123,9 @@ def export(
     make_console().print(plain(f"{target}: {sum(modes.values())} {what} (by mode: {counted})"))
 
 
-def _maker(form: Format, filters: Filters, settings: ClosingSettings, margin: float) -> Callable[[Group], Iterable[Any]]:
+def _maker(
+    form: Format, filters: Filters, settings: ClosingSettings, margin: float
+) -> Callable[[Group], Iterable[Any]]:
     """What a group gives."""
     match form:
         case Format.sft:

@@ -36,13 +36,21 @@ def aliases_of_gateway() -> dict[str, str | None]:
             models = msgspec.json.decode(reply.read(), type=_Models)
     except urllib.error.HTTPError as error:
         with error:
-            raise GatewaySilent(f"{url} answers {error.code} (FULGURITE_ADMIN_KEY, FULGURITE_API_KEYS)") from error
+            raise GatewaySilent(
+                f"{url} answers {error.code} (FULGURITE_ADMIN_KEY, FULGURITE_API_KEYS)"
+            ) from error
     except (OSError, ValueError, msgspec.DecodeError) as error:
-        raise GatewaySilent(f"{url} does not answer: {getattr(error, 'reason', error)} (FULGURITE_GATEWAY_URL)") from error
+        raise GatewaySilent(
+            f"{url} does not answer: {getattr(error, 'reason', error)} (FULGURITE_GATEWAY_URL)"
+        ) from error
     return {model.id: model.policy for model in models.data}
 
 
 def _key() -> str:
     settings = RunnerSettings()
     plain_keys = os.environ.get("FULGURITE_API_KEYS", "").split(",")
-    return settings.admin_key.get_secret_value() or plain_keys[0].strip() or os.environ.get("OPENAI_API_KEY", "")
+    return (
+        settings.admin_key.get_secret_value()
+        or plain_keys[0].strip()
+        or os.environ.get("OPENAI_API_KEY", "")
+    )

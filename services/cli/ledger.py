@@ -1,4 +1,6 @@
-"""`fulgurite ledger`: read the topics, downstream first, and print where every action is (docs/reference/ledger.md)."""
+"""`fulgurite ledger`: read the topics, downstream first, and print where every action is
+(docs/reference/ledger.md).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ from services.common.runtime.terminal import make_console, plain
 
 ATTEMPTS = 3
 PAUSE_S = 1.0
-"""Between attempts: an event that comes late is in no term for the moment in which a processor has it in hand."""
+"""Between attempts: an event that comes late is in no term for the moment in which a processor has
+it in hand.
+"""
 
 _SHOWN = 5
 _REASONS = 3
@@ -49,8 +53,9 @@ def ledger(
 ) -> None:
     """Account for every successful training action in the log.
 
-    Each action is trained, filtered (with a reason), stale, amended, dead-lettered or still open; each term is counted from its own
-    topic. Exits 1 if an action is in no term, or in two: something was lost or counted twice.
+    Each action is trained, filtered (with a reason), stale, amended, dead-lettered or still open;
+    each term is counted from its own topic. Exits 1 if an action is in no term, or in two:
+    something was lost or counted twice.
     """
     with told("ledger"):
         books = read_books(answering(KafkaSettings()))
@@ -63,7 +68,9 @@ def ledger(
 
 
 def read_books(settings: KafkaSettings, attempts: int = ATTEMPTS) -> Balance:
-    """The books as the log has them now; read again if they do not balance at once. Raises LogUnavailable."""
+    """The books as the log has them now; read again if they do not balance at once. Raises
+    LogUnavailable.
+    """
     codec = Codec()
 
     def topic(topic: Topic) -> Iterator[Record]:
@@ -88,7 +95,12 @@ def read_books(settings: KafkaSettings, attempts: int = ATTEMPTS) -> Balance:
 
 def as_dict(books: Balance) -> dict[str, Any]:
     """Totals first, then everything."""
-    totals = {"actions": books.actions, "terms": books.terms, "remainder": books.remainder, "overdue": len(books.overdue)}
+    totals = {
+        "actions": books.actions,
+        "terms": books.terms,
+        "remainder": books.remainder,
+        "overdue": len(books.overdue),
+    }
     return {
         **totals,
         "expired": books.expired,
@@ -115,17 +127,27 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
     for reason, words in _remedies(books.terms):
         console.print(plain(f"{reason}: {words}"))
     if books.live_rollouts:
-        console.print(f"{books.live_rollouts} live rollouts are recorded, not trained (docs/reference/ledger.md, Live traffic).")
+        console.print(
+            f"{books.live_rollouts} live rollouts are recorded, not trained "
+            f"(docs/reference/ledger.md, Live traffic)."
+        )
     if books.expired:
-        console.print(f"{books.expired} actions of the ledger are older than what llm.calls still holds; they are not counted.")
+        console.print(
+            f"{books.expired} actions of the ledger are older than what llm.calls still holds; "
+            f"they are not counted."
+        )
     for problem in books.discrepancies[:_SHOWN]:
         where = " and ".join(problem.terms) if problem.terms else "in no term"
-        console.print(f"[red]{plain(problem.action)}[/red]: {plain(where)}{'' if problem.has_call else ', but there is no such call'}")
+        console.print(
+            f"[red]{plain(problem.action)}[/red]: "
+            f"{plain(where)}{'' if problem.has_call else ', but there is no such call'}"
+        )
     if len(books.discrepancies) > _SHOWN:
         console.print(f"... and {len(books.discrepancies) - _SHOWN} more (--json has them all)")
     if books.overdue:
         console.print(
-            f"[yellow]{len(books.overdue)} actions are open past their group's deadline[/yellow], for example {plain(books.overdue[0])}: "
+            f"[yellow]{len(books.overdue)} actions are open past their group's "
+            f"deadline[/yellow], for example {plain(books.overdue[0])}: "
             "is an aggregator or a rewarder down? (`fulgurite status`)",
             highlight=False,
         )
@@ -133,14 +155,24 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
 
 def _remedies(terms: Mapping[str, int]) -> list[tuple[str, str]]:
     """The most frequent reasons for which actions were filtered, and what to do."""
-    known = {f"filtered({reason})": (str(reason), words) for reason, words in REMEDIES.items() if reason is not FilterReason.superseded}
-    return [known[term] for term, count in Counter(terms).most_common() if term in known and count][:_REASONS]
+    known = {
+        f"filtered({reason})": (str(reason), words)
+        for reason, words in REMEDIES.items()
+        if reason is not FilterReason.superseded
+    }
+    return [known[term] for term, count in Counter(terms).most_common() if term in known and count][
+        :_REASONS
+    ]
 
 
 def _table(console: Console, title: str, books: Balance) -> None:
     table = Table(title=plain(title), title_justify="left", show_footer=True)
     table.add_column("term", footer="remainder")
-    table.add_column("actions", justify="right", footer=f"[{'red' if books.remainder else 'green'}]{books.remainder}")
+    table.add_column(
+        "actions",
+        justify="right",
+        footer=f"[{'red' if books.remainder else 'green'}]{books.remainder}",
+    )
     table.add_row("[bold]successful training actions in llm.calls", f"[bold]{books.actions}")
     table.add_section()
     for term, count in sorted(books.terms.items()):

@@ -1,4 +1,6 @@
-"""`fulgurite lineage`: from a version to the calls behind it, and from a call to the versions that learned from it."""
+"""`fulgurite lineage`: from a version to the calls behind it, and from a call to the versions that
+learned from it.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +26,40 @@ from services.replay.windows import shown
 
 
 def lineage(
-    version: Annotated[str | None, typer.Argument(metavar="POLICY@VERSION", help="Such as policy@1.7.")] = None,
-    call: Annotated[str | None, typer.Option(metavar="ID", help="A call, as its reply named it.")] = None,
-    calls: Annotated[bool, typer.Option("--calls", help="Name every call, not only the groups.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON: always with every action.")] = False,
+    version: Annotated[
+        str | None, typer.Argument(metavar="POLICY@VERSION", help="Such as policy@1.7.")
+    ] = None,
+    call: Annotated[
+        str | None, typer.Option(metavar="ID", help="A call, as its reply named it.")
+    ] = None,
+    calls: Annotated[
+        bool, typer.Option("--calls", help="Name every call, not only the groups.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print it as JSON: always with every action.")
+    ] = False,
 ) -> None:
     """List the calls that a version was trained on, or the versions that were trained on a call.
 
-    A version's own step is listed, and its ancestors are named: what they were trained on is behind it too. Read from policy.updates and
-    training.ledger, which are kept for ever. Exits 1 if there is no such version or call, 2 if the log cannot be read.
+    A version's own step is listed, and its ancestors are named: what they were trained on is behind
+    it too. Read from policy.updates and training.ledger, which are kept for ever. Exits 1 if there
+    is no such version or call, 2 if the log cannot be read.
     """
     with told("lineage"):
         if (version is None) == (call is None):
             raise BadArgument("name either a version, policy@epoch.step, or a call with --call")
-        wanted = str(parse_version(version)) if version is not None else parse_completion(call or "").completion_id
+        wanted = (
+            str(parse_version(version))
+            if version is not None
+            else parse_completion(call or "").completion_id
+        )
         kafka, codec = answering(KafkaSettings()), Codec()
-        known = Lineage(*((record.event for record in read_all(kafka, topic, codec)) for topic in (POLICY_UPDATES, TRAINING_LEDGER)))
+        known = Lineage(
+            *(
+                (record.event for record in read_all(kafka, topic, codec))
+                for topic in (POLICY_UPDATES, TRAINING_LEDGER)
+            )
+        )
         found = known.version(wanted) if version is not None else known.call(wanted)
     if as_json:
         more = {"calls": found.calls} if isinstance(found, Behind) else {}
@@ -55,19 +75,31 @@ def lineage(
 def _show_version(found: Behind, console: Console, *, calls: bool) -> None:
     about = plain(f"from {found.parent}, {shown(found.time)} UTC, trained on topic {found.topic}")
     console.print(f"[bold]{plain(found.version)}[/bold] {about}")
-    console.print(f"{sum(map(len, found.groups.values()))} actions of {len(found.calls)} calls in {len(found.groups)} groups")
+    console.print(
+        f"{sum(map(len, found.groups.values()))} actions of {len(found.calls)} calls in "
+        f"{len(found.groups)} groups"
+    )
     if found.ancestors:
         console.print(f"before it: {plain(', '.join(found.ancestors))}")
     table = Table("group", "actions", *(["calls"] if calls else []))
     for group_id, actions in found.groups.items():
-        named = [plain("\n".join(sorted({action.partition("#")[0] for action in actions})))] if calls else []
+        named = (
+            [plain("\n".join(sorted({action.partition("#")[0] for action in actions})))]
+            if calls
+            else []
+        )
         table.add_row(plain(group_id), str(len(actions)), *named)
     console.print(table)
 
 
 def _show_call(found: Fate, console: Console) -> None:
     for action in sorted(found.trained.keys() | found.other.keys()):
-        words = [f"trained into [bold]{plain(version)}[/bold]" for version in found.trained.get(action, ())]
-        console.print(f"{plain(action)}: {', '.join([*words, *map(plain, found.other.get(action, ()))])}")
+        words = [
+            f"trained into [bold]{plain(version)}[/bold]"
+            for version in found.trained.get(action, ())
+        ]
+        console.print(
+            f"{plain(action)}: {', '.join([*words, *map(plain, found.other.get(action, ()))])}"
+        )
     if found.inherited:
         console.print(f"and so behind: {plain(', '.join(found.inherited))}")

@@ -1,4 +1,6 @@
-"""`fulgurite replay`: rebuild trajectories from the log, under the live rules or others. What it promises: docs/how-to/replay.md."""
+"""`fulgurite replay`: rebuild trajectories from the log, under the live rules or others. What it
+promises: docs/how-to/replay.md.
+"""
 
 from __future__ import annotations
 
@@ -42,33 +44,81 @@ _SHOWN = 5
 
 
 def replay(
-    into: Annotated[str, typer.Option(metavar="TOPIC|DIR.parquet", help="A new topic, named without the prefix, or a folder.")],
-    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Everything the log (and the archive) holds.")] = False,
-    from_datetime: Annotated[str | None, typer.Option(metavar="ISO", help="Groups that began then or later; UTC by default.")] = None,
+    into: Annotated[
+        str,
+        typer.Option(
+            metavar="TOPIC|DIR.parquet", help="A new topic, named without the prefix, or a folder."
+        ),
+    ],
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning", help="Everything the log (and the archive) holds.")
+    ] = False,
+    from_datetime: Annotated[
+        str | None,
+        typer.Option(metavar="ISO", help="Groups that began then or later; UTC by default."),
+    ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(metavar="[NAME=]FILE.py:FN|builtin:NAME", help="Judge with it, not as the log says; with names, may be repeated."),
+        typer.Option(
+            metavar="[NAME=]FILE.py:FN|builtin:NAME",
+            help="Judge with it, not as the log says; with names, may be repeated.",
+        ),
     ] = None,
-    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the reward of a function that is given without.")] = REWARD_NAME,
-    rejudge: Annotated[bool, typer.Option("--rejudge", help="Call the function even where it has judged the same episode before.")] = False,
-    credit: Annotated[str | None, typer.Option(metavar="RULE", help="Spread rewards over actions by this rule.")] = None,
-    weight: Annotated[list[str] | None, typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated.")] = None,
-    append: Annotated[bool, typer.Option("--append", help="Write to a topic or folder that is not empty.")] = False,
-    archive: Annotated[Path | None, typer.Option(metavar="DIR", help="Read this archive first, then what the log has beyond it.")] = None,
-    archive_only: Annotated[bool, typer.Option("--archive-only", help="Read the archive and no log.")] = False,
+    name: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Name of the reward of a function that is given without."
+        ),
+    ] = REWARD_NAME,
+    rejudge: Annotated[
+        bool,
+        typer.Option(
+            "--rejudge", help="Call the function even where it has judged the same episode before."
+        ),
+    ] = False,
+    credit: Annotated[
+        str | None, typer.Option(metavar="RULE", help="Spread rewards over actions by this rule.")
+    ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated."),
+    ] = None,
+    append: Annotated[
+        bool, typer.Option("--append", help="Write to a topic or folder that is not empty.")
+    ] = False,
+    archive: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Read this archive first, then what the log has beyond it."
+        ),
+    ] = None,
+    archive_only: Annotated[
+        bool, typer.Option("--archive-only", help="Read the archive and no log.")
+    ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes that are judged at once.")] = 8,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a judgement may take.")] = 30.0,
-    memory: Annotated[int, typer.Option(min=0, metavar="MIB", help="What the function may take beyond importing it; 0: no limit.")] = 2048,
+    memory: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="MIB",
+            help="What the function may take beyond importing it; 0: no limit.",
+        ),
+    ] = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Rebuild trajectories from llm.calls, agent.status and agent.rewards, without running an agent again.
+    """Rebuild trajectories from llm.calls, agent.status and agent.rewards, without running an agent
+    again.
 
-    With unchanged rules the rows are those that the live processors wrote, to the byte. With another reward function, credit rule or
-    weights each group is closed once, with everything the log holds. Safe beside live traffic: it is bounded by the ends the topics had
-    when it started, commits no offsets and never writes to a topic of the deployment. Train on the result with FULGURITE_TOPIC=TOPIC.
+    With unchanged rules the rows are those that the live processors wrote, to the byte. With
+    another reward function, credit rule or weights each group is closed once, with everything the
+    log holds. Safe beside live traffic: it is bounded by the ends the topics had when it started,
+    commits no offsets and never writes to a topic of the deployment. Train on the result with
+    FULGURITE_TOPIC=TOPIC.
 
-    Exits 1 if what was asked for makes no sense or the target is in use, 2 if the log cannot be read, 3 if a function failed for some
-    episode or rows of the live processors could not be computed again: what could be was written. `fulgurite try` has the same codes.
+    Exits 1 if what was asked for makes no sense or the target is in use, 2 if the log cannot be
+    read, 3 if a function failed for some episode or rows of the live processors could not be
+    computed again: what could be was written. `fulgurite try` has the same codes.
     """
     with told("replay"):
         if from_beginning == (from_datetime is not None):
@@ -76,11 +126,25 @@ def replay(
         since = None if from_datetime is None else parse_datetime(from_datetime)
         changes = _changes(credit, weight or (), judged=bool(reward))
         if rejudge and not reward:
-            raise BadArgument("--rejudge needs --reward: the log has verdicts, not the functions that gave them")
+            raise BadArgument(
+                "--rejudge needs --reward: the log has verdicts, not the functions that gave them"
+            )
         limits = Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
-        plugins = [RewardPlugin(reference, named) for named, reference in read_rewards(reward or (), name).items()]
+        plugins = [
+            RewardPlugin(reference, named)
+            for named, reference in read_rewards(reward or (), name).items()
+        ]
         with Judge(plugins, limits, anew=rejudge) if plugins else nullcontext() as judge:
-            report = _run(into, since, changes, judge, append=append, archive=archive, archive_only=archive_only, quiet=as_json)
+            report = _run(
+                into,
+                since,
+                changes,
+                judge,
+                append=append,
+                archive=archive,
+                archive_only=archive_only,
+                quiet=as_json,
+            )
     _show(report, into, as_json=as_json)
     if report.unmet or report.failed:
         raise typer.Exit(3)
@@ -112,9 +176,17 @@ def _run(
     try:
         with _progress(quiet) as progress:
             task = progress.add_task("reading", total=total)
-            groups = read_groups(source, codec, since_ms=since, told=lambda count: progress.advance(task, count))
+            groups = read_groups(
+                source, codec, since_ms=since, told=lambda count: progress.advance(task, count)
+            )
             report = run(
-                _counted(groups, progress, task), sink, source=source, codec=codec, changes=changes, settings=settings, judge=judge
+                _counted(groups, progress, task),
+                sink,
+                source=source,
+                codec=codec,
+                changes=changes,
+                settings=settings,
+                judge=judge,
             )
             progress.update(task, completed=total)
     finally:
@@ -138,7 +210,9 @@ def _progress(quiet: bool) -> Progress:
         TimeRemainingColumn(),
     )
     console = make_console(stderr=True, soft_wrap=False)
-    return Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+    return Progress(
+        *columns, console=console, transient=True, disable=quiet or not console.is_terminal
+    )
 
 
 def _show(report: Report, into: str, *, as_json: bool) -> None:
@@ -147,11 +221,15 @@ def _show(report: Report, into: str, *, as_json: bool) -> None:
         return
     console = make_console()
     console.print(
-        f"{plain(into)}: {report.rows} rows and {report.tombstones} tombstones of {report.closed} groups, {report.actions} actions; "
+        f"{plain(into)}: {report.rows} rows and {report.tombstones} tombstones of "
+        f"{report.closed} groups, {report.actions} actions; "
         f"{report.open} groups are still open"
     )
     if report.judged or report.reused:
-        console.print(f"{report.judged} verdicts given, {report.reused} reused; no value for {report.failed} episodes")
+        console.print(
+            f"{report.judged} verdicts given, {report.reused} reused; no value for "
+            f"{report.failed} episodes"
+        )
         show_failures(console, report.why)
     _list(console, "left out", report.left_out)
     _list(console, "not as the live processors wrote it", report.unmet)

@@ -27,7 +27,10 @@ from services.replay.timeline import rollout_ids, shortened, timeline
 from services.replay.windows import parse_since, shown
 from services.rewarder.closing_settings import ClosingSettings
 
-app = typer.Typer(no_args_is_help=True, help="What agents did: rollouts of the log as a list, and each as a readable timeline.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="What agents did: rollouts of the log as a list, and each as a readable timeline.",
+)
 
 _TASK = 40
 _ANSWER = 60
@@ -38,23 +41,51 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 
 @app.command("list")
 def list_rollouts(
-    since: Annotated[str, typer.Option(metavar="TIME", help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.")] = "24h",
+    since: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.",
+        ),
+    ] = "24h",
     mode: Annotated[Mode | None, typer.Option(help="Only rollouts of this mode.")] = None,
-    reward_below: Annotated[float | None, typer.Option(help="Only rollouts with a reward below this.")] = None,
-    reward_above: Annotated[float | None, typer.Option(help="Only rollouts with a reward above this.")] = None,
+    reward_below: Annotated[
+        float | None, typer.Option(help="Only rollouts with a reward below this.")
+    ] = None,
+    reward_above: Annotated[
+        float | None, typer.Option(help="Only rollouts with a reward above this.")
+    ] = None,
     failure: Annotated[
-        FailureKind | None, typer.Option(metavar="KIND", help="Only rollouts with this failure: docs/reference/failures.md.")
+        FailureKind | None,
+        typer.Option(
+            metavar="KIND", help="Only rollouts with this failure: docs/reference/failures.md."
+        ),
     ] = None,
     version: Annotated[
-        str | None, typer.Option(metavar="POLICY@VERSION", help="Only rollouts that this version answered, policy@epoch.step.")
+        str | None,
+        typer.Option(
+            metavar="POLICY@VERSION",
+            help="Only rollouts that this version answered, policy@epoch.step.",
+        ),
     ] = None,
-    run: Annotated[str | None, typer.Option(metavar="RUN", help="Only rollouts of this run.")] = None,
-    group: Annotated[str | None, typer.Option(metavar="GROUP", help="Only rollouts of this group, or of this rollout's.")] = None,
-    text: Annotated[str | None, typer.Option(metavar="TEXT", help="Only rollouts whose task, messages or answers hold this text.")] = None,
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Only rollouts of this run.")
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="GROUP", help="Only rollouts of this group, or of this rollout's."),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Only rollouts whose task, messages or answers hold this text."
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the rollouts of groups that began lately: task, last answer, version, reward, failure, group and run.
+    """List the rollouts of groups that began lately: task, last answer, version, reward, failure,
+    group and run.
 
     The worst of the newest policy: fulgurite rollouts list --version policy@1.8 --reward-below 0.5
 
@@ -71,16 +102,33 @@ def list_rollouts(
             group_id=None if group is None else group_of(group)[0],
             text=text,
         )
-        codec, since_ms, left_out = Codec(), None if since == "all" else parse_since(since), LeftOut()
+        codec, since_ms, left_out = (
+            Codec(),
+            None if since == "all" else parse_since(since),
+            LeftOut(),
+        )
         keys = None if wanted.group_id is None else {wanted.group_id}
         groups = read_groups(LogSource(KafkaSettings(), codec), codec, since_ms=since_ms, keys=keys)
-        found = sorted(left_out.each(groups, lambda one: listed(one, wanted)), key=lambda row: row["began_at"])[-limit:]
+        found = sorted(
+            left_out.each(groups, lambda one: listed(one, wanted)), key=lambda row: row["began_at"]
+        )[-limit:]
     show_left_out(left_out.lines)
     if as_json:
         print_json(found)
         return
     named = Column("rollout", no_wrap=True)
-    table = Table("began (UTC)", named, "mode", "task", "last answer", "reward", "failure", "version", "calls", "run")
+    table = Table(
+        "began (UTC)",
+        named,
+        "mode",
+        "task",
+        "last answer",
+        "reward",
+        "failure",
+        "version",
+        "calls",
+        "run",
+    )
     for row in found:
         table.add_row(*map(plain, _cells(row)))
     print_table(table)
@@ -109,14 +157,22 @@ def _cells(row: Json) -> tuple[object, ...]:
 
 @app.command("show")
 def show_rollout(
-    name: Annotated[str, typer.Argument(metavar="ID", help="A rollout, a call, or a group (all its rollouts).")],
-    tokens: Annotated[bool, typer.Option("--tokens", help="Token ids and log-probabilities too.")] = False,
-    whole: Annotated[bool, typer.Option("--whole", help="Messages as they are, not shortened.")] = False,
+    name: Annotated[
+        str, typer.Argument(metavar="ID", help="A rollout, a call, or a group (all its rollouts).")
+    ],
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Token ids and log-probabilities too.")
+    ] = False,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Messages as they are, not shortened.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a rollout as a timeline: status, calls with role, latency and messages, tool calls, rewards, and the credit of each action.
+    """Show a rollout as a timeline: status, calls with role, latency and messages, tool calls,
+    rewards, and the credit of each action.
 
-    Messages that an earlier call had are not repeated. Exits 1 if the log holds nothing of that name, 2 if it cannot be read.
+    Messages that an earlier call had are not repeated. Exits 1 if the log holds nothing of that
+    name, 2 if it cannot be read.
     """
     with told("rollouts show"):
         group_id, rollout_id = group_of(name)
@@ -145,7 +201,11 @@ def show(one: Json, console: Console, width: int) -> None:
         at = f"{(event['at'] - one['began_at']) / 1000:9.3f} s "
         match event["what"]:
             case "status":
-                about = " ".join(f"{key}={event[key]}" for key in ("failure", "message", "exit_code") if key in event)
+                about = " ".join(
+                    f"{key}={event[key]}"
+                    for key in ("failure", "message", "exit_code")
+                    if key in event
+                )
                 about = plain(f"by {event['source']}, attempt {event['attempt']} {about}")
                 console.print(f"{at} [blue]{plain(event['kind'])}[/blue] {about}")
             case "reward":
@@ -161,25 +221,42 @@ def show(one: Json, console: Console, width: int) -> None:
 def _show_call(call: Json, at: str, console: Console, width: int) -> None:
     role = f" as {call['agent']}" if call["agent"] else ""
     colour = "magenta" if call["outcome"] == "success" else "red"
-    about = f"{call['milliseconds']} ms, {call['prompt_tokens']} prompt tokens, {call['version'] or 'no version'} {call['error'] or ''}"
+    about = (
+        f"{call['milliseconds']} ms, {call['prompt_tokens']} prompt tokens, "
+        f"{call['version'] or 'no version'} "
+        f"{call['error'] or ''}"
+    )
     named = plain(f"{call['call_id']}{role}: {about}")
     console.print(f"{at} [{colour}]call[/{colour}] {named}")
     for message in call["messages"]:
         _show_message(message, "<", console, width)
     for choice in call["choices"]:
         _show_message(choice["message"], ">", console, width)
-        credit = "" if choice["credit"] is None else f", reward {choice['reward']:g}, credit {choice['credit']:g}"
+        credit = (
+            ""
+            if choice["credit"] is None
+            else f", reward {choice['reward']:g}, credit {choice['credit']:g}"
+        )
         masked = f", masked ({choice['mask']})" if choice["mask"] else ""
         ended = plain(f"{choice['tokens']} tokens, {choice['finish_reason']}{credit}{masked}")
         console.print(f"{'':14}[dim]{ended}[/dim]")
         if choice.get("token_ids") is not None:
-            pairs = zip(choice["token_ids"], choice["logprobs"] or [None] * len(choice["token_ids"]), strict=False)
-            console.print(f"{'':14}[dim]{' '.join(f'{token}:{logprob}' for token, logprob in pairs)}[/dim]")
+            pairs = zip(
+                choice["token_ids"],
+                choice["logprobs"] or [None] * len(choice["token_ids"]),
+                strict=False,
+            )
+            console.print(
+                f"{'':14}[dim]{' '.join(f'{token}:{logprob}' for token, logprob in pairs)}[/dim]"
+            )
 
 
 def _show_message(message: Json, mark: str, console: Console, width: int) -> None:
     if message["content"] or not message["tool_calls"]:
-        console.print(f"{'':12}{mark} [cyan]{plain(message['role'])}[/cyan] {plain(shortened(message['content'] or '', width))}")
+        console.print(
+            f"{'':12}{mark} [cyan]{plain(message['role'])}[/cyan] "
+            f"{plain(shortened(message['content'] or '', width))}"
+        )
     for call in message["tool_calls"]:
         called = plain(f"{call['name']}({shortened(call['arguments'], width)})")
         console.print(f"{'':12}{mark} [cyan]{plain(message['role'])}[/cyan] calls {called}")

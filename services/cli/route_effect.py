@@ -49,9 +49,14 @@ class RouteEffect:
         self._consumer.close()
 
     def wait(self, targets: Sequence[RouteTarget], wait_s: float) -> bool:
-        """Print what became of each target; False if one is served by no backend. Where no applier ever reported, or without
-        patience, nothing is waited for, and nothing is wrong."""
-        wanted = [(target.policy, target.version or self._newest(target.policy)) for target in targets if target.weight > 0]
+        """Print what became of each target; False if one is served by no backend. Where no applier
+        ever reported, or without patience, nothing is waited for, and nothing is wrong.
+        """
+        wanted = [
+            (target.policy, target.version or self._newest(target.policy))
+            for target in targets
+            if target.weight > 0
+        ]
         backends = set[str]().union(*(self._backends.get(policy, set()) for policy, _ in wanted))
         console = make_console()
         if not backends or not wait_s:
@@ -65,29 +70,52 @@ class RouteEffect:
                 self._take(read_message(message, self._codec).event)
         fine = True
         for policy, version in wanted:
-            holders = [backend for backend in sorted(backends) if version in self._view.loaded(policy, backend)]
+            holders = [
+                backend
+                for backend in sorted(backends)
+                if version in self._view.loaded(policy, backend)
+            ]
             fine = fine and bool(holders)
-            console.print(f"{version}: served by {', '.join(map(plain, holders)) or '[red]no backend[/red]'}")
+            console.print(
+                f"{version}: served by {', '.join(map(plain, holders)) or '[red]no backend[/red]'}"
+            )
             for backend in sorted(backends.difference(holders)):
-                console.print(plain(f"  {self._why_not(policy, version, backend, split=len(wanted) > 1, wait_s=wait_s)}"))
+                split = len(wanted) > 1
+                reason = self._why_not(policy, version, backend, split=split, wait_s=wait_s)
+                console.print(plain(f"  {reason}"))
         return fine
 
-    def _why_not(self, policy: str, version: str, backend: str, *, split: bool, wait_s: float) -> str:
+    def _why_not(
+        self, policy: str, version: str, backend: str, *, split: bool, wait_s: float
+    ) -> str:
         serves = ", ".join(sorted(self._view.loaded(policy, backend))) or "nothing"
         failed = self._failed.get((backend, version))
         if failed is not None:
             return f"{backend} cannot serve {version}: {failed}. It goes on with {serves}."
         if split:
-            return f"{backend} serves {serves}: of full weights a backend holds one version (see FULGURITE_APPLIER_CANARY)"
-        return f"{backend} still serves {serves} after {wait_s:g} s: is its applier running? `fulgurite status` shows whether it comes"
+            return (
+                f"{backend} serves {serves}: of full weights a backend holds one "
+                f"version "
+                f"(see FULGURITE_APPLIER_CANARY)"
+            )
+        return (
+            f"{backend} still serves {serves} after {wait_s:g} s: is its applier "
+            f"running? "
+            f"`fulgurite status` shows whether it comes"
+        )
 
     def _settled(self, wanted: Sequence[tuple[str, str]], backends: set[str]) -> bool:
         def done(policy: str, version: str, backend: str) -> bool:
-            return version in self._view.loaded(policy, backend) or (backend, version) in self._failed
+            return (
+                version in self._view.loaded(policy, backend) or (backend, version) in self._failed
+            )
 
         # A split route needs one backend for each version, a single version all of them.
         enough = any if len(wanted) > 1 else all
-        return all(enough(done(policy, version, backend) for backend in backends) for policy, version in wanted)
+        return all(
+            enough(done(policy, version, backend) for backend in backends)
+            for policy, version in wanted
+        )
 
     def _take(self, event: object) -> None:
         if isinstance(event, PolicyApplied):

@@ -1,4 +1,6 @@
-"""What an operator may route an alias to: parsed, and checked against the log, the gateway and the weights on disk before it is written."""
+"""What an operator may route an alias to: parsed, and checked against the log, the gateway and the
+weights on disk before it is written.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,14 @@ class BadTarget(ValueError):
 
 
 def parse_targets(texts: Sequence[str]) -> tuple[RouteTarget, ...]:
-    """`policy@1.3=0.9`, `policy=0.1` for whatever is newest; a share not given is 1. Raises BadTarget."""
+    """`policy@1.3=0.9`, `policy=0.1` for whatever is newest; a share not given is 1. Raises
+    BadTarget.
+    """
     targets = tuple(_target(text) for text in texts)
     if not any(target.weight > 0 for target in targets):
-        raise BadTarget("at least one target needs a share above 0; `fulgurite routes clear` takes a route back")
+        raise BadTarget(
+            "at least one target needs a share above 0; `fulgurite routes clear` takes a route back"
+        )
     if len({(target.policy, target.version) for target in targets}) < len(targets):
         raise BadTarget("the same target is named twice")
     return targets
@@ -43,7 +49,10 @@ def _target(text: str) -> RouteTarget:
     except (ValueError, MalformedVersion) as error:
         raise BadTarget(f"{text!r}: {error}") from error
     if not math.isfinite(weight) or weight < 0 or not _POLICY.fullmatch(policy):
-        raise BadTarget(f"{text!r} is neither policy@epoch.step=share nor policy=share, with a share of 0 or more")
+        raise BadTarget(
+            f"{text!r} is neither policy@epoch.step=share nor policy=share, with a share of 0 "
+            f"or more"
+        )
     return RouteTarget(policy=policy, version=version, weight=weight)
 
 
@@ -60,16 +69,26 @@ class Published:
 
     def adapters(self) -> frozenset[str]:
         """The policies whose updates are LoRA adapters."""
-        kinds = {policy: {u.artifact.format for u in fold.updates.values() if u.artifact} for policy, fold in self.folds.items()}
-        return frozenset(policy for policy, formats in kinds.items() if ArtifactFormat.lora in formats)
+        kinds = {
+            policy: {u.artifact.format for u in fold.updates.values() if u.artifact}
+            for policy, fold in self.folds.items()
+        }
+        return frozenset(
+            policy for policy, formats in kinds.items() if ArtifactFormat.lora in formats
+        )
 
     def check(self, target: RouteTarget, policies: Collection[str]) -> None:
-        """`policies`: those known from elsewhere. Raises BadTarget for what would be waited for in vain."""
+        """`policies`: those known from elsewhere. Raises BadTarget for what would be waited for in
+        vain.
+        """
         known = {*policies, *self.folds}
         if target.policy not in known:
             names = ", ".join(sorted(known))
             if target.version is None and _NUMBER.fullmatch(target.policy):
-                raise BadTarget(f"{target.policy!r} is no policy; a version is named with its policy, as in {min(known)}@{target.policy}")
+                raise BadTarget(
+                    f"{target.policy!r} is no policy; a version is named with its policy, as "
+                    f"in {min(known)}@{target.policy}"
+                )
             raise BadTarget(f"no policy is called {target.policy!r}; there are: {names}")
         if target.version is not None:
             self._check_version(parse_version(target.version))
@@ -80,19 +99,30 @@ class Published:
             raise BadTarget(f"{version} was never published; the newest is {fold.version()}")
         gone = missing_file(fold.updates.get(version))
         if gone is not None:
-            left = [str(one) for one in sorted(fold.updates) if missing_file(fold.updates[one]) is None]
+            left = [
+                str(one) for one in sorted(fold.updates) if missing_file(fold.updates[one]) is None
+            ]
             raise BadTarget(
-                f"{version} was published, but its weights are gone: {gone} is not there. The learner keeps the newest "
-                f"FULGURITE_KEEP_VERSIONS. Still there: {', '.join(left) or base_version(version.policy)}"
+                f"{version} was published, but its weights are gone: {gone} is not there. The "
+                f"learner keeps the newest "
+                f"FULGURITE_KEEP_VERSIONS. Still there: "
+                f"{', '.join(left) or base_version(version.policy)}"
             )
 
 
 def missing_file(update: PolicyUpdate | None) -> Path | None:
-    """The file of a version whose folder was removed; None if it is there, or lies where this machine cannot see."""
-    if update is None or update.artifact is None or urlparse(update.artifact.uri).scheme not in ("", "file"):
+    """The file of a version whose folder was removed; None if it is there, or lies where this
+    machine cannot see.
+    """
+    if (
+        update is None
+        or update.artifact is None
+        or urlparse(update.artifact.uri).scheme not in ("", "file")
+    ):
         return None
     path = Path(unquote(urlparse(update.artifact.uri).path))
-    # artifacts/<policy>/<version>/<file>: whoever sees the policy's folder sees what is missing in it.
+    # artifacts/<policy>/<version>/<file>: whoever sees the policy's folder sees what is missing in
+    # it.
     return path if path.parent.parent.is_dir() and not path.is_file() else None
 
 
@@ -107,6 +137,12 @@ def read_published(kafka: KafkaSettings) -> Published:
 def check_alias(alias: str, aliases: Mapping[str, str | None]) -> None:
     """`aliases`: the gateway's, with their policies. Raises BadTarget."""
     if alias not in aliases:
-        raise BadTarget(f"the gateway knows no alias {alias!r}, so nobody could ask for it; it serves: {', '.join(sorted(aliases))}")
+        raise BadTarget(
+            f"the gateway knows no alias {alias!r}, so nobody could ask for it; it serves: "
+            f"{', '.join(sorted(aliases))}"
+        )
     if aliases[alias] is None:
-        raise BadTarget(f"the alias {alias!r} goes to a model of FULGURITE_UPSTREAMS, which has no versions to choose from")
+        raise BadTarget(
+            f"the alias {alias!r} goes to a model of FULGURITE_UPSTREAMS, which has no "
+            f"versions to choose from"
+        )

@@ -1,4 +1,6 @@
-"""`fulgurite routes`: which versions serve an alias, by hand. Writes `policy.routes`; gateways and appliers follow within a second."""
+"""`fulgurite routes`: which versions serve an alias, by hand. Writes `policy.routes`; gateways and
+appliers follow within a second.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from services.runner.settings import RunnerSettings
 
 
 def set_route_command(alias: str, texts: Sequence[str], reason: str, wait_s: float) -> None:
-    """Exits 1 with a plain message for what makes no sense or took no effect, 2 if the log does not answer."""
+    """Exits 1 with a plain message for what makes no sense or took no effect, 2 if the log does not
+    answer.
+    """
     with told("routes"):
         targets = parse_targets(texts)
         kafka = answering(KafkaSettings())
@@ -47,17 +51,25 @@ def clear_route_command(alias: str, reason: str) -> None:
         kafka = answering(KafkaSettings())
         routed = read_routes(kafka)
         if alias not in routed:
-            raise BadTarget(f"no route is set for {alias!r}; routes are set for: {', '.join(sorted(routed)) or 'no alias'}")
+            raise BadTarget(
+                f"no route is set for {alias!r}; routes are set for: "
+                f"{', '.join(sorted(routed)) or 'no alias'}"
+            )
         _write(kafka, alias, (), reason)
     list_routes_command()
 
 
 def _check_alias(alias: str) -> list[str]:
-    """The gateway's policies. Raises BadTarget for an alias that it does not know; says so where no gateway can be asked."""
+    """The gateway's policies. Raises BadTarget for an alias that it does not know; says so where no
+    gateway can be asked.
+    """
     try:
         aliases = aliases_of_gateway()
     except GatewaySilent as error:
-        make_console(stderr=True).print(f"[yellow]routes:[/yellow] {plain(f'it is not checked whether {alias!r} is an alias: {error}')}")
+        make_console(stderr=True).print(
+            f"[yellow]routes:[/yellow] "
+            f"{plain(f'it is not checked whether {alias!r} is an alias: {error}')}"
+        )
         return []
     check_alias(alias, aliases)
     return [policy for policy in aliases.values() if policy is not None]

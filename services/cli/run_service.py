@@ -13,10 +13,18 @@ from services.common.kafka.client import KafkaSettings
 from services.common.kafka.reachability import answering
 
 
-def serve(command: str, run: Callable[[Sequence[str]], Coroutine[Any, Any, int]], **options: object) -> NoReturn:
-    """Run it with these options of its own command line, those that are not None; exits with its code, or 2 if no broker answers."""
+def serve(
+    command: str, run: Callable[[Sequence[str]], Coroutine[Any, Any, int]], **options: object
+) -> NoReturn:
+    """Run it with these options of its own command line, those that are not None; exits with its
+    code, or 2 if no broker answers.
+    """
     given = {name: value for name, value in options.items() if value is not None}
-    arguments = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    arguments = [
+        word
+        for name, value in given.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     with told(command):
         answering(KafkaSettings())
         code = asyncio.run(run(arguments))

@@ -1,4 +1,6 @@
-"""`fulgurite status`: one look at a running deployment. Reads only; asks Kafka, the gateway and vLLM."""
+"""`fulgurite status`: one look at a running deployment. Reads only; asks Kafka, the gateway and
+vLLM.
+"""
 
 # confluent-kafka re-exports its admin types without `__all__` and annotates the futures partially.
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -102,22 +104,33 @@ class Status(msgspec.Struct, frozen=True):
     def healthy(self) -> bool:
         """Whether everything that was asked answered well, and nothing is known to be down."""
         dead = any(one.alive is False for one in self.services)
-        return self.layout == "ok" and not dead and all(answer == "ok" for answer in self.endpoints.values())
+        return (
+            self.layout == "ok"
+            and not dead
+            and all(answer == "ok" for answer in self.endpoints.values())
+        )
 
 
 def status(
     gateway: Annotated[
-        str, typer.Option(metavar="URL", envvar="FULGURITE_GATEWAY_URL", help="The gateway's address.")
+        str,
+        typer.Option(metavar="URL", envvar="FULGURITE_GATEWAY_URL", help="The gateway's address."),
     ] = "http://127.0.0.1:8080",
     vllm: Annotated[
-        str | None, typer.Option(metavar="URL", envvar="VLLM_BASE_URL", help="vLLM's address, or several; asked only if given.")
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="VLLM_BASE_URL",
+            help="vLLM's address, or several; asked only if given.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Show what answers, which services are at work, what is served, what became of actions, lags, and how much each topic holds.
+    """Show what answers, which services are at work, what is served, what became of actions, lags,
+    and how much each topic holds.
 
-    Exits 1 if the gateway, vLLM (where given) or the topics are not as they should be, or a service is known to be down, and 2 if no Kafka
-    broker answers.
+    Exits 1 if the gateway, vLLM (where given) or the topics are not as they should be, or a service
+    is known to be down, and 2 if no Kafka broker answers.
     """
     console = make_console()
     try:
@@ -150,7 +163,9 @@ def look(kafka: KafkaSettings, gateway: str, vllm: str | None) -> Status:
         consumer.close()
     endpoints = {"gateway": answers(f"{root_of(gateway)}/readyz")}
     if vllm:
-        endpoints |= {name: answers(f"{url}/health") for name, url in parse_backends(vllm, "vllm").items()}
+        endpoints |= {
+            name: answers(f"{url}/health") for name, url in parse_backends(vllm, "vllm").items()
+        }
     updates = [e for e in _events(kafka, POLICY_UPDATES, known) if isinstance(e, PolicyUpdate)]
     applied = [e for e in _events(kafka, POLICY_APPLIED, known) if isinstance(e, PolicyApplied)]
     states = _group_states(admin, kafka)
@@ -159,10 +174,17 @@ def look(kafka: KafkaSettings, gateway: str, vllm: str | None) -> Status:
         endpoints=endpoints,
         layout=layout,
         topics=[
-            TopicCount(topic.name, sum(high - low for low, high in ends[topic.name].values()) if topic in known else None)
+            TopicCount(
+                topic.name,
+                sum(high - low for low, high in ends[topic.name].values())
+                if topic in known
+                else None,
+            )
             for topic in TOPICS
         ],
-        groups=_groups(admin, kafka, states, {kafka.topic(topic): ends[topic.name] for topic in known}),
+        groups=_groups(
+            admin, kafka, states, {kafka.topic(topic): ends[topic.name] for topic in known}
+        ),
         served=served(updates, applied),
         services=[*processors(kafka.topic_prefix, states), *learners(policies), *appliers(applied)],
         policies=policies,
@@ -170,16 +192,26 @@ def look(kafka: KafkaSettings, gateway: str, vllm: str | None) -> Status:
     )
 
 
-def _events(kafka: KafkaSettings, topic: Topic, known: Sequence[Topic], since_ms: int | None = None) -> Iterator[Event]:
+def _events(
+    kafka: KafkaSettings, topic: Topic, known: Sequence[Topic], since_ms: int | None = None
+) -> Iterator[Event]:
     if topic in known:
-        yield from (record.event for record in read_all(kafka, topic, Codec(), since_ms=since_ms) if record.event is not None)
+        yield from (
+            record.event
+            for record in read_all(kafka, topic, Codec(), since_ms=since_ms)
+            if record.event is not None
+        )
 
 
 def _actions(kafka: KafkaSettings, known: Sequence[Topic]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for event in _events(kafka, TRAINING_LEDGER, known, now_ms() - _DAY_MS):
         if isinstance(event, LedgerEntry):
-            term = event.term.value if event.reason is None else f"{event.term.value}({event.reason.value})"
+            term = (
+                event.term.value
+                if event.reason is None
+                else f"{event.term.value}({event.reason.value})"
+            )
             counts[term] += len(event.actions)
     return dict(counts.most_common())
 
@@ -235,25 +267,39 @@ def _tables(found: Status) -> dict[str, Table]:
     """By title; those without rows are empty."""
     return {
         "services": _table(
-            "services", ("service", "state"), [(one.service, Text(one.said, _COLOURS[one.alive])) for one in found.services]
+            "services",
+            ("service", "state"),
+            [(one.service, Text(one.said, _COLOURS[one.alive])) for one in found.services],
         ),
         "served": _table(
             "served",
             ("policy", "backend", "serves", "last attempt", "newest"),
-            [(one.policy, one.backend, one.serves or "unknown", _attempt(one), one.newest) for one in found.served],
+            [
+                (one.policy, one.backend, one.serves or "unknown", _attempt(one), one.newest)
+                for one in found.served
+            ],
         ),
         "actions of the last day": _table(
-            "actions of the last day", ("what became of them", "actions"), [(term, str(count)) for term, count in found.actions.items()]
+            "actions of the last day",
+            ("what became of them", "actions"),
+            [(term, str(count)) for term, count in found.actions.items()],
         ),
         "consumer groups": _table(
             "consumer groups",
             ("group", "state", "topic", "lag"),
-            [(one.group, one.state, one.topic, str(one.lag)) for one in found.groups if not one.finished],
+            [
+                (one.group, one.state, one.topic, str(one.lag))
+                for one in found.groups
+                if not one.finished
+            ],
         ),
         "topics": _table(
             "topics",
             ("topic", "records"),
-            [(one.topic, "missing" if one.records is None else str(one.records)) for one in found.topics],
+            [
+                (one.topic, "missing" if one.records is None else str(one.records))
+                for one in found.topics
+            ],
         ),
     }
 
@@ -266,12 +312,17 @@ def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str | Text
 
 
 def _attempt(one: Served) -> str:
-    return f"{one.version} {one.outcome}: {one.error}" if one.error else f"{one.version} {one.outcome}"
+    return (
+        f"{one.version} {one.outcome}: {one.error}" if one.error else f"{one.version} {one.outcome}"
+    )
 
 
 def _ends(consumer: Consumer, kafka: KafkaSettings, topic: Topic) -> dict[int, tuple[int, int]]:
     name = kafka.topic(topic)
-    return {n: watermarks(consumer, TopicPartition(name, n), _TIMEOUT_S) for n in range(topic.partitions)}
+    return {
+        n: watermarks(consumer, TopicPartition(name, n), _TIMEOUT_S)
+        for n in range(topic.partitions)
+    }
 
 
 def _group_states(admin: AdminClient, kafka: KafkaSettings) -> dict[str, str]:
@@ -282,17 +333,26 @@ def _group_states(admin: AdminClient, kafka: KafkaSettings) -> dict[str, str]:
 
 
 def _groups(
-    admin: AdminClient, kafka: KafkaSettings, states: Mapping[str, str], ends: dict[str, dict[int, tuple[int, int]]]
+    admin: AdminClient,
+    kafka: KafkaSettings,
+    states: Mapping[str, str],
+    ends: dict[str, dict[int, tuple[int, int]]],
 ) -> list[GroupLag]:
     found: list[GroupLag] = []
     for name, state in states.items():
         over = finished(kafka.topic_prefix, name, state)
-        asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(name)], request_timeout=_TIMEOUT_S)
+        asked = admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(name)], request_timeout=_TIMEOUT_S
+        )
         lags: dict[str, int] = {}
         for place in cast("list[TopicPartition]", asked[name].result().topic_partitions):
             low, high = ends.get(place.topic, {}).get(place.partition, (0, 0))
             lags[place.topic] = lags.get(place.topic, 0) + high - max(place.offset, low)
-        # A learner assigns its partitions itself: its group has no members, and shows how far it has settled.
+        # A learner assigns its partitions itself: its group has no members, and shows how far it
+        # has settled.
         shown = "without members" if name.startswith(f"{kafka.topic_prefix}learner.") else state
-        found += [GroupLag(name, shown, topic.removeprefix(kafka.topic_prefix), lag, over) for topic, lag in sorted(lags.items())]
+        found += [
+            GroupLag(name, shown, topic.removeprefix(kafka.topic_prefix), lag, over)
+            for topic, lag in sorted(lags.items())
+        ]
     return found

@@ -39,7 +39,9 @@ def create_topics_command() -> None:
 
 
 def list_topics_command() -> None:
-    """Every topic of the table, and those that replays have written; exit 1 if one of the table is missing, 2 if no broker answers."""
+    """Every topic of the table, and those that replays have written; exit 1 if one of the table is
+    missing, 2 if no broker answers.
+    """
     with told("topics"):
         kafka = answering(KafkaSettings())
         there = topic_names(kafka)
@@ -48,7 +50,9 @@ def list_topics_command() -> None:
             name = kafka.topic(topic)
             records = str(records_in(kafka, topic)) if name in there else "[red]missing[/red]"
             holds = ", ".join(kind.__name__ for kind in topic.carries)
-            table.add_row(plain(name), holds, topic.key.value, str(topic.partitions), records, _kept(topic))
+            table.add_row(
+                plain(name), holds, topic.key.value, str(topic.partitions), records, _kept(topic)
+            )
     print_table(table)
     if any(kafka.topic(topic) not in there for topic in TOPICS):
         make_console(stderr=True).print("`fulgurite topics create` makes what is missing")
@@ -59,7 +63,11 @@ def _others(there: set[str], prefix: str) -> list[Topic]:
     """What `fulgurite replay --into` writes: trajectories under another name."""
     known = {topic.name for topic in TOPICS}
     names = sorted(name.removeprefix(prefix) for name in there if name.startswith(prefix))
-    return [msgspec.structs.replace(TRAJECTORIES, name=name) for name in names if name and name not in known]
+    return [
+        msgspec.structs.replace(TRAJECTORIES, name=name)
+        for name in names
+        if name and name not in known
+    ]
 
 
 def _kept(topic: Topic) -> str:

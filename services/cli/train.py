@@ -20,21 +20,40 @@ from services.replay.errors import BadArgument
 
 
 def train(
-    topic: Annotated[str, typer.Option(metavar="TOPIC", help="Topic of trajectories, without the prefix.")] = TRAJECTORIES.name,
-    policy: Annotated[str | None, typer.Option(metavar="POLICY", help="The policy to train (FULGURITE_POLICY).")] = None,
-    rows_of: Annotated[str | None, typer.Option(metavar="POLICY", help="Learn from the rows of this policy: on a replayed topic.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Hugging Face folder to start from (FULGURITE_MODEL).")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Checkpoints and artifacts (FULGURITE_DATA_DIR).")] = None,
+    topic: Annotated[
+        str, typer.Option(metavar="TOPIC", help="Topic of trajectories, without the prefix.")
+    ] = TRAJECTORIES.name,
+    policy: Annotated[
+        str | None, typer.Option(metavar="POLICY", help="The policy to train (FULGURITE_POLICY).")
+    ] = None,
+    rows_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY", help="Learn from the rows of this policy: on a replayed topic."
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder to start from (FULGURITE_MODEL).")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Checkpoints and artifacts (FULGURITE_DATA_DIR).")
+    ] = None,
 ) -> None:
-    """Train a policy on a topic until stopped: `trajectories`, or one that `fulgurite replay` has written.
+    """Train a policy on a topic until stopped: `trajectories`, or one that `fulgurite replay` has
+    written.
 
-    Needs the extra `learner`. What is not given comes from the environment (docs/reference/settings.md).
-    On a replayed topic train a policy of its own: --policy policy-v2 --rows-of policy. Model and topic are looked at first: exits 1 if one
-    is not there, 2 if no Kafka broker answers. Later exits 78 if a person has to change something first, 69 if starting again may help.
+    Needs the extra `learner`. What is not given comes from the environment
+    (docs/reference/settings.md). On a replayed topic train a policy of its own: --policy policy-v2
+    --rows-of policy. Model and topic are looked at first: exits 1 if one is not there, 2 if no
+    Kafka broker answers. Later exits 78 if a person has to change something first, 69 if starting
+    again may help.
     """
     with told("train"):
         if rows_of is not None and topic == TRAJECTORIES.name:
-            raise BadArgument("--rows-of is for a replayed topic: on the live one, rows belong to the learner of their own policy")
+            raise BadArgument(
+                "--rows-of is for a replayed topic: on the live one, rows belong to the "
+                "learner of their own policy"
+            )
     given = {
         "FULGURITE_TOPIC": topic,
         "FULGURITE_POLICY": policy,
@@ -57,5 +76,10 @@ def _settings() -> LearnerSettings:
     try:
         return LearnerSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
     except ValidationError as error:
-        named = "; ".join(f"FULGURITE_{'.'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors())
-        raise BadArgument(f"{named} (--model is FULGURITE_MODEL; all settings: docs/reference/settings.md)") from error
+        named = "; ".join(
+            f"FULGURITE_{'.'.join(map(str, one['loc'])).upper()}: {one['msg']}"
+            for one in error.errors()
+        )
+        raise BadArgument(
+            f"{named} (--model is FULGURITE_MODEL; all settings: docs/reference/settings.md)"
+        ) from error

@@ -1,4 +1,6 @@
-"""`fulgurite try`: what other reward functions, or other weights, would make of traffic that has been recorded. Writes nothing."""
+"""`fulgurite try`: what other reward functions, or other weights, would make of traffic that has
+been recorded. Writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -29,31 +31,68 @@ from services.runner.options import REWARD_NAME, read_rewards, read_weights
 
 def try_reward(
     functions: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=]FILE.py:FN|builtin:NAME", help="The reward functions to try.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]FILE.py:FN|builtin:NAME", help="The reward functions to try."
+        ),
     ] = None,
     reward: Annotated[
-        list[str] | None, typer.Option(metavar="[NAME=]FILE.py:FN|builtin:NAME", help="The same, as other commands take it.")
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE.py:FN|builtin:NAME", help="The same, as other commands take it."
+        ),
     ] = None,
-    weight: Annotated[list[str] | None, typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated.")] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated."),
+    ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.")
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.",
+        ),
     ] = "24h",
-    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the reward of a function that is given without.")] = REWARD_NAME,
-    flips: Annotated[int, typer.Option(min=0, help="How many of the rollouts that change places are named.")] = 10,
-    archive: Annotated[Path | None, typer.Option(metavar="DIR", help="Read this archive first, then the log beyond it.")] = None,
-    archive_only: Annotated[bool, typer.Option("--archive-only", help="Read the archive and no log.")] = False,
+    name: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Name of the reward of a function that is given without."
+        ),
+    ] = REWARD_NAME,
+    flips: Annotated[
+        int, typer.Option(min=0, help="How many of the rollouts that change places are named.")
+    ] = 10,
+    archive: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Read this archive first, then the log beyond it."),
+    ] = None,
+    archive_only: Annotated[
+        bool, typer.Option("--archive-only", help="Read the archive and no log.")
+    ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes that are judged at once.")] = 8,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a judgement may take.")] = 30.0,
-    memory: Annotated[int, typer.Option(min=0, metavar="MIB", help="What the function may take beyond importing it; 0: no limit.")] = 2048,
+    memory: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="MIB",
+            help="What the function may take beyond importing it; 0: no limit.",
+        ),
+    ] = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Try reward functions on recorded episodes: rewards before and after, who changes places, how many groups would teach something.
+    """Try reward functions on recorded episodes: rewards before and after, who changes places, how
+    many groups would teach something.
 
-    Writes nothing. A function takes the place of the log's rewards of the same name; others stay. Exits 1 if a function cannot be
-    loaded, 2 if the log cannot be read, 3 if one failed for some episode; `fulgurite replay` has the same codes.
+    Writes nothing. A function takes the place of the log's rewards of the same name; others stay.
+    Exits 1 if a function cannot be loaded, 2 if the log cannot be read, 3 if one failed for some
+    episode; `fulgurite replay` has the same codes.
     """
     with told("try"):
-        asked, weights = read_rewards([*(functions or ()), *(reward or ())], name), read_weights(weight or ())
+        asked, weights = (
+            read_rewards([*(functions or ()), *(reward or ())], name),
+            read_weights(weight or ()),
+        )
         if not asked and not weights:
             raise BadArgument("name a function to try, FILE.py:FN or builtin:NAME, or a --weight")
         plugins = [RewardPlugin(reference, named) for named, reference in asked.items()]
@@ -66,7 +105,14 @@ def try_reward(
             found = compare(_pairs(left_out, groups, judge, weights))
     show_left_out(left_out.lines)
     if as_json:
-        print_json({**msgspec.structs.asdict(found), "failed": judge.failed, "why": judge.why, "left_out": left_out.lines})
+        print_json(
+            {
+                **msgspec.structs.asdict(found),
+                "failed": judge.failed,
+                "why": judge.why,
+                "left_out": left_out.lines,
+            }
+        )
     else:
         _show(found, judge, flips)
     if judge.failed:
@@ -89,16 +135,36 @@ def _usable(group: Group) -> tuple[Group]:
 def _show(found: Comparison, judge: Judge, flips: int) -> None:
     console = make_console()
     table = Table("", "before", "after")
-    for title, value in (("scored episodes", "count"), ("mean", "mean"), ("deviation", "deviation"), ("lowest", "lowest")):
+    for title, value in (
+        ("scored episodes", "count"),
+        ("mean", "mean"),
+        ("deviation", "deviation"),
+        ("lowest", "lowest"),
+    ):
         table.add_row(title, *(_cell(side, value) for side in (found.before, found.after)))
     for place, title in enumerate(("lower quartile", "median", "upper quartile")):
-        table.add_row(title, *(f"{side.quartiles[place]:.4g}" if side else "-" for side in (found.before, found.after)))
+        table.add_row(
+            title,
+            *(
+                f"{side.quartiles[place]:.4g}" if side else "-"
+                for side in (found.before, found.after)
+            ),
+        )
     table.add_row("highest", *(_cell(side, "highest") for side in (found.before, found.after)))
-    table.add_row("groups with signal", *(f"{count} of {found.groups}" for count in (found.signal_before, found.signal_after)))
+    table.add_row(
+        "groups with signal",
+        *(f"{count} of {found.groups}" for count in (found.signal_before, found.signal_after)),
+    )
     console.print(table)
-    console.print(f"{found.episodes} episodes judged; {judge.failed} verdicts failed, {found.unscored} have no reward after it")
+    console.print(
+        f"{found.episodes} episodes judged; {judge.failed} verdicts failed, {found.unscored} "
+        f"have no reward after it"
+    )
     show_failures(console, judge.why)
-    console.print(f"{len(found.flips)} rollouts change places with another of their group" + (":" if found.flips and flips else ""))
+    console.print(
+        f"{len(found.flips)} rollouts change places with another of their group"
+        + (":" if found.flips and flips else "")
+    )
     for rollout_id, before, after in found.flips[:flips]:
         console.print(f"  {plain(rollout_id)}  {before:.4g} → {after:.4g}")
 

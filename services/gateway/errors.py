@@ -1,4 +1,5 @@
-"""The gateway's error tree, and its face: OpenAI's `{"error": {message, type, param, code}}`, with messages that say what to do.
+"""The gateway's error tree, and its face: OpenAI's `{"error": {message, type, param, code}}`, with
+messages that say what to do.
 
 GatewayError                 status, OpenAI type and code, and how a call that ends with it is recorded
 ├── InvalidRequest      400  malformed JSON, a wrong type, a value out of range
@@ -24,25 +25,25 @@ GatewayError                 status, OpenAI type and code, and how a call that e
     ├── UpstreamBroken   502  the answer broke off or made no sense
     └── UpstreamTimeout  504
 ClientGone                   nobody is left to answer; never leaves the gateway
-"""
+"""  # noqa: E501 - a table
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import msgspec
 
 from fulgurite.enums import CallOutcome
 from fulgurite.episodes.failures import FailureKind
 from services.gateway.dialects.foreign_json import UNREADABLE
+from services.gateway.identity.claims import Claims
 
-if TYPE_CHECKING:
-    from services.gateway.identity.keys import Claims
-
-_CONTEXT_OVERFLOW = re.compile(r"maximum (context|model) length|context[ _]length|context window", re.IGNORECASE)
+_CONTEXT_OVERFLOW = re.compile(
+    r"maximum (context|model) length|context[ _]length|context window", re.IGNORECASE
+)
 
 _LONGEST_QUOTE = 256
 
@@ -80,7 +81,16 @@ class GatewayError(Exception):
 
     def body(self) -> bytes:
         """The reply in OpenAI's shape."""
-        return msgspec.json.encode({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+        return msgspec.json.encode(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": self.kind,
+                    "param": self.param,
+                    "code": self.code,
+                }
+            }
+        )
 
 
 class InvalidRequest(GatewayError):
@@ -117,7 +127,8 @@ class UnsupportedEncoding(InvalidRequest):
     def __init__(self, encoding: str, accepted: Sequence[str]) -> None:
         self._accepted = ", ".join(accepted)
         super().__init__(
-            f"The body's Content-Encoding {clipped(encoding)!r} is not supported. Send it as it is, or with one of: {self._accepted}."
+            f"The body's Content-Encoding {clipped(encoding)!r} is not supported. Send it as "
+            f"it is, or with one of: {self._accepted}."
         )
 
     def headers(self) -> dict[str, str]:
@@ -204,7 +215,9 @@ class Unrecordable(Unavailable):
 
 
 class TryLater(GatewayError):
-    """Nothing was generated; OpenAI's and Anthropic's clients wait as long as they are told and try again."""
+    """Nothing was generated; OpenAI's and Anthropic's clients wait as long as they are told and try
+    again.
+    """
 
     failure = FailureKind.rate_limited
 
@@ -214,7 +227,10 @@ class TryLater(GatewayError):
 
     def headers(self) -> dict[str, str]:
         """Whole seconds, as HTTP has it, and the milliseconds that those clients prefer."""
-        return {"retry-after": str(max(1, math.ceil(self.wait_s))), "retry-after-ms": str(max(1, math.ceil(self.wait_s * 1000)))}
+        return {
+            "retry-after": str(max(1, math.ceil(self.wait_s))),
+            "retry-after-ms": str(max(1, math.ceil(self.wait_s * 1000))),
+        }
 
 
 class RateLimited(TryLater):
@@ -233,13 +249,19 @@ class Overloaded(TryLater):
 
 
 class NotReady(Overloaded):
-    """The engine has restarted, and its applier has not yet brought it to its version. Seen only by a call that waited in vain."""
+    """The engine has restarted, and its applier has not yet brought it to its version. Seen only by
+    a call that waited in vain.
+    """
 
     code = "version_not_loaded"
     failure = FailureKind.infrastructure
 
     def __init__(self, backend: str, version: str) -> None:
-        super().__init__(f"The model server {backend!r} has restarted and is being brought to {version}. Nothing was generated.", 1.0)
+        super().__init__(
+            f"The model server {backend!r} has restarted and is being brought to {version}. "
+            f"Nothing was generated.",
+            1.0,
+        )
 
 
 class UpstreamFailed(GatewayError):
@@ -276,7 +298,9 @@ class UpstreamTimeout(UpstreamFailed):
 class UpstreamRejected(UpstreamFailed):
     """The model server answered with an error status; its own words are passed on."""
 
-    def __init__(self, backend: str, status: int, body: bytes, retry_after: str | None = None) -> None:
+    def __init__(
+        self, backend: str, status: int, body: bytes, retry_after: str | None = None
+    ) -> None:
         said, param = _upstream_words(body)
         super().__init__(f"The model server {backend!r} answered {status}: {said}", param=param)
         self.retry_after = retry_after
@@ -285,7 +309,9 @@ class UpstreamRejected(UpstreamFailed):
             self.failure = FailureKind.infrastructure
             if status == _UNAUTHORIZED:
                 # The agent's own key was fine: it is the deployment's that was not.
-                self.message = f"{self.message} (check the upstream's key in the gateway's settings)"
+                self.message = (
+                    f"{self.message} (check the upstream's key in the gateway's settings)"
+                )
             else:
                 self.status, self.code = status, "upstream_rejected"
         elif status == _TOO_MANY_REQUESTS:
@@ -301,7 +327,16 @@ class UpstreamRejected(UpstreamFailed):
     def body(self) -> bytes:
         """As the tree's root, but the client's own mistakes keep OpenAI's type for them."""
         kind = "invalid_request_error" if self.status in (400, 404, 422) else self.kind
-        return msgspec.json.encode({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+        return msgspec.json.encode(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": kind,
+                    "param": self.param,
+                    "code": self.code,
+                }
+            }
+        )
 
     def headers(self) -> dict[str, str]:
         """The upstream's advice on when to come back."""

@@ -1,8 +1,9 @@
-"""The gateway: an agent's OpenAI endpoint that records every call in Kafka before the answer is complete.
+"""The gateway: an agent's OpenAI endpoint that records every call in Kafka before the answer is
+complete.
 
-Writes `llm.calls`, `agent.status`, `agent.rewards`; reads the policy topics, and of `llm.calls` the responses that requests build on.
-Stateless but for a cache and idempotency keys.
-`python -m services.gateway.main` serves it; SIGTERM lets streams end and flushes the log's producer.
+Writes `llm.calls`, `agent.status`, `agent.rewards`; reads the policy topics, and of `llm.calls` the
+responses that requests build on. Stateless but for a cache and idempotency keys. `python -m
+services.gateway.main` serves it; SIGTERM lets streams end and flushes the log's producer.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from services.common.runtime.clock import now_ms
 from services.common.runtime.ending import run_service
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.gateway.context import Desk
-from services.gateway.dialects import DIALECTS
 from services.gateway.dialects.anthropic_errors import AnthropicErrors
+from services.gateway.dialects.registry import DIALECTS
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.errors import ExpiredKey, GatewayError, InvalidRequest, NotFound, clipped
 from services.gateway.http.connection import KEEP_ALIVE_S, protocol_class, raise_open_files
@@ -66,7 +67,9 @@ from services.gateway.upstream.routing import Router
 log = logs.get(__name__)
 
 _BURST_LINGER_MS = 0.5
-"""Each agent waits for its event, and each request to Kafka costs as much as an event: a busy gateway's leave some ten together."""
+"""Each agent waits for its event, and each request to Kafka costs as much as an event: a busy
+gateway's leave some ten together.
+"""
 
 
 _NAMED = 20
@@ -76,14 +79,24 @@ _NOT_FOUND, _NO_SUCH_METHOD = 404, 405
 
 @asynccontextmanager
 async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGenerator[Desk]:
-    """Make every part, and take them down in an order that loses nothing. Raises ValueError for settings that make no sense."""
+    """Make every part, and take them down in an order that loses nothing. Raises ValueError for
+    settings that make no sense.
+    """
     ring = KeyRing.parse(settings.signing_keys.get_secret_value())
     routes = settings.routes()
     codec = Codec()
     metrics = Metrics()
-    store: Store = RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()
+    store: Store = (
+        RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()
+    )
     registry = GroupRegistry(store, now_ms())
-    producer = EventProducer(kafka, codec, "gateway", delivery_timeout_s=settings.ack_timeout_s, burst_linger_ms=_BURST_LINGER_MS)
+    producer = EventProducer(
+        kafka,
+        codec,
+        "gateway",
+        delivery_timeout_s=settings.ack_timeout_s,
+        burst_linger_ms=_BURST_LINGER_MS,
+    )
     recorder = Recorder(producer, kafka, codec, settings, metrics)
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
     # Without Redis a bounded store of their own: tokens are many.
@@ -95,7 +108,9 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
         _inference(settings, ring, store, metrics),
     )
     places = store if settings.redis_url else MemoryStore(limit=PLACES_IN_MEMORY)
-    router = Router(routes, settings.backends(), settings.adapters(), settings.policy, policies.view)
+    router = Router(
+        routes, settings.backends(), settings.adapters(), settings.policy, policies.view
+    )
     desk = Desk(
         settings=settings,
         kafka=kafka,
@@ -114,10 +129,21 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
         store=store,
         idempotency=Idempotency(store),
         recorder=recorder,
-        responses=RecordedResponses(identifier, places, CallSearch(kafka, codec), recorder.problem, settings.call_bounds(), metrics),
+        responses=RecordedResponses(
+            identifier,
+            places,
+            CallSearch(kafka, codec),
+            recorder.problem,
+            settings.call_bounds(),
+            metrics,
+        ),
         upstream=upstream,
         dispatcher=Dispatcher(
-            router, Admission(settings, metrics), upstream, Continuation(settings.continued(), answers, upstream), metrics
+            router,
+            Admission(settings, metrics),
+            upstream,
+            Continuation(settings.continued(), answers, upstream),
+            metrics,
         ),
         train_sampling=TrainSamplings(settings.train_sampling),
         policies=policies,
@@ -149,7 +175,9 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
             # First, so that the hot routes are found without looking at the others.
             routes = _model_routes(desk)
             app.router.routes[:0] = routes
-            app.state.hot |= {route.path: route.endpoint for route in routes if route.methods == {"POST"}}
+            app.state.hot |= {
+                route.path: route.endpoint for route in routes if route.methods == {"POST"}
+            }
             app.include_router(RolloutDesk(desk).router)
             app.include_router(HealthDesk(desk).router)
             settle_garbage()
@@ -172,8 +200,12 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
     return app
 
 
-def _inference(settings: GatewaySettings, ring: KeyRing, store: Store, metrics: Metrics) -> Inference | None:
-    """Conversations are recognised over Redis, or over a memory of their own: many of them must not crowd out idempotency keys."""
+def _inference(
+    settings: GatewaySettings, ring: KeyRing, store: Store, metrics: Metrics
+) -> Inference | None:
+    """Conversations are recognised over Redis, or over a memory of their own: many of them must not
+    crowd out idempotency keys.
+    """
     if not settings.infer_conversations:
         return None
     memory = store if settings.redis_url else MemoryStore(MEMORY_LIMIT)
@@ -193,18 +225,28 @@ def _model_routes(desk: Desk) -> list[WebRoute]:
         ("/v1/models/{model:path}", ["GET"], models),
         ("/v1/responses/{rest:path}", ["GET", "POST", "DELETE"], Responses(desk)),
     ]
-    return [WebRoute(prefix + path, app, methods=methods) for prefix in _PREFIXES for path, methods, app in served]
+    return [
+        WebRoute(prefix + path, app, methods=methods)
+        for prefix in _PREFIXES
+        for path, methods, app in served
+    ]
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:
     problem = error if isinstance(error, GatewayError) else GatewayError("The gateway failed.")
     if isinstance(problem, ExpiredKey):
         request.state.rollout_id = problem.claims.rollout
-    return Response(problem.body(), problem.status, {**problem.headers(), **naming(request)}, "application/json")
+    return Response(
+        problem.body(), problem.status, {**problem.headers(), **naming(request)}, "application/json"
+    )
 
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
-    details = cast("Sequence[Mapping[str, Any]]", error.errors()) if isinstance(error, RequestValidationError) else ()
+    details = (
+        cast("Sequence[Mapping[str, Any]]", error.errors())
+        if isinstance(error, RequestValidationError)
+        else ()
+    )
     return await _on_problem(request, invalid(details))
 
 
@@ -217,12 +259,15 @@ def invalid(details: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     ]
     more = f"; {len(said) - _NAMED} more" if len(said) > _NAMED else ""
     return InvalidRequest(
-        f"{'; '.join(said[:_NAMED]) or 'The request is invalid'}{more}. See /docs for the fields.", param=next(filter(None, places), None)
+        f"{'; '.join(said[:_NAMED]) or 'The request is invalid'}{more}. See /docs for the fields.",
+        param=next(filter(None, places), None),
     )
 
 
 def _place(detail: Mapping[str, Any]) -> str:
-    return clipped(".".join(str(part) for part in detail.get("loc", ()) if part not in ("body", "header")))
+    return clipped(
+        ".".join(str(part) for part in detail.get("loc", ()) if part not in ("body", "header"))
+    )
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -233,25 +278,37 @@ async def _on_http(request: Request, error: Exception) -> Response:
         "Agents use /v1/chat/completions, /v1/responses or /v1/messages; see /docs for the rest."
     )
     if status not in (_NOT_FOUND, _NO_SUCH_METHOD):
-        problem = InvalidRequest(f"{error.detail if isinstance(error, HTTPException) else error}. See /docs for what this route takes.")
+        problem = InvalidRequest(
+            f"{error.detail if isinstance(error, HTTPException) else error}. See /docs for "
+            f"what this route takes."
+        )
     problem.status = status
     if "/v1/messages" in request.url.path:
-        return Response(AnthropicErrors().error_body(problem), status, problem.headers(), "application/json")
+        return Response(
+            AnthropicErrors().error_body(problem), status, problem.headers(), "application/json"
+        )
     return await _on_problem(request, problem)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     log.error("unexpected error", path=request.url.path, exc_info=error)
-    return await _on_problem(request, GatewayError("The gateway failed; its log says why. Try again.", code="internal_error"))
+    return await _on_problem(
+        request,
+        GatewayError("The gateway failed; its log says why. Try again.", code="internal_error"),
+    )
 
 
 def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
     """Serve until SIGTERM or SIGINT."""
     app = create_app(settings, kafka)
-    # Half of them for clients, a quarter for those that come all at once, the rest for upstreams, the log and the disk.
+    # Half of them for clients, a quarter for those that come all at once, the rest for upstreams,
+    # the log and the disk.
     files = raise_open_files()
-    # Calls have no use for their client's address; uvicorn would look for a proxy's headers in each.
-    behind_proxies = ProxyHeadersMiddleware(cast(Any, app), os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1"))
+    # Calls have no use for their client's address; uvicorn would look for a proxy's headers in
+    # each.
+    behind_proxies = ProxyHeadersMiddleware(
+        cast(Any, app), os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
+    )
     uvicorn.run(
         FrontDoor(cast(ASGIApp, behind_proxies), app.state.hot, _on_bug),
         proxy_headers=False,
@@ -260,7 +317,9 @@ def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
         port=settings.gateway_port,
         access_log=False,
         log_config=None,
-        http=protocol_class(settings.client_write_timeout_s, settings.request_timeout_s, files // 2),
+        http=protocol_class(
+            settings.client_write_timeout_s, settings.request_timeout_s, files // 2
+        ),
         timeout_graceful_shutdown=settings.drain_s,
         timeout_keep_alive=KEEP_ALIVE_S,
         backlog=min(4096, files // 4),
@@ -269,11 +328,17 @@ def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
 
 
 def yield_cpu() -> None:
-    """From now on wait for a core until whoever has it is through, instead of interrupting it; all threads do that are begun later."""
+    """From now on wait for a core until whoever has it is through, instead of interrupting it; all
+    threads do that are begun later.
+    """
     try:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except (AttributeError, OSError) as error:
-        log.warning("FULGURITE_YIELD_CPU is of no effect: the system does not let the gateway choose how it is scheduled", error=str(error))
+        log.warning(
+            "FULGURITE_YIELD_CPU is of no effect: the system does not let the gateway choose "
+            "how it is scheduled",
+            error=str(error),
+        )
 
 
 def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -281,7 +346,9 @@ def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    """Settings from the environment. Ends with 0 after SIGTERM and SIGINT, which uvicorn raises anew when it is done."""
+    """Settings from the environment. Ends with 0 after SIGTERM and SIGINT, which uvicorn raises
+    anew when it is done.
+    """
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     hide_from_other_processes()

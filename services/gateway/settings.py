@@ -19,7 +19,7 @@ from services.gateway.http.asgi import BodyBounds
 
 UpstreamKind = Literal["vllm", "openai"]
 LogPolicy = Literal["refuse", "spool", "serve"]
-"""What becomes of a call while the log is away: see services/gateway/README.md."""
+"""What becomes of a call while the log is away: see docs/explanation/log-outages.md."""
 
 
 class UpstreamSpec(BaseModel):
@@ -51,19 +51,27 @@ class Route(msgspec.Struct, frozen=True):
     policy: str | None
     api_key: str | None
     version: str | None = None
-    """Of an adapter: the version that `model` stands for. Null where the upstream itself says which version answered."""
+    """Of an adapter: the version that `model` stands for. Null where the upstream itself says which
+    version answered.
+    """
     expects: str | None = None
-    """Of full weights: what the backend last proved to serve. One that restarted since, and is not told yet, refuses the call."""
+    """Of full weights: what the backend last proved to serve. One that restarted since, and is not
+    told yet, refuses the call.
+    """
 
     def reported(self, said: str | None) -> str | None:
-        """The version that answered: what the engine said; of an adapter's bare base model, that policy's own 0.0."""
+        """The version that answered: what the engine said; of an adapter's bare base model, that
+        policy's own 0.0.
+        """
         if said is None or self.policy is None or self.version != str(base_version(self.policy)):
             return said
         return self.version if said.endswith("@0.0") else said
 
 
 class SamplingDefaults(BaseModel):
-    """What the engine uses where a request says nothing (vLLM: `--generation-config vllm` gives these)."""
+    """What the engine uses where a request says nothing (vLLM: `--generation-config vllm` gives
+    these).
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -79,7 +87,9 @@ class SamplingDefaults(BaseModel):
 
 
 class TrainSampling(BaseModel):
-    """`sampling.train` of an alias: how its answers are sampled while they are being learned from, whatever the agent asked."""
+    """`sampling.train` of an alias: how its answers are sampled while they are being learned from,
+    whatever the agent asked.
+    """
 
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -94,12 +104,16 @@ ANY_NAME = "*"
 class GatewaySettings(ClaimSettings, BaseSettings):
     """Every setting of the gateway."""
 
-    model_config = SettingsConfigDict(env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True
+    )
 
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8080
     public_url: str | None = None
-    """How agents reach the gateway, for `base_url` in replies; the request's own Host header if not given."""
+    """How agents reach the gateway, for `base_url` in replies; the request's own Host header if not
+    given.
+    """
 
     vllm_base_url: str = Field("http://127.0.0.1:8000", validation_alias="VLLM_BASE_URL")
     redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")
@@ -109,45 +123,68 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     api_keys: SecretStr = SecretStr("")
     allow_any_key: bool = False
     operations_key: SecretStr | None = None
-    """Bearer key that `/metrics`, `/docs`, `/openapi.json` and what `/readyz` says ask for; unset: none. The admin key opens them, too."""
+    """Bearer key that `/metrics`, `/docs`, `/openapi.json` and what `/readyz` says ask for; unset:
+    none. The admin key opens them, too.
+    """
 
     policy: str = "policy"
     aliases: str = "policy=policy"
     backend: str = "vllm"
     """Name of the vLLM backend in events, where VLLM_BASE_URL is one address without a name."""
     lora_policies: str = ""
-    """Policies, comma-separated, that are served as LoRA adapters of FULGURITE_POLICY's base model; the applier's is the same."""
+    """Policies, comma-separated, that are served as LoRA adapters of FULGURITE_POLICY's base model;
+    the applier's is the same.
+    """
     train_sampling: dict[str, TrainSampling] = {}
-    """Alias → how its calls of mode `train` are sampled, whatever the agent asked; `{}` is temperature 1 and no truncation."""
+    """Alias → how its calls of mode `train` are sampled, whatever the agent asked; `{}` is
+    temperature 1 and no truncation.
+    """
     continue_tokens: str = ""
-    """Aliases, comma-separated, whose chats go on from the tokens that were generated, not from their text rendered anew."""
+    """Aliases, comma-separated, whose chats go on from the tokens that were generated, not from
+    their text rendered anew.
+    """
     upstreams: dict[str, UpstreamSpec] = {}
     default_sampling: SamplingDefaults = SamplingDefaults()
     logprobs_mode: LogprobsMode = LogprobsMode.processed
 
     reward_names: str = Field("reward", min_length=1)
-    """Names, comma-separated, that rewards may have where no declaration names any: of live traffic, mostly. `*`: any name."""
+    """Names, comma-separated, that rewards may have where no declaration names any: of live
+    traffic, mostly. `*`: any name.
+    """
     infer_conversations: bool = True
     """Recognise the conversation that a call with a plain key and no name continues."""
     conversation_ttl_s: int = Field(3600, ge=1)
-    """How long an answer is remembered: a conversation left alone for longer goes on as another rollout."""
+    """How long an answer is remembered: a conversation left alone for longer goes on as another
+    rollout.
+    """
 
     max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024)
-    """Room for a few images, and what Anthropic's own API takes. Compressed bodies are measured as sent and once inflated."""
+    """Room for a few images, and what Anthropic's own API takes. Compressed bodies are measured as
+    sent and once inflated.
+    """
     max_body_values: int = Field(250_000, ge=1000)
-    """Arrays, objects and commas in a body, outside of texts: each takes some hundred bytes of memory."""
+    """Arrays, objects and commas in a body, outside of texts: each takes some hundred bytes of
+    memory.
+    """
     max_rest_body_bytes: int = Field(1024 * 1024, ge=1024)
     """Bytes of a body of the REST routes."""
     request_timeout_s: float = Field(60.0, gt=0)
-    """How long a request's head may take to arrive, and how long its body; a new connection must begin one within it."""
+    """How long a request's head may take to arrive, and how long its body; a new connection must
+    begin one within it.
+    """
     max_answer_bytes: int = Field(64 * 1024 * 1024, ge=1024)
-    """What an upstream may send in one answer, whole or streamed: 32,000 tokens with 20 log-probabilities each."""
+    """What an upstream may send in one answer, whole or streamed: 32,000 tokens with 20
+    log-probabilities each.
+    """
     backend_concurrency: int = Field(256, ge=1)
     """Calls in flight to one backend, from this gateway; more of them wait, each key in turn."""
     key_share: float = Field(0.9, gt=0, le=1)
-    """Share of a backend's places that one key may hold, rounded down, but one at least; the others are for other keys. 1 is no limit."""
+    """Share of a backend's places that one key may hold, rounded down, but one at least; the others
+    are for other keys. 1 is no limit.
+    """
     queue_limit: int = Field(1024, ge=0)
-    """Calls that may wait for one backend. Beyond it the key with most of them waiting is refused."""
+    """Calls that may wait for one backend. Beyond it the key with most of them waiting is refused.
+    """
     queue_timeout_s: float = Field(60.0, gt=0)
     """How long a call may wait for its turn before the client is asked to come again."""
     key_concurrency: int = Field(0, ge=0)
@@ -157,18 +194,26 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     key_statuses_per_minute: int = Field(120, ge=0)
     """Statuses that one key may send in a minute; 0 is no limit. The admin key has none."""
     key_large_bytes_per_hour: int = Field(0, ge=0)
-    """Bytes of requests larger than FULGURITE_CLAIM_CHECK_BYTES that one key may send in an hour, as these lie on disk; 0 is no limit."""
+    """Bytes of requests larger than FULGURITE_CLAIM_CHECK_BYTES that one key may send in an hour,
+    as these lie on disk; 0 is no limit.
+    """
     connect_timeout_s: float = 5.0
     keep_alive_s: float = Field(0.0, ge=0)
-    """Longest silence of a stream, between whose events the gateway then says that it is alive; 0: as long as it takes."""
+    """Longest silence of a stream, between whose events the gateway then says that it is alive; 0:
+    as long as it takes.
+    """
     client_write_timeout_s: float = Field(60.0, gt=0)
-    """How long a client may leave unread what it is sent before its connection is closed: its call ends as `client_disconnected`."""
+    """How long a client may leave unread what it is sent before its connection is closed: its call
+    ends as `client_disconnected`.
+    """
     upstream_timeout_s: float = 600.0
     """Longest silence of an upstream: until the whole answer, or between two pieces of a stream."""
     ack_timeout_s: float = 120.0
     """How long an answer is held for the log before the client gets a 503 in its place."""
     log_stall_s: float = 15.0
-    """A call that waits longer than this for the log shows that it is unavailable. More than Kafka's fail-over (9 s) takes."""
+    """A call that waits longer than this for the log shows that it is unavailable. More than
+    Kafka's fail-over (9 s) takes.
+    """
     log_unavailable_train: LogPolicy = "refuse"
     """While the log is away, for calls of mode `train`: `refuse`, `spool` or `serve`."""
     log_unavailable_val: LogPolicy = "refuse"
@@ -178,7 +223,9 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     log_patience_s: float = Field(5.0, gt=0)
     """How long an answer of mode `spool` or `serve` waits for Kafka before it goes its way."""
     spool_dir: Path | None = None
-    """Folder of this replica alone, on a disk that outlives it: events wait there while the log is away."""
+    """Folder of this replica alone, on a disk that outlives it: events wait there while the log is
+    away.
+    """
     spool_max_bytes: int = Field(1024**3, ge=1024**2)
     """Beyond it calls are refused, as without a spool."""
     delta_logging: bool = True
@@ -186,42 +233,69 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     delta_memory_bytes: int = Field(64 * 1024**2, ge=0)
     """Recent calls kept in memory as parents of the next ones."""
     claim_check_bytes: int = Field(1024**2, ge=16 * 1024, le=MAX_MESSAGE_BYTES // 2)
-    """Calls larger than this leave their text in the claims store: 1 MiB is the message size that Kafka is made for."""
+    """Calls larger than this leave their text in the claims store: 1 MiB is the message size that
+    Kafka is made for.
+    """
     heartbeat_s: float = 10.0
     """Calls in flight longer than this say so, and again each time."""
     key_grace_s: float = 300.0
-    """How long beyond a group's deadline its keys still work, so that late calls are recorded as such."""
+    """How long beyond a group's deadline its keys still work, so that late calls are recorded as
+    such.
+    """
     drain_s: int = 120
     """How long a stopping gateway waits for streams to end."""
     yield_cpu: bool = False
-    """Interrupt nobody on a core (Linux, SCHED_BATCH): for a model server that generates on the CPU cores that the gateway runs on."""
+    """Interrupt nobody on a core (Linux, SCHED_BATCH): for a model server that generates on the CPU
+    cores that the gateway runs on.
+    """
     log_level: str = "INFO"
 
     @field_validator("spool_dir", "log_unavailable_live", "operations_key", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
-        """A compose file sets what is not set to nothing, and no path would be the current folder."""
+        """A compose file sets what is not set to nothing, and no path would be the current
+        folder.
+        """
         return value if value != "" else None
 
     def log_policies(self) -> dict[Mode, LogPolicy]:
         """What to do while the log is away, by mode. Raises ValueError."""
         live = self.log_unavailable_live or ("spool" if self.spool_dir is not None else "refuse")
-        policies: dict[Mode, LogPolicy] = {Mode.train: self.log_unavailable_train, Mode.val: self.log_unavailable_val, Mode.live: live}
+        policies: dict[Mode, LogPolicy] = {
+            Mode.train: self.log_unavailable_train,
+            Mode.val: self.log_unavailable_val,
+            Mode.live: live,
+        }
         if self.spool_dir is None and "spool" in policies.values():
-            raise ValueError("FULGURITE_LOG_UNAVAILABLE_*: `spool` needs a folder of this gateway's own, FULGURITE_SPOOL_DIR")
+            raise ValueError(
+                "FULGURITE_LOG_UNAVAILABLE_*: `spool` needs a folder of this gateway's own, "
+                "FULGURITE_SPOOL_DIR"
+            )
         return policies
 
     def call_bounds(self) -> BodyBounds:
         """What an agent's call may be."""
-        return BodyBounds(self.max_body_bytes, "FULGURITE_MAX_BODY_BYTES", self.max_body_values, self.request_timeout_s)
+        return BodyBounds(
+            self.max_body_bytes,
+            "FULGURITE_MAX_BODY_BYTES",
+            self.max_body_values,
+            self.request_timeout_s,
+        )
 
     def rest_bounds(self) -> BodyBounds:
         """What the body of a REST route may be."""
-        return BodyBounds(self.max_rest_body_bytes, "FULGURITE_MAX_REST_BODY_BYTES", self.max_body_values, self.request_timeout_s)
+        return BodyBounds(
+            self.max_rest_body_bytes,
+            "FULGURITE_MAX_REST_BODY_BYTES",
+            self.max_body_values,
+            self.request_timeout_s,
+        )
 
     def plain_keys(self) -> tuple[str, ...]:
         """The plain agent keys."""
-        return tuple(filter(None, (key.strip() for key in self.api_keys.get_secret_value().split(","))))
+        return tuple(
+            filter(None, (key.strip() for key in self.api_keys.get_secret_value().split(",")))
+        )
 
     def adapters(self) -> frozenset[str]:
         """The policies that are LoRA adapters."""
@@ -240,7 +314,9 @@ class GatewaySettings(ClaimSettings, BaseSettings):
         return parse_backends(self.vllm_base_url, self.backend)
 
     def routes(self) -> dict[str, Route]:
-        """Alias → upstream: FULGURITE_ALIASES on the first of our backends, FULGURITE_UPSTREAMS each on its own. Raises ValueError."""
+        """Alias → upstream: FULGURITE_ALIASES on the first of our backends, FULGURITE_UPSTREAMS
+        each on its own. Raises ValueError.
+        """
         routes: dict[str, Route] = {}
         backend, base_url = next(iter(self.backends().items()))
         for pair in filter(None, (part.strip() for part in self.aliases.split(","))):

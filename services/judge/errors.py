@@ -1,4 +1,5 @@
-"""Why a judge gives a trajectory no score. The class's name and the text are what a reward's `error` says.
+"""Why a judge gives a trajectory no score. The class's name and the text are what a reward's
+`error` says.
 
 JudgeFailed
 ├── TooFewTrajectories   nothing to compare with

@@ -1,8 +1,10 @@
-"""The groups that wait for a judge, as conversations without their tokens, and how far each partition may be committed.
+"""The groups that wait for a judge, as conversations without their tokens, and how far each
+partition may be committed.
 
-A declared group is due when every rollout's last attempt is there, or when its deadline and the grace are past: in the time of the
-events, or by the clock where all that there is has been read. Undeclared traffic is no group and never waits. No offset is given out to be
-committed before the group of every episode below it was settled.
+A declared group is due when every rollout's last attempt is there, or when its deadline and the
+grace are past: in the time of the events, or by the clock where all that there is has been read.
+Undeclared traffic is no group and never waits. No offset is given out to be committed before the
+group of every episode below it was settled.
 """
 
 from __future__ import annotations
@@ -99,15 +101,28 @@ class WaitingRoom:
 
     def leave(self, partition: int) -> None:
         """The partition is another judge's now."""
-        self._groups = {name: group for name, group in self._groups.items() if group.partition != partition}
+        self._groups = {
+            name: group for name, group in self._groups.items() if group.partition != partition
+        }
         self._unsettled.pop(partition, None)
         self._ends.pop(partition, None)
         self._times.pop(partition, None)
 
-    def due(self, now_ms: int, grace_s: float, has_more: Callable[[int, int], bool]) -> list[Waiting]:
-        """Groups to be judged now; they wait no more, and are unsettled until `settle`. `has_more`: a partition, from an offset on."""
-        now = {partition: self._times[partition] if has_more(partition, end) else now_ms for partition, end in self._ends.items()}
-        due = [group for group in self._groups.values() if group.is_whole or group.due_at(grace_s) <= now.get(group.partition, 0)]
+    def due(
+        self, now_ms: int, grace_s: float, has_more: Callable[[int, int], bool]
+    ) -> list[Waiting]:
+        """Groups to be judged now; they wait no more, and are unsettled until `settle`. `has_more`:
+        a partition, from an offset on.
+        """
+        now = {
+            partition: self._times[partition] if has_more(partition, end) else now_ms
+            for partition, end in self._ends.items()
+        }
+        due = [
+            group
+            for group in self._groups.values()
+            if group.is_whole or group.due_at(grace_s) <= now.get(group.partition, 0)
+        ]
         for group in due:
             del self._groups[group.group_id]
         return due
@@ -119,6 +134,8 @@ class WaitingRoom:
     def committable(self) -> Mapping[int, int]:
         """By partition, the first offset that a restart has to read."""
         return {
-            partition: min((group.offset for group in self._unsettled.get(partition, ())), default=end)
+            partition: min(
+                (group.offset for group in self._unsettled.get(partition, ())), default=end
+            )
             for partition, end in self._ends.items()
         }

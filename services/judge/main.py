@@ -1,10 +1,12 @@
-"""The judge: reads `episodes` in a consumer group of its own, asks a model to rank whole groups, writes `agent.rewards`.
+"""The judge: reads `episodes` in a consumer group of its own, asks a model to rank whole groups,
+writes `agent.rewards`.
 
     fulgurite judge --model ALIAS --name judge [--rubric FILE] [--run-id RUN]
 
-Every declared group of the run (of every run, without `--run-id`) is judged once it is whole or overdue: at least once, a bounded number
-at a time. A group that gets no scores gets rewards without value and with the reason. Offsets are committed in order, after the rewards
-were acknowledged; what was not committed is asked again, under the same ids.
+Every declared group of the run (of every run, without `--run-id`) is judged once it is whole or
+overdue: at least once, a bounded number at a time. A group that gets no scores gets rewards without
+value and with the reason. Offsets are committed in order, after the rewards were acknowledged; what
+was not committed is asked again, under the same ids.
 """
 
 from __future__ import annotations
@@ -66,7 +68,14 @@ _Left = list[TopicPartition]
 class Judge:
     """Judges groups until stopped."""
 
-    def __init__(self, judge: GroupJudge, model: JudgeModel, run_id: str | None, kafka: KafkaSettings, settings: JudgeSettings) -> None:
+    def __init__(
+        self,
+        judge: GroupJudge,
+        model: JudgeModel,
+        run_id: str | None,
+        kafka: KafkaSettings,
+        settings: JudgeSettings,
+    ) -> None:
         self._judge = judge
         self._model = model
         self._run_id = run_id
@@ -89,7 +98,9 @@ class Judge:
 
     async def run(self) -> None:
         """Raises KafkaException, LogUnavailable: what is not committed is judged again."""
-        consumer = episodes_consumer(self._kafka, self._group_id(), self._settings.session_timeout_s)
+        consumer = episodes_consumer(
+            self._kafka, self._group_id(), self._settings.session_timeout_s
+        )
         consumer.subscribe([self._kafka.topic(EPISODES)], on_revoke=self._left, on_lost=self._left)
         _log.info("ready", judge=self._judge.source, run_id=self._run_id)
         try:
@@ -98,7 +109,8 @@ class Judge:
                     while not self._stopping:
                         await self._turn(consumer)
                 finally:
-                    # Before the connections go: a question that loses its own is no answer, and would be told as one.
+                    # Before the connections go: a question that loses its own is no answer, and
+                    # would be told as one.
                     await self._leave_off()
         finally:
             consumer.close()
@@ -118,7 +130,9 @@ class Judge:
                 await self._hear(read_message(heard, self._codec))
         if consumer.memberid():
             liveness.beat()
-        for group in self._room.due(int(time.time() * 1000), self._settings.grace_s, partial(self._has_more, consumer)):
+        for group in self._room.due(
+            int(time.time() * 1000), self._settings.grace_s, partial(self._has_more, consumer)
+        ):
             self._tasks.add(asyncio.create_task(self._settle(group)))
         for task in [task for task in self._tasks if task.done()]:
             self._tasks.remove(task)
@@ -159,11 +173,18 @@ class Judge:
     async def _hear(self, record: Record) -> None:
         failure = await failure_of(partial(self._take_in, record))
         if failure is not None:
-            _log.error("an episode cannot be taken in", offset=record.offset, error=words_of(failure), exc_info=failure)
+            _log.error(
+                "an episode cannot be taken in",
+                offset=record.offset,
+                error=words_of(failure),
+                exc_info=failure,
+            )
             record = msgspec.structs.replace(record, error=words_of(failure))
         if failure is not None or not isinstance(record.event, Episode):
             await bury(self._producer, self._kafka, self._group_id(), _STAGE, record)
-        self._room.pass_by(record.partition, record.offset, record.event.event_time if record.event else 0)
+        self._room.pass_by(
+            record.partition, record.offset, record.event.event_time if record.event else 0
+        )
 
     async def _take_in(self, record: Record) -> None:
         if isinstance(record.event, Episode) and self._is_ours(record.event):
@@ -178,19 +199,37 @@ class Judge:
         try:
             return await asyncio.to_thread(redeemed_episode, episode)
         except BadClaim as error:
-            _log.warning("an episode cannot be read", rollout_id=episode.rollout_id, error=str(error))
+            _log.warning(
+                "an episode cannot be read", rollout_id=episode.rollout_id, error=str(error)
+            )
             return msgspec.structs.replace(episode, calls=())
 
     async def _settle(self, group: Waiting) -> None:
         """Judge a group; one that cannot be judged is a dead letter, and gets no rewards."""
         failure = await failure_of(partial(self._reward, group))
         if failure is not None:
-            _log.error("a group cannot be judged", group_id=group.group_id, error=words_of(failure), exc_info=failure)
-            # Its actions are in their episodes: a group without these rewards is closed some time after its deadline.
-            what = Lost(derive_id(self._group_id(), group.group_id, group.offset), group.began(), group.group_id, ())
+            _log.error(
+                "a group cannot be judged",
+                group_id=group.group_id,
+                error=words_of(failure),
+                exc_info=failure,
+            )
+            # Its actions are in their episodes: a group without these rewards is closed some time
+            # after its deadline.
+            what = Lost(
+                derive_id(self._group_id(), group.group_id, group.offset),
+                group.began(),
+                group.group_id,
+                (),
+            )
             told = f"group {group.group_id} cannot be judged: {words_of(failure)}"
             letter = lost(what, self._kafka, group.partition, _STAGE, type(failure).__name__, told)
-            await asyncio.gather(*(self._producer.publish(DEAD_LETTERS, key, part) for key, part in addressed(letter)))
+            await asyncio.gather(
+                *(
+                    self._producer.publish(DEAD_LETTERS, key, part)
+                    for key, part in addressed(letter)
+                )
+            )
         self._room.settle(group)
 
     async def _reward(self, group: Waiting) -> None:
@@ -202,7 +241,9 @@ class Judge:
             rewards = [] if known else await self._judge.judge(group.told(), self._model)
         for error in sorted({reward.error for reward in rewards if reward.error}):
             _log.warning("no score", group_id=group.group_id, error=error)
-        await asyncio.gather(*(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards))
+        await asyncio.gather(
+            *(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards)
+        )
         self._remember(group.group_id, revisions)
 
     def _remember(self, group_id: str, revisions: frozenset[str]) -> None:
@@ -216,20 +257,34 @@ class Judge:
         keys = {group.group_id.encode()}
 
         def read() -> list[Episode]:
-            records = read_all(self._kafka, EPISODES, self._codec, partitions=[group.partition], since_ms=group.began(), keys=keys)
+            records = read_all(
+                self._kafka,
+                EPISODES,
+                self._codec,
+                partitions=[group.partition],
+                since_ms=group.began(),
+                keys=keys,
+            )
             return [record.event for record in records if isinstance(record.event, Episode)]
 
         for episode in await asyncio.to_thread(read):
             group.take(await self._readable(episode))
 
     def _commit(self, consumer: Consumer) -> None:
-        news = {place: end for place, end in self._room.committable().items() if self._committed.get(place) != end}
+        news = {
+            place: end
+            for place, end in self._room.committable().items()
+            if self._committed.get(place) != end
+        }
         if not news:
             return
         topic = self._kafka.topic(EPISODES)
         # Another judge may have the partition by now; it will do the same again.
         with suppress(KafkaException):
-            consumer.commit(offsets=[TopicPartition(topic, place, end) for place, end in news.items()], asynchronous=False)
+            consumer.commit(
+                offsets=[TopicPartition(topic, place, end) for place, end in news.items()],
+                asynchronous=False,
+            )
             self._committed |= news
 
     def _group_id(self) -> str:
@@ -238,10 +293,23 @@ class Judge:
 
 async def run(arguments: Sequence[str]) -> int:
     """Until told to stop; the exit code: see `serve`."""
-    parser = argparse.ArgumentParser(prog="python -m services.judge.main", description="Rank groups of trajectories by a model.")
-    parser.add_argument("--model", required=True, metavar="ALIAS", help="the model, as the gateway or FULGURITE_JUDGE_BASE_URL knows it")
+    parser = argparse.ArgumentParser(
+        prog="python -m services.judge.main", description="Rank groups of trajectories by a model."
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="ALIAS",
+        help="the model, as the gateway or FULGURITE_JUDGE_BASE_URL knows it",
+    )
     parser.add_argument("--name", default="judge", help="name of the reward")
-    parser.add_argument("--rubric", type=Path, default=None, metavar="FILE", help="standards to judge by, added to the default ones")
+    parser.add_argument(
+        "--rubric",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="standards to judge by, added to the default ones",
+    )
     parser.add_argument("--run-id", default=None, help="judge only the groups of this run")
     chosen = parser.parse_args(arguments)
 
@@ -249,7 +317,9 @@ async def run(arguments: Sequence[str]) -> int:
         settings, kafka = JudgeSettings(), KafkaSettings()
         logs.configure("judge", settings.log_level)
         model = JudgeModel(cast(str, chosen.model), chosen.name, settings)
-        judge = GroupJudge(chosen.name, chosen.model, _rubric(chosen.rubric), settings.max_characters)
+        judge = GroupJudge(
+            chosen.name, chosen.model, _rubric(chosen.rubric), settings.max_characters
+        )
         check_topics(kafka)
         return Judge(judge, model, chosen.run_id, kafka, settings)
 

@@ -1,7 +1,9 @@
-"""Asks an OpenAI-compatible model for scores: a bounded number of times, each in bounded time. Whatever goes wrong is a `JudgeFailed`.
+"""Asks an OpenAI-compatible model for scores: a bounded number of times, each in bounded time.
+Whatever goes wrong is a `JudgeFailed`.
 
-A plain API key at the gateway files each question as undeclared traffic of mode `live`, a rollout of its own: no declared group has it, no
-reward is ever paid to it, and nothing trains it. A rollout's key would file it as what that rollout said, so such a key is not accepted.
+A plain API key at the gateway files each question as undeclared traffic of mode `live`, a rollout
+of its own: no declared group has it, no reward is ever paid to it, and nothing trains it. A
+rollout's key would file it as what that rollout said, so such a key is not accepted.
 """
 
 from __future__ import annotations
@@ -40,24 +42,36 @@ class JudgeModel:
     """One model. Use it in an `async with`."""
 
     def __init__(self, model: str, agent: str, settings: JudgeSettings) -> None:
-        """`agent`: the role under which the calls are recorded. Raises ValueError for a rollout's key, and without one for the gateway."""
+        """`agent`: the role under which the calls are recorded. Raises ValueError for a rollout's
+        key, and without one for the gateway.
+        """
         key = settings.key()
         if key.startswith(ROLLOUT_KEY_PREFIX):
             raise ValueError(
-                f"{settings.key_variable} has a rollout's key: the judge's calls would become part of that rollout. "
+                f"{settings.key_variable} has a rollout's key: the judge's calls would become "
+                f"part of that rollout. "
                 "Use a plain key of the gateway."
             )
         self._model = model
         self._settings = settings
         self._url = settings.url + "/chat/completions"
-        self._headers = {"x-fulgurite-agent": agent} | ({"authorization": f"Bearer {key}"} if key else {})
+        self._headers = {"x-fulgurite-agent": agent} | (
+            {"authorization": f"Bearer {key}"} if key else {}
+        )
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._settings.timeout_s))
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=self._settings.timeout_s)
+        )
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._session is not None:
             await self._session.close()
 
@@ -90,7 +104,9 @@ class JudgeModel:
         assert self._session is not None
         try:
             # A redirect would take the key elsewhere.
-            async with self._session.post(self._url, json=body, headers=self._headers, allow_redirects=False) as response:
+            async with self._session.post(
+                self._url, json=body, headers=self._headers, allow_redirects=False
+            ) as response:
                 return response.status, await response.read()
         except TimeoutError as error:
             raise JudgeUnreachable(f"no answer within {self._settings.timeout_s:g} s") from error
@@ -101,7 +117,9 @@ class JudgeModel:
 def _refusal(status: int, answer: bytes, key_variable: str) -> JudgeRefused | JudgeUnreachable:
     if status in (401, 403):
         # What the server says of a key may repeat it.
-        return JudgeRefused(f"status {status}: the server does not accept the key of {key_variable}")
+        return JudgeRefused(
+            f"status {status}: the server does not accept the key of {key_variable}"
+        )
     text = " ".join(answer.decode("utf-8", "replace").split())[:_LONGEST_ERROR]
     kind = JudgeUnreachable if status in _HEALING or status >= 500 else JudgeRefused
     return kind(f"status {status}: {text}")
@@ -113,7 +131,11 @@ def _text_of(answer: bytes) -> str:
     except (msgspec.DecodeError, IndexError, UnicodeError) as error:
         raise BadVerdict("the server's answer is no chat completion") from error
     if choice.message.refusal or choice.finish_reason == "content_filter":
-        raise JudgeRefused((choice.message.refusal or "the answer was withheld by a content filter")[:_LONGEST_ERROR])
+        raise JudgeRefused(
+            (choice.message.refusal or "the answer was withheld by a content filter")[
+                :_LONGEST_ERROR
+            ]
+        )
     if choice.finish_reason == "length":
         raise BadVerdict("the answer was cut at its length limit, FULGURITE_JUDGE_MAX_TOKENS")
     return choice.message.content or ""

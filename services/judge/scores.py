@@ -1,7 +1,9 @@
-"""What a judge makes of a group: one reward for every trajectory, a score or the reason why there is none.
+"""What a judge makes of a group: one reward for every trajectory, a score or the reason why there
+is none.
 
-A verdict's id derives from the judge's name, model and rubric and from the revisions of all episodes that were compared: asked again about
-the same group, a judge repeats the same events. The explanation is in the reward's metadata.
+A verdict's id derives from the judge's name, model and rubric and from the revisions of all
+episodes that were compared: asked again about the same group, a judge repeats the same events. The
+explanation is in the reward's metadata.
 """
 
 from __future__ import annotations
@@ -40,16 +42,24 @@ class GroupJudge:
     async def judge(self, told: Sequence[Told], asked: Asked) -> list[AgentReward]:
         """The rewards of a group. Never raises for what a model or its server does."""
         speakers = [one for one in told if one.messages]
-        verdicts: dict[str, Verdict] = {one.episode.rollout_id: NothingSaid("the attempt has no answered call") for one in told}
+        verdicts: dict[str, Verdict] = {
+            one.episode.rollout_id: NothingSaid("the attempt has no answered call") for one in told
+        }
         for one, verdict in zip(speakers, await self._compared(speakers, asked), strict=True):
             verdicts[one.episode.rollout_id] = verdict
         return [self._reward(one, told, verdicts[one.episode.rollout_id]) for one in told]
 
     async def _compared(self, speakers: Sequence[Told], asked: Asked) -> Sequence[Verdict]:
         if len(speakers) < 2:
-            return [TooFewTrajectories(f"a judge compares, and this group has {len(speakers)} to be judged")] * len(speakers)
+            return [
+                TooFewTrajectories(
+                    f"a judge compares, and this group has {len(speakers)} to be judged"
+                )
+            ] * len(speakers)
         try:
-            return await asked.scores(question([one.messages for one in speakers], self._rubric, self._max_characters))
+            return await asked.scores(
+                question([one.messages for one in speakers], self._rubric, self._max_characters)
+            )
         except JudgeFailed as error:
             return [error] * len(speakers)
 
@@ -58,7 +68,8 @@ class GroupJudge:
         failed = isinstance(verdict, JudgeFailed)
         return AgentReward(
             event_id=derive_id("reward", self.name, self.source, *compared, one.episode.event_id),
-            # A verdict on more of the group, or on later revisions, has to outweigh the one before it.
+            # A verdict on more of the group, or on later revisions, has to outweigh the one before
+            # it.
             event_time=max(other.episode.event_time for other in told) + len(told),
             group_id=one.episode.group_id,
             rollout_id=one.episode.rollout_id,
@@ -68,6 +79,8 @@ class GroupJudge:
             final=True,
             source=self.source,
             error=clean(verdict.told()) if failed else None,
-            metadata=None if failed else json.dumps({"explanation": clean(verdict.explanation)}, ensure_ascii=False),
+            metadata=None
+            if failed
+            else json.dumps({"explanation": clean(verdict.explanation)}, ensure_ascii=False),
             subject=one.episode.subject,
         )

@@ -1,4 +1,5 @@
-"""Weights on disk, one folder per version: `artifacts/<policy>/<epoch>.<step>/model.safetensors` and its manifest.
+"""Weights on disk, one folder per version: `artifacts/<policy>/<epoch>.<step>/model.safetensors`
+and its manifest.
 
 A folder is written whole and never changed. Old ones are pruned; the checkpoint does not need them.
 """
@@ -41,11 +42,16 @@ class ArtifactStore:
                 size=(part / FILE).stat().st_size,
                 format=ArtifactFormat.full,
             )
-            (part / "manifest.json").write_bytes(msgspec.json.encode({"version": str(version), **msgspec.to_builtins(artifact)}))
+            (part / "manifest.json").write_bytes(
+                msgspec.json.encode({"version": str(version), **msgspec.to_builtins(artifact)})
+            )
         self._prune()
         return artifact
 
     def _prune(self) -> None:
-        versions = sorted(tuple(int(part) for part in folder.name.split(".")) for folder in self.folder.glob("[0-9]*.[0-9]*"))
+        versions = sorted(
+            tuple(int(part) for part in folder.name.split("."))
+            for folder in self.folder.glob("[0-9]*.[0-9]*")
+        )
         for epoch, step in versions[: -self._keep]:
             shutil.rmtree(self.folder / f"{epoch}.{step}")

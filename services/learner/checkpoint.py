@@ -1,8 +1,9 @@
-"""A learner's checkpoint: everything to go on from, in one folder that exists whole or not at all; one that a copy or a restore left in
-pieces is refused.
+"""A learner's checkpoint: everything to go on from, in one folder that exists whole or not at all;
+one that a copy or a restore left in pieces is refused.
 
-Order of every step: checkpoint, then update, then ledger. The checkpoint holds the update and the entries it has yet to publish, so a
-learner that dies in between publishes exactly those when it resumes.
+Order of every step: checkpoint, then update, then ledger. The checkpoint holds the update and the
+entries it has yet to publish, so a learner that dies in between publishes exactly those when it
+resumes.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class CheckpointStore:
         remove_parts(self.folder)
 
     def write(self, state: CheckpointState, save: Callable[[Path], None] | None) -> None:
-        """Write a checkpoint; `save` fills a folder with the trainer's tensors, None: they are those of the checkpoint before."""
+        """Write a checkpoint; `save` fills a folder with the trainer's tensors, None: they are
+        those of the checkpoint before.
+        """
         before = self._newest()
         with whole_folder(self.folder / f"{state.serial:08d}", durable=self._durable) as part:
             trainer = part / "trainer"
@@ -71,7 +74,9 @@ class CheckpointStore:
             shutil.rmtree(old)
 
     def latest(self) -> tuple[CheckpointState, Path | None] | None:
-        """The newest checkpoint's state and its trainer folder (None if nothing had been trained), or None. Raises CheckpointDamaged."""
+        """The newest checkpoint's state and its trainer folder (None if nothing had been trained),
+        or None. Raises CheckpointDamaged.
+        """
         newest = self._newest()
         if newest is None:
             return None
@@ -95,11 +100,16 @@ class CheckpointStore:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _damaged(folder: Path, what: str) -> CheckpointDamaged:
     return CheckpointDamaged(
-        f"the checkpoint {folder} is not whole: {what}; restore its folder from a backup, name another one with FULGURITE_DATA_DIR, or "
+        f"the checkpoint {folder} is not whole: {what}; restore its folder from a backup, name "
+        f"another one with FULGURITE_DATA_DIR, or "
         "train anew under another FULGURITE_POLICY"
     )

@@ -13,7 +13,7 @@ LearnerError
     ├── NoBaseline            a group with fewer than two scored episodes, asked for a group-relative advantage
     ├── PolicyDrift           engine and trainer disagree beyond the stop bound; no weight was changed
     └── StepNotFinite         a loss or a gradient is infinite or no number; no weight was changed, and the learner goes on
-"""
+"""  # noqa: E501 - a table
 
 from __future__ import annotations
 
@@ -55,15 +55,21 @@ class TrainingError(LearnerError):
 
 
 class IncompatibleObjective(TrainingError):
-    """The configured loss, correction and batch do not go together; raised before anything is computed."""
+    """The configured loss, correction and batch do not go together; raised before anything is
+    computed.
+    """
 
 
 class NoBaseline(TrainingError):
-    """A group-relative advantage needs two scored episodes; the raw reward is never taken in its place."""
+    """A group-relative advantage needs two scored episodes; the raw reward is never taken in its
+    place.
+    """
 
 
 class PolicyDrift(TrainingError):
-    """The probabilities the engine recorded and those of the trainer differ beyond the stop bound. The optimizer made no step."""
+    """The probabilities the engine recorded and those of the trainer differ beyond the stop bound.
+    The optimizer made no step.
+    """
 
     def __init__(self, message: str, *, k3: float, ess: float) -> None:
         super().__init__(message)

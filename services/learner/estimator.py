@@ -1,8 +1,10 @@
-"""The advantage estimator `fulgurite_group`, in verl's registry: episodes are compared, actions are credited.
+"""The advantage estimator `fulgurite_group`, in verl's registry: episodes are compared, actions are
+credited.
 
-verl's outcome estimators sum a row's token rewards to one scalar and compare rows. Here the baseline is over the *episodes* of a group,
-those without rows included, and each action's credit less that baseline is spread over the action's tokens. With one row per episode and
-the whole reward as every action's credit it is verl's `grpo`.
+verl's outcome estimators sum a row's token rewards to one scalar and compare rows. Here the
+baseline is over the *episodes* of a group, those without rows included, and each action's credit
+less that baseline is spread over the action's tokens. With one row per episode and the whole reward
+as every action's credit it is verl's `grpo`.
 """
 
 # verl ships no usable annotations for its registry.
@@ -36,10 +38,12 @@ def group_advantage(
     config: Any = None,
     **_others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """verl's contract: (row, T) rewards and mask, (row,) groups in; advantages and returns (row, T) out.
+    """verl's contract: (row, T) rewards and mask, (row,) groups in; advantages and returns (row, T)
+    out.
 
-    `action_credits` (row, T) are those of each token's action, by default the row's summed reward. `group_rewards` are the rewards of a
-    group's scored episodes, by default those of its rows. Raises NoBaseline for a group of fewer than two: verl would take the raw reward.
+    `action_credits` (row, T) are those of each token's action, by default the row's summed reward.
+    `group_rewards` are the rewards of a group's scored episodes, by default those of its rows.
+    Raises NoBaseline for a group of fewer than two: verl would take the raw reward.
     """
     scores = token_level_rewards.sum(dim=-1)
     if action_credits is None:
@@ -55,19 +59,32 @@ def group_advantage(
         if len(rewards) < 2:
             raise NoBaseline(f"group {group} has {len(rewards)} scored episodes")
         spread = float(rewards.std())
-        # Equal rewards with credits that differ: there is no spread to divide by, and epsilon would make millions of the differences.
+        # Equal rewards with credits that differ: there is no spread to divide by, and epsilon would
+        # make millions of the differences.
         normalise = norm_adv_by_std_in_grpo and spread > epsilon
         baselines[group] = float(rewards.mean()), spread + epsilon if normalise else 1.0
-    mean = torch.tensor([baselines[group][0] for group in index], dtype=action_credits.dtype, device=action_credits.device)
-    scale = torch.tensor([baselines[group][1] for group in index], dtype=action_credits.dtype, device=action_credits.device)
+    mean = torch.tensor(
+        [baselines[group][0] for group in index],
+        dtype=action_credits.dtype,
+        device=action_credits.device,
+    )
+    scale = torch.tensor(
+        [baselines[group][1] for group in index],
+        dtype=action_credits.dtype,
+        device=action_credits.device,
+    )
     advantages = (action_credits - mean[:, None]) / scale[:, None] * response_mask
     return advantages, advantages
 
 
-def group_advantages(credits_A: Sequence[float], rewards: Sequence[float], estimator: str = NAME) -> list[float]:
-    """The advantage of each of an episode's actions, given their credits and the rewards of its group's scored episodes.
+def group_advantages(
+    credits_A: Sequence[float], rewards: Sequence[float], estimator: str = NAME
+) -> list[float]:
+    """The advantage of each of an episode's actions, given their credits and the rewards of its
+    group's scored episodes.
 
-    Computed by the estimator registered under the name, with an action in the place of a token. Raises NoBaseline.
+    Computed by the estimator registered under the name, with an action in the place of a token.
+    Raises NoBaseline.
     """
     if not credits_A:
         return []

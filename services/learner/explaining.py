@@ -18,11 +18,24 @@ def shortcomings(groups: Sequence[BatchGroup], max_row_tokens: int) -> list[str]
     oversized = fates[LedgerTerm.filtered, FilterReason.oversized]
     lines: list[str] = []
     if not trained:
-        counted = ", ".join(f"{count} {reason or term}" for (term, reason), count in fates.most_common())
-        remedy = next((f"; {reason}: {REMEDIES[reason]}" for (_, reason), _ in fates.most_common() if reason is not None), "")
-        lines.append(f"0 of {total} actions of {len(groups)} groups are trained: {counted or 'there are none'}{remedy}")
+        counted = ", ".join(
+            f"{count} {reason or term}" for (term, reason), count in fates.most_common()
+        )
+        remedy = next(
+            (
+                f"; {reason}: {REMEDIES[reason]}"
+                for (_, reason), _ in fates.most_common()
+                if reason is not None
+            ),
+            "",
+        )
+        lines.append(
+            f"0 of {total} actions of {len(groups)} groups are trained: "
+            f"{counted or 'there are none'}{remedy}"
+        )
     if oversized:
         lines.append(
-            f"{oversized} of {total} actions are in rows longer than FULGURITE_MAX_ROW_TOKENS={max_row_tokens}: not trained (oversized)"
+            f"{oversized} of {total} actions are in rows longer than "
+            f"FULGURITE_MAX_ROW_TOKENS={max_row_tokens}: not trained (oversized)"
         )
     return lines

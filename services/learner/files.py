@@ -12,9 +12,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_folder(target: Path, *, durable: bool = True) -> Generator[Path]:
-    """Fill the folder that is yielded; it takes `target`'s name, replacing what was there, when the block ends well.
+    """Fill the folder that is yielded; it takes `target`'s name, replacing what was there, when the
+    block ends well.
 
-    `durable`: also survive a loss of power, at the price of waiting for the disk; a killed process needs none of it.
+    `durable`: also survive a loss of power, at the price of waiting for the disk; a killed process
+    needs none of it.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)

@@ -1,9 +1,12 @@
-"""verl's FSDP engine, computing a micro-batch as a prefix forest: the same log-probabilities and gradients, each shared prefix once.
+"""verl's FSDP engine, computing a micro-batch as a prefix forest: the same log-probabilities and
+gradients, each shared prefix once.
 
-Only how a micro-batch enters and leaves the model is replaced; losses, optimizer, sharding and checkpoints are verl's, and
-`TrainingWorker` finds this engine in verl's registry. A micro-batch holds nested (row, T) tensors: `input_ids`, and in verl's layout, where
-index t speaks of token t+1, `loss_mask` (bool: that token is trained) and `token_temperature`. The attention is SDPA with a dense mask, on
-CPU and CUDA alike. With the non-tensor entry `share_prefixes=False` verl's own row by row runs instead, with `temperature` (row,).
+Only how a micro-batch enters and leaves the model is replaced; losses, optimizer, sharding and
+checkpoints are verl's, and `TrainingWorker` finds this engine in verl's registry. A micro-batch
+holds nested (row, T) tensors: `input_ids`, and in verl's layout, where index t speaks of token t+1,
+`loss_mask` (bool: that token is trained) and `token_temperature`. The attention is SDPA with a
+dense mask, on CPU and CUDA alike. With the non-tensor entry `share_prefixes=False` verl's own row
+by row runs instead, with `temperature` (row,).
 """
 
 # verl and tensordict ship no usable annotations.
@@ -27,15 +30,21 @@ from services.learner.errors import StepNotFinite
 
 
 @EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cpu"])
-@EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cuda"], vendor=["nvidia", "amd"])
+@EngineRegistry.register(
+    model_type="language_model", backend=["fsdp2"], device=["cuda"], vendor=["nvidia", "amd"]
+)
 class ForestEngine(FSDPEngineWithLMHead):
-    """FSDP2 over prefix forests. Log-probabilities of tokens that are not trained are 0 in its output."""
+    """FSDP2 over prefix forests. Log-probabilities of tokens that are not trained are 0 in its
+    output.
+    """
 
     before_step: Callable[[], None] | None = None
     """Called when all gradients are there; what it raises prevents the optimizer's step."""
 
     def optimizer_step(self) -> float:
-        """The gradient's norm. Raises StepNotFinite where verl would pass over the step with a warning."""
+        """The gradient's norm. Raises StepNotFinite where verl would pass over the step with a
+        warning.
+        """
         if self.before_step is not None:
             self.before_step()
         norm = float(super().optimizer_step())
@@ -57,7 +66,9 @@ class ForestEngine(FSDPEngineWithLMHead):
         positions_P = np.flatnonzero(trained)
         kept_P = np.searchsorted(trie.needed_K, np.concatenate(trie.nodes)[positions_P])
         temperature_P = micro_batch["token_temperature"].values().cpu().numpy()[positions_P]
-        heads, head_P = np.unique(np.stack([kept_P, temperature_P], axis=1), axis=0, return_inverse=True)
+        heads, head_P = np.unique(
+            np.stack([kept_P, temperature_P], axis=1), axis=0, return_inverse=True
+        )
         put = torch.as_tensor
         inputs = {
             "input_ids": put(trie.tokens_N, device=device)[None],
@@ -78,8 +89,11 @@ class ForestEngine(FSDPEngineWithLMHead):
         self, output: Any, output_args: dict[str, Any], micro_batch: Any, logits_processor_func: Any
     ) -> dict[str, Any]:
         if "kept_H" not in output_args:
-            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        # A head is a node's logits at one temperature: rows that share a node may have sampled at different ones.
+            return super().prepare_model_outputs(
+                output, output_args, micro_batch, logits_processor_func
+            )
+        # A head is a node's logits at one temperature: rows that share a node may have sampled at
+        # different ones.
         with torch.autocast(output.logits.device.type, enabled=False):
             logits_HV = output.logits[0].float()
             kept_H, temperature_H = output_args["kept_H"], output_args["temperature_H"]
@@ -88,7 +102,10 @@ class ForestEngine(FSDPEngineWithLMHead):
             if not bool((temperature_H == 1).all()):
                 logits_HV = logits_HV / temperature_H[:, None]
             head_P = output_args["head_P"]
-            logprobs_P = logits_HV[head_P, output_args["labels_P"]] - torch.logsumexp(logits_HV, dim=-1)[head_P]
+            logprobs_P = (
+                logits_HV[head_P, output_args["labels_P"]]
+                - torch.logsumexp(logits_HV, dim=-1)[head_P]
+            )
             result = {"log_probs": _nested(logprobs_P, output_args, micro_batch)}
             if tu.get_non_tensor_data(micro_batch, "calculate_entropy", False):
                 entropy_P = self.compute_entropy_from_logits(logits_HV)[head_P]
@@ -100,4 +117,6 @@ def _nested(values_P: torch.Tensor, output_args: dict[str, Any], micro_batch: An
     """Values of the trained tokens in the nested layout of the rows."""
     rows = micro_batch["input_ids"]
     flat = torch.zeros(rows.values().shape[0], dtype=values_P.dtype, device=values_P.device)
-    return torch.nested.nested_tensor_from_jagged(flat.index_put((output_args["positions_P"],), values_P), rows.offsets())
+    return torch.nested.nested_tensor_from_jagged(
+        flat.index_put((output_args["positions_P"],), values_P), rows.offsets()
+    )

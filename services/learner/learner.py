@@ -1,8 +1,9 @@
 """The learner's loop: read → batch → train → checkpoint → update → ledger, in this order.
 
-Whatever happens in between, an action is trained into at most one published version: nothing is published before the checkpoint that
-holds it, and what a checkpoint has yet to publish is published when the learner resumes. A batch whose loss or gradient is not finite
-trains nothing: its actions are filtered, and the next batch is taken.
+Whatever happens in between, an action is trained into at most one published version: nothing is
+published before the checkpoint that holds it, and what a checkpoint has yet to publish is published
+when the learner resumes. A batch whose loss or gradient is not finite trains nothing: its actions
+are filtered, and the next batch is taken.
 """
 
 from __future__ import annotations
@@ -96,10 +97,19 @@ class Learner:
         self._policy_log = policy_log
         self._producer = producer
         self._codec = codec
-        self._checkpoints = CheckpointStore(settings.data_dir, settings.policy, durable=settings.durable_files)
-        self._artifacts = ArtifactStore(settings.data_dir, settings.policy, keep=settings.keep_versions, durable=settings.durable_files)
+        self._checkpoints = CheckpointStore(
+            settings.data_dir, settings.policy, durable=settings.durable_files
+        )
+        self._artifacts = ArtifactStore(
+            settings.data_dir,
+            settings.policy,
+            keep=settings.keep_versions,
+            durable=settings.durable_files,
+        )
         rules = BatchRules(
-            groups_per_step=settings.groups_per_step, max_staleness=settings.max_staleness, max_row_tokens=settings.max_row_tokens
+            groups_per_step=settings.groups_per_step,
+            max_staleness=settings.max_staleness,
+            max_row_tokens=settings.max_row_tokens,
         )
         self.batcher = RowBatcher(settings.policy, rules)
         self.version = base_version(settings.policy)
@@ -111,7 +121,9 @@ class Learner:
         self._stopping = False
 
     def resume(self) -> None:
-        """Take up the newest checkpoint, publish what it had yet to publish, claim the next epoch. Raises LearnerError."""
+        """Take up the newest checkpoint, publish what it had yet to publish, claim the next epoch.
+        Raises LearnerError.
+        """
         found = self._checkpoints.latest()
         if found is None:
             self._refuse_known_versions()
@@ -123,14 +135,23 @@ class Learner:
             if tensors is not None:
                 self._trainer.load(tensors)
             events = [self._codec.decode(frame) for frame in state.pending]
-            # Before the claim: in the log, an update counts only while its epoch is the highest claimed.
+            # Before the claim: in the log, an update counts only while its epoch is the highest
+            # claimed.
             ledger = self._policy_log.ledger()
             published = self._policy_log.republish(events, ledger)
             # A group written again, long after it was settled, is known from the ledger.
-            pending = {event.group_id: event.group_revision for event in events if isinstance(event, LedgerEntry)}
+            pending = {
+                event.group_id: event.group_revision
+                for event in events
+                if isinstance(event, LedgerEntry)
+            }
             self.batcher.restore(state.positions, state.settled, ledger.settled | pending)
-            log.info("resumed", version=state.version, checkpoint=state.serial, republished=published)
-        epoch = self._policy_log.claim(self._step, self.settings.model_dump_json(exclude={"model", "data_dir"}))
+            log.info(
+                "resumed", version=state.version, checkpoint=state.serial, republished=published
+            )
+        epoch = self._policy_log.claim(
+            self._step, self.settings.model_dump_json(exclude={"model", "data_dir"})
+        )
         self._source.start(self.batcher.positions())
         log.info("claimed", epoch=epoch, step=self._step)
 
@@ -153,7 +174,11 @@ class Learner:
             ours = event.mode is Mode.train and event.policy == self.settings.policy
             odd = oddity(event) if ours else None
             if odd is not None:
-                lost = [action_id(a.call_id, a.choice) for a in event.actions if a.loss] if isinstance(event, Trajectory) else []
+                lost = (
+                    [action_id(a.call_id, a.choice) for a in event.actions if a.loss]
+                    if isinstance(event, Trajectory)
+                    else []
+                )
                 self._bury(msgspec.structs.replace(record, error=f"OddRow: {odd}"), tuple(lost))
                 event = without_actions(event)
             self.batcher.add(record.partition, record.offset, event)
@@ -177,11 +202,18 @@ class Learner:
         try:
             metrics |= self._trainer.step(rows) if rows else {}
         except StepNotFinite as error:
-            log.error("the batch is not trained", error=str(error), groups=[group.group_id for group in groups])
+            log.error(
+                "the batch is not trained",
+                error=str(error),
+                groups=[group.group_id for group in groups],
+            )
             groups, rows = tuple(untrained(group, FilterReason.not_finite) for group in groups), []
         if rows:
             self._step += 1
-            parent, self.version = self.version, Version(self.settings.policy, self._policy_log.epoch, self._step)
+            parent, self.version = (
+                self.version,
+                Version(self.settings.policy, self._policy_log.epoch, self._step),
+            )
             artifact = self._artifacts.write(self.version, self._trainer.export)
             metrics["step_seconds"] = time.monotonic() - began
             update = self._update(parent, artifact, rows, groups, metrics)
@@ -207,12 +239,18 @@ class Learner:
         self._source.show(self.batcher.positions())
 
     def _amendments(self) -> list[LedgerEntry]:
-        """What the ledger is to be told of newer revisions of settled groups; they count as accounted for from here on."""
+        """What the ledger is to be told of newer revisions of settled groups; they count as
+        accounted for from here on.
+        """
         held = self.batcher.amendments()
         if not held:
             return []
         accounts = self._policy_log.accounts(held)
-        entries = [entry for group in held for entry in amended_entries(group, accounts[group.group_id], self.version, now_ms())]
+        entries = [
+            entry
+            for group in held
+            for entry in amended_entries(group, accounts[group.group_id], self.version, now_ms())
+        ]
         for group in held:
             self.batcher.amend(group)
         log.info("amended", groups=len(held), entries=len(entries))
@@ -226,7 +264,12 @@ class Learner:
         return time.monotonic() - self._waiting_since > self.settings.max_wait_s
 
     def _update(
-        self, parent: Version, artifact: Artifact, rows: Sequence[TrainRow], groups: Sequence[BatchGroup], metrics: Mapping[str, float]
+        self,
+        parent: Version,
+        artifact: Artifact,
+        rows: Sequence[TrainRow],
+        groups: Sequence[BatchGroup],
+        metrics: Mapping[str, float],
     ) -> PolicyUpdate:
         return PolicyUpdate(
             event_id=derive_id("update", str(self.version)),
@@ -242,14 +285,19 @@ class Learner:
             probe=self._probe(rows[0]),
             topic=self.settings.topic,
             positions=self.batcher.positions(),
-            trained_actions=sum(fate[0] is LedgerTerm.trained for group in groups for fate in group.fates.values()),
+            trained_actions=sum(
+                fate[0] is LedgerTerm.trained for group in groups for fate in group.fates.values()
+            ),
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         )
 
     def _probe(self, row: TrainRow) -> Probe:
         token_ids = row.token_ids[-PROBE_TOKENS:]
         logprobs = self._trainer.logprobs([int(token) for token in token_ids])
-        return Probe(token_ids=pack_ids(token_ids), logprobs=pack_logprobs(np.asarray(logprobs, dtype=np.float32)))
+        return Probe(
+            token_ids=pack_ids(token_ids),
+            logprobs=pack_logprobs(np.asarray(logprobs, dtype=np.float32)),
+        )
 
     def _checkpoint(self, pending: Sequence[Event], *, trained: bool) -> None:
         self._serial += 1
@@ -268,24 +316,40 @@ class Learner:
         self._checkpoints.write(state, self._trainer.save if trained else None)
 
     def _check_ours(self, state: CheckpointState) -> None:
-        if (state.policy, state.topic, state.topic_id) != (self.settings.policy, self.settings.topic, self._topic_id):
+        if (state.policy, state.topic, state.topic_id) != (
+            self.settings.policy,
+            self.settings.topic,
+            self._topic_id,
+        ):
             raise CheckpointForeign(
-                f"the checkpoint in {self.settings.data_dir} is of policy {state.policy} on topic {state.topic} ({state.topic_id}), "
-                f"this learner is to train {self.settings.policy} on {self.settings.topic} ({self._topic_id}); "
+                f"the checkpoint in {self.settings.data_dir} is of policy {state.policy} on "
+                f"topic {state.topic} ({state.topic_id}), "
+                f"this learner is to train {self.settings.policy} on {self.settings.topic} "
+                f"({self._topic_id}); "
                 "set FULGURITE_POLICY, FULGURITE_TOPIC or FULGURITE_DATA_DIR so that they fit"
             )
 
     def _refuse_known_versions(self) -> None:
-        known = [update.version for update in self._policy_log.updates if update.kind is UpdateKind.update]
+        known = [
+            update.version
+            for update in self._policy_log.updates
+            if update.kind is UpdateKind.update
+        ]
         if known:
             raise CheckpointMissing(
-                f"policy.updates has versions up to {known[-1]}, but {self.settings.data_dir} has no checkpoint of {self.settings.policy}; "
-                "point FULGURITE_DATA_DIR to the folder with it, or train under another FULGURITE_POLICY"
+                f"policy.updates has versions up to {known[-1]}, but {self.settings.data_dir} "
+                f"has no checkpoint of {self.settings.policy}; "
+                "point FULGURITE_DATA_DIR to the folder with it, or train under another "
+                "FULGURITE_POLICY"
             )
 
     def _bury(self, record: Record, actions: tuple[str, ...] = ()) -> None:
-        log.warning("dead letter", partition=record.partition, offset=record.offset, error=record.error)
-        letter = unusable(record, self._source.topic_name, "learner", stage="learner.read", actions=actions)
+        log.warning(
+            "dead letter", partition=record.partition, offset=record.offset, error=record.error
+        )
+        letter = unusable(
+            record, self._source.topic_name, "learner", stage="learner.read", actions=actions
+        )
         for key, part in addressed(letter):
             self._producer.publish_sync(DEAD_LETTERS, key, part)
 
@@ -300,5 +364,7 @@ def batch_metrics(groups: Sequence[BatchGroup], version: Version) -> dict[str, f
         "groups_with_signal": float(sum(bool(group.episodes) for group in groups)),
         "reward_mean": fmean(rewards) if rewards else 0.0,
         "rows_per_episode": fmean(len(episode.rows) for episode in episodes) if episodes else 0.0,
-        "row_tokens": float(sum(len(unpack_ids(row.token_ids)) for episode in episodes for row in episode.rows)),
+        "row_tokens": float(
+            sum(len(unpack_ids(row.token_ids)) for episode in episodes for row in episode.rows)
+        ),
     }

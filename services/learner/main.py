@@ -1,5 +1,7 @@
-"""Starts the learner: `python -m services.learner.main`. Ends with 0 when stopped, with 78 (EX_CONFIG) when a person has to change
-something first, with 69 (EX_UNAVAILABLE) when starting it again may help."""
+"""Starts the learner: `python -m services.learner.main`. Ends with 0 when stopped, with 78
+(EX_CONFIG) when a person has to change something first, with 69 (EX_UNAVAILABLE) when starting it
+again may help.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def main() -> int:
 
 
 def check_start(settings: LearnerSettings, kafka: KafkaSettings) -> None:
-    """Model and topics, before anything heavy is imported. Raises ModelUnusable, TopicMissing, TopicLayoutError, LogUnavailable."""
+    """Model and topics, before anything heavy is imported. Raises ModelUnusable, TopicMissing,
+    TopicLayoutError, LogUnavailable.
+    """
     problem = model_problem(settings.model)
     if problem is not None:
         raise ModelUnusable(f"FULGURITE_MODEL={problem}")
@@ -50,15 +54,23 @@ def check_start(settings: LearnerSettings, kafka: KafkaSettings) -> None:
     topic = msgspec.structs.replace(TRAJECTORIES, name=settings.topic)
     found = topic_names(kafka)
     if kafka.topic(topic) not in found:
-        names = ", ".join(sorted(name.removeprefix(kafka.topic_prefix) for name in found if name.startswith(kafka.topic_prefix)))
+        names = ", ".join(
+            sorted(
+                name.removeprefix(kafka.topic_prefix)
+                for name in found
+                if name.startswith(kafka.topic_prefix)
+            )
+        )
         raise TopicMissing(
-            f"FULGURITE_TOPIC={settings.topic}: there is no topic {kafka.topic(topic)} on {kafka.bootstrap_servers}; there are: {names}. "
+            f"FULGURITE_TOPIC={settings.topic}: there is no topic {kafka.topic(topic)} on "
+            f"{kafka.bootstrap_servers}; there are: {names}. "
             "`fulgurite replay --into` writes one"
         )
 
 
 def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:
-    # torch and verl take seconds to import: not before the settings and topics are known to be right.
+    # torch and verl take seconds to import: not before the settings and topics are known to be
+    # right.
     from services.learner.trainer import Trainer
     from services.learner.trainer_settings import TrainerSettings
 

@@ -1,12 +1,15 @@
-"""What a step minimises: a policy loss of verl's by name, every episode weighing the same, and the watch over engine and trainer.
+"""What a step minimises: a policy loss of verl's by name, every episode weighing the same, and the
+watch over engine and trainer.
 
-A token's weight, 1 / (trained tokens of its episode x episodes in the batch), enters where verl lets importance weights enter
-(`rollout_is_weights`, which multiplies the loss of a token after clipping), and verl sums (`token-sum`): the loss is the sum of weight
-times verl's loss of the token, exactly. Entropy and KL terms carry the same weight. SAPO averages over sequences whatever it is told; with
-one row per episode that is the same number, so no weight is added to it.
+A token's weight, 1 / (trained tokens of its episode x episodes in the batch), enters where verl
+lets importance weights enter (`rollout_is_weights`, which multiplies the loss of a token after
+clipping), and verl sums (`token-sum`): the loss is the sum of weight times verl's loss of the
+token, exactly. Entropy and KL terms carry the same weight. SAPO averages over sequences whatever it
+is told; with one row per episode that is the same number, so no weight is added to it.
 
-`bypass` takes the engine's log-probabilities as the old ones, `decoupled` the trainer's own before the step, with truncated importance
-weights between the two. verl's bypass would silently replace other losses by `vanilla`; what does not go together is refused at start.
+`bypass` takes the engine's log-probabilities as the old ones, `decoupled` the trainer's own before
+the step, with truncated importance weights between the two. verl's bypass would silently replace
+other losses by `vanilla`; what does not go together is refused at start.
 """
 
 # verl and tensordict ship no usable annotations.
@@ -33,15 +36,20 @@ from services.learner.errors import IncompatibleObjective, PolicyDrift, StepNotF
 from services.learner.trainer_settings import TrainerSettings
 
 BYPASS_LOSSES = frozenset({"vanilla", "dppo_tv", "dppo_kl"})
-"""Losses that bound the ratio to the old policy per token, so that the old policy may be the engine's."""
+"""Losses that bound the ratio to the old policy per token, so that the old policy may be the
+engine's.
+"""
 
 SEQUENCE_LOSSES = frozenset({"gspo", "sapo"})
 """Losses over whole sequences: a row has to be an episode."""
 
 REFUSED_LOSSES = {
-    "geo_mean": "it averages over the rows of a micro-batch, so that its value depends on how a batch is cut",
-    "clip_cov": "it picks tokens by their covariance within a micro-batch, so that its value depends on how a batch is cut",
-    "kl_cov": "it picks tokens by their covariance within a micro-batch, so that its value depends on how a batch is cut",
+    "geo_mean": "it averages over the rows of a micro-batch, so that its value depends on how "
+    "a batch is cut",
+    "clip_cov": "it picks tokens by their covariance within a micro-batch, so that its value "
+    "depends on how a batch is cut",
+    "kl_cov": "it picks tokens by their covariance within a micro-batch, so that its value "
+    "depends on how a batch is cut",
     "bypass_mode": "it replaces the loss; set the correction to `bypass` instead",
 }
 
@@ -49,9 +57,12 @@ _LOG_RATIO_BOUND = 20.0
 """As in verl's losses: beyond it, exp() says nothing more."""
 
 _REMEDY = (
-    "Calls answered by versions some steps old differ, too: where policy.applied shows that updates are served, lower "
-    "FULGURITE_MAX_STALENESS (1 or 2), so that this batch's older calls are passed over as stale when the learner starts again, and lower "
-    "FULGURITE_TRAINER_LR or raise FULGURITE_GROUPS_PER_STEP, so that steps take the policy less far. If fresh calls differ as much, the "
+    "Calls answered by versions some steps old differ, too: where policy.applied shows that "
+    "updates are served, lower "
+    "FULGURITE_MAX_STALENESS (1 or 2), so that this batch's older calls are passed over as "
+    "stale when the learner starts again, and lower "
+    "FULGURITE_TRAINER_LR or raise FULGURITE_GROUPS_PER_STEP, so that steps take the policy "
+    "less far. If fresh calls differ as much, the "
     "engine serves other weights than these, or runs without `--logprobs-mode processed_logprobs`"
 )
 
@@ -62,29 +73,40 @@ def check(settings: TrainerSettings) -> None:
     """Raise IncompatibleObjective unless loss, correction and rows go together."""
     name = settings.policy_loss
     if name not in POLICY_LOSS_REGISTRY:
-        raise IncompatibleObjective(f"verl has no policy loss {name!r}; it has {', '.join(sorted(POLICY_LOSS_REGISTRY))}")
+        raise IncompatibleObjective(
+            f"verl has no policy loss {name!r}; it has {', '.join(sorted(POLICY_LOSS_REGISTRY))}"
+        )
     if name in REFUSED_LOSSES:
-        raise IncompatibleObjective(f"the policy loss {name!r} cannot be used: {REFUSED_LOSSES[name]}")
+        raise IncompatibleObjective(
+            f"the policy loss {name!r} cannot be used: {REFUSED_LOSSES[name]}"
+        )
     if name in SEQUENCE_LOSSES and not settings.single_row_episodes:
         raise IncompatibleObjective(
-            f"{name!r} is over whole sequences, and episodes may have several rows; set single_row_episodes, or use vanilla"
+            f"{name!r} is over whole sequences, and episodes may have several rows; set "
+            f"single_row_episodes, or use vanilla"
         )
     if settings.correction == "bypass" and name not in BYPASS_LOSSES:
         raise IncompatibleObjective(
-            f"the correction `bypass` goes with {', '.join(sorted(BYPASS_LOSSES))}, not with {name!r}; use `decoupled`"
+            f"the correction `bypass` goes with {', '.join(sorted(BYPASS_LOSSES))}, not with "
+            f"{name!r}; use `decoupled`"
         )
 
 
 class Objective:
-    """The loss of one step after another: `begin`, then verl calls it for every micro-batch. Raises PolicyDrift in the last one.
+    """The loss of one step after another: `begin`, then verl calls it for every micro-batch. Raises
+    PolicyDrift in the last one.
 
-    verl's engine makes its optimizer step after the last micro-batch: what is raised here prevents it.
+    verl's engine makes its optimizer step after the last micro-batch: what is raised here prevents
+    it.
     """
 
     def __init__(self, settings: TrainerSettings) -> None:
         check(settings)
         self._settings = settings
-        self._policy_loss = cast("Callable[..., tuple[torch.Tensor, dict[str, Any]]]", get_policy_loss_fn(settings.policy_loss))
+        self._policy_loss = cast(
+            "Callable[..., tuple[torch.Tensor, dict[str, Any]]]",
+            get_policy_loss_fn(settings.policy_loss),
+        )
         self._config = ActorConfig(
             strategy="fsdp2",
             rollout_n=1,
@@ -102,10 +124,16 @@ class Objective:
         self._rows = rows
         self._expected = trained_tokens
         self._seen = 0
-        self._sums = dict.fromkeys(("k3", "ratio", "ratio2", "policy", "entropy", "kl", "clipped"), 0.0)
+        self._sums = dict.fromkeys(
+            ("k3", "ratio", "ratio2", "policy", "entropy", "kl", "clipped"), 0.0
+        )
 
-    def __call__(self, model_output: Any, data: Any, dp_group: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:
-        """verl's contract: nested log-probabilities and the micro-batch in, loss and metrics out."""
+    def __call__(
+        self, model_output: Any, data: Any, dp_group: Any = None
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """verl's contract: nested log-probabilities and the micro-batch in, loss and
+        metrics out.
+        """
         longest = int(data["input_ids"].offsets().diff().max())
         dense = functools.partial(_dense, longest=longest)
         mask = dense(data["loss_mask"]).bool()
@@ -117,7 +145,9 @@ class Objective:
         correction = dense(data["rollout_is_weights"])
         sequence_mean = self._settings.policy_loss == "sapo"
         # Only sequence means use the number of episodes; a token sum needs none of these.
-        self._config.global_batch_info.update(dp_size=1, batch_num_tokens=None, global_batch_size=self._rows, loss_scale_factor=None)
+        self._config.global_batch_info.update(
+            dp_size=1, batch_num_tokens=None, global_batch_size=self._rows, loss_scale_factor=None
+        )
         loss, told = self._policy_loss(
             old_log_prob=old,
             log_prob=logprobs,
@@ -134,7 +164,11 @@ class Objective:
             self._sums["entropy"] += entropy.item()
             loss = loss - self._settings.entropy_coef * entropy
         if self._settings.kl_coef:
-            penalty = kl_penalty(cast("Any", logprobs), cast("Any", dense(data["ref_log_probs"])), self._settings.kl_estimator)
+            penalty = kl_penalty(
+                cast("Any", logprobs),
+                cast("Any", dense(data["ref_log_probs"])),
+                self._settings.kl_estimator,
+            )
             kl = agg_loss(penalty * weights, mask, "token-sum")
             self._sums["kl"] += kl.item()
             loss = loss + self._settings.kl_coef * kl
@@ -144,15 +178,24 @@ class Objective:
 
     @property
     def drift(self) -> tuple[float, float]:
-        """Over the step's trained tokens so far: mean k3 of KL(engine ‖ trainer), and effective sample size as a share of them."""
+        """Over the step's trained tokens so far: mean k3 of KL(engine ‖ trainer), and effective
+        sample size as a share of them.
+        """
         if not self._seen:
             return 0.0, 1.0
-        return self._sums["k3"] / self._seen, self._sums["ratio"] ** 2 / (self._seen * self._sums["ratio2"])
+        return self._sums["k3"] / self._seen, self._sums["ratio"] ** 2 / (
+            self._seen * self._sums["ratio2"]
+        )
 
     def metrics(self) -> dict[str, float]:
         """Of the step that ended."""
         k3, ess = self.drift
-        metrics = {"policy_loss": self._sums["policy"], "k3": k3, "ess": ess, "clip_fraction": self._sums["clipped"] / max(self._seen, 1)}
+        metrics = {
+            "policy_loss": self._sums["policy"],
+            "k3": k3,
+            "ess": ess,
+            "clip_fraction": self._sums["clipped"] / max(self._seen, 1),
+        }
         if self._settings.entropy_coef:
             metrics["entropy"] = self._sums["entropy"]
         if self._settings.kl_coef:
@@ -160,13 +203,17 @@ class Objective:
         return metrics
 
     def require_finite(self) -> None:
-        """Raises StepNotFinite unless the loss of the step is a number. Not to be called amid a step: gradients would be left behind."""
+        """Raises StepNotFinite unless the loss of the step is a number. Not to be called amid a
+        step: gradients would be left behind.
+        """
         terms = {name: self._sums[name] for name in ("policy", "entropy", "kl")}
         if not all(map(math.isfinite, terms.values())):
             raise StepNotFinite(f"the loss is not finite ({terms}); nothing was changed")
 
     def _watch(self, logprobs: torch.Tensor, behaviour: torch.Tensor, mask: torch.Tensor) -> None:
-        difference = (logprobs - behaviour)[mask].double().clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
+        difference = (
+            (logprobs - behaviour)[mask].double().clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
+        )
         ratio = difference.exp()
         self._seen += int(mask.sum())
         self._sums["k3"] += float((ratio - difference - 1).sum())
@@ -178,9 +225,12 @@ class Objective:
         # NaN compares false with every bound, and is the worst drift of all.
         if not (k3 <= settings.drift_stop_k3 and ess >= settings.drift_stop_ess):
             raise PolicyDrift(
-                f"the engine's log-probabilities of this batch and the trainer's disagree: k3 {k3:.4f} "
-                f"(FULGURITE_TRAINER_DRIFT_STOP_K3={settings.drift_stop_k3}), effective sample size {ess:.3f} "
-                f"(FULGURITE_TRAINER_DRIFT_STOP_ESS={settings.drift_stop_ess}); nothing was changed. {_REMEDY}",
+                f"the engine's log-probabilities of this batch and the trainer's disagree: k3 "
+                f"{k3:.4f} "
+                f"(FULGURITE_TRAINER_DRIFT_STOP_K3={settings.drift_stop_k3}), effective sample "
+                f"size {ess:.3f} "
+                f"(FULGURITE_TRAINER_DRIFT_STOP_ESS={settings.drift_stop_ess}); nothing was "
+                f"changed. {_REMEDY}",
                 k3=k3,
                 ess=ess,
             )

@@ -1,4 +1,6 @@
-"""The learner's side of `policy.updates` and `training.ledger`: claims an epoch, publishes in order, notices that it was superseded."""
+"""The learner's side of `policy.updates` and `training.ledger`: claims an epoch, publishes in
+order, notices that it was superseded.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,22 @@ class LedgerMemory(NamedTuple):
 
     event_ids: set[str]
     settled: dict[str, str | None]
-    """Groups of this policy that a learner has settled, and the last revision it has accounted for: none is ever trained again."""
+    """Groups of this policy that a learner has settled, and the last revision it has accounted for:
+    none is ever trained again.
+    """
 
 
 class PolicyLog:
     """One policy's updates, read and written by its learner. Not thread-safe."""
 
-    def __init__(self, kafka: KafkaSettings, codec: Codec, producer: EventProducer, policy: str, learner_id: str) -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        codec: Codec,
+        producer: EventProducer,
+        policy: str,
+        learner_id: str,
+    ) -> None:
         self._kafka = kafka
         self._codec = codec
         self._producer = producer
@@ -76,7 +87,10 @@ class PolicyLog:
         self.catch_up(delivery.offset)
         first = next(u for u in self.updates if u.kind is UpdateKind.claim and u.epoch == epoch)
         if first.event_id != claim.event_id:
-            raise EpochLost(f"learner {first.learner_id} claimed epoch {epoch} of {self._policy} first; stop one of the two")
+            raise EpochLost(
+                f"learner {first.learner_id} claimed epoch {epoch} of {self._policy} first; "
+                f"stop one of the two"
+            )
         self.epoch = epoch
         return epoch
 
@@ -86,7 +100,8 @@ class PolicyLog:
         later = [u for u in self.updates if u.kind is UpdateKind.claim and u.epoch > self.epoch]
         if later:
             raise EpochLost(
-                f"learner {later[0].learner_id} claimed epoch {later[0].epoch} of {self._policy}; this one ({self.epoch}) stops"
+                f"learner {later[0].learner_id} claimed epoch {later[0].epoch} of "
+                f"{self._policy}; this one ({self.epoch}) stops"
             )
 
     def catch_up(self, up_to: int | None) -> None:
@@ -105,7 +120,9 @@ class PolicyLog:
                 return
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Publish updates and ledger entries in order; every update is acknowledged before the entries after it are sent."""
+        """Publish updates and ledger entries in order; every update is acknowledged before the
+        entries after it are sent.
+        """
         entries: list[LedgerEntry] = []
         for event in events:
             if isinstance(event, PolicyUpdate):
@@ -118,25 +135,53 @@ class PolicyLog:
 
     def ledger(self) -> LedgerMemory:
         """Read the whole ledger once."""
-        entries = [r.event for r in read_all(self._kafka, TRAINING_LEDGER, self._codec) if isinstance(r.event, LedgerEntry)]
-        ours = [entry for entry in entries if entry.policy == self._policy and entry.source == SOURCE]
-        return LedgerMemory({entry.event_id for entry in entries}, {entry.group_id: entry.group_revision for entry in ours})
+        entries = [
+            r.event
+            for r in read_all(self._kafka, TRAINING_LEDGER, self._codec)
+            if isinstance(r.event, LedgerEntry)
+        ]
+        ours = [
+            entry for entry in entries if entry.policy == self._policy and entry.source == SOURCE
+        ]
+        return LedgerMemory(
+            {entry.event_id for entry in entries},
+            {entry.group_id: entry.group_revision for entry in ours},
+        )
 
     def accounts(self, groups: Sequence[Held]) -> dict[str, dict[str, LedgerTerm]]:
-        """What the ledger says of the actions of groups that this policy's learners have settled."""
+        """What the ledger says of the actions of groups that this policy's learners have
+        settled.
+        """
         keys = {held.group_id.encode() for held in groups}
         partitions = sorted({held.partition for held in groups})
         since = max(0, min(held.started_at for held in groups) - _SKEW_MS)
         found: dict[str, list[LedgerEntry]] = {held.group_id: [] for held in groups}
-        for record in read_all(self._kafka, TRAINING_LEDGER, self._codec, partitions=partitions, since_ms=since, keys=keys):
+        for record in read_all(
+            self._kafka,
+            TRAINING_LEDGER,
+            self._codec,
+            partitions=partitions,
+            since_ms=since,
+            keys=keys,
+        ):
             entry = record.event
-            if isinstance(entry, LedgerEntry) and entry.policy == self._policy and entry.source == SOURCE:
+            if (
+                isinstance(entry, LedgerEntry)
+                and entry.policy == self._policy
+                and entry.source == SOURCE
+            ):
                 found[entry.group_id].append(entry)
         return {group_id: accounts_of(entries) for group_id, entries in found.items()}
 
     def republish(self, events: Sequence[Event], ledger: LedgerMemory) -> int:
-        """Publish those of a checkpoint's events that the log does not have yet; return how many."""
-        missing = [event for event in events if event.event_id not in self._seen and event.event_id not in ledger.event_ids]
+        """Publish those of a checkpoint's events that the log does not have yet; return
+        how many.
+        """
+        missing = [
+            event
+            for event in events
+            if event.event_id not in self._seen and event.event_id not in ledger.event_ids
+        ]
         self.publish(missing)
         return len(missing)
 
@@ -145,11 +190,17 @@ class PolicyLog:
         self._consumer.close()
 
     def _publish_entries(self, entries: Sequence[LedgerEntry]) -> None:
-        futures = [self._producer.submit(TRAINING_LEDGER, entry.group_id, entry) for entry in entries]
+        futures = [
+            self._producer.submit(TRAINING_LEDGER, entry.group_id, entry) for entry in entries
+        ]
         for future in futures:
             future.result()
 
     def _take(self, event: Event | None) -> None:
-        if isinstance(event, PolicyUpdate) and event.policy == self._policy and event.event_id not in self._seen:
+        if (
+            isinstance(event, PolicyUpdate)
+            and event.policy == self._policy
+            and event.event_id not in self._seen
+        ):
             self._seen.add(event.event_id)
             self.updates.append(event)

@@ -1,4 +1,6 @@
-"""Settled groups → training rows: advantages by the registered estimator, weights by episode. Imports torch only when called."""
+"""Settled groups → training rows: advantages by the registered estimator, weights by episode.
+Imports torch only when called.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from services.learner.train_row import TrainRow
 
 
 def oddity(event: Trajectory | Tombstone) -> str | None:
-    """How a row is built otherwise than the rewarder builds it; None if it is not. `fulgurite.learning.batching` looks at what it is worth."""
+    """How a row is built otherwise than the rewarder builds it; None if it is not.
+    `fulgurite.learning.batching` looks at what it is worth.
+    """
     if isinstance(event, Tombstone):
         return None
     if len(event.token_ids) % 4:
@@ -25,9 +29,17 @@ def oddity(event: Trajectory | Tombstone) -> str | None:
     for action in event.actions:
         name, length = action_id(action.call_id, action.choice), action.end - action.start
         if not 0 <= action.start < action.end <= len(event.token_ids) // 4:
-            return f"action {name} is at {action.start} to {action.end} of {len(event.token_ids) // 4} tokens"
+            return (
+                f"action {name} is at {action.start} to {action.end} of "
+                f"{len(event.token_ids) // 4} "
+                f"tokens"
+            )
         if action.logprobs is not None and len(action.logprobs) != 4 * length:
-            return f"action {name} has {len(action.logprobs)} bytes of log-probabilities for {length} tokens"
+            return (
+                f"action {name} has {len(action.logprobs)} bytes of log-probabilities "
+                f"for "
+                f"{length} tokens"
+            )
         if not (math.isfinite(action.temperature) and action.temperature >= 0):
             return f"action {name} has temperature {action.temperature}"
     return None
@@ -35,14 +47,18 @@ def oddity(event: Trajectory | Tombstone) -> str | None:
 
 def without_actions(event: Trajectory | Tombstone) -> Trajectory | Tombstone:
     """What stands for an odd row, so that its group is complete: nothing of it is trained."""
-    return event if isinstance(event, Tombstone) else msgspec.structs.replace(event, token_ids=b"", actions=())
+    return (
+        event
+        if isinstance(event, Tombstone)
+        else msgspec.structs.replace(event, token_ids=b"", actions=())
+    )
 
 
 def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:
     """Rows of every episode that has something to train; none if no group teaches anything.
 
-    Advantage = (credit - mean of the group's scored episodes) / their standard deviation; weight = 1 / (trained tokens of the
-    episode x episodes in the batch).
+    Advantage = (credit - mean of the group's scored episodes) / their standard deviation; weight =
+    1 / (trained tokens of the episode x episodes in the batch).
     """
     from services.learner.estimator import group_advantages
 
@@ -57,7 +73,8 @@ def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:
 
 
 def permuted(groups: Sequence[BatchGroup], seed: int) -> tuple[BatchGroup, ...]:
-    """The control experiment: rewards exchanged at random among the scored episodes of each group, so that nothing can be learned.
+    """The control experiment: rewards exchanged at random among the scored episodes of each group,
+    so that nothing can be learned.
 
     Every action's credit becomes its episode's new reward, as under the rule `identical`.
     """
@@ -69,12 +86,16 @@ def _permute(group: BatchGroup, chance: random.Random) -> BatchGroup:
     chance.shuffle(rewards)
     # Episodes without rows keep the rest of the rewards: the baseline does not change.
     drawn = iter(rewards)
-    return msgspec.structs.replace(group, episodes=tuple(_paid(episode, next(drawn)) for episode in group.episodes))
+    return msgspec.structs.replace(
+        group, episodes=tuple(_paid(episode, next(drawn)) for episode in group.episodes)
+    )
 
 
 def _paid(episode: BatchEpisode, reward: float) -> BatchEpisode:
     rows = tuple(
-        msgspec.structs.replace(row, spans=tuple(msgspec.structs.replace(span, credit=reward) for span in row.spans))
+        msgspec.structs.replace(
+            row, spans=tuple(msgspec.structs.replace(span, credit=reward) for span in row.spans)
+        )
         for row in episode.rows
     )
     return msgspec.structs.replace(episode, reward=reward, rows=rows)

@@ -11,9 +11,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class LearnerSettings(BaseSettings):
-    """Prefix FULGURITE_; how the trainer trains is in `services.learner.trainer.TrainerSettings`."""
+    """Prefix FULGURITE_; how the trainer trains is in
+    `services.learner.trainer.TrainerSettings`.
+    """
 
-    model_config = SettingsConfigDict(env_prefix="FULGURITE_", extra="ignore", protected_namespaces=())
+    model_config = SettingsConfigDict(
+        env_prefix="FULGURITE_", extra="ignore", protected_namespaces=()
+    )
 
     policy: str = "policy"
     """The policy this learner trains."""
@@ -36,9 +40,13 @@ class LearnerSettings(BaseSettings):
     max_wait_s: float = Field(default=120.0, gt=0)
     """A smaller batch is taken when complete groups have waited this long."""
     keep_versions: int = Field(default=4, ge=1)
-    """Versions whose weights stay on disk, the newest included: only these can be routed to. Each takes the model's size."""
+    """Versions whose weights stay on disk, the newest included: only these can be routed to. Each
+    takes the model's size.
+    """
     permute_rewards: int | None = None
     """A seed: the control experiment that permutes rewards within groups and must not learn."""
     durable_files: bool = True
-    """Wait for the disk when writing checkpoints and artifacts, to survive a loss of power; a killed process needs none of it."""
+    """Wait for the disk when writing checkpoints and artifacts, to survive a loss of power; a
+    killed process needs none of it.
+    """
     log_level: str = "INFO"

@@ -1,6 +1,8 @@
-"""What the learner reads: every partition of its topic, by `assign()`, from the offsets of its checkpoint.
+"""What the learner reads: every partition of its topic, by `assign()`, from the offsets of its
+checkpoint.
 
-Group commits are for display only. An offset that is no longer in the topic stops the learner with an explanation.
+Group commits are for display only. An offset that is no longer in the topic stops the learner with
+an explanation.
 """
 
 from __future__ import annotations
@@ -30,7 +32,14 @@ _BATCH = 200
 class TrajectorySource:
     """Records of one topic. Not thread-safe."""
 
-    def __init__(self, kafka: KafkaSettings, codec: Codec, topic: str, policy: str, rows_of: str | None = None) -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        codec: Codec,
+        topic: str,
+        policy: str,
+        rows_of: str | None = None,
+    ) -> None:
         """`rows_of`: another policy, whose rows are taken for rows of `policy`."""
         self._policy = policy
         self._rows_of = rows_of
@@ -38,7 +47,9 @@ class TrajectorySource:
         self._name = kafka.topic(self.topic)
         self._codec = codec
         self._kafka = kafka
-        self._consumer = make_consumer(kafka, f"{kafka.topic_prefix}learner.{policy}", {"auto.offset.reset": "error"})
+        self._consumer = make_consumer(
+            kafka, f"{kafka.topic_prefix}learner.{policy}", {"auto.offset.reset": "error"}
+        )
 
     @property
     def topic_name(self) -> str:
@@ -53,7 +64,10 @@ class TrajectorySource:
         """Assign every partition, at the given positions, elsewhere at the beginning."""
         given = {position.partition: position.offset for position in positions}
         self._consumer.assign(
-            [TopicPartition(self._name, partition, given.get(partition, OFFSET_BEGINNING)) for partition in range(self.topic.partitions)]
+            [
+                TopicPartition(self._name, partition, given.get(partition, OFFSET_BEGINNING))
+                for partition in range(self.topic.partitions)
+            ]
         )
 
     def read(self, timeout_s: float) -> Iterator[Record]:
@@ -65,18 +79,26 @@ class TrajectorySource:
             error = message.error()
             if error is None:
                 record = read_message(message, self._codec)
-                yield msgspec.structs.replace(record, event=adopted(record.event, self._rows_of, self._policy))
+                yield msgspec.structs.replace(
+                    record, event=adopted(record.event, self._rows_of, self._policy)
+                )
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # pyright: ignore[reportPrivateUsage]
                 raise OffsetOutOfRange(
                     f"{self._name} no longer holds the offset to go on from ({error.str()}). "
-                    "Retention deleted records that were not trained; start anew with another FULGURITE_POLICY, or from an older archive"
+                    "Retention deleted records that were not trained; start anew with another "
+                    "FULGURITE_POLICY, or from an older archive"
                 )
             elif error.fatal():
                 raise LogUnavailable(f"{self._name}: {error.str()}")
 
     def show(self, positions: Iterable[Position]) -> None:
-        """Commit offsets to the consumer group, so that its lag can be seen; nothing is read back from there."""
-        offsets = [TopicPartition(self._name, position.partition, position.offset) for position in positions]
+        """Commit offsets to the consumer group, so that its lag can be seen; nothing is read back
+        from there.
+        """
+        offsets = [
+            TopicPartition(self._name, position.partition, position.offset)
+            for position in positions
+        ]
         if offsets:
             self._consumer.commit(offsets=offsets, asynchronous=True)
 

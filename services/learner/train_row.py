@@ -1,4 +1,6 @@
-"""What the trainer takes: rows of tokens with everything that the loss of each token needs. Importable without torch."""
+"""What the trainer takes: rows of tokens with everything that the loss of each token needs.
+Importable without torch.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""One policy's weights and optimizer: verl's `TrainingWorker` on the forest engine, in this process, without Ray.
+"""One policy's weights and optimizer: verl's `TrainingWorker` on the forest engine, in this
+process, without Ray.
 
-A step either happens or leaves everything as it was. Rows come in any number and order: micro-batches are cut along the prefix forest, and
-filled up with rows that are prefixes of others and carry no loss, which cost nothing. Not thread-safe; one per process.
+A step either happens or leaves everything as it was. Rows come in any number and order:
+micro-batches are cut along the prefix forest, and filled up with rows that are prefixes of others
+and carry no loss, which cost nothing. Not thread-safe; one per process.
 """
 
 # verl, tensordict and torch.distributed are annotated in part only.
@@ -36,7 +38,9 @@ _FILLER_TOKENS = 2
 
 
 class Trainer:
-    """Trains the model in a Hugging Face folder. Raises IncompatibleObjective if the settings do not go together."""
+    """Trains the model in a Hugging Face folder. Raises IncompatibleObjective if the settings do
+    not go together.
+    """
 
     def __init__(self, model: Path, settings: TrainerSettings) -> None:
         self.settings = settings
@@ -66,12 +70,19 @@ class Trainer:
         fields = _fields(filled)
         if self.settings.correction == "decoupled":
             old = self._infer(self._worker, fields, bins)
-            fields |= {"old_log_probs": old, "rollout_is_weights": self._truncated_weights(old, fields)}
+            fields |= {
+                "old_log_probs": old,
+                "rollout_is_weights": self._truncated_weights(old, fields),
+            }
         if self._reference is not None:
             fields["ref_log_probs"] = self._infer(self._reference, fields, bins)
-        self._objective.begin(rows=len(rows), trained_tokens=sum(int(row.trained.sum()) for row in rows))
+        self._objective.begin(
+            rows=len(rows), trained_tokens=sum(int(row.trained.sum()) for row in rows)
+        )
         self._worker.set_loss_fn(self._objective)
-        result = self._worker.train_batch(self._batch(fields, bins, calculate_entropy=self.settings.entropy_coef != 0))
+        result = self._worker.train_batch(
+            self._batch(fields, bins, calculate_entropy=self.settings.entropy_coef != 0)
+        )
         from verl.utils import tensordict_utils as tu
 
         told = cast("dict[str, Any]", tu.get(result, "metrics"))
@@ -79,31 +90,48 @@ class Trainer:
             "loss": float(told["loss"]),
             "grad_norm": float(told["grad_norm"]),
             **self._objective.metrics(),
-            "forest_tokens": float(sum(len(build([filled[i].token_ids for i in b], [filled[i].trained for i in b])) for b in bins)),
+            "forest_tokens": float(
+                sum(
+                    len(build([filled[i].token_ids for i in b], [filled[i].trained for i in b]))
+                    for b in bins
+                )
+            ),
             "row_tokens": float(sum(len(row.token_ids) for row in rows)),
             "micro_batches": float(len(bins)),
             "train_seconds": time.monotonic() - began,
         }
 
     def logprobs(self, token_ids: Sequence[int] | NDArray[np.int32]) -> NDArray[np.float32]:
-        """Log-probabilities of each token but the first given those before it, at temperature 1, shape (T-1,)."""
+        """Log-probabilities of each token but the first given those before it, at temperature 1,
+        shape (T-1,).
+        """
         tokens = np.asarray(token_ids, dtype=np.int32)
         zeros, ones = np.zeros(len(tokens), np.float32), np.ones(len(tokens), np.float32)
         row = TrainRow(tokens, np.arange(len(tokens)) > 0, zeros, zeros, zeros, ones)
         return self.row_logprobs([row])[0][1:]
 
     def row_logprobs(self, rows: Sequence[TrainRow]) -> list[NDArray[np.float32]]:
-        """Log-probabilities (T,) of the trained tokens of each row at their temperatures, 0 elsewhere."""
+        """Log-probabilities (T,) of the trained tokens of each row at their temperatures, 0
+        elsewhere.
+        """
         bins, filled = _filled(rows, self.settings.max_forest_tokens)
         shifted = self._infer(self._worker, _fields(filled), bins)
-        return [np.roll(values.numpy(), 1) * row.trained for values, row in zip(shifted, rows, strict=False)]
+        return [
+            np.roll(values.numpy(), 1) * row.trained
+            for values, row in zip(shifted, rows, strict=False)
+        ]
 
     def export(self, path: Path) -> None:
-        """Write the weights as safetensors under Hugging Face's names, in the base model's dtype; a tied head is left out, as theirs is."""
+        """Write the weights as safetensors under Hugging Face's names, in the base model's dtype; a
+        tied head is left out, as theirs is.
+        """
         config = self._worker.model_config.hf_config
         parameters, _ = self._worker.engine.get_per_tensor_param()
         dtype = config.dtype or torch.bfloat16
-        tensors = {name: value.detach().to("cpu", dtype, copy=True).contiguous() for name, value in parameters}
+        tensors = {
+            name: value.detach().to("cpu", dtype, copy=True).contiguous()
+            for name, value in parameters
+        }
         if config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
         save_file(tensors, path, metadata={"format": "pt"})
@@ -125,16 +153,25 @@ class Trainer:
             sums = [float(row.weights[row.trained].sum()) * len(rows) for row in rows]
             if not np.allclose(sums, 1.0, atol=1e-3):
                 raise IncompatibleObjective(
-                    "single_row_episodes is set, and the weights of this batch are not those of one row per episode"
+                    "single_row_episodes is set, and the weights of this batch are not those "
+                    "of one row per episode"
                 )
-        if not self.settings.share_prefixes and any(len(np.unique(row.temperature[row.trained])) > 1 for row in rows):
-            raise IncompatibleObjective("row by row, verl knows one temperature per row; set share_prefixes")
+        if not self.settings.share_prefixes and any(
+            len(np.unique(row.temperature[row.trained])) > 1 for row in rows
+        ):
+            raise IncompatibleObjective(
+                "row by row, verl knows one temperature per row; set share_prefixes"
+            )
 
     def _batch(self, fields: dict[str, Any], bins: list[list[int]], **options: Any) -> Any:
         from verl.utils import tensordict_utils as tu
 
         order = [i for b in bins for i in b]
-        tensors: dict[str, Any] = {name: _jagged([values[i] for i in order]) for name, values in fields.items() if name != "temperature"}
+        tensors: dict[str, Any] = {
+            name: _jagged([values[i] for i in order])
+            for name, values in fields.items()
+            if name != "temperature"
+        }
         tensors["temperature"] = torch.tensor([fields["temperature"][i] for i in order])
         longest = max(len(row) for row in fields["input_ids"])
         return tu.get_tensordict(
@@ -149,7 +186,9 @@ class Trainer:
             },
         )
 
-    def _infer(self, worker: Any, fields: dict[str, Any], bins: list[list[int]]) -> list[torch.Tensor]:
+    def _infer(
+        self, worker: Any, fields: dict[str, Any], bins: list[list[int]]
+    ) -> list[torch.Tensor]:
         """Log-probabilities of each of the batch's rows, by index of the row."""
         result = worker.infer_batch(self._batch(fields, bins, compute_loss=False))
         in_bins = [row.detach().float().cpu() for row in result["log_probs"].unbind()]
@@ -157,27 +196,41 @@ class Trainer:
         rows = dict(zip(order, in_bins, strict=True))
         return [rows[i] for i in range(len(order))]
 
-    def _truncated_weights(self, old: list[torch.Tensor], fields: dict[str, Any]) -> list[torch.Tensor]:
+    def _truncated_weights(
+        self, old: list[torch.Tensor], fields: dict[str, Any]
+    ) -> list[torch.Tensor]:
         from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
 
         lengths = [len(row) for row in old]
-        dense = [torch.nested.to_padded_tensor(_jagged(rows), 0.0) for rows in (old, fields["behaviour_logprobs"], fields["weights"])]
-        mask = torch.nested.to_padded_tensor(_jagged([row.float() for row in fields["loss_mask"]]), 0.0)
+        dense = [
+            torch.nested.to_padded_tensor(_jagged(rows), 0.0)
+            for rows in (old, fields["behaviour_logprobs"], fields["weights"])
+        ]
+        mask = torch.nested.to_padded_tensor(
+            _jagged([row.float() for row in fields["loss_mask"]]), 0.0
+        )
         weights, _ = compute_rollout_correction_weights(
-            log_ratio=dense[0] - dense[1], response_mask=mask, rollout_is="token", rollout_is_threshold=self.settings.is_cap
+            log_ratio=dense[0] - dense[1],
+            response_mask=mask,
+            rollout_is="token",
+            rollout_is_threshold=self.settings.is_cap,
         )
         return [row[:length] for row, length in zip(weights, lengths, strict=True)]
 
 
 def _filled(rows: Sequence[TrainRow], max_tokens: int) -> tuple[list[list[int]], list[TrainRow]]:
-    """Bins of equally many rows, cut along the forest; rows added to the end of the list fill the smaller ones up."""
+    """Bins of equally many rows, cut along the forest; rows added to the end of the list fill the
+    smaller ones up.
+    """
     bins = partition([row.token_ids for row in rows], max_tokens)
     filled = list(rows)
     most = max(len(b) for b in bins)
     for b in bins:
         model = filled[b[0]]
         empty = np.zeros(_FILLER_TOKENS, np.float32)
-        filler = TrainRow(model.token_ids[:_FILLER_TOKENS], empty.astype(bool), empty, empty, empty, empty + 1)
+        filler = TrainRow(
+            model.token_ids[:_FILLER_TOKENS], empty.astype(bool), empty, empty, empty, empty + 1
+        )
         while len(b) < most:
             b.append(len(filled))
             filled.append(filler)
@@ -197,7 +250,9 @@ def _fields(rows: Sequence[TrainRow]) -> dict[str, Any]:
         "advantages": [_shifted(row.advantages) for row in rows],
         "weights": [_shifted(row.weights) for row in rows],
         "rollout_is_weights": [torch.ones(len(row.token_ids)) for row in rows],
-        "temperature": [float(row.temperature[row.trained][0]) if row.trained.any() else 1.0 for row in rows],
+        "temperature": [
+            float(row.temperature[row.trained][0]) if row.trained.any() else 1.0 for row in rows
+        ],
     }
 
 
@@ -222,7 +277,13 @@ def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
 
     from services.learner.forest_engine import ForestEngine
 
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }.items():
         os.environ.setdefault(name, value)
     if not dist.is_initialized():
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
@@ -238,7 +299,11 @@ def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
         engine_config=FSDPEngineConfig(
             strategy="fsdp2",
             model_dtype="fp32",
-            mixed_precision={"param_dtype": settings.dtype, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+            mixed_precision={
+                "param_dtype": settings.dtype,
+                "reduce_dtype": "fp32",
+                "buffer_dtype": "fp32",
+            },
             use_torch_compile=False,
             use_remove_padding=False,
             reshard_after_forward=device != "cpu",
@@ -246,7 +311,9 @@ def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
             infer_max_token_len_per_gpu=settings.max_forest_tokens,
             seed=settings.seed,
         ),
-        optimizer_config=FSDPOptimizerConfig(lr=settings.lr, weight_decay=settings.weight_decay, clip_grad=settings.grad_clip),
+        optimizer_config=FSDPOptimizerConfig(
+            lr=settings.lr, weight_decay=settings.weight_decay, clip_grad=settings.grad_clip
+        ),
         checkpoint_config=CheckpointConfig(),
     )
     # verl prints; a service's standard output is its log.

@@ -21,18 +21,26 @@ class TrainerSettings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
     share_prefixes: bool = True
-    """Compute each shared prefix once; False is verl's own row by row, which knows one temperature per row."""
+    """Compute each shared prefix once; False is verl's own row by row, which knows one temperature
+    per row.
+    """
     max_forest_tokens: int = Field(default=512, ge=2)
-    """Nodes in a micro-batch. Larger ones share more, but attention is quadratic in them: on two cores, one of 1,917 nodes spent half
-    of its step there. A longer row makes a micro-batch of its own."""
+    """Nodes in a micro-batch. Larger ones share more, but attention is quadratic in them: on two
+    cores, one of 1,917 nodes spent half of its step there. A longer row makes a micro-batch of its
+    own.
+    """
     policy_loss: str = "vanilla"
     """Name in verl's registry of policy losses."""
     correction: Literal["bypass", "decoupled"] = "bypass"
-    """Old log-probabilities: those the engine recorded, or recomputed with truncated importance weights between the two."""
+    """Old log-probabilities: those the engine recorded, or recomputed with truncated importance
+    weights between the two.
+    """
     is_cap: float = Field(default=2.0, gt=0)
     """`decoupled`: bound of the importance weights."""
     single_row_episodes: bool = False
-    """Promise that every episode is one row, which losses over whole sequences need; a batch that breaks it is refused."""
+    """Promise that every episode is one row, which losses over whole sequences need; a batch that
+    breaks it is refused.
+    """
     clip_low: float = Field(default=0.2, gt=0)
     clip_high: float = Field(default=0.2, gt=0)
     entropy_coef: float = 0.0
@@ -41,7 +49,9 @@ class TrainerSettings(BaseSettings):
     kl_estimator: str = "low_var_kl"
     """Name in verl's `kl_penalty`."""
     drift_alarm_k3: float = Field(default=0.02, gt=0)
-    """Mean k3 estimate of KL(engine ‖ trainer) over trained tokens; 0.002 is usual between bf16 engines."""
+    """Mean k3 estimate of KL(engine ‖ trainer) over trained tokens; 0.002 is usual between bf16
+    engines.
+    """
     drift_stop_k3: float = Field(default=0.2, gt=0)
     drift_alarm_ess: float = Field(default=0.8, ge=0, le=1)
     """Effective sample size of the ratios trainer/engine, as a share of the trained tokens."""

@@ -1,7 +1,9 @@
-"""A CPU platform for verl, which has none of its own: the same FSDP2 engine then runs where there is no accelerator.
+"""A CPU platform for verl, which has none of its own: the same FSDP2 engine then runs where there
+is no accelerator.
 
-Importing this module registers it. `select(device)` must run before anything of verl is imported that asks for the platform; worker
-processes of a cluster get the same by VERL_PLATFORM=cpu and VERL_USE_EXTERNAL_MODULES=services.learner.verl_cpu in their environment.
+Importing this module registers it. `select(device)` must run before anything of verl is imported
+that asks for the platform; worker processes of a cluster get the same by VERL_PLATFORM=cpu and
+VERL_USE_EXTERNAL_MODULES=services.learner.verl_cpu in their environment.
 """
 
 # verl ships no usable annotations for its platforms.
@@ -20,7 +22,9 @@ from verl.plugin.platform import PlatformBase, PlatformRegistry, get_platform
 
 
 class _CpuDevice(ModuleType):
-    """What verl asks of a `torch.<device>` module. Memory figures are zero: the process's own are reported apart."""
+    """What verl asks of a `torch.<device>` module. Memory figures are zero: the process's own are
+    reported apart.
+    """
 
     def __init__(self) -> None:
         super().__init__("torch_cpu_for_verl")
@@ -144,12 +148,16 @@ class PlatformCpu(PlatformBase):
 
 
 def select(device: str) -> str:
-    """Choose verl's platform for this process: "auto", "cpu" or "cuda"; returns which. Raises RuntimeError when verl has chosen another."""
+    """Choose verl's platform for this process: "auto", "cpu" or "cuda"; returns which. Raises
+    RuntimeError when verl has chosen another.
+    """
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if chosen == "cpu":
         os.environ["VERL_PLATFORM"] = "cpu"
     elif os.environ.get("VERL_PLATFORM") == "cpu":
         del os.environ["VERL_PLATFORM"]
     if (settled := get_platform().device_name) != chosen:
-        raise RuntimeError(f"verl runs on {settled} in this process already: it cannot change to {chosen}")
+        raise RuntimeError(
+            f"verl runs on {settled} in this process already: it cannot change to {chosen}"
+        )
     return chosen

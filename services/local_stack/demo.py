@@ -1,7 +1,9 @@
-"""`make demo`: a real agent learns to use a calculator, with every part of the system on this machine.
+"""`make demo`: a real agent learns to use a calculator, with every part of the system on this
+machine.
 
-Starts the local stack on a data folder of its own, examines the base model on held-out tasks, trains through the runner, examines again,
-and shows the curve and the books. Ctrl-C at any moment stops everything. Writes OUT/report.json, OUT/curve.png, OUT/tasks and OUT/data.
+Starts the local stack on a data folder of its own, examines the base model on held-out tasks,
+trains through the runner, examines again, and shows the curve and the books. Ctrl-C at any moment
+stops everything. Writes OUT/report.json, OUT/curve.png, OUT/tasks and OUT/data.
 """
 
 from __future__ import annotations
@@ -85,19 +87,28 @@ class Demo:
         choices = self._choices
         data = fresh_folder(choices.out / "data")
         training, held_out = self._make_tasks()
-        settings = {"FULGURITE_TRAINER_SEED": str(choices.seed), "FULGURITE_GROUPS_PER_STEP": str(GROUPS_PER_STEP)}
+        settings = {
+            "FULGURITE_TRAINER_SEED": str(choices.seed),
+            "FULGURITE_GROUPS_PER_STEP": str(GROUPS_PER_STEP),
+        }
         if choices.control:
             settings["FULGURITE_PERMUTE_REWARDS"] = str(choices.seed)
         began = time.monotonic()
         with (
             self._memory,
             starting(self._console) as on_ready,
-            LocalStack(StackOptions(data=data, environment=settings, own_kafka=self._has_exports_of_a_stack()), on_ready) as stack,
+            LocalStack(
+                StackOptions(
+                    data=data, environment=settings, own_kafka=self._has_exports_of_a_stack()
+                ),
+                on_ready,
+            ) as stack,
         ):
             on_ready("", 0)
             started = time.monotonic()
             self._environment = stack.environment
-            # The agents find `python` where this one is; the reward worker finds Kafka as the services do.
+            # The agents find `python` where this one is; the reward worker finds Kafka as the
+            # services do.
             os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             os.environ.update(stack.environment)
             before = self._examine(held_out, "before")
@@ -119,13 +130,28 @@ class Demo:
         """Whether this shell is set up for another stack: the demo must not train its policy."""
         other = exporting_stack(os.environ)
         if other is not None:
-            self._console.print(f"this shell has the exports of the stack on {other}: the demo starts a Kafka of its own", markup=False)
+            self._console.print(
+                f"this shell has the exports of the stack on {other}: the demo starts a Kafka "
+                f"of its own",
+                markup=False,
+            )
         return other is not None
 
     def _make_tasks(self) -> tuple[Path, Path]:
         folder = self._choices.out / "tasks"
-        arguments = ["--seed", str(self._choices.seed), "--held-out", str(self._choices.held_out), "--out", str(folder)]
-        subprocess.run([sys.executable, str(_EXAMPLE / "tasks.py"), *arguments], check=True, stdout=subprocess.DEVNULL)
+        arguments = [
+            "--seed",
+            str(self._choices.seed),
+            "--held-out",
+            str(self._choices.held_out),
+            "--out",
+            str(folder),
+        ]
+        subprocess.run(
+            [sys.executable, str(_EXAMPLE / "tasks.py"), *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         return folder / "train.jsonl", folder / "heldout.jsonl"
 
     def _options(self, tasks: Path, mode: Mode, *agent_arguments: str) -> RunOptions:
@@ -152,7 +178,9 @@ class Demo:
             title = f"held out, {when} training, {'sampled' if temperature == '1' else 'greedy'}"
             summary = self._run(self._options(tasks, Mode.val, "--temperature", temperature), title)
             if summary.reward is None:
-                raise RunnerError(f"{title}: no rollout was scored; see {self._choices.out / 'data' / 'logs'}")
+                raise RunnerError(
+                    f"{title}: no rollout was scored; see {self._choices.out / 'data' / 'logs'}"
+                )
             self._console.print(f"{title}: {summary.reward}", highlight=False, markup=False)
             scores.append((summary.reward, summary.components))
         (sampled, components), (greedy, _) = scores
@@ -160,7 +188,9 @@ class Demo:
 
     def _train(self, tasks: Path) -> Summary:
         options = self._options(tasks, Mode.train)
-        self._console.print(f"[bold]training[/bold], as with\n  {documented_command(options)}", highlight=False)
+        self._console.print(
+            f"[bold]training[/bold], as with\n  {documented_command(options)}", highlight=False
+        )
         return self._run(options, "training")
 
     def _run(self, options: RunOptions, title: str) -> Summary:
@@ -171,7 +201,9 @@ class Demo:
     def _kafka(self) -> KafkaSettings:
         return KafkaSettings(bootstrap_servers=self._environment["KAFKA_BOOTSTRAP_SERVERS"])
 
-    def _report(self, before: Scores, after: Scores, summary: Summary, phases: Phases, kafka: KafkaSettings) -> Report:
+    def _report(
+        self, before: Scores, after: Scores, summary: Summary, phases: Phases, kafka: KafkaSettings
+    ) -> Report:
         return Report(
             seed=self._choices.seed,
             control=self._choices.control,
@@ -193,7 +225,10 @@ class Demo:
             updated_at_s=summary.updated_at_s,
             rollouts=summary.counts,
             calls=sum(1 for _ in read_all(kafka, LLM_CALLS, Codec())),
-            trajectories=sum(isinstance(record.event, Trajectory) for record in read_all(kafka, TRAJECTORIES, Codec())),
+            trajectories=sum(
+                isinstance(record.event, Trajectory)
+                for record in read_all(kafka, TRAJECTORIES, Codec())
+            ),
             ledger=read_ledger(kafka),
             phases=phases,
             peak_memory_mib=self._memory.peak_mib,
@@ -253,9 +288,13 @@ def documented_command(options: RunOptions) -> str:
 
 
 def fresh_folder(folder: Path) -> Path:
-    """An empty folder; what an earlier demo left there is removed, and nothing else. Raises StackError."""
+    """An empty folder; what an earlier demo left there is removed, and nothing else. Raises
+    StackError.
+    """
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).is_file():
-        raise StackError(f"{folder} holds something that is no demo's: choose another folder with --out")
+        raise StackError(
+            f"{folder} holds something that is no demo's: choose another folder with --out"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / _MARKER).touch()
@@ -266,7 +305,11 @@ def fresh_folder(folder: Path) -> Path:
 def starting(console: Console) -> Generator[OnReady]:
     """Shows how the parts come up; ends with the call that names no part."""
     progress = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=not console.is_terminal
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=not console.is_terminal,
     )
     tasks = {name: progress.add_task(f"starting {name}", total=1) for name in PARTS}
 
@@ -295,12 +338,24 @@ def _install_seconds() -> float:
 
 
 def _choose(arguments: list[str] | None) -> Choices:
-    parser = argparse.ArgumentParser(prog="python -m services.local_stack.demo", description="A real agent learns to use a calculator.")
+    parser = argparse.ArgumentParser(
+        prog="python -m services.local_stack.demo",
+        description="A real agent learns to use a calculator.",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of tasks and training")
-    parser.add_argument("--control", action="store_true", help="permute rewards within groups: the score must not rise")
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        help="permute rewards within groups: the score must not rise",
+    )
     parser.add_argument("--updates", type=int, default=UPDATES, help="optimizer steps")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, help="held-out tasks")
-    parser.add_argument("--out", type=Path, default=Path(".fulgurite/demo"), help="where report, curve, tasks and data go")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(".fulgurite/demo"),
+        help="where report, curve, tasks and data go",
+    )
     chosen = parser.parse_args(arguments)
     return Choices(chosen.seed, chosen.control, chosen.updates, chosen.held_out, chosen.out)
 
@@ -328,7 +383,12 @@ def main(arguments: list[str] | None = None) -> int:
     show(
         report,
         console,
-        {"report": out / "report.json", "curve": out / "curve.png", "weights": out / "data/artifacts", "logs": out / "data/logs"},
+        {
+            "report": out / "report.json",
+            "curve": out / "curve.png",
+            "weights": out / "data/artifacts",
+            "logs": out / "data/logs",
+        },
     )
     return 0
 

@@ -83,7 +83,8 @@ def draw_chart(report: Report, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4), dpi=130)  # pyright: ignore[reportUnknownMemberType]
     steps = list(range(len(report.curve)))
-    axes.plot(steps, [point.reward for point in report.curve], marker="o", label="training, per version")  # pyright: ignore[reportUnknownMemberType]
+    rewards = [point.reward for point in report.curve]
+    axes.plot(steps, rewards, marker="o", label="training")  # pyright: ignore[reportUnknownMemberType]
     ends = [0, report.updates]
     for label, values, marker in (
         ("held out, sampled", [report.reward_before, report.reward_after], "s"),
@@ -91,7 +92,12 @@ def draw_chart(report: Report, path: Path) -> None:
     ):
         axes.plot(ends, values, marker=marker, linestyle=":", label=label)  # pyright: ignore[reportUnknownMemberType]
     kind = ", rewards permuted (control)" if report.control else ""
-    axes.set(xlabel="updates", ylabel="mean reward", ylim=(-0.02, 1.02), title=f"Calculator agent, seed {report.seed}{kind}")  # pyright: ignore[reportUnknownMemberType]
+    axes.set(
+        xlabel="updates",
+        ylabel="mean reward",
+        ylim=(-0.02, 1.02),
+        title=f"Calculator agent, seed {report.seed}{kind}",
+    )  # pyright: ignore[reportUnknownMemberType]
     axes.set_xticks(range(report.updates + 1))  # pyright: ignore[reportUnknownMemberType]
     axes.grid(alpha=0.3)  # pyright: ignore[reportUnknownMemberType]
     axes.legend()  # pyright: ignore[reportUnknownMemberType]
@@ -104,17 +110,27 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
     """The last screen."""
     console.rule("learning curve (training tasks, sampled)")
     for point in report.curve:
-        console.print(f"{point.version:>14}  {bar(point.reward, _BAR)}  {point.reward:.2f}", highlight=False, markup=False)
+        console.print(
+            f"{point.version:>14}  {bar(point.reward, _BAR)}  {point.reward:.2f}",
+            highlight=False,
+            markup=False,
+        )
     console.rule(f"held-out tasks, other templates and numbers (n = {report.held_out})")
     table = Table("", "before", "after", box=None, padding=(0, 3, 0, 0))
     table.add_row(
-        "sampled", _scored(report.reward_before, report.reward_before_interval), _scored(report.reward_after, report.reward_after_interval)
+        "sampled",
+        _scored(report.reward_before, report.reward_before_interval),
+        _scored(report.reward_after, report.reward_after_interval),
     )
     table.add_row(
-        "greedy", _scored(report.greedy_before, report.greedy_before_interval), _scored(report.greedy_after, report.greedy_after_interval)
+        "greedy",
+        _scored(report.greedy_before, report.greedy_before_interval),
+        _scored(report.greedy_after, report.greedy_after_interval),
     )
     for name, mean in report.components_before.items():
-        table.add_row(f"  {name}, sampled", f"{mean:.3f}", f"{report.components_after.get(name, 0.0):.3f}")
+        table.add_row(
+            f"  {name}, sampled", f"{mean:.3f}", f"{report.components_after.get(name, 0.0):.3f}"
+        )
     console.print(table)
     console.rule("ledger: what became of every action")
     books = Table(show_header=False, box=None, padding=(0, 3, 0, 0))
@@ -127,11 +143,15 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
     phases = report.phases
     facts = Table(show_header=False, box=None, padding=(0, 3, 0, 0))
     facts.add_row(
-        "updates", f"{report.updates}, now {report.version}; first rollout to last update {report.first_rollout_to_last_update_s:.0f} s"
+        "updates",
+        f"{report.updates}, now {report.version}; first rollout to last update "
+        f"{report.first_rollout_to_last_update_s:.0f} s",
     )
     facts.add_row("recorded", f"{report.calls} calls, {report.trajectories} trajectories")
     facts.add_row(
-        "seconds", f"install {phases.install:.0f}, start {phases.start:.0f}, train {phases.train:.0f}, evaluate {phases.evaluate:.0f}"
+        "seconds",
+        f"install {phases.install:.0f}, start {phases.start:.0f}, train {phases.train:.0f}, "
+        f"evaluate {phases.evaluate:.0f}",
     )
     facts.add_row("memory", f"{report.peak_memory_mib} MiB at most, all processes together")
     for name, place in places.items():
@@ -141,4 +161,8 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
 
 def _scored(mean: float, interval: Interval) -> str:
     low, high = interval
-    return f"{mean:.3f}  (no interval)" if low is None or high is None else f"{mean:.3f}  [{low:.3f}, {high:.3f}]"
+    return (
+        f"{mean:.3f}  (no interval)"
+        if low is None or high is None
+        else f"{mean:.3f}  [{low:.3f}, {high:.3f}]"
+    )

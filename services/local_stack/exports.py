@@ -1,7 +1,9 @@
-"""What a shell needs to use a running stack: written by the stack into its data folder, printed by `fulgurite env`.
+"""What a shell needs to use a running stack: written by the stack into its data folder, printed by
+`fulgurite env`.
 
-The file holds keys, so its owner alone may read it. It stays when the stack stops: a later start knows by it that a variable is its own.
-The lock beside it is held by the running stack, and is free as soon as that is gone, however it ended.
+The file holds keys, so its owner alone may read it. It stays when the stack stops: a later start
+knows by it that a variable is its own. The lock beside it is held by the running stack, and is free
+as soon as that is gone, however it ended.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ def write_exports(data: Path, variables: Mapping[str, str]) -> None:
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+        file.writelines(
+            f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()
+        )
     part.replace(data / FILE)
 
 
@@ -42,9 +46,18 @@ def read_exports(data: Path) -> dict[str, str]:
 
 
 def exporting_stack(environment: Mapping[str, str]) -> Path | None:
-    """The data folder of the local stack whose exports this environment holds; None if its Kafka is somebody else's."""
-    folder, servers = environment.get("FULGURITE_DATA_DIR"), environment.get("KAFKA_BOOTSTRAP_SERVERS")
-    if not folder or not servers or read_exports(Path(folder)).get("KAFKA_BOOTSTRAP_SERVERS") != servers:
+    """The data folder of the local stack whose exports this environment holds; None if its Kafka is
+    somebody else's.
+    """
+    folder, servers = (
+        environment.get("FULGURITE_DATA_DIR"),
+        environment.get("KAFKA_BOOTSTRAP_SERVERS"),
+    )
+    if (
+        not folder
+        or not servers
+        or read_exports(Path(folder)).get("KAFKA_BOOTSTRAP_SERVERS") != servers
+    ):
         return None
     return Path(folder)
 
@@ -65,7 +78,8 @@ class StackLock:
             holder = os.read(descriptor, 64).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
             raise AlreadyRunning(
-                f"a stack (process {holder}) already runs on {self._path.parent}: use it (`fulgurite env` prints its exports), "
+                f"a stack (process {holder}) already runs on {self._path.parent}: use it "
+                f"(`fulgurite env` prints its exports), "
                 "stop it, or give this one a folder of its own with --data"
             ) from error
         os.truncate(descriptor, 0)

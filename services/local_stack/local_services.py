@@ -1,4 +1,6 @@
-"""Reads `engines.toml`, the pinned versions and checksums, and holds files against it. Knows where the project keeps its things."""
+"""Reads `engines.toml`, the pinned versions and checksums, and holds files against it. Knows where
+the project keeps its things.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def project_folder() -> Path:
 
 
 def home() -> Path:
-    """Where everything that is downloaded, made or logged lies: FULGURITE_HOME, by default `.fulgurite` in the project's folder."""
+    """Where everything that is downloaded, made or logged lies: FULGURITE_HOME, by default
+    `.fulgurite` in the project's folder.
+    """
     named = os.environ.get("FULGURITE_HOME")
     return Path(named).resolve() if named else project_folder() / ".fulgurite"
 
@@ -78,5 +82,6 @@ def verify(path: Path, expected: str) -> None:
     found = sha256(path)
     if found != expected:
         raise ChecksumMismatch(
-            f"{path} has SHA-256 {found}, but services/local_stack/engines.toml pins {expected}; delete the file and try again"
+            f"{path} has SHA-256 {found}, but services/local_stack/engines.toml pins "
+            f"{expected}; delete the file and try again"
         )

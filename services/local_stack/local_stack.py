@@ -1,8 +1,10 @@
-"""The whole system on this machine: broker, Valkey, vLLM and every service, started in parallel, supervised, stopped together.
+"""The whole system on this machine: broker, Valkey, vLLM and every service, started in parallel,
+supervised, stopped together.
 
-`make demo`, `make up` and the end-to-end tests use it. Everything lies in one data folder: topics, weights, checkpoints, logs, the secrets
-made at the first start, and the exports for a shell. KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL, where set, replace the local
-engine; what an earlier start on the same folder exported counts as not set.
+`make demo`, `make up` and the end-to-end tests use it. Everything lies in one data folder: topics,
+weights, checkpoints, logs, the secrets made at the first start, and the exports for a shell.
+KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL, where set, replace the local engine; what an
+earlier start on the same folder exported counts as not set.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ class Secrets(msgspec.Struct, frozen=True):
 
 
 class LocalStack:
-    """A context manager: entering starts everything and waits until it is ready; leaving stops it, however it came."""
+    """A context manager: entering starts everything and waits until it is ready; leaving stops it,
+    however it came.
+    """
 
     def __init__(
         self,
@@ -116,10 +120,15 @@ class LocalStack:
         for process in self._parts().processes:
             if process.name == name:
                 return process
-        raise StackError(f"no part of the stack is called {name!r}; there are {[p.name for p in self._parts().processes]}")
+        raise StackError(
+            f"no part of the stack is called {name!r}; there are "
+            f"{[p.name for p in self._parts().processes]}"
+        )
 
     def start(self) -> Self:
-        """Start everything; return when all of it is ready. Raises StackError; what was started is stopped then."""
+        """Start everything; return when all of it is ready. Raises StackError; what was started is
+        stopped then.
+        """
         self._lock.acquire()
         try:
             self._check()
@@ -145,7 +154,12 @@ class LocalStack:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop()
 
     def _parts(self) -> Supervisor:
@@ -162,25 +176,47 @@ class LocalStack:
             "FULGURITE_GATEWAY_URL": self.gateway_url,
             "FULGURITE_ADMIN_KEY": self.secrets.admin_key,
             "FULGURITE_API_KEYS": self.secrets.api_key,
-            **{name: self.environment[name] for name in ("KAFKA_BOOTSTRAP_SERVERS", "FULGURITE_TOPIC_PREFIX", "FULGURITE_DATA_DIR")},
+            **{
+                name: self.environment[name]
+                for name in (
+                    "KAFKA_BOOTSTRAP_SERVERS",
+                    "FULGURITE_TOPIC_PREFIX",
+                    "FULGURITE_DATA_DIR",
+                )
+            },
         }
 
     def _check(self) -> None:
-        """Before anything starts: what would fail late, or look right and be wrong. Raises StackError."""
+        """Before anything starts: what would fail late, or look right and be wrong. Raises
+        StackError.
+        """
         other = exporting_stack(os.environ)
-        if other is not None and other.resolve() != self.data and self._given("KAFKA_BOOTSTRAP_SERVERS"):
+        if (
+            other is not None
+            and other.resolve() != self.data
+            and self._given("KAFKA_BOOTSTRAP_SERVERS")
+        ):
             raise StackError(
-                f"KAFKA_BOOTSTRAP_SERVERS is that of the stack on {other}, whose exports this shell has: two stacks on one Kafka would "
+                f"KAFKA_BOOTSTRAP_SERVERS is that of the stack on {other}, whose exports this "
+                f"shell has: two stacks on one Kafka would "
                 "train one policy twice. Unset KAFKA_BOOTSTRAP_SERVERS, or use a fresh shell"
             )
         lacking = doctor.lacking(local_vllm=not self._given("VLLM_BASE_URL"))
         lacking += doctor.given_addresses([name for name in ADDRESSES if self._given(name)])
         if lacking:
-            raise StackError("the stack cannot be started:" + "".join(f"\n  {c.name}: {c.finding}\n    -> {c.remedy}" for c in lacking))
+            raise StackError(
+                "the stack cannot be started:"
+                + "".join(f"\n  {c.name}: {c.finding}\n    -> {c.remedy}" for c in lacking)
+            )
         if not is_free(self._gateway_port):
-            who = "a Fulgurite gateway" if answers(self._gateway_port, "/healthz") else "another program"
+            who = (
+                "a Fulgurite gateway"
+                if answers(self._gateway_port, "/healthz")
+                else "another program"
+            )
             raise PortTaken(
-                f"port {self._gateway_port} on {LOCALHOST} is taken by {who}, and the gateway is to listen there: "
+                f"port {self._gateway_port} on {LOCALHOST} is taken by {who}, and the gateway "
+                f"is to listen there: "
                 f"stop it, or choose another port with --port {self._gateway_port + 1}"
             )
         if self.options.model is not None:
@@ -211,11 +247,22 @@ class LocalStack:
                 supervisor=supervisor,
             ).start()
         kafka_servers, redis_url = self._given("KAFKA_BOOTSTRAP_SERVERS"), self._given("REDIS_URL")
-        kafka = None if kafka_servers else LocalKafka(self.data / "kafka", brokers=self.options.brokers, supervisor=supervisor).start()
+        kafka = (
+            None
+            if kafka_servers
+            else LocalKafka(
+                self.data / "kafka", brokers=self.options.brokers, supervisor=supervisor
+            ).start()
+        )
         if kafka is not None and kafka.moved_from:
             before = ", ".join(map(str, kafka.moved_from))
-            self._on_note(f"Kafka's port {before} is taken by another program; it is now {kafka.bootstrap_servers}: export it anew")
-        valkey = None if redis_url else LocalValkey(self.data / "valkey", supervisor=supervisor).start()
+            self._on_note(
+                f"Kafka's port {before} is taken by another program; it is now "
+                f"{kafka.bootstrap_servers}: export it anew"
+            )
+        valkey = (
+            None if redis_url else LocalValkey(self.data / "valkey", supervisor=supervisor).start()
+        )
         self.environment = self._environment(
             bootstrap_servers=kafka.bootstrap_servers if kafka else kafka_servers or "",
             redis_url=valkey.url if valkey else redis_url or "",
@@ -248,19 +295,25 @@ class LocalStack:
     def _tell(self, name: str) -> None:
         self._on_ready(name, time.monotonic() - self._started)
 
-    def _environment(self, *, bootstrap_servers: str, redis_url: str, vllm_url: str, model: Path, yield_cpu: bool) -> dict[str, str]:
+    def _environment(
+        self, *, bootstrap_servers: str, redis_url: str, vllm_url: str, model: Path, yield_cpu: bool
+    ) -> dict[str, str]:
         policy = self.options.policy
         return {
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
             "REDIS_URL": redis_url,
             "VLLM_BASE_URL": vllm_url,
             "FULGURITE_TOPIC_PREFIX": os.environ.get("FULGURITE_TOPIC_PREFIX", "fulgurite."),
-            "FULGURITE_REPLICATION": os.environ.get("FULGURITE_REPLICATION", str(min(self.options.brokers, 3))),
+            "FULGURITE_REPLICATION": os.environ.get(
+                "FULGURITE_REPLICATION", str(min(self.options.brokers, 3))
+            ),
             "FULGURITE_SIGNING_KEYS": self.secrets.signing_keys,
             "FULGURITE_ADMIN_KEY": self.secrets.admin_key,
             "FULGURITE_API_KEYS": self.secrets.api_key,
             "FULGURITE_POLICY": policy,
-            "FULGURITE_ALIASES": all_aliases(policy, os.environ.get("FULGURITE_ALIASES", "").split(","), self.options.aliases),
+            "FULGURITE_ALIASES": all_aliases(
+                policy, os.environ.get("FULGURITE_ALIASES", "").split(","), self.options.aliases
+            ),
             "FULGURITE_DATA_DIR": str(self.data),
             "FULGURITE_GATEWAY_PORT": str(self._gateway_port),
             "FULGURITE_GATEWAY_URL": self.gateway_url,
@@ -274,23 +327,39 @@ class LocalStack:
             self._service("learner", "services.learner.main"),
             self._service("aggregator", "services.aggregator.main"),
             self._service("rewarder", "services.rewarder.main"),
-            self._service("gateway", "services.gateway.main", ready=self._own_gateway_answers, env=self.environment),
+            self._service(
+                "gateway",
+                "services.gateway.main",
+                ready=self._own_gateway_answers,
+                env=self.environment,
+            ),
             *self._appliers(),
         ]
 
     def _own_gateway_answers(self) -> bool:
         """It knows this stack's key; another program on the port would not."""
-        return answers(self._gateway_port, "/v1/models", {"Authorization": f"Bearer {self.secrets.api_key}"})
+        return answers(
+            self._gateway_port, "/v1/models", {"Authorization": f"Bearer {self.secrets.api_key}"}
+        )
 
     def _appliers(self) -> list[ProcessSpec]:
         """One for each backend of VLLM_BASE_URL."""
         backends = list(parse_backends(self.environment["VLLM_BASE_URL"], "vllm"))
         if len(backends) == 1:
             return [self._service("applier", "services.applier.main")]
-        return [self._service(f"applier-{name}", "services.applier.main", env={"FULGURITE_BACKEND": name}) for name in backends]
+        return [
+            self._service(
+                f"applier-{name}", "services.applier.main", env={"FULGURITE_BACKEND": name}
+            )
+            for name in backends
+        ]
 
     def _service(
-        self, name: str, module: str, ready: Callable[[], bool] | None = None, env: Mapping[str, str] | None = None
+        self,
+        name: str,
+        module: str,
+        ready: Callable[[], bool] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> ProcessSpec:
         return ProcessSpec(
             name=name,
@@ -305,7 +374,9 @@ class LocalStack:
 
 
 def all_aliases(policy: str, given: Iterable[str], added: Iterable[str]) -> str:
-    """For FULGURITE_ALIASES: the policy's own name, what the user set, what was added; the last word on an alias counts."""
+    """For FULGURITE_ALIASES: the policy's own name, what the user set, what was added; the last
+    word on an alias counts.
+    """
     found = {policy: policy}
     for text in (part.strip() for part in (*given, *added)):
         if text:

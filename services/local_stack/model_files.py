@@ -1,4 +1,6 @@
-"""Writes Hugging Face folders: a GGUF file converted, and a tiny random model. Imports torch: for the process of `model` alone."""
+"""Writes Hugging Face folders: a GGUF file converted, and a tiny random model. Imports torch: for
+the process of `model` alone.
+"""
 
 # transformers and tokenizers are annotated in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false, reportArgumentType=false
@@ -18,7 +20,8 @@ from transformers import (
 )
 
 CHATML_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + (message['content'] or '') + '<|im_end|>\\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
+    "(message['content'] or '') + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
@@ -27,12 +30,19 @@ _END, _START, _STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 
 def convert_gguf(gguf: Path, target: Path) -> None:
-    """Weights in bf16, tokenizer and chat template. What GGUF does not say is restored as SmolLM2 was trained: every digit is a token
-    of its own even after spaces, bytes decode as they were encoded, and a turn ends with <|im_end|>."""
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    """Weights in bf16, tokenizer and chat template. What GGUF does not say is restored as SmolLM2
+    was trained: every digit is a token of its own even after spaces, bytes decode as they were
+    encoded, and a turn ends with <|im_end|>.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
+    )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     raw: Tokenizer = tokenizer.backend_tokenizer
-    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    digits, words = (
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    )
     raw.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     raw.decoder = decoders.ByteLevel()
     tokenizer.eos_token = tokenizer.pad_token = _STOP
@@ -42,7 +52,9 @@ def convert_gguf(gguf: Path, target: Path) -> None:
 
 
 def write_tiny(target: Path, *, tied: bool, seed: int) -> None:
-    """0.3M parameters, 2 layers, a token per byte: every text is in its reach, and whatever it generates is some text."""
+    """0.3M parameters, 2 layers, a token per byte: every text is in its reach, and whatever it
+    generates is some text.
+    """
     torch.manual_seed(seed)
     tokenizer = _byte_tokenizer()
     config = LlamaConfig(
@@ -54,7 +66,8 @@ def write_tiny(target: Path, *, tied: bool, seed: int) -> None:
         num_key_value_heads=2,
         max_position_embeddings=TINY_CONTEXT,
         tie_word_embeddings=tied,
-        # Wider than usual: the distributions of a model this small must not all be flat, or tests compare nothing.
+        # Wider than usual: the distributions of a model this small must not all be flat, or tests
+        # compare nothing.
         initializer_range=0.15,
         bos_token_id=tokenizer.convert_tokens_to_ids(_START),
         eos_token_id=tokenizer.convert_tokens_to_ids(_STOP),
@@ -67,11 +80,17 @@ def write_tiny(target: Path, *, tied: bool, seed: int) -> None:
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE(vocab={symbol: number for number, symbol in enumerate(alphabet)}, merges=[]))
+    raw = Tokenizer(
+        models.BPE(vocab={symbol: number for number, symbol in enumerate(alphabet)}, merges=[])
+    )
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (_END, _START, _STOP)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=_START, eos_token=_STOP, pad_token=_END, unk_token=_END)
+    raw.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in (_END, _START, _STOP)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token=_START, eos_token=_STOP, pad_token=_END, unk_token=_END
+    )
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.chat_template = CHATML_TEMPLATE
     return tokenizer

@@ -1,7 +1,9 @@
-"""Fills the containers' volume with the model they serve and train: `python -m services.local_stack.model_volume`.
+"""Fills the containers' volume with the model they serve and train: `python -m
+services.local_stack.model_volume`.
 
-Without FULGURITE_MODEL it is SmolLM2-135M-Instruct, made from its package in FULGURITE_HOME; a half-written one, which a killed start or
-a full disk leaves, is made again. With it, the folder is only looked at. Ends with 78 (EX_CONFIG) when a person has to change something.
+Without FULGURITE_MODEL it is SmolLM2-135M-Instruct, made from its package in FULGURITE_HOME; a
+half-written one, which a killed start or a full disk leaves, is made again. With it, the folder is
+only looked at. Ends with 78 (EX_CONFIG) when a person has to change something.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def problem(folder: Path) -> str | None:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return "has no *.safetensors"
-    return next((f"has a half-written {path.name}" for path in weights if not _is_whole(path)), None)
+    return next(
+        (f"has a half-written {path.name}" for path in weights if not _is_whole(path)), None
+    )
 
 
 def _is_whole(weights: Path) -> bool:
@@ -75,8 +79,10 @@ def main() -> int:
         found = problem(Path(named))
         if found is not None:
             _say(
-                f"FULGURITE_MODEL={named}: this folder {found}. Copy a Hugging Face folder (config.json, tokenizer, *.safetensors) into "
-                "the volume `models`, which is /models here, or leave FULGURITE_MODEL empty for the small model."
+                f"FULGURITE_MODEL={named}: this folder {found}. Copy a Hugging Face folder "
+                f"(config.json, tokenizer, *.safetensors) into "
+                "the volume `models`, which is /models here, or leave FULGURITE_MODEL empty "
+                "for the small model."
             )
             return os.EX_CONFIG
         _say(f"the model is {named}")
@@ -84,7 +90,10 @@ def main() -> int:
     try:
         _say(f"the model is {fill()}")
     except (StackError, OSError) as error:
-        _say(f"the model could not be made: {error}\nIts package comes from the package index: is that reachable from containers?")
+        _say(
+            f"the model could not be made: {error}\nIts package comes from the package index: "
+            f"is that reachable from containers?"
+        )
         return os.EX_UNAVAILABLE
     return 0
 

@@ -46,7 +46,9 @@ def accepts(port: int) -> bool:
         return False
 
 
-def answers(port: int, path: str, headers: dict[str, str] | None = None, timeout_s: float = _TIMEOUT_S) -> bool:
+def answers(
+    port: int, path: str, headers: dict[str, str] | None = None, timeout_s: float = _TIMEOUT_S
+) -> bool:
     """Whether a GET is answered with a 2xx."""
     connection = http.client.HTTPConnection(LOCALHOST, port, timeout=timeout_s)
     try:

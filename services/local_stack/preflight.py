@@ -1,8 +1,10 @@
-"""Before any container of the deployment starts: `python -m services.local_stack.preflight`. See docker-compose.yml.
+"""Before any container of the deployment starts: `python -m services.local_stack.preflight`. See
+docker-compose.yml.
 
-Looks at the settings of every service, at the machine and at the volumes, and makes the secrets that are not there yet. Ends with 78
-(EX_CONFIG) and one line for each thing that a person has to change, which names the setting and the remedy; then nothing is started, and
-nothing is started again and again.
+Looks at the settings of every service, at the machine and at the volumes, and makes the secrets
+that are not there yet. Ends with 78 (EX_CONFIG) and one line for each thing that a person has to
+change, which names the setting and the remedy; then nothing is started, and nothing is started
+again and again.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from services.gateway.settings import GatewaySettings
 from services.judge.settings import JudgeSettings
 from services.learner.settings import LearnerSettings
 from services.learner.trainer_settings import TrainerSettings
-from services.rewards.settings import RewarderSettings, RewardWorkerSettings
+from services.rewarder.settings import RewarderSettings
+from services.rewards.settings import RewardWorkerSettings
 
 GIB = 1 << 30
 PROFILES = {"cpu", "gpu"}
@@ -65,7 +68,10 @@ def check_settings(environment: Environment) -> Iterator[str]:
                 name = _variable(settings, finding["loc"])
                 value = environment.get(name, "")
                 shown = "" if any(word in name for word in ("KEY", "PASSWORD")) else f"={value}"
-                told.add(f"{name}{shown}: {finding['msg']}. Correct it in .env (docs/reference/settings.md says what it takes).")
+                told.add(
+                    f"{name}{shown}: {finding['msg']}. Correct it in .env "
+                    f"(docs/reference/settings.md says what it takes)."
+                )
             continue
         if isinstance(made, GatewaySettings):
             told.update(_of_gateway(made))
@@ -90,7 +96,8 @@ def _of_gateway(settings: GatewaySettings) -> Iterator[str]:
     policies = {route.policy for route in settings.routes().values()}
     if settings.policy not in policies:
         yield (
-            f"FULGURITE_ALIASES={settings.aliases} names no alias for FULGURITE_POLICY={settings.policy}, so no agent could ask for it: "
+            f"FULGURITE_ALIASES={settings.aliases} names no alias for "
+            f"FULGURITE_POLICY={settings.policy}, so no agent could ask for it: "
             f"add {settings.policy}={settings.policy}."
         )
 
@@ -103,13 +110,20 @@ def check_numbers(environment: Environment) -> Iterator[str]:
             yield f"{name}={value}: expected a whole number, at least 1. Correct it in .env."
 
 
-def check_profile(environment: Environment, driver: Path = Path("/proc/driver/nvidia/gpus")) -> Iterator[str]:
+def check_profile(
+    environment: Environment, driver: Path = Path("/proc/driver/nvidia/gpus")
+) -> Iterator[str]:
     """One engine and one learner, and the hardware they need."""
     named = {name.strip() for name in environment.get("COMPOSE_PROFILES", "").split(",")}
     chosen = named & PROFILES
     if len(chosen) != 1:
         given = environment.get("COMPOSE_PROFILES", "")
-        yield f"COMPOSE_PROFILES={given}: name either cpu or gpu, for example COMPOSE_PROFILES=cpu,rewards in .env."
+        yield (
+            f"COMPOSE_PROFILES={given}: name either cpu or gpu, for example "
+            f"COMPOSE_PROFILES=cpu,rewards "
+            f"in "
+            f".env."
+        )
     elif chosen == {"cpu"}:
         cpu = check_cpu()
         if cpu.remedy and cpu.needed:
@@ -118,30 +132,49 @@ def check_profile(environment: Environment, driver: Path = Path("/proc/driver/nv
         gpus = len(list(driver.iterdir())) if driver.is_dir() else 0
         if gpus < 2 and environment.get("VLLM_GPU", "0") != environment.get("LEARNER_GPU", "1"):
             yield (
-                f"COMPOSE_PROFILES=gpu: this machine shows {gpus} NVIDIA GPU(s), and vLLM and the learner take one each. Install the "
-                "driver and the NVIDIA Container Toolkit, or set COMPOSE_PROFILES=cpu; on one large GPU both may run: VLLM_GPU=0 and "
+                f"COMPOSE_PROFILES=gpu: this machine shows {gpus} NVIDIA GPU(s), and vLLM and "
+                f"the learner take one each. Install the "
+                "driver and the NVIDIA Container Toolkit, or set COMPOSE_PROFILES=cpu; on one "
+                "large GPU both may run: VLLM_GPU=0 and "
                 "LEARNER_GPU=0."
             )
 
 
 def check_memory(environment: Environment, meminfo: Path = Path("/proc/meminfo")) -> Iterator[str]:
-    """The machine's own, because what is free means little while the deployment runs; and vLLM's limit against its cache."""
-    total = next(int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.startswith("MemTotal")) * 1024 / GIB
+    """The machine's own, because what is free means little while the deployment runs; and vLLM's
+    limit against its cache.
+    """
+    total = (
+        next(
+            int(line.split()[1])
+            for line in meminfo.read_text().splitlines()
+            if line.startswith("MemTotal")
+        )
+        * 1024
+        / GIB
+    )
     try:
         needed = float(environment.get("MEMORY_NEEDED_GIB", "8"))
         limit = as_bytes(environment.get("VLLM_MEMORY", "5g")) / GIB
         cache = float(environment.get("VLLM_CPU_KVCACHE_SPACE", "1"))
     except ValueError as error:
-        yield f"MEMORY_NEEDED_GIB, VLLM_MEMORY or VLLM_CPU_KVCACHE_SPACE: {error}. Correct it in .env, for example VLLM_MEMORY=5g."
+        yield (
+            f"MEMORY_NEEDED_GIB, VLLM_MEMORY or VLLM_CPU_KVCACHE_SPACE: {error}. Correct "
+            f"it "
+            f"in .env, for example VLLM_MEMORY=5g."
+        )
         return
     if total + _RESERVE_GIB < needed:
         yield (
-            f"MEMORY_NEEDED_GIB={needed:g}: containers have {total:.1f} GiB here. Give Docker more (Docker Desktop: Settings, "
-            "Resources), take a larger machine, or lower MEMORY_NEEDED_GIB in .env to try all the same."
+            f"MEMORY_NEEDED_GIB={needed:g}: containers have {total:.1f} GiB here. Give Docker "
+            f"more (Docker Desktop: Settings, "
+            "Resources), take a larger machine, or lower MEMORY_NEEDED_GIB in .env to try all "
+            "the same."
         )
     if limit < cache + VLLM_BASE_GIB:
         yield (
-            f"VLLM_MEMORY={environment.get('VLLM_MEMORY', '5g')} is too little for VLLM_CPU_KVCACHE_SPACE={cache:g} GiB: "
+            f"VLLM_MEMORY={environment.get('VLLM_MEMORY', '5g')} is too little for "
+            f"VLLM_CPU_KVCACHE_SPACE={cache:g} GiB: "
             f"set at least {cache + VLLM_BASE_GIB:g}g, or lower the cache."
         )
 
@@ -155,18 +188,28 @@ def as_bytes(size: str) -> float:
 
 def check_port(environment: Environment) -> Iterator[str]:
     """Free, or held by this very gateway, which a second `up` finds running."""
-    host, port = environment.get("GATEWAY_BIND", "127.0.0.1"), environment.get("GATEWAY_PORT", "8080")
+    host, port = (
+        environment.get("GATEWAY_BIND", "127.0.0.1"),
+        environment.get("GATEWAY_PORT", "8080"),
+    )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))
         except (OSError, OverflowError, ValueError) as error:
             if not _is_a_gateway(host, port):
-                yield f"GATEWAY_PORT={port}: {error} (GATEWAY_BIND={host}). Stop what listens there, or set another GATEWAY_PORT in .env."
+                yield (
+                    f"GATEWAY_PORT={port}: {error} (GATEWAY_BIND={host}). Stop what "
+                    f"listens "
+                    f"there, or set another GATEWAY_PORT in .env."
+                )
 
 
 def _is_a_gateway(host: str, port: str) -> bool:
-    with suppress(OSError, ValueError, HTTPException), urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=3) as answer:
+    with (
+        suppress(OSError, ValueError, HTTPException),
+        urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=3) as answer,
+    ):
         return bool(answer.read(64).replace(b" ", b"") == b'{"status":"ok"}')
     return False
 
@@ -174,15 +217,27 @@ def _is_a_gateway(host: str, port: str) -> bool:
 def check_volumes(environment: Environment, root: Path = Path("/")) -> Iterator[str]:
     """That what was restored or left there can be used."""
     project = environment.get("CHECK_PROJECT", "fulgurite")
-    for folder in ("models", "secrets", "judge-secrets", "data/checkpoints", "data/artifacts", "data/claims", "data/spool"):
+    for folder in (
+        "models",
+        "secrets",
+        "judge-secrets",
+        "data/checkpoints",
+        "data/artifacts",
+        "data/claims",
+        "data/spool",
+    ):
         path = root / folder
         if path.is_dir() and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             volume = f"{project}_{path.name}"
             yield (
-                f"the volume {volume} belongs to user {path.stat().st_uid} and cannot be written. Give it back to the services: "
-                f"docker run --rm --user 0 --volume {volume}:/v --entrypoint chown fulgurite-cli:0.1.0 -R 10001 /v"
+                f"the volume {volume} belongs to user {path.stat().st_uid} and cannot be "
+                f"written. Give it back to the services: "
+                f"docker run --rm --user 0 --volume {volume}:/v --entrypoint chown "
+                f"fulgurite-cli:0.1.0 -R 10001 /v"
             )
-    yield from _of_kafka(root / "kafka", environment.get("KAFKA_CLUSTER_ID", ""), f"{project}_kafka")
+    yield from _of_kafka(
+        root / "kafka", environment.get("KAFKA_CLUSTER_ID", ""), f"{project}_kafka"
+    )
 
 
 def _of_kafka(folder: Path, cluster: str, volume: str) -> Iterator[str]:
@@ -191,30 +246,51 @@ def _of_kafka(folder: Path, cluster: str, volume: str) -> Iterator[str]:
     properties = folder / "meta.properties"
     anew = f"or begin with empty topics: docker compose down && docker volume rm {volume}"
     if not properties.is_file():
-        if any(path.name not in ("lost+found", "bootstrap.checkpoint") for path in folder.iterdir()):
-            yield f"the volume {volume} is half-written: it has no meta.properties. Restore it from its backup, {anew}"
+        if any(
+            path.name not in ("lost+found", "bootstrap.checkpoint") for path in folder.iterdir()
+        ):
+            yield (
+                f"the volume {volume} is half-written: it has no meta.properties. Restore "
+                f"it "
+                f"from its backup, {anew}"
+            )
         return
-    found = dict(line.split("=", 1) for line in properties.read_text().splitlines() if "=" in line).get("cluster.id")
+    found = dict(
+        line.split("=", 1) for line in properties.read_text().splitlines() if "=" in line
+    ).get("cluster.id")
     if found != cluster:
-        yield f"KAFKA_CLUSTER_ID={cluster}, but the volume {volume} is of cluster {found}: set KAFKA_CLUSTER_ID={found} in .env, {anew}"
+        yield (
+            f"KAFKA_CLUSTER_ID={cluster}, but the volume {volume} is of cluster {found}: "
+            f"set "
+            f"KAFKA_CLUSTER_ID={found} in .env, {anew}"
+        )
 
 
 def make_secrets(folder: Path, environment: Environment) -> list[str]:
-    """Write each secret that is neither in the environment nor on the disk; the names of those made."""
+    """Write each secret that is neither in the environment nor on the disk; the names of those
+    made.
+    """
     wanted = {
         "signing_keys": lambda: f"k1:{secrets.token_urlsafe(32)}",
         "admin_key": lambda: f"sk-admin-{secrets.token_urlsafe(24)}",
         "api_keys": lambda: f"sk-{secrets.token_urlsafe(24)}",
     }
-    missing = {name: make for name, make in wanted.items() if not (folder / name).is_file() or not (folder / name).read_text().strip()}
+    missing = {
+        name: make
+        for name, make in wanted.items()
+        if not (folder / name).is_file() or not (folder / name).read_text().strip()
+    }
     for name, make in missing.items():
-        # A file stands for what the environment gives, too: an entry point asks for the file only where the environment says nothing.
+        # A file stands for what the environment gives, too: an entry point asks for the file only
+        # where the environment says nothing.
         _write_secret(folder / name, environment.get(f"FULGURITE_{name.upper()}") or make())
     return sorted(missing)
 
 
 def share_secret(secret: Path, folder: Path) -> None:
-    """Copy a secret into the volume of a service that needs this one and must not see the others."""
+    """Copy a secret into the volume of a service that needs this one and must not see the
+    others.
+    """
     _write_secret(folder / secret.name, secret.read_text())
 
 
@@ -243,11 +319,16 @@ def main() -> int:
     if not problems:
         made = make_secrets(Path("/secrets"), os.environ)
         share_secret(Path("/secrets/api_keys"), Path("/judge-secrets"))
-        sys.stderr.write(f"settings, machine and volumes are in order{'; made ' + ', '.join(made) if made else ''}\n")
+        sys.stderr.write(
+            f"settings, machine and volumes are in "
+            f"order{'; made ' + ', '.join(made) if made else ''}\n"
+        )
         return 0
     for problem in problems:
         sys.stderr.write(f"PROBLEM {problem}\n")
-    sys.stderr.write("Nothing was started. When that is changed: docker compose up --detach --wait\n")
+    sys.stderr.write(
+        "Nothing was started. When that is changed: docker compose up --detach --wait\n"
+    )
     return os.EX_CONFIG
 
 

@@ -1,8 +1,10 @@
-"""Starts named processes, tells when they are ready, starts them again when they fall, and leaves none behind.
+"""Starts named processes, tells when they are ready, starts them again when they fall, and leaves
+none behind.
 
-Each process leads a session of its own (Ctrl-C reaches only the supervisor) and writes to its own log file. Stopping is SIGTERM to the
-process, then SIGKILL to everything in its session, grandchildren included. If the supervisor itself dies, even by SIGKILL, the
-watchdog (`services.local_stack.watchdog`) does the same to whatever it left.
+Each process leads a session of its own (Ctrl-C reaches only the supervisor) and writes to its own
+log file. Stopping is SIGTERM to the process, then SIGKILL to everything in its session,
+grandchildren included. If the supervisor itself dies, even by SIGKILL, the watchdog
+(`services.local_stack.watchdog`) does the same to whatever it left.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ _SOON_S = 10.0
 _LOG_TAIL_LINES = 15
 
 GIVES_UP = os.EX_CONFIG
-"""Exit status of a service that cannot go on until a person changes something; it is not started again."""
+"""Exit status of a service that cannot go on until a person changes something; it is not started
+again.
+"""
 
 
 class Restart(StrEnum):
@@ -43,7 +47,9 @@ class Restart(StrEnum):
     never = "never"
     """Leave it: the state says so."""
     always = "always"
-    """Start it again, unless it gave up (`GIVES_UP`) or ended soon after each of the last `max_restarts` starts."""
+    """Start it again, unless it gave up (`GIVES_UP`) or ended soon after each of the last
+    `max_restarts` starts.
+    """
 
 
 class State(StrEnum):
@@ -60,17 +66,23 @@ class State(StrEnum):
 
 
 class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A process to run. `ready` must return quickly and never raise; with neither `ready` nor `pulse` it is ready as soon as it runs."""
+    """A process to run. `ready` must return quickly and never raise; with neither `ready` nor
+    `pulse` it is ready as soon as it runs.
+    """
 
     name: str
     argv: Sequence[str]
     log: Path
     env: Mapping[str, str] | None = None
-    """Added to the supervisor's environment, of which a process inherits everything but the gateway's keys."""
+    """Added to the supervisor's environment, of which a process inherits everything but the
+    gateway's keys.
+    """
     cwd: Path | None = None
     ready: Callable[[], bool] | None = None
     pulse: Path | None = None
-    """A file that the process touches once it does its work (FULGURITE_PULSE): it is ready then. Removed at each start."""
+    """A file that the process touches once it does its work (FULGURITE_PULSE): it is ready then.
+    Removed at each start.
+    """
     ready_timeout_s: float = 60.0
     restart: Restart = Restart.never
     max_restarts: int = 20
@@ -79,9 +91,16 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Process:
-    """One supervised process. Thread-safe. `on_exit(process, returncode)` is called from its own thread after an unasked-for end."""
+    """One supervised process. Thread-safe. `on_exit(process, returncode)` is called from its own
+    thread after an unasked-for end.
+    """
 
-    def __init__(self, spec: ProcessSpec, watchdog: Watchdog, on_exit: Callable[[Process, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        spec: ProcessSpec,
+        watchdog: Watchdog,
+        on_exit: Callable[[Process, int], None] | None = None,
+    ) -> None:
         self.spec = spec
         self.restarts = 0
         self.returncode: int | None = None
@@ -124,12 +143,17 @@ class Process:
         return self
 
     def wait_ready(self, timeout_s: float | None = None) -> Self:
-        """Block until the readiness check passes. Raises EngineExited or EngineNotReady, with the end of the log."""
+        """Block until the readiness check passes. Raises EngineExited or EngineNotReady, with the
+        end of the log.
+        """
         limit = self.spec.ready_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
         while True:
             if self.pid is None and not self.will_restart():
-                raise EngineExited(f"{self.name} {how_it_ended(self.returncode)} before it was ready: {self.last_words()}{self._tail()}")
+                raise EngineExited(
+                    f"{self.name} {how_it_ended(self.returncode)} before it was ready: "
+                    f"{self.last_words()}{self._tail()}"
+                )
             if self.is_ready():
                 return self
             if time.monotonic() > deadline:
@@ -137,7 +161,9 @@ class Process:
             time.sleep(_POLL_S)
 
     def is_ready(self) -> bool:
-        """Whether it runs and its readiness check has passed since its last start; asks if it has not yet."""
+        """Whether it runs and its readiness check has passed since its last start; asks if it has
+        not yet.
+        """
         if self.pid is None:
             return False
         if not self._was_ready and self._passes():
@@ -146,7 +172,8 @@ class Process:
 
     def will_restart(self) -> bool:
         """Whether it is started again, now that it has ended."""
-        # A process that never became ready is misconfigured: starting it again would only hide the message.
+        # A process that never became ready is misconfigured: starting it again would only hide the
+        # message.
         lasting = self.returncode != GIVES_UP and self._soon_ended <= self.spec.max_restarts
         return self._wanted and self._ever_ready and self.spec.restart is Restart.always and lasting
 
@@ -223,7 +250,12 @@ class Process:
                 start_new_session=True,
             )
         self._watchdog.watch(self._popen.pid)
-        watcher = threading.Thread(target=self._watch, args=(self._popen, self._ended), name=f"watch-{self.name}", daemon=True)
+        watcher = threading.Thread(
+            target=self._watch,
+            args=(self._popen, self._ended),
+            name=f"watch-{self.name}",
+            daemon=True,
+        )
         watcher.start()
 
     def _watch(self, popen: subprocess.Popen[bytes], ended: threading.Event) -> None:
@@ -235,7 +267,9 @@ class Process:
         if not unasked:
             return
         self._watchdog.forget(popen.pid)
-        self._soon_ended = self._soon_ended + 1 if time.monotonic() - self._started_at < _SOON_S else 0
+        self._soon_ended = (
+            self._soon_ended + 1 if time.monotonic() - self._started_at < _SOON_S else 0
+        )
         if self._on_exit is not None:
             self._on_exit(self, code)
         if self.will_restart():
@@ -253,13 +287,18 @@ class Process:
         return passes and self.pid is not None
 
     def _tail(self) -> str:
-        """The end of the log for people; JSON lines are left out, whose last error has been said."""
+        """The end of the log for people; JSON lines are left out, whose last error has
+        been said.
+        """
         if not self.spec.log.is_file():
             return ""
         with self.spec.log.open("rb") as log:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-        return "".join(f"\n    {line}" for line in lines if not line.startswith("{")) + f"\n    ({self.spec.log})"
+        return (
+            "".join(f"\n    {line}" for line in lines if not line.startswith("{"))
+            + f"\n    ({self.spec.log})"
+        )
 
 
 def how_it_ended(code: int | None) -> str:
@@ -273,7 +312,9 @@ def how_it_ended(code: int | None) -> str:
 
 
 class Supervisor:
-    """A set of processes that live no longer than it does; stops them in reverse order. A context manager."""
+    """A set of processes that live no longer than it does; stops them in reverse order. A context
+    manager.
+    """
 
     def __init__(self, on_exit: Callable[[Process, int], None] | None = None) -> None:
         self.processes: list[Process] = []
@@ -299,5 +340,10 @@ class Supervisor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()

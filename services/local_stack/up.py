@@ -33,24 +33,50 @@ console = Console(stderr=True)
 
 
 def up(
-    data: Annotated[Path, typer.Option(help="Topics, weights, checkpoints, logs; kept from one start to the next.")] = DEFAULT_DATA,
-    brokers: Annotated[int, typer.Option(min=1, max=5, help="Kafka brokers; 3 give replication.")] = 1,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The gateway's port on 127.0.0.1.")] = DEFAULT_PORT,
-    model: Annotated[Path | None, typer.Option(help="Hugging Face folder of the model; without it SmolLM2-135M.")] = None,
-    policy: Annotated[str, typer.Option(metavar="POLICY", help="Name of the policy, which agents ask for as their model.")] = "policy",
+    data: Annotated[
+        Path,
+        typer.Option(help="Topics, weights, checkpoints, logs; kept from one start to the next."),
+    ] = DEFAULT_DATA,
+    brokers: Annotated[
+        int, typer.Option(min=1, max=5, help="Kafka brokers; 3 give replication.")
+    ] = 1,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The gateway's port on 127.0.0.1.")
+    ] = DEFAULT_PORT,
+    model: Annotated[
+        Path | None, typer.Option(help="Hugging Face folder of the model; without it SmolLM2-135M.")
+    ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="POLICY", help="Name of the policy, which agents ask for as their model."
+        ),
+    ] = "policy",
     alias: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME[=POLICY]", help="Another model name that agents may ask for; may be given several times."),
+        typer.Option(
+            metavar="NAME[=POLICY]",
+            help="Another model name that agents may ask for; may be given several times.",
+        ),
     ] = None,
 ) -> None:
-    """Start the whole stack on this machine and keep it running until Ctrl-C: `fulgurite up --alias gpt-4o-mini`.
+    """Start the whole stack on this machine and keep it running until Ctrl-C: `fulgurite up --alias
+    gpt-4o-mini`.
 
-    KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL, where set, replace the local engine; FULGURITE_ALIASES adds aliases, as --alias
-    does. In another shell `eval "$(fulgurite env)"` sets what agents and commands need.
+    KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL, where set, replace the local engine;
+    FULGURITE_ALIASES adds aliases, as --alias does. In another shell `eval "$(fulgurite env)"` sets
+    what agents and commands need.
     """
     logs.configure("stack", "WARNING")
     hide_from_other_processes()
-    options = StackOptions(data=data, brokers=brokers, gateway_port=port, model=model, policy=policy, aliases=tuple(alias or ()))
+    options = StackOptions(
+        data=data,
+        brokers=brokers,
+        gateway_port=port,
+        model=model,
+        policy=policy,
+        aliases=tuple(alias or ()),
+    )
     try:
         with running(options) as stack:
             _tell(stack)
@@ -68,7 +94,13 @@ def up(
 @contextlib.contextmanager
 def running(options: StackOptions) -> Generator[LocalStack]:
     """A running stack, its start shown with a line per part."""
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
         progress.add_task("starting (vLLM takes longest, half a minute to a minute)")
 
         def on_ready(name: str, seconds: float) -> None:
@@ -91,8 +123,14 @@ def wait_for_signal() -> None:
 
 def _tell_exit(process: Process, code: int) -> None:
     next_step = "it is started again" if process.will_restart() else "it is NOT started again"
-    text = f"  {process.name} {how_it_ended(code)}: {process.last_words()}. {next_step}; its log: {process.spec.log}"
-    console.print(text, style="yellow" if process.will_restart() else "red", markup=False, soft_wrap=True)
+    text = (
+        f"  {process.name} {how_it_ended(code)}: {process.last_words()}. {next_step}; "
+        f"its "
+        f"log: {process.spec.log}"
+    )
+    console.print(
+        text, style="yellow" if process.will_restart() else "red", markup=False, soft_wrap=True
+    )
 
 
 def _note(text: str) -> None:
@@ -101,7 +139,9 @@ def _note(text: str) -> None:
 
 def _tell(stack: LocalStack) -> None:
     exports = stack.exports
-    agent = "".join(f"  export {name}={exports[name]}\n" for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"))
+    agent = "".join(
+        f"  export {name}={exports[name]}\n" for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY")
+    )
     console.print(
         f"""
 Fulgurite is up. Point an agent here:
@@ -124,7 +164,11 @@ def command() -> str:
     called = Path(sys.argv[0])
     if called.name != "fulgurite" or shutil.which("fulgurite") == str(called.absolute()):
         return "fulgurite"
-    return os.path.relpath(called) if called.is_relative_to(Path.cwd()) or not called.is_absolute() else str(called)
+    return (
+        os.path.relpath(called)
+        if called.is_relative_to(Path.cwd()) or not called.is_absolute()
+        else str(called)
+    )
 
 
 def folder_option(data: Path) -> str:
@@ -133,15 +177,24 @@ def folder_option(data: Path) -> str:
 
 
 def env(
-    data: Annotated[Path, typer.Option(help="The data folder of the stack, as given to `fulgurite up`.")] = DEFAULT_DATA,
+    data: Annotated[
+        Path, typer.Option(help="The data folder of the stack, as given to `fulgurite up`.")
+    ] = DEFAULT_DATA,
 ) -> None:
     """Print the exports for agents and commands of the stack that runs: `eval "$(fulgurite env)"`.
 
-    They hold keys. Exits 1, and prints nothing that a shell would take, if no stack is up on the data folder.
+    They hold keys. Exits 1, and prints nothing that a shell would take, if no stack is up on the
+    data folder.
     """
     variables = read_exports(data)
     if not is_running(data) or not variables:
-        text = f"fulgurite env: no stack is up on {data.resolve()}. Start one with `fulgurite up`, or name its folder with --data"
+        text = (
+            f"fulgurite env: no stack is up on {data.resolve()}. Start one with "
+            f"`fulgurite "
+            f"up`, or name its folder with --data"
+        )
         console.print(text, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1)
-    sys.stdout.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+    sys.stdout.writelines(
+        f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()
+    )

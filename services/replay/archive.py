@@ -1,11 +1,13 @@
-"""The archive: topics as Parquet, to the byte, partitioned by topic and day (UTC, by record time), beyond the topics' retention.
+"""The archive: topics as Parquet, to the byte, partitioned by topic and day (UTC, by record time),
+beyond the topics' retention.
 
     DIR/topic=llm.calls/day=2026-01-31/partition-003.<run>.parquet      offset, timestamp, key, value, event_id, event_type
     DIR/archive.json                                                     how far each partition has been archived
 
-`archive` goes on where the last one ended. `archive.json` is written last, so a run that was killed is repeated; records that are then
-there twice are read once. Encrypted payloads stay encrypted. What calls left elsewhere is copied too, into `claims/`, and read from there.
-"""
+`archive` goes on where the last one ended. `archive.json` is written last, so a run that was killed
+is repeated; records that are then there twice are read once. Encrypted payloads stay encrypted.
+What calls left elsewhere is copied too, into `claims/`, and read from there.
+"""  # noqa: E501 - a table
 
 from __future__ import annotations
 
@@ -48,7 +50,13 @@ class Archived(msgspec.Struct, kw_only=True):
     """Those that were gone, or not what was left."""
 
 
-def archive(settings: KafkaSettings, codec: Codec, folder: Path, topics: Collection[Topic], told: Callable[[str, int], None]) -> Archived:
+def archive(
+    settings: KafkaSettings,
+    codec: Codec,
+    folder: Path,
+    topics: Collection[Topic],
+    told: Callable[[str, int], None],
+) -> Archived:
     """Add to the archive what topics hold beyond it. Raises LogUnavailable, BadArchive, OSError."""
     done = read_index(folder)
     source = LogSource(settings, codec, topics, done, named=topics)
@@ -67,7 +75,11 @@ def archive(settings: KafkaSettings, codec: Codec, folder: Path, topics: Collect
                 files.write(part, [{name: getattr(raw, name) for name in _COLUMNS}])
             told(topic.name, counts[topic.name])
     files.close()
-    ends = {(topic.name, number): source.end((topic.name, number)) for topic in topics for number in range(topic.partitions)}
+    ends = {
+        (topic.name, number): source.end((topic.name, number))
+        for topic in topics
+        for number in range(topic.partitions)
+    }
     _write_index(folder, done | ends)
     return Archived(records=counts, gaps=source.gaps, claims=copied, lost_claims=list(lost))
 
@@ -81,7 +93,11 @@ def read_index(folder: Path) -> dict[Place, int]:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[int, int]])
     except msgspec.DecodeError as error:
         raise BadArchive(f"{path}: {error}") from error
-    return {(topic, partition): offset for topic, partitions in found.items() for partition, offset in partitions.items()}
+    return {
+        (topic, partition): offset
+        for topic, partitions in found.items()
+        for partition, offset in partitions.items()
+    }
 
 
 def _write_index(folder: Path, ends: dict[Place, int]) -> None:
@@ -104,17 +120,27 @@ class ArchiveSource:
         self._claims = ArchivedClaims(folder)
         self.at_hand = self._claims.at_hand
         if not (folder / _INDEX).exists():
-            raise BadArgument(f"{folder} is no archive: it has no {_INDEX}; `fulgurite archive {folder}` makes one")
+            raise BadArgument(
+                f"{folder} is no archive: it has no {_INDEX}; `fulgurite archive {folder}` "
+                f"makes one"
+            )
         self.ends = read_index(folder)
 
     def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
         """Records in the files that are to be read."""
-        return sum(count_rows(path) for topic in topics for path in self._files(topic, "*", since_ms))
+        return sum(
+            count_rows(path) for topic in topics for path in self._files(topic, "*", since_ms)
+        )
 
-    def read(self, topics: Collection[Topic], partition: int, since_ms: int | None = None) -> Iterator[Raw]:
+    def read(
+        self, topics: Collection[Topic], partition: int, since_ms: int | None = None
+    ) -> Iterator[Raw]:
         """See `Source`; records that were archived twice come once."""
         for topic in topics:
-            files = [self._file(path, topic, partition) for path in self._files(topic, f"{partition:03d}", since_ms)]
+            files = [
+                self._file(path, topic, partition)
+                for path in self._files(topic, f"{partition:03d}", since_ms)
+            ]
             last = -1
             for raw in heapq.merge(*files, key=lambda raw: raw.offset):
                 if raw.offset > last and (since_ms is None or raw.timestamp >= since_ms):
@@ -122,12 +148,16 @@ class ArchiveSource:
                 last = max(last, raw.offset)
 
     def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
-        """See `Source`: a parent is among what was read before, or gone; a claim is on the archive's own copy."""
+        """See `Source`: a parent is among what was read before, or gone; a claim is on the
+        archive's own copy.
+        """
         chain = [call]
         while (ref := chain[-1].parent) is not None:
             parent = held.get(ref.call_id)
             if parent is None:
-                raise BrokenDelta(f"call {call.call_id}: its parent {ref.call_id} is not in the archive")
+                raise BrokenDelta(
+                    f"call {call.call_id}: its parent {ref.call_id} is not in the archive"
+                )
             chain.append(parent)
         whole = chain.pop()
         while chain:
@@ -135,8 +165,14 @@ class ArchiveSource:
         return self.at_hand(whole)
 
     def _files(self, topic: Topic, partition: str, since_ms: int | None) -> list[Path]:
-        found = sorted((self._folder / f"topic={topic.name}").glob(f"day=*/partition-{partition}.*.parquet"))
-        return [path for path in found if since_ms is None or path.parent.name >= f"day={_day(since_ms)}"]
+        found = sorted(
+            (self._folder / f"topic={topic.name}").glob(f"day=*/partition-{partition}.*.parquet")
+        )
+        return [
+            path
+            for path in found
+            if since_ms is None or path.parent.name >= f"day={_day(since_ms)}"
+        ]
 
     def _file(self, path: Path, topic: Topic, partition: int) -> Iterator[Raw]:
         for row in read_rows(path, _COLUMNS):
@@ -154,7 +190,9 @@ class Chained:
         """See `Source`."""
         return self._archived.count(topics, since_ms) + self._log.count(topics, since_ms)
 
-    def read(self, topics: Collection[Topic], partition: int, since_ms: int | None = None) -> Iterator[Raw]:
+    def read(
+        self, topics: Collection[Topic], partition: int, since_ms: int | None = None
+    ) -> Iterator[Raw]:
         """See `Source`."""
         yield from self._archived.read(topics, partition, since_ms)
         yield from self._log.read(topics, partition, since_ms)
@@ -164,14 +202,20 @@ class Chained:
         return self._archived.at_hand(self._log.whole(call, held))
 
 
-def open_source(settings: KafkaSettings, codec: Codec, folder: Path | None, *, archive_only: bool = False) -> Source:
+def open_source(
+    settings: KafkaSettings, codec: Codec, folder: Path | None, *, archive_only: bool = False
+) -> Source:
     """The log, an archive, or both. Raises BadArgument, BadArchive, LogUnavailable."""
     if folder is None:
         if archive_only:
             raise BadArgument("--archive-only needs --archive")
         return LogSource(settings, codec)
     archived = ArchiveSource(folder)
-    return archived if archive_only else Chained(archived, LogSource(settings, codec, DOWNSTREAM_FIRST, archived.ends))
+    return (
+        archived
+        if archive_only
+        else Chained(archived, LogSource(settings, codec, DOWNSTREAM_FIRST, archived.ends))
+    )
 
 
 def _day(time_ms: int) -> str:

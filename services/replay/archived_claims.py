@@ -1,4 +1,6 @@
-"""The texts that archived calls left elsewhere: copied into the archive's folder `claims`, and found there whatever became of the first."""
+"""The texts that archived calls left elsewhere: copied into the archive's folder `claims`, and
+found there whatever became of the first.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class ArchivedClaims:
         self._store = ClaimStore(Folder(self._folder))
 
     def copy(self, value: bytes, codec: Codec) -> tuple[int, list[str]]:
-        """Copy what a record names and the archive lacks; how many, and what could not be. Raises OSError."""
+        """Copy what a record names and the archive lacks; how many, and what could not be. Raises
+        OSError.
+        """
         copied, lost = 0, list[str]()
         for claim in _claims(value, codec) if names_in(value) else ():
             if self._path(claim).exists():
@@ -43,7 +47,9 @@ class ArchivedClaims:
         if not claims_of(call):
             return call
         whole = None if call.claim_check is None else self._own(call.claim_check)
-        return msgspec.structs.replace(call, claim_check=whole, pieces=tuple(map(self._own, call.pieces)))
+        return msgspec.structs.replace(
+            call, claim_check=whole, pieces=tuple(map(self._own, call.pieces))
+        )
 
     def _own(self, claim: ClaimCheck) -> ClaimCheck:
         path = self._path(claim)
@@ -58,5 +64,11 @@ def _claims(value: bytes, codec: Codec) -> list[ClaimCheck]:
         event = codec.decode(value)
     except CodecError:
         return []
-    calls = event.calls if isinstance(event, Episode) else (event,) if isinstance(event, LlmCall) else ()
+    calls = (
+        event.calls
+        if isinstance(event, Episode)
+        else (event,)
+        if isinstance(event, LlmCall)
+        else ()
+    )
     return [claim for call in calls for claim in claims_of(call)]

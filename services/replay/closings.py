@@ -1,15 +1,17 @@
 """Which closings of a group to write.
 
-**With unchanged rules** a replay follows the log. A closing is a function of the episodes and rewards that the rewarder held, and it held
-what the first so many records of `episodes` and `agent.rewards` say: both are read in order. When it closed, wall time had its part (a
-deadline, a reward that came late), but what it closed with is recorded: the ids of rows and tombstones are hashes of the group revision,
-which is a hash of all that was written. So the replay closes the group with everything there is and, until it has met every id that is in
-`trajectories`, with fewer rewards, then with earlier revisions of its episodes (their inputs are listed in `episodes`). Every closing in
-`trajectories` is written again, in its order; what cannot be met is told (`unmet`). A group that was never closed is written if it is
-complete or due, as the rewarder would.
+**With unchanged rules** a replay follows the log. A closing is a function of the episodes and
+rewards that the rewarder held, and it held what the first so many records of `episodes` and
+`agent.rewards` say: both are read in order. When it closed, wall time had its part (a deadline, a
+reward that came late), but what it closed with is recorded: the ids of rows and tombstones are
+hashes of the group revision, which is a hash of all that was written. So the replay closes the
+group with everything there is and, until it has met every id that is in `trajectories`, with fewer
+rewards, then with earlier revisions of its episodes (their inputs are listed in `episodes`). Every
+closing in `trajectories` is written again, in its order; what cannot be met is told (`unmet`). A
+group that was never closed is written if it is complete or due, as the rewarder would.
 
-**With changed rules** nothing of the past binds: each group that is complete or due is closed once, with everything the log holds,
-late calls and late rewards too.
+**With changed rules** nothing of the past binds: each group that is complete or due is closed once,
+with everything the log holds, late calls and late rewards too.
 """
 
 from __future__ import annotations
@@ -70,7 +72,10 @@ def follow(group: Group, settings: ClosingSettings, now: int, history: History) 
         found.update({row.event_id: row for row in rows if row.event_id in wanted})
         if found.keys() == wanted:
             break
-    return Closing(rows=tuple(_as_written([found[i] for i in group.row_ids if i in found])), unmet=len(wanted - found.keys()))
+    return Closing(
+        rows=tuple(_as_written([found[i] for i in group.row_ids if i in found])),
+        unmet=len(wanted - found.keys()),
+    )
 
 
 def _as_written(rows: Iterable[Row]) -> Iterator[Row]:
@@ -86,19 +91,30 @@ def _as_written(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def close_anew(
-    group: Group, episodes: Sequence[Episode], rewards: Sequence[AgentReward], changes: Changes, settings: ClosingSettings, now: int
+    group: Group,
+    episodes: Sequence[Episode],
+    rewards: Sequence[AgentReward],
+    changes: Changes,
+    settings: ClosingSettings,
+    now: int,
 ) -> Closing:
-    """One closing with these episodes and rewards, if the group is complete or due at `now` (Unix ms). Raises UnknownRule."""
+    """One closing with these episodes and rewards, if the group is complete or due at `now` (Unix
+    ms). Raises UnknownRule.
+    """
     rules = settings.rules()
     declared = group.declaration
-    waits = awaits_episodes(declared, episodes) or awaits_rewards(declared, episodes, rewards, rules)
+    waits = awaits_episodes(declared, episodes) or awaits_rewards(
+        declared, episodes, rewards, rules
+    )
     if not episodes or (waits and settings.due_at(declared, episodes) > now):
         return Closing(rows=(), open=True)
     declaration = changed(declared, episodes, changes)
     return Closing(rows=_rows(close_group(group.group_id, declaration, episodes, rewards, rules)))
 
 
-def changed(declaration: Declaration | None, episodes: Iterable[Episode], changes: Changes) -> Declaration | None:
+def changed(
+    declaration: Declaration | None, episodes: Iterable[Episode], changes: Changes
+) -> Declaration | None:
     """The declaration under which a group is closed: the live one but for the changes."""
     if changes.credit is None and not changes.weights:
         return declaration
@@ -112,20 +128,26 @@ def changed(declaration: Declaration | None, episodes: Iterable[Episode], change
 
 
 def _undeclared(episodes: Iterable[Episode]) -> Declaration:
-    """What undeclared traffic is closed as: each rollout that was seen, one attempt, no expectations."""
+    """What undeclared traffic is closed as: each rollout that was seen, one attempt, no
+    expectations.
+    """
     episodes = list(episodes)
     return Declaration(
         rollout_ids=tuple(sorted({episode.rollout_id for episode in episodes})),
         deadline=0,
         credit_rule=DEFAULT_CREDIT,
         alias="",
-        policy=next((call.policy for episode in episodes for call in episode.calls if call.policy), None),
+        policy=next(
+            (call.policy for episode in episodes for call in episode.calls if call.policy), None
+        ),
         task="",
         max_attempts=1,
     )
 
 
-def _beginnings(group: Group, history: History) -> Iterator[tuple[Sequence[Episode], Sequence[AgentReward]]]:
+def _beginnings(
+    group: Group, history: History
+) -> Iterator[tuple[Sequence[Episode], Sequence[AgentReward]]]:
     """What the rewarder may have held, likeliest first."""
     episodes = group.episodes()
     tried = 0
@@ -149,7 +171,9 @@ def _states(group: Group, revisions: Sequence[Episode]) -> list[tuple[Episode, .
         if key in held and not set(written.inputs) > set(held[key].inputs):
             continue
         rebuilt = group.episode(key, set(written.inputs))
-        held[key] = rebuilt if rebuilt is not None and rebuilt.revision == written.revision else written
+        held[key] = (
+            rebuilt if rebuilt is not None and rebuilt.revision == written.revision else written
+        )
         states.append(tuple(held.values()))
     return states[::-1]
 

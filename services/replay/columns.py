@@ -14,7 +14,10 @@ def ROWS() -> Any:
     pa = arrow()
     action = pa.struct(
         [
-            *((name, pa.string()) for name in ("call_id", "mask", "version", "agent", "finish_reason")),
+            *(
+                (name, pa.string())
+                for name in ("call_id", "mask", "version", "agent", "finish_reason")
+            ),
             *((name, pa.int32()) for name in ("choice", "start", "end")),
             *((name, pa.float64()) for name in ("reward", "credit", "temperature")),
             ("loss", pa.bool_()),
@@ -22,7 +25,16 @@ def ROWS() -> Any:
         ]
     )
     named = pa.struct([("name", pa.string()), ("value", pa.float64())])
-    texts = ("event_id", "kind", "group_id", "rollout_id", "mode", "policy", "group_revision", "episode_revision")
+    texts = (
+        "event_id",
+        "kind",
+        "group_id",
+        "rollout_id",
+        "mode",
+        "policy",
+        "group_revision",
+        "episode_revision",
+    )
     numbers = ("attempt", "row_index", "rows_in_episode", "group_size", "group_members_scored")
     return pa.schema(
         [

@@ -1,4 +1,6 @@
-"""Dead letters: what could not be processed, and putting it back. A redriven event is appended to its topic again, so it counts as late."""
+"""Dead letters: what could not be processed, and putting it back. A redriven event is appended to
+its topic again, so it counts as late.
+"""
 
 from __future__ import annotations
 
@@ -51,15 +53,22 @@ def origin(settings: KafkaSettings, letter: DeadLetter) -> Topic | None:
 def content(codec: Codec, letter: DeadLetter) -> Event | str:
     """The event in a letter, or why its bytes cannot be read."""
     if letter.value is None:
-        return "the letter is without bytes; what it is about is still in the log, where a replay finds it"
+        return (
+            "the letter is without bytes; what it is about is still in the log, where "
+            "a "
+            "replay finds it"
+        )
     try:
         return codec.decode(letter.value or b"")
     except CodecError as error:
         return f"{type(error).__name__}: {error}"
 
 
-def redrive(settings: KafkaSettings, codec: Codec, letters: Collection[DeadLetter], *, dry_run: bool = False) -> list[Redriven]:
-    """Append the events of letters to the topics they came from. Bytes that still cannot be read stay where they are.
+def redrive(
+    settings: KafkaSettings, codec: Codec, letters: Collection[DeadLetter], *, dry_run: bool = False
+) -> list[Redriven]:
+    """Append the events of letters to the topics they came from. Bytes that still cannot be read
+    stay where they are.
 
     Raises LogUnavailable.
     """
@@ -71,15 +80,29 @@ def redrive(settings: KafkaSettings, codec: Codec, letters: Collection[DeadLette
             producer.close()
 
 
-def _redrive(settings: KafkaSettings, codec: Codec, letter: DeadLetter, producer: EventProducer | None) -> Redriven:
+def _redrive(
+    settings: KafkaSettings, codec: Codec, letter: DeadLetter, producer: EventProducer | None
+) -> Redriven:
     topic, event = origin(settings, letter), content(codec, letter)
     if topic is None:
-        return Redriven(letter=letter.event_id, topic=None, offset=None, why=f"{letter.topic} is no topic of this deployment")
+        return Redriven(
+            letter=letter.event_id,
+            topic=None,
+            offset=None,
+            why=f"{letter.topic} is no topic of this deployment",
+        )
     if isinstance(event, str):
         return Redriven(letter=letter.event_id, topic=None, offset=None, why=event)
     if not isinstance(event, topic.carries):
-        return Redriven(letter=letter.event_id, topic=None, offset=None, why=f"{type(event).__name__} has no place in {topic.name}")
+        return Redriven(
+            letter=letter.event_id,
+            topic=None,
+            offset=None,
+            why=f"{type(event).__name__} has no place in {topic.name}",
+        )
     offset = None
     if producer is not None:
-        offset = producer.publish_sync(topic, (letter.key or b"").decode("utf-8", "replace"), event).offset
+        offset = producer.publish_sync(
+            topic, (letter.key or b"").decode("utf-8", "replace"), event
+        ).offset
     return Redriven(letter=letter.event_id, topic=topic.name, offset=offset, why=None)

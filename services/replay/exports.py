@@ -1,9 +1,11 @@
 """Rebuilt groups as data sets: SFT chats, DPO pairs, plain transitions, rows.
 
-`sft`: the conversation of each rollout's last attempt, `{"messages": [...], "reward": r, "mode": m, ...}`, loss on the assistant's turns.
-A rollout without a reward has a `reason`: `no_reward`, or `reward_failed` where what it was paid could not be counted.
-`dpo`: two rollouts of one group with different rewards and the same prompt: `{"prompt": [...], "chosen": [...], "rejected": [...]}`.
-`transitions`: every action, `{"state": [ids], "action": [ids], "reward": r, "next_state": [ids], "done": bool}`.
+`sft`: the conversation of each rollout's last attempt, `{"messages": [...], "reward": r, "mode": m,
+...}`, loss on the assistant's turns. A rollout without a reward has a `reason`: `no_reward`, or
+`reward_failed` where what it was paid could not be counted. `dpo`: two rollouts of one group with
+different rewards and the same prompt: `{"prompt": [...], "chosen": [...], "rejected": [...]}`.
+`transitions`: every action, `{"state": [ids], "action": [ids], "reward": r, "next_state": [ids],
+"done": bool}`.
 """
 
 from __future__ import annotations
@@ -42,13 +44,21 @@ class Filters(Record, frozen=True, kw_only=True):
     until_ms: int | None = None
 
     def takes(self, score: Score) -> bool:
-        """Whether a rollout is wanted. One without a reward is, unless a least reward is asked for."""
+        """Whether a rollout is wanted. One without a reward is, unless a least reward is
+        asked for.
+        """
         calls = [call for call in score.episode.calls if call.outcome is CallOutcome.success]
         return (
             bool(calls)
-            and (self.min_reward is None or (score.reward is not None and score.reward >= self.min_reward))
+            and (
+                self.min_reward is None
+                or (score.reward is not None and score.reward >= self.min_reward)
+            )
             and (self.policy is None or all(call.policy == self.policy for call in calls))
-            and (self.version is None or all(call.version_first == call.version_last == self.version for call in calls))
+            and (
+                self.version is None
+                or all(call.version_first == call.version_last == self.version for call in calls)
+            )
             and self.mode in (None, str(score.episode.mode))
             and (self.agent is None or any(call.agent == self.agent for call in calls))
             and (self.until_ms is None or score.episode.started_at < self.until_ms)
@@ -65,10 +75,16 @@ def sft(groups: Iterable[Group], filters: Filters) -> Iterator[Json]:
 
 
 def dpo(groups: Iterable[Group], filters: Filters, margin: float) -> Iterator[Json]:
-    """Preference pairs; rewards differ by `margin` at least. Conversations that share no prompt cannot be compared and give none."""
+    """Preference pairs; rewards differ by `margin` at least. Conversations that share no prompt
+    cannot be compared and give none.
+    """
     for group in groups:
-        scored = [score for score in scores(group) if score.reward is not None and filters.takes(score)]
-        chats = {score.episode.rollout_id: _messages(score.episode, filters.agent) for score in scored}
+        scored = [
+            score for score in scores(group) if score.reward is not None and filters.takes(score)
+        ]
+        chats = {
+            score.episode.rollout_id: _messages(score.episode, filters.agent) for score in scored
+        }
         for pair in combinations(scored, 2):
             worse, better = sorted(pair, key=lambda score: score.reward or 0.0)
             difference = (better.reward or 0.0) - (worse.reward or 0.0)
@@ -88,7 +104,9 @@ def dpo(groups: Iterable[Group], filters: Filters, margin: float) -> Iterator[Js
             }
 
 
-def transitions(groups: Iterable[Group], filters: Filters, settings: ClosingSettings) -> Iterator[Json]:
+def transitions(
+    groups: Iterable[Group], filters: Filters, settings: ClosingSettings
+) -> Iterator[Json]:
     """(state, action, reward, next state, done) of every action that carries loss."""
     for row in rows(groups, filters, settings):
         for action, step in zip(row.actions, iter_transitions(row), strict=True):
@@ -107,12 +125,18 @@ def transitions(groups: Iterable[Group], filters: Filters, settings: ClosingSett
                 }
 
 
-def rows(groups: Iterable[Group], filters: Filters, settings: ClosingSettings) -> Iterator[Trajectory]:
-    """Rows as a closing with everything the log holds gives them. Groups whose credit rule does not exist give none."""
+def rows(
+    groups: Iterable[Group], filters: Filters, settings: ClosingSettings
+) -> Iterator[Trajectory]:
+    """Rows as a closing with everything the log holds gives them. Groups whose credit rule does not
+    exist give none.
+    """
     rules = settings.rules()
     for group in groups:
         episodes = group.episodes()
-        wanted = {score.episode.rollout_id for score in scores(group, episodes) if filters.takes(score)}
+        wanted = {
+            score.episode.rollout_id for score in scores(group, episodes) if filters.takes(score)
+        }
         if not wanted:
             continue
         try:
@@ -127,14 +151,21 @@ def rows(groups: Iterable[Group], filters: Filters, settings: ClosingSettings) -
 def _messages(episode: Episode, agent: str | None) -> list[Json]:
     """The last conversation; of one role, if it is named. Empty if its text cannot be read."""
     try:
-        calls = tuple(redeemed(call) for call in episode.calls if agent is None or call.agent == agent)
+        calls = tuple(
+            redeemed(call) for call in episode.calls if agent is None or call.agent == agent
+        )
     except BadClaim:
         return []
-    return [_filled(message) for message in EpisodeView(msgspec.structs.replace(episode, calls=calls)).messages]
+    return [
+        _filled(message)
+        for message in EpisodeView(msgspec.structs.replace(episode, calls=calls)).messages
+    ]
 
 
 def _filled(message: Json) -> Json:
-    """A message without the keys that an API fills with null, such as `audio` and `function_call`; every message has a `content`."""
+    """A message without the keys that an API fills with null, such as `audio` and `function_call`;
+    every message has a `content`.
+    """
     return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 

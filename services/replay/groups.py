@@ -1,8 +1,10 @@
-"""Groups, rebuilt from `llm.calls`, `agent.status` and `agent.rewards` by the pure core, as the live processors rebuild them.
+"""Groups, rebuilt from `llm.calls`, `agent.status` and `agent.rewards` by the pure core, as the
+live processors rebuild them.
 
-A partition is read whole, its records sorted by group as bytes; then one group at a time is decoded, its deltas restored and its attempts
-stitched. Records that cannot be used (undecodable, a delta without its parent, a claim that is gone) are left out, as the live
-processors leave them to `dead.letters`, and counted.
+A partition is read whole, its records sorted by group as bytes; then one group at a time is
+decoded, its deltas restored and its attempts stitched. Records that cannot be used (undecodable, a
+delta without its parent, a claim that is gone) are left out, as the live processors leave them to
+`dead.letters`, and counted.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ Key = tuple[str, int]
 """Rollout id and attempt."""
 
 REACH_MS = 24 * 3600 * 1000
-"""Groups are chosen by their first event: so much before a start is read, to tell those that had begun already."""
+"""Groups are chosen by their first event: so much before a start is read, to tell those that had
+begun already.
+"""
 
 INPUTS = (LLM_CALLS, AGENT_STATUS, AGENT_REWARDS)
 
@@ -49,7 +53,9 @@ class GroupLog(msgspec.Struct):
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """One group, rebuilt; each list is in the order of the log, and but for `row_ids` has an event once."""
+    """One group, rebuilt; each list is in the order of the log, and but for `row_ids` has an event
+    once.
+    """
 
     group_id: str
     partition: int
@@ -78,21 +84,38 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(episode for episode in found if episode is not None)
 
     def episode(self, key: Key, ids: Collection[str] | None = None) -> Episode | None:
-        """The episode of an attempt, of these inputs only if they are given; None if it has not ended, or cannot be stitched."""
-        chosen = [event for event_id, event in self.inputs.get(key, {}).items() if ids is None or event_id in ids]
+        """The episode of an attempt, of these inputs only if they are given; None if it has not
+        ended, or cannot be stitched.
+        """
+        chosen = [
+            event
+            for event_id, event in self.inputs.get(key, {}).items()
+            if ids is None or event_id in ids
+        ]
         if self.declared is not None and (ids is None or self.declared.event_id in ids):
             chosen.append(self.declared)
         try:
             return stitch(chosen)
         except Exception as error:  # noqa: BLE001 - the edge of one attempt: the live aggregator has buried it too
-            _log.warning("an attempt cannot be stitched", rollout_id=key[0], attempt=key[1], error=words_of(error))
+            _log.warning(
+                "an attempt cannot be stitched",
+                rollout_id=key[0],
+                attempt=key[1],
+                error=words_of(error),
+            )
             return None
 
 
 def read_groups(
-    source: Source, codec: Codec, *, since_ms: int | None = None, keys: Collection[str] | None = None, told: Told | None = None
+    source: Source,
+    codec: Codec,
+    *,
+    since_ms: int | None = None,
+    keys: Collection[str] | None = None,
+    told: Told | None = None,
 ) -> Iterator[Group]:
-    """Groups whose first event is not before `since_ms`, a partition at a time. `keys`: only these groups.
+    """Groups whose first event is not before `since_ms`, a partition at a time. `keys`: only these
+    groups.
 
     Raises LogUnavailable, BadArchive.
     """
@@ -119,9 +142,15 @@ def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
             unreadable.append(f"{raw.topic}[{raw.partition}]@{raw.offset}: {error}")
             continue
         events[raw.topic].setdefault(event.event_id, event)
-    statuses = [event for event in events[AGENT_STATUS.name].values() if isinstance(event, AgentStatus)]
-    rewards = [event for event in events[AGENT_REWARDS.name].values() if isinstance(event, AgentReward)]
-    declared = next((event for event in statuses if event.rollout_id is None and _declares(event)), None)
+    statuses = [
+        event for event in events[AGENT_STATUS.name].values() if isinstance(event, AgentStatus)
+    ]
+    rewards = [
+        event for event in events[AGENT_REWARDS.name].values() if isinstance(event, AgentReward)
+    ]
+    declared = next(
+        (event for event in statuses if event.rollout_id is None and _declares(event)), None
+    )
     known = [event for event in events[LLM_CALLS.name].values() if isinstance(event, LlmCall)]
     times = [event.event_time for event in (*known, *statuses, *rewards)]
     if not times:
@@ -140,8 +169,16 @@ def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
     )
 
 
-def _logs(source: Source, partition: int, since_ms: int | None, keys: Collection[str] | None, told: Told | None) -> Iterator[GroupLog]:
-    """The partition's groups, in the order of their first records; each is given up as it is handed out."""
+def _logs(
+    source: Source,
+    partition: int,
+    since_ms: int | None,
+    keys: Collection[str] | None,
+    told: Told | None,
+) -> Iterator[GroupLog]:
+    """The partition's groups, in the order of their first records; each is given up as it is handed
+    out.
+    """
     found: dict[bytes, GroupLog] = {}
     wanted = None if keys is None else {key.encode() for key in keys}
     reach = None if since_ms is None else since_ms - REACH_MS

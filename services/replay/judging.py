@@ -1,7 +1,9 @@
-"""Reward functions over rebuilt episodes: a bounded number at a time, each in bounded time and memory, failures told and never raised.
+"""Reward functions over rebuilt episodes: a bounded number at a time, each in bounded time and
+memory, failures told and never raised.
 
-A verdict has the id that a live reward worker would have given it. One that this very code (`source` has the file's hash) has already
-given to an episode under this name is reused, unless everything is to be judged anew.
+A verdict has the id that a live reward worker would have given it. One that this very code
+(`source` has the file's hash) has already given to an episode under this name is reused, unless
+everything is to be judged anew.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Judged(NamedTuple):
 class Judge:
     """Judges groups with one function or several. Close it, or use it in a `with`.
 
-    `given`, `failed` and `reused` count verdicts, `why` failures by what was told; a failure that is reused is one of both.
+    `given`, `failed` and `reused` count verdicts, `why` failures by what was told; a failure that
+    is reused is one of both.
     """
 
     def __init__(self, plugins: Sequence[RewardPlugin], limits: Limits, *, anew: bool) -> None:
@@ -51,18 +54,31 @@ class Judge:
 
     async def rewards(self, group: Group, episodes: Sequence[Episode]) -> tuple[AgentReward, ...]:
         """The group's rewards with these functions' in place of those that had their names."""
-        finals = [member.final for member in members(group.declaration, episodes) if member.final is not None]
+        finals = [
+            member.final
+            for member in members(group.declaration, episodes)
+            if member.final is not None
+        ]
         asked = list(product(self._functions, finals))
-        judged = await asyncio.gather(*(self._rewards(*function, episode, group.rewards) for function, episode in asked))
+        judged = await asyncio.gather(
+            *(self._rewards(*function, episode, group.rewards) for function, episode in asked)
+        )
         mine = [reward for rewards in judged for reward in rewards]
-        replaced = {(reward.rollout_id, reward.name) for reward in mine} | {(one.rollout_id, plugin.name) for (plugin, _), one in asked}
+        replaced = {(reward.rollout_id, reward.name) for reward in mine} | {
+            (one.rollout_id, plugin.name) for (plugin, _), one in asked
+        }
         kept = [r for r in group.rewards if (r.rollout_id, r.name) not in replaced]
         return (*kept, *mine)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -70,7 +86,9 @@ class Judge:
         for _, sandbox in self._functions:
             sandbox.close()
 
-    async def _rewards(self, plugin: RewardPlugin, sandbox: Sandbox, episode: Episode, known: Sequence[AgentReward]) -> list[AgentReward]:
+    async def _rewards(
+        self, plugin: RewardPlugin, sandbox: Sandbox, episode: Episode, known: Sequence[AgentReward]
+    ) -> list[AgentReward]:
         if not self._anew:
             before = [r for r in known if r.source == plugin.source and _is_about(r, episode)]
             # Where its name is not among them, the function may have been asked under another one.
@@ -112,5 +130,7 @@ def judged(groups: Iterable[Group], judge: Judge) -> Iterator[Judged]:
 
 async def _judged(batch: Sequence[Group], judge: Judge) -> list[Judged]:
     episodes = [group.episodes() for group in batch]
-    rewards = await asyncio.gather(*(judge.rewards(group, own) for group, own in zip(batch, episodes, strict=True)))
+    rewards = await asyncio.gather(
+        *(judge.rewards(group, own) for group, own in zip(batch, episodes, strict=True))
+    )
     return [Judged(*one) for one in zip(batch, episodes, rewards, strict=True)]

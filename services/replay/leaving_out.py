@@ -1,4 +1,6 @@
-"""What of the log cannot be used, by name, while the rest is: one bad record or group ends no command."""
+"""What of the log cannot be used, by name, while the rest is: one bad record or group ends no
+command.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ from services.replay.groups import Group
 
 T = TypeVar("T")
 
-UNUSABLE = (FulguriteError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+UNUSABLE = (
+    FulguriteError,
+    ArithmeticError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
 """What reading a record or a group may raise because of what is in it."""
 
 

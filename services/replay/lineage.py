@@ -1,4 +1,6 @@
-"""Which calls a version was trained on, and which versions a call was trained into: from `policy.updates` and `training.ledger`."""
+"""Which calls a version was trained on, and which versions a call was trained into: from
+`policy.updates` and `training.ledger`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ class Behind(Record, frozen=True, kw_only=True):
     @property
     def calls(self) -> tuple[str, ...]:
         """Its calls."""
-        return tuple(sorted({action.partition("#")[0] for actions in self.groups.values() for action in actions}))
+        return tuple(
+            sorted(
+                {action.partition("#")[0] for actions in self.groups.values() for action in actions}
+            )
+        )
 
 
 class Fate(Record, frozen=True, kw_only=True):
@@ -35,7 +41,9 @@ class Fate(Record, frozen=True, kw_only=True):
 
     call_id: str
     trained: dict[str, tuple[str, ...]]
-    """Action → versions whose steps trained it: one of its own policy, and one of each that learned from a replay."""
+    """Action → versions whose steps trained it: one of its own policy, and one of each that learned
+    from a replay.
+    """
     other: dict[str, tuple[str, ...]]
     """Action → what else became of it, by policy: `policy: filtered(reason)`, stale or amended."""
     inherited: tuple[str, ...]
@@ -46,11 +54,16 @@ class Lineage:
     """The two topics, read once."""
 
     def __init__(self, updates: Iterable[Event | None], ledger: Iterable[Event | None]) -> None:
-        self._updates = {u.version: u for u in updates if isinstance(u, PolicyUpdate) and u.kind is UpdateKind.update and u.version}
+        self._updates = {
+            u.version: u
+            for u in updates
+            if isinstance(u, PolicyUpdate) and u.kind is UpdateKind.update and u.version
+        }
         self._entries: dict[str, LedgerEntry] = {}
         for entry in ledger:
             if isinstance(entry, LedgerEntry):
-                # One that is told again, because its group came back to a revision, is the last word again.
+                # One that is told again, because its group came back to a revision, is the last
+                # word again.
                 self._entries.pop(entry.event_id, None)
                 self._entries[entry.event_id] = entry
 
@@ -59,7 +72,10 @@ class Lineage:
         update = self._updates.get(name)
         if update is None:
             newest = next(reversed(self._updates), None)
-            raise NotFound(f"{name} was never published" + (f"; the newest is {newest}" if newest else ": there is no version at all"))
+            raise NotFound(
+                f"{name} was never published"
+                + (f"; the newest is {newest}" if newest else ": there is no version at all")
+            )
         groups: dict[str, tuple[str, ...]] = {}
         for entry in self._entries.values():
             if entry.term is LedgerTerm.trained and entry.version == name:
@@ -87,9 +103,16 @@ class Lineage:
                     word = f"{policy}: {entry.term}" + (f"({entry.reason})" if entry.reason else "")
                     other[action] = tuple(dict.fromkeys((*other.get(action, ()), word)))
         if not trained and not other:
-            raise NotFound(f"training.ledger has no action of {call_id}: it is open, or no successful training call (`fulgurite ledger`)")
+            raise NotFound(
+                f"training.ledger has no action of {call_id}: it is open, or no successful "
+                f"training call (`fulgurite ledger`)"
+            )
         versions = {version for versions in trained.values() for version in versions}
-        heirs = (v for v, update in self._updates.items() if v not in versions and versions & set(self._ancestors(update)))
+        heirs = (
+            v
+            for v, update in self._updates.items()
+            if v not in versions and versions & set(self._ancestors(update))
+        )
         return Fate(call_id=call_id, trained=trained, other=other, inherited=tuple(heirs))
 
     def _said_of(self, call_id: str) -> dict[tuple[str, str], list[LedgerEntry]]:

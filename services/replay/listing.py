@@ -1,4 +1,6 @@
-"""Rollouts as rows of a list: what each was about, what it said last, who answered, what it was paid; and which of them are wanted."""
+"""Rollouts as rows of a list: what each was about, what it said last, who answered, what it was
+paid; and which of them are wanted.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,14 @@ class Wanted(Record, frozen=True, kw_only=True):
         """Whether a row is wanted."""
         return (
             (self.mode is None or row["mode"] == self.mode)
-            and (self.reward_below is None or (row["reward"] is not None and row["reward"] < self.reward_below))
-            and (self.reward_above is None or (row["reward"] is not None and row["reward"] > self.reward_above))
+            and (
+                self.reward_below is None
+                or (row["reward"] is not None and row["reward"] < self.reward_below)
+            )
+            and (
+                self.reward_above is None
+                or (row["reward"] is not None and row["reward"] > self.reward_above)
+            )
             and (self.failure is None or row["failure"] == self.failure)
             and (self.version is None or self.version in row["versions"])
             and (self.run_id is None or row["run_id"] == self.run_id)
@@ -51,8 +59,16 @@ def listed(group: Group, wanted: Wanted) -> Iterator[Json]:
     modes = {status.rollout_id: status.mode for status in group.statuses}
     declaration = group.declaration
     for rollout_id in rollout_ids(group):
-        inputs = [event for key, events in group.inputs.items() if key[0] == rollout_id for event in events.values()]
-        calls = sorted((event for event in inputs if isinstance(event, LlmCall)), key=lambda call: (call.started_at, call.call_id))
+        inputs = [
+            event
+            for key, events in group.inputs.items()
+            if key[0] == rollout_id
+            for event in events.values()
+        ]
+        calls = sorted(
+            (event for event in inputs if isinstance(event, LlmCall)),
+            key=lambda call: (call.started_at, call.call_id),
+        )
         score = scored.get(rollout_id)
         mode = calls[0].mode if calls else modes.get(rollout_id, modes.get(None, Mode.train))
         row: Json = {
@@ -64,8 +80,12 @@ def listed(group: Group, wanted: Wanted) -> Iterator[Json]:
             "outcome": str(score.episode.outcome) if score else "open",
             "failure": str(score.episode.failure) if score and score.episode.failure else None,
             "calls": len(calls),
-            "tokens": sum(token_count(choice.token_ids or b"") for call in calls for choice in call.choices),
-            "versions": list(dict.fromkeys(call.version_first for call in calls if call.version_first)),
+            "tokens": sum(
+                token_count(choice.token_ids or b"") for call in calls for choice in call.choices
+            ),
+            "versions": list(
+                dict.fromkeys(call.version_first for call in calls if call.version_first)
+            ),
             "reward": score.reward if score else None,
             "reason": str(score.reason) if score and score.reason else None,
             "task": declaration.task if declaration else None,
@@ -74,7 +94,9 @@ def listed(group: Group, wanted: Wanted) -> Iterator[Json]:
             continue
         said = _said(calls)
         row["answer"] = said[-1] if said else None
-        if wanted.text is None or _holds(wanted.text, [str(row["task"] or ""), *_asked(calls), *said]):
+        if wanted.text is None or _holds(
+            wanted.text, [str(row["task"] or ""), *_asked(calls), *said]
+        ):
             yield row
 
 
@@ -93,8 +115,17 @@ def _shown(message: Json | None) -> str:
     if message is None:
         return "[not to be read]"
     content = message.get("content")
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False) if content else ""
-    calls = [f"{function.get('name')}({function.get('arguments')})" for function in called_functions(message)]
+    text = (
+        content
+        if isinstance(content, str)
+        else json.dumps(content, ensure_ascii=False)
+        if content
+        else ""
+    )
+    calls = [
+        f"{function.get('name')}({function.get('arguments')})"
+        for function in called_functions(message)
+    ]
     return described(" ".join([*([text] if text else []), *calls]))
 
 

@@ -1,7 +1,8 @@
-"""The log as a source of records: read with `assign()` and no commit, up to the end offsets there were when the source was made.
+"""The log as a source of records: read with `assign()` and no commit, up to the end offsets there
+were when the source was made.
 
-The ends are taken downstream first: whatever a processor had written by then, its inputs are below the other ends. So a replay may run
-beside live traffic, and sees a state that the log was in.
+The ends are taken downstream first: whatever a processor had written by then, its inputs are below
+the other ends. So a replay may run beside live traffic, and sees a state that the log was in.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ from services.common.kafka.logged_calls import CallReader
 from services.common.kafka.reachability import answering
 from services.replay.records import Raw
 
-DOWNSTREAM_FIRST = (TRAINING_LEDGER, TRAJECTORIES, DEAD_LETTERS, EPISODES, AGENT_REWARDS, AGENT_STATUS, LLM_CALLS)
+DOWNSTREAM_FIRST = (
+    TRAINING_LEDGER,
+    TRAJECTORIES,
+    DEAD_LETTERS,
+    EPISODES,
+    AGENT_REWARDS,
+    AGENT_STATUS,
+    LLM_CALLS,
+)
 
 _BATCH = 2_000
 _READER = {"queued.max.messages.kbytes": 65_536, "fetch.wait.max.ms": 10}
@@ -55,7 +64,9 @@ class LogSource:
         after: Mapping[Place, int] | None = None,
         named: Collection[Topic] = (TRAJECTORIES,),
     ) -> None:
-        """`after`: offsets from which on to read, where not from the beginning. `named`: whose headers are read; it takes time."""
+        """`after`: offsets from which on to read, where not from the beginning. `named`: whose
+        headers are read; it takes time.
+        """
         self._named = {topic.name for topic in named}
         self._settings = answering(settings)
         self._calls = CallReader(settings, codec)
@@ -69,15 +80,22 @@ class LogSource:
         try:
             for topic in topics:
                 for partition in range(topic.partitions):
-                    low, high = watermarks(consumer, TopicPartition(settings.topic(topic), partition))
+                    low, high = watermarks(
+                        consumer, TopicPartition(settings.topic(topic), partition)
+                    )
                     place = (topic.name, partition)
                     wanted = (after or {}).get(place, low)
                     if wanted < low:
-                        self.gaps.append(f"{topic.name}[{partition}]: offsets {wanted} to {low - 1} are gone from the log")
+                        self.gaps.append(
+                            f"{topic.name}[{partition}]: offsets {wanted} to {low - 1} are "
+                            f"gone from the log"
+                        )
                     self._starts[place] = max(low, wanted)
                     self._ends[place] = high
         except KafkaException as error:
-            raise LogUnavailable(f"the topics cannot be read at {settings.bootstrap_servers}: {error}") from error
+            raise LogUnavailable(
+                f"the topics cannot be read at {settings.bootstrap_servers}: {error}"
+            ) from error
         finally:
             consumer.close()
 
@@ -87,21 +105,44 @@ class LogSource:
 
     def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
         """Records between the beginnings (or the record time) and the ends."""
-        places = [(topic.name, partition) for topic in topics for partition in range(topic.partitions)]
-        starts = self._starts if since_ms is None else self._starts | self._since(topics, None, since_ms)
+        places = [
+            (topic.name, partition) for topic in topics for partition in range(topic.partitions)
+        ]
+        starts = (
+            self._starts if since_ms is None else self._starts | self._since(topics, None, since_ms)
+        )
         return sum(max(0, self._ends[place] - starts[place]) for place in places)
 
-    def read(self, topics: Collection[Topic], partition: int, since_ms: int | None = None) -> Iterator[Raw]:
+    def read(
+        self, topics: Collection[Topic], partition: int, since_ms: int | None = None
+    ) -> Iterator[Raw]:
         """See `Source`."""
-        starts = self._starts if since_ms is None else self._starts | self._since(topics, partition, since_ms)
+        starts = (
+            self._starts
+            if since_ms is None
+            else self._starts | self._since(topics, partition, since_ms)
+        )
         places = [(topic.name, partition) for topic in topics if partition < topic.partitions]
         places = [place for place in places if self._ends[place] > starts[place]]
-        # To make a consumer costs more than to read a small partition; a reader that is not done yet keeps its own.
-        consumer, self._spare = self._spare or make_consumer(self._settings, overrides=_READER), None
+        # To make a consumer costs more than to read a small partition; a reader that is not done
+        # yet keeps its own.
+        consumer, self._spare = (
+            self._spare or make_consumer(self._settings, overrides=_READER),
+            None,
+        )
         try:
             names = {topic.name: self._settings.topic(topic) for topic in topics}
-            consumer.assign([TopicPartition(names[name], number, starts[name, number]) for name, number in places])
-            for message in read_until(consumer, {(names[name], number): self._ends[name, number] for name, number in places}, _BATCH):
+            consumer.assign(
+                [
+                    TopicPartition(names[name], number, starts[name, number])
+                    for name, number in places
+                ]
+            )
+            for message in read_until(
+                consumer,
+                {(names[name], number): self._ends[name, number] for name, number in places},
+                _BATCH,
+            ):
                 name = self._names[cast(str, message.topic())].name
                 yield _raw(message, name, _headers(message) if name in self._named else {})
             consumer.unassign()
@@ -116,9 +157,14 @@ class LogSource:
         """See `Source`: a parent that is not held is read from its place in the log."""
         return self._calls.whole(call, held.get)
 
-    def _since(self, topics: Collection[Topic], partition: int | None, since_ms: int) -> dict[Place, int]:
+    def _since(
+        self, topics: Collection[Topic], partition: int | None, since_ms: int
+    ) -> dict[Place, int]:
         chosen = [(t, n) for t in topics for n in range(t.partitions) if partition in (None, n)]
-        asked = [TopicPartition(self._settings.topic(topic), number, since_ms) for topic, number in chosen]
+        asked = [
+            TopicPartition(self._settings.topic(topic), number, since_ms)
+            for topic, number in chosen
+        ]
         consumer = make_consumer(self._settings)
         try:
             found = consumer.offsets_for_times(asked, timeout=READ_TIMEOUT_S)
@@ -129,7 +175,9 @@ class LogSource:
         starts: dict[Place, int] = {}
         for at in found:
             place = (self._names[at.topic].name, at.partition)
-            starts[place] = max(at.offset, self._starts[place]) if at.offset >= 0 else self._ends[place]
+            starts[place] = (
+                max(at.offset, self._starts[place]) if at.offset >= 0 else self._ends[place]
+            )
         return starts
 
 

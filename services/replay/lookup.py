@@ -1,4 +1,6 @@
-"""From any id that names a group (a group, rollout, attempt or completion) to what the log holds of it."""
+"""From any id that names a group (a group, rollout, attempt or completion) to what the log holds of
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Parquet through pyarrow, behind types: writing rows as they come, a file per part, and reading them back.
+"""Parquet through pyarrow, behind types: writing rows as they come, a file per part, and reading
+them back.
 
-A file appears under its name when it is whole: what a killed process was writing has a name that no reader takes.
+A file appears under its name when it is whole: what a killed process was writing has a name that no
+reader takes.
 """
 
 from __future__ import annotations
@@ -41,14 +43,20 @@ class ParquetFolder:
         self._run = uuid.uuid4().hex[:8]
 
     def write(self, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows to a part: the name of a file, without `.parquet`, in subfolders if it says so."""
+        """Add rows to a part: the name of a file, without `.parquet`, in subfolders if it
+        says so.
+        """
         if not rows:
             return
         if part not in self._open:
             path = self._folder / f"{part}.{self._run}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_name(f".{path.name}")
-            self._open[part] = (self._parquet.ParquetWriter(unfinished, self._schema, compression="zstd"), unfinished, path)
+            self._open[part] = (
+                self._parquet.ParquetWriter(unfinished, self._schema, compression="zstd"),
+                unfinished,
+                path,
+            )
             self._held[part] = []
         self._held[part].extend(rows)
         if len(self._held[part]) >= _ROWS:
@@ -64,7 +72,9 @@ class ParquetFolder:
 
     def _flush(self, part: str) -> None:
         if self._held[part]:
-            self._open[part][0].write_table(self._pyarrow.Table.from_pylist(self._held[part], schema=self._schema))
+            self._open[part][0].write_table(
+                self._pyarrow.Table.from_pylist(self._held[part], schema=self._schema)
+            )
             self._held[part] = []
 
 

@@ -1,8 +1,9 @@
-"""Which claims nobody can redeem any more, and their removal. Safe beside live traffic: a payload is left before the event that names it is
-written, so only those go that are older than the grace; whoever leaves one again makes it young, which is looked at once more before
-it is taken away.
+"""Which claims nobody can redeem any more, and their removal. Safe beside live traffic: a payload
+is left before the event that names it is written, so only those go that are older than the grace;
+whoever leaves one again makes it young, which is looked at once more before it is taken away.
 
-What names a claim is looked for in the bytes of the log, undecoded: in calls, in episodes and in dead letters, whatever is within.
+What names a claim is looked for in the bytes of the log, undecoded: in calls, in episodes and in
+dead letters, whatever is within.
 """
 
 from __future__ import annotations
@@ -34,13 +35,19 @@ class Pruned(msgspec.Struct, kw_only=True):
     young: int = 0
     """Younger than the grace."""
     named: int = 0
-    """Old, and named in the log: its topics keep longer than the grace, or a dead letter waits to be redriven."""
+    """Old, and named in the log: its topics keep longer than the grace, or a dead letter waits to
+    be redriven.
+    """
     removed: int = 0
     removed_bytes: int = 0
 
 
-def prune(store: ClaimStore, settings: KafkaSettings, codec: Codec, before_s: float, *, dry: bool) -> Pruned:
-    """Remove what was last left before that time (seconds since 1970) and is not named. Raises LogUnavailable, OSError."""
+def prune(
+    store: ClaimStore, settings: KafkaSettings, codec: Codec, before_s: float, *, dry: bool
+) -> Pruned:
+    """Remove what was last left before that time (seconds since 1970) and is not named. Raises
+    LogUnavailable, OSError.
+    """
     report, old = Pruned(), dict[str, Left]()
     for left in store.found():
         report.claims += 1

@@ -1,5 +1,7 @@
-"""A record as it lies in the log or in an archive, undecoded: what is read again is decoded a group at a time, so memory holds the bytes
-that were on the wire and not the events, deltas of one another, that they become."""
+"""A record as it lies in the log or in an archive, undecoded: what is read again is decoded a group
+at a time, so memory holds the bytes that were on the wire and not the events, deltas of one
+another, that they become.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,16 @@ class Source(Protocol):
         """Records there are to read, for a progress bar."""
         ...
 
-    def read(self, topics: Collection[Topic], partition: int, since_ms: int | None = None) -> Iterator[Raw]:
-        """One partition of some topics, each topic in the order of its offsets, from a record time on."""
+    def read(
+        self, topics: Collection[Topic], partition: int, since_ms: int | None = None
+    ) -> Iterator[Raw]:
+        """One partition of some topics, each topic in the order of its offsets, from a record time
+        on.
+        """
         ...
 
     def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
-        """A call without a parent; `held` has whole calls by id. Raises BrokenDelta, LogUnavailable."""
+        """A call without a parent; `held` has whole calls by id. Raises BrokenDelta,
+        LogUnavailable.
+        """
         ...

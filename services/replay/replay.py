@@ -1,4 +1,6 @@
-"""A replay: rebuild groups from a source, close them, and write their rows into a sink (docs/how-to/replay.md)."""
+"""A replay: rebuild groups from a source, close them, and write their rows into a sink
+(docs/how-to/replay.md).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from services.replay.sinks import Sink
 from services.rewarder.closing_settings import ClosingSettings
 
 _UNCOLLECTED = 200_000
-"""Objects that a user's function may leave in cycles before they are collected: some tens of megabytes."""
+"""Objects that a user's function may leave in cycles before they are collected: some tens of
+megabytes.
+"""
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -46,7 +50,9 @@ class Report(msgspec.Struct, kw_only=True):
     why: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     """Of those, how often each reason was told."""
     left_out: list[str] = msgspec.field(default_factory=list[str])
-    """Records and groups that cannot be used, those among them whose credit rule does not exist: where, and why."""
+    """Records and groups that cannot be used, those among them whose credit rule does not exist:
+    where, and why.
+    """
     unmet: list[str] = msgspec.field(default_factory=list[str])
     """Groups of which `trajectories` has rows that could not be computed again."""
 
@@ -57,14 +63,21 @@ class Report(msgspec.Struct, kw_only=True):
         self.closed += bool(closing.rows)
         self.rows += sum(isinstance(row, Trajectory) for row in closing.rows)
         self.tombstones += sum(isinstance(row, Tombstone) for row in closing.rows)
-        self.actions += sum(action.loss for row in closing.rows if isinstance(row, Trajectory) for action in row.actions)
+        self.actions += sum(
+            action.loss
+            for row in closing.rows
+            if isinstance(row, Trajectory)
+            for action in row.actions
+        )
         self.left_out.extend(group.unreadable)
         if closing.unmet:
             self.unmet.append(group.group_id)
 
 
 class Histories:
-    """Every revision of episodes that was written; a partition is read when the first group of it asks."""
+    """Every revision of episodes that was written; a partition is read when the first group of it
+    asks.
+    """
 
     def __init__(self, source: Source, codec: Codec) -> None:
         self._source = source
@@ -78,7 +91,11 @@ class Histories:
             self._partition, self._known = group.partition, {}
             for raw in self._source.read((EPISODES,), group.partition):
                 self._known.setdefault(raw.key.decode("utf-8", "replace"), []).append(raw.value)
-        return [event for event in map(self._decoded, self._known.get(group.group_id, ())) if isinstance(event, Episode)]
+        return [
+            event
+            for event in map(self._decoded, self._known.get(group.group_id, ()))
+            if isinstance(event, Episode)
+        ]
 
     def _decoded(self, value: bytes) -> object:
         try:
@@ -97,18 +114,28 @@ def run(
     settings: ClosingSettings,
     judge: Judge | None = None,
 ) -> Report:
-    """Close every group and put its rows into the sink, which stays open. Raises LogUnavailable, OSError, ReplayError."""
+    """Close every group and put its rows into the sink, which stays open. Raises LogUnavailable,
+    OSError, ReplayError.
+    """
     report = Report()
     histories = Histories(source, codec)
 
     def close(group: Group, verdicts: Judged | None) -> Closing:
         if verdicts is not None:
-            return close_anew(group, verdicts.episodes, verdicts.rewards, changes, settings, group.read_until)
+            return close_anew(
+                group, verdicts.episodes, verdicts.rewards, changes, settings, group.read_until
+            )
         if changes.none:
             return follow(group, settings, group.read_until, lambda: histories.of(group))
-        return close_anew(group, group.episodes(), group.rewards, changes, settings, group.read_until)
+        return close_anew(
+            group, group.episodes(), group.rewards, changes, settings, group.read_until
+        )
 
-    pairs = ((group, None) for group in groups) if judge is None else ((one.group, one) for one in judged(groups, judge))
+    pairs = (
+        ((group, None) for group in groups)
+        if judge is None
+        else ((one.group, one) for one in judged(groups, judge))
+    )
     with _seldom_collected():
         for group, verdicts in pairs:
             try:
@@ -126,7 +153,9 @@ def run(
 
 @contextmanager
 def _seldom_collected() -> Generator[None]:
-    """Records and events are many, and never in cycles: to look through them again and again is a sixth of all work."""
+    """Records and events are many, and never in cycles: to look through them again and again is a
+    sixth of all work.
+    """
     thresholds = gc.get_threshold()
     gc.set_threshold(_UNCOLLECTED, *thresholds[1:])
     try:

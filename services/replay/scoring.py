@@ -1,4 +1,6 @@
-"""What each rollout of a rebuilt group was paid, and what another set of rewards would make of it."""
+"""What each rollout of a rebuilt group was paid, and what another set of rewards would
+make of it.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Comparison(Record, frozen=True, kw_only=True):
     """Groups in which rewards differ: those that teach."""
     signal_after: int
     flips: tuple[tuple[str, float, float], ...]
-    """Rollouts that change places with another of their group, with both rewards; largest change first."""
+    """Rollouts that change places with another of their group, with both rewards; largest change
+    first.
+    """
     unscored: int
     """Rollouts that have no reward after the change."""
 
@@ -60,15 +64,21 @@ def scores(
     rewards: Sequence[AgentReward] | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> list[Score]:
-    """The final attempts of a group, scored as they would be at its closing; failure rules apart. `weights`: others than the declared."""
+    """The final attempts of a group, scored as they would be at its closing; failure rules apart.
+    `weights`: others than the declared.
+    """
     episodes = group.episodes() if episodes is None else episodes
     paid = group.rewards if rewards is None else rewards
-    finals = [member.final for member in members(group.declaration, episodes) if member.final is not None]
+    finals = [
+        member.final for member in members(group.declaration, episodes) if member.final is not None
+    ]
     declaration = changed(group.declaration, episodes, Changes(weights=weights or {}))
     return [_score(declaration, episode, paid) for episode in finals]
 
 
-def _score(declaration: Declaration | None, episode: Episode, rewards: Sequence[AgentReward]) -> Score:
+def _score(
+    declaration: Declaration | None, episode: Episode, rewards: Sequence[AgentReward]
+) -> Score:
     verdict = combine(declaration, counted(episode, rewards))
     if isinstance(verdict, EpisodeRewards):
         return Score(episode=episode, reward=verdict.total, reason=None, named=verdict.named)
@@ -81,7 +91,12 @@ def spread(values: Sequence[float]) -> Spread | None:
         return None
     cuts = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return Spread(
-        count=len(values), mean=fmean(values), deviation=pstdev(values), lowest=min(values), quartiles=tuple(cuts), highest=max(values)
+        count=len(values),
+        mean=fmean(values),
+        deviation=pstdev(values),
+        lowest=min(values),
+        quartiles=tuple(cuts),
+        highest=max(values),
     )
 
 

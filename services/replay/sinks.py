@@ -1,4 +1,6 @@
-"""Where rebuilt rows go: a topic with the layout of `trajectories`, or a folder of Parquet files. Never a topic of the deployment."""
+"""Where rebuilt rows go: a topic with the layout of `trajectories`, or a folder of Parquet files.
+Never a topic of the deployment.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Sink(Protocol):
 
 
 def open_sink(target: str, *, append: bool, settings: KafkaSettings, codec: Codec) -> Sink:
-    """`DIR.parquet` or the name of a topic, without the deployment's prefix. Raises BadArgument, TargetInUse, LogUnavailable."""
+    """`DIR.parquet` or the name of a topic, without the deployment's prefix. Raises BadArgument,
+    TargetInUse, LogUnavailable.
+    """
     if target.endswith(".parquet"):
         return ParquetSink(Path(target), append=append)
     return TopicSink(target, append=append, settings=settings, codec=codec)
@@ -48,12 +52,23 @@ class TopicSink:
 
     def __init__(self, name: str, *, append: bool, settings: KafkaSettings, codec: Codec) -> None:
         if not _NAME.fullmatch(name):
-            raise BadArgument(f"{name!r} is neither a topic's name nor a folder that ends in .parquet")
+            raise BadArgument(
+                f"{name!r} is neither a topic's name nor a folder that ends in .parquet"
+            )
         if name in {topic.name for topic in TOPICS}:
-            raise TargetInUse(f"{name} is a topic of the deployment itself: a replay never writes there")
+            raise TargetInUse(
+                f"{name} is a topic of the deployment itself: a replay never writes there"
+            )
         self.topic: Topic = msgspec.structs.replace(TRAJECTORIES, name=name)
-        if not create_topic(settings, self.topic) and not append and records_in(settings, self.topic):
-            raise TargetInUse(f"topic {settings.topic(self.topic)} has records already: choose another name, delete it, or say --append")
+        if (
+            not create_topic(settings, self.topic)
+            and not append
+            and records_in(settings, self.topic)
+        ):
+            raise TargetInUse(
+                f"topic {settings.topic(self.topic)} has records already: choose another name, "
+                f"delete it, or say --append"
+            )
         self._producer = EventProducer(settings, codec, "fulgurite-replay", linger_ms=_LINGER_MS)
         self._sent: deque[Future[Delivery]] = deque()
 
@@ -78,7 +93,9 @@ class ParquetSink:
 
     def __init__(self, folder: Path, *, append: bool) -> None:
         if folder.exists() and any(folder.iterdir()) and not append:
-            raise TargetInUse(f"{folder} is not empty: choose another folder, remove it, or say --append")
+            raise TargetInUse(
+                f"{folder} is not empty: choose another folder, remove it, or say --append"
+            )
         from services.replay.columns import ROWS, row_of
 
         self._row_of = row_of

@@ -1,4 +1,6 @@
-"""A rollout as people read it: what happened when, what was said, what it was paid, and what each action was credited with."""
+"""A rollout as people read it: what happened when, what was said, what it was paid, and what each
+action was credited with.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,34 @@ from services.replay.groups import Group
 from services.rewarder.closing_settings import ClosingSettings
 
 
-def timeline(group: Group, rollout_id: str, settings: ClosingSettings, *, tokens: bool = False) -> Json:
+def timeline(
+    group: Group, rollout_id: str, settings: ClosingSettings, *, tokens: bool = False
+) -> Json:
     """Everything the log says of one rollout, in order of time; JSON-ready."""
     actions = _actions(group, settings)
-    events = [_status(status) for status in group.statuses if status.rollout_id in (None, rollout_id) and _tells(status)]
-    calls = [event for key, inputs in group.inputs.items() if key[0] == rollout_id for event in inputs.values()]
+    events = [
+        _status(status)
+        for status in group.statuses
+        if status.rollout_id in (None, rollout_id) and _tells(status)
+    ]
+    calls = [
+        event
+        for key, inputs in group.inputs.items()
+        if key[0] == rollout_id
+        for event in inputs.values()
+    ]
     said = 0
-    for call in sorted((call for call in calls if isinstance(call, LlmCall)), key=lambda call: (call.started_at, call.call_id)):
+    for call in sorted(
+        (call for call in calls if isinstance(call, LlmCall)),
+        key=lambda call: (call.started_at, call.call_id),
+    ):
         call = readable(call)
         messages = messages_of(call)
-        events.append(_call(call, messages[said:] if len(messages) > said else messages, actions, tokens=tokens))
+        events.append(
+            _call(
+                call, messages[said:] if len(messages) > said else messages, actions, tokens=tokens
+            )
+        )
         said = len(messages)
     events += [_reward(reward) for reward in group.rewards if reward.rollout_id == rollout_id]
     episodes = [episode for episode in group.episodes() if episode.rollout_id == rollout_id]
@@ -40,7 +60,13 @@ def timeline(group: Group, rollout_id: str, settings: ClosingSettings, *, tokens
         "task": group.declaration.task if group.declaration else None,
         "began_at": group.began_at,
         "attempts": [
-            {"attempt": e.attempt, "outcome": str(e.outcome), "failure": _text(e.failure), "calls": len(e.calls)} for e in episodes
+            {
+                "attempt": e.attempt,
+                "outcome": str(e.outcome),
+                "failure": _text(e.failure),
+                "calls": len(e.calls),
+            }
+            for e in episodes
         ],
         "events": sorted(events, key=lambda event: event["at"]),
     }
@@ -54,15 +80,21 @@ def rollout_ids(group: Group) -> list[str]:
 
 def shortened(text: object, width: int = 160) -> str:
     """One line of at most so many characters; what lies elsewhere is given by its size."""
-    line = " ".join(described(text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)).split())
+    line = " ".join(
+        described(text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)).split()
+    )
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def _actions(group: Group, settings: ClosingSettings) -> Mapping[str, Action]:
-    """Actions by name as a closing with everything known gives them; none while there is no closing."""
+    """Actions by name as a closing with everything known gives them; none while there is no
+    closing.
+    """
     try:
         credit_rule(group.declaration.credit_rule if group.declaration else "identical")
-        outputs = close_group(group.group_id, group.declaration, group.episodes(), group.rewards, settings.rules())
+        outputs = close_group(
+            group.group_id, group.declaration, group.episodes(), group.rewards, settings.rules()
+        )
     except UnknownRule:
         return {}
     rows = [output for output in outputs if isinstance(output, Trajectory)]
@@ -74,7 +106,11 @@ def _tells(status: AgentStatus) -> bool:
 
 
 def _status(status: AgentStatus) -> Json:
-    about = {"failure": _text(status.failure), "message": status.message, "exit_code": status.exit_code}
+    about = {
+        "failure": _text(status.failure),
+        "message": status.message,
+        "exit_code": status.exit_code,
+    }
     return {
         "at": status.event_time,
         "what": "status",
@@ -91,7 +127,9 @@ def _reward(reward: AgentReward) -> Json:
         "what": "reward",
         "name": reward.name,
         # JSON has no infinity, and null would say that nobody judged.
-        "value": reward.value if reward.value is None or math.isfinite(reward.value) else str(reward.value),
+        "value": reward.value
+        if reward.value is None or math.isfinite(reward.value)
+        else str(reward.value),
         "source": reward.source,
         "call_id": reward.call_id,
         "final": reward.final,
@@ -99,7 +137,9 @@ def _reward(reward: AgentReward) -> Json:
     }
 
 
-def _call(call: LlmCall, said: Sequence[Json], actions: Mapping[str, Action], *, tokens: bool) -> Json:
+def _call(
+    call: LlmCall, said: Sequence[Json], actions: Mapping[str, Action], *, tokens: bool
+) -> Json:
     return {
         "at": call.started_at,
         "what": "call",
@@ -112,10 +152,16 @@ def _call(call: LlmCall, said: Sequence[Json], actions: Mapping[str, Action], *,
         "outcome": str(call.outcome),
         "error": call.error,
         "milliseconds": call.finished_at - call.started_at,
-        "first_token_milliseconds": None if call.first_token_at is None else call.first_token_at - call.started_at,
-        "prompt_tokens": token_count(call.prompt_token_ids) if call.prompt_token_ids is not None else call.prompt_tokens,
+        "first_token_milliseconds": None
+        if call.first_token_at is None
+        else call.first_token_at - call.started_at,
+        "prompt_tokens": token_count(call.prompt_token_ids)
+        if call.prompt_token_ids is not None
+        else call.prompt_tokens,
         "messages": [_message(message) for message in said],
-        "choices": [_choice(call, index, actions, tokens=tokens) for index in range(len(call.choices))],
+        "choices": [
+            _choice(call, index, actions, tokens=tokens) for index in range(len(call.choices))
+        ],
         **({"prompt_token_ids": _ids(call.prompt_token_ids)} if tokens else {}),
     }
 
@@ -133,7 +179,11 @@ def _choice(call: LlmCall, index: int, actions: Mapping[str, Action], *, tokens:
         "mask": _text(action.mask) if action else None,
     }
     if tokens:
-        logprobs = None if choice.logprobs is None else [round(float(p), 6) for p in unpack_logprobs(choice.logprobs)]
+        logprobs = (
+            None
+            if choice.logprobs is None
+            else [round(float(p), 6) for p in unpack_logprobs(choice.logprobs)]
+        )
         found |= {"token_ids": _ids(choice.token_ids), "logprobs": logprobs}
     return found
 
@@ -142,7 +192,10 @@ def _message(message: Json) -> Json:
     return {
         "role": message.get("role", "assistant"),
         "content": message.get("content"),
-        "tool_calls": [{"name": function.get("name"), "arguments": function.get("arguments")} for function in called_functions(message)],
+        "tool_calls": [
+            {"name": function.get("name"), "arguments": function.get("arguments")}
+            for function in called_functions(message)
+        ],
     }
 
 

@@ -16,12 +16,16 @@ def parse_datetime(text: str) -> int:
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
-        raise BadArgument(f"{text!r} is no ISO date and time, such as 2026-01-31T12:00:00+00:00") from error
+        raise BadArgument(
+            f"{text!r} is no ISO date and time, such as 2026-01-31T12:00:00+00:00"
+        ) from error
     return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def parse_since(text: str | None, now_ms: int | None = None) -> int | None:
-    """`90s`, `30m`, `24h`, `7d` before now, or ISO 8601 → Unix milliseconds; None: the beginning. Raises BadArgument."""
+    """`90s`, `30m`, `24h`, `7d` before now, or ISO 8601 → Unix milliseconds; None: the beginning.
+    Raises BadArgument.
+    """
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
@@ -29,7 +33,10 @@ def parse_since(text: str | None, now_ms: int | None = None) -> int | None:
         try:
             return parse_datetime(text)
         except BadArgument as error:
-            raise BadArgument(f"{text!r} is neither a span such as 90s, 30m, 24h or 7d nor an ISO date such as 2026-01-31T12:00") from error
+            raise BadArgument(
+                f"{text!r} is neither a span such as 90s, 30m, 24h or 7d nor an ISO date such "
+                f"as 2026-01-31T12:00"
+            ) from error
     now = clock.now_ms() if now_ms is None else now_ms
     return max(0, now - int(min(float(match[1]) * _UNITS[match[2]] * 1000, now)))
 

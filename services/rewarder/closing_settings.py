@@ -1,4 +1,6 @@
-"""When a group is closed, and by which failure rules: `FULGURITE_REWARDER_*`, for the live rewarder and for whoever closes groups again."""
+"""When a group is closed, and by which failure rules: `FULGURITE_REWARDER_*`, for the live rewarder
+and for whoever closes groups again.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,45 @@ class ClosingSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FULGURITE_REWARDER_", extra="ignore")
 
-    grace_s: float = Field(default=30.0, ge=0, description="After a group's deadline, how long to wait for rewards of complete episodes.")
-    episode_grace_s: float = Field(default=600.0, ge=0, description="After a group's deadline, how long to wait for episodes.")
-    live_wait_s: float = Field(default=300.0, ge=0, description="How long an undeclared episode waits for its reward.")
-    failure_policies: dict[FailureKind, FailurePolicy] = Field(default={}, description="What training makes of a failure, by kind.")
+    grace_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="After a group's deadline, how long to wait for rewards of complete episodes.",
+    )
+    episode_grace_s: float = Field(
+        default=600.0, ge=0, description="After a group's deadline, how long to wait for episodes."
+    )
+    live_wait_s: float = Field(
+        default=300.0, ge=0, description="How long an undeclared episode waits for its reward."
+    )
+    failure_policies: dict[FailureKind, FailurePolicy] = Field(
+        default={}, description="What training makes of a failure, by kind."
+    )
     penalty: float = Field(
-        default=0.0, ge=-LARGEST_REWARD, le=LARGEST_REWARD, description="The reward of failures whose policy is `penalise`."
+        default=0.0,
+        ge=-LARGEST_REWARD,
+        le=LARGEST_REWARD,
+        description="The reward of failures whose policy is `penalise`.",
     )
 
     def rules(self) -> FailureRules:
         """The failure rules. Raises ValueError for a kind that may not be dropped or retried."""
         return FailureRules(policies=self.failure_policies, penalty=self.penalty)
 
-    def due_at(self, declaration: Declaration | None, episodes: Collection[Episode], heard_until: int | None = None) -> int:
+    def due_at(
+        self,
+        declaration: Declaration | None,
+        episodes: Collection[Episode],
+        heard_until: int | None = None,
+    ) -> int:
         """Unix milliseconds after which a group with some episodes is closed with what there is.
 
         `heard_until`: no episode can have ended later, whatever a clock that was wrong says.
         """
         if declaration is None:
             ended = max(episode.ended_at for episode in episodes)
-            return (ended if heard_until is None else min(ended, heard_until)) + int(self.live_wait_s * 1000)
+            return (ended if heard_until is None else min(ended, heard_until)) + int(
+                self.live_wait_s * 1000
+            )
         grace = self.episode_grace_s if awaits_episodes(declaration, episodes) else self.grace_s
         return declaration.deadline + int(grace * 1000)

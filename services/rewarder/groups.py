@@ -1,4 +1,6 @@
-"""A group in the rewarder's memory: open, to be closed anew, or closed and kept for a while for what comes late."""
+"""A group in the rewarder's memory: open, to be closed anew, or closed and kept for a while for
+what comes late.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,34 @@ _CALL_BYTES = 4_000
 class Group:
     """Inputs of a group that wait, and what is known of it."""
 
-    __slots__ = ("closed_at", "gathered", "heard_until", "lacks", "look_at", "news", "revision", "taken", "unsettled", "unsure")
+    __slots__ = (
+        "closed_at",
+        "gathered",
+        "heard_until",
+        "lacks",
+        "look_at",
+        "news",
+        "revision",
+        "taken",
+        "unsettled",
+        "unsure",
+    )
 
-    def __init__(self, revision: str | None = None, *, lacks: bool = False, unsure: bool = False) -> None:
+    def __init__(
+        self, revision: str | None = None, *, lacks: bool = False, unsure: bool = False
+    ) -> None:
         self.gathered = Gathered()
         self.unsettled: list[Settle] = []
         self.taken: list[Settle] = []
         """Of those, the inputs that are being written."""
         self.revision = revision
-        """Newest in the log; None if it has not been closed, as far as is known. Empty for a closing that wrote nothing."""
+        """Newest in the log; None if it has not been closed, as far as is known. Empty for a
+        closing that wrote nothing.
+        """
         self.lacks = lacks
-        """Whether it may have been closed and forgotten: the log is to be read before anything is done."""
+        """Whether it may have been closed and forgotten: the log is to be read before anything is
+        done.
+        """
         self.unsure = unsure
         """As `lacks`, but unlikely: the log is read only before its rewards are given up."""
         self.news = False
@@ -40,7 +59,9 @@ class Group:
         self.closed_at = 0
         self.look_at = _NEVER
         self.heard_until: int | None = None
-        """Latest record time of its inputs and a little more: no event is younger, whatever a clock that was wrong says."""
+        """Latest record time of its inputs and a little more: no event is younger, whatever a clock
+        that was wrong says.
+        """
 
     @property
     def is_open(self) -> bool:
@@ -73,9 +94,14 @@ class Group:
         self.settle_taken()
 
     def await_more(self, now: int, settings: RewarderSettings) -> None:
-        """What comes late waits for what comes with it, and for the last revision to be of some age."""
+        """What comes late waits for what comes with it, and for the last revision to be of some
+        age.
+        """
         if self.look_at == _NEVER:
-            self.look_at = max(now + int(settings.amend_wait_s * 1000), self.closed_at + int(settings.amend_every_s * 1000))
+            self.look_at = max(
+                now + int(settings.amend_wait_s * 1000),
+                self.closed_at + int(settings.amend_every_s * 1000),
+            )
 
     def due_at(self, settings: RewarderSettings) -> int:
         """Unix milliseconds after which it is written with what there is."""
@@ -83,12 +109,20 @@ class Group:
             return self.look_at
         if not self.gathered.episodes:
             first = min(reward.event_time for reward in self.gathered.rewards.values())
-            return (first if self.heard_until is None else min(first, self.heard_until)) + int(settings.orphan_s * 1000)
-        return settings.due_at(self.gathered.declaration, self.gathered.episodes.values(), self.heard_until)
+            return (first if self.heard_until is None else min(first, self.heard_until)) + int(
+                settings.orphan_s * 1000
+            )
+        return settings.due_at(
+            self.gathered.declaration, self.gathered.episodes.values(), self.heard_until
+        )
 
     def weight(self) -> int:
         """Bytes it takes in memory, roughly."""
-        return 2_000 + 1_000 * len(self.gathered.rewards) + sum(_weight(call) for e in self.gathered.episodes.values() for call in e.calls)
+        return (
+            2_000
+            + 1_000 * len(self.gathered.rewards)
+            + sum(_weight(call) for e in self.gathered.episodes.values() for call in e.calls)
+        )
 
 
 class ClosedGroups:
@@ -103,7 +137,9 @@ class ClosedGroups:
         """Every group that was closed after this (Unix milliseconds) is known."""
 
     def know(self, group_id: str, revision: str | None, closed_at: int) -> None:
-        """A group is closed, or (None) given up before it was, and its episodes and rewards are not at hand."""
+        """A group is closed, or (None) given up before it was, and its episodes and rewards are not
+        at hand.
+        """
         self._revisions[group_id] = (revision, closed_at)
         self._revisions.move_to_end(group_id)
 
@@ -147,5 +183,10 @@ class ClosedGroups:
 
 def _weight(call: LlmCall) -> int:
     texts = len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")
-    choices = sum(len(choice.message or "") + len(choice.token_ids or b"") + len(choice.logprobs or b"") for choice in call.choices)
-    return _CALL_BYTES + texts + choices + sum(_CLAIM_BYTES + len(claim.uri) for claim in call.pieces)
+    choices = sum(
+        len(choice.message or "") + len(choice.token_ids or b"") + len(choice.logprobs or b"")
+        for choice in call.choices
+    )
+    return (
+        _CALL_BYTES + texts + choices + sum(_CLAIM_BYTES + len(claim.uri) for claim in call.pieces)
+    )

@@ -49,13 +49,17 @@ class Rewarder(Worker):
         }
 
     def decode(self, value: bytes) -> Event:
-        """Episodes wait packed for their groups: the whole calls of a long conversation repeat it over and over."""
+        """Episodes wait packed for their groups: the whole calls of a long conversation repeat it
+        over and over.
+        """
         return self.codec.decode(value, packed=True)
 
     def _written(self, partitions: list[int], since: int) -> dict[int, list[Output | DeadLetter]]:
         written: dict[int, list[Output | DeadLetter]] = {number: [] for number in partitions}
         for topic in (TRAJECTORIES, TRAINING_LEDGER, DEAD_LETTERS):
-            for record in read_all(self.kafka, topic, self.codec, partitions=partitions, since_ms=since):
+            for record in read_all(
+                self.kafka, topic, self.codec, partitions=partitions, since_ms=since
+            ):
                 event = record.event
                 if _is_written_by_us(event):
                     written[record.partition].append(event)

@@ -1,11 +1,14 @@
-"""One partition of the rewarder: groups that wait for episodes or rewards, and closed groups for which something comes late.
+"""One partition of the rewarder: groups that wait for episodes or rewards, and closed groups for
+which something comes late.
 
-A group closes when every declared rollout's last attempt has come and has its expected rewards; without all rewards some time after
-its deadline, without all episodes (the aggregator is down: it judges every rollout at the deadline) a longer time after. A group that
-nobody declared is one episode and waits some time for a reward. What comes for a closed group closes it anew, whole, under a new revision
-if that changes anything: once for all that comes together, and not more often than the settings say. A group that memory has let go of is
-read from the log again first. What falls due is closed only when both topics have been read up to the end they had then. Ledger entries
-are acknowledged before the rows are sent, so that rows in the log tell that the entries are there too.
+A group closes when every declared rollout's last attempt has come and has its expected rewards;
+without all rewards some time after its deadline, without all episodes (the aggregator is down: it
+judges every rollout at the deadline) a longer time after. A group that nobody declared is one
+episode and waits some time for a reward. What comes for a closed group closes it anew, whole, under
+a new revision if that changes anything: once for all that comes together, and not more often than
+the settings say. A group that memory has let go of is read from the log again first. What falls due
+is closed only when both topics have been read up to the end they had then. Ledger entries are
+acknowledged before the rows are sent, so that rows in the log tell that the entries are there too.
 """
 
 from __future__ import annotations
@@ -79,7 +82,8 @@ class PartitionLog(Protocol):
 
 
 class RewarderPartition:
-    """A `Processor`; `position` says how far a topic of this partition has been read, `recall` reads some groups from the log again.
+    """A `Processor`; `position` says how far a topic of this partition has been read, `recall`
+    reads some groups from the log again.
 
     `written`: what the log holds of the rewarder's since `since`, Unix milliseconds, in its order.
     """
@@ -109,7 +113,8 @@ class RewarderPartition:
         self._time = 0
         self._next_look = 0
         self._begun: dict[str, set[str]] = {}
-        """What need not be written again, of groups in the middle of which an earlier worker died."""
+        """What need not be written again, of groups in the middle of which an earlier worker died.
+        """
         self._remember(written)
 
     def take(self, topic: Topic, event: Event, settle: Settle) -> None:
@@ -121,7 +126,9 @@ class RewarderPartition:
         self._time = max(self._time, min(event.event_time, self._now() + _SKEW_MS))
         group = self._waiting.get(event.group_id)
         if group is None:
-            group = self._waiting[event.group_id] = self._closed.take(event.group_id) or self._new(event)
+            group = self._waiting[event.group_id] = self._closed.take(event.group_id) or self._new(
+                event
+            )
         elif group.unsure and isinstance(event, Episode) and not _is_first(event):
             group.lacks = True
         group.take(event, settle)
@@ -142,12 +149,18 @@ class RewarderPartition:
         await self._close_due()
 
     def _new(self, event: Episode | AgentReward) -> Group:
-        """A group that is neither waiting nor known to be closed: was it closed before we began to look, and forgotten?"""
+        """A group that is neither waiting nor known to be closed: was it closed before we began to
+        look, and forgotten?
+        """
         minted = minted_at(event.group_id)
         if minted is not None and minted <= self._now() + _SKEW_MS:
             return Group(lacks=minted < self._closed.since + _SKEW_MS)
         # A session that a user named: its id tells no time.
-        return Group(unsure=True) if isinstance(event, AgentReward) or _is_first(event) else Group(lacks=True)
+        return (
+            Group(unsure=True)
+            if isinstance(event, AgentReward) or _is_first(event)
+            else Group(lacks=True)
+        )
 
     async def _close_due(self) -> None:
         if self._due is None:
@@ -156,16 +169,34 @@ class RewarderPartition:
             self._next_look = self._now() + _LOOK_EVERY_MS
             self._closed.forget(self._now())
             now = max(self._time, self._now())
-            due = {group_id for group_id, group in self._waiting.items() if group.due_at(self._settings) <= now}
+            due = {
+                group_id
+                for group_id, group in self._waiting.items()
+                if group.due_at(self._settings) <= now
+            }
             if not due:
                 return
-            self._due = ({topic: await self._log.end_offset(topic, self._partition) for topic in (EPISODES, AGENT_REWARDS)}, due)
+            self._due = (
+                {
+                    topic: await self._log.end_offset(topic, self._partition)
+                    for topic in (EPISODES, AGENT_REWARDS)
+                },
+                due,
+            )
         ends, due = self._due
         if any(self._position(topic) < end for topic, end in ends.items()):
             return
         self._due = None
-        groups = {group_id: self._waiting[group_id] for group_id in sorted(due & self._waiting.keys())}
-        await self._recall({i: group for i, group in groups.items() if group.lacks or (group.unsure and not group.gathered.episodes)})
+        groups = {
+            group_id: self._waiting[group_id] for group_id in sorted(due & self._waiting.keys())
+        }
+        await self._recall(
+            {
+                i: group
+                for i, group in groups.items()
+                if group.lacks or (group.unsure and not group.gathered.episodes)
+            }
+        )
         for group_id, group in groups.items():
             if group_id in self._waiting:
                 await self._guarded(group_id, group, partial(self._write, group_id, group))
@@ -174,25 +205,46 @@ class RewarderPartition:
         if group.gathered.is_complete(self._rules):
             await self._close(group_id, group)
 
-    async def _guarded(self, group_id: str, group: Group, step: Callable[[], Awaitable[None]]) -> None:
-        """A group that cannot be closed is given up: dead letters of its episodes, with their actions."""
+    async def _guarded(
+        self, group_id: str, group: Group, step: Callable[[], Awaitable[None]]
+    ) -> None:
+        """A group that cannot be closed is given up: dead letters of its episodes, with their
+        actions.
+        """
         failure = await failure_of(step)
         if failure is None:
             return
-        _log.error("a group cannot be closed", group_id=group_id, error=words_of(failure), exc_info=failure)
-        await self._bury(group_id, group, type(failure).__name__, f"its group cannot be closed: {words_of(failure)}")
+        _log.error(
+            "a group cannot be closed", group_id=group_id, error=words_of(failure), exc_info=failure
+        )
+        await self._bury(
+            group_id,
+            group,
+            type(failure).__name__,
+            f"its group cannot be closed: {words_of(failure)}",
+        )
         if group_id not in self._waiting:
             # What comes for it later, or is redriven, finds the whole group in the log again.
             self._closed.know(group_id, None, self._now())
 
     async def _write(self, group_id: str, group: Group) -> None:
-        """Close a group that is due, for the first time or anew; give up rewards without any episode."""
+        """Close a group that is due, for the first time or anew; give up rewards without any
+        episode.
+        """
         if not group.gathered.episodes:
             if group.due_at(self._settings) <= max(self._time, self._now()):
-                _log.warning("rewards of a group without episodes are given up", group_id=group_id, rewards=sorted(group.gathered.rewards))
+                _log.warning(
+                    "rewards of a group without episodes are given up",
+                    group_id=group_id,
+                    rewards=sorted(group.gathered.rewards),
+                )
                 self._waiting.pop(group_id).settle()
                 self._closed.know(group_id, None, self._now())
-        elif group.is_open and group.due_at(self._settings) > max(self._time, self._now()) and not group.gathered.is_complete(self._rules):
+        elif (
+            group.is_open
+            and group.due_at(self._settings) > max(self._time, self._now())
+            and not group.gathered.is_complete(self._rules)
+        ):
             _log.debug("had not been closed", group_id=group_id)
         else:
             await self._close(group_id, group)
@@ -219,15 +271,26 @@ class RewarderPartition:
                 group.gathered.take(event)
 
     async def _give_up(self, group_id: str, group: Group) -> None:
-        """The log no longer holds what the group was made of: late rewards change nothing, late episodes are dead letters."""
-        _log.warning("too late: the log no longer holds the whole group", group_id=group_id, rewards=sorted(group.gathered.rewards))
-        await self._bury(group_id, group, "TooLate", "it came when the log no longer held its whole group")
+        """The log no longer holds what the group was made of: late rewards change nothing, late
+        episodes are dead letters.
+        """
+        _log.warning(
+            "too late: the log no longer holds the whole group",
+            group_id=group_id,
+            rewards=sorted(group.gathered.rewards),
+        )
+        await self._bury(
+            group_id, group, "TooLate", "it came when the log no longer held its whole group"
+        )
 
     async def _bury(self, group_id: str, group: Group, error_type: str, told: str) -> None:
         """Dead letters of a group's episodes; its rewards change nothing."""
         group.take_up()
         episodes = list(group.gathered.episodes.values())
-        letters = [self._letter(episode, error_type, f"episode {episode.episode_id}: {told}") for episode in episodes]
+        letters = [
+            self._letter(episode, error_type, f"episode {episode.episode_id}: {told}")
+            for episode in episodes
+        ]
         await self._log.publish(DEAD_LETTERS, addressed(*letters))
         del self._waiting[group_id]
         group.settle_taken()
@@ -240,7 +303,15 @@ class RewarderPartition:
     def _letter(self, episode: Episode, error_type: str, told: str) -> DeadLetter:
         """With its bytes, to be redriven."""
         value = self._log.codec.encode(episode)
-        return lost(lost_episode(episode), self._log.settings, self._partition, STAGE, error_type=error_type, error=told, value=value)
+        return lost(
+            lost_episode(episode),
+            self._log.settings,
+            self._partition,
+            STAGE,
+            error_type=error_type,
+            error=told,
+            value=value,
+        )
 
     async def _close(self, group_id: str, group: Group) -> None:
         group.take_up()
@@ -248,9 +319,16 @@ class RewarderPartition:
         revision = revision_of(outputs) or ""
         if revision != group.revision:
             if group.revision:
-                _log.info("closed anew", group_id=group_id, revision=revision, supersedes=group.revision)
+                _log.info(
+                    "closed anew", group_id=group_id, revision=revision, supersedes=group.revision
+                )
             for rollout_id, why in group.gathered.excesses().items():
-                _log.warning("its rewards are not counted", group_id=group_id, rollout_id=rollout_id, error=why)
+                _log.warning(
+                    "its rewards are not counted",
+                    group_id=group_id,
+                    rollout_id=rollout_id,
+                    error=why,
+                )
             await self._publish(group_id, outputs)
             group.revision = revision
             group.closed_at = self._now()
@@ -266,11 +344,19 @@ class RewarderPartition:
         self._closed.keep(group_id, group)
 
     async def _publish(self, group_id: str, outputs: Sequence[Output]) -> None:
-        """Entries first, then rows; without those that an earlier worker had written before it died."""
+        """Entries first, then rows; without those that an earlier worker had written before it
+        died.
+        """
         begun = self._begun.pop(group_id, set[str]())
         new = [output for output in outputs if output.event_id not in begun]
-        await self._log.publish(TRAINING_LEDGER, [(group_id, output) for output in new if isinstance(output, LedgerEntry)])
-        await self._log.publish(TRAJECTORIES, [(group_id, output) for output in new if not isinstance(output, LedgerEntry)])
+        await self._log.publish(
+            TRAINING_LEDGER,
+            [(group_id, output) for output in new if isinstance(output, LedgerEntry)],
+        )
+        await self._log.publish(
+            TRAJECTORIES,
+            [(group_id, output) for output in new if not isinstance(output, LedgerEntry)],
+        )
 
     def _note_begun(self, group_id: str, written: Written) -> None:
         begun = written.begun()
@@ -278,7 +364,9 @@ class RewarderPartition:
             self._begun[group_id] = begun
 
     def _remember(self, outputs: Iterable[Output | DeadLetter]) -> None:
-        """Groups whose rows are all in the log are closed; of others, what was written is not written again. Given up groups are known."""
+        """Groups whose rows are all in the log are closed; of others, what was written is not
+        written again. Given up groups are known.
+        """
         groups: dict[str, Written] = {}
         for output in outputs:
             if not isinstance(output, DeadLetter):

@@ -1,4 +1,5 @@
-"""What the log holds of groups that memory has let go of: their episodes and rewards, and what was written of them.
+"""What the log holds of groups that memory has let go of: their episodes and rewards, and what was
+written of them.
 
 Bounded: one partition, the records of these groups only, from a time on that the caller gives.
 """
@@ -44,11 +45,15 @@ class Recalled:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every episode is there that a row or a later revision names: otherwise retention, or the bound in time, took some."""
+        """Whether every episode is there that a row or a later revision names: otherwise retention,
+        or the bound in time, took some.
+        """
         return self._named <= self._found
 
 
-def recall(kafka: KafkaSettings, codec: Codec, partition: int, group_ids: Collection[str], since_ms: int) -> dict[str, Recalled]:
+def recall(
+    kafka: KafkaSettings, codec: Codec, partition: int, group_ids: Collection[str], since_ms: int
+) -> dict[str, Recalled]:
     """Read the log again for some groups. Raises LogUnavailable."""
     found = {group_id: Recalled() for group_id in group_ids}
     keys = {group_id.encode() for group_id in group_ids}
@@ -59,10 +64,14 @@ def recall(kafka: KafkaSettings, codec: Codec, partition: int, group_ids: Collec
     return found
 
 
-def _read(kafka: KafkaSettings, codec: Codec, partition: int, keys: Collection[bytes], since_ms: int) -> Iterator[Event]:
+def _read(
+    kafka: KafkaSettings, codec: Codec, partition: int, keys: Collection[bytes], since_ms: int
+) -> Iterator[Event]:
     # Inputs last: what was written is then of inputs that are found.
     topics: tuple[Topic, ...] = (TRAINING_LEDGER, TRAJECTORIES, EPISODES, AGENT_REWARDS)
     for topic in topics:
-        for record in read_all(kafka, topic, codec, partitions=[partition], since_ms=since_ms, keys=keys):
+        for record in read_all(
+            kafka, topic, codec, partitions=[partition], since_ms=since_ms, keys=keys
+        ):
             if record.event is not None:
                 yield record.event

@@ -1,8 +1,10 @@
-"""Reward functions by reference: a user's, `rewards.py:fn`, or a built-in one, `builtin:f1(reference=answer)`.
+"""Reward functions by reference: a user's, `rewards.py:fn`, or a built-in one,
+`builtin:f1(reference=answer)`.
 
-A function gets a `fulgurite.episodes.view.EpisodeView` and returns a number, numbers by name, or None for no reward; it may be async.
-Numbers are Python's, `Decimal` and `Fraction`, numpy's scalars, and arrays and tensors without dimensions.
-A user's file is imported by `load` alone, in a process of its own: what it does and needs at import is no matter of a worker's.
+A function gets a `fulgurite.episodes.view.EpisodeView` and returns a number, numbers by name, or
+None for no reward; it may be async. Numbers are Python's, `Decimal` and `Fraction`, numpy's
+scalars, and arrays and tensors without dimensions. A user's file is imported by `load` alone, in a
+process of its own: what it does and needs at import is no matter of a worker's.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ _LONGEST_NAME = 128
 
 
 def source_of(reference: str) -> str:
-    """Which code it is: its name with the hash of its content and of what it imports. Raises PluginError for what is not there."""
+    """Which code it is: its name with the hash of its content and of what it imports. Raises
+    PluginError for what is not there.
+    """
     if reference.startswith(PREFIX):
         chosen = _chosen(reference)
         return f"{PREFIX}{chosen}#{_digest(code_of(chosen.name))}"
@@ -44,8 +48,14 @@ def source_of(reference: str) -> str:
 
 
 def load(reference: str) -> Function:
-    """Where it is a user's: changes what this process can import (`own_imports`). Raises PluginError."""
-    return _from_registry(reference) if reference.startswith(PREFIX) else _from_file(*_place(reference))
+    """Where it is a user's: changes what this process can import (`own_imports`). Raises
+    PluginError.
+    """
+    return (
+        _from_registry(reference)
+        if reference.startswith(PREFIX)
+        else _from_file(*_place(reference))
+    )
 
 
 def label_of(reference: str) -> str:
@@ -54,12 +64,16 @@ def label_of(reference: str) -> str:
 
 
 def named(given: object, name: str, label: str) -> dict[str, float]:
-    """What the function `label` returned, as rewards by name; empty for none. Raises RewardFailed."""
+    """What the function `label` returned, as rewards by name; empty for none. Raises
+    RewardFailed.
+    """
     if given is None:
         return {}
     values = cast("dict[object, object]", given) if isinstance(given, dict) else {name: given}
     if len(values) > _MOST_NAMES:
-        raise RewardFailed(f"{label} gave {len(values)} rewards: at most {_MOST_NAMES} names are taken")
+        raise RewardFailed(
+            f"{label} gave {len(values)} rewards: at most {_MOST_NAMES} names are taken"
+        )
     return {_name(key, label): _value(value, key, label) for key, value in values.items()}
 
 
@@ -67,7 +81,10 @@ def _name(key: object, label: str) -> str:
     # A plain text whatever it is a subclass of.
     text = str.__str__(key) if isinstance(key, str) else str(key)
     if not 1 <= len(text) <= _LONGEST_NAME or clean(text) != text:
-        raise RewardFailed(f"{label} named a reward {repr_of(text)}: a name has 1 to {_LONGEST_NAME} characters of Unicode text")
+        raise RewardFailed(
+            f"{label} named a reward {repr_of(text)}: a name has 1 to {_LONGEST_NAME} "
+            f"characters of Unicode text"
+        )
     return text
 
 
@@ -82,7 +99,9 @@ def _value(given: object, key: object, label: str) -> float:
 
 
 def _number(given: Any) -> float | None:
-    """The number that it is: Python's, numpy's, or a tensor's without dimensions. None for anything else."""
+    """The number that it is: Python's, numpy's, or a tensor's without dimensions. None for anything
+    else.
+    """
     if getattr(given, "shape", None) == () and callable(getattr(given, "item", None)):
         given = given.item()
     if not isinstance(given, numbers.Real | Decimal):
@@ -106,7 +125,9 @@ def _from_registry(reference: str) -> Function:
     try:
         module = importlib.import_module(f"{builtin.__module__}.{chosen.name}")
     except ImportError as error:
-        raise PluginError(f"{PREFIX}{chosen.name} needs {error.name}: pip install 'fulgurite[rewards]'") from error
+        raise PluginError(
+            f"{PREFIX}{chosen.name} needs {error.name}: pip install 'fulgurite[rewards]'"
+        ) from error
     return partial(module.reward, **chosen.parameters)
 
 
@@ -114,7 +135,9 @@ def _place(reference: str) -> tuple[Path, str]:
     file, _, function = reference.rpartition(":")
     path = Path(file).resolve()
     if not file or not path.is_file():
-        raise PluginError(f"{reference!r}: expected FILE.py:FUNCTION with an existing file, or {PREFIX}NAME")
+        raise PluginError(
+            f"{reference!r}: expected FILE.py:FUNCTION with an existing file, or {PREFIX}NAME"
+        )
     return path, function
 
 

@@ -1,7 +1,9 @@
-"""Which code a user's reward function is: its file, and after it every module of the user's own that it imports, at whatever remove.
+"""Which code a user's reward function is: its file, and after it every module of the user's own
+that it imports, at whatever remove.
 
-Own is what lies beside the file or in the working directory, where `own_imports` has Python look first; what is installed is not. The code
-is read and never run: an import whose module's name is computed is not seen.
+Own is what lies beside the file or in the working directory, where `own_imports` has Python look
+first; what is installed is not. The code is read and never run: an import whose module's name is
+computed is not seen.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from typing import NamedTuple
 import fulgurite
 import services
 
-_OURS = tuple(Path(folder).resolve() for package in (fulgurite, services) for folder in package.__path__)
+_OURS = tuple(
+    Path(folder).resolve() for package in (fulgurite, services) for folder in package.__path__
+)
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
@@ -37,15 +41,26 @@ def code_of(file: Path) -> bytes:
     # Grows while it is gone through: each in the order in which it is come upon first.
     waiting = list(found)
     for module in waiting:
-        news = [one for one in _imported(module.file.read_bytes(), module.package, folders) if one not in found]
+        news = [
+            one
+            for one in _imported(module.file.read_bytes(), module.package, folders)
+            if one not in found
+        ]
         found.update(dict.fromkeys(news))
         waiting += dict.fromkeys(news)
     modules = sorted(module for module in found if module.file != file.resolve())
-    return b"".join([code, *(b"\0%b\0%b" % (module.name.encode(), module.file.read_bytes()) for module in modules)])
+    return b"".join(
+        [
+            code,
+            *(b"\0%b\0%b" % (module.name.encode(), module.file.read_bytes()) for module in modules),
+        ]
+    )
 
 
 def _imported(code: bytes, package: list[str], folders: Sequence[Path]) -> Iterator[_Module]:
-    """The user's own modules among those that this code imports, with the packages that they are in."""
+    """The user's own modules among those that this code imports, with the packages that they are
+    in.
+    """
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError):
@@ -80,4 +95,6 @@ def _find(dotted: str, folders: Sequence[Path]) -> Path | None:
 
 
 def _is_own(file: Path) -> bool:
-    return _INSTALLED.isdisjoint(file.parts) and not any(file.is_relative_to(folder) for folder in _OURS)
+    return _INSTALLED.isdisjoint(file.parts) and not any(
+        file.is_relative_to(folder) for folder in _OURS
+    )

@@ -1,7 +1,9 @@
-"""A reward function by its reference (see `services.rewards.functions`), and the events that its verdicts become.
+"""A reward function by its reference (see `services.rewards.functions`), and the events that its
+verdicts become.
 
-What a function raises, returns wrongly or takes too much time or memory for is an error of the function, told in the reward event. So is
-a name that the group waits for and the function, which gave others, did not give: it would wait until its deadline.
+What a function raises, returns wrongly or takes too much time or memory for is an error of the
+function, told in the reward event. So is a name that the group waits for and the function, which
+gave others, did not give: it would wait until its deadline.
 """
 
 from __future__ import annotations
@@ -54,15 +56,23 @@ class RewardPlugin:
         expected = episode.declaration.expected_rewards if episode.declaration else ()
         if values and self.name in expected and self.name not in values:
             given = ", ".join(map(repr, values))
-            raise RewardFailed(f"it gave {given}, and not {self.name!r}, which the group waits for: give it that too, or another name")
+            raise RewardFailed(
+                f"it gave {given}, and not {self.name!r}, which the group waits for: give it "
+                f"that too, or another name"
+            )
 
-    def _verdicts(self, episode: Episode, values: Mapping[str, float | None], error: str | None = None) -> list[AgentReward]:
-        """Expected names come last: a group may close with the last of them, and the others should be in it."""
+    def _verdicts(
+        self, episode: Episode, values: Mapping[str, float | None], error: str | None = None
+    ) -> list[AgentReward]:
+        """Expected names come last: a group may close with the last of them, and the others should
+        be in it.
+        """
         expected = episode.declaration.expected_rewards if episode.declaration else ()
         return [
             AgentReward(
                 event_id=verdict_id(name, self.source, episode),
-                # Of verdicts on an episode's revisions the last one's counts: it has more inputs, but perhaps no later time.
+                # Of verdicts on an episode's revisions the last one's counts: it has more inputs,
+                # but perhaps no later time.
                 event_time=episode.event_time + len(episode.inputs),
                 group_id=episode.group_id,
                 rollout_id=episode.rollout_id,
@@ -73,7 +83,9 @@ class RewardPlugin:
                 source=self.source,
                 error=error,
             )
-            for name, value in sorted(values.items(), key=lambda item: (item[0] in expected, item[0]))
+            for name, value in sorted(
+                values.items(), key=lambda item: (item[0] in expected, item[0])
+            )
         ]
 
 

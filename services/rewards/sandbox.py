@@ -1,11 +1,14 @@
-"""Processes in which a reward function runs: one verdict at a time each, in bounded time and memory.
+"""Processes in which a reward function runs: one verdict at a time each, in bounded time and
+memory.
 
-A function that takes too long is ended with its process, as is one that crashes; another process takes its place. The memory it may take is
-counted beyond what importing it took, as address space (`RLIMIT_AS`): what asks for more gets a MemoryError, and its process is ended with
-all that it kept. Async functions have an event loop for the life of their process, so that a client made at import keeps its connections.
-A process leads a process group: what the function started ends with it, unless it left the group (`setsid`). Verdicts cross between
-processes as msgpack of plain types, so that nothing a function returns is run here.
-This bounds accidents; it keeps no secrets from a function and stops no malice.
+A function that takes too long is ended with its process, as is one that crashes; another process
+takes its place. The memory it may take is counted beyond what importing it took, as address space
+(`RLIMIT_AS`): what asks for more gets a MemoryError, and its process is ended with all that it
+kept. Async functions have an event loop for the life of their process, so that a client made at
+import keeps its connections. A process leads a process group: what the function started ends with
+it, unless it left the group (`setsid`). Verdicts cross between processes as msgpack of plain types,
+so that nothing a function returns is run here. This bounds accidents; it keeps no secrets from a
+function and stops no malice.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ from services.rewards.errors import (
 from services.rewards.functions import Function, label_of, load, named
 
 LOAD_TIMEOUT_S = 120.0
-"""By default, seconds for importing a function: large libraries take their time on a busy machine."""
+"""By default, seconds for importing a function: large libraries take their time on a busy machine.
+"""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +74,9 @@ class Sandbox:
     """Runs one function. Close it."""
 
     def __init__(self, reference: str, name: str, limits: Limits) -> None:
-        """`reference` can be loaded; `name` is the reward's where the function gives a plain number."""
+        """`reference` can be loaded; `name` is the reward's where the function gives a plain
+        number.
+        """
         self._limits = limits
         self._name = name
         self._label = label_of(reference)
@@ -103,19 +109,27 @@ class Sandbox:
 
     def _new_pool(self) -> ProcessPool:
         self._context = _processes()
-        return ProcessPool(self._limits.processes, initializer=_prepare, initargs=self._initargs, context=self._context)
+        return ProcessPool(
+            self._limits.processes,
+            initializer=_prepare,
+            initargs=self._initargs,
+            context=self._context,
+        )
 
     async def _given(self, data: bytes) -> bytes:
         pool = self._working_pool()
         try:
             return await self._ask(pool, data)
         except BrokenProcessPool:
-            # One that ended while it had nothing to do, killed for want of memory say, ends its pool: no fault of this episode.
+            # One that ended while it had nothing to do, killed for want of memory say, ends its
+            # pool: no fault of this episode.
             return await self._ask(self._working_pool(), data)
 
     def _ask(self, pool: ProcessPool, data: bytes) -> asyncio.Future[bytes]:
         try:
-            return asyncio.wrap_future(pool.schedule(_judge, (data,), timeout=self._limits.timeout_s))
+            return asyncio.wrap_future(
+                pool.schedule(_judge, (data,), timeout=self._limits.timeout_s)
+            )
         except RuntimeError as error:
             # It broke just now.
             raise BrokenProcessPool(str(error)) from error
@@ -132,13 +146,23 @@ def check(reference: str, timeout_s: float = LOAD_TIMEOUT_S) -> None:
     """Load it once, in a process of its own. Raises PluginError."""
     with ProcessPool(1, context=_processes()) as pool:
         try:
-            refused = pool.schedule(_refused, (reference, os.environ.get(_SAFE_PATH)), timeout=timeout_s).result()
+            refused = pool.schedule(
+                _refused, (reference, os.environ.get(_SAFE_PATH)), timeout=timeout_s
+            ).result()
         except TimeoutError as error:
-            raise PluginError(f"{reference!r}: importing it took more than {timeout_s:g} s: do slow work in the function") from error
+            raise PluginError(
+                f"{reference!r}: importing it took more than {timeout_s:g} s: do slow work in "
+                f"the function"
+            ) from error
         except ProcessExpired as error:
-            raise PluginError(f"{reference!r}: importing it ended its process with code {error.exitcode}") from error
+            raise PluginError(
+                f"{reference!r}: importing it ended its process with code {error.exitcode}"
+            ) from error
         except BrokenProcessPool as error:
-            raise PluginError(f"{reference!r}: its process ended as soon as it was started; what it wrote says why") from error
+            raise PluginError(
+                f"{reference!r}: its process ended as soon as it was started; what it wrote "
+                f"says why"
+            ) from error
     if refused is not None:
         raise PluginError(refused)
 
@@ -173,7 +197,9 @@ class _Process(ForkServerProcess):
 
 
 class _Context(ForkServerContext):
-    """Starts processes, and knows them: a pool ends them one by one, and one that has only begun would say that its locks are gone."""
+    """Starts processes, and knows them: a pool ends them one by one, and one that has only begun
+    would say that its locks are gone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +222,8 @@ def _processes() -> _Context:
     context = _Context()
     context.set_forkserver_preload(["__main__", __name__])
     before = os.environ.get(_SAFE_PATH)
-    # It would look for our modules in the working directory first, where a project may have a package of the same name.
+    # It would look for our modules in the working directory first, where a project may have a
+    # package of the same name.
     os.environ[_SAFE_PATH] = "1"
     try:
         forkserver.ensure_running()
@@ -239,7 +266,8 @@ def _refused(reference: str, safe_path: str | None) -> str | None:
 def _prepare(reference: str, safe_path: str | None, name: str, limits: Limits) -> None:
     _restore(safe_path)
     os.setsid()
-    # Ends the process, as nothing else would: no verdict has been asked for yet, whose time could be up.
+    # Ends the process, as nothing else would: no verdict has been asked for yet, whose time could
+    # be up.
     signal.setitimer(signal.ITIMER_REAL, limits.load_timeout_s)
     function = load(reference)
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -267,7 +295,13 @@ def _tried(child: _Child, data: bytes) -> Outcome:
     """Raises MemoryError."""
     try:
         given = child.function(EpisodeView(msgspec.msgpack.decode(data, type=Episode)))
-        return Outcome(values=named(child.loop.run(given) if inspect.iscoroutine(given) else given, child.name, child.label))
+        return Outcome(
+            values=named(
+                child.loop.run(given) if inspect.iscoroutine(given) else given,
+                child.name,
+                child.label,
+            )
+        )
     except MemoryError:
         raise
     except RewardFailed as error:

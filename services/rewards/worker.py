@@ -1,10 +1,13 @@
-"""A reward worker: reads `episodes` in a consumer group of its own, calls a user's function, writes `agent.rewards`.
+"""A reward worker: reads `episodes` in a consumer group of its own, calls a user's function, writes
+`agent.rewards`.
 
     python -m services.rewards.worker --reward rewards.py:fn --name reward --run-id RUN
 
-Every final attempt of the run (of every run, without `--run-id`) is judged: at least once, a bounded number at a time. A reward's id
-derives from its name, the function's source and the episode's revision, so that a repeated verdict is the same event. A function that
-fails gives a reward without value and with the error's text. Offsets are committed in order, after the rewards were acknowledged.
+Every final attempt of the run (of every run, without `--run-id`) is judged: at least once, a
+bounded number at a time. A reward's id derives from its name, the function's source and the
+episode's revision, so that a repeated verdict is the same event. A function that fails gives a
+reward without value and with the error's text. Offsets are committed in order, after the rewards
+were acknowledged.
 """
 
 from __future__ import annotations
@@ -44,7 +47,13 @@ _POLL_S = 0.2
 class RewardWorker:
     """Judges episodes until stopped."""
 
-    def __init__(self, plugin: RewardPlugin, run_id: str | None, kafka: KafkaSettings, settings: RewardWorkerSettings) -> None:
+    def __init__(
+        self,
+        plugin: RewardPlugin,
+        run_id: str | None,
+        kafka: KafkaSettings,
+        settings: RewardWorkerSettings,
+    ) -> None:
         self._plugin = plugin
         self._run_id = run_id
         self._kafka = kafka
@@ -60,7 +69,9 @@ class RewardWorker:
 
     async def run(self) -> None:
         """Raises KafkaException, LogUnavailable: what is not committed is judged again."""
-        consumer = episodes_consumer(self._kafka, self._group_id(), self._settings.session_timeout_s)
+        consumer = episodes_consumer(
+            self._kafka, self._group_id(), self._settings.session_timeout_s
+        )
         consumer.subscribe([self._kafka.topic(EPISODES)])
         _log.info("ready", reward=self._plugin.source, run_id=self._run_id)
         try:
@@ -85,7 +96,12 @@ class RewardWorker:
         record = read_message(message, self._codec)
         failure = await failure_of(partial(self._judge, record), (BadClaim,))
         if failure is not None:
-            _log.warning("dead letter", partition=record.partition, offset=record.offset, error=words_of(failure))
+            _log.warning(
+                "dead letter",
+                partition=record.partition,
+                offset=record.offset,
+                error=words_of(failure),
+            )
             record = msgspec.structs.replace(record, error=words_of(failure))
         if failure is not None or not isinstance(record.event, Episode):
             await bury(self._producer, self._kafka, self._group_id(), _STAGE, record)
@@ -97,8 +113,15 @@ class RewardWorker:
         episode = await asyncio.to_thread(redeemed_episode, record.event)
         rewards, failure = await self._plugin.judge(self._sandbox, episode)
         if failure is not None:
-            _log.warning("reward function failed", rollout_id=episode.rollout_id, kind=type(failure).__name__, error=str(failure))
-        await asyncio.gather(*(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards))
+            _log.warning(
+                "reward function failed",
+                rollout_id=episode.rollout_id,
+                kind=type(failure).__name__,
+                error=str(failure),
+            )
+        await asyncio.gather(
+            *(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards)
+        )
 
     def _is_ours(self, episode: Episode) -> bool:
         declaration = episode.declaration
@@ -123,15 +146,32 @@ def _take(consumer: Consumer, most: int) -> list[Message]:
 def _commit(consumer: Consumer, messages: Sequence[Message]) -> None:
     ends: dict[tuple[str, int], int] = {}
     for message in messages:
-        ends[cast(str, message.topic()), cast(int, message.partition())] = cast(int, message.offset()) + 1
-    consumer.commit(offsets=[TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()], asynchronous=False)
+        ends[cast(str, message.topic()), cast(int, message.partition())] = (
+            cast(int, message.offset()) + 1
+        )
+    consumer.commit(
+        offsets=[TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()],
+        asynchronous=False,
+    )
 
 
 async def run(arguments: Sequence[str]) -> int:
     """Until told to stop; the exit code: see `serve`."""
-    parser = argparse.ArgumentParser(prog="python -m services.rewards.worker", description="Judge episodes with a function of yours.")
-    parser.add_argument("--reward", required=True, metavar="FILE.py:FUNCTION|builtin:NAME", help="the function, called with every episode")
-    parser.add_argument("--name", default="reward", help="name of the reward, where the function gives a plain number")
+    parser = argparse.ArgumentParser(
+        prog="python -m services.rewards.worker",
+        description="Judge episodes with a function of yours.",
+    )
+    parser.add_argument(
+        "--reward",
+        required=True,
+        metavar="FILE.py:FUNCTION|builtin:NAME",
+        help="the function, called with every episode",
+    )
+    parser.add_argument(
+        "--name",
+        default="reward",
+        help="name of the reward, where the function gives a plain number",
+    )
     parser.add_argument("--run-id", default=None, help="judge only the episodes of this run")
     chosen = parser.parse_args(arguments)
 

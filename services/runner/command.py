@@ -37,72 +37,140 @@ from services.runner.run import INTERRUPTED, Run, Summary, Watcher
 from services.runner.settings import RunnerSettings
 
 DEFAULT_MAX_AHEAD = 8
-"""One batch of the learner's default size: every rollout is then sampled from the newest weights."""
+"""One batch of the learner's default size: every rollout is then sampled from the newest weights.
+"""
 
 T = TypeVar("T")
 
 
 def run(
-    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="The agent's command, after `--`.", show_default=False)],
-    tasks: Annotated[Path, typer.Option(help="Tasks, one JSON object a line; the field `reference` never reaches the agent.")],
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COMMAND...", help="The agent's command, after `--`.", show_default=False
+        ),
+    ],
+    tasks: Annotated[
+        Path,
+        typer.Option(
+            help="Tasks, one JSON object a line; the field `reference` never reaches the agent."
+        ),
+    ],
     reward: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]FILE.py:FN|builtin:NAME|judge:ALIAS",
-            help="Function that pays an episode, yours or a built-in one, or a model that ranks the group. Repeatable with names: their "
+            help="Function that pays an episode, yours or a built-in one, or a model that "
+            "ranks the group. Repeatable with names: their "
             "weighted sum is learned from.",
         ),
     ] = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=NUMBER", help="NAME=NUMBER: a reward's weight in the sum, 1 if not given; 0 only records it. Repeatable."
+            metavar="NAME=NUMBER",
+            help="NAME=NUMBER: a reward's weight in the sum, 1 if not given; 0 only records "
+            "it. Repeatable.",
         ),
     ] = None,
-    rubric: Annotated[Path | None, typer.Option(help="A file of standards that a `judge:` has on top of its own.")] = None,
-    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Rollouts of each task: the group that is compared.")] = 6,
+    rubric: Annotated[
+        Path | None, typer.Option(help="A file of standards that a `judge:` has on top of its own.")
+    ] = None,
+    n: Annotated[
+        int,
+        typer.Option("-n", "--n", min=1, help="Rollouts of each task: the group that is compared."),
+    ] = 6,
     concurrency: Annotated[int, typer.Option(min=1, help="Agent processes at once.")] = 16,
-    mode: Annotated[Mode, typer.Option(help="`train`, or `val` for held-out tasks: rewarded, never trained.")] = Mode.train,
-    model: Annotated[str, typer.Option(metavar="ALIAS", help="Model name that the agents ask for.")] = "policy",
-    deadline: Annotated[float, typer.Option(min=1, help="Seconds for a group, retries included; then its processes are killed.")] = 300.0,
-    max_attempts: Annotated[int, typer.Option(min=1, help="Tries at a rollout; only what the model did not cause is tried again.")] = 3,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the tasks; without it 1, or as many as the updates take.")] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="`train`, or `val` for held-out tasks: rewarded, never trained.")
+    ] = Mode.train,
+    model: Annotated[
+        str, typer.Option(metavar="ALIAS", help="Model name that the agents ask for.")
+    ] = "policy",
+    deadline: Annotated[
+        float,
+        typer.Option(
+            min=1, help="Seconds for a group, retries included; then its processes are killed."
+        ),
+    ] = 300.0,
+    max_attempts: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Tries at a rollout; only what the model did not cause is tried again."
+        ),
+    ] = 3,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Passes over the tasks; without it 1, or as many as the updates take."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Tasks at most.")] = None,
     max_ahead: Annotated[
-        int | None, typer.Option(min=1, help=f"Groups that may wait for the learner; {DEFAULT_MAX_AHEAD} in training. At least its batch.")
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Groups that may wait for the learner; {DEFAULT_MAX_AHEAD} in training. At "
+            f"least its batch.",
+        ),
     ] = None,
-    updates: Annotated[int | None, typer.Option(min=1, help="Stop after so many new versions.")] = None,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many new versions.")
+    ] = None,
     until_version: Annotated[
-        str | None, typer.Option(metavar="POLICY@VERSION", help="Stop when this version is served, for example policy@1.20.")
+        str | None,
+        typer.Option(
+            metavar="POLICY@VERSION",
+            help="Stop when this version is served, for example policy@1.20.",
+        ),
     ] = None,
     give_up_after: Annotated[
-        int, typer.Option(min=0, help="Stop after so many groups in a row without anything to learn, or to measure; 0: never.")
+        int,
+        typer.Option(
+            min=0,
+            help="Stop after so many groups in a row without anything to learn, or to measure; "
+            "0: never.",
+        ),
     ] = DEFAULT_GIVE_UP_AFTER,
     preload: Annotated[
-        list[str] | None, typer.Option(metavar="MODULE", help="Module to import once; agents are forked with it. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE", help="Module to import once; agents are forked with it. Repeatable."
+        ),
     ] = None,
     env: Annotated[
-        list[str] | None, typer.Option(metavar="VARIABLE", help="Environment variable that agents inherit too. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="VARIABLE", help="Environment variable that agents inherit too. Repeatable."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order of tasks from the second pass on.")] = 0,
-    results: Annotated[Path | None, typer.Option(help="Write the summary with every rollout to this JSON file.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Write the summary with every rollout to this JSON file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
 ) -> None:
-    """Run an agent on tasks: each rollout is a process that gets OPENAI_BASE_URL, OPENAI_API_KEY and its task, nothing else.
+    """Run an agent on tasks: each rollout is a process that gets OPENAI_BASE_URL, OPENAI_API_KEY
+    and its task, nothing else.
 
-    The task comes as the variable TASK and on standard input. What the agents do is recorded by the gateway, paid by the reward
-    function and, in mode `train`, learned from. Example:
+    The task comes as the variable TASK and on standard input. What the agents do is recorded by the
+    gateway, paid by the reward function and, in mode `train`, learned from. Example:
 
-    fulgurite run --tasks train.jsonl -n 6 --reward rewards.py:score --preload openai -- python agent.py
+    fulgurite run --tasks train.jsonl -n 6 --reward rewards.py:score --preload openai -- python
+    agent.py
 
-    Exits 0 if the run was of use, 1 if it cannot go on, 2 for options that do not fit, 3 if it taught nothing (`val`: measured nothing)
-    or gave up, 130 if it was stopped: Ctrl-C ends it with the summary and --results, a second one at once.
+    Exits 0 if the run was of use, 1 if it cannot go on, 2 for options that do not fit, 3 if it
+    taught nothing (`val`: measured nothing) or gave up, 130 if it was stopped: Ctrl-C ends it with
+    the summary and --results, a second one at once.
     """
     logs.configure("runner", "WARNING")
     hide_from_other_processes()
     rewards = _read(read_rewards, reward or (), "--reward")
     if rubric is not None and not any(given.startswith(JUDGE) for given in rewards.values()):
-        raise typer.BadParameter(f"no reward is a judge that it could be for: --reward NAME={JUDGE}ALIAS", param_hint="--rubric")
+        raise typer.BadParameter(
+            f"no reward is a judge that it could be for: --reward NAME={JUDGE}ALIAS",
+            param_hint="--rubric",
+        )
     try:
         options = RunOptions(
             tasks=tasks,
@@ -119,7 +187,9 @@ def run(
             max_attempts=max_attempts,
             epochs=epochs,
             limit=limit,
-            max_ahead=max_ahead if max_ahead is not None or mode is not Mode.train else DEFAULT_MAX_AHEAD,
+            max_ahead=max_ahead
+            if max_ahead is not None or mode is not Mode.train
+            else DEFAULT_MAX_AHEAD,
             updates=updates,
             give_up_after=give_up_after,
             until_version=parse_version(until_version) if until_version else None,
@@ -133,7 +203,9 @@ def run(
     sys.exit(_run_and_tell(options, as_json, results))
 
 
-def _read(reader: Callable[[Sequence[str]], dict[str, T]], given: Sequence[str], option: str) -> dict[str, T]:
+def _read(
+    reader: Callable[[Sequence[str]], dict[str, T]], given: Sequence[str], option: str
+) -> dict[str, T]:
     try:
         return reader(given)
     except ValueError as error:
@@ -153,9 +225,13 @@ def new_run_id() -> str:
 
 
 def run_command(
-    options: RunOptions, watcher: Watcher, settings: RunnerSettings | None = None, kafka: KafkaSettings | None = None
+    options: RunOptions,
+    watcher: Watcher,
+    settings: RunnerSettings | None = None,
+    kafka: KafkaSettings | None = None,
 ) -> Summary:
-    """Run to the end. SIGINT and SIGTERM end it with Interrupted once every process is gone, a second one ends this process at once.
+    """Run to the end. SIGINT and SIGTERM end it with Interrupted once every process is gone, a
+    second one ends this process at once.
 
     Raises RunnerError, LogUnavailable.
     """
@@ -163,7 +239,12 @@ def run_command(
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
-        return asyncio.run(_stoppable(Run(options, settings or RunnerSettings(), kafka or from_environment(), watcher), numbers))
+        return asyncio.run(
+            _stoppable(
+                Run(options, settings or RunnerSettings(), kafka or from_environment(), watcher),
+                numbers,
+            )
+        )
     finally:
         for number, handler in before.items():  # asyncio leaves the system's defaults
             signal.signal(number, handler)

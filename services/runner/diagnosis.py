@@ -1,7 +1,7 @@
 """Whether a run is of any use, and in words why not: no I/O.
 
-A group is of no use if it is done and, in training, none of its actions is trained or waits for the learner; else if none of its rollouts
-has a reward though one is awaited, or if all of them failed.
+A group is of no use if it is done and, in training, none of its actions is trained or waits for the
+learner; else if none of its rollouts has a reward though one is awaited, or if all of them failed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from services.runner.scoreboard import Score, Scoreboard
 
 _REMEDIES = {
     **{str(reason): words for reason, words in REMEDIES.items()},
-    NO_POLICY: "the model name is served by an upstream that is not trained: see FULGURITE_ALIASES and `fulgurite run --model`",
-    NO_LEARNER: "no learner trains this policy: start one with that FULGURITE_POLICY, or route the model name to one that is trained",
+    NO_POLICY: "the model name is served by an upstream that is not trained: see "
+    "FULGURITE_ALIASES and `fulgurite run --model`",
+    NO_LEARNER: "no learner trains this policy: start one with that FULGURITE_POLICY, or route "
+    "the model name to one that is trained",
 }
 _TELLING = 8
-"""Groups in a row that are worth a warning where others before them were of use: a batch of the learner's default size."""
+"""Groups in a row that are worth a warning where others before them were of use: a batch of the
+learner's default size.
+"""
 _KINDS = 3
 """Failures and reasons that are named, the most frequent first."""
 
@@ -30,7 +34,9 @@ _KINDS = 3
 class Diagnosis:
     """Of one run; looks at what its scoreboard and its fates know."""
 
-    def __init__(self, options: RunOptions, policy: str, board: Scoreboard, fates: Fates, learners: Learners) -> None:
+    def __init__(
+        self, options: RunOptions, policy: str, board: Scoreboard, fates: Fates, learners: Learners
+    ) -> None:
         """`policy`: the one whose versions the run counts."""
         self._options = options
         self._policy = policy
@@ -69,11 +75,15 @@ class Diagnosis:
     def warnings(self, ended: int) -> list[str]:
         """What is wrong with the latest groups, the cause first; empty if nothing is.
 
-        `ended`: rollouts whose agent ended so long ago that their rewards should be there; 0 where none has.
+        `ended`: rollouts whose agent ended so long ago that their rewards should be there; 0 where
+        none has.
         """
         useless = self.useless()
         tells = len(useless) >= min(_TELLING, max(1, self.done))
-        return [*(self.explain(useless) if tells else self._oversized()), *(() if self.done else self._stalled(ended))]
+        return [
+            *(self.explain(useless) if tells else self._oversized()),
+            *(() if self.done else self._stalled(ended)),
+        ]
 
     def all_unscored(self) -> bool:
         """Whether rewards are awaited and none has come."""
@@ -84,14 +94,26 @@ class Diagnosis:
         answered = self._fates.policies()
         if self._policy not in answered:
             by = f"by {', '.join(sorted(answered))}" if answered else "by no policy that is trained"
-            return f"calls were answered {by}, and the run waits for versions of {self._policy!r} (FULGURITE_POLICY)"
-        return None if self._learners.train(self._policy) else f"no learner has claimed the policy {self._policy!r}"
+            return (
+                f"calls were answered {by}, and the run waits for versions of "
+                f"{self._policy!r} "
+                f"(FULGURITE_POLICY)"
+            )
+        return (
+            None
+            if self._learners.train(self._policy)
+            else f"no learner has claimed the policy {self._policy!r}"
+        )
 
     def explain(self, groups: Sequence[str]) -> list[str]:
         """Why these groups are of no use."""
         scores = [score for group_id in groups for score in self._board.scores(group_id)]
         count = f"{len(groups)} groups" if len(groups) > 1 else "group"
-        which = f"{'all' if count != 'group' else 'the'} {count}" if len(groups) >= self.done else f"the last {count}"
+        which = (
+            f"{'all' if count != 'group' else 'the'} {count}"
+            if len(groups) >= self.done
+            else f"the last {count}"
+        )
         lines = [f"{which} {'taught' if self._trains else 'measured'} nothing"]
         failed = [score for score in scores if _has_failed(score)]
         if failed:
@@ -100,10 +122,16 @@ class Diagnosis:
         unscored = [score for score in scores if score.reward is None]
         if self._options.rewards and unscored:
             errors = Counter(score.error or "no value" for score in unscored)
-            first = ", ".join(f"{count} x {' '.join(error.split())[:200]}" for error, count in errors.most_common(_KINDS))
+            first = ", ".join(
+                f"{count} x {' '.join(error.split())[:200]}"
+                for error, count in errors.most_common(_KINDS)
+            )
             lines.append(f"{len(unscored)} of {len(scores)} rollouts have no reward: {first}")
         if not any(score.calls for score in scores):
-            lines.append("no call of theirs was recorded: does the agent use OPENAI_BASE_URL and OPENAI_API_KEY?")
+            lines.append(
+                "no call of theirs was recorded: does the agent use OPENAI_BASE_URL and "
+                "OPENAI_API_KEY?"
+            )
         return [*lines, *(self._untrained(groups, scores) if self._trains else ())]
 
     @property
@@ -116,7 +144,9 @@ class Diagnosis:
             counted = self._fates.of_group(group_id, scores)
             return counted[TRAINED] + counted[WAITING] > 0
         scored = any(score.reward is not None for score in scores)
-        return not all(_has_failed(score) for score in scores) and (scored or not self._options.rewards)
+        return not all(_has_failed(score) for score in scores) and (
+            scored or not self._options.rewards
+        )
 
     def _untrained(self, groups: Sequence[str], scores: Sequence[Score]) -> list[str]:
         counted = self.actions(groups)
@@ -124,16 +154,26 @@ class Diagnosis:
         if not total:
             return []
         listed = ", ".join(f"{count} {word}" for word, count in counted.most_common())
-        reasons = [word for word, _ in counted.most_common() if word not in (TRAINED, WAITING)][:_KINDS]
-        explained = (f"{word}{self._detail(word, scores)}: {_REMEDIES.get(word, 'see docs/reference/ledger.md')}" for word in reasons)
+        reasons = [word for word, _ in counted.most_common() if word not in (TRAINED, WAITING)][
+            :_KINDS
+        ]
+        explained = (
+            f"{word}{self._detail(word, scores)}: "
+            f"{_REMEDIES.get(word, 'see docs/reference/ledger.md')}"
+            for word in reasons
+        )
         return [f"{counted[TRAINED]} of {total} actions trained: {listed}", *explained]
 
     def _detail(self, word: str, scores: Sequence[Score]) -> str:
         if word == FilterReason.no_signal:
             values = {score.reward for score in scores if score.reward is not None}
-            return f" (all rewards equal{f', {values.pop():g} everywhere' if len(values) == 1 else ''})"
+            return (
+                f" (all rewards "
+                f"equal{f', {values.pop():g} everywhere' if len(values) == 1 else ''})"
+            )
         if word == NO_LEARNER:
-            return f" ({', '.join(sorted(policy for policy in self._fates.policies() if not self._learners.train(policy)))})"
+            policies = [p for p in self._fates.policies() if not self._learners.train(p)]
+            return f" ({', '.join(sorted(policies))})"
         return ""
 
     def _stalled(self, ended: int) -> list[str]:
@@ -144,10 +184,14 @@ class Diagnosis:
         unclosed = ended - self._board.closed()
         lines: list[str] = []
         if unclosed > 0:
-            lines.append(f"{unclosed} rollouts have ended and have no episode yet: is the aggregator running (`fulgurite status`)?")
+            lines.append(
+                f"{unclosed} rollouts have ended and have no episode yet: is the aggregator "
+                f"running (`fulgurite status`)?"
+            )
         if unpaid:
             lines.append(
-                f"{unpaid} rollouts have ended and wait for a reward; a function that returns None gives none, "
+                f"{unpaid} rollouts have ended and wait for a reward; a function that returns "
+                f"None gives none, "
                 "and its group then waits until its deadline"
             )
         return lines
@@ -157,7 +201,10 @@ class Diagnosis:
         if not self._trains or not count:
             return []
         limit = self._learners.config(self._policy).max_row_tokens
-        return [f"{count} of {total} rollouts have rows longer than FULGURITE_MAX_ROW_TOKENS={limit}: not trained (oversized)"]
+        return [
+            f"{count} of {total} rollouts have rows longer than "
+            f"FULGURITE_MAX_ROW_TOKENS={limit}: not trained (oversized)"
+        ]
 
 
 def _has_failed(score: Score) -> bool:

@@ -30,7 +30,9 @@ class BadReward(RunnerError):
 
 
 class GaveUp(RunnerError):
-    """Too many groups in a row were of no use, or the versions that the run waits for cannot come."""
+    """Too many groups in a row were of no use, or the versions that the run waits for
+    cannot come.
+    """
 
 
 class LauncherFailed(RunnerError):

@@ -1,8 +1,9 @@
-"""What the end of an agent process means: finished or failed, with which failure kind, and whether to try again.
+"""What the end of an agent process means: finished or failed, with which failure kind, and whether
+to try again.
 
-Only exogenous failures are tried again: retrying away what the policy did would be survivor bias. What an agent's own library
-could not mend is recognised by the exception on the last line of its standard error; an agent in any language can say the same
-with exit code 75 (`EX_TEMPFAIL`).
+Only exogenous failures are tried again: retrying away what the policy did would be survivor bias.
+What an agent's own library could not mend is recognised by the exception on the last line of its
+standard error; an agent in any language can say the same with exit code 75 (`EX_TEMPFAIL`).
 """
 
 from __future__ import annotations
@@ -41,11 +42,18 @@ class Verdict(msgspec.Struct, frozen=True):
 def judge(ended: Ended) -> Verdict:
     """The verdict on a process that ran."""
     if ended.overdue:
-        return Verdict(StatusKind.failed, FailureKind.agent_timeout, f"killed at its deadline after {ended.seconds:.1f} s")
+        return Verdict(
+            StatusKind.failed,
+            FailureKind.agent_timeout,
+            f"killed at its deadline after {ended.seconds:.1f} s",
+        )
     if ended.exit_code == 0:
         return Verdict(StatusKind.finished)
     lines = [line for line in ended.error_output.strip().splitlines() if line.strip()]
-    message = ended.error_output.strip() or f"exit code {ended.exit_code} without a word on standard error"
+    message = (
+        ended.error_output.strip()
+        or f"exit code {ended.exit_code} without a word on standard error"
+    )
     if ended.exit_code in (EX_TEMPFAIL, _NOT_STARTED, -signal.SIGKILL):
         # Killed by somebody else: on most machines the kernel, for want of memory.
         return Verdict(StatusKind.failed, FailureKind.infrastructure, message)
@@ -56,4 +64,8 @@ def judge(ended: Ended) -> Verdict:
 
 def will_retry(verdict: Verdict, attempt: int, max_attempts: int) -> bool:
     """Whether another attempt follows attempt number `attempt` (from 0)."""
-    return verdict.failure in EXOGENOUS and verdict.failure is not FailureKind.cancelled and attempt + 1 < max_attempts
+    return (
+        verdict.failure in EXOGENOUS
+        and verdict.failure is not FailureKind.cancelled
+        and attempt + 1 < max_attempts
+    )

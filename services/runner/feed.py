@@ -1,4 +1,6 @@
-"""What the log says while a run goes on: a thread that reads several topics from their ends and hands events to the event loop."""
+"""What the log says while a run goes on: a thread that reads several topics from their ends and
+hands events to the event loop.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,17 @@ _log = logs.get()
 
 
 class Feed:
-    """Calls back, in the event loop, with every event written after it was opened. Use as an async context manager."""
+    """Calls back, in the event loop, with every event written after it was opened. Use as an async
+    context manager.
+    """
 
-    def __init__(self, settings: KafkaSettings, codec: Codec, topics: Sequence[Topic], on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        codec: Codec,
+        topics: Sequence[Topic],
+        on_event: Callable[[Event], None],
+    ) -> None:
         self._settings = settings
         self._codec = codec
         self._topics = topics
@@ -43,7 +53,9 @@ class Feed:
             self._consumer.assign(await asyncio.to_thread(self._ends))
         except KafkaException as error:
             self._consumer.close()
-            raise LogUnavailable(f"cannot read from Kafka at {self._settings.bootstrap_servers}: {error}") from error
+            raise LogUnavailable(
+                f"cannot read from Kafka at {self._settings.bootstrap_servers}: {error}"
+            ) from error
         self._thread = threading.Thread(target=self._read, name="feed", daemon=True)
         self._thread.start()
         return self

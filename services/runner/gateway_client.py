@@ -1,6 +1,7 @@
 """The gateway's REST routes for runners: declare a group, report a status, ask for another attempt.
 
-Connection errors and 5xx answers are tried again for `patience_s`; other errors are raised at once, with the gateway's own words.
+Connection errors and 5xx answers are tried again for `patience_s`; other errors are raised at once,
+with the gateway's own words.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class GatewayClient:
         self._patience_s = patience_s
 
     async def __aenter__(self) -> GatewayClient:
-        self._session = aiohttp.ClientSession(headers=self._headers, timeout=aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S))
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S)
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -110,19 +113,34 @@ class GatewayClient:
         }
         filled = {name: value for name, value in body.items() if value is not None}
         key = f"{grant.rollout_id}/{grant.attempt}/{kind.value}"
-        await self._post(f"/v1/rollouts/{grant.rollout_id}/status", filled, {"Idempotency-Key": key})
+        await self._post(
+            f"/v1/rollouts/{grant.rollout_id}/status", filled, {"Idempotency-Key": key}
+        )
 
     async def next_attempt(self, grant: Grant, mode: Mode, deadline: int) -> Grant:
         """Keys for another attempt. Raises GatewayRefused, GatewayUnreachable."""
         body = {"attempt": grant.attempt + 1, "mode": mode.value, "deadline": deadline}
-        reply = msgspec.convert(await self._post(f"/v1/rollouts/{grant.rollout_id}/attempts", body), _NewAttempt)
-        return Grant(grant.rollout_id, grant.index, reply.attempt, reply.base_url, reply.api_key, reply.reward_key)
+        reply = msgspec.convert(
+            await self._post(f"/v1/rollouts/{grant.rollout_id}/attempts", body), _NewAttempt
+        )
+        return Grant(
+            grant.rollout_id,
+            grant.index,
+            reply.attempt,
+            reply.base_url,
+            reply.api_key,
+            reply.reward_key,
+        )
 
-    async def _post(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
+    async def _post(
+        self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
         give_up = time.monotonic() + self._patience_s
         while True:
             try:
-                async with self._session.post(self._url + path, json=body, headers=headers, allow_redirects=False) as reply:
+                async with self._session.post(
+                    self._url + path, json=body, headers=headers, allow_redirects=False
+                ) as reply:
                     text = await reply.text()
                     if reply.status < 300:
                         return cast(dict[str, Any], msgspec.json.decode(text)) if text else {}
@@ -133,6 +151,7 @@ class GatewayClient:
                 problem = f"{path}: {type(error).__name__}: {error}"
             if time.monotonic() > give_up:
                 raise GatewayUnreachable(
-                    f"no answer from the gateway at {self._url} in {self._patience_s:.0f} s ({problem}); is it running?"
+                    f"no answer from the gateway at {self._url} in {self._patience_s:.0f} s "
+                    f"({problem}); is it running?"
                 )
             await asyncio.sleep(_PAUSE_S)

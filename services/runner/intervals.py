@@ -1,6 +1,8 @@
-"""Means with 95% intervals: Wilson's for rewards of 0 and 1, Student's t for others; groups are the units where n > 1.
+"""Means with 95% intervals: Wilson's for rewards of 0 and 1, Student's t for others; groups are the
+units where n > 1.
 
-Values that are all alike say nothing of how far apart others may be: then there is no interval, but for rewards of 0 and 1.
+Values that are all alike say nothing of how far apart others may be: then there is no interval, but
+for rewards of 0 and 1.
 """
 
 from __future__ import annotations
@@ -12,14 +14,19 @@ import msgspec
 
 _Z = 1.959964
 _T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-"""97.5% quantiles of Student's t for 1 to 30 degrees of freedom (tables, three decimals); beyond, see `_student`."""
+"""97.5% quantiles of Student's t for 1 to 30 degrees of freedom (tables, three decimals); beyond,
+see `_student`.
+"""
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A mean, the bounds of its 95% interval (None where the values cannot tell), and from how many values."""
+    """A mean, the bounds of its 95% interval (None where the values cannot tell), and from how many
+    values.
+    """
 
     mean: float
     low: float | None
@@ -33,7 +40,9 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 def estimate(groups: Sequence[Sequence[float]]) -> Estimate | None:
-    """The mean over all values; rollouts of one task are not independent, so groups of several count once for the interval."""
+    """The mean over all values; rollouts of one task are not independent, so groups of several
+    count once for the interval.
+    """
     values = [value for group in groups for value in group]
     if not values:
         return None
@@ -50,7 +59,9 @@ def estimate(groups: Sequence[Sequence[float]]) -> Estimate | None:
     return Estimate(mean, low, high, len(values))
 
 
-def _student_interval(mean: float, means: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+def _student_interval(
+    mean: float, means: Sequence[float]
+) -> tuple[float, float] | tuple[None, None]:
     """None where the means differ by less than a float can tell of their mean."""
     centre = sum(means) / len(means)
     error = math.sqrt(sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means))

@@ -1,13 +1,15 @@
-"""Starts agent processes for the runner: a small process without threads that forks, watches and ends them.
+"""Starts agent processes for the runner: a small process without threads that forks, watches and
+ends them.
 
-Standard library only and run by path (`python launcher.py FD [MODULE ...]`), because with `--preload` it runs in the *agent's*
-Python, which need not have Fulgurite. It imports the modules once; a job with a `script` or a `module` then runs as `__main__`
-of a fork that has them already, any other job is executed. Every job leads a session of its own; when it exits, what it
-left behind in its process group is killed; when the runner goes away, by whatever death, so do all jobs.
+Standard library only and run by path (`python launcher.py FD [MODULE ...]`), because with
+`--preload` it runs in the *agent's* Python, which need not have Fulgurite. It imports the modules
+once; a job with a `script` or a `module` then runs as `__main__` of a fork that has them already,
+any other job is executed. Every job leads a session of its own; when it exits, what it left behind
+in its process group is killed; when the runner goes away, by whatever death, so do all jobs.
 
-Protocol, one JSON object a line over the socket FD: {"start": id, "argv", "env", "cwd", "script"|"module"} with three file descriptors
-(stdin, stdout, stderr), {"signal": id, "number"}; back come {"ready": pid} or {"refused": why}, {"started": id, "pid"} and
-{"exited": id, "code"}.
+Protocol, one JSON object a line over the socket FD: {"start": id, "argv", "env", "cwd",
+"script"|"module"} with three file descriptors (stdin, stdout, stderr), {"signal": id, "number"};
+back come {"ready": pid} or {"refused": why}, {"started": id, "pid"} and {"exited": id, "code"}.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class Channel:
 
     def receive(self) -> list[Job] | None:
         """The messages that have come, or None when the runner is gone."""
-        data, ancillary, _, _ = self.connection.recvmsg(65536, socket.CMSG_SPACE(16 * array.array("i").itemsize))
+        data, ancillary, _, _ = self.connection.recvmsg(
+            65536, socket.CMSG_SPACE(16 * array.array("i").itemsize)
+        )
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds = array.array("i")
@@ -79,7 +83,9 @@ class Launcher:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
 
     def serve(self) -> Job | None:
-        """Serve until the runner is gone (None), or return within a fork, with the job it is to become."""
+        """Serve until the runner is gone (None), or return within a fork, with the job it is to
+        become.
+        """
         while True:
             ready, _, _ = select.select([self._channel.connection, self._wake], [], [])
             if self._wake in ready:
@@ -146,7 +152,8 @@ class Launcher:
     def _reap(self) -> None:
         for job, pid in list(self._pids.items()):
             if hasattr(os, "waitid"):
-                # Looked at but not yet reaped, so that its number cannot belong to anyone else when the group is killed.
+                # Looked at but not yet reaped, so that its number cannot belong to anyone else when
+                # the group is killed.
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                     continue
                 _signal_group(pid, signal.SIGKILL)
@@ -166,7 +173,9 @@ def _signal_group(pid: int, number: int) -> None:
 
 
 def _only_wake(_number: int, _frame: FrameType | None) -> None:
-    """A handler, so that the signal is delivered and wakes `select` through the wake-up descriptor."""
+    """A handler, so that the signal is delivered and wakes `select` through the wake-up
+    descriptor.
+    """
 
 
 def _load_prctl() -> Any:
@@ -187,7 +196,11 @@ def import_modules(names: list[str]) -> str | None:
     tasks = f"/proc/{os.getpid()}/task"
     count = len(os.listdir(tasks)) if os.path.isdir(tasks) else threading.active_count()  # noqa: PTH112, PTH208
     if count > 1:
-        return f"importing {', '.join(names)} started {count - 1} threads; a fork would lose them (for numpy: OMP_NUM_THREADS=1)"
+        return (
+            f"importing {', '.join(names)} started {count - 1} threads; a fork would "
+            f"lose "
+            f"them (for numpy: OMP_NUM_THREADS=1)"
+        )
     gc.collect()
     gc.freeze()
     return None
@@ -211,7 +224,9 @@ def become_main(job: Job) -> None:
 def _hide_launcher(script: str) -> Any:
     """An exception hook whose traceback begins in the script."""
 
-    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    def hook(
+        kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+    ) -> None:
         own = traceback
         while own is not None and own.tb_frame.f_code.co_filename != script:
             own = own.tb_next

@@ -17,7 +17,8 @@ from fulgurite.versions import Version
 from services.runner.errors import BadTasks
 
 HIDDEN_FIELD = "reference"
-"""A task's field for its reward function: it is declared with the task and never reaches the agent."""
+"""A task's field for its reward function: it is declared with the task and never reaches the agent.
+"""
 
 REWARD_NAME = "reward"
 
@@ -25,7 +26,9 @@ JUDGE = "judge:"
 """What a reward begins with that a model gives."""
 
 DEFAULT_GIVE_UP_AFTER = 64
-"""Eight batches of the learner's default size: where one group in ten teaches something, one run in a thousand meets so many others."""
+"""Eight batches of the learner's default size: where one group in ten teaches something, one run in
+a thousand meets so many others.
+"""
 
 Task = dict[str, Any]
 
@@ -39,12 +42,15 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 6
     concurrency: int = 16
     rewards: Mapping[str, str] = {}
-    """By their names: a function, `FILE.py:FUNCTION` or `builtin:NAME`, or a model that ranks the group, `judge:ALIAS`. A group waits for
-    each. Empty: no reward is awaited."""
+    """By their names: a function, `FILE.py:FUNCTION` or `builtin:NAME`, or a model that ranks the
+    group, `judge:ALIAS`. A group waits for each. Empty: no reward is awaited.
+    """
     rubric: Path | None = None
     """Standards that judges have on top of their own."""
     weights: Mapping[str, float] = {}
-    """Of rewards by name in the sum that is learned from: 1 where nothing is said, 0 for what is only recorded."""
+    """Of rewards by name in the sum that is learned from: 1 where nothing is said, 0 for what is
+    only recorded.
+    """
     mode: Mode = Mode.train
     model: str = "policy"
     deadline_s: float = 300.0
@@ -95,13 +101,17 @@ _NAMED = re.compile(r"([A-Za-z_][\w.-]*)=(.+)")
 
 
 def read_rewards(given: Sequence[str], unnamed: str = REWARD_NAME) -> dict[str, str]:
-    """By name, from `[NAME=]REFERENCE`; the name is `unnamed` where none is given. Raises ValueError."""
+    """By name, from `[NAME=]REFERENCE`; the name is `unnamed` where none is given. Raises
+    ValueError.
+    """
     rewards: dict[str, str] = {}
     for one in given:
         named = _NAMED.fullmatch(one)
         name, reference = named.groups() if named else (unnamed, one)
         if name in rewards:
-            raise ValueError(f"{rewards[name]!r} and {reference!r} are both named {name!r}: say NAME={reference}")
+            raise ValueError(
+                f"{rewards[name]!r} and {reference!r} are both named {name!r}: say NAME={reference}"
+            )
         rewards[name] = reference
     return rewards
 
@@ -121,7 +131,9 @@ def read_weights(pairs: Sequence[str]) -> dict[str, float]:
 
 
 def in_order(tasks: list[Task], options: RunOptions) -> Iterator[Task]:
-    """The tasks of a run, group by group. Training shuffles each pass after the first, with the run's seed."""
+    """The tasks of a run, group by group. Training shuffles each pass after the first, with the
+    run's seed.
+    """
     passes, started = 0, 0
     endless = options.epochs is None and options.waits_for_learner
     while endless or passes < (options.epochs or 1):
@@ -146,17 +158,25 @@ def planned_rollouts(tasks: int, options: RunOptions) -> int | None:
 
 def for_agent(task: Task) -> str:
     """What the agent gets: JSON without the hidden field."""
-    return msgspec.json.encode({name: value for name, value in task.items() if name != HIDDEN_FIELD}).decode()
+    return msgspec.json.encode(
+        {name: value for name, value in task.items() if name != HIDDEN_FIELD}
+    ).decode()
 
 
 _INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "TZ")
 _INHERITED_PREFIXES = ("LC_", "PYTHON")
 
 
-def clean_environment(environment: Mapping[str, str], passed: tuple[str, ...] = ()) -> dict[str, str]:
-    """What an agent inherits: where programs and its home are, the language, Python's own settings, and what it is explicitly passed."""
+def clean_environment(
+    environment: Mapping[str, str], passed: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """What an agent inherits: where programs and its home are, the language, Python's own settings,
+    and what it is explicitly passed.
+    """
     return {
-        name: value for name, value in environment.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES) or name in passed
+        name: value
+        for name, value in environment.items()
+        if name in _INHERITED or name.startswith(_INHERITED_PREFIXES) or name in passed
     }
 
 

@@ -1,7 +1,9 @@
-"""What became of the actions of a run's rollouts, or what will: from `training.ledger`, and before it speaks from the episodes themselves.
+"""What became of the actions of a run's rollouts, or what will: from `training.ledger`, and before
+it speaks from the episodes themselves.
 
-The ledger's word counts. Until it comes an action's fate is foreseen by the learner's own rules, under the rewarder's default failure
-rules: so that a run can say within seconds that nothing of it will be trained, and why.
+The ledger's word counts. Until it comes an action's fate is foreseen by the learner's own rules,
+under the rewarder's default failure rules: so that a run can say within seconds that nothing of it
+will be trained, and why.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Fates:
     """Fed with events; counts when asked."""
 
     def __init__(self, learners: Learners, *, rewarded: bool) -> None:
-        """`rewarded`: whether the run's own functions pay its rollouts, so that their rewards are known here."""
+        """`rewarded`: whether the run's own functions pay its rollouts, so that their rewards are
+        known here.
+        """
         self._learners = learners
         self._rewarded = rewarded
         self._actions: defaultdict[str, dict[str, dict[str, _Expected]]] = defaultdict(dict)
@@ -65,15 +69,24 @@ class Fates:
             return
         given_up = FilterReason.superseded if episode.will_retry else None
         attempt |= {
-            action_id(action.call_id, action.choice): _Expected(row.policy, given_up or action.mask, token_count(row.token_ids))
+            action_id(action.call_id, action.choice): _Expected(
+                row.policy, given_up or action.mask, token_count(row.token_ids)
+            )
             for row in pieces.rows
             for action in row.actions
             if action.loss
-        } | {lost.action: _Expected(lost.policy, given_up or lost.reason, 0) for lost in pieces.left_out}
+        } | {
+            lost.action: _Expected(lost.policy, given_up or lost.reason, 0)
+            for lost in pieces.left_out
+        }
 
     def on_ledger(self, entry: LedgerEntry) -> None:
         """What became of actions: what a learner says stands, whatever a closing says after it."""
-        word = str(entry.reason or entry.term) if entry.term is LedgerTerm.filtered else str(entry.term)
+        word = (
+            str(entry.reason or entry.term)
+            if entry.term is LedgerTerm.filtered
+            else str(entry.term)
+        )
         told = self._learned if entry.source == LEARNER else self._left
         told[entry.group_id].update(dict.fromkeys(entry.actions, word))
 
@@ -86,7 +99,9 @@ class Fates:
             score = by_rollout.get(attempt.rpartition("/")[0])
             for action, expected in actions.items():
                 told = self._learned[group_id].get(action) or self._left[group_id].get(action)
-                counted[told or (self._foreseen(score, expected, of_all) if score else WAITING)] += 1
+                counted[
+                    told or (self._foreseen(score, expected, of_all) if score else WAITING)
+                ] += 1
         return counted
 
     def policies(self) -> set[str]:
@@ -100,16 +115,26 @@ class Fates:
         }
 
     def oversized(self) -> tuple[int, int]:
-        """Attempts with a conversation that is too long for the learner, of all attempts that have actions."""
-        attempts = [actions for group in self._actions.values() for actions in group.values() if actions]
-        return sum(any(self._is_oversized(expected) for expected in actions.values()) for actions in attempts), len(attempts)
+        """Attempts with a conversation that is too long for the learner, of all attempts that have
+        actions.
+        """
+        attempts = [
+            actions for group in self._actions.values() for actions in group.values() if actions
+        ]
+        return sum(
+            any(self._is_oversized(expected) for expected in actions.values())
+            for actions in attempts
+        ), len(attempts)
 
     def _foreseen(self, score: Score, expected: _Expected, of_all: FilterReason | None) -> str:
         if expected.policy is None:
             return NO_POLICY
         if expected.reason is not None:
             return str(expected.reason)
-        if score.failure is not None and _RULES.policy_of(score.failure) in (FailurePolicy.drop, FailurePolicy.retry):
+        if score.failure is not None and _RULES.policy_of(score.failure) in (
+            FailurePolicy.drop,
+            FailurePolicy.retry,
+        ):
             return str(FilterReason.failure_dropped)
         if self._rewarded and None in score.rewards.values():
             return str(FilterReason.reward_failed)
@@ -128,12 +153,16 @@ class Fates:
 
 def _group_reason(scores: Sequence[Score]) -> FilterReason | None:
     """Why a group teaches nothing, once all its rewards are known."""
-    if any(not score.closed or (score.reward is None and None not in score.rewards.values()) for score in scores):
+    if any(
+        not score.closed or (score.reward is None and None not in score.rewards.values())
+        for score in scores
+    ):
         return None
     rewards = [
         score.reward
         for score in scores
-        if score.reward is not None and _RULES.policy_of(score.failure) not in (FailurePolicy.drop, FailurePolicy.retry)
+        if score.reward is not None
+        and _RULES.policy_of(score.failure) not in (FailurePolicy.drop, FailurePolicy.retry)
     ]
     if len(rewards) < 2:
         return FilterReason.no_baseline

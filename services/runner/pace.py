@@ -1,7 +1,8 @@
 """How far the runner may run ahead of the learner: pure bookkeeping over what the log says.
 
-A group is *settled* when the learner's ledger entries for it have come and the version they name is served (or a later one is).
-A group whose deadline has long passed no longer holds anyone up. At most `max_ahead` groups are started and not settled.
+A group is *settled* when the learner's ledger entries for it have come and the version they name is
+served (or a later one is). A group whose deadline has long passed no longer holds anyone up. At
+most `max_ahead` groups are started and not settled.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from fulgurite.events import LedgerEntry, PolicyApplied
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 
 GIVE_UP_MS = 600_000
-"""After a group's deadline. Generous: it is for groups that were lost, and a slow learner is no reason to run ahead of it."""
+"""After a group's deadline. Generous: it is for groups that were lost, and a slow learner is no
+reason to run ahead of it.
+"""
 
 LEARNER = "learner"
 
@@ -60,7 +63,12 @@ class Pace:
     def on_applied(self, applied: PolicyApplied) -> None:
         """A backend serves a version."""
         version = _version(applied.version)
-        if applied.policy != self._policy or applied.outcome is not ApplyOutcome.applied or version is None or version <= self.served:
+        if (
+            applied.policy != self._policy
+            or applied.outcome is not ApplyOutcome.applied
+            or version is None
+            or version <= self.served
+        ):
             return
         self.served = version
         if version.step > 0:
@@ -73,7 +81,9 @@ class Pace:
         self.served = max(self.served, version)
 
     def _give_up(self, now_ms: int) -> None:
-        for group_id in [group for group, deadline in self._deadlines.items() if deadline + GIVE_UP_MS < now_ms]:
+        for group_id in [
+            group for group, deadline in self._deadlines.items() if deadline + GIVE_UP_MS < now_ms
+        ]:
             self._settle(group_id)
 
     def _settle(self, group_id: str) -> None:

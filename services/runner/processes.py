@@ -1,6 +1,8 @@
-"""Agent processes, as the runner sees them: started through one `launcher.py`, fed, watched, and ended at their deadline.
+"""Agent processes, as the runner sees them: started through one `launcher.py`, fed, watched, and
+ended at their deadline.
 
-Promise: closing `Processes`, or the death of this process, ends every process started here and its group.
+Promise: closing `Processes`, or the death of this process, ends every process started here and its
+group.
 """
 
 from __future__ import annotations
@@ -57,18 +59,25 @@ class Ended(msgspec.Struct, frozen=True):
 def find_program(command: Sequence[str], path: str | None, preload: bool) -> Program:
     """Look a command up on this PATH. Raises BadCommand."""
     if not command:
-        raise BadCommand("no command: put the agent's command after `--`, for example `-- python agent.py`")
+        raise BadCommand(
+            "no command: put the agent's command after `--`, for example `-- python agent.py`"
+        )
     executable = shutil.which(command[0], path=path)
     if executable is None:
         raise BadCommand(f"{command[0]}: no such program on PATH={path}")
     if not preload:
         return Program((executable, *command[1:]))
     if not Path(command[0]).name.startswith("python") or len(command) < 2:
-        raise BadCommand("--preload needs a command of the form `python FILE [arguments]` or `python -m MODULE [arguments]`")
+        raise BadCommand(
+            "--preload needs a command of the form `python FILE [arguments]` or `python -m "
+            "MODULE [arguments]`"
+        )
     if command[1] == "-m" and len(command) > 2:
         return Program(tuple(command[3:]), executable, module=command[2])
     if command[1].startswith("-"):
-        raise BadCommand(f"--preload cannot honour the Python option {command[1]}: give FILE or -m MODULE first")
+        raise BadCommand(
+            f"--preload cannot honour the Python option {command[1]}: give FILE or -m MODULE first"
+        )
     if not Path(command[1]).is_file():
         raise BadCommand(f"{command[1]}: no such file")
     return Program(tuple(command[2:]), executable, script=command[1])
@@ -129,7 +138,9 @@ class Processes:
                 await self._ready
         except TimeoutError:
             await self._close()
-            raise LauncherFailed(f"importing {', '.join(self._modules)} took more than {_READY_TIMEOUT_S:.0f} s") from None
+            raise LauncherFailed(
+                f"importing {', '.join(self._modules)} took more than {_READY_TIMEOUT_S:.0f} s"
+            ) from None
         except BaseException:
             await self._close()
             raise
@@ -149,7 +160,8 @@ class Processes:
         limit_s: float | None = None,
         output: BinaryIO | None = None,
     ) -> Ended:
-        """Run to the end, at most `limit_s` seconds; cancelling ends the process too. Raises LauncherFailed.
+        """Run to the end, at most `limit_s` seconds; cancelling ends the process too. Raises
+        LauncherFailed.
 
         With `output`, both streams go to that file instead of being kept.
         """
@@ -197,17 +209,28 @@ class Processes:
     def signal(self, job: str, number: int) -> None:
         """Signal a job's process group; nothing happens if it has gone."""
         with contextlib.suppress(OSError):
-            self._socket.sendall(json.dumps({"signal": job, "number": int(number)}).encode() + b"\n")
+            self._socket.sendall(
+                json.dumps({"signal": job, "number": int(number)}).encode() + b"\n"
+            )
 
     async def _pipe(self, tails: list[_Tail]) -> int:
         """The writing end of a pipe whose other end is kept in a tail."""
         reading, writing = os.pipe()
-        _, tail = await asyncio.get_running_loop().connect_read_pipe(_Tail, os.fdopen(reading, "rb", 0))
+        _, tail = await asyncio.get_running_loop().connect_read_pipe(
+            _Tail, os.fdopen(reading, "rb", 0)
+        )
         tails.append(tail)
         return writing
 
-    def _start(self, job: str, program: Program, environment: Mapping[str, str], cwd: Path, fds: list[int]) -> None:
-        message: dict[str, Any] = {"start": job, "argv": program.argv, "env": dict(environment), "cwd": str(cwd)}
+    def _start(
+        self, job: str, program: Program, environment: Mapping[str, str], cwd: Path, fds: list[int]
+    ) -> None:
+        message: dict[str, Any] = {
+            "start": job,
+            "argv": program.argv,
+            "env": dict(environment),
+            "cwd": str(cwd),
+        }
         if program.script is not None:
             message["script"] = program.script
         if program.module is not None:
@@ -217,7 +240,9 @@ class Processes:
             sent = socket.send_fds(self._socket, [data], fds)
             self._socket.sendall(data[sent:])
         except OSError as error:
-            raise LauncherFailed(f"the process that starts agents is gone: {error.strerror}") from error
+            raise LauncherFailed(
+                f"the process that starts agents is gone: {error.strerror}"
+            ) from error
 
     async def _end(self, job: str, exited: asyncio.Future[int]) -> int:
         """SIGTERM, a moment, SIGKILL."""

@@ -1,6 +1,8 @@
-"""How a run shows itself: one live line on a terminal, plain lines elsewhere, or JSON lines for programs.
+"""How a run shows itself: one live line on a terminal, plain lines elsewhere, or JSON lines for
+programs.
 
-JSON lines are objects with `event`: `rollout`, `update`, `warning`, `progress` (once a second at most) and `summary`.
+JSON lines are objects with `event`: `rollout`, `update`, `warning`, `progress` (once a second at
+most) and `summary`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from services.runner.run import Run, Summary
 from services.runner.scoreboard import CurvePoint
 
 RECENT = 48
-"""Rollouts behind the reward of the live line: one learner batch of the defaults, eight groups of six."""
+"""Rollouts behind the reward of the live line: one learner batch of the defaults, eight groups of
+six.
+"""
 
 _EVERY_S = 1.0
 _PLAIN_EVERY_S = 30.0
@@ -113,7 +117,13 @@ class TerminalWatcher:
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
-        self._live = Live(console=console, refresh_per_second=4, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._live = Live(
+            console=console,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._next = 0.0 if console.is_terminal else time.monotonic() + _PLAIN_EVERY_S
         self._failures: set[str] = set()
 
@@ -143,7 +153,10 @@ class TerminalWatcher:
         if kind is not None and kind.value not in self._failures:
             self._failures.add(kind.value)
             self._console.print(
-                f"first {kind.value}, rollout {attempt.grant.rollout_id}: {attempt.verdict.message}", markup=False, style="yellow"
+                f"first {kind.value}, rollout {attempt.grant.rollout_id}: "
+                f"{attempt.verdict.message}",
+                markup=False,
+                style="yellow",
             )
 
     def on_warning(self, text: str) -> None:
@@ -152,7 +165,12 @@ class TerminalWatcher:
 
     def on_update(self, version: Version, point: CurvePoint | None) -> None:
         """One line an update."""
-        before = f"  reward {point.reward:.3f} over {point.rollouts} rollouts of {point.version}{_aside(point.components)}" if point else ""
+        before = (
+            f"  reward {point.reward:.3f} over {point.rollouts} rollouts of "
+            f"{point.version}{_aside(point.components)}"
+            if point
+            else ""
+        )
         self._console.print(f"{version} is served{before}", markup=False, highlight=False)
 
     def finish(self, summary: Summary) -> None:
@@ -176,7 +194,12 @@ def _rows(summary: Summary) -> Iterator[tuple[str, str]]:
         yield "by name", _listed(summary.components)
     yield "rollouts", ", ".join(f"{count} {name}" for name, count in summary.counts.items())
     if summary.actions:
-        yield "actions", ", ".join(f"{count} {word}" for word, count in sorted(summary.actions.items(), key=_by_count))
+        yield (
+            "actions",
+            ", ".join(
+                f"{count} {word}" for word, count in sorted(summary.actions.items(), key=_by_count)
+            ),
+        )
     yield "version", f"{summary.version} after {summary.updates} updates"
     yield "time", f"{summary.seconds:.1f} s"
 

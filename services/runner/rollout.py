@@ -1,4 +1,6 @@
-"""One rollout: its attempts, each an agent process with its keys and its task, and their statuses to the gateway."""
+"""One rollout: its attempts, each an agent process with its keys and its task, and their statuses
+to the gateway.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,12 @@ class RolloutRunner:
     """Runs rollouts of one program through one gateway."""
 
     def __init__(
-        self, gateway: GatewayClient, processes: Processes, program: Program, environment: Mapping[str, str], options: RunOptions
+        self,
+        gateway: GatewayClient,
+        processes: Processes,
+        program: Program,
+        environment: Mapping[str, str],
+        options: RunOptions,
     ) -> None:
         self._gateway = gateway
         self._processes = processes
@@ -48,7 +55,9 @@ class RolloutRunner:
         self._options = options
 
     async def run(self, group: Group, grant: Grant, task: str) -> Attempt:
-        """Run attempts until one ends the rollout; the last of them. Raises what the gateway or the launcher raise."""
+        """Run attempts until one ends the rollout; the last of them. Raises what the gateway or the
+        launcher raise.
+        """
         while True:
             attempt = await self._attempt(group, grant, task)
             if not attempt.retried:
@@ -74,13 +83,26 @@ class RolloutRunner:
             await self._say_cancelled(grant)
             raise
         verdict = judge(ended)
-        again = will_retry(verdict, grant.attempt, self._options.max_attempts) and time.time() * 1000 < group.deadline
+        again = (
+            will_retry(verdict, grant.attempt, self._options.max_attempts)
+            and time.time() * 1000 < group.deadline
+        )
         await self._gateway.report(
-            grant, verdict.kind, failure=verdict.failure, message=verdict.message, exit_code=ended.exit_code, will_retry=again
+            grant,
+            verdict.kind,
+            failure=verdict.failure,
+            message=verdict.message,
+            exit_code=ended.exit_code,
+            will_retry=again,
         )
         return Attempt(grant, verdict, again, ended.exit_code, ended.seconds, ended.output)
 
     async def _say_cancelled(self, grant: Grant) -> None:
         with contextlib.suppress(GatewayRefused, GatewayUnreachable, TimeoutError):
             async with asyncio.timeout(_FAREWELL_S):
-                await self._gateway.report(grant, StatusKind.failed, failure=FailureKind.cancelled, message="the run was stopped")
+                await self._gateway.report(
+                    grant,
+                    StatusKind.failed,
+                    failure=FailureKind.cancelled,
+                    message="the run was stopped",
+                )

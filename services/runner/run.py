@@ -1,7 +1,8 @@
 """A run: tasks → groups → agent processes → rewards, at the pace of the learner.
 
-Declares groups at the gateway, starts at most `concurrency` agents, and learns from the log (`episodes`, `agent.rewards`,
-`training.ledger`, `policy.applied`) what became of them. It writes nothing to Kafka itself; its reward worker does.
+Declares groups at the gateway, starts at most `concurrency` agents, and learns from the log
+(`episodes`, `agent.rewards`, `training.ledger`, `policy.applied`) what became of them. It writes
+nothing to Kafka itself; its reward worker does.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ _TICK_S = 0.05
 _WATCH_S = 1.0
 _WARN_EVERY_S = 15.0
 _STALLED_S = 60.0
-"""After the start: on a busy machine a reward worker's processes take 20 to 40 s until they have loaded their function."""
+"""After the start: on a busy machine a reward worker's processes take 20 to 40 s until they have
+loaded their function.
+"""
 _LEARNER_SILENT_S = 180.0
 """Longer than FULGURITE_MAX_WAIT_S and a step of the defaults."""
 _NO_LEARNER_S = 60.0
@@ -87,7 +90,9 @@ class Summary(msgspec.Struct, frozen=True):
     groups: int
     counts: dict[str, int]
     actions: dict[str, int]
-    """In training: what became of the agents' actions, by `trained`, `waiting` (for a reward or the learner) or why not."""
+    """In training: what became of the agents' actions, by `trained`, `waiting` (for a reward or the
+    learner) or why not.
+    """
     problem: str | None
     """Why the run was of no use; None if it was."""
     interrupted: bool
@@ -137,7 +142,9 @@ class Watcher(Protocol):
 class Run:
     """One run. `execute` runs it once."""
 
-    def __init__(self, options: RunOptions, settings: RunnerSettings, kafka: KafkaSettings, watcher: Watcher) -> None:
+    def __init__(
+        self, options: RunOptions, settings: RunnerSettings, kafka: KafkaSettings, watcher: Watcher
+    ) -> None:
         self.options = options
         self._settings = settings
         self._kafka = kafka
@@ -179,22 +186,34 @@ class Run:
         return time.monotonic() - self.began
 
     async def execute(self) -> Summary:
-        """Run to the end, or until it is of no use. Raises RunnerError, LogUnavailable; cancelling stops every process."""
+        """Run to the end, or until it is of no use. Raises RunnerError, LogUnavailable; cancelling
+        stops every process.
+        """
         tasks = read_tasks(self.options.tasks)
         self._planned = planned_rollouts(len(tasks), self.options)
         environment = own_environment(self.options)
-        program = find_program(self.options.command, environment.get("PATH"), bool(self.options.preload))
+        program = find_program(
+            self.options.command, environment.get("PATH"), bool(self.options.preload)
+        )
         async with contextlib.AsyncExitStack() as stack:
-            processes = await stack.enter_async_context(Processes(program.python or sys.executable, self.options.preload, environment))
+            processes = await stack.enter_async_context(
+                Processes(program.python or sys.executable, self.options.preload, environment)
+            )
             self.pace.begin_with(await asyncio.to_thread(self._served))
             await asyncio.to_thread(self._read_learners)
             self._warn_of_options()
             topics = (EPISODES, AGENT_REWARDS, TRAINING_LEDGER, POLICY_APPLIED, POLICY_UPDATES)
             await stack.enter_async_context(Feed(self._kafka, self._codec, topics, self.on_event))
             gateway = await stack.enter_async_context(
-                GatewayClient(self._settings.gateway_url, self._settings.admin_key.get_secret_value())
+                GatewayClient(
+                    self._settings.gateway_url, self._settings.admin_key.get_secret_value()
+                )
             )
-            judge = stack.enter_context(_cancelled_at_end(self._start_judges(processes))) if self.options.rewards else None
+            judge = (
+                stack.enter_context(_cancelled_at_end(self._start_judges(processes)))
+                if self.options.rewards
+                else None
+            )
             rollouts = RolloutRunner(gateway, processes, program, environment, self.options)
             self.began = time.monotonic()
             stack.enter_context(_cancelled_at_end(self._watch()))
@@ -236,12 +255,18 @@ class Run:
 
     def _show_error(self, reward: AgentReward) -> None:
         """The first few errors of reward functions, as they come."""
-        if reward.value is not None or reward.error is None or len(self._reward_errors) >= REWARD_ERRORS:
+        if (
+            reward.value is not None
+            or reward.error is None
+            or len(self._reward_errors) >= REWARD_ERRORS
+        ):
             return
         kind = (reward.name, reward.error)
         if kind not in self._reward_errors:
             self._reward_errors.add(kind)
-            self._watcher.on_warning(f"the reward {reward.name!r} failed for rollout {reward.rollout_id}: {reward.error}")
+            self._watcher.on_warning(
+                f"the reward {reward.name!r} failed for rollout {reward.rollout_id}: {reward.error}"
+            )
 
     def _read_learners(self) -> None:
         for record in read_all(self._kafka, POLICY_UPDATES, self._codec):
@@ -255,15 +280,24 @@ class Run:
             return
         if options.n == 1:
             self._watcher.on_warning(
-                "-n 1: a group of one has nothing to be compared with and trains nothing (no_baseline): use -n 2 or more"
+                "-n 1: a group of one has nothing to be compared with and trains nothing "
+                "(no_baseline): use -n 2 or more"
             )
         if not self.learners.train(policy):
-            self._watcher.on_warning(f"no learner has claimed the policy {policy!r} yet: nothing is trained until one is started")
+            self._watcher.on_warning(
+                f"no learner has claimed the policy {policy!r} yet: nothing is trained until "
+                f"one is started"
+            )
         config = self.learners.config(policy)
-        if config.groups_per_step and options.max_ahead is not None and options.max_ahead < config.groups_per_step:
+        if (
+            config.groups_per_step
+            and options.max_ahead is not None
+            and options.max_ahead < config.groups_per_step
+        ):
             wait = f" {config.max_wait_s:g} s" if config.max_wait_s else ""
             self._watcher.on_warning(
-                f"--max-ahead {options.max_ahead} is less than the learner's batch of {config.groups_per_step} groups "
+                f"--max-ahead {options.max_ahead} is less than the learner's batch of "
+                f"{config.groups_per_step} groups "
                 f"(FULGURITE_GROUPS_PER_STEP): each step waits for FULGURITE_MAX_WAIT_S{wait}"
             )
 
@@ -288,32 +322,56 @@ class Run:
 
     def _waits_for_learner(self) -> list[str]:
         """That no group was settled for long, though as many wait as may."""
-        if self._settled[0] != self.pace.settled or self.pace.may_start(now_ms()) or self.diagnosis.done < self.groups:
+        if (
+            self._settled[0] != self.pace.settled
+            or self.pace.may_start(now_ms())
+            or self.diagnosis.done < self.groups
+        ):
             self._settled = (self.pace.settled, self.seconds)
         waited = self.seconds - self._settled[1]
         if waited < _LEARNER_SILENT_S:
             return []
-        return [f"{self.pace.ahead} groups have waited {waited:.0f} s for the learner: is it alive (`fulgurite status`)?"]
+        return [
+            f"{self.pace.ahead} groups have waited {waited:.0f} s for the learner: is it alive "
+            f"(`fulgurite status`)?"
+        ]
 
     def _give_up_if_useless(self) -> None:
         """Raises GaveUp."""
         limit = self.options.give_up_after
         useless = len(self.diagnosis.useless()) if limit else 0
         if limit and useless >= limit:
-            raise GaveUp(f"gave up after {useless} groups in a row that were of no use (--give-up-after)")
-        waits = self.options.waits_for_learner and not self.pace.may_start(now_ms()) and self.diagnosis.done >= self.groups
-        if limit and waits and self.seconds > _NO_LEARNER_S and (reason := self.diagnosis.waits_in_vain()):
+            raise GaveUp(
+                f"gave up after {useless} groups in a row that were of no use (--give-up-after)"
+            )
+        waits = (
+            self.options.waits_for_learner
+            and not self.pace.may_start(now_ms())
+            and self.diagnosis.done >= self.groups
+        )
+        if (
+            limit
+            and waits
+            and self.seconds > _NO_LEARNER_S
+            and (reason := self.diagnosis.waits_in_vain())
+        ):
             raise GaveUp(f"gave up: {reason}")
 
     def _served(self) -> Version:
         served = self.pace.served
         for record in read_all(self._kafka, POLICY_APPLIED, self._codec):
             event = record.event
-            if isinstance(event, PolicyApplied) and event.policy == served.policy and event.outcome is ApplyOutcome.applied:
+            if (
+                isinstance(event, PolicyApplied)
+                and event.policy == served.policy
+                and event.outcome is ApplyOutcome.applied
+            ):
                 served = max(served, parse_version(event.version))
         return served
 
-    async def _play(self, tasks: list[Task], gateway: GatewayClient, rollouts: RolloutRunner) -> None:
+    async def _play(
+        self, tasks: list[Task], gateway: GatewayClient, rollouts: RolloutRunner
+    ) -> None:
         slots = asyncio.Semaphore(self.options.concurrency)
         try:
             async with asyncio.TaskGroup() as crew:
@@ -322,10 +380,16 @@ class Run:
                         break
                     group = await self._declare(gateway, task)
                     for grant in group.rollouts:
-                        crew.create_task(self._one(slots, rollouts, group, grant.index, for_agent(task)))
+                        crew.create_task(
+                            self._one(slots, rollouts, group, grant.index, for_agent(task))
+                        )
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
-        while self.options.waits_for_learner and not self._is_satisfied() and not self.pace.is_idle(now_ms()):
+        while (
+            self.options.waits_for_learner
+            and not self._is_satisfied()
+            and not self.pace.is_idle(now_ms())
+        ):
             self._give_up_if_useless()
             await self._something()
         await self._rewards()
@@ -366,7 +430,9 @@ class Run:
         self._watcher.on_change(self)
         return group
 
-    async def _one(self, slots: asyncio.Semaphore, rollouts: RolloutRunner, group: Group, index: int, task: str) -> None:
+    async def _one(
+        self, slots: asyncio.Semaphore, rollouts: RolloutRunner, group: Group, index: int, task: str
+    ) -> None:
         async with slots:
             self.running += 1
             try:
@@ -385,7 +451,10 @@ class Run:
             await self._something()
         missing = len(self.board.open_groups())
         if missing:
-            self._watcher.on_warning(f"{missing} groups lack episodes or rewards {REWARD_GRACE_S:.0f} s after their deadline")
+            self._watcher.on_warning(
+                f"{missing} groups lack episodes or rewards {REWARD_GRACE_S:.0f} s after their "
+                f"deadline"
+            )
 
     async def _something(self) -> None:
         self._changed.clear()
@@ -394,7 +463,9 @@ class Run:
                 await self._changed.wait()
 
     async def _start_judges(self, processes: Processes) -> None:
-        """A reward worker for each function, a judge for each model, until cancelled. Raises RunnerError when one ends by itself."""
+        """A reward worker for each function, a judge for each model, until cancelled. Raises
+        RunnerError when one ends by itself.
+        """
         try:
             async with asyncio.TaskGroup() as judges:
                 for name, reference in self.options.rewards.items():
@@ -407,15 +478,35 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"reward-{self.options.run_id}-{name}.log"
         # -P: in the working directory may lie another package `services`.
-        argv = (sys.executable, "-P", "-m", *_worker(reference, self.options.rubric), "--name", name, "--run-id", self.options.run_id)
+        argv = (
+            sys.executable,
+            "-P",
+            "-m",
+            *_worker(reference, self.options.rubric),
+            "--name",
+            name,
+            "--run-id",
+            self.options.run_id,
+        )
         # A function may ask a model of the gateway's; it mints no keys and declares no rollouts.
-        environment = {**without_keys(os.environ, frozenset({"FULGURITE_API_KEYS"})), "FULGURITE_GATEWAY_URL": self._settings.gateway_url}
+        environment = {
+            **without_keys(os.environ, frozenset({"FULGURITE_API_KEYS"})),
+            "FULGURITE_GATEWAY_URL": self._settings.gateway_url,
+        }
         with path.open("ab") as log:
-            ended = await processes.run(Program(argv), environment=environment, cwd=Path.cwd(), output=log)
+            ended = await processes.run(
+                Program(argv), environment=environment, cwd=Path.cwd(), output=log
+            )
         tail = path.read_text(errors="replace").strip().splitlines()[-5:]
-        raise RunnerError(f"the worker of the reward {name!r} ended with exit code {ended.exit_code}: " + "\n".join(tail) + f"\n({path})")
+        raise RunnerError(
+            f"the worker of the reward {name!r} ended with exit code {ended.exit_code}: "
+            + "\n".join(tail)
+            + f"\n({path})"
+        )
 
-    async def _watching(self, judge: asyncio.Task[None] | None, play: Coroutine[Any, Any, None]) -> None:
+    async def _watching(
+        self, judge: asyncio.Task[None] | None, play: Coroutine[Any, Any, None]
+    ) -> None:
         """Run the play; stop it when the reward worker dies."""
         playing = asyncio.create_task(play)
         waiting = {playing} if judge is None else {playing, judge}
@@ -437,7 +528,12 @@ class Run:
         in_vain = bool(groups) and (len(useless) == len(groups) or self.diagnosis.all_unscored())
         if self._gave_up is None and not in_vain:
             return None
-        return "\n".join([*([self._gave_up] if self._gave_up else []), *self.diagnosis.explain(useless or groups)])
+        return "\n".join(
+            [
+                *([self._gave_up] if self._gave_up else []),
+                *self.diagnosis.explain(useless or groups),
+            ]
+        )
 
     def summary(self, *, interrupted: bool = False) -> Summary:
         """What came of it so far."""
@@ -471,7 +567,12 @@ def _worker(reference: str, rubric: Path | None) -> tuple[str, ...]:
     """The module that gives such a reward, and what it is told."""
     if not reference.startswith(JUDGE):
         return ("services.rewards.worker", "--reward", reference)
-    return ("services.judge.main", "--model", reference.removeprefix(JUDGE), *(("--rubric", str(rubric)) if rubric else ()))
+    return (
+        "services.judge.main",
+        "--model",
+        reference.removeprefix(JUDGE),
+        *(("--rubric", str(rubric)) if rubric else ()),
+    )
 
 
 @contextlib.contextmanager

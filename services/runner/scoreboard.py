@@ -1,4 +1,6 @@
-"""Rewards and outcomes of a run's rollouts, joined from `episodes` and `agent.rewards` by rollout and attempt; no I/O."""
+"""Rewards and outcomes of a run's rollouts, joined from `episodes` and `agent.rewards` by rollout
+and attempt; no I/O.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Score(msgspec.Struct):
     version: str | None = None
     calls: int = 0
     reward: float | None = None
-    """The weighted sum of `rewards`, once all are there that were asked for; None if one of them could not be computed."""
+    """The weighted sum of `rewards`, once all are there that were asked for; None if one of them
+    could not be computed.
+    """
     rewards: dict[str, float | None] = {}
     """By name; None for one that could not be computed."""
     error: str | None = None
@@ -48,7 +52,9 @@ class Scoreboard:
     """Fed with events; tells rewards when asked."""
 
     def __init__(self, expected: Collection[str], weights: Mapping[str, float]) -> None:
-        """The names that a rollout waits for, and the weights of the sum; 1 where nothing is said."""
+        """The names that a rollout waits for, and the weights of the sum; 1 where nothing
+        is said.
+        """
         self._expected = set(expected)
         self._weights = dict(weights)
         self._scores: dict[str, Score] = {}
@@ -65,7 +71,11 @@ class Scoreboard:
         if score is None or episode.will_retry or episode.attempt < score.attempt:
             return
         score.attempt, score.closed = episode.attempt, True
-        score.outcome, score.failure, score.calls = episode.outcome, episode.failure, len(episode.calls)
+        score.outcome, score.failure, score.calls = (
+            episode.outcome,
+            episode.failure,
+            len(episode.calls),
+        )
         versions = [call.version_first for call in episode.calls if call.version_first]
         score.version = versions[0] if versions else None
 
@@ -122,11 +132,26 @@ class Scoreboard:
 
     def reward_of(self, version: str) -> CurvePoint | None:
         """The mean reward of the rollouts that began with a version."""
-        scores = [score for score in self._scores.values() if score.version == version and score.reward is not None]
-        return CurvePoint(version, fmean(score.reward or 0.0 for score in scores), len(scores), self._means(scores)) if scores else None
+        scores = [
+            score
+            for score in self._scores.values()
+            if score.version == version and score.reward is not None
+        ]
+        return (
+            CurvePoint(
+                version,
+                fmean(score.reward or 0.0 for score in scores),
+                len(scores),
+                self._means(scores),
+            )
+            if scores
+            else None
+        )
 
     def components(self) -> dict[str, float]:
-        """Means of the named rewards, over the rollouts that have them; none where the only one asked for is the only one."""
+        """Means of the named rewards, over the rollouts that have them; none where the only one
+        asked for is the only one.
+        """
         return self._means(self._scores.values())
 
     def curve(self) -> list[CurvePoint]:
@@ -136,11 +161,15 @@ class Scoreboard:
 
     def recent(self, count: int) -> float | None:
         """Mean of the latest rollouts that were paid, by start."""
-        rewards = [score.reward for score in self._scores.values() if score.reward is not None][-count:]
+        rewards = [score.reward for score in self._scores.values() if score.reward is not None][
+            -count:
+        ]
         return sum(rewards) / len(rewards) if rewards else None
 
     def counts(self) -> dict[str, int]:
-        """How many rollouts were declared, finished, failed by kind (also of those that finished), and paid."""
+        """How many rollouts were declared, finished, failed by kind (also of those that finished),
+        and paid.
+        """
         counted: defaultdict[str, int] = defaultdict(int, declared=len(self._scores))
         for score in self._scores.values():
             if score.closed:
@@ -162,7 +191,9 @@ class Scoreboard:
     def _sum(self, rewards: Mapping[str, float | None]) -> float | None:
         if not self._expected <= rewards.keys() or None in rewards.values():
             return None
-        total = sum(self._weights.get(name, 1.0) * (value or 0.0) for name, value in rewards.items())
+        total = sum(
+            self._weights.get(name, 1.0) * (value or 0.0) for name, value in rewards.items()
+        )
         return total if is_bounded(total, LARGEST_TOTAL) else None
 
     def _means(self, scores: Iterable[Score]) -> dict[str, float]:

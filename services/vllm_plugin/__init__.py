@@ -1,7 +1,9 @@
-"""Fulgurite's plug-in for vLLM: weights from a file, the version in each reply, tool calls for small models.
+"""Fulgurite's plug-in for vLLM: weights from a file, the version in each reply, tool calls for
+small models.
 
-`register` is vLLM's entry point (`vllm.general_plugins`), called in every vLLM process, possibly twice. It only names classes that
-vLLM imports when it is told to: `--weight-transfer-config '{"backend": "fulgurite"}'` and `--tool-call-parser fulgurite`.
+`register` is vLLM's entry point (`vllm.general_plugins`), called in every vLLM process, possibly
+twice. It only names classes that vLLM imports when it is told to: `--weight-transfer-config
+'{"backend": "fulgurite"}'` and `--tool-call-parser fulgurite`.
 """
 
 # vLLM lives in an environment of its own, which the type checker does not see.
@@ -22,8 +24,12 @@ def register() -> None:
     from vllm.tool_parsers.abstract_tool_parser import ToolParserManager
 
     if NAME not in WeightTransferEngineFactory._registry:  # pyright: ignore[reportPrivateUsage]
-        WeightTransferEngineFactory.register_engine(NAME, "services.vllm_plugin.weights", "FileWeightTransferEngine")
-    ToolParserManager.register_lazy_module(NAME, "services.vllm_plugin.tool_parser", "CallToolParser")
+        WeightTransferEngineFactory.register_engine(
+            NAME, "services.vllm_plugin.weights", "FileWeightTransferEngine"
+        )
+    ToolParserManager.register_lazy_module(
+        NAME, "services.vllm_plugin.tool_parser", "CallToolParser"
+    )
     if current_platform.is_cpu():
         from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 

@@ -1,4 +1,6 @@
-"""A weights file on disk: checked against its SHA-256, compared with what the engine serves, then read. Knows nothing of vLLM."""
+"""A weights file on disk: checked against its SHA-256, compared with what the engine serves, then
+read. Knows nothing of vLLM.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,11 @@ def shapes(path: Path) -> Shapes:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = cast("Mapping[str, Mapping[str, Any]]", json.loads(file.read(length)))
-    return {name: tuple(cast("list[int]", entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
+    return {
+        name: tuple(cast("list[int]", entry["shape"]))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def check_shapes(found: Shapes, wanted: Shapes) -> None:
@@ -56,4 +62,6 @@ def check_shapes(found: Shapes, wanted: Shapes) -> None:
     differences = {"missing": missing, "unknown": surplus, "reshaped": reshaped}
     problems = [f"{word}: {', '.join(names[:5])}" for word, names in differences.items() if names]
     if problems:
-        raise ArtifactRefused(f"the tensors are not those of the served model ({'; '.join(problems)})")
+        raise ArtifactRefused(
+            f"the tensors are not those of the served model ({'; '.join(problems)})"
+        )

@@ -1,8 +1,10 @@
-"""The tiny format in which small models write tool calls: `calc(3+8)`, a call a line, at the end of the reply. Pure text in and out.
+"""The tiny format in which small models write tool calls: `calc(3+8)`, a call a line, at the end of
+the reply. Pure text in and out.
 
-A tool whose only parameter is a string takes its raw text, every other tool a JSON object. `content` of a parsed reply is None when the
-calls alone render to exactly the text that was generated; else it is that whole text, which the chat template then renders instead of
-the calls. Either way the next turn's prompt repeats what the model wrote, letter by letter.
+A tool whose only parameter is a string takes its raw text, every other tool a JSON object.
+`content` of a parsed reply is None when the calls alone render to exactly the text that was
+generated; else it is that whole text, which the chat template then renders instead of the calls.
+Either way the next turn's prompt repeats what the model wrote, letter by letter.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def raw_parameter(schema: Mapping[str, Any]) -> str | None:
 
 
 def parse(text: str, tools: Tools) -> Reply:
-    """Calls are recognised at the end of the text only, each on a line of its own; what follows a call makes it prose."""
+    """Calls are recognised at the end of the text only, each on a line of its own; what follows a
+    call makes it prose.
+    """
     lines = text.strip().split("\n")
     calls: list[Call] = []
     for line in reversed(lines):
@@ -61,7 +65,9 @@ def render(calls: Sequence[Call], tools: Tools) -> str:
 
 
 def may_be_calls_alone(text: str, tools: Tools) -> bool:
-    """Whether a reply that begins so can still turn out to be nothing but calls, written as the template would."""
+    """Whether a reply that begins so can still turn out to be nothing but calls, written as the
+    template would.
+    """
     return any(text.startswith(f"{name}(") or f"{name}(".startswith(text) for name in tools)
 
 

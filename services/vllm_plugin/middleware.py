@@ -1,20 +1,26 @@
-"""Tells in each reply which version of the policy produced it, and on request its tokens. Pure ASGI; a stream passes chunk by chunk.
+"""Tells in each reply which version of the policy produced it, and on request its tokens. Pure
+ASGI; a stream passes chunk by chunk.
 
-Whole replies bear `x-fulgurite-version` (first token) and `x-fulgurite-version-last` (last token). Streams bear the first as a header, if
-it is known by then, and the last as a comment, `: fulgurite-version policy@1.7`, before `data: [DONE]`. Replies that generated nothing bear
-neither. The versions are vLLM's own, attached by its engine to the tokens of each step: not what somebody meant to load, nor what is
-served now.
+Whole replies bear `x-fulgurite-version` (first token) and `x-fulgurite-version-last` (last token).
+Streams bear the first as a header, if it is known by then, and the last as a comment, `:
+fulgurite-version policy@1.7`, before `data: [DONE]`. Replies that generated nothing bear neither.
+The versions are vLLM's own, attached by its engine to the tokens of each step: not what somebody
+meant to load, nor what is served now.
 
-A request with `x-fulgurite-tokens: 1` gets token ids and log-probabilities, for APIs that have no place for them: base64 of little-endian
-int32 and float32, `-` for none. A stream bears comments, `: fulgurite-tokens <sequence> <prompt ids> <ids> <log-probabilities>`, each with
-what is new and before the events that it belongs to; a whole reply the field `fulgurite_tokens`: `[[prompt ids, ids, log-probabilities]]`.
+A request with `x-fulgurite-tokens: 1` gets token ids and log-probabilities, for APIs that have no
+place for them: base64 of little-endian int32 and float32, `-` for none. A stream bears comments, `:
+fulgurite-tokens <sequence> <prompt ids> <ids> <log-probabilities>`, each with what is new and
+before the events that it belongs to; a whole reply the field `fulgurite_tokens`: `[[prompt ids,
+ids, log-probabilities]]`.
 
-A request with `x-fulgurite-expects: policy@1.7` is refused as long as the engine has the weights that it was started with (503,
-`x-fulgurite-refused: version`, nothing generated): it has restarted, and who asks does not know yet. Any other version is answered, since
-updates and rollbacks may be under way; `policy@0.0` is the base model itself, and always answered.
+A request with `x-fulgurite-expects: policy@1.7` is refused as long as the engine has the weights
+that it was started with (503, `x-fulgurite-refused: version`, nothing generated): it has restarted,
+and who asks does not know yet. Any other version is answered, since updates and rollbacks may be
+under way; `policy@0.0` is the base model itself, and always answered.
 
-With `x-fulgurite-tokens: instead` likewise, and the body's last two fields, `"logprobs":true,"return_token_ids":true`, are cut off: the
-same in JSON takes vLLM some objects a token, and whoever reads it as many. Without this middleware it is answered in JSON.
+With `x-fulgurite-tokens: instead` likewise, and the body's last two fields,
+`"logprobs":true,"return_token_ids":true`, are cut off: the same in JSON takes vLLM some objects a
+token, and whoever reads it as many. Without this middleware it is answered in JSON.
 """
 
 from __future__ import annotations
@@ -48,7 +54,9 @@ class VersionMiddleware:
     def __init__(self, app: App) -> None:
         self._app = app
         self._touched = False
-        """Whether the engine was given weights: from then on, until it restarts, it never has its first ones under their first name."""
+        """Whether the engine was given weights: from then on, until it restarts, it never has its
+        first ones under their first name.
+        """
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -78,8 +86,14 @@ class VersionMiddleware:
 
 
 async def _refuse(send: Send, expected: bytes) -> None:
-    message = f"This engine has just started and is not at {expected.decode('latin-1')} yet. Nothing was generated; try again shortly."
-    body = json.dumps({"error": {"message": message, "type": "server_error", "code": "version_not_loaded"}}).encode()
+    message = (
+        f"This engine has just started and is not at {expected.decode('latin-1')} "
+        f"yet. "
+        f"Nothing was generated; try again shortly."
+    )
+    body = json.dumps(
+        {"error": {"message": message, "type": "server_error", "code": "version_not_loaded"}}
+    ).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
@@ -91,7 +105,9 @@ async def _refuse(send: Send, expected: bytes) -> None:
 
 
 class _Body:
-    """A request's body without its last two fields, which ask for what is sent packed in their place."""
+    """A request's body without its last two fields, which ask for what is sent packed in their
+    place.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -113,7 +129,9 @@ class _Body:
 
 
 class _Reply:
-    """Passes a reply on. The start of a stream waits for its first chunk, because only then the first token's version is known."""
+    """Passes a reply on. The start of a stream waits for its first chunk, because only then the
+    first token's version is known.
+    """
 
     def __init__(self, send: Send, sequences: Sequences) -> None:
         self._send = send
@@ -136,20 +154,28 @@ class _Reply:
             await self._send(message)
 
     async def _start(self, message: Message) -> None:
-        self._streams = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in message["headers"])
+        self._streams = any(
+            name == b"content-type" and value.startswith(b"text/event-stream")
+            for name, value in message["headers"]
+        )
         if self._streams or (self._sequences.wanted and message["status"] == _OK):
             self._held = message
         else:
             await self._send(self._with_headers(message))
 
     async def _piece(self, message: Message) -> None:
-        """A piece of a whole reply that gets its tokens: its length changes, so its start waits for all of it."""
+        """A piece of a whole reply that gets its tokens: its length changes, so its start waits for
+        all of it.
+        """
         self._body += message.get("body", b"")
         if message.get("more_body", False) or self._held is None:
             return
         body = with_field(self._body, self._sequences)
         start, self._held = self._with_headers(self._held), None
-        headers = [(name, str(len(body)).encode() if name == b"content-length" else value) for name, value in start["headers"]]
+        headers = [
+            (name, str(len(body)).encode() if name == b"content-length" else value)
+            for name, value in start["headers"]
+        ]
         await self._send({**start, "headers": headers})
         await self._send({**message, "body": body})
 
@@ -160,12 +186,22 @@ class _Reply:
         body: bytes = message.get("body", b"")
         comments = self._tokens() if self._sequences.wanted and self._between_events else b""
         self._between_events = body.endswith(b"\n\n") if body else self._between_events
-        await self._send({**message, "body": comments + (body if self._sequences.wanted else self._with_version(body))})
+        await self._send(
+            {
+                **message,
+                "body": comments + (body if self._sequences.wanted else self._with_version(body)),
+            }
+        )
 
     def _tokens(self) -> bytes:
-        """What is new, as comments: tokens, and with them their versions, since a stream may have no `[DONE]` to tell them at."""
+        """What is new, as comments: tokens, and with them their versions, since a stream may have
+        no `[DONE]` to tell them at.
+        """
         news = self._sequences.news()
-        lines = [b": fulgurite-tokens %d %b\n\n" % (number, b" ".join(map(_base64, new))) for number, new in news]
+        lines = [
+            b": fulgurite-tokens %d %b\n\n" % (number, b" ".join(map(_base64, new)))
+            for number, new in news
+        ]
         versions = self._sequences.first_and_last()
         for version in map(str, versions if lines and versions else ()):
             if version not in self._told:
@@ -178,11 +214,16 @@ class _Reply:
         if versions is None:
             return start
         named = zip((FIRST, LAST), versions, strict=True)
-        added = [(name, str(version).encode()) for name, version in named if not (self._streams and name == LAST)]
+        added = [
+            (name, str(version).encode())
+            for name, version in named
+            if not (self._streams and name == LAST)
+        ]
         return {**start, "headers": [*start["headers"], *added]}
 
     def _with_version(self, body: bytes) -> bytes:
-        # At an event's start only: inside an event the same text would be content, whose line breaks are escaped.
+        # At an event's start only: inside an event the same text would be content, whose line
+        # breaks are escaped.
         at = 0 if body.startswith(_DONE) else body.find(b"\n\n" + _DONE) + 2
         versions = self._sequences.first_and_last()
         if versions is None or (at < 2 and not body.startswith(_DONE)):

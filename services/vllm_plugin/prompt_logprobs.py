@@ -1,8 +1,10 @@
-"""Keeps vLLM's CPU engine alive when a prompt's log-probabilities, which probes are, are asked for while LoRA is on.
+"""Keeps vLLM's CPU engine alive when a prompt's log-probabilities, which probes are, are asked for
+while LoRA is on.
 
-`PunicaWrapperCPU.add_lora_logits` (vLLM 0.32) takes the rows it is given for those that a step samples from. For a prompt's
-log-probabilities they are the rows of one prompt, and as soon as a step has several requests the engine dies of the shapes. Adapters that
-leave `lm_head` alone, which the applier sees to, have nothing to add to these rows.
+`PunicaWrapperCPU.add_lora_logits` (vLLM 0.32) takes the rows it is given for those that a step
+samples from. For a prompt's log-probabilities they are the rows of one prompt, and as soon as a
+step has several requests the engine dies of the shapes. Adapters that leave `lm_head` alone, which
+the applier sees to, have nothing to add to these rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What one HTTP request has vLLM's engine generate: versions, token ids and log-probabilities, as the engine itself has them.
+"""What one HTTP request has vLLM's engine generate: versions, token ids and log-probabilities, as
+the engine itself has them.
 
-Pure but for what it reads of vLLM's `RequestState`s. `follow` has the engine's output processor note each sequence in the request that
-asked for it.
+Pure but for what it reads of vLLM's `RequestState`s. `follow` has the engine's output processor
+note each sequence in the request that asked for it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,14 @@ class Sequence:
         self._prompt_told = False
 
     def news(self) -> tuple[bytes, bytes, bytes] | None:
-        """Packed prompt ids, ids and log-probabilities since the last time; None if there are none. The prompt is told once."""
-        ids: list[int] = self.state.detokenizer.output_token_ids[self._told :] if self.state.detokenizer is not None else []
+        """Packed prompt ids, ids and log-probabilities since the last time; None if there are none.
+        The prompt is told once.
+        """
+        ids: list[int] = (
+            self.state.detokenizer.output_token_ids[self._told :]
+            if self.state.detokenizer is not None
+            else []
+        )
         if not ids:
             return None
         logprobs = self._logprobs(ids)
@@ -44,7 +51,10 @@ class Sequence:
         if known is None or len(known) < self._told + len(ids):
             return None
         try:
-            return [max(known[self._told + number][token].logprob, _LOWEST) for number, token in enumerate(ids)]
+            return [
+                max(known[self._told + number][token].logprob, _LOWEST)
+                for number, token in enumerate(ids)
+            ]
         except (KeyError, TypeError):
             return None
 
@@ -62,17 +72,26 @@ class Sequences:
         self._sequences.append(Sequence(state))
 
     def first_and_last(self) -> tuple[Version, Version] | None:
-        """The versions that the engine reports (`weight_version_starts`: version, first token); None as long as there is no token.
-        An adapter's version is its own name, whatever the weights below it are.
+        """The versions that the engine reports (`weight_version_starts`: version, first token);
+        None as long as there is no token. An adapter's version is its own name, whatever the
+        weights below it are.
         """
         states = [sequence.state for sequence in self._sequences]
-        labels = [getattr(state, "lora_name", None) or label for state in states for label, _ in state.weight_version_starts]
+        labels = [
+            getattr(state, "lora_name", None) or label
+            for state in states
+            for label, _ in state.weight_version_starts
+        ]
         versions = sorted(_version(label) for label in labels)
         return (versions[0], versions[-1]) if versions else None
 
     def news(self) -> list[tuple[int, tuple[bytes, bytes, bytes]]]:
         """Number of each sequence that went on, and what was generated."""
-        return [(number, new) for number, sequence in enumerate(self._sequences) if (new := sequence.news()) is not None]
+        return [
+            (number, new)
+            for number, sequence in enumerate(self._sequences)
+            if (new := sequence.news()) is not None
+        ]
 
 
 def _version(label: str) -> Version:
@@ -90,7 +109,9 @@ current: ContextVar[Sequences | None] = ContextVar("fulgurite_sequences", defaul
 
 
 def follow(engine: Any) -> None:
-    """Have the engine's output processor note each sequence in the request that asked for it. Idempotent."""
+    """Have the engine's output processor note each sequence in the request that asked for it.
+    Idempotent.
+    """
     processor = engine.output_processor
     if getattr(processor, "_fulgurite", False):
         return
@@ -110,6 +131,8 @@ def follow(engine: Any) -> None:
 
 
 def _ask_for_logprobs(params: Any) -> None:
-    """Those of the sampled tokens, before the engine gets the request; what the API's own fields asked for goes first."""
+    """Those of the sampled tokens, before the engine gets the request; what the API's own fields
+    asked for goes first.
+    """
     if params is not None and params.logprobs is None and not params.logprob_token_ids:
         params.logprobs = 0

@@ -1,6 +1,8 @@
-"""vLLM's tool parser `fulgurite`: the format of `calls` as OpenAI tool calls, streamed and not. Both say the same of the same text.
+"""vLLM's tool parser `fulgurite`: the format of `calls` as OpenAI tool calls, streamed and not.
+Both say the same of the same text.
 
-A stream withholds text only as long as it may be calls and nothing else; prose flows. A `tool_choice`, named or required, forces nothing.
+A stream withholds text only as long as it may be calls and nothing else; prose flows. A
+`tool_choice`, named or required, forces nothing.
 """
 
 # vLLM lives in an environment of its own, which the type checker does not see.
@@ -42,8 +44,16 @@ class CallToolParser(ToolParser):
     def extract_tool_calls(self, model_output: str, request: Any) -> ExtractedToolCallInformation:
         """A whole reply."""
         reply = parse(model_output, self._declared)
-        calls = [ToolCall(id=make_tool_call_id(), function=FunctionCall(name=call.name, arguments=call.arguments)) for call in reply.calls]
-        return ExtractedToolCallInformation(tools_called=bool(calls), tool_calls=calls, content=reply.content)
+        calls = [
+            ToolCall(
+                id=make_tool_call_id(),
+                function=FunctionCall(name=call.name, arguments=call.arguments),
+            )
+            for call in reply.calls
+        ]
+        return ExtractedToolCallInformation(
+            tools_called=bool(calls), tool_calls=calls, content=reply.content
+        )
 
     def extract_tool_calls_streaming(
         self,
@@ -56,14 +66,17 @@ class CallToolParser(ToolParser):
         request: Any,
     ) -> DeltaMessage | None:
         """Content that is prose for certain; the rest is told by `finish_streaming`."""
-        # For parsers with `engine_based_streaming` vLLM accumulates no text: `current_text` is the delta again.
+        # For parsers with `engine_based_streaming` vLLM accumulates no text: `current_text` is the
+        # delta again.
         self._text += delta_text
         if may_be_calls_alone(self._text, self._declared):
             return None
         return self._unsent()
 
     def finish_streaming(self) -> DeltaMessage | None:
-        """What is left when the generation has ended: calls, and the content that had been withheld."""
+        """What is left when the generation has ended: calls, and the content that had been
+        withheld.
+        """
         reply = parse(self._text, self._declared)
         message = self._unsent() if reply.content is not None else None
         if reply.calls:
@@ -80,7 +93,9 @@ class CallToolParser(ToolParser):
 def _declared(tools: Sequence[Any]) -> Tools:
     """Of chat completions (`tool.function`) and of responses (the tool itself)."""
     functions = [getattr(tool, "function", tool) for tool in tools]
-    schemas: dict[str, Mapping[str, Any]] = {function.name: function.parameters or {} for function in functions}
+    schemas: dict[str, Mapping[str, Any]] = {
+        function.name: function.parameters or {} for function in functions
+    }
     return schemas
 
 

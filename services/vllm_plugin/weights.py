@@ -1,9 +1,10 @@
 """Weights from a file, into a running vLLM: the weight-transfer backend `fulgurite`.
 
-`/update_weights` takes `{"update_info": {"path": …, "sha256": …, "version": "policy@1.7"}}`: the file is verified and read, the model
-is untouched. `/finish_weight_update` loads it. So an update that is refused, or abandoned half-way, leaves the served weights alone.
-Refused: a wrong digest, other tensors than the model's, an epoch lower than the one served (unless `"rollback": true` says that it is
-meant), a second update before the first is finished.
+`/update_weights` takes `{"update_info": {"path": …, "sha256": …, "version": "policy@1.7"}}`: the
+file is verified and read, the model is untouched. `/finish_weight_update` loads it. So an update
+that is refused, or abandoned half-way, leaves the served weights alone. Refused: a wrong digest,
+other tensors than the model's, an epoch lower than the one served (unless `"rollback": true` says
+that it is meant), a second update before the first is finished.
 """
 
 # vLLM lives in an environment of its own, which the type checker does not see.
@@ -54,7 +55,9 @@ class FileInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """Where the weights are (path or file:// URI), their SHA-256 and their version. `rollback`: an earlier epoch is meant."""
+    """Where the weights are (path or file:// URI), their SHA-256 and their version. `rollback`: an
+    earlier epoch is meant.
+    """
 
     path: str
     sha256: str
@@ -83,16 +86,28 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         """Nothing to connect to."""
 
     def start_weight_update(self) -> None:
-        """Forget what an update that broke off has left; vLLM itself refuses to start a second one."""
+        """Forget what an update that broke off has left; vLLM itself refuses to start a
+        second one.
+        """
         self._staged = None
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
         """Verify and read the file. Raises ArtifactRefused, UpdateRefused, MalformedVersion."""
         if self._staged is not None:
-            raise UpdateRefused(f"the update to {self._staged.version} is not finished; {update_info.version} must wait for it")
+            raise UpdateRefused(
+                f"the update to {self._staged.version} is not finished; {update_info.version} "
+                f"must wait for it"
+            )
         version = parse_version(update_info.version)
-        if self._served is not None and version.epoch < self._served.epoch and not update_info.rollback:
-            raise UpdateRefused(f"{version} is of an earlier epoch than {self._served}, which is served: its learner has been superseded")
+        if (
+            self._served is not None
+            and version.epoch < self._served.epoch
+            and not update_info.rollback
+        ):
+            raise UpdateRefused(
+                f"{version} is of an earlier epoch than {self._served}, which is served: its "
+                f"learner has been superseded"
+            )
         path = local_path(update_info.path)
         verify(path, update_info.sha256)
         check_shapes(shapes(path), self._own_shapes())
@@ -120,16 +135,23 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         """Of the checkpoint that vLLM was started with."""
         files = sorted(Path(self.model_config.model).glob("*.safetensors"))
         if not files:
-            raise ArtifactRefused(f"{self.model_config.model} is no local folder of safetensors to compare with")
+            raise ArtifactRefused(
+                f"{self.model_config.model} is no local folder of safetensors to compare with"
+            )
         return {name: shape for file in files for name, shape in shapes(file).items()}
 
     def _repack_tied_head(self) -> None:
-        """On CPU vLLM multiplies by a packed copy of each weight. The head of a model with tied embeddings has a copy of its own, but
-        no tensor in the file, so that reloading never packs it anew: it would go on predicting with the old embedding.
+        """On CPU vLLM multiplies by a packed copy of each weight. The head of a model with tied
+        embeddings has a copy of its own, but no tensor in the file, so that reloading never packs
+        it anew: it would go on predicting with the old embedding.
         """
         if not self.model_config.hf_config.tie_word_embeddings:
             return
-        embedding = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else self.model.model.embed_tokens
+        embedding = (
+            self.model.get_input_embeddings()
+            if hasattr(self.model, "get_input_embeddings")
+            else self.model.model.embed_tokens
+        )
         for head in self.model.modules():
             if isinstance(head, ParallelLMHead):
                 head.tie_weights(embedding)

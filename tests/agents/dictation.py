@@ -1,9 +1,12 @@
-"""A logits processor for vLLM that makes the model say what a test wrote down: its words are given, all else is as always.
+"""A logits processor for vLLM that makes the model say what a test wrote down: its words are given,
+all else is as always.
 
-A small model cannot plan or call tools. With its words dictated the agent's whole loop runs all the same: the prompt is rendered and
-computed, tokens are streamed, tool calls parsed. Loaded with `--logits-processors tests.agents.dictation:Dictation`; the file named by
-FULGURITE_TEST_DICTATION holds a JSON list of `{"to": ..., "says": [...]}`. The first entry whose `to` is in the prompt speaks; which of
-its turns is told by the number of assistant's turns in the prompt. An empty list leaves the model alone.
+A small model cannot plan or call tools. With its words dictated the agent's whole loop runs all the
+same: the prompt is rendered and computed, tokens are streamed, tool calls parsed. Loaded with
+`--logits-processors tests.agents.dictation:Dictation`; the file named by FULGURITE_TEST_DICTATION
+holds a JSON list of `{"to": ..., "says": [...]}`. The first entry whose `to` is in the prompt
+speaks; which of its turns is told by the number of assistant's turns in the prompt. An empty list
+leaves the model alone.
 """
 
 # vLLM lives in an environment of its own, which the type checker does not see.
@@ -37,7 +40,9 @@ class Dictation(AdapterLogitsProcessor):
         """No: greedy sampling says the dictated words too."""
         return False
 
-    def new_req_logits_processor(self, params: Any) -> Callable[[list[int], list[int], torch.Tensor], torch.Tensor] | None:
+    def new_req_logits_processor(
+        self, params: Any
+    ) -> Callable[[list[int], list[int], torch.Tensor], torch.Tensor] | None:
         """What is written down when a request arrives holds for that request."""
         script: list[dict[str, Any]] = json.loads(Path(os.environ[VARIABLE]).read_text())
         if not script:
@@ -54,9 +59,15 @@ class Dictation(AdapterLogitsProcessor):
 
     def _words(self, script: list[dict[str, Any]], prompt: str) -> list[int]:
         turn = prompt.count(_TURN) - 1
-        says = next((entry["says"] for entry in script if entry["to"] in prompt), ["I was told to say nothing to this."])
+        says = next(
+            (entry["says"] for entry in script if entry["to"] in prompt),
+            ["I was told to say nothing to this."],
+        )
         text: str = says[min(turn, len(says) - 1)]
-        return [*self._tokenizer.encode(text, add_special_tokens=False), self._tokenizer.eos_token_id]
+        return [
+            *self._tokenizer.encode(text, add_special_tokens=False),
+            self._tokenizer.eos_token_id,
+        ]
 
 
 def _only(logits: torch.Tensor, token: int) -> torch.Tensor:

@@ -1,8 +1,10 @@
-"""An environment of its own for each framework, `.fulgurite/agents/<name>-<hash of its pins>`: made once, thrown away when the pins change.
+"""An environment of its own for each framework, `.fulgurite/agents/<name>-<hash of its pins>`: made
+once, thrown away when the pins change.
 
-Python packages come through uv from `requirements.txt`, source distributions (for the examples in them) from `sdists.txt`, Node packages
-through npm from `package-lock.json`; Node itself is the one that the type checker brings along.
-`python -m tests.agents.environments [NAME...]` makes them without running anything.
+Python packages come through uv from `requirements.txt`, source distributions (for the examples in
+them) from `sdists.txt`, Node packages through npm from `package-lock.json`; Node itself is the one
+that the type checker brings along. `python -m tests.agents.environments [NAME...]` makes them
+without running anything.
 """
 
 from __future__ import annotations
@@ -49,12 +51,20 @@ class Environment(msgspec.Struct, frozen=True):
 
 
 def environment(name: str) -> Environment:
-    """The environment of `tests/agents/<name>`, installed if it is not; this one, if the folder pins nothing."""
+    """The environment of `tests/agents/<name>`, installed if it is not; this one, if the folder
+    pins nothing.
+    """
     source = FOLDER / name
-    pins = [source / file for file in ("requirements.txt", "sdists.txt", "package-lock.json") if (source / file).is_file()]
+    pins = [
+        source / file
+        for file in ("requirements.txt", "sdists.txt", "package-lock.json")
+        if (source / file).is_file()
+    ]
     if not pins:
         return Environment(Path(sys.prefix), home() / "agents" / name)
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in pins) + _python().encode()).hexdigest()[:12]
+    digest = hashlib.sha256(
+        b"".join(file.read_bytes() for file in pins) + _python().encode()
+    ).hexdigest()[:12]
     folder = home() / "agents" / f"{name}-{digest}"
     made = Environment(folder, folder / "quickstarts", node=pins[-1].suffix == ".json")
     if not (made.folder / _DONE).is_file():
@@ -69,10 +79,33 @@ def _install_python(pins: list[Path], folder: Path) -> None:
     uv = shutil.which("uv") or str(tools / "uv")
     _run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)])
     # The pins are complete; what is left out of them is meant to be.
-    _run([uv, "pip", "install", "--quiet", "--no-deps", "--python", str(folder), "--requirement", str(pins[0])])
+    _run(
+        [
+            uv,
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--python",
+            str(folder),
+            "--requirement",
+            str(pins[0]),
+        ]
+    )
     for file in pins[1:]:
         pip = tools / "python" if (tools / "python").exists() else Path("python3")
-        command = [str(pip), "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", str(folder / "sdists")]
+        command = [
+            str(pip),
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            ":all:",
+            "--dest",
+            str(folder / "sdists"),
+        ]
         _run([*command, "--requirement", str(file)])
     for archive in (folder / "sdists").glob("*.tar.gz"):
         with tarfile.open(archive) as packed:
@@ -84,8 +117,20 @@ def _install_node(source: Path, folder: Path) -> None:
     for file in ("package.json", "package-lock.json"):
         shutil.copy(source / file, folder)
     npm = _NODE / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    command = [str(_NODE / "bin" / "node"), str(npm), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
-    _run(command, cwd=folder, env={**os.environ, "PATH": f"{_NODE / 'bin'}{os.pathsep}{os.environ['PATH']}"})
+    command = [
+        str(_NODE / "bin" / "node"),
+        str(npm),
+        "ci",
+        "--no-audit",
+        "--no-fund",
+        "--ignore-scripts",
+        "--silent",
+    ]
+    _run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": f"{_NODE / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+    )
 
 
 def _run(argv: list[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> None:

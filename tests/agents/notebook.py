@@ -1,4 +1,6 @@
-"""Runs a script as a notebook does: it may await at the top level. `python -P notebook.py SCRIPT`; imports nothing of ours."""
+"""Runs a script as a notebook does: it may await at the top level. `python -P notebook.py SCRIPT`;
+imports nothing of ours.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Agents as processes of their own, that know a model server's address and a key and nothing else of this project."""
+"""Agents as processes of their own, that know a model server's address and a key and nothing else
+of this project.
+"""
 
 from __future__ import annotations
 
@@ -49,15 +51,28 @@ def variables(rollout: Mapping[str, Any], home: Path) -> dict[str, str]:
     }
 
 
-async def run_quickstart(quickstart: Quickstart, cut: Cut, environment: Environment, rollout: Mapping[str, Any], folder: Path) -> Done:
+async def run_quickstart(
+    quickstart: Quickstart,
+    cut: Cut,
+    environment: Environment,
+    rollout: Mapping[str, Any],
+    folder: Path,
+) -> Done:
     """From start to end, in a folder of its own."""
     given = variables(rollout, folder)
-    given |= {name: string.Template(value).substitute(given) for name, value in quickstart.environment.items()}
+    given |= {
+        name: string.Template(value).substitute(given)
+        for name, value in quickstart.environment.items()
+    }
     for command in quickstart.scaffold:
-        made = await run([str(environment.folder / "bin" / command[0]), *command[1:]], given, folder)
+        made = await run(
+            [str(environment.folder / "bin" / command[0]), *command[1:]], given, folder
+        )
         assert made.code == 0, made.said
     script = write(quickstart.name, cut, environment)
-    return await run(_command(quickstart, environment, script, folder), given, folder, quickstart.stdin)
+    return await run(
+        _command(quickstart, environment, script, folder), given, folder, quickstart.stdin
+    )
 
 
 def write(name: str, cut: Cut, environment: Environment) -> Path:
@@ -70,10 +85,16 @@ def write(name: str, cut: Cut, environment: Environment) -> Path:
     return script
 
 
-def _command(quickstart: Quickstart, environment: Environment, script: Path, folder: Path) -> Sequence[str]:
+def _command(
+    quickstart: Quickstart, environment: Environment, script: Path, folder: Path
+) -> Sequence[str]:
     if quickstart.entry is not None:
         source, module, function = quickstart.entry.split(":")
-        start = f"import sys; sys.path.insert(0, {str(folder / source)!r}); from {module} import {function}; {function}()"
+        start = (
+            f"import sys; sys.path.insert(0, {str(folder / source)!r}); from {module} "
+            f"import {function}; "
+            f"{function}()"
+        )
         return [str(environment.folder / "bin" / "python"), "-c", start]
     if quickstart.notebook:
         return [str(environment.folder / "bin" / "python"), "-P", str(_NOTEBOOK), str(script)]
@@ -83,7 +104,9 @@ def _command(quickstart: Quickstart, environment: Environment, script: Path, fol
 async def run(argv: Sequence[str], given: Mapping[str, str], folder: Path, stdin: str = "") -> Done:
     """A process with these variables only; killed if it takes too long."""
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*argv, cwd=folder, env=given, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
+    process = await asyncio.create_subprocess_exec(
+        *argv, cwd=folder, env=given, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+    )
     try:
         said, _ = await asyncio.wait_for(process.communicate(stdin.encode()), LIMIT_S)
     except TimeoutError:

@@ -1,7 +1,9 @@
-"""The quick-starts that frameworks publish, cut out of the very packages that are installed: README, docstring, shipped document, example.
+"""The quick-starts that frameworks publish, cut out of the very packages that are installed:
+README, docstring, shipped document, example.
 
-None is copied into this repository. `agent.toml` in a framework's folder says where each lies, what is changed in it (model name, address
-or key, nothing else), what is recorded of it, and what the model is made to say where a small one could not.
+None is copied into this repository. `agent.toml` in a framework's folder says where each lies, what
+is changed in it (model name, address or key, nothing else), what is recorded of it, and what the
+model is made to say where a small one could not.
 """
 
 from __future__ import annotations
@@ -18,12 +20,21 @@ import msgspec
 
 from tests.agents.environments import FOLDER, Environment
 
-_FENCED = re.compile(r"^(?P<indent>[ \t]*)```(?:python|py|ts|typescript)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL)
-_DIRECTIVE = re.compile(r"^(?P<indent>[ \t]*)\.\. code-block:: python\n(?P<code>(?:(?P=indent)[ \t]+[^\n]*\n|[ \t]*\n)+)", re.MULTILINE)
+_FENCED = re.compile(
+    r"^(?P<indent>[ \t]*)```(?:python|py|ts|typescript)\b[^\n]*\n(?P<code>.*?)^(?P=indent)```",
+    re.MULTILINE | re.DOTALL,
+)
+_DIRECTIVE = re.compile(
+    r"^(?P<indent>[ \t]*)\.\. code-block:: python\n(?P<code>(?:(?P=indent)[ \t]+[^\n]*\n|[ "
+    r"\t]*\n)+)",
+    re.MULTILINE,
+)
 
 
 class Speech(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the model is made to say to prompts that contain `to`: its first, second, ... turn of the conversation."""
+    """What the model is made to say to prompts that contain `to`: its first, second, ... turn of
+    the conversation.
+    """
 
     says: list[str]
     to: str = ""
@@ -46,7 +57,9 @@ class Quickstart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     changes: dict[str, str] = {}
     """Replaced in it."""
     environment: dict[str, str] = {}
-    """Variables that it asks for under names of its own; `$OPENAI_BASE_URL` and the like are filled in."""
+    """Variables that it asks for under names of its own; `$OPENAI_BASE_URL` and the like are filled
+    in.
+    """
     stdin: str = ""
     """What its user types."""
     scaffold: list[list[str]] = []
@@ -58,7 +71,9 @@ class Quickstart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stream: bool = False
     """Whether it streams."""
     turns: list[str] = []
-    """Roles of each call's prompt when the words are dictated, in order of the calls; empty: whatever it sends."""
+    """Roles of each call's prompt when the words are dictated, in order of the calls; empty:
+    whatever it sends.
+    """
     refused: int = 0
     """Calls that the gateway refuses and the agent's client makes again in another way."""
     rows: int = 1
@@ -111,20 +126,30 @@ def cut(quickstart: Quickstart, environment: Environment) -> Cut:
 def version(package: str, environment: Environment) -> str:
     """Of an installed package."""
     if environment.node:
-        described = msgspec.json.decode((environment.packages / package / "package.json").read_bytes(), type=dict[str, Any])
+        described = msgspec.json.decode(
+            (environment.packages / package / "package.json").read_bytes(), type=dict[str, Any]
+        )
         return str(described["version"])
-    [found] = re.findall(r"^Version: (.+)$", _metadata(package, environment).partition("\n\n")[0], re.MULTILINE)
+    [found] = re.findall(
+        r"^Version: (.+)$", _metadata(package, environment).partition("\n\n")[0], re.MULTILINE
+    )
     return found
 
 
 def _source(quickstart: Quickstart, environment: Environment) -> str:
     readme = quickstart.source.removeprefix("README of ")
     if readme != quickstart.source:
-        return (environment.packages / readme / "README.md").read_text() if environment.node else _metadata(readme, environment)
+        return (
+            (environment.packages / readme / "README.md").read_text()
+            if environment.node
+            else _metadata(readme, environment)
+        )
     file = environment.packages / quickstart.source
     if not file.is_file():
         [file] = (environment.folder / "sdists").glob(f"*/{quickstart.source}")
-    return file.read_text() if quickstart.docstring is None else _docstring(file, quickstart.docstring)
+    return (
+        file.read_text() if quickstart.docstring is None else _docstring(file, quickstart.docstring)
+    )
 
 
 def _metadata(package: str, environment: Environment) -> str:
@@ -134,12 +159,20 @@ def _metadata(package: str, environment: Environment) -> str:
 
 def _docstring(file: Path, name: str) -> str:
     nodes = ast.parse(file.read_text()).body
-    [found] = [n for n in nodes if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name and ast.get_docstring(n)]
+    [found] = [
+        n
+        for n in nodes
+        if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name and ast.get_docstring(n)
+    ]
     return ast.get_docstring(found) or ""
 
 
 def _block(text: str, holds: str) -> str:
-    blocks = [textwrap.dedent(match["code"]) for pattern in (_FENCED, _DIRECTIVE) for match in pattern.finditer(text)]
+    blocks = [
+        textwrap.dedent(match["code"])
+        for pattern in (_FENCED, _DIRECTIVE)
+        for match in pattern.finditer(text)
+    ]
     found = [block for block in blocks if holds in block]
     assert len(found) == 1, f"{len(found)} of {len(blocks)} code blocks hold {holds!r}"
     return found[0].strip("\n") + "\n"

@@ -12,9 +12,13 @@ Json = Mapping[str, Any]
 
 
 def roles(call: LlmCall) -> str:
-    """Roles of a prompt, in order: system, user, assistant, call (an assistant's turn that calls tools), tool."""
+    """Roles of a prompt, in order: system, user, assistant, call (an assistant's turn that calls
+    tools), tool.
+    """
     body = cast("Json", json.loads(call.request or "{}"))
-    told = {"chat.completions": _chat, "responses": _responses, "messages": _messages}[call.api](body)
+    told = {"chat.completions": _chat, "responses": _responses, "messages": _messages}[call.api](
+        body
+    )
     return " ".join(told)
 
 
@@ -37,8 +41,14 @@ def _messages(body: Json) -> Iterator[str]:
         yield "system"
     for message in cast("list[Json]", body["messages"]):
         content = message["content"]
-        kinds = {block["type"] for block in cast("list[Json]", content)} if isinstance(content, list) else set[str]()
-        yield "tool" if "tool_result" in kinds else "call" if "tool_use" in kinds else _role(message)
+        kinds = (
+            {block["type"] for block in cast("list[Json]", content)}
+            if isinstance(content, list)
+            else set[str]()
+        )
+        yield (
+            "tool" if "tool_result" in kinds else "call" if "tool_use" in kinds else _role(message)
+        )
 
 
 def _role(message: Json) -> str:

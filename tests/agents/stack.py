@@ -1,4 +1,6 @@
-"""A whole stack for agents: Kafka, vLLM with SmolLM2-135M on this machine's CPU, aggregator, rewarder and gateway, each a real process."""
+"""A whole stack for agents: Kafka, vLLM with SmolLM2-135M on this machine's CPU, aggregator,
+rewarder and gateway, each a real process.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ WAIT_S = 60.0
 LONGEST_ANSWER = 96
 """Tokens: a small model with nothing to say says it at length."""
 LONGEST_CONTEXT = 81_920
-"""Tokens: ten times what SmolLM2 was trained for, because clients ask for answers of up to 64,000 without knowing whom they ask."""
+"""Tokens: ten times what SmolLM2 was trained for, because clients ask for answers of up to 64,000
+without knowing whom they ask.
+"""
 DICTATION = "FULGURITE_TEST_DICTATION"
 
 
@@ -48,15 +52,23 @@ class AgentStack:
 
     async def declare(self, alias: str) -> dict[str, Any]:
         """A rollout to train on: its id and its two keys."""
-        group = await self.gateway.declare(n=1, alias=alias, expected_rewards=["reward"], deadline_s=900)
+        group = await self.gateway.declare(
+            n=1, alias=alias, expected_rewards=["reward"], deadline_s=900
+        )
         return group["rollouts"][0]
 
     async def finish(self, rollout: dict[str, Any]) -> None:
         """Its agent has ended, and was paid."""
         name = rollout["rollout_id"]
-        status, told = await self.gateway.json(f"/v1/rollouts/{name}/status", {"kind": "finished", "exit_code": 0}, rollout["api_key"])
+        status, told = await self.gateway.json(
+            f"/v1/rollouts/{name}/status", {"kind": "finished", "exit_code": 0}, rollout["api_key"]
+        )
         assert status == 201, told
-        status, told = await self.gateway.json("/v1/rewards", {"rollout_id": name, "name": "reward", "value": 1.0}, rollout["reward_key"])
+        status, told = await self.gateway.json(
+            "/v1/rewards",
+            {"rollout_id": name, "name": "reward", "value": 1.0},
+            rollout["reward_key"],
+        )
         assert status == 201, told
 
     async def episodes(self, rollout: str) -> list[Episode]:
@@ -65,20 +77,33 @@ class AgentStack:
 
     async def rows(self, rollout: str) -> list[Trajectory | Tombstone]:
         """What the rewarder made of it."""
-        return [event for event in await self._of(TRAJECTORIES, rollout) if isinstance(event, Trajectory | Tombstone)]
+        return [
+            event
+            for event in await self._of(TRAJECTORIES, rollout)
+            if isinstance(event, Trajectory | Tombstone)
+        ]
 
     async def _of(self, topic: Topic, rollout: str) -> list[Event]:
         deadline = time.monotonic() + WAIT_S
         while True:
             events = await asyncio.to_thread(self._read, topic)
-            found = [event for event in events if isinstance(event, Episode | Trajectory | Tombstone) and event.rollout_id == rollout]
+            found = [
+                event
+                for event in events
+                if isinstance(event, Episode | Trajectory | Tombstone)
+                and event.rollout_id == rollout
+            ]
             if found:
                 return list(found)
             assert time.monotonic() < deadline, f"nothing of {rollout} in {topic.name}"
             await asyncio.sleep(0.3)
 
     def _read(self, topic: Topic) -> list[Event]:
-        return [record.event for record in read_all(self.kafka, topic, Codec()) if record.event is not None]
+        return [
+            record.event
+            for record in read_all(self.kafka, topic, Codec())
+            if record.event is not None
+        ]
 
 
 @asynccontextmanager
@@ -92,11 +117,19 @@ async def running_stack(folder: Path, aliases: Sequence[str]) -> AsyncGenerator[
         with LocalKafka(folder / "kafka", heap_mb=384) as broker:
             kafka = kafka_settings(broker.bootstrap_servers, "agents.")
             create_topics(kafka)
-            processors = [supervisor.start(_processor(name, kafka, folder)) for name in ("aggregator", "rewarder")]
+            processors = [
+                supervisor.start(_processor(name, kafka, folder))
+                for name in ("aggregator", "rewarder")
+            ]
             routes = {
-                "FULGURITE_ALIASES": ",".join(f"{alias}=policy" for alias in ("policy", *aliases) if alias != "policy") + ",policy=policy"
+                "FULGURITE_ALIASES": ",".join(
+                    f"{alias}=policy" for alias in ("policy", *aliases) if alias != "policy"
+                )
+                + ",policy=policy"
             }
-            async with running_gateway(kafka, vllm.base_url, folder, make_topics=False, **routes) as gateway:
+            async with running_gateway(
+                kafka, vllm.base_url, folder, make_topics=False, **routes
+            ) as gateway:
                 for process in processors:
                     process.wait_ready()
                 vllm.wait_ready()
@@ -111,7 +144,12 @@ def _vllm(folder: Path, dictation: Path, supervisor: Supervisor) -> LocalVllm:
         model_folder(),
         folder,
         max_model_len=LONGEST_CONTEXT,
-        extra=["--override-generation-config", limit, "--logits-processors", "tests.agents.dictation:Dictation"],
+        extra=[
+            "--override-generation-config",
+            limit,
+            "--logits-processors",
+            "tests.agents.dictation:Dictation",
+        ],
         env={
             DICTATION: str(dictation),
             "PYTHONPATH": str(project_folder()),
@@ -128,7 +166,10 @@ def _processor(name: str, kafka: KafkaSettings, folder: Path) -> ProcessSpec:
         name=name,
         argv=[sys.executable, "-m", f"services.{name}.main"],
         log=log,
-        env={"KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers, "FULGURITE_TOPIC_PREFIX": kafka.topic_prefix},
+        env={
+            "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+            "FULGURITE_TOPIC_PREFIX": kafka.topic_prefix,
+        },
         ready=_says_ready(log),
     )
 

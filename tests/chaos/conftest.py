@@ -1,4 +1,6 @@
-"""The clusters that are harmed; and one that is not. `FULGURITE_CHAOS_BROKERS` says how many brokers the harmed one has."""
+"""The clusters that are harmed; and one that is not. `FULGURITE_CHAOS_BROKERS` says how many
+brokers the harmed one has.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def harmed(chaos_folder: Path) -> Iterator[LocalKafka]:
 
 @pytest.fixture(scope="session")
 def calm(chaos_folder: Path, harmed: LocalKafka) -> Iterator[LocalKafka]:
-    """Where the undisturbed run writes: a broker of its own, unless the harmed cluster has one alone, which nobody kills."""
+    """Where the undisturbed run writes: a broker of its own, unless the harmed cluster has one
+    alone, which nobody kills.
+    """
     if BROKERS == 1:
         yield harmed
         return

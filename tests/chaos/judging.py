@@ -1,4 +1,6 @@
-"""What two runs of the same traffic must have in common, and what each must be in itself. Differences are told by group."""
+"""What two runs of the same traffic must have in common, and what each must be in itself.
+Differences are told by group.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,18 @@ class Books:
 
     def __init__(self, deployment: Deployment) -> None:
         self.repeated = 0
-        self.episodes = self._groups(replace(e, supersedes=None) for e in deployment.read(EPISODES) if isinstance(e, Episode))
+        self.episodes = self._groups(
+            replace(e, supersedes=None) for e in deployment.read(EPISODES) if isinstance(e, Episode)
+        )
         outputs = [*deployment.read(TRAJECTORIES), *deployment.read(TRAINING_LEDGER)]
         self.outputs = self._groups(outputs)
-        self.inputs = self._groups([*deployment.read(LLM_CALLS), *deployment.read(AGENT_STATUS), *deployment.read(AGENT_REWARDS)])
+        self.inputs = self._groups(
+            [
+                *deployment.read(LLM_CALLS),
+                *deployment.read(AGENT_STATUS),
+                *deployment.read(AGENT_REWARDS),
+            ]
+        )
         written: defaultdict[str, Written] = defaultdict(Written)
         for output in outputs:
             if isinstance(output, Trajectory | Tombstone | LedgerEntry):
@@ -62,12 +72,18 @@ class Books:
     def last_outputs(self, group: str) -> Contents:
         """The newest whole revision: rows, tombstones and ledger entries."""
         newest = self.newest.get(group)
-        return {name: output for name, output in self.outputs.get(group, {}).items() if newest and _revision(output) == newest}
+        return {
+            name: output
+            for name, output in self.outputs.get(group, {}).items()
+            if newest and _revision(output) == newest
+        }
 
     def should_be(self, group: str) -> tuple[Contents, Contents]:
         """Last episodes and outputs, as the pure core makes them of the inputs that the log holds."""
         events = self.inputs.get(group, {}).values()
-        declared = [event for event in events if isinstance(event, AgentStatus) and event.rollout_id is None]
+        declared = [
+            event for event in events if isinstance(event, AgentStatus) and event.rollout_id is None
+        ]
         attempts: defaultdict[tuple[str, int], list[Input]] = defaultdict(list)
         for event in events:
             if isinstance(event, LlmCall | AgentStatus) and event.rollout_id is not None:
@@ -83,8 +99,11 @@ class Books:
         for event in events:
             group = found[getattr(event, "group_id", None) or ""]
             self.repeated += event.event_id in group
-            # Two events with one id and different contents: whichever came first, the other is wrong.
-            assert group.setdefault(event.event_id, event) == event, f"{event.event_id} was written twice, differently"
+            # Two events with one id and different contents: whichever came first, the other is
+            # wrong.
+            assert group.setdefault(event.event_id, event) == event, (
+                f"{event.event_id} was written twice, differently"
+            )
         return dict(found)
 
 
@@ -95,18 +114,37 @@ def differences(calm: Books, harmed: Books, punctual: set[str]) -> list[str]:
         problems: list[str] = []
         for name, books in (("undisturbed", calm), ("disturbed", harmed)):
             episodes, outputs = books.should_be(group)
-            problems += _unlike(f"episodes of the {name} run, and the core's", books.last_episodes(group), episodes)
-            problems += _unlike(f"rows and entries of the {name} run, and the core's", books.last_outputs(group), outputs)
+            problems += _unlike(
+                f"episodes of the {name} run, and the core's", books.last_episodes(group), episodes
+            )
+            problems += _unlike(
+                f"rows and entries of the {name} run, and the core's",
+                books.last_outputs(group),
+                outputs,
+            )
         both = (calm.inputs.get(group, {}), harmed.inputs.get(group, {}))
         if group not in punctual:
             # A revision on the way that only one run wrote is judged there only.
-            both = tuple({name: event for name, event in one.items() if not isinstance(event, AgentReward)} for one in both)
+            both = tuple(
+                {name: event for name, event in one.items() if not isinstance(event, AgentReward)}
+                for one in both
+            )
         problems += _unlike("inputs, undisturbed and disturbed", *both)
-        problems += _unlike("last rows and entries, undisturbed and disturbed", calm.last_outputs(group), harmed.last_outputs(group))
+        problems += _unlike(
+            "last rows and entries, undisturbed and disturbed",
+            calm.last_outputs(group),
+            harmed.last_outputs(group),
+        )
         if group in punctual:
-            problems += _unlike("all episodes, undisturbed and disturbed", calm.episodes.get(group, {}), harmed.episodes.get(group, {}))
             problems += _unlike(
-                "all rows and entries, undisturbed and disturbed", calm.outputs.get(group, {}), harmed.outputs.get(group, {})
+                "all episodes, undisturbed and disturbed",
+                calm.episodes.get(group, {}),
+                harmed.episodes.get(group, {}),
+            )
+            problems += _unlike(
+                "all rows and entries, undisturbed and disturbed",
+                calm.outputs.get(group, {}),
+                harmed.outputs.get(group, {}),
             )
         if problems:
             told.append((len(calm.inputs.get(group, {})), f"{group}: " + "; ".join(problems)))
@@ -118,8 +156,13 @@ def _unlike(what: str, one: Contents, other: Contents) -> list[str]:
         return []
     alone = [_brief(one[name]) for name in sorted(one.keys() - other.keys())]
     others = [_brief(other[name]) for name in sorted(other.keys() - one.keys())]
-    changed = [_brief(one[name]) for name in sorted(one.keys() & other.keys()) if one[name] != other[name]]
-    return [f"{what}: only the one has {alone}, only the other has {others}, and they differ in {changed}"]
+    changed = [
+        _brief(one[name]) for name in sorted(one.keys() & other.keys()) if one[name] != other[name]
+    ]
+    return [
+        f"{what}: only the one has {alone}, only the other has {others}, and they differ in "
+        f"{changed}"
+    ]
 
 
 def _brief(event: Event) -> str:
@@ -129,4 +172,6 @@ def _brief(event: Event) -> str:
 
 
 def _revision(output: Event) -> str | None:
-    return output.group_revision if isinstance(output, Trajectory | Tombstone | LedgerEntry) else None
+    return (
+        output.group_revision if isinstance(output, Trajectory | Tombstone | LedgerEntry) else None
+    )

@@ -1,4 +1,6 @@
-"""One deployment's processes under a hand that kills them: each is started again, whoever ended it, until the hand is told to stop."""
+"""One deployment's processes under a hand that kills them: each is started again, whoever ended it,
+until the hand is told to stop.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,19 @@ class Processes(Deployment):
         self.environment["PYTHONFAULTHANDLER"] = "1"
 
     def spawn(self, name: str, *, forgetful: bool = False) -> Path:
-        """Start a process by its name and go on: `aggregator`, or `aggregator.second` for another of the group."""
+        """Start a process by its name and go on: `aggregator`, or `aggregator.second` for another
+        of the group.
+        """
         service, _, instance = name.partition(".")
         environment = PATIENCE | (FORGETFUL if forgetful else {})
         if service == "worker":
             return self._spawn(name, "services.rewards.worker", self._worker, environment)
-        return self._spawn(name, f"services.{service}.main", (), environment | {f"FULGURITE_{service.upper()}_INSTANCE": instance or "0"})
+        return self._spawn(
+            name,
+            f"services.{service}.main",
+            (),
+            environment | {f"FULGURITE_{service.upper()}_INSTANCE": instance or "0"},
+        )
 
     def start_all(self) -> None:
         """Start what there is of each, and wait until all are ready."""
@@ -61,7 +70,9 @@ class Processes(Deployment):
 
 
 class Hand(threading.Thread):
-    """Kills at random until told to stop; then everything that should run does. Prints what it does, and when."""
+    """Kills at random until told to stop; then everything that should run does. Prints what it
+    does, and when.
+    """
 
     def __init__(self, processes: Processes, kafka: LocalKafka, seed: int, pause_s: float) -> None:
         super().__init__(name="hand", daemon=True)
@@ -75,7 +86,9 @@ class Hand(threading.Thread):
         """When each is to be started again, if it does not run."""
         self.killed: dict[str, int] = {}
         self.ended: dict[str, int] = {}
-        """Processes that gave up by themselves, as they do when Kafka is away, for a supervisor to start again."""
+        """Processes that gave up by themselves, as they do when Kafka is away, for a supervisor to
+        start again.
+        """
         self.failure: BaseException | None = None
 
     def run(self) -> None:
@@ -106,8 +119,18 @@ class Hand(threading.Thread):
     def _rounds(self) -> None:
         """Each kind of fault once, in this order; then whatever chance says."""
         brokers = len(self._kafka.brokers)
-        faults = [self._kill_one] * 6 + [self._kill_both, self._rebalance] + ([self._kill_broker] if brokers > 1 else [])
-        plan = [self._kill_one, self._rebalance, *([self._kill_broker] if brokers > 1 else []), self._kill_both, self._kill_worker]
+        faults = (
+            [self._kill_one] * 6
+            + [self._kill_both, self._rebalance]
+            + ([self._kill_broker] if brokers > 1 else [])
+        )
+        plan = [
+            self._kill_one,
+            self._rebalance,
+            *([self._kill_broker] if brokers > 1 else []),
+            self._kill_both,
+            self._kill_worker,
+        ]
         while plan or not self._halt.is_set():
             (plan.pop(0) if plan else self._chance.choice(faults))()
             self._wait(self._chance.uniform(0.2, 2.0) * self._pause_s)
@@ -130,7 +153,9 @@ class Hand(threading.Thread):
                 self._say(f"start {second}")
                 self._wanted[second] = 0.0
                 log = self._processes.spawn(second, forgetful=self._chance.random() < 0.5)
-                wait_until(lambda log=log, name=second: self._is_up(name, log), f"{second} is ready")
+                wait_until(
+                    lambda log=log, name=second: self._is_up(name, log), f"{second} is ready"
+                )
         self._wait(self._pause_s)
         for service in PROCESSORS:
             name = self._chance.choice((service, f"{service}.second"))
@@ -143,7 +168,10 @@ class Hand(threading.Thread):
 
     def _is_up(self, name: str, log: Path) -> bool:
         """Whether it is ready, or gave up before it was."""
-        return '"event": "ready"' in log.read_text() or self._processes.processes[name].poll() is not None
+        return (
+            '"event": "ready"' in log.read_text()
+            or self._processes.processes[name].poll() is not None
+        )
 
     def _kill_broker(self) -> None:
         node = self._chance.randrange(len(self._kafka.brokers))

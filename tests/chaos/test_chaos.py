@@ -1,7 +1,9 @@
-"""kill -9 of aggregator, rewarder, reward worker and brokers during traffic, rebalances, and the end is that of an undisturbed run.
+"""kill -9 of aggregator, rewarder, reward worker and brokers during traffic, rebalances, and the
+end is that of an undisturbed run.
 
-Two runs get the same traffic at the same time: one is left alone, in the other everything dies again and again. `FULGURITE_CHAOS_CALLS`,
-`FULGURITE_CHAOS_BROKERS` and `FULGURITE_CHAOS_SEED` size it; README.md says what was run, and what it promises.
+Two runs get the same traffic at the same time: one is left alone, in the other everything dies
+again and again. `FULGURITE_CHAOS_CALLS`, `FULGURITE_CHAOS_BROKERS` and `FULGURITE_CHAOS_SEED` size
+it; README.md says what was run, and what it promises.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ DERIVED: tuple[Topic, ...] = (EPISODES, TRAJECTORIES, TRAINING_LEDGER)
 
 
 @pytest.fixture
-def runs(calm: LocalKafka, harmed: LocalKafka, tmp_path: Path) -> Iterator[tuple[Processes, Processes]]:
+def runs(
+    calm: LocalKafka, harmed: LocalKafka, tmp_path: Path
+) -> Iterator[tuple[Processes, Processes]]:
     """One that is left alone, one that is not."""
     function = tmp_path / "rewards.py"
     function.write_text(REWARD)
@@ -89,7 +93,9 @@ def test_what_is_killed_at_random_writes_what_an_undisturbed_run_writes(
             list(pool.map(Processes.publish, runs, [events, events]))
 
         published, punctual, after = pump(traffic, publish)
-        print(f"published {calls_in(published)} calls in {time.monotonic() - began:.0f} s", flush=True)  # noqa: T201
+        print(  # noqa: T201 - minutes pass
+            f"published {calls_in(published)} calls in {time.monotonic() - began:.0f} s", flush=True
+        )
         hand.stop()
         wait_for_verdicts(runs, published, hand.supervise)
         hand.kill_processors()
@@ -97,29 +103,41 @@ def test_what_is_killed_at_random_writes_what_an_undisturbed_run_writes(
     books = settled(runs, punctual, hand.supervise)
     seconds = time.monotonic() - began
     told = differences(*books, punctual)
-    assert not told, f"seed {SEED}: {len(told)} groups differ, the smallest first:\n" + "\n".join(told[:3])
+    assert not told, f"seed {SEED}: {len(told)} groups differ, the smallest first:\n" + "\n".join(
+        told[:3]
+    )
 
     ledger = read_books(disturbed.kafka)
     actions = {a for e in published + after for a in actions_of(e)}
-    assert (ledger.remainder, ledger.actions, ledger.overdue) == (0, len(actions), ()), ledger.discrepancies[:5]
+    assert (ledger.remainder, ledger.actions, ledger.overdue) == (0, len(actions), ()), (
+        ledger.discrepancies[:5]
+    )
     for run in runs:
         assert [event for event in run.read(DEAD_LETTERS) if isinstance(event, DeadLetter)] == []
     assert all(process.poll() is None for process in calm.processes.values())
     assert set(hand.killed) >= {*VICTIMS, *(["broker"] if BROKERS > 1 else [])}
     print(  # noqa: T201
-        f"seed {SEED}: {calls_in(published + after)} calls in {len(traffic.minted)} groups ({len(punctual)} punctual), "
-        f"{BROKERS} broker(s), killed {hand.killed}, gave up {hand.ended}, {books[1].repeated} records repeated, {seconds:.0f} s; "
+        f"seed {SEED}: {calls_in(published + after)} calls in {len(traffic.minted)} groups "
+        f"({len(punctual)} punctual), "
+        f"{BROKERS} broker(s), killed {hand.killed}, gave up {hand.ended}, {books[1].repeated} "
+        f"records repeated, {seconds:.0f} s; "
         f"{ledger.actions} actions, {ledger.terms}, remainder {ledger.remainder}"
     )
 
 
 def actions_of(event: Made) -> tuple[str, ...]:
     """Training actions."""
-    return successful_actions(event) if isinstance(event, LlmCall) and event.mode is Mode.train else ()
+    return (
+        successful_actions(event) if isinstance(event, LlmCall) and event.mode is Mode.train else ()
+    )
 
 
-def pump(traffic: Traffic, publish: Callable[[Sequence[Made]], None]) -> tuple[list[Made], set[str], list[Made]]:
-    """Publish everything at an even rate, some of it again; what was published, punctual groups, and what has to wait for verdicts."""
+def pump(
+    traffic: Traffic, publish: Callable[[Sequence[Made]], None]
+) -> tuple[list[Made], set[str], list[Made]]:
+    """Publish everything at an even rate, some of it again; what was published, punctual groups,
+    and what has to wait for verdicts.
+    """
     chance = random.Random(SEED)
     published: list[Made] = []
     punctual: set[str] = set()
@@ -130,7 +148,9 @@ def pump(traffic: Traffic, publish: Callable[[Sequence[Made]], None]) -> tuple[l
     def send(part: Part) -> None:
         nonlocal calls
         publish(part.events)
-        assert part.deadline is None or now_ms() < part.deadline, "this machine was too slow to tell anything: raise DEADLINE_MS"
+        assert part.deadline is None or now_ms() < part.deadline, (
+            "this machine was too slow to tell anything: raise DEADLINE_MS"
+        )
         publish(repeated(part.events, chance))
         late.append(part.late)
         if len(late) > LATE_BY:
@@ -151,14 +171,24 @@ def pump(traffic: Traffic, publish: Callable[[Sequence[Made]], None]) -> tuple[l
     return published, punctual, after
 
 
-def wait_for_verdicts(runs: Sequence[Processes], published: Sequence[Made], supervise: Callable[[], None]) -> None:
+def wait_for_verdicts(
+    runs: Sequence[Processes], published: Sequence[Made], supervise: Callable[[], None]
+) -> None:
     """Until both runs have timed out whom they must: three rollouts of every troubled group."""
-    declared = [event for event in published if isinstance(event, AgentStatus) and event.declaration]
-    groups = {e.group_id for e in declared if e.declaration and e.declaration.deadline == e.event_time + DEADLINE_MS}
+    declared = [
+        event for event in published if isinstance(event, AgentStatus) and event.declaration
+    ]
+    groups = {
+        e.group_id
+        for e in declared
+        if e.declaration and e.declaration.deadline == e.event_time + DEADLINE_MS
+    }
     deadline = time.monotonic() + DEADLINE_MS / 1000 + PATIENCE_S
     for run in runs:
         while len(found := verdicts(run, groups)) < 3 * len(groups):
-            assert time.monotonic() < deadline, f"{len(found)} of {3 * len(groups)} rollouts were timed out"
+            assert time.monotonic() < deadline, (
+                f"{len(found)} of {3 * len(groups)} rollouts were timed out"
+            )
             supervise()
             time.sleep(0.5)
 
@@ -166,10 +196,16 @@ def wait_for_verdicts(runs: Sequence[Processes], published: Sequence[Made], supe
 def verdicts(run: Processes, groups: set[str]) -> set[str]:
     """Ids of the time-outs of these groups."""
     statuses = [event for event in run.read(AGENT_STATUS) if isinstance(event, AgentStatus)]
-    return {event.event_id for event in statuses if event.source == "aggregator" and event.group_id in groups}
+    return {
+        event.event_id
+        for event in statuses
+        if event.source == "aggregator" and event.group_id in groups
+    }
 
 
-def settled(runs: tuple[Processes, Processes], punctual: set[str], supervise: Callable[[], None]) -> tuple[Books, Books]:
+def settled(
+    runs: tuple[Processes, Processes], punctual: set[str], supervise: Callable[[], None]
+) -> tuple[Books, Books]:
     """Wait until both runs are what they should be, or nothing has moved for long."""
     ends, moved = -1, time.monotonic()
     while True:
@@ -189,7 +225,11 @@ def written(run: Processes) -> int:
     """How many records there are of what processors write."""
     consumer = make_consumer(run.kafka)
     try:
-        places = [TopicPartition(run.kafka.topic(topic), p) for topic in DERIVED for p in range(topic.partitions)]
+        places = [
+            TopicPartition(run.kafka.topic(topic), p)
+            for topic in DERIVED
+            for p in range(topic.partitions)
+        ]
         return sum(watermarks(consumer, place)[1] for place in places)
     finally:
         consumer.close()

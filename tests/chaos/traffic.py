@@ -1,8 +1,10 @@
-"""Groups of rollouts as the gateway would log them, seeded: some twenty open at any time, each of a shape that real agents have.
+"""Groups of rollouts as the gateway would log them, seeded: some twenty open at any time, each of a
+shape that real agents have.
 
-What the traffic holds is decided by the seed; only times are the clock's. What comes when its group was perhaps closed is a *late*
-event (a call after the end, a reward of another value, an end of a rollout that was timed out). A group without any is *punctual*. Of
-the others the revisions on the way depend on when things came; the last one does not.
+What the traffic holds is decided by the seed; only times are the clock's. What comes when its group
+was perhaps closed is a *late* event (a call after the end, a reward of another value, an end of a
+rollout that was timed out). A group without any is *punctual*. Of the others the revisions on the
+way depend on when things came; the last one does not.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Part(NamedTuple):
 
 
 class Traffic:
-    """Parts, until enough calls were made. `now` is the clock, `deadline_ms` what rollouts get that never end."""
+    """Parts, until enough calls were made. `now` is the clock, `deadline_ms` what rollouts get that
+    never end.
+    """
 
     def __init__(self, seed: int, calls: int, now: Callable[[], int], deadline_ms: int) -> None:
         self._chance = random.Random(seed)
@@ -74,7 +78,9 @@ class Traffic:
             while len(part.events) < size and (made < self._calls or open_groups):
                 while made < self._calls and len(open_groups) < AT_ONCE:
                     shaped = self._group()
-                    made += sum(isinstance(event, LlmCall) for event in (*shaped.events, *shaped.late))
+                    made += sum(
+                        isinstance(event, LlmCall) for event in (*shaped.events, *shaped.late)
+                    )
                     (part.after_verdicts if shaped.together else part.late).extend(shaped.late)
                     if shaped.punctual:
                         part.punctual.add(shaped.events[0].group_id)
@@ -93,21 +99,40 @@ class Traffic:
         number = len(self.minted)
         self.minted[number] = self._now()
         (shape,) = self._chance.choices(
-            (self._plain, self._tried_again, self._late_rewards, self._late_calls, self._troubled, self._live), (40, 20, 12, 12, 8, 8)
+            (
+                self._plain,
+                self._tried_again,
+                self._late_rewards,
+                self._late_calls,
+                self._troubled,
+                self._live,
+            ),
+            (40, 20, 12, 12, 8, 8),
         )
         # One of each first: a short run has them too.
-        first = (self._troubled, self._late_calls, self._late_rewards, self._tried_again, self._live, self._plain)
+        first = (
+            self._troubled,
+            self._late_calls,
+            self._late_rewards,
+            self._tried_again,
+            self._live,
+            self._plain,
+        )
         return (first[number] if number < len(first) else shape)(number, self.minted[number])
 
     def _plain(self, number: int, at: int) -> Shaped:
-        """Rollouts with calls that extend one another, some of which are asked twice or for two answers; ends; rewards."""
+        """Rollouts with calls that extend one another, some of which are asked twice or for two
+        answers; ends; rewards.
+        """
         size = self._chance.randint(2, 5)
         judged = self._chance.random() < 0.5
         events: list[Made] = [
             declared(number, size, at, judged=judged),
             *(make_status(number, i, StatusKind.started, at=at + 1) for i in range(size)),
         ]
-        events += self._interleaved([self._rollout(number, index, at + 10, 0) for index in range(size)])
+        events += self._interleaved(
+            [self._rollout(number, index, at + 10, 0) for index in range(size)]
+        )
         return Shaped(events + ([] if judged else self._rewards(number, range(size), at + 500)), [])
 
     def _tried_again(self, number: int, at: int) -> Shaped:
@@ -120,14 +145,22 @@ class Traffic:
             attempts += self._rollout(number, 0, at + 10 + 100 * attempt, attempt, failure=failure)
         others = [self._rollout(number, index, at + 10, 0) for index in (1, 2)]
         paid = [] if judged else self._rewards(number, range(3), at + 500)
-        events: list[Made] = [declared(number, 3, at, judged=judged, max_attempts=3), *self._interleaved([attempts, *others])]
+        events: list[Made] = [
+            declared(number, 3, at, judged=judged, max_attempts=3),
+            *self._interleaved([attempts, *others]),
+        ]
         return Shaped([*events, *paid], [])
 
     def _late_rewards(self, number: int, at: int) -> Shaped:
         """Somebody thinks better of it, twice; one reward could not be computed at first."""
         events: list[Made] = [declared(number, 3, at, judged=False)]
-        events += self._interleaved([self._rollout(number, index, at + 10, 0) for index in range(3)])
-        events += [*self._rewards(number, (0, 1), at + 500), make_reward(number, 2, None, at=at + 500)]
+        events += self._interleaved(
+            [self._rollout(number, index, at + 10, 0) for index in range(3)]
+        )
+        events += [
+            *self._rewards(number, (0, 1), at + 500),
+            make_reward(number, 2, None, at=at + 500),
+        ]
         late = [
             make_reward(number, 0, 0.25, at=at + 90_000),
             make_reward(number, 2, 0.5, at=at + 91_000),
@@ -136,23 +169,45 @@ class Traffic:
         return Shaped(events, list(late), punctual=False)
 
     def _late_calls(self, number: int, at: int) -> Shaped:
-        """A call that an agent made in the background, after it said that it was done; and an attempt that nobody had promised."""
+        """A call that an agent made in the background, after it said that it was done; and an
+        attempt that nobody had promised.
+        """
         judged = self._chance.random() < 0.5
         events: list[Made] = [declared(number, 3, at, judged=judged, max_attempts=2)]
-        events += self._interleaved([self._rollout(number, index, at + 10, 0) for index in range(3)])
+        events += self._interleaved(
+            [self._rollout(number, index, at + 10, 0) for index in range(3)]
+        )
         events += [] if judged else self._rewards(number, range(3), at + 500)
-        late: list[Made] = [make_call(number, 1, 50, at=at + 20, prompt=[9, 9, number % 97], answers=[[3, 4]])]
+        late: list[Made] = [
+            make_call(number, 1, 50, at=at + 20, prompt=[9, 9, number % 97], answers=[[3, 4]])
+        ]
         if self._chance.random() < 0.5:
-            late += [*self._rollout(number, 2, at + 600, 1), *([] if judged else [make_reward(number, 2, 0.5, attempt=1, at=at + 800)])]
+            late += [
+                *self._rollout(number, 2, at + 600, 1),
+                *([] if judged else [make_reward(number, 2, 0.5, attempt=1, at=at + 800)]),
+            ]
         return Shaped(events, late, punctual=False)
 
     def _troubled(self, number: int, at: int) -> Shaped:
-        """0 ends well, 1 is heard of and never ends, 2 is promised an attempt that never comes, 3 is never heard of; not all are paid."""
+        """0 ends well, 1 is heard of and never ends, 2 is promised an attempt that never comes, 3
+        is never heard of; not all are paid.
+        """
         done = declared(number, 4, at, judged=False, max_attempts=2, lasts_ms=self._deadline_ms)
         failed = self._rollout(number, 2, at + 10, 0, failure=FailureKind.infrastructure)
-        rollouts = [self._rollout(number, 0, at + 10, 0), self._rollout(number, 1, at + 10, 0)[:-1], failed]
-        events: list[Made] = [done, *self._interleaved(rollouts), *self._rewards(number, (0,), at + 500)]
-        late: list[Made] = [make_reward(number, 1, 0.5, at=at + 95_000), make_status(number, 1, at=at + 96_000)]
+        rollouts = [
+            self._rollout(number, 0, at + 10, 0),
+            self._rollout(number, 1, at + 10, 0)[:-1],
+            failed,
+        ]
+        events: list[Made] = [
+            done,
+            *self._interleaved(rollouts),
+            *self._rewards(number, (0,), at + 500),
+        ]
+        late: list[Made] = [
+            make_reward(number, 1, 0.5, at=at + 95_000),
+            make_status(number, 1, at=at + 96_000),
+        ]
         return Shaped(events, late, punctual=False, together=True)
 
     def _live(self, number: int, at: int) -> Shaped:
@@ -160,7 +215,9 @@ class Traffic:
         call = make_call(number, 0, 0, at=at, mode=Mode.live, prompt=[4, 5, number % 97])
         return Shaped([call, make_reward(number, 0, self._value(), at=at + 10)], [], punctual=False)
 
-    def _rollout(self, number: int, index: int, at: int, attempt: int, failure: FailureKind | None = None) -> list[Made]:
+    def _rollout(
+        self, number: int, index: int, at: int, attempt: int, failure: FailureKind | None = None
+    ) -> list[Made]:
         """Calls of one attempt and its end."""
         prompt = [1, 2, 3, number % 97, index]
         events: list[Made] = []
@@ -170,17 +227,46 @@ class Traffic:
             if self._chance.random() < 0.1:
                 # Asked once more, and gone on from the second answer: the first is superseded.
                 first = [10 + self._chance.randrange(50) for _ in range(5)]
-                events.append(make_call(number, index, turn, attempt=attempt, at=began, prompt=prompt, answers=[first], salt=1))
+                events.append(
+                    make_call(
+                        number,
+                        index,
+                        turn,
+                        attempt=attempt,
+                        at=began,
+                        prompt=prompt,
+                        answers=[first],
+                        salt=1,
+                    )
+                )
                 began += 6
             answers = [answer, [*reversed(answer)]] if self._chance.random() < 0.1 else [answer]
             finish = "length" if self._chance.random() < 0.05 else "stop"
             call = make_call(
-                number, index, turn, attempt=attempt, at=began, prompt=prompt, answers=answers, finish=finish, salt=10 + attempt
+                number,
+                index,
+                turn,
+                attempt=attempt,
+                at=began,
+                prompt=prompt,
+                answers=answers,
+                finish=finish,
+                salt=10 + attempt,
             )
             events.append(call)
             prompt = [*prompt, *answer, 5, 6]
         kind = StatusKind.finished if failure is None else StatusKind.failed
-        events.append(make_status(number, index, kind, attempt=attempt, at=at + 90, failure=failure, will_retry=failure is not None))
+        events.append(
+            make_status(
+                number,
+                index,
+                kind,
+                attempt=attempt,
+                at=at + 90,
+                failure=failure,
+                will_retry=failure is not None,
+            )
+        )
         return events
 
     def _rewards(self, number: int, indices: Sequence[int], at: int) -> list[Made]:
@@ -201,10 +287,20 @@ class Traffic:
         return merged
 
 
-def declared(number: int, size: int, at: int, *, judged: bool, max_attempts: int = 1, lasts_ms: int = HOUR_MS) -> AgentStatus:
+def declared(
+    number: int, size: int, at: int, *, judged: bool, max_attempts: int = 1, lasts_ms: int = HOUR_MS
+) -> AgentStatus:
     """Declared, with a deadline that is far away; `judged`: by the reward worker."""
     run_id = RUN if judged else None
-    return make_declared(number, size, at=at, deadline=at + lasts_ms, max_attempts=max_attempts, run_id=run_id, credit="gigpo(gamma=0.9)")
+    return make_declared(
+        number,
+        size,
+        at=at,
+        deadline=at + lasts_ms,
+        max_attempts=max_attempts,
+        run_id=run_id,
+        credit="gigpo(gamma=0.9)",
+    )
 
 
 def repeated(events: Sequence[Made], chance: random.Random) -> list[Made]:

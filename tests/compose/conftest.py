@@ -14,14 +14,27 @@ from tests.compose.engine import NoEngine, compose_command, engine, say
 def deployment() -> Generator[Deployment]:
     """Images built, nothing started yet. Skips with a reason where no container can run."""
     if compose_command() is None:
-        pytest.skip("no Docker Compose for this platform: install it, or set DOCKER_COMPOSE to its binary")
+        pytest.skip(
+            "no Docker Compose for this platform: install it, or set DOCKER_COMPOSE to its binary"
+        )
     try:
         with engine() as environment:
             made = Deployment(environment)
             made.down()
             say("building the images (minutes the first time)")
-            made.must("--profile", "cpu", "--profile", "cli", "--profile", "rewards", "build", timeout_s=2400)
-            for line in sorted(made.docker("images", "--format", "{{.Repository}} {{.Size}}").splitlines()):
+            made.must(
+                "--profile",
+                "cpu",
+                "--profile",
+                "cli",
+                "--profile",
+                "rewards",
+                "build",
+                timeout_s=2400,
+            )
+            for line in sorted(
+                made.docker("images", "--format", "{{.Repository}} {{.Size}}").splitlines()
+            ):
                 if line.startswith("fulgurite-"):
                     say(f"  {line}")
             try:

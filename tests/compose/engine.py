@@ -1,7 +1,8 @@
-"""Which Docker engine the test runs on: the machine's own if there is one, else one that it starts and takes away (`engine.sh`).
+"""Which Docker engine the test runs on: the machine's own if there is one, else one that it starts
+and takes away (`engine.sh`).
 
-On an engine of its own no image can be pulled where no registry is reachable: there the base images are made (`stand_ins/`). What stand-ins
-show is the wiring, not the official images' own behaviour.
+On an engine of its own no image can be pulled where no registry is reachable: there the base images
+are made (`stand_ins/`). What stand-ins show is the wiring, not the official images' own behaviour.
 """
 
 from __future__ import annotations
@@ -40,18 +41,28 @@ def compose_command() -> list[str] | None:
     named = os.environ.get("DOCKER_COMPOSE")
     if named:
         return [named]
-    standalone = shutil.which("docker-compose", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    standalone = shutil.which(
+        "docker-compose", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
     if standalone:
         return [standalone]
     docker = shutil.which("docker")
-    if docker and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
+    if (
+        docker
+        and subprocess.run(
+            [docker, "compose", "version"], capture_output=True, check=False
+        ).returncode
+        == 0
+    ):
         return [docker, "compose"]
     return None
 
 
 def base_images() -> dict[str, str]:
     """Those that the compose files and Dockerfile name, profile gpu's aside, by what they are."""
-    compose = "".join((ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.ha.yml"))
+    compose = "".join(
+        (ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.ha.yml")
+    )
     dockerfile = (ROOT / "Dockerfile").read_text()
     named = {
         "python": re.search(r"^ARG PYTHON_IMAGE=(\S+)", dockerfile, re.MULTILINE),
@@ -64,21 +75,31 @@ def base_images() -> dict[str, str]:
 
 @contextlib.contextmanager
 def engine() -> Generator[dict[str, str]]:
-    """The environment in which Docker's clients find an engine that has the base images. Raises NoEngine."""
+    """The environment in which Docker's clients find an engine that has the base images. Raises
+    NoEngine.
+    """
     if os.environ.get("DOCKER_HOST") or _answers({}):
         with _images({}):
             yield {}
         return
     free_gib = shutil.disk_usage(tempfile.gettempdir()).free >> 30
     if free_gib < _NEEDED_GIB:
-        raise NoEngine(f"images take {_NEEDED_GIB} GiB of disk, {free_gib} are free in {tempfile.gettempdir()}: free some, or set TMPDIR")
+        raise NoEngine(
+            f"images take {_NEEDED_GIB} GiB of disk, {free_gib} are free in "
+            f"{tempfile.gettempdir()}: free some, or set TMPDIR"
+        )
     folder = Path(tempfile.mkdtemp(prefix="fg-docker-"))
     say("no Docker engine answers: starting one of the test's own")
-    done = subprocess.run([HERE / "engine.sh", "start", folder], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [HERE / "engine.sh", "start", folder], capture_output=True, text=True, check=False
+    )
     try:
         if done.returncode != 0:
             raise NoEngine((done.stderr or done.stdout).strip().splitlines()[-1])
-        environment = {"DOCKER_HOST": f"unix://{folder}/socket", "DOCKER_CONFIG": str(folder / "config")}
+        environment = {
+            "DOCKER_HOST": f"unix://{folder}/socket",
+            "DOCKER_CONFIG": str(folder / "config"),
+        }
         # The classic builder: it shares layers only between builds that do not run at once.
         environment |= {"DOCKER_BUILDKIT": "0", "COMPOSE_PARALLEL_LIMIT": "1"}
         with _images(environment):
@@ -96,11 +117,27 @@ def _images(environment: dict[str, str]) -> Generator[None]:
         say(f"no registry gives {', '.join(lacking)}: making stand-ins")
         path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         scratch = tempfile.mkdtemp(prefix="fg-images-")
-        argv = [HERE / "stand_ins" / "build.sh", scratch, names["python"], names["kafka"], names["redis"], names["balancer"]]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, **environment, **path})
+        argv = [
+            HERE / "stand_ins" / "build.sh",
+            scratch,
+            names["python"],
+            names["kafka"],
+            names["redis"],
+            names["balancer"],
+        ]
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **environment, **path},
+        )
         shutil.rmtree(scratch, ignore_errors=True)
         if done.returncode != 0:
-            raise NoEngine(f"base images can neither be pulled nor made: {(done.stderr or done.stdout).strip()[-500:]}")
+            raise NoEngine(
+                f"base images can neither be pulled nor made: "
+                f"{(done.stderr or done.stdout).strip()[-500:]}"
+            )
     yield
 
 
@@ -113,5 +150,7 @@ def _has(image: str, environment: dict[str, str]) -> bool:
 
 
 def _docker(arguments: list[str], environment: dict[str, str]) -> int:
-    done = subprocess.run(["docker", *arguments], capture_output=True, check=False, env={**os.environ, **environment})
+    done = subprocess.run(
+        ["docker", *arguments], capture_output=True, check=False, env={**os.environ, **environment}
+    )
     return done.returncode

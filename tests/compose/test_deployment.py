@@ -1,6 +1,8 @@
-"""The shipped compose file, brought up, used from outside, killed part by part, replayed and taken away: `make test-compose`.
+"""The shipped compose file, brought up, used from outside, killed part by part, replayed and taken
+away: `make test-compose`.
 
-One deployment goes through all tests, in the order of this file; `-x` ends the run at the first that fails.
+One deployment goes through all tests, in the order of this file; `-x` ends the run at the first
+that fails.
 """
 
 from __future__ import annotations
@@ -62,7 +64,11 @@ def served(deployment: Deployment) -> str:
 
 def logged(kafka: KafkaSettings) -> set[str]:
     """The ids of every call in the log."""
-    return {record.event.call_id for record in read_all(kafka, LLM_CALLS, Codec()) if isinstance(record.event, LlmCall)}
+    return {
+        record.event.call_id
+        for record in read_all(kafka, LLM_CALLS, Codec())
+        if isinstance(record.event, LlmCall)
+    }
 
 
 @pytest.mark.parametrize(
@@ -105,16 +111,39 @@ def test_a_port_in_use_is_told_by_its_setting(deployment: Deployment) -> None:
     [
         ("kafka", "mkdir /v/fulgurite.llm.calls-0", "fulgurite-test_kafka is half-written"),
         ("kafka", "echo cluster.id=another > /v/meta.properties", "set KAFKA_CLUSTER_ID=another"),
-        ("checkpoints", "touch /v/state && chown -R 0:0 /v && chmod 755 /v", "fulgurite-test_checkpoints belongs to user 0"),
+        (
+            "checkpoints",
+            "touch /v/state && chown -R 0:0 /v && chmod 755 /v",
+            "fulgurite-test_checkpoints belongs to user 0",
+        ),
     ],
     ids=["half-written", "of-another-cluster", "restored-by-root"],
 )
-def test_a_volume_that_cannot_be_used_is_told_and_nothing_starts(deployment: Deployment, volume: str, left: str, told: str) -> None:
+def test_a_volume_that_cannot_be_used_is_told_and_nothing_starts(
+    deployment: Deployment, volume: str, left: str, told: str
+) -> None:
     """As a broken restore leaves it."""
     mounted = f"{PROJECT}_{volume}:/v"
-    labels = ("--label", f"com.docker.compose.project={PROJECT}", "--label", f"com.docker.compose.volume={volume}")
+    labels = (
+        "--label",
+        f"com.docker.compose.project={PROJECT}",
+        "--label",
+        f"com.docker.compose.volume={volume}",
+    )
     deployment.docker("volume", "create", *labels, f"{PROJECT}_{volume}")
-    deployment.docker("run", "--rm", "--user", "0", "--volume", mounted, "--entrypoint", "sh", "fulgurite-aggregator:0.1.0", "-c", left)
+    deployment.docker(
+        "run",
+        "--rm",
+        "--user",
+        "0",
+        "--volume",
+        mounted,
+        "--entrypoint",
+        "sh",
+        "fulgurite-aggregator:0.1.0",
+        "-c",
+        left,
+    )
     done = deployment.compose("up", "--detach", "--wait")
     assert done.returncode != 0
     assert told in deployment.logs("check")
@@ -124,25 +153,59 @@ def test_a_volume_that_cannot_be_used_is_told_and_nothing_starts(deployment: Dep
 
 def test_too_small_a_limit_is_told_by_its_setting(deployment: Deployment) -> None:
     """Of a service whose child the kernel kills: vLLM's engine is one."""
-    eat = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'bytearray(300 << 20)']) and 1)"
-    named = ("--env", "MEMORY_SETTING=VLLM_MEMORY", "--env", "MEMORY_LIMIT=64m", "--name", f"{PROJECT}-hungry")
-    deployment.docker("run", "--detach", "--memory", "64m", *named, "fulgurite-aggregator:0.1.0", "python", "-c", eat)
+    eat = (
+        "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', "
+        "'bytearray(300 "
+        "<< "
+        "20)']) "
+        "and "
+        "1)"
+    )
+    named = (
+        "--env",
+        "MEMORY_SETTING=VLLM_MEMORY",
+        "--env",
+        "MEMORY_LIMIT=64m",
+        "--name",
+        f"{PROJECT}-hungry",
+    )
+    deployment.docker(
+        "run",
+        "--detach",
+        "--memory",
+        "64m",
+        *named,
+        "fulgurite-aggregator:0.1.0",
+        "python",
+        "-c",
+        eat,
+    )
 
     def told() -> str:
         argv = ["docker", "logs", f"{PROJECT}-hungry"]
-        return subprocess.run(argv, capture_output=True, text=True, check=True, env=deployment.environment).stderr
+        return subprocess.run(
+            argv, capture_output=True, text=True, check=True, env=deployment.environment
+        ).stderr
 
     wait_for(lambda: "Raise VLLM_MEMORY in .env (now 64m)" in told(), 30, "the limit is named")
-    assert deployment.docker("inspect", "--format", "{{.State.Running}}", f"{PROJECT}-hungry").strip() == "true"
+    assert (
+        deployment.docker("inspect", "--format", "{{.State.Running}}", f"{PROJECT}-hungry").strip()
+        == "true"
+    )
     deployment.docker("rm", "--force", f"{PROJECT}-hungry")
 
 
 def test_it_comes_up_and_answers(deployment: Deployment, client: Client) -> None:
     began = time.monotonic()
-    timed("up until all is healthy", lambda: deployment.must("up", "--detach", "--wait", "--wait-timeout", "600"))
+    timed(
+        "up until all is healthy",
+        lambda: deployment.must("up", "--detach", "--wait", "--wait-timeout", "600"),
+    )
     assert all(deployment.healthy(service) for service in LASTING)
     deployment.read_keys()
-    assert client.ask(deployment.keys["OPENAI_API_KEY"], "How many is 3 and 8?") is not None, deployment.logs("gateway")[-3000:]
+    assert client.ask(deployment.keys["OPENAI_API_KEY"], "How many is 3 and 8?") is not None, (
+        deployment.logs("gateway")[-3000:]
+    )
     say(f"  first answer {time.monotonic() - began:.1f} s after `up`")
     say("  " + deployment.must("ps").replace("\n", "\n  "))
 
@@ -150,7 +213,11 @@ def test_it_comes_up_and_answers(deployment: Deployment, client: Client) -> None
 def test_only_the_gateway_is_reached_from_outside(deployment: Deployment) -> None:
     for service in ("vllm", "redis", "learner", "aggregator", "rewarder", "applier"):
         assert not deployment.inspect(service)["HostConfig"]["PortBindings"], service
-    engine = set(json.loads(deployment.docker("network", "inspect", "fulgurite-test_engine"))[0]["Containers"])
+    engine = set(
+        json.loads(deployment.docker("network", "inspect", "fulgurite-test_engine"))[0][
+            "Containers"
+        ]
+    )
     members = {deployment.inspect(service)["Id"] for service in ("vllm", "gateway", "applier")}
     assert engine == members
 
@@ -166,41 +233,85 @@ def test_no_service_is_root_or_can_write_its_image(deployment: Deployment) -> No
 
 def test_an_old_topic_layout_is_refused_with_the_setting(deployment: Deployment) -> None:
     assert deployment.cli("python", "-c", OLD_LAYOUT).returncode == 0
-    done = deployment.compose("run", "--rm", "--no-deps", "-T", "--env", "FULGURITE_TOPIC_PREFIX=old.", "topics")
+    done = deployment.compose(
+        "run", "--rm", "--no-deps", "-T", "--env", "FULGURITE_TOPIC_PREFIX=old.", "topics"
+    )
     assert done.returncode != 0
     assert "old.llm.calls has 3 partitions" in done.stdout + done.stderr
     assert "FULGURITE_TOPIC_PREFIX" in done.stdout + done.stderr
 
 
-def test_rewards_by_curl_become_a_weight_update_that_is_served(deployment: Deployment, client: Client) -> None:
+def test_rewards_by_curl_become_a_weight_update_that_is_served(
+    deployment: Deployment, client: Client
+) -> None:
     began = time.monotonic()
 
     def learn() -> None:
         deadline = time.monotonic() + 300
         while parse_version(served(deployment)).step < 1:
-            assert time.monotonic() < deadline, deployment.logs("learner")[-3000:] + deployment.logs("applier")[-2000:]
+            assert time.monotonic() < deadline, (
+                deployment.logs("learner")[-3000:] + deployment.logs("applier")[-2000:]
+            )
             client.play(4)
             # The learner needs the cores, too.
             time.sleep(2)
 
     timed("calls and rewards until new weights are served", learn)
     say(f"  {served(deployment)} after {time.monotonic() - began:.1f} s")
-    wait_for(lambda: balanced(deployment).get("trained", 0) > 0, 60, "trained actions are in the books")
+    wait_for(
+        lambda: balanced(deployment).get("trained", 0) > 0, 60, "trained actions are in the books"
+    )
 
 
 def test_the_calculator_agent_runs_from_outside(deployment: Deployment, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, CALCULATOR / "tasks.py", "--seed", "0", "--out", tmp_path], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, CALCULATOR / "tasks.py", "--seed", "0", "--out", tmp_path],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     before = parse_version(served(deployment))
-    argv = [Path(sys.executable).parent / "fulgurite", "run", "--tasks", tmp_path / "train.jsonl", "-n", "4", "--concurrency", "8"]
-    argv += ["--updates", "2", "--reward", f"{CALCULATOR / 'rewards.py'}:score", "--weight", "expression_right=0"]
-    argv += ["--weight", "answer_follows=0", "--preload", "openai", "--results", tmp_path / "results.json", "--"]
+    argv = [
+        Path(sys.executable).parent / "fulgurite",
+        "run",
+        "--tasks",
+        tmp_path / "train.jsonl",
+        "-n",
+        "4",
+        "--concurrency",
+        "8",
+    ]
+    argv += [
+        "--updates",
+        "2",
+        "--reward",
+        f"{CALCULATOR / 'rewards.py'}:score",
+        "--weight",
+        "expression_right=0",
+    ]
+    argv += [
+        "--weight",
+        "answer_follows=0",
+        "--preload",
+        "openai",
+        "--results",
+        tmp_path / "results.json",
+        "--",
+    ]
     argv += [sys.executable, CALCULATOR / "agent.py"]
-    environment = {**deployment.environment, **deployment.keys, "KAFKA_BOOTSTRAP_SERVERS": deployment.kafka.bootstrap_servers}
+    environment = {
+        **deployment.environment,
+        **deployment.keys,
+        "KAFKA_BOOTSTRAP_SERVERS": deployment.kafka.bootstrap_servers,
+    }
     environment |= {"FULGURITE_DATA_DIR": str(tmp_path / "data")}
     done: list[subprocess.CompletedProcess[str]] = []
     timed(
         "fulgurite run with the calculator agent, two updates",
-        lambda: done.append(subprocess.run(argv, capture_output=True, text=True, check=False, env=environment, timeout=540)),
+        lambda: done.append(
+            subprocess.run(
+                argv, capture_output=True, text=True, check=False, env=environment, timeout=540
+            )
+        ),
     )
     assert done[0].returncode == 0, done[0].stdout[-2000:] + done[0].stderr[-3000:]
     results = json.loads((tmp_path / "results.json").read_text())
@@ -213,7 +324,9 @@ def test_the_calculator_agent_runs_from_outside(deployment: Deployment, tmp_path
 def test_a_wrong_reward_is_told_once(deployment: Deployment) -> None:
     settings = {"COMPOSE_PROFILES": "cpu,rewards", "REWARD": "/rewards/rewards.py:none_such"}
     deployment.must("up", "--detach", "reward-worker", settings=settings)
-    wait_for(lambda: "gave up" in deployment.logs("reward-worker"), 60, "the reward worker gives up")
+    wait_for(
+        lambda: "gave up" in deployment.logs("reward-worker"), 60, "the reward worker gives up"
+    )
     assert "none_such" in deployment.logs("reward-worker")
     found = deployment.inspect("reward-worker")
     assert (found["RestartCount"], found["State"]["Running"]) == (0, True)
@@ -223,15 +336,24 @@ def rewards_of(deployment: Deployment, *grants: Mapping[str, Any]) -> list[Agent
     """What the log has of these rollouts."""
     asked = {grant["rollout_id"] for grant in grants}
     events = [record.event for record in read_all(deployment.kafka, AGENT_REWARDS, Codec())]
-    return [event for event in events if isinstance(event, AgentReward) and event.rollout_id in asked]
+    return [
+        event for event in events if isinstance(event, AgentReward) and event.rollout_id in asked
+    ]
 
 
 @pytest.mark.parametrize("reward", ["/rewards/rewards.py:score", "builtin:exact_match"])
-def test_a_reward_worker_judges_what_comes(deployment: Deployment, client: Client, tmp_path: Path, reward: str) -> None:
+def test_a_reward_worker_judges_what_comes(
+    deployment: Deployment, client: Client, tmp_path: Path, reward: str
+) -> None:
     rewards = tmp_path / "rewards.py"
-    rewards.write_text("def score(episode):\n    return 0.25 if episode.task['reference'] == '1' else 0.75\n")
+    rewards.write_text(
+        "def score(episode):\n    return 0.25 if episode.task['reference'] == '1' else 0.75\n"
+    )
     settings = {"COMPOSE_PROFILES": "cpu,rewards", "REWARD": reward, "REWARDS_FILE": str(rewards)}
-    timed(f"a reward worker with {reward}", lambda: deployment.must("up", "--detach", "--wait", "reward-worker", settings=settings))
+    timed(
+        f"a reward worker with {reward}",
+        lambda: deployment.must("up", "--detach", "--wait", "reward-worker", settings=settings),
+    )
     (grant,) = client.declare(1)["rollouts"]
     client.finish(grant, "How many is 3 and 8?")
     wait_for(lambda: rewards_of(deployment, grant) != [], 60, "there is a verdict")
@@ -246,21 +368,32 @@ def test_a_judge_ranks_a_group(deployment: Deployment, client: Client, tmp_path:
     rubric = tmp_path / "rubric.txt"
     rubric.write_text("Shorter is better.\n")
     settings = {"COMPOSE_PROFILES": "cpu,judge", "RUBRIC_FILE": str(rubric)}
-    timed("a judge", lambda: deployment.must("up", "--detach", "--wait", "judge", settings=settings))
+    timed(
+        "a judge", lambda: deployment.must("up", "--detach", "--wait", "judge", settings=settings)
+    )
     grants = client.declare(2)["rollouts"]
     for grant in grants:
         client.finish(grant, "How many is 3 and 8?")
-    wait_for(lambda: len(rewards_of(deployment, *grants)) == len(grants), 180, "there is a verdict of each")
+    wait_for(
+        lambda: len(rewards_of(deployment, *grants)) == len(grants),
+        180,
+        "there is a verdict of each",
+    )
     for verdict in rewards_of(deployment, *grants):
         say(f"  {verdict.name}={verdict.value} error={verdict.error}")
         assert verdict.name == "judge"
-        # A model of 135M may not manage scores; that it was asked and answered is what is wired here.
-        assert verdict.value is not None or str(verdict.error).startswith(("BadVerdict", "JudgeRefused"))
+        # A model of 135M may not manage scores; that it was asked and answered is what is wired
+        # here.
+        assert verdict.value is not None or str(verdict.error).startswith(
+            ("BadVerdict", "JudgeRefused")
+        )
     deployment.must("--profile", "judge", "rm", "--stop", "--force", "judge")
 
 
 @pytest.mark.parametrize("service", KILLED)
-def test_a_killed_container_comes_back_and_nothing_is_lost(deployment: Deployment, client: Client, service: str) -> None:
+def test_a_killed_container_comes_back_and_nothing_is_lost(
+    deployment: Deployment, client: Client, service: str
+) -> None:
     known = len(client.acknowledged)
     with Traffic(client):
         wait_for(lambda: len(client.acknowledged) > known, 60, "calls are answered before the kill")
@@ -269,21 +402,34 @@ def test_a_killed_container_comes_back_and_nothing_is_lost(deployment: Deploymen
         again = len(client.acknowledged)
         wait_for(lambda: len(client.acknowledged) > again, 240, "calls are answered after the kill")
     answered = len(client.acknowledged) - known
-    say(f"  {service} healthy again after {seconds:.1f} s; {answered} calls acknowledged meanwhile, {client.refused} refused so far")
+    say(
+        f"  {service} healthy again after {seconds:.1f} s; {answered} calls acknowledged "
+        f"meanwhile, {client.refused} refused so far"
+    )
     for other in LASTING:
-        wait_for(lambda other=other: deployment.healthy(other), 300, f"{other} is healthy after {service} died")
+        wait_for(
+            lambda other=other: deployment.healthy(other),
+            300,
+            f"{other} is healthy after {service} died",
+        )
     assert client.acknowledged <= logged(deployment.kafka)
     balanced(deployment)
 
 
 def test_no_version_was_published_twice(deployment: Deployment) -> None:
     events = [record.event for record in read_all(deployment.kafka, POLICY_UPDATES, Codec())]
-    versions = [event.version for event in events if isinstance(event, PolicyUpdate) and event.kind is UpdateKind.update]
+    versions = [
+        event.version
+        for event in events
+        if isinstance(event, PolicyUpdate) and event.kind is UpdateKind.update
+    ]
     assert len(versions) == len(set(versions)) > 0
 
 
 def test_the_log_is_replayed_into_a_new_topic(deployment: Deployment) -> None:
-    done = deployment.cli("fulgurite", "replay", "--from-beginning", "--into", "trajectories.v2", "--json")
+    done = deployment.cli(
+        "fulgurite", "replay", "--from-beginning", "--into", "trajectories.v2", "--json"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     say(f"  {report}"[:300])
@@ -291,15 +437,25 @@ def test_the_log_is_replayed_into_a_new_topic(deployment: Deployment) -> None:
     assert again.returncode != 0, "a topic that is not empty is not written to again"
 
 
-def test_a_second_up_and_a_graceful_stop_change_nothing(deployment: Deployment, client: Client) -> None:
-    timed("up once more", lambda: deployment.must("up", "--detach", "--wait", "--wait-timeout", "300"))
+def test_a_second_up_and_a_graceful_stop_change_nothing(
+    deployment: Deployment, client: Client
+) -> None:
+    timed(
+        "up once more", lambda: deployment.must("up", "--detach", "--wait", "--wait-timeout", "300")
+    )
     stats = deployment.docker("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}")
-    say("  memory: " + "; ".join(line.removeprefix("fulgurite-test-") for line in stats.splitlines()))
+    say(
+        "  memory: "
+        + "; ".join(line.removeprefix("fulgurite-test-") for line in stats.splitlines())
+    )
     timed("stop", lambda: deployment.must("stop"))
     for service in LASTING:
         code = deployment.inspect(service)["State"]["ExitCode"]
         assert code in (0, 143), f"{service} ended with {code}: killed, not stopped"
-    timed("start again on the same volumes", lambda: deployment.must("up", "--detach", "--wait", "--wait-timeout", "600"))
+    timed(
+        "start again on the same volumes",
+        lambda: deployment.must("up", "--detach", "--wait", "--wait-timeout", "600"),
+    )
     assert client.acknowledged <= logged(deployment.kafka)
     balanced(deployment)
 

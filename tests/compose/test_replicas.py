@@ -1,4 +1,6 @@
-"""docker-compose.ha.yml, used while parts of it are away: three brokers, two gateways behind one port, two of each worker."""
+"""docker-compose.ha.yml, used while parts of it are away: three brokers, two gateways behind one
+port, two of each worker.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,17 @@ pytestmark = pytest.mark.compose
 FILES = (ROOT / "docker-compose.yml", ROOT / "docker-compose.ha.yml", HERE / "override.yml")
 BROKERS = ("kafka", "kafka-2", "kafka-3")
 WORKERS = ("aggregator", "aggregator-2", "rewarder", "rewarder-2")
-LASTING = (*BROKERS, *WORKERS, "redis", "vllm", "learner", "applier", "gateway", "gateway-2", "balancer")
+LASTING = (
+    *BROKERS,
+    *WORKERS,
+    "redis",
+    "vllm",
+    "learner",
+    "applier",
+    "gateway",
+    "gateway-2",
+    "balancer",
+)
 READ = """
 import sys
 from fulgurite.avro.codec import Codec
@@ -42,7 +54,9 @@ def client(replicas: Deployment) -> Client:
 
 
 def logged(replicas: Deployment, what: str) -> set[str]:
-    """The ids of all calls, or of all groups that have rows for training, whether trained or left out."""
+    """The ids of all calls, or of all groups that have rows for training, whether trained or left
+    out.
+    """
     done = replicas.cli("python", "-c", READ, what)
     assert done.returncode == 0, done.stderr[-2000:]
     return set(done.stdout.split())
@@ -50,14 +64,18 @@ def logged(replicas: Deployment, what: str) -> set[str]:
 
 def ready(replicas: Deployment) -> str:
     """What the gateway behind the port says of itself."""
-    return subprocess.run(["curl", "--silent", f"{replicas.url}/readyz"], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["curl", "--silent", f"{replicas.url}/readyz"], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def back(replicas: Deployment, *services: str) -> None:
     """As after a repair."""
     replicas.docker("start", *(f"{PROJECT}-{service}-1" for service in services))
     for service in services:
-        wait_for(lambda service=service: replicas.healthy(service), 180, f"{service} is healthy again")
+        wait_for(
+            lambda service=service: replicas.healthy(service), 180, f"{service} is healthy again"
+        )
 
 
 def goes_on(client: Client, seconds: float, what: str) -> None:
@@ -67,16 +85,23 @@ def goes_on(client: Client, seconds: float, what: str) -> None:
 
 
 def test_three_brokers_and_two_of_everything_come_up(replicas: Deployment, client: Client) -> None:
-    timed("up until all is healthy, replicas", lambda: replicas.must("up", "--detach", "--wait", "--wait-timeout", "600"))
+    timed(
+        "up until all is healthy, replicas",
+        lambda: replicas.must("up", "--detach", "--wait", "--wait-timeout", "600"),
+    )
     assert all(replicas.healthy(service) for service in LASTING)
     assert "survives the loss of 1 broker" in ready(replicas)
     replicas.read_keys()
-    assert client.ask(replicas.keys["OPENAI_API_KEY"], "How many is 3 and 8?") is not None, replicas.logs("gateway")[-3000:]
+    assert client.ask(replicas.keys["OPENAI_API_KEY"], "How many is 3 and 8?") is not None, (
+        replicas.logs("gateway")[-3000:]
+    )
     say("  " + replicas.must("ps").replace("\n", "\n  "))
 
 
 def test_only_the_balancer_is_reached_from_outside(replicas: Deployment) -> None:
-    assert [service for service in LASTING if replicas.inspect(service)["HostConfig"]["PortBindings"]] == ["balancer"]
+    assert [
+        service for service in LASTING if replicas.inspect(service)["HostConfig"]["PortBindings"]
+    ] == ["balancer"]
 
 
 def test_calls_go_on_without_a_broker(replicas: Deployment, client: Client) -> None:
@@ -84,9 +109,16 @@ def test_calls_go_on_without_a_broker(replicas: Deployment, client: Client) -> N
     with Traffic(client):
         goes_on(client, 60, "before a broker dies")
         replicas.must("kill", "kafka")
-        timed("five calls without the first broker", lambda: goes_on(client, 120, "without the first broker"))
+        timed(
+            "five calls without the first broker",
+            lambda: goes_on(client, 120, "without the first broker"),
+        )
         for worker in WORKERS:
-            wait_for(lambda worker=worker: replicas.healthy(worker), 120, f"{worker} is healthy without the first broker")
+            wait_for(
+                lambda worker=worker: replicas.healthy(worker),
+                120,
+                f"{worker} is healthy without the first broker",
+            )
         goes_on(client, 60, "while a broker is away")
         timed("the broker back", lambda: back(replicas, "kafka"))
 
@@ -96,7 +128,10 @@ def test_calls_go_on_without_a_gateway(replicas: Deployment, client: Client) -> 
     with Traffic(client):
         goes_on(client, 60, "before a gateway dies")
         replicas.must("kill", "gateway")
-        timed("five calls through the other gateway", lambda: goes_on(client, 120, "through the other gateway"))
+        timed(
+            "five calls through the other gateway",
+            lambda: goes_on(client, 120, "through the other gateway"),
+        )
         back(replicas, "gateway")
         replicas.must("kill", "gateway-2")
         goes_on(client, 120, "through the first again")
@@ -110,7 +145,11 @@ def test_the_other_worker_takes_over(replicas: Deployment, client: Client) -> No
     def decided() -> None:
         groups = {client.play(), client.play()}
         assert None not in groups
-        wait_for(lambda: groups <= logged(replicas, "groups"), 120, "groups are decided by the other aggregator and rewarder")
+        wait_for(
+            lambda: groups <= logged(replicas, "groups"),
+            120,
+            "groups are decided by the other aggregator and rewarder",
+        )
 
     timed("two groups, decided by the other aggregator and rewarder", decided)
     back(replicas, "aggregator", "rewarder")

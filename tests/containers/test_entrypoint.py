@@ -1,4 +1,6 @@
-"""What our images start with: secrets from files, signals passed on, and no restart loop for what a person has to change."""
+"""What our images start with: secrets from files, signals passed on, and no restart loop for what a
+person has to change.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ PATH = os.environ["PATH"]
 @contextmanager
 def started(code: str, **environment: str) -> Generator[subprocess.Popen[str]]:
     argv = [str(CONTAINERS / "entrypoint.sh"), sys.executable, "-c", code]
-    with subprocess.Popen(argv, text=True, env={"PATH": PATH, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        argv,
+        text=True,
+        env={"PATH": PATH, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
         try:
             yield process
         finally:
@@ -43,13 +51,20 @@ def test_a_secret_is_read_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "admin_key"
     file.write_text("from a file\n")
     assert run(SHOW, FULGURITE_ADMIN_KEY_FILE=str(file)) == (0, "from a file")
-    assert run(SHOW, FULGURITE_ADMIN_KEY_FILE=str(file), FULGURITE_ADMIN_KEY="") == (0, "from a file")
+    assert run(SHOW, FULGURITE_ADMIN_KEY_FILE=str(file), FULGURITE_ADMIN_KEY="") == (
+        0,
+        "from a file",
+    )
     assert run(SHOW, FULGURITE_ADMIN_KEY_FILE=str(file), FULGURITE_ADMIN_KEY="mine") == (0, "mine")
 
 
 def test_other_variables_that_name_files_are_left_alone() -> None:
-    """SSL_CERT_FILE is one that many machines set; a bundle of certificates is too long for a variable."""
-    assert run("import os; print('SSL_CERT' in os.environ, end='')", SSL_CERT_FILE="/etc/passwd") == (0, "False")
+    """SSL_CERT_FILE is one that many machines set; a bundle of certificates is too long for a
+    variable.
+    """
+    assert run(
+        "import os; print('SSL_CERT' in os.environ, end='')", SSL_CERT_FILE="/etc/passwd"
+    ) == (0, "False")
 
 
 @pytest.mark.parametrize("code", [0, 1, 69])
@@ -58,7 +73,13 @@ def test_an_exit_status_is_passed_on(code: int) -> None:
 
 
 def test_sigterm_reaches_the_service_and_its_status_comes_back() -> None:
-    code = "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.3), sys.exit(7))); print('up', flush=True); time.sleep(60)"
+    code = (
+        "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.3), "
+        "sys.exit(7))); "
+        "print('up', "
+        "flush=True); "
+        "time.sleep(60)"
+    )
     with started(code) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
@@ -83,13 +104,19 @@ def stays_and_says(code: str, what: str, **environment: str) -> None:
 def test_a_service_that_gives_up_stays_and_is_unhealthy(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.touch()
-    stays_and_says("import sys; print('X=1 is wrong', file=sys.stderr); sys.exit(78)", "X=1 is wrong", FULGURITE_PULSE=str(pulse))
+    stays_and_says(
+        "import sys; print('X=1 is wrong', file=sys.stderr); sys.exit(78)",
+        "X=1 is wrong",
+        FULGURITE_PULSE=str(pulse),
+    )
     assert not pulse.exists()
 
 
 def test_a_service_killed_while_it_starts_names_its_limit() -> None:
     kill = "import os; os.kill(os.getpid(), 9)"
-    stays_and_says(kill, "Raise VLLM_MEMORY in .env (now 2g)", MEMORY_SETTING="VLLM_MEMORY", MEMORY_LIMIT="2g")
+    stays_and_says(
+        kill, "Raise VLLM_MEMORY in .env (now 2g)", MEMORY_SETTING="VLLM_MEMORY", MEMORY_LIMIT="2g"
+    )
 
 
 def healthy(pulse: Path, broker: str, seconds: int = 20) -> bool:

@@ -54,7 +54,11 @@ def resolve(schema: Any, known: dict[str, JsonSchema]) -> Any:
     return known[schema] if isinstance(schema, str) and schema in known else schema
 
 
-def fields(event_type: type[Event]) -> Iterator[tuple[str, msgspec.structs.FieldInfo, inspect.Type, JsonSchema, dict[str, JsonSchema]]]:
+def fields(
+    event_type: type[Event],
+) -> Iterator[
+    tuple[str, msgspec.structs.FieldInfo, inspect.Type, JsonSchema, dict[str, JsonSchema]]
+]:
     """Every field of an event, nested records included: where it is, its Python and its Avro side."""
     schema = current(event_type)
     yield from _record_fields(event_type.__name__, event_type, schema, names(schema))
@@ -62,7 +66,9 @@ def fields(event_type: type[Event]) -> Iterator[tuple[str, msgspec.structs.Field
 
 def _record_fields(
     where: str, struct: type[msgspec.Struct], schema: JsonSchema, known: dict[str, JsonSchema]
-) -> Iterator[tuple[str, msgspec.structs.FieldInfo, inspect.Type, JsonSchema, dict[str, JsonSchema]]]:
+) -> Iterator[
+    tuple[str, msgspec.structs.FieldInfo, inspect.Type, JsonSchema, dict[str, JsonSchema]]
+]:
     avro = {field["name"]: field for field in schema["fields"]}
     python = msgspec.structs.fields(struct)
     assert [field.name for field in python] == list(avro), f"{where}: fields or their order differ"
@@ -73,7 +79,9 @@ def _record_fields(
             yield from _record_fields(f"{where}.{field.name}", nested, nested_schema, known)
 
 
-def _nested(kind: inspect.Type, schema: Any, known: dict[str, JsonSchema]) -> Iterator[tuple[type[msgspec.Struct], JsonSchema]]:
+def _nested(
+    kind: inspect.Type, schema: Any, known: dict[str, JsonSchema]
+) -> Iterator[tuple[type[msgspec.Struct], JsonSchema]]:
     schema = resolve(schema, known)
     match kind:
         case inspect.StructType():

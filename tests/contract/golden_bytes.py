@@ -1,7 +1,9 @@
-"""The formats that stored data has: events, ids, keys, packed tokens, deltas, claim checks, and the files of learner and gateway.
+"""The formats that stored data has: events, ids, keys, packed tokens, deltas, claim checks, and the
+files of learner and gateway.
 
-`python -m tests.contract.golden_bytes` writes `golden/*.json` again. Do that only where a format is meant to change: logs, checkpoints and
-spools of deployments that exist were written in the old one. A file that changes by itself is a bug.
+`python -m tests.contract.golden_bytes` writes `golden/*.json` again. Do that only where a format is
+meant to change: logs, checkpoints and spools of deployments that exist were written in the old one.
+A file that changes by itself is a bug.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from fulgurite.groups.group_state import Gathered
 from fulgurite.tokens import pack_ids, pack_logprobs, prompt_hash
 from fulgurite.topics import LLM_CALLS
 from fulgurite.versions import Version
-from services.gateway.identity.keys import AGENT_SCOPES, Claims, KeyRing
+from services.gateway.identity.claims import Claims
+from services.gateway.identity.keys import AGENT_SCOPES, KeyRing
 from services.gateway.recording.backlog import Entry
 from services.gateway.recording.spool_file import MAGIC, frame
 from services.learner.artifacts import ArtifactStore
@@ -46,10 +49,18 @@ Values = dict[str, Any]
 
 
 def event_cases() -> Iterator[tuple[str, Event]]:
-    """Names and events: of each type one with all fields and one with those that it must have; an episode whose calls are deltas."""
+    """Names and events: of each type one with all fields and one with those that it must have; an
+    episode whose calls are deltas.
+    """
     for event_type in EVENT_TYPES:
-        yield f"{event_type.__name__}: all fields", _filled(event_type, itertools.count(1), whole=True)
-        yield f"{event_type.__name__}: required fields", _filled(event_type, itertools.count(1), whole=False)
+        yield (
+            f"{event_type.__name__}: all fields",
+            _filled(event_type, itertools.count(1), whole=True),
+        )
+        yield (
+            f"{event_type.__name__}: required fields",
+            _filled(event_type, itertools.count(1), whole=False),
+        )
     yield "Episode: a conversation", _conversation()
 
 
@@ -59,7 +70,9 @@ def events() -> Values:
         name: {
             "type": type(event).__name__,
             "fields": json.loads(msgspec.json.encode(event)),
-            "headers": {key: value.decode() for key, value in CODEC.headers(event, "00-0a-0b-01").items()},
+            "headers": {
+                key: value.decode() for key, value in CODEC.headers(event, "00-0a-0b-01").items()
+            },
             "bytes": _text(CODEC.encode(event)),
         }
         for name, event in event_cases()
@@ -71,7 +84,15 @@ def identifiers() -> Values:
     group = ids.mint_group(1_700_000_000_000, CHANCE)
     rollout = ids.rollout_of(group, 3, SECRET)
     completion = ids.completion_of(rollout, 1, CHANCE, SECRET)
-    claims = Claims(rollout=rollout, attempt=1, group=group, agent="critic", mode=Mode.train, scopes=AGENT_SCOPES, exp=1_700_000_600_000)
+    claims = Claims(
+        rollout=rollout,
+        attempt=1,
+        group=group,
+        agent="critic",
+        mode=Mode.train,
+        scopes=AGENT_SCOPES,
+        exp=1_700_000_600_000,
+    )
     episodes, gathered = _closed_group()
     return {
         "group": group,
@@ -80,20 +101,29 @@ def identifiers() -> Values:
         "subject": ids.subject_of("person", SECRET),
         "rollout": rollout,
         "completion": completion,
-        "completion of the Responses API": ids.public_completion(completion, "resp_", "resp_upstream"),
+        "completion of the Responses API": ids.public_completion(
+            completion, "resp_", "resp_upstream"
+        ),
         "episode": ids.episode_id(rollout, 1),
         "action": ids.action_id(completion, 2),
         "derived": ids.derive_id("derived", 1, "from", "parts"),
         "version": str(Version("policy", 2, 17)),
         "episode revisions": [episode.revision for episode in episodes],
-        "group revision": revision_of(gathered.close(episodes[0].group_id, ClosingSettings().rules())),
-        "rows and entries": [output.event_id for output in gathered.close(episodes[0].group_id, ClosingSettings().rules())],
+        "group revision": revision_of(
+            gathered.close(episodes[0].group_id, ClosingSettings().rules())
+        ),
+        "rows and entries": [
+            output.event_id
+            for output in gathered.close(episodes[0].group_id, ClosingSettings().rules())
+        ],
         "scoped key": KeyRing({"k1": SECRET}).mint(claims),
     }
 
 
 def payloads() -> Values:
-    """Packed tokens, a delta and its link, a call whose payload lies elsewhere, and one some of whose texts do."""
+    """Packed tokens, a delta and its link, a call whose payload lies elsewhere, and one some of
+    whose texts do.
+    """
     first, second = _two_calls()
     link = link_of(first, 3, 41)
     delta, depth = shorten(second, [link])
@@ -114,20 +144,29 @@ def payloads() -> Values:
 
 
 def files() -> Values:
-    """What learner and gateway leave on their disks: each file's name within its folder, and its bytes as text."""
+    """What learner and gateway leave on their disks: each file's name within its folder, and its
+    bytes as text.
+    """
     event = CODEC.encode(make_call())
     spooled = msgspec.msgpack.encode(Entry(LLM_CALLS.name, "key", None, 1_700_000_000.25, event))
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made).resolve()
         state = checkpoint()
-        CheckpointStore(folder, state.policy, durable=False).write(state, lambda part: _write(part / "model.bin", b"tensors"))
-        ArtifactStore(folder, state.policy, keep=1, durable=False).write(Version("policy", 2, 17), lambda path: _write(path, b"weights"))
+        CheckpointStore(folder, state.policy, durable=False).write(
+            state, lambda part: _write(part / "model.bin", b"tensors")
+        )
+        ArtifactStore(folder, state.policy, keep=1, durable=False).write(
+            Version("policy", 2, 17), lambda path: _write(path, b"weights")
+        )
         names = {
             str(path.relative_to(folder)): path.read_bytes().decode().replace(str(folder), "FOLDER")
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
-    return {"learner": names, "gateway": {"1.spool": _text(MAGIC + frame(spooled) + frame(b"a second payload"))}}
+    return {
+        "learner": names,
+        "gateway": {"1.spool": _text(MAGIC + frame(spooled) + frame(b"a second payload"))},
+    }
 
 
 def checkpoint() -> CheckpointState:
@@ -146,7 +185,12 @@ def checkpoint() -> CheckpointState:
     )
 
 
-GOLDEN_FILES = {"events.json": events, "ids.json": identifiers, "payloads.json": payloads, "files.json": files}
+GOLDEN_FILES = {
+    "events.json": events,
+    "ids.json": identifiers,
+    "payloads.json": payloads,
+    "files.json": files,
+}
 """What each file holds."""
 
 
@@ -158,7 +202,12 @@ def event_of(case: Values) -> Event:
 
 def _filled(struct: type[Any], numbers: Iterator[int], *, whole: bool) -> Any:
     fields = (field for field in msgspec.structs.fields(struct) if whole or field.required)
-    return struct(**{field.name: _value(inspect.type_info(field.type), field.name, numbers, whole=whole) for field in fields})
+    return struct(
+        **{
+            field.name: _value(inspect.type_info(field.type), field.name, numbers, whole=whole)
+            for field in fields
+        }
+    )
 
 
 def _value(kind: inspect.Type, name: str, numbers: Iterator[int], *, whole: bool) -> Any:
@@ -190,12 +239,24 @@ def _value(kind: inspect.Type, name: str, numbers: Iterator[int], *, whole: bool
 
 def _two_calls() -> tuple[LlmCall, LlmCall]:
     """The second extends the first."""
-    said: list[dict[str, object]] = [{"role": "system", "content": "Be brief. " * 60}, {"role": "user", "content": "1+1? ☃"}]
+    said: list[dict[str, object]] = [
+        {"role": "system", "content": "Be brief. " * 60},
+        {"role": "user", "content": "1+1? ☃"},
+    ]
     prompt = list(range(100))
     first = make_call(messages=said, prompt=prompt, answers=[[7, 9]])
-    answered: list[dict[str, object]] = [*said, {"role": "assistant", "content": "answer 0"}, {"role": "user", "content": "And 2+2?"}]
-    second = make_call(turn=1, at=1_100, messages=answered, prompt=[*prompt, 7, 9, 5], answers=[[4], [6, 8]])
-    hashed = [msgspec.structs.replace(call, prompt_hash=prompt_hash(call.prompt_token_ids or b"")) for call in (first, second)]
+    answered: list[dict[str, object]] = [
+        *said,
+        {"role": "assistant", "content": "answer 0"},
+        {"role": "user", "content": "And 2+2?"},
+    ]
+    second = make_call(
+        turn=1, at=1_100, messages=answered, prompt=[*prompt, 7, 9, 5], answers=[[4], [6, 8]]
+    )
+    hashed = [
+        msgspec.structs.replace(call, prompt_hash=prompt_hash(call.prompt_token_ids or b""))
+        for call in (first, second)
+    ]
     return hashed[0], hashed[1]
 
 
@@ -223,7 +284,14 @@ def _closed_group() -> tuple[tuple[Episode, ...], Gathered]:
     """Two rollouts, of which one is paid less; a retried call is in the ledger."""
     declared = make_declared(0, 2)
     first = stitch([declared, make_call(0, 0, 0), make_status(0, 0)])
-    second = stitch([declared, make_call(0, 1, 0, answers=[(8,)]), make_call(0, 1, 1, at=1_010), make_status(0, 1)])
+    second = stitch(
+        [
+            declared,
+            make_call(0, 1, 0, answers=[(8,)]),
+            make_call(0, 1, 1, at=1_010),
+            make_status(0, 1),
+        ]
+    )
     assert first is not None
     assert second is not None
     gathered = Gathered()

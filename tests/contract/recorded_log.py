@@ -1,11 +1,13 @@
-"""A small whole log, recorded: what agents said of a few groups, and all that the processors wrote of it.
+"""A small whole log, recorded: what agents said of a few groups, and all that the processors wrote
+of it.
 
-`golden/log.jsonl` has a record a line, in the order in which they were written, over all topics; `said` numbers the moments at which
-somebody outside spoke, and processors came to rest after each. There are failures, retries, a group that nobody declared, one that a
-reward worker pays, and what comes late: calls, ends, rewards that are taken back and given again.
+`golden/log.jsonl` has a record a line, in the order in which they were written, over all topics;
+`said` numbers the moments at which somebody outside spoke, and processors came to rest after each.
+There are failures, retries, a group that nobody declared, one that a reward worker pays, and what
+comes late: calls, ends, rewards that are taken back and given again.
 
-`python -m tests.contract.recorded_log` records it again. Do that only where what the processors write is meant to change: logs of
-deployments that exist were written before it.
+`python -m tests.contract.recorded_log` records it again. Do that only where what the processors
+write is meant to change: logs of deployments that exist were written before it.
 """
 
 from __future__ import annotations

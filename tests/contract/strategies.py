@@ -18,7 +18,8 @@ _INT_BITS = {"int": 31, "long": 63}
 def events(event_type: type[Event]) -> st.SearchStrategy[Event]:
     """Any event of a type that its schema can hold.
 
-    Of the calls of an episode none is a delta of an earlier one: that is the packed form, of which the codec makes whole calls.
+    Of the calls of an episode none is a delta of an earlier one: that is the packed form, of which
+    the codec makes whole calls.
     """
     schema = current(event_type)
     strategy = cast("st.SearchStrategy[Event]", _record(event_type, schema, names(schema)))
@@ -34,9 +35,17 @@ def _is_packed(episode: Episode) -> bool:
     return False
 
 
-def _record(struct: type[msgspec.Struct], schema: JsonSchema, known: dict[str, JsonSchema]) -> st.SearchStrategy[Any]:
+def _record(
+    struct: type[msgspec.Struct], schema: JsonSchema, known: dict[str, JsonSchema]
+) -> st.SearchStrategy[Any]:
     avro = {field["name"]: field["type"] for field in schema["fields"]}
-    return st.builds(struct, **{f.name: _value(inspect.type_info(f.type), avro[f.name], known) for f in msgspec.structs.fields(struct)})
+    return st.builds(
+        struct,
+        **{
+            f.name: _value(inspect.type_info(f.type), avro[f.name], known)
+            for f in msgspec.structs.fields(struct)
+        },
+    )
 
 
 def _value(kind: inspect.Type, schema: Any, known: dict[str, JsonSchema]) -> st.SearchStrategy[Any]:
@@ -60,7 +69,9 @@ def _value(kind: inspect.Type, schema: Any, known: dict[str, JsonSchema]) -> st.
         case inspect.VarTupleType():
             return st.lists(_value(kind.item_type, schema["items"], known), max_size=2).map(tuple)
         case inspect.DictType():
-            return st.dictionaries(st.text(max_size=4), _value(kind.value_type, schema["values"], known), max_size=2)
+            return st.dictionaries(
+                st.text(max_size=4), _value(kind.value_type, schema["values"], known), max_size=2
+            )
         case inspect.UnionType():
             branch = next(t for t in kind.types if not isinstance(t, inspect.NoneType))
             return st.none() | _value(branch, schema[1], known)

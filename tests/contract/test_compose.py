@@ -1,4 +1,6 @@
-"""The compose files are what Compose accepts, and keep what they promise: pinned, healthy, limited, not root, one port on loopback."""
+"""The compose files are what Compose accepts, and keep what they promise: pinned, healthy, limited,
+not root, one port on loopback.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,39 @@ NOT_OURS = {"kafka", "kafka-2", "kafka-3", "redis", "balancer"}
 """Official images with users of their own."""
 WITH_LOG = {"gateway", "aggregator", "rewarder", "reward-worker", "judge", "learner", "applier"}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-MANAGED = {"KAFKA_BOOTSTRAP_SERVERS": "broker.example:9093", "KAFKA_SASL_USERNAME": "user", "KAFKA_SASL_PASSWORD": "password"}
+MANAGED = {
+    "KAFKA_BOOTSTRAP_SERVERS": "broker.example:9093",
+    "KAFKA_SASL_USERNAME": "user",
+    "KAFKA_SASL_PASSWORD": "password",
+}
 
 Services = dict[str, dict[str, Any]]
 
 
-def config(profiles: str, *overrides: str, settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def config(
+    profiles: str, *overrides: str, settings: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     command = compose_command()
     if command is None:
-        pytest.skip("no Docker Compose for this platform: install it, or set DOCKER_COMPOSE to its binary")
-    environment = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "COMPOSE_PROFILES": profiles, **(settings or {})}
-    files = [part for name in ("docker-compose.yml", *overrides) for part in ("-f", str(ROOT / name))]
+        pytest.skip(
+            "no Docker Compose for this platform: install it, or set DOCKER_COMPOSE to its binary"
+        )
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ.get("HOME", "/"),
+        "COMPOSE_PROFILES": profiles,
+        **(settings or {}),
+    }
+    files = [
+        part for name in ("docker-compose.yml", *overrides) for part in ("-f", str(ROOT / name))
+    ]
     return subprocess.run(
-        [*command, *files, "config", "--format", "json"], capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+        [*command, *files, "config", "--format", "json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
     )
 
 
@@ -44,14 +66,20 @@ def resolved(profiles: str, *overrides: str, settings: dict[str, str] | None = N
 
 @pytest.fixture(
     scope="module",
-    params=[("cpu,rewards,judge,cli",), ("gpu,rewards,judge,cli",), ("cpu,rewards,judge,cli", "docker-compose.ha.yml")],
+    params=[
+        ("cpu,rewards,judge,cli",),
+        ("gpu,rewards,judge,cli",),
+        ("cpu,rewards,judge,cli", "docker-compose.ha.yml"),
+    ],
     ids=["cpu", "gpu", "ha"],
 )
 def services(request: pytest.FixtureRequest) -> Services:
     return resolved(*request.param)
 
 
-def test_every_lasting_service_has_a_health_check_a_limit_and_starts_again(services: Services) -> None:
+def test_every_lasting_service_has_a_health_check_a_limit_and_starts_again(
+    services: Services,
+) -> None:
     for name in services.keys() - ONE_SHOT:
         assert services[name]["healthcheck"]["test"], name
         assert services[name]["restart"] == "unless-stopped", name
@@ -59,7 +87,9 @@ def test_every_lasting_service_has_a_health_check_a_limit_and_starts_again(servi
     assert all(services[name]["restart"] == "no" for name in ONE_SHOT & services.keys())
 
 
-def test_nothing_starts_before_the_check_and_nothing_works_before_the_topics(services: Services) -> None:
+def test_nothing_starts_before_the_check_and_nothing_works_before_the_topics(
+    services: Services,
+) -> None:
     for name in services.keys() - {"check", "cli"}:
         assert "check" in _before(services, name), name
     for name in WITH_LOG & services.keys():
@@ -76,7 +106,9 @@ def test_images_are_pinned_and_targets_exist(services: Services) -> None:
     for name, service in services.items():
         assert re.search(r":\d+\.\d+", service["image"]), name
         assert "build" not in service or service["build"]["target"] in targets, name
-    assert not re.search(r"^ARG \w+_IMAGE=\S+:\d+\.\d+-", DOCKERFILE, re.MULTILINE), "a base is pinned to its patch release"
+    assert not re.search(r"^ARG \w+_IMAGE=\S+:\d+\.\d+-", DOCKERFILE, re.MULTILINE), (
+        "a base is pinned to its patch release"
+    )
 
 
 def test_one_port_is_published_and_only_on_loopback(services: Services) -> None:
@@ -85,7 +117,9 @@ def test_one_port_is_published_and_only_on_loopback(services: Services) -> None:
 
 
 def test_the_engine_is_reached_by_gateway_and_applier_alone(services: Services) -> None:
-    members = {name for name, service in services.items() if "engine" in service.get("networks", {})}
+    members = {
+        name for name, service in services.items() if "engine" in service.get("networks", {})
+    }
     assert members - {"vllm", "vllm-gpu"} <= {"gateway", "gateway-2", "applier"}
     for name in ("vllm", "vllm-gpu"):
         assert name not in services or set(services[name]["networks"]) == {"engine"}
@@ -96,7 +130,11 @@ def test_who_reads_what_agents_wrote_has_no_signing_and_no_admin_key(services: S
     for name, service in services.items():
         volumes = {volume["source"] for volume in service.get("volumes", ())}
         assert name in operators or "secrets" not in volumes, name
-        assert name in operators or not {"FULGURITE_SIGNING_KEYS", "FULGURITE_ADMIN_KEY"} & service.get("environment", {}).keys(), name
+        assert (
+            name in operators
+            or not {"FULGURITE_SIGNING_KEYS", "FULGURITE_ADMIN_KEY"}
+            & service.get("environment", {}).keys()
+        ), name
 
 
 def test_vllm_fetches_nothing_that_a_request_names(services: Services) -> None:
@@ -116,15 +154,29 @@ def test_containers_have_no_rights_and_cannot_write_their_image(services: Servic
 def test_no_secret_has_a_default() -> None:
     text = "".join(path.read_text() for path in [*ROOT.glob("docker-compose*.yml"), ROOT / ".env"])
     assert not re.search(r"(KEYS?|PASSWORD|SECRET)(_FILE)?:-[^}]", text)
-    lines = [line for line in (ROOT / ".env").read_text().splitlines() if line and not line.startswith("#")]
-    assert not [line for line in lines if re.match(r".*(_KEYS?|SECRET|PASSWORD)$", line.partition("=")[0])]
+    lines = [
+        line
+        for line in (ROOT / ".env").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert not [
+        line for line in lines if re.match(r".*(_KEYS?|SECRET|PASSWORD)$", line.partition("=")[0])
+    ]
 
 
 def test_every_setting_of_env_is_used_and_every_setting_used_is_in_env() -> None:
     used = set(
-        re.findall(r"\$\{([A-Z_]+)", (ROOT / "docker-compose.yml").read_text() + (ROOT / "docker-compose.kafka-port.yml").read_text())
+        re.findall(
+            r"\$\{([A-Z_]+)",
+            (ROOT / "docker-compose.yml").read_text()
+            + (ROOT / "docker-compose.kafka-port.yml").read_text(),
+        )
     )
-    listed = {line.partition("=")[0] for line in (ROOT / ".env").read_text().splitlines() if re.match(r"[A-Z_]+=", line)}
+    listed = {
+        line.partition("=")[0]
+        for line in (ROOT / ".env").read_text().splitlines()
+        if re.match(r"[A-Z_]+=", line)
+    }
     secrets = {"FULGURITE_SIGNING_KEYS", "FULGURITE_ADMIN_KEY", "FULGURITE_API_KEYS"}
     assert used - secrets - {"COMPOSE_PROJECT_NAME"} == listed
 
@@ -134,11 +186,15 @@ def test_a_managed_kafka_takes_the_place_of_the_broker() -> None:
     assert "kafka" not in services
     for name in (WITH_LOG & services.keys()) | {"topics", "check"}:
         assert services[name]["environment"]["KAFKA_SECURITY_PROTOCOL"] == "SASL_SSL", name
-        assert services[name]["environment"]["KAFKA_BOOTSTRAP_SERVERS"] == "broker.example:9093", name
+        assert services[name]["environment"]["KAFKA_BOOTSTRAP_SERVERS"] == "broker.example:9093", (
+            name
+        )
 
 
 def test_a_managed_kafka_without_its_password_is_refused_by_name() -> None:
-    done = config("cpu", "docker-compose.managed-kafka.yml", settings={**MANAGED, "KAFKA_SASL_PASSWORD": ""})
+    done = config(
+        "cpu", "docker-compose.managed-kafka.yml", settings={**MANAGED, "KAFKA_SASL_PASSWORD": ""}
+    )
     assert done.returncode != 0
     assert "KAFKA_SASL_PASSWORD" in done.stderr
 
@@ -152,21 +208,32 @@ def test_three_brokers_make_one_quorum_with_volumes_of_their_own() -> None:
     assert {broker["environment"]["KAFKA_MIN_INSYNC_REPLICAS"] for broker in brokers} == {"2"}
     assert services["aggregator-2"]["environment"]["FULGURITE_AGGREGATOR_INSTANCE"] == "1"
     assert services["rewarder-2"]["environment"]["FULGURITE_REWARDER_INSTANCE"] == "1"
-    assert all(services[name]["environment"]["FULGURITE_REPLICATION"] == "3" for name in WITH_LOG & services.keys())
+    assert all(
+        services[name]["environment"]["FULGURITE_REPLICATION"] == "3"
+        for name in WITH_LOG & services.keys()
+    )
 
 
 def test_the_balancer_asks_both_gateways_and_answers_as_the_api_does() -> None:
     text = (ROOT / "containers" / "balancer.cfg").read_text()
-    gateways = {name for name in resolved("cpu", "docker-compose.ha.yml") if name.startswith("gateway")}
+    gateways = {
+        name for name in resolved("cpu", "docker-compose.ha.yml") if name.startswith("gateway")
+    }
     assert set(re.findall(r"^  server \w+ (\S+):8080", text, re.MULTILINE)) == gateways
-    bodies = [json.loads(body) for body in re.findall(r"^  http-error .* string '(.*)'$", text, re.MULTILINE)]
+    bodies = [
+        json.loads(body)
+        for body in re.findall(r"^  http-error .* string '(.*)'$", text, re.MULTILINE)
+    ]
     assert [set(body["error"]) for body in bodies] == [{"message", "type", "param", "code"}] * 3
 
 
 def test_the_small_model_lies_where_the_stack_makes_it() -> None:
     pin = pins().model
     services = resolved("cpu")
-    assert services["learner"]["environment"]["FULGURITE_MODEL"] == f"/models/models/{pin.package}-{pin.version}"
+    assert (
+        services["learner"]["environment"]["FULGURITE_MODEL"]
+        == f"/models/models/{pin.package}-{pin.version}"
+    )
     assert f"--model=/models/models/{pin.package}-{pin.version}" in services["vllm"]["command"]
 
 
@@ -176,5 +243,9 @@ def test_every_image_runs_as_a_user_and_builds_with_any_builder() -> None:
     for stage in DOCKERFILE.split("\nFROM ")[1:]:
         header = stage.splitlines()[0].split()
         users[header[2]] = "USER 10001" in stage or users.get(header[0], False)
-    for name in {service["build"]["target"] for service in {**resolved("cpu,gpu,rewards,cli")}.values() if "build" in service}:
+    for name in {
+        service["build"]["target"]
+        for service in {**resolved("cpu,gpu,rewards,cli")}.values()
+        if "build" in service
+    }:
         assert users[name], name

@@ -1,4 +1,6 @@
-"""Links between the repository's pages lead somewhere, and the site's menu lists every page of docs/."""
+"""Links between the repository's pages lead somewhere, and the site's menu lists every page of
+docs/.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ FOLDERS = (".github", "benchmarks", "docs", "examples", "services", "tests")
 
 def pages() -> list[Path]:
     """Every Markdown page of the repository."""
-    return sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
+    return sorted(
+        [
+            *ROOT.glob("*.md"),
+            *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md")),
+        ]
+    )
 
 
 def prose(text: str) -> str:
@@ -43,7 +50,9 @@ def broken_links(page: Path) -> list[str]:
             continue
         path, _, fragment = target.partition("#")
         aimed = (page.parent / path).resolve() if path else page
-        if not aimed.exists() or (fragment and aimed.suffix == ".md" and fragment not in anchors(aimed)):
+        if not aimed.exists() or (
+            fragment and aimed.suffix == ".md" and fragment not in anchors(aimed)
+        ):
             broken.append(target)
     return broken
 
@@ -55,11 +64,21 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
 
 def test_anchors_are_those_of_github() -> None:
     assert anchor("Runner (`fulgurite run`)") == "runner-fulgurite-run"
-    assert anchor("LoRA: a policy per role, several versions at once") == "lora-a-policy-per-role-several-versions-at-once"
-    assert anchor("Local stack, `make demo` and `fulgurite up`") == "local-stack-make-demo-and-fulgurite-up"
+    assert (
+        anchor("LoRA: a policy per role, several versions at once")
+        == "lora-a-policy-per-role-several-versions-at-once"
+    )
+    assert (
+        anchor("Local stack, `make demo` and `fulgurite up`")
+        == "local-stack-make-demo-and-fulgurite-up"
+    )
 
 
 def test_the_menu_of_the_site_lists_every_page_of_the_documentation() -> None:
     config = (ROOT / "zensical.toml").read_text()
-    listed = re.findall(r'"(docs/[^"]+\.md)"', str(tomllib.loads(config)["project"]["nav"]).replace("'", '"'))
-    assert sorted(listed) == sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
+    listed = re.findall(
+        r'"(docs/[^"]+\.md)"', str(tomllib.loads(config)["project"]["nav"]).replace("'", '"')
+    )
+    assert sorted(listed) == sorted(
+        str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")
+    )

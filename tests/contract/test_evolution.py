@@ -1,4 +1,6 @@
-"""Evolution is FULL_TRANSITIVE: every release reads every other's events, in both directions, through their whole history."""
+"""Evolution is FULL_TRANSITIVE: every release reads every other's events, in both directions,
+through their whole history.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,17 @@ RELEASED = sorted(schema_folder().glob("released/*/*.avsc"))
 
 
 def test_there_is_a_release() -> None:
-    assert {path.name for path in RELEASED} <= {path.name for path in CURRENT}, "a released schema has vanished"
+    assert {path.name for path in RELEASED} <= {path.name for path in CURRENT}, (
+        "a released schema has vanished"
+    )
     assert RELEASED
 
 
 @pytest.mark.parametrize("released", RELEASED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_current_and_released_read_each_other(released: Path) -> None:
-    history = [path for path in RELEASED if path.name == released.name] + [schema_folder() / released.name]
+    history = [path for path in RELEASED if path.name == released.name] + [
+        schema_folder() / released.name
+    ]
     for other in history:
         _assert_reads(other, released)
         _assert_reads(released, other)
@@ -49,7 +55,16 @@ def test_an_event_of_an_older_release_is_read_with_its_own_schema() -> None:
     """A codec that gets an older writer's schema from a registry resolves it against ours."""
     writer = json.loads((schema_folder() / "agent_reward.avsc").read_text())
     writer["fields"] = [field for field in writer["fields"] if field["name"] != "metadata"]
-    event = AgentReward(event_id="e", event_time=1, group_id="g", rollout_id="r", name="n", value=0.5, final=True, source="rest")
+    event = AgentReward(
+        event_id="e",
+        event_time=1,
+        group_id="g",
+        rollout_id="r",
+        name="n",
+        value=0.5,
+        final=True,
+        source="rest",
+    )
 
     class Registry:
         """Knows the older schema as 7."""
@@ -62,7 +77,9 @@ def test_an_event_of_an_older_release_is_read_with_its_own_schema() -> None:
 
     buffer = io.BytesIO(b"\x00" + (7).to_bytes(4, "big"))
     buffer.seek(5)
-    cast(Any, fastavro).schemaless_writer(buffer, fastavro.parse_schema(writer), msgspec.to_builtins(event))
+    cast(Any, fastavro).schemaless_writer(
+        buffer, fastavro.parse_schema(writer), msgspec.to_builtins(event)
+    )
     assert Codec(Registry()).decode(buffer.getvalue()) == event
 
 

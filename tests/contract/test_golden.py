@@ -1,4 +1,6 @@
-"""What is written today is what was written when the golden files were made, to the byte, and what was written then is read today."""
+"""What is written today is what was written when the golden files were made, to the byte, and what
+was written then is read today.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def test_every_event_is_read_and_written_as_it_was(name: str) -> None:
 
 
 def test_every_event_type_has_golden_bytes() -> None:
-    assert {case["type"] for case in EVENTS.values()} == {event_type.__name__ for event_type in EVENT_TYPES}
+    assert {case["type"] for case in EVENTS.values()} == {
+        event_type.__name__ for event_type in EVENT_TYPES
+    }
 
 
 def test_a_delta_that_was_written_is_restored() -> None:
@@ -92,11 +96,22 @@ def test_a_replay_of_the_recorded_log_writes_its_rows_again() -> None:
     log, source = load(), MemoryLog()
     topics = {topic.name: topic for topic in TOPICS}
     for one in log:
-        source.append_bytes(topics[one.topic], one.key.encode(), one.value, one.event_id, one.timestamp)
+        source.append_bytes(
+            topics[one.topic], one.key.encode(), one.value, one.event_id, one.timestamp
+        )
     sink = _Values()
-    report = run(read_groups(source, CODEC), sink, source=source, codec=CODEC, changes=Changes(), settings=ClosingSettings())
+    report = run(
+        read_groups(source, CODEC),
+        sink,
+        source=source,
+        codec=CODEC,
+        changes=Changes(),
+        settings=ClosingSettings(),
+    )
     assert (report.unmet, report.left_out) == ([], [])
-    assert sink.by_group == _by_group((one.key, one.value) for one in log if one.topic == TRAJECTORIES.name)
+    assert sink.by_group == _by_group(
+        (one.key, one.value) for one in log if one.topic == TRAJECTORIES.name
+    )
 
 
 class _Values:

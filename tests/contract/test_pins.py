@@ -1,4 +1,6 @@
-"""Every package that is installed is pinned to a version and to its hashes; torch from PyTorch's own index is the one exception."""
+"""Every package that is installed is pinned to a version and to its hashes; torch from PyTorch's
+own index is the one exception.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ LOCKED = [path for path in LISTS if path.name != "serve-overrides.txt"]
 def entries(text: str) -> dict[str, str]:
     """What stands in a list under each package's name."""
     found = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE)
-    return {re.split(r"[=\[ ]", entry, maxsplit=1)[0]: entry for entry in found if not entry.startswith("#")}
+    return {
+        re.split(r"[=\[ ]", entry, maxsplit=1)[0]: entry
+        for entry in found
+        if not entry.startswith("#")
+    }
 
 
 @pytest.mark.parametrize("path", LOCKED, ids=lambda path: path.name)
@@ -51,7 +57,10 @@ def test_nothing_is_installed_past_the_lists() -> None:
     for name in ("Dockerfile", "requirements/install.sh", "containers/install.sh", "Makefile"):
         for line in re.sub(r"\\\n", " ", (ROOT / name).read_text()).splitlines():
             if re.search(r"pip install\b", line) and not line.lstrip().startswith(("#", "fail")):
-                checked = any(word in line for word in ("--require-hashes", '"$check"', "--no-deps", "/tmp/pins.txt"))
+                checked = any(
+                    word in line
+                    for word in ("--require-hashes", '"$check"', "--no-deps", "/tmp/pins.txt")
+                )
                 assert checked, f"{name}: {line}"
 
 

@@ -18,12 +18,16 @@ every_event = pytest.mark.parametrize("event_type", EVENT_TYPES, ids=lambda t: t
 
 
 def test_every_schema_has_a_type_and_every_type_a_schema() -> None:
-    assert {path.stem for path in schema_folder().glob("*.avsc")} == {schema_name(event_type) for event_type in EVENT_TYPES}
+    assert {path.stem for path in schema_folder().glob("*.avsc")} == {
+        schema_name(event_type) for event_type in EVENT_TYPES
+    }
 
 
 def test_every_event_is_carried_by_exactly_one_topic() -> None:
     carried = [event_type for topic in TOPICS for event_type in topic.carries]
-    assert sorted(carried, key=lambda t: t.__name__) == sorted(EVENT_TYPES, key=lambda t: t.__name__)
+    assert sorted(carried, key=lambda t: t.__name__) == sorted(
+        EVENT_TYPES, key=lambda t: t.__name__
+    )
 
 
 @every_event
@@ -37,9 +41,13 @@ def test_every_field_has_the_same_default(event_type: type[Event]) -> None:
     for where, field, kind, avro, _known in fields(event_type):
         assert field.required == ("default" not in avro), f"{where}: a default on one side only"
         if not field.required:
-            python = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+            python = (
+                field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+            )
             assert msgspec.to_builtins(python, builtin_types=(bytes,)) == (
-                tuple(avro["default"]) if isinstance(kind, inspect.VarTupleType) else avro["default"]
+                tuple(avro["default"])
+                if isinstance(kind, inspect.VarTupleType)
+                else avro["default"]
             ), where
 
 
@@ -50,7 +58,9 @@ def test_everything_is_documented(event_type: type[Event]) -> None:
     for name, schema in names(current(event_type)).items():
         assert schema.get("doc", "").strip(), f"{name} has no doc"
         for symbol in schema.get("symbols", []):
-            assert f"{symbol}: " in schema["doc"], f"{name}: the doc does not say what {symbol} means"
+            assert f"{symbol}: " in schema["doc"], (
+                f"{name}: the doc does not say what {symbol} means"
+            )
 
 
 @every_event
@@ -58,7 +68,9 @@ def test_every_enum_has_the_same_symbols_and_a_default(event_type: type[Event]) 
     for where, _field, kind, avro, known in fields(event_type):
         for enum, schema in _enums(kind, avro["type"], known):
             assert [member.value for member in enum] == schema["symbols"], where
-            assert schema["default"] in schema["symbols"], f"{where}: an enum without a default cannot gain a symbol"
+            assert schema["default"] in schema["symbols"], (
+                f"{where}: an enum without a default cannot gain a symbol"
+            )
 
 
 @every_event
@@ -70,14 +82,19 @@ def _assert_same(where: str, kind: inspect.Type, avro: Any, known: dict[str, Jso
     avro = resolve(avro, known)
     match kind:
         case inspect.UnionType():
-            assert [type(t) for t in kind.types if isinstance(t, inspect.NoneType)] == [inspect.NoneType], where
+            assert [type(t) for t in kind.types if isinstance(t, inspect.NoneType)] == [
+                inspect.NoneType
+            ], where
             assert isinstance(avro, list), f"{where}: nullable in Python only"
             assert avro[0] == "null", f"{where}: null comes first, because it is the default"
             branch = next(t for t in kind.types if not isinstance(t, inspect.NoneType))
             _assert_same(where, branch, avro[1], known)
         case inspect.EnumType() | inspect.StructType():
             expected = "enum" if isinstance(kind, inspect.EnumType) else "record"
-            assert (avro["type"], avro["name"]) == (expected, cast("type[Any]", kind.cls).__name__), where
+            assert (avro["type"], avro["name"]) == (
+                expected,
+                cast("type[Any]", kind.cls).__name__,
+            ), where
         case inspect.VarTupleType():
             assert avro["type"] == "array", where
             _assert_same(where, kind.item_type, avro["items"], known)
@@ -89,12 +106,19 @@ def _assert_same(where: str, kind: inspect.Type, avro: Any, known: dict[str, Jso
             assert avro in PRIMITIVES[type(kind)], where
 
 
-def _enums(kind: inspect.Type, avro: Any, known: dict[str, JsonSchema]) -> list[tuple[type[Enum], JsonSchema]]:
+def _enums(
+    kind: inspect.Type, avro: Any, known: dict[str, JsonSchema]
+) -> list[tuple[type[Enum], JsonSchema]]:
     avro = resolve(avro, known)
     match kind:
         case inspect.EnumType():
             return [(kind.cls, avro)]
         case inspect.UnionType():
-            return [pair for t in kind.types if isinstance(t, inspect.EnumType) for pair in _enums(t, avro[1], known)]
+            return [
+                pair
+                for t in kind.types
+                if isinstance(t, inspect.EnumType)
+                for pair in _enums(t, avro[1], known)
+            ]
         case _:
             return []

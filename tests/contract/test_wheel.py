@@ -1,4 +1,6 @@
-"""The built wheel alone, in a clean environment with nothing but its base dependencies, decodes an event."""
+"""The built wheel alone, in a clean environment with nothing but its base dependencies, decodes an
+event.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def uv() -> str:
 @pytest.fixture(scope="session")
 def wheel(uv: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dist")
-    subprocess.run([uv, "build", "--quiet", "--wheel", "--out-dir", str(out), str(ROOT)], check=True)
+    subprocess.run(
+        [uv, "build", "--quiet", "--wheel", "--out-dir", str(out), str(ROOT)], check=True
+    )
     return next(out.glob("fulgurite-*.whl"))
 
 
@@ -49,9 +53,27 @@ def test_the_wheel_carries_both_roots_and_every_schema(wheel: Path) -> None:
 
 def test_the_wheel_works_in_a_clean_environment(uv: str, wheel: Path, tmp_path: Path) -> None:
     environment = tmp_path / "clean"
-    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(environment)], check=True)
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", str(environment), str(wheel)], check=True)
-    event = AgentReward(event_id="e", event_time=1, group_id="g", rollout_id="r", name="arrived", final=True, source="rest")
-    argv = [str(environment / "bin" / "python"), "-I", "-c", READ_AN_EVENT, Codec().encode(event).hex()]
+    subprocess.run(
+        [uv, "venv", "--quiet", "--python", sys.executable, str(environment)], check=True
+    )
+    subprocess.run(
+        [uv, "pip", "install", "--quiet", "--python", str(environment), str(wheel)], check=True
+    )
+    event = AgentReward(
+        event_id="e",
+        event_time=1,
+        group_id="g",
+        rollout_id="r",
+        name="arrived",
+        final=True,
+        source="rest",
+    )
+    argv = [
+        str(environment / "bin" / "python"),
+        "-I",
+        "-c",
+        READ_AN_EVENT,
+        Codec().encode(event).hex(),
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "arrived"), done.stderr

@@ -1,4 +1,6 @@
-"""The calculator example: disjoint problems, a calculator that cannot be abused, and what the reward pays for."""
+"""The calculator example: disjoint problems, a calculator that cannot be abused, and what the
+reward pays for.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,18 @@ def _message(**fields: Any) -> str:
 
 
 def _tool_turn(expression: Any, name: str = "calc", copies: int = 1) -> dict[str, Any]:
-    function = {"name": name, "arguments": json.dumps({"expression": expression}) if isinstance(expression, str) else "nonsense"}
-    return {"content": None, "tool_calls": [{"id": f"c{n}", "type": "function", "function": function} for n in range(copies)]}
+    function = {
+        "name": name,
+        "arguments": json.dumps({"expression": expression})
+        if isinstance(expression, str)
+        else "nonsense",
+    }
+    return {
+        "content": None,
+        "tool_calls": [
+            {"id": f"c{n}", "type": "function", "function": function} for n in range(copies)
+        ],
+    }
 
 
 def _call(number: int, messages: list[dict[str, Any]], answer: str) -> LlmCall:
@@ -75,9 +87,16 @@ def _episode(turns: list[dict[str, Any]], tool: str = "84", reference: str = "12
     for number, turn in enumerate(turns):
         calls.append(_call(number, list(messages), _message(**turn)))
         messages.append({"role": "assistant", **turn})
-        messages += [{"role": "tool", "tool_call_id": call["id"], "content": tool} for call in turn.get("tool_calls", ())]
-    task = json.dumps({"question": "How many?", "reference": {"expression": reference, "answer": 84}})
-    declaration = Declaration(deadline=0, credit_rule="identical", alias="policy", task=task, max_attempts=1)
+        messages += [
+            {"role": "tool", "tool_call_id": call["id"], "content": tool}
+            for call in turn.get("tool_calls", ())
+        ]
+    task = json.dumps(
+        {"question": "How many?", "reference": {"expression": reference, "answer": 84}}
+    )
+    declaration = Declaration(
+        deadline=0, credit_rule="identical", alias="policy", task=task, max_attempts=1
+    )
     return EpisodeView(
         Episode(
             event_id="e",
@@ -120,10 +139,19 @@ def _episode(turns: list[dict[str, Any]], tool: str = "84", reference: str = "12
         ([], 0.0, 0.0),
     ],
 )
-def test_the_reward_pays_for_both_halves_only(turns: list[dict[str, Any]], expression: float, answer: float) -> None:
+def test_the_reward_pays_for_both_halves_only(
+    turns: list[dict[str, Any]], expression: float, answer: float
+) -> None:
     episode = _episode(turns)
-    assert (rewards.expression_right(episode), rewards.answer_follows(episode)) == (expression, answer)
-    assert rewards.score(episode) == {"reward": expression * answer, "expression_right": expression, "answer_follows": answer}
+    assert (rewards.expression_right(episode), rewards.answer_follows(episode)) == (
+        expression,
+        answer,
+    )
+    assert rewards.score(episode) == {
+        "reward": expression * answer,
+        "expression_right": expression,
+        "answer_follows": answer,
+    }
 
 
 def test_the_answer_counts_against_what_the_tool_said_not_against_the_truth() -> None:
@@ -153,7 +181,15 @@ def test_expressions_are_compared_by_meaning(written: str, reference: str, same:
 
 @pytest.mark.parametrize(
     ("expression", "result"),
-    [("3+8", "11"), (" 12 * 7 ", "84"), ("7/2", "3.5"), ("9/3", "3"), ("-(2-5)", "3"), ("1/3", "0.3333"), ("2*(3+4)", "14")],
+    [
+        ("3+8", "11"),
+        (" 12 * 7 ", "84"),
+        ("7/2", "3.5"),
+        ("9/3", "3"),
+        ("-(2-5)", "3"),
+        ("1/3", "0.3333"),
+        ("2*(3+4)", "14"),
+    ],
 )
 def test_the_calculator_calculates(expression: str, result: str) -> None:
     assert agent.calculate(expression) == result
@@ -196,11 +232,15 @@ def test_an_unknown_tool_is_told_to_the_model() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_training_and_held_out_problems_share_neither_templates_nor_numbers(seed: int, tmp_path: Path) -> None:
+def test_training_and_held_out_problems_share_neither_templates_nor_numbers(
+    seed: int, tmp_path: Path
+) -> None:
     training = tasks.make_tasks("train", 500, seed)
     held_out = tasks.make_tasks("heldout", 210, seed)
     assert not {task.template for task in training} & {task.template for task in held_out}
-    assert not {number for task in training for number in task.numbers} & {number for task in held_out for number in task.numbers}
+    assert not {number for task in training for number in task.numbers} & {
+        number for task in held_out for number in task.numbers
+    }
     assert not {task.question for task in training} & {task.question for task in held_out}
     assert len({task.question for task in held_out}) == 210
     tasks.assert_disjoint(training, held_out)
@@ -215,14 +255,20 @@ def test_a_shared_number_or_template_is_noticed() -> None:
 
 
 def test_problems_are_answerable_and_repeatable(tmp_path: Path) -> None:
-    paths = tasks.write_tasks(tmp_path / "a", 0, 120, 60), tasks.write_tasks(tmp_path / "b", 0, 120, 60)
+    paths = (
+        tasks.write_tasks(tmp_path / "a", 0, 120, 60),
+        tasks.write_tasks(tmp_path / "b", 0, 120, 60),
+    )
     assert [path.read_text() for path in paths[0]] == [path.read_text() for path in paths[1]]
     for path in paths[0]:
         for line in path.read_text().splitlines():
             task = json.loads(line)
             reference = task["reference"]
             assert agent.calculate(reference["expression"]) == str(reference["answer"])
-            assert all(number in task["question"] for number in reference["expression"].replace("*", "+").replace("-", "+").split("+"))
+            assert all(
+                number in task["question"]
+                for number in reference["expression"].replace("*", "+").replace("-", "+").split("+")
+            )
             assert reference["answer"] > 0
 
 

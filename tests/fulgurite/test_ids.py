@@ -33,18 +33,27 @@ indices = st.integers(0, 999_999)
 
 
 @given(times, chances, indices, st.integers(0, 9999), chances)
-def test_a_completion_names_its_rollout_and_group(time_ms: int, chance: bytes, index: int, attempt: int, more: bytes) -> None:
+def test_a_completion_names_its_rollout_and_group(
+    time_ms: int, chance: bytes, index: int, attempt: int, more: bytes
+) -> None:
     group = mint_group(time_ms, chance)
     rollout = rollout_of(group, index, SECRET)
     ref = parse_completion(completion_of(rollout, attempt, more, SECRET))
-    assert (ref.rollout.group_id, ref.rollout.rollout_id, ref.rollout.index, ref.attempt) == (group, rollout, index, attempt)
+    assert (ref.rollout.group_id, ref.rollout.rollout_id, ref.rollout.index, ref.attempt) == (
+        group,
+        rollout,
+        index,
+        attempt,
+    )
     assert parse_rollout(rollout) == ref.rollout
     assert is_genuine(ref.rollout, SECRET)
     assert not is_genuine(ref.rollout, b"another deployment's")
 
 
 @given(times, chances, chances, st.integers(0, 44))
-def test_a_completion_id_that_was_changed_or_made_up_has_no_tag_of_ours(time_ms: int, chance: bytes, more: bytes, place: int) -> None:
+def test_a_completion_id_that_was_changed_or_made_up_has_no_tag_of_ours(
+    time_ms: int, chance: bytes, more: bytes, place: int
+) -> None:
     known = completion_of(rollout_of(mint_group(time_ms, chance), 0, SECRET), 1, more, SECRET)
     assert is_tagged(known, SECRET)
     assert not is_tagged(known, b"another deployment's")
@@ -55,12 +64,21 @@ def test_a_completion_id_that_was_changed_or_made_up_has_no_tag_of_ours(time_ms:
 
 @pytest.mark.parametrize("prefix", ["chatcmpl-", "cmpl-", "resp_", "msg_", "embd-"])
 @pytest.mark.parametrize("theirs", [None, "resp_68af.x-y"])
-def test_a_completion_is_known_by_whatever_id_the_agent_saw(prefix: str, theirs: str | None) -> None:
-    canonical = completion_of(rollout_of(mint_group(1, b"0123456789"), 2, SECRET), 3, b"12345", SECRET)
+def test_a_completion_is_known_by_whatever_id_the_agent_saw(
+    prefix: str, theirs: str | None
+) -> None:
+    canonical = completion_of(
+        rollout_of(mint_group(1, b"0123456789"), 2, SECRET), 3, b"12345", SECRET
+    )
     seen = public_completion(canonical, prefix, theirs)
     assert seen.startswith(prefix)
     ref = parse_completion(seen)
-    assert (ref.completion_id, ref.upstream_id, ref.attempt, ref.rollout.index) == (canonical, theirs, 3, 2)
+    assert (ref.completion_id, ref.upstream_id, ref.attempt, ref.rollout.index) == (
+        canonical,
+        theirs,
+        3,
+        2,
+    )
 
 
 @given(times, times, chances)
@@ -82,14 +100,21 @@ def test_a_named_session_has_one_group_per_owner() -> None:
 
 
 @given(times, chances, st.text(), st.text())
-def test_a_group_of_undeclared_calls_is_its_owners_alone(time_ms: int, chance: bytes, owner: str, other: str) -> None:
-    for group in (owned_group(time_ms, chance, owner, SECRET), external_group(owner, "my session", SECRET)):
+def test_a_group_of_undeclared_calls_is_its_owners_alone(
+    time_ms: int, chance: bytes, owner: str, other: str
+) -> None:
+    for group in (
+        owned_group(time_ms, chance, owner, SECRET),
+        external_group(owner, "my session", SECRET),
+    ):
         assert is_owned(group, owner, SECRET)
         assert is_owned(group, other, SECRET) == (owner == other)
         assert not is_owned(group, owner, b"another")
         assert parse_rollout(rollout_of(group, 0, SECRET)).group_id == group
     assert not is_owned(mint_group(time_ms, chance), owner, SECRET)
-    assert owned_group(time_ms, chance, owner, SECRET)[:13] == mint_group(time_ms, chance)[:13], "it sorts by time"
+    assert owned_group(time_ms, chance, owner, SECRET)[:13] == mint_group(time_ms, chance)[:13], (
+        "it sorts by time"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "my session", "gr_", "ro_" + "0" * 26])
@@ -101,17 +126,36 @@ def test_a_person_is_the_same_subject_to_those_who_have_the_secret() -> None:
     subject = subject_of("ann@example.org", SECRET)
     assert subject == subject_of("ann@example.org", SECRET)
     assert "ann" not in subject
-    assert len({subject, subject_of("bob@example.org", SECRET), subject_of("ann@example.org", b"another")}) == 3
+    assert (
+        len(
+            {
+                subject,
+                subject_of("bob@example.org", SECRET),
+                subject_of("ann@example.org", b"another"),
+            }
+        )
+        == 3
+    )
 
 
-@pytest.mark.parametrize("text", ["", "gr_short", "ro_" + "0" * 26, "gr_" + "u" * 26, "gr_" + "0" * 26 + "\n"])
+@pytest.mark.parametrize(
+    "text", ["", "gr_short", "ro_" + "0" * 26, "gr_" + "u" * 26, "gr_" + "0" * 26 + "\n"]
+)
 def test_what_is_no_group_is_refused(text: str) -> None:
     with pytest.raises(MalformedId, match="not a group id"):
         rollout_of(text, 0, SECRET)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ro_x", "gr_" + "0" * 26, "chatcmpl-123", "ro_" + "0" * 26 + "_1234567_00000000", "ro_" + "0" * 26 + "_0_0000000i"]
+    "text",
+    [
+        "",
+        "ro_x",
+        "gr_" + "0" * 26,
+        "chatcmpl-123",
+        "ro_" + "0" * 26 + "_1234567_00000000",
+        "ro_" + "0" * 26 + "_0_0000000i",
+    ],
 )
 def test_what_is_no_rollout_is_refused(text: str) -> None:
     with pytest.raises(MalformedId, match="not a rollout id"):
@@ -126,7 +170,11 @@ def test_what_is_no_completion_is_refused(text: str) -> None:
         parse_completion(text)
 
 
-parts = st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | st.integers(), min_size=1, max_size=4)
+parts = st.lists(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | st.integers(),
+    min_size=1,
+    max_size=4,
+)
 
 
 @given(parts, parts)

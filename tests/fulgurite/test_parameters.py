@@ -7,7 +7,10 @@ import pytest
 from fulgurite.errors import UnknownRule
 from fulgurite.parameters import Choice, Number, Text, choose
 
-KNOWN = {"plain": {}, "rich2": {"size": Number(2.0, 1.0), "colour": Choice(("red", "blue")), "text": Text("")}}
+KNOWN = {
+    "plain": {},
+    "rich2": {"size": Number(2.0, 1.0), "colour": Choice(("red", "blue")), "text": Text("")},
+}
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
-"""Any schedule ends where the undisturbed one does: reordering, delays, duplicates, crashes and restarts at every step, by the thousand.
+"""Any schedule ends where the undisturbed one does: reordering, delays, duplicates, crashes and
+restarts at every step, by the thousand.
 
-Three ways: what belongs together in time, to the byte; with calls, ends and rewards that may come late, up to the last revision; and in any
-order whatever, as a function of the set of events. `FULGURITE_SIMULATION_SCHEDULES` says how many, at the rate of 4 : 4 : 2 (100000 take a
-busy core half an hour). A schedule is a string of bytes; what fails is shrunk to the shortest.
+Three ways: what belongs together in time, to the byte; with calls, ends and rewards that may come
+late, up to the last revision; and in any order whatever, as a function of the set of events.
+`FULGURITE_SIMULATION_SCHEDULES` says how many, at the rate of 4 : 4 : 2 (100000 take a busy core
+half an hour). A schedule is a string of bytes; what fails is shrunk to the shortest.
 """
 
 from __future__ import annotations
@@ -62,12 +64,15 @@ SCHEDULES = int(os.environ.get("FULGURITE_SIMULATION_SCHEDULES", "2000"))
 def _sources() -> tuple[tuple[LlmCall | AgentStatus | AgentReward, ...], ...]:
     """Three groups, and traffic that nobody declared.
 
-    What a source says comes in its order; between sources there is none, but that a group is declared first.
+    What a source says comes in its order; between sources there is none, but that a group is
+    declared first.
     """
     first = (
         make_declared(0, 2, max_attempts=2, credit="gigpo(gamma=0.9)"),
         make_call(0, 0, 0, at=1_000),
-        make_status(0, 0, StatusKind.failed, at=1_100, failure=FailureKind.infrastructure, will_retry=True),
+        make_status(
+            0, 0, StatusKind.failed, at=1_100, failure=FailureKind.infrastructure, will_retry=True
+        ),
         make_call(0, 0, 1, attempt=1, at=1_200, answers=[(7, 9)]),
         make_call(0, 0, 2, attempt=1, at=1_210, prompt=(1, 2, 3, 7, 9, 5), answers=[(4,), (6,)]),
         make_status(0, 0, attempt=1, at=1_300),
@@ -82,9 +87,16 @@ def _sources() -> tuple[tuple[LlmCall | AgentStatus | AgentReward, ...], ...]:
     )
     paid = (make_reward(0, 0, 1.0), make_reward(0, 1, 0.25))
     by_step = make_call(1, 0, 0, at=1_000)
-    third = (make_declared(1, 2, expected=("reward", "step"), credit="step"), by_step, make_status(1, 0, at=1_400))
+    third = (
+        make_declared(1, 2, expected=("reward", "step"), credit="step"),
+        by_step,
+        make_status(1, 0, at=1_400),
+    )
     # Never says that it is done: the verdict comes at the deadline.
-    silent = (make_call(1, 1, 0, at=1_000), make_call(1, 1, 1, at=1_100, prompt=(1, 2, 3, 7, 9, 4), answers=[None]))
+    silent = (
+        make_call(1, 1, 0, at=1_000),
+        make_call(1, 1, 1, at=1_100, prompt=(1, 2, 3, 7, 9, 4), answers=[None]),
+    )
     steps = (
         make_reward(1, 0, 0.5),
         make_reward(1, 0, 0.25, name="step", call_id=by_step.call_id, choice=0),
@@ -133,8 +145,12 @@ def episodes_of(world: World) -> dict[str, Episode]:
 
 
 def result_of(world: World) -> Result:
-    """The last revision of each episode, all rows and tombstones, the rewarder's entries, and what became of each action."""
-    ledger = [record for record in distinct(world.log[LEDGER]).values() if isinstance(record, LedgerEntry)]
+    """The last revision of each episode, all rows and tombstones, the rewarder's entries, and what
+    became of each action.
+    """
+    ledger = [
+        record for record in distinct(world.log[LEDGER]).values() if isinstance(record, LedgerEntry)
+    ]
     fates: dict[str, tuple[LedgerTerm, str | None]] = {}
     for entry in ledger:
         for action in entry.actions:
@@ -197,9 +213,16 @@ def check(world: World) -> None:
     assert found.entries == expected.entries
     assert found.fates == expected.fates
     assert not [action for action, times in Counter(world.trained).items() if times > 1]
-    assert {action for action, (term, _) in found.fates.items() if term is LedgerTerm.trained} == set(world.trained)
+    assert {
+        action for action, (term, _) in found.fates.items() if term is LedgerTerm.trained
+    } == set(world.trained)
     closed = books(world)
-    assert (closed.remainder, closed.discrepancies, closed.overdue, closed.expired) == (0, (), (), 0)
+    assert (closed.remainder, closed.discrepancies, closed.overdue, closed.expired) == (
+        0,
+        (),
+        (),
+        0,
+    )
     assert not [term for term in closed.terms if term.startswith("open")]
     assert closed.actions == len(found.fates)
 
@@ -227,7 +250,9 @@ def test_the_undisturbed_run_has_everything_in_it() -> None:
 
 
 LONG = st.integers(0, 1_000).flatmap(lambda size: st.binary(min_size=size, max_size=size))
-"""Of any length: left to itself hypothesis draws a handful of bytes, with which nobody crashes at a place that matters."""
+"""Of any length: left to itself hypothesis draws a handful of bytes, with which nobody crashes at a
+place that matters.
+"""
 
 
 @settings(max_examples=SCHEDULES // 2)
@@ -238,17 +263,25 @@ def test_any_schedule_ends_where_the_undisturbed_one_does(schedule: bytes) -> No
 
 def judged_sources() -> tuple[tuple[LlmCall | AgentStatus, ...], ...]:
     """A group that a reward worker pays, in time or not: every revision of an episode anew."""
-    first = (make_declared(3, 2, expected=(JUDGED,)), make_call(3, 0, 0, at=1_500), make_status(3, 0, at=1_600))
+    first = (
+        make_declared(3, 2, expected=(JUDGED,)),
+        make_call(3, 0, 0, at=1_500),
+        make_status(3, 0, at=1_600),
+    )
     return first, (make_call(3, 1, 0, at=1_500), make_status(3, 1, at=1_600))
 
 
 def amending_events() -> tuple[LlmCall | AgentStatus | AgentReward, ...]:
-    """What may come late, or change what was said: calls after the end, another end, rewards that are taken back and given again."""
+    """What may come late, or change what was said: calls after the end, another end, rewards that
+    are taken back and given again.
+    """
     return (
         make_call(1, 0, 5, at=1_350),
         make_status(2, 0, StatusKind.failed, at=1_700, failure=FailureKind.agent_exception),
         # Before the end that was known: the attempt was to be tried again.
-        make_status(0, 1, StatusKind.failed, at=1_290, failure=FailureKind.upstream_error, will_retry=True),
+        make_status(
+            0, 1, StatusKind.failed, at=1_290, failure=FailureKind.upstream_error, will_retry=True
+        ),
         make_call(0, 1, 9, attempt=1, at=1_400, answers=[(7,)]),
         make_status(0, 1, attempt=1, at=1_500),
         make_reward(0, 0, 0.25, at=5_000),
@@ -267,20 +300,32 @@ def amending_events() -> tuple[LlmCall | AgentStatus | AgentReward, ...]:
 
 
 def of_everything(world: World) -> tuple[dict[str, Episode], dict[str, str | None]]:
-    """Each attempt's episode and each group's revision, as functions of the set of events that the log holds."""
-    events = [event for event in (*world.log[CALLS], *world.log[STATUS]) if isinstance(event, LlmCall | AgentStatus)]
+    """Each attempt's episode and each group's revision, as functions of the set of events that the
+    log holds.
+    """
+    events = [
+        event
+        for event in (*world.log[CALLS], *world.log[STATUS])
+        if isinstance(event, LlmCall | AgentStatus)
+    ]
     declared = {event.group_id: event for event in events if event.rollout_id is None}
     inputs: dict[str, list[Input]] = {}
     for event in events:
         if event.rollout_id is not None:
             own = inputs.setdefault(episode_id(event.rollout_id, event.attempt), [])
-            own += [event, *(declared[event.group_id] for _ in range(not own and event.group_id in declared))]
+            own += [
+                event,
+                *(declared[event.group_id] for _ in range(not own and event.group_id in declared)),
+            ]
     episodes = {name: stitch(events) for name, events in inputs.items()}
     groups = {event.group_id: Gathered() for event in events}
     for event in (*episodes.values(), *world.log[REWARDS]):
         if isinstance(event, Episode | AgentReward):
             groups[event.group_id].take(event)
-    revisions = {group_id: revision_of(group.close(group_id, FailureRules())) for group_id, group in groups.items()}
+    revisions = {
+        group_id: revision_of(group.close(group_id, FailureRules()))
+        for group_id, group in groups.items()
+    }
     return {name: episode for name, episode in episodes.items() if episode is not None}, revisions
 
 
@@ -300,10 +345,19 @@ def check_anew(world: World) -> None:
     assert newest_revisions(world) == revisions
     assert max(Counter(world.trained).values(), default=0) <= 1
     closed = books(world)
-    assert (closed.remainder, closed.discrepancies, closed.overdue, closed.expired) == (0, (), (), 0)
+    assert (closed.remainder, closed.discrepancies, closed.overdue, closed.expired) == (
+        0,
+        (),
+        (),
+        0,
+    )
     assert not [term for term in closed.terms if term.startswith("open")]
     assert closed.terms.get("trained", 0) + closed.terms.get("amended", 0) == len(world.trained)
-    judged = [event for event in world.log[REWARDS] if isinstance(event, AgentReward) and event.name == JUDGED]
+    judged = [
+        event
+        for event in world.log[REWARDS]
+        if isinstance(event, AgentReward) and event.name == JUDGED
+    ]
     for episode in episodes.values():
         own = counted(episode, judged)
         if own and not episode.will_retry:
@@ -322,13 +376,22 @@ def test_what_comes_after_everything_was_trained_amends_and_trains_nothing() -> 
         deployment.settle()
         check_anew(deployment.world)
     assert deployment.world.trained == before
-    assert books(deployment.world).terms.keys() >= {"amended", "filtered(late)", "filtered(superseded)", "filtered(no_baseline)"}
-    stones = [event.reason for event in deployment.world.log[TRAJECTORIES] if isinstance(event, Tombstone)]
+    assert books(deployment.world).terms.keys() >= {
+        "amended",
+        "filtered(late)",
+        "filtered(superseded)",
+        "filtered(no_baseline)",
+    }
+    stones = [
+        event.reason for event in deployment.world.log[TRAJECTORIES] if isinstance(event, Tombstone)
+    ]
     assert {FilterReason.no_reward, FilterReason.reward_failed} <= set(stones)
 
 
 def amending() -> Deployment:
-    """The undisturbed run's sources, a group that is judged, and what comes late if the schedule says so."""
+    """The undisturbed run's sources, a group that is judged, and what comes late if the schedule
+    says so.
+    """
     sources = [*SOURCES, *judged_sources()]
     first: dict[str, int] = {}
     for place, source in enumerate(sources):
@@ -346,19 +409,38 @@ def in_the_end() -> dict[str, str | None]:
 
 @settings(max_examples=SCHEDULES // 2)
 @given(LONG)
-def test_whatever_comes_late_the_last_revisions_are_those_of_a_run_in_which_nothing_did(schedule: bytes) -> None:
+def test_whatever_comes_late_the_last_revisions_are_those_of_a_run_in_which_nothing_did(
+    schedule: bytes,
+) -> None:
     world = run(schedule, amending()).world
     check_anew(world)
     assert newest_revisions(world) == in_the_end()
 
 
 def poisoned() -> Deployment:
-    """The undisturbed run's sources, with a group one of whose attempts cannot be stitched, and one that cannot be closed."""
+    """The undisturbed run's sources, with a group one of whose attempts cannot be stitched, and one
+    that cannot be closed.
+    """
     own = (
-        (make_declared(5, 2), make_call(5, 0, 0, at=1_000), make_call(5, 0, 1, at=1_010), make_status(5, 0, at=1_100)),
-        (make_call(5, 1, 0, at=1_000), make_status(5, 1, at=1_100), make_call(5, 1, 1, at=1_050), make_reward(5, 1, 1.0)),
+        (
+            make_declared(5, 2),
+            make_call(5, 0, 0, at=1_000),
+            make_call(5, 0, 1, at=1_010),
+            make_status(5, 0, at=1_100),
+        ),
+        (
+            make_call(5, 1, 0, at=1_000),
+            make_status(5, 1, at=1_100),
+            make_call(5, 1, 1, at=1_050),
+            make_reward(5, 1, 1.0),
+        ),
         (make_call(5, 0, 2, at=1_090), make_reward(5, 0, 1.0)),
-        (make_declared(6, 2), make_call(6, 0, 0, at=1_000), make_status(6, 0, at=1_100), make_reward(6, 0, 1.0)),
+        (
+            make_declared(6, 2),
+            make_call(6, 0, 0, at=1_000),
+            make_status(6, 0, at=1_100),
+            make_reward(6, 0, 1.0),
+        ),
         (make_call(6, 1, 0, at=1_000), make_status(6, 1, at=1_100), make_reward(6, 1, 0.5)),
     )
     first = len(SOURCES)
@@ -370,16 +452,34 @@ def check_poisoned(world: World) -> None:
     """Innocents are as in the undisturbed run, and what is lost is accounted for."""
     others = {group_id(5), group_id(6)}
     found, expected = result_of(world), undisturbed()
-    assert {name: episode for name, episode in found.episodes.items() if episode.group_id not in others} == expected.episodes
+    assert {
+        name: episode for name, episode in found.episodes.items() if episode.group_id not in others
+    } == expected.episodes
     for ours, theirs in ((found.rows, expected.rows), (found.entries, expected.entries)):
-        assert {name: event for name, event in ours.items() if getattr(event, "group_id", None) not in others} == theirs
-    lost = [action for event in world.log[DEAD] if isinstance(event, DeadLetter) for action in event.actions]
+        assert {
+            name: event
+            for name, event in ours.items()
+            if getattr(event, "group_id", None) not in others
+        } == theirs
+    lost = [
+        action
+        for event in world.log[DEAD]
+        if isinstance(event, DeadLetter)
+        for action in event.actions
+    ]
     calls = {event.call_id: event for event in world.log[CALLS] if isinstance(event, LlmCall)}
     assert {action.partition("#")[0] for action in lost} == {
-        call_id for call_id, call in calls.items() if call.rollout_id == rollout_id(5, 0) or call.group_id == group_id(6)
+        call_id
+        for call_id, call in calls.items()
+        if call.rollout_id == rollout_id(5, 0) or call.group_id == group_id(6)
     }
     closed = books(world)
-    assert (closed.remainder, closed.discrepancies, closed.overdue, closed.expired) == (0, (), (), 0)
+    assert (closed.remainder, closed.discrepancies, closed.overdue, closed.expired) == (
+        0,
+        (),
+        (),
+        0,
+    )
     assert closed.terms["dead_lettered"] == len(set(lost)) == 5
     assert not [term for term in closed.terms if term.startswith("open")]
     committed = {(name, topic): len(world.log[topic]) for name, topic in world.committed}
@@ -398,15 +498,25 @@ def test_in_any_schedule_innocents_are_as_if_nothing_had_been_poisoned(schedule:
 
 def lawless() -> Deployment:
     """Everything in any order, once its group is declared; time passes whatever has not come."""
-    said = [event for source in (*SOURCES, *judged_sources(), amending_events()) for event in source]
-    declared = [event for event in said if isinstance(event, AgentStatus) and event.declaration is not None]
+    said = [
+        event for source in (*SOURCES, *judged_sources(), amending_events()) for event in source
+    ]
+    declared = [
+        event for event in said if isinstance(event, AgentStatus) and event.declaration is not None
+    ]
     others = [event for event in said if event not in declared]
     groups = {event.group_id: place for place, event in enumerate(declared)}
-    after = {place: groups[event.group_id] for place, event in enumerate(others, len(declared)) if event.group_id in groups}
+    after = {
+        place: groups[event.group_id]
+        for place, event in enumerate(others, len(declared))
+        if event.group_id in groups
+    }
     return Deployment([(event,) for event in (*declared, *others)], after, lawless=True)
 
 
 @settings(max_examples=SCHEDULES // 4)
 @given(LONG)
-def test_in_whatever_order_the_log_holds_them_groups_are_all_their_inputs_and_no_action_is_trained_twice(schedule: bytes) -> None:
+def test_in_whatever_order_the_log_holds_them_groups_are_all_their_inputs_and_no_action_is_trained_twice(
+    schedule: bytes,
+) -> None:
     check_anew(run(schedule, lawless()).world)

@@ -1,4 +1,6 @@
-"""Whatever agents and models write, nothing that reads it raises, and what is read does not depend on the reader's stack."""
+"""Whatever agents and models write, nothing that reads it raises, and what is read does not depend
+on the reader's stack.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,11 @@ def test_an_episode_s_view_never_raises(calls: list[LlmCall], task: str) -> None
     assert all(call.keys() == {"name", "arguments"} for call in view.tool_calls())
     assert all(isinstance(message, dict) for message in view.messages)
     assert view.task is None or view.task is not Ellipsis
-    assert (view.rollout_id, view.failure, view.outcome) == (view.record.rollout_id, view.record.failure, view.record.outcome)
+    assert (view.rollout_id, view.failure, view.outcome) == (
+        view.record.rollout_id,
+        view.record.failure,
+        view.record.outcome,
+    )
 
 
 @given(foreign.calls(), st.sampled_from(RULES))
@@ -88,7 +94,9 @@ def test_tool_calls_that_are_none(bad: Any) -> None:
     assert episode_of([call]).failure is None
     assert {called["name"] for called in EpisodeView(episode_of([call])).tool_calls()} <= {None}
     # Six turns after it no detector looks at it, but a break between two prompts does.
-    turns: list[dict[str, object]] = [{"role": role, "content": "x"} for _ in range(6) for role in ("user", "assistant")]
+    turns: list[dict[str, object]] = [
+        {"role": role, "content": "x"} for _ in range(6) for role in ("user", "assistant")
+    ]
     later = make_call(turn=1, at=1_100, prompt=(4, 5), messages=[message, *turns, hi])
     other = make_call(turn=2, at=1_200, prompt=(6, 5), messages=[message, *turns, message])
     assert len(cut(episode_of([call, later, other])).rows) == 3
@@ -105,7 +113,9 @@ def test_nesting_is_read_down_to_a_bound_wherever_the_reader_stands() -> None:
     for depth in (DEEPEST + 1, 900, 100_000):
         with pytest.raises(ValueError, match="nested"):
             parsed(nested(depth))
-    assert body_of(msgspec.structs.replace(make_call(), request='{"a":' * 500 + "1" + "}" * 500)) == {}
+    assert (
+        body_of(msgspec.structs.replace(make_call(), request='{"a":' * 500 + "1" + "}" * 500)) == {}
+    )
 
 
 @pytest.mark.parametrize("task", ["no JSON", nested(500), nested(100_000)])
@@ -116,7 +126,10 @@ def test_a_task_that_cannot_be_read_is_its_text(task: str) -> None:
 def test_what_has_not_the_form_is_left_out() -> None:
     assert (mapping([1]), mapping({"a": 1})) == ({}, {"a": 1})
     assert (mappings("ab"), mappings([1, {"a": 1}, None])) == ([], [{"a": 1}])
-    assert called_functions({"tool_calls": [{"function": {"name": "f"}}, {"function": 5}, 7]}) == [{"name": "f"}, {}]
+    assert called_functions({"tool_calls": [{"function": {"name": "f"}}, {"function": 5}, 7]}) == [
+        {"name": "f"},
+        {},
+    ]
     with pytest.raises(ValueError, match="NoneType is no JSON text"):
         parsed(None)
     assert parsed('"\\ud83d"') == "\ud83d"

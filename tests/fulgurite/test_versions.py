@@ -19,7 +19,9 @@ def test_text_and_back(policy: str, epoch: int, step: int) -> None:
 
 
 @given(numbers, numbers, numbers, numbers)
-def test_a_later_epoch_is_newer_whatever_its_step(epoch: int, step: int, other_epoch: int, other_step: int) -> None:
+def test_a_later_epoch_is_newer_whatever_its_step(
+    epoch: int, step: int, other_epoch: int, other_step: int
+) -> None:
     newer = Version("p", epoch, step) > Version("p", other_epoch, other_step)
     assert newer == ((epoch, step) > (other_epoch, other_step))
 
@@ -29,7 +31,18 @@ def test_the_base_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "policy", "policy@1", "@1.2", "policy@1.2.3", "policy@-1.2", "policy@1.x", "pol icy@1.2", "policy@1.2\n"]
+    "text",
+    [
+        "",
+        "policy",
+        "policy@1",
+        "@1.2",
+        "policy@1.2.3",
+        "policy@-1.2",
+        "policy@1.x",
+        "pol icy@1.2",
+        "policy@1.2\n",
+    ],
 )
 def test_what_is_no_version_is_refused(text: str) -> None:
     with pytest.raises(MalformedVersion, match="is not a version"):

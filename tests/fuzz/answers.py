@@ -1,8 +1,11 @@
-"""Fuzz the gateway with broken answers of upstreams: `python -m tests.fuzz.answers --inputs 100000 --seed 1`.
+"""Fuzz the gateway with broken answers of upstreams: `python -m tests.fuzz.answers --inputs 100000
+--seed 1`.
 
-Each input is a valid answer with some mutations, of its bytes or of its JSON, in pieces, streamed or whole, of each API. It must end as
-one reply with one event that its schema takes: without an exception or a hang, with an error in the API's shape if and only if the event
-says so, and without tokens if a part of it was not understood. Prints each input that does not, and exits 1 if there was any.
+Each input is a valid answer with some mutations, of its bytes or of its JSON, in pieces, streamed
+or whole, of each API. It must end as one reply with one event that its schema takes: without an
+exception or a hang, with an error in the API's shape if and only if the event says so, and without
+tokens if a part of it was not understood. Prints each input that does not, and exits 1 if there was
+any.
 """
 
 from __future__ import annotations
@@ -53,11 +56,67 @@ _BYTES.extend(
         DEEP.encode(),
     ]
 )
-_ODD: list[Any] = [None, True, 0, -1, 1.5, 2**31, 2**40, 2**70, 10**400, float("nan"), float("-inf"), "", "a", "\ud83c", "\udf0d", "0"]
-_ODD.extend([[], [None], {}, {"a": []}, [[1]], ["a"], [2**40], [1.5], [-5], "[DONE]", {"message": "\ud83c"}, DEEP])
-_NAMES = ["index", "token_ids", "logprobs", "tool_calls", "usage", "error", "finish_reason", "stop_reason", "delta", "message", "choices"]
+_ODD: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    2**31,
+    2**40,
+    2**70,
+    10**400,
+    float("nan"),
+    float("-inf"),
+    "",
+    "a",
+    "\ud83c",
+    "\udf0d",
+    "0",
+]
+_ODD.extend(
+    [
+        [],
+        [None],
+        {},
+        {"a": []},
+        [[1]],
+        ["a"],
+        [2**40],
+        [1.5],
+        [-5],
+        "[DONE]",
+        {"message": "\ud83c"},
+        DEEP,
+    ]
+)
+_NAMES = [
+    "index",
+    "token_ids",
+    "logprobs",
+    "tool_calls",
+    "usage",
+    "error",
+    "finish_reason",
+    "stop_reason",
+    "delta",
+    "message",
+    "choices",
+]
 _NAMES.extend(
-    ["prompt_token_ids", "content", "output", "output_index", "type", "id", "model", "role", "fulgurite_tokens", "response", "status"]
+    [
+        "prompt_token_ids",
+        "content",
+        "output",
+        "output_index",
+        "type",
+        "id",
+        "model",
+        "role",
+        "fulgurite_tokens",
+        "response",
+        "status",
+    ]
 )
 
 
@@ -110,8 +169,19 @@ def _values(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else []
 
 
-_MUTATIONS: list[Callable[[Random, bytes], bytes]] = [_change_value, _change_value, _change_value, _change_bytes, _cut_out, _repeat]
-_VERSIONS = [{}, {"x-fulgurite-version": "policy@1.2"}, {"x-fulgurite-version": "\u00ff", "content-type": "application/json"}]
+_MUTATIONS: list[Callable[[Random, bytes], bytes]] = [
+    _change_value,
+    _change_value,
+    _change_value,
+    _change_bytes,
+    _cut_out,
+    _repeat,
+]
+_VERSIONS = [
+    {},
+    {"x-fulgurite-version": "policy@1.2"},
+    {"x-fulgurite-version": "\u00ff", "content-type": "application/json"},
+]
 
 
 class Input(msgspec.Struct):
@@ -151,7 +221,9 @@ def fault_of(answer: Answer, unread: float) -> str | None:
 
 
 def _has_tokens(call: LlmCall) -> bool:
-    return call.prompt_token_ids is not None or any(choice.token_ids is not None for choice in call.choices)
+    return call.prompt_token_ids is not None or any(
+        choice.token_ids is not None for choice in call.choices
+    )
 
 
 def _ends_with_error(answer: Answer) -> bool:
@@ -193,7 +265,11 @@ async def fuzz(inputs: int, seed: int, folder: Path) -> int:
             if fault is not None:
                 faults[fault[:60]] += 1
                 if faults[fault[:60]] <= 3:
-                    print(f"input {number} of seed {seed}, {given.valid.path}: {fault}\n  {b''.join(given.pieces)!r:.2000}", flush=True)
+                    print(
+                        f"input {number} of seed {seed}, {given.valid.path}: {fault}\n  "
+                        f"{b''.join(given.pieces)!r:.2000}",
+                        flush=True,
+                    )
             gateway.forget()
             if (number + 1) % 10_000 == 0:
                 print(f"{number + 1:,} inputs, {faults.total():,} faults", flush=True)
@@ -203,9 +279,18 @@ async def fuzz(inputs: int, seed: int, folder: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """The process's exit code."""
-    parser = argparse.ArgumentParser(description="Fuzz the gateway with broken answers of upstreams.")
-    parser.add_argument("--inputs", type=int, default=10_000, help="mutated answers to try (default 10,000: some 20 s)")
-    parser.add_argument("--seed", type=int, default=1, help="another seed makes other inputs (default 1)")
+    parser = argparse.ArgumentParser(
+        description="Fuzz the gateway with broken answers of upstreams."
+    )
+    parser.add_argument(
+        "--inputs",
+        type=int,
+        default=10_000,
+        help="mutated answers to try (default 10,000: some 20 s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="another seed makes other inputs (default 1)"
+    )
     asked = parser.parse_args(arguments)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with tempfile.TemporaryDirectory() as folder:

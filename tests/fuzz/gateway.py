@@ -1,4 +1,6 @@
-"""The whole gateway within this process: its log is a list, its upstream answers at once. A request costs a millisecond."""
+"""The whole gateway within this process: its log is a list, its upstream answers at once. A request
+costs a millisecond.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,12 @@ class CheckedLog(MemoryProducer):
         return super().submit(topic, key, event)
 
     async def publish(
-        self, topic: Topic, key: str, event: Event, traceparent: str | None = None, timeout_s: float | None = None
+        self,
+        topic: Topic,
+        key: str,
+        event: Event,
+        traceparent: str | None = None,
+        timeout_s: float | None = None,
     ) -> Delivery:
         """See EventProducer."""
         return self.submit(topic, key, event, traceparent).result()
@@ -81,7 +88,15 @@ class Reply:
 class Upstream:
     """Answers what makes sense to it, and refuses the rest."""
 
-    async def post(self, route: Route, path: str, body: bytes, _call: str, _trace: str | None, headers: Mapping[str, str]) -> Reply:
+    async def post(
+        self,
+        route: Route,
+        path: str,
+        body: bytes,
+        _call: str,
+        _trace: str | None,
+        headers: Mapping[str, str],
+    ) -> Reply:
         """See UpstreamClient."""
         asked, api, script = json.loads(body), APIS[path], Script(vllm=route.kind == "vllm")
         try:
@@ -91,7 +106,9 @@ class Upstream:
                 return Reply([*api.events(asked, headers, script), api.done])
             return Reply([msgspec.json.encode(api.whole(asked, headers, script))])
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-            raise UpstreamRejected(route.backend, 400, json.dumps({"error": {"message": repr(error)}}).encode()) from error
+            raise UpstreamRejected(
+                route.backend, 400, json.dumps({"error": {"message": repr(error)}}).encode()
+            ) from error
 
     async def reachable(self, _route: Route) -> bool:
         """See UpstreamClient."""
@@ -124,12 +141,20 @@ class InProcess:
         """All that was recorded of calls."""
         return [event for _, event in self.log.log if isinstance(event, LlmCall)]
 
-    async def ask(self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes, pieces: int = 1) -> Answer:
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        pieces: int = 1,
+    ) -> Answer:
         """One request, whose body comes in so many pieces."""
         step = -(-len(body) // pieces) or 1
         parts = [body[at : at + step] for at in range(0, len(body), step)] or [b""]
         incoming: list[Message] = [
-            {"type": "http.request", "body": part, "more_body": number < len(parts) - 1} for number, part in enumerate(parts)
+            {"type": "http.request", "body": part, "more_body": number < len(parts) - 1}
+            for number, part in enumerate(parts)
         ]
         sent: list[Message] = []
 
@@ -149,16 +174,22 @@ class InProcess:
             "raw_path": path.encode("utf-8", "replace"),
             "root_path": "",
             "query_string": b"",
-            "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+            "headers": [
+                (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers
+            ],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 80),
             "state": {},
         }
         await self._app(scope, receive, send)
         assert sent, f"{method} {path}: no answer"
-        named = {name.decode("latin-1"): value.decode("latin-1") for name, value in sent[0]["headers"]}
+        named = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in sent[0]["headers"]
+        }
         assert not sent[-1].get("more_body", False), f"{method} {path}: the answer does not end"
-        return Answer(sent[0]["status"], named, b"".join(message.get("body", b"") for message in sent[1:]))
+        return Answer(
+            sent[0]["status"], named, b"".join(message.get("body", b"") for message in sent[1:])
+        )
 
 
 @asynccontextmanager
@@ -196,6 +227,8 @@ async def in_process(folder: Path, **settings: Any) -> AsyncGenerator[InProcess]
         yield InProcess(FrontDoor(app, app.state.hot, main._on_bug), log)  # pyright: ignore[reportPrivateUsage]
 
 
-def _no_policies(tail: Any, _kafka: Any, _codec: Any, adapters: frozenset[str] = frozenset()) -> None:
+def _no_policies(
+    tail: Any, _kafka: Any, _codec: Any, adapters: frozenset[str] = frozenset()
+) -> None:
     tail.view = PolicyView(adapters)
     tail.start = tail.close = lambda: None

@@ -1,7 +1,9 @@
-"""Requests of every kind, sound and broken, to every route: no 5xx of ours, and each call with a known key is exactly one event.
+"""Requests of every kind, sound and broken, to every route: no 5xx of ours, and each call with a
+known key is exactly one event.
 
-`python -m tests.fuzz.requests [--inputs 100000] [--seed 0]` makes them from a seed, prints what was answered, and ends with 1 and the
-request at the first that was not answered as it should be. `tests/services/gateway/test_any_request.py` runs a few of them in the suite.
+`python -m tests.fuzz.requests [--inputs 100000] [--seed 0]` makes them from a seed, prints what was
+answered, and ends with 1 and the request at the first that was not answered as it should be.
+`tests/services/gateway/test_any_request.py` runs a few of them in the suite.
 """
 
 from __future__ import annotations
@@ -24,19 +26,47 @@ from typing import Any, NamedTuple, cast
 import cramjam
 
 from services.gateway.http.openapi_calls import CALLS
-from services.gateway.identity.keys import AGENT_SCOPES, Claims, KeyRing
+from services.gateway.identity.claims import Claims
+from services.gateway.identity.keys import AGENT_SCOPES, KeyRing
 from tests.fuzz.gateway import ADMIN, PLAIN, SIGNING, Answer, InProcess, in_process
 
 EXAMPLES: dict[str, dict[str, Any]] = {call.path: call.request for call in CALLS}
-INSERTED = (b"\\ud83c", b"\\udf0d", b"\xff", b"\xed\xa0\xbc", b"\x00", b"NaN", b"1e400", b"9" * 5000)
+INSERTED = (
+    b"\\ud83c",
+    b"\\udf0d",
+    b"\xff",
+    b"\xed\xa0\xbc",
+    b"\x00",
+    b"NaN",
+    b"1e400",
+    b"9" * 5000,
+)
 SQUEEZED: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "GZIP": gzip.compress,
     "deflate": zlib.compress,
     "zstd": lambda data: bytes(cramjam.zstd.compress(data)),
 }
-VALUES = (" ", "é" * 3, "x" * 5000, "0" * 5000 + "5", "9" * 30, "-1", "text/plain", "00-aa-bb-01", "1", "ÿ", "ro_x", "")
-REST = ("/v1/rollouts", "/v1/rollouts/{rollout}/attempts", "/v1/rollouts/{rollout}/status", "/v1/rewards")
+VALUES = (
+    " ",
+    "é" * 3,
+    "x" * 5000,
+    "0" * 5000 + "5",
+    "9" * 30,
+    "-1",
+    "text/plain",
+    "00-aa-bb-01",
+    "1",
+    "ÿ",
+    "ro_x",
+    "",
+)
+REST = (
+    "/v1/rollouts",
+    "/v1/rollouts/{rollout}/attempts",
+    "/v1/rollouts/{rollout}/status",
+    "/v1/rewards",
+)
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 1.0, 0.5, 1e300, 2**31, 2**31 - 1, 2**63, 2**64, -(2**70), "", "0", "1", "1.5", "nan", "inf", "true",
     "policy", "x" * 300, "\u0000", "🌍", "é", [], {}, [[]], [None], [1, "a"], {"a": None}, {"type": "text", "text": "hi"},
@@ -76,22 +106,50 @@ class Request(NamedTuple):
 
 async def declared(gateway: InProcess) -> Keys:
     """A group to ask about."""
-    answer = await gateway.ask("POST", "/v1/rollouts", [("authorization", f"Bearer {ADMIN}")], b'{"n": 1, "max_attempts": 5}')
+    answer = await gateway.ask(
+        "POST",
+        "/v1/rollouts",
+        [("authorization", f"Bearer {ADMIN}")],
+        b'{"n": 1, "max_attempts": 5}',
+    )
     [rollout] = answer.json()["rollouts"]
-    expired = Claims(rollout["rollout_id"], 0, answer.json()["group_id"], "", answer.json()["mode"], AGENT_SCOPES, 1)
-    kinds = {"plain": PLAIN, "admin": ADMIN, "agent": rollout["api_key"], "reward": rollout["reward_key"]}
+    expired = Claims(
+        rollout["rollout_id"],
+        0,
+        answer.json()["group_id"],
+        "",
+        answer.json()["mode"],
+        AGENT_SCOPES,
+        1,
+    )
+    kinds = {
+        "plain": PLAIN,
+        "admin": ADMIN,
+        "agent": rollout["api_key"],
+        "reward": rollout["reward_key"],
+    }
     kinds["expired"] = KeyRing.parse(SIGNING).mint(expired)
-    return Keys(rollout["rollout_id"], kinds, ("", "nobody", "fg-k1.x.y", rollout["api_key"][:-1], "é"))
+    return Keys(
+        rollout["rollout_id"], kinds, ("", "nobody", "fg-k1.x.y", rollout["api_key"][:-1], "é")
+    )
 
 
 def any_request(rng: Random, keys: Keys) -> Request:
     """One that makes sense, more or less."""
     called = rng.random() < 0.75
     template = rng.choice(sorted(EXAMPLES)) if called else rng.choice(REST)
-    path = template.replace("{rollout}", rng.choice((keys.rollout, "ro_x", "é\n", "%00", "x" * 300)))
+    path = template.replace(
+        "{rollout}", rng.choice((keys.rollout, "ro_x", "é\n", "%00", "x" * 300))
+    )
     if called and rng.random() < 0.3:
-        name, role = rng.choice((keys.rollout, "ro_x", "ro_", "s", " ", "é", "x" * 300, "\n", "..")), rng.choice(("a", "x" * 300, "é"))
-        path = rng.choice((f"/rollouts/{name}", f"/agents/{role}", f"/rollouts/{name}/agents/{role}")) + path
+        name, role = (
+            rng.choice((keys.rollout, "ro_x", "ro_", "s", " ", "é", "x" * 300, "\n", "..")),
+            rng.choice(("a", "x" * 300, "é")),
+        )
+        path = (
+            rng.choice((f"/rollouts/{name}", f"/agents/{role}", f"/rollouts/{name}/agents/{role}"))
+            + path
+        )
     kind = rng.choice(sorted(keys.by_kind))
     known = rng.random() < 0.9
     key = keys.by_kind[kind] if known else rng.choice(keys.unknown)
@@ -111,7 +169,11 @@ def _rest_example(rng: Random, template: str, keys: Keys) -> dict[str, Any]:
         return {"kind": rng.choice(("started", "heartbeat", "failed", "finished")), "message": "x"}
     if template.endswith("/rewards"):
         return {"rollout_id": keys.rollout, "name": "exact", "value": 1, "metadata": {"a": [1.5]}}
-    return {"attempt": 1} if template.endswith("/attempts") else {"n": 1, "task": {"a": 1}, "mode": "val"}
+    return (
+        {"attempt": 1}
+        if template.endswith("/attempts")
+        else {"n": 1, "task": {"a": 1}, "mode": "val"}
+    )
 
 
 def _body(rng: Random, example: dict[str, Any]) -> bytes:
@@ -119,7 +181,9 @@ def _body(rng: Random, example: dict[str, Any]) -> bytes:
     value = json.loads(json.dumps(example))
     for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
         _change(rng, value)
-    raw = json.dumps(value, ensure_ascii=rng.random() < 0.5, separators=rng.choice(((",", ":"), (", ", ": ")))).encode()
+    raw = json.dumps(
+        value, ensure_ascii=rng.random() < 0.5, separators=rng.choice(((",", ":"), (", ", ": ")))
+    ).encode()
     return raw if rng.random() < 0.6 else _broken(rng, raw)
 
 
@@ -138,7 +202,11 @@ def _change(rng: Random, value: dict[str, Any]) -> None:
 
 def _places(holder: Any) -> list[Any]:
     """Keys of an object, indices of an array."""
-    return list(cast("dict[str, Any]", holder)) if isinstance(holder, dict) else list(range(len(cast("list[Any]", holder))))
+    return (
+        list(cast("dict[str, Any]", holder))
+        if isinstance(holder, dict)
+        else list(range(len(cast("list[Any]", holder))))
+    )
 
 
 def _broken(rng: Random, raw: bytes) -> bytes:
@@ -149,15 +217,34 @@ def _broken(rng: Random, raw: bytes) -> bytes:
     return rng.choice(
         (
             lambda: raw[:at],
-            lambda: raw[:at] + bytes(rng.randint(0, 255) for _ in range(rng.randint(1, 4))) + raw[at:],
+            lambda: (
+                raw[:at] + bytes(rng.randint(0, 255) for _ in range(rng.randint(1, 4))) + raw[at:]
+            ),
             lambda: bytes(rng.randint(0, 255) for _ in range(rng.randint(0, 40))),
             lambda: (
-                raw[:at] + rng.choice((b"\\ud83c", b"\\udf0d", b"\xff", b"\xed\xa0\xbc", b"\x00", b"NaN", b"1e400", b"9" * 5000)) + raw[at:]
+                raw[:at]
+                + rng.choice(
+                    (
+                        b"\\ud83c",
+                        b"\\udf0d",
+                        b"\xff",
+                        b"\xed\xa0\xbc",
+                        b"\x00",
+                        b"NaN",
+                        b"1e400",
+                        b"9" * 5000,
+                    )
+                )
+                + raw[at:]
             ),
-            lambda: raw.replace(b"hi", rng.choice((b"\\ud83c", b"\xff", b"\\udf0d\\ud83c", b"\\u0000"))),
+            lambda: raw.replace(
+                b"hi", rng.choice((b"\\ud83c", b"\xff", b"\\udf0d\\ud83c", b"\\u0000"))
+            ),
             lambda: b"\xef\xbb\xbf" + raw,
             lambda: raw.decode().encode(rng.choice(("utf-16", "utf-32", "utf-16-le"))),
-            lambda: raw.replace(b'"messages"', b'"messages":' + nested + b',"x"', 1).replace(b'"task"', b'"task":' + nested + b',"x"', 1),
+            lambda: raw.replace(b'"messages"', b'"messages":' + nested + b',"x"', 1).replace(
+                b'"task"', b'"task":' + nested + b',"x"', 1
+            ),
             lambda: nested,
             lambda: b"[" + b"[]," * rng.choice((10, 999, 1001, 3000)) + b"0]",
             lambda: raw + b" " * rng.choice((1, 16_000, 70_000)),
@@ -222,7 +309,13 @@ async def run(inputs: int, seed: int) -> Counter[int]:
         async with in_process(Path(folder)) as gateway:
             keys = await declared(gateway)
             for number in range(inputs):
-                counted[(await check(gateway, any_request(Random(seed * 1_000_000_007 + number), keys))).status] += 1
+                counted[
+                    (
+                        await check(
+                            gateway, any_request(Random(seed * 1_000_000_007 + number), keys)
+                        )
+                    ).status
+                ] += 1
     return counted
 
 
@@ -239,7 +332,10 @@ def main() -> int:
         sys.stdout.write(f"{error}\n")
         return 1
     statuses = ", ".join(f"{status}: {count}" for status, count in sorted(counted.items()))
-    sys.stdout.write(f"{counted.total()} requests in {time.monotonic() - begun:.0f} s, seed {asked.seed}. By status: {statuses}\n")
+    sys.stdout.write(
+        f"{counted.total()} requests in {time.monotonic() - begun:.0f} s, seed {asked.seed}. "
+        f"By status: {statuses}\n"
+    )
     return 0
 
 

@@ -33,8 +33,18 @@ def test_what_is_wrong_is_found() -> None:
         (msgspec.structs.replace(good, calls=[]), 0),
         (msgspec.structs.replace(good, calls=[call, call]), 0),
         (msgspec.structs.replace(good, body=error), 0),
-        (msgspec.structs.replace(good, calls=[msgspec.structs.replace(call, outcome=CallOutcome.upstream_error)]), 0),
-        (msgspec.structs.replace(good, calls=[msgspec.structs.replace(call, outcome=CallOutcome.refused)]), 0),
+        (
+            msgspec.structs.replace(
+                good, calls=[msgspec.structs.replace(call, outcome=CallOutcome.upstream_error)]
+            ),
+            0,
+        ),
+        (
+            msgspec.structs.replace(
+                good, calls=[msgspec.structs.replace(call, outcome=CallOutcome.refused)]
+            ),
+            0,
+        ),
         (good, 1),
     ):
         assert answers.fault_of(bad, unread) is not None

@@ -1,8 +1,10 @@
-"""Real engines for the integration tests, started at first use, one of each kind per session, stopped at its end.
+"""Real engines for the integration tests, started at first use, one of each kind per session,
+stopped at its end.
 
-`kafka` (one broker), `kafka3` (three, replication 3: tests that harm one heal it again), `vllm_tiny` (tiny random model with tied
-embeddings), `valkey`. Topics are shared: give each test a topic prefix of its own (`topic_prefix`). And `stub`, a model server that
-does as it is told, one for each file.
+`kafka` (one broker), `kafka3` (three, replication 3: tests that harm one heal it again),
+`vllm_tiny` (tiny random model with tied embeddings), `valkey`. Topics are shared: give each test a
+topic prefix of its own (`topic_prefix`). And `stub`, a model server that does as it is told, one
+for each file.
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ def valkey(engines_folder: Path) -> Iterator[LocalValkey]:
 
 @pytest.fixture(scope="session")
 def vllm_tiny(engines_folder: Path) -> Iterator[LocalVllm]:
-    """vLLM with the tiny model, served as `policy`, with adapters. Tests that update its weights leave higher versions behind."""
+    """vLLM with the tiny model, served as `policy`, with adapters. Tests that update its weights
+    leave higher versions behind.
+    """
     lora = ["--enable-lora", "--max-lora-rank", "8", "--max-loras", "2", "--max-cpu-loras", "8"]
     env = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     with LocalVllm(tiny_model(), engines_folder / "vllm", threads=1, extra=lora, env=env) as server:

@@ -33,7 +33,14 @@ _READY_S = 60.0
 class Gateway:
     """A running gateway and a client of it."""
 
-    def __init__(self, url: str, kafka: KafkaSettings, process: subprocess.Popen[bytes], client: aiohttp.ClientSession, log: Path) -> None:
+    def __init__(
+        self,
+        url: str,
+        kafka: KafkaSettings,
+        process: subprocess.Popen[bytes],
+        client: aiohttp.ClientSession,
+        log: Path,
+    ) -> None:
         self.url = url
         self.kafka = kafka
         self.process = process
@@ -48,14 +55,18 @@ class Gateway:
             return self.client.post(self.url + path, data=body, headers=named)
         return self.client.post(self.url + path, json=body, headers=named)
 
-    async def json(self, path: str, body: Any, key: str = PLAIN, **headers: str) -> tuple[int, dict[str, Any]]:
+    async def json(
+        self, path: str, body: Any, key: str = PLAIN, **headers: str
+    ) -> tuple[int, dict[str, Any]]:
         """Status and body of a POST."""
         async with self.post(path, body, key, **headers) as response:
             return response.status, await response.json()
 
     async def get(self, path: str, key: str = PLAIN) -> tuple[int, dict[str, Any]]:
         """Status and body of a GET."""
-        async with self.client.get(self.url + path, headers={"authorization": f"Bearer {key}"}) as response:
+        async with self.client.get(
+            self.url + path, headers={"authorization": f"Bearer {key}"}
+        ) as response:
             return response.status, await response.json()
 
     async def declare(self, **fields: Any) -> dict[str, Any]:
@@ -67,7 +78,11 @@ class Gateway:
     async def calls(self, rollout: str | None = None) -> list[LlmCall]:
         """What `llm.calls` holds, whole."""
         records = await asyncio.to_thread(lambda: list(read_calls(self.kafka, _CODEC)))
-        return [r.event for r in records if isinstance(r.event, LlmCall) and rollout in (None, r.event.rollout_id)]
+        return [
+            r.event
+            for r in records
+            if isinstance(r.event, LlmCall) and rollout in (None, r.event.rollout_id)
+        ]
 
     async def call(self, rollout: str, timeout_s: float = 20.0) -> LlmCall:
         """The one call of a rollout, as soon as it is there."""
@@ -81,11 +96,19 @@ class Gateway:
 
     async def statuses(self, group: str) -> list[AgentStatus]:
         """What `agent.status` holds of a group."""
-        return [e for e in await self._events(AGENT_STATUS) if isinstance(e, AgentStatus) and e.group_id == group]
+        return [
+            e
+            for e in await self._events(AGENT_STATUS)
+            if isinstance(e, AgentStatus) and e.group_id == group
+        ]
 
     async def rewards(self, group: str) -> list[AgentReward]:
         """What `agent.rewards` holds of a group."""
-        return [e for e in await self._events(AGENT_REWARDS) if isinstance(e, AgentReward) and e.group_id == group]
+        return [
+            e
+            for e in await self._events(AGENT_REWARDS)
+            if isinstance(e, AgentReward) and e.group_id == group
+        ]
 
     async def _events(self, topic: Topic) -> list[Event]:
         records = await asyncio.to_thread(lambda: list(read_all(self.kafka, topic, _CODEC)))
@@ -99,7 +122,13 @@ def kafka_settings(bootstrap: str, prefix: str, replication: int = 1) -> KafkaSe
 
 @asynccontextmanager
 async def running_gateway(
-    kafka: KafkaSettings, upstream: str, folder: Path, *, make_topics: bool = True, module: str = GATEWAY, **env: str
+    kafka: KafkaSettings,
+    upstream: str,
+    folder: Path,
+    *,
+    make_topics: bool = True,
+    module: str = GATEWAY,
+    **env: str,
 ) -> AsyncGenerator[Gateway]:
     """A gateway on a free port, with topics of its own."""
     if make_topics:
@@ -107,7 +136,11 @@ async def running_gateway(
     [port] = free_ports(1)
     log = folder / f"gateway-{port}.log"
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("FULGURITE_", "KAFKA_", "REDIS_"))},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("FULGURITE_", "KAFKA_", "REDIS_"))
+        },
         "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "FULGURITE_TOPIC_PREFIX": kafka.topic_prefix,
         "FULGURITE_REPLICATION": str(kafka.replication),
@@ -121,7 +154,9 @@ async def running_gateway(
     }
     process = _start(module, environment, log)
     timeout = aiohttp.ClientTimeout(total=30)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as client:
+    async with aiohttp.ClientSession(
+        timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
+    ) as client:
         gateway = Gateway(f"http://127.0.0.1:{port}", kafka, process, client, log)
         try:
             await _wait_for(gateway)
@@ -138,7 +173,9 @@ async def running_gateway(
 
 def _start(module: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        return subprocess.Popen([sys.executable, "-m", module], env=environment, stdout=output, stderr=output)
+        return subprocess.Popen(
+            [sys.executable, "-m", module], env=environment, stdout=output, stderr=output
+        )
 
 
 async def _wait_for(gateway: Gateway) -> None:

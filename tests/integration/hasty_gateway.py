@@ -1,4 +1,6 @@
-"""A gateway with its promise broken: it answers without waiting for the log. Shows that the tests of the promise would notice."""
+"""A gateway with its promise broken: it answers without waiting for the log. Shows that the tests
+of the promise would notice.
+"""
 
 from __future__ import annotations
 

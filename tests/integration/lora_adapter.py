@@ -37,8 +37,14 @@ class Adapter:
         modules: Any = self.model.named_modules()
         for name, module in modules:
             if name.rpartition(".")[2] in TARGETS:
-                a, b = torch.randn(RANK, module.in_features) * 0.2, torch.randn(module.out_features, RANK) * 0.2
-                tensors[f"base_model.model.{name}.lora_A.weight"], tensors[f"base_model.model.{name}.lora_B.weight"] = a, b
+                a, b = (
+                    torch.randn(RANK, module.in_features) * 0.2,
+                    torch.randn(module.out_features, RANK) * 0.2,
+                )
+                (
+                    tensors[f"base_model.model.{name}.lora_A.weight"],
+                    tensors[f"base_model.model.{name}.lora_B.weight"],
+                ) = a, b
                 module.weight.data += b @ a * (ALPHA / RANK)
         save_file(tensors, self.path)
         config = {
@@ -53,7 +59,12 @@ class Adapter:
 
     def artifact(self) -> Artifact:
         sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        return Artifact(uri=self.path.as_uri(), sha256=sha256, size=self.path.stat().st_size, format=ArtifactFormat.lora)
+        return Artifact(
+            uri=self.path.as_uri(),
+            sha256=sha256,
+            size=self.path.stat().st_size,
+            format=ArtifactFormat.lora,
+        )
 
     def logprobs(self, ids: list[int] = PROBE_IDS) -> list[float]:
         """Of each id but the first."""

@@ -1,7 +1,8 @@
-"""The learner, standing still at a named point of its second batch: `python -m tests.integration.paused_learner POINT MARKER`.
+"""The learner, standing still at a named point of its second batch: `python -m
+tests.integration.paused_learner POINT MARKER`.
 
-It writes the file MARKER when it gets there, and waits to be killed. The learner itself knows nothing of it: the functions around the
-point are wrapped here.
+It writes the file MARKER when it gets there, and waits to be killed. The learner itself knows
+nothing of it: the functions around the point are wrapped here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the stub upstream answers, an API a class: whole replies and streams, as vLLM (with our plug-in) or another server writes them."""
+"""What the stub upstream answers, an API a class: whole replies and streams, as vLLM (with our
+plug-in) or another server writes them.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,10 @@ class Api(Protocol):
 class Chat:
     """OpenAI's chat completions."""
 
-    failure = b'data: {"error": {"message": "engine died", "type": "InternalServerError", "code": 500}}\n\n'
+    failure = (
+        b'data: {"error": {"message": "engine died", "type": "InternalServerError", '
+        b'"code": 500}}\n\n'
+    )
     done = b"data: [DONE]\n\n"
 
     def whole(self, body: Json, headers: Mapping[str, str], script: Script) -> Json:
@@ -78,7 +83,11 @@ class Completions(Chat):
 
     def whole(self, body: Json, headers: Mapping[str, str], script: Script) -> Json:
         """See Api."""
-        reply: Json = {**whole_chat(_asked(body), script), "id": "cmpl-upstream", "object": "text_completion"}
+        reply: Json = {
+            **whole_chat(_asked(body), script),
+            "id": "cmpl-upstream",
+            "object": "text_completion",
+        }
         prompt = reply.pop("prompt_token_ids", None)
         for choice in reply["choices"]:
             choice["text"] = choice.pop("message")["content"]
@@ -104,12 +113,17 @@ def _asked(body: Json) -> Json:
 def _as_text(choice: Json, prompt: list[int] | None) -> None:
     logprobs: Json = choice.get("logprobs") or {}
     content: list[Json] = logprobs.get("content") or []
-    choice["logprobs"] = {"token_logprobs": [entry["logprob"] for entry in content]} if content else None
+    choice["logprobs"] = (
+        {"token_logprobs": [entry["logprob"] for entry in content]} if content else None
+    )
     choice["prompt_token_ids"] = prompt
 
 
 def _logprobs(words: list[str], start: int) -> Json:
-    content: list[Json] = [{"token": w, "logprob": -0.5 * (start + i + 1), "bytes": None, "top_logprobs": []} for i, w in enumerate(words)]
+    content: list[Json] = [
+        {"token": w, "logprob": -0.5 * (start + i + 1), "bytes": None, "top_logprobs": []}
+        for i, w in enumerate(words)
+    ]
     return {"content": content}
 
 
@@ -117,26 +131,48 @@ def _message(script: Script) -> Json:
     if script.tool_arguments is None:
         return {"role": "assistant", "content": "".join(script.words)}
     function = {"name": "calc", "arguments": script.tool_arguments}
-    return {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": function}]}
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+    }
 
 
 def _head(body: Json, kind: str) -> Json:
-    return {"id": "chatcmpl-upstream", "object": kind, "created": 1_700_000_000, "model": body["model"]}
+    return {
+        "id": "chatcmpl-upstream",
+        "object": kind,
+        "created": 1_700_000_000,
+        "model": body["model"],
+    }
 
 
 def _usage(script: Script) -> dict[str, int]:
     spoken = len(script.words)
-    return {"prompt_tokens": len(PROMPT_IDS), "completion_tokens": spoken, "total_tokens": len(PROMPT_IDS) + spoken}
+    return {
+        "prompt_tokens": len(PROMPT_IDS),
+        "completion_tokens": spoken,
+        "total_tokens": len(PROMPT_IDS) + spoken,
+    }
 
 
 def whole_chat(body: Json, script: Script) -> Json:
     choices: list[Json] = []
     for index in range(body.get("n") or 1):
-        choice: Json = {"index": index, "message": _message(script), "finish_reason": script.finish_reason, "logprobs": None}
+        choice: Json = {
+            "index": index,
+            "message": _message(script),
+            "finish_reason": script.finish_reason,
+            "logprobs": None,
+        }
         if script.vllm:
             choice["stop_reason"] = None
             choice["logprobs"] = _logprobs(script.words, 0) if body.get("logprobs") else None
-            choice["token_ids"] = [FIRST_ID + i for i in range(len(script.words))] if body.get("return_token_ids") else None
+            choice["token_ids"] = (
+                [FIRST_ID + i for i in range(len(script.words))]
+                if body.get("return_token_ids")
+                else None
+            )
         choices.append(choice)
     reply = {**_head(body, "chat.completion"), "choices": choices, "usage": _usage(script)}
     if script.vllm:
@@ -156,7 +192,8 @@ def chat_chunks(body: Json, script: Script) -> list[Json]:
         chunks.append(first)
     for number, word in enumerate(script.words):
         for index in range(count):
-            # Choices end at different times: the last word of choice 0 comes one round before that of the others.
+            # Choices end at different times: the last word of choice 0 comes one round before that
+            # of the others.
             last = number == len(script.words) - 1
             part = _part(index, {"content": word}, script.finish_reason if last else None)
             if script.vllm:
@@ -189,10 +226,18 @@ def tokens_field(script: Script, headers: Mapping[str, str]) -> Json:
     """What our plug-in adds to a whole reply."""
     if not script.vllm or headers.get("x-fulgurite-tokens") != "1":
         return {}
-    return {"fulgurite_tokens": [[part.decode() for part in _packed(list(range(len(script.words))), prompt=True)]]}
+    return {
+        "fulgurite_tokens": [
+            [part.decode() for part in _packed(list(range(len(script.words))), prompt=True)]
+        ]
+    }
 
 
 def _packed(numbers: list[int], *, prompt: bool) -> list[bytes]:
     ids = pack_ids([FIRST_ID + number for number in numbers])
     logprobs = pack_logprobs([-0.5 * (number + 1) for number in numbers])
-    return [base64.b64encode(pack_ids(PROMPT_IDS)) if prompt else b"-", base64.b64encode(ids), base64.b64encode(logprobs)]
+    return [
+        base64.b64encode(pack_ids(PROMPT_IDS)) if prompt else b"-",
+        base64.b64encode(ids),
+        base64.b64encode(logprobs),
+    ]

@@ -1,4 +1,6 @@
-"""The stub upstream's answers of APIs with items and named events (Anthropic's messages, OpenAI's responses), and without choices."""
+"""The stub upstream's answers of APIs with items and named events (Anthropic's messages, OpenAI's
+responses), and without choices.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,42 @@ _STOPS = {"stop": "end_turn", "length": "max_tokens"}
 class Messages:
     """Anthropic's messages."""
 
-    failure = b'event: error\ndata: {"type": "error", "error": {"type": "internal_error", "message": "engine died"}}\n\n'
+    failure = (
+        b'event: error\ndata: {"type": "error", "error": {"type": "internal_error", '
+        b'"message": '
+        b'"engine '
+        b'died"}}\n\n'
+    )
     done = b""
 
     def whole(self, body: Json, headers: Mapping[str, str], script: Script) -> Json:
         """See Api."""
         content = [{"type": "text", "text": "".join(script.words)}]
-        return self._message(body, content, script) | {"stop_reason": _STOPS[script.finish_reason]} | tokens_field(script, headers)
+        return (
+            self._message(body, content, script)
+            | {"stop_reason": _STOPS[script.finish_reason]}
+            | tokens_field(script, headers)
+        )
 
     def events(self, body: Json, headers: Mapping[str, str], script: Script) -> list[bytes]:
         """See Api."""
         opened: list[Json] = [
             {"type": "message_start", "message": self._message(body, [], script)},
-            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+            {
+                "type": "content_block_start",
+                "index": 0,
+                "content_block": {"type": "text", "text": ""},
+            },
         ]
         said = [
             tokens_comment(script, headers, number)
-            + named({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": word}})
+            + named(
+                {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "text_delta", "text": word},
+                }
+            )
             for number, word in enumerate(script.words)
         ]
         closed: list[Json] = [
@@ -51,14 +72,29 @@ class Messages:
         return [*map(named, opened), *said, *map(named, closed)]
 
     def _message(self, body: Json, content: list[Any], script: Script) -> Json:
-        usage = {"input_tokens": len(PROMPT_IDS), "output_tokens": len(script.words) if content else 0}
-        return {"id": "msg_upstream", "type": "message", "role": "assistant", "model": body["model"], "content": content, "usage": usage}
+        usage = {
+            "input_tokens": len(PROMPT_IDS),
+            "output_tokens": len(script.words) if content else 0,
+        }
+        return {
+            "id": "msg_upstream",
+            "type": "message",
+            "role": "assistant",
+            "model": body["model"],
+            "content": content,
+            "usage": usage,
+        }
 
 
 class Responses:
     """OpenAI's responses: one function call where the script has arguments, else one message."""
 
-    failure = b'event: error\ndata: {"type": "error", "code": "server_error", "message": "engine died", "param": null}\n\n'
+    failure = (
+        b'event: error\ndata: {"type": "error", "code": "server_error", "message": '
+        b'"engine died", '
+        b'"param": '
+        b"null}\n\n"
+    )
     done = b""
 
     def whole(self, body: Json, headers: Mapping[str, str], script: Script) -> Json:
@@ -74,9 +110,16 @@ class Responses:
         pieces = list(script.tool_arguments or "") if called else script.words
         opened: list[Json] = [
             {"type": "response.created", "response": self._response(body, script, "in_progress")},
-            {"type": "response.output_item.added", **at, "item": item | ({"arguments": ""} if called else {"content": []})},
+            {
+                "type": "response.output_item.added",
+                **at,
+                "item": item | ({"arguments": ""} if called else {"content": []}),
+            },
         ]
-        said = [tokens_comment(script, headers, n) + named({"type": f"{kind}.delta", **at, "delta": p}) for n, p in enumerate(pieces)]
+        said = [
+            tokens_comment(script, headers, n) + named({"type": f"{kind}.delta", **at, "delta": p})
+            for n, p in enumerate(pieces)
+        ]
         closed: list[Json] = [
             {"type": f"{kind}.done", **at, "arguments" if called else "text": "".join(pieces)},
             {"type": "response.output_item.done", **at, "item": item},
@@ -86,9 +129,23 @@ class Responses:
 
     def _item(self, script: Script) -> Json:
         if script.tool_arguments is not None:
-            return {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "calc", "arguments": script.tool_arguments}
-        content: list[Json] = [{"type": "output_text", "text": "".join(script.words), "annotations": []}]
-        return {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": content}
+            return {
+                "type": "function_call",
+                "id": "fc_1",
+                "call_id": "call_1",
+                "name": "calc",
+                "arguments": script.tool_arguments,
+            }
+        content: list[Json] = [
+            {"type": "output_text", "text": "".join(script.words), "annotations": []}
+        ]
+        return {
+            "type": "message",
+            "id": "msg_1",
+            "role": "assistant",
+            "status": "completed",
+            "content": content,
+        }
 
     def _response(self, body: Json, script: Script, status: str) -> Json:
         over = status == "completed"
@@ -114,7 +171,12 @@ class Embeddings:
     def whole(self, body: Json, headers: Mapping[str, str], script: Script) -> Json:
         """See Api."""
         data = [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}]
-        return {"object": "list", "model": body["model"], "data": data, "usage": {"prompt_tokens": 3, "total_tokens": 3}}
+        return {
+            "object": "list",
+            "model": body["model"],
+            "data": data,
+            "usage": {"prompt_tokens": 3, "total_tokens": 3},
+        }
 
     def events(self, body: Json, headers: Mapping[str, str], script: Script) -> list[bytes]:
         """Never a stream."""

@@ -1,7 +1,9 @@
-"""An OpenAI-compatible upstream that does what a test tells it: a real aiohttp server on a port of its own, in this process.
+"""An OpenAI-compatible upstream that does what a test tells it: a real aiohttp server on a port of
+its own, in this process.
 
-It answers like vLLM (token ids, log-probabilities, versions) or like others (none of these), fails in every way that is asked
-of it, and can withhold the rest of a stream until the test says that the client has what was sent so far.
+It answers like vLLM (token ids, log-probabilities, versions) or like others (none of these), fails
+in every way that is asked of it, and can withhold the rest of a stream until the test says that the
+client has what was sent so far.
 """
 
 from __future__ import annotations
@@ -77,14 +79,25 @@ class Stub:
                 self.cancelled.set()
                 raise
         if script.status != 200:
-            error = {"message": script.error, "type": "BadRequestError", "param": None, "code": script.status}
+            error = {
+                "message": script.error,
+                "type": "BadRequestError",
+                "param": None,
+                "code": script.status,
+            }
             return web.json_response({"error": error}, status=script.status)
         if body.get("stream") and not isinstance(api, Embeddings):
             return await self._stream(request, body, script, api)
-        return web.json_response(api.whole(body, request.headers, script), headers=_version_headers(script, last=True))
+        return web.json_response(
+            api.whole(body, request.headers, script), headers=_version_headers(script, last=True)
+        )
 
-    async def _stream(self, request: web.Request, body: dict[str, Any], script: Script, api: Api) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"content-type": "text/event-stream", **_version_headers(script, last=False)})
+    async def _stream(
+        self, request: web.Request, body: dict[str, Any], script: Script, api: Api
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(
+            headers={"content-type": "text/event-stream", **_version_headers(script, last=False)}
+        )
         await response.prepare(request)
         try:
             for number, event in enumerate(api.events(body, request.headers, script)):
@@ -124,19 +137,41 @@ async def _refuses_nonsense(request: web.Request, handler: Handler) -> web.Strea
     number = body.get("n") or 1
     if not isinstance(number, int) or not 1 <= number <= 16:
         return web.json_response(
-            {"error": {"message": "n is out of range", "type": "BadRequestError", "param": "n", "code": 400}}, status=400
+            {
+                "error": {
+                    "message": "n is out of range",
+                    "type": "BadRequestError",
+                    "param": "n",
+                    "code": 400,
+                }
+            },
+            status=400,
         )
     try:
         return await handler(request)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        return web.json_response({"error": {"message": repr(error), "type": "BadRequestError", "param": None, "code": 400}}, status=400)
+        return web.json_response(
+            {
+                "error": {
+                    "message": repr(error),
+                    "type": "BadRequestError",
+                    "param": None,
+                    "code": 400,
+                }
+            },
+            status=400,
+        )
 
 
 @asynccontextmanager
 async def running_stub() -> AsyncGenerator[Stub]:
     """A stub on a free port of 127.0.0.1."""
     stub = Stub()
-    app = web.Application(client_max_size=64 * 1024 * 1024, handler_args={"handler_cancellation": True}, middlewares=[_refuses_nonsense])
+    app = web.Application(
+        client_max_size=64 * 1024 * 1024,
+        handler_args={"handler_cancellation": True},
+        middlewares=[_refuses_nonsense],
+    )
     for path in APIS:
         app.router.add_post(path, stub.answer)
     app.router.add_get("/health", _healthy)

@@ -1,4 +1,6 @@
-"""LoRA adapters, one per role, in a real vLLM: loaded by the applier from the log, asked for by the gateway, equal to Hugging Face's."""
+"""LoRA adapters, one per role, in a real vLLM: loaded by the applier from the log, asked for by the
+gateway, equal to Hugging Face's.
+"""
 
 # transformers and safetensors are annotated in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -51,7 +53,10 @@ class Bench:
     def __init__(self, kafka: LocalKafka, vllm: LocalVllm, topic_prefix: str, folder: Path) -> None:
         self.vllm = vllm
         self.settings = KafkaSettings.model_validate(
-            {"KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers, "FULGURITE_TOPIC_PREFIX": topic_prefix}
+            {
+                "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+                "FULGURITE_TOPIC_PREFIX": topic_prefix,
+            }
         )
         create_topics(self.settings)
         self.codec = Codec()
@@ -66,7 +71,12 @@ class Bench:
             "FULGURITE_LORA_POLICIES": "writer,checker",
             "FULGURITE_MODEL": str(tiny_model()),
         }
-        spec = ProcessSpec(name="applier", argv=[sys.executable, "-m", "services.applier.main"], log=self.log, env=env)
+        spec = ProcessSpec(
+            name="applier",
+            argv=[sys.executable, "-m", "services.applier.main"],
+            log=self.log,
+            env=env,
+        )
         self.process = self.supervisor.add(spec)
 
     def close(self) -> None:
@@ -80,8 +90,12 @@ class Bench:
         )  # fmt: skip
         self.producer.publish_sync(POLICY_UPDATES, policy, event)
 
-    def update(self, policy: str, step: int, adapter: Adapter, logprobs: list[float] | None = None) -> None:
-        probe = Probe(token_ids=pack_ids(PROBE_IDS), logprobs=pack_logprobs(logprobs or adapter.logprobs()))
+    def update(
+        self, policy: str, step: int, adapter: Adapter, logprobs: list[float] | None = None
+    ) -> None:
+        probe = Probe(
+            token_ids=pack_ids(PROBE_IDS), logprobs=pack_logprobs(logprobs or adapter.logprobs())
+        )
         event = PolicyUpdate(
             event_id=derive_id("update", policy, step), event_time=1, policy=policy, kind=UpdateKind.update, epoch=1, step=step,
             version=f"{policy}@1.{step}", learner_id="l", artifact=adapter.artifact(), probe=probe, trained_actions=1,
@@ -89,9 +103,17 @@ class Bench:
         self.producer.publish_sync(POLICY_UPDATES, policy, event)
 
     def route(self, alias: str, **shares: float) -> None:
-        targets = tuple(RouteTarget(policy="writer", version=f"writer@1.{step[1:]}", weight=share) for step, share in shares.items())
+        targets = tuple(
+            RouteTarget(policy="writer", version=f"writer@1.{step[1:]}", weight=share)
+            for step, share in shares.items()
+        )
         event = PolicyRoute(
-            event_id=derive_id("route", alias, *shares), event_time=1, alias=alias, targets=targets, reason="test", author="test"
+            event_id=derive_id("route", alias, *shares),
+            event_time=1,
+            alias=alias,
+            targets=targets,
+            reason="test",
+            author="test",
         )
         self.producer.publish_sync(POLICY_ROUTES, alias, event)
 
@@ -100,7 +122,11 @@ class Bench:
 
     def events(self) -> list[PolicyApplied]:
         with contextlib.suppress(LogUnavailable):
-            return [r.event for r in read_all(self.settings, POLICY_APPLIED, self.codec) if isinstance(r.event, PolicyApplied)]
+            return [
+                r.event
+                for r in read_all(self.settings, POLICY_APPLIED, self.codec)
+                if isinstance(r.event, PolicyApplied)
+            ]
         return []
 
     def wait_for(self, holds: Callable[[list[tuple[str, ApplyOutcome]]], bool]) -> None:
@@ -110,7 +136,9 @@ class Bench:
             time.sleep(0.1)
 
     def wait_applied(self, *versions: str, times: int = 1) -> None:
-        self.wait_for(lambda told: all(told.count((v, ApplyOutcome.applied)) >= times for v in versions))
+        self.wait_for(
+            lambda told: all(told.count((v, ApplyOutcome.applied)) >= times for v in versions)
+        )
 
     def listed(self) -> set[str]:
         async def ask() -> set[str]:
@@ -121,7 +149,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(kafka: LocalKafka, vllm_tiny: LocalVllm, topic_prefix: str, tmp_path: Path) -> Iterator[Bench]:
+def bench(
+    kafka: LocalKafka, vllm_tiny: LocalVllm, topic_prefix: str, tmp_path: Path
+) -> Iterator[Bench]:
     bench = Bench(kafka, vllm_tiny, topic_prefix, tmp_path)
     yield bench
     bench.close()
@@ -133,7 +163,12 @@ def difference(one: list[float], other: list[float]) -> float:
 
 
 async def chat(gateway: Gateway, alias: str, key: str) -> tuple[dict[str, Any], dict[str, str]]:
-    body = {"model": alias, "messages": [{"role": "user", "content": "what?"}], "max_tokens": 12, "temperature": 1}
+    body = {
+        "model": alias,
+        "messages": [{"role": "user", "content": "what?"}],
+        "max_tokens": 12,
+        "temperature": 1,
+    }
     async with gateway.post("/v1/chat/completions", body, key) as response:
         reply = await response.json()
         assert response.status == 200, reply
@@ -147,15 +182,24 @@ async def recorded_logprobs(gateway: Gateway, group: dict[str, Any], model: Any)
     assert call.prompt_token_ids is not None
     assert choice.token_ids is not None
     assert choice.logprobs is not None
-    prompt, answer = unpack_ids(call.prompt_token_ids).tolist(), unpack_ids(choice.token_ids).tolist()
+    prompt, answer = (
+        unpack_ids(call.prompt_token_ids).tolist(),
+        unpack_ids(choice.token_ids).tolist(),
+    )
     expected = hugging_face_logprobs(model, prompt + answer)[len(prompt) - 1 :]
     return difference(unpack_logprobs(choice.logprobs).tolist(), expected)
 
 
-async def test_two_roles_on_one_engine_each_with_its_own_adapter(bench: Bench, adapters: list[Adapter], tmp_path: Path) -> None:
+async def test_two_roles_on_one_engine_each_with_its_own_adapter(
+    bench: Bench, adapters: list[Adapter], tmp_path: Path
+) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
     first, second = adapters[:2]
-    assert difference(first.logprobs(), second.logprobs()) > 0.3 < difference(first.logprobs(), hugging_face_logprobs(base, PROBE_IDS))
+    assert (
+        difference(first.logprobs(), second.logprobs())
+        > 0.3
+        < difference(first.logprobs(), hugging_face_logprobs(base, PROBE_IDS))
+    )
     bench.process.start()
     await asyncio.to_thread(bench.wait_applied, "policy@0.0")  # whatever the tests before have left
     env = {
@@ -163,12 +207,18 @@ async def test_two_roles_on_one_engine_each_with_its_own_adapter(bench: Bench, a
         "FULGURITE_LORA_POLICIES": "writer,checker",
         "VLLM_BASE_URL": f"east={bench.vllm.base_url}",
     }
-    async with running_gateway(bench.settings, bench.vllm.base_url, tmp_path, make_topics=False, **env) as gateway:
+    async with running_gateway(
+        bench.settings, bench.vllm.base_url, tmp_path, make_topics=False, **env
+    ) as gateway:
 
         async def answer(alias: str, model: Any) -> tuple[float, str, dict[str, Any]]:
             group = await gateway.declare(n=1, task={}, mode="train", alias=alias)
             reply, headers = await chat(gateway, alias, group["rollouts"][0]["api_key"])
-            return await recorded_logprobs(gateway, group, model), headers["x-fulgurite-version"], reply
+            return (
+                await recorded_logprobs(gateway, group, model),
+                headers["x-fulgurite-version"],
+                reply,
+            )
 
         # Before any update every role is the base model, each under its own policy's name.
         assert (await answer("sql", base))[1] == "writer@0.0"
@@ -178,14 +228,21 @@ async def test_two_roles_on_one_engine_each_with_its_own_adapter(bench: Bench, a
         await asyncio.to_thread(bench.wait_applied, "writer@1.1", "checker@1.1")
         await known(gateway, "writer", "writer@1.1")
         await known(gateway, "checker", "checker@1.1")
-        for alias, adapter, version in (("sql", first, "writer@1.1"), ("judge", second, "checker@1.1")):
+        for alias, adapter, version in (
+            ("sql", first, "writer@1.1"),
+            ("judge", second, "checker@1.1"),
+        ):
             found, told, reply = await answer(alias, adapter.model)
             assert (told, reply["model"]) == (version, alias)
             assert found < 0.1
         found, told, _ = await answer("policy", base)
         assert (found < 0.1, told) == (True, "policy@0.0")
         calls = {call.alias: call for call in await gateway.calls()}
-        assert (calls["judge"].policy, calls["judge"].version_last, calls["judge"].backend) == ("checker", "checker@1.1", "east")
+        assert (calls["judge"].policy, calls["judge"].version_last, calls["judge"].backend) == (
+            "checker",
+            "checker@1.1",
+            "east",
+        )
 
         # A route pins an old version; the newest stays loaded beside it.
         bench.update("writer", 2, second)
@@ -207,7 +264,9 @@ async def known(gateway: Gateway, policy: str, version: str) -> None:
     raise AssertionError(f"the gateway does not know that {version} is served")
 
 
-def test_old_versions_are_retired_and_pinned_ones_never(bench: Bench, adapters: list[Adapter]) -> None:
+def test_old_versions_are_retired_and_pinned_ones_never(
+    bench: Bench, adapters: list[Adapter]
+) -> None:
     bench.process.start()
     bench.claim("writer")
     bench.route("sql", v1=0.5, v9=0.5)
@@ -219,7 +278,9 @@ def test_old_versions_are_retired_and_pinned_ones_never(bench: Bench, adapters: 
     assert ("writer@1.1", ApplyOutcome.retired) not in bench.told()
 
 
-def test_a_damaged_adapter_and_a_wrong_one_are_told_and_not_served(bench: Bench, adapters: list[Adapter], tmp_path: Path) -> None:
+def test_a_damaged_adapter_and_a_wrong_one_are_told_and_not_served(
+    bench: Bench, adapters: list[Adapter], tmp_path: Path
+) -> None:
     damaged = Adapter(tmp_path / "damaged", 9)
     bench.process.start()
     bench.claim("writer")
@@ -234,7 +295,11 @@ def test_a_damaged_adapter_and_a_wrong_one_are_told_and_not_served(bench: Bench,
     bench.wait_for(lambda told: ("writer@1.4", ApplyOutcome.failed) in told)
     bench.route("sql", v1=1.0)
     bench.wait_for(lambda told: ("writer@1.1", ApplyOutcome.failed) in told)
-    errors = {event.version: str(event.error) for event in bench.events() if event.outcome is ApplyOutcome.failed}
+    errors = {
+        event.version: str(event.error)
+        for event in bench.events()
+        if event.outcome is ApplyOutcome.failed
+    }
     assert "SHA-256" in errors["writer@1.1"]
     assert "log-probabilities" in errors["writer@1.4"]
     assert bench.listed() == {"writer@1.3"}

@@ -1,4 +1,6 @@
-"""The real applier process between a real log and a real vLLM: what is published is served, proved, and survives restarts."""
+"""The real applier process between a real log and a real vLLM: what is published is served, proved,
+and survives restarts.
+"""
 
 # transformers and safetensors are annotated in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -55,13 +57,21 @@ class Weights:
         self.path = folder / "model.safetensors"
         torch.manual_seed(seed)
         tensors = load_file(base / "model.safetensors")
-        changed = {name: (t.float() * (1 + 0.3 * torch.randn_like(t.float()))).to(t.dtype) for name, t in tensors.items()}
+        changed = {
+            name: (t.float() * (1 + 0.3 * torch.randn_like(t.float()))).to(t.dtype)
+            for name, t in tensors.items()
+        }
         save_file(changed, self.path, metadata={"format": "pt"})
         self.sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
         self.logprobs = hugging_face_logprobs(folder)
 
     def artifact(self) -> Artifact:
-        return Artifact(uri=self.path.as_uri(), sha256=self.sha256, size=self.path.stat().st_size, format=ArtifactFormat.full)
+        return Artifact(
+            uri=self.path.as_uri(),
+            sha256=self.sha256,
+            size=self.path.stat().st_size,
+            format=ArtifactFormat.full,
+        )
 
     def probe(self) -> Probe:
         return Probe(token_ids=pack_ids(PROBE_IDS), logprobs=pack_logprobs(self.logprobs))
@@ -86,7 +96,10 @@ class Bench:
     def __init__(self, kafka: LocalKafka, vllm: LocalVllm, topic_prefix: str, folder: Path) -> None:
         self.vllm = vllm
         self.settings = KafkaSettings.model_validate(
-            {"KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers, "FULGURITE_TOPIC_PREFIX": topic_prefix}
+            {
+                "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+                "FULGURITE_TOPIC_PREFIX": topic_prefix,
+            }
         )
         create_topics(self.settings)
         self.codec = Codec()
@@ -119,7 +132,9 @@ class Bench:
         )  # fmt: skip
         self.producer.publish_sync(POLICY_UPDATES, "policy", event)
 
-    def update(self, epoch: int, step: int, artifact: Artifact, probe: Probe, learner: str = LEARNER) -> None:
+    def update(
+        self, epoch: int, step: int, artifact: Artifact, probe: Probe, learner: str = LEARNER
+    ) -> None:
         event = PolicyUpdate(
             event_id=derive_id("update", epoch, step, learner), event_time=1, policy="policy", kind=UpdateKind.update, epoch=epoch,
             step=step, version=f"policy@{epoch}.{step}", learner_id=learner, artifact=artifact, probe=probe, trained_actions=1,
@@ -127,7 +142,9 @@ class Bench:
         self.producer.publish_sync(POLICY_UPDATES, "policy", event)
 
     def adapter(self, version: str, artifact: Artifact) -> None:
-        """The first update of another policy, without a probe: what it gives depends on the weights below it."""
+        """The first update of another policy, without a probe: what it gives depends on the weights
+        below it.
+        """
         policy = version.partition("@")[0]
         claim = PolicyUpdate(
             event_id=derive_id("claim", policy), event_time=1, policy=policy, kind=UpdateKind.claim, epoch=1, step=0, learner_id=LEARNER,
@@ -143,14 +160,23 @@ class Bench:
     def route(self, version: str | None) -> None:
         target = RouteTarget(policy="policy", version=version, weight=1.0)
         event = PolicyRoute(
-            event_id=derive_id("route", str(version)), event_time=1, alias="policy", targets=(target,), reason="test", author="test"
+            event_id=derive_id("route", str(version)),
+            event_time=1,
+            alias="policy",
+            targets=(target,),
+            reason="test",
+            author="test",
         )
         self.producer.publish_sync(POLICY_ROUTES, "policy", event)
 
     def told(self) -> list[PolicyApplied]:
         """What the applier has written; nothing as long as a new topic has no leader."""
         with contextlib.suppress(LogUnavailable):
-            return [r.event for r in read_all(self.settings, POLICY_APPLIED, self.codec) if isinstance(r.event, PolicyApplied)]
+            return [
+                r.event
+                for r in read_all(self.settings, POLICY_APPLIED, self.codec)
+                if isinstance(r.event, PolicyApplied)
+            ]
         return []
 
     def wait_for(self, holds: Callable[[list[PolicyApplied]], bool]) -> list[PolicyApplied]:
@@ -185,7 +211,9 @@ class Bench:
 
 
 @pytest.fixture
-def bench(kafka: LocalKafka, vllm_tiny: LocalVllm, topic_prefix: str, tmp_path: Path) -> Iterator[Bench]:
+def bench(
+    kafka: LocalKafka, vllm_tiny: LocalVllm, topic_prefix: str, tmp_path: Path
+) -> Iterator[Bench]:
     bench = Bench(kafka, vllm_tiny, topic_prefix, tmp_path)
     yield bench
     bench.close()
@@ -195,7 +223,9 @@ def difference(one: list[float], other: list[float]) -> float:
     return float(np.abs(np.subtract(one, other)).mean())
 
 
-def test_an_update_is_served_and_proved_and_the_newest_of_several_wins(bench: Bench, weights: list[Weights]) -> None:
+def test_an_update_is_served_and_proved_and_the_newest_of_several_wins(
+    bench: Bench, weights: list[Weights]
+) -> None:
     first, second = weights
     bench.process.start()
     bench.claim(1)
@@ -216,7 +246,9 @@ def test_an_update_is_served_and_proved_and_the_newest_of_several_wins(bench: Be
     assert "policy@1.2" not in [event.version for event in bench.told()]
 
 
-def test_a_damaged_file_and_a_wrong_probe_are_told_and_the_old_version_stays(bench: Bench, weights: list[Weights], tmp_path: Path) -> None:
+def test_a_damaged_file_and_a_wrong_probe_are_told_and_the_old_version_stays(
+    bench: Bench, weights: list[Weights], tmp_path: Path
+) -> None:
     first, second = weights
     damaged = tmp_path / "damaged.safetensors"
     content = second.path.read_bytes()
@@ -230,7 +262,12 @@ def test_a_damaged_file_and_a_wrong_probe_are_told_and_the_old_version_stays(ben
 
     bench.update(1, 2, first.artifact(), first.probe())
     bench.wait_applied("policy@1.2")
-    artifact = Artifact(uri=damaged.as_uri(), sha256=second.sha256, size=damaged.stat().st_size, format=ArtifactFormat.full)
+    artifact = Artifact(
+        uri=damaged.as_uri(),
+        sha256=second.sha256,
+        size=damaged.stat().st_size,
+        format=ArtifactFormat.full,
+    )
     bench.update(1, 3, artifact, second.probe())
     assert "SHA-256" in str(bench.wait_failed("policy@1.3").error)
     assert difference(bench.serves("policy@1.2"), first.logprobs) < 0.1
@@ -242,7 +279,9 @@ def test_a_damaged_file_and_a_wrong_probe_are_told_and_the_old_version_stays(ben
     assert [event.outcome for event in bench.told()].count(ApplyOutcome.failed) == 3
 
 
-def test_a_superseded_learner_is_ignored_and_a_route_pins_a_version(bench: Bench, weights: list[Weights]) -> None:
+def test_a_superseded_learner_is_ignored_and_a_route_pins_a_version(
+    bench: Bench, weights: list[Weights]
+) -> None:
     first, second = weights
     bench.process.start()
     bench.claim(1)
@@ -262,24 +301,42 @@ def test_a_superseded_learner_is_ignored_and_a_route_pins_a_version(bench: Bench
     assert not {"policy@1.9", "policy@2.1"} & {event.version for event in bench.told()}
 
 
-def test_no_key_or_value_of_old_weights_outlives_an_update_under_load(bench: Bench, weights: list[Weights]) -> None:
-    """While a request runs, vLLM keeps its prefix cache unless it is told to drop the request's blocks too."""
+def test_no_key_or_value_of_old_weights_outlives_an_update_under_load(
+    bench: Bench, weights: list[Weights]
+) -> None:
+    """While a request runs, vLLM keeps its prefix cache unless it is told to drop the request's
+    blocks too.
+    """
     first = weights[0]
     prompt = "a prompt that is long enough to fill several blocks of the cache, " * 8
 
     def post(path: str, body: dict[str, object]) -> urllib.request.Request:
         data = json.dumps(body).encode()
-        return urllib.request.Request(bench.vllm.base_url + path, data, {"Content-Type": "application/json"})
+        return urllib.request.Request(
+            bench.vllm.base_url + path, data, {"Content-Type": "application/json"}
+        )
 
     def first_logprobs() -> list[float]:
-        body: dict[str, object] = {"model": "policy", "prompt": prompt, "max_tokens": 4, "temperature": 0, "logprobs": 0}
+        body: dict[str, object] = {
+            "model": "policy",
+            "prompt": prompt,
+            "max_tokens": 4,
+            "temperature": 0,
+            "logprobs": 0,
+        }
         with urllib.request.urlopen(post("/v1/completions", body), timeout=60) as reply:
             return json.load(reply)["choices"][0]["logprobs"]["token_logprobs"]
 
     bench.process.start()
     bench.claim(1)
     before = first_logprobs()
-    long: dict[str, object] = {"model": "policy", "prompt": prompt, "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    long: dict[str, object] = {
+        "model": "policy",
+        "prompt": prompt,
+        "max_tokens": 1000,
+        "ignore_eos": True,
+        "stream": True,
+    }
     with urllib.request.urlopen(post("/v1/completions", long), timeout=60) as stream:
         stream.readline()
         bench.update(1, 1, first.artifact(), first.probe())
@@ -287,13 +344,17 @@ def test_no_key_or_value_of_old_weights_outlives_an_update_under_load(bench: Ben
         under_load = first_logprobs()
         chunks = sum(line.startswith(b"data: {") for line in stream)
     assert chunks >= 900, "the request in flight was cut off"
-    with urllib.request.urlopen(post("/reset_prefix_cache?reset_running_requests=true", {}), timeout=60):
+    with urllib.request.urlopen(
+        post("/reset_prefix_cache?reset_running_requests=true", {}), timeout=60
+    ):
         anew = first_logprobs()
     assert difference(before, anew) > 0.1
     assert difference(under_load, anew) < 0.02
 
 
-def test_an_update_that_an_applier_left_half_done_is_taken_up(bench: Bench, weights: list[Weights]) -> None:
+def test_an_update_that_an_applier_left_half_done_is_taken_up(
+    bench: Bench, weights: list[Weights]
+) -> None:
     async def leave_half_done() -> None:
         async with Engine(bench.vllm.base_url) as engine:
             await engine._call("POST", "/pause", params={"mode": "keep"})  # pyright: ignore[reportPrivateUsage]
@@ -309,7 +370,9 @@ def test_an_update_that_an_applier_left_half_done_is_taken_up(bench: Bench, weig
 
 @contextlib.contextmanager
 def traffic(bench: Bench, folder: Path) -> Generator[list[str | None]]:
-    """Agents that call through a gateway all the time, whether the engine is there or not: the versions of the answers, as they come."""
+    """Agents that call through a gateway all the time, whether the engine is there or not: the
+    versions of the answers, as they come.
+    """
     versions: list[str | None] = []
     over = threading.Event()
 
@@ -322,10 +385,16 @@ def traffic(bench: Bench, folder: Path) -> Generator[list[str | None]]:
             await asyncio.sleep(0.01)
 
     async def run() -> None:
-        async with running_gateway(bench.settings, bench.vllm.base_url, folder, make_topics=False) as gateway:
+        async with running_gateway(
+            bench.settings, bench.vllm.base_url, folder, make_topics=False
+        ) as gateway:
             await asyncio.gather(*(agent(gateway) for _ in range(3)))
-            answered = [call for call in await gateway.calls() if call.outcome is CallOutcome.success]
-            versions.extend(version for call in answered for version in (call.version_first, call.version_last))
+            answered = [
+                call for call in await gateway.calls() if call.outcome is CallOutcome.success
+            ]
+            versions.extend(
+                version for call in answered for version in (call.version_first, call.version_last)
+            )
 
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
@@ -344,7 +413,9 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_restarted_engine_is_brought_back_with_its_adapters(bench: Bench, weights: list[Weights], tmp_path: Path) -> None:
+def test_a_restarted_engine_is_brought_back_with_its_adapters(
+    bench: Bench, weights: list[Weights], tmp_path: Path
+) -> None:
     async def adapted() -> list[float]:
         async with Engine(bench.vllm.base_url) as engine:
             assert await engine.adapters() == ["writer@1.1"]

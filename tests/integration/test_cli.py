@@ -62,12 +62,21 @@ class Cli:
         }
         self.environment.pop("VLLM_BASE_URL", None)
         self.settings = KafkaSettings.model_validate(
-            {"KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers, "FULGURITE_TOPIC_PREFIX": topic_prefix}
+            {
+                "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+                "FULGURITE_TOPIC_PREFIX": topic_prefix,
+            }
         )
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         argv = [str(Path(sys.executable).with_name("fulgurite")), *arguments]
-        return subprocess.run(argv, capture_output=True, text=True, env={**self.environment, **environment}, check=False)
+        return subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            env={**self.environment, **environment},
+            check=False,
+        )
 
 
 @pytest.fixture
@@ -76,20 +85,32 @@ def cli(kafka: LocalKafka, topic_prefix: str) -> Cli:
 
 
 def group_events() -> tuple[list[tuple[Topic, Event]], list[tuple[Topic, Event]]]:
-    """A group of four actions; one rollout is rewarded and trained, the other has no reward. What the services write, but one entry."""
+    """A group of four actions; one rollout is rewarded and trained, the other has no reward. What
+    the services write, but one entry.
+    """
     declared = make_declared(1, 2)
     calls = [make_call(1, index, turn, prompt=[1, turn]) for index in range(2) for turn in range(2)]
-    events: list[tuple[Topic, Event]] = [(AGENT_STATUS, declared), *((LLM_CALLS, call) for call in calls)]
+    events: list[tuple[Topic, Event]] = [
+        (AGENT_STATUS, declared),
+        *((LLM_CALLS, call) for call in calls),
+    ]
     rewards: list[AgentReward] = [make_reward(1, 0)]
     episodes: list[Episode] = []
     for index in range(2):
-        inputs: list[AgentStatus | LlmCall] = [declared, *calls[2 * index : 2 * index + 2], make_status(1, index)]
+        inputs: list[AgentStatus | LlmCall] = [
+            declared,
+            *calls[2 * index : 2 * index + 2],
+            make_status(1, index),
+        ]
         episode = stitch(inputs)
         assert episode is not None
         episodes.append(episode)
         events.append((EPISODES, episode))
     outputs = close_group(group_id(1), declared.declaration, episodes, rewards)
-    events += [(TRAINING_LEDGER if isinstance(event, LedgerEntry) else TRAJECTORIES, event) for event in outputs]
+    events += [
+        (TRAINING_LEDGER if isinstance(event, LedgerEntry) else TRAJECTORIES, event)
+        for event in outputs
+    ]
     rows = [event for event in outputs if isinstance(event, Trajectory)]
     trained = tuple(action_id(a.call_id, a.choice) for row in rows for a in row.actions if a.loss)
     twice = LedgerEntry(
@@ -97,7 +118,13 @@ def group_events() -> tuple[list[tuple[Topic, Event]], list[tuple[Topic, Event]]
         version="policy@1.1", source="learner",
     )  # fmt: skip
     stale = LedgerEntry(
-        event_id="other", event_time=1, policy="policy", group_id=group_id(1), term=LedgerTerm.stale, actions=trained[:1], source="learner"
+        event_id="other",
+        event_time=1,
+        policy="policy",
+        group_id=group_id(1),
+        term=LedgerTerm.stale,
+        actions=trained[:1],
+        source="learner",
     )
     return [*events, (TRAINING_LEDGER, twice)], [(TRAINING_LEDGER, stale)]
 
@@ -149,7 +176,9 @@ def test_rollouts_are_listed_exported_and_live_ones_told(cli: Cli, tmp_path: Pat
     rows = json.loads(cli("rollouts", "list", "--since", "all", "--json").stdout)
     said = sorted((row["mode"], row["answer"][:6]) for row in rows)
     assert said == [("live", "answer"), ("train", "answer"), ("train", "answer")]
-    paid = json.loads(cli("rollouts", "list", "--since", "all", "--reward-above", "0.5", "--json").stdout)
+    paid = json.loads(
+        cli("rollouts", "list", "--since", "all", "--reward-above", "0.5", "--json").stdout
+    )
     assert [row["reward"] for row in paid] == [1.0]
     table = cli("rollouts", "list", "--since", "all", "--text", "answer").stdout
     assert all(column in table for column in ("last answer", "version", "policy@0.0", "failure"))
@@ -199,7 +228,9 @@ def test_a_route_is_set_shown_and_taken_back(cli: Cli) -> None:
     assert (again.returncode, "no route is set for 'policy'" in again.stderr) == (1, True)
 
 
-def applied(version: str, outcome: ApplyOutcome, previous: str | None = None, error: str | None = None) -> PolicyApplied:
+def applied(
+    version: str, outcome: ApplyOutcome, previous: str | None = None, error: str | None = None
+) -> PolicyApplied:
     return PolicyApplied(
         event_id=f"{version}{outcome}{previous}", event_time=1, policy="policy", backend="vllm", engine_id="e", version=version,
         previous=previous, outcome=outcome, error=error, seconds=0.1,
@@ -209,37 +240,73 @@ def applied(version: str, outcome: ApplyOutcome, previous: str | None = None, er
 def test_a_route_says_whether_it_took_effect(cli: Cli) -> None:
     cli("topics", "create")
     claim = PolicyUpdate(
-        event_id="c", event_time=1, policy="policy", kind=UpdateKind.claim, epoch=1, step=0, learner_id="l", trained_actions=0
+        event_id="c",
+        event_time=1,
+        policy="policy",
+        kind=UpdateKind.claim,
+        epoch=1,
+        step=0,
+        learner_id="l",
+        trained_actions=0,
     )
-    update = msgspec.structs.replace(claim, event_id="u", kind=UpdateKind.update, step=1, version="policy@1.1")
+    update = msgspec.structs.replace(
+        claim, event_id="u", kind=UpdateKind.update, step=1, version="policy@1.1"
+    )
     publish(cli.settings, [(POLICY_UPDATES, claim), (POLICY_UPDATES, update)])
     publish(cli.settings, [(POLICY_APPLIED, applied("policy@1.1", ApplyOutcome.applied))])
     done = cli("routes", "set", "policy", "policy@1.1")
     assert (done.returncode, "policy@1.1: served by vllm" in done.stdout) == (0, True)
 
-    argv = [str(Path(sys.executable).with_name("fulgurite")), "routes", "set", "policy", "policy@0.0", "--wait", "60"]
+    argv = [
+        str(Path(sys.executable).with_name("fulgurite")),
+        "routes",
+        "set",
+        "policy",
+        "policy@0.0",
+        "--wait",
+        "60",
+    ]
     waiting = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=cli.environment)
     assert waiting.stdout is not None
     assert "policy@0.0=1" in waiting.stdout.readline()
-    refused = applied("policy@0.0", ApplyOutcome.failed, "policy@1.1", "the base model's folder is not known")
+    refused = applied(
+        "policy@0.0", ApplyOutcome.failed, "policy@1.1", "the base model's folder is not known"
+    )
     publish(cli.settings, [(POLICY_APPLIED, refused)])
     told = waiting.communicate(timeout=60)[0]
     assert waiting.returncode == 1
-    assert "vllm cannot serve policy@0.0: the base model's folder is not known. It goes on with policy@1.1." in told
+    assert (
+        "vllm cannot serve policy@0.0: the base model's folder is not known. It goes on with "
+        "policy@1.1." in told
+    )
     late = cli("routes", "set", "policy", "policy@0.0", "--wait", "0.2")
     assert (late.returncode, "still serves policy@1.1 after 0.2 s" in late.stdout) == (1, True)
 
 
 def test_no_broker_is_said_plainly(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     worker = ("reward-worker", "--reward", "builtin:f1")
-    commands = (("topics", "create"), ("status",), ("ledger",), ("routes", "list"), ("rollouts", "list"), worker)
+    commands = (
+        ("topics", "create"),
+        ("status",),
+        ("ledger",),
+        ("routes", "list"),
+        ("rollouts", "list"),
+        worker,
+    )
     for command in commands:
-        done = CliRunner().invoke(app, list(command), env=cli.environment | {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9,localhost:9"})
+        done = CliRunner().invoke(
+            app,
+            list(command),
+            env=cli.environment | {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9,localhost:9"},
+        )
         assert done.exit_code in (1, 2)
         # What libraries say past Python would be here.
         assert capfd.readouterr() == ("", "")
         [line] = (done.stdout + done.stderr).splitlines()
-        assert "no Kafka broker answers at 127.0.0.1:9,localhost:9 (KAFKA_BOOTSTRAP_SERVERS): [Errno 111] Connection refused" in line
+        assert (
+            "no Kafka broker answers at 127.0.0.1:9,localhost:9 (KAFKA_BOOTSTRAP_SERVERS): "
+            "[Errno 111] Connection refused" in line
+        )
 
 
 def test_topics_are_listed_with_what_they_hold(cli: Cli) -> None:
@@ -251,7 +318,9 @@ def test_topics_are_listed_with_what_they_hold(cli: Cli) -> None:
     done = cli("topics", "list")
     assert done.returncode == 0, done.stdout
     rows = {
-        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]] for line in done.stdout.splitlines() if "│" in line
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[2:-1]]
+        for line in done.stdout.splitlines()
+        if "│" in line
     }
     prefix = cli.settings.topic_prefix
     assert rows[f"{prefix}llm.calls"] == ["LlmCall", "group", "8", "4", "30 days"]

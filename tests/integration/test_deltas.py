@@ -1,4 +1,6 @@
-"""Deltas and claim checks from gateway to aggregator: episodes are whole; what cannot be made whole is a dead letter with its actions."""
+"""Deltas and claim checks from gateway to aggregator: episodes are whole; what cannot be made whole
+is a dead letter with its actions.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,15 @@ def events(kafka: KafkaSettings, topic: Topic) -> list[Any]:
 
 
 def aggregator(kafka: KafkaSettings, log: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers, "FULGURITE_TOPIC_PREFIX": kafka.topic_prefix}
+    environment = {
+        **os.environ,
+        "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+        "FULGURITE_TOPIC_PREFIX": kafka.topic_prefix,
+    }
     with log.open("wb") as sink:
-        return subprocess.Popen([sys.executable, "-m", "services.aggregator.main"], stderr=sink, env=environment)
+        return subprocess.Popen(
+            [sys.executable, "-m", "services.aggregator.main"], stderr=sink, env=environment
+        )
 
 
 def wait_for(kafka: KafkaSettings, topic: Topic, count: int) -> list[Any]:
@@ -59,26 +67,42 @@ def wait_for(kafka: KafkaSettings, topic: Topic, count: int) -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-async def test_an_agents_turns_are_deltas_and_its_episode_is_whole(kafka: LocalKafka, tmp_path: Path, topic_prefix: str) -> None:
+async def test_an_agents_turns_are_deltas_and_its_episode_is_whole(
+    kafka: LocalKafka, tmp_path: Path, topic_prefix: str
+) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
     data = str(tmp_path / "data")
     sent: list[str] = []
     async with (
         running_stub() as stub,
-        running_gateway(settings, stub.url, tmp_path, FULGURITE_DATA_DIR=data, FULGURITE_CLAIM_CHECK_BYTES="100000") as gateway,
+        running_gateway(
+            settings,
+            stub.url,
+            tmp_path,
+            FULGURITE_DATA_DIR=data,
+            FULGURITE_CLAIM_CHECK_BYTES="100000",
+        ) as gateway,
     ):
         group = await gateway.declare(n=1, task={}, deadline_s=600)
         rollout = group["rollouts"][0]
         messages: list[dict[str, Any]] = []
         for turn in range(5):
-            image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 12_000_000}}
-            said = [{"type": "text", "text": f"question {turn} ☃ " * 100}, *([image] if turn == 4 else [])]
+            image = {
+                "type": "image_url",
+                "image_url": {"url": "data:image/png;base64," + "A" * 12_000_000},
+            }
+            said = [
+                {"type": "text", "text": f"question {turn} ☃ " * 100},
+                *([image] if turn == 4 else []),
+            ]
             messages.append({"role": "user", "content": said})
             sent.append(json.dumps({"model": "policy", "messages": messages}))
             status, reply = await gateway.json(CHAT, sent[-1].encode(), rollout["api_key"])
             assert status == 200, reply
             messages.append(reply["choices"][0]["message"])
-        await gateway.json(f"/v1/rollouts/{rollout['rollout_id']}/status", {"kind": "finished"}, rollout["api_key"])
+        await gateway.json(
+            f"/v1/rollouts/{rollout['rollout_id']}/status", {"kind": "finished"}, rollout["api_key"]
+        )
         logged: list[LlmCall] = await asyncio.to_thread(events, settings, LLM_CALLS)
         whole = await gateway.calls()
         assert [redeemed(call).request for call in whole] == sent
@@ -125,7 +149,9 @@ def archived_and_pruned(settings: KafkaSettings, folder: Path, sent: list[str]) 
     assert redeemed(group.episodes()[0].calls[4]).request == sent[4]
 
 
-def test_what_cannot_be_made_whole_is_a_dead_letter_and_the_ledger_balances(kafka: LocalKafka, tmp_path: Path, topic_prefix: str) -> None:
+def test_what_cannot_be_made_whole_is_a_dead_letter_and_the_ledger_balances(
+    kafka: LocalKafka, tmp_path: Path, topic_prefix: str
+) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
     create_topics(settings)
     producer = EventProducer(settings, CODEC, "test")
@@ -134,15 +160,27 @@ def test_what_cannot_be_made_whole_is_a_dead_letter_and_the_ledger_balances(kafk
         delivery = producer.publish_sync(topic, calls[0].group_id, event)
         return delivery.partition, delivery.offset
 
-    calls = [hashed(make_call(turn=turn, at=1_000 + turn, prompt=range(500 * (turn + 1)))) for turn in range(5)]
+    calls = [
+        hashed(make_call(turn=turn, at=1_000 + turn, prompt=range(500 * (turn + 1))))
+        for turn in range(5)
+    ]
     first = publish(LLM_CALLS, calls[0])
     good, _ = shorten(calls[1], [link_of(calls[0], *first)])
     second = publish(LLM_CALLS, good)
     # A parent that is a delta itself; one that is not there; one that is not what it was.
     deep, _ = shorten(calls[2], [link_of(calls[1], *second, depth=1)])
     publish(LLM_CALLS, deep)
-    missing, _ = shorten(calls[3], [link_of(make_call(turn=9, prompt=range(1_900)), first[0], 1_000)])
-    wrong, _ = shorten(calls[4], [link_of(msgspec.structs.replace(calls[0], prompt_token_ids=pack_ids(range(2_000))), *first)])
+    missing, _ = shorten(
+        calls[3], [link_of(make_call(turn=9, prompt=range(1_900)), first[0], 1_000)]
+    )
+    wrong, _ = shorten(
+        calls[4],
+        [
+            link_of(
+                msgspec.structs.replace(calls[0], prompt_token_ids=pack_ids(range(2_000))), *first
+            )
+        ],
+    )
     for call in (missing, wrong):
         assert call.parent is not None
         publish(LLM_CALLS, call)
@@ -150,7 +188,9 @@ def test_what_cannot_be_made_whole_is_a_dead_letter_and_the_ledger_balances(kafk
     publish(AGENT_STATUS, make_status(at=2_000))
     producer.close()
     reader = CallReader(settings, CODEC)
-    assert reader.whole(deep, lambda _call_id: None) == calls[2], "nobody remembers: both parents are read again"
+    assert reader.whole(deep, lambda _call_id: None) == calls[2], (
+        "nobody remembers: both parents are read again"
+    )
     process = aggregator(settings, tmp_path / "aggregator.log")
     try:
         letters: list[DeadLetter] = wait_for(settings, DEAD_LETTERS, 2)
@@ -159,10 +199,14 @@ def test_what_cannot_be_made_whole_is_a_dead_letter_and_the_ledger_balances(kafk
         process.terminate()
         assert process.wait(20) == 0
     assert list(episode.calls) == calls[:3]
-    assert [(letter.stage, letter.error_type, letter.partition) for letter in letters] == [("aggregator", "Rejected", first[0])] * 2
+    assert [(letter.stage, letter.error_type, letter.partition) for letter in letters] == [
+        ("aggregator", "Rejected", first[0])
+    ] * 2
     assert ["not in the log" in letter.error for letter in letters] == [True, False]
     assert ["has not the hash" in letter.error for letter in letters] == [False, True]
-    assert [letter.actions for letter in letters] == [(action_id(call.call_id, 0),) for call in calls[3:]]
+    assert [letter.actions for letter in letters] == [
+        (action_id(call.call_id, 0),) for call in calls[3:]
+    ]
     books = read_books(settings)
     assert (books.actions, books.terms["dead_lettered"], books.remainder) == (5, 2, 0)
 

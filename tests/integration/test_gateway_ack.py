@@ -1,4 +1,6 @@
-"""Promise 1: no reply and no finish-reason chunk leaves before Kafka acknowledged the call. Three brokers, replication 3."""
+"""Promise 1: no reply and no finish-reason chunk leaves before Kafka acknowledged the call. Three
+brokers, replication 3.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,25 @@ STREAMS: dict[str, tuple[dict[str, Any], bytes]] = {
     "/v1/responses": ({"model": "policy", "input": "hi"}, b"response.completed"),
 }
 """Each API's request, and what tells that its answer is complete."""
-ENDS = (*(marker for _, marker in STREAMS.values()), b"[DONE]", b"content_block_stop", b"message_delta", b".done")
+ENDS = (
+    *(marker for _, marker in STREAMS.values()),
+    b"[DONE]",
+    b"content_block_stop",
+    b"message_delta",
+    b".done",
+)
 HELD_S = 4.0
 """How long nothing is seen to leave: a thousand times what an acknowledgement takes."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def gateway(kafka3: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Gateway]:
+async def gateway(
+    kafka3: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Gateway]:
     settings = kafka_settings(kafka3.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.", replication=3)
-    async with running_gateway(settings, stub.url, tmp_path_factory.mktemp("gateway"), FULGURITE_LOG_STALL_S="3") as running:
+    async with running_gateway(
+        settings, stub.url, tmp_path_factory.mktemp("gateway"), FULGURITE_LOG_STALL_S="3"
+    ) as running:
         for _ in range(24):
             # Every partition's leader has been heard once.
             assert (await running.json(CHAT, BODY))[0] == 200
@@ -65,7 +77,9 @@ async def test_the_promise_is_full_with_three_brokers(gateway: Gateway) -> None:
     assert report["topics"]["durability"]["min_insync_replicas"] == 2
 
 
-async def test_with_one_of_three_brokers_killed_replies_go_on(gateway: Gateway, kafka3: LocalKafka, stub: Stub) -> None:
+async def test_with_one_of_three_brokers_killed_replies_go_on(
+    gateway: Gateway, kafka3: LocalKafka, stub: Stub
+) -> None:
     stub.reset()
     kafka3.kill(0)
     try:
@@ -74,13 +88,17 @@ async def test_with_one_of_three_brokers_killed_replies_go_on(gateway: Gateway, 
             status, reply = await until_answered(gateway, BODY)
             assert status == 200
             completions.append(reply["id"])
-        recorded = {call.call_id for call in await gateway.calls() if call.outcome is CallOutcome.success}
+        recorded = {
+            call.call_id for call in await gateway.calls() if call.outcome is CallOutcome.success
+        }
         assert set(completions) <= recorded
     finally:
         await asyncio.to_thread(kafka3.restart, 0)
 
 
-async def test_with_two_of_three_stopped_nothing_leaves_until_they_wake(gateway: Gateway, kafka3: LocalKafka, stub: Stub) -> None:
+async def test_with_two_of_three_stopped_nothing_leaves_until_they_wake(
+    gateway: Gateway, kafka3: LocalKafka, stub: Stub
+) -> None:
     stub.reset()
     await until_answered(gateway, BODY)
     kafka3.suspend(1)
@@ -104,11 +122,18 @@ async def test_with_two_of_three_stopped_nothing_leaves_until_they_wake(gateway:
             assert not stream.done()
             said = b"".join(arrived[path])
             assert b" there" in said, "what comes before the end is not held"
-            assert not [end for end in ENDS if end in said], f"the end of {path} left before the log had it"
-        # By now it is known that the log is unavailable: new calls are refused before anything is generated.
+            assert not [end for end in ENDS if end in said], (
+                f"the end of {path} left before the log had it"
+            )
+        # By now it is known that the log is unavailable: new calls are refused before anything is
+        # generated.
         asked = len(stub.requests)
         status, reply = await gateway.json(CHAT, BODY)
-        assert (status, reply["error"]["code"], len(stub.requests)) == (503, "log_unavailable", asked)
+        assert (status, reply["error"]["code"], len(stub.requests)) == (
+            503,
+            "log_unavailable",
+            asked,
+        )
         status, report = await gateway.get("/readyz")
         assert (status, "has not acknowledged" in report["log"]["problem"]) == (503, True)
     finally:
@@ -122,6 +147,8 @@ async def test_with_two_of_three_stopped_nothing_leaves_until_they_wake(gateway:
     assert arrived[CHAT][-1] == b"data: [DONE]"
     calls = await gateway.calls()
     assert reply["id"] in {call.call_id for call in calls}
-    assert sorted(call.rollout_id for call in calls if call.rollout_id in rollouts) == sorted(rollouts)
+    assert sorted(call.rollout_id for call in calls if call.rollout_id in rollouts) == sorted(
+        rollouts
+    )
     status, _ = await until_answered(gateway, BODY)
     assert status == 200

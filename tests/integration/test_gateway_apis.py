@@ -1,4 +1,6 @@
-"""Every model API through a real gateway and a real Kafka: what the agent gets, what the log gets, and errors in each API's own shape."""
+"""Every model API through a real gateway and a real Kafka: what the agent gets, what the log gets,
+and errors in each API's own shape.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,18 @@ streaming = pytest.mark.parametrize("stream", [False, True])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def gateway(kafka: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Gateway]:
+async def gateway(
+    kafka: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Gateway]:
     settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
-    upstreams = {"gpt": {"base_url": stub.url, "kind": "openai", "model": "gpt-5", "api_key": "sk-upstream-secret"}}
+    upstreams = {
+        "gpt": {
+            "base_url": stub.url,
+            "kind": "openai",
+            "model": "gpt-5",
+            "api_key": "sk-upstream-secret",
+        }
+    }
     async with running_gateway(
         settings,
         stub.url,
@@ -67,13 +78,19 @@ def ids_in(text: str) -> set[str]:
     for line in text.splitlines():
         if line.startswith("data: {"):
             data = json.loads(line[6:])
-            found |= {holder["id"] for holder in (data, data.get("response", {}), data.get("message", {})) if "id" in holder}
+            found |= {
+                holder["id"]
+                for holder in (data, data.get("response", {}), data.get("message", {}))
+                if "id" in holder
+            }
     return found
 
 
 @generating
 @streaming
-async def test_the_agent_gets_its_api_and_the_log_gets_the_tokens(gateway: Gateway, stub: Stub, path: str, stream: bool) -> None:
+async def test_the_agent_gets_its_api_and_the_log_gets_the_tokens(
+    gateway: Gateway, stub: Stub, path: str, stream: bool
+) -> None:
     stub.reset()
     async with gateway.post(path, BODIES[path] | {"stream": stream}) as response:
         assert response.status == 200
@@ -100,7 +117,9 @@ async def test_the_agent_gets_its_api_and_the_log_gets_the_tokens(gateway: Gatew
 
 @generating
 @streaming
-async def test_an_upstream_that_is_no_vllm_is_sent_nothing_extra(gateway: Gateway, stub: Stub, path: str, stream: bool) -> None:
+async def test_an_upstream_that_is_no_vllm_is_sent_nothing_extra(
+    gateway: Gateway, stub: Stub, path: str, stream: bool
+) -> None:
     stub.reset(vllm=False)
     body = BODIES[path] | {"model": "gpt", "stream": stream}
     async with gateway.post(path, body) as response:
@@ -114,20 +133,28 @@ async def test_an_upstream_that_is_no_vllm_is_sent_nothing_extra(gateway: Gatewa
 
 
 @generating
-async def test_a_reward_takes_whatever_id_the_agent_saw(gateway: Gateway, stub: Stub, path: str) -> None:
+async def test_a_reward_takes_whatever_id_the_agent_saw(
+    gateway: Gateway, stub: Stub, path: str
+) -> None:
     stub.reset()
     group = await gateway.declare(n=1)
     rollout = group["rollouts"][0]
     status, reply = await gateway.json(path, BODIES[path], rollout["api_key"])
     assert status == 200
-    status, paid = await gateway.json("/v1/rewards", {"completion_id": reply["id"], "name": "reward", "value": 1.0}, rollout["reward_key"])
+    status, paid = await gateway.json(
+        "/v1/rewards",
+        {"completion_id": reply["id"], "name": "reward", "value": 1.0},
+        rollout["reward_key"],
+    )
     assert status == 201, paid
     [reward] = await gateway.rewards(group["group_id"])
     assert reward.call_id == (await gateway.call(rollout["rollout_id"])).call_id
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/messages/count_tokens"])
-async def test_what_generates_nothing_is_recorded_without_choices(gateway: Gateway, stub: Stub, path: str) -> None:
+async def test_what_generates_nothing_is_recorded_without_choices(
+    gateway: Gateway, stub: Stub, path: str
+) -> None:
     stub.reset()
     async with gateway.post("/rollouts/my-session" + path, BODIES[path]) as response:
         assert response.status == 200
@@ -142,7 +169,9 @@ async def test_what_generates_nothing_is_recorded_without_choices(gateway: Gatew
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
-async def test_a_client_gone_mid_stream_leaves_its_tokens(gateway: Gateway, stub: Stub, path: str) -> None:
+async def test_a_client_gone_mid_stream_leaves_its_tokens(
+    gateway: Gateway, stub: Stub, path: str
+) -> None:
     stub.reset(gates=True)
     stub.release(2)
     async with gateway.post(path, BODIES[path] | {"stream": True}) as response:
@@ -173,7 +202,16 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_of_its_api(
     error = json.loads(last[-1].removeprefix("data: "))
     assert "engine died" in json.dumps(error) or "broke off" in json.dumps(error)
     assert path == "/v1/completions" or (last[0], error["type"]) == ("event: error", "error")
-    assert all(marker not in text for marker in ("[DONE]", "message_stop", "response.completed", '"finish_reason":"stop"', ".done"))
+    assert all(
+        marker not in text
+        for marker in (
+            "[DONE]",
+            "message_stop",
+            "response.completed",
+            '"finish_reason":"stop"',
+            ".done",
+        )
+    )
     call = await gateway.call(rollout)
     assert call.outcome is CallOutcome.upstream_error
     assert call.choices[0].finish_reason is None
@@ -181,15 +219,25 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_of_its_api(
 
 
 @pytest.mark.parametrize("path", list(BODIES))
-async def test_what_makes_no_sense_is_refused_in_the_apis_own_shape(gateway: Gateway, stub: Stub, path: str) -> None:
+async def test_what_makes_no_sense_is_refused_in_the_apis_own_shape(
+    gateway: Gateway, stub: Stub, path: str
+) -> None:
     stub.reset()
     needed = next(name for name in ("messages", "input", "prompt") if name in BODIES[path])
     for body, status, says in (
         (b'{"model": ', 400, "not valid JSON"),
         (json.dumps(BODIES[path] | {"model": 5}).encode(), 400, "`model` must be a string"),
         (json.dumps(BODIES[path] | {needed: 5}).encode(), 400, f"`{needed}` must be"),
-        (json.dumps(BODIES[path] | {"stream": "yes"}).encode(), 400, "`stream` must be true or false"),
-        (json.dumps(BODIES[path] | {"model": "nobody"}).encode(), 404, "This gateway serves: gpt, policy"),
+        (
+            json.dumps(BODIES[path] | {"stream": "yes"}).encode(),
+            400,
+            "`stream` must be true or false",
+        ),
+        (
+            json.dumps(BODIES[path] | {"model": "nobody"}).encode(),
+            404,
+            "This gateway serves: gpt, policy",
+        ),
         (json.dumps(BODIES[path] | {"more": "x" * LIMIT}).encode(), 413, "over the limit"),
     ):
         async with gateway.post(path, body) as response:
@@ -204,7 +252,10 @@ async def test_what_makes_no_sense_is_refused_in_the_apis_own_shape(gateway: Gat
 
 
 @pytest.mark.parametrize("path", list(BODIES))
-@pytest.mark.parametrize(("said", "status"), [(400, 400), (404, 404), (422, 422), (429, 429), (501, 501), (401, 502), (500, 502)])
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [(400, 400), (404, 404), (422, 422), (429, 429), (501, 501), (401, 502), (500, 502)],
+)
 async def test_what_an_upstream_refuses_comes_back_with_its_status_and_text(
     gateway: Gateway, stub: Stub, path: str, said: int, status: int
 ) -> None:
@@ -213,10 +264,18 @@ async def test_what_an_upstream_refuses_comes_back_with_its_status_and_text(
     assert (got, "these very words" in message_of(path, reply)) == (status, True)
 
 
-async def test_anthropics_clients_send_their_key_in_a_header_of_its_own(gateway: Gateway, stub: Stub) -> None:
+async def test_anthropics_clients_send_their_key_in_a_header_of_its_own(
+    gateway: Gateway, stub: Stub
+) -> None:
     stub.reset()
-    headers = {"x-api-key": PLAIN, "anthropic-version": "2023-06-01", "content-type": "application/json"}
-    async with gateway.client.post(gateway.url + "/v1/messages", json=BODIES["/v1/messages"], headers=headers) as response:
+    headers = {
+        "x-api-key": PLAIN,
+        "anthropic-version": "2023-06-01",
+        "content-type": "application/json",
+    }
+    async with gateway.client.post(
+        gateway.url + "/v1/messages", json=BODIES["/v1/messages"], headers=headers
+    ) as response:
         assert response.status == 200
         assert (await response.json())["content"] == [{"type": "text", "text": "Hello there!"}]
     assert PLAIN not in json.dumps(stub.headers)

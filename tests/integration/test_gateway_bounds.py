@@ -1,4 +1,6 @@
-"""What one client may take of a gateway with the shipped bounds: its memory, its event loop, its connections."""
+"""What one client may take of a gateway with the shipped bounds: its memory, its event loop, its
+connections.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,16 @@ def memory(gateway: Gateway) -> float:
     return psutil.Process(gateway.process.pid).memory_info().rss / MB
 
 
-async def post(gateway: Gateway, body: bytes, path: str = CHAT, key: str = PLAIN, **headers: str) -> tuple[int, dict[str, Any]]:
+async def post(
+    gateway: Gateway, body: bytes, path: str = CHAT, key: str = PLAIN, **headers: str
+) -> tuple[int, dict[str, Any]]:
     """As bytes that aiohttp does not copy."""
-    named = {"authorization": f"Bearer {key}"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    async with gateway.client.post(gateway.url + path, data=io.BytesIO(body), headers=named) as response:
+    named = {"authorization": f"Bearer {key}"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    async with gateway.client.post(
+        gateway.url + path, data=io.BytesIO(body), headers=named
+    ) as response:
         return response.status, await response.json()
 
 
@@ -41,20 +49,28 @@ def connect(gateway: Gateway) -> socket.socket:
     return socket.create_connection((address.hostname, address.port), timeout=20)
 
 
-async def test_what_one_client_takes_is_bounded(kafka: LocalKafka, stub: Stub, tmp_path: Path, topic_prefix: str) -> None:
+async def test_what_one_client_takes_is_bounded(
+    kafka: LocalKafka, stub: Stub, tmp_path: Path, topic_prefix: str
+) -> None:
     stub.reset()
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
-    async with running_gateway(settings, stub.url, tmp_path, FULGURITE_REQUEST_TIMEOUT_S="1") as gateway:
+    async with running_gateway(
+        settings, stub.url, tmp_path, FULGURITE_REQUEST_TIMEOUT_S="1"
+    ) as gateway:
         before = memory(gateway)
 
         # Ten million messages in 32 MB: counted, not built.
-        status, reply = await post(gateway, b'{"model":"policy","messages":[' + b"[]," * 10_600_000 + b"[]]}")
+        status, reply = await post(
+            gateway, b'{"model":"policy","messages":[' + b"[]," * 10_600_000 + b"[]]}"
+        )
         assert (status, reply["error"]["code"]) == (413, "too_many_values")
         assert memory(gateway) - before < 200
         assert stub.requests == []
 
         # As many as are taken, hashed outside the event loop: others are served meanwhile.
-        large = asyncio.create_task(post(gateway, b'{"model":"policy","messages":[' + b"[]," * 120_000 + b"[]]}"))
+        large = asyncio.create_task(
+            post(gateway, b'{"model":"policy","messages":[' + b"[]," * 120_000 + b"[]]}")
+        )
         served = 0
         while not large.done():
             assert (await gateway.get("/healthz"))[0] == 200
@@ -63,7 +79,9 @@ async def test_what_one_client_takes_is_bounded(kafka: LocalKafka, stub: Stub, t
         assert served > 0
 
         # Bodies of nobody.
-        replies = await asyncio.gather(*(post(gateway, b" " * 20 * MB, "/v1/rewards", "nobody") for _ in range(10)))
+        replies = await asyncio.gather(
+            *(post(gateway, b" " * 20 * MB, "/v1/rewards", "nobody") for _ in range(10))
+        )
         assert {status for status, _ in replies} == {401}
         assert memory(gateway) - before < 250
 
@@ -74,7 +92,8 @@ async def test_what_one_client_takes_is_bounded(kafka: LocalKafka, stub: Stub, t
                 flood.sendall(b"x" * 65_536)
         assert memory(gateway) - before < 250
 
-        # Nothing, half a head, half a body without a key: closed. Half a body with a key: 408, and an event.
+        # Nothing, half a head, half a body without a key: closed. Half a body with a key: 408, and
+        # an event.
         half = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
         silent = [connect(gateway) for _ in range(3)]
         silent[1].sendall(half)
@@ -82,7 +101,9 @@ async def test_what_one_client_takes_is_bounded(kafka: LocalKafka, stub: Stub, t
         ended = [await asyncio.to_thread(read_all, one) for one in silent]
         assert ended[:2] == [b"", b""]
         assert b" 408 " in ended[2].split(b"\r\n")[0]
-        rollout = next(line for line in ended[2].split(b"\r\n") if line.startswith(b"x-fulgurite-rollout-id")).split(b": ")[1]
+        rollout = next(
+            line for line in ended[2].split(b"\r\n") if line.startswith(b"x-fulgurite-rollout-id")
+        ).split(b": ")[1]
         assert (await gateway.call(rollout.decode())).status_code == 408
 
 
@@ -91,7 +112,9 @@ async def test_health_answers_while_silent_clients_hold_all_connections(
 ) -> None:
     stub.reset()
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
-    async with running_gateway(settings, stub.url, tmp_path, module="tests.integration.frugal_gateway") as gateway:
+    async with running_gateway(
+        settings, stub.url, tmp_path, module="tests.integration.frugal_gateway"
+    ) as gateway:
         held = [connect(gateway) for _ in range(3 * FILES)]
         for _ in range(5):
             assert (await gateway.get("/healthz"))[0] == 200

@@ -1,4 +1,6 @@
-"""Calls through a real gateway and a real Kafka: what the agent gets, what the log gets, and in which order."""
+"""Calls through a real gateway and a real Kafka: what the agent gets, what the log gets, and in
+which order.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,18 @@ ROLLOUT = "x-fulgurite-rollout-id"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def gateway(kafka: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Gateway]:
+async def gateway(
+    kafka: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Gateway]:
     settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
-    upstreams = {"gpt": {"base_url": stub.url, "kind": "openai", "model": "gpt-5", "api_key": "sk-upstream-secret"}}
+    upstreams = {
+        "gpt": {
+            "base_url": stub.url,
+            "kind": "openai",
+            "model": "gpt-5",
+            "api_key": "sk-upstream-secret",
+        }
+    }
     aliases = "policy=policy,sql-writer=policy"
     folder: Path = tmp_path_factory.mktemp("gateway")
     async with running_gateway(
@@ -71,7 +82,12 @@ async def test_a_whole_answer(gateway: Gateway, stub: Stub) -> None:
         }
     ]
     assert "prompt_token_ids" not in reply
-    assert (call.version_first, call.version_last, call.policy, call.backend) == ("policy@1.7", "policy@1.8", "policy", "vllm")
+    assert (call.version_first, call.version_last, call.policy, call.backend) == (
+        "policy@1.7",
+        "policy@1.8",
+        "policy",
+        "vllm",
+    )
     assert (call.outcome, call.status_code, call.failure, call.mode, call.identity) == (
         CallOutcome.success,
         200,
@@ -79,7 +95,11 @@ async def test_a_whole_answer(gateway: Gateway, stub: Stub) -> None:
         Mode.live,
         Identity.none,
     )
-    assert (call.prompt_tokens, call.completion_tokens, call.logprobs_mode) == (3, 3, LogprobsMode.processed)
+    assert (call.prompt_tokens, call.completion_tokens, call.logprobs_mode) == (
+        3,
+        3,
+        LogprobsMode.processed,
+    )
     assert unpack_ids(call.prompt_token_ids or b"").tolist() == PROMPT_IDS
     assert call.prompt_hash == prompt_hash(call.prompt_token_ids or b"")
     assert unpack_ids(call.choices[0].token_ids or b"").tolist() == [10, 11, 12]
@@ -90,7 +110,9 @@ async def test_a_whole_answer(gateway: Gateway, stub: Stub) -> None:
 
 
 async def test_a_stream_is_passed_through_as_it_comes(gateway: Gateway, stub: Stub) -> None:
-    """The upstream withholds chunk 2 until the client has confirmed chunk 1, and so on: buffering would wait for ever."""
+    """The upstream withholds chunk 2 until the client has confirmed chunk 1, and so on: buffering
+    would wait for ever.
+    """
     stub.reset(gates=True, words=["a", "b", "c"])
     async with gateway.post(CHAT, BODY | {"stream": True}) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -115,15 +137,28 @@ async def test_a_stream_is_passed_through_as_it_comes(gateway: Gateway, stub: St
     assert (call.prompt_tokens, call.completion_tokens) == (3, 3)
 
 
-async def test_a_stream_holds_what_the_agent_asked_for_and_nothing_else(gateway: Gateway, stub: Stub) -> None:
+async def test_a_stream_holds_what_the_agent_asked_for_and_nothing_else(
+    gateway: Gateway, stub: Stub
+) -> None:
     stub.reset()
     async with gateway.post(CHAT, BODY | {"stream": True}) as response:
         text = await response.text()
-    assert all(word not in text for word in ("token_ids", "usage", '"logprob"', "fulgurite-version"))
-    wanted = {"stream": True, "logprobs": True, "top_logprobs": 2, "return_token_ids": True, "stream_options": {"include_usage": True}}
+    assert all(
+        word not in text for word in ("token_ids", "usage", '"logprob"', "fulgurite-version")
+    )
+    wanted = {
+        "stream": True,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "return_token_ids": True,
+        "stream_options": {"include_usage": True},
+    }
     async with gateway.post(CHAT, BODY | wanted) as response:
         text = await response.text()
-    assert all(word in text for word in ("prompt_token_ids", '"token_ids":[10]', '"usage"', '"logprob":-0.5'))
+    assert all(
+        word in text
+        for word in ("prompt_token_ids", '"token_ids":[10]', '"usage"', '"logprob":-0.5')
+    )
     assert stub.requests[-1]["top_logprobs"] == 2
 
 
@@ -134,7 +169,9 @@ async def test_several_choices(gateway: Gateway, stub: Stub) -> None:
         assert len([e for e in await events_of(response) if b'"finish_reason":"stop"' in e]) == 2
     call = await gateway.call(rollout)
     assert [choice.index for choice in call.choices] == [0, 1]
-    assert {choice.message for choice in call.choices} == {'{"role":"assistant","content":"Hello there!"}'}
+    assert {choice.message for choice in call.choices} == {
+        '{"role":"assistant","content":"Hello there!"}'
+    }
     status, reply = await gateway.json(CHAT, BODY | {"n": 2})
     assert (status, len(reply["choices"])) == (200, 2)
 
@@ -150,14 +187,28 @@ async def test_an_upstream_that_is_no_vllm_gives_null_tokens(gateway: Gateway, s
         assert stub.requests == [BODY | {"model": "gpt-5", "stream": stream}]
         assert stub.headers[0]["Authorization"] == "Bearer sk-upstream-secret"
         call = await gateway.call(rollout)
-        assert (call.outcome, call.policy, call.backend, call.alias) == (CallOutcome.success, None, "gpt", "gpt")
+        assert (call.outcome, call.policy, call.backend, call.alias) == (
+            CallOutcome.success,
+            None,
+            "gpt",
+            "gpt",
+        )
         assert (call.version_first, call.prompt_token_ids, call.prompt_hash) == (None, None, None)
-        assert (call.choices[0].token_ids, call.choices[0].logprobs, call.logprobs_mode) == (None, None, LogprobsMode.none)
+        assert (call.choices[0].token_ids, call.choices[0].logprobs, call.logprobs_mode) == (
+            None,
+            None,
+            LogprobsMode.none,
+        )
 
 
-async def test_tool_calls_that_do_not_parse_and_cut_answers_have_their_kind(gateway: Gateway, stub: Stub) -> None:
+async def test_tool_calls_that_do_not_parse_and_cut_answers_have_their_kind(
+    gateway: Gateway, stub: Stub
+) -> None:
     for script, kind in (
-        ({"tool_arguments": '{"a": 1', "finish_reason": "tool_calls"}, FailureKind.tool_parse_error),
+        (
+            {"tool_arguments": '{"a": 1', "finish_reason": "tool_calls"},
+            FailureKind.tool_parse_error,
+        ),
         ({"tool_arguments": '{"a": 1}', "finish_reason": "tool_calls"}, None),
         ({"finish_reason": "length"}, FailureKind.truncated),
     ):
@@ -176,17 +227,29 @@ async def test_a_scoped_key_is_the_rollout(gateway: Gateway, stub: Stub) -> None
     async with gateway.post(CHAT, BODY, second["api_key"]) as response:
         assert response.headers[ROLLOUT] == second["rollout_id"]
     call = await gateway.call(second["rollout_id"])
-    assert (call.group_id, call.attempt, call.mode, call.agent) == (group["group_id"], 0, Mode.val, "solver")
+    assert (call.group_id, call.attempt, call.mode, call.agent) == (
+        group["group_id"],
+        0,
+        Mode.val,
+        "solver",
+    )
     assert call.identity is Identity.scoped_key
     assert second["api_key"] not in (call.request or "")
 
 
-async def test_names_in_path_header_and_metadata_are_sessions_of_their_owner(gateway: Gateway, stub: Stub) -> None:
+async def test_names_in_path_header_and_metadata_are_sessions_of_their_owner(
+    gateway: Gateway, stub: Stub
+) -> None:
     stub.reset()
     seen: set[str] = set()
     for path, headers, body, identity in (
         ("/rollouts/my-chat/v1/chat/completions", {}, BODY, Identity.path),
-        (CHAT, {"x_fulgurite_rollout": "my-chat", "x_fulgurite_agent": "critic"}, BODY, Identity.header),
+        (
+            CHAT,
+            {"x_fulgurite_rollout": "my-chat", "x_fulgurite_agent": "critic"},
+            BODY,
+            Identity.header,
+        ),
         (CHAT, {}, BODY | {"metadata": {"session_id": "my-chat"}}, Identity.header),
     ):
         async with gateway.post(path, body, **headers) as response:
@@ -202,23 +265,36 @@ async def test_names_in_path_header_and_metadata_are_sessions_of_their_owner(gat
     assert external_group("a", "x", b"s") != external_group("b", "x", b"s")
 
 
-async def test_the_admin_key_may_name_a_declared_rollout_in_the_path(gateway: Gateway, stub: Stub) -> None:
+async def test_the_admin_key_may_name_a_declared_rollout_in_the_path(
+    gateway: Gateway, stub: Stub
+) -> None:
     stub.reset()
     group = await gateway.declare(n=1, mode="train")
     rollout = group["rollouts"][0]["rollout_id"]
     async with gateway.post(f"/rollouts/{rollout}/v1/chat/completions", BODY, ADMIN) as response:
         assert response.status == 200
     call = await gateway.call(rollout)
-    assert (call.mode, call.identity, call.group_id) == (Mode.train, Identity.path, group["group_id"])
+    assert (call.mode, call.identity, call.group_id) == (
+        Mode.train,
+        Identity.path,
+        group["group_id"],
+    )
 
 
-async def test_the_alias_is_the_role_where_it_is_not_the_policy(gateway: Gateway, stub: Stub) -> None:
+async def test_the_alias_is_the_role_where_it_is_not_the_policy(
+    gateway: Gateway, stub: Stub
+) -> None:
     stub.reset()
     async with gateway.post(CHAT, BODY | {"model": "sql-writer"}) as response:
         reply = await response.json()
         rollout = response.headers[ROLLOUT]
     call = await gateway.call(rollout)
-    assert (call.agent, call.alias, call.policy, reply["model"]) == ("sql-writer", "sql-writer", "policy", "sql-writer")
+    assert (call.agent, call.alias, call.policy, reply["model"]) == (
+        "sql-writer",
+        "sql-writer",
+        "policy",
+        "sql-writer",
+    )
     assert stub.requests[0]["model"] == "policy"
 
 
@@ -229,7 +305,11 @@ async def test_calls_in_flight_say_that_they_live(gateway: Gateway, stub: Stub) 
     async with gateway.post(CHAT, BODY | {"stream": True}, rollout["api_key"]) as response:
         beats: list[str | None] = []
         while len(beats) < 2:
-            beats = [s.call_id for s in await gateway.statuses(group["group_id"]) if s.kind is StatusKind.heartbeat]
+            beats = [
+                s.call_id
+                for s in await gateway.statuses(group["group_id"])
+                if s.kind is StatusKind.heartbeat
+            ]
         stub.release(10)
         await response.read()
     assert set(beats) == {(await gateway.call(rollout["rollout_id"])).call_id}

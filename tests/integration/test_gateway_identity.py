@@ -1,4 +1,6 @@
-"""Agents with a plain key that name no rollout: their conversations are recognised, at one gateway or another, or opened anew."""
+"""Agents with a plain key that name no rollout: their conversations are recognised, at one gateway
+or another, or opened anew.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Episode
 from fulgurite.ids import subject_of
 from fulgurite.topics import EPISODES
-from services.gateway.dialects import DIALECTS
+from services.gateway.dialects.registry import DIALECTS
 from services.gateway.errors import Unavailable
 from services.gateway.identity.idempotency import RedisStore
 from services.gateway.identity.keys import KeyRing
@@ -62,7 +64,12 @@ async def gateways(
     settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
     folder = tmp_path_factory.mktemp("gateways")
     start = partial(
-        running_gateway, settings, stub.url, folder, REDIS_URL=own_valkey.url, FULGURITE_ALIASES="policy=policy,sql-writer=policy"
+        running_gateway,
+        settings,
+        stub.url,
+        folder,
+        REDIS_URL=own_valkey.url,
+        FULGURITE_ALIASES="policy=policy,sql-writer=policy",
     )
     async with start() as first, start(make_topics=False) as second:
         yield first, second
@@ -86,7 +93,9 @@ class Agent:
     async def go_on(self, answer: str, *, stream: bool = False, n: int = 1) -> None:
         """The model's turn; of several choices the last is taken."""
         self._stub.script.words = [answer[:1], answer[1:]]
-        completions = self._clients[len(self.rollouts) % len(self._clients)].chat.completions.with_raw_response
+        completions = self._clients[
+            len(self.rollouts) % len(self._clients)
+        ].chat.completions.with_raw_response
         messages = cast("list[ChatCompletionMessageParam]", self.messages)
         if stream:
             streamed = await completions.create(model="policy", messages=messages, stream=True)
@@ -110,20 +119,26 @@ async def meet(stub: Stub) -> AsyncGenerator[Meet]:
     clients: dict[str, AsyncOpenAI] = {}
 
     def client(gateway: Gateway) -> AsyncOpenAI:
-        return clients.setdefault(gateway.url, AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=PLAIN, max_retries=0))
+        return clients.setdefault(
+            gateway.url, AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=PLAIN, max_retries=0)
+        )
 
     yield lambda *gateways: Agent(stub, *(client(gateway) for gateway in gateways))
     for made in clients.values():
         await made.close()
 
 
-async def test_the_turns_of_an_agent_are_one_rollout(gateways: tuple[Gateway, Gateway], stub: Stub, meet: Meet) -> None:
+async def test_the_turns_of_an_agent_are_one_rollout(
+    gateways: tuple[Gateway, Gateway], stub: Stub, meet: Meet
+) -> None:
     stub.reset()
     agent = meet(gateways[0])
     stub.script.tool_arguments = '{"expression": "3+8", "digits": 2.0}'
     await agent.ask("How much is 3+8?", "")
     [call] = agent.messages[-1]["tool_calls"]
-    call["function"]["arguments"] = json.dumps(json.loads(call["function"]["arguments"]), separators=(",", ":"), sort_keys=True)
+    call["function"]["arguments"] = json.dumps(
+        json.loads(call["function"]["arguments"]), separators=(",", ":"), sort_keys=True
+    )
     agent.messages.append({"role": "tool", "tool_call_id": call["id"], "content": "11"})
     stub.script.tool_arguments = None
     await agent.go_on("It is 11.", stream=True)
@@ -137,7 +152,9 @@ async def test_the_turns_of_an_agent_are_one_rollout(gateways: tuple[Gateway, Ga
     assert {(call.group_id, call.attempt) for call in calls} == {(calls[0].group_id, 0)}
 
 
-async def test_the_turns_of_an_agent_of_another_api_are_one_rollout(gateways: tuple[Gateway, Gateway], stub: Stub) -> None:
+async def test_the_turns_of_an_agent_of_another_api_are_one_rollout(
+    gateways: tuple[Gateway, Gateway], stub: Stub
+) -> None:
     stub.reset()
     asked: Message = {"role": "user", "content": "hi"}
 
@@ -155,12 +172,16 @@ async def test_the_turns_of_an_agent_of_another_api_are_one_rollout(gateways: tu
     asked = {"role": "user", "content": "good evening"}
     messages = [asked]
     for _ in range(3):
-        reply = await turn("/v1/messages", {"messages": messages, "system": "Be brief.", "max_tokens": 9})
+        reply = await turn(
+            "/v1/messages", {"messages": messages, "system": "Be brief.", "max_tokens": 9}
+        )
         messages += [{"role": "assistant", "content": reply["content"]}, asked]
     assert len(set(seen)) == 1
 
 
-async def test_interleaved_agents_with_the_same_first_message_stay_apart(gateways: tuple[Gateway, Gateway], stub: Stub, meet: Meet) -> None:
+async def test_interleaved_agents_with_the_same_first_message_stay_apart(
+    gateways: tuple[Gateway, Gateway], stub: Stub, meet: Meet
+) -> None:
     stub.reset()
     ann, bob = meet(gateways[0]), meet(gateways[0])
     await ann.ask("Guess a number.", "One.")
@@ -182,12 +203,18 @@ async def test_agents_whose_histories_are_equal_word_for_word_are_opened_anew(
         for agent, name in ((ann, "Ann"), (bob, "Bob")):
             await agent.ask(f"My name is {name}." if turn else "Again.", f"Hello {name}.")
     assert not set(ann.rollouts) & set(bob.rollouts)
-    assert ann.rollouts[0] != ann.rollouts[1] == ann.rollouts[2], "ambiguous once, then its own again"
+    assert ann.rollouts[0] != ann.rollouts[1] == ann.rollouts[2], (
+        "ambiguous once, then its own again"
+    )
     assert bob.rollouts[0] != bob.rollouts[1] == bob.rollouts[2]
 
 
-async def test_two_gateways_over_one_redis_never_lose_the_thread(gateways: tuple[Gateway, Gateway], stub: Stub, meet: Meet) -> None:
-    """An agent's next call may race what is remembered of its last: twenty agents, each turn at the other gateway, at once."""
+async def test_two_gateways_over_one_redis_never_lose_the_thread(
+    gateways: tuple[Gateway, Gateway], stub: Stub, meet: Meet
+) -> None:
+    """An agent's next call may race what is remembered of its last: twenty agents, each turn at the
+    other gateway, at once.
+    """
     stub.reset(words=["Ok."])
     agents = [meet(*gateways) for _ in range(20)]
 
@@ -211,7 +238,11 @@ async def test_an_inferred_rollout_is_one_episode_once_it_is_silent(
     deployment = Deployment(kafka.bootstrap_servers, kafka.topic_prefix, tmp_path)
 
     def episodes() -> list[Episode]:
-        return [event for event in deployment.read(EPISODES) if isinstance(event, Episode) and event.rollout_id in agent.rollouts]
+        return [
+            event
+            for event in deployment.read(EPISODES)
+            if isinstance(event, Episode) and event.rollout_id in agent.rollouts
+        ]
 
     try:
         await asyncio.to_thread(deployment.start, "aggregator", FULGURITE_AGGREGATOR_SILENCE_S="1")
@@ -219,8 +250,16 @@ async def test_an_inferred_rollout_is_one_episode_once_it_is_silent(
     finally:
         await asyncio.to_thread(deployment.close)
     [episode] = episodes()
-    assert (episode.rollout_id, episode.mode, episode.outcome) == (agent.rollouts[0], Mode.live, EpisodeOutcome.timed_out)
-    assert [call.identity for call in episode.calls] == [Identity.none, Identity.inferred, Identity.inferred]
+    assert (episode.rollout_id, episode.mode, episode.outcome) == (
+        agent.rollouts[0],
+        Mode.live,
+        EpisodeOutcome.timed_out,
+    )
+    assert [call.identity for call in episode.calls] == [
+        Identity.none,
+        Identity.inferred,
+        Identity.inferred,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +273,12 @@ async def test_an_inferred_rollout_is_one_episode_once_it_is_silent(
     ],
 )
 async def test_the_role_of_an_agent(
-    gateways: tuple[Gateway, Gateway], stub: Stub, path: str, headers: dict[str, str], model: str, role: str
+    gateways: tuple[Gateway, Gateway],
+    stub: Stub,
+    path: str,
+    headers: dict[str, str],
+    model: str,
+    role: str,
 ) -> None:
     stub.reset()
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
@@ -244,7 +288,9 @@ async def test_the_role_of_an_agent(
     assert (await gateways[0].calls(rollout))[-1].agent == role
 
 
-async def test_a_declared_agents_role_is_its_keys_unless_the_request_says_otherwise(gateways: tuple[Gateway, Gateway], stub: Stub) -> None:
+async def test_a_declared_agents_role_is_its_keys_unless_the_request_says_otherwise(
+    gateways: tuple[Gateway, Gateway], stub: Stub
+) -> None:
     stub.reset()
     key = (await gateways[0].declare(n=1, agent="solver"))["rollouts"][0]["api_key"]
     body = {"model": "policy", "messages": [{"role": "user", "content": "hi"}]}
@@ -257,7 +303,9 @@ async def test_a_declared_agents_role_is_its_keys_unless_the_request_says_otherw
     assert sorted(call.agent for call in calls) == ["critic", "solver"]
 
 
-async def test_every_reply_names_its_rollout_when_it_is_known(gateways: tuple[Gateway, Gateway], stub: Stub) -> None:
+async def test_every_reply_names_its_rollout_when_it_is_known(
+    gateways: tuple[Gateway, Gateway], stub: Stub
+) -> None:
     gateway = gateways[0]
     mine, other = (await gateway.declare(n=2))["rollouts"]
     rollout, key = mine["rollout_id"], mine["api_key"]
@@ -280,8 +328,13 @@ async def test_every_reply_names_its_rollout_when_it_is_known(gateways: tuple[Ga
     ]
     for expected, path, payload, with_key in cases:
         async with gateway.post(path, payload, with_key) as response:
-            assert (response.status, response.headers.get(ROLLOUT)) == (expected, rollout), (path, await response.text())
-    async with gateway.client.get(gateway.url + "/v1/models", headers={"x-api-key": key}) as response:
+            assert (response.status, response.headers.get(ROLLOUT)) == (expected, rollout), (
+                path,
+                await response.text(),
+            )
+    async with gateway.client.get(
+        gateway.url + "/v1/models", headers={"x-api-key": key}
+    ) as response:
         assert (response.status, response.headers[ROLLOUT]) == (200, rollout)
     async with gateway.post(CHAT, body | {"model": "nobody"}) as response:
         assert (response.status, ROLLOUT in response.headers) == (404, True)
@@ -291,7 +344,9 @@ async def test_every_reply_names_its_rollout_when_it_is_known(gateways: tuple[Ga
     assert sorted(call.status_code or 0 for call in refused) == [400, 400, 403, 403, 404]
 
 
-async def test_keys_that_are_no_longer_good_or_of_another_are_refused_everywhere(gateways: tuple[Gateway, Gateway], stub: Stub) -> None:
+async def test_keys_that_are_no_longer_good_or_of_another_are_refused_everywhere(
+    gateways: tuple[Gateway, Gateway], stub: Stub
+) -> None:
     stub.reset()
     gateway, ring = gateways[0], KeyRing.parse(SIGNING)
     mine, other = (await gateway.declare(n=2))["rollouts"]
@@ -300,17 +355,34 @@ async def test_keys_that_are_no_longer_good_or_of_another_are_refused_everywhere
     late = ring.mint(structs.replace(claims, exp=1))
     retired = KeyRing.parse("k0:0123456789abcdef-retired").mint(claims)
     foreign = KeyRing.parse(SIGNING.replace("0123", "3210")).mint(claims)
-    asked = {"model": "policy", "messages": [{"role": "user", "content": "hi"}], "input": "hi", "prompt": "hi", "max_tokens": 5}
-    paths = [prefix + dialect.path for dialect in DIALECTS for prefix in ("", f"/rollouts/{rollout}", "/agents/a")]
-    rest = [("/v1/rewards", {"rollout_id": rollout, "name": "reward", "value": 1}), (f"/v1/rollouts/{rollout}/status", {"kind": "started"})]
+    asked = {
+        "model": "policy",
+        "messages": [{"role": "user", "content": "hi"}],
+        "input": "hi",
+        "prompt": "hi",
+        "max_tokens": 5,
+    }
+    paths = [
+        prefix + dialect.path
+        for dialect in DIALECTS
+        for prefix in ("", f"/rollouts/{rollout}", "/agents/a")
+    ]
+    rest = [
+        ("/v1/rewards", {"rollout_id": rollout, "name": "reward", "value": 1}),
+        (f"/v1/rollouts/{rollout}/status", {"kind": "started"}),
+    ]
     for path, body in [*((path, asked) for path in paths), *rest]:
         for key, named in ((late, rollout), (retired, None), (foreign, None)):
             async with gateway.post(path, body, key) as response:
                 assert (response.status, response.headers.get(ROLLOUT)) == (401, named), path
     for dialect in DIALECTS:
-        async with gateway.post(f"/rollouts/{other['rollout_id']}{dialect.path}", asked, mine["api_key"]) as response:
+        async with gateway.post(
+            f"/rollouts/{other['rollout_id']}{dialect.path}", asked, mine["api_key"]
+        ) as response:
             assert (response.status, response.headers[ROLLOUT]) == (403, rollout), dialect.path
-        async with gateway.post(dialect.path, asked, mine["api_key"], x_fulgurite_rollout="a session") as response:
+        async with gateway.post(
+            dialect.path, asked, mine["api_key"], x_fulgurite_rollout="a session"
+        ) as response:
             assert (response.status, response.headers[ROLLOUT]) == (403, rollout), dialect.path
     assert not stub.requests
     calls = await gateway.calls(rollout)
@@ -318,12 +390,18 @@ async def test_keys_that_are_no_longer_good_or_of_another_are_refused_everywhere
     assert sorted(too_late) == sorted(dialect.api for dialect in DIALECTS for _ in range(3))
 
 
-async def test_the_person_is_recorded_by_a_name_that_only_the_deployment_can_make(gateways: tuple[Gateway, Gateway], stub: Stub) -> None:
+async def test_the_person_is_recorded_by_a_name_that_only_the_deployment_can_make(
+    gateways: tuple[Gateway, Gateway], stub: Stub
+) -> None:
     stub.reset()
     secret = KeyRing.parse(SIGNING).signing_secret
     body: dict[str, Any] = {"model": "policy", "messages": [{"role": "user", "content": "hi"}]}
     found: list[str | None] = []
-    for fields, headers in (({}, {}), ({"user": "ann"}, {}), ({"user": "ann"}, {"x_fulgurite_subject": "bob"})):
+    for fields, headers in (
+        ({}, {}),
+        ({"user": "ann"}, {}),
+        ({"user": "ann"}, {"x_fulgurite_subject": "bob"}),
+    ):
         async with gateways[0].post(CHAT, body | fields, **headers) as response:
             found.append((await gateways[0].call(response.headers[ROLLOUT])).subject)
     assert found == [None, subject_of("ann", secret), subject_of("bob", secret)]
@@ -331,7 +409,9 @@ async def test_the_person_is_recorded_by_a_name_that_only_the_deployment_can_mak
 
 async def test_a_redis_with_a_password_and_tls(own_valkey: LocalValkey, tmp_path: Path) -> None:
     async with tls_in_front(own_valkey.port, tmp_path) as port:
-        store = RedisStore(f"rediss://:secret@127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'cert.pem'}")
+        store = RedisStore(
+            f"rediss://:secret@127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'cert.pem'}"
+        )
         plain = RedisStore(own_valkey.url)
         redis: Any = plain._redis  # pyright: ignore[reportPrivateUsage]
         await redis.config_set("requirepass", "secret")
@@ -364,7 +444,12 @@ async def tls_in_front(port: int, folder: Path) -> AsyncGenerator[int]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, downstream = await asyncio.open_connection("127.0.0.1", port)
-        pumps.update((asyncio.create_task(pump(reader, downstream)), asyncio.create_task(pump(upstream, writer))))
+        pumps.update(
+            (
+                asyncio.create_task(pump(reader, downstream)),
+                asyncio.create_task(pump(upstream, writer)),
+            )
+        )
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     try:

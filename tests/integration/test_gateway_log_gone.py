@@ -1,4 +1,6 @@
-"""How a gateway stops: with its streams ended and all it knows in the log, or at once with a reason."""
+"""How a gateway stops: with its streams ended and all it knows in the log, or at once with a
+reason.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ BODY: dict[str, Any] = {"model": "policy", "messages": [{"role": "user", "conten
 ROLLOUT = "x-fulgurite-rollout-id"
 
 
-async def test_a_gateway_that_stops_ends_its_streams_and_flushes(kafka: LocalKafka, tmp_path: Path, topic_prefix: str) -> None:
+async def test_a_gateway_that_stops_ends_its_streams_and_flushes(
+    kafka: LocalKafka, tmp_path: Path, topic_prefix: str
+) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
     async with running_stub() as stub, running_gateway(settings, stub.url, tmp_path) as gateway:
         stub.reset(gates=True)
@@ -43,7 +47,15 @@ async def test_a_gateway_that_stops_ends_its_streams_and_flushes(kafka: LocalKaf
         ({"FULGURITE_ALIASES": "policy"}, "is not alias=policy"),
     ],
 )
-async def test_settings_that_make_no_sense_stop_it_with_a_reason(tmp_path: Path, env: dict[str, str], says: str) -> None:
+async def test_settings_that_make_no_sense_stop_it_with_a_reason(
+    tmp_path: Path, env: dict[str, str], says: str
+) -> None:
     with pytest.raises(AssertionError, match=says):
-        async with running_gateway(kafka_settings("127.0.0.1:1", "x."), "http://127.0.0.1:1", tmp_path, make_topics=False, **env):
+        async with running_gateway(
+            kafka_settings("127.0.0.1:1", "x."),
+            "http://127.0.0.1:1",
+            tmp_path,
+            make_topics=False,
+            **env,
+        ):
             pass

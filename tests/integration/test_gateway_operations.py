@@ -1,4 +1,6 @@
-"""What operators see of a running gateway: traces, metrics, lines that name their call, and a page that holds what it says."""
+"""What operators see of a running gateway: traces, metrics, lines that name their call, and a page
+that holds what it says.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,12 @@ class Collector:
 
     async def take(self, request: web.Request) -> web.Response:
         sent = ExportTraceServiceRequest.FromString(await request.read())
-        self.spans += [span for resource in sent.resource_spans for scope in resource.scope_spans for span in scope.spans]
+        self.spans += [
+            span
+            for resource in sent.resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
         return web.Response()
 
     async def trace(self, count: int) -> dict[str, Span]:
@@ -69,16 +76,26 @@ async def collector() -> AsyncGenerator[tuple[Collector, str]]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(
-    kafka: LocalKafka, stub: Stub, collector: tuple[Collector, str], tmp_path_factory: pytest.TempPathFactory
+    kafka: LocalKafka,
+    stub: Stub,
+    collector: tuple[Collector, str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncGenerator[Gateway]:
     settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
     folder: Path = tmp_path_factory.mktemp("gateway")
-    traces: dict[str, Any] = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector[1], "OTEL_BSP_SCHEDULE_DELAY": "100"}
-    async with running_gateway(settings, stub.url, folder, FULGURITE_YIELD_CPU="true", **traces) as running:
+    traces: dict[str, Any] = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector[1],
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+    }
+    async with running_gateway(
+        settings, stub.url, folder, FULGURITE_YIELD_CPU="true", **traces
+    ) as running:
         yield running
 
 
-async def test_a_call_joins_the_agents_trace(gateway: Gateway, stub: Stub, collector: tuple[Collector, str]) -> None:
+async def test_a_call_joins_the_agents_trace(
+    gateway: Gateway, stub: Stub, collector: tuple[Collector, str]
+) -> None:
     stub.reset()
     traceparent = f"00-{TRACE}-{AGENTS_SPAN}-01"
     async with gateway.post(CHAT, BODY, traceparent=traceparent) as response:
@@ -88,7 +105,12 @@ async def test_a_call_joins_the_agents_trace(gateway: Gateway, stub: Stub, colle
     call, upstream, publish = spans["chat.completions"], spans["upstream"], spans["publish"]
     assert call.parent_span_id.hex() == AGENTS_SPAN
     assert upstream.parent_span_id == publish.parent_span_id == call.span_id
-    assert call.start_time_unix_nano <= upstream.start_time_unix_nano <= upstream.end_time_unix_nano <= publish.start_time_unix_nano
+    assert (
+        call.start_time_unix_nano
+        <= upstream.start_time_unix_nano
+        <= upstream.end_time_unix_nano
+        <= publish.start_time_unix_nano
+    )
     assert publish.end_time_unix_nano <= call.end_time_unix_nano
     told = {attribute.key: attribute.value for attribute in call.attributes}
     assert told["fulgurite.rollout_id"].string_value == rollout
@@ -103,10 +125,16 @@ def record_traceparents(gateway: Gateway) -> list[bytes]:
     """Of every record of `llm.calls`, from its headers."""
     consumer = make_consumer(gateway.kafka)
     name = gateway.kafka.topic(LLM_CALLS)
-    consumer.assign([TopicPartition(name, partition, 0) for partition in range(LLM_CALLS.partitions)])
+    consumer.assign(
+        [TopicPartition(name, partition, 0) for partition in range(LLM_CALLS.partitions)]
+    )
     found: list[bytes] = []
     for message in consumer.consume(1000, timeout=2):
-        found += [value for key, value in message.headers() or [] if key == "traceparent" and isinstance(value, bytes)]
+        found += [
+            value
+            for key, value in message.headers() or []
+            if key == "traceparent" and isinstance(value, bytes)
+        ]
     consumer.close()
     return found
 
@@ -115,13 +143,20 @@ async def test_a_gateway_beside_an_engine_interrupts_nobody(gateway: Gateway) ->
     async with gateway.post(CHAT, BODY) as response:
         assert response.status == 200
     # Those that the imports begin do nothing here: numpy's, of which there is one a core.
-    loop, producers = gateway.process.pid, await asyncio.to_thread(threads_of, gateway.process.pid, "rdk:")
+    loop, producers = (
+        gateway.process.pid,
+        await asyncio.to_thread(threads_of, gateway.process.pid, "rdk:"),
+    )
     assert producers
     assert {os.sched_getscheduler(thread) for thread in (loop, *producers)} == {os.SCHED_BATCH}
 
 
 def threads_of(pid: int, name: str) -> list[int]:
-    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir() if (task / "comm").read_text().startswith(name)]
+    return [
+        int(task.name)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if (task / "comm").read_text().startswith(name)
+    ]
 
 
 async def test_every_line_of_a_call_names_it(gateway: Gateway, stub: Stub) -> None:
@@ -130,7 +165,9 @@ async def test_every_line_of_a_call_names_it(gateway: Gateway, stub: Stub) -> No
         assert response.status == 502
         rollout = response.headers[ROLLOUT]
     call = await gateway.call(rollout)
-    lines = [json.loads(line) for line in gateway.log.read_text().splitlines() if line.startswith("{")]
+    lines = [
+        json.loads(line) for line in gateway.log.read_text().splitlines() if line.startswith("{")
+    ]
     [line] = [line for line in lines if line["event"] == "call failed"]
     assert (line["rollout_id"], line["call_id"]) == (rollout, call.call_id)
     assert "out of memory" in line["error"]
@@ -143,25 +180,52 @@ async def test_metrics_tell_what_the_gateway_adds(gateway: Gateway, stub: Stub) 
     async with gateway.post(CHAT, BODY | {"stream": True}) as response:
         await response.read()
     after = await metrics(gateway)
-    for name in ("added_seconds_count", "upstream_seconds_count", "first_token_seconds_count", "ack_seconds_count"):
+    for name in (
+        "added_seconds_count",
+        "upstream_seconds_count",
+        "first_token_seconds_count",
+        "ack_seconds_count",
+    ):
         assert after[f"fulgurite_gateway_{name}"] == before[f"fulgurite_gateway_{name}"] + 1
     assert after["fulgurite_gateway_calls_in_flight"] == 0
-    sums = [after[f"fulgurite_gateway_{name}_sum"] - before[f"fulgurite_gateway_{name}_sum"] for name in ("added_seconds", "ack_seconds")]
+    sums = [
+        after[f"fulgurite_gateway_{name}_sum"] - before[f"fulgurite_gateway_{name}_sum"]
+        for name in ("added_seconds", "ack_seconds")
+    ]
     assert sums[0] >= sums[1] > 0
 
 
 async def metrics(gateway: Gateway) -> dict[str, float]:
     async with gateway.client.get(f"{gateway.url}/metrics") as response:
-        lines = [line.rsplit(" ", 1) for line in (await response.text()).splitlines() if not line.startswith("#")]
+        lines = [
+            line.rsplit(" ", 1)
+            for line in (await response.text()).splitlines()
+            if not line.startswith("#")
+        ]
     return {name: float(value) for name, value in lines}
 
 
 @pytest.mark.parametrize("key", [ADMIN, PLAIN])
-async def test_no_request_that_the_page_allows_or_forbids_ends_in_a_5xx(gateway: Gateway, stub: Stub, key: str) -> None:
+async def test_no_request_that_the_page_allows_or_forbids_ends_in_a_5xx(
+    gateway: Gateway, stub: Stub, key: str
+) -> None:
     pytest.importorskip("schemathesis")
     stub.reset()
-    argv = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run", f"{gateway.url}/openapi.json"]
-    argv += ["--checks", "not_a_server_error", "--max-examples", "12", "--phases", "examples,coverage,fuzzing"]
+    argv = [
+        sys.executable,
+        "-c",
+        "from schemathesis.cli import schemathesis; schemathesis()",
+        "run",
+        f"{gateway.url}/openapi.json",
+    ]
+    argv += [
+        "--checks",
+        "not_a_server_error",
+        "--max-examples",
+        "12",
+        "--phases",
+        "examples,coverage,fuzzing",
+    ]
     argv += [
         "--mode",
         "all",
@@ -173,7 +237,10 @@ async def test_no_request_that_the_page_allows_or_forbids_ends_in_a_5xx(gateway:
         "all",
     ]
     process = await asyncio.create_subprocess_exec(
-        *argv, cwd=gateway.log.parent, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *argv,
+        cwd=gateway.log.parent,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     out, _ = await asyncio.wait_for(process.communicate(), 400)
     assert process.returncode == 0, out.decode()

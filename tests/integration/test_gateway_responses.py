@@ -1,4 +1,6 @@
-"""Responses that build on recorded ones: from memory, from the log after a restart, at another gateway; and who may build on which."""
+"""Responses that build on recorded ones: from memory, from the log after a restart, at another
+gateway; and who may build on which.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,13 @@ GPT = {"gpt": {"base_url": "", "kind": "openai", "model": "gpt-5", "api_key": "s
 def said(text: str) -> dict[str, Any]:
     """What the stub's answer is, as an item."""
     content: list[dict[str, Any]] = [{"type": "output_text", "text": text, "annotations": []}]
-    return {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": content}
+    return {
+        "type": "message",
+        "id": "msg_1",
+        "role": "assistant",
+        "status": "completed",
+        "content": content,
+    }
 
 
 def asked(text: str) -> dict[str, Any]:
@@ -53,15 +61,26 @@ class Talk:
         self.model = model
         self.rollouts: set[str] = set()
 
-    async def say(self, gateway: Gateway, given: Any, answer: str, previous: str | None = None, **fields: Any) -> str:
+    async def say(
+        self, gateway: Gateway, given: Any, answer: str, previous: str | None = None, **fields: Any
+    ) -> str:
         """The id of the response. Its upstream was told the whole conversation, and of no state."""
         self.stub.script.words = [answer[:1], answer[1:]]
-        body = {"model": self.model, "input": given, **({} if previous is None else {"previous_response_id": previous}), **fields}
+        body = {
+            "model": self.model,
+            "input": given,
+            **({} if previous is None else {"previous_response_id": previous}),
+            **fields,
+        }
         async with gateway.post(PATH, body, self.key) as response:
             text = await response.text()
             assert response.status == 200, text
             self.rollouts.add(response.headers[ROLLOUT])
-        reply = json.loads(text.split("data: ")[-1])["response"] if fields.get("stream") else json.loads(text)
+        reply = (
+            json.loads(text.split("data: ")[-1])["response"]
+            if fields.get("stream")
+            else json.loads(text)
+        )
         assert reply["previous_response_id"] == previous
         assert "previous_response_id" not in self.stub.requests[-1]
         return reply["id"]
@@ -82,32 +101,48 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def serving(kafka: KafkaSettings, stub: Stub, folder: Path, **env: str) -> AsyncGenerator[Gateway]:
+async def serving(
+    kafka: KafkaSettings, stub: Stub, folder: Path, **env: str
+) -> AsyncGenerator[Gateway]:
     """A gateway that knows two plain keys and two upstreams."""
     upstreams = {name: {**upstream, "base_url": stub.url} for name, upstream in GPT.items()}
-    settings = {"FULGURITE_API_KEYS": f"{PLAIN},{OTHER}", "FULGURITE_UPSTREAMS": json.dumps(upstreams), "FULGURITE_DATA_DIR": str(folder)}
-    async with running_gateway(kafka, stub.url, folder, make_topics=True, **settings, **env) as gateway:
+    settings = {
+        "FULGURITE_API_KEYS": f"{PLAIN},{OTHER}",
+        "FULGURITE_UPSTREAMS": json.dumps(upstreams),
+        "FULGURITE_DATA_DIR": str(folder),
+    }
+    async with running_gateway(
+        kafka, stub.url, folder, make_topics=True, **settings, **env
+    ) as gateway:
         yield gateway
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def gateway(kafka_of_responses: KafkaSettings, stub: Stub, folder: Path) -> AsyncGenerator[Gateway]:
+async def gateway(
+    kafka_of_responses: KafkaSettings, stub: Stub, folder: Path
+) -> AsyncGenerator[Gateway]:
     async with serving(kafka_of_responses, stub, folder) as running:
         yield running
 
 
-async def refused(gateway: Gateway, body: dict[str, Any], key: str = PLAIN) -> tuple[int, dict[str, Any]]:
+async def refused(
+    gateway: Gateway, body: dict[str, Any], key: str = PLAIN
+) -> tuple[int, dict[str, Any]]:
     """Status and error, of a request that no upstream saw and the log has as refused."""
     async with gateway.post(PATH, {"model": "policy", "input": "?", **body}, key) as response:
         error = (await response.json())["error"]
         rollout = response.headers[ROLLOUT]
-    assert rollout in {call.rollout_id for call in await gateway.calls() if call.outcome is CallOutcome.refused}
+    assert rollout in {
+        call.rollout_id for call in await gateway.calls() if call.outcome is CallOutcome.refused
+    }
     return response.status, error
 
 
 @pytest.mark.parametrize("model", ["policy", "gpt"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_upstream_gets_the_whole_conversation(gateway: Gateway, stub: Stub, model: str, stream: bool) -> None:
+async def test_the_upstream_gets_the_whole_conversation(
+    gateway: Gateway, stub: Stub, model: str, stream: bool
+) -> None:
     stub.reset(vllm=model == "policy")
     talk = Talk(stub, model=model)
     hi = f"hi {uuid.uuid4()}"
@@ -156,13 +191,17 @@ async def test_a_restarted_gateway_and_another_one_go_on_from_the_log(
         for talk, given, last in zip(talks, inputs, ids, strict=True):
             for other in (restarted, gateway):
                 await talk.say(other, "more", "no", last)
-                turns = [item for turn in range(4) for item in (*given(turn), said(f"answer {turn}"))]
+                turns = [
+                    item for turn in range(4) for item in (*given(turn), said(f"answer {turn}"))
+                ]
                 assert talk.served() == [*turns, asked("more")]
             assert len(talk.rollouts) == 1
     codec = Codec()
     rollouts = {rollout for talk in talks for rollout in talk.rollouts}
     events = [record.event for record in read_all(kafka_of_responses, LLM_CALLS, codec)]
-    calls = [event for event in events if isinstance(event, LlmCall) and event.rollout_id in rollouts]
+    calls = [
+        event for event in events if isinstance(event, LlmCall) and event.rollout_id in rollouts
+    ]
     assert any(call.parent is not None for call in calls)
     assert any(call.pieces for call in calls)
     assert any(call.claim_check is not None for call in calls)
@@ -178,8 +217,12 @@ async def test_gateways_of_one_redis_go_on_from_each_others_responses(
     async with start() as one, start() as other:
         talk, last = Talk(stub), None
         for turn in range(6):
-            last = await talk.say((one, other)[turn % 2], f"question {turn}", f"answer {turn}", last)
-        assert [item["content"] for item in talk.served() if item["role"] == "user"] == [f"question {turn}" for turn in range(6)]
+            last = await talk.say(
+                (one, other)[turn % 2], f"question {turn}", f"answer {turn}", last
+            )
+        assert [item["content"] for item in talk.served() if item["role"] == "user"] == [
+            f"question {turn}" for turn in range(6)
+        ]
         assert len(talk.rollouts) == 1
 
 
@@ -189,16 +232,31 @@ async def test_another_owners_response_does_not_exist(gateway: Gateway, stub: St
     mine, sibling = (rollout["api_key"] for rollout in group["rollouts"])
     plain = Talk(stub)
     scoped = Talk(stub, mine)
-    by_plain, by_scoped = await plain.say(gateway, "hi", "hello"), await scoped.say(gateway, "hi", "hello")
+    by_plain, by_scoped = (
+        await plain.say(gateway, "hi", "hello"),
+        await scoped.say(gateway, "hi", "hello"),
+    )
     seen = len(stub.requests)
-    for previous, keys in ((by_plain, (OTHER, mine)), (by_scoped, (PLAIN, OTHER, sibling)), ("resp_123", (PLAIN, mine, ADMIN))):
+    for previous, keys in (
+        (by_plain, (OTHER, mine)),
+        (by_scoped, (PLAIN, OTHER, sibling)),
+        ("resp_123", (PLAIN, mine, ADMIN)),
+    ):
         for key in keys:
-            async with gateway.post(PATH, {"model": "policy", "input": "?", "previous_response_id": previous}, key) as response:
+            async with gateway.post(
+                PATH, {"model": "policy", "input": "?", "previous_response_id": previous}, key
+            ) as response:
                 error = (await response.json())["error"]
-                assert (response.status, error["code"], error["param"]) == (404, "previous_response_not_found", "previous_response_id")
+                assert (response.status, error["code"], error["param"]) == (
+                    404,
+                    "previous_response_not_found",
+                    "previous_response_id",
+                )
                 assert response.headers[ROLLOUT] not in plain.rollouts
                 assert key == mine or response.headers[ROLLOUT] not in scoped.rollouts
-            async with gateway.client.get(f"{gateway.url}{PATH}/{previous}", headers={"x-api-key": key}) as got:
+            async with gateway.client.get(
+                f"{gateway.url}{PATH}/{previous}", headers={"x-api-key": key}
+            ) as got:
                 assert got.status == 404
     assert len(stub.requests) == seen
     for key in (PLAIN, ADMIN):
@@ -209,7 +267,9 @@ async def test_another_owners_response_does_not_exist(gateway: Gateway, stub: St
     assert len(scoped.rollouts) == 1
 
 
-async def test_a_plain_key_names_no_rollout_but_its_own_by_its_id(gateway: Gateway, stub: Stub) -> None:
+async def test_a_plain_key_names_no_rollout_but_its_own_by_its_id(
+    gateway: Gateway, stub: Stub
+) -> None:
     stub.reset()
     talk = Talk(stub)
     await talk.say(gateway, "hi", "hello")
@@ -221,14 +281,19 @@ async def test_a_plain_key_names_no_rollout_but_its_own_by_its_id(gateway: Gatew
         (declared, PLAIN, 403),
         (declared, ADMIN, 200),
     ):
-        for path, headers in ((f"/rollouts/{rollout}{PATH}", {}), (PATH, {"x_fulgurite_rollout": rollout})):
+        for path, headers in (
+            (f"/rollouts/{rollout}{PATH}", {}),
+            (PATH, {"x_fulgurite_rollout": rollout}),
+        ):
             async with gateway.post(path, body, key, **headers) as response:
                 assert response.status == status, await response.text()
                 assert (response.headers[ROLLOUT] == rollout) == (status == 200)
     assert {call.outcome for call in await gateway.calls(declared)} == {CallOutcome.success}
 
 
-async def test_a_response_that_is_not_to_be_stored_is_not_built_on(gateway: Gateway, stub: Stub) -> None:
+async def test_a_response_that_is_not_to_be_stored_is_not_built_on(
+    gateway: Gateway, stub: Stub
+) -> None:
     stub.reset()
     unstored = await Talk(stub).say(gateway, "hi", "hello", store=False)
     status, error = await refused(gateway, {"previous_response_id": unstored})
@@ -247,7 +312,13 @@ async def test_items_of_the_conversation_may_be_referred_to(gateway: Gateway, st
     stub.reset(tool_arguments='{"a": 1}')
     talk = Talk(stub)
     called = await talk.say(gateway, "add", "")
-    call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "calc", "arguments": '{"a": 1}'}
+    call = {
+        "type": "function_call",
+        "id": "fc_1",
+        "call_id": "call_1",
+        "name": "calc",
+        "arguments": '{"a": 1}',
+    }
     output = {"type": "function_call_output", "call_id": "call_1", "output": "11"}
     stub.script.tool_arguments = None
     await talk.say(gateway, [output], "It is 11.", called)
@@ -257,19 +328,34 @@ async def test_items_of_the_conversation_may_be_referred_to(gateway: Gateway, st
     for body, says in (
         ({"input": [output]}, "No tool call found"),
         ({"input": [{"type": "item_reference", "id": "fc_1"}]}, "No item 'fc_1'"),
-        ({"input": [{**output, "call_id": "call_2"}], "previous_response_id": called}, "No tool call found"),
-        ({"input": "hi", "conversation": "conv_9"}, "`conversation` is not supported: send the whole conversation"),
+        (
+            {"input": [{**output, "call_id": "call_2"}], "previous_response_id": called},
+            "No tool call found",
+        ),
+        (
+            {"input": "hi", "conversation": "conv_9"},
+            "`conversation` is not supported: send the whole conversation",
+        ),
     ):
         status, error = await refused(gateway, body)
-        assert (status, error["type"], says in error["message"]) == (400, "invalid_request_error", True)
+        assert (status, error["type"], says in error["message"]) == (
+            400,
+            "invalid_request_error",
+            True,
+        )
 
 
 async def test_a_recorded_response_can_be_read_again(gateway: Gateway, stub: Stub) -> None:
     stub.reset()
-    talk, body = Talk(stub), {"model": "policy", "input": "hi", "instructions": "Be brief.", "metadata": {"a": "b"}}
+    talk, body = (
+        Talk(stub),
+        {"model": "policy", "input": "hi", "instructions": "Be brief.", "metadata": {"a": "b"}},
+    )
     async with gateway.post(PATH, body) as response:
         reply, rollout = await response.json(), response.headers[ROLLOUT]
-    async with gateway.client.get(f"{gateway.url}{PATH}/{reply['id']}", headers={"x-api-key": PLAIN}) as response:
+    async with gateway.client.get(
+        f"{gateway.url}{PATH}/{reply['id']}", headers={"x-api-key": PLAIN}
+    ) as response:
         assert (response.status, response.headers[ROLLOUT]) == (200, rollout)
         assert await response.json() == {**reply, "instructions": "Be brief."}
     await talk.say(gateway, "more", "no", reply["id"])

@@ -1,4 +1,6 @@
-"""Declaring, telling and paying: each answer comes after its event is in the log, and bad input gets a clear error."""
+"""Declaring, telling and paying: each answer comes after its event is in the log, and bad input
+gets a clear error.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,19 @@ REWARDS = "/v1/rewards"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def gateway(kafka: LocalKafka, valkey: LocalValkey, stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Gateway]:
+async def gateway(
+    kafka: LocalKafka, valkey: LocalValkey, stub: Stub, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Gateway]:
     settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
-    async with running_gateway(settings, stub.url, tmp_path_factory.mktemp("gateway"), REDIS_URL=valkey.url) as running:
+    async with running_gateway(
+        settings, stub.url, tmp_path_factory.mktemp("gateway"), REDIS_URL=valkey.url
+    ) as running:
         yield running
 
 
-async def test_a_declared_group_is_in_the_log_before_its_keys_are_given_out(gateway: Gateway) -> None:
+async def test_a_declared_group_is_in_the_log_before_its_keys_are_given_out(
+    gateway: Gateway,
+) -> None:
     group = await gateway.declare(
         n=3,
         task={"q": "1+1"},
@@ -56,12 +64,25 @@ async def test_a_declared_group_is_in_the_log_before_its_keys_are_given_out(gate
         max_attempts=2,
     )
     [declared] = await gateway.statuses(group["group_id"])
-    assert (declared.kind, declared.mode, declared.rollout_id) == (StatusKind.declared, Mode.val, None)
+    assert (declared.kind, declared.mode, declared.rollout_id) == (
+        StatusKind.declared,
+        Mode.val,
+        None,
+    )
     said = declared.declaration
     assert said is not None
     assert list(said.rollout_ids) == [rollout["rollout_id"] for rollout in group["rollouts"]]
-    assert (said.deadline, said.alias, said.policy, said.task) == (group["deadline"], "policy", "policy", '{"q":"1+1"}')
-    assert (said.expected_rewards, said.reward_weights, said.credit_rule) == (("exact",), {"exact": 2.0}, "step")
+    assert (said.deadline, said.alias, said.policy, said.task) == (
+        group["deadline"],
+        "policy",
+        "policy",
+        '{"q":"1+1"}',
+    )
+    assert (said.expected_rewards, said.reward_weights, said.credit_rule) == (
+        ("exact",),
+        {"exact": 2.0},
+        "step",
+    )
     assert (said.run_id, said.max_attempts) == ("r1", 2)
     assert group["rollouts"][2]["index"] == 2
     assert group["rollouts"][0]["base_url"] == gateway.url + "/v1"
@@ -83,10 +104,14 @@ async def test_a_declared_group_is_in_the_log_before_its_keys_are_given_out(gate
         {"model": 5},
     ],
 )
-async def test_a_declaration_that_makes_no_sense_is_refused(gateway: Gateway, fields: dict[str, Any]) -> None:
+async def test_a_declaration_that_makes_no_sense_is_refused(
+    gateway: Gateway, fields: dict[str, Any]
+) -> None:
     status, reply = await gateway.json("/v1/rollouts", fields, ADMIN)
     assert status == 400
-    assert next(iter(fields)).replace("model", "alias") in reply["error"]["message"].replace("model", "alias")
+    assert next(iter(fields)).replace("model", "alias") in reply["error"]["message"].replace(
+        "model", "alias"
+    )
 
 
 async def test_only_the_admin_declares_and_only_for_known_models(gateway: Gateway) -> None:
@@ -102,7 +127,9 @@ async def test_the_next_attempt_has_keys_of_its_own(gateway: Gateway, stub: Stub
     rollout = group["rollouts"][0]["rollout_id"]
     status, second = await gateway.json(f"/v1/rollouts/{rollout}/attempts", {}, ADMIN)
     assert (status, second["attempt"], second["rollout_id"]) == (201, 1, rollout)
-    status, _ = await gateway.json("/v1/chat/completions", {"model": "policy", "messages": []}, second["api_key"])
+    status, _ = await gateway.json(
+        "/v1/chat/completions", {"model": "policy", "messages": []}, second["api_key"]
+    )
     assert (status, (await gateway.call(rollout)).attempt) == (200, 1)
     status, reply = await gateway.json(f"/v1/rollouts/{rollout}/attempts", {}, ADMIN)
     assert (status, "max_attempts=2" in reply["error"]["message"]) == (400, True)
@@ -113,13 +140,29 @@ async def test_status_by_the_agent_and_by_its_runner(gateway: Gateway) -> None:
     rollout = group["rollouts"][0]
     path = f"/v1/rollouts/{rollout['rollout_id']}/status"
     assert (await gateway.json(path, {"kind": "started"}, rollout["api_key"]))[0] == 201
-    failed = {"kind": "failed", "failure": "agent_exception", "message": "exit", "exit_code": 1, "will_retry": True}
+    failed = {
+        "kind": "failed",
+        "failure": "agent_exception",
+        "message": "exit",
+        "exit_code": 1,
+        "will_retry": True,
+    }
     for _ in range(2):
         assert (await gateway.json(path, failed, ADMIN, idempotency_key="a"))[0] == 201
     _, started, first, again = await gateway.statuses(group["group_id"])
     assert (started.kind, started.source, started.mode) == (StatusKind.started, "agent", Mode.train)
-    assert (first.kind, first.source, first.failure, first.exit_code) == (StatusKind.failed, "runner", FailureKind.agent_exception, 1)
-    assert (first.will_retry, first.message, first.mode, first.attempt) == (True, "exit", Mode.train, 0)
+    assert (first.kind, first.source, first.failure, first.exit_code) == (
+        StatusKind.failed,
+        "runner",
+        FailureKind.agent_exception,
+        1,
+    )
+    assert (first.will_retry, first.message, first.mode, first.attempt) == (
+        True,
+        "exit",
+        Mode.train,
+        0,
+    )
     assert first.event_id == again.event_id
     for body in ({"kind": "timed_out"}, {"kind": "failed", "failure": "bad luck"}, {}):
         assert (await gateway.json(path, body, ADMIN))[0] == 400
@@ -131,22 +174,51 @@ async def test_a_reward_of_a_rollout_and_of_a_completion(gateway: Gateway, stub:
     stub.reset()
     group = await gateway.declare(n=1, expected_rewards=["exact"], reward_weights={"thumb": 0.5})
     rollout = group["rollouts"][0]
-    _, reply = await gateway.json("/v1/chat/completions", {"model": "policy", "messages": []}, rollout["api_key"])
-    body = {"rollout_id": rollout["rollout_id"], "name": "exact", "value": 0.5, "metadata": {"why": "so"}}
+    _, reply = await gateway.json(
+        "/v1/chat/completions", {"model": "policy", "messages": []}, rollout["api_key"]
+    )
+    body = {
+        "rollout_id": rollout["rollout_id"],
+        "name": "exact",
+        "value": 0.5,
+        "metadata": {"why": "so"},
+    }
     assert (await gateway.json(REWARDS, body, rollout["reward_key"]))[0] == 201
     thumb = {"completion_id": reply["id"], "name": "thumb", "value": -1, "final": False}
     assert (await gateway.json(REWARDS, thumb, ADMIN))[0] == 201
     exact, thumbed = await gateway.rewards(group["group_id"])
-    assert (exact.rollout_id, exact.attempt, exact.call_id, exact.choice) == (rollout["rollout_id"], 0, None, None)
-    assert (exact.name, exact.value, exact.final, exact.source, exact.metadata) == ("exact", 0.5, True, "rest", '{"why":"so"}')
-    assert (thumbed.rollout_id, thumbed.attempt, thumbed.call_id, thumbed.choice) == (rollout["rollout_id"], 0, reply["id"], 0)
+    assert (exact.rollout_id, exact.attempt, exact.call_id, exact.choice) == (
+        rollout["rollout_id"],
+        0,
+        None,
+        None,
+    )
+    assert (exact.name, exact.value, exact.final, exact.source, exact.metadata) == (
+        "exact",
+        0.5,
+        True,
+        "rest",
+        '{"why":"so"}',
+    )
+    assert (thumbed.rollout_id, thumbed.attempt, thumbed.call_id, thumbed.choice) == (
+        rollout["rollout_id"],
+        0,
+        reply["id"],
+        0,
+    )
     assert (thumbed.value, thumbed.final) == (-1.0, False)
 
 
-async def test_an_agent_cannot_pay_itself_nor_one_evaluator_anothers_rollout(gateway: Gateway) -> None:
+async def test_an_agent_cannot_pay_itself_nor_one_evaluator_anothers_rollout(
+    gateway: Gateway,
+) -> None:
     first, second = (await gateway.declare(n=2))["rollouts"]
     body = {"rollout_id": first["rollout_id"], "name": "exact", "value": 1}
-    for key, code in ((first["api_key"], "wrong_scope"), (PLAIN, "wrong_scope"), (second["reward_key"], "foreign_key")):
+    for key, code in (
+        (first["api_key"], "wrong_scope"),
+        (PLAIN, "wrong_scope"),
+        (second["reward_key"], "foreign_key"),
+    ):
         status, reply = await gateway.json(REWARDS, body, key)
         assert (status, reply["error"]["code"]) == (403, code)
 
@@ -168,10 +240,18 @@ async def test_an_agent_cannot_pay_itself_nor_one_evaluator_anothers_rollout(gat
         (b"1000001", "value"),
     ],
 )
-async def test_a_reward_is_a_number_that_can_be_trained_on(gateway: Gateway, value: bytes, param: str | None) -> None:
+async def test_a_reward_is_a_number_that_can_be_trained_on(
+    gateway: Gateway, value: bytes, param: str | None
+) -> None:
     """What JSON does not have makes the whole body none."""
     rollout = (await gateway.declare(n=1))["rollouts"][0]
-    body = b'{"rollout_id": "' + rollout["rollout_id"].encode() + b'", "name": "reward", "value": ' + value + b"}"
+    body = (
+        b'{"rollout_id": "'
+        + rollout["rollout_id"].encode()
+        + b'", "name": "reward", "value": '
+        + value
+        + b"}"
+    )
     status, reply = await gateway.json(REWARDS, body, ADMIN)
     assert (status, reply["error"]["param"]) == (400, param)
 
@@ -191,16 +271,27 @@ async def test_one_idempotency_key_takes_the_same_reward_in_any_writing(gateway:
 
 
 async def test_every_wrong_field_is_named(gateway: Gateway) -> None:
-    status, reply = await gateway.json("/v1/rollouts", {"n": "2", "deadline_s": True, "max_attempts": 0, "colour": 1}, ADMIN)
+    status, reply = await gateway.json(
+        "/v1/rollouts", {"n": "2", "deadline_s": True, "max_attempts": 0, "colour": 1}, ADMIN
+    )
     assert status == 400
-    assert all(f"`{name}`" in reply["error"]["message"] for name in ("n", "deadline_s", "max_attempts", "colour"))
+    assert all(
+        f"`{name}`" in reply["error"]["message"]
+        for name in ("n", "deadline_s", "max_attempts", "colour")
+    )
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
-async def test_a_body_is_json_whatever_its_type_is_called(gateway: Gateway, content_type: str | None) -> None:
-    headers = {"authorization": f"Bearer {ADMIN}"} | ({"content-type": content_type} if content_type else {})
+async def test_a_body_is_json_whatever_its_type_is_called(
+    gateway: Gateway, content_type: str | None
+) -> None:
+    headers = {"authorization": f"Bearer {ADMIN}"} | (
+        {"content-type": content_type} if content_type else {}
+    )
     skipped = [] if content_type else ["content-type"]
-    async with gateway.client.post(gateway.url + "/v1/rollouts", data=b'{"n": 2}', headers=headers, skip_auto_headers=skipped) as response:
+    async with gateway.client.post(
+        gateway.url + "/v1/rollouts", data=b'{"n": 2}', headers=headers, skip_auto_headers=skipped
+    ) as response:
         assert response.status == 201
         assert len((await response.json())["rollouts"]) == 2
 
@@ -215,7 +306,9 @@ async def test_a_body_is_json_whatever_its_type_is_called(gateway: Gateway, cont
         ("/v1/chat/completions", "OPENAI_API_KEY"),
     ],
 )
-async def test_who_sends_no_key_is_told_which_one_is_wanted_before_the_body_is_read(gateway: Gateway, path: str, says: str) -> None:
+async def test_who_sends_no_key_is_told_which_one_is_wanted_before_the_body_is_read(
+    gateway: Gateway, path: str, says: str
+) -> None:
     for key in ("", "nobody"):
         status, reply = await gateway.json(path, b"{" * 900_000, key)
         assert (status, says in reply["error"]["message"]) == (401, True)
@@ -223,7 +316,9 @@ async def test_who_sends_no_key_is_told_which_one_is_wanted_before_the_body_is_r
 
 async def test_a_rest_body_has_a_small_limit(gateway: Gateway) -> None:
     body = io.BytesIO(b'{"task": "' + b"x" * 1_100_000 + b'"}')
-    async with gateway.client.post(gateway.url + "/v1/rollouts", data=body, headers={"authorization": f"Bearer {ADMIN}"}) as response:
+    async with gateway.client.post(
+        gateway.url + "/v1/rollouts", data=body, headers={"authorization": f"Bearer {ADMIN}"}
+    ) as response:
         assert response.status == 413
         assert "FULGURITE_MAX_REST_BODY_BYTES" in (await response.json())["error"]["message"]
 
@@ -232,7 +327,11 @@ async def test_a_long_message_is_kept_in_part(gateway: Gateway) -> None:
     group = await gateway.declare(n=1)
     [rollout] = group["rollouts"]
     path = f"/v1/rollouts/{rollout['rollout_id']}/status"
-    assert (await gateway.json(path, {"kind": "failed", "message": "\U0001f600" * 60_000}, rollout["api_key"]))[0] == 201
+    assert (
+        await gateway.json(
+            path, {"kind": "failed", "message": "\U0001f600" * 60_000}, rollout["api_key"]
+        )
+    )[0] == 201
     [failed] = [status for status in await gateway.statuses(group["group_id"]) if status.message]
     assert len((failed.message or "").encode()) <= 4096
     assert (failed.message or "").endswith("[240000 bytes in all]")
@@ -240,7 +339,12 @@ async def test_a_long_message_is_kept_in_part(gateway: Gateway) -> None:
 
 async def test_metadata_of_a_reward_is_bounded(gateway: Gateway) -> None:
     rollout = (await gateway.declare(n=1))["rollouts"][0]
-    body = {"rollout_id": rollout["rollout_id"], "name": "reward", "value": 1, "metadata": {"a": "x" * 20_000}}
+    body = {
+        "rollout_id": rollout["rollout_id"],
+        "name": "reward",
+        "value": 1,
+        "metadata": {"a": "x" * 20_000},
+    }
     status, reply = await gateway.json(REWARDS, body, ADMIN)
     assert (status, reply["error"]["param"]) == (400, "metadata")
 
@@ -248,7 +352,9 @@ async def test_metadata_of_a_reward_is_bounded(gateway: Gateway) -> None:
 async def test_statuses_of_a_key_have_a_rate(gateway: Gateway) -> None:
     rollout = (await gateway.declare(n=1))["rollouts"][0]
     path = f"/v1/rollouts/{rollout['rollout_id']}/status"
-    sent = await asyncio.gather(*(gateway.json(path, {"kind": "started"}, rollout["api_key"]) for _ in range(300)))
+    sent = await asyncio.gather(
+        *(gateway.json(path, {"kind": "started"}, rollout["api_key"]) for _ in range(300))
+    )
     refused = [reply for status, reply in sent if status == 429]
     assert refused
     assert "FULGURITE_KEY_STATUSES_PER_MINUTE" in refused[0]["error"]["message"]
@@ -272,19 +378,35 @@ async def test_rewards_for_nobody(gateway: Gateway) -> None:
     assert (answer, "not valid JSON" in reply["error"]["message"]) == (400, True)
 
 
-async def test_a_reward_of_a_completion_that_nobody_was_given_is_refused(gateway: Gateway, stub: Stub) -> None:
+async def test_a_reward_of_a_completion_that_nobody_was_given_is_refused(
+    gateway: Gateway, stub: Stub
+) -> None:
     stub.reset()
     rollout = (await gateway.declare(n=1))["rollouts"][0]
-    _, reply = await gateway.json("/v1/chat/completions", {"model": "policy", "messages": []}, rollout["api_key"])
+    _, reply = await gateway.json(
+        "/v1/chat/completions", {"model": "policy", "messages": []}, rollout["api_key"]
+    )
     known = reply["id"]
-    for made_up in (known[:-1] + ("0" if known[-1] != "0" else "1"), known[:-12] + "0" * 12, known.replace("_0_", "_1_", 1)):
+    for made_up in (
+        known[:-1] + ("0" if known[-1] != "0" else "1"),
+        known[:-12] + "0" * 12,
+        known.replace("_0_", "_1_", 1),
+    ):
         status, answer = await gateway.json(REWARDS, {"completion_id": made_up, "value": 1}, ADMIN)
-        assert (status, answer["error"]["code"]) in ((404, "unknown_completion"), (404, "unknown_rollout")), made_up
+        assert (status, answer["error"]["code"]) in (
+            (404, "unknown_completion"),
+            (404, "unknown_rollout"),
+        ), made_up
     assert (await gateway.json(REWARDS, {"completion_id": known, "value": 1}, ADMIN))[0] == 201
 
 
-@pytest.mark.parametrize("group", [mint_group(1_600_000_000_000, b"0123456789"), external_group("owner", "chat-42", b"any")])
-async def test_a_completion_from_before_ids_had_tags_can_be_paid(gateway: Gateway, group: str) -> None:
+@pytest.mark.parametrize(
+    "group",
+    [mint_group(1_600_000_000_000, b"0123456789"), external_group("owner", "chat-42", b"any")],
+)
+async def test_a_completion_from_before_ids_had_tags_can_be_paid(
+    gateway: Gateway, group: str
+) -> None:
     rollout = rollout_of(group, 0, KeyRing.parse(SIGNING).signing_secret)
     old = f"chatcmpl-{rollout.removeprefix('ro_')}_0_0123456789ab"
     status, reply = await gateway.json(REWARDS, {"completion_id": old, "value": 1}, ADMIN)
@@ -297,20 +419,35 @@ async def test_a_misspelt_name_is_refused_with_those_that_were_declared(gateway:
     for name in ("corect", "reward"):
         body = {"rollout_id": rollout["rollout_id"], "name": name, "value": 1}
         status, reply = await gateway.json(REWARDS, body, rollout["reward_key"])
-        assert (status, reply["error"]["code"], reply["error"]["param"]) == (400, "unknown_reward", "name")
+        assert (status, reply["error"]["code"], reply["error"]["param"]) == (
+            400,
+            "unknown_reward",
+            "name",
+        )
         assert "correct, style" in reply["error"]["message"]
     for name in ("correct", "style"):
         body = {"rollout_id": rollout["rollout_id"], "name": name, "value": 1}
         assert (await gateway.json(REWARDS, body, rollout["reward_key"]))[0] == 201
 
 
-async def test_a_misspelt_name_is_refused_where_none_was_declared(gateway: Gateway, stub: Stub) -> None:
+async def test_a_misspelt_name_is_refused_where_none_was_declared(
+    gateway: Gateway, stub: Stub
+) -> None:
     stub.reset()
-    _, reply = await gateway.json("/v1/chat/completions", {"model": "policy", "messages": []}, PLAIN)
+    _, reply = await gateway.json(
+        "/v1/chat/completions", {"model": "policy", "messages": []}, PLAIN
+    )
     grant = (await gateway.declare(n=1))["rollouts"][0]
-    for paid, key in (({"completion_id": reply["id"]}, ADMIN), ({"rollout_id": grant["rollout_id"]}, grant["reward_key"])):
+    for paid, key in (
+        ({"completion_id": reply["id"]}, ADMIN),
+        ({"rollout_id": grant["rollout_id"]}, grant["reward_key"]),
+    ):
         status, told = await gateway.json(REWARDS, {**paid, "name": "rewrad", "value": 1}, key)
-        assert (status, told["error"]["code"], told["error"]["param"]) == (400, "unknown_reward", "name")
+        assert (status, told["error"]["code"], told["error"]["param"]) == (
+            400,
+            "unknown_reward",
+            "name",
+        )
         assert "Its rewards are: reward." in told["error"]["message"]
         assert (await gateway.json(REWARDS, {**paid, "name": "reward", "value": 1}, key))[0] == 201
 
@@ -318,7 +455,11 @@ async def test_a_misspelt_name_is_refused_where_none_was_declared(gateway: Gatew
 async def test_a_reward_without_a_name_is_called_reward(gateway: Gateway) -> None:
     group = await gateway.declare(n=1)
     rollout = group["rollouts"][0]
-    assert (await gateway.json(REWARDS, {"rollout_id": rollout["rollout_id"], "value": 1}, rollout["reward_key"]))[0] == 201
+    assert (
+        await gateway.json(
+            REWARDS, {"rollout_id": rollout["rollout_id"], "value": 1}, rollout["reward_key"]
+        )
+    )[0] == 201
     (reward,) = await gateway.rewards(group["group_id"])
     assert reward.name == "reward"
 
@@ -326,12 +467,17 @@ async def test_a_reward_without_a_name_is_called_reward(gateway: Gateway) -> Non
 async def test_how_a_number_is_written_makes_no_other_payload(gateway: Gateway) -> None:
     rollout = (await gateway.declare(n=1))["rollouts"][0]
     head = b'{"rollout_id": "' + rollout["rollout_id"].encode() + b'", "value": '
-    first, again = [await gateway.json(REWARDS, head + value, ADMIN, idempotency_key="written") for value in (b"1}", b"1.0 }")]
+    first, again = [
+        await gateway.json(REWARDS, head + value, ADMIN, idempotency_key="written")
+        for value in (b"1}", b"1.0 }")
+    ]
     assert first == again
     assert first[0] == 201
 
 
-async def test_the_same_idempotency_key_with_the_same_and_with_another_payload(gateway: Gateway) -> None:
+async def test_the_same_idempotency_key_with_the_same_and_with_another_payload(
+    gateway: Gateway,
+) -> None:
     group = await gateway.declare(n=1)
     rollout = group["rollouts"][0]
     body = {"rollout_id": rollout["rollout_id"], "name": "reward", "value": 1}
@@ -339,18 +485,33 @@ async def test_the_same_idempotency_key_with_the_same_and_with_another_payload(g
     again = await gateway.json(REWARDS, body, rollout["reward_key"], idempotency_key="k")
     assert first == again
     assert first[0] == 201
-    status, reply = await gateway.json(REWARDS, body | {"value": 2}, rollout["reward_key"], idempotency_key="k")
+    status, reply = await gateway.json(
+        REWARDS, body | {"value": 2}, rollout["reward_key"], idempotency_key="k"
+    )
     assert (status, reply["error"]["code"]) == (409, "idempotency_conflict")
-    assert (await gateway.json(REWARDS, body | {"value": 2}, rollout["reward_key"], idempotency_key="other"))[0] == 201
+    assert (
+        await gateway.json(
+            REWARDS, body | {"value": 2}, rollout["reward_key"], idempotency_key="other"
+        )
+    )[0] == 201
     assert [reward.value for reward in await gateway.rewards(group["group_id"])] == [1.0, 2.0]
 
 
 async def test_policies_follow_the_log(gateway: Gateway) -> None:
     producer = EventProducer(gateway.kafka, Codec(), "test")
     update = PolicyUpdate(
-        event_id="c", event_time=1, policy="policy", kind=UpdateKind.claim, epoch=1, step=0, learner_id="l", trained_actions=0
+        event_id="c",
+        event_time=1,
+        policy="policy",
+        kind=UpdateKind.claim,
+        epoch=1,
+        step=0,
+        learner_id="l",
+        trained_actions=0,
     )
-    new = msgspec.structs.replace(update, event_id="u", kind=UpdateKind.update, step=3, version="policy@1.3")
+    new = msgspec.structs.replace(
+        update, event_id="u", kind=UpdateKind.update, step=3, version="policy@1.3"
+    )
     applied = PolicyApplied(
         event_id="a",
         event_time=2,
@@ -362,9 +523,19 @@ async def test_policies_follow_the_log(gateway: Gateway) -> None:
         seconds=0.1,
     )
     route = PolicyRoute(
-        event_id="r", event_time=3, alias="policy", targets=(RouteTarget(policy="policy", weight=1.0),), reason="x", author="y"
+        event_id="r",
+        event_time=3,
+        alias="policy",
+        targets=(RouteTarget(policy="policy", weight=1.0),),
+        reason="x",
+        author="y",
     )
-    for topic, event in ((POLICY_UPDATES, update), (POLICY_UPDATES, new), (POLICY_APPLIED, applied), (POLICY_ROUTES, route)):
+    for topic, event in (
+        (POLICY_UPDATES, update),
+        (POLICY_UPDATES, new),
+        (POLICY_APPLIED, applied),
+        (POLICY_ROUTES, route),
+    ):
         await producer.publish(topic, "policy", event)
     producer.close()
     seen: dict[str, Any] = {}
@@ -382,7 +553,10 @@ async def test_health_says_what_it_promises(gateway: Gateway) -> None:
     assert (await gateway.get("/healthz"))[1] == {"status": "ok"}
     status, report = await gateway.get("/readyz")
     assert (status, report["ready"], report["upstreams"]) == (200, True, {"vllm": "reachable"})
-    assert (report["topics"]["durability"]["full"], report["topics"]["durability"]["replication"]) == (False, 1)
+    assert (
+        report["topics"]["durability"]["full"],
+        report["topics"]["durability"]["replication"],
+    ) == (False, 1)
     async with gateway.client.get(gateway.url + "/metrics") as response:
         text = await response.text()
     assert "fulgurite_gateway_calls_total" in text

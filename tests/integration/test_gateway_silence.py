@@ -32,10 +32,17 @@ STREAMS: dict[str, tuple[dict[str, Any], bytes]] = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def gateway(kafka: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Gateway]:
+async def gateway(
+    kafka: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Gateway]:
     settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
-    env: dict[str, Any] = {"FULGURITE_CLIENT_WRITE_TIMEOUT_S": "1", "FULGURITE_BACKEND_CONCURRENCY": "1"}
-    async with running_gateway(settings, stub.url, tmp_path_factory.mktemp("gateway"), **env) as running:
+    env: dict[str, Any] = {
+        "FULGURITE_CLIENT_WRITE_TIMEOUT_S": "1",
+        "FULGURITE_BACKEND_CONCURRENCY": "1",
+    }
+    async with running_gateway(
+        settings, stub.url, tmp_path_factory.mktemp("gateway"), **env
+    ) as running:
         yield running
 
 
@@ -62,9 +69,17 @@ class Reader:
 
 
 @asynccontextmanager
-async def reading(gateway: Gateway, path: str, keep_alive: str = "0.1", **fields: Any) -> AsyncGenerator[Reader]:
+async def reading(
+    gateway: Gateway, path: str, keep_alive: str = "0.1", **fields: Any
+) -> AsyncGenerator[Reader]:
     body = {"model": "policy", "stream": True, **STREAMS[path][0], **fields}
-    async with gateway.post(path, body, PLAIN, x_fulgurite_keep_alive=keep_alive, x_fulgurite_rollout=f"r-{uuid.uuid4().hex}") as response:
+    async with gateway.post(
+        path,
+        body,
+        PLAIN,
+        x_fulgurite_keep_alive=keep_alive,
+        x_fulgurite_rollout=f"r-{uuid.uuid4().hex}",
+    ) as response:
         yield Reader(response)
 
 
@@ -73,7 +88,9 @@ def text_of(call: LlmCall) -> str:
 
 
 @pytest.mark.parametrize("path", STREAMS)
-async def test_a_silent_upstream_is_covered_and_nothing_of_it_recorded(gateway: Gateway, stub: Stub, path: str) -> None:
+async def test_a_silent_upstream_is_covered_and_nothing_of_it_recorded(
+    gateway: Gateway, stub: Stub, path: str
+) -> None:
     beat = STREAMS[path][1]
     stub.reset()
     async with reading(gateway, path, "0") as plain:
@@ -117,14 +134,18 @@ async def test_an_error_before_the_first_silence_is_a_reply(gateway: Gateway, st
     assert reader.status >= 500
 
 
-async def test_a_client_that_leaves_in_a_kept_silence_frees_its_place(gateway: Gateway, stub: Stub) -> None:
+async def test_a_client_that_leaves_in_a_kept_silence_frees_its_place(
+    gateway: Gateway, stub: Stub
+) -> None:
     stub.reset(waits=True)
     async with reading(gateway, "/v1/chat/completions") as reader:
         await reader.until(COMMENT)
     await asyncio.wait_for(stub.cancelled.wait(), 20)
     assert (await gateway.call(reader.rollout)).outcome is CallOutcome.client_disconnected
     stub.reset()
-    assert (await gateway.json("/v1/chat/completions", {"model": "policy", "messages": HELLO}))[0] == 200
+    assert (await gateway.json("/v1/chat/completions", {"model": "policy", "messages": HELLO}))[
+        0
+    ] == 200
 
 
 async def test_a_wrong_header_is_refused(gateway: Gateway) -> None:
@@ -135,7 +156,9 @@ async def test_a_wrong_header_is_refused(gateway: Gateway) -> None:
     assert (await gateway.call(reader.rollout)).outcome is CallOutcome.refused
 
 
-async def test_the_end_that_waits_for_the_log_is_waited_for_aloud(gateway: Gateway, stub: Stub, kafka: LocalKafka) -> None:
+async def test_the_end_that_waits_for_the_log_is_waited_for_aloud(
+    gateway: Gateway, stub: Stub, kafka: LocalKafka
+) -> None:
     stub.reset()
     kafka.suspend(0)
     try:
@@ -155,8 +178,13 @@ async def test_a_client_that_reads_nothing_loses_its_place(gateway: Gateway, stu
     stub.reset(words=[word] * 400)
     async with reading(gateway, "/v1/chat/completions", "0") as reader:
         call = await gateway.call(reader.rollout, 60)
-    assert (call.outcome, call.failure) == (CallOutcome.client_disconnected, FailureKind.client_disconnected)
+    assert (call.outcome, call.failure) == (
+        CallOutcome.client_disconnected,
+        FailureKind.client_disconnected,
+    )
     assert 0 < len(call.choices[0].token_ids or b"") < 400 * 4
     assert stub.cancelled.is_set()
     stub.reset()
-    assert (await gateway.json("/v1/chat/completions", {"model": "policy", "messages": HELLO}))[0] == 200
+    assert (await gateway.json("/v1/chat/completions", {"model": "policy", "messages": HELLO}))[
+        0
+    ] == 200

@@ -1,4 +1,6 @@
-"""A log that is away: calls are refused before generation, spooled, or served without a record, as it is set. Nothing spooled is lost."""
+"""A log that is away: calls are refused before generation, spooled, or served without a record, as
+it is set. Nothing spooled is lost.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,17 @@ STALL_S = 3
 
 
 async def converse(gateway: Gateway, turns: int, answered: list[list[str]]) -> None:
-    """Several conversations at once, each a call after the other; notes the completions, as their clients got them."""
+    """Several conversations at once, each a call after the other; notes the completions, as their
+    clients got them.
+    """
 
     async def one(number: int) -> None:
         for turn in range(turns):
             async with gateway.post(
-                CHAT, BODY | {"stream": turn % 2 == 1}, PLAIN, x_fulgurite_rollout=f"conversation-{number}"
+                CHAT,
+                BODY | {"stream": turn % 2 == 1},
+                PLAIN,
+                x_fulgurite_rollout=f"conversation-{number}",
             ) as response:
                 text = await response.text()
                 assert response.status == 200, text
@@ -46,7 +53,9 @@ async def until(gateway: Gateway, what: str, wanted: Any) -> dict[str, Any]:
     report: dict[str, Any] = {}
     for _ in range(200):
         _, report = await gateway.get("/readyz")
-        found = report["log"]["spool"][what] if what == "events" else report["log"]["problem"] is None
+        found = (
+            report["log"]["spool"][what] if what == "events" else report["log"]["problem"] is None
+        )
         if found == wanted:
             return report
         await asyncio.sleep(0.2)
@@ -72,8 +81,14 @@ async def metric(gateway: Gateway, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-async def test_answers_go_on_without_a_broker_and_none_is_lost_when_the_gateway_dies_too(tmp_path: Path, topic_prefix: str) -> None:
-    spooling = {"FULGURITE_SPOOL_DIR": str(tmp_path / "spool"), "FULGURITE_LOG_PATIENCE_S": "1", "FULGURITE_LOG_STALL_S": str(STALL_S)}
+async def test_answers_go_on_without_a_broker_and_none_is_lost_when_the_gateway_dies_too(
+    tmp_path: Path, topic_prefix: str
+) -> None:
+    spooling = {
+        "FULGURITE_SPOOL_DIR": str(tmp_path / "spool"),
+        "FULGURITE_LOG_PATIENCE_S": "1",
+        "FULGURITE_LOG_STALL_S": str(STALL_S),
+    }
     serving = {"FULGURITE_LOG_UNAVAILABLE_LIVE": "serve", "FULGURITE_LOG_PATIENCE_S": "1"}
     answered: list[list[str]] = [[] for _ in range(CONVERSATIONS)]
     with LocalKafka(tmp_path / "kafka") as kafka:
@@ -84,7 +99,9 @@ async def test_answers_go_on_without_a_broker_and_none_is_lost_when_the_gateway_
             running_gateway(settings, stub.url, tmp_path, make_topics=False, **serving) as server,
             running_gateway(settings, stub.url, tmp_path, make_topics=False) as refuser,
         ):
-            async with running_gateway(settings, stub.url, tmp_path, make_topics=False, **spooling) as gateway:
+            async with running_gateway(
+                settings, stub.url, tmp_path, make_topics=False, **spooling
+            ) as gateway:
                 group = await gateway.declare(n=1, task={}, mode="train", deadline_s=600)
                 await converse(gateway, 2, answered)
                 # Connections stay open and nothing comes back: the worst way to be away.
@@ -94,16 +111,25 @@ async def test_answers_go_on_without_a_broker_and_none_is_lost_when_the_gateway_
                 await asyncio.sleep(STALL_S)
                 await assert_refused(gateway, stub, group["rollouts"][0]["api_key"])
                 with pytest.raises(AssertionError, match="another gateway that runs"):
-                    async with running_gateway(settings, stub.url, tmp_path, make_topics=False, **spooling):
+                    async with running_gateway(
+                        settings, stub.url, tmp_path, make_topics=False, **spooling
+                    ):
                         pass
                 gateway.process.kill()
                 await asyncio.to_thread(gateway.process.wait)
             kafka.kill(0)
-            async with running_gateway(settings, stub.url, tmp_path, make_topics=False, **spooling) as gateway:
+            async with running_gateway(
+                settings, stub.url, tmp_path, make_topics=False, **spooling
+            ) as gateway:
                 await converse(gateway, 3, answered)
-                # Without a broker each takes long to say what it has of topics: they are asked together.
-                reports = await asyncio.gather(*(until(one, "problem", wanted=False) for one in (gateway, refuser)))
-                assert [report["ready"] for report in reports] == [True, False], "live traffic is welcome where there is a spool"
+                # Without a broker each takes long to say what it has of topics: they are asked
+                # together.
+                reports = await asyncio.gather(
+                    *(until(one, "problem", wanted=False) for one in (gateway, refuser))
+                )
+                assert [report["ready"] for report in reports] == [True, False], (
+                    "live traffic is welcome where there is a spool"
+                )
                 await assert_refused(refuser, stub, PLAIN)
                 assert (await server.json(CHAT, BODY))[0] == 200
                 assert await metric(server, "fulgurite_gateway_unlogged_total") == 1
@@ -118,11 +144,19 @@ async def test_answers_go_on_without_a_broker_and_none_is_lost_when_the_gateway_
                 await until(server, "problem", wanted=True)
                 unlogged = await metric(server, "fulgurite_gateway_unlogged_total")
                 status, served = await server.json(CHAT, BODY)
-                assert (status, await metric(server, "fulgurite_gateway_unlogged_total")) == (200, unlogged)
+                assert (status, await metric(server, "fulgurite_gateway_unlogged_total")) == (
+                    200,
+                    unlogged,
+                )
                 assert files(tmp_path / "spool") == ["lock"]
-            records = [r.event for r in read_calls(settings, Codec()) if isinstance(r.event, LlmCall)]
+            records = [
+                r.event for r in read_calls(settings, Codec()) if isinstance(r.event, LlmCall)
+            ]
     assert served["id"] in {call.call_id for call in records}
     for completions in answered:
         assert len(completions) == 9
         # What comes twice counts where it came first.
-        assert list(dict.fromkeys(call.call_id for call in records if call.call_id in completions)) == completions
+        assert (
+            list(dict.fromkeys(call.call_id for call in records if call.call_id in completions))
+            == completions
+        )

@@ -1,4 +1,6 @@
-"""Two judges share a consumer group, one leaves or dies while it asks: the other judges what was left, no group has a verdict too many."""
+"""Two judges share a consumer group, one leaves or dies while it asks: the other judges what was
+left, no group has a verdict too many.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ BEFORE, AFTER = range(4), range(4, 20)
 
 
 class Model:
-    """A server of chat completions: the first trajectory is worth 0.25, the second 1, told once the gate is open."""
+    """A server of chat completions: the first trajectory is worth 0.25, the second 1, told once the
+    gate is open.
+    """
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -40,9 +44,14 @@ class Model:
     async def answer(self, request: web.Request) -> web.Response:
         self.asked_by.append(request.headers["authorization"].removeprefix("Bearer "))
         await self.gate.wait()
-        scores = [{"trajectory_id": name, "explanation": "so", "score": score} for name, score in (("1", 0.25), ("2", 1.0))]
+        scores = [
+            {"trajectory_id": name, "explanation": "so", "score": score}
+            for name, score in (("1", 0.25), ("2", 1.0))
+        ]
         message = {"role": "assistant", "content": json.dumps({"scores": scores})}
-        return web.json_response({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+        return web.json_response(
+            {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        )
 
 
 @asynccontextmanager
@@ -71,14 +80,21 @@ class Judges(Deployment):
             # The least that a broker allows.
             "FULGURITE_JUDGE_SESSION_TIMEOUT_S": "6",
         }
-        self._await_ready(name, self._spawn(name, "services.judge.main", ("--model", "big"), environment))
+        self._await_ready(
+            name, self._spawn(name, "services.judge.main", ("--model", "big"), environment)
+        )
 
     def act(self, groups: range) -> None:
         """Two agents of each group are done."""
         at = int(time.time() * 1000)
         for group in groups:
             declared = make_declared(group, at=at, deadline=at + 600_000)
-            futures = [self.producer.submit(EPISODES, group_id(group), _episode(declared, group, index, at)) for index in (0, 1)]
+            futures = [
+                self.producer.submit(
+                    EPISODES, group_id(group), _episode(declared, group, index, at)
+                )
+                for index in (0, 1)
+            ]
             for future in futures:
                 future.result(30)
 
@@ -92,7 +108,10 @@ class Judges(Deployment):
     def left(self) -> int:
         """Episodes that the judges have not committed."""
         consumer = make_consumer(self.kafka, f"{self.kafka.topic_prefix}judge.all.judge")
-        places = [TopicPartition(self.kafka.topic(EPISODES), partition) for partition in range(EPISODES.partitions)]
+        places = [
+            TopicPartition(self.kafka.topic(EPISODES), partition)
+            for partition in range(EPISODES.partitions)
+        ]
         committed = consumer.committed(places, timeout=10)
         left = sum(watermarks(consumer, place)[1] - max(0, place.offset) for place in committed)
         consumer.close()
@@ -115,16 +134,22 @@ async def test_a_judge_that_ends_midway_leaves_its_groups_to_the_other(
         async with running_model() as model:
             await asyncio.to_thread(judges.judge, "one", model)
             await asyncio.to_thread(judges.act, BEFORE)
-            await asyncio.to_thread(wait_until, lambda: judges.judged(BEFORE), "the first groups are judged")
+            await asyncio.to_thread(
+                wait_until, lambda: judges.judged(BEFORE), "the first groups are judged"
+            )
 
             model.gate.clear()
             await asyncio.to_thread(judges.judge, "two", model)
             await asyncio.to_thread(judges.act, AFTER)
-            await asyncio.to_thread(wait_until, lambda: {*model.asked_by} == {"one", "two"}, "both judges ask")
+            await asyncio.to_thread(
+                wait_until, lambda: {*model.asked_by} == {"one", "two"}, "both judges ask"
+            )
             judges.processes["one"].send_signal(how)
             code = await asyncio.to_thread(judges.processes.pop("one").wait, 30)
             model.gate.set()
-            await asyncio.to_thread(wait_until, lambda: not judges.left(), "everything is committed")
+            await asyncio.to_thread(
+                wait_until, lambda: not judges.left(), "everything is committed"
+            )
             assert await asyncio.to_thread(judges.stop) == {"two": 0}
         assert code == (0 if how is signal.SIGTERM else -how)
     finally:
@@ -132,7 +157,14 @@ async def test_a_judge_that_ends_midway_leaves_its_groups_to_the_other(
 
     rewards = judges.verdicts()
     assert {reward.error for reward in rewards} == {None}
-    verdicts = {reward.event_id: (reward.group_id, reward.rollout_id.split("_")[2], reward.value) for reward in rewards}
-    expected = {(group_id(group), *verdict) for group in (*BEFORE, *AFTER) for verdict in (("0", 0.25), ("1", 1.0))}
+    verdicts = {
+        reward.event_id: (reward.group_id, reward.rollout_id.split("_")[2], reward.value)
+        for reward in rewards
+    }
+    expected = {
+        (group_id(group), *verdict)
+        for group in (*BEFORE, *AFTER)
+        for verdict in (("0", 0.25), ("1", 1.0))
+    }
     assert len(verdicts) == len(expected)
     assert set(verdicts.values()) == expected

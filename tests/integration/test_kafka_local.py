@@ -27,7 +27,11 @@ def create(kafka: LocalKafka, topic: str, replication: int) -> None:
 
 
 def producer(kafka: LocalKafka, timeout_ms: int = 60_000) -> Producer:
-    options = {"bootstrap.servers": kafka.bootstrap_servers, "enable.idempotence": True, "delivery.timeout.ms": timeout_ms}
+    options = {
+        "bootstrap.servers": kafka.bootstrap_servers,
+        "enable.idempotence": True,
+        "delivery.timeout.ms": timeout_ms,
+    }
     return Producer(options, logger=_log)
 
 
@@ -39,7 +43,14 @@ def produce(kafka: LocalKafka, topic: str, values: list[str]) -> None:
 
 
 def everything(kafka: LocalKafka, topic: str, count: int) -> list[str]:
-    consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": "reader", "auto.offset.reset": "earliest"}, logger=_log)
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap_servers,
+            "group.id": "reader",
+            "auto.offset.reset": "earliest",
+        },
+        logger=_log,
+    )
     try:
         consumer.assign([TopicPartition(topic, partition, 0) for partition in (0, 1)])
         found: list[str] = []
@@ -71,7 +82,9 @@ def test_a_data_folder_outlives_its_broker(tmp_path: Path) -> None:
         assert everything(second, "kept", 2) == ["a", "b"]
 
 
-def test_of_three_one_may_die_and_two_may_not_be_missing(kafka3: LocalKafka, topic_prefix: str) -> None:
+def test_of_three_one_may_die_and_two_may_not_be_missing(
+    kafka3: LocalKafka, topic_prefix: str
+) -> None:
     topic = f"{topic_prefix}replicated"
     create(kafka3, topic, 3)
     kafka3.kill(0)
@@ -94,7 +107,9 @@ def test_of_three_one_may_die_and_two_may_not_be_missing(kafka3: LocalKafka, top
 def test_topics_are_not_made_by_accident(kafka: LocalKafka, topic_prefix: str) -> None:
     failures: list[object] = []
     client = producer(kafka, timeout_ms=2000)
-    client.produce(f"{topic_prefix}nothing", b"lost", on_delivery=lambda error, _: failures.append(error))
+    client.produce(
+        f"{topic_prefix}nothing", b"lost", on_delivery=lambda error, _: failures.append(error)
+    )
     client.flush(30)
     assert len(failures) == 1
     assert failures[0] is not None

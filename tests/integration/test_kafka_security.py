@@ -1,4 +1,6 @@
-"""A broker that asks for TLS and a password: producers, readers and the stream processors get in with the settings, and only with them."""
+"""A broker that asks for TLS and a password: producers, readers and the stream processors get in
+with the settings, and only with them.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,17 @@ class SecuredKafka(LocalKafka):
     def _properties(self, node: int, folder: Path) -> dict[str, object]:
         known = super()._properties(node, folder)
         clients: dict[str, object] = {
-            name: str(known[name]).replace("PLAINTEXT://", "CLIENT://") for name in ("listeners", "advertised.listeners")
+            name: str(known[name]).replace("PLAINTEXT://", "CLIENT://")
+            for name in ("listeners", "advertised.listeners")
         }
         return known | clients | self._security()
 
     def _security(self) -> dict[str, object]:
-        login = f'{_PLAIN} required username="broker" password="among-brokers" user_broker="among-brokers" user_{USER}="{PASSWORD}";'
+        login = (
+            f'{_PLAIN} required username="broker" password="among-brokers" '
+            f'user_broker="among-brokers" '
+            f'user_{USER}="{PASSWORD}";'
+        )
         return {
             "listener.security.protocol.map": "CLIENT:SASL_SSL,CONTROLLER:PLAINTEXT",
             "inter.broker.listener.name": "CLIENT",
@@ -70,7 +77,9 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
         yield broker
 
 
-def settings_of(broker: SecuredKafka, mechanism: str, prefix: str, password: str = PASSWORD) -> dict[str, str]:
+def settings_of(
+    broker: SecuredKafka, mechanism: str, prefix: str, password: str = PASSWORD
+) -> dict[str, str]:
     return {
         "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
         "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
@@ -84,7 +93,11 @@ def settings_of(broker: SecuredKafka, mechanism: str, prefix: str, password: str
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
 def test_what_is_written_is_read(secured: SecuredKafka, mechanism: str, topic_prefix: str) -> None:
-    settings, codec, event = KafkaSettings.model_validate(settings_of(secured, mechanism, topic_prefix)), Codec(), make_declared()
+    settings, codec, event = (
+        KafkaSettings.model_validate(settings_of(secured, mechanism, topic_prefix)),
+        Codec(),
+        make_declared(),
+    )
     create_topics(settings)
     producer = EventProducer(settings, codec, "test")
     try:
@@ -94,9 +107,16 @@ def test_what_is_written_is_read(secured: SecuredKafka, mechanism: str, topic_pr
     assert [record.event for record in read_all(settings, AGENT_STATUS, codec)] == [event]
 
 
-def test_a_wrong_password_is_told_and_never_shown(secured: SecuredKafka, topic_prefix: str, caplog: pytest.LogCaptureFixture) -> None:
-    settings = KafkaSettings.model_validate(settings_of(secured, "SCRAM-SHA-256", topic_prefix, "not-that-password"))
-    producer, event = EventProducer(settings, Codec(), "test", delivery_timeout_s=3), make_declared()
+def test_a_wrong_password_is_told_and_never_shown(
+    secured: SecuredKafka, topic_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = KafkaSettings.model_validate(
+        settings_of(secured, "SCRAM-SHA-256", topic_prefix, "not-that-password")
+    )
+    producer, event = (
+        EventProducer(settings, Codec(), "test", delivery_timeout_s=3),
+        make_declared(),
+    )
     try:
         with pytest.raises(LogUnavailable):
             producer.publish_sync(AGENT_STATUS, event.group_id, event, timeout_s=5)
@@ -112,7 +132,9 @@ def test_the_aggregator_gets_in(secured: SecuredKafka, topic_prefix: str, tmp_pa
     log = tmp_path / "aggregator.log"
     with log.open("wb") as output:
         argv = [sys.executable, "-m", "services.aggregator.main"]
-        process = subprocess.Popen(argv, env={**os.environ, **environment}, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            argv, env={**os.environ, **environment}, stdout=output, stderr=output
+        )
     try:
         wait_for(process, log, '"event": "ready"')
         process.send_signal(signal.SIGTERM)

@@ -1,4 +1,6 @@
-"""A learner killed with -9 at any point of a step goes on where the log says: nothing is lost, no action is trained into two versions."""
+"""A learner killed with -9 at any point of a step goes on where the log says: nothing is lost, no
+action is trained into two versions.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,9 @@ class Learner:
             "OMP_NUM_THREADS": "1",
         }
         with (self.folder / f"learner-{self._starts}.log").open("wb") as sink:
-            self.process = subprocess.Popen([sys.executable, "-m", *command], stdout=sink, stderr=sink, env=environment)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command], stdout=sink, stderr=sink, env=environment
+            )
 
     def wait(self, reached: Callable[[], bool], what: str) -> None:
         """Until it is so. Fails with the process's log if the process ends before."""
@@ -121,7 +125,9 @@ class Learner:
         while not reached():
             if self.process.poll() is not None or time.monotonic() > until:
                 log = (self.folder / f"learner-{self._starts}.log").read_text(errors="replace")
-                raise AssertionError(f"{what}: not reached, exit status {self.process.poll()}\n{log[-3000:]}")
+                raise AssertionError(
+                    f"{what}: not reached, exit status {self.process.poll()}\n{log[-3000:]}"
+                )
             time.sleep(0.2)
 
     def end(self, number: int) -> int:
@@ -131,10 +137,18 @@ class Learner:
         return self.process.wait(60)
 
     def entries(self) -> list[LedgerEntry]:
-        return [r.event for r in read_all(self.kafka, TRAINING_LEDGER, CODEC) if isinstance(r.event, LedgerEntry)]
+        return [
+            r.event
+            for r in read_all(self.kafka, TRAINING_LEDGER, CODEC)
+            if isinstance(r.event, LedgerEntry)
+        ]
 
     def updates(self) -> list[PolicyUpdate]:
-        return [r.event for r in read_all(self.kafka, POLICY_UPDATES, CODEC) if isinstance(r.event, PolicyUpdate)]
+        return [
+            r.event
+            for r in read_all(self.kafka, POLICY_UPDATES, CODEC)
+            if isinstance(r.event, PolicyUpdate)
+        ]
 
     def versions(self) -> list[str | None]:
         return [update.version for update in self.updates() if update.kind is UpdateKind.update]
@@ -159,7 +173,9 @@ def learner(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator[Le
         ("after_publish", ["policy@1.1", "policy@1.2"], ["policy@1.1", "policy@1.2", "policy@2.3"]),
     ],
 )
-def test_a_killed_learner_resumes(learner: Learner, point: str, in_log_when_killed: list[str], versions: list[str]) -> None:
+def test_a_killed_learner_resumes(
+    learner: Learner, point: str, in_log_when_killed: list[str], versions: list[str]
+) -> None:
     marker = learner.folder / "reached"
     learner.publish(ROWS)
     learner.start("tests.integration.paused_learner", point, str(marker))
@@ -168,13 +184,20 @@ def test_a_killed_learner_resumes(learner: Learner, point: str, in_log_when_kill
     assert learner.versions() == in_log_when_killed
 
     learner.start("services.learner.main")
-    learner.wait(lambda: {entry.group_id for entry in learner.entries()} == {group_id(n) for n in range(GROUPS)}, "every group settled")
+    learner.wait(
+        lambda: (
+            {entry.group_id for entry in learner.entries()} == {group_id(n) for n in range(GROUPS)}
+        ),
+        "every group settled",
+    )
     assert learner.end(signal.SIGTERM) == 0
 
     assert learner.versions() == versions
     entries = learner.entries()
     assert {entry.term for entry in entries} == {LedgerTerm.trained}
-    assert Counter(action for entry in entries for action in entry.actions) == dict.fromkeys(ACTIONS, 1)
+    assert Counter(action for entry in entries for action in entry.actions) == dict.fromkeys(
+        ACTIONS, 1
+    )
     assert Counter(entry.version for entry in entries) == dict.fromkeys(versions, PER_STEP)
 
     updates = learner.updates()
@@ -189,7 +212,10 @@ def test_a_killed_learner_resumes(learner: Learner, point: str, in_log_when_kill
         assert hashlib.sha256(path.read_bytes()).hexdigest() == update.artifact.sha256
         assert token_count(update.probe.logprobs) == token_count(update.probe.token_ids) - 1
 
-    ends = {record.partition: record.offset + 1 for record in read_all(learner.kafka, TRAJECTORIES, CODEC)}
+    ends = {
+        record.partition: record.offset + 1
+        for record in read_all(learner.kafka, TRAJECTORIES, CODEC)
+    }
     found = CheckpointStore(learner.folder, "policy").latest()
     assert found is not None
     assert {position.partition: position.offset for position in found[0].positions} == ends
@@ -207,7 +233,10 @@ def test_a_third_start_trains_nothing_again(learner: Learner) -> None:
     before = (learner.versions(), len(learner.entries()))
 
     learner.start("services.learner.main")
-    learner.wait(lambda: len([u for u in learner.updates() if u.kind is UpdateKind.claim]) == 2, "the next epoch claimed")
+    learner.wait(
+        lambda: len([u for u in learner.updates() if u.kind is UpdateKind.claim]) == 2,
+        "the next epoch claimed",
+    )
     time.sleep(2)
     assert learner.end(signal.SIGTERM) == 0
     assert (learner.versions(), len(learner.entries())) == before
@@ -215,11 +244,15 @@ def test_a_third_start_trains_nothing_again(learner: Learner) -> None:
 
 def test_a_group_that_is_closed_anew_is_amended_once_over_a_kill(learner: Learner) -> None:
     def settled(*groups: int) -> bool:
-        return {group_id(number) for number in groups} <= {entry.group_id for entry in learner.entries()}
+        return {group_id(number) for number in groups} <= {
+            entry.group_id for entry in learner.entries()
+        }
 
     def anew(made: Trajectory) -> Trajectory:
         name = f"{made.event_id}-anew"
-        return msgspec.structs.replace(made, event_id=name, trajectory_id=name, group_revision="anew", episode_reward=0.5)
+        return msgspec.structs.replace(
+            made, event_id=name, trajectory_id=name, group_revision="anew", episode_reward=0.5
+        )
 
     marker = learner.folder / "reached"
     learner.publish(ROWS[:4])
@@ -239,5 +272,7 @@ def test_a_group_that_is_closed_anew_is_amended_once_over_a_kill(learner: Learne
     entries = learner.entries()
     (amended,) = [entry for entry in entries if entry.term is LedgerTerm.amended]
     assert (amended.group_revision, set(amended.actions)) == ("anew", {"call-0-0#0", "call-0-1#0"})
-    trained = Counter(action for entry in entries if entry.term is LedgerTerm.trained for action in entry.actions)
+    trained = Counter(
+        action for entry in entries if entry.term is LedgerTerm.trained for action in entry.actions
+    )
     assert trained == dict.fromkeys(ACTIONS, 1)

@@ -1,4 +1,6 @@
-"""The whole loop on real engines, small: agents → gateway → Kafka → episodes → rewards → verl → new weights, served and accounted for."""
+"""The whole loop on real engines, small: agents → gateway → Kafka → episodes → rewards → verl → new
+weights, served and accounted for.
+"""
 
 from __future__ import annotations
 
@@ -54,18 +56,53 @@ SETTINGS = {
 
 
 def _environment(stack: LocalStack) -> dict[str, str]:
-    return {**os.environ, **stack.environment, **SETTINGS, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return {
+        **os.environ,
+        **stack.environment,
+        **SETTINGS,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
 
 
 def run_agents(stack: LocalStack, folder: Path) -> dict[str, Any]:
     """`fulgurite run`, as a user would, until the second version is served; its summary."""
     (folder / "agent.py").write_text(AGENT)
     (folder / "rewards.py").write_text(REWARDS)
-    (folder / "tasks.jsonl").write_text("".join(json.dumps({"question": f"question {n}"}) + "\n" for n in range(12)))
-    command = ["-m", "services.cli.main", "run", "--tasks", "tasks.jsonl", "-n", "4", "--max-ahead", "2", "--updates", "2"]
-    options = ["--reward", "rewards.py:vowels", "--preload", "openai", "--results", "results.json", "--json"]
+    (folder / "tasks.jsonl").write_text(
+        "".join(json.dumps({"question": f"question {n}"}) + "\n" for n in range(12))
+    )
+    command = [
+        "-m",
+        "services.cli.main",
+        "run",
+        "--tasks",
+        "tasks.jsonl",
+        "-n",
+        "4",
+        "--max-ahead",
+        "2",
+        "--updates",
+        "2",
+    ]
+    options = [
+        "--reward",
+        "rewards.py:vowels",
+        "--preload",
+        "openai",
+        "--results",
+        "results.json",
+        "--json",
+    ]
     argv = [sys.executable, *command, *options, "--", sys.executable, "agent.py"]
-    done = subprocess.run(argv, cwd=folder, env=_environment(stack), capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        argv,
+        cwd=folder,
+        env=_environment(stack),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads((folder / "results.json").read_text())
 
@@ -74,7 +111,9 @@ def served_version(stack: LocalStack) -> str | None:
     """The version that answers a call with a plain key."""
     request = urllib.request.Request(
         f"{stack.gateway_url}/v1/chat/completions",
-        json.dumps({"model": "policy", "messages": [{"role": "user", "content": "?"}], "max_tokens": 4}).encode(),
+        json.dumps(
+            {"model": "policy", "messages": [{"role": "user", "content": "?"}], "max_tokens": 4}
+        ).encode(),
         {"Authorization": f"Bearer {stack.secrets.api_key}", "Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=60) as reply:
@@ -84,31 +123,72 @@ def served_version(stack: LocalStack) -> str | None:
 def versions_of(stack: LocalStack, policy: str) -> dict[str, PolicyUpdate]:
     """What `policy.updates` holds of a policy, by version."""
     events = (record.event for record in read_all(stack.kafka, POLICY_UPDATES, Codec()))
-    return {e.version: e for e in events if isinstance(e, PolicyUpdate) and e.policy == policy and e.version is not None}
+    return {
+        e.version: e
+        for e in events
+        if isinstance(e, PolicyUpdate) and e.policy == policy and e.version is not None
+    }
 
 
 def entries(stack: LocalStack) -> list[LedgerEntry]:
     """What `training.ledger` holds."""
-    return [r.event for r in read_all(stack.kafka, TRAINING_LEDGER, Codec()) if isinstance(r.event, LedgerEntry)]
+    return [
+        r.event
+        for r in read_all(stack.kafka, TRAINING_LEDGER, Codec())
+        if isinstance(r.event, LedgerEntry)
+    ]
 
 
 def trained_into(stack: LocalStack, version: str) -> set[str]:
     """What `training.ledger` says of a version."""
-    return {action for e in entries(stack) if (e.term, e.version) == (LedgerTerm.trained, version) for action in e.actions}
+    return {
+        action
+        for e in entries(stack)
+        if (e.term, e.version) == (LedgerTerm.trained, version)
+        for action in e.actions
+    }
 
 
 def learn_from_a_replay(stack: LocalStack, folder: Path) -> None:
-    """Other rewards and credit for the same calls, and a policy of its own that learns from them, beside the live one."""
+    """Other rewards and credit for the same calls, and a policy of its own that learns from them,
+    beside the live one.
+    """
     command = [sys.executable, "-m", "services.cli.main"]
-    options = ["--from-beginning", "--reward", "rewards.py:length", "--credit", "last_step", "--into", "trajectories.v2", "--json"]
-    done = subprocess.run([*command, "replay", *options], cwd=folder, env=_environment(stack), capture_output=True, text=True, check=False)
+    options = [
+        "--from-beginning",
+        "--reward",
+        "rewards.py:length",
+        "--credit",
+        "last_step",
+        "--into",
+        "trajectories.v2",
+        "--json",
+    ]
+    done = subprocess.run(
+        [*command, "replay", *options],
+        cwd=folder,
+        env=_environment(stack),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert (report["left_out"], report["unmet"], report["judged"] > 0) == ([], [], True)
     options = ["--topic", "trajectories.v2", "--policy", "policy-v2", "--rows-of", "policy"]
-    argv = [*command, "train", *options, "--model", str(tiny_model()), "--data-dir", str(folder / "v2")]
+    argv = [
+        *command,
+        "train",
+        *options,
+        "--model",
+        str(tiny_model()),
+        "--data-dir",
+        str(folder / "v2"),
+    ]
     with (folder / "train.log").open("wb") as log:
-        learner = subprocess.Popen(argv, cwd=folder, env=_environment(stack), stdout=log, stderr=log)
+        learner = subprocess.Popen(
+            argv, cwd=folder, env=_environment(stack), stdout=log, stderr=log
+        )
         deadline = time.monotonic() + 240
         while "policy-v2@1.2" not in versions_of(stack, "policy-v2"):
             running = learner.poll() is None and time.monotonic() < deadline
@@ -127,10 +207,16 @@ def lineage(stack: LocalStack, *arguments: str) -> Any:
 
 def check_lineage(stack: LocalStack) -> None:
     """The command says what `policy.updates` and `training.ledger` say."""
-    calls = {r.event.call_id: r.event for r in read_calls(stack.kafka, Codec()) if isinstance(r.event, LlmCall)}
+    calls = {
+        r.event.call_id: r.event
+        for r in read_calls(stack.kafka, Codec())
+        if isinstance(r.event, LlmCall)
+    }
     for version, update in (versions_of(stack, "policy") | versions_of(stack, "policy-v2")).items():
         behind = lineage(stack, version)
-        actions = {action: group for group, actions in behind["groups"].items() for action in actions}
+        actions = {
+            action: group for group, actions in behind["groups"].items() for action in actions
+        }
         assert actions.keys() == trained_into(stack, version)
         assert len(actions) == update.trained_actions > 0
         assert {action: calls[action.partition("#")[0]].group_id for action in actions} == actions
@@ -139,32 +225,62 @@ def check_lineage(stack: LocalStack) -> None:
     mine = [e for e in entries(stack) if e.policy == "policy-v2"]
     settled = {entry.group_id for entry in mine}
     topic = msgspec.structs.replace(TRAJECTORIES, name="trajectories.v2")
-    rows = [r.event for r in read_all(stack.kafka, topic, Codec()) if isinstance(r.event, Trajectory) and r.event.group_id in settled]
-    offered = sorted(action_id(action.call_id, action.choice) for row in rows for action in row.actions if action.loss)
+    rows = [
+        r.event
+        for r in read_all(stack.kafka, topic, Codec())
+        if isinstance(r.event, Trajectory) and r.event.group_id in settled
+    ]
+    offered = sorted(
+        action_id(action.call_id, action.choice)
+        for row in rows
+        for action in row.actions
+        if action.loss
+    )
     assert sorted(action for entry in mine for action in entry.actions) == offered
     for policy in ("policy", "policy-v2"):
         action = min(trained_into(stack, f"{policy}@1.1"))
         fate = lineage(stack, "--call", action.partition("#")[0])
-        assert fate["trained"] == {action: [e.version for e in entries(stack) if e.term is LedgerTerm.trained and action in e.actions]}
+        assert fate["trained"] == {
+            action: [
+                e.version
+                for e in entries(stack)
+                if e.term is LedgerTerm.trained and action in e.actions
+            ]
+        }
         assert f"{policy}@1.2" in fate["inherited"]
 
 
 def test_the_loop_closes(tmp_path: Path) -> None:
-    with LocalStack(StackOptions(data=tmp_path / "data", model=tiny_model(), environment=SETTINGS)) as stack:
+    with LocalStack(
+        StackOptions(data=tmp_path / "data", model=tiny_model(), environment=SETTINGS)
+    ) as stack:
         summary = run_agents(stack, tmp_path)
         assert summary["updates"] >= 2
-        applied = [r.event for r in read_all(stack.kafka, POLICY_APPLIED, Codec()) if isinstance(r.event, PolicyApplied)]
-        assert {"policy@1.1", "policy@1.2"} <= {event.version for event in applied if event.outcome is ApplyOutcome.applied}
+        applied = [
+            r.event
+            for r in read_all(stack.kafka, POLICY_APPLIED, Codec())
+            if isinstance(r.event, PolicyApplied)
+        ]
+        assert {"policy@1.1", "policy@1.2"} <= {
+            event.version for event in applied if event.outcome is ApplyOutcome.applied
+        }
         calls = [r.event for r in read_calls(stack.kafka, Codec()) if isinstance(r.event, LlmCall)]
-        assert all(call.prompt_token_ids and call.choices[0].logprobs for call in calls if call.outcome is CallOutcome.success)
+        assert all(
+            call.prompt_token_ids and call.choices[0].logprobs
+            for call in calls
+            if call.outcome is CallOutcome.success
+        )
         assert "policy@1.1" in {call.version_first for call in calls}
         books = read_books(stack.kafka)
         assert books.remainder == 0
         assert books.actions == len(calls)
         assert books.terms["trained"] > 0
 
-    # The topics are kept, and a vLLM that starts anew, with the base model, is brought to the newest version.
-    with LocalStack(StackOptions(data=tmp_path / "data", model=tiny_model(), environment=SETTINGS)) as stack:
+    # The topics are kept, and a vLLM that starts anew, with the base model, is brought to the
+    # newest version.
+    with LocalStack(
+        StackOptions(data=tmp_path / "data", model=tiny_model(), environment=SETTINGS)
+    ) as stack:
         deadline = time.monotonic() + 120
         while served_version(stack) != summary["version"]:
             assert time.monotonic() < deadline
@@ -172,5 +288,7 @@ def test_the_loop_closes(tmp_path: Path) -> None:
         assert read_books(stack.kafka).remainder == 0
         learn_from_a_replay(stack, tmp_path)
         check_lineage(stack)
-        assert read_books(stack.kafka).remainder == 0, "what was learned elsewhere is no part of the live policy's books"
+        assert read_books(stack.kafka).remainder == 0, (
+            "what was learned elsewhere is no part of the live policy's books"
+        )
         assert (served_version(stack) or "").startswith("policy@"), "nor is it served in its place"

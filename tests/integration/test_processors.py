@@ -1,4 +1,6 @@
-"""Aggregator, rewarder and reward worker as real processes on a real broker, killed and started again."""
+"""Aggregator, rewarder and reward worker as real processes on a real broker, killed and started
+again.
+"""
 
 from __future__ import annotations
 
@@ -85,14 +87,20 @@ class Deployment:
             self._await_ready(name, log)
 
     def start_worker(self, *arguments: str, **environment: str) -> None:
-        self._await_ready("worker", self._spawn("worker", "services.rewards.worker", arguments, environment))
+        self._await_ready(
+            "worker", self._spawn("worker", "services.rewards.worker", arguments, environment)
+        )
 
-    def _spawn(self, name: str, module: str, arguments: Sequence[str], environment: dict[str, str]) -> Path:
+    def _spawn(
+        self, name: str, module: str, arguments: Sequence[str], environment: dict[str, str]
+    ) -> Path:
         self._starts += 1
         log = self.folder / f"{name}-{self._starts}.log"
         with log.open("wb") as sink:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], stderr=sink, env=self.environment | environment
+                [sys.executable, "-m", module, *arguments],
+                stderr=sink,
+                env=self.environment | environment,
             )
         return log
 
@@ -116,7 +124,9 @@ class Deployment:
         return {name: process.wait(30) for name, process in self.processes.items()}
 
     def publish(self, events: Sequence[Made]) -> None:
-        """Publish; return when all is acknowledged. As with the gateway, what a group did is in the log before its next status is."""
+        """Publish; return when all is acknowledged. As with the gateway, what a group did is in the
+        log before its next status is.
+        """
         pending: dict[str, list[Future[Delivery]]] = {}
         for event in events:
             earlier = pending.setdefault(event.group_id, [])
@@ -130,7 +140,11 @@ class Deployment:
 
     def read(self, topic: Topic) -> list[Event]:
         """Every event in a topic, without what a test put there to poison it."""
-        return [record.event for record in read_all(self.kafka, topic, self.codec) if record.event is not None]
+        return [
+            record.event
+            for record in read_all(self.kafka, topic, self.codec)
+            if record.event is not None
+        ]
 
     def contents(self, topic: Topic) -> dict[str, Event]:
         """A topic as a set of ids with contents; two events with one id must be the same."""
@@ -173,7 +187,9 @@ def deployment(deployments: list[Deployment]) -> Deployment:
 
 
 def overlapping(groups: int, at: int, at_once: int = 20) -> list[Made]:
-    """Groups of 4 rollouts with 5 calls each, some twenty of them open at any time; the order is always the same."""
+    """Groups of 4 rollouts with 5 calls each, some twenty of them open at any time; the order is
+    always the same.
+    """
     chance = random.Random(7)
     waiting = [list(make_group(number, at=at)) for number in range(groups)]
     active = [waiting.pop(0) for _ in range(at_once)]
@@ -191,7 +207,9 @@ def rows(deployment: Deployment) -> list[Event]:
     return list(deployment.contents(TRAJECTORIES).values())
 
 
-def test_killed_processors_write_the_trajectories_of_undisturbed_ones(deployments: list[Deployment]) -> None:
+def test_killed_processors_write_the_trajectories_of_undisturbed_ones(
+    deployments: list[Deployment],
+) -> None:
     undisturbed, disturbed = deployments
     events = overlapping(groups=100, at=int(time.time() * 1000))
     assert sum(isinstance(event, LlmCall) for event in events) == 2_000
@@ -208,7 +226,9 @@ def test_killed_processors_write_the_trajectories_of_undisturbed_ones(deployment
         disturbed.publish(part)
         if number in (1, 3):
             # Dead in the middle: some of this part is written, some is not.
-            wait_until(lambda before=before: len(rows(disturbed)) > before, "some of the part is written")
+            wait_until(
+                lambda before=before: len(rows(disturbed)) > before, "some of the part is written"
+            )
             disturbed.kill("aggregator", "rewarder")
             disturbed.publish(parts[number][:100])
             disturbed.start("aggregator", "rewarder")
@@ -221,8 +241,16 @@ def test_killed_processors_write_the_trajectories_of_undisturbed_ones(deployment
     expected = undisturbed.contents(TRAJECTORIES)
     assert disturbed.contents(TRAJECTORIES) == expected
     assert disturbed.contents(EPISODES) == undisturbed.contents(EPISODES)
-    trained = [action_id(a.call_id, a.choice) for row in expected.values() if isinstance(row, Trajectory) for a in row.actions if a.loss]
-    assert sorted(trained) == sorted(action_id(event.call_id, 0) for event in events if isinstance(event, LlmCall))
+    trained = [
+        action_id(a.call_id, a.choice)
+        for row in expected.values()
+        if isinstance(row, Trajectory)
+        for a in row.actions
+        if a.loss
+    ]
+    assert sorted(trained) == sorted(
+        action_id(event.call_id, 0) for event in events if isinstance(event, LlmCall)
+    )
     for topic in (DEAD_LETTERS, TRAINING_LEDGER):
         assert disturbed.read(topic) == undisturbed.read(topic) == []
 
@@ -243,7 +271,11 @@ def test_nothing_is_written_twice_or_lost_after_a_quiet_restart(deployment: Depl
 
 
 def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
-    times = {"FULGURITE_REWARDER_GRACE_S": "1", "FULGURITE_REWARDER_AMEND_EVERY_S": "0", "FULGURITE_AGGREGATOR_SILENCE_S": "2"}
+    times = {
+        "FULGURITE_REWARDER_GRACE_S": "1",
+        "FULGURITE_REWARDER_AMEND_EVERY_S": "0",
+        "FULGURITE_AGGREGATOR_SILENCE_S": "2",
+    }
     deployment.start("aggregator", "rewarder", **times)
     poison = Producer(deployment.kafka.client_config())
     for topic in (LLM_CALLS, AGENT_STATUS, EPISODES, AGENT_REWARDS):
@@ -254,7 +286,8 @@ def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
     late = make_call(0, 0, 9, at=now + 20)
     deployment.publish(
         [
-            # 0 ends well, 1 is heard of and never ends, 2 fails and is tried again, 3 is never heard of.
+            # 0 ends well, 1 is heard of and never ends, 2 fails and is tried again, 3 is never
+            # heard of.
             make_declared(0, size=4, at=now, deadline=now + 3_000, max_attempts=2),
             make_call(0, 0, 0, at=now + 10),
             make_status(0, 0, at=now + 100),
@@ -262,7 +295,14 @@ def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
             make_call(0, 1, 0, at=now + 10),
             make_reward(0, 1, 0.0, at=now + 200),
             make_call(0, 2, 0, at=now + 10),
-            make_status(0, 2, StatusKind.failed, at=now + 100, failure=FailureKind.infrastructure, will_retry=True),
+            make_status(
+                0,
+                2,
+                StatusKind.failed,
+                at=now + 100,
+                failure=FailureKind.infrastructure,
+                will_retry=True,
+            ),
             make_call(0, 2, 1, attempt=1, at=now + 110),
             make_status(0, 2, attempt=1, at=now + 200),
             # Undeclared traffic ends by silence.
@@ -271,22 +311,51 @@ def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
         ]
     )
     wait_until(lambda: len(rows(deployment)) == 5, "both groups are closed")
-    deployment.publish([late, msgspec.structs.replace(late, event_id="x", call_id="x", outcome=CallOutcome.client_disconnected)])
-    wait_until(lambda: late.call_id in calls_of_newest(deployment, late.group_id), "the group is closed anew")
+    deployment.publish(
+        [
+            late,
+            msgspec.structs.replace(
+                late, event_id="x", call_id="x", outcome=CallOutcome.client_disconnected
+            ),
+        ]
+    )
+    wait_until(
+        lambda: late.call_id in calls_of_newest(deployment, late.group_id),
+        "the group is closed anew",
+    )
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
 
     found = rows(deployment)
     last = newest(deployment, late.group_id)
-    declared = [row for row in found if isinstance(row, Trajectory | Tombstone) and row.group_revision == last]
-    outcome = {row.rollout_id.split("_")[2]: row.reason if isinstance(row, Tombstone) else None for row in declared}
+    declared = [
+        row
+        for row in found
+        if isinstance(row, Trajectory | Tombstone) and row.group_revision == last
+    ]
+    outcome = {
+        row.rollout_id.split("_")[2]: row.reason if isinstance(row, Tombstone) else None
+        for row in declared
+    }
     assert outcome == {"0": None, "1": None, "2": FilterReason.no_reward, "3": FilterReason.missing}
     (live,) = (row for row in found if isinstance(row, Trajectory) and row.mode is Mode.live)
     assert (live.episode_reward, live.group_size) == (0.5, 1)
     reasons = {(entry.group_revision == last, entry.reason) for entry in entries(deployment)}
-    assert reasons == {(newest, reason) for newest in (True, False) for reason in (FilterReason.superseded, FilterReason.no_reward)}
+    assert reasons == {
+        (newest, reason)
+        for newest in (True, False)
+        for reason in (FilterReason.superseded, FilterReason.no_reward)
+    }
     episodes = [event for event in deployment.read(EPISODES) if isinstance(event, Episode)]
-    verdicts = {episode.rollout_id: episode.failure for episode in episodes if episode.outcome is EpisodeOutcome.timed_out}
-    assert sorted(str(failure) for failure in verdicts.values()) == ["None", "agent_silent", "agent_timeout"]
+    verdicts = {
+        episode.rollout_id: episode.failure
+        for episode in episodes
+        if episode.outcome is EpisodeOutcome.timed_out
+    }
+    assert sorted(str(failure) for failure in verdicts.values()) == [
+        "None",
+        "agent_silent",
+        "agent_timeout",
+    ]
     revisions = [episode for episode in episodes if late.call_id in episode.inputs]
     assert revisions
     assert revisions[0].supersedes in {episode.revision for episode in episodes}
@@ -300,22 +369,47 @@ def test_rewards_that_leave_float32_stop_nobody_and_train_nothing(deployment: De
     at = int(time.time() * 1000)
     deployment.start("aggregator", "rewarder")
     rules = ("identical", "step", "discounted", "last_step", "gigpo", "per_role")
-    values = {0: (1e308, 1e308), 1: (-1e308, -1e308), 2: (1e39, 0.0), 3: (math.inf, 0.0), 4: (math.nan, 0.0), 5: (1.0, 0.0), 6: (0.0, 0.0)}
+    values = {
+        0: (1e308, 1e308),
+        1: (-1e308, -1e308),
+        2: (1e39, 0.0),
+        3: (math.inf, 0.0),
+        4: (math.nan, 0.0),
+        5: (1.0, 0.0),
+        6: (0.0, 0.0),
+    }
     events: list[Made] = []
     for number, rule in enumerate(rules):
-        events.append(make_declared(number, size=len(values), at=at, deadline=at + 600_000, expected=("a", "b"), credit=rule))
+        events.append(
+            make_declared(
+                number,
+                size=len(values),
+                at=at,
+                deadline=at + 600_000,
+                expected=("a", "b"),
+                credit=rule,
+            )
+        )
         for index, (outcome, of_call) in values.items():
             call = make_call(number, index, at=at + 1)
             events += [call, make_status(number, index, at=at + 2)]
             events.append(make_reward(number, index, outcome, name="a", at=at + 3))
-            events.append(make_reward(number, index, of_call, name="b", call_id=call.call_id, choice=0, at=at + 3))
+            events.append(
+                make_reward(
+                    number, index, of_call, name="b", call_id=call.call_id, choice=0, at=at + 3
+                )
+            )
     weighted = len(rules)
-    events.append(make_declared(weighted, at=at, deadline=at + 600_000, expected=("a",), weights={"a": 1e308}))
+    events.append(
+        make_declared(weighted, at=at, deadline=at + 600_000, expected=("a",), weights={"a": 1e308})
+    )
     for index, value in enumerate((100.0, 0.0)):
         events += [make_call(weighted, index, at=at + 1), make_status(weighted, index, at=at + 2)]
         events.append(make_reward(weighted, index, value, name="a", at=at + 3))
     deployment.publish(events)
-    wait_until(lambda: len(rows(deployment)) == len(values) * len(rules) + 2, "all groups are closed")
+    wait_until(
+        lambda: len(rows(deployment)) == len(values) * len(rules) + 2, "all groups are closed"
+    )
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
 
     found = rows(deployment)
@@ -323,11 +417,18 @@ def test_rewards_that_leave_float32_stop_nobody_and_train_nothing(deployment: De
     assert len(trained) == 2 * len(rules) + 1
     for row in trained:
         assert all(map(math.isfinite, [row.episode_reward or 0.0, *row.rewards.values()]))
-        assert all(math.isfinite(action.reward) and math.isfinite(action.credit) for action in row.actions)
-    assert {stone.reason for stone in found if isinstance(stone, Tombstone)} == {FilterReason.reward_failed}
+        assert all(
+            math.isfinite(action.reward) and math.isfinite(action.credit) for action in row.actions
+        )
+    assert {stone.reason for stone in found if isinstance(stone, Tombstone)} == {
+        FilterReason.reward_failed
+    }
     assert {entry.reason for entry in entries(deployment)} == {FilterReason.reward_failed}
     assert deployment.read(DEAD_LETTERS) == []
-    assert "of its 2 rewards add up to inf: at most 1e+12 can be trained on" in next(deployment.folder.glob("rewarder-*.log")).read_text()
+    assert (
+        "of its 2 rewards add up to inf: at most 1e+12 can be trained on"
+        in next(deployment.folder.glob("rewarder-*.log")).read_text()
+    )
 
 
 REWARDS_THAT_HURT = """
@@ -352,13 +453,26 @@ def score(episode):
 """
 
 
-def test_whatever_a_reward_function_raises_or_returns_is_a_reward_and_the_next_episode_is_judged(deployment: Deployment) -> None:
+def test_whatever_a_reward_function_raises_or_returns_is_a_reward_and_the_next_episode_is_judged(
+    deployment: Deployment,
+) -> None:
     at = int(time.time() * 1000)
     (deployment.folder / "rewards.py").write_text(REWARDS_THAT_HURT)
     deployment.start("aggregator", "rewarder")
     worker = {"FULGURITE_REWARD_WORKER_CONCURRENCY": "2"}
     deployment.start_worker("--reward", f"{deployment.folder}/rewards.py:score", **worker)
-    asked = ("exits", "interrupted", "cancelled", "mute", "half", "half_name", "long", "long_name", "huge", "good")
+    asked = (
+        "exits",
+        "interrupted",
+        "cancelled",
+        "mute",
+        "half",
+        "half_name",
+        "long",
+        "long_name",
+        "huge",
+        "good",
+    )
     for number, name in enumerate(asked):
         task = json.dumps({"question": name})
         deployment.publish(
@@ -368,26 +482,50 @@ def test_whatever_a_reward_function_raises_or_returns_is_a_reward_and_the_next_e
                 make_status(number, 0, at=at + 2),
             ]
         )
-    wait_until(lambda: len(rows(deployment)) == len(asked), "every episode is judged and every group closed")
+    wait_until(
+        lambda: len(rows(deployment)) == len(asked),
+        "every episode is judged and every group closed",
+    )
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0, "worker": 0}
-    rewards = {event.group_id: event for event in deployment.read(AGENT_REWARDS) if isinstance(event, AgentReward)}
+    rewards = {
+        event.group_id: event
+        for event in deployment.read(AGENT_REWARDS)
+        if isinstance(event, AgentReward)
+    }
     told = {name: rewards[make_call(number).group_id] for number, name in enumerate(asked)}
     assert told.pop("good").value == 0.5
     assert all(reward.value is None and reward.error for reward in told.values())
-    assert sum(isinstance(row, Tombstone) and row.reason is FilterReason.reward_failed for row in rows(deployment)) == len(asked) - 1
+    assert (
+        sum(
+            isinstance(row, Tombstone) and row.reason is FilterReason.reward_failed
+            for row in rows(deployment)
+        )
+        == len(asked) - 1
+    )
 
 
-def test_a_session_without_an_end_does_not_take_the_memory_of_others(deployment: Deployment) -> None:
+def test_a_session_without_an_end_does_not_take_the_memory_of_others(
+    deployment: Deployment,
+) -> None:
     at = int(time.time() * 1000)
-    deployment.start("aggregator", FULGURITE_AGGREGATOR_ATTEMPT_MB="0.05", FULGURITE_AGGREGATOR_SILENCE_S="600")
+    deployment.start(
+        "aggregator", FULGURITE_AGGREGATOR_ATTEMPT_MB="0.05", FULGURITE_AGGREGATOR_SILENCE_S="600"
+    )
     session = [
-        msgspec.structs.replace(make_call(0, 0, turn, at=at + turn, mode=Mode.train), request=random.Random(turn).randbytes(5_000).hex())
+        msgspec.structs.replace(
+            make_call(0, 0, turn, at=at + turn, mode=Mode.train),
+            request=random.Random(turn).randbytes(5_000).hex(),
+        )
         for turn in range(12)
     ]
     deployment.publish(session[:6])
-    wait_until(lambda: len(letters_of(deployment)) == 3, "it is given up, and what came since is refused")
+    wait_until(
+        lambda: len(letters_of(deployment)) == 3, "it is given up, and what came since is refused"
+    )
     deployment.publish([*session[6:], *make_group(1, at=at)])
-    wait_until(lambda: len(deployment.read(EPISODES)) == 4, "the other group's episodes are written")
+    wait_until(
+        lambda: len(deployment.read(EPISODES)) == 4, "the other group's episodes are written"
+    )
     wait_until(lambda: len(letters_of(deployment)) == 9, "all is accounted for")
     deployment.kill("aggregator")
     deployment.start("aggregator")
@@ -398,11 +536,17 @@ def test_a_session_without_an_end_does_not_take_the_memory_of_others(deployment:
     assert {letter.error_type for letter in rest} == {"Rejected"}
     lost = [action for letter in (first, *rest) for action in letter.actions]
     assert sorted(lost) == sorted(action_id(call.call_id, 0) for call in session)
-    assert {event.group_id for event in deployment.read(EPISODES) if isinstance(event, Episode)} == {make_call(1).group_id}
+    assert {
+        event.group_id for event in deployment.read(EPISODES) if isinstance(event, Episode)
+    } == {make_call(1).group_id}
 
 
 def letters_of(deployment: Deployment) -> list[DeadLetter]:
-    return [event for event in deployment.contents(DEAD_LETTERS).values() if isinstance(event, DeadLetter)]
+    return [
+        event
+        for event in deployment.contents(DEAD_LETTERS).values()
+        if isinstance(event, DeadLetter)
+    ]
 
 
 def newest(deployment: Deployment, group_id: str) -> str | None:
@@ -416,7 +560,11 @@ def newest(deployment: Deployment, group_id: str) -> str | None:
 
 def calls_of_newest(deployment: Deployment, group_id: str) -> set[str]:
     last = newest(deployment, group_id)
-    found = [row for row in rows(deployment) if isinstance(row, Trajectory) and row.group_revision == last]
+    found = [
+        row
+        for row in rows(deployment)
+        if isinstance(row, Trajectory) and row.group_revision == last
+    ]
     return {action.call_id for row in found for action in row.actions}
 
 
@@ -424,7 +572,9 @@ def entries(deployment: Deployment) -> list[LedgerEntry]:
     return [event for event in deployment.read(TRAINING_LEDGER) if isinstance(event, LedgerEntry)]
 
 
-def test_reward_functions_are_called_and_their_failures_told(deployment: Deployment, tmp_path: Path) -> None:
+def test_reward_functions_are_called_and_their_failures_told(
+    deployment: Deployment, tmp_path: Path
+) -> None:
     (tmp_path / "rewards.py").write_text(
         "import time\n"
         "def fn(episode):\n"
@@ -435,29 +585,54 @@ def test_reward_functions_are_called_and_their_failures_told(deployment: Deploym
         "    return {'reward': len(episode.calls), 'style': 0.5}\n"
     )
     at = int(time.time() * 1000)
-    events: list[Made] = [event for event in make_group(0, at=at) if not isinstance(event, AgentReward)]
+    events: list[Made] = [
+        event for event in make_group(0, at=at) if not isinstance(event, AgentReward)
+    ]
     declared = make_declared(0, 4, at=at, deadline=at + 600_000, run_id="mine")
     others = [event for event in make_group(1, at=at) if not isinstance(event, AgentReward)]
     deployment.start("aggregator", "rewarder")
-    deployment.start_worker("--reward", f"{tmp_path}/rewards.py:fn", "--run-id", "mine", FULGURITE_REWARD_WORKER_TIMEOUT_S="1")
+    deployment.start_worker(
+        "--reward",
+        f"{tmp_path}/rewards.py:fn",
+        "--run-id",
+        "mine",
+        FULGURITE_REWARD_WORKER_TIMEOUT_S="1",
+    )
     deployment.publish([declared, *events[1:], *others])
     wait_until(lambda: len(rows(deployment)) == 4, "the group is closed")
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0, "worker": 0}
 
     rewards = [event for event in deployment.read(AGENT_REWARDS) if isinstance(event, AgentReward)]
-    told = {(reward.rollout_id.split("_")[2], reward.name): (reward.value, reward.error) for reward in rewards}
+    told = {
+        (reward.rollout_id.split("_")[2], reward.name): (reward.value, reward.error)
+        for reward in rewards
+    }
     assert told == {
         ("0", "reward"): (5.0, None),
         ("0", "style"): (0.5, None),
         ("1", "reward"): (None, "ValueError: no such thing"),
         ("2", "reward"): (None, "no value within 1 s"),
-        ("3", "reward"): (None, "rewards.py:fn gave nan (float) for 'reward': expected a number from -1000000 to 1000000"),
+        ("3", "reward"): (
+            None,
+            "rewards.py:fn gave nan (float) for 'reward': expected a number from -1000000 to "
+            "1000000",
+        ),
     }
-    assert {row.group_id for row in rows(deployment) if isinstance(row, Trajectory | Tombstone)} == {declared.group_id}
-    assert sum(isinstance(row, Tombstone) and row.reason is FilterReason.reward_failed for row in rows(deployment)) == 3
+    assert {
+        row.group_id for row in rows(deployment) if isinstance(row, Trajectory | Tombstone)
+    } == {declared.group_id}
+    assert (
+        sum(
+            isinstance(row, Tombstone) and row.reason is FilterReason.reward_failed
+            for row in rows(deployment)
+        )
+        == 3
+    )
 
 
-def test_a_worker_that_cannot_load_its_function_says_so(deployment: Deployment, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_load_its_function_says_so(
+    deployment: Deployment, tmp_path: Path
+) -> None:
     async def run() -> tuple[int | None, bytes]:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -476,7 +651,12 @@ def test_a_worker_that_cannot_load_its_function_says_so(deployment: Deployment, 
 def test_three_workers_own_the_same_partitions_of_both_topics(deployment: Deployment) -> None:
     at = int(time.time() * 1000)
     for instance in ("one", "two", "three"):
-        log = deployment._spawn(f"aggregator-{instance}", "services.aggregator.main", (), {"FULGURITE_AGGREGATOR_INSTANCE": instance})  # pyright: ignore[reportPrivateUsage]
+        log = deployment._spawn(  # pyright: ignore[reportPrivateUsage]
+            f"aggregator-{instance}",
+            "services.aggregator.main",
+            (),
+            {"FULGURITE_AGGREGATOR_INSTANCE": instance},
+        )
         deployment._await_ready(f"aggregator-{instance}", log)  # pyright: ignore[reportPrivateUsage]
     deployment.start("rewarder")
     deployment.publish(overlapping(groups=40, at=at))

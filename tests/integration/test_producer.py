@@ -1,4 +1,6 @@
-"""The one producer: awaited in an event loop, in a thread, or in neither; what was queued arrives whoever gave up waiting for it."""
+"""The one producer: awaited in an event loop, in a thread, or in neither; what was queued arrives
+whoever gave up waiting for it.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +40,27 @@ def event(number: int) -> AgentStatus:
 
 
 def read(settings: KafkaSettings) -> set[str]:
-    return {record.event.event_id for record in read_all(settings, AGENT_STATUS, Codec()) if record.event is not None}
+    return {
+        record.event.event_id
+        for record in read_all(settings, AGENT_STATUS, Codec())
+        if record.event is not None
+    }
 
 
-async def test_many_at_once_are_each_acknowledged(settings: KafkaSettings, producer: EventProducer) -> None:
+async def test_many_at_once_are_each_acknowledged(
+    settings: KafkaSettings, producer: EventProducer
+) -> None:
     events = [event(number) for number in range(500)]
-    deliveries = await asyncio.gather(*(producer.publish(AGENT_STATUS, one.group_id, one, timeout_s=30) for one in events))
+    deliveries = await asyncio.gather(
+        *(producer.publish(AGENT_STATUS, one.group_id, one, timeout_s=30) for one in events)
+    )
     assert len({(delivery.partition, delivery.offset) for delivery in deliveries}) == 500
     assert await asyncio.to_thread(read, settings) == {one.event_id for one in events}
 
 
-async def test_who_gives_up_takes_nothing_out_of_the_queue(settings: KafkaSettings, producer: EventProducer) -> None:
+async def test_who_gives_up_takes_nothing_out_of_the_queue(
+    settings: KafkaSettings, producer: EventProducer
+) -> None:
     waiting = asyncio.create_task(producer.publish(AGENT_STATUS, event(1).group_id, event(1)))
     await asyncio.sleep(0)
     waiting.cancel()
@@ -76,12 +88,16 @@ async def test_a_few_behind_many(settings: KafkaSettings, producer: EventProduce
     await asyncio.gather(*many[:3], *few)
     await asyncio.to_thread(producer.close)
     assert producer.pending() == 0
-    assert await asyncio.to_thread(read, settings) == {event(number).event_id for number in range(53)}
+    assert await asyncio.to_thread(read, settings) == {
+        event(number).event_id for number in range(53)
+    }
 
 
 @pytest.mark.parametrize("linger", [0, 0.5])
 async def test_many_that_nobody_takes_are_counted(linger: float) -> None:
-    producer = EventProducer(KafkaSettings(bootstrap_servers="127.0.0.1:1"), Codec(), "test", burst_linger_ms=linger)
+    producer = EventProducer(
+        KafkaSettings(bootstrap_servers="127.0.0.1:1"), Codec(), "test", burst_linger_ms=linger
+    )
     waiting = [asyncio.create_task(publish(producer, event(number))) for number in range(20)]
     await until_pending(producer, 20)
     for one in waiting:
@@ -94,7 +110,11 @@ async def test_what_gathers_behind_what_is_under_way_is_counted_and_not_lost() -
     producer = EventProducer(KafkaSettings(bootstrap_servers="127.0.0.1:1"), Codec(), "test")
     waiting: list[asyncio.Task[object]] = []
     for number in range(5):
-        waiting.append(asyncio.create_task(producer.publish(AGENT_STATUS, event(number).group_id, event(number))))
+        waiting.append(
+            asyncio.create_task(
+                producer.publish(AGENT_STATUS, event(number).group_id, event(number))
+            )
+        )
         await until_pending(producer, number + 1)
     for one in waiting:
         one.cancel()
@@ -102,13 +122,19 @@ async def test_what_gathers_behind_what_is_under_way_is_counted_and_not_lost() -
     assert await asyncio.to_thread(producer.close, 0.1) == 5
 
 
-async def test_a_few_need_no_look_of_the_loop(producer: EventProducer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_few_need_no_look_of_the_loop(
+    producer: EventProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await producer.publish(AGENT_STATUS, event(0).group_id, event(0), timeout_s=30)
     await asyncio.sleep(0.2)
     monkeypatch.setattr("services.common.kafka.client._TICK_S", 3600)
     waiting: list[asyncio.Task[object]] = []
     for number in range(1, 7):
-        waiting.append(asyncio.create_task(producer.publish(AGENT_STATUS, event(number).group_id, event(number), timeout_s=30)))
+        waiting.append(
+            asyncio.create_task(
+                producer.publish(AGENT_STATUS, event(number).group_id, event(number), timeout_s=30)
+            )
+        )
         # Each a burst of its own: the later ones are held until the thread hears of the first.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -118,11 +144,15 @@ async def test_a_few_need_no_look_of_the_loop(producer: EventProducer, monkeypat
 async def test_a_thread_beside_the_loop_is_served(producer: EventProducer) -> None:
     async def keep_busy() -> None:
         for number in range(100):
-            await producer.publish(AGENT_STATUS, event(number).group_id, event(number), timeout_s=30)
+            await producer.publish(
+                AGENT_STATUS, event(number).group_id, event(number), timeout_s=30
+            )
 
     busy = asyncio.create_task(keep_busy())
     for number in range(100, 110):
-        await asyncio.to_thread(producer.publish_sync, AGENT_STATUS, event(number).group_id, event(number))
+        await asyncio.to_thread(
+            producer.publish_sync, AGENT_STATUS, event(number).group_id, event(number)
+        )
     await busy
 
 
@@ -146,7 +176,9 @@ async def abandon(producer: EventProducer, one: AgentStatus) -> None:
 
 
 async def test_no_acknowledgement_is_told_in_time() -> None:
-    producer = EventProducer(KafkaSettings(bootstrap_servers="127.0.0.1:1"), Codec(), "test", delivery_timeout_s=2)
+    producer = EventProducer(
+        KafkaSettings(bootstrap_servers="127.0.0.1:1"), Codec(), "test", delivery_timeout_s=2
+    )
     begun = time.monotonic()
     with pytest.raises(LogUnavailable, match=r"no acknowledgement within 0\.3 s"):
         await producer.publish(AGENT_STATUS, event(1).group_id, event(1), timeout_s=0.3)

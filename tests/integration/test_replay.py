@@ -1,4 +1,6 @@
-"""`fulgurite replay` against what live processors wrote: to the byte, whatever happened; and under other rules, the same tokens."""
+"""`fulgurite replay` against what live processors wrote: to the byte, whatever happened; and under
+other rules, the same tokens.
+"""
 
 from __future__ import annotations
 
@@ -58,10 +60,14 @@ def amended(deployment: Deployment) -> set[str]:
 
 
 def fulgurite(deployment: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """In this process, which is quicker, but for commands that end it because a function of a user's might hang."""
+    """In this process, which is quicker, but for commands that end it because a function of a
+    user's might hang.
+    """
     if arguments[0] == "try" or "--reward" in arguments:
         argv = [str(Path(sys.executable).with_name("fulgurite")), *arguments]
-        return subprocess.run(argv, capture_output=True, text=True, env=deployment.environment, check=False)
+        return subprocess.run(
+            argv, capture_output=True, text=True, env=deployment.environment, check=False
+        )
     done = CliRunner().invoke(app, list(arguments), env=deployment.environment)
     return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
@@ -78,20 +84,31 @@ def called(name: str) -> Topic:
 
 def values(deployment: Deployment, topic: Topic = TRAJECTORIES) -> set[tuple[int, bytes]]:
     """Every value with its partition."""
-    return {(record.partition, record.value) for record in read_all(deployment.kafka, topic, deployment.codec)}
+    return {
+        (record.partition, record.value)
+        for record in read_all(deployment.kafka, topic, deployment.codec)
+    }
 
 
 def troubled(now: int) -> tuple[list[Made], list[Made]]:
     """Groups as they go wrong, and what comes after they were closed."""
     early: list[Made] = [
-        # 0 ends well, 1 is heard of and never ends, 2 fails and is tried again, 3 is never heard of; only 0 is paid in time.
+        # 0 ends well, 1 is heard of and never ends, 2 fails and is tried again, 3 is never heard
+        # of; only 0 is paid in time.
         make_declared(500, size=4, at=now, deadline=now + 3_000, max_attempts=2),
         make_call(500, 0, 0, at=now + 10),
         make_status(500, 0, at=now + 100),
         make_reward(500, 0, 1.0, at=now + 200),
         make_call(500, 1, 0, at=now + 10),
         make_call(500, 2, 0, at=now + 10),
-        make_status(500, 2, StatusKind.failed, at=now + 100, failure=FailureKind.infrastructure, will_retry=True),
+        make_status(
+            500,
+            2,
+            StatusKind.failed,
+            at=now + 100,
+            failure=FailureKind.infrastructure,
+            will_retry=True,
+        ),
         make_call(500, 2, 1, attempt=1, at=now + 110),
         make_status(500, 2, attempt=1, at=now + 200),
         # Undeclared traffic ends by silence.
@@ -114,16 +131,23 @@ def troubled(now: int) -> tuple[list[Made], list[Made]]:
     return early, late
 
 
-def test_a_replay_writes_what_the_live_processors_wrote_to_the_byte(deployment: Deployment, tmp_path: Path) -> None:
+def test_a_replay_writes_what_the_live_processors_wrote_to_the_byte(
+    deployment: Deployment, tmp_path: Path
+) -> None:
     now = int(time.time() * 1000)
     early, late = troubled(now)
     normal = overlapping(groups=GROUPS, at=now, at_once=10)
-    again = random.Random(3).sample([event for event in normal if not isinstance(event, LlmCall)], 60)
+    again = random.Random(3).sample(
+        [event for event in normal if not isinstance(event, LlmCall)], 60
+    )
     deployment.start("aggregator", "rewarder", **QUICK)
     deployment.publish([*normal, *early, *again, *random.Random(4).sample(normal, 40)])
     wait_until(lambda: len(rows(deployment)) >= GROUPS * 4 + 5, "all groups are closed")
     deployment.publish(late)
-    wait_until(lambda: amended(deployment) >= {group_id(500), group_id(0), group_id(1)}, "closed groups are closed anew")
+    wait_until(
+        lambda: amended(deployment) >= {group_id(500), group_id(0), group_id(1)},
+        "closed groups are closed anew",
+    )
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
 
     report = replayed(deployment, "trajectories.v2", "--from-beginning")
@@ -134,7 +158,9 @@ def test_a_replay_writes_what_the_live_processors_wrote_to_the_byte(deployment: 
     # Under another function: other rewards, the same tokens (and the late call's).
     function = tmp_path / "rewards.py"
     function.write_text("def fn(episode):\n    return 100.0 + len(episode.calls)\n")
-    report = replayed(deployment, "trajectories.v3", "--from-beginning", "--reward", f"{function}:fn")
+    report = replayed(
+        deployment, "trajectories.v3", "--from-beginning", "--reward", f"{function}:fn"
+    )
     assert report["judged"] == GROUPS * 4 + 4 + 1 + 4, report
     before = tokens(deployment, TRAJECTORIES)
     after = tokens(deployment, called("trajectories.v3"))
@@ -143,10 +169,20 @@ def test_a_replay_writes_what_the_live_processors_wrote_to_the_byte(deployment: 
     assert not any(value >= 101 for value in before.values())
 
     # A rule and weights: ids of their own, and the live topics as they were.
-    replayed(deployment, "trajectories.v4", "--from-beginning", "--credit", "step", "--weight", "reward=3")
+    replayed(
+        deployment,
+        "trajectories.v4",
+        "--from-beginning",
+        "--credit",
+        "step",
+        "--weight",
+        "reward=3",
+    )
     weighed = tokens(deployment, called("trajectories.v4"))
     assert {round(value, 6) for key, value in weighed.items() if key in before} >= {3.0, 0.0}
-    assert not {event.event_id for event in rows(deployment)} & set(ids(deployment, called("trajectories.v4")))
+    assert not {event.event_id for event in rows(deployment)} & set(
+        ids(deployment, called("trajectories.v4"))
+    )
     assert values(deployment) == live
 
     learned_from(deployment, "trajectories.v4", groups=GROUPS)
@@ -160,15 +196,25 @@ def test_a_replay_writes_what_the_live_processors_wrote_to_the_byte(deployment: 
 def tokens(deployment: Deployment, topic: Topic) -> dict[tuple[str, bytes], float]:
     """Episode reward of every row, by its rollout and tokens."""
     found = (record.event for record in read_all(deployment.kafka, topic, deployment.codec))
-    return {(row.rollout_id, row.token_ids): row.episode_reward or 0.0 for row in found if isinstance(row, Trajectory)}
+    return {
+        (row.rollout_id, row.token_ids): row.episode_reward or 0.0
+        for row in found
+        if isinstance(row, Trajectory)
+    }
 
 
 def ids(deployment: Deployment, topic: Topic) -> list[str]:
-    return [record.event.event_id for record in read_all(deployment.kafka, topic, deployment.codec) if record.event]
+    return [
+        record.event.event_id
+        for record in read_all(deployment.kafka, topic, deployment.codec)
+        if record.event
+    ]
 
 
 def learned_from(deployment: Deployment, name: str, groups: int) -> None:
-    """The learner's own reader and batcher, on a replayed topic: a new policy learns from the rows of the old one."""
+    """The learner's own reader and batcher, on a replayed topic: a new policy learns from the rows
+    of the old one.
+    """
     source = TrajectorySource(deployment.kafka, deployment.codec, name, "mine", rows_of="policy")
     batcher = RowBatcher("mine")
     source.start(())
@@ -198,25 +244,43 @@ def archived(deployment: Deployment, tmp_path: Path, live: set[tuple[int, bytes]
     """Topics in Parquet are read like topics, alone or with the log; a second run adds nothing."""
     folder = str(tmp_path / "archive")
     first = json.loads(fulgurite(deployment, "archive", folder, "--json").stdout)
-    assert (first["gaps"], first["records"]["trajectories"]) == ([], len(deployment.read(TRAJECTORIES)))
+    assert (first["gaps"], first["records"]["trajectories"]) == (
+        [],
+        len(deployment.read(TRAJECTORIES)),
+    )
     again = json.loads(fulgurite(deployment, "archive", folder, "--json").stdout)
     assert set(again["records"].values()) == {0}
-    replayed(deployment, "trajectories.v5", "--from-beginning", "--archive", folder, "--archive-only")
+    replayed(
+        deployment, "trajectories.v5", "--from-beginning", "--archive", folder, "--archive-only"
+    )
     assert values(deployment, called("trajectories.v5")) == live
-    report = replayed(deployment, str(tmp_path / "rows.parquet"), "--from-beginning", "--archive", folder)
-    assert (report["rows"], report["unmet"]) == (sum(isinstance(row, Trajectory) for row in rows(deployment)), [])
+    report = replayed(
+        deployment, str(tmp_path / "rows.parquet"), "--from-beginning", "--archive", folder
+    )
+    assert (report["rows"], report["unmet"]) == (
+        sum(isinstance(row, Trajectory) for row in rows(deployment)),
+        [],
+    )
 
 
 def exported(deployment: Deployment, tmp_path: Path) -> None:
     """Each format, read back as its users do."""
     counts: dict[str, int] = {}
     for form in ("sft", "transitions"):
-        done = fulgurite(deployment, "export", form, str(tmp_path / form), "--mode", "train", "--min-reward", "0")
+        done = fulgurite(
+            deployment, "export", form, str(tmp_path / form), "--mode", "train", "--min-reward", "0"
+        )
         assert done.returncode == 0, done.stdout + done.stderr
-        counts[form] = len([json.loads(line) for line in (tmp_path / form).read_text().splitlines()])
+        counts[form] = len(
+            [json.loads(line) for line in (tmp_path / form).read_text().splitlines()]
+        )
     # The synthetic calls have no messages, so there is no prompt that a pair could share.
     nothing = fulgurite(deployment, "export", "dpo", str(tmp_path / "dpo"))
-    assert (nothing.returncode, "nothing was written" in nothing.stderr, (tmp_path / "dpo").exists()) == (1, True, False)
+    assert (
+        nothing.returncode,
+        "nothing was written" in nothing.stderr,
+        (tmp_path / "dpo").exists(),
+    ) == (1, True, False)
     assert counts["sft"] >= GROUPS * 4
     assert counts["transitions"] >= GROUPS * 20
     assert fulgurite(deployment, "export", "parquet", str(tmp_path / "rows")).returncode == 0
@@ -240,7 +304,9 @@ def exported(deployment: Deployment, tmp_path: Path) -> None:
 
 def shown(deployment: Deployment, function: str) -> None:
     """What people look at."""
-    found = json.loads(fulgurite(deployment, "rollouts", "list", "--json", "--limit", "1000").stdout)
+    found = json.loads(
+        fulgurite(deployment, "rollouts", "list", "--json", "--limit", "1000").stdout
+    )
     assert sum(row["outcome"] == "open" for row in found) == 2
     one = fulgurite(deployment, "rollouts", "show", make_call(500, 0, 0).call_id, "--tokens")
     assert one.returncode == 0, one.stderr
@@ -250,7 +316,18 @@ def shown(deployment: Deployment, function: str) -> None:
     tried = fulgurite(deployment, "try", function, "--since", "1h", "--json")
     assert tried.returncode == 0, tried.stderr
     assert json.loads(tried.stdout)["groups"] >= GROUPS + 2
-    twice = fulgurite(deployment, "try", f"style={function}", "--reward", function, "--weight", "style=2", "--since", "1h", "--json")
+    twice = fulgurite(
+        deployment,
+        "try",
+        f"style={function}",
+        "--reward",
+        function,
+        "--weight",
+        "style=2",
+        "--since",
+        "1h",
+        "--json",
+    )
     before, after = (json.loads(done.stdout)["after"]["highest"] for done in (tried, twice))
     assert after == 3 * before
     assert fulgurite(deployment, "lineage", "policy@1.1").returncode == 1
@@ -260,7 +337,9 @@ def redriven(deployment: Deployment) -> None:
     """A call that was lost on its way comes back, late: its episode has another revision."""
     lost = make_call(2, 0, 8, at=int(time.time() * 1000), prompt=[4, 4])
     letter = DeadLetter(
-        event_id="letter", event_time=1, stage="aggregator", error_type="BrokenDelta", error="its parent is gone",
+        event_id="letter", event_time=1, stage="aggregator", error_type="BrokenDelta", error="its parent "
+                                                                                             "is "
+                                                                                             "gone",
         topic=deployment.kafka.topic(LLM_CALLS), partition=0, offset=0, key=lost.group_id.encode(), value=deployment.codec.encode(lost),
     )  # fmt: skip
     garbage = msgspec.structs.replace(letter, event_id="garbage", value=b"no frame")
@@ -272,5 +351,8 @@ def redriven(deployment: Deployment) -> None:
     assert done.returncode == 1
     assert [one["topic"] for one in json.loads(done.stdout)] == ["llm.calls", None]
     deployment.start("aggregator", "rewarder", **QUICK)
-    wait_until(lambda: group_id(2) in amended(deployment), "the group is closed anew with the redriven call")
+    wait_until(
+        lambda: group_id(2) in amended(deployment),
+        "the group is closed anew with the redriven call",
+    )
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}

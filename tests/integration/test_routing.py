@@ -1,4 +1,6 @@
-"""Several backends behind real gateways: what the log says is followed, who is unreachable is left alone, who is many waits its turn."""
+"""Several backends behind real gateways: what the log says is followed, who is unreachable is left
+alone, who is many waits its turn.
+"""
 
 from __future__ import annotations
 
@@ -135,15 +137,27 @@ class Log:
         await self.says(POLICY_APPLIED, "policy", event)
 
     async def route(self, **steps: float) -> None:
-        targets = tuple(RouteTarget(policy="policy", version=f"policy@1.{name[1:]}", weight=share) for name, share in steps.items())
-        event = PolicyRoute(event_id=f"r{steps}", event_time=1, alias="policy", targets=targets, reason=str(steps), author="test")
+        targets = tuple(
+            RouteTarget(policy="policy", version=f"policy@1.{name[1:]}", weight=share)
+            for name, share in steps.items()
+        )
+        event = PolicyRoute(
+            event_id=f"r{steps}",
+            event_time=1,
+            alias="policy",
+            targets=targets,
+            reason=str(steps),
+            author="test",
+        )
         await self.says(POLICY_ROUTES, "policy", event)
 
     def close(self) -> None:
         self._producer.close()
 
 
-async def served_by(gateway: Gateway, keys: list[str], running: dict[str, Backend]) -> dict[str, set[str]]:
+async def served_by(
+    gateway: Gateway, keys: list[str], running: dict[str, Backend]
+) -> dict[str, set[str]]:
     """One call with each key; which backend answered each."""
     found: dict[str, set[str]] = {}
     for key in keys:
@@ -155,10 +169,20 @@ async def served_by(gateway: Gateway, keys: list[str], running: dict[str, Backen
     return found
 
 
-async def test_calls_go_where_the_log_says(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+async def test_calls_go_where_the_log_says(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
-    async with backends("east", "west") as running, running_gateway(settings, addresses(running), tmp_path) as gateway:
-        keys = [rollout["api_key"] for rollout in (await gateway.declare(n=12, task={}, mode="train", alias="policy"))["rollouts"]]
+    async with (
+        backends("east", "west") as running,
+        running_gateway(settings, addresses(running), tmp_path) as gateway,
+    ):
+        keys = [
+            rollout["api_key"]
+            for rollout in (await gateway.declare(n=12, task={}, mode="train", alias="policy"))[
+                "rollouts"
+            ]
+        ]
         log = Log(gateway)
         try:
             at_first = await served_by(gateway, keys, running)
@@ -168,11 +192,17 @@ async def test_calls_go_where_the_log_says(kafka: LocalKafka, topic_prefix: str,
             for step in (0, 1, 2):
                 await log.update(step)
             await log.applied("east", 1)
-            assert await served_by(gateway, keys, running) == at_first, "nobody serves the newest yet"
+            assert await served_by(gateway, keys, running) == at_first, (
+                "nobody serves the newest yet"
+            )
             await log.applied("west", 2)
-            assert set(map(tuple, (await served_by(gateway, keys, running)).values())) == {("west",)}
+            assert set(map(tuple, (await served_by(gateway, keys, running)).values())) == {
+                ("west",)
+            }
             await log.route(v1=1.0)
-            assert set(map(tuple, (await served_by(gateway, keys, running)).values())) == {("east",)}
+            assert set(map(tuple, (await served_by(gateway, keys, running)).values())) == {
+                ("east",)
+            }
             await log.route(v1=0.5, v2=0.5)
             split = await served_by(gateway, keys, running)
             assert {name for names in split.values() for name in names} == {"east", "west"}
@@ -193,11 +223,15 @@ async def test_calls_go_where_the_log_says(kafka: LocalKafka, topic_prefix: str,
         raise AssertionError("a backend that is back is not used again")
 
 
-async def test_a_restarted_engine_gets_no_call_before_its_version(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+async def test_a_restarted_engine_gets_no_call_before_its_version(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
     async with (
         backends("east", "west") as running,
-        running_gateway(settings, addresses(running), tmp_path, FULGURITE_QUEUE_TIMEOUT_S="2") as gateway,
+        running_gateway(
+            settings, addresses(running), tmp_path, FULGURITE_QUEUE_TIMEOUT_S="2"
+        ) as gateway,
     ):
         east, west = running["east"], running["west"]
         west.restarted = True
@@ -205,7 +239,9 @@ async def test_a_restarted_engine_gets_no_call_before_its_version(kafka: LocalKa
         try:
             for step in (0, 1, 2):
                 await log.update(step)
-            assert (await gateway.json(CHAT, BODY))[0] == 200, "nobody has told that a backend has a version"
+            assert (await gateway.json(CHAT, BODY))[0] == 200, (
+                "nobody has told that a backend has a version"
+            )
             await log.applied("west", 2)
         finally:
             log.close()
@@ -225,18 +261,36 @@ async def test_a_restarted_engine_gets_no_call_before_its_version(kafka: LocalKa
         async with gateway.post(CHAT, BODY) as response:
             assert (response.status, response.headers["retry-after"]) == (503, "1")
             assert (await response.json())["error"]["code"] == "version_not_loaded"
-        refused = [call for call in await gateway.calls() if call.outcome is not CallOutcome.success]
-        assert [(call.outcome, call.failure) for call in refused] == [(CallOutcome.refused, FailureKind.infrastructure)]
+        refused = [
+            call for call in await gateway.calls() if call.outcome is not CallOutcome.success
+        ]
+        assert [(call.outcome, call.failure) for call in refused] == [
+            (CallOutcome.refused, FailureKind.infrastructure)
+        ]
 
 
-async def test_training_is_sampled_as_its_alias_declares(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+async def test_training_is_sampled_as_its_alias_declares(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
-    env: dict[str, Any] = {"FULGURITE_TRAIN_SAMPLING": '{"policy": {}}', "FULGURITE_ALIASES": "policy=policy,other=policy"}
-    async with backends("vllm") as running, running_gateway(settings, running["vllm"].url, tmp_path, **env) as gateway:
-        for mode, alias, temperature in (("train", "policy", 1.0), ("val", "policy", 0.2), ("train", "other", 0.2)):
+    env: dict[str, Any] = {
+        "FULGURITE_TRAIN_SAMPLING": '{"policy": {}}',
+        "FULGURITE_ALIASES": "policy=policy,other=policy",
+    }
+    async with (
+        backends("vllm") as running,
+        running_gateway(settings, running["vllm"].url, tmp_path, **env) as gateway,
+    ):
+        for mode, alias, temperature in (
+            ("train", "policy", 1.0),
+            ("val", "policy", 0.2),
+            ("train", "other", 0.2),
+        ):
             [rollout] = (await gateway.declare(n=1, task={}, mode=mode, alias=alias))["rollouts"]
             running["vllm"].reset()
-            async with gateway.post(CHAT, {**BODY, "model": alias, "temperature": 0.2, "top_k": 5}, rollout["api_key"]) as response:
+            async with gateway.post(
+                CHAT, {**BODY, "model": alias, "temperature": 0.2, "top_k": 5}, rollout["api_key"]
+            ) as response:
                 told = response.headers.get("x-fulgurite-sampling")
             [asked] = running["vllm"].requests
             call = await gateway.call(rollout["rollout_id"])
@@ -245,16 +299,27 @@ async def test_training_is_sampled_as_its_alias_declares(kafka: LocalKafka, topi
             assert msgspec.json.decode(call.request or "")["temperature"] == 0.2
 
 
-async def test_who_is_many_waits_its_turn(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+async def test_who_is_many_waits_its_turn(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
-    env: dict[str, Any] = {"FULGURITE_API_KEYS": "greedy,modest", "FULGURITE_BACKEND_CONCURRENCY": "2", "FULGURITE_QUEUE_LIMIT": "197"}
+    env: dict[str, Any] = {
+        "FULGURITE_API_KEYS": "greedy,modest",
+        "FULGURITE_BACKEND_CONCURRENCY": "2",
+        "FULGURITE_QUEUE_LIMIT": "197",
+    }
     env["FULGURITE_KEY_SHARE"] = "1"
-    async with backends("vllm") as running, running_gateway(settings, running["vllm"].url, tmp_path, **env) as gateway:
+    async with (
+        backends("vllm") as running,
+        running_gateway(settings, running["vllm"].url, tmp_path, **env) as gateway,
+    ):
         stub = running["vllm"]
         stub.turnstile = asyncio.Semaphore(0)
 
         async def call(key: str) -> tuple[int, str | None]:
-            async with gateway.post(CHAT, {"model": "policy", "messages": [{"role": "user", "content": key}]}, key) as response:
+            async with gateway.post(
+                CHAT, {"model": "policy", "messages": [{"role": "user", "content": key}]}, key
+            ) as response:
                 await response.read()
                 return response.status, response.headers.get("retry-after-ms")
 
@@ -268,7 +333,8 @@ async def test_who_is_many_waits_its_turn(kafka: LocalKafka, topic_prefix: str, 
         assert status == 503
         assert 0 < float(wait_ms or 0) < 2000
 
-        # One that has given up waiting leaves the queue; the newcomer takes its place and is served before 195 others.
+        # One that has given up waiting leaves the queue; the newcomer takes its place and is served
+        # before 195 others.
         greedy[10].cancel()
         await asyncio.sleep(0.3)
         modest = asyncio.create_task(call("modest"))
@@ -282,20 +348,34 @@ async def test_who_is_many_waits_its_turn(kafka: LocalKafka, topic_prefix: str, 
         results = await asyncio.gather(*greedy, return_exceptions=True)
         assert [result[0] for result in results if isinstance(result, tuple)].count(200) == 198
         events = await gateway.calls()
-        assert [e.failure for e in events if e.outcome is CallOutcome.refused] == [FailureKind.rate_limited]
+        assert [e.failure for e in events if e.outcome is CallOutcome.refused] == [
+            FailureKind.rate_limited
+        ]
         assert [e.outcome for e in events].count(CallOutcome.client_disconnected) == 1
 
 
-async def test_openais_client_comes_back_when_it_is_told_to(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+async def test_openais_client_comes_back_when_it_is_told_to(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
     async with backends("vllm") as running:
         stub = running["vllm"]
         stub.turnstile = asyncio.Semaphore(0)
-        async with running_gateway(settings, stub.url, tmp_path, FULGURITE_KEY_CONCURRENCY="1") as gateway:
-            [rollout] = (await gateway.declare(n=1, task={}, mode="train", alias="policy"))["rollouts"]
+        async with running_gateway(
+            settings, stub.url, tmp_path, FULGURITE_KEY_CONCURRENCY="1"
+        ) as gateway:
+            [rollout] = (await gateway.declare(n=1, task={}, mode="train", alias="policy"))[
+                "rollouts"
+            ]
             first = asyncio.create_task(gateway.json(CHAT, BODY, rollout["api_key"]))
-            async with AsyncOpenAI(base_url=gateway.url + "/v1", api_key=rollout["api_key"], max_retries=5) as client:
-                second = asyncio.create_task(client.chat.completions.create(model="policy", messages=[{"role": "user", "content": "hi"}]))
+            async with AsyncOpenAI(
+                base_url=gateway.url + "/v1", api_key=rollout["api_key"], max_retries=5
+            ) as client:
+                second = asyncio.create_task(
+                    client.chat.completions.create(
+                        model="policy", messages=[{"role": "user", "content": "hi"}]
+                    )
+                )
                 refused: list[LlmCall] = []
                 while not refused:
                     await asyncio.sleep(0.1)
@@ -304,7 +384,9 @@ async def test_openais_client_comes_back_when_it_is_told_to(kafka: LocalKafka, t
                 stub.turnstile.release()
                 assert (await first)[0] == 200
                 assert (await second).choices[0].message.content == "Hello there!"
-            assert {(e.status_code, e.failure, e.outcome) for e in refused} == {(429, FailureKind.rate_limited, CallOutcome.refused)}
+            assert {(e.status_code, e.failure, e.outcome) for e in refused} == {
+                (429, FailureKind.rate_limited, CallOutcome.refused)
+            }
 
 
 class Balancer:
@@ -324,7 +406,9 @@ class Balancer:
         for _ in self._ports:
             self._next += 1
             with suppress(OSError):
-                there = await asyncio.open_connection("127.0.0.1", self._ports[self._next % len(self._ports)])
+                there = await asyncio.open_connection(
+                    "127.0.0.1", self._ports[self._next % len(self._ports)]
+                )
                 await asyncio.gather(_pump(reader, there[1]), _pump(there[0], writer))
                 return
         writer.close()
@@ -338,7 +422,9 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def test_a_gateway_and_a_backend_die_under_load(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> None:
+async def test_a_gateway_and_a_backend_die_under_load(
+    kafka: LocalKafka, topic_prefix: str, tmp_path: Path
+) -> None:
     settings = kafka_settings(kafka.bootstrap_servers, topic_prefix)
     rollouts, turns = 24, 30
     async with AsyncExitStack() as stack:
@@ -346,7 +432,9 @@ async def test_a_gateway_and_a_backend_die_under_load(kafka: LocalKafka, topic_p
         for backend in running.values():
             backend.takes_s = 0.05
         gateways = [
-            await stack.enter_async_context(running_gateway(settings, addresses(running), tmp_path, make_topics=number == 0))
+            await stack.enter_async_context(
+                running_gateway(settings, addresses(running), tmp_path, make_topics=number == 0)
+            )
             for number in range(3)
         ]
         balancer = Balancer([int(gateway.url.rpartition(":")[2]) for gateway in gateways])
@@ -358,7 +446,9 @@ async def test_a_gateway_and_a_backend_die_under_load(kafka: LocalKafka, topic_p
             base_url = f"http://127.0.0.1:{balancer.port}/v1"
             async with AsyncOpenAI(base_url=base_url, api_key=key, max_retries=5) as client:
                 for turn in range(turns):
-                    reply = await client.chat.completions.create(model="policy", messages=[{"role": "user", "content": f"turn {turn}"}])
+                    reply = await client.chat.completions.create(
+                        model="policy", messages=[{"role": "user", "content": f"turn {turn}"}]
+                    )
                     seen.append(reply.id)
 
         agents = [asyncio.create_task(agent(rollout["api_key"])) for rollout in group["rollouts"]]
@@ -379,7 +469,9 @@ async def test_a_gateway_and_a_backend_die_under_load(kafka: LocalKafka, topic_p
             if call.outcome is CallOutcome.success and call.started_at > killed_at:
                 assert call.backend == "east"
         assert len(homes) == rollouts
-        assert sorted({tuple(names) for names in homes.values()}) == [("east",), ("west",)], "a rollout has changed its backend"
+        assert sorted({tuple(names) for names in homes.values()}) == [("east",), ("west",)], (
+            "a rollout has changed its backend"
+        )
 
 
 async def _until(holds: Callable[[], bool]) -> None:

@@ -1,4 +1,5 @@
-"""`tools=` and `tool_calls` through a real vLLM, streamed and not; the model is made to say what the test wants parsed.
+"""`tools=` and `tool_calls` through a real vLLM, streamed and not; the model is made to say what
+the test wants parsed.
 
 Turn 2's prompt begins with exactly the tokens of turn 1, prompt and completion.
 """
@@ -16,11 +17,18 @@ from tests.integration.vllm_http import VllmHttp
 pytestmark = pytest.mark.engine
 
 CALC = {"type": "object", "properties": {"expression": {"type": "string"}}}
-TOOLS = [{"type": "function", "function": {"name": "calc", "description": "Evaluates.", "parameters": CALC}}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "calc", "description": "Evaluates.", "parameters": CALC},
+    }
+]
 QUESTION = [{"role": "user", "content": "3 and 8?"}]
 
 
-def request(messages: list[dict[str, Any]], said: str, *, stream: bool = False, max_tokens: int = 64) -> dict[str, Any]:
+def request(
+    messages: list[dict[str, Any]], said: str, *, stream: bool = False, max_tokens: int = 64
+) -> dict[str, Any]:
     return {
         "model": "policy",
         "messages": messages,
@@ -58,14 +66,18 @@ def streamed(vllm: VllmHttp, body: dict[str, Any]) -> tuple[dict[str, Any], str]
         ("answer: 11", "answer: 11", []),
     ],
 )
-def test_what_the_model_said_is_parsed_and_repeated(vllm_tiny: LocalVllm, said: str, content: str | None, expressions: list[str]) -> None:
+def test_what_the_model_said_is_parsed_and_repeated(
+    vllm_tiny: LocalVllm, said: str, content: str | None, expressions: list[str]
+) -> None:
     vllm = VllmHttp(vllm_tiny.port)
     answer = vllm.call("POST", "/v1/chat/completions", request(QUESTION, said))
     assert answer.status == 200, answer
     (choice,) = answer.body["choices"]
     message = choice["message"]
     calls: list[dict[str, Any]] = message.get("tool_calls") or []
-    assert [json.loads(call["function"]["arguments"])["expression"] for call in calls] == expressions
+    assert [
+        json.loads(call["function"]["arguments"])["expression"] for call in calls
+    ] == expressions
     assert message["content"] == content
     assert choice["finish_reason"] == ("tool_calls" if expressions else "stop")
 
@@ -74,8 +86,12 @@ def test_what_the_model_said_is_parsed_and_repeated(vllm_tiny: LocalVllm, said: 
     assert (told["content"], reason) == (content, choice["finish_reason"])
 
     first = answer.body["prompt_token_ids"] + choice["token_ids"]
-    results = [{"role": "tool", "tool_call_id": call["id"], "content": "11"} for call in calls] or [{"role": "user", "content": "Go on."}]
-    second = vllm.call("POST", "/v1/chat/completions", request([*QUESTION, message, *results], "answer: 11"))
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": "11"} for call in calls] or [
+        {"role": "user", "content": "Go on."}
+    ]
+    second = vllm.call(
+        "POST", "/v1/chat/completions", request([*QUESTION, message, *results], "answer: 11")
+    )
     assert second.status == 200, second
     assert second.body["prompt_token_ids"][: len(first)] == first
 

@@ -1,6 +1,8 @@
-"""A live update of vLLM's weights: afterwards its probabilities are those of the new artifact, and it says which version it serves.
+"""A live update of vLLM's weights: afterwards its probabilities are those of the new artifact, and
+it says which version it serves.
 
-The model's embeddings are tied: the case in which a reload alone leaves the head predicting with the old ones.
+The model's embeddings are tied: the case in which a reload alone leaves the head predicting with
+the old ones.
 """
 
 from __future__ import annotations
@@ -40,14 +42,19 @@ def vllm(vllm_tiny: LocalVllm) -> VllmHttp:
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     folder = tmp_path_factory.mktemp("artifacts")
-    return [perturbed(tiny_model(), folder / str(seed) / "model.safetensors", seed) for seed in range(1, 4)]
+    return [
+        perturbed(tiny_model(), folder / str(seed) / "model.safetensors", seed)
+        for seed in range(1, 4)
+    ]
 
 
 def _unlike(sampled: Sampled, weights: Path) -> float:
     return mean_difference(sampled.logprobs, reference_logprobs(tiny_model(), weights, sampled))
 
 
-def test_an_update_serves_the_new_weights_and_names_them(vllm: VllmHttp, artifacts: list[Artifact]) -> None:
+def test_an_update_serves_the_new_weights_and_names_them(
+    vllm: VllmHttp, artifacts: list[Artifact]
+) -> None:
     base = tiny_model() / "model.safetensors"
     before = vllm.sample("Before?")
     if vllm.version() == "default":
@@ -65,7 +72,9 @@ def test_an_update_serves_the_new_weights_and_names_them(vllm: VllmHttp, artifac
         assert _unlike(after, artifacts[2].path) > OTHER
 
 
-def test_a_refused_update_changes_nothing(vllm: VllmHttp, artifacts: list[Artifact], tmp_path: Path) -> None:
+def test_a_refused_update_changes_nothing(
+    vllm: VllmHttp, artifacts: list[Artifact], tmp_path: Path
+) -> None:
     served, other, third = artifacts
     assert vllm.update(served, "policy@4.1").status == 200
     missing = Artifact(tmp_path / "none.safetensors", other.sha256)
@@ -74,7 +83,9 @@ def test_a_refused_update_changes_nothing(vllm: VllmHttp, artifacts: list[Artifa
         "cannot be read": vllm.update(missing, "policy@4.2"),
         "earlier epoch": vllm.update(other, "policy@3.9"),
         "not a version": vllm.update(third, "v7"),
-        "not those of the served model": vllm.update(reshaped(tiny_model(), tmp_path / "other.safetensors"), "policy@4.2"),
+        "not those of the served model": vllm.update(
+            reshaped(tiny_model(), tmp_path / "other.safetensors"), "policy@4.2"
+        ),
     }
     for reason, refusal in refusals.items():
         assert refusal.status >= 400, reason
@@ -84,16 +95,25 @@ def test_a_refused_update_changes_nothing(vllm: VllmHttp, artifacts: list[Artifa
     assert _unlike(after, served.path) < SAME
 
 
-def test_overlapping_updates_are_refused_and_an_abandoned_one_leaves_the_weights_alone(vllm: VllmHttp, artifacts: list[Artifact]) -> None:
+def test_overlapping_updates_are_refused_and_an_abandoned_one_leaves_the_weights_alone(
+    vllm: VllmHttp, artifacts: list[Artifact]
+) -> None:
     served, other, third = artifacts
     assert vllm.update(served, "policy@5.1").status == 200
     assert vllm.call("POST", "/start_weight_update").status == 200
     assert vllm.call("POST", "/start_weight_update").status >= 400
-    assert vllm.call("POST", "/update_weights", {"update_info": other.update_info("policy@5.2")}).status == 200
+    assert (
+        vllm.call(
+            "POST", "/update_weights", {"update_info": other.update_info("policy@5.2")}
+        ).status
+        == 200
+    )
     second = vllm.call("POST", "/update_weights", {"update_info": third.update_info("policy@5.3")})
     assert second.status >= 400
     assert "not finished" in str(second.body)
-    assert vllm.call("POST", "/finish_weight_update", {"weight_version": "policy@5.2"}).status >= 400
+    assert (
+        vllm.call("POST", "/finish_weight_update", {"weight_version": "policy@5.2"}).status >= 400
+    )
     after = vllm.sample("Still?")
     assert (vllm.version(), after.first) == ("policy@5.1", "policy@5.1")
     assert _unlike(after, served.path) < SAME
@@ -101,10 +121,15 @@ def test_overlapping_updates_are_refused_and_an_abandoned_one_leaves_the_weights
     assert _unlike(vllm.sample("Now?"), other.path) < SAME
 
 
-def test_a_stream_under_way_goes_on_and_tells_both_versions(vllm: VllmHttp, artifacts: list[Artifact]) -> None:
+def test_a_stream_under_way_goes_on_and_tells_both_versions(
+    vllm: VllmHttp, artifacts: list[Artifact]
+) -> None:
     assert vllm.update(artifacts[0], "policy@6.1").status == 200
-    # As long as the context allows: the update takes a hundredth of that, and must not come after the end on a machine that is busy.
-    connection, response = vllm.open("POST", "/v1/chat/completions", {**chat("A long one?", 1900, 0), "stream": True})
+    # As long as the context allows: the update takes a hundredth of that, and must not come after
+    # the end on a machine that is busy.
+    connection, response = vllm.open(
+        "POST", "/v1/chat/completions", {**chat("A long one?", 1900, 0), "stream": True}
+    )
     assert response.getheader("x-fulgurite-version") == "policy@6.1"
     first = response.readline()
     with ThreadPoolExecutor(1) as pool:

@@ -28,7 +28,9 @@ class Answer(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """One generated answer: its tokens, their log-probabilities and the versions of its first and last token."""
+    """One generated answer: its tokens, their log-probabilities and the versions of its first and
+    last token.
+    """
 
     prompt: list[int]
     tokens: list[int]
@@ -43,7 +45,9 @@ class VllmHttp:
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def open(self, method: str, path: str, body: object = None) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    def open(
+        self, method: str, path: str, body: object = None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """For streams; close the connection."""
         connection = http.client.HTTPConnection(LOCALHOST, self.port, timeout=120)
         payload = None if body is None else json.dumps(body)
@@ -58,7 +62,11 @@ class VllmHttp:
         finally:
             connection.close()
         headers = {name.lower(): value for name, value in response.getheaders()}
-        parsed = json.loads(raw) if headers.get("content-type", "").startswith("application/json") else raw
+        parsed = (
+            json.loads(raw)
+            if headers.get("content-type", "").startswith("application/json")
+            else raw
+        )
         return Answer(response.status, headers, parsed)
 
     def sample(self, text: str, tokens: int = 24, seed: int = 0) -> Sampled:
@@ -71,13 +79,17 @@ class VllmHttp:
         return Sampled(answer.body["prompt_token_ids"], choice["token_ids"], logprobs, *versions)
 
     def update(self, artifact: Artifact, version: str) -> Answer:
-        """The whole sequence in keep mode; stops at the first refusal, always resumes. Returns the refusal or the last answer."""
+        """The whole sequence in keep mode; stops at the first refusal, always resumes. Returns the
+        refusal or the last answer.
+        """
         assert self.call("POST", "/pause?mode=keep").status == 200
         try:
             started = self.call("POST", "/start_weight_update")
             if started.status != 200:
                 return started
-            received = self.call("POST", "/update_weights", {"update_info": artifact.update_info(version)})
+            received = self.call(
+                "POST", "/update_weights", {"update_info": artifact.update_info(version)}
+            )
             if received.status != 200:
                 return received
             finished = self.call("POST", "/finish_weight_update", {"weight_version": version})
@@ -121,7 +133,9 @@ def perturbed(model: Path, target: Path, seed: int) -> Artifact:
     generator = torch.Generator().manual_seed(seed)
     tensors = load_file(model / "model.safetensors")
     for name, tensor in tensors.items():
-        noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std().nan_to_num(0.0)
+        noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std().nan_to_num(
+            0.0
+        )
         tensors[name] = (tensor.float() + noise).to(tensor.dtype)
     return _saved(tensors, target)
 
@@ -142,7 +156,9 @@ def _saved(tensors: dict[str, torch.Tensor], target: Path) -> Artifact:
 def reference_logprobs(model: Path, weights: Path, sampled: Sampled) -> list[float]:
     """What Hugging Face's implementation says of the same tokens under these weights, in float32."""
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    network.load_state_dict({name: tensor.float() for name, tensor in load_file(weights).items()}, strict=False)
+    network.load_state_dict(
+        {name: tensor.float() for name, tensor in load_file(weights).items()}, strict=False
+    )
     network.tie_weights()
     with torch.no_grad():
         logits = network(torch.tensor([sampled.prompt + sampled.tokens])).logits[0]

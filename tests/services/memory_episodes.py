@@ -1,5 +1,5 @@
-"""The topic `episodes` in memory, and readers of it in one consumer group: each has the partitions that a test gives it, and goes on from
-what the group committed.
+"""The topic `episodes` in memory, and readers of it in one consumer group: each has the partitions
+that a test gives it, and goes on from what the group committed.
 """
 
 from __future__ import annotations
@@ -34,15 +34,27 @@ class MemoryEpisodes:
 
     def message(self, partition: int, offset: int) -> Message:
         """As a client gives it."""
-        return Message(topic=_NAME, partition=partition, offset=offset, key=b"", value=self.records[partition][offset], timestamp=(1, 0))
+        return Message(
+            topic=_NAME,
+            partition=partition,
+            offset=offset,
+            key=b"",
+            value=self.records[partition][offset],
+            timestamp=(1, 0),
+        )
 
     def read(self, partition: int) -> Iterator[Record]:
         """A partition from its beginning."""
-        return (read_message(self.message(partition, offset), CODEC) for offset in range(len(self.records[partition])))
+        return (
+            read_message(self.message(partition, offset), CODEC)
+            for offset in range(len(self.records[partition]))
+        )
 
 
 class MemoryConsumer(Consumer):
-    """One reader. It hears of other partitions at its next poll, and then has to give back all that it had first."""
+    """One reader. It hears of other partitions at its next poll, and then has to give back all that
+    it had first.
+    """
 
     def __init__(self, log: MemoryEpisodes) -> None:
         self._log = log
@@ -102,4 +114,6 @@ class MemoryConsumer(Consumer):
             assert self._on_revoke is not None
             self._on_revoke(self, self.assignment())
         self._paused.clear()
-        self._positions = {partition: self._log.committed.get(partition, 0) for partition in partitions}
+        self._positions = {
+            partition: self._log.committed.get(partition, 0) for partition in partitions
+        }

@@ -1,4 +1,6 @@
-"""As much of S3 as claims need, in memory, over HTTP: whole and multipart uploads, reads, listings, removal. Any signature is good."""
+"""As much of S3 as claims need, in memory, over HTTP: whole and multipart uploads, reads, listings,
+removal. Any signature is good.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +63,14 @@ class _S3(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         chunked = self.headers.get("transfer-encoding") == "chunked"
-        body = b"".join(self._chunks()) if chunked else self.rfile.read(int(self.headers.get("content-length", 0)))
-        return _unchunked(body) if "aws-chunked" in self.headers.get("content-encoding", "") else body
+        body = (
+            b"".join(self._chunks())
+            if chunked
+            else self.rfile.read(int(self.headers.get("content-length", 0)))
+        )
+        return (
+            _unchunked(body) if "aws-chunked" in self.headers.get("content-encoding", "") else body
+        )
 
     def _chunks(self) -> Iterator[bytes]:
         """Of HTTP."""
@@ -86,10 +94,16 @@ class _S3(BaseHTTPRequestHandler):
         key, query = self._path()
         self._body()
         if "uploads" in query:
-            self._reply(200, b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
+            self._reply(
+                200,
+                b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>",
+            )
         else:
             self.held[key] = (self.parts.pop(key), time.time())
-            self._reply(200, b"<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>")
+            self._reply(
+                200,
+                b"<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>",
+            )
 
     def do_GET(self) -> None:
         """An object, a range of it, or a listing."""
@@ -114,7 +128,9 @@ class _S3(BaseHTTPRequestHandler):
             self._reply(200)
         elif key in self.held:
             content, at = self.held[key]
-            self._reply(200, content_length=str(len(content)), Last_Modified=formatdate(at, usegmt=True))
+            self._reply(
+                200, content_length=str(len(content)), Last_Modified=formatdate(at, usegmt=True)
+            )
         else:
             self._reply(404)
 

@@ -1,4 +1,6 @@
-"""docs/reference/settings.md names every setting of every service with its default, and none that is gone."""
+"""docs/reference/settings.md names every setting of every service with its default, and none that
+is gone.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from services.gateway.settings import GatewaySettings
 from services.judge.settings import JudgeSettings
 from services.learner.settings import LearnerSettings
 from services.learner.trainer_settings import TrainerSettings
-from services.rewards.settings import RewarderSettings, RewardWorkerSettings
+from services.rewarder.settings import RewarderSettings
+from services.rewards.settings import RewardWorkerSettings
 from services.runner.settings import RunnerSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "settings.md").read_text()
@@ -40,7 +43,10 @@ SECTIONS: dict[str, type[BaseSettings]] = {
 def test_a_section_lists_exactly_the_services_settings(title: str) -> None:
     settings = SECTIONS[title]
     prefix = str(settings.model_config.get("env_prefix", ""))
-    names = {str(field.validation_alias or prefix + name.upper()) for name, field in settings.model_fields.items()}
+    names = {
+        str(field.validation_alias or prefix + name.upper())
+        for name, field in settings.model_fields.items()
+    }
     section = PAGE.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
     assert set(re.findall(r"^\| `([A-Z0-9_]+)` \|", section, re.MULTILINE)) == names
 
@@ -58,9 +64,14 @@ def test_a_section_has_the_services_own_defaults(title: str) -> None:
     prefix = str(settings.model_config.get("env_prefix", ""))
     section = PAGE.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
     documented = dict(re.findall(r"^\| `([A-Z0-9_]+)` \|([^|]*)\|", section, re.MULTILINE))
-    defaults = {str(field.validation_alias or prefix + name.upper()): field for name, field in settings.model_fields.items()}
+    defaults = {
+        str(field.validation_alias or prefix + name.upper()): field
+        for name, field in settings.model_fields.items()
+    }
     wrong = {
-        name: (documented[name].strip(), shown(field)) for name, field in defaults.items() if not agrees(name, documented[name], field)
+        name: (documented[name].strip(), shown(field))
+        for name, field in defaults.items()
+        if not agrees(name, documented[name], field)
     }
     assert not wrong, f"documented, and true: {wrong}"
 

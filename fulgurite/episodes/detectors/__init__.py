@@ -1,9 +1,12 @@
-"""What went wrong in an attempt, told from its calls and its closing status. A registry; a detector is a small file and a line here.
+"""What went wrong in an attempt, told from its calls and its closing status. A registry; a detector
+is a small file and a line here.
 
-Detectors are pure functions of an attempt's events as a set; the first of the list that finds something has it. What the closing status
-names counts, unless it names a symptom only (nothing, `unknown`, an exception, a time-out): then a cause that is detected is the better
-word. So an agent that crashed because the model server failed is not trained as if the policy had been at fault. Kinds without a detector
-(`agent_silent`, `agent_exception`, `cancelled`) are always somebody's word: docs/reference/failures.md has the table.
+Detectors are pure functions of an attempt's events as a set; the first of the list that finds
+something has it. What the closing status names counts, unless it names a symptom only (nothing,
+`unknown`, an exception, a time-out): then a cause that is detected is the better word. So an agent
+that crashed because the model server failed is not trained as if the policy had been at fault.
+Kinds without a detector (`agent_silent`, `agent_exception`, `cancelled`) are always somebody's
+word: docs/reference/failures.md has the table.
 """
 
 from __future__ import annotations
@@ -38,12 +41,18 @@ DETECTORS: tuple[tuple[FailureKind, Callable[[Evidence], bool]], ...] = (
 )
 """What nobody in the attempt caused comes first."""
 
-SYMPTOMS = frozenset({None, FailureKind.unknown, FailureKind.agent_exception, FailureKind.agent_timeout})
+SYMPTOMS = frozenset(
+    {None, FailureKind.unknown, FailureKind.agent_exception, FailureKind.agent_timeout}
+)
 """What a closing status may name without telling why."""
 
 
-def failure_of(closing: AgentStatus, calls: Sequence[LlmCall], whole: Whole | None = None) -> FailureKind | None:
-    """The failure of an attempt that `closing` ended; None if nothing is said and nothing found. `whole`: for calls that are deltas."""
+def failure_of(
+    closing: AgentStatus, calls: Sequence[LlmCall], whole: Whole | None = None
+) -> FailureKind | None:
+    """The failure of an attempt that `closing` ended; None if nothing is said and nothing found.
+    `whole`: for calls that are deltas.
+    """
     if closing.failure not in SYMPTOMS:
         return closing.failure
     seen = Evidence(closing, calls, whole)

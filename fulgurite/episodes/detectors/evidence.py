@@ -1,4 +1,6 @@
-"""What detectors look at: the calls of one attempt and how it ended. Nothing depends on the order in which calls came."""
+"""What detectors look at: the calls of one attempt and how it ended. Nothing depends on the order
+in which calls came.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,14 @@ from fulgurite.untrusted_json import Json
 class Evidence:
     """One attempt. `closing` is the status that ended it."""
 
-    def __init__(self, closing: AgentStatus, calls: Sequence[LlmCall], whole: Whole | None = None) -> None:
+    def __init__(
+        self, closing: AgentStatus, calls: Sequence[LlmCall], whole: Whole | None = None
+    ) -> None:
         self._whole = whole
         self.closing = closing
-        self.calls = sorted(calls, key=lambda call: (call.finished_at, call.started_at, call.call_id))
+        self.calls = sorted(
+            calls, key=lambda call: (call.finished_at, call.started_at, call.call_id)
+        )
         """As they ended; without a look at what they say, which deltas have not."""
 
     @cached_property
@@ -29,7 +35,14 @@ class Evidence:
     @cached_property
     def answered(self) -> LlmCall | None:
         """The last call that was answered, whole."""
-        found = next((call for call in reversed(self.calls) if call.outcome is CallOutcome.success and call.choices), None)
+        found = next(
+            (
+                call
+                for call in reversed(self.calls)
+                if call.outcome is CallOutcome.success and call.choices
+            ),
+            None,
+        )
         return found if found is None or self._whole is None else self._whole(found)
 
     @cached_property

@@ -1,7 +1,9 @@
-"""The last answer was asked for as JSON (`response_format`, or `text.format` of responses) and is none, or has not the asked form.
+"""The last answer was asked for as JSON (`response_format`, or `text.format` of responses) and is
+none, or has not the asked form.
 
-Of a JSON schema the parts that every such schema has are checked: type, enum, const, required, properties, additionalProperties, items.
-What else it demands is not. Of several choices all must fail. An answer that calls a tool, and a refusal, are not judged.
+Of a JSON schema the parts that every such schema has are checked: type, enum, const, required,
+properties, additionalProperties, items. What else it demands is not. Of several choices all must
+fail. An answer that calls a tool, and a refusal, are not judged.
 """
 
 from __future__ import annotations
@@ -25,7 +27,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def invalid_output(seen: Evidence) -> bool:
     """Whether the attempt ended on an answer without the asked form."""
     schema = _asked(seen.body)
-    return schema is not None and bool(seen.answers) and all(_fails(answer, schema) for answer in seen.answers)
+    return (
+        schema is not None
+        and bool(seen.answers)
+        and all(_fails(answer, schema) for answer in seen.answers)
+    )
 
 
 def _asked(body: Json) -> Json | None:
@@ -50,7 +56,9 @@ def _fails(answer: Json, schema: Json) -> bool:
 def _fits(value: Any, schema: Json) -> bool:
     if not _has_type(value, schema.get("type")):
         return False
-    if ("const" in schema and value != schema["const"]) or ("enum" in schema and value not in _list(schema["enum"])):
+    if ("const" in schema and value != schema["const"]) or (
+        "enum" in schema and value not in _list(schema["enum"])
+    ):
         return False
     if isinstance(value, list):
         return all(_fits(item, mapping(schema.get("items"))) for item in _list(cast(Any, value)))
@@ -68,9 +76,13 @@ def _fields_fit(value: Json, schema: Json) -> bool:
 
 def _has_type(value: Any, named: Any) -> bool:
     names = _list(named) or [named]
-    # A type that we do not know allows everything. True and False are no numbers, though Python counts with them.
+    # A type that we do not know allows everything. True and False are no numbers, though Python
+    # counts with them.
     kinds = [_TYPES.get(str(name), (object,)) for name in names]
-    return any(isinstance(value, kind) and (not isinstance(value, bool) or bool in kind or object in kind) for kind in kinds)
+    return any(
+        isinstance(value, kind) and (not isinstance(value, bool) or bool in kind or object in kind)
+        for kind in kinds
+    )
 
 
 def _list(value: Any) -> list[Any]:

@@ -1,8 +1,10 @@
-"""The attempt ended in a loop: the same answer or tool calls, upon the same results, `REPEATS` times in a row.
+"""The attempt ended in a loop: the same answer or tool calls, upon the same results, `REPEATS`
+times in a row.
 
-One answer over and over, or two or three that take turns. A call that is repeated until its result changes (a job that is polled) is no
-loop, nor is what the agent found its way out of. What is compared are the messages of the last answered call, so an agent that forgets
-its own answers cannot be caught.
+One answer over and over, or two or three that take turns. A call that is repeated until its result
+changes (a job that is polled) is no loop, nor is what the agent found its way out of. What is
+compared are the messages of the last answered call, so an agent that forgets its own answers cannot
+be caught.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ def loop_detected(seen: Evidence) -> bool:
     messages = _last([*seen.messages, *seen.answers[:1]], max(PERIODS) * REPEATS)
     *before, last = ["", *_last_said(messages, max(PERIODS) + 1)]
     if last not in before:
-        # Most end with an answer that is like none of those just before it, and are not looked at any further.
+        # Most end with an answer that is like none of those just before it, and are not looked at
+        # any further.
         return False
     turns = _turns(messages)
     return any(_rounds(turns[-period * REPEATS :], period) for period in PERIODS)
@@ -42,14 +45,25 @@ def _rounds(turns: list[Turn], period: int) -> bool:
 
 
 def _last(messages: list[Json], turns: int) -> list[Json]:
-    """The messages of the last so many turns: more are never compared, and a long conversation has many."""
-    answers = [place for place, message in enumerate(messages) if message.get("role", "assistant") == "assistant"]
+    """The messages of the last so many turns: more are never compared, and a long conversation has
+    many.
+    """
+    answers = [
+        place
+        for place, message in enumerate(messages)
+        if message.get("role", "assistant") == "assistant"
+    ]
     return messages[answers[-turns] :] if len(answers) > turns else messages
 
 
 def _last_said(messages: list[Json], answers: int) -> list[str]:
     """What the last so many answers said."""
-    return [_said(message) for message in [one for one in messages if one.get("role", "assistant") == "assistant"][-answers:]]
+    return [
+        _said(message)
+        for message in [one for one in messages if one.get("role", "assistant") == "assistant"][
+            -answers:
+        ]
+    ]
 
 
 def _turns(messages: list[Json]) -> list[Turn]:
@@ -64,5 +78,7 @@ def _turns(messages: list[Json]) -> list[Turn]:
 
 def _said(message: Json) -> str:
     """Without ids, which differ whenever the same is said again."""
-    calls = [(function.get("name"), function.get("arguments")) for function in called_functions(message)]
+    calls = [
+        (function.get("name"), function.get("arguments")) for function in called_functions(message)
+    ]
     return json.dumps([message.get("role"), message.get("content") or "", calls])

@@ -1,7 +1,8 @@
 """The last answer was given upon tool results that are all errors, and say so in their structure.
 
-That is: Anthropic's `is_error`, or a result that is a JSON object with `isError` or `is_error` true (as of the Model Context Protocol) or
-with an `error` that is not empty. Prose that tells of an error is not read.
+That is: Anthropic's `is_error`, or a result that is a JSON object with `isError` or `is_error` true
+(as of the Model Context Protocol) or with an `error` that is not empty. Prose that tells of an
+error is not read.
 """
 
 from __future__ import annotations
@@ -27,4 +28,6 @@ def _is_error(result: Json) -> bool:
         fields = mapping(parsed(result.get("content")))
     except ValueError:
         return False
-    return fields.get("isError") is True or fields.get("is_error") is True or bool(fields.get("error"))
+    return (
+        fields.get("isError") is True or fields.get("is_error") is True or bool(fields.get("error"))
+    )

@@ -7,4 +7,6 @@ from fulgurite.episodes.detectors.evidence import Evidence
 
 def truncated(seen: Evidence) -> bool:
     """Whether the attempt ended on an answer without an end."""
-    return seen.answered is not None and all(choice.finish_reason == "length" for choice in seen.answered.choices)
+    return seen.answered is not None and all(
+        choice.finish_reason == "length" for choice in seen.answered.choices
+    )

@@ -1,4 +1,5 @@
-"""The last call that ended failed, and the call itself says how: nothing the agent did afterwards repaired it.
+"""The last call that ended failed, and the call itself says how: nothing the agent did afterwards
+repaired it.
 
 A failed call that the agent tried again with success is no failure of the episode.
 """
@@ -16,6 +17,10 @@ def unanswered(kind: FailureKind) -> Callable[[Evidence], bool]:
     """Whether the attempt ended with a call that failed so."""
 
     def detect(seen: Evidence) -> bool:
-        return seen.last is not None and seen.last.outcome is not CallOutcome.success and seen.last.failure is kind
+        return (
+            seen.last is not None
+            and seen.last.outcome is not CallOutcome.success
+            and seen.last.failure is kind
+        )
 
     return detect

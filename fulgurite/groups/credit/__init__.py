@@ -1,11 +1,14 @@
-"""Credit rules: how the rewards of an episode are spread over its actions. A registry; a rule is a small file and a line here.
+"""Credit rules: how the rewards of an episode are spread over its actions. A registry; a rule is a
+small file and a line here.
 
-Credit is a return, before any baseline: the learner takes the group's mean reward off and divides by its standard deviation. Rules that
-have a baseline of their own (`gigpo`, `per_role`, `last_step`) give the credit that leads to their advantage that way.
+Credit is a return, before any baseline: the learner takes the group's mean reward off and divides
+by its standard deviation. Rules that have a baseline of their own (`gigpo`, `per_role`,
+`last_step`) give the credit that leads to their advantage that way.
 
-A declaration names a rule by `name` or with parameters, `discounted(gamma=0.9)`; those not given have their defaults. `credit_rule`
-says what is wrong with a name that is none. Parameters are bounded, so that rewards within `fulgurite.groups.rewards.LARGEST_TOTAL` give credits
-within `LARGEST_CREDIT` under every rule.
+A declaration names a rule by `name` or with parameters, `discounted(gamma=0.9)`; those not given
+have their defaults. `credit_rule` says what is wrong with a name that is none. Parameters are
+bounded, so that rewards within `fulgurite.groups.rewards.LARGEST_TOTAL` give credits within
+`LARGEST_CREDIT` under every rule.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ class CreditRule(Record, frozen=True):
     parameters: Mapping[str, Value]
 
     def __call__(self, group: Sequence[Scored]) -> list[Credits]:
-        """Credit by action for each episode of a group. Neither the order of episodes nor that of paths matters."""
+        """Credit by action for each episode of a group. Neither the order of episodes nor that of
+        paths matters.
+        """
         return self.rule.credit(group, **self.parameters) if group else []
 
 

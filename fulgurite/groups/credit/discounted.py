@@ -1,8 +1,11 @@
-"""`discounted(gamma=0.95)`: an action gets what was paid at it, and what came after it the less the later it came.
+"""`discounted(gamma=0.95)`: an action gets what was paid at it, and what came after it the less the
+later it came.
 
-Source: Sutton and Barto, Reinforcement Learning (2018), equation 3.8: G(t) = r(t) + γ r(t+1) + γ² r(t+2) + ... The outcome is paid at the
-path's last action. Turns are counted, not tokens. With gamma=1 it is `step`, with gamma=0 an action gets only what was paid at it. Early
-actions of long episodes get less than the group's mean reward, which the baseline then takes off: the rule prefers short episodes.
+Source: Sutton and Barto, Reinforcement Learning (2018), equation 3.8: G(t) = r(t) + γ r(t+1) + γ²
+r(t+2) + ... The outcome is paid at the path's last action. Turns are counted, not tokens. With
+gamma=1 it is `step`, with gamma=0 an action gets only what was paid at it. Early actions of long
+episodes get less than the group's mean reward, which the baseline then takes off: the rule prefers
+short episodes.
 
 Worked example: three actions, 0.5 paid at the first, outcome 1, γ = 0.5.
 

@@ -1,6 +1,7 @@
 """`identical`: every action gets the whole reward of its episode.
 
-Source: DeepSeekMath (Shao et al. 2024), section 4.1.2, outcome supervision: one reward for all tokens of an output.
+Source: DeepSeekMath (Shao et al. 2024), section 4.1.2, outcome supervision: one reward for all
+tokens of an output.
 
 Worked example: three actions, 0.25 paid at the second, outcome 1.
 

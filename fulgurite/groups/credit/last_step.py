@@ -1,8 +1,11 @@
-"""`last_step`: the last action of a path gets the whole reward of its episode; what came before is neither praised nor blamed.
+"""`last_step`: the last action of a path gets the whole reward of its episode; what came before is
+neither praised nor blamed.
 
-Source: outcome reward at the terminal step alone (Sutton and Barto 2018, section 3.2: a reward signal that is zero until the end), for
-agents whose last call is the answer and whose earlier calls another rule or policy answers for. An earlier action gets the mean reward of
-the group, which is the baseline itself: its advantage is 0. Nothing at all would be an advantage below 0 for every action but the last.
+Source: outcome reward at the terminal step alone (Sutton and Barto 2018, section 3.2: a reward
+signal that is zero until the end), for agents whose last call is the answer and whose earlier calls
+another rule or policy answers for. An earlier action gets the mean reward of the group, which is
+the baseline itself: its advantage is 0. Nothing at all would be an advantage below 0 for every
+action but the last.
 
 Worked example: rewards 1 and 0, two actions and one.
 
@@ -21,6 +24,11 @@ from fulgurite.groups.credit.types import Credits, Scored, mean_and_scale, mean_
 
 
 def last_step(group: Sequence[Scored]) -> list[Credits]:
-    """The episode's reward for the last action of each path, the group's mean reward for the others."""
+    """The episode's reward for the last action of each path, the group's mean reward for the
+    others.
+    """
     mean, _ = mean_and_scale([episode.total for episode in group])
-    return [mean_over_paths(episode, lambda path: [mean] * (len(path.steps) - 1) + [path.total]) for episode in group]
+    return [
+        mean_over_paths(episode, lambda path: [mean] * (len(path.steps) - 1) + [path.total])
+        for episode in group
+    ]

@@ -1,6 +1,8 @@
-"""`step`: an action gets what was paid at it and after it, and the outcome (undiscounted reward-to-go).
+"""`step`: an action gets what was paid at it and after it, and the outcome (undiscounted
+reward-to-go).
 
-Source: Sutton and Barto, Reinforcement Learning (2018), equation 13.8 with γ = 1: what was paid before an action cannot be its merit.
+Source: Sutton and Barto, Reinforcement Learning (2018), equation 13.8 with γ = 1: what was paid
+before an action cannot be its merit.
 
 Worked example: three actions, 0.5 paid at the first and 0.25 at the second, outcome 1.
 

@@ -1,7 +1,8 @@
 """What credit rules see: the paths of an episode, and the scored episodes of its group.
 
-A rule of one path is a plain function `Path -> list[float]`; `on_paths` makes it a rule of groups, in which an action on several paths
-gets the mean. A rule that compares episodes is a function of the group itself.
+A rule of one path is a plain function `Path -> list[float]`; `on_paths` makes it a rule of groups,
+in which an action on several paths gets the mean. A rule that compares episodes is a function of
+the group itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from fulgurite.events import Record
 
 FLAT = 1e-6
-"""Values that differ by less have no spread to divide by; the learner's estimator has the same bound."""
+"""Values that differ by less have no spread to divide by; the learner's estimator has the same
+bound.
+"""
 
 
 class Step(Record, frozen=True, kw_only=True):
@@ -27,21 +30,28 @@ class Step(Record, frozen=True, kw_only=True):
     state: bytes = b""
     """Hash of all tokens before it."""
     observation: bytes = b""
-    """Hash of the tokens since the action before it: what a tool or a user said. Of all tokens before it, where there is none."""
+    """Hash of the tokens since the action before it: what a tool or a user said. Of all tokens
+    before it, where there is none.
+    """
 
 
 class Path(Record, frozen=True, kw_only=True):
-    """One branch of an episode, from its first action to a leaf (see `fulgurite.trajectories.building.paths`)."""
+    """One branch of an episode, from its first action to a leaf (see
+    `fulgurite.trajectories.building.paths`).
+    """
 
     steps: tuple[Step, ...]
     outcome: float
     """Weighted sum of what was paid to the episode as a whole."""
     total: float
-    """The episode's reward: outcome and what was paid at any of its actions, on this path or not."""
+    """The episode's reward: outcome and what was paid at any of its actions, on this path or not.
+    """
 
 
 class Scored(Record, frozen=True, kw_only=True):
-    """An episode with a reward. One that has none, or is dropped, is no part of its group's comparison."""
+    """An episode with a reward. One that has none, or is dropped, is no part of its group's
+    comparison.
+    """
 
     total: float
     """The episode's reward."""
@@ -65,7 +75,9 @@ def on_paths(rule: PathRule) -> GroupRule:
     """The rule applied to every path alone."""
 
     def of_group(group: Sequence[Scored], **parameters: float | str) -> list[Credits]:
-        return [mean_over_paths(episode, lambda path: rule(path, **parameters)) for episode in group]
+        return [
+            mean_over_paths(episode, lambda path: rule(path, **parameters)) for episode in group
+        ]
 
     return of_group
 
@@ -80,7 +92,9 @@ def mean_over_paths(episode: Scored, values: Callable[[Path], Sequence[float]]) 
 
 
 def mean_and_scale(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation, as the learner's estimator takes them of a group's rewards; 1 where there is no spread."""
+    """Mean and sample standard deviation, as the learner's estimator takes them of a group's
+    rewards; 1 where there is no spread.
+    """
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return statistics.fmean(values), spread if spread > FLAT else 1.0
 

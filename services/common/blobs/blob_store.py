@@ -1,12 +1,15 @@
-"""Where claim checks lie: a store that the gateway and all who read its calls share, payloads named by their SHA-256.
+"""Where claim checks lie: a store that the gateway and all who read its calls share, payloads named
+by their SHA-256.
 
-The store is a folder (`file://`) or a bucket (`s3://` and whatever else `services.common.blobs.buckets` knows). A payload is there, whole and under
-its name, before its claim check is given out. It is never changed; who leaves it again makes it young, and `fulgurite claims prune` takes
-only what is old.
+The store is a folder (`file://`) or a bucket (`s3://` and whatever else
+`services.common.blobs.buckets` knows). A payload is there, whole and under its name, before its
+claim check is given out. It is never changed; who leaves it again makes it young, and `fulgurite
+claims prune` takes only what is old.
 
-A claim check may have been written by anybody who can write to Kafka, so it is not trusted to name a place. What is read is a regular file
-that is named by the claim's SHA-256, in a folder named by its first two digits, or the same in a bucket that the settings name; and only
-if it has the size that the claim tells.
+A claim check may have been written by anybody who can write to Kafka, so it is not trusted to name
+a place. What is read is a regular file that is named by the claim's SHA-256, in a folder named by
+its first two digits, or the same in a bucket that the settings name; and only if it has the size
+that the claim tells.
 """
 
 from __future__ import annotations
@@ -57,7 +60,9 @@ class Place(Protocol):
         ...
 
     def remove(self, left: Left) -> bool:
-        """Take a payload away, unless it was left there again since it was found; whether it is gone."""
+        """Take a payload away, unless it was left there again since it was found; whether it is
+        gone.
+        """
         ...
 
 
@@ -107,7 +112,9 @@ class Folder:
 
 
 def open_store(url: str, data: Path) -> ClaimStore:
-    """The store at a URL; without one, the folder `claims` of the data folder. Raises ValueError."""
+    """The store at a URL; without one, the folder `claims` of the data folder. Raises
+    ValueError.
+    """
     location = urlparse(url)
     if not url or location.scheme == "file":
         return ClaimStore(Folder(Path(unquote(location.path)) if url else data / "claims"))
@@ -120,17 +127,26 @@ def fetch(claim: ClaimCheck) -> bytes:
     """What was left there, of the size told, and but for that unproved; blocks. Raises BadClaim."""
     try:
         location = urlparse(claim.uri)
-        if not re.fullmatch(r"[0-9a-f]{64}", claim.sha256) or not location.path.endswith(f"/{claim.sha256[:2]}/{claim.sha256}"):
-            raise BadClaim(f"{claim.uri[:_SHOWN]} is no place of a claim: one ends with its SHA-256")
+        if not re.fullmatch(r"[0-9a-f]{64}", claim.sha256) or not location.path.endswith(
+            f"/{claim.sha256[:2]}/{claim.sha256}"
+        ):
+            raise BadClaim(
+                f"{claim.uri[:_SHOWN]} is no place of a claim: one ends with its SHA-256"
+            )
         if location.scheme == "file":
             return _read_file(unquote(location.path), claim)
         if not claim.uri.startswith(ClaimSettings().buckets()):
-            raise BadClaim(f"{claim.uri[:_SHOWN]} is in no bucket of FULGURITE_CLAIMS_URL or FULGURITE_CLAIMS_FORMER_URLS")
+            raise BadClaim(
+                f"{claim.uri[:_SHOWN]} is in no bucket of FULGURITE_CLAIMS_URL or "
+                f"FULGURITE_CLAIMS_FORMER_URLS"
+            )
         from services.common.blobs.buckets import read
 
         return read(claim.uri, claim.size)
     except (OSError, ValueError) as error:
-        raise BadClaim(f"{claim.uri[:_SHOWN]} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise BadClaim(
+            f"{claim.uri[:_SHOWN]} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def _read_file(path: str, claim: ClaimCheck) -> bytes:
@@ -139,12 +155,16 @@ def _read_file(path: str, claim: ClaimCheck) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size != claim.size:
-            raise BadClaim(f"{claim.uri[:_SHOWN]} is not what was left there: no file of {claim.size:,} bytes")
+            raise BadClaim(
+                f"{claim.uri[:_SHOWN]} is not what was left there: no file of {claim.size:,} bytes"
+            )
         return file.read(claim.size)
 
 
 def redeemed(call: LlmCall, known: dict[str, bytes] | None = None) -> LlmCall:
-    """The call with what it left elsewhere, proved to be that; `known` payloads are not read again. Raises BadClaim."""
+    """The call with what it left elsewhere, proved to be that; `known` payloads are not read again.
+    Raises BadClaim.
+    """
     known = {} if known is None else known
     for claim in claims_of(call):
         if claim.sha256 not in known:
@@ -161,7 +181,9 @@ def readable(call: LlmCall) -> LlmCall:
 def redeemed_episode(episode: Episode) -> Episode:
     """The episode with what its calls left elsewhere. Raises BadClaim."""
     known: dict[str, bytes] = {}
-    return msgspec.structs.replace(episode, calls=tuple(redeemed(call, known) for call in episode.calls))
+    return msgspec.structs.replace(
+        episode, calls=tuple(redeemed(call, known) for call in episode.calls)
+    )
 
 
 def _write_whole(path: Path, data: bytes) -> None:

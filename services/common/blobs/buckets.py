@@ -1,7 +1,9 @@
-"""Payloads in object storage, through pyarrow's file systems (extra `archive`): `s3://bucket/folder`, `gs://…`, `abfss://…`.
+"""Payloads in object storage, through pyarrow's file systems (extra `archive`):
+`s3://bucket/folder`, `gs://…`, `abfss://…`.
 
-Addresses and secrets come from the environment, as each service's own tools read them (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
-`AWS_REGION`, `AWS_ENDPOINT_URL`, …): never from the URL, which is written into the log with every claim.
+Addresses and secrets come from the environment, as each service's own tools read them
+(`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, …): never from the
+URL, which is written into the log with every claim.
 """
 
 # pyarrow has no types of its own.
@@ -27,7 +29,9 @@ class Bucket:
         self._store, self._root = _opened(self._url)
 
     def put(self, name: str, payload: bytes) -> str:
-        """See `services.common.blobs.blob_store.Place`. Written again each time, which makes it young: object stores do so whole or not at all."""
+        """See `services.common.blobs.blob_store.Place`. Written again each time, which makes it
+        young: object stores do so whole or not at all.
+        """
         key = f"{name[:2]}/{name}"
         with self._store.open_output_stream(f"{self._root}/{key}") as stream:
             stream.write(payload)
@@ -35,11 +39,15 @@ class Bucket:
 
     def found(self) -> Iterator[Left]:
         """See `services.common.blobs.blob_store.Place`."""
-        selector = import_module("pyarrow.fs").FileSelector(self._root, recursive=True, allow_not_found=True)
+        selector = import_module("pyarrow.fs").FileSelector(
+            self._root, recursive=True, allow_not_found=True
+        )
         for entry in self._store.get_file_info(selector):
             name = str(entry.base_name)
             if entry.is_file and entry.path.endswith(f"/{name[:2]}/{name}"):
-                yield Left(name, f"{self._url}/{name[:2]}/{name}", int(entry.size), _modified(entry))
+                yield Left(
+                    name, f"{self._url}/{name[:2]}/{name}", int(entry.size), _modified(entry)
+                )
 
     def remove(self, left: Left) -> bool:
         """See `services.common.blobs.blob_store.Place`."""
@@ -68,12 +76,15 @@ def _opened(url: str) -> tuple[Any, str]:
     location = urlparse(url)
     if location.username or location.password or location.query:
         raise ValueError(
-            f"{location.scheme}://…: a claims URL is scheme, bucket and folder alone; secrets and addresses are environment variables"
+            f"{location.scheme}://…: a claims URL is scheme, bucket and folder alone; secrets "
+            f"and addresses are environment variables"
         )
     try:
         store, root = import_module("pyarrow.fs").FileSystem.from_uri(url)
     except ImportError as error:
-        raise ValueError(f"{url}: claims outside of a folder need pyarrow: pip install 'fulgurite[archive]'") from error
+        raise ValueError(
+            f"{url}: claims outside of a folder need pyarrow: pip install 'fulgurite[archive]'"
+        ) from error
     return store, str(root).rstrip("/")
 
 

@@ -1,4 +1,6 @@
-"""Where the claims of a deployment lie, from the environment: for the gateway, which leaves them, and for who removes them."""
+"""Where the claims of a deployment lie, from the environment: for the gateway, which leaves them,
+and for who removes them.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,32 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class ClaimSettings(BaseSettings):
-    """The store's address. A claim check says where its payload lies; readers need to know the buckets, for they read from no others."""
+    """The store's address. A claim check says where its payload lies; readers need to know the
+    buckets, for they read from no others.
+    """
 
-    model_config = SettingsConfigDict(env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True
+    )
 
     data_dir: Path = Path(".fulgurite/data")
-    """Its folder `claims` holds what is too large for a message, where FULGURITE_CLAIMS_URL names no other place; whoever reads calls must
-    see it under the same path."""
+    """Its folder `claims` holds what is too large for a message, where FULGURITE_CLAIMS_URL names
+    no other place; whoever reads calls must see it under the same path.
+    """
     claims_url: str = ""
-    """Another place for it: `file:///shared/claims`, `s3://bucket/claims`; addresses and secrets of object storage are its own environment
-    variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL)."""
+    """Another place for it: `file:///shared/claims`, `s3://bucket/claims`; addresses and secrets of
+    object storage are its own environment variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+    AWS_REGION, AWS_ENDPOINT_URL).
+    """
     claims_former_urls: str = ""
-    """Buckets that claims were left in before, separated by commas: readers look there and at FULGURITE_CLAIMS_URL, and at no other."""
+    """Buckets that claims were left in before, separated by commas: readers look there and at
+    FULGURITE_CLAIMS_URL, and at no other.
+    """
 
     def buckets(self) -> tuple[str, ...]:
         """How the claims' addresses in them begin."""
-        return tuple(f"{url.strip().rstrip('/')}/" for url in (self.claims_url, *self.claims_former_urls.split(",")) if url.strip())
+        return tuple(
+            f"{url.strip().rstrip('/')}/"
+            for url in (self.claims_url, *self.claims_former_urls.split(","))
+            if url.strip()
+        )

@@ -1,7 +1,8 @@
 """The one producer, the one consumer and their security. Every service reaches Kafka through here.
 
-Promise: `EventProducer.publish` returns only after the broker acknowledged the event with acks=all (idempotent producer, murmur2
-partitioning as in the Java and aiokafka clients). It never retries beyond its time-out and never drops silently.
+Promise: `EventProducer.publish` returns only after the broker acknowledged the event with acks=all
+(idempotent producer, murmur2 partitioning as in the Java and aiokafka clients). It never retries
+beyond its time-out and never drops silently.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from fulgurite.topics import MAX_MESSAGE_BYTES, Topic, topic_name
 _log = logging.getLogger(__name__)
 
 _WINDOW = 2
-"""Requests under way from one event loop; meanwhile the next events gather. librdkafka sends five at most to a partition of an idempotent
-producer, and while more is ready to go its thread does not wait for an acknowledgement but asks without a pause: up to half of all that a
-gateway spent.
+"""Requests under way from one event loop; meanwhile the next events gather. librdkafka sends five
+at most to a partition of an idempotent producer, and while more is ready to go its thread does not
+wait for an acknowledgement but asks without a pause: up to half of all that a gateway spent.
 """
 
 _TICK_S = 0.002
@@ -42,7 +43,9 @@ _MANY = 8
 """Acknowledgements that an event loop waits for: from here on it looks for them itself."""
 
 _GATHER_S = 0.004
-"""While so many wait, events go to librdkafka no more often: a request costs its thread as much as several events."""
+"""While so many wait, events go to librdkafka no more often: a request costs its thread as much as
+several events.
+"""
 
 _IDLE_S = 0.05
 """Longest wait of the thread that serves deliveries; bounds how long `close` takes."""
@@ -84,7 +87,9 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A record as read; `event` is None and `error` says why when its bytes could not be decoded."""
+    """A record as read; `event` is None and `error` says why when its bytes could not be
+    decoded.
+    """
 
     partition: int
     offset: int
@@ -96,11 +101,15 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class KafkaSettings(BaseSettings):
-    """Where Kafka is and how to get in. The conventional KAFKA_* names, because managed offerings hand them out."""
+    """Where Kafka is and how to get in. The conventional KAFKA_* names, because managed offerings
+    hand them out.
+    """
 
     model_config = SettingsConfigDict(populate_by_name=True, extra="ignore")
 
-    bootstrap_servers: str = Field(default="127.0.0.1:9092", validation_alias="KAFKA_BOOTSTRAP_SERVERS")
+    bootstrap_servers: str = Field(
+        default="127.0.0.1:9092", validation_alias="KAFKA_BOOTSTRAP_SERVERS"
+    )
     security_protocol: str = Field(default="PLAINTEXT", validation_alias="KAFKA_SECURITY_PROTOCOL")
     sasl_mechanism: str | None = Field(default=None, validation_alias="KAFKA_SASL_MECHANISM")
     sasl_username: str | None = Field(default=None, validation_alias="KAFKA_SASL_USERNAME")
@@ -127,12 +136,14 @@ class KafkaSettings(BaseSettings):
 
 
 class EventProducer:
-    """Publishes events and tells when they are safe. Thread-safe; one per process. Start costs a thread.
+    """Publishes events and tells when they are safe. Thread-safe; one per process. Start costs a
+    thread.
 
-    The thread serves deliveries, at once, until an event loop awaits many: that loop then serves them itself, a batch at a time. A thread
-    that woke it for each would contend with it for the interpreter, and cost more than everything else done for an event. Events of one
-    turn of the loop go to librdkafka together, and gather while `_WINDOW` requests are under way, or while many wait anyway: with few of
-    them none waits.
+    The thread serves deliveries, at once, until an event loop awaits many: that loop then serves
+    them itself, a batch at a time. A thread that woke it for each would contend with it for the
+    interpreter, and cost more than everything else done for an event. Events of one turn of the
+    loop go to librdkafka together, and gather while `_WINDOW` requests are under way, or while many
+    wait anyway: with few of them none waits.
     """
 
     def __init__(
@@ -145,10 +156,12 @@ class EventProducer:
         linger_ms: float = 0,
         burst_linger_ms: float = 0,
     ) -> None:
-        """`linger_ms`: for whoever queues much at the same time; at 0 the events of one burst leave one by one, a request each.
+        """`linger_ms`: for whoever queues much at the same time; at 0 the events of one burst leave
+        one by one, a request each.
 
-        With `burst_linger_ms` an event loop that awaits many has a second librdkafka with that linger, so that few are not held up for
-        the sake of many. Events of one key keep their order where the earlier one is awaited before the later is published.
+        With `burst_linger_ms` an event loop that awaits many has a second librdkafka with that
+        linger, so that few are not held up for the sake of many. Events of one key keep their order
+        where the earlier one is awaited before the later is published.
         """
         self._names: dict[str, str] = {}
         self._settings = settings
@@ -166,12 +179,17 @@ class EventProducer:
             "delivery.timeout.ms": int(delivery_timeout_s * 1000),
             "reconnect.backoff.max.ms": 1000,
         }
-        self._producer = Producer({**config, "linger.ms": linger_ms, "error_cb": self._on_error}, logger=_log)
+        self._producer = Producer(
+            {**config, "linger.ms": linger_ms, "error_cb": self._on_error}, logger=_log
+        )
         self._producers = [self._producer]
         self._bursts = self._producer
         if burst_linger_ms:
-            # Whether brokers are there is the first one's to say: this one may be idle, and lose its connections over that.
-            self._bursts = Producer({**config, "linger.ms": burst_linger_ms, "error_cb": _tell}, logger=_log)
+            # Whether brokers are there is the first one's to say: this one may be idle, and lose
+            # its connections over that.
+            self._bursts = Producer(
+                {**config, "linger.ms": burst_linger_ms, "error_cb": _tell}, logger=_log
+            )
             self._producers.append(self._bursts)
         self._unreachable_since: float | None = None
         self._open = True
@@ -189,8 +207,12 @@ class EventProducer:
         self._poller = threading.Thread(target=self._poll, name=f"kafka-{client_id}", daemon=True)
         self._poller.start()
 
-    def submit(self, topic: Topic, key: str, event: Event, traceparent: str | None = None) -> concurrent.futures.Future[Delivery]:
-        """Queue an event; the future ends with its delivery or LogUnavailable. Raises InvalidEvent, LogUnavailable."""
+    def submit(
+        self, topic: Topic, key: str, event: Event, traceparent: str | None = None
+    ) -> concurrent.futures.Future[Delivery]:
+        """Queue an event; the future ends with its delivery or LogUnavailable. Raises InvalidEvent,
+        LogUnavailable.
+        """
         future: concurrent.futures.Future[Delivery] = concurrent.futures.Future()
 
         def on_delivery(error: KafkaError | None, message: Message) -> None:
@@ -201,9 +223,15 @@ class EventProducer:
         return future
 
     async def publish(
-        self, topic: Topic, key: str, event: Event, traceparent: str | None = None, timeout_s: float | None = None
+        self,
+        topic: Topic,
+        key: str,
+        event: Event,
+        traceparent: str | None = None,
+        timeout_s: float | None = None,
     ) -> Delivery:
-        """Return once the event is acknowledged. Raises InvalidEvent, LogUnavailable; after that the event may still arrive.
+        """Return once the event is acknowledged. Raises InvalidEvent, LogUnavailable; after that
+        the event may still arrive.
 
         A caller that gives up does not take the event out of the producer's queue.
         """
@@ -220,7 +248,9 @@ class EventProducer:
         timer = (
             None
             if timeout_s is None
-            else loop.call_later(timeout_s, _expire, future, f"{topic.name}: no acknowledgement within {timeout_s} s")
+            else loop.call_later(
+                timeout_s, _expire, future, f"{topic.name}: no acknowledgement within {timeout_s} s"
+            )
         )
         try:
             return await future
@@ -229,7 +259,9 @@ class EventProducer:
             if timer is not None:
                 timer.cancel()
 
-    def publish_sync(self, topic: Topic, key: str, event: Event, timeout_s: float = 30.0) -> Delivery:
+    def publish_sync(
+        self, topic: Topic, key: str, event: Event, timeout_s: float = 30.0
+    ) -> Delivery:
         """`publish` for code without an event loop."""
         future = self.submit(topic, key, event)
         try:
@@ -244,37 +276,58 @@ class EventProducer:
         return 0.0 if since is None else time.monotonic() - since
 
     def pending(self) -> int:
-        """Events that wait for an acknowledgement, and errors of the connection that were not looked at yet."""
+        """Events that wait for an acknowledgement, and errors of the connection that were not
+        looked at yet.
+        """
         return sum(map(len, self._producers)) + len(self._held)
 
     def close(self, timeout_s: float = 10.0) -> int:
         """Flush and stop; returns how many events were left unacknowledged."""
         self._hand_over(everything=True)
         deadline = time.monotonic() + timeout_s
-        left = sum([producer.flush(max(0.0, deadline - time.monotonic())) for producer in self._producers])
+        left = sum(
+            [producer.flush(max(0.0, deadline - time.monotonic())) for producer in self._producers]
+        )
         self._open = False
         self._poller.join()
         return left
 
-    def _produce(self, topic: Topic, key: str, event: Event, traceparent: str | None, on_delivery: _OnDelivery) -> None:
-        self._send(self._producer, topic, self._message(topic, key, event, traceparent), on_delivery)
+    def _produce(
+        self,
+        topic: Topic,
+        key: str,
+        event: Event,
+        traceparent: str | None,
+        on_delivery: _OnDelivery,
+    ) -> None:
+        self._send(
+            self._producer, topic, self._message(topic, key, event, traceparent), on_delivery
+        )
 
     def _message(self, topic: Topic, key: str, event: Event, traceparent: str | None) -> _Message:
-        name = self._names.get(topic.name) or self._names.setdefault(topic.name, self._settings.topic(topic))
+        name = self._names.get(topic.name) or self._names.setdefault(
+            topic.name, self._settings.topic(topic)
+        )
         headers = cast("dict[str, str | bytes | None]", self._codec.headers(event, traceparent))
         return name, self._codec.encode(event), key.encode(), headers
 
-    def _send(self, producer: Producer, topic: Topic, message: _Message, on_delivery: _OnDelivery) -> None:
+    def _send(
+        self, producer: Producer, topic: Topic, message: _Message, on_delivery: _OnDelivery
+    ) -> None:
         name, value, key, headers = message
         try:
             producer.produce(name, value, key, on_delivery=on_delivery, headers=headers)
         except BufferError as error:
-            raise LogUnavailable(f"{topic.name}: the producer's queue is full, Kafka does not keep up") from error
+            raise LogUnavailable(
+                f"{topic.name}: the producer's queue is full, Kafka does not keep up"
+            ) from error
         except KafkaException as error:
             raise _refusal(topic, cast(KafkaError, error.args[0])) from error
 
     def _hand_over(self, *, everything: bool = False) -> None:
-        """Give librdkafka what is held, unless enough is under way: as one burst, of which at most two requests become."""
+        """Give librdkafka what is held, unless enough is under way: as one burst, of which at most
+        two requests become.
+        """
         now = time.monotonic()
         if self._awaited >= _MANY and now - self._handed_over_at < _GATHER_S and not everything:
             return  # the loop looks for acknowledgements, and comes back to it then
@@ -283,25 +336,37 @@ class EventProducer:
             return
         self._handed_over_at = now
         held, self._held = self._held, deque()
-        burst, producer = _Burst(len(held)), self._bursts if self._awaited >= _MANY else self._producer
+        burst, producer = (
+            _Burst(len(held)),
+            self._bursts if self._awaited >= _MANY else self._producer,
+        )
         with self._counting:
             self._under_way += burst.requests
         for outgoing in held:
             try:
-                self._send(producer, outgoing.topic, outgoing.message, partial(self._delivered, burst, outgoing))
+                self._send(
+                    producer,
+                    outgoing.topic,
+                    outgoing.message,
+                    partial(self._delivered, burst, outgoing),
+                )
             except LogUnavailable as error:
                 self._count(burst)
                 if not outgoing.future.done():
                     outgoing.future.set_exception(error)
 
-    def _delivered(self, burst: _Burst, outgoing: _Outgoing, error: KafkaError | None, message: Message) -> None:
+    def _delivered(
+        self, burst: _Burst, outgoing: _Outgoing, error: KafkaError | None, message: Message
+    ) -> None:
         """In the loop's thread or in that of the poller."""
         self._count(burst)
         if threading.get_ident() == outgoing.thread:
             self._settle_outgoing(outgoing, error, message)
         else:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                outgoing.future.get_loop().call_soon_threadsafe(self._settle_outgoing, outgoing, error, message)
+                outgoing.future.get_loop().call_soon_threadsafe(
+                    self._settle_outgoing, outgoing, error, message
+                )
 
     def _count(self, burst: _Burst) -> None:
         with self._counting:
@@ -309,7 +374,9 @@ class EventProducer:
             if not burst.left:
                 self._under_way -= burst.requests
 
-    def _settle_outgoing(self, outgoing: _Outgoing, error: KafkaError | None, message: Message) -> None:
+    def _settle_outgoing(
+        self, outgoing: _Outgoing, error: KafkaError | None, message: Message
+    ) -> None:
         if not outgoing.future.done():
             self._settle(outgoing.future, outgoing.topic, error, message)
         if self._held and not self._ticking:
@@ -336,7 +403,9 @@ class EventProducer:
         return apart or (not self._thread_serves and bool(self._awaited or self._held))
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Serve what was delivered, in the thread of the loop that waits for it; again soon, while it waits for much more."""
+        """Serve what was delivered, in the thread of the loop that waits for it; again soon, while
+        it waits for much more.
+        """
         for producer in self._producers:
             producer.poll(0)
         if self._held:
@@ -407,8 +476,12 @@ def _expire(future: asyncio.Future[Delivery], why: str) -> None:
         future.set_exception(LogUnavailable(why))
 
 
-def make_consumer(settings: KafkaSettings, group_id: str | None = None, overrides: Mapping[str, Any] | None = None) -> Consumer:
-    """A consumer that starts at the beginning, commits nothing by itself and fails on an offset out of range if told so."""
+def make_consumer(
+    settings: KafkaSettings, group_id: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Consumer:
+    """A consumer that starts at the beginning, commits nothing by itself and fails on an offset out
+    of range if told so.
+    """
     return Consumer(
         {
             **settings.client_config(),
@@ -423,18 +496,22 @@ def make_consumer(settings: KafkaSettings, group_id: str | None = None, override
     )
 
 
-def watermarks(consumer: Consumer, place: TopicPartition, timeout_s: float = READ_TIMEOUT_S) -> tuple[int, int]:
+def watermarks(
+    consumer: Consumer, place: TopicPartition, timeout_s: float = READ_TIMEOUT_S
+) -> tuple[int, int]:
     """First offset and end of a partition. Raises KafkaException.
 
-    A broker that has just started has no leaders yet, and while one dies the partitions that it led are unknown: that is waited for. A
-    topic that a broker says it does not have is not.
+    A broker that has just started has no leaders yet, and while one dies the partitions that it led
+    are unknown: that is waited for. A topic that a broker says it does not have is not.
     """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             return consumer.get_watermark_offsets(place, timeout=timeout_s)
         except KafkaException as error:
-            if time.monotonic() > deadline or not _passes(consumer, place, cast(KafkaError, error.args[0]).code()):
+            if time.monotonic() > deadline or not _passes(
+                consumer, place, cast(KafkaError, error.args[0]).code()
+            ):
                 raise
             time.sleep(0.2)
 
@@ -447,10 +524,14 @@ def _passes(consumer: Consumer, place: TopicPartition, code: int) -> bool:
         known = consumer.list_topics(place.topic, timeout=_METADATA_S).topics.get(place.topic)
     except KafkaException:
         return True
-    return known is not None and (known.error is None or known.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART)
+    return known is not None and (
+        known.error is None or known.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART
+    )
 
 
-def read_until(consumer: Consumer, ends: Mapping[tuple[str, int], int], batch: int = 500) -> Iterator[Message]:
+def read_until(
+    consumer: Consumer, ends: Mapping[tuple[str, int], int], batch: int = 500
+) -> Iterator[Message]:
     """What the assigned partitions hold below these ends, which are by topic and partition.
 
     Raises LogUnavailable if the broker falls silent.
@@ -458,18 +539,25 @@ def read_until(consumer: Consumer, ends: Mapping[tuple[str, int], int], batch: i
     left = dict(ends)
     heard = time.monotonic()
     while left:
-        # One, and what has come with it: `consume` waits for the whole of a batch or its time-out, at every end too.
+        # One, and what has come with it: `consume` waits for the whole of a batch or its time-out,
+        # at every end too.
         messages = consumer.consume(1, timeout=_BATCH_S)
         if messages:
             messages += consumer.consume(batch, timeout=0)
             heard = time.monotonic()
         elif time.monotonic() - heard > READ_TIMEOUT_S:
-            raise LogUnavailable(f"nothing to read for {READ_TIMEOUT_S:.0f} s, though the ends {left} are not reached")
+            raise LogUnavailable(
+                f"nothing to read for {READ_TIMEOUT_S:.0f} s, though the ends {left} are not "
+                f"reached"
+            )
         for message in messages:
             failure = message.error()
             if failure is not None:
                 raise LogUnavailable(f"{message.topic()}: {failure.str()}")
-            place, offset = (cast(str, message.topic()), cast(int, message.partition())), cast(int, message.offset())
+            place, offset = (
+                (cast(str, message.topic()), cast(int, message.partition())),
+                cast(int, message.offset()),
+            )
             end = left.get(place, 0)
             if offset < end:
                 yield message
@@ -478,7 +566,9 @@ def read_until(consumer: Consumer, ends: Mapping[tuple[str, int], int], batch: i
 
 
 def read_message(message: Message, codec: Codec) -> Record:
-    """A message that bears no error → a record. Never raises: undecodable bytes are told in `error`."""
+    """A message that bears no error → a record. Never raises: undecodable bytes are told in
+    `error`.
+    """
     value = message.value() or b""
     event: Event | None = None
     problem: str | None = None
@@ -506,9 +596,11 @@ def read_all(
     since_ms: int | None = None,
     keys: Collection[bytes] | None = None,
 ) -> Iterator[Record]:
-    """What a topic holds now, partition by partition in offset order; from `since_ms` (record time) on if given; of these keys only.
+    """What a topic holds now, partition by partition in offset order; from `since_ms` (record time)
+    on if given; of these keys only.
 
-    Bounded by the end offsets at the time of the call. Raises LogUnavailable when the broker falls silent.
+    Bounded by the end offsets at the time of the call. Raises LogUnavailable when the broker falls
+    silent.
     """
     name = settings.topic(topic)
     consumer = make_consumer(settings)
@@ -520,7 +612,9 @@ def read_all(
             low, high = watermarks(consumer, TopicPartition(name, partition))
             if high > low:
                 ends[name, partition] = high
-                starts.append(TopicPartition(name, partition, low if since_ms is None else since_ms))
+                starts.append(
+                    TopicPartition(name, partition, low if since_ms is None else since_ms)
+                )
         if since_ms is not None and starts:
             found = consumer.offsets_for_times(starts, timeout=READ_TIMEOUT_S)
             starts = [tp for tp in found if 0 <= tp.offset < ends[name, tp.partition]]

@@ -1,7 +1,8 @@
 """Dead letters: what could not be used, why, where it lies, and its bytes.
 
-A letter's id derives from what it is about and who gave it up, its time is that of the record or the event: buried again after a crash, it
-is the same letter. Every letter fits into a message: one that would not goes without the bytes, and says so.
+A letter's id derives from what it is about and who gave it up, its time is that of the record or
+the event: buried again after a crash, it is the same letter. Every letter fits into a message: one
+that would not goes without the bytes, and says so.
 """
 
 from __future__ import annotations
@@ -32,9 +33,15 @@ _ACTIONS_BYTES = 1024 * 1024
 """Of the actions that one letter names."""
 
 
-def unusable(record: Record, topic: str, reader: str, *, stage: str = "", actions: tuple[str, ...] = ()) -> DeadLetter:
-    """About a record of `topic`, named with the prefix. Its `error`, `NAME: WORDS`, says what is wrong."""
-    kind, _, words = (record.error or f"Unexpected: {type(record.event).__name__} has no place there").partition(": ")
+def unusable(
+    record: Record, topic: str, reader: str, *, stage: str = "", actions: tuple[str, ...] = ()
+) -> DeadLetter:
+    """About a record of `topic`, named with the prefix. Its `error`, `NAME: WORDS`, says what is
+    wrong.
+    """
+    kind, _, words = (
+        record.error or f"Unexpected: {type(record.event).__name__} has no place there"
+    ).partition(": ")
     return _fitting(
         DeadLetter(
             event_id=derive_id("dead", reader, topic, record.partition, record.offset),
@@ -53,7 +60,9 @@ def unusable(record: Record, topic: str, reader: str, *, stage: str = "", action
 
 
 class Lost(NamedTuple):
-    """What was never written, or is of no use any more, with the actions that are lost to training with it."""
+    """What was never written, or is of no use any more, with the actions that are lost to training
+    with it.
+    """
 
     about: str
     """What the letter's id derives from."""
@@ -65,11 +74,22 @@ class Lost(NamedTuple):
 
 def lost_episode(episode: Episode) -> Lost:
     """An episode."""
-    return Lost(episode.event_id, episode.event_time, episode.group_id, actions_of(episode.mode, episode.calls))
+    return Lost(
+        episode.event_id,
+        episode.event_time,
+        episode.group_id,
+        actions_of(episode.mode, episode.calls),
+    )
 
 
 def lost(
-    what: Lost, kafka: KafkaSettings, partition: int, stage: str, error_type: str, error: str, value: bytes | None = None
+    what: Lost,
+    kafka: KafkaSettings,
+    partition: int,
+    stage: str,
+    error_type: str,
+    error: str,
+    value: bytes | None = None,
 ) -> DeadLetter:
     """About what would be in `episodes`; `value` where a redriven one may still be of use."""
     return _fitting(
@@ -91,7 +111,11 @@ def lost(
 
 def actions_of(mode: Mode, calls: Iterable[LlmCall]) -> tuple[str, ...]:
     """Those that are lost to training with these calls."""
-    return tuple(action for call in calls for action in successful_actions(call)) if mode is Mode.train else ()
+    return (
+        tuple(action for call in calls for action in successful_actions(call))
+        if mode is Mode.train
+        else ()
+    )
 
 
 def actions_in(codec: Codec, value: bytes) -> tuple[str, ...]:
@@ -119,7 +143,9 @@ def words_of(error: BaseException) -> str:
 
 
 def addressed(*letters: DeadLetter) -> list[tuple[str, DeadLetter]]:
-    """Letters by the keys that they are published under; one that names more actions than fit is followed by others that name the rest."""
+    """Letters by the keys that they are published under; one that names more actions than fit is
+    followed by others that name the rest.
+    """
     return [(key_of(part), part) for letter in letters for part in _parts(letter)]
 
 
@@ -127,7 +153,9 @@ def _parts(letter: DeadLetter) -> Iterator[DeadLetter]:
     first, *others = _portions(letter.actions) or [()]
     yield msgspec.structs.replace(letter, actions=first)
     for number, actions in enumerate(others, 1):
-        yield msgspec.structs.replace(letter, event_id=derive_id(letter.event_id, number), value=None, actions=actions)
+        yield msgspec.structs.replace(
+            letter, event_id=derive_id(letter.event_id, number), value=None, actions=actions
+        )
 
 
 def _portions(actions: Iterable[str]) -> list[tuple[str, ...]]:
@@ -150,14 +178,23 @@ def _fitting(letter: DeadLetter) -> DeadLetter:
         left_out.append(f"its key of {len(key):,} bytes is cut")
         key = key[:_LARGEST_KEY]
     # The key is in the letter, and is the letter's own.
-    room = MAX_MESSAGE_BYTES - _ROOM - 2 * len(key or b"") - min(_ACTIONS_BYTES, sum(map(len, letter.actions)))
+    room = (
+        MAX_MESSAGE_BYTES
+        - _ROOM
+        - 2 * len(key or b"")
+        - min(_ACTIONS_BYTES, sum(map(len, letter.actions)))
+    )
     if value is not None and (left_out or len(value) > room):
-        left_out.append(f"its {len(value):,} bytes are too many for a letter, which is without them")
+        left_out.append(
+            f"its {len(value):,} bytes are too many for a letter, which is without them"
+        )
         value = None
     if len(words) > _LONGEST_TEXT:
         words = f"{words[:_LONGEST_TEXT]}…"
     words = "; ".join([words, *left_out])
-    return msgspec.structs.replace(letter, error_type=_utf8(letter.error_type[:200]), error=_utf8(words), value=value, key=key)
+    return msgspec.structs.replace(
+        letter, error_type=_utf8(letter.error_type[:200]), error=_utf8(words), value=value, key=key
+    )
 
 
 def _utf8(text: str) -> str:

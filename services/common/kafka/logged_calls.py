@@ -1,7 +1,8 @@
 """Whole calls from `llm.calls`: who reads the topic for prompts or requests reads it through here.
 
-A delta is restored from its parent: remembered, or read again from its place in the log. Claim checks stay what they are (`services.common.blobs.blob_store`
-redeems them): a call's text may be larger than any message that holds it.
+A delta is restored from its parent: remembered, or read again from its place in the log. Claim
+checks stay what they are (`services.common.blobs.blob_store` redeems them): a call's text may be
+larger than any message that holds it.
 """
 
 from __future__ import annotations
@@ -35,20 +36,26 @@ _MEMORY_BYTES = 256 * 1024**2
 
 
 class CallReader:
-    """Restores calls; blocks only to read a parent that nobody remembers. Not for several threads at once."""
+    """Restores calls; blocks only to read a parent that nobody remembers. Not for several threads
+    at once.
+    """
 
     def __init__(self, settings: KafkaSettings, codec: Codec) -> None:
         self._settings = settings
         self._codec = codec
 
     def whole(self, call: LlmCall, remembered: Callable[[str], LlmCall | None]) -> LlmCall:
-        """The call without a parent. `remembered` knows whole calls by id. Raises BrokenDelta, LogUnavailable."""
+        """The call without a parent. `remembered` knows whole calls by id. Raises BrokenDelta,
+        LogUnavailable.
+        """
         chain = [call]
         with ExitStack() as stack:
             consumer: Consumer | None = None
             while (ref := chain[-1].parent) is not None:
                 if len(chain) > CHAIN:
-                    raise BrokenDelta(f"call {call.call_id}: its chain of parents is longer than {CHAIN}")
+                    raise BrokenDelta(
+                        f"call {call.call_id}: its chain of parents is longer than {CHAIN}"
+                    )
                 parent = remembered(ref.call_id)
                 if parent is None:
                     if consumer is None:
@@ -65,21 +72,29 @@ class CallReader:
         """The record there. Raises BrokenDelta if it is no call, or gone."""
         where = f"{self._settings.topic(LLM_CALLS)}[{partition}]@{offset}"
         if not (0 <= partition < LLM_CALLS.partitions and offset >= 0):
-            raise BrokenDelta(f"call {child.call_id}: its parent at {where} is in no partition of the topic")
+            raise BrokenDelta(
+                f"call {child.call_id}: its parent at {where} is in no partition of the topic"
+            )
         try:
             place = TopicPartition(self._settings.topic(LLM_CALLS), partition, offset)
             low, high = watermarks(consumer, place, _TIMEOUT_S)
             if not low <= offset < high:
-                raise BrokenDelta(f"call {child.call_id}: its parent at {where} is not in the log (any more)")
+                raise BrokenDelta(
+                    f"call {child.call_id}: its parent at {where} is not in the log (any more)"
+                )
             consumer.assign([place])
             message = consumer.poll(_TIMEOUT_S)
             if message is None or message.error() is not None:
-                raise LogUnavailable(f"{where}: {message.error() if message is not None else 'nothing to read'}")
+                raise LogUnavailable(
+                    f"{where}: {message.error() if message is not None else 'nothing to read'}"
+                )
             event = self._codec.decode(message.value() or b"")
         except KafkaException as error:
             raise LogUnavailable(f"{where}: {error}") from error
         except CodecError as error:
-            raise BrokenDelta(f"call {child.call_id}: its parent at {where} cannot be read: {error}") from error
+            raise BrokenDelta(
+                f"call {child.call_id}: its parent at {where} cannot be read: {error}"
+            ) from error
         if not isinstance(event, LlmCall) or message.offset() != offset:
             raise BrokenDelta(f"call {child.call_id}: what lies at {where} is no call")
         return event
@@ -103,8 +118,11 @@ class _Memory:
             self._bytes -= _size(self._calls.popitem(last=False)[1])
 
 
-def whole_calls(settings: KafkaSettings, codec: Codec, records: Iterable[Record]) -> Iterator[Record]:
-    """Records of `llm.calls` in the order of the log, each call whole; what cannot be restored has no event and says why.
+def whole_calls(
+    settings: KafkaSettings, codec: Codec, records: Iterable[Record]
+) -> Iterator[Record]:
+    """Records of `llm.calls` in the order of the log, each call whole; what cannot be restored has
+    no event and says why.
 
     Raises LogUnavailable.
     """
@@ -123,10 +141,20 @@ def whole_calls(settings: KafkaSettings, codec: Codec, records: Iterable[Record]
 
 
 def read_calls(
-    settings: KafkaSettings, codec: Codec, *, partitions: list[int] | None = None, since_ms: int | None = None
+    settings: KafkaSettings,
+    codec: Codec,
+    *,
+    partitions: list[int] | None = None,
+    since_ms: int | None = None,
 ) -> Iterator[Record]:
-    """As `services.common.kafka.client.read_all` of `llm.calls`, with whole calls. Raises LogUnavailable."""
-    return whole_calls(settings, codec, read_all(settings, LLM_CALLS, codec, partitions=partitions, since_ms=since_ms))
+    """As `services.common.kafka.client.read_all` of `llm.calls`, with whole calls. Raises
+    LogUnavailable.
+    """
+    return whole_calls(
+        settings,
+        codec,
+        read_all(settings, LLM_CALLS, codec, partitions=partitions, since_ms=since_ms),
+    )
 
 
 def _size(call: LlmCall) -> int:

@@ -1,4 +1,6 @@
-"""Whether anybody is there before a command asks: a Kafka client would go on trying, and complain, until its time is up."""
+"""Whether anybody is there before a command asks: a Kafka client would go on trying, and complain,
+until its time is up.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ def answering(settings: KafkaSettings) -> KafkaSettings:
             problem = error
         else:
             return settings
-    raise LogUnavailable(f"no Kafka broker answers at {settings.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): {problem}") from problem
+    raise LogUnavailable(
+        f"no Kafka broker answers at {settings.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): "
+        f"{problem}"
+    ) from problem
 
 
 def _place(address: str) -> tuple[str, int]:

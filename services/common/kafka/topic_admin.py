@@ -1,4 +1,6 @@
-"""Makes the topics of `fulgurite.topics` and checks that what a broker has is what the table says."""
+"""Makes the topics of `fulgurite.topics` and checks that what a broker has is what the
+table says.
+"""
 
 # confluent-kafka re-exports its admin types without `__all__` and annotates the futures partially.
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -30,12 +32,16 @@ def admin_client(settings: KafkaSettings) -> AdminClient:
 
 
 def create_topics(settings: KafkaSettings) -> list[str]:
-    """Create what is missing; return the names created. Existing topics are left as they are: see `check_topics`."""
+    """Create what is missing; return the names created. Existing topics are left as they are: see
+    `check_topics`.
+    """
     return _create(settings, TOPICS)
 
 
 def create_topic(settings: KafkaSettings, topic: Topic) -> bool:
-    """Create one topic that is not in the table; whether it was not there yet. Raises LogUnavailable."""
+    """Create one topic that is not in the table; whether it was not there yet. Raises
+    LogUnavailable.
+    """
     return bool(_create(settings, (topic,)))
 
 
@@ -43,7 +49,10 @@ def records_in(settings: KafkaSettings, topic: Topic) -> int:
     """Records a topic holds, from its offsets. Raises LogUnavailable."""
     consumer = make_consumer(settings)
     try:
-        places = [TopicPartition(settings.topic(topic), partition) for partition in range(topic.partitions)]
+        places = [
+            TopicPartition(settings.topic(topic), partition)
+            for partition in range(topic.partitions)
+        ]
         marks = [watermarks(consumer, place, _TIMEOUT_S) for place in places]
     except KafkaException as error:
         raise LogUnavailable(f"{settings.topic(topic)}: {error}") from error
@@ -64,50 +73,73 @@ def _create(settings: KafkaSettings, topics: Sequence[Topic]) -> list[str]:
         for topic in topics
     ]
     created: list[str] = []
-    for name, future in admin.create_topics(wanted, operation_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S).items():
+    for name, future in admin.create_topics(
+        wanted, operation_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S
+    ).items():
         try:
             future.result()
             created.append(name)
         except KafkaException as error:
             reason = cast(KafkaError, error.args[0])
             if reason.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise LogUnavailable(f"cannot create topic {name} on {settings.bootstrap_servers}: {reason.str()}") from error
+                raise LogUnavailable(
+                    f"cannot create topic {name} on {settings.bootstrap_servers}: {reason.str()}"
+                ) from error
     _wait_for_leaders(admin, [settings.topic(topic) for topic in topics])
     return created
 
 
 def _wait_for_leaders(admin: AdminClient, names: list[str]) -> None:
-    """Topics are known before their partitions have leaders, after a creation or a broker's start; who comes in between is refused."""
+    """Topics are known before their partitions have leaders, after a creation or a broker's start;
+    who comes in between is refused.
+    """
     deadline = time.monotonic() + _TIMEOUT_S
     waiting = set(names)
     while waiting:
         found = admin.list_topics(timeout=_TIMEOUT_S).topics
-        led = {name for name in waiting if name in found and all(p.leader >= 0 for p in found[name].partitions.values())}
+        led = {
+            name
+            for name in waiting
+            if name in found and all(p.leader >= 0 for p in found[name].partitions.values())
+        }
         waiting -= led
         if time.monotonic() > deadline:
-            raise LogUnavailable(f"topics without a leader {_TIMEOUT_S:.0f} s after they became known: {', '.join(sorted(waiting))}")
+            raise LogUnavailable(
+                f"topics without a leader {_TIMEOUT_S:.0f} s after they became known: "
+                f"{', '.join(sorted(waiting))}"
+            )
         if waiting:
             time.sleep(0.1)
 
 
 def check_topics(settings: KafkaSettings, timeout_s: float = _TIMEOUT_S) -> None:
-    """Raise TopicLayoutError naming every difference between the broker and the table, LogUnavailable if nobody answers in time."""
+    """Raise TopicLayoutError naming every difference between the broker and the table,
+    LogUnavailable if nobody answers in time.
+    """
     admin = admin_client(settings)
     try:
         found = admin.list_topics(timeout=timeout_s).topics
     except KafkaException as error:
-        raise LogUnavailable(f"no Kafka broker answers at {settings.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): {error}") from error
+        raise LogUnavailable(
+            f"no Kafka broker answers at {settings.bootstrap_servers} "
+            f"(KAFKA_BOOTSTRAP_SERVERS): {error}"
+        ) from error
     problems: list[str] = []
     for topic in TOPICS:
         name = settings.topic(topic)
         if name not in found:
             problems.append(f"{name} is missing")
         elif len(found[name].partitions) != topic.partitions:
-            problems.append(f"{name} has {len(found[name].partitions)} partitions, not {topic.partitions}")
+            problems.append(
+                f"{name} has {len(found[name].partitions)} partitions, not {topic.partitions}"
+            )
     if not problems:
         problems = _config_problems(admin, settings, timeout_s)
     if problems:
-        raise TopicLayoutError("; ".join(problems) + ". Run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX.")
+        raise TopicLayoutError(
+            "; ".join(problems)
+            + ". Run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX."
+        )
 
 
 def topic_names(settings: KafkaSettings) -> set[str]:
@@ -115,15 +147,22 @@ def topic_names(settings: KafkaSettings) -> set[str]:
     try:
         return set(admin_client(settings).list_topics(timeout=_TIMEOUT_S).topics)
     except KafkaException as error:
-        raise LogUnavailable(f"no Kafka broker answers at {settings.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): {error}") from error
+        raise LogUnavailable(
+            f"no Kafka broker answers at {settings.bootstrap_servers} "
+            f"(KAFKA_BOOTSTRAP_SERVERS): {error}"
+        ) from error
 
 
 def topic_id(settings: KafkaSettings, name: str) -> str:
-    """Kafka's own id of a topic: one that was deleted and made again has another. Raises LogUnavailable."""
+    """Kafka's own id of a topic: one that was deleted and made again has another. Raises
+    LogUnavailable.
+    """
     # Named, not inline: a client that is garbage-collected takes its pending answers with it.
     admin = admin_client(settings)
     try:
-        described = admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[name].result()
+        described = admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[
+            name
+        ].result()
     except KafkaException as error:
         raise LogUnavailable(f"{name}: {error}") from error
     return str(cast(Any, described).topic_id)
@@ -133,14 +172,20 @@ def _config_problems(admin: AdminClient, settings: KafkaSettings, timeout_s: flo
     """Differences in the settings that a promise depends on."""
     problems: list[str] = []
     resources = {settings.topic(topic): topic for topic in TOPICS}
-    futures = admin.describe_configs([ConfigResource(ResourceType.TOPIC, name) for name in resources], request_timeout=timeout_s)
+    futures = admin.describe_configs(
+        [ConfigResource(ResourceType.TOPIC, name) for name in resources], request_timeout=timeout_s
+    )
     for resource, future in futures.items():
         name = cast(str, cast(Any, resource).name)
         wanted = resources[name].configs(settings.replication)
         actual = cast("dict[str, ConfigEntry]", future.result())
         problems += [
             f"{name} has {option}={actual[option].value}, not {wanted[option]}"
-            for option in ("cleanup.policy", "min.insync.replicas", "unclean.leader.election.enable")
+            for option in (
+                "cleanup.policy",
+                "min.insync.replicas",
+                "unclean.leader.election.enable",
+            )
             if actual[option].value != wanted[option]
         ]
     return problems

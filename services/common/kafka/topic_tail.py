@@ -1,6 +1,7 @@
-"""Follows the first partition of a few topics from their beginning: a thread blocks on the broker, so nothing polls and nothing waits;
-each event is told in the event loop. The broker being away only makes what is known older: it is tried again, from the beginning, so
-what takes the events must be a fold that ends where it was.
+"""Follows the first partition of a few topics from their beginning: a thread blocks on the broker,
+so nothing polls and nothing waits; each event is told in the event loop. The broker being away only
+makes what is known older: it is tried again, from the beginning, so what takes the events must be a
+fold that ends where it was.
 """
 
 from __future__ import annotations
@@ -28,11 +29,21 @@ _TIMEOUT_S = 10.0
 
 
 class Follower:
-    """`take` gets every event (None: bytes that no event is read from) in log order, topic by topic, in the loop that called `start`."""
+    """`take` gets every event (None: bytes that no event is read from) in log order, topic by
+    topic, in the loop that called `start`.
+    """
 
-    def __init__(self, kafka: KafkaSettings, codec: Codec, topics: Sequence[Topic], take: Callable[[Event | None], None]) -> None:
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        codec: Codec,
+        topics: Sequence[Topic],
+        take: Callable[[Event | None], None],
+    ) -> None:
         self.caught_up = asyncio.Event()
-        """Set once everything that was in the log at the start has been taken, so that nobody acts on half a history."""
+        """Set once everything that was in the log at the start has been taken, so that nobody acts
+        on half a history.
+        """
         self._kafka = kafka
         self._codec = codec
         self._names = [kafka.topic(topic) for topic in topics]
@@ -58,7 +69,9 @@ class Follower:
             try:
                 self._follow(consumer)
             except KafkaException as error:
-                log.warning("the log cannot be followed; trying again", topics=self._names, error=str(error))
+                log.warning(
+                    "the log cannot be followed; trying again", topics=self._names, error=str(error)
+                )
                 self._stop.wait(_RETRY_S)
             finally:
                 consumer.close()
@@ -82,7 +95,12 @@ class Follower:
         try:
             self._take(event)
         except Exception as error:
-            log.error("an event is passed over", event_id=event.event_id if event else None, error=words_of(error), exc_info=error)
+            log.error(
+                "an event is passed over",
+                event_id=event.event_id if event else None,
+                error=words_of(error),
+                exc_info=error,
+            )
 
     def _ends(self, consumer: Consumer) -> dict[str, int]:
         ends: dict[str, int] = {}

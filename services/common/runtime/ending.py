@@ -14,10 +14,12 @@ _log = logs.get()
 
 
 def run_service(name: str, main: Callable[[], int | None]) -> int:
-    """The exit code of a service; whatever it ends with is told in one line, without a traceback (that is told at level DEBUG).
+    """The exit code of a service; whatever it ends with is told in one line, without a traceback
+    (that is told at level DEBUG).
 
-    78 (EX_CONFIG) for a setting that cannot be used, which trying again does not mend; 1 for any other error, after which a supervisor
-    starts it again. A `main` that returns another code than 0 has said why itself.
+    78 (EX_CONFIG) for a setting that cannot be used, which trying again does not mend; 1 for any
+    other error, after which a supervisor starts it again. A `main` that returns another code than 0
+    has said why itself.
     """
     logs.configure(name)
     try:
@@ -37,7 +39,9 @@ def run_service(name: str, main: Callable[[], int | None]) -> int:
 
 def told_settings(error: ValidationError) -> str:
     """What is wrong with settings, on one line and without their values: one may be a secret."""
-    findings = "; ".join(f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}" for finding in error.errors())
+    findings = "; ".join(
+        f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}" for finding in error.errors()
+    )
     return f"{error.title} (docs/reference/settings.md): {findings}"
 
 

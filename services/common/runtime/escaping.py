@@ -1,7 +1,9 @@
-"""Texts without anything that a terminal would obey, for consoles and logs: no matter of how they are shown.
+"""Texts without anything that a terminal would obey, for consoles and logs: no matter of how they
+are shown.
 
-Control characters (escape sequences, titles, links), characters that change the direction of writing, invisible ones and lone surrogates
-are written as `\\x1b`, `\\u202e`, `\\U000e0041`. Newlines and tabs stay.
+Control characters (escape sequences, titles, links), characters that change the direction of
+writing, invisible ones and lone surrogates are written as `\\x1b`, `\\u202e`, `\\U000e0041`.
+Newlines and tabs stay.
 """
 
 from __future__ import annotations
@@ -25,7 +27,13 @@ def escaped_json(text: str) -> str:
 
 def _code(found: re.Match[str]) -> str:
     number = ord(found[0])
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return (
+        f"\\x{number:02x}"
+        if number < 0x100
+        else f"\\u{number:04x}"
+        if number < 0x10000
+        else f"\\U{number:08x}"
+    )
 
 
 def _json_code(found: re.Match[str]) -> str:

@@ -1,4 +1,6 @@
-"""The gateway's address, as people write it: OpenAI's clients want it with `/v1`, ours without. Both are taken for either."""
+"""The gateway's address, as people write it: OpenAI's clients want it with `/v1`, ours without.
+Both are taken for either.
+"""
 
 from __future__ import annotations
 

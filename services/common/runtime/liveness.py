@@ -1,6 +1,8 @@
-"""The sign of life of a service without a port: a file that it touches while it does its work, for a container's health check to look at.
+"""The sign of life of a service without a port: a file that it touches while it does its work, for
+a container's health check to look at.
 
-FULGURITE_PULSE names it; without it nothing is written. A disk that is full is no reason to stop working.
+FULGURITE_PULSE names it; without it nothing is written. A disk that is full is no reason to stop
+working.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The one logger: structlog; JSON lines in containers, coloured text on a terminal. Secrets never reach it.
+"""The one logger: structlog; JSON lines in containers, coloured text on a terminal. Secrets never
+reach it.
 
-Services bind `rollout_id` and `call_id` with `structlog.contextvars.bound_contextvars`, so that every line of a request bears them.
+Services bind `rollout_id` and `call_id` with `structlog.contextvars.bound_contextvars`, so that
+every line of a request bears them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import structlog
 
 from services.common.runtime.escaping import escaped
 
-_SECRET_NAME = re.compile(r"authorization|api[_-]?key|password|secret|signing_keys|admin_key|reward_key", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"authorization|api[_-]?key|password|secret|signing_keys|admin_key|reward_key", re.IGNORECASE
+)
 _SECRET_TEXT = re.compile(r"(?i)(bearer\s+|\bsk-|\bfg-)[A-Za-z0-9._~+/=-]{8,}")
 _HIDDEN = "[hidden]"
 
@@ -28,8 +32,12 @@ get = cast("Callable[..., structlog.stdlib.BoundLogger]", structlog.get_logger)
 """`log = logs.get()`"""
 
 
-def hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor: values of telling names, and bearer tokens within texts, are replaced."""
+def hide_secrets(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """A structlog processor: values of telling names, and bearer tokens within texts, are
+    replaced.
+    """
     for name, value in event.items():
         if _SECRET_NAME.search(name):
             event[name] = _HIDDEN
@@ -38,8 +46,12 @@ def hide_secrets(_logger: object, _method: str, event: MutableMapping[str, Any])
     return event
 
 
-def escape_texts(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A structlog processor for a terminal: texts, of agents and errors too, hold nothing that it would obey."""
+def escape_texts(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """A structlog processor for a terminal: texts, of agents and errors too, hold nothing that it
+    would obey.
+    """
     for name, value in event.items():
         if isinstance(value, str):
             event[name] = escaped(value)
@@ -47,7 +59,9 @@ def escape_texts(_logger: object, _method: str, event: MutableMapping[str, Any])
 
 
 def configure(service: str, level: str = "INFO", json: bool | None = None) -> None:
-    """Set up logging of this process, its libraries' included. `json=None`: unless standard error is a terminal."""
+    """Set up logging of this process, its libraries' included. `json=None`: unless standard error
+    is a terminal.
+    """
     as_json = not sys.stderr.isatty() if json is None else json
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -70,7 +84,10 @@ def configure(service: str, level: str = "INFO", json: bool | None = None) -> No
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _RENDERERS[as_json]],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _RENDERERS[as_json],
+            ],
         )
     )
     root = logging.getLogger()

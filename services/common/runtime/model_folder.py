@@ -10,9 +10,18 @@ def model_problem(folder: Path) -> str | None:
     if not folder.exists():
         hint = ""
         if len(folder.parts) == 2 and not folder.is_absolute():
-            hint = f"; fetch it first, for example: hf download {folder} --local-dir models/{folder.name}"
-        return f"{folder}: no such folder. A Hugging Face folder is needed, with config.json, tokenizer and weights{hint}"
-    missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+            hint = (
+                f"; fetch it first, for example: hf download {folder} --local-dir "
+                f"models/{folder.name}"
+            )
+        return (
+            f"{folder}: no such folder. A Hugging Face folder is needed, with "
+            f"config.json, "
+            f"tokenizer and weights{hint}"
+        )
+    missing = [
+        name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()
+    ]
     if not any(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
     if missing:

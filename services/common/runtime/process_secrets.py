@@ -1,4 +1,6 @@
-"""Secrets in a process's environment: who inherits them, and who else on the machine can read them. The standard library alone."""
+"""Secrets in a process's environment: who inherits them, and who else on the machine can read them.
+The standard library alone.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,19 @@ KEYS = frozenset({"FULGURITE_SIGNING_KEYS", "FULGURITE_ADMIN_KEY", "FULGURITE_AP
 _PR_SET_DUMPABLE = 4
 
 
-def without_keys(environment: Mapping[str, str], keep: frozenset[str] = frozenset()) -> dict[str, str]:
+def without_keys(
+    environment: Mapping[str, str], keep: frozenset[str] = frozenset()
+) -> dict[str, str]:
     """An environment for a process that needs no key but those in `keep`."""
     return {name: value for name, value in environment.items() if name not in KEYS - keep}
 
 
 def hide_from_other_processes() -> None:
-    """Make `/proc/PID/environ` and the memory of this process unreadable for other processes of the same user; root still reads both.
+    """Make `/proc/PID/environ` and the memory of this process unreadable for other processes of the
+    same user; root still reads both.
 
-    Linux only; elsewhere nothing happens. Core dumps and debuggers of the same user stop working, too. A child that executes another
-    program is readable again.
+    Linux only; elsewhere nothing happens. Core dumps and debuggers of the same user stop working,
+    too. A child that executes another program is readable again.
     """
     prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
     if prctl is not None and prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:

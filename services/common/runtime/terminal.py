@@ -1,4 +1,6 @@
-"""What people see on a terminal. Texts of agents, models, tasks and errors come with nothing that it would obey (`services.common.runtime.escaping`)."""
+"""What people see on a terminal. Texts of agents, models, tasks and errors come with nothing that
+it would obey (`services.common.runtime.escaping`).
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,24 @@ def plain(text: object) -> str:
 class EscapingConsole(Console):
     """Escapes whatever it is given to show, and follows no links."""
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         """As rich does; the cursor's movements are rich's own and stay."""
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
             else:
-                style = segment.style.update_link(None) if segment.style and segment.style.link else segment.style
+                style = (
+                    segment.style.update_link(None)
+                    if segment.style and segment.style.link
+                    else segment.style
+                )
                 yield Segment(escaped(segment.text), style)
 
 
 def make_console(*, stderr: bool = False, soft_wrap: bool = True) -> Console:
-    """The console of a command: lines are not cut, numbers not coloured, `:name:` stays as it is."""
+    """The console of a command: lines are not cut, numbers not coloured, `:name:` stays as
+    it is.
+    """
     return EscapingConsole(stderr=stderr, soft_wrap=soft_wrap, highlight=False, emoji=False)

@@ -1,5 +1,5 @@
-"""What all share that read `episodes` in a consumer group of their own to pay rewards: the consumer, the way out for what cannot be judged,
-start and end.
+"""What all share that read `episodes` in a consumer group of their own to pay rewards: the
+consumer, the way out for what cannot be judged, start and end.
 """
 
 from __future__ import annotations
@@ -35,10 +35,16 @@ class Reader(Protocol):
 
 def episodes_consumer(kafka: KafkaSettings, group_id: str, session_timeout_s: float) -> Consumer:
     """Subscribed to nothing yet."""
-    return make_consumer(kafka, group_id, {"session.timeout.ms": int(session_timeout_s * 1000), "fetch.wait.max.ms": 500})
+    return make_consumer(
+        kafka,
+        group_id,
+        {"session.timeout.ms": int(session_timeout_s * 1000), "fetch.wait.max.ms": 500},
+    )
 
 
-async def bury(producer: EventProducer, kafka: KafkaSettings, group_id: str, stage: str, record: Record) -> None:
+async def bury(
+    producer: EventProducer, kafka: KafkaSettings, group_id: str, stage: str, record: Record
+) -> None:
     """A record of `episodes` that this group cannot judge goes to `dead.letters`."""
     letter = unusable(record, kafka.topic(EPISODES), group_id, stage=stage)
     for key, part in addressed(letter):
@@ -46,17 +52,21 @@ async def bury(producer: EventProducer, kafka: KafkaSettings, group_id: str, sta
 
 
 async def serve(name: str, make: Callable[[], Reader]) -> int:
-    """Until SIGTERM or SIGINT; the exit code: 78 (EX_CONFIG) for what trying again does not mend, with a line that says what.
+    """Until SIGTERM or SIGINT; the exit code: 78 (EX_CONFIG) for what trying again does not mend,
+    with a line that says what.
 
-    `make` raises ValueError for a setting that cannot be used or a function that cannot be loaded. Raises what it and
-    the reader raise else: starting again may help.
+    `make` raises ValueError for a setting that cannot be used or a function that cannot be loaded.
+    Raises what it and the reader raise else: starting again may help.
     """
     logs.configure(name)
     hide_from_other_processes()
     try:
         reader = make()
     except ValueError as error:
-        _log.error("cannot start", error=told_settings(error) if isinstance(error, ValidationError) else str(error))
+        _log.error(
+            "cannot start",
+            error=told_settings(error) if isinstance(error, ValidationError) else str(error),
+        )
         return os.EX_CONFIG
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, reader.stop)

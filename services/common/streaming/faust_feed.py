@@ -1,8 +1,9 @@
 """From Faust's consumer to its agents, with less work for each record.
 
-For each record Faust's consumer makes four tasks, of which three only wait for a rebalance, a stop or a crash, and ends them again: a third
-of what a record costs. Here the records of one fetch are handed on in one task beside these three. What Faust promises holds: a rebalance
-stops the feed at once, and a record counts as read only when its agent's queue has it.
+For each record Faust's consumer makes four tasks, of which three only wait for a rebalance, a stop
+or a crash, and ends them again: a third of what a record costs. Here the records of one fetch are
+handed on in one task beside these three. What Faust promises holds: a rebalance stops the feed at
+once, and a record counts as read only when its agent's queue has it.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class BatchConsumer(Consumer):
     async def getmany(self, timeout: float) -> AsyncIterator[Any]:  # noqa: ASYNC109 - its name in Faust
         """Hand on what one fetch brings; yields nothing.
 
-        The fetch itself is never cancelled: it would go on in the consumer's thread, and what it brings after a rebalance would be
-        nobody's.
+        The fetch itself is never cancelled: it would go on in the consumer's thread, and what it
+        brings after a rebalance would be nobody's.
         """
         consumer = cast(Any, self)
         records = [record async for record in cast(Any, super()).getmany(timeout)]
@@ -40,7 +41,8 @@ class BatchConsumer(Consumer):
     async def seek_to_committed(self) -> Mapping[Any, int]:
         """Also to the beginning of what was never committed.
 
-        aiokafka leaves such a partition where a fetch got to that came to an end within the rebalance, and whose records Faust dropped.
+        aiokafka leaves such a partition where a fetch got to that came to an end within the
+        rebalance, and whose records Faust dropped.
         """
         consumer = cast(Any, super())
         committed: dict[Any, int] = await consumer.seek_to_committed()
@@ -58,10 +60,12 @@ class BatchConsumer(Consumer):
 
 
 async def events_of(stream: Any) -> AsyncIterator[Any]:
-    """The records of an agent's stream as they are in its queue, to be acknowledged by whoever gets them.
+    """The records of an agent's stream as they are in its queue, to be acknowledged by whoever gets
+    them.
 
-    Without what Faust's own iteration does for each: a turn of the loop, sensors, a list of what is not acknowledged, which is there to
-    wait for at a rebalance, and we do not. As there, what came before a rebalance is left out.
+    Without what Faust's own iteration does for each: a turn of the loop, sensors, a list of what is
+    not acknowledged, which is there to wait for at a rebalance, and we do not. As there, what came
+    before a rebalance is left out.
     """
     app, channel = stream.app, stream.channel
     is_active, heard = app.flow_control.is_active, app.monitor.stream_inbound_time

@@ -1,7 +1,8 @@
-"""Input whose handling raises: it is tried once more, then it is a dead letter, and the service goes on.
+"""Input whose handling raises: it is tried once more, then it is a dead letter, and the service
+goes on.
 
-An error of the log, a disk or the network is no fault of the input: it stops the service with nothing acknowledged, and the next start
-tries again.
+An error of the log, a disk or the network is no fault of the input: it stops the service with
+nothing acknowledged, and the next start tries again.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, _AWAY) and not isinstance(error, EventTooLarge)
 
 
-async def failure_of(handle: Callable[[], Awaitable[object]], plain: tuple[type[Exception], ...] = ()) -> Exception | None:
-    """Handle an input; if that fails, once more, unless with a `plain` error. Returns what it failed with, None if it did not.
+async def failure_of(
+    handle: Callable[[], Awaitable[object]], plain: tuple[type[Exception], ...] = ()
+) -> Exception | None:
+    """Handle an input; if that fails, once more, unless with a `plain` error. Returns what it
+    failed with, None if it did not.
 
     Raises what `is_away`.
     """

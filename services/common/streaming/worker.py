@@ -1,10 +1,13 @@
-"""The one stream worker: Faust reads co-partitioned topics, a `Processor` of ours makes of them what it will.
+"""The one stream worker: Faust reads co-partitioned topics, a `Processor` of ours makes of them
+what it will.
 
-Promise: at least once. An input is acknowledged strictly in offset order, once it and everything before it in its partition is settled.
-The same worker owns the same partition of every topic. State is a plain cache: it is dropped when partitions are revoked and restored
-when they are assigned. An input that cannot be read, that the processor rejects, or whose handling raises twice (`services.common.streaming.poison`), goes
-to `dead.letters` and the stream goes on; a failure of the log, a disk or the network, a send that is not acknowledged among them, stops the
-worker with nothing acknowledged that was not settled.
+Promise: at least once. An input is acknowledged strictly in offset order, once it and everything
+before it in its partition is settled. The same worker owns the same partition of every topic. State
+is a plain cache: it is dropped when partitions are revoked and restored when they are assigned. An
+input that cannot be read, that the processor rejects, or whose handling raises twice
+(`services.common.streaming.poison`), goes to `dead.letters` and the stream goes on; a failure of
+the log, a disk or the network, a send that is not acknowledged among them, stops the worker with
+nothing acknowledged that was not settled.
 
 No Faust tables, no Faust producer, no Faust web server; concurrency 1.
 """
@@ -62,25 +65,42 @@ class StreamSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FULGURITE_STREAM_", extra="ignore")
 
-    instance: str = Field(default="0", description="Name of this worker within its group, stable over restarts (static membership).")
-    session_timeout_s: float = Field(
-        default=10.0, gt=0, description="A dead worker's partitions move to others after this time; at most 90."
+    instance: str = Field(
+        default="0",
+        description="Name of this worker within its group, stable over restarts (static "
+        "membership).",
     )
-    commit_interval_s: float = Field(default=1.0, gt=0, description="How often acknowledged offsets are committed.")
+    session_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="A dead worker's partitions move to others after this time; at most 90.",
+    )
+    commit_interval_s: float = Field(
+        default=1.0, gt=0, description="How often acknowledged offsets are committed."
+    )
     tick_s: float = Field(default=0.5, gt=0, description="How often deadlines are looked at.")
-    history_s: float = Field(default=600.0, ge=0, description="How much output from before the first unsettled input a start reads.")
+    history_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="How much output from before the first unsettled input a start reads.",
+    )
 
     @field_validator("session_timeout_s")
     @classmethod
     def _not_beyond_faust_s(cls, value: float) -> float:
         if value > _LONGEST_SESSION_S:
             name = f"{cls.model_config.get('env_prefix', '')}SESSION_TIMEOUT_S"
-            raise ValueError(f"{name} is {value:g} s, and workers take at most {_LONGEST_SESSION_S:g} s; set it lower")
+            raise ValueError(
+                f"{name} is {value:g} s, and workers take at most {_LONGEST_SESSION_S:g} s; "
+                f"set it lower"
+            )
         return value
 
 
 class Rejected(Exception):
-    """An input that the processor cannot use; it goes to `dead.letters`, and `actions` are lost with it."""
+    """An input that the processor cannot use; it goes to `dead.letters`, and `actions` are lost
+    with it.
+    """
 
     def __init__(self, message: str, actions: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -92,7 +112,9 @@ class Settle:
 
     __slots__ = ("_order", "acknowledge", "logged_at", "settled")
 
-    def __init__(self, order: AckOrder, acknowledge: Callable[[], object], logged_at: int | None = None) -> None:
+    def __init__(
+        self, order: AckOrder, acknowledge: Callable[[], object], logged_at: int | None = None
+    ) -> None:
         self._order = order
         self.acknowledge = acknowledge
         self.logged_at = logged_at
@@ -128,7 +150,9 @@ class AckOrder:
 class Log:
     """What a processor may ask of Kafka: offsets, and acknowledged sends."""
 
-    def __init__(self, settings: KafkaSettings, codec: Codec, producer: EventProducer, group_id: str) -> None:
+    def __init__(
+        self, settings: KafkaSettings, codec: Codec, producer: EventProducer, group_id: str
+    ) -> None:
         self.settings = settings
         self.codec = codec
         self._producer = producer
@@ -136,7 +160,9 @@ class Log:
         self._asking = asyncio.Lock()
 
     async def publish(self, topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
-        """Send events by (key, event), in order; return when all are acknowledged. Raises LogUnavailable."""
+        """Send events by (key, event), in order; return when all are acknowledged. Raises
+        LogUnavailable.
+        """
         # Not by futures of another thread: it would wake this one for each delivery.
         await asyncio.gather(*(self._producer.publish(topic, key, event) for key, event in events))
 
@@ -174,7 +200,12 @@ class Log:
     def _starts(self, topic: Topic, partitions: list[int]) -> dict[int, int]:
         places = [TopicPartition(self.settings.topic(topic), partition) for partition in partitions]
         committed = self._consumer.committed(places, timeout=_OFFSET_TIMEOUT_S)
-        return {place.partition: place.offset if place.offset >= 0 else self._watermarks(topic, place.partition)[0] for place in committed}
+        return {
+            place.partition: place.offset
+            if place.offset >= 0
+            else self._watermarks(topic, place.partition)[0]
+            for place in committed
+        }
 
     def _first(self, topic: Topic, partition: int, offset: int) -> Message | None:
         if self._watermarks(topic, partition)[1] <= offset:
@@ -190,22 +221,30 @@ class Log:
 
 
 class Processor(Protocol):
-    """Makes something of one partition; restored on assignment, thrown away on revocation. Never blocks."""
+    """Makes something of one partition; restored on assignment, thrown away on revocation. Never
+    blocks.
+    """
 
     def take(self, topic: Topic, event: Event, settle: Settle) -> None:
-        """Take an input in; `settle` it later. Raises Rejected; whatever else it raises is tried once more, and then a dead letter too."""
+        """Take an input in; `settle` it later. Raises Rejected; whatever else it raises is tried
+        once more, and then a dead letter too.
+        """
         ...
 
     async def work(self) -> None:
-        """Do what the inputs so far allow; called after inputs and at every tick. Never called twice at once.
+        """Do what the inputs so far allow; called after inputs and at every tick. Never called
+        twice at once.
 
-        What it raises stops the worker: it knows best which inputs are at fault, and buries them itself.
+        What it raises stops the worker: it knows best which inputs are at fault, and buries them
+        itself.
         """
         ...
 
 
 class Partition:
-    """One partition: its processor, what is to be acknowledged, and how far each topic has been read."""
+    """One partition: its processor, what is to be acknowledged, and how far each topic has been
+    read.
+    """
 
     def __init__(self, positions: Mapping[str, int], processor: Processor) -> None:
         self.positions = dict(positions)
@@ -220,7 +259,9 @@ class Worker:
 
     consumer: type[Any] = BatchConsumer
 
-    def __init__(self, name: str, topics: tuple[Topic, ...], kafka: KafkaSettings, settings: StreamSettings) -> None:
+    def __init__(
+        self, name: str, topics: tuple[Topic, ...], kafka: KafkaSettings, settings: StreamSettings
+    ) -> None:
         self.name = name
         self.topics = topics
         self.kafka = kafka
@@ -247,13 +288,18 @@ class Worker:
         return self.codec.decode(value)
 
     async def whole(self, processor: Processor, event: Event) -> Event:
-        """The event as its processor takes it: with what it left elsewhere, if a subclass knows where. Raises Rejected."""
+        """The event as its processor takes it: with what it left elsewhere, if a subclass knows
+        where. Raises Rejected.
+        """
         return event
 
     async def run(self) -> int:
-        """Until SIGTERM or SIGINT; the exit code, 0. Raises what it failed with, once all is stopped."""
+        """Until SIGTERM or SIGINT; the exit code, 0. Raises what it failed with, once all is
+        stopped.
+        """
         app = self._app()
-        # What is held is many, and never in cycles: to look through it for garbage again and again is a tenth of all work.
+        # What is held is many, and never in cycles: to look through it for garbage again and again
+        # is a tenth of all work.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_UNCOLLECTED)
@@ -265,7 +311,12 @@ class Worker:
         started.add_done_callback(self._started)
         crashed = asyncio.create_task(self._watch(app))
         await self._stop.wait()
-        for task in (started, ticker, crashed, *(partition.task for partition in self.partitions.values())):
+        for task in (
+            started,
+            ticker,
+            crashed,
+            *(partition.task for partition in self.partitions.values()),
+        ):
             if task is not None:
                 task.cancel()
         try:
@@ -302,7 +353,8 @@ class Worker:
             consumer_auto_offset_reset="earliest",
             processing_guarantee="at_least_once",
             stream_wait_empty=False,
-            # Faust keeps co-partitioned topics together only with its own assignor, which it uses only if there were standbys.
+            # Faust keeps co-partitioned topics together only with its own assignor, which it uses
+            # only if there were standbys.
             table_standby_replicas=1,
             topic_disable_leader=True,
             topic_allow_declare=False,
@@ -310,7 +362,10 @@ class Worker:
             autodiscover=False,
             key_serializer="raw",
             value_serializer="raw",
-            datadir=str(Path(tempfile.gettempdir()) / f"fulgurite-faust-{self.group_id}-{self.settings.instance}"),
+            datadir=str(
+                Path(tempfile.gettempdir())
+                / f"fulgurite-faust-{self.group_id}-{self.settings.instance}"
+            ),
         )
         app.boot_strategy.enable_kafka_producer = False
         app.transport.Consumer = self.consumer
@@ -321,7 +376,13 @@ class Worker:
         return app
 
     def _agent(self, app: Any, topic: Topic) -> None:
-        channel = app.topic(self.kafka.topic(topic), key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+        channel = app.topic(
+            self.kafka.topic(topic),
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+        )
 
         async def read(stream: Any) -> None:
             async for event in events_of(stream):
@@ -343,7 +404,10 @@ class Worker:
         if message.offset > expected:
             await self._check_hole(topic, message.partition, expected, message.offset)
         settle = partition.orders[topic.name].add(event.ack, int(message.timestamp * 1000))
-        failure = await failure_of(partial(self._handle, partition.processor, topic, message, settle), (CodecError, Rejected))
+        failure = await failure_of(
+            partial(self._handle, partition.processor, topic, message, settle),
+            (CodecError, Rejected),
+        )
         if failure is not None:
             await self._bury(topic, message, failure)
             settle()
@@ -352,23 +416,36 @@ class Worker:
         partition.positions[topic.name] = message.offset + 1
         partition.wake.set()
 
-    async def _handle(self, processor: Processor, topic: Topic, message: Any, settle: Settle) -> None:
+    async def _handle(
+        self, processor: Processor, topic: Topic, message: Any, settle: Settle
+    ) -> None:
         read = await self.whole(processor, self.decode(message.value or b""))
         processor.take(topic, read, settle)
 
     async def _check_hole(self, topic: Topic, partition: int, expected: int, offset: int) -> None:
-        """Raise RuntimeError if the log has records between these two: a rebalance has lost them on their way here.
+        """Raise RuntimeError if the log has records between these two: a rebalance has lost them on
+        their way here.
 
         What a transaction or the retention leaves out is not there to be read.
         """
         first = await self.log.first_offset(topic, partition, expected)
         if first is None or first < offset:
-            raise RuntimeError(f"{topic.name}[{partition}]: after {expected - 1} came {offset}; the next start reads what is between again")
+            raise RuntimeError(
+                f"{topic.name}[{partition}]: after {expected - 1} came {offset}; the next "
+                f"start reads what is between again"
+            )
 
     async def _bury(self, topic: Topic, message: Any, error: Exception) -> None:
         words = words_of(error)
         trace = None if isinstance(error, CodecError | Rejected) else error
-        _log.warning("dead letter", topic=topic.name, partition=message.partition, offset=message.offset, error=words, exc_info=trace)
+        _log.warning(
+            "dead letter",
+            topic=topic.name,
+            partition=message.partition,
+            offset=message.offset,
+            error=words,
+            exc_info=trace,
+        )
         record = Record(
             partition=message.partition,
             offset=message.offset,
@@ -378,7 +455,9 @@ class Worker:
             event=None,
             error=words,
         )
-        actions = error.actions if isinstance(error, Rejected) else actions_in(self.codec, record.value)
+        actions = (
+            error.actions if isinstance(error, Rejected) else actions_in(self.codec, record.value)
+        )
         letter = unusable(record, message.topic, self.name, actions=actions)
         await self.log.publish(DEAD_LETTERS, addressed(letter))
 
@@ -389,22 +468,36 @@ class Worker:
             self.fail(error)
 
     async def _restore_all(self, assigned: list[Any]) -> None:
-        owned = {topic.name: sorted({int(tp.partition) for tp in assigned if tp.topic == self.kafka.topic(topic)}) for topic in self.topics}
+        owned = {
+            topic.name: sorted(
+                {int(tp.partition) for tp in assigned if tp.topic == self.kafka.topic(topic)}
+            )
+            for topic in self.topics
+        }
         partitions = owned[self.topics[0].name]
         if any(other != partitions for other in owned.values()):
-            raise RuntimeError(f"topics are not assigned together: {owned}; do all have the same number of partitions?")
+            raise RuntimeError(
+                f"topics are not assigned together: {owned}; do all have the same number of "
+                f"partitions?"
+            )
         positions: dict[int, dict[str, int]] = {partition: {} for partition in partitions}
         since = dict.fromkeys(partitions, now_ms())
         for topic in self.topics:
             for partition, offset in (await self.log.starts(topic, partitions)).items():
                 positions[partition][topic.name] = offset
                 timestamp = await self.log.timestamp_at(topic, partition, offset)
-                since[partition] = min(since[partition], timestamp if timestamp is not None else since[partition])
+                since[partition] = min(
+                    since[partition], timestamp if timestamp is not None else since[partition]
+                )
         history = int(self.settings.history_s * 1000)
-        processors = await self.restore({partition: at - history for partition, at in since.items()})
+        processors = await self.restore(
+            {partition: at - history for partition, at in since.items()}
+        )
         for partition, processor in processors.items():
             self.partitions[partition] = Partition(positions[partition], processor)
-            self.partitions[partition].task = asyncio.create_task(self._work(self.partitions[partition]))
+            self.partitions[partition].task = asyncio.create_task(
+                self._work(self.partitions[partition])
+            )
         self._ready.set()
         _log.info("ready", partitions=partitions)
 
@@ -421,7 +514,8 @@ class Worker:
                 await partition.wake.wait()
                 partition.wake.clear()
                 await partition.processor.work()
-                # What comes within so short a time is worked on together: looking at all that is open costs more than an input.
+                # What comes within so short a time is worked on together: looking at all that is
+                # open costs more than an input.
                 await asyncio.sleep(_REST_S)
         except Exception as error:  # noqa: BLE001 - the edge of the worker: any failure stops it, unacknowledged
             self.fail(error)
@@ -448,10 +542,17 @@ def quieten() -> None:
 
 def _credentials(kafka: KafkaSettings) -> Any:
     """The deployment's security in Faust's words."""
-    context = ssl.create_default_context(cafile=kafka.ssl_ca_location) if "SSL" in kafka.security_protocol else None
+    context = (
+        ssl.create_default_context(cafile=kafka.ssl_ca_location)
+        if "SSL" in kafka.security_protocol
+        else None
+    )
     if kafka.security_protocol.startswith("SASL"):
         password = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
         return cast(Any, faust).SASLCredentials(
-            username=kafka.sasl_username, password=password, ssl_context=context, mechanism=kafka.sasl_mechanism
+            username=kafka.sasl_username,
+            password=password,
+            ssl_context=context,
+            mechanism=kafka.sasl_mechanism,
         )
     return cast(Any, faust).SSLCredentials(context=context) if context else None

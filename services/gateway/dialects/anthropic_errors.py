@@ -32,8 +32,14 @@ class AnthropicErrors:
     def error_body(self, problem: GatewayError) -> bytes:
         """See Dialect."""
         kind = _KINDS.get(problem.status, _OTHERS if problem.status < 500 else _SERVERS)
-        details = {"details": {"error_code": NO_THREADS, "unsupported": ["thread"]}} if problem.code == NO_THREADS else {}
-        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": problem.message, **details}})
+        details = (
+            {"details": {"error_code": NO_THREADS, "unsupported": ["thread"]}}
+            if problem.code == NO_THREADS
+            else {}
+        )
+        return msgspec.json.encode(
+            {"type": "error", "error": {"type": kind, "message": problem.message, **details}}
+        )
 
     def error_event(self, problem: GatewayError) -> bytes:
         """See Dialect."""

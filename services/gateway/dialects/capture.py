@@ -1,7 +1,8 @@
 """What the upstream said, taken apart: the part the agent gets, and the part the log gets.
 
-Token ids and log-probabilities are the engine's own; where a piece of an answer came without them, the whole choice is recorded
-without (null, not wrong). The agent sees them only if it asked. Pure: no I/O, no clock.
+Token ids and log-probabilities are the engine's own; where a piece of an answer came without them,
+the whole choice is recorded without (null, not wrong). The agent sees them only if it asked. Pure:
+no I/O, no clock.
 """
 
 from __future__ import annotations
@@ -31,21 +32,29 @@ _WORDS = 2_000
 
 
 class Mark(Enum):
-    """What an event of a stream means for the promise that no completion leaves before the log has it."""
+    """What an event of a stream means for the promise that no completion leaves before the log has
+    it.
+    """
 
     none = "none"
     """It may leave."""
     perhaps = "perhaps"
-    """It ends a part of the answer, perhaps the last: it leaves with what goes on after it, or waits with what completes the answer."""
+    """It ends a part of the answer, perhaps the last: it leaves with what goes on after it, or
+    waits with what completes the answer.
+    """
     complete = "complete"
     """It tells that an answer is complete, or belongs to one that is: it waits for the log."""
 
 
 class Capture(ABC):
-    """One answer, whole or in chunks; every method changes what it is given into what the agent may see."""
+    """One answer, whole or in chunks; every method changes what it is given into what the agent may
+    see.
+    """
 
     def __init__(self, public_id: str, alias: str | None) -> None:
-        """`public_id` is the id that the agent sees; `alias` its name for the model, None to leave the upstream's."""
+        """`public_id` is the id that the agent sees; `alias` its name for the model, None to leave
+        the upstream's.
+        """
         self._id = public_id
         self._alias = alias
         self.head: Json = {}
@@ -59,12 +68,16 @@ class Capture(ABC):
         self.done = False
         """Whether the stream said that it is over."""
         self.unread = 0
-        """Parts of the answer that the agent got and that were not understood: with any, the log gets none of its tokens."""
+        """Parts of the answer that the agent got and that were not understood: with any, the log
+        gets none of its tokens.
+        """
         self._has_halves = False
 
     @abstractmethod
     def take_reply(self, reply: Json) -> bytes | None:
-        """A whole answer → the body for the agent; None for what is no answer of this API, with its words in `error` if it is an error."""
+        """A whole answer → the body for the agent; None for what is no answer of this API, with its
+        words in `error` if it is an error.
+        """
 
     @abstractmethod
     def mark(self, chunk: Json) -> Mark:
@@ -72,7 +85,9 @@ class Capture(ABC):
 
     @abstractmethod
     def take_chunk(self, chunk: Json) -> bytes | None:
-        """A chunk of a stream → the chunk for the agent, None if nothing is left of it. An error within a stream is kept in `error`."""
+        """A chunk of a stream → the chunk for the agent, None if nothing is left of it. An error
+        within a stream is kept in `error`.
+        """
 
     def decode_reply(self, raw: bytes) -> Any:
         """A whole answer's bytes → what `take_reply` takes. Raises ValueError."""
@@ -91,13 +106,15 @@ class Capture(ABC):
         self.unread += 1
 
     def quick_chunk(self, event: bytes) -> bytes | None:
-        """`take_chunk` for events that are common, may leave and can be told apart cheaply: the event for the agent, closing blank line
-        included. None leaves one to the general way.
+        """`take_chunk` for events that are common, may leave and can be told apart cheaply: the
+        event for the agent, closing blank line included. None leaves one to the general way.
         """
         return None
 
     def quick_run(self, data: bytes, at: int) -> tuple[bytes, int] | None:
-        """The same for all such events that lie there one after the other, and where the last of them ends."""
+        """The same for all such events that lie there one after the other, and where the last of
+        them ends.
+        """
         return None
 
     @abstractmethod
@@ -113,7 +130,9 @@ class Capture(ABC):
         return None
 
     def said(self) -> list[list[Any]]:
-        """The items of each completed answer, as an agent may send them back; none for an API without conversations."""
+        """The items of each completed answer, as an agent may send them back; none for an API
+        without conversations.
+        """
         return []
 
     @abstractmethod
@@ -146,7 +165,10 @@ class Capture(ABC):
         """Note usage as reported, under the API's own names for the two counts."""
         if isinstance(usage, dict):
             self.usage = cast(Json, usage)
-            self.prompt_tokens, self.completion_tokens = count(self.usage.get(prompt)), count(self.usage.get(completion))
+            self.prompt_tokens, self.completion_tokens = (
+                count(self.usage.get(prompt)),
+                count(self.usage.get(completion)),
+            )
 
     def _decode(self, data: bytes) -> Any:
         try:
@@ -160,7 +182,9 @@ class Capture(ABC):
 
 
 def error_in(answer: Json) -> Any:
-    """The error that an answer or a chunk bears; None without one, which some upstreams say with `"error": null`."""
+    """The error that an answer or a chunk bears; None without one, which some upstreams say with
+    `"error": null`.
+    """
     error = answer.get("error")
     # No number that JSON cannot write: the agent would get null.
     return error if error and not isinstance(error, float) else None
@@ -168,7 +192,11 @@ def error_in(answer: Json) -> Any:
 
 def error_text(error: Any) -> str:
     """The words of an error object."""
-    said = (cast(Json, error).get("message") or cast(Json, error)) if isinstance(error, dict) else error
+    said = (
+        (cast(Json, error).get("message") or cast(Json, error))
+        if isinstance(error, dict)
+        else error
+    )
     return joined(said if isinstance(said, str) else recorded(said))[:_WORDS]
 
 

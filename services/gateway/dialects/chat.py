@@ -1,6 +1,7 @@
 """OpenAI's chat completions: `POST /v1/chat/completions`.
 
-Fields pass through untouched. vLLM is asked, on top, for token ids, log-probabilities and usage; other upstreams for nothing.
+Fields pass through untouched. vLLM is asked, on top, for token ids, log-probabilities and usage;
+other upstreams for nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from services.gateway.settings import Route
 
 _KINDS = {**KINDS, "logprobs": bool}
 _OWN = ("logprobs", "top_logprobs", "return_token_ids", "use_beam_search")
-"""What is answered in vLLM's own way, because the agent sees it, or because there is no one sequence."""
+"""What is answered in vLLM's own way, because the agent sees it, or because there is no one
+sequence.
+"""
 
 
 class Chat(OpenAIErrors):
@@ -31,13 +34,22 @@ class Chat(OpenAIErrors):
     path = "/v1/chat/completions"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model`, a list of `messages` and a boolean `stream`."""
+        """Raises InvalidRequest for what is no JSON object with a `model`, a list of `messages` and
+        a boolean `stream`.
+        """
         body, alias, stream = parse_envelope(raw, "`model` and `messages`")
         take_numbers(body, _KINDS)
         messages = body.get("messages")
         if not isinstance(messages, list):
             raise InvalidRequest("`messages` must be a list of chat messages.", param="messages")
-        return ApiRequest(body, alias, stream, session_of(body), items=cast("list[Any]", messages), user=text(body, "user"))
+        return ApiRequest(
+            body,
+            alias,
+            stream,
+            session_of(body),
+            items=cast("list[Any]", messages),
+            user=text(body, "user"),
+        )
 
     def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
         """See Dialect."""
@@ -56,16 +68,24 @@ class Chat(OpenAIErrors):
         return encode(body)
 
     def upstream_headers(self, request: ApiRequest, route: Route) -> dict[str, str]:
-        """The plug-in may send the tokens of one answer packed, if the agent wants nothing of that kind itself."""
+        """The plug-in may send the tokens of one answer packed, if the agent wants nothing of that
+        kind itself.
+        """
         own = request.body
-        packs = route.kind == "vllm" and own.get("n", 1) in (None, 1) and not any(own.get(name) for name in _OWN)
+        packs = (
+            route.kind == "vllm"
+            and own.get("n", 1) in (None, 1)
+            and not any(own.get(name) for name in _OWN)
+        )
         return asking(instead=True) if packs else {}
 
     def capture(self, request: ApiRequest, route: Route, call_id: str) -> ChatCapture:
         """See Dialect."""
         if route.kind != "vllm":
             return ChatCapture(call_id, None, AS_IT_IS)
-        return ChatCapture(call_id, route.alias, wants(request.body, logprobs=request.body.get("logprobs") is True))
+        return ChatCapture(
+            call_id, route.alias, wants(request.body, logprobs=request.body.get("logprobs") is True)
+        )
 
 
 def wants(body: Json, *, logprobs: bool) -> Wants:

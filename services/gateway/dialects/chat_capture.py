@@ -29,7 +29,9 @@ _HEAP = 1024
 """Bytes from which several chunks may have come together."""
 
 _TRIES = 8
-"""How often in a row chunks that came together may be of several kinds before they are only looked at one by one."""
+"""How often in a row chunks that came together may be of several kinds before they are only looked
+at one by one.
+"""
 
 
 class ChatCapture(ChoicesCapture):
@@ -38,11 +40,16 @@ class ChatCapture(ChoicesCapture):
     _opened: tuple[str, int, bytes] | None = None
     _tries = _TRIES
     _framed: tuple[Frame, ChoiceCapture, bytes] | None = None
-    """Of the last chunk without token data of its own; its choice, and how a chunk of it begins for the agent."""
+    """Of the last chunk without token data of its own; its choice, and how a chunk of it begins for
+    the agent.
+    """
 
     def said(self) -> list[list[Any]]:
         """See Capture."""
-        return [[{**self.as_recorded(choice.message), "role": "assistant"}] for choice in self.choices.values()]
+        return [
+            [{**self.as_recorded(choice.message), "role": "assistant"}]
+            for choice in self.choices.values()
+        ]
 
     def failure(self) -> FailureKind | None:
         """See Capture."""
@@ -58,7 +65,13 @@ class ChatCapture(ChoicesCapture):
 
     def quick_chunk(self, event: bytes) -> bytes | None:
         """See Capture."""
-        if self._alias is None or self._wants.logprobs or self._wants.token_ids or self._ended or not self.choices:
+        if (
+            self._alias is None
+            or self._wants.logprobs
+            or self._wants.token_ids
+            or self._ended
+            or not self.choices
+        ):
             return None
         if self._framed is not None and (said := self._framed[0].text(event)) is not None:
             _, choice, before = self._framed
@@ -69,11 +82,22 @@ class ChatCapture(ChoicesCapture):
         if chunk is None or choice is None or not isinstance(choice.message.get("content"), str):
             return None
         part = chunk.choices[0]
-        text, opening = encode(part.delta.content), b"%b%d" % (self._opening(chunk.object, chunk.created), part.index)
-        if part.logprobs is None and part.token_ids is None and (frame := Frame.around(text, event)) is not None:
+        text, opening = (
+            encode(part.delta.content),
+            b"%b%d" % (self._opening(chunk.object, chunk.created), part.index),
+        )
+        if (
+            part.logprobs is None
+            and part.token_ids is None
+            and (frame := Frame.around(text, event)) is not None
+        ):
             self._framed = frame, choice, b'data: %b,"delta":{"content":' % opening
         choice.message["content"] += part.delta.content
-        choice.extend(part.token_ids, part.logprobs and [token.logprob for token in part.logprobs.content], said=bool(part.delta.content))
+        choice.extend(
+            part.token_ids,
+            part.logprobs and [token.logprob for token in part.logprobs.content],
+            said=bool(part.delta.content),
+        )
         return b'data: %b,"delta":{"content":%b%b' % (opening, text, _SAID)
 
     def quick_run(self, data: bytes, at: int) -> tuple[bytes, int] | None:
@@ -93,7 +117,9 @@ class ChatCapture(ChoicesCapture):
     def _opening(self, kind: str, created: int) -> bytes:
         """A chunk up to its choice's index: the same for all chunks of a stream."""
         if self._opened is None or self._opened[:2] != (kind, created):
-            head = encode({"id": self._id, "object": kind, "created": created, "model": self._alias})
+            head = encode(
+                {"id": self._id, "object": kind, "created": created, "model": self._alias}
+            )
             self._opened = (kind, created, head[:-1] + b',"choices":[{"index":')
         return self._opened[2]
 
@@ -117,7 +143,9 @@ class ChatCapture(ChoicesCapture):
         if not isinstance(calls, list):
             merge_delta(choice.message, delta)
             return
-        merge_delta(choice.message, {name: value for name, value in delta.items() if name != "tool_calls"})
+        merge_delta(
+            choice.message, {name: value for name, value in delta.items() if name != "tool_calls"}
+        )
         choice.calls = choice.calls or ToolCalls()
         for fragment in cast("list[Any]", calls):
             if isinstance(fragment, dict):
@@ -141,7 +169,9 @@ _SET = frozenset({"role", "id", "type", "name"})
 
 
 def merge_delta(message: Json, delta: Json) -> None:
-    """Add a stream's delta to the message so far: texts are joined, lists go on; tool calls are not for here."""
+    """Add a stream's delta to the message so far: texts are joined, lists go on; tool calls are not
+    for here.
+    """
     for name, value in delta.items():
         known = message.get(name)
         if value is None:
@@ -162,13 +192,17 @@ def _tool_calls_parse(message: Json) -> bool:
     calls = message.get("tool_calls")
     for call in cast("list[Any]", calls) if isinstance(calls, list) else []:
         function = cast(Json, call).get("function") if isinstance(call, dict) else None
-        if not arguments_parse(cast(Json, function).get("arguments") if isinstance(function, dict) else None):
+        if not arguments_parse(
+            cast(Json, function).get("arguments") if isinstance(function, dict) else None
+        ):
             return False
     return True
 
 
 def _says(delta: Any) -> bool:
-    return isinstance(delta, dict) and any(value for name, value in cast(Json, delta).items() if name != "role")
+    return isinstance(delta, dict) and any(
+        value for name, value in cast(Json, delta).items() if name != "role"
+    )
 
 
 def _logprobs(part: Json) -> list[float] | None:

@@ -1,7 +1,9 @@
-"""The two shapes that a busy vLLM sends all the time, taken apart without building what is thrown away anyway.
+"""The two shapes that a busy vLLM sends all the time, taken apart without building what is thrown
+away anyway.
 
-A chunk with one more piece of text, and many of them when they came together; and a whole answer whose log-probabilities the agent did not
-ask for. Whatever looks otherwise is left to the general way; both give the same bytes and the same record.
+A chunk with one more piece of text, and many of them when they came together; and a whole answer
+whose log-probabilities the agent did not ask for. Whatever looks otherwise is left to the general
+way; both give the same bytes and the same record.
 """
 
 from __future__ import annotations
@@ -93,7 +95,9 @@ class Run(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """What stood around a chunk's text: where the same stands around it again, nothing else of the chunk is new."""
+    """What stood around a chunk's text: where the same stands around it again, nothing else of the
+    chunk is new.
+    """
 
     head: bytes
     tail: bytes
@@ -105,7 +109,9 @@ class Frame(NamedTuple):
         return cls(head + b'"content":', tail + b"\n\n") if found else None
 
     def text(self, event: bytes) -> str | None:
-        """The text of an event in the same frame, whose closing blank line is not looked at; None for any other."""
+        """The text of an event in the same frame, whose closing blank line is not looked at; None
+        for any other.
+        """
         if not event.startswith(self.head) or not event.endswith(self.tail[:-2]):
             return None
         try:
@@ -114,7 +120,9 @@ class Frame(NamedTuple):
             return None
 
     def run(self, data: bytes, at: int) -> Run | None:
-        """The chunks of this frame from there on, each behind a comment with its tokens, up to whatever else comes; None without any."""
+        """The chunks of this frame from there on, each behind a comment with its tokens, up to
+        whatever else comes; None without any.
+        """
         comments: list[bytes] = []
         texts: list[bytes] = []
         for part in data[at:].split(self.tail)[:-1]:
@@ -126,7 +134,11 @@ class Frame(NamedTuple):
         told = b"\n\n".join([*comments, b""])
         if not only_tokens(told):
             return None
-        return Run(texts, told, at + len(told) + sum(map(len, texts)) + len(texts) * (len(self.head) + len(self.tail)))
+        return Run(
+            texts,
+            told,
+            at + len(told) + sum(map(len, texts)) + len(texts) * (len(self.head) + len(self.tail)),
+        )
 
 
 encode = msgspec.json.Encoder().encode
@@ -159,7 +171,9 @@ def quick_chunk(data: bytes) -> Chunk | None:
 
 
 def quick_reply(raw: bytes) -> Json | None:
-    """The answer, with `Logprobs` in place of each choice's log-probabilities. None if it holds anything that vLLM's does not."""
+    """The answer, with `Logprobs` in place of each choice's log-probabilities. None if it holds
+    anything that vLLM's does not.
+    """
     try:
         reply = _reply(raw)
     except UNREADABLE:
@@ -169,4 +183,8 @@ def quick_reply(raw: bytes) -> Json | None:
 
 def _given(part: msgspec.Struct) -> Json:
     """Its fields, without those that were not there."""
-    return {name: value for name in part.__struct_fields__ if (value := getattr(part, name)) is not UNSET}
+    return {
+        name: value
+        for name in part.__struct_fields__
+        if (value := getattr(part, name)) is not UNSET
+    }

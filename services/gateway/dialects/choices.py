@@ -1,4 +1,6 @@
-"""Replies with `choices`, as chat completions and completions have them: token ids and log-probabilities lie beside each choice."""
+"""Replies with `choices`, as chat completions and completions have them: token ids and
+log-probabilities lie beside each choice.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,17 @@ AS_IT_IS = Wants(logprobs=True, token_ids=True, usage=True)
 class ChoiceCapture:
     """One choice, complete or still growing."""
 
-    __slots__ = ("calls", "finish_reason", "has_ids", "has_logprobs", "index", "logprobs", "message", "stop_reason", "token_ids")
+    __slots__ = (
+        "calls",
+        "finish_reason",
+        "has_ids",
+        "has_logprobs",
+        "index",
+        "logprobs",
+        "message",
+        "stop_reason",
+        "token_ids",
+    )
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -50,14 +62,18 @@ class ChoiceCapture:
         self.stop_reason: str | None = None
 
     def take(self, part: Json, logprobs: list[float] | None, *, said: bool) -> None:
-        """A choice of a reply, or of one chunk of a stream; `said` is whether it holds anything that was generated."""
+        """A choice of a reply, or of one chunk of a stream; `said` is whether it holds anything
+        that was generated.
+        """
         ids = part.get("token_ids")
         self.extend(cast("list[int]", ids) if isinstance(ids, list) else None, logprobs, said=said)
         finish = part.get("finish_reason")
         if isinstance(finish, str):
             self.finish_reason = joined(finish)
             stop = part.get("stop_reason")
-            self.stop_reason = None if stop is None else joined(stop) if isinstance(stop, str) else recorded(stop)
+            self.stop_reason = (
+                None if stop is None else joined(stop) if isinstance(stop, str) else recorded(stop)
+            )
 
     def extend(self, ids: list[int] | None, logprobs: list[float] | None, *, said: bool) -> None:
         """More tokens; without those of what was said none of the choice are any good."""
@@ -71,8 +87,16 @@ class ChoiceCapture:
             self.has_logprobs = False
 
     def choice(self, packed: PackedTokens | None = None, *, understood: bool = True) -> Choice:
-        """As the log gets it; with the tokens that came packed, if they did, and without any if it was not all `understood`."""
-        ids, logprobs = (None, None) if not understood else self._tokens() if packed is None else packed.read()[1:]
+        """As the log gets it; with the tokens that came packed, if they did, and without any if it
+        was not all `understood`.
+        """
+        ids, logprobs = (
+            (None, None)
+            if not understood
+            else self._tokens()
+            if packed is None
+            else packed.read()[1:]
+        )
         return Choice(
             index=self.index,
             message=recorded(self.message),
@@ -124,8 +148,13 @@ class ChoicesCapture(Capture):
         return encode(reply)
 
     def mark(self, chunk: Json) -> Mark:
-        """See Capture. A choice that goes on is not held up by one that ended; what belongs to none waits for all."""
-        parts = [(_index(part) or 0, part.get("finish_reason") is not None) for part in _objects(chunk.get("choices"))]
+        """See Capture. A choice that goes on is not held up by one that ended; what belongs to none
+        waits for all.
+        """
+        parts = [
+            (_index(part) or 0, part.get("finish_reason") is not None)
+            for part in _objects(chunk.get("choices"))
+        ]
         self._ended.update(index for index, ends in parts if ends)
         complete = any(index in self._ended for index, _ in parts) if parts else self._ended
         return Mark.complete if complete else Mark.none
@@ -146,19 +175,29 @@ class ChoicesCapture(Capture):
         self._take_head(chunk)
         if not self._wants.usage and chunk.pop("usage", None) is not None and not parts:
             return None
-        # vLLM sends tokens that say nothing yet (half a tool call) only because we asked for token ids.
+        # vLLM sends tokens that say nothing yet (half a tool call) only because we asked for token
+        # ids.
         if not says and not self._wants.logprobs and not self._wants.token_ids:
             return None
         return encode(chunk)
 
     def finished(self) -> bool:
-        """Whether every choice seen has its finish reason, or the upstream said that there is no more."""
-        return bool(self.choices) and (self.done or all(choice.finish_reason is not None for choice in self.choices.values()))
+        """Whether every choice seen has its finish reason, or the upstream said that there is no
+        more.
+        """
+        return bool(self.choices) and (
+            self.done or all(choice.finish_reason is not None for choice in self.choices.values())
+        )
 
     def taken(self) -> tuple[Choice, ...]:
         """See Capture. Packed tokens are those of the only choice."""
         packed = self._packed if self._packed.came and len(self.choices) == 1 else None
-        return tuple([choice.choice(packed, understood=not self.unread) for _, choice in sorted(self.choices.items())])
+        return tuple(
+            [
+                choice.choice(packed, understood=not self.unread)
+                for _, choice in sorted(self.choices.items())
+            ]
+        )
 
     def prompt(self) -> bytes | None:
         """See Capture."""
@@ -203,7 +242,9 @@ class ChoicesCapture(Capture):
     def _parts(self, reply: Json) -> list[Json]:
         choices = reply.get("choices")
         parts = _objects(choices)
-        if choices is not None and (not isinstance(choices, list) or len(parts) < len(cast("list[Any]", choices))):
+        if choices is not None and (
+            not isinstance(choices, list) or len(parts) < len(cast("list[Any]", choices))
+        ):
             self.unclear()
         return parts
 
@@ -240,4 +281,8 @@ def _index(part: Json) -> int | None:
 
 
 def _objects(choices: Any) -> list[Json]:
-    return [cast(Json, part) for part in cast("list[Any]", choices) if isinstance(part, dict)] if isinstance(choices, list) else []
+    return (
+        [cast(Json, part) for part in cast("list[Any]", choices) if isinstance(part, dict)]
+        if isinstance(choices, list)
+        else []
+    )

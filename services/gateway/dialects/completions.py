@@ -1,7 +1,8 @@
 """OpenAI's completions, the API before chat: `POST /v1/completions`.
 
-vLLM is asked, on top, for token ids, log-probabilities and usage, but not where the prompt is echoed: asking for ids would change the text.
-Several prompts in one request are passed through and recorded without the prompt's ids, since a call has one prompt.
+vLLM is asked, on top, for token ids, log-probabilities and usage, but not where the prompt is
+echoed: asking for ids would change the text. Several prompts in one request are passed through and
+recorded without the prompt's ids, since a call has one prompt.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ class Completions(OpenAIErrors):
     path = "/v1/completions"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model`, a `prompt` and a boolean `stream`."""
+        """Raises InvalidRequest for what is no JSON object with a `model`, a `prompt` and a boolean
+        `stream`.
+        """
         body, alias, stream = parse_envelope(raw, "`model` and `prompt`")
         take_numbers(body, _KINDS)
         if not isinstance(body.get("prompt"), str | list) and body.get("prompt_embeds") is None:
-            raise InvalidRequest("`prompt` must be a text, a list of texts, or token ids.", param="prompt")
+            raise InvalidRequest(
+                "`prompt` must be a text, a list of texts, or token ids.", param="prompt"
+            )
         return ApiRequest(body, alias, stream, session_of(body), user=text(body, "user"))
 
     def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
@@ -61,7 +66,11 @@ class Completions(OpenAIErrors):
         public = public_completion(call_id, "cmpl-")
         if route.kind != "vllm":
             return CompletionsCapture(public, None, AS_IT_IS)
-        return CompletionsCapture(public, route.alias, wants(request.body, logprobs=request.body.get("logprobs") is not None))
+        return CompletionsCapture(
+            public,
+            route.alias,
+            wants(request.body, logprobs=request.body.get("logprobs") is not None),
+        )
 
 
 class CompletionsCapture(ChoicesCapture):
@@ -73,7 +82,9 @@ class CompletionsCapture(ChoicesCapture):
         """A prompt that is not every choice's is nobody's."""
         before = self.prompt_token_ids
         super().take_prompt(holder)
-        self._prompts_differ = self._prompts_differ or (before is not None and self.prompt_token_ids != before)
+        self._prompts_differ = self._prompts_differ or (
+            before is not None and self.prompt_token_ids != before
+        )
         if self._prompts_differ:
             self.prompt_token_ids = None
 
@@ -87,7 +98,9 @@ class CompletionsCapture(ChoicesCapture):
         choice.take(part, _logprobs(part), said=bool(said))
         if said is not None and not isinstance(said, str):
             self.unclear()
-        choice.message["text"] = choice.message.get("text", "") + (said if isinstance(said, str) else "")
+        choice.message["text"] = choice.message.get("text", "") + (
+            said if isinstance(said, str) else ""
+        )
         return bool(said) or part.get("finish_reason") is not None
 
 

@@ -18,7 +18,9 @@ class CountTokens(AnthropicErrors, PlainDialect):
     path = "/v1/messages/count_tokens"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model` and a list of `messages`."""
+        """Raises InvalidRequest for what is no JSON object with a `model` and a list of
+        `messages`.
+        """
         return msgspec.structs.replace(parse_messages(raw), stream=False)
 
     def capture(self, request: ApiRequest, route: Route, call_id: str) -> PlainCapture:

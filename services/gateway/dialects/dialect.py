@@ -1,7 +1,8 @@
 """What a model API must tell the gateway so that one endpoint serves them all.
 
-A dialect knows its requests (what is asked, what the upstream is asked instead), its replies (a `Capture` takes them apart) and the
-shape of its errors. It does no I/O; which rollout, which upstream and what the log gets are not its business.
+A dialect knows its requests (what is asked, what the upstream is asked instead), its replies (a
+`Capture` takes them apart) and the shape of its errors. It does no I/O; which rollout, which
+upstream and what the log gets are not its business.
 """
 
 from __future__ import annotations
@@ -29,15 +30,21 @@ class ApiRequest(msgspec.Struct, frozen=True):
     session: str | None
     """`metadata.session_id`, or what the API has in its place."""
     items: list[Any] | None = None
-    """The conversation so far, as messages or items that `fulgurite.calls.conversations` knows; None for an API without conversations."""
+    """The conversation so far, as messages or items that `fulgurite.calls.conversations` knows;
+    None for an API without conversations.
+    """
     user: str | None = None
     """The end user on whose behalf the agent asks, in the API's own field for it."""
     continues: str | None = None
-    """Id of the answer that the request builds on, as the agent wrote it, where the API has a field for it (`previous_response_id`)."""
+    """Id of the answer that the request builds on, as the agent wrote it, where the API has a field
+    for it (`previous_response_id`).
+    """
 
 
 class Unkept(msgspec.Struct, frozen=True):
-    """A field by which an API names state between calls, or work on it, that nobody here does: it is refused, never ignored."""
+    """A field by which an API names state between calls, or work on it, that nobody here does: it
+    is refused, never ignored.
+    """
 
     field: str
     instead: str
@@ -93,16 +100,23 @@ class Dialect(Protocol):
 
 
 def parse_envelope(raw: bytes, needs: str) -> tuple[Json, str, bool]:
-    """Body, alias and whether a stream is asked for. Raises InvalidRequest without a JSON object, `model` and a boolean `stream`."""
+    """Body, alias and whether a stream is asked for. Raises InvalidRequest without a JSON object,
+    `model` and a boolean `stream`.
+    """
     body = decode_body(raw, needs)
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
     fields = cast(Json, body)
     alias = fields.get("model")
     if not isinstance(alias, str) or not alias:
-        raise InvalidRequest("`model` must be a string: one of the names that GET /v1/models lists.", param="model")
+        raise InvalidRequest(
+            "`model` must be a string: one of the names that GET /v1/models lists.", param="model"
+        )
     if len(alias) > _LONGEST_NAME:
-        raise InvalidRequest(f"`model` has more than {_LONGEST_NAME} characters: it is none of the names here.", param="model")
+        raise InvalidRequest(
+            f"`model` has more than {_LONGEST_NAME} characters: it is none of the names here.",
+            param="model",
+        )
     stream = fields.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest("`stream` must be true or false.", param="stream")
@@ -110,11 +124,15 @@ def parse_envelope(raw: bytes, needs: str) -> tuple[Json, str, bool]:
 
 
 def refuse_unkept(body: Json, unkept: Iterable[Unkept]) -> None:
-    """Raise InvalidRequest for a field that asks for anything: null, false and an empty list do not."""
+    """Raise InvalidRequest for a field that asks for anything: null, false and an empty list do
+    not.
+    """
     for one in unkept:
         asked = body.get(one.field)
         if asked is not None and asked is not False and asked != []:
-            raise InvalidRequest(f"`{one.field}` is not supported: {one.instead}", param=one.field, code=one.code)
+            raise InvalidRequest(
+                f"`{one.field}` is not supported: {one.instead}", param=one.field, code=one.code
+            )
 
 
 def text(body: Json, name: str) -> str | None:

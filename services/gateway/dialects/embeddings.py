@@ -18,13 +18,23 @@ class Embeddings(OpenAIErrors, PlainDialect):
     path = "/v1/embeddings"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model` and an `input` (vLLM takes `messages` in its place)."""
+        """Raises InvalidRequest for what is no JSON object with a `model` and an `input` (vLLM
+        takes `messages` in its place).
+        """
         body, alias, _ = parse_envelope(raw, "`model` and `input`")
-        if not isinstance(body.get("input"), str | list) and not isinstance(body.get("messages"), list):
-            raise InvalidRequest("`input` must be a text, a list of texts, or token ids.", param="input")
-        return ApiRequest(body, alias, stream=False, session=session_of(body), user=text(body, "user"))
+        if not isinstance(body.get("input"), str | list) and not isinstance(
+            body.get("messages"), list
+        ):
+            raise InvalidRequest(
+                "`input` must be a text, a list of texts, or token ids.", param="input"
+            )
+        return ApiRequest(
+            body, alias, stream=False, session=session_of(body), user=text(body, "user")
+        )
 
     def capture(self, request: ApiRequest, route: Route, call_id: str) -> PlainCapture:
         """See Dialect."""
         public = public_completion(call_id, "embd-")
-        return PlainCapture(public, route.alias if route.kind == "vllm" else None, known_by="data", bulk="data")
+        return PlainCapture(
+            public, route.alias if route.kind == "vllm" else None, known_by="data", bulk="data"
+        )

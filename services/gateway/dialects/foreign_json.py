@@ -1,7 +1,8 @@
 """JSON and text from upstreams, read whatever the bytes are and written whatever the values are.
 
-Three forms of one value: as it was read, as the agent gets it (`encoded` of `fulgurite.untrusted_json`), and as the log gets it. They
-differ only where a character is escaped as two halves (`\\ud83c` and `\\udf0d`), which an upstream may send in two chunks: the agent gets
+Three forms of one value: as it was read, as the agent gets it (`encoded` of
+`fulgurite.untrusted_json`), and as the log gets it. They differ only where a character is escaped
+as two halves (`\\ud83c` and `\\udf0d`), which an upstream may send in two chunks: the agent gets
 each half as it came, the log the character, and U+FFFD for a half that stays alone.
 """
 
@@ -21,7 +22,9 @@ _decode = msgspec.json.Decoder().decode
 
 
 def decode(data: bytes) -> Any:
-    """What the JSON says. Raises ValueError for anything that is not JSON in UTF-8, without half characters and with finite numbers."""
+    """What the JSON says. Raises ValueError for anything that is not JSON in UTF-8, without half
+    characters and with finite numbers.
+    """
     try:
         return _decode(data)
     except RecursionError as error:
@@ -29,7 +32,9 @@ def decode(data: bytes) -> Any:
 
 
 def decode_leniently(data: bytes) -> tuple[Any, bool]:
-    """What it says, bytes that are no UTF-8 read as U+FFFD; and whether all of them were UTF-8. Raises ValueError for what is no JSON."""
+    """What it says, bytes that are no UTF-8 read as U+FFFD; and whether all of them were UTF-8.
+    Raises ValueError for what is no JSON.
+    """
     try:
         return parsed(data.decode()), True
     except UnicodeDecodeError:
@@ -45,5 +50,11 @@ def recorded(value: Any) -> str:
 
 
 def joined(text: str) -> str:
-    """The text with the halves of a character put together, and U+FFFD for each that has no other half."""
-    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    """The text with the halves of a character put together, and U+FFFD for each that has no other
+    half.
+    """
+    return (
+        text
+        if text.isascii()
+        else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    )

@@ -31,12 +31,19 @@ _FORCED = ("any", "tool")
 _UNKEPT = (
     # Clients that are told this code send the conversation whole.
     Unkept("thread", "send the whole conversation with each call.", NO_THREADS),
-    Unkept("container", "no container is kept between calls. Leave it out, and run code in the agent's own tools."),
-    Unkept("mcp_servers", "no tool is called here. Leave it out, and offer the servers' tools in `tools`."),
+    Unkept(
+        "container",
+        "no container is kept between calls. Leave it out, and run code in the agent's own tools.",
+    ),
+    Unkept(
+        "mcp_servers",
+        "no tool is called here. Leave it out, and offer the servers' tools in `tools`.",
+    ),
 )
 _EDITS = Unkept(
     "context_management",
-    'nothing is taken out of a conversation here. Leave it out (`{"type": "clear_thinking_20251015", "keep": "all"}` may stay), '
+    'nothing is taken out of a conversation here. Leave it out (`{"type": '
+    '"clear_thinking_20251015", "keep": "all"}` may stay), '
     "and send the messages that the model should see.",
 )
 
@@ -48,7 +55,9 @@ class Messages(AnthropicErrors):
     path = "/v1/messages"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model`, a list of `messages` and a boolean `stream`."""
+        """Raises InvalidRequest for what is no JSON object with a `model`, a list of `messages` and
+        a boolean `stream`.
+        """
         return parse_messages(raw)
 
     def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
@@ -56,7 +65,11 @@ class Messages(AnthropicErrors):
         body = request.body
         forced = mapping(body, "tool_choice").get("type") in _FORCED
         formatted = bool(mapping(body, "output_config").get("format") or body.get("output_format"))
-        sampling = sampling_of({name: value for name, value in body.items() if name != "tool_choice"}, defaults, "max_tokens")
+        sampling = sampling_of(
+            {name: value for name, value in body.items() if name != "tool_choice"},
+            defaults,
+            "max_tokens",
+        )
         return msgspec.structs.replace(sampling, grammar=sampling.grammar or forced or formatted)
 
     def upstream_body(self, request: ApiRequest, route: Route, call_id: str) -> bytes:
@@ -69,7 +82,9 @@ class Messages(AnthropicErrors):
 
     def capture(self, request: ApiRequest, route: Route, call_id: str) -> MessagesCapture:
         """See Dialect."""
-        return MessagesCapture(public_completion(call_id, "msg_"), route.alias if route.kind == "vllm" else None)
+        return MessagesCapture(
+            public_completion(call_id, "msg_"), route.alias if route.kind == "vllm" else None
+        )
 
 
 def parse_messages(raw: bytes) -> ApiRequest:
@@ -83,11 +98,15 @@ def parse_messages(raw: bytes) -> ApiRequest:
     if not _edits_nothing(body):
         refuse_unkept(body, (_EDITS,))
     user = text(mapping(body, "metadata"), "user_id")
-    return ApiRequest(body, alias, stream, session_of(body), items=cast("list[Any]", messages), user=user)
+    return ApiRequest(
+        body, alias, stream, session_of(body), items=cast("list[Any]", messages), user=user
+    )
 
 
 def _edits_nothing(body: Json) -> bool:
-    """Whether `context_management` leaves the conversation as it is: Claude Code sends such a one with every call."""
+    """Whether `context_management` leaves the conversation as it is: Claude Code sends such a one
+    with every call.
+    """
     edits = mapping(body, "context_management").get("edits")
     return isinstance(edits, list) and all(_keeps_all(edit) for edit in cast("list[Any]", edits))
 

@@ -12,8 +12,18 @@ from services.gateway.dialects.foreign_json import joined
 from services.gateway.dialects.numbered import Numbered
 from services.gateway.dialects.packed import PackedCapture
 
-_FINISH = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length", "tool_use": "tool_calls"}
-_DELTAS = {"text_delta": "text", "input_json_delta": "partial_json", "thinking_delta": "thinking", "signature_delta": "signature"}
+_FINISH = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "tool_use": "tool_calls",
+}
+_DELTAS = {
+    "text_delta": "text",
+    "input_json_delta": "partial_json",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+}
 _INPUT_COUNTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 
 
@@ -61,7 +71,9 @@ class MessagesCapture(PackedCapture):
             self._begin_block(index, dict(mapping(chunk, "content_block")))
         elif kind == "content_block_delta":
             known = self._blocks.last(count(index) or 0)
-            _extend(self._begin_block(index, {}) if known is None else known, mapping(chunk, "delta"))
+            _extend(
+                self._begin_block(index, {}) if known is None else known, mapping(chunk, "delta")
+            )
         elif kind == "message_delta":
             self._end({**mapping(chunk, "delta"), "usage": chunk.get("usage")})
         elif kind == "message_stop":
@@ -100,7 +112,9 @@ class MessagesCapture(PackedCapture):
         message["id"] = self._id
         if self._alias is not None:
             message["model"] = self._alias
-        self.head = {name: value for name, value in message.items() if name not in ("content", "usage")}
+        self.head = {
+            name: value for name, value in message.items() if name not in ("content", "usage")
+        }
         self._count(message.get("usage"))
 
     def _end(self, told: Json) -> None:
@@ -117,7 +131,11 @@ class MessagesCapture(PackedCapture):
             return
         # A stream tells of the prompt at its start and of the answer at its end.
         self.take_usage({**(self.usage or {}), **cast(Json, usage)}, "", "output_tokens")
-        counts = [number for name in _INPUT_COUNTS if (number := count((self.usage or {}).get(name))) is not None]
+        counts = [
+            number
+            for name in _INPUT_COUNTS
+            if (number := count((self.usage or {}).get(name))) is not None
+        ]
         self.prompt_tokens = count(sum(counts)) if counts else None
 
 
@@ -130,7 +148,9 @@ def _extend(block: Json, delta: Json) -> None:
 
 
 def _whole(block: Json) -> Json:
-    """A block as a whole reply has it: a tool's input parsed; what does not parse stays the text it is."""
+    """A block as a whole reply has it: a tool's input parsed; what does not parse stays the text it
+    is.
+    """
     if "partial_json" not in block:
         return block
     whole = {name: value for name, value in block.items() if name != "partial_json"}

@@ -1,4 +1,6 @@
-"""Parts of an answer that a stream numbers: content blocks, output items, tool calls. Numbers may repeat or come in any order."""
+"""Parts of an answer that a stream numbers: content blocks, output items, tool calls. Numbers may
+repeat or come in any order.
+"""
 
 from __future__ import annotations
 

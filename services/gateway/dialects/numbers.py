@@ -1,7 +1,8 @@
 """Numbers that agents send as text, or as another type: read as vLLM reads them, or refused.
 
-vLLM takes `"0"`, `true` and `5.0` for numbers (pydantic's lax mode). What it would read is put into the body, so that every upstream is
-sent what the event says was asked. What the log cannot hold, or no upstream reads, is refused before anything is generated.
+vLLM takes `"0"`, `true` and `5.0` for numbers (pydantic's lax mode). What it would read is put into
+the body, so that every upstream is sent what the event says was asked. What the log cannot hold, or
+no upstream reads, is refused before anything is generated.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ Kinds = Mapping[str, type]
 
 KINDS: Kinds = {
     **dict.fromkeys(
-        ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "length_penalty"), float
+        (
+            "temperature",
+            "top_p",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "length_penalty",
+        ),
+        float,
     ),
     **dict.fromkeys(
         (
@@ -36,9 +46,13 @@ KINDS: Kinds = {
         ),
         int,
     ),
-    **dict.fromkeys(("use_beam_search", "ignore_eos", "return_token_ids", "echo", "watermarking"), bool),
+    **dict.fromkeys(
+        ("use_beam_search", "ignore_eos", "return_token_ids", "echo", "watermarking"), bool
+    ),
 }
-"""Of the fields that say how an answer is sampled, how long it may be, and what the gateway asks for on top."""
+"""Of the fields that say how an answer is sampled, how long it may be, and what the gateway asks
+for on top.
+"""
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (float, int, bool)}
 _CALLED = {float: "a finite number", int: "a whole number", bool: "true or false"}

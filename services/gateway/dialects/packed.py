@@ -1,11 +1,14 @@
-"""Token data beside an answer: our vLLM plug-in sends it packed when the gateway asks with a header.
+"""Token data beside an answer: our vLLM plug-in sends it packed when the gateway asks with a
+header.
 
-A stream bears it as comments, `: fulgurite-tokens <sequence> <prompt ids> <ids> <log-probabilities>` (base64 of little-endian int32 and
-float32, `-` for none), each with what was generated since the last; a whole reply in a field `fulgurite_tokens`, a list of
-`[prompt ids, ids, log-probabilities]`. More than one sequence cannot be told apart by choice: then there are none.
+A stream bears it as comments, `: fulgurite-tokens <sequence> <prompt ids> <ids>
+<log-probabilities>` (base64 of little-endian int32 and float32, `-` for none), each with what was
+generated since the last; a whole reply in a field `fulgurite_tokens`, a list of `[prompt ids, ids,
+log-probabilities]`. More than one sequence cannot be told apart by choice: then there are none.
 
-APIs that have no place for token ids ask for it on top (`x-fulgurite-tokens: 1`). Those that have one ask for both (`instead`): the body
-ends with `IN_BODY`, which a vLLM without the plug-in obeys, and the plug-in cuts off, since packed tokens cost it and us a fraction.
+APIs that have no place for token ids ask for it on top (`x-fulgurite-tokens: 1`). Those that have
+one ask for both (`instead`): the body ends with `IN_BODY`, which a vLLM without the plug-in obeys,
+and the plug-in cuts off, since packed tokens cost it and us a fraction.
 """
 
 from __future__ import annotations
@@ -51,7 +54,9 @@ def checked_ids(ids: list[Any]) -> bytes | None:
 
 
 def checked_logprobs(logprobs: list[Any]) -> bytes | None:
-    """Log-probabilities as the log has them; None if one of them is no number that it has room for."""
+    """Log-probabilities as the log has them; None if one of them is no number that it has
+    room for.
+    """
     try:
         packed = struct.pack(f"<{len(logprobs)}f", *logprobs)
     except (struct.error, OverflowError):
@@ -60,7 +65,9 @@ def checked_logprobs(logprobs: list[Any]) -> bytes | None:
 
 
 class PackedTokens:
-    """What the plug-in sent of one sequence. It is read when it is needed, all at once: a stream tells of each token apart."""
+    """What the plug-in sent of one sequence. It is read when it is needed, all at once: a stream
+    tells of each token apart.
+    """
 
     def __init__(self) -> None:
         self.came = False
@@ -89,10 +96,14 @@ class PackedTokens:
         found = cast("list[Any]", sequences) if isinstance(sequences, list) else []
         for number, packed in enumerate(found):
             parts = cast("list[Any]", packed) if isinstance(packed, list) else []
-            self._take([str(part).encode("utf-8", "replace") for part in (number, *parts)] if parts else [])
+            self._take(
+                [str(part).encode("utf-8", "replace") for part in (number, *parts)] if parts else []
+            )
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Prompt ids, ids and log-probabilities so far; None for what did not come, or cannot be matched."""
+        """Prompt ids, ids and log-probabilities so far; None for what did not come, or cannot be
+        matched.
+        """
         if self._events:
             # The first has the prompt, too.
             first, _, others = b"".join(self._events).partition(b"\n\n")
@@ -106,21 +117,37 @@ class PackedTokens:
 
     def _joined(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         ids, logprobs = b"".join(self._ids), b"".join(self._logprobs)
-        if self._unmatched or len(ids) % 4 or len(self._prompt) % 4 or any_negative(ids) or any_negative(self._prompt):
+        if (
+            self._unmatched
+            or len(ids) % 4
+            or len(self._prompt) % 4
+            or any_negative(ids)
+            or any_negative(self._prompt)
+        ):
             return None, None, None
         paired = ids and len(logprobs) == len(ids) and all_finite(logprobs)
         return self._prompt or None, ids or None, logprobs if paired else None
 
     def _take_comments(self, events: bytes) -> None:
-        self._take(events[len(TOKENS_COMMENT) : -2].replace(b"\n\n" + TOKENS_COMMENT, b" ").split(b" "))
+        self._take(
+            events[len(TOKENS_COMMENT) : -2].replace(b"\n\n" + TOKENS_COMMENT, b" ").split(b" ")
+        )
 
     def _take_single(self, events: bytes) -> bool:
-        """Comments of one token each, decoded together in a third of the time; whether they are that and nothing else."""
+        """Comments of one token each, decoded together in a third of the time; whether they are
+        that and nothing else.
+        """
         text = events.removeprefix(_SINGLE).removesuffix(b"\n\n").replace(b"\n\n" + _SINGLE, b"")
-        # `AAAAAA== AAAAAA==` over and over. With zeros (`A`) for padding it is one text, and each number has two bytes that are none.
+        # `AAAAAA== AAAAAA==` over and over. With zeros (`A`) for padding it is one text, and each
+        # number has two bytes that are none.
         count = text.count(b" ")
         padding = text[6::17] + text[7::17] + text[15::17] + text[16::17]
-        if len(text) != 17 * count or text[8::17] != b" " * count or padding != b"=" * 4 * count or text.count(b"=") != 4 * count:
+        if (
+            len(text) != 17 * count
+            or text[8::17] != b" " * count
+            or padding != b"=" * 4 * count
+            or text.count(b"=") != 4 * count
+        ):
             return False
         try:
             packed = b64decode(text.replace(b" ", b"").replace(b"=", b"A"), validate=True)
@@ -141,10 +168,15 @@ class PackedTokens:
             return
         try:
             for prompt in [packed for packed in fields[1::4] if packed != _NONE]:
-                # Long, where this is ten times as fast; the others are short, mostly, and it would be slower.
+                # Long, where this is ten times as fast; the others are short, mostly, and it would
+                # be slower.
                 self._prompt = b64decode(prompt, validate=True) or self._prompt
-            self._ids += [_unpack(packed, strict_mode=True) for packed in fields[2::4] if packed != _NONE]
-            self._logprobs += [_unpack(packed, strict_mode=True) for packed in fields[3::4] if packed != _NONE]
+            self._ids += [
+                _unpack(packed, strict_mode=True) for packed in fields[2::4] if packed != _NONE
+            ]
+            self._logprobs += [
+                _unpack(packed, strict_mode=True) for packed in fields[3::4] if packed != _NONE
+            ]
         except ValueError:
             self._unmatched = True
 

@@ -1,4 +1,6 @@
-"""APIs that generate nothing: recorded as calls without choices, so that nothing of them is ever trained on."""
+"""APIs that generate nothing: recorded as calls without choices, so that nothing of them is ever
+trained on.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from services.gateway.settings import Route
 
 
 class PlainDialect:
-    """A base of their dialects: the body passes with the upstream's model name, always answered as a whole."""
+    """A base of their dialects: the body passes with the upstream's model name, always answered as
+    a whole.
+    """
 
     def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
         """Nothing is sampled."""
@@ -42,7 +46,9 @@ class PlainCapture(Capture):
             if name in reply and value is not None:
                 reply[name] = value
         self.take_usage(reply.get("usage"), "prompt_tokens", "completion_tokens")
-        self.head = {name: value for name, value in reply.items() if name not in (self._bulk, "usage")}
+        self.head = {
+            name: value for name, value in reply.items() if name not in (self._bulk, "usage")
+        }
         return encode(reply)
 
     def mark(self, chunk: Json) -> Mark:

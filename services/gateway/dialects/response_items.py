@@ -19,14 +19,19 @@ def items_of(given: str | list[Any]) -> list[Any]:
 def checked(before: list[Any], given: list[Any]) -> list[Any]:
     """The given items with each reference replaced by the item of `before` that it names.
 
-    Raises InvalidRequest for a reference to none, and for a tool's output whose call comes nowhere before it.
+    Raises InvalidRequest for a reference to none, and for a tool's output whose call comes nowhere
+    before it.
     """
     items: list[Any] = []
     calls = _Calls(before)
     replaced = False
     for item in given:
         if isinstance(item, dict):
-            found = _referred(before, cast(Json, item)) if _is_reference(cast(Json, item)) else cast(Json, item)
+            found = (
+                _referred(before, cast(Json, item))
+                if _is_reference(cast(Json, item))
+                else cast(Json, item)
+            )
             calls.follow(found)
             replaced = replaced or found is not item
             items.append(found)
@@ -48,9 +53,14 @@ class _Calls:
         """Note a call; raise InvalidRequest for an output without one."""
         self._note(item)
         kind, call_id = item.get("type"), item.get("call_id")
-        if isinstance(kind, str) and kind in _CALLS and (_CALLS[kind], str(call_id)) not in self._made:
+        if (
+            isinstance(kind, str)
+            and kind in _CALLS
+            and (_CALLS[kind], str(call_id)) not in self._made
+        ):
             raise InvalidRequest(
-                f"No tool call found for the {kind} with call_id {call_id!r}: send the item of the call before it, "
+                f"No tool call found for the {kind} with call_id {call_id!r}: send the item of "
+                f"the call before it, "
                 "or the `previous_response_id` of the response that made the call.",
                 param="input",
             )
@@ -64,7 +74,9 @@ class _Calls:
 def _is_reference(item: Json) -> bool:
     """Its type may be left out."""
     kind = item.get("type")
-    return kind == "item_reference" or (kind is None and "role" not in item and isinstance(item.get("id"), str))
+    return kind == "item_reference" or (
+        kind is None and "role" not in item and isinstance(item.get("id"), str)
+    )
 
 
 def _referred(before: list[Any], reference: Json) -> Json:
@@ -73,7 +85,8 @@ def _referred(before: list[Any], reference: Json) -> Json:
         if isinstance(item, dict) and cast(Json, item).get("id") == named:
             return cast(Json, item)
     raise InvalidRequest(
-        f"No item {named!r} to refer to: send the item itself, or the `previous_response_id` of the response that it belongs to, too.",
+        f"No item {named!r} to refer to: send the item itself, or the `previous_response_id` "
+        f"of the response that it belongs to, too.",
         param="input",
         code="item_not_found",
     )

@@ -1,7 +1,8 @@
 """OpenAI's responses: `POST /v1/responses`.
 
-The upstream is asked without state: `previous_response_id` is taken from the log before (`recorded_responses`), and what names other state
-is refused. vLLM is given our id; another upstream's own id becomes part of ours.
+The upstream is asked without state: `previous_response_id` is taken from the log before
+(`recorded_responses`), and what names other state is refused. vLLM is given our id; another
+upstream's own id becomes part of ours.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ _UNKEPT = (
     Unkept("conversation", "send the whole conversation in `input`, or `previous_response_id`."),
     Unkept("background", "the answer would not be recorded. Leave it out."),
     Unkept(
-        "context_management", "nothing is taken out of a conversation here. Leave it out, and send what the model should see in `input`."
+        "context_management",
+        "nothing is taken out of a conversation here. Leave it out, and send what the model "
+        "should see in `input`.",
     ),
 )
 _PREVIOUS = "previous_response_id"
@@ -49,7 +52,9 @@ class Responses(OpenAIErrors):
     path = "/v1/responses"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model`, an `input` and a boolean `stream`, and for state not kept."""
+        """Raises InvalidRequest for what is no JSON object with a `model`, an `input` and a boolean
+        `stream`, and for state not kept.
+        """
         body, alias, stream = parse_envelope(raw, "`model` and `input`")
         take_numbers(body)
         given = body.get("input")
@@ -58,7 +63,9 @@ class Responses(OpenAIErrors):
         refuse_unkept(body, _UNKEPT)
         before = body.get(_PREVIOUS)
         if before is not None and not isinstance(before, str):
-            raise InvalidRequest(f"`{_PREVIOUS}` must be a string: the `id` of a response.", param=_PREVIOUS)
+            raise InvalidRequest(
+                f"`{_PREVIOUS}` must be a string: the `id` of a response.", param=_PREVIOUS
+            )
         whole = not before and given is not None
         return ApiRequest(
             body,
@@ -77,12 +84,16 @@ class Responses(OpenAIErrors):
         return msgspec.structs.replace(sampling, grammar=sampling.grammar or formatted)
 
     def upstream_body(self, request: ApiRequest, route: Route, call_id: str) -> bytes:
-        """See Dialect. Raises InvalidRequest for a stored prompt, which vLLM has none of and would ignore."""
+        """See Dialect. Raises InvalidRequest for a stored prompt, which vLLM has none of and would
+        ignore.
+        """
         body = {**request.body, "model": route.model}
         if route.kind == "vllm":
             if request.body.get("prompt") is not None:
                 raise InvalidRequest(
-                    "`prompt` is not supported: no prompts are stored here. Send its text as `instructions`.", param="prompt"
+                    "`prompt` is not supported: no prompts are stored here. Send its text as "
+                    "`instructions`.",
+                    param="prompt",
                 )
             body["request_id"] = public_completion(call_id, PREFIX)
         return encode(body)
@@ -94,17 +105,27 @@ class Responses(OpenAIErrors):
     def capture(self, request: ApiRequest, route: Route, call_id: str) -> ResponsesCapture:
         """See Dialect."""
         ours = route.kind == "vllm"
-        return ResponsesCapture(call_id, PREFIX, route.alias if ours else None, request.continues, keeps_id=not ours)
+        return ResponsesCapture(
+            call_id, PREFIX, route.alias if ours else None, request.continues, keeps_id=not ours
+        )
 
     def error_event(self, problem: GatewayError) -> bytes:
         """An `error` event of this API; official clients raise it for its `error` field."""
         error: Json = msgspec.json.decode(problem.body())["error"]
-        event = {"type": "error", "code": error["code"], "message": error["message"], "param": error["param"], "sequence_number": 0}
+        event = {
+            "type": "error",
+            "code": error["code"],
+            "message": error["message"],
+            "param": error["param"],
+            "sequence_number": 0,
+        }
         return b"event: error\ndata: " + encode({**event, "error": error}) + b"\n\n"
 
 
 def following(request: ApiRequest, before: list[Any]) -> ApiRequest:
-    """The request with the conversation that it builds on in front of its own input, and no state named. Raises InvalidRequest."""
+    """The request with the conversation that it builds on in front of its own input, and no state
+    named. Raises InvalidRequest.
+    """
     given = request.body.get("input")
     items = [*before, *checked(before, items_of(given) if given is not None else [])]
     body = {name: value for name, value in request.body.items() if name != _PREVIOUS}

@@ -23,15 +23,21 @@ from services.gateway.dialects.packed import PackedCapture
 
 _ENDS = ("response.completed", "response.incomplete", "response.failed")
 _CALLS = ("function_call", "custom_tool_call")
-_NOT_HEAD = frozenset({"output", "usage", "tools", "instructions", "input_messages", "output_messages"})
+_NOT_HEAD = frozenset(
+    {"output", "usage", "tools", "instructions", "input_messages", "output_messages"}
+)
 """What is recorded elsewhere, in the request or as the choice."""
 
 
 class ResponsesCapture(PackedCapture):
     """A response."""
 
-    def __init__(self, call_id: str, prefix: str, alias: str | None, previous: Any, *, keeps_id: bool) -> None:
-        """`previous` is the agent's own `previous_response_id`; `keeps_id` makes the upstream's id part of ours."""
+    def __init__(
+        self, call_id: str, prefix: str, alias: str | None, previous: Any, *, keeps_id: bool
+    ) -> None:
+        """`previous` is the agent's own `previous_response_id`; `keeps_id` makes the upstream's id
+        part of ours.
+        """
         super().__init__(public_completion(call_id, prefix), alias)
         self._call_id = call_id
         self._prefix = prefix
@@ -81,7 +87,9 @@ class ResponsesCapture(PackedCapture):
             self._end_item(index, mapping(chunk, "item"))
         elif kind.endswith(".delta") and "output_index" in chunk:
             known = self._known(chunk.get("item_id"), index)
-            _extend(self._begin_item(index, {}) if known is None else known, kind, chunk.get("delta"))
+            _extend(
+                self._begin_item(index, {}) if known is None else known, kind, chunk.get("delta")
+            )
         return encode(chunk)
 
     def finished(self) -> bool:
@@ -101,7 +109,10 @@ class ResponsesCapture(PackedCapture):
         """See Capture."""
         if self._status == "failed":
             return FailureKind.upstream_error
-        if any(item.get("type") == "function_call" and not arguments_parse(item.get("arguments")) for item in self._items.ordered()):
+        if any(
+            item.get("type") == "function_call" and not arguments_parse(item.get("arguments"))
+            for item in self._items.ordered()
+        ):
             return FailureKind.tool_parse_error
         return FailureKind.truncated if self.finish_reason == "length" else None
 
@@ -140,7 +151,9 @@ class ResponsesCapture(PackedCapture):
         return self._items.last(count(index) or 0) if named is None else named
 
     def _end(self, response: Json, kind: str) -> None:
-        """Take the last word of the response; `kind` is what its event calls it, empty for a whole answer."""
+        """Take the last word of the response; `kind` is what its event calls it, empty for a whole
+        answer.
+        """
         output: Any = response.get("output")
         items = mappings(output)
         if isinstance(output, list) and len(items) < len(cast("list[Any]", output)):
@@ -153,7 +166,11 @@ class ResponsesCapture(PackedCapture):
         self._status = joined(status) if isinstance(status, str) else kind or "unknown"
         if self._status == "incomplete":
             reason = mapping(response, "incomplete_details").get("reason")
-            self.finish_reason = joined(reason) if isinstance(reason, str) and reason != "max_output_tokens" else "length"
+            self.finish_reason = (
+                joined(reason)
+                if isinstance(reason, str) and reason != "max_output_tokens"
+                else "length"
+            )
         elif self._status == "completed":
             called = any(item.get("type") in _CALLS for item in self._items.ordered())
             self.finish_reason = "tool_calls" if called else "stop"
@@ -162,7 +179,9 @@ class ResponsesCapture(PackedCapture):
 
 
 def _extend(item: Json, kind: str, delta: Any) -> None:
-    """Add a delta to an item that is not done: only of an answer that breaks off, or does not repeat its items at the end."""
+    """Add a delta to an item that is not done: only of an answer that breaks off, or does not
+    repeat its items at the end.
+    """
     if not isinstance(delta, str):
         return
     if kind.endswith(("_arguments.delta", "_input.delta")):
@@ -170,9 +189,17 @@ def _extend(item: Json, kind: str, delta: Any) -> None:
         known = item.get(name)
         item[name] = (known if isinstance(known, str) else "") + delta
         return
-    part = "output_text" if kind == "response.output_text.delta" else kind.removeprefix("response.").removesuffix(".delta")
+    part = (
+        "output_text"
+        if kind == "response.output_text.delta"
+        else kind.removeprefix("response.").removesuffix(".delta")
+    )
     content = mappings(item.get("content"))
-    if not content or content[-1].get("type") != part or not isinstance(content[-1].get("text"), str):
+    if (
+        not content
+        or content[-1].get("type") != part
+        or not isinstance(content[-1].get("text"), str)
+    ):
         content.append({"type": part, "text": ""})
     content[-1]["text"] += delta
     item["content"] = content

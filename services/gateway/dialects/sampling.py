@@ -13,7 +13,17 @@ from services.gateway.dialects.dialect import mapping
 _LEAST_TEMPERATURE = 0.01
 """vLLM takes a temperature between 0 and this for this."""
 
-_NUMBERS = frozenset({"temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"})
+_NUMBERS = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+    }
+)
 
 _BIASES = frozenset(
     {
@@ -30,22 +40,32 @@ _BIASES = frozenset(
 )
 """Each makes some tokens likelier or impossible, whatever the model says."""
 
-_GRAMMARS = frozenset({"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"})
+_GRAMMARS = frozenset(
+    {"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"}
+)
 
 _ASKED = _NUMBERS | _BIASES | _GRAMMARS | {"response_format", "tool_choice", "seed"}
 """All that is looked at, but for the limits."""
 
 
 def sampling_of(body: Json, defaults: Sampling, *limits: str) -> Sampling:
-    """Of a body whose numbers were read (`numbers`). `limits` are the fields that bound the answer's length."""
+    """Of a body whose numbers were read (`numbers`). `limits` are the fields that bound the
+    answer's length.
+    """
     asked = _ASKED.intersection(body)
-    given: dict[str, Any] = {name: body[name] for name in asked & _NUMBERS if body[name] is not None}
+    given: dict[str, Any] = {
+        name: body[name] for name in asked & _NUMBERS if body[name] is not None
+    }
     for name in given.keys() - {"top_k"}:
         given[name] = float(given[name])
     if 0 < given.get("temperature", 0) < _LEAST_TEMPERATURE:
         given["temperature"] = _LEAST_TEMPERATURE
     if not asked <= _NUMBERS:
-        given |= {"logit_bias": _any_of(body, _BIASES), "grammar": _bound_by_grammar(body), "seed": body.get("seed")}
+        given |= {
+            "logit_bias": _any_of(body, _BIASES),
+            "grammar": _bound_by_grammar(body),
+            "seed": body.get("seed"),
+        }
     return msgspec.structs.replace(defaults, **given, max_tokens=_first(body, limits))
 
 

@@ -1,7 +1,8 @@
 """Tool calls of a stream, put together from its fragments.
 
-Upstreams number calls from 0, from 1, all alike, with gaps, out of order or not at all. What a fragment belongs to is told by its id,
-then by its index: a new id begins a call, a fragment without one goes on with the last call of its index, one with neither with the last.
+Upstreams number calls from 0, from 1, all alike, with gaps, out of order or not at all. What a
+fragment belongs to is told by its id, then by its index: a new id begins a call, a fragment without
+one goes on with the last call of its index, one with neither with the last.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ _APPENDED = ("arguments", "input")
 
 
 class ToolCalls:
-    """The calls of one choice, in the order of their indices, and as they came where these are alike."""
+    """The calls of one choice, in the order of their indices, and as they came where these are
+    alike.
+    """
 
     def __init__(self) -> None:
         self._calls = Numbered()
@@ -64,13 +67,16 @@ def _extend(call: Json, fragment: Json) -> None:
 
 
 def _begins(call: Json, fragment: Json, name: str | int | None, *, placed: bool) -> bool:
-    """Whether a fragment is not of this call, the last of its index (or the last at all), whose id it does not bear."""
+    """Whether a fragment is not of this call, the last of its index (or the last at all), whose id
+    it does not bear.
+    """
     before, now = _function(call), _function(fragment)
     if name is not None and _id(call) is not None:
         return True
     if not now.get("name") or not before.get("name"):
         return False
-    # A second call without an id: what is whole cannot go on, and without an index another name tells.
+    # A second call without an id: what is whole cannot go on, and without an index another name
+    # tells.
     whole = bool(before.get("arguments")) and arguments_parse(before.get("arguments"))
     return (whole and bool(now.get("arguments"))) or (not placed and now["name"] != before["name"])
 
@@ -87,4 +93,8 @@ def _id(call: Json) -> str | int | None:
 
 def _index(value: Any) -> int | None:
     """The index, also as text; None for what is none."""
-    return count(int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else value)
+    return count(
+        int(value)
+        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10
+        else value
+    )

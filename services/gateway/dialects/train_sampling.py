@@ -1,8 +1,9 @@
-"""`sampling.train`: calls of mode `train` are sampled as their alias declares, whatever the agent asked, because only what was sampled
-from the policy's own distribution can be learned from. Pure.
+"""`sampling.train`: calls of mode `train` are sampled as their alias declares, whatever the agent
+asked, because only what was sampled from the policy's own distribution can be learned from. Pure.
 
-Only what differs is changed: an agent that asks for temperature 0.2 gets 1 while it trains, and 0.2 in any other mode. Penalties, biases,
-grammars, seeds and limits stay the agent's. What was really used is recorded, and told in the header `x-fulgurite-sampling`.
+Only what differs is changed: an agent that asks for temperature 0.2 gets 1 while it trains, and 0.2
+in any other mode. Penalties, biases, grammars, seeds and limits stay the agent's. What was really
+used is recorded, and told in the header `x-fulgurite-sampling`.
 """
 
 from __future__ import annotations
@@ -31,14 +32,21 @@ class TrainSamplings:
 
     def __init__(self, declared: Mapping[str, TrainSampling]) -> None:
         self._declared = {alias: one.model_dump() for alias, one in declared.items()}
-        self._told = {alias: ", ".join(f"{name}={value:g}" for name, value in one.items()) for alias, one in self._declared.items()}
+        self._told = {
+            alias: ", ".join(f"{name}={value:g}" for name, value in one.items())
+            for alias, one in self._declared.items()
+        }
 
     def apply(self, request: ApiRequest, sampling: Sampling, route: Route, mode: Mode) -> Sampled:
-        """The request, changed if its alias declares it, is trained, and the call is for training."""
+        """The request, changed if its alias declares it, is trained, and the call is for
+        training.
+        """
         declared = self._declared.get(request.alias)
         if declared is None or mode is not Mode.train or route.policy is None:
             return Sampled(request, sampling)
-        changes = {name: value for name, value in declared.items() if getattr(sampling, name) != value}
+        changes = {
+            name: value for name, value in declared.items() if getattr(sampling, name) != value
+        }
         if changes:
             request = msgspec.structs.replace(request, body={**request.body, **changes})
             sampling = msgspec.structs.replace(sampling, **changes)

@@ -1,6 +1,8 @@
-"""Raw ASGI, for the routes that every call takes: headers, a bounded body, a whole reply, a client that goes away.
+"""Raw ASGI, for the routes that every call takes: headers, a bounded body, a whole reply, a client
+that goes away.
 
-`ClientWatch` cancels what runs inside it when the client closes the connection, and turns that into ClientGone.
+`ClientWatch` cancels what runs inside it when the client closes the connection, and turns that into
+ClientGone.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class BodyBounds(NamedTuple):
 
 
 async def read_body(headers: Headers, receive: Receive, bounds: BodyBounds) -> bytes:
-    """The whole body: inflated, without a byte order mark. Raises InvalidRequest and its kinds, ClientGone."""
+    """The whole body: inflated, without a byte order mark. Raises InvalidRequest and its kinds,
+    ClientGone.
+    """
     if _declares_more(headers, bounds.size):
         raise _too_large(bounds)
     body = await _received(receive, bounds)
@@ -87,14 +91,17 @@ async def check_bounds(body: bytes, bounds: BodyBounds) -> None:
         raise _too_large(bounds)
     if await has_more_values(body, bounds.values):
         raise BodyTooLarge(
-            f"The body has more than {bounds.values:,} arrays, objects and commas outside of texts. "
+            f"The body has more than {bounds.values:,} arrays, objects and commas outside of "
+            f"texts. "
             "Send less, or raise FULGURITE_MAX_BODY_VALUES.",
             code="too_many_values",
         )
 
 
 async def _received(receive: Receive, bounds: BodyBounds) -> bytes:
-    """All of it. The connection's protocol wakes whoever waits for a body whose time is over: a timer here would cost every call."""
+    """All of it. The connection's protocol wakes whoever waits for a body whose time is over: a
+    timer here would cost every call.
+    """
     pieces: list[bytes] = []
     size, more = 0, True
     begun = monotonic()
@@ -108,7 +115,10 @@ async def _received(receive: Receive, bounds: BodyBounds) -> bytes:
             raise _too_large(bounds)
         more = message.get("more_body", False)
         if more and monotonic() - begun > bounds.timeout_s:
-            raise RequestTimeout(f"The body did not arrive within {bounds.timeout_s:g} s (FULGURITE_REQUEST_TIMEOUT_S).")
+            raise RequestTimeout(
+                f"The body did not arrive within {bounds.timeout_s:g} s "
+                f"(FULGURITE_REQUEST_TIMEOUT_S)."
+            )
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -119,7 +129,10 @@ def _declares_more(headers: Headers, limit: int) -> bool:
 
 
 def _too_large(bounds: BodyBounds) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is over the limit of {bounds.size} bytes. Send less, or raise {bounds.size_setting}.")
+    return BodyTooLarge(
+        f"The body is over the limit of {bounds.size} bytes. Send less, or raise "
+        f"{bounds.size_setting}."
+    )
 
 
 async def start(send: Send, status: int, headers: list[Header]) -> None:
@@ -133,7 +146,9 @@ async def reply(send: Send, status: int, body: bytes, headers: list[Header]) -> 
     await send({"type": "http.response.body", "body": body})
 
 
-async def reply_problem(send: Send, problem: GatewayError, headers: list[Header], body: bytes | None = None) -> None:
+async def reply_problem(
+    send: Send, problem: GatewayError, headers: list[Header], body: bytes | None = None
+) -> None:
     """An error, in OpenAI's shape unless its body is given."""
     extra = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
     await reply(send, problem.status, problem.body() if body is None else body, [*headers, *extra])
@@ -145,12 +160,14 @@ async def piece(send: Send, data: bytes, *, last: bool = False) -> None:
 
 
 _AT_ONCE_S = 0.05
-"""What is answered sooner is not watched: it would cost as much as the reply itself, and nothing is won."""
+"""What is answered sooner is not watched: it would cost as much as the reply itself, and nothing is
+won.
+"""
 
 
 class ClientWatch:
-    """`async with ClientWatch(receive): ...` raises ClientGone inside once the client has closed the connection: at once, but for the
-    first moment.
+    """`async with ClientWatch(receive): ...` raises ClientGone inside once the client has closed
+    the connection: at once, but for the first moment.
     """
 
     def __init__(self, receive: Receive) -> None:
@@ -165,7 +182,12 @@ class ClientWatch:
         self._timer = asyncio.get_running_loop().call_later(_AT_ONCE_S, self._begin)
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._watcher is not None:

@@ -1,8 +1,10 @@
-"""One connection within its bounds, before anybody has shown a key: a head of so many bytes, in so much time, and room for new clients.
+"""One connection within its bounds, before anybody has shown a key: a head of so many bytes, in so
+much time, and room for new clients.
 
-uvicorn's protocol keeps all headers that come and waits for ever for what does not. Here a head that is too large gets 431; a connection
-that does not begin a request, or begins and does not go on, is closed. Where clients hold more connections than the process may open files
-for, those that have waited longest without a request make room: `/healthz` and the agents still get through.
+uvicorn's protocol keeps all headers that come and waits for ever for what does not. Here a head
+that is too large gets 431; a connection that does not begin a request, or begins and does not go
+on, is closed. Where clients hold more connections than the process may open files for, those that
+have waited longest without a request make room: `/healthz` and the agents still get through.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ class _TooMuch(Exception):
 class GuardedProtocol(OneWriteProtocol):
     """One connection. The class's attributes are every connection's of one server.
 
-    What came is looked at after each read, not at each header: a request that came whole, as most do, costs next to nothing. So a head may
-    be larger than its bound by what one read brings (256 KiB) before it is refused.
+    What came is looked at after each read, not at each header: a request that came whole, as most
+    do, costs next to nothing. So a head may be larger than its bound by what one read brings (256
+    KiB) before it is refused.
     """
 
     request_timeout_s = 60.0
@@ -48,7 +51,8 @@ class GuardedProtocol(OneWriteProtocol):
     """What the timer is for."""
     _refused = _head_refused = False
     _received = 0
-    """Bytes of an incomplete head; after it of all that came later, less 16 for each of the body."""
+    """Bytes of an incomplete head; after it of all that came later, less 16 for each of the body.
+    """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
@@ -84,7 +88,9 @@ class GuardedProtocol(OneWriteProtocol):
 
     def on_headers_complete(self) -> None:
         """See httptools."""
-        if len(self.headers) > MAX_HEADERS or (self._received > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES):
+        if len(self.headers) > MAX_HEADERS or (
+            self._received > MAX_HEAD_BYTES and self._head_size() > MAX_HEAD_BYTES
+        ):
             self._head_refused = True
             raise _TooMuch
         self._received = 0
@@ -115,8 +121,8 @@ class GuardedProtocol(OneWriteProtocol):
             body = problem.body()
             self.transport.write(
                 STATUS_LINE[problem.status]
-                + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
-                + body
+                + b"content-type: application/json\r\nconnection: close\r\ncontent-length: "
+                b"%d\r\n\r\n" % len(body) + body
             )
         self.transport.close()
 
@@ -127,7 +133,9 @@ class GuardedProtocol(OneWriteProtocol):
         self._awaited = awaited
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(self.request_timeout_s, self._give_up) if awaited else None
+        self._timer = (
+            self.loop.call_later(self.request_timeout_s, self._give_up) if awaited else None
+        )
 
     def _give_up(self) -> None:
         if self._awaited == "body":
@@ -139,7 +147,9 @@ class GuardedProtocol(OneWriteProtocol):
 
 
 def protocol_class(
-    write_timeout_s: float, request_timeout_s: float = GuardedProtocol.request_timeout_s, most_connections: int = 10_000
+    write_timeout_s: float,
+    request_timeout_s: float = GuardedProtocol.request_timeout_s,
+    most_connections: int = 10_000,
 ) -> type[GuardedProtocol]:
     """For uvicorn, which makes one of each connection."""
 
@@ -154,7 +164,9 @@ def protocol_class(
 
 
 def raise_open_files() -> int:
-    """Let the process open as many files as its hard limit allows, within reason; returns how many."""
+    """Let the process open as many files as its hard limit allows, within reason; returns
+    how many.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -164,4 +176,7 @@ def raise_open_files() -> int:
 
 
 def _too_large() -> HeadTooLarge:
-    return HeadTooLarge(f"The request's head is too large: at most {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers are taken.")
+    return HeadTooLarge(
+        f"The request's head is too large: at most {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} "
+        f"headers are taken."
+    )

@@ -1,6 +1,8 @@
-"""Compressed request bodies: gzip, deflate and zstd, inflated within the limit of the body, outside the event loop.
+"""Compressed request bodies: gzip, deflate and zstd, inflated within the limit of the body, outside
+the event loop.
 
-What is allocated never exceeds the limit, however small the compressed body was: inflating ends with the first byte too many.
+What is allocated never exceeds the limit, however small the compressed body was: inflating ends
+with the first byte too many.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class TooLong(Exception):
 
 
 async def inflate(body: bytes, encoding: str, limit: int) -> bytes:
-    """The body as it was before `Content-Encoding`. Raises UnsupportedEncoding, InvalidRequest for damaged data, TooLong."""
+    """The body as it was before `Content-Encoding`. Raises UnsupportedEncoding, InvalidRequest for
+    damaged data, TooLong.
+    """
     name = encoding.strip().lower()
     name = _SAME.get(name, name)
     if name in ("", "identity"):
@@ -34,7 +38,10 @@ async def inflate(body: bytes, encoding: str, limit: int) -> bytes:
         raise UnsupportedEncoding(encoding, ACCEPTED)
     inflated = await asyncio.to_thread(_zstd if name == "zstd" else _zlib, body, name, limit)
     if inflated is None:
-        raise InvalidRequest(f"The body is not valid {name}, though its Content-Encoding says so: it is damaged, cut or followed by more.")
+        raise InvalidRequest(
+            f"The body is not valid {name}, though its Content-Encoding says so: it is "
+            f"damaged, cut or followed by more."
+        )
     return inflated
 
 
@@ -51,7 +58,11 @@ def _zlib(body: bytes, name: str, limit: int) -> bytes | None:
 
 def _deflate_window(body: bytes) -> int:
     """HTTP's deflate has zlib's two bytes in front; some clients leave them out."""
-    framed = len(body) > 1 and body[0] & 0x0F == zlib.DEFLATED and int.from_bytes(body[:2], "big") % 31 == 0
+    framed = (
+        len(body) > 1
+        and body[0] & 0x0F == zlib.DEFLATED
+        and int.from_bytes(body[:2], "big") % 31 == 0
+    )
     return zlib.MAX_WBITS if framed else -zlib.MAX_WBITS
 
 

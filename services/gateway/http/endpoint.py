@@ -1,7 +1,9 @@
-"""The one endpoint behind every model API: what an unmodified agent talks to, also under `/rollouts/{rollout}`.
+"""The one endpoint behind every model API: what an unmodified agent talks to, also under
+`/rollouts/{rollout}`.
 
-Every call ends as one event of `llm.calls`, whatever became of it. A completed answer's completion marker (the reply; in a stream
-what the dialect's capture marks) leaves only after Kafka acknowledged that event.
+Every call ends as one event of `llm.calls`, whatever became of it. A completed answer's completion
+marker (the reply; in a stream what the dialect's capture marks) leaves only after Kafka
+acknowledged that event.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ _NO_STREAMS = ("application/json", "application/problem+json", "text/html")
 
 
 class Endpoint:
-    """A raw ASGI endpoint over a dialect: FastAPI's own request handling would cost as much again as everything done here."""
+    """A raw ASGI endpoint over a dialect: FastAPI's own request handling would cost as much again
+    as everything done here.
+    """
 
     def __init__(self, desk: Desk, dialect: Dialect) -> None:
         self._desk = desk
@@ -77,7 +81,9 @@ class Endpoint:
             if draft.event is not None and (draft.event.status_code or 0) >= _SERVER_ERROR:
                 _tell(draft.event)
 
-    async def _serve(self, draft: Draft, named: Named, headers: asgi.Headers, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self, draft: Draft, named: Named, headers: asgi.Headers, receive: Receive, send: Send
+    ) -> None:
         try:
             call = await self._admit(draft, named, headers, receive)
         except ClientGone:
@@ -95,8 +101,12 @@ class Endpoint:
         finally:
             self._desk.recorder.end(call.call_id)
 
-    async def _admit(self, draft: Draft, named: Named, headers: asgi.Headers, receive: Receive) -> Call:
-        """Everything that can be said against a call before it reaches an upstream. Raises GatewayError, ClientGone."""
+    async def _admit(
+        self, draft: Draft, named: Named, headers: asgi.Headers, receive: Receive
+    ) -> Call:
+        """Everything that can be said against a call before it reaches an upstream. Raises
+        GatewayError, ClientGone.
+        """
         caller = await self._caller(draft, headers, named)
         request = await self._read(draft, caller, named, headers, receive)
         if request.continues is not None:
@@ -104,13 +114,19 @@ class Endpoint:
         draft.sampling = self._dialect.sampling(request, self._desk.sampling)
         person = asgi.header(headers, SUBJECT_HEADER.encode()) or request.user
         draft.subject = subject_of(person, self._desk.ring.signing_secret) if person else None
-        who, call_id = await self._identify(draft, caller, _also(named, request, len(draft.raw or "")), request.alias)
+        who, call_id = await self._identify(
+            draft, caller, _also(named, request, len(draft.raw or "")), request.alias
+        )
         draft.keep_alive_s = keep_alive_s(headers, self._desk.settings.keep_alive_s)
         route = self._route(request)
         self._desk.recorder.check(who.mode)
-        request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(request, draft.sampling, route, who.mode)
+        request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(
+            request, draft.sampling, route, who.mode
+        )
         self._desk.dispatcher.admission.size(draft.key, len(draft.raw or ""))
-        return Call(draft, who, call_id, request, route, self._dialect.capture(request, route, call_id))
+        return Call(
+            draft, who, call_id, request, route, self._dialect.capture(request, route, call_id)
+        )
 
     async def _caller(self, draft: Draft, headers: asgi.Headers, named: Named) -> Caller:
         """Whose key it is. Raises Unauthorized, Forbidden."""
@@ -120,15 +136,25 @@ class Endpoint:
         except ExpiredKey as problem:
             # Genuine, only late: it is still known whose call it was.
             claims = problem.claims
-            await self._identify(draft, Caller(claims.rollout, admin=False, claims=claims), Named(agent=named.agent), "")
+            await self._identify(
+                draft,
+                Caller(claims.rollout, admin=False, claims=claims),
+                Named(agent=named.agent),
+                "",
+            )
             raise
         draft.secret, draft.key = bearer(authorization), caller.owner
         if caller.claims is not None and CALL not in caller.claims.scopes:
             await self._identify(draft, caller, Named(agent=named.agent), "")
-            raise Forbidden("This key is for rewards only: the agent's calls need the rollout's `api_key`, not its `reward_key`.")
+            raise Forbidden(
+                "This key is for rewards only: the agent's calls need the rollout's `api_key`, "
+                "not its `reward_key`."
+            )
         return caller
 
-    async def _read(self, draft: Draft, caller: Caller, named: Named, headers: asgi.Headers, receive: Receive) -> ApiRequest:
+    async def _read(
+        self, draft: Draft, caller: Caller, named: Named, headers: asgi.Headers, receive: Receive
+    ) -> ApiRequest:
         """What is asked. Raises InvalidRequest; by then it is known whose call it was."""
         try:
             raw = await asgi.read_body(headers, receive, self._bounds)
@@ -139,26 +165,41 @@ class Endpoint:
             raise
         return request
 
-    async def _go_on(self, draft: Draft, caller: Caller, named: Named, request: ApiRequest) -> ApiRequest:
-        """The request with what it builds on. Raises NotFound, InvalidRequest, Unavailable; by then it is known whose call it was."""
+    async def _go_on(
+        self, draft: Draft, caller: Caller, named: Named, request: ApiRequest
+    ) -> ApiRequest:
+        """The request with what it builds on. Raises NotFound, InvalidRequest, Unavailable; by then
+        it is known whose call it was.
+        """
         try:
             draft.request, draft.raw = await self._desk.responses.continued(caller, request)
         except GatewayError:
-            await self._identify(draft, caller, _also(named, request, len(draft.raw or "")), request.alias)
+            await self._identify(
+                draft, caller, _also(named, request, len(draft.raw or "")), request.alias
+            )
             raise
         return draft.request
 
-    async def _identify(self, draft: Draft, caller: Caller, named: Named, alias: str) -> tuple[Identified, str]:
+    async def _identify(
+        self, draft: Draft, caller: Caller, named: Named, alias: str
+    ) -> tuple[Identified, str]:
         identify = self._desk.identifier.identify
         try:
             who = await identify(caller, named, alias, draft.started_at)
         except GatewayError:
-            # The request names another rollout than its key, or none that there is: it is the key's that made it.
+            # The request names another rollout than its key, or none that there is: it is the key's
+            # that made it.
             if named != (own := Named(agent=named.agent)):
                 await self._identify(draft, caller, own, alias)
             raise
-        draft.owner = who, completion_of(who.rollout_id, who.attempt, os.urandom(5), self._desk.ring.signing_secret)
-        # Each call is served in a task, hence a context, of its own: every later line of the log bears both.
+        draft.owner = (
+            who,
+            completion_of(
+                who.rollout_id, who.attempt, os.urandom(5), self._desk.ring.signing_secret
+            ),
+        )
+        # Each call is served in a task, hence a context, of its own: every later line of the log
+        # bears both.
         bind_contextvars(rollout_id=who.rollout_id, call_id=draft.owner[1])
         return draft.owner
 
@@ -166,7 +207,11 @@ class Endpoint:
         route = self._desk.routes.get(request.alias)
         if route is None:
             known = ", ".join(sorted(self._desk.routes))
-            raise NotFound(f"Unknown model {request.alias!r}. This gateway serves: {known}.", param="model", code="model_not_found")
+            raise NotFound(
+                f"Unknown model {request.alias!r}. This gateway serves: {known}.",
+                param="model",
+                code="model_not_found",
+            )
         return route
 
     async def _refuse(self, draft: Draft, problem: GatewayError, send: Send) -> None:
@@ -212,22 +257,33 @@ class Endpoint:
             await self._reply_problem(send, withheld, call.reply_headers())
 
     def _take(self, call: Call, raw: bytes) -> bytes:
-        """A whole answer → the body for the agent. Raises UpstreamBroken, with the upstream's own words where it has any."""
+        """A whole answer → the body for the agent. Raises UpstreamBroken, with the upstream's own
+        words where it has any.
+        """
         backend, capture = call.route.backend, call.capture
         try:
             reply: Any = capture.decode_reply(raw)
         except ValueError as error:
             said = raw[:_EXCERPT].decode("utf-8", "replace")
-            raise UpstreamBroken(f"The answer of the model server {backend!r} is not JSON: {said!r}.") from error
-        body = capture.take_reply(cast("dict[str, Any]", reply)) if isinstance(reply, dict) else None
+            raise UpstreamBroken(
+                f"The answer of the model server {backend!r} is not JSON: {said!r}."
+            ) from error
+        body = (
+            capture.take_reply(cast("dict[str, Any]", reply)) if isinstance(reply, dict) else None
+        )
         if body is not None:
             return body
         if capture.error is not None:
-            raise UpstreamBroken(f"The model server {backend!r} answered with an error: {capture.error}")
-        raise UpstreamBroken(f"The answer of the model server {backend!r} is no answer of {self._dialect.path}.")
+            raise UpstreamBroken(
+                f"The model server {backend!r} answered with an error: {capture.error}"
+            )
+        raise UpstreamBroken(
+            f"The answer of the model server {backend!r} is no answer of {self._dialect.path}."
+        )
 
     async def _refuse_whole(self, call: Call, upstream: UpstreamReply) -> bytes:
-        """Raise UpstreamBroken for an answer that is no stream, although one was asked for. What it says is recorded.
+        """Raise UpstreamBroken for an answer that is no stream, although one was asked for. What it
+        says is recorded.
 
         Returns what was read of a stream to find out: all of one whose `Content-Type` is another's.
         """
@@ -239,7 +295,8 @@ class Endpoint:
             return raw
         self._take(call, raw)
         raise UpstreamBroken(
-            f"The model server {call.route.backend!r} was asked for a stream and sent a whole answer. Ask it without `stream`."
+            f"The model server {call.route.backend!r} was asked for a stream and sent a whole "
+            f"answer. Ask it without `stream`."
         )
 
     def _event_stream(self, call: Call, send: Send) -> EventStream:
@@ -262,7 +319,11 @@ class Endpoint:
                         await self._relay(call, upstream, relay, stream, read)
                         call.answered()
             if capture.error is not None or not capture.finished():
-                raise UpstreamBroken(capture.error or f"The stream of the model server {call.route.backend!r} ended before its answer did.")
+                raise UpstreamBroken(
+                    capture.error
+                    or f"The stream of the model server {call.route.backend!r} ended before "
+                    f"its answer did."
+                )
         except ClientGone:
             await self._record_failed(call, outcome=CallOutcome.client_disconnected)
         except GatewayError as problem:
@@ -277,10 +338,19 @@ class Endpoint:
             raise
         else:
             withheld = await self._record_answer(call)
-            await stream.end(b"".join(relay.held) if withheld is None else self._dialect.error_event(withheld))
+            await stream.end(
+                b"".join(relay.held) if withheld is None else self._dialect.error_event(withheld)
+            )
             self._desk.metrics.added_seconds.observe(call.added_s())
 
-    async def _relay(self, call: Call, upstream: UpstreamReply, relay: StreamRelay, stream: EventStream, read: bytes) -> None:
+    async def _relay(
+        self,
+        call: Call,
+        upstream: UpstreamReply,
+        relay: StreamRelay,
+        stream: EventStream,
+        read: bytes,
+    ) -> None:
         """Pass on what was `read` before, and what comes."""
         if read:
             await self._pass_on(call, relay.feed(read), stream)
@@ -296,7 +366,9 @@ class Endpoint:
             await stream.piece(passed)
 
     async def _record_answer(self, call: Call) -> GatewayError | None:
-        """Return once the answer is in the log; the problem if it cannot be, and must be withheld."""
+        """Return once the answer is in the log; the problem if it cannot be, and must be
+        withheld.
+        """
         metrics, first = self._desk.metrics, call.first_token_at or call.started_at
         metrics.upstream_seconds.observe(call.upstream_s())
         metrics.first_token_seconds.observe((first - call.started_at) / 1000)
@@ -307,10 +379,17 @@ class Endpoint:
             delivery = await self._desk.recorder.record_call(event)
         except Unavailable as problem:
             metrics.withheld.inc()
-            return await self._record_withheld(call) if isinstance(problem, Unrecordable) else problem
+            return (
+                await self._record_withheld(call) if isinstance(problem, Unrecordable) else problem
+            )
         except Exception as error:
             # Whatever an upstream answers, there is an event of the call.
-            log.error("an answer makes no event", call_id=call.call_id, backend=call.route.backend, exc_info=error)
+            log.error(
+                "an answer makes no event",
+                call_id=call.call_id,
+                backend=call.route.backend,
+                exc_info=error,
+            )
             metrics.withheld.inc()
             return await self._record_withheld(call)
         finally:
@@ -320,12 +399,21 @@ class Endpoint:
         try:
             await self._desk.responses.remember(event, delivery)
         except Exception as error:
-            log.error("a response is not remembered: the next one cannot build on it", call_id=call.call_id, exc_info=error)
+            log.error(
+                "a response is not remembered: the next one cannot build on it",
+                call_id=call.call_id,
+                exc_info=error,
+            )
         return None
 
     def _remember(self, call: Call) -> asyncio.Task[None] | None:
-        """While the log takes the answer, note whose conversation it is, and its tokens: the agent's next call must find them."""
-        if call.who.conversation is None and call.request.alias not in self._desk.dispatcher.continuation.aliases:
+        """While the log takes the answer, note whose conversation it is, and its tokens: the
+        agent's next call must find them.
+        """
+        if (
+            call.who.conversation is None
+            and call.request.alias not in self._desk.dispatcher.continuation.aliases
+        ):
             return None
         return asyncio.create_task(self._keep(call))
 
@@ -336,15 +424,29 @@ class Endpoint:
             await self._desk.dispatcher.continuation.remember(call)
         except Exception as error:
             # The answer is good all the same.
-            log.error("an answer is not remembered: the next turn opens a rollout of its own", call_id=call.call_id, exc_info=error)
+            log.error(
+                "an answer is not remembered: the next turn opens a rollout of its own",
+                call_id=call.call_id,
+                exc_info=error,
+            )
 
     async def _record_withheld(self, call: Call) -> UpstreamBroken:
-        """Record an answer that makes no event as broken, without what it said; returns the problem that the client gets."""
-        problem = UpstreamBroken(f"The answer of the model server {call.route.backend!r} cannot be recorded, and is not given.")
+        """Record an answer that makes no event as broken, without what it said; returns the problem
+        that the client gets.
+        """
+        problem = UpstreamBroken(
+            f"The answer of the model server {call.route.backend!r} cannot be recorded, and is "
+            f"not given."
+        )
         await self._record_quietly(self._event(call, problem, with_answer=False))
         return problem
 
-    async def _record_failed(self, call: Call, problem: GatewayError | None = None, outcome: CallOutcome = CallOutcome.success) -> None:
+    async def _record_failed(
+        self,
+        call: Call,
+        problem: GatewayError | None = None,
+        outcome: CallOutcome = CallOutcome.success,
+    ) -> None:
         """Record a call without a complete answer: with what came of it, if that makes an event."""
         try:
             event = self._event(call, problem, outcome)
@@ -355,36 +457,66 @@ class Endpoint:
             else:
                 log.warning("a call without an answer is not in the log", call_id=call.call_id)
         except Exception as error:
-            log.error("an answer makes no event", call_id=call.call_id, backend=call.route.backend, exc_info=error)
+            log.error(
+                "an answer makes no event",
+                call_id=call.call_id,
+                backend=call.route.backend,
+                exc_info=error,
+            )
             await self._record_quietly(self._event(call, problem, outcome, with_answer=False))
 
     async def _record_quietly(self, event: LlmCall) -> None:
-        """For calls without an answer: the log being down as well changes nothing for the client."""
+        """For calls without an answer: the log being down as well changes nothing for the
+        client.
+        """
         try:
             await self._desk.recorder.record_call(event)
         except Unavailable:
-            log.warning("a call without an answer is not in the log", call_id=event.call_id, outcome=event.outcome.value)
+            log.warning(
+                "a call without an answer is not in the log",
+                call_id=event.call_id,
+                outcome=event.outcome.value,
+            )
 
     def _abandon(self, call: Call) -> None:
         """The gateway itself is being stopped, and not given the time to finish."""
         try:
             event = self._event(call, outcome=CallOutcome.client_disconnected)
         except Exception as error:
-            log.error("an answer makes no event", call_id=call.call_id, backend=call.route.backend, exc_info=error)
+            log.error(
+                "an answer makes no event",
+                call_id=call.call_id,
+                backend=call.route.backend,
+                exc_info=error,
+            )
             event = self._event(call, outcome=CallOutcome.client_disconnected, with_answer=False)
         self._desk.recorder.record_call_soon(event)
 
     def _event(
-        self, call: Call, problem: GatewayError | None = None, outcome: CallOutcome = CallOutcome.success, *, with_answer: bool = True
+        self,
+        call: Call,
+        problem: GatewayError | None = None,
+        outcome: CallOutcome = CallOutcome.success,
+        *,
+        with_answer: bool = True,
     ) -> LlmCall:
         mode = self._desk.settings.logprobs_mode
-        event = call.draft.event = call.event(mode, now_ms(), problem, outcome, with_answer=with_answer)
+        event = call.draft.event = call.event(
+            mode, now_ms(), problem, outcome, with_answer=with_answer
+        )
         if call.capture.unread and with_answer:
             self._desk.metrics.unread_chunks.inc(call.capture.unread)
-            log.warning("parts of an answer were not understood", call_id=call.call_id, backend=event.backend, parts=call.capture.unread)
+            log.warning(
+                "parts of an answer were not understood",
+                call_id=call.call_id,
+                backend=event.backend,
+                parts=call.capture.unread,
+            )
         return event
 
-    async def _reply_problem(self, send: Send, problem: GatewayError, headers: list[asgi.Header]) -> None:
+    async def _reply_problem(
+        self, send: Send, problem: GatewayError, headers: list[asgi.Header]
+    ) -> None:
         await asgi.reply_problem(send, problem, headers, self._dialect.error_body(problem))
 
     def _open(self, call: Call) -> AbstractAsyncContextManager[UpstreamReply]:
@@ -392,7 +524,9 @@ class Endpoint:
 
 
 class _Reading:
-    """The edge to upstreams: whatever opening, relaying or capturing an answer raises becomes UpstreamBroken."""
+    """The edge to upstreams: whatever opening, relaying or capturing an answer raises becomes
+    UpstreamBroken.
+    """
 
     __slots__ = ("_call",)
 
@@ -402,11 +536,24 @@ class _Reading:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if isinstance(error, Exception) and not isinstance(error, GatewayError | ClientGone):
             backend = self._call.route.backend
-            log.error("an upstream's answer was not understood", call_id=self._call.call_id, backend=backend, exc_info=error)
-            raise UpstreamBroken(f"The answer of the model server {backend!r} cannot be read ({type(error).__name__}).") from error
+            log.error(
+                "an upstream's answer was not understood",
+                call_id=self._call.call_id,
+                backend=backend,
+                exc_info=error,
+            )
+            raise UpstreamBroken(
+                f"The answer of the model server {backend!r} cannot be read "
+                f"({type(error).__name__})."
+            ) from error
 
 
 def _tell(event: LlmCall) -> None:
@@ -433,5 +580,10 @@ def _named(scope: Scope, headers: asgi.Headers) -> Named:
 
 def _also(named: Named, request: ApiRequest, size: int) -> Named:
     return msgspec.structs.replace(
-        named, session=request.session, continues=request.continues, items=request.items, user=request.user, size=size
+        named,
+        session=request.session,
+        continues=request.continues,
+        items=request.items,
+        user=request.user,
+        size=size,
     )

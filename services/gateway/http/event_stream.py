@@ -1,8 +1,10 @@
-"""A stream of server-sent events to a client, kept alive through silence if the client or the operator wants that.
+"""A stream of server-sent events to a client, kept alive through silence if the client or the
+operator wants that.
 
-Proxies and clients close a connection on which nothing comes for a while: a long prompt, a long thought, a queue. With a keep-alive the
-stream says something that every client skips (`: keep-alive`, or what the API has for it), between events only, from the first silence to
-the last byte: before the upstream has said anything, and while the end of the answer waits for the log.
+Proxies and clients close a connection on which nothing comes for a while: a long prompt, a long
+thought, a queue. With a keep-alive the stream says something that every client skips (`:
+keep-alive`, or what the API has for it), between events only, from the first silence to the last
+byte: before the upstream has said anything, and while the end of the answer waits for the log.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _SHORTEST_S, _LONGEST_S = 0.1, 3600.0
 
 
 def keep_alive_s(headers: asgi.Headers, default_s: float) -> float:
-    """The longest silence that the client wants, in seconds; 0: as long as it takes. Raises InvalidRequest."""
+    """The longest silence that the client wants, in seconds; 0: as long as it takes. Raises
+    InvalidRequest.
+    """
     asked = asgi.header(headers, KEEP_ALIVE_HEADER)
     if asked is None:
         return default_s
@@ -36,7 +40,9 @@ def keep_alive_s(headers: asgi.Headers, default_s: float) -> float:
         seconds = -1.0
     if seconds != 0 and not _SHORTEST_S <= seconds <= _LONGEST_S:
         allowed = f"seconds between {_SHORTEST_S:g} and {_LONGEST_S:g}, or 0 for none"
-        raise InvalidRequest(f"The header {KEEP_ALIVE_HEADER.decode()} is {asked[:40]!r}. Send {allowed}.")
+        raise InvalidRequest(
+            f"The header {KEEP_ALIVE_HEADER.decode()} is {asked[:40]!r}. Send {allowed}."
+        )
     return seconds
 
 
@@ -53,7 +59,12 @@ class EventStream:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         await self.settle()
 
     async def settle(self) -> None:
@@ -62,7 +73,11 @@ class EventStream:
     async def start(self) -> None:
         """Begin the reply, unless that was done."""
         if not self.begun:
-            await asgi.start(self._send, 200, [asgi.EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers()])
+            await asgi.start(
+                self._send,
+                200,
+                [asgi.EVENT_STREAM, (b"cache-control", b"no-cache"), *self._headers()],
+            )
             self.begun = True
 
     async def piece(self, events: bytes) -> None:
@@ -79,7 +94,9 @@ class EventStream:
 class KeptAlive(EventStream):
     """One that is never silent for longer than some seconds."""
 
-    def __init__(self, send: Send, headers: Callable[[], list[asgi.Header]], beat: bytes, silence_s: float) -> None:
+    def __init__(
+        self, send: Send, headers: Callable[[], list[asgi.Header]], beat: bytes, silence_s: float
+    ) -> None:
         super().__init__(send, headers)
         self._beat = beat
         self._silence_s = silence_s

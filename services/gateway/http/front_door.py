@@ -1,7 +1,8 @@
 """The way in: calls go straight to their endpoint, everything else to the FastAPI app.
 
-The app's middleware and routing would cost a call as much as everything done for it here. What they would do for it is done all the same:
-the endpoint bounds the body itself, and an unexpected error is answered and logged.
+The app's middleware and routing would cost a call as much as everything done for it here. What they
+would do for it is done all the same: the endpoint bounds the body itself, and an unexpected error
+is answered and logged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ OnBug = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class FrontDoor:
-    """Raw ASGI around the app. `hot` is filled when the app has started; `on_bug` makes the reply to an unexpected error."""
+    """Raw ASGI around the app. `hot` is filled when the app has started; `on_bug` makes the reply
+    to an unexpected error.
+    """
 
     def __init__(self, app: ASGIApp, hot: Mapping[str, ASGIApp], on_bug: OnBug) -> None:
         self._app = app
@@ -27,7 +30,11 @@ class FrontDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """By exact path; a path that names a rollout takes the app's routing."""
-        hot = self._hot.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        hot = (
+            self._hot.get(scope["path"])
+            if scope["type"] == "http" and scope["method"] == "POST"
+            else None
+        )
         if hot is None:
             await self._app(scope, receive, send)
             return
@@ -35,15 +42,18 @@ class FrontDoor:
             await hot(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - the edge of the process: a bug is answered and logged, and the next call served
             reply = await self._on_bug(Request(scope), error)
-            # Where an answer has begun, nothing can be said any more: the server refuses a second start.
+            # Where an answer has begun, nothing can be said any more: the server refuses a second
+            # start.
             with suppress(RuntimeError):
                 await reply(scope, receive, send)
 
 
 def settle_garbage() -> None:
-    """Take what lives as long as the process out of the collector's sight, and let it look less often at the rest.
+    """Take what lives as long as the process out of the collector's sight, and let it look less
+    often at the rest.
 
-    A call makes a thousand short-lived objects: at Python's defaults each call would pay for a walk over many that never die.
+    A call makes a thousand short-lived objects: at Python's defaults each call would pay for a walk
+    over many that never die.
     """
     gc.collect()
     gc.freeze()

@@ -1,7 +1,8 @@
-"""`/healthz` (the process lives), `/readyz` (it may be given traffic, and what it promises), `/metrics`.
+"""`/healthz` (the process lives), `/readyz` (it may be given traffic, and what it promises),
+`/metrics`.
 
-The durability promise needs replication ≥ 3, `min.insync.replicas` ≥ 2 and unclean election off; with less the gateway serves,
-and says what is missing.
+The durability promise needs replication ≥ 3, `min.insync.replicas` ≥ 2 and unclean election off;
+with less the gateway serves, and says what is missing.
 """
 
 from __future__ import annotations
@@ -26,23 +27,36 @@ _TOPICS_FRESH_S = 10.0
 _UPSTREAMS_FRESH_S = 2.0
 """However often readiness is asked for, an upstream is asked no more often than this."""
 _TIMEOUT_S = 3.0
-"""For a broker to answer: whoever asks whether the gateway is ready waits no longer than a few seconds himself."""
+"""For a broker to answer: whoever asks whether the gateway is ready waits no longer than a few
+seconds himself.
+"""
 
 
 def promise(replication: int) -> dict[str, Any]:
-    """What the log keeps, given the replicas of its topics and the majority that must acknowledge."""
+    """What the log keeps, given the replicas of its topics and the majority that must
+    acknowledge.
+    """
     full = replication >= FULL_REPLICATION
     acknowledging = min_insync(replication)
     text = (
         f"an acknowledged call survives the loss of {acknowledging - 1} broker(s)"
         if full
-        else "an acknowledged call does not survive the loss of a broker's disk: use 3 brokers and FULGURITE_REPLICATION=3"
+        else "an acknowledged call does not survive the loss of a broker's disk: use 3 brokers "
+        "and FULGURITE_REPLICATION=3"
     )
-    return {"full": full, "replication": replication, "min_insync_replicas": acknowledging, "unclean_election": False, "promise": text}
+    return {
+        "full": full,
+        "replication": replication,
+        "min_insync_replicas": acknowledging,
+        "unclean_election": False,
+        "promise": text,
+    }
 
 
 class HealthDesk:
-    """The routes for whoever runs the gateway; what they say needs FULGURITE_OPERATIONS_KEY, where that is set."""
+    """The routes for whoever runs the gateway; what they say needs FULGURITE_OPERATIONS_KEY, where
+    that is set.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -61,36 +75,56 @@ class HealthDesk:
 
     async def readyz(self, request: Request) -> JSONResponse:
         """200 if traffic is welcome, 503 if not; tells operators why."""
-        ways = {alias: self._desk.dispatcher.router.candidates(alias, "") for alias in self._desk.routes}
+        ways = {
+            alias: self._desk.dispatcher.router.candidates(alias, "") for alias in self._desk.routes
+        }
         backends = {way.backend: way for listed in ways.values() for way in listed}
         async with self._lock:
             if time.monotonic() - self._topics_at > _TOPICS_FRESH_S:
                 self._topics = await asyncio.to_thread(_look_at_topics, self._desk.kafka)
                 self._topics_at = time.monotonic()
             if time.monotonic() - self._upstreams_at > _UPSTREAMS_FRESH_S:
-                answers = await asyncio.gather(*(self._desk.upstream.reachable(way) for way in backends.values()))
-                self._up = frozenset(name for name, answer in zip(backends, answers, strict=True) if answer)
+                answers = await asyncio.gather(
+                    *(self._desk.upstream.reachable(way) for way in backends.values())
+                )
+                self._up = frozenset(
+                    name for name, answer in zip(backends, answers, strict=True) if answer
+                )
                 self._upstreams_at = time.monotonic()
         up = self._up
         upstreams = {name: "reachable" if name in up else "unreachable" for name in backends}
         problem = self._desk.recorder.problem()
         # One backend of several may be away: its calls go to the others.
-        ready = self._log_ready() and all(any(w.backend in up for w in listed) for listed in ways.values())
+        ready = self._log_ready() and all(
+            any(w.backend in up for w in listed) for listed in ways.values()
+        )
         report = {
             "ready": ready,
-            "log": {"problem": problem, "unavailable": self._desk.settings.log_policies(), "spool": self._desk.recorder.spool_report()},
+            "log": {
+                "problem": problem,
+                "unavailable": self._desk.settings.log_policies(),
+                "spool": self._desk.recorder.spool_report(),
+            },
             "topics": self._topics,
             "upstreams": upstreams,
             "unserved_routes": self._desk.dispatcher.router.unserved(),
             "store": {"problem": await self._store_problem()},
         }
-        shown = report if self._desk.doorkeeper.is_operator(request.headers.get("authorization")) else {"ready": ready}
+        shown = (
+            report
+            if self._desk.doorkeeper.is_operator(request.headers.get("authorization"))
+            else {"ready": ready}
+        )
         return JSONResponse(shown, 200 if ready else 503)
 
     def _log_ready(self) -> bool:
-        """Whether calls of some mode would be answered: a log that is away matters less to a gateway that can do without."""
+        """Whether calls of some mode would be answered: a log that is away matters less to a
+        gateway that can do without.
+        """
         recorder = self._desk.recorder
-        away = not self._topics["reached"] and any(policy != "refuse" for policy in self._desk.settings.log_policies().values())
+        away = not self._topics["reached"] and any(
+            policy != "refuse" for policy in self._desk.settings.log_policies().values()
+        )
         return recorder.welcome() and (self._topics["problem"] is None or away)
 
     async def _store_problem(self) -> str | None:
@@ -103,7 +137,9 @@ class HealthDesk:
 
     async def metrics(self) -> Response:
         """For Prometheus."""
-        return Response(self._desk.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            self._desk.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
 
 def _look_at_topics(kafka: KafkaSettings) -> dict[str, Any]:
@@ -112,7 +148,15 @@ def _look_at_topics(kafka: KafkaSettings) -> dict[str, Any]:
         check_topics(answering(kafka), _TIMEOUT_S)
         found = cast(Any, admin_client(kafka).list_topics(timeout=_TIMEOUT_S)).topics
         names = (kafka.topic(LLM_CALLS), kafka.topic(AGENT_STATUS))
-        replication = min(len(partition.replicas) for name in names for partition in found[name].partitions.values())
+        replication = min(
+            len(partition.replicas)
+            for name in names
+            for partition in found[name].partitions.values()
+        )
     except (LogUnavailable, TopicLayoutError, KafkaException) as error:
-        return {"problem": str(error), "reached": isinstance(error, TopicLayoutError), "durability": None}
+        return {
+            "problem": str(error),
+            "reached": isinstance(error, TopicLayoutError),
+            "durability": None,
+        }
     return {"problem": None, "reached": True, "durability": promise(replication)}

@@ -14,13 +14,21 @@ from services.gateway.errors import InvalidRequest
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_DEPTH = 128
-"""Arrays and objects within one another. vLLM's own parser ends at 200; those who read the log later have less stack than the gateway."""
+"""Arrays and objects within one another. vLLM's own parser ends at 200; those who read the log
+later have less stack than the gateway.
+"""
 
 _PIECE = 1 << 20
 _QUOTE, _COMMA, _ARRAY, _OBJECT = b'",[{'
 _HINTS = (
-    (re.compile(rb"\\u[dD][89a-fA-F]"), " A \\ud800 to \\udfff must come in pairs: half a character cannot be sent."),
-    (re.compile(rb"[:,\[]\s*-?(NaN|Infinity)"), " NaN and Infinity are no numbers of JSON's: numbers are finite."),
+    (
+        re.compile(rb"\\u[dD][89a-fA-F]"),
+        " A \\ud800 to \\udfff must come in pairs: half a character cannot be sent.",
+    ),
+    (
+        re.compile(rb"[:,\[]\s*-?(NaN|Infinity)"),
+        " NaN and Infinity are no numbers of JSON's: numbers are finite.",
+    ),
 )
 
 _decode = msgspec.json.Decoder().decode
@@ -31,19 +39,25 @@ def decode_body(raw: bytes, needs: str) -> Any:
     try:
         value = _decode(raw)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"The body is not valid UTF-8. Send a JSON object with {needs}, in UTF-8.") from error
+        raise InvalidRequest(
+            f"The body is not valid UTF-8. Send a JSON object with {needs}, in UTF-8."
+        ) from error
     except RecursionError as error:
         raise _too_deep() from error
     except msgspec.DecodeError as error:
         hints = "".join(hint for pattern, hint in _HINTS if pattern.search(raw))
-        raise InvalidRequest(f"The body is not valid JSON ({error}). Send a JSON object with {needs}.{hints}") from error
+        raise InvalidRequest(
+            f"The body is not valid JSON ({error}). Send a JSON object with {needs}.{hints}"
+        ) from error
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deeper(value, MAX_DEPTH):
         raise _too_deep()
     return value
 
 
 async def has_more_values(raw: bytes, limit: int) -> bool:
-    """Whether the JSON has more than so many values, near enough: its arrays, objects and commas. Builds none of them."""
+    """Whether the JSON has more than so many values, near enough: its arrays, objects and commas.
+    Builds none of them.
+    """
     if len(raw) <= limit or raw.count(b",") + raw.count(b"[") + raw.count(b"{") <= limit:
         return False
     # Texts are full of commas, too: what lies in them does not count.
@@ -66,4 +80,8 @@ def _values_outside_texts(raw: bytes, limit: int) -> int:
 
 
 def _too_deep() -> InvalidRequest:
-    return InvalidRequest(f"The body is nested too deeply: more than {MAX_DEPTH} arrays and objects within one another.", code="too_deep")
+    return InvalidRequest(
+        f"The body is nested too deeply: more than {MAX_DEPTH} arrays and objects within one "
+        f"another.",
+        code="too_deep",
+    )

@@ -1,6 +1,8 @@
-"""`GET /v1/models` and `/v1/models/{id}` (also under `/rollouts/{rollout}`): the aliases, as OpenAI's and Anthropic's clients know them.
+"""`GET /v1/models` and `/v1/models/{id}` (also under `/rollouts/{rollout}`): the aliases, as
+OpenAI's and Anthropic's clients know them.
 
-And `GET /v1/responses/{id}`: a recorded response. What else OpenAI has there is refused, since it would pass the log by.
+And `GET /v1/responses/{id}`: a recorded response. What else OpenAI has there is refused, since it
+would pass the log by.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from services.common.runtime.clock import now_ms
 from services.gateway.context import Desk
 from services.gateway.errors import ExpiredKey, GatewayError, NotFound, NotSupported
 from services.gateway.http import asgi
+from services.gateway.identity.claims import Claims
 from services.gateway.identity.identity import ROLLOUT_ID_HEADER, Caller
-from services.gateway.identity.keys import Claims
 from services.gateway.settings import Route
 
 
@@ -29,7 +31,9 @@ class Models:
         """The list, or the one that the path names."""
         claims: Claims | None = None
         try:
-            claims = self._desk.doorkeeper.admit(asgi.authorization(asgi.headers_of(scope)), now_ms()).claims
+            claims = self._desk.doorkeeper.admit(
+                asgi.authorization(asgi.headers_of(scope)), now_ms()
+            ).claims
             body = self._body(cast("dict[str, str]", scope.get("path_params", {})).get("model"))
         except GatewayError as problem:
             claims = problem.claims if isinstance(problem, ExpiredKey) else claims
@@ -51,7 +55,9 @@ class Models:
             }
         if name not in routes:
             raise NotFound(
-                f"Unknown model {name!r}. This gateway serves: {', '.join(sorted(routes))}.", param="model", code="model_not_found"
+                f"Unknown model {name!r}. This gateway serves: {', '.join(sorted(routes))}.",
+                param="model",
+                code="model_not_found",
             )
         return _model(routes[name])
 
@@ -66,25 +72,32 @@ class Responses:
         """The recorded response, or a refusal."""
         claims: Claims | None = None
         try:
-            caller = self._desk.doorkeeper.admit(asgi.authorization(asgi.headers_of(scope)), now_ms())
+            caller = self._desk.doorkeeper.admit(
+                asgi.authorization(asgi.headers_of(scope)), now_ms()
+            )
             claims = caller.claims
             body, rollout = await self._recorded(caller, scope)
         except GatewayError as problem:
             claims = problem.claims if isinstance(problem, ExpiredKey) else claims
             await asgi.reply_problem(send, problem, _rollout(claims))
             return
-        await asgi.reply(send, 200, msgspec.json.encode(body), [(ROLLOUT_ID_HEADER, rollout.encode())])
+        await asgi.reply(
+            send, 200, msgspec.json.encode(body), [(ROLLOUT_ID_HEADER, rollout.encode())]
+        )
 
     async def _recorded(self, caller: Caller, scope: Scope) -> tuple[dict[str, Any], str]:
         """The response, and its rollout."""
         named = cast("dict[str, str]", scope.get("path_params", {})).get("rest", "")
         if scope["method"] != "GET" or "/" in named:
             raise NotSupported(
-                "A recorded response can be read (GET /v1/responses/{id}) and built on (`previous_response_id`), nothing else: "
+                "A recorded response can be read (GET /v1/responses/{id}) and built on "
+                "(`previous_response_id`), nothing else: "
                 "the log is never changed, and every answer is given by POST /v1/responses."
             )
         found = await self._desk.responses.find(caller, named)
-        asked = {name: found.body.get(name) for name in ("instructions", "tools") if name in found.body}
+        asked = {
+            name: found.body.get(name) for name in ("instructions", "tools") if name in found.body
+        }
         return {**found.head, **asked, "output": found.output}, found.rollout_id
 
 

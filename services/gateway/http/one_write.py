@@ -1,7 +1,9 @@
-"""uvicorn's protocol, with a reply's head and its body in one write to the socket instead of two: a write costs more than a reply's Python.
+"""uvicorn's protocol, with a reply's head and its body in one write to the socket instead of two: a
+write costs more than a reply's Python.
 
-The head waits for what follows it, for no longer than this turn of the event loop. A client that leaves unread what it is sent is
-disconnected after a while: it would hold its place at a backend. Everything else is uvicorn's.
+The head waits for what follows it, for no longer than this turn of the event loop. A client that
+leaves unread what it is sent is disconnected after a while: it would hold its place at a backend.
+Everything else is uvicorn's.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class OneWriteProtocol(HttpToolsProtocol):
     _unread: asyncio.TimerHandle | None = None
 
     def pause_writing(self) -> None:
-        """The client does not keep up: nothing more is written until it has read most of the buffer, 64 KiB beyond the sockets' own."""
+        """The client does not keep up: nothing more is written until it has read most of the
+        buffer, 64 KiB beyond the sockets' own.
+        """
         super().pause_writing()
         self._unread = self.loop.call_later(self.write_timeout_s, self.transport.abort)
 
@@ -44,7 +48,9 @@ class OneWriteProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        super().connection_made(cast(asyncio.Transport, HeadHolder(cast(asyncio.Transport, transport), self.loop)))
+        super().connection_made(
+            cast(asyncio.Transport, HeadHolder(cast(asyncio.Transport, transport), self.loop))
+        )
 
 
 class HeadHolder:

@@ -1,7 +1,9 @@
-"""What is looked at before a REST route runs: the key, then the body. The hot routes do both themselves.
+"""What is looked at before a REST route runs: the key, then the body. The hot routes do both
+themselves.
 
-Nobody without a key makes the gateway read a body. A body is JSON, whatever its Content-Type says or leaves out, inflated and within its
-bounds; what JSON cannot hold (half a character, a number beyond all bounds) never reaches a route.
+Nobody without a key makes the gateway read a body. A body is JSON, whatever its Content-Type says
+or leaves out, inflated and within its bounds; what JSON cannot hold (half a character, a number
+beyond all bounds) never reaches a route.
 """
 
 from __future__ import annotations
@@ -49,7 +51,11 @@ class RestGuard:
         except ClientGone:
             return
         except GatewayError as problem:
-            named = [(ROLLOUT_ID_HEADER, problem.claims.rollout.encode())] if isinstance(problem, ExpiredKey) else []
+            named = (
+                [(ROLLOUT_ID_HEADER, problem.claims.rollout.encode())]
+                if isinstance(problem, ExpiredKey)
+                else []
+            )
             await asgi.reply_problem(send, problem, named)
             return
         await self._app(scope, receive, send)
@@ -59,8 +65,13 @@ class RestGuard:
         path, headers = scope["path"], asgi.headers_of(scope)
         doorkeeper: Doorkeeper = scope["app"].state.doorkeeper
         if path.startswith(_OPERATIONS) and not doorkeeper.is_operator(asgi.authorization(headers)):
-            raise Unauthorized("This page is for operators: send `Authorization: Bearer <key>` with FULGURITE_OPERATIONS_KEY.")
-        if scope["method"] != "POST" or not (path in (_REWARDS, _ROLLOUTS) or path.startswith(f"{_ROLLOUTS}/")):
+            raise Unauthorized(
+                "This page is for operators: send `Authorization: Bearer <key>` with "
+                "FULGURITE_OPERATIONS_KEY."
+            )
+        if scope["method"] != "POST" or not (
+            path in (_REWARDS, _ROLLOUTS) or path.startswith(f"{_ROLLOUTS}/")
+        ):
             return scope, receive
         doorkeeper.admit(asgi.authorization(headers), now_ms(), _wanted(path))
         body = await asgi.read_body(headers, receive, self._bounds)

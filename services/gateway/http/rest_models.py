@@ -1,4 +1,6 @@
-"""Bodies of the REST routes. Unknown fields are refused, so that a misspelt one is not silently lost; numbers are bounded."""
+"""Bodies of the REST routes. Unknown fields are refused, so that a misspelt one is not silently
+lost; numbers are bounded.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +33,33 @@ def _truth(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_number)]
 Finite = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
-Amount = Annotated[float, Field(ge=-LARGEST_REWARD, le=LARGEST_REWARD, allow_inf_nan=False), BeforeValidator(_number)]
-Weight = Annotated[float, Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False), BeforeValidator(_number)]
+Amount = Annotated[
+    float,
+    Field(ge=-LARGEST_REWARD, le=LARGEST_REWARD, allow_inf_nan=False),
+    BeforeValidator(_number),
+]
+Weight = Annotated[
+    float,
+    Field(ge=-LARGEST_WEIGHT, le=LARGEST_WEIGHT, allow_inf_nan=False),
+    BeforeValidator(_number),
+]
 Truth = Annotated[bool, BeforeValidator(_truth)]
 
 MOST_NAMES = 100
 """Rewards of different names that a group may be declared with."""
 
 LONGEST_MESSAGE = 4096
-"""Bytes of a status's message: more than a traceback's end, and what an aggregator can hold many of."""
+"""Bytes of a status's message: more than a traceback's end, and what an aggregator can hold many
+of.
+"""
 LONGEST_METADATA = 16 * 1024
 """Bytes of a reward's metadata as JSON."""
 
 
 def _cut(message: str) -> str:
-    """The message in so many bytes: a status that says too much is worth more than one that is refused."""
+    """The message in so many bytes: a status that says too much is worth more than one that is
+    refused.
+    """
     data = message.encode()
     if len(data) <= LONGEST_MESSAGE:
         return message
@@ -56,7 +70,9 @@ def _cut(message: str) -> str:
 def _small(metadata: dict[str, Any]) -> dict[str, Any]:
     size = len(msgspec.json.encode(metadata))
     if size > LONGEST_METADATA:
-        raise ValueError(f"has {size} bytes as JSON; at most {LONGEST_METADATA} are kept with a reward")
+        raise ValueError(
+            f"has {size} bytes as JSON; at most {LONGEST_METADATA} are kept with a reward"
+        )
     return metadata
 
 

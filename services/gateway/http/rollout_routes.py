@@ -1,7 +1,9 @@
-"""REST for whoever starts rollouts and pays them: `POST /v1/rollouts`, its attempts and status, `POST /v1/rewards`, `GET /v1/policies`.
+"""REST for whoever starts rollouts and pays them: `POST /v1/rollouts`, its attempts and status,
+`POST /v1/rewards`, `GET /v1/policies`.
 
-Each write answers only once its event is acknowledged by Kafka. `declared` is published before the group's keys are given out.
-A new attempt publishes nothing: it starts when its agent's first call, or a `started` status, says so.
+Each write answers only once its event is acknowledged by Kafka. `declared` is published before the
+group's keys are given out. A new attempt publishes nothing: it starts when its agent's first call,
+or a `started` status, says so.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from services.common.runtime.clock import now_ms
 from services.gateway.context import Desk
 from services.gateway.errors import Forbidden, InvalidRequest, NotFound, Unavailable
 from services.gateway.http.rest_models import AttemptIn, DeclareIn, RewardIn, StatusIn
+from services.gateway.identity.claims import Claims
 from services.gateway.identity.declared_groups import GroupEntry
 from services.gateway.identity.idempotency import KEEP_S
 from services.gateway.identity.identity import (
@@ -41,7 +44,7 @@ from services.gateway.identity.identity import (
     STATUS_KEY,
     Caller,
 )
-from services.gateway.identity.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS, Claims
+from services.gateway.identity.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS
 from services.gateway.settings import ANY_NAME
 from services.gateway.upstream.admission import KeyLimits
 
@@ -54,27 +57,51 @@ class RolloutDesk:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._statuses = KeyLimits(0, desk.settings.key_statuses_per_minute, setting="FULGURITE_KEY_STATUSES_PER_MINUTE")
+        self._statuses = KeyLimits(
+            0, desk.settings.key_statuses_per_minute, setting="FULGURITE_KEY_STATUSES_PER_MINUTE"
+        )
         self.router = APIRouter()
         add = self.router.add_api_route
         add("/v1/rollouts", self.declare, methods=["POST"], status_code=201, response_model=None)
-        add("/v1/rollouts/{rollout}/attempts", self.attempt, methods=["POST"], status_code=201, response_model=None)
-        add("/v1/rollouts/{rollout}/status", self.status, methods=["POST"], status_code=201, response_model=None)
+        add(
+            "/v1/rollouts/{rollout}/attempts",
+            self.attempt,
+            methods=["POST"],
+            status_code=201,
+            response_model=None,
+        )
+        add(
+            "/v1/rollouts/{rollout}/status",
+            self.status,
+            methods=["POST"],
+            status_code=201,
+            response_model=None,
+        )
         add("/v1/rewards", self.reward, methods=["POST"], status_code=201, response_model=None)
         add("/v1/policies", self.policies, methods=["GET"], response_model=None)
 
-    async def declare(self, body: DeclareIn, request: Request, authorization: Authorization = None) -> dict[str, Any]:
+    async def declare(
+        self, body: DeclareIn, request: Request, authorization: Authorization = None
+    ) -> dict[str, Any]:
         """Declare a group of `n` rollouts of one task; returns their ids and keys."""
         now = now_ms()
         self._admin(authorization, now)
         route = self._desk.routes.get(body.alias)
         if route is None:
             known = ", ".join(sorted(self._desk.routes))
-            raise NotFound(f"Unknown model {body.alias!r}. This gateway serves: {known}.", param="alias", code="model_not_found")
+            raise NotFound(
+                f"Unknown model {body.alias!r}. This gateway serves: {known}.",
+                param="alias",
+                code="model_not_found",
+            )
         group = mint_group(now, os.urandom(10))
-        rollouts = tuple(rollout_of(group, index, self._desk.ring.signing_secret) for index in range(body.n))
+        rollouts = tuple(
+            rollout_of(group, index, self._desk.ring.signing_secret) for index in range(body.n)
+        )
         names = tuple(sorted({*body.expected_rewards, *body.reward_weights}))
-        entry = GroupEntry(body.mode, now + int(body.deadline_s * 1000), body.agent, body.max_attempts, names)
+        entry = GroupEntry(
+            body.mode, now + int(body.deadline_s * 1000), body.agent, body.max_attempts, names
+        )
         declaration = Declaration(
             rollout_ids=rollouts,
             deadline=entry.deadline,
@@ -98,7 +125,8 @@ class RolloutDesk:
             will_retry=False,
             declaration=declaration,
         )
-        # Before the declaration: a store that is down must not leave a declared group that nobody has keys of.
+        # Before the declaration: a store that is down must not leave a declared group that nobody
+        # has keys of.
         await self._desk.registry.put(group, entry, now)
         await self._desk.recorder.publish(AGENT_STATUS, group, event, mode=body.mode)
         return {
@@ -107,11 +135,19 @@ class RolloutDesk:
             "mode": body.mode.value,
             "alias": body.alias,
             "policy": route.policy,
-            "rollouts": [self._keys(request, group, rollout, index, 0, entry) for index, rollout in enumerate(rollouts)],
+            "rollouts": [
+                self._keys(request, group, rollout, index, 0, entry)
+                for index, rollout in enumerate(rollouts)
+            ],
         }
 
     async def attempt(
-        self, rollout: str, body: AttemptIn, request: Request, response: Response, authorization: Authorization = None
+        self,
+        rollout: str,
+        body: AttemptIn,
+        request: Request,
+        response: Response,
+        authorization: Authorization = None,
     ) -> dict[str, Any]:
         """The keys of a rollout's next attempt, or of the one named."""
         now = now_ms()
@@ -126,10 +162,15 @@ class RolloutDesk:
                     code="group_forgotten",
                 )
             entry = GroupEntry(body.mode, body.deadline, body.agent or "", body.attempt + 1)
-        number = body.attempt if body.attempt is not None else await self._desk.registry.attempt(ref.rollout_id) + 1
+        number = (
+            body.attempt
+            if body.attempt is not None
+            else await self._desk.registry.attempt(ref.rollout_id) + 1
+        )
         if number >= entry.max_attempts:
             raise InvalidRequest(
-                f"Rollout {rollout} was declared with max_attempts={entry.max_attempts}, so attempt {number} does not exist.",
+                f"Rollout {rollout} was declared with max_attempts={entry.max_attempts}, so "
+                f"attempt {number} does not exist.",
                 param="attempt",
             )
         await self._desk.registry.put_attempt(ref.rollout_id, number, entry, now)
@@ -157,7 +198,11 @@ class RolloutDesk:
         else:
             entry = await self._desk.registry.get(ref.group_id)
             mode = entry.mode if entry is not None else mode
-            attempt = body.attempt if body.attempt is not None else await self._desk.registry.attempt(ref.rollout_id)
+            attempt = (
+                body.attempt
+                if body.attempt is not None
+                else await self._desk.registry.attempt(ref.rollout_id)
+            )
         event = AgentStatus(
             event_id=derive_id("status", rollout, attempt, idempotency_key or os.urandom(16).hex()),
             event_time=now,
@@ -174,10 +219,19 @@ class RolloutDesk:
         )
         await self._desk.recorder.publish(AGENT_STATUS, ref.group_id, event, mode=mode)
         response.headers.update(naming(request))
-        return {"status_id": event.event_id, "rollout_id": ref.rollout_id, "attempt": attempt, "kind": body.kind}
+        return {
+            "status_id": event.event_id,
+            "rollout_id": ref.rollout_id,
+            "attempt": attempt,
+            "kind": body.kind,
+        }
 
     async def reward(
-        self, body: RewardIn, request: Request, authorization: Authorization = None, idempotency_key: IdempotencyKey = None
+        self,
+        body: RewardIn,
+        request: Request,
+        authorization: Authorization = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> JSONResponse:
         """Pay a rollout, or one action of it."""
         now = now_ms()
@@ -188,7 +242,11 @@ class RolloutDesk:
         if completion is not None:
             await self._require_given_out(completion, now)
         call_id = None if completion is None else completion.completion_id
-        attempt = (caller.claims.attempt if caller.claims else body.attempt) if completion is None else completion.attempt
+        attempt = (
+            (caller.claims.attempt if caller.claims else body.attempt)
+            if completion is None
+            else completion.attempt
+        )
         scope, payload = f"reward:{rollout}", _canonical(body)
         if idempotency_key is not None:
             before = await self._desk.idempotency.claim(scope, idempotency_key, payload)
@@ -209,10 +267,23 @@ class RolloutDesk:
             idempotency_key=idempotency_key,
             metadata=None if body.metadata is None else msgspec.json.encode(body.metadata).decode(),
         )
-        await self._desk.recorder.publish(AGENT_REWARDS, ref.group_id, event, mode=caller.claims.mode if caller.claims else Mode.live)
-        reply = {"reward_id": event.event_id, "rollout_id": rollout, "completion_id": call_id, "name": body.name, "value": body.value}
+        await self._desk.recorder.publish(
+            AGENT_REWARDS,
+            ref.group_id,
+            event,
+            mode=caller.claims.mode if caller.claims else Mode.live,
+        )
+        reply = {
+            "reward_id": event.event_id,
+            "rollout_id": rollout,
+            "completion_id": call_id,
+            "name": body.name,
+            "value": body.value,
+        }
         if idempotency_key is not None:
-            await self._desk.idempotency.settle(scope, idempotency_key, payload, msgspec.json.encode(reply).decode())
+            await self._desk.idempotency.settle(
+                scope, idempotency_key, payload, msgspec.json.encode(reply).decode()
+            )
         return JSONResponse(reply, 201, naming(request))
 
     async def policies(self, authorization: Authorization = None) -> dict[str, Any]:
@@ -223,7 +294,10 @@ class RolloutDesk:
 
     def _admin(self, authorization: str | None, now: int) -> None:
         if not self._desk.doorkeeper.admit(authorization, now, ADMIN_KEY).admin:
-            raise Forbidden("Only the admin key (FULGURITE_ADMIN_KEY) may declare rollouts and attempts.", code="admin_only")
+            raise Forbidden(
+                "Only the admin key (FULGURITE_ADMIN_KEY) may declare rollouts and attempts.",
+                code="admin_only",
+            )
 
     def _genuine(self, request: Request, rollout: str) -> RolloutRef:
         """The rollout, which the reply then names. Raises NotFound."""
@@ -232,7 +306,9 @@ class RolloutDesk:
         return ref
 
     async def _require_name(self, caller: Caller, ref: RolloutRef, name: str) -> None:
-        """Raises InvalidRequest for a reward's name that nobody declared: it would count, and be missed where it was meant to be."""
+        """Raises InvalidRequest for a reward's name that nobody declared: it would count, and be
+        missed where it was meant to be.
+        """
         try:
             entry = await self._desk.registry.get(ref.group_id)
         except Unavailable:
@@ -243,9 +319,14 @@ class RolloutDesk:
         names = declared or self._desk.settings.rewards()
         if name in names or ANY_NAME in names:
             return
-        remedy = "" if declared else ". Declare the name (`expected_rewards`), or add it to FULGURITE_REWARD_NAMES"
+        remedy = (
+            ""
+            if declared
+            else ". Declare the name (`expected_rewards`), or add it to FULGURITE_REWARD_NAMES"
+        )
         raise InvalidRequest(
-            f"Rollout {ref.rollout_id} has no reward {name!r}. Its rewards are: {', '.join(names)}{remedy}.",
+            f"Rollout {ref.rollout_id} has no reward {name!r}. Its rewards are: "
+            f"{', '.join(names)}{remedy}.",
             param="name",
             code="unknown_reward",
         )
@@ -253,7 +334,8 @@ class RolloutDesk:
     async def _require_given_out(self, completion: CompletionRef, now: int) -> None:
         """Raises NotFound for a completion id that no gateway of this deployment gave out.
 
-        An id from before there were tags is taken: the rewarder counts no reward of a completion that the episode does not have.
+        An id from before there were tags is taken: the rewarder counts no reward of a completion
+        that the episode does not have.
         """
         if any(is_tagged(completion.completion_id, secret) for secret in self._desk.ring.secrets):
             return
@@ -263,11 +345,13 @@ class RolloutDesk:
             return
         began = minted_at(completion.rollout.group_id)
         if began is None or began > now:
-            # A session that a user named tells no time that has been: of it, ids without a tag are taken for a week.
+            # A session that a user named tells no time that has been: of it, ids without a tag are
+            # taken for a week.
             began = now - KEEP_S * 1000
         if began >= since:
             raise NotFound(
-                f"Unknown completion {completion.completion_id}: this deployment did not give out that id. Pass the `id` of a reply.",
+                f"Unknown completion {completion.completion_id}: this deployment did not give "
+                f"out that id. Pass the `id` of a reply.",
                 param="completion_id",
                 code="unknown_completion",
             )
@@ -276,16 +360,31 @@ class RolloutDesk:
         """The rollout, if this caller has this say about it. Raises Forbidden."""
         claims = caller.claims
         if claims is None and not caller.admin:
-            raise Forbidden(f"A plain agent key may not do this: use the rollout's {which}, or the admin key.")
+            raise Forbidden(
+                f"A plain agent key may not do this: use the rollout's {which}, or the admin key."
+            )
         if claims is not None and scope not in claims.scopes:
-            raise Forbidden(f"This key may not do this: it is for {' and '.join(claims.scopes)}. Use the rollout's {which}.")
+            raise Forbidden(
+                f"This key may not do this: it is for {' and '.join(claims.scopes)}. Use the "
+                f"rollout's {which}."
+            )
         if claims is not None and claims.rollout != ref.rollout_id:
             raise Forbidden(
-                f"This key belongs to rollout {claims.rollout}, not to {ref.rollout_id}. Use that rollout's {which}.", code="foreign_key"
+                f"This key belongs to rollout {claims.rollout}, not to {ref.rollout_id}. Use "
+                f"that rollout's {which}.",
+                code="foreign_key",
             )
         return ref
 
-    def _keys(self, request: Request, group: str, rollout: str, index: int, attempt: int, entry: GroupEntry) -> dict[str, Any]:
+    def _keys(
+        self,
+        request: Request,
+        group: str,
+        rollout: str,
+        index: int,
+        attempt: int,
+        entry: GroupEntry,
+    ) -> dict[str, Any]:
         settings = self._desk.settings
         expiry = entry.deadline + int(settings.key_grace_s * 1000)
         agent = Claims(rollout, attempt, group, entry.agent, entry.mode, AGENT_SCOPES, expiry)
@@ -308,7 +407,9 @@ def naming(request: Request) -> dict[str, str]:
 
 
 def _canonical(body: RewardIn) -> bytes:
-    """The same bytes for the same reward: other white space, another order of keys or `1` for `1.0` makes no other one."""
+    """The same bytes for the same reward: other white space, another order of keys or `1` for `1.0`
+    makes no other one.
+    """
     return msgspec.json.encode(_whole(body.model_dump()), order="sorted")
 
 
@@ -321,19 +422,32 @@ def _whole(value: Any) -> Any:
         return {name: _whole(inner) for name, inner in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
         return [_whole(inner) for inner in cast("list[Any]", value)]
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
+    return (
+        int(value)
+        if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT
+        else value
+    )
 
 
 def _paid(body: RewardIn) -> tuple[str, CompletionRef | None]:
-    """The rollout that a reward is for, and the completion if it is for one. Raises InvalidRequest, NotFound."""
+    """The rollout that a reward is for, and the completion if it is for one. Raises InvalidRequest,
+    NotFound.
+    """
     if (body.rollout_id is None) == (body.completion_id is None):
-        raise InvalidRequest("Name what is paid: either `rollout_id` or `completion_id` (the `id` of a reply).", param="rollout_id")
+        raise InvalidRequest(
+            "Name what is paid: either `rollout_id` or `completion_id` (the `id` of a reply).",
+            param="rollout_id",
+        )
     if body.completion_id is None:
         if body.choice is not None:
-            raise InvalidRequest("`choice` needs a `completion_id`: it is a choice of one call.", param="choice")
+            raise InvalidRequest(
+                "`choice` needs a `completion_id`: it is a choice of one call.", param="choice"
+            )
         return body.rollout_id or "", None
     try:
         ref = parse_completion(body.completion_id)
     except MalformedId as error:
-        raise NotFound(f"Unknown completion: {error}.", param="completion_id", code="unknown_completion") from error
+        raise NotFound(
+            f"Unknown completion: {error}.", param="completion_id", code="unknown_completion"
+        ) from error
     return ref.rollout.rollout_id, ref

@@ -1,8 +1,8 @@
 """A stream passed through: each server-sent event leaves as it comes, except completion markers.
 
-What a capture marks as complete (a choice's finish reason, the event that says that all is done, and what belongs to them) is held; the
-rest goes on. What is held leaves when the call is in the log. After an error, or the event that says that all is done, nothing more is
-taken. Pure.
+What a capture marks as complete (a choice's finish reason, the event that says that all is done,
+and what belongs to them) is held; the rest goes on. What is held leaves when the call is in the
+log. After an error, or the event that says that all is done, nothing more is taken. Pure.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ class StreamRelay:
         self._pending: list[bytes] = []
         self.held: list[bytes] = []
         self.error: bytes | None = None
-        """The upstream's own error event, if it sent one within its stream that is in the API's shape."""
+        """The upstream's own error event, if it sent one within its stream that is in the API's
+        shape.
+        """
 
     def feed(self, data: bytes) -> bytes:
         """Bytes as they arrive → what may leave now: what came together leaves together."""
         if self._after_return or b"\r" in data:
             data = self._with_line_feeds(data)
         if self._rest:
-            if b"\n\n" not in data and not (data.startswith(b"\n") and self._rest[-1].endswith(b"\n")):
+            if b"\n\n" not in data and not (
+                data.startswith(b"\n") and self._rest[-1].endswith(b"\n")
+            ):
                 # Only noted: an event of many pieces would be put together with each of them.
                 self._rest += [data] if data else []
                 return b""
@@ -56,7 +60,9 @@ class StreamRelay:
         return b"".join(passed)
 
     def close(self) -> bytes:
-        """The upstream closed the stream → what may leave now: a last event that lacks only its blank line is one."""
+        """The upstream closed the stream → what may leave now: a last event that lacks only its
+        blank line is one.
+        """
         rest, self._rest = b"".join(self._rest), []
         if rest.startswith(b":") and not rest.endswith(b"\n"):
             return b""
@@ -172,4 +178,6 @@ def _parse(event: bytes, capture: Capture) -> _Event:
             name = line + b"\n"
         elif line and not capture.take_comment(line):
             others.append(line)
-    return _Event(b"\n".join(data) if data else None, name, b"\n".join(others) + b"\n\n" if others else None)
+    return _Event(
+        b"\n".join(data) if data else None, name, b"\n".join(others) + b"\n\n" if others else None
+    )

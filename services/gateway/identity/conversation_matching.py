@@ -1,9 +1,11 @@
-"""Conversations of agents that name no rollout, recognised by their messages (`fulgurite.calls.conversations` says how).
+"""Conversations of agents that name no rollout, recognised by their messages
+(`fulgurite.calls.conversations` says how).
 
-Only for calls with a plain key and no name: others never come here. A prompt that contains an answer costs one look-up, an answer one
-write, made before the answer leaves, so that the agent's next call finds it, also at another gateway of the same Redis. What is
-kept are keyed hashes and rollout ids, no text, and not for long. While the store does not answer, nothing is
-recognised: each call is a rollout of its own, and none fails or waits for long (`store_patience`).
+Only for calls with a plain key and no name: others never come here. A prompt that contains an
+answer costs one look-up, an answer one write, made before the answer leaves, so that the agent's
+next call finds it, also at another gateway of the same Redis. What is kept are keyed hashes and
+rollout ids, no text, and not for long. While the store does not answer, nothing is recognised: each
+call is a rollout of its own, and none fails or waits for long (`store_patience`).
 """
 
 from __future__ import annotations
@@ -38,12 +40,20 @@ class Inference:
         self._results = metrics.inference
         self._patience = StorePatience(
             metrics.inference.labels("store_down").inc,
-            lambda: log.warning("conversations are not recognised: the store (REDIS_URL) does not answer"),
+            lambda: log.warning(
+                "conversations are not recognised: the store (REDIS_URL) does not answer"
+            ),
         )
 
-    async def conversation(self, owner: str, user: str | None, alias: str, items: Iterable[Any], size: int = 0) -> Conversation | None:
-        """The conversation of a request of so many bytes; None for one that is nested too deeply to be read."""
-        salt = hmac.digest(self._secret, msgspec.json.encode(("conversation", owner, user, alias)), "sha256")
+    async def conversation(
+        self, owner: str, user: str | None, alias: str, items: Iterable[Any], size: int = 0
+    ) -> Conversation | None:
+        """The conversation of a request of so many bytes; None for one that is nested too deeply to
+        be read.
+        """
+        salt = hmac.digest(
+            self._secret, msgspec.json.encode(("conversation", owner, user, alias)), "sha256"
+        )
         try:
             return await off_loop(size, lambda: Conversation(salt, items))
         except RecursionError:
@@ -53,17 +63,27 @@ class Inference:
         """The rollout that the request continues; None if it opens one."""
         if not conversation.prefixes:
             return None
-        found = await self._patience.ask(lambda: self._store.get_many([_key(prefix) for prefix in conversation.prefixes]))
+        found = await self._patience.ask(
+            lambda: self._store.get_many([_key(prefix) for prefix in conversation.prefixes])
+        )
         if found is None:
             return None
         values = [None if value is None else value.decode() for value in found]
         rollout = recognised(values)
-        self._results.labels("recognised" if rollout else "ambiguous" if AMBIGUOUS in values else "unknown").inc()
+        self._results.labels(
+            "recognised" if rollout else "ambiguous" if AMBIGUOUS in values else "unknown"
+        ).inc()
         return rollout
 
-    async def remember(self, conversation: Conversation, rollout_id: str, answers: Iterable[Iterable[Any]]) -> None:
-        """Keep whose the conversation is, with whichever answer the agent goes on: each has its items."""
-        chains = {chain for answer in answers if (chain := conversation.answered(answer)) is not None}
+    async def remember(
+        self, conversation: Conversation, rollout_id: str, answers: Iterable[Iterable[Any]]
+    ) -> None:
+        """Keep whose the conversation is, with whichever answer the agent goes on: each has its
+        items.
+        """
+        chains = {
+            chain for answer in answers if (chain := conversation.answered(answer)) is not None
+        }
         if chains:
             await self._patience.ask(lambda: self._keep_all(list(chains), rollout_id))
 
@@ -75,7 +95,8 @@ class Inference:
 
     async def _keep(self, chain: str, rollout_id: str) -> None:
         known = await self._store.put_new(_key(chain), rollout_id.encode(), self._ttl_s)
-        # Nothing but AMBIGUOUS is ever written over, so that two gateways that do this at once agree.
+        # Nothing but AMBIGUOUS is ever written over, so that two gateways that do this at once
+        # agree.
         if owner_of(None if known is None else known.decode(), rollout_id) == AMBIGUOUS:
             await self._store.put(_key(chain), AMBIGUOUS.encode(), self._ttl_s)
 

@@ -1,7 +1,8 @@
-"""Declared groups, as far as a gateway must remember them: what a name or an id alone does not tell. Scoped keys need none of it,
-and plain keys never get there.
+"""Declared groups, as far as a gateway must remember them: what a name or an id alone does not
+tell. Scoped keys need none of it, and plain keys never get there.
 
-It is a cache of `declared` events. Forgotten (a restart without Redis), a request that needs it says what to pass instead.
+It is a cache of `declared` events. Forgotten (a restart without Redis), a request that needs it
+says what to pass instead.
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ class GroupRegistry:
     """Remembers declared groups until a day after their deadline."""
 
     def __init__(self, store: Store, started_ms: int = 0) -> None:
-        """`started_ms`: when this gateway began to give out completion ids with tags, Unix milliseconds."""
+        """`started_ms`: when this gateway began to give out completion ids with tags, Unix
+        milliseconds.
+        """
         self._store = store
         self._started_ms = started_ms
         self._tagged_since: int | None = None
 
     async def tagged_since(self) -> int:
-        """When the first of the gateways that share the store began to give out completion ids with tags, Unix milliseconds."""
+        """When the first of the gateways that share the store began to give out completion ids with
+        tags, Unix milliseconds.
+        """
         if self._tagged_since is None:
-            known = await self._store.put_new("completions:tagged_since", str(self._started_ms).encode(), _TEN_YEARS_S)
+            known = await self._store.put_new(
+                "completions:tagged_since", str(self._started_ms).encode(), _TEN_YEARS_S
+            )
             self._tagged_since = self._started_ms if known is None else int(known)
         return self._tagged_since
 
@@ -49,14 +56,18 @@ class GroupRegistry:
 
     async def put(self, group_id: str, entry: GroupEntry, now_ms: int) -> None:
         """Remember."""
-        await self._store.put(f"group:{group_id}", msgspec.json.encode(entry), _ttl_s(entry, now_ms))
+        await self._store.put(
+            f"group:{group_id}", msgspec.json.encode(entry), _ttl_s(entry, now_ms)
+        )
 
     async def attempt(self, rollout_id: str) -> int:
         """The newest attempt known of a rollout; 0 if none."""
         known = await self._store.get(f"attempt:{rollout_id}")
         return 0 if known is None else int(known)
 
-    async def put_attempt(self, rollout_id: str, attempt: int, entry: GroupEntry, now_ms: int) -> None:
+    async def put_attempt(
+        self, rollout_id: str, attempt: int, entry: GroupEntry, now_ms: int
+    ) -> None:
         """Remember the newest attempt."""
         await self._store.put(f"attempt:{rollout_id}", str(attempt).encode(), _ttl_s(entry, now_ms))
 

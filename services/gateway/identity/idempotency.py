@@ -1,8 +1,10 @@
-"""Small things that several gateways must agree on, with an expiry: idempotency keys, declared groups, whose a conversation is.
-Redis (`redis://`, or `rediss://` for TLS, with a password if it asks for one), or memory for one gateway.
+"""Small things that several gateways must agree on, with an expiry: idempotency keys, declared
+groups, whose a conversation is. Redis (`redis://`, or `rediss://` for TLS, with a password if it
+asks for one), or memory for one gateway.
 
-`Idempotency` answers the same key and payload with the same reply, and refuses the same key with another payload. An event's id
-derives from its key, so a reply that was lost and asked for again never makes a second event.
+`Idempotency` answers the same key and payload with the same reply, and refuses the same key with
+another payload. An event's id derives from its key, so a reply that was lost and asked for again
+never makes a second event.
 """
 
 from __future__ import annotations
@@ -25,11 +27,15 @@ KEEP_S = 7 * _DAY_S
 _MEMORY_LIMIT = 200_000
 _PREFIX = "fulgurite:gateway:"
 _REDIS_TIMEOUT_S = 2.0
-"""Of one connecting or one answer. A second try, on a new connection, is for connections that a restarted Redis left behind."""
+"""Of one connecting or one answer. A second try, on a new connection, is for connections that a
+restarted Redis left behind.
+"""
 
 
 class Store(Protocol):
-    """Keys with a value and an expiry. Every method raises Unavailable when the store does not answer."""
+    """Keys with a value and an expiry. Every method raises Unavailable when the store does not
+    answer.
+    """
 
     async def get(self, key: str) -> bytes | None:
         """The value, if there is one."""
@@ -97,9 +103,14 @@ class RedisStore:
     """For any number of gateways."""
 
     def __init__(self, url: str) -> None:
-        """`url`: as redis-py takes it, for example `rediss://:password@host:6380/0?ssl_ca_certs=/etc/ca.pem`."""
+        """`url`: as redis-py takes it, for example
+        `rediss://:password@host:6380/0?ssl_ca_certs=/etc/ca.pem`.
+        """
         self._redis: Redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
-            url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 1)
+            url,
+            socket_timeout=_REDIS_TIMEOUT_S,
+            socket_connect_timeout=_REDIS_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1),
         )
 
     async def get(self, key: str) -> bytes | None:
@@ -157,7 +168,9 @@ class Idempotency:
         self._store = store
 
     async def claim(self, scope: str, key: str, payload: bytes) -> str | None:
-        """The reply given before, or None: go on (again, if it never came to a reply). Raises Conflict for another payload."""
+        """The reply given before, or None: go on (again, if it never came to a reply). Raises
+        Conflict for another payload.
+        """
         entry = _Entry(hashlib.sha256(payload).hexdigest(), None)
         known = await self._store.put_new(_name(scope, key), msgspec.json.encode(entry), KEEP_S)
         if known is None:
@@ -165,7 +178,8 @@ class Idempotency:
         before = msgspec.json.decode(known, type=_Entry)
         if before.payload != entry.payload:
             raise Conflict(
-                f"Idempotency-Key {key!r} was used before with another payload. Use a new key for a new event; the first one stands."
+                f"Idempotency-Key {key!r} was used before with another payload. Use a new key "
+                f"for a new event; the first one stands."
             )
         return before.reply
 
@@ -181,5 +195,7 @@ def _name(scope: str, key: str) -> str:
 
 def _unavailable() -> Unavailable:
     return Unavailable(
-        "The store of idempotency keys and declared groups (Redis, REDIS_URL) does not answer. Try again shortly.", code="store_unavailable"
+        "The store of idempotency keys and declared groups (Redis, REDIS_URL) does not answer. "
+        "Try again shortly.",
+        code="store_unavailable",
     )

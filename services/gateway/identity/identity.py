@@ -1,10 +1,12 @@
 """Who calls, and which rollout the call belongs to, with no change to the agent.
 
-In this order: scoped key, path `/rollouts/{rollout}/v1/...`, header `x-fulgurite-rollout`, `metadata.session_id` of the body, the
-answer it builds on (`previous_response_id`), the conversation it continues (`inference`), and a rollout of its own. A name that is
-not an id of ours is a session of that key's owner: the same name, the same rollout. Ids are in every reply, so they open no door: a plain
-key names only rollouts that its own calls opened, which their ids tell, a scoped key its own, and the admin key any.
-The agent's role: header `x-fulgurite-agent`, path `/agents/{agent}/v1/...`, the key's, the alias where it is not its policy's name.
+In this order: scoped key, path `/rollouts/{rollout}/v1/...`, header `x-fulgurite-rollout`,
+`metadata.session_id` of the body, the answer it builds on (`previous_response_id`), the
+conversation it continues (`inference`), and a rollout of its own. A name that is not an id of ours
+is a session of that key's owner: the same name, the same rollout. Ids are in every reply, so they
+open no door: a plain key names only rollouts that its own calls opened, which their ids tell, a
+scoped key its own, and the admin key any. The agent's role: header `x-fulgurite-agent`, path
+`/agents/{agent}/v1/...`, the key's, the alias where it is not its policy's name.
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ from services.gateway.errors import (
     Unavailable,
     clipped,
 )
+from services.gateway.identity.claims import Claims
 from services.gateway.identity.conversation_matching import Inference
 from services.gateway.identity.declared_groups import GroupEntry, GroupRegistry
-from services.gateway.identity.keys import PREFIX, Claims, KeyRing
+from services.gateway.identity.keys import PREFIX, KeyRing
 
 ROLLOUT_HEADER = "x-fulgurite-rollout"
 ROLLOUT_ID_HEADER = b"x-fulgurite-rollout-id"
@@ -51,7 +54,11 @@ AGENT_HEADER = "x-fulgurite-agent"
 SUBJECT_HEADER = "x-fulgurite-subject"
 _LONGEST_NAME = 256
 
-CALL_KEY = "a rollout's `api_key` or one of FULGURITE_API_KEYS (clients send OPENAI_API_KEY or ANTHROPIC_API_KEY)"
+CALL_KEY = (
+    "a rollout's `api_key` or one of FULGURITE_API_KEYS (clients send OPENAI_API_KEY "
+    "or "
+    "ANTHROPIC_API_KEY)"
+)
 ADMIN_KEY = "the admin key (FULGURITE_ADMIN_KEY)"
 STATUS_KEY = f"the rollout's `api_key` or {ADMIN_KEY}"
 REWARD_KEY = f"the rollout's `reward_key` or {ADMIN_KEY}"
@@ -83,9 +90,16 @@ class Doorkeeper:
     """Knows the keys."""
 
     def __init__(
-        self, ring: KeyRing, admin_key: str | None, plain_keys: tuple[str, ...], allow_any: bool, operations_key: str | None = None
+        self,
+        ring: KeyRing,
+        admin_key: str | None,
+        plain_keys: tuple[str, ...],
+        allow_any: bool,
+        operations_key: str | None = None,
     ) -> None:
-        """Without `operations_key` whoever reaches the gateway may see its metrics, readiness and documentation."""
+        """Without `operations_key` whoever reaches the gateway may see its metrics, readiness and
+        documentation.
+        """
         self._operations = operations_key.encode() if operations_key else None
         self._ring = ring
         self._admin = admin_key.encode() if admin_key else None
@@ -108,7 +122,9 @@ class Doorkeeper:
         raise Unauthorized(f"Unknown API key: use {wanted}.")
 
     def is_operator(self, authorization: str | None) -> bool:
-        """Whether the key is the operations key or the admin key; without an operations key everybody is an operator."""
+        """Whether the key is the operations key or the admin key; without an operations key
+        everybody is an operator.
+        """
         key = bearer(authorization)
         return self._operations is None or _same(key, self._operations) or _same(key, self._admin)
 
@@ -130,7 +146,13 @@ class Named(msgspec.Struct, frozen=True):
 class Identifier:
     """Finds the rollout of a call."""
 
-    def __init__(self, ring: KeyRing, registry: GroupRegistry, role_aliases: Mapping[str, str], inference: Inference | None = None) -> None:
+    def __init__(
+        self,
+        ring: KeyRing,
+        registry: GroupRegistry,
+        role_aliases: Mapping[str, str],
+        inference: Inference | None = None,
+    ) -> None:
         """Without `inference` a call that names no rollout is always a rollout of its own."""
         self._inference = inference
         self._ring = ring
@@ -138,19 +160,28 @@ class Identifier:
         self._role_aliases = role_aliases
 
     async def identify(self, caller: Caller, named: Named, alias: str, now_ms: int) -> Identified:
-        """Raises Forbidden when a key and a name disagree, NotFound for an id that nobody here gave out, InvalidRequest for a bad name."""
+        """Raises Forbidden when a key and a name disagree, NotFound for an id that nobody here gave
+        out, InvalidRequest for a bad name.
+        """
         role = self._role(named, caller, alias)
         claims = caller.claims
         if claims is not None:
             for name in (named.path, named.header):
                 if name is not None and name != claims.rollout:
                     raise Forbidden(
-                        f"This key belongs to rollout {claims.rollout}, the request names {clipped(name)!r}: "
+                        f"This key belongs to rollout {claims.rollout}, the request names "
+                        f"{clipped(name)!r}: "
                         "leave the name out, or use that rollout's key.",
                         code="foreign_key",
                     )
-            return Identified(claims.group, claims.rollout, claims.attempt, claims.mode, role, Identity.scoped_key)
-        for name, identity in ((named.path, Identity.path), (named.header, Identity.header), (named.session, Identity.header)):
+            return Identified(
+                claims.group, claims.rollout, claims.attempt, claims.mode, role, Identity.scoped_key
+            )
+        for name, identity in (
+            (named.path, Identity.path),
+            (named.header, Identity.header),
+            (named.session, Identity.header),
+        ):
             if name is not None:
                 return await self._by_name(caller, name, role, identity)
         continued = await self._continued(caller, named, alias, role)
@@ -166,53 +197,82 @@ class Identifier:
         try:
             ref = parse_rollout(text)
         except MalformedId as error:
-            raise NotFound(f"Unknown rollout: {clipped(str(error))}.", code="unknown_rollout") from error
+            raise NotFound(
+                f"Unknown rollout: {clipped(str(error))}.", code="unknown_rollout"
+            ) from error
         if not any(is_genuine(ref, secret) for secret in self._ring.secrets):
-            raise NotFound(f"Unknown rollout {clipped(text)}: this deployment did not give out that id.", code="unknown_rollout")
+            raise NotFound(
+                f"Unknown rollout {clipped(text)}: this deployment did not give out that id.",
+                code="unknown_rollout",
+            )
         return ref
 
     def own_completion(self, caller: Caller, text: str | None) -> CompletionRef | None:
-        """The call that an id names; None unless it was given out here, in a rollout that this caller may name."""
+        """The call that an id names; None unless it was given out here, in a rollout that this
+        caller may name.
+        """
         try:
             completion = parse_completion(text or "")
             ref = self.genuine(completion.rollout.rollout_id)
         except (MalformedId, NotFound):
             return None
-        given_out = any(is_tagged(completion.completion_id, secret) for secret in self._ring.secrets)
+        given_out = any(
+            is_tagged(completion.completion_id, secret) for secret in self._ring.secrets
+        )
         return completion if given_out and self._may_name(caller, ref) else None
 
     async def entry(self, group_id: str) -> GroupEntry | None:
         """What is remembered of a declared group."""
         return await self._registry.get(group_id)
 
-    async def _by_name(self, caller: Caller, name: str, role: str, identity: Identity) -> Identified:
+    async def _by_name(
+        self, caller: Caller, name: str, role: str, identity: Identity
+    ) -> Identified:
         if not name.strip() or len(name) > _LONGEST_NAME:
-            raise InvalidRequest(f"A rollout or session name has 1 to {_LONGEST_NAME} characters.", param="rollout")
+            raise InvalidRequest(
+                f"A rollout or session name has 1 to {_LONGEST_NAME} characters.", param="rollout"
+            )
         if not name.startswith("ro_"):
             group = external_group(caller.owner, name, self._ring.signing_secret)
-            return Identified(group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, identity)
+            return Identified(
+                group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, identity
+            )
         ref = self.genuine(name)
         if not self._may_name(caller, ref):
             raise Forbidden(
-                f"This key may not name rollout {name}: it was declared, or opened by another key. Use the rollout's own `api_key` "
-                "(POST /v1/rollouts gave it out) or the admin key; to name a session of your own, use any name that is no rollout's id.",
+                f"This key may not name rollout {name}: it was declared, or opened by another "
+                f"key. Use the rollout's own `api_key` "
+                "(POST /v1/rollouts gave it out) or the admin key; to name a session of your "
+                "own, use any name that is no rollout's id.",
                 code="foreign_key",
             )
         # Only declared rollouts are remembered, and of these none is a plain key's.
         known = await self._registry.get(ref.group_id) if caller.admin else None
         if known is None:
             return Identified(ref.group_id, ref.rollout_id, 0, Mode.live, role, identity)
-        return Identified(ref.group_id, ref.rollout_id, await self._registry.attempt(ref.rollout_id), known.mode, role, identity)
+        return Identified(
+            ref.group_id,
+            ref.rollout_id,
+            await self._registry.attempt(ref.rollout_id),
+            known.mode,
+            role,
+            identity,
+        )
 
     def _may_name(self, caller: Caller, ref: RolloutRef) -> bool:
         if caller.claims is not None:
             return caller.claims.rollout == ref.rollout_id
-        return caller.admin or any(is_owned(ref.group_id, caller.owner, secret) for secret in self._ring.secrets)
+        return caller.admin or any(
+            is_owned(ref.group_id, caller.owner, secret) for secret in self._ring.secrets
+        )
 
-    async def _continued(self, caller: Caller, named: Named, alias: str, role: str) -> Identified | None:
+    async def _continued(
+        self, caller: Caller, named: Named, alias: str, role: str
+    ) -> Identified | None:
         """The rollout of an earlier answer; None for an id that names none of this caller's.
 
-        A plain key's agent may send the whole conversation next, without an id, and stays in the rollout.
+        A plain key's agent may send the whole conversation next, without an id, and stays in the
+        rollout.
         """
         completion = self.own_completion(caller, named.continues)
         if completion is None:
@@ -220,26 +280,60 @@ class Identifier:
         ref = completion.rollout
         if not caller.admin:
             conversation = await self._conversation(caller, named, alias)
-            return Identified(ref.group_id, ref.rollout_id, completion.attempt, Mode.live, role, Identity.header, conversation)
+            return Identified(
+                ref.group_id,
+                ref.rollout_id,
+                completion.attempt,
+                Mode.live,
+                role,
+                Identity.header,
+                conversation,
+            )
         try:
             known = await self._registry.get(ref.group_id)
         except Unavailable:
             known = None
         mode = Mode.live if known is None else known.mode
-        return Identified(ref.group_id, ref.rollout_id, completion.attempt, mode, role, Identity.header)
+        return Identified(
+            ref.group_id, ref.rollout_id, completion.attempt, mode, role, Identity.header
+        )
 
-    async def _by_conversation(self, caller: Caller, named: Named, alias: str, role: str, now_ms: int) -> Identified:
+    async def _by_conversation(
+        self, caller: Caller, named: Named, alias: str, role: str, now_ms: int
+    ) -> Identified:
         conversation = await self._conversation(caller, named, alias)
-        known = None if conversation is None or self._inference is None else await self._inference.find(conversation)
+        known = (
+            None
+            if conversation is None or self._inference is None
+            else await self._inference.find(conversation)
+        )
         if known is not None:
-            return Identified(parse_rollout(known).group_id, known, 0, Mode.live, role, Identity.inferred, conversation)
+            return Identified(
+                parse_rollout(known).group_id,
+                known,
+                0,
+                Mode.live,
+                role,
+                Identity.inferred,
+                conversation,
+            )
         group = owned_group(now_ms, os.urandom(5), caller.owner, self._ring.signing_secret)
-        return Identified(group, rollout_of(group, 0, self._ring.signing_secret), 0, Mode.live, role, Identity.none, conversation)
+        return Identified(
+            group,
+            rollout_of(group, 0, self._ring.signing_secret),
+            0,
+            Mode.live,
+            role,
+            Identity.none,
+            conversation,
+        )
 
     async def _conversation(self, caller: Caller, named: Named, alias: str) -> Conversation | None:
         if self._inference is None or named.items is None:
             return None
-        return await self._inference.conversation(caller.owner, named.user, alias, named.items, named.size)
+        return await self._inference.conversation(
+            caller.owner, named.user, alias, named.items, named.size
+        )
 
     def _role(self, named: Named, caller: Caller, alias: str) -> str:
         if named.agent:

@@ -1,7 +1,9 @@
-"""Scoped keys: an API key that *is* the rollout. `fg-<kid>.<claims>.<signature>`, HMAC-SHA256, base64url.
+"""Scoped keys: an API key that *is* the rollout. `fg-<kid>.<claims>.<signature>`, HMAC-SHA256,
+base64url.
 
-Two per rollout: the agent's (`call`, `status`) and the evaluator's (`reward`), so that an agent with a shell cannot pay itself.
-Keys are stateless: any gateway with the ring verifies them. Retiring a `kid` from the ring revokes every key it signed.
+Two per rollout: the agent's (`call`, `status`) and the evaluator's (`reward`), so that an agent
+with a shell cannot pay itself. Keys are stateless: any gateway with the ring verifies them.
+Retiring a `kid` from the ring revokes every key it signed.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import re
 
 import msgspec
 
-from fulgurite.enums import Mode
 from services.gateway.errors import ExpiredKey, Unauthorized
+from services.gateway.identity.claims import Claims
 
 PREFIX = "fg-"
 LEEWAY_MS = 60_000
@@ -27,19 +29,6 @@ _REMEMBERED = 10_000
 """A few megabytes of keys."""
 
 _KEY = re.compile(r"fg-([A-Za-z0-9_-]{1,64})\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
-
-
-class Claims(msgspec.Struct, frozen=True):
-    """What a scoped key says, and its signature proves."""
-
-    rollout: str
-    attempt: int
-    group: str
-    agent: str
-    mode: Mode
-    scopes: tuple[str, ...]
-    exp: int
-    """Deadline plus grace, Unix milliseconds."""
 
 
 class KeyRing:
@@ -58,10 +47,16 @@ class KeyRing:
         for number, entry in enumerate(filter(None, (part.strip() for part in text.split(","))), 1):
             kid, colon, secret = entry.partition(":")
             if not colon or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", kid) or len(secret) < 16:
-                raise ValueError(f"FULGURITE_SIGNING_KEYS: entry {number} is not kid:secret with a secret of at least 16 characters")
+                raise ValueError(
+                    f"FULGURITE_SIGNING_KEYS: entry {number} is not kid:secret with a secret "
+                    f"of at least 16 characters"
+                )
             secrets[kid] = secret.encode()
         if not secrets:
-            raise ValueError("FULGURITE_SIGNING_KEYS is empty: set it to kid:secret, for example k1:$(openssl rand -hex 32)")
+            raise ValueError(
+                "FULGURITE_SIGNING_KEYS is empty: set it to kid:secret, for example "
+                "k1:$(openssl rand -hex 32)"
+            )
         return cls(secrets)
 
     @property
@@ -77,10 +72,13 @@ class KeyRing:
     def mint(self, claims: Claims) -> str:
         """A key that carries these claims."""
         payload = _b64(msgspec.json.encode(claims))
-        return f"{PREFIX}{self._kid}.{payload}.{_b64(_sign(self._secrets[self._kid], self._kid, payload))}"
+        signature = _sign(self._secrets[self._kid], self._kid, payload)
+        return f"{PREFIX}{self._kid}.{payload}.{_b64(signature)}"
 
     def verify(self, text: str, now_ms: int) -> Claims:
-        """Raises Unauthorized for a key this ring did not sign, ExpiredKey past its expiry and the leeway."""
+        """Raises Unauthorized for a key this ring did not sign, ExpiredKey past its expiry and the
+        leeway.
+        """
         claims = self._verified.get(text)
         if claims is None:
             if len(self._verified) >= _REMEMBERED:
@@ -88,7 +86,8 @@ class KeyRing:
             claims = self._verified[text] = self._genuine(text)
         if now_ms > claims.exp + LEEWAY_MS:
             raise ExpiredKey(
-                f"The API key of rollout {claims.rollout} expired: its deadline is past. Start a new attempt or declare a new group.",
+                f"The API key of rollout {claims.rollout} expired: its deadline is past. Start "
+                f"a new attempt or declare a new group.",
                 claims,
             )
         return claims
@@ -96,16 +95,24 @@ class KeyRing:
     def _genuine(self, text: str) -> Claims:
         match = _KEY.fullmatch(text)
         if match is None:
-            raise Unauthorized("The API key starts like a rollout's key but is damaged: pass OPENAI_API_KEY exactly as it was given out.")
+            raise Unauthorized(
+                "The API key starts like a rollout's key but is damaged: pass OPENAI_API_KEY "
+                "exactly as it was given out."
+            )
         kid, payload, signature = match.groups()
         secret = self._secrets.get(kid)
         if secret is None:
             raise Unauthorized(
-                f"The API key was signed with key id {kid!r}, which is retired or of another deployment. Declare new rollouts."
+                f"The API key was signed with key id {kid!r}, which is retired or of another "
+                f"deployment. Declare new rollouts."
             )
         if not hmac.compare_digest(_b64(_sign(secret, kid, payload)), signature):
-            raise Unauthorized("The API key's signature is wrong: pass OPENAI_API_KEY exactly as it was given out.")
-        return msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=Claims)
+            raise Unauthorized(
+                "The API key's signature is wrong: pass OPENAI_API_KEY exactly as it was given out."
+            )
+        return msgspec.json.decode(
+            base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=Claims
+        )
 
 
 def _sign(secret: bytes, kid: str, payload: str) -> bytes:

@@ -1,4 +1,6 @@
-"""Questions to a store that calls are glad of but can do without: while it does not answer, no call waits for it for long."""
+"""Questions to a store that calls are glad of but can do without: while it does not answer, no call
+waits for it for long.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class StorePatience:
     """Asks one store."""
 
     def __init__(self, unanswered: Callable[[], object], failed: Callable[[], object]) -> None:
-        """`unanswered` is called for each question without an answer, `failed` before it where the store was asked."""
+        """`unanswered` is called for each question without an answer, `failed` before it where the
+        store was asked.
+        """
         self._unanswered = unanswered
         self._failed = failed
         self._ask_again_at = float("-inf")

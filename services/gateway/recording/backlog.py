@@ -1,7 +1,8 @@
-"""Events that wait on disk for Kafka: once one does, everything later of this replica queues behind it, until all are acknowledged.
+"""Events that wait on disk for Kafka: once one does, everything later of this replica queues behind
+it, until all are acknowledged.
 
-Sent in the order in which they came: a key's next event leaves when the one before it was acknowledged. After a crash some are sent again;
-whoever reads knows them by their ids.
+Sent in the order in which they came: a key's next event leaves when the one before it was
+acknowledged. After a crash some are sent again; whoever reads knows them by their ids.
 """
 
 from __future__ import annotations
@@ -61,9 +62,16 @@ class Backlog:
     """The queue of one replica, in its spool."""
 
     def __init__(
-        self, spool: Spool, producer: EventProducer, codec: Codec, may_try: Callable[[], bool], on_delivery: Callable[[], None]
+        self,
+        spool: Spool,
+        producer: EventProducer,
+        codec: Codec,
+        may_try: Callable[[], bool],
+        on_delivery: Callable[[], None],
     ) -> None:
-        """`may_try`: whether it makes sense to send anything. `on_delivery` is called when Kafka took something."""
+        """`may_try`: whether it makes sense to send anything. `on_delivery` is called when Kafka
+        took something.
+        """
         self.spool = spool
         self._producer = producer
         self._codec = codec
@@ -74,13 +82,17 @@ class Backlog:
         """Events of an earlier process that are still to be sent: nobody here waits for them."""
         self._oldest: float | None = None
         self._goes_first = True
-        """Whether the producer may still hold events from before the spool was used. Later ones all come through the spool, one batch after
-        another: the producer's own count lags behind its delivery reports, and is not asked again."""
+        """Whether the producer may still hold events from before the spool was used. Later ones all
+        come through the spool, one batch after another: the producer's own count lags behind its
+        delivery reports, and is not asked again.
+        """
         self._wake = asyncio.Event()
         self._decode = msgspec.msgpack.Decoder(Entry).decode
         self._encode = msgspec.msgpack.Encoder().encode
         if self._inherited:
-            log.warning("an earlier process left events in the spool", events=spool.depth, bytes=spool.bytes)
+            log.warning(
+                "an earlier process left events in the spool", events=spool.depth, bytes=spool.bytes
+            )
             self._wake.set()
 
     @property
@@ -89,16 +101,24 @@ class Backlog:
         return self.spool.depth > 0
 
     def age_s(self) -> float:
-        """How long the oldest event has waited, as far as it has been looked at; 0 if there is none."""
-        return 0.0 if self._oldest is None or not self.busy else max(0.0, time.time() - self._oldest)
+        """How long the oldest event has waited, as far as it has been looked at; 0 if there is
+        none.
+        """
+        return (
+            0.0 if self._oldest is None or not self.busy else max(0.0, time.time() - self._oldest)
+        )
 
     def append(self, topic: Topic, key: str, event: Event, traceparent: str | None) -> Ticket:
         """Queue an event. Raises SpoolError, InvalidEvent."""
         data = self._codec.encode(event)
         if len(data) > MAX_MESSAGE_BYTES - _ROOM:
-            raise SpoolError(f"an event of {len(data):,} bytes is more than the log's messages may have")
+            raise SpoolError(
+                f"an event of {len(data):,} bytes is more than the log's messages may have"
+            )
         now = time.time()
-        ticket = Ticket(self.spool.append(self._encode(Entry(topic.name, key, traceparent, now, data))))
+        ticket = Ticket(
+            self.spool.append(self._encode(Entry(topic.name, key, traceparent, now, data)))
+        )
         if self._oldest is None:
             self._oldest = now
         self._tickets.append(ticket)
@@ -137,7 +157,9 @@ class Backlog:
             return False
         entries = self._next(payloads)
         if not entries:
-            log.error("an event in the spool cannot be read and is put aside", bytes=len(payloads[0]))
+            log.error(
+                "an event in the spool cannot be read and is put aside", bytes=len(payloads[0])
+            )
             self._drop([None], unreadable=True)
             return True
         deliveries = await self._send(entries)
@@ -170,7 +192,9 @@ class Backlog:
                     done[index] = await asyncio.wrap_future(future)
                     self._on_delivery()
                 except LogUnavailable as error:
-                    log.warning("the log does not take an event from the spool yet", error=str(error))
+                    log.warning(
+                        "the log does not take an event from the spool yet", error=str(error)
+                    )
             if None in done:
                 await asyncio.sleep(_PAUSE_S)
         return done

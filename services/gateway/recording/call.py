@@ -1,4 +1,6 @@
-"""One call while it lasts, and the event it becomes. Secrets are taken out here: no event ever holds a key."""
+"""One call while it lasts, and the event it becomes. Secrets are taken out here: no event ever
+holds a key.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from services.gateway.telemetry.tracing import CallTrace
 _REDACTED = "[redacted]"
 _TAIL = 16
 _DEEPEST_ESCAPE = 8
-"""Backslashes of an escape, of JSON put into JSON three times. Without a bound a long row of them would be looked through from each."""
+"""Backslashes of an escape, of JSON put into JSON three times. Without a bound a long row of them
+would be looked through from each.
+"""
 
 REFUSED_CHARACTERS = 8192
 """Below the least FULGURITE_CLAIM_CHECK_BYTES: a refused call is never left in the claims store."""
@@ -60,7 +64,15 @@ class Draft:
 class Call:
     """A call that may go to its upstream."""
 
-    def __init__(self, draft: Draft, who: Identified, call_id: str, request: ApiRequest, route: Route, capture: Capture) -> None:
+    def __init__(
+        self,
+        draft: Draft,
+        who: Identified,
+        call_id: str,
+        request: ApiRequest,
+        route: Route,
+        capture: Capture,
+    ) -> None:
         self.draft = draft
         self.who = who
         self.call_id = call_id
@@ -109,25 +121,56 @@ class Call:
         *,
         with_answer: bool = True,
     ) -> LlmCall:
-        """What the log gets. Without a problem, an outcome other than success is a client that went away.
+        """What the log gets. Without a problem, an outcome other than success is a client that went
+        away.
 
-        `with_answer=False` leaves out all that the upstream said: such an event can be made whatever that was.
+        `with_answer=False` leaves out all that the upstream said: such an event can be made
+        whatever that was.
         """
         capture = self.capture if with_answer else None
-        return _event(self.draft, self.who, self.call_id, self, capture, logprobs_mode, now_ms, problem, outcome)
+        return _event(
+            self.draft,
+            self.who,
+            self.call_id,
+            self,
+            capture,
+            logprobs_mode,
+            now_ms,
+            problem,
+            outcome,
+        )
 
 
-def refusal(draft: Draft, who: Identified, call_id: str, problem: GatewayError, now_ms: int) -> LlmCall:
-    """The event of a call that never reached an upstream; of a large body it has the beginning only."""
-    event = _event(draft, who, call_id, None, None, LogprobsMode.none, now_ms, problem, problem.outcome)
-    return msgspec.structs.replace(event, request=shortened(event.request)) if event.request is not None else event
+def refusal(
+    draft: Draft, who: Identified, call_id: str, problem: GatewayError, now_ms: int
+) -> LlmCall:
+    """The event of a call that never reached an upstream; of a large body it has the beginning
+    only.
+    """
+    event = _event(
+        draft, who, call_id, None, None, LogprobsMode.none, now_ms, problem, problem.outcome
+    )
+    return (
+        msgspec.structs.replace(event, request=shortened(event.request))
+        if event.request is not None
+        else event
+    )
 
 
 def shortened(body: str) -> str:
-    """A refused body as it is kept: nothing was made of it, and no agent shall fill a disk with it."""
+    """A refused body as it is kept: nothing was made of it, and no agent shall fill a disk
+    with it.
+    """
     if len(body) <= REFUSED_CHARACTERS:
         return body
-    return f"{body[:REFUSED_CHARACTERS]}… [the first {REFUSED_CHARACTERS} of {len(body)} characters of a refused call]"
+    return (
+        f"{body[:REFUSED_CHARACTERS]}… [the first {REFUSED_CHARACTERS} of {len(body)} "
+        f"characters "
+        f"of "
+        f"a "
+        f"refused "
+        f"call]"
+    )
 
 
 def _event(
@@ -143,7 +186,9 @@ def _event(
 ) -> LlmCall:
     request, route = draft.request, call and call.route
     asked = None if draft.raw is None else hide(draft.raw, draft.secret)
-    choices = tuple([_without_key(choice, draft.secret) for choice in capture.taken()]) if capture else ()
+    choices = (
+        tuple([_without_key(choice, draft.secret) for choice in capture.taken()]) if capture else ()
+    )
     response = capture.response() if capture else None
     # A key could be read from the tokens of what it was in.
     prompt = capture.prompt() if capture and asked == draft.raw else None
@@ -175,7 +220,9 @@ def _event(
         prompt_hash=None if prompt is None else prompt_hash(prompt),
         choices=choices,
         sampling=draft.sampling,
-        logprobs_mode=logprobs_mode if any(choice.logprobs for choice in choices) else LogprobsMode.none,
+        logprobs_mode=logprobs_mode
+        if any(choice.logprobs for choice in choices)
+        else LogprobsMode.none,
         prompt_tokens=capture.prompt_tokens if capture else None,
         completion_tokens=capture.completion_tokens if capture else None,
         started_at=draft.started_at,
@@ -195,10 +242,13 @@ def reply_headers(who: Identified, version: str | None = None) -> list[Header]:
 
 
 def hide(text: str, secret: str) -> str:
-    """The text without the caller's key, should it have got in there, also where JSON's escapes spell it."""
+    """The text without the caller's key, should it have got in there, also where JSON's escapes
+    spell it.
+    """
     if not secret:
         return text
-    # Searching a long text for a whole key is slow; its end, a signature's, is found or missed at once.
+    # Searching a long text for a whole key is slow; its end, a signature's, is found or missed at
+    # once.
     found = text.replace(secret, _REDACTED) if secret[-_TAIL:] in text else text
     return _spelled(secret).sub(_REDACTED, found) if "\\u00" in found else found
 
@@ -207,15 +257,26 @@ def hide(text: str, secret: str) -> str:
 def _spelled(secret: str) -> re.Pattern[str]:
     """The key, each of its characters as it is or escaped, as often as JSON was put into JSON."""
     hexadecimal = {character: f"(?i:{ord(character):04x})" for character in secret}
-    return re.compile("".join(rf"(?:{re.escape(character)}|\\{{1,{_DEEPEST_ESCAPE}}}u{hexadecimal[character]})" for character in secret))
+    return re.compile(
+        "".join(
+            rf"(?:{re.escape(character)}|\\{{1,{_DEEPEST_ESCAPE}}}u{hexadecimal[character]})"
+            for character in secret
+        )
+    )
 
 
 def _without_key(choice: Choice, secret: str) -> Choice:
     said = choice.message and hide(choice.message, secret)
-    return choice if said == choice.message else msgspec.structs.replace(choice, message=said, token_ids=None, logprobs=None)
+    return (
+        choice
+        if said == choice.message
+        else msgspec.structs.replace(choice, message=said, token_ids=None, logprobs=None)
+    )
 
 
-def _verdict(capture: Capture | None, problem: GatewayError | None, outcome: CallOutcome) -> tuple[FailureKind | None, int | None]:
+def _verdict(
+    capture: Capture | None, problem: GatewayError | None, outcome: CallOutcome
+) -> tuple[FailureKind | None, int | None]:
     if problem is not None:
         return problem.failure, problem.status
     if outcome is CallOutcome.client_disconnected:

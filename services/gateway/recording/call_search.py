@@ -1,7 +1,8 @@
-"""Finds one call in `llm.calls` by its id: at the place that is remembered of it, else by its key, from the newest records back.
+"""Finds one call in `llm.calls` by its id: at the place that is remembered of it, else by its key,
+from the newest records back.
 
-An id names its group, which is the records' key and so tells the partition, and most groups' ids tell when the first call was: no record
-before is read. Blocks.
+An id names its group, which is the records' key and so tells the partition, and most groups' ids
+tell when the first call was: no record before is read. Blocks.
 """
 
 from __future__ import annotations
@@ -47,37 +48,60 @@ class SearchTooLong(Exception):
 
 
 class CallSearch:
-    """Searches the log. Each search has consumers of its own, so that several threads may search at once."""
+    """Searches the log. Each search has consumers of its own, so that several threads may search at
+    once.
+    """
 
-    def __init__(self, settings: KafkaSettings, codec: Codec, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, settings: KafkaSettings, codec: Codec, patience_s: float = PATIENCE_S
+    ) -> None:
         self._settings = settings
         self._codec = codec
         self._patience_s = patience_s
 
     def find(self, ref: CompletionRef, place: Delivery | None) -> LlmCall | None:
-        """The whole call with all its text; None if the log does not have it (any more). Raises LogUnavailable, SearchTooLong."""
+        """The whole call with all its text; None if the log does not have it (any more). Raises
+        LogUnavailable, SearchTooLong.
+        """
         try:
             with closing(make_consumer(self._settings)) as consumer:
                 found = self._found(consumer, ref, place)
             call = found.get(ref.completion_id)
-            # Deltas among what was found are restored from each other; `whole` goes on from any to its parent.
-            return None if call is None else redeemed(CallReader(self._settings, self._codec).whole(call, found.get))
+            # Deltas among what was found are restored from each other; `whole` goes on from any to
+            # its parent.
+            return (
+                None
+                if call is None
+                else redeemed(CallReader(self._settings, self._codec).whole(call, found.get))
+            )
         except KafkaException as error:
             raise LogUnavailable(f"{self._settings.topic(LLM_CALLS)}: {error}") from error
         except (BrokenDelta, BadClaim) as error:
-            log.warning("a recorded call cannot be read", call_id=ref.completion_id, error=str(error))
+            log.warning(
+                "a recorded call cannot be read", call_id=ref.completion_id, error=str(error)
+            )
             return None
 
-    def _found(self, consumer: Consumer, ref: CompletionRef, place: Delivery | None) -> dict[str, LlmCall]:
-        """Calls of the group by id, as the log has them, the one that is sought among them if it is there."""
+    def _found(
+        self, consumer: Consumer, ref: CompletionRef, place: Delivery | None
+    ) -> dict[str, LlmCall]:
+        """Calls of the group by id, as the log has them, the one that is sought among them if it is
+        there.
+        """
         key = ref.rollout.group_id.encode()
         partition = partition_of(key, LLM_CALLS.partitions) if place is None else place.partition
         where = TopicPartition(self._settings.topic(LLM_CALLS), partition)
         low, high = watermarks(consumer, where, _TIMEOUT_S)
         if place is not None:
-            return self._read(consumer, where, max(low, place.offset), min(high, place.offset + 1), key)
+            return self._read(
+                consumer, where, max(low, place.offset), min(high, place.offset + 1), key
+            )
         minted = minted_at(ref.rollout.group_id)
-        first = low if minted is None else max(low, self._offset_at(consumer, where, minted - _SKEW_MS, high))
+        first = (
+            low
+            if minted is None
+            else max(low, self._offset_at(consumer, where, minted - _SKEW_MS, high))
+        )
         found: dict[str, LlmCall] = {}
         step, end, deadline = _FIRST_STEP, high, time.monotonic() + self._patience_s
         while end > first and ref.completion_id not in found:
@@ -90,10 +114,14 @@ class CallSearch:
 
     def _offset_at(self, consumer: Consumer, where: TopicPartition, time_ms: int, high: int) -> int:
         """The first record of that time or later."""
-        [found] = consumer.offsets_for_times([TopicPartition(where.topic, where.partition, time_ms)], timeout=_TIMEOUT_S)
+        [found] = consumer.offsets_for_times(
+            [TopicPartition(where.topic, where.partition, time_ms)], timeout=_TIMEOUT_S
+        )
         return found.offset if found.offset >= 0 else high
 
-    def _read(self, consumer: Consumer, where: TopicPartition, start: int, end: int, key: bytes) -> dict[str, LlmCall]:
+    def _read(
+        self, consumer: Consumer, where: TopicPartition, start: int, end: int, key: bytes
+    ) -> dict[str, LlmCall]:
         found: dict[str, LlmCall] = {}
         for message in self._messages(consumer, where, start, end):
             event = read_message(message, self._codec).event if message.key() == key else None
@@ -101,7 +129,9 @@ class CallSearch:
                 found[event.call_id] = event
         return found
 
-    def _messages(self, consumer: Consumer, where: TopicPartition, start: int, end: int) -> Iterator[Message]:
+    def _messages(
+        self, consumer: Consumer, where: TopicPartition, start: int, end: int
+    ) -> Iterator[Message]:
         if start < end:
             consumer.assign([TopicPartition(where.topic, where.partition, start)])
             yield from read_until(consumer, {(where.topic, where.partition): end})

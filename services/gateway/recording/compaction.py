@@ -1,7 +1,8 @@
-"""A call on its way into the log: a delta of its parent where that is worth it; text beyond the claim check's limit is left elsewhere.
+"""A call on its way into the log: a delta of its parent where that is worth it; text beyond the
+claim check's limit is left elsewhere.
 
-Long texts are left each for itself, so that the turns that repeat an image leave it once and stay deltas; the whole text, if that does not
-make the call small enough.
+Long texts are left each for itself, so that the turns that repeat an image leave it once and stay
+deltas; the whole text, if that does not make the call small enough.
 """
 
 from __future__ import annotations
@@ -75,14 +76,20 @@ class Packer:
         return Packed(delta, call, depth)
 
     async def _by_pieces(self, call: LlmCall) -> Packed | None:
-        """The call without its long texts, few long ones if that is enough; None where it is still too large, or they are too many."""
+        """The call without its long texts, few long ones if that is enough; None where it is still
+        too large, or they are too many.
+        """
         for least in (max(self._limit // 16, _LEAST_PIECE), _LEAST_PIECE):
             light, payloads = await asyncio.to_thread(take_pieces, call, least)
             packed = self._shorten(light)
             if payloads and len(payloads) <= _MOST_PIECES and weight(packed.event) <= self._limit:
                 claims = await self._put(call, list(payloads.values()))
                 event = msgspec.structs.replace(packed.event, pieces=claims)
-                whole = event if packed.event is packed.whole else msgspec.structs.replace(packed.whole, pieces=claims)
+                whole = (
+                    event
+                    if packed.event is packed.whole
+                    else msgspec.structs.replace(packed.whole, pieces=claims)
+                )
                 return Packed(event, whole, packed.depth)
         return None
 
@@ -95,8 +102,16 @@ class Packer:
         try:
             claims = await asyncio.to_thread(lambda: tuple(map(self._claims.put, payloads)))
         except OSError as error:
-            log.error("a large call cannot be left in the claims store", call_id=call.call_id, bytes=size, error=str(error))
-            raise Unavailable(f"The call is too large for a message ({size:,} bytes), and the claims store cannot be written.") from error
+            log.error(
+                "a large call cannot be left in the claims store",
+                call_id=call.call_id,
+                bytes=size,
+                error=str(error),
+            )
+            raise Unavailable(
+                f"The call is too large for a message ({size:,} bytes), and the claims store "
+                f"cannot be written."
+            ) from error
         self._metrics.claim_checks.inc()
         self._metrics.claim_bytes.inc(size)
         return claims

@@ -1,4 +1,6 @@
-"""Calls that take long say so: a `heartbeat` in `agent.status` after each period, so that a silent rollout is not taken for a dead one."""
+"""Calls that take long say so: a `heartbeat` in `agent.status` after each period, so that a silent
+rollout is not taken for a dead one.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The calls that the next call of a rollout may extend: recent ones, acknowledged by Kafka, kept by this replica within a bound of bytes.
+"""The calls that the next call of a rollout may extend: recent ones, acknowledged by Kafka, kept by
+this replica within a bound of bytes.
 
-A call whose parent this replica does not know is stored whole, which is right if rarely best: routing by rollout makes it rare.
+A call whose parent this replica does not know is stored whole, which is right if rarely best:
+routing by rollout makes it rare.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ _OF_ONE = 4
 """Links kept of one attempt: as many agents may take turns in it and each finds its own."""
 
 _FRESH_S = 8 * 3600
-"""An older link is no parent: a whole chain of them must fit the month that `llm.calls` is kept, or its end outlives its beginning."""
+"""An older link is no parent: a whole chain of them must fit the month that `llm.calls` is kept, or
+its end outlives its beginning.
+"""
 
 
 class Parents:

@@ -1,10 +1,14 @@
-"""State for OpenAI's responses, kept by the log alone: what `previous_response_id` names is read there, and put in front of the input.
+"""State for OpenAI's responses, kept by the log alone: what `previous_response_id` names is read
+there, and put in front of the input.
 
-The upstream gets the whole conversation and no state, so any gateway goes on from any recorded response, after a restart too, for as long
-as `llm.calls` is kept; requests that build on the same one are branches. A follow-up is recorded as it was served, with its whole input:
-whoever goes on from it needs no other record. Whose a response is, its id tells (`identity`); another owner's does not exist.
+The upstream gets the whole conversation and no state, so any gateway goes on from any recorded
+response, after a restart too, for as long as `llm.calls` is kept; requests that build on the same
+one are branches. A follow-up is recorded as it was served, with its whole input: whoever goes on
+from it needs no other record. Whose a response is, its id tells (`identity`); another owner's does
+not exist.
 
-The latest responses are remembered here, within a bound of bytes; where others lie, in the store that gateways share. Neither is needed.
+The latest responses are remembered here, within a bound of bytes; where others lie, in the store
+that gateways share. Neither is needed.
 """
 
 from __future__ import annotations
@@ -77,7 +81,11 @@ class Recorded(msgspec.Struct, frozen=True):
         try:
             output = msgspec.json.decode(self.message, type=_Message).output
             return Response(
-                msgspec.json.decode(self.body, type=Json), msgspec.json.decode(self.head, type=Json), output, rollout_id, self.size()
+                msgspec.json.decode(self.body, type=Json),
+                msgspec.json.decode(self.head, type=Json),
+                output,
+                rollout_id,
+                self.size(),
             )
         except (ValueError, RecursionError):
             return None
@@ -103,7 +111,10 @@ class RecordedResponses:
         self._identifier = identifier
         self._store = store
         self._patience = StorePatience(
-            lambda: None, lambda: log.warning("where responses lie is not remembered: the store (REDIS_URL) does not answer")
+            lambda: None,
+            lambda: log.warning(
+                "where responses lie is not remembered: the store (REDIS_URL) does not answer"
+            ),
         )
         self._search = search
         self._log_problem = log_problem
@@ -115,17 +126,23 @@ class RecordedResponses:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def remember(self, call: LlmCall, delivery: Delivery | None) -> None:
-        """A call that was answered: to be called before the agent has all of the answer. Without `delivery` it is not in Kafka yet."""
+        """A call that was answered: to be called before the agent has all of the answer. Without
+        `delivery` it is not in Kafka yet.
+        """
         recorded = _recorded(call)
         if recorded is None:
             return
         self._keep(call.call_id, recorded)
         if delivery is not None:
             place = msgspec.json.encode(delivery)
-            await self._patience.ask(lambda: self._store.put(_key(call.call_id), place, _PLACE_TTL_S))
+            await self._patience.ask(
+                lambda: self._store.put(_key(call.call_id), place, _PLACE_TTL_S)
+            )
 
     async def continued(self, caller: Caller, request: ApiRequest) -> tuple[ApiRequest, str]:
-        """The request with the conversation that it builds on, and its body in JSON. Raises NotFound, InvalidRequest, Unavailable."""
+        """The request with the conversation that it builds on, and its body in JSON. Raises
+        NotFound, InvalidRequest, Unavailable.
+        """
         named = request.continues or ""
         found = await self.find(caller, named)
         if found.body.get("previous_response_id"):
@@ -136,7 +153,10 @@ class RecordedResponses:
         try:
             await check_bounds(body, self._bounds)
         except BodyTooLarge as problem:
-            raise BodyTooLarge(f"Together with the conversation that it builds on: {problem.message}", code=problem.code) from problem
+            raise BodyTooLarge(
+                f"Together with the conversation that it builds on: {problem.message}",
+                code=problem.code,
+            ) from problem
         return whole, body.decode()
 
     async def find(self, caller: Caller, named: str) -> Response:
@@ -185,7 +205,9 @@ class RecordedResponses:
             except (LogUnavailable, TimeoutError) as error:
                 raise _unavailable(str(error) or "it does not answer") from error
             except SearchTooLong:
-                raise _not_found(named, "too many calls were recorded since to look through them") from None
+                raise _not_found(
+                    named, "too many calls were recorded since to look through them"
+                ) from None
         recorded = None if call is None else _recorded(call)
         if recorded is None:
             raise _not_found(named, "no such answer is in the log (any more)")
@@ -204,12 +226,17 @@ def _recorded(call: LlmCall) -> Recorded | None:
     if call.api != _API or call.outcome is not CallOutcome.success or not call.choices:
         return None
     message = call.choices[0].message
-    return None if call.request is None or message is None else Recorded(call.request, call.response or "{}", message)
+    return (
+        None
+        if call.request is None or message is None
+        else Recorded(call.request, call.response or "{}", message)
+    )
 
 
 def _not_found(named: str, why: str) -> NotFound:
     return NotFound(
-        f"Previous response with id {named[:200]!r} not found: {why}. Send the whole conversation in `input`.",
+        f"Previous response with id {named[:200]!r} not found: {why}. Send the whole "
+        f"conversation in `input`.",
         param="previous_response_id",
         code="previous_response_not_found",
     )
@@ -217,7 +244,8 @@ def _not_found(named: str, why: str) -> NotFound:
 
 def _unavailable(why: str) -> Unavailable:
     return Unavailable(
-        f"The response that the request builds on cannot be read: the event log (Kafka) is unavailable ({why}). "
+        f"The response that the request builds on cannot be read: the event log (Kafka) is "
+        f"unavailable ({why}). "
         "Nothing was generated; try again shortly, or send the whole conversation in `input`."
     )
 

@@ -1,9 +1,12 @@
-"""The way into the log. What `publish` returned for is safe: acknowledged by Kafka or, in mode `spool`, synced to this machine's disk.
+"""The way into the log. What `publish` returned for is safe: acknowledged by Kafka or, in mode
+`spool`, synced to this machine's disk.
 
-While the log is away, each mode of rollouts has its way: `refuse` (calls are refused before anything is generated), `spool` (events
-wait on disk, and everything later of this replica behind them) or `serve` (answered, and counted as unlogged). The log is away while no
-broker is reachable, or while an event waits longer for its acknowledgement than a fail-over takes. Calls are made small on their way:
-deltas of their parents, and what is large is left elsewhere. Heartbeats tell of calls that take long.
+While the log is away, each mode of rollouts has its way: `refuse` (calls are refused before
+anything is generated), `spool` (events wait on disk, and everything later of this replica behind
+them) or `serve` (answered, and counted as unlogged). The log is away while no broker is reachable,
+or while an event waits longer for its acknowledgement than a fail-over takes. Calls are made small
+on their way: deltas of their parents, and what is large is left elsewhere. Heartbeats tell of calls
+that take long.
 """
 
 from __future__ import annotations
@@ -36,12 +39,24 @@ log = logs.get(__name__)
 
 _PROBE_S = 1.0
 _UNANSWERED = (
-    "The event log (Kafka) is unavailable, and an answer that cannot be recorded is not given. Nothing was generated; try again shortly."
+    "The event log (Kafka) is unavailable, and an answer that cannot be recorded "
+    "is "
+    "not given. Nothing was generated; try again shortly."
 )
-_NOT_TAKEN = "The event log (Kafka) did not take this in time. Try again; what is recorded twice counts once."
-_DOES_NOT_FIT = "This cannot be written to the event log (Kafka): a value is out of the range that the log has room for."
+_NOT_TAKEN = (
+    "The event log (Kafka) did not take this in time. Try again; what is "
+    "recorded "
+    "twice counts once."
+)
+_DOES_NOT_FIT = (
+    "This cannot be written to the event log (Kafka): a value is out of the "
+    "range "
+    "that the log has room for."
+)
 _BACKGROUND_LIMIT = 1000
-"""Refusals waiting for the log: beyond it they are only counted, so that a flood of them does not crowd out answers."""
+"""Refusals waiting for the log: beyond it they are only counted, so that a flood of them does not
+crowd out answers.
+"""
 
 _TRIED = 100
 """Events that nobody waits for, and that are tried all the same while the log is away."""
@@ -52,7 +67,9 @@ class Waiting:
 
     __slots__ = ("event", "key", "policy", "since", "ticket", "topic", "traceparent")
 
-    def __init__(self, topic: Topic, key: str, event: Event, traceparent: str | None, policy: LogPolicy) -> None:
+    def __init__(
+        self, topic: Topic, key: str, event: Event, traceparent: str | None, policy: LogPolicy
+    ) -> None:
         self.topic = topic
         self.key = key
         self.event = event
@@ -66,7 +83,14 @@ class Waiting:
 class Recorder:
     """Publishes calls, statuses and rewards, and knows whether the log takes them."""
 
-    def __init__(self, producer: EventProducer, kafka: KafkaSettings, codec: Codec, settings: GatewaySettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        producer: EventProducer,
+        kafka: KafkaSettings,
+        codec: Codec,
+        settings: GatewaySettings,
+        metrics: Metrics,
+    ) -> None:
         """Raises SpoolInUse, OSError, and ValueError for settings that make no sense."""
         self._producer = producer
         self._settings = settings
@@ -76,7 +100,9 @@ class Recorder:
         self._backlog: Backlog | None = None
         if settings.spool_dir is not None:
             spool = Spool(settings.spool_dir, settings.spool_max_bytes)
-            self._backlog = Backlog(spool, producer, codec, lambda: not self._unreachable(), self._log_is_back)
+            self._backlog = Backlog(
+                spool, producer, codec, lambda: not self._unreachable(), self._log_is_back
+            )
             metrics.watch_spool(lambda: spool.depth, lambda: spool.bytes, self._backlog.age_s)
         self._admin = admin_client(kafka)
         self._waiting: dict[str, Waiting] = {}
@@ -90,8 +116,13 @@ class Recorder:
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Start the heartbeats, the look-out for brokers that come back, and the spool's way into the log."""
-        self._loops = [asyncio.create_task(self._heartbeats.run()), asyncio.create_task(self._look_out())]
+        """Start the heartbeats, the look-out for brokers that come back, and the spool's way into
+        the log.
+        """
+        self._loops = [
+            asyncio.create_task(self._heartbeats.run()),
+            asyncio.create_task(self._look_out()),
+        ]
         if self._backlog is not None:
             self._loops.append(asyncio.create_task(self._backlog.drain()))
 
@@ -103,7 +134,11 @@ class Recorder:
         first = next(iter(self._waiting.values()), None)
         oldest = min(now if first is None else first.since, self._failing_since or now)
         if now - oldest > self._settings.log_stall_s:
-            return f"Kafka has not acknowledged an event for {now - oldest:.0f} s (are enough replicas in sync?)"
+            return (
+                f"Kafka has not acknowledged an event for {now - oldest:.0f} s (are "
+                f"enough "
+                f"replicas in sync?)"
+            )
         return None
 
     def spool_report(self) -> dict[str, object] | None:
@@ -111,7 +146,12 @@ class Recorder:
         if self._backlog is None:
             return None
         spool = self._backlog.spool
-        return {"events": spool.depth, "bytes": spool.bytes, "oldest_s": round(self._backlog.age_s(), 1), "problem": self._spool_problem()}
+        return {
+            "events": spool.depth,
+            "bytes": spool.bytes,
+            "oldest_s": round(self._backlog.age_s(), 1),
+            "problem": self._spool_problem(),
+        }
 
     def welcome(self) -> bool:
         """Whether calls of any mode would be answered."""
@@ -134,9 +174,15 @@ class Recorder:
 
     async def record_call(self, call: LlmCall) -> Delivery | None:
         """Return once the call is safe: as `publish` does. Raises Unavailable, Unrecordable."""
-        self._metrics.calls(call.alias if call.backend else "", call.outcome.value, call.failure.value if call.failure else "").inc()
+        self._metrics.calls(
+            call.alias if call.backend else "",
+            call.outcome.value,
+            call.failure.value if call.failure else "",
+        ).inc()
         packed = await self._packer.pack(call)
-        delivery = await self.publish(LLM_CALLS, call.group_id, packed.event, call.traceparent, call.mode)
+        delivery = await self.publish(
+            LLM_CALLS, call.group_id, packed.event, call.traceparent, call.mode
+        )
         if delivery is not None:
             self._packer.acknowledged(packed, delivery)
         return delivery
@@ -151,9 +197,15 @@ class Recorder:
         task.add_done_callback(self._background.discard)
 
     async def publish(
-        self, topic: Topic, key: str, event: Event, traceparent: str | None = None, mode: Mode = Mode.live
+        self,
+        topic: Topic,
+        key: str,
+        event: Event,
+        traceparent: str | None = None,
+        mode: Mode = Mode.live,
     ) -> Delivery | None:
-        """Return once the event is safe: where Kafka has it, or None if it waits in the spool or is not logged.
+        """Return once the event is safe: where Kafka has it, or None if it waits in the spool or is
+        not logged.
 
         Raises Unavailable; Unrecordable for an event that does not fit its schema.
         """
@@ -166,14 +218,18 @@ class Recorder:
             return await self._send(waiting)
         except CodecError as error:
             self._metrics.events(topic.name, "failed").inc()
-            log.error("event not recorded", topic=topic.name, event_id=event.event_id, error=str(error))
+            log.error(
+                "event not recorded", topic=topic.name, event_id=event.event_id, error=str(error)
+            )
             raise Unrecordable(_DOES_NOT_FIT) from error
         except (SpoolError, LogUnavailable) as error:
             if waiting.policy == "serve":
                 self._unlogged(waiting)
                 return None
             self._metrics.events(topic.name, "failed").inc()
-            log.error("event not recorded", topic=topic.name, event_id=event.event_id, error=str(error))
+            log.error(
+                "event not recorded", topic=topic.name, event_id=event.event_id, error=str(error)
+            )
             raise Unavailable(_NOT_TAKEN) from error
 
     async def close(self) -> int:
@@ -187,7 +243,10 @@ class Recorder:
         if self._backlog is not None:
             await self._backlog.spool.close()
             if self._backlog.busy:
-                log.warning("events stay in the spool until the gateway starts again", events=self._backlog.spool.depth)
+                log.warning(
+                    "events stay in the spool until the gateway starts again",
+                    events=self._backlog.spool.depth,
+                )
         return left
 
     def _refusal(self, mode: Mode) -> str | None:
@@ -197,7 +256,13 @@ class Recorder:
         # Whatever cannot be sent now has to queue, whoever it belongs to.
         queues = self._backlog is not None and (self._backlog.busy or (away and policy == "spool"))
         if queues and (problem := self._spool_problem()) is not None:
-            return f"The event log (Kafka) is unavailable, and {problem}. Nothing was generated; try again later."
+            return (
+                f"The event log (Kafka) is unavailable, and {problem}. Nothing was "
+                f"generated; "
+                f"try "
+                f"again "
+                f"later."
+            )
         return _UNANSWERED if away and policy == "refuse" else None
 
     def _spool_problem(self) -> str | None:
@@ -210,20 +275,32 @@ class Recorder:
         return self._backlog is not None and self._backlog.busy
 
     def _unreachable(self) -> bool:
-        return self._producer.unreachable_for_s > 0 and time.monotonic() - self._answered_at > 3 * _PROBE_S
+        return (
+            self._producer.unreachable_for_s > 0
+            and time.monotonic() - self._answered_at > 3 * _PROBE_S
+        )
 
     async def _send(self, waiting: Waiting) -> Delivery | None:
         """Straight to Kafka. Raises LogUnavailable, CodecError, SpoolError."""
         settings, event_id = self._settings, waiting.event.event_id
-        patience = settings.ack_timeout_s if waiting.policy == "refuse" else min(settings.log_patience_s, settings.ack_timeout_s)
+        patience = (
+            settings.ack_timeout_s
+            if waiting.policy == "refuse"
+            else min(settings.log_patience_s, settings.ack_timeout_s)
+        )
         self._waiting[event_id] = waiting
         try:
-            delivery = await self._producer.publish(waiting.topic, waiting.key, waiting.event, waiting.traceparent, patience)
+            delivery = await self._producer.publish(
+                waiting.topic, waiting.key, waiting.event, waiting.traceparent, patience
+            )
         except LogUnavailable:
             if waiting.policy == "refuse":
                 raise
             # In mode `refuse` the next call finds out by itself: nothing else would.
-            self._failing_since, self._failed_at = self._failing_since or waiting.since, time.monotonic()
+            self._failing_since, self._failed_at = (
+                self._failing_since or waiting.since,
+                time.monotonic(),
+            )
             return await self._without_log(waiting)
         finally:
             self._waiting.pop(event_id, None)
@@ -242,37 +319,56 @@ class Recorder:
 
     def _unlogged(self, waiting: Waiting) -> None:
         self._metrics.unlogged.labels(waiting.topic.name).inc()
-        log.warning("served without a log: this event is not recorded", topic=waiting.topic.name, event_id=waiting.event.event_id)
+        log.warning(
+            "served without a log: this event is not recorded",
+            topic=waiting.topic.name,
+            event_id=waiting.event.event_id,
+        )
 
     def _try(self, waiting: Waiting) -> None:
         """Nobody waits for it, but it tells when the log is back."""
         if waiting.event.event_id in self._waiting or self._producer.pending() > _TRIED:
             return
         with suppress(LogUnavailable):
-            tried = self._producer.submit(waiting.topic, waiting.key, waiting.event, waiting.traceparent)
+            tried = self._producer.submit(
+                waiting.topic, waiting.key, waiting.event, waiting.traceparent
+            )
             loop = asyncio.get_running_loop()
-            tried.add_done_callback(lambda done: None if done.exception() else _soon(loop, self._log_is_back))
+            tried.add_done_callback(
+                lambda done: None if done.exception() else _soon(loop, self._log_is_back)
+            )
 
     def _log_is_back(self) -> None:
         self._failing_since = None
 
     def _divert(self, backlog: Backlog, late: Waiting) -> None:
-        """What came earlier and still waits for Kafka goes to the spool first: a key's events stay in order. Raises as `append`."""
+        """What came earlier and still waits for Kafka goes to the spool first: a key's events stay
+        in order. Raises as `append`.
+        """
         for waiting in [*self._waiting.values(), late]:
             if waiting.policy == "spool" and waiting.ticket is None:
-                waiting.ticket = backlog.append(waiting.topic, waiting.key, waiting.event, waiting.traceparent)
+                waiting.ticket = backlog.append(
+                    waiting.topic, waiting.key, waiting.event, waiting.traceparent
+                )
 
     async def _queue(self, backlog: Backlog, waiting: Waiting) -> Delivery | None:
-        """Behind what is in the spool. In mode `refuse` the promise is Kafka's: its turn is waited for. Raises as `_send`."""
+        """Behind what is in the spool. In mode `refuse` the promise is Kafka's: its turn is waited
+        for. Raises as `_send`.
+        """
         ticket = backlog.append(waiting.topic, waiting.key, waiting.event, waiting.traceparent)
         if waiting.policy != "refuse":
             await self._stored(waiting, ticket)
             return None
         await asyncio.shield(ticket.stored)
         try:
-            delivery = await asyncio.wait_for(asyncio.shield(ticket.delivered), self._settings.ack_timeout_s)
+            delivery = await asyncio.wait_for(
+                asyncio.shield(ticket.delivered), self._settings.ack_timeout_s
+            )
         except TimeoutError:
-            raise LogUnavailable(f"{waiting.topic.name}: still behind the spool after {self._settings.ack_timeout_s} s") from None
+            raise LogUnavailable(
+                f"{waiting.topic.name}: still behind the spool after "
+                f"{self._settings.ack_timeout_s} s"
+            ) from None
         self._acknowledged(waiting)
         return delivery
 
@@ -290,10 +386,15 @@ class Recorder:
             await self.record_call(call)
 
     async def _look_out(self) -> None:
-        """librdkafka says when all brokers are gone, but not when they are back: ask, while it matters."""
+        """librdkafka says when all brokers are gone, but not when they are back: ask, while it
+        matters.
+        """
         while True:
             await asyncio.sleep(_PROBE_S)
-            if not self._queues() and time.monotonic() - self._failed_at > 2 * self._settings.log_stall_s:
+            if (
+                not self._queues()
+                and time.monotonic() - self._failed_at > 2 * self._settings.log_stall_s
+            ):
                 # Nothing is under way that could tell: the next event finds out.
                 self._log_is_back()
             if self._producer.unreachable_for_s > 0:

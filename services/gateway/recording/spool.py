@@ -1,8 +1,9 @@
-"""Payloads kept on this machine's disk, in order, until they are dropped: files in a folder that only this process may use.
+"""Payloads kept on this machine's disk, in order, until they are dropped: files in a folder that
+only this process may use.
 
-`append` queues, and its future ends once the payload is synced; whatever is appended while the disk syncs shares the next sync. Payloads
-are read back in the order in which they were appended, those of an earlier process first. More than `max_bytes` is refused. One disk's
-durability, no more.
+`append` queues, and its future ends once the payload is synced; whatever is appended while the disk
+syncs shares the next sync. Payloads are read back in the order in which they were appended, those
+of an earlier process first. More than `max_bytes` is refused. One disk's durability, no more.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 SEGMENT_BYTES = 16 * 1024 * 1024
-"""A file is removed once all of it was dropped: more would be sent again after a crash, less would be many files."""
+"""A file is removed once all of it was dropped: more would be sent again after a crash, less would
+be many files.
+"""
 
 _READ_BYTES = 1024 * 1024
 _RETRY_S = 5.0
@@ -65,7 +68,9 @@ class Spool:
         """Payloads that are neither dropped nor failed."""
         self.bytes = 0
         """What they take on disk."""
-        self._number = 1 + max((int(path.stem) for path in folder.iterdir() if path.stem.isdigit()), default=0)
+        self._number = 1 + max(
+            (int(path.stem) for path in folder.iterdir() if path.stem.isdigit()), default=0
+        )
         for path in sorted(folder.glob("*.spool")):
             self._recover(path)
 
@@ -76,14 +81,24 @@ class Spool:
 
     @property
     def broken(self) -> str | None:
-        """What the disk said when it refused a payload just now; None when it takes them, or is worth another try."""
-        return self._broken[1] if self._broken is not None and time.monotonic() - self._broken[0] < _RETRY_S else None
+        """What the disk said when it refused a payload just now; None when it takes them, or is
+        worth another try.
+        """
+        return (
+            self._broken[1]
+            if self._broken is not None and time.monotonic() - self._broken[0] < _RETRY_S
+            else None
+        )
 
     def append(self, payload: bytes) -> asyncio.Future[None]:
-        """Queue a payload; the future ends when it is on the disk, or with SpoolError. Raises SpoolFull."""
+        """Queue a payload; the future ends when it is on the disk, or with SpoolError. Raises
+        SpoolFull.
+        """
         framed = frame(payload)
         if self.bytes + len(framed) > self._max_bytes:
-            raise SpoolFull(f"the spool {self._folder} is full ({self.bytes:,} of {self._max_bytes:,} bytes)")
+            raise SpoolFull(
+                f"the spool {self._folder} is full ({self.bytes:,} of {self._max_bytes:,} bytes)"
+            )
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((framed, stored))
         self.depth += 1
@@ -104,7 +119,9 @@ class Spool:
         return self._front
 
     def drop(self, count: int, *, unreadable: bool = False) -> None:
-        """Forget the oldest `count` payloads of `front`. `unreadable`: their file is to be put aside, not removed."""
+        """Forget the oldest `count` payloads of `front`. `unreadable`: their file is to be put
+        aside, not removed.
+        """
         for _ in range(count):
             self.bytes -= framed_size(self._front.popleft())
         self.depth -= count
@@ -126,7 +143,9 @@ class Spool:
         while self._queue:
             batch, self._queue = self._queue, []
             try:
-                await self._in_thread(self._segment().append, b"".join(framed for framed, _ in batch))
+                await self._in_thread(
+                    self._segment().append, b"".join(framed for framed, _ in batch)
+                )
             except OSError as error:
                 self._failed(batch, error)
             else:
@@ -137,7 +156,9 @@ class Spool:
         self._writing = None
 
     def _failed(self, batch: list[tuple[bytes, asyncio.Future[None]]], error: OSError) -> None:
-        """Some of the batch may be in the file: whoever waits is told that it is not, and the file is not written to again."""
+        """Some of the batch may be in the file: whoever waits is told that it is not, and the file
+        is not written to again.
+        """
         log.error("the spool's disk refuses", folder=str(self._folder), error=str(error))
         problem = f"the spool {self._folder} cannot be written: {error.strerror}"
         self._broken = time.monotonic(), problem
@@ -160,7 +181,11 @@ class Spool:
     def _recover(self, path: Path) -> None:
         segment, payloads = Segment.recover(path)
         if segment.keep:
-            log.warning("the end of a spool file cannot be read: it was being written when its process died", file=str(path))
+            log.warning(
+                "the end of a spool file cannot be read: it was being written when its process "
+                "died",
+                file=str(path),
+            )
         self.depth += len(payloads)
         self.bytes += sum(framed_size(payload) for payload in payloads)
         if payloads:
@@ -169,7 +194,9 @@ class Spool:
             segment.remove()
 
     async def _in_thread(self, work: Callable[_P, _T], *args: _P.args, **named: _P.kwargs) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._disk, partial(work, *args, **named))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._disk, partial(work, *args, **named)
+        )
 
 
 def _lock(folder: Path) -> int:
@@ -179,6 +206,7 @@ def _lock(folder: Path) -> int:
     except BlockingIOError as error:
         os.close(descriptor)
         raise SpoolInUse(
-            f"{folder} is the spool of another gateway that runs: give each replica a FULGURITE_SPOOL_DIR of its own"
+            f"{folder} is the spool of another gateway that runs: give each replica a "
+            f"FULGURITE_SPOOL_DIR of its own"
         ) from error
     return descriptor

@@ -1,6 +1,8 @@
-"""The format of the spool's files: eight bytes of magic, then frames of length, CRC-32 and payload, appended and synced.
+"""The format of the spool's files: eight bytes of magic, then frames of length, CRC-32 and payload,
+appended and synced.
 
-What was synced is read back in order. What a crash left half-written (a torn tail) ends the file; no frame before it is lost.
+What was synced is read back in order. What a crash left half-written (a torn tail) ends the file;
+no frame before it is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ _HEAD = struct.Struct("<II")
 
 
 def frame(payload: bytes) -> bytes:
-    """A payload as it stands in the file. An empty payload is none: zeros, which a file may end with, would look the same."""
+    """A payload as it stands in the file. An empty payload is none: zeros, which a file may end
+    with, would look the same.
+    """
     if not payload:
         raise ValueError("a frame holds at least one byte")
     return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
@@ -63,7 +67,9 @@ class Segment:
         return segment, payloads
 
     def append(self, data: bytes) -> None:
-        """Write frames and wait for the disk. Blocking. Raises OSError; then some of them may be in the file."""
+        """Write frames and wait for the disk. Blocking. Raises OSError; then some of them may be in
+        the file.
+        """
         new = self.size == 0
         data = MAGIC + data if new else data
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -79,7 +85,9 @@ class Segment:
         self.size += len(data)
 
     def take(self, most: int) -> list[bytes]:
-        """The next payloads: those within the next `most` bytes, one at least; none at the end. Blocking."""
+        """The next payloads: those within the next `most` bytes, one at least; none at the end.
+        Blocking.
+        """
         if self.read >= self.size:
             return []
         with self.path.open("rb") as file:
@@ -93,7 +101,9 @@ class Segment:
         return payloads
 
     def remove(self) -> None:
-        """The file has done its duty; one that could not be read to its end is put aside under another name."""
+        """The file has done its duty; one that could not be read to its end is put aside under
+        another name.
+        """
         if self.keep:
             self.path.rename(self.path.with_suffix(".torn"))
         else:

@@ -7,7 +7,25 @@ from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+)
 
 
 class Metrics:
@@ -15,16 +33,28 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        calls = Counter("fulgurite_gateway_calls", "Calls by how they ended.", ("alias", "outcome", "failure"), registry=self.registry)
+        calls = Counter(
+            "fulgurite_gateway_calls",
+            "Calls by how they ended.",
+            ("alias", "outcome", "failure"),
+            registry=self.registry,
+        )
         self.calls = cache(calls.labels)
-        """By alias, outcome and failure. Kept: looking for one takes six times as long as counting."""
-        self._in_flight = Gauge("fulgurite_gateway_calls_in_flight", "Calls not yet answered.", registry=self.registry)
+        """By alias, outcome and failure. Kept: looking for one takes six times as long as counting.
+        """
+        self._in_flight = Gauge(
+            "fulgurite_gateway_calls_in_flight", "Calls not yet answered.", registry=self.registry
+        )
         self.upstream_seconds = Histogram(
-            "fulgurite_gateway_upstream_seconds", "Upstream asked to answer complete.", buckets=_SECONDS, registry=self.registry
+            "fulgurite_gateway_upstream_seconds",
+            "Upstream asked to answer complete.",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.added_seconds = Histogram(
             "fulgurite_gateway_added_seconds",
-            "What an answered call took apart from its upstream: waiting for a place, and for the log's acknowledgement, included.",
+            "What an answered call took apart from its upstream: waiting for a place, and for "
+            "the log's acknowledgement, included.",
             buckets=_SECONDS,
             registry=self.registry,
         )
@@ -41,65 +71,100 @@ class Metrics:
             registry=self.registry,
         )
         self.log_refusals = Counter(
-            "fulgurite_gateway_log_refusals", "Calls refused before generation because the log was unavailable.", registry=self.registry
+            "fulgurite_gateway_log_refusals",
+            "Calls refused before generation because the log was unavailable.",
+            registry=self.registry,
         )
         self.unlogged = Counter(
             "fulgurite_gateway_unlogged",
-            "Events answered for without a record, in mode `serve`, by topic; a few of them arrive all the same.",
+            "Events answered for without a record, in mode `serve`, by topic; a few of them "
+            "arrive all the same.",
             ("topic",),
             registry=self.registry,
         )
         self.delta_saved_bytes = Counter(
             "fulgurite_gateway_delta_saved_bytes",
-            "Bytes of prompts and requests that their parents in the log already hold, before compression.",
+            "Bytes of prompts and requests that their parents in the log already hold, before "
+            "compression.",
             registry=self.registry,
         )
         self.claim_checks = Counter(
-            "fulgurite_gateway_claim_checks", "Calls whose text was left in the claims folder.", registry=self.registry
+            "fulgurite_gateway_claim_checks",
+            "Calls whose text was left in the claims folder.",
+            registry=self.registry,
         )
-        self.claim_bytes = Counter("fulgurite_gateway_claim_bytes", "Bytes left in the claims folder.", registry=self.registry)
+        self.claim_bytes = Counter(
+            "fulgurite_gateway_claim_bytes",
+            "Bytes left in the claims folder.",
+            registry=self.registry,
+        )
         self.unread_chunks = Counter(
             "fulgurite_gateway_unread_chunks",
-            "Parts of answers that the agent got and the gateway did not understand; such a call is recorded without tokens.",
+            "Parts of answers that the agent got and the gateway did not understand; such a "
+            "call is recorded without tokens.",
             registry=self.registry,
         )
         self.withheld = Counter(
-            "fulgurite_gateway_withheld", "Answers generated and then withheld because the log did not take them.", registry=self.registry
+            "fulgurite_gateway_withheld",
+            "Answers generated and then withheld because the log did not take them.",
+            registry=self.registry,
         )
         self.inference = Counter(
             "fulgurite_gateway_inference",
-            "Conversations of calls that name no rollout: recognised, ambiguous, unknown, or not asked (store_down).",
+            "Conversations of calls that name no rollout: recognised, ambiguous, unknown, or "
+            "not asked (store_down).",
             ("result",),
             registry=self.registry,
         )
         self.responses = Counter(
             "fulgurite_gateway_responses",
-            "Recorded responses that requests named: found in memory or in the log, not_found, or unavailable.",
+            "Recorded responses that requests named: found in memory or in the log, not_found, "
+            "or unavailable.",
             ("result",),
             registry=self.registry,
         )
-        events = Counter("fulgurite_gateway_events", "Events by topic and fate.", ("topic", "fate"), registry=self.registry)
+        events = Counter(
+            "fulgurite_gateway_events",
+            "Events by topic and fate.",
+            ("topic", "fate"),
+            registry=self.registry,
+        )
         self.events = cache(events.labels)
         """By topic and fate."""
         self.failovers = Counter(
             "fulgurite_gateway_failovers",
-            "Calls that a backend could not take (no connection, no such adapter yet), so that another was asked, if there was one.",
+            "Calls that a backend could not take (no connection, no such adapter yet), so that "
+            "another was asked, if there was one.",
             ("backend",),
             registry=self.registry,
         )
-        self._places = Gauge("fulgurite_gateway_backend_calls", "Calls at a backend.", ("backend",), registry=self.registry)
-        self._waiting = Gauge("fulgurite_gateway_backend_waiting", "Calls that wait for a place.", ("backend",), registry=self.registry)
+        self._places = Gauge(
+            "fulgurite_gateway_backend_calls",
+            "Calls at a backend.",
+            ("backend",),
+            registry=self.registry,
+        )
+        self._waiting = Gauge(
+            "fulgurite_gateway_backend_waiting",
+            "Calls that wait for a place.",
+            ("backend",),
+            registry=self.registry,
+        )
 
     def watch_calls(self, in_flight: Callable[[], float]) -> None:
         """Asked when they are shown."""
         self._in_flight.set_function(in_flight)
 
-    def watch_gate(self, backend: str, in_flight: Callable[[], float], waiting: Callable[[], float]) -> None:
+    def watch_gate(
+        self, backend: str, in_flight: Callable[[], float], waiting: Callable[[], float]
+    ) -> None:
         """A backend's places; asked when they are shown."""
         self._places.labels(backend).set_function(in_flight)
         self._waiting.labels(backend).set_function(waiting)
 
-    def watch_spool(self, depth: Callable[[], float], size: Callable[[], float], age_s: Callable[[], float]) -> None:
+    def watch_spool(
+        self, depth: Callable[[], float], size: Callable[[], float], age_s: Callable[[], float]
+    ) -> None:
         """What waits on disk; asked when it is shown."""
         for name, text, ask in (
             ("events", "Events on disk that wait for Kafka.", depth),

@@ -1,4 +1,6 @@
-"""`tracing` with OpenTelemetry: spans go in batches, from a thread, over OTLP/HTTP. Its own OTEL_* variables say where and how many."""
+"""`tracing` with OpenTelemetry: spans go in batches, from a thread, over OTLP/HTTP. Its own OTEL_*
+variables say where and how many.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,20 @@ class OtelTracer:
     """See Tracer."""
 
     def __init__(self) -> None:
-        resource = Resource.create({SERVICE_NAME: os.environ.get("OTEL_SERVICE_NAME", "fulgurite-gateway")})
+        resource = Resource.create(
+            {SERVICE_NAME: os.environ.get("OTEL_SERVICE_NAME", "fulgurite-gateway")}
+        )
         self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("fulgurite.gateway")
 
     def begin(self, name: str, traceparent: str | None) -> CallTrace:
         """See Tracer."""
-        parent = Context() if traceparent is None else _propagator.extract({"traceparent": traceparent}, Context())
+        parent = (
+            Context()
+            if traceparent is None
+            else _propagator.extract({"traceparent": traceparent}, Context())
+        )
         return OtelCallTrace(self._tracer, self._tracer.start_span(name, parent, SpanKind.SERVER))
 
     def close(self) -> None:

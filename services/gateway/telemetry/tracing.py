@@ -1,7 +1,9 @@
-"""Traces of calls, which join the agent's `traceparent`. Off, and next to free, unless OTEL_EXPORTER_OTLP_ENDPOINT is set.
+"""Traces of calls, which join the agent's `traceparent`. Off, and next to free, unless
+OTEL_EXPORTER_OTLP_ENDPOINT is set.
 
-One span a call, with children `upstream` (sent to whole answer) and `publish` (until Kafka's acknowledgement). The upstream gets the
-traceparent of its span, the Kafka record and the event that of the call's. Off, the agent's own is handed on.
+One span a call, with children `upstream` (sent to whole answer) and `publish` (until Kafka's
+acknowledgement). The upstream gets the traceparent of its span, the Kafka record and the event that
+of the call's. Off, the agent's own is handed on.
 """
 
 from __future__ import annotations
@@ -64,11 +66,19 @@ class NoTracer:
 
 
 def open_tracer() -> Tracer:
-    """By the environment. Raises ValueError when traces are asked for and OpenTelemetry is not installed."""
-    if not any(os.environ.get(name) for name in _ENDPOINTS) or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    """By the environment. Raises ValueError when traces are asked for and OpenTelemetry is not
+    installed.
+    """
+    if (
+        not any(os.environ.get(name) for name in _ENDPOINTS)
+        or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    ):
         return NoTracer()
     try:
         from services.gateway.telemetry.otel import OtelTracer
     except ImportError as error:
-        raise ValueError(f"{_ENDPOINTS[0]} is set, but OpenTelemetry is not installed: pip install 'fulgurite[otel]'") from error
+        raise ValueError(
+            f"{_ENDPOINTS[0]} is set, but OpenTelemetry is not installed: pip install "
+            f"'fulgurite[otel]'"
+        ) from error
     return OtelTracer()

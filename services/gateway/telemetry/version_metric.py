@@ -1,4 +1,6 @@
-"""`fulgurite_gateway_served_version`: what each backend serves, as its applier last proved; looked up whenever it is shown."""
+"""`fulgurite_gateway_served_version`: what each backend serves, as its applier last proved; looked
+up whenever it is shown.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ class ServedVersions(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See Collector."""
-        family = GaugeMetricFamily("fulgurite_gateway_served_version", "What a backend serves.", labels=("policy", "backend", "version"))
+        family = GaugeMetricFamily(
+            "fulgurite_gateway_served_version",
+            "What a backend serves.",
+            labels=("policy", "backend", "version"),
+        )
         for policy, backend, version in self._view.held():
             family.add_metric((policy, backend, version), 1)
         yield family

@@ -1,9 +1,12 @@
-"""Back-pressure: how many calls are in flight to a backend, and how many a key may have. In the event loop only.
+"""Back-pressure: how many calls are in flight to a backend, and how many a key may have. In the
+event loop only.
 
-A place at a backend is had for the length of the upstream's answer. One key has no more than its share of them, so that another need not
-wait until its calls end. Who gets none waits, each key in turn; who waits too long, or finds the queue full, is asked to come again
-(`Overloaded`, 503), a key over its own limits likewise (`RateLimited`, 429): both with `Retry-After`, which OpenAI's and Anthropic's
-clients wait for and then try again. A call that is cancelled while it waits leaves the queue.
+A place at a backend is had for the length of the upstream's answer. One key has no more than its
+share of them, so that another need not wait until its calls end. Who gets none waits, each key in
+turn; who waits too long, or finds the queue full, is asked to come again (`Overloaded`, 503), a key
+over its own limits likewise (`RateLimited`, 429): both with `Retry-After`, which OpenAI's and
+Anthropic's clients wait for and then try again. A call that is cancelled while it waits leaves the
+queue.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ class Ticket:
 class Gate:
     """The places of one backend."""
 
-    def __init__(self, backend: str, places: int, queue_limit: int, timeout_s: float, key_share: float = 1.0) -> None:
+    def __init__(
+        self, backend: str, places: int, queue_limit: int, timeout_s: float, key_share: float = 1.0
+    ) -> None:
         self.in_flight = 0
         self._held: dict[str, int] = {}
         """Places by key."""
@@ -79,7 +84,8 @@ class Gate:
 
     async def enter(self, key: str) -> None:
         """Take a place, which `leave` gives back. Raises Overloaded."""
-        # While there is a free place, only keys wait that have their share already: this one overtakes none.
+        # While there is a free place, only keys wait that have their share already: this one
+        # overtakes none.
         if self.in_flight < self._places and self._may_have(key):
             self.in_flight += 1
             self._hold(key)
@@ -124,9 +130,17 @@ class Gate:
 
 
 class Allowance:
-    """So much in a while, for each key. A bucket refills evenly: a key that was quiet may spend all of it at once."""
+    """So much in a while, for each key. A bucket refills evenly: a key that was quiet may spend all
+    of it at once.
+    """
 
-    def __init__(self, amount: int, period_s: float, refusal: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        amount: int,
+        period_s: float,
+        refusal: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """An amount of 0 is no limit. `refusal` is what a key is told that has spent it."""
         self._amount = amount
         self._rate = amount / period_s
@@ -135,7 +149,9 @@ class Allowance:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def spend(self, key: str, cost: int = 1) -> None:
-        """Take so much of the key's, all of it where one thing costs more than that. Raises RateLimited."""
+        """Take so much of the key's, all of it where one thing costs more than that. Raises
+        RateLimited.
+        """
         if not self._amount:
             return
         now, cost = self._clock(), min(cost, self._amount)
@@ -149,7 +165,11 @@ class Allowance:
 
     def _forget(self, now: float) -> None:
         """Full buckets need no memory."""
-        self._buckets = {k: (left, at) for k, (left, at) in self._buckets.items() if left + (now - at) * self._rate < self._amount}
+        self._buckets = {
+            k: (left, at)
+            for k, (left, at) in self._buckets.items()
+            if left + (now - at) * self._rate < self._amount
+        }
 
 
 class KeyLimits:
@@ -174,7 +194,11 @@ class KeyLimits:
         """Count one call of the key, for as long as it lasts. Raises RateLimited."""
         running = self._running.get(key, 0)
         if self._concurrency and running >= self._concurrency:
-            raise RateLimited(f"This key has {running} calls in flight, which is its limit (FULGURITE_KEY_CONCURRENCY).", _soon())
+            raise RateLimited(
+                f"This key has {running} calls in flight, which is its limit "
+                f"(FULGURITE_KEY_CONCURRENCY).",
+                _soon(),
+            )
         self.spend(key)
         self._running[key] = running + 1
         try:
@@ -197,7 +221,10 @@ class Admission:
         self._limits = KeyLimits(settings.key_concurrency, settings.key_calls_per_minute)
         large = settings.key_large_bytes_per_hour
         self._large = Allowance(
-            large, _HOUR_S, f"This key may send {large:,} bytes of large requests an hour (FULGURITE_KEY_LARGE_BYTES_PER_HOUR)."
+            large,
+            _HOUR_S,
+            f"This key may send {large:,} bytes of large requests an hour "
+            f"(FULGURITE_KEY_LARGE_BYTES_PER_HOUR).",
         )
         self.limited = bool(settings.key_concurrency or settings.key_calls_per_minute)
         """Whether keys have limits at all."""
@@ -221,7 +248,9 @@ class Admission:
         if known is not None:
             return known
         s = self._settings
-        gate = self._gates[backend] = Gate(backend, s.backend_concurrency, s.queue_limit, s.queue_timeout_s, s.key_share)
+        gate = self._gates[backend] = Gate(
+            backend, s.backend_concurrency, s.queue_limit, s.queue_timeout_s, s.key_share
+        )
         self._metrics.watch_gate(backend, lambda: gate.in_flight, lambda: gate.waiting)
         return gate
 
@@ -232,11 +261,16 @@ def _soon() -> float:
 
 
 def _full(backend: str) -> Overloaded:
-    return Overloaded(f"Too many calls wait for the model server {backend!r} already. Nothing was generated; try again shortly.", _soon())
+    return Overloaded(
+        f"Too many calls wait for the model server {backend!r} already. Nothing was generated; "
+        f"try again shortly.",
+        _soon(),
+    )
 
 
 def _too_long(backend: str, timeout_s: float) -> Overloaded:
     return Overloaded(
-        f"The model server {backend!r} had no place for this call within {timeout_s:g} s. Nothing was generated; try again shortly.",
+        f"The model server {backend!r} had no place for this call within {timeout_s:g} s. "
+        f"Nothing was generated; try again shortly.",
         _soon(),
     )

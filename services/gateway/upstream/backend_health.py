@@ -1,7 +1,9 @@
-"""Which backends to leave alone for a while, because they could not be reached. Pure: the caller brings the time.
+"""Which backends to leave alone for a while, because they could not be reached. Pure: the caller
+brings the time.
 
-A failure shuts a backend out for a second, twice as long with each failure that follows, half a minute at most. After that one call at a
-time may try it (half-open); its success lets everybody back in. When all are shut out they are all tried: there is nothing to lose.
+A failure shuts a backend out for a second, twice as long with each failure that follows, half a
+minute at most. After that one call at a time may try it (half-open); its success lets everybody
+back in. When all are shut out they are all tried: there is nothing to lose.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class BackendHealth:
         self._troubles: dict[str, Trouble] = {}
 
     def order(self, ways: Sequence[Route], now: float) -> Sequence[Route]:
-        """The ways in their order, those to backends in trouble last. One whose pause is over keeps its place for this caller alone."""
+        """The ways in their order, those to backends in trouble last. One whose pause is over keeps
+        its place for this caller alone.
+        """
         if not self._troubles:
             return ways
         good: list[Route] = []

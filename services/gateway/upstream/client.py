@@ -1,7 +1,7 @@
 """The upstream: vLLM, or any OpenAI-compatible server. aiohttp, one session per process.
 
-Raises the `UpstreamFailed` branch of `problems`; leaving the context of `open` early closes the connection, which cancels
-the generation. Never retries: a retry would be a call of its own.
+Raises the `UpstreamFailed` branch of `problems`; leaving the context of `open` early closes the
+connection, which cancels the generation. Never retries: a retry would be a call of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _HEADERS = CIMultiDict(
         istr("User-Agent"): "fulgurite-gateway",
     }
 )
-"""Whole, so that aiohttp adds nothing. Upstreams are near: what they would gain by compressing is lost by it."""
+"""Whole, so that aiohttp adds nothing. Upstreams are near: what they would gain by compressing is
+lost by it.
+"""
 
 _ERROR_BYTES = 64 * 1024
 _OK = 200
@@ -54,7 +56,9 @@ class UpstreamReply:
         self._limit = self._left = limit
 
     def close(self) -> None:
-        """Nothing left to read: the connection is kept. Otherwise it is closed, and the upstream stops generating."""
+        """Nothing left to read: the connection is kept. Otherwise it is closed, and the upstream
+        stops generating.
+        """
         self._response.release() if self._response.content.at_eof() else self._response.close()
 
     def header(self, name: str) -> str | None:
@@ -84,7 +88,8 @@ class UpstreamReply:
         self._left -= len(piece)
         if self._left < 0:
             raise UpstreamBroken(
-                f"The answer of the model server {self._backend!r} is over the limit of {self._limit} bytes "
+                f"The answer of the model server {self._backend!r} is over the limit of "
+                f"{self._limit} bytes "
                 "(FULGURITE_MAX_ANSWER_BYTES). Ask for less, or raise the limit."
             )
         return piece
@@ -94,19 +99,30 @@ class UpstreamClient:
     """Sends requests on. Needs a running event loop."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s, sock_read=settings.upstream_timeout_s)
+        self._timeout = aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=settings.connect_timeout_s,
+            sock_read=settings.upstream_timeout_s,
+        )
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
             timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
-            # What is compressed although it was asked not to be is refused: inflated it has no bound.
+            # What is compressed although it was asked not to be is refused: inflated it has no
+            # bound.
             auto_decompress=False,
         )
         self._limit = settings.max_answer_bytes
 
     @asynccontextmanager
     async def open(
-        self, route: Route, path: str, body: bytes, call_id: str, traceparent: str | None, extra: Mapping[str, str]
+        self,
+        route: Route,
+        path: str,
+        body: bytes,
+        call_id: str,
+        traceparent: str | None,
+        extra: Mapping[str, str],
     ) -> AsyncGenerator[UpstreamReply]:
         """`post`, and the reply closed in the end."""
         reply = await self.post(route, path, body, call_id, traceparent, extra)
@@ -116,9 +132,17 @@ class UpstreamClient:
             reply.close()
 
     async def post(
-        self, route: Route, path: str, body: bytes, call_id: str, traceparent: str | None, extra: Mapping[str, str]
+        self,
+        route: Route,
+        path: str,
+        body: bytes,
+        call_id: str,
+        traceparent: str | None,
+        extra: Mapping[str, str],
     ) -> UpstreamReply:
-        """Post a request, with some headers of its own. Raises NotReady, UpstreamRejected, UpstreamUnreachable, UpstreamTimeout."""
+        """Post a request, with some headers of its own. Raises NotReady, UpstreamRejected,
+        UpstreamUnreachable, UpstreamTimeout.
+        """
         headers = _HEADERS.copy()
         headers[_REQUEST_ID] = call_id
         headers.update(extra)
@@ -129,8 +153,11 @@ class UpstreamClient:
         if route.expects is not None:
             headers[_EXPECTS] = route.expects
         try:
-            # A redirect would take the prompt, and the next address, to wherever the model server says.
-            response = await self._session.post(route.base_url + path, data=body, headers=headers, allow_redirects=False)
+            # A redirect would take the prompt, and the next address, to wherever the model server
+            # says.
+            response = await self._session.post(
+                route.base_url + path, data=body, headers=headers, allow_redirects=False
+            )
         except aiohttp.ServerTimeoutError as error:
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise _unreachable(route.backend, "it does not accept connections") from error
@@ -145,12 +172,18 @@ class UpstreamClient:
         try:
             if response.status == _OK:
                 raise UpstreamBroken(
-                    f"The model server {route.backend!r} sent its answer compressed ({_encoding(response)}), though asked not to. "
+                    f"The model server {route.backend!r} sent its answer compressed "
+                    f"({_encoding(response)}), though asked not to. "
                     "Turn compression off there, or in the proxy before it."
                 )
             if route.expects is not None and _REFUSED in response.headers:
                 raise NotReady(route.backend, route.expects)
-            raise UpstreamRejected(route.backend, response.status, await _error_body(response), reply.header("retry-after"))
+            raise UpstreamRejected(
+                route.backend,
+                response.status,
+                await _error_body(response),
+                reply.header("retry-after"),
+            )
         finally:
             reply.close()
 
@@ -158,7 +191,9 @@ class UpstreamClient:
         """Whether anything answers there, and a vLLM says that it is healthy."""
         path = "/health" if route.kind == "vllm" else "/v1/models"
         try:
-            async with self._session.get(route.base_url + path, timeout=aiohttp.ClientTimeout(total=2), allow_redirects=False) as response:
+            async with self._session.get(
+                route.base_url + path, timeout=aiohttp.ClientTimeout(total=2), allow_redirects=False
+            ) as response:
                 return response.status == _OK or route.kind != "vllm"
         except (aiohttp.ClientError, TimeoutError):
             return False
@@ -185,7 +220,11 @@ def _encoding(response: aiohttp.ClientResponse) -> str | None:
 async def _error_body(response: aiohttp.ClientResponse) -> bytes:
     """The beginning of an error's body, in a form that can be read."""
     if 300 <= response.status < 400:
-        return b"a redirect, which is not followed: give the model server's final address in the settings"
+        return (
+            b"a redirect, which is not followed: give the model server's final address "
+            b"in "
+            b"the settings"
+        )
     if (coding := _encoding(response)) is not None:
         return b"a body compressed with " + coding.encode()
     try:
@@ -195,14 +234,20 @@ async def _error_body(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _timeout(backend: str) -> UpstreamTimeout:
-    return UpstreamTimeout(f"The model server {backend!r} was silent for too long (FULGURITE_UPSTREAM_TIMEOUT_S). Try again.")
+    return UpstreamTimeout(
+        f"The model server {backend!r} was silent for too long (FULGURITE_UPSTREAM_TIMEOUT_S). "
+        f"Try again."
+    )
 
 
 def _unreachable(backend: str, why: str) -> UpstreamUnreachable:
     return UpstreamUnreachable(
-        f"The model server {backend!r} cannot be reached ({why}). Is it running, and is its address in the settings right?"
+        f"The model server {backend!r} cannot be reached ({why}). Is it running, and is its "
+        f"address in the settings right?"
     )
 
 
 def _broken(backend: str, error: Exception) -> UpstreamBroken:
-    return UpstreamBroken(f"The answer of the model server {backend!r} broke off ({type(error).__name__}). Try again.")
+    return UpstreamBroken(
+        f"The answer of the model server {backend!r} broke off ({type(error).__name__}). Try again."
+    )

@@ -1,12 +1,16 @@
-"""`continuation=tokens`: a chat that goes on from our own answer is prompted with that answer's tokens, not with its text rendered anew.
+"""`continuation=tokens`: a chat that goes on from our own answer is prompted with that answer's
+tokens, not with its text rendered anew.
 
-Text does not say which tokens it was, and templates drop parts of it (thinking); each such turn would break the trajectory. Opt-in per
-alias (FULGURITE_CONTINUE_TOKENS). After an answer its prompt and tokens are kept under the hash chain of the conversation, with all that
-shapes a prompt; a request that repeats that conversation is rendered by the engine (`/tokenize`), what follows the answer's end of turn is
-cut from it and put behind the recorded tokens, and vLLM takes them in place of its own rendering (`kv_transfer_params.prompt_token_ids`).
+Text does not say which tokens it was, and templates drop parts of it (thinking); each such turn
+would break the trajectory. Opt-in per alias (FULGURITE_CONTINUE_TOKENS). After an answer its prompt
+and tokens are kept under the hash chain of the conversation, with all that shapes a prompt; a
+request that repeats that conversation is rendered by the engine (`/tokenize`), what follows the
+answer's end of turn is cut from it and put behind the recorded tokens, and vLLM takes them in place
+of its own rendering (`kv_transfer_params.prompt_token_ids`).
 
-Whatever does not fit exactly is rendered as ever: an answer that did not end by itself, several choices, images, a template whose first
-message differs or whose turns do not end alike, a conversation that is not (or no longer) known here.
+Whatever does not fit exactly is rendered as ever: an answer that did not end by itself, several
+choices, images, a template whose first message differs or whose turns do not end alike, a
+conversation that is not (or no longer) known here.
 """
 
 from __future__ import annotations
@@ -38,7 +42,14 @@ _API = "chat.completions"
 _ENDED = ("stop", "tool_calls")
 _SHAPES = ("tools", "chat_template", "chat_template_kwargs", "add_special_tokens")
 """Fields that shape a prompt, and that `/tokenize` knows."""
-_STRANGE = ("documents", "reasoning_effort", "continue_final_message", "add_generation_prompt", "echo", "n")
+_STRANGE = (
+    "documents",
+    "reasoning_effort",
+    "continue_final_message",
+    "add_generation_prompt",
+    "echo",
+    "n",
+)
 """Fields that shape it too, and that it does not know; and those of which several answers come."""
 
 
@@ -47,13 +58,17 @@ class _Rendered(msgspec.Struct):
 
 
 def joined(recorded: Sequence[int], rendered: Sequence[int]) -> list[int] | None:
-    """The recorded tokens and what the rendering has after them; None if the two do not go together, or it has them already.
+    """The recorded tokens and what the rendering has after them; None if the two do not go
+    together, or it has them already.
 
-    `recorded` ends with the end of a turn. The rendering has as many ends of turn before the same place, whatever it made of the turns.
+    `recorded` ends with the end of a turn. The rendering has as many ends of turn before the same
+    place, whatever it made of the turns.
     """
     end = recorded[-1]
     first = recorded.index(end)
-    if list(rendered[: first + 1]) != list(recorded[: first + 1]) or list(rendered[: len(recorded)]) == list(recorded):
+    if list(rendered[: first + 1]) != list(recorded[: first + 1]) or list(
+        rendered[: len(recorded)]
+    ) == list(recorded):
         return None
     places = [place for place, token in enumerate(rendered) if token == end]
     turns = sum(token == end for token in recorded)
@@ -71,7 +86,9 @@ class Continuation:
         self._client = client
 
     async def recorded(self, call: Call) -> list[int] | None:
-        """Tokens of the conversation up to our last answer in it; None if it is not ours, or not one that can go on so."""
+        """Tokens of the conversation up to our last answer in it; None if it is not ours, or not
+        one that can go on so.
+        """
         conversation = await off_loop(len(call.draft.raw or ""), lambda: self._conversation(call))
         if conversation is None or not conversation.prefixes:
             return None
@@ -83,7 +100,11 @@ class Continuation:
 
     async def prompt(self, recorded: list[int], call: Call, way: Route) -> ApiRequest:
         """The request with its prompt in tokens, or as it is. Raises UpstreamUnreachable."""
-        asked = {name: call.request.body[name] for name in ("messages", *_SHAPES) if call.request.body.get(name) is not None}
+        asked = {
+            name: call.request.body[name]
+            for name in ("messages", *_SHAPES)
+            if call.request.body.get(name) is not None
+        }
         body = msgspec.json.encode({**asked, "model": way.model, "add_generation_prompt": True})
         try:
             async with self._client.open(way, "/tokenize", body, call.call_id, None, {}) as reply:
@@ -91,7 +112,11 @@ class Continuation:
         except UpstreamUnreachable:
             raise
         except (UpstreamFailed, *UNREADABLE) as error:
-            log.warning("a conversation is not continued in tokens", alias=call.request.alias, error=str(error))
+            log.warning(
+                "a conversation is not continued in tokens",
+                alias=call.request.alias,
+                error=str(error),
+            )
             return call.request
         ids = joined(recorded, rendered)
         if ids is None:
@@ -99,7 +124,10 @@ class Continuation:
         call.continued = True
         given = call.request.body.get("kv_transfer_params")
         params = cast("dict[str, Any]", given) if isinstance(given, dict) else {}
-        return msgspec.structs.replace(call.request, body={**call.request.body, "kv_transfer_params": {**params, "prompt_token_ids": ids}})
+        return msgspec.structs.replace(
+            call.request,
+            body={**call.request.body, "kv_transfer_params": {**params, "prompt_token_ids": ids}},
+        )
 
     async def remember(self, call: Call) -> None:
         """Keep an answer that ended by itself, before the agent has it."""
@@ -108,25 +136,45 @@ class Continuation:
         if conversation is None or prompt is None or len(said) != 1 or len(choices) != 1:
             return
         chain, [choice] = conversation.answered(said[0]), choices
-        if chain is None or choice.token_ids is None or choice.finish_reason not in _ENDED or choice.stop_reason is not None:
+        if (
+            chain is None
+            or choice.token_ids is None
+            or choice.finish_reason not in _ENDED
+            or choice.stop_reason is not None
+        ):
             return
         try:
             await self._store.put(_key(chain), prompt + choice.token_ids, TTL_S)
         except Unavailable:
-            log.warning("an answer's tokens are not kept: the next turn is rendered", call_id=call.call_id)
+            log.warning(
+                "an answer's tokens are not kept: the next turn is rendered", call_id=call.call_id
+            )
 
     def _conversation(self, call: Call) -> Conversation | None:
         request = call.request
         if request.alias not in self.aliases or call.draft.api != _API or call.route.kind != "vllm":
             return None
         messages = request.items or []
-        if any(request.body.get(name) is not None for name in _STRANGE) or not all(_plain(message) for message in messages):
+        if any(request.body.get(name) is not None for name in _STRANGE) or not all(
+            _plain(message) for message in messages
+        ):
             return None
         # Instructions are no part of the chain, but of the prompt.
-        instructions = [(place, m) for place, m in enumerate(messages) if m.get("role") in ("system", "developer")]
-        shape = (call.who.rollout_id, request.alias, instructions, [request.body.get(name) for name in _SHAPES])
+        instructions = [
+            (place, m)
+            for place, m in enumerate(messages)
+            if m.get("role") in ("system", "developer")
+        ]
+        shape = (
+            call.who.rollout_id,
+            request.alias,
+            instructions,
+            [request.body.get(name) for name in _SHAPES],
+        )
         try:
-            return Conversation(hashlib.sha256(msgspec.json.encode(shape)).digest(), messages, words=True)
+            return Conversation(
+                hashlib.sha256(msgspec.json.encode(shape)).digest(), messages, words=True
+            )
         except RecursionError:
             return None
 
@@ -137,7 +185,10 @@ def _plain(message: Any) -> bool:
         return False
     content = cast("Mapping[str, Any]", message).get("content")
     parts = cast("list[Any]", content) if isinstance(content, list) else []
-    return all(isinstance(part, dict) and cast("dict[str, Any]", part).get("type") in ("text", "refusal") for part in parts)
+    return all(
+        isinstance(part, dict) and cast("dict[str, Any]", part).get("type") in ("text", "refusal")
+        for part in parts
+    )
 
 
 def _key(chain: str) -> str:

@@ -1,8 +1,10 @@
-"""A call's way to a backend: the key's limits, a place in its turn, the best backend that can be reached.
+"""A call's way to a backend: the key's limits, a place in its turn, the best backend that can be
+reached.
 
-Fails over to the next backend only when nothing can have been generated: no connection, or an engine that has just started and lacks the
-adapter, or the version that the log says it has. Where the version is all that is lacking, the call waits for it. A time-out or a broken
-answer is the client's to try again. `call.route` is always the backend that was really asked.
+Fails over to the next backend only when nothing can have been generated: no connection, or an
+engine that has just started and lacks the adapter, or the version that the log says it has. Where
+the version is all that is lacking, the call waits for it. A time-out or a broken answer is the
+client's to try again. `call.route` is always the backend that was really asked.
 """
 
 from __future__ import annotations
@@ -39,7 +41,14 @@ _LOADING_S = 1.0
 class Dispatcher:
     """One per gateway."""
 
-    def __init__(self, router: Router, admission: Admission, client: UpstreamClient, continuation: Continuation, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        router: Router,
+        admission: Admission,
+        client: UpstreamClient,
+        continuation: Continuation,
+        metrics: Metrics,
+    ) -> None:
         self.router = router
         self.continuation = continuation
         self.admission = admission
@@ -60,7 +69,9 @@ class Dispatcher:
 
 
 class _Answer:
-    """A place at a backend and its answer, for as long as this context lasts. No generator: every call has one."""
+    """A place at a backend and its answer, for as long as this context lasts. No generator: every
+    call has one.
+    """
 
     __slots__ = ("_call", "_desk", "_dialect", "_gate", "_reply")
 
@@ -86,7 +97,9 @@ class _Answer:
         """The answer of the first that gives one. Raises NotReady where one of them soon will."""
         desk, call = self._desk, self._call
         problem: GatewayError | None = None
-        for way in desk.health.order(desk.router.candidates(call.request.alias, call.who.rollout_id), time.monotonic()):
+        for way in desk.health.order(
+            desk.router.candidates(call.request.alias, call.who.rollout_id), time.monotonic()
+        ):
             call.route = way
             try:
                 reply = await self._ask(way, recorded)
@@ -100,7 +113,11 @@ class _Answer:
                 desk.health.answered(way.backend)
                 if not _lacks_adapter(way, error):
                     raise
-                problem = Overloaded(f"The backend {way.backend!r} is being given {way.version}. Nothing was generated.", _LOADING_S)
+                problem = Overloaded(
+                    f"The backend {way.backend!r} is being given {way.version}. Nothing was "
+                    f"generated.",
+                    _LOADING_S,
+                )
             else:
                 desk.health.answered(way.backend)
                 return reply
@@ -108,7 +125,12 @@ class _Answer:
         assert problem is not None, "there is always a way"
         raise problem
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._reply is not None:
             self._reply.close()
         if self._gate is not None:
@@ -118,9 +140,18 @@ class _Answer:
         desk, call, gate = self._desk, self._call, self._desk.admission.gate(way.backend)
         await gate.enter(call.draft.key)
         try:
-            request = call.request if recorded is None else await desk.continuation.prompt(recorded, call, way)
-            body, headers = self._dialect.upstream_body(request, way, call.call_id), self._dialect.upstream_headers(request, way)
-            self._reply = await desk.client.post(way, self._dialect.path, body, call.call_id, call.ask(), headers)
+            request = (
+                call.request
+                if recorded is None
+                else await desk.continuation.prompt(recorded, call, way)
+            )
+            body, headers = (
+                self._dialect.upstream_body(request, way, call.call_id),
+                self._dialect.upstream_headers(request, way),
+            )
+            self._reply = await desk.client.post(
+                way, self._dialect.path, body, call.call_id, call.ask(), headers
+            )
         except BaseException:
             gate.leave(call.draft.key)
             raise

@@ -1,6 +1,8 @@
-"""Who is next: calls of many keys wait for a few places, each key in turn, the calls of one key in the order in which they came.
+"""Who is next: calls of many keys wait for a few places, each key in turn, the calls of one key in
+the order in which they came.
 
-When the queue is full, the key with most calls waiting gives way: its latest call is put out for a newcomer of a key with fewer. Pure.
+When the queue is full, the key with most calls waiting gives way: its latest call is put out for a
+newcomer of a key with fewer. Pure.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class FairQueue(Generic[T]):
         return self._size
 
     def put(self, key: str, call: T) -> T | None:
-        """Queue a call; returns the one that there is no room for, if that is so: this one, or the latest of the greediest key."""
+        """Queue a call; returns the one that there is no room for, if that is so: this one, or the
+        latest of the greediest key.
+        """
         if self._size >= self._limit:
             greediest = max(self._waiting, key=lambda other: len(self._waiting[other]), default=key)
             if len(self._waiting.get(greediest, ())) <= len(self._waiting.get(key, ())) + 1:

@@ -1,6 +1,6 @@
-"""What the log says of policies: `policy.updates`, `policy.applied`, `policy.routes`, folded into one view for `GET /v1/policies`
-and for routing. A claimed epoch shuts out lower ones; the first claim of an epoch wins. The view is touched in the event
-loop only.
+"""What the log says of policies: `policy.updates`, `policy.applied`, `policy.routes`, folded into
+one view for `GET /v1/policies` and for routing. A claimed epoch shuts out lower ones; the first
+claim of an epoch wins. The view is touched in the event loop only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class PolicyView:
         """`adapters`: policies of which a backend holds several versions at once."""
         self._adapters = adapters
         self.generation = 0
-        """Counts the events taken: what was derived from the view is good as long as it is the same."""
+        """Counts the events taken: what was derived from the view is good as long as it is the
+        same.
+        """
         self._policies: dict[str, PolicyState] = {}
         self._routes: dict[str, PolicyRoute] = {}
 
@@ -85,10 +87,14 @@ class PolicyView:
         """Policy, backend and version, for every version that a backend holds."""
         for policy, state in sorted(self._policies.items()):
             for backend in sorted(state.serving):
-                yield from ((policy, backend, version) for version in sorted(self.loaded(policy, backend)))
+                yield from (
+                    (policy, backend, version) for version in sorted(self.loaded(policy, backend))
+                )
 
     def as_json(self, policies: set[str]) -> dict[str, Any]:
-        """The reply of `GET /v1/policies`; `policies` are listed even if the log does not know them."""
+        """The reply of `GET /v1/policies`; `policies` are listed even if the log does not know
+        them.
+        """
         names = sorted(policies | set(self._policies))
         return {
             "object": "list",
@@ -100,7 +106,11 @@ class PolicyView:
         state = self._state(event.policy)
         if event.kind is UpdateKind.claim and event.epoch > state.epoch:
             state.epoch, state.learner = event.epoch, event.learner_id
-        elif event.kind is UpdateKind.update and event.epoch == state.epoch and event.learner_id == state.learner:
+        elif (
+            event.kind is UpdateKind.update
+            and event.epoch == state.epoch
+            and event.learner_id == state.learner
+        ):
             state.newest = event
 
     def _take_applied(self, event: PolicyApplied) -> None:
@@ -136,7 +146,11 @@ class PolicyView:
                     "engine_id": applied.engine_id,
                     "version": self.served(name, applied.backend),
                     "versions": sorted(self.loaded(name, applied.backend)),
-                    "last_attempt": {"version": applied.version, "outcome": applied.outcome.value, "error": applied.error},
+                    "last_attempt": {
+                        "version": applied.version,
+                        "outcome": applied.outcome.value,
+                        "error": applied.error,
+                    },
                     "at": applied.event_time,
                 }
                 for _, applied in sorted(state.applied.items())
@@ -145,13 +159,19 @@ class PolicyView:
 
 
 def _route(route: PolicyRoute) -> dict[str, Any]:
-    return {"alias": route.alias, "targets": [msgspec.to_builtins(target) for target in route.targets], "reason": route.reason}
+    return {
+        "alias": route.alias,
+        "targets": [msgspec.to_builtins(target) for target in route.targets],
+        "reason": route.reason,
+    }
 
 
 class PolicyTail:
     """Keeps a `PolicyView` up to date; Kafka being away only makes it older."""
 
-    def __init__(self, kafka: KafkaSettings, codec: Codec, adapters: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, kafka: KafkaSettings, codec: Codec, adapters: frozenset[str] = frozenset()
+    ) -> None:
         self.view = PolicyView(adapters)
         self._follower = Follower(kafka, codec, _TOPICS, self.view.take)
         self.start, self.close = self._follower.start, self._follower.close

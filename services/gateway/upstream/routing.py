@@ -1,9 +1,12 @@
-"""Where a call may go: alias → versions by weight → backends that serve them, the best first. Pure but for the view of the log it reads.
+"""Where a call may go: alias → versions by weight → backends that serve them, the best first. Pure
+but for the view of the log it reads.
 
-A rollout always gets the same version of a weighted route, and the same backend while that lives (its prefix cache is there): both by
-rendezvous hashing, so that three gateways agree without talking, and a backend that leaves or comes moves only its own share. Backends
-that proved the wanted version come first; then, for a roll-out, a fail-over or a log that knows nothing yet, the others with what they
-serve. A full-weight backend says itself which version answered; an adapter's version is its name.
+A rollout always gets the same version of a weighted route, and the same backend while that lives
+(its prefix cache is there): both by rendezvous hashing, so that three gateways agree without
+talking, and a backend that leaves or comes moves only its own share. Backends that proved the
+wanted version come first; then, for a roll-out, a fail-over or a log that knows nothing yet, the
+others with what they serve. A full-weight backend says itself which version answered; an adapter's
+version is its name.
 """
 
 from __future__ import annotations
@@ -45,12 +48,16 @@ def score(rollout: str, name: str) -> float:
 
 
 def ranked(rollout: str, items: Iterable[T], name: Callable[[T], str]) -> list[T]:
-    """Rendezvous hashing: the order in which this rollout prefers them. What leaves, or comes, changes nobody else's order."""
+    """Rendezvous hashing: the order in which this rollout prefers them. What leaves, or comes,
+    changes nobody else's order.
+    """
     return sorted(items, key=lambda item: score(rollout, name(item)), reverse=True)
 
 
 def weighted(rollout: str, targets: tuple[Target, ...]) -> Target:
-    """Weighted rendezvous: shares by weight, and a changed weight moves only the rollouts that it must."""
+    """Weighted rendezvous: shares by weight, and a changed weight moves only the rollouts that it
+    must.
+    """
     return max(targets, key=lambda target: -target.weight / math.log(score(rollout, target.key)))
 
 
@@ -58,10 +65,17 @@ class Router:
     """The candidates of a call. Rebuilt from the log's view whenever that has changed."""
 
     def __init__(
-        self, routes: Mapping[str, Route], backends: Mapping[str, str], adapters: frozenset[str], base: str, view: PolicyView
+        self,
+        routes: Mapping[str, Route],
+        backends: Mapping[str, str],
+        adapters: frozenset[str],
+        base: str,
+        view: PolicyView,
     ) -> None:
-        """`routes`: alias → its upstream as configured; those of kind `vllm` on one of `backends` go to all of these. `adapters`: policies
-        served as LoRA adapters of the model that vLLM calls `base`."""
+        """`routes`: alias → its upstream as configured; those of kind `vllm` on one of `backends`
+        go to all of these. `adapters`: policies served as LoRA adapters of the model that vLLM
+        calls `base`.
+        """
         self._routes = dict(routes)
         self._backends = dict(backends)
         self._adapters = adapters
@@ -72,7 +86,9 @@ class Router:
         self._chosen: dict[tuple[str, str], tuple[Route, ...]] = {}
 
     def candidates(self, alias: str, rollout: str) -> tuple[Route, ...]:
-        """The ways for a call of this rollout, best first; at least one. Raises KeyError for an unknown alias."""
+        """The ways for a call of this rollout, best first; at least one. Raises KeyError for an
+        unknown alias.
+        """
         if self._view.generation != self._generation:
             self._generation = self._view.generation
             self._plans.clear()
@@ -86,9 +102,18 @@ class Router:
         return known
 
     def unserved(self) -> dict[str, list[str]]:
-        """By alias, the versions that its route names and no backend serves: its calls are answered by others."""
-        plans = {alias: self._plan(route) for alias, route in self._routes.items() if self._view.targets(alias)}
-        found = {alias: [target.key for target in plan if "@" in target.key and not target.ready] for alias, plan in plans.items()}
+        """By alias, the versions that its route names and no backend serves: its calls are answered
+        by others.
+        """
+        plans = {
+            alias: self._plan(route)
+            for alias, route in self._routes.items()
+            if self._view.targets(alias)
+        }
+        found = {
+            alias: [target.key for target in plan if "@" in target.key and not target.ready]
+            for alias, plan in plans.items()
+        }
         return {alias: keys for alias, keys in found.items() if keys}
 
     def _choose(self, alias: str, rollout: str) -> tuple[Route, ...]:
@@ -101,13 +126,20 @@ class Router:
     def _plan(self, route: Route) -> tuple[Target, ...]:
         if route.policy is None or route.kind != "vllm" or route.backend not in self._backends:
             return (Target(route.alias, 1.0, (route,), ()),)
-        targets = [(t.policy, t.version, t.weight) for t in self._view.targets(route.alias) if t.weight > 0]
-        return tuple(self._target(route, *target) for target in targets or [(route.policy, None, 1.0)])
+        targets = [
+            (t.policy, t.version, t.weight) for t in self._view.targets(route.alias) if t.weight > 0
+        ]
+        return tuple(
+            self._target(route, *target) for target in targets or [(route.policy, None, 1.0)]
+        )
 
     def _target(self, route: Route, policy: str, version: str | None, weight: float) -> Target:
         wanted = version or self._view.newest(policy)
         make = self._adapter if policy in self._adapters else self._full
-        ways = [make(msgspec.structs.replace(route, policy=policy, backend=b, base_url=url), wanted) for b, url in self._backends.items()]
+        ways = [
+            make(msgspec.structs.replace(route, policy=policy, backend=b, base_url=url), wanted)
+            for b, url in self._backends.items()
+        ]
         ready = tuple(way for way, fits in ways if fits)
         others = tuple(way for way, fits in ways if not fits)
         return Target(version or policy, weight, ready, others)
@@ -116,15 +148,25 @@ class Router:
         """A backend with weights of its own: it serves one version, under the policy's name."""
         policy = route.policy or ""
         served = self._view.served(policy, route.backend)
-        return msgspec.structs.replace(route, model=policy, expects=served), wanted in self._view.loaded(policy, route.backend)
+        return msgspec.structs.replace(
+            route, model=policy, expects=served
+        ), wanted in self._view.loaded(policy, route.backend)
 
     def _adapter(self, route: Route, wanted: str) -> tuple[Route, bool]:
-        """A backend with adapters: the wanted one, else the newest before it, else its newest, else the bare base model."""
+        """A backend with adapters: the wanted one, else the newest before it, else its newest, else
+        the bare base model.
+        """
         policy = route.policy or ""
         base, loaded = str(base_version(policy)), self._view.loaded(policy, route.backend)
         before = [version for version in loaded if _order(version) < _order(wanted)]
-        found = wanted if wanted == base or wanted in loaded else max(before or loaded, key=_order, default=base)
-        return msgspec.structs.replace(route, model=self._base if found == base else found, version=found), found == wanted
+        found = (
+            wanted
+            if wanted == base or wanted in loaded
+            else max(before or loaded, key=_order, default=base)
+        )
+        return msgspec.structs.replace(
+            route, model=self._base if found == base else found, version=found
+        ), found == wanted
 
 
 def _backend(route: Route) -> str:

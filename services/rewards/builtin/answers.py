@@ -13,7 +13,9 @@ _FENCE = re.compile(r"```[^\n`]*\n(.*?)```", re.DOTALL)
 
 
 def answer_of(episode: EpisodeView, after: str) -> str:
-    """The last answer's text; of it what follows the last `after`, nothing where that is not said."""
+    """The last answer's text; of it what follows the last `after`, nothing where that is
+    not said.
+    """
     text = episode.final_text()
     if after:
         text = text.rpartition(after)[2] if after in text else ""
@@ -30,7 +32,10 @@ def field_of(episode: EpisodeView, name: str) -> Any:
     """A field of the task. Raises RewardFailed."""
     task: Any = episode.task
     if not isinstance(task, dict) or name not in task:
-        raise RewardFailed(f"the task has no field {name!r}: put what is expected there, or name the field that has it")
+        raise RewardFailed(
+            f"the task has no field {name!r}: put what is expected there, or name the field "
+            f"that has it"
+        )
     return cast("dict[str, Any]", task)[name]
 
 
@@ -39,5 +44,8 @@ def references_of(episode: EpisodeView, name: str) -> list[str]:
     value: object = field_of(episode, name)
     values = cast("list[object]", value) if isinstance(value, list) else [value]
     if not values or not all(isinstance(one, str | int | float) for one in values):
-        raise RewardFailed(f"the task's {name!r} is {json.dumps(value)[:80]}: expected a text, a number, or a list of them")
+        raise RewardFailed(
+            f"the task's {name!r} is {json.dumps(value)[:80]}: expected a text, a number, or a "
+            f"list of them"
+        )
     return [str(one) for one in values]

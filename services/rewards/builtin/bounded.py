@@ -1,7 +1,9 @@
-"""A judgement on an answer that may have been written to end the judge: in a copy of this process, for a bounded time.
+"""A judgement on an answer that may have been written to end the judge: in a copy of this process,
+for a bounded time.
 
-What takes longer, wants more memory than there is or ends the copy is worth 0, as a wrong answer is: a policy must not be able to void
-its rewards. A signal would not do, as it waits until Python's next instruction, and one power of two integers may take for ever.
+What takes longer, wants more memory than there is or ends the copy is worth 0, as a wrong answer
+is: a policy must not be able to void its rewards. A signal would not do, as it waits until Python's
+next instruction, and one power of two integers may take for ever.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """1 if the answer is one of the references, else 0.
 
-With `normalise=squad`, the default, case, punctuation, articles and white space don't count, as in SQuAD's exact match (Rajpurkar et al.,
-"SQuAD: 100,000+ Questions for Machine Comprehension of Text", 2016, and its evaluation script). For the reference "The Eiffel Tower":
-"eiffel tower." → 1, "the tower" → 0.
+With `normalise=squad`, the default, case, punctuation, articles and white space don't count, as in
+SQuAD's exact match (Rajpurkar et al., "SQuAD: 100,000+ Questions for Machine Comprehension of
+Text", 2016, and its evaluation script). For the reference "The Eiffel Tower": "eiffel tower." → 1,
+"the tower" → 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The F1 score of the answer's words against those of the nearest reference.
 
-SQuAD's score (Rajpurkar et al., 2016), with its normalisation. For the reference "Denver Broncos of Denver" and the answer "the Denver
-Broncos": 2 words in common, precision 2/2, recall 2/4, F1 = 0.67.
+SQuAD's score (Rajpurkar et al., 2016), with its normalisation. For the reference "Denver Broncos of
+Denver" and the answer "the Denver Broncos": 2 words in common, precision 2/2, recall 2/4, F1 =
+0.67.
 """
 
 from __future__ import annotations

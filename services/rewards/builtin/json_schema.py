@@ -1,8 +1,9 @@
 """1 if the answer is JSON that fits the task's schema, else 0.
 
-The task's field `schema` holds the JSON Schema; a fenced block is taken out of the answer. For `{"type": "object", "required": ["n"]}`:
-'{"n": 3}' → 1, '{"m": 3}' → 0, 'n is 3' → 0. Nothing is fetched: a schema that refers to another one must hold it (`$defs`).
-What takes longer than `timeout_s` is worth 0: the schema's patterns may take for ever on texts made for it.
+The task's field `schema` holds the JSON Schema; a fenced block is taken out of the answer. For
+`{"type": "object", "required": ["n"]}`: '{"n": 3}' → 1, '{"m": 3}' → 0, 'n is 3' → 0. Nothing is
+fetched: a schema that refers to another one must hold it (`$defs`). What takes longer than
+`timeout_s` is worth 0: the schema's patterns may take for ever on texts made for it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from services.rewards.errors import RewardFailed
 
 
 def reward(episode: EpisodeView, schema: str, after: str, timeout_s: float) -> float:
-    """In {0, 1}. Raises RewardFailed for a task without the field `schema`, or with what is no schema."""
+    """In {0, 1}. Raises RewardFailed for a task without the field `schema`, or with what is no
+    schema.
+    """
     validator = _validator(field_of(episode, schema), schema)
     answer = answer_of(episode, after)
     return within(timeout_s, lambda: _worth(validator, answer, schema))
@@ -36,7 +39,9 @@ def _worth(validator: Any, answer: str, schema: str) -> float:
     try:
         return float(validator.is_valid(value))
     except Unresolvable as error:
-        raise RewardFailed(f"the task's {schema!r} refers to what it does not hold: {error}") from error
+        raise RewardFailed(
+            f"the task's {schema!r} refers to what it does not hold: {error}"
+        ) from error
 
 
 def _validator(schema: Any, name: str) -> Any:

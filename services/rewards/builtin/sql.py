@@ -1,8 +1,11 @@
-"""1 if the answer's query gives what the reference's gives on the task's SQLite database, else 0: execution accuracy.
+"""1 if the answer's query gives what the reference's gives on the task's SQLite database, else 0:
+execution accuracy.
 
-As Spider and BIRD measure it (Yu et al., 2018; Li et al., 2023): both queries are executed, their rows compared; their order counts only if
-the reference ends in ORDER BY. The database is opened read-only, a query may only read, for `timeout_s` and up to `max_rows` rows.
-The task's field `database` is its path. For the reference "SELECT name FROM t WHERE n > 1": "select t.name from t where 1 < n" → 1.
+As Spider and BIRD measure it (Yu et al., 2018; Li et al., 2023): both queries are executed, their
+rows compared; their order counts only if the reference ends in ORDER BY. The database is opened
+read-only, a query may only read, for `timeout_s` and up to `max_rows` rows. The task's field
+`database` is its path. For the reference "SELECT name FROM t WHERE n > 1": "select t.name from t
+where 1 < n" → 1.
 """
 
 from __future__ import annotations
@@ -22,7 +25,12 @@ from services.rewards.builtin.answers import answer_of, code_of, field_of, refer
 from services.rewards.builtin.bounded import within
 from services.rewards.errors import RewardFailed
 
-_READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+_READING = {
+    sqlite3.SQLITE_SELECT,
+    sqlite3.SQLITE_READ,
+    sqlite3.SQLITE_FUNCTION,
+    sqlite3.SQLITE_RECURSIVE,
+}
 _STEPS = 1000
 """Instructions of SQLite's machine between two looks at the clock."""
 
@@ -32,14 +40,30 @@ _LONGEST = 10_000_000
 Row = tuple[Any, ...]
 
 
-def reward(episode: EpisodeView, reference: str, after: str, database: str, timeout_s: float, max_rows: float) -> float:
-    """In {0, 1}. Raises RewardFailed for a task without its fields, a missing database, or a reference that cannot be executed."""
+def reward(
+    episode: EpisodeView,
+    reference: str,
+    after: str,
+    database: str,
+    timeout_s: float,
+    max_rows: float,
+) -> float:
+    """In {0, 1}. Raises RewardFailed for a task without its fields, a missing database, or a
+    reference that cannot be executed.
+    """
     path = Path(str(field_of(episode, database)))
     if not path.is_file():
-        raise RewardFailed(f"the task's {database!r} names {path}, which is no file where the reward worker runs")
-    expected = [(_expected(path, query, timeout_s, int(max_rows)), _is_ordered(query)) for query in references_of(episode, reference)]
+        raise RewardFailed(
+            f"the task's {database!r} names {path}, which is no file where the reward worker runs"
+        )
+    expected = [
+        (_expected(path, query, timeout_s, int(max_rows)), _is_ordered(query))
+        for query in references_of(episode, reference)
+    ]
     answer = answer_of(episode, after)
-    return within(timeout_s, lambda: _worth(expected, _rows(path, code_of(answer), timeout_s, int(max_rows))))
+    return within(
+        timeout_s, lambda: _worth(expected, _rows(path, code_of(answer), timeout_s, int(max_rows)))
+    )
 
 
 def _worth(expected: list[tuple[list[Row], bool]], rows: list[Row]) -> float:

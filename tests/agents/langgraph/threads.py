@@ -1,4 +1,5 @@
-"""An agent as many are written: one model client at the top of the module, one graph, and threads that share both.
+"""An agent as many are written: one model client at the top of the module, one graph, and threads
+that share both.
 
 Each argument is a question, asked in a thread and a conversation of its own.
 """
@@ -43,7 +44,9 @@ graph = (
 def ask(question: str) -> str:
     thread = {"configurable": {"thread_id": question}}
     graph.invoke({"messages": [("user", question)]}, thread)
-    return graph.invoke({"messages": [("user", "Thank you. And in short?")]}, thread)["messages"][-1].content
+    return graph.invoke({"messages": [("user", "Thank you. And in short?")]}, thread)["messages"][
+        -1
+    ].content
 
 
 if __name__ == "__main__":

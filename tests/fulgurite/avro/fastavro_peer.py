@@ -10,7 +10,10 @@ import fastavro
 from fulgurite.avro.codec import load_schema, schema_folder, schema_name
 from fulgurite.events import EVENT_TYPES
 
-PARSED = {t: cast(Any, fastavro).parse_schema(load_schema(schema_folder() / f"{schema_name(t)}.avsc")) for t in EVENT_TYPES}
+PARSED = {
+    t: cast(Any, fastavro).parse_schema(load_schema(schema_folder() / f"{schema_name(t)}.avsc"))
+    for t in EVENT_TYPES
+}
 
 
 def by_fastavro(schema: object, value: Any) -> bytes:

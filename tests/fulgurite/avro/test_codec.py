@@ -1,4 +1,6 @@
-"""Framing, schema ids, and errors that say what is wrong. Round trips of every event type: tests/contract."""
+"""Framing, schema ids, and errors that say what is wrong. Round trips of every event type:
+tests/contract.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,14 @@ from fulgurite.errors import CodecError, FulguriteError, InvalidEvent, Malformed
 from fulgurite.events import EVENT_TYPES, AgentReward, Event, LlmCall
 
 REWARD = AgentReward(
-    event_id="e1", event_time=1_700_000_000_000, group_id="g", rollout_id="r", name="n", value=0.5, final=True, source="rest"
+    event_id="e1",
+    event_time=1_700_000_000_000,
+    group_id="g",
+    rollout_id="r",
+    name="n",
+    value=0.5,
+    final=True,
+    source="rest",
 )
 CODEC = Codec()
 
@@ -78,7 +87,9 @@ def test_a_codec_with_a_registry_and_one_without_read_each_other() -> None:
 
 def test_an_older_schema_is_resolved_against_ours() -> None:
     older = reward_schema()
-    older["fields"] = [field for field in older["fields"] if field["name"] not in ("metadata", "subject")]
+    older["fields"] = [
+        field for field in older["fields"] if field["name"] not in ("metadata", "subject")
+    ]
     data = written(older, 99, msgspec.to_builtins(REWARD))
     assert Codec(Registry({99: older})).decode(data) == REWARD
 
@@ -130,7 +141,11 @@ def test_a_value_that_does_not_fit_is_refused_with_the_events_id() -> None:
 def test_headers_tell_type_id_fingerprint_and_trace() -> None:
     headers = CODEC.headers(REWARD)
     fingerprint = schema_fingerprint(reward_schema()).encode()
-    assert headers == {"event-type": b"AgentReward", "event-id": b"e1", "schema-fingerprint": fingerprint}
+    assert headers == {
+        "event-type": b"AgentReward",
+        "event-id": b"e1",
+        "schema-fingerprint": fingerprint,
+    }
     assert CODEC.headers(REWARD, "00-abc-def-01")["traceparent"] == b"00-abc-def-01"
 
 
@@ -138,7 +153,9 @@ def test_schema_names_are_file_names() -> None:
     assert [schema_name(t) for t in (LlmCall, AgentReward)] == ["llm_call", "agent_reward"]
 
 
-def test_schemas_inside_an_installed_package_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schemas_inside_an_installed_package_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def installed(package: str) -> Path:
         return tmp_path / package
 
@@ -160,4 +177,6 @@ def test_a_released_schema_that_ours_has_left_behind_is_still_read(tmp_path: Pat
 
 def test_the_error_tree() -> None:
     assert issubclass(CodecError, FulguriteError)
-    assert all(issubclass(error, CodecError) for error in (MalformedFrame, UnknownSchema, InvalidEvent))
+    assert all(
+        issubclass(error, CodecError) for error in (MalformedFrame, UnknownSchema, InvalidEvent)
+    )

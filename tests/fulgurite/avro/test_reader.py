@@ -25,7 +25,11 @@ CODEC = Codec()
 def test_every_event_is_read_as_it_was(event_type: type[Event]) -> None:
     read = reader_of(PARSED[event_type], event_type)
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
     @given(event=events(event_type))
     def check(event: Event) -> None:
         data = by_fastavro(PARSED[event_type], msgspec.to_builtins(event, builtin_types=(bytes,)))
@@ -36,8 +40,17 @@ def test_every_event_is_read_as_it_was(event_type: type[Event]) -> None:
 
 @pytest.mark.parametrize("event_type", EVENT_TYPES)
 def test_broken_bytes_are_no_event(event_type: type[Event]) -> None:
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-    @given(event=events(event_type), cut=st.integers(0, 1 << 20), at=st.integers(0, 1 << 20), byte=st.integers(0, 255))
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(
+        event=events(event_type),
+        cut=st.integers(0, 1 << 20),
+        at=st.integers(0, 1 << 20),
+        byte=st.integers(0, 255),
+    )
     def check(event: Event, cut: int, at: int, byte: int) -> None:
         data = CODEC.encode(event)
         with pytest.raises(CodecError):
@@ -72,7 +85,10 @@ SCHEMA = cast(Any, fastavro).parse_schema(
         "type": "record",
         "name": "Thing",
         "fields": [
-            {"name": "colour", "type": {"type": "enum", "name": "Colour", "symbols": ["red", "green"]}},
+            {
+                "name": "colour",
+                "type": {"type": "enum", "name": "Colour", "symbols": ["red", "green"]},
+            },
             {"name": "other", "type": ["null", "Colour"]},
             {"name": "name", "type": {"type": "string"}},
             {"name": "size", "type": "long"},
@@ -126,7 +142,16 @@ def test_text_and_blocks_may_be_long() -> None:
         (b"\x00\x00\x00" + b"\x80" * 10 + b"\x01", ValueError),
         (b"", IndexError),
     ],
-    ids=["symbol", "negative symbol", "branch", "negative length", "length", "text", "number", "nothing"],
+    ids=[
+        "symbol",
+        "negative symbol",
+        "branch",
+        "negative length",
+        "length",
+        "text",
+        "number",
+        "nothing",
+    ],
 )
 def test_what_is_no_datum_is_an_error(data: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):

@@ -25,10 +25,16 @@ def written(schema: object, value: Any) -> bytes:
 
 @pytest.mark.parametrize("event_type", EVENT_TYPES)
 def test_every_event_is_written_as_fastavro_writes_it(event_type: type[Event]) -> None:
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
     @given(event=events(event_type))
     def check(event: Event) -> None:
-        expected = by_fastavro(PARSED[event_type], msgspec.to_builtins(event, builtin_types=(bytes,)))
+        expected = by_fastavro(
+            PARSED[event_type], msgspec.to_builtins(event, builtin_types=(bytes,))
+        )
         assert written(PARSED[event_type], event) == expected
 
     check()
@@ -46,8 +52,12 @@ def test_every_int(number: int) -> None:
 
 @pytest.mark.parametrize("value", [False, True])
 def test_booleans_in_a_record_and_elsewhere(value: bool) -> None:
-    assert written({"type": "array", "items": "boolean"}, [value]) == by_fastavro({"type": "array", "items": "boolean"}, [value])
-    schema = cast(Any, fastavro).parse_schema({"type": "record", "name": f"Told{value}", "fields": [{"name": "told", "type": "boolean"}]})
+    assert written({"type": "array", "items": "boolean"}, [value]) == by_fastavro(
+        {"type": "array", "items": "boolean"}, [value]
+    )
+    schema = cast(Any, fastavro).parse_schema(
+        {"type": "record", "name": f"Told{value}", "fields": [{"name": "told", "type": "boolean"}]}
+    )
     assert written(schema, SimpleNamespace(told=value)) == by_fastavro(schema, {"told": value})
 
 
@@ -56,15 +66,23 @@ def test_strings_and_bytes_of_any_length(size: int) -> None:
     assert written("string", "ä" * size) == by_fastavro("string", "ä" * size)
     assert written("bytes", b"a" * size) == by_fastavro("bytes", b"a" * size)
     fields = [{"name": "text", "type": ["null", "string"]}, {"name": "data", "type": "bytes"}]
-    schema = cast(Any, fastavro).parse_schema({"type": "record", "name": f"Sized{size}", "fields": fields})
+    schema = cast(Any, fastavro).parse_schema(
+        {"type": "record", "name": f"Sized{size}", "fields": fields}
+    )
     value = {"text": "ä" * size, "data": b"a" * size}
     assert written(schema, SimpleNamespace(**value)) == by_fastavro(schema, value)
 
 
-@pytest.mark.parametrize("schema", [{"type": "array", "items": "long"}, {"type": "map", "values": ["null", "double"]}])
+@pytest.mark.parametrize(
+    "schema", [{"type": "array", "items": "long"}, {"type": "map", "values": ["null", "double"]}]
+)
 @pytest.mark.parametrize("size", [0, 1, 10_000])
 def test_arrays_and_maps_of_any_length(schema: dict[str, object], size: int) -> None:
-    value = list(range(size)) if schema["type"] == "array" else {str(number): number / 3 if number % 2 else None for number in range(size)}
+    value = (
+        list(range(size))
+        if schema["type"] == "array"
+        else {str(number): number / 3 if number % 2 else None for number in range(size)}
+    )
     assert written(schema, value) == by_fastavro(schema, value)
 
 
@@ -78,7 +96,11 @@ def test_arrays_and_maps_of_any_length(schema: dict[str, object], size: int) -> 
         ("string", "\ud800", ValueError),
         ("bytes", "text", TypeError),
         ({"type": "enum", "name": "E", "symbols": ["a"]}, "b", LookupError),
-        ({"type": "record", "name": "R", "fields": [{"name": "missing", "type": "int"}]}, 1, AttributeError),
+        (
+            {"type": "record", "name": "R", "fields": [{"name": "missing", "type": "int"}]},
+            1,
+            AttributeError,
+        ),
     ],
 )
 def test_what_does_not_fit_is_an_error(schema: object, value: Any, error: type[Exception]) -> None:

@@ -29,15 +29,24 @@ CALL = msgspec.structs.replace(make_call(answers=[(7, 9), (8,)]), response='{"id
 
 
 def left(call: LlmCall, payload: bytes) -> LlmCall:
-    return leave(call, ClaimCheck(uri="file:///claims/x", sha256=digest(payload), size=len(payload)))
+    return leave(
+        call, ClaimCheck(uri="file:///claims/x", sha256=digest(payload), size=len(payload))
+    )
 
 
 def test_what_stays_counts_and_trains_and_what_goes_comes_back() -> None:
     payload = payload_of(CALL)
     light = left(CALL, payload)
-    assert (light.request, light.response, [choice.message for choice in light.choices]) == (None, None, [None, None])
+    assert (light.request, light.response, [choice.message for choice in light.choices]) == (
+        None,
+        None,
+        [None, None],
+    )
     assert successful_actions(light) == successful_actions(CALL)
-    assert (light.prompt_token_ids, light.choices[1].token_ids) == (CALL.prompt_token_ids, CALL.choices[1].token_ids)
+    assert (light.prompt_token_ids, light.choices[1].token_ids) == (
+        CALL.prompt_token_ids,
+        CALL.choices[1].token_ids,
+    )
     assert redeem(light, payload) == CALL
 
 
@@ -56,7 +65,9 @@ def test_what_was_altered_or_is_another_calls_is_noticed() -> None:
 
 
 def claim(payload: bytes) -> ClaimCheck:
-    return ClaimCheck(uri=f"file:///claims/{digest(payload)}", sha256=digest(payload), size=len(payload))
+    return ClaimCheck(
+        uri=f"file:///claims/{digest(payload)}", sha256=digest(payload), size=len(payload)
+    )
 
 
 def by_pieces(call: LlmCall, least: int) -> tuple[LlmCall, dict[str, bytes]]:
@@ -67,11 +78,15 @@ def by_pieces(call: LlmCall, least: int) -> tuple[LlmCall, dict[str, bytes]]:
 
 IMAGE = "data:image/png;base64," + "A" * 5000
 SEEN = [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "what?"}]
-TURN = msgspec.structs.replace(make_call(messages=[{"role": "user", "content": SEEN}]), response='{"id": "x"}')
+TURN = msgspec.structs.replace(
+    make_call(messages=[{"role": "user", "content": SEEN}]), response='{"id": "x"}'
+)
 
 
 def test_a_long_text_is_left_once_however_often_it_stands_there() -> None:
-    twice = msgspec.structs.replace(TURN, request=json.dumps([TURN.request, IMAGE, IMAGE]), response=json.dumps({"seen": IMAGE}))
+    twice = msgspec.structs.replace(
+        TURN, request=json.dumps([TURN.request, IMAGE, IMAGE]), response=json.dumps({"seen": IMAGE})
+    )
     light, payloads = by_pieces(twice, 1000)
     assert len(light.pieces) == len(payloads) == 2, "the image, and the text that quotes it"
     assert len(light.request or "") < 500
@@ -92,7 +107,9 @@ def test_what_is_short_stays_readable_and_says_how_long_the_rest_is() -> None:
 
 def test_a_text_with_a_placeholder_of_its_own_is_left_alone() -> None:
     light, payloads = by_pieces(TURN, 1000)
-    quoting = msgspec.structs.replace(TURN, request=json.dumps([json.loads(light.request or ""), IMAGE]))
+    quoting = msgspec.structs.replace(
+        TURN, request=json.dumps([json.loads(light.request or ""), IMAGE])
+    )
     assert by_pieces(quoting, 1000) == (quoting, {})
     assert put_back_pieces(quoting, payloads) is quoting
 
@@ -109,9 +126,13 @@ def test_a_piece_that_is_missing_altered_or_not_named_is_noticed() -> None:
         put_back_pieces(msgspec.structs.replace(light, pieces=(other,)), {other.sha256: b"other"})
 
 
-def test_a_forged_call_that_repeats_a_piece_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forged_call_that_repeats_a_piece_does_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     light, payloads = by_pieces(TURN, 1000)
-    forged = msgspec.structs.replace(light, request=json.dumps([json.loads(light.request or "")] * 3))
+    forged = msgspec.structs.replace(
+        light, request=json.dumps([json.loads(light.request or "")] * 3)
+    )
     put_back_pieces(forged, payloads)
     monkeypatch.setattr("fulgurite.calls.claim_checks._MOST_TEXT", 10_000)
     with pytest.raises(BadClaim, match="larger than"):
@@ -122,8 +143,14 @@ def test_a_forged_call_that_repeats_a_piece_does_not_fill_the_memory(monkeypatch
 
 
 LEAVES = st.none() | st.integers() | st.text(max_size=30)
-JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner), max_leaves=12)
-TEXTS = st.text(alphabet='"\\ab{}[]:, \n\u2603\ud83c', max_size=60) | st.builds(json.dumps, JSON, ensure_ascii=st.booleans())
+JSON = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner),
+    max_leaves=12,
+)
+TEXTS = st.text(alphabet='"\\ab{}[]:, \n\u2603\ud83c', max_size=60) | st.builds(
+    json.dumps, JSON, ensure_ascii=st.booleans()
+)
 
 
 @given(TEXTS, st.integers(0, 12))

@@ -1,4 +1,6 @@
-"""What is one message and what another; conversations told apart or opened anew, never taken for one."""
+"""What is one message and what another; conversations told apart or opened anew, never taken for
+one.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,18 @@ from fulgurite.calls.conversations import (
 SALT = b"salt"
 ASK: dict[str, Any] = {"role": "user", "content": "How much is 3+8?"}
 ARGUMENTS = '{"expression": "3+8", "digits": 2.0}'
-CALL: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "calc", "arguments": ARGUMENTS}}
-ANSWER: dict[str, Any] = {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL], "refusal": None, "reasoning_content": "hm"}
+CALL: dict[str, Any] = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "calc", "arguments": ARGUMENTS},
+}
+ANSWER: dict[str, Any] = {
+    "role": "assistant",
+    "content": "Let me see.",
+    "tool_calls": [CALL],
+    "refusal": None,
+    "reasoning_content": "hm",
+}
 RESULT: dict[str, Any] = {"role": "tool", "tool_call_id": "call_1", "content": "11"}
 
 
@@ -39,12 +51,23 @@ SENT_BACK: list[dict[str, Any]] = [
     {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL]},
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     ANSWER | {"content": [{"type": "text", "text": "Let me see."}]},
-    ANSWER | {"content": [{"type": "text", "text": "Let me"}, {"type": "text", "text": " see."}], "annotations": [], "audio": None},
+    ANSWER
+    | {
+        "content": [{"type": "text", "text": "Let me"}, {"type": "text", "text": " see."}],
+        "annotations": [],
+        "audio": None,
+    },
     ANSWER | {"content": ["Let me see.\n"], "name": "solver"},
     ANSWER | {"content": " Let me see.\n", "function_call": None},
-    ANSWER | {"tool_calls": [called(arguments='{"digits":2,"expression":"3+8","base":null}') | {"index": 0}]},
+    ANSWER
+    | {
+        "tool_calls": [
+            called(arguments='{"digits":2,"expression":"3+8","base":null}') | {"index": 0}
+        ]
+    },
     ANSWER | {"tool_calls": [called(arguments={"digits": 2, "expression": "3+8"})]},
-    ANSWER | {"content": [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "Let me see."}]},
+    ANSWER
+    | {"content": [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "Let me see."}]},
     {
         "role": "assistant",
         "content": [
@@ -85,15 +108,32 @@ THOUGHTS = st.lists(
     min_size=1,
     max_size=3,
 ).map("".join)
-SPOKEN = st.text() | st.lists(st.sampled_from(["<think>", "</think>", "a", " ", "\n", "call 1"])).map("".join)
+SPOKEN = st.text() | st.lists(
+    st.sampled_from(["<think>", "</think>", "a", " ", "\n", "call 1"])
+).map("".join)
 
 
 @given(THOUGHTS, SPOKEN)
 def test_a_text_without_its_thoughts_is_the_same_answer(thoughts: str, spoken: str) -> None:
     left = list(atoms([ASK, *said(thoughts + spoken), ASK]))
     assert left == list(atoms([ASK, *said(spoken), ASK]))
-    assert left == list(atoms([ASK, *said(None, content=[{"type": "text", "text": thoughts}, {"type": "text", "text": spoken}]), ASK]))
-    output = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": thoughts + spoken}]}
+    assert left == list(
+        atoms(
+            [
+                ASK,
+                *said(
+                    None,
+                    content=[{"type": "text", "text": thoughts}, {"type": "text", "text": spoken}],
+                ),
+                ASK,
+            ]
+        )
+    )
+    output = {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": thoughts + spoken}],
+    }
     assert left == list(atoms([ASK, output, ASK]))
 
 
@@ -113,12 +153,18 @@ def test_thoughts_come_before_a_text(text: str, same: str) -> None:
     assert list(atoms(said(text))) == [("assistant", "text", same)]
     assert list(atoms([{"role": "user", "content": text}])) == [("user", "text", text)]
     assert list(atoms(said(text), words=True)) == [("assistant", "text", text)]
-    assert list(atoms([{"role": "tool", "tool_call_id": "c", "content": text}])) == [("tool", "c", "text", text)]
+    assert list(atoms([{"role": "tool", "tool_call_id": "c", "content": text}])) == [
+        ("tool", "c", "text", text)
+    ]
 
 
 def test_two_that_thought_otherwise_and_said_the_same_are_ambiguous() -> None:
     one, other = Conversation(SALT, [ASK]), Conversation(SALT, [ASK])
-    assert one.answered(said("<think>a</think>yes")) == other.answered(said("<think>b</think>yes")) == other.answered(said("yes"))
+    assert (
+        one.answered(said("<think>a</think>yes"))
+        == other.answered(said("<think>b</think>yes"))
+        == other.answered(said("yes"))
+    )
 
 
 def test_an_agent_that_drops_its_thoughts_stays_in_one_rollout() -> None:
@@ -127,7 +173,10 @@ def test_an_agent_that_drops_its_thoughts_stays_in_one_rollout() -> None:
     for turn in range(120):
         history += says(f"question {turn}")
         conversation = Conversation(SALT, history)
-        assert not turn or recognised([known.get(prefix) for prefix in conversation.prefixes]) == "ro_1"
+        assert (
+            not turn
+            or recognised([known.get(prefix) for prefix in conversation.prefixes]) == "ro_1"
+        )
         chained = conversation.answered(said(f"<think>a b {turn}</think>call {turn}"))
         assert chained is not None
         known[chained] = owner_of(known.get(chained), "ro_1")
@@ -137,26 +186,86 @@ def test_an_agent_that_drops_its_thoughts_stays_in_one_rollout() -> None:
 Pair = tuple[list[Any], list[Any]]
 
 SAME: list[Pair] = [
-    ([{"role": "system", "content": "It is 9:00."}, ASK], [{"role": "developer", "content": "It is 9:01."}, ASK]),
-    ([{"role": "user", "content": None}], [{"role": "user", "content": [{"type": "text", "text": " "}]}]),
+    (
+        [{"role": "system", "content": "It is 9:00."}, ASK],
+        [{"role": "developer", "content": "It is 9:01."}, ASK],
+    ),
+    (
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": [{"type": "text", "text": " "}]}],
+    ),
     ([RESULT], [RESULT | {"content": [{"type": "text", "text": "11"}], "name": "calc"}]),
-    ([RESULT], [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_1", "content": "11", "is_error": None}]}]),
-    ([RESULT], [{"type": "function_call_output", "call_id": "call_1", "output": "11", "id": "fco_1", "status": "completed"}]),
-    ([{"role": "function", "name": "f", "content": "1"}], [{"role": "tool", "tool_call_id": "f", "content": " 1"}]),
+    (
+        [RESULT],
+        [
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "call_1",
+                        "content": "11",
+                        "is_error": None,
+                    }
+                ],
+            }
+        ],
+    ),
+    (
+        [RESULT],
+        [
+            {
+                "type": "function_call_output",
+                "call_id": "call_1",
+                "output": "11",
+                "id": "fco_1",
+                "status": "completed",
+            }
+        ],
+    ),
+    (
+        [{"role": "function", "name": "f", "content": "1"}],
+        [{"role": "tool", "tool_call_id": "f", "content": " 1"}],
+    ),
     (
         [ANSWER],
         [
             {"type": "reasoning", "id": "rs_1", "summary": []},
-            {"type": "message", "role": "assistant", "id": "msg_1", "content": [{"type": "output_text", "text": "Let me see."}]},
-            {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "calc", "arguments": ARGUMENTS, "status": "completed"},
+            {
+                "type": "message",
+                "role": "assistant",
+                "id": "msg_1",
+                "content": [{"type": "output_text", "text": "Let me see."}],
+            },
+            {
+                "type": "function_call",
+                "id": "fc_1",
+                "call_id": "call_1",
+                "name": "calc",
+                "arguments": ARGUMENTS,
+                "status": "completed",
+            },
         ],
     ),
     (
         [{"role": "assistant", "function_call": {"name": "calc", "arguments": ""}}],
-        [{"role": "assistant", "content": "", "function_call": {"name": "calc", "arguments": "{}"}}],
+        [
+            {
+                "role": "assistant",
+                "content": "",
+                "function_call": {"name": "calc", "arguments": "{}"},
+            }
+        ],
     ),
     (
-        [{"role": "assistant", "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "sh", "input": "ls "}}]}],
+        [
+            {
+                "role": "assistant",
+                "tool_calls": [
+                    {"id": "c", "type": "custom", "custom": {"name": "sh", "input": "ls "}}
+                ],
+            }
+        ],
         [{"type": "custom_tool_call", "call_id": "c", "name": "sh", "input": "ls"}],
     ),
     (
@@ -164,7 +273,14 @@ SAME: list[Pair] = [
         [{"role": "assistant", "content": None, "refusal": "No."}],
     ),
     (
-        [{"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"query": "x", "sources": None}}],
+        [
+            {
+                "type": "web_search_call",
+                "id": "ws_1",
+                "status": "completed",
+                "action": {"query": "x", "sources": None},
+            }
+        ],
         [{"type": "web_search_call", "action": {"query": "x"}}],
     ),
 ]
@@ -201,15 +317,34 @@ DIFFERENT: list[Pair] = [
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "b"}}]}],
     ),
     (
-        [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "input_image", "file_id": "1"}]}],
-        [{"role": "user", "content": [{"type": "input_image", "file_id": "1"}, {"type": "text", "text": "x"}]}],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "x"}, {"type": "input_image", "file_id": "1"}],
+            }
+        ],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "input_image", "file_id": "1"}, {"type": "text", "text": "x"}],
+            }
+        ],
     ),
-    ([{"role": "assistant", "tool_calls": [CALL, "?"]}], [{"role": "assistant", "tool_calls": [CALL | {"function": "?"}, "?"]}]),
+    (
+        [{"role": "assistant", "tool_calls": [CALL, "?"]}],
+        [{"role": "assistant", "tool_calls": [CALL | {"function": "?"}, "?"]}],
+    ),
     (["a"], ["b"]),
     ([7], [8]),
-    ([{"type": "computer_call_output", "output": 1}], [{"type": "computer_call_output", "output": 2}]),
+    (
+        [{"type": "computer_call_output", "output": 1}],
+        [{"type": "computer_call_output", "output": 2}],
+    ),
     ([{"role": "user", "content": [7]}], [{"role": "user", "content": [8]}]),
-    ([{"role": "user", "content": [{"type": "text", "text": 7}]}], [{"role": "user", "content": [{"type": "text", "text": 8}]}]),
+    (
+        [{"role": "user", "content": [{"type": "text", "text": 7}]}],
+        [{"role": "user", "content": [{"type": "text", "text": 8}]}],
+    ),
     (calls("{bad"), calls("{worse")),
     (calls('{"a": 1.5}'), calls('{"a": 1}')),
 ]
@@ -222,9 +357,16 @@ def test_things_that_differ(left: list[Any], right: list[Any]) -> None:
 
 def test_a_text_beside_tool_calls_counts_where_every_word_does() -> None:
     without = ANSWER | {"content": None}
-    assert Conversation(SALT, [ASK, ANSWER], words=True).prefixes != Conversation(SALT, [ASK, without], words=True).prefixes
+    assert (
+        Conversation(SALT, [ASK, ANSWER], words=True).prefixes
+        != Conversation(SALT, [ASK, without], words=True).prefixes
+    )
     answered = Conversation(SALT, [ASK], words=True).answered
-    assert answered([ANSWER]) == Conversation(SALT, [ASK, ANSWER], words=True).prefixes[0] != answered([without])
+    assert (
+        answered([ANSWER])
+        == Conversation(SALT, [ASK, ANSWER], words=True).prefixes[0]
+        != answered([without])
+    )
 
 
 def test_a_thought_of_a_message_alone_is_an_empty_answer() -> None:
@@ -249,7 +391,10 @@ def test_prefixes_end_where_the_assistant_spoke_and_the_longest_comes_first() ->
     again = [ASK, {"role": "assistant", "content": "11"}, ASK]
     assert Conversation(SALT, again).prefixes == (first,)
     second = Conversation(SALT, again).answered([{"role": "assistant", "content": "12"}])
-    assert Conversation(SALT, [*again, {"role": "assistant", "content": "12"}, ASK]).prefixes == (second, first)
+    assert Conversation(SALT, [*again, {"role": "assistant", "content": "12"}, ASK]).prefixes == (
+        second,
+        first,
+    )
     long = Conversation(SALT, again * LOOKED_UP * 2)
     assert len(long.prefixes) == LOOKED_UP
     assert first not in long.prefixes
@@ -288,7 +433,10 @@ class World:
             rollout = f"rollout {self.rollouts}"
         self.spoken[rollout].add(agent)
         for answer in answers:
-            chain = conversation.answered([{"role": "assistant", "content": answer, "refusal": None}]) or ""
+            chain = (
+                conversation.answered([{"role": "assistant", "content": answer, "refusal": None}])
+                or ""
+            )
             self.known[chain] = owner_of(self.known.get(chain), rollout)
             self.chains[chain].add(agent)
         taken = answers[picked % len(answers)]
@@ -308,7 +456,9 @@ TURN = st.tuples(st.integers(0, 3), WORD, st.lists(WORD, min_size=1, max_size=2)
 
 
 @given(st.lists(TURN, max_size=40))
-def test_interleaved_agents_with_equal_words_are_told_apart_or_opened_anew(turns: list[tuple[int, str, list[str], int]]) -> None:
+def test_interleaved_agents_with_equal_words_are_told_apart_or_opened_anew(
+    turns: list[tuple[int, str, list[str], int]],
+) -> None:
     world = World()
     for agent, says, answers, picked in turns:
         world.turn(agent, says, answers, picked)
@@ -316,19 +466,56 @@ def test_interleaved_agents_with_equal_words_are_told_apart_or_opened_anew(turns
 
 
 FIELDS = (
-    *("role", "type", "content", "tool_calls", "function_call", "function", "custom", "name", "arguments", "input", "output", "id"),
+    *(
+        "role",
+        "type",
+        "content",
+        "tool_calls",
+        "function_call",
+        "function",
+        "custom",
+        "name",
+        "arguments",
+        "input",
+        "output",
+        "id",
+    ),
     *("call_id", "tool_call_id", "tool_use_id", "text", "refusal", "status"),
 )
-WORDS = ("assistant", "user", "tool", "function", "system", "text", "tool_use", "tool_result", "function_call", "function_call_output")
+WORDS = (
+    "assistant",
+    "user",
+    "tool",
+    "function",
+    "system",
+    "text",
+    "tool_use",
+    "tool_result",
+    "function_call",
+    "function_call_output",
+)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3) | st.sampled_from(WORDS),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=3), inner, max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=3)
+    | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=3), inner, max_size=5)
+    ),
     max_leaves=12,
 )
 
 
 @given(st.lists(JSON, max_size=4), st.lists(JSON, max_size=3), st.booleans())
-def test_whatever_an_agent_sends_has_a_chain(items: list[Any], answer: list[Any], words: bool) -> None:
-    one, other = Conversation(SALT, items, words=words), Conversation(SALT, json.loads(json.dumps(items)), words=words)
+def test_whatever_an_agent_sends_has_a_chain(
+    items: list[Any], answer: list[Any], words: bool
+) -> None:
+    one, other = (
+        Conversation(SALT, items, words=words),
+        Conversation(SALT, json.loads(json.dumps(items)), words=words),
+    )
     assert one.prefixes == other.prefixes
     assert one.answered(answer) == other.answered(json.loads(json.dumps(answer)))

@@ -25,7 +25,9 @@ def test_every_call_is_restored_to_the_byte(turns: int, spice: int, rewrite_ever
 
 
 @given(st.integers(1, 20), st.integers(0, 1000), st.integers(0, 5), st.integers(1, 4))
-def test_prompts_are_proved_from_where_the_one_before_ends(turns: int, spice: int, rewrite_every: int, most: int) -> None:
+def test_prompts_are_proved_from_where_the_one_before_ends(
+    turns: int, spice: int, rewrite_every: int, most: int
+) -> None:
     calls = conversation(turns, spice=spice, rewrite_every=rewrite_every)
     hashes = PromptHashes(most)
     whole: list[LlmCall] = []
@@ -33,7 +35,11 @@ def test_prompts_are_proved_from_where_the_one_before_ends(turns: int, spice: in
         parent = whole[call.parent.offset] if call.parent else None
         whole.append(call if parent is None else restore(call, parent, hashes=hashes))
         if parent is not None and call.prompt_token_ids:
-            wrong = REPLACE(call, prompt_token_ids=call.prompt_token_ids[:-1] + bytes([call.prompt_token_ids[-1] ^ 1]))
+            wrong = REPLACE(
+                call,
+                prompt_token_ids=call.prompt_token_ids[:-1]
+                + bytes([call.prompt_token_ids[-1] ^ 1]),
+            )
             with pytest.raises(BrokenDelta, match="has not the hash"):
                 restore(wrong, parent, hashes=PromptHashes(most))
     assert whole == calls
@@ -43,8 +49,12 @@ def test_a_delta_holds_what_is_new_and_says_what_it_shares() -> None:
     first, second = conversation(2)
     delta, depth = shorten(second, [link_of(first, 3, 17)])
     assert depth == 1
-    shared = len(unpack_ids(first.prompt_token_ids or b"")) + len(unpack_ids(first.choices[0].token_ids or b""))
-    assert delta.parent == ParentRef(call_id=first.call_id, partition=3, offset=17, shared_tokens=shared, shared_messages=0)
+    shared = len(unpack_ids(first.prompt_token_ids or b"")) + len(
+        unpack_ids(first.choices[0].token_ids or b"")
+    )
+    assert delta.parent == ParentRef(
+        call_id=first.call_id, partition=3, offset=17, shared_tokens=shared, shared_messages=0
+    )
     assert unpack_ids(delta.prompt_token_ids or b"")[0] == 5
     line, middle = (delta.request or "").split("\n", 1)
     assert middle.startswith(', {"role": "assistant", "content": "answer 0"}')
@@ -74,7 +84,9 @@ def test_of_several_parents_the_one_that_saves_most_is_taken() -> None:
 
 def test_small_gains_and_prompts_without_a_hash_are_left_alone() -> None:
     small = [make_call(turn=turn, prompt=[1, 2, 3, turn]) for turn in range(2)]
-    hashed = [REPLACE(call, prompt_hash=prompt_hash(call.prompt_token_ids or b"")) for call in small]
+    hashed = [
+        REPLACE(call, prompt_hash=prompt_hash(call.prompt_token_ids or b"")) for call in small
+    ]
     assert shorten(hashed[1], [link_of(hashed[0], 0, 0)]) == (hashed[1], 0)
     first, second = conversation(2)
     unproved = REPLACE(second, prompt_hash=None)
@@ -83,7 +95,9 @@ def test_small_gains_and_prompts_without_a_hash_are_left_alone() -> None:
 
 
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(0, 200))
-def test_calls_that_share_no_third_of_a_gain_are_left_alone(tokens: int, head: int, tail: int) -> None:
+def test_calls_that_share_no_third_of_a_gain_are_left_alone(
+    tokens: int, head: int, tail: int
+) -> None:
     def one(salt: int) -> LlmCall:
         chance = random.Random(salt)
         prompt = [*range(tokens), *(chance.randrange(100, 50_000) for _ in range(400))]
@@ -101,7 +115,10 @@ def test_calls_that_share_no_third_of_a_gain_are_left_alone(tokens: int, head: i
 
 def test_calls_without_tokens_or_without_a_body_are_deltas_of_what_they_have() -> None:
     first, second = conversation(2)
-    textual = [REPLACE(call, prompt_token_ids=None, prompt_hash=None, choices=()) for call in (first, second)]
+    textual = [
+        REPLACE(call, prompt_token_ids=None, prompt_hash=None, choices=())
+        for call in (first, second)
+    ]
     delta, _ = shorten(textual[1], [link_of(textual[0], 0, 0)])
     assert delta.parent is not None
     assert delta.parent.shared_tokens == 0
@@ -122,7 +139,10 @@ def test_calls_without_tokens_or_without_a_body_are_deltas_of_what_they_have() -
     ],
 )
 def test_characters_are_never_cut(parent: str, child: str) -> None:
-    first, second = (REPLACE(make_call(turn=turn, prompt=None), request=body) for turn, body in enumerate((parent, child)))
+    first, second = (
+        REPLACE(make_call(turn=turn, prompt=None), request=body)
+        for turn, body in enumerate((parent, child))
+    )
     delta, _ = shorten(second, [link_of(first, 0, 0)])
     assert len(delta.request or "") < 320
     assert restore(delta, first) == second

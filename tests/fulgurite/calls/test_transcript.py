@@ -34,14 +34,28 @@ ASKED: list[tuple[str, Any, list[Any]]] = [
         "responses",
         {
             "input": [
-                {"role": "user", "content": [{"type": "input_text", "text": "2"}, {"type": "input_text", "text": "+2?"}]},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_text", "text": "2"},
+                        {"type": "input_text", "text": "+2?"},
+                    ],
+                },
                 {"type": "reasoning", "summary": []},
-                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "let me "}]},
+                {
+                    "type": "message",
+                    "role": "assistant",
+                    "content": [{"type": "output_text", "text": "let me "}],
+                },
                 {"role": "assistant", "content": "see"},
                 {"type": "function_call", "call_id": "c1", "name": "calc", "arguments": '{"a": 1}'},
                 {"type": "function_call_output", "call_id": "c1", "output": "4"},
                 {"type": "custom_tool_call", "call_id": "c2", "name": "sh", "input": "ls"},
-                {"type": "custom_tool_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "a"}]},
+                {
+                    "type": "custom_tool_call_output",
+                    "call_id": "c2",
+                    "output": [{"type": "input_text", "text": "a"}],
+                },
                 {"role": "user", "content": [{"type": "input_image"}]},
             ]
         },
@@ -52,7 +66,9 @@ ASKED: list[tuple[str, Any, list[Any]]] = [
             {
                 "role": "assistant",
                 "content": "",
-                "tool_calls": [{"id": "c2", "type": "function", "function": {"name": "sh", "arguments": "ls"}}],
+                "tool_calls": [
+                    {"id": "c2", "type": "function", "function": {"name": "sh", "arguments": "ls"}}
+                ],
             },
             {"role": "tool", "tool_call_id": "c2", "content": "a"},
             {"role": "user", "content": [{"type": "input_image"}]},
@@ -72,9 +88,21 @@ ASKED: list[tuple[str, Any, list[Any]]] = [
                         {"type": "tool_use", "id": "c1", "name": "calc", "input": {"a": 1}},
                     ],
                 },
-                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "4"}]},
-                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c2"}, {"type": "text", "text": "sure?"}]},
-                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "and this?"}]},
+                {
+                    "role": "user",
+                    "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "4"}],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "tool_result", "tool_use_id": "c2"},
+                        {"type": "text", "text": "sure?"},
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [{"type": "image"}, {"type": "text", "text": "and this?"}],
+                },
             ],
         },
         [
@@ -102,7 +130,11 @@ def test_what_was_asked(api: str, body: Any, messages: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "content"), [('{"messages": [{"content": "\\ud800"}]}', "\ud800"), ('{"messages": [{"content": Infinity}]}', math.inf)]
+    ("body", "content"),
+    [
+        ('{"messages": [{"content": "\\ud800"}]}', "\ud800"),
+        ('{"messages": [{"content": Infinity}]}', math.inf),
+    ],
 )
 def test_what_is_json_to_some_only_is_read(body: str, content: Any) -> None:
     asked = msgspec.structs.replace(call("chat.completions", {}), request=body)
@@ -117,20 +149,38 @@ def test_what_cannot_be_read_has_no_messages(body: str) -> None:
 @pytest.mark.parametrize(
     ("message", "answer"),
     [
-        ({"role": "assistant", "content": "4", "refusal": None}, {"role": "assistant", "content": "4", "refusal": None}),
+        (
+            {"role": "assistant", "content": "4", "refusal": None},
+            {"role": "assistant", "content": "4", "refusal": None},
+        ),
         ({"text": "4"}, {"role": "assistant", "content": "4"}),
-        ({"role": "assistant", "content": [{"type": "text", "text": "4"}]}, {"role": "assistant", "content": "4"}),
+        (
+            {"role": "assistant", "content": [{"type": "text", "text": "4"}]},
+            {"role": "assistant", "content": "4"},
+        ),
         ({"role": "assistant", "content": []}, {"role": "assistant", "content": ""}),
         (
-            {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "calc", "input": {"a": 1}}]},
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "c1", "name": "calc", "input": {"a": 1}}],
+            },
             {"role": "assistant", "content": "", "tool_calls": [TOOL_CALL]},
         ),
         (
             {
                 "role": "assistant",
                 "output": [
-                    {"type": "function_call", "call_id": "c1", "name": "calc", "arguments": '{"a": 1}'},
-                    {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "4"}]},
+                    {
+                        "type": "function_call",
+                        "call_id": "c1",
+                        "name": "calc",
+                        "arguments": '{"a": 1}',
+                    },
+                    {
+                        "type": "message",
+                        "role": "assistant",
+                        "content": [{"type": "output_text", "text": "4"}],
+                    },
                 ],
             },
             {"role": "assistant", "content": "4", "tool_calls": [TOOL_CALL]},

@@ -14,11 +14,17 @@ def test_open_promised_and_silent_attempts_are_timed_out() -> None:
     declared = make_declared(size=4, max_attempts=2)
     heard = {
         rollout_id(0, 0): [AttemptProgress(attempt=0, ended=True)],
-        rollout_id(0, 1): [AttemptProgress(attempt=1, ended=False), AttemptProgress(attempt=0, ended=False)],
+        rollout_id(0, 1): [
+            AttemptProgress(attempt=1, ended=False),
+            AttemptProgress(attempt=0, ended=False),
+        ],
         rollout_id(0, 2): [AttemptProgress(attempt=0, ended=True, will_retry=True)],
     }
     verdicts = overdue(declared, heard)
-    assert [(verdict.rollout_id, verdict.attempt, verdict.failure, verdict.will_retry) for verdict in verdicts] == [
+    assert [
+        (verdict.rollout_id, verdict.attempt, verdict.failure, verdict.will_retry)
+        for verdict in verdicts
+    ] == [
         (rollout_id(0, 1), 0, FailureKind.agent_timeout, True),
         (rollout_id(0, 1), 1, FailureKind.agent_timeout, False),
         (rollout_id(0, 2), 1, FailureKind.agent_silent, False),
@@ -40,5 +46,16 @@ def test_without_a_declaration_nothing_is_overdue() -> None:
 
 
 def test_silence_is_no_failure() -> None:
-    verdict = silent(group_id=group_id(0), rollout_id=rollout_id(0, 0), attempt=0, mode=Mode.live, last_event_time=1_000, silence_ms=500)
-    assert (verdict.event_time, verdict.failure, verdict.kind) == (1_500, None, StatusKind.timed_out)
+    verdict = silent(
+        group_id=group_id(0),
+        rollout_id=rollout_id(0, 0),
+        attempt=0,
+        mode=Mode.live,
+        last_event_time=1_000,
+        silence_ms=500,
+    )
+    assert (verdict.event_time, verdict.failure, verdict.kind) == (
+        1_500,
+        None,
+        StatusKind.timed_out,
+    )

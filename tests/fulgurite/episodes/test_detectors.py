@@ -1,4 +1,6 @@
-"""What is told from an attempt's events: a table per detector, who has the last word, and that order plays no part."""
+"""What is told from an attempt's events: a table per detector, who has the last word, and that
+order plays no part.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,12 @@ def say(text: str | None, **more: object) -> Json:
 
 
 def use(name: str, arguments: str = "{}", call_id: str = "c") -> Json:
-    return say(None, tool_calls=[{"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}])
+    return say(
+        None,
+        tool_calls=[
+            {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        ],
+    )
 
 
 def result(content: object, call_id: str = "c") -> Json:
@@ -47,7 +54,14 @@ def result(content: object, call_id: str = "c") -> Json:
 
 @pytest.mark.parametrize(
     "kind",
-    ["infrastructure", "upstream_error", "upstream_timeout", "rate_limited", "context_overflow", "agent_timeout"],
+    [
+        "infrastructure",
+        "upstream_error",
+        "upstream_timeout",
+        "rate_limited",
+        "context_overflow",
+        "agent_timeout",
+    ],
 )
 def test_the_last_call_failed_and_nothing_repaired_it(kind: str) -> None:
     bad = failed(FailureKind(kind), turn=1, at=1_500)
@@ -67,13 +81,19 @@ def test_a_crash_upon_a_failed_call_is_not_the_agent_s_fault() -> None:
 
 @pytest.mark.parametrize("kind", sorted(set(FailureKind) - SYMPTOMS))
 def test_any_other_word_of_the_closing_status_counts(kind: FailureKind) -> None:
-    assert told(failed(FailureKind.rate_limited), by=make_status(kind=StatusKind.failed, failure=kind)) is kind
+    assert (
+        told(failed(FailureKind.rate_limited), by=make_status(kind=StatusKind.failed, failure=kind))
+        is kind
+    )
 
 
 def test_a_closed_connection_counts_only_where_nobody_says_more() -> None:
     gone = failed(FailureKind.client_disconnected)
     assert told(gone, by=LOST) is FailureKind.client_disconnected
-    assert told(gone, by=make_status(kind=StatusKind.failed, failure=FailureKind.unknown)) is FailureKind.client_disconnected
+    assert (
+        told(gone, by=make_status(kind=StatusKind.failed, failure=FailureKind.unknown))
+        is FailureKind.client_disconnected
+    )
     assert told(gone, by=DONE) is None
     killed = make_status(kind=StatusKind.failed, failure=FailureKind.agent_timeout)
     assert told(gone, by=killed) is FailureKind.agent_timeout
@@ -83,7 +103,9 @@ def test_a_malformed_tool_call_at_the_end() -> None:
     bad = msgspec.structs.replace(make_call(), failure=FailureKind.tool_parse_error)
     assert told(bad) is FailureKind.tool_parse_error
     assert told(bad, make_call(turn=1, at=1_100)) is None
-    several = msgspec.structs.replace(make_call(answers=[(7,), (8,)]), failure=FailureKind.tool_parse_error)
+    several = msgspec.structs.replace(
+        make_call(answers=[(7,), (8,)]), failure=FailureKind.tool_parse_error
+    )
     assert told(several) is None
 
 
@@ -119,13 +141,19 @@ def test_an_answer_upon_errors_of_tools(results: list[Json], *, error: bool) -> 
 
 def test_anthropic_s_tool_results_say_so_themselves() -> None:
     block = {"type": "tool_result", "tool_use_id": "c", "content": "boom", "is_error": True}
-    call = msgspec.structs.replace(make_call(messages=[{"role": "user", "content": [block]}]), api="messages")
+    call = msgspec.structs.replace(
+        make_call(messages=[{"role": "user", "content": [block]}]), api="messages"
+    )
     assert told(call) is FailureKind.tool_error
 
 
 SCHEMA = {
     "type": "object",
-    "properties": {"n": {"type": "integer"}, "tags": {"type": "array", "items": {"enum": ["a", "b"]}}, "v": {"const": 1}},
+    "properties": {
+        "n": {"type": "integer"},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}},
+        "v": {"const": 1},
+    },
     "required": ["n"],
     "additionalProperties": False,
 }
@@ -134,7 +162,9 @@ SCHEMA = {
 def asked(text: str | None, schema: object = SCHEMA, **more: object) -> LlmCall:
     call = make_call(replies=[say(text, **more)])
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    return msgspec.structs.replace(call, request=json.dumps({"messages": [], "response_format": form}))
+    return msgspec.structs.replace(
+        call, request=json.dumps({"messages": [], "response_format": form})
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,26 +202,41 @@ def test_an_answer_without_the_asked_form(text: str | None, *, valid: bool) -> N
     ],
 )
 def test_schemas_of_any_kind_are_read_without_complaint(schema: object, text: str) -> None:
-    assert told(asked(text, schema)) is (FailureKind.invalid_output if schema == {"enum": 3} else None)
+    assert told(asked(text, schema)) is (
+        FailureKind.invalid_output if schema == {"enum": 3} else None
+    )
 
 
 def test_what_asks_for_a_form_and_what_is_not_judged() -> None:
     plain = make_call(replies=[say("no JSON")])
     assert told(plain) is None
-    anything = msgspec.structs.replace(plain, request='{"response_format": {"type": "json_object"}}')
+    anything = msgspec.structs.replace(
+        plain, request='{"response_format": {"type": "json_object"}}'
+    )
     assert told(anything) is FailureKind.invalid_output
-    item = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "no JSON"}]}
+    item = {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "no JSON"}],
+    }
     responses = make_call(replies=[{"output": [item]}])
     form = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}
     body = json.dumps({"text": form})
-    assert told(msgspec.structs.replace(responses, api="responses", request=body)) is FailureKind.invalid_output
+    assert (
+        told(msgspec.structs.replace(responses, api="responses", request=body))
+        is FailureKind.invalid_output
+    )
     assert told(asked("no JSON", tool_calls=[{"function": {"name": "f"}}])) is None
     assert told(msgspec.structs.replace(plain, request="{")) is None
     assert told(msgspec.structs.replace(plain, request='{"response_format": {')) is None
-    spelled = msgspec.structs.replace(plain, request=r'{"\u0072esponse_format": {"type": "json_object"}}')
+    spelled = msgspec.structs.replace(
+        plain, request=r'{"\u0072esponse_format": {"type": "json_object"}}'
+    )
     assert told(spelled) is FailureKind.invalid_output
     assert told(msgspec.structs.replace(plain, request=None)) is None
-    either = msgspec.structs.replace(asked("no JSON"), choices=(*asked("no JSON").choices, *asked('{"n": 1}').choices))
+    either = msgspec.structs.replace(
+        asked("no JSON"), choices=(*asked("no JSON").choices, *asked('{"n": 1}').choices)
+    )
     assert told(either) is None
 
 
@@ -203,14 +248,49 @@ def talk(*said: Json) -> LlmCall:
 @pytest.mark.parametrize(
     ("said", "loops"),
     [
-        ([use("f", call_id="1"), result("no", "1"), use("f", call_id="2"), result("no", "2"), use("f", call_id="3")], True),
+        (
+            [
+                use("f", call_id="1"),
+                result("no", "1"),
+                use("f", call_id="2"),
+                result("no", "2"),
+                use("f", call_id="3"),
+            ],
+            True,
+        ),
         ([use("f"), result("no"), use("f")], False),
         ([use("poll"), result("1%"), use("poll"), result("2%"), use("poll")], False),
-        ([use("f"), result("no"), use("f"), result("no"), use("f"), result("no"), say("I give up")], False),
+        (
+            [
+                use("f"),
+                result("no"),
+                use("f"),
+                result("no"),
+                use("f"),
+                result("no"),
+                say("I give up"),
+            ],
+            False,
+        ),
         ([use("f", "1"), result("no"), use("f", "2"), result("no"), use("f", "3")], False),
-        ([say("done"), {"role": "user", "content": "on"}, say("done"), {"role": "user", "content": "on"}, say("done")], True),
-        ([use("a"), result("x"), use("b"), result("y")] * 2 + [use("a"), result("x"), use("b")], True),
-        ([use("a"), result("x"), use("b"), result("y")] * 2 + [use("a"), result("x"), use("c")], False),
+        (
+            [
+                say("done"),
+                {"role": "user", "content": "on"},
+                say("done"),
+                {"role": "user", "content": "on"},
+                say("done"),
+            ],
+            True,
+        ),
+        (
+            [use("a"), result("x"), use("b"), result("y")] * 2 + [use("a"), result("x"), use("b")],
+            True,
+        ),
+        (
+            [use("a"), result("x"), use("b"), result("y")] * 2 + [use("a"), result("x"), use("c")],
+            False,
+        ),
     ],
 )
 def test_loops(said: list[Json], *, loops: bool) -> None:
@@ -218,7 +298,10 @@ def test_loops(said: list[Json], *, loops: bool) -> None:
 
 
 def test_what_nobody_in_the_attempt_caused_comes_first() -> None:
-    assert told(make_call(finish="length"), failed(FailureKind.upstream_timeout, turn=1, at=2_000)) is FailureKind.upstream_timeout
+    assert (
+        told(make_call(finish="length"), failed(FailureKind.upstream_timeout, turn=1, at=2_000))
+        is FailureKind.upstream_timeout
+    )
     assert len({kind for kind, _ in DETECTORS}) == len(DETECTORS)
 
 
@@ -233,8 +316,13 @@ CALLS: Sequence[LlmCall] = (
 
 
 @given(st.lists(st.sampled_from(CALLS), max_size=8), st.sampled_from([DONE, LOST]), st.randoms())
-def test_order_and_duplicates_play_no_part(calls: list[LlmCall], closing: AgentStatus, random: Random) -> None:
-    calls = [msgspec.structs.replace(call, event_id=f"{place}", call_id=f"{place}") for place, call in enumerate(calls)]
+def test_order_and_duplicates_play_no_part(
+    calls: list[LlmCall], closing: AgentStatus, random: Random
+) -> None:
+    calls = [
+        msgspec.structs.replace(call, event_id=f"{place}", call_id=f"{place}")
+        for place, call in enumerate(calls)
+    ]
     episode = stitch([*calls, closing])
     again = [*calls, *calls[:3], closing]
     random.shuffle(again)

@@ -19,8 +19,12 @@ from tests.fulgurite.recorded import REPLACE, conversation, logged, read
 from tests.synthetic import make_status
 
 
-@given(st.integers(1, 20), st.integers(0, 1000), st.integers(0, 9), st.randoms(use_true_random=False))
-def test_an_episode_and_its_rows_are_what_they_are_without_deltas(turns: int, spice: int, rewrite_every: int, order: random.Random) -> None:
+@given(
+    st.integers(1, 20), st.integers(0, 1000), st.integers(0, 9), st.randoms(use_true_random=False)
+)
+def test_an_episode_and_its_rows_are_what_they_are_without_deltas(
+    turns: int, spice: int, rewrite_every: int, order: random.Random
+) -> None:
     calls = conversation(turns, spice=spice, rewrite_every=rewrite_every)
     done = make_status(at=9_000)
     restored = read(logged(calls))
@@ -33,7 +37,9 @@ def test_an_episode_and_its_rows_are_what_they_are_without_deltas(turns: int, sp
 
 
 @given(st.integers(1, 30), st.integers(0, 1000), st.integers(0, 9))
-def test_an_episodes_calls_are_packed_and_unpacked(turns: int, spice: int, rewrite_every: int) -> None:
+def test_an_episodes_calls_are_packed_and_unpacked(
+    turns: int, spice: int, rewrite_every: int
+) -> None:
     calls = tuple(conversation(turns, spice=spice, rewrite_every=rewrite_every))
     assert unpack(pack(calls)) == calls
 
@@ -48,21 +54,33 @@ def test_calls_that_nobody_restored_stay_as_they_are_in_an_episode() -> None:
     assert unpack(packed) == (delta, second, third)
     assert unpack(packed[2:]) == packed[2:], "its parent is not there"
     assert unpack((first, second, packed[2]))[2] == third
-    assert unpack((first, first, packed[2]))[2] == packed[2], "another call is in its parent's place"
+    assert unpack((first, first, packed[2]))[2] == packed[2], (
+        "another call is in its parent's place"
+    )
 
 
-@given(st.integers(1, 30), st.integers(0, 1000), st.integers(0, 9), st.randoms(use_true_random=False))
-def test_deltas_of_the_log_are_packed_as_they_are(turns: int, spice: int, rewrite_every: int, order: random.Random) -> None:
+@given(
+    st.integers(1, 30), st.integers(0, 1000), st.integers(0, 9), st.randoms(use_true_random=False)
+)
+def test_deltas_of_the_log_are_packed_as_they_are(
+    turns: int, spice: int, rewrite_every: int, order: random.Random
+) -> None:
     calls = conversation(turns, spice=spice, rewrite_every=rewrite_every)
     held = {call.call_id: call for call in calls}
     written = logged(calls)
     in_order = pack(written, lambda call: held[call.call_id])
     assert unpack(in_order) == tuple(calls)
-    assert all(call.request == delta.request for call, delta in zip(in_order, written, strict=True) if delta.parent)
+    assert all(
+        call.request == delta.request
+        for call, delta in zip(in_order, written, strict=True)
+        if delta.parent
+    )
     assert pack(in_order) == in_order
     # Clocks that differ may put a call before its parent: it is whole, or a delta of another.
     shuffled = order.sample(written, turns)
-    assert unpack(pack(shuffled, lambda call: held[call.call_id])) == tuple(held[call.call_id] for call in shuffled)
+    assert unpack(pack(shuffled, lambda call: held[call.call_id])) == tuple(
+        held[call.call_id] for call in shuffled
+    )
 
 
 def test_a_whole_call_amid_deltas_is_packed_against_what_they_are_made_of() -> None:
@@ -114,14 +132,27 @@ def test_prompts_that_are_not_there() -> None:
     first, second, third = conversation(3)
     textual = REPLACE(second, prompt_token_ids=None, prompt_hash=None, choices=())
     elsewhere = shorten(third, [link_of(second, 0, 0)])[0]
-    assert Conversation([*pack([first, textual]), elsewhere]).prompts == [first.prompt_token_ids, None, None]
+    assert Conversation([*pack([first, textual]), elsewhere]).prompts == [
+        first.prompt_token_ids,
+        None,
+        None,
+    ]
 
 
 @given(st.integers(2, 12), st.integers(0, 1000), st.data())
-def test_a_row_that_is_cut_from_packed_calls_is_the_same(turns: int, spice: int, data: st.DataObject) -> None:
+def test_a_row_that_is_cut_from_packed_calls_is_the_same(
+    turns: int, spice: int, data: st.DataObject
+) -> None:
     calls = conversation(turns, spice=spice, rewrite_every=data.draw(st.integers(0, 5)))
-    again = REPLACE(calls[0], call_id="again", started_at=calls[0].finished_at + 1, finished_at=calls[0].finished_at + 2)
-    episode = stitch([*calls, *([again] if data.draw(st.booleans()) else []), make_status(at=9_000)])
+    again = REPLACE(
+        calls[0],
+        call_id="again",
+        started_at=calls[0].finished_at + 1,
+        finished_at=calls[0].finished_at + 2,
+    )
+    episode = stitch(
+        [*calls, *([again] if data.draw(st.booleans()) else []), make_status(at=9_000)]
+    )
     assert episode is not None
     assert cut(REPLACE(episode, calls=pack(episode.calls))) == cut(episode)
 
@@ -152,6 +183,8 @@ def test_a_delta_of_a_delta_that_cannot_be_made_whole_is_noticed() -> None:
     first, second, third = pack(conversation(3))
     assert third.parent is not None
     assert third.parent.offset == 1
-    stray = REPLACE(second, parent=None if second.parent is None else REPLACE(second.parent, partition=3))
+    stray = REPLACE(
+        second, parent=None if second.parent is None else REPLACE(second.parent, partition=3)
+    )
     with pytest.raises(BrokenDelta, match="whose own parent is not in the episode"):
         unpack([first, stray, third])

@@ -21,7 +21,10 @@ def test_defaults() -> None:
 def test_what_the_policy_causes_is_not_dropped(policy: FailurePolicy) -> None:
     with pytest.raises(ValueError, match="caused by the policy"):
         FailureRules(policies={FailureKind.tool_parse_error: policy})
-    assert FailureRules(policies={FailureKind.cancelled: policy}).policy_of(FailureKind.cancelled) is policy
+    assert (
+        FailureRules(policies={FailureKind.cancelled: policy}).policy_of(FailureKind.cancelled)
+        is policy
+    )
 
 
 def test_any_kind_may_be_penalised() -> None:
@@ -32,6 +35,10 @@ def test_any_kind_may_be_penalised() -> None:
 def test_mask_for_truncated_concerns_the_cut_answers_alone() -> None:
     rules = FailureRules()
     assert (rules.masks(FailureKind.truncated), rules.masks_cut_answers()) == (False, True)
-    assert (rules.masks(FailureKind.unknown), rules.masks(None), rules.masks(FailureKind.tool_error)) == (True, False, False)
+    assert (
+        rules.masks(FailureKind.unknown),
+        rules.masks(None),
+        rules.masks(FailureKind.tool_error),
+    ) == (True, False, False)
     for policy in (FailurePolicy.train, FailurePolicy.penalise):
         assert not FailureRules(policies={FailureKind.truncated: policy}).masks_cut_answers()

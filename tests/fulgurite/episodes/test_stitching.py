@@ -61,11 +61,17 @@ def test_any_permutation_duplication_or_delay_gives_the_same_final_episode(
 def test_the_earliest_terminal_status_closes() -> None:
     episode = stitch(EVENTS)
     assert episode is not None
-    assert (episode.outcome, episode.failure, episode.ended_at) == (EpisodeOutcome.finished, None, 2_000)
+    assert (episode.outcome, episode.failure, episode.ended_at) == (
+        EpisodeOutcome.finished,
+        None,
+        2_000,
+    )
     assert (episode.started_at, episode.event_time) == (950, 10_000)
     assert [call.started_at for call in episode.calls] == [1_000, 1_100, 1_100]
     assert episode.declaration is not None
-    assert episode.inputs == tuple(sorted(event.event_id for event in EVENTS if event.event_id != EVENTS[2].event_id))
+    assert episode.inputs == tuple(
+        sorted(event.event_id for event in EVENTS if event.event_id != EVENTS[2].event_id)
+    )
     assert episode.revision == revision_of(reversed(episode.inputs))
 
 

@@ -55,10 +55,20 @@ def declaration(**changes: object) -> Declaration:
     return found
 
 
-def finished(index: int = 0, *calls: LlmCall, attempt: int = 0, failure: FailureKind | None = None, will_retry: bool = False) -> Episode:
+def finished(
+    index: int = 0,
+    *calls: LlmCall,
+    attempt: int = 0,
+    failure: FailureKind | None = None,
+    will_retry: bool = False,
+) -> Episode:
     kind = StatusKind.finished if failure is None else StatusKind.failed
     calls = calls or (make_call(0, index, attempt=attempt),)
-    return made(make_declared(max_attempts=2), *calls, make_status(0, index, kind, attempt=attempt, failure=failure, will_retry=will_retry))
+    return made(
+        make_declared(max_attempts=2),
+        *calls,
+        make_status(0, index, kind, attempt=attempt, failure=failure, will_retry=will_retry),
+    )
 
 
 def rows(outputs: tuple[Output, ...]) -> list[Trajectory]:
@@ -75,10 +85,20 @@ def entries(outputs: tuple[Output, ...]) -> list[LedgerEntry]:
 
 def test_a_whole_group() -> None:
     group = make_declared(size=2)
-    outputs = close_group(GROUP, group.declaration, [finished(1), finished(0)], [make_reward(value=1.0), make_reward(index=1, value=0.0)])
+    outputs = close_group(
+        GROUP,
+        group.declaration,
+        [finished(1), finished(0)],
+        [make_reward(value=1.0), make_reward(index=1, value=0.0)],
+    )
     first, second = rows(outputs)
     assert (first.rollout_id, second.rollout_id) == (rollout_id(0, 0), rollout_id(0, 1))
-    assert (first.group_size, first.group_members_scored, first.rows_in_episode, first.row_index) == (2, 2, 1, 0)
+    assert (
+        first.group_size,
+        first.group_members_scored,
+        first.rows_in_episode,
+        first.row_index,
+    ) == (2, 2, 1, 0)
     assert first.group_revision == second.group_revision
     assert (first.episode_reward, second.episode_reward) == (1.0, 0.0)
     assert (first.actions[0].reward, first.actions[0].credit) == (1.0, 1.0)
@@ -88,7 +108,9 @@ def test_a_whole_group() -> None:
 def test_what_is_paid_too_much_is_told_of_the_last_attempts() -> None:
     gathered = Gathered()
     for event in (finished(0), finished(1), finished(2, will_retry=True)):
-        gathered.take(msgspec.structs.replace(event, declaration=declaration(size=3, max_attempts=2)))
+        gathered.take(
+            msgspec.structs.replace(event, declaration=declaration(size=3, max_attempts=2))
+        )
     for index in range(3):
         gathered.take(make_reward(index=index, value=1e39 if index != 1 else 1.0))
     (told,) = gathered.excesses().items()
@@ -110,23 +132,34 @@ def test_members_and_what_is_awaited() -> None:
     assert not awaits_rewards(plan, [again, finished(1)], [make_reward(), make_reward(index=1)])
     silent = made(make_status(0, 1, StatusKind.timed_out, failure=FailureKind.agent_silent))
     assert not awaits_rewards(plan, [again, silent], [make_reward()])
-    assert not awaits_rewards(plan, [finished(0, failure=FailureKind.cancelled), finished(1)], [make_reward(index=1)])
+    assert not awaits_rewards(
+        plan, [finished(0, failure=FailureKind.cancelled), finished(1)], [make_reward(index=1)]
+    )
     assert not awaits_rewards(plan, [retried], [])
 
 
 def test_missing_and_superseded_members() -> None:
     plan = declaration(size=3, max_attempts=2)
-    dropped = finished(0, make_call(0, 0, turn=5), failure=FailureKind.infrastructure, will_retry=True)
+    dropped = finished(
+        0, make_call(0, 0, turn=5), failure=FailureKind.infrastructure, will_retry=True
+    )
     again = finished(0, attempt=1)
     waiting = finished(2, failure=FailureKind.rate_limited, will_retry=True)
     outputs = close_group(GROUP, plan, [dropped, again, waiting], [make_reward()])
-    assert [(stone.rollout_id, stone.reason, stone.episode_reward) for stone in stones(outputs)] == [
+    assert [
+        (stone.rollout_id, stone.reason, stone.episode_reward) for stone in stones(outputs)
+    ] == [
         (rollout_id(0, 1), FilterReason.missing, None),
         (rollout_id(0, 2), FilterReason.missing, None),
     ]
     (entry,) = entries(outputs)
     assert entry.reason is FilterReason.superseded
-    expected = sorted(action for episode in (dropped, waiting) for call in episode.calls for action in successful_actions(call))
+    expected = sorted(
+        action
+        for episode in (dropped, waiting)
+        for call in episode.calls
+        for action in successful_actions(call)
+    )
     assert list(entry.actions) == expected
     assert outputs[0] is entry
     assert rows(outputs)[0].attempt == 1
@@ -137,11 +170,17 @@ def test_missing_and_superseded_members() -> None:
     [
         (finished(), [], FilterReason.no_reward),
         (finished(), [make_reward(value=None)], FilterReason.reward_failed),
-        (finished(failure=FailureKind.infrastructure), [make_reward()], FilterReason.failure_dropped),
+        (
+            finished(failure=FailureKind.infrastructure),
+            [make_reward()],
+            FilterReason.failure_dropped,
+        ),
         (finished(0, make_call(answers=[None])), [make_reward()], FilterReason.no_tokens),
     ],
 )
-def test_members_without_rows(episode: Episode, rewards: list[AgentReward], reason: FilterReason) -> None:
+def test_members_without_rows(
+    episode: Episode, rewards: list[AgentReward], reason: FilterReason
+) -> None:
     outputs = close_group(GROUP, declaration(size=1), [episode], rewards)
     (stone,) = stones(outputs)
     (entry,) = entries(outputs)
@@ -162,15 +201,24 @@ def test_failures_that_are_masked_or_penalised_stay_in_the_baseline() -> None:
     looping = finished(failure=FailureKind.loop_detected)
     masked = FailureRules(policies={FailureKind.loop_detected: FailurePolicy.mask})
     (row,) = rows(close_group(GROUP, declaration(size=1), [looping], [make_reward()], masked))
-    assert (row.actions[0].mask, row.episode_reward, row.group_members_scored) == (FilterReason.failure_masked, 1.0, 1)
-    penalised = FailureRules(policies={FailureKind.loop_detected: FailurePolicy.penalise}, penalty=-1.0)
+    assert (row.actions[0].mask, row.episode_reward, row.group_members_scored) == (
+        FilterReason.failure_masked,
+        1.0,
+        1,
+    )
+    penalised = FailureRules(
+        policies={FailureKind.loop_detected: FailurePolicy.penalise}, penalty=-1.0
+    )
     (row,) = rows(close_group(GROUP, declaration(size=1), [looping], [], penalised))
     assert (row.actions[0].mask, row.episode_reward, row.rewards) == (None, -1.0, {})
     assert not awaits_rewards(declaration(size=1), [looping], [], penalised)
 
 
 def test_undeclared_traffic_is_a_group_of_one() -> None:
-    live = made(make_call(mode=Mode.live, policy=None, answers=[None]), make_status(kind=StatusKind.timed_out, mode=Mode.live))
+    live = made(
+        make_call(mode=Mode.live, policy=None, answers=[None]),
+        make_status(kind=StatusKind.timed_out, mode=Mode.live),
+    )
     outputs = close_group(GROUP, None, [live], [make_reward()])
     (stone,) = outputs
     assert isinstance(stone, Tombstone)
@@ -202,7 +250,9 @@ def test_step_credit_is_the_mean_over_the_branches_through_an_action() -> None:
         make_reward(name="step", value=0.5, call_id=pair.call_id, choice=0),
         make_reward(name="step", value=0.25, call_id=pair.call_id, choice=1),
     ]
-    outputs = close_group(GROUP, declaration(size=1, credit="step"), [finished(0, root, pair)], rewards)
+    outputs = close_group(
+        GROUP, declaration(size=1, credit="step"), [finished(0, root, pair)], rewards
+    )
     first, second = rows(outputs)
     assert [action.credit for action in first.actions] == [1.375, 1.5]
     assert [action.credit for action in second.actions] == [1.375, 1.25]
@@ -218,7 +268,14 @@ def test_transitions() -> None:
     )
     (row,) = rows(close_group(GROUP, declaration(size=1), [finished(0, *calls)], [make_reward()]))
     steps = [
-        (step.state.tolist(), step.action.tolist(), step.reward, step.next_state.tolist(), step.done) for step in iter_transitions(row)
+        (
+            step.state.tolist(),
+            step.action.tolist(),
+            step.reward,
+            step.next_state.tolist(),
+            step.done,
+        )
+        for step in iter_transitions(row)
     ]
     assert steps == [
         ([1, 2], [7, 9], 0.0, [1, 2, 7, 9, 5], False),
@@ -226,32 +283,54 @@ def test_transitions() -> None:
     ]
 
 
-KINDS = st.sampled_from(["fine", "untokened", "failed", "dropped", "unrewarded", "retried", "absent"])
+KINDS = st.sampled_from(
+    ["fine", "untokened", "failed", "dropped", "unrewarded", "retried", "absent"]
+)
 
 
 @given(st.lists(KINDS, min_size=1, max_size=4), st.randoms())
-def test_every_action_is_in_one_row_with_loss_or_in_one_entry(kinds: list[str], random: Random) -> None:
+def test_every_action_is_in_one_row_with_loss_or_in_one_entry(
+    kinds: list[str], random: Random
+) -> None:
     plan = declaration(size=len(kinds), max_attempts=2)
     episodes: list[Episode] = []
     rewards: list[AgentReward] = []
     for index, kind in enumerate(kinds):
-        calls = (make_call(0, index, 0, at=1), make_call(0, index, 1, at=2, answers=[None if kind == "untokened" else (4,), (5,)]))
-        failure = {"failed": FailureKind.agent_exception, "dropped": FailureKind.infrastructure}.get(kind)
+        calls = (
+            make_call(0, index, 0, at=1),
+            make_call(0, index, 1, at=2, answers=[None if kind == "untokened" else (4,), (5,)]),
+        )
+        failure = {
+            "failed": FailureKind.agent_exception,
+            "dropped": FailureKind.infrastructure,
+        }.get(kind)
         if kind == "retried":
-            episodes.append(finished(index, make_call(0, index, 2), failure=FailureKind.cancelled, will_retry=True))
+            episodes.append(
+                finished(
+                    index, make_call(0, index, 2), failure=FailureKind.cancelled, will_retry=True
+                )
+            )
             calls = (make_call(0, index, 0, attempt=1),)
         if kind != "absent":
-            episodes.append(finished(index, *calls, attempt=int(kind == "retried"), failure=failure))
+            episodes.append(
+                finished(index, *calls, attempt=int(kind == "retried"), failure=failure)
+            )
         if kind != "unrewarded":
             rewards.append(make_reward(0, index, float(index)))
     outputs = close_group(GROUP, plan, episodes, rewards)
-    trained = Counter(action_id(a.call_id, a.choice) for row in rows(outputs) for a in row.actions if a.loss)
+    trained = Counter(
+        action_id(a.call_id, a.choice) for row in rows(outputs) for a in row.actions if a.loss
+    )
     filtered = Counter(action for entry in entries(outputs) for action in entry.actions)
-    assert trained + filtered == Counter(a for episode in episodes for call in episode.calls for a in successful_actions(call))
+    assert trained + filtered == Counter(
+        a for episode in episodes for call in episode.calls for a in successful_actions(call)
+    )
     if not episodes:
         assert outputs == ()
         return
-    assert {output.rollout_id for output in outputs if not isinstance(output, LedgerEntry)} == set(plan.rollout_ids)
+    assert {output.rollout_id for output in outputs if not isinstance(output, LedgerEntry)} == set(
+        plan.rollout_ids
+    )
     random.shuffle(episodes)
     random.shuffle(rewards)
     assert close_group(GROUP, plan, episodes, rewards) == outputs
@@ -262,7 +341,15 @@ def test_a_made_up_group_closes_into_one_row_each() -> None:
     inputs = [event for event in events if not isinstance(event, AgentReward)]
     declared = events[0]
     assert isinstance(declared, AgentStatus)
-    episodes = [made(declared, *(event for event in inputs if event.rollout_id == rollout_id(3, index))) for index in range(4)]
-    outputs = close_group(group_id(3), declared.declaration, episodes, [event for event in events if isinstance(event, AgentReward)])
+    episodes = [
+        made(declared, *(event for event in inputs if event.rollout_id == rollout_id(3, index)))
+        for index in range(4)
+    ]
+    outputs = close_group(
+        group_id(3),
+        declared.declaration,
+        episodes,
+        [event for event in events if isinstance(event, AgentReward)],
+    )
     assert [len(row.actions) for row in rows(outputs)] == [5, 5, 5, 5]
     assert msgspec.json.encode(outputs)

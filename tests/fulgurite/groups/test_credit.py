@@ -1,4 +1,6 @@
-"""Credit rules: the worked examples of their docstrings, what holds for all of them, and how they are named."""
+"""Credit rules: the worked examples of their docstrings, what holds for all of them, and how they
+are named.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +53,19 @@ def episodes(draw: st.DrawFn, number: int) -> Scored:
 
     shared = [step(f"trunk{place}") for place in range(trunk)]
     branches = [
-        [*shared, *(step(f"{branch}.{place}") for place in range(draw(st.integers(1, 3))))] for branch in range(draw(st.integers(1, 3)))
+        [*shared, *(step(f"{branch}.{place}") for place in range(draw(st.integers(1, 3))))]
+        for branch in range(draw(st.integers(1, 3)))
     ]
     total = outcome + sum(one.reward for one in paid.values())
-    named = {name: draw(VALUES) for name in draw(st.sets(st.sampled_from(["critic", "critic.recall", "writer", "task"])))}
-    return Scored(total=total, by_name=named, paths=tuple(Path(steps=tuple(way), outcome=outcome, total=total) for way in branches))
+    named = {
+        name: draw(VALUES)
+        for name in draw(st.sets(st.sampled_from(["critic", "critic.recall", "writer", "task"])))
+    }
+    return Scored(
+        total=total,
+        by_name=named,
+        paths=tuple(Path(steps=tuple(way), outcome=outcome, total=total) for way in branches),
+    )
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -63,7 +73,11 @@ def test_a_group_without_a_scored_episode_has_no_credits(name: str) -> None:
     assert credit_rule(name)([]) == []
 
 
-GROUPS = st.integers(1, 4).flatmap(lambda size: st.tuples(*(episodes(number) for number in range(size)))).map(list)
+GROUPS = (
+    st.integers(1, 4)
+    .flatmap(lambda size: st.tuples(*(episodes(number) for number in range(size))))
+    .map(list)
+)
 
 
 def actions(episode: Scored) -> set[str]:
@@ -71,19 +85,32 @@ def actions(episode: Scored) -> set[str]:
 
 
 @given(GROUPS, st.sampled_from(sorted(RULES)), st.randoms())
-def test_every_action_has_one_credit_whatever_the_order_of_episodes_and_branches(group: list[Scored], name: str, random: Random) -> None:
+def test_every_action_has_one_credit_whatever_the_order_of_episodes_and_branches(
+    group: list[Scored], name: str, random: Random
+) -> None:
     rule = credit_rule(name)
     found = rule(group)
     assert [set(given_to) for given_to in found] == [actions(episode) for episode in group]
     order = list(range(len(group)))
     random.shuffle(order)
-    again = rule([Scored(total=group[place].total, by_name=group[place].by_name, paths=group[place].paths[::-1]) for place in order])
+    again = rule(
+        [
+            Scored(
+                total=group[place].total,
+                by_name=group[place].by_name,
+                paths=group[place].paths[::-1],
+            )
+            for place in order
+        ]
+    )
     for place, given_to in zip(order, again, strict=True):
         assert given_to == pytest.approx(found[place], abs=1e-9)
 
 
 @given(GROUPS, st.sampled_from(["identical", "step", "discounted(gamma=0.5)"]))
-def test_rules_of_one_path_give_the_mean_over_the_branches_through_an_action(group: list[Scored], name: str) -> None:
+def test_rules_of_one_path_give_the_mean_over_the_branches_through_an_action(
+    group: list[Scored], name: str
+) -> None:
     rule = credit_rule(name)
     for episode, given_to in zip(group, rule(group), strict=True):
         alone = [rule([Scored(total=episode.total, paths=(path,))])[0] for path in episode.paths]
@@ -99,7 +126,9 @@ def test_identical_conserves_the_episode_s_reward_at_every_action(group: list[Sc
 
 
 @given(st.lists(VALUES, min_size=1, max_size=6), VALUES, st.floats(0, 1))
-def test_returns_differ_by_what_was_paid_and_discounted(rewards: list[float], outcome: float, gamma: float) -> None:
+def test_returns_differ_by_what_was_paid_and_discounted(
+    rewards: list[float], outcome: float, gamma: float
+) -> None:
     way = Path(
         steps=tuple(Step(action=str(place), reward=reward) for place, reward in enumerate(rewards)),
         outcome=outcome,
@@ -120,7 +149,9 @@ def test_under_last_step_only_leaves_have_an_advantage(group: list[Scored]) -> N
     mean, _ = mean_and_scale([episode.total for episode in group])
     for episode, given_to in zip(group, credit_rule("last_step")(group), strict=True):
         leaves = {path.steps[-1].action for path in episode.paths}
-        assert all(given_to[action] == (episode.total if action in leaves else mean) for action in given_to)
+        assert all(
+            given_to[action] == (episode.total if action in leaves else mean) for action in given_to
+        )
 
 
 def advantages(given_to: Sequence[float], totals: Sequence[float]) -> list[float]:
@@ -129,23 +160,46 @@ def advantages(given_to: Sequence[float], totals: Sequence[float]) -> list[float
     return [(credit - mean) / scale for credit in given_to]
 
 
-@given(GROUPS, st.floats(0, 1), st.floats(0, 4), st.sampled_from(["std", "none"]), st.sampled_from(["observation", "prompt"]))
-def test_the_advantage_under_gigpo_is_that_of_the_paper(group: list[Scored], gamma: float, omega: float, norm: str, state: str) -> None:
+@given(
+    GROUPS,
+    st.floats(0, 1),
+    st.floats(0, 4),
+    st.sampled_from(["std", "none"]),
+    st.sampled_from(["observation", "prompt"]),
+)
+def test_the_advantage_under_gigpo_is_that_of_the_paper(
+    group: list[Scored], gamma: float, omega: float, norm: str, state: str
+) -> None:
     totals = [episode.total for episode in group]
-    found = credit_rule(f"gigpo(gamma={gamma!r}, omega={omega!r}, norm={norm}, state={state})")(group)
+    found = credit_rule(f"gigpo(gamma={gamma!r}, omega={omega!r}, norm={norm}, state={state})")(
+        group
+    )
     returns = credit_rule(f"discounted(gamma={gamma!r})")(group)
     places = [
-        {step.action: (step.agent, step.state if state == "prompt" else step.observation) for path in episode.paths for step in path.steps}
+        {
+            step.action: (step.agent, step.state if state == "prompt" else step.observation)
+            for path in episode.paths
+            for step in path.steps
+        }
         for episode in group
     ]
     mean, scale = mean_and_scale(totals)
     for episode, given_to, gains, where in zip(group, found, returns, places, strict=True):
-        for action, advantage in zip(given_to, advantages(list(given_to.values()), totals), strict=True):
-            same = [gain for other, at in zip(returns, places, strict=True) for a, gain in other.items() if at[a] == where[action]]
+        for action, advantage in zip(
+            given_to, advantages(list(given_to.values()), totals), strict=True
+        ):
+            same = [
+                gain
+                for other, at in zip(returns, places, strict=True)
+                for a, gain in other.items()
+                if at[a] == where[action]
+            ]
             flat = max(same) - min(same) <= 1e-6
             spread = statistics.stdev(same) if norm == "std" and not flat else 1.0
             of_step = 0.0 if flat else (gains[action] - statistics.fmean(same)) / spread
-            assert advantage == pytest.approx((episode.total - mean) / scale + omega * of_step, abs=1e-6)
+            assert advantage == pytest.approx(
+                (episode.total - mean) / scale + omega * of_step, abs=1e-6
+            )
 
 
 @given(GROUPS)
@@ -158,18 +212,34 @@ def test_a_role_s_advantage_is_over_its_own_rewards(group: list[Scored]) -> None
     totals = [episode.total for episode in group]
     mean, scale = mean_and_scale(totals)
     for role in ("", "critic", "writer"):
-        paid = [[value for name, value in episode.by_name.items() if role and name.split(".")[0] == role] for episode in group]
+        paid = [
+            [
+                value
+                for name, value in episode.by_name.items()
+                if role and name.split(".")[0] == role
+            ]
+            for episode in group
+        ]
         named = [sum(values) for values in paid if values]
-        for episode, given_to, values in zip(group, credit_rule("per_role")(group), paid, strict=True):
-            for step in {step.action: step for path in episode.paths for step in path.steps}.values():
+        for episode, given_to, values in zip(
+            group, credit_rule("per_role")(group), paid, strict=True
+        ):
+            for step in {
+                step.action: step for path in episode.paths for step in path.steps
+            }.values():
                 if step.agent != role:
                     continue
                 expected = relative(sum(values), named) if values else 0.0
-                assert given_to[step.action] == pytest.approx(mean + scale * expected if named else episode.total)
+                assert given_to[step.action] == pytest.approx(
+                    mean + scale * expected if named else episode.total
+                )
 
 
 def test_a_rule_s_name_spells_out_its_parameters() -> None:
-    assert [credit_rule(text).name for text in ("identical", "step()", " discounted ", "gigpo( omega = .5,state=prompt )")] == [
+    assert [
+        credit_rule(text).name
+        for text in ("identical", "step()", " discounted ", "gigpo( omega = .5,state=prompt )")
+    ] == [
         "identical",
         "step",
         "discounted(gamma=0.95)",
@@ -182,9 +252,16 @@ def test_a_rule_s_name_spells_out_its_parameters() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("magic", r"no credit rule 'magic'; there are discounted, gigpo, identical, last_step, per_role, step"),
+        (
+            "magic",
+            r"no credit rule 'magic'; there are discounted, gigpo, identical, last_step, "
+            r"per_role, step",
+        ),
         ("Discounted!", "no credit rule"),
-        ("discounted(0.9)", r"expected parameters as in name\(parameter=value\), each once, not '0.9'"),
+        (
+            "discounted(0.9)",
+            r"expected parameters as in name\(parameter=value\), each once, not '0.9'",
+        ),
         ("discounted(gamma=0.9, gamma=0.8)", "each once"),
         ("discounted(gama=0.9)", "no parameter 'gama'; discounted has gamma"),
         ("identical(gamma=1)", "no parameter 'gamma'; identical has no parameters"),
@@ -204,13 +281,18 @@ def largest(draw: st.DrawFn, number: int) -> Scored:
     """An episode that is paid as much as is accepted, or next to nothing, in any shape."""
     shape = draw(episodes(number))
     names = sorted(actions(shape))
-    amounts = st.sampled_from([0.0, 1e-9, 2e-6, 1.0, 1e6, LARGEST_TOTAL]) | st.floats(0, LARGEST_TOTAL)
+    amounts = st.sampled_from([0.0, 1e-9, 2e-6, 1.0, 1e6, LARGEST_TOTAL]) | st.floats(
+        0, LARGEST_TOTAL
+    )
     parts = [draw(amounts) * draw(st.sampled_from([-1.0, 1.0])) for _ in (*names, "outcome")]
     shrunk = LARGEST_TOTAL / max(sum(map(abs, parts)), LARGEST_TOTAL)
     outcome, *paid = (part * shrunk for part in parts)
     rewards = dict(zip(names, paid, strict=True))
     total = outcome + sum(paid)
-    ways = [tuple(replace(step, reward=rewards[step.action]) for step in path.steps) for path in shape.paths]
+    ways = [
+        tuple(replace(step, reward=rewards[step.action]) for step in path.steps)
+        for path in shape.paths
+    ]
     return Scored(
         total=total,
         by_name=dict(zip(("critic", "critic.recall", "writer"), paid, strict=False)),
@@ -218,11 +300,21 @@ def largest(draw: st.DrawFn, number: int) -> Scored:
     )
 
 
-LARGEST = st.integers(1, 4).flatmap(lambda size: st.tuples(*(largest(number) for number in range(size)))).map(list)
-SPELLED = ("discounted(gamma=1)", "gigpo(omega=1000, norm=none)", "gigpo(gamma=1, omega=1000, state=prompt)")
+LARGEST = (
+    st.integers(1, 4)
+    .flatmap(lambda size: st.tuples(*(largest(number) for number in range(size))))
+    .map(list)
+)
+SPELLED = (
+    "discounted(gamma=1)",
+    "gigpo(omega=1000, norm=none)",
+    "gigpo(gamma=1, omega=1000, state=prompt)",
+)
 
 
 @given(LARGEST, st.sampled_from([*sorted(RULES), *SPELLED]))
-def test_accepted_rewards_give_credits_that_can_be_trained_under_every_rule(group: list[Scored], name: str) -> None:
+def test_accepted_rewards_give_credits_that_can_be_trained_under_every_rule(
+    group: list[Scored], name: str
+) -> None:
     for given_to in credit_rule(name)(group):
         assert all(is_bounded(credit, LARGEST_CREDIT) for credit in given_to.values())

@@ -28,20 +28,32 @@ def episode(index: int, *, late: bool = False) -> Episode:
 
 def closing(first: float = 1.0, *, late: bool = False) -> tuple[Output, ...]:
     """Of two members, one of them without a reward."""
-    return close_group(GROUP, DECLARED.declaration, [episode(0, late=late), episode(1)], [make_reward(0, 0, first)])
+    return close_group(
+        GROUP, DECLARED.declaration, [episode(0, late=late), episode(1)], [make_reward(0, 0, first)]
+    )
 
 
 def test_what_changes_no_byte_is_the_same_revision() -> None:
     again = make_reward(0, 0, 1.0, at=4_000)
     provisional = make_reward(0, 0, 0.0, at=9_000, final=False)
     worthless = make_reward(0, 1, 7.0, name="other", at=9_000)
-    for more in ([], [again], [provisional], [make_reward(0, 0, 1.0), again, provisional], [worthless]):
-        outputs = close_group(GROUP, DECLARED.declaration, [episode(1), episode(0)], [make_reward(0, 0, 1.0), *more])
+    for more in (
+        [],
+        [again],
+        [provisional],
+        [make_reward(0, 0, 1.0), again, provisional],
+        [worthless],
+    ):
+        outputs = close_group(
+            GROUP, DECLARED.declaration, [episode(1), episode(0)], [make_reward(0, 0, 1.0), *more]
+        )
         assert outputs == closing()
 
 
 def test_whatever_changes_one_is_another() -> None:
-    silent = close_group(GROUP, DECLARED.declaration, [episode(0), episode(1)], [make_reward(0, 0, None)])
+    silent = close_group(
+        GROUP, DECLARED.declaration, [episode(0), episode(1)], [make_reward(0, 0, None)]
+    )
     styled = [make_reward(0, 0, 1.0), make_reward(0, 0, 1.0, name="length")]
     named = close_group(GROUP, DECLARED.declaration, [episode(0), episode(1)], styled)
     made = [closing(), closing(2.0), closing(late=True), silent, named]
@@ -64,23 +76,42 @@ def test_a_revision_counts_once_it_is_whole() -> None:
     assert (written().current, written().begun()) == (None, set())
     assert written(first[0]).current is None, "an entry alone is no row"
     half = written(*first[:2])
-    assert (half.newest, half.current, half.begun()) == (None, first[0].group_revision, {output.event_id for output in first[:2]})
+    assert (half.newest, half.current, half.begun()) == (
+        None,
+        first[0].group_revision,
+        {output.event_id for output in first[:2]},
+    )
     whole = written(*first, *first)
     assert (whole.newest, whole.begun()) == (first[0].group_revision, set())
     amending = written(*first, *second[:2])
-    assert (amending.current, amending.begun()) == (first[0].group_revision, {output.event_id for output in second[:2]})
+    assert (amending.current, amending.begun()) == (
+        first[0].group_revision,
+        {output.event_id for output in second[:2]},
+    )
     assert written(*first, *second).current == second[0].group_revision
 
 
 def test_rewards_that_are_taken_back_and_given_again_lead_back_to_a_revision() -> None:
     first, second = closing(), closing(2.0)
     back = written(*first, *second, *first)
-    assert (back.current, back.standing, back.begun()) == (first[0].group_revision, first[0].group_revision, set())
+    assert (back.current, back.standing, back.begun()) == (
+        first[0].group_revision,
+        first[0].group_revision,
+        set(),
+    )
     half = written(*first, *second[:-1])
-    assert (half.newest, half.standing) == (first[0].group_revision, ""), "whatever is closed next has to be written"
-    assert (written(*second[:-1]).standing, written(*second).standing) == (None, second[0].group_revision)
+    assert (half.newest, half.standing) == (first[0].group_revision, ""), (
+        "whatever is closed next has to be written"
+    )
+    assert (written(*second[:-1]).standing, written(*second).standing) == (
+        None,
+        second[0].group_revision,
+    )
     begun = written(*second[:2], *first, second[2])
-    assert (begun.newest, begun.begun()) == (first[0].group_revision, {second[0].event_id, second[2].event_id}), "rows go together"
+    assert (begun.newest, begun.begun()) == (
+        first[0].group_revision,
+        {second[0].event_id, second[2].event_id},
+    ), "rows go together"
     assert written(*second[:2], *first, second[2], second[1]).newest == second[0].group_revision
 
 

@@ -31,7 +31,9 @@ def episode() -> Episode:
     return made
 
 
-def declaration(expected: tuple[str, ...] = ("reward",), weights: dict[str, float] | None = None) -> Declaration:
+def declaration(
+    expected: tuple[str, ...] = ("reward",), weights: dict[str, float] | None = None
+) -> Declaration:
     made = make_declared(expected=expected, weights=weights).declaration
     assert made is not None
     return made
@@ -114,7 +116,9 @@ def test_what_adds_up_to_more_than_can_be_trained_on_is_no_reward_and_says_why(
     values: tuple[float, float], weights: dict[str, float]
 ) -> None:
     made = declaration(("a", "b"), weights)
-    rewards = [make_reward(value=value, name=name) for name, value in zip("ab", values, strict=True)]
+    rewards = [
+        make_reward(value=value, name=name) for name, value in zip("ab", values, strict=True)
+    ]
     assert combine(made, rewards) is FilterReason.reward_failed
     assert "of its 2 rewards add up to" in (excess(made, rewards) or "")
 
@@ -123,15 +127,26 @@ NUMBERS = st.floats() | st.sampled_from([1e39, -1e39, 1.7e308, LARGEST_TOTAL, LA
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=6), st.lists(NUMBERS, max_size=6))
-def test_whatever_the_log_holds_a_reward_is_bounded_with_all_its_parts(values: list[float], weights: list[float]) -> None:
+def test_whatever_the_log_holds_a_reward_is_bounded_with_all_its_parts(
+    values: list[float], weights: list[float]
+) -> None:
     made = declaration(("0",), {str(place): weight for place, weight in enumerate(weights)})
-    combined = combine(made, [make_reward(value=value, name=str(place)) for place, value in enumerate(values)])
+    combined = combine(
+        made, [make_reward(value=value, name=str(place)) for place, value in enumerate(values)]
+    )
     if isinstance(combined, EpisodeRewards):
-        parts = (combined.total, combined.outcome, *combined.actions.values(), *combined.named.values())
+        parts = (
+            combined.total,
+            combined.outcome,
+            *combined.actions.values(),
+            *combined.named.values(),
+        )
         assert all(abs(part) <= LARGEST_TOTAL * 1.001 for part in parts)
 
 
 def test_one_accepted_reward_of_any_weight_is_combined() -> None:
-    combined = combine(declaration(weights={"reward": -LARGEST_WEIGHT}), [make_reward(value=LARGEST_REWARD)])
+    combined = combine(
+        declaration(weights={"reward": -LARGEST_WEIGHT}), [make_reward(value=LARGEST_REWARD)]
+    )
     assert isinstance(combined, EpisodeRewards)
     assert combined.total == -LARGEST_TOTAL

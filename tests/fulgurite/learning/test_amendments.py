@@ -21,7 +21,12 @@ def revision(group: str, number: int, *, late: str | None = None) -> list[Trajec
     if late is not None:
         made[1] = msgspec.structs.replace(made[1], actions=(*made[1].actions, action(late)))
     names = {"group_revision": f"{group}-{number}"}
-    return [msgspec.structs.replace(r, event_id=f"{r.event_id}-{number}", trajectory_id=f"{r.event_id}-{number}", **names) for r in made]
+    return [
+        msgspec.structs.replace(
+            r, event_id=f"{r.event_id}-{number}", trajectory_id=f"{r.event_id}-{number}", **names
+        )
+        for r in made
+    ]
 
 
 def feed(batcher: RowBatcher, rows: list[Trajectory], at: int = 0) -> int:
@@ -34,7 +39,9 @@ def test_before_it_is_settled_the_newest_revision_counts() -> None:
     batcher = RowBatcher("policy", ONE_GROUP)
     end = feed(batcher, [*revision("g1", 1), revision("g1", 2)[0]])
     assert batcher.take(NOW) == (), "the newer one is not whole yet"
-    assert [position.offset for position in batcher.positions()] == [0], "a resumed learner is to find the older one, too"
+    assert [position.offset for position in batcher.positions()] == [0], (
+        "a resumed learner is to find the older one, too"
+    )
     feed(batcher, revision("g1", 2)[1:], end)
     (group,) = batcher.take(NOW)
     assert (group.group_revision, group.rewards) == ("g1-2", (2.0, 0.0))
@@ -55,7 +62,11 @@ def test_a_settled_group_is_amended_and_not_trained_again() -> None:
     assert [position.offset for position in batcher.positions()] == [end]
     amended, late = amended_entries(held, accounts_of(entries), NOW, 2)
     assert (amended.term, amended.actions) == (LedgerTerm.amended, ("g1-0-0#0", "g1-1-0#0"))
-    assert (late.term, late.reason, late.actions) == (LedgerTerm.filtered, FilterReason.late, ("late#0",))
+    assert (late.term, late.reason, late.actions) == (
+        LedgerTerm.filtered,
+        FilterReason.late,
+        ("late#0",),
+    )
     assert amended.group_revision == late.group_revision == "g1-2"
     batcher.amend(held)
     assert batcher.amendments() == ()
@@ -86,7 +97,9 @@ def test_a_revision_that_is_given_up_for_the_one_accounted_for_amends_nothing() 
 
 def test_what_was_not_trained_stays_what_it_was() -> None:
     batcher = RowBatcher("policy", ONE_GROUP)
-    end = feed(batcher, [msgspec.structs.replace(made, episode_reward=0.0) for made in revision("g1", 1)])
+    end = feed(
+        batcher, [msgspec.structs.replace(made, episode_reward=0.0) for made in revision("g1", 1)]
+    )
     entries = list(ledger_entries(batcher.take(NOW), NOW, 1))
     assert {entry.reason for entry in entries} == {FilterReason.no_signal}
     feed(batcher, revision("g1", 2), end)
@@ -97,7 +110,13 @@ def test_what_was_not_trained_stays_what_it_was() -> None:
 @given(st.integers(0, 2**32))
 def test_amendments_are_told_once_over_kills(seed: int) -> None:
     chance = random.Random(seed)
-    streams = [[revision(f"g{g}", n, late=f"late{g}" if n > 1 else None) for n in range(1, 2 + chance.randrange(3))] for g in range(4)]
+    streams = [
+        [
+            revision(f"g{g}", n, late=f"late{g}" if n > 1 else None)
+            for n in range(1, 2 + chance.randrange(3))
+        ]
+        for g in range(4)
+    ]
     log: list[Trajectory] = []
     while any(streams):
         log += chance.choice([stream for stream in streams if stream]).pop(0)
@@ -124,12 +143,21 @@ def test_amendments_are_told_once_over_kills(seed: int) -> None:
                 if chance.random() < 0.7:
                     continue
             batcher = RowBatcher("policy", BatchRules(groups_per_step=2))
-            batcher.restore(*saved, {entry.group_id: entry.group_revision for entry in ledger.values()})
+            batcher.restore(
+                *saved, {entry.group_id: entry.group_revision for entry in ledger.values()}
+            )
             offset = saved[0][0].offset if saved[0] else 0
-    trained = [name for entry in ledger.values() if entry.term is LedgerTerm.trained for name in entry.actions]
+    trained = [
+        name
+        for entry in ledger.values()
+        if entry.term is LedgerTerm.trained
+        for name in entry.actions
+    ]
     assert len(trained) == len(set(trained))
     assert {made.group_id for made in log} == {entry.group_id for entry in ledger.values()}
     newest = {made.group_id: made.group_revision for made in log}
     for group_id, last in newest.items():
         mine = [entry for entry in ledger.values() if entry.group_id == group_id]
-        assert last in {entry.group_revision for entry in mine}, "the newest revision is accounted for"
+        assert last in {entry.group_revision for entry in mine}, (
+            "the newest revision is accounted for"
+        )

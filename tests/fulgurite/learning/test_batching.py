@@ -20,7 +20,14 @@ NOW = Version("policy", 1, 10)
 ONE_GROUP = BatchRules(groups_per_step=1)
 
 
-def action(name: str, start: int = 2, *, version: str | None = "policy@1.10", loss: bool = True, credit: float = 1.0) -> Action:
+def action(
+    name: str,
+    start: int = 2,
+    *,
+    version: str | None = "policy@1.10",
+    loss: bool = True,
+    credit: float = 1.0,
+) -> Action:
     return Action(
         call_id=name,
         choice=0,
@@ -64,7 +71,9 @@ def row(
         group_members_scored=size,
         group_started_at=int(group[1:]),
         token_ids=pack_ids([1, 2, 3, 4]),
-        actions=actions if actions is not None else (action(f"{group}-{member}-{index}", credit=reward or 0.0),),
+        actions=actions
+        if actions is not None
+        else (action(f"{group}-{member}-{index}", credit=reward or 0.0),),
         episode_reward=reward,
         credit_rule="identical",
     )
@@ -95,7 +104,9 @@ def batcher_with(*events: Trajectory | Tombstone, rules: BatchRules = ONE_GROUP)
     return batcher
 
 
-def fates(*events: Trajectory | Tombstone, rules: BatchRules = ONE_GROUP) -> dict[str, tuple[LedgerTerm, FilterReason | None]]:
+def fates(
+    *events: Trajectory | Tombstone, rules: BatchRules = ONE_GROUP
+) -> dict[str, tuple[LedgerTerm, FilterReason | None]]:
     (group,) = batcher_with(*events, rules=rules).take(NOW)
     return dict(group.fates)
 
@@ -113,7 +124,9 @@ def test_a_group_waits_for_every_row_and_every_member() -> None:
 
 def test_groups_are_admitted_oldest_start_first_and_only_in_full_batches() -> None:
     rules = BatchRules(groups_per_step=2)
-    batcher = batcher_with(*[row(g, m, float(m)) for g in ("g3", "g1") for m in (0, 1)], rules=rules)
+    batcher = batcher_with(
+        *[row(g, m, float(m)) for g in ("g3", "g1") for m in (0, 1)], rules=rules
+    )
     assert [group.group_id for group in batcher.take(NOW)] == ["g1", "g3"]
     batcher.add(0, 9, row("g5", 0, 1.0, size=1))
     assert batcher.take(NOW) == ()
@@ -135,7 +148,11 @@ def test_repeated_and_foreign_rows_are_no_news() -> None:
 def test_a_revision_before_settlement_replaces_the_one_before() -> None:
     batcher = batcher_with(row("g1", 0, 1.0))
     for member in (0, 1):
-        batcher.add(0, 1 + member, msgspec.structs.replace(row("g1", member, float(member)), group_revision="newer"))
+        batcher.add(
+            0,
+            1 + member,
+            msgspec.structs.replace(row("g1", member, float(member)), group_revision="newer"),
+        )
     (group,) = batcher.take(NOW)
     assert group.group_revision == "newer"
 
@@ -148,7 +165,9 @@ def test_a_revision_before_settlement_replaces_the_one_before() -> None:
         ((row("g1", 0, None), row("g1", 1, None)), FilterReason.no_reward),
     ],
 )
-def test_groups_that_teach_nothing_say_why(events: tuple[Trajectory | Tombstone, ...], expected: FilterReason) -> None:
+def test_groups_that_teach_nothing_say_why(
+    events: tuple[Trajectory | Tombstone, ...], expected: FilterReason
+) -> None:
     assert set(fates(*events).values()) == {(LedgerTerm.filtered, expected)}
 
 
@@ -161,24 +180,52 @@ def test_a_tombstone_with_a_reward_stays_in_the_baseline() -> None:
 @pytest.mark.parametrize(
     ("odd", "rules", "expected"),
     [
-        (msgspec.structs.replace(action("x"), mask=FilterReason.truncated), ONE_GROUP, (LedgerTerm.filtered, FilterReason.truncated)),
-        (msgspec.structs.replace(action("x"), logprobs=None), ONE_GROUP, (LedgerTerm.filtered, FilterReason.no_tokens)),
+        (
+            msgspec.structs.replace(action("x"), mask=FilterReason.truncated),
+            ONE_GROUP,
+            (LedgerTerm.filtered, FilterReason.truncated),
+        ),
+        (
+            msgspec.structs.replace(action("x"), logprobs=None),
+            ONE_GROUP,
+            (LedgerTerm.filtered, FilterReason.no_tokens),
+        ),
         (
             msgspec.structs.replace(action("x"), logprobs=pack_logprobs([-0.5, math.nan])),
             ONE_GROUP,
             (LedgerTerm.filtered, FilterReason.no_tokens),
         ),
-        (msgspec.structs.replace(action("x"), logprobs=b"123"), ONE_GROUP, (LedgerTerm.filtered, FilterReason.no_tokens)),
+        (
+            msgspec.structs.replace(action("x"), logprobs=b"123"),
+            ONE_GROUP,
+            (LedgerTerm.filtered, FilterReason.no_tokens),
+        ),
         *(
-            (msgspec.structs.replace(action("x"), temperature=value), ONE_GROUP, (LedgerTerm.filtered, FilterReason.untrainable_sampling))
+            (
+                msgspec.structs.replace(action("x"), temperature=value),
+                ONE_GROUP,
+                (LedgerTerm.filtered, FilterReason.untrainable_sampling),
+            )
             for value in (0.0, 1e-30, -1.0, math.inf, math.nan)
         ),
-        (action("x", credit=math.nan), ONE_GROUP, (LedgerTerm.filtered, FilterReason.reward_failed)),
+        (
+            action("x", credit=math.nan),
+            ONE_GROUP,
+            (LedgerTerm.filtered, FilterReason.reward_failed),
+        ),
         (action("x", credit=1e39), ONE_GROUP, (LedgerTerm.filtered, FilterReason.reward_failed)),
         (action("x", version=None), ONE_GROUP, (LedgerTerm.filtered, FilterReason.unknown_version)),
-        (action("x", version="other@1.10"), ONE_GROUP, (LedgerTerm.filtered, FilterReason.unknown_version)),
+        (
+            action("x", version="other@1.10"),
+            ONE_GROUP,
+            (LedgerTerm.filtered, FilterReason.unknown_version),
+        ),
         (action("x", version="policy@1.1"), ONE_GROUP, (LedgerTerm.stale, None)),
-        (action("x"), BatchRules(groups_per_step=1, max_row_tokens=2), (LedgerTerm.filtered, FilterReason.oversized)),
+        (
+            action("x"),
+            BatchRules(groups_per_step=1, max_row_tokens=2),
+            (LedgerTerm.filtered, FilterReason.oversized),
+        ),
     ],
 )
 def test_single_actions_that_are_not_trained_say_why(
@@ -189,9 +236,18 @@ def test_single_actions_that_are_not_trained_say_why(
 
 
 @pytest.mark.parametrize("reward", [math.inf, -math.inf, math.nan, 1e39, 1.7e308])
-def test_an_episode_whose_reward_cannot_be_computed_with_is_no_part_of_its_group(reward: float) -> None:
-    events = (row("g1", 0, reward), row("g1", 1, 1.0, size=4), row("g1", 2, 0.0), stone("g1", 3, reward, size=4))
-    (group,) = batcher_with(*(msgspec.structs.replace(event, group_size=4) for event in events)).take(NOW)
+def test_an_episode_whose_reward_cannot_be_computed_with_is_no_part_of_its_group(
+    reward: float,
+) -> None:
+    events = (
+        row("g1", 0, reward),
+        row("g1", 1, 1.0, size=4),
+        row("g1", 2, 0.0),
+        stone("g1", 3, reward, size=4),
+    )
+    (group,) = batcher_with(
+        *(msgspec.structs.replace(event, group_size=4) for event in events)
+    ).take(NOW)
     assert group.rewards == (1.0, 0.0)
     assert [episode.rollout_id for episode in group.episodes] == ["g1-1", "g1-2"]
     assert group.fates["g1-0-0#0"] == (LedgerTerm.filtered, FilterReason.reward_failed)
@@ -199,7 +255,9 @@ def test_an_episode_whose_reward_cannot_be_computed_with_is_no_part_of_its_group
 
 def test_a_group_whose_step_was_not_made_is_accounted_for_without_it() -> None:
     stale = action("old", version="policy@1.1")
-    (group,) = batcher_with(row("g1", 0, 1.0, actions=(action("new", 0), stale)), row("g1", 1, 0.0)).take(NOW)
+    (group,) = batcher_with(
+        row("g1", 0, 1.0, actions=(action("new", 0), stale)), row("g1", 1, 0.0)
+    ).take(NOW)
     settled = untrained(group, FilterReason.not_finite)
     assert settled.episodes == ()
     assert settled.fates == {
@@ -218,7 +276,10 @@ def test_ledger_entries_name_every_action_once_and_never_leave_a_group_out() -> 
     stale = action("old", version="policy@1.0")
     (group,) = batcher_with(row("g1", 0, 1.0, actions=(stale,)), row("g1", 1, 0.0)).take(NOW)
     entries = ledger_entries([group], NOW, 7)
-    assert {(entry.term, entry.actions) for entry in entries} == {(LedgerTerm.stale, ("old#0",)), (LedgerTerm.trained, ("g1-1-0#0",))}
+    assert {(entry.term, entry.actions) for entry in entries} == {
+        (LedgerTerm.stale, ("old#0",)),
+        (LedgerTerm.trained, ("g1-1-0#0",)),
+    }
     assert {entry.version for entry in entries} == {"policy@1.10"}
     (empty,) = batcher_with(stone("g1", 0), stone("g1", 1)).take(NOW)
     (entry,) = ledger_entries([empty], NOW, 7)
@@ -230,7 +291,10 @@ def test_policies_that_settle_the_same_revision_tell_of_it_in_events_of_their_ow
     batcher.add(0, 0, row("g1", 0, 1.0))
     batcher.add(0, 1, row("g1", 1, 0.0))
     groups = batcher.take(NOW)
-    of_both = [*ledger_entries(groups, NOW, 7), *ledger_entries(groups, Version("policy-v2", 1, 1), 7)]
+    of_both = [
+        *ledger_entries(groups, NOW, 7),
+        *ledger_entries(groups, Version("policy-v2", 1, 1), 7),
+    ]
     assert len({entry.event_id for entry in of_both}) == len(of_both) == 2
 
 
@@ -263,7 +327,9 @@ def test_staleness_is_counted_in_steps_across_epochs() -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 3))
-def test_a_learner_that_is_killed_and_resumes_settles_every_group_once(seed: int, per_step: int) -> None:
+def test_a_learner_that_is_killed_and_resumes_settles_every_group_once(
+    seed: int, per_step: int
+) -> None:
     chance = random.Random(seed)
     rules = BatchRules(groups_per_step=per_step)
     log = [row(f"g{g}", m, float(m)) for g in range(9) for m in (0, 1)]

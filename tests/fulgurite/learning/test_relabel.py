@@ -20,17 +20,28 @@ def closed() -> list[Trajectory]:
     rewards: list[AgentReward] = [make_reward(1, 0, 1.0), make_reward(1, 1, 0.0)]
     episodes = [
         stitch([declared, make_call(1, 0, version="policy@1.7"), make_status(1, 0)]),
-        stitch([declared, make_call(1, 1, version=None), make_call(1, 1, 1, version="other@1.1", prompt=[5]), make_status(1, 1)]),
+        stitch(
+            [
+                declared,
+                make_call(1, 1, version=None),
+                make_call(1, 1, 1, version="other@1.1", prompt=[5]),
+                make_status(1, 1),
+            ]
+        ),
     ]
     assert isinstance(declared, AgentStatus)
-    outputs = close_group(group_id(1), declared.declaration, [episode for episode in episodes if episode], rewards)
+    outputs = close_group(
+        group_id(1), declared.declaration, [episode for episode in episodes if episode], rewards
+    )
     return [output for output in outputs if isinstance(output, Trajectory)]
 
 
 def test_rows_of_the_named_policy_become_rows_of_the_new_ones_base_model() -> None:
     rows = closed()
     mine = [adopted(row, "policy", "mine") for row in rows]
-    versions = [action.version for row in mine if isinstance(row, Trajectory) for action in row.actions]
+    versions = [
+        action.version for row in mine if isinstance(row, Trajectory) for action in row.actions
+    ]
     assert set(versions) == {"mine@0.0", None, "other@1.1"}
     assert all(isinstance(row, Trajectory) and row.policy == "mine" for row in mine)
     batcher = RowBatcher("mine")
@@ -66,7 +77,9 @@ def test_tombstones_are_members_too() -> None:
     assert episode is not None
     outputs = close_group(group_id(1), declared.declaration, [episode], [])
     taken = [adopted(output, "policy", "mine") for output in outputs]
-    assert {getattr(output, "policy", None) for output in taken if type(output).__name__ == "Tombstone"} == {"mine"}
+    assert {
+        getattr(output, "policy", None) for output in taken if type(output).__name__ == "Tombstone"
+    } == {"mine"}
     assert msgspec.structs.asdict(outputs[0])
 
 
@@ -81,7 +94,9 @@ def test_tombstones_are_members_too() -> None:
         (None, "no JSON", False),
     ],
 )
-def test_a_learner_says_which_topic_it_learns_from(topic: str | None, config: str | None, elsewhere: bool) -> None:
+def test_a_learner_says_which_topic_it_learns_from(
+    topic: str | None, config: str | None, elsewhere: bool
+) -> None:
     update = PolicyUpdate(
         event_id="u", event_time=1, policy="mine", kind=UpdateKind.claim, epoch=1, step=0, learner_id="me", trained_actions=0,
         topic=topic, config=config,

@@ -21,12 +21,22 @@ def claim(epoch: int, learner: str, policy: str = "policy") -> PolicyUpdate:
 
 
 def update(epoch: int, step: int, learner: str, policy: str = "policy") -> PolicyUpdate:
-    return msgspec.structs.replace(claim(epoch, learner, policy), event_id=f"u{epoch}.{step}", kind=UpdateKind.update, step=step)
+    return msgspec.structs.replace(
+        claim(epoch, learner, policy),
+        event_id=f"u{epoch}.{step}",
+        kind=UpdateKind.update,
+        step=step,
+    )
 
 
 def route(*targets: tuple[str, str | None, float], alias: str = "policy") -> PolicyRoute:
-    listed = tuple(RouteTarget(policy=policy, version=version, weight=weight) for policy, version, weight in targets)
-    return PolicyRoute(event_id="r", event_time=1, alias=alias, targets=listed, reason="", author="")
+    listed = tuple(
+        RouteTarget(policy=policy, version=version, weight=weight)
+        for policy, version, weight in targets
+    )
+    return PolicyRoute(
+        event_id="r", event_time=1, alias=alias, targets=listed, reason="", author=""
+    )
 
 
 def after(*events: Event) -> DesiredVersion:
@@ -69,13 +79,17 @@ def test_versions_that_could_not_be_served_are_passed_over() -> None:
 
 
 def test_a_route_pins_a_known_version_until_it_is_taken_back() -> None:
-    fold = after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), route(("policy", "policy@1.1", 1.0)))
+    fold = after(
+        claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), route(("policy", "policy@1.1", 1.0))
+    )
     assert str(fold.version()) == "policy@1.1"
     fold.take(route(("policy", "policy@1.1", 0.2), ("policy", "policy@0.0", 0.8)))
     assert str(fold.version()) == "policy@0.0"
     fold.take(route(("policy", "policy@9.9", 1.0)))
     assert str(fold.version()) == "policy@1.2"
-    fold.take(route(("policy", None, 1.0), ("other", "other@1.1", 5.0), ("policy", "no version", 9.0)))
+    fold.take(
+        route(("policy", None, 1.0), ("other", "other@1.1", 5.0), ("policy", "no version", 9.0))
+    )
     assert str(fold.version()) == "policy@1.2"
 
 
@@ -106,24 +120,50 @@ def test_a_canary_takes_the_other_version_while_an_alias_is_split() -> None:
 def test_adapters_are_wanted_together() -> None:
     fold = after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), update(1, 3, "a"))
     assert [str(v) for v in fold.versions()] == ["policy@1.3"]
-    fold.take(route(("policy", "policy@1.1", 0.9), ("policy", None, 0.1), ("policy", "policy@0.0", 0.1), ("policy", "policy@7.7", 1.0)))
+    fold.take(
+        route(
+            ("policy", "policy@1.1", 0.9),
+            ("policy", None, 0.1),
+            ("policy", "policy@0.0", 0.1),
+            ("policy", "policy@7.7", 1.0),
+        )
+    )
     assert [str(v) for v in fold.versions()] == ["policy@1.3", "policy@1.1"]
-    assert [str(v) for v in fold.versions({Version("policy", 1, 3)})] == ["policy@1.2", "policy@1.1"]
+    assert [str(v) for v in fold.versions({Version("policy", 1, 3)})] == [
+        "policy@1.2",
+        "policy@1.1",
+    ]
     assert after().versions() == []
 
 
-def test_in_place_of_a_pinned_version_that_cannot_be_loaded_a_backend_keeps_what_it_serves() -> None:
-    fold = after(claim(1, "a"), *(update(1, step, "a") for step in range(1, 9)), route(("policy", "policy@1.2", 1.0)))
+def test_in_place_of_a_pinned_version_that_cannot_be_loaded_a_backend_keeps_what_it_serves() -> (
+    None
+):
+    fold = after(
+        claim(1, "a"),
+        *(update(1, step, "a") for step in range(1, 9)),
+        route(("policy", "policy@1.2", 1.0)),
+    )
     gone, serving = Version("policy", 1, 2), Version("policy", 1, 6)
     assert fold.version(kept=serving) == gone
     assert fold.version({gone}, kept=serving) == serving
-    assert str(fold.version({gone})) == "policy@1.1", "a backend that serves nothing yet takes an older one, not the newest"
+    assert str(fold.version({gone})) == "policy@1.1", (
+        "a backend that serves nothing yet takes an older one, not the newest"
+    )
     assert str(fold.version({gone, serving}, kept=serving)) == "policy@1.1"
-    assert str(fold.version({Version("policy", 1, n) for n in range(3)} | {base_version("policy")})) == "policy@0.0"
+    assert (
+        str(fold.version({Version("policy", 1, n) for n in range(3)} | {base_version("policy")}))
+        == "policy@0.0"
+    )
 
 
 def test_the_greatest_share_decides_named_or_not() -> None:
-    fold = after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), route(("policy", "policy@1.1", 0.1), ("policy", None, 0.9)))
+    fold = after(
+        claim(1, "a"),
+        update(1, 1, "a"),
+        update(1, 2, "a"),
+        route(("policy", "policy@1.1", 0.1), ("policy", None, 0.9)),
+    )
     assert (str(fold.version()), str(fold.version(canary=True))) == ("policy@1.2", "policy@1.1")
     fold.take(route(("policy", "policy@1.1", 0.0), ("policy", None, 1.0)))
     assert (fold.pinned(), str(fold.version())) == (None, "policy@1.2")
@@ -137,18 +177,28 @@ def test_the_greatest_share_decides_named_or_not() -> None:
 
 def test_what_is_known() -> None:
     fold = after(claim(1, "a"), update(1, 1, "a"))
-    assert [fold.is_known(Version("policy", *place)) for place in ((0, 0), (1, 1), (1, 2))] == [True, True, False]
+    assert [fold.is_known(Version("policy", *place)) for place in ((0, 0), (1, 1), (1, 2))] == [
+        True,
+        True,
+        False,
+    ]
 
 
 steps = st.integers(0, 9)
 
 
 @given(st.sets(st.integers(1, 9)), steps, st.sets(steps), st.none() | steps)
-def test_nothing_newer_than_what_was_asked_for_is_ever_loaded(published: set[int], asked: int, lost: set[int], serves: int | None) -> None:
+def test_nothing_newer_than_what_was_asked_for_is_ever_loaded(
+    published: set[int], asked: int, lost: set[int], serves: int | None
+) -> None:
     def version(step: int) -> Version:
         return Version("policy", 1, step) if step else base_version("policy")
 
-    fold = after(claim(1, "a"), *(update(1, step, "a") for step in sorted(published)), route(("policy", str(version(asked)), 1.0)))
+    fold = after(
+        claim(1, "a"),
+        *(update(1, step, "a") for step in sorted(published)),
+        route(("policy", str(version(asked)), 1.0)),
+    )
     kept = None if serves is None else version(serves)
     found = fold.version({version(step) for step in lost}, kept=kept)
     assert found == kept or found <= version(asked)

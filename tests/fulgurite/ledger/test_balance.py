@@ -1,4 +1,6 @@
-"""The books balance whatever state each group is in, and a lost event shows. See docs/reference/ledger.md for what cannot show."""
+"""The books balance whatever state each group is in, and a lost event shows. See
+docs/reference/ledger.md for what cannot show.
+"""
 
 from __future__ import annotations
 
@@ -75,8 +77,16 @@ class World:
         episodes: list[Episode] = []
         for index in range(2):
             answers = [[7, 9], [8, 9]]
-            calls = [make_call(number, index, turn, prompt=[1, turn], answers=answers, at=1_000 + turn) for turn in range(turns)]
-            self.put("calls", partition, *calls, make_call(number, index, 9, outcome=CallOutcome.upstream_error))
+            calls = [
+                make_call(number, index, turn, prompt=[1, turn], answers=answers, at=1_000 + turn)
+                for turn in range(turns)
+            ]
+            self.put(
+                "calls",
+                partition,
+                *calls,
+                make_call(number, index, 9, outcome=CallOutcome.upstream_error),
+            )
             episode = stitch([declared, *calls, make_status(number, index)])
             assert episode is not None
             episodes.append(episode)
@@ -85,18 +95,35 @@ class World:
         self.put("episodes", partition, *episodes)
         if stage is Stage.ended:
             return
-        rewards = [] if stage is Stage.unrewarded else [make_reward(number, index, float(index)) for index in range(2)]
+        rewards = (
+            []
+            if stage is Stage.unrewarded
+            else [make_reward(number, index, float(index)) for index in range(2)]
+        )
         outputs = close_group(declared.group_id, declared.declaration, episodes, rewards)
-        self.put("ledger", partition, *(event for event in outputs if isinstance(event, LedgerEntry)))
-        self.put("trajectories", partition, *(event for event in outputs if not isinstance(event, LedgerEntry)))
+        self.put(
+            "ledger", partition, *(event for event in outputs if isinstance(event, LedgerEntry))
+        )
+        self.put(
+            "trajectories",
+            partition,
+            *(event for event in outputs if not isinstance(event, LedgerEntry)),
+        )
         if stage.value < Stage.trained.value or stage is Stage.unrewarded:
             return
         rows = [event for event in outputs if isinstance(event, Trajectory)]
-        actions = sorted({action_id(a.call_id, a.choice) for row in rows for a in row.actions if a.loss})
+        actions = sorted(
+            {action_id(a.call_id, a.choice) for row in rows for a in row.actions if a.loss}
+        )
         self.steps += 1
         if stage is Stage.amended:
             self.settle(partition, declared.group_id, actions, LedgerTerm.trained)
-        self.settle(partition, declared.group_id, actions, LedgerTerm.trained if stage is Stage.trained else LedgerTerm[stage.name])
+        self.settle(
+            partition,
+            declared.group_id,
+            actions,
+            LedgerTerm.trained if stage is Stage.trained else LedgerTerm[stage.name],
+        )
 
     def settle(self, partition: int, group: str, actions: Sequence[str], term: LedgerTerm) -> None:
         reason = FilterReason.no_signal if term is LedgerTerm.filtered else None
@@ -108,13 +135,23 @@ class World:
 
     def learn(self, *positions: int) -> None:
         """The learner's updates so far; positions by partition."""
-        common = {"event_time": 1, "policy": "policy", "epoch": 1, "learner_id": "me", "trained_actions": 0}
+        common = {
+            "event_time": 1,
+            "policy": "policy",
+            "epoch": 1,
+            "learner_id": "me",
+            "trained_actions": 0,
+        }
         claim = PolicyUpdate(event_id="claim", kind=UpdateKind.claim, step=0, **common)  # pyright: ignore[reportArgumentType]
-        low = tuple(Position(partition=number, offset=offset) for number, offset in enumerate(positions))
+        low = tuple(
+            Position(partition=number, offset=offset) for number, offset in enumerate(positions)
+        )
         update = PolicyUpdate(event_id="u", kind=UpdateKind.update, step=1, positions=low, **common)  # pyright: ignore[reportArgumentType]
         self.put("updates", 0, claim, update)
 
-    def dead_letter(self, partition: int, value: bytes | None, actions: tuple[str, ...] = ()) -> None:
+    def dead_letter(
+        self, partition: int, value: bytes | None, actions: tuple[str, ...] = ()
+    ) -> None:
         letter = DeadLetter(
             event_id=derive_id("dead", partition, len(self.topics["dead_letters"])), event_time=1, stage="test", error_type="E", error="e",
             topic="t", partition=partition, offset=0, value=value, actions=actions,
@@ -126,7 +163,12 @@ class World:
         rows = self.topics["trajectories"]
         return (sum(r.partition == 0 for r in rows), sum(r.partition == 1 for r in rows))
 
-    def balance(self, now_ms: int = 0, until: dict[int, int] | None = None, without: tuple[str, int] | None = None) -> Balance:
+    def balance(
+        self,
+        now_ms: int = 0,
+        until: dict[int, int] | None = None,
+        without: tuple[str, int] | None = None,
+    ) -> Balance:
         topics: dict[str, Iterable[Located]] = dict(self.topics)
         if without is not None:
             topic, index = without
@@ -166,13 +208,19 @@ def test_every_action_is_in_exactly_one_term(stages: list[Stage]) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(Stage), min_size=1, max_size=4), st.data())
-def test_the_balance_does_not_depend_on_order_or_duplicates(stages: list[Stage], data: st.DataObject) -> None:
+def test_the_balance_does_not_depend_on_order_or_duplicates(
+    stages: list[Stage], data: st.DataObject
+) -> None:
     world = World()
     for number, stage in enumerate(stages):
         world.add_group(number, stage)
     books = world.balance()
     for name, records in world.topics.items():
-        twice = records + data.draw(st.lists(st.sampled_from(records), max_size=3)) if records else records
+        twice = (
+            records + data.draw(st.lists(st.sampled_from(records), max_size=3))
+            if records
+            else records
+        )
         world.topics[name] = data.draw(st.permutations(twice)) if name != "updates" else twice
     assert world.balance() == books
 
@@ -180,7 +228,9 @@ def test_the_balance_does_not_depend_on_order_or_duplicates(stages: list[Stage],
 def settled_world() -> World:
     """One group of every settled kind, and a learner that has read them all."""
     world = World()
-    for number, stage in enumerate((Stage.trained, Stage.filtered, Stage.stale, Stage.unrewarded, Stage.trained)):
+    for number, stage in enumerate(
+        (Stage.trained, Stage.filtered, Stage.stale, Stage.unrewarded, Stage.trained)
+    ):
         world.add_group(number, stage)
     world.learn(*world.read_position())
     return world
@@ -233,7 +283,9 @@ def test_an_action_trained_twice_shows() -> None:
     world.add_group(0, Stage.trained)
     entry = world.topics["ledger"][-1].event
     assert isinstance(entry, LedgerEntry)
-    again = msgspec.structs.replace(entry, event_id="again", version="policy@1.7", actions=entry.actions[:2])
+    again = msgspec.structs.replace(
+        entry, event_id="again", version="policy@1.7", actions=entry.actions[:2]
+    )
     world.put("ledger", 0, again)
     books = world.balance()
     assert books.remainder == 2
@@ -247,8 +299,18 @@ def test_what_a_policy_learns_from_a_replay_is_no_part_of_the_live_books() -> No
     entry, claim = world.topics["ledger"][-1].event, world.topics["updates"][0].event
     assert isinstance(entry, LedgerEntry)
     assert isinstance(claim, PolicyUpdate)
-    world.put("updates", 0, msgspec.structs.replace(claim, event_id="c", policy="mine", config='{"topic": "trajectories.v2"}'))
-    world.put("ledger", 0, msgspec.structs.replace(entry, event_id="other", policy="mine", version="mine@1.1"))
+    world.put(
+        "updates",
+        0,
+        msgspec.structs.replace(
+            claim, event_id="c", policy="mine", config='{"topic": "trajectories.v2"}'
+        ),
+    )
+    world.put(
+        "ledger",
+        0,
+        msgspec.structs.replace(entry, event_id="other", policy="mine", version="mine@1.1"),
+    )
     books = world.balance()
     assert (books.remainder, books.terms) == (0, {"trained": ACTIONS})
 
@@ -259,7 +321,12 @@ def test_dead_letters_are_counted_wherever_they_died() -> None:
     world.add_group(2, Stage.ended)
     world.add_group(4, Stage.closed)
     world.add_group(6, Stage.trained)
-    dead = (world.topics["calls"][0], world.topics["episodes"][0], world.topics["trajectories"][0], world.topics["calls"][-2])
+    dead = (
+        world.topics["calls"][0],
+        world.topics["episodes"][0],
+        world.topics["trajectories"][0],
+        world.topics["calls"][-2],
+    )
     for record in dead:
         assert record.event is not None
         world.dead_letter(record.partition, CODEC.encode(record.event))
@@ -283,7 +350,9 @@ def test_only_the_learners_position_tells_what_it_has_still_to_do() -> None:
     world.add_group(0, Stage.closed)
     world.learn(len(world.topics["trajectories"]), 0)
     books = world.balance()
-    assert books.remainder == ACTIONS, "the learner claims to have read these rows and accounts for none"
+    assert books.remainder == ACTIONS, (
+        "the learner claims to have read these rows and accounts for none"
+    )
 
 
 def test_a_count_up_to_an_offset_leaves_out_both_sides() -> None:
@@ -315,7 +384,10 @@ def test_an_entry_for_an_action_that_nobody_took_shows() -> None:
     assert (books.discrepancies[0].action, books.discrepancies[0].has_call) == ("nobody#0", False)
 
 
-@pytest.mark.parametrize(("stage", "overdue"), [(Stage.called, ACTIONS), (Stage.ended, ACTIONS), (Stage.closed, 0), (Stage.trained, 0)])
+@pytest.mark.parametrize(
+    ("stage", "overdue"),
+    [(Stage.called, ACTIONS), (Stage.ended, ACTIONS), (Stage.closed, 0), (Stage.trained, 0)],
+)
 def test_open_past_its_deadline_is_flagged(stage: Stage, overdue: int) -> None:
     world = World()
     world.add_group(0, stage)
@@ -325,7 +397,13 @@ def test_open_past_its_deadline_is_flagged(stage: Stage, overdue: int) -> None:
 
 def test_only_successful_train_mode_actions_of_a_policy_count() -> None:
     world = World()
-    world.put("calls", 0, make_call(0, mode=Mode.val), make_call(1, mode=Mode.live), make_call(2, policy=None))
+    world.put(
+        "calls",
+        0,
+        make_call(0, mode=Mode.val),
+        make_call(1, mode=Mode.live),
+        make_call(2, policy=None),
+    )
     world.topics["calls"].append(Located(1, 0, None))
     row = Trajectory(
         event_id="t", event_time=1, trajectory_id="t", group_id="g", rollout_id=rollout_id(0, 0), attempt=0, mode=Mode.live, policy=None,
@@ -359,9 +437,23 @@ def test_what_does_not_belong_into_a_topic_is_passed_by() -> None:
 
 
 def test_live_rollouts_are_told_and_are_no_part_of_the_books() -> None:
-    calls = [make_call(0, index, turn, mode=mode) for index, mode in enumerate((Mode.live, Mode.live, Mode.val)) for turn in range(2)]
+    calls = [
+        make_call(0, index, turn, mode=mode)
+        for index, mode in enumerate((Mode.live, Mode.live, Mode.val))
+        for turn in range(2)
+    ]
     entries = [Located(0, offset, call) for offset, call in enumerate(calls)]
     books = balance(
-        Sources(updates=(), dead_letters=(), ledger=(), trajectories=(), episodes=(), statuses=(), calls=entries), CODEC.decode, 0
+        Sources(
+            updates=(),
+            dead_letters=(),
+            ledger=(),
+            trajectories=(),
+            episodes=(),
+            statuses=(),
+            calls=entries,
+        ),
+        CODEC.decode,
+        0,
     )
     assert (books.actions, books.live_rollouts, books.remainder) == (0, 2, 0)

@@ -42,7 +42,9 @@ ACTIONS = 2 * SIZE
 
 
 def calls(index: int) -> list[LlmCall]:
-    return [make_call(0, index, turn, prompt=(1, turn, index), at=1_000 + turn) for turn in range(3)]
+    return [
+        make_call(0, index, turn, prompt=(1, turn, index), at=1_000 + turn) for turn in range(3)
+    ]
 
 
 def inputs(index: int) -> list[Input]:
@@ -94,7 +96,9 @@ class Books(World):
 
     def close_with(self, *rewards: AgentReward, upto: int | None = None) -> None:
         outputs = close_group(DECLARED.group_id, DECLARED.declaration, self.known.values(), rewards)
-        ordered: list[Output] = [e for e in outputs if isinstance(e, LedgerEntry)] + [e for e in outputs if not isinstance(e, LedgerEntry)]
+        ordered: list[Output] = [e for e in outputs if isinstance(e, LedgerEntry)] + [
+            e for e in outputs if not isinstance(e, LedgerEntry)
+        ]
         for output in ordered[:upto]:
             self.put("ledger" if isinstance(output, LedgerEntry) else "trajectories", 0, output)
             if self.closed:
@@ -108,16 +112,34 @@ class Books(World):
             self.batcher.add(0, record.offset, record.event)
         self.read = len(self.topics["trajectories"])
         entries = list(ledger_entries(self.batcher.take(VERSION), VERSION, 1))
-        told = [r.event for r in self.topics["ledger"] if isinstance(r.event, LedgerEntry) and r.event.source == "learner"]
+        told = [
+            r.event
+            for r in self.topics["ledger"]
+            if isinstance(r.event, LedgerEntry) and r.event.source == "learner"
+        ]
         for held in self.batcher.amendments():
             entries += amended_entries(held, accounts_of(told), VERSION, 1)
             self.batcher.amend(held)
-        common = {"event_time": 1, "policy": "policy", "epoch": 1, "learner_id": "me", "trained_actions": 0}
+        common: dict[str, Any] = {
+            "event_time": 1,
+            "policy": "policy",
+            "epoch": 1,
+            "learner_id": "me",
+            "trained_actions": 0,
+        }
         self.steps += 1
-        places = tuple(Position(partition=p.partition, offset=p.offset) for p in self.batcher.positions())
-        claim = PolicyUpdate(event_id="claim", kind=UpdateKind.claim, step=0, **common)  # pyright: ignore[reportArgumentType]
+        places = tuple(
+            Position(partition=p.partition, offset=p.offset) for p in self.batcher.positions()
+        )
+        claim = PolicyUpdate(event_id="claim", kind=UpdateKind.claim, step=0, **common)
         kind = UpdateKind.update
-        update = PolicyUpdate(event_id=f"u{self.steps}", kind=kind, step=self.steps, positions=places, **common)  # pyright: ignore[reportArgumentType]
+        update = PolicyUpdate(
+            event_id=f"u{self.steps}",
+            kind=kind,
+            step=self.steps,
+            positions=places,
+            **common,  # pyright: ignore[reportArgumentType]
+        )  # pyright: ignore[reportArgumentType]
         self.put("ledger", 0, *entries)
         self.put("updates", 0, *([claim] if self.steps == 1 else []), update)
         self.count()
@@ -172,7 +194,8 @@ def test_a_call_that_comes_late(*, settled: bool) -> None:
         books.step()
     for index in (0, 2):
         books.late_call(index)
-        # As in life, a call has no episode's revision for a moment; the aggregator's is at hand here.
+        # As in life, a call has no episode's revision for a moment; the aggregator's is at hand
+        # here.
         books.end(index, revised(index))
     terms = books.count().terms
     assert terms[OPEN_AMENDMENT] == 2
@@ -197,7 +220,13 @@ def test_another_attempt_that_comes_late() -> None:
 
 def test_a_replaced_attempt_that_no_entry_accounts_for_shows() -> None:
     books = Books(0, 1)
-    retried = stitch([DECLARED, *calls(2)[:2], make_status(0, 2, StatusKind.failed, failure=FailureKind.cancelled, will_retry=True)])
+    retried = stitch(
+        [
+            DECLARED,
+            *calls(2)[:2],
+            make_status(0, 2, StatusKind.failed, failure=FailureKind.cancelled, will_retry=True),
+        ]
+    )
     again = make_call(0, 2, 7, attempt=1, at=1_500)
     last = stitch([DECLARED, again, make_status(0, 2, attempt=1)])
     assert retried is not None
@@ -241,9 +270,19 @@ def test_what_two_services_count_under_one_revision_shows() -> None:
     books = Books(0, 1, 2)
     books.close_with(*rewards(1.0, 0.0))
     books.step()
-    trained = next(r.event for r in books.topics["ledger"] if isinstance(r.event, LedgerEntry) and r.event.term is LedgerTerm.trained)
-    entry = next(r.event for r in books.topics["ledger"] if isinstance(r.event, LedgerEntry) and r.event.source == "rewarder")
-    books.put("ledger", 0, msgspec.structs.replace(entry, event_id="x", actions=trained.actions[:1]))
+    trained = next(
+        r.event
+        for r in books.topics["ledger"]
+        if isinstance(r.event, LedgerEntry) and r.event.term is LedgerTerm.trained
+    )
+    entry = next(
+        r.event
+        for r in books.topics["ledger"]
+        if isinstance(r.event, LedgerEntry) and r.event.source == "rewarder"
+    )
+    books.put(
+        "ledger", 0, msgspec.structs.replace(entry, event_id="x", actions=trained.actions[:1])
+    )
     assert books.balance().remainder == 1
 
 
@@ -252,11 +291,17 @@ def test_an_action_that_a_closing_left_out_shows() -> None:
     books.close_with(*rewards(1.0, 0.0, 0.5))
     books.late_call(0)
     books.end(0, revised(0))
-    close = close_group(DECLARED.group_id, DECLARED.declaration, books.known.values(), rewards(1.0, 0.0, 0.5))
+    close = close_group(
+        DECLARED.group_id, DECLARED.declaration, books.known.values(), rewards(1.0, 0.0, 0.5)
+    )
     late = action_id(calls(0)[2].call_id, 0)
     lossless = [
         msgspec.structs.replace(
-            output, actions=tuple(msgspec.structs.replace(a, loss=a.loss and action_id(a.call_id, 0) != late) for a in output.actions)
+            output,
+            actions=tuple(
+                msgspec.structs.replace(a, loss=a.loss and action_id(a.call_id, 0) != late)
+                for a in output.actions
+            ),
         )
         if isinstance(output, Trajectory)
         else output
@@ -273,6 +318,11 @@ def test_without_its_rows_the_last_closing_that_the_ledger_names_counts() -> Non
     books.close_with(*rewards(1.0, 0.0, None))
     books.step()
     books.topics["trajectories"] = []
-    books.topics["ledger"] = [r for r in books.topics["ledger"] if isinstance(r.event, LedgerEntry) and r.event.source == "rewarder"]
-    # Of the first closing's entries those of the second rollout are superseded by its reward in the second.
+    books.topics["ledger"] = [
+        r
+        for r in books.topics["ledger"]
+        if isinstance(r.event, LedgerEntry) and r.event.source == "rewarder"
+    ]
+    # Of the first closing's entries those of the second rollout are superseded by its reward in the
+    # second.
     assert books.balance().terms == {"filtered(reward_failed)": 2}

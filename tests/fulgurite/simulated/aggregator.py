@@ -43,8 +43,9 @@ class Trial(NamedTuple):
 class Aggregator:
     """Calls and statuses → episodes.
 
-    It lets go of groups that are complete, whenever the schedule says so, and reads them from the log again when something comes for one.
-    Every other one looks back no further than its own start, and so may lack something of any group.
+    It lets go of groups that are complete, whenever the schedule says so, and reads them from the
+    log again when something comes for one. Every other one looks back no further than its own
+    start, and so may lack something of any group.
     """
 
     def __init__(self, world: World) -> None:
@@ -65,7 +66,9 @@ class Aggregator:
         self._gone: set[str] = set()
         self._recalled: set[str] = set()
         logged = (*world.log[CALLS], *world.log[STATUS])
-        self._from_before = {event.group_id for event in logged if isinstance(event, LlmCall | AgentStatus)}
+        self._from_before = {
+            event.group_id for event in logged if isinstance(event, LlmCall | AgentStatus)
+        }
         self._looks_back = world.aggregators % 2 == 0
         world.aggregators += 1
         if self._looks_back:
@@ -77,9 +80,16 @@ class Aggregator:
         if self._verdicts:
             self._world.append(STATUS, self._verdicts.pop(0))
             return True
-        works = (self._publish, lambda: self._reader.commit(self._settled()), lambda: self._read(choice), self._judge)
+        works = (
+            self._publish,
+            lambda: self._reader.commit(self._settled()),
+            lambda: self._read(choice),
+            self._judge,
+        )
         first = choice % 4
-        return (choice % 5 == 0 and self._let_go()) or any(work() for work in (*works[first:], *works[:first]))
+        return (choice % 5 == 0 and self._let_go()) or any(
+            work() for work in (*works[first:], *works[:first])
+        )
 
     def _read(self, choice: int) -> bool:
         event = self._reader.next(choice // 3)
@@ -99,7 +109,9 @@ class Aggregator:
             return
         if key in self._given_up:
             if isinstance(event, LlmCall):
-                self._world.append(DEAD, letter_of("aggregator", event.group_id, [event], event.event_id))
+                self._world.append(
+                    DEAD, letter_of("aggregator", event.group_id, [event], event.event_id)
+                )
             self._done.add(event.event_id)
             return
         if key not in self._groups:
@@ -113,8 +125,11 @@ class Aggregator:
 
     def _publish(self) -> bool:
         for key, barrier in list(self._barriers.items()):
-            # Attempts of a rollout in their order: this rewarder closes a group once, and what comes after that is late.
-            earlier = any(rollout == key[0] and attempt < key[1] for rollout, attempt in self._barriers)
+            # Attempts of a rollout in their order: this rewarder closes a group once, and what
+            # comes after that is late.
+            earlier = any(
+                rollout == key[0] and attempt < key[1] for rollout, attempt in self._barriers
+            )
             if self._reader.at[CALLS] < barrier or earlier:
                 continue
             del self._barriers[key]
@@ -138,7 +153,9 @@ class Aggregator:
             lost = missing_inputs(published, held)
             held |= {call.event_id: call for call in published.calls}
             held |= {
-                event.event_id: event for event in self._world.log[STATUS] if event.event_id in lost and isinstance(event, AgentStatus)
+                event.event_id: event
+                for event in self._world.log[STATUS]
+                if event.event_id in lost and isinstance(event, AgentStatus)
             }
         declared = self._declared.get(group_id)
         candidate = stitch([*held.values(), *([declared] if declared else [])])
@@ -148,7 +165,9 @@ class Aggregator:
         return supersede(published, candidate)
 
     def _give_up(self, key: Key) -> None:
-        """A dead letter with the actions that are in no episode; nothing more is held of the attempt."""
+        """A dead letter with the actions that are in no episode; nothing more is held of the
+        attempt.
+        """
         inputs = self._inputs.pop(key)
         calls = (event for event in inputs.values() if isinstance(event, LlmCall))
         self._world.append(DEAD, letter_of("aggregator", self._groups[key], calls, key[0]))
@@ -159,20 +178,30 @@ class Aggregator:
         """Whether the log may hold of a group what memory does not."""
         if group_id in self._recalled:
             return False
-        from_before = group_id in self._from_before and not (self._looks_back and group_id in self._declared)
+        from_before = group_id in self._from_before and not (
+            self._looks_back and group_id in self._declared
+        )
         return group_id in self._gone or from_before
 
     def _remember(self, group_id: str) -> None:
-        """Read again what the log holds of a group: its declaration, perhaps before it has been read, and what was written."""
+        """Read again what the log holds of a group: its declaration, perhaps before it has been
+        read, and what was written.
+        """
         self._recalled.add(group_id)
         self._gone.discard(group_id)
         for event in self._world.log[STATUS]:
-            if isinstance(event, AgentStatus) and event.declaration is not None and event.group_id == group_id:
+            if (
+                isinstance(event, AgentStatus)
+                and event.declaration is not None
+                and event.group_id == group_id
+            ):
                 self._declared.setdefault(group_id, event)
         for episode in _episodes(self._world):
             key = (episode.rollout_id, episode.attempt)
             held = self._published.get(key)
-            if episode.group_id == group_id and (held is None or set(episode.inputs) > set(held.inputs)):
+            if episode.group_id == group_id and (
+                held is None or set(episode.inputs) > set(held.inputs)
+            ):
                 self._published[key] = episode
                 self._groups[key] = group_id
 
@@ -196,11 +225,16 @@ class Aggregator:
     def _is_complete(self, group_id: str) -> bool:
         keys = self._keys(group_id)
         written = self._published.keys() | self._given_up
-        if self._is_unsure(group_id) or any(key in self._barriers or key not in written for key in keys):
+        if self._is_unsure(group_id) or any(
+            key in self._barriers or key not in written for key in keys
+        ):
             return False
         declared = self._declared.get(group_id)
         given_up = {rollout for rollout, _ in self._given_up}
-        known = members(declared.declaration if declared else None, [self._published[key] for key in keys if key in self._published])
+        known = members(
+            declared.declaration if declared else None,
+            [self._published[key] for key in keys if key in self._published],
+        )
         return all(member.final is not None or member.rollout_id in given_up for member in known)
 
     def _judge(self) -> bool:
@@ -209,14 +243,21 @@ class Aggregator:
                 if self._is_unsure(group_id):
                     self._remember(group_id)
             ends = {topic: len(self._world.log[topic]) for topic in (CALLS, STATUS)}
-            trial = Trial(self._world.time, ends, [*filter(self._is_overdue, self._declared)], self._quiet(self._world.time))
+            trial = Trial(
+                self._world.time,
+                ends,
+                [*filter(self._is_overdue, self._declared)],
+                self._quiet(self._world.time),
+            )
             self._trial = trial if trial.due or trial.quiet else None
             return self._trial is not None
         if any(self._reader.at[topic] < end for topic, end in self._trial.ends.items()):
             return False
         trial, self._trial = self._trial, None
         # Now that all is read: where calls were read first, the declaration came only since.
-        self._verdicts = [self._silence(key) for key in trial.quiet if key in self._quiet(trial.time)]
+        self._verdicts = [
+            self._silence(key) for key in trial.quiet if key in self._quiet(trial.time)
+        ]
         for group_id in trial.due:
             if group_id in self._declared:
                 self._judged.add(group_id)
@@ -225,12 +266,20 @@ class Aggregator:
 
     def _is_overdue(self, group_id: str) -> bool:
         declaration = self._declared[group_id].declaration
-        if declaration is None or group_id in self._judged or self._world.time < declaration.deadline:
+        if (
+            declaration is None
+            or group_id in self._judged
+            or self._world.time < declaration.deadline
+        ):
             return False
         return not self._is_complete(group_id)
 
     def _quiet(self, time: int) -> list[Key]:
-        undeclared = [key for key, group_id in self._groups.items() if group_id not in self._declared and not self._has_ended(key)]
+        undeclared = [
+            key
+            for key, group_id in self._groups.items()
+            if group_id not in self._declared and not self._has_ended(key)
+        ]
         return [key for key in undeclared if self._last_heard(key) + SILENCE_MS <= time]
 
     def _silence(self, key: Key) -> AgentStatus:
@@ -245,19 +294,31 @@ class Aggregator:
         )
 
     def _last_heard(self, key: Key) -> int:
-        return max(event.finished_at if isinstance(event, LlmCall) else event.event_time for event in self._inputs[key].values())
+        return max(
+            event.finished_at if isinstance(event, LlmCall) else event.event_time
+            for event in self._inputs[key].values()
+        )
 
     def _heard(self, group_id: str) -> dict[str, list[AttemptProgress]]:
         heard: dict[str, list[AttemptProgress]] = {}
         for key in sorted(self._keys(group_id)):
             published = self._published.get(key)
-            promised = any(isinstance(event, AgentStatus) and event.will_retry for event in self._inputs[key].values())
+            promised = any(
+                isinstance(event, AgentStatus) and event.will_retry
+                for event in self._inputs[key].values()
+            )
             will_retry = promised or (published is not None and published.will_retry)
-            heard.setdefault(key[0], []).append(AttemptProgress(attempt=key[1], ended=self._has_ended(key), will_retry=will_retry))
+            heard.setdefault(key[0], []).append(
+                AttemptProgress(attempt=key[1], ended=self._has_ended(key), will_retry=will_retry)
+            )
         return heard
 
     def _has_ended(self, key: Key) -> bool:
-        return key in self._published or key in self._given_up or any(map(is_terminal, self._inputs[key].values()))
+        return (
+            key in self._published
+            or key in self._given_up
+            or any(map(is_terminal, self._inputs[key].values()))
+        )
 
     def _keys(self, group_id: str) -> list[Key]:
         return [key for key, group in self._groups.items() if group == group_id]

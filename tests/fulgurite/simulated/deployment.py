@@ -1,8 +1,10 @@
-"""A deployment in a few hundred lines: producers, aggregator, reward worker, rewarder and learner over lists, built from pure functions.
+"""A deployment in a few hundred lines: producers, aggregator, reward worker, rewarder and learner
+over lists, built from pure functions.
 
-Each step of a processor does at most one thing that lasts (a record, a commit, a checkpoint), so a crash between steps is a crash at any
-moment that matters: it loses the processor's memory and nothing else. Time is a number that the schedule moves. A `World` is the log, what
-was committed, and the learner's checkpoint; it outlives everybody.
+Each step of a processor does at most one thing that lasts (a record, a commit, a checkpoint), so a
+crash between steps is a crash at any moment that matters: it loses the processor's memory and
+nothing else. Time is a number that the schedule moves. A `World` is the log, what was committed,
+and the learner's checkpoint; it outlives everybody.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Deployment:
         lawless: bool = False,
         poison: frozenset[str] = frozenset(),
     ) -> None:
-        """`after`: for a source, the one that must have said its first before. `lawless`: time passes whatever has not landed."""
+        """`after`: for a source, the one that must have said its first before. `lawless`: time
+        passes whatever has not landed.
+        """
         self.world = World(poison)
         self._said = [list(source) for source in sources]
         self._sources = [list(source) for source in sources]
@@ -51,7 +55,9 @@ class Deployment:
         self._alive: list[Processor] = [kind(self.world) for kind in self._kinds]
 
     def act(self, move: int, choice: int) -> None:
-        """One step of a schedule: something lands, lands again, is processed; or somebody crashes; or time passes."""
+        """One step of a schedule: something lands, lands again, is processed; or somebody crashes;
+        or time passes.
+        """
         match MOVES[move % len(MOVES)]:
             case "land":
                 for _ in range(1 + choice % 3):
@@ -67,7 +73,9 @@ class Deployment:
             case _:
                 # Not before everything has landed: a verdict is given upon the whole log.
                 if self._lawless or not any(self._sources):
-                    self.world.time = LONG_DUE if self._lawless and self.world.time == DUE and choice % 2 else DUE
+                    self.world.time = (
+                        LONG_DUE if self._lawless and self.world.time == DUE and choice % 2 else DUE
+                    )
 
     def settle(self) -> None:
         """Let everything come to rest."""
@@ -79,7 +87,11 @@ class Deployment:
                 pass
 
     def _land(self, choice: int) -> bool:
-        waiting = [source for place, source in enumerate(self._sources) if source and self._may_speak(place)]
+        waiting = [
+            source
+            for place, source in enumerate(self._sources)
+            if source and self._may_speak(place)
+        ]
         if waiting:
             event = waiting[choice % len(waiting)].pop(0)
             self.world.append(topic_of(event), event)
@@ -95,5 +107,9 @@ class Deployment:
         landed = self.world.log[topic]
         if landed:
             again = landed[choice % len(landed)]
-            if not (isinstance(again, AgentStatus) and again.source == "aggregator" and again.kind is StatusKind.timed_out):
+            if not (
+                isinstance(again, AgentStatus)
+                and again.source == "aggregator"
+                and again.kind is StatusKind.timed_out
+            ):
                 self.world.append(topic, again)

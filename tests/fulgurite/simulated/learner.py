@@ -13,15 +13,25 @@ from tests.fulgurite.simulated.world import LEDGER, TRAJECTORIES, UPDATES, Check
 
 
 class Learner:
-    """Rows → steps. Checkpoint, then update, then ledger; the last two are said again from the checkpoint."""
+    """Rows → steps. Checkpoint, then update, then ledger; the last two are said again from the
+    checkpoint.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._batcher = RowBatcher("policy", BatchRules(groups_per_step=1, max_staleness=1_000))
         kept = world.checkpoint
         # A group written again, long after it was settled, is known from the ledger.
-        entries = [event for event in (*world.log[LEDGER], *kept.writes) if isinstance(event, LedgerEntry) and event.source == LEARNER]
-        self._batcher.restore(kept.positions, kept.settled, {entry.group_id: entry.group_revision for entry in entries})
+        entries = [
+            event
+            for event in (*world.log[LEDGER], *kept.writes)
+            if isinstance(event, LedgerEntry) and event.source == LEARNER
+        ]
+        self._batcher.restore(
+            kept.positions,
+            kept.settled,
+            {entry.group_id: entry.group_revision for entry in entries},
+        )
         self._at = next((position.offset for position in kept.positions), 0)
         self._writes = list(kept.writes)
 
@@ -32,11 +42,20 @@ class Learner:
         works = (self._train, self._read, self._amend)
         first = choice % 3
         # A step begins only when all of the one before has been said.
-        return any(work() for work in (*works[first:], *works[:first]) if not (self._writes and work != self._read))
+        return any(
+            work()
+            for work in (*works[first:], *works[:first])
+            if not (self._writes and work != self._read)
+        )
 
     def waits_for_nothing(self) -> bool:
-        """Whether all that it has read is accounted for: a group that it holds for ever would one day outlive the log."""
-        return all(position.offset == self._at for position in self._batcher.positions()) and not self._batcher.amendments()
+        """Whether all that it has read is accounted for: a group that it holds for ever would one
+        day outlive the log.
+        """
+        return (
+            all(position.offset == self._at for position in self._batcher.positions())
+            and not self._batcher.amendments()
+        )
 
     def _read(self) -> bool:
         if self._at >= len(self._world.log[TRAJECTORIES]):
@@ -53,7 +72,12 @@ class Learner:
             return False
         step = self._world.checkpoint.step + 1
         version = Version("policy", 0, step)
-        trained = [action for group in groups for action, (term, _) in group.fates.items() if term is LedgerTerm.trained]
+        trained = [
+            action
+            for group in groups
+            for action, (term, _) in group.fates.items()
+            if term is LedgerTerm.trained
+        ]
         update = PolicyUpdate(
             event_id=derive_id("update", str(version)),
             event_time=0,
@@ -82,14 +106,20 @@ class Learner:
     def _amendments(self, version: Version) -> tuple[Event, ...]:
         told: list[Event] = []
         for held in self._batcher.amendments():
-            known = [event for event in self._world.log[LEDGER] if isinstance(event, LedgerEntry) and event.source == LEARNER]
+            known = [
+                event
+                for event in self._world.log[LEDGER]
+                if isinstance(event, LedgerEntry) and event.source == LEARNER
+            ]
             accounts = accounts_of([entry for entry in known if entry.group_id == held.group_id])
             told += amended_entries(held, accounts, version, 0)
             self._batcher.amend(held)
         return tuple(told)
 
     def _keep(self, step: int, writes: tuple[Event, ...]) -> None:
-        self._world.checkpoint = Checkpoint(step, self._batcher.positions(), self._batcher.settled(), writes)
+        self._world.checkpoint = Checkpoint(
+            step, self._batcher.positions(), self._batcher.settled(), writes
+        )
         self._writes = list(writes)
 
     def _write(self) -> bool:

@@ -10,7 +10,9 @@ NAME = "judged"
 
 
 class RewardWorker:
-    """Judges what expects its reward. A verdict's id derives from the revision: given twice, after a crash, it is the same event."""
+    """Judges what expects its reward. A verdict's id derives from the revision: given twice, after
+    a crash, it is the same event.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -20,7 +22,11 @@ class RewardWorker:
 
     def step(self, choice: int) -> bool:
         """See Processor."""
-        works = (self._pay, lambda: self._reader.commit(frozenset(self._settled)), lambda: self._read(choice))
+        works = (
+            self._pay,
+            lambda: self._reader.commit(frozenset(self._settled)),
+            lambda: self._read(choice),
+        )
         first = choice % 3
         return any(work() for work in (*works[first:], *works[:first]))
 
@@ -29,7 +35,11 @@ class RewardWorker:
         if event is None:
             return False
         assert isinstance(event, Episode)
-        if event.will_retry or event.declaration is None or NAME not in event.declaration.expected_rewards:
+        if (
+            event.will_retry
+            or event.declaration is None
+            or NAME not in event.declaration.expected_rewards
+        ):
             self._settled.add(event.event_id)
         else:
             self._at_hand.append(event)

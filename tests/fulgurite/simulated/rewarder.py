@@ -1,4 +1,6 @@
-"""Episodes and rewards → rows, tombstones and ledger entries, as `services/rewarder/partition.py` orders them."""
+"""Episodes and rewards → rows, tombstones and ledger entries, as `services/rewarder/partition.py`
+orders them.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Group:
         self.revision = revision
         """That the log stands at; None for a group that is not closed, as far as is known."""
         self.lacks = lacks
-        """Whether it may have been closed and forgotten: the log is to be read before anything is done."""
+        """Whether it may have been closed and forgotten: the log is to be read before anything is
+        done.
+        """
         self.news = False
 
     def take(self, event: Episode | AgentReward) -> None:
@@ -55,9 +59,11 @@ class Group:
 
 
 class Rewarder:
-    """Episodes and rewards → rows, tombstones and ledger entries; closed groups are closed anew when something comes late.
+    """Episodes and rewards → rows, tombstones and ledger entries; closed groups are closed anew
+    when something comes late.
 
-    Every other one looks back no further than its own start, and so knows of no group whether it was closed.
+    Every other one looks back no further than its own start, and so knows of no group whether it
+    was closed.
     """
 
     def __init__(self, world: World) -> None:
@@ -81,7 +87,12 @@ class Rewarder:
 
     def step(self, choice: int) -> bool:
         """See Processor."""
-        works = (self._write, self._close, lambda: self._reader.commit(frozenset(self._settled)), lambda: self._read(choice))
+        works = (
+            self._write,
+            self._close,
+            lambda: self._reader.commit(frozenset(self._settled)),
+            lambda: self._read(choice),
+        )
         first = choice % 4
         return any(work() for work in (*works[first:], *works[:first]))
 
@@ -131,7 +142,8 @@ class Rewarder:
         group.news = False
         group.lacks = True
         self._queue = [
-            letter_of("rewarder", episode.group_id, episode.calls, episode.event_id) for episode in group.gathered.episodes.values()
+            letter_of("rewarder", episode.group_id, episode.calls, episode.event_id)
+            for episode in group.gathered.episodes.values()
         ]
         self._closing = (group, None, frozenset(group.unsettled))
 
@@ -181,6 +193,8 @@ def _written(world: World) -> dict[str, Written]:
     """What the log holds of each group's closings."""
     groups: defaultdict[str, Written] = defaultdict(Written)
     for event in (*world.log[TRAJECTORIES], *world.log[LEDGER]):
-        if isinstance(event, Trajectory | Tombstone) or (isinstance(event, LedgerEntry) and event.source == REWARDER):
+        if isinstance(event, Trajectory | Tombstone) or (
+            isinstance(event, LedgerEntry) and event.source == REWARDER
+        ):
             groups[event.group_id].take(event)
     return groups

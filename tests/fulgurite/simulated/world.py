@@ -1,4 +1,6 @@
-"""What lasts in a simulated deployment: the log, what was committed, the learner's checkpoint, and the time that the schedule moves."""
+"""What lasts in a simulated deployment: the log, what was committed, the learner's checkpoint, and
+the time that the schedule moves.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ from fulgurite.ids import derive_id
 from fulgurite.trajectories.building import successful_actions
 
 CALLS, STATUS, REWARDS = "llm.calls", "agent.status", "agent.rewards"
-EPISODES, TRAJECTORIES, LEDGER, UPDATES = "episodes", "trajectories", "training.ledger", "policy.updates"
+EPISODES, TRAJECTORIES, LEDGER, UPDATES = (
+    "episodes",
+    "trajectories",
+    "training.ledger",
+    "policy.updates",
+)
 DEAD = "dead.letters"
 
 DUE = 45_000
@@ -90,7 +97,13 @@ def letter_of(stage: str, group_id: str, calls: Iterable[LlmCall], about: str) -
 
 def topic_of(event: Event) -> str:
     """Where producers write it."""
-    return CALLS if isinstance(event, LlmCall) else REWARDS if isinstance(event, AgentReward) else STATUS
+    return (
+        CALLS
+        if isinstance(event, LlmCall)
+        else REWARDS
+        if isinstance(event, AgentReward)
+        else STATUS
+    )
 
 
 class Reader:

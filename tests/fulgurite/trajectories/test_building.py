@@ -108,7 +108,11 @@ def test_what_an_action_saw_is_told_by_hashes() -> None:
     def hashed(*token_ids: int) -> bytes:
         return hashlib.sha256(pack_ids(token_ids)).digest()
 
-    seen = [(steps[name].agent, steps[name].state, steps[name].observation) for call in calls for name in successful_actions(call)]
+    seen = [
+        (steps[name].agent, steps[name].state, steps[name].observation)
+        for call in calls
+        for name in successful_actions(call)
+    ]
     later = ("critic", hashed(1, 7, 2, 3), hashed(2, 3))
     assert seen == [("", hashed(1), hashed(1)), later, later]
 
@@ -118,7 +122,14 @@ def test_other_roles_branch_and_other_policies_share_no_row() -> None:
         episode_of(
             make_call(turn=0, at=1_000, prompt=(1, 2), answers=[(7,)]),
             make_call(turn=1, at=1_100, prompt=(4,), answers=[(8,)], agent="critic"),
-            make_call(turn=2, at=1_200, prompt=(1, 2, 7), answers=[(3,)], policy="other", version="other@0.0"),
+            make_call(
+                turn=2,
+                at=1_200,
+                prompt=(1, 2, 7),
+                answers=[(3,)],
+                policy="other",
+                version="other@0.0",
+            ),
         )
     )
     assert [(row.agent, row.policy, row.break_kind, row.broke_from) for row in pieces.rows] == [
@@ -134,14 +145,26 @@ def test_other_roles_branch_and_other_policies_share_no_row() -> None:
         make_call(prompt=None),
         make_call(answers=[None]),
         make_call(answers=[()]),
-        msgspec.structs.replace(make_call(), parent=ParentRef(call_id="c", partition=0, offset=0, shared_tokens=0, shared_messages=0)),
-        msgspec.structs.replace(make_call(), choices=(msgspec.structs.replace(make_call().choices[0], logprobs=pack_logprobs([0.0])),)),
+        msgspec.structs.replace(
+            make_call(),
+            parent=ParentRef(
+                call_id="c", partition=0, offset=0, shared_tokens=0, shared_messages=0
+            ),
+        ),
+        msgspec.structs.replace(
+            make_call(),
+            choices=(
+                msgspec.structs.replace(make_call().choices[0], logprobs=pack_logprobs([0.0])),
+            ),
+        ),
     ],
 )
 def test_choices_without_tokens_are_left_out_by_name(call: LlmCall) -> None:
     pieces = cut(episode_of(call))
     assert pieces.rows == ()
-    assert [(lost.action, lost.reason) for lost in pieces.left_out] == [(action_id(call.call_id, 0), FilterReason.no_tokens)]
+    assert [(lost.action, lost.reason) for lost in pieces.left_out] == [
+        (action_id(call.call_id, 0), FilterReason.no_tokens)
+    ]
 
 
 def test_failed_calls_are_no_actions() -> None:
@@ -156,8 +179,16 @@ def test_failed_calls_are_no_actions() -> None:
         (make_call(), FailureRules(), None),
         (make_call(version=None), FailureRules(), FilterReason.unknown_version),
         (make_call(finish="length"), FailureRules(), FilterReason.truncated),
-        (make_call(finish="length"), FailureRules(policies={FailureKind.truncated: FailurePolicy.train}), None),
-        (make_call(sampling=msgspec.structs.replace(SAMPLING, temperature=0.0)), FailureRules(), FilterReason.untrainable_sampling),
+        (
+            make_call(finish="length"),
+            FailureRules(policies={FailureKind.truncated: FailurePolicy.train}),
+            None,
+        ),
+        (
+            make_call(sampling=msgspec.structs.replace(SAMPLING, temperature=0.0)),
+            FailureRules(),
+            FilterReason.untrainable_sampling,
+        ),
     ],
 )
 def test_masks(call: LlmCall, rules: FailureRules, mask: FilterReason | None) -> None:
@@ -180,7 +211,9 @@ def test_masks(call: LlmCall, rules: FailureRules, mask: FilterReason | None) ->
     ],
 )
 def test_untrainable_sampling(changes: dict[str, float]) -> None:
-    assert not sampling_trainable(msgspec.structs.replace(SAMPLING, **changes), LogprobsMode.processed)
+    assert not sampling_trainable(
+        msgspec.structs.replace(SAMPLING, **changes), LogprobsMode.processed
+    )
 
 
 def test_raw_logprobs_are_the_policys_only_at_temperature_one() -> None:
@@ -193,12 +226,23 @@ def test_raw_logprobs_are_the_policys_only_at_temperature_one() -> None:
 TOKENS = st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple)
 MOVES = st.sampled_from(["extend", "again", "anew"])
 PLANS = st.lists(
-    st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=2), MOVES, st.sampled_from(["", "critic"]), st.booleans()), max_size=8
+    st.tuples(
+        TOKENS,
+        st.lists(TOKENS, min_size=1, max_size=2),
+        MOVES,
+        st.sampled_from(["", "critic"]),
+        st.booleans(),
+    ),
+    max_size=8,
 )
-"""What each call is: its new tokens, its answers, how it follows what was said, its role, and whether the one before had ended."""
+"""What each call is: its new tokens, its answers, how it follows what was said, its role, and
+whether the one before had ended.
+"""
 
 
-def conversation(plan: list[tuple[tuple[int, ...], list[tuple[int, ...]], str, str, bool]]) -> list[LlmCall]:
+def conversation(
+    plan: list[tuple[tuple[int, ...], list[tuple[int, ...]], str, str, bool]],
+) -> list[LlmCall]:
     """Calls of one attempt, some of which ask the same again."""
     said: tuple[int, ...] = ()
     prompt: tuple[int, ...] = (1,)
@@ -219,13 +263,24 @@ def test_every_action_carries_loss_in_exactly_one_row_or_is_left_out_with_a_reas
     calls = conversation(plan)
     episode = episode_of(*calls)
     pieces = cut(episode)
-    trained = Counter(action_id(action.call_id, action.choice) for row in pieces.rows for action in row.actions if action.loss)
+    trained = Counter(
+        action_id(action.call_id, action.choice)
+        for row in pieces.rows
+        for action in row.actions
+        if action.loss
+    )
     lost = Counter(lost.action for lost in pieces.left_out)
-    assert trained + lost == Counter(action for call in episode.calls for action in successful_actions(call))
+    assert trained + lost == Counter(
+        action for call in episode.calls for action in successful_actions(call)
+    )
     assert {lost.reason for lost in pieces.left_out} <= {FilterReason.superseded}
     random.shuffle(calls)
     assert cut(episode_of(*calls)) == pieces
-    answers_of = {action_id(call.call_id, choice.index): choice.token_ids for call in calls for choice in call.choices}
+    answers_of = {
+        action_id(call.call_id, choice.index): choice.token_ids
+        for call in calls
+        for choice in call.choices
+    }
     prompts = {call.call_id: call.prompt_token_ids for call in calls}
     for row in pieces.rows:
         for action in row.actions:

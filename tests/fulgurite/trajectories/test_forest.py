@@ -1,4 +1,6 @@
-"""A forest holds every row, shares every prefix and lets a token see its own history, whatever the order of the rows."""
+"""A forest holds every row, shares every prefix and lets a token see its own history, whatever the
+order of the rows.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,16 @@ from numpy.typing import NDArray
 
 from fulgurite.trajectories.forest import MalformedRow, build, partition
 
-# Few different tokens, so that rows share prefixes often; some beyond 16 bits, so that the byte order matters.
+# Few different tokens, so that rows share prefixes often; some beyond 16 bits, so that the byte
+# order matters.
 tokens = st.lists(st.sampled_from([0, 1, 255, 256, 70_000]), min_size=1, max_size=7)
 batches = st.lists(
-    tokens.flatmap(lambda row: st.tuples(st.just(row), st.lists(st.booleans(), min_size=len(row), max_size=len(row)))), max_size=8
+    tokens.flatmap(
+        lambda row: st.tuples(
+            st.just(row), st.lists(st.booleans(), min_size=len(row), max_size=len(row))
+        )
+    ),
+    max_size=8,
 )
 Batch = list[tuple[list[int], list[bool]]]
 
@@ -72,7 +80,12 @@ def test_nodes_are_numbered_depth_first(batch: Batch) -> None:
 def test_needed_are_the_nodes_before_trained_tokens(batch: Batch) -> None:
     rows, masks = arrays(batch)
     forest = build(rows, masks)
-    needed = {int(nodes[t - 1]) for nodes, mask in zip(forest.nodes, masks, strict=True) for t in range(1, len(mask)) if mask[t]}
+    needed = {
+        int(nodes[t - 1])
+        for nodes, mask in zip(forest.nodes, masks, strict=True)
+        for t in range(1, len(mask))
+        if mask[t]
+    }
     assert forest.needed_K.tolist() == sorted(needed)
 
 

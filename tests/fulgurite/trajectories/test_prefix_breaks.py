@@ -19,12 +19,21 @@ AGAIN: dict[str, object] = {"role": "user", "content": "sure?"}
 
 def first(stop_reason: str | None = None, answer: dict[str, object] | None = None) -> LlmCall:
     return make_call(
-        turn=0, prompt=(1, 2, 3), answers=[(7, 8, 9)], messages=[QUESTION], replies=[answer or ANSWER], stop_reason=stop_reason
+        turn=0,
+        prompt=(1, 2, 3),
+        answers=[(7, 8, 9)],
+        messages=[QUESTION],
+        replies=[answer or ANSWER],
+        stop_reason=stop_reason,
     )
 
 
 def second(prompt: tuple[int, ...], messages: list[dict[str, object]] | None = None) -> LlmCall:
-    sent: list[dict[str, object]] = [dict(QUESTION), {"role": "assistant", "content": "4"}, dict(AGAIN)]
+    sent: list[dict[str, object]] = [
+        dict(QUESTION),
+        {"role": "assistant", "content": "4"},
+        dict(AGAIN),
+    ]
     return make_call(turn=1, prompt=prompt, messages=sent if messages is None else messages)
 
 
@@ -47,12 +56,18 @@ def test_stripped_thinking_is_the_templates_doing() -> None:
     thought: dict[str, object] = {"role": "assistant", "content": "<think>hm</think>4"}
     sent: list[dict[str, object]] = [dict(QUESTION), thought, dict(AGAIN)]
     before = first(answer=thought)
-    assert classify(before, before.choices[0], second((1, 2, 3, 9, 5), sent)) is PrefixBreak.template
+    assert (
+        classify(before, before.choices[0], second((1, 2, 3, 9, 5), sent)) is PrefixBreak.template
+    )
 
 
 def test_tool_calls_are_part_of_what_a_message_says() -> None:
     def asks(expression: str) -> dict[str, object]:
-        return {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "calc", "arguments": expression}}]}
+        return {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"name": "calc", "arguments": expression}}],
+        }
 
     before = first(answer=asks("2+2"))
     same = second((1, 2, 3, 7, 17), [dict(QUESTION), asks("2+2")])

@@ -19,7 +19,13 @@ from tests.fulgurite.trajectories.test_building import episode_of
 from tests.synthetic import make_call
 
 
-def ask(turn: int, at: int, prompt: Sequence[int] = (1, 2), answers: Sequence[Sequence[int]] = ((7,),), **more: object) -> LlmCall:
+def ask(
+    turn: int,
+    at: int,
+    prompt: Sequence[int] = (1, 2),
+    answers: Sequence[Sequence[int]] = ((7,),),
+    **more: object,
+) -> LlmCall:
     """A call that takes 5 ms."""
     return make_call(turn=turn, at=at, prompt=prompt, answers=answers, **more)  # type: ignore[arg-type]
 
@@ -55,8 +61,14 @@ def test_a_call_that_was_tried_again_and_built_upon_is_superseded() -> None:
         ([FIRST, ask(1, 1_010, answers=[(8,)], agent="critic"), ON], "another role asked"),
         ([FIRST, ask(1, 1_010, answers=[(8,)], policy="other"), ON], "another policy answered"),
         ([FIRST, ask(1, 1_010, prompt=(1,), answers=[(8,)]), ON], "the prompts differ"),
-        ([msgspec.structs.replace(FIRST, outcome=CallOutcome.upstream_error), AGAIN, ON], "it gave no answer"),
-        ([make_call(turn=0, prompt=None), make_call(turn=1, prompt=None, at=1_010)], "no tokens, no telling"),
+        (
+            [msgspec.structs.replace(FIRST, outcome=CallOutcome.upstream_error), AGAIN, ON],
+            "it gave no answer",
+        ),
+        (
+            [make_call(turn=0, prompt=None), make_call(turn=1, prompt=None, at=1_010)],
+            "no tokens, no telling",
+        ),
     ],
 )
 def test_what_is_not(calls: list[LlmCall], why: str) -> None:
@@ -66,7 +78,10 @@ def test_what_is_not(calls: list[LlmCall], why: str) -> None:
 def test_whoever_builds_upon_the_text_has_built_upon_the_answer() -> None:
     """The tokens of a conversation may part though the agent changed nothing."""
     asked = [{"role": "user", "content": "go"}]
-    seven, eight = {"role": "assistant", "content": "seven"}, {"role": "assistant", "content": "eight"}
+    seven, eight = (
+        {"role": "assistant", "content": "seven"},
+        {"role": "assistant", "content": "eight"},
+    )
     first = ask(0, 1_000, answers=[(7,)], messages=asked, replies=[seven])
     again = ask(1, 1_010, answers=[(8,)], messages=asked, replies=[eight])
     upon_first = ask(2, 1_020, prompt=(5, 5), messages=[*asked, seven])
@@ -75,7 +90,9 @@ def test_whoever_builds_upon_the_text_has_built_upon_the_answer() -> None:
     assert superseded_of([first, again, upon_first, upon_again]) == frozenset()
 
 
-@given(st.permutations([FIRST, AGAIN, ON, ask(3, 1_030, answers=[(6,)]), ask(4, 1_040, prompt=(4,))]))
+@given(
+    st.permutations([FIRST, AGAIN, ON, ask(3, 1_030, answers=[(6,)]), ask(4, 1_040, prompt=(4,))])
+)
 def test_the_order_of_arrival_plays_no_part(calls: list[LlmCall]) -> None:
     # The third try came too late to replace what was used.
     assert superseded_of(calls) == {FIRST.call_id}

@@ -27,10 +27,14 @@ def conversation(turns: int) -> list[LlmCall]:
     prompts = [[chance.randrange(1_000) for _ in range(200 * (turn + 1))] for turn in range(turns)]
     for before, after in pairwise(prompts):
         after[: len(before)] = before
-    calls = [make_call(turn=turn, at=1_000 + turn, prompt=prompt) for turn, prompt in enumerate(prompts)]
+    calls = [
+        make_call(turn=turn, at=1_000 + turn, prompt=prompt) for turn, prompt in enumerate(prompts)
+    ]
     return [
         msgspec.structs.replace(
-            call, request=json.dumps({"messages": messages[: turn + 1]}), prompt_hash=prompt_hash(pack_ids(prompts[turn]))
+            call,
+            request=json.dumps({"messages": messages[: turn + 1]}),
+            prompt_hash=prompt_hash(pack_ids(prompts[turn])),
         )
         for turn, call in enumerate(calls)
     ]
@@ -58,7 +62,9 @@ def held_whole(attempt: Attempt) -> list[Input]:
 
 def size(attempt: Attempt) -> int:
     return sum(
-        len(event.request or "") + len(event.prompt_token_ids or b"") for event in attempt.inputs.values() if isinstance(event, LlmCall)
+        len(event.request or "") + len(event.prompt_token_ids or b"")
+        for event in attempt.inputs.values()
+        if isinstance(event, LlmCall)
     )
 
 

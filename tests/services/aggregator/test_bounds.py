@@ -44,8 +44,14 @@ def test_a_status_weighs_what_its_message_takes(message: str) -> None:
 
 def test_a_call_weighs_what_names_its_texts_elsewhere() -> None:
     call = make_call()
-    claims = tuple(ClaimCheck(uri=f"file:///claims/{number:064x}", sha256=f"{number:064x}", size=1) for number in range(100))
-    held = sum(sys.getsizeof(claim) + sys.getsizeof(claim.uri) + sys.getsizeof(claim.sha256) for claim in claims)
+    claims = tuple(
+        ClaimCheck(uri=f"file:///claims/{number:064x}", sha256=f"{number:064x}", size=1)
+        for number in range(100)
+    )
+    held = sum(
+        sys.getsizeof(claim) + sys.getsizeof(claim.uri) + sys.getsizeof(claim.sha256)
+        for claim in claims
+    )
     assert weight(msgspec.structs.replace(call, pieces=claims)) >= weight(call) + held
 
 
@@ -63,7 +69,9 @@ async def test_ends_that_are_told_over_and_over_outgrow_the_attempt() -> None:
     reader.log.ends[LLM_CALLS.name] = 1
     for number in range(10):
         await reader.take(make_status(at=NOW + number, message="\U0001f600" * 65_536))
-    assert [event.error_type for _, event in reader.log.published if isinstance(event, DeadLetter)] == ["AttemptTooLarge"]
+    assert [
+        event.error_type for _, event in reader.log.published if isinstance(event, DeadLetter)
+    ] == ["AttemptTooLarge"]
 
 
 async def test_a_status_after_the_end_that_adds_nothing_makes_no_revision() -> None:
@@ -83,7 +91,12 @@ async def test_a_status_after_the_end_that_adds_nothing_makes_no_revision() -> N
 async def test_a_status_of_an_episode_that_an_earlier_worker_wrote_makes_none_either() -> None:
     before = Reader()
     before.log.ends[LLM_CALLS.name] = 1
-    events: list[LlmCall | AgentStatus] = [DECLARED, make_status(kind=StatusKind.started, at=NOW + 1), CALL, DONE]
+    events: list[LlmCall | AgentStatus] = [
+        DECLARED,
+        make_status(kind=StatusKind.started, at=NOW + 1),
+        CALL,
+        DONE,
+    ]
     for event in events:
         await before.take(event)
     reader = Reader(written=before.log.episodes())
@@ -110,12 +123,16 @@ async def test_an_episode_has_so_many_revisions_and_no_more() -> None:
     assert len(reader.log.episodes()) == 3
 
 
-async def test_a_clock_that_was_wrong_for_a_moment_does_not_keep_an_attempt_open(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_was_wrong_for_a_moment_does_not_keep_an_attempt_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reader = Reader(AggregatorSettings(silence_s=3))
     years = NOW + 10 * 365 * 86_400_000
     acknowledged: list[int] = []
     settle = AckOrder().add(lambda: acknowledged.append(1), NOW)
-    ahead = msgspec.structs.replace(make_call(at=NOW, mode=Mode.live), event_time=years, finished_at=2**62)
+    ahead = msgspec.structs.replace(
+        make_call(at=NOW, mode=Mode.live), event_time=years, finished_at=2**62
+    )
     reader.read[LLM_CALLS.name] = reader.log.ends[LLM_CALLS.name] = 1
     reader.partition.take(LLM_CALLS, ahead, settle)
     await later(reader, monkeypatch, 60_000)

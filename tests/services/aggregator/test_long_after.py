@@ -1,4 +1,6 @@
-"""What comes for a group that memory has let go of, or that was written before a start looked: stitched with its declaration, as ever."""
+"""What comes for a group that memory has let go of, or that was written before a start looked:
+stitched with its declaration, as ever.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,11 @@ class MemoryLog(Log):
 
     def __init__(self) -> None:
         self.settings = KafkaSettings()
-        self.topics: dict[str, list[Event]] = {LLM_CALLS.name: [], AGENT_STATUS.name: [], EPISODES.name: []}
+        self.topics: dict[str, list[Event]] = {
+            LLM_CALLS.name: [],
+            AGENT_STATUS.name: [],
+            EPISODES.name: [],
+        }
         self.reads = 0
 
     async def publish(self, topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
@@ -44,9 +50,14 @@ class MemoryLog(Log):
     async def end_offset(self, topic: Topic, partition: int) -> int:
         return len(self.topics[topic.name])
 
-    def read_all(self, settings: KafkaSettings, topic: Topic, codec: object, **_: object) -> list[Record]:
+    def read_all(
+        self, settings: KafkaSettings, topic: Topic, codec: object, **_: object
+    ) -> list[Record]:
         self.reads += 1
-        return [Record(0, offset, NOW, None, b"", event, None) for offset, event in enumerate(self.topics[topic.name])]
+        return [
+            Record(0, offset, NOW, None, b"", event, None)
+            for offset, event in enumerate(self.topics[topic.name])
+        ]
 
     def episodes(self) -> list[Episode]:
         return [event for event in self.topics[EPISODES.name] if isinstance(event, Episode)]
@@ -66,17 +77,27 @@ class Aggregator:
         self._read = dict(self.committed)
         self._orders = {name: AckOrder() for name in self._read}
         settings = AggregatorSettings(**changes)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-        self.partition = AggregatorPartition(0, self._log, settings, lambda topic: self._read[topic.name], written, since)
+        self.partition = AggregatorPartition(
+            0, self._log, settings, lambda topic: self._read[topic.name], written, since
+        )
 
     async def run(self, *events: LlmCall | AgentStatus, only: Topic | None = None) -> None:
         for event in events:
-            self._log.topics[(LLM_CALLS if isinstance(event, LlmCall) else AGENT_STATUS).name].append(event)
+            self._log.topics[
+                (LLM_CALLS if isinstance(event, LlmCall) else AGENT_STATUS).name
+            ].append(event)
         for _ in range(4):
             for topic in (LLM_CALLS, AGENT_STATUS) if only is None else (only,):
                 for event in self._log.topics[topic.name][self._read[topic.name] :]:
                     self._read[topic.name] += 1
                     assert isinstance(event, LlmCall | AgentStatus)
-                    self.partition.take(topic, event, self._orders[topic.name].add(lambda name=topic.name: self._acknowledge(name)))
+                    self.partition.take(
+                        topic,
+                        event,
+                        self._orders[topic.name].add(
+                            lambda name=topic.name: self._acknowledge(name)
+                        ),
+                    )
             await self.partition.work()
 
     def _acknowledge(self, name: str) -> None:
@@ -86,7 +107,11 @@ class Aggregator:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> MemoryLog:
     # Ids as the gateway mints them: from their time it is told what may have been forgotten.
-    monkeypatch.setattr(synthetic, "group_id", lambda number: mint_group(NOW - 60_000 + number, number.to_bytes(10, "big")))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]
+    monkeypatch.setattr(
+        synthetic,
+        "group_id",
+        lambda number: mint_group(NOW - 60_000 + number, number.to_bytes(10, "big")),  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType, reportUnknownMemberType]
+    )
     made = MemoryLog()
     monkeypatch.setattr(partition_module, "read_all", made.read_all)
     return made
@@ -94,7 +119,11 @@ def log(monkeypatch: pytest.MonkeyPatch) -> MemoryLog:
 
 def whole_group(deadline: int = NOW + HOUR) -> list[LlmCall | AgentStatus]:
     done = [make_status(index=index, at=NOW + 10) for index in range(2)]
-    return [make_declared(0, 2, at=NOW, deadline=deadline, max_attempts=3), *(make_call(index=index, at=NOW) for index in range(2)), *done]
+    return [
+        make_declared(0, 2, at=NOW, deadline=deadline, max_attempts=3),
+        *(make_call(index=index, at=NOW) for index in range(2)),
+        *done,
+    ]
 
 
 async def forget(aggregator: Aggregator, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
@@ -109,7 +138,9 @@ WAYS = pytest.mark.parametrize("how", ["restart", "memory"])
 
 
 @WAYS
-async def test_an_attempt_that_first_appears_then_has_its_declaration(how: str, log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_attempt_that_first_appears_then_has_its_declaration(
+    how: str, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     aggregator = Aggregator(log)
     events = whole_group()
     await aggregator.run(*events)
@@ -121,7 +152,9 @@ async def test_an_attempt_that_first_appears_then_has_its_declaration(how: str, 
 
 
 @WAYS
-async def test_a_late_call_makes_a_revision_of_the_whole(how: str, log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_call_makes_a_revision_of_the_whole(
+    how: str, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     aggregator = Aggregator(log)
     events = whole_group()
     await aggregator.run(*events)
@@ -136,7 +169,9 @@ async def test_a_late_call_makes_a_revision_of_the_whole(how: str, log: MemoryLo
 
 
 @WAYS
-async def test_one_that_never_ends_is_timed_out_like_any(how: str, log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_never_ends_is_timed_out_like_any(
+    how: str, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     aggregator = Aggregator(log)
     events = whole_group(deadline=NOW + 1_000)
     await aggregator.run(*events)
@@ -145,8 +180,16 @@ async def test_one_that_never_ends_is_timed_out_like_any(how: str, log: MemoryLo
     await aggregator.run(make_call(attempt=1, at=NOW + 20))
     monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 1_002_000)
     await aggregator.run()
-    (verdict,) = (event for event in log.topics[AGENT_STATUS.name] if isinstance(event, AgentStatus) and event.source == "aggregator")
-    assert (verdict.kind, verdict.failure, verdict.attempt) == (StatusKind.timed_out, FailureKind.agent_timeout, 1)
+    (verdict,) = (
+        event
+        for event in log.topics[AGENT_STATUS.name]
+        if isinstance(event, AgentStatus) and event.source == "aggregator"
+    )
+    assert (verdict.kind, verdict.failure, verdict.attempt) == (
+        StatusKind.timed_out,
+        FailureKind.agent_timeout,
+        1,
+    )
     assert log.episodes()[-1].attempt == 1
     assert log.episodes()[-1].declaration is not None
     assert aggregator.committed[LLM_CALLS.name] == 3
@@ -184,7 +227,11 @@ async def test_one_never_heard_of_is_timed_out_though_its_group_was_looked_for_i
     await aggregator.run()
     monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 3_000)
     await aggregator.run()
-    verdicts = [event for event in log.topics[AGENT_STATUS.name] if isinstance(event, AgentStatus) and event.source == "aggregator"]
+    verdicts = [
+        event
+        for event in log.topics[AGENT_STATUS.name]
+        if isinstance(event, AgentStatus) and event.source == "aggregator"
+    ]
     assert [(verdict.rollout_id, verdict.failure) for verdict in verdicts] == [
         (rollout_id(0, 1), FailureKind.agent_timeout),
         (rollout_id(0, 2), FailureKind.agent_silent),
@@ -196,7 +243,11 @@ async def test_a_declaration_that_a_start_reads_again_is_judged_though_its_first
     log: MemoryLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aggregator = Aggregator(log)
-    await aggregator.run(make_declared(0, 2, at=NOW, deadline=NOW + 1_000), make_call(at=NOW), make_status(at=NOW + 10))
+    await aggregator.run(
+        make_declared(0, 2, at=NOW, deadline=NOW + 1_000),
+        make_call(at=NOW),
+        make_status(at=NOW + 10),
+    )
     written = log.episodes()
     assert len(written) == 1
     aggregator.start(NOW - HOUR, written, keep_s=0)
@@ -206,11 +257,16 @@ async def test_a_declaration_that_a_start_reads_again_is_judged_though_its_first
     for later in (3_000, 4_000, 20_000):
         monkeypatch.setattr(partition_module, "now_ms", lambda later=later: NOW + later)
         await aggregator.run()
-    assert [episode.rollout_id for episode in log.episodes()] == [rollout_id(0, 0), rollout_id(0, 1)]
+    assert [episode.rollout_id for episode in log.episodes()] == [
+        rollout_id(0, 0),
+        rollout_id(0, 1),
+    ]
     assert aggregator.committed == {LLM_CALLS.name: 1, AGENT_STATUS.name: 3}
 
 
-async def test_calls_that_are_read_long_before_their_declaration_are_not_silent(log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_that_are_read_long_before_their_declaration_are_not_silent(
+    log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As after an outage: the calls of a backlog are old, and the other topic is read later."""
     aggregator = Aggregator(log)
     declared, call = make_declared(0, 1, at=NOW, deadline=NOW + HOUR), make_call(at=NOW)

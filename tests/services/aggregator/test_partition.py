@@ -1,4 +1,6 @@
-"""One partition of the aggregator over a log kept in memory: what is read when, is the test's to say."""
+"""One partition of the aggregator over a log kept in memory: what is read when, is the test's to
+say.
+"""
 
 from __future__ import annotations
 
@@ -38,24 +40,40 @@ class MemoryLog(Log):
 
     def episodes(self) -> list[Episode]:
         """As who reads them gets them."""
-        read = [self.codec.decode(self.codec.encode(event)) for topic, event in self.published if topic is EPISODES]
+        read = [
+            self.codec.decode(self.codec.encode(event))
+            for topic, event in self.published
+            if topic is EPISODES
+        ]
         return [event for event in read if isinstance(event, Episode)]
 
 
 class Reader:
     """A partition, and how far its two topics have been read."""
 
-    def __init__(self, settings: AggregatorSettings | None = None, written: Iterable[Episode] = ()) -> None:
+    def __init__(
+        self, settings: AggregatorSettings | None = None, written: Iterable[Episode] = ()
+    ) -> None:
         self.log = MemoryLog()
         self.read = {LLM_CALLS.name: 0, AGENT_STATUS.name: 0}
         self.acknowledged: list[str] = []
         self._orders = {LLM_CALLS.name: AckOrder(), AGENT_STATUS.name: AckOrder()}
-        self.partition = AggregatorPartition(0, self.log, settings or AggregatorSettings(), lambda topic: self.read[topic.name], written)
+        self.partition = AggregatorPartition(
+            0,
+            self.log,
+            settings or AggregatorSettings(),
+            lambda topic: self.read[topic.name],
+            written,
+        )
 
     async def take(self, event: LlmCall | AgentStatus) -> None:
         topic = LLM_CALLS if isinstance(event, LlmCall) else AGENT_STATUS
         self.read[topic.name] += 1
-        self.partition.take(topic, event, self._orders[topic.name].add(lambda: self.acknowledged.append(event.event_id)))
+        self.partition.take(
+            topic,
+            event,
+            self._orders[topic.name].add(lambda: self.acknowledged.append(event.event_id)),
+        )
         await self.partition.work()
 
 
@@ -107,13 +125,20 @@ async def test_a_call_after_the_end_makes_a_revision_that_supersedes() -> None:
 async def test_an_episode_that_no_message_can_hold_is_a_dead_letter_with_its_actions() -> None:
     reader = Reader()
     bodies = [random.Random(turn).randbytes(450_000).hex() for turn in range(10)]
-    large = [msgspec.structs.replace(make_call(turn=turn, at=NOW + turn), request=body) for turn, body in enumerate(bodies)]
+    large = [
+        msgspec.structs.replace(make_call(turn=turn, at=NOW + turn), request=body)
+        for turn, body in enumerate(bodies)
+    ]
     reader.log.ends[LLM_CALLS.name] = len(large)
     for event in (DECLARED, *large, DONE):
         await reader.take(event)
     ((topic, letter),) = reader.log.published
     assert isinstance(letter, DeadLetter)
-    assert (topic, letter.error_type, letter.key) == (DEAD_LETTERS, "EpisodeTooLarge", DONE.group_id.encode())
+    assert (topic, letter.error_type, letter.key) == (
+        DEAD_LETTERS,
+        "EpisodeTooLarge",
+        DONE.group_id.encode(),
+    )
     assert letter.actions == tuple(action_id(call.call_id, 0) for call in large)
     assert len(reader.acknowledged) == len(large) + 2
 
@@ -121,8 +146,14 @@ async def test_an_episode_that_no_message_can_hold_is_a_dead_letter_with_its_act
 async def test_large_calls_that_repeat_one_another_are_an_episode() -> None:
     reader = Reader()
     body = random.Random(0).randbytes(450_000).hex()
-    large = [msgspec.structs.replace(make_call(turn=turn, at=NOW + turn), request=f"{body}{turn}") for turn in range(10)]
-    large = [msgspec.structs.replace(call, prompt_hash=prompt_hash(call.prompt_token_ids or b"")) for call in large]
+    large = [
+        msgspec.structs.replace(make_call(turn=turn, at=NOW + turn), request=f"{body}{turn}")
+        for turn in range(10)
+    ]
+    large = [
+        msgspec.structs.replace(call, prompt_hash=prompt_hash(call.prompt_token_ids or b""))
+        for call in large
+    ]
     reader.log.ends[LLM_CALLS.name] = len(large)
     for event in (DECLARED, *large, DONE):
         await reader.take(event)
@@ -133,10 +164,15 @@ async def test_large_calls_that_repeat_one_another_are_an_episode() -> None:
 def session(turns: int, first: int = 0) -> list[LlmCall]:
     """Undeclared calls of some 20 kB each."""
     bodies = [random.Random(turn).randbytes(10_000).hex() for turn in range(first, first + turns)]
-    return [msgspec.structs.replace(make_call(turn=first + turn, at=NOW + first + turn), request=body) for turn, body in enumerate(bodies)]
+    return [
+        msgspec.structs.replace(make_call(turn=first + turn, at=NOW + first + turn), request=body)
+        for turn, body in enumerate(bodies)
+    ]
 
 
-async def test_an_attempt_that_holds_too_much_is_a_dead_letter_and_nothing_more_is_held_of_it() -> None:
+async def test_an_attempt_that_holds_too_much_is_a_dead_letter_and_nothing_more_is_held_of_it() -> (
+    None
+):
     reader = Reader(AggregatorSettings(attempt_mb=0.1))
     calls = session(4)
     for call in calls:
@@ -145,7 +181,11 @@ async def test_an_attempt_that_holds_too_much_is_a_dead_letter_and_nothing_more_
     await reader.take(fifth := session(1, first=4)[0])
     ((topic, letter),) = reader.log.published
     assert isinstance(letter, DeadLetter)
-    assert (topic, letter.error_type, letter.key) == (DEAD_LETTERS, "AttemptTooLarge", fifth.group_id.encode())
+    assert (topic, letter.error_type, letter.key) == (
+        DEAD_LETTERS,
+        "AttemptTooLarge",
+        fifth.group_id.encode(),
+    )
     assert "FULGURITE_AGGREGATOR_ATTEMPT_MB is 0.1" in letter.error
     assert letter.actions == tuple(action_id(call.call_id, 0) for call in [*calls, fifth])
     assert len(reader.acknowledged) == 5
@@ -161,7 +201,9 @@ async def test_an_attempt_that_holds_too_much_is_a_dead_letter_and_nothing_more_
     assert len(reader.log.published) == 1
 
 
-async def test_one_that_was_given_up_is_forgotten_once_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_was_given_up_is_forgotten_once_it_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reader = Reader(AggregatorSettings(attempt_mb=0.01, silence_s=1))
     (call, late, another) = session(3)
     await reader.take(call)
@@ -173,15 +215,21 @@ async def test_one_that_was_given_up_is_forgotten_once_it_is_silent(monkeypatch:
         await reader.take(another)
     await later(reader, monkeypatch, 1_200_000)
     await reader.take(another)
-    assert [letter.error_type for _, letter in reader.log.published if isinstance(letter, DeadLetter)] == ["AttemptTooLarge"] * 2
+    assert [
+        letter.error_type for _, letter in reader.log.published if isinstance(letter, DeadLetter)
+    ] == ["AttemptTooLarge"] * 2
 
 
-async def test_a_group_goes_on_without_the_attempt_that_held_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_group_goes_on_without_the_attempt_that_held_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reader = Reader(AggregatorSettings(attempt_mb=0.01))
     await reader.take(make_declared(0, 1, at=NOW, deadline=NOW + 1_000))
     await reader.take(session(1)[0])
     await later(reader, monkeypatch, 2_000)
-    assert [type(event) for _, event in reader.log.published] == [DeadLetter], "no verdict on what is not awaited"
+    assert [type(event) for _, event in reader.log.published] == [DeadLetter], (
+        "no verdict on what is not awaited"
+    )
     assert len(reader.acknowledged) == 2
 
 
@@ -221,11 +269,15 @@ class ReadAgain:
         self._reader = reader
         self.reads = 0
 
-    def read_all(self, settings: KafkaSettings, topic: Topic, codec: Codec, **_: object) -> list[Record]:
+    def read_all(
+        self, settings: KafkaSettings, topic: Topic, codec: Codec, **_: object
+    ) -> list[Record]:
         self.reads += 1
         published = [event for place, event in self._reader.log.published if place is topic]
         events = published if topic is EPISODES else [DECLARED, DONE]
-        return [Record(0, offset, NOW, None, b"", event, None) for offset, event in enumerate(events)]
+        return [
+            Record(0, offset, NOW, None, b"", event, None) for offset, event in enumerate(events)
+        ]
 
 
 @pytest.mark.parametrize(("keep_mb", "kept"), [(64, True), (0.009, True), (0.001, False)])
@@ -247,7 +299,9 @@ async def test_closed_episodes_that_take_too_much_leave_memory_and_are_read_agai
     assert (log.reads > 0) != kept
 
 
-async def test_attempts_beyond_those_that_are_remembered_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_attempts_beyond_those_that_are_remembered_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reader = Reader(AggregatorSettings(keep_mb=0, remember_attempts=0))
     reader.log.ends[LLM_CALLS.name] = 1
     for event in (DECLARED, CALLS[0], DONE):

@@ -1,4 +1,6 @@
-"""An attempt that cannot be stitched, or on which no verdict can be passed, is a dead letter; its neighbours go on."""
+"""An attempt that cannot be stitched, or on which no verdict can be passed, is a dead letter; its
+neighbours go on.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,17 @@ def poison(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[str]:
 
 
 def letters(reader: Reader) -> list[DeadLetter]:
-    return [event for topic, event in reader.log.published if topic is DEAD_LETTERS and isinstance(event, DeadLetter)]
+    return [
+        event
+        for topic, event in reader.log.published
+        if topic is DEAD_LETTERS and isinstance(event, DeadLetter)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_an_attempt_that_cannot_be_stitched_is_a_dead_letter_and_the_rest_goes_on(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_attempt_that_cannot_be_stitched_is_a_dead_letter_and_the_rest_goes_on(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = poison(monkeypatch, AttributeError("'str' object has no attribute 'get'"))
     events: list[LlmCall | AgentStatus] = [DECLARED, *CALLS, *DONE]
     random.Random(seed).shuffle(events)
@@ -80,7 +88,9 @@ async def test_an_attempt_that_cannot_be_stitched_is_a_dead_letter_and_the_rest_
     assert refused.value.actions == (action_id(late.call_id, 0),)
 
 
-async def test_what_comes_late_and_cannot_be_stitched_leaves_the_revision_that_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_comes_late_and_cannot_be_stitched_leaves_the_revision_that_was_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reader = Reader()
     reader.log.ends[LLM_CALLS.name] = 1
     for event in (make_declared(0, 1, at=NOW), CALLS[0], DONE[0]):
@@ -102,21 +112,30 @@ async def test_a_log_that_is_away_buries_nothing(monkeypatch: pytest.MonkeyPatch
     assert (reader.log.published, reader.acknowledged) == ([], [])
 
 
-async def test_a_group_on_which_no_verdict_can_be_passed_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_group_on_which_no_verdict_can_be_passed_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     reader = Reader(AggregatorSettings(silence_s=1))
 
     def overdue(*_: object) -> tuple[AgentStatus, ...]:
         raise OverflowError("too far")
 
     monkeypatch.setattr(partition_module, "overdue", overdue)
-    other = [make_declared(1, 1, at=NOW, deadline=NOW + 86_400_000), make_call(1, at=NOW), make_status(1, at=NOW + 10)]
+    other = [
+        make_declared(1, 1, at=NOW, deadline=NOW + 86_400_000),
+        make_call(1, at=NOW),
+        make_status(1, at=NOW + 10),
+    ]
     reader.log.ends[LLM_CALLS.name] = 2
     for event in (DECLARED, CALLS[0], *other):
         await reader.take(event)
     await later(reader, monkeypatch, 2_000)
     await later(reader, monkeypatch, 3_000)
     [letter] = letters(reader)
-    assert (letter.error_type, letter.actions) == ("OverflowError", (action_id(CALLS[0].call_id, 0),))
+    assert (letter.error_type, letter.actions) == (
+        "OverflowError",
+        (action_id(CALLS[0].call_id, 0),),
+    )
     assert [episode.group_id for episode in reader.log.episodes()] == [other[0].group_id]
     assert len(reader.acknowledged) == 5
     with pytest.raises(Rejected, match="is of a group that cannot be judged"):

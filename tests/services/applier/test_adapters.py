@@ -1,4 +1,6 @@
-"""What becomes of adapters, on an engine that is a dictionary: which are loaded, told, kept, retired and brought back."""
+"""What becomes of adapters, on an engine that is a dictionary: which are loaded, told, kept,
+retired and brought back.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class DictEngine(Engine):
     async def unload_adapter(self, name: str) -> None:
         del self.held[name]
 
-    async def prompt_logprobs(self, token_ids: Sequence[int], model: str | None = None) -> list[float]:
+    async def prompt_logprobs(
+        self, token_ids: Sequence[int], model: str | None = None
+    ) -> list[float]:
         return [float(Path(self.held[model or ""]).name)] * (len(token_ids) - 1)
 
 
@@ -74,30 +78,48 @@ class Bench:
     """A keeper of the policy `writer`, and the log that it follows."""
 
     def __init__(self, folder: Path) -> None:
-        self.engine, self.notes, self.followed, self._folder = DictEngine(), Notes(), Followed("writer"), folder
+        self.engine, self.notes, self.followed, self._folder = (
+            DictEngine(),
+            Notes(),
+            Followed("writer"),
+            folder,
+        )
         settings = ApplierSettings.model_validate({"FULGURITE_APPLIER_CHECK_INTERVAL_S": 0.005})
         self.base = asyncio.Event()
         self.base.set()
-        self.keeper = AdapterKeeper("writer", settings, self.engine, self.followed, self.notes, self.base)
+        self.keeper = AdapterKeeper(
+            "writer", settings, self.engine, self.followed, self.notes, self.base
+        )
         self.says(self._event(UpdateKind.claim, 0))
 
     def says(self, event: PolicyUpdate | PolicyRoute) -> None:
         self.followed.take(event)
 
-    def update(self, step: int, *, trained: float = -1.0, served: float = -1.0, damaged: bool = False) -> None:
+    def update(
+        self, step: int, *, trained: float = -1.0, served: float = -1.0, damaged: bool = False
+    ) -> None:
         folder = self._folder / str(step) / str(served)
         folder.mkdir(parents=True)
         (folder / "adapter_config.json").write_text("{}")
         path = folder / "adapter_model.safetensors"
         path.write_bytes(NO_TENSORS)
         digest = "0" * 64 if damaged else hashlib.sha256(NO_TENSORS).hexdigest()
-        artifact = Artifact(uri=path.as_uri(), sha256=digest, size=len(NO_TENSORS), format=ArtifactFormat.lora)
+        artifact = Artifact(
+            uri=path.as_uri(), sha256=digest, size=len(NO_TENSORS), format=ArtifactFormat.lora
+        )
         probe = Probe(token_ids=pack_ids([1, 2, 3]), logprobs=pack_logprobs([trained] * 2))
         self.says(self._event(UpdateKind.update, step, artifact, probe))
 
     def route(self, **shares: float) -> None:
-        targets = tuple(RouteTarget(policy="writer", version=f"writer@1.{n[1:]}", weight=share) for n, share in shares.items())
-        self.says(PolicyRoute(event_id="r", event_time=1, alias="sql", targets=targets, reason="", author=""))
+        targets = tuple(
+            RouteTarget(policy="writer", version=f"writer@1.{n[1:]}", weight=share)
+            for n, share in shares.items()
+        )
+        self.says(
+            PolicyRoute(
+                event_id="r", event_time=1, alias="sql", targets=targets, reason="", author=""
+            )
+        )
 
     def held(self) -> list[str]:
         return sorted(name.removeprefix("writer@1.") for name in self.engine.held)
@@ -110,10 +132,14 @@ class Bench:
         raise AssertionError(f"told {self.notes.told}, held {self.held()}")
 
     async def wait(self, step: int, outcome: ApplyOutcome, times: int = 1) -> None:
-        await self.until(lambda: [told[:2] for told in self.notes.told].count((str(step), outcome)) >= times)
+        await self.until(
+            lambda: [told[:2] for told in self.notes.told].count((str(step), outcome)) >= times
+        )
 
     @staticmethod
-    def _event(kind: UpdateKind, step: int, artifact: Artifact | None = None, probe: Probe | None = None) -> PolicyUpdate:
+    def _event(
+        kind: UpdateKind, step: int, artifact: Artifact | None = None, probe: Probe | None = None
+    ) -> PolicyUpdate:
         return PolicyUpdate(
             event_id=f"{kind}{step}", event_time=1, policy="writer", kind=kind, epoch=1, step=step, learner_id="l", trained_actions=1,
             artifact=artifact, probe=probe,
@@ -168,11 +194,15 @@ async def test_what_cannot_be_served_is_told_once_and_the_one_before_stays(tmp_p
         assert bench.held() == ["1"]
         assert [told[0] for told in bench.notes.told] == ["1", "2", "3", "4"]
         reasons = " ".join(error or "" for _, _, error in bench.notes.told)
-        assert all(reason in reasons for reason in ("log-probabilities", "max-lora-rank", "SHA-256"))
+        assert all(
+            reason in reasons for reason in ("log-probabilities", "max-lora-rank", "SHA-256")
+        )
 
 
 @pytest.mark.parametrize("seen_away", [True, False])
-async def test_a_restarted_engine_gets_its_adapters_back_under_a_new_id(tmp_path: Path, seen_away: bool) -> None:
+async def test_a_restarted_engine_gets_its_adapters_back_under_a_new_id(
+    tmp_path: Path, seen_away: bool
+) -> None:
     async with running(tmp_path) as bench:
         bench.route(v1=1.0)
         for step in (1, 2):
@@ -189,7 +219,9 @@ async def test_a_restarted_engine_gets_its_adapters_back_under_a_new_id(tmp_path
         assert len(set(bench.notes.engines) - before) == 1
 
 
-async def test_an_adapter_that_was_refused_is_tried_again_on_a_restarted_engine(tmp_path: Path) -> None:
+async def test_an_adapter_that_was_refused_is_tried_again_on_a_restarted_engine(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path) as bench:
         bench.engine.refuses.add("writer@1.1")
         bench.update(1)
@@ -233,7 +265,12 @@ def test_what_is_told_names_the_policy_and_the_backend() -> None:
         event = announcer._outbox.get_nowait()  # pyright: ignore[reportPrivateUsage]
     finally:
         producer.close()
-    assert (event.policy, event.backend, event.version, event.probe_error) == ("writer", "east", "writer@1.3", 0.01)
+    assert (event.policy, event.backend, event.version, event.probe_error) == (
+        "writer",
+        "east",
+        "writer@1.3",
+        0.01,
+    )
 
 
 async def test_a_route_has_a_version_tried_again(tmp_path: Path) -> None:

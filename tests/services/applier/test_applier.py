@@ -1,4 +1,6 @@
-"""Which weights an engine is given, on an engine that is a label: newest, pinned, kept, and never a newer one than was asked for."""
+"""Which weights an engine is given, on an engine that is a label: newest, pinned, kept, and never a
+newer one than was asked for.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class LabelledEngine(Engine):
         self.label = version
         self.loaded.append(version)
 
-    async def prompt_logprobs(self, token_ids: Sequence[int], model: str | None = None) -> list[float]:
+    async def prompt_logprobs(
+        self, token_ids: Sequence[int], model: str | None = None
+    ) -> list[float]:
         return []
 
 
@@ -59,7 +63,12 @@ class Bench:
     """An applier of the policy `policy`, and the log that it follows."""
 
     def __init__(self, folder: Path) -> None:
-        self.engine, self.notes, self.followed, self._folder = LabelledEngine(), Notes(), Followed("policy"), folder
+        self.engine, self.notes, self.followed, self._folder = (
+            LabelledEngine(),
+            Notes(),
+            Followed("policy"),
+            folder,
+        )
         settings = ApplierSettings.model_validate({"FULGURITE_APPLIER_CHECK_INTERVAL_S": 0.005})
         self.applier = PolicyApplier(settings, self.engine, self.followed, self.notes)
         self.followed.take(self._event(UpdateKind.claim, 0))
@@ -69,7 +78,9 @@ class Bench:
             path = self.file(step)
             path.write_bytes(b"weights")
             digest = hashlib.sha256(b"weights").hexdigest()
-            artifact = Artifact(uri=path.as_uri(), sha256=digest, size=7, format=ArtifactFormat.full)
+            artifact = Artifact(
+                uri=path.as_uri(), sha256=digest, size=7, format=ArtifactFormat.full
+            )
             self.followed.take(self._event(UpdateKind.update, step, artifact))
 
     def file(self, step: int) -> Path:
@@ -77,7 +88,11 @@ class Bench:
 
     def route(self, version: str) -> None:
         target = RouteTarget(policy="policy", version=version, weight=1.0)
-        self.followed.take(PolicyRoute(event_id="r", event_time=1, alias="policy", targets=(target,), reason="", author=""))
+        self.followed.take(
+            PolicyRoute(
+                event_id="r", event_time=1, alias="policy", targets=(target,), reason="", author=""
+            )
+        )
 
     async def until(self, holds: Callable[[], bool]) -> None:
         for _ in range(400):
@@ -87,7 +102,9 @@ class Bench:
         raise AssertionError(f"told {self.notes.told}, serves {self.engine.label}")
 
     async def wait(self, version: str, outcome: ApplyOutcome, times: int = 1) -> None:
-        await self.until(lambda: [told[:2] for told in self.notes.told].count((version, outcome)) >= times)
+        await self.until(
+            lambda: [told[:2] for told in self.notes.told].count((version, outcome)) >= times
+        )
 
     @staticmethod
     def _event(kind: UpdateKind, step: int, artifact: Artifact | None = None) -> PolicyUpdate:
@@ -107,7 +124,9 @@ async def running(folder: Path) -> AsyncGenerator[Bench]:
         task.cancel()
 
 
-async def test_a_route_to_a_pruned_version_leaves_what_is_served_and_says_so(tmp_path: Path) -> None:
+async def test_a_route_to_a_pruned_version_leaves_what_is_served_and_says_so(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path) as bench:
         bench.update(2, 6)
         await bench.wait("policy@1.6", APPLIED)
@@ -140,7 +159,9 @@ async def test_a_route_to_what_was_never_published_is_told_once(tmp_path: Path) 
         assert bench.engine.loaded == ["policy@1.1"], "a pinned alias does not follow the newest"
 
 
-async def test_a_restarted_engine_is_not_given_a_newer_version_than_was_asked_for(tmp_path: Path) -> None:
+async def test_a_restarted_engine_is_not_given_a_newer_version_than_was_asked_for(
+    tmp_path: Path,
+) -> None:
     async with running(tmp_path) as bench:
         bench.update(1, 2, 3)
         bench.route("policy@1.2")

@@ -33,7 +33,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def artifact(uri: str, sha256: str = DIGEST, kind: ArtifactFormat = ArtifactFormat.full) -> Artifact:
+def artifact(
+    uri: str, sha256: str = DIGEST, kind: ArtifactFormat = ArtifactFormat.full
+) -> Artifact:
     return Artifact(uri=uri, sha256=sha256, size=len(CONTENT), format=kind)
 
 
@@ -51,7 +53,9 @@ def test_the_announced_file_is_found_by_uri_and_by_path(file: Path) -> None:
         ("{file}", DIGEST, ArtifactFormat.lora, "lora"),
     ],
 )
-def test_anything_else_is_refused_with_the_reason(file: Path, uri: str, sha256: str, kind: ArtifactFormat, reason: str) -> None:
+def test_anything_else_is_refused_with_the_reason(
+    file: Path, uri: str, sha256: str, kind: ArtifactFormat, reason: str
+) -> None:
     with pytest.raises(BadArtifact, match=reason):
         fetch(artifact(uri.replace("{file}", str(file)), sha256, kind))
 
@@ -65,7 +69,10 @@ def test_the_base_model_is_one_file_in_a_known_folder(file: Path, tmp_path: Path
 
 
 def test_what_is_tried_again_and_what_is_not() -> None:
-    assert all(issubclass(error, ApplyFailed) for error in (BadArtifact, EngineRefused, LoadBroken, ProbeFailed))
+    assert all(
+        issubclass(error, ApplyFailed)
+        for error in (BadArtifact, EngineRefused, LoadBroken, ProbeFailed)
+    )
     assert not issubclass(EngineUnreachable, ApplyFailed)
     assert issubclass(EngineUnreachable, ApplierError)
 
@@ -74,7 +81,9 @@ def adapter(folder: Path, header: bytes) -> Artifact:
     """A safetensors file without tensors' data."""
     path = folder / "adapter_model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    return artifact(path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest(), ArtifactFormat.lora)
+    return artifact(
+        path.as_uri(), hashlib.sha256(path.read_bytes()).hexdigest(), ArtifactFormat.lora
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,14 +94,18 @@ def adapter(folder: Path, header: bytes) -> Artifact:
         (b"no header", "no safetensors"),
     ],
 )
-def test_an_adapter_that_no_probe_could_prove_is_refused(tmp_path: Path, header: bytes, reason: str) -> None:
+def test_an_adapter_that_no_probe_could_prove_is_refused(
+    tmp_path: Path, header: bytes, reason: str
+) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(BadArtifact, match=reason):
         fetch_adapter(adapter(tmp_path, header))
 
 
 def test_an_adapter_is_a_folder_in_pefts_layout(file: Path) -> None:
-    announced = adapter(file.parent, b'{"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": {}}')
+    announced = adapter(
+        file.parent, b'{"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": {}}'
+    )
     with pytest.raises(BadArtifact, match=r"adapter_config\.json"):
         fetch_adapter(announced)
     (file.parent / "adapter_config.json").write_text("{}")
@@ -103,7 +116,9 @@ def test_an_adapter_is_a_folder_in_pefts_layout(file: Path) -> None:
         fetch_adapter(artifact(announced.uri, "0" * 64, ArtifactFormat.lora))
 
 
-@pytest.mark.parametrize("uri", ["//[", "file:///dev/zero", "file:///%00", "http://[::1", "file:///", ""])
+@pytest.mark.parametrize(
+    "uri", ["//[", "file:///dev/zero", "file:///%00", "http://[::1", "file:///", ""]
+)
 def test_what_is_no_file_is_no_artifact_and_is_not_waited_for(uri: str, tmp_path: Path) -> None:
     with pytest.raises(BadArtifact):
         fetch(artifact(uri))

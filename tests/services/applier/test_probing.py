@@ -1,4 +1,6 @@
-"""What a probe proves: judged by the mean of the differences, told by the largest; whatever is beyond is not served."""
+"""What a probe proves: judged by the mean of the differences, told by the largest; whatever is
+beyond is not served.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Says(Engine):
         super().__init__("http://nowhere")
         self._logprobs = list(logprobs)
 
-    async def prompt_logprobs(self, token_ids: Sequence[int], model: str | None = None) -> list[float]:
+    async def prompt_logprobs(
+        self, token_ids: Sequence[int], model: str | None = None
+    ) -> list[float]:
         return self._logprobs
 
 
@@ -38,7 +42,9 @@ def update() -> PolicyUpdate:
 
 async def probed(*differences: float) -> float | None:
     logprobs = [-1.0 + value for value in differences]
-    return await difference(Says(logprobs + [-1.0] * (TOKENS - 1 - len(logprobs))), update(), TOLERANCE)
+    return await difference(
+        Says(logprobs + [-1.0] * (TOKENS - 1 - len(logprobs))), update(), TOLERANCE
+    )
 
 
 async def test_one_token_may_differ_by_more_than_the_mean_and_is_told() -> None:
@@ -46,7 +52,10 @@ async def test_one_token_may_differ_by_more_than_the_mean_and_is_told() -> None:
 
 
 async def test_a_mean_beyond_the_tolerance_fails_with_the_setting_and_the_largest() -> None:
-    with pytest.raises(ProbeFailed, match=r"0\.200 on average, 0\.200 at most; 0\.15 .*FULGURITE_APPLIER_PROBE_TOLERANCE") as told:
+    with pytest.raises(
+        ProbeFailed,
+        match=r"0\.200 on average, 0\.200 at most; 0\.15 .*FULGURITE_APPLIER_PROBE_TOLERANCE",
+    ) as told:
         await probed(*[0.2, -0.2] * 11, 0.2)
     assert told.value.largest == pytest.approx(0.2)
 

@@ -20,7 +20,11 @@ def test_of_several_backends_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FULGURITE_BACKEND", "west")
     monkeypatch.setenv("FULGURITE_LORA_POLICIES", "writer, checker")
     settings = ApplierSettings()  # pyright: ignore[reportCallIssue]
-    assert (settings.backend, settings.vllm_base_url, settings.adapters()) == ("west", "http://b:8000", ("writer", "checker"))
+    assert (settings.backend, settings.vllm_base_url, settings.adapters()) == (
+        "west",
+        "http://b:8000",
+        ("writer", "checker"),
+    )
     monkeypatch.setenv("FULGURITE_BACKEND", "north")
     with pytest.raises(ValueError, match="no 'north'"):
         ApplierSettings()  # pyright: ignore[reportCallIssue]

@@ -33,7 +33,12 @@ def applied(backend: str) -> PolicyApplied:
 
 
 def test_processors_are_members_of_their_groups() -> None:
-    groups = {"f.aggregator": "stable", "f.rewarder": "empty", "f.reward-worker.run-1.reward": "stable", "f.judge.all.x": "empty"}
+    groups = {
+        "f.aggregator": "stable",
+        "f.rewarder": "empty",
+        "f.reward-worker.run-1.reward": "stable",
+        "f.judge.all.x": "empty",
+    }
     found = {one.service: (one.alive, one.said) for one in processors("f.", groups)}
     assert found["aggregator"] == (True, "at work")
     assert found["rewarder"][0] is False
@@ -58,8 +63,16 @@ def test_what_a_run_that_is_over_left_behind(group: str, state: str, over: bool)
 
 
 def test_progress_is_the_last_word_of_each_learner() -> None:
-    (one,) = progress([update(0, 5), update(1), update(2, 7, groups=8.0, groups_with_signal=2.0, reward_mean=0.5)])
-    assert (one.version, one.updated_at, one.claimed_at, one.groups, one.groups_with_signal) == ("policy@1.2", 7, 5, 8, 2)
+    (one,) = progress(
+        [update(0, 5), update(1), update(2, 7, groups=8.0, groups_with_signal=2.0, reward_mean=0.5)]
+    )
+    assert (one.version, one.updated_at, one.claimed_at, one.groups, one.groups_with_signal) == (
+        "policy@1.2",
+        7,
+        5,
+        8,
+        2,
+    )
     (said,) = learners([one])
     assert "mean reward 0.500, 2 of 8 groups taught" in said.said
     (fresh,) = learners(progress([update(0)]))
@@ -68,7 +81,9 @@ def test_progress_is_the_last_word_of_each_learner() -> None:
     assert "never started" in never.said
 
 
-def test_a_pulse_is_worth_something_while_its_stack_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pulse_is_worth_something_while_its_stack_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FULGURITE_DATA_DIR", str(tmp_path))
     assert appliers([])[0].alive is None
     pulse = tmp_path / "run" / "applier.pulse"
@@ -86,7 +101,10 @@ def test_a_pulse_is_worth_something_while_its_stack_runs(tmp_path: Path, monkeyp
         assert "applier.log" in silent.said
     finally:
         lock.release()
-    assert [one.service for one in appliers([applied("east"), applied("west")])] == ["applier of east", "applier of west"]
+    assert [one.service for one in appliers([applied("east"), applied("west")])] == [
+        "applier of east",
+        "applier of west",
+    ]
 
 
 @given(st.integers(0, 10**9))

@@ -16,7 +16,9 @@ from services.cli import doctor
 from services.cli.doctor import Check
 
 
-def test_what_is_needed_decides_and_every_remedy_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_needed_decides_and_every_remedy_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert doctor.report([Check("a", "fine"), Check("b", "so so", "do this", needed=False)])
     assert not doctor.report([Check("c", "bad", "do that")])
     told = capsys.readouterr().out
@@ -34,7 +36,9 @@ def test_a_cpu_without_avx2_is_refused(tmp_path: Path) -> None:
     assert "avx512f" in doctor.check_cpu(info).finding
 
 
-@pytest.mark.parametrize(("gib", "remedy", "needed"), [(4, True, True), (10, True, False), (16, False, True)])
+@pytest.mark.parametrize(
+    ("gib", "remedy", "needed"), [(4, True, True), (10, True, False), (16, False, True)]
+)
 def test_memory(tmp_path: Path, gib: int, remedy: bool, needed: bool) -> None:
     info = tmp_path / "meminfo"
     info.write_text(f"MemTotal: 1 kB\nMemAvailable: {gib << 20} kB\n")
@@ -88,7 +92,9 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("variable", "form"), FORMS)
-def test_who_is_said_to_answer_is_asked(monkeypatch: pytest.MonkeyPatch, listening: int, variable: str, form: str) -> None:
+def test_who_is_said_to_answer_is_asked(
+    monkeypatch: pytest.MonkeyPatch, listening: int, variable: str, form: str
+) -> None:
     monkeypatch.setenv(variable, form.format(listening))
     (alive,) = doctor.given_addresses([variable])
     assert f":{listening}" in alive.finding
@@ -101,7 +107,9 @@ def test_who_is_said_to_answer_is_asked(monkeypatch: pytest.MonkeyPatch, listeni
     assert (variable in dead.remedy, dead.needed) == (True, True)
 
 
-def test_of_several_brokers_one_is_enough_and_of_several_engines_all(monkeypatch: pytest.MonkeyPatch, listening: int) -> None:
+def test_of_several_brokers_one_is_enough_and_of_several_engines_all(
+    monkeypatch: pytest.MonkeyPatch, listening: int
+) -> None:
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:1,127.0.0.1:{listening}")
     monkeypatch.setenv("VLLM_BASE_URL", f"http://127.0.0.1:{listening},http://127.0.0.1:1")
     kafka, vllm = doctor.given_addresses(["KAFKA_BOOTSTRAP_SERVERS", "VLLM_BASE_URL"])
@@ -110,7 +118,11 @@ def test_of_several_brokers_one_is_enough_and_of_several_engines_all(monkeypatch
 
 
 @pytest.mark.parametrize("variable", [address.variable for address in doctor.ADDRESSES])
-@given(text=st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=30))
+@given(
+    text=st.text(
+        st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=30
+    )
+)
 def test_no_address_makes_it_crash(variable: str, text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(variable, text)
@@ -122,7 +134,9 @@ def _refuse(*_: object) -> socket.socket:
     raise ConnectionRefusedError(111, "Connection refused")
 
 
-def test_dead_addresses_are_an_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dead_addresses_are_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(doctor, "CHECKS", ())
     for address in doctor.ADDRESSES:
         monkeypatch.delenv(address.variable, raising=False)
@@ -136,12 +150,16 @@ def test_dead_addresses_are_an_exit_code(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_it_runs_before_anything_is_installed() -> None:
     script = Path(doctor.__file__)
-    done = subprocess.run([sys.executable, "-I", "-S", str(script)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(script)], capture_output=True, text=True, check=False
+    )
     assert done.returncode in (0, 1), done.stderr
     assert "platform" in done.stdout
 
 
 def test_only_what_is_needed_and_missing_stops_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "check_memory", lambda: Check("memory", "little", "add some"))
-    monkeypatch.setattr(doctor, "check_disk", lambda: Check("disk", "so so", "better have more", needed=False))
+    monkeypatch.setattr(
+        doctor, "check_disk", lambda: Check("disk", "so so", "better have more", needed=False)
+    )
     assert [check.name for check in doctor.lacking(local_vllm=False)] == ["memory"]

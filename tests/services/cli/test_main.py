@@ -1,4 +1,6 @@
-"""The command line's front door: quick help that names every command, and the right one behind each name."""
+"""The command line's front door: quick help that names every command, and the right one behind each
+name.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ HEAVY = ("torch", "vllm", "verl", "confluent_kafka", "aiohttp", "fastavro", "pyd
 
 
 def test_help_names_every_command_and_imports_none_of_them() -> None:
-    code = f"import sys, services.cli.main as m; m.app(['--help'], standalone_mode=False); print([n for n in {HEAVY} if n in sys.modules])"
+    code = (
+        f"import sys, services.cli.main as m; m.app(['--help'], "
+        f"standalone_mode=False); "
+        f"print([n for n in {HEAVY} if n in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
     assert all(name in done.stdout for name in (*COMMANDS, "topics"))
@@ -28,7 +34,11 @@ def test_every_command_explains_itself(name: str) -> None:
     assert done.exit_code == 0, done.output
     assert f"fulgurite {name}" in done.output.replace("root", "fulgurite")
     assert len(load(name).help or "") > 60
-    untold = [line for line in done.output.splitlines() if re.search(r"--\w", line) and ("<str>" in line or "<list[str]>" in line)]
+    untold = [
+        line
+        for line in done.output.splitlines()
+        if re.search(r"--\w", line) and ("<str>" in line or "<list[str]>" in line)
+    ]
     assert not untold, "an option whose value is named by its Python type"
 
 

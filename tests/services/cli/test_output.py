@@ -13,7 +13,11 @@ from services.common.kafka.client import KafkaSettings
 
 
 def test_cells_of_a_table_are_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    cells = ["ro_01m84k63a3y3gtq0e2dfqjb8zn_0_yd98c9cr", "2026-11-23 16:17:50", "MalformedFrame: 8 bytes without a header"]
+    cells = [
+        "ro_01m84k63a3y3gtq0e2dfqjb8zn_0_yd98c9cr",
+        "2026-11-23 16:17:50",
+        "MalformedFrame: 8 bytes without a header",
+    ]
     table = Table("id", "began (UTC)", "error")
     table.add_row(*cells)
     print_table(table)
@@ -26,5 +30,7 @@ def test_nothing_to_put_back_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(dlq, "answering", lambda kafka: kafka)  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
     monkeypatch.setattr(dlq, "read_letters", no_letters)
-    done = CliRunner().invoke(app, ["dlq", "redrive", "--all"], env={"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"})
+    done = CliRunner().invoke(
+        app, ["dlq", "redrive", "--all"], env={"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}
+    )
     assert (done.exit_code, done.output) == (0, "no dead letters\n")

@@ -1,4 +1,6 @@
-"""No printer of a command lets a text through that a terminal would obey, or fails on one: texts of agents, models, tasks and errors."""
+"""No printer of a command lets a text through that a terminal would obey, or fails on one: texts of
+agents, models, tasks and errors.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ Print = Callable[[EscapingConsole, str], None]
 
 
 def obeyed(text: str) -> list[str]:
-    controls = [c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"]
+    controls = [
+        c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"
+    ]
     return controls + re.findall("[\u202a-\u202e\u2066-\u2069]", text)
 
 
@@ -55,23 +59,71 @@ def show_rollout(console: EscapingConsole, text: str) -> None:
         "at": 2, "what": "call", "call_id": text, "agent": text, "outcome": text, "milliseconds": 1, "prompt_tokens": 1, "version": text,
         "error": text, "messages": [message], "choices": [choice],
     }  # fmt: skip
-    status = {"at": 1, "what": "status", "kind": text, "source": text, "attempt": 0, "failure": text, "message": text}
-    reward = {"at": 3, "what": "reward", "name": text, "value": None, "source": text, "call_id": text, "error": text}
-    rollouts.show({"rollout_id": text, "task": text, "began_at": 0, "events": [status, call, reward]}, console, 160)
+    status = {
+        "at": 1,
+        "what": "status",
+        "kind": text,
+        "source": text,
+        "attempt": 0,
+        "failure": text,
+        "message": text,
+    }
+    reward = {
+        "at": 3,
+        "what": "reward",
+        "name": text,
+        "value": None,
+        "source": text,
+        "call_id": text,
+        "error": text,
+    }
+    rollouts.show(
+        {"rollout_id": text, "task": text, "began_at": 0, "events": [status, call, reward]},
+        console,
+        160,
+    )
 
 
 def show_books(console: EscapingConsole, text: str) -> None:
-    account = Account(policy=text, partition=0, until=1, actions=1, terms={text: 1, "filtered(no_signal)": 1}, remainder=1)
+    account = Account(
+        policy=text,
+        partition=0,
+        until=1,
+        actions=1,
+        terms={text: 1, "filtered(no_signal)": 1},
+        remainder=1,
+    )
     problem = Discrepancy(action=text, policy=text, partition=0, terms=(text,), has_call=False)
     ledger.show(
-        Balance(accounts=(account,), discrepancies=(problem,), overdue=(text,), expired=1, live_rollouts=2), console, partitions=True
+        Balance(
+            accounts=(account,),
+            discrepancies=(problem,),
+            overdue=(text,),
+            expired=1,
+            live_rollouts=2,
+        ),
+        console,
+        partitions=True,
     )
 
 
 def show_lineage(console: EscapingConsole, text: str) -> None:
-    behind = Behind(version=text, parent=text, time=0, topic=text, artifact=text, groups={text: (text,)}, ancestors=(text,))
-    lineage._show_version(behind, console, calls=True)  # pyright: ignore[reportPrivateUsage]
-    lineage._show_call(Fate(call_id=text, trained={text: (text,)}, other={text: (text,)}, inherited=(text,)), console)  # pyright: ignore[reportPrivateUsage]
+    behind = Behind(
+        version=text,
+        parent=text,
+        time=0,
+        topic=text,
+        artifact=text,
+        groups={text: (text,)},
+        ancestors=(text,),
+    )
+    lineage._show_version(  # pyright: ignore[reportPrivateUsage]
+        behind, console, calls=True
+    )
+    lineage._show_call(  # pyright: ignore[reportPrivateUsage]
+        Fate(call_id=text, trained={text: (text,)}, other={text: (text,)}, inherited=(text,)),
+        console,
+    )  # pyright: ignore[reportPrivateUsage]
 
 
 def show_run(console: EscapingConsole, text: str) -> None:
@@ -92,14 +144,25 @@ def show_run(console: EscapingConsole, text: str) -> None:
 
 def show_try(console: EscapingConsole, text: str) -> None:
     found = Comparison(
-        groups=1, episodes=1, before=None, after=None, signal_before=0, signal_after=0, flips=((text, 0.0, 1.0),), unscored=0
+        groups=1,
+        episodes=1,
+        before=None,
+        after=None,
+        signal_before=0,
+        signal_after=0,
+        flips=((text, 0.0, 1.0),),
+        unscored=0,
     )
     judge: Any = SimpleNamespace(failed=1, why=Counter({text: 1}))
     try_reward._show(found, judge, 10)  # pyright: ignore[reportPrivateUsage]
 
 
 def show_replay(_console: EscapingConsole, text: str) -> None:
-    replay._show(Report(judged=1, failed=1, why={text: 1}, left_out=[text] * 9, unmet=[text]), text, as_json=False)  # pyright: ignore[reportPrivateUsage]
+    replay._show(  # pyright: ignore[reportPrivateUsage]
+        Report(judged=1, failed=1, why={text: 1}, left_out=[text] * 9, unmet=[text]),
+        text,
+        as_json=False,
+    )
 
 
 def show_failing(console: EscapingConsole, text: str) -> None:
@@ -112,17 +175,30 @@ def show_json(_console: EscapingConsole, text: str) -> None:
     print_json({"text": text, text: [text]})
 
 
-PRINTERS = [show_rollout, show_books, show_lineage, show_run, show_try, show_replay, show_failing, show_json]
+PRINTERS = [
+    show_rollout,
+    show_books,
+    show_lineage,
+    show_run,
+    show_try,
+    show_replay,
+    show_failing,
+    show_json,
+]
 
 
 @pytest.mark.parametrize("printer", PRINTERS, ids=lambda printer: printer.__name__)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(text=texts)
 def test_nothing_that_a_terminal_obeys_is_printed(printer: Print, text: str) -> None:
     written = io.StringIO()
 
     def console(**_: object) -> EscapingConsole:
-        return EscapingConsole(file=written, force_terminal=False, width=200, highlight=False, emoji=False)
+        return EscapingConsole(
+            file=written, force_terminal=False, width=200, highlight=False, emoji=False
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (try_reward, replay, errors, dlq, terminal):
@@ -134,7 +210,13 @@ def test_nothing_that_a_terminal_obeys_is_printed(printer: Print, text: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(OverflowError("too large"), 1), (RecursionError("deep"), 1), (ValueError("fsum"), 1), (OSError("gone"), 2)]
+    ("error", "code"),
+    [
+        (OverflowError("too large"), 1),
+        (RecursionError("deep"), 1),
+        (ValueError("fsum"), 1),
+        (OSError("gone"), 2),
+    ],
 )
 def test_what_is_in_the_log_ends_a_command_with_a_line_and_no_traceback(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,6 @@
-"""What the commands that read the log again refuse before they look at it, in words that say what would do."""
+"""What the commands that read the log again refuse before they look at it, in words that say what
+would do.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,38 @@ REFUSED = [
     (("replay", "--into", "x", "--from-beginning", "--reward", "none.py:fn"), "FILE.py:FUNCTION"),
     (("replay", "--into", "x", "--from-beginning", "--archive-only"), "--archive"),
     (("replay", "--into", "x", "--from-beginning", "--archive", "/nowhere"), "is no archive"),
-    (("replay", "--into", "x", "--from-beginning", "--reward", "builtin:f1", "--reward", "style=none.py:fn"), "FILE.py:FUNCTION"),
-    (("replay", "--into", "x", "--from-beginning", "--reward", "a=builtin:f1", "--reward", "a=builtin:math"), "are both named 'a'"),
+    (
+        (
+            "replay",
+            "--into",
+            "x",
+            "--from-beginning",
+            "--reward",
+            "builtin:f1",
+            "--reward",
+            "style=none.py:fn",
+        ),
+        "FILE.py:FUNCTION",
+    ),
+    (
+        (
+            "replay",
+            "--into",
+            "x",
+            "--from-beginning",
+            "--reward",
+            "a=builtin:f1",
+            "--reward",
+            "a=builtin:math",
+        ),
+        "are both named 'a'",
+    ),
     (("try", "none.py:fn"), "FILE.py:FUNCTION"),
     (("try", "builtin:f1", "--reward", "builtin:math"), "are both named 'reward'"),
-    (("try", "builtin:f1", "--name", "style", "--reward", "style=builtin:math"), "are both named 'style'"),
+    (
+        ("try", "builtin:f1", "--name", "style", "--reward", "style=builtin:math"),
+        "are both named 'style'",
+    ),
     (("try", "--weight", "style=much"), "NAME=NUMBER"),
     (("try",), "name a function"),
     (("lineage",), "--call"),
@@ -43,14 +72,26 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "words"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
-def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "words"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED]
+)
+def test_what_makes_no_sense_is_refused(
+    arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
     done = CliRunner().invoke(app, list(arguments))
     assert (done.exit_code, words in done.stderr) == (1, True), done.output
 
 
-@pytest.mark.parametrize("command", [("dlq", "show", "x"), ("dlq", "redrive", "x"), ("rollouts", "show", "x"), ("export", "sft", "x")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("dlq", "show", "x"),
+        ("dlq", "redrive", "x"),
+        ("rollouts", "show", "x"),
+        ("export", "sft", "x"),
+    ],
+)
 def test_subcommands_explain_themselves(command: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, [*command, "--help"])
     assert (done.exit_code, "xits" in done.output) == (0, True)
@@ -59,7 +100,13 @@ def test_subcommands_explain_themselves(command: tuple[str, ...]) -> None:
 def test_the_log_is_read_again_without_faust() -> None:
     modules = ("replay", "trial", "export", "rollouts", "lineage", "dlq")
     code = (
-        f"import sys, {', '.join(f'services.cli.{module}' for module in modules)}; print('faust' in sys.modules, 'pyarrow' in sys.modules)"
+        f"import sys, {', '.join(f'services.cli.{module}' for module in modules)}; "
+        f"print('faust' "
+        f"in "
+        f"sys.modules, "
+        f"'pyarrow' "
+        f"in "
+        f"sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"
@@ -73,7 +120,11 @@ def test_the_log_is_read_again_without_faust() -> None:
         (("export", "sft", "x", "--mode", "foo"), ("train", "val", "live")),
     ],
 )
-def test_what_is_none_of_the_values_is_told_them(arguments: tuple[str, ...], values: tuple[str, ...]) -> None:
-    done = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "1000", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"})
+def test_what_is_none_of_the_values_is_told_them(
+    arguments: tuple[str, ...], values: tuple[str, ...]
+) -> None:
+    done = CliRunner().invoke(
+        app, list(arguments), env={"COLUMNS": "1000", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}
+    )
     assert done.exit_code == 2
     assert all(value in done.output for value in values)

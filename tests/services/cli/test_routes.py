@@ -24,7 +24,9 @@ def test_shares_and_the_newest() -> None:
         RouteTarget(policy="policy", version="policy@1.3", weight=0.9),
         RouteTarget(policy="policy", version=None, weight=0.1),
     )
-    assert parse_targets(["a-b.c@0.0"]) == (RouteTarget(policy="a-b.c", version="a-b.c@0.0", weight=1.0),)
+    assert parse_targets(["a-b.c@0.0"]) == (
+        RouteTarget(policy="a-b.c", version="a-b.c@0.0", weight=1.0),
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,9 @@ def test_what_was_published_and_is_there_may_be_routed_to(tmp_path: Path) -> Non
         found.check(parse_targets([target])[0], {"policy"})
 
 
-def test_a_version_whose_weights_were_removed_is_refused_and_those_left_are_named(tmp_path: Path) -> None:
+def test_a_version_whose_weights_were_removed_is_refused_and_those_left_are_named(
+    tmp_path: Path,
+) -> None:
     found = published(tmp_path, 2, 7, 8)
     (tmp_path / "1.2" / "model.safetensors").unlink()
     message = refused(found, "policy@1.2")
@@ -99,7 +103,9 @@ def test_a_version_whose_weights_were_removed_is_refused_and_those_left_are_name
     assert "policy@1.7, policy@1.8" in message
 
 
-def test_a_forgotten_policy_an_unknown_one_and_an_unpublished_version_are_told_apart(tmp_path: Path) -> None:
+def test_a_forgotten_policy_an_unknown_one_and_an_unpublished_version_are_told_apart(
+    tmp_path: Path,
+) -> None:
     found = published(tmp_path, 8)
     assert "policy@1.8" in refused(found, "1.8")
     assert "there are: policy" in refused(found, "polisy")
@@ -107,7 +113,10 @@ def test_a_forgotten_policy_an_unknown_one_and_an_unpublished_version_are_told_a
 
 
 def test_weights_that_lie_elsewhere_are_not_missed(tmp_path: Path) -> None:
-    for uri in ("s3://bucket/policy/1.1/model.safetensors", "file:///nowhere/to/be/seen/policy/1.1/model.safetensors"):
+    for uri in (
+        "s3://bucket/policy/1.1/model.safetensors",
+        "file:///nowhere/to/be/seen/policy/1.1/model.safetensors",
+    ):
         found = published(tmp_path / uri[:2], 1, uri=uri)
         assert missing_file(next(iter(found.folds["policy"].updates.values()))) is None
 

@@ -1,6 +1,8 @@
-"""A gateway in this process whose upstream sends the bytes that a test gives it, and whose log is a list.
+"""A gateway in this process whose upstream sends the bytes that a test gives it, and whose log is a
+list.
 
-All but the sockets is real: the endpoint, its dialect, the recorder, and the codec that the log's events must pass.
+All but the sockets is real: the endpoint, its dialect, the recorder, and the codec that the log's
+events must pass.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from fulgurite.events import Event, LlmCall
 from fulgurite.topics import Topic
 from services.common.kafka.client import Delivery, KafkaSettings
 from services.gateway.context import Desk
-from services.gateway.dialects import DIALECTS
+from services.gateway.dialects.registry import DIALECTS
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.http.endpoint import Endpoint
 from services.gateway.identity.conversation_matching import Inference
@@ -79,7 +81,13 @@ class ScriptedUpstream(UpstreamClient):
         self.error: Exception | None = None
 
     async def post(
-        self, route: Route, path: str, body: bytes, call_id: str, traceparent: str | None, extra: Mapping[str, str]
+        self,
+        route: Route,
+        path: str,
+        body: bytes,
+        call_id: str,
+        traceparent: str | None,
+        extra: Mapping[str, str],
     ) -> UpstreamReply:
         if self.error is not None:
             raise self.error
@@ -89,7 +97,9 @@ class ScriptedUpstream(UpstreamClient):
 class CodecProducer(MemoryProducer):
     """A log that takes what its readers can read, and keeps it as they read it."""
 
-    def submit(self, topic: Topic, key: str, event: Event, traceparent: str | None = None) -> concurrent.futures.Future[Delivery]:
+    def submit(
+        self, topic: Topic, key: str, event: Event, traceparent: str | None = None
+    ) -> concurrent.futures.Future[Delivery]:
         return super().submit(topic, key, _CODEC.decode(_CODEC.encode(event)), traceparent)
 
 
@@ -116,7 +126,11 @@ class Answer(msgspec.Struct):
     @property
     def events(self) -> list[Any]:
         """A stream's data as the agent reads it; `[DONE]` is a text."""
-        data = [line[6:] for line in self.body.decode("utf-8", "replace").split("\n") if line.startswith("data: ")]
+        data = [
+            line[6:]
+            for line in self.body.decode("utf-8", "replace").split("\n")
+            if line.startswith("data: ")
+        ]
         return [said if said == "[DONE]" else read(said) for said in data]
 
 
@@ -137,13 +151,20 @@ class Gateway:
         self._endpoints = {dialect.path: Endpoint(desk, dialect) for dialect in DIALECTS}
 
     async def answer(
-        self, path: str, pieces: Sequence[bytes] | Exception, *, headers: Mapping[str, str] | None = None, **body: Any
+        self,
+        path: str,
+        pieces: Sequence[bytes] | Exception,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **body: Any,
     ) -> Answer:
         """The answer to a request when the upstream sends this."""
         upstream, sent = self._upstream, list[Message]()
         upstream.error = pieces if isinstance(pieces, Exception) else None
         upstream.pieces = () if isinstance(pieces, Exception) else pieces
-        upstream.headers = {"content-type": SSE if body.get("stream") else JSON} | dict(headers or {})
+        upstream.headers = {"content-type": SSE if body.get("stream") else JSON} | dict(
+            headers or {}
+        )
         request = [{"type": "http.request", "body": msgspec.json.encode(body), "more_body": False}]
 
         async def receive() -> Message:
@@ -155,12 +176,21 @@ class Gateway:
             sent.append(message)
 
         before = len(self._producer.log)
-        named = [(b"authorization", f"Bearer {KEY}".encode()), (b"content-type", b"application/json")]
-        await self._endpoints[path]({"type": "http", "method": "POST", "path": path, "headers": named, "path_params": {}}, receive, send)
+        named = [
+            (b"authorization", f"Bearer {KEY}".encode()),
+            (b"content-type", b"application/json"),
+        ]
+        await self._endpoints[path](
+            {"type": "http", "method": "POST", "path": path, "headers": named, "path_params": {}},
+            receive,
+            send,
+        )
         assert not sent[-1].get("more_body", False), "the reply has no end"
         told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
         calls = [event for _, event in self._producer.log[before:] if isinstance(event, LlmCall)]
-        return Answer(sent[0]["status"], told, b"".join(message["body"] for message in sent[1:]), calls)
+        return Answer(
+            sent[0]["status"], told, b"".join(message["body"] for message in sent[1:]), calls
+        )
 
     def forget(self) -> None:
         """Leave what was recorded so far."""
@@ -168,21 +198,46 @@ class Gateway:
 
     def unread(self) -> float:
         """Parts of answers that were not understood, so far."""
-        return self.metrics.registry.get_sample_value("fulgurite_gateway_unread_chunks_total") or 0.0
+        return (
+            self.metrics.registry.get_sample_value("fulgurite_gateway_unread_chunks_total") or 0.0
+        )
 
 
 @asynccontextmanager
 async def running(folder: Path) -> AsyncGenerator[Gateway]:
     """A gateway that is there within this context."""
     settings = GatewaySettings.model_validate(
-        {"api_keys": KEY, "signing_keys": "k1:0123456789abcdef0123456789abcdef", "upstreams": _UPSTREAMS, "data_dir": folder}
+        {
+            "api_keys": KEY,
+            "signing_keys": "k1:0123456789abcdef0123456789abcdef",
+            "upstreams": _UPSTREAMS,
+            "data_dir": folder,
+        }
     )
-    ring, routes, metrics, store = KeyRing.parse(settings.signing_keys.get_secret_value()), settings.routes(), Metrics(), MemoryStore()
-    producer, upstream, policies = CodecProducer(), ScriptedUpstream(), PolicyTail(NOWHERE, _CODEC, frozenset())
+    ring, routes, metrics, store = (
+        KeyRing.parse(settings.signing_keys.get_secret_value()),
+        settings.routes(),
+        Metrics(),
+        MemoryStore(),
+    )
+    producer, upstream, policies = (
+        CodecProducer(),
+        ScriptedUpstream(),
+        PolicyTail(NOWHERE, _CODEC, frozenset()),
+    )
     recorder = Recorder(producer, NOWHERE, _CODEC, settings, metrics)
     registry = GroupRegistry(store)
-    identifier = Identifier(ring, registry, {}, Inference(MemoryStore(), ring.signing_secret, 3600, metrics))
-    responses = RecordedResponses(identifier, MemoryStore(), CallSearch(NOWHERE, _CODEC), recorder.problem, settings.call_bounds(), metrics)
+    identifier = Identifier(
+        ring, registry, {}, Inference(MemoryStore(), ring.signing_secret, 3600, metrics)
+    )
+    responses = RecordedResponses(
+        identifier,
+        MemoryStore(),
+        CallSearch(NOWHERE, _CODEC),
+        recorder.problem,
+        settings.call_bounds(),
+        metrics,
+    )
     desk = Desk(
         settings=settings,
         kafka=NOWHERE,

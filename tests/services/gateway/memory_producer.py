@@ -11,7 +11,9 @@ from services.common.kafka.client import Delivery, EventProducer, LogUnavailable
 
 
 class MemoryProducer(EventProducer):
-    """What was acknowledged, in order. `away`: nothing is acknowledged; `failing`: so many sends fail first."""
+    """What was acknowledged, in order. `away`: nothing is acknowledged; `failing`: so many sends
+    fail first.
+    """
 
     def __init__(self) -> None:
         self.log: list[tuple[str, Event]] = []
@@ -28,7 +30,9 @@ class MemoryProducer(EventProducer):
     def pending(self) -> int:
         return len(self.stuck)
 
-    def submit(self, topic: Topic, key: str, event: Event, traceparent: str | None = None) -> concurrent.futures.Future[Delivery]:
+    def submit(
+        self, topic: Topic, key: str, event: Event, traceparent: str | None = None
+    ) -> concurrent.futures.Future[Delivery]:
         future: concurrent.futures.Future[Delivery] = concurrent.futures.Future()
         if self.away or self.failing:
             self.failing = max(0, self.failing - 1)
@@ -39,7 +43,12 @@ class MemoryProducer(EventProducer):
         return future
 
     async def publish(
-        self, topic: Topic, key: str, event: Event, traceparent: str | None = None, timeout_s: float | None = None
+        self,
+        topic: Topic,
+        key: str,
+        event: Event,
+        traceparent: str | None = None,
+        timeout_s: float | None = None,
     ) -> Delivery:
         if not self.away:
             return await asyncio.wrap_future(self.submit(topic, key, event))

@@ -1,4 +1,6 @@
-"""However the bytes of an answer arrive, the agent and the log get the same; whatever becomes of them, they get one error and one event."""
+"""However the bytes of an answer arrive, the agent and the log get the same; whatever becomes of
+them, they get one error and one event.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Generator[Loop]:
 
 
 def streamed(loop: Loop, valid: Valid, pieces: list[bytes]) -> Answer:
-    return loop.run(loop.gateway.answer(valid.path, pieces, model=valid.alias, stream=True, **ASKED[valid.path]))
+    return loop.run(
+        loop.gateway.answer(valid.path, pieces, model=valid.alias, stream=True, **ASKED[valid.path])
+    )
 
 
 def said(answer: Answer) -> bytes:
@@ -72,7 +76,10 @@ def check_record(answer: Answer, valid: Valid) -> None:
 @given(random=RANDOMS, line_end=LINE_ENDS)
 def test_a_stream_is_the_same_however_it_comes(loop: Loop, random: Random, line_end: bytes) -> None:
     valid = valid_answer(random)
-    whole, pieces = streamed(loop, valid, [valid.stream]), pieces_of(random, valid.stream.replace(b"\n", line_end))
+    whole, pieces = (
+        streamed(loop, valid, [valid.stream]),
+        pieces_of(random, valid.stream.replace(b"\n", line_end)),
+    )
     in_pieces = streamed(loop, valid, pieces)
     check_record(whole, valid)
     check_record(in_pieces, valid)
@@ -83,11 +90,16 @@ def test_a_stream_is_the_same_however_it_comes(loop: Loop, random: Random, line_
 def test_a_whole_answer_has_the_record_of_its_stream(loop: Loop, random: Random) -> None:
     valid = valid_answer(random)
     body = pieces_of(random, valid.whole)
-    check_record(loop.run(loop.gateway.answer(valid.path, body, model=valid.alias, **ASKED[valid.path])), valid)
+    check_record(
+        loop.run(loop.gateway.answer(valid.path, body, model=valid.alias, **ASKED[valid.path])),
+        valid,
+    )
 
 
 @given(random=RANDOMS, line_end=LINE_ENDS)
-def test_a_stream_that_is_cut_off_is_complete_or_an_error(loop: Loop, random: Random, line_end: bytes) -> None:
+def test_a_stream_that_is_cut_off_is_complete_or_an_error(
+    loop: Loop, random: Random, line_end: bytes
+) -> None:
     valid = valid_answer(random)
     data = valid.stream.replace(b"\n", line_end)
     answer = streamed(loop, valid, pieces_of(random, data[: random.randint(0, len(data) - 1)]))
@@ -104,6 +116,12 @@ def test_a_stream_that_is_cut_off_is_complete_or_an_error(loop: Loop, random: Ra
 def test_a_whole_answer_that_is_cut_off_is_an_error(loop: Loop, random: Random) -> None:
     valid = valid_answer(random)
     body = valid.whole[: random.randint(0, len(valid.whole) - 1)]
-    answer = loop.run(loop.gateway.answer(valid.path, [body], model=valid.alias, **ASKED[valid.path]))
-    assert (answer.status, answer.call.outcome, answer.call.choices) == (502, CallOutcome.upstream_error, ())
+    answer = loop.run(
+        loop.gateway.answer(valid.path, [body], model=valid.alias, **ASKED[valid.path])
+    )
+    assert (answer.status, answer.call.outcome, answer.call.choices) == (
+        502,
+        CallOutcome.upstream_error,
+        (),
+    )
     assert json.loads(answer.body)["error"]["message"]

@@ -1,4 +1,6 @@
-"""Whatever a client sends: an answer in the API's shape, never a 5xx of ours, and one event for each call of a known key."""
+"""Whatever a client sends: an answer in the API's shape, never a 5xx of ours, and one event for
+each call of a known key.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +34,28 @@ ENCODINGS: dict[str | None, Callable[[bytes], bytes]] = {
 TEXTS = st.text(alphabet=st.characters(exclude_categories=()), max_size=8)
 """Half characters among them."""
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS, lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner)
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner),
 )
 BODIES = st.one_of(
     st.binary(max_size=200),
     VALUES.map(lambda value: json.dumps(value).encode()),
-    st.dictionaries(st.sampled_from(["model", "messages", "input", "prompt", "stream", "n", "value", "name", "task", "kind"]), VALUES).map(
-        lambda fields: json.dumps({"model": "policy"} | fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    st.dictionaries(
+        st.sampled_from(
+            ["model", "messages", "input", "prompt", "stream", "n", "value", "name", "task", "kind"]
+        ),
+        VALUES,
+    ).map(
+        lambda fields: json.dumps({"model": "policy"} | fields, ensure_ascii=False).encode(
+            "utf-8", "surrogatepass"
+        )
     ),
-    st.integers(1, 3000).map(lambda deep: b'{"model":"policy","messages":' + b"[" * deep + b"]" * deep + b"}"),
-    st.sampled_from(["utf-16", "utf-32", "utf-8-sig", "utf-16-be"]).map(lambda name: SOUND.decode().encode(name)),
+    st.integers(1, 3000).map(
+        lambda deep: b'{"model":"policy","messages":' + b"[" * deep + b"]" * deep + b"}"
+    ),
+    st.sampled_from(["utf-16", "utf-32", "utf-8-sig", "utf-16-be"]).map(
+        lambda name: SOUND.decode().encode(name)
+    ),
 )
 
 
@@ -64,8 +78,17 @@ def test_any_body_under_any_encoding(tmp_path: Path, path: str) -> None:
         @given(BODIES, st.sampled_from([*ENCODINGS]), st.booleans(), st.integers(1, 3))
         def one(body: bytes, encoding: str | None, squeezed: bool, pieces: int) -> None:
             data = ENCODINGS[encoding](body) if squeezed else body
-            headers = [("authorization", f"Bearer {ADMIN}")] + ([("content-encoding", encoding)] if encoding else [])
-            request = Request("POST", path.replace("{rollout}", keys.rollout), headers, data, pieces, path in EXAMPLES)
+            headers = [("authorization", f"Bearer {ADMIN}")] + (
+                [("content-encoding", encoding)] if encoding else []
+            )
+            request = Request(
+                "POST",
+                path.replace("{rollout}", keys.rollout),
+                headers,
+                data,
+                pieces,
+                path in EXAMPLES,
+            )
             asyncio.run_coroutine_threadsafe(check(gateway, request), loop).result()
 
         await asyncio.to_thread(one)
@@ -80,7 +103,9 @@ def test_any_request_to_any_route(tmp_path: Path) -> None:
         @settings(max_examples=400)
         @given(st.integers(0, 1 << 60))
         def one(seed: int) -> None:
-            asyncio.run_coroutine_threadsafe(check(gateway, any_request(Random(seed), keys)), loop).result()
+            asyncio.run_coroutine_threadsafe(
+                check(gateway, any_request(Random(seed), keys)), loop
+            ).result()
 
         await asyncio.to_thread(one)
 
@@ -95,7 +120,10 @@ BROKEN: dict[str, tuple[Callable[[bytes], bytes], int]] = {
     "byte order mark": (lambda sound: b"\xef\xbb\xbf" + sound, 200),
     "UTF-16": (lambda sound: sound.decode().encode("utf-16"), 400),
     "nested": (lambda sound: sound[:-1] + b',"x":' + b"[" * 128 + b"]" * 128 + b"}", 400),
-    "nested beyond the parser": (lambda sound: sound[:-1] + b',"x":' + b"[" * 1500 + b"]" * 1500 + b"}", 400),
+    "nested beyond the parser": (
+        lambda sound: sound[:-1] + b',"x":' + b"[" * 1500 + b"]" * 1500 + b"}",
+        400,
+    ),
     "many values": (lambda sound: sound[:-1] + b',"x":[' + b"[]," * 2000 + b"0]}", 413),
     "many bytes": (lambda sound: sound + b" " * 70_000, 413),
     "sound": (bytes, 200),
@@ -108,7 +136,9 @@ def test_bodies_in_every_api(tmp_path: Path, path: str) -> None:
 
     async def every(gateway: InProcess) -> None:
         for name, (changed, status) in BROKEN.items():
-            request = Request("POST", path, [("authorization", f"Bearer {PLAIN}")], changed(sound), 1, known=True)
+            request = Request(
+                "POST", path, [("authorization", f"Bearer {PLAIN}")], changed(sound), 1, known=True
+            )
             answer = await check(gateway, request)
             [call] = gateway.calls()
             assert (name, answer.status, call.status_code) == (name, status, status)
@@ -119,7 +149,9 @@ def test_bodies_in_every_api(tmp_path: Path, path: str) -> None:
     asked(tmp_path, every)
 
 
-def test_a_large_conversation_is_recognised_outside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_conversation_is_recognised_outside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same conversation, whichever way it was hashed."""
 
     async def talk(gateway: InProcess) -> list[str]:
@@ -127,7 +159,12 @@ def test_a_large_conversation_is_recognised_outside_the_event_loop(tmp_path: Pat
         turns: list[dict[str, Any]] = [{"role": "user", "content": "x" * 200_000}]
         rollouts: list[str] = []
         for _ in range(3):
-            answer = await gateway.ask("POST", "/v1/chat/completions", headers, json.dumps({"model": "other", "messages": turns}).encode())
+            answer = await gateway.ask(
+                "POST",
+                "/v1/chat/completions",
+                headers,
+                json.dumps({"model": "other", "messages": turns}).encode(),
+            )
             rollouts.append(answer.headers["x-fulgurite-rollout-id"])
             turns += [answer.json()["choices"][0]["message"], {"role": "user", "content": "go on"}]
         return rollouts

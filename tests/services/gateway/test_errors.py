@@ -12,7 +12,12 @@ from services.gateway.errors import InvalidRequest, Unauthorized, Unavailable, U
 def test_the_shape() -> None:
     problem = InvalidRequest("say this", param="model", code="x")
     assert msgspec.json.decode(problem.body()) == {
-        "error": {"message": "say this", "type": "invalid_request_error", "param": "model", "code": "x"}
+        "error": {
+            "message": "say this",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "x",
+        }
     }
 
 
@@ -26,7 +31,12 @@ def test_headers_that_clients_know() -> None:
     ("status", "said", "ours", "kind"),
     [
         (400, "maximum context length is 5", 400, FailureKind.context_overflow),
-        (400, "The decoder prompt (length 9) is longer than the maximum model length of 5.", 400, FailureKind.context_overflow),
+        (
+            400,
+            "The decoder prompt (length 9) is longer than the maximum model length of 5.",
+            400,
+            FailureKind.context_overflow,
+        ),
         (422, "no", 422, FailureKind.unknown),
         (429, "no", 429, FailureKind.rate_limited),
         (401, "no", 502, FailureKind.infrastructure),
@@ -39,7 +49,9 @@ def test_headers_that_clients_know() -> None:
     ],
 )
 def test_an_upstreams_status(status: int, said: str, ours: int, kind: FailureKind) -> None:
-    problem = UpstreamRejected("vllm", status, msgspec.json.encode({"error": {"message": said, "code": status}}))
+    problem = UpstreamRejected(
+        "vllm", status, msgspec.json.encode({"error": {"message": said, "code": status}})
+    )
     assert (problem.status, problem.failure) == (ours, kind)
     assert said in problem.message
 

@@ -33,11 +33,18 @@ def test_one_policy_by_default(env: pytest.MonkeyPatch) -> None:
 
 def test_aliases_and_upstreams(env: pytest.MonkeyPatch) -> None:
     env.setenv("FULGURITE_ALIASES", "a=p, b=p")
-    env.setenv("FULGURITE_UPSTREAMS", '{"gpt": {"base_url": "https://api.example/v1", "api_key": "sk-x"}}')
+    env.setenv(
+        "FULGURITE_UPSTREAMS", '{"gpt": {"base_url": "https://api.example/v1", "api_key": "sk-x"}}'
+    )
     env.setenv("FULGURITE_API_KEYS", "one, two")
     routes = settings().routes()
     assert set(routes) == {"a", "b", "gpt"}
-    assert (routes["gpt"].kind, routes["gpt"].model, routes["gpt"].policy, routes["gpt"].api_key) == ("openai", "gpt", None, "sk-x")
+    assert (
+        routes["gpt"].kind,
+        routes["gpt"].model,
+        routes["gpt"].policy,
+        routes["gpt"].api_key,
+    ) == ("openai", "gpt", None, "sk-x")
     assert routes["gpt"].base_url == "https://api.example"
     assert settings().plain_keys() == ("one", "two")
     assert "sk-x" not in repr(settings())
@@ -59,7 +66,15 @@ def test_live_traffic_is_spooled_where_there_is_a_folder_for_it(env: pytest.Monk
     env.setenv("FULGURITE_LOG_UNAVAILABLE_LIVE", "")
     assert set(settings().log_policies().values()) == {"refuse"}
     env.setenv("FULGURITE_SPOOL_DIR", "/var/spool/fulgurite")
-    assert settings().log_policies() == {Mode.train: "refuse", Mode.val: "refuse", Mode.live: "spool"}
+    assert settings().log_policies() == {
+        Mode.train: "refuse",
+        Mode.val: "refuse",
+        Mode.live: "spool",
+    }
     env.setenv("FULGURITE_LOG_UNAVAILABLE_VAL", "serve")
     env.setenv("FULGURITE_LOG_UNAVAILABLE_LIVE", "refuse")
-    assert settings().log_policies() == {Mode.train: "refuse", Mode.val: "serve", Mode.live: "refuse"}
+    assert settings().log_policies() == {
+        Mode.train: "refuse",
+        Mode.val: "serve",
+        Mode.live: "refuse",
+    }

@@ -1,4 +1,5 @@
-"""Answers that no upstream need be ashamed of, of every API that streams, with what the log should hold of them.
+"""Answers that no upstream need be ashamed of, of every API that streams, with what the log should
+hold of them.
 
 Made by a `Random`: Hypothesis gives one that it can shrink, the fuzz target one with a seed.
 """
@@ -11,7 +12,12 @@ from typing import Any
 
 import msgspec
 
-CHAT, COMPLETIONS, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"
+CHAT, COMPLETIONS, MESSAGES, RESPONSES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/responses",
+)
 PATHS = (CHAT, COMPLETIONS, MESSAGES, RESPONSES)
 _SAID = [{"role": "user", "content": "hi"}]
 ASKED: dict[str, dict[str, Any]] = {
@@ -21,7 +27,23 @@ ASKED: dict[str, dict[str, Any]] = {
     RESPONSES: {"input": "hi"},
 }
 """What a request to each API has beside model and stream."""
-_LETTERS = ["a", "bc ", "é", "🌍", "漢", '"', "\\", "\n", "\r\n", "\u2028", "data: ", "[DONE]", "{", "\u0000", "🏳️\u200d🌈"]
+_LETTERS = [
+    "a",
+    "bc ",
+    "é",
+    "🌍",
+    "漢",
+    '"',
+    "\\",
+    "\n",
+    "\r\n",
+    "\u2028",
+    "data: ",
+    "[DONE]",
+    "{",
+    "\u0000",
+    "🏳️\u200d🌈",
+]
 _HEAD: dict[str, Any] = {"id": "u1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 
 
@@ -67,8 +89,13 @@ def _text(random: Random) -> str:
 
 
 def _cut(random: Random, text: str, *, halves: bool) -> list[str]:
-    """The text in pieces; with `halves` also between the two halves of a character, which only an escaping upstream can write."""
-    units = [text.encode("utf-16-le")[at : at + 2].decode("utf-16-le", "surrogatepass") for at in range(0, 2 * _units(text), 2)]
+    """The text in pieces; with `halves` also between the two halves of a character, which only an
+    escaping upstream can write.
+    """
+    units = [
+        text.encode("utf-16-le")[at : at + 2].decode("utf-16-le", "surrogatepass")
+        for at in range(0, 2 * _units(text), 2)
+    ]
     letters = units if halves else list(text)
     pieces: list[str] = []
     while letters:
@@ -83,7 +110,10 @@ def _units(text: str) -> int:
 
 
 def _arguments(random: Random) -> str:
-    return json.dumps({_text(random): random.choice([1, None, [True], _text(random)])}, ensure_ascii=random.random() < 0.5)
+    return json.dumps(
+        {_text(random): random.choice([1, None, [True], _text(random)])},
+        ensure_ascii=random.random() < 0.5,
+    )
 
 
 class _Writer:
@@ -94,7 +124,9 @@ class _Writer:
         self._separators = random.choice([(",", ":"), (", ", ": ")])
 
     def json(self, value: Any) -> bytes:
-        return json.dumps(value, ensure_ascii=self.escapes, separators=self._separators).encode("utf-8", "surrogatepass")
+        return json.dumps(value, ensure_ascii=self.escapes, separators=self._separators).encode(
+            "utf-8", "surrogatepass"
+        )
 
     def event(self, value: Any, name: str | None = None) -> bytes:
         named = b"" if name is None else f"event: {name}\n".encode()
@@ -103,12 +135,22 @@ class _Writer:
 
 def _calls(random: Random) -> list[dict[str, Any]]:
     made = range(random.choice([0, 0, 1, 2, 3]))
-    return [{"id": f"c{n}", "type": "function", "function": {"name": f"f{n % 2}", "arguments": _arguments(random)}} for n in made]
+    return [
+        {
+            "id": f"c{n}",
+            "type": "function",
+            "function": {"name": f"f{n % 2}", "arguments": _arguments(random)},
+        }
+        for n in made
+    ]
 
 
 def _chat(random: Random) -> Valid:
     writer, text, calls = _Writer(random), _text(random), _calls(random)
-    alias, reason = random.choice(["odd", "oddv"]), "tool_calls" if calls else random.choice(["stop", "length"])
+    alias, reason = (
+        random.choice(["odd", "oddv"]),
+        "tool_calls" if calls else random.choice(["stop", "length"]),
+    )
     numbered = _numbers(random, len(calls))
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
     deltas += [{"content": piece} for piece in _cut(random, text, halves=writer.escapes)]
@@ -117,22 +159,43 @@ def _chat(random: Random) -> Valid:
     tokens: list[int] = []
     events: list[bytes] = []
     for place, delta in enumerate([*deltas, {}]):
-        part: dict[str, Any] = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason if not delta else None}
+        part: dict[str, Any] = {
+            "index": 0,
+            "delta": delta,
+            "logprobs": None,
+            "finish_reason": reason if not delta else None,
+        }
         chunk: dict[str, Any] = {**_HEAD, "choices": [part]}
         if told and place == 0:
             chunk["prompt_token_ids"] = [1, 2]
         elif told and delta:
             tokens.append(place)
-            part |= {"token_ids": [place], "logprobs": {"content": [{"token": "t", "logprob": -0.5}]}}
+            part |= {
+                "token_ids": [place],
+                "logprobs": {"content": [{"token": "t", "logprob": -0.5}]},
+            }
         events.append(writer.event(chunk))
         if random.random() < 0.1:
             events.append(b": keep-alive\n\n")
-    usage: dict[str, Any] = {**_HEAD, "choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 3}}
+    usage: dict[str, Any] = {
+        **_HEAD,
+        "choices": [],
+        "usage": {"prompt_tokens": 2, "completion_tokens": 3},
+    }
     events += [writer.event(usage)] if random.random() < 0.5 else []
     events.append(b"data: [DONE]\n\n")
-    message: dict[str, Any] = {"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})
+    message: dict[str, Any] = {"role": "assistant", "content": text} | (
+        {"tool_calls": calls} if calls else {}
+    )
     choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": reason}
-    choice |= {"token_ids": tokens, "logprobs": {"content": [{"token": "t", "logprob": -0.5}] * len(tokens)}} if tokens else {}
+    choice |= (
+        {
+            "token_ids": tokens,
+            "logprobs": {"content": [{"token": "t", "logprob": -0.5}] * len(tokens)},
+        }
+        if tokens
+        else {}
+    )
     whole = writer.json({**_HEAD, "choices": [choice], "usage": {"prompt_tokens": 2}})
     return Valid(CHAT, alias, events, whole, message, reason, tokens or None)
 
@@ -149,13 +212,21 @@ def _numbers(random: Random, count: int) -> list[int | None]:
     return random.choice(ways)
 
 
-def _call_deltas(random: Random, calls: list[dict[str, Any]], numbered: list[int | None], *, halves: bool) -> list[dict[str, Any]]:
+def _call_deltas(
+    random: Random, calls: list[dict[str, Any]], numbered: list[int | None], *, halves: bool
+) -> list[dict[str, Any]]:
     fragments: list[list[dict[str, Any]]] = []
     for call, number in zip(calls, numbered, strict=True):
         function, placed = call["function"], {} if number is None else {"index": number}
         rest = _cut(random, function["arguments"], halves=halves)
-        first = {"id": call["id"], "type": "function", "function": {"name": function["name"], "arguments": ""}}
-        fragments.append([{**placed, **first}, *({**placed, "function": {"arguments": piece}} for piece in rest)])
+        first = {
+            "id": call["id"],
+            "type": "function",
+            "function": {"name": function["name"], "arguments": ""},
+        }
+        fragments.append(
+            [{**placed, **first}, *({**placed, "function": {"arguments": piece}} for piece in rest)]
+        )
     distinct = None not in numbered and len(set(numbered)) == len(numbered)
     ordered: list[dict[str, Any]] = []
     while any(fragments):
@@ -167,7 +238,10 @@ def _call_deltas(random: Random, calls: list[dict[str, Any]], numbered: list[int
 
 def _completion(random: Random) -> Valid:
     writer, text, reason = _Writer(random), _text(random), random.choice(["stop", "length"])
-    said = [{"index": 0, "text": piece, "finish_reason": None} for piece in _cut(random, text, halves=writer.escapes)]
+    said = [
+        {"index": 0, "text": piece, "finish_reason": None}
+        for piece in _cut(random, text, halves=writer.escapes)
+    ]
     parts: list[dict[str, Any]] = [*said, {"index": 0, "text": "", "finish_reason": reason}]
     events = [*(writer.event({**_HEAD, "choices": [part]}) for part in parts), b"data: [DONE]\n\n"]
     whole = writer.json({**_HEAD, "choices": [{"index": 0, "text": text, "finish_reason": reason}]})
@@ -179,16 +253,31 @@ def _message(random: Random) -> Valid:
     blocks: list[dict[str, Any]] = [{"type": "text", "text": _text(random)}]
     for call in _calls(random):
         given = json.loads(call["function"]["arguments"])
-        blocks.append({"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": given})
+        blocks.append(
+            {"type": "tool_use", "id": call["id"], "name": call["function"]["name"], "input": given}
+        )
     stop, reason = ("tool_use", "tool_calls") if len(blocks) > 1 else ("end_turn", "stop")
     same = random.random() < 0.3
-    head: dict[str, Any] = {"id": "m1", "type": "message", "role": "assistant", "model": "m", "stop_reason": None}
-    said: list[dict[str, Any]] = [{"type": "message_start", "message": {**head, "content": [], "usage": {"input_tokens": 3}}}]
+    head: dict[str, Any] = {
+        "id": "m1",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "stop_reason": None,
+    }
+    said: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {**head, "content": [], "usage": {"input_tokens": 3}}}
+    ]
     for number, block in enumerate(blocks):
         index = 0 if same else number
         opening: dict[str, Any]
         if block["type"] == "text":
-            opening, kind, field, text = {"type": "text", "text": ""}, "text_delta", "text", block["text"]
+            opening, kind, field, text = (
+                {"type": "text", "text": ""},
+                "text_delta",
+                "text",
+                block["text"],
+            )
         else:
             opening, kind, field, text = (
                 {**block, "input": dict[str, Any]()},
@@ -197,12 +286,29 @@ def _message(random: Random) -> Valid:
                 json.dumps(block["input"]),
             )
         said.append({"type": "content_block_start", "index": index, "content_block": opening})
-        deltas = [{"type": kind, field: piece} for piece in _cut(random, text, halves=writer.escapes)]
-        said += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
+        deltas = [
+            {"type": kind, field: piece} for piece in _cut(random, text, halves=writer.escapes)
+        ]
+        said += [
+            {"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas
+        ]
         said.append({"type": "content_block_stop", "index": index})
-    said.append({"type": "message_delta", "delta": {"stop_reason": stop, "stop_sequence": None}, "usage": {"output_tokens": 2}})
+    said.append(
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": stop, "stop_sequence": None},
+            "usage": {"output_tokens": 2},
+        }
+    )
     said.append({"type": "message_stop"})
-    whole = writer.json({**head, "content": blocks, "stop_reason": stop, "usage": {"input_tokens": 3, "output_tokens": 2}})
+    whole = writer.json(
+        {
+            **head,
+            "content": blocks,
+            "stop_reason": stop,
+            "usage": {"input_tokens": 3, "output_tokens": 2},
+        }
+    )
     events = [writer.event(one, one["type"]) for one in said]
     return Valid(MESSAGES, "odd", events, whole, {"role": "assistant", "content": blocks}, reason)
 
@@ -210,22 +316,41 @@ def _message(random: Random) -> Valid:
 def _response(random: Random) -> Valid:
     writer = _Writer(random)
     items: list[dict[str, Any]] = [
-        {"id": "i", "type": "message", "role": "assistant", "content": [{"type": "output_text", "text": _text(random)}]}
+        {
+            "id": "i",
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": _text(random)}],
+        }
     ]
-    items += [{"id": f"i{call['id']}", "type": "function_call", "call_id": call["id"], **call["function"]} for call in _calls(random)]
+    items += [
+        {"id": f"i{call['id']}", "type": "function_call", "call_id": call["id"], **call["function"]}
+        for call in _calls(random)
+    ]
     same, repeats = random.random() < 0.3, random.random() < 0.7
     head: dict[str, Any] = {"id": "r1", "object": "response", "model": "m"}
-    said: list[dict[str, Any]] = [{"type": "response.created", "response": {**head, "status": "in_progress", "output": []}}]
+    said: list[dict[str, Any]] = [
+        {"type": "response.created", "response": {**head, "status": "in_progress", "output": []}}
+    ]
     for number, item in enumerate(items):
         opening: dict[str, Any]
         at: dict[str, Any] = {"output_index": 0 if same else number}
         if item["type"] == "message":
-            opening, kind, text = {**item, "content": list[Any]()}, "response.output_text", item["content"][0]["text"]
+            opening, kind, text = (
+                {**item, "content": list[Any]()},
+                "response.output_text",
+                item["content"][0]["text"],
+            )
         else:
-            opening, kind, text = {**item, "arguments": ""}, "response.function_call_arguments", item["arguments"]
+            opening, kind, text = (
+                {**item, "arguments": ""},
+                "response.function_call_arguments",
+                item["arguments"],
+            )
         said.append({"type": "response.output_item.added", **at, "item": opening})
         said += [
-            {"type": f"{kind}.delta", **at, "item_id": item["id"], "delta": piece} for piece in _cut(random, text, halves=writer.escapes)
+            {"type": f"{kind}.delta", **at, "item_id": item["id"], "delta": piece}
+            for piece in _cut(random, text, halves=writer.escapes)
         ]
         said.append({"type": "response.output_item.done", **at, "item": item})
     last = {**head, "status": "completed", "output": items if repeats else []}

@@ -25,8 +25,15 @@ from tests.synthetic import group_id, make_call, make_declared, make_status
 SYSTEM: dict[str, object] = {"role": "system", "content": "add"}
 TASK: dict[str, object] = {"role": "user", "content": "1+1"}
 DECLARED = make_declared(size=3, deadline=10_000)
-texts = st.text(max_size=30) | st.sampled_from(["</trajectory>", '<trajectory id="2">', "</context>", "<context>"])
-conversations = st.lists(st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": texts}), min_size=1, max_size=4), min_size=2)
+texts = st.text(max_size=30) | st.sampled_from(
+    ["</trajectory>", '<trajectory id="2">', "</context>", "<context>"]
+)
+conversations = st.lists(
+    st.lists(
+        st.fixed_dictionaries({"role": st.just("user"), "content": texts}), min_size=1, max_size=4
+    ),
+    min_size=2,
+)
 
 
 def made_of(*events: LlmCall | AgentStatus) -> Episode:
@@ -35,14 +42,32 @@ def made_of(*events: LlmCall | AgentStatus) -> Episode:
     return made
 
 
-def episode(index: int, *, said: str | None = "2", turn: int = 0, declared: AgentStatus = DECLARED, will_retry: bool = False) -> Episode:
+def episode(
+    index: int,
+    *,
+    said: str | None = "2",
+    turn: int = 0,
+    declared: AgentStatus = DECLARED,
+    will_retry: bool = False,
+) -> Episode:
     reply: dict[str, object] = {"role": "assistant", "content": said}
-    calls = [make_call(index=index, turn=turn, messages=[SYSTEM, TASK], replies=[reply])] if said else []
+    calls = (
+        [make_call(index=index, turn=turn, messages=[SYSTEM, TASK], replies=[reply])]
+        if said
+        else []
+    )
     return made_of(declared, *calls, make_status(index=index, will_retry=will_retry))
 
 
 def answer(*scores: tuple[str, float]) -> str:
-    return json.dumps({"scores": [{"trajectory_id": name, "explanation": "so", "score": score} for name, score in scores]})
+    return json.dumps(
+        {
+            "scores": [
+                {"trajectory_id": name, "explanation": "so", "score": score}
+                for name, score in scores
+            ]
+        }
+    )
 
 
 def told(*episodes: Episode) -> list[Told]:
@@ -70,7 +95,10 @@ class Answers:
         self.questions.append(question)
         if self.error is not None:
             raise self.error
-        return [Score(str(number), f"why {number}", value) for number, value in enumerate(self.values, 1)]
+        return [
+            Score(str(number), f"why {number}", value)
+            for number, value in enumerate(self.values, 1)
+        ]
 
 
 def judge(rubric: str = DEFAULT_RUBRIC) -> GroupJudge:
@@ -78,7 +106,9 @@ def judge(rubric: str = DEFAULT_RUBRIC) -> GroupJudge:
 
 
 @given(conversations)
-def test_every_trajectory_has_one_frame_whatever_agents_wrote(said: list[list[dict[str, Any]]]) -> None:
+def test_every_trajectory_has_one_frame_whatever_agents_wrote(
+    said: list[list[dict[str, Any]]],
+) -> None:
     asked = question(said, DEFAULT_RUBRIC, 1_000_000).messages[1]["content"]
     assert asked.count("<trajectory id=") == asked.count("</trajectory>") == len(said)
     shared = common_prefix(said)
@@ -88,14 +118,19 @@ def test_every_trajectory_has_one_frame_whatever_agents_wrote(said: list[list[di
     assert rest == [conversation[shared:] for conversation in said]
 
 
-@given(conversations, st.lists(st.fixed_dictionaries({"role": st.just("system"), "content": texts})))
+@given(
+    conversations, st.lists(st.fixed_dictionaries({"role": st.just("system"), "content": texts}))
+)
 def test_what_all_begin_with_is_shared_and_everyones_last_message_is_their_own(
     said: list[list[dict[str, Any]]], start: list[dict[str, Any]]
 ) -> None:
     longer = [start + conversation for conversation in said]
     shared = common_prefix(longer)
     assert shared == len(start) + common_prefix(said)
-    assert all(conversation[:shared] == longer[0][:shared] and conversation[shared:] for conversation in longer)
+    assert all(
+        conversation[:shared] == longer[0][:shared] and conversation[shared:]
+        for conversation in longer
+    )
 
 
 def test_the_middle_of_a_long_trajectory_is_left_out() -> None:
@@ -168,7 +203,9 @@ def test_an_overdue_group_is_due_in_the_time_of_the_events_or_where_the_log_ends
 def test_an_attempt_that_another_replaces_is_not_judged() -> None:
     declared = make_declared(size=1, max_attempts=2)
     first = episode(0, said="first", declared=declared, will_retry=True)
-    call = make_call(attempt=1, turn=1, messages=[TASK], replies=[{"role": "assistant", "content": "second"}])
+    call = make_call(
+        attempt=1, turn=1, messages=[TASK], replies=[{"role": "assistant", "content": "second"}]
+    )
     second = made_of(declared, call, make_status(attempt=1, at=3_000))
     assert [one.messages[-1]["content"] for one in told(first, second)] == ["second"]
 
@@ -197,12 +234,16 @@ def test_nothing_is_committed_before_its_group_is_settled() -> None:
 async def test_a_group_is_one_question_and_a_score_for_each() -> None:
     model = Answers(0.0, 1.0, 0.5)
     rewards = await judge().judge(told(episode(2), episode(0), episode(1)), model)
-    assert [(reward.rollout_id.split("_")[2], reward.value, reward.error) for reward in rewards] == [
+    assert [
+        (reward.rollout_id.split("_")[2], reward.value, reward.error) for reward in rewards
+    ] == [
         ("0", 0.0, None),
         ("1", 1.0, None),
         ("2", 0.5, None),
     ]
-    assert [json.loads(reward.metadata or "") for reward in rewards] == [{"explanation": f"why {number}"} for number in (1, 2, 3)]
+    assert [json.loads(reward.metadata or "") for reward in rewards] == [
+        {"explanation": f"why {number}"} for number in (1, 2, 3)
+    ]
     assert len(model.questions) == 1
 
 
@@ -210,13 +251,20 @@ async def test_what_cannot_be_judged_is_told_why() -> None:
     silent, alone = await judge().judge(told(episode(0, said=None), episode(1)), Answers())
     assert (silent.value, silent.error) == (None, "NothingSaid: the attempt has no answered call")
     assert alone.error == "TooFewTrajectories: a judge compares, and this group has 1 to be judged"
-    failed = await judge().judge(told(episode(0), episode(1)), Answers(error=JudgeUnreachable("away")))
-    assert [(reward.value, reward.error, reward.final) for reward in failed] == [(None, "JudgeUnreachable: away", True)] * 2
+    failed = await judge().judge(
+        told(episode(0), episode(1)), Answers(error=JudgeUnreachable("away"))
+    )
+    assert [(reward.value, reward.error, reward.final) for reward in failed] == [
+        (None, "JudgeUnreachable: away", True)
+    ] * 2
     assert await judge().judge([], Answers()) == []
 
 
 async def ids(judge: GroupJudge, episodes: Sequence[Episode]) -> list[str]:
-    return [reward.event_id for reward in await judge.judge(told(*episodes), Answers(*[0.5] * len(episodes)))]
+    return [
+        reward.event_id
+        for reward in await judge.judge(told(*episodes), Answers(*[0.5] * len(episodes)))
+    ]
 
 
 async def test_the_same_question_has_the_same_verdicts_and_another_others() -> None:
@@ -224,7 +272,11 @@ async def test_the_same_question_has_the_same_verdicts_and_another_others() -> N
     same = await ids(judge(), group)
     assert await ids(judge(), group[::-1]) == same
     amended = [episode(0, said="3", turn=5), *group[1:]]
-    for other in (await ids(judge("others"), group), await ids(judge(), group[:2]), await ids(judge(), amended)):
+    for other in (
+        await ids(judge("others"), group),
+        await ids(judge(), group[:2]),
+        await ids(judge(), amended),
+    ):
         assert not set(other) & set(same)
     assert digest("a") != digest("b")
 
@@ -249,5 +301,7 @@ def test_a_group_that_was_read_again_began_no_later_than_its_episodes() -> None:
 
 def test_a_rollouts_key_is_not_accepted_and_not_repeated() -> None:
     with pytest.raises(ValueError, match="FULGURITE_JUDGE_API_KEY has a rollout's key") as refused:
-        JudgeModel("big", "judge", JudgeSettings.model_validate({"api_key": "fg-k1.secret.signature"}))
+        JudgeModel(
+            "big", "judge", JudgeSettings.model_validate({"api_key": "fg-k1.secret.signature"})
+        )
     assert "secret" not in str(refused.value)

@@ -1,4 +1,6 @@
-"""The judge's loop over a log in memory: what is asked, when it is committed, what becomes of it when partitions move or it is stopped."""
+"""The judge's loop over a log in memory: what is asked, when it is committed, what becomes of it
+when partitions move or it is stopped.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,15 @@ FAR = 10**15
 
 
 def settings(**changed: Any) -> JudgeSettings:
-    return JudgeSettings.model_validate({"base_url": "http://127.0.0.1:1/v1", "retries": 0, "retry_wait_s": 0.0, "grace_s": 0.0, **changed})
+    return JudgeSettings.model_validate(
+        {
+            "base_url": "http://127.0.0.1:1/v1",
+            "retries": 0,
+            "retry_wait_s": 0.0,
+            "grace_s": 0.0,
+            **changed,
+        }
+    )
 
 
 class Model(JudgeModel):
@@ -59,11 +69,21 @@ class Bench:
         self.log = MemoryEpisodes()
         patch.setattr(module, "read_all", self._read_all)
 
-    def _read_all(self, _kafka: KafkaSettings, _topic: object, _codec: object, *, partitions: list[int], **_: Any) -> Iterator[Record]:
+    def _read_all(
+        self,
+        _kafka: KafkaSettings,
+        _topic: object,
+        _codec: object,
+        *,
+        partitions: list[int],
+        **_: Any,
+    ) -> Iterator[Record]:
         return self.log.read(partitions[0])
 
     @asynccontextmanager
-    async def judge(self, *partitions: int, model: JudgeModel | None = None, run_id: str | None = None) -> AsyncGenerator[Judging]:
+    async def judge(
+        self, *partitions: int, model: JudgeModel | None = None, run_id: str | None = None
+    ) -> AsyncGenerator[Judging]:
         """A judge that runs, and is stopped at the end."""
         one = Judging(self._patch, self.log, model or Model(), run_id)
         one.consumer.give(*partitions)
@@ -78,12 +98,20 @@ class Bench:
 class Judging:
     """One judge, with what it reads from and writes to."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, log: MemoryEpisodes, model: JudgeModel, run_id: str | None) -> None:
+    def __init__(
+        self, patch: pytest.MonkeyPatch, log: MemoryEpisodes, model: JudgeModel, run_id: str | None
+    ) -> None:
         self.consumer = MemoryConsumer(log)
         self.producer = MemoryProducer()
         patch.setattr(module, "EventProducer", partial(_given, self.producer))
         patch.setattr(module, "episodes_consumer", partial(_given, self.consumer))
-        self.judge = Judge(GroupJudge("judge", "big", DEFAULT_RUBRIC, 10_000), model, run_id, KafkaSettings(), settings(concurrency=1))
+        self.judge = Judge(
+            GroupJudge("judge", "big", DEFAULT_RUBRIC, 10_000),
+            model,
+            run_id,
+            KafkaSettings(),
+            settings(concurrency=1),
+        )
 
     @property
     def rewards(self) -> list[AgentReward]:
@@ -95,10 +123,14 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(monkeypatch)
 
 
-def episode(group: int, index: int, *, turns: int = 1, deadline: int = FAR, run_id: str | None = None) -> Episode:
+def episode(
+    group: int, index: int, *, turns: int = 1, deadline: int = FAR, run_id: str | None = None
+) -> Episode:
     task: dict[str, object] = {"role": "user", "content": "1+1"}
     calls = [make_call(group, index, turn, messages=[task]) for turn in range(turns)]
-    made = stitch([make_declared(group, deadline=deadline, run_id=run_id), *calls, make_status(group, index)])
+    made = stitch(
+        [make_declared(group, deadline=deadline, run_id=run_id), *calls, make_status(group, index)]
+    )
     assert made is not None
     return made
 
@@ -120,11 +152,15 @@ async def test_a_group_is_asked_about_once_though_an_episode_comes_twice(bench: 
         await until(lambda: bench.log.committed.get(3) == 2)
         bench.log.append(3, episode(0, 1, deadline=1_000))
         await until(lambda: bench.log.committed.get(3) == 3)
-        assert [(reward.group_id, reward.value) for reward in judge.rewards] == [(group_id(0), 0.5)] * 2
+        assert [(reward.group_id, reward.value) for reward in judge.rewards] == [
+            (group_id(0), 0.5)
+        ] * 2
     assert model.asked == 1
 
 
-async def test_a_group_that_is_not_whole_holds_back_what_is_committed_and_is_read_again_after_a_restart(bench: Bench) -> None:
+async def test_a_group_that_is_not_whole_holds_back_what_is_committed_and_is_read_again_after_a_restart(
+    bench: Bench,
+) -> None:
     bench.log.append(0, episode(0, 0), episode(1, 0), episode(1, 1))
     async with bench.judge(0) as first:
         await until(lambda: len(first.rewards) == 2)
@@ -147,7 +183,13 @@ async def test_nothing_is_committed_that_was_not_acknowledged(bench: Bench) -> N
 
 
 async def test_other_runs_and_what_cannot_be_read_are_passed_by(bench: Bench) -> None:
-    bench.log.append(0, episode(0, 0, run_id="other"), b"no frame", episode(1, 0, run_id="mine"), episode(1, 1, run_id="mine"))
+    bench.log.append(
+        0,
+        episode(0, 0, run_id="other"),
+        b"no frame",
+        episode(1, 0, run_id="mine"),
+        episode(1, 1, run_id="mine"),
+    )
     async with bench.judge(0, run_id="mine") as judge:
         await until(lambda: bench.log.committed == {0: 4})
     assert {reward.group_id for reward in judge.rewards} == {group_id(1)}
@@ -155,7 +197,9 @@ async def test_other_runs_and_what_cannot_be_read_are_passed_by(bench: Bench) ->
     assert (letter.stage, letter.offset) == ("judge", 1)
 
 
-async def test_an_episode_that_cannot_be_read_is_buried(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_episode_that_cannot_be_read_is_buried(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Unreadable(EpisodeView):
         @cached_property
         def messages(self) -> list[dict[str, Any]]:
@@ -200,11 +244,15 @@ async def test_no_more_is_read_while_many_groups_wait(bench: Bench) -> None:
     assert model.asked == 9
 
 
-async def test_a_partition_that_moves_midway_is_judged_to_its_end_by_the_next_owner(bench: Bench) -> None:
+async def test_a_partition_that_moves_midway_is_judged_to_its_end_by_the_next_owner(
+    bench: Bench,
+) -> None:
     slow = Model()
     slow.may.clear()
     for partition, groups in ((0, (0, 1)), (1, (2, 3))):
-        bench.log.append(partition, *(episode(group, index) for group in groups for index in (0, 1)))
+        bench.log.append(
+            partition, *(episode(group, index) for group in groups for index in (0, 1))
+        )
     async with bench.judge(0, 1, model=slow) as first:
         await until(lambda: slow.asked == 1)
         first.consumer.give(1)
@@ -233,7 +281,9 @@ async def test_a_settled_group_of_a_partition_that_left_commits_nothing(bench: B
     assert bench.log.committed.get(0, 0) == 0
 
 
-async def test_a_judge_that_is_stopped_while_it_asks_says_nothing_of_that_group(bench: Bench) -> None:
+async def test_a_judge_that_is_stopped_while_it_asks_says_nothing_of_that_group(
+    bench: Bench,
+) -> None:
     bench.log.append(0, episode(0, 0), episode(0, 1))
     async with running_stub() as stub:
         stub.reset(hang=True)
@@ -243,14 +293,20 @@ async def test_a_judge_that_is_stopped_while_it_asks_says_nothing_of_that_group(
         assert stopped.producer.log == []
         assert bench.log.committed.get(0, 0) == 0
 
-        scores = [{"trajectory_id": str(number), "explanation": "so", "score": 0.5} for number in (1, 2)]
+        scores = [
+            {"trajectory_id": str(number), "explanation": "so", "score": 0.5} for number in (1, 2)
+        ]
         stub.reset(words=[json.dumps({"scores": scores})])
-        async with bench.judge(0, model=JudgeModel("big", "judge", settings(base_url=stub.url + "/v1"))) as again:
+        async with bench.judge(
+            0, model=JudgeModel("big", "judge", settings(base_url=stub.url + "/v1"))
+        ) as again:
             await until(lambda: bench.log.committed.get(0) == 2)
         assert [reward.value for reward in again.rewards] == [0.5, 0.5]
 
 
-async def test_a_group_that_cannot_be_judged_is_a_dead_letter_and_the_judge_goes_on(bench: Bench) -> None:
+async def test_a_group_that_cannot_be_judged_is_a_dead_letter_and_the_judge_goes_on(
+    bench: Bench,
+) -> None:
     class Broken(Model):
         async def scores(self, question: Question) -> list[Score]:
             if "poison" in question.messages[1]["content"]:
@@ -258,7 +314,13 @@ async def test_a_group_that_cannot_be_judged_is_a_dead_letter_and_the_judge_goes
             return await super().scores(question)
 
     def told(index: int, text: str) -> Episode:
-        made = stitch([make_declared(0), make_call(0, index, messages=[{"role": "user", "content": text}]), make_status(0, index)])
+        made = stitch(
+            [
+                make_declared(0),
+                make_call(0, index, messages=[{"role": "user", "content": text}]),
+                make_status(0, index),
+            ]
+        )
         assert made is not None
         return made
 
@@ -266,10 +328,16 @@ async def test_a_group_that_cannot_be_judged_is_a_dead_letter_and_the_judge_goes
     async with bench.judge(0, model=Broken()) as judge:
         await until(lambda: bench.log.committed == {0: 4})
         [letter] = [event for _, event in judge.producer.log if isinstance(event, DeadLetter)]
-        assert (letter.error_type, letter.stage, letter.actions) == ("UnicodeEncodeError", "judge", ())
+        assert (letter.error_type, letter.stage, letter.actions) == (
+            "UnicodeEncodeError",
+            "judge",
+            (),
+        )
         assert [reward.group_id for reward in judge.rewards] == [group_id(1)] * 2
 
 
 def test_half_a_surrogate_pair_can_be_put_to_a_judge() -> None:
-    asked = question([[{"role": "user", "content": "\ud83d"}], [{"role": "user", "content": "x"}]], "", 1_000)
+    asked = question(
+        [[{"role": "user", "content": "\ud83d"}], [{"role": "user", "content": "x"}]], "", 1_000
+    )
     assert b"ud83d" in asked.messages[1]["content"].encode()

@@ -1,4 +1,6 @@
-"""A judge's questions over HTTP, against a server that does as it is told: every failure is typed, what may pass is asked again."""
+"""A judge's questions over HTTP, against a server that does as it is told: every failure is typed,
+what may pass is asked again.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,26 @@ from services.judge.prompt import DEFAULT_RUBRIC, Score, question
 from services.judge.settings import JudgeSettings
 from tests.integration.stub_upstream import running_stub
 
-ASKED = question([[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]], DEFAULT_RUBRIC, 1_000)
-SCORES = [{"trajectory_id": "1", "explanation": "worse", "score": 0}, {"trajectory_id": "2", "explanation": "better", "score": 1}]
+ASKED = question(
+    [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]], DEFAULT_RUBRIC, 1_000
+)
+SCORES = [
+    {"trajectory_id": "1", "explanation": "worse", "score": 0},
+    {"trajectory_id": "2", "explanation": "better", "score": 1},
+]
 KEY = "sk-very-secret"
 
 
 def settings(url: str, **changed: Any) -> JudgeSettings:
     return JudgeSettings.model_validate(
-        {"base_url": f"{url}/v1/", "api_key": KEY, "retries": 2, "retry_wait_s": 0.0, "timeout_s": 5.0, **changed}
+        {
+            "base_url": f"{url}/v1/",
+            "api_key": KEY,
+            "retries": 2,
+            "retry_wait_s": 0.0,
+            "timeout_s": 5.0,
+            **changed,
+        }
     )
 
 
@@ -35,8 +49,12 @@ def test_the_gateway_is_asked_unless_another_server_is_named_which_never_gets_it
         JudgeSettings.model_validate({}).key()
 
 
-@pytest.mark.parametrize(("given", "named"), [({"api_key": KEY}, "FULGURITE_JUDGE_API_KEY"), ({}, "FULGURITE_API_KEYS")])
-async def test_a_key_that_is_refused_is_named_by_where_it_comes_from(given: dict[str, str], named: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "named"), [({"api_key": KEY}, "FULGURITE_JUDGE_API_KEY"), ({}, "FULGURITE_API_KEYS")]
+)
+async def test_a_key_that_is_refused_is_named_by_where_it_comes_from(
+    given: dict[str, str], named: str
+) -> None:
     async with running_stub() as stub:
         found = {"FULGURITE_GATEWAY_URL": stub.url, "FULGURITE_API_KEYS": KEY, **given}
         stub.reset(status=401, error="who are you?")
@@ -46,13 +64,23 @@ async def test_a_key_that_is_refused_is_named_by_where_it_comes_from(given: dict
 
 
 async def test_a_good_answer_is_asked_for_once() -> None:
-    async with running_stub() as stub, JudgeModel("big", "judge", settings(stub.url, temperature=0.0)) as model:
+    async with (
+        running_stub() as stub,
+        JudgeModel("big", "judge", settings(stub.url, temperature=0.0)) as model,
+    ):
         stub.reset(words=[json.dumps({"scores": SCORES})])
         assert await model.scores(ASKED) == [Score("1", "worse", 0.0), Score("2", "better", 1.0)]
         [body] = stub.requests
-        assert (body["model"], body["temperature"], body["response_format"]) == ("big", 0.0, ASKED.response_format())
+        assert (body["model"], body["temperature"], body["response_format"]) == (
+            "big",
+            0.0,
+            ASKED.response_format(),
+        )
         [headers] = stub.headers
-        assert (headers["Authorization"], headers["x-fulgurite-agent"]) == (f"Bearer {KEY}", "judge")
+        assert (headers["Authorization"], headers["x-fulgurite-agent"]) == (
+            f"Bearer {KEY}",
+            "judge",
+        )
 
 
 @pytest.mark.parametrize(
@@ -69,8 +97,13 @@ async def test_a_good_answer_is_asked_for_once() -> None:
         ({"hang": True}, JudgeUnreachable, 3),
     ],
 )
-async def test_a_failure_is_typed_and_asked_again_if_that_may_help(script: dict[str, Any], failure: type[JudgeFailed], times: int) -> None:
-    async with running_stub() as stub, JudgeModel("big", "judge", settings(stub.url, timeout_s=0.2)) as model:
+async def test_a_failure_is_typed_and_asked_again_if_that_may_help(
+    script: dict[str, Any], failure: type[JudgeFailed], times: int
+) -> None:
+    async with (
+        running_stub() as stub,
+        JudgeModel("big", "judge", settings(stub.url, timeout_s=0.2)) as model,
+    ):
         stub.reset(**script)
         with pytest.raises(failure) as told:
             await model.scores(ASKED)

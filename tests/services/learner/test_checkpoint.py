@@ -55,9 +55,13 @@ def test_without_tensors_there_is_no_trainers_folder(tmp_path: Path) -> None:
     assert found[1] is None
 
 
-@pytest.mark.parametrize("name", ["state.json", "trainer/model/weights.bin", "trainer/optimizer.bin"])
+@pytest.mark.parametrize(
+    "name", ["state.json", "trainer/model/weights.bin", "trainer/optimizer.bin"]
+)
 @pytest.mark.parametrize("size", [None, 0, 5])
-def test_a_restore_that_broke_off_is_told_with_the_remedy(store: CheckpointStore, name: str, size: int | None) -> None:
+def test_a_restore_that_broke_off_is_told_with_the_remedy(
+    store: CheckpointStore, name: str, size: int | None
+) -> None:
     path = store.folder / "00000002" / name
     if size is None:
         path.unlink()
@@ -71,7 +75,9 @@ def test_a_restore_that_broke_off_is_told_with_the_remedy(store: CheckpointStore
 
 def test_a_checkpoint_from_before_sizes_were_kept_is_taken(store: CheckpointStore) -> None:
     path = store.folder / "00000002" / "state.json"
-    path.write_bytes(path.read_bytes().replace(b',"files":{"model/weights.bin":100,"optimizer.bin":10}', b""))
+    path.write_bytes(
+        path.read_bytes().replace(b',"files":{"model/weights.bin":100,"optimizer.bin":10}', b"")
+    )
     found = store.latest()
     assert found is not None
     assert found[0].files == {}

@@ -1,4 +1,6 @@
-"""A batch that teaches nothing says why, and what to do; rows that are too long are told beside what is trained."""
+"""A batch that teaches nothing says why, and what to do; rows that are too long are told beside
+what is trained.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,16 @@ OVERSIZED: Fate = (LedgerTerm.filtered, FilterReason.oversized)
 def batch(*fates: Fate) -> list[BatchGroup]:
     """One group with an action of each fate."""
     named = {f"action{number}": fate for number, fate in enumerate(fates)}
-    return [BatchGroup(group_id="g", group_revision="r", policy="policy", rewards=(), episodes=(), fates=named)]
+    return [
+        BatchGroup(
+            group_id="g", group_revision="r", policy="policy", rewards=(), episodes=(), fates=named
+        )
+    ]
 
 
-@pytest.mark.parametrize("reason", [reason for reason in FilterReason if reason is not FilterReason.oversized])
+@pytest.mark.parametrize(
+    "reason", [reason for reason in FilterReason if reason is not FilterReason.oversized]
+)
 def test_a_batch_that_teaches_nothing_says_why(reason: FilterReason) -> None:
     [line] = shortcomings(batch((LedgerTerm.filtered, reason), (LedgerTerm.filtered, reason)), 4096)
     assert line.startswith(f"0 of 2 actions of 1 groups are trained: 2 {reason}; {reason}: ")
@@ -29,7 +37,8 @@ def test_a_batch_that_teaches_nothing_says_why(reason: FilterReason) -> None:
 
 def test_rows_that_are_too_long_are_told_beside_what_is_trained() -> None:
     assert shortcomings(batch(TRAINED, OVERSIZED), 64) == [
-        "1 of 2 actions are in rows longer than FULGURITE_MAX_ROW_TOKENS=64: not trained (oversized)"
+        "1 of 2 actions are in rows longer than FULGURITE_MAX_ROW_TOKENS=64: not trained "
+        "(oversized)"
     ]
 
 
@@ -38,7 +47,15 @@ def test_stale_actions_and_groups_without_any_are_told() -> None:
     assert "there are none" in shortcomings(batch(), 64)[0]
 
 
-@given(st.lists(st.tuples(st.sampled_from([LedgerTerm.stale, LedgerTerm.filtered]), st.sampled_from([*FilterReason, None])), max_size=9))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([LedgerTerm.stale, LedgerTerm.filtered]),
+            st.sampled_from([*FilterReason, None]),
+        ),
+        max_size=9,
+    )
+)
 def test_what_trains_something_is_no_warning(others: list[Fate]) -> None:
     lines = shortcomings(batch(TRAINED, *others), 64)
     assert bool(lines) is (OVERSIZED in others)

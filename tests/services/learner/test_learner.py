@@ -32,7 +32,15 @@ class Source:
 
     def __init__(self, events: Sequence[Trajectory | Tombstone]) -> None:
         self._records = [
-            Record(partition=0, offset=offset, timestamp=0, key=None, value=b"", event=event, error=None)
+            Record(
+                partition=0,
+                offset=offset,
+                timestamp=0,
+                key=None,
+                value=b"",
+                event=event,
+                error=None,
+            )
             for offset, event in enumerate(events)
         ]
         self.at_end = lambda: None
@@ -76,7 +84,9 @@ class PolicyLogInMemory:
 
     def fates(self) -> dict[str, tuple[LedgerTerm, FilterReason | None]]:
         entries = [event for event in self.published if isinstance(event, LedgerEntry)]
-        named = [(action, (entry.term, entry.reason)) for entry in entries for action in entry.actions]
+        named = [
+            (action, (entry.term, entry.reason)) for entry in entries for action in entry.actions
+        ]
         assert len(named) == len(dict(named))
         return dict(named)
 
@@ -109,30 +119,47 @@ class Trainer:
 
 def rows_of(group: int, rewards: Sequence[float]) -> list[Trajectory | Tombstone]:
     declared = make_declared(group=group, size=len(rewards))
-    episodes = [stitch([declared, make_call(group, index), make_status(group, index)]) for index in range(len(rewards))]
+    episodes = [
+        stitch([declared, make_call(group, index), make_status(group, index)])
+        for index in range(len(rewards))
+    ]
     paid = [make_reward(group, index, value=value) for index, value in enumerate(rewards)]
-    outputs = close_group(declared.group_id, declared.declaration, [episode for episode in episodes if episode], paid)
+    outputs = close_group(
+        declared.group_id, declared.declaration, [episode for episode in episodes if episode], paid
+    )
     return [output for output in outputs if not isinstance(output, LedgerEntry)]
 
 
-def learner_of(tmp_path: Path, trainer: Trainer, events: Sequence[Trajectory | Tombstone]) -> tuple[Learner, PolicyLogInMemory]:
-    settings = LearnerSettings(model=tmp_path, data_dir=tmp_path, groups_per_step=1, durable_files=False)
+def learner_of(
+    tmp_path: Path, trainer: Trainer, events: Sequence[Trajectory | Tombstone]
+) -> tuple[Learner, PolicyLogInMemory]:
+    settings = LearnerSettings(
+        model=tmp_path, data_dir=tmp_path, groups_per_step=1, durable_files=False
+    )
     source, log = Source(events), PolicyLogInMemory()
-    learner = Learner(settings, trainer, cast("Any", source), cast("Any", log), cast("Any", None), Codec())
+    learner = Learner(
+        settings, trainer, cast("Any", source), cast("Any", log), cast("Any", None), Codec()
+    )
     source.at_end = learner.stop
     learner.resume()
     return learner, log
 
 
-def test_a_step_that_is_not_finite_publishes_nothing_and_the_next_batch_is_trained(tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_publishes_nothing_and_the_next_batch_is_trained(
+    tmp_path: Path,
+) -> None:
     trainer = Trainer(fails=[0])
     learner, log = learner_of(tmp_path, trainer, [*rows_of(1, [1.0, 0.0]), *rows_of(2, [1.0, 0.0])])
     learner.run()
     assert len(trainer.steps) == 2
     assert log.versions() == {"policy@1.1"}
     fates = log.fates()
-    assert [fates[f"{make_call(1, index).call_id}#0"] for index in (0, 1)] == [(LedgerTerm.filtered, FilterReason.not_finite)] * 2
-    assert [fates[f"{make_call(2, index).call_id}#0"] for index in (0, 1)] == [(LedgerTerm.trained, None)] * 2
+    assert [fates[f"{make_call(1, index).call_id}#0"] for index in (0, 1)] == [
+        (LedgerTerm.filtered, FilterReason.not_finite)
+    ] * 2
+    assert [fates[f"{make_call(2, index).call_id}#0"] for index in (0, 1)] == [
+        (LedgerTerm.trained, None)
+    ] * 2
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e39, 1.7e308])
@@ -140,13 +167,21 @@ def test_numbers_of_an_old_log_stop_no_learner(tmp_path: Path, value: float) -> 
     poisoned: list[Trajectory | Tombstone] = []
     for event in rows_of(1, [1.0, 0.5, 0.0]):
         if isinstance(event, Trajectory) and event.episode_reward == 1.0:
-            actions = tuple(msgspec.structs.replace(action, credit=value, reward=value) for action in event.actions)
-            event = msgspec.structs.replace(event, episode_reward=value, rewards={"reward": value}, actions=actions)
+            actions = tuple(
+                msgspec.structs.replace(action, credit=value, reward=value)
+                for action in event.actions
+            )
+            event = msgspec.structs.replace(
+                event, episode_reward=value, rewards={"reward": value}, actions=actions
+            )
         poisoned.append(event)
     learner, log = learner_of(tmp_path, Trainer(), poisoned)
     learner.run()
     fates = log.fates()
-    assert fates[f"{make_call(1, 0).call_id}#0"] == (LedgerTerm.filtered, FilterReason.reward_failed)
+    assert fates[f"{make_call(1, 0).call_id}#0"] == (
+        LedgerTerm.filtered,
+        FilterReason.reward_failed,
+    )
     assert fates[f"{make_call(1, 1).call_id}#0"] == (LedgerTerm.trained, None)
     (update,) = (event for event in log.published if isinstance(event, PolicyUpdate))
     assert all(map(math.isfinite, update.metrics.values()))

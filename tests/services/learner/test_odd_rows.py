@@ -22,11 +22,21 @@ from tests.synthetic import make_call, make_declared, make_reward, make_status
 def rows() -> list[Trajectory]:
     declared = make_declared(0, 2)
     episodes = [
-        stitch([declared, make_call(0, index), make_call(0, index, 1, prompt=(1, 2, 3, 7, 9, 5)), make_status(0, index)])
+        stitch(
+            [
+                declared,
+                make_call(0, index),
+                make_call(0, index, 1, prompt=(1, 2, 3, 7, 9, 5)),
+                make_status(0, index),
+            ]
+        )
         for index in (0, 1)
     ]
     closed = close_group(
-        declared.group_id, declared.declaration, [e for e in episodes if e], [make_reward(0, 0, 1.0), make_reward(0, 1, 0.0)]
+        declared.group_id,
+        declared.declaration,
+        [e for e in episodes if e],
+        [make_reward(0, 0, 1.0), make_reward(0, 1, 0.0)],
     )
     return [output for output in closed if isinstance(output, Trajectory)]
 
@@ -36,7 +46,9 @@ ACTION = ROW.actions[0]
 
 
 def altered(**changes: object) -> Trajectory:
-    return msgspec.structs.replace(ROW, actions=(msgspec.structs.replace(ACTION, **changes), *ROW.actions[1:]))
+    return msgspec.structs.replace(
+        ROW, actions=(msgspec.structs.replace(ACTION, **changes), *ROW.actions[1:])
+    )
 
 
 ODD = {
@@ -69,7 +81,12 @@ def test_what_is_odd_is_told_and_left_out(name: str) -> None:
 
 
 def test_a_tombstone_is_never_odd() -> None:
-    closed = close_group("g", make_declared(0, 1).declaration, [e for e in [stitch([make_declared(0, 1), make_status(0, 0)])] if e], [])
+    closed = close_group(
+        "g",
+        make_declared(0, 1).declaration,
+        [e for e in [stitch([make_declared(0, 1), make_status(0, 0)])] if e],
+        [],
+    )
     (stone,) = [output for output in closed if isinstance(output, Tombstone)]
     assert oddity(stone) is None
     assert without_actions(stone) == stone
@@ -85,9 +102,17 @@ def test_a_tombstone_is_never_odd() -> None:
     st.none() | st.floats(),
 )
 def test_what_is_not_odd_can_be_trained(
-    tokens: bytes, start: int, end: int, logprobs: bytes | None, credit: float, temperature: float, reward: float | None
+    tokens: bytes,
+    start: int,
+    end: int,
+    logprobs: bytes | None,
+    credit: float,
+    temperature: float,
+    reward: float | None,
 ) -> None:
-    action = msgspec.structs.replace(ACTION, start=start, end=end, logprobs=logprobs, credit=credit, temperature=temperature)
+    action = msgspec.structs.replace(
+        ACTION, start=start, end=end, logprobs=logprobs, credit=credit, temperature=temperature
+    )
     row = msgspec.structs.replace(ROW, token_ids=tokens, actions=(action,), episode_reward=reward)
     batcher = RowBatcher("policy", BatchRules(groups_per_step=1))
     kept = row if oddity(row) is None else without_actions(row)

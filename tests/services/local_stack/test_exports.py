@@ -1,4 +1,6 @@
-"""Exports of a stack: written for its owner, read back, printed while it runs; and one stack on a folder."""
+"""Exports of a stack: written for its owner, read back, printed while it runs; and one stack on a
+folder.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,16 @@ time.sleep(600)
 """
 
 
-@given(st.dictionaries(st.from_regex(r"[A-Z_]{1,9}", fullmatch=True), st.text("ab '\"$`\\=;&|~é", max_size=9), max_size=4))
-def test_what_is_written_is_read_back_by_us_and_by_a_shell(tmp_path_factory: pytest.TempPathFactory, variables: dict[str, str]) -> None:
+@given(
+    st.dictionaries(
+        st.from_regex(r"[A-Z_]{1,9}", fullmatch=True),
+        st.text("ab '\"$`\\=;&|~é", max_size=9),
+        max_size=4,
+    )
+)
+def test_what_is_written_is_read_back_by_us_and_by_a_shell(
+    tmp_path_factory: pytest.TempPathFactory, variables: dict[str, str]
+) -> None:
     data = tmp_path_factory.mktemp("data")
     write_exports(data, variables)
     assert read_exports(data) == variables
@@ -73,7 +83,9 @@ def test_one_stack_on_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         assert is_running(tmp_path)
@@ -85,7 +97,12 @@ def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
 def test_exports_of_a_stack_are_told_from_a_kafka_of_one_s_own(tmp_path: Path) -> None:
     write_exports(tmp_path, KAFKA)
     assert exporting_stack({**KAFKA, "FULGURITE_DATA_DIR": str(tmp_path)}) == tmp_path
-    assert exporting_stack({"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "FULGURITE_DATA_DIR": str(tmp_path)}) is None
+    assert (
+        exporting_stack(
+            {"KAFKA_BOOTSTRAP_SERVERS": "kafka:9092", "FULGURITE_DATA_DIR": str(tmp_path)}
+        )
+        is None
+    )
     assert exporting_stack(KAFKA) is None
     assert exporting_stack({"FULGURITE_DATA_DIR": str(tmp_path)}) is None
 

@@ -12,7 +12,9 @@ from services.local_stack.last_words import last_words
 
 OURS = '{"level": "error", "event": "the learner cannot go on", "error": "no checkpoint"}'
 FINE = '{"level": "info", "event": "stopped"}'
-RAISED = '{"level": "error", "event": "crashed", "exception": "Traceback:\\n  File x\\nKeyError: 3"}'
+RAISED = (
+    '{"level": "error", "event": "crashed", "exception": "Traceback:\\n  File x\\nKeyError: 3"}'
+)
 PYDANTIC = """Traceback (most recent call last):
   File "main.py", line 1
 pydantic_core._pydantic_core.ValidationError: 1 validation error for LearnerSettings
@@ -31,10 +33,24 @@ INFO:     Waiting for application shutdown.
     [
         (f"{OURS}\n{FINE}\n", "the learner cannot go on: no checkpoint"),
         (f"{RAISED}\n", "crashed: KeyError: 3"),
-        ("Traceback\n  File\nOSError: [Errno 98] address already in use\nbye\n", "OSError: [Errno 98] address already in use bye"),
-        (PYDANTIC, "pydantic_core._pydantic_core.ValidationError: 1 validation error for LearnerSettings model Field required"),
-        (UVICORN, "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 8080): address already in use"),
-        ("[2026] FATAL Exiting Kafka due to fatal exception\n[2026] INFO bye\n", "[2026] FATAL Exiting Kafka due to fatal exception"),
+        (
+            "Traceback\n  File\nOSError: [Errno 98] address already in use\nbye\n",
+            "OSError: [Errno 98] address already in use bye",
+        ),
+        (
+            PYDANTIC,
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for "
+            "LearnerSettings model Field required",
+        ),
+        (
+            UVICORN,
+            "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', "
+            "8080): address already in use",
+        ),
+        (
+            "[2026] FATAL Exiting Kafka due to fatal exception\n[2026] INFO bye\n",
+            "[2026] FATAL Exiting Kafka due to fatal exception",
+        ),
         ("Segmentation fault\n\n", "Segmentation fault"),
         ("{not json\nlast\n", "last"),
         (FINE.replace("stopped", "fatal error of another").replace("info", "warning") + "\n", ""),

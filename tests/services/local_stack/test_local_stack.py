@@ -14,7 +14,11 @@ from services.local_stack.vllm_local import LocalVllm
 def test_only_the_gateway_gets_keys(tmp_path: Path) -> None:
     stack = LocalStack(StackOptions(data=tmp_path))
     stack.environment = stack._environment(  # pyright: ignore[reportPrivateUsage]
-        bootstrap_servers="b:1", redis_url="redis://r", vllm_url="http://v", model=tmp_path, yield_cpu=False
+        bootstrap_servers="b:1",
+        redis_url="redis://r",
+        vllm_url="http://v",
+        model=tmp_path,
+        yield_cpu=False,
     )
     specs = {spec.name: spec for spec in stack._services()}  # pyright: ignore[reportPrivateUsage]
     holders = {name for name, spec in specs.items() if KEYS & (spec.env or {}).keys()}
@@ -22,7 +26,10 @@ def test_only_the_gateway_gets_keys(tmp_path: Path) -> None:
     assert (specs["gateway"].env or {}).keys() >= KEYS
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "none.invalid"), ("", "none.invalid"), ("images.example", "images.example")])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, "none.invalid"), ("", "none.invalid"), ("images.example", "images.example")],
+)
 def test_vllm_fetches_from_no_domain_but_the_one_that_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
 ) -> None:

@@ -16,8 +16,15 @@ def write_model(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     (folder / "tokenizer.json").write_text("{}")
-    header = json.dumps({"__metadata__": {"format": "pt"}, "w": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    header = json.dumps(
+        {
+            "__metadata__": {"format": "pt"},
+            "w": {"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]},
+        }
+    ).encode()
+    (folder / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(8)
+    )
     return folder
 
 
@@ -26,7 +33,12 @@ def test_a_whole_folder_has_no_problem(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("config.json", "config.json"), ("tokenizer.json", "tokenizer"), ("model.safetensors", "safetensors")]
+    ("name", "said"),
+    [
+        ("config.json", "config.json"),
+        ("tokenizer.json", "tokenizer"),
+        ("model.safetensors", "safetensors"),
+    ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, name: str, said: str) -> None:
     (write_model(tmp_path) / name).unlink()
@@ -46,7 +58,9 @@ def test_weights_with_a_damaged_header_are_found(tmp_path: Path) -> None:
     assert model_volume.problem(tmp_path) == "has a half-written model.safetensors"
 
 
-def test_a_named_folder_is_only_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_named_folder_is_only_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FULGURITE_MODEL", str(tmp_path / "model"))
     assert model_volume.main() == os.EX_CONFIG
     assert f"FULGURITE_MODEL={tmp_path / 'model'}" in capsys.readouterr().err
@@ -54,15 +68,21 @@ def test_a_named_folder_is_only_looked_at(tmp_path: Path, monkeypatch: pytest.Mo
     assert model_volume.main() == 0
 
 
-def test_the_small_model_is_made_again_when_it_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_small_model_is_made_again_when_it_is_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "models" / "small"
     (write_model(folder) / "config.json").unlink()
-    monkeypatch.setattr(model_volume, "model_folder", lambda: folder if folder.is_dir() else write_model(folder))
+    monkeypatch.setattr(
+        model_volume, "model_folder", lambda: folder if folder.is_dir() else write_model(folder)
+    )
     assert model_volume.fill() == folder
     assert model_volume.problem(folder) is None
 
 
-def test_a_half_downloaded_package_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_downloaded_package_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FULGURITE_HOME", str(tmp_path))
     (tmp_path / "cache").mkdir()
 

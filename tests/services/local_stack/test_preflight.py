@@ -1,4 +1,6 @@
-"""Before any container starts: what is wrong is told with its setting and its remedy, secrets are made once."""
+"""Before any container starts: what is wrong is told with its setting and its remedy, secrets are
+made once.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_the_defaults_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
         ("FULGURITE_ALIASES", "policy"),
     ],
 )
-def test_a_wrong_value_is_told_by_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_wrong_value_is_told_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     (problem,) = settings_problems(monkeypatch, **{name: value})
     assert problem.startswith(name)
     assert value in problem
@@ -77,14 +81,18 @@ def test_too_little_memory_names_the_setting(tmp_path: Path) -> None:
     (problem,) = preflight.check_memory({}, meminfo)
     assert problem.startswith("MEMORY_NEEDED_GIB=8: containers have 3.8 GiB")
     assert list(preflight.check_memory({"MEMORY_NEEDED_GIB": "4"}, meminfo)) == []
-    (problem,) = preflight.check_memory({"MEMORY_NEEDED_GIB": "4", "VLLM_CPU_KVCACHE_SPACE": "4"}, meminfo)
+    (problem,) = preflight.check_memory(
+        {"MEMORY_NEEDED_GIB": "4", "VLLM_CPU_KVCACHE_SPACE": "4"}, meminfo
+    )
     assert "VLLM_MEMORY=5g" in problem
     assert "at least 6.5g" in problem
     (problem,) = preflight.check_memory({"VLLM_MEMORY": "lots"}, meminfo)
     assert "VLLM_MEMORY" in problem
 
 
-@pytest.mark.parametrize(("size", "expected"), [("512m", 512 << 20), ("5g", 5 << 30), ("5GB", 5 << 30), ("1024", 1024)])
+@pytest.mark.parametrize(
+    ("size", "expected"), [("512m", 512 << 20), ("5g", 5 << 30), ("5GB", 5 << 30), ("1024", 1024)]
+)
 def test_sizes_as_docker_writes_them(size: str, expected: int) -> None:
     assert preflight.as_bytes(size) == expected
 
@@ -129,7 +137,11 @@ def test_kafkas_volume_is_empty_ours_or_told(tmp_path: Path) -> None:
 
 
 def test_secrets_are_made_once_and_never_readable_by_others(tmp_path: Path) -> None:
-    assert preflight.make_secrets(tmp_path, {"FULGURITE_ADMIN_KEY": "given"}) == ["admin_key", "api_keys", "signing_keys"]
+    assert preflight.make_secrets(tmp_path, {"FULGURITE_ADMIN_KEY": "given"}) == [
+        "admin_key",
+        "api_keys",
+        "signing_keys",
+    ]
     made = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert made["admin_key"] == "given"
     assert made["signing_keys"].startswith("k1:")

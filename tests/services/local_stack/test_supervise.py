@@ -1,4 +1,6 @@
-"""Supervision with real processes: ready, stopped, restarted, and none left behind however the supervisor ends."""
+"""Supervision with real processes: ready, stopped, restarted, and none left behind however the
+supervisor ends.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ from services.local_stack.supervise import ProcessSpec, Restart, State, Supervis
 from services.local_stack.watchdog import session_members
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "print('up', "
+    "flush=True); time.sleep(600)"
+)
 PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
@@ -45,7 +51,12 @@ def supervisor() -> Iterator[Supervisor]:
 
 
 def spec(
-    tmp_path: Path, code: str, *, restart: Restart = Restart.never, ready_timeout_s: float = 30, stop_timeout_s: float = 20
+    tmp_path: Path,
+    code: str,
+    *,
+    restart: Restart = Restart.never,
+    ready_timeout_s: float = 30,
+    stop_timeout_s: float = 20,
 ) -> ProcessSpec:
     log = tmp_path / "process.log"
     return ProcessSpec(
@@ -81,10 +92,16 @@ def test_ready_then_stopped(supervisor: Supervisor, tmp_path: Path) -> None:
     assert process.state is State.ready
 
 
-def test_keys_of_the_surroundings_are_not_inherited(supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_the_surroundings_are_not_inherited(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FULGURITE_ADMIN_KEY", "sk-outer")
     monkeypatch.setenv("FULGURITE_POLICY", "outer")
-    show = "import os; print('admin', os.environ.get('FULGURITE_ADMIN_KEY'), 'policy', os.environ['FULGURITE_POLICY'], flush=True);"
+    show = (
+        "import os; print('admin', os.environ.get('FULGURITE_ADMIN_KEY'), 'policy', "
+        "os.environ['FULGURITE_POLICY'], "
+        "flush=True);"
+    )
     process = supervisor.start(spec(tmp_path, show + SLEEP)).wait_ready()
     assert "admin None policy outer" in process.spec.log.read_text()
 
@@ -96,7 +113,9 @@ def test_one_that_ignores_the_request_is_killed(supervisor: Supervisor, tmp_path
 
 
 def test_a_failure_to_start_is_told_with_the_log(supervisor: Supervisor, tmp_path: Path) -> None:
-    process = supervisor.start(spec(tmp_path, "import sys; sys.exit('no such port')", restart=Restart.always))
+    process = supervisor.start(
+        spec(tmp_path, "import sys; sys.exit('no such port')", restart=Restart.always)
+    )
     with pytest.raises(EngineExited, match="no such port"):
         process.wait_ready()
     assert process.restarts == 0
@@ -104,7 +123,9 @@ def test_a_failure_to_start_is_told_with_the_log(supervisor: Supervisor, tmp_pat
 
 def test_one_that_never_gets_ready_is_told(supervisor: Supervisor, tmp_path: Path) -> None:
     with pytest.raises(EngineNotReady):
-        supervisor.start(spec(tmp_path, "import time; time.sleep(600)", ready_timeout_s=0.3)).wait_ready()
+        supervisor.start(
+            spec(tmp_path, "import time; time.sleep(600)", ready_timeout_s=0.3)
+        ).wait_ready()
 
 
 def test_a_crash_is_told_and_mended(tmp_path: Path) -> None:
@@ -147,7 +168,11 @@ def test_grandchildren_die_with_their_parent(supervisor: Supervisor, tmp_path: P
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_outlives_the_supervisor(tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "log"
-    with subprocess.Popen([sys.executable, "-c", ABANDONED, PARENT, str(log)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as owner:
+    with subprocess.Popen(
+        [sys.executable, "-c", ABANDONED, PARENT, str(log)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as owner:
         assert owner.stdout is not None
         leader = int(owner.stdout.readline())
         assert eventually(lambda: log.is_file() and "up" in log.read_text())
@@ -164,28 +189,46 @@ time.sleep(600)
 """
 
 
-def test_one_with_a_pulse_is_ready_at_its_first_beat_and_not_at_one_from_before(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_one_with_a_pulse_is_ready_at_its_first_beat_and_not_at_one_from_before(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
     pulse = tmp_path / "run" / "pulse"
-    made = msgspec.structs.replace(spec(tmp_path, PULSING, restart=Restart.always), ready=None, pulse=pulse)
+    made = msgspec.structs.replace(
+        spec(tmp_path, PULSING, restart=Restart.always), ready=None, pulse=pulse
+    )
     process = supervisor.start(made).wait_ready()
     assert pulse.exists()
     process.stop()
-    idle = supervisor.start(msgspec.structs.replace(made, argv=[sys.executable, "-c", "import time; time.sleep(600)"]))
+    idle = supervisor.start(
+        msgspec.structs.replace(made, argv=[sys.executable, "-c", "import time; time.sleep(600)"])
+    )
     assert not pulse.exists()
     assert not idle.is_ready()
 
 
-def test_one_that_dies_at_its_start_is_told_with_its_last_error(supervisor: Supervisor, tmp_path: Path) -> None:
-    code = "import json; print(json.dumps({'level': 'error', 'event': 'cannot start', 'error': 'no model in /nope'})); raise SystemExit(78)"
-    made = msgspec.structs.replace(spec(tmp_path, code, restart=Restart.always), ready=None, pulse=tmp_path / "pulse")
-    with pytest.raises(EngineExited, match="process ended with 78 before it was ready: cannot start: no model in /nope\n"):
+def test_one_that_dies_at_its_start_is_told_with_its_last_error(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    code = (
+        "import json; print(json.dumps({'level': 'error', 'event': 'cannot start', "
+        "'error': "
+        "'no model in /nope'})); raise SystemExit(78)"
+    )
+    made = msgspec.structs.replace(
+        spec(tmp_path, code, restart=Restart.always), ready=None, pulse=tmp_path / "pulse"
+    )
+    with pytest.raises(
+        EngineExited,
+        match="process ended with 78 before it was ready: cannot start: no model in /nope\n",
+    ):
         supervisor.start(made).wait_ready()
 
 
 def test_what_answers_for_a_dead_process_is_not_it(supervisor: Supervisor, tmp_path: Path) -> None:
     """Another program on its port."""
     made = msgspec.structs.replace(
-        spec(tmp_path, "raise OSError(98, 'address already in use')", restart=Restart.always), ready=lambda: False
+        spec(tmp_path, "raise OSError(98, 'address already in use')", restart=Restart.always),
+        ready=lambda: False,
     )
     process = supervisor.start(made)
     process.wait(30)
@@ -194,17 +237,27 @@ def test_what_answers_for_a_dead_process_is_not_it(supervisor: Supervisor, tmp_p
         process.wait_ready()
 
 
-def test_what_a_log_of_an_earlier_start_says_is_not_told(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_what_a_log_of_an_earlier_start_says_is_not_told(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
     (tmp_path / "process.log").write_text("ValueError: of yesterday\n")
     with pytest.raises(EngineExited) as told:
-        supervisor.start(msgspec.structs.replace(spec(tmp_path, "import os; os._exit(3)"), ready=lambda: False)).wait_ready()
+        supervisor.start(
+            msgspec.structs.replace(spec(tmp_path, "import os; os._exit(3)"), ready=lambda: False)
+        ).wait_ready()
     assert "yesterday" not in str(told.value)
     assert "ended with 3 before it was ready: its log has no error" in str(told.value)
 
 
 def test_one_that_falls_at_each_start_is_given_up_and_each_end_is_told(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
-    code = f"import pathlib, time; flag = pathlib.Path({str(flag)!r}); print('up', flush=True); flag.exists() or time.sleep(600)"
+    code = (
+        f"import pathlib, time; flag = pathlib.Path({str(flag)!r}); print('up', "
+        f"flush=True); "
+        f"flag.exists() "
+        f"or "
+        f"time.sleep(600)"
+    )
     again: list[bool] = []
     with Supervisor(lambda process, _: again.append(process.will_restart())) as supervisor:
         made = msgspec.structs.replace(spec(tmp_path, code, restart=Restart.always), max_restarts=2)
@@ -228,12 +281,19 @@ def test_how_it_ended(code: int, said: str) -> None:
     assert how_it_ended(code) == said
 
 
-def test_a_watchdog_that_comes_up_after_its_parent_s_death_still_knows_what_it_was_told(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+def test_a_watchdog_that_comes_up_after_its_parent_s_death_still_knows_what_it_was_told(
+    tmp_path: Path,
+) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
+    )
     script = Path(watchdog.__file__)
     # No process of this id is its parent: as one whose parent is gone.
     told = subprocess.run(
-        [sys.executable, "-I", "-S", str(script), "1000000000"], input=f"+{child.pid}\n".encode(), check=False, timeout=60
+        [sys.executable, "-I", "-S", str(script), "1000000000"],
+        input=f"+{child.pid}\n".encode(),
+        check=False,
+        timeout=60,
     )
     assert (told.returncode, child.wait(30)) == (0, -signal.SIGTERM)
 

@@ -25,7 +25,13 @@ from services.local_stack.supervise import ProcessSpec, Supervisor
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that can run it, and a shell without exports."""
-    for name in ("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "VLLM_BASE_URL", "FULGURITE_DATA_DIR", "FULGURITE_ALIASES"):
+    for name in (
+        "KAFKA_BOOTSTRAP_SERVERS",
+        "REDIS_URL",
+        "VLLM_BASE_URL",
+        "FULGURITE_DATA_DIR",
+        "FULGURITE_ALIASES",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(doctor, "lacking", _nothing_lacks)
     monkeypatch.setattr(up, "hide_from_other_processes", lambda: None)
@@ -54,7 +60,9 @@ def taken() -> Iterator[int]:
 
 
 def refused(data: Path, *arguments: str) -> str:
-    done = CliRunner().invoke(app, ["up", "--data", str(data), "--port", str(free_port()), *arguments])
+    done = CliRunner().invoke(
+        app, ["up", "--data", str(data), "--port", str(free_port()), *arguments]
+    )
     assert done.exit_code == 1, done.output
     return done.output
 
@@ -65,7 +73,9 @@ def test_a_taken_port_is_named_with_what_to_do(tmp_path: Path, taken: int) -> No
     assert f"--port {taken + 1}" in said
 
 
-def test_a_dead_address_is_named_by_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_address_is_named_by_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:2/0")
     said = refused(tmp_path)
@@ -75,7 +85,9 @@ def test_a_dead_address_is_named_by_its_variable(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("model", ["/nope", "Qwen/Qwen2.5-0.5B-Instruct", "."])
-def test_what_is_no_model_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+def test_what_is_no_model_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     said = refused(tmp_path / "data", "--model", model)
     assert f"--model {model}" in said
@@ -98,10 +110,17 @@ def test_the_exports_of_another_stack_are_not_taken_for_a_kafka_of_one_s_own(
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:{taken}")
     monkeypatch.setenv("FULGURITE_DATA_DIR", str(other))
     assert "two stacks on one Kafka would train one policy twice" in refused(tmp_path / "data")
-    assert LocalStack(StackOptions(data=tmp_path / "demo", own_kafka=True))._given("KAFKA_BOOTSTRAP_SERVERS") is None  # pyright: ignore[reportPrivateUsage]
+    assert (
+        LocalStack(StackOptions(data=tmp_path / "demo", own_kafka=True))._given(  # pyright: ignore[reportPrivateUsage]
+            "KAFKA_BOOTSTRAP_SERVERS"
+        )
+        is None
+    )
 
 
-def test_what_the_folder_itself_exported_counts_as_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_folder_itself_exported_counts_as_not_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kafka = LocalKafka(tmp_path / "kafka")
     kafka.stop()
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
@@ -133,11 +152,17 @@ def test_kafka_keeps_its_port_until_another_program_has_it(tmp_path: Path) -> No
     [
         ("", (), "policy=policy"),
         ("gpt-4o-mini=policy", (), "policy=policy,gpt-4o-mini=policy"),
-        ("gpt-4o-mini=policy, sql=writer", ("claude", "sql=policy"), "policy=policy,gpt-4o-mini=policy,sql=policy,claude=policy"),
+        (
+            "gpt-4o-mini=policy, sql=writer",
+            ("claude", "sql=policy"),
+            "policy=policy,gpt-4o-mini=policy,sql=policy,claude=policy",
+        ),
         ("policy=writer", (), "policy=writer"),
     ],
 )
-def test_aliases_of_the_user_stay(given_by_user: str, added: tuple[str, ...], expected: str) -> None:
+def test_aliases_of_the_user_stay(
+    given_by_user: str, added: tuple[str, ...], expected: str
+) -> None:
     assert all_aliases("policy", given_by_user.split(","), added) == expected
 
 
@@ -146,7 +171,12 @@ names = st.from_regex(r"[a-z][a-z0-9.-]{0,5}", fullmatch=True)
 
 @given(st.dictionaries(names, names, max_size=4), st.lists(names, max_size=3))
 def test_no_alias_is_lost(given_by_user: dict[str, str], added: list[str]) -> None:
-    found = dict(pair.split("=") for pair in all_aliases("policy", [f"{a}={p}" for a, p in given_by_user.items()], added).split(","))
+    found = dict(
+        pair.split("=")
+        for pair in all_aliases(
+            "policy", [f"{a}={p}" for a, p in given_by_user.items()], added
+        ).split(",")
+    )
     assert found == {"policy": "policy", **given_by_user, **dict.fromkeys(added, "policy")}
 
 
@@ -163,7 +193,9 @@ def test_a_model_folder(tmp_path: Path) -> None:
 def test_the_end_of_a_part_is_told_with_its_reason_and_what_comes_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
-    (tmp_path / "log").write_text('{"level": "error", "event": "the learner cannot go on", "error": "no checkpoint"}\n')
+    (tmp_path / "log").write_text(
+        '{"level": "error", "event": "the learner cannot go on", "error": "no checkpoint"}\n'
+    )
     with Supervisor() as supervisor:
         process = supervisor.add(ProcessSpec(name="learner", argv=[], log=tmp_path / "log"))
         monkeypatch.setattr(process, "will_restart", lambda: again)

@@ -33,9 +33,12 @@ from services.replay.records import Raw
 from services.rewarder.closing_settings import ClosingSettings
 
 CODEC = Codec()
-PLACES = {LlmCall: LLM_CALLS, AgentStatus: AGENT_STATUS, AgentReward: AGENT_REWARDS, Episode: EPISODES} | dict.fromkeys(
-    (Trajectory, Tombstone), TRAJECTORIES
-)
+PLACES = {
+    LlmCall: LLM_CALLS,
+    AgentStatus: AGENT_STATUS,
+    AgentReward: AGENT_REWARDS,
+    Episode: EPISODES,
+} | dict.fromkeys((Trajectory, Tombstone), TRAJECTORIES)
 
 
 class MemoryLog:
@@ -49,23 +52,42 @@ class MemoryLog:
         for event in events:
             topic = PLACES[type(event)]  # pyright: ignore[reportArgumentType]
             key = str(getattr(event, "group_id", "")).encode()
-            self.append_bytes(topic, key, CODEC.encode(event), event.event_id, event.event_time if at is None else at)
+            self.append_bytes(
+                topic,
+                key,
+                CODEC.encode(event),
+                event.event_id,
+                event.event_time if at is None else at,
+            )
 
-    def append_bytes(self, topic: Topic, key: bytes, value: bytes, event_id: str = "", at: int = 0) -> None:
+    def append_bytes(
+        self, topic: Topic, key: bytes, value: bytes, event_id: str = "", at: int = 0
+    ) -> None:
         """Write any bytes."""
         partition = sum(key) % GROUP_PARTITIONS
-        offset = sum(raw.topic == topic.name and raw.partition == partition for raw in self._records)
+        offset = sum(
+            raw.topic == topic.name and raw.partition == partition for raw in self._records
+        )
         self._records.append(Raw(topic.name, partition, offset, at, key, value, event_id, ""))
 
     def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
         """See `Source`."""
-        return sum(len(list(self.read(topics, partition, since_ms))) for partition in range(GROUP_PARTITIONS))
+        return sum(
+            len(list(self.read(topics, partition, since_ms)))
+            for partition in range(GROUP_PARTITIONS)
+        )
 
-    def read(self, topics: Collection[Topic], partition: int, since_ms: int | None = None) -> Iterator[Raw]:
+    def read(
+        self, topics: Collection[Topic], partition: int, since_ms: int | None = None
+    ) -> Iterator[Raw]:
         """See `Source`."""
         names = {topic.name for topic in topics}
         for raw in self._records:
-            if raw.topic in names and raw.partition == partition and raw.timestamp >= (since_ms or 0):
+            if (
+                raw.topic in names
+                and raw.partition == partition
+                and raw.timestamp >= (since_ms or 0)
+            ):
                 yield raw
 
     def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
@@ -82,7 +104,9 @@ class MemoryLog:
 
 
 class LiveProcessors:
-    """What aggregator and rewarder write, told when: revisions of episodes as their inputs come, closings when `close` is called."""
+    """What aggregator and rewarder write, told when: revisions of episodes as their inputs come,
+    closings when `close` is called.
+    """
 
     def __init__(self, log: MemoryLog) -> None:
         self._log = log

@@ -1,4 +1,6 @@
-"""An archive is read like the log: in the order of offsets, each record once, whatever a killed run has left behind."""
+"""An archive is read like the log: in the order of offsets, each record once, whatever a killed run
+has left behind.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,14 @@ def written(folder: Path, offsets: range) -> None:
     files = ParquetFolder(folder, RECORDS)
     for offset in offsets:
         at = offset * DAY_MS // 24
-        row = {"offset": offset, "timestamp": at, "key": b"k", "value": b"v%d" % offset, "event_id": str(offset), "event_type": "LlmCall"}
+        row = {
+            "offset": offset,
+            "timestamp": at,
+            "key": b"k",
+            "value": b"v%d" % offset,
+            "event_id": str(offset),
+            "event_type": "LlmCall",
+        }
         files.write(f"topic=llm.calls/day=1970-01-{1 + at // DAY_MS:02d}/partition-003", [row])
     files.close()
 
@@ -47,13 +56,20 @@ def archived(tmp_path: Path) -> ArchiveSource:
 def test_records_come_in_order_and_once(archived: ArchiveSource) -> None:
     found = list(archived.read((LLM_CALLS, TRAJECTORIES), 3))
     assert [raw.offset for raw in found] == list(range(60))
-    assert (found[7].value, found[7].topic, found[7].partition, found[7].event_id) == (b"v7", "llm.calls", 3, "7")
+    assert (found[7].value, found[7].topic, found[7].partition, found[7].event_id) == (
+        b"v7",
+        "llm.calls",
+        3,
+        "7",
+    )
     assert list(archived.read((LLM_CALLS,), 4)) == []
     assert archived.ends == {("llm.calls", 3): 60}
 
 
 def test_days_before_a_start_are_not_read(archived: ArchiveSource) -> None:
-    assert [raw.offset for raw in archived.read((LLM_CALLS,), 3, since_ms=2 * DAY_MS)] == list(range(48, 60))
+    assert [raw.offset for raw in archived.read((LLM_CALLS,), 3, since_ms=2 * DAY_MS)] == list(
+        range(48, 60)
+    )
     assert archived.count((LLM_CALLS,), since_ms=2 * DAY_MS) < archived.count((LLM_CALLS,)) == 70
 
 
@@ -86,12 +102,19 @@ def test_claims_are_copied_and_found_there_when_the_first_are_gone(tmp_path: Pat
 
 
 def test_pieces_are_copied_too_and_kept_while_the_log_names_them(tmp_path: Path) -> None:
-    call = make_call(messages=[{"role": "user", "content": "x" * 10_000}, {"role": "user", "content": "y" * 10_000}])
+    call = make_call(
+        messages=[
+            {"role": "user", "content": "x" * 10_000},
+            {"role": "user", "content": "y" * 10_000},
+        ]
+    )
     store = open_store("", tmp_path / "data")
     light, payloads = take_pieces(call, 1_000)
     logged = msgspec.structs.replace(light, pieces=tuple(map(store.put, payloads.values())))
     codec = Codec()
-    assert names_in(codec.encode(logged)) == {left.name for left in store.found()}, "what prunes the store knows them"
+    assert names_in(codec.encode(logged)) == {left.name for left in store.found()}, (
+        "what prunes the store knows them"
+    )
     assert ArchivedClaims(tmp_path).copy(codec.encode(logged), codec) == (2, [])
     for left in store.found():
         store.remove(left)

@@ -1,4 +1,6 @@
-"""A replay follows the log: each closing that the live rewarder wrote, to the byte, whatever it knew at the time."""
+"""A replay follows the log: each closing that the live rewarder wrote, to the byte, whatever it
+knew at the time.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Kept:
 
 def replayed(log: MemoryLog, changes: Changes = NOTHING) -> tuple[Kept, Report]:
     sink = Kept()
-    return sink, run(log.groups(), sink, source=log, codec=CODEC, changes=changes, settings=ClosingSettings())
+    return sink, run(
+        log.groups(), sink, source=log, codec=CODEC, changes=changes, settings=ClosingSettings()
+    )
 
 
 def live_values(log: MemoryLog) -> list[bytes]:
@@ -70,13 +74,27 @@ def test_every_closing_is_written_again_whatever_was_known_at_the_time(data: st.
     live.close()
     sink, report = replayed(log)
     assert sink.values == live_values(log)
-    assert (report.unmet, report.left_out, report.closed, closed or report.closed) == ([], [], 1, True)
+    assert (report.unmet, report.left_out, report.closed, closed or report.closed) == (
+        [],
+        [],
+        1,
+        True,
+    )
 
 
 def test_a_closing_at_a_deadline_knows_no_later_reward_and_no_later_call() -> None:
     log = MemoryLog()
     live = LiveProcessors(log)
-    live.take([make_declared(1, 2), make_call(1, 0, 0), make_call(1, 1, 0), make_status(1, 0), make_status(1, 1), make_reward(1, 0)])
+    live.take(
+        [
+            make_declared(1, 2),
+            make_call(1, 0, 0),
+            make_call(1, 1, 0),
+            make_status(1, 0),
+            make_status(1, 1),
+            make_reward(1, 0),
+        ]
+    )
     live.close()
     live.take([make_reward(1, 1), make_call(1, 1, 5, prompt=[8, 8])])
     sink, report = replayed(log)
@@ -84,7 +102,9 @@ def test_a_closing_at_a_deadline_knows_no_later_reward_and_no_later_call() -> No
     assert (report.rows, report.tombstones, report.unmet) == (1, 1, [])
 
 
-def test_a_revision_that_the_log_came_back_to_is_the_last_again_and_what_came_twice_comes_once() -> None:
+def test_a_revision_that_the_log_came_back_to_is_the_last_again_and_what_came_twice_comes_once() -> (
+    None
+):
     log = MemoryLog()
     live = LiveProcessors(log)
     live.take(list(make_group(1, size=2, turns=1)))
@@ -118,7 +138,8 @@ def test_groups_that_were_never_closed_are_closed_if_complete_or_due_and_else_le
     log.append(make_call(4, 0, mode=Mode.live))
     _, report = replayed(log)
     assert (report.closed, report.open) == (1, 3)
-    # Somebody's clock, in the log, is past the second's deadline and grace: only partitions that read so far know it.
+    # Somebody's clock, in the log, is past the second's deadline and grace: only partitions that
+    # read so far know it.
     for number in range(40, 60):
         log.append(make_status(number, 0, StatusKind.heartbeat), at=40_000)
     _, report = replayed(log)
@@ -146,7 +167,9 @@ def test_undeclared_traffic_takes_a_rule_too() -> None:
     silent = make_status(1, 0, StatusKind.timed_out, mode=Mode.live)
     log.append(make_call(1, 0, 0, mode=Mode.live), silent, make_reward(1, 0, 0.5))
     (group,) = log.groups()
-    closing = close_anew(group, group.episodes(), group.rewards, Changes(credit="step"), ClosingSettings(), 0)
+    closing = close_anew(
+        group, group.episodes(), group.rewards, Changes(credit="step"), ClosingSettings(), 0
+    )
     (row,) = closing.rows
     assert isinstance(row, Trajectory)
     assert (row.credit_rule, row.policy, row.group_size) == ("step", "policy", 1)
@@ -160,7 +183,12 @@ def test_records_that_cannot_be_used_are_left_out_and_counted() -> None:
     declared = make_declared(5, 1)
     assert declared.declaration is not None
     nonsense = msgspec.structs.replace(declared.declaration, credit_rule="nonsense")
-    log.append(msgspec.structs.replace(declared, declaration=nonsense), make_call(5, 0), make_status(5, 0), make_reward(5, 0))
+    log.append(
+        msgspec.structs.replace(declared, declaration=nonsense),
+        make_call(5, 0),
+        make_status(5, 0),
+        make_reward(5, 0),
+    )
     _, report = replayed(log)
     assert (report.groups, report.closed, len(report.left_out)) == (1, 1, 2)
     assert any("nonsense" in line for line in report.left_out)

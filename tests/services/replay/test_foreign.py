@@ -22,12 +22,25 @@ from tests.synthetic import make_call, make_declared, make_reward, make_status
 def test_a_rollout_of_anything_is_shown_exported_and_put_to_a_judge(calls: list[LlmCall]) -> None:
     log = MemoryLog()
     log.append(
-        make_declared(0, 2), *calls, make_status(at=2_000), make_call(0, 1), make_status(0, 1), make_reward(), make_reward(0, 1, 0.5)
+        make_declared(0, 2),
+        *calls,
+        make_status(at=2_000),
+        make_call(0, 1),
+        make_status(0, 1),
+        make_reward(),
+        make_reward(0, 1, 0.5),
     )
     (group,) = log.groups()
-    found = [timeline(group, rollout, ClosingSettings(), tokens=True) for rollout in rollout_ids(group)]
+    found = [
+        timeline(group, rollout, ClosingSettings(), tokens=True) for rollout in rollout_ids(group)
+    ]
     assert len(found[0]["events"]) == len(calls) + 3
-    lines = [*found, *sft([group], Filters()), *dpo([group], Filters(), 0.0), *transitions([group], Filters(), ClosingSettings())]
+    lines = [
+        *found,
+        *sft([group], Filters()),
+        *dpo([group], Filters(), 0.0),
+        *transitions([group], Filters(), ClosingSettings()),
+    ]
     for line in lines:
         json.loads(encoded(line))
     conversations = [line["messages"] for line in sft([group], Filters())]

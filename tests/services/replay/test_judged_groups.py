@@ -1,4 +1,6 @@
-"""A judge's verdicts in a replay with unchanged rules: the same rows with the same scores, and no question to any model."""
+"""A judge's verdicts in a replay with unchanged rules: the same rows with the same scores, and no
+question to any model.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +46,20 @@ class Kept:
 
 
 async def judged(*values: float) -> tuple[MemoryLog, list[Event]]:
-    """The log of a group of two with a judge's verdicts, told twice as after a crash; and what a replay of it writes."""
+    """The log of a group of two with a judge's verdicts, told twice as after a crash; and what a
+    replay of it writes.
+    """
     log = MemoryLog()
     live = LiveProcessors(log)
-    events: list[LlmCall | AgentStatus] = [make_declared(1, 2, expected=("judge",), deadline=10_000)]
+    events: list[LlmCall | AgentStatus] = [
+        make_declared(1, 2, expected=("judge",), deadline=10_000)
+    ]
     for index in range(2):
         said: dict[str, object] = {"role": "assistant", "content": f"{index}"}
-        events += [make_call(1, index, messages=[{"role": "user", "content": "1+1"}], replies=[said]), make_status(1, index)]
+        events += [
+            make_call(1, index, messages=[{"role": "user", "content": "1+1"}], replies=[said]),
+            make_status(1, index),
+        ]
     live.take(events)
     room = WaitingRoom()
     for episode in log.groups()[0].episodes():
@@ -73,5 +82,7 @@ async def test_scores_are_kept_to_the_byte() -> None:
 
 async def test_a_judge_that_failed_trains_nothing() -> None:
     _, rows = await judged()
-    assert [row.reason for row in rows if isinstance(row, Tombstone)] == [FilterReason.reward_failed] * 2
+    assert [row.reason for row in rows if isinstance(row, Tombstone)] == [
+        FilterReason.reward_failed
+    ] * 2
     assert len(rows) == 2

@@ -1,4 +1,6 @@
-"""What a list of rollouts says of each, which are wanted, and that one bad group or record ends no list."""
+"""What a list of rollouts says of each, which are wanted, and that one bad group or record ends no
+list.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def group_of_two() -> Group:
         "content": None,
         "tool_calls": [{"id": "c", "function": {"name": "look", "arguments": '{"at": "orange"}'}}],
     }
-    log.append(make_call(1, 0, messages=[ASKED], replies=[{"role": "assistant", "content": "yellow"}]), make_status(1, 0))
+    log.append(
+        make_call(1, 0, messages=[ASKED], replies=[{"role": "assistant", "content": "yellow"}]),
+        make_status(1, 0),
+    )
     log.append(make_call(1, 1, messages=[ASKED], replies=[tool], version="policy@1.8"))
     log.append(make_status(1, 1, StatusKind.failed, failure=FailureKind.agent_exception))
     log.append(make_reward(1, 0, 1.0), make_reward(1, 1, 0.25))
@@ -47,11 +52,16 @@ def test_a_row_tells_what_was_asked_said_and_paid() -> None:
     first, second = rows(group_of_two())
     expected = {
         "rollout_id": rollout_id(1, 0), "group_id": group_id(1), "run_id": "run-1", "mode": "train", "outcome": "finished", "failure": None,
-        "calls": 1, "tokens": 2, "versions": ["policy@0.0"], "reward": 1.0, "reason": None, "task": '{"question": "colour"}',
+        "calls": 1, "tokens": 2, "versions": ["policy@0.0"], "reward": 1.0, "reason": None, "task": '{"question": '
+                                                                                                    '"colour"}',
         "answer": "yellow",
     }  # fmt: skip
     assert {key: first[key] for key in expected} == expected
-    assert (second["failure"], second["reward"], second["answer"]) == ("agent_exception", 0.25, 'look({"at": "orange"})')
+    assert (second["failure"], second["reward"], second["answer"]) == (
+        "agent_exception",
+        0.25,
+        'look({"at": "orange"})',
+    )
     json.dumps([first, second])
 
 
@@ -78,14 +88,18 @@ def test_a_row_tells_what_was_asked_said_and_paid() -> None:
     ],
 )
 def test_filters(wanted: dict[str, object], indices: list[int]) -> None:
-    assert [row["rollout_id"] for row in rows(group_of_two(), **wanted)] == [rollout_id(1, index) for index in indices]
+    assert [row["rollout_id"] for row in rows(group_of_two(), **wanted)] == [
+        rollout_id(1, index) for index in indices
+    ]
 
 
 def test_an_open_rollout_and_one_that_failed_upstream_have_no_answer() -> None:
     log = MemoryLog()
     log.append(make_declared(1, 2), make_call(1, 0, outcome=CallOutcome.upstream_error))
     (group,) = log.groups()
-    assert [(row["outcome"], row["answer"], row["reward"]) for row in rows(group)] == [("open", None, None)] * 2
+    assert [(row["outcome"], row["answer"], row["reward"]) for row in rows(group)] == [
+        ("open", None, None)
+    ] * 2
     assert rows(group, reward_below=1.0) == []
 
 
@@ -99,12 +113,23 @@ def test_a_bad_record_is_named_and_the_rest_is_listed(value: bytes, place: int) 
         if event is not None:
             log.append(event)
     left_out = LeftOut()
-    assert [row["rollout_id"] for row in left_out.each(log.groups(), lambda group: listed(group, Wanted()))] == [rollout_id(1, 0)]
+    assert [
+        row["rollout_id"]
+        for row in left_out.each(log.groups(), lambda group: listed(group, Wanted()))
+    ] == [rollout_id(1, 0)]
     assert len(left_out.lines) == 1
     assert left_out.lines[0].startswith("llm.calls[")
 
 
-@pytest.mark.parametrize("error", [OverflowError("too large"), ValueError("-inf + inf in fsum"), RecursionError("deep"), KeyError("role")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OverflowError("too large"),
+        ValueError("-inf + inf in fsum"),
+        RecursionError("deep"),
+        KeyError("role"),
+    ],
+)
 def test_a_group_that_cannot_be_used_is_named_and_the_others_go_on(error: Exception) -> None:
     bad, good = group_of_two(), group_of_two()
 
@@ -115,5 +140,7 @@ def test_a_group_that_cannot_be_used_is_named_and_the_others_go_on(error: Except
         yield "second"
 
     left_out = LeftOut()
-    assert list(left_out.each([bad, good], make)) == ["first", "second"], "all of a group or nothing"
+    assert list(left_out.each([bad, good], make)) == ["first", "second"], (
+        "all of a group or nothing"
+    )
     assert left_out.lines == [f"group {group_id(1)}: {type(error).__name__}: {error}"]

@@ -30,7 +30,10 @@ def group_of(values: Sequence[float], weight: float = 1.0) -> Group:
     for index, value in enumerate(values):
         asked: list[dict[str, object]] = [{"role": "user", "content": "1+1"}]
         call = make_call(0, index, messages=asked)
-        paid = make_reward(0, index, value), make_reward(0, index, value, name="style", call_id=call.call_id, choice=0)
+        paid = (
+            make_reward(0, index, value),
+            make_reward(0, index, value, name="style", call_id=call.call_id, choice=0),
+        )
         log.append(call, make_status(0, index), *paid)
     (group,) = log.groups()
     return group
@@ -41,13 +44,23 @@ def group_of(values: Sequence[float], weight: float = 1.0) -> Group:
 def test_any_reward_is_shown_exported_and_compared(values: list[float], weight: float) -> None:
     group = group_of(values, weight)
     shown = [timeline(group, rollout, ClosingSettings()) for rollout in rollout_ids(group)]
-    for line in [*shown, *sft([group], Filters()), *dpo([group], Filters(), 0.0), *transitions([group], Filters(), ClosingSettings())]:
+    for line in [
+        *shown,
+        *sft([group], Filters()),
+        *dpo([group], Filters(), 0.0),
+        *transitions([group], Filters(), ClosingSettings()),
+    ]:
         json.loads(encoded(line))
     for line in shown:
         show(line, Console(quiet=True), 400)
     found = compare([(scores(group), scores(group, weights={"style": 0.0, "reward": weight}))])
     sides = [side for side in (found.before, found.after) if side is not None]
-    assert all(map(math.isfinite, [number for side in sides for number in (side.mean, side.deviation, *side.quartiles)]))
+    assert all(
+        map(
+            math.isfinite,
+            [number for side in sides for number in (side.mean, side.deviation, *side.quartiles)],
+        )
+    )
 
 
 @pytest.mark.parametrize("value", [1e308, -1e308, math.inf, 1e39])

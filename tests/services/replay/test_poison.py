@@ -1,4 +1,6 @@
-"""An attempt that cannot be stitched is in no replay, as it is in no live episode; its neighbours are."""
+"""An attempt that cannot be stitched is in no replay, as it is in no live episode; its neighbours
+are.
+"""
 
 from __future__ import annotations
 

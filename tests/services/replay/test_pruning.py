@@ -81,7 +81,9 @@ def test_only_what_is_old_and_named_nowhere_goes(deployment: Deployment) -> None
     assert deployment.names() == {name(call) for call in (logged, buried, young)}
 
 
-def test_what_is_left_again_meanwhile_stays(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_again_meanwhile_stays(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     call = deployment.left(0)
     named = pruning.named
 

@@ -42,12 +42,16 @@ ASKED: dict[str, object] = {"role": "user", "content": "6 times 7?"}
 
 
 def chats(*replies: str, group: int = 1) -> Group:
-    """A group of rollouts that were asked the same and answered so; the reward is the answer's length."""
+    """A group of rollouts that were asked the same and answered so; the reward is the answer's
+    length.
+    """
     log = MemoryLog()
     log.append(make_declared(group, len(replies)))
     for index, reply in enumerate(replies):
         log.append(
-            make_call(group, index, messages=[ASKED], replies=[{"role": "assistant", "content": reply}]),
+            make_call(
+                group, index, messages=[ASKED], replies=[{"role": "assistant", "content": reply}]
+            ),
             make_status(group, index),
             make_reward(group, index, float(len(reply))),
         )
@@ -55,10 +59,15 @@ def chats(*replies: str, group: int = 1) -> Group:
     return found
 
 
-def rewards_of(folder: Path, group: Group, body: str, *, anew: bool = False) -> tuple[Judge, tuple[AgentReward, ...]]:
+def rewards_of(
+    folder: Path, group: Group, body: str, *, anew: bool = False
+) -> tuple[Judge, tuple[AgentReward, ...]]:
     """What a function of this body gives a group, and who judged."""
     (folder / "rewards.py").write_text(f"def fn(episode):\n    {body}\n")
-    plugins, limits = [RewardPlugin(f"{folder}/rewards.py:fn", "reward")], Limits(processes=1, timeout_s=30, memory_mb=0)
+    plugins, limits = (
+        [RewardPlugin(f"{folder}/rewards.py:fn", "reward")],
+        Limits(processes=1, timeout_s=30, memory_mb=0),
+    )
     with Judge(plugins, limits, anew=anew) as judge:
         return judge, asyncio.run(judge.rewards(group, group.episodes()))
 
@@ -75,12 +84,22 @@ def test_a_function_takes_the_place_of_rewards_of_its_name(tmp_path: Path) -> No
 
 
 def test_several_functions_pay_under_their_names_and_are_weighed(tmp_path: Path) -> None:
-    (tmp_path / "rewards.py").write_text("def size(e): return len(e.final_text())\ndef two(e): return 2.0 * size(e)\n")
-    plugins = [RewardPlugin(f"{tmp_path}/rewards.py:{function}", name) for name, function in (("reward", "size"), ("style", "two"))]
+    (tmp_path / "rewards.py").write_text(
+        "def size(e): return len(e.final_text())\ndef two(e): return 2.0 * size(e)\n"
+    )
+    plugins = [
+        RewardPlugin(f"{tmp_path}/rewards.py:{function}", name)
+        for name, function in (("reward", "size"), ("style", "two"))
+    ]
     group = chats("42", "forty-two")
     with Judge(plugins, Limits(processes=1, timeout_s=30, memory_mb=0), anew=True) as judge:
         rewards = asyncio.run(judge.rewards(group, group.episodes()))
-    assert {(reward.name, reward.value) for reward in rewards} == {("reward", 2.0), ("style", 4.0), ("reward", 9.0), ("style", 18.0)}
+    assert {(reward.name, reward.value) for reward in rewards} == {
+        ("reward", 2.0),
+        ("style", 4.0),
+        ("reward", 9.0),
+        ("style", 18.0),
+    }
     assert judge.given == 4
     assert [score.reward for score in scores(group, rewards=rewards)] == [6.0, 27.0]
     weighed = scores(group, rewards=rewards, weights={"style": 0.5, "reward": 0.0})
@@ -97,14 +116,19 @@ def test_a_verdict_of_the_same_code_is_reused_unless_all_is_judged_anew(tmp_path
     assert ((again.given, again.reused), (anew.given, anew.reused)) == ((0, 1), (1, 0))
 
 
-def test_a_verdict_that_the_same_code_gave_under_another_name_is_kept_and_not_taken_for_its_own(tmp_path: Path) -> None:
+def test_a_verdict_that_the_same_code_gave_under_another_name_is_kept_and_not_taken_for_its_own(
+    tmp_path: Path,
+) -> None:
     group = chats("42")
     _, given = rewards_of(tmp_path, group, "return 5")
     other = [msgspec.structs.replace(reward, name="length", event_id=verdict_id("length", reward.source, episode))
              for reward, episode in zip(given, group.episodes(), strict=True)]  # fmt: skip
     later = msgspec.structs.replace(group, rewards=(*group.rewards, *other))
     judge, rewards = rewards_of(tmp_path, later, "return 5")
-    assert sorted((reward.name, reward.value) for reward in rewards) == [("length", 5.0), ("reward", 5.0)]
+    assert sorted((reward.name, reward.value) for reward in rewards) == [
+        ("length", 5.0),
+        ("reward", 5.0),
+    ]
     assert (judge.given, judge.reused) == (1, 0)
 
 
@@ -123,16 +147,31 @@ def test_a_timeline_tells_what_happened_down_to_tokens() -> None:
     call = next(event for event in found["events"] if event["what"] == "call")
     assert call["messages"] == [{"role": "user", "content": "6 times 7?", "tool_calls": []}]
     (choice,) = call["choices"]
-    assert (choice["message"]["content"], choice["credit"], choice["token_ids"], choice["logprobs"]) == ("42", 2.0, [7, 9], [-0.5, -0.5])
+    assert (
+        choice["message"]["content"],
+        choice["credit"],
+        choice["token_ids"],
+        choice["logprobs"],
+    ) == ("42", 2.0, [7, 9], [-0.5, -0.5])
     assert found["attempts"] == [{"attempt": 0, "outcome": "finished", "failure": None, "calls": 1}]
     assert rollout_ids(group) == [rollout_id(1, 0), rollout_id(1, 1)]
     assert shortened("a\nb" * 100, 5) == "a ba…"
 
 
-def test_a_large_call_is_shown_with_its_answer_and_the_sizes_of_what_is_long(tmp_path: Path) -> None:
+def test_a_large_call_is_shown_with_its_answer_and_the_sizes_of_what_is_long(
+    tmp_path: Path,
+) -> None:
     store = open_store("", tmp_path)
-    image = [{"type": "image_url", "image_url": {"url": "data:" + "A" * 100_000}}, {"type": "text", "text": "what is it?"}]
-    call = make_call(0, 0, messages=[{"role": "user", "content": image}], replies=[{"role": "assistant", "content": "a cat"}])
+    image = [
+        {"type": "image_url", "image_url": {"url": "data:" + "A" * 100_000}},
+        {"type": "text", "text": "what is it?"},
+    ]
+    call = make_call(
+        0,
+        0,
+        messages=[{"role": "user", "content": image}],
+        replies=[{"role": "assistant", "content": "a cat"}],
+    )
     light, payloads = take_pieces(call, 1_000)
     by_pieces = msgspec.structs.replace(light, pieces=tuple(map(store.put, payloads.values())))
     at_once = leave(call, store.put(payload_of(call)))
@@ -168,7 +207,9 @@ def test_groups_that_began_before_a_start_are_left_out_whole() -> None:
     log = MemoryLog()
     log.append(*make_group(1, at=1_000, size=1, turns=3), *make_group(2, at=1_030, size=1, turns=3))
     assert [group.group_id for group in read_groups(log, CODEC, since_ms=1_025)] == [group_id(2)]
-    assert [group.group_id for group in read_groups(log, CODEC, keys={group_id(1)})] == [group_id(1)]
+    assert [group.group_id for group in read_groups(log, CODEC, keys={group_id(1)})] == [
+        group_id(1)
+    ]
 
 
 def test_exports() -> None:
@@ -177,10 +218,20 @@ def test_exports() -> None:
     assert short["messages"] == [ASKED, {"role": "assistant", "content": "42"}]
     assert (long["reward"], long["versions"]) == (9.0, ["policy@0.0"])
     (pair,) = dpo([group], Filters(), 0.0)
-    assert (pair["prompt"], pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ([ASKED], "forty-two", "42")
+    assert (pair["prompt"], pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == (
+        [ASKED],
+        "forty-two",
+        "42",
+    )
     assert list(dpo([group], Filters(), 8.0)) == []
     (one, _) = transitions([group], Filters(), ClosingSettings())
-    assert (one["state"], one["action"], one["next_state"], one["done"], one["reward"]) == ([1, 2, 3], [7, 9], [1, 2, 3, 7, 9], True, 2.0)
+    assert (one["state"], one["action"], one["next_state"], one["done"], one["reward"]) == (
+        [1, 2, 3],
+        [7, 9],
+        [1, 2, 3, 7, 9],
+        True,
+        2.0,
+    )
 
 
 def test_an_exported_chat_has_no_keys_that_an_api_filled_with_null() -> None:
@@ -193,9 +244,19 @@ def test_an_exported_chat_has_no_keys_that_an_api_filled_with_null() -> None:
         "refusal": None,
         "tool_calls": None,
     }
-    called: dict[str, object] = {"role": "assistant", "content": None, "audio": None, "tool_calls": [{"id": "c", "type": "function"}]}
+    called: dict[str, object] = {
+        "role": "assistant",
+        "content": None,
+        "audio": None,
+        "tool_calls": [{"id": "c", "type": "function"}],
+    }
     asked: dict[str, object] = {"role": "user", "content": "6 times 7?", "name": None}
-    log.append(make_declared(1, 1), make_call(1, 0, messages=[asked, called], replies=[answer]), make_status(1, 0), make_reward(1, 0))
+    log.append(
+        make_declared(1, 1),
+        make_call(1, 0, messages=[asked, called], replies=[answer]),
+        make_status(1, 0),
+        make_reward(1, 0),
+    )
     (chat,) = sft(log.groups(), Filters())
     assert chat["messages"] == [
         ASKED,
@@ -208,7 +269,10 @@ def test_an_exported_chat_has_no_keys_that_an_api_filled_with_null() -> None:
 def test_a_verdict_without_value_that_is_reused_counts_as_failed(tmp_path: Path) -> None:
     group = chats("42", "43")
     (tmp_path / "rewards.py").write_text("def fn(episode):\n    return 1 / 0\n")
-    plugin, limits = RewardPlugin(f"{tmp_path}/rewards.py:fn", "reward"), Limits(processes=1, timeout_s=30, memory_mb=0)
+    plugin, limits = (
+        RewardPlugin(f"{tmp_path}/rewards.py:fn", "reward"),
+        Limits(processes=1, timeout_s=30, memory_mb=0),
+    )
     with Judge([plugin], limits, anew=False) as judge:
         given = asyncio.run(judge.rewards(group, group.episodes()))
         assert (judge.failed, judge.reused) == (2, 0)
@@ -232,7 +296,11 @@ def test_a_verdict_without_value_that_is_reused_counts_as_failed(tmp_path: Path)
 )
 def test_filters(filters: Filters, count: int) -> None:
     group = chats("42", "forty-two")
-    assert len(list(sft([group], filters))) == len(list(rows([group], filters, ClosingSettings()))) == count
+    assert (
+        len(list(sft([group], filters)))
+        == len(list(rows([group], filters, ClosingSettings())))
+        == count
+    )
 
 
 def update(version: str, parent: str) -> PolicyUpdate:
@@ -242,7 +310,14 @@ def update(version: str, parent: str) -> PolicyUpdate:
     )  # fmt: skip
 
 
-def entry(call: LlmCall, term: LedgerTerm, version: str, *, source: str = "learner", revision: str = "first") -> LedgerEntry:
+def entry(
+    call: LlmCall,
+    term: LedgerTerm,
+    version: str,
+    *,
+    source: str = "learner",
+    revision: str = "first",
+) -> LedgerEntry:
     policy = version.partition("@")[0]
     return LedgerEntry(
         event_id=f"{policy}{call.call_id}{term}{revision}", event_time=1, policy=policy, group_id=call.group_id, group_revision=revision,
@@ -254,11 +329,18 @@ def entry(call: LlmCall, term: LedgerTerm, version: str, *, source: str = "learn
 def test_lineage_goes_both_ways() -> None:
     one, other = make_call(1, 0), make_call(1, 1)
     updates = [update("policy@1.1", "policy@0.0"), update("policy@1.2", "policy@1.1")]
-    known = Lineage(updates, [entry(one, LedgerTerm.trained, "policy@1.1"), entry(other, LedgerTerm.stale, "policy@1.1")] * 2)
+    known = Lineage(
+        updates,
+        [entry(one, LedgerTerm.trained, "policy@1.1"), entry(other, LedgerTerm.stale, "policy@1.1")]
+        * 2,
+    )
     behind = known.version("policy@1.1")
     assert (behind.calls, behind.ancestors) == ((one.call_id,), ("policy@0.0",))
     fate = known.call(one.call_id)
-    assert (fate.trained, fate.inherited) == ({f"{one.call_id}#0": ("policy@1.1",)}, ("policy@1.2",))
+    assert (fate.trained, fate.inherited) == (
+        {f"{one.call_id}#0": ("policy@1.1",)},
+        ("policy@1.2",),
+    )
     assert known.call(other.call_id).other == {f"{other.call_id}#0": ("policy: stale",)}
     with pytest.raises(NotFound, match=r"the newest is policy@1\.2"):
         known.version("policy@9.9")
@@ -268,7 +350,11 @@ def test_lineage_goes_both_ways() -> None:
 
 def test_lineage_tells_of_every_policy_that_learned_from_a_call_and_what_still_stands() -> None:
     call, late = make_call(1, 0), make_call(1, 1)
-    updates = [update("policy@1.1", "policy@0.0"), update("policy-v2@1.1", "policy-v2@0.0"), update("policy-v2@1.2", "policy-v2@1.1")]
+    updates = [
+        update("policy@1.1", "policy@0.0"),
+        update("policy-v2@1.1", "policy-v2@0.0"),
+        update("policy-v2@1.2", "policy-v2@1.1"),
+    ]
     said = [
         entry(call, LedgerTerm.filtered, "policy@1.1", source="rewarder"),
         entry(call, LedgerTerm.trained, "policy@1.1", revision="second"),
@@ -280,7 +366,9 @@ def test_lineage_tells_of_every_policy_that_learned_from_a_call_and_what_still_s
     known = Lineage(updates, said)
     fate = known.call(call.call_id)
     assert fate.trained == {f"{call.call_id}#0": ("policy@1.1", "policy-v2@1.1")}
-    assert fate.other == {f"{call.call_id}#0": ("policy: amended",)}, "the first closing's word no longer stands"
+    assert fate.other == {f"{call.call_id}#0": ("policy: amended",)}, (
+        "the first closing's word no longer stands"
+    )
     assert fate.inherited == ("policy-v2@1.2",)
     assert known.call(late.call_id).other == {f"{late.call_id}#0": ("policy: filtered(no_reward)",)}
     assert known.version("policy-v2@1.1").calls == tuple(sorted((call.call_id, late.call_id)))
@@ -294,7 +382,9 @@ def test_a_span_longer_than_time_is_from_the_beginning(span: str) -> None:
 def test_points_in_time() -> None:
     assert parse_since("2h", 7_200_000) == 0
     assert parse_since(None) is None
-    assert parse_since("1970-01-01T00:00:01") == parse_datetime("1970-01-01T01:00:01+01:00") == 1_000
+    assert (
+        parse_since("1970-01-01T00:00:01") == parse_datetime("1970-01-01T01:00:01+01:00") == 1_000
+    )
     assert shown(1_000) == "1970-01-01 00:00:01"
     with pytest.raises(BadArgument, match="ISO"):
         parse_since("yesterday")

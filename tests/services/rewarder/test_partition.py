@@ -1,5 +1,7 @@
-"""The rewarder over a log in memory, in virtual time: whatever the order, the delays, the repetitions and the restarts, the newest
-revision of a group in the log is the one of an undisturbed run, bytes and all, and nothing is written that says nothing new."""
+"""The rewarder over a log in memory, in virtual time: whatever the order, the delays, the
+repetitions and the restarts, the newest revision of a group in the log is the one of an undisturbed
+run, bytes and all, and nothing is written that says nothing new.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ class MemoryLog:
         found = {name: Recalled() for name in group_ids}
         for topic in (TRAINING_LEDGER, TRAJECTORIES, EPISODES, AGENT_REWARDS):
             for at, event in self.topics.get(topic.name, []):
-                known = isinstance(event, Episode | AgentReward | Trajectory | Tombstone | LedgerEntry)
+                known = isinstance(
+                    event, Episode | AgentReward | Trajectory | Tombstone | LedgerEntry
+                )
                 if at >= since_ms and known and event.group_id in found:
                     found[event.group_id].take(event)
         return found
@@ -114,27 +118,43 @@ class Rewarder:
         self.start()
 
     def start(self, history_ms: int = 600_000) -> None:
-        """Like `Worker`: what was written since a while before the first input that is not acknowledged."""
+        """Like `Worker`: what was written since a while before the first input that is not
+        acknowledged.
+        """
         self.positions = dict(self.committed)
         self.orders = {name: AckOrder() for name in self.committed}
         unread = [self.log.topics.get(name, [])[at:][:1] for name, at in self.committed.items()]
-        since = min([at for records in unread for at, _ in records], default=self.log.now) - history_ms
+        since = (
+            min([at for records in unread for at, _ in records], default=self.log.now) - history_ms
+        )
         written: list[Output | DeadLetter] = [
             event
             for topic in (TRAJECTORIES, TRAINING_LEDGER, DEAD_LETTERS)
             for at, event in self.log.topics.get(topic.name, [])
             if at >= since
-            and (isinstance(event, Trajectory | Tombstone | DeadLetter) or (isinstance(event, LedgerEntry) and event.source == SOURCE))
+            and (
+                isinstance(event, Trajectory | Tombstone | DeadLetter)
+                or (isinstance(event, LedgerEntry) and event.source == SOURCE)
+            )
         ]
         self.partition = RewarderPartition(
-            0, self.log, self.settings, lambda topic: self.positions[topic.name], self.log.recall, written, since, lambda: self.log.now
+            0,
+            self.log,
+            self.settings,
+            lambda topic: self.positions[topic.name],
+            self.log.recall,
+            written,
+            since,
+            lambda: self.log.now,
         )
 
     def read(self) -> None:
         """Take everything in."""
         for topic in (EPISODES, AGENT_REWARDS):
             for event in self.log.events(topic)[self.positions[topic.name] :]:
-                settle = self.orders[topic.name].add(lambda name=topic.name: self._acknowledge(name))
+                settle = self.orders[topic.name].add(
+                    lambda name=topic.name: self._acknowledge(name)
+                )
                 self.positions[topic.name] += 1
                 self.partition.take(topic, event, settle)
 
@@ -152,19 +172,31 @@ class Rewarder:
         """The newest whole revision in the log: entries and rows."""
         written = Written()
         outputs = [
-            e for t in (TRAINING_LEDGER, TRAJECTORIES) for e in self.log.events(t) if isinstance(e, LedgerEntry | Trajectory | Tombstone)
+            e
+            for t in (TRAINING_LEDGER, TRAJECTORIES)
+            for e in self.log.events(t)
+            if isinstance(e, LedgerEntry | Trajectory | Tombstone)
         ]
         for output in outputs:
             written.take(output)
-        found = {output.event_id: output for output in outputs if output.group_revision == written.newest}
+        found = {
+            output.event_id: output for output in outputs if output.group_revision == written.newest
+        }
         return sorted(found.values(), key=lambda output: output.event_id)
 
     def revisions(self) -> int:
-        rows = [event for event in self.log.events(TRAJECTORIES) if isinstance(event, Trajectory | Tombstone)]
+        rows = [
+            event
+            for event in self.log.events(TRAJECTORIES)
+            if isinstance(event, Trajectory | Tombstone)
+        ]
         return len({row.group_revision for row in rows})
 
     def all_settled(self) -> bool:
-        return all(self.committed[topic.name] == len(self.log.events(topic)) for topic in (EPISODES, AGENT_REWARDS))
+        return all(
+            self.committed[topic.name] == len(self.log.events(topic))
+            for topic in (EPISODES, AGENT_REWARDS)
+        )
 
 
 DECLARED = make_declared(0, 2, at=NOW, deadline=DEADLINE, expected=("reward",), max_attempts=2)
@@ -172,7 +204,9 @@ DECLARED = make_declared(0, 2, at=NOW, deadline=DEADLINE, expected=("reward",), 
 
 def episodes_of(index: int) -> list[Episode]:
     """An attempt's revisions: without and with a call that came late."""
-    calls: list[LlmCall] = [make_call(0, index, turn, at=NOW + turn, prompt=(1, 2, turn)) for turn in range(3)]
+    calls: list[LlmCall] = [
+        make_call(0, index, turn, at=NOW + turn, prompt=(1, 2, turn)) for turn in range(3)
+    ]
     inputs: list[Input] = [DECLARED, *calls[:2], make_status(0, index, at=NOW + 10)]
     first = stitch(inputs)
     assert first is not None
@@ -182,8 +216,12 @@ def episodes_of(index: int) -> list[Episode]:
     return [first, msgspec.structs.replace(second, group_id=GROUP)]
 
 
-def reward(index: int, value: float | None, at: int, *, final: bool = True, name: str = "reward") -> AgentReward:
-    return msgspec.structs.replace(make_reward(0, index, value, at=NOW + at, final=final, name=name), group_id=GROUP)
+def reward(
+    index: int, value: float | None, at: int, *, final: bool = True, name: str = "reward"
+) -> AgentReward:
+    return msgspec.structs.replace(
+        make_reward(0, index, value, at=NOW + at, final=final, name=name), group_id=GROUP
+    )
 
 
 def everything() -> list[Episode | AgentReward]:
@@ -205,7 +243,12 @@ def everything() -> list[Episode | AgentReward]:
 def outcome(events: list[Episode | AgentReward]) -> list[Output]:
     """What an undisturbed run writes."""
     last = {(e.rollout_id, e.attempt): e for e in events if isinstance(e, Episode)}
-    outputs = close_group(GROUP, DECLARED.declaration, last.values(), [e for e in events if isinstance(e, AgentReward)])
+    outputs = close_group(
+        GROUP,
+        DECLARED.declaration,
+        last.values(),
+        [e for e in events if isinstance(e, AgentReward)],
+    )
     return sorted(outputs, key=lambda output: output.event_id)
 
 
@@ -232,8 +275,15 @@ def test_a_late_reward_issues_the_whole_group_anew() -> None:
     rewarder.run()
     assert rewarder.revisions() == 2
     assert rewarder.all_settled()
-    rows = [event for event in rewarder.log.events(TRAJECTORIES)[before:] if isinstance(event, Trajectory)]
-    assert {row.rollout_id: row.episode_reward for row in rows} == dict(zip(DECLARED.declaration.rollout_ids, (1.0, 2.0), strict=True))  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
+    rows = [
+        event
+        for event in rewarder.log.events(TRAJECTORIES)[before:]
+        if isinstance(event, Trajectory)
+    ]
+    assert DECLARED.declaration is not None
+    assert {row.rollout_id: row.episode_reward for row in rows} == dict(
+        zip(DECLARED.declaration.rollout_ids, (1.0, 2.0), strict=True)
+    )
     assert rewarder.log.reads == 0, "it was in memory"
 
 
@@ -306,7 +356,9 @@ def test_a_reward_whose_episode_never_comes_is_given_up() -> None:
     put(rewarder.log, episodes_of(0)[0], episodes_of(1)[0], reward(1, 0.0, 0))
     rewarder.run()
     rows = [event for event in rewarder.log.events(TRAJECTORIES) if isinstance(event, Trajectory)]
-    assert {row.episode_reward for row in rows} == {1.0, 0.0}, "it is found again, should its episode come after all"
+    assert {row.episode_reward for row in rows} == {1.0, 0.0}, (
+        "it is found again, should its episode come after all"
+    )
 
 
 def test_what_comes_while_a_revision_is_being_written_is_in_the_next() -> None:
@@ -315,7 +367,9 @@ def test_what_comes_while_a_revision_is_being_written_is_in_the_next() -> None:
     rewarder.log.meanwhile = lambda: (put(rewarder.log, reward(1, 3.0, 30)), rewarder.read())
     rewarder.run()
     assert rewarder.revisions() == 2
-    assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 3.0, 30)])
+    assert rewarder.newest() == outcome(
+        [episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 3.0, 30)]
+    )
     assert rewarder.all_settled()
 
 
@@ -333,11 +387,15 @@ def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
         assert rewarder.all_settled()
         rows = [event.event_id for event in rewarder.log.events(TRAJECTORIES)]
         assert len(rows) == len(set(rows)) == 7
-        assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 30), reward(1, 0.0, 20)])
+        assert rewarder.newest() == outcome(
+            [episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 30), reward(1, 0.0, 20)]
+        )
 
 
 def overtaken(after: int, value: float) -> Rewarder:
-    """One that died within a revision, after so many records of it, and went on when another reward had come."""
+    """One that died within a revision, after so many records of it, and went on when another reward
+    had come.
+    """
     rewarder = closed()
     put(rewarder.log, reward(0, None, 30))
     rewarder.log.dies_after = after
@@ -354,7 +412,9 @@ def test_a_revision_begun_and_given_up_does_not_hide_the_one_that_counts() -> No
     for after in range(4):
         rewarder = overtaken(after, 1.0)
         assert rewarder.all_settled()
-        assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20)])
+        assert rewarder.newest() == outcome(
+            [episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20)]
+        )
         last = rewarder.log.events(TRAJECTORIES)[-1]
         assert isinstance(last, Trajectory | Tombstone)
         assert last.group_revision == rewarder.newest()[0].group_revision, "after any other"
@@ -365,20 +425,32 @@ def test_a_revision_that_was_begun_before_another_is_written_whole() -> None:
         rewarder = overtaken(after, 3.0)
         put(rewarder.log, reward(0, None, 50))
         rewarder.run(100_000)
-        assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 50), reward(1, 0.0, 20)])
+        assert rewarder.newest() == outcome(
+            [episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 50), reward(1, 0.0, 20)]
+        )
 
 
 @pytest.mark.parametrize(
     ("minted", "reads"),
-    [(GROUP, 0), (mint_group(NOW - HOUR, bytes(10)), 1), (external_group("someone", "session", b"secret"), 0)],
+    [
+        (GROUP, 0),
+        (mint_group(NOW - HOUR, bytes(10)), 1),
+        (external_group("someone", "session", b"secret"), 0),
+    ],
 )
-def test_only_a_group_that_may_have_been_closed_before_is_looked_for(minted: str, reads: int) -> None:
+def test_only_a_group_that_may_have_been_closed_before_is_looked_for(
+    minted: str, reads: int
+) -> None:
     log = MemoryLog()
     rewarder = Rewarder(log)
     put(log, msgspec.structs.replace(reward(0, 1.0, 0), group_id=minted))
     rewarder.run()
     assert log.reads == reads
-    put(log, msgspec.structs.replace(episodes_of(0)[0], group_id=minted), msgspec.structs.replace(episodes_of(1)[0], group_id=minted))
+    put(
+        log,
+        msgspec.structs.replace(episodes_of(0)[0], group_id=minted),
+        msgspec.structs.replace(episodes_of(1)[0], group_id=minted),
+    )
     put(log, msgspec.structs.replace(reward(1, 0.0, 0), group_id=minted))
     rewarder.run()
     assert (rewarder.revisions(), rewarder.all_settled(), log.reads) == (1, True, reads)
@@ -388,7 +460,13 @@ def test_a_reward_of_a_session_that_was_closed_long_ago_finds_it_when_nothing_el
     session = external_group("someone", "session", b"secret")
     log = MemoryLog()
     rewarder = Rewarder(log, keep_s=0, orphan_s=100)
-    put(log, *(msgspec.structs.replace(e, group_id=session) for e in (*episodes_of(0)[:1], *episodes_of(1)[:1])))
+    put(
+        log,
+        *(
+            msgspec.structs.replace(e, group_id=session)
+            for e in (*episodes_of(0)[:1], *episodes_of(1)[:1])
+        ),
+    )
     put(log, *(msgspec.structs.replace(reward(i, 1.0, 0), group_id=session) for i in (0, 1)))
     rewarder.run()
     log.now += HOUR
@@ -403,7 +481,9 @@ def test_a_reward_of_a_session_that_was_closed_long_ago_finds_it_when_nothing_el
 def test_validation_groups_are_closed_without_a_word() -> None:
     log = MemoryLog()
     rewarder = Rewarder(log, keep_s=0)
-    episode = stitch([make_call(0, 0, at=NOW, mode=Mode.val), make_status(0, 0, at=NOW, mode=Mode.val)])
+    episode = stitch(
+        [make_call(0, 0, at=NOW, mode=Mode.val), make_status(0, 0, at=NOW, mode=Mode.val)]
+    )
     assert episode is not None
     put(log, msgspec.structs.replace(episode, group_id=GROUP), reward(0, 1.0, 0))
     rewarder.run()
@@ -429,10 +509,16 @@ def test_the_newest_revision_depends_on_what_there_is_and_on_nothing_else(seed: 
     order = chance.sample(events, len(events)) + chance.choices(events, k=chance.randrange(4))
     first, second = episodes_of(0)
     if order.index(first) > order.index(second):
-        order = [first if e is second or e == second else second if e == first else e for e in order]
+        order = [
+            first if e is second or e == second else second if e == first else e for e in order
+        ]
     log = MemoryLog()
     rewarder = Rewarder(
-        log, keep_s=chance.choice([0, 600]), amend_every_s=chance.choice([0, 30]), orphan_s=1_000 * HOUR, amend_within_s=1_000 * HOUR
+        log,
+        keep_s=chance.choice([0, 600]),
+        amend_every_s=chance.choice([0, 30]),
+        orphan_s=1_000 * HOUR,
+        amend_within_s=1_000 * HOUR,
     )
     for event in order:
         put(log, event)
@@ -440,7 +526,11 @@ def test_the_newest_revision_depends_on_what_there_is_and_on_nothing_else(seed: 
             if chance.random() < 0.3:
                 log.dies_after = chance.randrange(3)
             try:
-                rewarder.run(chance.choice([1_000, 5_000, 100_000, 24 * HOUR]) if chance.random() < 0.5 else 100)
+                rewarder.run(
+                    chance.choice([1_000, 5_000, 100_000, 24 * HOUR])
+                    if chance.random() < 0.5
+                    else 100
+                )
             except Cut:
                 rewarder.start()
             log.dies_after = None
@@ -457,25 +547,43 @@ def test_the_newest_revision_depends_on_what_there_is_and_on_nothing_else(seed: 
 
 
 def attempts() -> list[Episode]:
-    """A rollout that failed and was tried again, and another, with one action in each attempt; and the other with a call that came late."""
-    failed = make_status(0, 0, StatusKind.failed, at=NOW + 10, failure=FailureKind.infrastructure, will_retry=True)
+    """A rollout that failed and was tried again, and another, with one action in each attempt; and
+    the other with a call that came late.
+    """
+    failed = make_status(
+        0, 0, StatusKind.failed, at=NOW + 10, failure=FailureKind.infrastructure, will_retry=True
+    )
     inputs: list[list[Input]] = [
         [DECLARED, make_call(0, 0, at=NOW), failed],
-        [DECLARED, make_call(0, 0, attempt=1, at=NOW + 20), make_status(0, 0, attempt=1, at=NOW + 30)],
+        [
+            DECLARED,
+            make_call(0, 0, attempt=1, at=NOW + 20),
+            make_status(0, 0, attempt=1, at=NOW + 30),
+        ],
         [DECLARED, make_call(0, 1, at=NOW), make_status(0, 1, at=NOW + 30)],
     ]
     inputs.append([*inputs[2], make_call(0, 1, 1, at=NOW + 5)])
-    return [msgspec.structs.replace(episode, group_id=GROUP) for episode in map(stitch, inputs) if episode is not None]
+    return [
+        msgspec.structs.replace(episode, group_id=GROUP)
+        for episode in map(stitch, inputs)
+        if episode is not None
+    ]
 
 
 def discrepancies(log: MemoryLog) -> int:
     """The remainder of the books."""
 
     def entries(events: Iterable[Event]) -> list[Entry]:
-        return [Record(0, offset, NOW, None, b"", event, None) for offset, event in enumerate(events)]
+        return [
+            Record(0, offset, NOW, None, b"", event, None) for offset, event in enumerate(events)
+        ]
 
     episodes = [event for event in log.events(EPISODES) if isinstance(event, Episode)]
-    calls = {call.call_id: msgspec.structs.replace(call, group_id=GROUP) for episode in episodes for call in episode.calls}
+    calls = {
+        call.call_id: msgspec.structs.replace(call, group_id=GROUP)
+        for episode in episodes
+        for call in episode.calls
+    }
     sources = Sources(
         updates=(),
         dead_letters=entries(log.events(DEAD_LETTERS)),
@@ -491,7 +599,9 @@ def discrepancies(log: MemoryLog) -> int:
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_an_attempt_whose_episode_comes_after_that_of_the_next_is_accounted_for(restart: bool) -> None:
+def test_an_attempt_whose_episode_comes_after_that_of_the_next_is_accounted_for(
+    restart: bool,
+) -> None:
     first, again, other, _ = attempts()
     rewarder = Rewarder(MemoryLog())
     put(rewarder.log, again, other, reward(0, 1.0, 40), reward(1, 0.0, 40))
@@ -501,16 +611,27 @@ def test_an_attempt_whose_episode_comes_after_that_of_the_next_is_accounted_for(
         rewarder.start()
     put(rewarder.log, first)
     rewarder.run()
-    assert rewarder.newest() == outcome([first, again, other, reward(0, 1.0, 40), reward(1, 0.0, 40)])
+    assert rewarder.newest() == outcome(
+        [first, again, other, reward(0, 1.0, 40), reward(1, 0.0, 40)]
+    )
     (entry,) = (output for output in rewarder.newest() if isinstance(output, LedgerEntry))
-    assert (entry.reason, entry.actions) == (FilterReason.superseded, (action_id(first.calls[0].call_id, 0),))
+    assert (entry.reason, entry.actions) == (
+        FilterReason.superseded,
+        (action_id(first.calls[0].call_id, 0),),
+    )
     assert rewarder.all_settled()
     assert discrepancies(rewarder.log) == 0
 
 
 def test_one_killed_between_entries_and_rows_gives_no_action_two_terms_when_more_comes() -> None:
     first, again, other, more_of_other = attempts()
-    fewer: list[Episode | AgentReward] = [first, again, other, reward(0, 1.0, 40), reward(1, None, 40)]
+    fewer: list[Episode | AgentReward] = [
+        first,
+        again,
+        other,
+        reward(0, 1.0, 40),
+        reward(1, None, 40),
+    ]
     for after in range(5):
         for more in ([reward(1, 0.5, 50)], [more_of_other], [reward(0, None, 50)]):
             rewarder = Rewarder(MemoryLog())
@@ -529,10 +650,14 @@ def test_one_killed_between_entries_and_rows_gives_no_action_two_terms_when_more
             assert rewarder.all_settled()
 
 
-def test_a_group_that_cannot_be_closed_is_a_dead_letter_until_it_is_redriven(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_that_cannot_be_closed_is_a_dead_letter_until_it_is_redriven(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     close = Gathered.close
 
-    def closed_but_for(gathered: Gathered, group_id: str, rules: FailureRules) -> tuple[Output, ...]:
+    def closed_but_for(
+        gathered: Gathered, group_id: str, rules: FailureRules
+    ) -> tuple[Output, ...]:
         if group_id == GROUP:
             raise OverflowError("cannot convert float infinity")
         return close(gathered, group_id, rules)
@@ -540,23 +665,41 @@ def test_a_group_that_cannot_be_closed_is_a_dead_letter_until_it_is_redriven(mon
     monkeypatch.setattr(Gathered, "close", closed_but_for)
     log = MemoryLog()
     rewarder = Rewarder(log)
-    other = stitch([make_declared(1, 1, at=NOW, deadline=DEADLINE), make_call(1, at=NOW), make_status(1, at=NOW + 10)])
+    other = stitch(
+        [
+            make_declared(1, 1, at=NOW, deadline=DEADLINE),
+            make_call(1, at=NOW),
+            make_status(1, at=NOW + 10),
+        ]
+    )
     assert other is not None
-    put(log, episodes_of(0)[0], episodes_of(1)[0], other, reward(0, 1.0, 20), reward(1, 0.0, 20), make_reward(1, 0, 1.0, at=NOW))
+    put(
+        log,
+        episodes_of(0)[0],
+        episodes_of(1)[0],
+        other,
+        reward(0, 1.0, 20),
+        reward(1, 0.0, 20),
+        make_reward(1, 0, 1.0, at=NOW),
+    )
     rewarder.run()
     letters = [event for event in log.events(DEAD_LETTERS) if isinstance(event, DeadLetter)]
     assert {letter.error_type for letter in letters} == {"OverflowError"}
     assert sorted(action for letter in letters for action in letter.actions) == sorted(
         action_id(call.call_id, 0) for index in (0, 1) for call in episodes_of(index)[0].calls
     )
-    assert {row.group_id for row in log.events(TRAJECTORIES) if isinstance(row, Trajectory)} == {other.group_id}
+    assert {row.group_id for row in log.events(TRAJECTORIES) if isinstance(row, Trajectory)} == {
+        other.group_id
+    }
     assert rewarder.all_settled()
 
     rewarder.start()
     put(log, reward(0, 1.0, 50))
     rewarder.run(300_000)
     rewarder.run(300_000)
-    assert {letter.event_id for letter in log.events(DEAD_LETTERS)} == {letter.event_id for letter in letters}, "the same, told again"
+    assert {letter.event_id for letter in log.events(DEAD_LETTERS)} == {
+        letter.event_id for letter in letters
+    }, "the same, told again"
     assert rewarder.all_settled()
 
     monkeypatch.undo()
@@ -567,9 +710,16 @@ def test_a_group_that_cannot_be_closed_is_a_dead_letter_until_it_is_redriven(mon
         put(log, event)
     rewarder.run(300_000)
     rewarder.run(300_000)
-    rows = [row for row in log.events(TRAJECTORIES) if isinstance(row, Trajectory) and row.group_id == GROUP]
+    rows = [
+        row
+        for row in log.events(TRAJECTORIES)
+        if isinstance(row, Trajectory) and row.group_id == GROUP
+    ]
     assert {row.episode_reward for row in rows} == {0.0, 1.0}, "its rewards are found too"
-    assert {row.group_id for row in log.events(TRAJECTORIES) if isinstance(row, Trajectory)} == {other.group_id, GROUP}
+    assert {row.group_id for row in log.events(TRAJECTORIES) if isinstance(row, Trajectory)} == {
+        other.group_id,
+        GROUP,
+    }
     assert rewarder.all_settled()
 
 
@@ -586,7 +736,9 @@ def test_a_row_that_no_message_can_hold_is_a_dead_letter(monkeypatch: pytest.Mon
     rewarder = Rewarder(log)
     put(log, episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20))
     rewarder.run()
-    assert {letter.error_type for letter in log.events(DEAD_LETTERS) if isinstance(letter, DeadLetter)} == {"EventTooLarge"}
+    assert {
+        letter.error_type for letter in log.events(DEAD_LETTERS) if isinstance(letter, DeadLetter)
+    } == {"EventTooLarge"}
     assert rewarder.all_settled()
 
 

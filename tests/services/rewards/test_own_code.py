@@ -1,4 +1,6 @@
-"""What is part of a user's reward function: its file and the user's own modules behind it, and nothing that is installed."""
+"""What is part of a user's reward function: its file and the user's own modules behind it, and
+nothing that is installed.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,15 @@ PROJECT = {
     "idle.py": "import words\n",
     "data.json": "{}",
 }
-BEHIND = ["words.py", "late.py", "shop/__init__.py", "shop/tax.py", "shop/rates.py", "shop/prices.py", "shop/deep/est.py"]
+BEHIND = [
+    "words.py",
+    "late.py",
+    "shop/__init__.py",
+    "shop/tax.py",
+    "shop/rates.py",
+    "shop/prices.py",
+    "shop/deep/est.py",
+]
 
 
 @pytest.fixture
@@ -79,16 +89,26 @@ def test_it_is_the_same_wherever_it_lies_and_from_wherever_it_is_asked(
     assert source_of(f"{project}/rewards.py:fn") == here
 
 
-def test_what_lies_in_the_working_directory_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made(tmp_path, {"rewards/rewards.py": "import own\ndef fn(e): return 1.0\n", "own.py": "A = 1\n"})
+def test_what_lies_in_the_working_directory_is_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(
+        tmp_path, {"rewards/rewards.py": "import own\ndef fn(e): return 1.0\n", "own.py": "A = 1\n"}
+    )
     monkeypatch.chdir(tmp_path)
     before = source_of("rewards/rewards.py:fn")
     (tmp_path / "own.py").write_text("A = 2\n")
     assert source_of("rewards/rewards.py:fn") != before
 
 
-def test_a_file_alone_is_its_content_whatever_is_installed_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "import tool\nfrom fulgurite import ids\nfrom services.common.kafka.logged_calls import read_calls\n"
+def test_a_file_alone_is_its_content_whatever_is_installed_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "import tool\nfrom fulgurite import ids\nfrom "
+        "services.common.kafka.logged_calls "
+        "import read_calls\n"
+    )
     installed = made(tmp_path / "site-packages", {"rewards.py": text, "tool.py": "A = 1\n"})
     monkeypatch.chdir(Path(__file__).parents[3])
     assert code_of(installed / "rewards.py") == text.encode()

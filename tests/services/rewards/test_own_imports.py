@@ -1,4 +1,6 @@
-"""A project's own `services`, beside its reward function or in the working directory: the function's processes start, and find it."""
+"""A project's own `services`, beside its reward function or in the working directory: the
+function's processes start, and find it.
+"""
 
 from __future__ import annotations
 
@@ -88,29 +90,43 @@ def told(judges: Path, folder: Path, reference: str, **environment: str) -> list
     ids=["package", "folder", "package with names of ours"],
 )
 @pytest.mark.parametrize("reference", ["rewards.py:score", "rewards/rewards.py:score"])
-def test_a_function_imports_what_its_project_calls_services(judges: Path, tmp_path: Path, own: dict[str, str], reference: str) -> None:
+def test_a_function_imports_what_its_project_calls_services(
+    judges: Path, tmp_path: Path, own: dict[str, str], reference: str
+) -> None:
     folder = project(tmp_path, {**own, reference.partition(":")[0]: READS})
     assert told(judges, folder, reference) == ["{'score': 0.75}", "None"]
 
 
 def test_a_module_of_that_name_is_found_too(judges: Path, tmp_path: Path) -> None:
-    folder = project(tmp_path, {"services.py": PRICE, "rewards.py": READS.replace("services.pricing", "services")})
+    folder = project(
+        tmp_path,
+        {"services.py": PRICE, "rewards.py": READS.replace("services.pricing", "services")},
+    )
     assert told(judges, folder, "rewards.py:score")[0] == "{'score': 0.75}"
 
 
 def test_a_built_in_reward_is_found_whatever_the_project_has(judges: Path, tmp_path: Path) -> None:
     folder = project(tmp_path, {"services/__init__.py": ""})
-    assert told(judges, folder, "builtin:f1")[0].startswith("RewardFailed: the task has no field 'reference'")
+    assert told(judges, folder, "builtin:f1")[0].startswith(
+        "RewardFailed: the task has no field 'reference'"
+    )
 
 
 def test_a_function_that_fails_is_told_of(judges: Path, tmp_path: Path) -> None:
-    folder = project(tmp_path, {"services/__init__.py": "", "services/pricing.py": PRICE, "rewards.py": READS})
-    assert told(judges, folder, "rewards.py:fails")[0] == "RewardFailed: ZeroDivisionError: float division by zero"
+    folder = project(
+        tmp_path, {"services/__init__.py": "", "services/pricing.py": PRICE, "rewards.py": READS}
+    )
+    assert (
+        told(judges, folder, "rewards.py:fails")[0]
+        == "RewardFailed: ZeroDivisionError: float division by zero"
+    )
 
 
 @pytest.mark.parametrize(("environment", "expected"), [({}, -1.0), ({"PYTHONSAFEPATH": "1"}, 1.0)])
 def test_programs_that_a_function_starts_look_where_they_always_did(
     judges: Path, tmp_path: Path, environment: dict[str, str], expected: float
 ) -> None:
-    folder = project(tmp_path, {"services/__init__.py": "", "services/pricing.py": PRICE, "rewards.py": READS})
+    folder = project(
+        tmp_path, {"services/__init__.py": "", "services/pricing.py": PRICE, "rewards.py": READS}
+    )
     assert told(judges, folder, "rewards.py:safe", **environment)[0] == f"{{'score': {expected}}}"

@@ -124,7 +124,9 @@ def rewards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sandbox(rewards: Path) -> Iterator[Sandbox]:
-    running = RewardPlugin(f"{rewards}:rewards", "score").sandbox(Limits(processes=1, timeout_s=1.0, memory_mb=256))
+    running = RewardPlugin(f"{rewards}:rewards", "score").sandbox(
+        Limits(processes=1, timeout_s=1.0, memory_mb=256)
+    )
     yield running
     running.close()
 
@@ -167,8 +169,17 @@ async def test_values(sandbox: Sandbox, function: str, expected: dict[str, float
 @pytest.mark.parametrize(
     ("function", "failure", "told"),
     [
-        ("text", RewardFailed, r"rewards.py:rewards gave '1' \(str\) for 'score': expected a number from -1000000 to 1000000"),
-        ("infinite", RewardFailed, r"rewards.py:rewards gave inf \(float\) for 'score': expected a number"),
+        (
+            "text",
+            RewardFailed,
+            r"rewards.py:rewards gave '1' \(str\) for 'score': expected a number from -1000000 "
+            r"to 1000000",
+        ),
+        (
+            "infinite",
+            RewardFailed,
+            r"rewards.py:rewards gave inf \(float\) for 'score': expected a number",
+        ),
         ("large", RewardFailed, "gave 1e"),
         ("not_a_number", RewardFailed, "gave nan"),
         ("huge", RewardFailed, "gave 10000.*cut.*expected a number"),
@@ -207,7 +218,9 @@ async def test_failures_are_told_and_the_next_episode_is_judged(
     assert await sandbox.judge(asking("number")) == {"score": 0.25}
 
 
-async def test_every_failure_is_an_event_that_can_be_written(rewards: Path, sandbox: Sandbox) -> None:
+async def test_every_failure_is_an_event_that_can_be_written(
+    rewards: Path, sandbox: Sandbox
+) -> None:
     plugin = RewardPlugin(f"{rewards}:rewards", "score")
     for function in ("half", "half_name", "long", "long_name", "long_text", "mute", "exits"):
         (reward,) = (await plugin.judge(sandbox, asking(function))).rewards
@@ -222,7 +235,9 @@ async def test_nothing_that_a_function_returns_is_run_here(rewards: Path, sandbo
 
 
 @pytest.mark.parametrize("function", ["leaves_and_hangs", "leaves_and_ends"])
-async def test_what_a_function_started_ends_with_its_process(rewards: Path, sandbox: Sandbox, function: str) -> None:
+async def test_what_a_function_started_ends_with_its_process(
+    rewards: Path, sandbox: Sandbox, function: str
+) -> None:
     with pytest.raises(RewardFailed):
         await sandbox.judge(asking(function))
     for pid in (rewards.parent / function).read_text().split():
@@ -230,7 +245,9 @@ async def test_what_a_function_started_ends_with_its_process(rewards: Path, sand
 
 
 async def test_what_a_function_started_ends_with_the_sandbox(rewards: Path) -> None:
-    sandbox = RewardPlugin(f"{rewards}:leaves", "pid").sandbox(Limits(processes=1, timeout_s=30.0, memory_mb=0))
+    sandbox = RewardPlugin(f"{rewards}:leaves", "pid").sandbox(
+        Limits(processes=1, timeout_s=30.0, memory_mb=0)
+    )
     await sandbox.judge(asking("started"))
     sandbox.close()
     for pid in (rewards.parent / "started").read_text().split():
@@ -250,7 +267,14 @@ def test_an_import_that_exits_is_told(tmp_path: Path) -> None:
 
 
 async def test_an_import_that_is_slow_only_when_it_matters_is_a_failure(tmp_path: Path) -> None:
-    code = "import os, pathlib, time\nif pathlib.Path(__file__).with_name('once').exists(): time.sleep(600)\ndef fn(episode): return 1\n"
+    code = (
+        "import os, pathlib, time\nif "
+        "pathlib.Path(__file__).with_name('once').exists(): "
+        "time.sleep(600)\ndef "
+        "fn(episode): "
+        "return "
+        "1\n"
+    )
     (tmp_path / "later.py").write_text(code)
     plugin = RewardPlugin(f"{tmp_path}/later.py:fn", "score")
     (tmp_path / "once").touch()
@@ -261,7 +285,9 @@ async def test_an_import_that_is_slow_only_when_it_matters_is_a_failure(tmp_path
 
 
 @pytest.mark.parametrize("function", ["greedy", "keeps"])
-async def test_what_wanted_too_much_memory_leaves_nothing_to_the_next_episode(sandbox: Sandbox, function: str) -> None:
+async def test_what_wanted_too_much_memory_leaves_nothing_to_the_next_episode(
+    sandbox: Sandbox, function: str
+) -> None:
     process = await sandbox.judge(asking("process"))
     with pytest.raises(OutOfMemory):
         await sandbox.judge(asking(function))
@@ -269,11 +295,16 @@ async def test_what_wanted_too_much_memory_leaves_nothing_to_the_next_episode(sa
     assert await sandbox.judge(asking("held")) == {"score": 0.0}
 
 
-async def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(sandbox: Sandbox) -> None:
+async def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(
+    sandbox: Sandbox,
+) -> None:
     process = int((await sandbox.judge(asking("process")))["score"])
     os.kill(process, signal.SIGKILL)
     await asyncio.to_thread(wait_for_end, process)
-    assert await asyncio.gather(*(sandbox.judge(asking("number")) for _ in range(4))) == [{"score": 0.25}] * 4
+    assert (
+        await asyncio.gather(*(sandbox.judge(asking("number")) for _ in range(4)))
+        == [{"score": 0.25}] * 4
+    )
 
 
 async def test_an_async_function_has_one_loop_for_all_episodes(sandbox: Sandbox) -> None:
@@ -281,7 +312,9 @@ async def test_an_async_function_has_one_loop_for_all_episodes(sandbox: Sandbox)
 
 
 def test_a_function_runs_in_a_process_of_its_own_that_ends_with_the_sandbox(rewards: Path) -> None:
-    sandbox = RewardPlugin(f"{rewards}:process", "pid").sandbox(Limits(processes=1, timeout_s=30.0, memory_mb=0))
+    sandbox = RewardPlugin(f"{rewards}:process", "pid").sandbox(
+        Limits(processes=1, timeout_s=30.0, memory_mb=0)
+    )
     pid = int(asyncio.run(sandbox.judge(asking("process")))["pid"])
     sandbox.close()
     assert pid != os.getpid()
@@ -290,7 +323,9 @@ def test_a_function_runs_in_a_process_of_its_own_that_ends_with_the_sandbox(rewa
 
 def test_a_source_tells_which_code_it_is(rewards: Path) -> None:
     assert RewardPlugin(f"{rewards}:number", "score").source.startswith("rewards.py:number#")
-    assert RewardPlugin("builtin:f1", "score").source.startswith("builtin:f1(reference=reference, after=)#")
+    assert RewardPlugin("builtin:f1", "score").source.startswith(
+        "builtin:f1(reference=reference, after=)#"
+    )
 
 
 def test_what_cannot_be_loaded_says_why(rewards: Path) -> None:
@@ -298,11 +333,17 @@ def test_what_cannot_be_loaded_says_why(rewards: Path) -> None:
     broken.write_text("import nothing_of_that_name\n")
     for reference, told in (
         ("rewards", "expected FILE.py:FUNCTION"),
-        (f"{rewards.parent}/none.py:fn", "expected FILE.py:FUNCTION with an existing file, or builtin:NAME"),
+        (
+            f"{rewards.parent}/none.py:fn",
+            "expected FILE.py:FUNCTION with an existing file, or builtin:NAME",
+        ),
         (f"{rewards}:missing", "has no function 'missing'"),
         (f"{rewards}:not_a_function", "has no function 'not_a_function'"),
         (f"{broken}:fn", "cannot be imported: ModuleNotFoundError"),
-        ("builtin:bleu", "no built-in reward 'bleu'; there are exact_match, f1, json_schema, math, sql"),
+        (
+            "builtin:bleu",
+            "no built-in reward 'bleu'; there are exact_match, f1, json_schema, math, sql",
+        ),
         ("builtin:f1(answer=reference)", "no parameter 'answer'; f1 has reference, after"),
     ):
         with pytest.raises(PluginError, match=told):
@@ -312,8 +353,12 @@ def test_what_cannot_be_loaded_says_why(rewards: Path) -> None:
 async def test_of_verdicts_on_revisions_the_one_on_the_last_counts(rewards: Path) -> None:
     plugin = RewardPlugin(f"{rewards}:calls", "reward")
     inputs: list[Input] = [make_declared(), make_call(), make_status()]
-    # Calls that were made before the end, and came after it: no revision is later than the other by its time.
-    revisions = [stitch([*inputs, *(make_call(turn=turn) for turn in range(1, late + 1))]) for late in range(6)]
+    # Calls that were made before the end, and came after it: no revision is later than the other by
+    # its time.
+    revisions = [
+        stitch([*inputs, *(make_call(turn=turn) for turn in range(1, late + 1))])
+        for late in range(6)
+    ]
     assert len({episode.event_time for episode in revisions if episode}) == 1
     sandbox = plugin.sandbox(Limits(processes=1, timeout_s=30.0, memory_mb=0))
     told = [(await plugin.judge(sandbox, episode)).rewards[0] for episode in revisions if episode]
@@ -343,12 +388,16 @@ def test_an_import_that_ends_its_process_is_told(tmp_path: Path) -> None:
 async def test_a_name_that_the_group_waits_for_and_the_function_does_not_give_is_a_failure(
     rewards: Path, sandbox: Sandbox, expected: tuple[str, ...], told: dict[str, float | None]
 ) -> None:
-    episode = stitch([make_declared(task='{"question": "named"}', expected=expected), make_call(), make_status()])
+    episode = stitch(
+        [make_declared(task='{"question": "named"}', expected=expected), make_call(), make_status()]
+    )
     assert episode is not None
     verdict = await RewardPlugin(f"{rewards}:rewards", "score").judge(sandbox, episode)
     assert {reward.name: reward.value for reward in verdict.rewards} == told
     if verdict.failure is not None:
-        assert str(verdict.failure).startswith("it gave 'reward', 'style', and not 'score', which the group waits for")
+        assert str(verdict.failure).startswith(
+            "it gave 'reward', 'style', and not 'score', which the group waits for"
+        )
         assert verdict.rewards[0].error == str(verdict.failure)
 
 
@@ -372,5 +421,7 @@ def test_processes_that_have_only_begun_to_start_end_without_a_word(tmp_path: Pa
     (tmp_path / "program.py").write_text(SLOW_TO_START)
     argv = [sys.executable, str(tmp_path / "program.py")]
     root = str(Path(__file__).parents[3])
-    done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        argv, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True, check=False
+    )
     assert (done.stdout, done.stderr) == ("{'score': 0.0}\n", "")

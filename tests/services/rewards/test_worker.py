@@ -64,12 +64,25 @@ def _given(what: object, *_: object) -> object:
     return what
 
 
-@pytest.mark.parametrize("error", [RecursionError("too deep"), EventTooLarge("9 MB"), UnicodeEncodeError("utf-8", "\ud83c", 0, 1, "no")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RecursionError("too deep"),
+        EventTooLarge("9 MB"),
+        UnicodeEncodeError("utf-8", "\ud83c", 0, 1, "no"),
+    ],
+)
 async def test_an_episode_over_which_judging_breaks_is_buried_and_the_next_is_judged(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     log, producer = MemoryEpisodes(), MemoryProducer()
-    log.append(0, *(cast(Episode, stitch([make_declared(group, 1), make_call(group), make_status(group)])) for group in (1, 2)))
+    log.append(
+        0,
+        *(
+            cast(Episode, stitch([make_declared(group, 1), make_call(group), make_status(group)]))
+            for group in (1, 2)
+        ),
+    )
     consumer = Consumer(log)
     consumer.give(0)
     monkeypatch.setattr(module, "EventProducer", partial(_given, producer))
@@ -86,5 +99,9 @@ async def test_an_episode_over_which_judging_breaks_is_buried_and_the_next_is_ju
     assert plugin.asked == [group_id(1), group_id(1), group_id(2)]
     events = [event for _, event in producer.log]
     (letter,) = (event for event in events if isinstance(event, DeadLetter))
-    assert (letter.stage, letter.error_type, letter.offset) == ("reward-worker", type(error).__name__, 0)
+    assert (letter.stage, letter.error_type, letter.offset) == (
+        "reward-worker",
+        type(error).__name__,
+        0,
+    )
     assert sum(isinstance(event, AgentReward) for event in events) == 1

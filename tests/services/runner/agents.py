@@ -36,7 +36,11 @@ with open(sys.argv[1], "w") as file:
     file.write(f"{child.pid}\\n")
 """
 
-IGNORES_SIGTERM = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\ntime.sleep(600)\n"
+IGNORES_SIGTERM = (
+    "import signal, time\nsignal.signal(signal.SIGTERM, "
+    "signal.SIG_IGN)\nprint('deaf', "
+    "flush=True)\ntime.sleep(600)\n"
+)
 
 
 def is_alive(pid: int) -> bool:

@@ -17,15 +17,25 @@ from services.runner.options import RunOptions
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--rubric", "standards.txt"), "no reward is a judge that it could be for: --reward NAME=judge:ALIAS"),
-        (("--rubric", "standards.txt", "--reward", "builtin:f1"), "no reward is a judge that it could be for"),
+        (
+            ("--rubric", "standards.txt"),
+            "no reward is a judge that it could be for: --reward NAME=judge:ALIAS",
+        ),
+        (
+            ("--rubric", "standards.txt", "--reward", "builtin:f1"),
+            "no reward is a judge that it could be for",
+        ),
         (("--reward", "a=builtin:f1", "--reward", "a=builtin:em"), "Invalid value for --reward"),
         (("--weight", "a"), "Invalid value for --weight"),
         (("--until-version", "newest"), "Invalid value for --until-version"),
     ],
 )
 def test_options_that_do_not_fit_are_named(options: tuple[str, ...], said: str) -> None:
-    done = CliRunner().invoke(app, ["run", "--tasks", "tasks.jsonl", *options, "--", "true"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    done = CliRunner().invoke(
+        app,
+        ["run", "--tasks", "tasks.jsonl", *options, "--", "true"],
+        env={"COLUMNS": "200", "NO_COLOR": "1"},
+    )
     assert done.exit_code == 2
     assert said in done.output
 
@@ -36,17 +46,27 @@ def test_options_that_do_not_fit_are_named(options: tuple[str, ...], said: str) 
         ({"reward": "nowhere.py:fn"}, None, "expected FILE.py:FUNCTION with an existing file"),
         ({"reward": "builtin:exactmatch"}, None, "no built-in reward 'exactmatch'"),
         ({"reward": "rewards.py:other"}, None, "has no function 'other'"),
-        ({"reward": "rewards.py:fn", "broken": "broken.py:fn"}, None, "cannot be imported: ZeroDivisionError"),
+        (
+            {"reward": "rewards.py:fn", "broken": "broken.py:fn"},
+            None,
+            "cannot be imported: ZeroDivisionError",
+        ),
         ({"judge": "judge:big"}, "nowhere.txt", "nowhere.txt"),
     ],
 )
 def test_rewards_are_loaded_before_anything_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rewards: dict[str, str], rubric: str | None, said: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rewards: dict[str, str],
+    rubric: str | None,
+    said: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rewards.py").write_text("def fn(episode):\n    return 1.0\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
     given = Path(rubric) if rubric else None
-    options = RunOptions(tasks=Path("no-such-file"), command=("agent",), run_id="r", rewards=rewards, rubric=given)
+    options = RunOptions(
+        tasks=Path("no-such-file"), command=("agent",), run_id="r", rewards=rewards, rubric=given
+    )
     with pytest.raises(BadReward, match=re.escape(said)):
         check_rewards(options)

@@ -1,4 +1,6 @@
-"""What a run says of itself when nothing of it is learned, and what it says of groups that are of use."""
+"""What a run says of itself when nothing of it is learned, and what it says of groups that are of
+use.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,19 @@ def claim(policy: str = "policy", **config: object) -> PolicyUpdate:
 class Told:
     """A run's bookkeeping, fed with events as the log has them."""
 
-    def __init__(self, *, n: int = 2, mode: Mode = Mode.train, rewarded: bool = True, policy: str = "policy") -> None:
+    def __init__(
+        self, *, n: int = 2, mode: Mode = Mode.train, rewarded: bool = True, policy: str = "policy"
+    ) -> None:
         rewards = {"reward": "builtin:f1"} if rewarded else {}
-        self.options = RunOptions(tasks=Path("t"), command=("agent",), run_id="r", n=n, mode=mode, rewards=rewards, updates=1)
+        self.options = RunOptions(
+            tasks=Path("t"),
+            command=("agent",),
+            run_id="r",
+            n=n,
+            mode=mode,
+            rewards=rewards,
+            updates=1,
+        )
         self.learners = Learners()
         self.learners.on_update(claim())
         self.board = Scoreboard(rewards, {})
@@ -61,8 +73,22 @@ class Told:
             self.board.expect(group_id(number), rollout_id(number, index))
         for index in range(self.options.n):
             mode = self.options.mode
-            status = make_status(number, index, StatusKind.failed if failure else StatusKind.finished, failure=failure, mode=mode)
-            call = make_call(number, index, policy=policy, sampling=sampling, finish=finish, mode=mode, prompt=prompt)
+            status = make_status(
+                number,
+                index,
+                StatusKind.failed if failure else StatusKind.finished,
+                failure=failure,
+                mode=mode,
+            )
+            call = make_call(
+                number,
+                index,
+                policy=policy,
+                sampling=sampling,
+                finish=finish,
+                mode=mode,
+                prompt=prompt,
+            )
             episode = stitch([call, status] if calls else [status])
             assert isinstance(episode, Episode)
             self.board.on_episode(episode)
@@ -74,11 +100,23 @@ class Told:
     def reward(self, number: int, index: int, value: float | None) -> AgentReward:
         """Of a rollout; without a value it is an error."""
         error = None if value is not None else "ZeroDivisionError: division by zero"
-        return msgspec.structs.replace(make_reward(number, index), value=value, error=error, final=True, name="reward")
+        return msgspec.structs.replace(
+            make_reward(number, index), value=value, error=error, final=True, name="reward"
+        )
 
-    def ledger(self, number: int, term: LedgerTerm, reason: FilterReason | None = None, source: str = "learner") -> None:
+    def ledger(
+        self,
+        number: int,
+        term: LedgerTerm,
+        reason: FilterReason | None = None,
+        source: str = "learner",
+    ) -> None:
         """What became of all actions of a group."""
-        actions = tuple(action for index in range(self.options.n) for action in successful_actions(make_call(number, index)))
+        actions = tuple(
+            action
+            for index in range(self.options.n)
+            for action in successful_actions(make_call(number, index))
+        )
         self.fates.on_ledger(
             LedgerEntry(
                 event_id=f"{number}{term}{source}", event_time=1, policy="policy", group_id=group_id(number), term=term, reason=reason,
@@ -98,21 +136,32 @@ GREEDY = msgspec.structs.replace(SAMPLING, temperature=0.0)
 @pytest.mark.parametrize(
     ("told", "group", "said"),
     [
-        (Told(), {"rewards": (1.0, 1.0)}, ["0 of 2 actions trained: 2 no_signal", "all rewards equal, 1 everywhere", "`-n`"]),
-        (Told(n=1), {"rewards": (1.0,)}, ["0 of 1 actions trained: 1 no_baseline", "`-n 2` or more"]),
-        (Told(), {"rewards": (None, None)}, ["2 of 2 rollouts have no reward: 2 x ZeroDivisionError: division by zero", "2 reward_failed"]),
-        (Told(), {"rewards": (0.0, 1.0), "sampling": GREEDY}, ["2 untrainable_sampling", "temperature 1"]),
+        (Told(), {"rewards": (1.0, 1.0)}, ["0 of 2 actions trained: 2 no_signal", "all rewards "
+                                                                                  "equal, "
+                                                                                  "1 "
+                                                                                  "everywhere", "`-n`"]),
+        (Told(n=1), {"rewards": (1.0,)}, ["0 of 1 actions trained: 1 no_baseline", "`-n 2` or "
+                                                                                   "more"]),
+        (Told(), {"rewards": (None, None)}, ["2 of 2 rollouts have no reward: 2 x "
+                                             "ZeroDivisionError: division by zero", "2 reward_failed"]),
+        (Told(), {"rewards": (0.0, 1.0), "sampling": GREEDY}, ["2 untrainable_sampling", "temperature "
+                                                                                         "1"]),
         (Told(), {"rewards": (0.0, 1.0), "finish": "length"}, ["2 truncated", "max_tokens"]),
         (Told(), {"rewards": (0.0, 1.0), "prompt": tuple(range(5_000))}, ["2 oversized", "FULGURITE_MAX_ROW_TOKENS"]),
         (Told(), {"rewards": (0.0, 1.0), "policy": None}, ["2 no_policy", "FULGURITE_ALIASES"]),
-        (Told(), {"rewards": (0.0, 1.0), "policy": "policy2"}, ["2 no_learner", "no_learner (policy2)"]),
-        (Told(), {"rewards": (0.0, 1.0), "failure": FailureKind.infrastructure}, ["2 failure_dropped", "2 of 2 rollouts failed"]),
+        (Told(), {"rewards": (0.0, 1.0), "policy": "policy2"}, ["2 no_learner", "no_learner "
+                                                                                "(policy2)"]),
+        (Told(), {"rewards": (0.0, 1.0), "failure": FailureKind.infrastructure}, ["2 failure_dropped", "2 of 2 rollouts "
+                                                                                                       "failed"]),
         (Told(), {"rewards": (0.0, 0.0), "failure": FailureKind.agent_exception, "calls": False}, ["2 agent_exception", "OPENAI_BASE_URL"]),
         (Told(mode=Mode.val), {"rewards": (None, None)}, ["measured nothing", "ZeroDivisionError"]),
-        (Told(mode=Mode.val), {"rewards": (0.0, 0.0), "failure": FailureKind.agent_exception}, ["measured nothing", "2 agent_exception"]),
+        (Told(mode=Mode.val), {"rewards": (0.0, 0.0), "failure": FailureKind.agent_exception}, ["measured "
+                                                                                                "nothing", "2 agent_exception"]),
     ],
 )  # fmt: skip
-def test_a_group_of_no_use_is_explained_with_a_remedy(told: Told, group: dict[str, object], said: list[str]) -> None:
+def test_a_group_of_no_use_is_explained_with_a_remedy(
+    told: Told, group: dict[str, object], said: list[str]
+) -> None:
     told.group(1, **group)  # pyright: ignore[reportArgumentType]
     assert told.diagnosis.useless() == [group_id(1)]
     for words in said:
@@ -121,7 +170,12 @@ def test_a_group_of_no_use_is_explained_with_a_remedy(told: Told, group: dict[st
 
 @pytest.mark.parametrize(
     ("told", "rewards"),
-    [(Told(), (0.0, 1.0)), (Told(rewarded=False), ()), (Told(mode=Mode.val), (0.0, 0.0)), (Told(mode=Mode.val), (1.0, None))],
+    [
+        (Told(), (0.0, 1.0)),
+        (Told(rewarded=False), ()),
+        (Told(mode=Mode.val), (0.0, 0.0)),
+        (Told(mode=Mode.val), (1.0, None)),
+    ],
     ids=["signal", "rewards over REST", "val", "val, one failed"],
 )
 def test_a_group_of_use_is_passed_over(told: Told, rewards: tuple[float | None, ...]) -> None:
@@ -166,7 +220,11 @@ def test_some_that_are_too_long_are_told_before_they_are_trained() -> None:
     told.group(1, (0.0, 1.0))
     told.group(2, (0.0, 1.0), prompt=range(5_000))
     told.group(3, (0.0, 1.0))
-    assert told.text == "2 of 6 rollouts have rows longer than FULGURITE_MAX_ROW_TOKENS=4096: not trained (oversized)"
+    assert (
+        told.text
+        == "2 of 6 rollouts have rows longer than FULGURITE_MAX_ROW_TOKENS=4096: not trained "
+        "(oversized)"
+    )
 
 
 def test_rewards_and_episodes_that_do_not_come_are_told() -> None:
@@ -175,13 +233,18 @@ def test_rewards_and_episodes_that_do_not_come_are_told() -> None:
     told.board.expect(group_id(2), rollout_id(2, 0))
     said = "\n".join(told.diagnosis.warnings(3))
     assert "1 rollouts have ended and have no episode yet: is the aggregator running" in said
-    assert "2 rollouts have ended and wait for a reward; a function that returns None gives none" in said
+    assert (
+        "2 rollouts have ended and wait for a reward; a function that returns None gives none"
+        in said
+    )
 
 
 def test_versions_that_cannot_come_are_told() -> None:
     foreign = Told(policy="policy3")
     foreign.group(1, (0.0, 1.0))
-    assert "answered by policy, and the run waits for versions of 'policy3'" in (foreign.diagnosis.waits_in_vain() or "")
+    assert "answered by policy, and the run waits for versions of 'policy3'" in (
+        foreign.diagnosis.waits_in_vain() or ""
+    )
     ours = Told()
     ours.group(1, (0.0, 1.0))
     assert ours.diagnosis.waits_in_vain() is None
@@ -196,5 +259,13 @@ def test_learners_are_known_by_their_claims() -> None:
     learners.on_update(claim("replayed", topic="trajectories.v2"))
     learners.on_update(msgspec.structs.replace(claim("odd"), config="{not json"))
     learners.on_update(claim("ours", max_row_tokens=7))
-    assert [learners.train(policy) for policy in ("replayed", "odd", "ours", "other")] == [False, True, True, False]
-    assert (learners.config("odd").max_row_tokens, learners.config("ours").max_row_tokens) == (None, 7)
+    assert [learners.train(policy) for policy in ("replayed", "odd", "ours", "other")] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert (learners.config("odd").max_row_tokens, learners.config("ours").max_row_tokens) == (
+        None,
+        7,
+    )

@@ -19,13 +19,22 @@ def _ended(exit_code: int, error_output: str = "", overdue: bool = False) -> End
 @pytest.mark.parametrize(
     ("ended", "failure"),
     [
-        (_ended(1, "Traceback ...\nopenai.APIConnectionError: Connection error."), FailureKind.upstream_error),
-        (_ended(1, "Traceback ...\nopenai.InternalServerError: Error code: 503 - {}"), FailureKind.upstream_error),
+        (
+            _ended(1, "Traceback ...\nopenai.APIConnectionError: Connection error."),
+            FailureKind.upstream_error,
+        ),
+        (
+            _ended(1, "Traceback ...\nopenai.InternalServerError: Error code: 503 - {}"),
+            FailureKind.upstream_error,
+        ),
         (_ended(1, "openai.APITimeoutError: Request timed out."), FailureKind.upstream_timeout),
         (_ended(1, "openai.RateLimitError: Error code: 429"), FailureKind.rate_limited),
         (_ended(1, "openai.BadRequestError: Error code: 400"), FailureKind.agent_exception),
         (_ended(1, "KeyError: 'openai.RateLimitError: '"), FailureKind.agent_exception),
-        (_ended(1, "openai.RateLimitError: first\nthen something else"), FailureKind.agent_exception),
+        (
+            _ended(1, "openai.RateLimitError: first\nthen something else"),
+            FailureKind.agent_exception,
+        ),
         (_ended(2), FailureKind.agent_exception),
         (_ended(75), FailureKind.infrastructure),
         (_ended(127, "agent: No such file or directory"), FailureKind.infrastructure),
@@ -58,5 +67,7 @@ def test_exit_code_0_is_finished_whatever_was_written_to_standard_error() -> Non
         (None, 0, 3, False),
     ],
 )
-def test_only_exogenous_failures_are_tried_again(failure: FailureKind | None, attempt: int, max_attempts: int, again: bool) -> None:
+def test_only_exogenous_failures_are_tried_again(
+    failure: FailureKind | None, attempt: int, max_attempts: int, again: bool
+) -> None:
     assert will_retry(Verdict(StatusKind.failed, failure), attempt, max_attempts) is again

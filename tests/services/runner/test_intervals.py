@@ -17,7 +17,10 @@ def test_wilson_for_zeros_and_ones() -> None:
     found = estimate([[1.0]] * 80 + [[0.0]] * 20)
     assert found is not None
     assert (found.mean, found.count) == (0.8, 100)
-    assert (found.low, found.high) == (pytest.approx(0.7112, abs=1e-4), pytest.approx(0.8666, abs=1e-4))
+    assert (found.low, found.high) == (
+        pytest.approx(0.7112, abs=1e-4),
+        pytest.approx(0.8666, abs=1e-4),
+    )
 
 
 def test_all_alike_still_has_a_width() -> None:
@@ -44,7 +47,10 @@ def test_groups_count_once() -> None:
 def test_real_values_use_students_t() -> None:
     found = estimate([[0.1], [0.2], [0.3]])
     assert found is not None
-    assert (found.mean, found.high) == (pytest.approx(0.2), pytest.approx(0.2 + 4.303 * 0.1 / 3**0.5, abs=1e-4))
+    assert (found.mean, found.high) == (
+        pytest.approx(0.2),
+        pytest.approx(0.2 + 4.303 * 0.1 / 3**0.5, abs=1e-4),
+    )
 
 
 def test_many_values_come_near_the_normal_interval() -> None:
@@ -71,7 +77,9 @@ def test_no_interval_is_a_point(groups: list[list[float]]) -> None:
     assert found is not None
     if found.low is not None and found.high is not None:
         assert found.low < found.high
-        assert found.low - 1e-9 <= found.mean <= found.high + 1e-9 or any(len(group) > 1 for group in groups)
+        assert found.low - 1e-9 <= found.mean <= found.high + 1e-9 or any(
+            len(group) > 1 for group in groups
+        )
 
 
 def test_nothing_to_estimate() -> None:

@@ -1,4 +1,6 @@
-"""Tasks: how they are read, in which order they are run, and what of them reaches the agent; and what an agent inherits."""
+"""Tasks: how they are read, in which order they are run, and what of them reaches the agent; and
+what an agent inherits.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ def test_tasks_are_json_objects_a_line(tmp_path: Path) -> None:
     assert read_tasks(path) == [{"a": 1}, {"b": "ü"}]
 
 
-@pytest.mark.parametrize(("text", "words"), [("", "no task"), ("{}\n[1]\n", "line 2"), ("{\n", "line 1"), ("\xff", "line 1")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "no task"), ("{}\n[1]\n", "line 2"), ("{\n", "line 1"), ("\xff", "line 1")],
+)
 def test_what_cannot_be_read_is_told_with_its_line(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "tasks.jsonl"
     path.write_text(text)
@@ -70,8 +75,22 @@ def test_the_agent_never_sees_the_reference() -> None:
 
 
 def test_a_clean_environment() -> None:
-    inherited = {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "p", "AWS_SECRET": "s", "FULGURITE_ADMIN_KEY": "k"}
-    assert clean_environment(inherited) == {"PATH": "/bin", "HOME": "/h", "LANG": "C", "LC_ALL": "C", "PYTHONPATH": "p"}
+    inherited = {
+        "PATH": "/bin",
+        "HOME": "/h",
+        "LANG": "C",
+        "LC_ALL": "C",
+        "PYTHONPATH": "p",
+        "AWS_SECRET": "s",
+        "FULGURITE_ADMIN_KEY": "k",
+    }
+    assert clean_environment(inherited) == {
+        "PATH": "/bin",
+        "HOME": "/h",
+        "LANG": "C",
+        "LC_ALL": "C",
+        "PYTHONPATH": "p",
+    }
     assert clean_environment(inherited, ("AWS_SECRET",))["AWS_SECRET"] == "s"
 
 
@@ -80,8 +99,14 @@ def test_a_clean_environment() -> None:
     [
         ([], {}),
         (["rewards.py:score"], {"reward": "rewards.py:score"}),
-        (["builtin:f1(reference=gold, after=Answer:)"], {"reward": "builtin:f1(reference=gold, after=Answer:)"}),
-        (["rewards.py:score", "f1=builtin:f1(reference=gold)"], {"reward": "rewards.py:score", "f1": "builtin:f1(reference=gold)"}),
+        (
+            ["builtin:f1(reference=gold, after=Answer:)"],
+            {"reward": "builtin:f1(reference=gold, after=Answer:)"},
+        ),
+        (
+            ["rewards.py:score", "f1=builtin:f1(reference=gold)"],
+            {"reward": "rewards.py:score", "f1": "builtin:f1(reference=gold)"},
+        ),
         (["./a b/rewards.py:score"], {"reward": "./a b/rewards.py:score"}),
     ],
 )
@@ -106,7 +131,14 @@ def test_a_weight_that_is_none_is_refused(pair: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "rollouts"), [({}, 40), ({"epochs": 2}, 80), ({"limit": 3}, 12), ({"updates": 5}, None), ({"updates": 5, "epochs": 1}, 40)]
+    ("fields", "rollouts"),
+    [
+        ({}, 40),
+        ({"epochs": 2}, 80),
+        ({"limit": 3}, 12),
+        ({"updates": 5}, None),
+        ({"updates": 5, "epochs": 1}, 40),
+    ],
 )
 def test_how_much_there_is_to_do(fields: dict[str, int], rollouts: int | None) -> None:
     assert planned_rollouts(10, _options(n=4, **fields)) == rollouts

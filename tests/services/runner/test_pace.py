@@ -1,4 +1,6 @@
-"""How far the runner runs ahead: settled by the ledger and the version it names, or given up long after the deadline."""
+"""How far the runner runs ahead: settled by the ledger and the version it names, or given up long
+after the deadline.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,28 @@ from services.runner.pace import GIVE_UP_MS, Pace
 
 def _entry(group: str, version: str | None, source: str = "learner") -> LedgerEntry:
     return LedgerEntry(
-        event_id=f"{group}{version}", event_time=0, policy="p", group_id=group, term=LedgerTerm.trained, version=version, source=source
+        event_id=f"{group}{version}",
+        event_time=0,
+        policy="p",
+        group_id=group,
+        term=LedgerTerm.trained,
+        version=version,
+        source=source,
     )
 
 
-def _applied(version: str, outcome: ApplyOutcome = ApplyOutcome.applied, policy: str = "p") -> PolicyApplied:
+def _applied(
+    version: str, outcome: ApplyOutcome = ApplyOutcome.applied, policy: str = "p"
+) -> PolicyApplied:
     return PolicyApplied(
-        event_id=version, event_time=0, policy=policy, backend="b", engine_id="e", version=version, outcome=outcome, seconds=0.0
+        event_id=version,
+        event_time=0,
+        policy=policy,
+        backend="b",
+        engine_id="e",
+        version=version,
+        outcome=outcome,
+        seconds=0.0,
     )
 
 

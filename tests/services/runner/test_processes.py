@@ -1,4 +1,6 @@
-"""Agent processes through the launcher: what they get, how they end, and that nothing stays. Each holds executed and forked."""
+"""Agent processes through the launcher: what they get, how they end, and that nothing stays. Each
+holds executed and forked.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +42,27 @@ def _program(folder: Path, source: str, preload: bool, *arguments: str) -> Progr
 
 
 async def _run(processes: Processes, program: Program, folder: Path, **options: Any) -> Ended:
-    return await processes.run(program, environment=options.pop("environment", ENVIRONMENT), cwd=folder, **options)
+    return await processes.run(
+        program, environment=options.pop("environment", ENVIRONMENT), cwd=folder, **options
+    )
 
 
-async def test_an_agent_gets_its_input_and_nothing_but_its_environment(processes: Processes, tmp_path: Path, preload: bool) -> None:
+async def test_an_agent_gets_its_input_and_nothing_but_its_environment(
+    processes: Processes, tmp_path: Path, preload: bool
+) -> None:
     os.environ["SECRET_OF_THE_RUNNER"] = "1"
     environment = {**ENVIRONMENT, "OPENAI_API_KEY": "key"}
     program = _program(tmp_path, agents.ECHO, preload, "--flag")
-    ended = await _run(processes, program, tmp_path, environment=environment, stdin=b'{"question": 1}')
+    ended = await _run(
+        processes, program, tmp_path, environment=environment, stdin=b'{"question": 1}'
+    )
     seen = json.loads(ended.output)
     added_by_the_interpreter = {"LC_CTYPE"}
-    assert {name: value for name, value in seen["environ"].items() if name not in added_by_the_interpreter} == environment
+    assert {
+        name: value
+        for name, value in seen["environ"].items()
+        if name not in added_by_the_interpreter
+    } == environment
     assert seen["stdin"] == '{"question": 1}'
     assert seen["argv"] == [str(tmp_path / "agent.py"), "--flag"]
     assert (seen["path0"], seen["cwd"], seen["name"]) == (str(tmp_path), str(tmp_path), "__main__")
@@ -61,39 +73,66 @@ async def test_an_agent_gets_its_input_and_nothing_but_its_environment(processes
 
 
 @pytest.mark.parametrize("code", [0, 3, 75])
-async def test_exit_codes_and_last_words_come_through(processes: Processes, tmp_path: Path, preload: bool, code: int) -> None:
+async def test_exit_codes_and_last_words_come_through(
+    processes: Processes, tmp_path: Path, preload: bool, code: int
+) -> None:
     ended = await _run(processes, _program(tmp_path, agents.EXITS, preload, str(code)), tmp_path)
     assert (ended.exit_code, ended.error_output, ended.overdue) == (code, "last words", False)
 
 
-async def test_an_exception_ends_with_1_and_the_scripts_own_traceback(processes: Processes, tmp_path: Path, preload: bool) -> None:
+async def test_an_exception_ends_with_1_and_the_scripts_own_traceback(
+    processes: Processes, tmp_path: Path, preload: bool
+) -> None:
     ended = await _run(processes, _program(tmp_path, agents.RAISES, preload), tmp_path)
     assert ended.exit_code == 1
-    assert ended.error_output.startswith(f'Traceback (most recent call last):\n  File "{tmp_path / "agent.py"}", line 4')
+    assert ended.error_output.startswith(
+        f'Traceback (most recent call last):\n  File "{tmp_path / "agent.py"}", line 4'
+    )
     assert ended.error_output.endswith("KeyError: 'what'\n")
 
 
-async def test_the_deadline_ends_the_whole_group(processes: Processes, tmp_path: Path, preload: bool) -> None:
-    ended = await _run(processes, _program(tmp_path, agents.SLEEPS, preload, str(tmp_path / "pids")), tmp_path, limit_s=1.5)
+async def test_the_deadline_ends_the_whole_group(
+    processes: Processes, tmp_path: Path, preload: bool
+) -> None:
+    ended = await _run(
+        processes,
+        _program(tmp_path, agents.SLEEPS, preload, str(tmp_path / "pids")),
+        tmp_path,
+        limit_s=1.5,
+    )
     assert ended.overdue
     assert ended.exit_code == -signal.SIGTERM
     assert all(agents.is_soon_dead(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
-async def test_who_ignores_sigterm_is_killed(processes: Processes, tmp_path: Path, preload: bool) -> None:
-    ended = await _run(processes, _program(tmp_path, agents.IGNORES_SIGTERM, preload), tmp_path, limit_s=1.5)
+async def test_who_ignores_sigterm_is_killed(
+    processes: Processes, tmp_path: Path, preload: bool
+) -> None:
+    ended = await _run(
+        processes, _program(tmp_path, agents.IGNORES_SIGTERM, preload), tmp_path, limit_s=1.5
+    )
     assert (ended.exit_code, ended.overdue) == (-signal.SIGKILL, True)
 
 
-async def test_what_an_agent_leaves_behind_is_killed(processes: Processes, tmp_path: Path, preload: bool) -> None:
-    ended = await _run(processes, _program(tmp_path, agents.LEAVES_A_CHILD, preload, str(tmp_path / "pids")), tmp_path)
+async def test_what_an_agent_leaves_behind_is_killed(
+    processes: Processes, tmp_path: Path, preload: bool
+) -> None:
+    ended = await _run(
+        processes,
+        _program(tmp_path, agents.LEAVES_A_CHILD, preload, str(tmp_path / "pids")),
+        tmp_path,
+    )
     assert ended.exit_code == 0
     assert agents.is_soon_dead(int((tmp_path / "pids").read_text()))
 
 
-async def test_cancelling_kills_the_group(processes: Processes, tmp_path: Path, preload: bool) -> None:
+async def test_cancelling_kills_the_group(
+    processes: Processes, tmp_path: Path, preload: bool
+) -> None:
     pids = tmp_path / "pids"
-    running = asyncio.create_task(_run(processes, _program(tmp_path, agents.SLEEPS, preload, str(pids)), tmp_path))
+    running = asyncio.create_task(
+        _run(processes, _program(tmp_path, agents.SLEEPS, preload, str(pids)), tmp_path)
+    )
     await _appears(pids)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -104,7 +143,9 @@ async def test_cancelling_kills_the_group(processes: Processes, tmp_path: Path, 
 async def test_closing_kills_everything(tmp_path: Path, preload: bool) -> None:
     pids = tmp_path / "pids"
     async with Processes(sys.executable, [], ENVIRONMENT) as processes:
-        running = asyncio.create_task(_run(processes, _program(tmp_path, agents.SLEEPS, preload, str(pids)), tmp_path))
+        running = asyncio.create_task(
+            _run(processes, _program(tmp_path, agents.SLEEPS, preload, str(pids)), tmp_path)
+        )
         await _appears(pids)
     with pytest.raises(LauncherFailed):
         await running
@@ -115,10 +156,12 @@ async def test_a_runner_killed_outright_leaves_nothing(tmp_path: Path, preload: 
     pids = tmp_path / "pids"
     program = _program(tmp_path, agents.SLEEPS, preload, str(pids))
     source = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom services.runner.processes import Processes, Program\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom services.runner.processes import "
+        "Processes, Program\n"
         "async def main():\n"
         f"    async with Processes(sys.executable, [], {ENVIRONMENT!r}) as processes:\n"
-        f"        await processes.run(Program({program.argv!r}, {program.python!r}, {program.script!r}),"
+        f"        await processes.run(Program({program.argv!r}, {program.python!r}, "
+        f"{program.script!r}),"
         f" environment={ENVIRONMENT!r}, cwd=Path({str(tmp_path)!r}))\n"
         "asyncio.run(main())\n"
     )
@@ -131,11 +174,17 @@ async def test_a_runner_killed_outright_leaves_nothing(tmp_path: Path, preload: 
 
 async def test_many_at_once(processes: Processes, tmp_path: Path, preload: bool) -> None:
     program = _program(tmp_path, agents.ECHO, preload)
-    ended = await asyncio.gather(*(_run(processes, program, tmp_path, stdin=str(number).encode()) for number in range(30)))
-    assert [json.loads(one.output)["stdin"] for one in ended] == [str(number) for number in range(30)]
+    ended = await asyncio.gather(
+        *(_run(processes, program, tmp_path, stdin=str(number).encode()) for number in range(30))
+    )
+    assert [json.loads(one.output)["stdin"] for one in ended] == [
+        str(number) for number in range(30)
+    ]
 
 
-async def test_only_the_end_of_long_output_is_kept(processes: Processes, tmp_path: Path, preload: bool) -> None:
+async def test_only_the_end_of_long_output_is_kept(
+    processes: Processes, tmp_path: Path, preload: bool
+) -> None:
     program = _program(tmp_path, "print('x' * 3_000_000 + 'end')", preload)
     ended = await _run(processes, program, tmp_path)
     assert len(ended.output) <= 4096
@@ -155,9 +204,14 @@ async def test_a_module_that_cannot_be_imported_is_told() -> None:
 
 
 async def test_a_module_that_starts_threads_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "threaded.py").write_text("import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n")
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), "
+        "daemon=True).start()\n"
+    )
     with pytest.raises(LauncherFailed, match="started 1 threads"):
-        async with Processes(sys.executable, ["threaded"], {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}):
+        async with Processes(
+            sys.executable, ["threaded"], {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+        ):
             pass
 
 
@@ -178,7 +232,9 @@ async def test_a_program_that_vanished_ends_with_127(processes: Processes, tmp_p
         (["python", "/no/such/agent.py"], True, "no such file"),
     ],
 )
-def test_commands_that_cannot_be_started_are_refused(command: list[str], preload: bool, words: str) -> None:
+def test_commands_that_cannot_be_started_are_refused(
+    command: list[str], preload: bool, words: str
+) -> None:
     with pytest.raises(BadCommand, match=words):
         find_program(command, PATH, preload)
 

@@ -24,11 +24,21 @@ def a_run() -> Any:
     """What a watcher looks at."""
     pace = SimpleNamespace(served=base_version("policy"))
     return SimpleNamespace(
-        board=Scoreboard((), {}), options=OPTIONS, share=0.5, updates=0, pace=pace, ended=3, running=1, groups=2, seconds=10.0
+        board=Scoreboard((), {}),
+        options=OPTIONS,
+        share=0.5,
+        updates=0,
+        pace=pace,
+        ended=3,
+        running=1,
+        groups=2,
+        seconds=10.0,
     )
 
 
-def test_a_line_is_written_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_is_written_now_and_then_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     written = io.StringIO()
@@ -46,4 +56,6 @@ def test_a_line_is_written_now_and_then_where_there_is_no_terminal(monkeypatch: 
 def test_a_warning_is_a_line_of_json_for_programs() -> None:
     written: list[str] = []
     JsonWatcher(written.append).on_warning("the reward 'reward' failed")
-    assert [json.loads(line) for line in written] == [{"event": "warning", "text": "the reward 'reward' failed"}]
+    assert [json.loads(line) for line in written] == [
+        {"event": "warning", "text": "the reward 'reward' failed"}
+    ]

@@ -11,7 +11,9 @@ from fulgurite.events import AgentReward, Episode
 from services.runner.scoreboard import Scoreboard
 
 
-def _episode(rollout: str, attempt: int = 0, will_retry: bool = False, failure: FailureKind | None = None) -> Episode:
+def _episode(
+    rollout: str, attempt: int = 0, will_retry: bool = False, failure: FailureKind | None = None
+) -> Episode:
     return Episode(
         event_id=f"{rollout}{attempt}",
         event_time=0,
@@ -30,7 +32,13 @@ def _episode(rollout: str, attempt: int = 0, will_retry: bool = False, failure: 
     )
 
 
-def _reward(rollout: str, value: float | None, attempt: int | None = 0, name: str = "reward", final: bool = True) -> AgentReward:
+def _reward(
+    rollout: str,
+    value: float | None,
+    attempt: int | None = 0,
+    name: str = "reward",
+    final: bool = True,
+) -> AgentReward:
     return AgentReward(
         event_id=f"{rollout}{value}",
         event_time=0,
@@ -44,7 +52,9 @@ def _reward(rollout: str, value: float | None, attempt: int | None = 0, name: st
     )
 
 
-def _board(*rollouts: str, rewards: tuple[str, ...] = ("reward",), weights: dict[str, float] | None = None) -> Scoreboard:
+def _board(
+    *rollouts: str, rewards: tuple[str, ...] = ("reward",), weights: dict[str, float] | None = None
+) -> Scoreboard:
     board = Scoreboard(rewards, weights or {})
     for rollout in rollouts:
         board.expect("g", rollout)
@@ -99,7 +109,10 @@ def test_a_reward_that_cannot_be_trained_on_is_no_score_and_says_why(value: floa
         board.on_episode(_episode(rollout))
         board.on_reward(_reward(rollout, paid))
     assert board.open_groups() == set()
-    assert [(row["reward"], row["error"] is None) for row in board.rows()] == [(None, False), (1.0, True)]
+    assert [(row["reward"], row["error"] is None) for row in board.rows()] == [
+        (None, False),
+        (1.0, True),
+    ]
     board.on_reward(_reward("b", 100.0, name="style"))
     assert board.rows()[1]["reward"] is None
 
@@ -107,7 +120,11 @@ def test_a_reward_that_cannot_be_trained_on_is_no_score_and_says_why(value: floa
 def test_foreign_rollouts_and_other_rewards_are_ignored() -> None:
     board = _board("a")
     board.on_episode(_episode("z"))
-    for event in (_reward("z", 1.0), _reward("a", 1.0, name="style"), _reward("a", 1.0, final=False)):
+    for event in (
+        _reward("z", 1.0),
+        _reward("a", 1.0, name="style"),
+        _reward("a", 1.0, final=False),
+    ):
         board.on_reward(event)
     assert board.counts() == {"declared": 1, "scored": 0, "calls": 0}
 
@@ -152,4 +169,11 @@ def test_failures_are_counted_by_kind() -> None:
     board.on_episode(_episode("b"))
     cut = msgspec.structs.replace(_episode("c"), failure=FailureKind.truncated)
     board.on_episode(cut)
-    assert board.counts() == {"declared": 3, "agent_exception": 1, "finished": 2, "truncated": 1, "scored": 0, "calls": 0}
+    assert board.counts() == {
+        "declared": 3,
+        "agent_exception": 1,
+        "finished": 2,
+        "truncated": 1,
+        "scored": 0,
+        "calls": 0,
+    }

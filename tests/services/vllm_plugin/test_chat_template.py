@@ -1,4 +1,6 @@
-"""The chat template writes what the parser reads, and a turn's rendering repeats what was generated."""
+"""The chat template writes what the parser reads, and a turn's rendering repeats what was
+generated.
+"""
 
 # transformers is annotated in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -30,12 +32,18 @@ TOOLS: list[dict[str, Any]] = [
         "type": "function",
         "function": {
             "name": "weather",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            },
         },
     },
 ]
 SCHEMAS = {tool["function"]["name"]: tool["function"]["parameters"] for tool in TOOLS}
-QUESTION = [{"role": "system", "content": "Use the calculator."}, {"role": "user", "content": "3 and 8?"}]
+QUESTION = [
+    {"role": "system", "content": "Use the calculator."},
+    {"role": "user", "content": "3 and 8?"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +51,42 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(tiny_model())
 
 
-def rendered(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = TOOLS) -> str:
+def rendered(
+    tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = TOOLS
+) -> str:
     template = CHAT_TEMPLATE.read_text()
-    return tokenizer.apply_chat_template(messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(
+        messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
 
 
 def assistant(content: str | None, *calls: Call) -> dict[str, Any]:
     """As vLLM hands it to a template: arguments parsed."""
-    named = [{"type": "function", "function": {"name": call.name, "arguments": json.loads(call.arguments)}} for call in calls]
-    return {"role": "assistant", "content": content or "", **({"tool_calls": named} if named else {})}
+    named = [
+        {
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+        }
+        for call in calls
+    ]
+    return {
+        "role": "assistant",
+        "content": content or "",
+        **({"tool_calls": named} if named else {}),
+    }
 
 
 def test_a_whole_conversation(tokenizer: Any) -> None:
     call = parse("calc(3+8)", SCHEMAS).calls
-    messages = [*QUESTION, assistant(None, *call), {"role": "tool", "content": "11"}, assistant("answer: 11")]
+    messages = [
+        *QUESTION,
+        assistant(None, *call),
+        {"role": "tool", "content": "11"},
+        assistant("answer: 11"),
+    ]
     assert rendered(tokenizer, messages) == (
-        "<|im_start|>system\nUse the calculator.\nTools:\ncalc(expression): Evaluates an expression.\nweather(city, days)<|im_end|>\n"
+        "<|im_start|>system\nUse the calculator.\nTools:\ncalc(expression): Evaluates an "
+        "expression.\nweather(city, days)<|im_end|>\n"
         "<|im_start|>user\n3 and 8?<|im_end|>\n"
         "<|im_start|>assistant\ncalc(3+8)<|im_end|>\n"
         "<|im_start|>user\nresult: 11<|im_end|>\n"
@@ -69,7 +97,8 @@ def test_a_whole_conversation(tokenizer: Any) -> None:
 
 def test_without_a_system_line_and_tools(tokenizer: Any) -> None:
     assert rendered(tokenizer, QUESTION[1:], None) == (
-        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
+        "Face<|im_end|>\n"
         "<|im_start|>user\n3 and 8?<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -80,11 +109,28 @@ def test_calls_beside_foreign_content_are_written_below_it(tokenizer: Any) -> No
 
 
 def test_undeclared_tools_of_earlier_turns_are_written_all_the_same(tokenizer: Any) -> None:
-    message = assistant(None, Call("calc", '{"expression": "1"}'), Call("go", '{"x": 1, "y": 2}'), Call("now", "{}"))
-    assert 'calc(1)\ngo({"x": 1, "y": 2})\nnow()<|im_end|>' in rendered(tokenizer, [*QUESTION, message], None)
+    message = assistant(
+        None, Call("calc", '{"expression": "1"}'), Call("go", '{"x": 1, "y": 2}'), Call("now", "{}")
+    )
+    assert 'calc(1)\ngo({"x": 1, "y": 2})\nnow()<|im_end|>' in rendered(
+        tokenizer, [*QUESTION, message], None
+    )
 
 
-_PIECES = ["calc(", "weather(", ")", "3+8", " ", "\n", '{"city": "Ulm", "days": 2}', '{"city":"é"}', "answer: 11", "'", "<b>", "{{ x }}"]
+_PIECES = [
+    "calc(",
+    "weather(",
+    ")",
+    "3+8",
+    " ",
+    "\n",
+    '{"city": "Ulm", "days": 2}',
+    '{"city":"é"}',
+    "answer: 11",
+    "'",
+    "<b>",
+    "{{ x }}",
+]
 
 
 @settings(deadline=None)
@@ -92,7 +138,10 @@ _PIECES = ["calc(", "weather(", ")", "3+8", " ", "\n", '{"city": "Ulm", "days": 
 def test_the_next_prompt_repeats_what_was_generated(tokenizer: Any, text: str) -> None:
     reply = parse(text, SCHEMAS)
     first = rendered(tokenizer, QUESTION)
-    second = rendered(tokenizer, [*QUESTION, assistant(reply.content, *reply.calls), {"role": "tool", "content": "11"}])
+    second = rendered(
+        tokenizer,
+        [*QUESTION, assistant(reply.content, *reply.calls), {"role": "tool", "content": "11"}],
+    )
     assert second.startswith(f"{first}{text}<|im_end|>\n")
     if reply.content is None:
         assert render(reply.calls, SCHEMAS) == text

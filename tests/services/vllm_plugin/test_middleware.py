@@ -1,4 +1,6 @@
-"""What the middleware adds to vLLM's replies: versions always, tokens on request. The engine is played by objects of the same shape."""
+"""What the middleware adds to vLLM's replies: versions always, tokens on request. The engine is
+played by objects of the same shape.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Processor:
 
     def add_request(self, request: Any) -> None:
         self.asked.append(request.sampling_params)
-        processor = SimpleNamespace(logprobs=[] if request.sampling_params.logprobs is not None else None)
+        processor = SimpleNamespace(
+            logprobs=[] if request.sampling_params.logprobs is not None else None
+        )
         self.request_states[request.request_id] = SimpleNamespace(
             weight_version_starts=[],
             prompt_token_ids=[1, 2],
@@ -40,7 +44,9 @@ class Processor:
         state.weight_version_starts.append((version, 0))
         state.detokenizer.output_token_ids += ids
         if state.logprobs_processor.logprobs is not None:
-            state.logprobs_processor.logprobs += [{token: SimpleNamespace(logprob=-token / 10)} for token in ids]
+            state.logprobs_processor.logprobs += [
+                {token: SimpleNamespace(logprob=-token / 10)} for token in ids
+            ]
 
 
 class Server:
@@ -55,7 +61,9 @@ class Server:
     async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
         for number in range(self._requests):
             params = SimpleNamespace(logprobs=self._logprobs, logprob_token_ids=None)
-            self.processor.add_request(SimpleNamespace(request_id=str(number), sampling_params=params))
+            self.processor.add_request(
+                SimpleNamespace(request_id=str(number), sampling_params=params)
+            )
         for step in self._script:
             if callable(step):
                 step(self.processor)
@@ -87,7 +95,11 @@ async def answered(server: Server, header: bytes | None, receive: Any) -> list[A
     engine = SimpleNamespace(output_processor=server.processor)
     app = SimpleNamespace(state=SimpleNamespace(engine_client=engine))
     headers = [(b"x-fulgurite-tokens", header)] if header else []
-    return await _sent(VersionMiddleware(server), {"type": "http", "method": "POST", "app": app, "headers": headers}, receive)
+    return await _sent(
+        VersionMiddleware(server),
+        {"type": "http", "method": "POST", "app": app, "headers": headers},
+        receive,
+    )
 
 
 async def _sent(middleware: VersionMiddleware, scope: Any, receive: Any) -> list[Any]:
@@ -106,8 +118,17 @@ def told(text: bytes) -> list[tuple[str, list[int], list[int], list[float]]]:
     for line in text.split(b"\n"):
         if line.startswith(b": fulgurite-tokens "):
             sequence, *packed = line.removeprefix(b": fulgurite-tokens ").split(b" ")
-            prompt, ids, logprobs = (b"" if part == b"-" else base64.b64decode(part) for part in packed)
-            found.append((sequence.decode(), unpack_ids(prompt).tolist(), unpack_ids(ids).tolist(), unpack_logprobs(logprobs).tolist()))
+            prompt, ids, logprobs = (
+                b"" if part == b"-" else base64.b64decode(part) for part in packed
+            )
+            found.append(
+                (
+                    sequence.decode(),
+                    unpack_ids(prompt).tolist(),
+                    unpack_ids(ids).tolist(),
+                    unpack_logprobs(logprobs).tolist(),
+                )
+            )
     return found
 
 
@@ -131,7 +152,10 @@ async def test_a_stream_bears_its_tokens_before_its_events() -> None:
     ]
     headers, text = await run(Server(*script), ask=True)
     assert b"x-fulgurite-version" not in headers, "unknown when the first event left"
-    assert told(text) == [("0", [1, 2], [10, 20], pytest.approx([-1, -2])), ("0", [], [30], pytest.approx([-3]))]
+    assert told(text) == [
+        ("0", [1, 2], [10, 20], pytest.approx([-1, -2])),
+        ("0", [], [30], pytest.approx([-3])),
+    ]
     events = [event for event in text.split(b"\n\n") if not event.startswith(b": fulgurite-tokens")]
     assert events == [
         b"event: created",
@@ -145,7 +169,13 @@ async def test_a_stream_bears_its_tokens_before_its_events() -> None:
 
 
 async def test_comments_never_part_an_event() -> None:
-    script = [start(STREAM), body(b"data: {", more=True), step(10), body(b"}\n\n", more=True), body(b"data: {}\n\n")]
+    script = [
+        start(STREAM),
+        body(b"data: {", more=True),
+        step(10),
+        body(b"}\n\n", more=True),
+        body(b"data: {}\n\n"),
+    ]
     _, text = await run(Server(*script), ask=True)
     assert text.startswith(b"data: {}\n\n: fulgurite-tokens 0 ")
 
@@ -159,19 +189,35 @@ async def test_a_whole_reply_bears_a_field_and_its_length_fits() -> None:
     assert unpack_ids(base64.b64decode(prompt)).tolist() == [1, 2]
     assert unpack_ids(base64.b64decode(ids)).tolist() == [10, 20]
     assert unpack_logprobs(base64.b64decode(logprobs)).tolist() == [-1, -2]
-    assert (headers[b"x-fulgurite-version"], headers[b"x-fulgurite-version-last"]) == (b"policy@1.7", b"policy@1.7")
+    assert (headers[b"x-fulgurite-version"], headers[b"x-fulgurite-version-last"]) == (
+        b"policy@1.7",
+        b"policy@1.7",
+    )
 
 
 ASKED = b',"logprobs":true,"return_token_ids":true}'
 
 
-@pytest.mark.parametrize(("header", "left"), [(b"instead", b'{"model":"m"}'), (b"1", b'{"model":"m"' + ASKED)])
-async def test_what_is_sent_packed_instead_is_not_asked_for_in_the_body(header: bytes, left: bytes) -> None:
-    messages = iter([{"body": b'{"model"', "more_body": True}, {"body": b':"m"' + ASKED[:9], "more_body": True}, {"body": ASKED[9:]}])
+@pytest.mark.parametrize(
+    ("header", "left"), [(b"instead", b'{"model":"m"}'), (b"1", b'{"model":"m"' + ASKED)]
+)
+async def test_what_is_sent_packed_instead_is_not_asked_for_in_the_body(
+    header: bytes, left: bytes
+) -> None:
+    messages = iter(
+        [
+            {"body": b'{"model"', "more_body": True},
+            {"body": b':"m"' + ASKED[:9], "more_body": True},
+            {"body": ASKED[9:]},
+        ]
+    )
     read: list[Any] = []
 
     async def receive() -> Any:
-        return next(({"type": "http.request", **message} for message in messages), {"type": "http.disconnect"})
+        return next(
+            ({"type": "http.request", **message} for message in messages),
+            {"type": "http.disconnect"},
+        )
 
     class Reader(Server):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -195,8 +241,14 @@ async def test_a_body_that_does_not_ask_at_its_end_stays_as_it_is() -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
 
     engine = SimpleNamespace(output_processor=Processor())
-    scope = {"type": "http", "method": "POST", "app": SimpleNamespace(state=SimpleNamespace(engine_client=engine))}
-    assert await _sent(VersionMiddleware(app), {**scope, "headers": [(b"x-fulgurite-tokens", b"instead")]}, receive)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "app": SimpleNamespace(state=SimpleNamespace(engine_client=engine)),
+    }
+    assert await _sent(
+        VersionMiddleware(app), {**scope, "headers": [(b"x-fulgurite-tokens", b"instead")]}, receive
+    )
 
 
 @pytest.mark.parametrize("reply", [b"[1]", b"no", b""])
@@ -206,17 +258,28 @@ async def test_what_is_no_object_stays_as_it_is(reply: bytes) -> None:
 
 async def test_an_error_and_an_empty_object() -> None:
     assert (await run(Server(step(10), start(JSON, 400), body(b"{}")), ask=True))[1] == b"{}"
-    assert (await run(Server(start(JSON), body(b"{}")), ask=True))[1] == b"{}", "nothing was generated"
-    assert json.loads((await run(Server(step(10), start(JSON), body(b"{}")), ask=True))[1]).keys() == {"fulgurite_tokens"}
+    assert (await run(Server(start(JSON), body(b"{}")), ask=True))[1] == b"{}", (
+        "nothing was generated"
+    )
+    assert json.loads(
+        (await run(Server(step(10), start(JSON), body(b"{}")), ask=True))[1]
+    ).keys() == {"fulgurite_tokens"}
 
 
 async def test_several_sequences_are_told_apart() -> None:
-    server = Server(step(10), step(20, request="1"), start(STREAM), body(b"event: a\n\n"), requests=2)
-    assert [(sequence, ids) for sequence, _, ids, _ in told((await run(server, ask=True))[1])] == [("0", [10]), ("1", [20])]
+    server = Server(
+        step(10), step(20, request="1"), start(STREAM), body(b"event: a\n\n"), requests=2
+    )
+    assert [(sequence, ids) for sequence, _, ids, _ in told((await run(server, ask=True))[1])] == [
+        ("0", [10]),
+        ("1", [20]),
+    ]
 
 
 async def test_without_being_asked_nothing_but_versions_is_told() -> None:
-    server = Server(step(10), start(STREAM), body(b"data: {}\n\n", more=True), body(b"data: [DONE]\n\n"))
+    server = Server(
+        step(10), start(STREAM), body(b"data: {}\n\n", more=True), body(b"data: [DONE]\n\n")
+    )
     headers, text = await run(server, ask=False)
     assert headers[b"x-fulgurite-version"] == b"policy@1.7"
     assert text == b"data: {}\n\n: fulgurite-version policy@1.7\n\ndata: [DONE]\n\n"
@@ -226,7 +289,9 @@ async def test_without_being_asked_nothing_but_versions_is_told() -> None:
 
 
 @pytest.mark.parametrize(("asked", "set_to"), [(None, 0), (3, 3)])
-async def test_the_engine_is_asked_for_logprobs_unless_the_agent_did(asked: int | None, set_to: int) -> None:
+async def test_the_engine_is_asked_for_logprobs_unless_the_agent_did(
+    asked: int | None, set_to: int
+) -> None:
     server = Server(step(10), start(STREAM), body(b"event: a\n\n"), logprobs=asked)
     await run(server, ask=True)
     assert [params.logprobs for params in server.processor.asked] == [set_to]
@@ -273,13 +338,21 @@ async def test_an_engine_that_has_just_started_refuses_who_expects_more() -> Non
     middleware = VersionMiddleware(app)
 
     async def call(expected: bytes | None) -> tuple[int, dict[bytes, bytes], bytes]:
-        scope = {"type": "http", "method": "POST", "app": SimpleNamespace(state=SimpleNamespace(engine_client=engine))}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "app": SimpleNamespace(state=SimpleNamespace(engine_client=engine)),
+        }
         headers = [(b"x-fulgurite-expects", expected)] if expected else []
         sent = await _sent(middleware, {**scope, "headers": headers}, None)
         return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
     status, headers, said = await call(b"policy@1.7")
-    assert (status, headers[b"x-fulgurite-refused"], headers[b"retry-after"]) == (503, b"version", b"1")
+    assert (status, headers[b"x-fulgurite-refused"], headers[b"retry-after"]) == (
+        503,
+        b"version",
+        b"1",
+    )
     assert int(headers[b"content-length"]) == len(said)
     assert "policy@1.7" in json.loads(said)["error"]["message"]
     assert (await call(None))[0] == (await call(b"policy@0.0"))[0] == 200

@@ -1,4 +1,6 @@
-"""The claims store, a folder or a bucket: content-addressed, whole or not there, and proved when it is read."""
+"""The claims store, a folder or a bucket: content-addressed, whole or not there, and proved when it
+is read.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def test_a_payload_lies_under_its_digest_once(tmp_path: Path) -> None:
     claim = store.put(payload_of(CALL))
     assert store.put(payload_of(CALL)) == claim
     (path,) = [found for found in tmp_path.rglob("*") if found.is_file()]
-    assert (path.name, path.parent.name, path.stat().st_size) == (claim.sha256, claim.sha256[:2], claim.size)
+    assert (path.name, path.parent.name, path.stat().st_size) == (
+        claim.sha256,
+        claim.sha256[:2],
+        claim.size,
+    )
     assert redeemed(leave(CALL, claim)) == CALL
     assert redeemed(CALL) is CALL
 
@@ -83,7 +89,9 @@ def test_a_bucket_keeps_the_same_promises(monkeypatch: pytest.MonkeyPatch) -> No
         assert redeemed(leave(CALL, claim)) == CALL
         (found,) = store.found()
         assert (found.name, found.size, found.uri) == (claim.sha256, claim.size, claim.uri)
-        assert not store.remove(msgspec.structs.replace(found, modified_s=found.modified_s - 1)), "left again since"
+        assert not store.remove(msgspec.structs.replace(found, modified_s=found.modified_s - 1)), (
+            "left again since"
+        )
         assert store.remove(found)
         assert not objects
         with pytest.raises(BadClaim, match="cannot be read"):
@@ -106,10 +114,21 @@ def test_only_regular_files_under_their_digest_and_of_their_size_are_read(tmp_pa
             redeemed(leave(CALL, msgspec.structs.replace(claim, **changes)))
         return str(caught.value)
 
-    for uri in ("//[", "file:///dev/zero", "file:///dev/stdin", "file:///etc/passwd", "", "x" * 100_000, "file:///%00/a", "s3://[/x/y"):
+    for uri in (
+        "//[",
+        "file:///dev/zero",
+        "file:///dev/stdin",
+        "file:///etc/passwd",
+        "",
+        "x" * 100_000,
+        "file:///%00/a",
+        "s3://[/x/y",
+    ):
         assert re.search("cannot be read|is no place of a claim", refused(uri=uri))
     assert len(refused(uri="x" * 100_000)) < 1_000
-    assert "is no place of a claim" in refused(sha256="../../etc/passwd", uri="file:///tmp/../../etc/passwd")
+    assert "is no place of a claim" in refused(
+        sha256="../../etc/passwd", uri="file:///tmp/../../etc/passwd"
+    )
     assert "no file of" in refused(size=claim.size + 1)
     assert "in no bucket of" in refused(uri=f"s3://elsewhere/{claim.sha256[:2]}/{claim.sha256}")
     path.rename(tmp_path / "moved")

@@ -18,7 +18,9 @@ from services.common.kafka.client import KafkaSettings
 from services.common.kafka.topic_tail import Follower
 from services.gateway.upstream.policies import PolicyView
 
-versions = st.text(max_size=8) | st.sampled_from(["p@1.2", "p@1", f"p@{'9' * 5_000}.1", "p@-1.0", "@1.1", "p@1.1\n"])
+versions = st.text(max_size=8) | st.sampled_from(
+    ["p@1.2", "p@1", f"p@{'9' * 5_000}.1", "p@-1.0", "@1.1", "p@1.1\n"]
+)
 numbers = st.integers(-(2**31), 2**31 - 1)
 updates = st.builds(
     PolicyUpdate,
@@ -33,7 +35,12 @@ updates = st.builds(
     trained_actions=numbers,
     config=st.none() | st.text(max_size=5),
 )
-targets = st.builds(RouteTarget, policy=st.sampled_from(["p", "q"]), version=st.none() | versions, weight=st.floats())
+targets = st.builds(
+    RouteTarget,
+    policy=st.sampled_from(["p", "q"]),
+    version=st.none() | versions,
+    weight=st.floats(),
+)
 routes = st.builds(
     PolicyRoute,
     event_id=st.just("r"),
@@ -44,7 +51,9 @@ routes = st.builds(
 
 
 @given(st.lists(updates | routes, max_size=8))
-def test_no_update_or_route_stops_those_who_follow(events: list[PolicyUpdate | PolicyRoute]) -> None:
+def test_no_update_or_route_stops_those_who_follow(
+    events: list[PolicyUpdate | PolicyRoute],
+) -> None:
     desired, view = DesiredVersion("p"), PolicyView()
     for event in events:
         desired.take(event)

@@ -1,4 +1,6 @@
-"""A partition's ends while a broker dies: what passes is waited for, a topic that is not there is told at once."""
+"""A partition's ends while a broker dies: what passes is waited for, a topic that is not there is
+told at once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Cluster:
     """Answers with these errors, one after another, then with the ends."""
 
     def __init__(self, errors: Sequence[int], *, metadata: int | None = 0) -> None:
-        """`metadata`: the error that the topic's metadata bears, 0 for none; None: no broker answers."""
+        """`metadata`: the error that the topic's metadata bears, 0 for none; None: no broker
+        answers.
+        """
         self.errors = list(errors)
         self.metadata = metadata
 

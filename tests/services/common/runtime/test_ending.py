@@ -70,14 +70,23 @@ def ends(what: BaseException | int | None, capsys: pytest.CaptureFixture[str]) -
         (MemoryError(), 1, "MemoryError"),
     ],
 )
-def test_the_reason_is_told_in_one_line(what: BaseException | int | None, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reason_is_told_in_one_line(
+    what: BaseException | int | None, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     found, line = ends(what, capsys)
     told = json.loads(line)
-    assert (found, told["event"], told["exit_code"], told["service"]) == (code, "ended", code, "some-service")
+    assert (found, told["event"], told["exit_code"], told["service"]) == (
+        code,
+        "ended",
+        code,
+        "some-service",
+    )
     assert said in told["error" if code else "reason"]
 
 
-def test_a_service_that_has_said_why_itself_says_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_service_that_has_said_why_itself_says_no_more(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert ends(78, capsys) == (78, "")
 
 
@@ -85,7 +94,12 @@ def test_a_setting_is_named_and_its_value_is_not(capsys: pytest.CaptureFixture[s
     with pytest.raises(ValueError, match="secret") as caught:
         Settings.model_validate({"secret": "hunter2"})
     code, line = ends(caught.value, capsys)
-    assert (code, "docs/reference/settings.md" in line, "secret: Input should be" in line, "hunter2" in line) == (
+    assert (
+        code,
+        "docs/reference/settings.md" in line,
+        "secret: Input should be" in line,
+        "hunter2" in line,
+    ) == (
         os.EX_CONFIG,
         True,
         True,
@@ -104,7 +118,12 @@ def test_each_service_that_cannot_start_says_so_in_one_line(name: str) -> None:
         "FULGURITE_ADMIN_KEY": "",
     }
     done = subprocess.run(
-        [sys.executable, "-P", "-m", module, *arguments], env=environment, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        [sys.executable, "-P", "-m", module, *arguments],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
     )
     lines = done.stderr.strip().splitlines()
     assert done.returncode == os.EX_CONFIG, done.stderr

@@ -12,7 +12,9 @@ ROOT = "http://127.0.0.1:8080"
 
 
 @pytest.mark.parametrize("written", [ROOT, ROOT + "/", ROOT + "/v1", ROOT + "/v1/", f" {ROOT}/v1"])
-def test_what_openai_s_clients_want_is_taken_too(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_openai_s_clients_want_is_taken_too(
+    written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert root_of(written) == ROOT
     monkeypatch.setenv("FULGURITE_GATEWAY_URL", written)
     assert RunnerSettings().gateway_url == ROOT

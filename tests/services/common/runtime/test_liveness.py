@@ -1,4 +1,6 @@
-"""A service's sign of life is a file, touched no more often than once a second, and only where one is named."""
+"""A service's sign of life is a file, touched no more often than once a second, and only where one
+is named.
+"""
 
 from __future__ import annotations
 

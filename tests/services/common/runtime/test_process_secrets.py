@@ -1,4 +1,6 @@
-"""Keys stay with the processes that need them: no child inherits them unasked, and no other process reads them."""
+"""Keys stay with the processes that need them: no child inherits them unasked, and no other process
+reads them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,21 @@ from services.common.runtime import process_secrets
 from services.common.runtime.process_secrets import KEYS, without_keys
 
 NOBODY = 65534
-STOP_BEING_ROOT = f"import os, ctypes, collections.abc; os.setuid({NOBODY}); ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)\n"
-"""A change of user makes a process undumpable by itself: this one is dumpable again, as any other of that user."""
+STOP_BEING_ROOT = (
+    f"import os, ctypes, collections.abc; os.setuid({NOBODY}); "
+    f"ctypes.CDLL(None).prctl(4, "
+    f"1, "
+    f"0, "
+    f"0, "
+    f"0)\n"
+)
+"""A change of user makes a process undumpable by itself: this one is dumpable again, as any other
+of that user.
+"""
 
-SOURCE = Path(process_secrets.__file__).read_text().replace("from __future__ import annotations", "")
+SOURCE = (
+    Path(process_secrets.__file__).read_text().replace("from __future__ import annotations", "")
+)
 WAIT = "\nprint('up', flush=True)\nimport sys; sys.stdin.read()\n"
 
 
@@ -35,7 +48,9 @@ def start(code: str) -> subprocess.Popen[str]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize(("call", "readable"), [("", True), ("hide_from_other_processes()", False)])
-def test_another_process_of_the_same_user_cannot_read_the_environment(call: str, readable: bool) -> None:
+def test_another_process_of_the_same_user_cannot_read_the_environment(
+    call: str, readable: bool
+) -> None:
     with start(SOURCE + call + WAIT) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "up\n"
@@ -49,4 +64,8 @@ def test_another_process_of_the_same_user_cannot_read_the_environment(call: str,
 def test_an_environment_without_keys() -> None:
     inherited = dict.fromkeys(KEYS, "secret") | {"PATH": "/bin", "FULGURITE_POLICY": "policy"}
     assert without_keys(inherited) == {"PATH": "/bin", "FULGURITE_POLICY": "policy"}
-    assert without_keys(inherited, frozenset({"FULGURITE_API_KEYS"})).keys() == {"PATH", "FULGURITE_POLICY", "FULGURITE_API_KEYS"}
+    assert without_keys(inherited, frozenset({"FULGURITE_API_KEYS"})).keys() == {
+        "PATH",
+        "FULGURITE_POLICY",
+        "FULGURITE_API_KEYS",
+    }

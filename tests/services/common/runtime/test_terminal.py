@@ -27,13 +27,22 @@ EVIL = (
 )
 
 texts = st.lists(
-    st.one_of(st.text(max_size=8), st.sampled_from([EVIL, *EVIL]), st.characters(categories=("Cc", "Cs", "Cf"))), max_size=8
+    st.one_of(
+        st.text(max_size=8),
+        st.sampled_from([EVIL, *EVIL]),
+        st.characters(categories=("Cc", "Cs", "Cf")),
+    ),
+    max_size=8,
 ).map("".join)
 
 
 def obeyed(text: str) -> list[str]:
-    """Characters that a terminal would obey: controls, halves, line separators, and what changes the direction."""
-    controls = [c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"]
+    """Characters that a terminal would obey: controls, halves, line separators, and what changes
+    the direction.
+    """
+    controls = [
+        c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"
+    ]
     return controls + re.findall("[\u202a-\u202e\u2066-\u2069]", text)
 
 

@@ -26,11 +26,20 @@ def _untold(place: Any, offset: Any) -> None:
 
 
 class Fed(BatchConsumer):
-    """Ours, over a fetch of these offsets, of which it has read those below `read`; its agent's queue has `room`."""
+    """Ours, over a fetch of these offsets, of which it has read those below `read`; its agent's
+    queue has `room`.
+    """
 
     abstract = False
 
-    def __init__(self, offsets: list[int], *, read: int | None = None, room: int = 1000, commit_every: int | None = None) -> None:
+    def __init__(
+        self,
+        offsets: list[int],
+        *,
+        read: int | None = None,
+        room: int = 1000,
+        commit_every: int | None = None,
+    ) -> None:
         Service.__init__(self)  # pyright: ignore[reportUnknownMemberType]
         state: Any = self
         state._read_offset = defaultdict(lambda: read)
@@ -129,7 +138,9 @@ async def test_a_rebalance_does_not_cancel_a_fetch() -> None:
     assert await feed == [0, 1]
 
 
-async def test_a_partition_without_a_commit_is_read_from_its_beginning_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_partition_without_a_commit_is_read_from_its_beginning_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     committed = {("calls", 0): None, ("calls", 1): 0, ("calls", 2): 7}
     sought: dict[Any, int] = {}
 
@@ -153,7 +164,9 @@ async def test_a_failure_of_the_agent_reaches_faust() -> None:
 
 
 class Stream:
-    """An agent's, of Faust: a queue of records, each with the generation of the group that it was read in."""
+    """An agent's, of Faust: a queue of records, each with the generation of the group that it was
+    read in.
+    """
 
     def __init__(self, *generations: int) -> None:
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
@@ -165,7 +178,11 @@ class Stream:
             monitor=SimpleNamespace(stream_inbound_time={}),
         )
         for offset, generation in enumerate(generations):
-            self.queue.put_nowait(SimpleNamespace(message=SimpleNamespace(offset=offset, tp=PLACE, generation_id=generation)))
+            self.queue.put_nowait(
+                SimpleNamespace(
+                    message=SimpleNamespace(offset=offset, tp=PLACE, generation_id=generation)
+                )
+            )
 
 
 async def taken(stream: Stream, into: list[int]) -> None:
@@ -180,7 +197,9 @@ async def test_an_agent_gets_what_was_read_since_the_last_rebalance() -> None:
     assert got == [1, 3]
     assert PLACE in stream.app.monitor.stream_inbound_time
     stream.active = False
-    stream.queue.put_nowait(SimpleNamespace(message=SimpleNamespace(offset=4, tp=PLACE, generation_id=2)))
+    stream.queue.put_nowait(
+        SimpleNamespace(message=SimpleNamespace(offset=4, tp=PLACE, generation_id=2))
+    )
     await asyncio.sleep(0)
     assert got == [1, 3], "a rebalance is under way: it will be read again"
     agent.cancel()

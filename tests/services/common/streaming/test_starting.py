@@ -1,4 +1,6 @@
-"""How reward workers and judges end that cannot start: with 78, which no restart policy answers, and a line that says what to change."""
+"""How reward workers and judges end that cannot start: with 78, which no restart policy answers,
+and a line that says what to change.
+"""
 
 from __future__ import annotations
 
@@ -32,21 +34,42 @@ def logging_as_it_was() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
-        (("worker", "--reward", "none.py:fn"), {}, "expected FILE.py:FUNCTION with an existing file"),
+        (
+            ("worker", "--reward", "none.py:fn"),
+            {},
+            "expected FILE.py:FUNCTION with an existing file",
+        ),
         (
             ("worker", "--reward", "builtin:f1"),
             {"FULGURITE_REWARD_WORKER_CONCURRENCY": "no"},
-            "RewardWorkerSettings (docs/reference/settings.md): concurrency: Input should be a valid integer",
+            "RewardWorkerSettings (docs/reference/settings.md): concurrency: Input should be a "
+            "valid integer",
         ),
-        (("judge", "--model", "big"), {}, "the judge has no key for the gateway: set FULGURITE_JUDGE_API_KEY"),
-        (("judge", "--model", "big", "--rubric", "none.txt"), {"FULGURITE_API_KEYS": "a"}, "--rubric none.txt cannot be read"),
-        (("judge", "--model", "big"), {"FULGURITE_JUDGE_API_KEY": "fg-k1.secret.signature"}, "FULGURITE_JUDGE_API_KEY has a rollout's key"),
+        (
+            ("judge", "--model", "big"),
+            {},
+            "the judge has no key for the gateway: set FULGURITE_JUDGE_API_KEY",
+        ),
+        (
+            ("judge", "--model", "big", "--rubric", "none.txt"),
+            {"FULGURITE_API_KEYS": "a"},
+            "--rubric none.txt cannot be read",
+        ),
+        (
+            ("judge", "--model", "big"),
+            {"FULGURITE_JUDGE_API_KEY": "fg-k1.secret.signature"},
+            "FULGURITE_JUDGE_API_KEY has a rollout's key",
+        ),
         (
             ("judge", "--model", "big"),
             {"FULGURITE_JUDGE_RETRIES": "-1"},
             "JudgeSettings (docs/reference/settings.md): retries: Input",
         ),
-        (("judge", "--model", "big"), {"FULGURITE_API_KEYS": "a", "FULGURITE_JUDGE_LOG_LEVEL": "loud"}, "Unknown level: 'LOUD'"),
+        (
+            ("judge", "--model", "big"),
+            {"FULGURITE_API_KEYS": "a", "FULGURITE_JUDGE_LOG_LEVEL": "loud"},
+            "Unknown level: 'LOUD'",
+        ),
     ],
 )
 async def test_what_trying_again_does_not_mend_ends_with_78(

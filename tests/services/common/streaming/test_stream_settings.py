@@ -13,7 +13,10 @@ from services.rewarder.settings import RewarderSettings
 
 @pytest.mark.parametrize(
     ("settings", "name"),
-    [(AggregatorSettings, "FULGURITE_AGGREGATOR_SESSION_TIMEOUT_S"), (RewarderSettings, "FULGURITE_REWARDER_SESSION_TIMEOUT_S")],
+    [
+        (AggregatorSettings, "FULGURITE_AGGREGATOR_SESSION_TIMEOUT_S"),
+        (RewarderSettings, "FULGURITE_REWARDER_SESSION_TIMEOUT_S"),
+    ],
 )
 def test_a_session_longer_than_faust_s_requests_is_refused_by_name(
     settings: type[StreamSettings], name: str, monkeypatch: pytest.MonkeyPatch

@@ -63,8 +63,12 @@ class Taken:
 
 
 async def taken(offset: int, *, expected: int, in_log: int | None) -> list[str]:
-    """What a processor gets of a record, where `in_log` is the first that the log has from `expected` on."""
-    worker = Worker("test", (LLM_CALLS,), KafkaSettings(bootstrap_servers="127.0.0.1:1"), StreamSettings())
+    """What a processor gets of a record, where `in_log` is the first that the log has from
+    `expected` on.
+    """
+    worker = Worker(
+        "test", (LLM_CALLS,), KafkaSettings(bootstrap_servers="127.0.0.1:1"), StreamSettings()
+    )
     try:
         processor, inside = Taken(), cast(Any, worker)
 
@@ -75,7 +79,9 @@ async def taken(offset: int, *, expected: int, in_log: int | None) -> list[str]:
         inside.log.first_offset = first_offset
         inside.partitions[0] = Partition({LLM_CALLS.name: expected}, processor)
         inside._ready.set()
-        message = SimpleNamespace(partition=0, offset=offset, timestamp=1.0, value=Codec().encode(make_call()))
+        message = SimpleNamespace(
+            partition=0, offset=offset, timestamp=1.0, value=Codec().encode(make_call())
+        )
         await inside._take(LLM_CALLS, SimpleNamespace(message=message, ack=lambda: None))
         assert worker.position(LLM_CALLS, 0) == max(expected, offset + 1)
         return processor.calls
@@ -95,7 +101,10 @@ async def test_what_the_log_does_not_have_is_not_missed() -> None:
 
 @pytest.mark.parametrize("in_log", [7, 8, None])
 async def test_a_record_that_was_lost_on_its_way_stops_the_worker(in_log: int | None) -> None:
-    with pytest.raises(RuntimeError, match=r"llm.calls\[0\]: after 6 came 9; the next start reads what is between again"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"llm.calls\[0\]: after 6 came 9; the next start reads what is between again",
+    ):
         await taken(9, expected=7, in_log=in_log)
 
 
@@ -120,7 +129,9 @@ class Unprintable(Exception):
 
 async def handled(value: bytes, processor: Taken) -> tuple[list[DeadLetter], list[str]]:
     """The letters of one record, and whether it was acknowledged."""
-    worker = Worker("test", (LLM_CALLS,), KafkaSettings(bootstrap_servers="127.0.0.1:1"), StreamSettings())
+    worker = Worker(
+        "test", (LLM_CALLS,), KafkaSettings(bootstrap_servers="127.0.0.1:1"), StreamSettings()
+    )
     letters: list[DeadLetter] = []
     acknowledged: list[str] = []
     try:
@@ -128,13 +139,19 @@ async def handled(value: bytes, processor: Taken) -> tuple[list[DeadLetter], lis
 
         async def publish(topic: Topic, events: Any) -> None:
             assert topic is DEAD_LETTERS
-            letters.extend(cast(DeadLetter, CODEC.decode(CODEC.encode(letter))) for _, letter in events)
+            letters.extend(
+                cast(DeadLetter, CODEC.decode(CODEC.encode(letter))) for _, letter in events
+            )
 
         inside.log.publish = publish
         inside.partitions[0] = Partition({LLM_CALLS.name: 7}, processor)
         inside._ready.set()
-        message = SimpleNamespace(topic="x.llm.calls", partition=0, offset=7, timestamp=1.0, key=b"group", value=value)
-        await inside._take(LLM_CALLS, SimpleNamespace(message=message, ack=lambda: acknowledged.append("yes")))
+        message = SimpleNamespace(
+            topic="x.llm.calls", partition=0, offset=7, timestamp=1.0, key=b"group", value=value
+        )
+        await inside._take(
+            LLM_CALLS, SimpleNamespace(message=message, ack=lambda: acknowledged.append("yes"))
+        )
         assert worker.position(LLM_CALLS, 0) == 8
         assert message.value is None, "what waits is not held as bytes too"
         return letters, acknowledged
@@ -147,30 +164,58 @@ CALL = make_call()
 CODEC = Codec()
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), RecursionError(), MemoryError(), AssertionError(), Unprintable()])
-async def test_an_input_whose_handling_raises_twice_is_a_dead_letter_with_its_actions(error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), RecursionError(), MemoryError(), AssertionError(), Unprintable()]
+)
+async def test_an_input_whose_handling_raises_twice_is_a_dead_letter_with_its_actions(
+    error: Exception,
+) -> None:
     letters, acknowledged = await handled(Codec().encode(CALL), processor := Failing(2, error))
     assert len(processor.calls) == 2
     assert acknowledged == ["yes"]
     [letter] = letters
-    assert (letter.error_type, letter.offset, letter.stage, letter.key) == (type(error).__name__, 7, "test", b"group")
+    assert (letter.error_type, letter.offset, letter.stage, letter.key) == (
+        type(error).__name__,
+        7,
+        "test",
+        b"group",
+    )
     assert letter.actions == (action_id(CALL.call_id, 0),)
     assert Codec().decode(letter.value or b"") == CALL
 
 
 async def test_one_that_succeeds_the_second_time_is_taken() -> None:
-    letters, acknowledged = await handled(Codec().encode(CALL), processor := Failing(1, ValueError("once")))
+    letters, acknowledged = await handled(
+        Codec().encode(CALL), processor := Failing(1, ValueError("once"))
+    )
     assert (len(processor.calls), letters, acknowledged) == (2, [], [])
 
 
 async def test_what_cannot_be_used_is_not_tried_again() -> None:
-    letters, _ = await handled(Codec().encode(CALL), processor := Failing(9, Rejected("no place", ("a#0",))))
-    assert (len(processor.calls), letters[0].error_type, letters[0].actions) == (1, "Rejected", ("a#0",))
+    letters, _ = await handled(
+        Codec().encode(CALL), processor := Failing(9, Rejected("no place", ("a#0",)))
+    )
+    assert (len(processor.calls), letters[0].error_type, letters[0].actions) == (
+        1,
+        "Rejected",
+        ("a#0",),
+    )
     letters, acknowledged = await handled(b"", Taken())
-    assert (letters[0].error_type, letters[0].value, acknowledged) == ("MalformedFrame", b"", ["yes"])
+    assert (letters[0].error_type, letters[0].value, acknowledged) == (
+        "MalformedFrame",
+        b"",
+        ["yes"],
+    )
 
 
-@pytest.mark.parametrize("error", [LogUnavailable("away"), KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT)), OSError(28, "full")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        LogUnavailable("away"),
+        KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT)),
+        OSError(28, "full"),
+    ],
+)
 async def test_a_failure_of_the_log_or_the_disk_is_no_fault_of_the_input(error: Exception) -> None:
     with pytest.raises(type(error)):
         await handled(Codec().encode(CALL), Failing(9, error))

@@ -52,7 +52,11 @@ def play(capture: Capture, events: list[bytes]) -> tuple[list[str], list[str]]:
 
 def types(text: bytes) -> list[str]:
     """The types of events."""
-    found = [msgspec.json.decode(line[6:])["type"] for line in text.split(b"\n") if line.startswith(b"data: ")]
+    found = [
+        msgspec.json.decode(line[6:])["type"]
+        for line in text.split(b"\n")
+        if line.startswith(b"data: ")
+    ]
     assert found == [line[7:].decode() for line in text.split(b"\n") if line.startswith(b"event: ")]
     return found
 

@@ -52,7 +52,13 @@ def test_what_is_no_request_is_refused_with_what_to_do(raw: bytes, param: str | 
 
 
 def test_fields_pass_through_untouched() -> None:
-    fields = {"tools": [{"type": "function"}], "response_format": {"type": "json_object"}, "n": 3, "stop": ["a"], "odd": {"x": None}}
+    fields = {
+        "tools": [{"type": "function"}],
+        "response_format": {"type": "json_object"},
+        "n": 3,
+        "stop": ["a"],
+        "odd": {"x": None},
+    }
     body = sent(chat(**fields), VLLM)
     assert {name: body[name] for name in fields} == fields
     assert body["messages"] == MESSAGES
@@ -69,17 +75,31 @@ def test_vllm_streams_are_asked_for_usage_beside_the_agents_own_options() -> Non
     assert body["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
 
 
-@pytest.mark.parametrize("fields", [{}, {"n": 1}, {"n": None, "logprobs": False, "return_token_ids": False}, {"stream": True}])
-def test_the_plug_in_may_answer_packed_and_finds_what_to_leave_out_at_the_end(fields: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"n": 1}, {"n": None, "logprobs": False, "return_token_ids": False}, {"stream": True}],
+)
+def test_the_plug_in_may_answer_packed_and_finds_what_to_leave_out_at_the_end(
+    fields: dict[str, Any],
+) -> None:
     request = chat(**fields)
     assert Chat().upstream_headers(request, VLLM) == {"x-fulgurite-tokens": "instead"}
     assert Chat().upstream_body(request, VLLM, "ours").endswith(IN_BODY)
 
 
 @pytest.mark.parametrize(
-    "fields", [{"n": 2}, {"logprobs": True}, {"top_logprobs": 1}, {"return_token_ids": True}, {"use_beam_search": True}]
+    "fields",
+    [
+        {"n": 2},
+        {"logprobs": True},
+        {"top_logprobs": 1},
+        {"return_token_ids": True},
+        {"use_beam_search": True},
+    ],
 )
-def test_what_the_agent_sees_itself_or_is_of_several_answers_comes_in_json(fields: dict[str, Any]) -> None:
+def test_what_the_agent_sees_itself_or_is_of_several_answers_comes_in_json(
+    fields: dict[str, Any],
+) -> None:
     assert Chat().upstream_headers(chat(**fields), VLLM) == {}
     assert Chat().upstream_headers(chat(), OTHER) == {}
 
@@ -93,18 +113,31 @@ def test_other_upstreams_are_asked_for_nothing_extra(stream: bool) -> None:
 def test_the_agents_own_wishes_are_known() -> None:
     asked = chat(logprobs=True, return_token_ids=True, stream_options={"include_usage": True}).body
     assert wants(asked, logprobs=True) == Wants(logprobs=True, token_ids=True, usage=True)
-    assert wants(chat(stream_options=None).body, logprobs=False) == Wants(logprobs=False, token_ids=False, usage=False)
+    assert wants(chat(stream_options=None).body, logprobs=False) == Wants(
+        logprobs=False, token_ids=False, usage=False
+    )
 
 
-@pytest.mark.parametrize(("metadata", "session"), [({"session_id": "s"}, "s"), ({"session_id": 3}, None), ("x", None), (None, None)])
+@pytest.mark.parametrize(
+    ("metadata", "session"),
+    [({"session_id": "s"}, "s"), ({"session_id": 3}, None), ("x", None), (None, None)],
+)
 def test_a_session_may_be_named_in_the_metadata(metadata: Any, session: str | None) -> None:
     assert chat(metadata=metadata).session == session
 
 
 def test_sampling_is_the_engines_default_unless_said_otherwise() -> None:
     assert Chat().sampling(chat(), DEFAULTS) == DEFAULTS
-    sampling = Chat().sampling(chat(temperature=0.5, top_p=0.9, top_k=5, seed=7, max_tokens=9), DEFAULTS)
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed, sampling.max_tokens) == (0.5, 0.9, 5, 7, 9)
+    sampling = Chat().sampling(
+        chat(temperature=0.5, top_p=0.9, top_k=5, seed=7, max_tokens=9), DEFAULTS
+    )
+    assert (
+        sampling.temperature,
+        sampling.top_p,
+        sampling.top_k,
+        sampling.seed,
+        sampling.max_tokens,
+    ) == (0.5, 0.9, 5, 7, 9)
     assert Chat().sampling(chat(max_tokens=9, max_completion_tokens=8), DEFAULTS).max_tokens == 8
 
 
@@ -113,16 +146,32 @@ def test_null_is_the_engines_default() -> None:
 
 
 def test_numbers_as_text_are_recorded_and_sent_as_the_engine_would_read_them() -> None:
-    request = chat(temperature="0", top_k="1", max_tokens="9", n="1", use_beam_search="false", logprobs="true")
+    request = chat(
+        temperature="0", top_k="1", max_tokens="9", n="1", use_beam_search="false", logprobs="true"
+    )
     sampling = Chat().sampling(request, DEFAULTS)
-    assert (sampling.temperature, sampling.top_k, sampling.max_tokens, sampling.logit_bias) == (0.0, 1, 9, False)
+    assert (sampling.temperature, sampling.top_k, sampling.max_tokens, sampling.logit_bias) == (
+        0.0,
+        1,
+        9,
+        False,
+    )
     body = sent(request, OTHER)
-    read = {"temperature": 0.0, "top_k": 1, "max_tokens": 9, "n": 1, "use_beam_search": False, "logprobs": True}
+    read = {
+        "temperature": 0.0,
+        "top_k": 1,
+        "max_tokens": 9,
+        "n": 1,
+        "use_beam_search": False,
+        "logprobs": True,
+    }
     assert {name: body[name] for name in read} == read
 
 
 def test_a_temperature_below_the_engines_least_is_recorded_as_that() -> None:
-    assert [Chat().sampling(chat(temperature=t), DEFAULTS).temperature for t in (0, 0.005, 0.02)] == [0, 0.01, 0.02]
+    assert [
+        Chat().sampling(chat(temperature=t), DEFAULTS).temperature for t in (0, 0.005, 0.02)
+    ] == [0, 0.01, 0.02]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +188,8 @@ def test_a_temperature_below_the_engines_least_is_recorded_as_that() -> None:
         ({"min_tokens": 3}, False, True),
     ],
 )
-def test_what_bends_the_distribution_is_recorded(fields: dict[str, Any], grammar: bool, bias: bool) -> None:
+def test_what_bends_the_distribution_is_recorded(
+    fields: dict[str, Any], grammar: bool, bias: bool
+) -> None:
     sampling = Chat().sampling(chat(**fields), DEFAULTS)
     assert (sampling.grammar, sampling.logit_bias) == (grammar, bias)

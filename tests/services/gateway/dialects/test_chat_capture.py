@@ -23,13 +23,28 @@ def logprobs(*values: float) -> dict[str, Any]:
 
 
 def reply(**choice: Any) -> dict[str, Any]:
-    base = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop", "stop_reason": None}
+    base = {
+        "index": 0,
+        "message": {"role": "assistant", "content": "hi"},
+        "finish_reason": "stop",
+        "stop_reason": None,
+    }
     base |= {"token_ids": [7, 8], "logprobs": logprobs(-0.5, -1.0)}
-    return {"id": "up", "model": "served", "choices": [base | choice], "usage": {"prompt_tokens": 3}, "prompt_token_ids": [1, 2, 3]}
+    return {
+        "id": "up",
+        "model": "served",
+        "choices": [base | choice],
+        "usage": {"prompt_tokens": 3},
+        "prompt_token_ids": [1, 2, 3],
+    }
 
 
 def chunk(delta: dict[str, Any], **choice: Any) -> dict[str, Any]:
-    return {"id": "up", "model": "served", "choices": [{"index": 0, "delta": delta, "finish_reason": None, "logprobs": None} | choice]}
+    return {
+        "id": "up",
+        "model": "served",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": None, "logprobs": None} | choice],
+    }
 
 
 def test_the_log_gets_the_tokens_and_the_agent_does_not() -> None:
@@ -58,9 +73,17 @@ BARE = {"token_ids": None, "logprobs": None}
 
 def test_packed_tokens_of_the_plug_in_are_the_answers() -> None:
     capture = ChatCapture("ours", "alias", NOTHING)
-    body = capture.take_reply(capture.decode_reply(msgspec.json.encode(reply(**BARE) | {"prompt_token_ids": None} | FIELD)))
+    body = capture.take_reply(
+        capture.decode_reply(
+            msgspec.json.encode(reply(**BARE) | {"prompt_token_ids": None} | FIELD)
+        )
+    )
     general, plain = ChatCapture("ours", "alias", NOTHING), ChatCapture("ours", "alias", NOTHING)
-    assert body == general.take_reply(reply(**BARE) | {"prompt_token_ids": None} | FIELD) == plain.take_reply(reply())
+    assert (
+        body
+        == general.take_reply(reply(**BARE) | {"prompt_token_ids": None} | FIELD)
+        == plain.take_reply(reply())
+    )
     assert capture.taken() == general.taken() == plain.taken()
     assert capture.prompt() == general.prompt() == plain.prompt() == pack_ids([1, 2, 3])
 
@@ -68,12 +91,25 @@ def test_packed_tokens_of_the_plug_in_are_the_answers() -> None:
 def test_packed_tokens_of_a_stream_come_as_comments() -> None:
     capture = ChatCapture("ours", "alias", NOTHING)
     relay = StreamRelay(capture)
-    said = [chunk({"role": "assistant", "content": ""}), chunk({"content": "h"}), chunk({"content": "i"}), chunk({}, finish_reason="stop")]
-    comments = [b"", tokens([1, 2, 3], [7], [-0.5]), tokens([], [8], [-1.0]), b": fulgurite-version policy@1.2"]
+    said = [
+        chunk({"role": "assistant", "content": ""}),
+        chunk({"content": "h"}),
+        chunk({"content": "i"}),
+        chunk({}, finish_reason="stop"),
+    ]
+    comments = [
+        b"",
+        tokens([1, 2, 3], [7], [-0.5]),
+        tokens([], [8], [-1.0]),
+        b": fulgurite-version policy@1.2",
+    ]
     passed: list[bytes] = []
     for comment, event in zip(comments, said, strict=True):
         assert not comment or relay.take(comment) is None
-        out = relay.take(b"data: " + msgspec.json.encode({"object": "chat.completion.chunk", "created": 1} | event))
+        out = relay.take(
+            b"data: "
+            + msgspec.json.encode({"object": "chat.completion.chunk", "created": 1} | event)
+        )
         passed += [out] if out is not None else []
     assert len(passed) == 3
     assert b"fulgurite" not in b"".join([*passed, *relay.held])
@@ -102,12 +138,21 @@ def test_packed_tokens_of_two_choices_are_nobodys() -> None:
 def test_the_response_is_kept_without_choices_and_tokens() -> None:
     capture = ChatCapture("ours", None, NOTHING)
     capture.take_reply(reply())
-    assert msgspec.json.decode(capture.response() or "") == {"id": "ours", "model": "served", "usage": {"prompt_tokens": 3}}
+    assert msgspec.json.decode(capture.response() or "") == {
+        "id": "ours",
+        "model": "served",
+        "usage": {"prompt_tokens": 3},
+    }
 
 
 @pytest.mark.parametrize(
     "choice",
-    [{"token_ids": None}, {"token_ids": None, "logprobs": None}, {"logprobs": {"content": [{"token": "t"}]}}, {"logprobs": logprobs(-1)}],
+    [
+        {"token_ids": None},
+        {"token_ids": None, "logprobs": None},
+        {"logprobs": {"content": [{"token": "t"}]}},
+        {"logprobs": logprobs(-1)},
+    ],
 )
 def test_tokens_that_do_not_pair_with_logprobs_are_null_not_wrong(choice: dict[str, Any]) -> None:
     capture = ChatCapture("ours", None, NOTHING)
@@ -128,11 +173,21 @@ def test_an_upstream_without_tokens_is_recorded_all_the_same() -> None:
         ("stop", {"content": "x"}, None),
         ("length", {"content": "x"}, FailureKind.truncated),
         ("tool_calls", {"tool_calls": [{"function": {"arguments": '{"a": 1}'}}]}, None),
-        ("tool_calls", {"tool_calls": [{"function": {"arguments": '{"a": '}}]}, FailureKind.tool_parse_error),
-        ("length", {"tool_calls": [{"function": {"arguments": '{"a": '}}]}, FailureKind.tool_parse_error),
+        (
+            "tool_calls",
+            {"tool_calls": [{"function": {"arguments": '{"a": '}}]},
+            FailureKind.tool_parse_error,
+        ),
+        (
+            "length",
+            {"tool_calls": [{"function": {"arguments": '{"a": '}}]},
+            FailureKind.tool_parse_error,
+        ),
     ],
 )
-def test_what_is_wrong_with_an_answer_has_a_kind(finish: str, message: dict[str, Any], kind: FailureKind | None) -> None:
+def test_what_is_wrong_with_an_answer_has_a_kind(
+    finish: str, message: dict[str, Any], kind: FailureKind | None
+) -> None:
     capture = ChatCapture("ours", None, NOTHING)
     capture.take_reply(reply(finish_reason=finish, message=message))
     assert capture.failure() is kind
@@ -143,7 +198,15 @@ def test_a_stream_adds_up_to_the_message() -> None:
     capture.take_chunk(chunk({"role": "assistant", "content": ""}) | {"prompt_token_ids": [1]})
     capture.take_chunk(chunk({"content": "a"}, token_ids=[7], logprobs=logprobs(-1)))
     assert not capture.finished()
-    capture.take_chunk(chunk({"content": "b"}, token_ids=[8, 9], logprobs=logprobs(-2, -3), finish_reason="stop", stop_reason=2))
+    capture.take_chunk(
+        chunk(
+            {"content": "b"},
+            token_ids=[8, 9],
+            logprobs=logprobs(-2, -3),
+            finish_reason="stop",
+            stop_reason=2,
+        )
+    )
     choice = capture.choices[0].choice()
     assert capture.finished()
     assert choice.message == '{"role":"assistant","content":"ab"}'
@@ -167,7 +230,10 @@ def test_a_chunk_that_holds_only_tokens_is_not_the_agents() -> None:
 
 def test_an_error_within_a_stream_is_noticed() -> None:
     capture = ChatCapture("ours", None, NOTHING)
-    assert capture.take_chunk({"error": {"message": "engine died"}}) == b'{"error":{"message":"engine died"}}'
+    assert (
+        capture.take_chunk({"error": {"message": "engine died"}})
+        == b'{"error":{"message":"engine died"}}'
+    )
     assert capture.error == "engine died"
     assert ChatCapture("x", None, NOTHING).take_chunk({"error": "plain"}) is not None
 
@@ -176,7 +242,16 @@ def test_tool_calls_are_joined_by_index() -> None:
     capture = ChatCapture("ours", None, NOTHING)
     deltas: list[dict[str, Any]] = [
         {"role": "assistant", "content": None},
-        {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+        {
+            "tool_calls": [
+                {
+                    "index": 0,
+                    "id": "c1",
+                    "type": "function",
+                    "function": {"name": "f", "arguments": ""},
+                }
+            ]
+        },
         {"tool_calls": [{"index": 0, "function": {"arguments": '{"a":'}}]},
         {
             "tool_calls": [
@@ -199,6 +274,9 @@ def test_tool_calls_are_joined_by_index() -> None:
 
 def test_unknown_delta_fields_are_kept() -> None:
     message: dict[str, Any] = {}
-    for delta in ({"audio": {"data": "a"}, "notes": [1], "x": 1}, {"audio": {"data": "b"}, "notes": [2], "x": 2, "reasoning": "r"}):
+    for delta in (
+        {"audio": {"data": "a"}, "notes": [1], "x": 1},
+        {"audio": {"data": "b"}, "notes": [2], "x": 2, "reasoning": "r"},
+    ):
         merge_delta(message, delta)
     assert message == {"audio": {"data": "ab"}, "notes": [1, 2], "x": 2, "reasoning": "r"}

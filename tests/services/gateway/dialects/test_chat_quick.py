@@ -1,4 +1,6 @@
-"""The quick way through chat completions gives the agent the same bytes and the log the same record as the general way."""
+"""The quick way through chat completions gives the agent the same bytes and the log the same record
+as the general way.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from services.gateway.dialects.choices import Wants
 from services.gateway.http.sse_relay import StreamRelay
 from tests.services.gateway.dialects.samples import tokens
 
-_HEAD = {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "served"}
+_HEAD = {
+    "id": "chatcmpl-up",
+    "object": "chat.completion.chunk",
+    "created": 1_700_000_000,
+    "model": "served",
+}
 NOTHING = Wants(logprobs=False, token_ids=False, usage=False)
 _TEXT = st.text(max_size=6)
 _LOGPROB = st.floats(-20, 0)
@@ -47,8 +54,14 @@ def parts(draw: st.DrawFn) -> dict[str, Any]:
     text, logprob = draw(_TEXT), draw(_LOGPROB)
     part: dict[str, Any] = {
         "index": draw(st.integers(0, 1)),
-        "delta": draw(st.sampled_from([{"content": text}, {"role": "assistant", "content": ""}, {"reasoning": text}, {}])),
-        "logprobs": draw(st.sampled_from([{"content": [token(text, logprob)]}, {"content": None}, None])),
+        "delta": draw(
+            st.sampled_from(
+                [{"content": text}, {"role": "assistant", "content": ""}, {"reasoning": text}, {}]
+            )
+        ),
+        "logprobs": draw(
+            st.sampled_from([{"content": [token(text, logprob)]}, {"content": None}, None])
+        ),
         "finish_reason": draw(st.sampled_from([None, None, None, None, "stop"])),
         "token_ids": draw(st.sampled_from([[7], [7, 8], None])),
     }
@@ -59,51 +72,106 @@ def parts(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def events(draw: st.DrawFn) -> list[bytes]:
     chunks = [{**_HEAD, "choices": [part]} for part in draw(st.lists(parts(), max_size=12))]
-    opening = {**_HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}], "prompt_token_ids": [1, 2]}
+    opening = {
+        **_HEAD,
+        "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}],
+        "prompt_token_ids": [1, 2],
+    }
     return [written(chunk) for chunk in [opening, *chunks]]
 
 
 def relayed(capture: ChatCapture, sent: list[bytes]) -> tuple[Any, ...]:
     relay = StreamRelay(capture)
     passed = [relay.take(event) for event in sent]
-    return passed, relay.held, capture.taken(), capture.response(), capture.finished(), capture.failure(), capture.prompt_token_ids
+    return (
+        passed,
+        relay.held,
+        capture.taken(),
+        capture.response(),
+        capture.finished(),
+        capture.failure(),
+        capture.prompt_token_ids,
+    )
 
 
-@given(events(), st.builds(Wants, logprobs=st.booleans(), token_ids=st.booleans(), usage=st.booleans()))
+@given(
+    events(), st.builds(Wants, logprobs=st.booleans(), token_ids=st.booleans(), usage=st.booleans())
+)
 def test_a_stream(sent: list[bytes], wants: Wants) -> None:
-    assert relayed(ChatCapture("ours", "alias", wants), sent) == relayed(General("ours", "alias", wants), sent)
+    assert relayed(ChatCapture("ours", "alias", wants), sent) == relayed(
+        General("ours", "alias", wants), sent
+    )
 
 
 @st.composite
 def packed_streams(draw: st.DrawFn) -> list[bytes]:
-    """As vLLM writes it when the plug-in has the tokens: chunks that differ in their text, and now and then in something else."""
+    """As vLLM writes it when the plug-in has the tokens: chunks that differ in their text, and now
+    and then in something else.
+    """
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
     deltas += [
-        {"content": text} for text in draw(st.lists(st.text(max_size=3) | st.sampled_from(['"', "content", '":"', "é"]), max_size=9))
+        {"content": text}
+        for text in draw(
+            st.lists(
+                st.text(max_size=3) | st.sampled_from(['"', "content", '":"', "é"]), max_size=9
+            )
+        )
     ]
-    odd = draw(st.sampled_from([None, {"content": ["part"]}, {"content": None}, {"reasoning": "r", "content": "a"}, {"content": "a" * 9}]))
+    odd = draw(
+        st.sampled_from(
+            [
+                None,
+                {"content": ["part"]},
+                {"content": None},
+                {"reasoning": "r", "content": "a"},
+                {"content": "a" * 9},
+            ]
+        )
+    )
     if odd is not None:
         deltas.insert(draw(st.integers(1, len(deltas))), odd)
-    chunks = [{**_HEAD, "choices": [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None}]} for d in deltas]
+    chunks = [
+        {**_HEAD, "choices": [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None}]}
+        for d in deltas
+    ]
     ascii_only = draw(st.booleans())
     return [written(chunk, ascii_only=ascii_only) for chunk in chunks]
 
 
 @given(packed_streams())
 def test_a_stream_whose_tokens_come_beside_it(sent: list[bytes]) -> None:
-    assert relayed(ChatCapture("ours", "alias", NOTHING), sent) == relayed(General("ours", "alias", NOTHING), sent)
+    assert relayed(ChatCapture("ours", "alias", NOTHING), sent) == relayed(
+        General("ours", "alias", NOTHING), sent
+    )
 
 
 def test_a_chunk_in_the_frame_of_the_last_takes_the_quickest_way() -> None:
     capture = ChatCapture("ours", "alias", NOTHING)
-    capture.take_chunk({**_HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
-    part: dict[str, Any] = {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}
+    capture.take_chunk(
+        {
+            **_HEAD,
+            "choices": [
+                {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+            ],
+        }
+    )
+    part: dict[str, Any] = {
+        "index": 0,
+        "delta": {"content": "a"},
+        "logprobs": None,
+        "finish_reason": None,
+    }
     first = written({**_HEAD, "choices": [part]})
     frame = Frame.around(b'"a"', first)
     assert frame is not None
-    texts = [frame.text(first.replace(b'"a"', content)) for content in (b'"a"', b'"\\u00e9"', b"[1]")]
+    texts = [
+        frame.text(first.replace(b'"a"', content)) for content in (b'"a"', b'"\\u00e9"', b"[1]")
+    ]
     assert texts == ["a", "é", None]
-    assert (frame.text(first.replace(b"null}]", b'"stop"}]')), Frame.around(b'"b"', first)) == (None, None)
+    assert (frame.text(first.replace(b"null}]", b'"stop"}]')), Frame.around(b'"b"', first)) == (
+        None,
+        None,
+    )
     assert capture.quick_chunk(first) == capture.quick_chunk(first)
 
 
@@ -121,8 +189,14 @@ _ODD = [
 
 @st.composite
 def heaps(draw: st.DrawFn) -> list[bytes]:
-    """Long streams of chunks, most with a comment before them, now and then something odd among them, cut anywhere."""
-    texts = draw(st.lists(st.text(max_size=3) | st.sampled_from(["tok", '"', "\\", "é"]), min_size=8, max_size=24))
+    """Long streams of chunks, most with a comment before them, now and then something odd among
+    them, cut anywhere.
+    """
+    texts = draw(
+        st.lists(
+            st.text(max_size=3) | st.sampled_from(["tok", '"', "\\", "é"]), min_size=8, max_size=24
+        )
+    )
     ascii_only, commented = draw(st.booleans()), draw(st.booleans())
     events: list[bytes] = []
     for number, text in enumerate(["", *texts]):
@@ -146,21 +220,39 @@ def heaps(draw: st.DrawFn) -> list[bytes]:
 def fed(capture: ChatCapture, pieces: list[bytes]) -> tuple[Any, ...]:
     relay = StreamRelay(capture)
     passed = b"".join(map(relay.feed, pieces))
-    return passed, relay.held, capture.taken(), capture.prompt(), capture.version_last, capture.finished(), capture.failure()
+    return (
+        passed,
+        relay.held,
+        capture.taken(),
+        capture.prompt(),
+        capture.version_last,
+        capture.finished(),
+        capture.failure(),
+    )
 
 
 @given(heaps())
 def test_chunks_that_come_together(pieces: list[bytes]) -> None:
-    assert fed(ChatCapture("ours", "alias", NOTHING), pieces) == fed(General("ours", "alias", NOTHING), pieces)
+    assert fed(ChatCapture("ours", "alias", NOTHING), pieces) == fed(
+        General("ours", "alias", NOTHING), pieces
+    )
 
 
 def test_chunks_that_come_together_take_the_quickest_way() -> None:
     capture = ChatCapture("ours", "alias", NOTHING)
     relay = StreamRelay(capture)
-    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}, *({"content": f"tok{n}"} for n in range(40))]
-    chunks = [{**_HEAD, "choices": [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None}]} for d in deltas]
+    deltas: list[dict[str, Any]] = [
+        {"role": "assistant", "content": ""},
+        *({"content": f"tok{n}"} for n in range(40)),
+    ]
+    chunks = [
+        {**_HEAD, "choices": [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None}]}
+        for d in deltas
+    ]
     events = [written(chunk) + b"\n\n" for chunk in chunks]
-    text = b"".join(tokens([], [number], [-0.5]) + b"\n\n" + event for number, event in enumerate(events))
+    text = b"".join(
+        tokens([], [number], [-0.5]) + b"\n\n" + event for number, event in enumerate(events)
+    )
     begun = len(b"\n\n".join(text.split(b"\n\n")[:4])) + 2
     relay.feed(text[:begun])
     run = capture.quick_run(text, begun)
@@ -174,29 +266,72 @@ def test_chunks_that_come_together_take_the_quickest_way() -> None:
     assert other[run[1] :].startswith(tokens([], [11], [-0.5])), "up to where something else comes"
     odd = text[begun:].replace(b'"tok9"', b"[9]")
     assert [capture.quick_run(odd, 0) for _ in range(9)] == [None] * 9
-    assert capture.quick_run(text, begun) is None, "where chunks are of several kinds, it stops trying"
+    assert capture.quick_run(text, begun) is None, (
+        "where chunks are of several kinds, it stops trying"
+    )
 
 
 def test_the_usual_chunk_takes_the_quick_way() -> None:
     capture = ChatCapture("ours", "alias", Wants(logprobs=False, token_ids=False, usage=False))
-    part = {"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [token("a", -0.5)]}, "finish_reason": None, "token_ids": [5]}
+    part = {
+        "index": 0,
+        "delta": {"content": "a"},
+        "logprobs": {"content": [token("a", -0.5)]},
+        "finish_reason": None,
+        "token_ids": [5],
+    }
     event = written({**_HEAD, "choices": [part]})
     assert capture.quick_chunk(event) is None, "nothing is known of this choice yet"
-    capture.take_chunk({**_HEAD, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
+    capture.take_chunk(
+        {
+            **_HEAD,
+            "choices": [
+                {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+            ],
+        }
+    )
     passed = capture.quick_chunk(event)
     assert passed is not None
-    assert json.loads(passed[6:])["choices"][0] == {"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}
+    assert json.loads(passed[6:])["choices"][0] == {
+        "index": 0,
+        "delta": {"content": "a"},
+        "logprobs": None,
+        "finish_reason": None,
+    }
 
 
-@given(st.lists(st.tuples(_TEXT, _LOGPROB), max_size=5), st.booleans(), st.sampled_from([{}, {"kv_transfer_params": None, "new": [1]}]))
-def test_a_whole_answer(said: list[tuple[str, float]], wants_logprobs: bool, more: dict[str, Any]) -> None:
+@given(
+    st.lists(st.tuples(_TEXT, _LOGPROB), max_size=5),
+    st.booleans(),
+    st.sampled_from([{}, {"kv_transfer_params": None, "new": [1]}]),
+)
+def test_a_whole_answer(
+    said: list[tuple[str, float]], wants_logprobs: bool, more: dict[str, Any]
+) -> None:
     message = {"role": "assistant", "content": "".join(text for text, _ in said)}
-    choice = {"index": 0, "message": message, "logprobs": {"content": [token(*one) for one in said]}, "finish_reason": "stop"}
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": {"content": [token(*one) for one in said]},
+        "finish_reason": "stop",
+    }
     usage = {"prompt_tokens": 2, "completion_tokens": len(said)}
-    reply = {**_HEAD, "choices": [{**choice, "token_ids": [7] * len(said)}], "usage": usage, "prompt_token_ids": [1, 2], **more}
-    raw, wants = json.dumps(reply).encode(), Wants(logprobs=wants_logprobs, token_ids=False, usage=False)
+    reply = {
+        **_HEAD,
+        "choices": [{**choice, "token_ids": [7] * len(said)}],
+        "usage": usage,
+        "prompt_token_ids": [1, 2],
+        **more,
+    }
+    raw, wants = (
+        json.dumps(reply).encode(),
+        Wants(logprobs=wants_logprobs, token_ids=False, usage=False),
+    )
     quick, general = ChatCapture("ours", "alias", wants), General("ours", "alias", wants)
-    passed, expected = quick.take_reply(quick.decode_reply(raw)), general.take_reply(general.decode_reply(raw))
+    passed, expected = (
+        quick.take_reply(quick.decode_reply(raw)),
+        general.take_reply(general.decode_reply(raw)),
+    )
     assert passed is not None
     assert expected is not None
     # The order of fields is vLLM's, whatever it was.

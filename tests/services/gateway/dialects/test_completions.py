@@ -26,14 +26,31 @@ DIALECT = Completions()
 
 
 def choice(index: int = 0, **fields: Any) -> dict[str, Any]:
-    logprobs = {"tokens": ["a", "b"], "token_logprobs": [-0.5, -1.0], "top_logprobs": [None, None], "text_offset": [0, 1]}
-    base: dict[str, Any] = {"index": index, "text": "ab", "logprobs": logprobs, "finish_reason": "stop", "stop_reason": None}
+    logprobs = {
+        "tokens": ["a", "b"],
+        "token_logprobs": [-0.5, -1.0],
+        "top_logprobs": [None, None],
+        "text_offset": [0, 1],
+    }
+    base: dict[str, Any] = {
+        "index": index,
+        "text": "ab",
+        "logprobs": logprobs,
+        "finish_reason": "stop",
+        "stop_reason": None,
+    }
     return base | {"token_ids": [7, 8], "prompt_token_ids": [1, 2]} | fields
 
 
 def reply(*choices: dict[str, Any]) -> dict[str, Any]:
     usage = {"prompt_tokens": 2, "completion_tokens": 2}
-    return {"id": "cmpl-up", "object": "text_completion", "model": "served", "choices": list(choices), "usage": usage}
+    return {
+        "id": "cmpl-up",
+        "object": "text_completion",
+        "model": "served",
+        "choices": list(choices),
+        "usage": usage,
+    }
 
 
 @pytest.mark.parametrize("fields", [{}, {"prompt": 3}, {"prompt": {"text": "a"}}, {"prompt": None}])
@@ -50,14 +67,20 @@ def test_vllm_is_asked_for_tokens_unless_the_prompt_is_echoed() -> None:
     assert sent(DIALECT, ask(DIALECT, prompt="a", logprobs=3), VLLM)["logprobs"] == 3
     echoed = sent(DIALECT, ask(DIALECT, prompt=[1, 2], echo=True), VLLM)
     assert echoed == {"model": "served", "prompt": [1, 2], "echo": True}
-    assert sent(DIALECT, ask(DIALECT, prompt=["a"], suffix="b"), OTHER) == {"model": "gpt-5", "prompt": ["a"], "suffix": "b"}
+    assert sent(DIALECT, ask(DIALECT, prompt=["a"], suffix="b"), OTHER) == {
+        "model": "gpt-5",
+        "prompt": ["a"],
+        "suffix": "b",
+    }
 
 
 def test_the_log_gets_the_tokens_and_the_agent_does_not() -> None:
     capture = DIALECT.capture(ask(DIALECT, prompt="a"), VLLM, CALL)
     body = passed(capture, reply(choice()))
     assert (body["id"], body["model"]) == (f"cmpl-{CORE}", "policy")
-    assert body["choices"] == [{"index": 0, "text": "ab", "logprobs": None, "finish_reason": "stop", "stop_reason": None}]
+    assert body["choices"] == [
+        {"index": 0, "text": "ab", "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+    ]
     [taken] = capture.taken()
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 8]
     assert unpack_logprobs(taken.logprobs or b"").tolist() == [-0.5, -1.0]
@@ -68,7 +91,9 @@ def test_the_log_gets_the_tokens_and_the_agent_does_not() -> None:
 
 @pytest.mark.parametrize("asked", [0, 2])
 def test_the_agent_gets_the_logprobs_that_it_asked_for(asked: int) -> None:
-    capture = DIALECT.capture(ask(DIALECT, prompt="a", logprobs=asked, return_token_ids=True), VLLM, CALL)
+    capture = DIALECT.capture(
+        ask(DIALECT, prompt="a", logprobs=asked, return_token_ids=True), VLLM, CALL
+    )
     [got] = passed(capture, reply(choice()))["choices"]
     assert got["logprobs"]["token_logprobs"] == [-0.5, -1.0]
     assert (got["token_ids"], got["prompt_token_ids"]) == ([7, 8], [1, 2])
@@ -79,13 +104,21 @@ def test_choices_of_one_prompt_share_it_and_several_prompts_are_nobodys() -> Non
     passed(capture, reply(choice(), choice(1)))
     assert capture.prompt_token_ids == [1, 2]
     capture = DIALECT.capture(ask(DIALECT, prompt=["a", "b"]), VLLM, CALL)
-    passed(capture, reply(choice(), choice(1, prompt_token_ids=[9]), choice(2, prompt_token_ids=[1, 2])))
+    passed(
+        capture,
+        reply(choice(), choice(1, prompt_token_ids=[9]), choice(2, prompt_token_ids=[1, 2])),
+    )
     assert capture.prompt_token_ids is None
     assert len(capture.taken()) == 3
 
 
 @pytest.mark.parametrize(
-    "broken", [{"token_ids": None}, {"logprobs": {"token_logprobs": [None, -1.0]}}, {"logprobs": {"token_logprobs": [-1.0]}}]
+    "broken",
+    [
+        {"token_ids": None},
+        {"logprobs": {"token_logprobs": [None, -1.0]}},
+        {"logprobs": {"token_logprobs": [-1.0]}},
+    ],
 )
 def test_what_does_not_pair_is_null(broken: dict[str, Any]) -> None:
     capture = DIALECT.capture(ask(DIALECT, prompt="a"), VLLM, CALL)
@@ -99,9 +132,13 @@ def test_a_stream_adds_up() -> None:
     chunks = [
         choice(text="a", token_ids=[7], logprobs=one, finish_reason=None),
         choice(text="", token_ids=[9], logprobs=one, finish_reason=None, prompt_token_ids=None),
-        choice(text="b", token_ids=[8], logprobs=one, finish_reason="length", prompt_token_ids=None),
+        choice(
+            text="b", token_ids=[8], logprobs=one, finish_reason="length", prompt_token_ids=None
+        ),
     ]
-    out = [capture.take_chunk({"id": "up", "model": "served", "choices": [chunk]}) for chunk in chunks]
+    out = [
+        capture.take_chunk({"id": "up", "model": "served", "choices": [chunk]}) for chunk in chunks
+    ]
     assert out[1] is None, "a token without text is there only because we asked for ids"
     assert "token_ids" not in msgspec.json.decode(out[0] or b"")["choices"][0]
     [taken] = capture.taken()
@@ -112,9 +149,18 @@ def test_a_stream_adds_up() -> None:
 
 
 def test_what_is_no_completion_is_none() -> None:
-    assert DIALECT.capture(ask(DIALECT, prompt="a"), VLLM, CALL).take_reply({"object": "list"}) is None
+    assert (
+        DIALECT.capture(ask(DIALECT, prompt="a"), VLLM, CALL).take_reply({"object": "list"}) is None
+    )
 
 
 def test_sampling() -> None:
-    sampling = DIALECT.sampling(ask(DIALECT, prompt="a", temperature=0.5, max_tokens=9, seed=3), DEFAULTS)
-    assert (sampling.temperature, sampling.max_tokens, sampling.seed, sampling.grammar) == (0.5, 9, 3, False)
+    sampling = DIALECT.sampling(
+        ask(DIALECT, prompt="a", temperature=0.5, max_tokens=9, seed=3), DEFAULTS
+    )
+    assert (sampling.temperature, sampling.max_tokens, sampling.seed, sampling.grammar) == (
+        0.5,
+        9,
+        3,
+        False,
+    )

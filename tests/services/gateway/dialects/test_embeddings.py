@@ -39,7 +39,10 @@ def test_without_an_input_it_is_no_request() -> None:
 def test_the_body_passes() -> None:
     asked = ask(DIALECT, input=["a"], dimensions=2)
     assert sent(DIALECT, asked, OTHER) == {"model": "gpt-5", "input": ["a"], "dimensions": 2}
-    assert (DIALECT.upstream_headers(asked, VLLM), DIALECT.sampling(asked, DEFAULTS)) == ({}, DEFAULTS)
+    assert (DIALECT.upstream_headers(asked, VLLM), DIALECT.sampling(asked, DEFAULTS)) == (
+        {},
+        DEFAULTS,
+    )
 
 
 def test_the_agent_gets_the_vectors_and_the_log_does_not() -> None:
@@ -47,5 +50,10 @@ def test_the_agent_gets_the_vectors_and_the_log_does_not() -> None:
     assert passed(capture, dict(REPLY)) == REPLY | {"id": f"embd-{CORE}", "model": "policy"}
     assert (capture.taken(), capture.failure(), capture.prompt_tokens) == ((), None, 3)
     head = msgspec.json.decode(capture.response() or "")
-    assert head == {"id": f"embd-{CORE}", "object": "list", "model": "policy", "usage": REPLY["usage"]}
+    assert head == {
+        "id": f"embd-{CORE}",
+        "object": "list",
+        "model": "policy",
+        "usage": REPLY["usage"],
+    }
     assert DIALECT.capture(ask(DIALECT, input="a"), VLLM, CALL).take_reply({"choices": []}) is None

@@ -1,4 +1,6 @@
-"""Anthropic's messages: whole, streamed, refused, broken off; tokens come from the plug-in beside the answer."""
+"""Anthropic's messages: whole, streamed, refused, broken off; tokens come from the plug-in beside
+the answer.
+"""
 
 from __future__ import annotations
 
@@ -45,30 +47,59 @@ def request(**fields: Any) -> Any:
 
 
 def reply(**fields: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {"id": "msg_up", "type": "message", "role": "assistant", "model": "served", "stop_reason": "end_turn"}
-    base |= {"content": [{"type": "text", "text": "hello"}], "usage": {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 4}}
+    base: dict[str, Any] = {
+        "id": "msg_up",
+        "type": "message",
+        "role": "assistant",
+        "model": "served",
+        "stop_reason": "end_turn",
+    }
+    base |= {
+        "content": [{"type": "text", "text": "hello"}],
+        "usage": {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 4},
+    }
     return base | fields
 
 
-def stream(stop: str = "end_turn", *blocks: tuple[dict[str, Any], list[dict[str, Any]]]) -> list[bytes]:
+def stream(
+    stop: str = "end_turn", *blocks: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> list[bytes]:
     text: tuple[dict[str, Any], list[dict[str, Any]]] = (
         {"type": "text", "text": ""},
         [{"type": "text_delta", "text": "hel"}, {"type": "text_delta", "text": "lo"}],
     )
-    start: dict[str, Any] = {"id": "msg_up", "type": "message", "role": "assistant", "model": "served", "content": []}
+    start: dict[str, Any] = {
+        "id": "msg_up",
+        "type": "message",
+        "role": "assistant",
+        "model": "served",
+        "content": [],
+    }
     start["usage"] = {"input_tokens": 3, "output_tokens": 0}
     events: list[dict[str, Any]] = [{"type": "message_start", "message": start}]
     for index, (block, deltas) in enumerate(blocks or (text,)):
         events.append({"type": "content_block_start", "index": index, "content_block": block})
-        events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
+        events += [
+            {"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas
+        ]
         events.append({"type": "content_block_stop", "index": index})
-    events.append({"type": "message_delta", "delta": {"stop_reason": stop, "stop_sequence": None}, "usage": {"output_tokens": 2}})
+    events.append(
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": stop, "stop_sequence": None},
+            "usage": {"output_tokens": 2},
+        }
+    )
     events.append({"type": "message_stop"})
     return [event(one) for one in events]
 
 
 def test_the_body_passes_and_the_plug_in_is_asked() -> None:
-    asked = request(system="s", tools=[{"name": "calc", "input_schema": {}}], metadata={"user_id": "u", "session_id": "s"})
+    asked = request(
+        system="s",
+        tools=[{"name": "calc", "input_schema": {}}],
+        metadata={"user_id": "u", "session_id": "s"},
+    )
     assert sent(DIALECT, asked, VLLM) == {**asked.body, "model": "served"}
     assert DIALECT.upstream_headers(asked, VLLM)["x-fulgurite-tokens"] == "1"
     assert "x-fulgurite-tokens" not in DIALECT.upstream_headers(asked, OTHER)
@@ -90,10 +121,15 @@ def test_a_whole_answer() -> None:
     [taken] = capture.taken()
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 8]
     assert unpack_logprobs(taken.logprobs or b"").tolist() == [-0.5, -1.0]
-    assert msgspec.json.decode(taken.message or "") == {"role": "assistant", "content": [{"type": "text", "text": "hello"}]}
+    assert msgspec.json.decode(taken.message or "") == {
+        "role": "assistant",
+        "content": [{"type": "text", "text": "hello"}],
+    }
     assert (taken.finish_reason, capture.prompt_tokens, capture.completion_tokens) == ("stop", 7, 2)
     assert unpack_ids(capture.prompt() or b"").tolist() == [1, 2]
-    assert capture.said() == [[{"role": "assistant", "content": [{"type": "text", "text": "hello"}]}]]
+    assert capture.said() == [
+        [{"role": "assistant", "content": [{"type": "text", "text": "hello"}]}]
+    ]
     assert "content" not in (capture.response() or "")
 
 
@@ -101,21 +137,41 @@ def test_an_upstream_without_the_plug_in_gives_null_tokens() -> None:
     capture = DIALECT.capture(request(), OTHER, CALL)
     body = passed(capture, reply())
     assert (body["id"], body["model"]) == (f"msg_{CORE}", "served")
-    assert (capture.taken()[0].token_ids, capture.taken()[0].logprobs, capture.prompt()) == (None, None, None)
+    assert (capture.taken()[0].token_ids, capture.taken()[0].logprobs, capture.prompt()) == (
+        None,
+        None,
+        None,
+    )
 
 
 def test_a_stream_leaves_but_for_what_may_be_its_end() -> None:
     capture = DIALECT.capture(request(stream=True), VLLM, CALL)
     start, opened, first, second, *rest = stream()
-    events = [start, opened, tokens([1, 2], [7], [-0.5]), first, tokens([], [8], [-1.0]), b": fulgurite-version policy@1.2", second, *rest]
+    events = [
+        start,
+        opened,
+        tokens([1, 2], [7], [-0.5]),
+        first,
+        tokens([], [8], [-1.0]),
+        b": fulgurite-version policy@1.2",
+        second,
+        *rest,
+    ]
     left, held = play(capture, events)
-    assert left == ["message_start", "content_block_start", "content_block_delta", "content_block_delta"]
+    assert left == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+    ]
     assert held == ["content_block_stop", "message_delta", "message_stop"]
     assert capture.finished()
     [taken] = capture.taken()
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 8]
     assert unpack_logprobs(taken.logprobs or b"").tolist() == [-0.5, -1.0]
-    assert msgspec.json.decode(taken.message or "")["content"] == [{"type": "text", "text": "hello"}]
+    assert msgspec.json.decode(taken.message or "")["content"] == [
+        {"type": "text", "text": "hello"}
+    ]
     assert (capture.version_first, capture.version_last) == ("policy@1.2", "policy@1.2")
     assert (capture.prompt_tokens, capture.completion_tokens) == (3, 2)
 
@@ -125,9 +181,15 @@ def test_the_end_of_a_block_leaves_with_the_next() -> None:
         {"type": "input_json_delta", "partial_json": '{"a":'},
         {"type": "input_json_delta", "partial_json": "1}"},
     ]
-    thought: list[dict[str, Any]] = [{"type": "thinking_delta", "thinking": "hm"}, {"type": "signature_delta", "signature": "s"}]
+    thought: list[dict[str, Any]] = [
+        {"type": "thinking_delta", "thinking": "hm"},
+        {"type": "signature_delta", "signature": "s"},
+    ]
     capture = DIALECT.capture(request(stream=True), VLLM, CALL)
-    left, held = play(capture, stream("tool_use", ({"type": "thinking", "thinking": ""}, thought), (TOOL, arguments)))
+    left, held = play(
+        capture,
+        stream("tool_use", ({"type": "thinking", "thinking": ""}, thought), (TOOL, arguments)),
+    )
     assert left.count("content_block_stop") == held.count("content_block_stop") == 1
     assert held[0] == "content_block_stop"
     [taken] = capture.taken()
@@ -150,7 +212,11 @@ def test_a_stream_that_breaks_off_keeps_what_came() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [{"type": "error", "error": {"type": "overloaded_error", "message": "too much"}}, {"error": {"message": "too much"}}]
+    "data",
+    [
+        {"type": "error", "error": {"type": "overloaded_error", "message": "too much"}},
+        {"error": {"message": "too much"}},
+    ],
 )
 def test_an_error_within_the_stream_is_noticed(data: dict[str, Any]) -> None:
     capture = DIALECT.capture(request(stream=True), VLLM, CALL)
@@ -182,9 +248,15 @@ def test_ids_without_logprobs_are_kept() -> None:
 
 @pytest.mark.parametrize(
     ("stop", "arguments", "kind"),
-    [("max_tokens", '{"a":1}', FailureKind.truncated), ("tool_use", '{"a":', FailureKind.tool_parse_error), ("end_turn", "{}", None)],
+    [
+        ("max_tokens", '{"a":1}', FailureKind.truncated),
+        ("tool_use", '{"a":', FailureKind.tool_parse_error),
+        ("end_turn", "{}", None),
+    ],
 )
-def test_what_is_wrong_with_an_answer_has_a_kind(stop: str, arguments: str, kind: FailureKind | None) -> None:
+def test_what_is_wrong_with_an_answer_has_a_kind(
+    stop: str, arguments: str, kind: FailureKind | None
+) -> None:
     capture = DIALECT.capture(request(stream=True), VLLM, CALL)
     play(capture, stream(stop, (TOOL, [{"type": "input_json_delta", "partial_json": arguments}])))
     assert capture.failure() is kind
@@ -235,13 +307,23 @@ def test_counting_tokens_belongs_to_its_conversation_and_answers_nothing() -> No
     assert capture.response() == '{"input_tokens":5,"usage":null}'
 
 
-def test_a_thread_is_refused_in_the_words_that_make_anthropics_client_send_the_whole_conversation() -> None:
-    body = {"model": "policy", "max_tokens": 8, "messages": [{"role": "user", "content": "?"}], "thread": {"type": "create"}}
+def test_a_thread_is_refused_in_the_words_that_make_anthropics_client_send_the_whole_conversation() -> (
+    None
+):
+    body = {
+        "model": "policy",
+        "max_tokens": 8,
+        "messages": [{"role": "user", "content": "?"}],
+        "thread": {"type": "create"},
+    }
     with pytest.raises(InvalidRequest) as caught:
         Messages().parse(msgspec.json.encode(body))
     error = msgspec.json.decode(Messages().error_body(caught.value))["error"]
     assert error["type"] == "invalid_request_error"
-    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert error["details"] == {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }
 
 
 @pytest.mark.parametrize("dialect", [Messages(), CountTokens()])
@@ -252,13 +334,27 @@ def test_a_thread_is_refused_in_the_words_that_make_anthropics_client_send_the_w
         ("container", {"id": "container_1", "skills": []}),
         ("mcp_servers", [{"type": "url", "url": "https://example.org", "name": "x"}]),
         ("context_management", {"edits": [{"type": "clear_tool_uses_20250919"}]}),
-        ("context_management", {"edits": [{"type": "clear_thinking_20251015", "keep": {"type": "thinking_turns", "value": 1}}]}),
+        (
+            "context_management",
+            {
+                "edits": [
+                    {
+                        "type": "clear_thinking_20251015",
+                        "keep": {"type": "thinking_turns", "value": 1},
+                    }
+                ]
+            },
+        ),
         ("context_management", {}),
         ("context_management", {"edits": [None]}),
     ],
 )
-def test_state_that_nobody_keeps_is_refused_by_name(dialect: Messages, field: str, value: Any) -> None:
-    with pytest.raises(InvalidRequest, match=f"`{field}` is not supported: .* Leave it out") as caught:
+def test_state_that_nobody_keeps_is_refused_by_name(
+    dialect: Messages, field: str, value: Any
+) -> None:
+    with pytest.raises(
+        InvalidRequest, match=f"`{field}` is not supported: .* Leave it out"
+    ) as caught:
         ask(dialect, messages=MESSAGES, max_tokens=8, **{field: value})
     assert caught.value.param == field
 

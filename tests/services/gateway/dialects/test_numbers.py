@@ -53,10 +53,31 @@ TEXTS = st.one_of(
     st.floats().map(str),
     st.integers().map(str),
     st.integers(-5, 5).map(lambda n: f" {n}.0 "),
-    st.sampled_from(["true", "false", "yes", "off", "1_000", "1e3", "nan", "inf", "-Infinity", "0x10", "", "٣", "9" * 5000]),
+    st.sampled_from(
+        [
+            "true",
+            "false",
+            "yes",
+            "off",
+            "1_000",
+            "1e3",
+            "nan",
+            "inf",
+            "-Infinity",
+            "0x10",
+            "",
+            "٣",
+            "9" * 5000,
+        ]
+    ),
 )
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), TEXTS, st.lists(st.integers(), max_size=2)
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    TEXTS,
+    st.lists(st.integers(), max_size=2),
 )
 
 
@@ -77,7 +98,9 @@ def test_what_is_taken_is_what_the_engine_reads(name: str, value: Any) -> None:
     read = getattr(Engine.model_validate({name: value}), name)
     # A whole number beyond 2^53 is not exactly a float.
     assert body[name] == read or float(body[name]) == read
-    assert read is None or (type(read) is KINDS[name] and (type(body[name]) is type(read) or KINDS[name] is float))
+    assert read is None or (
+        type(read) is KINDS[name] and (type(body[name]) is type(read) or KINDS[name] is float)
+    )
     msgspec.json.encode(body)
 
 
@@ -89,10 +112,14 @@ def _readable(name: str, value: Any) -> bool:
     if KINDS[name] is int and read is not None:
         bits = 63 if name == "seed" else 31
         return -(1 << bits) <= read < 1 << bits
-    return read is None or (math.isfinite(read) and (type(value) is not int or abs(value) <= 1 << 63))
+    return read is None or (
+        math.isfinite(read) and (type(value) is not int or abs(value) <= 1 << 63)
+    )
 
 
-@pytest.mark.parametrize("name", ["top_k", "max_tokens", "max_completion_tokens", "n", "min_tokens"])
+@pytest.mark.parametrize(
+    "name", ["top_k", "max_tokens", "max_completion_tokens", "n", "min_tokens"]
+)
 @pytest.mark.parametrize("value", [2147483648, "2147483648", -2147483649, 4294967296.0, 1 << 70])
 def test_what_does_not_fit_the_log_is_refused(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=f"`{name}` must lie between"):
@@ -108,7 +135,11 @@ def test_what_is_no_finite_number_is_refused(value: Any) -> None:
 def test_declared_sampling_replaces_what_came_as_text() -> None:
     request = Chat().parse(b'{"model":"policy","messages":[],"temperature":"0","top_k":"1"}')
     sampling = Chat().sampling(request, SamplingDefaults().sampling())
-    route = GatewaySettings.model_validate({"signing_keys": "k1:0123456789abcdef"}).routes()["policy"]
-    sampled = TrainSamplings({"policy": TrainSampling()}).apply(request, sampling, route, Mode.train)
+    route = GatewaySettings.model_validate({"signing_keys": "k1:0123456789abcdef"}).routes()[
+        "policy"
+    ]
+    sampled = TrainSamplings({"policy": TrainSampling()}).apply(
+        request, sampling, route, Mode.train
+    )
     assert (sampled.sampling.temperature, sampled.sampling.top_k) == (1.0, 0)
     assert (sampled.request.body["temperature"], sampled.request.body["top_k"]) == (1.0, 0)

@@ -26,7 +26,10 @@ def read(*comments: bytes) -> tuple[bytes | None, bytes | None, bytes | None]:
 def test_what_was_sent(prompt: list[int], sizes: list[int], data: st.DataObject) -> None:
     ids = [data.draw(st.lists(_ID, min_size=size, max_size=size)) for size in sizes]
     logprobs = [data.draw(st.lists(_LOGPROB, min_size=size, max_size=size)) for size in sizes]
-    comments = [tokens([] if number else prompt, *new) for number, new in enumerate(zip(ids, logprobs, strict=True))]
+    comments = [
+        tokens([] if number else prompt, *new)
+        for number, new in enumerate(zip(ids, logprobs, strict=True))
+    ]
     every_id, every_logprob = pack_ids(list(chain(*ids))), pack_logprobs(list(chain(*logprobs)))
     assert read(*comments) == (pack_ids(prompt) or None, every_id, every_logprob)
 

@@ -1,4 +1,6 @@
-"""OpenAI's responses: ids that work as `previous_response_id`, items that add up, markers that wait."""
+"""OpenAI's responses: ids that work as `previous_response_id`, items that add up, markers that
+wait.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,18 @@ FUNCTION: dict[str, Any] = {
 
 
 def response(*output: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {"id": "resp_up", "object": "response", "model": "served", "status": "completed", "previous_response_id": None}
-    base |= {"output": list(output), "tools": [], "usage": {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}}
+    base: dict[str, Any] = {
+        "id": "resp_up",
+        "object": "response",
+        "model": "served",
+        "status": "completed",
+        "previous_response_id": None,
+    }
+    base |= {
+        "output": list(output),
+        "tools": [],
+        "usage": {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5},
+    }
     return base | fields
 
 
@@ -60,15 +72,39 @@ def stream(*items: dict[str, Any], end: str = "completed") -> list[bytes]:
     for index, item in enumerate(items):
         at = {"output_index": index, "item_id": item["id"]}
         if item["type"] == "message":
-            events.append({"type": "response.output_item.added", **at, "item": {**item, "content": []}})
-            events.append({"type": "response.content_part.added", **at, "part": {"type": "output_text", "text": ""}})
-            events += [{"type": "response.output_text.delta", **at, "delta": letter} for letter in item["content"][0]["text"]]
-            events.append({"type": "response.output_text.done", **at, "text": item["content"][0]["text"]})
+            events.append(
+                {"type": "response.output_item.added", **at, "item": {**item, "content": []}}
+            )
+            events.append(
+                {
+                    "type": "response.content_part.added",
+                    **at,
+                    "part": {"type": "output_text", "text": ""},
+                }
+            )
+            events += [
+                {"type": "response.output_text.delta", **at, "delta": letter}
+                for letter in item["content"][0]["text"]
+            ]
+            events.append(
+                {"type": "response.output_text.done", **at, "text": item["content"][0]["text"]}
+            )
             events.append({"type": "response.content_part.done", **at, "part": item["content"][0]})
         else:
-            events.append({"type": "response.output_item.added", **at, "item": {**item, "arguments": ""}})
-            events += [{"type": "response.function_call_arguments.delta", **at, "delta": letter} for letter in item["arguments"]]
-            events.append({"type": "response.function_call_arguments.done", **at, "arguments": item["arguments"]})
+            events.append(
+                {"type": "response.output_item.added", **at, "item": {**item, "arguments": ""}}
+            )
+            events += [
+                {"type": "response.function_call_arguments.delta", **at, "delta": letter}
+                for letter in item["arguments"]
+            ]
+            events.append(
+                {
+                    "type": "response.function_call_arguments.done",
+                    **at,
+                    "arguments": item["arguments"],
+                }
+            )
         events.append({"type": "response.output_item.done", **at, "item": item})
     events.append({"type": f"response.{end}", "response": response(*items, status=end)})
     return [event(one) for one in events]
@@ -76,7 +112,12 @@ def stream(*items: dict[str, Any], end: str = "completed") -> list[bytes]:
 
 @pytest.mark.parametrize(
     ("fields", "param"),
-    [({}, "input"), ({"input": 3}, "input"), ({"input": "a", "background": True}, "background"), ({"input": "a", "stream": 1}, "stream")],
+    [
+        ({}, "input"),
+        ({"input": 3}, "input"),
+        ({"input": "a", "background": True}, "background"),
+        ({"input": "a", "stream": 1}, "stream"),
+    ],
 )
 def test_what_is_no_request_is_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -113,7 +154,9 @@ def test_what_a_request_builds_on_comes_first_and_no_state_is_named(given: Any) 
         assert body["input"] == [*before, {"role": "user", "content": "more"}]
         assert "previous_response_id" not in body
         assert body["temperature"] == 1
-    assert sent(DIALECT, following(ask(DIALECT, prompt={"id": "p"}), before), OTHER)["input"] == before
+    assert (
+        sent(DIALECT, following(ask(DIALECT, prompt={"id": "p"}), before), OTHER)["input"] == before
+    )
 
 
 def test_a_conversation_is_known_only_from_a_request_that_holds_all_of_it() -> None:
@@ -126,8 +169,16 @@ def test_a_conversation_is_known_only_from_a_request_that_holds_all_of_it() -> N
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("conversation", "conv_1", "send the whole conversation in `input`, or `previous_response_id`"),
-        ("conversation", {"id": "conv_1"}, "send the whole conversation in `input`, or `previous_response_id`"),
+        (
+            "conversation",
+            "conv_1",
+            "send the whole conversation in `input`, or `previous_response_id`",
+        ),
+        (
+            "conversation",
+            {"id": "conv_1"},
+            "send the whole conversation in `input`, or `previous_response_id`",
+        ),
         ("background", True, "Leave it out"),
         ("context_management", [{"type": "compaction", "compact_threshold": 1000}], "Leave it out"),
     ],
@@ -152,7 +203,10 @@ def test_a_stored_prompt_is_refused_where_it_would_be_ignored() -> None:
 def test_a_whole_answer() -> None:
     capture = DIALECT.capture(ask(DIALECT, input="hi"), VLLM, CALL)
     field = [[part.decode() for part in packed([1, 2], [7, 8], [-0.5, -1.0])]]
-    assert passed(capture, response(MESSAGE, fulgurite_tokens=field)) == response(MESSAGE) | {"id": OURS, "model": "policy"}
+    assert passed(capture, response(MESSAGE, fulgurite_tokens=field)) == response(MESSAGE) | {
+        "id": OURS,
+        "model": "policy",
+    }
     [taken] = capture.taken()
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 8]
     assert unpack_logprobs(taken.logprobs or b"").tolist() == [-0.5, -1.0]
@@ -166,20 +220,37 @@ def test_another_upstreams_id_is_part_of_ours() -> None:
     before = f"{OURS}.resp_before"
     capture = DIALECT.capture(ask(DIALECT, input="hi", previous_response_id=before), OTHER, CALL)
     body = passed(capture, response(MESSAGE, previous_response_id="resp_before"))
-    assert (body["id"], body["model"], body["previous_response_id"]) == (f"{OURS}.resp_up", "served", before)
+    assert (body["id"], body["model"], body["previous_response_id"]) == (
+        f"{OURS}.resp_up",
+        "served",
+        before,
+    )
 
 
 def test_a_stream_leaves_but_for_what_may_be_its_end() -> None:
     capture = DIALECT.capture(ask(DIALECT, input="hi", stream=True), VLLM, CALL)
     events = stream(MESSAGE, FUNCTION)
-    left, held = play(capture, [*events[:2], tokens([1, 2], [7], [-0.5]), *events[2:6], tokens([], [8], [-1.0]), *events[6:]])
+    left, held = play(
+        capture,
+        [
+            *events[:2],
+            tokens([1, 2], [7], [-0.5]),
+            *events[2:6],
+            tokens([], [8], [-1.0]),
+            *events[6:],
+        ],
+    )
     assert left[:3] == ["response.created", "response.in_progress", "response.output_item.added"]
     assert [kind for kind in left if kind.endswith(".done")] == [
         "response.output_text.done",
         "response.content_part.done",
         "response.output_item.done",
     ]
-    assert held == ["response.function_call_arguments.done", "response.output_item.done", "response.completed"]
+    assert held == [
+        "response.function_call_arguments.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
     [taken] = capture.taken()
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 8]
     assert msgspec.json.decode(taken.message or "")["output"] == [MESSAGE, FUNCTION]
@@ -208,14 +279,19 @@ def test_a_stream_that_breaks_off_keeps_what_came() -> None:
     assert (taken.finish_reason, unpack_ids(taken.token_ids or b"").tolist()) == (None, [7])
     capture = DIALECT.capture(ask(DIALECT, input="hi", stream=True), VLLM, CALL)
     play(capture, events[:6])
-    assert msgspec.json.decode(capture.taken()[0].message or "")["output"][0]["content"] == [{"type": "output_text", "text": "he"}]
+    assert msgspec.json.decode(capture.taken()[0].message or "")["output"][0]["content"] == [
+        {"type": "output_text", "text": "he"}
+    ]
 
 
 @pytest.mark.parametrize(
     "data",
     [
         {"type": "error", "code": "x", "message": "died"},
-        {"type": "response.failed", "response": response(status="failed", error={"code": "x", "message": "died"})},
+        {
+            "type": "response.failed",
+            "response": response(status="failed", error={"code": "x", "message": "died"}),
+        },
         {"error": {"message": "died"}},
     ],
 )
@@ -231,7 +307,11 @@ def test_an_error_within_the_stream_is_noticed(data: dict[str, Any]) -> None:
         (response(FUNCTION), "tool_calls", None),
         (response({**FUNCTION, "arguments": '{"a":'}), "tool_calls", FailureKind.tool_parse_error),
         (response(MESSAGE, status="incomplete"), "length", FailureKind.truncated),
-        (response(MESSAGE, status="incomplete", incomplete_details={"reason": "content_filter"}), "content_filter", None),
+        (
+            response(MESSAGE, status="incomplete", incomplete_details={"reason": "content_filter"}),
+            "content_filter",
+            None,
+        ),
         (response(status="failed"), "failed", FailureKind.upstream_error),
     ],
 )
@@ -249,7 +329,12 @@ def test_an_error_event_is_one_that_official_clients_raise() -> None:
     name, data = DIALECT.error_event(InvalidRequest("x", param="input")).strip().split(b"\n")
     body = msgspec.json.decode(data.removeprefix(b"data: "))
     assert name == b"event: error"
-    assert (body["type"], body["message"], body["error"]["message"], body["param"]) == ("error", "x", "x", "input")
+    assert (body["type"], body["message"], body["error"]["message"], body["param"]) == (
+        "error",
+        "x",
+        "x",
+        "input",
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,5 +347,7 @@ def test_an_error_event_is_one_that_official_clients_raise() -> None:
     ],
 )
 def test_sampling(fields: dict[str, Any], grammar: bool) -> None:
-    sampling = DIALECT.sampling(ask(DIALECT, input="hi", temperature=0.5, max_output_tokens=7, **fields), DEFAULTS)
+    sampling = DIALECT.sampling(
+        ask(DIALECT, input="hi", temperature=0.5, max_output_tokens=7, **fields), DEFAULTS
+    )
     assert (sampling.temperature, sampling.max_tokens, sampling.grammar) == (0.5, 7, grammar)

@@ -43,17 +43,26 @@ CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 
 async def read(*pieces: bytes, bounds: asgi.BodyBounds = BOUNDS, **headers: str) -> bytes:
-    waiting: list[Message] = [{"type": "http.request", "body": piece, "more_body": at < len(pieces) - 1} for at, piece in enumerate(pieces)]
+    waiting: list[Message] = [
+        {"type": "http.request", "body": piece, "more_body": at < len(pieces) - 1}
+        for at, piece in enumerate(pieces)
+    ]
 
     async def receive() -> Message:
         return waiting.pop(0)
 
-    return await asgi.read_body({name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}, receive, bounds)
+    return await asgi.read_body(
+        {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()},
+        receive,
+        bounds,
+    )
 
 
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("body", [b"", b"{}", b"x" * LIMIT])
-async def test_compressed_bodies_are_read_up_to_the_limit_once_inflated(coding: str, body: bytes) -> None:
+async def test_compressed_bodies_are_read_up_to_the_limit_once_inflated(
+    coding: str, body: bytes
+) -> None:
     name, squeeze = CODINGS[coding]
     assert await read(squeeze(body), content_encoding=name) == body
     with pytest.raises(BodyTooLarge, match="FULGURITE_MAX_BODY_BYTES"):

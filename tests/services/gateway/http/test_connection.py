@@ -1,4 +1,6 @@
-"""Connections of clients that have shown no key: heads, silence and numbers are bounded, and the next client gets through."""
+"""Connections of clients that have shown no key: heads, silence and numbers are bounded, and the
+next client gets through.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ Connect = Callable[[], Any]
 
 async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
     """Without a look at the body."""
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+    )
     await send({"type": "http.response.body", "body": b"ok"})
 
 
@@ -43,7 +47,13 @@ async def echo(_scope: Scope, receive: Receive, send: Send) -> None:
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
     body = str(size).encode()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-length", str(len(body)).encode())],
+        }
+    )
     await send({"type": "http.response.body", "body": body})
 
 
@@ -52,11 +62,15 @@ async def serving(
     app: object = answer, request_timeout_s: float = 60.0, most: int = 100, keep_alive_s: int = 60
 ) -> AsyncGenerator[Connect]:
     """Makes connections to uvicorn with such limits."""
-    config = uvicorn.Config(cast(Any, app), lifespan="off", log_config=None, timeout_keep_alive=keep_alive_s)
+    config = uvicorn.Config(
+        cast(Any, app), lifespan="off", log_config=None, timeout_keep_alive=keep_alive_s
+    )
     config.load()
     state, made = ServerState(), protocol_class(60.0, request_timeout_s, most)
     async with AsyncExitStack() as stack:
-        server = await asyncio.get_running_loop().create_server(lambda: made(config, state, {}), "127.0.0.1", 0)
+        server = await asyncio.get_running_loop().create_server(
+            lambda: made(config, state, {}), "127.0.0.1", 0
+        )
         stack.push_async_callback(server.wait_closed)
         stack.callback(server.close)
 
@@ -71,7 +85,11 @@ async def serving(
 async def said(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     """Status and body of one answer."""
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
-    length = int(next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")).split(b":")[1])
+    length = int(
+        next(
+            line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+        ).split(b":")[1]
+    )
     return int(head.split()[1]), await reader.readexactly(length)
 
 
@@ -123,7 +141,10 @@ async def test_a_header_without_an_end_is_not_kept() -> None:
 async def test_trailers_without_an_end_are_not_kept() -> None:
     async with serving(echo) as connect:
         reader, writer = await connect()
-        await write(writer, b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+        await write(
+            writer,
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n",
+        )
         for _ in range(10 * MAX_HEADERS):
             await write(writer, b"a: b\r\n")
             await asyncio.sleep(0)
@@ -134,9 +155,19 @@ async def test_heads_and_bodies_within_the_bounds_pass_on_one_connection() -> No
     async with serving(echo) as connect:
         reader, writer = await connect()
         for size in (0, 5, 500_000):
-            await write(writer, b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\na: %s\r\n\r\n" % (size, b"b" * 50_000) + bytes(size))
+            await write(
+                writer,
+                b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\na: %s\r\n\r\n"
+                % (size, b"b" * 50_000)
+                + bytes(size),
+            )
             assert await said(reader) == (200, str(size).encode())
-        await write(writer, b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n")
+        await write(
+            writer,
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+            + b"1\r\nx\r\n" * 40_000
+            + b"0\r\n\r\n",
+        )
         assert await said(reader) == (200, b"40000")
         many = b"".join(b"h%d: x\r\n" % number for number in range(MAX_HEADERS - 1))
         await write(writer, (b"GET / HTTP/1.1\r\n" + many + b"\r\n") * 20)
@@ -179,7 +210,9 @@ async def test_a_refused_body_that_trickles_in_closes_the_connection() -> None:
         await ended_while_trickling(reader, writer)
 
 
-async def ended_while_trickling(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+async def ended_while_trickling(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> bytes:
     """What comes until the other side closes, although more is sent all the time."""
 
     async def trickle() -> None:
@@ -240,7 +273,9 @@ async def test_a_request_under_way_is_not_closed_for_another() -> None:
         assert await said(reader) == (200, b"ok")
 
 
-def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     limits = {"now": (1024, 4096)}
 
     def get(_which: int) -> tuple[int, int]:
@@ -269,14 +304,28 @@ HEADS = (
 
 
 @settings(max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from(HEADS), st.integers(0, 90), st.binary(max_size=6), st.integers(0, 6)), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(HEADS), st.integers(0, 90), st.binary(max_size=6), st.integers(0, 6)
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_no_bytes_upset_a_connection(changes: list[tuple[bytes, int, bytes, int]]) -> None:
-    """Whatever comes is answered or closed, without an exception, and the next connection is served."""
-    sent = b"".join(head[:at] + inserted + head[at + removed :] for head, at, inserted, removed in changes)
+    """Whatever comes is answered or closed, without an exception, and the next connection is
+    served.
+    """
+    sent = b"".join(
+        head[:at] + inserted + head[at + removed :] for head, at, inserted, removed in changes
+    )
 
     async def go() -> None:
         upset: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: upset.append(context))
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, context: upset.append(context)
+        )
         async with serving(echo) as connect:
             reader, writer = await connect()
             await write(writer, sent)

@@ -1,4 +1,6 @@
-"""A stream that is kept alive: something comes in every silence, between events only, and never after the end."""
+"""A stream that is kept alive: something comes in every silence, between events only, and never
+after the end.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ QUICK_S = 0.001
 
 
 class Client:
-    """What was sent, and a way to wait for more; a slow one takes what it is sent only when it is let."""
+    """What was sent, and a way to wait for more; a slow one takes what it is sent only when it is
+    let.
+    """
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -65,7 +69,9 @@ async def test_a_silence_before_anything_begins_the_reply() -> None:
         await client.beats(seen + 2)
         await stream.end(b"data: [DONE]\n\n")
     starts = [message for message in client.messages if message["type"] == "http.response.start"]
-    assert [(start["status"], (b"x", b"y") in start["headers"]) for start in starts] == [(200, True)]
+    assert [(start["status"], (b"x", b"y") in start["headers"]) for start in starts] == [
+        (200, True)
+    ]
     assert client.messages[-1]["body"] == b"data: [DONE]\n\n"
     assert client.body.replace(COMMENT, b"") == b"data: 1\n\ndata: [DONE]\n\n"
 
@@ -117,9 +123,14 @@ async def test_who_leaves_hears_no_more() -> None:
     assert client.body == said
 
 
-@given(st.lists(st.tuples(st.binary(max_size=6), st.integers(0, 3)), max_size=8), st.sampled_from((COMMENT, PING)))
+@given(
+    st.lists(st.tuples(st.binary(max_size=6), st.integers(0, 3)), max_size=8),
+    st.sampled_from((COMMENT, PING)),
+)
 @settings(max_examples=40, deadline=None)
-def test_events_are_what_they_were_without_what_keeps_alive(events: list[tuple[bytes, int]], beat: bytes) -> None:
+def test_events_are_what_they_were_without_what_keeps_alive(
+    events: list[tuple[bytes, int]], beat: bytes
+) -> None:
     async def play() -> bytes:
         client = Client()
         async with kept(client, beat) as stream:
@@ -133,7 +144,11 @@ def test_events_are_what_they_were_without_what_keeps_alive(events: list[tuple[b
         assert client.messages[-1]["more_body"] is False
         return client.body.replace(beat, b"")
 
-    assert asyncio.run(play()) == b"".join(b"data: " + text.hex().encode() + b"\n\n" for text, _ in events) + b"data: end\n\n"
+    assert (
+        asyncio.run(play())
+        == b"".join(b"data: " + text.hex().encode() + b"\n\n" for text, _ in events)
+        + b"data: end\n\n"
+    )
 
 
 async def test_without_it_nothing_but_events_is_sent() -> None:
@@ -142,15 +157,23 @@ async def test_without_it_nothing_but_events_is_sent() -> None:
         await stream.start()
         await stream.piece(b"data: 1\n\n")
         await stream.end(b"data: 2\n\n")
-    assert [message.get("body") for message in client.messages] == [None, b"data: 1\n\n", b"data: 2\n\n"]
+    assert [message.get("body") for message in client.messages] == [
+        None,
+        b"data: 1\n\n",
+        b"data: 2\n\n",
+    ]
 
 
-@pytest.mark.parametrize(("asked", "expected"), [(None, 7.0), (b"5", 5.0), (b"0.5", 0.5), (b"0", 0.0), (b"3600", 3600.0)])
+@pytest.mark.parametrize(
+    ("asked", "expected"), [(None, 7.0), (b"5", 5.0), (b"0.5", 0.5), (b"0", 0.0), (b"3600", 3600.0)]
+)
 def test_the_client_says_how_long_a_silence_may_be(asked: bytes | None, expected: float) -> None:
     assert keep_alive_s({} if asked is None else {KEEP_ALIVE_HEADER: asked}, 7.0) == expected
 
 
-@pytest.mark.parametrize("asked", [b"", b"soon", b"-1", b"0.01", b"nan", b"inf", b"1e9", b"\xff" * 100])
+@pytest.mark.parametrize(
+    "asked", [b"", b"soon", b"-1", b"0.01", b"nan", b"inf", b"1e9", b"\xff" * 100]
+)
 def test_another_word_for_it_is_refused(asked: bytes) -> None:
     with pytest.raises(InvalidRequest, match="x-fulgurite-keep-alive"):
         keep_alive_s({KEEP_ALIVE_HEADER: asked}, 0.0)
@@ -158,12 +181,26 @@ def test_another_word_for_it_is_refused(asked: bytes) -> None:
 
 def chunk(content: str, finish_reason: str | None = None) -> bytes:
     choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish_reason}
-    body = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    body = {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m",
+        "choices": [choice],
+    }
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
 async def test_openais_client_skips_it() -> None:
-    body = COMMENT + chunk("Hello") + COMMENT + COMMENT + chunk(" there", "stop") + COMMENT + b"data: [DONE]\n\n"
+    body = (
+        COMMENT
+        + chunk("Hello")
+        + COMMENT
+        + COMMENT
+        + chunk(" there", "stop")
+        + COMMENT
+        + b"data: [DONE]\n\n"
+    )
 
     def answer(_request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body)

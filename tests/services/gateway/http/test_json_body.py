@@ -16,7 +16,10 @@ from services.gateway.http.json_body import MAX_DEPTH, decode_body, has_more_val
 
 JSON = st.recursive(
     st.none() | st.integers(-9, 9) | st.text(alphabet='ab,[]{}"\\ü', max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet='a,["\\', max_size=3), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(alphabet='a,["\\', max_size=3), inner, max_size=4)
+    ),
     max_leaves=40,
 )
 
@@ -38,7 +41,9 @@ def depth(value: Any) -> int:
 
 
 @given(JSON, st.booleans(), st.integers(1, 7))
-async def test_values_are_counted_as_if_they_had_been_built(value: Any, ascii_only: bool, piece: int) -> None:
+async def test_values_are_counted_as_if_they_had_been_built(
+    value: Any, ascii_only: bool, piece: int
+) -> None:
     raw = json.dumps(value, ensure_ascii=ascii_only).encode()
     count = marks(value)
     with pytest.MonkeyPatch.context() as patch:

@@ -78,12 +78,16 @@ async def test_a_head_for_nobody_is_dropped() -> None:
 
 
 @asynccontextmanager
-async def serving(app: object, write_timeout_s: float) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def serving(
+    app: object, write_timeout_s: float
+) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to uvicorn with such a limit."""
     config = uvicorn.Config(cast(Any, app), lifespan="off", log_config=None)
     config.load()
     state, made = ServerState(), protocol_class(write_timeout_s)
-    server = await asyncio.get_running_loop().create_server(lambda: made(config, state, {}), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: made(config, state, {}), "127.0.0.1", 0
+    )
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), limit=1024)
     try:
         yield reader, writer
@@ -100,7 +104,9 @@ async def test_a_client_that_reads_nothing_is_disconnected() -> None:
         async def write() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             while True:
-                await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
+                await send(
+                    {"type": "http.response.body", "body": bytes(100_000), "more_body": True}
+                )
                 await asyncio.sleep(0)
 
         writing = asyncio.create_task(write())
@@ -119,7 +125,13 @@ async def test_a_client_that_reads_late_gets_everything() -> None:
     full = asyncio.Event()
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(size).encode())]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-length", str(size).encode())],
+            }
+        )
         await send({"type": "http.response.body", "body": bytes(size), "more_body": True})
         full.set()
         await send({"type": "http.response.body", "body": b""})
@@ -136,7 +148,13 @@ async def test_uvicorn_serves_whole_replies_and_streams_with_it() -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         whole = scope["path"] == "/whole"
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")] if whole else []})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-length", b"4")] if whole else [],
+            }
+        )
         if not whole:
             await go_on.wait()
         await send({"type": "http.response.body", "body": b"body"})
@@ -144,7 +162,9 @@ async def test_uvicorn_serves_whole_replies_and_streams_with_it() -> None:
     config = uvicorn.Config(cast(Any, app), lifespan="off", log_config=None)
     config.load()
     state = ServerState()
-    server = await asyncio.get_running_loop().create_server(lambda: OneWriteProtocol(config, state, {}), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: OneWriteProtocol(config, state, {}), "127.0.0.1", 0
+    )
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     writer.write(b"GET /whole HTTP/1.1\r\nhost: x\r\n\r\n")
     assert (await reader.readuntil(b"\r\n\r\nbody")).startswith(b"HTTP/1.1 200 OK\r\n")

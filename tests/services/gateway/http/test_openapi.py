@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from services.common.kafka.client import KafkaSettings
-from services.gateway.dialects import DIALECTS
+from services.gateway.dialects.registry import DIALECTS
 from services.gateway.http.openapi_calls import CALLS
 from services.gateway.main import create_app
 from services.gateway.settings import GatewaySettings
@@ -17,7 +17,9 @@ from services.gateway.settings import GatewaySettings
 
 @pytest.fixture
 def page() -> dict[str, Any]:
-    app: FastAPI = create_app(GatewaySettings.model_validate({"signing_keys": "k1:0123456789abcdef"}), KafkaSettings())
+    app: FastAPI = create_app(
+        GatewaySettings.model_validate({"signing_keys": "k1:0123456789abcdef"}), KafkaSettings()
+    )
     return app.openapi()
 
 

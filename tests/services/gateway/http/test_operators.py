@@ -1,4 +1,6 @@
-"""What operators alone are told where there is a key for them, and how often readiness asks an upstream."""
+"""What operators alone are told where there is a key for them, and how often readiness asks an
+upstream.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,15 @@ async def test_readiness_has_a_status_for_all_and_reasons_for_operators(tmp_path
         nobody = await gateway.ask("GET", "/readyz", [], b"")
         operator = await gateway.ask("GET", "/readyz", [("authorization", "Bearer ops")], b"")
     assert (nobody.status, nobody.json()) == (200, {"ready": True})
-    assert (operator.status, operator.json()["upstreams"]) == (200, {"vllm": "reachable", "other": "reachable"})
+    assert (operator.status, operator.json()["upstreams"]) == (
+        200,
+        {"vllm": "reachable", "other": "reachable"},
+    )
 
 
-async def test_an_upstream_is_not_asked_each_time_that_readiness_is(tmp_path: Path, asked: list[str]) -> None:
+async def test_an_upstream_is_not_asked_each_time_that_readiness_is(
+    tmp_path: Path, asked: list[str]
+) -> None:
     async with in_process(tmp_path) as gateway:
         for _ in range(20):
             assert (await gateway.ask("GET", "/readyz", [], b"")).status == 200

@@ -16,7 +16,10 @@ WANTS = Wants(logprobs=False, token_ids=False, usage=True)
 
 
 def event(*choices: tuple[int, str, str | None]) -> bytes:
-    parts = [{"index": index, "delta": {"content": text}, "finish_reason": finish} for index, text, finish in choices]
+    parts = [
+        {"index": index, "delta": {"content": text}, "finish_reason": finish}
+        for index, text, finish in choices
+    ]
     return b"data: " + json.dumps({"id": "up", "choices": parts}).encode()
 
 
@@ -73,13 +76,24 @@ def test_an_error_within_the_stream_does_not_release_what_is_held() -> None:
 
 def test_data_over_several_lines_is_one_event() -> None:
     stream, capture = relay()
-    passed = stream.take(b'event: x\ndata: {"choices": [\ndata: {"index": 0, "delta": {"content": "a"}}]}') or b""
+    passed = (
+        stream.take(
+            b'event: x\ndata: {"choices": [\ndata: {"index": 0, "delta": {"content": "a"}}]}'
+        )
+        or b""
+    )
     assert passed.startswith(b"event: x\ndata: {")
     assert capture.choices[0].message == {"content": "a"}
 
 
-@given(st.lists(st.sampled_from([b"data: one", b": two", b"data: three\ndata: four"]), max_size=6), st.data(), st.booleans())
-def test_events_are_the_same_however_the_bytes_arrive(events: list[bytes], data: st.DataObject, crlf: bool) -> None:
+@given(
+    st.lists(st.sampled_from([b"data: one", b": two", b"data: three\ndata: four"]), max_size=6),
+    st.data(),
+    st.booleans(),
+)
+def test_events_are_the_same_however_the_bytes_arrive(
+    events: list[bytes], data: st.DataObject, crlf: bool
+) -> None:
     text = b"".join(event + b"\n\n" for event in events)
     if crlf:
         text = text.replace(b"\n", b"\r\n")

@@ -52,7 +52,12 @@ class StuckStore(MemoryStore):
 def results(metrics: Metrics) -> dict[str, float]:
     found: dict[str, float] = {}
     for result in ("recognised", "ambiguous", "unknown", "store_down"):
-        found[result] = metrics.registry.get_sample_value("fulgurite_gateway_inference_total", {"result": result}) or 0
+        found[result] = (
+            metrics.registry.get_sample_value(
+                "fulgurite_gateway_inference_total", {"result": result}
+            )
+            or 0
+        )
     return found
 
 
@@ -70,7 +75,9 @@ async def test_an_answer_sent_back_is_recognised_at_one_look_up() -> None:
         before = store.trips
         assert await inference.find(follow_up) == "ro_1"
         assert store.trips == before + 1
-    unknown = await inference.conversation("owner", None, "policy", [ASK, {"role": "assistant", "content": "made up"}, ASK])
+    unknown = await inference.conversation(
+        "owner", None, "policy", [ASK, {"role": "assistant", "content": "made up"}, ASK]
+    )
     assert unknown is not None
     assert await inference.find(unknown) is None
     assert results(metrics) == {"recognised": 2, "ambiguous": 0, "unknown": 1, "store_down": 0}
@@ -89,8 +96,13 @@ async def test_two_rollouts_with_the_same_words_are_neithers_from_then_on() -> N
     assert results(metrics)["ambiguous"] == 1
 
 
-@pytest.mark.parametrize(("owner", "user", "alias"), [("other", None, "policy"), ("owner", "ann", "policy"), ("owner", None, "sql-writer")])
-async def test_owners_users_and_aliases_never_meet(owner: str, user: str | None, alias: str) -> None:
+@pytest.mark.parametrize(
+    ("owner", "user", "alias"),
+    [("other", None, "policy"), ("owner", "ann", "policy"), ("owner", None, "sql-writer")],
+)
+async def test_owners_users_and_aliases_never_meet(
+    owner: str, user: str | None, alias: str
+) -> None:
     inference = Inference(MemoryStore(), SECRET, 60, Metrics())
     first = await inference.conversation("owner", None, "policy", [ASK])
     assert first is not None
@@ -114,10 +126,20 @@ async def test_what_is_nested_too_deeply_is_no_conversation() -> None:
     deep: Any = "x"
     for _ in range(5000):
         deep = [deep]
-    assert await inference.conversation("owner", None, "policy", [{"role": "user", "content": [{"type": "image", "data": deep}]}]) is None
+    assert (
+        await inference.conversation(
+            "owner",
+            None,
+            "policy",
+            [{"role": "user", "content": [{"type": "image", "data": deep}]}],
+        )
+        is None
+    )
 
 
-async def test_a_store_that_is_gone_is_asked_again_only_after_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_is_gone_is_asked_again_only_after_a_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     metrics = Metrics()
     inference = Inference(RedisStore(f"redis://127.0.0.1:{free_port()}/0"), SECRET, 60, metrics)
     follow_up = await inference.conversation("owner", None, "policy", [ASK, ANSWER, ASK])

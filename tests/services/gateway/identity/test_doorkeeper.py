@@ -20,8 +20,14 @@ def test_a_missing_or_unknown_key_is_told_which_is_wanted() -> None:
             door.admit(authorization, 0, ADMIN_KEY)
 
 
-@pytest.mark.parametrize(("key", "operator"), [("ops", True), ("the-admin-key", True), ("plain", False), ("", False), ("ö", False)])
+@pytest.mark.parametrize(
+    ("key", "operator"),
+    [("ops", True), ("the-admin-key", True), ("plain", False), ("", False), ("ö", False)],
+)
 def test_operators_have_a_key_of_their_own(key: str, operator: bool) -> None:
-    assert Doorkeeper(RING, "the-admin-key", ("plain",), False, "ops").is_operator(f"Bearer {key}") is operator
+    assert (
+        Doorkeeper(RING, "the-admin-key", ("plain",), False, "ops").is_operator(f"Bearer {key}")
+        is operator
+    )
     assert Doorkeeper(RING, "the-admin-key", ("plain",), False).is_operator(f"Bearer {key}")
     assert Doorkeeper(RING, None, (), False, "ops").is_operator(None) is False

@@ -1,4 +1,6 @@
-"""The same key with the same payload has the same answer; with another it is refused; and things are forgotten in time."""
+"""The same key with the same payload has the same answer; with another it is refused; and things
+are forgotten in time.
+"""
 
 from __future__ import annotations
 

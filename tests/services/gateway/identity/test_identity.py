@@ -7,11 +7,12 @@ import pytest
 from fulgurite.enums import Identity, Mode
 from fulgurite.ids import completion_of, mint_group, rollout_of
 from services.gateway.errors import ExpiredKey, Forbidden, InvalidRequest, NotFound, Unauthorized
+from services.gateway.identity.claims import Claims
 from services.gateway.identity.conversation_matching import Inference
 from services.gateway.identity.declared_groups import GroupEntry, GroupRegistry
 from services.gateway.identity.idempotency import MemoryStore, RedisStore
 from services.gateway.identity.identity import Caller, Doorkeeper, Identifier, Named, bearer
-from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, Claims, KeyRing
+from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, KeyRing
 from services.gateway.telemetry.metrics import Metrics
 from services.local_stack.ports import free_port
 
@@ -33,11 +34,25 @@ def registry() -> GroupRegistry:
 
 @pytest.fixture
 def identifier(registry: GroupRegistry) -> Identifier:
-    return Identifier(RING, registry, {"sql-writer": "sql-writer"}, Inference(MemoryStore(), RING.signing_secret, 60, Metrics()))
+    return Identifier(
+        RING,
+        registry,
+        {"sql-writer": "sql-writer"},
+        Inference(MemoryStore(), RING.signing_secret, 60, Metrics()),
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "key"), [(None, ""), ("", ""), ("Bearer", ""), ("Bearer  a ", "a"), ("bearer a", "a"), ("Basic a", ""), ("a", "")]
+    ("text", "key"),
+    [
+        (None, ""),
+        ("", ""),
+        ("Bearer", ""),
+        ("Bearer  a ", "a"),
+        ("bearer a", "a"),
+        ("Basic a", ""),
+        ("a", ""),
+    ],
 )
 def test_the_key_of_a_header(text: str | None, key: str) -> None:
     assert bearer(text) == key
@@ -50,13 +65,20 @@ def test_the_door_knows_its_keys() -> None:
     for wrong in (None, "Bearer other", "Basic plain"):
         with pytest.raises(Unauthorized):
             DOOR.admit(wrong, 0)
-    assert Doorkeeper(RING, None, (), allow_any=True).admit("Bearer whatever", 0).owner != "whatever"
+    assert (
+        Doorkeeper(RING, None, (), allow_any=True).admit("Bearer whatever", 0).owner != "whatever"
+    )
 
 
 async def test_a_scoped_key_is_the_rollout(identifier: Identifier) -> None:
     for named in (Named(), Named(path=ROLLOUT), Named(session="ignored")):
         who = await identifier.identify(SCOPED, named, "policy", 0)
-        assert (who.rollout_id, who.group_id, who.attempt, who.mode) == (ROLLOUT, GROUP, 2, Mode.train)
+        assert (who.rollout_id, who.group_id, who.attempt, who.mode) == (
+            ROLLOUT,
+            GROUP,
+            2,
+            Mode.train,
+        )
         assert (who.identity, who.agent) == (Identity.scoped_key, "solver")
     for named in (Named(path="other"), Named(header="other")):
         with pytest.raises(Forbidden, match="belongs to rollout"):
@@ -79,51 +101,90 @@ async def test_a_conversation_goes_on_in_its_rollout(identifier: Identifier) -> 
     assert second.identity is Identity.none, "another alias is another conversation"
     second = await identifier.identify(PLAIN, Named(items=[ask, answer, ask]), "policy", 5)
     assert (first.identity, second.identity) == (Identity.none, Identity.inferred)
-    assert (second.rollout_id, second.group_id, second.attempt) == (first.rollout_id, first.group_id, 0)
+    assert (second.rollout_id, second.group_id, second.attempt) == (
+        first.rollout_id,
+        first.group_id,
+        0,
+    )
     again = await identifier.identify(PLAIN, Named(items=[ask]), "policy", 5)
     assert again.rollout_id != first.rollout_id, "the same first prompt is another rollout"
-    named = await identifier.identify(PLAIN, Named(session="s", items=[ask, answer, ask]), "policy", 5)
+    named = await identifier.identify(
+        PLAIN, Named(session="s", items=[ask, answer, ask]), "policy", 5
+    )
     assert named.identity is Identity.header
     await identifier.remember(named, [[answer]])
 
 
-async def test_without_inference_every_unnamed_call_is_a_rollout_of_its_own(registry: GroupRegistry) -> None:
+async def test_without_inference_every_unnamed_call_is_a_rollout_of_its_own(
+    registry: GroupRegistry,
+) -> None:
     identifier = Identifier(RING, registry, {})
     ask, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
     first = await identifier.identify(PLAIN, Named(items=[ask]), "policy", 5)
     await identifier.remember(first, [[answer]])
-    assert (await identifier.identify(PLAIN, Named(items=[ask, answer, ask]), "policy", 5)).identity is Identity.none
+    assert (
+        await identifier.identify(PLAIN, Named(items=[ask, answer, ask]), "policy", 5)
+    ).identity is Identity.none
 
 
-async def test_an_answer_that_is_built_on_names_its_rollout(identifier: Identifier, registry: GroupRegistry) -> None:
+async def test_an_answer_that_is_built_on_names_its_rollout(
+    identifier: Identifier, registry: GroupRegistry
+) -> None:
     opened = await identifier.identify(PLAIN, Named(), "policy", 5)
-    call = completion_of(opened.rollout_id, 0, b"01234", RING.signing_secret).replace("chatcmpl-", "resp_")
+    call = completion_of(opened.rollout_id, 0, b"01234", RING.signing_secret).replace(
+        "chatcmpl-", "resp_"
+    )
     who = await identifier.identify(PLAIN, Named(continues=call), "policy", 5)
-    assert (who.rollout_id, who.group_id, who.attempt, who.mode) == (opened.rollout_id, opened.group_id, 0, Mode.live)
+    assert (who.rollout_id, who.group_id, who.attempt, who.mode) == (
+        opened.rollout_id,
+        opened.group_id,
+        0,
+        Mode.live,
+    )
     assert (who.identity, who.conversation) == (Identity.header, None)
-    assert (await identifier.identify(PLAIN, Named(continues=call, session="s"), "policy", 5)).rollout_id != opened.rollout_id
+    assert (
+        await identifier.identify(PLAIN, Named(continues=call, session="s"), "policy", 5)
+    ).rollout_id != opened.rollout_id
     declared = completion_of(ROLLOUT, 2, b"01234", RING.signing_secret)
-    assert (await identifier.identify(ADMIN, Named(continues=declared), "policy", 5)).mode is Mode.live
+    assert (
+        await identifier.identify(ADMIN, Named(continues=declared), "policy", 5)
+    ).mode is Mode.live
     await registry.put(GROUP, GroupEntry(Mode.val, 1000, "", 3), 0)
     who = await identifier.identify(ADMIN, Named(continues=declared), "policy", 5)
     assert (who.rollout_id, who.attempt, who.mode) == (ROLLOUT, 2, Mode.val)
-    forged = completion_of(rollout_of(GROUP, 3, b"another secret"), 0, b"01234", RING.signing_secret)
+    forged = completion_of(
+        rollout_of(GROUP, 3, b"another secret"), 0, b"01234", RING.signing_secret
+    )
     untagged = call[:-4] + ("0000" if call[-4:] != "0000" else "1111")
     for nobodys in (forged, "resp_123", "", declared, untagged):
-        assert (await identifier.identify(PLAIN, Named(continues=nobodys), "policy", 5)).identity is Identity.none
-    assert (await identifier.identify(OTHER, Named(continues=call), "policy", 5)).identity is Identity.none
+        assert (
+            await identifier.identify(PLAIN, Named(continues=nobodys), "policy", 5)
+        ).identity is Identity.none
+    assert (
+        await identifier.identify(OTHER, Named(continues=call), "policy", 5)
+    ).identity is Identity.none
 
 
-async def test_an_agent_that_built_on_an_answer_may_send_the_whole_conversation_next(identifier: Identifier) -> None:
+async def test_an_agent_that_built_on_an_answer_may_send_the_whole_conversation_next(
+    identifier: Identifier,
+) -> None:
     ask, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
     opened = await identifier.identify(PLAIN, Named(session="s"), "policy", 5)
     call = completion_of(opened.rollout_id, 0, b"01234567", RING.signing_secret)
-    who = await identifier.identify(PLAIN, Named(continues=call, items=[ask, answer, ask]), "policy", 5)
+    who = await identifier.identify(
+        PLAIN, Named(continues=call, items=[ask, answer, ask]), "policy", 5
+    )
     await identifier.remember(who, [[answer]])
-    whole = await identifier.identify(PLAIN, Named(items=[ask, answer, ask, answer, ask]), "policy", 5)
+    whole = await identifier.identify(
+        PLAIN, Named(items=[ask, answer, ask, answer, ask]), "policy", 5
+    )
     assert (whole.rollout_id, whole.identity) == (opened.rollout_id, Identity.inferred)
-    by_admin = await identifier.identify(ADMIN, Named(continues=call, items=[ask, answer, ask]), "policy", 5)
-    assert by_admin.conversation is None, "it may be a declared rollout, which calls without its name are not filed in"
+    by_admin = await identifier.identify(
+        ADMIN, Named(continues=call, items=[ask, answer, ask]), "policy", 5
+    )
+    assert by_admin.conversation is None, (
+        "it may be a declared rollout, which calls without its name are not filed in"
+    )
 
 
 async def test_who_may_name_what(identifier: Identifier) -> None:
@@ -141,30 +202,49 @@ async def test_who_may_name_what(identifier: Identifier) -> None:
         answer = completion_of(rollout, 0, b"01234", RING.signing_secret)
         for caller in (PLAIN, OTHER, SCOPED, ADMIN):
             assert (identifier.own_completion(caller, answer) is not None) == (caller in callers)
-            for named in (Named(path=rollout), Named(header=rollout), *([] if caller is SCOPED else [Named(session=rollout)])):
+            for named in (
+                Named(path=rollout),
+                Named(header=rollout),
+                *([] if caller is SCOPED else [Named(session=rollout)]),
+            ):
                 if caller in callers:
-                    assert (await identifier.identify(caller, named, "policy", 5)).rollout_id == rollout
+                    assert (
+                        await identifier.identify(caller, named, "policy", 5)
+                    ).rollout_id == rollout
                 else:
                     with pytest.raises(Forbidden) as caught:
                         await identifier.identify(caller, named, "policy", 5)
                     assert caught.value.code == "foreign_key"
 
 
-async def test_a_rollout_stays_its_owners_after_a_change_of_the_secret(registry: GroupRegistry) -> None:
+async def test_a_rollout_stays_its_owners_after_a_change_of_the_secret(
+    registry: GroupRegistry,
+) -> None:
     before = await Identifier(RING, registry, {}).identify(PLAIN, Named(), "policy", 5)
-    rotated = Identifier(KeyRing.parse("k2:fedcba9876543210-two,k1:0123456789abcdef-one"), registry, {})
-    assert (await rotated.identify(PLAIN, Named(path=before.rollout_id), "policy", 5)).rollout_id == before.rollout_id
+    rotated = Identifier(
+        KeyRing.parse("k2:fedcba9876543210-two,k1:0123456789abcdef-one"), registry, {}
+    )
+    assert (
+        await rotated.identify(PLAIN, Named(path=before.rollout_id), "policy", 5)
+    ).rollout_id == before.rollout_id
 
 
 async def test_a_store_that_is_gone_stops_no_plain_traffic() -> None:
     store = RedisStore(f"redis://127.0.0.1:{free_port()}/0")
-    identifier = Identifier(RING, GroupRegistry(store), {}, Inference(store, RING.signing_secret, 60, Metrics()))
+    identifier = Identifier(
+        RING, GroupRegistry(store), {}, Inference(store, RING.signing_secret, 60, Metrics())
+    )
     answer = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     who = await identifier.identify(PLAIN, Named(items=answer), "policy", 5)
     assert who.identity is Identity.none
     await identifier.remember(who, [answer])
     for caller, rollout in ((PLAIN, who.rollout_id), (ADMIN, ROLLOUT)):
-        built_on = await identifier.identify(caller, Named(continues=completion_of(rollout, 0, b"01234", RING.signing_secret)), "policy", 5)
+        built_on = await identifier.identify(
+            caller,
+            Named(continues=completion_of(rollout, 0, b"01234", RING.signing_secret)),
+            "policy",
+            5,
+        )
         assert (built_on.rollout_id, built_on.mode) == (rollout, Mode.live)
 
 
@@ -184,14 +264,20 @@ def test_a_retired_kid_a_foreign_signature_and_an_expiry_with_its_leeway() -> No
 
 
 async def test_a_name_is_the_same_rollout_for_the_same_owner_only(identifier: Identifier) -> None:
-    by_path = await identifier.identify(PLAIN, Named(path="s", header="t", session="u"), "policy", 0)
+    by_path = await identifier.identify(
+        PLAIN, Named(path="s", header="t", session="u"), "policy", 0
+    )
     by_session = await identifier.identify(PLAIN, Named(session="s"), "policy", 99)
-    other = await identifier.identify(Caller("other", admin=False, claims=None), Named(session="s"), "policy", 0)
+    other = await identifier.identify(
+        Caller("other", admin=False, claims=None), Named(session="s"), "policy", 0
+    )
     assert by_path.rollout_id == by_session.rollout_id != other.rollout_id
     assert (by_path.identity, by_session.identity) == (Identity.path, Identity.header)
 
 
-async def test_a_declared_rollout_by_its_id(identifier: Identifier, registry: GroupRegistry) -> None:
+async def test_a_declared_rollout_by_its_id(
+    identifier: Identifier, registry: GroupRegistry
+) -> None:
     forgotten = await identifier.identify(ADMIN, Named(path=ROLLOUT), "policy", 0)
     assert (forgotten.mode, forgotten.attempt) == (Mode.live, 0)
     entry = GroupEntry(Mode.val, 1000, "", 3)

@@ -1,4 +1,6 @@
-"""A scoped key is the rollout: it says so, it cannot be altered, it ends, and it goes with its key id."""
+"""A scoped key is the rollout: it says so, it cannot be altered, it ends, and it goes with its key
+id.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import Mode
 from services.gateway.errors import ExpiredKey, Unauthorized
-from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, PREFIX, Claims, KeyRing
+from services.gateway.identity.claims import Claims
+from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, PREFIX, KeyRing
 
 RING = KeyRing.parse("k1:0123456789abcdef-one, k2:0123456789abcdef-two")
 CLAIMS = Claims("ro_x", 2, "gr_x", "solver", Mode.train, AGENT_SCOPES, 1_000_000)

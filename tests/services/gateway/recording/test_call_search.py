@@ -1,4 +1,6 @@
-"""A search in a log that cannot be reached. What it finds in one that can be: `tests/integration/test_gateway_responses.py`."""
+"""A search in a log that cannot be reached. What it finds in one that can be:
+`tests/integration/test_gateway_responses.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from tests.synthetic import make_call
 
 
 @pytest.mark.parametrize("place", [None, Delivery(3, 14)])
-def test_a_broker_that_is_away_is_said_to_be(monkeypatch: pytest.MonkeyPatch, place: Delivery | None) -> None:
+def test_a_broker_that_is_away_is_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, place: Delivery | None
+) -> None:
     monkeypatch.setattr(module, "_TIMEOUT_S", 0.2)
     search = CallSearch(KafkaSettings(bootstrap_servers=f"127.0.0.1:{free_port()}"), Codec())
     with pytest.raises(LogUnavailable, match=r"llm\.calls"):

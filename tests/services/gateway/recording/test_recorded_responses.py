@@ -1,4 +1,6 @@
-"""What `previous_response_id` names: from memory, from its place or by a search; and what is said where it is not there."""
+"""What `previous_response_id` names: from memory, from its place or by a search; and what is said
+where it is not there.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,12 @@ from tests.synthetic import make_call
 
 RING = KeyRing.parse("k1:0123456789abcdef-one")
 OWNER = Caller("owner", admin=False, claims=None)
-SAID: dict[str, Any] = {"type": "message", "id": "msg_1", "role": "assistant", "content": [{"type": "output_text", "text": "hello"}]}
+SAID: dict[str, Any] = {
+    "type": "message",
+    "id": "msg_1",
+    "role": "assistant",
+    "content": [{"type": "output_text", "text": "hello"}],
+}
 IDENTIFIER = Identifier(RING, GroupRegistry(MemoryStore()), {})
 PLACE = Delivery(3, 14)
 
@@ -62,14 +69,26 @@ class Log:
         return self.calls.get(ref.completion_id)
 
 
-async def answered(caller: Caller = OWNER, *, body: dict[str, Any] | None = None, **fields: Any) -> LlmCall:
+async def answered(
+    caller: Caller = OWNER, *, body: dict[str, Any] | None = None, **fields: Any
+) -> LlmCall:
     """A recorded response of a rollout of this caller's."""
     who = await IDENTIFIER.identify(caller, Named(), "policy", 1_700_000_000_000)
     call_id = completion_of(who.rollout_id, 0, b"01234", RING.signing_secret)
     made = make_call(replies=[{"role": "assistant", "output": [SAID]}])
-    names = {"call_id": call_id, "event_id": call_id, "group_id": who.group_id, "rollout_id": who.rollout_id, "api": "responses"}
-    request = msgspec.json.encode({"model": "policy", "input": "hi"} if body is None else body).decode()
-    return msgspec.structs.replace(made, **{**names, "request": request, "response": '{"object":"response"}', **fields})
+    names = {
+        "call_id": call_id,
+        "event_id": call_id,
+        "group_id": who.group_id,
+        "rollout_id": who.rollout_id,
+        "api": "responses",
+    }
+    request = msgspec.json.encode(
+        {"model": "policy", "input": "hi"} if body is None else body
+    ).decode()
+    return msgspec.structs.replace(
+        made, **{**names, "request": request, "response": '{"object":"response"}', **fields}
+    )
 
 
 def public(call: LlmCall) -> str:
@@ -82,15 +101,28 @@ def asking(call: LlmCall) -> ApiRequest:
     return ApiRequest(body, "policy", stream=False, session=None, continues=public(call))
 
 
-def responses(log: Log, store: Store | None = None, *, problem: str | None = None, limit: int = 1 << 20) -> RecordedResponses:
+def responses(
+    log: Log, store: Store | None = None, *, problem: str | None = None, limit: int = 1 << 20
+) -> RecordedResponses:
     bounds = BodyBounds(limit, "FULGURITE_MAX_BODY_BYTES", 100, 60)
-    return RecordedResponses(IDENTIFIER, store or MemoryStore(), log, lambda: problem, bounds, Metrics())  # pyright: ignore[reportArgumentType]
+    return RecordedResponses(
+        IDENTIFIER,
+        store or MemoryStore(),
+        log,  # pyright: ignore[reportArgumentType]
+        lambda: problem,
+        bounds,
+        Metrics(),  # pyright: ignore[reportArgumentType]
+    )
 
 
 def counted(recorded: RecordedResponses) -> dict[str, float]:
     """Look-ups by result."""
     [family] = recorded.results.collect()
-    return {sample.labels["result"]: sample.value for sample in family.samples if sample.name.endswith("_total")}
+    return {
+        sample.labels["result"]: sample.value
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }
 
 
 def said(error: GatewayError) -> tuple[int, str | None]:
@@ -104,7 +136,10 @@ async def test_a_response_is_remembered_whether_kafka_has_it_yet_or_not() -> Non
         await recorded.remember(call, delivery)
         whole, raw = await recorded.continued(OWNER, asking(call))
         assert msgspec.json.decode(raw) == whole.body
-        assert whole.body == {"model": "policy", "input": [{"role": "user", "content": "hi"}, SAID, {"role": "user", "content": "more"}]}
+        assert whole.body == {
+            "model": "policy",
+            "input": [{"role": "user", "content": "hi"}, SAID, {"role": "user", "content": "more"}],
+        }
         assert log.asked == []
 
 
@@ -157,13 +192,19 @@ async def test_a_response_of_nobody_or_of_another_is_not_looked_for() -> None:
     log = Log(call)
     recorded = responses(log)
     await recorded.remember(call, PLACE)
-    for caller, named in ((Caller("other", admin=False, claims=None), public(call)), (OWNER, "resp_123"), (OWNER, "x" * 100_000)):
+    for caller, named in (
+        (Caller("other", admin=False, claims=None), public(call)),
+        (OWNER, "resp_123"),
+        (OWNER, "x" * 100_000),
+    ):
         with pytest.raises(NotFound) as caught:
             await recorded.find(caller, named)
         assert said(caught.value) == (404, "previous_response_not_found")
         assert len(caught.value.message) < 500
     assert log.asked == []
-    assert (await recorded.find(Caller("admin", admin=True, claims=None), public(call))).output == [SAID]
+    assert (await recorded.find(Caller("admin", admin=True, claims=None), public(call))).output == [
+        SAID
+    ]
 
 
 @pytest.mark.parametrize(
@@ -191,14 +232,21 @@ async def test_while_kafka_is_away_only_what_is_remembered_is_gone_on_from() -> 
     await recorded.continued(OWNER, asking(known))
     with pytest.raises(Unavailable, match="no Kafka broker can be reached") as caught:
         await recorded.continued(OWNER, asking(other))
-    assert (said(caught.value), caught.value.headers()) == ((503, "log_unavailable"), {"retry-after": "1"})
+    assert (said(caught.value), caught.value.headers()) == (
+        (503, "log_unavailable"),
+        {"retry-after": "1"},
+    )
     assert log.asked == []
     assert counted(recorded) == {"memory": 1, "unavailable": 1}
 
 
 async def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MEMORY_BYTES", 1000)
-    first, large, last = await answered(), await answered(body={"input": "x" * 900}), await answered()
+    first, large, last = (
+        await answered(),
+        await answered(body={"input": "x" * 900}),
+        await answered(),
+    )
     log = Log(first, large, last)
     recorded = responses(log)
     for call in (first, first, large, last):
@@ -212,11 +260,16 @@ async def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.Monkey
 MANY: list[Any] = [{"role": "user", "content": "?"}] * 101
 
 
-@pytest.mark.parametrize(("sent", "says"), [("x" * 5000, "over the limit"), (MANY, "more than 100 arrays, objects and commas")])
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [("x" * 5000, "over the limit"), (MANY, "more than 100 arrays, objects and commas")],
+)
 async def test_a_conversation_over_the_limit_of_a_body_is_refused(sent: Any, says: str) -> None:
     call = await answered(body={"model": "policy", "input": sent})
     recorded = responses(Log(call), limit=5000)
-    with pytest.raises(BodyTooLarge, match=f"Together with the conversation that it builds on: .*{says}"):
+    with pytest.raises(
+        BodyTooLarge, match=f"Together with the conversation that it builds on: .*{says}"
+    ):
         await recorded.continued(OWNER, asking(call))
 
 
@@ -237,12 +290,21 @@ async def test_a_key_has_one_search_at_a_time() -> None:
     recorded.close()
 
 
-STEPS = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 2), st.lists(st.text(), max_size=3), st.booleans()), max_size=12)
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 10), st.integers(0, 2), st.lists(st.text(), max_size=3), st.booleans()
+    ),
+    max_size=12,
+)
 
 
 @given(STEPS)
-def test_each_of_a_tree_of_responses_is_given_with_all_that_leads_to_it(steps: list[tuple[int, int, list[str], bool]]) -> None:
-    """At whichever gateway: one that remembers it, one that knows where it lies, one that has to search."""
+def test_each_of_a_tree_of_responses_is_given_with_all_that_leads_to_it(
+    steps: list[tuple[int, int, list[str], bool]],
+) -> None:
+    """At whichever gateway: one that remembers it, one that knows where it lies, one that has to
+    search.
+    """
     asyncio.run(_grow(steps))
 
 
@@ -253,16 +315,28 @@ async def _grow(steps: list[tuple[int, int, list[str], bool]]) -> None:
     for number, (parent, gateway, texts, as_text) in enumerate(steps):
         said_before = grown[parent % len(grown)] if grown else None
         items: list[Any] = [{"role": "user", "content": text} for text in texts]
-        body: dict[str, Any] = {"model": "policy", "input": texts[0] if as_text and len(texts) == 1 else items}
+        body: dict[str, Any] = {
+            "model": "policy",
+            "input": texts[0] if as_text and len(texts) == 1 else items,
+        }
         if said_before is not None:
             body["previous_response_id"] = public(said_before[0])
-        request, raw = Responses().parse(msgspec.json.encode(body)), msgspec.json.encode(body).decode()
+        request, raw = (
+            Responses().parse(msgspec.json.encode(body)),
+            msgspec.json.encode(body).decode(),
+        )
         if request.continues is not None:
             request, raw = await gateways[gateway].continued(OWNER, request)
         whole = [*([] if said_before is None else said_before[1]), *items]
         served = request.body["input"]
-        assert whole == ([{"role": "user", "content": served}] if isinstance(served, str) else served)
-        answer = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": f"answer {number}"}]}
+        assert whole == (
+            [{"role": "user", "content": served}] if isinstance(served, str) else served
+        )
+        answer = {
+            "type": "message",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": f"answer {number}"}],
+        }
         [choice] = make_call(replies=[{"role": "assistant", "output": [answer]}]).choices
         call = await answered(request=raw, choices=(choice,))
         log.calls[call.call_id] = call

@@ -1,4 +1,6 @@
-"""What becomes of events while the log is away, by mode: who is refused, who is answered, and in what order the log gets them."""
+"""What becomes of events while the log is away, by mode: who is refused, who is answered, and in
+what order the log gets them.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,21 @@ class Bench:
     """A recorder over a log in memory."""
 
     def __init__(self, producer: MemoryProducer, folder: Path, settings: dict[str, Any]) -> None:
-        quick = {"log_patience_s": 0.05, "log_stall_s": 0.1, "ack_timeout_s": 0.5, "data_dir": folder}
+        quick = {
+            "log_patience_s": 0.05,
+            "log_stall_s": 0.1,
+            "ack_timeout_s": 0.5,
+            "data_dir": folder,
+        }
         self.producer = producer
         self.metrics = Metrics()
-        self.recorder = Recorder(producer, NOWHERE, Codec(), GatewaySettings.model_validate(quick | settings), self.metrics)
+        self.recorder = Recorder(
+            producer,
+            NOWHERE,
+            Codec(),
+            GatewaySettings.model_validate(quick | settings),
+            self.metrics,
+        )
 
     async def say(self, number: int, *, key: str = "k", mode: Mode = Mode.live) -> AgentStatus:
         event = make_status(at=number, mode=mode)
@@ -58,7 +71,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(folder: Path, producer: MemoryProducer | None = None, **settings: Any) -> AsyncGenerator[Bench]:
+async def bench(
+    folder: Path, producer: MemoryProducer | None = None, **settings: Any
+) -> AsyncGenerator[Bench]:
     made = Bench(producer or MemoryProducer(), folder, settings)
     made.recorder.start()
     try:
@@ -72,7 +87,9 @@ def ids(*events: AgentStatus) -> list[str]:
 
 
 class LaggingProducer(MemoryProducer):
-    """As librdkafka: an event is counted as pending until its delivery report was looked at, which is after its future has ended."""
+    """As librdkafka: an event is counted as pending until its delivery report was looked at, which
+    is after its future has ended.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +100,9 @@ class LaggingProducer(MemoryProducer):
         return super().pending() + (1 if self.log and not self.stuck else 0)
 
 
-async def test_the_way_out_of_the_spool_does_not_wait_for_its_own_delivery_reports(tmp_path: Path) -> None:
+async def test_the_way_out_of_the_spool_does_not_wait_for_its_own_delivery_reports(
+    tmp_path: Path,
+) -> None:
     producer = LaggingProducer()
     async with bench(tmp_path, producer, spool_dir=tmp_path / "spool") as made:
         producer.away = True
@@ -110,8 +129,12 @@ async def test_spooled_events_reach_the_log_in_order_once_it_is_back(tmp_path: P
         assert made.recorder.problem() is None
 
 
-async def test_what_still_waits_for_kafka_goes_to_the_spool_before_what_comes_later(tmp_path: Path) -> None:
-    async with bench(tmp_path, spool_dir=tmp_path / "spool", log_patience_s=0.3, log_stall_s=10) as made:
+async def test_what_still_waits_for_kafka_goes_to_the_spool_before_what_comes_later(
+    tmp_path: Path,
+) -> None:
+    async with bench(
+        tmp_path, spool_dir=tmp_path / "spool", log_patience_s=0.3, log_stall_s=10
+    ) as made:
         made.producer.away = True
         first = asyncio.create_task(made.say(1))
         await asyncio.sleep(0.2)
@@ -199,7 +222,9 @@ async def test_a_full_spool_refuses_everyone_and_says_why(tmp_path: Path) -> Non
             await made.recorder.record_call(call)
 
 
-async def test_without_a_spool_live_traffic_is_refused_or_served_as_it_is_set(tmp_path: Path) -> None:
+async def test_without_a_spool_live_traffic_is_refused_or_served_as_it_is_set(
+    tmp_path: Path,
+) -> None:
     async with bench(tmp_path) as made:
         made.producer.unreachable = 1.0
         with pytest.raises(Unavailable):
@@ -216,7 +241,9 @@ async def test_without_a_spool_live_traffic_is_refused_or_served_as_it_is_set(tm
         await made.say(3)
         made.producer.come_back()
         await made.say(4)
-        assert made.metric("unlogged_total") == 5, "until something is tried nobody knows that it is back"
+        assert made.metric("unlogged_total") == 5, (
+            "until something is tried nobody knows that it is back"
+        )
         await asyncio.sleep(0.01)
         assert made.recorder.problem() is None
         await made.say(5)
@@ -229,7 +256,9 @@ def test_a_spool_needs_a_folder() -> None:
 
 
 async def test_an_event_beyond_the_logs_limit_does_not_block_the_spool(tmp_path: Path) -> None:
-    async with bench(tmp_path, spool_dir=tmp_path / "spool", claim_check_bytes=MAX_MESSAGE_BYTES // 2) as made:
+    async with bench(
+        tmp_path, spool_dir=tmp_path / "spool", claim_check_bytes=MAX_MESSAGE_BYTES // 2
+    ) as made:
         made.producer.away = True
         made.producer.unreachable = 1.0
         huge = make_call(mode=Mode.live, answers=[range(2_000_000)])
@@ -262,7 +291,10 @@ async def test_a_large_call_leaves_its_text_in_the_claims_folder(tmp_path: Path)
         await made.recorder.record_call(call)
         [(_, logged)] = made.producer.log
         assert logged.event_id == call.event_id
-        assert (made.metric("claim_checks_total"), len(list((tmp_path / "claims").rglob("*")))) == (1, 2)
+        assert (made.metric("claim_checks_total"), len(list((tmp_path / "claims").rglob("*")))) == (
+            1,
+            2,
+        )
         (tmp_path / "claims").rename(tmp_path / "away")
         (tmp_path / "claims").write_text("not a folder")
         with pytest.raises(Unavailable, match="claims store cannot be written"):
@@ -270,7 +302,10 @@ async def test_a_large_call_leaves_its_text_in_the_claims_folder(tmp_path: Path)
 
 
 def picture(number: int, size: int = 300_000) -> dict[str, object]:
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{number}" + "A" * size}}
+    return {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{number}" + "A" * size},
+    }
 
 
 def large_turns(count: int) -> list[LlmCall]:
@@ -285,7 +320,9 @@ def large_turns(count: int) -> list[LlmCall]:
     return calls
 
 
-async def test_turns_that_repeat_a_large_picture_leave_it_once_and_are_deltas(tmp_path: Path) -> None:
+async def test_turns_that_repeat_a_large_picture_leave_it_once_and_are_deltas(
+    tmp_path: Path,
+) -> None:
     async with bench(tmp_path, claim_check_bytes=100 * 1024) as made:
         calls = large_turns(6)
         for call in calls:
@@ -294,17 +331,27 @@ async def test_turns_that_repeat_a_large_picture_leave_it_once_and_are_deltas(tm
     files = [path for path in (tmp_path / "claims").rglob("*") if path.is_file()]
     assert len(files) == 1, "one picture, one file"
     assert [call.parent is not None for call in logged] == [False, True, True, True, True, True]
-    assert all(len(call.request or "") < 6_000 and len(call.pieces) == 1 and call.claim_check is None for call in logged)
+    assert all(
+        len(call.request or "") < 6_000 and len(call.pieces) == 1 and call.claim_check is None
+        for call in logged
+    )
     whole = logged[0]
     for call, event in zip(calls, logged, strict=True):
         whole = event if event.parent is None else restore(event, whole)
         assert redeemed(whole) == call
 
 
-async def test_many_middling_texts_are_left_each_for_itself_and_a_mass_of_short_ones_together(tmp_path: Path) -> None:
+async def test_many_middling_texts_are_left_each_for_itself_and_a_mass_of_short_ones_together(
+    tmp_path: Path,
+) -> None:
     async with bench(tmp_path, claim_check_bytes=100 * 1024, delta_logging=False) as made:
-        middling = make_call(turn=0, messages=[{"role": "tool", "content": f"{number:02}" * 2_600} for number in range(30)])
-        short = make_call(turn=1, messages=[{"role": "tool", "content": "short " * 20} for _ in range(3_000)])
+        middling = make_call(
+            turn=0,
+            messages=[{"role": "tool", "content": f"{number:02}" * 2_600} for number in range(30)],
+        )
+        short = make_call(
+            turn=1, messages=[{"role": "tool", "content": "short " * 20} for _ in range(3_000)]
+        )
         for call in (middling, short):
             await made.recorder.record_call(call)
         by_pieces, at_once = (event for _, event in made.producer.log if isinstance(event, LlmCall))
@@ -313,7 +360,9 @@ async def test_many_middling_texts_are_left_each_for_itself_and_a_mass_of_short_
     assert [redeemed(by_pieces), redeemed(at_once)] == [middling, short]
 
 
-async def test_a_spool_whose_disk_fails_refuses_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_spool_whose_disk_fails_refuses_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("services.gateway.recording.recorder._PROBE_S", 0.05)
     monkeypatch.setattr("services.gateway.recording.spool._RETRY_S", 0.2)
 
@@ -337,12 +386,20 @@ async def test_a_spool_whose_disk_fails_refuses_and_is_tried_again(tmp_path: Pat
 
 
 async def test_what_is_served_is_served_behind_a_full_spool_too(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"spool_dir": tmp_path / "spool", "spool_max_bytes": 1024**2, "log_unavailable_val": "serve"}
+    settings: dict[str, Any] = {
+        "spool_dir": tmp_path / "spool",
+        "spool_max_bytes": 1024**2,
+        "log_unavailable_val": "serve",
+    }
     async with bench(tmp_path, **settings) as made:
         made.producer.away = True
         made.producer.unreachable = 1.0
         for _ in range(2):
-            await made.recorder.record_call(make_call(mode=Mode.live, messages=[{"content": "x" * 500_000}]))
+            await made.recorder.record_call(
+                make_call(mode=Mode.live, messages=[{"content": "x" * 500_000}])
+            )
         made.recorder.check(Mode.val)
-        await made.recorder.record_call(make_call(turn=1, mode=Mode.val, messages=[{"content": "x" * 500_000}]))
+        await made.recorder.record_call(
+            make_call(turn=1, mode=Mode.val, messages=[{"content": "x" * 500_000}])
+        )
         assert made.metric("unlogged_total") == 1

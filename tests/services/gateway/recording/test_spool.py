@@ -1,4 +1,6 @@
-"""The spool: what was stored is there after a crash, in order, within its bound, for one process at a time."""
+"""The spool: what was stored is there after a crash, in order, within its bound, for one process at
+a time.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ async def test_stored_payloads_come_back_in_order_and_leave_no_file(tmp_path: Pa
     await spool.close()
 
 
-async def test_what_is_appended_while_the_disk_syncs_shares_the_next_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_appended_while_the_disk_syncs_shares_the_next_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[int] = []
 
     def fsync(descriptor: int) -> None:
@@ -62,7 +66,9 @@ async def test_what_is_appended_while_the_disk_syncs_shares_the_next_sync(tmp_pa
     await spool.close()
 
 
-async def test_after_a_crash_the_next_process_finds_what_was_stored_and_adds_to_it(tmp_path: Path) -> None:
+async def test_after_a_crash_the_next_process_finds_what_was_stored_and_adds_to_it(
+    tmp_path: Path,
+) -> None:
     spool = Spool(tmp_path, MIB)
     await asyncio.gather(*(spool.append(b"%d" % number) for number in range(10)))
     payloads = await spool.front()
@@ -76,7 +82,9 @@ async def test_after_a_crash_the_next_process_finds_what_was_stored_and_adds_to_
     await again.close()
 
 
-async def test_files_are_removed_as_they_are_done_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_files_are_removed_as_they_are_done_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("services.gateway.recording.spool.SEGMENT_BYTES", 100)
     spool = Spool(tmp_path, MIB)
     for number in range(20):
@@ -114,7 +122,9 @@ async def test_a_full_spool_refuses_until_something_is_dropped(tmp_path: Path) -
     await spool.close()
 
 
-async def test_a_disk_that_refuses_is_told_and_the_next_file_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disk_that_refuses_is_told_and_the_next_file_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spool = Spool(tmp_path, MIB)
     await spool.append(b"before")
 

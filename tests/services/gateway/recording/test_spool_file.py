@@ -1,4 +1,6 @@
-"""The spool's file format: whatever a crash leaves of a file, the frames before it are read and nothing else is."""
+"""The spool's file format: whatever a crash leaves of a file, the frames before it are read and
+nothing else is.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,14 @@ def test_frames_are_read_as_they_were_written(payloads: list[bytes]) -> None:
     assert len(data) == sum(map(framed_size, payloads))
 
 
-@pytest.mark.parametrize("rest", [b"", bytes(7), bytes(4096), b"\xff" * 30], ids=["cut", "zeros", "page of zeros", "garbage"])
-def test_a_torn_tail_at_every_byte_costs_only_what_was_not_whole(tmp_path: Path, rest: bytes) -> None:
+@pytest.mark.parametrize(
+    "rest",
+    [b"", bytes(7), bytes(4096), b"\xff" * 30],
+    ids=["cut", "zeros", "page of zeros", "garbage"],
+)
+def test_a_torn_tail_at_every_byte_costs_only_what_was_not_whole(
+    tmp_path: Path, rest: bytes
+) -> None:
     payloads = [b"one", b"three" * 9, b"x"]
     whole = MAGIC + b"".join(map(frame, payloads))
     ends = [len(MAGIC)]
@@ -33,7 +41,9 @@ def test_a_torn_tail_at_every_byte_costs_only_what_was_not_whole(tmp_path: Path,
         segment, found = Segment.recover(path)
         complete = sum(end <= cut for end in ends) - 1
         assert found == payloads[: max(0, complete)], cut
-        assert segment.keep == (len(whole[:cut] + rest) > (ends[complete] if complete >= 0 else 0)), cut
+        assert segment.keep == (
+            len(whole[:cut] + rest) > (ends[complete] if complete >= 0 else 0)
+        ), cut
 
 
 @given(PAYLOADS.filter(bool), st.data())

@@ -60,7 +60,9 @@ async def test_a_greedy_key_does_not_starve_another() -> None:
 async def test_a_key_leaves_places_for_others() -> None:
     crowd = Crowd(Gate("b", 4, 1000, 60, key_share=0.9))
     tasks = await crowd.start(*["greedy"] * 6, "modest")
-    assert crowd.order == ["greedy", "greedy", "greedy", "modest"], "one place is kept free, and the newcomer does not queue for it"
+    assert crowd.order == ["greedy", "greedy", "greedy", "modest"], (
+        "one place is kept free, and the newcomer does not queue for it"
+    )
     assert (crowd.gate.in_flight, crowd.gate.waiting) == (4, 3)
     await crowd.let_go(4)
     await crowd.let_go(3)
@@ -69,12 +71,16 @@ async def test_a_key_leaves_places_for_others() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(("begin", "end", "give up"))), max_size=60),
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(("begin", "end", "give up"))), max_size=60
+    ),
     st.integers(1, 5),
     st.sampled_from((0.1, 0.5, 0.9, 1.0)),
 )
 @settings(max_examples=60, deadline=None)
-def test_shares_are_kept_and_no_place_is_lost(steps: list[tuple[str, str]], places: int, share: float) -> None:
+def test_shares_are_kept_and_no_place_is_lost(
+    steps: list[tuple[str, str]], places: int, share: float
+) -> None:
     asyncio.run(_play(steps, places, share))
 
 
@@ -108,7 +114,9 @@ async def _play(steps: list[tuple[str, str]], places: int, share: float) -> None
         assert max(held.values()) <= most
         assert gate.in_flight == len(inside) <= places
         idle = [other for other in "abc" if held[other] < min(most, alive.count(other))]
-        assert len(inside) == places or not idle, "a place is free, and a key waits that may have it"
+        assert len(inside) == places or not idle, (
+            "a place is free, and a key waits that may have it"
+        )
     for end in ends.values():
         end.set()
     await asyncio.gather(*ends, return_exceptions=True)

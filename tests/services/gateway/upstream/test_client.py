@@ -1,4 +1,6 @@
-"""What an upstream may do to HTTP: each is an answer, or one of the problems that the gateway knows."""
+"""What an upstream may do to HTTP: each is an answer, or one of the problems that the gateway
+knows.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,11 @@ class RawUpstream:
 
 @pytest_asyncio.fixture
 async def upstream() -> AsyncGenerator[RawUpstream]:
-    client = UpstreamClient(GatewaySettings.model_validate({"signing_keys": "k1:0123456789abcdef", "max_answer_bytes": LIMIT}))
+    client = UpstreamClient(
+        GatewaySettings.model_validate(
+            {"signing_keys": "k1:0123456789abcdef", "max_answer_bytes": LIMIT}
+        )
+    )
     made = RawUpstream(client)
     server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
@@ -60,11 +66,18 @@ async def upstream() -> AsyncGenerator[RawUpstream]:
 
 
 def http(body: bytes, status: int = 200, headers: bytes = b"") -> bytes:
-    return b"HTTP/1.1 %d X\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n%b" % (status, len(body), headers, body)
+    return b"HTTP/1.1 %d X\r\ncontent-length: %d\r\nconnection: close\r\n%b\r\n%b" % (
+        status,
+        len(body),
+        headers,
+        body,
+    )
 
 
 async def test_an_answer_within_the_limit_is_read(upstream: RawUpstream) -> None:
-    assert await upstream.read(http(b"x" * LIMIT, headers=b"x-fulgurite-version: policy@1.2\r\n")) == (b"x" * LIMIT, "policy@1.2")
+    assert await upstream.read(
+        http(b"x" * LIMIT, headers=b"x-fulgurite-version: policy@1.2\r\n")
+    ) == (b"x" * LIMIT, "policy@1.2")
     assert (await upstream.read(http(b"x", headers=b"content-encoding: identity\r\n")))[0] == b"x"
 
 
@@ -76,7 +89,9 @@ async def test_an_answer_over_the_limit_is_broken(upstream: RawUpstream) -> None
 
 
 @pytest.mark.parametrize("coding", [b"gzip", b"deflate", b"br", b"zstd", b"GZIP"])
-async def test_a_compressed_answer_is_refused_and_never_inflated(upstream: RawUpstream, coding: bytes) -> None:
+async def test_a_compressed_answer_is_refused_and_never_inflated(
+    upstream: RawUpstream, coding: bytes
+) -> None:
     body = gzip.compress(b"x" * 1_000_000)
     problem = await upstream.refused(http(body, headers=b"content-encoding: %b\r\n" % coding))
     assert isinstance(problem, UpstreamBroken)
@@ -88,10 +103,21 @@ async def test_a_compressed_answer_is_refused_and_never_inflated(upstream: RawUp
 
 @pytest.mark.parametrize(
     "body",
-    [b"\xff\xfe", b"[" * 5000, b'{"error": {"message": "\xff"}}', b'{"error": "\\ud83c"}', b'{"error": {"message": 5}}', b"[1]", b"5", b""],
+    [
+        b"\xff\xfe",
+        b"[" * 5000,
+        b'{"error": {"message": "\xff"}}',
+        b'{"error": "\\ud83c"}',
+        b'{"error": {"message": 5}}',
+        b"[1]",
+        b"5",
+        b"",
+    ],
 )
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503, 999])
-async def test_any_body_of_an_error_is_an_error(upstream: RawUpstream, body: bytes, status: int) -> None:
+async def test_any_body_of_an_error_is_an_error(
+    upstream: RawUpstream, body: bytes, status: int
+) -> None:
     problem = await upstream.refused(http(body, status))
     assert isinstance(problem, UpstreamRejected)
     assert f"answered {status}" in problem.message

@@ -33,13 +33,19 @@ def flat(said: list[list[int]]) -> list[int]:
         ([1, 0, 7, 8, 0], [1, 0, 78, 0], None),
     ],
 )
-def test_what_goes_together(recorded: list[int], rendered: list[int], expected: list[int] | None) -> None:
+def test_what_goes_together(
+    recorded: list[int], rendered: list[int], expected: list[int] | None
+) -> None:
     assert joined(recorded, rendered) == expected
 
 
 @given(turns, turns, st.lists(st.integers(1, 9), min_size=1))
-def test_the_recorded_tokens_come_first_and_the_new_turns_last(past: list[list[int]], new: list[list[int]], answer: list[int]) -> None:
-    """Whatever the rendering makes of the answers, the messages that follow are those of the rendering."""
+def test_the_recorded_tokens_come_first_and_the_new_turns_last(
+    past: list[list[int]], new: list[list[int]], answer: list[int]
+) -> None:
+    """Whatever the rendering makes of the answers, the messages that follow are those of the
+    rendering.
+    """
     recorded, suffix = flat([*past, answer]), [*flat(new), 3]
     retokenised = [past[0], *([99] for _ in past[1:]), [99]]
     assert joined(recorded, flat(retokenised) + suffix) == recorded + suffix

@@ -24,7 +24,14 @@ def filled(*calls: str, limit: int = 100) -> FairQueue[str]:
 
 
 def test_keys_take_turns() -> None:
-    assert drained(filled("a1", "a2", "a3", "b1", "c1", "b2")) == ["a1", "b1", "c1", "a2", "b2", "a3"]
+    assert drained(filled("a1", "a2", "a3", "b1", "c1", "b2")) == [
+        "a1",
+        "b1",
+        "c1",
+        "a2",
+        "b2",
+        "a3",
+    ]
 
 
 def test_a_late_key_is_next_but_one() -> None:

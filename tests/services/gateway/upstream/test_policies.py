@@ -1,4 +1,6 @@
-"""The view of policies: a claim shuts out lower epochs, the first claim wins, and a failed update leaves what was served."""
+"""The view of policies: a claim shuts out lower epochs, the first claim wins, and a failed update
+leaves what was served.
+"""
 
 from __future__ import annotations
 

@@ -24,8 +24,16 @@ def target(key: str, weight: float) -> Target:
     return Target(key, weight, (), ())
 
 
-def route(alias: str = "policy", policy: str | None = "policy", kind: str = "vllm", backend: str = "east") -> Route:
-    made = {"alias": alias, "backend": backend, "base_url": BACKENDS.get(backend, "http://x"), "kind": kind, "model": policy or alias}
+def route(
+    alias: str = "policy", policy: str | None = "policy", kind: str = "vllm", backend: str = "east"
+) -> Route:
+    made = {
+        "alias": alias,
+        "backend": backend,
+        "base_url": BACKENDS.get(backend, "http://x"),
+        "kind": kind,
+        "model": policy or alias,
+    }
     return msgspec.convert({**made, "policy": policy, "api_key": None}, Route)
 
 
@@ -43,7 +51,11 @@ def claim(policy: str) -> PolicyUpdate:
 
 
 def applied(
-    backend: str, version: str, outcome: ApplyOutcome = ApplyOutcome.applied, engine: str = "e1", previous: str | None = None
+    backend: str,
+    version: str,
+    outcome: ApplyOutcome = ApplyOutcome.applied,
+    engine: str = "e1",
+    previous: str | None = None,
 ) -> PolicyApplied:
     return PolicyApplied(
         event_id=f"{backend}{version}", event_time=2, policy=version.partition("@")[0], backend=backend, engine_id=engine, version=version,
@@ -52,21 +64,37 @@ def applied(
 
 
 def routed(alias: str, **weights: float) -> PolicyRoute:
-    targets = [RouteTarget(policy=key.partition("_")[0], version=None, weight=w) for key, w in weights.items()]
-    return PolicyRoute(event_id="r", event_time=3, alias=alias, targets=tuple(targets), reason="", author="")
+    targets = [
+        RouteTarget(policy=key.partition("_")[0], version=None, weight=w)
+        for key, w in weights.items()
+    ]
+    return PolicyRoute(
+        event_id="r", event_time=3, alias=alias, targets=tuple(targets), reason="", author=""
+    )
 
 
 def pinned(alias: str, weights: dict[str, float]) -> PolicyRoute:
-    targets = [RouteTarget(policy=v.partition("@")[0], version=v, weight=w) for v, w in weights.items()]
-    return PolicyRoute(event_id="r", event_time=3, alias=alias, targets=tuple(targets), reason="", author="")
+    targets = [
+        RouteTarget(policy=v.partition("@")[0], version=v, weight=w) for v, w in weights.items()
+    ]
+    return PolicyRoute(
+        event_id="r", event_time=3, alias=alias, targets=tuple(targets), reason="", author=""
+    )
 
 
 class Town:
     """A router over three backends, and the log it reads."""
 
-    def __init__(self, *routes: Route, adapters: frozenset[str] = frozenset(), backends: dict[str, str] = BACKENDS) -> None:
+    def __init__(
+        self,
+        *routes: Route,
+        adapters: frozenset[str] = frozenset(),
+        backends: dict[str, str] = BACKENDS,
+    ) -> None:
         self.view = PolicyView(adapters)
-        self.router = Router({r.alias: r for r in routes or (route(),)}, backends, adapters, "policy", self.view)
+        self.router = Router(
+            {r.alias: r for r in routes or (route(),)}, backends, adapters, "policy", self.view
+        )
 
     def says(self, *events: PolicyUpdate | PolicyApplied | PolicyRoute) -> None:
         for event in events:
@@ -84,16 +112,24 @@ def test_who_leaves_moves_nobody_else(backends: list[str], rollout: str) -> None
     order = ranked(rollout, backends, str)
     assert sorted(order) == sorted(backends)
     for gone in backends:
-        assert ranked(rollout, [b for b in backends if b != gone], str) == [b for b in order if b != gone]
+        assert ranked(rollout, [b for b in backends if b != gone], str) == [
+            b for b in order if b != gone
+        ]
 
 
 @given(names, st.text(), st.data())
-def test_a_choice_by_weight_is_sticky_and_moves_only_towards_what_gained(keys: list[str], rollout: str, data: st.DataObject) -> None:
+def test_a_choice_by_weight_is_sticky_and_moves_only_towards_what_gained(
+    keys: list[str], rollout: str, data: st.DataObject
+) -> None:
     weights = {key: data.draw(st.floats(0.01, 100)) for key in keys}
     before = weighted(rollout, tuple(target(k, w) for k, w in weights.items())).key
-    assert weighted(rollout, tuple(target(k, w) for k, w in reversed(weights.items()))).key == before
+    assert (
+        weighted(rollout, tuple(target(k, w) for k, w in reversed(weights.items()))).key == before
+    )
     gains = data.draw(st.sampled_from(keys))
-    after = weighted(rollout, tuple(target(k, w * (3 if k == gains else 1)) for k, w in weights.items())).key
+    after = weighted(
+        rollout, tuple(target(k, w * (3 if k == gains else 1)) for k, w in weights.items())
+    ).key
     assert after in (before, gains)
 
 
@@ -123,18 +159,27 @@ def test_backends_with_the_newest_version_come_first_and_any_when_there_is_none(
     town = Town()
     assert sorted(town.backends()) == sorted(BACKENDS)
     town.says(
-        claim("policy"), update("policy@1.1"), applied("west", "policy@1.1"), applied("north", "policy@1.1"), applied("east", "policy@0.0")
+        claim("policy"),
+        update("policy@1.1"),
+        applied("west", "policy@1.1"),
+        applied("north", "policy@1.1"),
+        applied("east", "policy@0.0"),
     )
     assert all(town.backends(rollout)[2] == "east" for rollout in ROLLOUTS[:50])
     town.says(update("policy@1.2"))
     assert {town.backends(rollout)[0] for rollout in ROLLOUTS[:50]} == set(BACKENDS)
-    town.says(applied("north", "policy@1.2", ApplyOutcome.failed, previous="policy@1.1"), applied("east", "policy@1.2"))
+    town.says(
+        applied("north", "policy@1.2", ApplyOutcome.failed, previous="policy@1.1"),
+        applied("east", "policy@1.2"),
+    )
     assert {town.backends(rollout)[0] for rollout in ROLLOUTS[:50]} == {"east"}
 
 
 def test_a_split_sends_each_rollout_to_the_backend_of_its_version() -> None:
     town = Town()
-    town.says(applied("east", "policy@1.3"), applied("west", "policy@1.4"), applied("north", "policy@1.3"))
+    town.says(
+        applied("east", "policy@1.3"), applied("west", "policy@1.4"), applied("north", "policy@1.3")
+    )
     town.says(pinned("policy", {"policy@1.3": 0.75, "policy@1.4": 0.25}))
     first = Counter(town.backends(rollout)[0] for rollout in ROLLOUTS)
     assert abs(first["west"] / len(ROLLOUTS) - 0.25) < 0.03
@@ -144,9 +189,16 @@ def test_a_split_sends_each_rollout_to_the_backend_of_its_version() -> None:
 
 
 def test_an_adapter_is_asked_for_by_its_immutable_name() -> None:
-    town = Town(route("sql", "writer"), route("judge", "checker"), adapters=frozenset({"writer", "checker"}))
+    town = Town(
+        route("sql", "writer"), route("judge", "checker"), adapters=frozenset({"writer", "checker"})
+    )
     assert set(town.models("sql").values()) == {"policy"}
-    town.says(claim("writer"), update("writer@1.1"), applied("east", "writer@1.1"), applied("west", "writer@1.1"))
+    town.says(
+        claim("writer"),
+        update("writer@1.1"),
+        applied("east", "writer@1.1"),
+        applied("west", "writer@1.1"),
+    )
     assert town.models("sql") == {"east": "writer@1.1", "west": "writer@1.1", "north": "policy"}
     assert [way.version for way in town.router.candidates("sql", "ro_1")][2] == "writer@0.0"
     assert set(town.models("judge").values()) == {"policy"}
@@ -164,8 +216,16 @@ def test_an_adapter_is_asked_for_by_its_immutable_name() -> None:
 
 
 def test_a_restarted_engine_has_lost_its_adapters() -> None:
-    town = Town(route("sql", "writer"), adapters=frozenset({"writer"}), backends={"east": "http://east"})
-    town.says(claim("writer"), update("writer@1.1"), update("writer@1.2"), applied("east", "writer@1.1"), applied("east", "writer@1.2"))
+    town = Town(
+        route("sql", "writer"), adapters=frozenset({"writer"}), backends={"east": "http://east"}
+    )
+    town.says(
+        claim("writer"),
+        update("writer@1.1"),
+        update("writer@1.2"),
+        applied("east", "writer@1.1"),
+        applied("east", "writer@1.2"),
+    )
     town.says(applied("east", "writer@1.1", engine="e2"))
     assert town.models("sql") == {"east": "writer@1.1"}
 
@@ -176,9 +236,17 @@ def test_a_full_weight_backend_is_asked_for_what_it_last_proved() -> None:
     def expected(alias: str = "policy") -> dict[str, str | None]:
         return {way.backend: way.expects for way in town.router.candidates(alias, "ro_1")}
 
-    town.says(claim("policy"), update("policy@1.1"), applied("east", "policy@1.1"), applied("west", "policy@0.0"))
+    town.says(
+        claim("policy"),
+        update("policy@1.1"),
+        applied("east", "policy@1.1"),
+        applied("west", "policy@0.0"),
+    )
     assert expected() == {"east": "policy@1.1", "west": "policy@0.0", "north": None}
-    town.says(update("policy@1.2"), applied("east", "policy@1.2", ApplyOutcome.failed, engine="e2", previous="policy@0.0"))
+    town.says(
+        update("policy@1.2"),
+        applied("east", "policy@1.2", ApplyOutcome.failed, engine="e2", previous="policy@0.0"),
+    )
     assert expected()["east"] == "policy@0.0", "its applier has nothing better for it"
     assert expected("own") == {"elsewhere": None}
     writers = Town(route("sql", "writer"), adapters=frozenset({"writer"}))
@@ -207,14 +275,21 @@ def test_the_version_that_answered() -> None:
     assert bare.reported("policy@0.0") == "writer@0.0"
     assert bare.reported("policy@1.3") == "policy@1.3"
     assert bare.reported(None) is None
-    assert msgspec.structs.replace(bare, version="writer@1.1").reported("writer@1.1") == "writer@1.1"
+    assert (
+        msgspec.structs.replace(bare, version="writer@1.1").reported("writer@1.1") == "writer@1.1"
+    )
 
 
 def test_a_route_to_what_no_backend_serves_is_named() -> None:
     town = Town()
-    town.says(claim("policy"), update("policy@1.1"), update("policy@1.2"), applied("east", "policy@1.2"))
+    town.says(
+        claim("policy"), update("policy@1.1"), update("policy@1.2"), applied("east", "policy@1.2")
+    )
     assert town.router.unserved() == {}
-    town.says(pinned("policy", {"policy@1.1": 0.5, "policy@1.2": 0.5}), pinned("other", {"policy@1.1": 1.0}))
+    town.says(
+        pinned("policy", {"policy@1.1": 0.5, "policy@1.2": 0.5}),
+        pinned("other", {"policy@1.1": 1.0}),
+    )
     assert town.router.unserved() == {"policy": ["policy@1.1"]}
     town.says(applied("west", "policy@1.1"))
     assert town.router.unserved() == {}
@@ -223,8 +298,16 @@ def test_a_route_to_what_no_backend_serves_is_named() -> None:
 
 
 def test_in_place_of_a_missing_adapter_an_older_one_comes_before_a_newer() -> None:
-    town = Town(route("sql", "writer"), adapters=frozenset({"writer"}), backends={"east": "http://east"})
-    town.says(*(applied("east", f"writer@1.{step}") for step in (1, 2, 5)), pinned("sql", {"writer@1.4": 1.0}))
+    town = Town(
+        route("sql", "writer"), adapters=frozenset({"writer"}), backends={"east": "http://east"}
+    )
+    town.says(
+        *(applied("east", f"writer@1.{step}") for step in (1, 2, 5)),
+        pinned("sql", {"writer@1.4": 1.0}),
+    )
     assert town.models("sql") == {"east": "writer@1.2"}
-    town.says(applied("east", "writer@1.1", ApplyOutcome.retired), applied("east", "writer@1.2", ApplyOutcome.retired))
+    town.says(
+        applied("east", "writer@1.1", ApplyOutcome.retired),
+        applied("east", "writer@1.2", ApplyOutcome.retired),
+    )
     assert town.models("sql") == {"east": "writer@1.5"}

@@ -26,7 +26,12 @@ from services.rewards.errors import PluginError, RewardFailed
 from services.rewards.functions import load, named, source_of
 from tests.synthetic import make_call, make_declared, make_status
 
-SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"$ref": "#/$defs/count"}}, "$defs": {"count": {"type": "integer"}}}
+SCHEMA = {
+    "type": "object",
+    "required": ["n"],
+    "properties": {"n": {"$ref": "#/$defs/count"}},
+    "$defs": {"count": {"type": "integer"}},
+}
 
 
 def episode(answer: str, task: object) -> EpisodeView:
@@ -37,14 +42,19 @@ def episode(answer: str, task: object) -> EpisodeView:
 
 
 def value(reference: str, answer: str, task: Mapping[str, object]) -> float:
-    return named(load(f"{PREFIX}{reference}")(episode(answer, dict(task))), "reward", reference)["reward"]
+    return named(load(f"{PREFIX}{reference}")(episode(answer, dict(task))), "reward", reference)[
+        "reward"
+    ]
 
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("sql") / "town's.db"
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript("create table t (name text, n integer); insert into t values ('a', 1), ('b', 2), ('c', 3), ('b', 2);")
+        connection.executescript(
+            "create table t (name text, n integer); insert into t values ('a', 1), ('b', 2), "
+            "('c', 3), ('b', 2);"
+        )
     return str(path)
 
 
@@ -100,13 +110,21 @@ def test_json_schema(answer: str, worth: float) -> None:
     ("schema", "answer"),
     [
         ({"type": "string", "pattern": "^(a+)+$"}, json.dumps("a" * 60 + "!")),
-        ({"$ref": "#/$defs/list", "$defs": {"list": {"type": "array", "items": {"$ref": "#/$defs/list"}}}}, "[" * 900 + "1" + "]" * 900),
+        (
+            {
+                "$ref": "#/$defs/list",
+                "$defs": {"list": {"type": "array", "items": {"$ref": "#/$defs/list"}}},
+            },
+            "[" * 900 + "1" + "]" * 900,
+        ),
         ({"type": "integer", "multipleOf": 0.1}, "1e400"),
         ({"type": "integer"}, "9" * 5000 + ".5"),
         ({"uniqueItems": True}, json.dumps([[[number]] for number in range(100_000)])),
     ],
 )
-def test_an_answer_that_is_made_to_end_the_judge_fits_no_schema(schema: object, answer: str) -> None:
+def test_an_answer_that_is_made_to_end_the_judge_fits_no_schema(
+    schema: object, answer: str
+) -> None:
     assert value("json_schema(timeout_s=0.5)", answer, {"schema": schema}) == 0.0
 
 
@@ -119,7 +137,11 @@ def test_an_answer_that_is_made_to_end_the_judge_fits_no_schema(schema: object, 
         ("select name from t order by n", "select name from t order by n desc", 0.0),
         ("select name from t order by n", "select name from t order by n", 1.0),
         # The order of a part is none of the whole.
-        ("select name from (select * from t order by n)", "select name from t order by n desc", 1.0),
+        (
+            "select name from (select * from t order by n)",
+            "select name from t order by n desc",
+            1.0,
+        ),
         ("select 1", "selekt 1", 0.0),
         ("select 1", "", 0.0),
         ("select 1", "select 1; drop table t", 0.0),
@@ -130,18 +152,34 @@ def test_an_answer_that_is_made_to_end_the_judge_fits_no_schema(schema: object, 
         ("select 0", "pragma user_version", 0.0),
         ("select 1", "attach database '/tmp/other.db' as other", 0.0),
         ("select 1", "pragma writable_schema = on", 0.0),
-        ("select 1", "with recursive r(x) as (select 1 union all select x + 1 from r) select count(*) from r", 0.0),
-        ("select 1", "with recursive r(x) as (select 1 union all select x + 1 from r) select x from r", 0.0),
+        (
+            "select 1",
+            "with recursive r(x) as (select 1 union all select x + 1 from r) select count(*) "
+            "from r",
+            0.0,
+        ),
+        (
+            "select 1",
+            "with recursive r(x) as (select 1 union all select x + 1 from r) select x from r",
+            0.0,
+        ),
         ("select 1", "select zeroblob(2000000000)", 0.0),
         ("select 1", "select printf('%.*c', 999999999, 'x')", 0.0),
-        ("select 1", "select replace(printf('%.*c', 9999999, 'x'), 'x', printf('%.*c', 9999999, 'x'))", 0.0),
+        (
+            "select 1",
+            "select replace(printf('%.*c', 9999999, 'x'), 'x', printf('%.*c', 9999999, 'x'))",
+            0.0,
+        ),
         ("select 1", "select '\ud83c'", 0.0),
         ("select 1", "select " + "(" * 5000 + "1" + ")" * 5000, 0.0),
     ],
 )
 def test_sql(database: str, query: str, answer: str, worth: float) -> None:
     before = Path(database).read_bytes()
-    assert value("sql(timeout_s=0.3,max_rows=50)", answer, {"reference": query, "database": database}) == worth
+    assert (
+        value("sql(timeout_s=0.3,max_rows=50)", answer, {"reference": query, "database": database})
+        == worth
+    )
     assert Path(database).read_bytes() == before
 
 
@@ -155,12 +193,22 @@ def test_sql(database: str, query: str, answer: str, worth: float) -> None:
         ("math", {"reference": "?"}, "is no mathematics"),
         ("json_schema", {"schema": 3}, "expected a JSON Schema"),
         ("json_schema", {"schema": {"type": "number of things"}}, "is no JSON Schema"),
-        ("json_schema", {"schema": {"$ref": "https://example.com/schema.json"}}, "refers to what it does not hold"),
-        ("sql", {"reference": "select 1", "database": "no/such.db"}, "is no file where the reward worker runs"),
+        (
+            "json_schema",
+            {"schema": {"$ref": "https://example.com/schema.json"}},
+            "refers to what it does not hold",
+        ),
+        (
+            "sql",
+            {"reference": "select 1", "database": "no/such.db"},
+            "is no file where the reward worker runs",
+        ),
         ("sql", {"reference": "selekt 1"}, "the task has no field 'database'"),
     ],
 )
-def test_what_is_no_fault_of_the_answer_is_a_failure(reference: str, task: dict[str, Any], told: str) -> None:
+def test_what_is_no_fault_of_the_answer_is_a_failure(
+    reference: str, task: dict[str, Any], told: str
+) -> None:
     with pytest.raises(RewardFailed, match=told):
         value(reference, '{"n": 1}', task)
 
@@ -170,14 +218,22 @@ def test_a_reference_that_cannot_be_executed_is_a_failure(database: str) -> None
         value("sql", "select 1", {"reference": "selekt 1", "database": database})
 
 
-ODD = st.text(st.characters()) | st.text("$\\\\{}[]()^_0123456789!,;'\"`\n selct*frombx", max_size=60)
+ODD = st.text(st.characters()) | st.text(
+    "$\\\\{}[]()^_0123456789!,;'\"`\n selct*frombx", max_size=60
+)
 
 
 @given(ODD, st.sampled_from(["math", "json_schema", "sql"]))
 @settings(deadline=None, max_examples=60)
-def test_every_answer_is_worth_something_and_no_failure(database: str, answer: str, name: str) -> None:
+def test_every_answer_is_worth_something_and_no_failure(
+    database: str, answer: str, name: str
+) -> None:
     reference = f"{name}(timeout_s=0.5)"
-    task = {"reference": "1" if name == "math" else "select 1", "database": database, "schema": SCHEMA}
+    task = {
+        "reference": "1" if name == "math" else "select 1",
+        "database": database,
+        "schema": SCHEMA,
+    }
     assert value(reference, answer, task) in (0.0, 1.0)
 
 
@@ -204,13 +260,20 @@ def test_undeclared_traffic_has_no_reference() -> None:
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
     monkeypatch.delitem(sys.modules, "services.rewards.builtin.math", raising=False)
-    with pytest.raises(PluginError, match=r"builtin:math needs math_verify: pip install 'fulgurite\[rewards\]'"):
+    with pytest.raises(
+        PluginError, match=r"builtin:math needs math_verify: pip install 'fulgurite\[rewards\]'"
+    ):
         load("builtin:math")
 
 
 @given(st.text(), st.text())
-def test_f1_is_symmetric_in_0_to_1_and_1_where_the_match_is_exact(answer: str, expected: str) -> None:
-    forth, back = value("f1", answer, {"reference": expected}), value("f1", expected, {"reference": answer})
+def test_f1_is_symmetric_in_0_to_1_and_1_where_the_match_is_exact(
+    answer: str, expected: str
+) -> None:
+    forth, back = (
+        value("f1", answer, {"reference": expected}),
+        value("f1", expected, {"reference": answer}),
+    )
     assert 0.0 <= forth <= 1.0
     assert forth == pytest.approx(back)
     if value("exact_match", answer, {"reference": expected}):
@@ -224,12 +287,25 @@ def test_every_built_in_reward_has_its_file() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "those"),
-    [("answers", set(BUILTINS)), ("bounded", {"math", "sql", "json_schema"}), ("exact_match", {"exact_match", "f1"}), ("sql", {"sql"})],
+    [
+        ("answers", set(BUILTINS)),
+        ("bounded", {"math", "sql", "json_schema"}),
+        ("exact_match", {"exact_match", "f1"}),
+        ("sql", {"sql"}),
+    ],
 )
-def test_a_source_changes_with_what_the_reward_shares(tmp_path: Path, changed: str, those: set[str]) -> None:
+def test_a_source_changes_with_what_the_reward_shares(
+    tmp_path: Path, changed: str, those: set[str]
+) -> None:
     folder = shutil.copytree(Path(builtin.__file__).parent, tmp_path / "builtin")
-    assert {name: builtin.code_of(name, folder) for name in BUILTINS} == {name: builtin.code_of(name) for name in BUILTINS}
+    assert {name: builtin.code_of(name, folder) for name in BUILTINS} == {
+        name: builtin.code_of(name) for name in BUILTINS
+    }
     with (folder / f"{changed}.py").open("a") as file:
         file.write("# another rule\n")
-    assert {name for name in BUILTINS if builtin.code_of(name, folder) != builtin.code_of(name)} == those
-    assert len({source_of(f"{PREFIX}{name}").partition("#")[2] for name in BUILTINS}) == len(BUILTINS)
+    assert {
+        name for name in BUILTINS if builtin.code_of(name, folder) != builtin.code_of(name)
+    } == those
+    assert len({source_of(f"{PREFIX}{name}").partition("#")[2] for name in BUILTINS}) == len(
+        BUILTINS
+    )

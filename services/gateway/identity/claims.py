@@ -1,0 +1,20 @@
+"""What a scoped key says: which rollout a caller is, and what it may do."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fulgurite.enums import Mode
+
+
+class Claims(msgspec.Struct, frozen=True):
+    """What a scoped key says, and its signature proves."""
+
+    rollout: str
+    attempt: int
+    group: str
+    agent: str
+    mode: Mode
+    scopes: tuple[str, ...]
+    exp: int
+    """Deadline plus grace, Unix milliseconds."""
