@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-from fulgurite.episodes.view import EpisodeView
+from fulgurite import EpisodeView
 
 
 def score(episode: EpisodeView) -> dict[str, float]:

@@ -21,8 +21,14 @@ WRITTEN = sorted(page for page in pages() if "CHANGELOG" not in page.name)
 
 
 def shown_commands(page: Path) -> list[list[str]]:
-    """The words of each `fulgurite` and `make` command in a page's shell blocks, without what stands before it."""
-    lines = [line for block in BLOCK.findall(page.read_text()) for line in re.sub(r"\\\n", " ", block).splitlines()]
+    """The words of each `fulgurite` and `make` command in a page's shell blocks, without what
+    stands before it.
+    """
+    lines = [
+        line
+        for block in BLOCK.findall(page.read_text())
+        for line in re.sub(r"\\\n", " ", block).splitlines()
+    ]
     split = [shlex.split(line, comments=True) for line in lines]
     return [words[at:] for words in split for at in [begin_of_command(words)] if at is not None]
 
@@ -30,7 +36,11 @@ def shown_commands(page: Path) -> list[list[str]]:
 def begin_of_command(words: list[str]) -> int | None:
     """Where our command begins, if only variables and a container to run it in stand before it."""
     at = next((place for place, word in enumerate(words) if word in ("fulgurite", "make")), None)
-    return at if at is not None and all("=" in word or word in COMPOSE for word in words[:at]) else None
+    return (
+        at
+        if at is not None and all("=" in word or word in COMPOSE for word in words[:at])
+        else None
+    )
 
 
 def resolve(words: list[str]) -> tuple[Any, list[str]]:
@@ -53,8 +63,14 @@ def test_shown_commands_exist_with_their_options(page: Path) -> None:
             continue
         command, rest = resolve(words)
         own = rest[: rest.index("--")] if "--" in rest else rest
-        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
-        unknown = [word for word in own if re.match(r"--?[a-z]", word) and word.split("=")[0] not in known]
+        known = {
+            name
+            for parameter in command.params
+            for name in (*parameter.opts, *parameter.secondary_opts)
+        } | {"--help"}
+        unknown = [
+            word for word in own if re.match(r"--?[a-z]", word) and word.split("=")[0] not in known
+        ]
         assert not unknown, (words, unknown)
 
 

@@ -20,6 +20,12 @@ def generator() -> Any:
     return module
 
 
-@pytest.mark.parametrize(("page", "text"), generator().pages().items(), ids=lambda part: part.name if isinstance(part, Path) else "")
+@pytest.mark.parametrize(
+    ("page", "text"),
+    generator().pages().items(),
+    ids=lambda part: part.name if isinstance(part, Path) else "",
+)
 def test_a_generated_page_is_fresh(page: Path, text: str) -> None:
-    assert page.read_text() == text, f"{page} is stale: run `make reference` and commit what it writes"
+    assert page.read_text() == text, (
+        f"{page} is stale: run `make reference` and commit what it writes"
+    )

@@ -1,4 +1,6 @@
-"""docs/reference/topics.md has the topics that the code makes, with their keys, schemas and retention."""
+"""docs/reference/topics.md has the topics that the code makes, with their keys, schemas and
+retention.
+"""
 
 from __future__ import annotations
 
@@ -38,5 +40,10 @@ def test_every_topic_has_a_row_and_no_other() -> None:
 def test_a_row_says_what_the_code_makes(topic: Topic) -> None:
     schemas = [snake_case(event.__name__) for event in topic.carries]
     row = documented()[topic.name]
-    assert row[:4] == [topic.key.value, str(topic.partitions), ", ".join(f"`{schema}`" for schema in schemas), kept(topic)]
+    assert row[:4] == [
+        topic.key.value,
+        str(topic.partitions),
+        ", ".join(f"`{schema}`" for schema in schemas),
+        kept(topic),
+    ]
     assert all((ROOT / "schemas" / "avro" / f"{schema}.avsc").exists() for schema in schemas)

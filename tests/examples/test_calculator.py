@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from fulgurite import EpisodeView
 from fulgurite.enums import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
-from fulgurite.episodes.view import EpisodeView
 from fulgurite.events import Choice, Declaration, Episode, LlmCall
 from tests.synthetic import SAMPLING
 

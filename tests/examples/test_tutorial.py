@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from fulgurite.episode_view import EpisodeView
+from fulgurite import EpisodeView
+from fulgurite.enums import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
 from fulgurite.events import Choice, Episode, LlmCall
-from fulgurite.kinds import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
 from tests.synthetic import SAMPLING
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
-FILES: dict[str, str] = dict(re.findall(r'^```[a-z]+ title="([^"]+)"\n(.*?)^```', PAGE, re.MULTILINE | re.DOTALL))
+FILES: dict[str, str] = dict(
+    re.findall(r'^```[a-z]+ title="([^"]+)"\n(.*?)^```', PAGE, re.MULTILINE | re.DOTALL)
+)
 
 
 def reward_function(name: str) -> Callable[[EpisodeView], float]:
@@ -70,7 +72,14 @@ def episode(answer: str) -> EpisodeView:
 
 @pytest.mark.parametrize(
     ("answer", "one_word", "strict"),
-    [("Dog", 1.0, 1.0), (" Dog\n", 1.0, 1.0), ("dog", 1.0, 0.0), ("Dog.", 1.0, 0.0), ("A dog barks.", 0.0, 0.0), ("", 0.0, 0.0)],
+    [
+        ("Dog", 1.0, 1.0),
+        (" Dog\n", 1.0, 1.0),
+        ("dog", 1.0, 0.0),
+        ("Dog.", 1.0, 0.0),
+        ("A dog barks.", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
 )
 def test_its_rewards_pay_what_the_page_says(answer: str, one_word: float, strict: float) -> None:
     assert reward_function("rewards.py")(episode(answer)) == one_word
