@@ -5,11 +5,13 @@ Of an attempt the revision with the most inputs counts: revisions of an episode 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fulgurite.closing import awaits_episodes, awaits_rewards, close_group, members
-from fulgurite.events import AgentReward, Declaration, Episode
+from fulgurite.events import AgentReward, Declaration, Episode, GroupClosed
 from fulgurite.failure_rules import FailureRules
 from fulgurite.rewards import counted, excess
-from fulgurite.sealing import Output
+from fulgurite.sealing import Output, group_closed
 
 Key = tuple[str, int]
 """Rollout id and attempt."""
@@ -63,3 +65,7 @@ class Gathered:
     def close(self, group_id: str, rules: FailureRules) -> tuple[Output, ...]:
         """What is written of the group with what is known. Raises UnknownRule."""
         return close_group(group_id, self.declaration, self.episodes.values(), list(self.rewards.values()), rules)
+
+    def closed(self, outputs: Sequence[Output], supersedes: str | None) -> GroupClosed | None:
+        """The last record of the closing that `close` gave; None where that gave nothing. `supersedes`: see `group_closed`."""
+        return group_closed(outputs, self.episodes.values(), self.rewards.values(), supersedes)

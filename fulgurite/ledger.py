@@ -28,7 +28,19 @@ from fulgurite.batching import SOURCE as LEARNER
 from fulgurite.books import Account, Balance, Discrepancy, Entry, Sources
 from fulgurite.desired import DesiredVersion
 from fulgurite.errors import CodecError
-from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LedgerEntry, LlmCall, PolicyUpdate, Record, Tombstone, Trajectory
+from fulgurite.events import (
+    AgentStatus,
+    DeadLetter,
+    Episode,
+    Event,
+    GroupClosed,
+    LedgerEntry,
+    LlmCall,
+    PolicyUpdate,
+    Record,
+    Tombstone,
+    Trajectory,
+)
 from fulgurite.ids import action_id, episode_id
 from fulgurite.kinds import FilterReason, LedgerTerm, Mode
 from fulgurite.sealing import Written
@@ -175,9 +187,11 @@ class _Books:
         """Closed groups, their newest revisions, and actions that the learner has still to account for."""
         for entry in entries:
             event = entry.event
-            if not isinstance(event, Tombstone | Trajectory):
+            if not isinstance(event, Tombstone | Trajectory | GroupClosed):
                 continue
             self.written.setdefault(event.group_id, Written()).take(event)
+            if isinstance(event, GroupClosed):
+                continue
             place = (event.group_id, event.group_revision)
             row = isinstance(event, Trajectory)
             self.members.setdefault(place, {})[event.rollout_id] = _Member(

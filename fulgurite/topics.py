@@ -16,6 +16,7 @@ from fulgurite.events import (
     DeadLetter,
     Episode,
     Event,
+    GroupClosed,
     LedgerEntry,
     LlmCall,
     PolicyApplied,
@@ -84,7 +85,7 @@ LLM_CALLS = Topic("llm.calls", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS,
 AGENT_STATUS = Topic("agent.status", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (AgentStatus,))
 AGENT_REWARDS = Topic("agent.rewards", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (AgentReward,))
 EPISODES = Topic("episodes", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (Episode,))
-TRAJECTORIES = Topic("trajectories", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (Trajectory, Tombstone))
+TRAJECTORIES = Topic("trajectories", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (Trajectory, Tombstone, GroupClosed))
 POLICY_UPDATES = Topic("policy.updates", Key.policy, 1, "delete", -1, (PolicyUpdate,))
 POLICY_ROUTES = Topic("policy.routes", Key.alias, 1, "compact", -1, (PolicyRoute,))
 POLICY_APPLIED = Topic("policy.applied", Key.policy, 1, "delete", _MONTH_MS, (PolicyApplied,))

@@ -12,7 +12,7 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
 from fulgurite.adoption import adopted
 from fulgurite.codec import Codec
-from fulgurite.events import Position, Tombstone, Trajectory
+from fulgurite.events import GroupClosed, Position, Tombstone, Trajectory
 from fulgurite.topics import TRAJECTORIES, Topic
 from services.kafka import KafkaSettings, LogUnavailable, Record, make_consumer, read_message
 from services.learner.errors import OffsetOutOfRange
@@ -79,6 +79,6 @@ class TrajectorySource:
         self._consumer.close()
 
 
-def trainable(record: Record) -> Trajectory | Tombstone | None:
+def trainable(record: Record) -> Trajectory | Tombstone | GroupClosed | None:
     """The event of a record, if it is one for a learner."""
-    return record.event if isinstance(record.event, Trajectory | Tombstone) else None
+    return record.event if isinstance(record.event, Trajectory | Tombstone | GroupClosed) else None

@@ -7,13 +7,13 @@ processors leave them to `dead.letters`, and counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
 from fulgurite.codec import Codec
 from fulgurite.errors import BadClaim, BrokenDelta, CodecError
-from fulgurite.events import AgentReward, AgentStatus, Declaration, Episode, Event, LlmCall
+from fulgurite.events import AgentReward, AgentStatus, Declaration, Episode, Event, GroupClosed, LlmCall
 from fulgurite.kinds import StatusKind
 from fulgurite.stitching import Input, adds_nothing, is_input, stitch
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES
@@ -44,6 +44,8 @@ class GroupLog(msgspec.Struct):
     records: list[Raw] = msgspec.field(default_factory=list[Raw])
     row_ids: list[str] = msgspec.field(default_factory=list[str])
     """Event ids of what the live rewarder wrote to `trajectories`, in order."""
+    closings: list[Raw] = msgspec.field(default_factory=list[Raw])
+    """Of that, every `GroupClosed`."""
     read_until: int = 0
     """Highest record time of the partition's inputs, Unix milliseconds."""
 
@@ -60,6 +62,10 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     """All of them, heartbeats too."""
     rewards: tuple[AgentReward, ...]
     row_ids: tuple[str, ...]
+    """Event ids of what the live rewarder wrote to `trajectories`."""
+    closings: tuple[GroupClosed, ...]
+    reward_times: Mapping[str, int]
+    """Of the first record of each reward, by event id; Unix milliseconds."""
     unreadable: tuple[str, ...]
     """Places and errors of records that were left out."""
     began_at: int
@@ -105,10 +111,11 @@ def read_groups(
 
 def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
     """Decode and sort what the log holds of a group; None if nothing in it can be read."""
-    events: dict[str, dict[str, Event]] = {topic.name: {} for topic in INPUTS}
+    events: dict[str, dict[str, Event]] = {topic.name: {} for topic in (*INPUTS, TRAJECTORIES)}
+    times_of: dict[str, int] = {}
     unreadable: list[str] = []
     calls: dict[str, LlmCall] = {}
-    for raw in log.records:
+    for raw in (*log.records, *log.closings):
         try:
             event = codec.decode(raw.value)
             if isinstance(event, LlmCall):
@@ -119,6 +126,7 @@ def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
             unreadable.append(f"{raw.topic}[{raw.partition}]@{raw.offset}: {error}")
             continue
         events[raw.topic].setdefault(event.event_id, event)
+        times_of.setdefault(event.event_id, raw.timestamp)
     statuses = [event for event in events[AGENT_STATUS.name].values() if isinstance(event, AgentStatus)]
     rewards = [event for event in events[AGENT_REWARDS.name].values() if isinstance(event, AgentReward)]
     declared = next((event for event in statuses if event.rollout_id is None and _declares(event)), None)
@@ -134,6 +142,8 @@ def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
         statuses=tuple(statuses),
         rewards=tuple(rewards),
         row_ids=tuple(log.row_ids),
+        closings=tuple(event for event in events[TRAJECTORIES.name].values() if isinstance(event, GroupClosed)),
+        reward_times={reward.event_id: times_of[reward.event_id] for reward in rewards},
         unreadable=tuple(unreadable),
         began_at=min([*times, *(call.started_at for call in known)]),
         read_until=log.read_until,
@@ -158,6 +168,8 @@ def _logs(source: Source, partition: int, since_ms: int | None, keys: Collection
             log = found[raw.key] = GroupLog(raw.key.decode("utf-8", "replace"), partition)
         if raw.topic == TRAJECTORIES.name:
             log.row_ids.append(raw.event_id)
+            if raw.event_type == GroupClosed.__name__:
+                log.closings.append(raw)
         else:
             log.records.append(raw)
     for key in list(found):

@@ -22,7 +22,19 @@ _CALL_BYTES = 4_000
 class Group:
     """Inputs of a group that wait, and what is known of it."""
 
-    __slots__ = ("closed_at", "gathered", "heard_until", "lacks", "look_at", "news", "revision", "taken", "unsettled", "unsure")
+    __slots__ = (
+        "closed_at",
+        "gathered",
+        "heard_until",
+        "lacks",
+        "look_at",
+        "news",
+        "revision",
+        "supersedes",
+        "taken",
+        "unsettled",
+        "unsure",
+    )
 
     def __init__(self, revision: str | None = None, *, lacks: bool = False, unsure: bool = False) -> None:
         self.gathered = Gathered()
@@ -31,6 +43,8 @@ class Group:
         """Of those, the inputs that are being written."""
         self.revision = revision
         """Newest in the log; None if it has not been closed, as far as is known. Empty for a closing that wrote nothing."""
+        self.supersedes: str | None = None
+        """Revision of the group's last `GroupClosed`, which the next one supersedes."""
         self.lacks = lacks
         """Whether it may have been closed and forgotten: the log is to be read before anything is done."""
         self.unsure = unsure

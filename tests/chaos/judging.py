@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from fulgurite.closing import close_group
-from fulgurite.events import AgentReward, AgentStatus, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
+from fulgurite.events import AgentReward, AgentStatus, Episode, Event, GroupClosed, LedgerEntry, LlmCall, Tombstone, Trajectory
 from fulgurite.sealing import Output, Written
 from fulgurite.stitching import Input, stitch
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, EPISODES, LLM_CALLS, TRAINING_LEDGER, TRAJECTORIES
@@ -25,11 +25,13 @@ class Books:
         self.repeated = 0
         self.episodes = self._groups(replace(e, supersedes=None) for e in deployment.read(EPISODES) if isinstance(e, Episode))
         outputs = [*deployment.read(TRAJECTORIES), *deployment.read(TRAINING_LEDGER)]
-        self.outputs = self._groups(outputs)
+        self.outputs = self._groups(output for output in outputs if not isinstance(output, GroupClosed))
+        self.closings = {output.group_id: output for output in outputs if isinstance(output, GroupClosed)}
+        """The last of each group."""
         self.inputs = self._groups([*deployment.read(LLM_CALLS), *deployment.read(AGENT_STATUS), *deployment.read(AGENT_REWARDS)])
         written: defaultdict[str, Written] = defaultdict(Written)
         for output in outputs:
-            if isinstance(output, Trajectory | Tombstone | LedgerEntry):
+            if isinstance(output, Trajectory | Tombstone | GroupClosed | LedgerEntry):
                 written[output.group_id].take(output)
         self.newest = {group: one.newest for group, one in written.items()}
 
@@ -47,6 +49,13 @@ class Books:
         """The newest whole revision: rows, tombstones and ledger entries."""
         newest = self.newest.get(group)
         return {name: output for name, output in self.outputs.get(group, {}).items() if newest and _revision(output) == newest}
+
+    def is_named(self, group: str) -> bool:
+        """Whether the group's last `GroupClosed` is of its newest revision, and names all of it."""
+        newest, closed = self.newest.get(group), self.closings.get(group)
+        if newest is None or closed is None:
+            return newest is closed
+        return closed.group_revision == newest and {*closed.row_ids, *closed.entry_ids} == self.last_outputs(group).keys()
 
     def should_be(self, group: str) -> tuple[Contents, Contents]:
         """Last episodes and outputs, as the pure core makes them of the inputs that the log holds."""
@@ -81,6 +90,7 @@ def differences(calm: Books, harmed: Books, punctual: set[str]) -> list[str]:
             episodes, outputs = books.should_be(group)
             problems += _unlike(f"episodes of the {name} run, and the core's", books.last_episodes(group), episodes)
             problems += _unlike(f"rows and entries of the {name} run, and the core's", books.last_outputs(group), outputs)
+            problems += [] if books.is_named(group) else [f"the last record of the {name} run is {books.closings.get(group)}"]
         both = (calm.inputs.get(group, {}), harmed.inputs.get(group, {}))
         if group not in punctual:
             # A revision on the way that only one run wrote is judged there only.

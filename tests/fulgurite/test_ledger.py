@@ -27,6 +27,7 @@ from fulgurite.events import (
 from fulgurite.ids import action_id, derive_id
 from fulgurite.kinds import CallOutcome, FilterReason, LedgerTerm, Mode, UpdateKind
 from fulgurite.ledger import DEAD, GRACE_MS, OPEN_EPISODE, OPEN_GROUP, OPEN_LEARNER, balance
+from fulgurite.sealing import group_closed
 from fulgurite.stitching import stitch
 from tests.synthetic import make_call, make_declared, make_reward, make_status, rollout_id
 
@@ -88,7 +89,9 @@ class World:
         rewards = [] if stage is Stage.unrewarded else [make_reward(number, index, float(index)) for index in range(2)]
         outputs = close_group(declared.group_id, declared.declaration, episodes, rewards)
         self.put("ledger", partition, *(event for event in outputs if isinstance(event, LedgerEntry)))
-        self.put("trajectories", partition, *(event for event in outputs if not isinstance(event, LedgerEntry)))
+        closed = group_closed(outputs, episodes, rewards, None)
+        assert closed is not None
+        self.put("trajectories", partition, *(event for event in outputs if not isinstance(event, LedgerEntry)), closed)
         if stage.value < Stage.trained.value or stage is Stage.unrewarded:
             return
         rows = [event for event in outputs if isinstance(event, Trajectory)]
@@ -213,9 +216,10 @@ def test_a_lost_call_of_settled_groups_shows_unless_it_carried_no_action() -> No
 def test_a_lost_row_shows_as_long_as_the_learner_has_not_read_it() -> None:
     world = World()
     world.add_group(0, Stage.closed)
-    rows = places(world, "trajectories")
+    *rows, closed = places(world, "trajectories")
     assert len(rows) > 1
     assert all(world.balance(without=place).remainder > 0 for place in rows)
+    assert world.balance(without=closed) == world.balance()
 
 
 def test_what_cannot_show() -> None:

@@ -9,12 +9,12 @@ from fulgurite.amendments import accounts_of, amended_entries
 from fulgurite.batching import BatchRules, RowBatcher, ledger_entries
 from fulgurite.books import Balance
 from fulgurite.closing import close_group
-from fulgurite.events import AgentReward, Episode, LedgerEntry, LlmCall, PolicyUpdate, Position, Tombstone, Trajectory
+from fulgurite.events import AgentReward, Episode, GroupClosed, LedgerEntry, LlmCall, PolicyUpdate, Position, Tombstone, Trajectory
 from fulgurite.failures import FailureKind
 from fulgurite.ids import action_id
 from fulgurite.kinds import LedgerTerm, StatusKind, UpdateKind
 from fulgurite.ledger import GRACE_MS, OPEN_AMENDMENT, OPEN_EPISODE, OPEN_GROUP, OPEN_LEARNER
-from fulgurite.sealing import Output
+from fulgurite.sealing import ClosingRecord, group_closed
 from fulgurite.stitching import Input, stitch, supersede
 from fulgurite.versions import Version
 from tests.fulgurite.test_ledger import DEADLINE, World
@@ -79,7 +79,8 @@ class Books(World):
 
     def close_with(self, *rewards: AgentReward, upto: int | None = None) -> None:
         outputs = close_group(DECLARED.group_id, DECLARED.declaration, self.known.values(), rewards)
-        ordered: list[Output] = [e for e in outputs if isinstance(e, LedgerEntry)] + [e for e in outputs if not isinstance(e, LedgerEntry)]
+        closed = group_closed(outputs, self.known.values(), rewards, None)
+        ordered: list[ClosingRecord] = [*outputs, *([closed] if closed else [])]
         for output in ordered[:upto]:
             self.put("ledger" if isinstance(output, LedgerEntry) else "trajectories", 0, output)
             if self.closed:
@@ -89,7 +90,7 @@ class Books(World):
     def step(self) -> None:
         """The learner reads everything, settles what it can, and says how far it is."""
         for record in self.topics["trajectories"][self.read :]:
-            assert isinstance(record.event, Trajectory | Tombstone)
+            assert isinstance(record.event, Trajectory | Tombstone | GroupClosed)
             self.batcher.add(0, record.offset, record.event)
         self.read = len(self.topics["trajectories"])
         entries = list(ledger_entries(self.batcher.take(VERSION), VERSION, 1))

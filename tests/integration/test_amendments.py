@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from fulgurite.closing import close_group
-from fulgurite.events import AgentReward, Episode, LedgerEntry, Tombstone, Trajectory
+from fulgurite.events import AgentReward, Episode, GroupClosed, LedgerEntry, Tombstone, Trajectory
 from fulgurite.ids import mint_group
 from fulgurite.kinds import FilterReason
-from fulgurite.sealing import Written
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
 from services.cli.ledger import read_books
 from services.stack.kafka_local import LocalKafka
@@ -34,15 +33,9 @@ def deployment(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator
 
 
 def closings(deployment: Deployment, group: str) -> list[str]:
-    """The group's whole revisions, in the order of the log."""
-    written = Written()
-    found: list[str] = []
-    for event in deployment.read(TRAJECTORIES):
-        if isinstance(event, Trajectory | Tombstone) and event.group_id == group:
-            written.take(event)
-            if written.newest is not None and written.newest not in found:
-                found.append(written.newest)
-    return found
+    """The group's revisions, in the order of the log."""
+    events = [event for event in deployment.read(TRAJECTORIES) if isinstance(event, GroupClosed) and event.group_id == group]
+    return list(dict.fromkeys(event.group_revision for event in events))
 
 
 def expected(deployment: Deployment, number: int) -> set[str]:

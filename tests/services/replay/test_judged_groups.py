@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fulgurite.events import AgentStatus, Event, LlmCall, Tombstone, Trajectory
+from fulgurite.events import AgentStatus, Event, GroupClosed, LlmCall, Tombstone, Trajectory
 from fulgurite.kinds import FilterReason
 from fulgurite.topics import TRAJECTORIES
 from services.closing_settings import ClosingSettings
@@ -74,4 +74,4 @@ async def test_scores_are_kept_to_the_byte() -> None:
 async def test_a_judge_that_failed_trains_nothing() -> None:
     _, rows = await judged()
     assert [row.reason for row in rows if isinstance(row, Tombstone)] == [FilterReason.reward_failed] * 2
-    assert len(rows) == 2
+    assert [type(row) for row in rows[2:]] == [GroupClosed]

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from fulgurite.books import Entry, Sources
 from fulgurite.closing import close_group
 from fulgurite.codec import Codec
-from fulgurite.events import AgentReward, DeadLetter, Episode, Event, LedgerEntry, LlmCall, Tombstone, Trajectory
+from fulgurite.events import AgentReward, DeadLetter, Episode, Event, GroupClosed, LedgerEntry, LlmCall, Tombstone, Trajectory
 from fulgurite.failure_rules import FailureRules
 from fulgurite.failures import FailureKind
 from fulgurite.gathering import Gathered
 from fulgurite.ids import action_id, external_group, mint_group
 from fulgurite.kinds import FilterReason, Mode, StatusKind
 from fulgurite.ledger import balance
-from fulgurite.sealing import SOURCE, Output, Written
+from fulgurite.sealing import SOURCE, ClosingRecord, Output, Written
 from fulgurite.stitching import Input, stitch, supersede
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
 from services.kafka import EventTooLarge, KafkaSettings, LogUnavailable, Record
@@ -82,7 +82,7 @@ class MemoryLog:
         found = {name: Recalled() for name in group_ids}
         for topic in (TRAINING_LEDGER, TRAJECTORIES, EPISODES, AGENT_REWARDS):
             for at, event in self.topics.get(topic.name, []):
-                known = isinstance(event, Episode | AgentReward | Trajectory | Tombstone | LedgerEntry)
+                known = isinstance(event, Episode | AgentReward | Trajectory | Tombstone | GroupClosed | LedgerEntry)
                 if at >= since_ms and known and event.group_id in found:
                     found[event.group_id].take(event)
         return found
@@ -103,12 +103,13 @@ class Rewarder:
         self.orders = {name: AckOrder() for name in self.committed}
         unread = [self.log.topics.get(name, [])[at:][:1] for name, at in self.committed.items()]
         since = min([at for records in unread for at, _ in records], default=self.log.now) - history_ms
-        written: list[Output | DeadLetter] = [
+        written: list[ClosingRecord | DeadLetter] = [
             event
             for topic in (TRAJECTORIES, TRAINING_LEDGER, DEAD_LETTERS)
             for at, event in self.log.topics.get(topic.name, [])
             if at >= since
-            and (isinstance(event, Trajectory | Tombstone | DeadLetter) or (isinstance(event, LedgerEntry) and event.source == SOURCE))
+            and isinstance(event, Trajectory | Tombstone | GroupClosed | DeadLetter | LedgerEntry)
+            and (not isinstance(event, LedgerEntry) or event.source == SOURCE)
         ]
         self.partition = RewarderPartition(
             0, self.log, self.settings, lambda topic: self.positions[topic.name], self.log.recall, written, since, lambda: self.log.now
@@ -142,6 +143,10 @@ class Rewarder:
             written.take(output)
         found = {output.event_id: output for output in outputs if output.group_revision == written.newest}
         return sorted(found.values(), key=lambda output: output.event_id)
+
+    def closings(self) -> list[GroupClosed]:
+        """In the order of the log."""
+        return [event for event in self.log.events(TRAJECTORIES) if isinstance(event, GroupClosed)]
 
     def revisions(self) -> int:
         rows = [event for event in self.log.events(TRAJECTORIES) if isinstance(event, Trajectory | Tombstone)]
@@ -304,7 +309,7 @@ def test_what_comes_while_a_revision_is_being_written_is_in_the_next() -> None:
 
 
 def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
-    for after in range(4):
+    for after in range(6):
         rewarder = closed()
         put(rewarder.log, reward(0, None, 30))
         rewarder.log.dies_after = after
@@ -315,9 +320,32 @@ def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
             rewarder.start()
             rewarder.run()
         assert rewarder.all_settled()
-        rows = [event.event_id for event in rewarder.log.events(TRAJECTORIES)]
-        assert len(rows) == len(set(rows)) == 7
+        written = [event.event_id for event in rewarder.log.events(TRAJECTORIES)]
+        assert len(written) == len(set(written)) == 9
+        first, second = rewarder.closings()
+        assert (first.supersedes, second.supersedes) == (None, first.group_revision)
+        assert written == [*first.row_ids, first.event_id, *second.row_ids, second.event_id]
         assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 30), reward(1, 0.0, 20)])
+
+
+def test_a_group_that_an_earlier_release_closed_gets_its_last_record_once_something_comes_for_it() -> None:
+    rewarder = closed()
+    (before,) = rewarder.closings()
+    log = rewarder.log.topics[TRAJECTORIES.name]
+    log[:] = [(at, event) for at, event in log if not isinstance(event, GroupClosed)]
+    rows = rewarder.log.events(TRAJECTORIES)
+    rewarder.start()
+    again = reward(1, 0.0, 25)
+    put(rewarder.log, again)
+    rewarder.run()
+    (after,) = rewarder.closings()
+    assert rewarder.log.events(TRAJECTORIES) == [*rows, after]
+    assert (after.row_ids, after.supersedes) == (before.row_ids, None)
+    assert set(after.reward_ids) == {*before.reward_ids, again.event_id}
+    rewarder.start()
+    put(rewarder.log, reward(1, 0.0, 26))
+    rewarder.run()
+    assert rewarder.closings() == [after], "what says nothing new is no closing"
 
 
 def overtaken(after: int, value: float) -> Rewarder:
@@ -340,7 +368,7 @@ def test_a_revision_begun_and_given_up_does_not_hide_the_one_that_counts() -> No
         assert rewarder.all_settled()
         assert rewarder.newest() == outcome([episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20)])
         last = rewarder.log.events(TRAJECTORIES)[-1]
-        assert isinstance(last, Trajectory | Tombstone)
+        assert isinstance(last, GroupClosed)
         assert last.group_revision == rewarder.newest()[0].group_revision, "after any other"
 
 
