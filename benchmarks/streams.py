@@ -178,7 +178,7 @@ def throughput(given: argparse.Namespace) -> None:
                 fill(bench, agents, given.groups)
                 for worker in workers:
                     spent.setdefault(worker.name, []).append(calls / cpu_to_the_end(bench, worker))
-            assert records_in(bench.settings, TRAJECTORIES) == given.groups * _SIZE
+            assert records_in(bench.settings, TRAJECTORIES) == given.groups * (_SIZE + 1)
     ratios = {
         name: [real / idle for real, idle in zip(spent[name], spent[f"noop-{name}"], strict=True)]
         for name in INPUTS
@@ -251,7 +251,7 @@ def disk(given: argparse.Namespace) -> None:
         with bench.real("aggregator"), bench.real("rewarder"):
             for name, inputs in INPUTS.items():
                 bench.drained(name, inputs)
-        assert records_in(bench.settings, TRAJECTORIES) == given.groups * given.size
+        assert records_in(bench.settings, TRAJECTORIES) == given.groups * (given.size + 1)
         used = {topic.name: bench.bytes_of(topic) for topic in topics}
     rows: list[list[Any]] = [
         [name, f"{size:,}", size / gateway.tokens] for name, size in used.items()
@@ -330,7 +330,8 @@ def restarted(
     """Start a killed worker and end some groups of every partition: what comes of them tells that
     all before them has been read.
     """
-    expected = records_in(bench.settings, topic) + _PROBES * _SIZE
+    # Of a group, a record for each rollout; in `trajectories` one more, which closes it.
+    expected = records_in(bench.settings, topic) + _PROBES * (_SIZE + (topic is TRAJECTORIES))
     end()
     began = time.monotonic()
     worker = stack.enter_context(bench.real(name))

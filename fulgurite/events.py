@@ -438,6 +438,29 @@ class Tombstone(Event, frozen=True, kw_only=True):
     """Of the episode."""
 
 
+class GroupClosed(Event, frozen=True, kw_only=True):
+    """One closing of a group and what it was made of, written after all of it. Topic
+    `trajectories`.
+    """
+
+    group_id: str
+    """Group of rollouts of one task sample; the Kafka key."""
+    mode: Mode
+    """What the rollouts are for."""
+    group_revision: str
+    """The closing: all its rows, tombstones and ledger entries share it."""
+    supersedes: str | None = None
+    """Revision of the `GroupClosed` before it; null for the group's first."""
+    episode_revisions: tuple[str, ...] = ()
+    """Revisions of the episodes that it was made of, sorted."""
+    reward_ids: tuple[str, ...] = ()
+    """Event ids of the rewards that were known, counted or not, sorted."""
+    row_ids: tuple[str, ...] = ()
+    """Event ids of its rows and tombstones, in the order in which they were written."""
+    entry_ids: tuple[str, ...] = ()
+    """Event ids of its ledger entries, in the order in which they were written."""
+
+
 class Artifact(Record, frozen=True, kw_only=True):
     """Where the weights of a version lie."""
 
@@ -602,6 +625,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     Episode,
     Trajectory,
     Tombstone,
+    GroupClosed,
     PolicyUpdate,
     PolicyRoute,
     PolicyApplied,

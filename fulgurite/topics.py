@@ -17,6 +17,7 @@ from fulgurite.events import (
     DeadLetter,
     Episode,
     Event,
+    GroupClosed,
     LedgerEntry,
     LlmCall,
     PolicyApplied,
@@ -92,7 +93,12 @@ AGENT_REWARDS = Topic(
 )
 EPISODES = Topic("episodes", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (Episode,))
 TRAJECTORIES = Topic(
-    "trajectories", Key.group, GROUP_PARTITIONS, "delete", _MONTH_MS, (Trajectory, Tombstone)
+    "trajectories",
+    Key.group,
+    GROUP_PARTITIONS,
+    "delete",
+    _MONTH_MS,
+    (Trajectory, Tombstone, GroupClosed),
 )
 POLICY_UPDATES = Topic("policy.updates", Key.policy, 1, "delete", -1, (PolicyUpdate,))
 POLICY_ROUTES = Topic("policy.routes", Key.alias, 1, "compact", -1, (PolicyRoute,))

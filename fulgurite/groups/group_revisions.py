@@ -4,6 +4,10 @@ A revision is the hash of all that is written under it. So the same episodes and
 same revision and the same bytes, whenever each of them came; and what changes nothing in the rows
 (a reward told twice, one of the same value, one that does not count) makes no new revision. The
 newest revision of a group is the last whole one in `trajectories`, in the order of the log.
+
+The last record of a closing is its `GroupClosed`: it names all that was written and what it was
+made of. Logs of before December 2026 have none; there a revision is whole once every member has all
+its rows or its tombstone. The next release no longer reads them so.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from fulgurite.events import LedgerEntry, Tombstone, Trajectory
+from fulgurite.events import AgentReward, Episode, GroupClosed, LedgerEntry, Tombstone, Trajectory
 from fulgurite.ids import derive_id
 
 RULE = "close-2"
@@ -26,6 +30,10 @@ UNSEALED = ""
 """Stands where the revision, and the ids that derive from it, will be."""
 
 Output = Trajectory | Tombstone | LedgerEntry
+"""What a revision is the hash of."""
+
+ClosingRecord = Output | GroupClosed
+"""What a closing writes."""
 
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
@@ -43,6 +51,44 @@ def revision_of(outputs: Iterable[Output]) -> str | None:
     return next((output.group_revision for output in outputs), None)
 
 
+def group_closed(
+    outputs: Sequence[Output],
+    episodes: Iterable[Episode],
+    rewards: Iterable[AgentReward],
+    supersedes: str | None,
+) -> GroupClosed | None:
+    """The last record of a closing; None for a closing that writes nothing.
+
+    `outputs`: what `fulgurite.groups.closing.close_group` made of these episodes and rewards.
+    `supersedes`: the revision of the group's last `GroupClosed` in the log.
+    """
+    rows = [output for output in outputs if not isinstance(output, LedgerEntry)]
+    if not rows:
+        return None
+    first = rows[0]
+    episode_revisions = tuple(sorted(episode.revision for episode in episodes))
+    reward_ids = tuple(sorted(reward.event_id for reward in rewards))
+    return GroupClosed(
+        event_id=derive_id(
+            "group_closed",
+            first.group_revision,
+            supersedes or "",
+            *episode_revisions,
+            "",
+            *reward_ids,
+        ),
+        event_time=first.event_time,
+        group_id=first.group_id,
+        mode=first.mode,
+        group_revision=first.group_revision,
+        supersedes=supersedes,
+        episode_revisions=episode_revisions,
+        reward_ids=reward_ids,
+        row_ids=tuple(row.event_id for row in rows),
+        entry_ids=tuple(output.event_id for output in outputs if isinstance(output, LedgerEntry)),
+    )
+
+
 class Written:
     """What the log holds of one group's closings, taken in its order; of ledger entries the order
     does not matter.
@@ -54,35 +100,49 @@ class Written:
 
     def __init__(self) -> None:
         self.newest: str | None = None
-        """The last revision of which every member has all its rows or its tombstone."""
+        """The last whole revision."""
+        self.closed: str | None = None
+        """The revision of the last `GroupClosed`."""
         self._last: str | None = None
         self._rows: set[str] = set()
         """Of the writing that was begun last."""
         self._left: dict[str, int] = {}
         """How many of its rows each member lacks."""
-        self._is_whole = False
+        self._is_closed = False
+        """Whether the writing that was begun last has its `GroupClosed`."""
         self._whole: set[str] = set()
         self._entries: dict[str, set[str]] = {}
 
-    def take(self, output: Output) -> None:
+    def take(self, record: ClosingRecord) -> None:
         """The next record."""
-        revision = output.group_revision
+        revision = record.group_revision
         if revision is None:
             return
-        if isinstance(output, LedgerEntry):
-            self._entries.setdefault(revision, set()).add(output.event_id)
+        if isinstance(record, LedgerEntry):
+            self._entries.setdefault(revision, set()).add(record.event_id)
             return
         if revision != self._last:
-            self._last, self._rows, self._left, self._is_whole = revision, set(), {}, False
-        if output.event_id in self._rows:
-            return
-        self._rows.add(output.event_id)
-        rows = 1 if isinstance(output, Tombstone) else output.rows_in_episode
-        self._left[output.rollout_id] = self._left.get(output.rollout_id, rows) - 1
-        if len(self._left) == output.group_size and not any(self._left.values()):
-            self._is_whole = True
-            self._whole.add(revision)
-            self.newest = revision
+            self._last, self._rows, self._left, self._is_closed = revision, set(), {}, False
+        if isinstance(record, GroupClosed):
+            self._is_closed = True
+            self.closed = revision
+            self._complete(revision)
+        elif record.event_id not in self._rows:
+            self._rows.add(record.event_id)
+            if self._was_last_row(record):
+                self._complete(revision)
+
+    def _complete(self, revision: str) -> None:
+        self._whole.add(revision)
+        self.newest = revision
+
+    def _was_last_row(self, row: Trajectory | Tombstone) -> bool:
+        """Whether every member now has all its rows or its tombstone, for logs without
+        `GroupClosed`.
+        """
+        rows = 1 if isinstance(row, Tombstone) else row.rows_in_episode
+        self._left[row.rollout_id] = self._left.get(row.rollout_id, rows) - 1
+        return len(self._left) == row.group_size and not any(self._left.values())
 
     @property
     def current(self) -> str | None:
@@ -93,20 +153,24 @@ class Written:
 
     @property
     def standing(self) -> str | None:
-        """The revision that need not be written again; `UNSEALED` where another was begun after the
-        newest, None where none is whole.
+        """The revision that need not be written again: the newest, if its `GroupClosed` is the last
+        record.
+
+        `UNSEALED` where that is still to be written, or another revision was begun since; None
+        where no revision is whole.
         """
-        return self.newest if self._is_whole or self.newest is None else UNSEALED
+        return self.newest if self._is_closed or self.newest is None else UNSEALED
 
     def begun(self) -> set[str]:
-        """Ids of what need not be written again of a closing that is not whole."""
+        """Ids of what need not be written again of a closing that has no `GroupClosed` yet."""
+        finished = self._whole if self._is_closed else self._whole - {self._last}
         entries = {
             event_id
             for revision, ids in self._entries.items()
-            if revision not in self._whole
+            if revision not in finished
             for event_id in ids
         }
-        return entries if self._is_whole else entries | self._rows
+        return entries if self._is_closed else entries | self._rows
 
 
 def _stamped(output: Output, revision: str) -> Output:

@@ -6,10 +6,12 @@ Of an attempt the revision with the most inputs counts: revisions of an episode 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.events import AgentReward, Declaration, Episode
+from fulgurite.events import AgentReward, Declaration, Episode, GroupClosed
 from fulgurite.groups.closing import awaits_episodes, awaits_rewards, close_group, members
-from fulgurite.groups.group_revisions import Output
+from fulgurite.groups.group_revisions import Output, group_closed
 from fulgurite.groups.rewards import counted, excess
 
 Key = tuple[str, int]
@@ -76,3 +78,9 @@ class Gathered:
         return close_group(
             group_id, self.declaration, self.episodes.values(), list(self.rewards.values()), rules
         )
+
+    def closed(self, outputs: Sequence[Output], supersedes: str | None) -> GroupClosed | None:
+        """The last record of the closing that `close` gave; None where that gave nothing.
+        `supersedes`: see `group_closed`.
+        """
+        return group_closed(outputs, self.episodes.values(), self.rewards.values(), supersedes)

@@ -1,12 +1,12 @@
 """Rows and tombstones → closed groups → batches, and what becomes of every action (docs: how it
 learns, rules 1–5, 9, 11).
 
-A group is complete when every member has all its rows or a tombstone. Complete groups are admitted
-oldest start first. Of an admitted group each action that carries loss is either trained, stale or
-filtered with a reason, and the ledger entries say so. A newer revision that comes before its group
-is settled replaces the older one. A group is settled at most once: rows that come again are
-ignored, and a newer revision of a settled group is an amendment, which trains nothing
-(`fulgurite.learning.amendments`).
+A group is complete when all that its `GroupClosed` names is there; in logs without it, when every
+member has all its rows or a tombstone. Complete groups are admitted oldest start first. Of an
+admitted group each action that carries loss is either trained, stale or filtered with a reason, and
+the ledger entries say so. A newer revision that comes before its group is settled replaces the
+older one. A group is settled at most once: rows that come again are ignored, and a newer revision
+of a settled group is an amendment, which trains nothing (`fulgurite.learning.amendments`).
 
 Numbers that no trainer can compute with are never given out (`fulgurite.groups.rewards`; an older
 rewarder wrote them, or somebody else): an episode whose reward is too large or not finite has none,
@@ -21,7 +21,15 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from fulgurite.enums import FilterReason, LedgerTerm, Mode
-from fulgurite.events import Action, LedgerEntry, Position, Record, Tombstone, Trajectory
+from fulgurite.events import (
+    Action,
+    GroupClosed,
+    LedgerEntry,
+    Position,
+    Record,
+    Tombstone,
+    Trajectory,
+)
 from fulgurite.groups.rewards import LARGEST_CREDIT, LARGEST_TOTAL, is_bounded
 from fulgurite.ids import action_id, derive_id
 from fulgurite.tokens import all_finite, token_count
@@ -98,9 +106,13 @@ class Held(msgspec.Struct, kw_only=True):
     started_at: int
     rows: dict[str, Trajectory]
     tombstones: dict[str, Tombstone]
+    closed: GroupClosed | None = None
 
     def is_complete(self) -> bool:
-        """Whether every member has all its rows or a tombstone."""
+        """Whether all that was written of the revision is there."""
+        if self.closed is not None:
+            return self.rows.keys() | self.tombstones.keys() >= set(self.closed.row_ids)
+        # The record may be still to come, and logs of earlier releases have none.
         missing: dict[str, int] = {}
         for row in self.rows.values():
             missing[row.rollout_id] = missing.get(row.rollout_id, row.rows_in_episode) - 1
@@ -136,16 +148,26 @@ class RowBatcher:
         self._settled = dict(settled)
         self._done = {**dict.fromkeys(settled), **(done or {})}
 
-    def add(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
+    def add(self, partition: int, offset: int, event: Trajectory | Tombstone | GroupClosed) -> bool:
         """Take a record; returns whether it is news. Rows of other policies and modes are passed
         over.
         """
         self._next[partition] = offset + 1
+        if isinstance(event, GroupClosed):
+            return self._close(offset, event)
         if event.mode is not Mode.train or event.policy != self.policy:
             return False
         if event.group_id not in self._done:
             return _take(self._held, partition, offset, event)
         return self._add_to_settled(partition, offset, event)
+
+    def _close(self, offset: int, event: GroupClosed) -> bool:
+        held = self._held.get(event.group_id) or self._amending.get(event.group_id)
+        if held is None or held.group_revision != event.group_revision:
+            return False
+        held.last_offset = offset
+        held.closed = event
+        return True
 
     def _add_to_settled(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
         where = self._settled.get(event.group_id)

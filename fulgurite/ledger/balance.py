@@ -33,6 +33,7 @@ from fulgurite.events import (
     DeadLetter,
     Episode,
     Event,
+    GroupClosed,
     LedgerEntry,
     LlmCall,
     PolicyUpdate,
@@ -214,9 +215,11 @@ class _Books:
         """
         for entry in entries:
             event = entry.event
-            if not isinstance(event, Tombstone | Trajectory):
+            if not isinstance(event, Tombstone | Trajectory | GroupClosed):
                 continue
             self.written.setdefault(event.group_id, Written()).take(event)
+            if isinstance(event, GroupClosed):
+                continue
             place = (event.group_id, event.group_revision)
             row = isinstance(event, Trajectory)
             self.members.setdefault(place, {})[event.rollout_id] = _Member(

@@ -20,7 +20,15 @@ import numpy as np
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import FilterReason, LedgerTerm, Mode, UpdateKind
-from fulgurite.events import Artifact, Event, LedgerEntry, PolicyUpdate, Probe, Trajectory
+from fulgurite.events import (
+    Artifact,
+    Event,
+    LedgerEntry,
+    PolicyUpdate,
+    Probe,
+    Tombstone,
+    Trajectory,
+)
 from fulgurite.ids import action_id, derive_id
 from fulgurite.learning.amendments import amended_entries
 from fulgurite.learning.batching import (
@@ -171,19 +179,26 @@ class Learner:
     def _take(self, record: Record) -> None:
         event = trainable(record)
         if event is not None:
-            ours = event.mode is Mode.train and event.policy == self.settings.policy
-            odd = oddity(event) if ours else None
-            if odd is not None:
-                lost = (
-                    [action_id(a.call_id, a.choice) for a in event.actions if a.loss]
-                    if isinstance(event, Trajectory)
-                    else []
-                )
-                self._bury(msgspec.structs.replace(record, error=f"OddRow: {odd}"), tuple(lost))
-                event = without_actions(event)
+            if (
+                isinstance(event, Trajectory)
+                and event.mode is Mode.train
+                and event.policy == self.settings.policy
+            ):
+                event = self._sound(record, event)
             self.batcher.add(record.partition, record.offset, event)
         elif record.error is not None:
             self._bury(record)
+
+    def _sound(self, record: Record, row: Trajectory) -> Trajectory | Tombstone:
+        """The row; an odd one becomes a dead letter, and a row without actions stands for it."""
+        odd = oddity(row)
+        if odd is None:
+            return row
+        lost = tuple(
+            action_id(action.call_id, action.choice) for action in row.actions if action.loss
+        )
+        self._bury(msgspec.structs.replace(record, error=f"OddRow: {odd}"), lost)
+        return without_actions(row)
 
     def _train_if_ready(self) -> None:
         groups = self.batcher.take(self.version, partial=self._waited_long())

@@ -13,7 +13,7 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
 from fulgurite.avro.codec import Codec
-from fulgurite.events import Position, Tombstone, Trajectory
+from fulgurite.events import GroupClosed, Position, Tombstone, Trajectory
 from fulgurite.learning.relabel import adopted
 from fulgurite.topics import TRAJECTORIES, Topic
 from services.common.kafka.client import (
@@ -107,6 +107,6 @@ class TrajectorySource:
         self._consumer.close()
 
 
-def trainable(record: Record) -> Trajectory | Tombstone | None:
+def trainable(record: Record) -> Trajectory | Tombstone | GroupClosed | None:
     """The event of a record, if it is one for a learner."""
-    return record.event if isinstance(record.event, Trajectory | Tombstone) else None
+    return record.event if isinstance(record.event, Trajectory | Tombstone | GroupClosed) else None

@@ -1,14 +1,14 @@
 """Which closings of a group to write.
 
 **With unchanged rules** a replay follows the log. A closing is a function of the episodes and
-rewards that the rewarder held, and it held what the first so many records of `episodes` and
-`agent.rewards` say: both are read in order. When it closed, wall time had its part (a deadline, a
-reward that came late), but what it closed with is recorded: the ids of rows and tombstones are
-hashes of the group revision, which is a hash of all that was written. So the replay closes the
-group with everything there is and, until it has met every id that is in `trajectories`, with fewer
-rewards, then with earlier revisions of its episodes (their inputs are listed in `episodes`). Every
-closing in `trajectories` is written again, in its order; what cannot be met is told (`unmet`). A
-group that was never closed is written if it is complete or due, as the rewarder would.
+rewards that the rewarder held, and its `GroupClosed` names them. So each one in `trajectories` is
+computed from what it names, and written again with its rows, in the order of the log. What cannot
+be computed to the same revision is reported (`unmet`). A group that was never closed is written if
+it is complete or due, as the rewarder would.
+
+Rows of before December 2026 have no `GroupClosed`. They are looked for among the closings that a
+rewarder would have written after each record of `episodes` and `agent.rewards`, in the order of
+record times; docs/replay.md says what this misses. The next release drops it.
 
 **With changed rules** nothing of the past binds: each group that is complete or due is closed once,
 with everything the log holds, late calls and late rewards too.
@@ -20,17 +20,37 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from fulgurite.events import AgentReward, Declaration, Episode, Record, Tombstone, Trajectory
+from fulgurite.episodes.failure_rules import FailureRules
+from fulgurite.events import (
+    AgentReward,
+    Declaration,
+    Episode,
+    GroupClosed,
+    LedgerEntry,
+    Record,
+    Tombstone,
+    Trajectory,
+)
 from fulgurite.groups.closing import DEFAULT_CREDIT, awaits_episodes, awaits_rewards, close_group
-from services.replay.groups import Group, Key
+from fulgurite.groups.group_revisions import Output, group_closed
+from fulgurite.groups.group_state import Gathered
+from services.replay.groups import Group
 from services.rewarder.closing_settings import ClosingSettings
 
-Row = Trajectory | Tombstone
-History = Callable[[], Sequence[Episode]]
-"""Every revision of the group's episodes that was written, in the order of the log."""
+Row = Trajectory | Tombstone | GroupClosed
+"""What a closing writes to `trajectories`."""
 
-_TRIALS = 4_096
-"""A group of 8 that was amended thirty times has some 2,000 pairs of beginnings."""
+
+class Written(Record, frozen=True, kw_only=True):
+    """A revision of an episode as `episodes` has it."""
+
+    episode: Episode
+    timestamp: int
+    """Of its record, Unix milliseconds."""
+
+
+History = Callable[[], Sequence[Written]]
+"""Every revision of the group's episodes that was written, in the order of the log."""
 
 
 class Changes(Record, frozen=True, kw_only=True):
@@ -57,25 +77,98 @@ class Closing(Record, frozen=True, kw_only=True):
     open: bool = False
     """Neither complete nor due: left to the live rewarder."""
     unmet: int = 0
-    """Rows in `trajectories` that could not be computed again."""
+    """Records in `trajectories` that could not be computed again."""
 
 
 def follow(group: Group, settings: ClosingSettings, now: int, history: History) -> Closing:
     """The closings of a group as the log has them. Raises UnknownRule."""
     if not group.row_ids:
         return close_anew(group, group.episodes(), group.rewards, Changes(), settings, now)
-    wanted = set(group.row_ids)
-    found: dict[str, Row] = {}
     rules = settings.rules()
-    for episodes, rewards in _beginnings(group, history):
-        rows = _rows(close_group(group.group_id, group.declaration, episodes, rewards, rules))
-        found.update({row.event_id: row for row in rows if row.event_id in wanted})
-        if found.keys() == wanted:
-            break
+    named = _Named(group, history)
+    found = {row.event_id: row for closed in group.closings for row in named.close(closed, rules)}
+    missing = set(group.row_ids) - found.keys()
+    unnamed = missing - {
+        name for closed in group.closings for name in (closed.event_id, *closed.row_ids)
+    }
+    found |= _search(group, unnamed, history, rules)
     return Closing(
         rows=tuple(_as_written([found[i] for i in group.row_ids if i in found])),
-        unmet=len(wanted - found.keys()),
+        unmet=len(set(group.row_ids) - found.keys()),
     )
+
+
+class _Named:
+    """The episodes and rewards of a group, by the names that a `GroupClosed` gives them."""
+
+    def __init__(self, group: Group, history: History) -> None:
+        self._group = group
+        self._history = history
+        self._episodes = {episode.revision: episode for episode in group.episodes()}
+        self._rewards = {reward.event_id: reward for reward in group.rewards}
+        self._has_history = False
+
+    def close(self, closed: GroupClosed, rules: FailureRules) -> tuple[Row, ...]:
+        """What the closing wrote; nothing if one of its inputs is gone, or the rules give another
+        revision. Raises UnknownRule.
+        """
+        gathered = Gathered()
+        for event in (
+            *map(self._episode, closed.episode_revisions),
+            *map(self._rewards.get, closed.reward_ids),
+        ):
+            if event is None:
+                return ()
+            gathered.take(event)
+        rows = _rows(gathered, self._group.group_id, rules, closed.supersedes)
+        return rows if closed in rows else ()
+
+    def _episode(self, revision: str) -> Episode | None:
+        """The last revisions are rebuilt at once; earlier ones from the inputs that `episodes` says
+        they had.
+        """
+        if revision not in self._episodes and not self._has_history:
+            self._has_history = True
+            self._episodes |= {
+                written.episode.revision: _rebuilt(self._group, written.episode)
+                for written in self._history()
+            }
+        return self._episodes.get(revision)
+
+
+def _search(
+    group: Group, row_ids: set[str], history: History, rules: FailureRules
+) -> dict[str, Row]:
+    """Rows without a `GroupClosed`: of the closing with everything, and of one after each record,
+    by record time.
+    """
+    found: dict[str, Row] = {}
+    for gathered in _steps(group, history) if row_ids else ():
+        # Such a log has no `GroupClosed`: what it would supersede does not matter.
+        rows = _rows(gathered, group.group_id, rules, None)
+        found.update({row.event_id: row for row in rows if row.event_id in row_ids})
+        if found.keys() == row_ids:
+            break
+    return found
+
+
+def _steps(group: Group, history: History) -> Iterator[Gathered]:
+    """What the rewarder may have held, likeliest first."""
+    yield _gathered(group.episodes(), group.rewards)
+    logged = [(written.timestamp, 0, _rebuilt(group, written.episode)) for written in history()]
+    paid = [(group.reward_times[reward.event_id], 1, reward) for reward in group.rewards]
+    gathered = Gathered()
+    for _, _, event in sorted([*logged, *paid], key=lambda record: record[:2]):
+        if gathered.take(event):
+            yield gathered
+
+
+def _rebuilt(group: Group, written: Episode) -> Episode:
+    """The episode of the same inputs, by the rule of today; where that gives another revision, the
+    one that was written.
+    """
+    rebuilt = group.episode((written.rollout_id, written.attempt), set(written.inputs))
+    return rebuilt if rebuilt is not None and rebuilt.revision == written.revision else written
 
 
 def _as_written(rows: Iterable[Row]) -> Iterator[Row]:
@@ -108,8 +201,10 @@ def close_anew(
     )
     if not episodes or (waits and settings.due_at(declared, episodes) > now):
         return Closing(rows=(), open=True)
-    declaration = changed(declared, episodes, changes)
-    return Closing(rows=_rows(close_group(group.group_id, declaration, episodes, rewards, rules)))
+    outputs = close_group(
+        group.group_id, changed(declared, episodes, changes), episodes, rewards, rules
+    )
+    return Closing(rows=_without_entries(outputs, group_closed(outputs, episodes, rewards, None)))
 
 
 def changed(
@@ -145,38 +240,20 @@ def _undeclared(episodes: Iterable[Episode]) -> Declaration:
     )
 
 
-def _beginnings(
-    group: Group, history: History
-) -> Iterator[tuple[Sequence[Episode], Sequence[AgentReward]]]:
-    """What the rewarder may have held, likeliest first."""
-    episodes = group.episodes()
-    tried = 0
-    for count in range(len(group.rewards), -1, -1):
-        yield episodes, group.rewards[:count]
-        tried += 1
-    for held in _states(group, history()):
-        for count in range(len(group.rewards), -1, -1):
-            yield held, group.rewards[:count]
-            tried += 1
-            if tried > _TRIALS:
-                return
+def _gathered(episodes: Iterable[Episode], rewards: Iterable[AgentReward]) -> Gathered:
+    gathered = Gathered()
+    for event in (*episodes, *rewards):
+        gathered.take(event)
+    return gathered
 
 
-def _states(group: Group, revisions: Sequence[Episode]) -> list[tuple[Episode, ...]]:
-    """What was held after each record of `episodes`, the last one first."""
-    held: dict[Key, Episode] = {}
-    states: list[tuple[Episode, ...]] = []
-    for written in revisions:
-        key = (written.rollout_id, written.attempt)
-        if key in held and not set(written.inputs) > set(held[key].inputs):
-            continue
-        rebuilt = group.episode(key, set(written.inputs))
-        held[key] = (
-            rebuilt if rebuilt is not None and rebuilt.revision == written.revision else written
-        )
-        states.append(tuple(held.values()))
-    return states[::-1]
+def _rows(
+    gathered: Gathered, group_id: str, rules: FailureRules, supersedes: str | None
+) -> tuple[Row, ...]:
+    outputs = gathered.close(group_id, rules)
+    return _without_entries(outputs, gathered.closed(outputs, supersedes))
 
 
-def _rows(outputs: Iterable[object]) -> tuple[Row, ...]:
-    return tuple(output for output in outputs if isinstance(output, Trajectory | Tombstone))
+def _without_entries(outputs: Sequence[Output], closed: GroupClosed | None) -> tuple[Row, ...]:
+    rows = tuple(output for output in outputs if not isinstance(output, LedgerEntry))
+    return rows if closed is None else (*rows, closed)

@@ -9,7 +9,7 @@ delta without its parent, a claim that is gone) are left out, as the live proces
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -17,7 +17,15 @@ from fulgurite.avro.codec import Codec
 from fulgurite.enums import StatusKind
 from fulgurite.episodes.stitching import Input, adds_nothing, is_input, stitch
 from fulgurite.errors import BadClaim, BrokenDelta, CodecError
-from fulgurite.events import AgentReward, AgentStatus, Declaration, Episode, Event, LlmCall
+from fulgurite.events import (
+    AgentReward,
+    AgentStatus,
+    Declaration,
+    Episode,
+    Event,
+    GroupClosed,
+    LlmCall,
+)
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, GROUP_PARTITIONS, LLM_CALLS, TRAJECTORIES
 from services.common.blobs.blob_store import redeemed
 from services.common.kafka.dead_letters import words_of
@@ -48,6 +56,8 @@ class GroupLog(msgspec.Struct):
     records: list[Raw] = msgspec.field(default_factory=list[Raw])
     row_ids: list[str] = msgspec.field(default_factory=list[str])
     """Event ids of what the live rewarder wrote to `trajectories`, in order."""
+    closings: list[Raw] = msgspec.field(default_factory=list[Raw])
+    """Of that, every `GroupClosed`."""
     read_until: int = 0
     """Highest record time of the partition's inputs, Unix milliseconds."""
 
@@ -66,6 +76,10 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     """All of them, heartbeats too."""
     rewards: tuple[AgentReward, ...]
     row_ids: tuple[str, ...]
+    """Event ids of what the live rewarder wrote to `trajectories`."""
+    closings: tuple[GroupClosed, ...]
+    reward_times: Mapping[str, int]
+    """Of the first record of each reward, by event id; Unix milliseconds."""
     unreadable: tuple[str, ...]
     """Places and errors of records that were left out."""
     began_at: int
@@ -128,10 +142,11 @@ def read_groups(
 
 def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
     """Decode and sort what the log holds of a group; None if nothing in it can be read."""
-    events: dict[str, dict[str, Event]] = {topic.name: {} for topic in INPUTS}
+    events: dict[str, dict[str, Event]] = {topic.name: {} for topic in (*INPUTS, TRAJECTORIES)}
+    times_of: dict[str, int] = {}
     unreadable: list[str] = []
     calls: dict[str, LlmCall] = {}
-    for raw in log.records:
+    for raw in (*log.records, *log.closings):
         try:
             event = codec.decode(raw.value)
             if isinstance(event, LlmCall):
@@ -142,6 +157,7 @@ def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
             unreadable.append(f"{raw.topic}[{raw.partition}]@{raw.offset}: {error}")
             continue
         events[raw.topic].setdefault(event.event_id, event)
+        times_of.setdefault(event.event_id, raw.timestamp)
     statuses = [
         event for event in events[AGENT_STATUS.name].values() if isinstance(event, AgentStatus)
     ]
@@ -163,6 +179,10 @@ def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
         statuses=tuple(statuses),
         rewards=tuple(rewards),
         row_ids=tuple(log.row_ids),
+        closings=tuple(
+            event for event in events[TRAJECTORIES.name].values() if isinstance(event, GroupClosed)
+        ),
+        reward_times={reward.event_id: times_of[reward.event_id] for reward in rewards},
         unreadable=tuple(unreadable),
         began_at=min([*times, *(call.started_at for call in known)]),
         read_until=log.read_until,
@@ -195,6 +215,8 @@ def _logs(
             log = found[raw.key] = GroupLog(raw.key.decode("utf-8", "replace"), partition)
         if raw.topic == TRAJECTORIES.name:
             log.row_ids.append(raw.event_id)
+            if raw.event_type == GroupClosed.__name__:
+                log.closings.append(raw)
         else:
             log.records.append(raw)
     for key in list(found):

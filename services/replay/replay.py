@@ -14,11 +14,11 @@ from fulgurite.avro.codec import Codec
 from fulgurite.errors import CodecError
 from fulgurite.events import Episode, Tombstone, Trajectory
 from fulgurite.topics import EPISODES
-from services.replay.closings import Changes, Closing, close_anew, follow
+from services.replay.closings import Changes, Closing, Written, close_anew, follow
 from services.replay.groups import Group
 from services.replay.judging import Judge, Judged, judged
 from services.replay.leaving_out import UNUSABLE
-from services.replay.records import Source
+from services.replay.records import Raw, Source
 from services.replay.sinks import Sink
 from services.rewarder.closing_settings import ClosingSettings
 
@@ -54,7 +54,7 @@ class Report(msgspec.Struct, kw_only=True):
     where, and why.
     """
     unmet: list[str] = msgspec.field(default_factory=list[str])
-    """Groups of which `trajectories` has rows that could not be computed again."""
+    """Groups of which `trajectories` has records that could not be computed again."""
 
     def count(self, group: Group, closing: Closing) -> None:
         """Add a group."""
@@ -83,25 +83,25 @@ class Histories:
         self._source = source
         self._codec = codec
         self._partition = -1
-        self._known: dict[str, list[bytes]] = {}
+        self._known: dict[str, list[Raw]] = {}
 
-    def of(self, group: Group) -> Sequence[Episode]:
+    def of(self, group: Group) -> Sequence[Written]:
         """The group's, in the order of the log."""
         if self._partition != group.partition:
             self._partition, self._known = group.partition, {}
             for raw in self._source.read((EPISODES,), group.partition):
-                self._known.setdefault(raw.key.decode("utf-8", "replace"), []).append(raw.value)
-        return [
-            event
-            for event in map(self._decoded, self._known.get(group.group_id, ()))
-            if isinstance(event, Episode)
-        ]
+                self._known.setdefault(raw.key.decode("utf-8", "replace"), []).append(raw)
+        found = (self._decoded(raw) for raw in self._known.get(group.group_id, ()))
+        return [written for written in found if written is not None]
 
-    def _decoded(self, value: bytes) -> object:
+    def _decoded(self, raw: Raw) -> Written | None:
         try:
-            return self._codec.decode(value)
+            event = self._codec.decode(raw.value)
         except CodecError:
             return None
+        return (
+            Written(episode=event, timestamp=raw.timestamp) if isinstance(event, Episode) else None
+        )
 
 
 def run(

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from fulgurite.avro.codec import Codec
+from fulgurite.events import GroupClosed
 from fulgurite.topics import TOPICS, TRAJECTORIES, Topic
 from services.common.kafka.client import Delivery, EventProducer, KafkaSettings
 from services.common.kafka.topic_admin import create_topic, records_in
@@ -102,8 +103,11 @@ class ParquetSink:
         self._folder = ParquetFolder(folder, ROWS)
 
     def put(self, partition: int, rows: tuple[Row, ...]) -> None:
-        """See `Sink`."""
-        self._folder.write(f"part-{partition:03d}", [self._row_of(row) for row in rows])
+        """See `Sink`; what a `GroupClosed` says is no row."""
+        self._folder.write(
+            f"part-{partition:03d}",
+            [self._row_of(row) for row in rows if not isinstance(row, GroupClosed)],
+        )
 
     def close(self) -> None:
         """See `Sink`."""

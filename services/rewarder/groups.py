@@ -32,6 +32,7 @@ class Group:
         "look_at",
         "news",
         "revision",
+        "supersedes",
         "taken",
         "unsettled",
         "unsure",
@@ -48,6 +49,8 @@ class Group:
         """Newest in the log; None if it has not been closed, as far as is known. Empty for a
         closing that wrote nothing.
         """
+        self.supersedes: str | None = None
+        """Revision of the group's last `GroupClosed`, which the next one supersedes."""
         self.lacks = lacks
         """Whether it may have been closed and forgotten: the log is to be read before anything is
         done.

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TypeGuard
 
-from fulgurite.events import DeadLetter, Event, LedgerEntry, Tombstone, Trajectory
-from fulgurite.groups.group_revisions import SOURCE, Output
+from fulgurite.events import DeadLetter, Event, GroupClosed, LedgerEntry, Tombstone, Trajectory
+from fulgurite.groups.group_revisions import SOURCE, ClosingRecord
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
 from services.common.kafka.client import KafkaSettings, read_all
 from services.common.kafka.topic_admin import check_topics
@@ -54,8 +54,10 @@ class Rewarder(Worker):
         """
         return self.codec.decode(value, packed=True)
 
-    def _written(self, partitions: list[int], since: int) -> dict[int, list[Output | DeadLetter]]:
-        written: dict[int, list[Output | DeadLetter]] = {number: [] for number in partitions}
+    def _written(
+        self, partitions: list[int], since: int
+    ) -> dict[int, list[ClosingRecord | DeadLetter]]:
+        written: dict[int, list[ClosingRecord | DeadLetter]] = {number: [] for number in partitions}
         for topic in (TRAJECTORIES, TRAINING_LEDGER, DEAD_LETTERS):
             for record in read_all(
                 self.kafka, topic, self.codec, partitions=partitions, since_ms=since
@@ -66,9 +68,9 @@ class Rewarder(Worker):
         return written
 
 
-def _is_written_by_us(event: Event | None) -> TypeGuard[Output | DeadLetter]:
+def _is_written_by_us(event: Event | None) -> TypeGuard[ClosingRecord | DeadLetter]:
     match event:
-        case Trajectory() | Tombstone():
+        case Trajectory() | Tombstone() | GroupClosed():
             return True
         case LedgerEntry():
             return event.source == SOURCE

@@ -8,7 +8,8 @@ episode and waits some time for a reward. What comes for a closed group closes i
 a new revision if that changes anything: once for all that comes together, and not more often than
 the settings say. A group that memory has let go of is read from the log again first. What falls due
 is closed only when both topics have been read up to the end they had then. Ledger entries are
-acknowledged before the rows are sent, so that rows in the log tell that the entries are there too.
+acknowledged before the rows are sent, and rows before the `GroupClosed`, so that this in the log
+tells that all is there.
 """
 
 from __future__ import annotations
@@ -20,9 +21,19 @@ from typing import Protocol
 
 from fulgurite.avro.codec import Codec
 from fulgurite.errors import UnknownRule
-from fulgurite.events import AgentReward, DeadLetter, Declaration, Episode, Event, LedgerEntry
+from fulgurite.events import (
+    AgentReward,
+    DeadLetter,
+    Declaration,
+    Episode,
+    Event,
+    GroupClosed,
+    LedgerEntry,
+    Tombstone,
+    Trajectory,
+)
 from fulgurite.groups.credit import credit_rule
-from fulgurite.groups.group_revisions import Output, Written, revision_of
+from fulgurite.groups.group_revisions import ClosingRecord, Written, revision_of
 from fulgurite.ids import minted_at
 from fulgurite.topics import (
     AGENT_REWARDS,
@@ -95,7 +106,7 @@ class RewarderPartition:
         settings: RewarderSettings,
         position: Callable[[Topic], int],
         recall: Recall,
-        written: Iterable[Output | DeadLetter],
+        written: Iterable[ClosingRecord | DeadLetter],
         since: int,
         clock: Callable[[], int] = now_ms,
     ) -> None:
@@ -266,6 +277,7 @@ class RewarderPartition:
                 continue
             if recalled.written.standing is not None:
                 group.revision = recalled.written.standing
+            group.supersedes = recalled.written.closed
             self._note_begun(group_id, recalled.written)
             for event in recalled.inputs:
                 group.gathered.take(event)
@@ -329,7 +341,10 @@ class RewarderPartition:
                     rollout_id=rollout_id,
                     error=why,
                 )
-            await self._publish(group_id, outputs)
+            closed = group.gathered.closed(outputs, group.supersedes)
+            if closed is not None:
+                await self._publish(group_id, [*outputs, closed])
+                group.supersedes = revision
             group.revision = revision
             group.closed_at = self._now()
         group.settle_taken()
@@ -343,29 +358,29 @@ class RewarderPartition:
         group.settle()
         self._closed.keep(group_id, group)
 
-    async def _publish(self, group_id: str, outputs: Sequence[Output]) -> None:
-        """Entries first, then rows; without those that an earlier worker had written before it
-        died.
+    async def _publish(self, group_id: str, records: Sequence[ClosingRecord]) -> None:
+        """Entries first, then rows, then `GroupClosed`; without those that an earlier worker had
+        written before it died.
         """
         begun = self._begun.pop(group_id, set[str]())
-        new = [output for output in outputs if output.event_id not in begun]
-        await self._log.publish(
-            TRAINING_LEDGER,
-            [(group_id, output) for output in new if isinstance(output, LedgerEntry)],
-        )
-        await self._log.publish(
-            TRAJECTORIES,
-            [(group_id, output) for output in new if not isinstance(output, LedgerEntry)],
-        )
+        new = [record for record in records if record.event_id not in begun]
+        for topic, kinds in (
+            (TRAINING_LEDGER, LedgerEntry),
+            (TRAJECTORIES, Trajectory | Tombstone),
+            (TRAJECTORIES, GroupClosed),
+        ):
+            await self._log.publish(
+                topic, [(group_id, record) for record in new if isinstance(record, kinds)]
+            )
 
     def _note_begun(self, group_id: str, written: Written) -> None:
         begun = written.begun()
         if begun:
             self._begun[group_id] = begun
 
-    def _remember(self, outputs: Iterable[Output | DeadLetter]) -> None:
-        """Groups whose rows are all in the log are closed; of others, what was written is not
-        written again. Given up groups are known.
+    def _remember(self, outputs: Iterable[ClosingRecord | DeadLetter]) -> None:
+        """Groups with a whole revision are closed; of others, what was written is not written
+        again. Given up groups are known.
         """
         groups: dict[str, Written] = {}
         for output in outputs:

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from fulgurite.avro.codec import Codec
-from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, Tombstone, Trajectory
+from fulgurite.events import (
+    AgentReward,
+    Episode,
+    Event,
+    GroupClosed,
+    LedgerEntry,
+    Tombstone,
+    Trajectory,
+)
 from fulgurite.groups.group_revisions import SOURCE, Written
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
 from services.common.kafka.client import KafkaSettings, read_all
@@ -33,6 +41,10 @@ class Recalled:
                 self._named.update([event.supersedes] if event.supersedes else [])
             case AgentReward():
                 self.inputs.append(event)
+                self._found.add(event.event_id)
+            case GroupClosed():
+                self._named.update(event.episode_revisions, event.reward_ids)
+                self.written.take(event)
             case Trajectory():
                 self._named.add(event.episode_revision)
                 self.written.take(event)
@@ -45,8 +57,8 @@ class Recalled:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every episode is there that a row or a later revision names: otherwise retention,
-        or the bound in time, took some.
+        """Whether all inputs are there that a closing or a later revision names: otherwise
+        retention, or the bound in time, took some.
         """
         return self._named <= self._found
 

@@ -15,6 +15,7 @@ from fulgurite.events import (
     AgentStatus,
     Episode,
     Event,
+    GroupClosed,
     LedgerEntry,
     LlmCall,
     Tombstone,
@@ -45,7 +46,13 @@ class Books:
             replace(e, supersedes=None) for e in deployment.read(EPISODES) if isinstance(e, Episode)
         )
         outputs = [*deployment.read(TRAJECTORIES), *deployment.read(TRAINING_LEDGER)]
-        self.outputs = self._groups(outputs)
+        self.outputs = self._groups(
+            output for output in outputs if not isinstance(output, GroupClosed)
+        )
+        self.closings = {
+            output.group_id: output for output in outputs if isinstance(output, GroupClosed)
+        }
+        """The last of each group."""
         self.inputs = self._groups(
             [
                 *deployment.read(LLM_CALLS),
@@ -55,7 +62,7 @@ class Books:
         )
         written: defaultdict[str, Written] = defaultdict(Written)
         for output in outputs:
-            if isinstance(output, Trajectory | Tombstone | LedgerEntry):
+            if isinstance(output, Trajectory | Tombstone | GroupClosed | LedgerEntry):
                 written[output.group_id].take(output)
         self.newest = {group: one.newest for group, one in written.items()}
 
@@ -77,6 +84,16 @@ class Books:
             for name, output in self.outputs.get(group, {}).items()
             if newest and _revision(output) == newest
         }
+
+    def is_named(self, group: str) -> bool:
+        """Whether the group's last `GroupClosed` is of its newest revision, and names all of it."""
+        newest, closed = self.newest.get(group), self.closings.get(group)
+        if newest is None or closed is None:
+            return newest is closed
+        return (
+            closed.group_revision == newest
+            and {*closed.row_ids, *closed.entry_ids} == self.last_outputs(group).keys()
+        )
 
     def should_be(self, group: str) -> tuple[Contents, Contents]:
         """Last episodes and outputs, as the pure core makes them of the inputs that the log holds."""
@@ -121,6 +138,11 @@ def differences(calm: Books, harmed: Books, punctual: set[str]) -> list[str]:
                 f"rows and entries of the {name} run, and the core's",
                 books.last_outputs(group),
                 outputs,
+            )
+            problems += (
+                []
+                if books.is_named(group)
+                else [f"the last record of the {name} run is {books.closings.get(group)}"]
             )
         both = (calm.inputs.get(group, {}), harmed.inputs.get(group, {}))
         if group not in punctual:

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fulgurite.avro.codec import Codec
 from fulgurite.calls.deltas import restore
-from fulgurite.events import EVENT_TYPES, Episode, LlmCall
+from fulgurite.events import EVENT_TYPES, Episode, GroupClosed, LlmCall, PolicyUpdate
 from fulgurite.topics import TOPICS, TRAJECTORIES
 from services.gateway.recording.spool_file import Segment
 from services.learner.checkpoint import CheckpointStore
@@ -88,6 +89,7 @@ def test_a_spool_that_was_written_is_read(tmp_path: Path) -> None:
 
 
 def test_the_processors_write_again_what_was_recorded() -> None:
+    """But for `GroupClosed`, which came after the recording, and the offsets that it moves."""
     log = load()
     assert written(record(said_in(log))) == written(log)
 
@@ -97,7 +99,12 @@ def test_a_replay_of_the_recorded_log_writes_its_rows_again() -> None:
     topics = {topic.name: topic for topic in TOPICS}
     for one in log:
         source.append_bytes(
-            topics[one.topic], one.key.encode(), one.value, one.event_id, one.timestamp
+            topics[one.topic],
+            one.key.encode(),
+            one.value,
+            one.event_id,
+            one.timestamp,
+            one.event_type,
         )
     sink = _Values()
     report = run(
@@ -139,7 +146,12 @@ def written(log: Sequence[Recorded]) -> dict[str, list[tuple[str, str, str, byte
     """What each topic holds, in its order."""
     topics: dict[str, list[tuple[str, str, str, bytes]]] = {}
     for one in log:
-        topics.setdefault(one.topic, []).append((one.key, one.event_type, one.event_id, one.value))
+        event = CODEC.decode(one.value)
+        value = one.value
+        if isinstance(event, PolicyUpdate):
+            value = CODEC.encode(msgspec.structs.replace(event, positions=()))
+        if not isinstance(event, GroupClosed):
+            topics.setdefault(one.topic, []).append((one.key, one.event_type, one.event_id, value))
     return topics
 
 

@@ -29,6 +29,7 @@ from fulgurite.events import (
     DeadLetter,
     Episode,
     Event,
+    GroupClosed,
     LedgerEntry,
     LlmCall,
     Tombstone,
@@ -156,12 +157,51 @@ def result_of(world: World) -> Result:
         for action in entry.actions:
             assert action not in fates
             fates[action] = (entry.term, entry.reason)
+    check_closings(world)
     return Result(
         episodes_of(world),
-        distinct(world.log[TRAJECTORIES]),
+        distinct(event for event in world.log[TRAJECTORIES] if not isinstance(event, GroupClosed)),
         {entry.event_id: entry for entry in ledger if entry.source == "rewarder"},
         fates,
     )
+
+
+def check_closings(world: World) -> None:
+    """Every `GroupClosed` comes after what it names, follows the one that it supersedes, and names
+    inputs that give just that again.
+    """
+    episodes = {
+        event.revision: event for event in world.log[EPISODES] if isinstance(event, Episode)
+    }
+    rewards = {
+        event.event_id: event for event in world.log[REWARDS] if isinstance(event, AgentReward)
+    }
+    entries = {event.event_id: event for event in world.log[LEDGER]}
+    rows: dict[str, Event] = {}
+    last: dict[str, str] = {}
+    begun: dict[str, str] = {}
+    for event in world.log[TRAJECTORIES]:
+        assert isinstance(event, Trajectory | Tombstone | GroupClosed)
+        begun[event.group_id] = event.group_revision
+        if not isinstance(event, GroupClosed):
+            rows[event.event_id] = event
+            continue
+        assert event.supersedes == last.get(event.group_id)
+        last[event.group_id] = event.group_revision
+        gathered = Gathered()
+        named = [
+            *(episodes[revision] for revision in event.episode_revisions),
+            *(rewards[name] for name in event.reward_ids),
+        ]
+        for one in named:
+            gathered.take(one)
+        outputs = gathered.close(event.group_id, FailureRules())
+        assert outputs == (
+            *(entries[name] for name in event.entry_ids),
+            *(rows[name] for name in event.row_ids),
+        )
+        assert gathered.closed(outputs, event.supersedes) == event
+    assert begun == last, "what was begun last is closed"
 
 
 class Entry(NamedTuple):
@@ -333,13 +373,15 @@ def newest_revisions(world: World) -> dict[str, str | None]:
     """Of each group, as the log tells."""
     groups: dict[str, Written] = {}
     for event in world.log[TRAJECTORIES]:
-        assert isinstance(event, Trajectory | Tombstone)
+        assert isinstance(event, Trajectory | Tombstone | GroupClosed)
         groups.setdefault(event.group_id, Written()).take(event)
+    assert all(written.newest == written.closed for written in groups.values())
     return {group_id: written.newest for group_id, written in groups.items()}
 
 
 def check_anew(world: World) -> None:
     """What holds when groups are closed anew."""
+    check_closings(world)
     episodes, revisions = of_everything(world)
     assert episodes_of(world) == episodes
     assert newest_revisions(world) == revisions

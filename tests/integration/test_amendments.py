@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from fulgurite.enums import FilterReason
-from fulgurite.events import AgentReward, Episode, LedgerEntry, Tombstone, Trajectory
+from fulgurite.events import AgentReward, Episode, GroupClosed, LedgerEntry, Tombstone, Trajectory
 from fulgurite.groups.closing import close_group
-from fulgurite.groups.group_revisions import Written
 from fulgurite.ids import mint_group
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
 from services.cli.ledger import read_books
@@ -35,15 +34,13 @@ def deployment(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator
 
 
 def closings(deployment: Deployment, group: str) -> list[str]:
-    """The group's whole revisions, in the order of the log."""
-    written = Written()
-    found: list[str] = []
-    for event in deployment.read(TRAJECTORIES):
-        if isinstance(event, Trajectory | Tombstone) and event.group_id == group:
-            written.take(event)
-            if written.newest is not None and written.newest not in found:
-                found.append(written.newest)
-    return found
+    """The group's revisions, in the order of the log."""
+    events = [
+        event
+        for event in deployment.read(TRAJECTORIES)
+        if isinstance(event, GroupClosed) and event.group_id == group
+    ]
+    return list(dict.fromkeys(event.group_revision for event in events))
 
 
 def expected(deployment: Deployment, number: int) -> set[str]:
@@ -82,10 +79,8 @@ def test_late_rewards_amend_over_kills_and_forgetting(
     now = int(time.time() * 1000)
     # Ids as the gateway mints them: from their time the rewarder tells how far back to read.
     monkeypatch.setattr(
-        synthetic,
-        "group_id",
-        lambda number: mint_group(now + number, number.to_bytes(10, "big")),  # pyright: ignore[reportUnknownArgumentType, reportUnknownLambdaType, reportUnknownMemberType]
-    )
+        synthetic, "group_id", lambda number: mint_group(now + number, number.to_bytes(10, "big"))
+    )  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]
     times = {"FULGURITE_REWARDER_AMEND_WAIT_S": "5", "FULGURITE_REWARDER_AMEND_EVERY_S": "0"}
     # Nothing is kept: what comes late is read from the log again.
     forgetful = {

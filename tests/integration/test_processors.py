@@ -29,6 +29,7 @@ from fulgurite.events import (
     DeadLetter,
     Episode,
     Event,
+    GroupClosed,
     LedgerEntry,
     LlmCall,
     Tombstone,
@@ -204,7 +205,21 @@ def overlapping(groups: int, at: int, at_once: int = 20) -> list[Made]:
 
 
 def rows(deployment: Deployment) -> list[Event]:
-    return list(deployment.contents(TRAJECTORIES).values())
+    """Rows and tombstones."""
+    return [
+        event
+        for event in deployment.contents(TRAJECTORIES).values()
+        if not isinstance(event, GroupClosed)
+    ]
+
+
+def closings(deployment: Deployment) -> list[GroupClosed]:
+    """The last record of every closing, in the order of each partition."""
+    return [
+        event
+        for event in deployment.contents(TRAJECTORIES).values()
+        if isinstance(event, GroupClosed)
+    ]
 
 
 def test_killed_processors_write_the_trajectories_of_undisturbed_ones(
@@ -217,7 +232,7 @@ def test_killed_processors_write_the_trajectories_of_undisturbed_ones(
 
     undisturbed.start("aggregator", "rewarder")
     undisturbed.publish(events)
-    wait_until(lambda: len(rows(undisturbed)) == 400, "the undisturbed run is complete")
+    wait_until(lambda: len(closings(undisturbed)) == 100, "the undisturbed run is complete")
     assert undisturbed.stop() == {"aggregator": 0, "rewarder": 0}
 
     disturbed.start("aggregator", "rewarder")
@@ -235,7 +250,7 @@ def test_killed_processors_write_the_trajectories_of_undisturbed_ones(
         elif number == 2:
             disturbed.kill("rewarder")
             disturbed.start("rewarder")
-    wait_until(lambda: len(rows(disturbed)) >= 400, "the disturbed run is complete")
+    wait_until(lambda: len(closings(disturbed)) >= 100, "the disturbed run is complete")
     assert disturbed.stop() == {"aggregator": 0, "rewarder": 0}
 
     expected = undisturbed.contents(TRAJECTORIES)
@@ -259,14 +274,14 @@ def test_nothing_is_written_twice_or_lost_after_a_quiet_restart(deployment: Depl
     at = int(time.time() * 1000)
     deployment.start("aggregator", "rewarder")
     deployment.publish(overlapping(groups=20, at=at))
-    wait_until(lambda: len(rows(deployment)) == 80, "all rows are written")
+    wait_until(lambda: len(closings(deployment)) == 20, "all groups are closed")
     deployment.kill("aggregator", "rewarder")
     deployment.start("aggregator", "rewarder")
     marker = list(make_group(999, at=at))
     deployment.publish(marker)
-    wait_until(lambda: len(rows(deployment)) == 84, "the group after the restart is written")
+    wait_until(lambda: len(closings(deployment)) == 21, "the group after the restart is closed")
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
-    assert len(deployment.read(TRAJECTORIES)) == 84
+    assert len(deployment.read(TRAJECTORIES)) == 84 + 21
     assert len(deployment.read(EPISODES)) == 84
 
 
@@ -553,7 +568,7 @@ def newest(deployment: Deployment, group_id: str) -> str | None:
     """The revision of a group that counts."""
     written = Written()
     for event in deployment.read(TRAJECTORIES):
-        if isinstance(event, Trajectory | Tombstone) and event.group_id == group_id:
+        if isinstance(event, Trajectory | Tombstone | GroupClosed) and event.group_id == group_id:
             written.take(event)
     return written.current
 
@@ -651,12 +666,12 @@ def test_a_worker_that_cannot_load_its_function_says_so(
 def test_three_workers_own_the_same_partitions_of_both_topics(deployment: Deployment) -> None:
     at = int(time.time() * 1000)
     for instance in ("one", "two", "three"):
-        log = deployment._spawn(  # pyright: ignore[reportPrivateUsage]
+        log = deployment._spawn(
             f"aggregator-{instance}",
             "services.aggregator.main",
             (),
             {"FULGURITE_AGGREGATOR_INSTANCE": instance},
-        )
+        )  # pyright: ignore[reportPrivateUsage]
         deployment._await_ready(f"aggregator-{instance}", log)  # pyright: ignore[reportPrivateUsage]
     deployment.start("rewarder")
     deployment.publish(overlapping(groups=40, at=at))

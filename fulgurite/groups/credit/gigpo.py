@@ -25,12 +25,14 @@ Worked example: two episodes, rewards 1 and 0, that share their first state; γ 
 there are 0.5 and 0, so that A_S is ±0.707, as is A_E. The last action of the first episode is alone
 in its state.
 
->>> from fulgurite.groups.credit.types import Path, Scored, Step >>> a, b, c = Step(action="a",
-observation=b"x"), Step(action="b", observation=b"y"), Step(action="c", observation=b"x") >>> first
-= Scored(total=1.0, paths=(Path(steps=(a, b), outcome=1.0, total=1.0),)) >>> second =
-Scored(total=0.0, paths=(Path(steps=(c,), outcome=0.0, total=0.0),)) >>> [{k: round(v, 3) for k, v
-in episode.items()} for episode in gigpo([first, second], gamma=0.5)] [{'a': 1.5, 'b': 1.0}, {'c':
--0.5}]
+>>> from fulgurite.groups.credit.types import Path, Scored, Step
+>>> a, c = Step(action="a", observation=b"x"), Step(action="c", observation=b"x")
+>>> b = Step(action="b", observation=b"y")
+>>> first = Scored(total=1.0, paths=(Path(steps=(a, b), outcome=1.0, total=1.0),))
+>>> second = Scored(total=0.0, paths=(Path(steps=(c,), outcome=0.0, total=0.0),))
+>>> credits = gigpo([first, second], gamma=0.5)
+>>> [{k: round(v, 3) for k, v in episode.items()} for episode in credits]
+[{'a': 1.5, 'b': 1.0}, {'c': -0.5}]
 """
 
 from __future__ import annotations

@@ -10,7 +10,13 @@ from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.episodes.stitching import Input, stitch, supersede
 from fulgurite.events import Episode, LedgerEntry
 from fulgurite.groups.closing import close_group
-from fulgurite.groups.group_revisions import Output, Written, revision_of
+from fulgurite.groups.group_revisions import (
+    ClosingRecord,
+    Output,
+    Written,
+    group_closed,
+    revision_of,
+)
 from fulgurite.groups.group_state import Gathered
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
@@ -64,54 +70,119 @@ def test_whatever_changes_one_is_another() -> None:
     assert revision_of(()) is None
 
 
-def written(*outputs: Output) -> Written:
+def closed(outputs: tuple[Output, ...]) -> tuple[ClosingRecord, ...]:
+    """All that a closing writes."""
+    last = group_closed(outputs, (), (), None)
+    assert last is not None
+    return (*outputs, last)
+
+
+def written(*records: ClosingRecord) -> Written:
     found = Written()
-    for output in outputs:
-        found.take(output)
+    for record in records:
+        found.take(record)
     return found
 
 
+def ids(*records: ClosingRecord) -> set[str]:
+    return {record.event_id for record in records}
+
+
+def test_the_last_record_of_a_closing_names_what_it_was_made_of_and_what_it_wrote() -> None:
+    episodes, rewards = (
+        [episode(1), episode(0)],
+        [make_reward(0, 0, 1.0), make_reward(0, 1, 7.0, name="other")],
+    )
+    outputs = close_group(GROUP, DECLARED.declaration, episodes, rewards)
+    last = group_closed(outputs, episodes, rewards, "before")
+    assert last is not None
+    assert last == group_closed(outputs, episodes[::-1], rewards[::-1], "before")
+    assert (last.group_id, last.group_revision, last.supersedes) == (
+        GROUP,
+        revision_of(outputs),
+        "before",
+    )
+    assert last.episode_revisions == tuple(sorted(one.revision for one in episodes))
+    assert last.reward_ids == tuple(sorted(one.event_id for one in rewards))
+    assert (*last.entry_ids, *last.row_ids) == tuple(output.event_id for output in outputs)
+    others = [
+        group_closed(outputs, episodes[:1], rewards, "before"),
+        group_closed(outputs, episodes, rewards[:1], "before"),
+        group_closed(outputs, episodes, rewards, None),
+        group_closed(closing(2.0), episodes, rewards, "before"),
+    ]
+    assert len({last.event_id, *(other.event_id for other in others if other)}) == 5
+    assert group_closed((), episodes, rewards, None) is None
+
+
 def test_a_revision_counts_once_it_is_whole() -> None:
-    first, second = closing(), closing(2.0)
+    first, second = closed(closing()), closed(closing(2.0))
     assert (written().current, written().begun()) == (None, set())
     assert written(first[0]).current is None, "an entry alone is no row"
     half = written(*first[:2])
     assert (half.newest, half.current, half.begun()) == (
         None,
         first[0].group_revision,
-        {output.event_id for output in first[:2]},
+        ids(*first[:2]),
     )
     whole = written(*first, *first)
-    assert (whole.newest, whole.begun()) == (first[0].group_revision, set())
-    amending = written(*first, *second[:2])
-    assert (amending.current, amending.begun()) == (
+    assert (whole.newest, whole.closed, whole.begun()) == (
         first[0].group_revision,
-        {output.event_id for output in second[:2]},
+        first[0].group_revision,
+        set(),
     )
+    amending = written(*first, *second[:2])
+    assert (amending.current, amending.begun()) == (first[0].group_revision, ids(*second[:2]))
     assert written(*first, *second).current == second[0].group_revision
 
 
-def test_rewards_that_are_taken_back_and_given_again_lead_back_to_a_revision() -> None:
+def test_a_revision_whose_last_record_is_missing_is_whole_and_gets_that_record_alone() -> None:
     first, second = closing(), closing(2.0)
+    assert (written(*first).newest, written(*first).standing, written(*first).begun()) == (
+        first[0].group_revision,
+        "",
+        ids(*first),
+    )
+    assert written(*first, closed(first)[-1]).standing == first[0].group_revision
+    found = written(*first, *second)
+    assert (found.newest, found.closed, found.standing, found.begun()) == (
+        second[0].group_revision,
+        None,
+        "",
+        ids(*second),
+    )
+    assert written(*closed(first), *second).closed == first[0].group_revision
+
+
+def test_the_last_record_tells_that_a_revision_is_whole_though_its_rows_were_not_read() -> None:
+    first, second = closed(closing()), closed(closing(2.0))
+    assert (written(first[-1]).newest, written(first[-1]).standing) == (
+        first[0].group_revision,
+        first[0].group_revision,
+    )
+    assert written(*first[1:3], second[-1]).standing == second[0].group_revision
+
+
+def test_rewards_that_are_taken_back_and_given_again_lead_back_to_a_revision() -> None:
+    first, second = closed(closing()), closed(closing(2.0))
     back = written(*first, *second, *first)
     assert (back.current, back.standing, back.begun()) == (
         first[0].group_revision,
         first[0].group_revision,
         set(),
     )
-    half = written(*first, *second[:-1])
+    half = written(*first, *second[:-2])
     assert (half.newest, half.standing) == (first[0].group_revision, ""), (
         "whatever is closed next has to be written"
     )
-    assert (written(*second[:-1]).standing, written(*second).standing) == (
+    assert (written(*second[:-2]).standing, written(*second).standing) == (
         None,
         second[0].group_revision,
     )
     begun = written(*second[:2], *first, second[2])
-    assert (begun.newest, begun.begun()) == (
-        first[0].group_revision,
-        {second[0].event_id, second[2].event_id},
-    ), "rows go together"
+    assert (begun.newest, begun.begun()) == (first[0].group_revision, ids(second[0], second[2])), (
+        "rows go together"
+    )
     assert written(*second[:2], *first, second[2], second[1]).newest == second[0].group_revision
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.enums import FilterReason, LedgerTerm, Mode
-from fulgurite.events import Action, Position, Tombstone, Trajectory
+from fulgurite.events import Action, GroupClosed, Position, Tombstone, Trajectory
 from fulgurite.learning.batching import BatchRules, RowBatcher, ledger_entries, staleness, untrained
 from fulgurite.tokens import pack_ids, pack_logprobs
 from fulgurite.versions import Version
@@ -120,6 +120,50 @@ def test_a_group_waits_for_every_row_and_every_member() -> None:
     assert group.rewards == (1.0, 0.0)
     assert [len(episode.rows) for episode in group.episodes] == [2, 1]
     assert {fate for fate, _ in group.fates.values()} == {LedgerTerm.trained}
+
+
+def closed(group: str, *row_ids: str, revision: str | None = None) -> GroupClosed:
+    return GroupClosed(
+        event_id=f"{group}-closed",
+        event_time=1,
+        group_id=group,
+        mode=Mode.train,
+        group_revision=revision or f"{group}-r",
+        row_ids=row_ids,
+    )
+
+
+def test_a_group_that_is_closed_waits_for_what_its_closing_names() -> None:
+    batcher = batcher_with(row("g1", 0, 1.0), row("g1", 1, 0.0))
+    assert batcher.complete() == 1, "the closing is still to come"
+    names = (row("g1", 0).event_id, row("g1", 1).event_id)
+    assert not batcher.add(0, 2, closed("g1", *names, revision="another"))
+    assert batcher.add(0, 3, closed("g1", *names, "lost"))
+    assert batcher.complete() == 0
+    assert batcher.add(0, 4, closed("g1", *names))
+    assert [(group.group_id, batcher.settled()) for group in batcher.take(NOW)] == [("g1", {})]
+    assert batcher.positions() == (Position(partition=0, offset=5),)
+    assert not batcher.add(0, 5, closed("g1", *names)), "it is settled"
+    assert not batcher.add(0, 6, closed("g2")), "nothing is known of it"
+
+
+def test_the_closing_of_an_amendment_is_part_of_it() -> None:
+    batcher = batcher_with(row("g1", 0, 1.0), row("g1", 1, 0.0))
+    batcher.take(NOW)
+    again = [
+        msgspec.structs.replace(row("g1", member, 1.0), group_revision="newer") for member in (0, 1)
+    ]
+    for offset, event in enumerate(
+        [*again, closed("g1", *(one.event_id for one in again), revision="newer")], 2
+    ):
+        assert batcher.add(0, offset, event)
+    (held,) = batcher.amendments()
+    batcher.amend(held)
+    assert (batcher.settled(), held.last_offset, batcher.positions()) == (
+        {},
+        4,
+        (Position(partition=0, offset=5),),
+    )
 
 
 def test_groups_are_admitted_oldest_start_first_and_only_in_full_batches() -> None:

@@ -27,6 +27,7 @@ from fulgurite.events import (
     Trajectory,
 )
 from fulgurite.groups.closing import close_group
+from fulgurite.groups.group_revisions import group_closed
 from fulgurite.ids import action_id, derive_id
 from fulgurite.ledger.balance import DEAD, GRACE_MS, OPEN_EPISODE, OPEN_GROUP, OPEN_LEARNER, balance
 from fulgurite.ledger.model import Balance, Sources
@@ -104,10 +105,13 @@ class World:
         self.put(
             "ledger", partition, *(event for event in outputs if isinstance(event, LedgerEntry))
         )
+        closed = group_closed(outputs, episodes, rewards, None)
+        assert closed is not None
         self.put(
             "trajectories",
             partition,
             *(event for event in outputs if not isinstance(event, LedgerEntry)),
+            closed,
         )
         if stage.value < Stage.trained.value or stage is Stage.unrewarded:
             return
@@ -263,9 +267,10 @@ def test_a_lost_call_of_settled_groups_shows_unless_it_carried_no_action() -> No
 def test_a_lost_row_shows_as_long_as_the_learner_has_not_read_it() -> None:
     world = World()
     world.add_group(0, Stage.closed)
-    rows = places(world, "trajectories")
+    *rows, closed = places(world, "trajectories")
     assert len(rows) > 1
     assert all(world.balance(without=place).remainder > 0 for place in rows)
+    assert world.balance(without=closed) == world.balance()
 
 
 def test_what_cannot_show() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import pytest
 
@@ -13,6 +11,7 @@ from fulgurite.episodes.stitching import Input, stitch, supersede
 from fulgurite.events import (
     AgentReward,
     Episode,
+    GroupClosed,
     LedgerEntry,
     LlmCall,
     PolicyUpdate,
@@ -21,7 +20,7 @@ from fulgurite.events import (
     Trajectory,
 )
 from fulgurite.groups.closing import close_group
-from fulgurite.groups.group_revisions import Output
+from fulgurite.groups.group_revisions import ClosingRecord, group_closed
 from fulgurite.ids import action_id
 from fulgurite.learning.amendments import accounts_of, amended_entries
 from fulgurite.learning.batching import BatchRules, RowBatcher, ledger_entries
@@ -98,9 +97,8 @@ class Books(World):
 
     def close_with(self, *rewards: AgentReward, upto: int | None = None) -> None:
         outputs = close_group(DECLARED.group_id, DECLARED.declaration, self.known.values(), rewards)
-        ordered: list[Output] = [e for e in outputs if isinstance(e, LedgerEntry)] + [
-            e for e in outputs if not isinstance(e, LedgerEntry)
-        ]
+        closed = group_closed(outputs, self.known.values(), rewards, None)
+        ordered: list[ClosingRecord] = [*outputs, *([closed] if closed else [])]
         for output in ordered[:upto]:
             self.put("ledger" if isinstance(output, LedgerEntry) else "trajectories", 0, output)
             if self.closed:
@@ -110,7 +108,7 @@ class Books(World):
     def step(self) -> None:
         """The learner reads everything, settles what it can, and says how far it is."""
         for record in self.topics["trajectories"][self.read :]:
-            assert isinstance(record.event, Trajectory | Tombstone)
+            assert isinstance(record.event, Trajectory | Tombstone | GroupClosed)
             self.batcher.add(0, record.offset, record.event)
         self.read = len(self.topics["trajectories"])
         entries = list(ledger_entries(self.batcher.take(VERSION), VERSION, 1))
@@ -122,7 +120,7 @@ class Books(World):
         for held in self.batcher.amendments():
             entries += amended_entries(held, accounts_of(told), VERSION, 1)
             self.batcher.amend(held)
-        common: dict[str, Any] = {
+        common = {
             "event_time": 1,
             "policy": "policy",
             "epoch": 1,
@@ -133,14 +131,10 @@ class Books(World):
         places = tuple(
             Position(partition=p.partition, offset=p.offset) for p in self.batcher.positions()
         )
-        claim = PolicyUpdate(event_id="claim", kind=UpdateKind.claim, step=0, **common)
+        claim = PolicyUpdate(event_id="claim", kind=UpdateKind.claim, step=0, **common)  # pyright: ignore[reportArgumentType]
         kind = UpdateKind.update
         update = PolicyUpdate(
-            event_id=f"u{self.steps}",
-            kind=kind,
-            step=self.steps,
-            positions=places,
-            **common,  # pyright: ignore[reportArgumentType]
+            event_id=f"u{self.steps}", kind=kind, step=self.steps, positions=places, **common
         )  # pyright: ignore[reportArgumentType]
         self.put("ledger", 0, *entries)
         self.put("updates", 0, *([claim] if self.steps == 1 else []), update)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fulgurite.enums import LedgerTerm, UpdateKind
-from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Tombstone, Trajectory
+from fulgurite.events import Event, GroupClosed, LedgerEntry, PolicyUpdate, Tombstone, Trajectory
 from fulgurite.ids import derive_id
 from fulgurite.learning.amendments import accounts_of, amended_entries
 from fulgurite.learning.batching import SOURCE as LEARNER
@@ -61,7 +61,7 @@ class Learner:
         if self._at >= len(self._world.log[TRAJECTORIES]):
             return False
         event = self._world.log[TRAJECTORIES][self._at]
-        assert isinstance(event, Trajectory | Tombstone)
+        assert isinstance(event, Trajectory | Tombstone | GroupClosed)
         self._batcher.add(0, self._at, event)
         self._at += 1
         return True

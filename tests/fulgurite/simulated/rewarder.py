@@ -12,12 +12,13 @@ from fulgurite.events import (
     DeadLetter,
     Episode,
     Event,
+    GroupClosed,
     LedgerEntry,
     Tombstone,
     Trajectory,
 )
 from fulgurite.groups.group_revisions import SOURCE as REWARDER
-from fulgurite.groups.group_revisions import Output, Written, revision_of
+from fulgurite.groups.group_revisions import ClosingRecord, Written, revision_of
 from fulgurite.groups.group_state import Gathered
 from tests.fulgurite.simulated.world import (
     DEAD,
@@ -42,6 +43,8 @@ class Group:
         self.unsettled: set[str] = set()
         self.revision = revision
         """That the log stands at; None for a group that is not closed, as far as is known."""
+        self.supersedes: str | None = None
+        """Of the last `GroupClosed` in the log."""
         self.lacks = lacks
         """Whether it may have been closed and forgotten: the log is to be read before anything is
         done.
@@ -70,7 +73,7 @@ class Rewarder:
         self._world = world
         self._reader = Reader(world, "rewarder", (EPISODES, REWARDS))
         self._groups: dict[str, Group] = {}
-        self._queue: list[Output | DeadLetter] = []
+        self._queue: list[ClosingRecord | DeadLetter] = []
         self._closing: tuple[Group, str | None, frozenset[str]] | None = None
         self._begun: dict[str, set[str]] = {}
         self._settled: set[str] = set()
@@ -133,7 +136,9 @@ class Rewarder:
             self._settle(group)
         else:
             begun = self._begun.pop(group_id, set[str]())
-            self._queue = [*(output for output in outputs if output.event_id not in begun)]
+            closed = group.gathered.closed(outputs, group.supersedes)
+            records = [*outputs, *([closed] if closed else [])]
+            self._queue = [*(record for record in records if record.event_id not in begun)]
             self._closing = (group, revision, frozenset(group.unsettled))
         return True
 
@@ -159,6 +164,7 @@ class Rewarder:
         group.lacks = False
         written = _written(self._world).get(group_id, Written())
         group.revision = written.standing
+        group.supersedes = written.closed
         self._begun[group_id] = written.begun()
         for event in (*self._world.log[EPISODES], *self._world.log[REWARDS]):
             if isinstance(event, Episode | AgentReward) and event.group_id == group_id:
@@ -174,6 +180,7 @@ class Rewarder:
             self._world.append(topics.get(type(output), TRAJECTORIES), output)
             return True
         group, group.revision, taken = self._closing
+        group.supersedes = group.revision or group.supersedes
         self._closing = None
         self._settled |= taken
         group.unsettled -= taken
@@ -193,7 +200,7 @@ def _written(world: World) -> dict[str, Written]:
     """What the log holds of each group's closings."""
     groups: defaultdict[str, Written] = defaultdict(Written)
     for event in (*world.log[TRAJECTORIES], *world.log[LEDGER]):
-        if isinstance(event, Trajectory | Tombstone) or (
+        if isinstance(event, Trajectory | Tombstone | GroupClosed) or (
             isinstance(event, LedgerEntry) and event.source == REWARDER
         ):
             groups[event.group_id].take(event)

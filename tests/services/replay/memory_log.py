@@ -13,6 +13,8 @@ from fulgurite.events import (
     AgentStatus,
     Episode,
     Event,
+    GroupClosed,
+    LedgerEntry,
     LlmCall,
     Tombstone,
     Trajectory,
@@ -38,37 +40,52 @@ PLACES = {
     AgentStatus: AGENT_STATUS,
     AgentReward: AGENT_REWARDS,
     Episode: EPISODES,
-} | dict.fromkeys((Trajectory, Tombstone), TRAJECTORIES)
+} | dict.fromkeys((Trajectory, Tombstone, GroupClosed), TRAJECTORIES)
 
 
 class MemoryLog:
     """One deployment; a group's partition derives from its id."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_clock: bool = False) -> None:
+        """`one_clock`: record times are of the order in which records were written, and not those
+        of the events.
+        """
         self._records: list[Raw] = []
+        self._one_clock = one_clock
 
     def append(self, *events: Event, at: int | None = None) -> None:
         """Write events to the ends of their topics. `at`: the record time, by default the event's."""
         for event in events:
             topic = PLACES[type(event)]  # pyright: ignore[reportArgumentType]
             key = str(getattr(event, "group_id", "")).encode()
+            time = event.event_time if at is None else at
             self.append_bytes(
-                topic,
-                key,
-                CODEC.encode(event),
-                event.event_id,
-                event.event_time if at is None else at,
+                topic, key, CODEC.encode(event), event.event_id, time, type(event).__name__
             )
 
     def append_bytes(
-        self, topic: Topic, key: bytes, value: bytes, event_id: str = "", at: int = 0
+        self,
+        topic: Topic,
+        key: bytes,
+        value: bytes,
+        event_id: str = "",
+        at: int = 0,
+        event_type: str = "",
     ) -> None:
         """Write any bytes."""
         partition = sum(key) % GROUP_PARTITIONS
         offset = sum(
             raw.topic == topic.name and raw.partition == partition for raw in self._records
         )
-        self._records.append(Raw(topic.name, partition, offset, at, key, value, event_id, ""))
+        if self._one_clock:
+            at = len(self._records)
+        self._records.append(
+            Raw(topic.name, partition, offset, at, key, value, event_id, event_type)
+        )
+
+    def lose(self, topic: Topic) -> None:
+        """As retention does, the first record of a topic."""
+        self._records.remove(next(raw for raw in self._records if raw.topic == topic.name))
 
     def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
         """See `Source`."""
@@ -108,8 +125,10 @@ class LiveProcessors:
     closings when `close` is called.
     """
 
-    def __init__(self, log: MemoryLog) -> None:
+    def __init__(self, log: MemoryLog, *, of_before: bool = False) -> None:
+        """`of_before`: they are of a release that wrote no `GroupClosed`."""
         self._log = log
+        self.of_before = of_before
         self._inputs: dict[tuple[str, int], dict[str, Input]] = {}
         self._declared: AgentStatus | None = None
         self._gathered = Gathered()
@@ -131,11 +150,14 @@ class LiveProcessors:
         """Close the group with what there is."""
         group_id = next(iter(self._gathered.episodes.values())).group_id
         outputs = self._gathered.close(group_id, ClosingSettings().rules())
-        if revision_of(outputs) != self._revision:
-            self._revision = revision_of(outputs)
-            for output in outputs:
-                if isinstance(output, Trajectory | Tombstone):
-                    self._log.append(output)
+        revision = revision_of(outputs)
+        if revision != self._revision:
+            closed = None if self.of_before else self._gathered.closed(outputs, self._revision)
+            self._log.append(
+                *(output for output in outputs if not isinstance(output, LedgerEntry)),
+                *([closed] if closed else []),
+            )
+            self._revision = revision
 
     def _stitch(self, key: tuple[str, int], event: Input) -> None:
         inputs = self._inputs.setdefault(key, {})

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fulgurite.enums import Mode, StatusKind
-from fulgurite.events import AgentReward, AgentStatus, Event, LlmCall, Trajectory
-from fulgurite.topics import LLM_CALLS, TRAJECTORIES
+from fulgurite.events import AgentReward, AgentStatus, Event, GroupClosed, LlmCall, Trajectory
+from fulgurite.topics import AGENT_REWARDS, EPISODES, LLM_CALLS, TRAJECTORIES, Topic
 from services.replay.closings import Changes, close_anew
 from services.replay.replay import Report, run
 from services.rewarder.closing_settings import ClosingSettings
@@ -51,6 +51,13 @@ def live_values(log: MemoryLog) -> list[bytes]:
     return [raw.value for partition in range(8) for raw in log.read((TRAJECTORIES,), partition)]
 
 
+def closings(log: MemoryLog) -> list[GroupClosed]:
+    """In the order of the log."""
+    return [
+        event for event in map(CODEC.decode, live_values(log)) if isinstance(event, GroupClosed)
+    ]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_closing_is_written_again_whatever_was_known_at_the_time(data: st.DataObject) -> None:
@@ -80,6 +87,48 @@ def test_every_closing_is_written_again_whatever_was_known_at_the_time(data: st.
         1,
         True,
     )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_what_a_release_without_last_records_wrote_is_written_again_where_it_closed_on_what_the_log_had(
+    data: st.DataObject,
+) -> None:
+    """Before and after an upgrade, a closing after any record; record times are those of one clock."""
+    events = list(make_group(1, size=2, turns=1))
+    events += [
+        make_reward(1, 1, 0.5, at=9_000),
+        make_call(1, 0, 7, at=1_030, prompt=[9]),
+        make_reward(1, 0, 0.0, at=9_500),
+    ]
+    log = MemoryLog(one_clock=True)
+    live = LiveProcessors(log, of_before=True)
+    upgrade = data.draw(st.integers(0, len(events)))
+    for number, event in enumerate(events):
+        live.of_before = number < upgrade
+        live.take([event])
+        if data.draw(st.booleans()) and log.groups()[0].episodes():
+            live.close()
+    live.close()
+    sink, report = replayed(log)
+    assert (sink.values, report.unmet) == (live_values(log), [])
+
+
+@pytest.mark.parametrize(
+    ("topics", "unmet"),
+    [((AGENT_REWARDS,), [group_id(1)]), ((LLM_CALLS,), []), ((LLM_CALLS, EPISODES), [group_id(1)])],
+)
+def test_a_closing_of_what_the_log_no_longer_holds_is_reported(
+    topics: Sequence[Topic], unmet: list[str]
+) -> None:
+    log = MemoryLog()
+    live = LiveProcessors(log)
+    live.take(list(make_group(1, size=2, turns=2)))
+    live.close()
+    for topic in topics:
+        log.lose(topic)
+    _, report = replayed(log)
+    assert report.unmet == unmet
 
 
 def test_a_closing_at_a_deadline_knows_no_later_reward_and_no_later_call() -> None:
@@ -113,9 +162,13 @@ def test_a_revision_that_the_log_came_back_to_is_the_last_again_and_what_came_tw
         live.take([make_reward(1, 0, value, at=at)])
         live.close()
     values = live_values(log)
-    assert values[:2] == values[4:] != values[2:4]
-    (row,) = [raw for partition in range(8) for raw in log.read((TRAJECTORIES,), partition)][-1:]
-    log.append_bytes(TRAJECTORIES, row.key, row.value, row.event_id)
+    assert values[:2] == values[6:8] != values[3:5]
+    assert [row.supersedes for row in closings(log)] == [
+        None,
+        *(row.group_revision for row in closings(log)[:2]),
+    ]
+    for row in [raw for partition in range(8) for raw in log.read((TRAJECTORIES,), partition)][-2:]:
+        log.append_bytes(TRAJECTORIES, row.key, row.value, row.event_id, event_type=row.event_type)
     sink, report = replayed(log)
     assert (sink.values, report.unmet) == (values, [])
 
@@ -152,7 +205,8 @@ def test_a_rule_or_weights_change_credit_and_never_tokens() -> None:
     before, _ = replayed(log)
     after, _ = replayed(log, Changes(credit="step", weights={"reward": 3.0}))
     pairs = list(zip(before.rows, after.rows, strict=True))
-    assert len(pairs) == 2
+    assert [type(row) for row in after.rows] == [Trajectory, Trajectory, GroupClosed]
+    pairs.pop()
     for old, new in pairs:
         assert isinstance(old, Trajectory)
         assert isinstance(new, Trajectory)
@@ -170,8 +224,10 @@ def test_undeclared_traffic_takes_a_rule_too() -> None:
     closing = close_anew(
         group, group.episodes(), group.rewards, Changes(credit="step"), ClosingSettings(), 0
     )
-    (row,) = closing.rows
+    row, closed = closing.rows
     assert isinstance(row, Trajectory)
+    assert isinstance(closed, GroupClosed)
+    assert (closed.row_ids, closed.episode_revisions) == ((row.event_id,), (row.episode_revision,))
     assert (row.credit_rule, row.policy, row.group_size) == ("step", "policy", 1)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fulgurite.enums import FilterReason
-from fulgurite.events import AgentStatus, Event, LlmCall, Tombstone, Trajectory
+from fulgurite.events import AgentStatus, Event, GroupClosed, LlmCall, Tombstone, Trajectory
 from fulgurite.topics import TRAJECTORIES
 from services.judge.errors import BadVerdict
 from services.judge.groups import WaitingRoom
@@ -85,4 +85,4 @@ async def test_a_judge_that_failed_trains_nothing() -> None:
     assert [row.reason for row in rows if isinstance(row, Tombstone)] == [
         FilterReason.reward_failed
     ] * 2
-    assert len(rows) == 2
+    assert [type(row) for row in rows[2:]] == [GroupClosed]

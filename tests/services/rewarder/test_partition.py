@@ -25,13 +25,14 @@ from fulgurite.events import (
     DeadLetter,
     Episode,
     Event,
+    GroupClosed,
     LedgerEntry,
     LlmCall,
     Tombstone,
     Trajectory,
 )
 from fulgurite.groups.closing import close_group
-from fulgurite.groups.group_revisions import SOURCE, Output, Written
+from fulgurite.groups.group_revisions import SOURCE, ClosingRecord, Output, Written
 from fulgurite.groups.group_state import Gathered
 from fulgurite.ids import action_id, external_group, mint_group
 from fulgurite.ledger.balance import balance
@@ -101,7 +102,8 @@ class MemoryLog:
         for topic in (TRAINING_LEDGER, TRAJECTORIES, EPISODES, AGENT_REWARDS):
             for at, event in self.topics.get(topic.name, []):
                 known = isinstance(
-                    event, Episode | AgentReward | Trajectory | Tombstone | LedgerEntry
+                    event,
+                    Episode | AgentReward | Trajectory | Tombstone | GroupClosed | LedgerEntry,
                 )
                 if at >= since_ms and known and event.group_id in found:
                     found[event.group_id].take(event)
@@ -127,15 +129,13 @@ class Rewarder:
         since = (
             min([at for records in unread for at, _ in records], default=self.log.now) - history_ms
         )
-        written: list[Output | DeadLetter] = [
+        written: list[ClosingRecord | DeadLetter] = [
             event
             for topic in (TRAJECTORIES, TRAINING_LEDGER, DEAD_LETTERS)
             for at, event in self.log.topics.get(topic.name, [])
             if at >= since
-            and (
-                isinstance(event, Trajectory | Tombstone | DeadLetter)
-                or (isinstance(event, LedgerEntry) and event.source == SOURCE)
-            )
+            and isinstance(event, Trajectory | Tombstone | GroupClosed | DeadLetter | LedgerEntry)
+            and (not isinstance(event, LedgerEntry) or event.source == SOURCE)
         ]
         self.partition = RewarderPartition(
             0,
@@ -183,6 +183,10 @@ class Rewarder:
             output.event_id: output for output in outputs if output.group_revision == written.newest
         }
         return sorted(found.values(), key=lambda output: output.event_id)
+
+    def closings(self) -> list[GroupClosed]:
+        """In the order of the log."""
+        return [event for event in self.log.events(TRAJECTORIES) if isinstance(event, GroupClosed)]
 
     def revisions(self) -> int:
         rows = [
@@ -280,10 +284,9 @@ def test_a_late_reward_issues_the_whole_group_anew() -> None:
         for event in rewarder.log.events(TRAJECTORIES)[before:]
         if isinstance(event, Trajectory)
     ]
-    assert DECLARED.declaration is not None
     assert {row.rollout_id: row.episode_reward for row in rows} == dict(
         zip(DECLARED.declaration.rollout_ids, (1.0, 2.0), strict=True)
-    )
+    )  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
     assert rewarder.log.reads == 0, "it was in memory"
 
 
@@ -374,7 +377,7 @@ def test_what_comes_while_a_revision_is_being_written_is_in_the_next() -> None:
 
 
 def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
-    for after in range(4):
+    for after in range(6):
         rewarder = closed()
         put(rewarder.log, reward(0, None, 30))
         rewarder.log.dies_after = after
@@ -385,11 +388,36 @@ def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
             rewarder.start()
             rewarder.run()
         assert rewarder.all_settled()
-        rows = [event.event_id for event in rewarder.log.events(TRAJECTORIES)]
-        assert len(rows) == len(set(rows)) == 7
+        written = [event.event_id for event in rewarder.log.events(TRAJECTORIES)]
+        assert len(written) == len(set(written)) == 9
+        first, second = rewarder.closings()
+        assert (first.supersedes, second.supersedes) == (None, first.group_revision)
+        assert written == [*first.row_ids, first.event_id, *second.row_ids, second.event_id]
         assert rewarder.newest() == outcome(
             [episodes_of(0)[0], episodes_of(1)[0], reward(0, None, 30), reward(1, 0.0, 20)]
         )
+
+
+def test_a_group_that_an_earlier_release_closed_gets_its_last_record_once_something_comes_for_it() -> (
+    None
+):
+    rewarder = closed()
+    (before,) = rewarder.closings()
+    log = rewarder.log.topics[TRAJECTORIES.name]
+    log[:] = [(at, event) for at, event in log if not isinstance(event, GroupClosed)]
+    rows = rewarder.log.events(TRAJECTORIES)
+    rewarder.start()
+    again = reward(1, 0.0, 25)
+    put(rewarder.log, again)
+    rewarder.run()
+    (after,) = rewarder.closings()
+    assert rewarder.log.events(TRAJECTORIES) == [*rows, after]
+    assert (after.row_ids, after.supersedes) == (before.row_ids, None)
+    assert set(after.reward_ids) == {*before.reward_ids, again.event_id}
+    rewarder.start()
+    put(rewarder.log, reward(1, 0.0, 26))
+    rewarder.run()
+    assert rewarder.closings() == [after], "what says nothing new is no closing"
 
 
 def overtaken(after: int, value: float) -> Rewarder:
@@ -416,7 +444,7 @@ def test_a_revision_begun_and_given_up_does_not_hide_the_one_that_counts() -> No
             [episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20)]
         )
         last = rewarder.log.events(TRAJECTORIES)[-1]
-        assert isinstance(last, Trajectory | Tombstone)
+        assert isinstance(last, GroupClosed)
         assert last.group_revision == rewarder.newest()[0].group_revision, "after any other"
 
 
