@@ -123,7 +123,8 @@ def test_every_letter_fits_into_a_message(
     record = msgspec.structs.replace(
         RECORD, value=start + bytes(size), key=b"k" * key, error=f"Kind{words[:300]}: {words}"
     )
-    named = tuple(action_id(make_call().call_id, number) for number in range(actions))
+    call_id = make_call().call_id
+    named = tuple(action_id(call_id, number) for number in range(actions))
     letters = addressed(unusable(record, "p.llm.calls", "aggregator", actions=named))
     codec = Codec()
     for address, letter in letters:

@@ -75,8 +75,11 @@ def test_a_tools_output_follows_its_call() -> None:
 
 
 json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.text(max_size=12),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4)
+    ),
+    max_leaves=12,
 )
 odd = st.dictionaries(
     st.sampled_from(["type", "id", "call_id", "role", "content"]),
@@ -84,7 +87,7 @@ odd = st.dictionaries(
 )
 
 
-@given(st.lists(json | odd), st.lists(json | odd))
+@given(st.lists(json | odd, max_size=8), st.lists(json | odd, max_size=8))
 def test_whatever_is_given_it_is_items_or_a_refusal(before: list[Any], items: list[Any]) -> None:
     try:
         found = checked(before, items)
