@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo up shell doctor test test-chaos test-agents test-compose lint check format docs reference lock wheel clean
+.PHONY: help install demo up shell doctor test test-fast test-chaos test-agents test-compose lint check format docs lock wheel clean
 
 BIN := .venv/bin
 UV := .fulgurite/uv/bin/uv
@@ -10,7 +10,13 @@ SERVICES_EXTRAS := --extra gateway --extra otel --extra streams --extra rewards 
 LINT_EXTRAS := --extra gateway --extra otel --extra streams --extra cli
 COMPILE := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --custom-compile-command "make lock"
 
+# Tests run in two processes; each starts services and engines of its own. More than one thread of torch in each would fight for the cores.
+TEST_WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder
+
 export TORCH_BACKEND PYTHON
+# Tests start hundreds of processes. Each would compile the project's modules anew if Python might not keep what it compiled.
+export PYTHONDONTWRITEBYTECODE :=
 
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +40,13 @@ shell: install ## Open a shell with `fulgurite` on the PATH and, where `make up`
 doctor: ## Say what this machine lacks, and what to do about it.
 	@if [[ -x $(BIN)/fulgurite ]]; then $(BIN)/fulgurite doctor $(ARGS); else python3 services/cli/doctor.py $(ARGS); fi
 
-test: install ## Every test: core (100% of branches), contract, services and integration against real engines.
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --durations=20 $(ARGS)
+test: install ## Every test: core (100% of branches), contract, services and integration against real engines: a quarter of an hour on two cores.
+	@data=$$(mktemp -d); trap 'rm -rf "$$data"' EXIT; \
+		COVERAGE_FILE=$$data/coverage $(PYTEST) -n $(TEST_WORKERS) --cov --cov-report=term-missing:skip-covered --durations=20 $(ARGS)
+
+test-fast: install ## The tests that start no broker and no vLLM (core, contract, services), with a tenth of the simulated schedules: under two minutes.
+	@FULGURITE_SIMULATION_SCHEDULES=200 $(PYTEST) -n auto --maxprocesses 8 -m "not engine and not agents and not compose" \
+		--ignore tests/integration --ignore tests/chaos $(ARGS)
 
 test-chaos: install ## 20,000 calls on three brokers while everything is killed, again and again: minutes. tests/chaos/README.md
 	@FULGURITE_CHAOS_CALLS=$${FULGURITE_CHAOS_CALLS:-20000} FULGURITE_CHAOS_BROKERS=$${FULGURITE_CHAOS_BROKERS:-3} \

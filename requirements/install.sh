@@ -70,6 +70,9 @@ environment() {
   # The list is complete: nothing is to be resolved.
   "$UV" pip install --python "$folder" --no-deps -r "$list" "$check" || fail "uv could not install $requirements; its message is above. Run the command again once the index is reachable: what was fetched is kept."
   "$UV" pip install --quiet --python "$folder" --no-deps --build-constraints requirements/build.txt --editable .
+  # Compile once. uv leaves it to Python, and where PYTHONDONTWRITEBYTECODE is set every process would compile its imports anew: seconds each.
+  # Some packages hold templates that are no Python, hence the `true`.
+  "$folder/bin/python" -m compileall -qq -j 0 "$folder/lib" || true
   printf '%s\n' "$wanted" >"$stamp"
 }
 
