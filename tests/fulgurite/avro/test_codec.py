@@ -160,7 +160,7 @@ def test_schemas_inside_an_installed_package_come_first(
         return tmp_path / package
 
     monkeypatch.setattr(codec_module.resources, "files", installed)
-    assert schema_folder() == Path(codec_module.__file__).parents[1] / "schemas" / "avro"
+    assert schema_folder() == Path(codec_module.__file__).parents[2] / "schemas" / "avro"
     (tmp_path / "fulgurite" / "schemas" / "avro").mkdir(parents=True)
     assert schema_folder() == tmp_path / "fulgurite" / "schemas" / "avro"
 
