@@ -105,150 +105,160 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """Every setting of the gateway."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="FULGURITE_",
+        populate_by_name=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
     gateway_host: str = "127.0.0.1"
+    """Address to listen on."""
     gateway_port: int = 8080
+    """Port to listen on."""
     public_url: str | None = None
-    """How agents reach the gateway, for `base_url` in replies; the request's own Host header if not
-    given.
-    """
+    """How agents reach the gateway, for `base_url` in replies; the request's Host header if
+    unset."""
 
     vllm_base_url: str = Field("http://127.0.0.1:8000", validation_alias="VLLM_BASE_URL")
+    """vLLM's address, without `/v1`. Several are comma-separated, and may be named:
+    `east=http://a:8000,west=http://b:8000`."""
     redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")
+    """Redis or Valkey for idempotency keys, declared groups and conversations. In memory if
+    unset, which one gateway alone may do. With password and TLS:
+    `rediss://:password@host:6380/0?ssl_ca_certs=/etc/ca.pem`."""
 
     signing_keys: SecretStr = SecretStr("")
+    """`kid:secret,kid2:secret`. The first signs scoped keys, all verify. Leave a `kid` out to
+    revoke its keys. Required."""
     admin_key: SecretStr | None = None
+    """Bearer key of `POST /v1/rollouts`, for the runner and operators."""
     api_keys: SecretStr = SecretStr("")
+    """Plain agent keys, comma-separated."""
     allow_any_key: bool = False
+    """Accept any plain key. Only for a machine of your own."""
     operations_key: SecretStr | None = None
-    """Bearer key that `/metrics`, `/docs`, `/openapi.json` and what `/readyz` says ask for; unset:
-    none. The admin key opens them, too.
-    """
+    """Bearer key for `/metrics`, `/docs`, `/openapi.json` and the details of `/readyz`. Open to
+    all if unset. The admin key works too."""
 
     policy: str = "policy"
+    """Name of the trained policy."""
     aliases: str = "policy=policy"
+    """Pairs `alias=policy`, comma-separated. An agent passes the alias as its model."""
     backend: str = "vllm"
     """Name of the vLLM backend in events, where VLLM_BASE_URL is one address without a name."""
     lora_policies: str = ""
-    """Policies, comma-separated, that are served as LoRA adapters of FULGURITE_POLICY's base model;
-    the applier's is the same.
-    """
+    """Policies, comma-separated, that are served as LoRA adapters of FULGURITE_POLICY's base
+    model. The applier needs the same value."""
     train_sampling: dict[str, TrainSampling] = {}
-    """Alias → how its calls of mode `train` are sampled, whatever the agent asked; `{}` is
-    temperature 1 and no truncation.
-    """
+    """JSON, alias → `{temperature, top_p, top_k, min_p}`: how its calls of mode `train` are
+    sampled, whatever the agent asks for. `{}` is temperature 1 without truncation
+    (docs/explanation/on-policy.md)."""
     continue_tokens: str = ""
-    """Aliases, comma-separated, whose chats go on from the tokens that were generated, not from
-    their text rendered anew.
-    """
+    """Aliases, comma-separated, whose chats continue from the generated tokens instead of from
+    text that is tokenised again (docs/explanation/on-policy.md)."""
     upstreams: dict[str, UpstreamSpec] = {}
+    """JSON, alias → `{base_url, kind, model, api_key, policy, backend}`: other OpenAI-compatible
+    servers. `kind` is `vllm` or `openai`."""
     default_sampling: SamplingDefaults = SamplingDefaults()
+    """JSON: the sampling that the engine uses where a request says nothing."""
     logprobs_mode: LogprobsMode = LogprobsMode.processed
+    """`processed` or `raw`, as vLLM was started (`--logprobs-mode`)."""
 
     reward_names: str = Field("reward", min_length=1)
-    """Names, comma-separated, that rewards may have where no declaration names any: of live
-    traffic, mostly. `*`: any name.
-    """
+    """Reward names, comma-separated, that are accepted where no declaration names any, as for
+    live traffic. `*` accepts any."""
     infer_conversations: bool = True
-    """Recognise the conversation that a call with a plain key and no name continues."""
+    """Recognise the conversation that a call with a plain key and no name continues. If off,
+    each such call is a rollout of its own."""
     conversation_ttl_s: int = Field(3600, ge=1)
-    """How long an answer is remembered: a conversation left alone for longer goes on as another
-    rollout.
-    """
+    """Seconds that an answer is remembered. A conversation left alone for longer continues as
+    another rollout."""
 
     max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024)
-    """Room for a few images, and what Anthropic's own API takes. Compressed bodies are measured as
-    sent and once inflated.
-    """
+    """Largest body of a call in bytes, both as sent and once inflated. 32 MiB is what
+    Anthropic's own API takes."""
     max_body_values: int = Field(250_000, ge=1000)
-    """Arrays, objects and commas in a body, outside of texts: each takes some hundred bytes of
-    memory.
-    """
+    """Most arrays, objects and commas in a body, outside of texts. Each takes some hundred bytes
+    of memory. Raise it for very long prompts of token ids."""
     max_rest_body_bytes: int = Field(1024 * 1024, ge=1024)
-    """Bytes of a body of the REST routes."""
+    """Largest body of the REST routes (`/v1/rollouts`, `/v1/rewards`) in bytes."""
     request_timeout_s: float = Field(60.0, gt=0)
-    """How long a request's head may take to arrive, and how long its body; a new connection must
-    begin one within it.
-    """
+    """Seconds that a request's head may take to arrive, and its body again. A new connection
+    must begin one within this time."""
     max_answer_bytes: int = Field(64 * 1024 * 1024, ge=1024)
-    """What an upstream may send in one answer, whole or streamed: 32,000 tokens with 20
-    log-probabilities each.
-    """
+    """Largest answer of an upstream in bytes. 64 MiB hold 32,000 tokens with 20
+    log-probabilities each."""
     backend_concurrency: int = Field(256, ge=1)
-    """Calls in flight to one backend, from this gateway; more of them wait, each key in turn."""
+    """Calls in flight to one backend from this gateway. More of them wait, and keys take turns."""
     key_share: float = Field(0.9, gt=0, le=1)
-    """Share of a backend's places that one key may hold, rounded down, but one at least; the others
-    are for other keys. 1 is no limit.
-    """
+    """Share of a backend's places that one key may hold, rounded down, but at least one. 1 is no
+    limit."""
     queue_limit: int = Field(1024, ge=0)
-    """Calls that may wait for one backend. Beyond it the key with most of them waiting is refused.
-    """
+    """Calls that may wait for one backend. Beyond it, the key with most waiting calls is
+    refused."""
     queue_timeout_s: float = Field(60.0, gt=0)
-    """How long a call may wait for its turn before the client is asked to come again."""
+    """Seconds that a call may wait for its turn before the client gets a 503 with Retry-After."""
     key_concurrency: int = Field(0, ge=0)
     """Calls that one key may have in flight or waiting; 0 is no limit."""
     key_calls_per_minute: int = Field(0, ge=0)
     """Calls that one key may begin in a minute; 0 is no limit."""
     key_statuses_per_minute: int = Field(120, ge=0)
-    """Statuses that one key may send in a minute; 0 is no limit. The admin key has none."""
+    """Statuses that one key may send in a minute; 0 is no limit. The admin key has no limit."""
     key_large_bytes_per_hour: int = Field(0, ge=0)
-    """Bytes of requests larger than FULGURITE_CLAIM_CHECK_BYTES that one key may send in an hour,
-    as these lie on disk; 0 is no limit.
-    """
+    """Bytes that one key may send in an hour in requests larger than
+    FULGURITE_CLAIM_CHECK_BYTES; 0 is no limit."""
     connect_timeout_s: float = 5.0
+    """Seconds to connect to an upstream."""
     keep_alive_s: float = Field(0.0, ge=0)
-    """Longest silence of a stream, between whose events the gateway then says that it is alive; 0:
-    as long as it takes.
-    """
+    """Longest silence of a stream in seconds, after which the gateway sends a comment; 0 is off.
+    The request header `x-fulgurite-keep-alive` overrides it (docs/reference/model-apis.md)."""
     client_write_timeout_s: float = Field(60.0, gt=0)
-    """How long a client may leave unread what it is sent before its connection is closed: its call
-    ends as `client_disconnected`.
-    """
+    """Seconds that a client may leave its answer unread before its connection is closed. Its
+    call ends as `client_disconnected`."""
     upstream_timeout_s: float = 600.0
-    """Longest silence of an upstream: until the whole answer, or between two pieces of a stream."""
+    """Longest silence of an upstream in seconds: until a complete answer, or between two pieces
+    of a stream."""
     ack_timeout_s: float = 120.0
-    """How long an answer is held for the log before the client gets a 503 in its place."""
+    """Seconds that an answer is held for Kafka's acknowledgement before the client gets a 503
+    instead."""
     log_stall_s: float = 15.0
-    """A call that waits longer than this for the log shows that it is unavailable. More than
-    Kafka's fail-over (9 s) takes.
-    """
+    """Seconds after which a waiting event shows that Kafka is unavailable. More than a fail-over
+    takes (9 s)."""
     log_unavailable_train: LogPolicy = "refuse"
-    """While the log is away, for calls of mode `train`: `refuse`, `spool` or `serve`."""
+    """What happens to calls of mode `train` while Kafka is away: `refuse`, `spool` or `serve`
+    (docs/explanation/log-outages.md)."""
     log_unavailable_val: LogPolicy = "refuse"
     """The same for calls of mode `val`."""
     log_unavailable_live: LogPolicy | None = None
     """The same for live traffic; `spool` where FULGURITE_SPOOL_DIR is set, else `refuse`."""
     log_patience_s: float = Field(5.0, gt=0)
-    """How long an answer of mode `spool` or `serve` waits for Kafka before it goes its way."""
+    """Seconds that an answer in mode `spool` or `serve` waits for Kafka first."""
     spool_dir: Path | None = None
-    """Folder of this replica alone, on a disk that outlives it: events wait there while the log is
-    away.
-    """
+    """Folder of this replica alone, on a disk that outlives it. Events wait there while Kafka is
+    away."""
     spool_max_bytes: int = Field(1024**3, ge=1024**2)
-    """Beyond it calls are refused, as without a spool."""
+    """Largest size of the spool in bytes. Beyond it calls are refused, as without a spool."""
     delta_logging: bool = True
-    """Record of a call only what its parent in the log does not already hold."""
+    """Record of a call only what its parent in the log does not hold already
+    (docs/explanation/storage.md)."""
     delta_memory_bytes: int = Field(64 * 1024**2, ge=0)
-    """Recent calls kept in memory as parents of the next ones."""
+    """Bytes of recent calls kept in memory as parents of the next ones."""
     claim_check_bytes: int = Field(1024**2, ge=16 * 1024, le=MAX_MESSAGE_BYTES // 2)
-    """Calls larger than this leave their text in the claims store: 1 MiB is the message size that
-    Kafka is made for.
-    """
+    """Calls larger than this leave their texts outside Kafka (docs/explanation/storage.md). 1
+    MiB is the message size that Kafka is made for."""
     heartbeat_s: float = 10.0
-    """Calls in flight longer than this say so, and again each time."""
+    """Seconds after which a call in flight sends a heartbeat, and again each time."""
     key_grace_s: float = 300.0
-    """How long beyond a group's deadline its keys still work, so that late calls are recorded as
-    such.
-    """
+    """Seconds that keys work beyond their group's deadline, so that late calls are recorded as
+    such."""
     drain_s: int = 120
-    """How long a stopping gateway waits for streams to end."""
+    """Seconds that a stopping gateway waits for streams to end."""
     yield_cpu: bool = False
-    """Interrupt nobody on a core (Linux, SCHED_BATCH): for a model server that generates on the CPU
-    cores that the gateway runs on.
-    """
+    """Run under SCHED_BATCH (Linux), so that the gateway does not preempt a model server that
+    shares its cores. `make demo` and `make up` set it where vLLM is theirs."""
     log_level: str = "INFO"
+    """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
 
     @field_validator("spool_dir", "log_unavailable_live", "operations_key", mode="before")
     @classmethod

@@ -13,49 +13,41 @@ from services.common.runtime.gateway_url import root_of
 class JudgeSettings(BaseSettings):
     """Read from the environment; the command line says which model and which rubric."""
 
-    model_config = SettingsConfigDict(env_prefix="FULGURITE_JUDGE_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FULGURITE_JUDGE_", extra="ignore", use_attribute_docstrings=True
+    )
 
-    base_url: str = Field(
-        default="", description="Where the model is asked, up to `/v1`; unset: the gateway."
-    )
-    api_key: SecretStr = Field(
-        default=SecretStr(""),
-        description="Its key, no rollout's; unset, the gateway's: the first of FULGURITE_API_KEYS.",
-    )
+    base_url: str = Field(default="")
+    """Server of the judging model, up to `/v1`; the gateway if unset."""
+    api_key: SecretStr = Field(default=SecretStr(""))
+    """Key for that server, never a rollout's key. If unset, the first of FULGURITE_API_KEYS is
+    used for the gateway."""
     gateway_url: str = Field(
-        default="http://127.0.0.1:8080",
-        validation_alias="FULGURITE_GATEWAY_URL",
-        description="Root of the gateway.",
+        default="http://127.0.0.1:8080", validation_alias="FULGURITE_GATEWAY_URL"
     )
-    api_keys: SecretStr = Field(
-        default=SecretStr(""),
-        validation_alias="FULGURITE_API_KEYS",
-        description="The gateway's plain keys, comma-separated.",
-    )
-    timeout_s: float = Field(default=120.0, gt=0, description="Time limit of one question.")
-    retries: int = Field(
-        default=2, ge=0, description="How often a question that failed in passing is asked again."
-    )
-    retry_wait_s: float = Field(
-        default=1.0, ge=0, description="Wait before the first of them; it doubles with each."
-    )
-    concurrency: int = Field(default=4, ge=1, description="How many groups are judged at once.")
-    max_characters: int = Field(
-        default=20_000,
-        ge=200,
-        description="Shown of a trajectory; the middle of a longer one is left out.",
-    )
-    max_tokens: int = Field(default=2048, ge=1, description="Length limit of the answer.")
-    temperature: float | None = Field(
-        default=None, ge=0, description="Of the answer; unset: the model's own."
-    )
-    grace_s: float = Field(
-        default=30.0, ge=0, description="After a group's deadline, how long to wait for episodes."
-    )
-    session_timeout_s: float = Field(
-        default=10.0, gt=0, description="A dead judge's partitions move to others after this time."
-    )
+    """Root of the gateway."""
+    api_keys: SecretStr = Field(default=SecretStr(""), validation_alias="FULGURITE_API_KEYS")
+    """The gateway's plain keys, comma-separated."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Time limit of one question in seconds."""
+    retries: int = Field(default=2, ge=0)
+    """How often a question is asked again after a temporary failure."""
+    retry_wait_s: float = Field(default=1.0, ge=0)
+    """Seconds before the first retry; doubles with each."""
+    concurrency: int = Field(default=4, ge=1)
+    """Groups that are judged at once."""
+    max_characters: int = Field(default=20_000, ge=200)
+    """Characters shown of a trajectory; the middle of a longer one is left out."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Length limit of the answer in tokens."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Temperature of the answer; the model's own if unset."""
+    grace_s: float = Field(default=30.0, ge=0)
+    """Seconds after a group's deadline to wait for episodes."""
+    session_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds after which the partitions of a dead judge move to others."""
     log_level: str = "INFO"
+    """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
 
     @property
     def url(self) -> str:

@@ -19,28 +19,21 @@ from fulgurite.groups.rewards import LARGEST_REWARD
 class ClosingSettings(BaseSettings):
     """Read from the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="FULGURITE_REWARDER_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FULGURITE_REWARDER_", extra="ignore", use_attribute_docstrings=True
+    )
 
-    grace_s: float = Field(
-        default=30.0,
-        ge=0,
-        description="After a group's deadline, how long to wait for rewards of complete episodes.",
-    )
-    episode_grace_s: float = Field(
-        default=600.0, ge=0, description="After a group's deadline, how long to wait for episodes."
-    )
-    live_wait_s: float = Field(
-        default=300.0, ge=0, description="How long an undeclared episode waits for its reward."
-    )
-    failure_policies: dict[FailureKind, FailurePolicy] = Field(
-        default={}, description="What training makes of a failure, by kind."
-    )
-    penalty: float = Field(
-        default=0.0,
-        ge=-LARGEST_REWARD,
-        le=LARGEST_REWARD,
-        description="The reward of failures whose policy is `penalise`.",
-    )
+    grace_s: float = Field(default=30.0, ge=0)
+    """Seconds after a group's deadline to wait for rewards of complete episodes."""
+    episode_grace_s: float = Field(default=600.0, ge=0)
+    """Seconds after a group's deadline to wait for episodes."""
+    live_wait_s: float = Field(default=300.0, ge=0)
+    """Seconds that an undeclared episode waits for its reward."""
+    failure_policies: dict[FailureKind, FailurePolicy] = Field(default={})
+    """JSON, failure kind → policy: what training makes of a failure
+    (docs/reference/failures.md)."""
+    penalty: float = Field(default=0.0, ge=-LARGEST_REWARD, le=LARGEST_REWARD)
+    """Reward of failures whose policy is `penalise`."""
 
     def rules(self) -> FailureRules:
         """The failure rules. Raises ValueError for a kind that may not be dropped or retried."""

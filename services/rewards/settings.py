@@ -11,22 +11,22 @@ from services.rewards.sandbox import LOAD_TIMEOUT_S, Limits
 class RewardWorkerSettings(BaseSettings):
     """Read from the environment; the command line says which function."""
 
-    model_config = SettingsConfigDict(env_prefix="FULGURITE_REWARD_WORKER_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FULGURITE_REWARD_WORKER_", extra="ignore", use_attribute_docstrings=True
+    )
 
-    concurrency: int = Field(default=8, ge=1, description="How many episodes are judged at once.")
-    timeout_s: float = Field(default=30.0, gt=0, description="Time limit of one judgement.")
-    load_timeout_s: float = Field(
-        default=LOAD_TIMEOUT_S, gt=0, description="Time limit of importing the function."
-    )
-    memory_mb: int = Field(
-        default=2048,
-        ge=0,
-        description="MiB that a function may take beyond what importing it took; 0: no limit.",
-    )
-    session_timeout_s: float = Field(
-        default=10.0, gt=0, description="A dead worker's partitions move to others after this time."
-    )
+    concurrency: int = Field(default=8, ge=1)
+    """Episodes that are scored at once, each in a process of its own."""
+    timeout_s: float = Field(default=30.0, gt=0)
+    """Time limit of one score in seconds."""
+    load_timeout_s: float = Field(default=LOAD_TIMEOUT_S, gt=0)
+    """Time limit of importing the function in seconds."""
+    memory_mb: int = Field(default=2048, ge=0)
+    """Memory limit per process in MiB, on top of the function's imports; 0 is no limit."""
+    session_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds after which the partitions of a dead worker move to others."""
     log_level: str = "INFO"
+    """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
 
     def limits(self) -> Limits:
         """Of the function."""

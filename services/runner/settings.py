@@ -14,13 +14,15 @@ from services.common.runtime.gateway_url import root_of
 class RunnerSettings(BaseSettings):
     """Environment variables with the prefix FULGURITE_."""
 
-    model_config = SettingsConfigDict(env_prefix="FULGURITE_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FULGURITE_", extra="ignore", use_attribute_docstrings=True
+    )
 
     gateway_url: Annotated[str, AfterValidator(root_of)] = "http://127.0.0.1:8080"
-    """Root of the gateway; `/v1` at its end is taken away."""
+    """Root of the gateway; `/v1` at its end is removed."""
     admin_key: SecretStr = SecretStr("")
-    """Bearer key of POST /v1/rollouts."""
+    """Bearer key of `POST /v1/rollouts`."""
     policy: str = "policy"
-    """Policy whose versions are counted by `--updates` and `--until-version`."""
+    """Policy whose versions `--updates` and `--until-version` count."""
     data_dir: Path = Path(".fulgurite/data")
-    """Reward workers' logs are written below it, in `logs/`."""
+    """Folder in whose `logs/` the reward workers' logs are written."""

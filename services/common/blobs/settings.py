@@ -15,22 +15,22 @@ class ClaimSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="FULGURITE_", populate_by_name=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="FULGURITE_",
+        populate_by_name=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
     data_dir: Path = Path(".fulgurite/data")
-    """Its folder `claims` holds what is too large for a message, where FULGURITE_CLAIMS_URL names
-    no other place; whoever reads calls must see it under the same path.
-    """
+    """Folder for data on disk. Its folder `claims` holds texts too large for a message, unless
+    FULGURITE_CLAIMS_URL is set. Whoever reads calls must see it under the same path."""
     claims_url: str = ""
-    """Another place for it: `file:///shared/claims`, `s3://bucket/claims`; addresses and secrets of
-    object storage are its own environment variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-    AWS_REGION, AWS_ENDPOINT_URL).
-    """
+    """Another place for large texts: `file:///shared/claims` or `s3://bucket/claims`.
+    Credentials are AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL."""
     claims_former_urls: str = ""
-    """Buckets that claims were left in before, separated by commas: readers look there and at
-    FULGURITE_CLAIMS_URL, and at no other.
-    """
+    """Buckets used before, comma-separated. Readers look there and in FULGURITE_CLAIMS_URL, and
+    in no other."""
 
     def buckets(self) -> tuple[str, ...]:
         """How the claims' addresses in them begin."""

@@ -105,18 +105,30 @@ class KafkaSettings(BaseSettings):
     hand them out.
     """
 
-    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        populate_by_name=True, extra="ignore", use_attribute_docstrings=True
+    )
 
     bootstrap_servers: str = Field(
         default="127.0.0.1:9092", validation_alias="KAFKA_BOOTSTRAP_SERVERS"
     )
+    """Brokers as `host:port`, comma-separated."""
     security_protocol: str = Field(default="PLAINTEXT", validation_alias="KAFKA_SECURITY_PROTOCOL")
+    """`PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`."""
     sasl_mechanism: str | None = Field(default=None, validation_alias="KAFKA_SASL_MECHANISM")
+    """`PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`."""
     sasl_username: str | None = Field(default=None, validation_alias="KAFKA_SASL_USERNAME")
+    """User name, with SASL."""
     sasl_password: SecretStr | None = Field(default=None, validation_alias="KAFKA_SASL_PASSWORD")
+    """Password, with SASL. Never logged."""
     ssl_ca_location: str | None = Field(default=None, validation_alias="KAFKA_SSL_CA_LOCATION")
+    """PEM file of the brokers' certificate authority; the system's if unset."""
     topic_prefix: str = Field(default="fulgurite.", validation_alias="FULGURITE_TOPIC_PREFIX")
+    """Begins the name of every topic and consumer group, so that one cluster can carry several
+    deployments."""
     replication: int = Field(default=1, ge=1, validation_alias="FULGURITE_REPLICATION")
+    """Replicas of each topic when it is created; `min.insync.replicas` is their majority. Use 3
+    for promises that outlive a broker."""
 
     def topic(self, topic: Topic) -> str:
         """The topic's name on the broker."""

@@ -63,27 +63,21 @@ _QUIET = ("faust", "mode", "aiokafka")
 class StreamSettings(BaseSettings):
     """What every stream worker has; each names its own environment prefix."""
 
-    model_config = SettingsConfigDict(env_prefix="FULGURITE_STREAM_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="FULGURITE_STREAM_", extra="ignore", use_attribute_docstrings=True
+    )
 
-    instance: str = Field(
-        default="0",
-        description="Name of this worker within its group, stable over restarts (static "
-        "membership).",
-    )
-    session_timeout_s: float = Field(
-        default=10.0,
-        gt=0,
-        description="A dead worker's partitions move to others after this time; at most 90.",
-    )
-    commit_interval_s: float = Field(
-        default=1.0, gt=0, description="How often acknowledged offsets are committed."
-    )
-    tick_s: float = Field(default=0.5, gt=0, description="How often deadlines are looked at.")
-    history_s: float = Field(
-        default=600.0,
-        ge=0,
-        description="How much output from before the first unsettled input a start reads.",
-    )
+    instance: str = Field(default="0")
+    """Name of this worker within its group, stable over restarts (static membership)."""
+    session_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds after which the partitions of a dead worker move to others. At most 90."""
+    commit_interval_s: float = Field(default=1.0, gt=0)
+    """Seconds between two commits of acknowledged offsets."""
+    tick_s: float = Field(default=0.5, gt=0)
+    """Seconds between two looks at deadlines."""
+    history_s: float = Field(default=600.0, ge=0)
+    """Seconds of output, from before the first input that is not acknowledged, that a start
+    reads."""
 
     @field_validator("session_timeout_s")
     @classmethod
