@@ -22,27 +22,29 @@ def archive(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="Made if it is not there; goes on where the last run ended."
+            metavar="DIR",
+            help="Folder of the archive. It is created if missing; an existing one is continued.",
         ),
     ],
     topic: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TOPIC",
-            help="Only this topic, without the prefix; may be repeated. Default: all.",
+            help="Only this topic, named without the prefix. Repeatable; without it, all topics.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Add what the topics hold to an archive: Parquet, partitioned by topic and day, to the byte.
-    Needs the extra `archive`.
+    """Copy the topics' records to an archive: Parquet files by topic and day, byte for byte.
 
-    Run it more often than the topics' retention, for example daily: each run adds what came since.
-    `fulgurite replay`, `try` and `export` read an archive with --archive DIR. What calls left in
-    the claims store is copied too.
+    Run it more often than the shortest retention, for example daily: each run adds the records
+    since the last one. `fulgurite replay`, `try` and `export` read an archive with --archive DIR.
+    Payloads stored outside Kafka are copied too. Needs the extra `archive`.
 
-    Exits 1 if what was asked for makes no sense, 2 if the log cannot be read, 3 if retention had
-    removed records that no run had archived, or a claim was gone.
+    Exits 1 if an option is invalid, 2 if the log cannot be read. Exits 3 if retention removed
+    records before any run archived them, or a payload is missing.
+
+    Example: `fulgurite archive /backup/fulgurite`
     """
     console = make_console()
     with told("archive"):

@@ -20,7 +20,7 @@ from services.replay.pruning import GRACE_DAYS, prune
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Claims: texts too large for a message, which calls left in a folder or a bucket.",
+    help="Manage offloaded payloads: message texts stored outside Kafka, in a folder or a bucket.",
 )
 
 _DAY_S = 24 * 3600
@@ -28,7 +28,7 @@ _DAY_S = 24 * 3600
 
 @app.callback()
 def _claims() -> None:
-    """Claims: texts too large for a message, which calls left in a folder or a bucket."""
+    """Manage offloaded payloads: message texts stored outside Kafka, in a folder or a bucket."""
 
 
 @app.command("prune")
@@ -36,20 +36,23 @@ def prune_claims(
     older_than_days: Annotated[
         float,
         typer.Option(
-            min=1, help="Only what is older: longer than an event may wait in a gateway's spool."
+            min=1,
+            help="Least age in days of a payload to delete. Must exceed the time that an "
+            "event may wait in a gateway's spool.",
         ),
     ] = GRACE_DAYS,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")
+        bool, typer.Option("--dry-run", help="Count what would be deleted; delete nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Remove claims that are old and that no call, episode or dead letter of the log names.
+    """Delete old payloads that no call, episode or dead letter in the log names.
 
-    May run beside live traffic, for example daily, after `fulgurite archive`, which keeps copies.
-    The store is that of FULGURITE_CLAIMS_URL, or the folder `claims` of FULGURITE_DATA_DIR.
+    It is safe beside live traffic: run it, for example, daily after `fulgurite archive`, which
+    keeps copies. Payloads are stored at FULGURITE_CLAIMS_URL, or in the folder `claims` of
+    FULGURITE_DATA_DIR. Exits 1 if an option is invalid, 2 if the log or the store cannot be read.
 
-    Exits 1 if what was asked for makes no sense, 2 if the log or the store cannot be read.
+    Example: `fulgurite claims prune --older-than-days 60 --dry-run`
     """
     with told("claims prune"):
         settings = ClaimSettings()

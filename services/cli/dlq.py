@@ -22,12 +22,15 @@ from services.replay.windows import parse_since, shown
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Dead letters: events that a service could not process, why, and putting them back.",
+    help="List dead letters, show why they failed, and send them back to their topics.",
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Stage = Annotated[
-    str | None, typer.Option(metavar="STAGE", help="Only letters of this service or step.")
+    str | None,
+    typer.Option(
+        metavar="STAGE", help="Only dead letters of this stage: the service or step that failed."
+    ),
 ]
 
 
@@ -36,12 +39,19 @@ def list_letters(
     stage: Stage = None,
     since: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Only letters since: 90s, 30m, 24h, 7d, or ISO."),
+        typer.Option(
+            metavar="TIME",
+            help="Only dead letters written at or after this time: an "
+            "age (90s, 30m, 24h, 7d), or an ISO time.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List dead letters: when, which service gave up on what, why, and how many training actions
-    are lost with it.
+    """List dead letters: time, stage, record, error, and the number of training actions lost.
+
+    Exits 1 if an option is invalid, 2 if the log cannot be read.
+
+    Example: `fulgurite dlq list --stage aggregator --since 24h`
     """
     with told("dlq list"):
         after = parse_since(since) or 0
@@ -73,11 +83,16 @@ def list_letters(
 
 @app.command("show")
 def show_letter(
-    letter: Annotated[str, typer.Argument(metavar="ID", help="A letter's id, or how it begins.")],
+    letter: Annotated[
+        str, typer.Argument(metavar="ID", help="Id of a dead letter, or its first characters.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Show one dead letter with its event, or with its bytes if they cannot be read. Exits 1 if
-    there is none of that id.
+    """Show one dead letter with its event, or with its bytes if they cannot be decoded.
+
+    Exits 1 if there is none with that id, 2 if the log cannot be read.
+
+    Example: `fulgurite dlq show 3f9a`
     """
     with told("dlq show"):
         codec = Codec()
@@ -103,22 +118,26 @@ def show_letter(
 def redrive_letters(
     letters: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID...]", help="Letters by id, or how their ids begin."),
+        typer.Argument(metavar="[ID...]", help="Ids of dead letters, or their first characters."),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="All of them (with --stage: of that stage).")
+        bool,
+        typer.Option("--all", help="Redrive all dead letters, or with --stage all of that stage."),
     ] = False,
     stage: Stage = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be put back, and write nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be sent back; write nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put the events of dead letters back, once what stopped them is repaired.
+    """Send the events of dead letters back to their topics, once the cause is repaired.
 
-    Each is appended to the topic it came from and counts as late: its episode and its group get a
-    new revision, and what was trained already is not trained again. Putting one back twice does no
-    harm: it is the same event. Bytes that still cannot be read stay dead. Exits 1 if any stayed.
+    Each event is appended to the topic it came from and counts as late: its episode and group get a
+    new revision, and actions that were trained are not trained again. Sending one back twice is
+    harmless, because it is the same event. Bytes that still cannot be decoded are not sent. Exits 1
+    if any was not sent, 2 if the log cannot be read.
+
+    Example: `fulgurite dlq redrive --all --dry-run`
     """
     with told("dlq redrive"):
         if bool(letters) == every:

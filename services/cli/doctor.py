@@ -372,11 +372,13 @@ def report(checks: Iterable[Check]) -> bool:
 
 
 def doctor() -> None:
-    """Say what this machine lacks for the local stack, and what to do about it.
+    """Check what this machine lacks for the local stack, and print what to do.
 
-    Looks at platform, CPU, memory, disk, Python, ports and registries, and connects to the Kafka,
-    Redis, vLLM and gateway that the environment names; changes nothing. Exits 1 if something needed
-    is missing, or one of those does not answer.
+    Checks platform, CPU, memory, disk, Python, ports and package registries, and connects to the
+    Kafka, Redis, vLLM and gateway that the environment names. Changes nothing. Exits 1 if something
+    needed is missing, or one of those does not answer.
+
+    Example: `fulgurite doctor`
     """
     checks = [
         *(check() for check in CHECKS),

@@ -42,15 +42,18 @@ def export(
     form: Annotated[
         Format,
         typer.Argument(
-            metavar="FORMAT", help="sft, dpo, transitions (JSON lines), or parquet (a folder)."
+            metavar="FORMAT",
+            help="Format: sft, dpo or transitions (JSON lines), or parquet (a folder).",
         ),
     ],
     target: Annotated[
         Path,
-        typer.Argument(metavar="TARGET", help="File, or folder for parquet; must not exist yet."),
+        typer.Argument(
+            metavar="TARGET", help="File to write, or folder for parquet. It must not exist."
+        ),
     ],
     min_reward: Annotated[
-        float | None, typer.Option(help="Only rollouts of at least this reward.")
+        float | None, typer.Option(help="Only rollouts whose reward is at least this.")
     ] = None,
     policy: Annotated[
         str | None, typer.Option(metavar="POLICY", help="Only rollouts of this policy.")
@@ -59,40 +62,48 @@ def export(
         str | None,
         typer.Option(
             metavar="POLICY@VERSION",
-            help="Only rollouts answered by this version throughout, policy@epoch.step.",
+            help="Only rollouts whose every call this version answered: POLICY@EPOCH.STEP.",
         ),
     ] = None,
     mode: Annotated[Mode | None, typer.Option(help="Only rollouts of this mode.")] = None,
     agent: Annotated[
-        str | None, typer.Option(metavar="ROLE", help="Only what this role did.")
+        str | None, typer.Option(metavar="ROLE", help="Only calls of this agent role.")
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Groups that began since: 90s, 30m, 24h, 7d, or ISO."),
+        typer.Option(
+            metavar="TIME",
+            help="Only groups that began at or after this time: an age "
+            "(90s, 30m, 24h, 7d), or an ISO time.",
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Rollouts that began before: ISO.")
+        str | None,
+        typer.Option(metavar="TIME", help="Only rollouts that began before this ISO time."),
     ] = None,
-    margin: Annotated[float, typer.Option(min=0.0, help="dpo: least difference of rewards.")] = 0.0,
+    margin: Annotated[
+        float, typer.Option(min=0.0, help="Least difference of rewards within a pair (dpo).")
+    ] = 0.0,
     archive: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Read this archive first, then the log beyond it."),
+        typer.Option(
+            metavar="DIR",
+            help="Read this archive first, then the records in Kafka that it does not have.",
+        ),
     ] = None,
     archive_only: Annotated[
-        bool, typer.Option("--archive-only", help="Read the archive and no log.")
+        bool, typer.Option("--archive-only", help="Read only the archive, not Kafka.")
     ] = False,
 ) -> None:
-    """Write rollouts of the log as a data set: chats for SFT, preference pairs for DPO, plain
-    transitions, or rows as Parquet.
+    """Export rollouts as a data set: chats for SFT, preference pairs for DPO, transitions, or
+    Parquet.
 
-    Episodes are rebuilt from the log with the rewards it holds. Without filters all are exported:
-    of every mode, `val` (held-out tasks) and `live` too, failed and unrewarded ones, those of
-    reward 0. For SFT on what went well:
+    Episodes are rebuilt from the log with the rewards it holds. Without filters every rollout is
+    exported: each mode (`val` for held-out tasks and `live` too), failed rollouts, and those
+    without reward or with reward 0. Exits 1 if an option is invalid, TARGET exists or no rollout
+    matches the filters, 2 if the log cannot be read.
 
-    fulgurite export sft good.jsonl --mode train --min-reward 0.5
-
-    Exits 1 if what was asked for makes no sense, TARGET exists, or nothing fits the filters; 2 if
-    the log cannot be read.
+    Example: `fulgurite export sft good.jsonl --mode train --min-reward 0.5`
     """
     with told("export"):
         if target.exists():

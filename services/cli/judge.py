@@ -14,24 +14,26 @@ def judge(
     model: Annotated[
         str,
         typer.Option(
-            metavar="ALIAS", help="The model that is asked, one of those that GET /v1/models lists."
+            metavar="ALIAS", help="Model that ranks, one of those that GET /v1/models lists."
         ),
     ],
     name: Annotated[str, typer.Option(metavar="NAME", help="Name of the reward.")] = "judge",
     rubric: Annotated[
         Path | None,
-        typer.Option(help="A file of standards to judge by, added to the default ones."),
+        typer.Option(help="Text file of criteria, added to the default ones."),
     ] = None,
     run_id: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Judge only the groups of this run.")
+        str | None, typer.Option(metavar="RUN", help="Rank only groups of this run.")
     ] = None,
 ) -> None:
-    """Have a model rank the trajectories of every declared group until stopped; several of one name
-    share the work.
+    """Run an LLM judge: rank the trajectories of every declared group until stopped.
 
-    It is asked at the gateway (FULGURITE_GATEWAY_URL) with the first of FULGURITE_API_KEYS, or at
-    FULGURITE_JUDGE_BASE_URL with FULGURITE_JUDGE_API_KEY. Exits 78 if a setting or the rubric
-    cannot be used, 2 if the log cannot be read.
+    Judges with the same --name share the groups. The model is called through the gateway
+    (FULGURITE_GATEWAY_URL) with the first of FULGURITE_API_KEYS, or at FULGURITE_JUDGE_BASE_URL
+    with FULGURITE_JUDGE_API_KEY. Exits 78 if a setting or the rubric is invalid, 2 if the log
+    cannot be read.
+
+    Example: `fulgurite judge --model gpt-4o-mini --rubric rubric.md`
     """
     from services.judge.main import run
 

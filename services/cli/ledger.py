@@ -48,14 +48,16 @@ _REASONS = 3
 
 
 def ledger(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the books as JSON.")] = False,
-    partitions: Annotated[bool, typer.Option(help="A table for each partition, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    partitions: Annotated[bool, typer.Option(help="Print a table for each partition too.")] = False,
 ) -> None:
     """Account for every successful training action in the log.
 
-    Each action is trained, filtered (with a reason), stale, amended, dead-lettered or still open;
-    each term is counted from its own topic. Exits 1 if an action is in no term, or in two:
-    something was lost or counted twice.
+    Each action is trained, filtered (with a reason), stale, amended, dead-lettered or still open.
+    Each term is counted from its own topic. Exits 1 if an action is in no term (lost) or in two
+    (counted twice), 2 if the log cannot be read.
+
+    Example: `fulgurite ledger --partitions`
     """
     with told("ledger"):
         books = read_books(answering(KafkaSettings()))

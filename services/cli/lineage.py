@@ -27,23 +27,25 @@ from services.replay.windows import shown
 
 def lineage(
     version: Annotated[
-        str | None, typer.Argument(metavar="POLICY@VERSION", help="Such as policy@1.7.")
+        str | None,
+        typer.Argument(metavar="POLICY@VERSION", help="Version, for example policy@1.7."),
     ] = None,
     call: Annotated[
-        str | None, typer.Option(metavar="ID", help="A call, as its reply named it.")
+        str | None,
+        typer.Option(metavar="ID", help="Id of a call (the completion id of its reply)."),
     ] = None,
     calls: Annotated[
-        bool, typer.Option("--calls", help="Name every call, not only the groups.")
+        bool, typer.Option("--calls", help="List every call, not only the groups.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print it as JSON: always with every action.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every action.")] = False,
 ) -> None:
     """List the calls that a version was trained on, or the versions that were trained on a call.
 
-    A version's own step is listed, and its ancestors are named: what they were trained on is behind
-    it too. Read from policy.updates and training.ledger, which are kept for ever. Exits 1 if there
-    is no such version or call, 2 if the log cannot be read.
+    For a version, lists the calls of its own step and names its ancestors, whose calls it was
+    trained on too. Reads policy.updates and training.ledger, which are kept for ever. Exits 1 if
+    there is no such version or call, 2 if the log cannot be read.
+
+    Example: `fulgurite lineage policy@1.7 --calls`
     """
     with told("lineage"):
         if (version is None) == (call is None):

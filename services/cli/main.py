@@ -14,72 +14,71 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS = {
     "up": (
         "services.local_stack.up:up",
-        "Start everything on this machine: Kafka, vLLM, gateway, learner and the rest.",
+        "Start the local stack: Kafka, vLLM, gateway, learner and the other services.",
     ),
     "env": (
         "services.local_stack.up:env",
-        'Print the exports of the stack that runs: eval "$(fulgurite env)".',
+        'Print the environment variables of the running stack: eval "$(fulgurite env)".',
     ),
     "run": (
         "services.runner.command:run",
-        "Run an agent on tasks: groups of rollouts, rewarded, and learned from.",
+        "Run an agent on tasks, in groups of rollouts, and reward each rollout.",
     ),
     "reward-worker": (
         "services.cli.reward_worker:reward_worker",
-        "Judge all that comes with a reward function, for as long as it runs.",
+        "Run a reward worker: score every new episode with a reward function until stopped.",
     ),
     "judge": (
         "services.cli.judge:judge",
-        "Have a model rank the trajectories of every declared group, for as long as it runs.",
+        "Run an LLM judge: rank the trajectories of every declared group until stopped.",
     ),
     "ledger": (
         "services.cli.ledger:ledger",
-        "Account for every action of the log; exit 1 if one is missing or counted twice.",
+        "Account for every training action in the log; exit 1 if one is missing or counted twice.",
     ),
     "replay": (
         "services.cli.replay:replay",
-        "Rebuild trajectories from the log: with another reward function, credit rule or weights.",
+        "Rebuild trajectories from the log with another reward function, credit rule or weights.",
     ),
     "train": (
         "services.cli.train:train",
-        "Train a policy on a topic, such as one that a replay has written.",
+        "Train a policy on a topic of trajectories until stopped.",
     ),
     "try": (
         "services.cli.try_reward:try_reward",
-        "What other reward functions would make of recorded traffic; writes nothing.",
+        "Compare reward functions on recorded episodes; write nothing.",
     ),
     "rollouts": (
         "services.cli.rollouts:app",
-        "What agents did: a list of rollouts, and each as a readable timeline.",
+        "List the rollouts in the log, or show one as a timeline of its calls and rewards.",
     ),
     "lineage": (
         "services.cli.lineage:lineage",
-        "The calls that a version was trained on, or the versions trained on a call.",
+        "List the calls that a version was trained on, or the versions trained on a call.",
     ),
     "export": (
         "services.cli.export:export",
-        "The log as a data set: SFT chats, DPO pairs, transitions, Parquet.",
+        "Export rollouts as a data set: SFT chats, DPO pairs, transitions or Parquet.",
     ),
     "archive": (
         "services.cli.archive:archive",
-        "Topics to Parquet, partitioned by day, beyond their retention.",
+        "Copy topics to Parquet files, so that their records outlive the topics' retention.",
     ),
     "claims": (
         "services.cli.claims:app",
-        "Texts too large for a message, left in a folder or a bucket: removing the old ones.",
+        "Manage offloaded payloads: delete those that the log no longer names.",
     ),
     "dlq": (
         "services.cli.dlq:app",
-        "Dead letters: what could not be processed, why, and putting it back.",
+        "List dead letters, show why they failed, and send them back to their topics.",
     ),
     "status": (
         "services.cli.status:status",
-        "What answers, what is served, how far behind each service is, what the topics hold.",
+        "Show what answers, which versions are served, how far each service lags, and topic sizes.",
     ),
     "doctor": (
         "services.cli.doctor:doctor",
-        "Say what this machine lacks, and what to do about it; exit 1 if something needed is "
-        "missing.",
+        "Check this machine for the local stack; exit 1 if something needed is missing.",
     ),
 }
 """Name → function and the line that `--help` shows."""
@@ -145,21 +144,24 @@ def _app(
     """Train LLM agents from the log of what they did."""
 
 
-topics = typer.Typer(no_args_is_help=True, help="The topics on the broker.")
+topics = typer.Typer(no_args_is_help=True, help="Create or list the topics on the broker.")
 app.add_typer(topics, name="topics")
 
 
 @topics.callback()
 def _topics() -> None:
-    """The topics on the broker."""
+    """Create or list the topics on the broker."""
 
 
 @topics.command("create")
 def create() -> None:
-    """Create the topics that are missing, and check that the others are as they should be.
+    """Create missing topics, and check the settings of those that exist.
 
-    Partitions and settings come from one table in the code; FULGURITE_TOPIC_PREFIX and
-    FULGURITE_REPLICATION complete it.
+    Partitions and settings come from one table in the code (docs/reference/topics.md).
+    FULGURITE_TOPIC_PREFIX is put before each name; FULGURITE_REPLICATION sets the replicas. Exits 1
+    if a topic cannot be created or has other settings, or no broker answers.
+
+    Example: `fulgurite topics create`
     """
     from services.cli.topics import create_topics_command
 
@@ -168,8 +170,12 @@ def create() -> None:
 
 @topics.command("list")
 def list_topics() -> None:
-    """Show each topic: its name on the broker, what it holds, partitions, records, and how long
-    they are kept.
+    """List the topics: name on the broker, event types, key, partitions, records and retention.
+
+    Topics that `fulgurite replay` wrote are listed too. Exits 1 if a topic is missing, 2 if no
+    broker answers.
+
+    Example: `fulgurite topics list`
     """
     from services.cli.topics import list_topics_command
 
@@ -177,17 +183,21 @@ def list_topics() -> None:
 
 
 routes = typer.Typer(
-    no_args_is_help=True, help="Which versions serve an alias: canary, promotion, rollback."
+    no_args_is_help=True, help="Choose which versions serve an alias: canary, promotion, rollback."
 )
 app.add_typer(routes, name="routes")
 
-Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The model name that agents ask for.")]
-Reason = Annotated[str, typer.Option(metavar="TEXT", help="For people: why.")]
+Alias = Annotated[
+    str, typer.Argument(metavar="ALIAS", help="Alias: the model name that agents ask for.")
+]
+Reason = Annotated[
+    str, typer.Option(metavar="TEXT", help="Why, for people who read the route later.")
+]
 
 
 @routes.callback()
 def _routes() -> None:
-    """Which versions serve an alias: canary, promotion, rollback."""
+    """Choose which versions serve an alias: canary, promotion, rollback."""
 
 
 @routes.command("set")
@@ -196,20 +206,25 @@ def set_route(
     targets: Annotated[
         list[str],
         typer.Argument(
-            metavar="TARGET...", help="policy@epoch.step=share, or policy=share for the newest."
+            metavar="TARGET...",
+            help="POLICY@EPOCH.STEP=SHARE, or POLICY=SHARE for the newest version.",
         ),
     ],
     reason: Reason = "by hand",
     wait: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for backends to serve it; 0: do not wait.")
+        float,
+        typer.Option(min=0, help="Seconds to wait until backends serve the route; 0: do not wait."),
     ] = 30.0,
 ) -> None:
-    """Route an alias: `fulgurite routes set policy policy@1.3=0.9 policy@1.4=0.1`.
+    """Route an alias to one or more versions, by share.
 
     Replaces the alias's route, waits until backends serve it, and exits 1 if none does. Refuses an
     alias that the gateway does not know, and a version that was never published or whose weights
-    are gone. A rollout keeps its version. Of full weights a backend holds one version: the greatest
-    share is loaded everywhere, the next by backends whose applier has FULGURITE_APPLIER_CANARY.
+    are deleted. A rollout keeps the version it began with. A backend holds one version of full
+    weights: backends load the version with the greatest share, and those whose applier has
+    FULGURITE_APPLIER_CANARY load the next.
+
+    Example: `fulgurite routes set policy policy@1.3=0.9 policy@1.4=0.1`
     """
     from services.cli.routes import set_route_command
 
@@ -218,7 +233,10 @@ def set_route(
 
 @routes.command("clear")
 def clear_route(alias: Alias, reason: Reason = "by hand") -> None:
-    """Take an alias's route back: it is served by the newest version of its policy again."""
+    """Remove an alias's route, so that the newest version of its policy serves it.
+
+    Example: `fulgurite routes clear policy --reason "canary failed"`
+    """
     from services.cli.routes import clear_route_command
 
     clear_route_command(alias, reason)
@@ -226,8 +244,11 @@ def clear_route(alias: Alias, reason: Reason = "by hand") -> None:
 
 @routes.command("list")
 def list_routes() -> None:
-    """Show the routes in force, who set them, when and why. An alias that is not listed is served
-    by the newest version of its policy.
+    """List the routes in force: who set them, when and why.
+
+    The newest version of its policy serves an alias that is not listed.
+
+    Example: `fulgurite routes list`
     """
     from services.cli.routes import list_routes_command
 

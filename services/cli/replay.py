@@ -47,62 +47,80 @@ def replay(
     into: Annotated[
         str,
         typer.Option(
-            metavar="TOPIC|DIR.parquet", help="A new topic, named without the prefix, or a folder."
+            metavar="TOPIC|DIR.parquet",
+            help="Target: a new topic, named without the prefix, or a folder DIR.parquet.",
         ),
     ],
     from_beginning: Annotated[
-        bool, typer.Option("--from-beginning", help="Everything the log (and the archive) holds.")
+        bool,
+        typer.Option(
+            "--from-beginning",
+            help="Replay every group in the log, and in the archive if one is given.",
+        ),
     ] = False,
     from_datetime: Annotated[
         str | None,
-        typer.Option(metavar="ISO", help="Groups that began then or later; UTC by default."),
+        typer.Option(
+            metavar="ISO",
+            help="Replay the groups that began at or after this ISO time; "
+            "UTC unless it names a zone.",
+        ),
     ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]FILE.py:FN|builtin:NAME",
-            help="Judge with it, not as the log says; with names, may be repeated.",
+            help="Score episodes with this function instead of the rewards in the log. Repeatable "
+            "with names.",
         ),
     ] = None,
     name: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Name of the reward of a function that is given without."
+            metavar="NAME", help="Name of the reward where --reward gives a function without NAME=."
         ),
     ] = REWARD_NAME,
     rejudge: Annotated[
         bool,
         typer.Option(
-            "--rejudge", help="Call the function even where it has judged the same episode before."
+            "--rejudge",
+            help="Call the function even where the log has its reward for the same episode.",
         ),
     ] = False,
     credit: Annotated[
-        str | None, typer.Option(metavar="RULE", help="Spread rewards over actions by this rule.")
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="Credit rule that spreads rewards over actions; without it, the live one.",
+        ),
     ] = None,
     weight: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated."),
+        typer.Option(metavar="NAME=W", help="Weight of a named reward in the sum. Repeatable."),
     ] = None,
     append: Annotated[
-        bool, typer.Option("--append", help="Write to a topic or folder that is not empty.")
+        bool, typer.Option("--append", help="Allow a target that is not empty, and add to it.")
     ] = False,
     archive: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Read this archive first, then what the log has beyond it."
+            metavar="DIR",
+            help="Read this archive first, then the records in Kafka that it does not have.",
         ),
     ] = None,
     archive_only: Annotated[
-        bool, typer.Option("--archive-only", help="Read the archive and no log.")
+        bool, typer.Option("--archive-only", help="Read only the archive, not Kafka.")
     ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Episodes that are judged at once.")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a judgement may take.")] = 30.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Episodes scored at once.")] = 8,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds that scoring one episode may take.")
+    ] = 30.0,
     memory: Annotated[
         int,
         typer.Option(
             min=0,
             metavar="MIB",
-            help="What the function may take beyond importing it; 0: no limit.",
+            help="Memory limit per reward process in MiB, on top of its imports; 0: no limit.",
         ),
     ] = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -110,15 +128,18 @@ def replay(
     """Rebuild trajectories from llm.calls, agent.status and agent.rewards, without running an agent
     again.
 
-    With unchanged rules the rows are those that the live processors wrote, to the byte. With
-    another reward function, credit rule or weights each group is closed once, with everything the
-    log holds. Safe beside live traffic: it is bounded by the ends the topics had when it started,
-    commits no offsets and never writes to a topic of the deployment. Train on the result with
-    FULGURITE_TOPIC=TOPIC.
+    With unchanged rules the result equals the live trajectories byte for byte. With another reward
+    function, credit rule or weights, each group is closed once, with all its events in the log.
 
-    Exits 1 if what was asked for makes no sense or the target is in use, 2 if the log cannot be
-    read, 3 if a function failed for some episode or rows of the live processors could not be
-    computed again: what could be was written. `fulgurite try` has the same codes.
+    It is safe beside live traffic: it reads up to the end offsets at its start, commits no offsets
+    and never writes to a topic of the deployment. `fulgurite train --topic TOPIC` trains on the
+    result.
+
+    Exits 1 if an option is invalid or the target is in use, 2 if the log cannot be read. Exits 3 if
+    a function failed for an episode, or a live trajectory could not be computed again; the others
+    are written. `fulgurite try` has the same codes.
+
+    Example: `fulgurite replay --from-beginning --reward rewards.py:score --into trajectories.v2`
     """
     with told("replay"):
         if from_beginning == (from_datetime is not None):

@@ -15,24 +15,27 @@ def reward_worker(
     reward: Annotated[
         str,
         typer.Option(
-            metavar="FILE.py:FN|builtin:NAME", help="The function, called with every episode."
+            metavar="FILE.py:FN|builtin:NAME",
+            help="Reward function, called with every finished episode.",
         ),
     ],
     name: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Name of the reward, where the function gives a plain number."
+            metavar="NAME", help="Name of the reward where the function returns a plain number."
         ),
     ] = "reward",
     run_id: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Judge only the episodes of this run.")
+        str | None, typer.Option(metavar="RUN", help="Score only episodes of this run.")
     ] = None,
 ) -> None:
-    """Judge every finished episode with a reward function until stopped; several of one name share
-    the work.
+    """Run a reward worker: score every new episode with a reward function until stopped.
 
-    Time, memory and how many at once: FULGURITE_REWARD_WORKER_*. Exits 78 if the function cannot be
-    loaded or a setting cannot be used, 2 if the log cannot be read.
+    Workers with the same --name share the episodes. FULGURITE_REWARD_WORKER_* limits time, memory
+    and concurrency. Exits 78 if the function cannot be loaded or a setting is invalid, 2 if the log
+    cannot be read.
+
+    Example: `fulgurite reward-worker --reward rewards.py:score --name correct`
     """
     from services.rewards.worker import run
 

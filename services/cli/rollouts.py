@@ -29,14 +29,14 @@ from services.rewarder.closing_settings import ClosingSettings
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="What agents did: rollouts of the log as a list, and each as a readable timeline.",
+    help="List the rollouts in the log, or show one as a timeline of its calls and rewards.",
 )
 
 _TASK = 40
 _ANSWER = 60
 """Characters of a list's cells."""
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
@@ -45,7 +45,8 @@ def list_rollouts(
         str,
         typer.Option(
             metavar="TIME",
-            help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.",
+            help="Only groups that began at or after this time: an age (90s, 30m, 24h, 7d), an "
+            "ISO time in UTC, or `all`.",
         ),
     ] = "24h",
     mode: Annotated[Mode | None, typer.Option(help="Only rollouts of this mode.")] = None,
@@ -58,14 +59,15 @@ def list_rollouts(
     failure: Annotated[
         FailureKind | None,
         typer.Option(
-            metavar="KIND", help="Only rollouts with this failure: docs/reference/failures.md."
+            metavar="KIND",
+            help="Only rollouts with this failure kind (docs/reference/failures.md).",
         ),
     ] = None,
     version: Annotated[
         str | None,
         typer.Option(
             metavar="POLICY@VERSION",
-            help="Only rollouts that this version answered, policy@epoch.step.",
+            help="Only rollouts that this version answered: POLICY@EPOCH.STEP.",
         ),
     ] = None,
     run: Annotated[
@@ -73,23 +75,27 @@ def list_rollouts(
     ] = None,
     group: Annotated[
         str | None,
-        typer.Option(metavar="GROUP", help="Only rollouts of this group, or of this rollout's."),
+        typer.Option(
+            metavar="GROUP",
+            help="Only rollouts of this group; the id of a rollout selects its group.",
+        ),
     ] = None,
     text: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="Only rollouts whose task, messages or answers hold this text."
+            metavar="TEXT", help="Only rollouts whose task, messages or answers contain this text."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Print at most this many rollouts, the newest.")
+    ] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List the rollouts of groups that began lately: task, last answer, version, reward, failure,
-    group and run.
+    """List recent rollouts: task, last answer, version, reward, failure, group and run.
 
-    The worst of the newest policy: fulgurite rollouts list --version policy@1.8 --reward-below 0.5
+    Exits 1 if an option is invalid, 2 if the log cannot be read.
 
-    Exits 1 if what was asked for makes no sense, 2 if the log cannot be read.
+    Example: `fulgurite rollouts list --version policy@1.8 --reward-below 0.5`
     """
     with told("rollouts list"):
         wanted = Wanted(
@@ -158,21 +164,25 @@ def _cells(row: Json) -> tuple[object, ...]:
 @app.command("show")
 def show_rollout(
     name: Annotated[
-        str, typer.Argument(metavar="ID", help="A rollout, a call, or a group (all its rollouts).")
+        str,
+        typer.Argument(
+            metavar="ID",
+            help="Id of a rollout, a call (its rollout is shown), or a group (all its rollouts).",
+        ),
     ],
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="Token ids and log-probabilities too.")
+        bool, typer.Option("--tokens", help="Print token ids and log-probabilities too.")
     ] = False,
-    whole: Annotated[
-        bool, typer.Option("--whole", help="Messages as they are, not shortened.")
-    ] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Print messages in full.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a rollout as a timeline: status, calls with role, latency and messages, tool calls,
-    rewards, and the credit of each action.
+    """Show a rollout as a timeline: status, calls, tool calls, rewards, and the credit of each
+    action.
 
-    Messages that an earlier call had are not repeated. Exits 1 if the log holds nothing of that
-    name, 2 if it cannot be read.
+    Messages that an earlier call contained are not repeated. Exits 1 if the log has nothing with
+    that id, 2 if the log cannot be read.
+
+    Example: `fulgurite rollouts show ID --tokens`
     """
     with told("rollouts show"):
         group_id, rollout_id = group_of(name)

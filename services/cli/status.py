@@ -114,23 +114,25 @@ class Status(msgspec.Struct, frozen=True):
 def status(
     gateway: Annotated[
         str,
-        typer.Option(metavar="URL", envvar="FULGURITE_GATEWAY_URL", help="The gateway's address."),
+        typer.Option(metavar="URL", envvar="FULGURITE_GATEWAY_URL", help="URL of the gateway."),
     ] = "http://127.0.0.1:8080",
     vllm: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
             envvar="VLLM_BASE_URL",
-            help="vLLM's address, or several; asked only if given.",
+            help="URLs of vLLM servers, separated by commas; checked only if given.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what answers, which services are at work, what is served, what became of actions, lags,
-    and how much each topic holds.
+    """Show endpoints, services, served versions, outcomes of actions, consumer lag, and topic
+    sizes.
 
-    Exits 1 if the gateway, vLLM (where given) or the topics are not as they should be, or a service
-    is known to be down, and 2 if no Kafka broker answers.
+    Exits 1 if the gateway or vLLM (where given) does not answer, a topic is missing or has other
+    settings, or a service is known to be down. Exits 2 if no Kafka broker answers.
+
+    Example: `fulgurite status --vllm http://127.0.0.1:8000`
     """
     console = make_console()
     try:

@@ -21,32 +21,37 @@ from services.replay.errors import BadArgument
 
 def train(
     topic: Annotated[
-        str, typer.Option(metavar="TOPIC", help="Topic of trajectories, without the prefix.")
+        str, typer.Option(metavar="TOPIC", help="Topic of trajectories, named without the prefix.")
     ] = TRAJECTORIES.name,
     policy: Annotated[
-        str | None, typer.Option(metavar="POLICY", help="The policy to train (FULGURITE_POLICY).")
+        str | None,
+        typer.Option(metavar="POLICY", help="Policy to train; without it, FULGURITE_POLICY."),
     ] = None,
     rows_of: Annotated[
         str | None,
         typer.Option(
-            metavar="POLICY", help="Learn from the rows of this policy: on a replayed topic."
+            metavar="POLICY", help="Train on the trajectories of this policy; for a replayed topic."
         ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder to start from (FULGURITE_MODEL).")
+        Path | None,
+        typer.Option(help="Hugging Face folder of the base model; without it, FULGURITE_MODEL."),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Checkpoints and artifacts (FULGURITE_DATA_DIR).")
+        Path | None,
+        typer.Option(help="Folder for checkpoints and artifacts; without it, FULGURITE_DATA_DIR."),
     ] = None,
 ) -> None:
-    """Train a policy on a topic until stopped: `trajectories`, or one that `fulgurite replay` has
-    written.
+    """Train a policy on a topic of trajectories until stopped.
 
-    Needs the extra `learner`. What is not given comes from the environment
-    (docs/reference/settings.md). On a replayed topic train a policy of its own: --policy policy-v2
-    --rows-of policy. Model and topic are looked at first: exits 1 if one is not there, 2 if no
-    Kafka broker answers. Later exits 78 if a person has to change something first, 69 if starting
-    again may help.
+    The topic is `trajectories`, or one that `fulgurite replay` wrote. Other settings come from the
+    environment (docs/reference/settings.md). On a replayed topic, train a separate policy, as in
+    the example. Needs the extra `learner`.
+
+    At the start, exits 1 if the model or topic is missing, 2 if no Kafka broker answers. Later,
+    exits 78 if a person must change something, 69 if a restart may help.
+
+    Example: `fulgurite train --topic trajectories.v2 --policy policy-v2 --rows-of policy`
     """
     with told("train"):
         if rows_of is not None and topic == TRAJECTORIES.name:

@@ -33,60 +33,73 @@ def try_reward(
     functions: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME=]FILE.py:FN|builtin:NAME", help="The reward functions to try."
+            metavar="[NAME=]FILE.py:FN|builtin:NAME",
+            help="Reward functions to compare with the log's rewards.",
         ),
     ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[NAME=]FILE.py:FN|builtin:NAME", help="The same, as other commands take it."
+            metavar="[NAME=]FILE.py:FN|builtin:NAME",
+            help="Another way to name a reward function, as in other commands. Repeatable.",
         ),
     ] = None,
     weight: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=W", help="Weight of a named reward; may be repeated."),
+        typer.Option(metavar="NAME=W", help="Weight of a named reward in the sum. Repeatable."),
     ] = None,
     since: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Groups that began since: 90s, 30m, 24h, 7d, or ISO; `all` for all.",
+            help="Only groups that began at or after this time: an age (90s, 30m, 24h, 7d), an "
+            "ISO time in UTC, or `all`.",
         ),
     ] = "24h",
     name: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Name of the reward of a function that is given without."
+            metavar="NAME", help="Name of the reward where --reward gives a function without NAME=."
         ),
     ] = REWARD_NAME,
     flips: Annotated[
-        int, typer.Option(min=0, help="How many of the rollouts that change places are named.")
+        int,
+        typer.Option(
+            min=0, help="Print at most this many of the rollouts that change rank in their group."
+        ),
     ] = 10,
     archive: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Read this archive first, then the log beyond it."),
+        typer.Option(
+            metavar="DIR",
+            help="Read this archive first, then the records in Kafka that it does not have.",
+        ),
     ] = None,
     archive_only: Annotated[
-        bool, typer.Option("--archive-only", help="Read the archive and no log.")
+        bool, typer.Option("--archive-only", help="Read only the archive, not Kafka.")
     ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Episodes that are judged at once.")] = 8,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds a judgement may take.")] = 30.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Episodes scored at once.")] = 8,
+    timeout: Annotated[
+        float, typer.Option(min=0.001, help="Seconds that scoring one episode may take.")
+    ] = 30.0,
     memory: Annotated[
         int,
         typer.Option(
             min=0,
             metavar="MIB",
-            help="What the function may take beyond importing it; 0: no limit.",
+            help="Memory limit per reward process in MiB, on top of its imports; 0: no limit.",
         ),
     ] = 2048,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Try reward functions on recorded episodes: rewards before and after, who changes places, how
-    many groups would teach something.
+    """Compare reward functions on recorded episodes with the rewards in the log.
 
-    Writes nothing. A function takes the place of the log's rewards of the same name; others stay.
-    Exits 1 if a function cannot be loaded, 2 if the log cannot be read, 3 if one failed for some
-    episode; `fulgurite replay` has the same codes.
+    Shows rewards before and after, rollouts that change rank in their group, and how many groups
+    have a training signal. A function replaces the log's rewards of the same name. Writes nothing.
+    Exits 1 if a function cannot be loaded, 2 if the log cannot be read, 3 if a function failed for
+    an episode.
+
+    Example: `fulgurite try rewards.py:score --since 7d`
     """
     with told("try"):
         asked, weights = (

@@ -35,37 +35,40 @@ console = Console(stderr=True)
 def up(
     data: Annotated[
         Path,
-        typer.Option(help="Topics, weights, checkpoints, logs; kept from one start to the next."),
+        typer.Option(
+            help="Folder for topics, weights, checkpoints and logs. It is kept between starts."
+        ),
     ] = DEFAULT_DATA,
     brokers: Annotated[
-        int, typer.Option(min=1, max=5, help="Kafka brokers; 3 give replication.")
+        int, typer.Option(min=1, max=5, help="Number of Kafka brokers; 3 replicate topics.")
     ] = 1,
     port: Annotated[
-        int, typer.Option(min=1, max=65535, help="The gateway's port on 127.0.0.1.")
+        int, typer.Option(min=1, max=65535, help="Port of the gateway on 127.0.0.1.")
     ] = DEFAULT_PORT,
     model: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder of the model; without it SmolLM2-135M.")
+        Path | None, typer.Option(help="Hugging Face folder of the model. Without it SmolLM2-135M.")
     ] = None,
     policy: Annotated[
         str,
         typer.Option(
-            metavar="POLICY", help="Name of the policy, which agents ask for as their model."
+            metavar="POLICY", help="Name of the policy, and so the model name that agents ask for."
         ),
     ] = "policy",
     alias: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME[=POLICY]",
-            help="Another model name that agents may ask for; may be given several times.",
+            help="Another model name that agents may ask for. Repeatable.",
         ),
     ] = None,
 ) -> None:
-    """Start the whole stack on this machine and keep it running until Ctrl-C: `fulgurite up --alias
-    gpt-4o-mini`.
+    """Start the whole stack on this machine and keep it running until Ctrl-C.
 
-    KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL, where set, replace the local engine;
-    FULGURITE_ALIASES adds aliases, as --alias does. In another shell `eval "$(fulgurite env)"` sets
-    what agents and commands need.
+    KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL replace the local Kafka, vLLM and Valkey
+    with servers of your own. FULGURITE_ALIASES adds aliases, as --alias does. In another shell,
+    `eval "$(fulgurite env)"` sets the variables that agents and commands need.
+
+    Example: `fulgurite up --alias gpt-4o-mini`
     """
     logs.configure("stack", "WARNING")
     hide_from_other_processes()
@@ -178,13 +181,15 @@ def folder_option(data: Path) -> str:
 
 def env(
     data: Annotated[
-        Path, typer.Option(help="The data folder of the stack, as given to `fulgurite up`.")
+        Path, typer.Option(help="Data folder of the stack, as given to `fulgurite up`.")
     ] = DEFAULT_DATA,
 ) -> None:
-    """Print the exports for agents and commands of the stack that runs: `eval "$(fulgurite env)"`.
+    """Print the environment variables that agents and commands of the running stack need.
 
-    They hold keys. Exits 1, and prints nothing that a shell would take, if no stack is up on the
-    data folder.
+    They include keys. If no stack runs on the data folder, exits 1 and prints nothing on standard
+    output.
+
+    Example: `eval "$(fulgurite env)"`
     """
     variables = read_exports(data)
     if not is_running(data) or not variables:

@@ -47,42 +47,53 @@ def run(
     command: Annotated[
         list[str],
         typer.Argument(
-            metavar="COMMAND...", help="The agent's command, after `--`.", show_default=False
+            metavar="COMMAND...",
+            help="The agent's command and its arguments, after `--`.",
+            show_default=False,
         ),
     ],
     tasks: Annotated[
         Path,
         typer.Option(
-            help="Tasks, one JSON object a line; the field `reference` never reaches the agent."
+            help="File of tasks, one JSON object per line. The agent never gets the field "
+            "`reference`."
         ),
     ],
     reward: Annotated[
         list[str] | None,
         typer.Option(
             metavar="[NAME=]FILE.py:FN|builtin:NAME|judge:ALIAS",
-            help="Function that pays an episode, yours or a built-in one, or a model that "
-            "ranks the group. Repeatable with names: their "
-            "weighted sum is learned from.",
+            help="Reward function, your own or a built-in one, or `judge:ALIAS` for a model that "
+            "ranks the group. Repeatable with names; training uses their weighted sum.",
         ),
     ] = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=NUMBER",
-            help="NAME=NUMBER: a reward's weight in the sum, 1 if not given; 0 only records "
-            "it. Repeatable.",
+            help="Weight of a named reward in the sum; 1 if not given, 0 only records the reward. "
+            "Repeatable.",
         ),
     ] = None,
     rubric: Annotated[
-        Path | None, typer.Option(help="A file of standards that a `judge:` has on top of its own.")
+        Path | None,
+        typer.Option(help="Text file of criteria for `judge:` rewards, added to the default ones."),
     ] = None,
     n: Annotated[
         int,
-        typer.Option("-n", "--n", min=1, help="Rollouts of each task: the group that is compared."),
+        typer.Option(
+            "-n",
+            "--n",
+            min=1,
+            help="Rollouts per task: the size of the group whose rewards are compared.",
+        ),
     ] = 6,
-    concurrency: Annotated[int, typer.Option(min=1, help="Agent processes at once.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, help="Agent processes that run at once.")] = 16,
     mode: Annotated[
-        Mode, typer.Option(help="`train`, or `val` for held-out tasks: rewarded, never trained.")
+        Mode,
+        typer.Option(
+            help="`train`, or `val` for held-out tasks, which are rewarded but never trained."
+        ),
     ] = Mode.train,
     model: Annotated[
         str, typer.Option(metavar="ALIAS", help="Model name that the agents ask for.")
@@ -90,32 +101,36 @@ def run(
     deadline: Annotated[
         float,
         typer.Option(
-            min=1, help="Seconds for a group, retries included; then its processes are killed."
+            min=1,
+            help="Seconds that a group may take, retries included; then its processes are killed.",
         ),
     ] = 300.0,
     max_attempts: Annotated[
         int,
         typer.Option(
-            min=1, help="Tries at a rollout; only what the model did not cause is tried again."
+            min=1,
+            help="Attempts per rollout. Only a failure that the model did not cause is retried.",
         ),
     ] = 3,
     epochs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Passes over the tasks; without it 1, or as many as the updates take."
+            min=1,
+            help="Passes over the tasks. Without it 1, or as many as --updates or "
+            "--until-version needs.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Tasks at most.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many tasks.")] = None,
     max_ahead: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help=f"Groups that may wait for the learner; {DEFAULT_MAX_AHEAD} in training. At "
-            f"least its batch.",
+            help="Groups that may wait for the learner, at least its batch size. Without it, "
+            f"{DEFAULT_MAX_AHEAD} in mode `train`, no limit in `val`.",
         ),
     ] = None,
     updates: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many new versions.")
+        int | None, typer.Option(min=1, help="Stop after this many new versions.")
     ] = None,
     until_version: Annotated[
         str | None,
@@ -128,40 +143,42 @@ def run(
         int,
         typer.Option(
             min=0,
-            help="Stop after so many groups in a row without anything to learn, or to measure; "
-            "0: never.",
+            help="Stop after this many groups in a row without a training signal, or in `val` "
+            "without a reward; 0: never.",
         ),
     ] = DEFAULT_GIVE_UP_AFTER,
     preload: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MODULE", help="Module to import once; agents are forked with it. Repeatable."
+            metavar="MODULE", help="Module to import once, before agents are forked. Repeatable."
         ),
     ] = None,
     env: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="VARIABLE", help="Environment variable that agents inherit too. Repeatable."
+            metavar="VARIABLE",
+            help="Name of an environment variable to pass on to agents. Repeatable.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of tasks from the second pass on.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the order of tasks from the second pass on.")
+    ] = 0,
     results: Annotated[
-        Path | None, typer.Option(help="Write the summary with every rollout to this JSON file.")
+        Path | None, typer.Option(help="JSON file to write the summary to, with every rollout.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Run an agent on tasks: each rollout is a process that gets OPENAI_BASE_URL, OPENAI_API_KEY
-    and its task, nothing else.
+    """Run an agent on tasks, one process per rollout.
 
-    The task comes as the variable TASK and on standard input. What the agents do is recorded by the
-    gateway, paid by the reward function and, in mode `train`, learned from. Example:
+    Each process gets OPENAI_BASE_URL, OPENAI_API_KEY and its task: in the variable TASK and on
+    standard input. The gateway records its calls, and the reward function scores the episode. In
+    mode `train` the learner trains on the groups.
 
-    fulgurite run --tasks train.jsonl -n 6 --reward rewards.py:score --preload openai -- python
-    agent.py
+    Exits 0 if the run gave a training signal (`val`: a measurement), 3 if it gave none or gave up,
+    1 if it cannot go on, 2 if an option is invalid, 130 if it was stopped. The first Ctrl-C stops
+    the agents, prints the summary and writes --results; a second one ends the run at once.
 
-    Exits 0 if the run was of use, 1 if it cannot go on, 2 for options that do not fit, 3 if it
-    taught nothing (`val`: measured nothing) or gave up, 130 if it was stopped: Ctrl-C ends it with
-    the summary and --results, a second one at once.
+    Example: `fulgurite run --tasks train.jsonl --reward rewards.py:score -- python agent.py`
     """
     logs.configure("runner", "WARNING")
     hide_from_other_processes()

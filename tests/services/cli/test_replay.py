@@ -98,7 +98,7 @@ def test_subcommands_explain_themselves(command: tuple[str, ...]) -> None:
 
 
 def test_the_log_is_read_again_without_faust() -> None:
-    modules = ("replay", "trial", "export", "rollouts", "lineage", "dlq")
+    modules = ("replay", "try_reward", "export", "rollouts", "lineage", "dlq")
     code = (
         f"import sys, {', '.join(f'services.cli.{module}' for module in modules)}; "
         f"print('faust' "
