@@ -348,6 +348,23 @@ def test_a_group_that_the_log_no_longer_holds_is_left_alone() -> None:
     assert (letter.error_type, len(letter.actions)) == ("TooLate", 3)
 
 
+def test_a_group_one_of_whose_rewards_the_log_no_longer_holds_is_left_alone() -> None:
+    rewarder = closed(keep_s=0)
+    rewarder.log.now += HOUR
+    rewarder.start()
+    lost = rewarder.closings()[0].reward_ids[0]
+    paid = rewarder.log.topics[AGENT_REWARDS.name]
+    rewarder.log.topics[AGENT_REWARDS.name] = [
+        (0, event) if event.event_id == lost else (at, event) for at, event in paid
+    ]
+    put(rewarder.log, reward(1, 5.0, 30), episodes_of(0)[1])
+    rewarder.run()
+    assert (rewarder.revisions(), rewarder.all_settled()) == (1, True)
+    (letter,) = rewarder.log.events(DEAD_LETTERS)
+    assert isinstance(letter, DeadLetter)
+    assert letter.error_type == "TooLate"
+
+
 def test_a_reward_whose_episode_never_comes_is_given_up() -> None:
     rewarder = Rewarder(MemoryLog(), orphan_s=100)
     put(rewarder.log, reward(0, 1.0, 0))
