@@ -1,0 +1,29 @@
+"""What became of actions. Topic `training.ledger`."""
+
+from __future__ import annotations
+
+from fulgurite.enums import FilterReason, LedgerTerm
+from fulgurite.events.base import Event
+
+
+class LedgerEntry(Event, frozen=True, kw_only=True):
+    """What became of actions. Topic `training.ledger`."""
+
+    policy: str
+    """The policy."""
+    group_id: str
+    """Group of the actions; the Kafka key."""
+    group_revision: str | None = None
+    """The closing they belong to."""
+    term: LedgerTerm
+    """Where they went."""
+    reason: FilterReason | None = None
+    """With `filtered`."""
+    actions: tuple[str, ...] = ()
+    """`call_id#choice`."""
+    version: str | None = None
+    """Version they were trained into; for groups that taught nothing, the version after which they
+    were settled.
+    """
+    source: str
+    """`aggregator`, `rewarder` or `learner`."""

@@ -1,0 +1,122 @@
+"""Versions of policies, their routes, and what backends serve.
+
+Topics `policy.updates`, `policy.routes` and `policy.applied`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fulgurite.enums import ApplyOutcome, ArtifactFormat, UpdateKind
+from fulgurite.events.base import Event, Record
+
+
+class Artifact(Record, frozen=True, kw_only=True):
+    """Where the weights of a version lie."""
+
+    uri: str
+    """`file://` or object-store location of the safetensors file."""
+    sha256: str
+    """Hex digest of the file."""
+    size: int
+    """Bytes."""
+    format: ArtifactFormat
+    """What it holds."""
+
+
+class Probe(Record, frozen=True, kw_only=True):
+    """A prompt and the log-probabilities the new weights give it."""
+
+    token_ids: bytes
+    """Little-endian int32."""
+    logprobs: bytes
+    """Of each token but the first, given those before it; little-endian float32, temperature 1."""
+
+
+class Position(Record, frozen=True, kw_only=True):
+    """How far a learner has read."""
+
+    partition: int
+    """Partition of `trajectories`."""
+    offset: int
+    """Every record below it is accounted for."""
+
+
+class PolicyUpdate(Event, frozen=True, kw_only=True):
+    """A claimed epoch or a new version. Topic `policy.updates`."""
+
+    policy: str
+    """The policy; the Kafka key."""
+    kind: UpdateKind
+    """Claim or update."""
+    epoch: int
+    """Claimed by the learner that writes."""
+    step: int
+    """Optimizer steps of the epoch; a claim has the step it continues from."""
+    version: str | None = None
+    """`policy@epoch.step`, with updates."""
+    parent_version: str | None = None
+    """The version it was trained from."""
+    learner_id: str
+    """Who writes."""
+    artifact: Artifact | None = None
+    """With updates."""
+    probe: Probe | None = None
+    """With updates."""
+    topic: str | None = None
+    """Topic it was trained on."""
+    positions: tuple[Position, ...] = ()
+    """Low-water offsets after this update."""
+    trained_actions: int
+    """Actions that carried loss."""
+    metrics: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    """Of the step."""
+    config: str | None = None
+    """JSON of the learner's settings, with claims."""
+
+
+class RouteTarget(Record, frozen=True, kw_only=True):
+    """A version of a policy and its share of the traffic."""
+
+    policy: str
+    """The policy."""
+    version: str | None = None
+    """Null: the newest update."""
+    weight: float
+    """Relative share, not negative."""
+
+
+class PolicyRoute(Event, frozen=True, kw_only=True):
+    """Which versions serve an alias. Topic `policy.routes`."""
+
+    alias: str
+    """The model name agents ask for; the Kafka key."""
+    targets: tuple[RouteTarget, ...] = ()
+    """Replaces what was there."""
+    reason: str
+    """For people: promotion, canary, rollback ..."""
+    author: str
+    """Who wrote it."""
+
+
+class PolicyApplied(Event, frozen=True, kw_only=True):
+    """What a backend serves. Topic `policy.applied`."""
+
+    policy: str
+    """The policy; the Kafka key."""
+    backend: str
+    """Name of the backend."""
+    engine_id: str
+    """Changes when the engine restarts."""
+    version: str
+    """The version this is about."""
+    previous: str | None = None
+    """What was served before."""
+    outcome: ApplyOutcome
+    """What became of it."""
+    error: str | None = None
+    """Why it failed."""
+    probe_error: float | None = None
+    """Largest absolute difference of the probe's log-probabilities."""
+    seconds: float
+    """Time it took."""

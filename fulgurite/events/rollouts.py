@@ -1,0 +1,102 @@
+"""What is declared, reported and paid for a rollout. Topics `agent.status` and `agent.rewards`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fulgurite.enums import Mode, StatusKind
+from fulgurite.episodes.failures import FailureKind
+from fulgurite.events.base import Event, Record
+
+
+class Declaration(Record, frozen=True, kw_only=True):
+    """What is known of a group before it starts."""
+
+    rollout_ids: tuple[str, ...] = ()
+    """Its rollouts, by index."""
+    deadline: int
+    """After which the group is partial, Unix milliseconds."""
+    expected_rewards: tuple[str, ...] = ()
+    """Names of rewards that each rollout waits for."""
+    reward_weights: dict[str, float] = msgspec.field(default_factory=dict[str, float])
+    """Weight of each named reward in the combination; a missing name weighs 1."""
+    credit_rule: str
+    """Rule of `fulgurite.groups.credit` that spreads rewards over actions."""
+    alias: str
+    """Model name that the agents will ask for."""
+    policy: str | None = None
+    """Trained policy behind the alias."""
+    task: str
+    """JSON of the task; reward functions see it."""
+    run_id: str | None = None
+    """The run this group belongs to."""
+    max_attempts: int
+    """Tries per rollout, at least 1."""
+
+
+class AgentStatus(Event, frozen=True, kw_only=True):
+    """What an agent, its runner, the gateway or the aggregator says of a rollout. Topic
+    `agent.status`.
+    """
+
+    group_id: str
+    """Group of rollouts of one task sample; the Kafka key."""
+    rollout_id: str | None = None
+    """Null for events of the whole group."""
+    attempt: int
+    """Try at the rollout, from 0."""
+    mode: Mode
+    """What the rollout is for."""
+    kind: StatusKind
+    """What it tells."""
+    source: str
+    """`gateway`, `runner`, `agent` or `aggregator`."""
+    failure: FailureKind | None = None
+    """With `failed` and `timed_out`."""
+    message: str | None = None
+    """Free text for people."""
+    exit_code: int | None = None
+    """Of the agent's process, if there was one."""
+    will_retry: bool
+    """Whether another attempt follows."""
+    call_id: str | None = None
+    """With `heartbeat`: the call in flight."""
+    declaration: Declaration | None = None
+    """With `declared`."""
+    subject: str | None = None
+    """The person whose data this is, for per-person erasure."""
+    payload_key_id: str | None = None
+    """Id of the key the payload is encrypted with (crypto-shredding); null when in clear."""
+
+
+class AgentReward(Event, frozen=True, kw_only=True):
+    """A reward of a rollout or of one action. Topic `agent.rewards`."""
+
+    group_id: str
+    """Group of rollouts of one task sample; the Kafka key."""
+    rollout_id: str
+    """The rollout that is paid."""
+    attempt: int | None = None
+    """The attempt that is paid; null: the final one."""
+    call_id: str | None = None
+    """Set when one action is paid."""
+    choice: int | None = None
+    """Choice within the call."""
+    name: str
+    """Which reward this is."""
+    value: float | None = None
+    """Finite; null when it could not be computed (see `error`)."""
+    final: bool
+    """Whether the reward of this name is complete with it."""
+    source: str
+    """`rest`, or the reward function with its content hash."""
+    error: str | None = None
+    """Why a reward function gave no value."""
+    idempotency_key: str | None = None
+    """As the caller gave it."""
+    metadata: str | None = None
+    """JSON, free."""
+    subject: str | None = None
+    """The person whose data this is, for per-person erasure."""
+    payload_key_id: str | None = None
+    """Id of the key the payload is encrypted with (crypto-shredding); null when in clear."""
