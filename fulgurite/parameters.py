@@ -12,14 +12,14 @@ import re
 from collections.abc import Mapping
 
 from fulgurite.errors import UnknownRule
-from fulgurite.events import Record
+from fulgurite.events import EventStruct
 
 _NAME = re.compile(r"\s*([a-z_0-9]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 Value = float | str
 
 
-class Number(Record, frozen=True):
+class Number(EventStruct, frozen=True):
     """A parameter that is a number."""
 
     default: float
@@ -42,7 +42,7 @@ class Number(Record, frozen=True):
         return value
 
 
-class Choice(Record, frozen=True):
+class Choice(EventStruct, frozen=True):
     """A parameter that is one of a few words, the first by default."""
 
     words: tuple[str, ...]
@@ -59,7 +59,7 @@ class Choice(Record, frozen=True):
         return text
 
 
-class Text(Record, frozen=True):
+class Text(EventStruct, frozen=True):
     """A parameter that is any text without a comma."""
 
     default: str
@@ -72,7 +72,7 @@ class Text(Record, frozen=True):
 Parameter = Number | Choice | Text
 
 
-class Chosen(Record, frozen=True):
+class Chosen(EventStruct, frozen=True):
     """A name and all its parameters."""
 
     name: str

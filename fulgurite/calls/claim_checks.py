@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from fulgurite.errors import BadClaim
-from fulgurite.events import ClaimCheck, LlmCall, Record
+from fulgurite.events import ClaimCheck, EventStruct, LlmCall
 
 _MARK = "fulgurite:claim:"
 _STRING = re.compile(r'"([^"\\]*+(?:\\.?+[^"\\]*+)*+)("|\Z)', re.DOTALL)
@@ -39,7 +39,7 @@ a reader's memory.
 _PLACEHOLDER = re.compile(rf'"{_MARK}([0-9a-f]{{64}}):([0-9]+)"')
 
 
-class Payload(Record, frozen=True, kw_only=True):
+class Payload(EventStruct, frozen=True, kw_only=True):
     """What lies elsewhere as a whole, as JSON."""
 
     request: str | None

@@ -27,7 +27,7 @@ from typing import Literal
 import msgspec
 
 from fulgurite.errors import BrokenDelta
-from fulgurite.events import LlmCall, ParentRef, Record
+from fulgurite.events import EventStruct, LlmCall, ParentRef
 from fulgurite.tokens import PromptHashes, prompt_hash
 
 CHAIN = 64
@@ -48,7 +48,7 @@ _STEP = 64
 """Bytes: conversations that differ mostly do so in their first line."""
 
 
-class Link(Record, frozen=True, kw_only=True):
+class Link(EventStruct, frozen=True, kw_only=True):
     """What is kept of a call for those that extend it."""
 
     call_id: str

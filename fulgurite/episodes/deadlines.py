@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 
 from fulgurite.enums import Mode, StatusKind
 from fulgurite.episodes.failures import FailureKind
-from fulgurite.events import AgentStatus, Record
+from fulgurite.events import AgentStatus, EventStruct
 from fulgurite.ids import derive_id
 
 SOURCE = "aggregator"
 
 
-class AttemptProgress(Record, frozen=True, kw_only=True):
+class AttemptProgress(EventStruct, frozen=True, kw_only=True):
     """How far an attempt has come."""
 
     attempt: int

@@ -8,7 +8,7 @@ is kept as the string that was sent, so that nothing is lost by parsing it.
 
 from __future__ import annotations
 
-from fulgurite.events.base import Event, Record
+from fulgurite.events.base import Event, EventStruct
 from fulgurite.events.calls import Choice, ClaimCheck, LlmCall, ParentRef, Sampling
 from fulgurite.events.dead_letters import DeadLetter
 from fulgurite.events.episodes import Episode
@@ -37,6 +37,7 @@ __all__ = [
     "Declaration",
     "Episode",
     "Event",
+    "EventStruct",
     "GroupClosed",
     "LedgerEntry",
     "LlmCall",
@@ -46,7 +47,6 @@ __all__ = [
     "PolicyUpdate",
     "Position",
     "Probe",
-    "Record",
     "RouteTarget",
     "Sampling",
     "Tombstone",

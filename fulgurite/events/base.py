@@ -5,13 +5,13 @@ from __future__ import annotations
 import msgspec
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class EventStruct(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Base of every value of the contract. Frozen values cannot refer to themselves: the collector
     of cycles need not look at them.
     """
 
 
-class Event(Record, frozen=True, kw_only=True):
+class Event(EventStruct, frozen=True, kw_only=True):
     """Base of every value that is a message of a topic."""
 
     event_id: str

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fulgurite.enums import CallOutcome, Identity, LogprobsMode, Mode
 from fulgurite.episodes.failures import FailureKind
-from fulgurite.events.base import Event, Record
+from fulgurite.events.base import Event, EventStruct
 
 
-class Sampling(Record, frozen=True, kw_only=True):
+class Sampling(EventStruct, frozen=True, kw_only=True):
     """Effective sampling parameters of a call, after `sampling.train` and engine defaults."""
 
     temperature: float
@@ -34,7 +34,7 @@ class Sampling(Record, frozen=True, kw_only=True):
     """Limit of generated tokens, if one was given."""
 
 
-class Choice(Record, frozen=True, kw_only=True):
+class Choice(EventStruct, frozen=True, kw_only=True):
     """One generated choice: an action."""
 
     index: int
@@ -51,7 +51,7 @@ class Choice(Record, frozen=True, kw_only=True):
     """The stop string or token that ended it, if one did."""
 
 
-class ParentRef(Record, frozen=True, kw_only=True):
+class ParentRef(EventStruct, frozen=True, kw_only=True):
     """The call whose prompt and answer this prompt extends (delta encoding)."""
 
     call_id: str
@@ -66,7 +66,7 @@ class ParentRef(Record, frozen=True, kw_only=True):
     """No longer counted: 0, for readers of earlier releases."""
 
 
-class ClaimCheck(Record, frozen=True, kw_only=True):
+class ClaimCheck(EventStruct, frozen=True, kw_only=True):
     """Where a payload beyond the message limit lies."""
 
     uri: str

@@ -8,10 +8,10 @@ from __future__ import annotations
 import msgspec
 
 from fulgurite.enums import ApplyOutcome, ArtifactFormat, UpdateKind
-from fulgurite.events.base import Event, Record
+from fulgurite.events.base import Event, EventStruct
 
 
-class Artifact(Record, frozen=True, kw_only=True):
+class Artifact(EventStruct, frozen=True, kw_only=True):
     """Where the weights of a version lie."""
 
     uri: str
@@ -24,7 +24,7 @@ class Artifact(Record, frozen=True, kw_only=True):
     """What it holds."""
 
 
-class Probe(Record, frozen=True, kw_only=True):
+class Probe(EventStruct, frozen=True, kw_only=True):
     """A prompt and the log-probabilities the new weights give it."""
 
     token_ids: bytes
@@ -33,7 +33,7 @@ class Probe(Record, frozen=True, kw_only=True):
     """Of each token but the first, given those before it; little-endian float32, temperature 1."""
 
 
-class Position(Record, frozen=True, kw_only=True):
+class Position(EventStruct, frozen=True, kw_only=True):
     """How far a learner has read."""
 
     partition: int
@@ -75,7 +75,7 @@ class PolicyUpdate(Event, frozen=True, kw_only=True):
     """JSON of the learner's settings, with claims."""
 
 
-class RouteTarget(Record, frozen=True, kw_only=True):
+class RouteTarget(EventStruct, frozen=True, kw_only=True):
     """A version of a policy and its share of the traffic."""
 
     policy: str

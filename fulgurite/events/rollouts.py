@@ -6,10 +6,10 @@ import msgspec
 
 from fulgurite.enums import Mode, StatusKind
 from fulgurite.episodes.failures import FailureKind
-from fulgurite.events.base import Event, Record
+from fulgurite.events.base import Event, EventStruct
 
 
-class Declaration(Record, frozen=True, kw_only=True):
+class Declaration(EventStruct, frozen=True, kw_only=True):
     """What is known of a group before it starts."""
 
     rollout_ids: tuple[str, ...] = ()

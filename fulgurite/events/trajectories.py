@@ -6,10 +6,10 @@ import msgspec
 
 from fulgurite.enums import FilterReason, Mode, PrefixBreak
 from fulgurite.episodes.failures import FailureKind
-from fulgurite.events.base import Event, Record
+from fulgurite.events.base import Event, EventStruct
 
 
-class Action(Record, frozen=True, kw_only=True):
+class Action(EventStruct, frozen=True, kw_only=True):
     """One generated choice within a trajectory."""
 
     call_id: str

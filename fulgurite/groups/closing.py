@@ -22,8 +22,8 @@ from fulgurite.events import (
     AgentReward,
     Declaration,
     Episode,
+    EventStruct,
     LedgerEntry,
-    Record,
     Tombstone,
     Trajectory,
 )
@@ -45,7 +45,7 @@ DEFAULT_CREDIT = "identical"
 """The credit rule of undeclared traffic."""
 
 
-class Member(Record, frozen=True, kw_only=True):
+class Member(EventStruct, frozen=True, kw_only=True):
     """One rollout of a group, as far as it is known."""
 
     rollout_id: str

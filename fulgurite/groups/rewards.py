@@ -17,7 +17,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fulgurite.enums import FilterReason
-from fulgurite.events import AgentReward, Declaration, Episode, Record
+from fulgurite.events import AgentReward, Declaration, Episode, EventStruct
 from fulgurite.ids import action_id
 
 LARGEST_REWARD = 1e6
@@ -34,7 +34,7 @@ LARGEST_CREDIT = 1e30
 """
 
 
-class EpisodeRewards(Record, frozen=True, kw_only=True):
+class EpisodeRewards(EventStruct, frozen=True, kw_only=True):
     """The combined rewards of one episode."""
 
     total: float

@@ -23,10 +23,10 @@ import msgspec
 from fulgurite.enums import FilterReason, LedgerTerm, Mode
 from fulgurite.events import (
     Action,
+    EventStruct,
     GroupClosed,
     LedgerEntry,
     Position,
-    Record,
     Tombstone,
     Trajectory,
 )
@@ -42,7 +42,7 @@ SPREAD = 1e-9
 """Rewards of a group that differ by less carry no signal."""
 
 
-class BatchRules(Record, frozen=True, kw_only=True):
+class BatchRules(EventStruct, frozen=True, kw_only=True):
     """How groups become batches."""
 
     groups_per_step: int = 8
@@ -52,7 +52,7 @@ class BatchRules(Record, frozen=True, kw_only=True):
     """Longer rows do not fit the trainer."""
 
 
-class Span(Record, frozen=True, kw_only=True):
+class Span(EventStruct, frozen=True, kw_only=True):
     """A trained action within a row."""
 
     action: str
@@ -65,14 +65,14 @@ class Span(Record, frozen=True, kw_only=True):
     temperature: float
 
 
-class BatchRow(Record, frozen=True, kw_only=True):
+class BatchRow(EventStruct, frozen=True, kw_only=True):
     """A row with at least one trained action."""
 
     token_ids: bytes
     spans: tuple[Span, ...]
 
 
-class BatchEpisode(Record, frozen=True, kw_only=True):
+class BatchEpisode(EventStruct, frozen=True, kw_only=True):
     """The rows of one episode that are trained."""
 
     rollout_id: str
@@ -80,7 +80,7 @@ class BatchEpisode(Record, frozen=True, kw_only=True):
     rows: tuple[BatchRow, ...]
 
 
-class BatchGroup(Record, frozen=True, kw_only=True):
+class BatchGroup(EventStruct, frozen=True, kw_only=True):
     """One settled group."""
 
     group_id: str

@@ -33,11 +33,11 @@ from fulgurite.events import (
     DeadLetter,
     Episode,
     Event,
+    EventStruct,
     GroupClosed,
     LedgerEntry,
     LlmCall,
     PolicyUpdate,
-    Record,
     Tombstone,
     Trajectory,
 )
@@ -84,7 +84,7 @@ def balance(
     return books.close(now_ms - grace_ms)
 
 
-class _Member(Record, frozen=True, kw_only=True):
+class _Member(EventStruct, frozen=True, kw_only=True):
     """A rollout of a closed group, in one revision of it."""
 
     attempt: int
@@ -94,7 +94,7 @@ class _Member(Record, frozen=True, kw_only=True):
     """Of its tombstone."""
 
 
-class _Call(Record, frozen=True, kw_only=True):
+class _Call(EventStruct, frozen=True, kw_only=True):
     """What is kept of a call for each of its actions."""
 
     policy: str

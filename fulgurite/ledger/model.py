@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
 
-from fulgurite.events import Event, Record
+from fulgurite.events import Event, EventStruct
 
 
 class Entry(Protocol):
@@ -22,7 +22,7 @@ class Entry(Protocol):
     def event(self) -> Event | None: ...
 
 
-class Sources(Record, frozen=True, kw_only=True):
+class Sources(EventStruct, frozen=True, kw_only=True):
     """The topics, in the order in which a live log has to be read."""
 
     updates: Iterable[Entry]
@@ -34,7 +34,7 @@ class Sources(Record, frozen=True, kw_only=True):
     calls: Iterable[Entry]
 
 
-class Account(Record, frozen=True, kw_only=True):
+class Account(EventStruct, frozen=True, kw_only=True):
     """One policy in one partition of `llm.calls`."""
 
     policy: str
@@ -48,7 +48,7 @@ class Account(Record, frozen=True, kw_only=True):
     """Actions in no term, surplus terms, and actions without a call."""
 
 
-class Discrepancy(Record, frozen=True, kw_only=True):
+class Discrepancy(EventStruct, frozen=True, kw_only=True):
     """An action that does not add up."""
 
     action: str
@@ -59,7 +59,7 @@ class Discrepancy(Record, frozen=True, kw_only=True):
     has_call: bool
 
 
-class Balance(Record, frozen=True, kw_only=True):
+class Balance(EventStruct, frozen=True, kw_only=True):
     """The result."""
 
     accounts: tuple[Account, ...]

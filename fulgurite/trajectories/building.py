@@ -20,7 +20,7 @@ import msgspec
 from fulgurite.enums import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
 from fulgurite.episodes.episode_deltas import Conversation
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.events import Action, Choice, Episode, LlmCall, Record, Sampling, Trajectory
+from fulgurite.events import Action, Choice, Episode, EventStruct, LlmCall, Sampling, Trajectory
 from fulgurite.groups.credit.types import Step
 from fulgurite.ids import action_id
 from fulgurite.tokens import IntArray, token_count, unpack_ids
@@ -31,7 +31,7 @@ GREEDY = 1e-5
 """Temperatures up to this are greedy, as in vLLM."""
 
 
-class Row(Record, frozen=True, kw_only=True):
+class Row(EventStruct, frozen=True, kw_only=True):
     """One linear token stream; rewards are filled in later."""
 
     policy: str | None
@@ -48,7 +48,7 @@ class Row(Record, frozen=True, kw_only=True):
     """Why it is not part of that row."""
 
 
-class Cut(Record, frozen=True, kw_only=True):
+class Cut(EventStruct, frozen=True, kw_only=True):
     """What an episode gives."""
 
     rows: tuple[Row, ...]
@@ -56,7 +56,7 @@ class Cut(Record, frozen=True, kw_only=True):
     """Successful actions that can be in no row."""
 
 
-class LostAction(Record, frozen=True, kw_only=True):
+class LostAction(EventStruct, frozen=True, kw_only=True):
     """An action that is in no row."""
 
     action: str
@@ -64,7 +64,7 @@ class LostAction(Record, frozen=True, kw_only=True):
     reason: FilterReason
 
 
-class Transition(Record, frozen=True, kw_only=True):
+class Transition(EventStruct, frozen=True, kw_only=True):
     """A plain step of a Markov decision process over token streams."""
 
     state: IntArray

@@ -25,9 +25,9 @@ from fulgurite.events import (
     AgentReward,
     Declaration,
     Episode,
+    EventStruct,
     GroupClosed,
     LedgerEntry,
-    Record,
     Tombstone,
     Trajectory,
 )
@@ -41,7 +41,7 @@ Row = Trajectory | Tombstone | GroupClosed
 """What a closing writes to `trajectories`."""
 
 
-class Written(Record, frozen=True, kw_only=True):
+class Written(EventStruct, frozen=True, kw_only=True):
     """A revision of an episode as `episodes` has it."""
 
     episode: Episode
@@ -53,7 +53,7 @@ History = Callable[[], Sequence[Written]]
 """Every revision of the group's episodes that was written, in the order of the log."""
 
 
-class Changes(Record, frozen=True, kw_only=True):
+class Changes(EventStruct, frozen=True, kw_only=True):
     """What is to be different from the live rules."""
 
     credit: str | None = None
@@ -69,7 +69,7 @@ class Changes(Record, frozen=True, kw_only=True):
         return self.credit is None and not self.weights and not self.judged
 
 
-class Closing(Record, frozen=True, kw_only=True):
+class Closing(EventStruct, frozen=True, kw_only=True):
     """What a group gives."""
 
     rows: tuple[Row, ...]

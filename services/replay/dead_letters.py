@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable
 
 from fulgurite.avro.codec import Codec
 from fulgurite.errors import CodecError
-from fulgurite.events import DeadLetter, Event, Record
+from fulgurite.events import DeadLetter, Event, EventStruct
 from fulgurite.topics import DEAD_LETTERS, TOPICS, Topic
 from services.common.kafka.client import EventProducer, KafkaSettings, read_all
 from services.replay.errors import NotFound
 
 
-class Redriven(Record, frozen=True, kw_only=True):
+class Redriven(EventStruct, frozen=True, kw_only=True):
     """What became of one letter."""
 
     letter: str

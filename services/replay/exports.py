@@ -19,7 +19,7 @@ import msgspec
 from fulgurite.enums import CallOutcome
 from fulgurite.episodes.view import EpisodeView
 from fulgurite.errors import BadClaim, UnknownRule
-from fulgurite.events import Episode, Record, Trajectory
+from fulgurite.events import Episode, EventStruct, Trajectory
 from fulgurite.groups.closing import close_group
 from fulgurite.ids import action_id
 from fulgurite.trajectories.building import iter_transitions
@@ -31,7 +31,7 @@ from services.rewarder.closing_settings import ClosingSettings
 Json = dict[str, Any]
 
 
-class Filters(Record, frozen=True, kw_only=True):
+class Filters(EventStruct, frozen=True, kw_only=True):
     """Which rollouts are exported; None: no matter."""
 
     min_reward: float | None = None

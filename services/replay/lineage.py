@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from fulgurite.enums import LedgerTerm, UpdateKind
-from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Record
+from fulgurite.events import Event, EventStruct, LedgerEntry, PolicyUpdate
 from fulgurite.learning.batching import SOURCE as LEARNER
 from services.replay.errors import NotFound
 
 
-class Behind(Record, frozen=True, kw_only=True):
+class Behind(EventStruct, frozen=True, kw_only=True):
     """What is behind one version."""
 
     version: str
@@ -36,7 +36,7 @@ class Behind(Record, frozen=True, kw_only=True):
         )
 
 
-class Fate(Record, frozen=True, kw_only=True):
+class Fate(EventStruct, frozen=True, kw_only=True):
     """What became of one call's actions."""
 
     call_id: str

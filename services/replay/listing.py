@@ -11,7 +11,7 @@ from fulgurite.calls.claim_checks import described
 from fulgurite.calls.transcript import answer_of, messages_of
 from fulgurite.enums import CallOutcome, Mode
 from fulgurite.episodes.failures import FailureKind
-from fulgurite.events import LlmCall, Record
+from fulgurite.events import EventStruct, LlmCall
 from fulgurite.tokens import token_count
 from fulgurite.untrusted_json import Json, called_functions
 from services.common.blobs.blob_store import readable
@@ -20,7 +20,7 @@ from services.replay.scoring import scores
 from services.replay.timeline import rollout_ids
 
 
-class Wanted(Record, frozen=True, kw_only=True):
+class Wanted(EventStruct, frozen=True, kw_only=True):
     """Which rollouts are listed; None: no matter."""
 
     mode: Mode | None = None

@@ -9,7 +9,7 @@ from itertools import combinations
 from statistics import fmean, pstdev, quantiles
 
 from fulgurite.enums import FilterReason
-from fulgurite.events import AgentReward, Declaration, Episode, Record
+from fulgurite.events import AgentReward, Declaration, Episode, EventStruct
 from fulgurite.groups.closing import members
 from fulgurite.groups.rewards import EpisodeRewards, combine, counted
 from fulgurite.learning.batching import SPREAD
@@ -17,7 +17,7 @@ from services.replay.closings import Changes, changed
 from services.replay.groups import Group
 
 
-class Score(Record, frozen=True, kw_only=True):
+class Score(EventStruct, frozen=True, kw_only=True):
     """One rollout's last attempt."""
 
     episode: Episode
@@ -28,7 +28,7 @@ class Score(Record, frozen=True, kw_only=True):
     """Unweighted values by name."""
 
 
-class Spread(Record, frozen=True, kw_only=True):
+class Spread(EventStruct, frozen=True, kw_only=True):
     """A distribution."""
 
     count: int
@@ -40,7 +40,7 @@ class Spread(Record, frozen=True, kw_only=True):
     highest: float
 
 
-class Comparison(Record, frozen=True, kw_only=True):
+class Comparison(EventStruct, frozen=True, kw_only=True):
     """What a change of rewards does to many groups."""
 
     groups: int

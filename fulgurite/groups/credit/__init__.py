@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fulgurite.events import Record
+from fulgurite.events import EventStruct
 from fulgurite.groups.credit.discounted import discounted
 from fulgurite.groups.credit.gigpo import gigpo
 from fulgurite.groups.credit.identical import identical
@@ -26,7 +26,7 @@ from fulgurite.groups.credit.types import Credits, GroupRule, Scored, on_paths
 from fulgurite.parameters import Choice, Number, Parameter, Value, choose
 
 
-class Rule(Record, frozen=True):
+class Rule(EventStruct, frozen=True):
     """A rule and its parameters."""
 
     credit: GroupRule
@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-class CreditRule(Record, frozen=True):
+class CreditRule(EventStruct, frozen=True):
     """A rule with its parameters filled in."""
 
     name: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from fulgurite.events import Record
+from fulgurite.events import EventStruct
 
 FLAT = 1e-6
 """Values that differ by less have no spread to divide by; the learner's estimator has the same
@@ -18,7 +18,7 @@ bound.
 """
 
 
-class Step(Record, frozen=True, kw_only=True):
+class Step(EventStruct, frozen=True, kw_only=True):
     """An action on a path."""
 
     action: str
@@ -35,7 +35,7 @@ class Step(Record, frozen=True, kw_only=True):
     """
 
 
-class Path(Record, frozen=True, kw_only=True):
+class Path(EventStruct, frozen=True, kw_only=True):
     """One branch of an episode, from its first action to a leaf (see
     `fulgurite.trajectories.building.paths`).
     """
@@ -48,7 +48,7 @@ class Path(Record, frozen=True, kw_only=True):
     """
 
 
-class Scored(Record, frozen=True, kw_only=True):
+class Scored(EventStruct, frozen=True, kw_only=True):
     """An episode with a reward. One that has none, or is dropped, is no part of its group's
     comparison.
     """

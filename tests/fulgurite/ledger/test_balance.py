@@ -19,11 +19,11 @@ from fulgurite.events import (
     DeadLetter,
     Episode,
     Event,
+    EventStruct,
     LedgerEntry,
     LlmCall,
     PolicyUpdate,
     Position,
-    Record,
     Trajectory,
 )
 from fulgurite.groups.closing import close_group
@@ -38,7 +38,7 @@ DEADLINE = 10_000
 TOPICS = ("updates", "dead_letters", "ledger", "trajectories", "episodes", "statuses", "calls")
 
 
-class Located(Record, frozen=True):
+class Located(EventStruct, frozen=True):
     """A record of a topic."""
 
     partition: int
