@@ -62,7 +62,7 @@ _EXACT = 1 << 53
 """Beyond it not every integer is a float."""
 
 
-class Conversation:
+class MessageChain:
     """The chain of a request's messages."""
 
     __slots__ = ("_chain", "_words", "prefixes")

@@ -2,7 +2,7 @@
 that is worth it.
 
 The episode is the log there: a parent lies in no partition (`WITHIN`), and its offset is its index.
-`pack` packs, `unpack` makes all calls whole again. Who needs no texts asks a `Conversation` for its
+`pack` packs, `unpack` makes all calls whole again. Who needs no texts asks `EpisodeCalls` for its
 prompts: what all turns of a conversation said is put together once for each of its turns, and
 mostly nobody looks at it.
 """
@@ -86,7 +86,7 @@ def prove(calls: Sequence[LlmCall]) -> None:
     _bodies(calls, parents)
 
 
-class Conversation:
+class EpisodeCalls:
     """The calls of an episode, packed and proven, or whole."""
 
     def __init__(self, calls: Sequence[LlmCall]) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import msgspec
 
 from fulgurite.enums import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
-from fulgurite.episodes.episode_deltas import Conversation
+from fulgurite.episodes.episode_deltas import EpisodeCalls
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.events import Action, Choice, Episode, EventStruct, LlmCall, Sampling, Trajectory
 from fulgurite.groups.credit.types import Step
@@ -93,14 +93,14 @@ def cut(episode: Episode, rules: FailureRules | None = None) -> Cut:
 
     Every successful action carries loss in one row or is left out with a reason.
     """
-    conversation = Conversation(episode.calls)
-    cutting = _Cutting(conversation, rules or FailureRules())
+    calls = EpisodeCalls(episode.calls)
+    cutting = _Cutting(calls, rules or FailureRules())
     left_out: list[LostAction] = []
-    retried = superseded(conversation)
+    retried = superseded(calls)
     for index, call in enumerate(episode.calls):
         if call.outcome is not CallOutcome.success:
             continue
-        prompt = conversation.prompts[index]
+        prompt = calls.prompts[index]
         for choice in call.choices:
             if call.call_id in retried:
                 reason = FilterReason.superseded
@@ -227,8 +227,8 @@ class _Growing:
 class _Cutting:
     """Rows in the making."""
 
-    def __init__(self, conversation: Conversation, rules: FailureRules) -> None:
-        self._conversation = conversation
+    def __init__(self, calls: EpisodeCalls, rules: FailureRules) -> None:
+        self._calls = calls
         self._rules = rules
         self._rows: list[_Growing] = []
         self._tips: dict[tuple[str, str | None], tuple[int, Choice]] = {}
@@ -284,7 +284,7 @@ class _Cutting:
         )
 
     def _break(self, tip: int, choice: Choice, index: int) -> PrefixBreak:
-        calls = self._conversation.whole
+        calls = self._calls.whole
         return classify(calls[tip], choice, calls[index])
 
     def _branching_point(
@@ -309,7 +309,7 @@ class _Cutting:
 
     def _row_of(self, tip: int, choice: Choice) -> int:
         """The row in which an action carries loss."""
-        call_id = self._conversation.calls[tip].call_id
+        call_id = self._calls.calls[tip].call_id
         return next(
             index
             for index, row in enumerate(self._rows)

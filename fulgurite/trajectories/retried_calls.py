@@ -14,18 +14,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fulgurite.enums import CallOutcome
-from fulgurite.episodes.episode_deltas import Conversation
+from fulgurite.episodes.episode_deltas import EpisodeCalls
 from fulgurite.events import LlmCall
 from fulgurite.trajectories.prefix_breaks import continues
 
 
-def superseded(conversation: Conversation) -> frozenset[str]:
+def superseded(calls: EpisodeCalls) -> frozenset[str]:
     """Ids of the superseded calls of an attempt, whatever the order of its calls."""
     found: set[str] = set()
-    for siblings in _siblings(conversation):
+    for siblings in _siblings(calls):
         used = {
-            call.call_id: any(_builds(other, call) for other in conversation.whole)
-            for call in siblings
+            call.call_id: any(_builds(other, call) for other in calls.whole) for call in siblings
         }
         found |= {
             call.call_id
@@ -38,12 +37,10 @@ def superseded(conversation: Conversation) -> frozenset[str]:
     return frozenset(found)
 
 
-def _siblings(conversation: Conversation) -> Iterator[list[LlmCall]]:
+def _siblings(calls: EpisodeCalls) -> Iterator[list[LlmCall]]:
     """Successful calls with one answer that were asked the same, two or more of each."""
     asked: dict[tuple[str, str | None, int], list[int]] = {}
-    for index, (call, prompt) in enumerate(
-        zip(conversation.calls, conversation.prompts, strict=True)
-    ):
+    for index, (call, prompt) in enumerate(zip(calls.calls, calls.prompts, strict=True)):
         if prompt and call.outcome is CallOutcome.success and len(call.choices) == 1:
             # By length first: prompts of an agent's turns mostly differ in that, and hashing them
             # would be most of the work.
@@ -52,7 +49,7 @@ def _siblings(conversation: Conversation) -> Iterator[list[LlmCall]]:
         if len(indices) > 1:
             alike: dict[bytes | None, list[LlmCall]] = {}
             for index in indices:
-                alike.setdefault(conversation.prompts[index], []).append(conversation.whole[index])
+                alike.setdefault(calls.prompts[index], []).append(calls.whole[index])
             yield from (calls for calls in alike.values() if len(calls) > 1)
 
 

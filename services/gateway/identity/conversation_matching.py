@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from fulgurite.calls.conversations import AMBIGUOUS, Conversation, owner_of, recognised
+from fulgurite.calls.conversations import AMBIGUOUS, MessageChain, owner_of, recognised
 from services.common.runtime import logs
 from services.gateway.http.off_loop import off_loop
 from services.gateway.identity.idempotency import Store
@@ -47,7 +47,7 @@ class Inference:
 
     async def conversation(
         self, owner: str, user: str | None, alias: str, items: Iterable[Any], size: int = 0
-    ) -> Conversation | None:
+    ) -> MessageChain | None:
         """The conversation of a request of so many bytes; None for one that is nested too deeply to
         be read.
         """
@@ -55,11 +55,11 @@ class Inference:
             self._secret, msgspec.json.encode(("conversation", owner, user, alias)), "sha256"
         )
         try:
-            return await off_loop(size, lambda: Conversation(salt, items))
+            return await off_loop(size, lambda: MessageChain(salt, items))
         except RecursionError:
             return None
 
-    async def find(self, conversation: Conversation) -> str | None:
+    async def find(self, conversation: MessageChain) -> str | None:
         """The rollout that the request continues; None if it opens one."""
         if not conversation.prefixes:
             return None
@@ -76,7 +76,7 @@ class Inference:
         return rollout
 
     async def remember(
-        self, conversation: Conversation, rollout_id: str, answers: Iterable[Iterable[Any]]
+        self, conversation: MessageChain, rollout_id: str, answers: Iterable[Iterable[Any]]
     ) -> None:
         """Keep whose the conversation is, with whichever answer the agent goes on: each has its
         items.

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from fulgurite.calls.conversations import Conversation
+from fulgurite.calls.conversations import MessageChain
 from fulgurite.enums import Identity, Mode
 from fulgurite.ids import (
     CompletionRef,
@@ -82,7 +82,7 @@ class Identified(msgspec.Struct, frozen=True):
     mode: Mode
     agent: str
     identity: Identity
-    conversation: Conversation | None = None
+    conversation: MessageChain | None = None
     """Whose answer has to be remembered: of calls that name no rollout."""
 
 
@@ -328,7 +328,7 @@ class Identifier:
             conversation,
         )
 
-    async def _conversation(self, caller: Caller, named: Named, alias: str) -> Conversation | None:
+    async def _conversation(self, caller: Caller, named: Named, alias: str) -> MessageChain | None:
         if self._inference is None or named.items is None:
             return None
         return await self._inference.conversation(

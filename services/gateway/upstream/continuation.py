@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import msgspec
 
-from fulgurite.calls.conversations import Conversation
+from fulgurite.calls.conversations import MessageChain
 from fulgurite.tokens import unpack_ids
 from services.common.runtime import logs
 from services.gateway.dialects.dialect import ApiRequest
@@ -150,7 +150,7 @@ class Continuation:
                 "an answer's tokens are not kept: the next turn is rendered", call_id=call.call_id
             )
 
-    def _conversation(self, call: Call) -> Conversation | None:
+    def _conversation(self, call: Call) -> MessageChain | None:
         request = call.request
         if request.alias not in self.aliases or call.draft.api != _API or call.route.kind != "vllm":
             return None
@@ -172,7 +172,7 @@ class Continuation:
             [request.body.get(name) for name in _SHAPES],
         )
         try:
-            return Conversation(
+            return MessageChain(
                 hashlib.sha256(msgspec.json.encode(shape)).digest(), messages, words=True
             )
         except RecursionError:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fulgurite.calls.conversations import (
     AMBIGUOUS,
     LOOKED_UP,
-    Conversation,
+    MessageChain,
     atoms,
     owner_of,
     recognised,
@@ -44,7 +44,7 @@ def called(**changes: Any) -> dict[str, Any]:
 
 
 def chain(*items: Any) -> str | None:
-    return Conversation(SALT, []).answered(items)
+    return MessageChain(SALT, []).answered(items)
 
 
 SENT_BACK: list[dict[str, Any]] = [
@@ -159,7 +159,7 @@ def test_thoughts_come_before_a_text(text: str, same: str) -> None:
 
 
 def test_two_that_thought_otherwise_and_said_the_same_are_ambiguous() -> None:
-    one, other = Conversation(SALT, [ASK]), Conversation(SALT, [ASK])
+    one, other = MessageChain(SALT, [ASK]), MessageChain(SALT, [ASK])
     assert (
         one.answered(said("<think>a</think>yes"))
         == other.answered(said("<think>b</think>yes"))
@@ -172,7 +172,7 @@ def test_an_agent_that_drops_its_thoughts_stays_in_one_rollout() -> None:
     known: dict[str, str] = {}
     for turn in range(120):
         history += says(f"question {turn}")
-        conversation = Conversation(SALT, history)
+        conversation = MessageChain(SALT, history)
         assert (
             not turn
             or recognised([known.get(prefix) for prefix in conversation.prefixes]) == "ro_1"
@@ -358,13 +358,13 @@ def test_things_that_differ(left: list[Any], right: list[Any]) -> None:
 def test_a_text_beside_tool_calls_counts_where_every_word_does() -> None:
     without = ANSWER | {"content": None}
     assert (
-        Conversation(SALT, [ASK, ANSWER], words=True).prefixes
-        != Conversation(SALT, [ASK, without], words=True).prefixes
+        MessageChain(SALT, [ASK, ANSWER], words=True).prefixes
+        != MessageChain(SALT, [ASK, without], words=True).prefixes
     )
-    answered = Conversation(SALT, [ASK], words=True).answered
+    answered = MessageChain(SALT, [ASK], words=True).answered
     assert (
         answered([ANSWER])
-        == Conversation(SALT, [ASK, ANSWER], words=True).prefixes[0]
+        == MessageChain(SALT, [ASK, ANSWER], words=True).prefixes[0]
         != answered([without])
     )
 
@@ -381,21 +381,21 @@ def test_arguments_nested_too_deeply_count_as_text() -> None:
 
 def test_salts_never_meet() -> None:
     prompt = [ASK, ANSWER, RESULT]
-    assert Conversation(b"a", prompt).prefixes != Conversation(b"b", prompt).prefixes
+    assert MessageChain(b"a", prompt).prefixes != MessageChain(b"b", prompt).prefixes
 
 
 def test_prefixes_end_where_the_assistant_spoke_and_the_longest_comes_first() -> None:
-    assert Conversation(SALT, [ASK]).prefixes == ()
-    assert Conversation(SALT, [ASK]).answered([]) is None
-    first = Conversation(SALT, [ASK]).answered([{"role": "assistant", "content": "11"}])
+    assert MessageChain(SALT, [ASK]).prefixes == ()
+    assert MessageChain(SALT, [ASK]).answered([]) is None
+    first = MessageChain(SALT, [ASK]).answered([{"role": "assistant", "content": "11"}])
     again = [ASK, {"role": "assistant", "content": "11"}, ASK]
-    assert Conversation(SALT, again).prefixes == (first,)
-    second = Conversation(SALT, again).answered([{"role": "assistant", "content": "12"}])
-    assert Conversation(SALT, [*again, {"role": "assistant", "content": "12"}, ASK]).prefixes == (
+    assert MessageChain(SALT, again).prefixes == (first,)
+    second = MessageChain(SALT, again).answered([{"role": "assistant", "content": "12"}])
+    assert MessageChain(SALT, [*again, {"role": "assistant", "content": "12"}, ASK]).prefixes == (
         second,
         first,
     )
-    long = Conversation(SALT, again * LOOKED_UP * 2)
+    long = MessageChain(SALT, again * LOOKED_UP * 2)
     assert len(long.prefixes) == LOOKED_UP
     assert first not in long.prefixes
 
@@ -425,7 +425,7 @@ class World:
     def turn(self, agent: int, says: str, answers: list[str], picked: int) -> None:
         history = self.histories[agent]
         history.append({"role": "user", "content": says})
-        conversation = Conversation(SALT, history)
+        conversation = MessageChain(SALT, history)
         rollout = recognised([self.known.get(prefix) for prefix in conversation.prefixes])
         self._check(agent, rollout)
         if rollout is None:
@@ -514,8 +514,8 @@ def test_whatever_an_agent_sends_has_a_chain(
     items: list[Any], answer: list[Any], words: bool
 ) -> None:
     one, other = (
-        Conversation(SALT, items, words=words),
-        Conversation(SALT, json.loads(json.dumps(items)), words=words),
+        MessageChain(SALT, items, words=words),
+        MessageChain(SALT, json.loads(json.dumps(items)), words=words),
     )
     assert one.prefixes == other.prefixes
     assert one.answered(answer) == other.answered(json.loads(json.dumps(answer)))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fulgurite.avro.codec import Codec
 from fulgurite.calls.deltas import WITHIN, link_of, shorten
-from fulgurite.episodes.episode_deltas import Conversation, pack, prove, unpack
+from fulgurite.episodes.episode_deltas import EpisodeCalls, pack, prove, unpack
 from fulgurite.episodes.stitching import stitch
 from fulgurite.errors import BrokenDelta, InvalidEvent
 from fulgurite.events import Episode, LlmCall
@@ -123,16 +123,16 @@ def test_an_episode_is_small_on_the_wire_and_whole_for_who_reads_it() -> None:
 def test_prompts_are_put_together_without_texts(turns: int, spice: int, rewrite_every: int) -> None:
     calls = conversation(turns, spice=spice, rewrite_every=rewrite_every)
     prompts = [call.prompt_token_ids for call in calls]
-    assert Conversation(pack(calls)).prompts == prompts
-    assert Conversation(calls).prompts == prompts
-    assert Conversation(pack(calls)).whole == tuple(calls)
+    assert EpisodeCalls(pack(calls)).prompts == prompts
+    assert EpisodeCalls(calls).prompts == prompts
+    assert EpisodeCalls(pack(calls)).whole == tuple(calls)
 
 
 def test_prompts_that_are_not_there() -> None:
     first, second, third = conversation(3)
     textual = REPLACE(second, prompt_token_ids=None, prompt_hash=None, choices=())
     elsewhere = shorten(third, [link_of(second, 0, 0)])[0]
-    assert Conversation([*pack([first, textual]), elsewhere]).prompts == [
+    assert EpisodeCalls([*pack([first, textual]), elsewhere]).prompts == [
         first.prompt_token_ids,
         None,
         None,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.enums import CallOutcome, FilterReason
-from fulgurite.episodes.episode_deltas import Conversation
+from fulgurite.episodes.episode_deltas import EpisodeCalls
 from fulgurite.events import LlmCall
 from fulgurite.ids import action_id
 from fulgurite.trajectories.building import cut
@@ -31,7 +31,7 @@ def ask(
 
 
 def superseded_of(calls: Sequence[LlmCall]) -> frozenset[str]:
-    return superseded(Conversation(calls))
+    return superseded(EpisodeCalls(calls))
 
 
 FIRST = ask(0, 1_000, answers=[(7,)])
