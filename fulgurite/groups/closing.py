@@ -33,9 +33,9 @@ from fulgurite.groups.group_revisions import SOURCE, UNSEALED, Output, sealed
 from fulgurite.groups.rewards import EpisodeRewards, combine, counted, is_complete
 from fulgurite.ids import action_id
 from fulgurite.trajectories.building import (
-    Cut,
+    BuiltTrajectories,
     LostAction,
-    cut,
+    build_trajectories,
     paths,
     steps_of,
     successful_actions,
@@ -158,12 +158,12 @@ class _Closing:
         # came.
         self.event_time = max(episode.event_time for episode in episodes)
         self.lost: list[LostAction] = []
-        self.pieces = {
-            episode.rollout_id: cut(episode, self.rules)
+        self.built = {
+            episode.rollout_id: build_trajectories(episode, self.rules)
             for episode in finals
             if isinstance(self.verdicts[episode.rollout_id], EpisodeRewards)
         }
-        self.chains = {rollout_id: paths(pieces.rows) for rollout_id, pieces in self.pieces.items()}
+        self.chains = {rollout_id: paths(built.rows) for rollout_id, built in self.built.items()}
         self.credits = self._credits()
 
     def settle(self, member: Member) -> tuple[Trajectory | Tombstone, ...]:
@@ -176,15 +176,15 @@ class _Closing:
         if not isinstance(verdict, EpisodeRewards):
             self._lose(member.final, verdict)
             return (self._tombstone(member.rollout_id, member.final, verdict, None),)
-        pieces = self.pieces[member.rollout_id]
-        self.lost.extend(pieces.left_out)
-        if not pieces.rows:
+        built = self.built[member.rollout_id]
+        self.lost.extend(built.left_out)
+        if not built.rows:
             return (
                 self._tombstone(
                     member.rollout_id, member.final, FilterReason.no_tokens, verdict.total
                 ),
             )
-        return self._rows(member.final, pieces, verdict)
+        return self._rows(member.final, built, verdict)
 
     def entries(self) -> tuple[LedgerEntry, ...]:
         """Ledger entries for the actions that are in no row."""
@@ -207,7 +207,7 @@ class _Closing:
         return combine(self.declaration, rewards)
 
     def _rows(
-        self, episode: Episode, pieces: Cut, rewards: EpisodeRewards
+        self, episode: Episode, built: BuiltTrajectories, rewards: EpisodeRewards
     ) -> tuple[Trajectory, ...]:
         credit_of = self.credits[episode.rollout_id]
         chain = max(self.chains[episode.rollout_id], key=len)
@@ -235,7 +235,7 @@ class _Closing:
                 episode_revision=episode.revision,
                 group_revision=UNSEALED,
                 row_index=index,
-                rows_in_episode=len(pieces.rows),
+                rows_in_episode=len(built.rows),
                 group_size=len(self.members),
                 group_members_scored=self.scored,
                 group_started_at=self.started_at,
@@ -249,7 +249,7 @@ class _Closing:
                 subject=episode.subject,
                 payload_key_id=episode.payload_key_id,
             )
-            for index, row in enumerate(pieces.rows)
+            for index, row in enumerate(built.rows)
         )
 
     def _credits(self) -> Mapping[str, Mapping[str, float]]:
@@ -265,7 +265,7 @@ class _Closing:
         self, rollout_id: str, rewards: EpisodeRewards, weights: Mapping[str, float]
     ) -> Scored:
         """What a credit rule sees of an episode."""
-        steps = steps_of(self.pieces[rollout_id].rows, anchored=self.rule.rule.anchored)
+        steps = steps_of(self.built[rollout_id].rows, anchored=self.rule.rule.anchored)
         for action in rewards.actions.keys() & steps.keys():
             steps[action] = replace(steps[action], reward=rewards.actions[action])
         chains = [tuple(steps[action] for action in path) for path in self.chains[rollout_id]]

@@ -48,7 +48,7 @@ class Row(EventStruct, frozen=True, kw_only=True):
     """Why it is not part of that row."""
 
 
-class Cut(EventStruct, frozen=True, kw_only=True):
+class BuiltTrajectories(EventStruct, frozen=True, kw_only=True):
     """What an episode gives."""
 
     rows: tuple[Row, ...]
@@ -88,13 +88,13 @@ def successful_actions(call: LlmCall) -> tuple[str, ...]:
     )
 
 
-def cut(episode: Episode, rules: FailureRules | None = None) -> Cut:
+def build_trajectories(episode: Episode, rules: FailureRules | None = None) -> BuiltTrajectories:
     """All rows of an episode, its calls packed or whole. Deterministic.
 
     Every successful action carries loss in one row or is left out with a reason.
     """
     calls = EpisodeCalls(episode.calls)
-    cutting = _Cutting(calls, rules or FailureRules())
+    builder = _TrajectoryBuilder(calls, rules or FailureRules())
     left_out: list[LostAction] = []
     retried = superseded(calls)
     for index, call in enumerate(episode.calls):
@@ -107,14 +107,14 @@ def cut(episode: Episode, rules: FailureRules | None = None) -> Cut:
             elif prompt is None or not _has_tokens(choice):
                 reason = FilterReason.no_tokens
             else:
-                cutting.place(index, call, prompt, choice)
+                builder.place(index, call, prompt, choice)
                 continue
             left_out.append(
                 LostAction(
                     action=action_id(call.call_id, choice.index), policy=call.policy, reason=reason
                 )
             )
-    return Cut(rows=cutting.rows(), left_out=tuple(left_out))
+    return BuiltTrajectories(rows=builder.rows(), left_out=tuple(left_out))
 
 
 def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
@@ -203,7 +203,7 @@ def _has_tokens(choice: Choice) -> bool:
 
 
 @dataclass(slots=True)
-class _Growing:
+class _GrowingRow:
     """A row in the making."""
 
     policy: str | None
@@ -224,13 +224,13 @@ class _Growing:
         )
 
 
-class _Cutting:
+class _TrajectoryBuilder:
     """Rows in the making."""
 
     def __init__(self, calls: EpisodeCalls, rules: FailureRules) -> None:
         self._calls = calls
         self._rules = rules
-        self._rows: list[_Growing] = []
+        self._rows: list[_GrowingRow] = []
         self._tips: dict[tuple[str, str | None], tuple[int, Choice]] = {}
         """Index of the last call that was placed, and its choice, by role and policy."""
 
@@ -242,7 +242,7 @@ class _Cutting:
         """Put an action into the longest row that its prompt begins with, or into a new one."""
         answer = choice.token_ids or b""
         action = _action(call, choice, token_count(prompt), token_count(answer), self._rules)
-        whole: _Growing | None = None
+        whole: _GrowingRow | None = None
         for row in self._rows:
             longer = whole is None or len(row.token_ids) > len(whole.token_ids)
             if longer and row.policy == call.policy and prompt.startswith(row.token_ids):
@@ -256,7 +256,7 @@ class _Cutting:
 
     def _opened(
         self, index: int, call: LlmCall, prompt: bytes, answer: bytes, action: Action
-    ) -> _Growing:
+    ) -> _GrowingRow:
         """A row that begins with an action, or with what it shares with the row that it branches
         off.
         """
@@ -274,7 +274,7 @@ class _Cutting:
                 else self._break(*tip, index)
             )
             origin = len(rows) - 1 if tip is None else self._row_of(*tip)
-        return _Growing(
+        return _GrowingRow(
             call.policy,
             call.agent,
             prompt + answer,

@@ -21,7 +21,7 @@ from fulgurite.ids import action_id
 from fulgurite.learning.batching import SOURCE as LEARNER
 from fulgurite.learning.batching import SPREAD
 from fulgurite.tokens import token_count
-from fulgurite.trajectories.building import cut
+from fulgurite.trajectories.building import build_trajectories
 from services.runner.learners import Learners
 from services.runner.scoreboard import Score
 
@@ -63,7 +63,7 @@ class Fates:
         """An attempt has ended."""
         attempt = self._actions[episode.group_id][f"{episode.rollout_id}/{episode.attempt}"] = {}
         try:
-            pieces = cut(episode, _RULES)
+            built = build_trajectories(episode, _RULES)
         except FulguriteError:
             # Nobody can close it either: the rewarder's word comes as a dead letter, not as a fate.
             return
@@ -72,12 +72,12 @@ class Fates:
             action_id(action.call_id, action.choice): _Expected(
                 row.policy, given_up or action.mask, token_count(row.token_ids)
             )
-            for row in pieces.rows
+            for row in built.rows
             for action in row.actions
             if action.loss
         } | {
             lost.action: _Expected(lost.policy, given_up or lost.reason, 0)
-            for lost in pieces.left_out
+            for lost in built.left_out
         }
 
     def on_ledger(self, entry: LedgerEntry) -> None:

@@ -20,7 +20,7 @@ from fulgurite.episodes.stitching import Input, stitch
 from fulgurite.episodes.view import EpisodeView
 from fulgurite.events import Episode, LlmCall
 from fulgurite.groups.closing import close_group
-from fulgurite.trajectories.building import cut
+from fulgurite.trajectories.building import build_trajectories
 from fulgurite.trajectories.prefix_breaks import classify
 from fulgurite.untrusted_json import DEEPEST, called_functions, encoded, mapping, mappings, parsed
 from tests import foreign
@@ -60,7 +60,7 @@ def test_an_episode_s_view_never_raises(calls: list[LlmCall], task: str) -> None
 @given(foreign.calls(), st.sampled_from(RULES))
 def test_whatever_was_said_is_cut_and_credited(calls: list[LlmCall], rule: str) -> None:
     episode = episode_of(calls, credit=rule)
-    assert len(cut(episode).rows) + len(cut(episode).left_out) >= 1
+    assert len(build_trajectories(episode).rows) + len(build_trajectories(episode).left_out) >= 1
     assert close_group(episode.group_id, episode.declaration, [episode], [make_reward(0, 0, 1.0)])
 
 
@@ -99,7 +99,7 @@ def test_tool_calls_that_are_none(bad: Any) -> None:
     ]
     later = make_call(turn=1, at=1_100, prompt=(4, 5), messages=[message, *turns, hi])
     other = make_call(turn=2, at=1_200, prompt=(6, 5), messages=[message, *turns, message])
-    assert len(cut(episode_of([call, later, other])).rows) == 3
+    assert len(build_trajectories(episode_of([call, later, other])).rows) == 3
 
 
 def nested(depth: int) -> str:

@@ -14,7 +14,7 @@ from fulgurite.episodes.episode_deltas import EpisodeCalls, pack, prove, unpack
 from fulgurite.episodes.stitching import stitch
 from fulgurite.errors import BrokenDelta, InvalidEvent
 from fulgurite.events import Episode, LlmCall
-from fulgurite.trajectories.building import cut
+from fulgurite.trajectories.building import build_trajectories
 from tests.fulgurite.recorded import REPLACE, conversation, logged, read
 from tests.synthetic import make_status
 
@@ -33,7 +33,7 @@ def test_an_episode_and_its_rows_are_what_they_are_without_deltas(
     assert plain is not None
     assert with_deltas is not None
     assert plain == with_deltas
-    assert cut(plain) == cut(with_deltas)
+    assert build_trajectories(plain) == build_trajectories(with_deltas)
 
 
 @given(st.integers(1, 30), st.integers(0, 1000), st.integers(0, 9))
@@ -154,7 +154,9 @@ def test_a_row_that_is_cut_from_packed_calls_is_the_same(
         [*calls, *([again] if data.draw(st.booleans()) else []), make_status(at=9_000)]
     )
     assert episode is not None
-    assert cut(REPLACE(episode, calls=pack(episode.calls))) == cut(episode)
+    assert build_trajectories(REPLACE(episode, calls=pack(episode.calls))) == build_trajectories(
+        episode
+    )
 
 
 def broken(delta: LlmCall, **what: object) -> tuple[LlmCall, ...]:

@@ -20,7 +20,7 @@ from fulgurite.events import Action, Episode, LlmCall, ParentRef
 from fulgurite.ids import action_id
 from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids
 from fulgurite.trajectories.building import (
-    cut,
+    build_trajectories,
     paths,
     sampling_trainable,
     steps_of,
@@ -40,35 +40,35 @@ def spans(actions: Sequence[Action]) -> list[tuple[int, int, bool]]:
 
 
 def test_turns_that_extend_one_another_are_one_row() -> None:
-    pieces = cut(
+    built = build_trajectories(
         episode_of(
             make_call(turn=0, at=1_000, prompt=(1, 2), answers=[(7, 9)]),
             make_call(turn=1, at=1_100, prompt=(1, 2, 7, 9, 5, 6), answers=[(8, 9)]),
         )
     )
-    (row,) = pieces.rows
+    (row,) = built.rows
     assert unpack_ids(row.token_ids).tolist() == [1, 2, 7, 9, 5, 6, 8, 9]
     assert spans(row.actions) == [(2, 4, True), (6, 8, True)]
-    assert (row.break_kind, row.broke_from, pieces.left_out) == (None, None, ())
+    assert (row.break_kind, row.broke_from, built.left_out) == (None, None, ())
 
 
 def test_siblings_are_branches() -> None:
-    pieces = cut(
+    built = build_trajectories(
         episode_of(
             make_call(turn=0, at=1_000, prompt=(1,), answers=[(7,)]),
             make_call(turn=1, at=1_100, prompt=(1, 7, 2), answers=[(8,), (9,)]),
             make_call(turn=2, at=1_200, prompt=(1, 7, 2, 9, 3), answers=[(4,)]),
         )
     )
-    first, second = pieces.rows
+    first, second = built.rows
     assert spans(first.actions) == [(1, 2, True), (3, 4, True)]
     assert spans(second.actions) == [(1, 2, False), (3, 4, True), (5, 6, True)]
     assert (second.break_kind, second.broke_from) == (PrefixBreak.branch, 0)
-    assert [len(path) for path in paths(pieces.rows)] == [2, 3]
+    assert [len(path) for path in paths(built.rows)] == [2, 3]
 
 
 def test_a_call_that_begins_within_a_row_branches_off_it() -> None:
-    pieces = cut(
+    built = build_trajectories(
         episode_of(
             make_call(turn=0, at=1_000, prompt=(1,), answers=[(7,)]),
             make_call(turn=1, at=1_100, prompt=(1, 7, 2), answers=[(8,)]),
@@ -76,25 +76,25 @@ def test_a_call_that_begins_within_a_row_branches_off_it() -> None:
             make_call(turn=3, at=1_300, prompt=(1,), answers=[(6,)]),
         )
     )
-    assert [row.break_kind for row in pieces.rows] == [None, PrefixBreak.branch, PrefixBreak.branch]
-    assert spans(pieces.rows[1].actions) == [(1, 2, False), (3, 4, True)]
-    assert spans(pieces.rows[2].actions) == [(1, 2, True)]
+    assert [row.break_kind for row in built.rows] == [None, PrefixBreak.branch, PrefixBreak.branch]
+    assert spans(built.rows[1].actions) == [(1, 2, False), (3, 4, True)]
+    assert spans(built.rows[2].actions) == [(1, 2, True)]
 
 
 def test_a_rewritten_context_opens_a_row_that_goes_on_in_time() -> None:
-    pieces = cut(
+    built = build_trajectories(
         episode_of(
             make_call(turn=0, at=1_000, prompt=(1, 2), answers=[(7,)]),
             make_call(turn=1, at=1_100, prompt=(4, 4), answers=[(8,)]),
             make_call(turn=2, at=1_200, prompt=(5, 5), answers=[(3,)]),
         )
     )
-    assert [(row.break_kind, row.broke_from) for row in pieces.rows] == [
+    assert [(row.break_kind, row.broke_from) for row in built.rows] == [
         (None, None),
         (PrefixBreak.rewritten, 0),
         (PrefixBreak.rewritten, 1),
     ]
-    (path,) = paths(pieces.rows)
+    (path,) = paths(built.rows)
     assert len(path) == 3
 
 
@@ -103,7 +103,7 @@ def test_what_an_action_saw_is_told_by_hashes() -> None:
         make_call(turn=0, at=1_000, prompt=(1,), answers=[(7,)]),
         make_call(turn=1, at=1_100, prompt=(1, 7, 2, 3), answers=[(8,), (9,)], agent="critic"),
     )
-    steps = steps_of(cut(episode_of(*calls)).rows)
+    steps = steps_of(build_trajectories(episode_of(*calls)).rows)
 
     def hashed(*token_ids: int) -> bytes:
         return hashlib.sha256(pack_ids(token_ids)).digest()
@@ -118,7 +118,7 @@ def test_what_an_action_saw_is_told_by_hashes() -> None:
 
 
 def test_other_roles_branch_and_other_policies_share_no_row() -> None:
-    pieces = cut(
+    built = build_trajectories(
         episode_of(
             make_call(turn=0, at=1_000, prompt=(1, 2), answers=[(7,)]),
             make_call(turn=1, at=1_100, prompt=(4,), answers=[(8,)], agent="critic"),
@@ -132,7 +132,7 @@ def test_other_roles_branch_and_other_policies_share_no_row() -> None:
             ),
         )
     )
-    assert [(row.agent, row.policy, row.break_kind, row.broke_from) for row in pieces.rows] == [
+    assert [(row.agent, row.policy, row.break_kind, row.broke_from) for row in built.rows] == [
         ("", "policy", None, None),
         ("critic", "policy", PrefixBreak.branch, 0),
         ("", "other", PrefixBreak.branch, 1),
@@ -160,9 +160,9 @@ def test_other_roles_branch_and_other_policies_share_no_row() -> None:
     ],
 )
 def test_choices_without_tokens_are_left_out_by_name(call: LlmCall) -> None:
-    pieces = cut(episode_of(call))
-    assert pieces.rows == ()
-    assert [(lost.action, lost.reason) for lost in pieces.left_out] == [
+    built = build_trajectories(episode_of(call))
+    assert built.rows == ()
+    assert [(lost.action, lost.reason) for lost in built.left_out] == [
         (action_id(call.call_id, 0), FilterReason.no_tokens)
     ]
 
@@ -170,7 +170,7 @@ def test_choices_without_tokens_are_left_out_by_name(call: LlmCall) -> None:
 def test_failed_calls_are_no_actions() -> None:
     call = make_call(outcome=CallOutcome.upstream_error)
     assert successful_actions(call) == ()
-    assert cut(episode_of(call)).rows == ()
+    assert build_trajectories(episode_of(call)).rows == ()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_failed_calls_are_no_actions() -> None:
     ],
 )
 def test_masks(call: LlmCall, rules: FailureRules, mask: FilterReason | None) -> None:
-    assert cut(episode_of(call), rules).rows[0].actions[0].mask is mask
+    assert build_trajectories(episode_of(call), rules).rows[0].actions[0].mask is mask
 
 
 @pytest.mark.parametrize(
@@ -262,30 +262,30 @@ def test_every_action_carries_loss_in_exactly_one_row_or_is_left_out_with_a_reas
 ) -> None:
     calls = conversation(plan)
     episode = episode_of(*calls)
-    pieces = cut(episode)
+    built = build_trajectories(episode)
     trained = Counter(
         action_id(action.call_id, action.choice)
-        for row in pieces.rows
+        for row in built.rows
         for action in row.actions
         if action.loss
     )
-    lost = Counter(lost.action for lost in pieces.left_out)
+    lost = Counter(lost.action for lost in built.left_out)
     assert trained + lost == Counter(
         action for call in episode.calls for action in successful_actions(call)
     )
-    assert {lost.reason for lost in pieces.left_out} <= {FilterReason.superseded}
+    assert {lost.reason for lost in built.left_out} <= {FilterReason.superseded}
     random.shuffle(calls)
-    assert cut(episode_of(*calls)) == pieces
+    assert build_trajectories(episode_of(*calls)) == built
     answers_of = {
         action_id(call.call_id, choice.index): choice.token_ids
         for call in calls
         for choice in call.choices
     }
     prompts = {call.call_id: call.prompt_token_ids for call in calls}
-    for row in pieces.rows:
+    for row in built.rows:
         for action in row.actions:
             name = action_id(action.call_id, action.choice)
             assert row.token_ids[action.start * 4 : action.end * 4] == answers_of[name]
             assert row.token_ids[: action.start * 4] == prompts[action.call_id]
-    assert {action for path in paths(pieces.rows) for action in path} == set(trained)
-    assert cut(episode) == pieces
+    assert {action for path in paths(built.rows) for action in path} == set(trained)
+    assert build_trajectories(episode) == built

@@ -13,7 +13,7 @@ from fulgurite.enums import CallOutcome, FilterReason
 from fulgurite.episodes.episode_deltas import EpisodeCalls
 from fulgurite.events import LlmCall
 from fulgurite.ids import action_id
-from fulgurite.trajectories.building import cut
+from fulgurite.trajectories.building import build_trajectories
 from fulgurite.trajectories.retried_calls import superseded
 from tests.fulgurite.trajectories.test_building import episode_of
 from tests.synthetic import make_call
@@ -41,11 +41,11 @@ ON = ask(2, 1_020, prompt=(1, 2, 8, 3), answers=[(9,)])
 
 def test_a_call_that_was_tried_again_and_built_upon_is_superseded() -> None:
     assert superseded_of([FIRST, AGAIN, ON]) == {FIRST.call_id}
-    pieces = cut(episode_of(FIRST, AGAIN, ON))
-    assert [(lost.action, lost.policy, lost.reason) for lost in pieces.left_out] == [
+    built = build_trajectories(episode_of(FIRST, AGAIN, ON))
+    assert [(lost.action, lost.policy, lost.reason) for lost in built.left_out] == [
         (action_id(FIRST.call_id, 0), "policy", FilterReason.superseded)
     ]
-    (row,) = pieces.rows
+    (row,) = built.rows
     assert [action.call_id for action in row.actions] == [AGAIN.call_id, ON.call_id]
 
 
