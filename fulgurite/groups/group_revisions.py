@@ -89,7 +89,7 @@ def group_closed(
     )
 
 
-class Written:
+class RevisionLog:
     """What the log holds of one group's closings, taken in its order; of ledger entries the order
     does not matter.
 

@@ -41,7 +41,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
-from fulgurite.groups.group_revisions import Written
+from fulgurite.groups.group_revisions import RevisionLog
 from fulgurite.ids import action_id, episode_id
 from fulgurite.learning.batching import SOURCE as LEARNER
 from fulgurite.learning.relabel import learns_elsewhere
@@ -133,7 +133,7 @@ class _Books:
         """By closings: (term, group revision)."""
         self.owners: dict[str, tuple[str, int, str]] = {}
         self.last_left: dict[str, str | None] = {}
-        self.written: dict[str, Written] = {}
+        self.written: dict[str, RevisionLog] = {}
         self.unread: dict[tuple[str, str], set[str]] = {}
         """Actions with loss that the learner has not read, by group and revision."""
         self.members: dict[tuple[str, str], dict[str, _Member]] = {}
@@ -217,7 +217,7 @@ class _Books:
             event = entry.event
             if not isinstance(event, Tombstone | Trajectory | GroupClosed):
                 continue
-            self.written.setdefault(event.group_id, Written()).take(event)
+            self.written.setdefault(event.group_id, RevisionLog()).take(event)
             if isinstance(event, GroupClosed):
                 continue
             place = (event.group_id, event.group_revision)

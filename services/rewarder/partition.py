@@ -33,7 +33,7 @@ from fulgurite.events import (
     Trajectory,
 )
 from fulgurite.groups.credit import credit_rule
-from fulgurite.groups.group_revisions import ClosingRecord, Written, revision_of
+from fulgurite.groups.group_revisions import ClosingRecord, RevisionLog, revision_of
 from fulgurite.ids import minted_at
 from fulgurite.topics import (
     AGENT_REWARDS,
@@ -373,7 +373,7 @@ class RewarderPartition:
                 topic, [(group_id, record) for record in new if isinstance(record, kinds)]
             )
 
-    def _note_begun(self, group_id: str, written: Written) -> None:
+    def _note_begun(self, group_id: str, written: RevisionLog) -> None:
         begun = written.begun()
         if begun:
             self._begun[group_id] = begun
@@ -382,10 +382,10 @@ class RewarderPartition:
         """Groups with a whole revision are closed; of others, what was written is not written
         again. Given up groups are known.
         """
-        groups: dict[str, Written] = {}
+        groups: dict[str, RevisionLog] = {}
         for output in outputs:
             if not isinstance(output, DeadLetter):
-                groups.setdefault(output.group_id, Written()).take(output)
+                groups.setdefault(output.group_id, RevisionLog()).take(output)
             elif output.offset == NO_RECORD:
                 self._closed.know(key_of(output), None, self._now())
         for group_id, written in groups.items():

@@ -18,7 +18,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
-from fulgurite.groups.group_revisions import SOURCE, Written
+from fulgurite.groups.group_revisions import SOURCE, RevisionLog
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
 from services.common.kafka.client import KafkaSettings, read_all
 
@@ -28,7 +28,7 @@ class Recalled:
 
     def __init__(self) -> None:
         self.inputs: list[Episode | AgentReward] = []
-        self.written = Written()
+        self.written = RevisionLog()
         self._found: set[str] = set()
         self._named: set[str] = set()
 

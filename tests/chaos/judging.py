@@ -22,7 +22,7 @@ from fulgurite.events import (
     Trajectory,
 )
 from fulgurite.groups.closing import close_group
-from fulgurite.groups.group_revisions import Output, Written
+from fulgurite.groups.group_revisions import Output, RevisionLog
 from fulgurite.topics import (
     AGENT_REWARDS,
     AGENT_STATUS,
@@ -60,7 +60,7 @@ class Books:
                 *deployment.read(AGENT_REWARDS),
             ]
         )
-        written: defaultdict[str, Written] = defaultdict(Written)
+        written: defaultdict[str, RevisionLog] = defaultdict(RevisionLog)
         for output in outputs:
             if isinstance(output, Trajectory | Tombstone | GroupClosed | LedgerEntry):
                 written[output.group_id].take(output)

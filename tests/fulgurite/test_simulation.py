@@ -35,7 +35,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
-from fulgurite.groups.group_revisions import Written, revision_of
+from fulgurite.groups.group_revisions import RevisionLog, revision_of
 from fulgurite.groups.group_state import Gathered
 from fulgurite.groups.rewards import counted
 from fulgurite.ids import episode_id
@@ -371,10 +371,10 @@ def of_everything(world: World) -> tuple[dict[str, Episode], dict[str, str | Non
 
 def newest_revisions(world: World) -> dict[str, str | None]:
     """Of each group, as the log tells."""
-    groups: dict[str, Written] = {}
+    groups: dict[str, RevisionLog] = {}
     for event in world.log[TRAJECTORIES]:
         assert isinstance(event, Trajectory | Tombstone | GroupClosed)
-        groups.setdefault(event.group_id, Written()).take(event)
+        groups.setdefault(event.group_id, RevisionLog()).take(event)
     assert all(written.newest == written.closed for written in groups.values())
     return {group_id: written.newest for group_id, written in groups.items()}
 

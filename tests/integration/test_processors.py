@@ -35,7 +35,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
-from fulgurite.groups.group_revisions import Written
+from fulgurite.groups.group_revisions import RevisionLog
 from fulgurite.ids import action_id
 from fulgurite.topics import (
     AGENT_REWARDS,
@@ -566,7 +566,7 @@ def letters_of(deployment: Deployment) -> list[DeadLetter]:
 
 def newest(deployment: Deployment, group_id: str) -> str | None:
     """The revision of a group that counts."""
-    written = Written()
+    written = RevisionLog()
     for event in deployment.read(TRAJECTORIES):
         if isinstance(event, Trajectory | Tombstone | GroupClosed) and event.group_id == group_id:
             written.take(event)

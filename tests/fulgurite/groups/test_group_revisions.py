@@ -13,7 +13,7 @@ from fulgurite.groups.closing import close_group
 from fulgurite.groups.group_revisions import (
     ClosingRecord,
     Output,
-    Written,
+    RevisionLog,
     group_closed,
     revision_of,
 )
@@ -77,8 +77,8 @@ def closed(outputs: tuple[Output, ...]) -> tuple[ClosingRecord, ...]:
     return (*outputs, last)
 
 
-def written(*records: ClosingRecord) -> Written:
-    found = Written()
+def written(*records: ClosingRecord) -> RevisionLog:
+    found = RevisionLog()
     for record in records:
         found.take(record)
     return found

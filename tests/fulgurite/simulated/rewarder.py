@@ -18,7 +18,7 @@ from fulgurite.events import (
     Trajectory,
 )
 from fulgurite.groups.group_revisions import SOURCE as REWARDER
-from fulgurite.groups.group_revisions import ClosingRecord, Written, revision_of
+from fulgurite.groups.group_revisions import ClosingRecord, RevisionLog, revision_of
 from fulgurite.groups.group_state import Gathered
 from tests.fulgurite.simulated.world import (
     DEAD,
@@ -162,7 +162,7 @@ class Rewarder:
     def _recall(self, group_id: str, group: Group) -> None:
         """Read again what the group is made of, and what was written of it."""
         group.lacks = False
-        written = _written(self._world).get(group_id, Written())
+        written = _written(self._world).get(group_id, RevisionLog())
         group.revision = written.standing
         group.supersedes = written.closed
         self._begun[group_id] = written.begun()
@@ -196,9 +196,9 @@ class Rewarder:
         group.unsettled.clear()
 
 
-def _written(world: World) -> dict[str, Written]:
+def _written(world: World) -> dict[str, RevisionLog]:
     """What the log holds of each group's closings."""
-    groups: defaultdict[str, Written] = defaultdict(Written)
+    groups: defaultdict[str, RevisionLog] = defaultdict(RevisionLog)
     for event in (*world.log[TRAJECTORIES], *world.log[LEDGER]):
         if isinstance(event, Trajectory | Tombstone | GroupClosed) or (
             isinstance(event, LedgerEntry) and event.source == REWARDER

@@ -32,7 +32,7 @@ from fulgurite.events import (
     Trajectory,
 )
 from fulgurite.groups.closing import close_group
-from fulgurite.groups.group_revisions import SOURCE, ClosingRecord, Output, Written
+from fulgurite.groups.group_revisions import SOURCE, ClosingRecord, Output, RevisionLog
 from fulgurite.groups.group_state import Gathered
 from fulgurite.ids import action_id, external_group, mint_group
 from fulgurite.ledger.balance import balance
@@ -170,7 +170,7 @@ class Rewarder:
 
     def newest(self) -> list[Output]:
         """The newest whole revision in the log: entries and rows."""
-        written = Written()
+        written = RevisionLog()
         outputs = [
             e
             for t in (TRAINING_LEDGER, TRAJECTORIES)
