@@ -18,7 +18,7 @@ Key = tuple[str, int]
 """Rollout id and attempt."""
 
 
-class Gathered:
+class GroupState:
     """The episodes and rewards of one group."""
 
     __slots__ = ("episodes", "rewards")

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from fulgurite.episodes.view import EpisodeView
 from fulgurite.events import Episode
 from fulgurite.groups.closing import members
-from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.group_state import GroupState
 from fulgurite.ids import minted_at
 
 _SKEW_MS = 60_000
@@ -41,7 +41,7 @@ class Waiting:
         self.partition = partition
         self.offset = offset
         """Of its first episode here."""
-        self._gathered = Gathered()
+        self._gathered = GroupState()
         self._messages: dict[str, list[dict[str, Any]]] = {}
 
     def take(self, episode: Episode) -> None:

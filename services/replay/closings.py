@@ -33,7 +33,7 @@ from fulgurite.events import (
 )
 from fulgurite.groups.closing import DEFAULT_CREDIT, awaits_episodes, awaits_rewards, close_group
 from fulgurite.groups.group_revisions import Output, group_closed
-from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.group_state import GroupState
 from services.replay.groups import Group
 from services.rewarder.closing_settings import ClosingSettings
 
@@ -112,7 +112,7 @@ class _Named:
         """What the closing wrote; nothing if one of its inputs is gone, or the rules give another
         revision. Raises UnknownRule.
         """
-        gathered = Gathered()
+        gathered = GroupState()
         for event in (
             *map(self._episode, closed.episode_revisions),
             *map(self._rewards.get, closed.reward_ids),
@@ -152,12 +152,12 @@ def _search(
     return found
 
 
-def _steps(group: Group, history: History) -> Iterator[Gathered]:
+def _steps(group: Group, history: History) -> Iterator[GroupState]:
     """What the rewarder may have held, likeliest first."""
     yield _gathered(group.episodes(), group.rewards)
     logged = [(written.timestamp, 0, _rebuilt(group, written.episode)) for written in history()]
     paid = [(group.reward_times[reward.event_id], 1, reward) for reward in group.rewards]
-    gathered = Gathered()
+    gathered = GroupState()
     for _, _, event in sorted([*logged, *paid], key=lambda record: record[:2]):
         if gathered.take(event):
             yield gathered
@@ -240,15 +240,15 @@ def _undeclared(episodes: Iterable[Episode]) -> Declaration:
     )
 
 
-def _gathered(episodes: Iterable[Episode], rewards: Iterable[AgentReward]) -> Gathered:
-    gathered = Gathered()
+def _gathered(episodes: Iterable[Episode], rewards: Iterable[AgentReward]) -> GroupState:
+    gathered = GroupState()
     for event in (*episodes, *rewards):
         gathered.take(event)
     return gathered
 
 
 def _rows(
-    gathered: Gathered, group_id: str, rules: FailureRules, supersedes: str | None
+    gathered: GroupState, group_id: str, rules: FailureRules, supersedes: str | None
 ) -> tuple[Row, ...]:
     outputs = gathered.close(group_id, rules)
     return _without_entries(outputs, gathered.closed(outputs, supersedes))

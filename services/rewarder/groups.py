@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from fulgurite.events import AgentReward, Episode, LlmCall
-from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.group_state import GroupState
 from services.common.streaming.worker import Settle
 from services.rewarder.settings import RewarderSettings
 
@@ -41,7 +41,7 @@ class Group:
     def __init__(
         self, revision: str | None = None, *, lacks: bool = False, unsure: bool = False
     ) -> None:
-        self.gathered = Gathered()
+        self.gathered = GroupState()
         self.unsettled: list[Settle] = []
         self.taken: list[Settle] = []
         """Of those, the inputs that are being written."""

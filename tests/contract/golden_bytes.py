@@ -27,7 +27,7 @@ from fulgurite.enums import EpisodeOutcome, Mode
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import EVENT_TYPES, ClaimCheck, Episode, Event, LlmCall, Position
 from fulgurite.groups.group_revisions import revision_of
-from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.group_state import GroupState
 from fulgurite.tokens import pack_ids, pack_logprobs, prompt_hash
 from fulgurite.topics import LLM_CALLS
 from fulgurite.versions import Version
@@ -280,7 +280,7 @@ def _conversation() -> Episode:
     )
 
 
-def _closed_group() -> tuple[tuple[Episode, ...], Gathered]:
+def _closed_group() -> tuple[tuple[Episode, ...], GroupState]:
     """Two rollouts, of which one is paid less; a retried call is in the ledger."""
     declared = make_declared(0, 2)
     first = stitch([declared, make_call(0, 0, 0), make_status(0, 0)])
@@ -294,7 +294,7 @@ def _closed_group() -> tuple[tuple[Episode, ...], Gathered]:
     )
     assert first is not None
     assert second is not None
-    gathered = Gathered()
+    gathered = GroupState()
     for event in (first, second, make_reward(0, 0, 1.0), make_reward(0, 1, 0.25)):
         gathered.take(event)
     return (first, second), gathered

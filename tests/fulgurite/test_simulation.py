@@ -36,7 +36,7 @@ from fulgurite.events import (
     Trajectory,
 )
 from fulgurite.groups.group_revisions import RevisionLog, revision_of
-from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.group_state import GroupState
 from fulgurite.groups.rewards import counted
 from fulgurite.ids import episode_id
 from fulgurite.ledger.balance import balance
@@ -188,7 +188,7 @@ def check_closings(world: World) -> None:
             continue
         assert event.supersedes == last.get(event.group_id)
         last[event.group_id] = event.group_revision
-        gathered = Gathered()
+        gathered = GroupState()
         named = [
             *(episodes[revision] for revision in event.episode_revisions),
             *(rewards[name] for name in event.reward_ids),
@@ -358,7 +358,7 @@ def of_everything(world: World) -> tuple[dict[str, Episode], dict[str, str | Non
                 *(declared[event.group_id] for _ in range(not own and event.group_id in declared)),
             ]
     episodes = {name: stitch(events) for name, events in inputs.items()}
-    groups = {event.group_id: Gathered() for event in events}
+    groups = {event.group_id: GroupState() for event in events}
     for event in (*episodes.values(), *world.log[REWARDS]):
         if isinstance(event, Episode | AgentReward):
             groups[event.group_id].take(event)

@@ -27,7 +27,7 @@ from fulgurite.events import (
 )
 from fulgurite.groups.closing import awaits_episodes, awaits_rewards, close_group, members
 from fulgurite.groups.group_revisions import Output
-from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.group_state import GroupState
 from fulgurite.ids import action_id
 from fulgurite.trajectories.building import iter_transitions, successful_actions
 from tests.synthetic import (
@@ -106,7 +106,7 @@ def test_a_whole_group() -> None:
 
 
 def test_what_is_paid_too_much_is_told_of_the_last_attempts() -> None:
-    gathered = Gathered()
+    gathered = GroupState()
     for event in (finished(0), finished(1), finished(2, will_retry=True)):
         gathered.take(
             msgspec.structs.replace(event, declaration=declaration(size=3, max_attempts=2))

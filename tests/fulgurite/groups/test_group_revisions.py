@@ -17,7 +17,7 @@ from fulgurite.groups.group_revisions import (
     group_closed,
     revision_of,
 )
-from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.group_state import GroupState
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
 GROUP = group_id(0)
@@ -202,7 +202,7 @@ def test_what_is_gathered_is_a_set(order: list[int], again: list[int]) -> None:
         make_reward(0, 0, 0.5, at=9_000),
         make_reward(0, 1, 0.1, name="style"),
     ]
-    gathered = Gathered()
+    gathered = GroupState()
     news = [gathered.take(events[number]) for number in (*order, *again)]
     assert not any(news[len(order) :])
     expected = close_group(GROUP, DECLARED.declaration, [events[1], events[2]], events[3:])  # type: ignore[list-item, arg-type] # pyright: ignore[reportArgumentType]
@@ -210,7 +210,7 @@ def test_what_is_gathered_is_a_set(order: list[int], again: list[int]) -> None:
 
 
 def test_what_a_group_waits_for() -> None:
-    gathered = Gathered()
+    gathered = GroupState()
     assert not gathered.is_complete(FailureRules())
     for event in (episode(0), episode(1), make_reward(0, 0, 1.0)):
         gathered.take(event)

@@ -19,7 +19,7 @@ from fulgurite.events import (
 )
 from fulgurite.groups.group_revisions import SOURCE as REWARDER
 from fulgurite.groups.group_revisions import ClosingRecord, RevisionLog, revision_of
-from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.group_state import GroupState
 from tests.fulgurite.simulated.world import (
     DEAD,
     DUE,
@@ -39,7 +39,7 @@ class Group:
     """What a rewarder holds of a group."""
 
     def __init__(self, revision: str | None = None, *, lacks: bool = False) -> None:
-        self.gathered = Gathered()
+        self.gathered = GroupState()
         self.unsettled: set[str] = set()
         self.revision = revision
         """That the log stands at; None for a group that is not closed, as far as is known."""

@@ -20,7 +20,7 @@ from fulgurite.events import (
     Trajectory,
 )
 from fulgurite.groups.group_revisions import revision_of
-from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.group_state import GroupState
 from fulgurite.topics import (
     AGENT_REWARDS,
     AGENT_STATUS,
@@ -131,7 +131,7 @@ class LiveProcessors:
         self.of_before = of_before
         self._inputs: dict[tuple[str, int], dict[str, Input]] = {}
         self._declared: AgentStatus | None = None
-        self._gathered = Gathered()
+        self._gathered = GroupState()
         self._published: dict[tuple[str, int], Episode] = {}
         self._revision: str | None = None
 

@@ -33,7 +33,7 @@ from fulgurite.events import (
 )
 from fulgurite.groups.closing import close_group
 from fulgurite.groups.group_revisions import SOURCE, ClosingRecord, Output, RevisionLog
-from fulgurite.groups.group_state import Gathered
+from fulgurite.groups.group_state import GroupState
 from fulgurite.ids import action_id, external_group, mint_group
 from fulgurite.ledger.balance import balance
 from fulgurite.ledger.model import Entry, Sources
@@ -698,16 +698,16 @@ def test_one_killed_between_entries_and_rows_gives_no_action_two_terms_when_more
 def test_a_group_that_cannot_be_closed_is_a_dead_letter_until_it_is_redriven(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    close = Gathered.close
+    close = GroupState.close
 
     def closed_but_for(
-        gathered: Gathered, group_id: str, rules: FailureRules
+        gathered: GroupState, group_id: str, rules: FailureRules
     ) -> tuple[Output, ...]:
         if group_id == GROUP:
             raise OverflowError("cannot convert float infinity")
         return close(gathered, group_id, rules)
 
-    monkeypatch.setattr(Gathered, "close", closed_but_for)
+    monkeypatch.setattr(GroupState, "close", closed_but_for)
     log = MemoryLog()
     rewarder = Rewarder(log)
     other = stitch(
