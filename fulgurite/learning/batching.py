@@ -52,7 +52,7 @@ class BatchRules(EventStruct, frozen=True, kw_only=True):
     """Longer rows do not fit the trainer."""
 
 
-class Span(EventStruct, frozen=True, kw_only=True):
+class TrainedAction(EventStruct, frozen=True, kw_only=True):
     """A trained action within a row."""
 
     action: str
@@ -69,7 +69,7 @@ class BatchRow(EventStruct, frozen=True, kw_only=True):
     """A row with at least one trained action."""
 
     token_ids: bytes
-    spans: tuple[Span, ...]
+    actions: tuple[TrainedAction, ...]
 
 
 class BatchEpisode(EventStruct, frozen=True, kw_only=True):
@@ -284,17 +284,17 @@ def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:
     fates: dict[str, tuple[LedgerTerm, FilterReason | None]] = {}
     episodes: dict[str, BatchEpisode] = {}
     for row in rows:
-        spans: list[Span] = []
+        actions: list[TrainedAction] = []
         for action in row.actions:
             if not action.loss:
                 continue
             fate = _fate(row, action, of_group, current, rules)
             fates[action_id(action.call_id, action.choice)] = fate
             if fate[0] is LedgerTerm.trained:
-                spans.append(_span(action))
-        if spans:
+                actions.append(_trained_action(action))
+        if actions:
             before = episodes.get(row.rollout_id)
-            batch_row = BatchRow(token_ids=row.token_ids, spans=tuple(spans))
+            batch_row = BatchRow(token_ids=row.token_ids, actions=tuple(actions))
             episodes[row.rollout_id] = BatchEpisode(
                 rollout_id=row.rollout_id,
                 reward=row.episode_reward or 0.0,
@@ -417,8 +417,8 @@ def _has_logprobs(action: Action) -> bool:
     )
 
 
-def _span(action: Action) -> Span:
-    return Span(
+def _trained_action(action: Action) -> TrainedAction:
+    return TrainedAction(
         action=action_id(action.call_id, action.choice),
         start=action.start,
         end=action.end,

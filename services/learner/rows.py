@@ -66,9 +66,9 @@ def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:
     rows: list[TrainRow] = []
     for group, episode in episodes:
         weight = 1.0 / (_trained_tokens(episode) * len(episodes))
-        values = [span.credit for row in episode.rows for span in row.spans]
+        values = [action.credit for row in episode.rows for action in row.actions]
         advantages = iter(group_advantages(values, group.rewards))
-        rows += [_row(row, [next(advantages) for _ in row.spans], weight) for row in episode.rows]
+        rows += [_row(row, [next(advantages) for _ in row.actions], weight) for row in episode.rows]
     return rows
 
 
@@ -94,7 +94,8 @@ def _permute(group: BatchGroup, chance: random.Random) -> BatchGroup:
 def _paid(episode: BatchEpisode, reward: float) -> BatchEpisode:
     rows = tuple(
         msgspec.structs.replace(
-            row, spans=tuple(msgspec.structs.replace(span, credit=reward) for span in row.spans)
+            row,
+            actions=tuple(msgspec.structs.replace(action, credit=reward) for action in row.actions),
         )
         for row in episode.rows
     )
@@ -102,7 +103,7 @@ def _paid(episode: BatchEpisode, reward: float) -> BatchEpisode:
 
 
 def _trained_tokens(episode: BatchEpisode) -> int:
-    return sum(span.end - span.start for row in episode.rows for span in row.spans)
+    return sum(action.end - action.start for row in episode.rows for action in row.actions)
 
 
 def _row(row: BatchRow, advantages: Sequence[float], weight: float) -> TrainRow:
@@ -116,11 +117,11 @@ def _row(row: BatchRow, advantages: Sequence[float], weight: float) -> TrainRow:
         weights=np.zeros(length, np.float32),
         temperature=np.ones(length, np.float32),
     )
-    for span, advantage in zip(row.spans, advantages, strict=True):
-        where = slice(span.start, span.end)
+    for action, advantage in zip(row.actions, advantages, strict=True):
+        where = slice(action.start, action.end)
         made.trained[where] = True
-        made.behaviour_logprobs[where] = unpack_logprobs(span.logprobs)
+        made.behaviour_logprobs[where] = unpack_logprobs(action.logprobs)
         made.advantages[where] = advantage
         made.weights[where] = weight
-        made.temperature[where] = span.temperature
+        made.temperature[where] = action.temperature
     return made
