@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from fulgurite.enums import FilterReason, LedgerTerm
 from fulgurite.events import LedgerEntry
 from fulgurite.ids import action_id
-from fulgurite.learning.batching import Held, ledger_entry
+from fulgurite.learning.batching import PendingGroup, ledger_entry
 from fulgurite.versions import Version
 
 
 def amended_entries(
-    held: Held, accounts: Mapping[str, LedgerTerm], version: Version, time_ms: int
+    pending: PendingGroup, accounts: Mapping[str, LedgerTerm], version: Version, time_ms: int
 ) -> tuple[LedgerEntry, ...]:
     """Entries for a whole revision of a settled group. `accounts`: what the learner's entries say
     of the group's actions.
@@ -30,7 +30,7 @@ def amended_entries(
     )
     offered = {
         action_id(action.call_id, action.choice)
-        for row in held.rows.values()
+        for row in pending.rows.values()
         for action in row.actions
         if action.loss
     }
@@ -39,7 +39,7 @@ def amended_entries(
         (LedgerTerm.filtered, FilterReason.late, sorted(offered - accounts.keys())),
     ]
     return tuple(
-        ledger_entry(held, term, reason, actions, version, time_ms)
+        ledger_entry(pending, term, reason, actions, version, time_ms)
         for term, reason, actions in told
         if actions
     )

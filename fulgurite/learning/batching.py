@@ -94,7 +94,7 @@ class BatchGroup(EventStruct, frozen=True, kw_only=True):
     """What becomes of each action that carries loss."""
 
 
-class Held(msgspec.Struct, kw_only=True):
+class PendingGroup(msgspec.Struct, kw_only=True):
     """A group that is not settled yet."""
 
     group_id: str
@@ -126,11 +126,11 @@ class RowBatcher:
     def __init__(self, policy: str, rules: BatchRules | None = None) -> None:
         self.policy = policy
         self.rules = rules or BatchRules()
-        self._held: dict[str, Held] = {}
+        self._pending: dict[str, PendingGroup] = {}
         self._settled: dict[str, tuple[int, int]] = {}
         self._done: dict[str, str | None] = {}
         """Settled groups, and the last revision that is accounted for."""
-        self._amending: dict[str, Held] = {}
+        self._amending: dict[str, PendingGroup] = {}
         self._next: dict[int, int] = {}
 
     def restore(
@@ -158,15 +158,15 @@ class RowBatcher:
         if event.mode is not Mode.train or event.policy != self.policy:
             return False
         if event.group_id not in self._done:
-            return _take(self._held, partition, offset, event)
+            return _take(self._pending, partition, offset, event)
         return self._add_to_settled(partition, offset, event)
 
     def _close(self, offset: int, event: GroupClosed) -> bool:
-        held = self._held.get(event.group_id) or self._amending.get(event.group_id)
-        if held is None or held.group_revision != event.group_revision:
+        pending = self._pending.get(event.group_id) or self._amending.get(event.group_id)
+        if pending is None or pending.group_revision != event.group_revision:
             return False
-        held.last_offset = offset
-        held.closed = event
+        pending.last_offset = offset
+        pending.closed = event
         return True
 
     def _add_to_settled(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
@@ -178,48 +178,48 @@ class RowBatcher:
         ):
             return False
         news = _take(self._amending, partition, offset, event)
-        held = self._amending[event.group_id]
-        if held.group_revision == accounted and held.is_complete():
+        pending = self._amending[event.group_id]
+        if pending.group_revision == accounted and pending.is_complete():
             # What was begun meanwhile was given up for what is accounted for.
             del self._amending[event.group_id]
         return news
 
-    def amendments(self) -> tuple[Held, ...]:
+    def amendments(self) -> tuple[PendingGroup, ...]:
         """Whole newer revisions of settled groups, to be accounted for."""
-        return tuple(held for held in self._amending.values() if held.is_complete())
+        return tuple(pending for pending in self._amending.values() if pending.is_complete())
 
-    def amend(self, held: Held) -> None:
+    def amend(self, pending: PendingGroup) -> None:
         """An amendment is accounted for."""
-        del self._amending[held.group_id]
-        self._done[held.group_id] = held.group_revision
-        self._settled[held.group_id] = (held.partition, held.last_offset)
+        del self._amending[pending.group_id]
+        self._done[pending.group_id] = pending.group_revision
+        self._settled[pending.group_id] = (pending.partition, pending.last_offset)
 
     def complete(self) -> int:
         """Groups that could be admitted now."""
-        return sum(held.is_complete() for held in self._held.values())
+        return sum(pending.is_complete() for pending in self._pending.values())
 
     def take(self, current: Version, *, partial: bool = False) -> tuple[BatchGroup, ...]:
         """The next batch, oldest start first: `groups_per_step` groups, or none; with `partial`, as
         many as there are.
         """
         ready = sorted(
-            (h for h in self._held.values() if h.is_complete()),
+            (h for h in self._pending.values() if h.is_complete()),
             key=lambda h: (h.started_at, h.group_id),
         )
         if len(ready) < (1 if partial else self.rules.groups_per_step):
             return ()
         chosen = ready[: self.rules.groups_per_step]
-        for held in chosen:
-            del self._held[held.group_id]
-            self._settled[held.group_id] = (held.partition, held.last_offset)
-            self._done[held.group_id] = held.group_revision
-        return tuple(settle(held, current, self.rules) for held in chosen)
+        for pending in chosen:
+            del self._pending[pending.group_id]
+            self._settled[pending.group_id] = (pending.partition, pending.last_offset)
+            self._done[pending.group_id] = pending.group_revision
+        return tuple(settle(pending, current, self.rules) for pending in chosen)
 
     def positions(self) -> tuple[Position, ...]:
         """Low-water offsets: everything below them is settled."""
         low = dict(self._next)
-        for held in (*self._held.values(), *self._amending.values()):
-            low[held.partition] = min(low[held.partition], held.first_offset)
+        for pending in (*self._pending.values(), *self._amending.values()):
+            low[pending.partition] = min(low[pending.partition], pending.first_offset)
         return tuple(
             Position(partition=partition, offset=offset)
             for partition, offset in sorted(low.items())
@@ -239,36 +239,36 @@ class RowBatcher:
 
 
 def _take(
-    groups: dict[str, Held], partition: int, offset: int, event: Trajectory | Tombstone
+    groups: dict[str, PendingGroup], partition: int, offset: int, event: Trajectory | Tombstone
 ) -> bool:
     """Hold a record with the others of its revision; whether it is news."""
-    held = groups.get(event.group_id)
-    if held is None or held.group_revision != event.group_revision:
-        held = groups[event.group_id] = Held(
+    pending = groups.get(event.group_id)
+    if pending is None or pending.group_revision != event.group_revision:
+        pending = groups[event.group_id] = PendingGroup(
             group_id=event.group_id,
             group_revision=event.group_revision,
             partition=partition,
             # Until the newer revision is whole, the older one is what a resumed learner must find.
-            first_offset=held.first_offset if held else offset,
+            first_offset=pending.first_offset if pending else offset,
             last_offset=offset,
             group_size=event.group_size,
             started_at=event.group_started_at,
             rows={},
             tombstones={},
         )
-    held.last_offset = offset
+    pending.last_offset = offset
     target: dict[str, Trajectory] | dict[str, Tombstone] = (
-        held.rows if isinstance(event, Trajectory) else held.tombstones
+        pending.rows if isinstance(event, Trajectory) else pending.tombstones
     )
     known = event.event_id in target
     target[event.event_id] = event  # type: ignore[assignment] # pyright: ignore[reportArgumentType]
     return not known
 
 
-def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:
+def settle(pending: PendingGroup, current: Version, rules: BatchRules) -> BatchGroup:
     """Decide the fate of every action of a complete group."""
-    rows = sorted(held.rows.values(), key=lambda row: (row.rollout_id, row.row_index))
-    rewards = {stone.rollout_id: stone.episode_reward for stone in held.tombstones.values()} | {
+    rows = sorted(pending.rows.values(), key=lambda row: (row.rollout_id, row.row_index))
+    rewards = {stone.rollout_id: stone.episode_reward for stone in pending.tombstones.values()} | {
         r.rollout_id: r.episode_reward for r in rows
     }
     scored = tuple(
@@ -301,8 +301,8 @@ def settle(held: Held, current: Version, rules: BatchRules) -> BatchGroup:
                 rows=(*(before.rows if before else ()), batch_row),
             )
     return BatchGroup(
-        group_id=held.group_id,
-        group_revision=held.group_revision,
+        group_id=pending.group_id,
+        group_revision=pending.group_revision,
         policy=current.policy,
         rewards=scored,
         episodes=tuple(episodes.values()),
@@ -338,7 +338,7 @@ def ledger_entries(
 
 
 def ledger_entry(
-    group: BatchGroup | Held,
+    group: BatchGroup | PendingGroup,
     term: LedgerTerm,
     reason: FilterReason | None,
     actions: Iterable[str],

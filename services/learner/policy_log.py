@@ -15,7 +15,7 @@ from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import Event, LedgerEntry, PolicyUpdate
 from fulgurite.ids import derive_id
 from fulgurite.learning.amendments import accounts_of
-from fulgurite.learning.batching import SOURCE, Held
+from fulgurite.learning.batching import SOURCE, PendingGroup
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from services.common.kafka.client import (
     EventProducer,
@@ -148,7 +148,7 @@ class PolicyLog:
             {entry.group_id: entry.group_revision for entry in ours},
         )
 
-    def accounts(self, groups: Sequence[Held]) -> dict[str, dict[str, LedgerTerm]]:
+    def accounts(self, groups: Sequence[PendingGroup]) -> dict[str, dict[str, LedgerTerm]]:
         """What the ledger says of the actions of groups that this policy's learners have
         settled.
         """
