@@ -115,7 +115,7 @@ def close_group(
     if not episodes or any(episode.mode is Mode.val for episode in episodes):
         return ()
     closing = _Closing(group_id, declaration, episodes, rewards, rules or FailureRules())
-    outputs = [output for member in closing.members for output in closing.settle(member)]
+    outputs = [output for member in closing.members for output in closing.outputs_of(member)]
     return sealed((*closing.entries(), *outputs))
 
 
@@ -166,7 +166,7 @@ class _Closing:
         self.chains = {rollout_id: paths(built.rows) for rollout_id, built in self.built.items()}
         self.credits = self._credits()
 
-    def settle(self, member: Member) -> tuple[Trajectory | Tombstone, ...]:
+    def outputs_of(self, member: Member) -> tuple[Trajectory | Tombstone, ...]:
         """Rows or the tombstone of one member; what cannot be trained is noted."""
         for episode in member.earlier:
             self._lose(episode, FilterReason.superseded)

@@ -213,7 +213,7 @@ class RowBatcher:
             del self._pending[pending.group_id]
             self._settled[pending.group_id] = (pending.partition, pending.last_offset)
             self._done[pending.group_id] = pending.group_revision
-        return tuple(settle(pending, current, self.rules) for pending in chosen)
+        return tuple(assign_outcomes(pending, current, self.rules) for pending in chosen)
 
     def positions(self) -> tuple[Position, ...]:
         """Low-water offsets: everything below them is settled."""
@@ -265,7 +265,7 @@ def _take(
     return not known
 
 
-def settle(pending: PendingGroup, current: Version, rules: BatchRules) -> BatchGroup:
+def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) -> BatchGroup:
     """Decide the fate of every action of a complete group."""
     rows = sorted(pending.rows.values(), key=lambda row: (row.rollout_id, row.row_index))
     rewards = {stone.rollout_id: stone.episode_reward for stone in pending.tombstones.values()} | {
