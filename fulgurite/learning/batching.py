@@ -90,7 +90,7 @@ class BatchGroup(EventStruct, frozen=True, kw_only=True):
     """Of every scored episode, trained or not: the baseline."""
     episodes: tuple[BatchEpisode, ...]
     """Those with something to train; empty if the group teaches nothing."""
-    fates: Mapping[str, tuple[LedgerTerm, FilterReason | None]]
+    outcomes: Mapping[str, tuple[LedgerTerm, FilterReason | None]]
     """What becomes of each action that carries loss."""
 
 
@@ -266,7 +266,7 @@ def _take(
 
 
 def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) -> BatchGroup:
-    """Decide the fate of every action of a complete group."""
+    """Decide the outcome of every action of a complete group."""
     rows = sorted(pending.rows.values(), key=lambda row: (row.rollout_id, row.row_index))
     rewards = {stone.rollout_id: stone.episode_reward for stone in pending.tombstones.values()} | {
         r.rollout_id: r.episode_reward for r in rows
@@ -281,16 +281,16 @@ def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) 
         of_group = FilterReason.no_baseline
     elif max(scored) - min(scored) < SPREAD:
         of_group = FilterReason.no_signal
-    fates: dict[str, tuple[LedgerTerm, FilterReason | None]] = {}
+    outcomes: dict[str, tuple[LedgerTerm, FilterReason | None]] = {}
     episodes: dict[str, BatchEpisode] = {}
     for row in rows:
         actions: list[TrainedAction] = []
         for action in row.actions:
             if not action.loss:
                 continue
-            fate = _fate(row, action, of_group, current, rules)
-            fates[action_id(action.call_id, action.choice)] = fate
-            if fate[0] is LedgerTerm.trained:
+            outcome = _outcome(row, action, of_group, current, rules)
+            outcomes[action_id(action.call_id, action.choice)] = outcome
+            if outcome[0] is LedgerTerm.trained:
                 actions.append(_trained_action(action))
         if actions:
             before = episodes.get(row.rollout_id)
@@ -306,17 +306,17 @@ def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) 
         policy=current.policy,
         rewards=scored,
         episodes=tuple(episodes.values()),
-        fates=fates,
+        outcomes=outcomes,
     )
 
 
 def untrained(group: BatchGroup, reason: FilterReason) -> BatchGroup:
     """The group, settled without the step that it was part of."""
-    fates = {
-        action: (LedgerTerm.filtered, reason) if fate[0] is LedgerTerm.trained else fate
-        for action, fate in group.fates.items()
+    outcomes = {
+        action: (LedgerTerm.filtered, reason) if outcome[0] is LedgerTerm.trained else outcome
+        for action, outcome in group.outcomes.items()
     }
-    return msgspec.structs.replace(group, episodes=(), fates=fates)
+    return msgspec.structs.replace(group, episodes=(), outcomes=outcomes)
 
 
 def ledger_entries(
@@ -328,8 +328,8 @@ def ledger_entries(
     entries: list[LedgerEntry] = []
     for group in groups:
         sorted_out: dict[tuple[LedgerTerm, FilterReason | None], list[str]] = {}
-        for action, fate in sorted(group.fates.items()):
-            sorted_out.setdefault(fate, []).append(action)
+        for action, outcome in sorted(group.outcomes.items()):
+            sorted_out.setdefault(outcome, []).append(action)
         for (term, reason), actions in (
             sorted_out or {(LedgerTerm.filtered, FilterReason.missing): []}
         ).items():
@@ -376,7 +376,7 @@ def staleness(version: str | None, current: Version) -> int | None:
     return current.step - generated.step if generated.policy == current.policy else None
 
 
-def _fate(
+def _outcome(
     row: Trajectory,
     action: Action,
     of_group: FilterReason | None,

@@ -12,19 +12,19 @@ from fulgurite.ledger.remedies import REMEDIES
 
 def shortcomings(groups: Sequence[BatchGroup], max_row_tokens: int) -> list[str]:
     """Lines for the log; none for a batch of which something is trained and nothing is too long."""
-    fates = Counter(fate for group in groups for fate in group.fates.values())
-    total = sum(fates.values())
-    trained = sum(count for (term, _), count in fates.items() if term is LedgerTerm.trained)
-    oversized = fates[LedgerTerm.filtered, FilterReason.oversized]
+    outcomes = Counter(outcome for group in groups for outcome in group.outcomes.values())
+    total = sum(outcomes.values())
+    trained = sum(count for (term, _), count in outcomes.items() if term is LedgerTerm.trained)
+    oversized = outcomes[LedgerTerm.filtered, FilterReason.oversized]
     lines: list[str] = []
     if not trained:
         counted = ", ".join(
-            f"{count} {reason or term}" for (term, reason), count in fates.most_common()
+            f"{count} {reason or term}" for (term, reason), count in outcomes.most_common()
         )
         remedy = next(
             (
                 f"; {reason}: {REMEDIES[reason]}"
-                for (_, reason), _ in fates.most_common()
+                for (_, reason), _ in outcomes.most_common()
                 if reason is not None
             ),
             "",

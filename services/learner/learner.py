@@ -301,7 +301,9 @@ class Learner:
             topic=self.settings.topic,
             positions=self.batcher.positions(),
             trained_actions=sum(
-                fate[0] is LedgerTerm.trained for group in groups for fate in group.fates.values()
+                outcome[0] is LedgerTerm.trained
+                for group in groups
+                for outcome in group.outcomes.values()
             ),
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         )

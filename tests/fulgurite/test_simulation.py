@@ -123,7 +123,7 @@ class Result(NamedTuple):
     episodes: dict[str, Episode]
     rows: dict[str, Event]
     entries: dict[str, Event]
-    fates: dict[str, tuple[LedgerTerm, str | None]]
+    outcomes: dict[str, tuple[LedgerTerm, str | None]]
 
 
 def distinct(records: Iterable[Event]) -> dict[str, Event]:
@@ -152,17 +152,17 @@ def result_of(world: World) -> Result:
     ledger = [
         record for record in distinct(world.log[LEDGER]).values() if isinstance(record, LedgerEntry)
     ]
-    fates: dict[str, tuple[LedgerTerm, str | None]] = {}
+    outcomes: dict[str, tuple[LedgerTerm, str | None]] = {}
     for entry in ledger:
         for action in entry.actions:
-            assert action not in fates
-            fates[action] = (entry.term, entry.reason)
+            assert action not in outcomes
+            outcomes[action] = (entry.term, entry.reason)
     check_closings(world)
     return Result(
         episodes_of(world),
         distinct(event for event in world.log[TRAJECTORIES] if not isinstance(event, GroupClosed)),
         {entry.event_id: entry for entry in ledger if entry.source == "rewarder"},
-        fates,
+        outcomes,
     )
 
 
@@ -251,10 +251,10 @@ def check(world: World) -> None:
     assert found.episodes == expected.episodes
     assert found.rows == expected.rows
     assert found.entries == expected.entries
-    assert found.fates == expected.fates
+    assert found.outcomes == expected.outcomes
     assert not [action for action, times in Counter(world.trained).items() if times > 1]
     assert {
-        action for action, (term, _) in found.fates.items() if term is LedgerTerm.trained
+        action for action, (term, _) in found.outcomes.items() if term is LedgerTerm.trained
     } == set(world.trained)
     closed = books(world)
     assert (closed.remainder, closed.discrepancies, closed.overdue, closed.expired) == (
@@ -264,7 +264,7 @@ def check(world: World) -> None:
         0,
     )
     assert not [term for term in closed.terms if term.startswith("open")]
-    assert closed.actions == len(found.fates)
+    assert closed.actions == len(found.outcomes)
 
 
 def test_the_undisturbed_run_has_everything_in_it() -> None:
@@ -279,7 +279,7 @@ def test_the_undisturbed_run_has_everything_in_it() -> None:
         FailureKind.agent_timeout,
         FailureKind.agent_silent,
     }
-    assert {reason or term for term, reason in expected.fates.values()} == {
+    assert {reason or term for term, reason in expected.outcomes.values()} == {
         "trained",
         "superseded",
         "truncated",

@@ -234,7 +234,7 @@ def learned_from(deployment: Deployment, name: str, groups: int) -> None:
     assert batcher.complete() >= groups
     batch = batcher.take(base_version("mine"))
     assert len(batch) == 8
-    assert any(term is LedgerTerm.trained for group in batch for term, _ in group.fates.values())
+    assert any(term is LedgerTerm.trained for group in batch for term, _ in group.outcomes.values())
 
 
 def refusals(deployment: Deployment) -> None:

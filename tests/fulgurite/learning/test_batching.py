@@ -1,4 +1,4 @@
-"""Rows and tombstones → groups → fates: no action twice, none forgotten."""
+"""Rows and tombstones → groups → outcomes: no action twice, none forgotten."""
 
 from __future__ import annotations
 
@@ -104,11 +104,11 @@ def batcher_with(*events: Trajectory | Tombstone, rules: BatchRules = ONE_GROUP)
     return batcher
 
 
-def fates(
+def outcomes(
     *events: Trajectory | Tombstone, rules: BatchRules = ONE_GROUP
 ) -> dict[str, tuple[LedgerTerm, FilterReason | None]]:
     (group,) = batcher_with(*events, rules=rules).take(NOW)
-    return dict(group.fates)
+    return dict(group.outcomes)
 
 
 def test_a_group_waits_for_every_row_and_every_member() -> None:
@@ -119,7 +119,7 @@ def test_a_group_waits_for_every_row_and_every_member() -> None:
     (group,) = batcher.take(NOW)
     assert group.rewards == (1.0, 0.0)
     assert [len(episode.rows) for episode in group.episodes] == [2, 1]
-    assert {fate for fate, _ in group.fates.values()} == {LedgerTerm.trained}
+    assert {outcome for outcome, _ in group.outcomes.values()} == {LedgerTerm.trained}
 
 
 def closed(group: str, *row_ids: str, revision: str | None = None) -> GroupClosed:
@@ -212,7 +212,7 @@ def test_a_revision_before_settlement_replaces_the_one_before() -> None:
 def test_groups_that_teach_nothing_say_why(
     events: tuple[Trajectory | Tombstone, ...], expected: FilterReason
 ) -> None:
-    assert set(fates(*events).values()) == {(LedgerTerm.filtered, expected)}
+    assert set(outcomes(*events).values()) == {(LedgerTerm.filtered, expected)}
 
 
 def test_a_tombstone_with_a_reward_stays_in_the_baseline() -> None:
@@ -275,8 +275,8 @@ def test_a_tombstone_with_a_reward_stays_in_the_baseline() -> None:
 def test_single_actions_that_are_not_trained_say_why(
     odd: Action, rules: BatchRules, expected: tuple[LedgerTerm, FilterReason | None]
 ) -> None:
-    given_fates = fates(row("g1", 0, 1.0, actions=(odd,)), row("g1", 1, 0.0), rules=rules)
-    assert given_fates["x#0"] == expected
+    given_outcomes = outcomes(row("g1", 0, 1.0, actions=(odd,)), row("g1", 1, 0.0), rules=rules)
+    assert given_outcomes["x#0"] == expected
 
 
 @pytest.mark.parametrize("reward", [math.inf, -math.inf, math.nan, 1e39, 1.7e308])
@@ -294,7 +294,7 @@ def test_an_episode_whose_reward_cannot_be_computed_with_is_no_part_of_its_group
     ).take(NOW)
     assert group.rewards == (1.0, 0.0)
     assert [episode.rollout_id for episode in group.episodes] == ["g1-1", "g1-2"]
-    assert group.fates["g1-0-0#0"] == (LedgerTerm.filtered, FilterReason.reward_failed)
+    assert group.outcomes["g1-0-0#0"] == (LedgerTerm.filtered, FilterReason.reward_failed)
 
 
 def test_a_group_whose_step_was_not_made_is_accounted_for_without_it() -> None:
@@ -304,7 +304,7 @@ def test_a_group_whose_step_was_not_made_is_accounted_for_without_it() -> None:
     ).take(NOW)
     settled = untrained(group, FilterReason.not_finite)
     assert settled.episodes == ()
-    assert settled.fates == {
+    assert settled.outcomes == {
         "new#0": (LedgerTerm.filtered, FilterReason.not_finite),
         "g1-1-0#0": (LedgerTerm.filtered, FilterReason.not_finite),
         "old#0": (LedgerTerm.stale, None),
@@ -313,7 +313,10 @@ def test_a_group_whose_step_was_not_made_is_accounted_for_without_it() -> None:
 
 def test_context_is_not_accounted_for() -> None:
     acts = (action("shared", 0, loss=False), action("own", 2))
-    assert set(fates(row("g1", 0, 1.0, actions=acts), row("g1", 1, 0.0))) == {"own#0", "g1-1-0#0"}
+    assert set(outcomes(row("g1", 0, 1.0, actions=acts), row("g1", 1, 0.0))) == {
+        "own#0",
+        "g1-1-0#0",
+    }
 
 
 def test_ledger_entries_name_every_action_once_and_never_leave_a_group_out() -> None:

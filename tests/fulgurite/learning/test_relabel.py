@@ -49,7 +49,7 @@ def test_rows_of_the_named_policy_become_rows_of_the_new_ones_base_model() -> No
         assert isinstance(row, Trajectory)
         batcher.add(0, offset, row)
     (group,) = batcher.take(base_version("mine"), partial=True)
-    assert [fate for fate, _ in group.fates.values()].count(LedgerTerm.trained) == 1
+    assert [outcome for outcome, _ in group.outcomes.values()].count(LedgerTerm.trained) == 1
 
 
 def test_after_so_many_steps_of_its_own_they_are_stale() -> None:
@@ -59,7 +59,7 @@ def test_after_so_many_steps_of_its_own_they_are_stale() -> None:
         assert isinstance(taken, Trajectory)
         batcher.add(0, offset, taken)
     (group,) = batcher.take(Version("mine", 1, 9), partial=True)
-    assert LedgerTerm.trained not in {fate for fate, _ in group.fates.values()}
+    assert LedgerTerm.trained not in {outcome for outcome, _ in group.outcomes.values()}
 
 
 def test_everything_else_stays_as_it_is() -> None:

@@ -75,7 +75,7 @@ class Learner:
         trained = [
             action
             for group in groups
-            for action, (term, _) in group.fates.items()
+            for action, (term, _) in group.outcomes.items()
             if term is LedgerTerm.trained
         ]
         update = PolicyUpdate(

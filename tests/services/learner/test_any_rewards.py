@@ -96,7 +96,7 @@ def test_accepted_rewards_make_finite_rows(
     groups = batcher.take(Version("policy", 0, 0))
     trained = train_rows(groups)
     assert bool(trained) == any(
-        fate[0] is LedgerTerm.trained for group in groups for fate in group.fates.values()
+        outcome[0] is LedgerTerm.trained for group in groups for outcome in group.outcomes.values()
     )
     for row in trained:
         assert row.advantages.dtype == np.float32

@@ -12,17 +12,22 @@ from fulgurite.enums import FilterReason, LedgerTerm
 from fulgurite.learning.batching import BatchGroup
 from services.learner.explaining import shortcomings
 
-Fate = tuple[LedgerTerm, FilterReason | None]
-TRAINED: Fate = (LedgerTerm.trained, None)
-OVERSIZED: Fate = (LedgerTerm.filtered, FilterReason.oversized)
+Outcome = tuple[LedgerTerm, FilterReason | None]
+TRAINED: Outcome = (LedgerTerm.trained, None)
+OVERSIZED: Outcome = (LedgerTerm.filtered, FilterReason.oversized)
 
 
-def batch(*fates: Fate) -> list[BatchGroup]:
-    """One group with an action of each fate."""
-    named = {f"action{number}": fate for number, fate in enumerate(fates)}
+def batch(*outcomes: Outcome) -> list[BatchGroup]:
+    """One group with an action of each outcome."""
+    named = {f"action{number}": outcome for number, outcome in enumerate(outcomes)}
     return [
         BatchGroup(
-            group_id="g", group_revision="r", policy="policy", rewards=(), episodes=(), fates=named
+            group_id="g",
+            group_revision="r",
+            policy="policy",
+            rewards=(),
+            episodes=(),
+            outcomes=named,
         )
     ]
 
@@ -56,6 +61,6 @@ def test_stale_actions_and_groups_without_any_are_told() -> None:
         max_size=9,
     )
 )
-def test_what_trains_something_is_no_warning(others: list[Fate]) -> None:
+def test_what_trains_something_is_no_warning(others: list[Outcome]) -> None:
     lines = shortcomings(batch(TRAINED, *others), 64)
     assert bool(lines) is (OVERSIZED in others)

@@ -82,7 +82,7 @@ class PolicyLogInMemory:
     def versions(self) -> set[str]:
         return {event.version or "" for event in self.published if isinstance(event, PolicyUpdate)}
 
-    def fates(self) -> dict[str, tuple[LedgerTerm, FilterReason | None]]:
+    def outcomes(self) -> dict[str, tuple[LedgerTerm, FilterReason | None]]:
         entries = [event for event in self.published if isinstance(event, LedgerEntry)]
         named = [
             (action, (entry.term, entry.reason)) for entry in entries for action in entry.actions
@@ -153,11 +153,11 @@ def test_a_step_that_is_not_finite_publishes_nothing_and_the_next_batch_is_train
     learner.run()
     assert len(trainer.steps) == 2
     assert log.versions() == {"policy@1.1"}
-    fates = log.fates()
-    assert [fates[f"{make_call(1, index).call_id}#0"] for index in (0, 1)] == [
+    outcomes = log.outcomes()
+    assert [outcomes[f"{make_call(1, index).call_id}#0"] for index in (0, 1)] == [
         (LedgerTerm.filtered, FilterReason.not_finite)
     ] * 2
-    assert [fates[f"{make_call(2, index).call_id}#0"] for index in (0, 1)] == [
+    assert [outcomes[f"{make_call(2, index).call_id}#0"] for index in (0, 1)] == [
         (LedgerTerm.trained, None)
     ] * 2
 
@@ -177,11 +177,11 @@ def test_numbers_of_an_old_log_stop_no_learner(tmp_path: Path, value: float) -> 
         poisoned.append(event)
     learner, log = learner_of(tmp_path, Trainer(), poisoned)
     learner.run()
-    fates = log.fates()
-    assert fates[f"{make_call(1, 0).call_id}#0"] == (
+    outcomes = log.outcomes()
+    assert outcomes[f"{make_call(1, 0).call_id}#0"] == (
         LedgerTerm.filtered,
         FilterReason.reward_failed,
     )
-    assert fates[f"{make_call(1, 1).call_id}#0"] == (LedgerTerm.trained, None)
+    assert outcomes[f"{make_call(1, 1).call_id}#0"] == (LedgerTerm.trained, None)
     (update,) = (event for event in log.published if isinstance(event, PolicyUpdate))
     assert all(map(math.isfinite, update.metrics.values()))
