@@ -20,7 +20,7 @@ from fulgurite.topics import TRAJECTORIES
 from fulgurite.versions import MalformedVersion, base_version, parse_version
 
 
-def adopted(event: Event | None, rows_of: str | None, policy: str) -> Event | None:
+def relabel(event: Event | None, rows_of: str | None, policy: str) -> Event | None:
     """Rows and tombstones of policy `rows_of` as rows of `policy`; anything else as it is."""
     if rows_of is None or not isinstance(event, Trajectory | Tombstone) or event.policy != rows_of:
         return event
@@ -29,7 +29,7 @@ def adopted(event: Event | None, rows_of: str | None, policy: str) -> Event | No
     return msgspec.structs.replace(
         event,
         policy=policy,
-        actions=tuple(_adopted(action, rows_of, policy) for action in event.actions),
+        actions=tuple(_relabel_action(action, rows_of, policy) for action in event.actions),
     )
 
 
@@ -50,7 +50,7 @@ class _Config(msgspec.Struct):
     topic: str | None = None
 
 
-def _adopted(action: Action, rows_of: str, policy: str) -> Action:
+def _relabel_action(action: Action, rows_of: str, policy: str) -> Action:
     """Versions of other policies, and what is no version, stay: they cannot be trained."""
     try:
         generated = parse_version(action.version or "")

@@ -14,7 +14,7 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 
 from fulgurite.avro.codec import Codec
 from fulgurite.events import GroupClosed, Position, Tombstone, Trajectory
-from fulgurite.learning.relabel import adopted
+from fulgurite.learning.relabel import relabel
 from fulgurite.topics import TRAJECTORIES, Topic
 from services.common.kafka.client import (
     KafkaSettings,
@@ -80,7 +80,7 @@ class TrajectorySource:
             if error is None:
                 record = read_message(message, self._codec)
                 yield msgspec.structs.replace(
-                    record, event=adopted(record.event, self._rows_of, self._policy)
+                    record, event=relabel(record.event, self._rows_of, self._policy)
                 )
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # pyright: ignore[reportPrivateUsage]
                 raise OffsetOutOfRange(

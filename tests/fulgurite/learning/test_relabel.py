@@ -10,7 +10,7 @@ from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentReward, AgentStatus, PolicyUpdate, Trajectory
 from fulgurite.groups.closing import close_group
 from fulgurite.learning.batching import RowBatcher
-from fulgurite.learning.relabel import adopted, learns_elsewhere
+from fulgurite.learning.relabel import learns_elsewhere, relabel
 from fulgurite.versions import Version, base_version
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 
@@ -38,7 +38,7 @@ def closed() -> list[Trajectory]:
 
 def test_rows_of_the_named_policy_become_rows_of_the_new_ones_base_model() -> None:
     rows = closed()
-    mine = [adopted(row, "policy", "mine") for row in rows]
+    mine = [relabel(row, "policy", "mine") for row in rows]
     versions = [
         action.version for row in mine if isinstance(row, Trajectory) for action in row.actions
     ]
@@ -55,7 +55,7 @@ def test_rows_of_the_named_policy_become_rows_of_the_new_ones_base_model() -> No
 def test_after_so_many_steps_of_its_own_they_are_stale() -> None:
     batcher = RowBatcher("mine")
     for offset, row in enumerate(closed()):
-        taken = adopted(row, "policy", "mine")
+        taken = relabel(row, "policy", "mine")
         assert isinstance(taken, Trajectory)
         batcher.add(0, offset, taken)
     (group,) = batcher.take(Version("mine", 1, 9), partial=True)
@@ -65,10 +65,10 @@ def test_after_so_many_steps_of_its_own_they_are_stale() -> None:
 def test_everything_else_stays_as_it_is() -> None:
     (row, *_) = closed()
     reward = make_reward(1, 0)
-    assert adopted(row, None, "mine") is row
-    assert adopted(row, "third", "mine") is row
-    assert adopted(reward, "policy", "mine") is reward
-    assert adopted(None, "policy", "mine") is None
+    assert relabel(row, None, "mine") is row
+    assert relabel(row, "third", "mine") is row
+    assert relabel(reward, "policy", "mine") is reward
+    assert relabel(None, "policy", "mine") is None
 
 
 def test_tombstones_are_members_too() -> None:
@@ -76,7 +76,7 @@ def test_tombstones_are_members_too() -> None:
     episode = stitch([declared, make_call(1, 0), make_status(1, 0)])
     assert episode is not None
     outputs = close_group(group_id(1), declared.declaration, [episode], [])
-    taken = [adopted(output, "policy", "mine") for output in outputs]
+    taken = [relabel(output, "policy", "mine") for output in outputs]
     assert {
         getattr(output, "policy", None) for output in taken if type(output).__name__ == "Tombstone"
     } == {"mine"}
