@@ -12,17 +12,17 @@ from collections.abc import Mapping
 
 import msgspec
 
-from fulgurite.episodes.failures import EXOGENOUS, FailureKind, FailurePolicy
+from fulgurite.episodes.failures import EXOGENOUS, FailureAction, FailureKind
 
 
-def _defaults() -> dict[FailureKind, FailurePolicy]:
+def _defaults() -> dict[FailureKind, FailureAction]:
     policies = {
-        kind: FailurePolicy.drop if kind in EXOGENOUS else FailurePolicy.train
+        kind: FailureAction.drop if kind in EXOGENOUS else FailureAction.train
         for kind in FailureKind
     }
     return policies | {
-        FailureKind.unknown: FailurePolicy.mask,
-        FailureKind.truncated: FailurePolicy.mask,
+        FailureKind.unknown: FailureAction.mask,
+        FailureKind.truncated: FailureAction.mask,
     }
 
 
@@ -31,8 +31,8 @@ class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
     not be dropped or retried.
     """
 
-    policies: Mapping[FailureKind, FailurePolicy] = msgspec.field(
-        default_factory=dict[FailureKind, FailurePolicy]
+    policies: Mapping[FailureKind, FailureAction] = msgspec.field(
+        default_factory=dict[FailureKind, FailureAction]
     )
     """Where it differs from the defaults."""
     penalty: float = 0.0
@@ -40,29 +40,29 @@ class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for kind, policy in self.policies.items():
-            if policy in (FailurePolicy.drop, FailurePolicy.retry) and kind not in EXOGENOUS:
+            if policy in (FailureAction.drop, FailureAction.retry) and kind not in EXOGENOUS:
                 raise ValueError(
                     f"{kind} is caused by the policy: it may be trained, masked or penalised, "
                     f"not {policy}"
                 )
 
-    def policy_of(self, failure: FailureKind | None) -> FailurePolicy:
+    def action_for(self, failure: FailureKind | None) -> FailureAction:
         """The policy for an episode's failure; without one: train."""
         if failure is None:
-            return FailurePolicy.train
+            return FailureAction.train
         return self.policies.get(failure, DEFAULTS[failure])
 
     def masks(self, failure: FailureKind | None) -> bool:
         """Whether all actions of an episode with that failure carry no loss."""
         return (
-            failure is not FailureKind.truncated and self.policy_of(failure) is FailurePolicy.mask
+            failure is not FailureKind.truncated and self.action_for(failure) is FailureAction.mask
         )
 
     def masks_cut_answers(self) -> bool:
         """Whether an action that was cut by its length limit carries no loss, whatever its
         episode's failure.
         """
-        return self.policy_of(FailureKind.truncated) is FailurePolicy.mask
+        return self.action_for(FailureKind.truncated) is FailureAction.mask
 
 
 DEFAULTS = _defaults()

@@ -42,7 +42,7 @@ class FailureKind(StrEnum):
     """A part of the system other than agent and model failed."""
 
 
-class FailurePolicy(StrEnum):
+class FailureAction(StrEnum):
     """What training makes of an episode that failed."""
 
     train = "train"

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from fulgurite.enums import FilterReason, LedgerTerm, Mode
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailurePolicy
+from fulgurite.episodes.failures import FailureAction
 from fulgurite.events import (
     Action,
     AgentReward,
@@ -121,7 +121,7 @@ def close_group(
 
 def _wants_reward(episode: Episode, rules: FailureRules) -> bool:
     acted = any(successful_actions(call) for call in episode.calls)
-    return acted and rules.policy_of(episode.failure) in (FailurePolicy.train, FailurePolicy.mask)
+    return acted and rules.action_for(episode.failure) in (FailureAction.train, FailureAction.mask)
 
 
 class _Closing:
@@ -195,12 +195,12 @@ class _Closing:
     def _verdict(
         self, episode: Episode, rewards: Sequence[AgentReward]
     ) -> EpisodeRewards | FilterReason:
-        policy = self.rules.policy_of(episode.failure)
+        policy = self.rules.action_for(episode.failure)
         if not any(successful_actions(call) for call in episode.calls):
             return FilterReason.missing
-        if policy in (FailurePolicy.drop, FailurePolicy.retry):
+        if policy in (FailureAction.drop, FailureAction.retry):
             return FilterReason.failure_dropped
-        if policy is FailurePolicy.penalise:
+        if policy is FailureAction.penalise:
             return EpisodeRewards(
                 total=self.rules.penalty, outcome=self.rules.penalty, actions={}, named={}
             )

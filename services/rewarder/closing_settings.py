@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailureKind, FailurePolicy
+from fulgurite.episodes.failures import FailureAction, FailureKind
 from fulgurite.events import Declaration, Episode
 from fulgurite.groups.closing import awaits_episodes
 from fulgurite.groups.rewards import LARGEST_REWARD
@@ -29,7 +29,7 @@ class ClosingSettings(BaseSettings):
     """Seconds after a group's deadline to wait for episodes."""
     live_wait_s: float = Field(default=300.0, ge=0)
     """Seconds that an undeclared episode waits for its reward."""
-    failure_policies: dict[FailureKind, FailurePolicy] = Field(default={})
+    failure_policies: dict[FailureKind, FailureAction] = Field(default={})
     """JSON, failure kind → policy: what training makes of a failure
     (docs/reference/failures.md)."""
     penalty: float = Field(default=0.0, ge=-LARGEST_REWARD, le=LARGEST_REWARD)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from fulgurite.enums import FilterReason, LedgerTerm
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailurePolicy
+from fulgurite.episodes.failures import FailureAction
 from fulgurite.errors import FulguriteError
 from fulgurite.events import Episode, LedgerEntry
 from fulgurite.ids import action_id
@@ -131,9 +131,9 @@ class Fates:
             return NO_POLICY
         if expected.reason is not None:
             return str(expected.reason)
-        if score.failure is not None and _RULES.policy_of(score.failure) in (
-            FailurePolicy.drop,
-            FailurePolicy.retry,
+        if score.failure is not None and _RULES.action_for(score.failure) in (
+            FailureAction.drop,
+            FailureAction.retry,
         ):
             return str(FilterReason.failure_dropped)
         if self._rewarded and None in score.rewards.values():
@@ -162,7 +162,7 @@ def _group_reason(scores: Sequence[Score]) -> FilterReason | None:
         score.reward
         for score in scores
         if score.reward is not None
-        and _RULES.policy_of(score.failure) not in (FailurePolicy.drop, FailurePolicy.retry)
+        and _RULES.action_for(score.failure) not in (FailureAction.drop, FailureAction.retry)
     ]
     if len(rewards) < 2:
         return FilterReason.no_baseline

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fulgurite.episodes.failures import EXOGENOUS, FailureKind, FailurePolicy
+from fulgurite.episodes.failures import EXOGENOUS, FailureAction, FailureKind
 
 
 def test_every_kind_is_its_own_name() -> None:
     assert all(kind.value == kind.name for kind in FailureKind)
-    assert all(policy.value == policy.name for policy in FailurePolicy)
+    assert all(policy.value == policy.name for policy in FailureAction)
 
 
 def test_what_the_policy_causes_is_not_exogenous() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import FilterReason, Mode, StatusKind
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailureKind, FailurePolicy
+from fulgurite.episodes.failures import FailureAction, FailureKind
 from fulgurite.episodes.stitching import Input, stitch
 from fulgurite.errors import UnknownRule
 from fulgurite.events import (
@@ -199,7 +199,7 @@ def test_a_member_that_did_nothing_is_missing() -> None:
 
 def test_failures_that_are_masked_or_penalised_stay_in_the_baseline() -> None:
     looping = finished(failure=FailureKind.loop_detected)
-    masked = FailureRules(policies={FailureKind.loop_detected: FailurePolicy.mask})
+    masked = FailureRules(policies={FailureKind.loop_detected: FailureAction.mask})
     (row,) = rows(close_group(GROUP, declaration(size=1), [looping], [make_reward()], masked))
     assert (row.actions[0].mask, row.episode_reward, row.group_members_scored) == (
         FilterReason.failure_masked,
@@ -207,7 +207,7 @@ def test_failures_that_are_masked_or_penalised_stay_in_the_baseline() -> None:
         1,
     )
     penalised = FailureRules(
-        policies={FailureKind.loop_detected: FailurePolicy.penalise}, penalty=-1.0
+        policies={FailureKind.loop_detected: FailureAction.penalise}, penalty=-1.0
     )
     (row,) = rows(close_group(GROUP, declaration(size=1), [looping], [], penalised))
     assert (row.actions[0].mask, row.episode_reward, row.rewards) == (None, -1.0, {})

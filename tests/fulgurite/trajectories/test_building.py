@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailureKind, FailurePolicy
+from fulgurite.episodes.failures import FailureAction, FailureKind
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import Action, Episode, LlmCall, ParentRef
 from fulgurite.ids import action_id
@@ -181,7 +181,7 @@ def test_failed_calls_are_no_actions() -> None:
         (make_call(finish="length"), FailureRules(), FilterReason.truncated),
         (
             make_call(finish="length"),
-            FailureRules(policies={FailureKind.truncated: FailurePolicy.train}),
+            FailureRules(policies={FailureKind.truncated: FailureAction.train}),
             None,
         ),
         (
