@@ -25,7 +25,7 @@ from fulgurite.groups.credit.types import Step
 from fulgurite.ids import action_id
 from fulgurite.tokens import IntArray, token_count, unpack_ids
 from fulgurite.trajectories.prefix_breaks import classify
-from fulgurite.trajectories.retried_calls import superseded
+from fulgurite.trajectories.retried_calls import find_retried_calls
 
 GREEDY = 1e-5
 """Temperatures up to this are greedy, as in vLLM."""
@@ -96,7 +96,7 @@ def build_trajectories(episode: Episode, rules: FailureRules | None = None) -> B
     calls = EpisodeCalls(episode.calls)
     builder = _TrajectoryBuilder(calls, rules or FailureRules())
     left_out: list[LostAction] = []
-    retried = superseded(calls)
+    retried = find_retried_calls(calls)
     for index, call in enumerate(episode.calls):
         if call.outcome is not CallOutcome.success:
             continue

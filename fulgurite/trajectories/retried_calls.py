@@ -1,12 +1,14 @@
-"""Calls that were tried again and came to nothing: the agent asked the same once more, and went on
-from the later answer.
+"""Finds calls that were tried again: the agent repeated a request and used the later answer.
 
-A call is superseded if it gave one answer upon which nobody built, and a call of the same role and
-policy with the same prompt began after it had ended, upon whose answer somebody built. Whoever
-builds has a prompt that goes on from the answer, by its tokens or, where those part, by its
-messages. Siblings that were asked for at once (best-of-n in parallel, `n` > 1) are no retries, used
-or not: they are branches. Nor is anything superseded where nobody built upon any of them, or upon
-all.
+A call counts as retried when all of this holds:
+
+- it gave one answer, and no other call builds on that answer;
+- a later call has the same role, policy and prompt, and began after this one had ended;
+- some call builds on the later call's answer.
+
+A call builds on an answer when its prompt continues it, by tokens or, where these differ, by
+messages. Siblings that ran at the same time (best-of-n in parallel, `n` > 1) are branches, not
+retries. If no sibling is built on, or all are, none counts as retried.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from fulgurite.events import LlmCall
 from fulgurite.trajectories.prefix_breaks import continues
 
 
-def superseded(calls: EpisodeCalls) -> frozenset[str]:
-    """Ids of the superseded calls of an attempt, whatever the order of its calls."""
+def find_retried_calls(calls: EpisodeCalls) -> frozenset[str]:
+    """Ids of the retried calls of an attempt, whatever the order of its calls."""
     found: set[str] = set()
     for siblings in _siblings(calls):
         used = {

@@ -14,7 +14,7 @@ from fulgurite.episodes.episode_deltas import EpisodeCalls
 from fulgurite.events import LlmCall
 from fulgurite.ids import action_id
 from fulgurite.trajectories.building import build_trajectories
-from fulgurite.trajectories.retried_calls import superseded
+from fulgurite.trajectories.retried_calls import find_retried_calls
 from tests.fulgurite.trajectories.test_building import episode_of
 from tests.synthetic import make_call
 
@@ -30,8 +30,8 @@ def ask(
     return make_call(turn=turn, at=at, prompt=prompt, answers=answers, **more)  # type: ignore[arg-type]
 
 
-def superseded_of(calls: Sequence[LlmCall]) -> frozenset[str]:
-    return superseded(EpisodeCalls(calls))
+def retried_of(calls: Sequence[LlmCall]) -> frozenset[str]:
+    return find_retried_calls(EpisodeCalls(calls))
 
 
 FIRST = ask(0, 1_000, answers=[(7,)])
@@ -40,7 +40,7 @@ ON = ask(2, 1_020, prompt=(1, 2, 8, 3), answers=[(9,)])
 
 
 def test_a_call_that_was_tried_again_and_built_upon_is_superseded() -> None:
-    assert superseded_of([FIRST, AGAIN, ON]) == {FIRST.call_id}
+    assert retried_of([FIRST, AGAIN, ON]) == {FIRST.call_id}
     built = build_trajectories(episode_of(FIRST, AGAIN, ON))
     assert [(lost.action, lost.policy, lost.reason) for lost in built.left_out] == [
         (action_id(FIRST.call_id, 0), "policy", FilterReason.superseded)
@@ -72,7 +72,7 @@ def test_a_call_that_was_tried_again_and_built_upon_is_superseded() -> None:
     ],
 )
 def test_what_is_not(calls: list[LlmCall], why: str) -> None:
-    assert superseded_of(calls) == frozenset(), why
+    assert retried_of(calls) == frozenset(), why
 
 
 def test_whoever_builds_upon_the_text_has_built_upon_the_answer() -> None:
@@ -86,8 +86,8 @@ def test_whoever_builds_upon_the_text_has_built_upon_the_answer() -> None:
     again = ask(1, 1_010, answers=[(8,)], messages=asked, replies=[eight])
     upon_first = ask(2, 1_020, prompt=(5, 5), messages=[*asked, seven])
     upon_again = ask(3, 1_030, prompt=(5, 6), messages=[*asked, eight])
-    assert superseded_of([first, again, upon_again]) == {first.call_id}
-    assert superseded_of([first, again, upon_first, upon_again]) == frozenset()
+    assert retried_of([first, again, upon_again]) == {first.call_id}
+    assert retried_of([first, again, upon_first, upon_again]) == frozenset()
 
 
 @given(
@@ -95,4 +95,4 @@ def test_whoever_builds_upon_the_text_has_built_upon_the_answer() -> None:
 )
 def test_the_order_of_arrival_plays_no_part(calls: list[LlmCall]) -> None:
     # The third try came too late to replace what was used.
-    assert superseded_of(calls) == {FIRST.call_id}
+    assert retried_of(calls) == {FIRST.call_id}
