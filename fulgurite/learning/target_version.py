@@ -3,7 +3,7 @@ order.
 
 The first claim of an epoch wins, and a claimed epoch shuts out lower ones: what a superseded
 learner still publishes is ignored, what it had published before stays. A route that names a version
-of the policy pins it; without one the newest update is desired. Where a route splits an alias
+of the policy pins it; without one the newest update is the target. Where a route splits an alias
 between versions, a backend with one set of weights takes the greatest share, a canary the next; one
 with adapters takes all of them. Versions that a backend could not load are passed over: of the
 newest the next older one takes the place; in place of a pinned one a backend keeps what it serves,
@@ -20,7 +20,7 @@ from fulgurite.events import Event, PolicyRoute, PolicyUpdate
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 
 
-class DesiredVersion:
+class TargetVersion:
     """The fold for one policy. Feed it every event of both topics."""
 
     def __init__(self, policy: str) -> None:

@@ -45,7 +45,7 @@ from fulgurite.groups.group_revisions import RevisionLog
 from fulgurite.ids import action_id, episode_id
 from fulgurite.learning.batching import SOURCE as LEARNER
 from fulgurite.learning.relabel import learns_elsewhere
-from fulgurite.learning.target_version import DesiredVersion
+from fulgurite.learning.target_version import TargetVersion
 from fulgurite.ledger.model import Account, Balance, Discrepancy, Entry, Sources
 from fulgurite.trajectories.building import successful_actions
 
@@ -153,12 +153,12 @@ class _Books:
 
     def read_updates(self, entries: Iterable[Entry]) -> None:
         """How far each policy's learner has read."""
-        folds: dict[str, DesiredVersion] = {}
+        folds: dict[str, TargetVersion] = {}
         for entry in entries:
             if isinstance(entry.event, PolicyUpdate):
                 if learns_elsewhere(entry.event):
                     self.elsewhere.add(entry.event.policy)
-                folds.setdefault(entry.event.policy, DesiredVersion(entry.event.policy)).take(
+                folds.setdefault(entry.event.policy, TargetVersion(entry.event.policy)).take(
                     entry.event
                 )
         for policy, fold in folds.items():

@@ -103,8 +103,8 @@ class AdapterKeeper:
             self._tally = self._new_tally()
         if self._followed.routes != self._routes_seen:
             self._routes_seen = self._followed.routes
-            self._tally.passed_over -= self._followed.desired.named()
-        for version in self._followed.desired.versions(self._tally.passed_over):
+            self._tally.passed_over -= self._followed.target.named()
+        for version in self._followed.target.versions(self._tally.passed_over):
             if version not in self._tally.proved:
                 await self._bring(version, loaded)
         await self._retire(loaded)
@@ -130,7 +130,7 @@ class AdapterKeeper:
                 loaded.add(version)
             found = await difference(
                 self._engine,
-                self._followed.desired.updates[version],
+                self._followed.target.updates[version],
                 self._settings.probe_tolerance,
                 model=str(version),
             )
@@ -166,7 +166,7 @@ class AdapterKeeper:
         )
 
     async def _load(self, version: Version) -> None:
-        artifact = self._followed.desired.updates[version].artifact
+        artifact = self._followed.target.updates[version].artifact
         if artifact is None:
             raise BadArtifact(f"the update {version} names no artifact")
         folder = await asyncio.to_thread(fetch_adapter, artifact)
@@ -175,7 +175,7 @@ class AdapterKeeper:
 
     async def _retire(self, loaded: set[Version]) -> None:
         """Told first: no gateway shall ask for what is about to go."""
-        wanted = self._followed.desired.versions(self._tally.passed_over)
+        wanted = self._followed.target.versions(self._tally.passed_over)
         unwanted = sorted(loaded - set(wanted), reverse=True)
         for version in unwanted[max(0, KEEP - len(wanted)) :]:
             log.info("adapter retired", version=str(version))

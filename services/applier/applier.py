@@ -1,4 +1,4 @@
-"""Brings one engine to the desired version, and proves it. Reads `policy.updates` and
+"""Brings one engine to the target version, and proves it. Reads `policy.updates` and
 `policy.routes`, writes `policy.applied`.
 
 Each round compares what the log desires with what the engine itself reports; nothing is remembered
@@ -109,28 +109,28 @@ class PolicyApplier:
         self._try_again_what_routes_name(tally)
         kept = self._kept(served, tally)
         self._tell_unknown_pin(tally, kept)
-        desired = self._followed.desired.version(
+        target = self._followed.target.version(
             tally.passed_over, kept=kept, canary=self._settings.canary
         )
-        if desired in tally.passed_over:
+        if target in tally.passed_over:
             # Nothing is left that could be loaded: the next update or a restart of the engine
             # changes that.
             self.settled.set()
             return
-        if served != desired or tally.damaged:
+        if served != target or tally.damaged:
             self.settled.clear()
-            await self._bring_to(desired, served, tally)
-        elif tally.proved != desired:
+            await self._bring_to(target, served, tally)
+        elif tally.proved != target:
             # Found so: this applier is new, or died between loading and telling.
-            await self._prove(desired, tally)
-        if tally.proved == desired and not tally.damaged:
+            await self._prove(target, tally)
+        if tally.proved == target and not tally.damaged:
             self.settled.set()
 
     def _try_again_what_routes_name(self, tally: Tally) -> None:
         """Whoever routes to a version again has perhaps put its file back."""
         if self._followed.routes != self._routes_seen:
             self._routes_seen = self._followed.routes
-            tally.passed_over -= self._followed.desired.named()
+            tally.passed_over -= self._followed.target.named()
             tally.told_unknown.clear()
 
     def _kept(self, served: Version | None, tally: Tally) -> Version | None:
@@ -138,12 +138,8 @@ class PolicyApplier:
         return tally.proved or (None if served == self._base else served)
 
     def _tell_unknown_pin(self, tally: Tally, kept: Version | None) -> None:
-        pinned = self._followed.desired.pinned()
-        if (
-            pinned is None
-            or self._followed.desired.is_known(pinned)
-            or pinned in tally.told_unknown
-        ):
+        pinned = self._followed.target.pinned()
+        if pinned is None or self._followed.target.is_known(pinned) or pinned in tally.told_unknown:
             return
         tally.told_unknown.add(pinned)
         error = (
@@ -177,30 +173,30 @@ class PolicyApplier:
         self._tally = tally
         return tally
 
-    async def _bring_to(self, desired: Version, served: Version | None, tally: Tally) -> None:
+    async def _bring_to(self, target: Version, served: Version | None, tally: Tally) -> None:
         started = time.monotonic()
         previous = str(served) if served is not None else None
-        log.info("loading", version=str(desired), served=previous)
+        log.info("loading", version=str(target), served=previous)
         try:
-            largest = await self._load_and_probe(desired, served, tally)
+            largest = await self._load_and_probe(target, served, tally)
         except ApplyFailed as error:
-            tally.passed_over.add(desired)
+            tally.passed_over.add(target)
             largest = error.largest if isinstance(error, ProbeFailed) else None
             self._tell_failed(
-                tally, desired, served, str(error), time.monotonic() - started, largest
+                tally, target, served, str(error), time.monotonic() - started, largest
             )
             # At once, not in a second: wrong weights may be answering.
             self._followed.changed.set()
             return
         tally.damaged = False
-        tally.proved = desired
+        tally.proved = target
         seconds = time.monotonic() - started
         log.info(
-            "served", version=str(desired), seconds=round(seconds, 3), largest_difference=largest
+            "served", version=str(target), seconds=round(seconds, 3), largest_difference=largest
         )
         self._announcer.tell(
             tally.engine_id,
-            desired,
+            target,
             ApplyOutcome.applied,
             seconds,
             previous=previous,
@@ -229,48 +225,48 @@ class PolicyApplier:
         )
 
     async def _load_and_probe(
-        self, desired: Version, served: Version | None, tally: Tally
+        self, target: Version, served: Version | None, tally: Tally
     ) -> float | None:
-        weights = await asyncio.to_thread(self._weights, desired)
+        weights = await asyncio.to_thread(self._weights, target)
         try:
-            rollback = served is not None and desired < served
+            rollback = served is not None and target < served
             await self._engine.load(
-                str(weights.path), weights.sha256, str(desired), rollback=rollback
+                str(weights.path), weights.sha256, str(target), rollback=rollback
             )
-            tally.reports = desired
-            return await self._difference(desired)
+            tally.reports = target
+            return await self._difference(target)
         except (LoadBroken, ProbeFailed, EngineUnreachable):
             tally.damaged = True
             raise
 
-    async def _prove(self, desired: Version, tally: Tally) -> None:
+    async def _prove(self, target: Version, tally: Tally) -> None:
         started = time.monotonic()
         try:
-            largest = await self._difference(desired)
+            largest = await self._difference(target)
         except ProbeFailed as error:
             log.error(
                 "what the engine serves is not what it says: loading anew",
-                version=str(desired),
+                version=str(target),
                 error=str(error),
             )
             tally.damaged = True
             self._followed.changed.set()
             return
-        tally.proved = desired
+        tally.proved = target
         seconds = time.monotonic() - started
         self._announcer.tell(
             tally.engine_id,
-            desired,
+            target,
             ApplyOutcome.applied,
             seconds,
-            previous=str(desired),
+            previous=str(target),
             difference=largest,
         )
 
     def _weights(self, version: Version) -> WeightsFile:
         if version == self._base:
             return base_weights(self._settings.model)
-        artifact = self._followed.desired.updates[version].artifact
+        artifact = self._followed.target.updates[version].artifact
         if artifact is None:
             raise BadArtifact(f"the update {version} names no artifact")
         return fetch(artifact)
@@ -278,6 +274,6 @@ class PolicyApplier:
     async def _difference(self, version: Version) -> float | None:
         return await difference(
             self._engine,
-            self._followed.desired.updates.get(version),
+            self._followed.target.updates.get(version),
             self._settings.probe_tolerance,
         )

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from fulgurite.avro.codec import Codec
 from fulgurite.events import Event, PolicyRoute
-from fulgurite.learning.target_version import DesiredVersion
+from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES
 from services.common.kafka.client import KafkaSettings
 from services.common.kafka.topic_tail import Follower
@@ -19,14 +19,14 @@ class Followed:
     """One policy's fold."""
 
     def __init__(self, policy: str) -> None:
-        self.desired = DesiredVersion(policy)
+        self.target = TargetVersion(policy)
         self.changed = asyncio.Event()
         self.routes = 0
         """Counts the routes read, so that a route to the same version is seen as well."""
 
     def take(self, event: Event | None) -> None:
         """Any event of both topics, in log order."""
-        if self.desired.take(event):
+        if self.target.take(event):
             self.routes += isinstance(event, PolicyRoute)
             self.changed.set()
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlparse
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import ArtifactFormat
 from fulgurite.events import PolicyUpdate, RouteTarget
-from fulgurite.learning.target_version import DesiredVersion
+from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 from services.common.kafka.client import KafkaSettings, read_all
@@ -60,12 +60,12 @@ class Published:
     """What `policy.updates` says of every policy."""
 
     def __init__(self) -> None:
-        self.folds: dict[str, DesiredVersion] = {}
+        self.folds: dict[str, TargetVersion] = {}
 
     def take(self, event: object) -> None:
         """Any event of the topic, in log order."""
         if isinstance(event, PolicyUpdate):
-            self.folds.setdefault(event.policy, DesiredVersion(event.policy)).take(event)
+            self.folds.setdefault(event.policy, TargetVersion(event.policy)).take(event)
 
     def adapters(self) -> frozenset[str]:
         """The policies whose updates are LoRA adapters."""
@@ -94,7 +94,7 @@ class Published:
             self._check_version(parse_version(target.version))
 
     def _check_version(self, version: Version) -> None:
-        fold = self.folds.get(version.policy, DesiredVersion(version.policy))
+        fold = self.folds.get(version.policy, TargetVersion(version.policy))
         if not fold.is_known(version):
             raise BadTarget(f"{version} was never published; the newest is {fold.version()}")
         gone = missing_file(fold.updates.get(version))

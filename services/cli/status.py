@@ -24,7 +24,7 @@ from rich.text import Text
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import ApplyOutcome
 from fulgurite.events import Event, LedgerEntry, PolicyApplied, PolicyUpdate
-from fulgurite.learning.target_version import DesiredVersion
+from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TOPICS, TRAINING_LEDGER, Topic
 from services.cli.alive import (
     Progress,
@@ -231,9 +231,9 @@ def answers(url: str) -> str:
 
 def served(updates: Iterable[PolicyUpdate], applied: Iterable[PolicyApplied]) -> list[Served]:
     """The last word of each backend."""
-    newest: dict[str, DesiredVersion] = {}
+    newest: dict[str, TargetVersion] = {}
     for update in updates:
-        newest.setdefault(update.policy, DesiredVersion(update.policy)).take(update)
+        newest.setdefault(update.policy, TargetVersion(update.policy)).take(update)
     last: dict[tuple[str, str], PolicyApplied] = {}
     for event in applied:
         if event.outcome is not ApplyOutcome.retired:
@@ -245,7 +245,7 @@ def served(updates: Iterable[PolicyUpdate], applied: Iterable[PolicyApplied]) ->
             serves=event.version if event.outcome is ApplyOutcome.applied else event.previous,
             version=event.version,
             outcome=event.outcome.value,
-            newest=str(newest.get(policy, DesiredVersion(policy)).version()),
+            newest=str(newest.get(policy, TargetVersion(policy)).version()),
             error=event.error,
         )
         for (policy, backend), event in sorted(last.items())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import UpdateKind
 from fulgurite.events import Event, PolicyRoute, PolicyUpdate, RouteTarget
-from fulgurite.learning.target_version import DesiredVersion
+from fulgurite.learning.target_version import TargetVersion
 from fulgurite.versions import Version, base_version
 from tests.synthetic import make_call
 
@@ -39,8 +39,8 @@ def route(*targets: tuple[str, str | None, float], alias: str = "policy") -> Pol
     )
 
 
-def after(*events: Event) -> DesiredVersion:
-    fold = DesiredVersion("policy")
+def after(*events: Event) -> TargetVersion:
+    fold = TargetVersion("policy")
     for event in events:
         fold.take(event)
     return fold
@@ -94,7 +94,7 @@ def test_a_route_pins_a_known_version_until_it_is_taken_back() -> None:
 
 
 def test_other_policies_and_other_events_change_nothing() -> None:
-    fold = DesiredVersion("policy")
+    fold = TargetVersion("policy")
     assert not fold.take(update(1, 1, "a", "other"))
     assert not fold.take(make_call())
     assert not fold.take(None)

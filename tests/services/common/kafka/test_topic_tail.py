@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import UpdateKind
 from fulgurite.events import Event, PolicyRoute, PolicyUpdate, RouteTarget
-from fulgurite.learning.target_version import DesiredVersion
+from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, parse_version
 from services.common.kafka.client import KafkaSettings
@@ -54,13 +54,13 @@ routes = st.builds(
 def test_no_update_or_route_stops_those_who_follow(
     events: list[PolicyUpdate | PolicyRoute],
 ) -> None:
-    desired, view = DesiredVersion("p"), PolicyView()
+    target, view = TargetVersion("p"), PolicyView()
     for event in events:
-        desired.take(event)
+        target.take(event)
         view.take(event)
-        assert desired.version().policy == "p"
-        desired.version(canary=True)
-        desired.versions()
+        assert target.version().policy == "p"
+        target.version(canary=True)
+        target.versions()
         view.as_json({"p"})
         view.targets("a")
 
