@@ -29,7 +29,7 @@ from fulgurite.events import (
 )
 from fulgurite.groups.credit import credit_rule
 from fulgurite.groups.credit.types import Path, Scored
-from fulgurite.groups.group_revisions import SOURCE, UNSEALED, Output, sealed
+from fulgurite.groups.group_revisions import SOURCE, UNASSIGNED, Output, with_revision
 from fulgurite.groups.rewards import EpisodeRewards, combine, counted, is_complete
 from fulgurite.ids import action_id
 from fulgurite.trajectories.building import (
@@ -116,7 +116,7 @@ def close_group(
         return ()
     closing = _Closing(group_id, declaration, episodes, rewards, rules or FailureRules())
     outputs = [output for member in closing.members for output in closing.outputs_of(member)]
-    return sealed((*closing.entries(), *outputs))
+    return with_revision((*closing.entries(), *outputs))
 
 
 def _wants_reward(episode: Episode, rules: FailureRules) -> bool:
@@ -224,16 +224,16 @@ class _Closing:
 
         return tuple(
             Trajectory(
-                event_id=UNSEALED,
+                event_id=UNASSIGNED,
                 event_time=self.event_time,
-                trajectory_id=UNSEALED,
+                trajectory_id=UNASSIGNED,
                 group_id=self.group_id,
                 rollout_id=episode.rollout_id,
                 attempt=episode.attempt,
                 mode=episode.mode,
                 policy=row.policy,
                 episode_revision=episode.revision,
-                group_revision=UNSEALED,
+                group_revision=UNASSIGNED,
                 row_index=index,
                 rows_in_episode=len(built.rows),
                 group_size=len(self.members),
@@ -293,14 +293,14 @@ class _Closing:
         self, rollout_id: str, episode: Episode | None, reason: FilterReason, reward: float | None
     ) -> Tombstone:
         return Tombstone(
-            event_id=UNSEALED,
+            event_id=UNASSIGNED,
             event_time=self.event_time,
             group_id=self.group_id,
             rollout_id=rollout_id,
             attempt=episode.attempt if episode else 0,
             mode=self.mode,
             policy=self.policy,
-            group_revision=UNSEALED,
+            group_revision=UNASSIGNED,
             group_size=len(self.members),
             group_members_scored=self.scored,
             group_started_at=self.started_at,
@@ -320,11 +320,11 @@ def _entries(group_id: str, event_time: int, lost: Iterable[LostAction]) -> tupl
             by_reason.setdefault((action.policy, action.reason), set()).add(action.action)
     return tuple(
         LedgerEntry(
-            event_id=UNSEALED,
+            event_id=UNASSIGNED,
             event_time=event_time,
             policy=policy,
             group_id=group_id,
-            group_revision=UNSEALED,
+            group_revision=UNASSIGNED,
             term=LedgerTerm.filtered,
             reason=reason,
             actions=tuple(sorted(actions)),

@@ -26,7 +26,7 @@ RULE = "close-2"
 SOURCE = "rewarder"
 """Who writes ledger entries of a closing."""
 
-UNSEALED = ""
+UNASSIGNED = ""
 """Stands where the revision, and the ids that derive from it, will be."""
 
 Output = Trajectory | Tombstone | LedgerEntry
@@ -38,12 +38,12 @@ ClosingRecord = Output | GroupClosed
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
 
-def sealed(outputs: Sequence[Output]) -> tuple[Output, ...]:
+def with_revision(outputs: Sequence[Output]) -> tuple[Output, ...]:
     """What one closing writes, in order, under its revision and with the ids that derive
     from it.
     """
     revision = derive_id(RULE, hashlib.sha256(_canonical.encode(outputs)).hexdigest())
-    return tuple(_stamped(output, revision) for output in outputs)
+    return tuple(_with_ids(output, revision) for output in outputs)
 
 
 def revision_of(outputs: Iterable[Output]) -> str | None:
@@ -156,10 +156,10 @@ class RevisionLog:
         """The revision that need not be written again: the newest, if its `GroupClosed` is the last
         record.
 
-        `UNSEALED` where that is still to be written, or another revision was begun since; None
+        `UNASSIGNED` where that is still to be written, or another revision was begun since; None
         where no revision is whole.
         """
-        return self.newest if self._is_closed or self.newest is None else UNSEALED
+        return self.newest if self._is_closed or self.newest is None else UNASSIGNED
 
     def begun(self) -> set[str]:
         """Ids of what need not be written again of a closing that has no `GroupClosed` yet."""
@@ -173,7 +173,7 @@ class RevisionLog:
         return entries if self._is_closed else entries | self._rows
 
 
-def _stamped(output: Output, revision: str) -> Output:
+def _with_ids(output: Output, revision: str) -> Output:
     if isinstance(output, Trajectory):
         name = derive_id("trajectory", revision, output.episode_revision, output.row_index)
         return msgspec.structs.replace(
