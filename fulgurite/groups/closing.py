@@ -5,7 +5,7 @@ order (`fulgurite.groups.group_revisions`). Every member has rows or a tombstone
 Every successful train-mode action carries loss in exactly one row, or is `filtered` with a reason
 in a ledger entry; actions that a row carries with a `mask` are the learner's to account for. Ledger
 entries come first, so that a group whose rows are complete in the log has all its entries there. A
-group is closed anew, whole, when an episode or a reward comes late.
+group is re-closed as a whole when an episode or a reward comes late.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from its own source.
             + dead-lettered                                    dead.letters
             + open: no episode yet                             llm.calls and episodes
             + open: group not closed                           episodes, trajectories and training.ledger
-            + open: group to be closed anew                    episodes and trajectories
+            + open: group to be re-closed                      episodes and trajectories
             + open: waits for the learner                      trajectories, training.ledger and the positions in policy.updates
 
 `open` is enumerated, never a difference, so an event that was lost shows: its actions are in no
@@ -411,7 +411,7 @@ class _Books:
 
     def _came_late(self, action: str, about: _Call, revision: str | None) -> bool:
         """Whether the action's episode came after the closing that counts: the group is to be
-        closed anew.
+        re-closed.
         """
         member = self.members.get((about.group_id, revision or ""), {}).get(about.rollout_id)
         first_in = self.first_in.get(action)

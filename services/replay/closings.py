@@ -83,7 +83,7 @@ class Closing(EventStruct, frozen=True, kw_only=True):
 def follow(group: Group, settings: ClosingSettings, now: int, history: History) -> Closing:
     """The closings of a group as the log has them. Raises UnknownRule."""
     if not group.row_ids:
-        return close_anew(group, group.episodes(), group.rewards, Changes(), settings, now)
+        return reclose(group, group.episodes(), group.rewards, Changes(), settings, now)
     rules = settings.rules()
     named = _Named(group, history)
     found = {row.event_id: row for closed in group.closings for row in named.close(closed, rules)}
@@ -183,7 +183,7 @@ def _as_written(rows: Iterable[Row]) -> Iterator[Row]:
             yield row
 
 
-def close_anew(
+def reclose(
     group: Group,
     episodes: Sequence[Episode],
     rewards: Sequence[AgentReward],

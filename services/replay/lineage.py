@@ -95,7 +95,7 @@ class Lineage:
         trained: dict[str, tuple[str, ...]] = {}
         other: dict[str, tuple[str, ...]] = {}
         for (action, policy), entries in self._said_of(call_id).items():
-            # What a learner says stands; what a closing says, until the group is closed anew.
+            # What a learner says stands; what a closing says, until the group is re-closed.
             for entry in [entry for entry in entries if entry.source == LEARNER] or entries[-1:]:
                 if entry.term is LedgerTerm.trained:
                     trained[action] = (*trained.get(action, ()), entry.version or "?")

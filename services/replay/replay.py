@@ -14,7 +14,7 @@ from fulgurite.avro.codec import Codec
 from fulgurite.errors import CodecError
 from fulgurite.events import Episode, Tombstone, Trajectory
 from fulgurite.topics import EPISODES
-from services.replay.closings import Changes, Closing, Written, close_anew, follow
+from services.replay.closings import Changes, Closing, Written, follow, reclose
 from services.replay.groups import Group
 from services.replay.judging import Judge, Judged, judged
 from services.replay.leaving_out import UNUSABLE
@@ -122,14 +122,12 @@ def run(
 
     def close(group: Group, verdicts: Judged | None) -> Closing:
         if verdicts is not None:
-            return close_anew(
+            return reclose(
                 group, verdicts.episodes, verdicts.rewards, changes, settings, group.read_until
             )
         if changes.none:
             return follow(group, settings, group.read_until, lambda: histories.of(group))
-        return close_anew(
-            group, group.episodes(), group.rewards, changes, settings, group.read_until
-        )
+        return reclose(group, group.episodes(), group.rewards, changes, settings, group.read_until)
 
     pairs = (
         ((group, None) for group in groups)

@@ -1,4 +1,4 @@
-"""A group in the rewarder's memory: open, to be closed anew, or closed and kept for a while for
+"""A group in the rewarder's memory: open, to be re-closed, or closed and kept for a while for
 what comes late.
 """
 

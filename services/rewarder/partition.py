@@ -332,7 +332,7 @@ class RewarderPartition:
         if revision != group.revision:
             if group.revision:
                 _log.info(
-                    "closed anew", group_id=group_id, revision=revision, supersedes=group.revision
+                    "re-closed", group_id=group_id, revision=revision, supersedes=group.revision
                 )
             for rollout_id, why in group.gathered.excesses().items():
                 _log.warning(

@@ -380,7 +380,7 @@ def newest_revisions(world: World) -> dict[str, str | None]:
 
 
 def check_anew(world: World) -> None:
-    """What holds when groups are closed anew."""
+    """What holds when groups are re-closed."""
     check_closings(world)
     episodes, revisions = of_everything(world)
     assert episodes_of(world) == episodes

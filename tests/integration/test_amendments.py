@@ -106,7 +106,7 @@ def test_late_rewards_amend_over_kills_and_forgetting(
         [make_reward(1, 0, 1.0, at=now + 70), make_reward(1, 0, 1.0, at=now + 90_000)]
     )
     wait_until(
-        lambda: len(closings(deployment, synthetic.group_id(0))) == 2, "group 0 is closed anew"
+        lambda: len(closings(deployment, synthetic.group_id(0))) == 2, "group 0 is re-closed"
     )
 
     # Killed between the closing and what comes late, started without any memory.
@@ -117,7 +117,7 @@ def test_late_rewards_amend_over_kills_and_forgetting(
     deployment.start("rewarder", **forgetful)
     wait_until(
         lambda: all(len(closings(deployment, synthetic.group_id(n))) == 2 for n in (2, 3)),
-        "groups 2 and 3 are closed anew",
+        "groups 2 and 3 are re-closed",
     )
 
     # Killed as soon as the next revision is begun.

@@ -336,7 +336,7 @@ def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:
     )
     wait_until(
         lambda: late.call_id in calls_of_newest(deployment, late.group_id),
-        "the group is closed anew",
+        "the group is re-closed",
     )
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
 

@@ -152,7 +152,7 @@ def test_a_replay_writes_what_the_live_processors_wrote_to_the_byte(
     deployment.publish(late)
     wait_until(
         lambda: amended(deployment) >= {group_id(500), group_id(0), group_id(1)},
-        "closed groups are closed anew",
+        "closed groups are re-closed",
     )
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
 
@@ -359,6 +359,6 @@ def redriven(deployment: Deployment) -> None:
     deployment.start("aggregator", "rewarder", **QUICK)
     wait_until(
         lambda: group_id(2) in amended(deployment),
-        "the group is closed anew with the redriven call",
+        "the group is re-closed with the redriven call",
     )
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}

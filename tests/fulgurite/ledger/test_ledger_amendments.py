@@ -1,4 +1,4 @@
-"""The books over groups that are closed anew: at every moment, every action is in exactly one term."""
+"""The books over groups that are re-closed: at every moment, every action is in exactly one term."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Group:
 
 
 class Rewarder:
-    """Episodes and rewards → rows, tombstones and ledger entries; closed groups are closed anew
+    """Episodes and rewards → rows, tombstones and ledger entries; closed groups are re-closed
     when something comes late.
 
     Every other one looks back no further than its own start, and so knows of no group whether it

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fulgurite.enums import Mode, StatusKind
 from fulgurite.events import AgentReward, AgentStatus, Event, GroupClosed, LlmCall, Trajectory
 from fulgurite.topics import AGENT_REWARDS, EPISODES, LLM_CALLS, TRAJECTORIES, Topic
-from services.replay.closings import Changes, close_anew
+from services.replay.closings import Changes, reclose
 from services.replay.replay import Report, run
 from services.rewarder.closing_settings import ClosingSettings
 from services.rewarder.settings import RewarderSettings
@@ -221,7 +221,7 @@ def test_undeclared_traffic_takes_a_rule_too() -> None:
     silent = make_status(1, 0, StatusKind.timed_out, mode=Mode.live)
     log.append(make_call(1, 0, 0, mode=Mode.live), silent, make_reward(1, 0, 0.5))
     (group,) = log.groups()
-    closing = close_anew(
+    closing = reclose(
         group, group.episodes(), group.rewards, Changes(credit="step"), ClosingSettings(), 0
     )
     row, closed = closing.rows
