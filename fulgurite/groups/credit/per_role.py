@@ -15,12 +15,17 @@ gradients unstable.
 Worked example: writer and critic of two episodes; the critic is paid 3 and 1 by name, the writer by
 the episodes' rewards 4 and 1.
 
->>> from fulgurite.groups.credit.types import Path, Scored, Step >>> def episode(name, outcome,
-critic): ...     steps = (Step(action=f"{name}w", agent="writer"), Step(action=f"{name}c",
-agent="critic")) ...     total = outcome + critic ...     return Scored(total=total,
-paths=(Path(steps=steps, outcome=total, total=total),), by_name={"judge": outcome, "critic":
-critic}) >>> [{k: round(v, 6) for k, v in found.items()} for found in per_role([episode("1", 1.0,
-3.0), episode("2", 0.0, 1.0)])] [{'1w': 4.0, '1c': 4.0}, {'2w': 1.0, '2c': 1.0}]
+>>> from fulgurite.groups.credit.types import Path, Scored, Step
+>>> def episode(name, outcome, critic):
+...     writer = Step(action=f"{name}w", agent="writer")
+...     total = outcome + critic
+...     path = Path(
+...         steps=(writer, Step(action=f"{name}c", agent="critic")), outcome=total, total=total
+...     )
+...     return Scored(total=total, paths=(path,), by_name={"judge": outcome, "critic": critic})
+>>> group = [episode("1", 1.0, 3.0), episode("2", 0.0, 1.0)]
+>>> [{k: round(v, 6) for k, v in found.items()} for found in per_role(group)]
+[{'1w': 4.0, '1c': 4.0}, {'2w': 1.0, '2c': 1.0}]
 """
 
 from __future__ import annotations
