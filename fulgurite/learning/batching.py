@@ -36,7 +36,8 @@ from fulgurite.tokens import all_finite, token_count
 from fulgurite.trajectories.building import GREEDY
 from fulgurite.versions import MalformedVersion, Version, parse_version
 
-SOURCE = "learner"
+LEARNER = "learner"
+"""Source of a learner's ledger entries."""
 
 SPREAD = 1e-9
 """Rewards of a group that differ by less carry no signal."""
@@ -352,7 +353,7 @@ def ledger_entry(
     the live topic.
     """
     return LedgerEntry(
-        event_id=derive_id(SOURCE, version.policy, group.group_revision, term, reason or ""),
+        event_id=derive_id(LEARNER, version.policy, group.group_revision, term, reason or ""),
         event_time=time_ms,
         policy=version.policy,
         group_id=group.group_id,
@@ -361,7 +362,7 @@ def ledger_entry(
         reason=reason,
         actions=tuple(actions),
         version=str(version),
-        source=SOURCE,
+        source=LEARNER,
     )
 
 

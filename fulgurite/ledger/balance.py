@@ -43,7 +43,7 @@ from fulgurite.events import (
 )
 from fulgurite.groups.group_revisions import RevisionLog
 from fulgurite.ids import action_id, episode_id
-from fulgurite.learning.batching import SOURCE as LEARNER
+from fulgurite.learning.batching import LEARNER
 from fulgurite.learning.relabel import learns_elsewhere
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.ledger.model import Account, Balance, Discrepancy, Entry, Sources

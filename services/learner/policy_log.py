@@ -15,7 +15,7 @@ from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import Event, LedgerEntry, PolicyUpdate
 from fulgurite.ids import derive_id
 from fulgurite.learning.amendments import accounts_of
-from fulgurite.learning.batching import SOURCE, PendingGroup
+from fulgurite.learning.batching import LEARNER, PendingGroup
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from services.common.kafka.client import (
     EventProducer,
@@ -141,7 +141,7 @@ class PolicyLog:
             if isinstance(r.event, LedgerEntry)
         ]
         ours = [
-            entry for entry in entries if entry.policy == self._policy and entry.source == SOURCE
+            entry for entry in entries if entry.policy == self._policy and entry.source == LEARNER
         ]
         return LedgerMemory(
             {entry.event_id for entry in entries},
@@ -168,7 +168,7 @@ class PolicyLog:
             if (
                 isinstance(entry, LedgerEntry)
                 and entry.policy == self._policy
-                and entry.source == SOURCE
+                and entry.source == LEARNER
             ):
                 found[entry.group_id].append(entry)
         return {group_id: accounts_of(entries) for group_id, entries in found.items()}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import Event, EventStruct, LedgerEntry, PolicyUpdate
-from fulgurite.learning.batching import SOURCE as LEARNER
+from fulgurite.learning.batching import LEARNER
 from services.replay.errors import NotFound
 
 

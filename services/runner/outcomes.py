@@ -18,8 +18,7 @@ from fulgurite.episodes.failures import FailureAction
 from fulgurite.errors import FulguriteError
 from fulgurite.events import Episode, LedgerEntry
 from fulgurite.ids import action_id
-from fulgurite.learning.batching import SOURCE as LEARNER
-from fulgurite.learning.batching import SPREAD
+from fulgurite.learning.batching import LEARNER, SPREAD
 from fulgurite.tokens import token_count
 from fulgurite.trajectories.building import build_trajectories
 from services.runner.learners import Learners

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from fulgurite.enums import ApplyOutcome
 from fulgurite.events import LedgerEntry, PolicyApplied
+from fulgurite.learning.batching import LEARNER
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 
 GIVE_UP_MS = 600_000
 """After a group's deadline. Generous: it is for groups that were lost, and a slow learner is no
 reason to run ahead of it.
 """
-
-LEARNER = "learner"
 
 
 class Pace:

@@ -6,8 +6,7 @@ from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import Event, GroupClosed, LedgerEntry, PolicyUpdate, Tombstone, Trajectory
 from fulgurite.ids import derive_id
 from fulgurite.learning.amendments import accounts_of, amended_entries
-from fulgurite.learning.batching import SOURCE as LEARNER
-from fulgurite.learning.batching import BatchRules, RowBatcher, ledger_entries
+from fulgurite.learning.batching import LEARNER, BatchRules, RowBatcher, ledger_entries
 from fulgurite.versions import Version
 from tests.fulgurite.simulated.world import LEDGER, TRAJECTORIES, UPDATES, Checkpoint, World
 
