@@ -28,9 +28,13 @@ LARGEST_TOTAL = 1e12
 """Largest sum of the absolute values that an episode is paid, weighted or not. Its square is far
 within float32.
 """
+SMALLEST_SPREAD = 1e-6
+"""Values that differ by this or less count as equal: there is no spread to divide by. Batches,
+credit rules and the learner's estimator share this bound.
+"""
 LARGEST_CREDIT = 1e30
-"""Largest absolute value of an action's credit that can be trained: divided by the smallest spread
-(1e-6), it still fits in float32.
+"""Largest absolute value of an action's credit that can be trained: divided by
+`SMALLEST_SPREAD`, it still fits in float32.
 """
 
 
@@ -131,3 +135,8 @@ def _has_action(choices: Mapping[str, Collection[int]], call_id: str, choice: in
 
 def _rank(reward: AgentReward) -> tuple[bool, int, str]:
     return reward.final, reward.event_time, reward.event_id
+
+
+def has_spread(values: Collection[float]) -> bool:
+    """Whether values differ enough for a comparison: by more than `SMALLEST_SPREAD`."""
+    return max(values) - min(values) > SMALLEST_SPREAD

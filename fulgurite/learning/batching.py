@@ -30,7 +30,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
-from fulgurite.groups.rewards import LARGEST_CREDIT, LARGEST_TOTAL, is_bounded
+from fulgurite.groups.rewards import LARGEST_CREDIT, LARGEST_TOTAL, has_spread, is_bounded
 from fulgurite.ids import action_id, derive_id
 from fulgurite.tokens import all_finite, token_count
 from fulgurite.trajectories.building import GREEDY
@@ -38,9 +38,6 @@ from fulgurite.versions import MalformedVersion, Version, parse_version
 
 LEARNER = "learner"
 """Source of a learner's ledger entries."""
-
-SPREAD = 1e-9
-"""Rewards of a group that differ by less carry no signal."""
 
 
 class BatchRules(EventStruct, frozen=True, kw_only=True):
@@ -280,7 +277,7 @@ def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) 
     of_group: FilterReason | None = None
     if len(scored) < 2:
         of_group = FilterReason.no_baseline
-    elif max(scored) - min(scored) < SPREAD:
+    elif not has_spread(scored):
         of_group = FilterReason.no_signal
     outcomes: dict[str, tuple[LedgerTerm, FilterReason | None]] = {}
     episodes: dict[str, BatchEpisode] = {}

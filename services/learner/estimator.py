@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, register_adv_est
 
+from fulgurite.groups.rewards import SMALLEST_SPREAD
 from services.learner.errors import NoBaseline
 
 NAME = "fulgurite_group"
@@ -33,7 +34,7 @@ def group_advantage(
     index: NDArray[Any],
     action_credits: torch.Tensor | None = None,
     group_rewards: Mapping[Any, Sequence[float]] | None = None,
-    epsilon: float = 1e-6,
+    epsilon: float = SMALLEST_SPREAD,
     norm_adv_by_std_in_grpo: bool = True,
     config: Any = None,
     **_others: Any,

@@ -11,8 +11,7 @@ from statistics import fmean, pstdev, quantiles
 from fulgurite.enums import FilterReason
 from fulgurite.events import AgentReward, Declaration, Episode, EventStruct
 from fulgurite.groups.closing import members
-from fulgurite.groups.rewards import EpisodeRewards, combine, counted
-from fulgurite.learning.batching import SPREAD
+from fulgurite.groups.rewards import EpisodeRewards, combine, counted, has_spread
 from services.replay.closings import Changes, changed
 from services.replay.groups import Group
 
@@ -131,7 +130,7 @@ def compare(pairs: Iterable[tuple[Sequence[Score], Sequence[Score]]]) -> Compari
 def has_signal(side: Sequence[Score]) -> bool:
     """Whether a group teaches anything: two scored rollouts at least, and a difference."""
     values = list(_rewards(side).values())
-    return len(values) > 1 and max(values) - min(values) >= SPREAD
+    return len(values) > 1 and has_spread(values)
 
 
 def _rewards(side: Sequence[Score]) -> dict[str, float]:

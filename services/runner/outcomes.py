@@ -17,8 +17,9 @@ from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.episodes.failures import FailureAction
 from fulgurite.errors import FulguriteError
 from fulgurite.events import Episode, LedgerEntry
+from fulgurite.groups.rewards import has_spread
 from fulgurite.ids import action_id
-from fulgurite.learning.batching import LEARNER, SPREAD
+from fulgurite.learning.batching import LEARNER
 from fulgurite.tokens import token_count
 from fulgurite.trajectories.building import build_trajectories
 from services.runner.learners import Learners
@@ -165,4 +166,4 @@ def _group_reason(scores: Sequence[Score]) -> FilterReason | None:
     ]
     if len(rewards) < 2:
         return FilterReason.no_baseline
-    return FilterReason.no_signal if max(rewards) - min(rewards) < SPREAD else None
+    return None if has_spread(rewards) else FilterReason.no_signal

@@ -11,11 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from fulgurite.events import EventStruct
-
-FLAT = 1e-6
-"""Values that differ by less have no spread to divide by; the learner's estimator has the same
-bound.
-"""
+from fulgurite.groups.rewards import SMALLEST_SPREAD, has_spread
 
 
 class Step(EventStruct, frozen=True, kw_only=True):
@@ -96,10 +92,10 @@ def mean_and_scale(values: Sequence[float]) -> tuple[float, float]:
     rewards; 1 where there is no spread.
     """
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return statistics.fmean(values), spread if spread > FLAT else 1.0
+    return statistics.fmean(values), spread if spread > SMALLEST_SPREAD else 1.0
 
 
 def relative(value: float, among: Sequence[float], *, scaled: bool = True) -> float:
     """The value less the mean, in standard deviations; 0 where there is nothing to compare with."""
     mean, scale = mean_and_scale(among)
-    return 0.0 if max(among) - min(among) <= FLAT else (value - mean) / (scale if scaled else 1.0)
+    return (value - mean) / (scale if scaled else 1.0) if has_spread(among) else 0.0

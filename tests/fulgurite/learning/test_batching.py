@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import FilterReason, LedgerTerm, Mode
 from fulgurite.events import Action, GroupClosed, Position, Tombstone, Trajectory
+from fulgurite.groups.credit.types import relative
+from fulgurite.groups.rewards import SMALLEST_SPREAD
 from fulgurite.learning.batching import BatchRules, RowBatcher, ledger_entries, staleness, untrained
 from fulgurite.tokens import pack_ids, pack_logprobs
 from fulgurite.versions import Version
@@ -206,6 +208,7 @@ def test_a_revision_before_settlement_replaces_the_one_before() -> None:
     [
         ((row("g1", 0, 1.0), stone("g1", 1)), FilterReason.no_baseline),
         ((row("g1", 0, 1.0), row("g1", 1, 1.0)), FilterReason.no_signal),
+        ((row("g1", 0, 0.0), row("g1", 1, SMALLEST_SPREAD)), FilterReason.no_signal),
         ((row("g1", 0, None), row("g1", 1, None)), FilterReason.no_reward),
     ],
 )
@@ -401,3 +404,12 @@ def test_a_learner_that_is_killed_and_resumes_settles_every_group_once(
     settled += [group.group_id for group in batcher.take(NOW, partial=True)]
     settled += [group.group_id for group in batcher.take(NOW, partial=True)]
     assert sorted(settled) == sorted({f"g{g}" for g in range(9)})
+
+
+def test_the_smallest_spread_that_teaches() -> None:
+    """One bound decides here and in credit rules: what is trained is also scaled."""
+    above = 2 * SMALLEST_SPREAD
+    outcomes_above = outcomes(row("g1", 0, 0.0), row("g1", 1, above))
+    assert set(outcomes_above.values()) == {(LedgerTerm.trained, None)}
+    assert relative(above, [0.0, above]) > 0
+    assert relative(SMALLEST_SPREAD, [0.0, SMALLEST_SPREAD]) == 0
