@@ -3,8 +3,7 @@ struct at that place, and where it ends.
 
 Reads what fastavro reads, to the same values (a test holds it), but makes our own structs instead
 of dictionaries to make them of. Each record becomes a function of plain Python: one byte or two say
-how long most things are, and no function is called for it. Fields that one record mostly has in
-common with the next are compared as bytes, and not read again. Bytes that are no datum raise
+how long most things are, and no function is called for it. Bytes that are no datum raise
 ValueError, IndexError or struct.error, never an endless loop; who reads a whole datum checks that
 it ends within `data`.
 """
@@ -12,18 +11,13 @@ it ends within `data`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import msgspec
 from msgspec import inspect
 
 Reader = Callable[[bytes, int], tuple[Any, int]]
-
-Runs = Mapping[str, Sequence[tuple[str, str]]]
-"""By record (its name without namespace): first and last field of stretches that mostly are what
-they were in the record read before.
-"""
 
 _MOST_BYTES = 10
 """Of a varint of 64 bits."""
@@ -59,11 +53,11 @@ def _count(data: bytes, at: int) -> tuple[int, int]:
     return abs(count), at
 
 
-def reader_of(schema: object, event_type: type[msgspec.Struct], runs: Runs | None = None) -> Reader:
+def reader_of(schema: object, event_type: type[msgspec.Struct]) -> Reader:
     """The reader of a record as fastavro parses its schema: names are full, a name is spelled out
     before it is used.
     """
-    return _Compiler(runs or {}).record(
+    return _Compiler().record(
         cast("dict[str, Any]", schema), cast(inspect.StructType, inspect.type_info(event_type))
     )
 
@@ -71,8 +65,7 @@ def reader_of(schema: object, event_type: type[msgspec.Struct], runs: Runs | Non
 class _Compiler:
     """Writes a function for each record, and what it refers to under names."""
 
-    def __init__(self, runs: Runs) -> None:
-        self._runs = runs
+    def __init__(self) -> None:
         self._known: dict[str, Any] = {
             "_long": _long,
             "_size": _size,
@@ -86,19 +79,9 @@ class _Compiler:
         self._schemas[schema["name"]] = schema
         types = {field.name: field.type for field in told.fields}
         lines = ["def read(data, at):"]
-        for is_run, fields in _stretches(
-            schema["fields"], self._runs.get(schema["name"].rpartition(".")[2], ())
-        ):
-            read = [
-                line
-                for field in fields
-                for line in self._read(f"v_{field['name']}", field["type"], types[field["name"]])
-            ]
-            lines += self._indented(
-                self._unless_known([f"v_{field['name']}" for field in fields], read)
-                if is_run
-                else read
-            )
+        for field in schema["fields"]:
+            read = self._read(f"v_{field['name']}", field["type"], types[field["name"]])
+            lines += self._indented(read)
         values = ", ".join(f"{field['name']}=v_{field['name']}" for field in schema["fields"])
         lines.append(f"    return {self._name(told.cls)}({values}), at")
         made: dict[str, Any] = {}
@@ -173,21 +156,6 @@ class _Compiler:
         ]
         return [*before, "while True:", *self._indented(loop), *after]
 
-    def _unless_known(self, to: list[str], read: list[str]) -> list[str]:
-        """Lines that take a run from the record before if its bytes are the same, for then so are
-        its values.
-        """
-        last = self._name([(b"", ())])
-        values = f"({', '.join(to)},)"
-        return [
-            f"known, values = {last}[0]",
-            f"if values and data.startswith(known, at): {values} = values; at += len(known)",
-            "else:",
-            "    begin = at",
-            *self._indented(read),
-            f"    if at <= len(data): {last}[0] = data[begin:at], {values}",
-        ]
-
     def _name(self, value: Any) -> str:
         name = f"k{len(self._known)}"
         self._known[name] = value
@@ -196,24 +164,6 @@ class _Compiler:
     @staticmethod
     def _indented(lines: list[str]) -> list[str]:
         return [f"    {line}" for line in lines]
-
-
-def _stretches(
-    fields: Sequence[Any], runs: Sequence[tuple[str, str]]
-) -> Iterator[tuple[bool, list[Any]]]:
-    """Each run, and each field that is in none."""
-    ends = dict(runs)
-    run: list[Any] = []
-    last = None
-    for field in fields:
-        last = last or ends.get(field["name"])
-        if last is None:
-            yield False, [field]
-            continue
-        run.append(field)
-        if field["name"] == last:
-            yield True, run
-            run, last = [], None
 
 
 def _number(to: str) -> list[str]:

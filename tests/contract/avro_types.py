@@ -8,7 +8,7 @@ from typing import Any, cast
 import msgspec
 from msgspec import inspect
 
-from fulgurite.avro.codec import JsonSchema, load_schema, schema_folder, schema_name
+from fulgurite.avro.schemas import JsonSchema, load_schema, schema_folder, schema_name
 from fulgurite.events import EVENT_TYPES, Event
 
 PRIMITIVES: dict[type[inspect.Type], frozenset[str]] = {

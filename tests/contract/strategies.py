@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from fulgurite.avro.codec import JsonSchema
+from fulgurite.avro.schemas import JsonSchema
 from fulgurite.events import Episode, Event
 from tests.contract.avro_types import current, names, resolve
 

@@ -15,7 +15,8 @@ import pytest
 from avro.compatibility import ReaderWriterCompatibilityChecker, SchemaCompatibilityType
 from avro.schema import Schema, parse
 
-from fulgurite.avro.codec import Codec, schema_folder
+from fulgurite.avro.codec import Codec
+from fulgurite.avro.schemas import schema_folder
 from fulgurite.events import AgentReward
 
 CURRENT = sorted(schema_folder().glob("*.avsc"))

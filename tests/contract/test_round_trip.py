@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fulgurite.avro.codec import Codec, ReleasedSchemas
+from fulgurite.avro.codec import Codec
+from fulgurite.avro.schemas import ReleasedSchemas
 from fulgurite.errors import CodecError
 from fulgurite.events import EVENT_TYPES, Event
 from tests.contract.strategies import events

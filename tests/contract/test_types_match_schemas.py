@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from fulgurite.avro.codec import JsonSchema, schema_folder, schema_name
+from fulgurite.avro.schemas import JsonSchema, schema_folder, schema_name
 from fulgurite.events import EVENT_TYPES, Event
 from fulgurite.topics import TOPICS
 from tests.contract.avro_types import PRIMITIVES, current, fields, names, resolve

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from fulgurite.avro.codec import Codec, schema_folder
+from fulgurite.avro.codec import Codec
+from fulgurite.avro.schemas import schema_folder
 from fulgurite.events import AgentReward
 
 ROOT = Path(__file__).parents[2]
 READ_AN_EVENT = """
 import sys
-from fulgurite.avro.codec import Codec, schema_folder
+from fulgurite.avro.codec import Codec
+from fulgurite.avro.schemas import schema_folder
 import fulgurite
 assert "site-packages" in fulgurite.__file__, fulgurite.__file__
 assert "site-packages" in str(schema_folder()), schema_folder()

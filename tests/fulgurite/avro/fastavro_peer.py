@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import fastavro
 
-from fulgurite.avro.codec import load_schema, schema_folder, schema_name
+from fulgurite.avro.schemas import load_schema, schema_folder, schema_name
 from fulgurite.events import EVENT_TYPES
 
 PARSED = {

@@ -14,9 +14,9 @@ import fastavro
 import msgspec
 import pytest
 
-from fulgurite.avro import codec as codec_module
-from fulgurite.avro.codec import (
-    Codec,
+from fulgurite.avro import schemas as schemas_module
+from fulgurite.avro.codec import Codec
+from fulgurite.avro.schemas import (
     JsonSchema,
     ReleasedSchemas,
     derived_id,
@@ -159,8 +159,8 @@ def test_schemas_inside_an_installed_package_come_first(
     def installed(package: str) -> Path:
         return tmp_path / package
 
-    monkeypatch.setattr(codec_module.resources, "files", installed)
-    assert schema_folder() == Path(codec_module.__file__).parents[2] / "schemas" / "avro"
+    monkeypatch.setattr(schemas_module.resources, "files", installed)
+    assert schema_folder() == Path(schemas_module.__file__).parents[2] / "schemas" / "avro"
     (tmp_path / "fulgurite" / "schemas" / "avro").mkdir(parents=True)
     assert schema_folder() == tmp_path / "fulgurite" / "schemas" / "avro"
 
