@@ -50,6 +50,7 @@ class Codec:
         *,
         implementation: AvroImplementation = "compiled",
     ) -> None:
+        self.implementation: AvroImplementation = implementation
         self._released = ReleasedSchemas()
         self._registry = registry
         self._types = {event_type.__name__: event_type for event_type in EVENT_TYPES}

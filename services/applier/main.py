@@ -9,7 +9,6 @@ import contextlib
 import signal
 import sys
 
-from fulgurite.avro.codec import Codec
 from services.applier.adapters import AdapterKeeper
 from services.applier.announcer import Announcer
 from services.applier.applier import PolicyApplier
@@ -17,6 +16,7 @@ from services.applier.engine import Engine
 from services.applier.log_watch import LogWatch
 from services.applier.settings import ApplierSettings
 from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable
+from services.common.kafka.codec import make_codec
 from services.common.kafka.topic_admin import TopicLayoutError, check_topics
 from services.common.runtime import logs
 from services.common.runtime.ending import run_service
@@ -25,7 +25,7 @@ from services.common.runtime.ending import run_service
 async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:
     """Until cancelled. Raises LogUnavailable or TopicLayoutError at the start."""
     await asyncio.to_thread(check_topics, kafka)
-    codec = Codec()
+    codec = make_codec()
     producer = EventProducer(kafka, codec, f"applier-{settings.backend}")
     watch = LogWatch(kafka, codec, {settings.policy, *settings.adapters()})
     key = settings.vllm_api_key.get_secret_value() if settings.vllm_api_key else None

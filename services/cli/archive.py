@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fulgurite.avro.codec import Codec
 from fulgurite.topics import TOPICS
 from services.cli.errors import told
 from services.cli.output import print_json
 from services.common.kafka.client import KafkaSettings
+from services.common.kafka.codec import make_codec
 from services.common.runtime.terminal import make_console, plain
 from services.replay import archive as archives
 from services.replay.errors import BadArgument
@@ -58,7 +58,7 @@ def archive(
         with make_console(stderr=True, soft_wrap=False).status("reading") as status:
             done = archives.archive(
                 KafkaSettings(),
-                Codec(),
+                make_codec(),
                 folder,
                 chosen,
                 lambda name, count: status.update(f"{name}: {count} records"),

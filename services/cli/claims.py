@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from fulgurite.avro.codec import Codec
 from services.cli.errors import told
 from services.cli.output import print_json
 from services.common.blobs.blob_store import open_store
 from services.common.blobs.settings import ClaimSettings
 from services.common.kafka.client import KafkaSettings
+from services.common.kafka.codec import make_codec
 from services.common.runtime.terminal import make_console, plain
 from services.replay.pruning import GRACE_DAYS, prune
 
@@ -58,7 +58,11 @@ def prune_claims(
         settings = ClaimSettings()
         store = open_store(settings.claims_url, settings.data_dir)
         done = prune(
-            store, KafkaSettings(), Codec(), time.time() - older_than_days * _DAY_S, dry=dry_run
+            store,
+            KafkaSettings(),
+            make_codec(),
+            time.time() - older_than_days * _DAY_S,
+            dry=dry_run,
         )
     if as_json:
         print_json(done)

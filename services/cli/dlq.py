@@ -8,11 +8,11 @@ import msgspec
 import typer
 from rich.table import Column, Table
 
-from fulgurite.avro.codec import Codec
 from fulgurite.events import DeadLetter
 from services.cli.errors import told
 from services.cli.output import print_json, print_table
 from services.common.kafka.client import KafkaSettings
+from services.common.kafka.codec import make_codec
 from services.common.kafka.reachability import answering
 from services.common.runtime.terminal import make_console, plain
 from services.replay.dead_letters import chosen, content, read_letters, redrive
@@ -55,7 +55,7 @@ def list_letters(
     """
     with told("dlq list"):
         after = parse_since(since) or 0
-        known = read_letters(answering(KafkaSettings()), Codec())
+        known = read_letters(answering(KafkaSettings()), make_codec())
         letters = [
             one for one in known.values() if stage in (None, one.stage) and one.event_time >= after
         ]
@@ -95,7 +95,7 @@ def show_letter(
     Example: `fulgurite dlq show 3f9a`
     """
     with told("dlq show"):
-        codec = Codec()
+        codec = make_codec()
         (found,) = chosen(read_letters(answering(KafkaSettings()), codec), [letter])
         event = content(codec, found)
     whole = {
@@ -142,7 +142,7 @@ def redrive_letters(
     with told("dlq redrive"):
         if bool(letters) == every:
             raise BadArgument("name the letters, or say --all")
-        kafka, codec = answering(KafkaSettings()), Codec()
+        kafka, codec = answering(KafkaSettings()), make_codec()
         known = read_letters(kafka, codec)
         picked = (
             [letter for letter in known.values() if stage in (None, letter.stage)]

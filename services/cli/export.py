@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from fulgurite.avro.codec import Codec
 from fulgurite.enums import Mode
 from fulgurite.events import Trajectory
 from fulgurite.untrusted_json import Json, encoded
 from fulgurite.versions import parse_version
 from services.cli.errors import show_left_out, told
 from services.common.kafka.client import KafkaSettings
+from services.common.kafka.codec import make_codec
 from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.errors import NotFound, TargetInUse
@@ -116,7 +116,7 @@ def export(
             agent=agent,
             until_ms=None if until is None else parse_datetime(until),
         )
-        codec, settings, since_ms = Codec(), ClosingSettings(), parse_since(since)
+        codec, settings, since_ms = make_codec(), ClosingSettings(), parse_since(since)
         settings.rules()
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         left_out = LeftOut()

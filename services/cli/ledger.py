@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fulgurite.avro.codec import Codec
 from fulgurite.enums import FilterReason
 from fulgurite.ledger.balance import balance
 from fulgurite.ledger.model import Balance, Sources
@@ -32,6 +31,7 @@ from fulgurite.topics import (
 from services.cli.errors import told
 from services.cli.output import print_json
 from services.common.kafka.client import KafkaSettings, Record, read_all
+from services.common.kafka.codec import make_codec
 from services.common.kafka.reachability import answering
 from services.common.runtime.clock import now_ms
 from services.common.runtime.terminal import make_console, plain
@@ -73,7 +73,7 @@ def read_books(settings: KafkaSettings, attempts: int = ATTEMPTS) -> Balance:
     """The books as the log has them now; read again if they do not balance at once. Raises
     LogUnavailable.
     """
-    codec = Codec()
+    codec = make_codec()
 
     def topic(topic: Topic) -> Iterator[Record]:
         yield from read_all(settings, topic, codec)

@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fulgurite.avro.codec import Codec
 from fulgurite.ids import parse_completion
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from fulgurite.versions import parse_version
 from services.cli.errors import told
 from services.cli.output import print_json
 from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.codec import make_codec
 from services.common.kafka.reachability import answering
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
@@ -55,7 +55,7 @@ def lineage(
             if version is not None
             else parse_completion(call or "").completion_id
         )
-        kafka, codec = answering(KafkaSettings()), Codec()
+        kafka, codec = answering(KafkaSettings()), make_codec()
         known = Lineage(
             *(
                 (record.event for record in read_all(kafka, topic, codec))

@@ -20,12 +20,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fulgurite.avro.codec import Codec
 from fulgurite.groups.credit import credit_rule
 from fulgurite.topics import TRAJECTORIES
 from services.cli.errors import show_failures, told
 from services.cli.output import print_json
 from services.common.kafka.client import KafkaSettings
+from services.common.kafka.codec import make_codec
 from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.closings import Changes
@@ -188,7 +188,7 @@ def _run(
     archive_only: bool,
     quiet: bool,
 ) -> Report:
-    kafka, codec, settings = KafkaSettings(), Codec(), ClosingSettings()
+    kafka, codec, settings = KafkaSettings(), make_codec(), ClosingSettings()
     settings.rules()
     source = open_source(kafka, codec, archive, archive_only=archive_only)
     sink = open_sink(into, append=append, settings=kafka, codec=codec)

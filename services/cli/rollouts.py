@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from fulgurite.avro.codec import Codec
 from fulgurite.enums import Mode
 from fulgurite.episodes.failures import FailureKind
 from fulgurite.untrusted_json import Json
@@ -16,6 +15,7 @@ from fulgurite.versions import parse_version
 from services.cli.errors import show_left_out, told
 from services.cli.output import print_json, print_table
 from services.common.kafka.client import KafkaSettings
+from services.common.kafka.codec import make_codec
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import NotFound
 from services.replay.groups import read_groups
@@ -109,7 +109,7 @@ def list_rollouts(
             text=text,
         )
         codec, since_ms, left_out = (
-            Codec(),
+            make_codec(),
             None if since == "all" else parse_since(since),
             LeftOut(),
         )
@@ -186,7 +186,7 @@ def show_rollout(
     """
     with told("rollouts show"):
         group_id, rollout_id = group_of(name)
-        codec = Codec()
+        codec = make_codec()
         group = find_group(LogSource(KafkaSettings(), codec), codec, group_id)
         chosen = [rollout for rollout in rollout_ids(group) if rollout_id in (None, rollout)]
         if not chosen:

@@ -8,7 +8,6 @@ from typing import Self
 
 from confluent_kafka import TopicPartition
 
-from fulgurite.avro.codec import Codec
 from fulgurite.enums import ApplyOutcome
 from fulgurite.events import PolicyApplied, RouteTarget
 from fulgurite.topics import POLICY_APPLIED
@@ -20,6 +19,7 @@ from services.common.kafka.client import (
     read_until,
     watermarks,
 )
+from services.common.kafka.codec import make_codec
 from services.common.runtime.terminal import make_console, plain
 from services.gateway.upstream.policies import PolicyView
 
@@ -33,7 +33,7 @@ class RouteEffect:
         self._failed: dict[tuple[str, str], str] = {}
         """(backend, version) → why; since the start."""
         self._backends: dict[str, set[str]] = {}
-        self._codec = Codec()
+        self._codec = make_codec()
         self._consumer = make_consumer(kafka)
         self._name = kafka.topic(POLICY_APPLIED)
 

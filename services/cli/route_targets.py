@@ -10,13 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from fulgurite.avro.codec import Codec
 from fulgurite.enums import ArtifactFormat
 from fulgurite.events import PolicyUpdate, RouteTarget
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.codec import make_codec
 
 _POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NUMBER = re.compile(r"\d+\.\d+")
@@ -129,7 +129,7 @@ def missing_file(update: PolicyUpdate | None) -> Path | None:
 def read_published(kafka: KafkaSettings) -> Published:
     """Raises LogUnavailable."""
     published = Published()
-    for record in read_all(kafka, POLICY_UPDATES, Codec()):
+    for record in read_all(kafka, POLICY_UPDATES, make_codec()):
         published.take(record.event)
     return published
 

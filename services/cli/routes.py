@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import typer
 
-from fulgurite.avro.codec import Codec
 from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.ids import derive_id
 from fulgurite.topics import POLICY_ROUTES
@@ -19,6 +18,7 @@ from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
 from services.cli.route_effect import RouteEffect
 from services.cli.route_targets import BadTarget, check_alias, parse_targets, read_published
 from services.common.kafka.client import EventProducer, KafkaSettings, read_all
+from services.common.kafka.codec import make_codec
 from services.common.kafka.reachability import answering
 from services.common.runtime.clock import now_ms
 from services.common.runtime.terminal import make_console, plain
@@ -90,7 +90,7 @@ def list_routes_command() -> None:
 
 def read_routes(kafka: KafkaSettings) -> dict[str, PolicyRoute]:
     """The last word on each alias. Raises LogUnavailable."""
-    events = (record.event for record in read_all(kafka, POLICY_ROUTES, Codec()))
+    events = (record.event for record in read_all(kafka, POLICY_ROUTES, make_codec()))
     last = {event.alias: event for event in events if isinstance(event, PolicyRoute)}
     return {alias: route for alias, route in last.items() if route.targets}
 
@@ -104,7 +104,7 @@ def _write(kafka: KafkaSettings, alias: str, targets: tuple[RouteTarget, ...], r
         reason=reason,
         author=getpass.getuser(),
     )
-    producer = EventProducer(kafka, Codec(), "fulgurite-cli")
+    producer = EventProducer(kafka, make_codec(), "fulgurite-cli")
     try:
         producer.publish_sync(POLICY_ROUTES, alias, event)
     finally:

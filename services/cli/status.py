@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fulgurite.avro.codec import Codec
 from fulgurite.enums import ApplyOutcome
 from fulgurite.events import Event, LedgerEntry, PolicyApplied, PolicyUpdate
 from fulgurite.learning.target_version import TargetVersion
@@ -43,6 +42,7 @@ from services.common.kafka.client import (
     read_all,
     watermarks,
 )
+from services.common.kafka.codec import make_codec
 from services.common.kafka.reachability import answering
 from services.common.kafka.topic_admin import TopicLayoutError, admin_client, check_topics
 from services.common.runtime.backends import parse_backends
@@ -200,7 +200,7 @@ def _events(
     if topic in known:
         yield from (
             record.event
-            for record in read_all(kafka, topic, Codec(), since_ms=since_ms)
+            for record in read_all(kafka, topic, make_codec(), since_ms=since_ms)
             if record.event is not None
         )
 

@@ -12,10 +12,10 @@ import msgspec
 import typer
 from rich.table import Table
 
-from fulgurite.avro.codec import Codec
 from services.cli.errors import show_failures, show_left_out, told
 from services.cli.output import print_json
 from services.common.kafka.client import KafkaSettings
+from services.common.kafka.codec import make_codec
 from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.errors import BadArgument
@@ -110,7 +110,7 @@ def try_reward(
             raise BadArgument("name a function to try, FILE.py:FN or builtin:NAME, or a --weight")
         plugins = [RewardPlugin(reference, named) for named, reference in asked.items()]
         limits = Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
-        codec, since_ms = Codec(), None if since == "all" else parse_since(since)
+        codec, since_ms = make_codec(), None if since == "all" else parse_since(since)
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         groups = read_groups(source, codec, since_ms=since_ms)
         left_out = LeftOut()

@@ -26,8 +26,8 @@ from starlette.routing import Route as WebRoute
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from fulgurite.avro.codec import Codec
 from services.common.kafka.client import EventProducer, KafkaSettings
+from services.common.kafka.codec import make_codec
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.runtime.ending import run_service
@@ -84,7 +84,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     """
     ring = KeyRing.parse(settings.signing_keys.get_secret_value())
     routes = settings.routes()
-    codec = Codec()
+    codec = make_codec()
     metrics = Metrics()
     store: Store = (
         RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()

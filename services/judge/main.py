@@ -24,7 +24,6 @@ from typing import cast
 import msgspec
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
-from fulgurite.avro.codec import Codec
 from fulgurite.errors import BadClaim
 from fulgurite.events import Episode
 from fulgurite.ids import derive_id
@@ -37,6 +36,7 @@ from services.common.kafka.client import (
     read_all,
     read_message,
 )
+from services.common.kafka.codec import make_codec
 from services.common.kafka.dead_letters import Lost, addressed, lost, words_of
 from services.common.kafka.topic_admin import check_topics
 from services.common.runtime import liveness, logs
@@ -81,7 +81,7 @@ class Judge:
         self._run_id = run_id
         self._kafka = kafka
         self._settings = settings
-        self._codec = Codec()
+        self._codec = make_codec()
         self._producer = EventProducer(kafka, self._codec, "fulgurite-judge")
         self._room = WaitingRoom()
         self._turns = asyncio.Semaphore(settings.concurrency)

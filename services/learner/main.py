@@ -11,9 +11,9 @@ import sys
 
 import msgspec
 
-from fulgurite.avro.codec import Codec
 from fulgurite.topics import TRAJECTORIES
 from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable
+from services.common.kafka.codec import make_codec
 from services.common.kafka.topic_admin import TopicLayoutError, check_topics, topic_names
 from services.common.runtime import logs
 from services.common.runtime.ending import run_service
@@ -74,7 +74,7 @@ def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:
     from services.learner.trainer import Trainer
     from services.learner.trainer_settings import TrainerSettings
 
-    codec = Codec()
+    codec = make_codec()
     producer = EventProducer(kafka, codec, f"learner-{settings.policy}")
     trainer = Trainer(settings.model, TrainerSettings())
     source = TrajectorySource(kafka, codec, settings.topic, settings.policy, settings.rows_of)

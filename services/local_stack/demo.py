@@ -26,12 +26,12 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from fulgurite.avro.codec import Codec
 from fulgurite.enums import Mode
 from fulgurite.events import Trajectory
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
 from services.cli.ledger import read_books
 from services.common.kafka.client import KafkaSettings, LogUnavailable, read_all
+from services.common.kafka.codec import make_codec
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.local_stack.demo_report import LedgerReport, Phases, Report, Scores, draw_chart, show
 from services.local_stack.errors import StackError
@@ -224,10 +224,10 @@ class Demo:
             curve=summary.curve,
             updated_at_s=summary.updated_at_s,
             rollouts=summary.counts,
-            calls=sum(1 for _ in read_all(kafka, LLM_CALLS, Codec())),
+            calls=sum(1 for _ in read_all(kafka, LLM_CALLS, make_codec())),
             trajectories=sum(
                 isinstance(record.event, Trajectory)
-                for record in read_all(kafka, TRAJECTORIES, Codec())
+                for record in read_all(kafka, TRAJECTORIES, make_codec())
             ),
             ledger=read_ledger(kafka),
             phases=phases,

@@ -22,12 +22,12 @@ from typing import cast
 import msgspec
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
-from fulgurite.avro.codec import Codec
 from fulgurite.errors import BadClaim
 from fulgurite.events import Episode
 from fulgurite.topics import AGENT_REWARDS, EPISODES
 from services.common.blobs.blob_store import redeemed_episode
 from services.common.kafka.client import EventProducer, KafkaSettings, Record, read_message
+from services.common.kafka.codec import make_codec
 from services.common.kafka.dead_letters import words_of
 from services.common.kafka.topic_admin import check_topics
 from services.common.runtime import liveness, logs
@@ -58,7 +58,7 @@ class RewardWorker:
         self._run_id = run_id
         self._kafka = kafka
         self._settings = settings
-        self._codec = Codec()
+        self._codec = make_codec()
         self._producer = EventProducer(kafka, self._codec, "fulgurite-reward-worker")
         self._sandbox = plugin.sandbox(settings.limits())
         self._stopping = False

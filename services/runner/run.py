@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from fulgurite.avro.codec import Codec
 from fulgurite.enums import ApplyOutcome, Mode
 from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, PolicyApplied, PolicyUpdate
 from fulgurite.topics import (
@@ -31,6 +30,7 @@ from fulgurite.topics import (
 )
 from fulgurite.versions import Version, parse_version
 from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.codec import make_codec
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.runtime.process_secrets import without_keys
@@ -149,7 +149,7 @@ class Run:
         self._settings = settings
         self._kafka = kafka
         self._watcher = watcher
-        self._codec = Codec()
+        self._codec = make_codec()
         self.board = Scoreboard(options.rewards, options.weights)
         self.pace = Pace(settings.policy, options.max_ahead)
         self.learners = Learners()

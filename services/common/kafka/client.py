@@ -23,7 +23,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from fulgurite.avro.codec import Codec
+from fulgurite.avro.codec import AvroImplementation, Codec
 from fulgurite.errors import CodecError
 from fulgurite.events import Event
 from fulgurite.topics import MAX_MESSAGE_BYTES, Topic, topic_name
@@ -129,6 +129,9 @@ class KafkaSettings(BaseSettings):
     replication: int = Field(default=1, ge=1, validation_alias="FULGURITE_REPLICATION")
     """Replicas of each topic when it is created; `min.insync.replicas` is their majority. Use 3
     for promises that outlive a broker."""
+    avro: AvroImplementation = Field(default="compiled", validation_alias="FULGURITE_AVRO")
+    """How events are encoded and decoded: `compiled`, or `fastavro`, the slower reference. Bytes
+    and values are the same."""
 
     def topic(self, topic: Topic) -> str:
         """The topic's name on the broker."""

@@ -42,6 +42,7 @@ from services.common.kafka.client import (
     make_consumer,
     watermarks,
 )
+from services.common.kafka.codec import make_codec
 from services.common.kafka.dead_letters import actions_in, addressed, unusable, words_of
 from services.common.runtime import liveness, logs
 from services.common.runtime.clock import now_ms
@@ -260,7 +261,7 @@ class Worker:
         self.topics = topics
         self.kafka = kafka
         self.settings = settings
-        self.codec = Codec()
+        self.codec = make_codec()
         self.producer = EventProducer(kafka, self.codec, f"fulgurite-{name}")
         self.group_id = f"{kafka.topic_prefix}{name}"
         self.log = Log(kafka, self.codec, self.producer, self.group_id)
