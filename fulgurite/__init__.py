@@ -1,4 +1,4 @@
-"""The public names: what reward functions, notebooks and scripts over the log import.
+"""Exports the public names, for reward functions, notebooks and scripts that read the log.
 
 Loaded when they are asked for: a process that needs `fulgurite.versions` alone, as the plug-in in
 vLLM does, loads neither Avro nor NumPy.

@@ -1,5 +1,6 @@
-"""The enumerations of the contract, a line per member; failure kinds are in
-`fulgurite.episodes.failures`.
+"""Defines the enumerations of the contract.
+
+Failure kinds are in `fulgurite.episodes.failures`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The former place of `fulgurite.EpisodeView`, for reward functions that import it from here."""
+"""Keeps the former place of `fulgurite.EpisodeView`, which reward functions import."""
 
 from fulgurite.episodes.view import EpisodeView
 

@@ -1,4 +1,4 @@
-"""The error tree of the pure core.
+"""Defines the errors of the pure core.
 
     FulguriteError
     ├── CodecError

@@ -1,4 +1,4 @@
-"""Ids that describe themselves: completion ⊃ rollout ⊃ group.
+"""Makes and parses ids that contain one another: a completion id names its rollout and its group.
 
     group       gr_01k5x7...          26 characters: 48 bits of time, 80 of chance (a ULID, lower case);
                                       of undeclared calls 40 of chance and 40 that only their key's owner's id bears

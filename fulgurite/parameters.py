@@ -1,5 +1,6 @@
-"""A name with parameters, as `discounted(gamma=0.9)`: how credit rules and built-in rewards are
-chosen.
+"""Parses a name with parameters, such as `discounted(gamma=0.9)`.
+
+Credit rules and built-in rewards are chosen so.
 
 Parameters that are not given have their defaults. What is wrong with a choice is said in words that
 a user can act on.

@@ -1,4 +1,4 @@
-"""Token ids and log-probabilities as packed bytes: little-endian int32 and float32.
+"""Packs token ids and log-probabilities as bytes: little-endian int32 and float32.
 
 Packed arrays decode some forty times faster than Avro arrays, and are the engine's own numbers,
 never retokenised.

@@ -1,5 +1,6 @@
-"""Every topic: name, key, partitions, retention. One table; `fulgurite topics create` makes it
-true.
+"""Lists every topic with its name, key, partitions and retention.
+
+`fulgurite topics create` creates them so.
 
 All group-keyed topics have the same number of partitions, fixed for life: the same key then lies in
 the same partition of each, which the processors rely on.

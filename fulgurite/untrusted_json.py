@@ -1,5 +1,6 @@
-"""JSON that agents and models wrote, read without an error whatever it is: what is not of the form
-expected is left out.
+"""Reads JSON that agents and models wrote, without errors.
+
+What does not have the expected form is left out.
 
 Everything that reads messages, tool calls, answers or tasks goes through here. Nesting is bounded,
 so that what is read depends on the text alone and not on how deep the reader's own stack is.

@@ -1,5 +1,6 @@
-"""Versions of a policy: (epoch, step), written `policy@epoch.step`; `policy@0.0` is the
-base model.
+"""Parses and writes versions of a policy: `policy@epoch.step`.
+
+`policy@0.0` is the base model.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Avro's binary encoding, compiled once per schema: `reader_of(schema, type)(data, at)` gives our
-struct at that place, and where it ends.
+"""Compiles readers of Avro's binary encoding, one per schema.
+
+`reader_of(schema, type)(data, at)` gives our struct at that place, and where it ends.
 
 Reads what fastavro reads, to the same values (a test holds it), but makes our own structs instead
 of dictionaries to make them of. Each record becomes a function of plain Python: one byte or two say

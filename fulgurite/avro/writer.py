@@ -1,5 +1,6 @@
-"""Avro's binary encoding, compiled once per schema: `writer_of(schema)(out, value)` appends a
-value's datum to `out`.
+"""Compiles writers of Avro's binary encoding, one per schema.
+
+`writer_of(schema)(out, value)` appends the datum of a value to `out`.
 
 Writes what fastavro writes, byte for byte (a test holds it), but reads the attributes of our own
 structs instead of dictionaries made of them, and asks of a union only whether the value is None. A

@@ -1,5 +1,6 @@
-"""Claim checks: what is too large for a message lies elsewhere, under its SHA-256, and the message
-says where.
+"""Stores payloads that are too large for a message elsewhere, under their SHA-256.
+
+The message then holds a claim check, which says where the payload lies.
 
 A large call goes in one of two ways.
 

@@ -1,5 +1,6 @@
-"""Which conversation a request continues, told from nothing but its messages: a hash chain of the
-message prefix.
+"""Recognises the conversation that a request continues, from its messages alone.
+
+It compares a hash chain of the message prefix.
 
 Every message (OpenAI's chat messages and Responses items, Anthropic's content blocks alike) is
 taken apart into *atoms*: a text, a tool call, a tool's result. Agents send an answer back in

@@ -1,5 +1,6 @@
-"""A call that extends an earlier one is stored as what is new in it: an agent's fiftieth turn
-repeats forty-nine.
+"""Stores a call that extends an earlier one as a delta: only what is new in it.
+
+An agent's fiftieth turn repeats the forty-nine before it.
 
 `shorten` makes the delta, `restore` the call that it was made of, to the byte. In a delta (`parent`
 is set)

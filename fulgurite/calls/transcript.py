@@ -1,5 +1,4 @@
-"""What was said in a call, in the form of chat completions, whatever API it came by: messages with
-`role`, `content` and `tool_calls`.
+"""Shows a call as chat messages with `role`, `content` and `tool_calls`, whatever its API was.
 
 A chat's own messages stay as they are. Anthropic's content blocks and the items of OpenAI's
 responses become messages: texts are joined, tool calls gathered, a tool's result is a message of

@@ -1,5 +1,6 @@
-"""Verdicts on attempts that never said they ended: overdue (declared groups) and silent (undeclared
-traffic).
+"""Finds attempts that never reported their end.
+
+In declared groups these are overdue, in undeclared traffic silent.
 
 Verdicts are status events with derived ids and event times, so that a repeated verdict is the same
 event. They depend on event time only; the caller decides when the log has been read far enough to

@@ -1,5 +1,6 @@
-"""The calls of an episode, packed: each a delta of an earlier one (`fulgurite.calls.deltas`) where
-that is worth it.
+"""Packs the calls of an episode: each is a delta of an earlier one where that saves space.
+
+The deltas are those of `fulgurite.calls.deltas`.
 
 The episode is the log there: a parent lies in no partition (`WITHIN`), and its offset is its index.
 `pack` packs, `unpack` makes all calls whole again. Who needs no texts asks `EpisodeCalls` for its

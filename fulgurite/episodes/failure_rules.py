@@ -1,4 +1,4 @@
-"""What training makes of an episode that failed, by kind of failure.
+"""Says what training does with an episode that failed, by kind of failure.
 
 Defaults: what the policy did not cause is dropped, what it caused is trained like anything else, an
 unknown kind is masked. `mask` for `truncated` concerns the cut answers alone, in any episode: the

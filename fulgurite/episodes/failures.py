@@ -1,4 +1,4 @@
-"""What can go wrong in an episode, and what training makes of it (docs/learning, rule 13)."""
+"""Lists what can go wrong in an episode, and what training can do about it."""
 
 from __future__ import annotations
 

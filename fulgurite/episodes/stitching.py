@@ -1,4 +1,4 @@
-"""Calls and status events of one attempt → its episode.
+"""Builds the episode of one attempt from its calls and status events.
 
 An episode is a function of the *set* of its inputs: their order, delay and duplication do not
 matter. Inputs are all calls of the attempt, all status events of the attempt but heartbeats and

@@ -1,4 +1,4 @@
-"""An episode as a reward function wants to see it: the task, the conversation, the last answer.
+"""Shows an episode to reward functions: the task, the conversation and the last answer.
 
 `EpisodeView(episode)` never raises for what an agent did: what cannot be parsed is None or empty.
 """

@@ -1,4 +1,4 @@
-"""A closed group → its trajectories, tombstones and ledger entries, all under one group revision.
+"""Closes a group: makes its trajectories, tombstones and ledger entries under one revision.
 
 Deterministic: the same episodes and rewards give the same events with the same ids, whatever their
 order (`fulgurite.groups.group_revisions`). Every member has rows or a tombstone with a reason.

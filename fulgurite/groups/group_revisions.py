@@ -1,4 +1,4 @@
-"""Group revisions: what a closing writes under one, and which of those in the log is whole.
+"""Derives group revisions, and finds the newest complete one in the log.
 
 A revision is the hash of all that is written under it. So the same episodes and rewards give the
 same revision and the same bytes, whenever each of them came; and what changes nothing in the rows

@@ -1,5 +1,6 @@
-"""What is known of a group: the last revision of each attempt, and every reward once. A function of
-the set, whatever its order.
+"""Collects what is known of a group: the last revision of each attempt, and every reward once.
+
+The state is a function of the set of events, whatever their order.
 
 Of an attempt the revision with the most inputs counts: revisions of an episode contain one another.
 """

@@ -1,4 +1,4 @@
-"""Named rewards of an episode: which count, whether they are complete, and their combination.
+"""Combines the named rewards of an episode: which of them count, and whether they are complete.
 
 Of several rewards with one name for the same episode or action the last one counts: final before
 provisional, then by event time and id. A value of null says that the reward could not be computed;

@@ -1,5 +1,4 @@
-"""A newer revision of a group that a learner has settled: what the ledger is told of it (docs: how
-it learns, rules 1 and 5).
+"""Accounts for a newer revision of a group after a learner took the group into a batch.
 
 Nothing is trained again. Actions that were trained are `amended`: what they were trained on is no
 longer what the log says, for the baseline is the group's. Actions that the learner has not

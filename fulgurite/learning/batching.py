@@ -1,5 +1,6 @@
-"""Rows and tombstones → closed groups → batches, and what becomes of every action (docs: how it
-learns, rules 1–5, 9, 11).
+"""Makes batches of closed groups, and decides the outcome of every action.
+
+The rules are those of the docs on how it learns (1 to 5, 9 and 11).
 
 A group is complete when all that its `GroupClosed` names is there; in logs without it, when every
 member has all its rows or a tombstone. Complete groups are admitted oldest start first. Of an

@@ -1,5 +1,6 @@
-"""Rows of one policy as another one trains on them: a new policy that learns from what was recorded
-of an older one, after a replay.
+"""Relabels rows of one policy so that another policy can train on them.
+
+A new policy learns so from what was recorded of an older one, after a replay.
 
 What generated a row is to the new policy its base model: its actions are as stale as the new policy
 has taken steps. Their behaviour log-probabilities are the engine's and stay, so the correction that

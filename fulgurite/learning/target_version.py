@@ -1,5 +1,6 @@
-"""Which version a backend should serve: a fold of `policy.updates` and `policy.routes`, in log
-order.
+"""Decides which version a backend should serve.
+
+The answer is a fold of `policy.updates` and `policy.routes`, in log order.
 
 The first claim of an epoch wins, and a claimed epoch shuts out lower ones: what a superseded
 learner still publishes is ignored, what it had published before stays. A route that names a version

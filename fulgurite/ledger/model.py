@@ -1,5 +1,6 @@
-"""What the ledger is counted from, and what comes of it: records without rules.
-`fulgurite.ledger.balance` has the rules.
+"""Defines what the ledger is counted from, and its result.
+
+The rules are in `fulgurite.ledger.balance`.
 """
 
 from __future__ import annotations

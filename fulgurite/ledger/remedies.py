@@ -1,5 +1,6 @@
-"""Why an action was not trained, and what a person can do about it, in the words of commands and
-logs (docs/how-to/troubleshooting.md).
+"""Explains why an action was not trained, and what a person can do about it.
+
+Commands and logs use these words (docs/how-to/troubleshooting.md).
 """
 
 from __future__ import annotations

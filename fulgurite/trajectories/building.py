@@ -1,4 +1,6 @@
-"""An episode → rows: linear token streams with their actions marked, merged by exact token prefix.
+"""Builds rows from an episode: linear token streams with their actions marked.
+
+Calls are merged by exact token prefix.
 
 A call whose prompt begins with all tokens of a row (prompt and answer, end-of-turn token included)
 extends the row; what lies between is context without loss. A call that begins with a row up to one

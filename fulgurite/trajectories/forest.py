@@ -1,5 +1,4 @@
-"""Rows of tokens as a prefix forest: every shared prefix is one path, so that a model computes it
-once.
+"""Arranges rows of tokens as a prefix forest, so that a model computes each shared prefix once.
 
 A node is a token after a particular history. Nodes are numbered depth-first, a node's position id
 is its depth, and a node may attend to itself and its ancestors only: what the model computes at a

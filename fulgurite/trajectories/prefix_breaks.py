@@ -1,5 +1,6 @@
-"""Why a prompt does not extend the tokens before it: a best guess from messages and the place where
-the tokens part.
+"""Guesses why a prompt does not extend the tokens before it.
+
+It looks at the messages and at the place where the tokens differ.
 
 No tokenizer is asked. If the messages sent are those sent before, our answer and something new, the
 agent changed nothing: the difference was made between text and tokens. Where the tokens part before

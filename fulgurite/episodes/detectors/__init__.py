@@ -1,5 +1,6 @@
-"""What went wrong in an attempt, told from its calls and its closing status. A registry; a detector
-is a small file and a line here.
+"""Classifies what went wrong in an attempt, from its calls and its closing status.
+
+This is the registry; a new detector is one small file and one line here.
 
 Detectors are pure functions of an attempt's events as a set; the first of the list that finds
 something has it. What the closing status names counts, unless it names a symptom only (nothing,

@@ -1,5 +1,6 @@
-"""Credit rules: how the rewards of an episode are spread over its actions. A registry; a rule is a
-small file and a line here.
+"""Spreads the rewards of an episode over its actions, by a named credit rule.
+
+This is the registry; a new rule is one small file and one line here.
 
 Credit is a return, before any baseline: the learner takes the group's mean reward off and divides
 by its standard deviation. Rules that have a baseline of their own (`gigpo`, `per_role`,

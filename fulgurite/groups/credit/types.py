@@ -1,4 +1,4 @@
-"""What credit rules see: the paths of an episode, and the scored episodes of its group.
+"""Defines what credit rules see: the paths of an episode, and the scored episodes of its group.
 
 A rule of one path is a plain function `Path -> list[float]`; `on_paths` makes it a rule of groups,
 in which an action on several paths gets the mean. A rule that compares episodes is a function of
