@@ -78,9 +78,11 @@ def test_late_rewards_amend_over_kills_and_forgetting(
 ) -> None:
     now = int(time.time() * 1000)
     # Ids as the gateway mints them: from their time the rewarder tells how far back to read.
-    monkeypatch.setattr(
-        synthetic, "group_id", lambda number: mint_group(now + number, number.to_bytes(10, "big"))
-    )  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType, reportUnknownMemberType]
+
+    def minted(number: int) -> str:
+        return mint_group(now + number, number.to_bytes(10, "big"))
+
+    monkeypatch.setattr(synthetic, "group_id", minted)
     times = {"FULGURITE_REWARDER_AMEND_WAIT_S": "5", "FULGURITE_REWARDER_AMEND_EVERY_S": "0"}
     # Nothing is kept: what comes late is read from the log again.
     forgetful = {

@@ -666,12 +666,12 @@ def test_a_worker_that_cannot_load_its_function_says_so(
 def test_three_workers_own_the_same_partitions_of_both_topics(deployment: Deployment) -> None:
     at = int(time.time() * 1000)
     for instance in ("one", "two", "three"):
-        log = deployment._spawn(
+        log = deployment._spawn(  # pyright: ignore[reportPrivateUsage]
             f"aggregator-{instance}",
             "services.aggregator.main",
             (),
             {"FULGURITE_AGGREGATOR_INSTANCE": instance},
-        )  # pyright: ignore[reportPrivateUsage]
+        )
         deployment._await_ready(f"aggregator-{instance}", log)  # pyright: ignore[reportPrivateUsage]
     deployment.start("rewarder")
     deployment.publish(overlapping(groups=40, at=at))

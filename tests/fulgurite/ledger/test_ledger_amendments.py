@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -120,7 +122,7 @@ class Books(World):
         for held in self.batcher.amendments():
             entries += amended_entries(held, accounts_of(told), VERSION, 1)
             self.batcher.amend(held)
-        common = {
+        common: dict[str, Any] = {
             "event_time": 1,
             "policy": "policy",
             "epoch": 1,
@@ -131,11 +133,11 @@ class Books(World):
         places = tuple(
             Position(partition=p.partition, offset=p.offset) for p in self.batcher.positions()
         )
-        claim = PolicyUpdate(event_id="claim", kind=UpdateKind.claim, step=0, **common)  # pyright: ignore[reportArgumentType]
+        claim = PolicyUpdate(event_id="claim", kind=UpdateKind.claim, step=0, **common)
         kind = UpdateKind.update
         update = PolicyUpdate(
             event_id=f"u{self.steps}", kind=kind, step=self.steps, positions=places, **common
-        )  # pyright: ignore[reportArgumentType]
+        )
         self.put("ledger", 0, *entries)
         self.put("updates", 0, *([claim] if self.steps == 1 else []), update)
         self.count()

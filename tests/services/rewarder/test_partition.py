@@ -284,9 +284,10 @@ def test_a_late_reward_issues_the_whole_group_anew() -> None:
         for event in rewarder.log.events(TRAJECTORIES)[before:]
         if isinstance(event, Trajectory)
     ]
+    assert DECLARED.declaration is not None
     assert {row.rollout_id: row.episode_reward for row in rows} == dict(
         zip(DECLARED.declaration.rollout_ids, (1.0, 2.0), strict=True)
-    )  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
+    )
     assert rewarder.log.reads == 0, "it was in memory"
 
 
