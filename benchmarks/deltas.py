@@ -22,7 +22,8 @@ from fulgurite.avro.codec import Codec
 from fulgurite.events import LlmCall
 from fulgurite.tokens import pack_ids, pack_logprobs, prompt_hash
 from fulgurite.topics import LLM_CALLS
-from services.common.kafka.client import EventProducer, KafkaSettings
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.gateway.recording.parents import Parents
 from services.local_stack.kafka_local import LocalKafka

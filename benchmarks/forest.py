@@ -91,7 +91,8 @@ def of_a_demo(data: Path, groups: int) -> list[TrainRow]:
     from fulgurite.learning.batching import BatchRules, RowBatcher
     from fulgurite.topics import TRAJECTORIES
     from fulgurite.versions import base_version
-    from services.common.kafka.client import KafkaSettings, read_all
+    from services.common.kafka.consumer import read_all
+    from services.common.kafka.settings import KafkaSettings
     from services.learner.rows import train_rows
     from services.local_stack.kafka_local import LocalKafka
 

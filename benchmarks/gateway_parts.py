@@ -23,7 +23,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.ports import free_port

@@ -17,7 +17,9 @@ from pathlib import Path
 from fulgurite.avro.codec import Codec
 from fulgurite.events import AgentReward, AgentStatus, LlmCall
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, LLM_CALLS, Topic
-from services.common.kafka.client import EventProducer, KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.local_stack.kafka_local import LocalKafka
 from services.replay.closings import Changes

@@ -34,7 +34,8 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
-from services.common.kafka.client import KafkaSettings, make_consumer
+from services.common.kafka.consumer import make_consumer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics, records_in
 from services.local_stack.kafka_local import LocalKafka
 

@@ -16,7 +16,7 @@ from faust.transport.drivers.aiokafka import Consumer
 
 from fulgurite.topics import TOPICS, Topic
 from services.aggregator.settings import AggregatorSettings
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.streaming.faust_feed import BatchConsumer, events_of
 from services.common.streaming.worker import Processor, Worker, quieten

@@ -27,7 +27,9 @@ from fulgurite.enums import StatusKind
 from fulgurite.events import AgentReward, AgentStatus, LlmCall
 from fulgurite.tokens import pack_ids, pack_logprobs, prompt_hash
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, LLM_CALLS, Topic
-from services.common.kafka.client import Delivery, EventProducer, KafkaSettings
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.gateway.recording.parents import Parents
 from services.local_stack.model import model_folder
 from tests.synthetic import make_call, make_declared, make_reward, make_status

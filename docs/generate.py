@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings
 from services.aggregator.settings import AggregatorSettings
 from services.applier.settings import ApplierSettings
 from services.cli.main import COMMANDS, app, load
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.gateway.settings import GatewaySettings
 from services.judge.settings import JudgeSettings
 from services.learner.settings import LearnerSettings

@@ -20,9 +20,10 @@ from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
 from services.common.blobs.blob_store import redeemed
-from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
 from services.common.kafka.dead_letters import actions_of
 from services.common.kafka.logged_calls import CallReader
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics
 from services.common.runtime import logs
 from services.common.runtime.ending import run_service

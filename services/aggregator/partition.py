@@ -32,7 +32,7 @@ from fulgurite.topics import (
 )
 from services.aggregator.attempts import Attempt, Group, Key, weight
 from services.aggregator.settings import AggregatorSettings
-from services.common.kafka.client import read_all
+from services.common.kafka.consumer import read_all
 from services.common.kafka.dead_letters import (
     Lost,
     actions_of,

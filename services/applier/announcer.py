@@ -13,7 +13,8 @@ from fulgurite.events import PolicyApplied
 from fulgurite.ids import derive_id
 from fulgurite.topics import POLICY_APPLIED
 from fulgurite.versions import Version
-from services.common.kafka.client import EventProducer, LogUnavailable
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.producer import EventProducer
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 

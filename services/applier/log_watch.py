@@ -11,7 +11,7 @@ from fulgurite.avro.codec import Codec
 from fulgurite.events import Event, PolicyRoute
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_tail import Follower
 
 

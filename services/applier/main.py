@@ -15,8 +15,10 @@ from services.applier.applier import PolicyApplier
 from services.applier.engine import Engine
 from services.applier.log_watch import LogWatch
 from services.applier.settings import ApplierSettings
-from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable
 from services.common.kafka.codec import make_codec
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import TopicLayoutError, check_topics
 from services.common.runtime import logs
 from services.common.runtime.ending import run_service

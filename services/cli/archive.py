@@ -11,8 +11,8 @@ from rich.table import Table
 from fulgurite.topics import TOPICS
 from services.cli.errors import told
 from services.cli.output import print_json
-from services.common.kafka.client import KafkaSettings
 from services.common.kafka.codec import make_codec
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
 from services.replay import archive as archives
 from services.replay.errors import BadArgument

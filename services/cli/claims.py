@@ -13,8 +13,8 @@ from services.cli.errors import told
 from services.cli.output import print_json
 from services.common.blobs.blob_store import open_store
 from services.common.blobs.settings import ClaimSettings
-from services.common.kafka.client import KafkaSettings
 from services.common.kafka.codec import make_codec
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
 from services.replay.pruning import GRACE_DAYS, prune
 

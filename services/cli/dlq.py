@@ -11,9 +11,9 @@ from rich.table import Column, Table
 from fulgurite.events import DeadLetter
 from services.cli.errors import told
 from services.cli.output import print_json, print_table
-from services.common.kafka.client import KafkaSettings
 from services.common.kafka.codec import make_codec
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
 from services.replay.dead_letters import chosen, content, read_letters, redrive
 from services.replay.errors import BadArgument

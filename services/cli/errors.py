@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from fulgurite.errors import FulguriteError
-from services.common.kafka.client import LogUnavailable
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.topic_admin import TopicLayoutError
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import ReplayError

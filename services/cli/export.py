@@ -17,8 +17,8 @@ from fulgurite.events import Trajectory
 from fulgurite.untrusted_json import Json, encoded
 from fulgurite.versions import parse_version
 from services.cli.errors import show_left_out, told
-from services.common.kafka.client import KafkaSettings
 from services.common.kafka.codec import make_codec
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.errors import NotFound, TargetInUse

@@ -30,9 +30,10 @@ from fulgurite.topics import (
 )
 from services.cli.errors import told
 from services.cli.output import print_json
-from services.common.kafka.client import KafkaSettings, Record, read_all
 from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import Record, read_all
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.clock import now_ms
 from services.common.runtime.terminal import make_console, plain
 

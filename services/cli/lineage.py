@@ -16,9 +16,10 @@ from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from fulgurite.versions import parse_version
 from services.cli.errors import told
 from services.cli.output import print_json
-from services.common.kafka.client import KafkaSettings, read_all
 from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import read_all
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
 from services.replay.lineage import Behind, Fate, Lineage

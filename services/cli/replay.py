@@ -24,8 +24,8 @@ from fulgurite.groups.credit import credit_rule
 from fulgurite.topics import TRAJECTORIES
 from services.cli.errors import show_failures, told
 from services.cli.output import print_json
-from services.common.kafka.client import KafkaSettings
 from services.common.kafka.codec import make_codec
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.closings import Changes

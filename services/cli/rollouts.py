@@ -14,8 +14,8 @@ from fulgurite.untrusted_json import Json
 from fulgurite.versions import parse_version
 from services.cli.errors import show_left_out, told
 from services.cli.output import print_json, print_table
-from services.common.kafka.client import KafkaSettings
 from services.common.kafka.codec import make_codec
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import NotFound
 from services.replay.groups import read_groups

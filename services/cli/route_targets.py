@@ -15,8 +15,9 @@ from fulgurite.events import PolicyUpdate, RouteTarget
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
-from services.common.kafka.client import KafkaSettings, read_all
 from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import read_all
+from services.common.kafka.settings import KafkaSettings
 
 _POLICY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NUMBER = re.compile(r"\d+\.\d+")

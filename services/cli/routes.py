@@ -17,9 +17,11 @@ from services.cli.errors import told
 from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
 from services.cli.route_effect import RouteEffect
 from services.cli.route_targets import BadTarget, check_alias, parse_targets, read_published
-from services.common.kafka.client import EventProducer, KafkaSettings, read_all
 from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import read_all
+from services.common.kafka.producer import EventProducer
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.clock import now_ms
 from services.common.runtime.terminal import make_console, plain
 from services.replay.windows import shown

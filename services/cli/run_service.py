@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import typer
 
 from services.cli.errors import told
-from services.common.kafka.client import KafkaSettings
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 
 
 def serve(

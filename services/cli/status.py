@@ -35,15 +35,11 @@ from services.cli.alive import (
     progress,
 )
 from services.cli.output import print_json
-from services.common.kafka.client import (
-    KafkaSettings,
-    LogUnavailable,
-    make_consumer,
-    read_all,
-    watermarks,
-)
 from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import make_consumer, read_all, watermarks
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import TopicLayoutError, admin_client, check_topics
 from services.common.runtime.backends import parse_backends
 from services.common.runtime.clock import now_ms

@@ -9,8 +9,9 @@ from rich.table import Table
 from fulgurite.topics import TOPICS, TRAJECTORIES, Topic
 from services.cli.errors import told
 from services.cli.output import print_table
-from services.common.kafka.client import KafkaSettings, LogUnavailable
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import (
     TopicLayoutError,
     check_topics,

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from fulgurite.topics import TRAJECTORIES
 from services.cli.errors import told
-from services.common.kafka.client import KafkaSettings
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 from services.learner.errors import LearnerError
 from services.learner.main import check_start, main
 from services.learner.settings import LearnerSettings

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from services.cli.errors import show_failures, show_left_out, told
 from services.cli.output import print_json
-from services.common.kafka.client import KafkaSettings
 from services.common.kafka.codec import make_codec
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.errors import BadArgument

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from fulgurite.events import Sampling
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.identity.declared_groups import GroupRegistry
 from services.gateway.identity.idempotency import Idempotency, Store

@@ -26,8 +26,9 @@ from starlette.routing import Route as WebRoute
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from services.common.kafka.client import EventProducer, KafkaSettings
 from services.common.kafka.codec import make_codec
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.runtime.ending import run_service

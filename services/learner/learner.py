@@ -41,8 +41,9 @@ from fulgurite.learning.batching import (
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs, unpack_ids
 from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version, base_version, parse_version
-from services.common.kafka.client import EventProducer, Record
+from services.common.kafka.consumer import Record
 from services.common.kafka.dead_letters import addressed, unusable
+from services.common.kafka.producer import EventProducer
 from services.common.runtime import liveness, logs
 from services.common.runtime.clock import now_ms
 from services.learner.artifacts import ArtifactStore

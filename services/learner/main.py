@@ -12,8 +12,10 @@ import sys
 import msgspec
 
 from fulgurite.topics import TRAJECTORIES
-from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable
 from services.common.kafka.codec import make_codec
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import TopicLayoutError, check_topics, topic_names
 from services.common.runtime import logs
 from services.common.runtime.ending import run_service

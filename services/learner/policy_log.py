@@ -17,13 +17,9 @@ from fulgurite.ids import derive_id
 from fulgurite.learning.amendments import accounts_of
 from fulgurite.learning.batching import LEARNER, PendingGroup
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
-from services.common.kafka.client import (
-    EventProducer,
-    KafkaSettings,
-    make_consumer,
-    read_all,
-    read_message,
-)
+from services.common.kafka.consumer import make_consumer, read_all, read_message
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.clock import now_ms
 from services.learner.errors import EpochLost
 

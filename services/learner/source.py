@@ -16,13 +16,9 @@ from fulgurite.avro.codec import Codec
 from fulgurite.events import GroupClosed, Position, Tombstone, Trajectory
 from fulgurite.learning.relabel import relabel
 from fulgurite.topics import TRAJECTORIES, Topic
-from services.common.kafka.client import (
-    KafkaSettings,
-    LogUnavailable,
-    Record,
-    make_consumer,
-    read_message,
-)
+from services.common.kafka.consumer import Record, make_consumer, read_message
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import topic_id
 from services.learner.errors import OffsetOutOfRange
 

@@ -30,8 +30,10 @@ from fulgurite.enums import Mode
 from fulgurite.events import Trajectory
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
 from services.cli.ledger import read_books
-from services.common.kafka.client import KafkaSettings, LogUnavailable, read_all
 from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import read_all
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.local_stack.demo_report import LedgerReport, Phases, Report, Scores, draw_chart, show
 from services.local_stack.errors import StackError

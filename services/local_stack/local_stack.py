@@ -21,7 +21,7 @@ from typing import Self
 import msgspec
 
 from services.cli import doctor
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics, create_topics
 from services.common.runtime.backends import parse_backends
 from services.common.runtime.model_folder import model_problem

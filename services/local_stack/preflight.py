@@ -25,7 +25,7 @@ from pydantic_settings import BaseSettings
 from services.aggregator.settings import AggregatorSettings
 from services.applier.settings import ApplierSettings
 from services.cli.doctor import check_cpu
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.gateway.identity.keys import KeyRing
 from services.gateway.settings import GatewaySettings
 from services.judge.settings import JudgeSettings

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from services.common.kafka.client import LogUnavailable
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.topic_admin import TopicLayoutError
 from services.common.runtime import logs
 from services.common.runtime.process_secrets import hide_from_other_processes

@@ -24,7 +24,7 @@ from fulgurite.calls.deltas import restore
 from fulgurite.errors import BrokenDelta
 from fulgurite.events import LlmCall
 from fulgurite.topics import EPISODES, LLM_CALLS, Topic
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.replay.archived_claims import ArchivedClaims
 from services.replay.columns import RECORDS
 from services.replay.errors import BadArchive, BadArgument

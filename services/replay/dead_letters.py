@@ -10,7 +10,9 @@ from fulgurite.avro.codec import Codec
 from fulgurite.errors import CodecError
 from fulgurite.events import DeadLetter, Event, EventStruct
 from fulgurite.topics import DEAD_LETTERS, TOPICS, Topic
-from services.common.kafka.client import EventProducer, KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.replay.errors import NotFound
 
 

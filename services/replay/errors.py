@@ -6,7 +6,7 @@
     ├── NotFound        the log holds nothing of that name
     └── BadArchive      a file of an archive is not what `fulgurite archive` writes
 
-`services.common.kafka.client.LogUnavailable` and the errors of reward functions pass through.
+`services.common.kafka.errors.LogUnavailable` and the errors of reward functions pass through.
 """
 
 from __future__ import annotations

@@ -24,16 +24,11 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
-from services.common.kafka.client import (
-    READ_TIMEOUT_S,
-    KafkaSettings,
-    LogUnavailable,
-    make_consumer,
-    read_until,
-    watermarks,
-)
+from services.common.kafka.consumer import READ_TIMEOUT_S, make_consumer, read_until, watermarks
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.logged_calls import CallReader
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 from services.replay.records import Raw
 
 DOWNSTREAM_FIRST = (

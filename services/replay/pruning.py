@@ -15,7 +15,7 @@ import msgspec
 from fulgurite.avro.codec import Codec
 from fulgurite.topics import DEAD_LETTERS, EPISODES, GROUP_PARTITIONS, LLM_CALLS
 from services.common.blobs.blob_store import ClaimStore, Left
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.replay.log_source import LogSource
 from services.replay.records import Source
 

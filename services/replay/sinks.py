@@ -15,7 +15,9 @@ import msgspec
 from fulgurite.avro.codec import Codec
 from fulgurite.events import GroupClosed
 from fulgurite.topics import TOPICS, TRAJECTORIES, Topic
-from services.common.kafka.client import Delivery, EventProducer, KafkaSettings
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topic, records_in
 from services.replay.closings import Row
 from services.replay.errors import BadArgument, TargetInUse

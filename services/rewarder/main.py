@@ -14,7 +14,8 @@ from typing import TypeGuard
 from fulgurite.events import DeadLetter, Event, GroupClosed, LedgerEntry, Tombstone, Trajectory
 from fulgurite.groups.group_revisions import SOURCE, ClosingRecord
 from fulgurite.topics import AGENT_REWARDS, DEAD_LETTERS, EPISODES, TRAINING_LEDGER, TRAJECTORIES
-from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics
 from services.common.runtime import logs
 from services.common.runtime.ending import run_service

@@ -43,7 +43,6 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
-from services.common.kafka.client import KafkaSettings
 from services.common.kafka.dead_letters import (
     NO_RECORD,
     actions_of,
@@ -53,6 +52,7 @@ from services.common.kafka.dead_letters import (
     lost_episode,
     words_of,
 )
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.streaming.poison import failure_of

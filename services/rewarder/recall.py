@@ -20,7 +20,8 @@ from fulgurite.events import (
 )
 from fulgurite.groups.group_revisions import SOURCE, RevisionLog
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAINING_LEDGER, TRAJECTORIES, Topic
-from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.settings import KafkaSettings
 
 
 class Recalled:

@@ -26,9 +26,11 @@ from fulgurite.errors import BadClaim
 from fulgurite.events import Episode
 from fulgurite.topics import AGENT_REWARDS, EPISODES
 from services.common.blobs.blob_store import redeemed_episode
-from services.common.kafka.client import EventProducer, KafkaSettings, Record, read_message
 from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import Record, read_message
 from services.common.kafka.dead_letters import words_of
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics
 from services.common.runtime import liveness, logs
 from services.common.runtime.ending import run_service

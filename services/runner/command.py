@@ -17,8 +17,9 @@ import typer
 
 from fulgurite.enums import Mode
 from fulgurite.versions import MalformedVersion, parse_version
-from services.common.kafka.client import KafkaSettings, LogUnavailable
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.common.runtime.terminal import make_console

@@ -13,13 +13,9 @@ from confluent_kafka import KafkaException, TopicPartition
 from fulgurite.avro.codec import Codec
 from fulgurite.events import Event
 from fulgurite.topics import Topic
-from services.common.kafka.client import (
-    KafkaSettings,
-    LogUnavailable,
-    make_consumer,
-    read_message,
-    watermarks,
-)
+from services.common.kafka.consumer import make_consumer, read_message, watermarks
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 
 _TIMEOUT_S = 15.0

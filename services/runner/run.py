@@ -29,8 +29,9 @@ from fulgurite.topics import (
     TRAINING_LEDGER,
 )
 from fulgurite.versions import Version, parse_version
-from services.common.kafka.client import KafkaSettings, read_all
 from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import read_all
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.runtime.process_secrets import without_keys

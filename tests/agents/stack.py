@@ -18,7 +18,8 @@ import msgspec
 from fulgurite.avro.codec import Codec
 from fulgurite.events import Episode, Event, Tombstone, Trajectory
 from fulgurite.topics import EPISODES, TRAJECTORIES, Topic
-from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.local_services import project_folder

@@ -30,7 +30,7 @@ from fulgurite.topics import (
 )
 from fulgurite.trajectories.building import successful_actions
 from services.cli.ledger import read_books
-from services.common.kafka.client import make_consumer, watermarks
+from services.common.kafka.consumer import make_consumer, watermarks
 from services.common.runtime.clock import now_ms
 from services.local_stack.kafka_local import LocalKafka
 from tests import synthetic

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.local_stack.ports import free_ports
 from tests.compose.engine import HERE, ROOT, compose_command, say
 

@@ -23,7 +23,8 @@ from fulgurite.enums import UpdateKind
 from fulgurite.events import AgentReward, LlmCall, PolicyUpdate
 from fulgurite.topics import AGENT_REWARDS, LLM_CALLS, POLICY_UPDATES
 from fulgurite.versions import parse_version
-from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.settings import KafkaSettings
 from tests.compose.deployment import PROJECT, Deployment, balanced, timed, wait_for
 from tests.compose.engine import ROOT, say
 from tests.compose.traffic import Client, Traffic
@@ -35,7 +36,7 @@ KILLED = ("kafka", "gateway", "aggregator", "vllm")
 CALCULATOR = ROOT / "examples" / "calculator"
 OLD_LAYOUT = """
 from confluent_kafka.admin import NewTopic
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import admin_client
 
 admin = admin_client(KafkaSettings())

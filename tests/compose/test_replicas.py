@@ -33,7 +33,8 @@ READ = """
 import sys
 from fulgurite.avro.codec import Codec
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
-from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.settings import KafkaSettings
 topic, name = {"calls": (LLM_CALLS, "call_id"), "groups": (TRAJECTORIES, "group_id")}[sys.argv[1]]
 print(*{getattr(record.event, name) for record in read_all(KafkaSettings(), topic, Codec())})
 """

@@ -18,7 +18,8 @@ from starlette.types import Message, Scope
 from fulgurite.avro.codec import Codec
 from fulgurite.events import Event, LlmCall
 from fulgurite.topics import Topic
-from services.common.kafka.client import Delivery, KafkaSettings
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.settings import KafkaSettings
 from services.gateway import main
 from services.gateway.errors import UpstreamRejected
 from services.gateway.http.front_door import FrontDoor

@@ -17,8 +17,9 @@ import aiohttp
 from fulgurite.avro.codec import Codec
 from fulgurite.events import AgentReward, AgentStatus, Event, LlmCall
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS, Topic
-from services.common.kafka.client import KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
 from services.common.kafka.logged_calls import read_calls
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.local_stack.ports import free_ports
 

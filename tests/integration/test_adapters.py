@@ -27,7 +27,10 @@ from fulgurite.ids import derive_id
 from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from services.applier.engine import Engine
-from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.model import tiny_model

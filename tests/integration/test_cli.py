@@ -41,7 +41,8 @@ from fulgurite.topics import (
     Topic,
 )
 from services.cli.main import app
-from services.common.kafka.client import EventProducer, KafkaSettings
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topic
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.model import tiny_model

@@ -26,8 +26,10 @@ from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, To
 from services.cli.ledger import read_books
 from services.cli.main import app
 from services.common.blobs.blob_store import redeemed
-from services.common.kafka.client import EventProducer, KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
 from services.common.kafka.logged_calls import CallReader
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.local_stack.kafka_local import LocalKafka
 from services.replay.archive import ArchiveSource

@@ -21,7 +21,7 @@ import aiohttp
 import pytest
 
 from fulgurite.enums import CallOutcome
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import GATEWAY, Gateway, kafka_settings, running_gateway

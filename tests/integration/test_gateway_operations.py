@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from fulgurite.topics import LLM_CALLS
-from services.common.kafka.client import make_consumer
+from services.common.kafka.consumer import make_consumer
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub

@@ -21,7 +21,9 @@ from fulgurite.events import LlmCall
 from fulgurite.ids import parse_completion
 from fulgurite.tokens import unpack_ids
 from fulgurite.topics import LLM_CALLS
-from services.common.kafka.client import Delivery, KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.settings import KafkaSettings
 from services.gateway.recording.call_search import CallSearch, SearchTooLong
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.valkey_local import LocalValkey

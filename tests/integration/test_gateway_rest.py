@@ -20,7 +20,7 @@ from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.ids import external_group, mint_group, rollout_of
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
-from services.common.kafka.client import EventProducer
+from services.common.kafka.producer import EventProducer
 from services.gateway.identity.keys import KeyRing
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.valkey_local import LocalValkey

@@ -29,7 +29,7 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
-from services.common.kafka.client import read_all
+from services.common.kafka.consumer import read_all
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.test_processors import Deployment, Made, wait_until
 from tests.synthetic import make_call, make_group

@@ -19,7 +19,7 @@ from fulgurite.enums import Mode
 from fulgurite.events import AgentReward, Episode, Trajectory
 from fulgurite.topics import AGENT_REWARDS, EPISODES, TRAJECTORIES
 from services.cli.main import app
-from services.common.kafka.client import read_all
+from services.common.kafka.consumer import read_all
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import PLAIN, Gateway, running_gateway
 from tests.integration.stub_upstream import Stub

@@ -19,7 +19,7 @@ from confluent_kafka import TopicPartition
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentReward, AgentStatus, Episode
 from fulgurite.topics import AGENT_REWARDS, EPISODES
-from services.common.kafka.client import make_consumer, watermarks
+from services.common.kafka.consumer import make_consumer, watermarks
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.test_processors import Deployment, wait_until
 from tests.synthetic import group_id, make_call, make_declared, make_status

@@ -16,7 +16,10 @@ import pytest
 
 from fulgurite.avro.codec import Codec
 from fulgurite.topics import AGENT_STATUS
-from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.certificates import self_signed

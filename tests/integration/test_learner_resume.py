@@ -24,7 +24,9 @@ from fulgurite.events import Action, LedgerEntry, PolicyUpdate, Trajectory
 from fulgurite.ids import action_id
 from fulgurite.tokens import pack_ids, pack_logprobs, token_count
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER, TRAJECTORIES
-from services.common.kafka.client import EventProducer, KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.learner.checkpoint import CheckpointStore
 from services.local_stack.kafka_local import LocalKafka

@@ -24,7 +24,7 @@ from fulgurite.ids import action_id
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TRAINING_LEDGER, TRAJECTORIES
 from services.cli.ledger import read_books
 from services.cli.main import app
-from services.common.kafka.client import read_all
+from services.common.kafka.consumer import read_all
 from services.common.kafka.logged_calls import read_calls
 from services.local_stack.local_stack import LocalStack, StackOptions
 from services.local_stack.model import tiny_model

@@ -47,7 +47,10 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
-from services.common.kafka.client import Delivery, EventProducer, KafkaSettings, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.local_stack.kafka_local import LocalKafka
 from tests.synthetic import make_call, make_declared, make_group, make_reward, make_status

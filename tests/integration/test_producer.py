@@ -13,7 +13,10 @@ import pytest
 from fulgurite.avro.codec import Codec
 from fulgurite.events import AgentStatus
 from fulgurite.topics import AGENT_STATUS
-from services.common.kafka.client import EventProducer, KafkaSettings, LogUnavailable, read_all
+from services.common.kafka.consumer import read_all
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.local_stack.kafka_local import LocalKafka
 from tests.synthetic import make_declared
@@ -127,7 +130,7 @@ async def test_a_few_need_no_look_of_the_loop(
 ) -> None:
     await producer.publish(AGENT_STATUS, event(0).group_id, event(0), timeout_s=30)
     await asyncio.sleep(0.2)
-    monkeypatch.setattr("services.common.kafka.client._TICK_S", 3600)
+    monkeypatch.setattr("services.common.kafka.burst_scheduler._TICK_S", 3600)
     waiting: list[asyncio.Task[object]] = []
     for number in range(1, 7):
         waiting.append(

@@ -25,7 +25,7 @@ from fulgurite.learning.batching import RowBatcher
 from fulgurite.topics import DEAD_LETTERS, LLM_CALLS, TRAJECTORIES, Topic
 from fulgurite.versions import base_version
 from services.cli.main import app
-from services.common.kafka.client import read_all
+from services.common.kafka.consumer import read_all
 from services.learner.source import TrajectorySource, trainable
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.test_processors import (

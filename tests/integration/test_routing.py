@@ -21,7 +21,7 @@ from fulgurite.enums import ApplyOutcome, CallOutcome, UpdateKind
 from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Event, LlmCall, PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES, Topic
-from services.common.kafka.client import EventProducer
+from services.common.kafka.producer import EventProducer
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import APIS, Stub

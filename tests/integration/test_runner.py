@@ -22,7 +22,7 @@ from fulgurite.avro.codec import Codec
 from fulgurite.enums import Mode, StatusKind
 from fulgurite.episodes.failures import FailureKind
 from fulgurite.topics import AGENT_STATUS
-from services.common.kafka.client import read_all
+from services.common.kafka.consumer import read_all
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub

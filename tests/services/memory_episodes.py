@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from fulgurite.avro.codec import Codec
 from fulgurite.events import Event
 from fulgurite.topics import EPISODES
-from services.common.kafka.client import Record, read_message
+from services.common.kafka.consumer import Record, read_message
 
 CODEC = Codec()
 _NAME = EPISODES.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fulgurite.avro.codec import Codec
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 
 
 def make_codec() -> Codec:

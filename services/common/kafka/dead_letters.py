@@ -19,7 +19,8 @@ from fulgurite.events import DeadLetter, Episode, Event, LlmCall
 from fulgurite.ids import derive_id
 from fulgurite.topics import EPISODES, MAX_MESSAGE_BYTES
 from fulgurite.trajectories.building import successful_actions
-from services.common.kafka.client import KafkaSettings, Record
+from services.common.kafka.consumer import Record
+from services.common.kafka.settings import KafkaSettings
 
 NO_RECORD = -1
 """The offset of what is in no topic."""

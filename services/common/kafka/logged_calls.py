@@ -19,14 +19,9 @@ from fulgurite.calls.deltas import CHAIN, restore
 from fulgurite.errors import BrokenDelta, CodecError
 from fulgurite.events import LlmCall
 from fulgurite.topics import LLM_CALLS
-from services.common.kafka.client import (
-    KafkaSettings,
-    LogUnavailable,
-    Record,
-    make_consumer,
-    read_all,
-    watermarks,
-)
+from services.common.kafka.consumer import Record, make_consumer, read_all, watermarks
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.settings import KafkaSettings
 
 _TIMEOUT_S = 30.0
 _ONE_BY_ONE = {"queued.min.messages": 1, "fetch.message.max.bytes": 65_536, "fetch.wait.max.ms": 10}
@@ -147,7 +142,7 @@ def read_calls(
     partitions: list[int] | None = None,
     since_ms: int | None = None,
 ) -> Iterator[Record]:
-    """As `services.common.kafka.client.read_all` of `llm.calls`, with whole calls. Raises
+    """As `services.common.kafka.consumer.read_all` of `llm.calls`, with whole calls. Raises
     LogUnavailable.
     """
     return whole_calls(

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import socket
 
-from services.common.kafka.client import KafkaSettings, LogUnavailable
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.settings import KafkaSettings
 
 _TIMEOUT_S = 5.0
 _PORT = 9092

@@ -16,7 +16,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource, NewTopic, ResourceType
 
 from fulgurite.topics import TOPICS, Topic
-from services.common.kafka.client import KafkaSettings, LogUnavailable, make_consumer, watermarks
+from services.common.kafka.consumer import make_consumer, watermarks
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.settings import KafkaSettings
 
 _TIMEOUT_S = 20.0
 _log = logging.getLogger(__name__)

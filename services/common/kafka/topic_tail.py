@@ -16,8 +16,9 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from fulgurite.avro.codec import Codec
 from fulgurite.events import Event
 from fulgurite.topics import Topic
-from services.common.kafka.client import KafkaSettings, make_consumer, read_message, watermarks
+from services.common.kafka.consumer import make_consumer, read_message, watermarks
 from services.common.kafka.dead_letters import words_of
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 
 log = logs.get(__name__)

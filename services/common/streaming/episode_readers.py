@@ -14,8 +14,10 @@ from confluent_kafka import Consumer
 from pydantic import ValidationError
 
 from fulgurite.topics import DEAD_LETTERS, EPISODES
-from services.common.kafka.client import EventProducer, KafkaSettings, Record, make_consumer
+from services.common.kafka.consumer import Record, make_consumer
 from services.common.kafka.dead_letters import addressed, unusable
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.runtime.ending import told_settings
 from services.common.runtime.process_secrets import hide_from_other_processes

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from confluent_kafka import KafkaException
 
-from services.common.kafka.client import EventTooLarge, LogUnavailable
+from services.common.kafka.errors import EventTooLarge, LogUnavailable
 
 _AWAY = (LogUnavailable, KafkaException, OSError)
 

@@ -35,15 +35,11 @@ from fulgurite.avro.codec import Codec
 from fulgurite.errors import CodecError
 from fulgurite.events import Event
 from fulgurite.topics import DEAD_LETTERS, Topic
-from services.common.kafka.client import (
-    EventProducer,
-    KafkaSettings,
-    Record,
-    make_consumer,
-    watermarks,
-)
 from services.common.kafka.codec import make_codec
+from services.common.kafka.consumer import Record, make_consumer, watermarks
 from services.common.kafka.dead_letters import actions_in, addressed, unusable, words_of
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import liveness, logs
 from services.common.runtime.clock import now_ms
 from services.common.streaming.faust_feed import BatchConsumer, events_of

@@ -16,8 +16,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from fulgurite.topics import AGENT_STATUS, LLM_CALLS, min_insync
-from services.common.kafka.client import KafkaSettings, LogUnavailable
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import TopicLayoutError, admin_client, check_topics
 from services.gateway.context import Desk
 from services.gateway.errors import Unavailable

@@ -19,7 +19,9 @@ from fulgurite.avro.codec import Codec
 from fulgurite.errors import CodecError
 from fulgurite.events import Event
 from fulgurite.topics import MAX_MESSAGE_BYTES, TOPICS, Topic
-from services.common.kafka.client import Delivery, EventProducer, LogUnavailable
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.producer import EventProducer
 from services.common.runtime import logs
 from services.gateway.recording.spool import Spool, SpoolError
 

@@ -19,16 +19,11 @@ from fulgurite.events import LlmCall
 from fulgurite.ids import CompletionRef, minted_at
 from fulgurite.topics import LLM_CALLS, partition_of
 from services.common.blobs.blob_store import redeemed
-from services.common.kafka.client import (
-    Delivery,
-    KafkaSettings,
-    LogUnavailable,
-    make_consumer,
-    read_message,
-    read_until,
-    watermarks,
-)
+from services.common.kafka.consumer import make_consumer, read_message, read_until, watermarks
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.logged_calls import CallReader
+from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 
 log = logs.get(__name__)

@@ -14,7 +14,7 @@ import msgspec
 from fulgurite.calls.claim_checks import leave, payload_of, take_pieces
 from fulgurite.events import ClaimCheck, LlmCall
 from services.common.blobs.blob_store import open_store
-from services.common.kafka.client import Delivery
+from services.common.kafka.delivery import Delivery
 from services.common.runtime import logs
 from services.gateway.errors import Unavailable
 from services.gateway.recording.parents import Parents

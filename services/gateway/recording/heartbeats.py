@@ -13,7 +13,8 @@ from fulgurite.enums import StatusKind
 from fulgurite.events import AgentStatus
 from fulgurite.ids import derive_id
 from fulgurite.topics import AGENT_STATUS
-from services.common.kafka.client import EventProducer, LogUnavailable
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.producer import EventProducer
 from services.common.runtime.clock import now_ms
 from services.gateway.identity.identity import Identified
 

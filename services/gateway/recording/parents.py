@@ -13,7 +13,7 @@ from collections import OrderedDict
 from fulgurite.calls.deltas import Link, link_of, shorten
 from fulgurite.enums import CallOutcome, Identity
 from fulgurite.events import LlmCall
-from services.common.kafka.client import Delivery
+from services.common.kafka.delivery import Delivery
 
 _OF_ONE = 4
 """Links kept of one attempt: as many agents may take turns in it and each finds its own."""

@@ -25,7 +25,8 @@ import msgspec
 from fulgurite.enums import CallOutcome
 from fulgurite.events import LlmCall
 from fulgurite.ids import CompletionRef
-from services.common.kafka.client import Delivery, LogUnavailable
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.errors import LogUnavailable
 from services.common.runtime import logs
 from services.gateway.dialects.capture import Json, encode
 from services.gateway.dialects.dialect import ApiRequest

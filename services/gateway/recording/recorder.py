@@ -23,7 +23,10 @@ from fulgurite.enums import Mode
 from fulgurite.errors import CodecError
 from fulgurite.events import Event, LlmCall
 from fulgurite.topics import LLM_CALLS, Topic
-from services.common.kafka.client import Delivery, EventProducer, KafkaSettings, LogUnavailable
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import admin_client
 from services.common.runtime import logs
 from services.gateway.errors import Unavailable, Unrecordable

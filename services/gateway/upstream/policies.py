@@ -14,7 +14,7 @@ from fulgurite.avro.codec import Codec
 from fulgurite.enums import ApplyOutcome, UpdateKind
 from fulgurite.events import Event, PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_tail import Follower
 
 _TOPICS = (POLICY_UPDATES, POLICY_APPLIED, POLICY_ROUTES)

@@ -17,7 +17,8 @@ from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
 from services.aggregator import partition as partition_module
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
-from services.common.kafka.client import KafkaSettings, Record
+from services.common.kafka.consumer import Record
+from services.common.kafka.settings import KafkaSettings
 from services.common.streaming.worker import AckOrder, Log
 from tests import synthetic
 from tests.synthetic import make_call, make_declared, make_status, rollout_id

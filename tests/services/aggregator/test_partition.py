@@ -18,7 +18,8 @@ from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, To
 from services.aggregator import partition as partition_module
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
-from services.common.kafka.client import KafkaSettings, Record
+from services.common.kafka.consumer import Record
+from services.common.kafka.settings import KafkaSettings
 from services.common.streaming.worker import AckOrder, Log, Rejected
 from tests.synthetic import make_call, make_declared, make_status
 

@@ -17,7 +17,7 @@ from fulgurite.topics import DEAD_LETTERS, LLM_CALLS
 from services.aggregator import attempts as attempts_module
 from services.aggregator import partition as partition_module
 from services.aggregator.settings import AggregatorSettings
-from services.common.kafka.client import LogUnavailable
+from services.common.kafka.errors import LogUnavailable
 from services.common.streaming.worker import Rejected
 from tests.services.aggregator.test_partition import NOW, Reader, later
 from tests.synthetic import make_call, make_declared, make_status, rollout_id

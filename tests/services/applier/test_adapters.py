@@ -23,7 +23,8 @@ from services.applier.engine import Engine
 from services.applier.errors import EngineRefused, EngineUnreachable
 from services.applier.log_watch import Followed
 from services.applier.settings import ApplierSettings
-from services.common.kafka.client import EventProducer, KafkaSettings
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
 
 APPLIED, FAILED, RETIRED = ApplyOutcome.applied, ApplyOutcome.failed, ApplyOutcome.retired
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from services.cli import dlq
 from services.cli.main import app
 from services.cli.output import print_table
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 
 
 def test_cells_of_a_table_are_whole_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

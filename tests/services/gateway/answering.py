@@ -20,7 +20,8 @@ from starlette.types import Message
 from fulgurite.avro.codec import Codec
 from fulgurite.events import Event, LlmCall
 from fulgurite.topics import Topic
-from services.common.kafka.client import Delivery, KafkaSettings
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.settings import KafkaSettings
 from services.gateway.context import Desk
 from services.gateway.dialects.registry import DIALECTS
 from services.gateway.dialects.train_sampling import TrainSamplings

@@ -7,7 +7,9 @@ import concurrent.futures
 
 from fulgurite.events import Event
 from fulgurite.topics import Topic
-from services.common.kafka.client import Delivery, EventProducer, LogUnavailable
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.producer import EventProducer
 
 
 class MemoryProducer(EventProducer):

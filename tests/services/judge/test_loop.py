@@ -16,7 +16,9 @@ import pytest
 from fulgurite.episodes.stitching import stitch
 from fulgurite.episodes.view import EpisodeView
 from fulgurite.events import AgentReward, DeadLetter, Episode
-from services.common.kafka.client import KafkaSettings, LogUnavailable, Record
+from services.common.kafka.consumer import Record
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.settings import KafkaSettings
 from services.judge import groups as judge_groups
 from services.judge import main as module
 from services.judge.main import Judge

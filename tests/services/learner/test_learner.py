@@ -17,7 +17,7 @@ from fulgurite.episodes.stitching import stitch
 from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Position, Tombstone, Trajectory
 from fulgurite.groups.closing import close_group
 from fulgurite.tokens import FloatArray
-from services.common.kafka.client import Record
+from services.common.kafka.consumer import Record
 from services.learner.errors import StepNotFinite
 from services.learner.learner import Learner
 from services.learner.settings import LearnerSettings

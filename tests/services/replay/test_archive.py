@@ -15,7 +15,7 @@ from fulgurite.errors import BadClaim, BrokenDelta
 from fulgurite.events import ParentRef
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
 from services.common.blobs.blob_store import open_store, redeemed
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.replay.archive import ArchiveSource, open_source
 from services.replay.archived_claims import ArchivedClaims
 from services.replay.columns import RECORDS

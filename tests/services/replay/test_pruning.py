@@ -12,7 +12,7 @@ from fulgurite.calls.claim_checks import leave, payload_of
 from fulgurite.events import ClaimCheck, DeadLetter, LlmCall
 from fulgurite.topics import DEAD_LETTERS
 from services.common.blobs.blob_store import ClaimStore, open_store
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.replay import pruning
 from services.replay.pruning import Pruned, prune
 from tests.services.replay.memory_log import MemoryLog

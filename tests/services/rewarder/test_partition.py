@@ -45,7 +45,9 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
-from services.common.kafka.client import EventTooLarge, KafkaSettings, LogUnavailable, Record
+from services.common.kafka.consumer import Record
+from services.common.kafka.errors import EventTooLarge, LogUnavailable
+from services.common.kafka.settings import KafkaSettings
 from services.common.streaming.worker import AckOrder, Rejected
 from services.rewarder.groups import Group
 from services.rewarder.partition import RewarderPartition

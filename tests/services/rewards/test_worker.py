@@ -11,7 +11,8 @@ from confluent_kafka import Message
 
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentReward, DeadLetter, Episode
-from services.common.kafka.client import EventTooLarge, KafkaSettings
+from services.common.kafka.errors import EventTooLarge
+from services.common.kafka.settings import KafkaSettings
 from services.rewards import worker as module
 from services.rewards.plugins import RewardPlugin, Verdict
 from services.rewards.sandbox import Limits, Sandbox

@@ -14,7 +14,7 @@ from fulgurite.enums import Mode
 from fulgurite.episodes.stitching import stitch
 from fulgurite.ids import action_id
 from fulgurite.topics import MAX_MESSAGE_BYTES
-from services.common.kafka.client import KafkaSettings, Record
+from services.common.kafka.consumer import Record
 from services.common.kafka.dead_letters import (
     actions_in,
     addressed,
@@ -24,6 +24,7 @@ from services.common.kafka.dead_letters import (
     unusable,
     words_of,
 )
+from services.common.kafka.settings import KafkaSettings
 from services.replay.dead_letters import redrive
 from tests.synthetic import group_id, make_call, make_declared, make_reward, make_status
 

@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
-from services.common.kafka.client import KafkaSettings, LogUnavailable
+from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
 
 
 def at(addresses: str) -> KafkaSettings:

@@ -14,7 +14,7 @@ from fulgurite.events import Event, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, parse_version
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_tail import Follower
 from services.gateway.upstream.policies import PolicyView
 

@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from services.common.kafka.client import watermarks
+from services.common.kafka.consumer import watermarks
 
 UNKNOWN = -190
 """Local: Unknown partition."""

@@ -13,7 +13,7 @@ import pytest
 import structlog
 from pydantic_settings import BaseSettings
 
-from services.common.kafka.client import LogUnavailable
+from services.common.kafka.errors import LogUnavailable
 from services.common.runtime.ending import run_service
 
 SERVICES = {

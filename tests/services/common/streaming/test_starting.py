@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from services.common.kafka.client import LogUnavailable
+from services.common.kafka.errors import LogUnavailable
 from services.common.streaming.episode_readers import Reader, serve
 from services.judge import main
 from services.rewards import worker

@@ -16,7 +16,8 @@ from fulgurite.avro.codec import Codec
 from fulgurite.events import DeadLetter, Event
 from fulgurite.ids import action_id
 from fulgurite.topics import DEAD_LETTERS, LLM_CALLS, Topic
-from services.common.kafka.client import KafkaSettings, LogUnavailable
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.settings import KafkaSettings
 from services.common.streaming.worker import (
     AckOrder,
     Partition,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.gateway.dialects.registry import DIALECTS
 from services.gateway.http.openapi_calls import CALLS
 from services.gateway.main import create_app

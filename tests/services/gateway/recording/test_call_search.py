@@ -8,7 +8,9 @@ import pytest
 
 from fulgurite.avro.codec import Codec
 from fulgurite.ids import parse_completion
-from services.common.kafka.client import Delivery, KafkaSettings, LogUnavailable
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.settings import KafkaSettings
 from services.gateway.recording import call_search as module
 from services.gateway.recording.call_search import CallSearch
 from services.local_stack.ports import free_port

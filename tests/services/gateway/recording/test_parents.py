@@ -12,7 +12,7 @@ import pytest
 from fulgurite.enums import CallOutcome, Identity
 from fulgurite.events import LlmCall
 from fulgurite.tokens import prompt_hash
-from services.common.kafka.client import Delivery
+from services.common.kafka.delivery import Delivery
 from services.gateway.recording import parents as module
 from services.gateway.recording.parents import Parents
 from tests.synthetic import make_call

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from fulgurite.enums import CallOutcome
 from fulgurite.events import LlmCall
 from fulgurite.ids import CompletionRef, completion_of, public_completion
-from services.common.kafka.client import Delivery, LogUnavailable
+from services.common.kafka.delivery import Delivery
+from services.common.kafka.errors import LogUnavailable
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.responses import Responses
 from services.gateway.errors import BodyTooLarge, GatewayError, NotFound, Unavailable

@@ -18,7 +18,7 @@ from fulgurite.enums import Mode
 from fulgurite.events import AgentStatus, LlmCall
 from fulgurite.topics import AGENT_STATUS, LLM_CALLS, MAX_MESSAGE_BYTES
 from services.common.blobs.blob_store import redeemed
-from services.common.kafka.client import KafkaSettings
+from services.common.kafka.settings import KafkaSettings
 from services.gateway.errors import Unavailable
 from services.gateway.recording.recorder import Recorder
 from services.gateway.recording.spool_file import Segment
