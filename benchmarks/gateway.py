@@ -40,7 +40,6 @@ def throughput(given: argparse.Namespace) -> None:
     """Requests and chunks a second, of CPU and of the wall; the two sides take turns."""
     kinds: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
         "requests": ((), (), "done"),
-        "chunks, stream at once": ((), ("--stream",), "chunks"),
         "chunks, stream paced 10 ms": (
             ("--pace-ms", "10"),
             ("--stream", "--connections", "64"),
@@ -377,7 +376,7 @@ def main() -> None:
         type=lambda text: [float(rate) for rate in text.split(",")],
         default=[100.0, 250.0, 500.0],
     )
-    parser.add_argument("--only", default="", help="throughput: requests, once, paced")
+    parser.add_argument("--only", default="", help="throughput: requests, paced")
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")

@@ -111,12 +111,6 @@ class Capture(ABC):
         """
         return None
 
-    def quick_run(self, data: bytes, at: int) -> tuple[bytes, int] | None:
-        """The same for all such events that lie there one after the other, and where the last of
-        them ends.
-        """
-        return None
-
     @abstractmethod
     def finished(self) -> bool:
         """Whether a stream's answer is complete."""

@@ -6,14 +6,7 @@ from typing import Any, cast
 
 from fulgurite.episodes.failures import FailureKind
 from services.gateway.dialects.capture import Json, arguments_parse
-from services.gateway.dialects.chat_quick import (
-    Frame,
-    Logprobs,
-    encode,
-    quick_chunk,
-    quick_reply,
-    strings,
-)
+from services.gateway.dialects.chat_quick import Logprobs, encode, quick_chunk, quick_reply
 from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture
 from services.gateway.dialects.packed import TOKENS_FIELD
 from services.gateway.dialects.tool_calls import ToolCalls, extend_function
@@ -25,24 +18,11 @@ _GOES_ON = b'"finish_reason":null'
 
 _PACKED = b'"%b":' % TOKENS_FIELD.encode()
 
-_HEAP = 1024
-"""Bytes from which several chunks may have come together."""
-
-_TRIES = 8
-"""How often in a row chunks that came together may be of several kinds before they are only looked
-at one by one.
-"""
-
 
 class ChatCapture(ChoicesCapture):
     """A chat completion."""
 
     _opened: tuple[str, int, bytes] | None = None
-    _tries = _TRIES
-    _framed: tuple[Frame, ChoiceCapture, bytes] | None = None
-    """Of the last chunk without token data of its own; its choice, and how a chunk of it begins for
-    the agent.
-    """
 
     def said(self) -> list[list[Any]]:
         """See Capture."""
@@ -73,46 +53,24 @@ class ChatCapture(ChoicesCapture):
             or not self.choices
         ):
             return None
-        if self._framed is not None and (said := self._framed[0].text(event)) is not None:
-            _, choice, before = self._framed
-            return before + encode(said) + _SAID if _take_text(choice, said) else None
         # Asked of its bytes, as a decoder that fails costs more than the general way.
         chunk = quick_chunk(event[6:]) if _GOES_ON in event else None
         choice = None if chunk is None else self.choices.get(chunk.choices[0].index)
         if chunk is None or choice is None or not isinstance(choice.message.get("content"), str):
             return None
         part = chunk.choices[0]
-        text, opening = (
-            encode(part.delta.content),
-            b"%b%d" % (self._opening(chunk.object, chunk.created), part.index),
-        )
-        if (
-            part.logprobs is None
-            and part.token_ids is None
-            and (frame := Frame.around(text, event)) is not None
-        ):
-            self._framed = frame, choice, b'data: %b,"delta":{"content":' % opening
         choice.message["content"] += part.delta.content
         choice.extend(
             part.token_ids,
             part.logprobs and [token.logprob for token in part.logprobs.content],
             said=bool(part.delta.content),
         )
-        return b'data: %b,"delta":{"content":%b%b' % (opening, text, _SAID)
-
-    def quick_run(self, data: bytes, at: int) -> tuple[bytes, int] | None:
-        """See Capture."""
-        if self._framed is None or self._ended or self._tries == 0 or len(data) - at < _HEAP:
-            return None
-        frame, choice, before = self._framed
-        run = frame.run(data, at)
-        said = None if run is None else strings(run.texts)
-        if run is None or said is None or not _take_text(choice, "".join(said)):
-            self._tries -= 1
-            return None
-        self._tries = _TRIES
-        self._packed.take_events(run.comments)
-        return before + (_SAID + before).join(run.texts) + _SAID, run.end
+        return b'data: %b%d,"delta":{"content":%b%b' % (
+            self._opening(chunk.object, chunk.created),
+            part.index,
+            encode(part.delta.content),
+            _SAID,
+        )
 
     def _opening(self, kind: str, created: int) -> bytes:
         """A chunk up to its choice's index: the same for all chunks of a stream."""
@@ -153,15 +111,6 @@ class ChatCapture(ChoicesCapture):
             else:
                 self.unclear()
         choice.message["tool_calls"] = choice.calls.ordered()
-
-
-def _take_text(choice: ChoiceCapture, text: str) -> bool:
-    """One more piece of text without token data; whether what was said before is text, too."""
-    if not isinstance(choice.message.get("content"), str):
-        return False
-    choice.message["content"] += text
-    choice.extend(None, None, said=bool(text))
-    return True
 
 
 _SET = frozenset({"role", "id", "type", "name"})

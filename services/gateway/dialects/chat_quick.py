@@ -1,21 +1,19 @@
-"""The two shapes that a busy vLLM sends all the time, taken apart without building what is thrown
-away anyway.
+"""Typed decoding of the two shapes that vLLM sends most.
 
-A chunk with one more piece of text, and many of them when they came together; and a whole answer
-whose log-probabilities the agent did not ask for. Whatever looks otherwise is left to the general
-way; both give the same bytes and the same record.
+They are a stream's chunk with one more piece of text, and a complete answer whose log-probabilities
+the agent did not ask for. A typed decoder skips what is thrown away anyway. Any other shape takes
+the general path. Both paths give the same bytes and the same record.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from services.gateway.dialects.capture import Json
 from services.gateway.dialects.foreign_json import UNREADABLE
-from services.gateway.dialects.packed import only_tokens
 
 
 class Token(msgspec.Struct, gc=False):
@@ -83,79 +81,8 @@ class _Reply(msgspec.Struct, forbid_unknown_fields=True):
     metrics: Any = UNSET
 
 
-class Run(NamedTuple):
-    """Chunks of one frame, one after the other, each behind a comment with its tokens."""
-
-    texts: list[bytes]
-    """Their texts, JSON as they came."""
-    comments: bytes
-    """The events before them, comments of our plug-in."""
-    end: int
-    """Where the last of them ends."""
-
-
-class Frame(NamedTuple):
-    """What stood around a chunk's text: where the same stands around it again, nothing else of the
-    chunk is new.
-    """
-
-    head: bytes
-    tail: bytes
-
-    @classmethod
-    def around(cls, content: bytes, event: bytes) -> Frame | None:
-        """The frame of an event with this text, as JSON; None where that cannot be told."""
-        head, found, tail = event.partition(b'"content":' + content)
-        return cls(head + b'"content":', tail + b"\n\n") if found else None
-
-    def text(self, event: bytes) -> str | None:
-        """The text of an event in the same frame, whose closing blank line is not looked at; None
-        for any other.
-        """
-        if not event.startswith(self.head) or not event.endswith(self.tail[:-2]):
-            return None
-        try:
-            return _text(event[len(self.head) : 2 - len(self.tail)])
-        except UNREADABLE:
-            return None
-
-    def run(self, data: bytes, at: int) -> Run | None:
-        """The chunks of this frame from there on, each behind a comment with its tokens, up to
-        whatever else comes; None without any.
-        """
-        comments: list[bytes] = []
-        texts: list[bytes] = []
-        for part in data[at:].split(self.tail)[:-1]:
-            comment, _, chunk = part.partition(b"\n\n")
-            if not chunk.startswith(self.head):
-                break
-            comments.append(comment)
-            texts.append(chunk[len(self.head) :])
-        told = b"\n\n".join([*comments, b""])
-        if not only_tokens(told):
-            return None
-        return Run(
-            texts,
-            told,
-            at + len(told) + sum(map(len, texts)) + len(texts) * (len(self.head) + len(self.tail)),
-        )
-
-
 encode = msgspec.json.Encoder().encode
-"""For texts that were read here: they have no half characters."""
-_text = msgspec.json.Decoder(str).decode
-_texts = msgspec.json.Decoder(list[str]).decode
-
-
-def strings(texts: list[bytes]) -> list[str] | None:
-    """JSON strings, if they are, and written as we write them: then they can leave as they are."""
-    written = b"[" + b",".join(texts) + b"]"
-    try:
-        said = _texts(written)
-    except UNREADABLE:
-        return None
-    return said if len(said) == len(texts) and encode(said) == written else None
-
+"""For texts that were decoded here: they hold no lone surrogates."""
 
 _chunk = msgspec.json.Decoder(Chunk).decode
 _reply = msgspec.json.Decoder(_Reply).decode

@@ -14,7 +14,6 @@ and the plug-in cuts off, since packed tokens cost it and us a fraction.
 from __future__ import annotations
 
 import binascii
-import re
 import struct
 from abc import abstractmethod
 from typing import Any, cast
@@ -31,16 +30,8 @@ TOKENS_COMMENT = b": fulgurite-tokens "
 TOKENS_FIELD = "fulgurite_tokens"
 IN_BODY = {"logprobs": True, "return_token_ids": True}
 """The last fields of a body that asks for the same in vLLM's own way."""
-_SINGLE = TOKENS_COMMENT + b"0 - "
-"""How a comment begins that is not the first."""
 _NONE = b"-"
 _unpack = binascii.a2b_base64
-_ONLY_TOKENS = re.compile(b"(?:%b[^\\n]++\n\n)++" % TOKENS_COMMENT).fullmatch
-
-
-def only_tokens(events: bytes) -> bool:
-    """Whether these events are comments with tokens, and nothing else."""
-    return _ONLY_TOKENS(events) is not None
 
 
 def checked_ids(ids: list[Any]) -> bytes | None:
@@ -71,7 +62,7 @@ class PackedTokens:
 
     def __init__(self) -> None:
         self.came = False
-        self._events: list[bytes] = []
+        self._comments: list[bytes] = []
         self._prompt = b""
         self._ids: list[bytes] = []
         self._logprobs: list[bytes] = []
@@ -82,13 +73,9 @@ class PackedTokens:
         """A comment of a stream; returns whether it was one of these."""
         if not line.startswith(TOKENS_COMMENT):
             return False
-        self.take_events(line + b"\n\n")
-        return True
-
-    def take_events(self, events: bytes) -> None:
-        """Events of a stream that are `only_tokens`."""
         self.came = True
-        self._events.append(events)
+        self._comments.append(line[len(TOKENS_COMMENT) :])
+        return True
 
     def take_field(self, sequences: Any) -> None:
         """The field of a whole reply."""
@@ -104,13 +91,10 @@ class PackedTokens:
         """Prompt ids, ids and log-probabilities so far; None for what did not come, or cannot be
         matched.
         """
-        if self._events:
-            # The first has the prompt, too.
-            first, _, others = b"".join(self._events).partition(b"\n\n")
-            self._events = []
-            self._take_comments(first + b"\n\n")
-            if others and not self._take_single(others):
-                self._take_comments(others)
+        if self._comments:
+            fields = b" ".join(self._comments).split(b" ")
+            self._comments = []
+            self._take(fields)
         if self._known is None:
             self._known = self._joined()
         return self._known
@@ -127,38 +111,6 @@ class PackedTokens:
             return None, None, None
         paired = ids and len(logprobs) == len(ids) and all_finite(logprobs)
         return self._prompt or None, ids or None, logprobs if paired else None
-
-    def _take_comments(self, events: bytes) -> None:
-        self._take(
-            events[len(TOKENS_COMMENT) : -2].replace(b"\n\n" + TOKENS_COMMENT, b" ").split(b" ")
-        )
-
-    def _take_single(self, events: bytes) -> bool:
-        """Comments of one token each, decoded together in a third of the time; whether they are
-        that and nothing else.
-        """
-        text = events.removeprefix(_SINGLE).removesuffix(b"\n\n").replace(b"\n\n" + _SINGLE, b"")
-        # `AAAAAA== AAAAAA==` over and over. With zeros (`A`) for padding it is one text, and each
-        # number has two bytes that are none.
-        count = text.count(b" ")
-        padding = text[6::17] + text[7::17] + text[15::17] + text[16::17]
-        if (
-            len(text) != 17 * count
-            or text[8::17] != b" " * count
-            or padding != b"=" * 4 * count
-            or text.count(b"=") != 4 * count
-        ):
-            return False
-        try:
-            packed = b64decode(text.replace(b" ", b"").replace(b"=", b"A"), validate=True)
-        except ValueError:
-            return False
-        ids, logprobs = bytearray(4 * count), bytearray(4 * count)
-        for byte in range(4):
-            ids[byte::4], logprobs[byte::4] = packed[byte::12], packed[byte + 6 :: 12]
-        self._ids.append(bytes(ids))
-        self._logprobs.append(bytes(logprobs))
-        return True
 
     def _take(self, fields: list[bytes]) -> None:
         """Sequence, prompt ids, ids and log-probabilities, over and over."""

@@ -52,8 +52,8 @@ class StreamRelay:
         passed: list[bytes] = []
         at = 0
         while (end := data.find(b"\n\n", at)) >= 0:
-            run = None if self._pending or self._over else self._capture.quick_run(data, at)
-            out, at = (self.take(data[at:end]), end + 2) if run is None else run
+            out = self.take(data[at:end])
+            at = end + 2
             if out is not None:
                 passed.append(out)
         self._rest = [data[at:]] if at < len(data) else []

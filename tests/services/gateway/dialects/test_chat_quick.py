@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.dialects.chat_capture import ChatCapture
-from services.gateway.dialects.chat_quick import Frame
 from services.gateway.dialects.choices import Wants
 from services.gateway.http.sse_relay import StreamRelay
 from tests.services.gateway.dialects.samples import tokens
@@ -31,9 +30,6 @@ class General(ChatCapture):
     """Without the quick way."""
 
     def quick_chunk(self, event: bytes) -> bytes | None:
-        return None
-
-    def quick_run(self, data: bytes, at: int) -> tuple[bytes, int] | None:
         return None
 
     def decode_reply(self, raw: bytes) -> Any:
@@ -145,36 +141,6 @@ def test_a_stream_whose_tokens_come_beside_it(sent: list[bytes]) -> None:
     )
 
 
-def test_a_chunk_in_the_frame_of_the_last_takes_the_quickest_way() -> None:
-    capture = ChatCapture("ours", "alias", NOTHING)
-    capture.take_chunk(
-        {
-            **_HEAD,
-            "choices": [
-                {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-            ],
-        }
-    )
-    part: dict[str, Any] = {
-        "index": 0,
-        "delta": {"content": "a"},
-        "logprobs": None,
-        "finish_reason": None,
-    }
-    first = written({**_HEAD, "choices": [part]})
-    frame = Frame.around(b'"a"', first)
-    assert frame is not None
-    texts = [
-        frame.text(first.replace(b'"a"', content)) for content in (b'"a"', b'"\\u00e9"', b"[1]")
-    ]
-    assert texts == ["a", "é", None]
-    assert (frame.text(first.replace(b"null}]", b'"stop"}]')), Frame.around(b'"b"', first)) == (
-        None,
-        None,
-    )
-    assert capture.quick_chunk(first) == capture.quick_chunk(first)
-
-
 _ODD = [
     b": keep-alive",
     b": fulgurite-version policy@1.2",
@@ -235,39 +201,6 @@ def fed(capture: ChatCapture, pieces: list[bytes]) -> tuple[Any, ...]:
 def test_chunks_that_come_together(pieces: list[bytes]) -> None:
     assert fed(ChatCapture("ours", "alias", NOTHING), pieces) == fed(
         General("ours", "alias", NOTHING), pieces
-    )
-
-
-def test_chunks_that_come_together_take_the_quickest_way() -> None:
-    capture = ChatCapture("ours", "alias", NOTHING)
-    relay = StreamRelay(capture)
-    deltas: list[dict[str, Any]] = [
-        {"role": "assistant", "content": ""},
-        *({"content": f"tok{n}"} for n in range(40)),
-    ]
-    chunks = [
-        {**_HEAD, "choices": [{"index": 0, "delta": d, "logprobs": None, "finish_reason": None}]}
-        for d in deltas
-    ]
-    events = [written(chunk) + b"\n\n" for chunk in chunks]
-    text = b"".join(
-        tokens([], [number], [-0.5]) + b"\n\n" + event for number, event in enumerate(events)
-    )
-    begun = len(b"\n\n".join(text.split(b"\n\n")[:4])) + 2
-    relay.feed(text[:begun])
-    run = capture.quick_run(text, begun)
-    assert run is not None
-    assert run[1] == len(text)
-    assert run[0].count(b"data: ") == 39
-    until = text.index(b'"tok9"')
-    other = text[:until] + text[until:].replace(b'"index":0', b'"index":1')
-    run = capture.quick_run(other, begun)
-    assert run is not None
-    assert other[run[1] :].startswith(tokens([], [11], [-0.5])), "up to where something else comes"
-    odd = text[begun:].replace(b'"tok9"', b"[9]")
-    assert [capture.quick_run(odd, 0) for _ in range(9)] == [None] * 9
-    assert capture.quick_run(text, begun) is None, (
-        "where chunks are of several kinds, it stops trying"
     )
 
 
