@@ -30,6 +30,7 @@ from benchmarks.gateway_parts import (
     stub,
 )
 from benchmarks.tables import table
+from services.local_stack.batch_scheduling import batch_command
 from services.local_stack.model import model_folder, tiny_model
 from services.local_stack.vllm_local import LocalVllm
 
@@ -316,7 +317,7 @@ def vllm(given: argparse.Namespace) -> None:
     with bench_folder() as folder, kafka(folder) as cluster, ExitStack() as stack:
         engine = stack.enter_context(LocalVllm(model, folder / "vllm"))
         relay = stack.enter_context(passthrough(engine.base_url))
-        served = stack.enter_context(gateway(engine.base_url, cluster, FULGURITE_YIELD_CPU="true"))
+        served = stack.enter_context(gateway(engine.base_url, cluster, prefix=batch_command()))
         sides: dict[str, tuple[Served | str, tuple[str, ...]]] = {
             "vLLM, ids and log-probabilities": (engine.base_url, ("--logprobs",)),
             "vLLM, text alone": (engine.base_url, ()),

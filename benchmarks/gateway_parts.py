@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -83,7 +83,9 @@ def passthrough(upstream: str) -> Generator[Served]:
 
 
 @contextmanager
-def gateway(upstream: str, cluster: LocalKafka, **env: str) -> Generator[Served]:
+def gateway(
+    upstream: str, cluster: LocalKafka, prefix: Sequence[str] = (), **env: str
+) -> Generator[Served]:
     """Ours, as it is deployed: one process, topics of its own, acks=all."""
     port, prefix = free_port(), f"b{uuid.uuid4().hex[:8]}."
     create_topics(
@@ -107,7 +109,8 @@ def gateway(upstream: str, cluster: LocalKafka, **env: str) -> Generator[Served]
         "FULGURITE_LOG_LEVEL": "WARNING",
         **env,
     }
-    with process([sys.executable, "-m", "services.gateway.main"], environment) as running:
+    argv = [*prefix, sys.executable, "-m", "services.gateway.main"]
+    with process(argv, environment) as running:
         wait(url := f"http://127.0.0.1:{port}")
         yield Served("gateway", url, running.pid, _rollout_keys(url))
 

@@ -328,20 +328,6 @@ def run(settings: GatewaySettings, kafka: KafkaSettings) -> None:
     )
 
 
-def yield_cpu() -> None:
-    """From now on wait for a core until whoever has it is through, instead of interrupting it; all
-    threads do that are begun later.
-    """
-    try:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    except (AttributeError, OSError) as error:
-        log.warning(
-            "FULGURITE_YIELD_CPU is of no effect: the system does not let the gateway choose "
-            "how it is scheduled",
-            error=str(error),
-        )
-
-
 def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(0)
 
@@ -355,8 +341,6 @@ def main() -> None:
     hide_from_other_processes()
     settings = GatewaySettings()  # pyright: ignore[reportCallIssue]
     logs.configure("gateway", settings.log_level)
-    if settings.yield_cpu:
-        yield_cpu()
     run(settings, KafkaSettings())
 
 

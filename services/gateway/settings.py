@@ -254,9 +254,6 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     such."""
     drain_s: int = 120
     """Seconds that a stopping gateway waits for streams to end."""
-    yield_cpu: bool = False
-    """Run under SCHED_BATCH (Linux), so that the gateway does not preempt a model server that
-    shares its cores. `make demo` and `make up` set it where vLLM is theirs."""
     log_level: str = "INFO"
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
 

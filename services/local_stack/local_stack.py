@@ -26,6 +26,7 @@ from services.common.kafka.topic_admin import check_topics, create_topics
 from services.common.runtime.backends import parse_backends
 from services.common.runtime.model_folder import model_problem
 from services.common.runtime.process_secrets import without_keys
+from services.local_stack.batch_scheduling import batch_command
 from services.local_stack.errors import EngineMissing, PortTaken, StackError
 from services.local_stack.exports import ADDRESSES, StackLock, exporting_stack, write_exports
 from services.local_stack.kafka_local import LocalKafka, addresses, last_ports
@@ -99,6 +100,8 @@ class LocalStack:
         ports = free_ports(2)
         self._gateway_port = options.gateway_port or ports[0]
         self._vllm_port = ports[1]
+        self._gateway_prefix: list[str] = []
+        """SCHED_BATCH beside a local vLLM, so that the gateway does not preempt it."""
         self.environment: dict[str, str] = {}
 
     @property
@@ -246,6 +249,7 @@ class LocalStack:
                 restart=self.options.restart,
                 supervisor=supervisor,
             ).start()
+            self._gateway_prefix = batch_command()
         kafka_servers, redis_url = self._given("KAFKA_BOOTSTRAP_SERVERS"), self._given("REDIS_URL")
         kafka = (
             None
@@ -268,7 +272,6 @@ class LocalStack:
             redis_url=valkey.url if valkey else redis_url or "",
             vllm_url=vllm.base_url if vllm else self._given("VLLM_BASE_URL") or "",
             model=model,
-            yield_cpu=vllm is not None,
         )
         if kafka:
             kafka.wait_ready()
@@ -296,7 +299,7 @@ class LocalStack:
         self._on_ready(name, time.monotonic() - self._started)
 
     def _environment(
-        self, *, bootstrap_servers: str, redis_url: str, vllm_url: str, model: Path, yield_cpu: bool
+        self, *, bootstrap_servers: str, redis_url: str, vllm_url: str, model: Path
     ) -> dict[str, str]:
         policy = self.options.policy
         return {
@@ -318,7 +321,6 @@ class LocalStack:
             "FULGURITE_GATEWAY_PORT": str(self._gateway_port),
             "FULGURITE_GATEWAY_URL": self.gateway_url,
             "FULGURITE_MODEL": str(model),
-            "FULGURITE_YIELD_CPU": os.environ.get("FULGURITE_YIELD_CPU", str(yield_cpu)),
             **self.options.environment,
         }
 
@@ -332,6 +334,7 @@ class LocalStack:
                 "services.gateway.main",
                 ready=self._own_gateway_answers,
                 env=self.environment,
+                prefix=self._gateway_prefix,
             ),
             *self._appliers(),
         ]
@@ -360,10 +363,11 @@ class LocalStack:
         module: str,
         ready: Callable[[], bool] | None = None,
         env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> ProcessSpec:
         return ProcessSpec(
             name=name,
-            argv=[sys.executable, "-P", "-m", module],
+            argv=[*prefix, sys.executable, "-P", "-m", module],
             log=self.data / "logs" / f"{name}.log",
             env={**without_keys(self.environment), **(env or {})},
             ready=ready,

@@ -87,9 +87,7 @@ async def gateway(
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector[1],
         "OTEL_BSP_SCHEDULE_DELAY": "100",
     }
-    async with running_gateway(
-        settings, stub.url, folder, FULGURITE_YIELD_CPU="true", **traces
-    ) as running:
+    async with running_gateway(settings, stub.url, folder, **traces) as running:
         yield running
 
 

@@ -18,7 +18,6 @@ def test_only_the_gateway_gets_keys(tmp_path: Path) -> None:
         redis_url="redis://r",
         vllm_url="http://v",
         model=tmp_path,
-        yield_cpu=False,
     )
     specs = {spec.name: spec for spec in stack._services()}  # pyright: ignore[reportPrivateUsage]
     holders = {name for name, spec in specs.items() if KEYS & (spec.env or {}).keys()}
