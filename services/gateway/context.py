@@ -13,12 +13,13 @@ from services.gateway.identity.identity import Doorkeeper, Identifier
 from services.gateway.identity.keys import KeyRing
 from services.gateway.recording.recorded_responses import RecordedResponses
 from services.gateway.recording.recorder import Recorder
-from services.gateway.settings import GatewaySettings, Route
+from services.gateway.settings import GatewaySettings
 from services.gateway.telemetry.metrics import Metrics
 from services.gateway.telemetry.tracing import Tracer
 from services.gateway.upstream.client import UpstreamClient
 from services.gateway.upstream.dispatch import Dispatcher
 from services.gateway.upstream.policies import PolicyTail
+from services.gateway.upstream.route import Route
 
 
 class Desk(msgspec.Struct, frozen=True, kw_only=True):

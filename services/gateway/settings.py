@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fulgurite.enums import LogprobsMode, Mode
 from fulgurite.events import Sampling
 from fulgurite.topics import MAX_MESSAGE_BYTES
-from fulgurite.versions import base_version
 from services.common.blobs.settings import ClaimSettings
 from services.common.runtime.backends import parse_backends
 from services.gateway.http.asgi import BodyBounds
+from services.gateway.upstream.route import Route, UpstreamKind
 
-UpstreamKind = Literal["vllm", "openai"]
 LogPolicy = Literal["refuse", "spool", "serve"]
 """What becomes of a call while the log is away: see docs/explanation/log-outages.md."""
 
@@ -37,35 +35,6 @@ class UpstreamSpec(BaseModel):
     """Trained policy behind it, if any."""
     backend: str | None = None
     """Name in events; the alias if not given."""
-
-
-class Route(msgspec.Struct, frozen=True):
-    """Where calls for one alias go."""
-
-    alias: str
-    backend: str
-    base_url: str
-    kind: UpstreamKind
-    model: str
-    """What the upstream is asked for."""
-    policy: str | None
-    api_key: str | None
-    version: str | None = None
-    """Of an adapter: the version that `model` stands for. Null where the upstream itself says which
-    version answered.
-    """
-    expects: str | None = None
-    """Of full weights: what the backend last proved to serve. One that restarted since, and is not
-    told yet, refuses the call.
-    """
-
-    def reported(self, said: str | None) -> str | None:
-        """The version that answered: what the engine said; of an adapter's bare base model, that
-        policy's own 0.0.
-        """
-        if said is None or self.policy is None or self.version != str(base_version(self.policy)):
-            return said
-        return self.version if said.endswith("@0.0") else said
 
 
 class SamplingDefaults(BaseModel):

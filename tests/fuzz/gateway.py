@@ -24,8 +24,9 @@ from services.gateway import main
 from services.gateway.errors import UpstreamRejected
 from services.gateway.http.front_door import FrontDoor
 from services.gateway.recording import recorder
-from services.gateway.settings import GatewaySettings, Route
+from services.gateway.settings import GatewaySettings
 from services.gateway.upstream.policies import PolicyView
+from services.gateway.upstream.route import Route
 from tests.integration.stub_answers import Script
 from tests.integration.stub_items import Embeddings
 from tests.integration.stub_upstream import APIS

@@ -10,8 +10,9 @@ from aiohttp import web
 
 from services.applier.engine import Engine, EngineRefused
 from services.gateway.errors import UpstreamRejected
-from services.gateway.settings import GatewaySettings, Route
+from services.gateway.settings import GatewaySettings
 from services.gateway.upstream.client import UpstreamClient
+from services.gateway.upstream.route import Route
 from services.runner.gateway_client import GatewayClient, GatewayRefused
 
 

@@ -18,7 +18,7 @@ from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.packed import IN_BODY, asking
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.errors import InvalidRequest
-from services.gateway.settings import Route
+from services.gateway.upstream.route import Route
 
 _KINDS = {**KINDS, "logprobs": bool}
 _OWN = ("logprobs", "top_logprobs", "return_token_ids", "use_beam_search")

@@ -19,7 +19,7 @@ from services.gateway.dialects.numbers import KINDS, take_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.errors import InvalidRequest
-from services.gateway.settings import Route
+from services.gateway.upstream.route import Route
 
 _KINDS = {**KINDS, "logprobs": int}
 

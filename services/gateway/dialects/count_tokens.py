@@ -8,7 +8,7 @@ from services.gateway.dialects.anthropic_errors import AnthropicErrors
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.messages import parse_messages
 from services.gateway.dialects.plain import PlainCapture, PlainDialect
-from services.gateway.settings import Route
+from services.gateway.upstream.route import Route
 
 
 class CountTokens(AnthropicErrors, PlainDialect):

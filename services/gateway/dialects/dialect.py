@@ -16,7 +16,7 @@ from fulgurite.events import Sampling
 from services.gateway.dialects.capture import Capture, Json
 from services.gateway.errors import GatewayError, InvalidRequest
 from services.gateway.http.json_body import decode_body
-from services.gateway.settings import Route
+from services.gateway.upstream.route import Route
 
 _LONGEST_NAME = 256
 

@@ -8,7 +8,7 @@ from services.gateway.dialects.dialect import ApiRequest, parse_envelope, text
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.plain import PlainCapture, PlainDialect
 from services.gateway.errors import InvalidRequest
-from services.gateway.settings import Route
+from services.gateway.upstream.route import Route
 
 
 class Embeddings(OpenAIErrors, PlainDialect):

@@ -24,7 +24,7 @@ from services.gateway.dialects.numbers import take_numbers
 from services.gateway.dialects.packed import asking
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.errors import InvalidRequest
-from services.gateway.settings import Route
+from services.gateway.upstream.route import Route
 
 _FORCED = ("any", "tool")
 # Model servers ignore these fields, and answer without what they ask for.

@@ -8,7 +8,7 @@ from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Choice, Sampling
 from services.gateway.dialects.capture import Capture, Json, Mark, encode
 from services.gateway.dialects.dialect import ApiRequest
-from services.gateway.settings import Route
+from services.gateway.upstream.route import Route
 
 
 class PlainDialect:

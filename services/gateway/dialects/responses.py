@@ -30,7 +30,7 @@ from services.gateway.dialects.response_items import checked, items_of
 from services.gateway.dialects.responses_capture import ResponsesCapture
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.errors import GatewayError, InvalidRequest
-from services.gateway.settings import Route
+from services.gateway.upstream.route import Route
 
 PREFIX = "resp_"
 _UNKEPT = (

@@ -16,7 +16,8 @@ import msgspec
 from fulgurite.enums import Mode
 from fulgurite.events import Sampling
 from services.gateway.dialects.dialect import ApiRequest
-from services.gateway.settings import Route, TrainSampling
+from services.gateway.settings import TrainSampling
+from services.gateway.upstream.route import Route
 
 
 class Sampled(NamedTuple):

@@ -49,8 +49,8 @@ from services.gateway.identity.identity import (
 )
 from services.gateway.identity.keys import CALL
 from services.gateway.recording.call import Call, Draft, refusal, reply_headers
-from services.gateway.settings import Route
 from services.gateway.upstream.client import VERSION_HEADER, VERSION_LAST_HEADER, UpstreamReply
+from services.gateway.upstream.route import Route
 
 log = logs.get(__name__)
 

@@ -18,7 +18,7 @@ from services.gateway.errors import ExpiredKey, GatewayError, NotFound, NotSuppo
 from services.gateway.http import asgi
 from services.gateway.identity.claims import Claims
 from services.gateway.identity.identity import ROLLOUT_ID_HEADER, Caller
-from services.gateway.settings import Route
+from services.gateway.upstream.route import Route
 
 
 class Models:

@@ -19,8 +19,8 @@ from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.errors import GatewayError
 from services.gateway.http.asgi import Header
 from services.gateway.identity.identity import ROLLOUT_ID_HEADER, Identified
-from services.gateway.settings import Route
 from services.gateway.telemetry.tracing import CallTrace
+from services.gateway.upstream.route import Route
 
 _REDACTED = "[redacted]"
 _TAIL = 16

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from services.gateway.settings import Route
+from services.gateway.upstream.route import Route
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0

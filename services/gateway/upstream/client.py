@@ -20,7 +20,8 @@ from services.gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from services.gateway.settings import GatewaySettings, Route
+from services.gateway.settings import GatewaySettings
+from services.gateway.upstream.route import Route
 
 VERSION_HEADER = "x-fulgurite-version"
 VERSION_LAST_HEADER = "x-fulgurite-version-last"

@@ -30,8 +30,8 @@ from services.gateway.errors import Unavailable, UpstreamFailed, UpstreamUnreach
 from services.gateway.http.off_loop import off_loop
 from services.gateway.identity.idempotency import Store
 from services.gateway.recording.call import Call
-from services.gateway.settings import Route
 from services.gateway.upstream.client import UpstreamClient
+from services.gateway.upstream.route import Route
 
 log = logs.get(__name__)
 

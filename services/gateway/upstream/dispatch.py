@@ -24,12 +24,12 @@ from services.gateway.errors import (
     UpstreamUnreachable,
 )
 from services.gateway.recording.call import Call
-from services.gateway.settings import Route
 from services.gateway.telemetry.metrics import Metrics
 from services.gateway.upstream.admission import Admission, Gate
 from services.gateway.upstream.backend_health import BackendHealth
 from services.gateway.upstream.client import UpstreamClient, UpstreamReply
 from services.gateway.upstream.continuation import Continuation
+from services.gateway.upstream.route import Route
 from services.gateway.upstream.routing import Router
 
 _NOT_FOUND = 404

@@ -19,8 +19,8 @@ from typing import TypeVar
 import msgspec
 
 from fulgurite.versions import MalformedVersion, base_version, parse_version
-from services.gateway.settings import Route
 from services.gateway.upstream.policies import PolicyView
+from services.gateway.upstream.route import Route
 
 T = TypeVar("T")
 

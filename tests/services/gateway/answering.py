@@ -34,7 +34,7 @@ from services.gateway.identity.keys import KeyRing
 from services.gateway.recording.call_search import CallSearch
 from services.gateway.recording.recorded_responses import RecordedResponses
 from services.gateway.recording.recorder import Recorder
-from services.gateway.settings import GatewaySettings, Route
+from services.gateway.settings import GatewaySettings
 from services.gateway.telemetry.metrics import Metrics
 from services.gateway.telemetry.tracing import open_tracer
 from services.gateway.upstream.admission import Admission
@@ -42,6 +42,7 @@ from services.gateway.upstream.client import UpstreamClient, UpstreamReply
 from services.gateway.upstream.continuation import Continuation
 from services.gateway.upstream.dispatch import Dispatcher
 from services.gateway.upstream.policies import PolicyTail
+from services.gateway.upstream.route import Route
 from services.gateway.upstream.routing import Router
 from tests.services.gateway.memory_producer import MemoryProducer
 

@@ -12,7 +12,8 @@ from fulgurite.tokens import pack_ids, pack_logprobs
 from services.gateway.dialects.capture import Capture
 from services.gateway.dialects.dialect import ApiRequest, Dialect
 from services.gateway.http.sse_relay import StreamRelay
-from services.gateway.settings import Route, SamplingDefaults
+from services.gateway.settings import SamplingDefaults
+from services.gateway.upstream.route import Route
 
 VLLM = Route("policy", "vllm", "http://x", "vllm", "served", "policy", None)
 OTHER = Route("gpt", "gpt", "http://x", "openai", "gpt-5", None, "sk-upstream")

@@ -11,7 +11,8 @@ from services.gateway.dialects.chat import Chat, wants
 from services.gateway.dialects.choices import Wants
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.errors import InvalidRequest
-from services.gateway.settings import Route, SamplingDefaults
+from services.gateway.settings import SamplingDefaults
+from services.gateway.upstream.route import Route
 from services.vllm_plugin.middleware import IN_BODY
 
 VLLM = Route("policy", "vllm", "http://x", "vllm", "served", "policy", None)

@@ -10,7 +10,8 @@ from fulgurite.enums import Mode
 from fulgurite.events import Sampling
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.train_sampling import Sampled, TrainSamplings
-from services.gateway.settings import Route, SamplingDefaults, TrainSampling
+from services.gateway.settings import SamplingDefaults, TrainSampling
+from services.gateway.upstream.route import Route
 
 TRAINED = Route("policy", "b", "http://b", "vllm", "policy", "policy", None)
 UNTRAINED = Route("policy", "b", "http://b", "openai", "gpt", None, None)

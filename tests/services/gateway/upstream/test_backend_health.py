@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from services.gateway.settings import Route
 from services.gateway.upstream.backend_health import FIRST_PAUSE_S, LONGEST_PAUSE_S, BackendHealth
+from services.gateway.upstream.route import Route
 
 A, B = (Route("policy", name, f"http://{name}", "vllm", "policy", "policy", None) for name in "ab")
 

@@ -12,8 +12,9 @@ import pytest
 import pytest_asyncio
 
 from services.gateway.errors import GatewayError, UpstreamBroken, UpstreamRejected
-from services.gateway.settings import GatewaySettings, Route
+from services.gateway.settings import GatewaySettings
 from services.gateway.upstream.client import VERSION_HEADER, UpstreamClient
+from services.gateway.upstream.route import Route
 
 LIMIT = 4096
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import ApplyOutcome, UpdateKind
 from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
-from services.gateway.settings import Route
 from services.gateway.upstream.policies import PolicyView
+from services.gateway.upstream.route import Route
 from services.gateway.upstream.routing import Router, Target, ranked, weighted
 
 BACKENDS = {"east": "http://east", "west": "http://west", "north": "http://north"}

@@ -1,0 +1,40 @@
+"""Where the calls for one alias go."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from fulgurite.versions import base_version
+
+UpstreamKind = Literal["vllm", "openai"]
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Where calls for one alias go."""
+
+    alias: str
+    backend: str
+    base_url: str
+    kind: UpstreamKind
+    model: str
+    """What the upstream is asked for."""
+    policy: str | None
+    api_key: str | None
+    version: str | None = None
+    """Of an adapter: the version that `model` stands for. Null where the upstream itself says which
+    version answered.
+    """
+    expects: str | None = None
+    """Of full weights: what the backend last proved to serve. One that restarted since, and is not
+    told yet, refuses the call.
+    """
+
+    def reported(self, said: str | None) -> str | None:
+        """The version that answered: what the engine said; of an adapter's bare base model, that
+        policy's own 0.0.
+        """
+        if said is None or self.policy is None or self.version != str(base_version(self.policy)):
+            return said
+        return self.version if said.endswith("@0.0") else said
