@@ -22,7 +22,7 @@ from services.gateway.upstream.policies import PolicyTail
 from services.gateway.upstream.route import Route
 
 
-class Desk(msgspec.Struct, frozen=True, kw_only=True):
+class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a running gateway."""
 
     settings: GatewaySettings

@@ -33,7 +33,7 @@ from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.runtime.ending import run_service
 from services.common.runtime.process_secrets import hide_from_other_processes
-from services.gateway.context import Desk
+from services.gateway.context import GatewayContext
 from services.gateway.dialects.anthropic_errors import AnthropicErrors
 from services.gateway.dialects.registry import DIALECTS
 from services.gateway.dialects.train_sampling import TrainSamplings
@@ -79,7 +79,9 @@ _NOT_FOUND, _NO_SUCH_METHOD = 404, 405
 
 
 @asynccontextmanager
-async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGenerator[Desk]:
+async def open_context(
+    settings: GatewaySettings, kafka: KafkaSettings
+) -> AsyncGenerator[GatewayContext]:
     """Make every part, and take them down in an order that loses nothing. Raises ValueError for
     settings that make no sense.
     """
@@ -112,7 +114,7 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     router = Router(
         routes, settings.backends(), settings.adapters(), settings.policy, policies.view
     )
-    desk = Desk(
+    context = GatewayContext(
         settings=settings,
         kafka=kafka,
         routes=routes,
@@ -153,16 +155,16 @@ async def open_desk(settings: GatewaySettings, kafka: KafkaSettings) -> AsyncGen
     )
     metrics.registry.register(ServedVersions(policies.view))
     recorder.start()
-    desk.policies.start()
+    context.policies.start()
     try:
-        yield desk
+        yield context
     finally:
-        desk.responses.close()
-        await desk.upstream.close()
+        context.responses.close()
+        await context.upstream.close()
         left = await recorder.close()
-        desk.policies.close()
+        context.policies.close()
         await store.close()
-        await asyncio.to_thread(desk.tracer.close)
+        await asyncio.to_thread(context.tracer.close)
         log.info("gateway stopped", unacknowledged=left)
 
 
@@ -171,20 +173,20 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        async with open_desk(settings, kafka) as desk:
-            app.state.doorkeeper = desk.doorkeeper
+        async with open_context(settings, kafka) as context:
+            app.state.doorkeeper = context.doorkeeper
             # First, so that the hot routes are found without looking at the others.
-            routes = _model_routes(desk)
+            routes = _model_routes(context)
             app.router.routes[:0] = routes
             app.state.hot |= {
                 route.path: route.endpoint for route in routes if route.methods == {"POST"}
             }
-            app.include_router(RolloutDesk(desk).router)
-            app.include_router(HealthDesk(desk).router)
+            app.include_router(RolloutDesk(context).router)
+            app.include_router(HealthDesk(context).router)
             settle_garbage()
             log.info(
                 "gateway ready",
-                aliases=sorted(desk.routes),
+                aliases=sorted(context.routes),
                 kafka=kafka.bootstrap_servers,
                 idempotency="redis" if settings.redis_url else "memory",
             )
@@ -216,15 +218,15 @@ def _inference(
 _PREFIXES = ("", "/rollouts/{rollout}", "/agents/{agent}", "/rollouts/{rollout}/agents/{agent}")
 
 
-def _model_routes(desk: Desk) -> list[WebRoute]:
+def _model_routes(context: GatewayContext) -> list[WebRoute]:
     """The model APIs, each also under paths that name the rollout, the agent's role, or both."""
-    calls = [(dialect.path, ["POST"], Endpoint(desk, dialect)) for dialect in DIALECTS]
-    models = Models(desk)
+    calls = [(dialect.path, ["POST"], Endpoint(context, dialect)) for dialect in DIALECTS]
+    models = Models(context)
     served = [
         *calls,
         ("/v1/models", ["GET"], models),
         ("/v1/models/{model:path}", ["GET"], models),
-        ("/v1/responses/{rest:path}", ["GET", "POST", "DELETE"], Responses(desk)),
+        ("/v1/responses/{rest:path}", ["GET", "POST", "DELETE"], Responses(context)),
     ]
     return [
         WebRoute(prefix + path, app, methods=methods)

@@ -23,7 +23,7 @@ from fulgurite.events import LlmCall
 from fulgurite.ids import completion_of, subject_of
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
-from services.gateway.context import Desk
+from services.gateway.context import GatewayContext
 from services.gateway.dialects.dialect import ApiRequest, Dialect
 from services.gateway.errors import (
     ClientGone,
@@ -64,16 +64,16 @@ class Endpoint:
     as everything done here.
     """
 
-    def __init__(self, desk: Desk, dialect: Dialect) -> None:
-        self._desk = desk
+    def __init__(self, context: GatewayContext, dialect: Dialect) -> None:
+        self._context = context
         self._dialect = dialect
-        self._bounds = desk.settings.call_bounds()
+        self._bounds = context.settings.call_bounds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One call, from its first byte to the last."""
         headers = asgi.headers_of(scope)
-        trace = self._desk.tracer.begin(self._dialect.api, asgi.traceparent(headers))
-        draft = Draft(self._dialect.api, now_ms(), trace, self._desk.sampling)
+        trace = self._context.tracer.begin(self._dialect.api, asgi.traceparent(headers))
+        draft = Draft(self._dialect.api, now_ms(), trace, self._context.sampling)
         try:
             await self._serve(draft, _named(scope, headers), headers, receive, send)
         finally:
@@ -91,7 +91,7 @@ class Endpoint:
         except GatewayError as problem:
             await self._refuse(draft, problem, send)
             return
-        self._desk.recorder.begin(call.call_id, call.who)
+        self._context.recorder.begin(call.call_id, call.who)
         try:
             if call.request.stream:
                 async with self._event_stream(call, send) as stream:
@@ -99,7 +99,7 @@ class Endpoint:
             else:
                 await self._whole(call, receive, send)
         finally:
-            self._desk.recorder.end(call.call_id)
+            self._context.recorder.end(call.call_id)
 
     async def _admit(
         self, draft: Draft, named: Named, headers: asgi.Headers, receive: Receive
@@ -111,19 +111,19 @@ class Endpoint:
         request = await self._read(draft, caller, named, headers, receive)
         if request.continues is not None:
             request = await self._go_on(draft, caller, named, request)
-        draft.sampling = self._dialect.sampling(request, self._desk.sampling)
+        draft.sampling = self._dialect.sampling(request, self._context.sampling)
         person = asgi.header(headers, SUBJECT_HEADER.encode()) or request.user
-        draft.subject = subject_of(person, self._desk.ring.signing_secret) if person else None
+        draft.subject = subject_of(person, self._context.ring.signing_secret) if person else None
         who, call_id = await self._identify(
             draft, caller, _also(named, request, len(draft.raw or "")), request.alias
         )
-        draft.keep_alive_s = keep_alive_s(headers, self._desk.settings.keep_alive_s)
+        draft.keep_alive_s = keep_alive_s(headers, self._context.settings.keep_alive_s)
         route = self._route(request)
-        self._desk.recorder.check(who.mode)
-        request, draft.sampling, draft.sampled = self._desk.train_sampling.apply(
+        self._context.recorder.check(who.mode)
+        request, draft.sampling, draft.sampled = self._context.train_sampling.apply(
             request, draft.sampling, route, who.mode
         )
-        self._desk.dispatcher.admission.size(draft.key, len(draft.raw or ""))
+        self._context.dispatcher.admission.size(draft.key, len(draft.raw or ""))
         return Call(
             draft, who, call_id, request, route, self._dialect.capture(request, route, call_id)
         )
@@ -132,7 +132,7 @@ class Endpoint:
         """Whose key it is. Raises Unauthorized, Forbidden."""
         authorization = asgi.authorization(headers)
         try:
-            caller = self._desk.doorkeeper.admit(authorization, draft.started_at)
+            caller = self._context.doorkeeper.admit(authorization, draft.started_at)
         except ExpiredKey as problem:
             # Genuine, only late: it is still known whose call it was.
             claims = problem.claims
@@ -172,7 +172,7 @@ class Endpoint:
         it is known whose call it was.
         """
         try:
-            draft.request, draft.raw = await self._desk.responses.continued(caller, request)
+            draft.request, draft.raw = await self._context.responses.continued(caller, request)
         except GatewayError:
             await self._identify(
                 draft, caller, _also(named, request, len(draft.raw or "")), request.alias
@@ -183,7 +183,7 @@ class Endpoint:
     async def _identify(
         self, draft: Draft, caller: Caller, named: Named, alias: str
     ) -> tuple[Identified, str]:
-        identify = self._desk.identifier.identify
+        identify = self._context.identifier.identify
         try:
             who = await identify(caller, named, alias, draft.started_at)
         except GatewayError:
@@ -195,7 +195,7 @@ class Endpoint:
         draft.owner = (
             who,
             completion_of(
-                who.rollout_id, who.attempt, os.urandom(5), self._desk.ring.signing_secret
+                who.rollout_id, who.attempt, os.urandom(5), self._context.ring.signing_secret
             ),
         )
         # Each call is served in a task, hence a context, of its own: every later line of the log
@@ -204,9 +204,9 @@ class Endpoint:
         return draft.owner
 
     def _route(self, request: ApiRequest) -> Route:
-        route = self._desk.routes.get(request.alias)
+        route = self._context.routes.get(request.alias)
         if route is None:
-            known = ", ".join(sorted(self._desk.routes))
+            known = ", ".join(sorted(self._context.routes))
             raise NotFound(
                 f"Unknown model {request.alias!r}. This gateway serves: {known}.",
                 param="model",
@@ -220,10 +220,10 @@ class Endpoint:
             await self._reply_problem(send, problem, [])
             return
         event = draft.event = refusal(draft, *draft.owner, problem, now_ms())
-        if self._desk.recorder.problem() is None:
+        if self._context.recorder.problem() is None:
             await self._record_quietly(event)
         else:
-            self._desk.recorder.record_call_soon(event)
+            self._context.recorder.record_call_soon(event)
         await self._reply_problem(send, problem, reply_headers(draft.owner[0]))
 
     async def _whole(self, call: Call, receive: Receive, send: Send) -> None:
@@ -252,7 +252,7 @@ class Endpoint:
         withheld = await self._record_answer(call)
         if withheld is None:
             await asgi.reply(send, 200, body, call.reply_headers())
-            self._desk.metrics.added_seconds.observe(call.added_s())
+            self._context.metrics.added_seconds.observe(call.added_s())
         else:
             await self._reply_problem(send, withheld, call.reply_headers())
 
@@ -341,7 +341,7 @@ class Endpoint:
             await stream.end(
                 b"".join(relay.held) if withheld is None else self._dialect.error_event(withheld)
             )
-            self._desk.metrics.added_seconds.observe(call.added_s())
+            self._context.metrics.added_seconds.observe(call.added_s())
 
     async def _relay(
         self,
@@ -369,14 +369,14 @@ class Endpoint:
         """Return once the answer is in the log; the problem if it cannot be, and must be
         withheld.
         """
-        metrics, first = self._desk.metrics, call.first_token_at or call.started_at
+        metrics, first = self._context.metrics, call.first_token_at or call.started_at
         metrics.upstream_seconds.observe(call.upstream_s())
         metrics.first_token_seconds.observe((first - call.started_at) / 1000)
         remembered = self._remember(call)
         call.draft.trace.publish()
         try:
             event = self._event(call)
-            delivery = await self._desk.recorder.record_call(event)
+            delivery = await self._context.recorder.record_call(event)
         except Unavailable as problem:
             metrics.withheld.inc()
             return (
@@ -397,7 +397,7 @@ class Endpoint:
             if remembered is not None:
                 await remembered
         try:
-            await self._desk.responses.remember(event, delivery)
+            await self._context.responses.remember(event, delivery)
         except Exception as error:
             log.error(
                 "a response is not remembered: the next one cannot build on it",
@@ -412,7 +412,7 @@ class Endpoint:
         """
         if (
             call.who.conversation is None
-            and call.request.alias not in self._desk.dispatcher.continuation.aliases
+            and call.request.alias not in self._context.dispatcher.continuation.aliases
         ):
             return None
         return asyncio.create_task(self._keep(call))
@@ -420,8 +420,8 @@ class Endpoint:
     async def _keep(self, call: Call) -> None:
         try:
             if call.who.conversation is not None:
-                await self._desk.identifier.remember(call.who, call.capture.said())
-            await self._desk.dispatcher.continuation.remember(call)
+                await self._context.identifier.remember(call.who, call.capture.said())
+            await self._context.dispatcher.continuation.remember(call)
         except Exception as error:
             # The answer is good all the same.
             log.error(
@@ -450,7 +450,7 @@ class Endpoint:
         """Record a call without a complete answer: with what came of it, if that makes an event."""
         try:
             event = self._event(call, problem, outcome)
-            await self._desk.recorder.record_call(event)
+            await self._context.recorder.record_call(event)
         except Unavailable as error:
             if isinstance(error, Unrecordable):
                 await self._record_quietly(self._event(call, problem, outcome, with_answer=False))
@@ -470,7 +470,7 @@ class Endpoint:
         client.
         """
         try:
-            await self._desk.recorder.record_call(event)
+            await self._context.recorder.record_call(event)
         except Unavailable:
             log.warning(
                 "a call without an answer is not in the log",
@@ -490,7 +490,7 @@ class Endpoint:
                 exc_info=error,
             )
             event = self._event(call, outcome=CallOutcome.client_disconnected, with_answer=False)
-        self._desk.recorder.record_call_soon(event)
+        self._context.recorder.record_call_soon(event)
 
     def _event(
         self,
@@ -500,12 +500,12 @@ class Endpoint:
         *,
         with_answer: bool = True,
     ) -> LlmCall:
-        mode = self._desk.settings.logprobs_mode
+        mode = self._context.settings.logprobs_mode
         event = call.draft.event = call.event(
             mode, now_ms(), problem, outcome, with_answer=with_answer
         )
         if call.capture.unread and with_answer:
-            self._desk.metrics.unread_chunks.inc(call.capture.unread)
+            self._context.metrics.unread_chunks.inc(call.capture.unread)
             log.warning(
                 "parts of an answer were not understood",
                 call_id=call.call_id,
@@ -520,7 +520,7 @@ class Endpoint:
         await asgi.reply_problem(send, problem, headers, self._dialect.error_body(problem))
 
     def _open(self, call: Call) -> AbstractAsyncContextManager[UpstreamReply]:
-        return self._desk.dispatcher.open(call, self._dialect)
+        return self._context.dispatcher.open(call, self._dialect)
 
 
 class _Reading:

@@ -20,7 +20,7 @@ from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import TopicLayoutError, admin_client, check_topics
-from services.gateway.context import Desk
+from services.gateway.context import GatewayContext
 from services.gateway.errors import Unavailable
 
 FULL_REPLICATION = 3
@@ -59,8 +59,8 @@ class HealthDesk:
     that is set.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: GatewayContext) -> None:
+        self._context = context
         self._topics: dict[str, Any] = {}
         self._topics_at = self._upstreams_at = float("-inf")
         self._up: frozenset[str] = frozenset()
@@ -77,16 +77,17 @@ class HealthDesk:
     async def readyz(self, request: Request) -> JSONResponse:
         """200 if traffic is welcome, 503 if not; tells operators why."""
         ways = {
-            alias: self._desk.dispatcher.router.candidates(alias, "") for alias in self._desk.routes
+            alias: self._context.dispatcher.router.candidates(alias, "")
+            for alias in self._context.routes
         }
         backends = {way.backend: way for listed in ways.values() for way in listed}
         async with self._lock:
             if time.monotonic() - self._topics_at > _TOPICS_FRESH_S:
-                self._topics = await asyncio.to_thread(_look_at_topics, self._desk.kafka)
+                self._topics = await asyncio.to_thread(_look_at_topics, self._context.kafka)
                 self._topics_at = time.monotonic()
             if time.monotonic() - self._upstreams_at > _UPSTREAMS_FRESH_S:
                 answers = await asyncio.gather(
-                    *(self._desk.upstream.reachable(way) for way in backends.values())
+                    *(self._context.upstream.reachable(way) for way in backends.values())
                 )
                 self._up = frozenset(
                     name for name, answer in zip(backends, answers, strict=True) if answer
@@ -94,7 +95,7 @@ class HealthDesk:
                 self._upstreams_at = time.monotonic()
         up = self._up
         upstreams = {name: "reachable" if name in up else "unreachable" for name in backends}
-        problem = self._desk.recorder.problem()
+        problem = self._context.recorder.problem()
         # One backend of several may be away: its calls go to the others.
         ready = self._log_ready() and all(
             any(w.backend in up for w in listed) for listed in ways.values()
@@ -103,17 +104,17 @@ class HealthDesk:
             "ready": ready,
             "log": {
                 "problem": problem,
-                "unavailable": self._desk.settings.log_policies(),
-                "spool": self._desk.recorder.spool_report(),
+                "unavailable": self._context.settings.log_policies(),
+                "spool": self._context.recorder.spool_report(),
             },
             "topics": self._topics,
             "upstreams": upstreams,
-            "unserved_routes": self._desk.dispatcher.router.unserved(),
+            "unserved_routes": self._context.dispatcher.router.unserved(),
             "store": {"problem": await self._store_problem()},
         }
         shown = (
             report
-            if self._desk.doorkeeper.is_operator(request.headers.get("authorization"))
+            if self._context.doorkeeper.is_operator(request.headers.get("authorization"))
             else {"ready": ready}
         )
         return JSONResponse(shown, 200 if ready else 503)
@@ -122,16 +123,16 @@ class HealthDesk:
         """Whether calls of some mode would be answered: a log that is away matters less to a
         gateway that can do without.
         """
-        recorder = self._desk.recorder
+        recorder = self._context.recorder
         away = not self._topics["reached"] and any(
-            policy != "refuse" for policy in self._desk.settings.log_policies().values()
+            policy != "refuse" for policy in self._context.settings.log_policies().values()
         )
         return recorder.welcome() and (self._topics["problem"] is None or away)
 
     async def _store_problem(self) -> str | None:
         """Told, but no reason to keep traffic away: calls need no store."""
         try:
-            await self._desk.store.ping()
+            await self._context.store.ping()
         except Unavailable as problem:
             return problem.message
         return None
@@ -139,7 +140,7 @@ class HealthDesk:
     async def metrics(self) -> Response:
         """For Prometheus."""
         return Response(
-            self._desk.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
+            self._context.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
 

@@ -13,7 +13,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from services.common.runtime.clock import now_ms
-from services.gateway.context import Desk
+from services.gateway.context import GatewayContext
 from services.gateway.errors import ExpiredKey, GatewayError, NotFound, NotSupported
 from services.gateway.http import asgi
 from services.gateway.identity.claims import Claims
@@ -24,14 +24,14 @@ from services.gateway.upstream.route import Route
 class Models:
     """Raw ASGI, as the calls are."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: GatewayContext) -> None:
+        self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The list, or the one that the path names."""
         claims: Claims | None = None
         try:
-            claims = self._desk.doorkeeper.admit(
+            claims = self._context.doorkeeper.admit(
                 asgi.authorization(asgi.headers_of(scope)), now_ms()
             ).claims
             body = self._body(cast("dict[str, str]", scope.get("path_params", {})).get("model"))
@@ -42,7 +42,7 @@ class Models:
         await asgi.reply(send, 200, msgspec.json.encode(body), _rollout(claims))
 
     def _body(self, name: str | None) -> dict[str, Any]:
-        routes = self._desk.routes
+        routes = self._context.routes
         if name is None:
             data = [_model(route) for route in routes.values()]
             ids = list(routes)
@@ -65,14 +65,14 @@ class Models:
 class Responses:
     """What OpenAI has under `/v1/responses/{id}`."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: GatewayContext) -> None:
+        self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The recorded response, or a refusal."""
         claims: Claims | None = None
         try:
-            caller = self._desk.doorkeeper.admit(
+            caller = self._context.doorkeeper.admit(
                 asgi.authorization(asgi.headers_of(scope)), now_ms()
             )
             claims = caller.claims
@@ -94,7 +94,7 @@ class Responses:
                 "(`previous_response_id`), nothing else: "
                 "the log is never changed, and every answer is given by POST /v1/responses."
             )
-        found = await self._desk.responses.find(caller, named)
+        found = await self._context.responses.find(caller, named)
         asked = {
             name: found.body.get(name) for name in ("instructions", "tools") if name in found.body
         }

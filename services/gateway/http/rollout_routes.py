@@ -31,7 +31,7 @@ from fulgurite.ids import (
 )
 from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS
 from services.common.runtime.clock import now_ms
-from services.gateway.context import Desk
+from services.gateway.context import GatewayContext
 from services.gateway.errors import Forbidden, InvalidRequest, NotFound, Unavailable
 from services.gateway.http.rest_models import AttemptIn, DeclareIn, RewardIn, StatusIn
 from services.gateway.identity.claims import Claims
@@ -53,12 +53,12 @@ IdempotencyKey = Annotated[str | None, Header(max_length=256)]
 
 
 class RolloutDesk:
-    """The REST routes over one desk."""
+    """The REST routes of rollouts and rewards."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, context: GatewayContext) -> None:
+        self._context = context
         self._statuses = KeyLimits(
-            0, desk.settings.key_statuses_per_minute, setting="FULGURITE_KEY_STATUSES_PER_MINUTE"
+            0, context.settings.key_statuses_per_minute, setting="FULGURITE_KEY_STATUSES_PER_MINUTE"
         )
         self.router = APIRouter()
         add = self.router.add_api_route
@@ -86,9 +86,9 @@ class RolloutDesk:
         """Declare a group of `n` rollouts of one task; returns their ids and keys."""
         now = now_ms()
         self._admin(authorization, now)
-        route = self._desk.routes.get(body.alias)
+        route = self._context.routes.get(body.alias)
         if route is None:
-            known = ", ".join(sorted(self._desk.routes))
+            known = ", ".join(sorted(self._context.routes))
             raise NotFound(
                 f"Unknown model {body.alias!r}. This gateway serves: {known}.",
                 param="alias",
@@ -96,7 +96,7 @@ class RolloutDesk:
             )
         group = mint_group(now, os.urandom(10))
         rollouts = tuple(
-            rollout_of(group, index, self._desk.ring.signing_secret) for index in range(body.n)
+            rollout_of(group, index, self._context.ring.signing_secret) for index in range(body.n)
         )
         names = tuple(sorted({*body.expected_rewards, *body.reward_weights}))
         entry = GroupEntry(
@@ -127,8 +127,8 @@ class RolloutDesk:
         )
         # Before the declaration: a store that is down must not leave a declared group that nobody
         # has keys of.
-        await self._desk.registry.put(group, entry, now)
-        await self._desk.recorder.publish(AGENT_STATUS, group, event, mode=body.mode)
+        await self._context.registry.put(group, entry, now)
+        await self._context.recorder.publish(AGENT_STATUS, group, event, mode=body.mode)
         return {
             "group_id": group,
             "deadline": entry.deadline,
@@ -153,7 +153,7 @@ class RolloutDesk:
         now = now_ms()
         self._admin(authorization, now)
         ref = self._genuine(request, rollout)
-        entry = await self._desk.registry.get(ref.group_id)
+        entry = await self._context.registry.get(ref.group_id)
         if entry is None:
             if body.attempt is None or body.mode is None or body.deadline is None:
                 raise NotFound(
@@ -165,7 +165,7 @@ class RolloutDesk:
         number = (
             body.attempt
             if body.attempt is not None
-            else await self._desk.registry.attempt(ref.rollout_id) + 1
+            else await self._context.registry.attempt(ref.rollout_id) + 1
         )
         if number >= entry.max_attempts:
             raise InvalidRequest(
@@ -173,7 +173,7 @@ class RolloutDesk:
                 f"attempt {number} does not exist.",
                 param="attempt",
             )
-        await self._desk.registry.put_attempt(ref.rollout_id, number, entry, now)
+        await self._context.registry.put_attempt(ref.rollout_id, number, entry, now)
         response.headers.update(naming(request))
         return self._keys(request, ref.group_id, ref.rollout_id, ref.index, number, entry)
 
@@ -188,7 +188,7 @@ class RolloutDesk:
     ) -> dict[str, Any]:
         """What the agent or its runner says of an attempt."""
         now = now_ms()
-        caller = self._desk.doorkeeper.admit(authorization, now, STATUS_KEY)
+        caller = self._context.doorkeeper.admit(authorization, now, STATUS_KEY)
         ref = self._may(caller, self._genuine(request, rollout), STATUS, "`api_key`")
         if not caller.admin:
             self._statuses.spend(caller.owner)
@@ -196,12 +196,12 @@ class RolloutDesk:
         if caller.claims is not None:
             attempt, mode = caller.claims.attempt, caller.claims.mode
         else:
-            entry = await self._desk.registry.get(ref.group_id)
+            entry = await self._context.registry.get(ref.group_id)
             mode = entry.mode if entry is not None else mode
             attempt = (
                 body.attempt
                 if body.attempt is not None
-                else await self._desk.registry.attempt(ref.rollout_id)
+                else await self._context.registry.attempt(ref.rollout_id)
             )
         event = AgentStatus(
             event_id=derive_id("status", rollout, attempt, idempotency_key or os.urandom(16).hex()),
@@ -217,7 +217,7 @@ class RolloutDesk:
             exit_code=body.exit_code,
             will_retry=body.will_retry,
         )
-        await self._desk.recorder.publish(AGENT_STATUS, ref.group_id, event, mode=mode)
+        await self._context.recorder.publish(AGENT_STATUS, ref.group_id, event, mode=mode)
         response.headers.update(naming(request))
         return {
             "status_id": event.event_id,
@@ -235,7 +235,7 @@ class RolloutDesk:
     ) -> JSONResponse:
         """Pay a rollout, or one action of it."""
         now = now_ms()
-        caller = self._desk.doorkeeper.admit(authorization, now, REWARD_KEY)
+        caller = self._context.doorkeeper.admit(authorization, now, REWARD_KEY)
         rollout, completion = _paid(body)
         ref = self._may(caller, self._genuine(request, rollout), REWARD, "`reward_key`")
         await self._require_name(caller, ref, body.name)
@@ -249,7 +249,7 @@ class RolloutDesk:
         )
         scope, payload = f"reward:{rollout}", _canonical(body)
         if idempotency_key is not None:
-            before = await self._desk.idempotency.claim(scope, idempotency_key, payload)
+            before = await self._context.idempotency.claim(scope, idempotency_key, payload)
             if before is not None:
                 return JSONResponse(msgspec.json.decode(before), 201, naming(request))
         event = AgentReward(
@@ -267,7 +267,7 @@ class RolloutDesk:
             idempotency_key=idempotency_key,
             metadata=None if body.metadata is None else msgspec.json.encode(body.metadata).decode(),
         )
-        await self._desk.recorder.publish(
+        await self._context.recorder.publish(
             AGENT_REWARDS,
             ref.group_id,
             event,
@@ -281,19 +281,21 @@ class RolloutDesk:
             "value": body.value,
         }
         if idempotency_key is not None:
-            await self._desk.idempotency.settle(
+            await self._context.idempotency.settle(
                 scope, idempotency_key, payload, msgspec.json.encode(reply).decode()
             )
         return JSONResponse(reply, 201, naming(request))
 
     async def policies(self, authorization: Authorization = None) -> dict[str, Any]:
         """Each policy's newest version, and which version each backend serves."""
-        self._desk.doorkeeper.admit(authorization, now_ms(), "any key of this gateway")
-        trained = {route.policy for route in self._desk.routes.values() if route.policy is not None}
-        return self._desk.policies.view.as_json(trained)
+        self._context.doorkeeper.admit(authorization, now_ms(), "any key of this gateway")
+        trained = {
+            route.policy for route in self._context.routes.values() if route.policy is not None
+        }
+        return self._context.policies.view.as_json(trained)
 
     def _admin(self, authorization: str | None, now: int) -> None:
-        if not self._desk.doorkeeper.admit(authorization, now, ADMIN_KEY).admin:
+        if not self._context.doorkeeper.admit(authorization, now, ADMIN_KEY).admin:
             raise Forbidden(
                 "Only the admin key (FULGURITE_ADMIN_KEY) may declare rollouts and attempts.",
                 code="admin_only",
@@ -301,7 +303,7 @@ class RolloutDesk:
 
     def _genuine(self, request: Request, rollout: str) -> RolloutRef:
         """The rollout, which the reply then names. Raises NotFound."""
-        ref = self._desk.identifier.genuine(rollout)
+        ref = self._context.identifier.genuine(rollout)
         request.state.rollout_id = ref.rollout_id
         return ref
 
@@ -310,13 +312,13 @@ class RolloutDesk:
         missed where it was meant to be.
         """
         try:
-            entry = await self._desk.registry.get(ref.group_id)
+            entry = await self._context.registry.get(ref.group_id)
         except Unavailable:
             return  # A reward without an idempotency key needs no store.
         if entry is None and caller.claims is not None:
             return  # A scoped key is of a declared group; which names that has is forgotten.
         declared = entry.rewards if entry is not None else ()
-        names = declared or self._desk.settings.rewards()
+        names = declared or self._context.settings.rewards()
         if name in names or ANY_NAME in names:
             return
         remedy = (
@@ -337,10 +339,12 @@ class RolloutDesk:
         An id from before there were tags is taken: the rewarder counts no reward of a completion
         that the episode does not have.
         """
-        if any(is_tagged(completion.completion_id, secret) for secret in self._desk.ring.secrets):
+        if any(
+            is_tagged(completion.completion_id, secret) for secret in self._context.ring.secrets
+        ):
             return
         try:
-            since = await self._desk.registry.tagged_since()
+            since = await self._context.registry.tagged_since()
         except Unavailable:
             return
         began = minted_at(completion.rollout.group_id)
@@ -385,7 +389,7 @@ class RolloutDesk:
         attempt: int,
         entry: GroupEntry,
     ) -> dict[str, Any]:
-        settings = self._desk.settings
+        settings = self._context.settings
         expiry = entry.deadline + int(settings.key_grace_s * 1000)
         agent = Claims(rollout, attempt, group, entry.agent, entry.mode, AGENT_SCOPES, expiry)
         evaluator = msgspec.structs.replace(agent, scopes=REWARD_SCOPES)
@@ -395,8 +399,8 @@ class RolloutDesk:
             "index": index,
             "attempt": attempt,
             "base_url": f"{base}/v1",
-            "api_key": self._desk.ring.mint(agent),
-            "reward_key": self._desk.ring.mint(evaluator),
+            "api_key": self._context.ring.mint(agent),
+            "reward_key": self._context.ring.mint(evaluator),
         }
 
 

@@ -73,18 +73,18 @@ class _Answer:
     call has one.
     """
 
-    __slots__ = ("_call", "_desk", "_dialect", "_gate", "_reply")
+    __slots__ = ("_call", "_dialect", "_dispatcher", "_gate", "_reply")
 
-    def __init__(self, desk: Dispatcher, call: Call, dialect: Dialect) -> None:
-        self._desk = desk
+    def __init__(self, dispatcher: Dispatcher, call: Call, dialect: Dialect) -> None:
+        self._dispatcher = dispatcher
         self._call = call
         self._dialect = dialect
         self._gate: Gate | None = None
         self._reply: UpstreamReply | None = None
 
     async def __aenter__(self) -> UpstreamReply:
-        recorded = await self._desk.continuation.recorded(self._call)
-        deadline = time.monotonic() + self._desk.admission.patience_s
+        recorded = await self._dispatcher.continuation.recorded(self._call)
+        deadline = time.monotonic() + self._dispatcher.admission.patience_s
         while True:
             try:
                 return await self._best(recorded)
@@ -95,22 +95,22 @@ class _Answer:
 
     async def _best(self, recorded: list[int] | None) -> UpstreamReply:
         """The answer of the first that gives one. Raises NotReady where one of them soon will."""
-        desk, call = self._desk, self._call
+        dispatcher, call = self._dispatcher, self._call
         problem: GatewayError | None = None
-        for way in desk.health.order(
-            desk.router.candidates(call.request.alias, call.who.rollout_id), time.monotonic()
+        for way in dispatcher.health.order(
+            dispatcher.router.candidates(call.request.alias, call.who.rollout_id), time.monotonic()
         ):
             call.route = way
             try:
                 reply = await self._ask(way, recorded)
             except UpstreamUnreachable as error:
-                desk.health.failed(way.backend, time.monotonic())
+                dispatcher.health.failed(way.backend, time.monotonic())
                 problem = problem if isinstance(problem, NotReady) else error
             except NotReady as error:
-                desk.health.answered(way.backend)
+                dispatcher.health.answered(way.backend)
                 problem = error
             except UpstreamRejected as error:
-                desk.health.answered(way.backend)
+                dispatcher.health.answered(way.backend)
                 if not _lacks_adapter(way, error):
                     raise
                 problem = Overloaded(
@@ -119,9 +119,9 @@ class _Answer:
                     _LOADING_S,
                 )
             else:
-                desk.health.answered(way.backend)
+                dispatcher.health.answered(way.backend)
                 return reply
-            desk.failovers.labels(way.backend).inc()
+            dispatcher.failovers.labels(way.backend).inc()
         assert problem is not None, "there is always a way"
         raise problem
 
@@ -137,19 +137,23 @@ class _Answer:
             self._gate.leave(self._call.draft.key)
 
     async def _ask(self, way: Route, recorded: list[int] | None) -> UpstreamReply:
-        desk, call, gate = self._desk, self._call, self._desk.admission.gate(way.backend)
+        dispatcher, call, gate = (
+            self._dispatcher,
+            self._call,
+            self._dispatcher.admission.gate(way.backend),
+        )
         await gate.enter(call.draft.key)
         try:
             request = (
                 call.request
                 if recorded is None
-                else await desk.continuation.prompt(recorded, call, way)
+                else await dispatcher.continuation.prompt(recorded, call, way)
             )
             body, headers = (
                 self._dialect.upstream_body(request, way, call.call_id),
                 self._dialect.upstream_headers(request, way),
             )
-            self._reply = await desk.client.post(
+            self._reply = await dispatcher.client.post(
                 way, self._dialect.path, body, call.call_id, call.ask(), headers
             )
         except BaseException:

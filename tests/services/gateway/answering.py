@@ -22,7 +22,7 @@ from fulgurite.events import Event, LlmCall
 from fulgurite.topics import Topic
 from services.common.kafka.delivery import Delivery
 from services.common.kafka.settings import KafkaSettings
-from services.gateway.context import Desk
+from services.gateway.context import GatewayContext
 from services.gateway.dialects.registry import DIALECTS
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.http.endpoint import Endpoint
@@ -146,11 +146,13 @@ def read(text: str) -> Any:
 class Gateway:
     """Asks it."""
 
-    def __init__(self, desk: Desk, upstream: ScriptedUpstream, producer: CodecProducer) -> None:
-        self.metrics = desk.metrics
+    def __init__(
+        self, context: GatewayContext, upstream: ScriptedUpstream, producer: CodecProducer
+    ) -> None:
+        self.metrics = context.metrics
         self._upstream = upstream
         self._producer = producer
-        self._endpoints = {dialect.path: Endpoint(desk, dialect) for dialect in DIALECTS}
+        self._endpoints = {dialect.path: Endpoint(context, dialect) for dialect in DIALECTS}
 
     async def answer(
         self,
@@ -240,7 +242,7 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
         settings.call_bounds(),
         metrics,
     )
-    desk = Desk(
+    context = GatewayContext(
         settings=settings,
         kafka=NOWHERE,
         routes=routes,
@@ -267,7 +269,7 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
         tracer=open_tracer(),
     )
     try:
-        yield Gateway(desk, upstream, producer)
+        yield Gateway(context, upstream, producer)
     finally:
         responses.close()
         await recorder.close()
