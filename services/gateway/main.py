@@ -41,11 +41,11 @@ from services.gateway.errors import ExpiredKey, GatewayError, InvalidRequest, No
 from services.gateway.http.connection import KEEP_ALIVE_S, protocol_class, raise_open_files
 from services.gateway.http.endpoint import Endpoint
 from services.gateway.http.front_door import FrontDoor, settle_garbage
-from services.gateway.http.health_routes import HealthDesk
+from services.gateway.http.health_routes import HealthRoutes
 from services.gateway.http.models_route import Models, Responses
 from services.gateway.http.openapi import describe
 from services.gateway.http.rest_guard import RestGuard
-from services.gateway.http.rollout_routes import RolloutDesk, naming
+from services.gateway.http.rollout_routes import RolloutRoutes, naming
 from services.gateway.identity.conversation_matching import MEMORY_LIMIT, Inference
 from services.gateway.identity.declared_groups import GroupRegistry
 from services.gateway.identity.idempotency import Idempotency, MemoryStore, RedisStore, Store
@@ -181,8 +181,8 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
             app.state.hot |= {
                 route.path: route.endpoint for route in routes if route.methods == {"POST"}
             }
-            app.include_router(RolloutDesk(context).router)
-            app.include_router(HealthDesk(context).router)
+            app.include_router(RolloutRoutes(context).router)
+            app.include_router(HealthRoutes(context).router)
             settle_garbage()
             log.info(
                 "gateway ready",

@@ -54,7 +54,7 @@ def promise(replication: int) -> dict[str, Any]:
     }
 
 
-class HealthDesk:
+class HealthRoutes:
     """The routes for whoever runs the gateway; what they say needs FULGURITE_OPERATIONS_KEY, where
     that is set.
     """

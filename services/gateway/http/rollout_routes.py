@@ -52,7 +52,7 @@ Authorization = Annotated[str | None, Header()]
 IdempotencyKey = Annotated[str | None, Header(max_length=256)]
 
 
-class RolloutDesk:
+class RolloutRoutes:
     """The REST routes of rollouts and rewards."""
 
     def __init__(self, context: GatewayContext) -> None:
