@@ -9,7 +9,7 @@ from services.common.kafka.settings import KafkaSettings
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.identity.declared_groups import GroupRegistry
 from services.gateway.identity.idempotency import Idempotency, Store
-from services.gateway.identity.identity import Doorkeeper, Identifier
+from services.gateway.identity.identity import Authenticator, Identifier
 from services.gateway.identity.keys import KeyRing
 from services.gateway.recording.recorded_responses import RecordedResponses
 from services.gateway.recording.recorder import Recorder
@@ -31,7 +31,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling
     """What the engine uses where a request says nothing."""
     ring: KeyRing
-    doorkeeper: Doorkeeper
+    authenticator: Authenticator
     identifier: Identifier
     registry: GroupRegistry
     store: Store

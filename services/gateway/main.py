@@ -49,7 +49,7 @@ from services.gateway.http.rollout_routes import RolloutRoutes, naming
 from services.gateway.identity.conversation_matching import MEMORY_LIMIT, Inference
 from services.gateway.identity.declared_groups import GroupRegistry
 from services.gateway.identity.idempotency import Idempotency, MemoryStore, RedisStore, Store
-from services.gateway.identity.identity import Doorkeeper, Identifier
+from services.gateway.identity.identity import Authenticator, Identifier
 from services.gateway.identity.keys import KeyRing
 from services.gateway.recording.call_search import CallSearch
 from services.gateway.recording.recorded_responses import PLACES_IN_MEMORY, RecordedResponses
@@ -120,7 +120,7 @@ async def open_context(
         routes=routes,
         sampling=settings.default_sampling.sampling(),
         ring=ring,
-        doorkeeper=Doorkeeper(
+        authenticator=Authenticator(
             ring,
             settings.admin_key.get_secret_value() if settings.admin_key else None,
             settings.plain_keys(),
@@ -174,7 +174,7 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with open_context(settings, kafka) as context:
-            app.state.doorkeeper = context.doorkeeper
+            app.state.authenticator = context.authenticator
             # First, so that the hot routes are found without looking at the others.
             routes = _model_routes(context)
             app.router.routes[:0] = routes

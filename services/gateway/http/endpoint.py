@@ -132,7 +132,7 @@ class Endpoint:
         """Whose key it is. Raises Unauthorized, Forbidden."""
         authorization = asgi.authorization(headers)
         try:
-            caller = self._context.doorkeeper.admit(authorization, draft.started_at)
+            caller = self._context.authenticator.admit(authorization, draft.started_at)
         except ExpiredKey as problem:
             # Genuine, only late: it is still known whose call it was.
             claims = problem.claims

@@ -114,7 +114,7 @@ class HealthRoutes:
         }
         shown = (
             report
-            if self._context.doorkeeper.is_operator(request.headers.get("authorization"))
+            if self._context.authenticator.is_operator(request.headers.get("authorization"))
             else {"ready": ready}
         )
         return JSONResponse(shown, 200 if ready else 503)

@@ -31,7 +31,7 @@ class Models:
         """The list, or the one that the path names."""
         claims: Claims | None = None
         try:
-            claims = self._context.doorkeeper.admit(
+            claims = self._context.authenticator.admit(
                 asgi.authorization(asgi.headers_of(scope)), now_ms()
             ).claims
             body = self._body(cast("dict[str, str]", scope.get("path_params", {})).get("model"))
@@ -72,7 +72,7 @@ class Responses:
         """The recorded response, or a refusal."""
         claims: Claims | None = None
         try:
-            caller = self._context.doorkeeper.admit(
+            caller = self._context.authenticator.admit(
                 asgi.authorization(asgi.headers_of(scope)), now_ms()
             )
             claims = caller.claims

@@ -25,7 +25,7 @@ from services.gateway.identity.identity import (
     REWARD_KEY,
     ROLLOUT_ID_HEADER,
     STATUS_KEY,
-    Doorkeeper,
+    Authenticator,
 )
 
 _ROLLOUTS = "/v1/rollouts"
@@ -63,8 +63,10 @@ class RestGuard:
     async def _checked(self, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
         """The request as the route gets it. Raises GatewayError, ClientGone."""
         path, headers = scope["path"], asgi.headers_of(scope)
-        doorkeeper: Doorkeeper = scope["app"].state.doorkeeper
-        if path.startswith(_OPERATIONS) and not doorkeeper.is_operator(asgi.authorization(headers)):
+        authenticator: Authenticator = scope["app"].state.authenticator
+        if path.startswith(_OPERATIONS) and not authenticator.is_operator(
+            asgi.authorization(headers)
+        ):
             raise Unauthorized(
                 "This page is for operators: send `Authorization: Bearer <key>` with "
                 "FULGURITE_OPERATIONS_KEY."
@@ -73,7 +75,7 @@ class RestGuard:
             path in (_REWARDS, _ROLLOUTS) or path.startswith(f"{_ROLLOUTS}/")
         ):
             return scope, receive
-        doorkeeper.admit(asgi.authorization(headers), now_ms(), _wanted(path))
+        authenticator.admit(asgi.authorization(headers), now_ms(), _wanted(path))
         body = await asgi.read_body(headers, receive, self._bounds)
         if not isinstance(decode_body(body, "the fields that /docs names"), dict):
             raise InvalidRequest("The body must be a JSON object. See /docs for the fields.")

@@ -188,7 +188,7 @@ class RolloutRoutes:
     ) -> dict[str, Any]:
         """What the agent or its runner says of an attempt."""
         now = now_ms()
-        caller = self._context.doorkeeper.admit(authorization, now, STATUS_KEY)
+        caller = self._context.authenticator.admit(authorization, now, STATUS_KEY)
         ref = self._may(caller, self._genuine(request, rollout), STATUS, "`api_key`")
         if not caller.admin:
             self._statuses.spend(caller.owner)
@@ -235,7 +235,7 @@ class RolloutRoutes:
     ) -> JSONResponse:
         """Pay a rollout, or one action of it."""
         now = now_ms()
-        caller = self._context.doorkeeper.admit(authorization, now, REWARD_KEY)
+        caller = self._context.authenticator.admit(authorization, now, REWARD_KEY)
         rollout, completion = _paid(body)
         ref = self._may(caller, self._genuine(request, rollout), REWARD, "`reward_key`")
         await self._require_name(caller, ref, body.name)
@@ -288,14 +288,14 @@ class RolloutRoutes:
 
     async def policies(self, authorization: Authorization = None) -> dict[str, Any]:
         """Each policy's newest version, and which version each backend serves."""
-        self._context.doorkeeper.admit(authorization, now_ms(), "any key of this gateway")
+        self._context.authenticator.admit(authorization, now_ms(), "any key of this gateway")
         trained = {
             route.policy for route in self._context.routes.values() if route.policy is not None
         }
         return self._context.policies.view.as_json(trained)
 
     def _admin(self, authorization: str | None, now: int) -> None:
-        if not self._context.doorkeeper.admit(authorization, now, ADMIN_KEY).admin:
+        if not self._context.authenticator.admit(authorization, now, ADMIN_KEY).admin:
             raise Forbidden(
                 "Only the admin key (FULGURITE_ADMIN_KEY) may declare rollouts and attempts.",
                 code="admin_only",

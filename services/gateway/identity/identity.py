@@ -86,7 +86,7 @@ class Identified(msgspec.Struct, frozen=True):
     """Whose answer has to be remembered: of calls that name no rollout."""
 
 
-class Doorkeeper:
+class Authenticator:
     """Knows the keys."""
 
     def __init__(

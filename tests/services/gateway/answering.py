@@ -29,7 +29,7 @@ from services.gateway.http.endpoint import Endpoint
 from services.gateway.identity.conversation_matching import Inference
 from services.gateway.identity.declared_groups import GroupRegistry
 from services.gateway.identity.idempotency import Idempotency, MemoryStore
-from services.gateway.identity.identity import Doorkeeper, Identifier
+from services.gateway.identity.identity import Authenticator, Identifier
 from services.gateway.identity.keys import KeyRing
 from services.gateway.recording.call_search import CallSearch
 from services.gateway.recording.recorded_responses import RecordedResponses
@@ -248,7 +248,7 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
         routes=routes,
         sampling=settings.default_sampling.sampling(),
         ring=ring,
-        doorkeeper=Doorkeeper(ring, None, settings.plain_keys(), settings.allow_any_key),
+        authenticator=Authenticator(ring, None, settings.plain_keys(), settings.allow_any_key),
         identifier=identifier,
         registry=registry,
         store=store,

@@ -11,7 +11,7 @@ from services.gateway.identity.claims import Claims
 from services.gateway.identity.conversation_matching import Inference
 from services.gateway.identity.declared_groups import GroupEntry, GroupRegistry
 from services.gateway.identity.idempotency import MemoryStore, RedisStore
-from services.gateway.identity.identity import Caller, Doorkeeper, Identifier, Named, bearer
+from services.gateway.identity.identity import Authenticator, Caller, Identifier, Named, bearer
 from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, KeyRing
 from services.gateway.telemetry.metrics import Metrics
 from services.local_stack.ports import free_port
@@ -24,7 +24,7 @@ OTHER = Caller("other", admin=False, claims=None)
 ADMIN = Caller("admin", admin=True, claims=None)
 CLAIMS = Claims(ROLLOUT, 2, GROUP, "solver", Mode.train, AGENT_SCOPES, 10)
 SCOPED = Caller(ROLLOUT, admin=False, claims=CLAIMS)
-DOOR = Doorkeeper(RING, "admin", ("plain",), allow_any=False)
+DOOR = Authenticator(RING, "admin", ("plain",), allow_any=False)
 
 
 @pytest.fixture
@@ -66,7 +66,8 @@ def test_the_door_knows_its_keys() -> None:
         with pytest.raises(Unauthorized):
             DOOR.admit(wrong, 0)
     assert (
-        Doorkeeper(RING, None, (), allow_any=True).admit("Bearer whatever", 0).owner != "whatever"
+        Authenticator(RING, None, (), allow_any=True).admit("Bearer whatever", 0).owner
+        != "whatever"
     )
 
 
@@ -251,11 +252,13 @@ async def test_a_store_that_is_gone_stops_no_plain_traffic() -> None:
 def test_a_retired_kid_a_foreign_signature_and_an_expiry_with_its_leeway() -> None:
     key = RING.mint(CLAIMS)
     rotated = KeyRing.parse("k2:fedcba9876543210-two,k1:0123456789abcdef-one")
-    assert Doorkeeper(rotated, None, (), allow_any=False).admit(f"Bearer {key}", 0).claims == CLAIMS
-    retired = Doorkeeper(KeyRing.parse("k2:fedcba9876543210-two"), None, (), allow_any=True)
+    assert (
+        Authenticator(rotated, None, (), allow_any=False).admit(f"Bearer {key}", 0).claims == CLAIMS
+    )
+    retired = Authenticator(KeyRing.parse("k2:fedcba9876543210-two"), None, (), allow_any=True)
     with pytest.raises(Unauthorized, match="retired"):
         retired.admit(f"Bearer {key}", 0)
-    another = Doorkeeper(KeyRing.parse("k1:another-secret-16"), None, (), allow_any=True)
+    another = Authenticator(KeyRing.parse("k1:another-secret-16"), None, (), allow_any=True)
     with pytest.raises(Unauthorized, match="signature"):
         another.admit(f"Bearer {key}", 0)
     assert DOOR.admit(f"Bearer {key}", CLAIMS.exp + LEEWAY_MS).claims == CLAIMS

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from services.gateway.errors import Unauthorized
-from services.gateway.identity.identity import ADMIN_KEY, Doorkeeper
+from services.gateway.identity.identity import ADMIN_KEY, Authenticator
 from services.gateway.identity.keys import KeyRing
 
 RING = KeyRing.parse("k1:0123456789abcdef")
 
 
 def test_a_missing_or_unknown_key_is_told_which_is_wanted() -> None:
-    door = Doorkeeper(RING, "the-admin-key", ("plain",), allow_any=False)
+    door = Authenticator(RING, "the-admin-key", ("plain",), allow_any=False)
     for authorization in (None, "", "Basic x", "Bearer nobody"):
         with pytest.raises(Unauthorized, match="OPENAI_API_KEY"):
             door.admit(authorization, 0)
@@ -26,8 +26,8 @@ def test_a_missing_or_unknown_key_is_told_which_is_wanted() -> None:
 )
 def test_operators_have_a_key_of_their_own(key: str, operator: bool) -> None:
     assert (
-        Doorkeeper(RING, "the-admin-key", ("plain",), False, "ops").is_operator(f"Bearer {key}")
+        Authenticator(RING, "the-admin-key", ("plain",), False, "ops").is_operator(f"Bearer {key}")
         is operator
     )
-    assert Doorkeeper(RING, "the-admin-key", ("plain",), False).is_operator(f"Bearer {key}")
-    assert Doorkeeper(RING, None, (), False, "ops").is_operator(None) is False
+    assert Authenticator(RING, "the-admin-key", ("plain",), False).is_operator(f"Bearer {key}")
+    assert Authenticator(RING, None, (), False, "ops").is_operator(None) is False
