@@ -9,7 +9,7 @@ from services.common.kafka.settings import KafkaSettings
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.identity.declared_groups import GroupRegistry
 from services.gateway.identity.idempotency import Idempotency, Store
-from services.gateway.identity.identity import Authenticator, Identifier
+from services.gateway.identity.identity import Authenticator, RolloutResolver
 from services.gateway.identity.keys import KeyRing
 from services.gateway.recording.recorded_responses import RecordedResponses
 from services.gateway.recording.recorder import Recorder
@@ -32,7 +32,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine uses where a request says nothing."""
     ring: KeyRing
     authenticator: Authenticator
-    identifier: Identifier
+    resolver: RolloutResolver
     registry: GroupRegistry
     store: Store
     idempotency: Idempotency

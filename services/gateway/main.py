@@ -49,7 +49,7 @@ from services.gateway.http.rollout_routes import RolloutRoutes, naming
 from services.gateway.identity.conversation_matching import MEMORY_LIMIT, Inference
 from services.gateway.identity.declared_groups import GroupRegistry
 from services.gateway.identity.idempotency import Idempotency, MemoryStore, RedisStore, Store
-from services.gateway.identity.identity import Authenticator, Identifier
+from services.gateway.identity.identity import Authenticator, RolloutResolver
 from services.gateway.identity.keys import KeyRing
 from services.gateway.recording.call_search import CallSearch
 from services.gateway.recording.recorded_responses import PLACES_IN_MEMORY, RecordedResponses
@@ -104,7 +104,7 @@ async def open_context(
     upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
     # Without Redis a bounded store of their own: tokens are many.
     answers = store if settings.redis_url else MemoryStore(limit=ANSWERS_IN_MEMORY)
-    identifier = Identifier(
+    resolver = RolloutResolver(
         ring,
         registry,
         {a: a for a, route in routes.items() if route.policy is not None and a != route.policy},
@@ -127,13 +127,13 @@ async def open_context(
             settings.allow_any_key,
             settings.operations_key.get_secret_value() if settings.operations_key else None,
         ),
-        identifier=identifier,
+        resolver=resolver,
         registry=registry,
         store=store,
         idempotency=Idempotency(store),
         recorder=recorder,
         responses=RecordedResponses(
-            identifier,
+            resolver,
             places,
             CallSearch(kafka, codec),
             recorder.problem,

@@ -183,7 +183,7 @@ class Endpoint:
     async def _identify(
         self, draft: Draft, caller: Caller, named: Named, alias: str
     ) -> tuple[Identified, str]:
-        identify = self._context.identifier.identify
+        identify = self._context.resolver.identify
         try:
             who = await identify(caller, named, alias, draft.started_at)
         except GatewayError:
@@ -420,7 +420,7 @@ class Endpoint:
     async def _keep(self, call: Call) -> None:
         try:
             if call.who.conversation is not None:
-                await self._context.identifier.remember(call.who, call.capture.said())
+                await self._context.resolver.remember(call.who, call.capture.said())
             await self._context.dispatcher.continuation.remember(call)
         except Exception as error:
             # The answer is good all the same.

@@ -303,7 +303,7 @@ class RolloutRoutes:
 
     def _genuine(self, request: Request, rollout: str) -> RolloutRef:
         """The rollout, which the reply then names. Raises NotFound."""
-        ref = self._context.identifier.genuine(rollout)
+        ref = self._context.resolver.genuine(rollout)
         request.state.rollout_id = ref.rollout_id
         return ref
 

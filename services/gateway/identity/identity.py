@@ -143,7 +143,7 @@ class Named(msgspec.Struct, frozen=True):
     """Bytes of the body, near enough."""
 
 
-class Identifier:
+class RolloutResolver:
     """Finds the rollout of a call."""
 
     def __init__(

@@ -36,7 +36,7 @@ from services.gateway.errors import BodyTooLarge, NotFound, Unavailable
 from services.gateway.http.asgi import BodyBounds, check_bounds
 from services.gateway.http.off_loop import off_loop
 from services.gateway.identity.idempotency import Store
-from services.gateway.identity.identity import Caller, Identifier
+from services.gateway.identity.identity import Caller, RolloutResolver
 from services.gateway.identity.store_patience import StorePatience
 from services.gateway.recording.call_search import CallSearch, SearchTooLong
 from services.gateway.telemetry.metrics import Metrics
@@ -101,7 +101,7 @@ class RecordedResponses:
 
     def __init__(
         self,
-        identifier: Identifier,
+        resolver: RolloutResolver,
         store: Store,
         search: CallSearch,
         log_problem: Callable[[], str | None],
@@ -109,7 +109,7 @@ class RecordedResponses:
         metrics: Metrics,
     ) -> None:
         """`log_problem` says why the log cannot be read, if it cannot."""
-        self._identifier = identifier
+        self._resolver = resolver
         self._store = store
         self._patience = StorePatience(
             lambda: None,
@@ -174,7 +174,7 @@ class RecordedResponses:
         return found
 
     async def _find(self, caller: Caller, named: str) -> tuple[Response, str]:
-        ref = self._identifier.own_completion(caller, named)
+        ref = self._resolver.own_completion(caller, named)
         if ref is None:
             raise _not_found(named, "this key has no such response")
         recorded, where = self._memory.get(ref.completion_id), "memory"

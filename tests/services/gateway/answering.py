@@ -29,7 +29,7 @@ from services.gateway.http.endpoint import Endpoint
 from services.gateway.identity.conversation_matching import Inference
 from services.gateway.identity.declared_groups import GroupRegistry
 from services.gateway.identity.idempotency import Idempotency, MemoryStore
-from services.gateway.identity.identity import Authenticator, Identifier
+from services.gateway.identity.identity import Authenticator, RolloutResolver
 from services.gateway.identity.keys import KeyRing
 from services.gateway.recording.call_search import CallSearch
 from services.gateway.recording.recorded_responses import RecordedResponses
@@ -231,11 +231,11 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
     )
     recorder = Recorder(producer, NOWHERE, _CODEC, settings, metrics)
     registry = GroupRegistry(store)
-    identifier = Identifier(
+    resolver = RolloutResolver(
         ring, registry, {}, Inference(MemoryStore(), ring.signing_secret, 3600, metrics)
     )
     responses = RecordedResponses(
-        identifier,
+        resolver,
         MemoryStore(),
         CallSearch(NOWHERE, _CODEC),
         recorder.problem,
@@ -249,7 +249,7 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
         sampling=settings.default_sampling.sampling(),
         ring=ring,
         authenticator=Authenticator(ring, None, settings.plain_keys(), settings.allow_any_key),
-        identifier=identifier,
+        resolver=resolver,
         registry=registry,
         store=store,
         idempotency=Idempotency(store),

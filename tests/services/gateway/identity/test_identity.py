@@ -11,7 +11,7 @@ from services.gateway.identity.claims import Claims
 from services.gateway.identity.conversation_matching import Inference
 from services.gateway.identity.declared_groups import GroupEntry, GroupRegistry
 from services.gateway.identity.idempotency import MemoryStore, RedisStore
-from services.gateway.identity.identity import Authenticator, Caller, Identifier, Named, bearer
+from services.gateway.identity.identity import Authenticator, Caller, Named, RolloutResolver, bearer
 from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, KeyRing
 from services.gateway.telemetry.metrics import Metrics
 from services.local_stack.ports import free_port
@@ -33,8 +33,8 @@ def registry() -> GroupRegistry:
 
 
 @pytest.fixture
-def identifier(registry: GroupRegistry) -> Identifier:
-    return Identifier(
+def resolver(registry: GroupRegistry) -> RolloutResolver:
+    return RolloutResolver(
         RING,
         registry,
         {"sql-writer": "sql-writer"},
@@ -71,9 +71,9 @@ def test_the_door_knows_its_keys() -> None:
     )
 
 
-async def test_a_scoped_key_is_the_rollout(identifier: Identifier) -> None:
+async def test_a_scoped_key_is_the_rollout(resolver: RolloutResolver) -> None:
     for named in (Named(), Named(path=ROLLOUT), Named(session="ignored")):
-        who = await identifier.identify(SCOPED, named, "policy", 0)
+        who = await resolver.identify(SCOPED, named, "policy", 0)
         assert (who.rollout_id, who.group_id, who.attempt, who.mode) == (
             ROLLOUT,
             GROUP,
@@ -83,59 +83,61 @@ async def test_a_scoped_key_is_the_rollout(identifier: Identifier) -> None:
         assert (who.identity, who.agent) == (Identity.scoped_key, "solver")
     for named in (Named(path="other"), Named(header="other")):
         with pytest.raises(Forbidden, match="belongs to rollout"):
-            await identifier.identify(SCOPED, named, "policy", 0)
+            await resolver.identify(SCOPED, named, "policy", 0)
 
 
-async def test_a_plain_key_without_a_name_is_a_rollout_of_its_own(identifier: Identifier) -> None:
-    first = await identifier.identify(PLAIN, Named(), "policy", 5)
-    second = await identifier.identify(PLAIN, Named(), "policy", 5)
+async def test_a_plain_key_without_a_name_is_a_rollout_of_its_own(
+    resolver: RolloutResolver,
+) -> None:
+    first = await resolver.identify(PLAIN, Named(), "policy", 5)
+    second = await resolver.identify(PLAIN, Named(), "policy", 5)
     assert first.rollout_id != second.rollout_id
     assert (first.identity, first.mode, first.agent) == (Identity.none, Mode.live, "")
-    assert identifier.genuine(first.rollout_id).group_id == first.group_id
+    assert resolver.genuine(first.rollout_id).group_id == first.group_id
 
 
-async def test_a_conversation_goes_on_in_its_rollout(identifier: Identifier) -> None:
+async def test_a_conversation_goes_on_in_its_rollout(resolver: RolloutResolver) -> None:
     ask, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
-    first = await identifier.identify(PLAIN, Named(items=[ask]), "policy", 5)
-    await identifier.remember(first, [[answer]])
-    second = await identifier.identify(PLAIN, Named(items=[ask, answer, ask]), "sql-writer", 5)
+    first = await resolver.identify(PLAIN, Named(items=[ask]), "policy", 5)
+    await resolver.remember(first, [[answer]])
+    second = await resolver.identify(PLAIN, Named(items=[ask, answer, ask]), "sql-writer", 5)
     assert second.identity is Identity.none, "another alias is another conversation"
-    second = await identifier.identify(PLAIN, Named(items=[ask, answer, ask]), "policy", 5)
+    second = await resolver.identify(PLAIN, Named(items=[ask, answer, ask]), "policy", 5)
     assert (first.identity, second.identity) == (Identity.none, Identity.inferred)
     assert (second.rollout_id, second.group_id, second.attempt) == (
         first.rollout_id,
         first.group_id,
         0,
     )
-    again = await identifier.identify(PLAIN, Named(items=[ask]), "policy", 5)
+    again = await resolver.identify(PLAIN, Named(items=[ask]), "policy", 5)
     assert again.rollout_id != first.rollout_id, "the same first prompt is another rollout"
-    named = await identifier.identify(
+    named = await resolver.identify(
         PLAIN, Named(session="s", items=[ask, answer, ask]), "policy", 5
     )
     assert named.identity is Identity.header
-    await identifier.remember(named, [[answer]])
+    await resolver.remember(named, [[answer]])
 
 
 async def test_without_inference_every_unnamed_call_is_a_rollout_of_its_own(
     registry: GroupRegistry,
 ) -> None:
-    identifier = Identifier(RING, registry, {})
+    resolver = RolloutResolver(RING, registry, {})
     ask, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
-    first = await identifier.identify(PLAIN, Named(items=[ask]), "policy", 5)
-    await identifier.remember(first, [[answer]])
+    first = await resolver.identify(PLAIN, Named(items=[ask]), "policy", 5)
+    await resolver.remember(first, [[answer]])
     assert (
-        await identifier.identify(PLAIN, Named(items=[ask, answer, ask]), "policy", 5)
+        await resolver.identify(PLAIN, Named(items=[ask, answer, ask]), "policy", 5)
     ).identity is Identity.none
 
 
 async def test_an_answer_that_is_built_on_names_its_rollout(
-    identifier: Identifier, registry: GroupRegistry
+    resolver: RolloutResolver, registry: GroupRegistry
 ) -> None:
-    opened = await identifier.identify(PLAIN, Named(), "policy", 5)
+    opened = await resolver.identify(PLAIN, Named(), "policy", 5)
     call = completion_of(opened.rollout_id, 0, b"01234", RING.signing_secret).replace(
         "chatcmpl-", "resp_"
     )
-    who = await identifier.identify(PLAIN, Named(continues=call), "policy", 5)
+    who = await resolver.identify(PLAIN, Named(continues=call), "policy", 5)
     assert (who.rollout_id, who.group_id, who.attempt, who.mode) == (
         opened.rollout_id,
         opened.group_id,
@@ -144,14 +146,14 @@ async def test_an_answer_that_is_built_on_names_its_rollout(
     )
     assert (who.identity, who.conversation) == (Identity.header, None)
     assert (
-        await identifier.identify(PLAIN, Named(continues=call, session="s"), "policy", 5)
+        await resolver.identify(PLAIN, Named(continues=call, session="s"), "policy", 5)
     ).rollout_id != opened.rollout_id
     declared = completion_of(ROLLOUT, 2, b"01234", RING.signing_secret)
     assert (
-        await identifier.identify(ADMIN, Named(continues=declared), "policy", 5)
+        await resolver.identify(ADMIN, Named(continues=declared), "policy", 5)
     ).mode is Mode.live
     await registry.put(GROUP, GroupEntry(Mode.val, 1000, "", 3), 0)
-    who = await identifier.identify(ADMIN, Named(continues=declared), "policy", 5)
+    who = await resolver.identify(ADMIN, Named(continues=declared), "policy", 5)
     assert (who.rollout_id, who.attempt, who.mode) == (ROLLOUT, 2, Mode.val)
     forged = completion_of(
         rollout_of(GROUP, 3, b"another secret"), 0, b"01234", RING.signing_secret
@@ -159,28 +161,28 @@ async def test_an_answer_that_is_built_on_names_its_rollout(
     untagged = call[:-4] + ("0000" if call[-4:] != "0000" else "1111")
     for nobodys in (forged, "resp_123", "", declared, untagged):
         assert (
-            await identifier.identify(PLAIN, Named(continues=nobodys), "policy", 5)
+            await resolver.identify(PLAIN, Named(continues=nobodys), "policy", 5)
         ).identity is Identity.none
     assert (
-        await identifier.identify(OTHER, Named(continues=call), "policy", 5)
+        await resolver.identify(OTHER, Named(continues=call), "policy", 5)
     ).identity is Identity.none
 
 
 async def test_an_agent_that_built_on_an_answer_may_send_the_whole_conversation_next(
-    identifier: Identifier,
+    resolver: RolloutResolver,
 ) -> None:
     ask, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
-    opened = await identifier.identify(PLAIN, Named(session="s"), "policy", 5)
+    opened = await resolver.identify(PLAIN, Named(session="s"), "policy", 5)
     call = completion_of(opened.rollout_id, 0, b"01234567", RING.signing_secret)
-    who = await identifier.identify(
+    who = await resolver.identify(
         PLAIN, Named(continues=call, items=[ask, answer, ask]), "policy", 5
     )
-    await identifier.remember(who, [[answer]])
-    whole = await identifier.identify(
+    await resolver.remember(who, [[answer]])
+    whole = await resolver.identify(
         PLAIN, Named(items=[ask, answer, ask, answer, ask]), "policy", 5
     )
     assert (whole.rollout_id, whole.identity) == (opened.rollout_id, Identity.inferred)
-    by_admin = await identifier.identify(
+    by_admin = await resolver.identify(
         ADMIN, Named(continues=call, items=[ask, answer, ask]), "policy", 5
     )
     assert by_admin.conversation is None, (
@@ -188,10 +190,10 @@ async def test_an_agent_that_built_on_an_answer_may_send_the_whole_conversation_
     )
 
 
-async def test_who_may_name_what(identifier: Identifier) -> None:
+async def test_who_may_name_what(resolver: RolloutResolver) -> None:
     """The table of the README."""
-    unnamed = (await identifier.identify(PLAIN, Named(), "policy", 5)).rollout_id
-    session = (await identifier.identify(PLAIN, Named(session="s"), "policy", 5)).rollout_id
+    unnamed = (await resolver.identify(PLAIN, Named(), "policy", 5)).rollout_id
+    session = (await resolver.identify(PLAIN, Named(session="s"), "policy", 5)).rollout_id
     sibling = rollout_of(GROUP, 4, RING.signing_secret)
     may: dict[str, tuple[Caller, ...]] = {
         unnamed: (PLAIN, ADMIN),
@@ -202,7 +204,7 @@ async def test_who_may_name_what(identifier: Identifier) -> None:
     for rollout, callers in may.items():
         answer = completion_of(rollout, 0, b"01234", RING.signing_secret)
         for caller in (PLAIN, OTHER, SCOPED, ADMIN):
-            assert (identifier.own_completion(caller, answer) is not None) == (caller in callers)
+            assert (resolver.own_completion(caller, answer) is not None) == (caller in callers)
             for named in (
                 Named(path=rollout),
                 Named(header=rollout),
@@ -210,19 +212,19 @@ async def test_who_may_name_what(identifier: Identifier) -> None:
             ):
                 if caller in callers:
                     assert (
-                        await identifier.identify(caller, named, "policy", 5)
+                        await resolver.identify(caller, named, "policy", 5)
                     ).rollout_id == rollout
                 else:
                     with pytest.raises(Forbidden) as caught:
-                        await identifier.identify(caller, named, "policy", 5)
+                        await resolver.identify(caller, named, "policy", 5)
                     assert caught.value.code == "foreign_key"
 
 
 async def test_a_rollout_stays_its_owners_after_a_change_of_the_secret(
     registry: GroupRegistry,
 ) -> None:
-    before = await Identifier(RING, registry, {}).identify(PLAIN, Named(), "policy", 5)
-    rotated = Identifier(
+    before = await RolloutResolver(RING, registry, {}).identify(PLAIN, Named(), "policy", 5)
+    rotated = RolloutResolver(
         KeyRing.parse("k2:fedcba9876543210-two,k1:0123456789abcdef-one"), registry, {}
     )
     assert (
@@ -232,15 +234,15 @@ async def test_a_rollout_stays_its_owners_after_a_change_of_the_secret(
 
 async def test_a_store_that_is_gone_stops_no_plain_traffic() -> None:
     store = RedisStore(f"redis://127.0.0.1:{free_port()}/0")
-    identifier = Identifier(
+    resolver = RolloutResolver(
         RING, GroupRegistry(store), {}, Inference(store, RING.signing_secret, 60, Metrics())
     )
     answer = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    who = await identifier.identify(PLAIN, Named(items=answer), "policy", 5)
+    who = await resolver.identify(PLAIN, Named(items=answer), "policy", 5)
     assert who.identity is Identity.none
-    await identifier.remember(who, [answer])
+    await resolver.remember(who, [answer])
     for caller, rollout in ((PLAIN, who.rollout_id), (ADMIN, ROLLOUT)):
-        built_on = await identifier.identify(
+        built_on = await resolver.identify(
             caller,
             Named(continues=completion_of(rollout, 0, b"01234", RING.signing_secret)),
             "policy",
@@ -266,12 +268,12 @@ def test_a_retired_kid_a_foreign_signature_and_an_expiry_with_its_leeway() -> No
         DOOR.admit(f"Bearer {key}", CLAIMS.exp + LEEWAY_MS + 1)
 
 
-async def test_a_name_is_the_same_rollout_for_the_same_owner_only(identifier: Identifier) -> None:
-    by_path = await identifier.identify(
-        PLAIN, Named(path="s", header="t", session="u"), "policy", 0
-    )
-    by_session = await identifier.identify(PLAIN, Named(session="s"), "policy", 99)
-    other = await identifier.identify(
+async def test_a_name_is_the_same_rollout_for_the_same_owner_only(
+    resolver: RolloutResolver,
+) -> None:
+    by_path = await resolver.identify(PLAIN, Named(path="s", header="t", session="u"), "policy", 0)
+    by_session = await resolver.identify(PLAIN, Named(session="s"), "policy", 99)
+    other = await resolver.identify(
         Caller("other", admin=False, claims=None), Named(session="s"), "policy", 0
     )
     assert by_path.rollout_id == by_session.rollout_id != other.rollout_id
@@ -279,32 +281,32 @@ async def test_a_name_is_the_same_rollout_for_the_same_owner_only(identifier: Id
 
 
 async def test_a_declared_rollout_by_its_id(
-    identifier: Identifier, registry: GroupRegistry
+    resolver: RolloutResolver, registry: GroupRegistry
 ) -> None:
-    forgotten = await identifier.identify(ADMIN, Named(path=ROLLOUT), "policy", 0)
+    forgotten = await resolver.identify(ADMIN, Named(path=ROLLOUT), "policy", 0)
     assert (forgotten.mode, forgotten.attempt) == (Mode.live, 0)
     entry = GroupEntry(Mode.val, 1000, "", 3)
     await registry.put(GROUP, entry, 0)
     await registry.put_attempt(ROLLOUT, 2, entry, 0)
-    known = await identifier.identify(ADMIN, Named(path=ROLLOUT), "policy", 0)
+    known = await resolver.identify(ADMIN, Named(path=ROLLOUT), "policy", 0)
     assert (known.mode, known.attempt, known.group_id) == (Mode.val, 2, GROUP)
 
 
 @pytest.mark.parametrize("name", ["ro_nonsense", rollout_of(GROUP, 3, b"another secret")])
-async def test_an_id_nobody_gave_out(identifier: Identifier, name: str) -> None:
+async def test_an_id_nobody_gave_out(resolver: RolloutResolver, name: str) -> None:
     with pytest.raises(NotFound):
-        await identifier.identify(PLAIN, Named(header=name), "policy", 0)
+        await resolver.identify(PLAIN, Named(header=name), "policy", 0)
 
 
 @pytest.mark.parametrize("name", ["", " ", "x" * 257])
-async def test_a_name_that_is_none(identifier: Identifier, name: str) -> None:
+async def test_a_name_that_is_none(resolver: RolloutResolver, name: str) -> None:
     with pytest.raises(InvalidRequest):
-        await identifier.identify(PLAIN, Named(header=name), "policy", 0)
+        await resolver.identify(PLAIN, Named(header=name), "policy", 0)
 
 
-async def test_the_role_by_header_then_key_then_alias(identifier: Identifier) -> None:
+async def test_the_role_by_header_then_key_then_alias(resolver: RolloutResolver) -> None:
     async def role(caller: Caller, named: Named, alias: str) -> str:
-        return (await identifier.identify(caller, named, alias, 0)).agent
+        return (await resolver.identify(caller, named, alias, 0)).agent
 
     assert await role(SCOPED, Named(agent="critic"), "sql-writer") == "critic"
     assert await role(SCOPED, Named(), "sql-writer") == "solver"

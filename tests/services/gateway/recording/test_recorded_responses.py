@@ -24,7 +24,7 @@ from services.gateway.errors import BodyTooLarge, GatewayError, NotFound, Unavai
 from services.gateway.http.asgi import BodyBounds
 from services.gateway.identity.declared_groups import GroupRegistry
 from services.gateway.identity.idempotency import MemoryStore, RedisStore, Store
-from services.gateway.identity.identity import Caller, Identifier, Named
+from services.gateway.identity.identity import Caller, Named, RolloutResolver
 from services.gateway.identity.keys import KeyRing
 from services.gateway.recording import recorded_responses as module
 from services.gateway.recording.recorded_responses import RecordedResponses
@@ -40,7 +40,7 @@ SAID: dict[str, Any] = {
     "role": "assistant",
     "content": [{"type": "output_text", "text": "hello"}],
 }
-IDENTIFIER = Identifier(RING, GroupRegistry(MemoryStore()), {})
+RESOLVER = RolloutResolver(RING, GroupRegistry(MemoryStore()), {})
 PLACE = Delivery(3, 14)
 
 
@@ -74,7 +74,7 @@ async def answered(
     caller: Caller = OWNER, *, body: dict[str, Any] | None = None, **fields: Any
 ) -> LlmCall:
     """A recorded response of a rollout of this caller's."""
-    who = await IDENTIFIER.identify(caller, Named(), "policy", 1_700_000_000_000)
+    who = await RESOLVER.identify(caller, Named(), "policy", 1_700_000_000_000)
     call_id = completion_of(who.rollout_id, 0, b"01234", RING.signing_secret)
     made = make_call(replies=[{"role": "assistant", "output": [SAID]}])
     names = {
@@ -107,7 +107,7 @@ def responses(
 ) -> RecordedResponses:
     bounds = BodyBounds(limit, "FULGURITE_MAX_BODY_BYTES", 100, 60)
     return RecordedResponses(
-        IDENTIFIER,
+        RESOLVER,
         store or MemoryStore(),
         log,  # pyright: ignore[reportArgumentType]
         lambda: problem,
