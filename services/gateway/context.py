@@ -7,7 +7,7 @@ import msgspec
 from fulgurite.events import Sampling
 from services.common.kafka.settings import KafkaSettings
 from services.gateway.dialects.train_sampling import TrainSamplings
-from services.gateway.identity.declared_groups import GroupRegistry
+from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency, Store
 from services.gateway.identity.identity import Authenticator, RolloutResolver
 from services.gateway.identity.keys import KeyRing
@@ -33,7 +33,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     ring: KeyRing
     authenticator: Authenticator
     resolver: RolloutResolver
-    registry: GroupRegistry
+    groups: DeclaredGroups
     store: Store
     idempotency: Idempotency
     recorder: Recorder

@@ -47,7 +47,7 @@ from services.gateway.http.openapi import describe
 from services.gateway.http.rest_guard import RestGuard
 from services.gateway.http.rollout_routes import RolloutRoutes, naming
 from services.gateway.identity.conversation_matching import MEMORY_LIMIT, Inference
-from services.gateway.identity.declared_groups import GroupRegistry
+from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency, MemoryStore, RedisStore, Store
 from services.gateway.identity.identity import Authenticator, RolloutResolver
 from services.gateway.identity.keys import KeyRing
@@ -92,7 +92,7 @@ async def open_context(
     store: Store = (
         RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()
     )
-    registry = GroupRegistry(store, now_ms())
+    groups = DeclaredGroups(store, now_ms())
     producer = EventProducer(
         kafka,
         codec,
@@ -106,7 +106,7 @@ async def open_context(
     answers = store if settings.redis_url else MemoryStore(limit=ANSWERS_IN_MEMORY)
     resolver = RolloutResolver(
         ring,
-        registry,
+        groups,
         {a: a for a, route in routes.items() if route.policy is not None and a != route.policy},
         _inference(settings, ring, store, metrics),
     )
@@ -128,7 +128,7 @@ async def open_context(
             settings.operations_key.get_secret_value() if settings.operations_key else None,
         ),
         resolver=resolver,
-        registry=registry,
+        groups=groups,
         store=store,
         idempotency=Idempotency(store),
         recorder=recorder,

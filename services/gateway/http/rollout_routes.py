@@ -127,7 +127,7 @@ class RolloutRoutes:
         )
         # Before the declaration: a store that is down must not leave a declared group that nobody
         # has keys of.
-        await self._context.registry.put(group, entry, now)
+        await self._context.groups.put(group, entry, now)
         await self._context.recorder.publish(AGENT_STATUS, group, event, mode=body.mode)
         return {
             "group_id": group,
@@ -153,7 +153,7 @@ class RolloutRoutes:
         now = now_ms()
         self._admin(authorization, now)
         ref = self._genuine(request, rollout)
-        entry = await self._context.registry.get(ref.group_id)
+        entry = await self._context.groups.get(ref.group_id)
         if entry is None:
             if body.attempt is None or body.mode is None or body.deadline is None:
                 raise NotFound(
@@ -165,7 +165,7 @@ class RolloutRoutes:
         number = (
             body.attempt
             if body.attempt is not None
-            else await self._context.registry.attempt(ref.rollout_id) + 1
+            else await self._context.groups.attempt(ref.rollout_id) + 1
         )
         if number >= entry.max_attempts:
             raise InvalidRequest(
@@ -173,7 +173,7 @@ class RolloutRoutes:
                 f"attempt {number} does not exist.",
                 param="attempt",
             )
-        await self._context.registry.put_attempt(ref.rollout_id, number, entry, now)
+        await self._context.groups.put_attempt(ref.rollout_id, number, entry, now)
         response.headers.update(naming(request))
         return self._keys(request, ref.group_id, ref.rollout_id, ref.index, number, entry)
 
@@ -196,12 +196,12 @@ class RolloutRoutes:
         if caller.claims is not None:
             attempt, mode = caller.claims.attempt, caller.claims.mode
         else:
-            entry = await self._context.registry.get(ref.group_id)
+            entry = await self._context.groups.get(ref.group_id)
             mode = entry.mode if entry is not None else mode
             attempt = (
                 body.attempt
                 if body.attempt is not None
-                else await self._context.registry.attempt(ref.rollout_id)
+                else await self._context.groups.attempt(ref.rollout_id)
             )
         event = AgentStatus(
             event_id=derive_id("status", rollout, attempt, idempotency_key or os.urandom(16).hex()),
@@ -312,7 +312,7 @@ class RolloutRoutes:
         missed where it was meant to be.
         """
         try:
-            entry = await self._context.registry.get(ref.group_id)
+            entry = await self._context.groups.get(ref.group_id)
         except Unavailable:
             return  # A reward without an idempotency key needs no store.
         if entry is None and caller.claims is not None:
@@ -344,7 +344,7 @@ class RolloutRoutes:
         ):
             return
         try:
-            since = await self._context.registry.tagged_since()
+            since = await self._context.groups.tagged_since()
         except Unavailable:
             return
         began = minted_at(completion.rollout.group_id)

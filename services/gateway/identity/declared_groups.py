@@ -27,7 +27,7 @@ class GroupEntry(msgspec.Struct, frozen=True):
     """Names that its rewards may have; none: any."""
 
 
-class GroupRegistry:
+class DeclaredGroups:
     """Remembers declared groups until a day after their deadline."""
 
     def __init__(self, store: Store, started_ms: int = 0) -> None:

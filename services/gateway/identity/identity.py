@@ -44,7 +44,7 @@ from services.gateway.errors import (
 )
 from services.gateway.identity.claims import Claims
 from services.gateway.identity.conversation_matching import Inference
-from services.gateway.identity.declared_groups import GroupEntry, GroupRegistry
+from services.gateway.identity.declared_groups import DeclaredGroups, GroupEntry
 from services.gateway.identity.keys import PREFIX, KeyRing
 
 ROLLOUT_HEADER = "x-fulgurite-rollout"
@@ -149,14 +149,14 @@ class RolloutResolver:
     def __init__(
         self,
         ring: KeyRing,
-        registry: GroupRegistry,
+        groups: DeclaredGroups,
         role_aliases: Mapping[str, str],
         inference: Inference | None = None,
     ) -> None:
         """Without `inference` a call that names no rollout is always a rollout of its own."""
         self._inference = inference
         self._ring = ring
-        self._registry = registry
+        self._groups = groups
         self._role_aliases = role_aliases
 
     async def identify(self, caller: Caller, named: Named, alias: str, now_ms: int) -> Identified:
@@ -223,7 +223,7 @@ class RolloutResolver:
 
     async def entry(self, group_id: str) -> GroupEntry | None:
         """What is remembered of a declared group."""
-        return await self._registry.get(group_id)
+        return await self._groups.get(group_id)
 
     async def _by_name(
         self, caller: Caller, name: str, role: str, identity: Identity
@@ -247,13 +247,13 @@ class RolloutResolver:
                 code="foreign_key",
             )
         # Only declared rollouts are remembered, and of these none is a plain key's.
-        known = await self._registry.get(ref.group_id) if caller.admin else None
+        known = await self._groups.get(ref.group_id) if caller.admin else None
         if known is None:
             return Identified(ref.group_id, ref.rollout_id, 0, Mode.live, role, identity)
         return Identified(
             ref.group_id,
             ref.rollout_id,
-            await self._registry.attempt(ref.rollout_id),
+            await self._groups.attempt(ref.rollout_id),
             known.mode,
             role,
             identity,
@@ -290,7 +290,7 @@ class RolloutResolver:
                 conversation,
             )
         try:
-            known = await self._registry.get(ref.group_id)
+            known = await self._groups.get(ref.group_id)
         except Unavailable:
             known = None
         mode = Mode.live if known is None else known.mode

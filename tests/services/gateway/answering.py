@@ -27,7 +27,7 @@ from services.gateway.dialects.registry import DIALECTS
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.http.endpoint import Endpoint
 from services.gateway.identity.conversation_matching import Inference
-from services.gateway.identity.declared_groups import GroupRegistry
+from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency, MemoryStore
 from services.gateway.identity.identity import Authenticator, RolloutResolver
 from services.gateway.identity.keys import KeyRing
@@ -230,9 +230,9 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
         PolicyTail(NOWHERE, _CODEC, frozenset()),
     )
     recorder = Recorder(producer, NOWHERE, _CODEC, settings, metrics)
-    registry = GroupRegistry(store)
+    groups = DeclaredGroups(store)
     resolver = RolloutResolver(
-        ring, registry, {}, Inference(MemoryStore(), ring.signing_secret, 3600, metrics)
+        ring, groups, {}, Inference(MemoryStore(), ring.signing_secret, 3600, metrics)
     )
     responses = RecordedResponses(
         resolver,
@@ -250,7 +250,7 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
         ring=ring,
         authenticator=Authenticator(ring, None, settings.plain_keys(), settings.allow_any_key),
         resolver=resolver,
-        registry=registry,
+        groups=groups,
         store=store,
         idempotency=Idempotency(store),
         recorder=recorder,

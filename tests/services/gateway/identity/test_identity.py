@@ -9,7 +9,7 @@ from fulgurite.ids import completion_of, mint_group, rollout_of
 from services.gateway.errors import ExpiredKey, Forbidden, InvalidRequest, NotFound, Unauthorized
 from services.gateway.identity.claims import Claims
 from services.gateway.identity.conversation_matching import Inference
-from services.gateway.identity.declared_groups import GroupEntry, GroupRegistry
+from services.gateway.identity.declared_groups import DeclaredGroups, GroupEntry
 from services.gateway.identity.idempotency import MemoryStore, RedisStore
 from services.gateway.identity.identity import Authenticator, Caller, Named, RolloutResolver, bearer
 from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, KeyRing
@@ -28,15 +28,15 @@ DOOR = Authenticator(RING, "admin", ("plain",), allow_any=False)
 
 
 @pytest.fixture
-def registry() -> GroupRegistry:
-    return GroupRegistry(MemoryStore())
+def groups() -> DeclaredGroups:
+    return DeclaredGroups(MemoryStore())
 
 
 @pytest.fixture
-def resolver(registry: GroupRegistry) -> RolloutResolver:
+def resolver(groups: DeclaredGroups) -> RolloutResolver:
     return RolloutResolver(
         RING,
-        registry,
+        groups,
         {"sql-writer": "sql-writer"},
         Inference(MemoryStore(), RING.signing_secret, 60, Metrics()),
     )
@@ -119,9 +119,9 @@ async def test_a_conversation_goes_on_in_its_rollout(resolver: RolloutResolver) 
 
 
 async def test_without_inference_every_unnamed_call_is_a_rollout_of_its_own(
-    registry: GroupRegistry,
+    groups: DeclaredGroups,
 ) -> None:
-    resolver = RolloutResolver(RING, registry, {})
+    resolver = RolloutResolver(RING, groups, {})
     ask, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
     first = await resolver.identify(PLAIN, Named(items=[ask]), "policy", 5)
     await resolver.remember(first, [[answer]])
@@ -131,7 +131,7 @@ async def test_without_inference_every_unnamed_call_is_a_rollout_of_its_own(
 
 
 async def test_an_answer_that_is_built_on_names_its_rollout(
-    resolver: RolloutResolver, registry: GroupRegistry
+    resolver: RolloutResolver, groups: DeclaredGroups
 ) -> None:
     opened = await resolver.identify(PLAIN, Named(), "policy", 5)
     call = completion_of(opened.rollout_id, 0, b"01234", RING.signing_secret).replace(
@@ -152,7 +152,7 @@ async def test_an_answer_that_is_built_on_names_its_rollout(
     assert (
         await resolver.identify(ADMIN, Named(continues=declared), "policy", 5)
     ).mode is Mode.live
-    await registry.put(GROUP, GroupEntry(Mode.val, 1000, "", 3), 0)
+    await groups.put(GROUP, GroupEntry(Mode.val, 1000, "", 3), 0)
     who = await resolver.identify(ADMIN, Named(continues=declared), "policy", 5)
     assert (who.rollout_id, who.attempt, who.mode) == (ROLLOUT, 2, Mode.val)
     forged = completion_of(
@@ -221,11 +221,11 @@ async def test_who_may_name_what(resolver: RolloutResolver) -> None:
 
 
 async def test_a_rollout_stays_its_owners_after_a_change_of_the_secret(
-    registry: GroupRegistry,
+    groups: DeclaredGroups,
 ) -> None:
-    before = await RolloutResolver(RING, registry, {}).identify(PLAIN, Named(), "policy", 5)
+    before = await RolloutResolver(RING, groups, {}).identify(PLAIN, Named(), "policy", 5)
     rotated = RolloutResolver(
-        KeyRing.parse("k2:fedcba9876543210-two,k1:0123456789abcdef-one"), registry, {}
+        KeyRing.parse("k2:fedcba9876543210-two,k1:0123456789abcdef-one"), groups, {}
     )
     assert (
         await rotated.identify(PLAIN, Named(path=before.rollout_id), "policy", 5)
@@ -235,7 +235,7 @@ async def test_a_rollout_stays_its_owners_after_a_change_of_the_secret(
 async def test_a_store_that_is_gone_stops_no_plain_traffic() -> None:
     store = RedisStore(f"redis://127.0.0.1:{free_port()}/0")
     resolver = RolloutResolver(
-        RING, GroupRegistry(store), {}, Inference(store, RING.signing_secret, 60, Metrics())
+        RING, DeclaredGroups(store), {}, Inference(store, RING.signing_secret, 60, Metrics())
     )
     answer = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     who = await resolver.identify(PLAIN, Named(items=answer), "policy", 5)
@@ -281,13 +281,13 @@ async def test_a_name_is_the_same_rollout_for_the_same_owner_only(
 
 
 async def test_a_declared_rollout_by_its_id(
-    resolver: RolloutResolver, registry: GroupRegistry
+    resolver: RolloutResolver, groups: DeclaredGroups
 ) -> None:
     forgotten = await resolver.identify(ADMIN, Named(path=ROLLOUT), "policy", 0)
     assert (forgotten.mode, forgotten.attempt) == (Mode.live, 0)
     entry = GroupEntry(Mode.val, 1000, "", 3)
-    await registry.put(GROUP, entry, 0)
-    await registry.put_attempt(ROLLOUT, 2, entry, 0)
+    await groups.put(GROUP, entry, 0)
+    await groups.put_attempt(ROLLOUT, 2, entry, 0)
     known = await resolver.identify(ADMIN, Named(path=ROLLOUT), "policy", 0)
     assert (known.mode, known.attempt, known.group_id) == (Mode.val, 2, GROUP)
 

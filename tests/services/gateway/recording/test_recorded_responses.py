@@ -22,7 +22,7 @@ from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.responses import Responses
 from services.gateway.errors import BodyTooLarge, GatewayError, NotFound, Unavailable
 from services.gateway.http.asgi import BodyBounds
-from services.gateway.identity.declared_groups import GroupRegistry
+from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import MemoryStore, RedisStore, Store
 from services.gateway.identity.identity import Caller, Named, RolloutResolver
 from services.gateway.identity.keys import KeyRing
@@ -40,7 +40,7 @@ SAID: dict[str, Any] = {
     "role": "assistant",
     "content": [{"type": "output_text", "text": "hello"}],
 }
-RESOLVER = RolloutResolver(RING, GroupRegistry(MemoryStore()), {})
+RESOLVER = RolloutResolver(RING, DeclaredGroups(MemoryStore()), {})
 PLACE = Delivery(3, 14)
 
 
