@@ -46,7 +46,7 @@ from services.gateway.http.models_route import Models, Responses
 from services.gateway.http.openapi import describe
 from services.gateway.http.rest_guard import RestGuard
 from services.gateway.http.rollout_routes import RolloutRoutes, naming
-from services.gateway.identity.conversation_matching import MEMORY_LIMIT, Inference
+from services.gateway.identity.conversation_matching import MEMORY_LIMIT, ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency, MemoryStore, RedisStore, Store
 from services.gateway.identity.identity import Authenticator, RolloutResolver
@@ -108,7 +108,7 @@ async def open_context(
         ring,
         groups,
         {a: a for a, route in routes.items() if route.policy is not None and a != route.policy},
-        _inference(settings, ring, store, metrics),
+        _matcher(settings, ring, store, metrics),
     )
     places = store if settings.redis_url else MemoryStore(limit=PLACES_IN_MEMORY)
     router = Router(
@@ -203,16 +203,16 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
     return app
 
 
-def _inference(
+def _matcher(
     settings: GatewaySettings, ring: KeyRing, store: Store, metrics: Metrics
-) -> Inference | None:
+) -> ConversationMatcher | None:
     """Conversations are recognised over Redis, or over a memory of their own: many of them must not
     crowd out idempotency keys.
     """
     if not settings.infer_conversations:
         return None
     memory = store if settings.redis_url else MemoryStore(MEMORY_LIMIT)
-    return Inference(memory, ring.signing_secret, settings.conversation_ttl_s, metrics)
+    return ConversationMatcher(memory, ring.signing_secret, settings.conversation_ttl_s, metrics)
 
 
 _PREFIXES = ("", "/rollouts/{rollout}", "/agents/{agent}", "/rollouts/{rollout}/agents/{agent}")

@@ -30,7 +30,7 @@ MEMORY_LIMIT = 100_000
 """Answers that a gateway without Redis remembers: some 30 MB."""
 
 
-class Inference:
+class ConversationMatcher:
     """Recognises conversations, and remembers them."""
 
     def __init__(self, store: Store, secret: bytes, ttl_s: int, metrics: Metrics) -> None:

@@ -2,7 +2,7 @@
 
 In this order: scoped key, path `/rollouts/{rollout}/v1/...`, header `x-fulgurite-rollout`,
 `metadata.session_id` of the body, the answer it builds on (`previous_response_id`), the
-conversation it continues (`inference`), and a rollout of its own. A name that is not an id of ours
+conversation it continues (`matcher`), and a rollout of its own. A name that is not an id of ours
 is a session of that key's owner: the same name, the same rollout. Ids are in every reply, so they
 open no door: a plain key names only rollouts that its own calls opened, which their ids tell, a
 scoped key its own, and the admin key any. The agent's role: header `x-fulgurite-agent`, path
@@ -43,7 +43,7 @@ from services.gateway.errors import (
     clipped,
 )
 from services.gateway.identity.claims import Claims
-from services.gateway.identity.conversation_matching import Inference
+from services.gateway.identity.conversation_matching import ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups, GroupEntry
 from services.gateway.identity.keys import PREFIX, KeyRing
 
@@ -151,10 +151,10 @@ class RolloutResolver:
         ring: KeyRing,
         groups: DeclaredGroups,
         role_aliases: Mapping[str, str],
-        inference: Inference | None = None,
+        matcher: ConversationMatcher | None = None,
     ) -> None:
-        """Without `inference` a call that names no rollout is always a rollout of its own."""
-        self._inference = inference
+        """Without `matcher` a call that names no rollout is always a rollout of its own."""
+        self._matcher = matcher
         self._ring = ring
         self._groups = groups
         self._role_aliases = role_aliases
@@ -189,8 +189,8 @@ class RolloutResolver:
 
     async def remember(self, who: Identified, answers: list[list[Any]]) -> None:
         """The agent may now go on with any of these answers: to be called before it has them."""
-        if self._inference is not None and who.conversation is not None:
-            await self._inference.remember(who.conversation, who.rollout_id, answers)
+        if self._matcher is not None and who.conversation is not None:
+            await self._matcher.remember(who.conversation, who.rollout_id, answers)
 
     def genuine(self, text: str) -> RolloutRef:
         """A rollout id that this deployment gave out. Raises NotFound."""
@@ -304,8 +304,8 @@ class RolloutResolver:
         conversation = await self._conversation(caller, named, alias)
         known = (
             None
-            if conversation is None or self._inference is None
-            else await self._inference.find(conversation)
+            if conversation is None or self._matcher is None
+            else await self._matcher.find(conversation)
         )
         if known is not None:
             return Identified(
@@ -329,9 +329,9 @@ class RolloutResolver:
         )
 
     async def _conversation(self, caller: Caller, named: Named, alias: str) -> MessageChain | None:
-        if self._inference is None or named.items is None:
+        if self._matcher is None or named.items is None:
             return None
-        return await self._inference.conversation(
+        return await self._matcher.conversation(
             caller.owner, named.user, alias, named.items, named.size
         )
 

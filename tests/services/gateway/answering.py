@@ -26,7 +26,7 @@ from services.gateway.context import GatewayContext
 from services.gateway.dialects.registry import DIALECTS
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.http.endpoint import Endpoint
-from services.gateway.identity.conversation_matching import Inference
+from services.gateway.identity.conversation_matching import ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency, MemoryStore
 from services.gateway.identity.identity import Authenticator, RolloutResolver
@@ -232,7 +232,7 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
     recorder = Recorder(producer, NOWHERE, _CODEC, settings, metrics)
     groups = DeclaredGroups(store)
     resolver = RolloutResolver(
-        ring, groups, {}, Inference(MemoryStore(), ring.signing_secret, 3600, metrics)
+        ring, groups, {}, ConversationMatcher(MemoryStore(), ring.signing_secret, 3600, metrics)
     )
     responses = RecordedResponses(
         resolver,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.gateway.identity import store_patience
-from services.gateway.identity.conversation_matching import Inference
+from services.gateway.identity.conversation_matching import ConversationMatcher
 from services.gateway.identity.idempotency import MemoryStore, RedisStore
 from services.gateway.telemetry.metrics import Metrics
 from services.local_stack.ports import free_port
@@ -63,36 +63,36 @@ def results(metrics: Metrics) -> dict[str, float]:
 
 async def test_an_answer_sent_back_is_recognised_at_one_look_up() -> None:
     store, metrics = CountingStore(), Metrics()
-    inference = Inference(store, SECRET, 60, metrics)
-    first = await inference.conversation("owner", None, "policy", [ASK])
+    matcher = ConversationMatcher(store, SECRET, 60, metrics)
+    first = await matcher.conversation("owner", None, "policy", [ASK])
     assert first is not None
-    assert await inference.find(first) is None
+    assert await matcher.find(first) is None
     assert store.trips == 0, "nothing to look up in a first prompt"
-    await inference.remember(first, "ro_1", [[ANSWER], [OTHER]])
+    await matcher.remember(first, "ro_1", [[ANSWER], [OTHER]])
     for answer in (ANSWER, OTHER):
-        follow_up = await inference.conversation("owner", None, "policy", [ASK, answer, ASK])
+        follow_up = await matcher.conversation("owner", None, "policy", [ASK, answer, ASK])
         assert follow_up is not None
         before = store.trips
-        assert await inference.find(follow_up) == "ro_1"
+        assert await matcher.find(follow_up) == "ro_1"
         assert store.trips == before + 1
-    unknown = await inference.conversation(
+    unknown = await matcher.conversation(
         "owner", None, "policy", [ASK, {"role": "assistant", "content": "made up"}, ASK]
     )
     assert unknown is not None
-    assert await inference.find(unknown) is None
+    assert await matcher.find(unknown) is None
     assert results(metrics) == {"recognised": 2, "ambiguous": 0, "unknown": 1, "store_down": 0}
 
 
 async def test_two_rollouts_with_the_same_words_are_neithers_from_then_on() -> None:
     metrics = Metrics()
-    inference = Inference(MemoryStore(), SECRET, 60, metrics)
-    first = await inference.conversation("owner", None, "policy", [ASK])
-    follow_up = await inference.conversation("owner", None, "policy", [ASK, ANSWER, ASK])
+    matcher = ConversationMatcher(MemoryStore(), SECRET, 60, metrics)
+    first = await matcher.conversation("owner", None, "policy", [ASK])
+    follow_up = await matcher.conversation("owner", None, "policy", [ASK, ANSWER, ASK])
     assert first is not None
     assert follow_up is not None
     for rollout in ("ro_1", "ro_1", "ro_2", "ro_1", "ro_2"):
-        await inference.remember(first, rollout, [[ANSWER]])
-    assert await inference.find(follow_up) is None
+        await matcher.remember(first, rollout, [[ANSWER]])
+    assert await matcher.find(follow_up) is None
     assert results(metrics)["ambiguous"] == 1
 
 
@@ -103,31 +103,31 @@ async def test_two_rollouts_with_the_same_words_are_neithers_from_then_on() -> N
 async def test_owners_users_and_aliases_never_meet(
     owner: str, user: str | None, alias: str
 ) -> None:
-    inference = Inference(MemoryStore(), SECRET, 60, Metrics())
-    first = await inference.conversation("owner", None, "policy", [ASK])
+    matcher = ConversationMatcher(MemoryStore(), SECRET, 60, Metrics())
+    first = await matcher.conversation("owner", None, "policy", [ASK])
     assert first is not None
-    await inference.remember(first, "ro_1", [[ANSWER]])
-    elsewhere = await inference.conversation(owner, user, alias, [ASK, ANSWER, ASK])
+    await matcher.remember(first, "ro_1", [[ANSWER]])
+    elsewhere = await matcher.conversation(owner, user, alias, [ASK, ANSWER, ASK])
     assert elsewhere is not None
-    assert await inference.find(elsewhere) is None
+    assert await matcher.find(elsewhere) is None
 
 
 async def test_an_answer_that_says_nothing_is_not_remembered() -> None:
     store = CountingStore()
-    inference = Inference(store, SECRET, 60, Metrics())
-    first = await inference.conversation("owner", None, "policy", [ASK])
+    matcher = ConversationMatcher(store, SECRET, 60, Metrics())
+    first = await matcher.conversation("owner", None, "policy", [ASK])
     assert first is not None
-    await inference.remember(first, "ro_1", [[], [{"type": "reasoning", "summary": []}]])
+    await matcher.remember(first, "ro_1", [[], [{"type": "reasoning", "summary": []}]])
     assert store.trips == 0
 
 
 async def test_what_is_nested_too_deeply_is_no_conversation() -> None:
-    inference = Inference(MemoryStore(), SECRET, 60, Metrics())
+    matcher = ConversationMatcher(MemoryStore(), SECRET, 60, Metrics())
     deep: Any = "x"
     for _ in range(5000):
         deep = [deep]
     assert (
-        await inference.conversation(
+        await matcher.conversation(
             "owner",
             None,
             "policy",
@@ -141,21 +141,23 @@ async def test_a_store_that_is_gone_is_asked_again_only_after_a_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     metrics = Metrics()
-    inference = Inference(RedisStore(f"redis://127.0.0.1:{free_port()}/0"), SECRET, 60, metrics)
-    follow_up = await inference.conversation("owner", None, "policy", [ASK, ANSWER, ASK])
+    matcher = ConversationMatcher(
+        RedisStore(f"redis://127.0.0.1:{free_port()}/0"), SECRET, 60, metrics
+    )
+    follow_up = await matcher.conversation("owner", None, "policy", [ASK, ANSWER, ASK])
     assert follow_up is not None
     for _ in range(3):
-        await inference.remember(follow_up, "ro_1", [[ANSWER]])
-        assert await inference.find(follow_up) is None
+        await matcher.remember(follow_up, "ro_1", [[ANSWER]])
+        assert await matcher.find(follow_up) is None
     assert results(metrics)["store_down"] == 6
     monkeypatch.setattr(store_patience, "_PATIENCE_S", 0.01)
     stuck = StuckStore()
-    patient = Inference(stuck, SECRET, 60, metrics)
+    patient = ConversationMatcher(stuck, SECRET, 60, metrics)
     assert await patient.find(follow_up) is None
     assert await patient.find(follow_up) is None
     assert stuck.asked == 1
     monkeypatch.setattr(store_patience, "_REST_S", -1.0)
-    rested = Inference(stuck, SECRET, 60, metrics)
+    rested = ConversationMatcher(stuck, SECRET, 60, metrics)
     assert await rested.find(follow_up) is None
     assert await rested.find(follow_up) is None
     assert stuck.asked == 3

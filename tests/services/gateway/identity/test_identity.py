@@ -8,7 +8,7 @@ from fulgurite.enums import Identity, Mode
 from fulgurite.ids import completion_of, mint_group, rollout_of
 from services.gateway.errors import ExpiredKey, Forbidden, InvalidRequest, NotFound, Unauthorized
 from services.gateway.identity.claims import Claims
-from services.gateway.identity.conversation_matching import Inference
+from services.gateway.identity.conversation_matching import ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups, GroupEntry
 from services.gateway.identity.idempotency import MemoryStore, RedisStore
 from services.gateway.identity.identity import Authenticator, Caller, Named, RolloutResolver, bearer
@@ -38,7 +38,7 @@ def resolver(groups: DeclaredGroups) -> RolloutResolver:
         RING,
         groups,
         {"sql-writer": "sql-writer"},
-        Inference(MemoryStore(), RING.signing_secret, 60, Metrics()),
+        ConversationMatcher(MemoryStore(), RING.signing_secret, 60, Metrics()),
     )
 
 
@@ -235,7 +235,10 @@ async def test_a_rollout_stays_its_owners_after_a_change_of_the_secret(
 async def test_a_store_that_is_gone_stops_no_plain_traffic() -> None:
     store = RedisStore(f"redis://127.0.0.1:{free_port()}/0")
     resolver = RolloutResolver(
-        RING, DeclaredGroups(store), {}, Inference(store, RING.signing_secret, 60, Metrics())
+        RING,
+        DeclaredGroups(store),
+        {},
+        ConversationMatcher(store, RING.signing_secret, 60, Metrics()),
     )
     answer = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     who = await resolver.identify(PLAIN, Named(items=answer), "policy", 5)
