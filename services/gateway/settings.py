@@ -16,7 +16,7 @@ from services.common.runtime.backends import parse_backends
 from services.gateway.http.asgi import BodyBounds
 from services.gateway.upstream.route import Route, UpstreamKind
 
-LogPolicy = Literal["refuse", "spool", "serve"]
+OutageMode = Literal["refuse", "spool", "serve"]
 """What becomes of a call while the log is away: see docs/explanation/log-outages.md."""
 
 
@@ -194,12 +194,12 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     log_stall_s: float = 15.0
     """Seconds after which a waiting event shows that Kafka is unavailable. More than a fail-over
     takes (9 s)."""
-    log_unavailable_train: LogPolicy = "refuse"
+    log_unavailable_train: OutageMode = "refuse"
     """What happens to calls of mode `train` while Kafka is away: `refuse`, `spool` or `serve`
     (docs/explanation/log-outages.md)."""
-    log_unavailable_val: LogPolicy = "refuse"
+    log_unavailable_val: OutageMode = "refuse"
     """The same for calls of mode `val`."""
-    log_unavailable_live: LogPolicy | None = None
+    log_unavailable_live: OutageMode | None = None
     """The same for live traffic; `spool` where FULGURITE_SPOOL_DIR is set, else `refuse`."""
     log_patience_s: float = Field(5.0, gt=0)
     """Seconds that an answer in mode `spool` or `serve` waits for Kafka first."""
@@ -234,10 +234,10 @@ class GatewaySettings(ClaimSettings, BaseSettings):
         """
         return value if value != "" else None
 
-    def log_policies(self) -> dict[Mode, LogPolicy]:
+    def outage_modes(self) -> dict[Mode, OutageMode]:
         """What to do while the log is away, by mode. Raises ValueError."""
         live = self.log_unavailable_live or ("spool" if self.spool_dir is not None else "refuse")
-        policies: dict[Mode, LogPolicy] = {
+        policies: dict[Mode, OutageMode] = {
             Mode.train: self.log_unavailable_train,
             Mode.val: self.log_unavailable_val,
             Mode.live: live,

@@ -104,7 +104,7 @@ class HealthRoutes:
             "ready": ready,
             "log": {
                 "problem": problem,
-                "unavailable": self._context.settings.log_policies(),
+                "unavailable": self._context.settings.outage_modes(),
                 "spool": self._context.recorder.spool_report(),
             },
             "topics": self._topics,
@@ -125,7 +125,7 @@ class HealthRoutes:
         """
         recorder = self._context.recorder
         away = not self._topics["reached"] and any(
-            policy != "refuse" for policy in self._context.settings.log_policies().values()
+            policy != "refuse" for policy in self._context.settings.outage_modes().values()
         )
         return recorder.welcome() and (self._topics["problem"] is None or away)
 

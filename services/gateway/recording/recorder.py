@@ -35,7 +35,7 @@ from services.gateway.recording.backlog import Backlog, Ticket
 from services.gateway.recording.compaction import Packer
 from services.gateway.recording.heartbeats import Heartbeats
 from services.gateway.recording.spool import Spool, SpoolError
-from services.gateway.settings import GatewaySettings, LogPolicy
+from services.gateway.settings import GatewaySettings, OutageMode
 from services.gateway.telemetry.metrics import Metrics
 
 log = logs.get(__name__)
@@ -71,7 +71,7 @@ class Waiting:
     __slots__ = ("event", "key", "policy", "since", "ticket", "topic", "traceparent")
 
     def __init__(
-        self, topic: Topic, key: str, event: Event, traceparent: str | None, policy: LogPolicy
+        self, topic: Topic, key: str, event: Event, traceparent: str | None, policy: OutageMode
     ) -> None:
         self.topic = topic
         self.key = key
@@ -98,7 +98,7 @@ class Recorder:
         self._producer = producer
         self._settings = settings
         self._metrics = metrics
-        self._policies = settings.log_policies()
+        self._policies = settings.outage_modes()
         self._packer = Packer(settings, metrics)
         self._backlog: Backlog | None = None
         if settings.spool_dir is not None:

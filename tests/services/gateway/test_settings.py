@@ -64,16 +64,16 @@ def test_the_promise_needs_three_replicas(replication: int, full: bool) -> None:
 def test_live_traffic_is_spooled_where_there_is_a_folder_for_it(env: pytest.MonkeyPatch) -> None:
     env.setenv("FULGURITE_SPOOL_DIR", "")
     env.setenv("FULGURITE_LOG_UNAVAILABLE_LIVE", "")
-    assert set(settings().log_policies().values()) == {"refuse"}
+    assert set(settings().outage_modes().values()) == {"refuse"}
     env.setenv("FULGURITE_SPOOL_DIR", "/var/spool/fulgurite")
-    assert settings().log_policies() == {
+    assert settings().outage_modes() == {
         Mode.train: "refuse",
         Mode.val: "refuse",
         Mode.live: "spool",
     }
     env.setenv("FULGURITE_LOG_UNAVAILABLE_VAL", "serve")
     env.setenv("FULGURITE_LOG_UNAVAILABLE_LIVE", "refuse")
-    assert settings().log_policies() == {
+    assert settings().outage_modes() == {
         Mode.train: "refuse",
         Mode.val: "serve",
         Mode.live: "refuse",

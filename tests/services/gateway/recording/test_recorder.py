@@ -252,7 +252,7 @@ async def test_without_a_spool_live_traffic_is_refused_or_served_as_it_is_set(
 
 def test_a_spool_needs_a_folder() -> None:
     with pytest.raises(ValueError, match="FULGURITE_SPOOL_DIR"):
-        GatewaySettings.model_validate({"log_unavailable_train": "spool"}).log_policies()
+        GatewaySettings.model_validate({"log_unavailable_train": "spool"}).outage_modes()
 
 
 async def test_an_event_beyond_the_logs_limit_does_not_block_the_spool(tmp_path: Path) -> None:
