@@ -44,7 +44,7 @@ class Packed(msgspec.Struct, frozen=True):
     """Links to the whole call that its chain begins with."""
 
 
-class Packer:
+class Compactor:
     """Knows the calls that others may extend, and where large payloads go."""
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:

@@ -32,7 +32,7 @@ from services.common.runtime import logs
 from services.gateway.errors import Unavailable, Unrecordable
 from services.gateway.identity.identity import Identified
 from services.gateway.recording.backlog import Backlog, Ticket
-from services.gateway.recording.compaction import Packer
+from services.gateway.recording.compaction import Compactor
 from services.gateway.recording.heartbeats import Heartbeats
 from services.gateway.recording.spool import Spool, SpoolError
 from services.gateway.settings import GatewaySettings, OutageMode
@@ -99,7 +99,7 @@ class Recorder:
         self._settings = settings
         self._metrics = metrics
         self._policies = settings.outage_modes()
-        self._packer = Packer(settings, metrics)
+        self._compactor = Compactor(settings, metrics)
         self._backlog: Backlog | None = None
         if settings.spool_dir is not None:
             spool = Spool(settings.spool_dir, settings.spool_max_bytes)
@@ -182,12 +182,12 @@ class Recorder:
             call.outcome.value,
             call.failure.value if call.failure else "",
         ).inc()
-        packed = await self._packer.pack(call)
+        packed = await self._compactor.pack(call)
         delivery = await self.publish(
             LLM_CALLS, call.group_id, packed.event, call.traceparent, call.mode
         )
         if delivery is not None:
-            self._packer.acknowledged(packed, delivery)
+            self._compactor.acknowledged(packed, delivery)
         return delivery
 
     def record_call_soon(self, call: LlmCall) -> None:
