@@ -249,7 +249,7 @@ class RolloutRoutes:
         )
         scope, payload = f"reward:{rollout}", _canonical(body)
         if idempotency_key is not None:
-            before = await self._context.idempotency.claim(scope, idempotency_key, payload)
+            before = await self._context.idempotency.reserve(scope, idempotency_key, payload)
             if before is not None:
                 return JSONResponse(msgspec.json.decode(before), 201, naming(request))
         event = AgentReward(
@@ -281,7 +281,7 @@ class RolloutRoutes:
             "value": body.value,
         }
         if idempotency_key is not None:
-            await self._context.idempotency.settle(
+            await self._context.idempotency.store_reply(
                 scope, idempotency_key, payload, msgspec.json.encode(reply).decode()
             )
         return JSONResponse(reply, 201, naming(request))

@@ -167,7 +167,7 @@ class Idempotency:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def claim(self, scope: str, key: str, payload: bytes) -> str | None:
+    async def reserve(self, scope: str, key: str, payload: bytes) -> str | None:
         """The reply given before, or None: go on (again, if it never came to a reply). Raises
         Conflict for another payload.
         """
@@ -183,7 +183,7 @@ class Idempotency:
             )
         return before.reply
 
-    async def settle(self, scope: str, key: str, payload: bytes, reply: str) -> None:
+    async def store_reply(self, scope: str, key: str, payload: bytes, reply: str) -> None:
         """Keep the reply for whoever asks again."""
         entry = _Entry(hashlib.sha256(payload).hexdigest(), reply)
         await self._store.put(_name(scope, key), msgspec.json.encode(entry), KEEP_S)

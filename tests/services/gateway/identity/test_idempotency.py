@@ -13,13 +13,13 @@ from services.local_stack.ports import free_port
 
 async def test_same_payload_same_answer_other_payload_conflict() -> None:
     idempotency = Idempotency(MemoryStore())
-    assert await idempotency.claim("s", "k", b"one") is None
-    assert await idempotency.claim("s", "k", b"one") is None, "not answered yet: go on again"
-    await idempotency.settle("s", "k", b"one", "reply")
-    assert await idempotency.claim("s", "k", b"one") == "reply"
+    assert await idempotency.reserve("s", "k", b"one") is None
+    assert await idempotency.reserve("s", "k", b"one") is None, "not answered yet: go on again"
+    await idempotency.store_reply("s", "k", b"one", "reply")
+    assert await idempotency.reserve("s", "k", b"one") == "reply"
     with pytest.raises(Conflict, match="another payload"):
-        await idempotency.claim("s", "k", b"two")
-    assert await idempotency.claim("other scope", "k", b"two") is None
+        await idempotency.reserve("s", "k", b"two")
+    assert await idempotency.reserve("other scope", "k", b"two") is None
 
 
 async def test_memory_forgets_what_expired() -> None:
