@@ -192,7 +192,7 @@ def _event(
     response = capture.response() if capture else None
     # A key could be read from the tokens of what it was in.
     prompt = capture.prompt() if capture and asked == draft.raw else None
-    failure, status = _verdict(capture, problem, outcome)
+    failure, status = _status_of(capture, problem, outcome)
     return LlmCall(
         event_id=call_id,
         event_time=now_ms,
@@ -274,7 +274,7 @@ def _without_key(choice: Choice, secret: str) -> Choice:
     )
 
 
-def _verdict(
+def _status_of(
     capture: Capture | None, problem: GatewayError | None, outcome: CallOutcome
 ) -> tuple[FailureKind | None, int | None]:
     if problem is not None:
