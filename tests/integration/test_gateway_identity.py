@@ -27,8 +27,8 @@ from fulgurite.ids import subject_of
 from fulgurite.topics import EPISODES
 from services.gateway.dialects.registry import DIALECTS
 from services.gateway.errors import Unavailable
-from services.gateway.identity.idempotency import RedisStore
 from services.gateway.identity.keys import KeyRing
+from services.gateway.identity.store import RedisStore
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.valkey_local import LocalValkey
 from tests.integration.certificates import self_signed

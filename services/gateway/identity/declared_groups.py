@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from fulgurite.enums import Mode
-from services.gateway.identity.idempotency import Store
+from services.gateway.identity.store import Store
 
 _KEEP_AFTER_S = 24 * 3600
 _TEN_YEARS_S = 10 * 365 * 24 * 3600

@@ -28,7 +28,7 @@ from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.foreign_json import UNREADABLE
 from services.gateway.errors import Unavailable, UpstreamFailed, UpstreamUnreachable
 from services.gateway.http.off_loop import off_loop
-from services.gateway.identity.idempotency import Store
+from services.gateway.identity.store import Store
 from services.gateway.recording.call import Call
 from services.gateway.upstream.client import UpstreamClient
 from services.gateway.upstream.route import Route

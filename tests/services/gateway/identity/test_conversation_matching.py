@@ -10,7 +10,7 @@ import pytest
 
 from services.gateway.identity import store_patience
 from services.gateway.identity.conversation_matching import ConversationMatcher
-from services.gateway.identity.idempotency import MemoryStore, RedisStore
+from services.gateway.identity.store import MemoryStore, RedisStore
 from services.gateway.telemetry.metrics import Metrics
 from services.local_stack.ports import free_port
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.gateway.identity.declared_groups import DeclaredGroups
-from services.gateway.identity.idempotency import MemoryStore
+from services.gateway.identity.store import MemoryStore
 
 
 async def test_the_first_gateway_of_a_store_says_since_when_ids_have_tags() -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import pytest
 
 from services.gateway.errors import Conflict, Unavailable
-from services.gateway.identity.idempotency import Idempotency, MemoryStore, RedisStore
+from services.gateway.identity.idempotency import Idempotency
+from services.gateway.identity.store import MemoryStore, RedisStore
 from services.local_stack.ports import free_port
 
 
