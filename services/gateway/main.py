@@ -40,7 +40,8 @@ from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.errors import ExpiredKey, GatewayError, InvalidRequest, NotFound, clipped
 from services.gateway.http.connection import KEEP_ALIVE_S, protocol_class, raise_open_files
 from services.gateway.http.endpoint import Endpoint
-from services.gateway.http.front_door import FrontDoor, settle_garbage
+from services.gateway.http.front_door import FrontDoor
+from services.gateway.http.gc_tuning import tune_gc
 from services.gateway.http.health_routes import HealthRoutes
 from services.gateway.http.models_route import Models, Responses
 from services.gateway.http.openapi import describe
@@ -184,7 +185,7 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
             }
             app.include_router(RolloutRoutes(context).router)
             app.include_router(HealthRoutes(context).router)
-            settle_garbage()
+            tune_gc()
             log.info(
                 "gateway ready",
                 aliases=sorted(context.routes),

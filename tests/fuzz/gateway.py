@@ -217,7 +217,7 @@ async def in_process(folder: Path, **settings: Any) -> AsyncGenerator[InProcess]
         (main, "EventProducer", MagicMock(return_value=log)),
         (main, "UpstreamClient", MagicMock(return_value=Upstream())),
         (main, "CallSearch", quiet),
-        (main, "settle_garbage", MagicMock()),
+        (main, "tune_gc", MagicMock()),
         (main.PolicyTail, "__init__", _no_policies),
         (recorder, "admin_client", MagicMock()),
     ]

@@ -7,7 +7,6 @@ is answered and logged.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
@@ -46,15 +45,3 @@ class FrontDoor:
             # start.
             with suppress(RuntimeError):
                 await reply(scope, receive, send)
-
-
-def settle_garbage() -> None:
-    """Take what lives as long as the process out of the collector's sight, and let it look less
-    often at the rest.
-
-    A call makes a thousand short-lived objects: at Python's defaults each call would pay for a walk
-    over many that never die.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
