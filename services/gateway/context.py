@@ -7,10 +7,11 @@ import msgspec
 from fulgurite.events import Sampling
 from services.common.kafka.settings import KafkaSettings
 from services.gateway.dialects.train_sampling import TrainSamplings
+from services.gateway.identity.authenticator import Authenticator
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency
-from services.gateway.identity.identity import Authenticator, RolloutResolver
 from services.gateway.identity.keys import KeyRing
+from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import Store
 from services.gateway.recording.recorded_responses import RecordedResponses
 from services.gateway.recording.recorder import Recorder

@@ -47,11 +47,12 @@ from services.gateway.http.models_route import Models, Responses
 from services.gateway.http.openapi import describe
 from services.gateway.http.rest_guard import RestGuard
 from services.gateway.http.rollout_routes import RolloutRoutes, naming
+from services.gateway.identity.authenticator import Authenticator
 from services.gateway.identity.conversation_matching import MEMORY_LIMIT, ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency
-from services.gateway.identity.identity import Authenticator, RolloutResolver
 from services.gateway.identity.keys import KeyRing
+from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore, Store
 from services.gateway.recording.call_search import CallSearch
 from services.gateway.recording.recorded_responses import PLACES_IN_MEMORY, RecordedResponses

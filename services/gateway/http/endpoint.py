@@ -38,16 +38,15 @@ from services.gateway.errors import (
 from services.gateway.http import asgi
 from services.gateway.http.event_stream import EventStream, KeptAlive, keep_alive_s
 from services.gateway.http.sse_relay import StreamRelay, is_event_stream
-from services.gateway.identity.identity import (
+from services.gateway.identity.authenticator import Caller, bearer
+from services.gateway.identity.keys import CALL
+from services.gateway.identity.rollout_resolver import (
     AGENT_HEADER,
     ROLLOUT_HEADER,
     SUBJECT_HEADER,
-    Caller,
     Identified,
     Named,
-    bearer,
 )
-from services.gateway.identity.keys import CALL
 from services.gateway.recording.call import Call, Draft, refusal, reply_headers
 from services.gateway.upstream.client import VERSION_HEADER, VERSION_LAST_HEADER, UpstreamReply
 from services.gateway.upstream.route import Route

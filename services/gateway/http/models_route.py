@@ -16,8 +16,9 @@ from services.common.runtime.clock import now_ms
 from services.gateway.context import GatewayContext
 from services.gateway.errors import ExpiredKey, GatewayError, NotFound, NotSupported
 from services.gateway.http import asgi
+from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.claims import Claims
-from services.gateway.identity.identity import ROLLOUT_ID_HEADER, Caller
+from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER
 from services.gateway.upstream.route import Route
 
 

@@ -20,13 +20,8 @@ from services.gateway.errors import (
 )
 from services.gateway.http import asgi
 from services.gateway.http.json_body import decode_body
-from services.gateway.identity.identity import (
-    ADMIN_KEY,
-    REWARD_KEY,
-    ROLLOUT_ID_HEADER,
-    STATUS_KEY,
-    Authenticator,
-)
+from services.gateway.identity.authenticator import ADMIN_KEY, REWARD_KEY, STATUS_KEY, Authenticator
+from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER
 
 _ROLLOUTS = "/v1/rollouts"
 _REWARDS = "/v1/rewards"

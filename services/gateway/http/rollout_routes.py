@@ -34,17 +34,12 @@ from services.common.runtime.clock import now_ms
 from services.gateway.context import GatewayContext
 from services.gateway.errors import Forbidden, InvalidRequest, NotFound, Unavailable
 from services.gateway.http.rest_models import AttemptIn, DeclareIn, RewardIn, StatusIn
+from services.gateway.identity.authenticator import ADMIN_KEY, REWARD_KEY, STATUS_KEY, Caller
 from services.gateway.identity.claims import Claims
 from services.gateway.identity.declared_groups import GroupEntry
 from services.gateway.identity.idempotency import KEEP_S
-from services.gateway.identity.identity import (
-    ADMIN_KEY,
-    REWARD_KEY,
-    ROLLOUT_ID_HEADER,
-    STATUS_KEY,
-    Caller,
-)
 from services.gateway.identity.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS
+from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER
 from services.gateway.settings import ANY_NAME
 from services.gateway.upstream.admission import KeyLimits
 

@@ -18,7 +18,7 @@ from services.gateway.dialects.capture import Capture
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.errors import GatewayError
 from services.gateway.http.asgi import Header
-from services.gateway.identity.identity import ROLLOUT_ID_HEADER, Identified
+from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER, Identified
 from services.gateway.telemetry.tracing import CallTrace
 from services.gateway.upstream.route import Route
 

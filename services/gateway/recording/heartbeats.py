@@ -16,7 +16,7 @@ from fulgurite.topics import AGENT_STATUS
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.producer import EventProducer
 from services.common.runtime.clock import now_ms
-from services.gateway.identity.identity import Identified
+from services.gateway.identity.rollout_resolver import Identified
 
 
 class InFlight:

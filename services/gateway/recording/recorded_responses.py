@@ -35,7 +35,8 @@ from services.gateway.dialects.responses import following
 from services.gateway.errors import BodyTooLarge, NotFound, Unavailable
 from services.gateway.http.asgi import BodyBounds, check_bounds
 from services.gateway.http.off_loop import off_loop
-from services.gateway.identity.identity import Caller, RolloutResolver
+from services.gateway.identity.authenticator import Caller
+from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import Store
 from services.gateway.identity.store_patience import StorePatience
 from services.gateway.recording.call_search import CallSearch, SearchTooLong

@@ -30,7 +30,7 @@ from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import admin_client
 from services.common.runtime import logs
 from services.gateway.errors import Unavailable, Unrecordable
-from services.gateway.identity.identity import Identified
+from services.gateway.identity.rollout_resolver import Identified
 from services.gateway.recording.backlog import Backlog, Ticket
 from services.gateway.recording.compaction import Compactor
 from services.gateway.recording.heartbeats import Heartbeats

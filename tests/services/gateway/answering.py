@@ -26,11 +26,12 @@ from services.gateway.context import GatewayContext
 from services.gateway.dialects.registry import DIALECTS
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.http.endpoint import Endpoint
+from services.gateway.identity.authenticator import Authenticator
 from services.gateway.identity.conversation_matching import ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency
-from services.gateway.identity.identity import Authenticator, RolloutResolver
 from services.gateway.identity.keys import KeyRing
+from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import MemoryStore
 from services.gateway.recording.call_search import CallSearch
 from services.gateway.recording.recorded_responses import RecordedResponses

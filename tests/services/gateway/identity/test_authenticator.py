@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.gateway.errors import Unauthorized
-from services.gateway.identity.identity import ADMIN_KEY, Authenticator
+from services.gateway.identity.authenticator import ADMIN_KEY, Authenticator
 from services.gateway.identity.keys import KeyRing
 
 RING = KeyRing.parse("k1:0123456789abcdef")

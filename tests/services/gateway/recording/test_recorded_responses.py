@@ -22,9 +22,10 @@ from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.responses import Responses
 from services.gateway.errors import BodyTooLarge, GatewayError, NotFound, Unavailable
 from services.gateway.http.asgi import BodyBounds
+from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.declared_groups import DeclaredGroups
-from services.gateway.identity.identity import Caller, Named, RolloutResolver
 from services.gateway.identity.keys import KeyRing
+from services.gateway.identity.rollout_resolver import Named, RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore, Store
 from services.gateway.recording import recorded_responses as module
 from services.gateway.recording.recorded_responses import RecordedResponses

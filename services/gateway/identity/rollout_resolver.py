@@ -1,18 +1,19 @@
-"""Who calls, and which rollout the call belongs to, with no change to the agent.
+"""Which rollout a call belongs to, with no change to the agent.
 
 In this order: scoped key, path `/rollouts/{rollout}/v1/...`, header `x-fulgurite-rollout`,
 `metadata.session_id` of the body, the answer it builds on (`previous_response_id`), the
-conversation it continues (`matcher`), and a rollout of its own. A name that is not an id of ours
-is a session of that key's owner: the same name, the same rollout. Ids are in every reply, so they
-open no door: a plain key names only rollouts that its own calls opened, which their ids tell, a
-scoped key its own, and the admin key any. The agent's role: header `x-fulgurite-agent`, path
-`/agents/{agent}/v1/...`, the key's, the alias where it is not its policy's name.
+conversation it continues (`conversation_matching`), and a rollout of its own.
+
+A name that is not an id of ours is a session of that key's owner: the same name is the same
+rollout. An id in a reply gives no access. A plain key names only rollouts that its own calls
+opened, which their ids tell; a scoped key its own; the admin key any.
+
+The agent's role is the first of: header `x-fulgurite-agent`, path `/agents/{agent}/v1/...`, the
+key's, the alias where it is not its policy's name.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -38,14 +39,13 @@ from services.gateway.errors import (
     Forbidden,
     InvalidRequest,
     NotFound,
-    Unauthorized,
     Unavailable,
     clipped,
 )
-from services.gateway.identity.claims import Claims
+from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.conversation_matching import ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups, GroupEntry
-from services.gateway.identity.keys import PREFIX, KeyRing
+from services.gateway.identity.keys import KeyRing
 
 ROLLOUT_HEADER = "x-fulgurite-rollout"
 ROLLOUT_ID_HEADER = b"x-fulgurite-rollout-id"
@@ -53,24 +53,6 @@ ROLLOUT_ID_HEADER = b"x-fulgurite-rollout-id"
 AGENT_HEADER = "x-fulgurite-agent"
 SUBJECT_HEADER = "x-fulgurite-subject"
 _LONGEST_NAME = 256
-
-CALL_KEY = (
-    "a rollout's `api_key` or one of FULGURITE_API_KEYS (clients send OPENAI_API_KEY "
-    "or "
-    "ANTHROPIC_API_KEY)"
-)
-ADMIN_KEY = "the admin key (FULGURITE_ADMIN_KEY)"
-STATUS_KEY = f"the rollout's `api_key` or {ADMIN_KEY}"
-REWARD_KEY = f"the rollout's `reward_key` or {ADMIN_KEY}"
-"""Which key a route wants, as its errors say it."""
-
-
-class Caller(msgspec.Struct, frozen=True):
-    """Whose key it is: `admin`, a plain key's owner, or a rollout by its claims."""
-
-    owner: str
-    admin: bool
-    claims: Claims | None
 
 
 class Identified(msgspec.Struct, frozen=True):
@@ -84,49 +66,6 @@ class Identified(msgspec.Struct, frozen=True):
     identity: Identity
     conversation: MessageChain | None = None
     """Whose answer has to be remembered: of calls that name no rollout."""
-
-
-class Authenticator:
-    """Knows the keys."""
-
-    def __init__(
-        self,
-        ring: KeyRing,
-        admin_key: str | None,
-        plain_keys: tuple[str, ...],
-        allow_any: bool,
-        operations_key: str | None = None,
-    ) -> None:
-        """Without `operations_key` whoever reaches the gateway may see its metrics, readiness and
-        documentation.
-        """
-        self._operations = operations_key.encode() if operations_key else None
-        self._ring = ring
-        self._admin = admin_key.encode() if admin_key else None
-        self._plain = frozenset(_digest(key) for key in plain_keys)
-        self._allow_any = allow_any
-
-    def admit(self, authorization: str | None, now_ms: int, wanted: str = CALL_KEY) -> Caller:
-        """`wanted` says which key this is about. Raises Unauthorized, ExpiredKey."""
-        key = bearer(authorization)
-        if not key:
-            raise Unauthorized(f"No API key: send `Authorization: Bearer <key>` with {wanted}.")
-        if key.startswith(PREFIX):
-            claims = self._ring.verify(key, now_ms)
-            return Caller(claims.rollout, admin=False, claims=claims)
-        if _same(key, self._admin):
-            return Caller("admin", admin=True, claims=None)
-        owner = _digest(key)
-        if owner in self._plain or self._allow_any:
-            return Caller(owner, admin=False, claims=None)
-        raise Unauthorized(f"Unknown API key: use {wanted}.")
-
-    def is_operator(self, authorization: str | None) -> bool:
-        """Whether the key is the operations key or the admin key; without an operations key
-        everybody is an operator.
-        """
-        key = bearer(authorization)
-        return self._operations is None or _same(key, self._operations) or _same(key, self._admin)
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -341,17 +280,3 @@ class RolloutResolver:
         if caller.claims is not None and caller.claims.agent:
             return caller.claims.agent
         return self._role_aliases.get(alias, "")
-
-
-def bearer(authorization: str | None) -> str:
-    """The key of an Authorization header; empty if there is none."""
-    scheme, _, key = (authorization or "").strip().partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
-
-
-def _same(key: str, secret: bytes | None) -> bool:
-    return secret is not None and hmac.compare_digest(key.encode(), secret)
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()

@@ -7,11 +7,12 @@ import pytest
 from fulgurite.enums import Identity, Mode
 from fulgurite.ids import completion_of, mint_group, rollout_of
 from services.gateway.errors import ExpiredKey, Forbidden, InvalidRequest, NotFound, Unauthorized
+from services.gateway.identity.authenticator import Authenticator, Caller, bearer
 from services.gateway.identity.claims import Claims
 from services.gateway.identity.conversation_matching import ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups, GroupEntry
-from services.gateway.identity.identity import Authenticator, Caller, Named, RolloutResolver, bearer
 from services.gateway.identity.keys import AGENT_SCOPES, LEEWAY_MS, KeyRing
+from services.gateway.identity.rollout_resolver import Named, RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore
 from services.gateway.telemetry.metrics import Metrics
 from services.local_stack.ports import free_port

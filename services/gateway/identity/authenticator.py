@@ -1,0 +1,87 @@
+"""Whose key a request bears: the admin's, a plain key's owner, or a rollout's by its claims."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+import msgspec
+
+from services.gateway.errors import Unauthorized
+from services.gateway.identity.claims import Claims
+from services.gateway.identity.keys import PREFIX, KeyRing
+
+CALL_KEY = (
+    "a rollout's `api_key` or one of FULGURITE_API_KEYS (clients send OPENAI_API_KEY "
+    "or "
+    "ANTHROPIC_API_KEY)"
+)
+ADMIN_KEY = "the admin key (FULGURITE_ADMIN_KEY)"
+STATUS_KEY = f"the rollout's `api_key` or {ADMIN_KEY}"
+REWARD_KEY = f"the rollout's `reward_key` or {ADMIN_KEY}"
+"""Which key a route wants, as its errors say it."""
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Whose key it is: `admin`, a plain key's owner, or a rollout by its claims."""
+
+    owner: str
+    admin: bool
+    claims: Claims | None
+
+
+class Authenticator:
+    """Knows the keys."""
+
+    def __init__(
+        self,
+        ring: KeyRing,
+        admin_key: str | None,
+        plain_keys: tuple[str, ...],
+        allow_any: bool,
+        operations_key: str | None = None,
+    ) -> None:
+        """Without `operations_key` whoever reaches the gateway may see its metrics, readiness and
+        documentation.
+        """
+        self._operations = operations_key.encode() if operations_key else None
+        self._ring = ring
+        self._admin = admin_key.encode() if admin_key else None
+        self._plain = frozenset(_digest(key) for key in plain_keys)
+        self._allow_any = allow_any
+
+    def admit(self, authorization: str | None, now_ms: int, wanted: str = CALL_KEY) -> Caller:
+        """`wanted` says which key this is about. Raises Unauthorized, ExpiredKey."""
+        key = bearer(authorization)
+        if not key:
+            raise Unauthorized(f"No API key: send `Authorization: Bearer <key>` with {wanted}.")
+        if key.startswith(PREFIX):
+            claims = self._ring.verify(key, now_ms)
+            return Caller(claims.rollout, admin=False, claims=claims)
+        if _same(key, self._admin):
+            return Caller("admin", admin=True, claims=None)
+        owner = _digest(key)
+        if owner in self._plain or self._allow_any:
+            return Caller(owner, admin=False, claims=None)
+        raise Unauthorized(f"Unknown API key: use {wanted}.")
+
+    def is_operator(self, authorization: str | None) -> bool:
+        """Whether the key is the operations key or the admin key; without an operations key
+        everybody is an operator.
+        """
+        key = bearer(authorization)
+        return self._operations is None or _same(key, self._operations) or _same(key, self._admin)
+
+
+def bearer(authorization: str | None) -> str:
+    """The key of an Authorization header; empty if there is none."""
+    scheme, _, key = (authorization or "").strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _same(key: str, secret: bytes | None) -> bool:
+    return secret is not None and hmac.compare_digest(key.encode(), secret)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
