@@ -1,5 +1,5 @@
-"""The gateway's error tree, and its face: OpenAI's `{"error": {message, type, param, code}}`, with
-messages that say what to do.
+"""The gateway's error tree. Each error carries data; `http/error_responses.py` and the dialects
+render it. Messages say what to do.
 
 GatewayError                 status, OpenAI type and code, and how a call that ends with it is recorded
 ├── InvalidRequest      400  malformed JSON, a wrong type, a value out of range
@@ -29,7 +29,6 @@ ClientGone                   nobody is left to answer; never leaves the gateway
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from typing import ClassVar
@@ -51,6 +50,8 @@ _UNAUTHORIZED = 401
 _TOO_MANY_REQUESTS = 429
 _DEPLOYMENTS_FAULT = (_UNAUTHORIZED, 403, 404)
 """A key, a permission, a model's name, an answer no longer stored: not what the policy wrote."""
+_CLIENTS_FAULT = (400, 404, 422)
+"""Errors that keep OpenAI's type for the client's own mistakes."""
 _PASSED_ON = (501, 503, 529)
 """Not implemented, not now, and Anthropic's way to say the latter."""
 
@@ -64,7 +65,8 @@ class GatewayError(Exception):
     """Base of every error that a client may see."""
 
     status: int = 500
-    kind: ClassVar[str] = "server_error"
+    kind: str = "server_error"
+    """OpenAI's type."""
     code: str | None = None
     outcome: ClassVar[CallOutcome] = CallOutcome.refused
     failure: FailureKind = FailureKind.unknown
@@ -74,23 +76,6 @@ class GatewayError(Exception):
         self.message: str = message
         self.param = param
         self.code = code or self.code
-
-    def headers(self) -> dict[str, str]:
-        """Extra headers of the reply."""
-        return {}
-
-    def body(self) -> bytes:
-        """The reply in OpenAI's shape."""
-        return msgspec.json.encode(
-            {
-                "error": {
-                    "message": self.message,
-                    "type": self.kind,
-                    "param": self.param,
-                    "code": self.code,
-                }
-            }
-        )
 
 
 class InvalidRequest(GatewayError):
@@ -113,10 +98,6 @@ class RequestTimeout(InvalidRequest):
     status = 408
     code = "request_timeout"
 
-    def headers(self) -> dict[str, str]:
-        """The rest of the body may still come: nothing else can be read from this connection."""
-        return {"connection": "close"}
-
 
 class UnsupportedEncoding(InvalidRequest):
     """The body is compressed in a way that is not read here."""
@@ -125,15 +106,11 @@ class UnsupportedEncoding(InvalidRequest):
     code = "unsupported_encoding"
 
     def __init__(self, encoding: str, accepted: Sequence[str]) -> None:
-        self._accepted = ", ".join(accepted)
+        self.accepted = ", ".join(accepted)
         super().__init__(
             f"The body's Content-Encoding {clipped(encoding)!r} is not supported. Send it as "
-            f"it is, or with one of: {self._accepted}."
+            f"it is, or with one of: {self.accepted}."
         )
-
-    def headers(self) -> dict[str, str]:
-        """What would be read, as HTTP asks."""
-        return {"accept-encoding": self._accepted}
 
 
 class HeadTooLarge(InvalidRequest):
@@ -149,10 +126,6 @@ class Unauthorized(GatewayError):
     status = 401
     kind = "authentication_error"
     code = "invalid_api_key"
-
-    def headers(self) -> dict[str, str]:
-        """Names the scheme, as HTTP asks."""
-        return {"www-authenticate": "Bearer"}
 
 
 class ExpiredKey(Unauthorized):
@@ -205,10 +178,6 @@ class Unavailable(GatewayError):
     code = "log_unavailable"
     failure = FailureKind.infrastructure
 
-    def headers(self) -> dict[str, str]:
-        """OpenAI's clients wait this long and try again."""
-        return {"retry-after": "1"}
-
 
 class Unrecordable(Unavailable):
     """The event does not fit its schema: without the answer it would."""
@@ -224,13 +193,6 @@ class TryLater(GatewayError):
     def __init__(self, message: str, wait_s: float) -> None:
         super().__init__(message)
         self.wait_s = wait_s
-
-    def headers(self) -> dict[str, str]:
-        """Whole seconds, as HTTP has it, and the milliseconds that those clients prefer."""
-        return {
-            "retry-after": str(max(1, math.ceil(self.wait_s))),
-            "retry-after-ms": str(max(1, math.ceil(self.wait_s * 1000))),
-        }
 
 
 class RateLimited(TryLater):
@@ -323,24 +285,8 @@ class UpstreamRejected(UpstreamFailed):
                 self.code, self.failure = "context_length_exceeded", FailureKind.context_overflow
         elif status in _PASSED_ON:
             self.status = status
-
-    def body(self) -> bytes:
-        """As the tree's root, but the client's own mistakes keep OpenAI's type for them."""
-        kind = "invalid_request_error" if self.status in (400, 404, 422) else self.kind
-        return msgspec.json.encode(
-            {
-                "error": {
-                    "message": self.message,
-                    "type": kind,
-                    "param": self.param,
-                    "code": self.code,
-                }
-            }
-        )
-
-    def headers(self) -> dict[str, str]:
-        """The upstream's advice on when to come back."""
-        return {"retry-after": self.retry_after} if self.retry_after else {}
+        if self.status in _CLIENTS_FAULT:
+            self.kind = "invalid_request_error"
 
 
 class ClientGone(Exception):

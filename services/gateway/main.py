@@ -35,11 +35,13 @@ from services.common.runtime.ending import run_service
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.gateway.context import GatewayContext
 from services.gateway.dialects.anthropic_errors import AnthropicErrors
+from services.gateway.dialects.openai_errors import openai_error_body
 from services.gateway.dialects.registry import DIALECTS
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.errors import ExpiredKey, GatewayError, InvalidRequest, NotFound, clipped
 from services.gateway.http.connection import KEEP_ALIVE_S, protocol_class, raise_open_files
 from services.gateway.http.endpoint import Endpoint
+from services.gateway.http.error_responses import error_headers
 from services.gateway.http.front_door import FrontDoor
 from services.gateway.http.gc_tuning import tune_gc
 from services.gateway.http.health_routes import HealthRoutes
@@ -243,7 +245,10 @@ async def _on_problem(request: Request, error: Exception) -> Response:
     if isinstance(problem, ExpiredKey):
         request.state.rollout_id = problem.claims.rollout
     return Response(
-        problem.body(), problem.status, {**problem.headers(), **naming(request)}, "application/json"
+        openai_error_body(problem),
+        problem.status,
+        {**error_headers(problem), **naming(request)},
+        "application/json",
     )
 
 
@@ -291,7 +296,10 @@ async def _on_http(request: Request, error: Exception) -> Response:
     problem.status = status
     if "/v1/messages" in request.url.path:
         return Response(
-            AnthropicErrors().error_body(problem), status, problem.headers(), "application/json"
+            AnthropicErrors().error_body(problem),
+            status,
+            error_headers(problem),
+            "application/json",
         )
     return await _on_problem(request, problem)
 

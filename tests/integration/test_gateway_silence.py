@@ -14,7 +14,8 @@ import pytest_asyncio
 from fulgurite.enums import CallOutcome
 from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import LlmCall
-from services.gateway.http.event_stream import COMMENT, PING
+from services.gateway.dialects.anthropic_errors import PING
+from services.gateway.dialects.openai_errors import COMMENT
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub

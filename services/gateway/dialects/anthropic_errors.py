@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from services.gateway.errors import GatewayError
-from services.gateway.http.event_stream import PING
+
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+"""Keeps a silent stream alive, as Anthropic's own API does."""
 
 _KINDS = {
     400: "invalid_request_error",

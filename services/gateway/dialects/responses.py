@@ -13,7 +13,7 @@ import msgspec
 
 from fulgurite.events import Sampling
 from fulgurite.ids import public_completion
-from services.gateway.dialects.capture import Json, encode
+from services.gateway.dialects.capture import encode
 from services.gateway.dialects.chat import session_of
 from services.gateway.dialects.dialect import (
     ApiRequest,
@@ -24,7 +24,7 @@ from services.gateway.dialects.dialect import (
     text,
 )
 from services.gateway.dialects.numbers import take_numbers
-from services.gateway.dialects.openai_errors import OpenAIErrors
+from services.gateway.dialects.openai_errors import OpenAIErrors, openai_error
 from services.gateway.dialects.packed import asking
 from services.gateway.dialects.response_items import checked, items_of
 from services.gateway.dialects.responses_capture import ResponsesCapture
@@ -111,7 +111,7 @@ class Responses(OpenAIErrors):
 
     def error_event(self, problem: GatewayError) -> bytes:
         """An `error` event of this API; official clients raise it for its `error` field."""
-        error: Json = msgspec.json.decode(problem.body())["error"]
+        error = openai_error(problem)
         event = {
             "type": "error",
             "code": error["code"],

@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 from starlette.types import Message, Receive, Scope, Send
 
+from services.gateway.dialects.openai_errors import openai_error_body
 from services.gateway.errors import BodyTooLarge, ClientGone, GatewayError, RequestTimeout
 from services.gateway.http.content_encodings import TooLong, inflate
+from services.gateway.http.error_responses import error_headers
 from services.gateway.http.json_body import BYTE_ORDER_MARK, has_more_values
 
 JSON = (b"content-type", b"application/json")
@@ -150,8 +152,13 @@ async def reply_problem(
     send: Send, problem: GatewayError, headers: list[Header], body: bytes | None = None
 ) -> None:
     """An error, in OpenAI's shape unless its body is given."""
-    extra = [(name.encode(), value.encode()) for name, value in problem.headers().items()]
-    await reply(send, problem.status, problem.body() if body is None else body, [*headers, *extra])
+    extra = [(name.encode(), value.encode()) for name, value in error_headers(problem).items()]
+    await reply(
+        send,
+        problem.status,
+        openai_error_body(problem) if body is None else body,
+        [*headers, *extra],
+    )
 
 
 async def piece(send: Send, data: bytes, *, last: bool = False) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from services.gateway.dialects.openai_errors import openai_error_body
 from services.gateway.errors import GatewayError, HeadTooLarge, InvalidRequest
 from services.gateway.http.one_write import OneWriteProtocol
 
@@ -118,7 +119,7 @@ class GuardedProtocol(OneWriteProtocol):
     def _refuse(self, problem: GatewayError) -> None:
         self._refused = True
         if not self.cycle or self.cycle.response_complete:
-            body = problem.body()
+            body = openai_error_body(problem)
             self.transport.write(
                 STATUS_LINE[problem.status]
                 + b"content-type: application/json\r\nconnection: close\r\ncontent-length: "

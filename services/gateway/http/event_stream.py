@@ -20,9 +20,6 @@ from services.gateway.errors import InvalidRequest
 from services.gateway.http import asgi
 
 KEEP_ALIVE_HEADER = b"x-fulgurite-keep-alive"
-COMMENT = b": keep-alive\n\n"
-PING = b'event: ping\ndata: {"type": "ping"}\n\n'
-"""Anthropic's own."""
 
 _SHORTEST_S, _LONGEST_S = 0.1, 3600.0
 

@@ -6,12 +6,14 @@ import msgspec
 import pytest
 
 from fulgurite.episodes.failures import FailureKind
+from services.gateway.dialects.openai_errors import openai_error_body
 from services.gateway.errors import InvalidRequest, Unauthorized, Unavailable, UpstreamRejected
+from services.gateway.http.error_responses import error_headers
 
 
 def test_the_shape() -> None:
     problem = InvalidRequest("say this", param="model", code="x")
-    assert msgspec.json.decode(problem.body()) == {
+    assert msgspec.json.decode(openai_error_body(problem)) == {
         "error": {
             "message": "say this",
             "type": "invalid_request_error",
@@ -22,9 +24,9 @@ def test_the_shape() -> None:
 
 
 def test_headers_that_clients_know() -> None:
-    assert Unavailable("x").headers() == {"retry-after": "1"}
-    assert Unauthorized("x").headers() == {"www-authenticate": "Bearer"}
-    assert UpstreamRejected("v", 429, b"{}", "7").headers() == {"retry-after": "7"}
+    assert error_headers(Unavailable("x")) == {"retry-after": "1"}
+    assert error_headers(Unauthorized("x")) == {"www-authenticate": "Bearer"}
+    assert error_headers(UpstreamRejected("v", 429, b"{}", "7")) == {"retry-after": "7"}
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from starlette.types import Message
 
+from services.gateway.dialects.anthropic_errors import PING
+from services.gateway.dialects.openai_errors import COMMENT
 from services.gateway.errors import InvalidRequest
 from services.gateway.http.event_stream import (
-    COMMENT,
     KEEP_ALIVE_HEADER,
-    PING,
     EventStream,
     KeptAlive,
     keep_alive_s,

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway.errors import Overloaded, RateLimited
+from services.gateway.http.error_responses import error_headers
 from services.gateway.settings import GatewaySettings
 from services.gateway.telemetry.metrics import Metrics
 from services.gateway.upstream.admission import Admission, Allowance, Gate, KeyLimits
@@ -153,7 +154,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
     tasks = await crowd.start("a", "a")
     with pytest.raises(Overloaded) as caught:
         await crowd.call("a")
-    headers = caught.value.headers()
+    headers = error_headers(caught.value)
     assert 1 <= int(headers["retry-after"]) <= 2
     assert 500 <= int(headers["retry-after-ms"]) <= 1500
     await crowd.let_go(2)

@@ -11,7 +11,9 @@ from collections.abc import AsyncGenerator
 import pytest
 import pytest_asyncio
 
+from services.gateway.dialects.openai_errors import openai_error_body
 from services.gateway.errors import GatewayError, UpstreamBroken, UpstreamRejected
+from services.gateway.http.error_responses import error_headers
 from services.gateway.settings import GatewaySettings
 from services.gateway.upstream.client import VERSION_HEADER, UpstreamClient
 from services.gateway.upstream.route import Route
@@ -39,8 +41,8 @@ class RawUpstream:
         with pytest.raises(GatewayError) as caught:
             await self.read(answer)
         # Both can be written, whatever they hold.
-        assert caught.value.body()
-        assert all(value.isascii() for value in caught.value.headers().values())
+        assert openai_error_body(caught.value)
+        assert all(value.isascii() for value in error_headers(caught.value).values())
         return caught.value
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -127,9 +129,9 @@ async def test_any_body_of_an_error_is_an_error(
 async def test_headers_that_are_no_text_are_none(upstream: RawUpstream) -> None:
     assert await upstream.read(http(b"x", headers=b"x-fulgurite-version: \xff\r\n")) == (b"x", None)
     problem = await upstream.refused(http(b"slow", 429, headers=b"retry-after: \xff\r\n"))
-    assert problem.headers() == {}
+    assert error_headers(problem) == {}
     problem = await upstream.refused(http(b"slow", 429, headers=b"retry-after: 7\r\n"))
-    assert problem.headers() == {"retry-after": "7"}
+    assert error_headers(problem) == {"retry-after": "7"}
 
 
 @pytest.mark.parametrize(
