@@ -1,4 +1,4 @@
-"""What the end of an agent process means: finished or failed, with which failure kind, and whether
+"""Classify the end of an agent process: finished or failed, with which failure kind, and whether
 to try again.
 
 Only exogenous failures are tried again: retrying away what the policy did would be survivor bias.
@@ -31,7 +31,7 @@ _EXCEPTIONS = {
 _LAST_EXCEPTION = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Za-z_]\w*)(?::|$)")
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class ExitClass(msgspec.Struct, frozen=True):
     """The status to report for an attempt."""
 
     kind: StatusKind
@@ -39,16 +39,16 @@ class Verdict(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
-def judge(ended: Ended) -> Verdict:
-    """The verdict on a process that ran."""
+def classify_exit(ended: Ended) -> ExitClass:
+    """Classify the end of a process that ran."""
     if ended.overdue:
-        return Verdict(
+        return ExitClass(
             StatusKind.failed,
             FailureKind.agent_timeout,
             f"killed at its deadline after {ended.seconds:.1f} s",
         )
     if ended.exit_code == 0:
-        return Verdict(StatusKind.finished)
+        return ExitClass(StatusKind.finished)
     lines = [line for line in ended.error_output.strip().splitlines() if line.strip()]
     message = (
         ended.error_output.strip()
@@ -56,16 +56,16 @@ def judge(ended: Ended) -> Verdict:
     )
     if ended.exit_code in (EX_TEMPFAIL, _NOT_STARTED, -signal.SIGKILL):
         # Killed by somebody else: on most machines the kernel, for want of memory.
-        return Verdict(StatusKind.failed, FailureKind.infrastructure, message)
+        return ExitClass(StatusKind.failed, FailureKind.infrastructure, message)
     found = _LAST_EXCEPTION.match(lines[-1]) if lines else None
     known = _EXCEPTIONS.get(found[1]) if found else None
-    return Verdict(StatusKind.failed, known or FailureKind.agent_exception, message)
+    return ExitClass(StatusKind.failed, known or FailureKind.agent_exception, message)
 
 
-def will_retry(verdict: Verdict, attempt: int, max_attempts: int) -> bool:
+def will_retry(exit_class: ExitClass, attempt: int, max_attempts: int) -> bool:
     """Whether another attempt follows attempt number `attempt` (from 0)."""
     return (
-        verdict.failure in EXOGENOUS
-        and verdict.failure is not FailureKind.cancelled
+        exit_class.failure in EXOGENOUS
+        and exit_class.failure is not FailureKind.cancelled
         and attempt + 1 < max_attempts
     )

@@ -84,9 +84,9 @@ class JsonWatcher:
             "rollout",
             rollout_id=attempt.grant.rollout_id,
             attempt=attempt.grant.attempt,
-            status=attempt.verdict.kind.value,
-            failure=attempt.verdict.failure,
-            message=attempt.verdict.message,
+            status=attempt.exit_class.kind.value,
+            failure=attempt.exit_class.failure,
+            message=attempt.exit_class.message,
             exit_code=attempt.exit_code,
             seconds=round(attempt.seconds, 3),
             output=attempt.output,
@@ -149,12 +149,12 @@ class TerminalWatcher:
 
     def on_attempt(self, attempt: Attempt) -> None:
         """Show the first failure of each kind."""
-        kind = attempt.verdict.failure
+        kind = attempt.exit_class.failure
         if kind is not None and kind.value not in self._failures:
             self._failures.add(kind.value)
             self._console.print(
                 f"first {kind.value}, rollout {attempt.grant.rollout_id}: "
-                f"{attempt.verdict.message}",
+                f"{attempt.exit_class.message}",
                 markup=False,
                 style="yellow",
             )

@@ -14,7 +14,7 @@ import msgspec
 from fulgurite.enums import StatusKind
 from fulgurite.episodes.failures import FailureKind
 from services.runner.errors import GatewayRefused, GatewayUnreachable
-from services.runner.exit_classes import Verdict, judge, will_retry
+from services.runner.exit_classes import ExitClass, classify_exit, will_retry
 from services.runner.gateway_client import GatewayClient, Grant, Group
 from services.runner.options import RunOptions
 from services.runner.processes import Processes, Program
@@ -30,7 +30,7 @@ class Attempt(msgspec.Struct, frozen=True):
     """How an attempt went."""
 
     grant: Grant
-    verdict: Verdict
+    exit_class: ExitClass
     retried: bool
     exit_code: int
     seconds: float
@@ -82,20 +82,20 @@ class RolloutRunner:
         except asyncio.CancelledError:
             await self._say_cancelled(grant)
             raise
-        verdict = judge(ended)
+        exit_class = classify_exit(ended)
         again = (
-            will_retry(verdict, grant.attempt, self._options.max_attempts)
+            will_retry(exit_class, grant.attempt, self._options.max_attempts)
             and time.time() * 1000 < group.deadline
         )
         await self._gateway.report(
             grant,
-            verdict.kind,
-            failure=verdict.failure,
-            message=verdict.message,
+            exit_class.kind,
+            failure=exit_class.failure,
+            message=exit_class.message,
             exit_code=ended.exit_code,
             will_retry=again,
         )
-        return Attempt(grant, verdict, again, ended.exit_code, ended.seconds, ended.output)
+        return Attempt(grant, exit_class, again, ended.exit_code, ended.seconds, ended.output)
 
     async def _say_cancelled(self, grant: Grant) -> None:
         with contextlib.suppress(GatewayRefused, GatewayUnreachable, TimeoutError):

@@ -27,7 +27,7 @@ from services.common.runtime.terminal import EscapingConsole
 from services.replay.lineage import Behind, Fate
 from services.replay.replay import Report
 from services.replay.scoring import Comparison
-from services.runner.exit_classes import Verdict
+from services.runner.exit_classes import ExitClass
 from services.runner.gateway_client import Grant
 from services.runner.progress import TerminalWatcher
 from services.runner.rollout import Attempt
@@ -129,8 +129,8 @@ def show_lineage(console: EscapingConsole, text: str) -> None:
 def show_run(console: EscapingConsole, text: str) -> None:
     watcher = TerminalWatcher(console, text)
     grant = Grant(text, 0, 0, "", "", "")
-    verdict = Verdict(StatusKind.failed, FailureKind.agent_exception, text)
-    watcher.on_attempt(Attempt(grant, verdict, False, 1, 1.0, text))
+    exit_class = ExitClass(StatusKind.failed, FailureKind.agent_exception, text)
+    watcher.on_attempt(Attempt(grant, exit_class, False, 1, 1.0, text))
     watcher.on_warning(text)
     watcher.finish(
         Summary(

@@ -8,7 +8,7 @@ import pytest
 
 from fulgurite.enums import StatusKind
 from fulgurite.episodes.failures import FailureKind
-from services.runner.exit_classes import Verdict, judge, will_retry
+from services.runner.exit_classes import ExitClass, classify_exit, will_retry
 from services.runner.processes import Ended
 
 
@@ -45,13 +45,15 @@ def _ended(exit_code: int, error_output: str = "", overdue: bool = False) -> End
     ],
 )
 def test_failures_are_told_apart(ended: Ended, failure: FailureKind) -> None:
-    verdict = judge(ended)
-    assert (verdict.kind, verdict.failure) == (StatusKind.failed, failure)
-    assert verdict.message
+    exit_class = classify_exit(ended)
+    assert (exit_class.kind, exit_class.failure) == (StatusKind.failed, failure)
+    assert exit_class.message
 
 
 def test_exit_code_0_is_finished_whatever_was_written_to_standard_error() -> None:
-    assert judge(_ended(0, "openai.RateLimitError: and mended")) == Verdict(StatusKind.finished)
+    assert classify_exit(_ended(0, "openai.RateLimitError: and mended")) == ExitClass(
+        StatusKind.finished
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,4 +72,4 @@ def test_exit_code_0_is_finished_whatever_was_written_to_standard_error() -> Non
 def test_only_exogenous_failures_are_tried_again(
     failure: FailureKind | None, attempt: int, max_attempts: int, again: bool
 ) -> None:
-    assert will_retry(Verdict(StatusKind.failed, failure), attempt, max_attempts) is again
+    assert will_retry(ExitClass(StatusKind.failed, failure), attempt, max_attempts) is again
