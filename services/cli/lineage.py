@@ -22,7 +22,7 @@ from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
-from services.replay.lineage import Behind, Fate, Lineage
+from services.replay.lineage import Behind, CallOutcome, Lineage
 from services.replay.windows import shown
 
 
@@ -95,7 +95,7 @@ def _show_version(found: Behind, console: Console, *, calls: bool) -> None:
     console.print(table)
 
 
-def _show_call(found: Fate, console: Console) -> None:
+def _show_call(found: CallOutcome, console: Console) -> None:
     for action in sorted(found.trained.keys() | found.other.keys()):
         words = [
             f"trained into [bold]{plain(version)}[/bold]"

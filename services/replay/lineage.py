@@ -36,7 +36,7 @@ class Behind(EventStruct, frozen=True, kw_only=True):
         )
 
 
-class Fate(EventStruct, frozen=True, kw_only=True):
+class CallOutcome(EventStruct, frozen=True, kw_only=True):
     """What became of one call's actions."""
 
     call_id: str
@@ -90,7 +90,7 @@ class Lineage:
             ancestors=tuple(self._ancestors(update)),
         )
 
-    def call(self, call_id: str) -> Fate:
+    def call(self, call_id: str) -> CallOutcome:
         """Raises NotFound: the ledger does not know the call (yet)."""
         trained: dict[str, tuple[str, ...]] = {}
         other: dict[str, tuple[str, ...]] = {}
@@ -113,7 +113,7 @@ class Lineage:
             for v, update in self._updates.items()
             if v not in versions and versions & set(self._ancestors(update))
         )
-        return Fate(call_id=call_id, trained=trained, other=other, inherited=tuple(heirs))
+        return CallOutcome(call_id=call_id, trained=trained, other=other, inherited=tuple(heirs))
 
     def _said_of(self, call_id: str) -> dict[tuple[str, str], list[LedgerEntry]]:
         """Entries by action of the call and policy, in the order of the log."""

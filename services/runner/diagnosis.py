@@ -13,7 +13,7 @@ from fulgurite.enums import EpisodeOutcome, FilterReason, Mode
 from fulgurite.ledger.remedies import REMEDIES
 from services.runner.learners import Learners
 from services.runner.options import RunOptions
-from services.runner.outcomes import NO_LEARNER, NO_POLICY, TRAINED, WAITING, Fates
+from services.runner.outcomes import NO_LEARNER, NO_POLICY, TRAINED, WAITING, Outcomes
 from services.runner.scoreboard import Score, Scoreboard
 
 _REMEDIES = {
@@ -32,16 +32,21 @@ _KINDS = 3
 
 
 class Diagnosis:
-    """Of one run; looks at what its scoreboard and its fates know."""
+    """Of one run; looks at what its scoreboard and its outcomes know."""
 
     def __init__(
-        self, options: RunOptions, policy: str, board: Scoreboard, fates: Fates, learners: Learners
+        self,
+        options: RunOptions,
+        policy: str,
+        board: Scoreboard,
+        outcomes: Outcomes,
+        learners: Learners,
     ) -> None:
         """`policy`: the one whose versions the run counts."""
         self._options = options
         self._policy = policy
         self._board = board
-        self._fates = fates
+        self._outcomes = outcomes
         self._learners = learners
         self._done: dict[str, None] = {}
         """Groups, in the order in which they were done."""
@@ -69,7 +74,7 @@ class Diagnosis:
         """What became of the actions of some groups, or of all."""
         counted: Counter[str] = Counter()
         for group_id in self._board.groups() if groups is None else groups:
-            counted.update(self._fates.of_group(group_id, self._board.scores(group_id)))
+            counted.update(self._outcomes.of_group(group_id, self._board.scores(group_id)))
         return counted
 
     def warnings(self, ended: int) -> list[str]:
@@ -91,7 +96,7 @@ class Diagnosis:
 
     def waits_in_vain(self) -> str | None:
         """Why no version will come that the run counts; None if one may."""
-        answered = self._fates.policies()
+        answered = self._outcomes.policies()
         if self._policy not in answered:
             by = f"by {', '.join(sorted(answered))}" if answered else "by no policy that is trained"
             return (
@@ -141,7 +146,7 @@ class Diagnosis:
     def _is_of_use(self, group_id: str) -> bool:
         scores = self._board.scores(group_id)
         if self._trains:
-            counted = self._fates.of_group(group_id, scores)
+            counted = self._outcomes.of_group(group_id, scores)
             return counted[TRAINED] + counted[WAITING] > 0
         scored = any(score.reward is not None for score in scores)
         return not all(_has_failed(score) for score in scores) and (
@@ -172,7 +177,7 @@ class Diagnosis:
                 f"equal{f', {values.pop():g} everywhere' if len(values) == 1 else ''})"
             )
         if word == NO_LEARNER:
-            policies = [p for p in self._fates.policies() if not self._learners.train(p)]
+            policies = [p for p in self._outcomes.policies() if not self._learners.train(p)]
             return f" ({', '.join(sorted(policies))})"
         return ""
 
@@ -197,7 +202,7 @@ class Diagnosis:
         return lines
 
     def _oversized(self) -> list[str]:
-        count, total = self._fates.oversized()
+        count, total = self._outcomes.oversized()
         if not self._trains or not count:
             return []
         limit = self._learners.config(self._policy).max_row_tokens

@@ -1,9 +1,8 @@
-"""What became of the actions of a run's rollouts, or what will: from `training.ledger`, and before
-it speaks from the episodes themselves.
+"""Tell what became, or will become, of each action of a run: trained, filtered, or still waiting.
 
-The ledger's word counts. Until it comes an action's fate is foreseen by the learner's own rules,
-under the rewarder's default failure rules: so that a run can say within seconds that nothing of it
-will be trained, and why.
+An entry of `training.ledger` decides. Until it is written, the outcome is predicted from the
+episode by the learner's own rules, under the rewarder's default failure rules. So a run can say
+within seconds that none of its actions will be trained, and why.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ WAITING = "waiting"
 NO_POLICY = "no_policy"
 """Its alias is served by an upstream that is not trained."""
 NO_LEARNER = "no_learner"
-"""No learner has claimed its policy."""
+"""No learner trains its policy."""
 
 _RULES = FailureRules()
 
@@ -45,8 +44,8 @@ class _Expected(NamedTuple):
     row_tokens: int
 
 
-class Fates:
-    """Fed with events; counts when asked."""
+class Outcomes:
+    """Counts outcomes of actions from the episodes and ledger entries that it is given."""
 
     def __init__(self, learners: Learners, *, rewarded: bool) -> None:
         """`rewarded`: whether the run's own functions pay its rollouts, so that their rewards are
@@ -65,7 +64,7 @@ class Fates:
         try:
             built = build_trajectories(episode, _RULES)
         except FulguriteError:
-            # Nobody can close it either: the rewarder's word comes as a dead letter, not as a fate.
+            # The rewarder cannot close it either: it writes a dead letter, and no ledger entry.
             return
         given_up = FilterReason.superseded if episode.will_retry else None
         attempt |= {
@@ -82,13 +81,13 @@ class Fates:
 
     def on_ledger(self, entry: LedgerEntry) -> None:
         """What became of actions: what a learner says stands, whatever a closing says after it."""
-        word = (
+        outcome = (
             str(entry.reason or entry.term)
             if entry.term is LedgerTerm.filtered
             else str(entry.term)
         )
-        told = self._learned if entry.source == LEARNER else self._left
-        told[entry.group_id].update(dict.fromkeys(entry.actions, word))
+        known = self._learned if entry.source == LEARNER else self._left
+        known[entry.group_id].update(dict.fromkeys(entry.actions, outcome))
 
     def of_group(self, group_id: str, scores: Sequence[Score]) -> Counter[str]:
         """How many actions of a group were trained, wait, or are filtered, by reason."""
@@ -98,9 +97,9 @@ class Fates:
         for attempt, actions in self._actions[group_id].items():
             score = by_rollout.get(attempt.rpartition("/")[0])
             for action, expected in actions.items():
-                told = self._learned[group_id].get(action) or self._left[group_id].get(action)
+                known = self._learned[group_id].get(action) or self._left[group_id].get(action)
                 counted[
-                    told or (self._foreseen(score, expected, of_all) if score else WAITING)
+                    known or (self._predicted(score, expected, of_all) if score else WAITING)
                 ] += 1
         return counted
 
@@ -126,7 +125,7 @@ class Fates:
             for actions in attempts
         ), len(attempts)
 
-    def _foreseen(self, score: Score, expected: _Expected, of_all: FilterReason | None) -> str:
+    def _predicted(self, score: Score, expected: _Expected, of_all: FilterReason | None) -> str:
         if expected.policy is None:
             return NO_POLICY
         if expected.reason is not None:

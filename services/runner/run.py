@@ -51,7 +51,7 @@ from services.runner.options import (
     planned_rollouts,
     read_tasks,
 )
-from services.runner.outcomes import Fates
+from services.runner.outcomes import Outcomes
 from services.runner.pace import Pace
 from services.runner.processes import Processes, Program, find_program
 from services.runner.rollout import Attempt, RolloutRunner
@@ -154,8 +154,10 @@ class Run:
         self.board = Scoreboard(options.rewards, options.weights)
         self.pace = Pace(settings.policy, options.max_ahead)
         self.learners = Learners()
-        self._fates = Fates(self.learners, rewarded=bool(options.rewards))
-        self.diagnosis = Diagnosis(options, settings.policy, self.board, self._fates, self.learners)
+        self._outcomes = Outcomes(self.learners, rewarded=bool(options.rewards))
+        self.diagnosis = Diagnosis(
+            options, settings.policy, self.board, self._outcomes, self.learners
+        )
         self._gave_up: str | None = None
         self._warned: set[str] = set()
         self._reward_errors: set[tuple[str, str]] = set()
@@ -229,7 +231,7 @@ class Run:
         match event:
             case Episode() if event.rollout_id in self.board:
                 self.board.on_episode(event)
-                self._fates.on_episode(event)
+                self._outcomes.on_episode(event)
                 self.diagnosis.note(event.group_id)
             case AgentReward() if event.rollout_id in self.board:
                 self.board.on_reward(event)
@@ -237,7 +239,7 @@ class Run:
                 self._show_error(event)
             case LedgerEntry() if self.board.scores(event.group_id):
                 self.pace.on_ledger(event)
-                self._fates.on_ledger(event)
+                self._outcomes.on_ledger(event)
             case PolicyApplied():
                 self._on_applied(event)
             case PolicyUpdate():

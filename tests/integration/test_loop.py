@@ -221,7 +221,7 @@ def check_lineage(stack: LocalStack) -> None:
         assert len(actions) == update.trained_actions > 0
         assert {action: calls[action.partition("#")[0]].group_id for action in actions} == actions
         assert (behind["parent"], behind["topic"]) == (update.parent_version, update.topic)
-    # Of a replayed topic too, each action of a group that was settled has one fate.
+    # Of a replayed topic too, each action of a group that was settled has one outcome.
     mine = [e for e in entries(stack) if e.policy == "policy-v2"]
     settled = {entry.group_id for entry in mine}
     topic = msgspec.structs.replace(TRAJECTORIES, name="trajectories.v2")
@@ -239,15 +239,15 @@ def check_lineage(stack: LocalStack) -> None:
     assert sorted(action for entry in mine for action in entry.actions) == offered
     for policy in ("policy", "policy-v2"):
         action = min(trained_into(stack, f"{policy}@1.1"))
-        fate = lineage(stack, "--call", action.partition("#")[0])
-        assert fate["trained"] == {
+        outcome = lineage(stack, "--call", action.partition("#")[0])
+        assert outcome["trained"] == {
             action: [
                 e.version
                 for e in entries(stack)
                 if e.term is LedgerTerm.trained and action in e.actions
             ]
         }
-        assert f"{policy}@1.2" in fate["inherited"]
+        assert f"{policy}@1.2" in outcome["inherited"]
 
 
 def test_the_loop_closes(tmp_path: Path) -> None:

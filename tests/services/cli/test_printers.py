@@ -24,7 +24,7 @@ from services.cli import dlq, errors, ledger, lineage, replay, rollouts, try_rew
 from services.cli.output import print_json
 from services.common.runtime import terminal
 from services.common.runtime.terminal import EscapingConsole
-from services.replay.lineage import Behind, Fate
+from services.replay.lineage import Behind, CallOutcome
 from services.replay.replay import Report
 from services.replay.scoring import Comparison
 from services.runner.exit_classes import ExitClass
@@ -121,7 +121,9 @@ def show_lineage(console: EscapingConsole, text: str) -> None:
         behind, console, calls=True
     )
     lineage._show_call(  # pyright: ignore[reportPrivateUsage]
-        Fate(call_id=text, trained={text: (text,)}, other={text: (text,)}, inherited=(text,)),
+        CallOutcome(
+            call_id=text, trained={text: (text,)}, other={text: (text,)}, inherited=(text,)
+        ),
         console,
     )  # pyright: ignore[reportPrivateUsage]
 

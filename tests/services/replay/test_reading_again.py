@@ -336,8 +336,8 @@ def test_lineage_goes_both_ways() -> None:
     )
     behind = known.version("policy@1.1")
     assert (behind.calls, behind.ancestors) == ((one.call_id,), ("policy@0.0",))
-    fate = known.call(one.call_id)
-    assert (fate.trained, fate.inherited) == (
+    outcome = known.call(one.call_id)
+    assert (outcome.trained, outcome.inherited) == (
         {f"{one.call_id}#0": ("policy@1.1",)},
         ("policy@1.2",),
     )
@@ -364,12 +364,12 @@ def test_lineage_tells_of_every_policy_that_learned_from_a_call_and_what_still_s
         entry(late, LedgerTerm.trained, "policy-v2@1.1"),
     ]
     known = Lineage(updates, said)
-    fate = known.call(call.call_id)
-    assert fate.trained == {f"{call.call_id}#0": ("policy@1.1", "policy-v2@1.1")}
-    assert fate.other == {f"{call.call_id}#0": ("policy: amended",)}, (
+    outcome = known.call(call.call_id)
+    assert outcome.trained == {f"{call.call_id}#0": ("policy@1.1", "policy-v2@1.1")}
+    assert outcome.other == {f"{call.call_id}#0": ("policy: amended",)}, (
         "the first closing's word no longer stands"
     )
-    assert fate.inherited == ("policy-v2@1.2",)
+    assert outcome.inherited == ("policy-v2@1.2",)
     assert known.call(late.call_id).other == {f"{late.call_id}#0": ("policy: filtered(no_reward)",)}
     assert known.version("policy-v2@1.1").calls == tuple(sorted((call.call_id, late.call_id)))
 

@@ -21,7 +21,7 @@ from fulgurite.trajectories.building import successful_actions
 from services.runner.diagnosis import Diagnosis
 from services.runner.learners import Learners
 from services.runner.options import RunOptions
-from services.runner.outcomes import Fates
+from services.runner.outcomes import Outcomes
 from services.runner.scoreboard import Scoreboard
 from tests.synthetic import SAMPLING, group_id, make_call, make_reward, make_status, rollout_id
 
@@ -53,8 +53,8 @@ class Told:
         self.learners = Learners()
         self.learners.on_update(claim())
         self.board = Scoreboard(rewards, {})
-        self.fates = Fates(self.learners, rewarded=rewarded)
-        self.diagnosis = Diagnosis(self.options, policy, self.board, self.fates, self.learners)
+        self.outcomes = Outcomes(self.learners, rewarded=rewarded)
+        self.diagnosis = Diagnosis(self.options, policy, self.board, self.outcomes, self.learners)
 
     def group(
         self,
@@ -92,7 +92,7 @@ class Told:
             episode = stitch([call, status] if calls else [status])
             assert isinstance(episode, Episode)
             self.board.on_episode(episode)
-            self.fates.on_episode(episode)
+            self.outcomes.on_episode(episode)
         for index, value in enumerate(rewards):
             self.board.on_reward(self.reward(number, index, value))
         self.diagnosis.note(group_id(number))
@@ -117,7 +117,7 @@ class Told:
             for index in range(self.options.n)
             for action in successful_actions(make_call(number, index))
         )
-        self.fates.on_ledger(
+        self.outcomes.on_ledger(
             LedgerEntry(
                 event_id=f"{number}{term}{source}", event_time=1, policy="policy", group_id=group_id(number), term=term, reason=reason,
                 actions=actions, source=source,
