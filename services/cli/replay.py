@@ -31,8 +31,8 @@ from services.replay.archive import open_source
 from services.replay.closings import Changes
 from services.replay.errors import BadArgument
 from services.replay.groups import INPUTS, REACH_MS, read_groups
-from services.replay.judging import Judge
 from services.replay.replay import Report, run
+from services.replay.rescoring import Rescorer
 from services.replay.sinks import open_sink
 from services.replay.windows import parse_datetime
 from services.rewarder.closing_settings import ClosingSettings
@@ -145,22 +145,23 @@ def replay(
         if from_beginning == (from_datetime is not None):
             raise BadArgument("say either --from-beginning or --from-datetime")
         since = None if from_datetime is None else parse_datetime(from_datetime)
-        changes = _changes(credit, weight or (), judged=bool(reward))
+        changes = _changes(credit, weight or (), rescored=bool(reward))
         if rejudge and not reward:
             raise BadArgument(
-                "--rejudge needs --reward: the log has verdicts, not the functions that gave them"
+                "--rejudge needs --reward FILE.py:FN: the log has rewards, not the functions "
+                "that gave them"
             )
         limits = Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
         plugins = [
             RewardPlugin(reference, named)
             for named, reference in read_rewards(reward or (), name).items()
         ]
-        with Judge(plugins, limits, anew=rejudge) if plugins else nullcontext() as judge:
+        with Rescorer(plugins, limits, anew=rejudge) if plugins else nullcontext() as rescorer:
             report = _run(
                 into,
                 since,
                 changes,
-                judge,
+                rescorer,
                 append=append,
                 archive=archive,
                 archive_only=archive_only,
@@ -171,17 +172,17 @@ def replay(
         raise typer.Exit(3)
 
 
-def _changes(credit: str | None, weights: Sequence[str], *, judged: bool) -> Changes:
+def _changes(credit: str | None, weights: Sequence[str], *, rescored: bool) -> Changes:
     if credit is not None:
         credit_rule(credit)
-    return Changes(credit=credit, weights=read_weights(weights), judged=judged)
+    return Changes(credit=credit, weights=read_weights(weights), rescored=rescored)
 
 
 def _run(
     into: str,
     since: int | None,
     changes: Changes,
-    judge: Judge | None,
+    rescorer: Rescorer | None,
     *,
     append: bool,
     archive: Path | None,
@@ -207,7 +208,7 @@ def _run(
                 codec=codec,
                 changes=changes,
                 settings=settings,
-                judge=judge,
+                rescorer=rescorer,
             )
             progress.update(task, completed=total)
     finally:
@@ -248,7 +249,7 @@ def _show(report: Report, into: str, *, as_json: bool) -> None:
     )
     if report.judged or report.reused:
         console.print(
-            f"{report.judged} verdicts given, {report.reused} reused; no value for "
+            f"{report.judged} rewards computed, {report.reused} reused; no value for "
             f"{report.failed} episodes"
         )
         show_failures(console, report.why)

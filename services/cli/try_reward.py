@@ -20,8 +20,8 @@ from services.common.runtime.terminal import make_console, plain
 from services.replay.archive import open_source
 from services.replay.errors import BadArgument
 from services.replay.groups import Group, read_groups
-from services.replay.judging import Judge, judged
 from services.replay.leaving_out import LeftOut
+from services.replay.rescoring import Rescorer, rescored
 from services.replay.scoring import Comparison, Score, Spread, compare, scores
 from services.replay.windows import parse_since
 from services.rewards.plugins import RewardPlugin
@@ -114,28 +114,28 @@ def try_reward(
         source = open_source(KafkaSettings(), codec, archive, archive_only=archive_only)
         groups = read_groups(source, codec, since_ms=since_ms)
         left_out = LeftOut()
-        with Judge(plugins, limits, anew=True) as judge:
-            found = compare(_pairs(left_out, groups, judge, weights))
+        with Rescorer(plugins, limits, anew=True) as rescorer:
+            found = compare(_pairs(left_out, groups, rescorer, weights))
     show_left_out(left_out.lines)
     if as_json:
         print_json(
             {
                 **msgspec.structs.asdict(found),
-                "failed": judge.failed,
-                "why": judge.why,
+                "failed": rescorer.failed,
+                "why": rescorer.why,
                 "left_out": left_out.lines,
             }
         )
     else:
-        _show(found, judge, flips)
-    if judge.failed:
+        _show(found, rescorer, flips)
+    if rescorer.failed:
         raise typer.Exit(3)
 
 
 def _pairs(
-    left_out: LeftOut, groups: Iterable[Group], judge: Judge, weights: Mapping[str, float]
+    left_out: LeftOut, groups: Iterable[Group], rescorer: Rescorer, weights: Mapping[str, float]
 ) -> Iterator[tuple[Sequence[Score], Sequence[Score]]]:
-    for group, episodes, rewards in judged(left_out.each(groups, _usable), judge):
+    for group, episodes, rewards in rescored(left_out.each(groups, _usable), rescorer):
         yield scores(group, episodes), scores(group, episodes, rewards, weights)
 
 
@@ -145,7 +145,7 @@ def _usable(group: Group) -> tuple[Group]:
     return (group,)
 
 
-def _show(found: Comparison, judge: Judge, flips: int) -> None:
+def _show(found: Comparison, rescorer: Rescorer, flips: int) -> None:
     console = make_console()
     table = Table("", "before", "after")
     for title, value in (
@@ -170,10 +170,10 @@ def _show(found: Comparison, judge: Judge, flips: int) -> None:
     )
     console.print(table)
     console.print(
-        f"{found.episodes} episodes judged; {judge.failed} verdicts failed, {found.unscored} "
+        f"{found.episodes} episodes scored; {rescorer.failed} rewards failed, {found.unscored} "
         f"have no reward after it"
     )
-    show_failures(console, judge.why)
+    show_failures(console, rescorer.why)
     console.print(
         f"{len(found.flips)} rollouts change places with another of their group"
         + (":" if found.flips and flips else "")

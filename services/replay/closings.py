@@ -60,13 +60,13 @@ class Changes(EventStruct, frozen=True, kw_only=True):
     """Another credit rule."""
     weights: Mapping[str, float] = {}
     """Other weights of named rewards."""
-    judged: bool = False
-    """Whether another reward function's verdicts stand in for those of the log."""
+    rescored: bool = False
+    """Whether another reward function's rewards replace those of the log."""
 
     @property
     def none(self) -> bool:
         """Whether the rules are the live ones."""
-        return self.credit is None and not self.weights and not self.judged
+        return self.credit is None and not self.weights and not self.rescored
 
 
 class Closing(EventStruct, frozen=True, kw_only=True):

@@ -16,9 +16,9 @@ from fulgurite.events import Episode, Tombstone, Trajectory
 from fulgurite.topics import EPISODES
 from services.replay.closings import Changes, Closing, Written, follow, reclose
 from services.replay.groups import Group
-from services.replay.judging import Judge, Judged, judged
 from services.replay.leaving_out import UNUSABLE
 from services.replay.records import Raw, Source
+from services.replay.rescoring import Rescored, Rescorer, rescored
 from services.replay.sinks import Sink
 from services.rewarder.closing_settings import ClosingSettings
 
@@ -42,13 +42,13 @@ class Report(msgspec.Struct, kw_only=True):
     actions: int = 0
     """That carry loss."""
     judged: int = 0
-    """Verdicts given."""
+    """Rewards that functions gave; the name is the report's in JSON."""
     reused: int = 0
-    """Verdicts of the same function that the log had already."""
+    """Rewards of the same function that the log had already."""
     failed: int = 0
     """Episodes for which the function gave no value."""
     why: dict[str, int] = msgspec.field(default_factory=dict[str, int])
-    """Of those, how often each reason was told."""
+    """How often each reason was given."""
     left_out: list[str] = msgspec.field(default_factory=list[str])
     """Records and groups that cannot be used, those among them whose credit rule does not exist:
     where, and why.
@@ -112,7 +112,7 @@ def run(
     codec: Codec,
     changes: Changes,
     settings: ClosingSettings,
-    judge: Judge | None = None,
+    rescorer: Rescorer | None = None,
 ) -> Report:
     """Close every group and put its rows into the sink, which stays open. Raises LogUnavailable,
     OSError, ReplayError.
@@ -120,10 +120,10 @@ def run(
     report = Report()
     histories = Histories(source, codec)
 
-    def close(group: Group, verdicts: Judged | None) -> Closing:
-        if verdicts is not None:
+    def close(group: Group, scored: Rescored | None) -> Closing:
+        if scored is not None:
             return reclose(
-                group, verdicts.episodes, verdicts.rewards, changes, settings, group.read_until
+                group, scored.episodes, scored.rewards, changes, settings, group.read_until
             )
         if changes.none:
             return follow(group, settings, group.read_until, lambda: histories.of(group))
@@ -131,21 +131,25 @@ def run(
 
     pairs = (
         ((group, None) for group in groups)
-        if judge is None
-        else ((one.group, one) for one in judged(groups, judge))
+        if rescorer is None
+        else ((one.group, one) for one in rescored(groups, rescorer))
     )
     with _seldom_collected():
-        for group, verdicts in pairs:
+        for group, scored in pairs:
             try:
-                closing = close(group, verdicts)
+                closing = close(group, scored)
             except UNUSABLE as error:
                 report.left_out.append(f"group {group.group_id}: {type(error).__name__}: {error}")
                 continue
             report.count(group, closing)
             sink.put(group.partition, closing.rows)
-    if judge is not None:
-        report.judged, report.reused, report.failed = judge.given, judge.reused, judge.failed
-        report.why = dict(judge.why)
+    if rescorer is not None:
+        report.judged, report.reused, report.failed = (
+            rescorer.given,
+            rescorer.reused,
+            rescorer.failed,
+        )
+        report.why = dict(rescorer.why)
     return report
 
 

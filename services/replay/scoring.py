@@ -78,10 +78,10 @@ def scores(
 def _score(
     declaration: Declaration | None, episode: Episode, rewards: Sequence[AgentReward]
 ) -> Score:
-    verdict = combine(declaration, counted(episode, rewards))
-    if isinstance(verdict, EpisodeRewards):
-        return Score(episode=episode, reward=verdict.total, reason=None, named=verdict.named)
-    return Score(episode=episode, reward=None, reason=verdict, named={})
+    combined = combine(declaration, counted(episode, rewards))
+    if isinstance(combined, EpisodeRewards):
+        return Score(episode=episode, reward=combined.total, reason=None, named=combined.named)
+    return Score(episode=episode, reward=None, reason=combined, named={})
 
 
 def spread(values: Sequence[float]) -> Spread | None:

@@ -1,9 +1,9 @@
-"""A reward function by its reference (see `services.rewards.functions`), and the events that its
-verdicts become.
+"""Score episodes with a reward function, and turn its values into reward events.
 
-What a function raises, returns wrongly or takes too much time or memory for is an error of the
-function, told in the reward event. So is a name that the group waits for and the function, which
-gave others, did not give: it would wait until its deadline.
+`services.rewards.functions` says how a function is named. If the function raises, returns a wrong
+type, or exceeds its time or memory limit, the reward event has no value and an `error`. So it has
+if the function returns other names than one that the group expects: otherwise the group would
+wait until its deadline.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from services.rewards.functions import source_of
 from services.rewards.sandbox import LOAD_TIMEOUT_S, Limits, Sandbox, check
 
 
-class Verdict(NamedTuple):
-    """What the log is told of an episode; `failure` says why there is no value."""
+class Scored(NamedTuple):
+    """The reward events of one episode; `failure` says why they have no value."""
 
     rewards: list[AgentReward]
     failure: RewardFailed | None = None
 
 
 class RewardPlugin:
-    """A function that can be loaded. `source` tells which code gives its verdicts."""
+    """A loadable reward function. `source` names it with its file's hash."""
 
     def __init__(self, reference: str, name: str, load_timeout_s: float = LOAD_TIMEOUT_S) -> None:
         """Raises PluginError."""
@@ -36,21 +36,21 @@ class RewardPlugin:
         check(reference, load_timeout_s)
 
     def sandbox(self, limits: Limits) -> Sandbox:
-        """Processes that run it."""
+        """Return a sandbox: processes that run the function."""
         return Sandbox(self._reference, self.name, limits)
 
-    async def judge(self, sandbox: Sandbox, episode: Episode) -> Verdict:
-        """Its verdict on an episode, by one of its own sandboxes."""
+    async def score(self, sandbox: Sandbox, episode: Episode) -> Scored:
+        """Score an episode in `sandbox`. Failures of the function are returned, not raised."""
         try:
-            values = await sandbox.judge(episode)
+            values = await sandbox.score(episode)
             self._require(episode, values)
         except RewardFailed as failure:
             return self.failed(episode, failure)
-        return Verdict(self._verdicts(episode, values))
+        return Scored(self._reward_events(episode, values))
 
-    def failed(self, episode: Episode, failure: RewardFailed) -> Verdict:
-        """There is no value."""
-        return Verdict(self._verdicts(episode, {self.name: None}, str(failure)), failure)
+    def failed(self, episode: Episode, failure: RewardFailed) -> Scored:
+        """Return the event that says why the episode has no value."""
+        return Scored(self._reward_events(episode, {self.name: None}, str(failure)), failure)
 
     def _require(self, episode: Episode, values: Mapping[str, float]) -> None:
         expected = episode.declaration.expected_rewards if episode.declaration else ()
@@ -61,7 +61,7 @@ class RewardPlugin:
                 f"that too, or another name"
             )
 
-    def _verdicts(
+    def _reward_events(
         self, episode: Episode, values: Mapping[str, float | None], error: str | None = None
     ) -> list[AgentReward]:
         """Expected names come last: a group may close with the last of them, and the others should
@@ -70,9 +70,9 @@ class RewardPlugin:
         expected = episode.declaration.expected_rewards if episode.declaration else ()
         return [
             AgentReward(
-                event_id=verdict_id(name, self.source, episode),
-                # Of verdicts on an episode's revisions the last one's counts: it has more inputs,
-                # but perhaps no later time.
+                event_id=reward_event_id(name, self.source, episode),
+                # The reward of the last revision must be the newest: a revision has more
+                # inputs, but perhaps no later time.
                 event_time=episode.event_time + len(episode.inputs),
                 group_id=episode.group_id,
                 rollout_id=episode.rollout_id,
@@ -89,6 +89,6 @@ class RewardPlugin:
         ]
 
 
-def verdict_id(name: str, source: str, episode: Episode) -> str:
-    """The same function's verdict on the same revision is the same event, whoever asks for it."""
+def reward_event_id(name: str, source: str, episode: Episode) -> str:
+    """Derive the event id from function and revision, so that scoring again repeats the event."""
     return derive_id("reward", name, source, episode.event_id)

@@ -1,14 +1,15 @@
-"""Processes in which a reward function runs: one verdict at a time each, in bounded time and
-memory.
+"""Run a reward function in processes of its own, within limits of time and memory.
 
-A function that takes too long is ended with its process, as is one that crashes; another process
-takes its place. The memory it may take is counted beyond what importing it took, as address space
-(`RLIMIT_AS`): what asks for more gets a MemoryError, and its process is ended with all that it
-kept. Async functions have an event loop for the life of their process, so that a client made at
-import keeps its connections. A process leads a process group: what the function started ends with
-it, unless it left the group (`setsid`). Verdicts cross between processes as msgpack of plain types,
-so that nothing a function returns is run here. This bounds accidents; it keeps no secrets from a
-function and stops no malice.
+Each process scores one episode at a time.
+
+A process whose function takes too long is killed; so is one that crashes. Another takes its place.
+The memory it may take is counted beyond what importing it took, as address space (`RLIMIT_AS`):
+what asks for more gets a MemoryError, and its process is ended with all that it kept. Async
+functions have an event loop for the life of their process, so that a client made at import keeps
+its connections. A process leads a process group: what the function started ends with it, unless it
+left the group (`setsid`). Rewards cross between processes as msgpack of plain types, so that
+nothing a function returns is run here. This bounds accidents; it keeps no secrets from a function
+and stops no malice.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Of one function."""
 
     processes: int
-    """How many verdicts at once."""
+    """Episodes scored at once."""
     timeout_s: float
-    """Seconds for one verdict."""
+    """Seconds that scoring one episode may take."""
     memory_mb: int
     """MiB beyond what the loaded function takes; 0 for as much as there is."""
     load_timeout_s: float = LOAD_TIMEOUT_S
@@ -83,7 +84,7 @@ class Sandbox:
         self._initargs = (reference, os.environ.get(_SAFE_PATH), name, limits)
         self._pool = self._new_pool()
 
-    async def judge(self, episode: Episode) -> dict[str, float]:
+    async def score(self, episode: Episode) -> dict[str, float]:
         """Rewards by name; empty for none. Raises RewardFailed."""
         data = msgspec.msgpack.encode(episode)
         try:
@@ -128,7 +129,7 @@ class Sandbox:
     def _ask(self, pool: ProcessPool, data: bytes) -> asyncio.Future[bytes]:
         try:
             return asyncio.wrap_future(
-                pool.schedule(_judge, (data,), timeout=self._limits.timeout_s)
+                pool.schedule(_score, (data,), timeout=self._limits.timeout_s)
             )
         except RuntimeError as error:
             # It broke just now.
@@ -171,7 +172,7 @@ def _outcome(given: bytes) -> Outcome:
     try:
         return msgspec.msgpack.decode(given, type=Outcome)
     except msgspec.MsgspecError as error:
-        raise ProcessEnded("its process gave what is no verdict") from error
+        raise ProcessEnded("its process sent no map of names to numbers") from error
 
 
 class _Process(ForkServerProcess):
@@ -266,8 +267,8 @@ def _refused(reference: str, safe_path: str | None) -> str | None:
 def _prepare(reference: str, safe_path: str | None, name: str, limits: Limits) -> None:
     _restore(safe_path)
     os.setsid()
-    # Ends the process, as nothing else would: no verdict has been asked for yet, whose time could
-    # be up.
+    # Ends the process, as nothing else would: no episode is being scored yet, whose time
+    # could be up.
     signal.setitimer(signal.ITIMER_REAL, limits.load_timeout_s)
     function = load(reference)
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -278,7 +279,7 @@ def _prepare(reference: str, safe_path: str | None, name: str, limits: Limits) -
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _judge(data: bytes) -> bytes:
+def _score(data: bytes) -> bytes:
     child = _children[0]
     try:
         outcome = _tried(child, data)

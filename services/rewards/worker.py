@@ -1,11 +1,10 @@
-"""A reward worker: reads `episodes` in a consumer group of its own, calls a user's function, writes
-`agent.rewards`.
+"""Run a reward worker: read `episodes`, call the reward function, write `agent.rewards`.
 
     python -m services.rewards.worker --reward rewards.py:fn --name reward --run-id RUN
 
-Every final attempt of the run (of every run, without `--run-id`) is judged: at least once, a
+Every final attempt of the run (of every run, without `--run-id`) is scored: at least once, a
 bounded number at a time. A reward's id derives from its name, the function's source and the
-episode's revision, so that a repeated verdict is the same event. A function that fails gives a
+episode's revision, so that scoring again repeats the same event. A function that fails gives a
 reward without value and with the error's text. Offsets are committed in order, after the rewards
 were acknowledged.
 """
@@ -47,7 +46,7 @@ _POLL_S = 0.2
 
 
 class RewardWorker:
-    """Judges episodes until stopped."""
+    """Scores episodes until stopped."""
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class RewardWorker:
         self._stopping = True
 
     async def run(self) -> None:
-        """Raises KafkaException, LogUnavailable: what is not committed is judged again."""
+        """Raises KafkaException, LogUnavailable: episodes not committed are scored again."""
         consumer = episodes_consumer(
             self._kafka, self._group_id(), self._settings.session_timeout_s
         )
@@ -94,9 +93,9 @@ class RewardWorker:
         return f"{self._kafka.topic_prefix}reward-worker.{scope}.{self._plugin.name}"
 
     async def _handle(self, message: Message) -> None:
-        """Judge an episode; one that cannot be handled is a dead letter."""
+        """Score an episode, or write a dead letter if that is impossible."""
         record = read_message(message, self._codec)
-        failure = await failure_of(partial(self._judge, record), (BadClaim,))
+        failure = await failure_of(partial(self._score, record), (BadClaim,))
         if failure is not None:
             _log.warning(
                 "dead letter",
@@ -108,15 +107,15 @@ class RewardWorker:
         if failure is not None or not isinstance(record.event, Episode):
             await bury(self._producer, self._kafka, self._group_id(), _STAGE, record)
 
-    async def _judge(self, record: Record) -> None:
+    async def _score(self, record: Record) -> None:
         if not isinstance(record.event, Episode) or not self._is_ours(record.event):
             return
         # A function sees what was said, wherever it lies.
         episode = await asyncio.to_thread(redeemed_episode, record.event)
-        rewards, failure = await self._plugin.judge(self._sandbox, episode)
+        rewards, failure = await self._plugin.score(self._sandbox, episode)
         if failure is not None:
             _log.warning(
-                "reward function failed",
+                "reward function failed; the reward event has no value",
                 rollout_id=episode.rollout_id,
                 kind=type(failure).__name__,
                 error=str(failure),
@@ -161,7 +160,7 @@ async def run(arguments: Sequence[str]) -> int:
     """Until told to stop; the exit code: see `serve`."""
     parser = argparse.ArgumentParser(
         prog="python -m services.rewards.worker",
-        description="Judge episodes with a function of yours.",
+        description="Score episodes with a reward function.",
     )
     parser.add_argument(
         "--reward",
@@ -174,7 +173,7 @@ async def run(arguments: Sequence[str]) -> int:
         default="reward",
         help="name of the reward, where the function gives a plain number",
     )
-    parser.add_argument("--run-id", default=None, help="judge only the episodes of this run")
+    parser.add_argument("--run-id", default=None, help="score only episodes of this run")
     chosen = parser.parse_args(arguments)
 
     def make() -> RewardWorker:

@@ -1,9 +1,9 @@
-"""A judgement on an answer that may have been written to end the judge: in a copy of this process,
-for a bounded time.
+"""Compute a score in a forked process with a time limit.
 
-What takes longer, wants more memory than there is or ends the copy is worth 0, as a wrong answer
-is: a policy must not be able to void its rewards. A signal would not do, as it waits until Python's
-next instruction, and one power of two integers may take for ever.
+A policy can write an answer that crashes the check or never lets it end. If the process exceeds
+the limit, runs out of memory or dies, the score is 0, as for a wrong answer: a policy must not be
+able to void its rewards. A signal is no alternative: Python handles it before its next
+instruction, and one power of two integers may take for ever.
 """
 
 from __future__ import annotations
@@ -18,31 +18,34 @@ _COPIES = multiprocessing.get_context("fork")
 _FAILED = "failed: "
 
 
-def within(timeout_s: float, judgement: Callable[[], float]) -> float:
-    """Its value; 0 if there is none in time, or it raises anything but RewardFailed."""
+def within(timeout_s: float, compute: Callable[[], float]) -> float:
+    """Return what `compute` returns; 0 if it takes more than `timeout_s` seconds or raises.
+
+    Raises RewardFailed where `compute` does.
+    """
     reader, writer = _COPIES.Pipe(duplex=False)
     with reader:
-        copy = _COPIES.Process(target=_tell, args=(judgement, writer))
+        copy = _COPIES.Process(target=_send_score, args=(compute, writer))
         copy.start()
         writer.close()
         try:
-            told = reader.recv_bytes().decode() if reader.poll(timeout_s) else "0"
+            score = reader.recv_bytes().decode() if reader.poll(timeout_s) else "0"
         except EOFError:
-            told = "0"
+            score = "0"
         finally:
             copy.kill()
             copy.join()
             copy.close()
-    if told.startswith(_FAILED):
-        raise RewardFailed(told.removeprefix(_FAILED))
-    return float(told)
+    if score.startswith(_FAILED):
+        raise RewardFailed(score.removeprefix(_FAILED))
+    return float(score)
 
 
-def _tell(judgement: Callable[[], float], writer: Connection) -> None:
+def _send_score(compute: Callable[[], float], writer: Connection) -> None:
     try:
-        told = str(judgement())
+        score = str(compute())
     except RewardFailed as error:
-        told = f"{_FAILED}{error}"
-    except BaseException:  # noqa: BLE001 - whatever an answer brings about is the answer's fault
-        told = "0"
-    writer.send_bytes(told.encode("utf-8", "backslashreplace"))
+        score = f"{_FAILED}{error}"
+    except BaseException:  # noqa: BLE001 - whatever an answer causes counts against the answer
+        score = "0"
+    writer.send_bytes(score.encode("utf-8", "backslashreplace"))

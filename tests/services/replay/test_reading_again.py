@@ -18,14 +18,14 @@ from services.common.blobs.blob_store import open_store
 from services.replay.errors import BadArgument, NotFound
 from services.replay.exports import Filters, dpo, rows, sft, transitions
 from services.replay.groups import Group, read_groups
-from services.replay.judging import Judge
 from services.replay.lineage import Lineage
 from services.replay.lookup import find_group, group_of
+from services.replay.rescoring import Rescorer
 from services.replay.scoring import compare, scores
 from services.replay.timeline import rollout_ids, shortened, timeline
 from services.replay.windows import parse_datetime, parse_since, shown
 from services.rewarder.closing_settings import ClosingSettings
-from services.rewards.plugins import RewardPlugin, verdict_id
+from services.rewards.plugins import RewardPlugin, reward_event_id
 from services.rewards.sandbox import Limits
 from tests.services.replay.memory_log import CODEC, MemoryLog
 from tests.synthetic import (
@@ -61,15 +61,15 @@ def chats(*replies: str, group: int = 1) -> Group:
 
 def rewards_of(
     folder: Path, group: Group, body: str, *, anew: bool = False
-) -> tuple[Judge, tuple[AgentReward, ...]]:
-    """What a function of this body gives a group, and who judged."""
+) -> tuple[Rescorer, tuple[AgentReward, ...]]:
+    """What a function of this body gives a group, and who rescored."""
     (folder / "rewards.py").write_text(f"def fn(episode):\n    {body}\n")
     plugins, limits = (
         [RewardPlugin(f"{folder}/rewards.py:fn", "reward")],
         Limits(processes=1, timeout_s=30, memory_mb=0),
     )
-    with Judge(plugins, limits, anew=anew) as judge:
-        return judge, asyncio.run(judge.rewards(group, group.episodes()))
+    with Rescorer(plugins, limits, anew=anew) as rescorer:
+        return rescorer, asyncio.run(rescorer.rewards(group, group.episodes()))
 
 
 def test_a_function_takes_the_place_of_rewards_of_its_name(tmp_path: Path) -> None:
@@ -92,15 +92,15 @@ def test_several_functions_pay_under_their_names_and_are_weighed(tmp_path: Path)
         for name, function in (("reward", "size"), ("style", "two"))
     ]
     group = chats("42", "forty-two")
-    with Judge(plugins, Limits(processes=1, timeout_s=30, memory_mb=0), anew=True) as judge:
-        rewards = asyncio.run(judge.rewards(group, group.episodes()))
+    with Rescorer(plugins, Limits(processes=1, timeout_s=30, memory_mb=0), anew=True) as rescorer:
+        rewards = asyncio.run(rescorer.rewards(group, group.episodes()))
     assert {(reward.name, reward.value) for reward in rewards} == {
         ("reward", 2.0),
         ("style", 4.0),
         ("reward", 9.0),
         ("style", 18.0),
     }
-    assert judge.given == 4
+    assert rescorer.given == 4
     assert [score.reward for score in scores(group, rewards=rewards)] == [6.0, 27.0]
     weighed = scores(group, rewards=rewards, weights={"style": 0.5, "reward": 0.0})
     assert [(score.reward, score.named["style"]) for score in weighed] == [(2.0, 4.0), (9.0, 18.0)]
@@ -121,15 +121,15 @@ def test_a_verdict_that_the_same_code_gave_under_another_name_is_kept_and_not_ta
 ) -> None:
     group = chats("42")
     _, given = rewards_of(tmp_path, group, "return 5")
-    other = [msgspec.structs.replace(reward, name="length", event_id=verdict_id("length", reward.source, episode))
+    other = [msgspec.structs.replace(reward, name="length", event_id=reward_event_id("length", reward.source, episode))
              for reward, episode in zip(given, group.episodes(), strict=True)]  # fmt: skip
     later = msgspec.structs.replace(group, rewards=(*group.rewards, *other))
-    judge, rewards = rewards_of(tmp_path, later, "return 5")
+    rescorer, rewards = rewards_of(tmp_path, later, "return 5")
     assert sorted((reward.name, reward.value) for reward in rewards) == [
         ("length", 5.0),
         ("reward", 5.0),
     ]
-    assert (judge.given, judge.reused) == (1, 0)
+    assert (rescorer.given, rescorer.reused) == (1, 0)
 
 
 def test_a_function_that_fails_leaves_no_reward_and_says_why(tmp_path: Path) -> None:
@@ -273,13 +273,13 @@ def test_a_verdict_without_value_that_is_reused_counts_as_failed(tmp_path: Path)
         RewardPlugin(f"{tmp_path}/rewards.py:fn", "reward"),
         Limits(processes=1, timeout_s=30, memory_mb=0),
     )
-    with Judge([plugin], limits, anew=False) as judge:
-        given = asyncio.run(judge.rewards(group, group.episodes()))
-        assert (judge.failed, judge.reused) == (2, 0)
+    with Rescorer([plugin], limits, anew=False) as rescorer:
+        given = asyncio.run(rescorer.rewards(group, group.episodes()))
+        assert (rescorer.failed, rescorer.reused) == (2, 0)
         again = msgspec.structs.replace(group, rewards=given)
-        asyncio.run(judge.rewards(again, again.episodes()))
-    assert (judge.failed, judge.reused) == (4, 2)
-    assert judge.why == {"ZeroDivisionError: division by zero": 4}
+        asyncio.run(rescorer.rewards(again, again.episodes()))
+    assert (rescorer.failed, rescorer.reused) == (4, 2)
+    assert rescorer.why == {"ZeroDivisionError: division by zero": 4}
 
 
 @pytest.mark.parametrize(

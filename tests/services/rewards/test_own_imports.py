@@ -24,7 +24,7 @@ from fulgurite.episodes.stitching import stitch
 def main():
     sandbox = RewardPlugin(sys.argv[1], "score").sandbox(Limits(processes=1, timeout_s=60.0, memory_mb=0))
     try:
-        print(asyncio.run(sandbox.judge(stitch([make_declared(), make_call(), make_status()]))))
+        print(asyncio.run(sandbox.score(stitch([make_declared(), make_call(), make_status()]))))
     except Exception as error:
         print(f"{type(error).__name__}: {error}")
     finally:
@@ -46,9 +46,9 @@ def safe(episode): return float(os.environ.get("PYTHONSAFEPATH", "-1"))
 
 
 @pytest.fixture
-def judges(tmp_path: Path) -> Path:
+def scorers(tmp_path: Path) -> Path:
     """A program outside the project, as an installed command is."""
-    path = tmp_path / "bin" / "judges.py"
+    path = tmp_path / "bin" / "scorers.py"
     path.parent.mkdir()
     path.write_text(JUDGES)
     return path
@@ -62,10 +62,10 @@ def project(folder: Path, files: dict[str, str]) -> Path:
     return folder / "project"
 
 
-def told(judges: Path, folder: Path, reference: str, **environment: str) -> list[str]:
+def told(scorers: Path, folder: Path, reference: str, **environment: str) -> list[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     done = subprocess.run(
-        [sys.executable, str(judges), reference],
+        [sys.executable, str(scorers), reference],
         cwd=folder,
         env={**inherited, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
@@ -91,42 +91,42 @@ def told(judges: Path, folder: Path, reference: str, **environment: str) -> list
 )
 @pytest.mark.parametrize("reference", ["rewards.py:score", "rewards/rewards.py:score"])
 def test_a_function_imports_what_its_project_calls_services(
-    judges: Path, tmp_path: Path, own: dict[str, str], reference: str
+    scorers: Path, tmp_path: Path, own: dict[str, str], reference: str
 ) -> None:
     folder = project(tmp_path, {**own, reference.partition(":")[0]: READS})
-    assert told(judges, folder, reference) == ["{'score': 0.75}", "None"]
+    assert told(scorers, folder, reference) == ["{'score': 0.75}", "None"]
 
 
-def test_a_module_of_that_name_is_found_too(judges: Path, tmp_path: Path) -> None:
+def test_a_module_of_that_name_is_found_too(scorers: Path, tmp_path: Path) -> None:
     folder = project(
         tmp_path,
         {"services.py": PRICE, "rewards.py": READS.replace("services.pricing", "services")},
     )
-    assert told(judges, folder, "rewards.py:score")[0] == "{'score': 0.75}"
+    assert told(scorers, folder, "rewards.py:score")[0] == "{'score': 0.75}"
 
 
-def test_a_built_in_reward_is_found_whatever_the_project_has(judges: Path, tmp_path: Path) -> None:
+def test_a_built_in_reward_is_found_whatever_the_project_has(scorers: Path, tmp_path: Path) -> None:
     folder = project(tmp_path, {"services/__init__.py": ""})
-    assert told(judges, folder, "builtin:f1")[0].startswith(
+    assert told(scorers, folder, "builtin:f1")[0].startswith(
         "RewardFailed: the task has no field 'reference'"
     )
 
 
-def test_a_function_that_fails_is_told_of(judges: Path, tmp_path: Path) -> None:
+def test_a_function_that_fails_is_told_of(scorers: Path, tmp_path: Path) -> None:
     folder = project(
         tmp_path, {"services/__init__.py": "", "services/pricing.py": PRICE, "rewards.py": READS}
     )
     assert (
-        told(judges, folder, "rewards.py:fails")[0]
+        told(scorers, folder, "rewards.py:fails")[0]
         == "RewardFailed: ZeroDivisionError: float division by zero"
     )
 
 
 @pytest.mark.parametrize(("environment", "expected"), [({}, -1.0), ({"PYTHONSAFEPATH": "1"}, 1.0)])
 def test_programs_that_a_function_starts_look_where_they_always_did(
-    judges: Path, tmp_path: Path, environment: dict[str, str], expected: float
+    scorers: Path, tmp_path: Path, environment: dict[str, str], expected: float
 ) -> None:
     folder = project(
         tmp_path, {"services/__init__.py": "", "services/pricing.py": PRICE, "rewards.py": READS}
     )
-    assert told(judges, folder, "rewards.py:safe", **environment)[0] == f"{{'score': {expected}}}"
+    assert told(scorers, folder, "rewards.py:safe", **environment)[0] == f"{{'score': {expected}}}"

@@ -163,7 +163,7 @@ def asking(question: str) -> Episode:
     ],
 )
 async def test_values(sandbox: Sandbox, function: str, expected: dict[str, float]) -> None:
-    assert await sandbox.judge(asking(function)) == expected
+    assert await sandbox.score(asking(function)) == expected
 
 
 @pytest.mark.parametrize(
@@ -214,8 +214,8 @@ async def test_failures_are_told_and_the_next_episode_is_judged(
     sandbox: Sandbox, function: str, failure: type[RewardFailed], told: str
 ) -> None:
     with pytest.raises(failure, match=told):
-        await sandbox.judge(asking(function))
-    assert await sandbox.judge(asking("number")) == {"score": 0.25}
+        await sandbox.score(asking(function))
+    assert await sandbox.score(asking("number")) == {"score": 0.25}
 
 
 async def test_every_failure_is_an_event_that_can_be_written(
@@ -223,13 +223,13 @@ async def test_every_failure_is_an_event_that_can_be_written(
 ) -> None:
     plugin = RewardPlugin(f"{rewards}:rewards", "score")
     for function in ("half", "half_name", "long", "long_name", "long_text", "mute", "exits"):
-        (reward,) = (await plugin.judge(sandbox, asking(function))).rewards
+        (reward,) = (await plugin.score(sandbox, asking(function))).rewards
         assert (reward.name, reward.value) == ("score", None)
         assert len(Codec().encode(reward)) < 10_000
 
 
 async def test_nothing_that_a_function_returns_is_run_here(rewards: Path, sandbox: Sandbox) -> None:
-    (name,) = await sandbox.judge(asking("odd_name"))
+    (name,) = await sandbox.score(asking("odd_name"))
     assert type(name) is str
     assert not (rewards.parent / "unpickled").exists()
 
@@ -239,7 +239,7 @@ async def test_what_a_function_started_ends_with_its_process(
     rewards: Path, sandbox: Sandbox, function: str
 ) -> None:
     with pytest.raises(RewardFailed):
-        await sandbox.judge(asking(function))
+        await sandbox.score(asking(function))
     for pid in (rewards.parent / function).read_text().split():
         await asyncio.to_thread(wait_for_end, int(pid))
 
@@ -248,7 +248,7 @@ async def test_what_a_function_started_ends_with_the_sandbox(rewards: Path) -> N
     sandbox = RewardPlugin(f"{rewards}:leaves", "pid").sandbox(
         Limits(processes=1, timeout_s=30.0, memory_mb=0)
     )
-    await sandbox.judge(asking("started"))
+    await sandbox.score(asking("started"))
     sandbox.close()
     for pid in (rewards.parent / "started").read_text().split():
         await asyncio.to_thread(wait_for_end, int(pid))
@@ -280,7 +280,7 @@ async def test_an_import_that_is_slow_only_when_it_matters_is_a_failure(tmp_path
     (tmp_path / "once").touch()
     sandbox = plugin.sandbox(Limits(processes=1, timeout_s=30.0, memory_mb=0, load_timeout_s=0.5))
     with pytest.raises(ProcessEnded):
-        await sandbox.judge(asking("number"))
+        await sandbox.score(asking("number"))
     sandbox.close()
 
 
@@ -288,34 +288,34 @@ async def test_an_import_that_is_slow_only_when_it_matters_is_a_failure(tmp_path
 async def test_what_wanted_too_much_memory_leaves_nothing_to_the_next_episode(
     sandbox: Sandbox, function: str
 ) -> None:
-    process = await sandbox.judge(asking("process"))
+    process = await sandbox.score(asking("process"))
     with pytest.raises(OutOfMemory):
-        await sandbox.judge(asking(function))
-    assert await sandbox.judge(asking("process")) != process
-    assert await sandbox.judge(asking("held")) == {"score": 0.0}
+        await sandbox.score(asking(function))
+    assert await sandbox.score(asking("process")) != process
+    assert await sandbox.score(asking("held")) == {"score": 0.0}
 
 
 async def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(
     sandbox: Sandbox,
 ) -> None:
-    process = int((await sandbox.judge(asking("process")))["score"])
+    process = int((await sandbox.score(asking("process")))["score"])
     os.kill(process, signal.SIGKILL)
     await asyncio.to_thread(wait_for_end, process)
     assert (
-        await asyncio.gather(*(sandbox.judge(asking("number")) for _ in range(4)))
+        await asyncio.gather(*(sandbox.score(asking("number")) for _ in range(4)))
         == [{"score": 0.25}] * 4
     )
 
 
 async def test_an_async_function_has_one_loop_for_all_episodes(sandbox: Sandbox) -> None:
-    assert [await sandbox.judge(asking("later")) for _ in range(2)] == [{"score": 1.0}] * 2
+    assert [await sandbox.score(asking("later")) for _ in range(2)] == [{"score": 1.0}] * 2
 
 
 def test_a_function_runs_in_a_process_of_its_own_that_ends_with_the_sandbox(rewards: Path) -> None:
     sandbox = RewardPlugin(f"{rewards}:process", "pid").sandbox(
         Limits(processes=1, timeout_s=30.0, memory_mb=0)
     )
-    pid = int(asyncio.run(sandbox.judge(asking("process")))["pid"])
+    pid = int(asyncio.run(sandbox.score(asking("process")))["pid"])
     sandbox.close()
     assert pid != os.getpid()
     wait_for_end(pid)
@@ -361,7 +361,7 @@ async def test_of_verdicts_on_revisions_the_one_on_the_last_counts(rewards: Path
     ]
     assert len({episode.event_time for episode in revisions if episode}) == 1
     sandbox = plugin.sandbox(Limits(processes=1, timeout_s=30.0, memory_mb=0))
-    told = [(await plugin.judge(sandbox, episode)).rewards[0] for episode in revisions if episode]
+    told = [(await plugin.score(sandbox, episode)).rewards[0] for episode in revisions if episode]
     sandbox.close()
     assert [reward.value for reward in told] == [float(newest + 1) for newest in range(6)]
     for newest in range(6):
@@ -392,7 +392,7 @@ async def test_a_name_that_the_group_waits_for_and_the_function_does_not_give_is
         [make_declared(task='{"question": "named"}', expected=expected), make_call(), make_status()]
     )
     assert episode is not None
-    verdict = await RewardPlugin(f"{rewards}:rewards", "score").judge(sandbox, episode)
+    verdict = await RewardPlugin(f"{rewards}:rewards", "score").score(sandbox, episode)
     assert {reward.name: reward.value for reward in verdict.rewards} == told
     if verdict.failure is not None:
         assert str(verdict.failure).startswith(
@@ -410,7 +410,7 @@ from tests.synthetic import make_call, make_declared, make_status
 if __name__ == "__main__":
     episode = stitch([make_declared(), make_call(), make_status()])
     sandbox = Sandbox("builtin:exact_match(reference=question)", "score", Limits(processes=6, timeout_s=60.0, memory_mb=0))
-    print(asyncio.run(sandbox.judge(episode)))
+    print(asyncio.run(sandbox.score(episode)))
     sandbox.close()
 else:
     time.sleep(0.3)

@@ -14,7 +14,7 @@ from fulgurite.events import AgentReward, DeadLetter, Episode
 from services.common.kafka.errors import EventTooLarge
 from services.common.kafka.settings import KafkaSettings
 from services.rewards import worker as module
-from services.rewards.plugins import RewardPlugin, Verdict
+from services.rewards.plugins import RewardPlugin, Scored
 from services.rewards.sandbox import Limits, Sandbox
 from services.rewards.settings import RewardWorkerSettings
 from services.rewards.worker import RewardWorker
@@ -54,11 +54,11 @@ class Plugin(RewardPlugin):
     def sandbox(self, limits: Limits) -> Sandbox:
         return NoSandbox()
 
-    async def judge(self, sandbox: Sandbox, episode: Episode) -> Verdict:
+    async def score(self, sandbox: Sandbox, episode: Episode) -> Scored:
         self.asked.append(episode.group_id)
         if episode.group_id == group_id(1):
             raise self._error
-        return Verdict([make_reward()])
+        return Scored([make_reward()])
 
 
 def _given(what: object, *_: object) -> object:

@@ -1,9 +1,8 @@
-"""Reward functions over rebuilt episodes: a bounded number at a time, each in bounded time and
-memory, failures told and never raised.
+"""Score rebuilt episodes with reward functions, within limits of time, memory and concurrency.
 
-A verdict has the id that a live reward worker would have given it. One that this very code
-(`source` has the file's hash) has already given to an episode under this name is reused, unless
-everything is to be judged anew.
+Failures of a function are counted and never raised. A reward has the event id that a live reward
+worker would have given it. A reward that the same code (`source` has the file's hash) gave to the
+episode under this name is reused, unless all episodes are to be scored again (`anew`).
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from fulgurite.groups.closing import members
 from services.common.blobs.blob_store import redeemed_episode
 from services.replay.groups import Group
 from services.rewards.errors import RewardFailed
-from services.rewards.plugins import RewardPlugin, Verdict, verdict_id
+from services.rewards.plugins import RewardPlugin, Scored, reward_event_id
 from services.rewards.sandbox import Limits, Sandbox
 
 _AT_ONCE = 64
-"""Groups that are in memory while their episodes are judged."""
+"""Groups that are in memory while their episodes are rescored."""
 
 
-class Judged(NamedTuple):
+class Rescored(NamedTuple):
     """A group and its rewards by other functions."""
 
     group: Group
@@ -36,11 +35,11 @@ class Judged(NamedTuple):
     rewards: tuple[AgentReward, ...]
 
 
-class Judge:
-    """Judges groups with one function or several. Close it, or use it in a `with`.
+class Rescorer:
+    """Scores the episodes of groups with one or more functions. Close it, or use it in a `with`.
 
-    `given`, `failed` and `reused` count verdicts, `why` failures by what was told; a failure that
-    is reused is one of both.
+    `given`, `failed` and `reused` count rewards, `why` failures by their reason. A failure
+    that is reused counts as both.
     """
 
     def __init__(self, plugins: Sequence[RewardPlugin], limits: Limits, *, anew: bool) -> None:
@@ -60,10 +59,10 @@ class Judge:
             if member.final is not None
         ]
         asked = list(product(self._functions, finals))
-        judged = await asyncio.gather(
+        rescored = await asyncio.gather(
             *(self._rewards(*function, episode, group.rewards) for function, episode in asked)
         )
-        mine = [reward for rewards in judged for reward in rewards]
+        mine = [reward for rewards in rescored for reward in rewards]
         replaced = {(reward.rollout_id, reward.name) for reward in mine} | {
             (one.rollout_id, plugin.name) for (plugin, _), one in asked
         }
@@ -82,7 +81,7 @@ class Judge:
         self.close()
 
     def close(self) -> None:
-        """Ends the functions' processes."""
+        """End the functions' processes."""
         for _, sandbox in self._functions:
             sandbox.close()
 
@@ -96,9 +95,9 @@ class Judge:
                 self.reused += len(before)
                 for failed in [reward for reward in before if reward.value is None]:
                     self.failed += 1
-                    self.why[failed.error or "no reason was told"] += 1
+                    self.why[failed.error or "no reason was given"] += 1
                 return before
-        rewards, failure = await _judge(plugin, sandbox, episode)
+        rewards, failure = await _score(plugin, sandbox, episode)
         self.given += len(rewards)
         if failure is not None:
             self.failed += 1
@@ -106,31 +105,31 @@ class Judge:
         return rewards
 
 
-async def _judge(plugin: RewardPlugin, sandbox: Sandbox, episode: Episode) -> Verdict:
+async def _score(plugin: RewardPlugin, sandbox: Sandbox, episode: Episode) -> Scored:
     try:
         redeemed = redeemed_episode(episode)
     except BadClaim as error:
         # A live worker leaves a dead letter instead: a replay writes none.
         return plugin.failed(episode, RewardFailed(str(error)))
-    return await plugin.judge(sandbox, redeemed)
+    return await plugin.score(sandbox, redeemed)
 
 
 def _is_about(reward: AgentReward, episode: Episode) -> bool:
-    """Whether a verdict was given to this revision of the episode."""
-    return reward.event_id == verdict_id(reward.name, reward.source, episode)
+    """Whether the reward is for this revision of the episode."""
+    return reward.event_id == reward_event_id(reward.name, reward.source, episode)
 
 
-def judged(groups: Iterable[Group], judge: Judge) -> Iterator[Judged]:
-    """Groups in their order, each with its episodes and the rewards that the judge gives them."""
+def rescored(groups: Iterable[Group], rescorer: Rescorer) -> Iterator[Rescored]:
+    """Yield the groups in their order, each with its episodes and new rewards."""
     remaining = iter(groups)
     with asyncio.Runner() as runner:
         while batch := list(islice(remaining, _AT_ONCE)):
-            yield from runner.run(_judged(batch, judge))
+            yield from runner.run(_rescored(batch, rescorer))
 
 
-async def _judged(batch: Sequence[Group], judge: Judge) -> list[Judged]:
+async def _rescored(batch: Sequence[Group], rescorer: Rescorer) -> list[Rescored]:
     episodes = [group.episodes() for group in batch]
     rewards = await asyncio.gather(
-        *(judge.rewards(group, own) for group, own in zip(batch, episodes, strict=True))
+        *(rescorer.rewards(group, own) for group, own in zip(batch, episodes, strict=True))
     )
-    return [Judged(*one) for one in zip(batch, episodes, rewards, strict=True)]
+    return [Rescored(*one) for one in zip(batch, episodes, rewards, strict=True)]
