@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from fulgurite.topics import TOPICS
-from services.cli.errors import told
+from services.cli.errors import report_errors
 from services.cli.output import print_json
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
@@ -47,7 +47,7 @@ def archive(
     Example: `fulgurite archive /backup/fulgurite`
     """
     console = make_console()
-    with told("archive"):
+    with report_errors("archive"):
         unknown = set(topic or ()) - {known.name for known in TOPICS}
         if unknown:
             raise BadArgument(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.errors import told
+from services.cli.errors import report_errors
 from services.cli.output import print_json
 from services.common.blobs.blob_store import open_store
 from services.common.blobs.settings import ClaimSettings
@@ -54,7 +54,7 @@ def prune_claims(
 
     Example: `fulgurite claims prune --older-than-days 60 --dry-run`
     """
-    with told("claims prune"):
+    with report_errors("claims prune"):
         settings = ClaimSettings()
         store = open_store(settings.claims_url, settings.data_dir)
         done = prune(

@@ -9,7 +9,7 @@ import typer
 from rich.table import Column, Table
 
 from fulgurite.events import DeadLetter
-from services.cli.errors import told
+from services.cli.errors import report_errors
 from services.cli.output import print_json, print_table
 from services.common.kafka.codec import make_codec
 from services.common.kafka.reachability import answering
@@ -53,7 +53,7 @@ def list_letters(
 
     Example: `fulgurite dlq list --stage aggregator --since 24h`
     """
-    with told("dlq list"):
+    with report_errors("dlq list"):
         after = parse_since(since) or 0
         known = read_letters(answering(KafkaSettings()), make_codec())
         letters = [
@@ -94,7 +94,7 @@ def show_letter(
 
     Example: `fulgurite dlq show 3f9a`
     """
-    with told("dlq show"):
+    with report_errors("dlq show"):
         codec = make_codec()
         (found,) = chosen(read_letters(answering(KafkaSettings()), codec), [letter])
         event = content(codec, found)
@@ -139,7 +139,7 @@ def redrive_letters(
 
     Example: `fulgurite dlq redrive --all --dry-run`
     """
-    with told("dlq redrive"):
+    with report_errors("dlq redrive"):
         if bool(letters) == every:
             raise BadArgument("name the letters, or say --all")
         kafka, codec = answering(KafkaSettings()), make_codec()

@@ -1,5 +1,6 @@
-"""How a command that reads the log ends when it cannot go on: a line on stderr; 1 for what makes no
-sense, 2 for a log that is away.
+"""Report the errors of a command that reads the log: one line on stderr, and an exit code.
+
+1 stands for invalid input, 2 for a log that cannot be read.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _REASONS = 3
 
 
 @contextmanager
-def told(command: str) -> Generator[None]:
-    """Errors of the block as an exit code and a line."""
+def report_errors(command: str) -> Generator[None]:
+    """Print an error of the block as one line; exit 1 for bad input, 2 for an unreadable log."""
     try:
         yield
     except (
@@ -34,10 +35,10 @@ def told(command: str) -> Generator[None]:
         ArithmeticError,
         RecursionError,
     ) as error:
-        _say(command, error)
+        _print_error(command, error)
         raise typer.Exit(1) from error
     except (LogUnavailable, TopicLayoutError, OSError) as error:
-        _say(command, error)
+        _print_error(command, error)
         raise typer.Exit(2) from error
 
 
@@ -60,7 +61,7 @@ def show_left_out(lines: Sequence[str]) -> None:
         console.print(f"... and {len(lines) - _REASONS} more")
 
 
-def _say(command: str, error: Exception) -> None:
+def _print_error(command: str, error: Exception) -> None:
     # What librdkafka says of a topic that does not exist.
     hint = (
         "; run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX"

@@ -16,7 +16,7 @@ from fulgurite.enums import Mode
 from fulgurite.events import Trajectory
 from fulgurite.untrusted_json import Json, encoded
 from fulgurite.versions import parse_version
-from services.cli.errors import show_left_out, told
+from services.cli.errors import report_errors, show_left_out
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
@@ -105,7 +105,7 @@ def export(
 
     Example: `fulgurite export sft good.jsonl --mode train --min-reward 0.5`
     """
-    with told("export"):
+    with report_errors("export"):
         if target.exists():
             raise TargetInUse(f"{target} exists already")
         filters = Filters(

@@ -28,7 +28,7 @@ from fulgurite.topics import (
     TRAJECTORIES,
     Topic,
 )
-from services.cli.errors import told
+from services.cli.errors import report_errors
 from services.cli.output import print_json
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import Record, read_all
@@ -60,7 +60,7 @@ def ledger(
 
     Example: `fulgurite ledger --partitions`
     """
-    with told("ledger"):
+    with report_errors("ledger"):
         books = read_books(answering(KafkaSettings()))
     if as_json:
         print_json(as_dict(books))

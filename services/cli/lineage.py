@@ -14,7 +14,7 @@ from rich.table import Table
 from fulgurite.ids import parse_completion
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from fulgurite.versions import parse_version
-from services.cli.errors import told
+from services.cli.errors import report_errors
 from services.cli.output import print_json
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
@@ -48,7 +48,7 @@ def lineage(
 
     Example: `fulgurite lineage policy@1.7 --calls`
     """
-    with told("lineage"):
+    with report_errors("lineage"):
         if (version is None) == (call is None):
             raise BadArgument("name either a version, policy@epoch.step, or a call with --call")
         wanted = (

@@ -22,7 +22,7 @@ from rich.progress import (
 
 from fulgurite.groups.credit import credit_rule
 from fulgurite.topics import TRAJECTORIES
-from services.cli.errors import show_failures, told
+from services.cli.errors import report_errors, show_failures
 from services.cli.output import print_json
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
@@ -141,7 +141,7 @@ def replay(
 
     Example: `fulgurite replay --from-beginning --reward rewards.py:score --into trajectories.v2`
     """
-    with told("replay"):
+    with report_errors("replay"):
         if from_beginning == (from_datetime is not None):
             raise BadArgument("say either --from-beginning or --from-datetime")
         since = None if from_datetime is None else parse_datetime(from_datetime)
@@ -199,7 +199,10 @@ def _run(
         with _progress(quiet) as progress:
             task = progress.add_task("reading", total=total)
             groups = read_groups(
-                source, codec, since_ms=since, told=lambda count: progress.advance(task, count)
+                source,
+                codec,
+                since_ms=since,
+                on_progress=lambda count: progress.advance(task, count),
             )
             report = run(
                 _counted(groups, progress, task),

@@ -12,7 +12,7 @@ from fulgurite.enums import Mode
 from fulgurite.episodes.failures import FailureKind
 from fulgurite.untrusted_json import Json
 from fulgurite.versions import parse_version
-from services.cli.errors import show_left_out, told
+from services.cli.errors import report_errors, show_left_out
 from services.cli.output import print_json, print_table
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
@@ -97,7 +97,7 @@ def list_rollouts(
 
     Example: `fulgurite rollouts list --version policy@1.8 --reward-below 0.5`
     """
-    with told("rollouts list"):
+    with report_errors("rollouts list"):
         wanted = Wanted(
             mode=mode,
             reward_below=reward_below,
@@ -184,7 +184,7 @@ def show_rollout(
 
     Example: `fulgurite rollouts show ID --tokens`
     """
-    with told("rollouts show"):
+    with report_errors("rollouts show"):
         group_id, rollout_id = group_of(name)
         codec = make_codec()
         group = find_group(LogSource(KafkaSettings(), codec), codec, group_id)

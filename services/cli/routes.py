@@ -13,7 +13,7 @@ import typer
 from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.ids import derive_id
 from fulgurite.topics import POLICY_ROUTES
-from services.cli.errors import told
+from services.cli.errors import report_errors
 from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
 from services.cli.route_effect import RouteEffect
 from services.cli.route_targets import BadTarget, check_alias, parse_targets, read_published
@@ -32,7 +32,7 @@ def set_route_command(alias: str, texts: Sequence[str], reason: str, wait_s: flo
     """Exits 1 with a plain message for what makes no sense or took no effect, 2 if the log does not
     answer.
     """
-    with told("routes"):
+    with report_errors("routes"):
         targets = parse_targets(texts)
         kafka = answering(KafkaSettings())
         policies = {RunnerSettings().policy, *_check_alias(alias)}
@@ -49,7 +49,7 @@ def set_route_command(alias: str, texts: Sequence[str], reason: str, wait_s: flo
 
 def clear_route_command(alias: str, reason: str) -> None:
     """An alias without targets is served as FULGURITE_ALIASES says."""
-    with told("routes"):
+    with report_errors("routes"):
         kafka = answering(KafkaSettings())
         routed = read_routes(kafka)
         if alias not in routed:
@@ -79,7 +79,7 @@ def _check_alias(alias: str) -> list[str]:
 
 def list_routes_command() -> None:
     """The routes in force, an alias a line."""
-    with told("routes"):
+    with report_errors("routes"):
         found = read_routes(answering(KafkaSettings()))
     console = make_console()
     for alias, route in sorted(found.items()):

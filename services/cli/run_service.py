@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from services.cli.errors import told
+from services.cli.errors import report_errors
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 
@@ -25,7 +25,7 @@ def serve(
         for name, value in given.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    with told(command):
+    with report_errors(command):
         answering(KafkaSettings())
         code = asyncio.run(run(arguments))
     raise typer.Exit(code)

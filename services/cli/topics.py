@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from fulgurite.topics import TOPICS, TRAJECTORIES, Topic
-from services.cli.errors import told
+from services.cli.errors import report_errors
 from services.cli.output import print_table
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.reachability import answering
@@ -43,7 +43,7 @@ def list_topics_command() -> None:
     """Every topic of the table, and those that replays have written; exit 1 if one of the table is
     missing, 2 if no broker answers.
     """
-    with told("topics"):
+    with report_errors("topics"):
         kafka = answering(KafkaSettings())
         there = topic_names(kafka)
         table = Table("topic", "holds", "key", "partitions", "records", "kept")

@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from fulgurite.topics import TRAJECTORIES
-from services.cli.errors import told
+from services.cli.errors import report_errors
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.learner.errors import LearnerError
@@ -53,7 +53,7 @@ def train(
 
     Example: `fulgurite train --topic trajectories.v2 --policy policy-v2 --rows-of policy`
     """
-    with told("train"):
+    with report_errors("train"):
         if rows_of is not None and topic == TRAJECTORIES.name:
             raise BadArgument(
                 "--rows-of is for a replayed topic: on the live one, rows belong to the "
@@ -67,7 +67,7 @@ def train(
         "FULGURITE_DATA_DIR": data_dir,
     }
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
-    with told("train"):
+    with report_errors("train"):
         settings = _settings()
         try:
             check_start(settings, answering(KafkaSettings()))

@@ -12,7 +12,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from services.cli.errors import show_failures, show_left_out, told
+from services.cli.errors import report_errors, show_failures, show_left_out
 from services.cli.output import print_json
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
@@ -101,7 +101,7 @@ def try_reward(
 
     Example: `fulgurite try rewards.py:score --since 7d`
     """
-    with told("try"):
+    with report_errors("try"):
         asked, weights = (
             read_rewards([*(functions or ()), *(reward or ())], name),
             read_weights(weight or ()),

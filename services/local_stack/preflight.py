@@ -59,7 +59,7 @@ Environment = Mapping[str, str]
 
 def check_settings(environment: Environment) -> Iterator[str]:
     """Every value that a service would refuse, by its variable; never the value of a secret."""
-    told: set[str] = set()
+    problems: set[str] = set()
     for settings in SERVICES:
         try:
             made = settings()
@@ -68,14 +68,14 @@ def check_settings(environment: Environment) -> Iterator[str]:
                 name = _variable(settings, finding["loc"])
                 value = environment.get(name, "")
                 shown = "" if any(word in name for word in ("KEY", "PASSWORD")) else f"={value}"
-                told.add(
+                problems.add(
                     f"{name}{shown}: {finding['msg']}. Correct it in .env "
                     f"(docs/reference/settings.md says what it takes)."
                 )
             continue
         if isinstance(made, GatewaySettings):
-            told.update(_of_gateway(made))
-    yield from sorted(told)
+            problems.update(_of_gateway(made))
+    yield from sorted(problems)
 
 
 def _variable(settings: type[BaseSettings], where: tuple[int | str, ...]) -> str:

@@ -118,10 +118,10 @@ def running(options: StackOptions) -> Generator[LocalStack]:
 
 def wait_for_signal() -> None:
     """Return at SIGINT or SIGTERM."""
-    told = threading.Event()
+    stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: told.set())
-    told.wait()
+        signal.signal(number, lambda _number, _frame: stopping.set())
+    stopping.wait()
 
 
 def _tell_exit(process: Process, code: int) -> None:

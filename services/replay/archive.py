@@ -55,7 +55,7 @@ def archive(
     codec: Codec,
     folder: Path,
     topics: Collection[Topic],
-    told: Callable[[str, int], None],
+    on_progress: Callable[[str, int], None],
 ) -> Archived:
     """Add to the archive what topics hold beyond it. Raises LogUnavailable, BadArchive, OSError."""
     done = read_index(folder)
@@ -73,7 +73,7 @@ def archive(
                     lost.update(dict.fromkeys(gone))
                 part = f"topic={topic.name}/day={_day(raw.timestamp)}/partition-{partition:03d}"
                 files.write(part, [{name: getattr(raw, name) for name in _COLUMNS}])
-            told(topic.name, counts[topic.name])
+            on_progress(topic.name, counts[topic.name])
     files.close()
     ends = {
         (topic.name, number): source.end((topic.name, number))

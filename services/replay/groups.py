@@ -44,8 +44,8 @@ begun already.
 
 INPUTS = (LLM_CALLS, AGENT_STATUS, AGENT_REWARDS)
 
-Told = Callable[[int], None]
-"""Is told how many more records have been read."""
+OnProgress = Callable[[int], None]
+"""Called with the number of records read since the last call."""
 
 
 class GroupLog(msgspec.Struct):
@@ -126,7 +126,7 @@ def read_groups(
     *,
     since_ms: int | None = None,
     keys: Collection[str] | None = None,
-    told: Told | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Iterator[Group]:
     """Groups whose first event is not before `since_ms`, a partition at a time. `keys`: only these
     groups.
@@ -134,7 +134,7 @@ def read_groups(
     Raises LogUnavailable, BadArchive.
     """
     for partition in range(GROUP_PARTITIONS):
-        for log in _logs(source, partition, since_ms, keys, told):
+        for log in _logs(source, partition, since_ms, keys, on_progress):
             group = rebuild(log, source, codec)
             if group is not None and (since_ms is None or group.began_at >= since_ms):
                 yield group
@@ -194,7 +194,7 @@ def _logs(
     partition: int,
     since_ms: int | None,
     keys: Collection[str] | None,
-    told: Told | None,
+    on_progress: OnProgress | None,
 ) -> Iterator[GroupLog]:
     """The partition's groups, in the order of their first records; each is given up as it is handed
     out.
@@ -204,8 +204,8 @@ def _logs(
     reach = None if since_ms is None else since_ms - REACH_MS
     until = 0
     for count, raw in enumerate(source.read((*INPUTS, TRAJECTORIES), partition, reach), 1):
-        if told is not None and count % 1_000 == 0:
-            told(1_000)
+        if on_progress is not None and count % 1_000 == 0:
+            on_progress(1_000)
         if raw.topic != TRAJECTORIES.name:
             until = max(until, raw.timestamp)
         if wanted is not None and raw.key not in wanted:

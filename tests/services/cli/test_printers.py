@@ -170,7 +170,7 @@ def show_replay(_console: EscapingConsole, text: str) -> None:
 def show_failing(console: EscapingConsole, text: str) -> None:
     errors.show_failures(console, {text: 1})
     errors.show_left_out([text] * 9)
-    errors._say("try", ValueError(text))  # pyright: ignore[reportPrivateUsage]
+    errors._print_error("try", ValueError(text))  # pyright: ignore[reportPrivateUsage]
 
 
 def show_json(_console: EscapingConsole, text: str) -> None:
@@ -223,7 +223,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(printer: Print, text: str) -> 
 def test_what_is_in_the_log_ends_a_command_with_a_line_and_no_traceback(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(typer.Exit) as ended, errors.told("try"):
+    with pytest.raises(typer.Exit) as ended, errors.report_errors("try"):
         raise error
     assert ended.value.exit_code == code
     assert capsys.readouterr().err == f"try: {error}\n"
