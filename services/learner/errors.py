@@ -3,7 +3,7 @@
 LearnerError
 ├── ModelUnusable             FULGURITE_MODEL is no folder of a model
 ├── TopicMissing              the topic to train on is not on the broker
-├── EpochLost                 another learner claimed this epoch or a later one
+├── EpochLost                 another learner acquired this epoch or a later one
 ├── CheckpointMissing         the log knows versions of this policy, the data folder has no checkpoint of it
 ├── CheckpointDamaged         the newest checkpoint is not whole: a restore or a copy of its folder broke off
 ├── CheckpointForeign         the checkpoint belongs to another topic or policy
@@ -31,7 +31,7 @@ class TopicMissing(LearnerError):
 
 
 class EpochLost(LearnerError):
-    """Another learner claimed the epoch first, or a later one."""
+    """Another learner acquired the epoch first, or a later one."""
 
 
 class CheckpointMissing(LearnerError):

@@ -130,7 +130,8 @@ class Learner:
         self._stopping = False
 
     def resume(self) -> None:
-        """Take up the newest checkpoint, publish what it had yet to publish, claim the next epoch.
+        """Resume from the newest checkpoint, publish its pending events, acquire the next epoch.
+
         Raises LearnerError.
         """
         found = self._checkpoints.latest()
@@ -144,8 +145,8 @@ class Learner:
             if tensors is not None:
                 self._trainer.load(tensors)
             events = [self._codec.decode(frame) for frame in state.pending]
-            # Before the claim: in the log, an update counts only while its epoch is the highest
-            # claimed.
+            # Before the next epoch is acquired: an update counts only while its epoch is the
+            # highest in the log.
             ledger = self._policy_log.ledger()
             published = self._policy_log.republish(events, ledger)
             # A group written again, long after it was settled, is known from the ledger.
@@ -158,11 +159,11 @@ class Learner:
             log.info(
                 "resumed", version=state.version, checkpoint=state.serial, republished=published
             )
-        epoch = self._policy_log.claim(
+        epoch = self._policy_log.acquire_epoch(
             self._step, self.settings.model_dump_json(exclude={"model", "data_dir"})
         )
         self._source.start(self.batcher.positions())
-        log.info("claimed", epoch=epoch, step=self._step)
+        log.info("epoch acquired", epoch=epoch, step=self._step)
 
     def stop(self) -> None:
         """Have `run` return after the step it is in."""

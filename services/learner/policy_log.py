@@ -1,5 +1,6 @@
-"""The learner's side of `policy.updates` and `training.ledger`: claims an epoch, publishes in
-order, notices that it was superseded.
+"""Acquire an epoch in `policy.updates`; publish a learner's updates and ledger entries in order.
+
+A learner that finds a later epoch in the log was replaced by another one, and stops.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class PolicyLog:
         self.updates: list[PolicyUpdate] = []
         """What the log holds of this policy, in order."""
         self.epoch = 0
-        """Claimed by this learner; 0 before `claim`."""
+        """The epoch of this learner; 0 before `acquire_epoch`."""
         self._seen: set[str] = set()
         read = 0
         for record in read_all(kafka, POLICY_UPDATES, codec):
@@ -65,8 +66,8 @@ class PolicyLog:
         self._consumer = make_consumer(kafka)
         self._consumer.assign([TopicPartition(kafka.topic(POLICY_UPDATES), 0, read)])
 
-    def claim(self, step: int, config: str) -> int:
-        """Claim the next epoch; return it. Raises EpochLost if another learner was first."""
+    def acquire_epoch(self, step: int, config: str) -> int:
+        """Acquire the next epoch and return it. Raises EpochLost if another learner was first."""
         epoch = 1 + max((update.epoch for update in self.updates), default=0)
         claim = PolicyUpdate(
             event_id=derive_id("claim", self._policy, epoch, self._learner_id, time.time_ns()),
@@ -84,20 +85,21 @@ class PolicyLog:
         first = next(u for u in self.updates if u.kind is UpdateKind.claim and u.epoch == epoch)
         if first.event_id != claim.event_id:
             raise EpochLost(
-                f"learner {first.learner_id} claimed epoch {epoch} of {self._policy} first; "
-                f"stop one of the two"
+                f"learner {first.learner_id} acquired epoch {epoch} of {self._policy} first "
+                f"(policy.updates); stop one of the two learners"
             )
         self.epoch = epoch
         return epoch
 
     def check_epoch(self) -> None:
-        """Raise EpochLost if somebody claimed a later epoch since: this learner is the zombie."""
+        """Raise EpochLost if another learner has acquired a later epoch."""
         self.catch_up(None)
         later = [u for u in self.updates if u.kind is UpdateKind.claim and u.epoch > self.epoch]
         if later:
             raise EpochLost(
-                f"learner {later[0].learner_id} claimed epoch {later[0].epoch} of "
-                f"{self._policy}; this one ({self.epoch}) stops"
+                f"learner {later[0].learner_id} acquired epoch {later[0].epoch} of {self._policy} "
+                f"(policy.updates); this learner, of epoch {self.epoch}, stops. Run one learner "
+                f"per policy"
             )
 
     def catch_up(self, up_to: int | None) -> None:

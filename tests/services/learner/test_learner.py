@@ -69,7 +69,7 @@ class PolicyLogInMemory:
         self.updates: list[PolicyUpdate] = []
         self.published: list[Event] = []
 
-    def claim(self, step: int, config: str) -> int:
+    def acquire_epoch(self, step: int, config: str) -> int:
         self.epoch += 1
         return self.epoch
 
