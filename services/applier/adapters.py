@@ -35,7 +35,7 @@ from services.applier.probing import difference
 from services.applier.settings import ApplierSettings
 from services.common.runtime import logs
 
-log = logs.get(__name__)
+logger = logs.get(__name__)
 
 KEEP = 3
 """At least so many versions stay loaded, though nobody may want the older ones any more: calls are
@@ -82,11 +82,11 @@ class AdapterKeeper:
             try:
                 await self._round()
                 if self._away:
-                    log.info("the engine answers", policy=self._policy)
+                    logger.info("the engine answers", policy=self._policy)
                 self._away = False
             except (EngineUnreachable, EngineRefused) as error:
                 if not self._away:
-                    log.warning(
+                    logger.warning(
                         "the engine does not answer as it should; trying until it does",
                         policy=self._policy,
                         error=str(error),
@@ -137,7 +137,7 @@ class AdapterKeeper:
         except ApplyFailed as error:
             self._tally.passed_over.add(version)
             largest = error.largest if isinstance(error, ProbeFailed) else None
-            log.error("adapter not served", version=str(version), error=str(error))
+            logger.error("adapter not served", version=str(version), error=str(error))
             seconds = time.monotonic() - started
             self._announcer.tell(
                 self._tally.engine_id,
@@ -155,7 +155,7 @@ class AdapterKeeper:
             return
         seconds = time.monotonic() - started
         self._tally.proved.add(version)
-        log.info(
+        logger.info(
             "adapter served",
             version=str(version),
             seconds=round(seconds, 3),
@@ -170,7 +170,7 @@ class AdapterKeeper:
         if artifact is None:
             raise BadArtifact(f"the update {version} names no artifact")
         folder = await asyncio.to_thread(fetch_adapter, artifact)
-        log.info("loading adapter", version=str(version))
+        logger.info("loading adapter", version=str(version))
         await self._engine.load_adapter(str(version), str(folder))
 
     async def _retire(self, loaded: set[Version]) -> None:
@@ -178,7 +178,7 @@ class AdapterKeeper:
         wanted = self._followed.target.versions(self._tally.passed_over)
         unwanted = sorted(loaded - set(wanted), reverse=True)
         for version in unwanted[max(0, KEEP - len(wanted)) :]:
-            log.info("adapter retired", version=str(version))
+            logger.info("adapter retired", version=str(version))
             self._announcer.tell(self._tally.engine_id, version, ApplyOutcome.retired, 0.0)
             self._tally.proved.discard(version)
             await self._engine.unload_adapter(str(version))

@@ -18,7 +18,7 @@ from services.common.kafka.producer import EventProducer
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 
-log = logs.get(__name__)
+logger = logs.get(__name__)
 
 _RETRY_S = 2.0
 
@@ -70,7 +70,7 @@ class Announcer:
                     )
                     break
                 except LogUnavailable as error:
-                    log.warning(
+                    logger.warning(
                         "policy.applied cannot be written; trying again",
                         error=str(error),
                         attempt=attempt,

@@ -36,7 +36,7 @@ from services.applier.probing import difference
 from services.applier.settings import ApplierSettings
 from services.common.runtime import liveness, logs
 
-log = logs.get(__name__)
+logger = logs.get(__name__)
 
 UNTOUCHED = "default"
 """What vLLM calls the weights it was started with."""
@@ -90,10 +90,10 @@ class PolicyApplier:
                 failures, pause_s = 0, self._settings.check_interval_s
                 if self._unreachable:
                     self._unreachable = False
-                    log.info("the engine answers")
+                    logger.info("the engine answers")
             except (EngineUnreachable, EngineRefused) as error:
                 if not self._unreachable:
-                    log.warning(
+                    logger.warning(
                         "the engine does not answer as it should; trying until it does",
                         error=str(error),
                     )
@@ -164,19 +164,19 @@ class PolicyApplier:
             return self._tally
         tally = Tally(engine_id=f"{self._settings.backend}-{uuid.uuid4().hex[:12]}", reports=served)
         if await self._engine.is_paused():
-            log.warning(
+            logger.warning(
                 "the engine was left paused, perhaps in the middle of an update: loading anew"
             )
             tally.damaged = True
             await self._engine.resume()
-        log.info("engine found", engine_id=tally.engine_id, version=str(served))
+        logger.info("engine found", engine_id=tally.engine_id, version=str(served))
         self._tally = tally
         return tally
 
     async def _bring_to(self, target: Version, served: Version | None, tally: Tally) -> None:
         started = time.monotonic()
         previous = str(served) if served is not None else None
-        log.info("loading", version=str(target), served=previous)
+        logger.info("loading", version=str(target), served=previous)
         try:
             largest = await self._load_and_probe(target, served, tally)
         except ApplyFailed as error:
@@ -191,7 +191,7 @@ class PolicyApplier:
         tally.damaged = False
         tally.proved = target
         seconds = time.monotonic() - started
-        log.info(
+        logger.info(
             "served", version=str(target), seconds=round(seconds, 3), largest_difference=largest
         )
         self._announcer.tell(
@@ -213,7 +213,7 @@ class PolicyApplier:
         largest: float | None = None,
     ) -> None:
         previous = str(served) if served is not None else None
-        log.error("not served", version=str(version), error=error, served=previous)
+        logger.error("not served", version=str(version), error=error, served=previous)
         self._announcer.tell(
             tally.engine_id,
             version,
@@ -244,7 +244,7 @@ class PolicyApplier:
         try:
             largest = await self._difference(target)
         except ProbeFailed as error:
-            log.error(
+            logger.error(
                 "what the engine serves is not what it says: loading anew",
                 version=str(target),
                 error=str(error),

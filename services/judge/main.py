@@ -45,7 +45,7 @@ from services.judge.prompt import DEFAULT_RUBRIC
 from services.judge.scores import GroupJudge
 from services.judge.settings import JudgeSettings
 
-_log = logs.get()
+logger = logs.get()
 
 _STAGE = "judge"
 _POLL_S = 0.2
@@ -98,7 +98,7 @@ class Judge:
             self._kafka, self._group_id(), self._settings.session_timeout_s
         )
         consumer.subscribe([self._kafka.topic(EPISODES)], on_revoke=self._left, on_lost=self._left)
-        _log.info("ready", judge=self._judge.source, run_id=self._run_id)
+        logger.info("ready", judge=self._judge.source, run_id=self._run_id)
         try:
             async with self._model:
                 try:
@@ -169,7 +169,7 @@ class Judge:
     async def _hear(self, record: Record) -> None:
         failure = await failure_of(partial(self._take_in, record))
         if failure is not None:
-            _log.error(
+            logger.error(
                 "an episode cannot be taken in",
                 offset=record.offset,
                 error=words_of(failure),
@@ -195,7 +195,7 @@ class Judge:
         try:
             return await asyncio.to_thread(redeemed_episode, episode)
         except BadClaim as error:
-            _log.warning(
+            logger.warning(
                 "an episode cannot be read", rollout_id=episode.rollout_id, error=str(error)
             )
             return msgspec.structs.replace(episode, calls=())
@@ -204,7 +204,7 @@ class Judge:
         """Judge a group; one that cannot be judged is a dead letter, and gets no rewards."""
         failure = await failure_of(partial(self._reward, group))
         if failure is not None:
-            _log.error(
+            logger.error(
                 "a group cannot be judged",
                 group_id=group.group_id,
                 error=words_of(failure),
@@ -236,7 +236,7 @@ class Judge:
             known = self._judged.get(group.group_id) == revisions
             rewards = [] if known else await self._judge.judge(group.told(), self._model)
         for error in sorted({reward.error for reward in rewards if reward.error}):
-            _log.warning("no score", group_id=group.group_id, error=error)
+            logger.warning("no score", group_id=group.group_id, error=error)
         await asyncio.gather(
             *(self._producer.publish(AGENT_REWARDS, reward.group_id, reward) for reward in rewards)
         )

@@ -61,7 +61,7 @@ PROBE_TOKENS = 24
 
 _READ_TIMEOUT_S = 0.2
 
-log = logs.get()
+logger = logs.get()
 
 
 class Trains(Protocol):
@@ -156,14 +156,14 @@ class Learner:
                 if isinstance(event, LedgerEntry)
             }
             self.batcher.restore(state.positions, state.settled, ledger.settled | pending)
-            log.info(
+            logger.info(
                 "resumed", version=state.version, checkpoint=state.serial, republished=published
             )
         epoch = self._policy_log.acquire_epoch(
             self._step, self.settings.model_dump_json(exclude={"model", "data_dir"})
         )
         self._source.start(self.batcher.positions())
-        log.info("epoch acquired", epoch=epoch, step=self._step)
+        logger.info("epoch acquired", epoch=epoch, step=self._step)
 
     def stop(self) -> None:
         """Have `run` return after the step it is in."""
@@ -212,14 +212,14 @@ class Learner:
         if self.settings.permute_rewards is not None:
             groups = permuted(groups, self.settings.permute_rewards + self._step)
         for line in shortcomings(groups, self.settings.max_row_tokens):
-            log.warning(line)
+            logger.warning(line)
         rows = train_rows(groups)
         update: PolicyUpdate | None = None
         metrics = batch_metrics(groups, self.version)
         try:
             metrics |= self._trainer.step(rows) if rows else {}
         except StepNotFinite as error:
-            log.error(
+            logger.error(
                 "the batch is not trained",
                 error=str(error),
                 groups=[group.group_id for group in groups],
@@ -239,7 +239,7 @@ class Learner:
         self._checkpoint(events, trained=update is not None)
         self._policy_log.publish(events)
         self._source.show(self.batcher.positions())
-        log.info("settled", version=str(self.version), rows=len(rows), **metrics)
+        logger.info("settled", version=str(self.version), rows=len(rows), **metrics)
 
     def _amend_if_ready(self) -> None:
         """Amendments go with the next step's checkpoint, or after a while with one of their own."""
@@ -270,7 +270,7 @@ class Learner:
         ]
         for group in held:
             self.batcher.amend(group)
-        log.info("amended", groups=len(held), entries=len(entries))
+        logger.info("amended", groups=len(held), entries=len(entries))
         return entries
 
     def _waited_long(self) -> bool:
@@ -363,7 +363,7 @@ class Learner:
             )
 
     def _bury(self, record: Record, actions: tuple[str, ...] = ()) -> None:
-        log.warning(
+        logger.warning(
             "dead letter", partition=record.partition, offset=record.offset, error=record.error
         )
         letter = unusable(

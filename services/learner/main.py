@@ -26,7 +26,7 @@ from services.learner.policy_log import PolicyLog
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource
 
-log = logs.get()
+logger = logs.get()
 
 
 def main() -> int:
@@ -38,10 +38,10 @@ def main() -> int:
         check_start(settings, kafka)
         return _run(settings, kafka)
     except (LearnerError, TopicLayoutError) as error:
-        log.error("the learner cannot go on", error=str(error), kind=type(error).__name__)
+        logger.error("the learner cannot go on", error=str(error), kind=type(error).__name__)
         return os.EX_CONFIG
     except LogUnavailable as error:
-        log.error("the learner stopped; started again it resumes", error=str(error))
+        logger.error("the learner stopped; started again it resumes", error=str(error))
         return os.EX_UNAVAILABLE
 
 
@@ -91,7 +91,7 @@ def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:
         source.close()
         policy_log.close()
         producer.close()
-    log.info("stopped", version=str(learner.version))
+    logger.info("stopped", version=str(learner.version))
     return 0
 
 

@@ -66,7 +66,7 @@ _REMEDY = (
     "engine serves other weights than these, or runs without `--logprobs-mode processed_logprobs`"
 )
 
-log = logs.get()
+logger = logs.get()
 
 
 def check(settings: TrainerSettings) -> None:
@@ -235,7 +235,7 @@ class Objective:
                 ess=ess,
             )
         if k3 > settings.drift_alarm_k3 or ess < settings.drift_alarm_ess:
-            log.warning("engine and trainer drift apart", k3=k3, ess=ess)
+            logger.warning("engine and trainer drift apart", k3=k3, ess=ess)
 
 
 def _dense(nested: torch.Tensor, *, longest: int) -> torch.Tensor:

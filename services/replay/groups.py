@@ -32,7 +32,7 @@ from services.common.kafka.dead_letters import words_of
 from services.common.runtime import logs
 from services.replay.records import Raw, Source
 
-_log = logs.get()
+logger = logs.get()
 
 Key = tuple[str, int]
 """Rollout id and attempt."""
@@ -111,7 +111,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         try:
             return stitch(chosen)
         except Exception as error:  # noqa: BLE001 - the edge of one attempt: the live aggregator has buried it too
-            _log.warning(
+            logger.warning(
                 "an attempt cannot be stitched",
                 rollout_id=key[0],
                 attempt=key[1],

@@ -38,7 +38,7 @@ from services.common.streaming.poison import failure_of
 from services.rewards.plugins import RewardPlugin
 from services.rewards.settings import RewardWorkerSettings
 
-_log = logs.get()
+logger = logs.get()
 
 _STAGE = "reward-worker"
 _POLL_S = 0.2
@@ -74,7 +74,7 @@ class RewardWorker:
             self._kafka, self._group_id(), self._settings.session_timeout_s
         )
         consumer.subscribe([self._kafka.topic(EPISODES)])
-        _log.info("ready", reward=self._plugin.source, run_id=self._run_id)
+        logger.info("ready", reward=self._plugin.source, run_id=self._run_id)
         try:
             while not self._stopping:
                 messages = await asyncio.to_thread(_take, consumer, self._settings.concurrency)
@@ -97,7 +97,7 @@ class RewardWorker:
         record = read_message(message, self._codec)
         failure = await failure_of(partial(self._score, record), (BadClaim,))
         if failure is not None:
-            _log.warning(
+            logger.warning(
                 "dead letter",
                 partition=record.partition,
                 offset=record.offset,
@@ -114,7 +114,7 @@ class RewardWorker:
         episode = await asyncio.to_thread(redeemed_episode, record.event)
         rewards, failure = await self._plugin.score(self._sandbox, episode)
         if failure is not None:
-            _log.warning(
+            logger.warning(
                 "reward function failed; the reward event has no value",
                 rollout_id=episode.rollout_id,
                 kind=type(failure).__name__,

@@ -20,7 +20,7 @@ from services.common.runtime import logs
 
 _TIMEOUT_S = 15.0
 
-_log = logs.get()
+logger = logs.get()
 
 
 class Feed:
@@ -75,7 +75,7 @@ class Feed:
             for message in self._consumer.consume(200, timeout=0.05):
                 failure = message.error()
                 if failure is not None:
-                    _log.warning("cannot read the log", error=failure.str())
+                    logger.warning("cannot read the log", error=failure.str())
                     continue
                 record = read_message(message, self._codec)
                 if record.event is not None:

@@ -80,7 +80,7 @@ TAUGHT_NOTHING = 3
 """Exit code of a run that was of no use."""
 INTERRUPTED = 130
 
-_log = logs.get()
+logger = logs.get()
 
 
 class Summary(msgspec.Struct, frozen=True):
