@@ -1,13 +1,13 @@
-"""What can go wrong with the local stack.
+"""Errors of the local stack, as a tree.
 
 StackError
-├── EngineMissing       a package, a program or a file that an engine needs is not there
-├── ChecksumMismatch    a file is not the one that `engines.toml` pins
+├── RequirementMissing  a package, a program or a file that a local service needs is not there
+├── ChecksumMismatch    a file is not the one that `local_services.toml` pins
 ├── AlreadyRunning      another stack uses the data folder
 ├── PortTaken           another program listens where the gateway is to listen
 ├── LayoutChanged       a data folder was made for another number of brokers
-├── EngineExited        a process ended before it was ready
-└── EngineNotReady      a process did not become ready in time
+├── ServiceExited       a process ended before it was ready
+└── ServiceNotReady     a process did not become ready in time
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class StackError(Exception):
     """The local stack cannot do what was asked; the message says what to do."""
 
 
-class EngineMissing(StackError):
+class RequirementMissing(StackError):
     """Something to be installed first."""
 
 
@@ -37,9 +37,9 @@ class LayoutChanged(StackError):
     """A data folder that another layout would destroy."""
 
 
-class EngineExited(StackError):
+class ServiceExited(StackError):
     """A process ended by itself before it was ready."""
 
 
-class EngineNotReady(StackError):
+class ServiceNotReady(StackError):
     """A process runs, but its readiness check did not pass in time."""

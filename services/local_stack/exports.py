@@ -20,7 +20,7 @@ FILE = "env"
 LOCK = "lock"
 
 ADDRESSES = ("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "VLLM_BASE_URL")
-"""Each of them, where set, replaces a local engine."""
+"""Each of them, where set, replaces a local service."""
 
 
 def write_exports(data: Path, variables: Mapping[str, str]) -> None:

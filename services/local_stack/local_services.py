@@ -1,5 +1,6 @@
-"""Reads `engines.toml`, the pinned versions and checksums, and holds files against it. Knows where
-the project keeps its things.
+"""Read the pinned versions and checksums of `local_services.toml`, and verify files against them.
+
+Also says in which folder the project keeps downloads and data (`home`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import msgspec
 
 from services.local_stack.errors import ChecksumMismatch
 
-_PINS = Path(__file__).with_name("engines.toml")
+_PINS = Path(__file__).with_name("local_services.toml")
 
 
 class KafkaPin(msgspec.Struct, frozen=True):
@@ -53,7 +54,7 @@ class Pins(msgspec.Struct, frozen=True):
 
 @functools.cache
 def pins() -> Pins:
-    """The pinned engines."""
+    """The pinned services."""
     return msgspec.convert(cast("Mapping[str, Any]", tomllib.loads(_PINS.read_text())), Pins)
 
 
@@ -78,10 +79,10 @@ def sha256(path: Path) -> str:
 
 
 def verify(path: Path, expected: str) -> None:
-    """Raise ChecksumMismatch unless the file is the pinned one."""
+    """Raise ChecksumMismatch unless the file has the SHA-256 `expected`, in hex."""
     found = sha256(path)
     if found != expected:
         raise ChecksumMismatch(
-            f"{path} has SHA-256 {found}, but services/local_stack/engines.toml pins "
+            f"{path} has SHA-256 {found}, but services/local_stack/local_services.toml pins "
             f"{expected}; delete the file and try again"
         )

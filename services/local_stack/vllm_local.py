@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from services.local_stack.errors import EngineMissing
-from services.local_stack.local_service import LocalEngine
+from services.local_stack.errors import RequirementMissing
+from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import project_folder
 from services.local_stack.ports import LOCALHOST, answers, free_port
 from services.local_stack.supervise import Process, ProcessSpec, Restart, Supervisor
@@ -36,18 +36,18 @@ _NO_MEDIA_DOMAIN = "none.invalid"
 
 
 def serve_environment() -> Path:
-    """The virtual environment that holds vLLM. Raises EngineMissing."""
+    """The virtual environment that holds vLLM. Raises RequirementMissing."""
     named = os.environ.get("FULGURITE_SERVE_ENV")
     folder = Path(named) if named else project_folder() / ".venv-serve"
     if not (folder / "bin" / "python").exists():
-        raise EngineMissing(
+        raise RequirementMissing(
             f"{folder} is not there: `make install` installs vLLM in it, or set VLLM_BASE_URL "
             f"to a vLLM of your own"
         )
     return folder
 
 
-class LocalVllm(LocalEngine):
+class LocalVllm(LocalService):
     """One server."""
 
     def __init__(
@@ -102,7 +102,7 @@ class LocalVllm(LocalEngine):
         return self
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> Self:
-        """Block until it answers. Raises EngineExited, EngineNotReady."""
+        """Block until it answers. Raises ServiceExited, ServiceNotReady."""
         self.process.wait_ready(timeout_s)
         return self
 

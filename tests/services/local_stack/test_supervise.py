@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from services.local_stack import watchdog
-from services.local_stack.errors import EngineExited, EngineNotReady
+from services.local_stack.errors import ServiceExited, ServiceNotReady
 from services.local_stack.supervise import ProcessSpec, Restart, State, Supervisor, how_it_ended
 from services.local_stack.watchdog import session_members
 
@@ -116,13 +116,13 @@ def test_a_failure_to_start_is_told_with_the_log(supervisor: Supervisor, tmp_pat
     process = supervisor.start(
         spec(tmp_path, "import sys; sys.exit('no such port')", restart=Restart.always)
     )
-    with pytest.raises(EngineExited, match="no such port"):
+    with pytest.raises(ServiceExited, match="no such port"):
         process.wait_ready()
     assert process.restarts == 0
 
 
 def test_one_that_never_gets_ready_is_told(supervisor: Supervisor, tmp_path: Path) -> None:
-    with pytest.raises(EngineNotReady):
+    with pytest.raises(ServiceNotReady):
         supervisor.start(
             spec(tmp_path, "import time; time.sleep(600)", ready_timeout_s=0.3)
         ).wait_ready()
@@ -218,7 +218,7 @@ def test_one_that_dies_at_its_start_is_told_with_its_last_error(
         spec(tmp_path, code, restart=Restart.always), ready=None, pulse=tmp_path / "pulse"
     )
     with pytest.raises(
-        EngineExited,
+        ServiceExited,
         match="process ended with 78 before it was ready: cannot start: no model in /nope\n",
     ):
         supervisor.start(made).wait_ready()
@@ -233,7 +233,7 @@ def test_what_answers_for_a_dead_process_is_not_it(supervisor: Supervisor, tmp_p
     process = supervisor.start(made)
     process.wait(30)
     assert not process.is_ready()
-    with pytest.raises(EngineExited, match="address already in use"):
+    with pytest.raises(ServiceExited, match="address already in use"):
         process.wait_ready()
 
 
@@ -241,7 +241,7 @@ def test_what_a_log_of_an_earlier_start_says_is_not_told(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:
     (tmp_path / "process.log").write_text("ValueError: of yesterday\n")
-    with pytest.raises(EngineExited) as told:
+    with pytest.raises(ServiceExited) as told:
         supervisor.start(
             msgspec.structs.replace(spec(tmp_path, "import os; os._exit(3)"), ready=lambda: False)
         ).wait_ready()
