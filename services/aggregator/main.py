@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
-from fulgurite.calls.claim_checks import claims_of
-from fulgurite.calls.deltas import restore
-from fulgurite.errors import BadClaim, BrokenDelta
-from fulgurite.events import Episode, Event, LlmCall
-from fulgurite.tokens import PromptHashes
+from fulgurite.events import Episode
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS
+from services.aggregator.call_expander import CallExpander
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
-from services.common.blobs.blob_store import redeemed
 from services.common.kafka.consumer import read_all
-from services.common.kafka.dead_letters import actions_of
 from services.common.kafka.logged_calls import CallReader
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics
 from services.common.runtime import logs
 from services.common.runtime.ending import run_service
-from services.common.streaming.worker import Processor, Rejected, Worker, quieten
-
-_CONVERSATIONS = 10_000
-"""Turns that the next one is mostly hashed from; half a kilobyte each."""
+from services.common.streaming.worker import Worker, quieten
 
 
 class Aggregator(Worker):
@@ -39,8 +31,7 @@ class Aggregator(Worker):
     def __init__(self, kafka: KafkaSettings, settings: AggregatorSettings) -> None:
         super().__init__("aggregator", (LLM_CALLS, AGENT_STATUS), kafka, settings)
         self._own = settings
-        self._calls = CallReader(kafka, self.codec)
-        self._hashes = PromptHashes(_CONVERSATIONS)
+        self._calls = CallExpander(CallReader(kafka, self.codec))
 
     async def restore(self, since_ms: Mapping[int, int]) -> Mapping[int, AggregatorPartition]:
         """Partitions that know which episodes have been written since."""
@@ -52,37 +43,12 @@ class Aggregator(Worker):
                 self.log,
                 self._own,
                 partial(self.position, partition=number),
+                self._calls.expand,
                 written[number],
                 since,
             )
             for number in since_ms
         }
-
-    async def whole(self, processor: Processor, event: Event) -> Event:
-        """A delta as the call it was made of; the text of a large call is proved to be there.
-        Raises Rejected, LogUnavailable.
-        """
-        if not isinstance(event, LlmCall) or not isinstance(processor, AggregatorPartition):
-            return event
-        logged = event
-        try:
-            if event.parent is not None:
-                event = await self._restored(event, partial(processor.held, event))
-            if claims_of(event):
-                await asyncio.to_thread(redeemed, event)
-            if logged.parent is not None:
-                processor.as_logged(logged)
-        except (BrokenDelta, BadClaim) as error:
-            raise Rejected(str(error), actions_of(event.mode, [event])) from error
-        return event
-
-    async def _restored(self, call: LlmCall, held: Callable[[str], LlmCall | None]) -> LlmCall:
-        parent = held(call.parent.call_id) if call.parent is not None else None
-        return (
-            restore(call, parent, hashes=self._hashes)
-            if parent is not None
-            else await asyncio.to_thread(self._calls.whole, call, held)
-        )
 
     def _written(self, partitions: list[int], since: int) -> dict[int, list[Episode]]:
         written: dict[int, list[Episode]] = {number: [] for number in partitions}

@@ -31,6 +31,7 @@ from fulgurite.topics import (
     Topic,
 )
 from services.aggregator.attempts import Attempt, Group, Key, weight
+from services.aggregator.call_expander import Expand
 from services.aggregator.settings import AggregatorSettings
 from services.common.kafka.consumer import read_all
 from services.common.kafka.dead_letters import (
@@ -76,7 +77,9 @@ class Trial(NamedTuple):
 
 
 class AggregatorPartition:
-    """A `Processor`; `position` says how far a topic of this partition has been read."""
+    """A `Processor`; `position` says how far a topic of this partition has been read, `expand`
+    completes a call of the log.
+    """
 
     def __init__(
         self,
@@ -84,6 +87,7 @@ class AggregatorPartition:
         log: Log,
         settings: AggregatorSettings,
         position: Callable[[Topic], int],
+        expand: Expand,
         written: Iterable[Episode],
         since: int = 0,
     ) -> None:
@@ -91,6 +95,7 @@ class AggregatorPartition:
         self._log = log
         self._settings = settings
         self._position = position
+        self._expand = expand
         self._groups: dict[str, Group] = {}
         self._closing: dict[Key, Attempt] = {}
         self._unasked: dict[Key, Attempt] = {}
@@ -111,15 +116,26 @@ class AggregatorPartition:
             self._known.setdefault(episode.group_id, {})[episode.rollout_id, episode.attempt] = (
                 episode
             )
-        self._deltas: dict[str, LlmCall] = {}
         self._trial: Trial | None = None
         self._next_look = 0
         self._next_forget = 0
 
-    def take(self, topic: Topic, event: Event, settle: Settle) -> None:
-        """Take a call or a status in. Raises Rejected."""
-        if not isinstance(event, LlmCall | AgentStatus):
-            raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
+    async def consume(self, topic: Topic, event: Event, settle: Settle) -> None:
+        """Take in a call or a status. Raises Rejected, LogUnavailable."""
+        match event:
+            case LlmCall():
+                complete = await self._expand(event, partial(self._find_call, event))
+                # A delta is held as the log has it: complete calls of a long conversation would
+                # repeat the conversation again and again.
+                self._add(complete, settle, None if event.parent is None else event)
+            case AgentStatus():
+                self._add(event, settle)
+            case _:
+                raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
+
+    def _add(
+        self, event: LlmCall | AgentStatus, settle: Settle, delta: LlmCall | None = None
+    ) -> None:
         self._time = max(self._time, min(event.event_time, now_ms() + _SKEW_MS))
         if event.rollout_id is None:
             self._declare(event, settle)
@@ -136,7 +152,7 @@ class AggregatorPartition:
         if attempt.given_up:
             self._refuse(attempt, event, settle)
             return
-        attempt.take(event, settle, self._deltas.pop(event.event_id, None))
+        attempt.take(event, settle, delta)
         if attempt.held_bytes > self._settings.attempt_mb * 1_000_000:
             attempt.given_up = "outgrows FULGURITE_AGGREGATOR_ATTEMPT_MB"
             self._outgrown[key] = attempt
@@ -147,17 +163,11 @@ class AggregatorPartition:
             else:
                 self._nearest = min(self._nearest, attempt.barrier)
 
-    def held(self, child: LlmCall, call_id: str) -> LlmCall | None:
-        """A call of the same attempt, if it is in memory."""
+    def _find_call(self, child: LlmCall, call_id: str) -> LlmCall | None:
+        """Return a complete call of the child's attempt, if it is in memory."""
         group = self._groups.get(child.group_id)
         attempt = group.attempts.get((child.rollout_id, child.attempt)) if group else None
         return attempt.whole(call_id) if attempt else None
-
-    def as_logged(self, delta: LlmCall) -> None:
-        """How the log has the call that is taken next: so it is held, for whole calls of a long
-        conversation repeat it over and over.
-        """
-        self._deltas = {delta.event_id: delta}
 
     async def work(self) -> None:
         """Give up what takes too much, close what can be closed, judge what is due, forget what is

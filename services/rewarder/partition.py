@@ -128,8 +128,8 @@ class RewarderPartition:
         """
         self._remember(written)
 
-    def take(self, topic: Topic, event: Event, settle: Settle) -> None:
-        """Take an episode or a reward in. Raises Rejected."""
+    async def consume(self, topic: Topic, event: Event, settle: Settle) -> None:
+        """Take in an episode or a reward. Raises Rejected."""
         if not isinstance(event, Episode | AgentReward):
             raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
         if isinstance(event, Episode) and event.declaration is not None:

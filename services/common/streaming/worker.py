@@ -216,9 +216,11 @@ class Processor(Protocol):
     blocks.
     """
 
-    def take(self, topic: Topic, event: Event, settle: Settle) -> None:
-        """Take an input in; `settle` it later. Raises Rejected; whatever else it raises is tried
-        once more, and then a dead letter too.
+    async def consume(self, topic: Topic, event: Event, settle: Settle) -> None:
+        """Take in an input as the log has it; `settle` it later.
+
+        Raises Rejected for an input that goes to `dead.letters` at once, LogUnavailable when Kafka
+        fails. An input that raises anything else is tried once more, and then goes there too.
         """
         ...
 
@@ -277,12 +279,6 @@ class Worker:
     def decode(self, value: bytes) -> Event:
         """The event of a record. Raises CodecError."""
         return self.codec.decode(value)
-
-    async def whole(self, processor: Processor, event: Event) -> Event:
-        """The event as its processor takes it: with what it left elsewhere, if a subclass knows
-        where. Raises Rejected.
-        """
-        return event
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT; the exit code, 0. Raises what it failed with, once all is
@@ -410,20 +406,20 @@ class Worker:
     async def _handle(
         self, processor: Processor, topic: Topic, message: Any, settle: Settle
     ) -> None:
-        read = await self.whole(processor, self.decode(message.value or b""))
-        processor.take(topic, read, settle)
+        await processor.consume(topic, self.decode(message.value or b""), settle)
 
     async def _check_hole(self, topic: Topic, partition: int, expected: int, offset: int) -> None:
-        """Raise RuntimeError if the log has records between these two: a rebalance has lost them on
-        their way here.
+        """Raise RuntimeError if the log has records between these two offsets.
 
-        What a transaction or the retention leaves out is not there to be read.
+        A rebalance has lost those on their way here. Offsets that a transaction or retention left
+        out have no records.
         """
         first = await self.log.first_offset(topic, partition, expected)
         if first is None or first < offset:
             raise RuntimeError(
-                f"{topic.name}[{partition}]: after {expected - 1} came {offset}; the next "
-                f"start reads what is between again"
+                f"Gap in {self.kafka.topic(topic)}[{partition}]: expected offset {expected}, got "
+                f"{offset}. The worker stops; records {expected} to {offset - 1} are read again on "
+                f"restart."
             )
 
     async def _bury(self, topic: Topic, message: Any, error: Exception) -> None:

@@ -134,7 +134,7 @@ async def test_a_clock_that_was_wrong_for_a_moment_does_not_keep_an_attempt_open
         make_call(at=NOW, mode=Mode.live), event_time=years, finished_at=2**62
     )
     reader.read[LLM_CALLS.name] = reader.log.ends[LLM_CALLS.name] = 1
-    reader.partition.take(LLM_CALLS, ahead, settle)
+    await reader.partition.consume(LLM_CALLS, ahead, settle)
     await later(reader, monkeypatch, 60_000)
     assert reader.log.published == []
     await later(reader, monkeypatch, 64_000)

@@ -15,6 +15,7 @@ from fulgurite.events import AgentStatus, Episode, Event, LlmCall
 from fulgurite.ids import mint_group
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
 from services.aggregator import partition as partition_module
+from services.aggregator.call_expander import FindCall
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
 from services.common.kafka.consumer import Record
@@ -64,6 +65,11 @@ class MemoryLog(Log):
         return [event for event in self.topics[EPISODES.name] if isinstance(event, Episode)]
 
 
+async def complete(call: LlmCall, _find: FindCall) -> LlmCall:
+    """All calls are complete here."""
+    return call
+
+
 class Aggregator:
     """A worker that reads the log to its end, and can be started anew."""
 
@@ -79,7 +85,13 @@ class Aggregator:
         self._orders = {name: AckOrder() for name in self._read}
         settings = AggregatorSettings(**changes)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
         self.partition = AggregatorPartition(
-            0, self._log, settings, lambda topic: self._read[topic.name], written, since
+            0,
+            self._log,
+            settings,
+            lambda topic: self._read[topic.name],
+            complete,
+            written,
+            since,
         )
 
     async def run(self, *events: LlmCall | AgentStatus, only: Topic | None = None) -> None:
@@ -92,7 +104,7 @@ class Aggregator:
                 for event in self._log.topics[topic.name][self._read[topic.name] :]:
                     self._read[topic.name] += 1
                     assert isinstance(event, LlmCall | AgentStatus)
-                    self.partition.take(
+                    await self.partition.consume(
                         topic,
                         event,
                         self._orders[topic.name].add(

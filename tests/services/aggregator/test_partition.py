@@ -16,6 +16,7 @@ from fulgurite.ids import action_id
 from fulgurite.tokens import prompt_hash
 from fulgurite.topics import AGENT_STATUS, DEAD_LETTERS, EPISODES, LLM_CALLS, Topic
 from services.aggregator import partition as partition_module
+from services.aggregator.call_expander import FindCall
 from services.aggregator.partition import AggregatorPartition
 from services.aggregator.settings import AggregatorSettings
 from services.common.kafka.consumer import Record
@@ -58,19 +59,27 @@ class Reader:
         self.log = MemoryLog()
         self.read = {LLM_CALLS.name: 0, AGENT_STATUS.name: 0}
         self.acknowledged: list[str] = []
+        self.find_call: FindCall = dict[str, LlmCall]().get
+        """What the partition has in memory of the last call's attempt."""
         self._orders = {LLM_CALLS.name: AckOrder(), AGENT_STATUS.name: AckOrder()}
         self.partition = AggregatorPartition(
             0,
             self.log,
             settings or AggregatorSettings(),
             lambda topic: self.read[topic.name],
+            self._expand,
             written,
         )
+
+    async def _expand(self, call: LlmCall, find: FindCall) -> LlmCall:
+        """All calls are complete here."""
+        self.find_call = find
+        return call
 
     async def take(self, event: LlmCall | AgentStatus) -> None:
         topic = LLM_CALLS if isinstance(event, LlmCall) else AGENT_STATUS
         self.read[topic.name] += 1
-        self.partition.take(
+        await self.partition.consume(
             topic,
             event,
             self._orders[topic.name].add(lambda: self.acknowledged.append(event.event_id)),
@@ -195,8 +204,8 @@ async def test_an_attempt_that_holds_too_much_is_a_dead_letter_and_nothing_more_
     with pytest.raises(Rejected, match="begin another rollout") as refused:
         await reader.take(late)
     assert refused.value.actions == (action_id(late.call_id, 0),)
-    assert reader.partition.held(late, late.call_id) == late, "what comes next may be a delta of it"
-    assert reader.partition.held(late, calls[0].call_id) is None
+    assert reader.find_call(late.call_id) == late, "what comes next may be a delta of it"
+    assert reader.find_call(calls[0].call_id) is None
     await reader.take(DONE)
     assert reader.acknowledged[-1] == DONE.event_id
     assert len(reader.log.published) == 1
@@ -292,7 +301,7 @@ async def test_closed_episodes_that_take_too_much_leave_memory_and_are_read_agai
     for event in (DECLARED, CALLS[0], DONE):
         await reader.take(event)
     await later(reader, monkeypatch, 3_000)
-    assert (reader.partition.held(CALLS[0], CALLS[0].call_id) is not None) == kept
+    assert (reader.find_call(CALLS[0].call_id) is not None) == kept
     reader.log.ends[LLM_CALLS.name] = 2
     await reader.take(CALLS[1])
     first, second = reader.log.episodes()

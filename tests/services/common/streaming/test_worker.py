@@ -56,7 +56,7 @@ class Taken:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def take(self, topic: Topic, event: Event, settle: Settle) -> None:
+    async def consume(self, topic: Topic, event: Event, settle: Settle) -> None:
         self.calls.append(event.event_id)
 
     async def work(self) -> None:
@@ -104,7 +104,7 @@ async def test_what_the_log_does_not_have_is_not_missed() -> None:
 async def test_a_record_that_was_lost_on_its_way_stops_the_worker(in_log: int | None) -> None:
     with pytest.raises(
         RuntimeError,
-        match=r"llm.calls\[0\]: after 6 came 9; the next start reads what is between again",
+        match=r"Gap in fulgurite\.llm\.calls\[0\]: expected offset 7, got 9\. .* 7 to 8 are read",
     ):
         await taken(9, expected=7, in_log=in_log)
 
@@ -117,8 +117,8 @@ class Failing(Taken):
         self.times = times
         self.error = error
 
-    def take(self, topic: Topic, event: Event, settle: Settle) -> None:
-        super().take(topic, event, settle)
+    async def consume(self, topic: Topic, event: Event, settle: Settle) -> None:
+        await super().consume(topic, event, settle)
         if len(self.calls) <= self.times:
             raise self.error
 
