@@ -23,7 +23,7 @@ from fulgurite.episodes.stitching import (
     supersede,
 )
 from fulgurite.events import AgentStatus, Episode, LlmCall
-from services.common.streaming.worker import Settle
+from services.common.streaming.worker import Ack
 
 Key = tuple[str, int]
 """Rollout id and attempt."""
@@ -71,7 +71,7 @@ class Attempt:
         """By inputs, as `weight` has it."""
         self.given_up = ""
         """Why, if it is: nothing more is taken in."""
-        self.unsettled: list[Settle] = []
+        self.unacked: list[Ack] = []
         self.last_event_time = 0
         self.dirty = False
         self.barrier: int | None = None
@@ -79,7 +79,7 @@ class Attempt:
         if published is not None:
             self._hold(published.calls)
 
-    def take(self, event: Input, settle: Settle, delta: LlmCall | None = None) -> None:
+    def take(self, event: Input, ack: Ack, delta: LlmCall | None = None) -> None:
         """Hold an input until a revision with it has been written. `delta`: how the log has it."""
         if (
             is_input(event)
@@ -92,8 +92,8 @@ class Attempt:
                 else None
             )
             self._hold([event if delta is None or not isinstance(parent, LlmCall) else delta])
-        self.follow(event, settle.logged_at)
-        self.unsettled.append(settle)
+        self.follow(event, ack.logged_at)
+        self.unacked.append(ack)
         self.dirty = True
         if is_terminal(event):
             self.barrier = None
@@ -121,19 +121,17 @@ class Attempt:
             self.last_event_time, at if logged_at is None else min(at, logged_at + _SKEW_MS)
         )
 
-    def give_up(self, why: str) -> tuple[list[Input], list[Settle]]:
-        """Let go of all inputs. Returns those that are in no revision, and what is to be
-        settled.
-        """
+    def give_up(self, why: str) -> tuple[list[Input], list[Ack]]:
+        """Drop all inputs. Return those that are in no revision, and what is to be acknowledged."""
         self.given_up = why
         written = set(self.published.inputs) if self.published else set[str]()
-        inputs, settled = (
+        inputs, acks = (
             [event for event_id, event in self.inputs.items() if event_id not in written],
-            self.unsettled,
+            self.unacked,
         )
-        self.inputs, self.unsettled, self.held_bytes = {}, [], 0
+        self.inputs, self.unacked, self.held_bytes = {}, [], 0
         self.dirty = False
-        return inputs, settled
+        return inputs, acks
 
     def _hold(self, events: Iterable[Input]) -> None:
         for event in events:
@@ -257,17 +255,17 @@ def weight(event: Input) -> int:
 
 
 class Group:
-    """A declared group: its declaration stays unsettled until every rollout's last attempt is
+    """A declared group: its declaration is not acknowledged until every rollout's last attempt is
     written.
     """
 
     def __init__(self) -> None:
         self.declared: AgentStatus | None = None
-        self.unsettled: list[Settle] = []
+        self.unacked: list[Ack] = []
         self.attempts: dict[Key, Attempt] = {}
         self.judged = False
         """Whether the verdicts of its deadline have been published."""
-        self.recalled = False
+        self.reloaded = False
         """Whether what the log holds of it was read again."""
         self.given_up = False
         """Whether no verdicts can be passed on it."""
@@ -306,14 +304,14 @@ class Group:
             attempt.given_up and attempt.last_event_time >= before
             for attempt in self.attempts.values()
         )
-        return not (self.unsettled or goes_on) and self.complete()
+        return not (self.unacked or goes_on) and self.complete()
 
     def complete(self) -> bool:
         """Whether every declared rollout's last attempt is written and nothing waits."""
         if self.given_up:
             return True
         if any(
-            attempt.unsettled or not (attempt.given_up or attempt.published)
+            attempt.unacked or not (attempt.given_up or attempt.published)
             for attempt in self.attempts.values()
         ):
             return False

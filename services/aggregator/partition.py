@@ -45,7 +45,7 @@ from services.common.kafka.dead_letters import (
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.streaming.poison import failure_of
-from services.common.streaming.worker import Log, Rejected, Settle
+from services.common.streaming.worker import Ack, Log, Rejected
 
 _log = logs.get()
 
@@ -67,8 +67,8 @@ _ROOM = 64 * 1024
 """For a record's headers and framing, within the log's message limit."""
 
 
-class Trial(NamedTuple):
-    """What fell due, and how far the log must be read before a verdict is passed."""
+class DeadlineCheck(NamedTuple):
+    """What fell due, and how far both topics must be read before it expires."""
 
     now: int
     ends: dict[Topic, int]
@@ -100,14 +100,14 @@ class AggregatorPartition:
         self._closing: dict[Key, Attempt] = {}
         self._unasked: dict[Key, Attempt] = {}
         """Of those, the ones without a barrier."""
-        self._outgrown: dict[Key, Attempt] = {}
+        self._over_budget: dict[Key, Attempt] = {}
         """Those that hold too much, to be given up."""
         self._nearest: float = math.inf
         """No barrier is below it: while less is read nobody looks through all that wait, which may
         be thousands.
         """
         self._time = 0
-        self._let_go: dict[str, int] = {}
+        self._evicted: dict[str, int] = {}
         """Groups no longer in memory, and a record time before which nothing was written of them.
         """
         self._since = since
@@ -116,29 +116,27 @@ class AggregatorPartition:
             self._known.setdefault(episode.group_id, {})[episode.rollout_id, episode.attempt] = (
                 episode
             )
-        self._trial: Trial | None = None
+        self._deadline_check: DeadlineCheck | None = None
         self._next_look = 0
         self._next_forget = 0
 
-    async def consume(self, topic: Topic, event: Event, settle: Settle) -> None:
+    async def consume(self, topic: Topic, event: Event, ack: Ack) -> None:
         """Take in a call or a status. Raises Rejected, LogUnavailable."""
         match event:
             case LlmCall():
                 complete = await self._expand(event, partial(self._find_call, event))
                 # A delta is held as the log has it: complete calls of a long conversation would
                 # repeat the conversation again and again.
-                self._add(complete, settle, None if event.parent is None else event)
+                self._add(complete, ack, None if event.parent is None else event)
             case AgentStatus():
-                self._add(event, settle)
+                self._add(event, ack)
             case _:
                 raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
 
-    def _add(
-        self, event: LlmCall | AgentStatus, settle: Settle, delta: LlmCall | None = None
-    ) -> None:
+    def _add(self, event: LlmCall | AgentStatus, ack: Ack, delta: LlmCall | None = None) -> None:
         self._time = max(self._time, min(event.event_time, now_ms() + _SKEW_MS))
         if event.rollout_id is None:
-            self._declare(event, settle)
+            self._declare(event, ack)
             return
         group = self._group(event.group_id)
         key = (event.rollout_id, event.attempt)
@@ -150,13 +148,13 @@ class AggregatorPartition:
         if group.given_up and not attempt.given_up:
             attempt.given_up = "is of a group that cannot be judged"
         if attempt.given_up:
-            self._refuse(attempt, event, settle)
+            self._refuse(attempt, event, ack)
             return
-        attempt.take(event, settle, delta)
+        attempt.take(event, ack, delta)
         if attempt.held_bytes > self._settings.attempt_mb * 1_000_000:
             attempt.given_up = "outgrows FULGURITE_AGGREGATOR_ATTEMPT_MB"
-            self._outgrown[key] = attempt
-        elif attempt.ended or self._is_unsure(event.group_id, group):
+            self._over_budget[key] = attempt
+        elif attempt.ended or self._is_maybe_incomplete(event.group_id, group):
             self._closing[key] = attempt
             if attempt.barrier is None:
                 self._unasked[key] = attempt
@@ -173,10 +171,10 @@ class AggregatorPartition:
         """Give up what takes too much, close what can be closed, judge what is due, forget what is
         long over.
         """
-        if self._outgrown:
-            await self._give_up_outgrown()
+        if self._over_budget:
+            await self._give_up_over_budget()
         await self._close()
-        await self._judge()
+        await self._expire_overdue()
 
     def _group(self, group_id: str) -> Group:
         """A group, with what an earlier worker wrote of it."""
@@ -187,7 +185,7 @@ class AggregatorPartition:
                 group.attempts[key] = Attempt(key, group_id, episode.mode, episode)
         return group
 
-    def _declare(self, event: AgentStatus, settle: Settle) -> None:
+    def _declare(self, event: AgentStatus, ack: Ack) -> None:
         if event.kind is not StatusKind.declared or event.declaration is None:
             raise Rejected(f"status {event.kind} without a rollout")
         group = self._group(event.group_id)
@@ -195,21 +193,21 @@ class AggregatorPartition:
         # Found in the log before it came, it may have been judged without the rollouts of which
         # nothing is known.
         group.judged = False
-        group.unsettled.append(settle)
+        group.unacked.append(ack)
 
-    def _refuse(self, attempt: Attempt, event: LlmCall | AgentStatus, settle: Settle) -> None:
-        attempt.follow(event, settle.logged_at)
+    def _refuse(self, attempt: Attempt, event: LlmCall | AgentStatus, ack: Ack) -> None:
+        attempt.follow(event, ack.logged_at)
         if isinstance(event, LlmCall):
             raise Rejected(
                 f"{_name(attempt)} was given up: it {attempt.given_up}; begin another rollout",
                 actions_of(event.mode, [event]),
             )
-        settle()
+        ack()
 
-    async def _give_up_outgrown(self) -> None:
+    async def _give_up_over_budget(self) -> None:
         """One session without an end must not take the worker's memory."""
-        outgrown, self._outgrown = self._outgrown, {}
-        for attempt in outgrown.values():
+        over_budget, self._over_budget = self._over_budget, {}
+        for attempt in over_budget.values():
             told = (
                 f"takes {attempt.held_bytes:,} bytes of memory, and "
                 f"FULGURITE_AGGREGATOR_ATTEMPT_MB "
@@ -223,7 +221,7 @@ class AggregatorPartition:
         key = (attempt.rollout_id, attempt.attempt)
         self._closing.pop(key, None)
         self._unasked.pop(key, None)
-        inputs, settled = attempt.give_up(told)
+        inputs, acks = attempt.give_up(told)
         calls = sorted(
             (event for event in inputs if isinstance(event, LlmCall)),
             key=lambda call: (call.started_at, call.call_id),
@@ -255,8 +253,8 @@ class AggregatorPartition:
             error=error,
         )
         await self._log.publish(DEAD_LETTERS, addressed(letter))
-        for settle in settled:
-            settle()
+        for ack in acks:
+            ack()
 
     async def _give_up_group(self, group_id: str, group: Group, failure: Exception) -> None:
         """No verdict can be passed on a group: dead letters of its attempts that are not
@@ -273,7 +271,7 @@ class AggregatorPartition:
                     type(failure).__name__,
                     f"is of a group that cannot be judged: {words_of(failure)}",
                 )
-        self._settle_group(group)
+        self._ack_group(group)
 
     async def _close(self) -> None:
         if self._unasked:
@@ -290,7 +288,7 @@ class AggregatorPartition:
                 for attempt in self._closing.values()
                 if attempt.barrier is not None and attempt.barrier <= read
             ]
-            await self._recall(self._lacking(closable))
+            await self._reload(self._incomplete_groups(closable))
             # What has not ended after all, or is told to have ended only now, waits for its calls.
             ended = [
                 attempt for attempt in closable if attempt.ended and attempt.barrier is not None
@@ -300,7 +298,7 @@ class AggregatorPartition:
                 if not attempt.ended:
                     self._closing.pop((attempt.rollout_id, attempt.attempt), None)
             for group_id in {attempt.group_id for attempt in closable}:
-                self._settle_group(self._groups[group_id])
+                self._ack_group(self._groups[group_id])
             self._nearest = min(
                 (
                     attempt.barrier
@@ -311,22 +309,22 @@ class AggregatorPartition:
             )
 
     async def _write(self, attempt: Attempt) -> None:
-        """Write the attempt's next revision, if it has one, and settle what is in it. What cannot
+        """Write the attempt's next revision, if it has one, and ack what is in it. What cannot
         be written is given up.
         """
         key = (attempt.rollout_id, attempt.attempt)
-        settled, attempt.unsettled = attempt.unsettled, []
+        acks, attempt.unacked = attempt.unacked, []
         attempt.dirty = False
         failure = await failure_of(partial(self._write_revision, attempt))
         if failure is not None:
             _log.error("an attempt cannot be written", error=words_of(failure), exc_info=failure)
-            attempt.unsettled = [*settled, *attempt.unsettled]
+            attempt.unacked = [*acks, *attempt.unacked]
             await self._give_up(
                 attempt, type(failure).__name__, f"cannot be written: {words_of(failure)}"
             )
             return
-        for settle in settled:
-            settle()
+        for ack in acks:
+            ack()
         if not attempt.dirty:
             self._closing.pop(key, None)
         if attempt.revisions >= self._settings.revisions:
@@ -374,13 +372,13 @@ class AggregatorPartition:
             error=told,
         )
 
-    def _is_unsure(self, group_id: str, group: Group) -> bool:
+    def _is_maybe_incomplete(self, group_id: str, group: Group) -> bool:
         """Whether the log may hold of a group what memory does not: a declaration, and attempts
-        that were closed and let go of.
+        that were closed and evicted.
         """
-        if group.recalled:
+        if group.reloaded:
             return False
-        if group_id in self._let_go:
+        if group_id in self._evicted:
             return True
         if group.declared is not None:
             return False
@@ -391,37 +389,39 @@ class AggregatorPartition:
         )
         return was_declared or (minted is not None and minted < self._since + _SKEW_MS)
 
-    def _lacking(self, attempts: Iterable[Attempt]) -> set[str]:
+    def _incomplete_groups(self, attempts: Iterable[Attempt]) -> set[str]:
         """Groups of these attempts of which memory lacks something."""
         groups = {attempt.group_id: self._groups[attempt.group_id] for attempt in attempts}
-        lacking = {
+        incomplete = {
             attempt.group_id
             for attempt in attempts
-            if self._lacks(attempt, groups[attempt.group_id])
+            if self._is_incomplete(attempt, groups[attempt.group_id])
         }
-        return lacking | {
-            group_id for group_id, group in groups.items() if self._is_unsure(group_id, group)
+        return incomplete | {
+            group_id
+            for group_id, group in groups.items()
+            if self._is_maybe_incomplete(group_id, group)
         }
 
-    async def _recall(self, lacking: Collection[str]) -> None:
+    async def _reload(self, incomplete: Collection[str]) -> None:
         """Read again from the log what it holds of these groups, of all in one go."""
-        if not lacking:
+        if not incomplete:
             return
-        groups = {group_id: self._groups[group_id] for group_id in lacking}
+        groups = {group_id: self._groups[group_id] for group_id in incomplete}
         times = [
-            minted_at(group_id) or self._let_go.get(group_id, _SKEW_MS) for group_id in lacking
+            minted_at(group_id) or self._evicted.get(group_id, _SKEW_MS) for group_id in incomplete
         ]
         since = max(0, min(times) - _SKEW_MS)
-        _log.info("reading groups from the log again", groups=len(lacking), since=since)
+        _log.info("reading groups from the log again", groups=len(incomplete), since=since)
         for topic in (EPISODES, AGENT_STATUS):
-            for event in await asyncio.to_thread(self._read, topic, since, lacking):
-                if isinstance(event, Episode | AgentStatus) and event.group_id in lacking:
+            for event in await asyncio.to_thread(self._read, topic, since, incomplete):
+                if isinstance(event, Episode | AgentStatus) and event.group_id in incomplete:
                     groups[event.group_id].remember(event)
-        for group_id in lacking:
-            groups[group_id].recalled = True
-            self._let_go.pop(group_id, None)
+        for group_id in incomplete:
+            groups[group_id].reloaded = True
+            self._evicted.pop(group_id, None)
 
-    def _lacks(self, attempt: Attempt, group: Group) -> bool:
+    def _is_incomplete(self, attempt: Attempt, group: Group) -> bool:
         """Whether something came for an attempt of which earlier inputs are not held."""
         if attempt.published is None:
             return False
@@ -442,27 +442,27 @@ class AggregatorPartition:
         )
         return [record.event for record in records if record.event is not None]
 
-    def _settle_group(self, group: Group) -> None:
-        if group.unsettled and group.complete():
-            settled, group.unsettled = group.unsettled, []
-            for settle in settled:
-                settle()
+    def _ack_group(self, group: Group) -> None:
+        if group.unacked and group.complete():
+            acks, group.unacked = group.unacked, []
+            for ack in acks:
+                ack()
 
-    async def _judge(self) -> None:
-        if self._trial is None:
+    async def _expire_overdue(self) -> None:
+        if self._deadline_check is None:
             if now_ms() < self._next_look:
                 return
             self._next_look = now_ms() + _LOOK_EVERY_MS
             for group in self._groups.values():
-                self._settle_group(group)
+                self._ack_group(group)
             if now_ms() >= self._next_forget:
                 self._next_forget = now_ms() + _FORGET_EVERY_MS
                 self._forget()
-            await self._recall(
+            await self._reload(
                 [
                     group_id
                     for group_id, group in self._groups.items()
-                    if self._is_unsure(group_id, group)
+                    if self._is_maybe_incomplete(group_id, group)
                 ]
             )
             now = max(self._time, now_ms())
@@ -482,11 +482,11 @@ class AggregatorPartition:
                 topic: await self._log.end_offset(topic, self._partition)
                 for topic in (LLM_CALLS, AGENT_STATUS)
             }
-            self._trial = Trial(now, ends, due, quiet)
-        if any(self._position(topic) < end for topic, end in self._trial.ends.items()):
+            self._deadline_check = DeadlineCheck(now, ends, due, quiet)
+        if any(self._position(topic) < end for topic, end in self._deadline_check.ends.items()):
             return
-        trial, self._trial = self._trial, None
-        quiet = [attempt for attempt in trial.quiet if self._stayed_silent(attempt, trial.now)]
+        check, self._deadline_check = self._deadline_check, None
+        quiet = [attempt for attempt in check.quiet if self._stayed_silent(attempt, check.now)]
         await asyncio.gather(
             *(
                 self._pass(
@@ -498,7 +498,7 @@ class AggregatorPartition:
             ),
             *(
                 self._pass(group_id, group, partial(self._overdue_in, group))
-                for group_id, group in trial.due.items()
+                for group_id, group in check.due.items()
             ),
         )
 
@@ -521,12 +521,12 @@ class AggregatorPartition:
         if group.declared is None:
             return []
         heard = group.heard()
-        # Where the declaration was settled before, rollouts of which nothing is known were written
+        # Where the declaration was acknowledged before, rollouts that memory lacks were written
         # too long ago.
         return [
             verdict
             for verdict in overdue(group.declared, heard)
-            if verdict.rollout_id in heard or group.unsettled
+            if verdict.rollout_id in heard or group.unacked
         ]
 
     def _overdue(self, group: Group, now: int) -> bool:
@@ -539,7 +539,7 @@ class AggregatorPartition:
         )
 
     def _silent(self, group_id: str, group: Group, now: int) -> list[Attempt]:
-        if group.declared is not None or self._is_unsure(group_id, group):
+        if group.declared is not None or self._is_maybe_incomplete(group_id, group):
             return []
         return [
             attempt
@@ -596,19 +596,19 @@ class AggregatorPartition:
                 kept -= weights[group_id]
                 del self._groups[group_id]
                 if episodes:
-                    self._let_go_of(group_id, episodes)
+                    self._note_evicted(group_id, episodes)
         for group_id, written in list(self._known.items()):
             if all(episode.event_time < before for episode in written.values()):
                 del self._known[group_id]
-                self._let_go_of(group_id, written.values())
+                self._note_evicted(group_id, written.values())
         for group_id in list(
-            islice(self._let_go, max(0, len(self._let_go) - self._settings.remember_attempts))
+            islice(self._evicted, max(0, len(self._evicted) - self._settings.remember_attempts))
         ):
-            del self._let_go[group_id]
+            del self._evicted[group_id]
             self._since = max(self._since, minted_at(group_id) or 0)
 
-    def _let_go_of(self, group_id: str, episodes: Collection[Episode]) -> None:
-        self._let_go[group_id] = min(episode.started_at for episode in episodes)
+    def _note_evicted(self, group_id: str, episodes: Collection[Episode]) -> None:
+        self._evicted[group_id] = min(episode.started_at for episode in episodes)
 
 
 def _name(attempt: Attempt) -> str:

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from fulgurite.events import AgentReward, Episode, LlmCall
 from fulgurite.groups.group_state import GroupState
-from services.common.streaming.worker import Settle
+from services.common.streaming.worker import Ack
 from services.rewarder.settings import RewarderSettings
 
 _NEVER = 1 << 62
@@ -28,22 +28,26 @@ class Group:
         "closed_at",
         "gathered",
         "heard_until",
-        "lacks",
+        "incomplete",
         "look_at",
+        "maybe_incomplete",
         "news",
         "revision",
         "supersedes",
         "taken",
-        "unsettled",
-        "unsure",
+        "unacked",
     )
 
     def __init__(
-        self, revision: str | None = None, *, lacks: bool = False, unsure: bool = False
+        self,
+        revision: str | None = None,
+        *,
+        incomplete: bool = False,
+        maybe_incomplete: bool = False,
     ) -> None:
         self.gathered = GroupState()
-        self.unsettled: list[Settle] = []
-        self.taken: list[Settle] = []
+        self.unacked: list[Ack] = []
+        self.taken: list[Ack] = []
         """Of those, the inputs that are being written."""
         self.revision = revision
         """Newest in the log; None if it has not been closed, as far as is known. Empty for a
@@ -51,12 +55,12 @@ class Group:
         """
         self.supersedes: str | None = None
         """Revision of the group's last `GroupClosed`, which the next one supersedes."""
-        self.lacks = lacks
+        self.incomplete = incomplete
         """Whether it may have been closed and forgotten: the log is to be read before anything is
         done.
         """
-        self.unsure = unsure
-        """As `lacks`, but unlikely: the log is read only before its rewards are given up."""
+        self.maybe_incomplete = maybe_incomplete
+        """As `incomplete`, but unlikely: the log is read only before its rewards are given up."""
         self.news = False
         """Whether anything came since it was closed."""
         self.closed_at = 0
@@ -69,32 +73,32 @@ class Group:
     @property
     def is_open(self) -> bool:
         """Whether it waits for its first closing."""
-        return self.revision is None and not self.lacks
+        return self.revision is None and not self.incomplete
 
-    def take(self, event: Episode | AgentReward, settle: Settle) -> None:
+    def take(self, event: Episode | AgentReward, ack: Ack) -> None:
         """Hold an input until it is written of."""
-        self.unsettled.append(settle)
-        if settle.logged_at is not None:
-            self.heard_until = max(self.heard_until or 0, settle.logged_at + _SKEW_MS)
+        self.unacked.append(ack)
+        if ack.logged_at is not None:
+            self.heard_until = max(self.heard_until or 0, ack.logged_at + _SKEW_MS)
         self.news |= self.gathered.take(event)
 
     def take_up(self) -> None:
         """All so far is about to be written: inputs that come from now on are news to it."""
-        self.taken += self.unsettled
-        self.unsettled = []
+        self.taken += self.unacked
+        self.unacked = []
         self.news = False
         self.look_at = _NEVER
 
-    def settle_taken(self) -> None:
+    def ack_taken(self) -> None:
         """Nothing depends on what was taken up any more."""
         taken, self.taken = self.taken, []
-        for settle in taken:
-            settle()
+        for ack in taken:
+            ack()
 
-    def settle(self) -> None:
+    def ack(self) -> None:
         """Nothing depends on the inputs so far any more."""
         self.take_up()
-        self.settle_taken()
+        self.ack_taken()
 
     def await_more(self, now: int, settings: RewarderSettings) -> None:
         """What comes late waits for what comes with it, and for the last revision to be of some
@@ -161,7 +165,7 @@ class ClosedGroups:
             return group
         if group_id in self._revisions:
             revision, closed_at = self._revisions[group_id]
-            group = Group(revision, lacks=True)
+            group = Group(revision, incomplete=True)
             group.closed_at = closed_at
             return group
         return None

@@ -21,7 +21,7 @@ from services.common.runtime import logs
 from services.common.runtime.ending import run_service
 from services.common.streaming.worker import Worker, quieten
 from services.rewarder.partition import STAGE, RewarderPartition
-from services.rewarder.recall import recall
+from services.rewarder.reload import reload_groups
 from services.rewarder.settings import RewarderSettings
 
 
@@ -42,7 +42,7 @@ class Rewarder(Worker):
                 self.log,
                 self._own,
                 partial(self.position, partition=number),
-                partial(recall, self.kafka, self.codec, number),
+                partial(reload_groups, self.kafka, self.codec, number),
                 written[number],
                 since,
             )

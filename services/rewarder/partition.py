@@ -6,7 +6,7 @@ without all rewards some time after its deadline, without all episodes (the aggr
 judges every rollout at the deadline) a longer time after. A group that nobody declared is one
 episode and waits some time for a reward. What comes for a closed group closes it anew, whole, under
 a new revision if that changes anything: once for all that comes together, and not more often than
-the settings say. A group that memory has let go of is read from the log again first. What falls due
+the settings say. A group that memory has evicted is read from the log again first. What falls due
 is closed only when both topics have been read up to the end they had then. Ledger entries are
 acknowledged before the rows are sent, and rows before the `GroupClosed`, so that this in the log
 tells that all is there.
@@ -56,9 +56,9 @@ from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.streaming.poison import failure_of
-from services.common.streaming.worker import Rejected, Settle
+from services.common.streaming.worker import Ack, Rejected
 from services.rewarder.groups import ClosedGroups, Group
-from services.rewarder.recall import Recalled
+from services.rewarder.reload import ReloadedGroup
 from services.rewarder.settings import RewarderSettings
 
 _log = logs.get()
@@ -73,7 +73,7 @@ _LOOK_EVERY_MS = 250
 """Looking through all waiting groups for what is due costs more than an input."""
 
 
-Recall = Callable[[Collection[str], int], Mapping[str, Recalled]]
+Reload = Callable[[Collection[str], int], Mapping[str, ReloadedGroup]]
 """Groups by id, and since when to read."""
 
 
@@ -93,7 +93,7 @@ class PartitionLog(Protocol):
 
 
 class RewarderPartition:
-    """A `Processor`; `position` says how far a topic of this partition has been read, `recall`
+    """A `Processor`; `position` says how far a topic of this partition has been read, `reload`
     reads some groups from the log again.
 
     `written`: what the log holds of the rewarder's since `since`, Unix milliseconds, in its order.
@@ -105,7 +105,7 @@ class RewarderPartition:
         log: PartitionLog,
         settings: RewarderSettings,
         position: Callable[[Topic], int],
-        recall: Recall,
+        reload: Reload,
         written: Iterable[ClosingRecord | DeadLetter],
         since: int,
         clock: Callable[[], int] = now_ms,
@@ -115,7 +115,7 @@ class RewarderPartition:
         self._settings = settings
         self._rules = settings.rules()
         self._position = position
-        self._read_again = recall
+        self._read_again = reload
         self._now = clock
         self._waiting: dict[str, Group] = {}
         self._closed = ClosedGroups(settings, since)
@@ -128,7 +128,7 @@ class RewarderPartition:
         """
         self._remember(written)
 
-    async def consume(self, topic: Topic, event: Event, settle: Settle) -> None:
+    async def consume(self, topic: Topic, event: Event, ack: Ack) -> None:
         """Take in an episode or a reward. Raises Rejected."""
         if not isinstance(event, Episode | AgentReward):
             raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
@@ -140,12 +140,12 @@ class RewarderPartition:
             group = self._waiting[event.group_id] = self._closed.take(event.group_id) or self._new(
                 event
             )
-        elif group.unsure and isinstance(event, Episode) and not _is_first(event):
-            group.lacks = True
-        group.take(event, settle)
+        elif group.maybe_incomplete and isinstance(event, Episode) and not _is_first(event):
+            group.incomplete = True
+        group.take(event, ack)
         if group.is_open:
             self._touched.add(event.group_id)
-        elif group.lacks or group.news:
+        elif group.incomplete or group.news:
             group.await_more(self._now(), self._settings)
         else:
             self._put_by(event.group_id, group)
@@ -165,12 +165,12 @@ class RewarderPartition:
         """
         minted = minted_at(event.group_id)
         if minted is not None and minted <= self._now() + _SKEW_MS:
-            return Group(lacks=minted < self._closed.since + _SKEW_MS)
+            return Group(incomplete=minted < self._closed.since + _SKEW_MS)
         # A session that a user named: its id tells no time.
         return (
-            Group(unsure=True)
+            Group(maybe_incomplete=True)
             if isinstance(event, AgentReward) or _is_first(event)
-            else Group(lacks=True)
+            else Group(incomplete=True)
         )
 
     async def _close_due(self) -> None:
@@ -201,11 +201,11 @@ class RewarderPartition:
         groups = {
             group_id: self._waiting[group_id] for group_id in sorted(due & self._waiting.keys())
         }
-        await self._recall(
+        await self._reload(
             {
                 i: group
                 for i, group in groups.items()
-                if group.lacks or (group.unsure and not group.gathered.episodes)
+                if group.incomplete or (group.maybe_incomplete and not group.gathered.episodes)
             }
         )
         for group_id, group in groups.items():
@@ -249,7 +249,7 @@ class RewarderPartition:
                     group_id=group_id,
                     rewards=sorted(group.gathered.rewards),
                 )
-                self._waiting.pop(group_id).settle()
+                self._waiting.pop(group_id).ack()
                 self._closed.know(group_id, None, self._now())
         elif (
             group.is_open
@@ -260,7 +260,7 @@ class RewarderPartition:
         else:
             await self._close(group_id, group)
 
-    async def _recall(self, groups: dict[str, Group]) -> None:
+    async def _reload(self, groups: dict[str, Group]) -> None:
         """Read again from the log what these groups are made of, and what was written of them."""
         if not groups:
             return
@@ -269,17 +269,17 @@ class RewarderPartition:
         since = max(bound, min(bound if time > self._now() else time - _SKEW_MS for time in times))
         _log.info("reading groups from the log again", groups=len(groups), since=since)
         found = await asyncio.to_thread(self._read_again, groups.keys(), since)
-        for group_id, recalled in found.items():
+        for group_id, reloaded in found.items():
             group = groups[group_id]
-            group.lacks = group.unsure = False
-            if not recalled.is_whole:
+            group.incomplete = group.maybe_incomplete = False
+            if not reloaded.is_whole:
                 await self._give_up(group_id, group)
                 continue
-            if recalled.written.standing is not None:
-                group.revision = recalled.written.standing
-            group.supersedes = recalled.written.closed
-            self._note_begun(group_id, recalled.written)
-            for event in recalled.inputs:
+            if reloaded.written.standing is not None:
+                group.revision = reloaded.written.standing
+            group.supersedes = reloaded.written.closed
+            self._note_begun(group_id, reloaded.written)
+            for event in reloaded.inputs:
                 group.gathered.take(event)
 
     async def _give_up(self, group_id: str, group: Group) -> None:
@@ -299,16 +299,16 @@ class RewarderPartition:
         """Dead letters of a group's episodes; its rewards change nothing."""
         group.take_up()
         episodes = list(group.gathered.episodes.values())
-        letters = [
+        dead_letters = [
             self._letter(episode, error_type, f"episode {episode.episode_id}: {told}")
             for episode in episodes
         ]
-        await self._log.publish(DEAD_LETTERS, addressed(*letters))
+        await self._log.publish(DEAD_LETTERS, addressed(*dead_letters))
         del self._waiting[group_id]
-        group.settle_taken()
-        if group.unsettled:
+        group.ack_taken()
+        if group.unacked:
             # It came meanwhile, and is as late.
-            group.lacks = True
+            group.incomplete = True
             group.await_more(self._now(), self._settings)
             self._waiting[group_id] = group
 
@@ -347,7 +347,7 @@ class RewarderPartition:
                 group.supersedes = revision
             group.revision = revision
             group.closed_at = self._now()
-        group.settle_taken()
+        group.ack_taken()
         if group.news:
             group.await_more(self._now(), self._settings)
         else:
@@ -355,7 +355,7 @@ class RewarderPartition:
 
     def _put_by(self, group_id: str, group: Group) -> None:
         del self._waiting[group_id]
-        group.settle()
+        group.ack()
         self._closed.keep(group_id, group)
 
     async def _publish(self, group_id: str, records: Sequence[ClosingRecord]) -> None:

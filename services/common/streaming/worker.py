@@ -2,12 +2,12 @@
 what it will.
 
 Promise: at least once. An input is acknowledged strictly in offset order, once it and everything
-before it in its partition is settled. The same worker owns the same partition of every topic. State
+before it in its partition is done. The same worker owns the same partition of every topic. State
 is a plain cache: it is dropped when partitions are revoked and restored when they are assigned. An
 input that cannot be read, that the processor rejects, or whose handling raises twice
 (`services.common.streaming.poison`), goes to `dead.letters` and the stream goes on; a failure of
 the log, a disk or the network, a send that is not acknowledged among them, stops the worker with
-nothing acknowledged that was not settled.
+nothing acknowledged that was not done.
 
 No Faust tables, no Faust producer, no Faust web server; concurrency 1.
 """
@@ -98,10 +98,10 @@ class Rejected(Exception):
         self.actions = actions
 
 
-class Settle:
+class Ack:
     """The acknowledgement of one input: call it once nothing depends on the input any more."""
 
-    __slots__ = ("_order", "acknowledge", "logged_at", "settled")
+    __slots__ = ("_order", "acknowledge", "done", "logged_at")
 
     def __init__(
         self, order: AckOrder, acknowledge: Callable[[], object], logged_at: int | None = None
@@ -110,10 +110,10 @@ class Settle:
         self.acknowledge = acknowledge
         self.logged_at = logged_at
         """Record time, Unix milliseconds, if it is known."""
-        self.settled = False
+        self.done = False
 
     def __call__(self) -> None:
-        self.settled = True
+        self.done = True
         self._order.advance()
 
 
@@ -121,17 +121,17 @@ class AckOrder:
     """Acknowledges the inputs of one partition strictly in order."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Settle] = deque()
+        self._waiting: deque[Ack] = deque()
 
-    def add(self, acknowledge: Callable[[], object], logged_at: int | None = None) -> Settle:
+    def add(self, acknowledge: Callable[[], object], logged_at: int | None = None) -> Ack:
         """The next input, in offset order."""
-        settle = Settle(self, acknowledge, logged_at)
-        self._waiting.append(settle)
-        return settle
+        ack = Ack(self, acknowledge, logged_at)
+        self._waiting.append(ack)
+        return ack
 
     def advance(self) -> None:
-        """Acknowledge from the front as far as everything is settled."""
-        while self._waiting and self._waiting[0].settled:
+        """Acknowledge from the front as far as every input is done."""
+        while self._waiting and self._waiting[0].done:
             self._waiting.popleft().acknowledge()
 
     def __len__(self) -> int:
@@ -216,8 +216,8 @@ class Processor(Protocol):
     blocks.
     """
 
-    async def consume(self, topic: Topic, event: Event, settle: Settle) -> None:
-        """Take in an input as the log has it; `settle` it later.
+    async def consume(self, topic: Topic, event: Event, ack: Ack) -> None:
+        """Take in an input as the log has it; `ack` it later.
 
         Raises Rejected for an input that goes to `dead.letters` at once, LogUnavailable when Kafka
         fails. An input that raises anything else is tried once more, and then goes there too.
@@ -321,7 +321,7 @@ class Worker:
             self.fail(cast(BaseException, start.exception()))
 
     def fail(self, error: BaseException) -> None:
-        """Stop the worker: what is not settled will be read again."""
+        """Stop the worker: what is not acknowledged will be read again."""
         if self._failure is None:
             _log.error("stopping on a failure", error=repr(error), exc_info=error)
             self._failure = error
@@ -390,23 +390,21 @@ class Worker:
             return
         if message.offset > expected:
             await self._check_hole(topic, message.partition, expected, message.offset)
-        settle = partition.orders[topic.name].add(event.ack, int(message.timestamp * 1000))
+        ack = partition.orders[topic.name].add(event.ack, int(message.timestamp * 1000))
         failure = await failure_of(
-            partial(self._handle, partition.processor, topic, message, settle),
+            partial(self._handle, partition.processor, topic, message, ack),
             (CodecError, Rejected),
         )
         if failure is not None:
             await self._bury(topic, message, failure)
-            settle()
+            ack()
         # What waits to be acknowledged is held as what was made of it, and not as its bytes too.
         message.value = event.value = None
         partition.positions[topic.name] = message.offset + 1
         partition.wake.set()
 
-    async def _handle(
-        self, processor: Processor, topic: Topic, message: Any, settle: Settle
-    ) -> None:
-        await processor.consume(topic, self.decode(message.value or b""), settle)
+    async def _handle(self, processor: Processor, topic: Topic, message: Any, ack: Ack) -> None:
+        await processor.consume(topic, self.decode(message.value or b""), ack)
 
     async def _check_hole(self, topic: Topic, partition: int, expected: int, offset: int) -> None:
         """Raise RuntimeError if the log has records between these two offsets.

@@ -129,12 +129,12 @@ async def test_a_clock_that_was_wrong_for_a_moment_does_not_keep_an_attempt_open
     reader = Reader(AggregatorSettings(silence_s=3))
     years = NOW + 10 * 365 * 86_400_000
     acknowledged: list[int] = []
-    settle = AckOrder().add(lambda: acknowledged.append(1), NOW)
+    ack = AckOrder().add(lambda: acknowledged.append(1), NOW)
     ahead = msgspec.structs.replace(
         make_call(at=NOW, mode=Mode.live), event_time=years, finished_at=2**62
     )
     reader.read[LLM_CALLS.name] = reader.log.ends[LLM_CALLS.name] = 1
-    await reader.partition.consume(LLM_CALLS, ahead, settle)
+    await reader.partition.consume(LLM_CALLS, ahead, ack)
     await later(reader, monkeypatch, 60_000)
     assert reader.log.published == []
     await later(reader, monkeypatch, 64_000)

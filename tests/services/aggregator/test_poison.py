@@ -49,7 +49,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, error: Exception) -> list[str]:
     return tried
 
 
-def letters(reader: Reader) -> list[DeadLetter]:
+def dead_letters(reader: Reader) -> list[DeadLetter]:
     return [
         event
         for topic, event in reader.log.published
@@ -68,7 +68,7 @@ async def test_an_attempt_that_cannot_be_stitched_is_a_dead_letter_and_the_rest_
     reader.log.ends[LLM_CALLS.name] = len(CALLS)
     for event in events:
         await reader.take(event)
-    [letter] = letters(reader)
+    [letter] = dead_letters(reader)
     assert (letter.error_type, letter.stage, letter.value) == ("AttributeError", "aggregator", None)
     assert "no attribute 'get'" in letter.error
     assert sorted(letter.actions) == sorted(action_id(call.call_id, 0) for call in CALLS[:2])
@@ -80,7 +80,7 @@ async def test_an_attempt_that_cannot_be_stitched_is_a_dead_letter_and_the_rest_
     again.log.ends[LLM_CALLS.name] = len(CALLS)
     for event in reversed(events):
         await again.take(event)
-    assert letters(again) == [letter], "a worker that was started again says the same"
+    assert dead_letters(again) == [letter], "a worker that was started again says the same"
 
     late = make_call(0, 0, 7, at=NOW + 20)
     with pytest.raises(Rejected, match="was given up: it cannot be written") as refused:
@@ -97,7 +97,7 @@ async def test_what_comes_late_and_cannot_be_stitched_leaves_the_revision_that_w
         await reader.take(event)
     poison(monkeypatch, KeyError("x"))
     await reader.take(CALLS[1])
-    [letter] = letters(reader)
+    [letter] = dead_letters(reader)
     assert letter.actions == (action_id(CALLS[1].call_id, 0),)
     assert len(reader.log.episodes()) == 1
     assert len(reader.acknowledged) == 4
@@ -131,7 +131,7 @@ async def test_a_group_on_which_no_verdict_can_be_passed_is_given_up(
         await reader.take(event)
     await later(reader, monkeypatch, 2_000)
     await later(reader, monkeypatch, 3_000)
-    [letter] = letters(reader)
+    [letter] = dead_letters(reader)
     assert (letter.error_type, letter.actions) == (
         "OverflowError",
         (action_id(CALLS[0].call_id, 0),),

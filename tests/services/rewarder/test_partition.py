@@ -52,7 +52,7 @@ from services.common.kafka.settings import KafkaSettings
 from services.common.streaming.worker import AckOrder, Rejected
 from services.rewarder.groups import Group
 from services.rewarder.partition import RewarderPartition
-from services.rewarder.recall import Recalled
+from services.rewarder.reload import ReloadedGroup
 from services.rewarder.settings import RewarderSettings
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
@@ -99,9 +99,9 @@ class MemoryLog:
     async def end_offset(self, topic: Topic, partition: int) -> int:
         return len(self.topics.get(topic.name, []))
 
-    def recall(self, group_ids: Collection[str], since_ms: int) -> Mapping[str, Recalled]:
+    def reload(self, group_ids: Collection[str], since_ms: int) -> Mapping[str, ReloadedGroup]:
         self.reads += 1
-        found = {name: Recalled() for name in group_ids}
+        found = {name: ReloadedGroup() for name in group_ids}
         for topic in (TRAINING_LEDGER, TRAJECTORIES, EPISODES, AGENT_REWARDS):
             for at, event in self.topics.get(topic.name, []):
                 known = isinstance(
@@ -151,7 +151,7 @@ class Rewarder:
             self.log,
             self.settings,
             lambda topic: self.positions[topic.name],
-            self.log.recall,
+            self.log.reload,
             written,
             since,
             lambda: self.log.now,
@@ -161,11 +161,9 @@ class Rewarder:
         """Take everything in."""
         for topic in (EPISODES, AGENT_REWARDS):
             for event in self.log.events(topic)[self.positions[topic.name] :]:
-                settle = self.orders[topic.name].add(
-                    lambda name=topic.name: self._acknowledge(name)
-                )
+                ack = self.orders[topic.name].add(lambda name=topic.name: self._acknowledge(name))
                 self.positions[topic.name] += 1
-                finish(self.partition.consume(topic, event, settle))
+                finish(self.partition.consume(topic, event, ack))
 
     def run(self, ms: int = 5_000) -> None:
         """Read everything, and let some time pass."""
@@ -205,7 +203,7 @@ class Rewarder:
         ]
         return len({row.group_revision for row in rows})
 
-    def all_settled(self) -> bool:
+    def all_acked(self) -> bool:
         return all(
             self.committed[topic.name] == len(self.log.events(topic))
             for topic in (EPISODES, AGENT_REWARDS)
@@ -277,7 +275,7 @@ def closed(**changes: object) -> Rewarder:
     put(log, episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20))
     rewarder.run()
     assert rewarder.revisions() == 1
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
     return rewarder
 
 
@@ -287,7 +285,7 @@ def test_a_late_reward_issues_the_whole_group_anew() -> None:
     put(rewarder.log, reward(1, 2.0, 30))
     rewarder.run()
     assert rewarder.revisions() == 2
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
     rows = [
         event
         for event in rewarder.log.events(TRAJECTORIES)[before:]
@@ -312,7 +310,7 @@ def test_what_says_nothing_new_amends_nothing(keep_s: int, restart: bool) -> Non
     put(rewarder.log, reward(1, 0.0, 20), reward(1, 0.0, 25), reward(1, 7.0, 10), episodes_of(0)[0])
     rewarder.run()
     assert len(rewarder.log.events(TRAJECTORIES)) == written
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
 
 
 def test_what_comes_together_makes_one_revision_and_revisions_keep_their_distance() -> None:
@@ -328,7 +326,7 @@ def test_what_comes_together_makes_one_revision_and_revisions_keep_their_distanc
     assert rewarder.revisions() == 2, "not more often than once a minute"
     rewarder.run(60_000)
     assert rewarder.revisions() == 3
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
 
 
 def test_a_reward_a_day_late_finds_its_group_in_the_log() -> None:
@@ -341,7 +339,7 @@ def test_a_reward_a_day_late_finds_its_group_in_the_log() -> None:
         put(rewarder.log, reward(1, float(day), 30 * day))
         rewarder.run()
         assert rewarder.revisions() == 1 + day
-        assert rewarder.all_settled()
+        assert rewarder.all_acked()
     assert rewarder.log.reads == 2
 
 
@@ -352,7 +350,7 @@ def test_a_group_that_the_log_no_longer_holds_is_left_alone() -> None:
     put(rewarder.log, reward(1, 5.0, 30), episodes_of(0)[1])
     rewarder.run()
     assert rewarder.revisions() == 1
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
     (letter,) = rewarder.log.events(DEAD_LETTERS)
     assert isinstance(letter, DeadLetter)
     assert (letter.error_type, len(letter.actions)) == ("TooLate", 3)
@@ -369,7 +367,7 @@ def test_a_group_one_of_whose_rewards_the_log_no_longer_holds_is_left_alone() ->
     ]
     put(rewarder.log, reward(1, 5.0, 30), episodes_of(0)[1])
     rewarder.run()
-    assert (rewarder.revisions(), rewarder.all_settled()) == (1, True)
+    assert (rewarder.revisions(), rewarder.all_acked()) == (1, True)
     (letter,) = rewarder.log.events(DEAD_LETTERS)
     assert isinstance(letter, DeadLetter)
     assert letter.error_type == "TooLate"
@@ -379,9 +377,9 @@ def test_a_reward_whose_episode_never_comes_is_given_up() -> None:
     rewarder = Rewarder(MemoryLog(), orphan_s=100)
     put(rewarder.log, reward(0, 1.0, 0))
     rewarder.run()
-    assert not rewarder.all_settled()
+    assert not rewarder.all_acked()
     rewarder.run(200_000)
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
     assert rewarder.revisions() == 0
     put(rewarder.log, episodes_of(0)[0], episodes_of(1)[0], reward(1, 0.0, 0))
     rewarder.run()
@@ -400,7 +398,7 @@ def test_what_comes_while_a_revision_is_being_written_is_in_the_next() -> None:
     assert rewarder.newest() == outcome(
         [episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 3.0, 30)]
     )
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
 
 
 def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
@@ -414,7 +412,7 @@ def test_a_worker_that_dies_within_a_revision_writes_what_is_missing() -> None:
             rewarder.log.dies_after = None
             rewarder.start()
             rewarder.run()
-        assert rewarder.all_settled()
+        assert rewarder.all_acked()
         written = [event.event_id for event in rewarder.log.events(TRAJECTORIES)]
         assert len(written) == len(set(written)) == 9
         first, second = rewarder.closings()
@@ -466,7 +464,7 @@ def overtaken(after: int, value: float) -> Rewarder:
 def test_a_revision_begun_and_given_up_does_not_hide_the_one_that_counts() -> None:
     for after in range(4):
         rewarder = overtaken(after, 1.0)
-        assert rewarder.all_settled()
+        assert rewarder.all_acked()
         assert rewarder.newest() == outcome(
             [episodes_of(0)[0], episodes_of(1)[0], reward(0, 1.0, 20), reward(1, 0.0, 20)]
         )
@@ -508,7 +506,7 @@ def test_only_a_group_that_may_have_been_closed_before_is_looked_for(
     )
     put(log, msgspec.structs.replace(reward(1, 0.0, 0), group_id=minted))
     rewarder.run()
-    assert (rewarder.revisions(), rewarder.all_settled(), log.reads) == (1, True, reads)
+    assert (rewarder.revisions(), rewarder.all_acked(), log.reads) == (1, True, reads)
 
 
 def test_a_reward_of_a_session_that_was_closed_long_ago_finds_it_when_nothing_else_comes() -> None:
@@ -530,7 +528,7 @@ def test_a_reward_of_a_session_that_was_closed_long_ago_finds_it_when_nothing_el
     rewarder.run()
     assert rewarder.revisions() == 1
     rewarder.run(200_000)
-    assert (rewarder.revisions(), rewarder.all_settled()) == (2, True)
+    assert (rewarder.revisions(), rewarder.all_acked()) == (2, True)
 
 
 def test_validation_groups_are_closed_without_a_word() -> None:
@@ -544,15 +542,15 @@ def test_validation_groups_are_closed_without_a_word() -> None:
     rewarder.run()
     put(log, reward(0, 2.0, 10))
     rewarder.run()
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
     assert log.events(TRAJECTORIES) == []
 
 
 def test_what_has_no_place_is_rejected() -> None:
     rewarder = Rewarder(MemoryLog())
-    settle = AckOrder().add(lambda: None)
+    ack = AckOrder().add(lambda: None)
     with pytest.raises(Rejected):
-        finish(rewarder.partition.consume(EPISODES, DECLARED, settle))
+        finish(rewarder.partition.consume(EPISODES, DECLARED, ack))
 
 
 @settings(max_examples=150, deadline=None)
@@ -594,7 +592,7 @@ def test_the_newest_revision_depends_on_what_there_is_and_on_nothing_else(seed: 
     for _ in range(3):
         rewarder.run(11 * HOUR)
     assert rewarder.newest() == outcome(events)
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
     by_id: dict[str, Event] = {}
     for topic in (TRAJECTORIES, TRAINING_LEDGER):
         for event in log.events(topic):
@@ -674,7 +672,7 @@ def test_an_attempt_whose_episode_comes_after_that_of_the_next_is_accounted_for(
         FilterReason.superseded,
         (action_id(first.calls[0].call_id, 0),),
     )
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
     assert discrepancies(rewarder.log) == 0
 
 
@@ -702,7 +700,7 @@ def test_one_killed_between_entries_and_rows_gives_no_action_two_terms_when_more
             rewarder.run()
             assert rewarder.newest() == outcome([*fewer, *more])
             assert discrepancies(rewarder.log) == 0
-            assert rewarder.all_settled()
+            assert rewarder.all_acked()
 
 
 def test_a_group_that_cannot_be_closed_is_a_dead_letter_until_it_is_redriven(
@@ -746,7 +744,7 @@ def test_a_group_that_cannot_be_closed_is_a_dead_letter_until_it_is_redriven(
     assert {row.group_id for row in log.events(TRAJECTORIES) if isinstance(row, Trajectory)} == {
         other.group_id
     }
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
 
     rewarder.start()
     put(log, reward(0, 1.0, 50))
@@ -755,7 +753,7 @@ def test_a_group_that_cannot_be_closed_is_a_dead_letter_until_it_is_redriven(
     assert {letter.event_id for letter in log.events(DEAD_LETTERS)} == {
         letter.event_id for letter in letters
     }, "the same, told again"
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
 
     monkeypatch.undo()
     rewarder.start()
@@ -775,7 +773,7 @@ def test_a_group_that_cannot_be_closed_is_a_dead_letter_until_it_is_redriven(
         other.group_id,
         GROUP,
     }
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
 
 
 def test_a_row_that_no_message_can_hold_is_a_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -794,7 +792,7 @@ def test_a_row_that_no_message_can_hold_is_a_dead_letter(monkeypatch: pytest.Mon
     assert {
         letter.error_type for letter in log.events(DEAD_LETTERS) if isinstance(letter, DeadLetter)
     } == {"EventTooLarge"}
-    assert rewarder.all_settled()
+    assert rewarder.all_acked()
 
 
 def test_an_episode_that_ended_in_the_far_future_waits_no_longer_than_others() -> None:

@@ -19,10 +19,10 @@ from fulgurite.topics import DEAD_LETTERS, LLM_CALLS, Topic
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
 from services.common.streaming.worker import (
+    Ack,
     AckOrder,
     Partition,
     Rejected,
-    Settle,
     StreamSettings,
     Worker,
 )
@@ -30,23 +30,23 @@ from tests.synthetic import make_call
 
 
 @given(st.permutations(range(8)))
-def test_an_input_is_acknowledged_once_everything_before_it_is_settled(order: list[int]) -> None:
+def test_an_input_is_acknowledged_once_everything_before_it_is_done(order: list[int]) -> None:
     acknowledged: list[int] = []
     acks = AckOrder()
-    settles = [acks.add(lambda offset=offset: acknowledged.append(offset)) for offset in range(8)]
+    handles = [acks.add(lambda offset=offset: acknowledged.append(offset)) for offset in range(8)]
     for count, offset in enumerate(order, 1):
-        settles[offset]()
+        handles[offset]()
         done = set(order[:count])
         assert acknowledged == [known for known in range(8) if set(range(known + 1)) <= done]
     assert len(acks) == 0
 
 
-def test_settling_twice_does_no_harm() -> None:
+def test_acking_twice_does_no_harm() -> None:
     acknowledged: list[int] = []
     acks = AckOrder()
-    settle = acks.add(lambda: acknowledged.append(1))
-    settle()
-    settle()
+    ack = acks.add(lambda: acknowledged.append(1))
+    ack()
+    ack()
     assert acknowledged == [1]
 
 
@@ -56,7 +56,7 @@ class Taken:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    async def consume(self, topic: Topic, event: Event, settle: Settle) -> None:
+    async def consume(self, topic: Topic, event: Event, ack: Ack) -> None:
         self.calls.append(event.event_id)
 
     async def work(self) -> None:
@@ -117,8 +117,8 @@ class Failing(Taken):
         self.times = times
         self.error = error
 
-    async def consume(self, topic: Topic, event: Event, settle: Settle) -> None:
-        await super().consume(topic, event, settle)
+    async def consume(self, topic: Topic, event: Event, ack: Ack) -> None:
+        await super().consume(topic, event, ack)
         if len(self.calls) <= self.times:
             raise self.error
 
@@ -129,18 +129,18 @@ class Unprintable(Exception):
 
 
 async def handled(value: bytes, processor: Taken) -> tuple[list[DeadLetter], list[str]]:
-    """The letters of one record, and whether it was acknowledged."""
+    """The dead letters of one record, and whether it was acknowledged."""
     worker = Worker(
         "test", (LLM_CALLS,), KafkaSettings(bootstrap_servers="127.0.0.1:1"), StreamSettings()
     )
-    letters: list[DeadLetter] = []
+    dead_letters: list[DeadLetter] = []
     acknowledged: list[str] = []
     try:
         inside = cast(Any, worker)
 
         async def publish(topic: Topic, events: Any) -> None:
             assert topic is DEAD_LETTERS
-            letters.extend(
+            dead_letters.extend(
                 cast(DeadLetter, CODEC.decode(CODEC.encode(letter))) for _, letter in events
             )
 
@@ -155,7 +155,7 @@ async def handled(value: bytes, processor: Taken) -> tuple[list[DeadLetter], lis
         )
         assert worker.position(LLM_CALLS, 0) == 8
         assert message.value is None, "what waits is not held as bytes too"
-        return letters, acknowledged
+        return dead_letters, acknowledged
     finally:
         worker.producer.close()
         worker.log.close()
@@ -171,10 +171,10 @@ CODEC = Codec()
 async def test_an_input_whose_handling_raises_twice_is_a_dead_letter_with_its_actions(
     error: Exception,
 ) -> None:
-    letters, acknowledged = await handled(Codec().encode(CALL), processor := Failing(2, error))
+    dead_letters, acknowledged = await handled(Codec().encode(CALL), processor := Failing(2, error))
     assert len(processor.calls) == 2
     assert acknowledged == ["yes"]
-    [letter] = letters
+    [letter] = dead_letters
     assert (letter.error_type, letter.offset, letter.stage, letter.key) == (
         type(error).__name__,
         7,
@@ -186,23 +186,23 @@ async def test_an_input_whose_handling_raises_twice_is_a_dead_letter_with_its_ac
 
 
 async def test_one_that_succeeds_the_second_time_is_taken() -> None:
-    letters, acknowledged = await handled(
+    dead_letters, acknowledged = await handled(
         Codec().encode(CALL), processor := Failing(1, ValueError("once"))
     )
-    assert (len(processor.calls), letters, acknowledged) == (2, [], [])
+    assert (len(processor.calls), dead_letters, acknowledged) == (2, [], [])
 
 
 async def test_what_cannot_be_used_is_not_tried_again() -> None:
-    letters, _ = await handled(
+    dead_letters, _ = await handled(
         Codec().encode(CALL), processor := Failing(9, Rejected("no place", ("a#0",)))
     )
-    assert (len(processor.calls), letters[0].error_type, letters[0].actions) == (
+    assert (len(processor.calls), dead_letters[0].error_type, dead_letters[0].actions) == (
         1,
         "Rejected",
         ("a#0",),
     )
-    letters, acknowledged = await handled(b"", Taken())
-    assert (letters[0].error_type, letters[0].value, acknowledged) == (
+    dead_letters, acknowledged = await handled(b"", Taken())
+    assert (dead_letters[0].error_type, dead_letters[0].value, acknowledged) == (
         "MalformedFrame",
         b"",
         ["yes"],

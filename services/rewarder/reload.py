@@ -1,4 +1,4 @@
-"""What the log holds of groups that memory has let go of: their episodes and rewards, and what was
+"""What the log holds of groups that memory has evicted: their episodes and rewards, and what was
 written of them.
 
 Bounded: one partition, the records of these groups only, from a time on that the caller gives.
@@ -24,7 +24,7 @@ from services.common.kafka.consumer import read_all
 from services.common.kafka.settings import KafkaSettings
 
 
-class Recalled:
+class ReloadedGroup:
     """One group, as the log has it."""
 
     def __init__(self) -> None:
@@ -64,11 +64,11 @@ class Recalled:
         return self._named <= self._found
 
 
-def recall(
+def reload_groups(
     kafka: KafkaSettings, codec: Codec, partition: int, group_ids: Collection[str], since_ms: int
-) -> dict[str, Recalled]:
+) -> dict[str, ReloadedGroup]:
     """Read the log again for some groups. Raises LogUnavailable."""
-    found = {group_id: Recalled() for group_id in group_ids}
+    found = {group_id: ReloadedGroup() for group_id in group_ids}
     keys = {group_id.encode() for group_id in group_ids}
     for event in _read(kafka, codec, partition, keys, since_ms):
         group_id = getattr(event, "group_id", None)
