@@ -87,7 +87,7 @@ def _variable(settings: type[BaseSettings], where: tuple[int | str, ...]) -> str
 def _of_gateway(settings: GatewaySettings) -> Iterator[str]:
     try:
         settings.routes()
-        settings.log_policies()
+        settings.outage_modes()
         if settings.signing_keys.get_secret_value():
             KeyRing.parse(settings.signing_keys.get_secret_value())
     except ValueError as error:
