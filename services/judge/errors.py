@@ -16,8 +16,8 @@ from __future__ import annotations
 class JudgeFailed(Exception):
     """There is no score."""
 
-    def told(self) -> str:
-        """For the reward event."""
+    def text(self) -> str:
+        """Return the text of the reward event's `error`: class and reason."""
         return f"{type(self).__name__}: {self}"
 
 

@@ -25,7 +25,7 @@ _SKEW_MS = 60_000
 """Clocks of the machines that mint ids and write records may differ by this much."""
 
 
-class Told(msgspec.Struct, frozen=True):
+class JudgedAttempt(msgspec.Struct, frozen=True):
     """One trajectory as it is judged."""
 
     episode: Episode
@@ -68,13 +68,13 @@ class Waiting:
 
     def revisions(self) -> frozenset[str]:
         """What a verdict is given on."""
-        return frozenset(one.episode.event_id for one in self.told())
+        return frozenset(one.episode.event_id for one in self.attempts())
 
-    def told(self) -> list[Told]:
+    def attempts(self) -> list[JudgedAttempt]:
         """Every rollout's last attempt, in the order of the declaration."""
         known = members(self._gathered.declaration, self._gathered.episodes.values())
         finals = [member.final for member in known if member.final is not None]
-        return [Told(final, self._messages[final.event_id]) for final in finals]
+        return [JudgedAttempt(final, self._messages[final.event_id]) for final in finals]
 
 
 class WaitingRoom:

@@ -106,7 +106,7 @@ class Judge:
                         await self._turn(consumer)
                 finally:
                     # Before the connections go: a question that loses its own is no answer, and
-                    # would be told as one.
+                    # would be reported as one.
                     await self._leave_off()
         finally:
             consumer.close()
@@ -218,8 +218,8 @@ class Judge:
                 group.group_id,
                 (),
             )
-            told = f"group {group.group_id} cannot be judged: {words_of(failure)}"
-            letter = lost(what, self._kafka, group.partition, _STAGE, type(failure).__name__, told)
+            error = f"group {group.group_id} cannot be judged: {words_of(failure)}"
+            letter = lost(what, self._kafka, group.partition, _STAGE, type(failure).__name__, error)
             await asyncio.gather(
                 *(
                     self._producer.publish(DEAD_LETTERS, key, part)
@@ -234,7 +234,7 @@ class Judge:
                 await self._recall(group)
             revisions = group.revisions()
             known = self._judged.get(group.group_id) == revisions
-            rewards = [] if known else await self._judge.judge(group.told(), self._model)
+            rewards = [] if known else await self._judge.judge(group.attempts(), self._model)
         for error in sorted({reward.error for reward in rewards if reward.error}):
             logger.warning("no score", group_id=group.group_id, error=error)
         await asyncio.gather(
@@ -288,7 +288,7 @@ class Judge:
 
 
 async def run(arguments: Sequence[str]) -> int:
-    """Until told to stop; the exit code: see `serve`."""
+    """Run until stopped, and return the exit code of `serve`."""
     parser = argparse.ArgumentParser(
         prog="python -m services.judge.main", description="Rank groups of trajectories by a model."
     )

@@ -16,7 +16,7 @@ from fulgurite.events import AgentReward
 from fulgurite.ids import derive_id
 from services.common.runtime.error_text import clean
 from services.judge.errors import JudgeFailed, NothingSaid, TooFewTrajectories
-from services.judge.groups import Told
+from services.judge.groups import JudgedAttempt
 from services.judge.prompt import Question, Score, digest, question
 
 Verdict = Score | JudgeFailed
@@ -39,17 +39,18 @@ class GroupJudge:
         self._rubric = rubric
         self._max_characters = max_characters
 
-    async def judge(self, told: Sequence[Told], asked: Asked) -> list[AgentReward]:
+    async def judge(self, attempts: Sequence[JudgedAttempt], asked: Asked) -> list[AgentReward]:
         """The rewards of a group. Never raises for what a model or its server does."""
-        speakers = [one for one in told if one.messages]
+        speakers = [one for one in attempts if one.messages]
         verdicts: dict[str, Verdict] = {
-            one.episode.rollout_id: NothingSaid("the attempt has no answered call") for one in told
+            one.episode.rollout_id: NothingSaid("the attempt has no answered call")
+            for one in attempts
         }
         for one, verdict in zip(speakers, await self._compared(speakers, asked), strict=True):
             verdicts[one.episode.rollout_id] = verdict
-        return [self._reward(one, told, verdicts[one.episode.rollout_id]) for one in told]
+        return [self._reward(one, attempts, verdicts[one.episode.rollout_id]) for one in attempts]
 
-    async def _compared(self, speakers: Sequence[Told], asked: Asked) -> Sequence[Verdict]:
+    async def _compared(self, speakers: Sequence[JudgedAttempt], asked: Asked) -> Sequence[Verdict]:
         if len(speakers) < 2:
             return [
                 TooFewTrajectories(
@@ -63,14 +64,16 @@ class GroupJudge:
         except JudgeFailed as error:
             return [error] * len(speakers)
 
-    def _reward(self, one: Told, told: Sequence[Told], verdict: Verdict) -> AgentReward:
-        compared = sorted(other.episode.event_id for other in told)
+    def _reward(
+        self, one: JudgedAttempt, attempts: Sequence[JudgedAttempt], verdict: Verdict
+    ) -> AgentReward:
+        compared = sorted(other.episode.event_id for other in attempts)
         failed = isinstance(verdict, JudgeFailed)
         return AgentReward(
             event_id=derive_id("reward", self.name, self.source, *compared, one.episode.event_id),
             # A verdict on more of the group, or on later revisions, has to outweigh the one before
             # it.
-            event_time=max(other.episode.event_time for other in told) + len(told),
+            event_time=max(other.episode.event_time for other in attempts) + len(attempts),
             group_id=one.episode.group_id,
             rollout_id=one.episode.rollout_id,
             attempt=one.episode.attempt,
@@ -78,7 +81,7 @@ class GroupJudge:
             value=None if failed else verdict.score,
             final=True,
             source=self.source,
-            error=clean(verdict.told()) if failed else None,
+            error=clean(verdict.text()) if failed else None,
             metadata=None
             if failed
             else json.dumps({"explanation": clean(verdict.explanation)}, ensure_ascii=False),

@@ -15,7 +15,7 @@ from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentReward, AgentStatus, Episode, LlmCall
 from fulgurite.groups.rewards import counted
 from services.judge.errors import BadVerdict, JudgeFailed, JudgeUnreachable
-from services.judge.groups import Told, Waiting, WaitingRoom
+from services.judge.groups import JudgedAttempt, Waiting, WaitingRoom
 from services.judge.model import JudgeModel
 from services.judge.prompt import DEFAULT_RUBRIC, Question, Score, common_prefix, digest, question
 from services.judge.scores import GroupJudge
@@ -70,13 +70,13 @@ def answer(*scores: tuple[str, float]) -> str:
     )
 
 
-def told(*episodes: Episode) -> list[Told]:
+def told(*episodes: Episode) -> list[JudgedAttempt]:
     room = WaitingRoom()
     for offset, one in enumerate(episodes):
         room.take(0, offset, one)
         room.pass_by(0, offset, one.event_time)
     [group] = room.due(10**9, 0, nothing_more)
-    return group.told()
+    return group.attempts()
 
 
 def nothing_more(_partition: int, _offset: int) -> bool:
@@ -181,8 +181,8 @@ def test_a_group_is_due_once_it_is_whole() -> None:
         room.take(0, index, episode(index))
         room.pass_by(0, index, 2_000)
     [group] = room.due(5_000, 0, nothing_more)
-    assert [one.messages[-1]["content"] for one in group.told()] == ["2"] * 3
-    assert all(one.episode.calls == () for one in group.told())
+    assert [one.messages[-1]["content"] for one in group.attempts()] == ["2"] * 3
+    assert all(one.episode.calls == () for one in group.attempts())
     assert room.due(10**9, 0, nothing_more) == []
 
 

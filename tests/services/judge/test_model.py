@@ -108,7 +108,7 @@ async def test_a_failure_is_typed_and_asked_again_if_that_may_help(
         with pytest.raises(failure) as told:
             await model.scores(ASKED)
         assert len(stub.requests) == times
-        assert KEY not in told.value.told()
+        assert KEY not in told.value.text()
 
 
 async def test_a_server_that_is_away_is_told() -> None:

@@ -65,7 +65,9 @@ async def judged(*values: float) -> tuple[MemoryLog, list[Event]]:
     for episode in log.groups()[0].episodes():
         room.take(0, 0, episode)
     [group] = room.due(0, 0, lambda _partition, _offset: False)
-    verdicts = await GroupJudge("judge", "big", "fair", 10_000).judge(group.told(), Answers(values))
+    verdicts = await GroupJudge("judge", "big", "fair", 10_000).judge(
+        group.attempts(), Answers(values)
+    )
     live.take([*verdicts, *verdicts])
     live.close()
     sink = Kept()
