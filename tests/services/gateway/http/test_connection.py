@@ -8,7 +8,7 @@ import asyncio
 import json
 import resource
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, cast
 
 import pytest
@@ -94,11 +94,14 @@ async def said(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the other side closes."""
-    try:
-        return await asyncio.wait_for(reader.read(), 10)
-    except ConnectionResetError:
-        return b""
+    """What comes until the other side closes. A reset drops nothing that came before it, as it
+    would from one `read()` of everything.
+    """
+    came = b""
+    with suppress(ConnectionResetError):
+        while piece := await asyncio.wait_for(reader.read(65_536), 10):
+            came += piece
+    return came
 
 
 async def write(writer: asyncio.StreamWriter, data: bytes) -> None:
