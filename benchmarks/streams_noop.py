@@ -14,10 +14,11 @@ from typing import Any
 
 from faust.transport.drivers.aiokafka import Consumer
 
-from fulgurite.topics import TOPICS, Topic
+from fulgurite.topics import TOPICS
 from services.aggregator.settings import AggregatorSettings
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
+from services.common.streaming.faust_app import raw_topic
 from services.common.streaming.faust_feed import BatchConsumer, events_of
 from services.common.streaming.worker import Processor, Worker, quieten
 
@@ -34,20 +35,15 @@ class NoOp(Worker):
         """Nothing to know."""
         return {}
 
-    def _agent(self, app: Any, topic: Topic) -> None:
-        channel = app.topic(
-            self.kafka.topic(topic),
-            key_type=bytes,
-            value_type=bytes,
-            key_serializer="raw",
-            value_serializer="raw",
-        )
+    def add_agents(self, app: Any) -> None:
+        """One agent for each topic."""
+        for topic in self.topics:
+            channel = raw_topic(app, self.kafka, topic)
+            app.agent(channel, name=f"{self.name}.{topic.name}")(self._read)
 
-        async def read(stream: Any) -> None:
-            await self._ready.wait()
-            await self._drain(stream)
-
-        app.agent(channel, name=f"{self.name}.{topic.name}", concurrency=1)(read)
+    async def _read(self, stream: Any) -> None:
+        await self._ready.wait()
+        await self._drain(stream)
 
     async def _drain(self, stream: Any) -> None:
         async for _ in stream:

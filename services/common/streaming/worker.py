@@ -18,15 +18,11 @@ import asyncio
 import gc
 import logging
 import signal
-import ssl
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, cast
 
-import faust
 from confluent_kafka import Consumer, Message, TopicPartition
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -42,6 +38,7 @@ from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import liveness, logs
 from services.common.runtime.clock import now_ms
+from services.common.streaming.faust_app import make_app
 from services.common.streaming.faust_feed import BatchConsumer, events_of
 from services.common.streaming.poison import failure_of
 
@@ -248,7 +245,7 @@ class Partition:
 
 
 class Worker:
-    """A Faust app around processors; a subclass says how to restore them."""
+    """A Faust app around processors. A subclass adds the agents and restores the processors."""
 
     consumer: type[Any] = BatchConsumer
 
@@ -328,58 +325,25 @@ class Worker:
         self._stop.set()
 
     def _app(self) -> Any:
-        urls = [f"kafka://{server.strip()}" for server in self.kafka.bootstrap_servers.split(",")]
-        app = cast(Any, faust).App(
-            self.group_id,
-            broker=urls,
-            broker_credentials=_credentials(self.kafka),
-            broker_session_timeout=self.settings.session_timeout_s,
-            broker_heartbeat_interval=self.settings.session_timeout_s / 4,
-            broker_commit_interval=self.settings.commit_interval_s,
-            consumer_group_instance_id=f"{self.group_id}-{self.settings.instance}",
-            consumer_auto_offset_reset="earliest",
-            processing_guarantee="at_least_once",
-            stream_wait_empty=False,
-            # Faust keeps co-partitioned topics together only with its own assignor, which it uses
-            # only if there were standbys.
-            table_standby_replicas=1,
-            topic_disable_leader=True,
-            topic_allow_declare=False,
-            web_enabled=False,
-            autodiscover=False,
-            key_serializer="raw",
-            value_serializer="raw",
-            datadir=str(
-                Path(tempfile.gettempdir())
-                / f"fulgurite-faust-{self.group_id}-{self.settings.instance}"
-            ),
-        )
-        app.boot_strategy.enable_kafka_producer = False
+        app = make_app(self.group_id, self.kafka, self.settings)
         app.transport.Consumer = self.consumer
         app.on_partitions_assigned.connect(self._assigned)
         app.on_partitions_revoked.connect(self._revoked)
-        for topic in self.topics:
-            self._agent(app, topic)
+        self.add_agents(app)
         return app
 
-    def _agent(self, app: Any, topic: Topic) -> None:
-        channel = app.topic(
-            self.kafka.topic(topic),
-            key_type=bytes,
-            value_type=bytes,
-            key_serializer="raw",
-            value_serializer="raw",
-        )
+    def add_agents(self, app: Any) -> None:
+        """Add an agent for each topic, which hands its stream to `consume`."""
+        raise NotImplementedError
 
-        async def read(stream: Any) -> None:
-            async for event in events_of(stream):
-                try:
-                    await self._take(topic, event)
-                except Exception as error:  # noqa: BLE001 - the edge of the worker: any failure stops it, unacknowledged
-                    self.fail(error)
-                    await asyncio.Event().wait()
-
-        app.agent(channel, name=f"{self.name}.{topic.name}", concurrency=1)(read)
+    async def consume(self, topic: Topic, stream: Any) -> None:
+        """Take in the records of an agent's stream. Never returns: a failure stops the worker."""
+        async for event in events_of(stream):
+            try:
+                await self._take(topic, event)
+            except Exception as error:  # noqa: BLE001 - the edge of the worker: any failure stops it, unacknowledged
+                self.fail(error)
+                await asyncio.Event().wait()
 
     async def _take(self, topic: Topic, event: Any) -> None:
         if not self._ready.is_set():
@@ -523,21 +487,3 @@ def quieten() -> None:
     """Faust tells more than anyone wants to know."""
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _credentials(kafka: KafkaSettings) -> Any:
-    """The deployment's security in Faust's words."""
-    context = (
-        ssl.create_default_context(cafile=kafka.ssl_ca_location)
-        if "SSL" in kafka.security_protocol
-        else None
-    )
-    if kafka.security_protocol.startswith("SASL"):
-        password = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
-        return cast(Any, faust).SASLCredentials(
-            username=kafka.sasl_username,
-            password=password,
-            ssl_context=context,
-            mechanism=kafka.sasl_mechanism,
-        )
-    return cast(Any, faust).SSLCredentials(context=context) if context else None
