@@ -24,7 +24,7 @@ class Followed:
         self.routes = 0
         """Counts the routes read, so that a route to the same version is seen as well."""
 
-    def take(self, event: Event | None) -> None:
+    def apply(self, event: Event | None) -> None:
         """Any event of both topics, in log order."""
         if self.target.take(event):
             self.routes += isinstance(event, PolicyRoute)
@@ -36,10 +36,10 @@ class LogWatch:
 
     def __init__(self, kafka: KafkaSettings, codec: Codec, policies: Collection[str]) -> None:
         self.policies = {policy: Followed(policy) for policy in policies}
-        self._follower = Follower(kafka, codec, (POLICY_UPDATES, POLICY_ROUTES), self._take)
+        self._follower = Follower(kafka, codec, (POLICY_UPDATES, POLICY_ROUTES), self._apply)
         self.caught_up = self._follower.caught_up
         self.start, self.close = self._follower.start, self._follower.close
 
-    def _take(self, event: Event | None) -> None:
+    def _apply(self, event: Event | None) -> None:
         for followed in self.policies.values():
-            followed.take(event)
+            followed.apply(event)

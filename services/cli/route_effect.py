@@ -36,7 +36,7 @@ class RouteEffect:
         low, high = watermarks(self._consumer, TopicPartition(self._name, 0))
         self._consumer.assign([TopicPartition(self._name, 0, low)])
         for message in read_until(self._consumer, {(self._name, 0): high} if high > low else {}):
-            self._take(read_message(message, self._codec).event)
+            self._apply(read_message(message, self._codec).event)
         self._failed.clear()
         return self
 
@@ -62,7 +62,7 @@ class RouteEffect:
         while not self._settled(wanted, backends) and (left := deadline - time.monotonic()) > 0:
             message = self._consumer.poll(left)
             if message is not None and message.error() is None:
-                self._take(read_message(message, self._codec).event)
+                self._apply(read_message(message, self._codec).event)
         fine = True
         for policy, version in wanted:
             holders = [
@@ -112,7 +112,7 @@ class RouteEffect:
             for policy, version in wanted
         )
 
-    def _take(self, event: object) -> None:
+    def _apply(self, event: object) -> None:
         if isinstance(event, PolicyApplied):
             self._view.take(event)
             self._backends.setdefault(event.policy, set()).add(event.backend)

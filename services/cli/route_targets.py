@@ -63,7 +63,7 @@ class Published:
     def __init__(self) -> None:
         self.folds: dict[str, TargetVersion] = {}
 
-    def take(self, event: object) -> None:
+    def apply(self, event: object) -> None:
         """Any event of the topic, in log order."""
         if isinstance(event, PolicyUpdate):
             self.folds.setdefault(event.policy, TargetVersion(event.policy)).take(event)
@@ -131,7 +131,7 @@ def read_published(kafka: KafkaSettings) -> Published:
     """Raises LogUnavailable."""
     published = Published()
     for record in read_all(kafka, POLICY_UPDATES, make_codec()):
-        published.take(record.event)
+        published.apply(record.event)
     return published
 
 

@@ -44,7 +44,7 @@ class Waiting:
         self._gathered = GroupState()
         self._messages: dict[str, list[dict[str, Any]]] = {}
 
-    def take(self, episode: Episode) -> None:
+    def apply(self, episode: Episode) -> None:
         """An episode of the group; its calls are let go of."""
         # First: what cannot be read must not be held either.
         messages = EpisodeView(episode).messages
@@ -87,17 +87,17 @@ class WaitingRoom:
         self._times: dict[int, int] = {}
 
     def pass_by(self, partition: int, offset: int, time_ms: int) -> None:
-        """A record was read, of this time; without `take` nothing is to be done for it."""
+        """A record was read, of this time; without `apply` nothing is to be done for it."""
         self._ends[partition] = offset + 1
         self._times[partition] = max(time_ms, self._times.get(partition, 0))
 
-    def take(self, partition: int, offset: int, episode: Episode) -> None:
+    def apply(self, partition: int, offset: int, episode: Episode) -> None:
         """An episode of a declared group."""
         group = self._groups.get(episode.group_id)
         if group is None:
             group = self._groups[episode.group_id] = Waiting(episode.group_id, partition, offset)
             self._unsettled.setdefault(partition, set()).add(group)
-        group.take(episode)
+        group.apply(episode)
 
     def leave(self, partition: int) -> None:
         """The partition is another judge's now."""

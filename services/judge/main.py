@@ -119,7 +119,7 @@ class Judge:
 
     async def _turn(self, consumer: Consumer) -> None:
         busy = len(self._tasks) >= _AHEAD * self._settings.concurrency
-        for heard in await asyncio.to_thread(self._take, consumer, busy):
+        for heard in await asyncio.to_thread(self._consume, consumer, busy):
             if isinstance(heard, list):
                 self._forget(heard)
             else:
@@ -135,7 +135,7 @@ class Judge:
             task.result()
         await asyncio.to_thread(self._commit, consumer)
 
-    def _take(self, consumer: Consumer, busy: bool) -> list[Message | _Left]:
+    def _consume(self, consumer: Consumer, busy: bool) -> list[Message | _Left]:
         """What was read and which partitions were lost, in the order in which it happened."""
         mine = consumer.assignment()
         (consumer.pause if busy else consumer.resume)(mine)
@@ -167,10 +167,10 @@ class Judge:
             self._committed.pop(place.partition, None)
 
     async def _hear(self, record: Record) -> None:
-        failure = await failure_of(partial(self._take_in, record))
+        failure = await failure_of(partial(self._apply, record))
         if failure is not None:
             logger.error(
-                "an episode cannot be taken in",
+                "an episode cannot be added to its group; it is a dead letter",
                 offset=record.offset,
                 error=words_of(failure),
                 exc_info=failure,
@@ -182,9 +182,9 @@ class Judge:
             record.partition, record.offset, record.event.event_time if record.event else 0
         )
 
-    async def _take_in(self, record: Record) -> None:
+    async def _apply(self, record: Record) -> None:
         if isinstance(record.event, Episode) and self._is_ours(record.event):
-            self._room.take(record.partition, record.offset, await self._readable(record.event))
+            self._room.apply(record.partition, record.offset, await self._readable(record.event))
 
     def _is_ours(self, episode: Episode) -> bool:
         declaration = episode.declaration
@@ -264,7 +264,7 @@ class Judge:
             return [record.event for record in records if isinstance(record.event, Episode)]
 
         for episode in await asyncio.to_thread(read):
-            group.take(await self._readable(episode))
+            group.apply(await self._readable(episode))
 
     def _commit(self, consumer: Consumer) -> None:
         news = {

@@ -174,11 +174,11 @@ class Learner:
         while not self._stopping:
             liveness.beat()
             for record in self._source.read(_READ_TIMEOUT_S):
-                self._take(record)
+                self._apply(record)
             self._train_if_ready()
             self._amend_if_ready()
 
-    def _take(self, record: Record) -> None:
+    def _apply(self, record: Record) -> None:
         event = trainable(record)
         if event is not None:
             if (

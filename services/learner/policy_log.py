@@ -61,7 +61,7 @@ class PolicyLog:
         self._seen: set[str] = set()
         read = 0
         for record in read_all(kafka, POLICY_UPDATES, codec):
-            self._take(record.event)
+            self._apply(record.event)
             read = record.offset + 1
         self._consumer = make_consumer(kafka)
         self._consumer.assign([TopicPartition(kafka.topic(POLICY_UPDATES), 0, read)])
@@ -113,7 +113,7 @@ class PolicyLog:
             if message.error() is not None:
                 continue
             record = read_message(message, self._codec)
-            self._take(record.event)
+            self._apply(record.event)
             if up_to is not None and record.offset >= up_to:
                 return
 
@@ -194,7 +194,7 @@ class PolicyLog:
         for future in futures:
             future.result()
 
-    def _take(self, event: Event | None) -> None:
+    def _apply(self, event: Event | None) -> None:
         if (
             isinstance(event, PolicyUpdate)
             and event.policy == self._policy

@@ -43,7 +43,7 @@ class Filters(EventStruct, frozen=True, kw_only=True):
     """Role: only conversations, rows and transitions of this one."""
     until_ms: int | None = None
 
-    def takes(self, score: Score) -> bool:
+    def accepts(self, score: Score) -> bool:
         """Whether a rollout is wanted. One without a reward is, unless a least reward is
         asked for.
         """
@@ -68,7 +68,7 @@ class Filters(EventStruct, frozen=True, kw_only=True):
 def sft(groups: Iterable[Group], filters: Filters) -> Iterator[Json]:
     """Chats."""
     for group in groups:
-        for score in filter(filters.takes, scores(group)):
+        for score in filter(filters.accepts, scores(group)):
             messages = _messages(score.episode, filters.agent)
             if messages and messages[-1].get("role") == "assistant":
                 yield {"messages": messages, **_about(score)}
@@ -80,7 +80,7 @@ def dpo(groups: Iterable[Group], filters: Filters, margin: float) -> Iterator[Js
     """
     for group in groups:
         scored = [
-            score for score in scores(group) if score.reward is not None and filters.takes(score)
+            score for score in scores(group) if score.reward is not None and filters.accepts(score)
         ]
         chats = {
             score.episode.rollout_id: _messages(score.episode, filters.agent) for score in scored
@@ -135,7 +135,7 @@ def rows(
     for group in groups:
         episodes = group.episodes()
         wanted = {
-            score.episode.rollout_id for score in scores(group, episodes) if filters.takes(score)
+            score.episode.rollout_id for score in scores(group, episodes) if filters.accepts(score)
         }
         if not wanted:
             continue

@@ -34,7 +34,7 @@ class Wanted(EventStruct, frozen=True, kw_only=True):
     text: str | None = None
     """In its task, in what it was asked or in what it answered; upper and lower case are alike."""
 
-    def takes(self, row: Json) -> bool:
+    def accepts(self, row: Json) -> bool:
         """Whether a row is wanted."""
         return (
             (self.mode is None or row["mode"] == self.mode)
@@ -90,7 +90,7 @@ def listed(group: Group, wanted: Wanted) -> Iterator[Json]:
             "reason": str(score.reason) if score and score.reason else None,
             "task": declaration.task if declaration else None,
         }
-        if not wanted.takes(row):
+        if not wanted.accepts(row):
             continue
         said = _said(calls)
         row["answer"] = said[-1] if said else None

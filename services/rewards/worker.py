@@ -77,7 +77,7 @@ class RewardWorker:
         logger.info("ready", reward=self._plugin.source, run_id=self._run_id)
         try:
             while not self._stopping:
-                messages = await asyncio.to_thread(_take, consumer, self._settings.concurrency)
+                messages = await asyncio.to_thread(_consume, consumer, self._settings.concurrency)
                 if consumer.memberid():
                     liveness.beat()
                 if messages:
@@ -131,7 +131,7 @@ class RewardWorker:
         return not episode.will_retry
 
 
-def _take(consumer: Consumer, most: int) -> list[Message]:
+def _consume(consumer: Consumer, most: int) -> list[Message]:
     """One message as soon as there is one, and what else is there already."""
     first = consumer.poll(_POLL_S)
     if first is None:

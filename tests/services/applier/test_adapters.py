@@ -94,7 +94,7 @@ class Bench:
         self.says(self._event(UpdateKind.claim, 0))
 
     def says(self, event: PolicyUpdate | PolicyRoute) -> None:
-        self.followed.take(event)
+        self.followed.apply(event)
 
     def update(
         self, step: int, *, trained: float = -1.0, served: float = -1.0, damaged: bool = False

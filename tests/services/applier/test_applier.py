@@ -71,7 +71,7 @@ class Bench:
         )
         settings = ApplierSettings.model_validate({"FULGURITE_APPLIER_CHECK_INTERVAL_S": 0.005})
         self.applier = PolicyApplier(settings, self.engine, self.followed, self.notes)
-        self.followed.take(self._event(UpdateKind.claim, 0))
+        self.followed.apply(self._event(UpdateKind.claim, 0))
 
     def update(self, *steps: int) -> None:
         for step in steps:
@@ -81,14 +81,14 @@ class Bench:
             artifact = Artifact(
                 uri=path.as_uri(), sha256=digest, size=7, format=ArtifactFormat.full
             )
-            self.followed.take(self._event(UpdateKind.update, step, artifact))
+            self.followed.apply(self._event(UpdateKind.update, step, artifact))
 
     def file(self, step: int) -> Path:
         return self._folder / f"{step}.safetensors"
 
     def route(self, version: str) -> None:
         target = RouteTarget(policy="policy", version=version, weight=1.0)
-        self.followed.take(
+        self.followed.apply(
             PolicyRoute(
                 event_id="r", event_time=1, alias="policy", targets=(target,), reason="", author=""
             )

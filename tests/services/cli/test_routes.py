@@ -73,7 +73,7 @@ def published(folder: Path, *steps: int, uri: str | None = None) -> Published:
             event_id=f"u{step}", event_time=1, policy="policy", kind=kind, epoch=1, step=step, learner_id="l", trained_actions=1,
             artifact=artifact if step else None,
         )  # fmt: skip
-        found.take(event)
+        found.apply(event)
         if step:
             file.parent.mkdir(parents=True)
             file.write_bytes(b"weights")

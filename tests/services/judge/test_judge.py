@@ -73,7 +73,7 @@ def answer(*scores: tuple[str, float]) -> str:
 def told(*episodes: Episode) -> list[JudgedAttempt]:
     room = WaitingRoom()
     for offset, one in enumerate(episodes):
-        room.take(0, offset, one)
+        room.apply(0, offset, one)
         room.pass_by(0, offset, one.event_time)
     [group] = room.due(10**9, 0, nothing_more)
     return group.attempts()
@@ -178,7 +178,7 @@ def test_a_group_is_due_once_it_is_whole() -> None:
     room = WaitingRoom()
     for index in range(3):
         assert room.due(5_000, 0, nothing_more) == []
-        room.take(0, index, episode(index))
+        room.apply(0, index, episode(index))
         room.pass_by(0, index, 2_000)
     [group] = room.due(5_000, 0, nothing_more)
     assert [one.messages[-1]["content"] for one in group.attempts()] == ["2"] * 3
@@ -188,13 +188,13 @@ def test_a_group_is_due_once_it_is_whole() -> None:
 
 def test_an_overdue_group_is_due_in_the_time_of_the_events_or_where_the_log_ends() -> None:
     room = WaitingRoom()
-    room.take(0, 0, episode(0))
+    room.apply(0, 0, episode(0))
     room.pass_by(0, 0, 2_000)
     assert room.due(10**9, 1, lambda _partition, _offset: True) == []
     room.pass_by(0, 1, 11_000)
     assert room.due(0, 2, lambda _partition, _offset: True) == []
     assert len(room.due(0, 1, lambda _partition, _offset: True)) == 1
-    room.take(1, 0, replace(episode(0), group_id="other"))
+    room.apply(1, 0, replace(episode(0), group_id="other"))
     room.pass_by(1, 0, 2_000)
     assert room.due(10_999, 1, nothing_more) == []
     assert len(room.due(11_000, 1, nothing_more)) == 1
@@ -215,14 +215,14 @@ def test_nothing_is_committed_before_its_group_is_settled() -> None:
     groups = [replace(DECLARED, group_id=group_id(number)) for number in range(2)]
     for offset, number in enumerate([0, 1, 1, 1, 0]):
         one = replace(episode([0, 0, 1, 2, 1][offset]), group_id=groups[number].group_id)
-        room.take(4, offset, one)
+        room.apply(4, offset, one)
         room.pass_by(4, offset, 2_000)
     [second] = room.due(5_000, 0, nothing_more)
     room.settle(second)
     assert room.committable() == {4: 0}
     [first] = room.due(10**9, 0, nothing_more)
     assert room.committable() == {4: 0}
-    room.take(4, 5, replace(episode(2), group_id=first.group_id))
+    room.apply(4, 5, replace(episode(2), group_id=first.group_id))
     room.pass_by(4, 5, 2_000)
     room.settle(first)
     assert room.committable() == {4: 5}
@@ -292,10 +292,10 @@ async def test_a_verdict_on_more_of_the_group_outweighs_the_one_before() -> None
 
 def test_a_group_that_was_read_again_began_no_later_than_its_episodes() -> None:
     group = Waiting(group_id(0), 0, 0)
-    group.take(episode(0))
+    group.apply(episode(0))
     assert group.began() == 0
     later = Waiting(group_id(0), 0, 0)
-    later.take(replace(episode(0), started_at=1_000_000))
+    later.apply(replace(episode(0), started_at=1_000_000))
     assert later.began() == 940_000
 
 

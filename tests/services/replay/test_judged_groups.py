@@ -63,7 +63,7 @@ async def judged(*values: float) -> tuple[MemoryLog, list[Event]]:
     live.take(events)
     room = WaitingRoom()
     for episode in log.groups()[0].episodes():
-        room.take(0, 0, episode)
+        room.apply(0, 0, episode)
     [group] = room.due(0, 0, lambda _partition, _offset: False)
     verdicts = await GroupJudge("judge", "big", "fair", 10_000).judge(
         group.attempts(), Answers(values)
