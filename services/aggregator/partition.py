@@ -47,7 +47,7 @@ from services.common.runtime.clock import now_ms
 from services.common.streaming.poison import failure_of
 from services.common.streaming.worker import Ack, Log, Rejected
 
-_log = logs.get()
+logger = logs.get()
 
 _SKEW_MS = 60_000
 """Event times further ahead of our clock than this are a broken clock and do not move time."""
@@ -92,7 +92,7 @@ class AggregatorPartition:
         since: int = 0,
     ) -> None:
         self._partition = partition
-        self._log = log
+        self._kafka = log
         self._settings = settings
         self._position = position
         self._expand = expand
@@ -226,7 +226,7 @@ class AggregatorPartition:
             (event for event in inputs if isinstance(event, LlmCall)),
             key=lambda call: (call.started_at, call.call_id),
         )
-        _log.error(
+        logger.error(
             "an attempt is given up",
             rollout_id=attempt.rollout_id,
             attempt=attempt.attempt,
@@ -246,13 +246,13 @@ class AggregatorPartition:
         )
         letter = lost(
             what,
-            self._log.settings,
+            self._kafka.settings,
             self._partition,
             "aggregator",
             error_type=error_type,
             error=error,
         )
-        await self._log.publish(DEAD_LETTERS, addressed(letter))
+        await self._kafka.publish(DEAD_LETTERS, addressed(letter))
         for ack in acks:
             ack()
 
@@ -260,7 +260,7 @@ class AggregatorPartition:
         """No verdict can be passed on a group: dead letters of its attempts that are not
         written.
         """
-        _log.error(
+        logger.error(
             "a group is given up", group_id=group_id, error=words_of(failure), exc_info=failure
         )
         group.given_up = True
@@ -277,7 +277,7 @@ class AggregatorPartition:
         if self._unasked:
             unasked, self._unasked = self._unasked, {}
             # Without a call in the log since, the last answer still holds; only Kafka can say so.
-            end = await self._log.end_offset(LLM_CALLS, self._partition)
+            end = await self._kafka.end_offset(LLM_CALLS, self._partition)
             for attempt in unasked.values():
                 attempt.barrier = end
             self._nearest = min(self._nearest, end)
@@ -317,7 +317,7 @@ class AggregatorPartition:
         attempt.dirty = False
         failure = await failure_of(partial(self._write_revision, attempt))
         if failure is not None:
-            _log.error("an attempt cannot be written", error=words_of(failure), exc_info=failure)
+            logger.error("an attempt cannot be written", error=words_of(failure), exc_info=failure)
             attempt.unacked = [*acks, *attempt.unacked]
             await self._give_up(
                 attempt, type(failure).__name__, f"cannot be written: {words_of(failure)}"
@@ -345,14 +345,14 @@ class AggregatorPartition:
         for good.
         """
         if sum(map(weight, episode.calls)) > _WORTH_A_LOOK:
-            size = len(self._log.codec.encode(episode))
+            size = len(self._kafka.codec.encode(episode))
             if size > MAX_MESSAGE_BYTES - _ROOM:
-                await self._log.publish(DEAD_LETTERS, addressed(self._too_large(episode, size)))
+                await self._kafka.publish(DEAD_LETTERS, addressed(self._too_large(episode, size)))
                 return
-        await self._log.publish(EPISODES, [(episode.group_id, episode)])
+        await self._kafka.publish(EPISODES, [(episode.group_id, episode)])
 
     def _too_large(self, episode: Episode, size: int) -> DeadLetter:
-        _log.error(
+        logger.error(
             "an episode is too large for a message",
             episode_id=episode.episode_id,
             bytes=size,
@@ -365,7 +365,7 @@ class AggregatorPartition:
         )
         return lost(
             lost_episode(episode),
-            self._log.settings,
+            self._kafka.settings,
             self._partition,
             "aggregator",
             error_type="EpisodeTooLarge",
@@ -412,7 +412,7 @@ class AggregatorPartition:
             minted_at(group_id) or self._evicted.get(group_id, _SKEW_MS) for group_id in incomplete
         ]
         since = max(0, min(times) - _SKEW_MS)
-        _log.info("reading groups from the log again", groups=len(incomplete), since=since)
+        logger.info("reading groups from the log again", groups=len(incomplete), since=since)
         for topic in (EPISODES, AGENT_STATUS):
             for event in await asyncio.to_thread(self._read, topic, since, incomplete):
                 if isinstance(event, Episode | AgentStatus) and event.group_id in incomplete:
@@ -433,9 +433,9 @@ class AggregatorPartition:
     def _read(self, topic: Topic, since_ms: int, group_ids: Collection[str]) -> list[Event]:
         keys = [group_id.encode() for group_id in group_ids]
         records = read_all(
-            self._log.settings,
+            self._kafka.settings,
             topic,
-            self._log.codec,
+            self._kafka.codec,
             partitions=[self._partition],
             since_ms=since_ms,
             keys=keys,
@@ -479,7 +479,7 @@ class AggregatorPartition:
             if not due and not quiet:
                 return
             ends = {
-                topic: await self._log.end_offset(topic, self._partition)
+                topic: await self._kafka.end_offset(topic, self._partition)
                 for topic in (LLM_CALLS, AGENT_STATUS)
             }
             self._deadline_check = DeadlineCheck(now, ends, due, quiet)
@@ -508,7 +508,7 @@ class AggregatorPartition:
         """Publish verdicts on a group; one on which none can be passed is given up."""
 
         async def publish() -> None:
-            await self._log.publish(
+            await self._kafka.publish(
                 AGENT_STATUS, [(verdict.group_id, verdict) for verdict in verdicts()]
             )
 

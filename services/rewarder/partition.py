@@ -61,7 +61,7 @@ from services.rewarder.groups import ClosedGroups, Group
 from services.rewarder.reload import ReloadedGroup
 from services.rewarder.settings import RewarderSettings
 
-_log = logs.get()
+logger = logs.get()
 
 STAGE = "rewarder"
 """Of dead letters."""
@@ -111,7 +111,7 @@ class RewarderPartition:
         clock: Callable[[], int] = now_ms,
     ) -> None:
         self._partition = partition
-        self._log = log
+        self._kafka = log
         self._settings = settings
         self._rules = settings.rules()
         self._position = position
@@ -189,7 +189,7 @@ class RewarderPartition:
                 return
             self._due = (
                 {
-                    topic: await self._log.end_offset(topic, self._partition)
+                    topic: await self._kafka.end_offset(topic, self._partition)
                     for topic in (EPISODES, AGENT_REWARDS)
                 },
                 due,
@@ -225,7 +225,7 @@ class RewarderPartition:
         failure = await failure_of(step)
         if failure is None:
             return
-        _log.error(
+        logger.error(
             "a group cannot be closed", group_id=group_id, error=words_of(failure), exc_info=failure
         )
         await self._bury(
@@ -244,7 +244,7 @@ class RewarderPartition:
         """
         if not group.gathered.episodes:
             if group.due_at(self._settings) <= max(self._time, self._now()):
-                _log.warning(
+                logger.warning(
                     "rewards of a group without episodes are given up",
                     group_id=group_id,
                     rewards=sorted(group.gathered.rewards),
@@ -256,7 +256,7 @@ class RewarderPartition:
             and group.due_at(self._settings) > max(self._time, self._now())
             and not group.gathered.is_complete(self._rules)
         ):
-            _log.debug("had not been closed", group_id=group_id)
+            logger.debug("had not been closed", group_id=group_id)
         else:
             await self._close(group_id, group)
 
@@ -267,7 +267,7 @@ class RewarderPartition:
         bound = self._now() - int(self._settings.amend_within_s * 1000)
         times = [minted_at(group_id) or bound for group_id in groups]
         since = max(bound, min(bound if time > self._now() else time - _SKEW_MS for time in times))
-        _log.info("reading groups from the log again", groups=len(groups), since=since)
+        logger.info("reading groups from the log again", groups=len(groups), since=since)
         found = await asyncio.to_thread(self._read_again, groups.keys(), since)
         for group_id, reloaded in found.items():
             group = groups[group_id]
@@ -286,7 +286,7 @@ class RewarderPartition:
         """The log no longer holds what the group was made of: late rewards change nothing, late
         episodes are dead letters.
         """
-        _log.warning(
+        logger.warning(
             "too late: the log no longer holds the whole group",
             group_id=group_id,
             rewards=sorted(group.gathered.rewards),
@@ -303,7 +303,7 @@ class RewarderPartition:
             self._letter(episode, error_type, f"episode {episode.episode_id}: {told}")
             for episode in episodes
         ]
-        await self._log.publish(DEAD_LETTERS, addressed(*dead_letters))
+        await self._kafka.publish(DEAD_LETTERS, addressed(*dead_letters))
         del self._waiting[group_id]
         group.ack_taken()
         if group.unacked:
@@ -314,10 +314,10 @@ class RewarderPartition:
 
     def _letter(self, episode: Episode, error_type: str, told: str) -> DeadLetter:
         """With its bytes, to be redriven."""
-        value = self._log.codec.encode(episode)
+        value = self._kafka.codec.encode(episode)
         return lost(
             lost_episode(episode),
-            self._log.settings,
+            self._kafka.settings,
             self._partition,
             STAGE,
             error_type=error_type,
@@ -331,11 +331,11 @@ class RewarderPartition:
         revision = revision_of(outputs) or ""
         if revision != group.revision:
             if group.revision:
-                _log.info(
+                logger.info(
                     "re-closed", group_id=group_id, revision=revision, supersedes=group.revision
                 )
             for rollout_id, why in group.gathered.excesses().items():
-                _log.warning(
+                logger.warning(
                     "its rewards are not counted",
                     group_id=group_id,
                     rollout_id=rollout_id,
@@ -369,7 +369,7 @@ class RewarderPartition:
             (TRAJECTORIES, Trajectory | Tombstone),
             (TRAJECTORIES, GroupClosed),
         ):
-            await self._log.publish(
+            await self._kafka.publish(
                 topic, [(group_id, record) for record in new if isinstance(record, kinds)]
             )
 

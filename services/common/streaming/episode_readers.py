@@ -22,7 +22,7 @@ from services.common.runtime import logs
 from services.common.runtime.ending import told_settings
 from services.common.runtime.process_secrets import hide_from_other_processes
 
-_log = logs.get()
+logger = logs.get()
 
 
 class Reader(Protocol):
@@ -65,7 +65,7 @@ async def serve(name: str, make: Callable[[], Reader]) -> int:
     try:
         reader = make()
     except ValueError as error:
-        _log.error(
+        logger.error(
             "cannot start",
             error=told_settings(error) if isinstance(error, ValidationError) else str(error),
         )

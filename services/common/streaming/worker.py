@@ -42,7 +42,7 @@ from services.common.streaming.faust_app import make_app
 from services.common.streaming.faust_feed import BatchConsumer, events_of
 from services.common.streaming.poison import failure_of
 
-_log = logs.get()
+logger = logs.get()
 
 _OFFSET_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 10.0
@@ -306,7 +306,7 @@ class Worker:
         try:
             await asyncio.wait_for(app.stop(), _STOP_TIMEOUT_S)
         except TimeoutError:
-            _log.warning("faust did not stop in time; the next start reads some inputs again")
+            logger.warning("faust did not stop in time; the next start reads some inputs again")
         self.producer.close()
         self.log.close()
         if self._failure is not None:
@@ -320,7 +320,7 @@ class Worker:
     def fail(self, error: BaseException) -> None:
         """Stop the worker: what is not acknowledged will be read again."""
         if self._failure is None:
-            _log.error("stopping on a failure", error=repr(error), exc_info=error)
+            logger.error("stopping on a failure", error=repr(error), exc_info=error)
             self._failure = error
         self._stop.set()
 
@@ -387,7 +387,7 @@ class Worker:
     async def _bury(self, topic: Topic, message: Any, error: Exception) -> None:
         words = words_of(error)
         trace = None if isinstance(error, CodecError | Rejected) else error
-        _log.warning(
+        logger.warning(
             "dead letter",
             topic=topic.name,
             partition=message.partition,
@@ -448,7 +448,7 @@ class Worker:
                 self._work(self.partitions[partition])
             )
         self._ready.set()
-        _log.info("ready", partitions=partitions)
+        logger.info("ready", partitions=partitions)
 
     async def _revoked(self, app: Any, revoked: Iterable[Any], **_: Any) -> None:
         self._ready.clear()
