@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import uuid
 from collections.abc import AsyncGenerator
@@ -135,26 +134,6 @@ def record_traceparents(gateway: Gateway) -> list[bytes]:
         ]
     consumer.close()
     return found
-
-
-async def test_a_gateway_beside_an_engine_interrupts_nobody(gateway: Gateway) -> None:
-    async with gateway.post(CHAT, BODY) as response:
-        assert response.status == 200
-    # Those that the imports begin do nothing here: numpy's, of which there is one a core.
-    loop, producers = (
-        gateway.process.pid,
-        await asyncio.to_thread(threads_of, gateway.process.pid, "rdk:"),
-    )
-    assert producers
-    assert {os.sched_getscheduler(thread) for thread in (loop, *producers)} == {os.SCHED_BATCH}
-
-
-def threads_of(pid: int, name: str) -> list[int]:
-    return [
-        int(task.name)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        if (task / "comm").read_text().startswith(name)
-    ]
 
 
 async def test_every_line_of_a_call_names_it(gateway: Gateway, stub: Stub) -> None:

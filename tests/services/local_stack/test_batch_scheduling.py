@@ -12,12 +12,19 @@ import pytest
 
 from services.local_stack.batch_scheduling import batch_command
 
-_PRINT_POLICY = [sys.executable, "-c", "import os; print(os.sched_getscheduler(0))"]
+_PRINT_POLICY = """
+import os, threading
+thread = threading.Thread(target=lambda: print(os.sched_getscheduler(threading.get_native_id())))
+thread.start()
+thread.join()
+"""
 
 
 @pytest.mark.skipif(shutil.which("chrt") is None, reason="needs chrt (util-linux)")
-def test_a_program_runs_under_sched_batch() -> None:
-    done = subprocess.run([*batch_command(), *_PRINT_POLICY], capture_output=True, check=True)
+def test_a_program_and_its_threads_run_under_sched_batch() -> None:
+    done = subprocess.run(
+        [*batch_command(), sys.executable, "-c", _PRINT_POLICY], capture_output=True, check=True
+    )
     assert int(done.stdout) == os.SCHED_BATCH
 
 
