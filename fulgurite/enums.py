@@ -1,6 +1,6 @@
 """Defines the enumerations of the contract.
 
-Failure kinds are in `fulgurite.episodes.failures`.
+Failure kinds are in `fulgurite.failures`.
 """
 
 from __future__ import annotations

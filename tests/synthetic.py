@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator, Sequence
 
 from fulgurite.enums import CallOutcome, Identity, LogprobsMode, Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import AgentReward, AgentStatus, Choice, Declaration, LlmCall, Sampling
+from fulgurite.failures import FailureKind
 from fulgurite.ids import completion_of, derive_id, mint_group, rollout_of
 from fulgurite.tokens import pack_ids, pack_logprobs
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from fulgurite.enums import Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import AgentStatus, EventStruct
+from fulgurite.failures import FailureKind
 from fulgurite.ids import derive_id
 
 SOURCE = "aggregator"

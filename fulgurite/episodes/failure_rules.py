@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from fulgurite.episodes.failures import EXOGENOUS, FailureAction, FailureKind
+from fulgurite.failures import EXOGENOUS, FailureAction, FailureKind
 
 
 def _defaults() -> dict[FailureKind, FailureAction]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from fulgurite.calls.transcript import answer_of, messages_of
 from fulgurite.enums import CallOutcome, EpisodeOutcome
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Episode, LlmCall
+from fulgurite.failures import FailureKind
 from fulgurite.untrusted_json import Json, called_functions, parsed
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fulgurite.enums import CallOutcome, Identity, LogprobsMode, Mode
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events.base import Event, EventStruct
+from fulgurite.failures import FailureKind
 
 
 class Sampling(EventStruct, frozen=True, kw_only=True):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fulgurite.enums import EpisodeOutcome, Mode
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events.base import Event
 from fulgurite.events.calls import LlmCall
 from fulgurite.events.rollouts import Declaration
+from fulgurite.failures import FailureKind
 
 
 class Episode(Event, frozen=True, kw_only=True):

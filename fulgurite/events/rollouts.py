@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from fulgurite.enums import Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events.base import Event, EventStruct
+from fulgurite.failures import FailureKind
 
 
 class Declaration(EventStruct, frozen=True, kw_only=True):

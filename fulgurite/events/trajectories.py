@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from fulgurite.enums import FilterReason, Mode, PrefixBreak
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events.base import Event, EventStruct
+from fulgurite.failures import FailureKind
 
 
 class Action(EventStruct, frozen=True, kw_only=True):

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 
 from fulgurite.enums import FilterReason, LedgerTerm, Mode
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailureAction
 from fulgurite.events import (
     Action,
     AgentReward,
@@ -27,7 +26,9 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
+from fulgurite.failures import FailureAction
 from fulgurite.groups.credit import credit_rule
+from fulgurite.groups.credit.steps import steps_of
 from fulgurite.groups.credit.types import Path, Scored
 from fulgurite.groups.group_revisions import SOURCE, UNASSIGNED, Output, with_revision
 from fulgurite.groups.rewards import EpisodeRewards, combine, counted, is_complete
@@ -37,7 +38,6 @@ from fulgurite.trajectories.building import (
     LostAction,
     build_trajectories,
     paths,
-    steps_of,
     successful_actions,
 )
 

@@ -13,7 +13,6 @@ every successful action is accounted for.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,6 @@ from fulgurite.enums import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
 from fulgurite.episodes.episode_deltas import EpisodeCalls
 from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.events import Action, Choice, Episode, EventStruct, LlmCall, Sampling, Trajectory
-from fulgurite.groups.credit.types import Step
 from fulgurite.ids import action_id
 from fulgurite.tokens import IntArray, token_count, unpack_ids
 from fulgurite.trajectories.prefix_breaks import classify
@@ -133,41 +131,6 @@ def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
             own = chains[row.broke_from] + own
         chains.append(own)
     return tuple(chain for index, chain in enumerate(chains) if index not in continued)
-
-
-def steps_of(rows: Sequence[Row], *, anchored: bool = True) -> dict[str, Step]:
-    """Each action as credit rules see it, without its reward.
-
-    What it saw is told by hashes, equal tokens by equal hashes; not unless `anchored`, for that
-    takes longer than all the rest.
-    """
-    steps: dict[str, Step] = {}
-    for row in rows:
-        if not anchored:
-            names = {
-                action_id(action.call_id, action.choice): action
-                for action in row.actions
-                if action.loss
-            }
-            steps.update(
-                {name: Step(action=name, agent=action.agent) for name, action in names.items()}
-            )
-            continue
-        read, before, state = 0, 0, hashlib.sha256()
-        for action in row.actions:
-            # A copy of the hash so far: a long row is read once, not once for each action.
-            state.update(row.token_ids[read * 4 : action.start * 4])
-            if action.loss:
-                name = action_id(action.call_id, action.choice)
-                observation = hashlib.sha256(row.token_ids[before * 4 : action.start * 4]).digest()
-                steps[name] = Step(
-                    action=name,
-                    agent=action.agent,
-                    state=state.copy().digest(),
-                    observation=observation,
-                )
-            read, before = action.start, action.end
-    return steps
 
 
 def iter_transitions(trajectory: Trajectory) -> Iterator[Transition]:

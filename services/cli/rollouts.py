@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fulgurite.enums import Mode
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.untrusted_json import Json
 from fulgurite.versions import parse_version
 from services.cli.errors import report_errors, show_left_out

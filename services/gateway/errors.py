@@ -36,7 +36,7 @@ from typing import ClassVar
 import msgspec
 
 from fulgurite.enums import CallOutcome
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from services.gateway.dialects.foreign_json import UNREADABLE
 from services.gateway.identity.claims import Claims
 

@@ -1,16 +1,18 @@
-"""A body's JSON, bounded before it costs memory, time or the readers of the log their stack."""
+"""Bounds of request bodies, and their JSON: bounded before it costs memory, time or the readers of
+the log their stack.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from fulgurite.untrusted_json import is_deeper
-from services.gateway.errors import InvalidRequest
+from services.gateway.errors import BodyTooLarge, InvalidRequest
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_DEPTH = 128
@@ -32,6 +34,38 @@ _HINTS = (
 )
 
 _decode = msgspec.json.Decoder().decode
+
+
+class BodyBounds(NamedTuple):
+    """What a body may be."""
+
+    size: int
+    """Bytes, as sent and once inflated."""
+    size_setting: str
+    values: int
+    """Arrays, objects and commas outside of texts."""
+    timeout_s: float
+    """For all of it to arrive."""
+
+
+async def check_bounds(body: bytes, bounds: BodyBounds) -> None:
+    """Raise BodyTooLarge for a body over one of them."""
+    if len(body) > bounds.size:
+        raise too_large(bounds)
+    if await has_more_values(body, bounds.values):
+        raise BodyTooLarge(
+            f"The body has more than {bounds.values:,} arrays, objects and commas outside of "
+            "texts. Send less, or raise FULGURITE_MAX_BODY_VALUES.",
+            code="too_many_values",
+        )
+
+
+def too_large(bounds: BodyBounds) -> BodyTooLarge:
+    """The error of a body of too many bytes."""
+    return BodyTooLarge(
+        f"The body is over the limit of {bounds.size} bytes. Send less, or raise "
+        f"{bounds.size_setting}."
+    )
 
 
 def decode_body(raw: bytes, needs: str) -> Any:

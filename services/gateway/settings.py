@@ -13,7 +13,7 @@ from fulgurite.events import Sampling
 from fulgurite.topics import MAX_MESSAGE_BYTES
 from services.common.blobs.settings import ClaimSettings
 from services.common.runtime.backends import parse_backends
-from services.gateway.http.asgi import BodyBounds
+from services.gateway.request_body import BodyBounds
 from services.gateway.upstream.route import Route, UpstreamKind
 
 OutageMode = Literal["refuse", "spool", "serve"]

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from fulgurite.calls.claim_checks import described
 from fulgurite.calls.transcript import answer_of, messages_of
 from fulgurite.enums import CallOutcome, Mode
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import EventStruct, LlmCall
+from fulgurite.failures import FailureKind
 from fulgurite.tokens import token_count
 from fulgurite.untrusted_json import Json, called_functions
 from services.common.blobs.blob_store import readable

@@ -10,8 +10,8 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailureAction, FailureKind
 from fulgurite.events import Declaration, Episode
+from fulgurite.failures import FailureAction, FailureKind
 from fulgurite.groups.closing import awaits_episodes
 from fulgurite.groups.rewards import LARGEST_REWARD
 

@@ -14,7 +14,7 @@ import signal
 import msgspec
 
 from fulgurite.enums import StatusKind
-from fulgurite.episodes.failures import EXOGENOUS, FailureKind
+from fulgurite.failures import EXOGENOUS, FailureKind
 from services.runner.processes import Ended
 
 EX_TEMPFAIL = 75

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from fulgurite.enums import Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from services.runner.errors import GatewayRefused, GatewayUnreachable
 
 _PAUSE_S = 0.25

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from fulgurite.enums import FilterReason, LedgerTerm
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailureAction
 from fulgurite.errors import FulguriteError
 from fulgurite.events import Episode, LedgerEntry
+from fulgurite.failures import FailureAction
 from fulgurite.groups.rewards import has_spread
 from fulgurite.ids import action_id
 from fulgurite.learning.batching import LEARNER

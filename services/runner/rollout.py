@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from fulgurite.enums import StatusKind
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from services.runner.errors import GatewayRefused, GatewayUnreachable
 from services.runner.exit_classes import ExitClass, classify_exit, will_retry
 from services.runner.gateway_client import GatewayClient, Grant, Group

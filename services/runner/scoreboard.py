@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from fulgurite.enums import EpisodeOutcome
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import AgentReward, Episode
+from fulgurite.failures import FailureKind
 from fulgurite.groups.rewards import LARGEST_TOTAL, is_bounded
 from services.runner.intervals import Estimate, estimate
 

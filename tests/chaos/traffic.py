@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from fulgurite.enums import Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import AgentReward, AgentStatus, LlmCall
+from fulgurite.failures import FailureKind
 from fulgurite.ids import mint_group
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 

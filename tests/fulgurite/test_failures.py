@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fulgurite.episodes.failures import EXOGENOUS, FailureAction, FailureKind
+from fulgurite.failures import EXOGENOUS, FailureAction, FailureKind
 
 
 def test_every_kind_is_its_own_name() -> None:

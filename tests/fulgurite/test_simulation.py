@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import FilterReason, LedgerTerm, StatusKind
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.episodes.stitching import Input, stitch
 from fulgurite.events import (
     AgentReward,
@@ -35,6 +34,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
+from fulgurite.failures import FailureKind
 from fulgurite.groups.group_revisions import RevisionLog, revision_of
 from fulgurite.groups.group_state import GroupState
 from fulgurite.groups.rewards import counted

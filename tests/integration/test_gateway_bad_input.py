@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from fulgurite.enums import CallOutcome, Mode
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.ids import mint_group, rollout_of
 from fulgurite.tokens import unpack_ids
 from services.gateway.identity.claims import Claims

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from fulgurite.enums import CallOutcome, Identity, LogprobsMode, Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.ids import external_group, parse_completion
 from fulgurite.tokens import prompt_hash, unpack_ids, unpack_logprobs
 from services.local_stack.kafka_local import LocalKafka

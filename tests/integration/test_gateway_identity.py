@@ -21,8 +21,8 @@ from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
 from fulgurite.enums import CallOutcome, EpisodeOutcome, Identity, Mode
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Episode
+from fulgurite.failures import FailureKind
 from fulgurite.ids import subject_of
 from fulgurite.topics import EPISODES
 from services.gateway.dialects.registry import DIALECTS

@@ -16,8 +16,8 @@ import pytest_asyncio
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import ApplyOutcome, Mode, StatusKind, UpdateKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
+from fulgurite.failures import FailureKind
 from fulgurite.ids import external_group, mint_group, rollout_of
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from services.common.kafka.producer import EventProducer

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from fulgurite.enums import CallOutcome
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import LlmCall
+from fulgurite.failures import FailureKind
 from services.gateway.dialects.anthropic_errors import PING
 from services.gateway.dialects.openai_errors import COMMENT
 from services.local_stack.kafka_local import LocalKafka

@@ -14,7 +14,7 @@ from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat import ChatCompletionMessageParam
 
 from fulgurite.enums import LogprobsMode
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.tokens import token_count, unpack_logprobs
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.vllm_local import LocalVllm

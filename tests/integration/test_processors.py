@@ -22,7 +22,6 @@ from confluent_kafka import Producer
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import CallOutcome, EpisodeOutcome, FilterReason, Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import (
     AgentReward,
     AgentStatus,
@@ -35,6 +34,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
+from fulgurite.failures import FailureKind
 from fulgurite.groups.group_revisions import RevisionLog
 from fulgurite.ids import action_id
 from fulgurite.topics import (

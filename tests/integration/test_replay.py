@@ -19,8 +19,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fulgurite.enums import LedgerTerm, Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import DeadLetter, LlmCall, Trajectory
+from fulgurite.failures import FailureKind
 from fulgurite.learning.batching import RowBatcher
 from fulgurite.topics import DEAD_LETTERS, LLM_CALLS, TRAJECTORIES, Topic
 from fulgurite.versions import base_version

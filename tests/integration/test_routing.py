@@ -18,8 +18,8 @@ from openai import AsyncOpenAI
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import ApplyOutcome, CallOutcome, UpdateKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Event, LlmCall, PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
+from fulgurite.failures import FailureKind
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES, Topic
 from services.common.kafka.producer import EventProducer
 from services.local_stack.kafka_local import LocalKafka

@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.topics import AGENT_STATUS
 from services.common.kafka.consumer import read_all
 from services.local_stack.kafka_local import LocalKafka

@@ -23,8 +23,8 @@ from fulgurite.episodes.detectors.tool_parse_error import tool_parse_error
 from fulgurite.episodes.detectors.truncated import truncated
 from fulgurite.episodes.detectors.unanswered import unanswered
 from fulgurite.episodes.episode_deltas import Whole
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import AgentStatus, LlmCall
+from fulgurite.failures import FailureKind
 
 DETECTORS: tuple[tuple[FailureKind, Callable[[Evidence], bool]], ...] = (
     (FailureKind.infrastructure, unanswered(FailureKind.infrastructure)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from fulgurite.enums import StatusKind
 from fulgurite.episodes.detectors.evidence import Evidence
 from fulgurite.episodes.detectors.unanswered import unanswered
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 
 _given_up = unanswered(FailureKind.client_disconnected)
 

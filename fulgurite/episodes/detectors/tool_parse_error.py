@@ -7,7 +7,7 @@ Of a call with several choices the record does not say which; it is no failure o
 from __future__ import annotations
 
 from fulgurite.episodes.detectors.evidence import Evidence
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 
 
 def tool_parse_error(seen: Evidence) -> bool:

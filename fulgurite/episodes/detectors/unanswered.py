@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from fulgurite.enums import CallOutcome
 from fulgurite.episodes.detectors.evidence import Evidence
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 
 
 def unanswered(kind: FailureKind) -> Callable[[Evidence], bool]:

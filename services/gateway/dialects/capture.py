@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import msgspec
 
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Choice
+from fulgurite.failures import FailureKind
 from fulgurite.untrusted_json import encoded as encode
 from fulgurite.untrusted_json import parsed
 from services.gateway.dialects.foreign_json import decode, decode_leniently, joined, recorded

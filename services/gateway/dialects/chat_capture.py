@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from services.gateway.dialects.capture import Json, arguments_parse
 from services.gateway.dialects.chat_quick import Logprobs, encode, quick_chunk, quick_reply
 from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import msgspec
 
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Choice
+from fulgurite.failures import FailureKind
 from services.gateway.dialects.capture import Capture, Json, Mark, count, encode
 from services.gateway.dialects.foreign_json import joined, recorded
 from services.gateway.dialects.packed import (

@@ -15,7 +15,7 @@ import msgspec
 from fulgurite.events import Sampling
 from services.gateway.dialects.capture import Capture, Json
 from services.gateway.errors import GatewayError, InvalidRequest
-from services.gateway.http.json_body import decode_body
+from services.gateway.request_body import decode_body
 from services.gateway.upstream.route import Route
 
 _LONGEST_NAME = 256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.untrusted_json import mappings, parsed
 from services.gateway.dialects.capture import Json, Mark, count, encode, error_in, error_text
 from services.gateway.dialects.dialect import mapping

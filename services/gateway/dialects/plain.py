@@ -4,8 +4,8 @@ trained on.
 
 from __future__ import annotations
 
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Choice, Sampling
+from fulgurite.failures import FailureKind
 from services.gateway.dialects.capture import Capture, Json, Mark, encode
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.upstream.route import Route

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.ids import public_completion
 from fulgurite.untrusted_json import mappings
 from services.gateway.dialects.capture import (

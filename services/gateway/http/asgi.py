@@ -12,15 +12,14 @@ import re
 from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
-from typing import NamedTuple
 
 from starlette.types import Message, Receive, Scope, Send
 
 from services.gateway.dialects.openai_errors import openai_error_body
-from services.gateway.errors import BodyTooLarge, ClientGone, GatewayError, RequestTimeout
+from services.gateway.errors import ClientGone, GatewayError, RequestTimeout
 from services.gateway.http.content_encodings import TooLong, inflate
 from services.gateway.http.error_responses import error_headers
-from services.gateway.http.json_body import BYTE_ORDER_MARK, has_more_values
+from services.gateway.request_body import BYTE_ORDER_MARK, BodyBounds, check_bounds, too_large
 
 JSON = (b"content-type", b"application/json")
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -58,46 +57,21 @@ def authorization(headers: Headers) -> str | None:
     return named
 
 
-class BodyBounds(NamedTuple):
-    """What a body may be."""
-
-    size: int
-    """Bytes, as sent and once inflated."""
-    size_setting: str
-    values: int
-    """Arrays, objects and commas outside of texts."""
-    timeout_s: float
-    """For all of it to arrive."""
-
-
 async def read_body(headers: Headers, receive: Receive, bounds: BodyBounds) -> bytes:
     """The whole body: inflated, without a byte order mark. Raises InvalidRequest and its kinds,
     ClientGone.
     """
     if _declares_more(headers, bounds.size):
-        raise _too_large(bounds)
+        raise too_large(bounds)
     body = await _received(receive, bounds)
     encoding = headers.get(b"content-encoding")
     if encoding is not None:
         try:
             body = await inflate(body, encoding.decode("latin-1"), bounds.size)
         except TooLong as error:
-            raise _too_large(bounds) from error
+            raise too_large(bounds) from error
     await check_bounds(body, bounds)
     return body.removeprefix(BYTE_ORDER_MARK)
-
-
-async def check_bounds(body: bytes, bounds: BodyBounds) -> None:
-    """Raise BodyTooLarge for a body over one of them."""
-    if len(body) > bounds.size:
-        raise _too_large(bounds)
-    if await has_more_values(body, bounds.values):
-        raise BodyTooLarge(
-            f"The body has more than {bounds.values:,} arrays, objects and commas outside of "
-            f"texts. "
-            "Send less, or raise FULGURITE_MAX_BODY_VALUES.",
-            code="too_many_values",
-        )
 
 
 async def _received(receive: Receive, bounds: BodyBounds) -> bytes:
@@ -114,7 +88,7 @@ async def _received(receive: Receive, bounds: BodyBounds) -> bytes:
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
         if size > bounds.size:
-            raise _too_large(bounds)
+            raise too_large(bounds)
         more = message.get("more_body", False)
         if more and monotonic() - begun > bounds.timeout_s:
             raise RequestTimeout(
@@ -128,13 +102,6 @@ def _declares_more(headers: Headers, limit: int) -> bool:
     """Whether Content-Length is over the limit; it may have more digits than Python reads."""
     declared = headers.get(b"content-length", b"").lstrip(b"0")
     return declared.isdigit() and (len(declared) > _LONGEST_LENGTH or int(declared) > limit)
-
-
-def _too_large(bounds: BodyBounds) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"The body is over the limit of {bounds.size} bytes. Send less, or raise "
-        f"{bounds.size_setting}."
-    )
 
 
 async def start(send: Send, status: int, headers: list[Header]) -> None:

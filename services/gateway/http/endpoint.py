@@ -37,6 +37,7 @@ from services.gateway.errors import (
 )
 from services.gateway.http import asgi
 from services.gateway.http.event_stream import EventStream, KeptAlive, keep_alive_s
+from services.gateway.http.reply_headers import call_headers, rollout_headers
 from services.gateway.http.sse_relay import StreamRelay, is_event_stream
 from services.gateway.identity.authenticator import Caller, bearer
 from services.gateway.identity.keys import CALL
@@ -47,7 +48,7 @@ from services.gateway.identity.rollout_resolver import (
     Identified,
     Named,
 )
-from services.gateway.recording.call import Call, Draft, refusal, reply_headers
+from services.gateway.recording.call import Call, Draft, refusal
 from services.gateway.upstream.client import VERSION_HEADER, VERSION_LAST_HEADER, UpstreamReply
 from services.gateway.upstream.route import Route
 
@@ -223,7 +224,7 @@ class Endpoint:
             await self._record_quietly(event)
         else:
             self._context.recorder.record_call_soon(event)
-        await self._reply_problem(send, problem, reply_headers(draft.owner[0]))
+        await self._reply_problem(send, problem, rollout_headers(draft.owner[0]))
 
     async def _whole(self, call: Call, receive: Receive, send: Send) -> None:
         """One upstream answer, one event, one reply, in this order."""
@@ -243,17 +244,17 @@ class Endpoint:
             return
         except GatewayError as problem:
             await self._record_failed(call, problem)
-            await self._reply_problem(send, problem, call.reply_headers())
+            await self._reply_problem(send, problem, call_headers(call))
             return
         except asyncio.CancelledError:
             self._abandon(call)
             raise
         withheld = await self._record_answer(call)
         if withheld is None:
-            await asgi.reply(send, 200, body, call.reply_headers())
+            await asgi.reply(send, 200, body, call_headers(call))
             self._context.metrics.added_seconds.observe(call.added_s())
         else:
-            await self._reply_problem(send, withheld, call.reply_headers())
+            await self._reply_problem(send, withheld, call_headers(call))
 
     def _take(self, call: Call, raw: bytes) -> bytes:
         """A whole answer → the body for the agent. Raises UpstreamBroken, with the upstream's own
@@ -301,8 +302,8 @@ class Endpoint:
     def _event_stream(self, call: Call, send: Send) -> EventStream:
         silence_s = call.draft.keep_alive_s
         if not silence_s:
-            return EventStream(send, call.reply_headers)
-        return KeptAlive(send, call.reply_headers, self._dialect.keep_alive, silence_s)
+            return EventStream(send, lambda: call_headers(call))
+        return KeptAlive(send, lambda: call_headers(call), self._dialect.keep_alive, silence_s)
 
     async def _stream(self, call: Call, receive: Receive, stream: EventStream, send: Send) -> None:
         """Events pass as they come; the completion marker waits for the log."""
@@ -331,7 +332,7 @@ class Endpoint:
             if stream.begun:
                 await stream.end(relay.error or self._dialect.error_event(problem))
             else:
-                await self._reply_problem(send, problem, call.reply_headers())
+                await self._reply_problem(send, problem, call_headers(call))
         except asyncio.CancelledError:
             self._abandon(call)
             raise

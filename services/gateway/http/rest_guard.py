@@ -19,9 +19,9 @@ from services.gateway.errors import (
     Unauthorized,
 )
 from services.gateway.http import asgi
-from services.gateway.http.json_body import decode_body
 from services.gateway.identity.authenticator import ADMIN_KEY, REWARD_KEY, STATUS_KEY, Authenticator
 from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER
+from services.gateway.request_body import BodyBounds, decode_body
 
 _ROLLOUTS = "/v1/rollouts"
 _REWARDS = "/v1/rewards"
@@ -32,7 +32,7 @@ _REPLACED = (b"content-type", b"content-encoding", b"content-length")
 class RestGuard:
     """Raw ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, bounds: asgi.BodyBounds) -> None:
+    def __init__(self, app: ASGIApp, bounds: BodyBounds) -> None:
         self._app = app
         self._bounds = bounds
 

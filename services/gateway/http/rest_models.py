@@ -10,8 +10,8 @@ import msgspec
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fulgurite.enums import Mode
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.errors import UnknownRule
+from fulgurite.failures import FailureKind
 from fulgurite.groups.credit import credit_rule
 from fulgurite.groups.rewards import LARGEST_REWARD, LARGEST_WEIGHT
 

@@ -16,8 +16,8 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
 
 from fulgurite.enums import Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import AgentReward, AgentStatus, Declaration
+from fulgurite.failures import FailureKind
 from fulgurite.ids import (
     CompletionRef,
     MalformedId,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from services.gateway.dialects.capture import Capture, Json, Mark, error_text
-from services.gateway.http.json_body import BYTE_ORDER_MARK
+from services.gateway.request_body import BYTE_ORDER_MARK
 
 _DONE = b"[DONE]"
 _BEGINNINGS = (b"data:", b"event:", b"id:", b"retry:", b":")

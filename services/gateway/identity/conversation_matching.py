@@ -19,7 +19,7 @@ import msgspec
 
 from fulgurite.calls.conversations import AMBIGUOUS, MessageChain, owner_of, recognised
 from services.common.runtime import logs
-from services.gateway.http.off_loop import off_loop
+from services.common.runtime.off_loop import off_loop
 from services.gateway.identity.store import Store
 from services.gateway.identity.store_patience import StorePatience
 from services.gateway.telemetry.metrics import Metrics

@@ -11,14 +11,13 @@ from time import perf_counter
 import msgspec
 
 from fulgurite.enums import CallOutcome, LogprobsMode
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import Choice, LlmCall, Sampling
+from fulgurite.failures import FailureKind
 from fulgurite.tokens import prompt_hash
 from services.gateway.dialects.capture import Capture
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.errors import GatewayError
-from services.gateway.http.asgi import Header
-from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER, Identified
+from services.gateway.identity.rollout_resolver import Identified
 from services.gateway.telemetry.tracing import CallTrace
 from services.gateway.upstream.route import Route
 
@@ -102,15 +101,6 @@ class Call:
     def added_s(self) -> float:
         """How long the call has taken so far, apart from the upstream."""
         return perf_counter() - self.draft.begun - self.upstream_s()
-
-    def reply_headers(self) -> list[Header]:
-        """What every answer says of itself."""
-        headers = reply_headers(self.who, self.route.reported(self.capture.version_first))
-        if self.draft.sampled is not None:
-            headers.append((b"x-fulgurite-sampling", self.draft.sampled.encode()))
-        if self.continued:
-            headers.append((b"x-fulgurite-continuation", b"tokens"))
-        return headers
 
     def event(
         self,
@@ -231,14 +221,6 @@ def _event(
         traceparent=draft.traceparent,
         subject=draft.subject,
     )
-
-
-def reply_headers(who: Identified, version: str | None = None) -> list[Header]:
-    """Which rollout it was, and which version answered."""
-    headers: list[Header] = [(ROLLOUT_ID_HEADER, who.rollout_id.encode())]
-    if version is not None:
-        headers.append((b"x-fulgurite-version", version.encode()))
-    return headers
 
 
 def hide(text: str, secret: str) -> str:

@@ -28,18 +28,18 @@ from fulgurite.ids import CompletionRef
 from services.common.kafka.delivery import Delivery
 from services.common.kafka.errors import LogUnavailable
 from services.common.runtime import logs
+from services.common.runtime.off_loop import off_loop
 from services.gateway.dialects.capture import Json, encode
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.response_items import items_of
 from services.gateway.dialects.responses import following
 from services.gateway.errors import BodyTooLarge, NotFound, Unavailable
-from services.gateway.http.asgi import BodyBounds, check_bounds
-from services.gateway.http.off_loop import off_loop
 from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import Store
 from services.gateway.identity.store_patience import StorePatience
 from services.gateway.recording.call_search import CallSearch, SearchTooLong
+from services.gateway.request_body import BodyBounds, check_bounds
 from services.gateway.telemetry.metrics import Metrics
 
 log = logs.get(__name__)

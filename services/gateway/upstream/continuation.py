@@ -24,10 +24,10 @@ import msgspec
 from fulgurite.calls.conversations import MessageChain
 from fulgurite.tokens import unpack_ids
 from services.common.runtime import logs
+from services.common.runtime.off_loop import off_loop
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.foreign_json import UNREADABLE
 from services.gateway.errors import Unavailable, UpstreamFailed, UpstreamUnreachable
-from services.gateway.http.off_loop import off_loop
 from services.gateway.identity.store import Store
 from services.gateway.recording.call import Call
 from services.gateway.upstream.client import UpstreamClient

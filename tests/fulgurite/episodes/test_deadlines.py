@@ -6,7 +6,7 @@ import msgspec
 
 from fulgurite.enums import Mode, StatusKind
 from fulgurite.episodes.deadlines import AttemptProgress, overdue, silent
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from tests.synthetic import group_id, make_declared, rollout_id
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import CallOutcome, StatusKind
 from fulgurite.episodes.detectors import DETECTORS, SYMPTOMS, failure_of
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentStatus, LlmCall
+from fulgurite.failures import FailureKind
 from fulgurite.untrusted_json import Json
 from tests.synthetic import make_call, make_status
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import EXOGENOUS, FailureAction, FailureKind
+from fulgurite.failures import EXOGENOUS, FailureAction, FailureKind
 
 
 def test_defaults() -> None:

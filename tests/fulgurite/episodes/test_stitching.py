@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.enums import EpisodeOutcome, StatusKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.episodes.stitching import (
     Input,
     adds_nothing,
@@ -20,6 +19,7 @@ from fulgurite.episodes.stitching import (
     supersede,
 )
 from fulgurite.events import Episode
+from fulgurite.failures import FailureKind
 from tests.synthetic import make_call, make_declared, make_status
 
 EVENTS: tuple[Input, ...] = (

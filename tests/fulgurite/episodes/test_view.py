@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from fulgurite.enums import CallOutcome, EpisodeOutcome, StatusKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.episodes.stitching import Input, stitch
 from fulgurite.episodes.view import EpisodeView
 from fulgurite.events import Episode
+from fulgurite.failures import FailureKind
 from tests.synthetic import make_call, make_declared, make_status, rollout_id
 
 QUESTION: dict[str, object] = {"role": "user", "content": "1+1"}

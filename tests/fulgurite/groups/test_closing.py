@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import FilterReason, Mode, StatusKind
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailureAction, FailureKind
 from fulgurite.episodes.stitching import Input, stitch
 from fulgurite.errors import UnknownRule
 from fulgurite.events import (
@@ -25,6 +24,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
+from fulgurite.failures import FailureAction, FailureKind
 from fulgurite.groups.closing import awaits_episodes, awaits_rewards, close_group, members
 from fulgurite.groups.group_revisions import Output
 from fulgurite.groups.group_state import GroupState

@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from fulgurite.enums import LedgerTerm, StatusKind, UpdateKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.episodes.stitching import Input, stitch, supersede
 from fulgurite.events import (
     AgentReward,
@@ -21,6 +20,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
+from fulgurite.failures import FailureKind
 from fulgurite.groups.closing import close_group
 from fulgurite.groups.group_revisions import ClosingRecord, group_closed
 from fulgurite.ids import action_id

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 from fulgurite.enums import CallOutcome, FilterReason, LogprobsMode, PrefixBreak
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailureAction, FailureKind
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import Action, Episode, LlmCall, ParentRef
+from fulgurite.failures import FailureAction, FailureKind
+from fulgurite.groups.credit.steps import steps_of
 from fulgurite.ids import action_id
 from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids
 from fulgurite.trajectories.building import (
     build_trajectories,
     paths,
     sampling_trainable,
-    steps_of,
     successful_actions,
 )
 from tests.synthetic import SAMPLING, make_call, make_status

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 import pytest
 
 from fulgurite.enums import StatusKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentStatus, Episode, Event, LlmCall
+from fulgurite.failures import FailureKind
 from fulgurite.ids import mint_group
 from fulgurite.topics import AGENT_STATUS, EPISODES, LLM_CALLS, Topic
 from services.aggregator import partition as partition_module

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fulgurite.enums import StatusKind
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.ledger.model import Account, Balance, Discrepancy
 from services.cli import dlq, errors, ledger, lineage, replay, rollouts, try_reward
 from services.cli.output import print_json

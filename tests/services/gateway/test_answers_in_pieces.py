@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.enums import CallOutcome
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.tokens import pack_ids
 from tests.services.gateway.answering import Answer, Gateway, running
 from tests.services.gateway.valid_answers import ASKED, Valid, pieces_of, valid_answer

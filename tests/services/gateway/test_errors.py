@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from services.gateway.dialects.openai_errors import openai_error_body
 from services.gateway.errors import InvalidRequest, Unauthorized, Unavailable, UpstreamRejected
 from services.gateway.http.error_responses import error_headers

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from fulgurite.enums import CallOutcome, Identity
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.tokens import pack_ids
 from services.gateway.recording.call import hide
 from services.gateway.upstream.client import UpstreamReply

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.untrusted_json import is_deeper
+from services.gateway import request_body
 from services.gateway.errors import InvalidRequest
-from services.gateway.http import json_body
-from services.gateway.http.json_body import MAX_DEPTH, decode_body, has_more_values
+from services.gateway.request_body import MAX_DEPTH, decode_body, has_more_values
 
 JSON = st.recursive(
     st.none() | st.integers(-9, 9) | st.text(alphabet='ab,[]{}"\\ü', max_size=8),
@@ -47,7 +47,7 @@ async def test_values_are_counted_as_if_they_had_been_built(
     raw = json.dumps(value, ensure_ascii=ascii_only).encode()
     count = marks(value)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_body, "_PIECE", piece)
+        patch.setattr(request_body, "_PIECE", piece)
         assert not await has_more_values(raw, count)
         assert count == 0 or await has_more_values(raw, count - 1)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.enums import CallOutcome, Mode, StatusKind
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.topics import LLM_CALLS
 from fulgurite.untrusted_json import Json
 from services.replay.groups import Group

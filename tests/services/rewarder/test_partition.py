@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import FilterReason, Mode, StatusKind
 from fulgurite.episodes.failure_rules import FailureRules
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.episodes.stitching import Input, stitch, supersede
 from fulgurite.events import (
     AgentReward,
@@ -32,6 +31,7 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
+from fulgurite.failures import FailureKind
 from fulgurite.groups.closing import close_group
 from fulgurite.groups.group_revisions import SOURCE, ClosingRecord, Output, RevisionLog
 from fulgurite.groups.group_state import GroupState

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fulgurite.enums import FilterReason, LedgerTerm, Mode, StatusKind, UpdateKind
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import AgentReward, Episode, LedgerEntry, PolicyUpdate, Sampling
+from fulgurite.failures import FailureKind
 from fulgurite.trajectories.building import successful_actions
 from services.runner.diagnosis import Diagnosis
 from services.runner.learners import Learners

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from fulgurite.enums import StatusKind
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from services.runner.exit_classes import ExitClass, classify_exit, will_retry
 from services.runner.processes import Ended
 

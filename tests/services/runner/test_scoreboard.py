@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from fulgurite.enums import EpisodeOutcome, Mode
-from fulgurite.episodes.failures import FailureKind
 from fulgurite.events import AgentReward, Episode
+from fulgurite.failures import FailureKind
 from services.runner.scoreboard import Scoreboard
 
 

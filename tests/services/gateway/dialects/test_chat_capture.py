@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
 from services.gateway.dialects.chat_capture import ChatCapture, merge_delta
 from services.gateway.dialects.choices import Wants

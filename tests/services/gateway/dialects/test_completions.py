@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.gateway.dialects.completions import Completions
 from services.gateway.errors import InvalidRequest

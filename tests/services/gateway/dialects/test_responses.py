@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fulgurite.episodes.failures import FailureKind
+from fulgurite.failures import FailureKind
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.gateway.dialects.responses import Responses, following
 from services.gateway.errors import InvalidRequest

@@ -23,9 +23,10 @@ from services.gateway.errors import (
 )
 from services.gateway.http import asgi
 from services.gateway.http.error_responses import error_headers
+from services.gateway.request_body import BodyBounds
 
 LIMIT = 100_000
-BOUNDS = asgi.BodyBounds(LIMIT, "FULGURITE_MAX_BODY_BYTES", 1000, 5.0)
+BOUNDS = BodyBounds(LIMIT, "FULGURITE_MAX_BODY_BYTES", 1000, 5.0)
 
 
 def deflate_raw(data: bytes) -> bytes:
@@ -43,7 +44,7 @@ CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 }
 
 
-async def read(*pieces: bytes, bounds: asgi.BodyBounds = BOUNDS, **headers: str) -> bytes:
+async def read(*pieces: bytes, bounds: BodyBounds = BOUNDS, **headers: str) -> bytes:
     waiting: list[Message] = [
         {"type": "http.request", "body": piece, "more_body": at < len(pieces) - 1}
         for at, piece in enumerate(pieces)

@@ -19,13 +19,14 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from services.gateway.errors import RequestTimeout
-from services.gateway.http.asgi import BodyBounds, read_body, reply_problem
+from services.gateway.http.asgi import read_body, reply_problem
 from services.gateway.http.connection import (
     MAX_HEAD_BYTES,
     MAX_HEADERS,
     protocol_class,
     raise_open_files,
 )
+from services.gateway.request_body import BodyBounds
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
 Connect = Callable[[], Any]

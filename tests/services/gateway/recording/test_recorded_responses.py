@@ -21,7 +21,6 @@ from services.common.kafka.errors import LogUnavailable
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.responses import Responses
 from services.gateway.errors import BodyTooLarge, GatewayError, NotFound, Unavailable
-from services.gateway.http.asgi import BodyBounds
 from services.gateway.http.error_responses import error_headers
 from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.declared_groups import DeclaredGroups
@@ -30,6 +29,7 @@ from services.gateway.identity.rollout_resolver import Named, RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore, Store
 from services.gateway.recording import recorded_responses as module
 from services.gateway.recording.recorded_responses import RecordedResponses
+from services.gateway.request_body import BodyBounds
 from services.gateway.telemetry.metrics import Metrics
 from services.local_stack.ports import free_port
 from tests.synthetic import make_call

@@ -1,0 +1,25 @@
+"""Headers that every answer to a call bears: which rollout it was, and what answered it."""
+
+from __future__ import annotations
+
+from services.gateway.http.asgi import Header
+from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER, Identified
+from services.gateway.recording.call import Call
+
+
+def rollout_headers(who: Identified, version: str | None = None) -> list[Header]:
+    """The rollout, and the version that answered."""
+    headers: list[Header] = [(ROLLOUT_ID_HEADER, who.rollout_id.encode())]
+    if version is not None:
+        headers.append((b"x-fulgurite-version", version.encode()))
+    return headers
+
+
+def call_headers(call: Call) -> list[Header]:
+    """The same of a call that went to its upstream, and how it was sampled and continued."""
+    headers = rollout_headers(call.who, call.route.reported(call.capture.version_first))
+    if call.draft.sampled is not None:
+        headers.append((b"x-fulgurite-sampling", call.draft.sampled.encode()))
+    if call.continued:
+        headers.append((b"x-fulgurite-continuation", b"tokens"))
+    return headers
