@@ -97,6 +97,10 @@ fi
 check_machine
 python=$(find_python)
 install_uv
+if [[ ! -d .venv-serve ]]; then
+  if [[ "$backend" == cpu ]]; then size=1.4; else size=3.4; fi
+  say "the first installation downloads $size GB, most of it torch and vLLM; what uv has in its cache is not fetched again"
+fi
 environment .venv requirements/services.txt
 environment .venv-serve requirements/serve.txt
 echo $((SECONDS - started)) >.fulgurite/install-seconds
