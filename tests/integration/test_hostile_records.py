@@ -148,7 +148,8 @@ def test_hostile_records_are_handled_or_buried_and_innocents_are_unharmed(
     put_raw(deployment, bytes(BOMB), LLM_CALLS, AGENT_STATUS, EPISODES, AGENT_REWARDS)
     deployment.publish([event for number in INNOCENT for event in make_group(number, at=at)])
     wait_until(
-        lambda: len(of_groups(deployment, TRAJECTORIES, INNOCENT)) == 4 * len(INNOCENT),
+        # Four rows of each, and the record that its closing is complete.
+        lambda: len(of_groups(deployment, TRAJECTORIES, INNOCENT)) == 5 * len(INNOCENT),
         "the innocents' rows are written",
     )
     wait_until(
@@ -163,7 +164,7 @@ def test_hostile_records_are_handled_or_buried_and_innocents_are_unharmed(
     deployment.start("aggregator", "rewarder")
     deployment.publish(list(make_group(60, at=at)))
     wait_until(
-        lambda: len(of_groups(deployment, TRAJECTORIES, [60])) == 4,
+        lambda: len(of_groups(deployment, TRAJECTORIES, [60])) == 5,
         "what comes after a restart is written",
     )
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
