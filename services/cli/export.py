@@ -17,6 +17,7 @@ from fulgurite.events import Trajectory
 from fulgurite.untrusted_json import Json, encoded
 from fulgurite.versions import parse_version
 from services.cli.errors import report_errors, show_left_out
+from services.cli.options import Archive, ArchiveOnly
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.terminal import make_console, plain
@@ -84,16 +85,8 @@ def export(
     margin: Annotated[
         float, typer.Option(min=0.0, help="Least difference of rewards within a pair (dpo).")
     ] = 0.0,
-    archive: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Read this archive first, then the records in Kafka that it does not have.",
-        ),
-    ] = None,
-    archive_only: Annotated[
-        bool, typer.Option("--archive-only", help="Read only the archive, not Kafka.")
-    ] = False,
+    archive: Archive = None,
+    archive_only: ArchiveOnly = False,
 ) -> None:
     """Export rollouts as a data set: chats for SFT, preference pairs for DPO, transitions, or
     Parquet.

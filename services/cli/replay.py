@@ -23,6 +23,15 @@ from rich.progress import (
 from fulgurite.groups.credit import credit_rule
 from fulgurite.topics import TRAJECTORIES
 from services.cli.errors import report_errors, show_failures
+from services.cli.options import (
+    Archive,
+    ArchiveOnly,
+    Concurrency,
+    MemoryLimit,
+    RewardName,
+    Timeout,
+    Weights,
+)
 from services.cli.output import print_json
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
@@ -74,12 +83,7 @@ def replay(
             "with names.",
         ),
     ] = None,
-    name: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Name of the reward where --reward gives a function without NAME=."
-        ),
-    ] = REWARD_NAME,
+    name: RewardName = REWARD_NAME,
     rejudge: Annotated[
         bool,
         typer.Option(
@@ -94,35 +98,15 @@ def replay(
             help="Credit rule that spreads rewards over actions; without it, the live one.",
         ),
     ] = None,
-    weight: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=W", help="Weight of a named reward in the sum. Repeatable."),
-    ] = None,
+    weight: Weights = None,
     append: Annotated[
         bool, typer.Option("--append", help="Allow a target that is not empty, and add to it.")
     ] = False,
-    archive: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Read this archive first, then the records in Kafka that it does not have.",
-        ),
-    ] = None,
-    archive_only: Annotated[
-        bool, typer.Option("--archive-only", help="Read only the archive, not Kafka.")
-    ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Episodes scored at once.")] = 8,
-    timeout: Annotated[
-        float, typer.Option(min=0.001, help="Seconds that scoring one episode may take.")
-    ] = 30.0,
-    memory: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="MIB",
-            help="Memory limit per reward process in MiB, on top of its imports; 0: no limit.",
-        ),
-    ] = 2048,
+    archive: Archive = None,
+    archive_only: ArchiveOnly = False,
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 30.0,
+    memory: MemoryLimit = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Rebuild trajectories from llm.calls, agent.status and agent.rewards, without running an agent

@@ -5,7 +5,6 @@ been recorded. Writes nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -13,6 +12,15 @@ import typer
 from rich.table import Table
 
 from services.cli.errors import report_errors, show_failures, show_left_out
+from services.cli.options import (
+    Archive,
+    ArchiveOnly,
+    Concurrency,
+    MemoryLimit,
+    RewardName,
+    Timeout,
+    Weights,
+)
 from services.cli.output import print_json
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
@@ -44,10 +52,7 @@ def try_reward(
             help="Another way to name a reward function, as in other commands. Repeatable.",
         ),
     ] = None,
-    weight: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=W", help="Weight of a named reward in the sum. Repeatable."),
-    ] = None,
+    weight: Weights = None,
     since: Annotated[
         str | None,
         typer.Option(
@@ -56,40 +61,18 @@ def try_reward(
             "ISO time in UTC, or `all`.",
         ),
     ] = "24h",
-    name: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Name of the reward where --reward gives a function without NAME=."
-        ),
-    ] = REWARD_NAME,
+    name: RewardName = REWARD_NAME,
     flips: Annotated[
         int,
         typer.Option(
             min=0, help="Print at most this many of the rollouts that change rank in their group."
         ),
     ] = 10,
-    archive: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Read this archive first, then the records in Kafka that it does not have.",
-        ),
-    ] = None,
-    archive_only: Annotated[
-        bool, typer.Option("--archive-only", help="Read only the archive, not Kafka.")
-    ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Episodes scored at once.")] = 8,
-    timeout: Annotated[
-        float, typer.Option(min=0.001, help="Seconds that scoring one episode may take.")
-    ] = 30.0,
-    memory: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="MIB",
-            help="Memory limit per reward process in MiB, on top of its imports; 0: no limit.",
-        ),
-    ] = 2048,
+    archive: Archive = None,
+    archive_only: ArchiveOnly = False,
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 30.0,
+    memory: MemoryLimit = 2048,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare reward functions on recorded episodes with the rewards in the log.
