@@ -53,7 +53,7 @@ def main() -> None:
         "# The demo, three seeds and a control",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/demo_runs.py`. "
-        f"Intervals are 95 %.",
+        "Intervals are 95 %.",
         "",
         HEAD,
         "|---" * HEAD.count(" | ") + "|---|",
@@ -113,8 +113,8 @@ def machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{os.cpu_count()} cores of {model} ({platform.machine()}), {memory:.0f} GiB "
-        f"of "
-        f"memory, no GPU"
+        "of "
+        "memory, no GPU"
     )
 
 

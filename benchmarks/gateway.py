@@ -267,7 +267,7 @@ def _open_streams(served: Served, count: int) -> list[socket.socket]:
     (host, port), key = served.url.removeprefix("http://").split(":"), served.key.split(",")[0]
     payload = b'{"model":"policy","stream":true,"messages":[{"role":"user","content":"hold on"}]}'
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer "
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer "
         f"{key}\r\ncontent-length: "
         f"{len(payload)}\r\n\r\n"
     )

@@ -206,7 +206,7 @@ def _request(path: str, key: str, payload: bytes) -> bytes:
     head = (
         f"POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer "
         f"{key}\r\ncontent-type: "
-        f"application/json\r\n"
+        "application/json\r\n"
     )
     return f"{head}content-length: {len(payload)}\r\n\r\n".encode() + payload
 

@@ -106,7 +106,7 @@ def main() -> None:
                 print(f"; bare and replay {rates}, ratio {ratios[-1][place]:.2f}", end="")
             print(flush=True)
         print(
-            f"median ratios "
+            "median ratios "
             f"{', '.join(f'{statistics.median(ratio):.2f}' for ratio in zip(*ratios, strict=True))}"
         )
 

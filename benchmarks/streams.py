@@ -198,9 +198,9 @@ def throughput(given: argparse.Namespace) -> None:
     title = (
         f"{calls:,} calls, {given.turns} turns of {given.new_tokens} new tokens, "
         f"{given.answer} "
-        f"of "
-        f"them "
-        f"generated"
+        "of "
+        "them "
+        "generated"
     )
     table(
         title,
@@ -260,7 +260,7 @@ def disk(given: argparse.Namespace) -> None:
     rows.append(["all", f"{sum(used.values()):,}", sum(used.values()) / gateway.tokens])
     title = (
         f"{gateway.calls} calls, {given.turns} turns of {given.new_tokens} new "
-        f"tokens, "
+        "tokens, "
         f"{given.answer} generated, {gateway.tokens:,} in all"
     )
     table(title, ["topic", "bytes", "bytes / new token"], rows)
@@ -374,7 +374,7 @@ def main() -> None:
     if given.command == "state" and given.open < 2 * _PROBES * _SIZE:
         parser.error(
             f"--open {given.open}: {2 * _PROBES * _SIZE} at least, for the last groups of "
-            f"every partition tell when all is known"
+            "every partition tell when all is known"
         )
     _COMMANDS[given.command](given)
 

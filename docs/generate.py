@@ -131,7 +131,7 @@ def _record_sections(record: dict[str, Any], level: str) -> Iterator[str]:
     )
     yield (
         f"\n{level} {record['name']}\n\n{record.get('doc', '')}\n\n| field | type | "
-        f"meaning "
+        "meaning "
         f"|\n|---|---|---|\n{rows}"
     )
     for field in record["fields"]:

@@ -207,7 +207,7 @@ def parse_completion(text: str) -> CompletionRef:
     if match is None:
         raise MalformedId(
             f"{text!r} is not a completion id (chatcmpl-<rollout>_<attempt>_<12 characters>, "
-            f"or the same after cmpl-, resp_ or msg_)"
+            "or the same after cmpl-, resp_ or msg_)"
         )
     rollout = RolloutRef("gr_" + match[2], f"ro_{match[2]}_{match[3]}_{match[4]}", int(match[3]))
     return CompletionRef(rollout, int(match[5]), _CANONICAL + match[1], match[6])

@@ -137,7 +137,7 @@ class Codec:
         if schema is None:
             raise UnknownSchema(
                 f"schema id {schema_id} is neither released with this version nor known to a "
-                f"schema registry"
+                "schema registry"
             )
         event_type = self._types.get(str(schema.get("name", "")).rsplit(".", 1)[-1])
         if event_type is None:

@@ -147,7 +147,7 @@ def put_back_pieces(call: LlmCall, payloads: Mapping[str, bytes]) -> LlmCall:
         if size > _MOST_TEXT:
             raise BadClaim(
                 f"call {call.call_id} is larger than {_MOST_TEXT:,} characters with what it "
-                f"left elsewhere"
+                "left elsewhere"
             )
         return f'"{texts[match[1]]}"'
 

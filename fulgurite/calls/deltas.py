@@ -117,7 +117,7 @@ def restore(
     if parent.call_id != ref.call_id or (parent.parent is not None):
         raise BrokenDelta(
             f"call {call.call_id} is a delta of {ref.call_id}, not of {parent.call_id} as it "
-            f"was read"
+            "was read"
         )
     prompt = (
         None
@@ -167,7 +167,7 @@ def no_such_prompt(call: LlmCall) -> BrokenDelta:
     parent = call.parent.call_id if call.parent else "nothing"
     return BrokenDelta(
         f"call {call.call_id}: its prompt, put together with that of {parent}, has not the "
-        f"hash that was recorded"
+        "hash that was recorded"
     )
 
 
@@ -193,7 +193,7 @@ def body_of(delta: LlmCall, before: bytes, *, proven: bool = False) -> bytes:
     if not proven and zlib.crc32(body) != expected:
         raise BrokenDelta(
             f"call {delta.call_id}: its request, put together with that of its parent, is not "
-            f"what was recorded"
+            "what was recorded"
         )
     return body
 

@@ -143,7 +143,7 @@ def _parents(calls: Sequence[LlmCall]) -> list[int | None]:
             if calls[parent].parent is not None and parents[parent] is None:
                 raise BrokenDelta(
                     f"call {call.call_id} is a delta of {ref.call_id}, whose own parent is not "
-                    f"in the episode"
+                    "in the episode"
                 )
         parents.append(parent)
     return parents

@@ -117,7 +117,7 @@ def excess(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> s
         if not is_bounded(total, LARGEST_TOTAL):
             return (
                 f"the absolute {what} of its {len(rewards)} rewards add up to {total:g}: "
-                f"at "
+                "at "
                 f"most {LARGEST_TOTAL:g} can be trained on"
             )
     return None

@@ -210,8 +210,8 @@ class AggregatorPartition:
         for attempt in over_budget.values():
             told = (
                 f"takes {attempt.held_bytes:,} bytes of memory, and "
-                f"FULGURITE_AGGREGATOR_ATTEMPT_MB "
-                f"is "
+                "FULGURITE_AGGREGATOR_ATTEMPT_MB "
+                "is "
                 f"{self._settings.attempt_mb:g}"
             )
             await self._give_up(attempt, "AttemptTooLarge", told)
@@ -241,7 +241,7 @@ class AggregatorPartition:
         )
         error = (
             f"{_name(attempt)} {told}; {len(calls)} calls, which are in no episode, are "
-            f"in "
+            "in "
             f"{LLM_CALLS.name}"
         )
         letter = lost(

@@ -144,8 +144,8 @@ class PolicyApplier:
         tally.told_unknown.add(pinned)
         error = (
             f"a route asks for {pinned}, which was never published; `fulgurite routes "
-            f"set` "
-            f"names another"
+            "set` "
+            "names another"
         )
         self._tell_failed(tally, pinned, kept, error)
 

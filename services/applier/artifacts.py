@@ -50,7 +50,7 @@ def fetch_adapter(artifact: Artifact) -> Path:
     if ends:
         raise BadArtifact(
             f"{path} adapts {ends[0]}: adapters of the embedding or of `lm_head` are not "
-            f"served; train others"
+            "served; train others"
         )
     return path.parent
 
@@ -76,7 +76,7 @@ def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:
     if location.scheme not in ("", "file"):
         raise BadArtifact(
             f"{artifact.uri}: only file:// artifacts can be served, from a folder that learner "
-            f"and engine share"
+            "and engine share"
         )
     if artifact.format is not wanted:
         raise BadArtifact(
@@ -89,7 +89,7 @@ def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:
     if found != artifact.sha256:
         raise BadArtifact(
             f"{path} has SHA-256 {found}, the update announces {artifact.sha256}: it was "
-            f"damaged or replaced after it was published"
+            "damaged or replaced after it was published"
         )
     return WeightsFile(path, found)
 

@@ -98,7 +98,7 @@ def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
             "memory",
             found,
             f"vLLM, learner and Kafka need {MEMORY_NEEDED_GIB} GiB: close other programs or "
-            f"add memory",
+            "add memory",
         )
     if gib < MEMORY_WANTED_GIB:
         return Check(
@@ -122,7 +122,7 @@ def check_disk(folder: Path | None = None) -> Check:
             "disk",
             found,
             f"{needed} GiB are needed: free some, or install with TORCH_BACKEND=cpu, which "
-            f"takes 5 GiB less",
+            "takes 5 GiB less",
         )
     return Check("disk", found)
 

@@ -132,12 +132,12 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
     if books.live_rollouts:
         console.print(
             f"{books.live_rollouts} live rollouts are recorded, not trained "
-            f"(docs/reference/ledger.md, Live traffic)."
+            "(docs/reference/ledger.md, Live traffic)."
         )
     if books.expired:
         console.print(
             f"{books.expired} actions of the ledger are older than what llm.calls still holds; "
-            f"they are not counted."
+            "they are not counted."
         )
     for problem in books.discrepancies[:_SHOWN]:
         where = " and ".join(problem.terms) if problem.terms else "in no term"

@@ -90,13 +90,13 @@ class RouteEffect:
         if split:
             return (
                 f"{backend} serves {serves}: of full weights a backend holds one "
-                f"version "
-                f"(see FULGURITE_APPLIER_CANARY)"
+                "version "
+                "(see FULGURITE_APPLIER_CANARY)"
             )
         return (
             f"{backend} still serves {serves} after {wait_s:g} s: is its applier "
-            f"running? "
-            f"`fulgurite status` shows whether it comes"
+            "running? "
+            "`fulgurite status` shows whether it comes"
         )
 
     def _settled(self, wanted: Sequence[tuple[str, str]], backends: set[str]) -> bool:

@@ -52,7 +52,7 @@ def _target(text: str) -> RouteTarget:
     if not math.isfinite(weight) or weight < 0 or not _POLICY.fullmatch(policy):
         raise BadTarget(
             f"{text!r} is neither policy@epoch.step=share nor policy=share, with a share of 0 "
-            f"or more"
+            "or more"
         )
     return RouteTarget(policy=policy, version=version, weight=weight)
 
@@ -105,8 +105,8 @@ class Published:
             ]
             raise BadTarget(
                 f"{version} was published, but its weights are gone: {gone} is not there. The "
-                f"learner keeps the newest "
-                f"FULGURITE_KEEP_VERSIONS. Still there: "
+                "learner keeps the newest "
+                "FULGURITE_KEEP_VERSIONS. Still there: "
                 f"{', '.join(left) or base_version(version.policy)}"
             )
 
@@ -145,5 +145,5 @@ def check_alias(alias: str, aliases: Mapping[str, str | None]) -> None:
     if aliases[alias] is None:
         raise BadTarget(
             f"the alias {alias!r} goes to a model of FULGURITE_UPSTREAMS, which has no "
-            f"versions to choose from"
+            "versions to choose from"
         )

@@ -69,7 +69,7 @@ def _check_alias(alias: str) -> list[str]:
         aliases = aliases_of_gateway()
     except GatewaySilent as error:
         make_console(stderr=True).print(
-            f"[yellow]routes:[/yellow] "
+            "[yellow]routes:[/yellow] "
             f"{plain(f'it is not checked whether {alias!r} is an alias: {error}')}"
         )
         return []

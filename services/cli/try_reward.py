@@ -154,7 +154,7 @@ def _show(found: Comparison, rescorer: Rescorer, flips: int) -> None:
     console.print(table)
     console.print(
         f"{found.episodes} episodes scored; {rescorer.failed} rewards failed, {found.unscored} "
-        f"have no reward after it"
+        "have no reward after it"
     )
     show_failures(console, rescorer.why)
     console.print(

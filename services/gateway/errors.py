@@ -221,7 +221,7 @@ class NotReady(Overloaded):
     def __init__(self, backend: str, version: str) -> None:
         super().__init__(
             f"The model server {backend!r} has restarted and is being brought to {version}. "
-            f"Nothing was generated.",
+            "Nothing was generated.",
             1.0,
         )
 

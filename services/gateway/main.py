@@ -291,7 +291,7 @@ async def _on_http(request: Request, error: Exception) -> Response:
     if status not in (_NOT_FOUND, _NO_SUCH_METHOD):
         problem = InvalidRequest(
             f"{error.detail if isinstance(error, HTTPException) else error}. See /docs for "
-            f"what this route takes."
+            "what this route takes."
         )
     problem.status = status
     if "/v1/messages" in request.url.path:

@@ -116,6 +116,6 @@ def _values_outside_texts(raw: bytes, limit: int) -> int:
 def _too_deep() -> InvalidRequest:
     return InvalidRequest(
         f"The body is nested too deeply: more than {MAX_DEPTH} arrays and objects within one "
-        f"another.",
+        "another.",
         code="too_deep",
     )

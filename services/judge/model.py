@@ -49,7 +49,7 @@ class JudgeModel:
         if key.startswith(ROLLOUT_KEY_PREFIX):
             raise ValueError(
                 f"{settings.key_variable} has a rollout's key: the judge's calls would become "
-                f"part of that rollout. "
+                "part of that rollout. "
                 "Use a plain key of the gateway."
             )
         self._model = model

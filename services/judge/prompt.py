@@ -98,7 +98,7 @@ def question(conversations: Sequence[Messages], rubric: str, max_characters: int
         else []
     )
     parts += [
-        f"<trajectory "
+        "<trajectory "
         f'id="{number}">\n{_shown(conversation[shared:], max_characters)}\n</trajectory>'
         for number, conversation in enumerate(conversations, 1)
     ]

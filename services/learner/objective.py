@@ -83,7 +83,7 @@ def check(settings: TrainerSettings) -> None:
     if name in SEQUENCE_LOSSES and not settings.single_row_episodes:
         raise IncompatibleObjective(
             f"{name!r} is over whole sequences, and episodes may have several rows; set "
-            f"single_row_episodes, or use vanilla"
+            "single_row_episodes, or use vanilla"
         )
     if settings.correction == "bypass" and name not in BYPASS_LOSSES:
         raise IncompatibleObjective(
@@ -225,7 +225,7 @@ class Objective:
         # NaN compares false with every bound, and is the worst drift of all.
         if not (k3 <= settings.drift_stop_k3 and ess >= settings.drift_stop_ess):
             raise PolicyDrift(
-                f"the engine's log-probabilities of this batch and the trainer's disagree: k3 "
+                "the engine's log-probabilities of this batch and the trainer's disagree: k3 "
                 f"{k3:.4f} "
                 f"(FULGURITE_TRAINER_DRIFT_STOP_K3={settings.drift_stop_k3}), effective sample "
                 f"size {ess:.3f} "

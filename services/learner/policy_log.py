@@ -86,7 +86,7 @@ class PolicyLog:
         if first.event_id != claim.event_id:
             raise EpochLost(
                 f"learner {first.learner_id} acquired epoch {epoch} of {self._policy} first "
-                f"(policy.updates); stop one of the two learners"
+                "(policy.updates); stop one of the two learners"
             )
         self.epoch = epoch
         return epoch
@@ -99,7 +99,7 @@ class PolicyLog:
             raise EpochLost(
                 f"learner {later[0].learner_id} acquired epoch {later[0].epoch} of {self._policy} "
                 f"(policy.updates); this learner, of epoch {self.epoch}, stops. Run one learner "
-                f"per policy"
+                "per policy"
             )
 
     def catch_up(self, up_to: int | None) -> None:

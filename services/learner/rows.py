@@ -32,12 +32,12 @@ def oddity(event: Trajectory | Tombstone) -> str | None:
             return (
                 f"action {name} is at {action.start} to {action.end} of "
                 f"{len(event.token_ids) // 4} "
-                f"tokens"
+                "tokens"
             )
         if action.logprobs is not None and len(action.logprobs) != 4 * length:
             return (
                 f"action {name} has {len(action.logprobs)} bytes of log-probabilities "
-                f"for "
+                "for "
                 f"{length} tokens"
             )
         if not (math.isfinite(action.temperature) and action.temperature >= 0):

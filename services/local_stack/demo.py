@@ -134,7 +134,7 @@ class Demo:
         if other is not None:
             self._console.print(
                 f"this shell has the exports of the stack on {other}: the demo starts a Kafka "
-                f"of its own",
+                "of its own",
                 markup=False,
             )
         return other is not None

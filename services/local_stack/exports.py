@@ -79,7 +79,7 @@ class StackLock:
             os.close(descriptor)
             raise AlreadyRunning(
                 f"a stack (process {holder}) already runs on {self._path.parent}: use it "
-                f"(`fulgurite env` prints its exports), "
+                "(`fulgurite env` prints its exports), "
                 "stop it, or give this one a folder of its own with --data"
             ) from error
         os.truncate(descriptor, 0)

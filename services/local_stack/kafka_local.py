@@ -79,7 +79,7 @@ def _fetch_jars(target: Path) -> None:
     if unpinned or missing:
         listed = "\n".join(f'"{name}" = "{digest}"' for name, digest in sorted(unpinned.items()))
         raise ChecksumMismatch(
-            f"the resolver's jars are not those that local_services.toml pins; missing: "
+            "the resolver's jars are not those that local_services.toml pins; missing: "
             f"{sorted(missing)}; found:\n{listed}"
         )
     target.mkdir(parents=True, exist_ok=True)
@@ -109,9 +109,9 @@ def _check_layout(data: Path, brokers: int) -> None:
     if found not in (0, brokers):
         raise LayoutChanged(
             f"{data} holds the topics of {found} broker(s), and {brokers} would begin an empty "
-            f"cluster in it: "
+            "cluster in it: "
             f"start with --brokers {found}, or give the other cluster a folder of its own with "
-            f"--data"
+            "--data"
         )
 
 

@@ -201,7 +201,7 @@ class LocalStack:
         ):
             raise StackError(
                 f"KAFKA_BOOTSTRAP_SERVERS is that of the stack on {other}, whose exports this "
-                f"shell has: two stacks on one Kafka would "
+                "shell has: two stacks on one Kafka would "
                 "train one policy twice. Unset KAFKA_BOOTSTRAP_SERVERS, or use a fresh shell"
             )
         lacking = doctor.lacking(local_vllm=not self._given("VLLM_BASE_URL"))
@@ -219,7 +219,7 @@ class LocalStack:
             )
             raise PortTaken(
                 f"port {self._gateway_port} on {LOCALHOST} is taken by {who}, and the gateway "
-                f"is to listen there: "
+                "is to listen there: "
                 f"stop it, or choose another port with --port {self._gateway_port + 1}"
             )
         if self.options.model is not None:

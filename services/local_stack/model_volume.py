@@ -80,7 +80,7 @@ def main() -> int:
         if found is not None:
             _say(
                 f"FULGURITE_MODEL={named}: this folder {found}. Copy a Hugging Face folder "
-                f"(config.json, tokenizer, *.safetensors) into "
+                "(config.json, tokenizer, *.safetensors) into "
                 "the volume `models`, which is /models here, or leave FULGURITE_MODEL empty "
                 "for the small model."
             )
@@ -92,7 +92,7 @@ def main() -> int:
     except (StackError, OSError) as error:
         _say(
             f"the model could not be made: {error}\nIts package comes from the package index: "
-            f"is that reachable from containers?"
+            "is that reachable from containers?"
         )
         return os.EX_UNAVAILABLE
     return 0

@@ -70,7 +70,7 @@ def check_settings(environment: Environment) -> Iterator[str]:
                 shown = "" if any(word in name for word in ("KEY", "PASSWORD")) else f"={value}"
                 problems.add(
                     f"{name}{shown}: {finding['msg']}. Correct it in .env "
-                    f"(docs/reference/settings.md says what it takes)."
+                    "(docs/reference/settings.md says what it takes)."
                 )
             continue
         if isinstance(made, GatewaySettings):
@@ -120,9 +120,9 @@ def check_profile(
         given = environment.get("COMPOSE_PROFILES", "")
         yield (
             f"COMPOSE_PROFILES={given}: name either cpu or gpu, for example "
-            f"COMPOSE_PROFILES=cpu,rewards "
-            f"in "
-            f".env."
+            "COMPOSE_PROFILES=cpu,rewards "
+            "in "
+            ".env."
         )
     elif chosen == {"cpu"}:
         cpu = check_cpu()
@@ -133,7 +133,7 @@ def check_profile(
         if gpus < 2 and environment.get("VLLM_GPU", "0") != environment.get("LEARNER_GPU", "1"):
             yield (
                 f"COMPOSE_PROFILES=gpu: this machine shows {gpus} NVIDIA GPU(s), and vLLM and "
-                f"the learner take one each. Install the "
+                "the learner take one each. Install the "
                 "driver and the NVIDIA Container Toolkit, or set COMPOSE_PROFILES=cpu; on one "
                 "large GPU both may run: VLLM_GPU=0 and "
                 "LEARNER_GPU=0."
@@ -160,14 +160,14 @@ def check_memory(environment: Environment, meminfo: Path = Path("/proc/meminfo")
     except ValueError as error:
         yield (
             f"MEMORY_NEEDED_GIB, VLLM_MEMORY or VLLM_CPU_KVCACHE_SPACE: {error}. Correct "
-            f"it "
-            f"in .env, for example VLLM_MEMORY=5g."
+            "it "
+            "in .env, for example VLLM_MEMORY=5g."
         )
         return
     if total + _RESERVE_GIB < needed:
         yield (
             f"MEMORY_NEEDED_GIB={needed:g}: containers have {total:.1f} GiB here. Give Docker "
-            f"more (Docker Desktop: Settings, "
+            "more (Docker Desktop: Settings, "
             "Resources), take a larger machine, or lower MEMORY_NEEDED_GIB in .env to try all "
             "the same."
         )
@@ -200,8 +200,8 @@ def check_port(environment: Environment) -> Iterator[str]:
             if not _is_a_gateway(host, port):
                 yield (
                     f"GATEWAY_PORT={port}: {error} (GATEWAY_BIND={host}). Stop what "
-                    f"listens "
-                    f"there, or set another GATEWAY_PORT in .env."
+                    "listens "
+                    "there, or set another GATEWAY_PORT in .env."
                 )
 
 
@@ -231,9 +231,9 @@ def check_volumes(environment: Environment, root: Path = Path("/")) -> Iterator[
             volume = f"{project}_{path.name}"
             yield (
                 f"the volume {volume} belongs to user {path.stat().st_uid} and cannot be "
-                f"written. Give it back to the services: "
+                "written. Give it back to the services: "
                 f"docker run --rm --user 0 --volume {volume}:/v --entrypoint chown "
-                f"fulgurite-cli:0.1.0 -R 10001 /v"
+                "fulgurite-cli:0.1.0 -R 10001 /v"
             )
     yield from _of_kafka(
         root / "kafka", environment.get("KAFKA_CLUSTER_ID", ""), f"{project}_kafka"
@@ -251,7 +251,7 @@ def _of_kafka(folder: Path, cluster: str, volume: str) -> Iterator[str]:
         ):
             yield (
                 f"the volume {volume} is half-written: it has no meta.properties. Restore "
-                f"it "
+                "it "
                 f"from its backup, {anew}"
             )
         return
@@ -261,7 +261,7 @@ def _of_kafka(folder: Path, cluster: str, volume: str) -> Iterator[str]:
     if found != cluster:
         yield (
             f"KAFKA_CLUSTER_ID={cluster}, but the volume {volume} is of cluster {found}: "
-            f"set "
+            "set "
             f"KAFKA_CLUSTER_ID={found} in .env, {anew}"
         )
 
@@ -320,7 +320,7 @@ def main() -> int:
         made = make_secrets(Path("/secrets"), os.environ)
         share_secret(Path("/secrets/api_keys"), Path("/judge-secrets"))
         sys.stderr.write(
-            f"settings, machine and volumes are in "
+            "settings, machine and volumes are in "
             f"order{'; made ' + ', '.join(made) if made else ''}\n"
         )
         return 0

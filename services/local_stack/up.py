@@ -128,7 +128,7 @@ def _tell_exit(process: Process, code: int) -> None:
     next_step = "it is started again" if process.will_restart() else "it is NOT started again"
     text = (
         f"  {process.name} {how_it_ended(code)}: {process.last_words()}. {next_step}; "
-        f"its "
+        "its "
         f"log: {process.spec.log}"
     )
     console.print(
@@ -195,8 +195,8 @@ def env(
     if not is_running(data) or not variables:
         text = (
             f"fulgurite env: no stack is up on {data.resolve()}. Start one with "
-            f"`fulgurite "
-            f"up`, or name its folder with --data"
+            "`fulgurite "
+            "up`, or name its folder with --data"
         )
         console.print(text, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1)

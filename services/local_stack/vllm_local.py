@@ -42,7 +42,7 @@ def serve_environment() -> Path:
     if not (folder / "bin" / "python").exists():
         raise RequirementMissing(
             f"{folder} is not there: `make install` installs vLLM in it, or set VLLM_BASE_URL "
-            f"to a vLLM of your own"
+            "to a vLLM of your own"
         )
     return folder
 

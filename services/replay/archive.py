@@ -122,7 +122,7 @@ class ArchiveSource:
         if not (folder / _INDEX).exists():
             raise BadArgument(
                 f"{folder} is no archive: it has no {_INDEX}; `fulgurite archive {folder}` "
-                f"makes one"
+                "makes one"
             )
         self.ends = read_index(folder)
 

@@ -105,7 +105,7 @@ class Lineage:
         if not trained and not other:
             raise NotFound(
                 f"training.ledger has no action of {call_id}: it is open, or no successful "
-                f"training call (`fulgurite ledger`)"
+                "training call (`fulgurite ledger`)"
             )
         versions = {version for versions in trained.values() for version in versions}
         heirs = (

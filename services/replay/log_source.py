@@ -83,7 +83,7 @@ class LogSource:
                     if wanted < low:
                         self.gaps.append(
                             f"{topic.name}[{partition}]: offsets {wanted} to {low - 1} are "
-                            f"gone from the log"
+                            "gone from the log"
                         )
                     self._starts[place] = max(low, wanted)
                     self._ends[place] = high

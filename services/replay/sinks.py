@@ -70,7 +70,7 @@ class TopicSink:
         ):
             raise TargetInUse(
                 f"topic {settings.topic(self.topic)} has records already: choose another name, "
-                f"delete it, or say --append"
+                "delete it, or say --append"
             )
         self._producer = EventProducer(settings, codec, "fulgurite-replay", linger_ms=_LINGER_MS)
         self._sent: deque[Future[Delivery]] = deque()

@@ -35,7 +35,7 @@ def parse_since(text: str | None, now_ms: int | None = None) -> int | None:
         except BadArgument as error:
             raise BadArgument(
                 f"{text!r} is neither a span such as 90s, 30m, 24h or 7d nor an ISO date such "
-                f"as 2026-01-31T12:00"
+                "as 2026-01-31T12:00"
             ) from error
     now = clock.now_ms() if now_ms is None else now_ms
     return max(0, now - int(min(float(match[1]) * _UNITS[match[2]] * 1000, now)))

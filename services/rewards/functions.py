@@ -83,7 +83,7 @@ def _name(key: object, label: str) -> str:
     if not 1 <= len(text) <= _LONGEST_NAME or clean(text) != text:
         raise RewardFailed(
             f"{label} named a reward {repr_of(text)}: a name has 1 to {_LONGEST_NAME} "
-            f"characters of Unicode text"
+            "characters of Unicode text"
         )
     return text
 

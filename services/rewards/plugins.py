@@ -58,7 +58,7 @@ class RewardPlugin:
             given = ", ".join(map(repr, values))
             raise RewardFailed(
                 f"it gave {given}, and not {self.name!r}, which the group waits for: give it "
-                f"that too, or another name"
+                "that too, or another name"
             )
 
     def _reward_events(

@@ -153,7 +153,7 @@ def check(reference: str, timeout_s: float = LOAD_TIMEOUT_S) -> None:
         except TimeoutError as error:
             raise PluginError(
                 f"{reference!r}: importing it took more than {timeout_s:g} s: do slow work in "
-                f"the function"
+                "the function"
             ) from error
         except ProcessExpired as error:
             raise PluginError(
@@ -162,7 +162,7 @@ def check(reference: str, timeout_s: float = LOAD_TIMEOUT_S) -> None:
         except BrokenProcessPool as error:
             raise PluginError(
                 f"{reference!r}: its process ended as soon as it was started; what it wrote "
-                f"says why"
+                "says why"
             ) from error
     if refused is not None:
         raise PluginError(refused)

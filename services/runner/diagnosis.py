@@ -102,7 +102,7 @@ class Diagnosis:
             return (
                 f"calls were answered {by}, and the run waits for versions of "
                 f"{self._policy!r} "
-                f"(FULGURITE_POLICY)"
+                "(FULGURITE_POLICY)"
             )
         return (
             None
@@ -173,7 +173,7 @@ class Diagnosis:
         if word == FilterReason.no_signal:
             values = {score.reward for score in scores if score.reward is not None}
             return (
-                f" (all rewards "
+                " (all rewards "
                 f"equal{f', {values.pop():g} everywhere' if len(values) == 1 else ''})"
             )
         if word == NO_LEARNER:
@@ -191,12 +191,12 @@ class Diagnosis:
         if unclosed > 0:
             lines.append(
                 f"{unclosed} rollouts have ended and have no episode yet: is the aggregator "
-                f"running (`fulgurite status`)?"
+                "running (`fulgurite status`)?"
             )
         if unpaid:
             lines.append(
                 f"{unpaid} rollouts have ended and wait for a reward; a function that returns "
-                f"None gives none, "
+                "None gives none, "
                 "and its group then waits until its deadline"
             )
         return lines

@@ -198,8 +198,8 @@ def import_modules(names: list[str]) -> str | None:
     if count > 1:
         return (
             f"importing {', '.join(names)} started {count - 1} threads; a fork would "
-            f"lose "
-            f"them (for numpy: OMP_NUM_THREADS=1)"
+            "lose "
+            "them (for numpy: OMP_NUM_THREADS=1)"
         )
     gc.collect()
     gc.freeze()

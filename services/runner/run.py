@@ -289,7 +289,7 @@ class Run:
         if not self.learners.train(policy):
             self._watcher.on_warning(
                 f"no learner has claimed the policy {policy!r} yet: nothing is trained until "
-                f"one is started"
+                "one is started"
             )
         config = self.learners.config(policy)
         if (
@@ -336,7 +336,7 @@ class Run:
             return []
         return [
             f"{self.pace.ahead} groups have waited {waited:.0f} s for the learner: is it alive "
-            f"(`fulgurite status`)?"
+            "(`fulgurite status`)?"
         ]
 
     def _give_up_if_useless(self) -> None:
@@ -456,7 +456,7 @@ class Run:
         if missing:
             self._watcher.on_warning(
                 f"{missing} groups lack episodes or rewards {REWARD_GRACE_S:.0f} s after their "
-                f"deadline"
+                "deadline"
             )
 
     async def _something(self) -> None:

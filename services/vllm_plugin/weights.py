@@ -96,7 +96,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         if self._staged is not None:
             raise UpdateRefused(
                 f"the update to {self._staged.version} is not finished; {update_info.version} "
-                f"must wait for it"
+                "must wait for it"
             )
         version = parse_version(update_info.version)
         if (
@@ -106,7 +106,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         ):
             raise UpdateRefused(
                 f"{version} is of an earlier epoch than {self._served}, which is served: its "
-                f"learner has been superseded"
+                "learner has been superseded"
             )
         path = local_path(update_info.path)
         verify(path, update_info.sha256)

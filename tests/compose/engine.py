@@ -135,7 +135,7 @@ def _images(environment: dict[str, str]) -> Generator[None]:
         shutil.rmtree(scratch, ignore_errors=True)
         if done.returncode != 0:
             raise NoEngine(
-                f"base images can neither be pulled nor made: "
+                "base images can neither be pulled nor made: "
                 f"{(done.stderr or done.stdout).strip()[-500:]}"
             )
     yield

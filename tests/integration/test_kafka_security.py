@@ -53,7 +53,7 @@ class SecuredKafka(LocalKafka):
     def _security(self) -> dict[str, object]:
         login = (
             f'{_PLAIN} required username="broker" password="among-brokers" '
-            f'user_broker="among-brokers" '
+            'user_broker="among-brokers" '
             f'user_{USER}="{PASSWORD}";'
         )
         return {

@@ -138,7 +138,7 @@ def fetch(claim: ClaimCheck) -> bytes:
         if not claim.uri.startswith(ClaimSettings().buckets()):
             raise BadClaim(
                 f"{claim.uri[:_SHOWN]} is in no bucket of FULGURITE_CLAIMS_URL or "
-                f"FULGURITE_CLAIMS_FORMER_URLS"
+                "FULGURITE_CLAIMS_FORMER_URLS"
             )
         from services.common.blobs.buckets import read
 

@@ -77,7 +77,7 @@ def _opened(url: str) -> tuple[Any, str]:
     if location.username or location.password or location.query:
         raise ValueError(
             f"{location.scheme}://…: a claims URL is scheme, bucket and folder alone; secrets "
-            f"and addresses are environment variables"
+            "and addresses are environment variables"
         )
     try:
         store, root = import_module("pyarrow.fs").FileSystem.from_uri(url)

@@ -47,6 +47,6 @@ def one_backend(text: str, name: str) -> tuple[str, str]:
     if name not in backends:
         raise ValueError(
             f"VLLM_BASE_URL has {', '.join(backends)}, and no {name!r}: set FULGURITE_BACKEND "
-            f"to one of them"
+            "to one of them"
         )
     return name, backends[name]

@@ -16,7 +16,7 @@ def model_problem(folder: Path) -> str | None:
             )
         return (
             f"{folder}: no such folder. A Hugging Face folder is needed, with "
-            f"config.json, "
+            "config.json, "
             f"tokenizer and weights{hint}"
         )
     missing = [

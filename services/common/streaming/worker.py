@@ -80,7 +80,7 @@ class StreamSettings(BaseSettings):
             name = f"{cls.model_config.get('env_prefix', '')}SESSION_TIMEOUT_S"
             raise ValueError(
                 f"{name} is {value:g} s, and workers take at most {_LONGEST_SESSION_S:g} s; "
-                f"set it lower"
+                "set it lower"
             )
         return value
 
@@ -381,7 +381,7 @@ class Worker:
             raise RuntimeError(
                 f"Gap in {self.kafka.topic(topic)}[{partition}]: expected offset {expected}, got "
                 f"{offset}. The worker stops; records {expected} to {offset - 1} are read again on "
-                f"restart."
+                "restart."
             )
 
     async def _bury(self, topic: Topic, message: Any, error: Exception) -> None:
@@ -427,7 +427,7 @@ class Worker:
         if any(other != partitions for other in owned.values()):
             raise RuntimeError(
                 f"topics are not assigned together: {owned}; do all have the same number of "
-                f"partitions?"
+                "partitions?"
             )
         positions: dict[int, dict[str, int]] = {partition: {} for partition in partitions}
         since = dict.fromkeys(partitions, now_ms())

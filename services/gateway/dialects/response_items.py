@@ -60,7 +60,7 @@ class _Calls:
         ):
             raise InvalidRequest(
                 f"No tool call found for the {kind} with call_id {call_id!r}: send the item of "
-                f"the call before it, "
+                "the call before it, "
                 "or the `previous_response_id` of the response that made the call.",
                 param="input",
             )
@@ -86,7 +86,7 @@ def _referred(before: list[Any], reference: Json) -> Json:
             return cast(Json, item)
     raise InvalidRequest(
         f"No item {named!r} to refer to: send the item itself, or the `previous_response_id` "
-        f"of the response that it belongs to, too.",
+        "of the response that it belongs to, too.",
         param="input",
         code="item_not_found",
     )

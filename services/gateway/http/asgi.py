@@ -93,7 +93,7 @@ async def _received(receive: Receive, bounds: BodyBounds) -> bytes:
         if more and monotonic() - begun > bounds.timeout_s:
             raise RequestTimeout(
                 f"The body did not arrive within {bounds.timeout_s:g} s "
-                f"(FULGURITE_REQUEST_TIMEOUT_S)."
+                "(FULGURITE_REQUEST_TIMEOUT_S)."
             )
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 

@@ -179,5 +179,5 @@ def raise_open_files() -> int:
 def _too_large() -> HeadTooLarge:
     return HeadTooLarge(
         f"The request's head is too large: at most {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} "
-        f"headers are taken."
+        "headers are taken."
     )

@@ -40,7 +40,7 @@ async def inflate(body: bytes, encoding: str, limit: int) -> bytes:
     if inflated is None:
         raise InvalidRequest(
             f"The body is not valid {name}, though its Content-Encoding says so: it is "
-            f"damaged, cut or followed by more."
+            "damaged, cut or followed by more."
         )
     return inflated
 

@@ -296,7 +296,7 @@ class Endpoint:
         self._take(call, raw)
         raise UpstreamBroken(
             f"The model server {call.route.backend!r} was asked for a stream and sent a whole "
-            f"answer. Ask it without `stream`."
+            "answer. Ask it without `stream`."
         )
 
     def _event_stream(self, call: Call, send: Send) -> EventStream:
@@ -322,7 +322,7 @@ class Endpoint:
                 raise UpstreamBroken(
                     capture.error
                     or f"The stream of the model server {call.route.backend!r} ended before "
-                    f"its answer did."
+                    "its answer did."
                 )
         except ClientGone:
             await self._record_failed(call, outcome=CallOutcome.client_disconnected)
@@ -436,7 +436,7 @@ class Endpoint:
         """
         problem = UpstreamBroken(
             f"The answer of the model server {call.route.backend!r} cannot be recorded, and is "
-            f"not given."
+            "not given."
         )
         await self._record_quietly(self._event(call, problem, with_answer=False))
         return problem

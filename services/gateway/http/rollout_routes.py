@@ -350,7 +350,7 @@ class RolloutRoutes:
         if began >= since:
             raise NotFound(
                 f"Unknown completion {completion.completion_id}: this deployment did not give "
-                f"out that id. Pass the `id` of a reply.",
+                "out that id. Pass the `id` of a reply.",
                 param="completion_id",
                 code="unknown_completion",
             )

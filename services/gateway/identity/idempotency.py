@@ -41,7 +41,7 @@ class Idempotency:
         if before.payload != entry.payload:
             raise Conflict(
                 f"Idempotency-Key {key!r} was used before with another payload. Use a new key "
-                f"for a new event; the first one stands."
+                "for a new event; the first one stands."
             )
         return before.reply
 

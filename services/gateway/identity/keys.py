@@ -49,7 +49,7 @@ class KeyRing:
             if not colon or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", kid) or len(secret) < 16:
                 raise ValueError(
                     f"FULGURITE_SIGNING_KEYS: entry {number} is not kid:secret with a secret "
-                    f"of at least 16 characters"
+                    "of at least 16 characters"
                 )
             secrets[kid] = secret.encode()
         if not secrets:
@@ -87,7 +87,7 @@ class KeyRing:
         if now_ms > claims.exp + LEEWAY_MS:
             raise ExpiredKey(
                 f"The API key of rollout {claims.rollout} expired: its deadline is past. Start "
-                f"a new attempt or declare a new group.",
+                "a new attempt or declare a new group.",
                 claims,
             )
         return claims
@@ -104,7 +104,7 @@ class KeyRing:
         if secret is None:
             raise Unauthorized(
                 f"The API key was signed with key id {kid!r}, which is retired or of another "
-                f"deployment. Declare new rollouts."
+                "deployment. Declare new rollouts."
             )
         if not hmac.compare_digest(_b64(_sign(secret, kid, payload)), signature):
             raise Unauthorized(

@@ -180,7 +180,7 @@ class RolloutResolver:
         if not self._may_name(caller, ref):
             raise Forbidden(
                 f"This key may not name rollout {name}: it was declared, or opened by another "
-                f"key. Use the rollout's own `api_key` "
+                "key. Use the rollout's own `api_key` "
                 "(POST /v1/rollouts gave it out) or the admin key; to name a session of your "
                 "own, use any name that is no rollout's id.",
                 code="foreign_key",

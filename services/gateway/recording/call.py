@@ -155,11 +155,11 @@ def shortened(body: str) -> str:
         return body
     return (
         f"{body[:REFUSED_CHARACTERS]}… [the first {REFUSED_CHARACTERS} of {len(body)} "
-        f"characters "
-        f"of "
-        f"a "
-        f"refused "
-        f"call]"
+        "characters "
+        "of "
+        "a "
+        "refused "
+        "call]"
     )
 
 

@@ -110,7 +110,7 @@ class Compactor:
             )
             raise Unavailable(
                 f"The call is too large for a message ({size:,} bytes), and the claims store "
-                f"cannot be written."
+                "cannot be written."
             ) from error
         self._metrics.claim_checks.inc()
         self._metrics.claim_bytes.inc(size)

@@ -238,7 +238,7 @@ def _recorded(call: LlmCall) -> Recorded | None:
 def _not_found(named: str, why: str) -> NotFound:
     return NotFound(
         f"Previous response with id {named[:200]!r} not found: {why}. Send the whole "
-        f"conversation in `input`.",
+        "conversation in `input`.",
         param="previous_response_id",
         code="previous_response_not_found",
     )
@@ -246,7 +246,7 @@ def _not_found(named: str, why: str) -> NotFound:
 
 def _unavailable(why: str) -> Unavailable:
     return Unavailable(
-        f"The response that the request builds on cannot be read: the event log (Kafka) is "
+        "The response that the request builds on cannot be read: the event log (Kafka) is "
         f"unavailable ({why}). "
         "Nothing was generated; try again shortly, or send the whole conversation in `input`."
     )

@@ -139,8 +139,8 @@ class Recorder:
         if now - oldest > self._settings.log_stall_s:
             return (
                 f"Kafka has not acknowledged an event for {now - oldest:.0f} s (are "
-                f"enough "
-                f"replicas in sync?)"
+                "enough "
+                "replicas in sync?)"
             )
         return None
 
@@ -261,10 +261,10 @@ class Recorder:
         if queues and (problem := self._spool_problem()) is not None:
             return (
                 f"The event log (Kafka) is unavailable, and {problem}. Nothing was "
-                f"generated; "
-                f"try "
-                f"again "
-                f"later."
+                "generated; "
+                "try "
+                "again "
+                "later."
             )
         return _UNANSWERED if away and policy == "refuse" else None
 

@@ -207,6 +207,6 @@ def _lock(folder: Path) -> int:
         os.close(descriptor)
         raise SpoolInUse(
             f"{folder} is the spool of another gateway that runs: give each replica a "
-            f"FULGURITE_SPOOL_DIR of its own"
+            "FULGURITE_SPOOL_DIR of its own"
         ) from error
     return descriptor

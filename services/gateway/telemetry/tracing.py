@@ -79,6 +79,6 @@ def open_tracer() -> Tracer:
     except ImportError as error:
         raise ValueError(
             f"{_ENDPOINTS[0]} is set, but OpenTelemetry is not installed: pip install "
-            f"'fulgurite[otel]'"
+            "'fulgurite[otel]'"
         ) from error
     return OtelTracer()

@@ -196,7 +196,7 @@ class KeyLimits:
         if self._concurrency and running >= self._concurrency:
             raise RateLimited(
                 f"This key has {running} calls in flight, which is its limit "
-                f"(FULGURITE_KEY_CONCURRENCY).",
+                "(FULGURITE_KEY_CONCURRENCY).",
                 _soon(),
             )
         self.spend(key)
@@ -224,7 +224,7 @@ class Admission:
             large,
             _HOUR_S,
             f"This key may send {large:,} bytes of large requests an hour "
-            f"(FULGURITE_KEY_LARGE_BYTES_PER_HOUR).",
+            "(FULGURITE_KEY_LARGE_BYTES_PER_HOUR).",
         )
         self.limited = bool(settings.key_concurrency or settings.key_calls_per_minute)
         """Whether keys have limits at all."""
@@ -263,7 +263,7 @@ def _soon() -> float:
 def _full(backend: str) -> Overloaded:
     return Overloaded(
         f"Too many calls wait for the model server {backend!r} already. Nothing was generated; "
-        f"try again shortly.",
+        "try again shortly.",
         _soon(),
     )
 
@@ -271,6 +271,6 @@ def _full(backend: str) -> Overloaded:
 def _too_long(backend: str, timeout_s: float) -> Overloaded:
     return Overloaded(
         f"The model server {backend!r} had no place for this call within {timeout_s:g} s. "
-        f"Nothing was generated; try again shortly.",
+        "Nothing was generated; try again shortly.",
         _soon(),
     )

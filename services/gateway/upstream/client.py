@@ -237,14 +237,14 @@ async def _error_body(response: aiohttp.ClientResponse) -> bytes:
 def _timeout(backend: str) -> UpstreamTimeout:
     return UpstreamTimeout(
         f"The model server {backend!r} was silent for too long (FULGURITE_UPSTREAM_TIMEOUT_S). "
-        f"Try again."
+        "Try again."
     )
 
 
 def _unreachable(backend: str, why: str) -> UpstreamUnreachable:
     return UpstreamUnreachable(
         f"The model server {backend!r} cannot be reached ({why}). Is it running, and is its "
-        f"address in the settings right?"
+        "address in the settings right?"
     )
 
 

@@ -115,7 +115,7 @@ class _Answer:
                     raise
                 problem = Overloaded(
                     f"The backend {way.backend!r} is being given {way.version}. Nothing was "
-                    f"generated.",
+                    "generated.",
                     _LOADING_S,
                 )
             else:

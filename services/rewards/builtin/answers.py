@@ -34,7 +34,7 @@ def field_of(episode: EpisodeView, name: str) -> Any:
     if not isinstance(task, dict) or name not in task:
         raise RewardFailed(
             f"the task has no field {name!r}: put what is expected there, or name the field "
-            f"that has it"
+            "that has it"
         )
     return cast("dict[str, Any]", task)[name]
 
@@ -46,6 +46,6 @@ def references_of(episode: EpisodeView, name: str) -> list[str]:
     if not values or not all(isinstance(one, str | int | float) for one in values):
         raise RewardFailed(
             f"the task's {name!r} is {json.dumps(value)[:80]}: expected a text, a number, or a "
-            f"list of them"
+            "list of them"
         )
     return [str(one) for one in values]

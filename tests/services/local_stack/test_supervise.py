@@ -253,10 +253,10 @@ def test_one_that_falls_at_each_start_is_given_up_and_each_end_is_told(tmp_path:
     flag = tmp_path / "flag"
     code = (
         f"import pathlib, time; flag = pathlib.Path({str(flag)!r}); print('up', "
-        f"flush=True); "
-        f"flag.exists() "
-        f"or "
-        f"time.sleep(600)"
+        "flush=True); "
+        "flag.exists() "
+        "or "
+        "time.sleep(600)"
     )
     again: list[bool] = []
     with Supervisor(lambda process, _: again.append(process.will_restart())) as supervisor:
