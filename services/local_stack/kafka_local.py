@@ -49,11 +49,10 @@ def kafka_jars(folder: Path | None = None) -> list[Path]:
     pin = pins().kafka
     target = folder or home() / "engines" / f"kafka-{pin.version}"
     jars = [target / name for name in pin.jars]
-    if not all(jar.is_file() for jar in jars):
-        # jgo's downloads of two processes at once would be each other's half files.
-        with one_at_a_time("kafka"):
-            if not all(jar.is_file() for jar in jars):
-                _fetch_jars(target)
+    # jgo's downloads of two processes at once would be each other's half files.
+    with one_at_a_time("kafka"):
+        if not all(jar.is_file() for jar in jars):
+            _fetch_jars(target)
     for jar in jars:
         verify(jar, pin.jars[jar.name])
     return jars
@@ -84,9 +83,8 @@ def _fetch_jars(target: Path) -> None:
         )
     target.mkdir(parents=True, exist_ok=True)
     for jar in fetched:
-        # A name of its own, then renamed: a test session that starts beside this one never reads
-        # half a file.
-        part = target / f".{jar.name}.{os.getpid()}"
+        # Renamed once it is whole: who is killed meanwhile leaves no half jar under its name.
+        part = target / f".{jar.name}"
         part.write_bytes(jar.read_bytes())
         part.replace(target / jar.name)
 

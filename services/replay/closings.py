@@ -8,7 +8,7 @@ it is complete or due, as the rewarder would.
 
 Rows of before December 2026 have no `GroupClosed`. They are looked for among the closings that a
 rewarder would have written after each record of `episodes` and `agent.rewards`, in the order of
-record times; docs/replay.md says what this misses. The next release drops it.
+record times; docs/how-to/replay.md says what this misses. The next release drops it.
 
 **With changed rules** nothing of the past binds: each group that is complete or due is closed once,
 with everything the log holds, late calls and late rewards too.

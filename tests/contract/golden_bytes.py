@@ -94,6 +94,7 @@ def identifiers() -> Values:
         exp=1_700_000_600_000,
     )
     episodes, gathered = _closed_group()
+    outputs = gathered.close(episodes[0].group_id, ClosingSettings().rules())
     return {
         "group": group,
         "group of an owner": ids.owned_group(1_700_000_000_000, CHANCE, "owner", SECRET),
@@ -109,13 +110,8 @@ def identifiers() -> Values:
         "derived": ids.derive_id("derived", 1, "from", "parts"),
         "version": str(Version("policy", 2, 17)),
         "episode revisions": [episode.revision for episode in episodes],
-        "group revision": revision_of(
-            gathered.close(episodes[0].group_id, ClosingSettings().rules())
-        ),
-        "rows and entries": [
-            output.event_id
-            for output in gathered.close(episodes[0].group_id, ClosingSettings().rules())
-        ],
+        "group revision": revision_of(outputs),
+        "rows and entries": [output.event_id for output in outputs],
         "scoped key": KeyRing({"k1": SECRET}).mint(claims),
     }
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 from pybase64 import b64decode
 
 from fulgurite.events import Choice
-from fulgurite.tokens import all_finite, any_negative
+from fulgurite.tokens import all_finite, any_negative, unpack_ids
 from services.gateway.dialects.capture import Capture, Json
 from services.gateway.dialects.foreign_json import recorded
 
@@ -40,8 +40,9 @@ def checked_ids(ids: list[Any]) -> bytes | None:
         packed = struct.pack(f"<{len(ids)}i", *ids)
     except struct.error:
         return None
-    # Booleans pass for 0 and 1.
-    return None if any_negative(packed) or bool in map(type, ids) else packed
+    least = int(unpack_ids(packed).min()) if ids else 0
+    # Booleans pass for 0 and 1, and only they: whoever has neither is not looked through.
+    return packed if least > 1 or (least >= 0 and bool not in map(type, ids)) else None
 
 
 def checked_logprobs(logprobs: list[Any]) -> bytes | None:

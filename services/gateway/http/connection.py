@@ -30,6 +30,9 @@ _AGAIN_S = 0.05
 _MOST_FILES = 65_536
 
 
+_Awaited = Literal["request", "head", "body", ""]
+
+
 class _TooMuch(Exception):
     """The head has more than is kept of one."""
 
@@ -48,7 +51,7 @@ class GuardedProtocol(OneWriteProtocol):
     """Connections without a request under way, the longest waiting first."""
 
     _timer: asyncio.TimerHandle | None = None
-    _awaited: Literal["request", "head", "body", ""] = ""
+    _awaited: _Awaited = ""
     """What the timer is for."""
     _refused = _head_refused = False
     _received = 0
@@ -127,7 +130,7 @@ class GuardedProtocol(OneWriteProtocol):
             )
         self.transport.close()
 
-    def _wait(self, awaited: Literal["request", "head", "body", ""]) -> None:
+    def _wait(self, awaited: _Awaited) -> None:
         """Start the time of what is awaited now, unless it runs."""
         if awaited == self._awaited:
             return

@@ -212,8 +212,6 @@ def _header(response: aiohttp.ClientResponse, name: str) -> str | None:
 
 def _encoding(response: aiohttp.ClientResponse) -> str | None:
     """How the body is compressed; None if it is not."""
-    if "content-encoding" not in response.headers:
-        return None
     coding = (_header(response, "content-encoding") or "").strip().lower()
     return coding if coding not in ("", "identity") else None
 
