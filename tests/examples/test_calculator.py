@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from fulgurite import EpisodeView
-from fulgurite.enums import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
-from fulgurite.events import Choice, Declaration, Episode, LlmCall
-from tests.synthetic import SAMPLING
+from fulgurite.events import Declaration, LlmCall
+from tests.examples.recorded import make_call, make_view
 
 FOLDER = Path(__file__).parents[2] / "examples" / "calculator"
 
@@ -36,10 +35,6 @@ tasks = _load("tasks")
 rewards = _load("rewards")
 
 
-def _message(**fields: Any) -> str:
-    return json.dumps({"role": "assistant", **fields})
-
-
 def _tool_turn(expression: Any, name: str = "calc", copies: int = 1) -> dict[str, Any]:
     function = {
         "name": name,
@@ -55,37 +50,12 @@ def _tool_turn(expression: Any, name: str = "calc", copies: int = 1) -> dict[str
     }
 
 
-def _call(number: int, messages: list[dict[str, Any]], answer: str) -> LlmCall:
-    return LlmCall(
-        event_id=f"call{number}",
-        event_time=number,
-        call_id=f"call{number}",
-        group_id="g",
-        rollout_id="r",
-        attempt=0,
-        mode=Mode.train,
-        agent="",
-        identity=Identity.scoped_key,
-        api="chat.completions",
-        alias="policy",
-        backend="vllm",
-        stream=False,
-        outcome=CallOutcome.success,
-        request=json.dumps({"messages": messages}),
-        choices=(Choice(index=0, message=answer),),
-        sampling=SAMPLING,
-        logprobs_mode=LogprobsMode.processed,
-        started_at=number,
-        finished_at=number,
-    )
-
-
 def _episode(turns: list[dict[str, Any]], tool: str = "84", reference: str = "12*7") -> EpisodeView:
     """An episode of these assistant turns, the tool answering between them."""
     messages = list(agent.opening("How many?"))
     calls: list[LlmCall] = []
     for number, turn in enumerate(turns):
-        calls.append(_call(number, list(messages), _message(**turn)))
+        calls.append(make_call(number, list(messages), turn))
         messages.append({"role": "assistant", **turn})
         messages += [
             {"role": "tool", "tool_call_id": call["id"], "content": tool}
@@ -97,25 +67,7 @@ def _episode(turns: list[dict[str, Any]], tool: str = "84", reference: str = "12
     declaration = Declaration(
         deadline=0, credit_rule="identical", alias="policy", task=task, max_attempts=1
     )
-    return EpisodeView(
-        Episode(
-            event_id="e",
-            event_time=0,
-            episode_id="r/0",
-            revision="x",
-            group_id="g",
-            rollout_id="r",
-            attempt=0,
-            mode=Mode.train,
-            rule="1",
-            outcome=EpisodeOutcome.finished,
-            will_retry=False,
-            started_at=0,
-            ended_at=1,
-            declaration=declaration,
-            calls=tuple(calls),
-        )
-    )
+    return make_view(calls, declaration)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from fulgurite import EpisodeView
-from fulgurite.enums import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
-from fulgurite.events import Choice, Episode, LlmCall
-from tests.synthetic import SAMPLING
+from tests.examples.recorded import make_call, make_view
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 FILES: dict[str, str] = dict(
@@ -28,46 +26,8 @@ def reward_function(name: str) -> Callable[[EpisodeView], float]:
 
 
 def episode(answer: str) -> EpisodeView:
-    call = LlmCall(
-        event_id="c",
-        event_time=0,
-        call_id="c",
-        group_id="g",
-        rollout_id="r",
-        attempt=0,
-        mode=Mode.train,
-        agent="",
-        identity=Identity.scoped_key,
-        api="chat.completions",
-        alias="policy",
-        backend="vllm",
-        stream=False,
-        outcome=CallOutcome.success,
-        request=json.dumps({"messages": [{"role": "user", "content": "Which animal barks?"}]}),
-        choices=(Choice(index=0, message=json.dumps({"role": "assistant", "content": answer})),),
-        sampling=SAMPLING,
-        logprobs_mode=LogprobsMode.processed,
-        started_at=0,
-        finished_at=0,
-    )
-    return EpisodeView(
-        Episode(
-            event_id="e",
-            event_time=0,
-            episode_id="r/0",
-            revision="x",
-            group_id="g",
-            rollout_id="r",
-            attempt=0,
-            mode=Mode.train,
-            rule="1",
-            outcome=EpisodeOutcome.finished,
-            will_retry=False,
-            started_at=0,
-            ended_at=1,
-            calls=(call,),
-        )
-    )
+    asked = [{"role": "user", "content": "Which animal barks?"}]
+    return make_view([make_call(0, asked, {"content": answer})])
 
 
 @pytest.mark.parametrize(

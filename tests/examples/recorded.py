@@ -1,0 +1,61 @@
+"""Calls and episodes as the log would have them, for the examples' reward functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fulgurite import EpisodeView
+from fulgurite.enums import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
+from fulgurite.events import Choice, Declaration, Episode, LlmCall
+from tests.synthetic import SAMPLING
+
+
+def make_call(number: int, messages: list[dict[str, Any]], answer: dict[str, Any]) -> LlmCall:
+    """A call with these messages, and the assistant's answer."""
+    return LlmCall(
+        event_id=f"call{number}",
+        event_time=number,
+        call_id=f"call{number}",
+        group_id="g",
+        rollout_id="r",
+        attempt=0,
+        mode=Mode.train,
+        agent="",
+        identity=Identity.scoped_key,
+        api="chat.completions",
+        alias="policy",
+        backend="vllm",
+        stream=False,
+        outcome=CallOutcome.success,
+        request=json.dumps({"messages": messages}),
+        choices=(Choice(index=0, message=json.dumps({"role": "assistant", **answer})),),
+        sampling=SAMPLING,
+        logprobs_mode=LogprobsMode.processed,
+        started_at=number,
+        finished_at=number,
+    )
+
+
+def make_view(calls: Sequence[LlmCall], declaration: Declaration | None = None) -> EpisodeView:
+    """The finished episode of these calls."""
+    return EpisodeView(
+        Episode(
+            event_id="e",
+            event_time=0,
+            episode_id="r/0",
+            revision="x",
+            group_id="g",
+            rollout_id="r",
+            attempt=0,
+            mode=Mode.train,
+            rule="1",
+            outcome=EpisodeOutcome.finished,
+            will_retry=False,
+            started_at=0,
+            ended_at=1,
+            declaration=declaration,
+            calls=tuple(calls),
+        )
+    )
