@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
-import structlog
 from pydantic_settings import BaseSettings
 
 from services.common.kafka.errors import LogUnavailable
 from services.common.runtime.ending import run_service
+
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
 
 SERVICES = {
     "aggregator": ("services.aggregator.main",),
@@ -25,18 +24,6 @@ SERVICES = {
     "reward-worker": ("services.rewards.worker", "--reward", "builtin:f1"),
     "judge": ("services.judge.main", "--model", "big"),
 }
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """A service sets up its process's."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
-    structlog.contextvars.clear_contextvars()
-    structlog.reset_defaults()
 
 
 class Settings(BaseSettings):

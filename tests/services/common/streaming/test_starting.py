@@ -4,31 +4,18 @@ and a line that says what to change.
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from services.common.kafka.errors import LogUnavailable
 from services.common.streaming.episode_readers import Reader, serve
 from services.judge import main
 from services.rewards import worker
 
+pytestmark = pytest.mark.usefixtures("logging_as_it_was")
+
 RUN = {"judge": main.run, "worker": worker.run}
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """A service sets up its process's."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
-    structlog.contextvars.clear_contextvars()
-    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize(
