@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fulgurite.avro.codec import Codec
 from fulgurite.enums import FilterReason
 from fulgurite.ledger.balance import balance
 from fulgurite.ledger.model import Balance, Sources
@@ -75,25 +76,29 @@ def read_books(settings: KafkaSettings, attempts: int = ATTEMPTS) -> Balance:
     LogUnavailable.
     """
     codec = make_codec()
-
-    def topic(topic: Topic) -> Iterator[Record]:
-        yield from read_all(settings, topic, codec)
-
     for attempt in range(1, attempts + 1):
-        sources = Sources(
-            updates=topic(POLICY_UPDATES),
-            dead_letters=topic(DEAD_LETTERS),
-            ledger=topic(TRAINING_LEDGER),
-            trajectories=topic(TRAJECTORIES),
-            episodes=topic(EPISODES),
-            statuses=topic(AGENT_STATUS),
-            calls=topic(LLM_CALLS),
-        )
-        books = balance(sources, codec.decode, now_ms())
+        books = balance(read_sources(settings, codec), codec.decode, now_ms())
         if not books.remainder or attempt == attempts:
             return books
         time.sleep(PAUSE_S)
     raise ValueError(f"attempts is {attempts}, at least 1 is needed")
+
+
+def read_sources(settings: KafkaSettings, codec: Codec) -> Sources:
+    """The topics that the books are made of, each read when it is its turn."""
+
+    def topic(topic: Topic) -> Iterator[Record]:
+        yield from read_all(settings, topic, codec)
+
+    return Sources(
+        updates=topic(POLICY_UPDATES),
+        dead_letters=topic(DEAD_LETTERS),
+        ledger=topic(TRAINING_LEDGER),
+        trajectories=topic(TRAJECTORIES),
+        episodes=topic(EPISODES),
+        statuses=topic(AGENT_STATUS),
+        calls=topic(LLM_CALLS),
+    )
 
 
 def as_dict(books: Balance) -> dict[str, Any]:

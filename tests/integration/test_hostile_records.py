@@ -17,19 +17,16 @@ from confluent_kafka import Producer
 from fulgurite.events import ClaimCheck, DeadLetter, Episode, Event, LlmCall, ParentRef
 from fulgurite.ids import action_id
 from fulgurite.ledger.balance import balance
-from fulgurite.ledger.model import Entry, Sources
 from fulgurite.topics import (
     AGENT_REWARDS,
     AGENT_STATUS,
     DEAD_LETTERS,
     EPISODES,
     LLM_CALLS,
-    POLICY_UPDATES,
-    TRAINING_LEDGER,
     TRAJECTORIES,
     Topic,
 )
-from services.common.kafka.consumer import read_all
+from services.cli.ledger import read_sources
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.test_processors import Deployment, Made, wait_until
 from tests.synthetic import make_call, make_group
@@ -182,7 +179,7 @@ def test_hostile_records_are_handled_or_buried_and_innocents_are_unharmed(
     ]
     assert len(episodes) == 4 * (len(INNOCENT) + 11)
     assert all(episode.failure is None for episode in episodes)
-    closed = balance(sources(deployment), deployment.codec.decode, at)
+    closed = balance(read_sources(deployment.kafka, deployment.codec), deployment.codec.decode, at)
     assert (closed.remainder, closed.discrepancies) == (0, ())
 
 
@@ -192,18 +189,3 @@ def letters(deployment: Deployment) -> list[DeadLetter]:
         for event in deployment.contents(DEAD_LETTERS).values()
         if isinstance(event, DeadLetter)
     ]
-
-
-def sources(deployment: Deployment) -> Sources:
-    def entries(topic: Topic) -> list[Entry]:
-        return list(read_all(deployment.kafka, topic, deployment.codec))
-
-    return Sources(
-        updates=entries(POLICY_UPDATES),
-        dead_letters=entries(DEAD_LETTERS),
-        ledger=entries(TRAINING_LEDGER),
-        trajectories=entries(TRAJECTORIES),
-        episodes=entries(EPISODES),
-        statuses=entries(AGENT_STATUS),
-        calls=entries(LLM_CALLS),
-    )
