@@ -86,8 +86,13 @@ def _made(target: Path, arguments: list[str]) -> Path:
     """Run this module to fill a folder beside `target`, then rename it: a folder that is there is
     complete.
     """
-    if target.is_dir():
-        return target
+    with one_at_a_time(target.name):
+        if not target.is_dir():
+            _make(target, arguments)
+    return target
+
+
+def _make(target: Path, arguments: list[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as part:
         made = Path(part) / "model"
@@ -98,9 +103,7 @@ def _made(target: Path, arguments: list[str]) -> Path:
         )
         if done.returncode != 0:
             raise StackError(f"the model {target.name} could not be made:\n{done.stderr[-3000:]}")
-        if not target.is_dir():
-            made.rename(target)
-    return target
+        made.rename(target)
 
 
 def main(arguments: list[str]) -> None:

@@ -1,0 +1,50 @@
+"""Several test processes or commands ask for one model at the same time."""
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from services.local_stack import model
+
+
+def test_a_model_that_many_ask_for_at_once_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Barrier(8)
+    made: list[Path] = []
+
+    def convert(argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        folder = Path(argv[-1])
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        made.append(folder)
+        return subprocess.CompletedProcess(argv, 0, "", "")
+
+    monkeypatch.setenv("FULGURITE_HOME", str(tmp_path))
+    monkeypatch.setattr(model.subprocess, "run", convert)
+
+    def ask() -> Path:
+        asked.wait()
+        return model.tiny_model()
+
+    with ThreadPoolExecutor(8) as pool:
+        folders = [asking.result() for asking in [pool.submit(ask) for _ in range(8)]]
+    assert len(made) == 1
+    assert {(folder / "config.json").is_file() for folder in folders} == {True}
+
+
+def test_a_model_that_could_not_be_made_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        Path(argv[-1]).mkdir()
+        return subprocess.CompletedProcess(argv, 1, "", "no space left")
+
+    monkeypatch.setenv("FULGURITE_HOME", str(tmp_path))
+    monkeypatch.setattr(model.subprocess, "run", fail)
+    with pytest.raises(model.StackError, match=r"tiny-tied-0 could not be made:\nno space left"):
+        model.tiny_model()
+    assert list((tmp_path / "models").iterdir()) == []
