@@ -22,7 +22,7 @@ help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[1mmake %-12s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  In another shell: eval \"\$$($(BIN)/fulgurite env)\" sets the addresses and keys of the stack that \`make up\` runs."
-	@echo "  The first installation downloads 3.4 GB; TORCH_BACKEND=cpu takes 2 GB less, the slim torch from PyTorch's index; PYTHON=... names the interpreter (3.11 or 3.12)."
+	@echo "  The first installation downloads 1.4 GB, or 3.4 GB with PyPI's torch for CUDA (where there is a GPU; TORCH_BACKEND=cpu|pypi decides); PYTHON=... names the interpreter (3.11 or 3.12)."
 	@echo "  KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL replace the local engines of demo and up."
 
 install: ## Make the two environments, .venv and .venv-serve. A second run installs nothing.

@@ -2,8 +2,9 @@
 # Makes the two environments, .venv (everything but vLLM) and .venv-serve (vLLM), with uv from PyPI in .fulgurite/uv.
 # With a folder's name it makes that one alone: .venv-lint (linters) or .venv-docs (the documentation's generator); both are small.
 # A second run with unchanged requirements installs nothing. Needs Python 3.11 or 3.12; writes only here and into uv's cache.
-# Every package must have one of the hashes that the lists name. TORCH_BACKEND=cpu takes the slim torch build from PyTorch's own index: that
-# build alone is taken without a hash. The seconds it took go to .fulgurite/install-seconds.
+# Every package must have one of the hashes that the lists name; the slim torch build from PyTorch's own index alone is taken without one.
+# TORCH_BACKEND=cpu takes that build, TORCH_BACKEND=pypi takes PyPI's; without it choose-torch.sh chooses, once. The seconds it took go to
+# .fulgurite/install-seconds.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +12,8 @@ UV_VERSION=$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements/uv.txt)
 readonly UV_VERSION
 readonly NEEDED_GIB=12
 readonly UV=.fulgurite/uv/bin/uv
-backend="${TORCH_BACKEND:-}"
+readonly TORCH_INDEX=https://download.pytorch.org/whl/cpu/torch/
+readonly CHOICE=.fulgurite/torch-backend
 started=$SECONDS
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
@@ -21,7 +23,7 @@ check_machine() {
   [[ "$(uname -s)-$(uname -m)" == Linux-x86_64 ]] ||
     fail "this is $(uname -s) on $(uname -m); vLLM's CPU build exists for Linux on x86-64. Use such a machine, or docker compose on one."
   grep -qm1 '\bavx2\b' /proc/cpuinfo || fail "the CPU has no AVX2, which vLLM's CPU build needs. Use a machine from 2015 or later."
-  [[ -z "$backend" || "$backend" == cpu ]] || fail "TORCH_BACKEND=$backend is not known; leave it out, or set it to cpu."
+  [[ "${TORCH_BACKEND:-}" =~ ^(cpu|pypi)?$ ]] || fail "TORCH_BACKEND=$TORCH_BACKEND is not known; leave it out, or set it to cpu or pypi."
   local free_gib
   free_gib=$(df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }')
   [[ -d .venv-serve ]] || ((free_gib >= NEEDED_GIB)) ||
@@ -55,6 +57,18 @@ install_uv() {
   fi
 }
 
+# Sets `backend`. What was chosen once stays: an index that does not answer for a moment must not change what is installed.
+choose_torch() {
+  if [[ -n "${TORCH_BACKEND:-}" ]]; then
+    backend=$TORCH_BACKEND
+  elif [[ -f "$CHOICE" ]]; then
+    backend=$(<"$CHOICE")
+  else
+    backend=$(requirements/choose-torch.sh "$python" "$TORCH_INDEX")
+  fi
+  printf '%s\n' "$backend" >"$CHOICE"
+}
+
 # Usage: environment FOLDER REQUIREMENTS
 environment() {
   local folder=$1 requirements=$2 stamp="$1/.requirements-sha256" wanted list check
@@ -68,7 +82,15 @@ environment() {
     awk -f requirements/without-cuda.awk "$requirements" >"$list"
   fi
   # The list is complete: nothing is to be resolved.
-  "$UV" pip install --python "$folder" --no-deps -r "$list" "$check" || fail "uv could not install $requirements; its message is above. Run the command again once the index is reachable: what was fetched is kept."
+  if ! "$UV" pip install --python "$folder" --no-deps -r "$list" "$check"; then
+    [[ "$backend" == cpu && -z "${TORCH_BACKEND:-}" ]] ||
+      fail "uv could not install $requirements; its message is above. Run the command again once the index is reachable: what was fetched is kept."
+    say "PyTorch's index did not serve; taking torch from PyPI instead, 2 GB more"
+    backend=pypi
+    printf '%s\n' "$backend" >"$CHOICE"
+    environment "$folder" "$requirements"
+    return
+  fi
   "$UV" pip install --quiet --python "$folder" --no-deps --build-constraints requirements/build.txt --editable .
   # Compile once. uv leaves it to Python, and where PYTHONDONTWRITEBYTECODE is set every process would compile its imports anew: seconds each.
   # Some packages hold templates that are no Python, hence the `true`.
@@ -97,9 +119,10 @@ fi
 check_machine
 python=$(find_python)
 install_uv
+choose_torch
 if [[ ! -d .venv-serve ]]; then
-  if [[ "$backend" == cpu ]]; then size=1.4; else size=3.4; fi
-  say "the first installation downloads $size GB, most of it torch and vLLM; what uv has in its cache is not fetched again"
+  if [[ "$backend" == cpu ]]; then size=1.4 build="without CUDA, from PyTorch's index"; else size=3.4 build="with CUDA, from PyPI"; fi
+  say "the first installation downloads $size GB, most of it vLLM and torch ($build); what uv has in its cache is not fetched again"
 fi
 environment .venv requirements/services.txt
 environment .venv-serve requirements/serve.txt

@@ -5,8 +5,14 @@ own index is the one exception.
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
+import sys
+import threading
 import tomllib
+from collections.abc import Generator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -68,3 +74,58 @@ def test_what_builds_the_project_is_pinned() -> None:
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert needed == (ROOT / "requirements" / "build.in").read_text().split()
     assert needed[0] + " " in (ROOT / "requirements" / "build.txt").read_text()
+
+
+class Index(BaseHTTPRequestHandler):
+    """A package index that answers."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        """Tell nothing."""
+
+
+@pytest.fixture
+def index() -> Generator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/whl/cpu/torch/"
+        server.shutdown()
+
+
+def chosen_torch(index: str, programs: Path, nvidia_smi: str | None) -> str:
+    """What choose-torch.sh prints on a machine with this `nvidia-smi`, if any."""
+    programs.mkdir()
+    if nvidia_smi is not None:
+        (programs / "nvidia-smi").write_text(f"#!/bin/sh\n{nvidia_smi}\n")
+        (programs / "nvidia-smi").chmod(0o755)
+    (programs / "bash").symlink_to("/bin/bash")
+    done = subprocess.run(
+        ["/bin/bash", "requirements/choose-torch.sh", sys.executable, index],
+        cwd=ROOT, env={"PATH": str(programs)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("nvidia_smi", "build"),
+    [
+        pytest.param(None, "cpu", id="no driver"),
+        pytest.param("exit 9", "cpu", id="a driver without a GPU"),
+        pytest.param("echo 'GPU 0: NVIDIA H200'", "pypi", id="a GPU"),
+    ],
+)
+def test_the_slim_torch_is_chosen_where_there_is_no_gpu(
+    index: str, tmp_path: Path, nvidia_smi: str | None, build: str
+) -> None:
+    assert chosen_torch(index, tmp_path / "programs", nvidia_smi) == build
+
+
+def test_pypi_serves_where_the_index_of_the_slim_torch_does_not_answer(tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        closed = f"http://127.0.0.1:{port}/whl/cpu/torch/"
+        assert chosen_torch(closed, tmp_path / "programs", None) == "pypi"
