@@ -1,27 +1,48 @@
-"""Everything a request needs, made once per process."""
+"""The parts of a running gateway, made once per process, opened and closed in order."""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 import msgspec
 
 from fulgurite.events import Sampling
+from services.common.kafka.codec import make_codec
+from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
+from services.common.runtime import logs
+from services.common.runtime.clock import now_ms
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.identity.authenticator import Authenticator
+from services.gateway.identity.conversation_matching import MEMORY_LIMIT, ConversationMatcher
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency
 from services.gateway.identity.keys import KeyRing
 from services.gateway.identity.rollout_resolver import RolloutResolver
-from services.gateway.identity.store import Store
-from services.gateway.recording.recorded_responses import RecordedResponses
+from services.gateway.identity.store import MemoryStore, RedisStore, Store
+from services.gateway.recording.call_search import CallSearch
+from services.gateway.recording.recorded_responses import PLACES_IN_MEMORY, RecordedResponses
 from services.gateway.recording.recorder import Recorder
 from services.gateway.settings import GatewaySettings
 from services.gateway.telemetry.metrics import Metrics
-from services.gateway.telemetry.tracing import Tracer
+from services.gateway.telemetry.tracing import Tracer, open_tracer
+from services.gateway.telemetry.version_metric import ServedVersions
+from services.gateway.upstream.admission import Admission
 from services.gateway.upstream.client import UpstreamClient
+from services.gateway.upstream.continuation import ANSWERS_IN_MEMORY, Continuation
 from services.gateway.upstream.dispatch import Dispatcher
 from services.gateway.upstream.policies import PolicyTail
 from services.gateway.upstream.route import Route
+from services.gateway.upstream.routing import Router
+
+log = logs.get(__name__)
+
+_BURST_LINGER_MS = 0.5
+"""How long the producer gathers events. Each agent waits for its event, and a request to Kafka
+costs as much as an event: a busy gateway sends some ten events with each.
+"""
 
 
 class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +52,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     kafka: KafkaSettings
     routes: dict[str, Route]
     sampling: Sampling
-    """What the engine uses where a request says nothing."""
+    """What the engine uses where a request does not say."""
     ring: KeyRing
     authenticator: Authenticator
     resolver: RolloutResolver
@@ -46,3 +67,114 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     policies: PolicyTail
     metrics: Metrics
     tracer: Tracer
+
+
+@asynccontextmanager
+async def open_context(
+    settings: GatewaySettings, kafka: KafkaSettings
+) -> AsyncGenerator[GatewayContext]:
+    """Make and start every part; on exit close them in an order that loses no event. Raises
+    ValueError for settings that contradict each other.
+    """
+    context = _make_context(settings, kafka)
+    context.metrics.registry.register(ServedVersions(context.policies.view))
+    context.recorder.start()
+    context.policies.start()
+    try:
+        yield context
+    finally:
+        context.responses.close()
+        await context.upstream.close()
+        unacknowledged = await context.recorder.close()
+        context.policies.close()
+        await context.store.close()
+        await asyncio.to_thread(context.tracer.close)
+        log.info("gateway stopped", unacknowledged=unacknowledged)
+
+
+def _make_context(settings: GatewaySettings, kafka: KafkaSettings) -> GatewayContext:
+    ring = KeyRing.parse(settings.signing_keys.get_secret_value())
+    routes = settings.routes()
+    codec = make_codec()
+    metrics = Metrics()
+    store: Store = (
+        RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()
+    )
+    groups = DeclaredGroups(store, now_ms())
+    producer = EventProducer(
+        kafka,
+        codec,
+        "gateway",
+        delivery_timeout_s=settings.ack_timeout_s,
+        burst_linger_ms=_BURST_LINGER_MS,
+    )
+    recorder = Recorder(producer, kafka, codec, settings, metrics)
+    upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
+    resolver = RolloutResolver(
+        ring, groups, _role_aliases(routes), _matcher(settings, ring, store, metrics)
+    )
+    router = Router(
+        routes, settings.backends(), settings.adapters(), settings.policy, policies.view
+    )
+    answers = _shared_or_own(settings, store, ANSWERS_IN_MEMORY)
+    return GatewayContext(
+        settings=settings,
+        kafka=kafka,
+        routes=routes,
+        sampling=settings.default_sampling.sampling(),
+        ring=ring,
+        authenticator=Authenticator(
+            ring,
+            settings.admin_key.get_secret_value() if settings.admin_key else None,
+            settings.plain_keys(),
+            settings.allow_any_key,
+            settings.operations_key.get_secret_value() if settings.operations_key else None,
+        ),
+        resolver=resolver,
+        groups=groups,
+        store=store,
+        idempotency=Idempotency(store),
+        recorder=recorder,
+        responses=RecordedResponses(
+            resolver,
+            _shared_or_own(settings, store, PLACES_IN_MEMORY),
+            CallSearch(kafka, codec),
+            recorder.problem,
+            settings.call_bounds(),
+            metrics,
+        ),
+        upstream=upstream,
+        dispatcher=Dispatcher(
+            router,
+            Admission(settings, metrics),
+            upstream,
+            Continuation(settings.continued(), answers, upstream),
+            metrics,
+        ),
+        train_sampling=TrainSamplings(settings.train_sampling),
+        policies=policies,
+        metrics=metrics,
+        tracer=open_tracer(),
+    )
+
+
+def _shared_or_own(settings: GatewaySettings, store: Store, limit: int) -> Store:
+    """Redis; without it a memory of its own, so that many small entries do not push idempotency
+    keys out of the shared one.
+    """
+    return store if settings.redis_url else MemoryStore(limit=limit)
+
+
+def _matcher(
+    settings: GatewaySettings, ring: KeyRing, store: Store, metrics: Metrics
+) -> ConversationMatcher | None:
+    """None where FULGURITE_INFER_CONVERSATIONS is off."""
+    if not settings.infer_conversations:
+        return None
+    memory = _shared_or_own(settings, store, MEMORY_LIMIT)
+    return ConversationMatcher(memory, ring.signing_secret, settings.conversation_ttl_s, metrics)
+
+
+def _role_aliases(routes: dict[str, Route]) -> dict[str, str]:
+    """Aliases that are an agent's role: those with another name than their policy."""
+    return {alias: alias for alias, route in routes.items() if route.policy not in (None, alias)}

@@ -20,8 +20,10 @@ from fulgurite.events import Event, LlmCall
 from fulgurite.topics import Topic
 from services.common.kafka.delivery import Delivery
 from services.common.kafka.settings import KafkaSettings
-from services.gateway import main
+from services.gateway import app as gateway_app
+from services.gateway import context
 from services.gateway.errors import UpstreamRejected
+from services.gateway.http.error_handlers import on_unexpected_error
 from services.gateway.http.front_door import FrontDoor
 from services.gateway.recording import recorder
 from services.gateway.settings import GatewaySettings
@@ -214,19 +216,19 @@ async def in_process(folder: Path, **settings: Any) -> AsyncGenerator[InProcess]
     quiet = MagicMock()
     quiet.return_value.find.return_value = None
     stand_ins: list[tuple[object, str, Any]] = [
-        (main, "EventProducer", MagicMock(return_value=log)),
-        (main, "UpstreamClient", MagicMock(return_value=Upstream())),
-        (main, "CallSearch", quiet),
-        (main, "tune_gc", MagicMock()),
-        (main.PolicyTail, "__init__", _no_policies),
+        (context, "EventProducer", MagicMock(return_value=log)),
+        (context, "UpstreamClient", MagicMock(return_value=Upstream())),
+        (context, "CallSearch", quiet),
+        (gateway_app, "tune_gc", MagicMock()),
+        (context.PolicyTail, "__init__", _no_policies),
         (recorder, "admin_client", MagicMock()),
     ]
     async with AsyncExitStack() as stack:
         for target, name, stand_in in stand_ins:
             stack.enter_context(patch.object(target, name, stand_in))
-        app = main.create_app(GatewaySettings.model_validate(given | settings), NOWHERE)
+        app = gateway_app.create_app(GatewaySettings.model_validate(given | settings), NOWHERE)
         await stack.enter_async_context(app.router.lifespan_context(app))
-        yield InProcess(FrontDoor(app, app.state.hot, main._on_bug), log)  # pyright: ignore[reportPrivateUsage]
+        yield InProcess(FrontDoor(app, app.state.hot, on_unexpected_error), log)
 
 
 def _no_policies(

@@ -1,10 +1,20 @@
-"""Headers that every answer to a call bears: which rollout it was, and what answered it."""
+"""Headers of replies: the rollout that a request belongs to, and what answered it."""
 
 from __future__ import annotations
+
+from starlette.requests import Request
 
 from services.gateway.http.asgi import Header
 from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER, Identified
 from services.gateway.recording.call import Call
+
+
+def rollout_header(request: Request) -> dict[str, str]:
+    """The header of a REST reply that names its rollout; empty until a route has set it in
+    `request.state.rollout_id`.
+    """
+    rollout = getattr(request.state, "rollout_id", None)
+    return {ROLLOUT_ID_HEADER.decode(): rollout} if rollout else {}
 
 
 def rollout_headers(who: Identified, version: str | None = None) -> list[Header]:

@@ -33,13 +33,13 @@ from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS
 from services.common.runtime.clock import now_ms
 from services.gateway.context import GatewayContext
 from services.gateway.errors import Forbidden, InvalidRequest, NotFound, Unavailable
+from services.gateway.http.reply_headers import rollout_header
 from services.gateway.http.rest_models import AttemptIn, DeclareIn, RewardIn, StatusIn
 from services.gateway.identity.authenticator import ADMIN_KEY, REWARD_KEY, STATUS_KEY, Caller
 from services.gateway.identity.claims import Claims
 from services.gateway.identity.declared_groups import GroupEntry
 from services.gateway.identity.idempotency import KEEP_S
 from services.gateway.identity.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, STATUS
-from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER
 from services.gateway.settings import ANY_NAME
 from services.gateway.upstream.admission import KeyLimits
 
@@ -169,7 +169,7 @@ class RolloutRoutes:
                 param="attempt",
             )
         await self._context.groups.put_attempt(ref.rollout_id, number, entry, now)
-        response.headers.update(naming(request))
+        response.headers.update(rollout_header(request))
         return self._keys(request, ref.group_id, ref.rollout_id, ref.index, number, entry)
 
     async def status(
@@ -213,7 +213,7 @@ class RolloutRoutes:
             will_retry=body.will_retry,
         )
         await self._context.recorder.publish(AGENT_STATUS, ref.group_id, event, mode=mode)
-        response.headers.update(naming(request))
+        response.headers.update(rollout_header(request))
         return {
             "status_id": event.event_id,
             "rollout_id": ref.rollout_id,
@@ -246,7 +246,7 @@ class RolloutRoutes:
         if idempotency_key is not None:
             before = await self._context.idempotency.reserve(scope, idempotency_key, payload)
             if before is not None:
-                return JSONResponse(msgspec.json.decode(before), 201, naming(request))
+                return JSONResponse(msgspec.json.decode(before), 201, rollout_header(request))
         event = AgentReward(
             event_id=derive_id("reward", rollout, idempotency_key or os.urandom(16).hex()),
             event_time=now,
@@ -279,7 +279,7 @@ class RolloutRoutes:
             await self._context.idempotency.store_reply(
                 scope, idempotency_key, payload, msgspec.json.encode(reply).decode()
             )
-        return JSONResponse(reply, 201, naming(request))
+        return JSONResponse(reply, 201, rollout_header(request))
 
     async def policies(self, authorization: Authorization = None) -> dict[str, Any]:
         """Each policy's newest version, and which version each backend serves."""
@@ -397,12 +397,6 @@ class RolloutRoutes:
             "api_key": self._context.ring.mint(agent),
             "reward_key": self._context.ring.mint(evaluator),
         }
-
-
-def naming(request: Request) -> dict[str, str]:
-    """The header that names the rollout of a reply, once it is known whose it is."""
-    rollout = getattr(request.state, "rollout_id", None)
-    return {ROLLOUT_ID_HEADER.decode(): rollout} if rollout else {}
 
 
 def _canonical(body: RewardIn) -> bytes:

@@ -9,9 +9,9 @@ import pytest
 from fastapi import FastAPI
 
 from services.common.kafka.settings import KafkaSettings
+from services.gateway.app import create_app
 from services.gateway.dialects.registry import DIALECTS
 from services.gateway.http.openapi_calls import CALLS
-from services.gateway.main import create_app
 from services.gateway.settings import GatewaySettings
 
 

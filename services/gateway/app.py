@@ -1,0 +1,64 @@
+"""The gateway's FastAPI app: REST routes, the model APIs as raw ASGI beside them, health, errors.
+
+The routes need the parts of a running gateway (Kafka producer, upstream client), so they are added
+when the app starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from services.common.kafka.settings import KafkaSettings
+from services.common.runtime import logs
+from services.gateway.context import GatewayContext, open_context
+from services.gateway.http.error_handlers import add_error_handlers
+from services.gateway.http.gc_tuning import tune_gc
+from services.gateway.http.health_routes import HealthRoutes
+from services.gateway.http.model_routes import model_routes
+from services.gateway.http.openapi import describe
+from services.gateway.http.rest_guard import RestGuard
+from services.gateway.http.rollout_routes import RolloutRoutes
+from services.gateway.settings import GatewaySettings
+
+log = logs.get(__name__)
+
+
+def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
+    """The app. Its lifespan opens the gateway's parts and closes them."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        async with open_context(settings, kafka) as context:
+            add_routes(app, context)
+            tune_gc()
+            log.info(
+                "gateway ready",
+                aliases=sorted(context.routes),
+                kafka=kafka.bootstrap_servers,
+                idempotency="redis" if settings.redis_url else "memory",
+            )
+            yield
+
+    app = FastAPI(title="Fulgurite gateway", lifespan=lifespan)
+    app.state.hot = {}
+    describe(app)
+    app.add_middleware(RestGuard, bounds=settings.rest_bounds())
+    add_error_handlers(app)
+    return app
+
+
+def add_routes(app: FastAPI, context: GatewayContext) -> None:
+    """Serve the model APIs, REST and health from the context's parts.
+
+    `app.state.hot` gets the endpoints that `FrontDoor` calls without the app's routing.
+    """
+    app.state.authenticator = context.authenticator
+    calls = model_routes(context)
+    # First, so that routing finds a call without trying the other routes.
+    app.router.routes[:0] = calls
+    app.state.hot |= {route.path: route.endpoint for route in calls if route.methods == {"POST"}}
+    app.include_router(RolloutRoutes(context).router)
+    app.include_router(HealthRoutes(context).router)
