@@ -23,6 +23,7 @@ from fulgurite.episodes.stitching import (
     supersede,
 )
 from fulgurite.events import AgentStatus, Episode, LlmCall
+from services.common.streaming.event_clock import bounded_by_record
 from services.common.streaming.worker import Ack
 
 Key = tuple[str, int]
@@ -38,11 +39,6 @@ _CLAIM_BYTES = 300
 _CHOICE_BYTES = 200
 """A choice likewise, beyond the first, which is among those."""
 
-_SKEW_MS = 60_000
-"""How far ahead of its record's time an event may lie. Brokers refuse records from further than an
-hour ahead of their own clock.
-"""
-
 _WHOLE = 2
 """Calls of an attempt that are held whole, the last ones: what comes next is mostly a delta of one
 of them.
@@ -57,6 +53,7 @@ class Attempt:
     def __init__(
         self, key: Key, group_id: str, mode: Mode, published: Episode | None = None
     ) -> None:
+        self.key = key
         self.rollout_id, self.attempt = key
         self.group_id = group_id
         self.mode = mode
@@ -116,10 +113,7 @@ class Attempt:
             if len(self._last) > _WHOLE:
                 del self._last[next(iter(self._last))]
         at = max(event.event_time, event.finished_at if isinstance(event, LlmCall) else 0)
-        # A clock that was wrong for a moment must not keep the attempt open for years.
-        self.last_event_time = max(
-            self.last_event_time, at if logged_at is None else min(at, logged_at + _SKEW_MS)
-        )
+        self.last_event_time = max(self.last_event_time, bounded_by_record(at, logged_at))
 
     def give_up(self, why: str) -> tuple[list[Input], list[Ack]]:
         """Drop all inputs. Return those that are in no revision, and what is to be acknowledged."""

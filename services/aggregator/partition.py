@@ -11,7 +11,6 @@ the log. Verdicts are published to `agent.status` and take effect when they are 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from itertools import islice
@@ -44,16 +43,12 @@ from services.common.kafka.dead_letters import (
 )
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
+from services.common.streaming.barrier import Barrier, BarrierQueue, Position
+from services.common.streaming.event_clock import LOOK_EVERY_MS, SKEW_MS, EventClock, Interval
 from services.common.streaming.poison import failure_of
 from services.common.streaming.worker import Ack, Log, Rejected
 
 logger = logs.get()
-
-_SKEW_MS = 60_000
-"""Event times further ahead of our clock than this are a broken clock and do not move time."""
-
-_LOOK_EVERY_MS = 250
-"""Looking through all open groups for what is due costs more than an input."""
 
 _FORGET_EVERY_MS = 2_000
 """Memory is not so short that closed groups must go at once."""
@@ -67,13 +62,15 @@ _ROOM = 64 * 1024
 """For a record's headers and framing, within the log's message limit."""
 
 
-class DeadlineCheck(NamedTuple):
-    """What fell due, and how far both topics must be read before it expires."""
+class Due(NamedTuple):
+    """What fell due at some time: groups by their deadline, attempts that were silent too long."""
 
     now: int
-    ends: dict[Topic, int]
-    due: dict[str, Group]
-    quiet: list[Attempt]
+    groups: dict[str, Group]
+    silent: list[Attempt]
+
+    def __bool__(self) -> bool:
+        return bool(self.groups or self.silent)
 
 
 class AggregatorPartition:
@@ -86,7 +83,7 @@ class AggregatorPartition:
         partition: int,
         log: Log,
         settings: AggregatorSettings,
-        position: Callable[[Topic], int],
+        position: Position,
         expand: Expand,
         written: Iterable[Episode],
         since: int = 0,
@@ -94,19 +91,17 @@ class AggregatorPartition:
         self._partition = partition
         self._kafka = log
         self._settings = settings
-        self._position = position
         self._expand = expand
         self._groups: dict[str, Group] = {}
-        self._closing: dict[Key, Attempt] = {}
-        self._unasked: dict[Key, Attempt] = {}
-        """Of those, the ones without a barrier."""
+        self._closing: BarrierQueue[Key, Attempt] = BarrierQueue(
+            log, partition, LLM_CALLS, position
+        )
+        self._expiring: Barrier[Due] = Barrier(log, partition, (LLM_CALLS, AGENT_STATUS), position)
         self._over_budget: dict[Key, Attempt] = {}
         """Those that hold too much, to be given up."""
-        self._nearest: float = math.inf
-        """No barrier is below it: while less is read nobody looks through all that wait, which may
-        be thousands.
-        """
-        self._time = 0
+        self._clock = EventClock(lambda: now_ms())
+        self._look = Interval(LOOK_EVERY_MS, self._clock)
+        self._forgetting = Interval(_FORGET_EVERY_MS, self._clock)
         self._evicted: dict[str, int] = {}
         """Groups no longer in memory, and a record time before which nothing was written of them.
         """
@@ -116,9 +111,6 @@ class AggregatorPartition:
             self._known.setdefault(episode.group_id, {})[episode.rollout_id, episode.attempt] = (
                 episode
             )
-        self._deadline_check: DeadlineCheck | None = None
-        self._next_look = 0
-        self._next_forget = 0
 
     async def consume(self, topic: Topic, event: Event, ack: Ack) -> None:
         """Take in a call or a status. Raises Rejected, LogUnavailable."""
@@ -134,7 +126,7 @@ class AggregatorPartition:
                 raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
 
     def _add(self, event: LlmCall | AgentStatus, ack: Ack, delta: LlmCall | None = None) -> None:
-        self._time = max(self._time, min(event.event_time, now_ms() + _SKEW_MS))
+        self._clock.observe(event.event_time)
         if event.rollout_id is None:
             self._declare(event, ack)
             return
@@ -155,11 +147,7 @@ class AggregatorPartition:
             attempt.given_up = "outgrows FULGURITE_AGGREGATOR_ATTEMPT_MB"
             self._over_budget[key] = attempt
         elif attempt.ended or self._is_maybe_incomplete(event.group_id, group):
-            self._closing[key] = attempt
-            if attempt.barrier is None:
-                self._unasked[key] = attempt
-            else:
-                self._nearest = min(self._nearest, attempt.barrier)
+            self._closing.add(key, attempt)
 
     def _find_call(self, child: LlmCall, call_id: str) -> LlmCall | None:
         """Return a complete call of the child's attempt, if it is in memory."""
@@ -218,9 +206,7 @@ class AggregatorPartition:
 
     async def _give_up(self, attempt: Attempt, error_type: str, told: str) -> None:
         """A dead letter of an attempt, with its actions that are in no episode."""
-        key = (attempt.rollout_id, attempt.attempt)
-        self._closing.pop(key, None)
-        self._unasked.pop(key, None)
+        self._closing.remove(attempt.key)
         inputs, acks = attempt.give_up(told)
         calls = sorted(
             (event for event in inputs if isinstance(event, LlmCall)),
@@ -274,45 +260,23 @@ class AggregatorPartition:
         self._ack_group(group)
 
     async def _close(self) -> None:
-        if self._unasked:
-            unasked, self._unasked = self._unasked, {}
-            # Without a call in the log since, the last answer still holds; only Kafka can say so.
-            end = await self._kafka.end_offset(LLM_CALLS, self._partition)
-            for attempt in unasked.values():
-                attempt.barrier = end
-            self._nearest = min(self._nearest, end)
-        read = self._position(LLM_CALLS)
-        if self._nearest <= read:
-            closable = [
-                attempt
-                for attempt in self._closing.values()
-                if attempt.barrier is not None and attempt.barrier <= read
-            ]
-            await self._reload(self._incomplete_groups(closable))
-            # What has not ended after all, or is told to have ended only now, waits for its calls.
-            ended = [
-                attempt for attempt in closable if attempt.ended and attempt.barrier is not None
-            ]
-            await asyncio.gather(*(self._write(attempt) for attempt in ended))
-            for attempt in closable:
-                if not attempt.ended:
-                    self._closing.pop((attempt.rollout_id, attempt.attempt), None)
-            for group_id in {attempt.group_id for attempt in closable}:
-                self._ack_group(self._groups[group_id])
-            self._nearest = min(
-                (
-                    attempt.barrier
-                    for attempt in self._closing.values()
-                    if attempt.barrier is not None
-                ),
-                default=math.inf,
-            )
+        reached = await self._closing.reached()
+        if not reached:
+            return
+        await self._reload(self._incomplete_groups(reached))
+        # What has not ended after all, or whose end came only now, waits for its calls.
+        ended = [attempt for attempt in reached if attempt.ended and attempt.barrier is not None]
+        await asyncio.gather(*(self._write(attempt) for attempt in ended))
+        for attempt in reached:
+            if not attempt.ended:
+                self._closing.remove(attempt.key)
+        for group_id in {attempt.group_id for attempt in reached}:
+            self._ack_group(self._groups[group_id])
 
     async def _write(self, attempt: Attempt) -> None:
         """Write the attempt's next revision, if it has one, and ack what is in it. What cannot
         be written is given up.
         """
-        key = (attempt.rollout_id, attempt.attempt)
         acks, attempt.unacked = attempt.unacked, []
         attempt.dirty = False
         failure = await failure_of(partial(self._write_revision, attempt))
@@ -326,7 +290,7 @@ class AggregatorPartition:
         for ack in acks:
             ack()
         if not attempt.dirty:
-            self._closing.pop(key, None)
+            self._closing.remove(attempt.key)
         if attempt.revisions >= self._settings.revisions:
             await self._give_up(
                 attempt,
@@ -387,7 +351,7 @@ class AggregatorPartition:
             attempt.published is not None and attempt.published.declaration is not None
             for attempt in group.attempts.values()
         )
-        return was_declared or (minted is not None and minted < self._since + _SKEW_MS)
+        return was_declared or (minted is not None and minted < self._since + SKEW_MS)
 
     def _incomplete_groups(self, attempts: Iterable[Attempt]) -> set[str]:
         """Groups of these attempts of which memory lacks something."""
@@ -409,9 +373,9 @@ class AggregatorPartition:
             return
         groups = {group_id: self._groups[group_id] for group_id in incomplete}
         times = [
-            minted_at(group_id) or self._evicted.get(group_id, _SKEW_MS) for group_id in incomplete
+            minted_at(group_id) or self._evicted.get(group_id, SKEW_MS) for group_id in incomplete
         ]
-        since = max(0, min(times) - _SKEW_MS)
+        since = max(0, min(times) - SKEW_MS)
         logger.info("reading groups from the log again", groups=len(incomplete), since=since)
         for topic in (EPISODES, AGENT_STATUS):
             for event in await asyncio.to_thread(self._read, topic, since, incomplete):
@@ -449,44 +413,42 @@ class AggregatorPartition:
                 ack()
 
     async def _expire_overdue(self) -> None:
-        if self._deadline_check is None:
-            if now_ms() < self._next_look:
+        if not self._expiring.is_armed:
+            if not self._look.restart_if_over():
                 return
-            self._next_look = now_ms() + _LOOK_EVERY_MS
-            for group in self._groups.values():
-                self._ack_group(group)
-            if now_ms() >= self._next_forget:
-                self._next_forget = now_ms() + _FORGET_EVERY_MS
-                self._forget()
-            await self._reload(
-                [
-                    group_id
-                    for group_id, group in self._groups.items()
-                    if self._is_maybe_incomplete(group_id, group)
-                ]
-            )
-            now = max(self._time, now_ms())
-            due = {
-                group_id: group
+            due = await self._look_through_groups()
+            if not due:
+                return
+            await self._expiring.arm(due)
+        due = self._expiring.passed()
+        if due is not None:
+            await self._expire(due)
+
+    async def _look_through_groups(self) -> Due:
+        for group in self._groups.values():
+            self._ack_group(group)
+        if self._forgetting.restart_if_over():
+            self._forget()
+        await self._reload(
+            [
+                group_id
                 for group_id, group in self._groups.items()
-                if self._overdue(group, now)
-            }
-            quiet = [
-                attempt
-                for name, group in self._groups.items()
-                for attempt in self._silent(name, group, now)
+                if self._is_maybe_incomplete(group_id, group)
             ]
-            if not due and not quiet:
-                return
-            ends = {
-                topic: await self._kafka.end_offset(topic, self._partition)
-                for topic in (LLM_CALLS, AGENT_STATUS)
-            }
-            self._deadline_check = DeadlineCheck(now, ends, due, quiet)
-        if any(self._position(topic) < end for topic, end in self._deadline_check.ends.items()):
-            return
-        check, self._deadline_check = self._deadline_check, None
-        quiet = [attempt for attempt in check.quiet if self._stayed_silent(attempt, check.now)]
+        )
+        now = self._clock.now
+        groups = {
+            group_id: group for group_id, group in self._groups.items() if self._overdue(group, now)
+        }
+        silent = [
+            attempt
+            for group_id, group in self._groups.items()
+            for attempt in self._silent(group_id, group, now)
+        ]
+        return Due(now, groups, silent)
+
+    async def _expire(self, due: Due) -> None:
+        quiet = [attempt for attempt in due.silent if self._stayed_silent(attempt, due.now)]
         await asyncio.gather(
             *(
                 self._pass(
@@ -498,7 +460,7 @@ class AggregatorPartition:
             ),
             *(
                 self._pass(group_id, group, partial(self._overdue_in, group))
-                for group_id, group in check.due.items()
+                for group_id, group in due.groups.items()
             ),
         )
 
@@ -575,7 +537,7 @@ class AggregatorPartition:
         """Drop groups that are complete and long over, or take too much; remember that they
         existed.
         """
-        before = max(self._time, now_ms()) - int(self._settings.keep_s * 1000)
+        before = self._clock.now - int(self._settings.keep_s * 1000)
         over = {
             group_id: group for group_id, group in self._groups.items() if group.is_over(before)
         }

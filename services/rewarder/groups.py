@@ -8,12 +8,11 @@ from collections import OrderedDict
 
 from fulgurite.events import AgentReward, Episode, LlmCall
 from fulgurite.groups.group_state import GroupState
+from services.common.streaming.event_clock import SKEW_MS
 from services.common.streaming.worker import Ack
 from services.rewarder.settings import RewarderSettings
 
 _NEVER = 1 << 62
-_SKEW_MS = 60_000
-"""How far ahead of its record's time an event may lie."""
 _CLAIM_BYTES = 300
 """A text that lies elsewhere, beside its address."""
 
@@ -79,7 +78,7 @@ class Group:
         """Hold an input until it is written of."""
         self.unacked.append(ack)
         if ack.logged_at is not None:
-            self.heard_until = max(self.heard_until or 0, ack.logged_at + _SKEW_MS)
+            self.heard_until = max(self.heard_until or 0, ack.logged_at + SKEW_MS)
         self.news |= self.gathered.take(event)
 
     def take_up(self) -> None:

@@ -55,6 +55,8 @@ from services.common.kafka.dead_letters import (
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
+from services.common.streaming.barrier import Barrier, EndOffsets, Position
+from services.common.streaming.event_clock import LOOK_EVERY_MS, SKEW_MS, EventClock, Interval
 from services.common.streaming.poison import failure_of
 from services.common.streaming.worker import Ack, Rejected
 from services.rewarder.groups import ClosedGroups, Group
@@ -66,18 +68,11 @@ logger = logs.get()
 STAGE = "rewarder"
 """Of dead letters."""
 
-_SKEW_MS = 60_000
-"""Event times further ahead of our clock than this are a broken clock and do not move time."""
-
-_LOOK_EVERY_MS = 250
-"""Looking through all waiting groups for what is due costs more than an input."""
-
-
 Reload = Callable[[Collection[str], int], Mapping[str, ReloadedGroup]]
 """Groups by id, and since when to read."""
 
 
-class PartitionLog(Protocol):
+class PartitionLog(EndOffsets, Protocol):
     """What is needed of `services.common.streaming.worker.Log`."""
 
     settings: KafkaSettings
@@ -85,10 +80,6 @@ class PartitionLog(Protocol):
 
     async def publish(self, topic: Topic, events: Iterable[tuple[str, Event]]) -> None:
         """Send and await."""
-        ...
-
-    async def end_offset(self, topic: Topic, partition: int) -> int:
-        """One past the last record there is now."""
         ...
 
 
@@ -104,7 +95,7 @@ class RewarderPartition:
         partition: int,
         log: PartitionLog,
         settings: RewarderSettings,
-        position: Callable[[Topic], int],
+        position: Position,
         reload: Reload,
         written: Iterable[ClosingRecord | DeadLetter],
         since: int,
@@ -114,15 +105,14 @@ class RewarderPartition:
         self._kafka = log
         self._settings = settings
         self._rules = settings.rules()
-        self._position = position
         self._read_again = reload
-        self._now = clock
+        self._clock = EventClock(clock)
+        self._look = Interval(LOOK_EVERY_MS, self._clock)
+        self._due: Barrier[set[str]] = Barrier(log, partition, (EPISODES, AGENT_REWARDS), position)
+        """Ids of groups that are due."""
         self._waiting: dict[str, Group] = {}
         self._closed = ClosedGroups(settings, since)
         self._touched: set[str] = set()
-        self._due: tuple[dict[Topic, int], set[str]] | None = None
-        self._time = 0
-        self._next_look = 0
         self._begun: dict[str, set[str]] = {}
         """What need not be written again, of groups in the middle of which an earlier worker died.
         """
@@ -134,7 +124,7 @@ class RewarderPartition:
             raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
         if isinstance(event, Episode) and event.declaration is not None:
             _check_rule(event, event.declaration)
-        self._time = max(self._time, min(event.event_time, self._now() + _SKEW_MS))
+        self._clock.observe(event.event_time)
         group = self._waiting.get(event.group_id)
         if group is None:
             group = self._waiting[event.group_id] = self._closed.take(event.group_id) or self._new(
@@ -146,7 +136,7 @@ class RewarderPartition:
         if group.is_open:
             self._touched.add(event.group_id)
         elif group.incomplete or group.news:
-            group.await_more(self._now(), self._settings)
+            group.await_more(self._clock.our_time, self._settings)
         else:
             self._put_by(event.group_id, group)
 
@@ -164,8 +154,8 @@ class RewarderPartition:
         look, and forgotten?
         """
         minted = minted_at(event.group_id)
-        if minted is not None and minted <= self._now() + _SKEW_MS:
-            return Group(incomplete=minted < self._closed.since + _SKEW_MS)
+        if minted is not None and minted <= self._clock.our_time + SKEW_MS:
+            return Group(incomplete=minted < self._closed.since + SKEW_MS)
         # A session that a user named: its id tells no time.
         return (
             Group(maybe_incomplete=True)
@@ -174,37 +164,36 @@ class RewarderPartition:
         )
 
     async def _close_due(self) -> None:
-        if self._due is None:
-            if self._now() < self._next_look:
+        if not self._due.is_armed:
+            if not self._look.restart_if_over():
                 return
-            self._next_look = self._now() + _LOOK_EVERY_MS
-            self._closed.forget(self._now())
-            now = max(self._time, self._now())
-            due = {
-                group_id
-                for group_id, group in self._waiting.items()
-                if group.due_at(self._settings) <= now
-            }
+            self._closed.forget(self._clock.our_time)
+            due = self._due_now()
             if not due:
                 return
-            self._due = (
+            await self._due.arm(due)
+        due = self._due.passed()
+        if due is not None:
+            await self._write_all(
                 {
-                    topic: await self._kafka.end_offset(topic, self._partition)
-                    for topic in (EPISODES, AGENT_REWARDS)
-                },
-                due,
+                    group_id: self._waiting[group_id]
+                    for group_id in sorted(due & self._waiting.keys())
+                }
             )
-        ends, due = self._due
-        if any(self._position(topic) < end for topic, end in ends.items()):
-            return
-        self._due = None
-        groups = {
-            group_id: self._waiting[group_id] for group_id in sorted(due & self._waiting.keys())
+
+    def _due_now(self) -> set[str]:
+        now = self._clock.now
+        return {
+            group_id
+            for group_id, group in self._waiting.items()
+            if group.due_at(self._settings) <= now
         }
+
+    async def _write_all(self, groups: Mapping[str, Group]) -> None:
         await self._reload(
             {
-                i: group
-                for i, group in groups.items()
+                group_id: group
+                for group_id, group in groups.items()
                 if group.incomplete or (group.maybe_incomplete and not group.gathered.episodes)
             }
         )
@@ -236,24 +225,24 @@ class RewarderPartition:
         )
         if group_id not in self._waiting:
             # What comes for it later, or is redriven, finds the whole group in the log again.
-            self._closed.know(group_id, None, self._now())
+            self._closed.know(group_id, None, self._clock.our_time)
 
     async def _write(self, group_id: str, group: Group) -> None:
         """Close a group that is due, for the first time or anew; give up rewards without any
         episode.
         """
         if not group.gathered.episodes:
-            if group.due_at(self._settings) <= max(self._time, self._now()):
+            if group.due_at(self._settings) <= self._clock.now:
                 logger.warning(
                     "rewards of a group without episodes are given up",
                     group_id=group_id,
                     rewards=sorted(group.gathered.rewards),
                 )
                 self._waiting.pop(group_id).ack()
-                self._closed.know(group_id, None, self._now())
+                self._closed.know(group_id, None, self._clock.our_time)
         elif (
             group.is_open
-            and group.due_at(self._settings) > max(self._time, self._now())
+            and group.due_at(self._settings) > self._clock.now
             and not group.gathered.is_complete(self._rules)
         ):
             logger.debug("had not been closed", group_id=group_id)
@@ -264,9 +253,11 @@ class RewarderPartition:
         """Read again from the log what these groups are made of, and what was written of them."""
         if not groups:
             return
-        bound = self._now() - int(self._settings.amend_within_s * 1000)
+        bound = self._clock.our_time - int(self._settings.amend_within_s * 1000)
         times = [minted_at(group_id) or bound for group_id in groups]
-        since = max(bound, min(bound if time > self._now() else time - _SKEW_MS for time in times))
+        since = max(
+            bound, min(bound if time > self._clock.our_time else time - SKEW_MS for time in times)
+        )
         logger.info("reading groups from the log again", groups=len(groups), since=since)
         found = await asyncio.to_thread(self._read_again, groups.keys(), since)
         for group_id, reloaded in found.items():
@@ -309,7 +300,7 @@ class RewarderPartition:
         if group.unacked:
             # It came meanwhile, and is as late.
             group.incomplete = True
-            group.await_more(self._now(), self._settings)
+            group.await_more(self._clock.our_time, self._settings)
             self._waiting[group_id] = group
 
     def _letter(self, episode: Episode, error_type: str, told: str) -> DeadLetter:
@@ -346,10 +337,10 @@ class RewarderPartition:
                 await self._publish(group_id, [*outputs, closed])
                 group.supersedes = revision
             group.revision = revision
-            group.closed_at = self._now()
+            group.closed_at = self._clock.our_time
         group.ack_taken()
         if group.news:
-            group.await_more(self._now(), self._settings)
+            group.await_more(self._clock.our_time, self._settings)
         else:
             self._put_by(group_id, group)
 
@@ -387,11 +378,11 @@ class RewarderPartition:
             if not isinstance(output, DeadLetter):
                 groups.setdefault(output.group_id, RevisionLog()).take(output)
             elif output.offset == NO_RECORD:
-                self._closed.know(key_of(output), None, self._now())
+                self._closed.know(key_of(output), None, self._clock.our_time)
         for group_id, written in groups.items():
             self._note_begun(group_id, written)
             if written.standing is not None:
-                self._closed.know(group_id, written.standing, self._now())
+                self._closed.know(group_id, written.standing, self._clock.our_time)
 
 
 def _is_first(episode: Episode) -> bool:
