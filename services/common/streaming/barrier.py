@@ -128,6 +128,8 @@ class BarrierQueue(Generic[Key, Item]):
     async def _ask(self) -> None:
         unasked, self._unasked = self._unasked, {}
         end = await self._log.end_offset(self._topic, self._partition)
-        for item in unasked.values():
-            item.barrier = end
+        for key, item in unasked.items():
+            # One added again meanwhile waits for an end that is asked for after that.
+            if key not in self._unasked:
+                item.barrier = end
         self._nearest = min(self._nearest, end)

@@ -148,6 +148,21 @@ async def test_an_item_added_while_kafka_is_asked_waits_for_the_next_answer() ->
     assert late.barrier == 1
 
 
+async def test_an_item_added_again_while_kafka_is_asked_waits_for_the_next_answer() -> None:
+    log = MemoryLog()
+    log.asked, log.answer = asyncio.Event(), asyncio.Event()
+    waiting, item = queue(log), Item()
+    waiting.add(1, item)
+    reached = asyncio.create_task(waiting.reached())
+    await log.asked.wait()
+    log.ends[LLM_CALLS.name] = 1
+    waiting.add(1, item)
+    log.answer.set()
+    assert await reached == []
+    assert await waiting.reached() == []
+    assert item.barrier == 1
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["add", "again", "remove", "write", "read", "look"]), st.integers(0, 4)
