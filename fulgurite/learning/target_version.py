@@ -1,14 +1,13 @@
 """Decides which version a backend should serve.
 
-The answer is a fold of `policy.updates` and `policy.routes`, in log order.
+The answer is a fold of `policy.updates` and `policy.routes`, in log order. Which updates count is
+`policy_epochs`'s to say.
 
-The first claim of an epoch wins, and a claimed epoch shuts out lower ones: what a superseded
-learner still publishes is ignored, what it had published before stays. A route that names a version
-of the policy pins it; without one the newest update is the target. Where a route splits an alias
-between versions, a backend with one set of weights takes the greatest share, a canary the next; one
-with adapters takes all of them. Versions that a backend could not load are passed over: of the
-newest the next older one takes the place; in place of a pinned one a backend keeps what it serves,
-and never loads a newer version than was asked for.
+A route that names a version of the policy pins it; without one the newest update is the target.
+Where a route splits an alias between versions, a backend with one set of weights takes the greatest
+share, a canary the next; one with adapters takes all of them. Versions that a backend could not
+load are passed over: of the newest the next older one takes the place; in place of a pinned one a
+backend keeps what it serves, and never loads a newer version than was asked for.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Sequence
 
-from fulgurite.enums import UpdateKind
 from fulgurite.events import Event, PolicyRoute, PolicyUpdate
+from fulgurite.learning.policy_epochs import PolicyEpochs
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 
 
@@ -27,8 +26,7 @@ class TargetVersion:
     def __init__(self, policy: str) -> None:
         self.policy = policy
         self.updates: dict[Version, PolicyUpdate] = {}
-        self._epoch = -1
-        self._learner: str | None = None
+        self._epochs = PolicyEpochs()
         self._shares: dict[str, list[tuple[float, Version | None]]] = {}
 
     def take(self, event: Event | None) -> bool:
@@ -97,16 +95,11 @@ class TargetVersion:
         )
 
     def _take_update(self, event: PolicyUpdate) -> bool:
-        if event.kind is UpdateKind.claim and event.epoch > self._epoch:
-            self._epoch, self._learner = event.epoch, event.learner_id
-        elif event.kind is UpdateKind.update and (event.epoch, event.learner_id) == (
-            self._epoch,
-            self._learner,
-        ):
-            # The first of two with one version stands: updates are immutable.
-            self.updates.setdefault(Version(self.policy, event.epoch, event.step), event)
-            return True
-        return False
+        if not self._epochs.apply(event):
+            return False
+        # The first of two with one version stands: updates are immutable.
+        self.updates.setdefault(Version(self.policy, event.epoch, event.step), event)
+        return True
 
     def _shares_of(self, route: PolicyRoute) -> list[tuple[float, Version | None]]:
         shares: list[tuple[float, Version | None]] = []

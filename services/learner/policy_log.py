@@ -17,6 +17,7 @@ from fulgurite.events import Event, LedgerEntry, PolicyUpdate
 from fulgurite.ids import derive_id
 from fulgurite.learning.amendments import accounts_of
 from fulgurite.learning.batching import LEARNER, PendingGroup
+from fulgurite.learning.policy_epochs import PolicyEpochs
 from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
 from services.common.kafka.consumer import make_consumer, read_all, read_message
 from services.common.kafka.producer import EventProducer
@@ -58,6 +59,7 @@ class PolicyLog:
         """What the log holds of this policy, in order."""
         self.epoch = 0
         """The epoch of this learner; 0 before `acquire_epoch`."""
+        self._epochs = PolicyEpochs()
         self._seen: set[str] = set()
         read = 0
         for record in read_all(kafka, POLICY_UPDATES, codec):
@@ -68,7 +70,7 @@ class PolicyLog:
 
     def acquire_epoch(self, step: int, config: str) -> int:
         """Acquire the next epoch and return it. Raises EpochLost if another learner was first."""
-        epoch = 1 + max((update.epoch for update in self.updates), default=0)
+        epoch = 1 + self._epochs.highest
         claim = PolicyUpdate(
             event_id=derive_id("claim", self._policy, epoch, self._learner_id, time.time_ns()),
             event_time=now_ms(),
@@ -82,7 +84,7 @@ class PolicyLog:
         )
         delivery = self._producer.publish_sync(POLICY_UPDATES, self._policy, claim)
         self.catch_up(delivery.offset)
-        first = next(u for u in self.updates if u.kind is UpdateKind.claim and u.epoch == epoch)
+        first = self._epochs.claims[epoch]
         if first.event_id != claim.event_id:
             raise EpochLost(
                 f"learner {first.learner_id} acquired epoch {epoch} of {self._policy} first "
@@ -94,7 +96,7 @@ class PolicyLog:
     def check_epoch(self) -> None:
         """Raise EpochLost if another learner has acquired a later epoch."""
         self.catch_up(None)
-        later = [u for u in self.updates if u.kind is UpdateKind.claim and u.epoch > self.epoch]
+        later = [claim for epoch, claim in self._epochs.claims.items() if epoch > self.epoch]
         if later:
             raise EpochLost(
                 f"learner {later[0].learner_id} acquired epoch {later[0].epoch} of {self._policy} "
@@ -202,3 +204,4 @@ class PolicyLog:
         ):
             self._seen.add(event.event_id)
             self.updates.append(event)
+            self._epochs.apply(event)

@@ -1,6 +1,5 @@
 """What the log says of policies: `policy.updates`, `policy.applied`, `policy.routes`, folded into
-one view for `GET /v1/policies` and for routing. A claimed epoch shuts out lower ones; the first
-claim of an epoch wins. The view is touched in the event loop only.
+one view for `GET /v1/policies` and for routing. The view is touched in the event loop only.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from typing import Any
 import msgspec
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import ApplyOutcome, UpdateKind
+from fulgurite.enums import ApplyOutcome
 from fulgurite.events import Event, PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
+from fulgurite.learning.policy_epochs import PolicyEpochs
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_tail import Follower
@@ -31,9 +31,9 @@ class Serving(msgspec.Struct):
 class PolicyState(msgspec.Struct):
     """What is known of one policy."""
 
-    epoch: int = -1
-    learner: str | None = None
+    epochs: PolicyEpochs = msgspec.field(default_factory=PolicyEpochs)
     newest: PolicyUpdate | None = None
+    """The last update that counts."""
     applied: dict[str, PolicyApplied] = {}
     serving: dict[str, Serving] = {}
 
@@ -104,13 +104,7 @@ class PolicyView:
 
     def _take_update(self, event: PolicyUpdate) -> None:
         state = self._state(event.policy)
-        if event.kind is UpdateKind.claim and event.epoch > state.epoch:
-            state.epoch, state.learner = event.epoch, event.learner_id
-        elif (
-            event.kind is UpdateKind.update
-            and event.epoch == state.epoch
-            and event.learner_id == state.learner
-        ):
+        if state.epochs.apply(event):
             state.newest = event
 
     def _take_applied(self, event: PolicyApplied) -> None:
@@ -136,7 +130,7 @@ class PolicyView:
         newest = state.newest
         return {
             "policy": name,
-            "epoch": max(state.epoch, 0),
+            "epoch": max(state.epochs.epoch, 0),
             "newest": newest.version if newest else f"{name}@0.0",
             "newest_at": newest.event_time if newest else None,
             "metrics": newest.metrics if newest else {},
