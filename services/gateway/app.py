@@ -18,7 +18,7 @@ from services.gateway.http.error_handlers import add_error_handlers
 from services.gateway.http.gc_tuning import tune_gc
 from services.gateway.http.health_routes import HealthRoutes
 from services.gateway.http.model_routes import model_routes
-from services.gateway.http.openapi import describe
+from services.gateway.http.openapi import DESCRIPTION, TAGS, describe, package_version
 from services.gateway.http.rest_guard import RestGuard
 from services.gateway.http.rollout_routes import RolloutRoutes
 from services.gateway.settings import GatewaySettings
@@ -42,7 +42,13 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
             )
             yield
 
-    app = FastAPI(title="Fulgurite gateway", lifespan=lifespan)
+    app = FastAPI(
+        title="Fulgurite gateway",
+        version=package_version(),
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+    )
     app.state.hot = {}
     describe(app)
     app.add_middleware(RestGuard, bounds=settings.rest_bounds())

@@ -49,7 +49,11 @@ def test_the_wheel_carries_both_roots_and_every_schema(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in schema_folder().rglob("*.avsc"):
         assert f"fulgurite/schemas/avro/{path.relative_to(schema_folder())}" in names
-    assert {"fulgurite/events/__init__.py", "services/__init__.py"} <= names
+    assert {
+        "fulgurite/events/__init__.py",
+        "services/__init__.py",
+        "services/gateway/http/openapi.json",
+    } <= names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 
 

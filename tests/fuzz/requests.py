@@ -25,12 +25,16 @@ from typing import Any, NamedTuple, cast
 
 import cramjam
 
-from services.gateway.http.openapi_calls import CALLS
+from services.gateway.http.openapi import MODEL_APIS
 from services.gateway.identity.claims import Claims
 from services.gateway.identity.keys import AGENT_SCOPES, KeyRing
 from tests.fuzz.gateway import ADMIN, PLAIN, SIGNING, Answer, InProcess, in_process
 
-EXAMPLES: dict[str, dict[str, Any]] = {call.path: call.request for call in CALLS}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    path: operations["post"]["requestBody"]["content"]["application/json"]["example"]
+    for path, operations in MODEL_APIS.items()
+    if "post" in operations
+}
 INSERTED = (
     b"\\ud83c",
     b"\\udf0d",

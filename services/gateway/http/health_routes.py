@@ -65,7 +65,7 @@ class HealthRoutes:
         self._topics_at = self._upstreams_at = float("-inf")
         self._up: frozenset[str] = frozenset()
         self._lock = asyncio.Lock()
-        self.router = APIRouter()
+        self.router = APIRouter(tags=["Operations"])
         self.router.add_api_route("/healthz", self.healthz, methods=["GET"], response_model=None)
         self.router.add_api_route("/readyz", self.readyz, methods=["GET"], response_model=None)
         self.router.add_api_route("/metrics", self.metrics, methods=["GET"], response_model=None)

@@ -33,6 +33,7 @@ from fulgurite.topics import AGENT_REWARDS, AGENT_STATUS
 from services.common.runtime.clock import now_ms
 from services.gateway.context import GatewayContext
 from services.gateway.errors import Forbidden, InvalidRequest, NotFound, Unavailable
+from services.gateway.http.openapi import READ_ERRORS, WRITE_ERRORS, documented
 from services.gateway.http.reply_headers import rollout_header
 from services.gateway.http.rest_models import AttemptIn, DeclareIn, RewardIn, StatusIn
 from services.gateway.identity.authenticator import ADMIN_KEY, REWARD_KEY, STATUS_KEY, Caller
@@ -43,7 +44,7 @@ from services.gateway.identity.keys import AGENT_SCOPES, REWARD, REWARD_SCOPES, 
 from services.gateway.settings import ANY_NAME
 from services.gateway.upstream.admission import KeyLimits
 
-Authorization = Annotated[str | None, Header()]
+Authorization = Annotated[str | None, Header(include_in_schema=False)]
 IdempotencyKey = Annotated[str | None, Header(max_length=256)]
 
 
@@ -55,15 +56,23 @@ class RolloutRoutes:
         self._statuses = KeyLimits(
             0, context.settings.key_statuses_per_minute, setting="FULGURITE_KEY_STATUSES_PER_MINUTE"
         )
-        self.router = APIRouter()
+        self.router = APIRouter(tags=["Rollouts and rewards"])
         add = self.router.add_api_route
-        add("/v1/rollouts", self.declare, methods=["POST"], status_code=201, response_model=None)
+        add(
+            "/v1/rollouts",
+            self.declare,
+            methods=["POST"],
+            status_code=201,
+            response_model=None,
+            **documented("adminKey", errors=WRITE_ERRORS, reply="RolloutsDeclared"),
+        )
         add(
             "/v1/rollouts/{rollout}/attempts",
             self.attempt,
             methods=["POST"],
             status_code=201,
             response_model=None,
+            **documented("adminKey", errors=WRITE_ERRORS),
         )
         add(
             "/v1/rollouts/{rollout}/status",
@@ -71,9 +80,23 @@ class RolloutRoutes:
             methods=["POST"],
             status_code=201,
             response_model=None,
+            **documented("agentKey", "adminKey", errors=WRITE_ERRORS, reply="StatusRecorded"),
         )
-        add("/v1/rewards", self.reward, methods=["POST"], status_code=201, response_model=None)
-        add("/v1/policies", self.policies, methods=["GET"], response_model=None)
+        add(
+            "/v1/rewards",
+            self.reward,
+            methods=["POST"],
+            status_code=201,
+            response_model=None,
+            **documented("rewardKey", "adminKey", errors=WRITE_ERRORS, reply="RewardRecorded"),
+        )
+        add(
+            "/v1/policies",
+            self.policies,
+            methods=["GET"],
+            response_model=None,
+            **documented("agentKey", "adminKey", errors=READ_ERRORS),
+        )
 
     async def declare(
         self, body: DeclareIn, request: Request, authorization: Authorization = None
