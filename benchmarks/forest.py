@@ -103,7 +103,7 @@ def of_a_demo(data: Path, groups: int) -> list[TrainRow]:
         ):
             if isinstance(record.event, Trajectory | Tombstone):
                 batcher.add(record.partition, record.offset, record.event)
-    return train_rows(batcher.take(base_version("policy")))
+    return train_rows(batcher.next_batch(base_version("policy")))
 
 
 def measure(

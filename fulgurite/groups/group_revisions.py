@@ -113,8 +113,8 @@ class RevisionLog:
         self._whole: set[str] = set()
         self._entries: dict[str, set[str]] = {}
 
-    def take(self, record: ClosingRecord) -> None:
-        """The next record."""
+    def add(self, record: ClosingRecord) -> None:
+        """Add the next record of the log."""
         revision = record.group_revision
         if revision is None:
             return

@@ -28,8 +28,8 @@ class GroupState:
         self.episodes: dict[Key, Episode] = {}
         self.rewards: dict[str, AgentReward] = {}
 
-    def take(self, event: Episode | AgentReward) -> bool:
-        """Take an event in; whether it is news: neither known nor superseded."""
+    def add(self, event: Episode | AgentReward) -> bool:
+        """Add an event; returns whether it is new: neither known nor superseded."""
         if isinstance(event, AgentReward):
             known = event.event_id in self.rewards
             self.rewards.setdefault(event.event_id, event)

@@ -157,7 +157,7 @@ class RowBatcher:
         if event.mode is not Mode.train or event.policy != self.policy:
             return False
         if event.group_id not in self._done:
-            return _take(self._pending, partition, offset, event)
+            return _add_to(self._pending, partition, offset, event)
         return self._add_to_settled(partition, offset, event)
 
     def _close(self, offset: int, event: GroupClosed) -> bool:
@@ -176,7 +176,7 @@ class RowBatcher:
             event.group_revision == accounted and not begun
         ):
             return False
-        news = _take(self._amending, partition, offset, event)
+        news = _add_to(self._amending, partition, offset, event)
         pending = self._amending[event.group_id]
         if pending.group_revision == accounted and pending.is_complete():
             # What was begun meanwhile was given up for what is accounted for.
@@ -197,7 +197,7 @@ class RowBatcher:
         """Groups that could be admitted now."""
         return sum(pending.is_complete() for pending in self._pending.values())
 
-    def take(self, current: Version, *, partial: bool = False) -> tuple[BatchGroup, ...]:
+    def next_batch(self, current: Version, *, partial: bool = False) -> tuple[BatchGroup, ...]:
         """The next batch, oldest start first: `groups_per_step` groups, or none; with `partial`, as
         many as there are.
         """
@@ -237,7 +237,7 @@ class RowBatcher:
         return dict(self._settled)
 
 
-def _take(
+def _add_to(
     groups: dict[str, PendingGroup], partition: int, offset: int, event: Trajectory | Tombstone
 ) -> bool:
     """Hold a record with the others of its revision; whether it is news."""

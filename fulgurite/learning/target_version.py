@@ -29,10 +29,10 @@ class TargetVersion:
         self._epochs = PolicyEpochs()
         self._shares: dict[str, list[tuple[float, Version | None]]] = {}
 
-    def take(self, event: Event | None) -> bool:
+    def apply(self, event: Event | None) -> bool:
         """Whether the event could change the answer."""
         if isinstance(event, PolicyUpdate) and event.policy == self.policy:
-            return self._take_update(event)
+            return self._apply_update(event)
         if isinstance(event, PolicyRoute):
             self._shares[event.alias] = self._shares_of(event)
             return True
@@ -94,7 +94,7 @@ class TargetVersion:
             if version not in passed_over
         )
 
-    def _take_update(self, event: PolicyUpdate) -> bool:
+    def _apply_update(self, event: PolicyUpdate) -> bool:
         if not self._epochs.apply(event):
             return False
         # The first of two with one version stands: updates are immutable.

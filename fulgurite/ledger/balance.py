@@ -158,7 +158,7 @@ class _Books:
             if isinstance(entry.event, PolicyUpdate):
                 if learns_elsewhere(entry.event):
                     self.elsewhere.add(entry.event.policy)
-                folds.setdefault(entry.event.policy, TargetVersion(entry.event.policy)).take(
+                folds.setdefault(entry.event.policy, TargetVersion(entry.event.policy)).apply(
                     entry.event
                 )
         for policy, fold in folds.items():
@@ -217,7 +217,7 @@ class _Books:
             event = entry.event
             if not isinstance(event, Tombstone | Trajectory | GroupClosed):
                 continue
-            self.written.setdefault(event.group_id, RevisionLog()).take(event)
+            self.written.setdefault(event.group_id, RevisionLog()).add(event)
             if isinstance(event, GroupClosed):
                 continue
             place = (event.group_id, event.group_revision)

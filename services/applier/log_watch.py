@@ -26,7 +26,7 @@ class Followed:
 
     def apply(self, event: Event | None) -> None:
         """Any event of both topics, in log order."""
-        if self.target.take(event):
+        if self.target.apply(event):
             self.routes += isinstance(event, PolicyRoute)
             self.changed.set()
 

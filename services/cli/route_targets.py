@@ -66,7 +66,7 @@ class Published:
     def apply(self, event: object) -> None:
         """Any event of the topic, in log order."""
         if isinstance(event, PolicyUpdate):
-            self.folds.setdefault(event.policy, TargetVersion(event.policy)).take(event)
+            self.folds.setdefault(event.policy, TargetVersion(event.policy)).apply(event)
 
     def adapters(self) -> frozenset[str]:
         """The policies whose updates are LoRA adapters."""

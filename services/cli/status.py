@@ -229,7 +229,7 @@ def served(updates: Iterable[PolicyUpdate], applied: Iterable[PolicyApplied]) ->
     """The last word of each backend."""
     newest: dict[str, TargetVersion] = {}
     for update in updates:
-        newest.setdefault(update.policy, TargetVersion(update.policy)).take(update)
+        newest.setdefault(update.policy, TargetVersion(update.policy)).apply(update)
     last: dict[tuple[str, str], PolicyApplied] = {}
     for event in applied:
         if event.outcome is not ApplyOutcome.retired:

@@ -48,7 +48,7 @@ class Waiting:
         """An episode of the group; its calls are let go of."""
         # First: what cannot be read must not be held either.
         messages = EpisodeView(episode).messages
-        if self._gathered.take(replace(episode, calls=())):
+        if self._gathered.add(replace(episode, calls=())):
             self._messages[episode.event_id] = messages
 
     @property

@@ -203,7 +203,7 @@ class Learner:
         return without_actions(row)
 
     def _train_if_ready(self) -> None:
-        groups = self.batcher.take(self.version, partial=self._waited_long())
+        groups = self.batcher.next_batch(self.version, partial=self._waited_long())
         if not groups:
             return
         self._waiting_since = None

@@ -119,7 +119,7 @@ class _Named:
         ):
             if event is None:
                 return ()
-            gathered.take(event)
+            gathered.add(event)
         rows = _rows(gathered, self._group.group_id, rules, closed.supersedes)
         return rows if closed in rows else ()
 
@@ -159,7 +159,7 @@ def _steps(group: Group, history: History) -> Iterator[GroupState]:
     paid = [(group.reward_times[reward.event_id], 1, reward) for reward in group.rewards]
     gathered = GroupState()
     for _, _, event in sorted([*logged, *paid], key=lambda record: record[:2]):
-        if gathered.take(event):
+        if gathered.add(event):
             yield gathered
 
 
@@ -243,7 +243,7 @@ def _undeclared(episodes: Iterable[Episode]) -> Declaration:
 def _gathered(episodes: Iterable[Episode], rewards: Iterable[AgentReward]) -> GroupState:
     gathered = GroupState()
     for event in (*episodes, *rewards):
-        gathered.take(event)
+        gathered.add(event)
     return gathered
 
 

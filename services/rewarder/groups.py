@@ -79,7 +79,7 @@ class Group:
         self.unacked.append(ack)
         if ack.logged_at is not None:
             self.heard_until = max(self.heard_until or 0, ack.logged_at + SKEW_MS)
-        self.news |= self.gathered.take(event)
+        self.news |= self.gathered.add(event)
 
     def take_up(self) -> None:
         """All so far is about to be written: inputs that come from now on are news to it."""

@@ -271,7 +271,7 @@ class RewarderPartition:
             group.supersedes = reloaded.written.closed
             self._note_begun(group_id, reloaded.written)
             for event in reloaded.inputs:
-                group.gathered.take(event)
+                group.gathered.add(event)
 
     async def _give_up(self, group_id: str, group: Group) -> None:
         """The log no longer holds what the group was made of: late rewards change nothing, late
@@ -376,7 +376,7 @@ class RewarderPartition:
         groups: dict[str, RevisionLog] = {}
         for output in outputs:
             if not isinstance(output, DeadLetter):
-                groups.setdefault(output.group_id, RevisionLog()).take(output)
+                groups.setdefault(output.group_id, RevisionLog()).add(output)
             elif output.offset == NO_RECORD:
                 self._closed.know(key_of(output), None, self._clock.our_time)
         for group_id, written in groups.items():

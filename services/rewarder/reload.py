@@ -45,14 +45,14 @@ class ReloadedGroup:
                 self._found.add(event.event_id)
             case GroupClosed():
                 self._named.update(event.episode_revisions, event.reward_ids)
-                self.written.take(event)
+                self.written.add(event)
             case Trajectory():
                 self._named.add(event.episode_revision)
-                self.written.take(event)
+                self.written.add(event)
             case Tombstone():
-                self.written.take(event)
+                self.written.add(event)
             case LedgerEntry() if event.source == SOURCE:
-                self.written.take(event)
+                self.written.add(event)
             case _:
                 pass
 

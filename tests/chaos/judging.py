@@ -63,7 +63,7 @@ class Books:
         written: defaultdict[str, RevisionLog] = defaultdict(RevisionLog)
         for output in outputs:
             if isinstance(output, Trajectory | Tombstone | GroupClosed | LedgerEntry):
-                written[output.group_id].take(output)
+                written[output.group_id].add(output)
         self.newest = {group: one.newest for group, one in written.items()}
 
     def last_episodes(self, group: str) -> Contents:

@@ -292,7 +292,7 @@ def _closed_group() -> tuple[tuple[Episode, ...], GroupState]:
     assert second is not None
     gathered = GroupState()
     for event in (first, second, make_reward(0, 0, 1.0), make_reward(0, 1, 0.25)):
-        gathered.take(event)
+        gathered.add(event)
     return (first, second), gathered
 
 

@@ -194,7 +194,7 @@ def check_closings(world: World) -> None:
             *(rewards[name] for name in event.reward_ids),
         ]
         for one in named:
-            gathered.take(one)
+            gathered.add(one)
         outputs = gathered.close(event.group_id, FailureRules())
         assert outputs == (
             *(entries[name] for name in event.entry_ids),
@@ -361,7 +361,7 @@ def of_everything(world: World) -> tuple[dict[str, Episode], dict[str, str | Non
     groups = {event.group_id: GroupState() for event in events}
     for event in (*episodes.values(), *world.log[REWARDS]):
         if isinstance(event, Episode | AgentReward):
-            groups[event.group_id].take(event)
+            groups[event.group_id].add(event)
     revisions = {
         group_id: revision_of(group.close(group_id, FailureRules()))
         for group_id, group in groups.items()
@@ -374,7 +374,7 @@ def newest_revisions(world: World) -> dict[str, str | None]:
     groups: dict[str, RevisionLog] = {}
     for event in world.log[TRAJECTORIES]:
         assert isinstance(event, Trajectory | Tombstone | GroupClosed)
-        groups.setdefault(event.group_id, RevisionLog()).take(event)
+        groups.setdefault(event.group_id, RevisionLog()).add(event)
     assert all(written.newest == written.closed for written in groups.values())
     return {group_id: written.newest for group_id, written in groups.items()}
 

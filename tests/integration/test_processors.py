@@ -572,7 +572,7 @@ def newest(deployment: Deployment, group_id: str) -> str | None:
     written = RevisionLog()
     for event in deployment.read(TRAJECTORIES):
         if isinstance(event, Trajectory | Tombstone | GroupClosed) and event.group_id == group_id:
-            written.take(event)
+            written.add(event)
     return written.current
 
 

@@ -232,7 +232,7 @@ def learned_from(deployment: Deployment, name: str, groups: int) -> None:
             batcher.add(record.partition, record.offset, event)
     source.close()
     assert batcher.complete() >= groups
-    batch = batcher.take(base_version("mine"))
+    batch = batcher.next_batch(base_version("mine"))
     assert len(batch) == 8
     assert any(term is LedgerTerm.trained for group in batch for term, _ in group.outcomes.values())
 

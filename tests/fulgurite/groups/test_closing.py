@@ -108,11 +108,11 @@ def test_a_whole_group() -> None:
 def test_what_is_paid_too_much_is_told_of_the_last_attempts() -> None:
     gathered = GroupState()
     for event in (finished(0), finished(1), finished(2, will_retry=True)):
-        gathered.take(
+        gathered.add(
             msgspec.structs.replace(event, declaration=declaration(size=3, max_attempts=2))
         )
     for index in range(3):
-        gathered.take(make_reward(index=index, value=1e39 if index != 1 else 1.0))
+        gathered.add(make_reward(index=index, value=1e39 if index != 1 else 1.0))
     (told,) = gathered.excesses().items()
     assert told[0] == rollout_id(0, 0)
     assert "1e+39" in told[1]

@@ -80,7 +80,7 @@ def closed(outputs: tuple[Output, ...]) -> tuple[ClosingRecord, ...]:
 def written(*records: ClosingRecord) -> RevisionLog:
     found = RevisionLog()
     for record in records:
-        found.take(record)
+        found.add(record)
     return found
 
 
@@ -203,7 +203,7 @@ def test_what_is_gathered_is_a_set(order: list[int], again: list[int]) -> None:
         make_reward(0, 1, 0.1, name="style"),
     ]
     gathered = GroupState()
-    news = [gathered.take(events[number]) for number in (*order, *again)]
+    news = [gathered.add(events[number]) for number in (*order, *again)]
     assert not any(news[len(order) :])
     expected = close_group(GROUP, DECLARED.declaration, [events[1], events[2]], events[3:])  # type: ignore[list-item, arg-type] # pyright: ignore[reportArgumentType]
     assert gathered.close(GROUP, FailureRules()) == expected
@@ -213,8 +213,8 @@ def test_what_a_group_waits_for() -> None:
     gathered = GroupState()
     assert not gathered.is_complete(FailureRules())
     for event in (episode(0), episode(1), make_reward(0, 0, 1.0)):
-        gathered.take(event)
+        gathered.add(event)
         assert not gathered.is_complete(FailureRules())
     assert not gathered.awaits_episodes()
-    gathered.take(make_reward(0, 1, 1.0))
+    gathered.add(make_reward(0, 1, 1.0))
     assert gathered.is_complete(FailureRules())

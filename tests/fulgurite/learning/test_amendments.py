@@ -38,12 +38,12 @@ def feed(batcher: RowBatcher, rows: list[Trajectory], at: int = 0) -> int:
 def test_before_it_is_settled_the_newest_revision_counts() -> None:
     batcher = RowBatcher("policy", ONE_GROUP)
     end = feed(batcher, [*revision("g1", 1), revision("g1", 2)[0]])
-    assert batcher.take(NOW) == (), "the newer one is not whole yet"
+    assert batcher.next_batch(NOW) == (), "the newer one is not whole yet"
     assert [position.offset for position in batcher.positions()] == [0], (
         "a resumed learner is to find the older one, too"
     )
     feed(batcher, revision("g1", 2)[1:], end)
-    (group,) = batcher.take(NOW)
+    (group,) = batcher.next_batch(NOW)
     assert (group.group_revision, group.rewards) == ("g1-2", (2.0, 0.0))
     assert batcher.amendments() == ()
     assert [position.offset for position in batcher.positions()] == [4]
@@ -52,12 +52,12 @@ def test_before_it_is_settled_the_newest_revision_counts() -> None:
 def test_a_settled_group_is_amended_and_not_trained_again() -> None:
     batcher = RowBatcher("policy", ONE_GROUP)
     end = feed(batcher, revision("g1", 1))
-    entries = list(ledger_entries(batcher.take(NOW), NOW, 1))
+    entries = list(ledger_entries(batcher.next_batch(NOW), NOW, 1))
     first, second = revision("g1", 2, late="late")
     batcher.add(0, end, first)
     assert batcher.amendments() == ()
     batcher.add(0, end + 1, second)
-    assert batcher.take(NOW, partial=True) == ()
+    assert batcher.next_batch(NOW, partial=True) == ()
     (held,) = batcher.amendments()
     assert [position.offset for position in batcher.positions()] == [end]
     amended, late = amended_entries(held, accounts_of(entries), NOW, 2)
@@ -82,7 +82,7 @@ def test_a_settled_group_is_amended_and_not_trained_again() -> None:
 def test_a_revision_that_is_given_up_for_the_one_accounted_for_amends_nothing() -> None:
     batcher = RowBatcher("policy", ONE_GROUP)
     end = feed(batcher, revision("g1", 1))
-    batcher.take(NOW)
+    batcher.next_batch(NOW)
     end = feed(batcher, [revision("g1", 2)[0], *revision("g1", 1)], end)
     assert batcher.amendments() == ()
     assert [position.offset for position in batcher.positions()] == [end], "nothing is waited for"
@@ -100,7 +100,7 @@ def test_what_was_not_trained_stays_what_it_was() -> None:
     end = feed(
         batcher, [msgspec.structs.replace(made, episode_reward=0.0) for made in revision("g1", 1)]
     )
-    entries = list(ledger_entries(batcher.take(NOW), NOW, 1))
+    entries = list(ledger_entries(batcher.next_batch(NOW), NOW, 1))
     assert {entry.reason for entry in entries} == {FilterReason.no_signal}
     feed(batcher, revision("g1", 2), end)
     (held,) = batcher.amendments()
@@ -128,7 +128,7 @@ def test_amendments_are_told_once_over_kills(seed: int) -> None:
     while offset < len(log):
         batcher.add(0, offset, log[offset])
         offset += 1
-        groups = batcher.take(NOW, partial=offset == len(log))
+        groups = batcher.next_batch(NOW, partial=offset == len(log))
         if groups or (batcher.amendments() and (offset == len(log) or chance.random() < 0.5)):
             entries = list(ledger_entries(groups, NOW, offset))
             for held in batcher.amendments():

@@ -109,16 +109,16 @@ def batcher_with(*events: Trajectory | Tombstone, rules: BatchRules = ONE_GROUP)
 def outcomes(
     *events: Trajectory | Tombstone, rules: BatchRules = ONE_GROUP
 ) -> dict[str, tuple[LedgerTerm, FilterReason | None]]:
-    (group,) = batcher_with(*events, rules=rules).take(NOW)
+    (group,) = batcher_with(*events, rules=rules).next_batch(NOW)
     return dict(group.outcomes)
 
 
 def test_a_group_waits_for_every_row_and_every_member() -> None:
     batcher = batcher_with(row("g1", 0, 1.0, index=0, of=2), row("g1", 1, 0.0))
-    assert batcher.take(NOW) == ()
+    assert batcher.next_batch(NOW) == ()
     assert batcher.add(0, 2, row("g1", 0, 1.0, index=1, of=2))
     assert batcher.complete() == 1
-    (group,) = batcher.take(NOW)
+    (group,) = batcher.next_batch(NOW)
     assert group.rewards == (1.0, 0.0)
     assert [len(episode.rows) for episode in group.episodes] == [2, 1]
     assert {outcome for outcome, _ in group.outcomes.values()} == {LedgerTerm.trained}
@@ -143,7 +143,9 @@ def test_a_group_that_is_closed_waits_for_what_its_closing_names() -> None:
     assert batcher.add(0, 3, closed("g1", *names, "lost"))
     assert batcher.complete() == 0
     assert batcher.add(0, 4, closed("g1", *names))
-    assert [(group.group_id, batcher.settled()) for group in batcher.take(NOW)] == [("g1", {})]
+    assert [(group.group_id, batcher.settled()) for group in batcher.next_batch(NOW)] == [
+        ("g1", {})
+    ]
     assert batcher.positions() == (Position(partition=0, offset=5),)
     assert not batcher.add(0, 5, closed("g1", *names)), "it is settled"
     assert not batcher.add(0, 6, closed("g2")), "nothing is known of it"
@@ -151,7 +153,7 @@ def test_a_group_that_is_closed_waits_for_what_its_closing_names() -> None:
 
 def test_the_closing_of_an_amendment_is_part_of_it() -> None:
     batcher = batcher_with(row("g1", 0, 1.0), row("g1", 1, 0.0))
-    batcher.take(NOW)
+    batcher.next_batch(NOW)
     again = [
         msgspec.structs.replace(row("g1", member, 1.0), group_revision="newer") for member in (0, 1)
     ]
@@ -173,11 +175,11 @@ def test_groups_are_admitted_oldest_start_first_and_only_in_full_batches() -> No
     batcher = batcher_with(
         *[row(g, m, float(m)) for g in ("g3", "g1") for m in (0, 1)], rules=rules
     )
-    assert [group.group_id for group in batcher.take(NOW)] == ["g1", "g3"]
+    assert [group.group_id for group in batcher.next_batch(NOW)] == ["g1", "g3"]
     batcher.add(0, 9, row("g5", 0, 1.0, size=1))
-    assert batcher.take(NOW) == ()
-    assert [group.group_id for group in batcher.take(NOW, partial=True)] == ["g5"]
-    assert batcher.take(NOW, partial=True) == ()
+    assert batcher.next_batch(NOW) == ()
+    assert [group.group_id for group in batcher.next_batch(NOW, partial=True)] == ["g5"]
+    assert batcher.next_batch(NOW, partial=True) == ()
 
 
 def test_repeated_and_foreign_rows_are_no_news() -> None:
@@ -186,7 +188,7 @@ def test_repeated_and_foreign_rows_are_no_news() -> None:
     assert not batcher.add(0, 2, msgspec.structs.replace(row("g2", 0), policy="other"))
     assert not batcher.add(0, 3, msgspec.structs.replace(row("g2", 0), mode=Mode.live))
     batcher.add(0, 4, row("g1", 1, 0.0))
-    batcher.take(NOW)
+    batcher.next_batch(NOW)
     assert not batcher.add(0, 5, row("g1", 0, 1.0))
     assert batcher.complete() == 0
 
@@ -199,7 +201,7 @@ def test_a_revision_before_settlement_replaces_the_one_before() -> None:
             1 + member,
             msgspec.structs.replace(row("g1", member, float(member)), group_revision="newer"),
         )
-    (group,) = batcher.take(NOW)
+    (group,) = batcher.next_batch(NOW)
     assert group.group_revision == "newer"
 
 
@@ -219,7 +221,7 @@ def test_groups_that_teach_nothing_say_why(
 
 
 def test_a_tombstone_with_a_reward_stays_in_the_baseline() -> None:
-    (group,) = batcher_with(row("g1", 0, 1.0), stone("g1", 1, 0.0)).take(NOW)
+    (group,) = batcher_with(row("g1", 0, 1.0), stone("g1", 1, 0.0)).next_batch(NOW)
     assert group.rewards == (1.0, 0.0)
     assert [episode.rollout_id for episode in group.episodes] == ["g1-0"]
 
@@ -294,7 +296,7 @@ def test_an_episode_whose_reward_cannot_be_computed_with_is_no_part_of_its_group
     )
     (group,) = batcher_with(
         *(msgspec.structs.replace(event, group_size=4) for event in events)
-    ).take(NOW)
+    ).next_batch(NOW)
     assert group.rewards == (1.0, 0.0)
     assert [episode.rollout_id for episode in group.episodes] == ["g1-1", "g1-2"]
     assert group.outcomes["g1-0-0#0"] == (LedgerTerm.filtered, FilterReason.reward_failed)
@@ -304,7 +306,7 @@ def test_a_group_whose_step_was_not_made_is_accounted_for_without_it() -> None:
     stale = action("old", version="policy@1.1")
     (group,) = batcher_with(
         row("g1", 0, 1.0, actions=(action("new", 0), stale)), row("g1", 1, 0.0)
-    ).take(NOW)
+    ).next_batch(NOW)
     settled = untrained(group, FilterReason.not_finite)
     assert settled.episodes == ()
     assert settled.outcomes == {
@@ -324,14 +326,14 @@ def test_context_is_not_accounted_for() -> None:
 
 def test_ledger_entries_name_every_action_once_and_never_leave_a_group_out() -> None:
     stale = action("old", version="policy@1.0")
-    (group,) = batcher_with(row("g1", 0, 1.0, actions=(stale,)), row("g1", 1, 0.0)).take(NOW)
+    (group,) = batcher_with(row("g1", 0, 1.0, actions=(stale,)), row("g1", 1, 0.0)).next_batch(NOW)
     entries = ledger_entries([group], NOW, 7)
     assert {(entry.term, entry.actions) for entry in entries} == {
         (LedgerTerm.stale, ("old#0",)),
         (LedgerTerm.trained, ("g1-1-0#0",)),
     }
     assert {entry.version for entry in entries} == {"policy@1.10"}
-    (empty,) = batcher_with(stone("g1", 0), stone("g1", 1)).take(NOW)
+    (empty,) = batcher_with(stone("g1", 0), stone("g1", 1)).next_batch(NOW)
     (entry,) = ledger_entries([empty], NOW, 7)
     assert (entry.actions, entry.reason) == ((), FilterReason.missing)
 
@@ -340,7 +342,7 @@ def test_policies_that_settle_the_same_revision_tell_of_it_in_events_of_their_ow
     batcher = RowBatcher("policy", ONE_GROUP)
     batcher.add(0, 0, row("g1", 0, 1.0))
     batcher.add(0, 1, row("g1", 1, 0.0))
-    groups = batcher.take(NOW)
+    groups = batcher.next_batch(NOW)
     of_both = [
         *ledger_entries(groups, NOW, 7),
         *ledger_entries(groups, Version("policy-v2", 1, 1), 7),
@@ -350,18 +352,18 @@ def test_policies_that_settle_the_same_revision_tell_of_it_in_events_of_their_ow
 
 def test_positions_hold_back_for_what_is_not_settled() -> None:
     batcher = batcher_with(row("g1", 0, 1.0), row("g2", 0, 1.0), row("g2", 1, 0.0))
-    batcher.take(NOW)
+    batcher.next_batch(NOW)
     assert [(p.partition, p.offset) for p in batcher.positions()] == [(0, 0)]
     assert batcher.settled() == {"g2": (0, 2)}
     batcher.add(0, 3, row("g1", 1, 0.0))
-    batcher.take(NOW)
+    batcher.next_batch(NOW)
     assert [(p.partition, p.offset) for p in batcher.positions()] == [(0, 4)]
     assert batcher.settled() == {}
 
 
 def test_a_group_that_is_written_again_is_never_trained_again() -> None:
     batcher = batcher_with(row("g1", 0, 1.0), row("g1", 1, 0.0))
-    batcher.take(NOW)
+    batcher.next_batch(NOW)
     assert batcher.settled() == {}
     assert not batcher.add(0, 7, row("g1", 0, 1.0))
     assert batcher.amendments() == ()
@@ -391,7 +393,7 @@ def test_a_learner_that_is_killed_and_resumes_settles_every_group_once(
     while offset < len(log):
         batcher.add(0, offset, log[offset])
         offset += 1
-        groups = batcher.take(NOW)
+        groups = batcher.next_batch(NOW)
         if groups:
             settled += [group.group_id for group in groups]
             saved = (batcher.positions(), batcher.settled(), len(settled))
@@ -400,9 +402,9 @@ def test_a_learner_that_is_killed_and_resumes_settles_every_group_once(
             batcher.restore(saved[0], saved[1])
             offset = saved[0][0].offset if saved[0] else 0
             assert len(settled) == saved[2]
-    settled += [group.group_id for group in batcher.take(NOW, partial=True)]
-    settled += [group.group_id for group in batcher.take(NOW, partial=True)]
-    settled += [group.group_id for group in batcher.take(NOW, partial=True)]
+    settled += [group.group_id for group in batcher.next_batch(NOW, partial=True)]
+    settled += [group.group_id for group in batcher.next_batch(NOW, partial=True)]
+    settled += [group.group_id for group in batcher.next_batch(NOW, partial=True)]
     assert sorted(settled) == sorted({f"g{g}" for g in range(9)})
 
 

@@ -48,7 +48,7 @@ def test_rows_of_the_named_policy_become_rows_of_the_new_ones_base_model() -> No
     for offset, row in enumerate(mine):
         assert isinstance(row, Trajectory)
         batcher.add(0, offset, row)
-    (group,) = batcher.take(base_version("mine"), partial=True)
+    (group,) = batcher.next_batch(base_version("mine"), partial=True)
     assert [outcome for outcome, _ in group.outcomes.values()].count(LedgerTerm.trained) == 1
 
 
@@ -58,7 +58,7 @@ def test_after_so_many_steps_of_its_own_they_are_stale() -> None:
         taken = relabel(row, "policy", "mine")
         assert isinstance(taken, Trajectory)
         batcher.add(0, offset, taken)
-    (group,) = batcher.take(Version("mine", 1, 9), partial=True)
+    (group,) = batcher.next_batch(Version("mine", 1, 9), partial=True)
     assert LedgerTerm.trained not in {outcome for outcome, _ in group.outcomes.values()}
 
 

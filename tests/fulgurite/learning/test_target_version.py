@@ -42,7 +42,7 @@ def route(*targets: tuple[str, str | None, float], alias: str = "policy") -> Pol
 def after(*events: Event) -> TargetVersion:
     fold = TargetVersion("policy")
     for event in events:
-        fold.take(event)
+        fold.apply(event)
     return fold
 
 
@@ -61,7 +61,7 @@ def test_the_first_claim_of_an_epoch_wins() -> None:
 def test_a_claimed_epoch_shuts_out_lower_ones_and_keeps_what_was_published() -> None:
     fold = after(claim(1, "a"), update(1, 1, "a"), claim(2, "b"), update(1, 2, "a"))
     assert str(fold.version()) == "policy@1.1"
-    fold.take(update(2, 1, "b"))
+    fold.apply(update(2, 1, "b"))
     assert str(fold.version()) == "policy@2.1"
 
 
@@ -83,11 +83,11 @@ def test_a_route_pins_a_known_version_until_it_is_taken_back() -> None:
         claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), route(("policy", "policy@1.1", 1.0))
     )
     assert str(fold.version()) == "policy@1.1"
-    fold.take(route(("policy", "policy@1.1", 0.2), ("policy", "policy@0.0", 0.8)))
+    fold.apply(route(("policy", "policy@1.1", 0.2), ("policy", "policy@0.0", 0.8)))
     assert str(fold.version()) == "policy@0.0"
-    fold.take(route(("policy", "policy@9.9", 1.0)))
+    fold.apply(route(("policy", "policy@9.9", 1.0)))
     assert str(fold.version()) == "policy@1.2"
-    fold.take(
+    fold.apply(
         route(("policy", None, 1.0), ("other", "other@1.1", 5.0), ("policy", "no version", 9.0))
     )
     assert str(fold.version()) == "policy@1.2"
@@ -95,32 +95,32 @@ def test_a_route_pins_a_known_version_until_it_is_taken_back() -> None:
 
 def test_other_policies_and_other_events_change_nothing() -> None:
     fold = TargetVersion("policy")
-    assert not fold.take(update(1, 1, "a", "other"))
-    assert not fold.take(make_call())
-    assert not fold.take(None)
-    assert not fold.take(claim(1, "a"))
-    assert not fold.take(msgspec.structs.replace(update(1, 1, "a"), kind=UpdateKind.unknown))
-    assert fold.take(update(1, 1, "a"))
+    assert not fold.apply(update(1, 1, "a", "other"))
+    assert not fold.apply(make_call())
+    assert not fold.apply(None)
+    assert not fold.apply(claim(1, "a"))
+    assert not fold.apply(msgspec.structs.replace(update(1, 1, "a"), kind=UpdateKind.unknown))
+    assert fold.apply(update(1, 1, "a"))
 
 
 def test_a_canary_takes_the_other_version_while_an_alias_is_split() -> None:
     fold = after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), update(1, 3, "a"))
     assert str(fold.version(canary=True)) == "policy@1.3"
-    fold.take(route(("policy", "policy@1.1", 0.9), ("policy", "policy@1.2", 0.1)))
+    fold.apply(route(("policy", "policy@1.1", 0.9), ("policy", "policy@1.2", 0.1)))
     assert (str(fold.version()), str(fold.version(canary=True))) == ("policy@1.1", "policy@1.2")
-    fold.take(route(("policy", "policy@1.1", 0.9), ("policy", None, 0.1)))
+    fold.apply(route(("policy", "policy@1.1", 0.9), ("policy", None, 0.1)))
     assert (str(fold.version()), str(fold.version(canary=True))) == ("policy@1.1", "policy@1.3")
     assert str(fold.version({Version("policy", 1, 3)}, canary=True)) == "policy@1.2"
-    fold.take(route(("policy", "policy@1.1", 1.0), ("policy", "policy@1.2", 0.0)))
+    fold.apply(route(("policy", "policy@1.1", 1.0), ("policy", "policy@1.2", 0.0)))
     assert str(fold.version(canary=True)) == "policy@1.1"
-    fold.take(route(("policy", "policy@1.1", 1.0)))
+    fold.apply(route(("policy", "policy@1.1", 1.0)))
     assert str(fold.version(canary=True)) == "policy@1.1"
 
 
 def test_adapters_are_wanted_together() -> None:
     fold = after(claim(1, "a"), update(1, 1, "a"), update(1, 2, "a"), update(1, 3, "a"))
     assert [str(v) for v in fold.versions()] == ["policy@1.3"]
-    fold.take(
+    fold.apply(
         route(
             ("policy", "policy@1.1", 0.9),
             ("policy", None, 0.1),
@@ -165,13 +165,13 @@ def test_the_greatest_share_decides_named_or_not() -> None:
         route(("policy", "policy@1.1", 0.1), ("policy", None, 0.9)),
     )
     assert (str(fold.version()), str(fold.version(canary=True))) == ("policy@1.2", "policy@1.1")
-    fold.take(route(("policy", "policy@1.1", 0.0), ("policy", None, 1.0)))
+    fold.apply(route(("policy", "policy@1.1", 0.0), ("policy", None, 1.0)))
     assert (fold.pinned(), str(fold.version())) == (None, "policy@1.2")
-    fold.take(route(("policy", "policy@1.1", 0.5), ("policy", None, 0.5)))
+    fold.apply(route(("policy", "policy@1.1", 0.5), ("policy", None, 0.5)))
     assert str(fold.version()) == "policy@1.1"
-    fold.take(route())
+    fold.apply(route())
     assert fold.pinned() is None
-    fold.take(route(("policy", "policy@1.1", 1.0), alias="other"))
+    fold.apply(route(("policy", "policy@1.1", 1.0), alias="other"))
     assert str(fold.version()) == "policy@1.1"
 
 

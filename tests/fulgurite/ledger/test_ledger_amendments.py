@@ -113,7 +113,7 @@ class Books(World):
             assert isinstance(record.event, Trajectory | Tombstone | GroupClosed)
             self.batcher.add(0, record.offset, record.event)
         self.read = len(self.topics["trajectories"])
-        entries = list(ledger_entries(self.batcher.take(VERSION), VERSION, 1))
+        entries = list(ledger_entries(self.batcher.next_batch(VERSION), VERSION, 1))
         told = [
             r.event
             for r in self.topics["ledger"]

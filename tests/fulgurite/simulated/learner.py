@@ -66,7 +66,7 @@ class Learner:
         return True
 
     def _train(self) -> bool:
-        groups = self._batcher.take(Version("policy", 0, self._world.checkpoint.step))
+        groups = self._batcher.next_batch(Version("policy", 0, self._world.checkpoint.step))
         if not groups:
             return False
         step = self._world.checkpoint.step + 1

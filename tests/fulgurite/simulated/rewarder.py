@@ -54,7 +54,7 @@ class Group:
     def take(self, event: Episode | AgentReward) -> None:
         """Hold an input until it is written of."""
         self.unsettled.add(event.event_id)
-        self.news |= self.gathered.take(event)
+        self.news |= self.gathered.add(event)
 
     @property
     def is_open(self) -> bool:
@@ -168,7 +168,7 @@ class Rewarder:
         self._begun[group_id] = written.begun()
         for event in (*self._world.log[EPISODES], *self._world.log[REWARDS]):
             if isinstance(event, Episode | AgentReward) and event.group_id == group_id:
-                group.gathered.take(event)
+                group.gathered.add(event)
         group.news = True
 
     def _write(self) -> bool:
@@ -203,5 +203,5 @@ def _written(world: World) -> dict[str, RevisionLog]:
         if isinstance(event, Trajectory | Tombstone | GroupClosed) or (
             isinstance(event, LedgerEntry) and event.source == REWARDER
         ):
-            groups[event.group_id].take(event)
+            groups[event.group_id].add(event)
     return groups

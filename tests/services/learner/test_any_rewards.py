@@ -93,7 +93,7 @@ def test_accepted_rewards_make_finite_rows(
     ]
     for offset, output in enumerate(outputs):
         batcher.add(0, offset, output)
-    groups = batcher.take(Version("policy", 0, 0))
+    groups = batcher.next_batch(Version("policy", 0, 0))
     trained = train_rows(groups)
     assert bool(trained) == any(
         outcome[0] is LedgerTerm.trained for group in groups for outcome in group.outcomes.values()

@@ -74,7 +74,7 @@ def test_what_is_odd_is_told_and_left_out(name: str) -> None:
     batcher = RowBatcher("policy", BatchRules(groups_per_step=1))
     for offset, row in enumerate([plain, rows()[1]]):
         batcher.add(0, offset, row)
-    (group,) = batcher.take(base_version("policy"))
+    (group,) = batcher.next_batch(base_version("policy"))
     assert all(math.isfinite(reward) for reward in group.rewards)
     assert len(group.rewards) == 2
     assert len(train_rows([group])) == 1
@@ -118,6 +118,6 @@ def test_what_is_not_odd_can_be_trained(
     kept = row if oddity(row) is None else without_actions(row)
     for offset, one in enumerate([kept, rows()[1]]):
         batcher.add(0, offset, one)
-    for trained in train_rows(batcher.take(base_version("policy"))):
+    for trained in train_rows(batcher.next_batch(base_version("policy"))):
         assert np.isfinite(trained.advantages).all()
         assert np.isfinite(trained.behaviour_logprobs).all()

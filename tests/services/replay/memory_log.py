@@ -140,7 +140,7 @@ class LiveProcessors:
         for event in events:
             self._log.append(event)
             if isinstance(event, AgentReward):
-                self._gathered.take(event)
+                self._gathered.add(event)
             elif event.rollout_id is None:
                 self._declared = event
             else:
@@ -167,4 +167,4 @@ class LiveProcessors:
         if episode is not None:
             self._published[key] = episode
             self._log.append(episode)
-            self._gathered.take(episode)
+            self._gathered.add(episode)

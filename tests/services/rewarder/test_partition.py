@@ -185,7 +185,7 @@ class Rewarder:
             if isinstance(e, LedgerEntry | Trajectory | Tombstone)
         ]
         for output in outputs:
-            written.take(output)
+            written.add(output)
         found = {
             output.event_id: output for output in outputs if output.group_revision == written.newest
         }

@@ -56,7 +56,7 @@ def test_no_update_or_route_stops_those_who_follow(
 ) -> None:
     target, view = TargetVersion("p"), PolicyView()
     for event in events:
-        target.take(event)
+        target.apply(event)
         view.take(event)
         assert target.version().policy == "p"
         target.version(canary=True)
