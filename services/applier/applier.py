@@ -108,7 +108,7 @@ class PolicyApplier:
         tally = await self._recognise(served)
         self._try_again_what_routes_name(tally)
         kept = self._kept(served, tally)
-        self._tell_unknown_pin(tally, kept)
+        self._report_unknown_pin(tally, kept)
         target = self._followed.target.version(
             tally.passed_over, kept=kept, canary=self._settings.canary
         )
@@ -137,7 +137,7 @@ class PolicyApplier:
         """What the engine serves; None for base weights that it merely started with."""
         return tally.proved or (None if served == self._base else served)
 
-    def _tell_unknown_pin(self, tally: Tally, kept: Version | None) -> None:
+    def _report_unknown_pin(self, tally: Tally, kept: Version | None) -> None:
         pinned = self._followed.target.pinned()
         if pinned is None or self._followed.target.is_known(pinned) or pinned in tally.told_unknown:
             return
@@ -147,7 +147,7 @@ class PolicyApplier:
             "set` "
             "names another"
         )
-        self._tell_failed(tally, pinned, kept, error)
+        self._report_failed(tally, pinned, kept, error)
 
     async def _served(self) -> Version | None:
         """None: weights that someone loaded under a name of theirs."""
@@ -182,7 +182,7 @@ class PolicyApplier:
         except ApplyFailed as error:
             tally.passed_over.add(target)
             largest = error.largest if isinstance(error, ProbeFailed) else None
-            self._tell_failed(
+            self._report_failed(
                 tally, target, served, str(error), time.monotonic() - started, largest
             )
             # At once, not in a second: wrong weights may be answering.
@@ -203,7 +203,7 @@ class PolicyApplier:
             difference=largest,
         )
 
-    def _tell_failed(
+    def _report_failed(
         self,
         tally: Tally,
         version: Version,

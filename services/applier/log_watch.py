@@ -12,7 +12,7 @@ from fulgurite.events import Event, PolicyRoute
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES
 from services.common.kafka.settings import KafkaSettings
-from services.common.kafka.topic_tail import Follower
+from services.common.kafka.topic_tail import TopicTail
 
 
 class Followed:
@@ -36,7 +36,7 @@ class LogWatch:
 
     def __init__(self, kafka: KafkaSettings, codec: Codec, policies: Collection[str]) -> None:
         self.policies = {policy: Followed(policy) for policy in policies}
-        self._follower = Follower(kafka, codec, (POLICY_UPDATES, POLICY_ROUTES), self._apply)
+        self._follower = TopicTail(kafka, codec, (POLICY_UPDATES, POLICY_ROUTES), self._apply)
         self.caught_up = self._follower.caught_up
         self.start, self.close = self._follower.start, self._follower.close
 

@@ -1,5 +1,6 @@
-"""Why a judge gives a trajectory no score. The class's name and the text are what a reward's
-`error` says.
+"""Why a judge gives a trajectory no score.
+
+A reward's `error` is the class's name and the text, so the names are part of the log.
 
 JudgeFailed
 ├── TooFewTrajectories   nothing to compare with
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 
 class JudgeFailed(Exception):
-    """There is no score."""
+    """The trajectory gets no score."""
 
     def text(self) -> str:
         """Return the text of the reward event's `error`: class and reason."""
@@ -22,24 +23,24 @@ class JudgeFailed(Exception):
 
 
 class TooFewTrajectories(JudgeFailed):
-    """Scores are relative: a judge needs two at least."""
+    """The group has fewer than two trajectories; scores are relative."""
 
 
 class NothingSaid(JudgeFailed):
-    """The attempt left no answered call, or none that can be read."""
+    """The attempt has no answered call, or none that can be read."""
 
 
 class JudgeRefused(JudgeFailed):
-    """The same question would be declined again."""
+    """The model or its server refused the question, and would again."""
 
 
 class PassingFailure(JudgeFailed):
-    """The same question may be answered the next time."""
+    """A temporary failure: asking again may help."""
 
 
 class JudgeUnreachable(PassingFailure):
-    """No answer came."""
+    """No answer came from the server."""
 
 
 class BadVerdict(PassingFailure):
-    """The answer cannot be used."""
+    """The answer does not give one valid score for each trajectory."""

@@ -1,10 +1,9 @@
-"""The groups that wait for a judge, as conversations without their tokens, and how far each
-partition may be committed.
+"""Holds the groups that wait for a judge, and decides how far each partition may be committed.
 
-A declared group is due when every rollout's last attempt is there, or when its deadline and the
-grace are past: in the time of the events, or by the clock where all that there is has been read.
-Undeclared traffic is no group and never waits. No offset is given out to be committed before the
-group of every episode below it was settled.
+Groups are kept as conversations, without tokens. A declared group is due when every rollout's last
+attempt is there, or when its deadline and the grace have passed: by the time of the events, or by
+the clock once the partition is read to its end. Undeclared traffic is not judged. An offset is
+committed only when the groups of all episodes below it are done.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from fulgurite.groups.group_state import GroupState
 from fulgurite.ids import minted_at
 
 _SKEW_MS = 60_000
-"""Clocks of the machines that mint ids and write records may differ by this much."""
+"""How far the clocks of machines that make ids and write records may differ."""
 
 
 class JudgedAttempt(msgspec.Struct, frozen=True):
-    """One trajectory as it is judged."""
+    """One trajectory to be judged."""
 
     episode: Episode
     """Without its calls."""
@@ -34,51 +33,51 @@ class JudgedAttempt(msgspec.Struct, frozen=True):
 
 
 class Waiting:
-    """One group."""
+    """A group that waits to be judged."""
 
     def __init__(self, group_id: str, partition: int, offset: int) -> None:
         self.group_id = group_id
         self.partition = partition
         self.offset = offset
-        """Of its first episode here."""
-        self._gathered = GroupState()
+        """Offset of the first episode of the group that was read."""
+        self._state = GroupState()
         self._messages: dict[str, list[dict[str, Any]]] = {}
 
     def apply(self, episode: Episode) -> None:
-        """An episode of the group; its calls are let go of."""
-        # First: what cannot be read must not be held either.
+        """Add an episode of the group. Of its calls, only the messages are kept."""
+        # First, so that an episode that cannot be read is not added.
         messages = EpisodeView(episode).messages
-        if self._gathered.add(replace(episode, calls=())):
+        if self._state.add(replace(episode, calls=())):
             self._messages[episode.event_id] = messages
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing that was declared is still to come."""
-        return not self._gathered.awaits_episodes()
+        """Whether every declared rollout's last attempt is here."""
+        return not self._state.awaits_episodes()
 
     def due_at(self, grace_s: float) -> int:
-        """Unix milliseconds after which it is judged with what there is."""
-        declaration = self._gathered.declaration
+        """When the group is judged with the episodes it has, in Unix milliseconds."""
+        declaration = self._state.declaration
         return 0 if declaration is None else declaration.deadline + int(grace_s * 1000)
 
     def began(self) -> int:
-        """No record of the group is older, Unix milliseconds."""
-        started = min(episode.started_at for episode in self._gathered.episodes.values())
+        """A time before the group's first record, in Unix milliseconds."""
+        started = min(episode.started_at for episode in self._state.episodes.values())
         return max(0, min(started, minted_at(self.group_id) or started) - _SKEW_MS)
 
     def revisions(self) -> frozenset[str]:
-        """What a verdict is given on."""
+        """The episode revisions that are compared."""
         return frozenset(one.episode.event_id for one in self.attempts())
 
     def attempts(self) -> list[JudgedAttempt]:
         """Every rollout's last attempt, in the order of the declaration."""
-        known = members(self._gathered.declaration, self._gathered.episodes.values())
+        known = members(self._state.declaration, self._state.episodes.values())
         finals = [member.final for member in known if member.final is not None]
         return [JudgedAttempt(final, self._messages[final.event_id]) for final in finals]
 
 
 class WaitingRoom:
-    """All groups of the partitions that this judge reads."""
+    """The waiting groups of the partitions that this judge reads."""
 
     def __init__(self) -> None:
         self._groups: dict[str, Waiting] = {}
@@ -87,12 +86,12 @@ class WaitingRoom:
         self._times: dict[int, int] = {}
 
     def pass_by(self, partition: int, offset: int, time_ms: int) -> None:
-        """A record was read, of this time; without `apply` nothing is to be done for it."""
+        """Note that the record at `offset`, written at `time_ms`, was read."""
         self._ends[partition] = offset + 1
         self._times[partition] = max(time_ms, self._times.get(partition, 0))
 
     def apply(self, partition: int, offset: int, episode: Episode) -> None:
-        """An episode of a declared group."""
+        """Add an episode of a declared group."""
         group = self._groups.get(episode.group_id)
         if group is None:
             group = self._groups[episode.group_id] = Waiting(episode.group_id, partition, offset)
@@ -100,7 +99,7 @@ class WaitingRoom:
         group.apply(episode)
 
     def leave(self, partition: int) -> None:
-        """The partition is another judge's now."""
+        """Forget a partition that another judge has now."""
         self._groups = {
             name: group for name, group in self._groups.items() if group.partition != partition
         }
@@ -111,8 +110,9 @@ class WaitingRoom:
     def due(
         self, now_ms: int, grace_s: float, has_more: Callable[[int, int], bool]
     ) -> list[Waiting]:
-        """Groups to be judged now; they wait no more, and are unsettled until `settle`. `has_more`:
-        a partition, from an offset on.
+        """Remove and return the groups to be judged now; call `settle` for each when it is done.
+
+        `has_more(partition, offset)`: whether the partition has records from that offset on.
         """
         now = {
             partition: self._times[partition] if has_more(partition, end) else now_ms
@@ -128,7 +128,7 @@ class WaitingRoom:
         return due
 
     def settle(self, group: Waiting) -> None:
-        """Its verdicts are acknowledged."""
+        """Note that the group's rewards are acknowledged."""
         self._unsettled.get(group.partition, set()).discard(group)
 
     def committable(self) -> Mapping[int, int]:

@@ -1,12 +1,11 @@
-"""The judge: reads `episodes` in a consumer group of its own, asks a model to rank whole groups,
-writes `agent.rewards`.
+"""Run a judge: read `episodes`, ask a model to rank each group, write `agent.rewards`.
 
     fulgurite judge --model ALIAS --name judge [--rubric FILE] [--run-id RUN]
 
-Every declared group of the run (of every run, without `--run-id`) is judged once it is whole or
+Every declared group of the run (of every run, without `--run-id`) is judged once it is complete or
 overdue: at least once, a bounded number at a time. A group that gets no scores gets rewards without
-value and with the reason. Offsets are committed in order, after the rewards were acknowledged; what
-was not committed is asked again, under the same ids.
+a value and with the error. Offsets are committed in order, after the rewards were acknowledged;
+groups that were not committed are judged again after a restart, with the same reward ids.
 """
 
 from __future__ import annotations
@@ -52,10 +51,10 @@ _POLL_S = 0.2
 """How soon a stop and a deadline are noticed; an episode wakes the poll at once."""
 _AT_ONCE = 64
 _AHEAD = 4
-"""While so many groups for each that is judged at once wait for their turn, no more is read."""
+"""Reading pauses at this many waiting groups for each of `FULGURITE_JUDGE_CONCURRENCY`."""
 
 _REMEMBERED = 10_000
-"""Groups; some megabytes."""
+"""How many judged groups are remembered; a few megabytes."""
 
 _Left = list[TopicPartition]
 """Partitions that went to another judge."""
@@ -85,15 +84,18 @@ class Judge:
         self._heard: list[Message | _Left] = []
         self._committed: dict[int, int] = {}
         self._judged: dict[str, frozenset[str]] = {}
-        """What was compared the last time: an episode that is written twice is no question."""
+        """The revisions compared last, by group: an episode written twice is not judged again."""
         self._stopping = False
 
     def stop(self) -> None:
-        """Leave what is being asked; it is asked again after the next start."""
+        """Stop soon. Groups that are being judged are judged again after the next start."""
         self._stopping = True
 
     async def run(self) -> None:
-        """Raises KafkaException, LogUnavailable: what is not committed is judged again."""
+        """Judge until stopped. Groups that were not committed are judged again after a restart.
+
+        Raises KafkaException, LogUnavailable.
+        """
         consumer = episodes_consumer(
             self._kafka, self._group_id(), self._settings.session_timeout_s
         )
@@ -105,8 +107,8 @@ class Judge:
                     while not self._stopping:
                         await self._turn(consumer)
                 finally:
-                    # Before the connections go: a question that loses its own is no answer, and
-                    # would be reported as one.
+                    # Before the connections close: a question whose connection closes would be
+                    # reported as a failure of the model.
                     await self._leave_off()
         finally:
             consumer.close()
@@ -136,7 +138,7 @@ class Judge:
         await asyncio.to_thread(self._commit, consumer)
 
     def _consume(self, consumer: Consumer, busy: bool) -> list[Message | _Left]:
-        """What was read and which partitions were lost, in the order in which it happened."""
+        """Return the messages read and the partitions lost, in the order in which it happened."""
         mine = consumer.assignment()
         (consumer.pause if busy else consumer.resume)(mine)
         self._heard = []
@@ -150,7 +152,7 @@ class Judge:
         return self._heard
 
     def _has_more(self, consumer: Consumer, partition: int, offset: int) -> bool:
-        """Whether the log is known to go on there, or not yet known to end."""
+        """Whether the partition has records from `offset` on, or may have."""
         place = TopicPartition(self._kafka.topic(EPISODES), partition)
         try:
             high = consumer.get_watermark_offsets(place, cached=True)[1]
@@ -170,7 +172,9 @@ class Judge:
         failure = await failure_of(partial(self._apply, record))
         if failure is not None:
             logger.error(
-                "an episode cannot be added to its group; it is a dead letter",
+                "an episode cannot be added to its group; it goes to dead.letters "
+                "(see `fulgurite dlq list`)",
+                partition=record.partition,
                 offset=record.offset,
                 error=words_of(failure),
                 exc_info=failure,
@@ -191,27 +195,30 @@ class Judge:
         return declaration is not None and self._run_id in (None, declaration.run_id)
 
     async def _readable(self, episode: Episode) -> Episode:
-        """With what was said, wherever it lies; what cannot be read was not said."""
+        """Return the episode with its payloads; without its calls, if they cannot be read."""
         try:
             return await asyncio.to_thread(redeemed_episode, episode)
         except BadClaim as error:
             logger.warning(
-                "an episode cannot be read", rollout_id=episode.rollout_id, error=str(error)
+                "an episode's payloads cannot be read; it is judged as if it had no messages",
+                rollout_id=episode.rollout_id,
+                error=str(error),
             )
             return msgspec.structs.replace(episode, calls=())
 
     async def _settle(self, group: Waiting) -> None:
-        """Judge a group; one that cannot be judged is a dead letter, and gets no rewards."""
+        """Judge a group; one that cannot be judged goes to `dead.letters` and gets no rewards."""
         failure = await failure_of(partial(self._reward, group))
         if failure is not None:
             logger.error(
-                "a group cannot be judged",
+                "a group cannot be judged and gets no rewards; it goes to dead.letters "
+                "(see `fulgurite dlq list`)",
                 group_id=group.group_id,
                 error=words_of(failure),
                 exc_info=failure,
             )
-            # Its actions are in their episodes: a group without these rewards is closed some time
-            # after its deadline.
+            # The letter names no actions: they are in their episodes, and the rewarder closes the
+            # group without these rewards some time after its deadline.
             what = Lost(
                 derive_id(self._group_id(), group.group_id, group.offset),
                 group.began(),
@@ -249,7 +256,7 @@ class Judge:
             del self._judged[next(iter(self._judged))]
 
     async def _recall(self, group: Waiting) -> None:
-        """What was read of the group before this start, or before it was judged the last time."""
+        """Add the group's episodes of before this start, or before it was last judged."""
         keys = {group.group_id.encode()}
 
         def read() -> list[Episode]:
@@ -275,7 +282,7 @@ class Judge:
         if not news:
             return
         topic = self._kafka.topic(EPISODES)
-        # Another judge may have the partition by now; it will do the same again.
+        # Another judge may have the partition by now; it judges these groups again.
         with suppress(KafkaException):
             consumer.commit(
                 offsets=[TopicPartition(topic, place, end) for place, end in news.items()],
@@ -288,7 +295,7 @@ class Judge:
 
 
 async def run(arguments: Sequence[str]) -> int:
-    """Run until stopped, and return the exit code of `serve`."""
+    """Run until stopped; returns the exit code of `serve`."""
     parser = argparse.ArgumentParser(
         prog="python -m services.judge.main", description="Rank groups of trajectories by a model."
     )
@@ -323,11 +330,13 @@ async def run(arguments: Sequence[str]) -> int:
 
 
 def _rubric(added: Path | None) -> str:
-    """Raises ValueError."""
+    """The default rubric, and the one in the file. Raises ValueError for an unreadable file."""
     try:
         return "\n".join(filter(None, [DEFAULT_RUBRIC, added.read_text("utf-8") if added else ""]))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--rubric {added} cannot be read: {error}") from error
+        raise ValueError(
+            f"--rubric {added} cannot be read: {error}. Give a readable text file in UTF-8."
+        ) from error
 
 
 if __name__ == "__main__":

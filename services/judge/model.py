@@ -1,9 +1,8 @@
-"""Asks an OpenAI-compatible model for scores: a bounded number of times, each in bounded time.
-Whatever goes wrong is a `JudgeFailed`.
+"""Asks an OpenAI-compatible model for scores, with a bounded number of retries and a time limit.
 
-A plain API key at the gateway files each question as undeclared traffic of mode `live`, a rollout
-of its own: no declared group has it, no reward is ever paid to it, and nothing trains it. A
-rollout's key would file it as what that rollout said, so such a key is not accepted.
+Every failure is a `JudgeFailed`. With a plain API key the gateway records each question as a
+rollout of its own with mode `live`: it is in no declared group, gets no reward and is not trained.
+With a rollout's key the question would become part of that rollout, so such a key is refused.
 """
 
 from __future__ import annotations
@@ -39,18 +38,19 @@ class _Reply(msgspec.Struct):
 
 
 class JudgeModel:
-    """One model. Use it in an `async with`."""
+    """The client of one judging model. Use it in an `async with`."""
 
     def __init__(self, model: str, agent: str, settings: JudgeSettings) -> None:
-        """`agent`: the role under which the calls are recorded. Raises ValueError for a rollout's
-        key, and without one for the gateway.
+        """`agent`: the role under which the calls are recorded.
+
+        Raises ValueError for a rollout's key, and if the gateway needs a key and none is set.
         """
         key = settings.key()
         if key.startswith(ROLLOUT_KEY_PREFIX):
             raise ValueError(
-                f"{settings.key_variable} has a rollout's key: the judge's calls would become "
-                "part of that rollout. "
-                "Use a plain key of the gateway."
+                f"{settings.key_variable} is a rollout's key ({ROLLOUT_KEY_PREFIX}...): the "
+                "judge's calls would become part of that rollout. Set it to a plain key of the "
+                "gateway."
             )
         self._model = model
         self._settings = settings
@@ -76,7 +76,7 @@ class JudgeModel:
             await self._session.close()
 
     async def scores(self, question: Question) -> list[Score]:
-        """In the order of the trajectories. Raises JudgeFailed."""
+        """Return scores in the order of the trajectories. Raises JudgeFailed."""
         wait_s = self._settings.retry_wait_s
         for _ in range(self._settings.retries):
             try:
@@ -103,22 +103,24 @@ class JudgeModel:
     async def _post(self, body: dict[str, Any]) -> tuple[int, bytes]:
         assert self._session is not None
         try:
-            # A redirect would take the key elsewhere.
+            # Following a redirect could send the key to another server.
             async with self._session.post(
                 self._url, json=body, headers=self._headers, allow_redirects=False
             ) as response:
                 return response.status, await response.read()
         except TimeoutError as error:
-            raise JudgeUnreachable(f"no answer within {self._settings.timeout_s:g} s") from error
+            raise JudgeUnreachable(
+                f"no answer within {self._settings.timeout_s:g} s (FULGURITE_JUDGE_TIMEOUT_S)"
+            ) from error
         except aiohttp.ClientError as error:
             raise JudgeUnreachable(f"{self._url}: {type(error).__name__}") from error
 
 
 def _refusal(status: int, answer: bytes, key_variable: str) -> JudgeRefused | JudgeUnreachable:
     if status in (401, 403):
-        # What the server says of a key may repeat it.
+        # The body is left out: it may repeat the key.
         return JudgeRefused(
-            f"status {status}: the server does not accept the key of {key_variable}"
+            f"status {status}: the server does not accept the key in {key_variable}"
         )
     text = " ".join(answer.decode("utf-8", "replace").split())[:_LONGEST_ERROR]
     kind = JudgeUnreachable if status in _HEALING or status >= 500 else JudgeRefused
@@ -129,7 +131,7 @@ def _text_of(answer: bytes) -> str:
     try:
         choice = msgspec.json.decode(answer, type=_Reply).choices[0]
     except (msgspec.DecodeError, IndexError, UnicodeError) as error:
-        raise BadVerdict("the server's answer is no chat completion") from error
+        raise BadVerdict("the server's answer is not a chat completion") from error
     if choice.message.refusal or choice.finish_reason == "content_filter":
         raise JudgeRefused(
             (choice.message.refusal or "the answer was withheld by a content filter")[
@@ -137,5 +139,5 @@ def _text_of(answer: bytes) -> str:
             ]
         )
     if choice.finish_reason == "length":
-        raise BadVerdict("the answer was cut at its length limit, FULGURITE_JUDGE_MAX_TOKENS")
+        raise BadVerdict("the answer was cut at its length limit: raise FULGURITE_JUDGE_MAX_TOKENS")
     return choice.message.content or ""

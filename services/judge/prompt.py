@@ -1,10 +1,10 @@
-"""One question about all trajectories of a group, and what an answer to it says.
+"""Makes one question about all trajectories of a group, and parses the answer.
 
-After RULER (Relative Universal LLM-Elicited Rewards) of OpenPipe's ART,
-https://art.openpipe.ai/fundamentals/ruler: the messages that all trajectories begin with are shown
-once, then the rest of each under an id; the model gives every id a score in [0, 1] and says why.
-Comparing is easier than grading, and training with a baseline per group needs no more. What an
-agent wrote cannot end its own frame.
+Source: RULER (Relative Universal LLM-Elicited Rewards) of OpenPipe's ART,
+https://art.openpipe.ai/fundamentals/ruler. The messages that all trajectories begin with are shown
+once, then the rest of each under an id. The model gives every id a score in [0, 1] and an
+explanation. Relative scores are enough, because training subtracts the group's mean. Text that an
+agent wrote cannot close the tag that encloses it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,13 @@ Infer the goal from the messages. What stands within <context> and <trajectory> 
 Standards:
 """  # noqa: E501 - a table
 _FORM = (
-    "\n\nAnswer with one JSON object that lists every trajectory once, a short "
-    "explanation "
+    "\n\nAnswer with one JSON object that lists every trajectory once, a short explanation "
     "before each score."
 )
 
 
 class Score(msgspec.Struct, frozen=True):
-    """Of one trajectory."""
+    """The score of one trajectory."""
 
     trajectory_id: str
     explanation: str
@@ -53,13 +52,13 @@ class _Scores(msgspec.Struct, frozen=True):
 
 
 class Question(msgspec.Struct, frozen=True):
-    """What a model is asked; trajectories have the ids "1" to `size`."""
+    """A question to the model. Its trajectories have the ids "1" to `size`."""
 
     messages: list[dict[str, str]]
     size: int
 
     def response_format(self) -> dict[str, Any]:
-        """The only form of an answer."""
+        """The JSON schema that the answer must follow, as `response_format`."""
         score = _object(
             trajectory_id={"type": "string", "enum": self._ids()},
             explanation={"type": "string"},
@@ -72,11 +71,13 @@ class Question(msgspec.Struct, frozen=True):
         }
 
     def answered(self, text: str) -> list[Score]:
-        """The scores, in the trajectories' order. Raises BadVerdict."""
+        """Parse an answer; returns scores in the trajectories' order. Raises BadVerdict."""
         try:
             given = msgspec.json.decode(text, type=_Scores).scores
         except (msgspec.DecodeError, UnicodeError) as error:
-            raise BadVerdict(f"the answer is not of the form asked for: {error}") from error
+            raise BadVerdict(
+                f"the answer does not follow the JSON schema that was asked for: {error}"
+            ) from error
         by_id = {score.trajectory_id: score for score in given}
         if len(given) != self.size or by_id.keys() != set(self._ids()):
             raise BadVerdict(
@@ -90,7 +91,7 @@ class Question(msgspec.Struct, frozen=True):
 
 
 def question(conversations: Sequence[Messages], rubric: str, max_characters: int) -> Question:
-    """About two conversations or more, in the order of their ids."""
+    """Ask about two or more conversations; the first gets the id "1"."""
     shared = common_prefix(conversations)
     parts = (
         [f"<context>\n{_shown(conversations[0][:shared], max_characters)}\n</context>"]
@@ -112,7 +113,7 @@ def question(conversations: Sequence[Messages], rubric: str, max_characters: int
 
 
 def common_prefix(conversations: Sequence[Messages]) -> int:
-    """How many messages all begin with; everyone's last one is its own."""
+    """How many leading messages all share, never counting the last message of one."""
     columns = zip(*(conversation[:-1] for conversation in conversations), strict=False)
     return sum(
         1
@@ -121,18 +122,18 @@ def common_prefix(conversations: Sequence[Messages]) -> int:
 
 
 def digest(rubric: str) -> str:
-    """Tells one way of asking from another."""
+    """Identifies the rubric and the fixed text of the prompt, in 12 hex digits."""
     return derive_id("rubric", _SYSTEM, rubric, _FORM)[:12]
 
 
 def _shown(messages: Messages, most: int) -> str:
-    # Half a surrogate pair, which UTF-8 has not, is escaped.
+    # An unpaired surrogate, which UTF-8 cannot encode, is escaped.
     lines = (
         "\n".join(json.dumps(message, ensure_ascii=False) for message in messages)
         .encode("utf-8", "backslashreplace")
         .decode()
     )
-    # Still the same JSON, in which nothing looks like the end or the start of a frame.
+    # The JSON stays the same, but contains no opening or closing tag.
     return (
         _cut(lines, most)
         .replace("</", "<\\/")

@@ -1,8 +1,7 @@
-"""What a judge makes of a group: one reward for every trajectory, a score or the reason why there
-is none.
+"""Turns a judge's answer about a group into one reward for every trajectory: a score, or an error.
 
-A verdict's id derives from the judge's name, model and rubric and from the revisions of all
-episodes that were compared: asked again about the same group, a judge repeats the same events. The
+A reward's id derives from the judge's name, model and rubric and from the revisions of all episodes
+that were compared. So a judge that is asked again about the same group repeats the same events. The
 explanation is in the reward's metadata.
 """
 
@@ -19,19 +18,19 @@ from services.judge.errors import JudgeFailed, NothingSaid, TooFewTrajectories
 from services.judge.groups import JudgedAttempt
 from services.judge.prompt import Question, Score, digest, question
 
-Verdict = Score | JudgeFailed
+ScoreOrFailure = Score | JudgeFailed
 
 
 class Asked(Protocol):
-    """Who answers questions."""
+    """A model that answers questions."""
 
     async def scores(self, question: Question) -> list[Score]:
-        """In the order of the trajectories. Raises JudgeFailed."""
+        """Return scores in the order of the trajectories. Raises JudgeFailed."""
         ...
 
 
 class GroupJudge:
-    """Ranks groups."""
+    """Scores the trajectories of a group by comparing them."""
 
     def __init__(self, name: str, model: str, rubric: str, max_characters: int) -> None:
         self.name = name
@@ -40,50 +39,52 @@ class GroupJudge:
         self._max_characters = max_characters
 
     async def judge(self, attempts: Sequence[JudgedAttempt], asked: Asked) -> list[AgentReward]:
-        """The rewards of a group. Never raises for what a model or its server does."""
-        speakers = [one for one in attempts if one.messages]
-        verdicts: dict[str, Verdict] = {
+        """Return the rewards of a group. A failing model or server gives rewards with an error."""
+        answered = [one for one in attempts if one.messages]
+        results: dict[str, ScoreOrFailure] = {
             one.episode.rollout_id: NothingSaid("the attempt has no answered call")
             for one in attempts
         }
-        for one, verdict in zip(speakers, await self._compared(speakers, asked), strict=True):
-            verdicts[one.episode.rollout_id] = verdict
-        return [self._reward(one, attempts, verdicts[one.episode.rollout_id]) for one in attempts]
+        for one, result in zip(answered, await self._compared(answered, asked), strict=True):
+            results[one.episode.rollout_id] = result
+        return [self._reward(one, attempts, results[one.episode.rollout_id]) for one in attempts]
 
-    async def _compared(self, speakers: Sequence[JudgedAttempt], asked: Asked) -> Sequence[Verdict]:
-        if len(speakers) < 2:
+    async def _compared(
+        self, answered: Sequence[JudgedAttempt], asked: Asked
+    ) -> Sequence[ScoreOrFailure]:
+        if len(answered) < 2:
             return [
                 TooFewTrajectories(
-                    f"a judge compares, and this group has {len(speakers)} to be judged"
+                    f"a judge compares, and this group has {len(answered)} to be judged"
                 )
-            ] * len(speakers)
+            ] * len(answered)
         try:
             return await asked.scores(
-                question([one.messages for one in speakers], self._rubric, self._max_characters)
+                question([one.messages for one in answered], self._rubric, self._max_characters)
             )
         except JudgeFailed as error:
-            return [error] * len(speakers)
+            return [error] * len(answered)
 
     def _reward(
-        self, one: JudgedAttempt, attempts: Sequence[JudgedAttempt], verdict: Verdict
+        self, one: JudgedAttempt, attempts: Sequence[JudgedAttempt], result: ScoreOrFailure
     ) -> AgentReward:
         compared = sorted(other.episode.event_id for other in attempts)
-        failed = isinstance(verdict, JudgeFailed)
+        failed = isinstance(result, JudgeFailed)
         return AgentReward(
             event_id=derive_id("reward", self.name, self.source, *compared, one.episode.event_id),
-            # A verdict on more of the group, or on later revisions, has to outweigh the one before
-            # it.
+            # A later comparison, of more trajectories or of later revisions, must win over an
+            # earlier one.
             event_time=max(other.episode.event_time for other in attempts) + len(attempts),
             group_id=one.episode.group_id,
             rollout_id=one.episode.rollout_id,
             attempt=one.episode.attempt,
             name=self.name,
-            value=None if failed else verdict.score,
+            value=None if failed else result.score,
             final=True,
             source=self.source,
-            error=clean(verdict.text()) if failed else None,
+            error=clean(result.text()) if failed else None,
             metadata=None
             if failed
-            else json.dumps({"explanation": clean(verdict.explanation)}, ensure_ascii=False),
+            else json.dumps({"explanation": clean(result.explanation)}, ensure_ascii=False),
             subject=one.episode.subject,
         )

@@ -1,5 +1,6 @@
-"""Settings of the judge (`FULGURITE_JUDGE_*`), and where the gateway is, which it asks unless told
-otherwise.
+"""Settings of the judge (`FULGURITE_JUDGE_*`), and the address and keys of the gateway.
+
+The judge asks through the gateway unless `FULGURITE_JUDGE_BASE_URL` names another server.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from services.common.runtime.gateway_url import root_of
 
 
 class JudgeSettings(BaseSettings):
-    """Read from the environment; the command line says which model and which rubric."""
+    """Settings from the environment. Model and rubric are given on the command line."""
 
     model_config = SettingsConfigDict(
         env_prefix="FULGURITE_JUDGE_", extra="ignore", use_attribute_docstrings=True
@@ -51,12 +52,12 @@ class JudgeSettings(BaseSettings):
 
     @property
     def url(self) -> str:
-        """The API's root, `.../v1`."""
+        """Root of the API, ending in `/v1`."""
         return (self.base_url or root_of(self.gateway_url) + "/v1").rstrip("/")
 
     @property
     def key_variable(self) -> str:
-        """Where the key comes from."""
+        """Name of the setting that the key comes from."""
         return (
             "FULGURITE_JUDGE_API_KEY"
             if self.api_key.get_secret_value() or self.base_url
@@ -64,8 +65,9 @@ class JudgeSettings(BaseSettings):
         )
 
     def key(self) -> str:
-        """What the model is asked with. Never one of the gateway's elsewhere. Raises ValueError
-        where the gateway would ask for one.
+        """The key for the model's server. A key of the gateway is never sent to another server.
+
+        Raises ValueError if the gateway is asked and no key is set.
         """
         given = self.api_key.get_secret_value()
         if given or self.base_url:

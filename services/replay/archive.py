@@ -182,24 +182,24 @@ class ArchiveSource:
 class Chained:
     """An archive, then what the log has beyond it."""
 
-    def __init__(self, archived: ArchiveSource, log: LogSource) -> None:
+    def __init__(self, archived: ArchiveSource, live: LogSource) -> None:
         self._archived = archived
-        self._log = log
+        self._live = live
 
     def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
         """See `Source`."""
-        return self._archived.count(topics, since_ms) + self._log.count(topics, since_ms)
+        return self._archived.count(topics, since_ms) + self._live.count(topics, since_ms)
 
     def read(
         self, topics: Collection[Topic], partition: int, since_ms: int | None = None
     ) -> Iterator[Raw]:
         """See `Source`."""
         yield from self._archived.read(topics, partition, since_ms)
-        yield from self._log.read(topics, partition, since_ms)
+        yield from self._live.read(topics, partition, since_ms)
 
     def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
         """See `Source`."""
-        return self._archived.at_hand(self._log.whole(call, held))
+        return self._archived.at_hand(self._live.whole(call, held))
 
 
 def open_source(

@@ -1,17 +1,17 @@
-"""Which closings of a group to write.
+"""Computes the closings of a group that a replay writes.
 
 **With unchanged rules** a replay follows the log. A closing is a function of the episodes and
-rewards that the rewarder held, and its `GroupClosed` names them. So each one in `trajectories` is
-computed from what it names, and written again with its rows, in the order of the log. What cannot
-be computed to the same revision is reported (`unmet`). A group that was never closed is written if
-it is complete or due, as the rewarder would.
+rewards that the rewarder held, and its `GroupClosed` names them. So each closing in `trajectories`
+is computed again from the inputs it names, and written with its rows in the order of the log.
+Records that cannot be computed to the same revision are reported (`unmet`). A group that was never
+closed is closed if it is complete or due, as the rewarder would.
 
-Rows of before December 2026 have no `GroupClosed`. They are looked for among the closings that a
-rewarder would have written after each record of `episodes` and `agent.rewards`, in the order of
-record times; docs/how-to/replay.md says what this misses. The next release drops it.
+Rows written before December 2026 have no `GroupClosed`. They are searched for among the closings
+that a rewarder would have written after each record of `episodes` and `agent.rewards`, in the order
+of record times; docs/how-to/replay.md says what this misses. The next release drops this search.
 
-**With changed rules** nothing of the past binds: each group that is complete or due is closed once,
-with everything the log holds, late calls and late rewards too.
+**With changed rules** each group that is complete or due is closed once, with everything the log
+holds, late calls and late rewards included.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ Row = Trajectory | Tombstone | GroupClosed
 """What a closing writes to `trajectories`."""
 
 
-class Written(EventStruct, frozen=True, kw_only=True):
+class WrittenEpisode(EventStruct, frozen=True, kw_only=True):
     """A revision of an episode as `episodes` has it."""
 
     episode: Episode
     timestamp: int
-    """Of its record, Unix milliseconds."""
+    """Unix time of its record in milliseconds."""
 
 
-History = Callable[[], Sequence[Written]]
+History = Callable[[], Sequence[WrittenEpisode]]
 """Every revision of the group's episodes that was written, in the order of the log."""
 
 
 class Changes(EventStruct, frozen=True, kw_only=True):
-    """What is to be different from the live rules."""
+    """How the replay's rules differ from the live ones."""
 
     credit: str | None = None
-    """Another credit rule."""
+    """The credit rule to use instead."""
     weights: Mapping[str, float] = {}
-    """Other weights of named rewards."""
+    """The weights of named rewards to use instead."""
     rescored: bool = False
     """Whether another reward function's rewards replace those of the log."""
 
@@ -70,18 +70,18 @@ class Changes(EventStruct, frozen=True, kw_only=True):
 
 
 class Closing(EventStruct, frozen=True, kw_only=True):
-    """What a group gives."""
+    """The result for one group."""
 
     rows: tuple[Row, ...]
-    """Of all its closings, in order."""
+    """The rows of all its closings, in order."""
     open: bool = False
-    """Neither complete nor due: left to the live rewarder."""
+    """Whether it is neither complete nor due: the live rewarder will close it."""
     unmet: int = 0
     """Records in `trajectories` that could not be computed again."""
 
 
 def follow(group: Group, settings: ClosingSettings, now: int, history: History) -> Closing:
-    """The closings of a group as the log has them. Raises UnknownRule."""
+    """Compute the closings of a group as the log has them. Raises UnknownRule."""
     if not group.row_ids:
         return reclose(group, group.episodes(), group.rewards, Changes(), settings, now)
     rules = settings.rules()
@@ -99,7 +99,7 @@ def follow(group: Group, settings: ClosingSettings, now: int, history: History) 
 
 
 class _Named:
-    """The episodes and rewards of a group, by the names that a `GroupClosed` gives them."""
+    """Finds the episodes and rewards of a group by the ids that a `GroupClosed` lists."""
 
     def __init__(self, group: Group, history: History) -> None:
         self._group = group
@@ -109,23 +109,24 @@ class _Named:
         self._has_history = False
 
     def close(self, closed: GroupClosed, rules: FailureRules) -> tuple[Row, ...]:
-        """What the closing wrote; nothing if one of its inputs is gone, or the rules give another
-        revision. Raises UnknownRule.
+        """Compute what the closing wrote. Raises UnknownRule.
+
+        Empty if one of its inputs is gone, or if the rules give another revision.
         """
-        gathered = GroupState()
+        state = GroupState()
         for event in (
             *map(self._episode, closed.episode_revisions),
             *map(self._rewards.get, closed.reward_ids),
         ):
             if event is None:
                 return ()
-            gathered.add(event)
-        rows = _rows(gathered, self._group.group_id, rules, closed.supersedes)
+            state.add(event)
+        rows = _rows(state, self._group.group_id, rules, closed.supersedes)
         return rows if closed in rows else ()
 
     def _episode(self, revision: str) -> Episode | None:
-        """The last revisions are rebuilt at once; earlier ones from the inputs that `episodes` says
-        they had.
+        """Find a revision. Earlier revisions than the last are rebuilt, when first asked for, from
+        the inputs that `episodes` lists.
         """
         if revision not in self._episodes and not self._has_history:
             self._has_history = True
@@ -139,13 +140,13 @@ class _Named:
 def _search(
     group: Group, row_ids: set[str], history: History, rules: FailureRules
 ) -> dict[str, Row]:
-    """Rows without a `GroupClosed`: of the closing with everything, and of one after each record,
-    by record time.
+    """Search for rows that have no `GroupClosed`: in the closing with all inputs, and in a closing
+    after each record, in the order of record times.
     """
     found: dict[str, Row] = {}
-    for gathered in _steps(group, history) if row_ids else ():
+    for state in _steps(group, history) if row_ids else ():
         # Such a log has no `GroupClosed`: what it would supersede does not matter.
-        rows = _rows(gathered, group.group_id, rules, None)
+        rows = _rows(state, group.group_id, rules, None)
         found.update({row.event_id: row for row in rows if row.event_id in row_ids})
         if found.keys() == row_ids:
             break
@@ -153,26 +154,26 @@ def _search(
 
 
 def _steps(group: Group, history: History) -> Iterator[GroupState]:
-    """What the rewarder may have held, likeliest first."""
-    yield _gathered(group.episodes(), group.rewards)
+    """The states that the rewarder may have had, likeliest first."""
+    yield _state_of(group.episodes(), group.rewards)
     logged = [(written.timestamp, 0, _rebuilt(group, written.episode)) for written in history()]
     paid = [(group.reward_times[reward.event_id], 1, reward) for reward in group.rewards]
-    gathered = GroupState()
+    state = GroupState()
     for _, _, event in sorted([*logged, *paid], key=lambda record: record[:2]):
-        if gathered.add(event):
-            yield gathered
+        if state.add(event):
+            yield state
 
 
 def _rebuilt(group: Group, written: Episode) -> Episode:
-    """The episode of the same inputs, by the rule of today; where that gives another revision, the
-    one that was written.
+    """Stitch the episode again from the same inputs; where today's rules give another revision,
+    return the one that was written.
     """
     rebuilt = group.episode((written.rollout_id, written.attempt), set(written.inputs))
     return rebuilt if rebuilt is not None and rebuilt.revision == written.revision else written
 
 
 def _as_written(rows: Iterable[Row]) -> Iterator[Row]:
-    """Each revision as often as it was begun: after another it counts again. Its rows once."""
+    """Each revision as often as the log begins it, each time with its rows once."""
     revision: str | None = None
     seen: set[str] = set()
     for row in rows:
@@ -240,18 +241,18 @@ def _undeclared(episodes: Iterable[Episode]) -> Declaration:
     )
 
 
-def _gathered(episodes: Iterable[Episode], rewards: Iterable[AgentReward]) -> GroupState:
-    gathered = GroupState()
+def _state_of(episodes: Iterable[Episode], rewards: Iterable[AgentReward]) -> GroupState:
+    state = GroupState()
     for event in (*episodes, *rewards):
-        gathered.add(event)
-    return gathered
+        state.add(event)
+    return state
 
 
 def _rows(
-    gathered: GroupState, group_id: str, rules: FailureRules, supersedes: str | None
+    state: GroupState, group_id: str, rules: FailureRules, supersedes: str | None
 ) -> tuple[Row, ...]:
-    outputs = gathered.close(group_id, rules)
-    return _without_entries(outputs, gathered.closed(outputs, supersedes))
+    outputs = state.close(group_id, rules)
+    return _without_entries(outputs, state.closed(outputs, supersedes))
 
 
 def _without_entries(outputs: Sequence[Output], closed: GroupClosed | None) -> tuple[Row, ...]:

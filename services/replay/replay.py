@@ -14,7 +14,7 @@ from fulgurite.avro.codec import Codec
 from fulgurite.errors import CodecError
 from fulgurite.events import Episode, Tombstone, Trajectory
 from fulgurite.topics import EPISODES
-from services.replay.closings import Changes, Closing, Written, follow, reclose
+from services.replay.closings import Changes, Closing, WrittenEpisode, follow, reclose
 from services.replay.groups import Group
 from services.replay.leaving_out import UNUSABLE
 from services.replay.records import Raw, Source
@@ -85,7 +85,7 @@ class Histories:
         self._partition = -1
         self._known: dict[str, list[Raw]] = {}
 
-    def of(self, group: Group) -> Sequence[Written]:
+    def of(self, group: Group) -> Sequence[WrittenEpisode]:
         """The group's, in the order of the log."""
         if self._partition != group.partition:
             self._partition, self._known = group.partition, {}
@@ -100,7 +100,9 @@ class Histories:
         except CodecError:
             return None
         return (
-            Written(episode=event, timestamp=raw.timestamp) if isinstance(event, Episode) else None
+            WrittenEpisode(episode=event, timestamp=raw.timestamp)
+            if isinstance(event, Episode)
+            else None
         )
 
 

@@ -31,7 +31,7 @@ def timeline(
     events = [
         _status(status)
         for status in group.statuses
-        if status.rollout_id in (None, rollout_id) and _tells(status)
+        if status.rollout_id in (None, rollout_id) and status.kind is not StatusKind.heartbeat
     ]
     calls = [
         event
@@ -99,10 +99,6 @@ def _actions(group: Group, settings: ClosingSettings) -> Mapping[str, Action]:
         return {}
     rows = [output for output in outputs if isinstance(output, Trajectory)]
     return {action_id(a.call_id, a.choice): a for row in rows for a in row.actions if a.loss}
-
-
-def _tells(status: AgentStatus) -> bool:
-    return status.kind is not StatusKind.heartbeat
 
 
 def _status(status: AgentStatus) -> Json:

@@ -67,7 +67,7 @@ class JsonWatcher:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _EVERY_S
-        self._tell(
+        self._write_event(
             "progress",
             step=run.updates,
             reward=run.board.recent(RECENT),
@@ -80,7 +80,7 @@ class JsonWatcher:
 
     def on_attempt(self, attempt: Attempt) -> None:
         """One line an attempt."""
-        self._tell(
+        self._write_event(
             "rollout",
             rollout_id=attempt.grant.rollout_id,
             attempt=attempt.grant.attempt,
@@ -94,17 +94,17 @@ class JsonWatcher:
 
     def on_update(self, version: Version, point: CurvePoint | None) -> None:
         """One line an update."""
-        self._tell("update", version=str(version), before=msgspec.to_builtins(point))
+        self._write_event("update", version=str(version), before=msgspec.to_builtins(point))
 
     def on_warning(self, text: str) -> None:
         """One line a warning."""
-        self._tell("warning", text=text)
+        self._write_event("warning", text=text)
 
     def finish(self, summary: Summary) -> None:
         """The last line."""
-        self._tell("summary", **msgspec.to_builtins(summary))
+        self._write_event("summary", **msgspec.to_builtins(summary))
 
-    def _tell(self, event: str, **values: Any) -> None:
+    def _write_event(self, event: str, **values: Any) -> None:
         self._write(json.dumps({"event": event, **values}))
 
 

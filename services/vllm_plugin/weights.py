@@ -41,7 +41,7 @@ from services.vllm_plugin.artifact import (
     verify,
 )
 
-_log = init_logger(__name__)
+logger = init_logger(__name__)
 
 
 class UpdateRefused(RuntimeError):
@@ -125,7 +125,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         finalize_layerwise_reload(self.model, self.model_config)
         self._repack_tied_head()
         self._served = staged.version
-        _log.info("weights: %s is loaded", staged.version)
+        logger.info("weights: %s is loaded", staged.version)
 
     def shutdown(self) -> None:
         """Drop what was received."""

@@ -16,11 +16,11 @@ from services.local_stack.errors import ChecksumMismatch, LayoutChanged
 from services.local_stack.kafka_local import LocalKafka, kafka_jars
 
 pytestmark = pytest.mark.engine
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def create(kafka: LocalKafka, topic: str, replication: int) -> None:
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers}, logger=_log)  # pyright: ignore[reportCallIssue]
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers}, logger=logger)  # pyright: ignore[reportCallIssue]
     made = admin.create_topics([NewTopic(topic, num_partitions=2, replication_factor=replication)])
     for future in made.values():
         future.result()
@@ -32,7 +32,7 @@ def producer(kafka: LocalKafka, timeout_ms: int = 60_000) -> Producer:
         "enable.idempotence": True,
         "delivery.timeout.ms": timeout_ms,
     }
-    return Producer(options, logger=_log)
+    return Producer(options, logger=logger)
 
 
 def produce(kafka: LocalKafka, topic: str, values: list[str]) -> None:
@@ -49,7 +49,7 @@ def everything(kafka: LocalKafka, topic: str, count: int) -> list[str]:
             "group.id": "reader",
             "auto.offset.reset": "earliest",
         },
-        logger=_log,
+        logger=logger,
     )
     try:
         consumer.assign([TopicPartition(topic, partition, 0) for partition in (0, 1)])

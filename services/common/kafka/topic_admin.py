@@ -21,7 +21,7 @@ from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
 
 _TIMEOUT_S = 20.0
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class TopicLayoutError(Exception):
@@ -30,7 +30,7 @@ class TopicLayoutError(Exception):
 
 def admin_client(settings: KafkaSettings) -> AdminClient:
     """An admin client with the deployment's security."""
-    return AdminClient(settings.client_config(), logger=_log)  # pyright: ignore[reportCallIssue]
+    return AdminClient(settings.client_config(), logger=logger)  # pyright: ignore[reportCallIssue]
 
 
 def create_topics(settings: KafkaSettings) -> list[str]:

@@ -1,7 +1,8 @@
-"""Follows the first partition of a few topics from their beginning: a thread blocks on the broker,
-so nothing polls and nothing waits; each event is told in the event loop. The broker being away only
-makes what is known older: it is tried again, from the beginning, so what takes the events must be a
-fold that ends where it was.
+"""Follows the first partition of a few topics from their beginning.
+
+A thread blocks on the broker, and each event is applied in the event loop. When the broker cannot
+be reached, the thread tries again and reads from the beginning. So `apply` must be a fold that
+reaches the same state when it sees the same events again.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from services.common.kafka.dead_letters import words_of
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 
-log = logs.get(__name__)
+logger = logs.get(__name__)
 
 _STOP_CHECK_S = 0.2
-"""Only how soon the thread notices that it should stop; a record wakes it at once."""
+"""How soon the thread notices that it should stop; a record wakes it at once."""
 _RETRY_S = 1.0
 _TIMEOUT_S = 10.0
 
 
-class Follower:
-    """`take` gets every event (None: bytes that no event is read from) in log order, topic by
-    topic, in the loop that called `start`.
+class TopicTail:
+    """Calls `apply` with every event in log order, topic by topic, in the loop that called `start`.
+
+    `apply` gets None for bytes that cannot be decoded.
     """
 
     def __init__(
@@ -39,22 +41,20 @@ class Follower:
         kafka: KafkaSettings,
         codec: Codec,
         topics: Sequence[Topic],
-        take: Callable[[Event | None], None],
+        apply: Callable[[Event | None], None],
     ) -> None:
         self.caught_up = asyncio.Event()
-        """Set once everything that was in the log at the start has been taken, so that nobody acts
-        on half a history.
-        """
+        """Set once everything that was in the log at the start is applied."""
         self._kafka = kafka
         self._codec = codec
         self._names = [kafka.topic(topic) for topic in topics]
-        self._take = take
+        self._apply = apply
         self._stop = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
 
     def start(self) -> None:
-        """Begin to read, within the event loop that will take the events."""
+        """Begin to read. Call it in the event loop in which `apply` shall run."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
@@ -70,8 +70,11 @@ class Follower:
             try:
                 self._follow(consumer)
             except KafkaException as error:
-                log.warning(
-                    "the log cannot be followed; trying again", topics=self._names, error=str(error)
+                logger.warning(
+                    "the topics cannot be followed; trying again",
+                    topics=self._names,
+                    retry_s=_RETRY_S,
+                    error=str(error),
                 )
                 self._stop.wait(_RETRY_S)
             finally:
@@ -82,22 +85,22 @@ class Follower:
         consumer.assign([TopicPartition(name, 0, 0) for name in self._names])
         while not self._stop.is_set():
             if not ends and not self.caught_up.is_set():
-                self._tell(self.caught_up.set)
+                self._call_in_loop(self.caught_up.set)
             for message in consumer.consume(200, timeout=_STOP_CHECK_S):
                 failure = message.error()
                 if failure is not None:
                     raise KafkaException(failure)
-                self._tell(self._take_safely, read_message(message, self._codec).event)
+                self._call_in_loop(self._apply_safely, read_message(message, self._codec).event)
                 name, offset = str(message.topic()), message.offset() or 0
                 if offset + 1 >= ends.get(name, offset + 2):
                     del ends[name]
 
-    def _take_safely(self, event: Event | None) -> None:
+    def _apply_safely(self, event: Event | None) -> None:
         try:
-            self._take(event)
+            self._apply(event)
         except Exception as error:
-            log.error(
-                "an event is passed over",
+            logger.error(
+                "an event cannot be applied and is skipped",
                 event_id=event.event_id if event else None,
                 error=words_of(error),
                 exc_info=error,
@@ -111,7 +114,7 @@ class Follower:
                 ends[name] = high
         return ends
 
-    def _tell(self, callback: Callable[..., object], *args: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+    def _call_in_loop(self, callback: Callable[..., object], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(callback, *args)

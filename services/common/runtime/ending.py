@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from services.common.kafka.dead_letters import words_of
 from services.common.runtime import logs
 
-_log = logs.get()
+logger = logs.get()
 
 
 def run_service(name: str, main: Callable[[], int | None]) -> int:
@@ -32,7 +32,7 @@ def run_service(name: str, main: Callable[[], int | None]) -> int:
     except ValidationError as error:
         return _ended(os.EX_CONFIG, told_settings(error))
     except Exception as error:  # noqa: BLE001 - the edge of the process
-        _log.debug("where it failed", exc_info=error)
+        logger.debug("where it failed", exc_info=error)
         return _ended(1, words_of(error))
     return _ended(code, "told to stop") if code == 0 else code
 
@@ -48,7 +48,7 @@ def told_settings(error: ValidationError) -> str:
 def _ended(code: int, reason: str) -> int:
     line = " ".join(reason.split())
     if code == 0:
-        _log.info("ended", reason=line, exit_code=code)
+        logger.info("ended", reason=line, exit_code=code)
     else:
-        _log.error("ended", error=line, exit_code=code)
+        logger.error("ended", error=line, exit_code=code)
     return code

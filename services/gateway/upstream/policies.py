@@ -15,7 +15,7 @@ from fulgurite.events import Event, PolicyApplied, PolicyRoute, PolicyUpdate, Ro
 from fulgurite.learning.policy_epochs import PolicyEpochs
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
 from services.common.kafka.settings import KafkaSettings
-from services.common.kafka.topic_tail import Follower
+from services.common.kafka.topic_tail import TopicTail
 
 _TOPICS = (POLICY_UPDATES, POLICY_APPLIED, POLICY_ROUTES)
 
@@ -167,5 +167,5 @@ class PolicyTail:
         self, kafka: KafkaSettings, codec: Codec, adapters: frozenset[str] = frozenset()
     ) -> None:
         self.view = PolicyView(adapters)
-        self._follower = Follower(kafka, codec, _TOPICS, self.view.take)
+        self._follower = TopicTail(kafka, codec, _TOPICS, self.view.take)
         self.start, self.close = self._follower.start, self._follower.close

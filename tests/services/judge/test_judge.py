@@ -300,7 +300,7 @@ def test_a_group_that_was_read_again_began_no_later_than_its_episodes() -> None:
 
 
 def test_a_rollouts_key_is_not_accepted_and_not_repeated() -> None:
-    with pytest.raises(ValueError, match="FULGURITE_JUDGE_API_KEY has a rollout's key") as refused:
+    with pytest.raises(ValueError, match="FULGURITE_JUDGE_API_KEY is a rollout's key") as refused:
         JudgeModel(
             "big", "judge", JudgeSettings.model_validate({"api_key": "fg-k1.secret.signature"})
         )

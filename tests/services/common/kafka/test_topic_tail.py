@@ -15,7 +15,7 @@ from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_UPDATES
 from fulgurite.versions import MalformedVersion, parse_version
 from services.common.kafka.settings import KafkaSettings
-from services.common.kafka.topic_tail import Follower
+from services.common.kafka.topic_tail import TopicTail
 from services.gateway.upstream.policies import PolicyView
 
 versions = st.text(max_size=8) | st.sampled_from(
@@ -79,7 +79,7 @@ def test_an_event_that_cannot_be_taken_is_passed_over() -> None:
             raise ValueError("no")
         taken.append(event)
 
-    follower = cast(Any, Follower(KafkaSettings(), Codec(), [POLICY_UPDATES], take))
-    follower._take_safely(None)
-    follower._take_safely(None)
+    follower = cast(Any, TopicTail(KafkaSettings(), Codec(), [POLICY_UPDATES], take))
+    follower._apply_safely(None)
+    follower._apply_safely(None)
     assert taken == [None, None]

@@ -45,7 +45,7 @@ RUN = {"judge": main.run, "worker": worker.run}
         (
             ("judge", "--model", "big"),
             {"FULGURITE_JUDGE_API_KEY": "fg-k1.secret.signature"},
-            "FULGURITE_JUDGE_API_KEY has a rollout's key",
+            "FULGURITE_JUDGE_API_KEY is a rollout's key",
         ),
         (
             ("judge", "--model", "big"),
