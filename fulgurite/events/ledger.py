@@ -22,8 +22,8 @@ class LedgerEntry(Event, frozen=True, kw_only=True):
     actions: tuple[str, ...] = ()
     """`call_id#choice`."""
     version: str | None = None
-    """Version they were trained into; for groups that taught nothing, the version after which they
-    were settled.
+    """Version they were trained into; for groups without trained actions, the version after which
+    they were settled.
     """
     source: str
     """`aggregator`, `rewarder` or `learner`."""

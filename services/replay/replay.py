@@ -94,7 +94,7 @@ class Histories:
         found = (self._decoded(raw) for raw in self._known.get(group.group_id, ()))
         return [written for written in found if written is not None]
 
-    def _decoded(self, raw: Raw) -> Written | None:
+    def _decoded(self, raw: Raw) -> WrittenEpisode | None:
         try:
             event = self._codec.decode(raw.value)
         except CodecError:

@@ -1,4 +1,4 @@
-"""`fulgurite run`: the run as a command. `run_command` is the same as a library call."""
+"""Defines the command `fulgurite run`; `run_command` does the same as a library call."""
 
 from __future__ import annotations
 
@@ -186,7 +186,8 @@ def run(
     rewards = _read(read_rewards, reward or (), "--reward")
     if rubric is not None and not any(given.startswith(JUDGE) for given in rewards.values()):
         raise typer.BadParameter(
-            f"no reward is a judge that it could be for: --reward NAME={JUDGE}ALIAS",
+            f"{rubric} has no use: no --reward is a judge. Add --reward NAME={JUDGE}ALIAS, or "
+            "leave --rubric out.",
             param_hint="--rubric",
         )
     try:
@@ -218,7 +219,7 @@ def run(
         )
     except MalformedVersion as error:
         raise typer.BadParameter(str(error), param_hint="--until-version") from error
-    sys.exit(_run_and_tell(options, as_json, results))
+    sys.exit(_run_and_print(options, as_json, results))
 
 
 def _read(
@@ -231,14 +232,14 @@ def _read(
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody stopped the run; every process of it is gone."""
+    """The run was stopped by a signal, and all its processes have ended."""
 
     def __init__(self, summary: Summary) -> None:
         self.summary = summary
 
 
 def new_run_id() -> str:
-    """A name for a run that no other has."""
+    """Make a unique id for a run."""
     return f"run-{secrets.token_hex(5)}"
 
 
@@ -248,10 +249,10 @@ def run_command(
     settings: RunnerSettings | None = None,
     kafka: KafkaSettings | None = None,
 ) -> Summary:
-    """Run to the end. SIGINT and SIGTERM end it with Interrupted once every process is gone, a
-    second one ends this process at once.
+    """Run to the end and return the summary. Raises RunnerError, LogUnavailable.
 
-    Raises RunnerError, LogUnavailable.
+    SIGINT and SIGTERM end all processes of the run and raise Interrupted; a second signal ends this
+    process at once.
     """
     check_rewards(options)
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -269,7 +270,7 @@ def run_command(
 
 
 def check_rewards(options: RunOptions) -> None:
-    """Load what rewards are given with, before an agent is started. Raises BadReward."""
+    """Check that reward functions and the rubric can be loaded. Raises BadReward."""
     try:
         for name, reference in options.rewards.items():
             if not reference.startswith(JUDGE):
@@ -281,7 +282,7 @@ def check_rewards(options: RunOptions) -> None:
 
 
 def from_environment() -> KafkaSettings:
-    """Kafka's address and security, from KAFKA_* variables. Raises LogUnavailable."""
+    """Read KAFKA_* variables and check that Kafka answers. Raises LogUnavailable."""
     return answering(KafkaSettings())
 
 
@@ -307,7 +308,7 @@ async def _stoppable(run: Run, numbers: Sequence[signal.Signals]) -> Summary:
         raise
 
 
-def _run_and_tell(options: RunOptions, as_json: bool, results: Path | None) -> int:
+def _run_and_print(options: RunOptions, as_json: bool, results: Path | None) -> int:
     try:
         summary = _run_json(options) if as_json else _run_shown(options)
     except (RunnerError, LogUnavailable) as error:
@@ -343,7 +344,7 @@ def _run(options: RunOptions, watcher: Watcher) -> Summary:
 
 
 def main() -> None:
-    """`python -m services.runner.command`: the command without the rest of the command line."""
+    """Run the command alone: `python -m services.runner.command`."""
     typer.run(run)
 
 

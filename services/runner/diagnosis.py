@@ -1,7 +1,8 @@
-"""Whether a run is of any use, and in words why not: no I/O.
+"""Decides whether a run is useful, and explains in words why it is not. No I/O.
 
-A group is of no use if it is done and, in training, none of its actions is trained or waits for the
-learner; else if none of its rollouts has a reward though one is awaited, or if all of them failed.
+In training a finished group is useless if none of its actions is trained or waits for the learner.
+In mode `val` it is useless if none of its rollouts has an expected reward, or if all of them
+failed.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from services.runner.scoreboard import Score, Scoreboard
 
 _REMEDIES = {
     **{str(reason): words for reason, words in REMEDIES.items()},
-    NO_POLICY: "the model name is served by an upstream that is not trained: see "
-    "FULGURITE_ALIASES and `fulgurite run --model`",
-    NO_LEARNER: "no learner trains this policy: start one with that FULGURITE_POLICY, or route "
-    "the model name to one that is trained",
+    NO_POLICY: "the model name is served by an upstream that is not trained: check "
+    "FULGURITE_ALIASES, and `--model` of `fulgurite run`",
+    NO_LEARNER: "no learner trains this policy: start one with this name in FULGURITE_POLICY, or "
+    "route the model name to a policy that is trained",
 }
 _TELLING = 8
-"""Groups in a row that are worth a warning where others before them were of use: a batch of the
-learner's default size.
+"""Useless groups in a row before a warning, if earlier groups were useful: a batch of the learner's
+default size.
 """
 _KINDS = 3
-"""Failures and reasons that are named, the most frequent first."""
+"""How many kinds of failures, errors and reasons are listed, the most frequent first."""
 
 
 class Diagnosis:
-    """Of one run; looks at what its scoreboard and its outcomes know."""
+    """Explains one run from its scoreboard and its outcomes."""
 
     def __init__(
         self,
@@ -42,27 +43,27 @@ class Diagnosis:
         outcomes: Outcomes,
         learners: Learners,
     ) -> None:
-        """`policy`: the one whose versions the run counts."""
+        """`policy`: the policy whose versions the run counts."""
         self._options = options
         self._policy = policy
         self._board = board
         self._outcomes = outcomes
         self._learners = learners
         self._done: dict[str, None] = {}
-        """Groups, in the order in which they were done."""
+        """Finished groups, in the order in which they finished."""
 
     def note(self, group_id: str) -> None:
-        """Something was heard of a group."""
+        """Note that something about a group has changed."""
         if group_id not in self._done and self._board.is_done(group_id):
             self._done[group_id] = None
 
     @property
     def done(self) -> int:
-        """Groups that are done."""
+        """How many groups have finished."""
         return len(self._done)
 
     def useless(self) -> list[str]:
-        """The last groups in a row that were of no use."""
+        """The useless groups since the last useful one."""
         found: list[str] = []
         for group_id in reversed(self._done):
             if self._is_of_use(group_id):
@@ -71,7 +72,7 @@ class Diagnosis:
         return found
 
     def actions(self, groups: Iterable[str] | None = None) -> Counter[str]:
-        """What became of the actions of some groups, or of all."""
+        """Count the outcomes of the actions of some groups, or of all."""
         counted: Counter[str] = Counter()
         for group_id in self._board.groups() if groups is None else groups:
             counted.update(self._outcomes.of_group(group_id, self._board.scores(group_id)))
@@ -80,8 +81,7 @@ class Diagnosis:
     def warnings(self, ended: int) -> list[str]:
         """What is wrong with the latest groups, the cause first; empty if nothing is.
 
-        `ended`: rollouts whose agent ended so long ago that their rewards should be there; 0 where
-        none has.
+        `ended`: how many rollouts ended so long ago that their rewards should be there.
         """
         useless = self.useless()
         tells = len(useless) >= min(_TELLING, max(1, self.done))
@@ -91,27 +91,26 @@ class Diagnosis:
         ]
 
     def all_unscored(self) -> bool:
-        """Whether rewards are awaited and none has come."""
+        """Whether rewards are expected and none has come."""
         return bool(self._options.rewards) and self._board.recent(1) is None
 
     def waits_in_vain(self) -> str | None:
-        """Why no version will come that the run counts; None if one may."""
+        """Why the versions that the run waits for cannot come; None if they may."""
         answered = self._outcomes.policies()
         if self._policy not in answered:
-            by = f"by {', '.join(sorted(answered))}" if answered else "by no policy that is trained"
+            by = f"by {', '.join(sorted(answered))}" if answered else "by no trained policy"
             return (
-                f"calls were answered {by}, and the run waits for versions of "
-                f"{self._policy!r} "
-                "(FULGURITE_POLICY)"
+                f"the run waits for versions of {self._policy!r} (FULGURITE_POLICY), but its calls "
+                f"were answered {by}: check `--model` and FULGURITE_POLICY"
             )
         return (
             None
             if self._learners.train(self._policy)
-            else f"no learner has claimed the policy {self._policy!r}"
+            else f"no learner has claimed the policy {self._policy!r}: start one"
         )
 
     def explain(self, groups: Sequence[str]) -> list[str]:
-        """Why these groups are of no use."""
+        """Explain why these groups are useless."""
         scores = [score for group_id in groups for score in self._board.scores(group_id)]
         count = f"{len(groups)} groups" if len(groups) > 1 else "group"
         which = (
@@ -119,7 +118,8 @@ class Diagnosis:
             if len(groups) >= self.done
             else f"the last {count}"
         )
-        lines = [f"{which} {'taught' if self._trains else 'measured'} nothing"]
+        signal = "training signal" if self._trains else "measurement"
+        lines = [f"{which} gave no {signal}"]
         failed = [score for score in scores if _has_failed(score)]
         if failed:
             kinds = _counted(str(score.failure or score.outcome) for score in failed)
@@ -134,8 +134,8 @@ class Diagnosis:
             lines.append(f"{len(unscored)} of {len(scores)} rollouts have no reward: {first}")
         if not any(score.calls for score in scores):
             lines.append(
-                "no call of theirs was recorded: does the agent use OPENAI_BASE_URL and "
-                "OPENAI_API_KEY?"
+                "their agents made no call that was recorded: does the agent use OPENAI_BASE_URL "
+                "and OPENAI_API_KEY?"
             )
         return [*lines, *(self._untrained(groups, scores) if self._trains else ())]
 
@@ -173,8 +173,9 @@ class Diagnosis:
         if word == FilterReason.no_signal:
             values = {score.reward for score in scores if score.reward is not None}
             return (
-                " (all rewards "
-                f"equal{f', {values.pop():g} everywhere' if len(values) == 1 else ''})"
+                f" (all rewards are {values.pop():g})"
+                if len(values) == 1
+                else " (all rewards of each group are equal)"
             )
         if word == NO_LEARNER:
             policies = [p for p in self._outcomes.policies() if not self._learners.train(p)]
@@ -191,13 +192,12 @@ class Diagnosis:
         if unclosed > 0:
             lines.append(
                 f"{unclosed} rollouts have ended and have no episode yet: is the aggregator "
-                "running (`fulgurite status`)?"
+                "running? See `fulgurite status`."
             )
         if unpaid:
             lines.append(
-                f"{unpaid} rollouts have ended and wait for a reward; a function that returns "
-                "None gives none, "
-                "and its group then waits until its deadline"
+                f"{unpaid} rollouts have ended and wait for a reward. A function that returns None "
+                "gives no reward; the group then waits until its deadline."
             )
         return lines
 
@@ -207,8 +207,9 @@ class Diagnosis:
             return []
         limit = self._learners.config(self._policy).max_row_tokens
         return [
-            f"{count} of {total} rollouts have rows longer than "
-            f"FULGURITE_MAX_ROW_TOKENS={limit}: not trained (oversized)"
+            f"{count} of {total} rollouts have rows longer than FULGURITE_MAX_ROW_TOKENS={limit}, "
+            "which are not trained (oversized): raise it for the learner, or keep conversations "
+            "shorter"
         ]
 
 

@@ -4,9 +4,9 @@ RunnerError
 ├── BadTasks              the tasks file cannot be read as JSON lines
 ├── BadCommand            the agent's command cannot be started as asked
 ├── BadReward             a reward function cannot be loaded, or a judge's rubric cannot be read
-├── GaveUp                too many groups in a row were of no use
+├── GaveUp                too many groups in a row were useless, or awaited versions cannot come
 ├── LauncherFailed        the process that starts agents refused or died
-├── GatewayRefused        the gateway answered with an error that a repetition would not mend
+├── GatewayRefused        the gateway answered with an error that trying again does not help
 └── GatewayUnreachable    the gateway did not answer, or not in time
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 
 class RunnerError(Exception):
-    """Base of the tree; its text says what to do."""
+    """Base of the tree. The text says what to do."""
 
 
 class BadTasks(RunnerError):
@@ -30,9 +30,7 @@ class BadReward(RunnerError):
 
 
 class GaveUp(RunnerError):
-    """Too many groups in a row were of no use, or the versions that the run waits for
-    cannot come.
-    """
+    """Too many groups in a row were useless, or the awaited versions cannot come."""
 
 
 class LauncherFailed(RunnerError):
@@ -40,7 +38,7 @@ class LauncherFailed(RunnerError):
 
 
 class GatewayRefused(RunnerError):
-    """The gateway answered with an error that a repetition would not mend."""
+    """The gateway answered with an error that trying again does not help."""
 
 
 class GatewayUnreachable(RunnerError):

@@ -1,9 +1,9 @@
-"""Classify the end of an agent process: finished or failed, with which failure kind, and whether
-to try again.
+"""Classifies how an agent process ended: finished or failed, the failure kind, and whether to
+retry.
 
-Only exogenous failures are tried again: retrying away what the policy did would be survivor bias.
-What an agent's own library could not mend is recognised by the exception on the last line of its
-standard error; an agent in any language can say the same with exit code 75 (`EX_TEMPFAIL`).
+Only failures that the policy did not cause are retried; retrying others would be survivor bias.
+They are recognised by the exception on the last line of standard error. An agent in any language
+can report one with exit code 75 (`EX_TEMPFAIL`).
 """
 
 from __future__ import annotations
@@ -51,11 +51,10 @@ def classify_exit(ended: Ended) -> ExitClass:
         return ExitClass(StatusKind.finished)
     lines = [line for line in ended.error_output.strip().splitlines() if line.strip()]
     message = (
-        ended.error_output.strip()
-        or f"exit code {ended.exit_code} without a word on standard error"
+        ended.error_output.strip() or f"exit code {ended.exit_code}, nothing on standard error"
     )
     if ended.exit_code in (EX_TEMPFAIL, _NOT_STARTED, -signal.SIGKILL):
-        # Killed by somebody else: on most machines the kernel, for want of memory.
+        # SIGKILL from outside: on most machines the kernel, because memory ran out.
         return ExitClass(StatusKind.failed, FailureKind.infrastructure, message)
     found = _LAST_EXCEPTION.match(lines[-1]) if lines else None
     known = _EXCEPTIONS.get(found[1]) if found else None

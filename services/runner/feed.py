@@ -1,6 +1,4 @@
-"""What the log says while a run goes on: a thread that reads several topics from their ends and
-hands events to the event loop.
-"""
+"""Reads several topics from their ends in a thread, and hands the events to the event loop."""
 
 from __future__ import annotations
 
@@ -24,8 +22,9 @@ logger = logs.get()
 
 
 class Feed:
-    """Calls back, in the event loop, with every event written after it was opened. Use as an async
-    context manager.
+    """Calls `on_event` in the event loop for every event written after it was opened.
+
+    Use it as an async context manager.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Feed:
         self._open = True
 
     async def __aenter__(self) -> Feed:
-        """Take the topics' ends as the start. Raises LogUnavailable."""
+        """Begin at the topics' ends. Raises LogUnavailable."""
         self._loop = asyncio.get_running_loop()
         self._consumer = make_consumer(self._settings)
         try:
@@ -50,7 +49,8 @@ class Feed:
         except KafkaException as error:
             self._consumer.close()
             raise LogUnavailable(
-                f"cannot read from Kafka at {self._settings.bootstrap_servers}: {error}"
+                f"cannot read from Kafka at {self._settings.bootstrap_servers} "
+                f"(KAFKA_BOOTSTRAP_SERVERS): {error}. Is it running?"
             ) from error
         self._thread = threading.Thread(target=self._read, name="feed", daemon=True)
         self._thread.start()
@@ -75,7 +75,7 @@ class Feed:
             for message in self._consumer.consume(200, timeout=0.05):
                 failure = message.error()
                 if failure is not None:
-                    logger.warning("cannot read the log", error=failure.str())
+                    logger.warning("cannot read from Kafka; trying again", error=failure.str())
                     continue
                 record = read_message(message, self._codec)
                 if record.event is not None:

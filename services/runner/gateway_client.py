@@ -1,7 +1,7 @@
-"""The gateway's REST routes for runners: declare a group, report a status, ask for another attempt.
+"""Calls the gateway's REST routes for runners: declare a group, report a status, start an attempt.
 
-Connection errors and 5xx answers are tried again for `patience_s`; other errors are raised at once,
-with the gateway's own words.
+Connection errors and the statuses 429 and 5xx are retried for `patience_s` seconds. Other errors
+are raised at once, with the gateway's text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REQUEST_TIMEOUT_S = 15.0
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """What one attempt at a rollout needs."""
+    """The keys and the URL for one attempt at a rollout."""
 
     rollout_id: str
     index: int
@@ -49,7 +49,7 @@ class _NewAttempt(msgspec.Struct, frozen=True):
 
 
 class GatewayClient:
-    """Speaks to one gateway. Use as an async context manager."""
+    """The client of one gateway. Use it as an async context manager."""
 
     def __init__(self, url: str, admin_key: str, patience_s: float = 20.0) -> None:
         self._url = url.rstrip("/")
@@ -78,7 +78,7 @@ class GatewayClient:
         rewards: Sequence[str],
         weights: Mapping[str, float],
     ) -> Group:
-        """A new group of n rollouts. Raises GatewayRefused, GatewayUnreachable."""
+        """Declare a group of n rollouts. Raises GatewayRefused, GatewayUnreachable."""
         body = {
             "n": n,
             "task": task,
@@ -102,7 +102,7 @@ class GatewayClient:
         exit_code: int | None = None,
         will_retry: bool = False,
     ) -> None:
-        """Say how an attempt stands. Raises GatewayRefused, GatewayUnreachable."""
+        """Report the status of an attempt. Raises GatewayRefused, GatewayUnreachable."""
         body = {
             "kind": kind.value,
             "attempt": grant.attempt,
@@ -118,7 +118,7 @@ class GatewayClient:
         )
 
     async def next_attempt(self, grant: Grant, mode: Mode, deadline: int) -> Grant:
-        """Keys for another attempt. Raises GatewayRefused, GatewayUnreachable."""
+        """Get the keys for the next attempt. Raises GatewayRefused, GatewayUnreachable."""
         body = {"attempt": grant.attempt + 1, "mode": mode.value, "deadline": deadline}
         reply = msgspec.convert(
             await self._post(f"/v1/rollouts/{grant.rollout_id}/attempts", body), _NewAttempt
@@ -152,6 +152,6 @@ class GatewayClient:
             if time.monotonic() > give_up:
                 raise GatewayUnreachable(
                     f"no answer from the gateway at {self._url} in {self._patience_s:.0f} s "
-                    f"({problem}); is it running?"
+                    f"({problem}). Is it running there (FULGURITE_GATEWAY_URL)?"
                 )
             await asyncio.sleep(_PAUSE_S)

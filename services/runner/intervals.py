@@ -1,8 +1,7 @@
-"""Means with 95% intervals: Wilson's for rewards of 0 and 1, Student's t for others; groups are the
-units where n > 1.
+"""Computes means with 95% intervals: Wilson's for rewards of 0 and 1, Student's t for others.
 
-Values that are all alike say nothing of how far apart others may be: then there is no interval, but
-for rewards of 0 and 1.
+Where groups have more than one value, each group counts once. If all values are equal they say
+nothing about their spread, so there is no interval, except for rewards of 0 and 1.
 """
 
 from __future__ import annotations
@@ -18,15 +17,11 @@ _T = (
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-"""97.5% quantiles of Student's t for 1 to 30 degrees of freedom (tables, three decimals); beyond,
-see `_student`.
-"""
+"""97.5% quantiles of Student's t for 1 to 30 degrees of freedom, from tables, to three decimals."""
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A mean, the bounds of its 95% interval (None where the values cannot tell), and from how many
-    values.
-    """
+    """A mean, the bounds of its 95% interval (None if there is none), and the number of values."""
 
     mean: float
     low: float | None
@@ -40,8 +35,9 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 def estimate(groups: Sequence[Sequence[float]]) -> Estimate | None:
-    """The mean over all values; rollouts of one task are not independent, so groups of several
-    count once for the interval.
+    """Estimate the mean over all values; None without any.
+
+    Rollouts of one task are not independent, so the interval is over the means of the groups.
     """
     values = [value for group in groups for value in group]
     if not values:
@@ -62,7 +58,7 @@ def estimate(groups: Sequence[Sequence[float]]) -> Estimate | None:
 def _student_interval(
     mean: float, means: Sequence[float]
 ) -> tuple[float, float] | tuple[None, None]:
-    """None where the means differ by less than a float can tell of their mean."""
+    """Student's interval; None if the means differ by less than the precision of a float."""
     centre = sum(means) / len(means)
     error = math.sqrt(sum((value - centre) ** 2 for value in means) / (len(means) - 1) / len(means))
     half = _student(len(means) - 1) * error
@@ -70,7 +66,7 @@ def _student_interval(
 
 
 def _student(degrees: int) -> float:
-    """Cornish and Fisher's expansion beyond the table; right to three decimals there."""
+    """The quantile: from the table, or by Cornish and Fisher's expansion, to three decimals."""
     if degrees <= len(_T):
         return _T[degrees - 1]
     return _Z + (_Z**3 + _Z) / (4 * degrees) + (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / (96 * degrees**2)

@@ -1,4 +1,4 @@
-"""Which learners there are and how they batch, as their claims in `policy.updates` say; no I/O."""
+"""Keeps the settings of learners, from their claims in `policy.updates`. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fulgurite.learning.relabel import learns_elsewhere
 
 
 class LearnerConfig(msgspec.Struct, frozen=True):
-    """What a runner must know of a learner's settings; None for what its claim does not say."""
+    """The learner's settings that a runner needs; None for those that its claim does not have."""
 
     groups_per_step: int | None = None
     max_row_tokens: int | None = None
@@ -18,13 +18,13 @@ class LearnerConfig(msgspec.Struct, frozen=True):
 
 
 class Learners:
-    """Fed with `policy.updates`."""
+    """The learners that have claimed a policy."""
 
     def __init__(self) -> None:
         self._configs: dict[str, LearnerConfig] = {}
 
     def on_update(self, update: PolicyUpdate) -> None:
-        """A claim: somebody trains a policy. Learners of replayed topics do not count."""
+        """Apply an event of `policy.updates`. Learners of replayed topics do not count."""
         if update.kind is UpdateKind.claim and not learns_elsewhere(update):
             self._configs[update.policy] = _config(update.config)
 
@@ -33,7 +33,7 @@ class Learners:
         return policy in self._configs
 
     def config(self, policy: str) -> LearnerConfig:
-        """Of the last learner of a policy."""
+        """Return the settings of the last learner of a policy."""
         return self._configs.get(policy, LearnerConfig())
 
 

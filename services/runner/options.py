@@ -1,4 +1,4 @@
-"""What a run is: a frozen value, and the reading of its tasks."""
+"""Defines the options of a run, and reads its tasks, rewards and weights."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from fulgurite.versions import Version
 from services.runner.errors import BadTasks
 
 HIDDEN_FIELD = "reference"
-"""A task's field for its reward function: it is declared with the task and never reaches the agent.
+"""Field of a task for its reward function. It is declared with the task and hidden from the agent.
 """
 
 REWARD_NAME = "reward"
 
 JUDGE = "judge:"
-"""What a reward begins with that a model gives."""
+"""Prefix of a reward that a model gives."""
 
 DEFAULT_GIVE_UP_AFTER = 64
-"""Eight batches of the learner's default size: where one group in ten teaches something, one run in
-a thousand meets so many others.
+"""Eight batches of the learner's default size. If one group in ten is useful, one run in a thousand
+meets so many useless groups in a row.
 """
 
 Task = dict[str, Any]
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that `fulgurite run` can be told."""
+    """The options of `fulgurite run`."""
 
     tasks: Path
     command: tuple[str, ...]
@@ -42,28 +42,28 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 6
     concurrency: int = 16
     rewards: Mapping[str, str] = {}
-    """By their names: a function, `FILE.py:FUNCTION` or `builtin:NAME`, or a model that ranks the
-    group, `judge:ALIAS`. A group waits for each. Empty: no reward is awaited.
+    """Rewards by name: `FILE.py:FUNCTION`, `builtin:NAME`, or `judge:ALIAS` for a model that ranks
+    the group. A group waits for each of them; if empty, for none.
     """
     rubric: Path | None = None
-    """Standards that judges have on top of their own."""
+    """File of criteria for judges, added to the default ones."""
     weights: Mapping[str, float] = {}
-    """Of rewards by name in the sum that is learned from: 1 where nothing is said, 0 for what is
-    only recorded.
+    """Weights of the rewards by name in the sum that is trained on: 1 if not given, 0 for rewards
+    that are only recorded.
     """
     mode: Mode = Mode.train
     model: str = "policy"
     deadline_s: float = 300.0
     max_attempts: int = 3
     epochs: int | None = None
-    """Passes over the tasks; None: one, or as many as the updates take."""
+    """Passes over the tasks; None: one, or as many as the updates need."""
     limit: int | None = None
-    """Groups at most."""
+    """Largest number of groups."""
     max_ahead: int | None = None
     updates: int | None = None
     until_version: Version | None = None
     give_up_after: int = DEFAULT_GIVE_UP_AFTER
-    """Groups in a row that are of no use, and end the run; 0: never."""
+    """The run ends after this many useless groups in a row; 0: never."""
     preload: tuple[str, ...] = ()
     pass_environment: tuple[str, ...] = ()
     seed: int = 0
@@ -71,16 +71,16 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def waits_for_learner(self) -> bool:
-        """Whether the run ends by a version."""
+        """Whether the run ends when a version is served."""
         return self.updates is not None or self.until_version is not None
 
 
 def read_tasks(path: Path) -> list[Task]:
-    """JSON objects, one a line. Raises BadTasks."""
+    """Read JSON objects, one per line. Raises BadTasks."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadTasks(f"{path}: {error}") from error
+        raise BadTasks(f"the tasks file {path} cannot be read: {error}") from error
     tasks: list[Task] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -88,12 +88,17 @@ def read_tasks(path: Path) -> list[Task]:
         try:
             task: Any = msgspec.json.decode(line)
         except msgspec.DecodeError as error:
-            raise BadTasks(f"{path}, line {number}: {error}") from error
+            raise BadTasks(
+                f"{path}, line {number}: not JSON ({error}). Give one JSON object per line."
+            ) from error
         if not isinstance(task, dict):
-            raise BadTasks(f"{path}, line {number}: a task is a JSON object, not {line[:40]!r}")
+            raise BadTasks(
+                f"{path}, line {number}: {line[:40]!r} is not a JSON object. A task is an object, "
+                'for example {"question": "2 + 2?", "reference": "4"}.'
+            )
         tasks.append(cast(Task, task))
     if not tasks:
-        raise BadTasks(f"{path}: no task in it")
+        raise BadTasks(f"{path} has no tasks. Give one JSON object per line.")
     return tasks
 
 
@@ -101,8 +106,9 @@ _NAMED = re.compile(r"([A-Za-z_][\w.-]*)=(.+)")
 
 
 def read_rewards(given: Sequence[str], unnamed: str = REWARD_NAME) -> dict[str, str]:
-    """By name, from `[NAME=]REFERENCE`; the name is `unnamed` where none is given. Raises
-    ValueError.
+    """Parse `[NAME=]REFERENCE` into references by name. Raises ValueError.
+
+    A reference without a name gets the name `unnamed`.
     """
     rewards: dict[str, str] = {}
     for one in given:
@@ -110,14 +116,15 @@ def read_rewards(given: Sequence[str], unnamed: str = REWARD_NAME) -> dict[str, 
         name, reference = named.groups() if named else (unnamed, one)
         if name in rewards:
             raise ValueError(
-                f"{rewards[name]!r} and {reference!r} are both named {name!r}: say NAME={reference}"
+                f"{rewards[name]!r} and {reference!r} are both named {name!r}: name one, "
+                f"NAME={reference}"
             )
         rewards[name] = reference
     return rewards
 
 
 def read_weights(pairs: Sequence[str]) -> dict[str, float]:
-    """From `NAME=NUMBER`. Raises ValueError."""
+    """Parse `NAME=NUMBER` into weights by name. Raises ValueError."""
     weights: dict[str, float] = {}
     for pair in pairs:
         name, _, number = pair.partition("=")
@@ -131,8 +138,9 @@ def read_weights(pairs: Sequence[str]) -> dict[str, float]:
 
 
 def in_order(tasks: list[Task], options: RunOptions) -> Iterator[Task]:
-    """The tasks of a run, group by group. Training shuffles each pass after the first, with the
-    run's seed.
+    """Yield the tasks of a run in order, one for each group.
+
+    In mode `train` each pass after the first is shuffled, with the run's seed.
     """
     passes, started = 0, 0
     endless = options.epochs is None and options.waits_for_learner
@@ -149,7 +157,7 @@ def in_order(tasks: list[Task], options: RunOptions) -> Iterator[Task]:
 
 
 def planned_rollouts(tasks: int, options: RunOptions) -> int | None:
-    """How many rollouts a run has; None for one that ends with a version."""
+    """How many rollouts a run has; None for a run that ends when a version is served."""
     if options.waits_for_learner and options.epochs is None:
         return None
     groups = tasks * (options.epochs or 1)
@@ -157,7 +165,7 @@ def planned_rollouts(tasks: int, options: RunOptions) -> int | None:
 
 
 def for_agent(task: Task) -> str:
-    """What the agent gets: JSON without the hidden field."""
+    """The task as the agent gets it: JSON without the hidden field."""
     return msgspec.json.encode(
         {name: value for name, value in task.items() if name != HIDDEN_FIELD}
     ).decode()
@@ -170,8 +178,8 @@ _INHERITED_PREFIXES = ("LC_", "PYTHON")
 def clean_environment(
     environment: Mapping[str, str], passed: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    """What an agent inherits: where programs and its home are, the language, Python's own settings,
-    and what it is explicitly passed.
+    """Keep the variables that an agent inherits: PATH, HOME, TMPDIR, the locale and time zone,
+    Python's own variables, and those in `passed`.
     """
     return {
         name: value
@@ -181,5 +189,5 @@ def clean_environment(
 
 
 def own_environment(options: RunOptions) -> dict[str, str]:
-    """`clean_environment` of this process."""
+    """The variables of this process that an agent inherits."""
     return clean_environment(os.environ, options.pass_environment)

@@ -1,4 +1,4 @@
-"""Tell what became, or will become, of each action of a run: trained, filtered, or still waiting.
+"""Tells the outcome of each action of a run: trained, filtered, or still waiting.
 
 An entry of `training.ledger` decides. Until it is written, the outcome is predicted from the
 episode by the learner's own rules, under the rewarder's default failure rules. So a run can say
@@ -26,21 +26,21 @@ from services.runner.scoreboard import Score
 
 TRAINED = "trained"
 WAITING = "waiting"
-"""For its reward or for the learner."""
+"""The action waits for its reward or for the learner."""
 NO_POLICY = "no_policy"
-"""Its alias is served by an upstream that is not trained."""
+"""The alias is served by an upstream that is not trained."""
 NO_LEARNER = "no_learner"
-"""No learner trains its policy."""
+"""No learner trains the action's policy."""
 
 _RULES = FailureRules()
 
 
 class _Expected(NamedTuple):
-    """What an action is by itself, without its group."""
+    """What is known of an action without its group."""
 
     policy: str | None
     reason: FilterReason | None
-    """Why it will not be trained whatever its reward."""
+    """Why it will not be trained, whatever its reward."""
     row_tokens: int
 
 
@@ -48,9 +48,7 @@ class Outcomes:
     """Counts outcomes of actions from the episodes and ledger entries that it is given."""
 
     def __init__(self, learners: Learners, *, rewarded: bool) -> None:
-        """`rewarded`: whether the run's own functions pay its rollouts, so that their rewards are
-        known here.
-        """
+        """`rewarded`: whether the run has rewards of its own, so that they are known here."""
         self._learners = learners
         self._rewarded = rewarded
         self._actions: defaultdict[str, dict[str, dict[str, _Expected]]] = defaultdict(dict)
@@ -59,7 +57,7 @@ class Outcomes:
         self._left: defaultdict[str, dict[str, str]] = defaultdict(dict)
 
     def on_episode(self, episode: Episode) -> None:
-        """An attempt has ended."""
+        """Add the actions of an attempt that has ended."""
         attempt = self._actions[episode.group_id][f"{episode.rollout_id}/{episode.attempt}"] = {}
         try:
             built = build_trajectories(episode, _RULES)
@@ -80,7 +78,7 @@ class Outcomes:
         }
 
     def on_ledger(self, entry: LedgerEntry) -> None:
-        """What became of actions: what a learner says stands, whatever a closing says after it."""
+        """Add outcomes of actions. A learner's entry wins over one of a closing."""
         outcome = (
             str(entry.reason or entry.term)
             if entry.term is LedgerTerm.filtered
@@ -90,7 +88,7 @@ class Outcomes:
         known[entry.group_id].update(dict.fromkeys(entry.actions, outcome))
 
     def of_group(self, group_id: str, scores: Sequence[Score]) -> Counter[str]:
-        """How many actions of a group were trained, wait, or are filtered, by reason."""
+        """Count the actions of a group by outcome: trained, waiting, or the reason of a filter."""
         of_all = _group_reason(scores) if self._rewarded else None
         by_rollout = {score.rollout_id: score for score in scores}
         counted: Counter[str] = Counter()
@@ -104,7 +102,7 @@ class Outcomes:
         return counted
 
     def policies(self) -> set[str]:
-        """Those that answered."""
+        """The policies that answered calls."""
         return {
             expected.policy
             for attempts in self._actions.values()
@@ -114,8 +112,8 @@ class Outcomes:
         }
 
     def oversized(self) -> tuple[int, int]:
-        """Attempts with a conversation that is too long for the learner, of all attempts that have
-        actions.
+        """Number of attempts with a row that is too long for the learner, and of all attempts that
+        have actions.
         """
         attempts = [
             actions for group in self._actions.values() for actions in group.values() if actions
@@ -151,7 +149,7 @@ class Outcomes:
 
 
 def _group_reason(scores: Sequence[Score]) -> FilterReason | None:
-    """Why a group teaches nothing, once all its rewards are known."""
+    """Why a group cannot be trained, once all its rewards are known; None if it can."""
     if any(
         not score.closed or (score.reward is None and None not in score.rewards.values())
         for score in scores

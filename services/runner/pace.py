@@ -1,8 +1,8 @@
-"""How far the runner may run ahead of the learner: pure bookkeeping over what the log says.
+"""Decides whether the runner may start another group, or must wait for the learner. No I/O.
 
-A group is *settled* when the learner's ledger entries for it have come and the version they name is
-served (or a later one is). A group whose deadline has long passed no longer holds anyone up. At
-most `max_ahead` groups are started and not settled.
+At most `max_ahead` groups are started and not settled. A group is *settled* when the learner's
+ledger entries for it have come and the version they name, or a later one, is served. A group is
+given up `GIVE_UP_MS` after its deadline.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from fulgurite.learning.batching import LEARNER
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 
 GIVE_UP_MS = 600_000
-"""After a group's deadline. Generous: it is for groups that were lost, and a slow learner is no
-reason to run ahead of it.
+"""Milliseconds after a group's deadline. Long, because it is for groups that were lost: a slow
+learner is no reason to start more groups.
 """
 
 
 class Pace:
-    """Counts groups that wait for the learner, and versions that came."""
+    """Counts the groups that wait for the learner, and the new versions."""
 
     def __init__(self, policy: str, max_ahead: int | None) -> None:
         self._max_ahead = max_ahead
@@ -31,26 +31,26 @@ class Pace:
         self.settled = 0
 
     def start(self, group_id: str, deadline: int) -> None:
-        """A group has been declared."""
+        """Note that a group has been declared."""
         self._deadlines[group_id] = deadline
 
     def may_start(self, now_ms: int) -> bool:
-        """Whether another group may be started at this time."""
+        """Whether another group may be started now."""
         self._give_up(now_ms)
         return self._max_ahead is None or len(self._deadlines) < self._max_ahead
 
     def is_idle(self, now_ms: int) -> bool:
-        """Whether no group waits for the learner any more."""
+        """Whether no group waits for the learner."""
         self._give_up(now_ms)
         return not self._deadlines
 
     @property
     def ahead(self) -> int:
-        """Groups started and not settled."""
+        """How many groups are started and not settled."""
         return len(self._deadlines)
 
     def on_ledger(self, entry: LedgerEntry) -> None:
-        """What became of a group's actions."""
+        """Settle a group, or note the version that settles it."""
         if entry.source != LEARNER or entry.group_id not in self._deadlines:
             return
         version = _version(entry.version)
@@ -60,7 +60,7 @@ class Pace:
             self._awaited[entry.group_id] = version
 
     def on_applied(self, applied: PolicyApplied) -> None:
-        """A backend serves a version."""
+        """Note that a backend serves a version."""
         version = _version(applied.version)
         if (
             applied.policy != self._policy
@@ -76,7 +76,7 @@ class Pace:
             self._settle(group_id)
 
     def begin_with(self, version: Version) -> None:
-        """What is served when the run starts; it is no update of this run."""
+        """Note the version that is served when the run starts; it does not count as an update."""
         self.served = max(self.served, version)
 
     def _give_up(self, now_ms: int) -> None:

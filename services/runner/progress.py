@@ -1,8 +1,7 @@
-"""How a run shows itself: one live line on a terminal, plain lines elsewhere, or JSON lines for
-programs.
+"""Shows a run: one live line on a terminal, plain lines elsewhere, or JSON lines for programs.
 
-JSON lines are objects with `event`: `rollout`, `update`, `warning`, `progress` (once a second at
-most) and `summary`.
+JSON lines are objects with the field `event`: `rollout`, `update`, `warning`, `progress` (at most
+once a second) and `summary`.
 """
 
 from __future__ import annotations
@@ -24,17 +23,16 @@ from services.runner.run import Run, Summary
 from services.runner.scoreboard import CurvePoint
 
 RECENT = 48
-"""Rollouts behind the reward of the live line: one learner batch of the defaults, eight groups of
-six.
+"""How many rollouts the reward of the live line averages: one default batch, eight groups of six.
 """
 
 _EVERY_S = 1.0
 _PLAIN_EVERY_S = 30.0
-"""Where there is no terminal: a line of a log."""
+"""Seconds between lines where there is no terminal."""
 
 
 def describe(run: Run) -> str:
-    """The live line: how much is done, step, reward, version, rollouts per second."""
+    """Return the live line: share done, step, reward, version, rollouts per second."""
     reward = run.board.recent(RECENT)
     total = f"/{run.options.updates}" if run.options.updates is not None else ""
     parts = [
@@ -50,7 +48,7 @@ def describe(run: Run) -> str:
 
 
 def bar(share: float, width: int = 20) -> str:
-    """A share, 0 to 1, as a bar of that many characters."""
+    """Draw a share from 0 to 1 as a bar of `width` characters."""
     filled = round(share * width)
     return "█" * filled + "·" * (width - filled)
 
@@ -63,7 +61,7 @@ class JsonWatcher:
         self._next = 0.0
 
     def on_change(self, run: Run) -> None:
-        """At most one line a second."""
+        """Write at most one line a second."""
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _EVERY_S
@@ -79,7 +77,7 @@ class JsonWatcher:
         )
 
     def on_attempt(self, attempt: Attempt) -> None:
-        """One line an attempt."""
+        """Write a line for an attempt."""
         self._write_event(
             "rollout",
             rollout_id=attempt.grant.rollout_id,
@@ -97,11 +95,11 @@ class JsonWatcher:
         self._write_event("update", version=str(version), before=msgspec.to_builtins(point))
 
     def on_warning(self, text: str) -> None:
-        """One line a warning."""
+        """Write a line for a warning."""
         self._write_event("warning", text=text)
 
     def finish(self, summary: Summary) -> None:
-        """The last line."""
+        """Write the summary, the last line."""
         self._write_event("summary", **msgspec.to_builtins(summary))
 
     def _write_event(self, event: str, **values: Any) -> None:
@@ -109,9 +107,9 @@ class JsonWatcher:
 
 
 class TerminalWatcher:
-    """A live line, or one now and then where there is no terminal.
+    """Shows a live line; without a terminal, a line every 30 seconds.
 
-    Updates, warnings and the first failure of each kind have lasting lines.
+    Updates, warnings and the first failure of each kind get lines of their own.
     """
 
     def __init__(self, console: Console, title: str) -> None:
@@ -136,7 +134,7 @@ class TerminalWatcher:
         self._live.stop()
 
     def on_change(self, run: Run) -> None:
-        """Renew the live line; without a terminal, write one twice a minute."""
+        """Update the live line; without a terminal, write one twice a minute."""
         if time.monotonic() < self._next:
             return
         line = f"{self._title}  {describe(run)}"
@@ -160,7 +158,7 @@ class TerminalWatcher:
             )
 
     def on_warning(self, text: str) -> None:
-        """A warning, of a line or several."""
+        """Show a warning of one or more lines."""
         self._console.print(Text(text, style="yellow"), soft_wrap=True)
 
     def on_update(self, version: Version, point: CurvePoint | None) -> None:
@@ -174,13 +172,13 @@ class TerminalWatcher:
         self._console.print(f"{version} is served{before}", markup=False, highlight=False)
 
     def finish(self, summary: Summary) -> None:
-        """The summary as a table."""
+        """Show the summary as a table."""
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for title, value in _rows(summary):
             table.add_row(title, Text(value))
         self._console.print(table)
         if summary.interrupted:
-            self._console.print("stopped; no agent process is left")
+            self._console.print("stopped; all agent processes have ended")
         if summary.problem:
             self._console.print(Text(summary.problem, style="red"), soft_wrap=True)
         elif summary.warnings:

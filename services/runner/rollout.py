@@ -1,6 +1,4 @@
-"""One rollout: its attempts, each an agent process with its keys and its task, and their statuses
-to the gateway.
-"""
+"""Runs one rollout: starts an agent process per attempt and reports its status to the gateway."""
 
 from __future__ import annotations
 
@@ -20,14 +18,15 @@ from services.runner.options import RunOptions
 from services.runner.processes import Processes, Program
 
 MAX_TASK_VARIABLE = 100_000
-"""Linux takes 128 KiB for one environment variable; a longer task comes on standard input alone."""
+"""Bytes. Linux allows 128 KiB per environment variable; a longer task comes on standard input only.
+"""
 
 _RETRY_PAUSE_S = 0.5
 _FAREWELL_S = 2.0
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """How an attempt went."""
+    """The result of an attempt."""
 
     grant: Grant
     exit_class: ExitClass
@@ -55,8 +54,9 @@ class RolloutRunner:
         self._options = options
 
     async def run(self, group: Group, grant: Grant, task: str) -> Attempt:
-        """Run attempts until one ends the rollout; the last of them. Raises what the gateway or the
-        launcher raise.
+        """Run attempts until one ends the rollout, and return the last.
+
+        Raises GatewayRefused, GatewayUnreachable, LauncherFailed.
         """
         while True:
             attempt = await self._attempt(group, grant, task)
@@ -80,7 +80,7 @@ class RolloutRunner:
                 limit_s=left_s,
             )
         except asyncio.CancelledError:
-            await self._say_cancelled(grant)
+            await self._report_cancelled(grant)
             raise
         exit_class = classify_exit(ended)
         again = (
@@ -97,7 +97,7 @@ class RolloutRunner:
         )
         return Attempt(grant, exit_class, again, ended.exit_code, ended.seconds, ended.output)
 
-    async def _say_cancelled(self, grant: Grant) -> None:
+    async def _report_cancelled(self, grant: Grant) -> None:
         with contextlib.suppress(GatewayRefused, GatewayUnreachable, TimeoutError):
             async with asyncio.timeout(_FAREWELL_S):
                 await self._gateway.report(

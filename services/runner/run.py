@@ -1,8 +1,8 @@
-"""A run: tasks → groups → agent processes → rewards, at the pace of the learner.
+"""Runs agents on tasks: tasks → groups → agent processes → rewards, at the pace of the learner.
 
-Declares groups at the gateway, starts at most `concurrency` agents, and learns from the log
-(`episodes`, `agent.rewards`, `training.ledger`, `policy.applied`) what became of them. It writes
-nothing to Kafka itself; its reward worker does.
+Declares groups at the gateway and starts at most `concurrency` agents. What happens to them is read
+from `episodes`, `agent.rewards`, `training.ledger`, `policy.applied` and `policy.updates`. The run
+writes nothing to Kafka itself; the reward workers that it starts do.
 """
 
 from __future__ import annotations
@@ -59,50 +59,50 @@ from services.runner.scoreboard import CurvePoint, Scoreboard
 from services.runner.settings import RunnerSettings
 
 REWARD_GRACE_S = 60.0
-"""After the last rollout's deadline: time for aggregator, reward worker and rewards to come."""
+"""How long to wait for rewards after the last rollout's deadline."""
 
 _TICK_S = 0.05
 _WATCH_S = 1.0
 _WARN_EVERY_S = 15.0
 _STALLED_S = 60.0
-"""After the start: on a busy machine a reward worker's processes take 20 to 40 s until they have
-loaded their function.
+"""No warning of missing rewards before this. On a busy machine a reward worker needs 20 to 40 s to
+load its function.
 """
 _LEARNER_SILENT_S = 180.0
-"""Longer than FULGURITE_MAX_WAIT_S and a step of the defaults."""
+"""Longer than a default FULGURITE_MAX_WAIT_S and a step together."""
 _NO_LEARNER_S = 60.0
-"""After the start: a learner may still be loading its model."""
+"""Until then a learner may still be loading its model."""
 
 REWARD_ERRORS = 5
-"""Different errors of reward functions that are shown as they come."""
+"""How many different errors of reward functions are shown."""
 
-TAUGHT_NOTHING = 3
-"""Exit code of a run that was of no use."""
+USELESS = 3
+"""Exit code of a run that gave no training signal (`val`: no measurement)."""
 INTERRUPTED = 130
 
 logger = logs.get()
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What came of a run."""
+    """The result of a run."""
 
     run_id: str
     mode: str
     groups: int
     counts: dict[str, int]
     actions: dict[str, int]
-    """In training: what became of the agents' actions, by `trained`, `waiting` (for a reward or the
-    learner) or why not.
+    """In mode `train`, the agents' actions by outcome: `trained`, `waiting` (for a reward or the
+    learner), or the reason why they are not trained.
     """
     problem: str | None
-    """Why the run was of no use; None if it was."""
+    """Why the run was useless; None if it was not."""
     interrupted: bool
-    """Whether somebody stopped it."""
+    """Whether it was stopped."""
     warnings: list[str]
-    """What was wrong with its last groups."""
+    """What is wrong with its last groups."""
     reward: Estimate | None
     components: dict[str, float]
-    """Means of the other named rewards: what the reward is made of, or is compared with."""
+    """Means of the named rewards, if there are several."""
     curve: list[CurvePoint]
     updates: int
     version: str
@@ -114,17 +114,17 @@ class Summary(msgspec.Struct, frozen=True):
 
     @property
     def exit_code(self) -> int:
-        """Of the command."""
+        """Exit code of the command."""
         if self.interrupted:
             return INTERRUPTED
-        return TAUGHT_NOTHING if self.problem else 0
+        return USELESS if self.problem else 0
 
 
 class Watcher(Protocol):
-    """Is told how a run goes."""
+    """Shows how a run goes."""
 
     def on_change(self, run: Run) -> None:
-        """Something happened; called often."""
+        """The run has changed; called often."""
         ...
 
     def on_attempt(self, attempt: Attempt) -> None:
@@ -132,16 +132,16 @@ class Watcher(Protocol):
         ...
 
     def on_update(self, version: Version, point: CurvePoint | None) -> None:
-        """A new version is served; with the rewards under the one before."""
+        """A new version is served. `point`: the rewards under the version before."""
         ...
 
     def on_warning(self, text: str) -> None:
-        """Something is wrong, in words for people; each only once."""
+        """Something is wrong, in words for people. Each warning comes once."""
         ...
 
 
 class Run:
-    """One run. `execute` runs it once."""
+    """One run; `execute` runs it."""
 
     def __init__(
         self, options: RunOptions, settings: RunnerSettings, kafka: KafkaSettings, watcher: Watcher
@@ -173,24 +173,25 @@ class Run:
 
     @property
     def updates(self) -> int:
-        """New versions since the start."""
+        """How many new versions were served since the start."""
         return len(self.pace.updates)
 
     @property
     def share(self) -> float | None:
-        """How much of the run is done, 0 to 1; None where nobody can know."""
+        """How much of the run is done, from 0 to 1; None if that is not known."""
         if self.options.updates is not None:
             return min(1.0, self.updates / self.options.updates)
         return self.ended / self._planned if self._planned else None
 
     @property
     def seconds(self) -> float:
-        """Since the first rollout."""
+        """Seconds since the first rollout."""
         return time.monotonic() - self.began
 
     async def execute(self) -> Summary:
-        """Run to the end, or until it is of no use. Raises RunnerError, LogUnavailable; cancelling
-        stops every process.
+        """Run to the end, or until the run is useless. Cancelling stops every process.
+
+        Raises RunnerError, LogUnavailable.
         """
         tasks = read_tasks(self.options.tasks)
         self._planned = planned_rollouts(len(tasks), self.options)
@@ -213,7 +214,7 @@ class Run:
                 )
             )
             judge = (
-                stack.enter_context(_cancelled_at_end(self._start_judges(processes)))
+                stack.enter_context(_cancelled_at_end(self._run_reward_workers(processes)))
                 if self.options.rewards
                 else None
             )
@@ -227,7 +228,7 @@ class Run:
         return self.summary()
 
     def on_event(self, event: Event) -> None:
-        """Take in what the log says."""
+        """Apply an event from Kafka."""
         match event:
             case Episode() if event.rollout_id in self.board:
                 self.board.on_episode(event)
@@ -257,7 +258,7 @@ class Run:
             self._watcher.on_update(self.pace.served, self.board.reward_of(str(served)))
 
     def _show_error(self, reward: AgentReward) -> None:
-        """The first few errors of reward functions, as they come."""
+        """Show the first few errors of reward functions, each once."""
         if (
             reward.value is not None
             or reward.error is None
@@ -277,19 +278,19 @@ class Run:
                 self.learners.on_update(record.event)
 
     def _warn_of_options(self) -> None:
-        """What can be said before anything is started."""
+        """Warn of options that cannot work, before anything is started."""
         options, policy = self.options, self._settings.policy
         if options.mode is not Mode.train:
             return
         if options.n == 1:
             self._watcher.on_warning(
-                "-n 1: a group of one has nothing to be compared with and trains nothing "
+                "-n 1: a group of one rollout has no baseline, so nothing is trained "
                 "(no_baseline): use -n 2 or more"
             )
         if not self.learners.train(policy):
             self._watcher.on_warning(
-                f"no learner has claimed the policy {policy!r} yet: nothing is trained until "
-                "one is started"
+                f"no learner has claimed the policy {policy!r} (FULGURITE_POLICY): nothing is "
+                "trained until one is started"
             )
         config = self.learners.config(policy)
         if (
@@ -297,15 +298,15 @@ class Run:
             and options.max_ahead is not None
             and options.max_ahead < config.groups_per_step
         ):
-            wait = f" {config.max_wait_s:g} s" if config.max_wait_s else ""
+            wait = f" ({config.max_wait_s:g} s)" if config.max_wait_s else ""
             self._watcher.on_warning(
                 f"--max-ahead {options.max_ahead} is less than the learner's batch of "
-                f"{config.groups_per_step} groups "
-                f"(FULGURITE_GROUPS_PER_STEP): each step waits for FULGURITE_MAX_WAIT_S{wait}"
+                f"{config.groups_per_step} groups (FULGURITE_GROUPS_PER_STEP), so every step waits "
+                f"for FULGURITE_MAX_WAIT_S{wait}: raise --max-ahead"
             )
 
     async def _watch(self) -> None:
-        """Show how it goes, also while nothing happens, and say what is wrong, until cancelled."""
+        """Update the display every second and warn of problems, until cancelled."""
         next_warning = time.monotonic() + _WARN_EVERY_S
         while True:
             await asyncio.sleep(_WATCH_S)
@@ -315,7 +316,7 @@ class Run:
                 self._warn()
 
     def _warn(self) -> None:
-        """Each kind of warning once: it may differ in its numbers from one that was given."""
+        """Give each warning once, even if its numbers change."""
         ended = self.ended if self.seconds > _STALLED_S else 0
         lines = [*self.diagnosis.warnings(ended), *self._waits_for_learner()]
         new = [line for line in lines if without_numbers(line) not in self._warned]
@@ -324,7 +325,7 @@ class Run:
             self._watcher.on_warning("\n".join(new))
 
     def _waits_for_learner(self) -> list[str]:
-        """That no group was settled for long, though as many wait as may."""
+        """Warn if no group was settled for long, and no more can be started."""
         if (
             self._settled[0] != self.pace.settled
             or self.pace.may_start(now_ms())
@@ -335,18 +336,16 @@ class Run:
         if waited < _LEARNER_SILENT_S:
             return []
         return [
-            f"{self.pace.ahead} groups have waited {waited:.0f} s for the learner: is it alive "
-            "(`fulgurite status`)?"
+            f"{self.pace.ahead} groups have waited {waited:.0f} s for the learner: is it running? "
+            "See `fulgurite status`."
         ]
 
     def _give_up_if_useless(self) -> None:
-        """Raises GaveUp."""
+        """Raise GaveUp if the last groups were useless, or awaited versions cannot come."""
         limit = self.options.give_up_after
         useless = len(self.diagnosis.useless()) if limit else 0
         if limit and useless >= limit:
-            raise GaveUp(
-                f"gave up after {useless} groups in a row that were of no use (--give-up-after)"
-            )
+            raise GaveUp(f"gave up after {useless} useless groups in a row (--give-up-after)")
         waits = (
             self.options.waits_for_learner
             and not self.pace.may_start(now_ms())
@@ -398,7 +397,7 @@ class Run:
         await self._rewards()
 
     async def _may_go_on(self, slots: asyncio.Semaphore) -> bool:
-        """Wait for a free slot and for the learner; False when the run has what it wanted."""
+        """Wait for a free slot and for the learner; False if the run has reached its goal."""
         while not self._is_satisfied():
             self._give_up_if_useless()
             if self.pace.may_start(now_ms()) and not slots.locked():
@@ -448,7 +447,7 @@ class Run:
         self._watcher.on_change(self)
 
     async def _rewards(self) -> None:
-        """Wait until every rollout is paid, or nobody will pay any more."""
+        """Wait until every rollout has its rewards, or the time for them is over."""
         give_up = self._last_deadline_ms / 1000 + REWARD_GRACE_S
         while self.board.open_groups() and time.time() < give_up:
             await self._something()
@@ -456,7 +455,8 @@ class Run:
         if missing:
             self._watcher.on_warning(
                 f"{missing} groups lack episodes or rewards {REWARD_GRACE_S:.0f} s after their "
-                "deadline"
+                "deadline: see `fulgurite status` and the reward workers' logs in "
+                f"{self._settings.data_dir / 'logs'}"
             )
 
     async def _something(self) -> None:
@@ -465,22 +465,23 @@ class Run:
             async with asyncio.timeout(_TICK_S * 4):
                 await self._changed.wait()
 
-    async def _start_judges(self, processes: Processes) -> None:
-        """A reward worker for each function, a judge for each model, until cancelled. Raises
-        RunnerError when one ends by itself.
+    async def _run_reward_workers(self, processes: Processes) -> None:
+        """Run a reward worker for each function and a judge for each model, until cancelled.
+
+        Raises RunnerError if one of them ends.
         """
         try:
-            async with asyncio.TaskGroup() as judges:
+            async with asyncio.TaskGroup() as workers:
                 for name, reference in self.options.rewards.items():
-                    judges.create_task(self._start_judge(processes, name, reference))
+                    workers.create_task(self._run_reward_worker(processes, name, reference))
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
 
-    async def _start_judge(self, processes: Processes, name: str, reference: str) -> None:
+    async def _run_reward_worker(self, processes: Processes, name: str, reference: str) -> None:
         folder = self._settings.data_dir / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"reward-{self.options.run_id}-{name}.log"
-        # -P: in the working directory may lie another package `services`.
+        # -P: the working directory may hold another package named `services`.
         argv = (
             sys.executable,
             "-P",
@@ -491,7 +492,7 @@ class Run:
             "--run-id",
             self.options.run_id,
         )
-        # A function may ask a model of the gateway's; it mints no keys and declares no rollouts.
+        # A function may call a model through the gateway, but gets no key to declare rollouts.
         environment = {
             **without_keys(os.environ, frozenset({"FULGURITE_API_KEYS"})),
             "FULGURITE_GATEWAY_URL": self._settings.gateway_url,
@@ -502,15 +503,14 @@ class Run:
             )
         tail = path.read_text(errors="replace").strip().splitlines()[-5:]
         raise RunnerError(
-            f"the worker of the reward {name!r} ended with exit code {ended.exit_code}: "
-            + "\n".join(tail)
-            + f"\n({path})"
+            f"the worker of the reward {name!r} ended with exit code {ended.exit_code}. Its last "
+            f"lines in {path}:\n" + "\n".join(tail)
         )
 
     async def _watching(
         self, judge: asyncio.Task[None] | None, play: Coroutine[Any, Any, None]
     ) -> None:
-        """Run the play; stop it when the reward worker dies."""
+        """Await `play`; stop it if a reward worker ends."""
         playing = asyncio.create_task(play)
         waiting = {playing} if judge is None else {playing, judge}
         try:
@@ -525,7 +525,7 @@ class Run:
                     await playing
 
     def _problem(self) -> str | None:
-        """Why the run was of no use; None if it was, or if it was stopped before one could know."""
+        """Why the run was useless; None if it was not, or if it is too early to know."""
         groups = self.board.groups()
         useless = self.diagnosis.useless()
         in_vain = bool(groups) and (len(useless) == len(groups) or self.diagnosis.all_unscored())
@@ -539,7 +539,7 @@ class Run:
         )
 
     def summary(self, *, interrupted: bool = False) -> Summary:
-        """What came of it so far."""
+        """Return the result so far."""
         return Summary(
             actions=dict(self.diagnosis.actions()) if self.options.mode is Mode.train else {},
             problem=None if interrupted else self._problem(),
@@ -562,12 +562,12 @@ class Run:
 
 
 def without_numbers(text: str) -> str:
-    """Two texts that say the same of other numbers are alike."""
+    """Replace numbers in a text, to compare it with others."""
     return re.sub(r"\d+(\.\d+)?", "#", text)
 
 
 def _worker(reference: str, rubric: Path | None) -> tuple[str, ...]:
-    """The module that gives such a reward, and what it is told."""
+    """The module of a reward's worker, and its arguments."""
     if not reference.startswith(JUDGE):
         return ("services.rewards.worker", "--reward", reference)
     return (

@@ -1,6 +1,4 @@
-"""Rewards and outcomes of a run's rollouts, joined from `episodes` and `agent.rewards` by rollout
-and attempt; no I/O.
-"""
+"""Joins `episodes` and `agent.rewards` into one score for each rollout of a run. No I/O."""
 
 from __future__ import annotations
 
@@ -30,43 +28,41 @@ class Score(msgspec.Struct):
     version: str | None = None
     calls: int = 0
     reward: float | None = None
-    """The weighted sum of `rewards`, once all are there that were asked for; None if one of them
-    could not be computed.
+    """The weighted sum of `rewards`, once all expected ones are there; None if one of them could
+    not be computed.
     """
     rewards: dict[str, float | None] = {}
-    """By name; None for one that could not be computed."""
+    """Values by name; None for a reward that could not be computed."""
     error: str | None = None
 
 
 class CurvePoint(msgspec.Struct, frozen=True):
-    """Mean reward of the rollouts that began with one version."""
+    """The mean reward of the rollouts whose first call was answered by one version."""
 
     version: str
     reward: float
     rollouts: int
     components: dict[str, float] = {}
-    """Means of the named rewards, where there are several."""
+    """Means of the named rewards, if there are several."""
 
 
 class Scoreboard:
-    """Fed with events; tells rewards when asked."""
+    """Collects the scores of a run's rollouts."""
 
     def __init__(self, expected: Collection[str], weights: Mapping[str, float]) -> None:
-        """The names that a rollout waits for, and the weights of the sum; 1 where nothing
-        is said.
-        """
+        """`expected`: names of the rewards that a rollout waits for. `weights`: 1 if not given."""
         self._expected = set(expected)
         self._weights = dict(weights)
         self._scores: dict[str, Score] = {}
         self._groups: defaultdict[str, list[Score]] = defaultdict(list)
 
     def expect(self, group_id: str, rollout_id: str) -> None:
-        """A rollout of this run has been declared."""
+        """Add a rollout that was declared."""
         score = self._scores[rollout_id] = Score(group_id, rollout_id)
         self._groups[group_id].append(score)
 
     def on_episode(self, episode: Episode) -> None:
-        """An attempt has ended."""
+        """Add an attempt that has ended."""
         score = self._scores.get(episode.rollout_id)
         if score is None or episode.will_retry or episode.attempt < score.attempt:
             return
@@ -80,7 +76,7 @@ class Scoreboard:
         score.version = versions[0] if versions else None
 
     def on_reward(self, reward: AgentReward) -> None:
-        """A rollout has been paid, or could not be."""
+        """Add a reward, with or without a value."""
         score = self._scores.get(reward.rollout_id)
         if score is None or not self._expected or not reward.final or reward.call_id is not None:
             return
@@ -88,42 +84,45 @@ class Scoreboard:
             return
         value = reward.value
         if value is not None and not is_bounded(value, LARGEST_TOTAL):
-            value, score.error = None, f"{reward.name!r} is {value:g}: it cannot be trained on"
+            value, score.error = (
+                None,
+                f"{reward.name!r} is {value:g}, which is too large to be trained",
+            )
         score.rewards[reward.name] = value
         score.reward = self._sum(score.rewards)
         score.error = reward.error if reward.value is None else score.error
 
     def open_groups(self) -> set[str]:
-        """Groups with a rollout that is not done."""
+        """The groups with a rollout that is not done."""
         return {score.group_id for score in self._scores.values() if not self._is_done(score)}
 
     def __contains__(self, rollout_id: str) -> bool:
-        """Whether a rollout is of this run."""
+        """Whether the rollout belongs to this run."""
         return rollout_id in self._scores
 
     def groups(self) -> list[str]:
-        """All that were declared, in order."""
+        """The declared groups, in order."""
         return list(self._groups)
 
     def scores(self, group_id: str) -> list[Score]:
-        """Of a group's rollouts."""
+        """The scores of a group's rollouts."""
         return self._groups.get(group_id, [])
 
     def is_done(self, group_id: str) -> bool:
-        """Whether nothing more is awaited of a group of this run."""
+        """Whether every rollout of the group has ended and has its rewards."""
         scores = self.scores(group_id)
         return bool(scores) and all(self._is_done(score) for score in scores)
 
     def closed(self) -> int:
-        """Rollouts that have ended."""
+        """How many rollouts have ended."""
         return sum(score.closed for score in self._scores.values())
 
     def unpaid(self) -> int:
-        """Rollouts that have ended and have not all the rewards they wait for."""
+        """How many rollouts have ended and lack a reward that they wait for."""
         return sum(score.closed and not self._is_done(score) for score in self._scores.values())
 
     def mean(self) -> Estimate | None:
-        """Over all rollouts that were paid."""
+        """The mean reward over all rollouts that have one; None without any."""
         groups: defaultdict[str, list[float]] = defaultdict(list)
         for score in self._scores.values():
             if score.reward is not None:
@@ -131,7 +130,7 @@ class Scoreboard:
         return estimate(list(groups.values()))
 
     def reward_of(self, version: str) -> CurvePoint | None:
-        """The mean reward of the rollouts that began with a version."""
+        """The mean reward of the rollouts that began with a version; None without any."""
         scores = [
             score
             for score in self._scores.values()
@@ -149,27 +148,26 @@ class Scoreboard:
         )
 
     def components(self) -> dict[str, float]:
-        """Means of the named rewards, over the rollouts that have them; none where the only one
-        asked for is the only one.
+        """Means of the named rewards, over the rollouts that have them.
+
+        Empty if the only reward is the only expected one.
         """
         return self._means(self._scores.values())
 
     def curve(self) -> list[CurvePoint]:
-        """By version, in the order in which they were first used."""
+        """Mean rewards by version, in the order in which the versions were first used."""
         versions = dict.fromkeys(score.version for score in self._scores.values() if score.version)
         return [point for version in versions if (point := self.reward_of(version)) is not None]
 
     def recent(self, count: int) -> float | None:
-        """Mean of the latest rollouts that were paid, by start."""
+        """Mean reward of the last `count` rollouts with a reward, in the order of declaration."""
         rewards = [score.reward for score in self._scores.values() if score.reward is not None][
             -count:
         ]
         return sum(rewards) / len(rewards) if rewards else None
 
     def counts(self) -> dict[str, int]:
-        """How many rollouts were declared, finished, failed by kind (also of those that finished),
-        and paid.
-        """
+        """Count the rollouts: declared, finished, failed by kind, and scored; and their calls."""
         counted: defaultdict[str, int] = defaultdict(int, declared=len(self._scores))
         for score in self._scores.values():
             if score.closed:
@@ -200,7 +198,7 @@ class Scoreboard:
         values: defaultdict[str, list[float]] = defaultdict(list)
         for score in scores:
             for name, value in score.rewards.items():
-                # The only one asked for is the reward itself.
+                # A single expected reward is the reward itself.
                 if value is not None and {name} != self._expected:
                     values[name].append(value)
         return {name: fmean(values[name]) for name in sorted(values)}

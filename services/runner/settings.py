@@ -1,4 +1,4 @@
-"""Where the runner finds the gateway, and the key that lets it declare rollouts."""
+"""Settings of the runner: the gateway, its admin key, and the folder for logs."""
 
 from __future__ import annotations
 

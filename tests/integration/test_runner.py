@@ -329,7 +329,11 @@ async def test_a_stopped_run_leaves_no_process(
             "0 of 2 actions trained: 2 no_baseline",
             {"no_baseline": 2},
         ),
-        (("--reward", "rewards.py:broken", "--mode", "val"), "all 2 groups measured nothing", {}),
+        (
+            ("--reward", "rewards.py:broken", "--mode", "val"),
+            "all 2 groups gave no measurement",
+            {},
+        ),
     ],
     ids=["reward raises", "equal rewards", "groups of one", "val"],
 )
@@ -370,7 +374,7 @@ async def test_a_run_gives_up_after_so_many_groups_without_use(
         "99",
     )
     lines = await _finish(_start(gateway, tmp_path, ASKS, *options), 3)
-    assert "groups in a row that were of no use (--give-up-after)" in lines[-1]["problem"]
+    assert "useless groups in a row (--give-up-after)" in lines[-1]["problem"]
     assert lines[-1]["groups"] < 12, "far from the 198 that were asked for"
 
 

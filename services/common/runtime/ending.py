@@ -31,7 +31,7 @@ def run_service(name: str, main: Callable[[], int | None]) -> int:
         return _ended(code, "told to stop" if code == 0 else str(end.code))
     except ValidationError as error:
         return _ended(os.EX_CONFIG, told_settings(error))
-    except Exception as error:  # noqa: BLE001 - the edge of the process
+    except Exception as error:
         logger.debug("where it failed", exc_info=error)
         return _ended(1, words_of(error))
     return _ended(code, "told to stop") if code == 0 else code

@@ -59,7 +59,7 @@ async def test_a_key_that_is_refused_is_named_by_where_it_comes_from(
         found = {"FULGURITE_GATEWAY_URL": stub.url, "FULGURITE_API_KEYS": KEY, **given}
         stub.reset(status=401, error="who are you?")
         async with JudgeModel("big", "judge", JudgeSettings.model_validate(found)) as model:
-            with pytest.raises(JudgeRefused, match=f"does not accept the key of {named}$"):
+            with pytest.raises(JudgeRefused, match=f"does not accept the key in {named}$"):
                 await model.scores(ASKED)
 
 

@@ -19,11 +19,11 @@ from services.runner.options import RunOptions
     [
         (
             ("--rubric", "standards.txt"),
-            "no reward is a judge that it could be for: --reward NAME=judge:ALIAS",
+            "no --reward is a judge. Add --reward NAME=judge:ALIAS",
         ),
         (
             ("--rubric", "standards.txt", "--reward", "builtin:f1"),
-            "no reward is a judge that it could be for",
+            "no --reward is a judge",
         ),
         (("--reward", "a=builtin:f1", "--reward", "a=builtin:em"), "Invalid value for --reward"),
         (("--weight", "a"), "Invalid value for --weight"),

@@ -136,27 +136,18 @@ GREEDY = msgspec.structs.replace(SAMPLING, temperature=0.0)
 @pytest.mark.parametrize(
     ("told", "group", "said"),
     [
-        (Told(), {"rewards": (1.0, 1.0)}, ["0 of 2 actions trained: 2 no_signal", "all rewards "
-                                                                                  "equal, "
-                                                                                  "1 "
-                                                                                  "everywhere", "`-n`"]),
-        (Told(n=1), {"rewards": (1.0,)}, ["0 of 1 actions trained: 1 no_baseline", "`-n 2` or "
-                                                                                   "more"]),
-        (Told(), {"rewards": (None, None)}, ["2 of 2 rollouts have no reward: 2 x "
-                                             "ZeroDivisionError: division by zero", "2 reward_failed"]),
-        (Told(), {"rewards": (0.0, 1.0), "sampling": GREEDY}, ["2 untrainable_sampling", "temperature "
-                                                                                         "1"]),
+        (Told(), {"rewards": (1.0, 1.0)}, ["0 of 2 actions trained: 2 no_signal", "no_signal (all rewards are 1)", "`-n`"]),
+        (Told(n=1), {"rewards": (1.0,)}, ["0 of 1 actions trained: 1 no_baseline", "`-n 2` or more"]),
+        (Told(), {"rewards": (None, None)}, ["2 of 2 rollouts have no reward: 2 x ZeroDivisionError: division by zero", "2 reward_failed"]),
+        (Told(), {"rewards": (0.0, 1.0), "sampling": GREEDY}, ["2 untrainable_sampling", "temperature 1"]),
         (Told(), {"rewards": (0.0, 1.0), "finish": "length"}, ["2 truncated", "max_tokens"]),
         (Told(), {"rewards": (0.0, 1.0), "prompt": tuple(range(5_000))}, ["2 oversized", "FULGURITE_MAX_ROW_TOKENS"]),
         (Told(), {"rewards": (0.0, 1.0), "policy": None}, ["2 no_policy", "FULGURITE_ALIASES"]),
-        (Told(), {"rewards": (0.0, 1.0), "policy": "policy2"}, ["2 no_learner", "no_learner "
-                                                                                "(policy2)"]),
-        (Told(), {"rewards": (0.0, 1.0), "failure": FailureKind.infrastructure}, ["2 failure_dropped", "2 of 2 rollouts "
-                                                                                                       "failed"]),
+        (Told(), {"rewards": (0.0, 1.0), "policy": "policy2"}, ["2 no_learner", "no_learner (policy2)"]),
+        (Told(), {"rewards": (0.0, 1.0), "failure": FailureKind.infrastructure}, ["2 failure_dropped", "2 of 2 rollouts failed"]),
         (Told(), {"rewards": (0.0, 0.0), "failure": FailureKind.agent_exception, "calls": False}, ["2 agent_exception", "OPENAI_BASE_URL"]),
-        (Told(mode=Mode.val), {"rewards": (None, None)}, ["measured nothing", "ZeroDivisionError"]),
-        (Told(mode=Mode.val), {"rewards": (0.0, 0.0), "failure": FailureKind.agent_exception}, ["measured "
-                                                                                                "nothing", "2 agent_exception"]),
+        (Told(mode=Mode.val), {"rewards": (None, None)}, ["gave no measurement", "ZeroDivisionError"]),
+        (Told(mode=Mode.val), {"rewards": (0.0, 0.0), "failure": FailureKind.agent_exception}, ["gave no measurement", "2 agent_exception"]),
     ],
 )  # fmt: skip
 def test_a_group_of_no_use_is_explained_with_a_remedy(
@@ -212,7 +203,7 @@ def test_a_few_groups_without_signal_among_others_are_no_news() -> None:
         told.group(number, (0.0, 0.0))
     assert told.text == ""
     told.group(8, (0.0, 0.0))
-    assert "the last 8 groups taught nothing" in told.text
+    assert "the last 8 groups gave no training signal" in told.text
 
 
 def test_some_that_are_too_long_are_told_before_they_are_trained() -> None:
@@ -222,8 +213,8 @@ def test_some_that_are_too_long_are_told_before_they_are_trained() -> None:
     told.group(3, (0.0, 1.0))
     assert (
         told.text
-        == "2 of 6 rollouts have rows longer than FULGURITE_MAX_ROW_TOKENS=4096: not trained "
-        "(oversized)"
+        == "2 of 6 rollouts have rows longer than FULGURITE_MAX_ROW_TOKENS=4096, which are not "
+        "trained (oversized): raise it for the learner, or keep conversations shorter"
     )
 
 
@@ -234,7 +225,7 @@ def test_rewards_and_episodes_that_do_not_come_are_told() -> None:
     said = "\n".join(told.diagnosis.warnings(3))
     assert "1 rollouts have ended and have no episode yet: is the aggregator running" in said
     assert (
-        "2 rollouts have ended and wait for a reward; a function that returns None gives none"
+        "2 rollouts have ended and wait for a reward. A function that returns None gives no reward"
         in said
     )
 
@@ -242,8 +233,9 @@ def test_rewards_and_episodes_that_do_not_come_are_told() -> None:
 def test_versions_that_cannot_come_are_told() -> None:
     foreign = Told(policy="policy3")
     foreign.group(1, (0.0, 1.0))
-    assert "answered by policy, and the run waits for versions of 'policy3'" in (
-        foreign.diagnosis.waits_in_vain() or ""
+    assert (
+        "the run waits for versions of 'policy3' (FULGURITE_POLICY), but its calls were answered "
+        "by policy" in (foreign.diagnosis.waits_in_vain() or "")
     )
     ours = Told()
     ours.group(1, (0.0, 1.0))
@@ -251,7 +243,7 @@ def test_versions_that_cannot_come_are_told() -> None:
     idle = Told()
     idle.learners = idle.diagnosis._learners = Learners()  # pyright: ignore[reportPrivateUsage]
     idle.group(1, (0.0, 1.0))
-    assert idle.diagnosis.waits_in_vain() == "no learner has claimed the policy 'policy'"
+    assert idle.diagnosis.waits_in_vain() == "no learner has claimed the policy 'policy': start one"
 
 
 def test_learners_are_known_by_their_claims() -> None:

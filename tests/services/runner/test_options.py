@@ -116,7 +116,7 @@ def test_rewards_are_functions_by_name(given: list[str], rewards: dict[str, str]
 
 @pytest.mark.parametrize("given", [["a.py:f", "b.py:f"], ["style=a.py:f", "style=b.py:f"]])
 def test_two_rewards_of_one_name_are_refused(given: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"are both named '(reward|style)': say NAME=b.py:f"):
+    with pytest.raises(ValueError, match=r"are both named '(reward|style)': name one, NAME=b.py:f"):
         read_rewards(given)
 
 

@@ -46,11 +46,11 @@ def test_a_line_is_written_now_and_then_where_there_is_no_terminal(
         for second in range(91):
             now[0] = float(second)
             watcher.on_change(a_run())
-        watcher.on_warning("all 4 groups taught nothing")
+        watcher.on_warning("all 4 groups gave no training signal")
     lines = written.getvalue().splitlines()
     assert len(lines) == 4, "three of progress within 90 seconds, and the warning"
     assert "3 ended, 2 groups" in lines[0]
-    assert lines[-1] == "all 4 groups taught nothing"
+    assert lines[-1] == "all 4 groups gave no training signal"
 
 
 def test_a_warning_is_a_line_of_json_for_programs() -> None:
