@@ -22,6 +22,7 @@ from services.gateway.identity.idempotency import Idempotency
 from services.gateway.identity.keys import KeyRing
 from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore, Store
+from services.gateway.recording.call_recorder import CallRecorder
 from services.gateway.recording.call_search import CallSearch
 from services.gateway.recording.recorded_responses import PLACES_IN_MEMORY, RecordedResponses
 from services.gateway.recording.recorder import Recorder
@@ -60,6 +61,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     store: Store
     idempotency: Idempotency
     recorder: Recorder
+    call_recorder: CallRecorder
     responses: RecordedResponses
     upstream: UpstreamClient
     dispatcher: Dispatcher
@@ -116,7 +118,17 @@ def _make_context(settings: GatewaySettings, kafka: KafkaSettings) -> GatewayCon
     router = Router(
         routes, settings.backends(), settings.adapters(), settings.policy, policies.view
     )
-    answers = _shared_or_own(settings, store, ANSWERS_IN_MEMORY)
+    responses = RecordedResponses(
+        resolver,
+        _shared_or_own(settings, store, PLACES_IN_MEMORY),
+        CallSearch(kafka, codec),
+        recorder.problem,
+        settings.call_bounds(),
+        metrics,
+    )
+    continuation = Continuation(
+        settings.continued(), _shared_or_own(settings, store, ANSWERS_IN_MEMORY), upstream
+    )
     return GatewayContext(
         settings=settings,
         kafka=kafka,
@@ -135,21 +147,13 @@ def _make_context(settings: GatewaySettings, kafka: KafkaSettings) -> GatewayCon
         store=store,
         idempotency=Idempotency(store),
         recorder=recorder,
-        responses=RecordedResponses(
-            resolver,
-            _shared_or_own(settings, store, PLACES_IN_MEMORY),
-            CallSearch(kafka, codec),
-            recorder.problem,
-            settings.call_bounds(),
-            metrics,
+        call_recorder=CallRecorder(
+            recorder, responses, resolver, continuation, metrics, settings.logprobs_mode
         ),
+        responses=responses,
         upstream=upstream,
         dispatcher=Dispatcher(
-            router,
-            Admission(settings, metrics),
-            upstream,
-            Continuation(settings.continued(), answers, upstream),
-            metrics,
+            router, Admission(settings, metrics), upstream, continuation, metrics
         ),
         train_sampling=TrainSamplings(settings.train_sampling),
         policies=policies,

@@ -62,10 +62,10 @@ class EventStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.settle()
+        await self.stop_keep_alive()
 
-    async def settle(self) -> None:
-        """From now on nothing is sent but what the caller sends: `begun` stays what it is."""
+    async def stop_keep_alive(self) -> None:
+        """Send nothing more but what the caller sends, so that `begun` does not change any more."""
 
     async def start(self) -> None:
         """Begin the reply, unless that was done."""
@@ -79,12 +79,12 @@ class EventStream:
 
     async def piece(self, events: bytes) -> None:
         """Send events."""
-        # As `wire.piece` does, without a coroutine more for each of a stream's events.
+        # As `asgi.piece` does, without one more coroutine for each event.
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
     async def end(self, events: bytes) -> None:
         """Send the last of them."""
-        await self.settle()
+        await self.stop_keep_alive()
         await asgi.piece(self._send, events, last=True)
 
 
@@ -108,7 +108,7 @@ class KeptAlive(EventStream):
         self._beating = asyncio.create_task(self._keep_alive())
         return self
 
-    async def settle(self) -> None:
+    async def stop_keep_alive(self) -> None:
         """See EventStream."""
         beating, self._beating = self._beating, None
         if beating is not None:

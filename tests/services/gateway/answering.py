@@ -33,6 +33,7 @@ from services.gateway.identity.idempotency import Idempotency
 from services.gateway.identity.keys import KeyRing
 from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import MemoryStore
+from services.gateway.recording.call_recorder import CallRecorder
 from services.gateway.recording.call_search import CallSearch
 from services.gateway.recording.recorded_responses import RecordedResponses
 from services.gateway.recording.recorder import Recorder
@@ -244,6 +245,7 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
         settings.call_bounds(),
         metrics,
     )
+    continuation = Continuation(frozenset(), MemoryStore(), upstream)
     context = GatewayContext(
         settings=settings,
         kafka=NOWHERE,
@@ -256,13 +258,16 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
         store=store,
         idempotency=Idempotency(store),
         recorder=recorder,
+        call_recorder=CallRecorder(
+            recorder, responses, resolver, continuation, metrics, settings.logprobs_mode
+        ),
         responses=responses,
         upstream=upstream,
         dispatcher=Dispatcher(
             Router(routes, settings.backends(), frozenset(), settings.policy, policies.view),
             Admission(settings, metrics),
             upstream,
-            Continuation(frozenset(), MemoryStore(), upstream),
+            continuation,
             metrics,
         ),
         train_sampling=TrainSamplings({}),

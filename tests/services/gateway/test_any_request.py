@@ -74,7 +74,7 @@ def test_any_body_under_any_encoding(tmp_path: Path, path: str) -> None:
     async def every(gateway: InProcess) -> None:
         keys, loop = await declared(gateway), asyncio.get_running_loop()
 
-        @settings(max_examples=40)
+        @settings(max_examples=40, deadline=None)
         @given(BODIES, st.sampled_from([*ENCODINGS]), st.booleans(), st.integers(1, 3))
         def one(body: bytes, encoding: str | None, squeezed: bool, pieces: int) -> None:
             data = ENCODINGS[encoding](body) if squeezed else body
@@ -100,7 +100,7 @@ def test_any_request_to_any_route(tmp_path: Path) -> None:
     async def every(gateway: InProcess) -> None:
         keys, loop = await declared(gateway), asyncio.get_running_loop()
 
-        @settings(max_examples=400)
+        @settings(max_examples=400, deadline=None)
         @given(st.integers(0, 1 << 60))
         def one(seed: int) -> None:
             asyncio.run_coroutine_threadsafe(

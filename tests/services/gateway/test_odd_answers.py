@@ -260,7 +260,7 @@ NOT_OBJECTS: list[Any] = [[], 5, None, "x", {}]
 async def test_a_whole_answer_that_says_nothing_is_an_error(
     gateway: Gateway, path: str, body: Any
 ) -> None:
-    failed(await whole(gateway, body, path=path), f"is no answer of {path}")
+    failed(await whole(gateway, body, path=path), f"has not the shape of {path}")
 
 
 @pytest.mark.parametrize("alias", ["odd", "oddv"])
@@ -269,7 +269,7 @@ async def test_a_whole_answer_to_a_request_for_a_stream_is_refused_in_words_and_
 ) -> None:
     for kind in (JSON, "application/json; charset=utf-8"):
         answer = await streamed(gateway, json.dumps(reply()).encode(), alias=alias, kind=kind)
-        failed(answer, "asked for a stream and sent a whole answer")
+        failed(answer, "asked for a stream and sent a complete answer")
         assert answer.message["content"] == "hi"
     failed(await streamed(gateway, b'{"error": {"message": "quota"}}', kind=JSON), "quota")
     failed(await streamed(gateway, b"<html><h1>Sign in</h1>", kind="text/html"), "Sign in")
@@ -772,7 +772,7 @@ async def test_a_usage_that_is_none_is_null(gateway: Gateway, count: Any) -> Non
 async def test_an_answer_nested_too_deep_is_an_error(
     gateway: Gateway, path: str, body: bytes
 ) -> None:
-    failed(await whole(gateway, body, path=path), "is not JSON")
+    failed(await whole(gateway, body, path=path), "not JSON")
 
 
 async def test_arguments_nested_too_deep_are_arguments_that_do_not_parse(gateway: Gateway) -> None:

@@ -79,7 +79,7 @@ async def test_a_silence_before_anything_begins_the_reply() -> None:
 async def test_what_has_not_begun_when_it_settles_never_begins() -> None:
     client = Client()
     async with KeptAlive(client.send, list, COMMENT, 3600) as stream:
-        await stream.settle()
+        await stream.stop_keep_alive()
         assert not stream.begun
     assert client.messages == []
 
@@ -138,7 +138,7 @@ def test_events_are_what_they_were_without_what_keeps_alive(
                 await stream.start()
                 await stream.piece(b"data: " + text.hex().encode() + b"\n\n")
                 await client.beats(client.body.count(beat) + silences, beat)
-            await stream.settle()
+            await stream.stop_keep_alive()
             await stream.start()
             await stream.end(b"data: end\n\n")
         assert client.messages[-1]["more_body"] is False
