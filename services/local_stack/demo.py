@@ -34,6 +34,7 @@ from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
+from services.common.processes.errors import ProcessError
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.local_stack.demo_report import LedgerReport, Phases, Report, Scores, draw_chart, show
 from services.local_stack.errors import StackError
@@ -85,7 +86,7 @@ class Demo:
         self._memory = MemoryMeter()
 
     def run(self) -> Report:
-        """Raises StackError, RunnerError, LogUnavailable."""
+        """Raises StackError, ProcessError, RunnerError, LogUnavailable."""
         choices = self._choices
         data = fresh_folder(choices.out / "data")
         training, held_out = self._make_tasks()
@@ -378,7 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped; no process is left")
         return _INTERRUPTED
-    except (StackError, RunnerError, LogUnavailable) as error:
+    except (StackError, ProcessError, RunnerError, LogUnavailable) as error:
         console.print(f"make demo: {error}", style="red", markup=False)
         return 1
     out = choices.out

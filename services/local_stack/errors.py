@@ -5,9 +5,7 @@ StackError
 ├── ChecksumMismatch    a file is not the one that `local_services.toml` pins
 ├── AlreadyRunning      another stack uses the data folder
 ├── PortTaken           another program listens where the gateway is to listen
-├── LayoutChanged       a data folder was made for another number of brokers
-├── ServiceExited       a process ended before it was ready
-└── ServiceNotReady     a process did not become ready in time
+└── LayoutChanged       a data folder was made for another number of brokers
 """
 
 from __future__ import annotations
@@ -35,11 +33,3 @@ class PortTaken(StackError):
 
 class LayoutChanged(StackError):
     """A data folder that another layout would destroy."""
-
-
-class ServiceExited(StackError):
-    """A process ended by itself before it was ready."""
-
-
-class ServiceNotReady(StackError):
-    """A process runs, but its readiness check did not pass in time."""

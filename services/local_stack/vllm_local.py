@@ -12,13 +12,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
+from services.common.processes.supervisor import ProcessSpec, Restart, Supervisor
 from services.local_stack.errors import RequirementMissing
 from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import project_folder
 from services.local_stack.ports import LOCALHOST, answers, free_port
-from services.local_stack.supervise import Process, ProcessSpec, Restart, Supervisor
 
 READY_TIMEOUT_S = 480.0
 """28–67 s were seen on two idle cores, 90 s the first time, minutes when other processes want the
@@ -68,27 +67,23 @@ class LocalVllm(LocalService):
         """`folder` holds its log; `served_model` is the name agents ask for; `threads` limits
         OpenMP (one is enough for a tiny model).
         """
+        super().__init__(supervisor)
         self.port = port or free_port()
-        self._folder = folder.resolve()
-        self._own_supervisor = supervisor is None
-        self._supervisor = supervisor or Supervisor()
         environment = serve_environment()
-        self.process: Process = self._supervisor.add(
-            ProcessSpec(
-                name="vllm",
-                argv=[
-                    str(environment / "bin" / "python"),
-                    *_arguments(model, self.port, served_model, max_model_len),
-                    *extra,
-                ],
-                log=self._folder / "vllm.log",
-                env={**_environment(environment, policy, threads), **(env or {})},
-                cwd=project_folder(),
-                ready=lambda: answers(self.port, "/health"),
-                ready_timeout_s=READY_TIMEOUT_S,
-                restart=restart,
-                stop_timeout_s=15.0,
-            )
+        self._spec = ProcessSpec(
+            name="vllm",
+            argv=[
+                str(environment / "bin" / "python"),
+                *_arguments(model, self.port, served_model, max_model_len),
+                *extra,
+            ],
+            log=folder.resolve() / "vllm.log",
+            env={**_environment(environment, policy, threads), **(env or {})},
+            cwd=project_folder(),
+            ready=lambda: answers(self.port, "/health"),
+            ready_timeout_s=READY_TIMEOUT_S,
+            restart=restart,
+            stop_timeout_s=15.0,
         )
 
     @property
@@ -96,21 +91,9 @@ class LocalVllm(LocalService):
         """For VLLM_BASE_URL, without `/v1`."""
         return f"http://{LOCALHOST}:{self.port}"
 
-    def start(self) -> Self:
-        """Start it without waiting."""
-        self.process.start()
-        return self
-
-    def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> Self:
-        """Block until it answers. Raises ServiceExited, ServiceNotReady."""
-        self.process.wait_ready(timeout_s)
-        return self
-
-    def stop(self) -> None:
-        """Stop it and its children. Idempotent."""
-        self.process.stop()
-        if self._own_supervisor:
-            self._supervisor.close()
+    def specs(self) -> list[ProcessSpec]:
+        """Describe the server's process."""
+        return [self._spec]
 
 
 def _arguments(model: Path, port: int, served_model: str, max_model_len: int) -> list[str]:

@@ -21,10 +21,10 @@ from fulgurite.topics import EPISODES, TRAJECTORIES, Topic
 from services.common.kafka.consumer import read_all
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
+from services.common.processes.supervisor import ProcessSpec, Supervisor
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.local_services import project_folder
 from services.local_stack.model import model_folder
-from services.local_stack.supervise import ProcessSpec, Supervisor
 from services.local_stack.vllm_local import LocalVllm
 from tests.agents.quickstarts import Speech
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway

@@ -32,9 +32,9 @@ from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
+from services.common.processes.supervisor import ProcessSpec, Supervisor
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.model import tiny_model
-from services.local_stack.supervise import ProcessSpec, Supervisor
 from services.local_stack.vllm_local import LocalVllm
 from tests.integration.gateway_process import Gateway, running_gateway
 from tests.integration.lora_adapter import PROBE_IDS, Adapter, emptied, hugging_face_logprobs

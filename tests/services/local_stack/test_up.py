@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from services.cli import doctor
 from services.cli.main import app
+from services.common.processes.supervisor import ProcessSpec, Supervisor
 from services.common.runtime.model_folder import model_problem
 from services.local_stack import up
 from services.local_stack.exports import StackLock, write_exports
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.local_stack import LocalStack, StackOptions, all_aliases
 from services.local_stack.ports import free_port, is_free
-from services.local_stack.supervise import ProcessSpec, Supervisor
 
 
 @pytest.fixture(autouse=True)

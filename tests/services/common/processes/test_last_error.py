@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.local_stack.last_words import last_words
+from services.common.processes.last_error import last_error
 
 OURS = '{"level": "error", "event": "the learner cannot go on", "error": "no checkpoint"}'
 FINE = '{"level": "info", "event": "stopped"}'
@@ -59,17 +59,17 @@ INFO:     Waiting for application shutdown.
 )
 def test_the_reason_is_found(tmp_path: Path, log: str, expected: str) -> None:
     (tmp_path / "log").write_text(log)
-    assert last_words(tmp_path / "log") == expected
+    assert last_error(tmp_path / "log") == expected
 
 
 def test_what_was_there_before_and_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(OURS)
-    assert last_words(tmp_path / "log", since=len(OURS)) == ""
-    assert last_words(tmp_path / "none") == ""
+    assert last_error(tmp_path / "log", since=len(OURS)) == ""
+    assert last_error(tmp_path / "none") == ""
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read(tmp_path_factory: pytest.TempPathFactory, log: bytes) -> None:
     path = tmp_path_factory.mktemp("logs") / "log"
     path.write_bytes(log)
-    assert isinstance(last_words(path), str)
+    assert isinstance(last_error(path), str)
