@@ -114,7 +114,7 @@ class RouteEffect:
 
     def _apply(self, event: object) -> None:
         if isinstance(event, PolicyApplied):
-            self._view.take(event)
+            self._view.apply(event)
             self._backends.setdefault(event.policy, set()).add(event.backend)
             if event.outcome is ApplyOutcome.failed:
                 self._failed[event.backend, event.version] = event.error or "it did not say why"

@@ -51,7 +51,7 @@ def create_app(settings: GatewaySettings, kafka: KafkaSettings) -> FastAPI:
     )
     app.state.hot = {}
     describe(app)
-    app.add_middleware(RestGuard, bounds=settings.rest_bounds())
+    app.add_middleware(RestGuard, limits=settings.rest_body_limits())
     add_error_handlers(app)
     return app
 

@@ -123,7 +123,7 @@ def _make_context(settings: GatewaySettings, kafka: KafkaSettings) -> GatewayCon
         _shared_or_own(settings, store, PLACES_IN_MEMORY),
         CallSearch(kafka, codec),
         recorder.problem,
-        settings.call_bounds(),
+        settings.call_body_limits(),
         metrics,
     )
     continuation = Continuation(

@@ -263,8 +263,8 @@ class UpstreamRejected(UpstreamFailed):
     def __init__(
         self, backend: str, status: int, body: bytes, retry_after: str | None = None
     ) -> None:
-        said, param = _upstream_words(body)
-        super().__init__(f"The model server {backend!r} answered {status}: {said}", param=param)
+        words, param = _upstream_words(body)
+        super().__init__(f"The model server {backend!r} answered {status}: {words}", param=param)
         self.retry_after = retry_after
         self.upstream_status = status
         if status in _DEPLOYMENTS_FAULT:
@@ -281,7 +281,7 @@ class UpstreamRejected(UpstreamFailed):
         elif 400 <= status < 500:
             self.status, self.failure = status, FailureKind.unknown
             self.code = "upstream_rejected"
-            if _CONTEXT_OVERFLOW.search(said):
+            if _CONTEXT_OVERFLOW.search(words):
                 self.code, self.failure = "context_length_exceeded", FailureKind.context_overflow
         elif status in _PASSED_ON:
             self.status = status

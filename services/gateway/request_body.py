@@ -36,7 +36,7 @@ _HINTS = (
 _decode = msgspec.json.Decoder().decode
 
 
-class BodyBounds(NamedTuple):
+class BodyLimits(NamedTuple):
     """What a body may be."""
 
     size: int
@@ -48,23 +48,23 @@ class BodyBounds(NamedTuple):
     """For all of it to arrive."""
 
 
-async def check_bounds(body: bytes, bounds: BodyBounds) -> None:
+async def check_limits(body: bytes, limits: BodyLimits) -> None:
     """Raise BodyTooLarge for a body over one of them."""
-    if len(body) > bounds.size:
-        raise too_large(bounds)
-    if await has_more_values(body, bounds.values):
+    if len(body) > limits.size:
+        raise too_large(limits)
+    if await has_more_values(body, limits.values):
         raise BodyTooLarge(
-            f"The body has more than {bounds.values:,} arrays, objects and commas outside of "
+            f"The body has more than {limits.values:,} arrays, objects and commas outside of "
             "texts. Send less, or raise FULGURITE_MAX_BODY_VALUES.",
             code="too_many_values",
         )
 
 
-def too_large(bounds: BodyBounds) -> BodyTooLarge:
+def too_large(limits: BodyLimits) -> BodyTooLarge:
     """The error of a body of too many bytes."""
     return BodyTooLarge(
-        f"The body is over the limit of {bounds.size} bytes. Send less, or raise "
-        f"{bounds.size_setting}."
+        f"The body is over the limit of {limits.size} bytes. Send less, or raise "
+        f"{limits.size_setting}."
     )
 
 

@@ -13,7 +13,7 @@ from fulgurite.events import Sampling
 from fulgurite.topics import MAX_MESSAGE_BYTES
 from services.common.blobs.settings import ClaimSettings
 from services.common.runtime.backends import parse_backends
-from services.gateway.request_body import BodyBounds
+from services.gateway.request_body import BodyLimits
 from services.gateway.upstream.route import Route, UpstreamKind
 
 OutageMode = Literal["refuse", "spool", "serve"]
@@ -249,18 +249,18 @@ class GatewaySettings(ClaimSettings, BaseSettings):
             )
         return policies
 
-    def call_bounds(self) -> BodyBounds:
+    def call_body_limits(self) -> BodyLimits:
         """What an agent's call may be."""
-        return BodyBounds(
+        return BodyLimits(
             self.max_body_bytes,
             "FULGURITE_MAX_BODY_BYTES",
             self.max_body_values,
             self.request_timeout_s,
         )
 
-    def rest_bounds(self) -> BodyBounds:
+    def rest_body_limits(self) -> BodyLimits:
         """What the body of a REST route may be."""
-        return BodyBounds(
+        return BodyLimits(
             self.max_rest_body_bytes,
             "FULGURITE_MAX_REST_BODY_BYTES",
             self.max_body_values,

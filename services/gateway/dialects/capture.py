@@ -74,7 +74,7 @@ class Capture(ABC):
         self._has_halves = False
 
     @abstractmethod
-    def take_reply(self, reply: Json) -> bytes | None:
+    def parse_reply(self, reply: Json) -> bytes | None:
         """A whole answer → the body for the agent; None for what is no answer of this API, with its
         words in `error` if it is an error.
         """
@@ -84,29 +84,29 @@ class Capture(ABC):
         """What a chunk, not yet taken, means."""
 
     @abstractmethod
-    def take_chunk(self, chunk: Json) -> bytes | None:
+    def parse_chunk(self, chunk: Json) -> bytes | None:
         """A chunk of a stream → the chunk for the agent, None if nothing is left of it. An error
         within a stream is kept in `error`.
         """
 
     def decode_reply(self, raw: bytes) -> Any:
-        """A whole answer's bytes → what `take_reply` takes. Raises ValueError."""
+        """A whole answer's bytes → what `parse_reply` takes. Raises ValueError."""
         return self._decode(raw)
 
     def decode_chunk(self, data: bytes) -> Json | None:
-        """A chunk's bytes → what `take_chunk` takes; None for what is no JSON object."""
+        """A chunk's bytes → what `parse_chunk` takes; None for what is no JSON object."""
         try:
             chunk = self._decode(data)
         except ValueError:
             return None
         return cast(Json, chunk) if isinstance(chunk, dict) else None
 
-    def unclear(self) -> None:
+    def count_unread(self) -> None:
         """Note that a part of the answer goes to the agent and was not understood."""
         self.unread += 1
 
-    def quick_chunk(self, event: bytes) -> bytes | None:
-        """`take_chunk` for events that are common, may leave and can be told apart cheaply: the
+    def parse_common_chunk(self, event: bytes) -> bytes | None:
+        """`parse_chunk` for events that are common, may leave and can be told apart cheaply: the
         event for the agent, closing blank line included. None leaves one to the general way.
         """
         return None
@@ -116,14 +116,14 @@ class Capture(ABC):
         """Whether a stream's answer is complete."""
 
     @abstractmethod
-    def taken(self) -> tuple[Choice, ...]:
+    def recorded_choices(self) -> tuple[Choice, ...]:
         """What was generated so far, as the log gets it."""
 
     def prompt(self) -> bytes | None:
         """The prompt's token ids, packed; None where the upstream gave none."""
         return None
 
-    def said(self) -> list[list[Any]]:
+    def answers(self) -> list[list[Any]]:
         """The items of each completed answer, as an agent may send them back; none for an API
         without conversations.
         """
@@ -133,7 +133,7 @@ class Capture(ABC):
     def failure(self) -> FailureKind | None:
         """What is wrong with a completed answer, if anything is."""
 
-    def take_comment(self, line: bytes) -> bool:
+    def parse_comment(self, line: bytes) -> bool:
         """A comment of a stream; returns whether it was for the gateway alone."""
         if not line.startswith(VERSION_COMMENT):
             return False
@@ -150,12 +150,12 @@ class Capture(ABC):
         """The message as an agent will send it back: with whole characters."""
         return msgspec.json.decode(recorded(message)) if self._has_halves else message
 
-    def take_error(self, answer: Json) -> None:
+    def parse_error(self, answer: Json) -> None:
         """Note the words of an answer that is an error, if it is one."""
         error = error_in(answer)
         self.error = None if error is None else error_text(error)
 
-    def take_usage(self, usage: Any, prompt: str, completion: str) -> None:
+    def parse_usage(self, usage: Any, prompt: str, completion: str) -> None:
         """Note usage as reported, under the API's own names for the two counts."""
         if isinstance(usage, dict):
             self.usage = cast(Json, usage)
@@ -171,7 +171,7 @@ class Capture(ABC):
             value, all_utf8 = decode_leniently(data)
         self._has_halves = True
         if not all_utf8:
-            self.unclear()
+            self.count_unread()
         return value
 
 
@@ -186,12 +186,12 @@ def error_in(answer: Json) -> Any:
 
 def error_text(error: Any) -> str:
     """The words of an error object."""
-    said = (
+    message = (
         (cast(Json, error).get("message") or cast(Json, error))
         if isinstance(error, dict)
         else error
     )
-    return joined(said if isinstance(said, str) else recorded(said))[:_WORDS]
+    return joined(message if isinstance(message, str) else recorded(message))[:_WORDS]
 
 
 def arguments_parse(arguments: Any) -> bool:

@@ -13,7 +13,7 @@ from services.gateway.dialects.capture import Json, encode
 from services.gateway.dialects.chat_capture import ChatCapture
 from services.gateway.dialects.choices import AS_IT_IS, Wants
 from services.gateway.dialects.dialect import ApiRequest, mapping, parse_envelope, text
-from services.gateway.dialects.numbers import KINDS, take_numbers
+from services.gateway.dialects.numbers import KINDS, coerce_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.packed import IN_BODY, asking
 from services.gateway.dialects.sampling import sampling_of
@@ -38,7 +38,7 @@ class Chat(OpenAIErrors):
         a boolean `stream`.
         """
         body, alias, stream = parse_envelope(raw, "`model` and `messages`")
-        take_numbers(body, _KINDS)
+        coerce_numbers(body, _KINDS)
         messages = body.get("messages")
         if not isinstance(messages, list):
             raise InvalidRequest("`messages` must be a list of chat messages.", param="messages")

@@ -6,7 +6,12 @@ from typing import Any, cast
 
 from fulgurite.failures import FailureKind
 from services.gateway.dialects.capture import Json, arguments_parse
-from services.gateway.dialects.chat_quick import Logprobs, encode, quick_chunk, quick_reply
+from services.gateway.dialects.chat_fast_path import (
+    Logprobs,
+    decode_text_chunk,
+    decode_vllm_reply,
+    encode,
+)
 from services.gateway.dialects.choices import ChoiceCapture, ChoicesCapture
 from services.gateway.dialects.packed import TOKENS_FIELD
 from services.gateway.dialects.tool_calls import ToolCalls, extend_function
@@ -24,7 +29,7 @@ class ChatCapture(ChoicesCapture):
 
     _opened: tuple[str, int, bytes] | None = None
 
-    def said(self) -> list[list[Any]]:
+    def answers(self) -> list[list[Any]]:
         """See Capture."""
         return [
             [{**self.as_recorded(choice.message), "role": "assistant"}]
@@ -39,11 +44,11 @@ class ChatCapture(ChoicesCapture):
 
     def decode_reply(self, raw: bytes) -> Any:
         """See Capture."""
-        # Packed tokens come in place of what the quick way leaves out.
-        reply = None if self._wants.logprobs or _PACKED in raw else quick_reply(raw)
+        # Packed tokens come in place of what the fast path leaves out.
+        reply = None if self._wants.logprobs or _PACKED in raw else decode_vllm_reply(raw)
         return super().decode_reply(raw) if reply is None else reply
 
-    def quick_chunk(self, event: bytes) -> bytes | None:
+    def parse_common_chunk(self, event: bytes) -> bytes | None:
         """See Capture."""
         if (
             self._alias is None
@@ -54,7 +59,7 @@ class ChatCapture(ChoicesCapture):
         ):
             return None
         # Asked of its bytes, as a decoder that fails costs more than the general way.
-        chunk = quick_chunk(event[6:]) if _GOES_ON in event else None
+        chunk = decode_text_chunk(event[6:]) if _GOES_ON in event else None
         choice = None if chunk is None else self.choices.get(chunk.choices[0].index)
         if chunk is None or choice is None or not isinstance(choice.message.get("content"), str):
             return None
@@ -63,7 +68,7 @@ class ChatCapture(ChoicesCapture):
         choice.extend(
             part.token_ids,
             part.logprobs and [token.logprob for token in part.logprobs.content],
-            said=bool(part.delta.content),
+            has_content=bool(part.delta.content),
         )
         return b'data: %b%d,"delta":{"content":%b%b' % (
             self._opening(chunk.object, chunk.created),
@@ -81,19 +86,19 @@ class ChatCapture(ChoicesCapture):
             self._opened = (kind, created, head[:-1] + b',"choices":[{"index":')
         return self._opened[2]
 
-    def _take_whole(self, choice: ChoiceCapture, part: Json) -> bool:
+    def _parse_choice(self, choice: ChoiceCapture, part: Json) -> bool:
         message = part.get("message")
         choice.message = cast(Json, message) if isinstance(message, dict) else {}
-        choice.take(part, _logprobs(part), said=_says(message))
+        choice.add(part, _logprobs(part), has_content=_says(message))
         return isinstance(message, dict)
 
-    def _take_delta(self, choice: ChoiceCapture, part: Json) -> bool:
+    def _parse_delta(self, choice: ChoiceCapture, part: Json) -> bool:
         delta = part.get("delta")
-        choice.take(part, _logprobs(part), said=_says(delta))
+        choice.add(part, _logprobs(part), has_content=_says(delta))
         if isinstance(delta, dict):
             self._add(choice, cast(Json, delta))
         elif delta is not None:
-            self.unclear()
+            self.count_unread()
         return bool(cast(Any, delta)) or part.get("finish_reason") is not None
 
     def _add(self, choice: ChoiceCapture, delta: Json) -> None:
@@ -109,7 +114,7 @@ class ChatCapture(ChoicesCapture):
             if isinstance(fragment, dict):
                 choice.calls.add(cast(Json, fragment))
             else:
-                self.unclear()
+                self.count_unread()
         choice.message["tool_calls"] = choice.calls.ordered()
 
 

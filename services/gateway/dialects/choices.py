@@ -61,12 +61,16 @@ class ChoiceCapture:
         self.finish_reason: str | None = None
         self.stop_reason: str | None = None
 
-    def take(self, part: Json, logprobs: list[float] | None, *, said: bool) -> None:
-        """A choice of a reply, or of one chunk of a stream; `said` is whether it holds anything
-        that was generated.
+    def add(self, part: Json, logprobs: list[float] | None, *, has_content: bool) -> None:
+        """Add a choice of a reply, or of one chunk of a stream; `has_content` tells whether it
+        holds anything that was generated.
         """
         ids = part.get("token_ids")
-        self.extend(cast("list[int]", ids) if isinstance(ids, list) else None, logprobs, said=said)
+        self.extend(
+            cast("list[int]", ids) if isinstance(ids, list) else None,
+            logprobs,
+            has_content=has_content,
+        )
         finish = part.get("finish_reason")
         if isinstance(finish, str):
             self.finish_reason = joined(finish)
@@ -75,15 +79,19 @@ class ChoiceCapture:
                 None if stop is None else joined(stop) if isinstance(stop, str) else recorded(stop)
             )
 
-    def extend(self, ids: list[int] | None, logprobs: list[float] | None, *, said: bool) -> None:
-        """More tokens; without those of what was said none of the choice are any good."""
+    def extend(
+        self, ids: list[int] | None, logprobs: list[float] | None, *, has_content: bool
+    ) -> None:
+        """Add tokens. If a piece with content comes without them, the log gets none of the
+        choice.
+        """
         if ids is not None:
             self.token_ids += ids
-        elif said:
+        elif has_content:
             self.has_ids = False
         if logprobs is not None:
             self.logprobs += logprobs
-        elif said:
+        elif has_content:
             self.has_logprobs = False
 
     def choice(self, packed: PackedTokens | None = None, *, understood: bool = True) -> Choice:
@@ -124,27 +132,27 @@ class ChoicesCapture(Capture):
         self.choices: dict[int, ChoiceCapture] = {}
 
     @abstractmethod
-    def _take_whole(self, choice: ChoiceCapture, part: Json) -> bool:
+    def _parse_choice(self, choice: ChoiceCapture, part: Json) -> bool:
         """Take a choice of a whole reply; returns whether it is one."""
 
     @abstractmethod
-    def _take_delta(self, choice: ChoiceCapture, part: Json) -> bool:
+    def _parse_delta(self, choice: ChoiceCapture, part: Json) -> bool:
         """Take a choice of a chunk; returns whether it is anything to the agent."""
 
-    def take_reply(self, reply: Json) -> bytes | None:
+    def parse_reply(self, reply: Json) -> bytes | None:
         """See Capture."""
-        self.take_error(reply)
+        self.parse_error(reply)
         if self.error is not None:
             return None
-        self._take_top(reply)
-        found = [self._take_whole(self._new_choice(part), part) for part in self._parts(reply)]
+        self._parse_top(reply)
+        found = [self._parse_choice(self._new_choice(part), part) for part in self._parts(reply)]
         if not any(found):
             return None
         if not all(found):
-            self.unclear()
+            self.count_unread()
         for part in self._parts(reply):
             self._strip(part)
-        self._take_head(reply)
+        self._keep_head(reply)
         return encode(reply)
 
     def mark(self, chunk: Json) -> Mark:
@@ -159,20 +167,20 @@ class ChoicesCapture(Capture):
         complete = any(index in self._ended for index, _ in parts) if parts else self._ended
         return Mark.complete if complete else Mark.none
 
-    def take_chunk(self, chunk: Json) -> bytes | None:
+    def parse_chunk(self, chunk: Json) -> bytes | None:
         """See Capture."""
-        self.take_error(chunk)
+        self.parse_error(chunk)
         if self.error is not None and "choices" not in chunk:
             return encode(chunk)
-        self._take_top(chunk)
+        self._parse_top(chunk)
         parts = self._parts(chunk)
         if len(parts) > 1 and len({_index(part) for part in parts}) < len(parts):
-            self.unclear()
+            self.count_unread()
         says = not parts or self.error is not None
         for part in parts:
-            says |= self._take_delta(self._choice(part), part)
+            says |= self._parse_delta(self._choice(part), part)
             self._strip(part)
-        self._take_head(chunk)
+        self._keep_head(chunk)
         if not self._wants.usage and chunk.pop("usage", None) is not None and not parts:
             return None
         # vLLM sends tokens that say nothing yet (half a tool call) only because we asked for token
@@ -189,7 +197,7 @@ class ChoicesCapture(Capture):
             self.done or all(choice.finish_reason is not None for choice in self.choices.values())
         )
 
-    def taken(self) -> tuple[Choice, ...]:
+    def recorded_choices(self) -> tuple[Choice, ...]:
         """See Capture. Packed tokens are those of the only choice."""
         packed = self._packed if self._packed.came and len(self.choices) == 1 else None
         return tuple(
@@ -207,9 +215,9 @@ class ChoicesCapture(Capture):
             return self._packed.read()[0]
         return None if self.prompt_token_ids is None else checked_ids(self.prompt_token_ids)
 
-    def take_comment(self, line: bytes) -> bool:
+    def parse_comment(self, line: bytes) -> bool:
         """See Capture."""
-        return self._packed.take_line(line) or super().take_comment(line)
+        return self._packed.add_comment(line) or super().parse_comment(line)
 
     def failure(self) -> FailureKind | None:
         """See Capture."""
@@ -218,16 +226,16 @@ class ChoicesCapture(Capture):
             return FailureKind.upstream_error
         return FailureKind.truncated if "length" in reasons else None
 
-    def _take_top(self, reply: Json) -> None:
+    def _parse_top(self, reply: Json) -> None:
         reply["id"] = self._id
         if self._alias is not None and "model" in reply:
             reply["model"] = self._alias
         if TOKENS_FIELD in reply:
-            self._packed.take_field(reply.pop(TOKENS_FIELD))
-        self.take_prompt(reply)
-        self.take_usage(reply.get("usage"), "prompt_tokens", "completion_tokens")
+            self._packed.add_field(reply.pop(TOKENS_FIELD))
+        self.parse_prompt(reply)
+        self.parse_usage(reply.get("usage"), "prompt_tokens", "completion_tokens")
 
-    def take_prompt(self, holder: Json) -> None:
+    def parse_prompt(self, holder: Json) -> None:
         """Note the prompt's token ids, and leave them in only if the agent asked."""
         ids = holder.get("prompt_token_ids")
         if isinstance(ids, list):
@@ -235,7 +243,7 @@ class ChoicesCapture(Capture):
         if not self._wants.token_ids:
             holder.pop("prompt_token_ids", None)
 
-    def _take_head(self, reply: Json) -> None:
+    def _keep_head(self, reply: Json) -> None:
         if not self.head:
             self.head = {name: value for name, value in reply.items() if name not in _NOT_HEAD}
 
@@ -245,13 +253,13 @@ class ChoicesCapture(Capture):
         if choices is not None and (
             not isinstance(choices, list) or len(parts) < len(cast("list[Any]", choices))
         ):
-            self.unclear()
+            self.count_unread()
         return parts
 
     def _choice(self, part: Json) -> ChoiceCapture:
         number = _index(part)
         if number is None:
-            self.unclear()
+            self.count_unread()
             number = 0
         known = self.choices.get(number)
         if known is None:
@@ -262,7 +270,7 @@ class ChoicesCapture(Capture):
         """Of a whole reply, where no choice adds to another."""
         if _index(part) not in self.choices:
             return self._choice(part)
-        self.unclear()
+        self.count_unread()
         return self._choice({"index": 1 + max(self.choices)})
 
     def _strip(self, part: Json) -> None:

@@ -15,7 +15,7 @@ from services.gateway.dialects.capture import Json, encode
 from services.gateway.dialects.chat import session_of, wants, with_usage
 from services.gateway.dialects.choices import AS_IT_IS, ChoiceCapture, ChoicesCapture
 from services.gateway.dialects.dialect import ApiRequest, mapping, parse_envelope, text
-from services.gateway.dialects.numbers import KINDS, take_numbers
+from services.gateway.dialects.numbers import KINDS, coerce_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.errors import InvalidRequest
@@ -35,7 +35,7 @@ class Completions(OpenAIErrors):
         `stream`.
         """
         body, alias, stream = parse_envelope(raw, "`model` and `prompt`")
-        take_numbers(body, _KINDS)
+        coerce_numbers(body, _KINDS)
         if not isinstance(body.get("prompt"), str | list) and body.get("prompt_embeds") is None:
             raise InvalidRequest(
                 "`prompt` must be a text, a list of texts, or token ids.", param="prompt"
@@ -78,30 +78,30 @@ class CompletionsCapture(ChoicesCapture):
 
     _prompts_differ = False
 
-    def take_prompt(self, holder: Json) -> None:
+    def parse_prompt(self, holder: Json) -> None:
         """A prompt that is not every choice's is nobody's."""
         before = self.prompt_token_ids
-        super().take_prompt(holder)
+        super().parse_prompt(holder)
         self._prompts_differ = self._prompts_differ or (
             before is not None and self.prompt_token_ids != before
         )
         if self._prompts_differ:
             self.prompt_token_ids = None
 
-    def _take_whole(self, choice: ChoiceCapture, part: Json) -> bool:
-        self._take_delta(choice, part)
+    def _parse_choice(self, choice: ChoiceCapture, part: Json) -> bool:
+        self._parse_delta(choice, part)
         return isinstance(part.get("text"), str)
 
-    def _take_delta(self, choice: ChoiceCapture, part: Json) -> bool:
-        self.take_prompt(part)
-        said = part.get("text")
-        choice.take(part, _logprobs(part), said=bool(said))
-        if said is not None and not isinstance(said, str):
-            self.unclear()
+    def _parse_delta(self, choice: ChoiceCapture, part: Json) -> bool:
+        self.parse_prompt(part)
+        text = part.get("text")
+        choice.add(part, _logprobs(part), has_content=bool(text))
+        if text is not None and not isinstance(text, str):
+            self.count_unread()
         choice.message["text"] = choice.message.get("text", "") + (
-            said if isinstance(said, str) else ""
+            text if isinstance(text, str) else ""
         )
-        return bool(said) or part.get("finish_reason") is not None
+        return bool(text) or part.get("finish_reason") is not None
 
 
 def _logprobs(part: Json) -> list[float] | None:

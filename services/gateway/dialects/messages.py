@@ -20,7 +20,7 @@ from services.gateway.dialects.dialect import (
     text,
 )
 from services.gateway.dialects.messages_capture import MessagesCapture
-from services.gateway.dialects.numbers import take_numbers
+from services.gateway.dialects.numbers import coerce_numbers
 from services.gateway.dialects.packed import asking
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.errors import InvalidRequest
@@ -90,7 +90,7 @@ class Messages(AnthropicErrors):
 def parse_messages(raw: bytes) -> ApiRequest:
     """A request with a conversation in Anthropic's form. Raises InvalidRequest."""
     body, alias, stream = parse_envelope(raw, "`model`, `messages` and `max_tokens`")
-    take_numbers(body)
+    coerce_numbers(body)
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise InvalidRequest("`messages` must be a list of messages.", param="messages")

@@ -36,16 +36,16 @@ class MessagesCapture(PackedCapture):
         self._started = False
         self._complete = False
 
-    def take_reply(self, reply: Json) -> bytes | None:
+    def parse_reply(self, reply: Json) -> bytes | None:
         """See Capture."""
         content: Any = reply.get("content")
         blocks = mappings(content)
         if not isinstance(content, list) or (content and not blocks):
-            self.take_error(reply)
+            self.parse_error(reply)
             return None
         if len(blocks) < len(cast("list[Any]", content)):
-            self.unclear()
-        self.take_field(reply)
+            self.count_unread()
+        self.parse_tokens_field(reply)
         for index, block in enumerate(blocks):
             self._blocks.begin(index, block)
         self._begin(reply)
@@ -60,7 +60,7 @@ class MessagesCapture(PackedCapture):
             return Mark.complete
         return Mark.perhaps if kind == "content_block_stop" else Mark.none
 
-    def take_chunk(self, chunk: Json) -> bytes | None:
+    def parse_chunk(self, chunk: Json) -> bytes | None:
         """See Capture."""
         kind, index = chunk.get("type"), chunk.get("index")
         if kind == "error" or (kind is None and error_in(chunk)):
@@ -90,7 +90,7 @@ class MessagesCapture(PackedCapture):
             return {}
         return {"role": "assistant", "content": [_whole(block) for block in self._blocks.ordered()]}
 
-    def said(self) -> list[list[Any]]:
+    def answers(self) -> list[list[Any]]:
         """See Capture."""
         return [[self.as_recorded(self.message())]]
 
@@ -104,7 +104,7 @@ class MessagesCapture(PackedCapture):
         """A block of its own, also where its index is another's."""
         place = count(index)
         if place is None:
-            self.unclear()
+            self.count_unread()
         return self._blocks.begin(place or 0, block)
 
     def _begin(self, message: Json) -> None:
@@ -117,20 +117,20 @@ class MessagesCapture(PackedCapture):
         }
         self._count(message.get("usage"))
 
-    def _end(self, told: Json) -> None:
-        stop = told.get("stop_reason")
+    def _end(self, delta: Json) -> None:
+        stop = delta.get("stop_reason")
         if isinstance(stop, str):
             self.finish_reason = joined(_FINISH.get(stop, stop))
-            sequence = told.get("stop_sequence")
+            sequence = delta.get("stop_sequence")
             self.stop_reason = joined(sequence) if isinstance(sequence, str) else None
             self.head = {**self.head, "stop_reason": stop, "stop_sequence": sequence}
-        self._count(told.get("usage"))
+        self._count(delta.get("usage"))
 
     def _count(self, usage: Any) -> None:
         if not isinstance(usage, dict):
             return
         # A stream tells of the prompt at its start and of the answer at its end.
-        self.take_usage({**(self.usage or {}), **cast(Json, usage)}, "", "output_tokens")
+        self.parse_usage({**(self.usage or {}), **cast(Json, usage)}, "", "output_tokens")
         counts = [
             number
             for name in _INPUT_COUNTS
@@ -153,13 +153,13 @@ def _whole(block: Json) -> Json:
     """
     if "partial_json" not in block:
         return block
-    whole = {name: value for name, value in block.items() if name != "partial_json"}
+    complete = {name: value for name, value in block.items() if name != "partial_json"}
     text = block["partial_json"]
     if not isinstance(text, str) or not text.strip():
         # What a tool without arguments is called with.
-        return whole
+        return complete
     try:
-        whole["input"] = parsed(text)
+        complete["input"] = parsed(text)
     except ValueError:
-        whole["input"] = text
-    return whole
+        complete["input"] = text
+    return complete

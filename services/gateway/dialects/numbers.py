@@ -61,7 +61,7 @@ _INT = 1 << 31
 _SHOWN = 60
 
 
-def take_numbers(body: Json, kinds: Kinds = KINDS) -> None:
+def coerce_numbers(body: Json, kinds: Kinds = KINDS) -> None:
     """Replace what is of another type by the number that it stands for. Raises InvalidRequest."""
     for name in kinds.keys() & body.keys():
         value, kind = body[name], kinds[name]
@@ -91,6 +91,6 @@ def _check_range(name: str, value: int, kind: type) -> None:
 
 
 def _refusal(name: str, value: Any, kind: type) -> InvalidRequest:
-    said = repr(value)
-    shown = said if len(said) <= _SHOWN else f"{said[:_SHOWN]}…"
+    text = repr(value)
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
     return InvalidRequest(f"`{name}` must be {_CALLED[kind]}, not {shown}.", param=name)

@@ -70,7 +70,7 @@ class PackedTokens:
         self._unmatched = False
         self._known: tuple[bytes | None, bytes | None, bytes | None] | None = None
 
-    def take_line(self, line: bytes) -> bool:
+    def add_comment(self, line: bytes) -> bool:
         """A comment of a stream; returns whether it was one of these."""
         if not line.startswith(TOKENS_COMMENT):
             return False
@@ -78,13 +78,13 @@ class PackedTokens:
         self._comments.append(line[len(TOKENS_COMMENT) :])
         return True
 
-    def take_field(self, sequences: Any) -> None:
+    def add_field(self, sequences: Any) -> None:
         """The field of a whole reply."""
         self.came = True
         found = cast("list[Any]", sequences) if isinstance(sequences, list) else []
         for number, packed in enumerate(found):
             parts = cast("list[Any]", packed) if isinstance(packed, list) else []
-            self._take(
+            self._add(
                 [str(part).encode("utf-8", "replace") for part in (number, *parts)] if parts else []
             )
 
@@ -95,7 +95,7 @@ class PackedTokens:
         if self._comments:
             fields = b" ".join(self._comments).split(b" ")
             self._comments = []
-            self._take(fields)
+            self._add(fields)
         if self._known is None:
             self._known = self._joined()
         return self._known
@@ -113,7 +113,7 @@ class PackedTokens:
         paired = ids and len(logprobs) == len(ids) and all_finite(logprobs)
         return self._prompt or None, ids or None, logprobs if paired else None
 
-    def _take(self, fields: list[bytes]) -> None:
+    def _add(self, fields: list[bytes]) -> None:
         """Sequence, prompt ids, ids and log-probabilities, over and over."""
         self._known = None
         if len(fields) % 4 or 4 * fields[::4].count(b"0") != len(fields):
@@ -148,7 +148,7 @@ class PackedCapture(Capture):
     def message(self) -> Json:
         """What was said so far, as the agent got it."""
 
-    def taken(self) -> tuple[Choice, ...]:
+    def recorded_choices(self) -> tuple[Choice, ...]:
         """See Capture."""
         message = self.message()
         if not message:
@@ -169,14 +169,14 @@ class PackedCapture(Capture):
         """See Capture."""
         return None if self.unread else self._packed.read()[0]
 
-    def take_comment(self, line: bytes) -> bool:
+    def parse_comment(self, line: bytes) -> bool:
         """See Capture."""
-        return self._packed.take_line(line) or super().take_comment(line)
+        return self._packed.add_comment(line) or super().parse_comment(line)
 
-    def take_field(self, reply: Json) -> None:
+    def parse_tokens_field(self, reply: Json) -> None:
         """Take the plug-in's field out of a whole reply."""
         if TOKENS_FIELD in reply:
-            self._packed.take_field(reply.pop(TOKENS_FIELD))
+            self._packed.add_field(reply.pop(TOKENS_FIELD))
 
 
 def asking(*, instead: bool = False) -> dict[str, str]:

@@ -37,15 +37,15 @@ class PlainCapture(Capture):
         self._known_by = known_by
         self._bulk = bulk
 
-    def take_reply(self, reply: Json) -> bytes | None:
+    def parse_reply(self, reply: Json) -> bytes | None:
         """See Capture."""
         if reply.get(self._known_by) is None:
-            self.take_error(reply)
+            self.parse_error(reply)
             return None
         for name, value in (("id", self._id), ("model", self._alias)):
             if name in reply and value is not None:
                 reply[name] = value
-        self.take_usage(reply.get("usage"), "prompt_tokens", "completion_tokens")
+        self.parse_usage(reply.get("usage"), "prompt_tokens", "completion_tokens")
         self.head = {
             name: value for name, value in reply.items() if name not in (self._bulk, "usage")
         }
@@ -55,7 +55,7 @@ class PlainCapture(Capture):
         """Streams are not asked for."""
         return Mark.none
 
-    def take_chunk(self, chunk: Json) -> bytes | None:
+    def parse_chunk(self, chunk: Json) -> bytes | None:
         """Streams are not asked for."""
         return encode(chunk)
 
@@ -63,7 +63,7 @@ class PlainCapture(Capture):
         """Streams are not asked for."""
         return True
 
-    def taken(self) -> tuple[Choice, ...]:
+    def recorded_choices(self) -> tuple[Choice, ...]:
         """Nothing was generated."""
         return ()
 

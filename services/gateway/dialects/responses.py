@@ -23,7 +23,7 @@ from services.gateway.dialects.dialect import (
     refuse_unkept,
     text,
 )
-from services.gateway.dialects.numbers import take_numbers
+from services.gateway.dialects.numbers import coerce_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors, openai_error
 from services.gateway.dialects.packed import asking
 from services.gateway.dialects.response_items import checked, items_of
@@ -56,7 +56,7 @@ class Responses(OpenAIErrors):
         `stream`, and for state not kept.
         """
         body, alias, stream = parse_envelope(raw, "`model` and `input`")
-        take_numbers(body)
+        coerce_numbers(body)
         given = body.get("input")
         if not isinstance(given, str | list) and not mapping(body, "prompt"):
             raise InvalidRequest("`input` must be a text or a list of items.", param="input")
@@ -66,13 +66,13 @@ class Responses(OpenAIErrors):
             raise InvalidRequest(
                 f"`{_PREVIOUS}` must be a string: the `id` of a response.", param=_PREVIOUS
             )
-        whole = not before and given is not None
+        is_complete = not before and given is not None
         return ApiRequest(
             body,
             alias,
             stream,
             session_of(body),
-            items=checked([], items_of(cast("str | list[Any]", given))) if whole else None,
+            items=checked([], items_of(cast("str | list[Any]", given))) if is_complete else None,
             user=text(body, "user") or text(body, "safety_identifier"),
             continues=before or None,
         )

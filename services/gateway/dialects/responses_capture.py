@@ -50,13 +50,13 @@ class ResponsesCapture(PackedCapture):
         self._status: str | None = None
         self._complete = False
 
-    def take_reply(self, reply: Json) -> bytes | None:
+    def parse_reply(self, reply: Json) -> bytes | None:
         """See Capture."""
         output: Any = reply.get("output")
         if not isinstance(output, list) or (output and not mappings(output)):
-            self.take_error(reply)
+            self.parse_error(reply)
             return None
-        self.take_field(reply)
+        self.parse_tokens_field(reply)
         self._take_response(reply)
         self._end(reply, "")
         return encode(reply)
@@ -69,7 +69,7 @@ class ResponsesCapture(PackedCapture):
             return Mark.complete
         return Mark.perhaps if kind.endswith(".done") else Mark.none
 
-    def take_chunk(self, chunk: Json) -> bytes | None:
+    def parse_chunk(self, chunk: Json) -> bytes | None:
         """See Capture."""
         kind, index = str(chunk.get("type")), chunk.get("output_index")
         response = mapping(chunk, "response")
@@ -101,7 +101,7 @@ class ResponsesCapture(PackedCapture):
         items = self._items.ordered()
         return {"role": "assistant", "output": items} if items or self._status is not None else {}
 
-    def said(self) -> list[list[Any]]:
+    def answers(self) -> list[list[Any]]:
         """See Capture."""
         return [[self.as_recorded(item) for item in self._items.ordered()]]
 
@@ -125,14 +125,14 @@ class ResponsesCapture(PackedCapture):
             response["model"] = self._alias
         if "previous_response_id" in response:
             response["previous_response_id"] = self._previous
-        self.take_usage(response.get("usage"), "input_tokens", "output_tokens")
+        self.parse_usage(response.get("usage"), "input_tokens", "output_tokens")
         self.head = {name: value for name, value in response.items() if name not in _NOT_HEAD}
 
     def _begin_item(self, index: Any, item: Json) -> Json:
         """An item of its own, also where its index is another's."""
         place = count(index)
         if place is None:
-            self.unclear()
+            self.count_unread()
         if isinstance(name := item.get("id"), str):
             self._by_id[name] = item
         return self._items.begin(place or 0, item)
@@ -157,7 +157,7 @@ class ResponsesCapture(PackedCapture):
         output: Any = response.get("output")
         items = mappings(output)
         if isinstance(output, list) and len(items) < len(cast("list[Any]", output)):
-            self.unclear()
+            self.count_unread()
         if items:
             self._items = Numbered()
             for index, item in enumerate(items):

@@ -77,8 +77,10 @@ def _begins(call: Json, fragment: Json, name: str | int | None, *, placed: bool)
         return False
     # A second call without an id: what is whole cannot go on, and without an index another name
     # tells.
-    whole = bool(before.get("arguments")) and arguments_parse(before.get("arguments"))
-    return (whole and bool(now.get("arguments"))) or (not placed and now["name"] != before["name"])
+    is_complete = bool(before.get("arguments")) and arguments_parse(before.get("arguments"))
+    return (is_complete and bool(now.get("arguments"))) or (
+        not placed and now["name"] != before["name"]
+    )
 
 
 def _function(call: Json) -> Json:

@@ -3,7 +3,7 @@ asked, because only what was sampled from the policy's own distribution can be l
 
 Only what differs is changed: an agent that asks for temperature 0.2 gets 1 while it trains, and 0.2
 in any other mode. Penalties, biases, grammars, seeds and limits stay the agent's. What was really
-used is recorded, and told in the header `x-fulgurite-sampling`.
+used is recorded, and named in the header `x-fulgurite-sampling`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from services.gateway.upstream.route import Route
 
 
 class Sampled(NamedTuple):
-    """A request as it is sent on, its effective sampling, and what the client is told of it."""
+    """A request as it is sent on, its effective sampling, and the reply's header for it."""
 
     request: ApiRequest
     sampling: Sampling
-    told: str | None = None
+    header: str | None = None
 
 
 class TrainSamplings:
@@ -33,7 +33,7 @@ class TrainSamplings:
 
     def __init__(self, declared: Mapping[str, TrainSampling]) -> None:
         self._declared = {alias: one.model_dump() for alias, one in declared.items()}
-        self._told = {
+        self._headers = {
             alias: ", ".join(f"{name}={value:g}" for name, value in one.items())
             for alias, one in self._declared.items()
         }
@@ -51,4 +51,4 @@ class TrainSamplings:
         if changes:
             request = msgspec.structs.replace(request, body={**request.body, **changes})
             sampling = msgspec.structs.replace(sampling, **changes)
-        return Sampled(request, sampling, self._told[request.alias])
+        return Sampled(request, sampling, self._headers[request.alias])

@@ -19,7 +19,7 @@ from services.gateway.dialects.openai_errors import openai_error_body
 from services.gateway.errors import ClientGone, GatewayError, RequestTimeout
 from services.gateway.http.content_encodings import TooLong, inflate
 from services.gateway.http.error_responses import error_headers
-from services.gateway.request_body import BYTE_ORDER_MARK, BodyBounds, check_bounds, too_large
+from services.gateway.request_body import BYTE_ORDER_MARK, BodyLimits, check_limits, too_large
 
 JSON = (b"content-type", b"application/json")
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -57,24 +57,24 @@ def authorization(headers: Headers) -> str | None:
     return named
 
 
-async def read_body(headers: Headers, receive: Receive, bounds: BodyBounds) -> bytes:
+async def read_body(headers: Headers, receive: Receive, limits: BodyLimits) -> bytes:
     """The whole body: inflated, without a byte order mark. Raises InvalidRequest and its kinds,
     ClientGone.
     """
-    if _declares_more(headers, bounds.size):
-        raise too_large(bounds)
-    body = await _received(receive, bounds)
+    if _declares_more(headers, limits.size):
+        raise too_large(limits)
+    body = await _received(receive, limits)
     encoding = headers.get(b"content-encoding")
     if encoding is not None:
         try:
-            body = await inflate(body, encoding.decode("latin-1"), bounds.size)
+            body = await inflate(body, encoding.decode("latin-1"), limits.size)
         except TooLong as error:
-            raise too_large(bounds) from error
-    await check_bounds(body, bounds)
+            raise too_large(limits) from error
+    await check_limits(body, limits)
     return body.removeprefix(BYTE_ORDER_MARK)
 
 
-async def _received(receive: Receive, bounds: BodyBounds) -> bytes:
+async def _received(receive: Receive, limits: BodyLimits) -> bytes:
     """All of it. The connection's protocol wakes whoever waits for a body whose time is over: a
     timer here would cost every call.
     """
@@ -87,12 +87,12 @@ async def _received(receive: Receive, bounds: BodyBounds) -> bytes:
             raise ClientGone
         pieces.append(message.get("body", b""))
         size += len(pieces[-1])
-        if size > bounds.size:
-            raise too_large(bounds)
+        if size > limits.size:
+            raise too_large(limits)
         more = message.get("more_body", False)
-        if more and monotonic() - begun > bounds.timeout_s:
+        if more and monotonic() - begun > limits.timeout_s:
             raise RequestTimeout(
-                f"The body did not arrive within {bounds.timeout_s:g} s "
+                f"The body did not arrive within {limits.timeout_s:g} s "
                 "(FULGURITE_REQUEST_TIMEOUT_S)."
             )
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -36,7 +36,7 @@ class CallBuilder:
     def __init__(self, context: GatewayContext, dialect: Dialect) -> None:
         self._context = context
         self._dialect = dialect
-        self._bounds = context.settings.call_bounds()
+        self._limits = context.settings.call_body_limits()
 
     async def build(
         self, draft: Draft, scope: Scope, headers: asgi.Headers, receive: Receive
@@ -79,7 +79,7 @@ class CallBuilder:
         self, draft: Draft, caller: Caller, named: Named, headers: asgi.Headers, receive: Receive
     ) -> Call:
         context = self._context
-        raw = await asgi.read_body(headers, receive, self._bounds)
+        raw = await asgi.read_body(headers, receive, self._limits)
         draft.raw = raw.decode("utf-8", "replace")
         request = draft.request = self._dialect.parse(raw)
         if request.continues is not None:

@@ -131,7 +131,7 @@ class Endpoint:
                 f"which is not JSON. Try again; {_CHECK_UPSTREAM}"
             ) from error
         body = (
-            capture.take_reply(cast("dict[str, Any]", reply)) if isinstance(reply, dict) else None
+            capture.parse_reply(cast("dict[str, Any]", reply)) if isinstance(reply, dict) else None
         )
         if body is not None:
             return body

@@ -2,7 +2,7 @@
 themselves.
 
 Nobody without a key makes the gateway read a body. A body is JSON, whatever its Content-Type says
-or leaves out, inflated and within its bounds; what JSON cannot hold (half a character, a number
+or leaves out, inflated and within its limits; what JSON cannot hold (half a character, a number
 beyond all bounds) never reaches a route.
 """
 
@@ -21,7 +21,7 @@ from services.gateway.errors import (
 from services.gateway.http import asgi
 from services.gateway.identity.authenticator import ADMIN_KEY, REWARD_KEY, STATUS_KEY, Authenticator
 from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER
-from services.gateway.request_body import BodyBounds, decode_body
+from services.gateway.request_body import BodyLimits, decode_body
 
 _ROLLOUTS = "/v1/rollouts"
 _REWARDS = "/v1/rewards"
@@ -32,9 +32,9 @@ _REPLACED = (b"content-type", b"content-encoding", b"content-length")
 class RestGuard:
     """Raw ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, bounds: BodyBounds) -> None:
+    def __init__(self, app: ASGIApp, limits: BodyLimits) -> None:
         self._app = app
-        self._bounds = bounds
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers itself what is refused."""
@@ -71,7 +71,7 @@ class RestGuard:
         ):
             return scope, receive
         authenticator.admit(asgi.authorization(headers), now_ms(), _wanted(path))
-        body = await asgi.read_body(headers, receive, self._bounds)
+        body = await asgi.read_body(headers, receive, self._limits)
         if not isinstance(decode_body(body, "the fields that /docs names"), dict):
             raise InvalidRequest("The body must be a JSON object. See /docs for the fields.")
         unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

@@ -52,7 +52,7 @@ class StreamRelay:
         passed: list[bytes] = []
         at = 0
         while (end := data.find(b"\n\n", at)) >= 0:
-            out = self.take(data[at:end])
+            out = self.relay_event(data[at:end])
             at = end + 2
             if out is not None:
                 passed.append(out)
@@ -70,24 +70,24 @@ class StreamRelay:
         if parsed.data is None or self._over:
             return b""
         if parsed.data == _DONE or self._capture.decode_chunk(parsed.data) is not None:
-            return self._take(parsed) or b""
-        self._capture.unclear()
+            return self._relay_data(parsed) or b""
+        self._capture.count_unread()
         return b""
 
-    def take(self, event: bytes) -> bytes | None:
+    def relay_event(self, event: bytes) -> bytes | None:
         """An event from upstream → what may leave now."""
         if event.startswith(b"data: {") and not self._pending and not self._over:
-            quick = self._capture.quick_chunk(event)
-            if quick is not None:
-                return quick
-        if event.startswith(b":") and b"\n" not in event and self._capture.take_comment(event):
+            common = self._capture.parse_common_chunk(event)
+            if common is not None:
+                return common
+        if event.startswith(b":") and b"\n" not in event and self._capture.parse_comment(event):
             return None
         parsed = _parse(event, self._capture)
         if self._over:
             return None
-        return parsed.others if parsed.data is None else self._take(parsed)
+        return parsed.others if parsed.data is None else self._relay_data(parsed)
 
-    def _take(self, event: _Event) -> bytes | None:
+    def _relay_data(self, event: _Event) -> bytes | None:
         data = event.data or b""
         if data == _DONE:
             self._capture.done = self._over = True
@@ -97,7 +97,7 @@ class StreamRelay:
         if chunk is None:
             return self._pass_unread(event, data)
         mark = self._capture.mark(chunk)
-        passed = self._capture.take_chunk(chunk)
+        passed = self._capture.parse_chunk(chunk)
         if self._capture.error is not None or (event.name and event.is_error):
             self._fail(event, chunk, passed)
             return event.others
@@ -115,7 +115,7 @@ class StreamRelay:
             self._over = True
             return event.others
         if data.strip():
-            self._capture.unclear()
+            self._capture.count_unread()
         if self.held:
             self.held.append(event.with_data(data))
             return event.others
@@ -176,7 +176,7 @@ def _parse(event: bytes, capture: Capture) -> _Event:
             data.append(line[5:].removeprefix(b" "))
         elif line.startswith(b"event:"):
             name = line + b"\n"
-        elif line and not capture.take_comment(line):
+        elif line and not capture.parse_comment(line):
             others.append(line)
     return _Event(
         b"\n".join(data) if data else None, name, b"\n".join(others) + b"\n\n" if others else None

@@ -46,7 +46,7 @@ class Draft:
         self.key = ""
         """Whose key it is, as the limits count them; never the key itself."""
         self.sampled: str | None = None
-        """What the client is told of `sampling.train`, where that applies."""
+        """The reply's header for `sampling.train`, where that applies."""
         self.keep_alive_s = 0.0
         """The longest silence of its stream; 0: as long as it takes."""
         self.subject: str | None = None
@@ -114,7 +114,7 @@ class Call:
         """What the log gets. Without a problem, an outcome other than success is a client that went
         away.
 
-        `with_answer=False` leaves out all that the upstream said: such an event can be made
+        `with_answer=False` leaves out the upstream's answer: such an event can be made
         whatever that was.
         """
         capture = self.capture if with_answer else None
@@ -177,7 +177,9 @@ def _event(
     request, route = draft.request, call and call.route
     asked = None if draft.raw is None else hide(draft.raw, draft.secret)
     choices = (
-        tuple([_without_key(choice, draft.secret) for choice in capture.taken()]) if capture else ()
+        tuple([_without_key(choice, draft.secret) for choice in capture.recorded_choices()])
+        if capture
+        else ()
     )
     response = capture.response() if capture else None
     # A key could be read from the tokens of what it was in.
@@ -248,11 +250,11 @@ def _spelled(secret: str) -> re.Pattern[str]:
 
 
 def _without_key(choice: Choice, secret: str) -> Choice:
-    said = choice.message and hide(choice.message, secret)
+    message = choice.message and hide(choice.message, secret)
     return (
         choice
-        if said == choice.message
-        else msgspec.structs.replace(choice, message=said, token_ids=None, logprobs=None)
+        if message == choice.message
+        else msgspec.structs.replace(choice, message=message, token_ids=None, logprobs=None)
     )
 
 

@@ -182,7 +182,7 @@ class CallRecorder:
     async def _remember(self, call: Call) -> None:
         try:
             if call.who.conversation is not None:
-                await self._resolver.remember(call.who, call.capture.said())
+                await self._resolver.remember(call.who, call.capture.answers())
             await self._continuation.remember(call)
         except Exception as error:
             # The client gets its answer all the same.

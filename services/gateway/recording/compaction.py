@@ -34,14 +34,14 @@ _MOST_PIECES = 512
 """Each is a file to sync, or a request to a bucket."""
 
 
-class Packed(msgspec.Struct, frozen=True):
+class Compacted(msgspec.Struct, frozen=True):
     """A call as the log gets it."""
 
     event: LlmCall
-    whole: LlmCall
+    original: LlmCall
     """What the event is a delta of, or the event itself."""
     depth: int
-    """Links to the whole call that its chain begins with."""
+    """Deltas between this event and the complete call that its chain begins with."""
 
 
 class Compactor:
@@ -53,44 +53,48 @@ class Compactor:
         self._limit = settings.claim_check_bytes
         self._metrics = metrics
 
-    async def pack(self, call: LlmCall) -> Packed:
+    async def compact(self, call: LlmCall) -> Compacted:
         """Raises Unavailable when a large payload cannot be left anywhere."""
-        packed = self._shorten(call)
-        size = weight(packed.event)
+        compacted = self._shorten(call)
+        size = weight(compacted.event)
         if size > self._limit:
-            packed = await self._by_pieces(call) or self._shorten(await self._leave(call))
-            size = weight(packed.event)
-        if packed.event is not packed.whole:
-            self._metrics.delta_saved_bytes.inc(weight(packed.whole) - size)
-        return packed
+            compacted = await self._by_pieces(call) or self._shorten(await self._leave(call))
+            size = weight(compacted.event)
+        if compacted.event is not compacted.original:
+            self._metrics.delta_saved_bytes.inc(weight(compacted.original) - size)
+        return compacted
 
-    def acknowledged(self, packed: Packed, delivery: Delivery) -> None:
+    def acknowledged(self, compacted: Compacted, delivery: Delivery) -> None:
         """Others may extend the call from now on."""
         if self._parents is not None:
-            self._parents.remember(packed.whole, delivery, packed.depth)
+            self._parents.remember(compacted.original, delivery, compacted.depth)
 
-    def _shorten(self, call: LlmCall) -> Packed:
+    def _shorten(self, call: LlmCall) -> Compacted:
         if self._parents is None:
-            return Packed(call, call, 0)
+            return Compacted(call, call, 0)
         delta, depth = self._parents.shorten(call)
-        return Packed(delta, call, depth)
+        return Compacted(delta, call, depth)
 
-    async def _by_pieces(self, call: LlmCall) -> Packed | None:
+    async def _by_pieces(self, call: LlmCall) -> Compacted | None:
         """The call without its long texts, few long ones if that is enough; None where it is still
         too large, or they are too many.
         """
         for least in (max(self._limit // 16, _LEAST_PIECE), _LEAST_PIECE):
             light, payloads = await asyncio.to_thread(take_pieces, call, least)
-            packed = self._shorten(light)
-            if payloads and len(payloads) <= _MOST_PIECES and weight(packed.event) <= self._limit:
+            compacted = self._shorten(light)
+            if (
+                payloads
+                and len(payloads) <= _MOST_PIECES
+                and weight(compacted.event) <= self._limit
+            ):
                 claims = await self._put(call, list(payloads.values()))
-                event = msgspec.structs.replace(packed.event, pieces=claims)
-                whole = (
+                event = msgspec.structs.replace(compacted.event, pieces=claims)
+                original = (
                     event
-                    if packed.event is packed.whole
-                    else msgspec.structs.replace(packed.whole, pieces=claims)
+                    if compacted.event is compacted.original
+                    else msgspec.structs.replace(compacted.original, pieces=claims)
                 )
-                return Packed(event, whole, packed.depth)
+                return Compacted(event, original, compacted.depth)
         return None
 
     async def _leave(self, call: LlmCall) -> LlmCall:

@@ -22,13 +22,13 @@ from services.gateway.identity.rollout_resolver import Identified
 class InFlight:
     """A call that has not been answered yet."""
 
-    __slots__ = ("call_id", "since", "told", "who")
+    __slots__ = ("beats_sent", "call_id", "since", "who")
 
     def __init__(self, call_id: str, who: Identified) -> None:
         self.call_id = call_id
         self.who = who
         self.since = time.monotonic()
-        self.told = 0
+        self.beats_sent = 0
 
 
 class Heartbeats:
@@ -60,8 +60,8 @@ class Heartbeats:
             now = time.monotonic()
             for flight in list(self._in_flight.values()):
                 beats = int((now - flight.since) / self._period_s)
-                if beats > flight.told:
-                    flight.told = beats
+                if beats > flight.beats_sent:
+                    flight.beats_sent = beats
                     self._beat(flight, beats)
 
     def _beat(self, flight: InFlight, beats: int) -> None:

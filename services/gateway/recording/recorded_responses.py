@@ -39,7 +39,7 @@ from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import Store
 from services.gateway.identity.store_patience import StorePatience
 from services.gateway.recording.call_search import CallSearch, SearchTooLong
-from services.gateway.request_body import BodyBounds, check_bounds
+from services.gateway.request_body import BodyLimits, check_limits
 from services.gateway.telemetry.metrics import Metrics
 
 log = logs.get(__name__)
@@ -106,7 +106,7 @@ class RecordedResponses:
         store: Store,
         search: CallSearch,
         log_problem: Callable[[], str | None],
-        bounds: BodyBounds,
+        limits: BodyLimits,
         metrics: Metrics,
     ) -> None:
         """`log_problem` says why the log cannot be read, if it cannot."""
@@ -120,7 +120,7 @@ class RecordedResponses:
         )
         self._search = search
         self._log_problem = log_problem
-        self._bounds = bounds
+        self._limits = limits
         self.results = metrics.responses
         self._memory: OrderedDict[str, Recorded] = OrderedDict()
         self._bytes = 0
@@ -150,16 +150,18 @@ class RecordedResponses:
         if found.body.get("previous_response_id"):
             raise _not_found(named, "its record has not the whole conversation")
         given = found.body.get("input")
-        whole = following(request, [*(items_of(given) if given is not None else []), *found.output])
-        body = await off_loop(found.size, lambda: encode(whole.body))
+        complete = following(
+            request, [*(items_of(given) if given is not None else []), *found.output]
+        )
+        body = await off_loop(found.size, lambda: encode(complete.body))
         try:
-            await check_bounds(body, self._bounds)
+            await check_limits(body, self._limits)
         except BodyTooLarge as problem:
             raise BodyTooLarge(
                 f"Together with the conversation that it builds on: {problem.message}",
                 code=problem.code,
             ) from problem
-        return whole, body.decode()
+        return complete, body.decode()
 
     async def find(self, caller: Caller, named: str) -> Response:
         """The recorded response of that id. Raises NotFound, Unavailable."""

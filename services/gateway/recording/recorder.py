@@ -182,12 +182,12 @@ class Recorder:
             call.outcome.value,
             call.failure.value if call.failure else "",
         ).inc()
-        packed = await self._compactor.pack(call)
+        compacted = await self._compactor.compact(call)
         delivery = await self.publish(
-            LLM_CALLS, call.group_id, packed.event, call.traceparent, call.mode
+            LLM_CALLS, call.group_id, compacted.event, call.traceparent, call.mode
         )
         if delivery is not None:
-            self._compactor.acknowledged(packed, delivery)
+            self._compactor.acknowledged(compacted, delivery)
         return delivery
 
     def record_call_soon(self, call: LlmCall) -> None:

@@ -111,7 +111,7 @@ class Spool:
         """The oldest payloads on the disk, not all of them; empty if there are none yet."""
         while not self._front and self._segments:
             segment = self._segments[0]
-            self._front.extend(await self._in_thread(segment.take, _READ_BYTES))
+            self._front.extend(await self._in_thread(segment.read_next, _READ_BYTES))
             if not self._front:
                 if segment is self._active:
                     break

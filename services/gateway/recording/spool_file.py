@@ -60,8 +60,8 @@ class Segment:
     def recover(cls, path: Path) -> tuple[Segment, list[bytes]]:
         """A file that an earlier process left, and its payloads."""
         data = path.read_bytes()
-        whole = data.startswith(MAGIC)
-        payloads, end = frames(data, len(MAGIC)) if whole else ([], 0)
+        is_spool = data.startswith(MAGIC)
+        payloads, end = frames(data, len(MAGIC)) if is_spool else ([], 0)
         segment = cls(path, end)
         segment.keep = end < len(data)
         return segment, payloads
@@ -84,7 +84,7 @@ class Segment:
             sync_folder(self.path.parent)
         self.size += len(data)
 
-    def take(self, most: int) -> list[bytes]:
+    def read_next(self, most: int) -> list[bytes]:
         """The next payloads: those within the next `most` bytes, one at least; none at the end.
         Blocking.
         """

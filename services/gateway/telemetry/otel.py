@@ -95,7 +95,7 @@ class OtelCallTrace(CallTrace):
 
 def _attributes(event: LlmCall) -> dict[str, str | int | bool]:
     """OpenTelemetry's names for generative AI where it has one."""
-    told: dict[str, str | int | bool | None] = {
+    attributes: dict[str, str | int | bool | None] = {
         "gen_ai.request.model": event.alias,
         "gen_ai.response.model": event.version_last,
         "gen_ai.usage.input_tokens": event.prompt_tokens,
@@ -107,7 +107,7 @@ def _attributes(event: LlmCall) -> dict[str, str | int | bool]:
         "fulgurite.outcome": event.outcome.value,
         "fulgurite.stream": event.stream,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def _traceparent(context: Context) -> str | None:

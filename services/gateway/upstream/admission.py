@@ -36,13 +36,13 @@ class Ticket:
         self.key = key
         self._future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
-    async def called(self, timeout_s: float) -> bool:
+    async def wait(self, timeout_s: float) -> bool:
         """Whether it got a place; False when it was put out of the queue. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             return await self._future
 
-    def settle(self, place: bool) -> bool:
-        """Whether anybody is left to be told."""
+    def resolve(self, place: bool) -> bool:
+        """Give the waiting call a place or none; returns False if it no longer waits."""
         if self._future.done():
             return False
         self._future.set_result(place)
@@ -98,9 +98,9 @@ class Gate:
         if out is ticket:
             raise _full(self._backend)
         if out is not None:
-            out.settle(False)
+            out.resolve(False)
         try:
-            if not await ticket.called(self._timeout_s):
+            if not await ticket.wait(self._timeout_s):
                 raise _full(self._backend)
         except BaseException as error:
             self._queue.leave(key, ticket)
@@ -115,8 +115,8 @@ class Gate:
         held = self._held.pop(key) - 1
         if held:
             self._held[key] = held
-        while (ticket := self._queue.take(self._may_have)) is not None:
-            if ticket.settle(True):
+        while (ticket := self._queue.pop(self._may_have)) is not None:
+            if ticket.resolve(True):
                 self._hold(ticket.key)
                 return
         self.in_flight -= 1
@@ -141,7 +141,7 @@ class Allowance:
         refusal: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """An amount of 0 is no limit. `refusal` is what a key is told that has spent it."""
+        """An amount of 0 is no limit. `refusal` is the error's text for a key that has spent it."""
         self._amount = amount
         self._rate = amount / period_s
         self._refusal = refusal

@@ -132,10 +132,14 @@ class Continuation:
     async def remember(self, call: Call) -> None:
         """Keep an answer that ended by itself, before the agent has it."""
         conversation = await off_loop(len(call.draft.raw or ""), lambda: self._conversation(call))
-        said, choices, prompt = call.capture.said(), call.capture.taken(), call.capture.prompt()
-        if conversation is None or prompt is None or len(said) != 1 or len(choices) != 1:
+        answers, choices, prompt = (
+            call.capture.answers(),
+            call.capture.recorded_choices(),
+            call.capture.prompt(),
+        )
+        if conversation is None or prompt is None or len(answers) != 1 or len(choices) != 1:
             return
-        chain, [choice] = conversation.answered(said[0]), choices
+        chain, [choice] = conversation.answered(answers[0]), choices
         if (
             chain is None
             or choice.token_ids is None

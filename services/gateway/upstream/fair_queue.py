@@ -42,7 +42,7 @@ class FairQueue(Generic[T]):
         self._size += 1
         return out
 
-    def take(self, may: Callable[[str], bool] = lambda _: True) -> T | None:
+    def pop(self, may: Callable[[str], bool] = lambda _: True) -> T | None:
         """The call whose turn it is, of the keys that may have one; None if none of these waits."""
         key = next(filter(may, self._waiting), None)
         if key is None:

@@ -45,19 +45,18 @@ class PolicyView:
         """`adapters`: policies of which a backend holds several versions at once."""
         self._adapters = adapters
         self.generation = 0
-        """Counts the events taken: what was derived from the view is good as long as it is the
-        same.
+        """Counts the events applied: what was derived from the view is valid while it is the same.
         """
         self._policies: dict[str, PolicyState] = {}
         self._routes: dict[str, PolicyRoute] = {}
 
-    def take(self, event: Event | None) -> None:
+    def apply(self, event: Event | None) -> None:
         """Any event of the three topics, in log order."""
         self.generation += 1
         if isinstance(event, PolicyUpdate):
-            self._take_update(event)
+            self._apply_update(event)
         elif isinstance(event, PolicyApplied):
-            self._take_applied(event)
+            self._apply_applied(event)
         elif isinstance(event, PolicyRoute):
             self._routes[event.alias] = event
 
@@ -102,12 +101,12 @@ class PolicyView:
             "routes": [_route(r) for _, r in sorted(self._routes.items())],
         }
 
-    def _take_update(self, event: PolicyUpdate) -> None:
+    def _apply_update(self, event: PolicyUpdate) -> None:
         state = self._state(event.policy)
         if state.epochs.apply(event):
             state.newest = event
 
-    def _take_applied(self, event: PolicyApplied) -> None:
+    def _apply_applied(self, event: PolicyApplied) -> None:
         state = self._state(event.policy)
         if event.outcome is not ApplyOutcome.retired:
             state.applied[event.backend] = event
@@ -167,5 +166,5 @@ class PolicyTail:
         self, kafka: KafkaSettings, codec: Codec, adapters: frozenset[str] = frozenset()
     ) -> None:
         self.view = PolicyView(adapters)
-        self._follower = TopicTail(kafka, codec, _TOPICS, self.view.take)
+        self._follower = TopicTail(kafka, codec, _TOPICS, self.view.apply)
         self.start, self.close = self._follower.start, self._follower.close

@@ -31,10 +31,10 @@ class Route(msgspec.Struct, frozen=True):
     told yet, refuses the call.
     """
 
-    def reported(self, said: str | None) -> str | None:
-        """The version that answered: what the engine said; of an adapter's bare base model, that
+    def reported(self, version: str | None) -> str | None:
+        """The version that answered: what the engine reports; of an adapter's bare base model, that
         policy's own 0.0.
         """
-        if said is None or self.policy is None or self.version != str(base_version(self.policy)):
-            return said
-        return self.version if said.endswith("@0.0") else said
+        if version is None or self.policy is None or self.version != str(base_version(self.policy)):
+            return version
+        return self.version if version.endswith("@0.0") else version

@@ -242,7 +242,7 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
         MemoryStore(),
         CallSearch(NOWHERE, _CODEC),
         recorder.problem,
-        settings.call_bounds(),
+        settings.call_body_limits(),
         metrics,
     )
     continuation = Continuation(frozenset(), MemoryStore(), upstream)

@@ -823,12 +823,12 @@ async def test_an_answer_that_makes_no_event_is_withheld_and_recorded_without_it
     def fails(*_: Any) -> Any:
         raise Unwritable
 
-    for name in ("said", "taken", "response"):
+    for name in ("answers", "recorded_choices", "response"):
         with monkeypatch.context() as patch:
             patch.setattr(f"services.gateway.dialects.chat_capture.ChatCapture.{name}", fails)
             answer = await whole(gateway, reply())
             stream = await streamed(gateway, FIRST, LAST, DONE)
-        if name == "said":
+        if name == "answers":
             ended_well(answer)
             ended_well(stream)
         else:

@@ -57,7 +57,7 @@ def test_no_update_or_route_stops_those_who_follow(
     target, view = TargetVersion("p"), PolicyView()
     for event in events:
         target.apply(event)
-        view.take(event)
+        view.apply(event)
         assert target.version().policy == "p"
         target.version(canary=True)
         target.versions()

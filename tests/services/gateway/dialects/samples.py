@@ -34,7 +34,7 @@ def sent(dialect: Dialect, request: ApiRequest, route: Route) -> dict[str, Any]:
 
 def passed(capture: Capture, reply: dict[str, Any]) -> dict[str, Any]:
     """A whole reply, as the agent gets it."""
-    body = capture.take_reply(reply)
+    body = capture.parse_reply(reply)
     assert body is not None
     return msgspec.json.decode(body)
 
@@ -47,7 +47,7 @@ def event(data: dict[str, Any]) -> bytes:
 def play(capture: Capture, events: list[bytes]) -> tuple[list[str], list[str]]:
     """Types of the events that leave at once, and of those that are held."""
     relay = StreamRelay(capture)
-    left = b"".join(out for one in events if (out := relay.take(one)) is not None)
+    left = b"".join(out for one in events if (out := relay.relay_event(one)) is not None)
     return types(left), types(b"".join(relay.held))
 
 

@@ -49,7 +49,7 @@ def chunk(delta: dict[str, Any], **choice: Any) -> dict[str, Any]:
 
 def test_the_log_gets_the_tokens_and_the_agent_does_not() -> None:
     capture = ChatCapture("ours", "alias", NOTHING)
-    passed = msgspec.json.decode(capture.take_reply(reply()) or b"")
+    passed = msgspec.json.decode(capture.parse_reply(reply()) or b"")
     choice = capture.choices[0].choice()
     assert unpack_ids(choice.token_ids or b"").tolist() == [7, 8]
     assert unpack_logprobs(choice.logprobs or b"").tolist() == [-0.5, -1.0]
@@ -63,7 +63,7 @@ def test_the_log_gets_the_tokens_and_the_agent_does_not() -> None:
 
 def test_the_agent_gets_what_it_asked_for() -> None:
     original = reply()
-    passed = msgspec.json.decode(ChatCapture("ours", None, EVERYTHING).take_reply(reply()) or b"")
+    passed = msgspec.json.decode(ChatCapture("ours", None, EVERYTHING).parse_reply(reply()) or b"")
     assert passed == original | {"id": "ours"}
 
 
@@ -73,7 +73,7 @@ BARE = {"token_ids": None, "logprobs": None}
 
 def test_packed_tokens_of_the_plug_in_are_the_answers() -> None:
     capture = ChatCapture("ours", "alias", NOTHING)
-    body = capture.take_reply(
+    body = capture.parse_reply(
         capture.decode_reply(
             msgspec.json.encode(reply(**BARE) | {"prompt_token_ids": None} | FIELD)
         )
@@ -81,10 +81,10 @@ def test_packed_tokens_of_the_plug_in_are_the_answers() -> None:
     general, plain = ChatCapture("ours", "alias", NOTHING), ChatCapture("ours", "alias", NOTHING)
     assert (
         body
-        == general.take_reply(reply(**BARE) | {"prompt_token_ids": None} | FIELD)
-        == plain.take_reply(reply())
+        == general.parse_reply(reply(**BARE) | {"prompt_token_ids": None} | FIELD)
+        == plain.parse_reply(reply())
     )
-    assert capture.taken() == general.taken() == plain.taken()
+    assert capture.recorded_choices() == general.recorded_choices() == plain.recorded_choices()
     assert capture.prompt() == general.prompt() == plain.prompt() == pack_ids([1, 2, 3])
 
 
@@ -105,15 +105,15 @@ def test_packed_tokens_of_a_stream_come_as_comments() -> None:
     ]
     passed: list[bytes] = []
     for comment, event in zip(comments, said, strict=True):
-        assert not comment or relay.take(comment) is None
-        out = relay.take(
+        assert not comment or relay.relay_event(comment) is None
+        out = relay.relay_event(
             b"data: "
             + msgspec.json.encode({"object": "chat.completion.chunk", "created": 1} | event)
         )
         passed += [out] if out is not None else []
     assert len(passed) == 3
     assert b"fulgurite" not in b"".join([*passed, *relay.held])
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     assert (taken.token_ids, taken.logprobs) == (pack_ids([7, 8]), pack_logprobs([-0.5, -1.0]))
     assert (capture.prompt(), capture.version_last) == (pack_ids([1, 2, 3]), "policy@1.2")
 
@@ -121,23 +121,23 @@ def test_packed_tokens_of_a_stream_come_as_comments() -> None:
 @pytest.mark.parametrize("said", [b"1 - AAAA AAAA", b"0 nonsense", b"0 - AQ== AQ=="])
 def test_packed_tokens_that_cannot_be_matched_are_null_not_wrong(said: bytes) -> None:
     capture = ChatCapture("ours", "alias", NOTHING)
-    capture.take_comment(tokens([1], [7], [-0.5]))
-    capture.take_comment(b": fulgurite-tokens " + said)
-    capture.take_chunk(chunk({"content": "h"}))
-    [taken] = capture.taken()
+    capture.parse_comment(tokens([1], [7], [-0.5]))
+    capture.parse_comment(b": fulgurite-tokens " + said)
+    capture.parse_chunk(chunk({"content": "h"}))
+    [taken] = capture.recorded_choices()
     assert (taken.token_ids, taken.logprobs, capture.prompt()) == (None, None, None)
 
 
 def test_packed_tokens_of_two_choices_are_nobodys() -> None:
     capture = ChatCapture("ours", "alias", NOTHING)
     both = [reply(**BARE)["choices"][0], reply(index=1, **BARE)["choices"][0]]
-    capture.take_reply(reply() | {"choices": both} | FIELD)
-    assert [choice.token_ids for choice in capture.taken()] == [None, None]
+    capture.parse_reply(reply() | {"choices": both} | FIELD)
+    assert [choice.token_ids for choice in capture.recorded_choices()] == [None, None]
 
 
 def test_the_response_is_kept_without_choices_and_tokens() -> None:
     capture = ChatCapture("ours", None, NOTHING)
-    capture.take_reply(reply())
+    capture.parse_reply(reply())
     assert msgspec.json.decode(capture.response() or "") == {
         "id": "ours",
         "model": "served",
@@ -156,13 +156,13 @@ def test_the_response_is_kept_without_choices_and_tokens() -> None:
 )
 def test_tokens_that_do_not_pair_with_logprobs_are_null_not_wrong(choice: dict[str, Any]) -> None:
     capture = ChatCapture("ours", None, NOTHING)
-    capture.take_reply(reply(**choice))
+    capture.parse_reply(reply(**choice))
     assert capture.choices[0].choice().logprobs is None
 
 
 def test_an_upstream_without_tokens_is_recorded_all_the_same() -> None:
     capture = ChatCapture("ours", None, EVERYTHING)
-    capture.take_reply({"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]})
+    capture.parse_reply({"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]})
     choice = capture.choices[0].choice()
     assert (choice.token_ids, choice.logprobs, choice.message) == (None, None, '{"content":"hi"}')
 
@@ -189,16 +189,16 @@ def test_what_is_wrong_with_an_answer_has_a_kind(
     finish: str, message: dict[str, Any], kind: FailureKind | None
 ) -> None:
     capture = ChatCapture("ours", None, NOTHING)
-    capture.take_reply(reply(finish_reason=finish, message=message))
+    capture.parse_reply(reply(finish_reason=finish, message=message))
     assert capture.failure() is kind
 
 
 def test_a_stream_adds_up_to_the_message() -> None:
     capture = ChatCapture("ours", "alias", NOTHING)
-    capture.take_chunk(chunk({"role": "assistant", "content": ""}) | {"prompt_token_ids": [1]})
-    capture.take_chunk(chunk({"content": "a"}, token_ids=[7], logprobs=logprobs(-1)))
+    capture.parse_chunk(chunk({"role": "assistant", "content": ""}) | {"prompt_token_ids": [1]})
+    capture.parse_chunk(chunk({"content": "a"}, token_ids=[7], logprobs=logprobs(-1)))
     assert not capture.finished()
-    capture.take_chunk(
+    capture.parse_chunk(
         chunk(
             {"content": "b"},
             token_ids=[8, 9],
@@ -218,24 +218,24 @@ def test_a_stream_adds_up_to_the_message() -> None:
 def test_usage_is_kept_and_passed_only_if_asked() -> None:
     usage: dict[str, Any] = {"choices": [], "usage": {"completion_tokens": 4}}
     capture = ChatCapture("ours", None, NOTHING)
-    assert capture.take_chunk(dict(usage)) is None
+    assert capture.parse_chunk(dict(usage)) is None
     assert capture.usage == {"completion_tokens": 4}
-    assert ChatCapture("ours", None, EVERYTHING).take_chunk(dict(usage)) is not None
+    assert ChatCapture("ours", None, EVERYTHING).parse_chunk(dict(usage)) is not None
 
 
 def test_a_chunk_that_holds_only_tokens_is_not_the_agents() -> None:
-    assert ChatCapture("ours", None, NOTHING).take_chunk(chunk({}, token_ids=[7])) is None
-    assert ChatCapture("ours", None, EVERYTHING).take_chunk(chunk({}, token_ids=[7])) is not None
+    assert ChatCapture("ours", None, NOTHING).parse_chunk(chunk({}, token_ids=[7])) is None
+    assert ChatCapture("ours", None, EVERYTHING).parse_chunk(chunk({}, token_ids=[7])) is not None
 
 
 def test_an_error_within_a_stream_is_noticed() -> None:
     capture = ChatCapture("ours", None, NOTHING)
     assert (
-        capture.take_chunk({"error": {"message": "engine died"}})
+        capture.parse_chunk({"error": {"message": "engine died"}})
         == b'{"error":{"message":"engine died"}}'
     )
     assert capture.error == "engine died"
-    assert ChatCapture("x", None, NOTHING).take_chunk({"error": "plain"}) is not None
+    assert ChatCapture("x", None, NOTHING).parse_chunk({"error": "plain"}) is not None
 
 
 def test_tool_calls_are_joined_by_index() -> None:
@@ -261,7 +261,7 @@ def test_tool_calls_are_joined_by_index() -> None:
         },
     ]
     for delta in deltas:
-        capture.take_chunk(chunk(delta))
+        capture.parse_chunk(chunk(delta))
     assert capture.choices[0].message == {
         "role": "assistant",
         "content": None,

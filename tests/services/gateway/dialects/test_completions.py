@@ -81,7 +81,7 @@ def test_the_log_gets_the_tokens_and_the_agent_does_not() -> None:
     assert body["choices"] == [
         {"index": 0, "text": "ab", "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     ]
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 8]
     assert unpack_logprobs(taken.logprobs or b"").tolist() == [-0.5, -1.0]
     assert taken.message == '{"text":"ab"}'
@@ -109,7 +109,7 @@ def test_choices_of_one_prompt_share_it_and_several_prompts_are_nobodys() -> Non
         reply(choice(), choice(1, prompt_token_ids=[9]), choice(2, prompt_token_ids=[1, 2])),
     )
     assert capture.prompt_token_ids is None
-    assert len(capture.taken()) == 3
+    assert len(capture.recorded_choices()) == 3
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_choices_of_one_prompt_share_it_and_several_prompts_are_nobodys() -> Non
 def test_what_does_not_pair_is_null(broken: dict[str, Any]) -> None:
     capture = DIALECT.capture(ask(DIALECT, prompt="a"), VLLM, CALL)
     passed(capture, reply(choice(**broken)))
-    assert capture.taken()[0].logprobs is None
+    assert capture.recorded_choices()[0].logprobs is None
 
 
 def test_a_stream_adds_up() -> None:
@@ -137,11 +137,11 @@ def test_a_stream_adds_up() -> None:
         ),
     ]
     out = [
-        capture.take_chunk({"id": "up", "model": "served", "choices": [chunk]}) for chunk in chunks
+        capture.parse_chunk({"id": "up", "model": "served", "choices": [chunk]}) for chunk in chunks
     ]
     assert out[1] is None, "a token without text is there only because we asked for ids"
     assert "token_ids" not in msgspec.json.decode(out[0] or b"")["choices"][0]
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     assert (taken.message, taken.finish_reason) == ('{"text":"ab"}', "length")
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 9, 8]
     assert capture.prompt_token_ids == [1, 2]
@@ -150,7 +150,8 @@ def test_a_stream_adds_up() -> None:
 
 def test_what_is_no_completion_is_none() -> None:
     assert (
-        DIALECT.capture(ask(DIALECT, prompt="a"), VLLM, CALL).take_reply({"object": "list"}) is None
+        DIALECT.capture(ask(DIALECT, prompt="a"), VLLM, CALL).parse_reply({"object": "list"})
+        is None
     )
 
 

@@ -48,7 +48,7 @@ def test_the_body_passes() -> None:
 def test_the_agent_gets_the_vectors_and_the_log_does_not() -> None:
     capture = DIALECT.capture(ask(DIALECT, input="a"), VLLM, CALL)
     assert passed(capture, dict(REPLY)) == REPLY | {"id": f"embd-{CORE}", "model": "policy"}
-    assert (capture.taken(), capture.failure(), capture.prompt_tokens) == ((), None, 3)
+    assert (capture.recorded_choices(), capture.failure(), capture.prompt_tokens) == ((), None, 3)
     head = msgspec.json.decode(capture.response() or "")
     assert head == {
         "id": f"embd-{CORE}",
@@ -56,4 +56,4 @@ def test_the_agent_gets_the_vectors_and_the_log_does_not() -> None:
         "model": "policy",
         "usage": REPLY["usage"],
     }
-    assert DIALECT.capture(ask(DIALECT, input="a"), VLLM, CALL).take_reply({"choices": []}) is None
+    assert DIALECT.capture(ask(DIALECT, input="a"), VLLM, CALL).parse_reply({"choices": []}) is None

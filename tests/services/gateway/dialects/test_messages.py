@@ -118,7 +118,7 @@ def test_a_whole_answer() -> None:
     field = [[part.decode() for part in packed([1, 2], [7, 8], [-0.5, -1.0])]]
     body = passed(capture, reply(fulgurite_tokens=field))
     assert body == reply() | {"id": f"msg_{CORE}", "model": "policy"}
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 8]
     assert unpack_logprobs(taken.logprobs or b"").tolist() == [-0.5, -1.0]
     assert msgspec.json.decode(taken.message or "") == {
@@ -127,7 +127,7 @@ def test_a_whole_answer() -> None:
     }
     assert (taken.finish_reason, capture.prompt_tokens, capture.completion_tokens) == ("stop", 7, 2)
     assert unpack_ids(capture.prompt() or b"").tolist() == [1, 2]
-    assert capture.said() == [
+    assert capture.answers() == [
         [{"role": "assistant", "content": [{"type": "text", "text": "hello"}]}]
     ]
     assert "content" not in (capture.response() or "")
@@ -137,7 +137,11 @@ def test_an_upstream_without_the_plug_in_gives_null_tokens() -> None:
     capture = DIALECT.capture(request(), OTHER, CALL)
     body = passed(capture, reply())
     assert (body["id"], body["model"]) == (f"msg_{CORE}", "served")
-    assert (capture.taken()[0].token_ids, capture.taken()[0].logprobs, capture.prompt()) == (
+    assert (
+        capture.recorded_choices()[0].token_ids,
+        capture.recorded_choices()[0].logprobs,
+        capture.prompt(),
+    ) == (
         None,
         None,
         None,
@@ -166,7 +170,7 @@ def test_a_stream_leaves_but_for_what_may_be_its_end() -> None:
     ]
     assert held == ["content_block_stop", "message_delta", "message_stop"]
     assert capture.finished()
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 8]
     assert unpack_logprobs(taken.logprobs or b"").tolist() == [-0.5, -1.0]
     assert msgspec.json.decode(taken.message or "")["content"] == [
@@ -192,7 +196,7 @@ def test_the_end_of_a_block_leaves_with_the_next() -> None:
     )
     assert left.count("content_block_stop") == held.count("content_block_stop") == 1
     assert held[0] == "content_block_stop"
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     assert taken.finish_reason == "tool_calls"
     assert msgspec.json.decode(taken.message or "")["content"] == [
         {"type": "thinking", "thinking": "hm", "signature": "s"},
@@ -202,11 +206,11 @@ def test_the_end_of_a_block_leaves_with_the_next() -> None:
 
 def test_a_stream_that_breaks_off_keeps_what_came() -> None:
     capture = DIALECT.capture(request(stream=True), VLLM, CALL)
-    assert capture.taken() == ()
+    assert capture.recorded_choices() == ()
     start, opened, first, *_ = stream()
     play(capture, [start, opened, tokens([1, 2], [7], [-0.5]), first])
     assert not capture.finished()
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     assert (taken.finish_reason, unpack_ids(taken.token_ids or b"").tolist()) == (None, [7])
     assert '"hel"' in (taken.message or "")
 
@@ -220,7 +224,7 @@ def test_a_stream_that_breaks_off_keeps_what_came() -> None:
 )
 def test_an_error_within_the_stream_is_noticed(data: dict[str, Any]) -> None:
     capture = DIALECT.capture(request(stream=True), VLLM, CALL)
-    capture.take_chunk(data)
+    capture.parse_chunk(data)
     assert capture.error == "too much"
 
 
@@ -236,14 +240,17 @@ def test_an_error_within_the_stream_is_noticed(data: dict[str, Any]) -> None:
 def test_tokens_that_cannot_be_matched_are_null_not_wrong(comments: list[bytes]) -> None:
     capture = DIALECT.capture(request(stream=True), VLLM, CALL)
     play(capture, [*comments, *stream()])
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     assert (taken.token_ids, taken.logprobs, capture.prompt()) == (None, None, None)
 
 
 def test_ids_without_logprobs_are_kept() -> None:
     capture = DIALECT.capture(request(stream=True), VLLM, CALL)
     play(capture, [tokens([1], [7], []), *stream()])
-    assert (capture.taken()[0].token_ids is None, capture.taken()[0].logprobs) == (False, None)
+    assert (
+        capture.recorded_choices()[0].token_ids is None,
+        capture.recorded_choices()[0].logprobs,
+    ) == (False, None)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +310,7 @@ def test_counting_tokens_belongs_to_its_conversation_and_answers_nothing() -> No
     assert sent(dialect, asked, VLLM)["model"] == "served"
     capture = dialect.capture(asked, VLLM, CALL)
     assert passed(capture, {"input_tokens": 5}) == {"input_tokens": 5}
-    assert (capture.taken(), capture.said(), capture.failure()) == ((), [], None)
+    assert (capture.recorded_choices(), capture.answers(), capture.failure()) == ((), [], None)
     assert capture.response() == '{"input_tokens":5,"usage":null}'
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fulgurite.enums import Mode
 from services.gateway.dialects.chat import Chat
-from services.gateway.dialects.numbers import KINDS, take_numbers
+from services.gateway.dialects.numbers import KINDS, coerce_numbers
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.errors import InvalidRequest
 from services.gateway.settings import GatewaySettings, SamplingDefaults, TrainSampling
@@ -90,11 +90,11 @@ def test_what_is_taken_is_what_the_engine_reads(name: str, value: Any) -> None:
     body = {name: value, "model": "policy"}
     if not _readable(name, value):
         with pytest.raises(InvalidRequest) as caught:
-            take_numbers(body)
+            coerce_numbers(body)
         assert caught.value.param == name
         assert len(caught.value.message) < 200
         return
-    take_numbers(body)
+    coerce_numbers(body)
     read = getattr(Engine.model_validate({name: value}), name)
     # A whole number beyond 2^53 is not exactly a float.
     assert body[name] == read or float(body[name]) == read
@@ -123,13 +123,13 @@ def _readable(name: str, value: Any) -> bool:
 @pytest.mark.parametrize("value", [2147483648, "2147483648", -2147483649, 4294967296.0, 1 << 70])
 def test_what_does_not_fit_the_log_is_refused(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=f"`{name}` must lie between"):
-        take_numbers({name: value})
+        coerce_numbers({name: value})
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "1e400", "hot", [1], {}, 10**400])
 def test_what_is_no_finite_number_is_refused(value: Any) -> None:
     with pytest.raises(InvalidRequest, match="`temperature` must"):
-        take_numbers({"temperature": value})
+        coerce_numbers({"temperature": value})
 
 
 def test_declared_sampling_replaces_what_came_as_text() -> None:

@@ -18,7 +18,7 @@ _ID, _LOGPROB = st.integers(0, 2**31 - 1), st.floats(-20, 0, width=32)
 
 def read(*comments: bytes) -> tuple[bytes | None, bytes | None, bytes | None]:
     packed = PackedTokens()
-    assert all(packed.take_line(comment) for comment in comments)
+    assert all(packed.add_comment(comment) for comment in comments)
     return packed.read()
 
 

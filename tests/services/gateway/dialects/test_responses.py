@@ -207,12 +207,12 @@ def test_a_whole_answer() -> None:
         "id": OURS,
         "model": "policy",
     }
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 8]
     assert unpack_logprobs(taken.logprobs or b"").tolist() == [-0.5, -1.0]
     assert msgspec.json.decode(taken.message or "") == {"role": "assistant", "output": [MESSAGE]}
     assert (taken.finish_reason, capture.prompt_tokens, capture.completion_tokens) == ("stop", 3, 2)
-    assert capture.said() == [[MESSAGE]]
+    assert capture.answers() == [[MESSAGE]]
     assert "output" not in msgspec.json.decode(capture.response() or "")
 
 
@@ -251,7 +251,7 @@ def test_a_stream_leaves_but_for_what_may_be_its_end() -> None:
         "response.output_item.done",
         "response.completed",
     ]
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     assert unpack_ids(taken.token_ids or b"").tolist() == [7, 8]
     assert msgspec.json.decode(taken.message or "")["output"] == [MESSAGE, FUNCTION]
     assert (taken.finish_reason, capture.finished()) == ("tool_calls", True)
@@ -260,7 +260,7 @@ def test_a_stream_leaves_but_for_what_may_be_its_end() -> None:
 def test_every_event_bears_our_id_and_the_alias() -> None:
     capture = DIALECT.capture(ask(DIALECT, input="hi", stream=True), VLLM, CALL)
     relay = StreamRelay(capture)
-    left = b"".join(relay.take(one) or b"" for one in stream(MESSAGE)) + b"".join(relay.held)
+    left = b"".join(relay.relay_event(one) or b"" for one in stream(MESSAGE)) + b"".join(relay.held)
     assert b"resp_up" not in left
     assert b"served" not in left
     assert left.count(OURS.encode()) == 3
@@ -268,20 +268,20 @@ def test_every_event_bears_our_id_and_the_alias() -> None:
 
 def test_a_stream_that_breaks_off_keeps_what_came() -> None:
     capture = DIALECT.capture(ask(DIALECT, input="hi", stream=True), VLLM, CALL)
-    assert capture.taken() == ()
+    assert capture.recorded_choices() == ()
     events = stream(MESSAGE, FUNCTION)
     play(capture, [*events[:2], tokens([1, 2], [7], [-0.5]), *events[2:15]])
     assert not capture.finished()
-    [taken] = capture.taken()
+    [taken] = capture.recorded_choices()
     output = msgspec.json.decode(taken.message or "")["output"]
     assert output[0] == MESSAGE
     assert (output[1]["name"], output[1]["arguments"]) == ("calc", '{"')
     assert (taken.finish_reason, unpack_ids(taken.token_ids or b"").tolist()) == (None, [7])
     capture = DIALECT.capture(ask(DIALECT, input="hi", stream=True), VLLM, CALL)
     play(capture, events[:6])
-    assert msgspec.json.decode(capture.taken()[0].message or "")["output"][0]["content"] == [
-        {"type": "output_text", "text": "he"}
-    ]
+    assert msgspec.json.decode(capture.recorded_choices()[0].message or "")["output"][0][
+        "content"
+    ] == [{"type": "output_text", "text": "he"}]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_a_stream_that_breaks_off_keeps_what_came() -> None:
 )
 def test_an_error_within_the_stream_is_noticed(data: dict[str, Any]) -> None:
     capture = DIALECT.capture(ask(DIALECT, input="hi", stream=True), VLLM, CALL)
-    capture.take_chunk(data)
+    capture.parse_chunk(data)
     assert capture.error == "died"
 
 
@@ -318,11 +318,13 @@ def test_an_error_within_the_stream_is_noticed(data: dict[str, Any]) -> None:
 def test_how_an_answer_ended(reply: dict[str, Any], finish: str, kind: FailureKind | None) -> None:
     capture = DIALECT.capture(ask(DIALECT, input="hi"), VLLM, CALL)
     passed(capture, reply)
-    assert (capture.taken()[0].finish_reason, capture.failure()) == (finish, kind)
+    assert (capture.recorded_choices()[0].finish_reason, capture.failure()) == (finish, kind)
 
 
 def test_what_is_no_response_is_none() -> None:
-    assert DIALECT.capture(ask(DIALECT, input="hi"), VLLM, CALL).take_reply({"choices": []}) is None
+    assert (
+        DIALECT.capture(ask(DIALECT, input="hi"), VLLM, CALL).parse_reply({"choices": []}) is None
+    )
 
 
 def test_an_error_event_is_one_that_official_clients_raise() -> None:

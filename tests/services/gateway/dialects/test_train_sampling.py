@@ -45,19 +45,19 @@ def test_training_is_at_temperature_one_without_truncation() -> None:
         done.sampling.top_k,
         done.sampling.presence_penalty,
     ) == (1.0, 1.0, 0, 0.5)
-    assert done.told == "temperature=1, top_p=1, top_k=0, min_p=0"
+    assert done.header == "temperature=1, top_p=1, top_k=0, min_p=0"
 
 
 def test_what_is_so_already_is_not_touched_but_told() -> None:
     done = apply()
     assert done.request.body == {"model": "policy"}
-    assert done.told is not None
+    assert done.header is not None
 
 
 def test_an_alias_has_its_own() -> None:
     done = apply("hot", temperature=0)
     assert (done.request.body["temperature"], done.request.body["top_p"]) == (1.2, 0.9)
-    assert done.told == "temperature=1.2, top_p=0.9, top_k=0, min_p=0"
+    assert done.header == "temperature=1.2, top_p=0.9, top_k=0, min_p=0"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_an_alias_has_its_own() -> None:
 )
 def test_nothing_else_is_ever_overwritten(alias: str, mode: Mode, route: Route) -> None:
     done = apply(alias, mode, route, temperature=0.2)
-    assert (done.request.body["temperature"], done.sampling.temperature, done.told) == (
+    assert (done.request.body["temperature"], done.sampling.temperature, done.header) == (
         0.2,
         0.2,
         None,

@@ -1,4 +1,4 @@
-"""Reading a body: within its bounds, inflated, without a byte order mark."""
+"""Reading a body: within its limits, inflated, without a byte order mark."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from services.gateway.errors import (
 )
 from services.gateway.http import asgi
 from services.gateway.http.error_responses import error_headers
-from services.gateway.request_body import BodyBounds
+from services.gateway.request_body import BodyLimits
 
 LIMIT = 100_000
-BOUNDS = BodyBounds(LIMIT, "FULGURITE_MAX_BODY_BYTES", 1000, 5.0)
+BOUNDS = BodyLimits(LIMIT, "FULGURITE_MAX_BODY_BYTES", 1000, 5.0)
 
 
 def deflate_raw(data: bytes) -> bytes:
@@ -44,7 +44,7 @@ CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 }
 
 
-async def read(*pieces: bytes, bounds: BodyBounds = BOUNDS, **headers: str) -> bytes:
+async def read(*pieces: bytes, limits: BodyLimits = BOUNDS, **headers: str) -> bytes:
     waiting: list[Message] = [
         {"type": "http.request", "body": piece, "more_body": at < len(pieces) - 1}
         for at, piece in enumerate(pieces)
@@ -56,7 +56,7 @@ async def read(*pieces: bytes, bounds: BodyBounds = BOUNDS, **headers: str) -> b
     return await asgi.read_body(
         {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()},
         receive,
-        bounds,
+        limits,
     )
 
 

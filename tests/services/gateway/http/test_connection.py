@@ -26,7 +26,7 @@ from services.gateway.http.connection import (
     protocol_class,
     raise_open_files,
 )
-from services.gateway.request_body import BodyBounds
+from services.gateway.request_body import BodyLimits
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n"
 Connect = Callable[[], Any]
@@ -233,15 +233,15 @@ async def ended_while_trickling(
 
 @pytest.mark.parametrize("trickles", [False, True])
 async def test_a_body_that_does_not_end_is_refused_in_time(trickles: bool) -> None:
-    bounds = BodyBounds(1_000_000, "", 1000, 0.1)
+    limits = BodyLimits(1_000_000, "", 1000, 0.1)
 
     async def read(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await read_body({}, receive, bounds)
+            await read_body({}, receive, limits)
         except RequestTimeout as problem:
             await reply_problem(send, problem, [])
 
-    async with serving(read, request_timeout_s=bounds.timeout_s) as connect:
+    async with serving(read, request_timeout_s=limits.timeout_s) as connect:
         reader, writer = await connect()
         await write(writer, UNENDED)
         said = await ended_while_trickling(reader, writer) if trickles else await ended(reader)

@@ -34,10 +34,10 @@ def held(stream: StreamRelay) -> list[Any]:
 
 def test_chunks_leave_at_once_and_the_finish_reason_waits() -> None:
     stream, _ = relay()
-    assert stream.take(event((0, "a", None))) is not None
-    assert stream.take(event((0, "b", "stop"))) is None
-    assert stream.take(b'data: {"choices": [], "usage": {"total_tokens": 1}}') is None
-    assert stream.take(b"data: [DONE]") is None
+    assert stream.relay_event(event((0, "a", None))) is not None
+    assert stream.relay_event(event((0, "b", "stop"))) is None
+    assert stream.relay_event(b'data: {"choices": [], "usage": {"total_tokens": 1}}') is None
+    assert stream.relay_event(b"data: [DONE]") is None
     finish, usage, done = held(stream)
     assert finish["choices"][0]["finish_reason"] == "stop"
     assert usage["usage"] == {"total_tokens": 1}
@@ -46,30 +46,30 @@ def test_chunks_leave_at_once_and_the_finish_reason_waits() -> None:
 
 def test_a_choice_that_goes_on_is_not_held_up_by_one_that_ended() -> None:
     stream, _ = relay()
-    assert stream.take(event((0, "a", "stop"))) is None
-    assert stream.take(event((1, "b", None))) is not None
-    assert stream.take(event((0, "trailing", None), (1, "c", None))) is None
+    assert stream.relay_event(event((0, "a", "stop"))) is None
+    assert stream.relay_event(event((1, "b", None))) is not None
+    assert stream.relay_event(event((0, "trailing", None), (1, "c", None))) is None
     assert len(stream.held) == 2
 
 
 def test_the_version_is_noted_and_its_comment_does_not_leave() -> None:
     stream, capture = relay()
-    assert stream.take(b": fulgurite-version policy@1.7") is None
+    assert stream.relay_event(b": fulgurite-version policy@1.7") is None
     assert capture.version_last == "policy@1.7"
-    assert stream.take(b": keep-alive") == b": keep-alive\n\n"
-    assert b": keep-alive" in (stream.take(b": keep-alive\n" + event((0, "a", None))) or b"")
+    assert stream.relay_event(b": keep-alive") == b": keep-alive\n\n"
+    assert b": keep-alive" in (stream.relay_event(b": keep-alive\n" + event((0, "a", None))) or b"")
 
 
 def test_what_is_not_json_passes() -> None:
     stream, _ = relay()
-    assert stream.take(b"data: whatever") == b"data: whatever\n\n"
-    assert stream.take(b"data: [1]") == b"data: [1]\n\n"
+    assert stream.relay_event(b"data: whatever") == b"data: whatever\n\n"
+    assert stream.relay_event(b"data: [1]") == b"data: [1]\n\n"
 
 
 def test_an_error_within_the_stream_does_not_release_what_is_held() -> None:
     stream, capture = relay()
-    stream.take(event((0, "a", "stop")))
-    assert stream.take(b'data: {"error": {"message": "died"}}') is None
+    stream.relay_event(event((0, "a", "stop")))
+    assert stream.relay_event(b'data: {"error": {"message": "died"}}') is None
     assert stream.error == b'data: {"error":{"message":"died"}}\n\n'
     assert capture.error == "died"
 
@@ -77,7 +77,7 @@ def test_an_error_within_the_stream_does_not_release_what_is_held() -> None:
 def test_data_over_several_lines_is_one_event() -> None:
     stream, capture = relay()
     passed = (
-        stream.take(
+        stream.relay_event(
             b'event: x\ndata: {"choices": [\ndata: {"index": 0, "delta": {"content": "a"}}]}'
         )
         or b""
@@ -104,4 +104,4 @@ def test_events_are_the_same_however_the_bytes_arrive(
         passed += stream.feed(text[:size])
         text = text[size:]
     one_by_one, _ = relay()
-    assert passed == b"".join(one_by_one.take(event) or b"" for event in events)
+    assert passed == b"".join(one_by_one.relay_event(event) or b"" for event in events)

@@ -29,7 +29,7 @@ from services.gateway.identity.rollout_resolver import Named, RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore, Store
 from services.gateway.recording import recorded_responses as module
 from services.gateway.recording.recorded_responses import RecordedResponses
-from services.gateway.request_body import BodyBounds
+from services.gateway.request_body import BodyLimits
 from services.gateway.telemetry.metrics import Metrics
 from services.local_stack.ports import free_port
 from tests.synthetic import make_call
@@ -107,13 +107,13 @@ def asking(call: LlmCall) -> ApiRequest:
 def responses(
     log: Log, store: Store | None = None, *, problem: str | None = None, limit: int = 1 << 20
 ) -> RecordedResponses:
-    bounds = BodyBounds(limit, "FULGURITE_MAX_BODY_BYTES", 100, 60)
+    limits = BodyLimits(limit, "FULGURITE_MAX_BODY_BYTES", 100, 60)
     return RecordedResponses(
         RESOLVER,
         store or MemoryStore(),
         log,  # pyright: ignore[reportArgumentType]
         lambda: problem,
-        bounds,
+        limits,
         Metrics(),  # pyright: ignore[reportArgumentType]
     )
 

@@ -64,12 +64,12 @@ def test_an_empty_payload_is_refused() -> None:
 
 def test_a_segment_is_read_in_pieces_however_small(tmp_path: Path) -> None:
     segment = Segment(tmp_path / "1.spool")
-    assert segment.take(100) == []
+    assert segment.read_next(100) == []
     payloads = [b"a" * size for size in (1, 30, 2, 500)]
     segment.append(b"".join(map(frame, payloads[:3])))
     segment.append(frame(payloads[3]))
     found: list[bytes] = []
-    while piece := segment.take(20):
+    while piece := segment.read_next(20):
         found += piece
     assert found == payloads
     assert Segment.recover(segment.path)[1] == payloads

@@ -10,7 +10,7 @@ from services.gateway.upstream.fair_queue import FairQueue
 
 def drained(queue: FairQueue[str]) -> list[str]:
     found: list[str] = []
-    while (call := queue.take()) is not None:
+    while (call := queue.pop()) is not None:
         found.append(call)
     return found
 
@@ -36,9 +36,9 @@ def test_keys_take_turns() -> None:
 
 def test_a_late_key_is_next_but_one() -> None:
     queue = filled(*(f"a{n}" for n in range(50)))
-    assert queue.take() == "a0"
+    assert queue.pop() == "a0"
     queue.put("b", "b0")
-    assert [queue.take(), queue.take()] == ["a1", "b0"]
+    assert [queue.pop(), queue.pop()] == ["a1", "b0"]
 
 
 def test_who_leaves_is_not_called() -> None:
@@ -70,7 +70,7 @@ def test_nothing_is_lost_or_called_twice(steps: list[tuple[str, bool]], limit: i
             out = queue.put(key, f"{key}{number}")
             inside.add(f"{key}{number}")
             inside -= {out} if out else set()
-        elif (taken := queue.take()) is not None:
+        elif (taken := queue.pop()) is not None:
             inside.remove(taken)
         assert len(queue) == len(inside) <= limit
     calls = drained(queue)

@@ -60,14 +60,14 @@ def test_the_first_claim_wins_and_lower_epochs_are_ignored() -> None:
         update(UpdateKind.update, 1, 2, "a"),
         None,
     ):
-        view.take(event)
+        view.apply(event)
     assert (only(view)["newest"], only(view)["epoch"]) == ("p@1.1", 2)
 
 
 def test_what_is_served_is_what_was_proved() -> None:
     view = PolicyView()
-    view.take(applied("p@1.1", ApplyOutcome.applied, "p@0.0"))
+    view.apply(applied("p@1.1", ApplyOutcome.applied, "p@0.0"))
     assert view.served("p", "b") == "p@1.1"
-    view.take(applied("p@1.2", ApplyOutcome.failed, "p@1.1"))
+    view.apply(applied("p@1.2", ApplyOutcome.failed, "p@1.1"))
     assert view.served("p", "b") == "p@1.1"
     assert only(view)["backends"][0]["last_attempt"]["version"] == "p@1.2"

@@ -98,7 +98,7 @@ class Town:
 
     def says(self, *events: PolicyUpdate | PolicyApplied | PolicyRoute) -> None:
         for event in events:
-            self.view.take(event)
+            self.view.apply(event)
 
     def backends(self, rollout: str = "ro_1", alias: str = "policy") -> list[str]:
         return [way.backend for way in self.router.candidates(alias, rollout)]

@@ -88,7 +88,7 @@ _chunk = msgspec.json.Decoder(Chunk).decode
 _reply = msgspec.json.Decoder(_Reply).decode
 
 
-def quick_chunk(data: bytes) -> Chunk | None:
+def decode_text_chunk(data: bytes) -> Chunk | None:
     """The chunk, if it is of that shape."""
     try:
         chunk = _chunk(data)
@@ -97,7 +97,7 @@ def quick_chunk(data: bytes) -> Chunk | None:
     return chunk if len(chunk.choices) == 1 else None
 
 
-def quick_reply(raw: bytes) -> Json | None:
+def decode_vllm_reply(raw: bytes) -> Json | None:
     """The answer, with `Logprobs` in place of each choice's log-probabilities. None if it holds
     anything that vLLM's does not.
     """

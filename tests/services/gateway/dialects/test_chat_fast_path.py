@@ -1,4 +1,4 @@
-"""The quick way through chat completions gives the agent the same bytes and the log the same record
+"""The fast path through chat completions gives the agent the same bytes and the log the same record
 as the general way.
 """
 
@@ -27,9 +27,9 @@ _LOGPROB = st.floats(-20, 0)
 
 
 class General(ChatCapture):
-    """Without the quick way."""
+    """Without the fast path."""
 
-    def quick_chunk(self, event: bytes) -> bytes | None:
+    def parse_common_chunk(self, event: bytes) -> bytes | None:
         return None
 
     def decode_reply(self, raw: bytes) -> Any:
@@ -78,11 +78,11 @@ def events(draw: st.DrawFn) -> list[bytes]:
 
 def relayed(capture: ChatCapture, sent: list[bytes]) -> tuple[Any, ...]:
     relay = StreamRelay(capture)
-    passed = [relay.take(event) for event in sent]
+    passed = [relay.relay_event(event) for event in sent]
     return (
         passed,
         relay.held,
-        capture.taken(),
+        capture.recorded_choices(),
         capture.response(),
         capture.finished(),
         capture.failure(),
@@ -189,7 +189,7 @@ def fed(capture: ChatCapture, pieces: list[bytes]) -> tuple[Any, ...]:
     return (
         passed,
         relay.held,
-        capture.taken(),
+        capture.recorded_choices(),
         capture.prompt(),
         capture.version_last,
         capture.finished(),
@@ -204,7 +204,7 @@ def test_chunks_that_come_together(pieces: list[bytes]) -> None:
     )
 
 
-def test_the_usual_chunk_takes_the_quick_way() -> None:
+def test_the_usual_chunk_takes_the_fast_path() -> None:
     capture = ChatCapture("ours", "alias", Wants(logprobs=False, token_ids=False, usage=False))
     part = {
         "index": 0,
@@ -214,8 +214,8 @@ def test_the_usual_chunk_takes_the_quick_way() -> None:
         "token_ids": [5],
     }
     event = written({**_HEAD, "choices": [part]})
-    assert capture.quick_chunk(event) is None, "nothing is known of this choice yet"
-    capture.take_chunk(
+    assert capture.parse_common_chunk(event) is None, "nothing is known of this choice yet"
+    capture.parse_chunk(
         {
             **_HEAD,
             "choices": [
@@ -223,7 +223,7 @@ def test_the_usual_chunk_takes_the_quick_way() -> None:
             ],
         }
     )
-    passed = capture.quick_chunk(event)
+    passed = capture.parse_common_chunk(event)
     assert passed is not None
     assert json.loads(passed[6:])["choices"][0] == {
         "index": 0,
@@ -260,14 +260,14 @@ def test_a_whole_answer(
         json.dumps(reply).encode(),
         Wants(logprobs=wants_logprobs, token_ids=False, usage=False),
     )
-    quick, general = ChatCapture("ours", "alias", wants), General("ours", "alias", wants)
+    fast, general = ChatCapture("ours", "alias", wants), General("ours", "alias", wants)
     passed, expected = (
-        quick.take_reply(quick.decode_reply(raw)),
-        general.take_reply(general.decode_reply(raw)),
+        fast.parse_reply(fast.decode_reply(raw)),
+        general.parse_reply(general.decode_reply(raw)),
     )
     assert passed is not None
     assert expected is not None
     # The order of fields is vLLM's, whatever it was.
     assert json.loads(passed) == json.loads(expected)
-    assert quick.taken() == general.taken()
-    assert json.loads(quick.response() or "") == json.loads(general.response() or "")
+    assert fast.recorded_choices() == general.recorded_choices()
+    assert json.loads(fast.response() or "") == json.loads(general.response() or "")
