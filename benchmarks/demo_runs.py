@@ -21,9 +21,8 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parents[1]
 
 HEAD = (
-    "| run | sampled, held out | greedy, held out | updates | seconds from first rollout to "
-    "last update "
-    "| reward of the rollouts of each version | ledger remainder |"
+    "| run | sampled, held out | greedy, held out | updates | seconds from first rollout to last "
+    "update | reward of the rollouts of each version | ledger remainder |"
 )
 
 
@@ -87,9 +86,8 @@ def row(name: str, report: dict[str, Any]) -> str:
     curve = " ".join(f"{point['reward']:.2f}".removeprefix("0") for point in report["curve"])
     seconds = report["first_rollout_to_last_update_s"]
     return (
-        f"| {name} | {change(report, 'reward')} | {change(report, 'greedy')} | "
-        f"{report['updates']} | {seconds:.0f} "
-        f"| {curve} | {report['ledger']['remainder']} |"
+        f"| {name} | {change(report, 'reward')} | {change(report, 'greedy')} | {report['updates']} "
+        f"| {seconds:.0f} | {curve} | {report['ledger']['remainder']} |"
     )
 
 
@@ -112,9 +110,8 @@ def machine() -> str:
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
-        f"{os.cpu_count()} cores of {model} ({platform.machine()}), {memory:.0f} GiB "
-        "of "
-        "memory, no GPU"
+        f"{os.cpu_count()} cores of {model} ({platform.machine()}), {memory:.0f} GiB of memory, no "
+        "GPU"
     )
 
 

@@ -268,8 +268,7 @@ def _open_streams(served: Served, count: int) -> list[socket.socket]:
     payload = b'{"model":"policy","stream":true,"messages":[{"role":"user","content":"hold on"}]}'
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer "
-        f"{key}\r\ncontent-length: "
-        f"{len(payload)}\r\n\r\n"
+        f"{key}\r\ncontent-length: {len(payload)}\r\n\r\n"
     )
     streams: list[socket.socket] = []
     for _ in range(count):

@@ -22,9 +22,8 @@ from urllib.parse import urlsplit
 import uvloop
 
 _WORDS = (
-    "the quick brown fox jumps over a lazy dog while seven wizards quietly make "
-    "toxic "
-    "brew from jade and onyx "
+    "the quick brown fox jumps over a lazy dog while seven wizards quietly make toxic brew from "
+    "jade and onyx "
 )
 
 _VARIANTS = 8
@@ -204,8 +203,7 @@ async def opened(connections: list[Connection], seconds: float, rate: float) -> 
 
 def _request(path: str, key: str, payload: bytes) -> bytes:
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer "
-        f"{key}\r\ncontent-type: "
+        f"POST {path} HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {key}\r\ncontent-type: "
         "application/json\r\n"
     )
     return f"{head}content-length: {len(payload)}\r\n\r\n".encode() + payload

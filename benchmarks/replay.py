@@ -99,9 +99,8 @@ def main() -> None:
             ratios.append((first[0] / second[0], first[1] / second[1]))
             for place, unit in enumerate(("s", "CPU s")):
                 rates = (
-                    f"{records / first[place]:,.0f} and "
-                    f"{records / second[place]:,.0f} "
-                    f"records / {unit}"
+                    f"{records / first[place]:,.0f} and {records / second[place]:,.0f} records / "
+                    f"{unit}"
                 )
                 print(f"; bare and replay {rates}, ratio {ratios[-1][place]:.2f}", end="")
             print(flush=True)

@@ -196,11 +196,8 @@ def throughput(given: argparse.Namespace) -> None:
         for name in INPUTS
     ]
     title = (
-        f"{calls:,} calls, {given.turns} turns of {given.new_tokens} new tokens, "
-        f"{given.answer} "
-        "of "
-        "them "
-        "generated"
+        f"{calls:,} calls, {given.turns} turns of {given.new_tokens} new tokens, {given.answer} of "
+        "them generated"
     )
     table(
         title,
@@ -259,8 +256,7 @@ def disk(given: argparse.Namespace) -> None:
     ]
     rows.append(["all", f"{sum(used.values()):,}", sum(used.values()) / gateway.tokens])
     title = (
-        f"{gateway.calls} calls, {given.turns} turns of {given.new_tokens} new "
-        "tokens, "
+        f"{gateway.calls} calls, {given.turns} turns of {given.new_tokens} new tokens, "
         f"{given.answer} generated, {gateway.tokens:,} in all"
     )
     table(title, ["topic", "bytes", "bytes / new token"], rows)

@@ -116,9 +116,8 @@ def excess(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> s
         total = sum(map(abs, amounts))
         if not is_bounded(total, LARGEST_TOTAL):
             return (
-                f"the absolute {what} of its {len(rewards)} rewards add up to {total:g}: "
-                "at "
-                f"most {LARGEST_TOTAL:g} can be trained on"
+                f"the absolute {what} of its {len(rewards)} rewards add up to {total:g}: at most "
+                f"{LARGEST_TOTAL:g} can be trained on"
             )
     return None
 

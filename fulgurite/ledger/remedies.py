@@ -13,8 +13,7 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.unknown: "a newer version of Fulgurite gave another reason: update this one "
     "to read it",
     FilterReason.no_reward: "no reward came before the group was closed: is a reward worker "
-    "running, and does its function return "
-    "a number and not None?",
+    "running, and does its function return a number and not None?",
     FilterReason.no_baseline: "fewer than two rollouts of the group have a reward: run groups "
     "of `-n 2` or more",
     FilterReason.no_signal: "all rewards of the group are equal, so there is nothing to "
@@ -22,12 +21,10 @@ REMEDIES: Mapping[FilterReason, str] = {
     "sometimes, a reward with more steps, or more rollouts a group (`-n`)",
     FilterReason.no_tokens: "the upstream gave no token ids or log-probabilities: train what "
     "Fulgurite's vLLM serves",
-    FilterReason.untrainable_sampling: "sampling was greedy or restricted (temperature 0, "
-    "top_p, top_k, penalties, a bias, a JSON schema): "
-    "sample at temperature 1 without them",
-    FilterReason.truncated: "the answer was cut by its length limit: raise max_tokens, or "
-    "train cut answers too "
-    "(FULGURITE_REWARDER_FAILURE_POLICIES)",
+    FilterReason.untrainable_sampling: "sampling was greedy or restricted (temperature 0, top_p, "
+    "top_k, penalties, a bias, a JSON schema): sample at temperature 1 without them",
+    FilterReason.truncated: "the answer was cut by its length limit: raise max_tokens, or train "
+    "cut answers too (FULGURITE_REWARDER_FAILURE_POLICIES)",
     FilterReason.failure_masked: "the failure policy of its kind is `mask`: see `fulgurite "
     "rollouts list --failure KIND`",
     FilterReason.failure_dropped: "the attempt failed for a cause outside the policy (model "

@@ -143,9 +143,8 @@ class PolicyApplier:
             return
         tally.told_unknown.add(pinned)
         error = (
-            f"a route asks for {pinned}, which was never published; `fulgurite routes "
-            "set` "
-            "names another"
+            f"a route asks for {pinned}, which was never published; `fulgurite routes set` names "
+            "another"
         )
         self._report_failed(tally, pinned, kept, error)
 

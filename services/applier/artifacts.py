@@ -80,9 +80,8 @@ def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:
         )
     if artifact.format is not wanted:
         raise BadArtifact(
-            f"{artifact.uri} holds {artifact.format.value} weights, and this policy is served "
-            f"with {wanted.value} ones "
-            "(FULGURITE_LORA_POLICIES)"
+            f"{artifact.uri} holds {artifact.format.value} weights, and this policy is served with "
+            f"{wanted.value} ones (FULGURITE_LORA_POLICIES)"
         )
     path = Path(unquote(location.path))
     found = _digest(path)

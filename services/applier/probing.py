@@ -49,8 +49,7 @@ async def difference(
     if not mean <= tolerance:
         raise ProbeFailed(
             f"log-probabilities of the probe differ by {mean:.3f} on average, {largest:.3f} at "
-            f"most; {tolerance} on average is tolerated "
-            "(FULGURITE_APPLIER_PROBE_TOLERANCE)",
+            f"most; {tolerance} on average is tolerated (FULGURITE_APPLIER_PROBE_TOLERANCE)",
             largest if math.isfinite(largest) else None,
         )
     return largest

@@ -168,9 +168,8 @@ class Address(NamedTuple):
 
 
 _INSTEAD = (
-    "unset {variable} (it may be left from an earlier `fulgurite up`) and a local "
-    "one "
-    "is started, or start that one"
+    "unset {variable} (it may be left from an earlier `fulgurite up`) and a local one is started, "
+    "or start that one"
 )
 ADDRESSES = (
     Address("KAFKA_BOOTSTRAP_SERVERS", "Kafka", 9092, _INSTEAD),
@@ -265,8 +264,7 @@ def check_index(folder: Path | None = None) -> Check:
     """Where Python packages come from, as pip is configured: pip itself is asked to look one up."""
     own = (folder or project_folder()) / ".fulgurite" / "uv" / "bin" / "python"
     remedy = (
-        "packages cannot be installed: check the network, or name your index in "
-        "pip's "
+        "packages cannot be installed: check the network, or name your index in pip's "
         "configuration (PIP_INDEX_URL)"
     )
     for python in (str(own), shutil.which("python3") or sys.executable, sys.executable):

@@ -126,9 +126,8 @@ app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
     add_completion=False,
-    help="Train LLM agents from the log of what they did.\n\n"
-    "Where Kafka is: KAFKA_BOOTSTRAP_SERVERS (default 127.0.0.1:9092). All settings: "
-    "docs/reference/settings.md.",
+    help="Train LLM agents from the log of what they did.\n\nWhere Kafka is: "
+    "KAFKA_BOOTSTRAP_SERVERS (default 127.0.0.1:9092). All settings: docs/reference/settings.md.",
 )
 
 

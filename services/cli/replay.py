@@ -230,9 +230,8 @@ def _show(report: Report, into: str, *, as_json: bool) -> None:
         return
     console = make_console()
     console.print(
-        f"{plain(into)}: {report.rows} rows and {report.tombstones} tombstones of "
-        f"{report.closed} groups, {report.actions} actions; "
-        f"{report.open} groups are still open"
+        f"{plain(into)}: {report.rows} rows and {report.tombstones} tombstones of {report.closed} "
+        f"groups, {report.actions} actions; {report.open} groups are still open"
     )
     if report.judged or report.reused:
         console.print(

@@ -233,8 +233,7 @@ def _show_call(call: Json, at: str, console: Console, width: int) -> None:
     colour = "magenta" if call["outcome"] == "success" else "red"
     about = (
         f"{call['milliseconds']} ms, {call['prompt_tokens']} prompt tokens, "
-        f"{call['version'] or 'no version'} "
-        f"{call['error'] or ''}"
+        f"{call['version'] or 'no version'} {call['error'] or ''}"
     )
     named = plain(f"{call['call_id']}{role}: {about}")
     console.print(f"{at} [{colour}]call[/{colour}] {named}")

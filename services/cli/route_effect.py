@@ -89,13 +89,11 @@ class RouteEffect:
             return f"{backend} cannot serve {version}: {failed}. It goes on with {serves}."
         if split:
             return (
-                f"{backend} serves {serves}: of full weights a backend holds one "
-                "version "
-                "(see FULGURITE_APPLIER_CANARY)"
+                f"{backend} serves {serves}: of full weights a backend holds one version (see "
+                "FULGURITE_APPLIER_CANARY)"
             )
         return (
-            f"{backend} still serves {serves} after {wait_s:g} s: is its applier "
-            "running? "
+            f"{backend} still serves {serves} after {wait_s:g} s: is its applier running? "
             "`fulgurite status` shows whether it comes"
         )
 

@@ -110,6 +110,5 @@ def _sizes(folder: Path) -> dict[str, int]:
 def _damaged(folder: Path, what: str) -> CheckpointDamaged:
     return CheckpointDamaged(
         f"the checkpoint {folder} is not whole: {what}; restore its folder from a backup, name "
-        "another one with FULGURITE_DATA_DIR, or "
-        "train anew under another FULGURITE_POLICY"
+        "another one with FULGURITE_DATA_DIR, or train anew under another FULGURITE_POLICY"
     )

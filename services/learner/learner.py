@@ -341,11 +341,10 @@ class Learner:
             self._topic_id,
         ):
             raise CheckpointForeign(
-                f"the checkpoint in {self.settings.data_dir} is of policy {state.policy} on "
-                f"topic {state.topic} ({state.topic_id}), "
-                f"this learner is to train {self.settings.policy} on {self.settings.topic} "
-                f"({self._topic_id}); "
-                "set FULGURITE_POLICY, FULGURITE_TOPIC or FULGURITE_DATA_DIR so that they fit"
+                f"the checkpoint in {self.settings.data_dir} is of policy {state.policy} on topic "
+                f"{state.topic} ({state.topic_id}), this learner is to train "
+                f"{self.settings.policy} on {self.settings.topic} ({self._topic_id}); set "
+                "FULGURITE_POLICY, FULGURITE_TOPIC or FULGURITE_DATA_DIR so that they fit"
             )
 
     def _refuse_known_versions(self) -> None:
@@ -356,10 +355,9 @@ class Learner:
         ]
         if known:
             raise CheckpointMissing(
-                f"policy.updates has versions up to {known[-1]}, but {self.settings.data_dir} "
-                f"has no checkpoint of {self.settings.policy}; "
-                "point FULGURITE_DATA_DIR to the folder with it, or train under another "
-                "FULGURITE_POLICY"
+                f"policy.updates has versions up to {known[-1]}, but {self.settings.data_dir} has "
+                f"no checkpoint of {self.settings.policy}; point FULGURITE_DATA_DIR to the folder "
+                "with it, or train under another FULGURITE_POLICY"
             )
 
     def _bury(self, record: Record, actions: tuple[str, ...] = ()) -> None:

@@ -65,8 +65,7 @@ def check_start(settings: LearnerSettings, kafka: KafkaSettings) -> None:
         )
         raise TopicMissing(
             f"FULGURITE_TOPIC={settings.topic}: there is no topic {kafka.topic(topic)} on "
-            f"{kafka.bootstrap_servers}; there are: {names}. "
-            "`fulgurite replay --into` writes one"
+            f"{kafka.bootstrap_servers}; there are: {names}. `fulgurite replay --into` writes one"
         )
 
 

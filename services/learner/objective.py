@@ -58,12 +58,11 @@ _LOG_RATIO_BOUND = 20.0
 
 _REMEDY = (
     "Calls answered by versions some steps old differ, too: where policy.applied shows that "
-    "updates are served, lower "
-    "FULGURITE_MAX_STALENESS (1 or 2), so that this batch's older calls are passed over as "
-    "stale when the learner starts again, and lower "
-    "FULGURITE_TRAINER_LR or raise FULGURITE_GROUPS_PER_STEP, so that steps take the policy "
-    "less far. If fresh calls differ as much, the "
-    "engine serves other weights than these, or runs without `--logprobs-mode processed_logprobs`"
+    "updates are served, lower FULGURITE_MAX_STALENESS (1 or 2), so that this batch's older calls "
+    "are passed over as stale when the learner starts again, and lower FULGURITE_TRAINER_LR or "
+    "raise FULGURITE_GROUPS_PER_STEP, so that steps take the policy less far. If fresh calls "
+    "differ as much, the engine serves other weights than these, or runs without `--logprobs-mode "
+    "processed_logprobs`"
 )
 
 logger = logs.get()
@@ -226,9 +225,8 @@ class Objective:
         if not (k3 <= settings.drift_stop_k3 and ess >= settings.drift_stop_ess):
             raise PolicyDrift(
                 "the engine's log-probabilities of this batch and the trainer's disagree: k3 "
-                f"{k3:.4f} "
-                f"(FULGURITE_TRAINER_DRIFT_STOP_K3={settings.drift_stop_k3}), effective sample "
-                f"size {ess:.3f} "
+                f"{k3:.4f} (FULGURITE_TRAINER_DRIFT_STOP_K3={settings.drift_stop_k3}), effective "
+                f"sample size {ess:.3f} "
                 f"(FULGURITE_TRAINER_DRIFT_STOP_ESS={settings.drift_stop_ess}); nothing was "
                 f"changed. {_REMEDY}",
                 k3=k3,

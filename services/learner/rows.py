@@ -31,14 +31,12 @@ def oddity(event: Trajectory | Tombstone) -> str | None:
         if not 0 <= action.start < action.end <= len(event.token_ids) // 4:
             return (
                 f"action {name} is at {action.start} to {action.end} of "
-                f"{len(event.token_ids) // 4} "
-                "tokens"
+                f"{len(event.token_ids) // 4} tokens"
             )
         if action.logprobs is not None and len(action.logprobs) != 4 * length:
             return (
-                f"action {name} has {len(action.logprobs)} bytes of log-probabilities "
-                "for "
-                f"{length} tokens"
+                f"action {name} has {len(action.logprobs)} bytes of log-probabilities for {length} "
+                "tokens"
             )
         if not (math.isfinite(action.temperature) and action.temperature >= 0):
             return f"action {name} has temperature {action.temperature}"

@@ -56,9 +56,8 @@ def content(codec: Codec, letter: DeadLetter) -> Event | str:
     """The event in a letter, or why its bytes cannot be read."""
     if letter.value is None:
         return (
-            "the letter is without bytes; what it is about is still in the log, where "
-            "a "
-            "replay finds it"
+            "the letter is without bytes; what it is about is still in the log, where a replay "
+            "finds it"
         )
     try:
         return codec.decode(letter.value or b"")

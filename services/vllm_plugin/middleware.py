@@ -87,9 +87,8 @@ class VersionMiddleware:
 
 async def _refuse(send: Send, expected: bytes) -> None:
     message = (
-        f"This engine has just started and is not at {expected.decode('latin-1')} "
-        "yet. "
-        "Nothing was generated; try again shortly."
+        f"This engine has just started and is not at {expected.decode('latin-1')} yet. Nothing was "
+        "generated; try again shortly."
     )
     body = json.dumps(
         {"error": {"message": message, "type": "server_error", "code": "version_not_loaded"}}

@@ -118,10 +118,9 @@ def test_what_is_killed_at_random_writes_what_an_undisturbed_run_writes(
     assert set(hand.killed) >= {*VICTIMS, *(["broker"] if BROKERS > 1 else [])}
     print(  # noqa: T201
         f"seed {SEED}: {calls_in(published + after)} calls in {len(traffic.minted)} groups "
-        f"({len(punctual)} punctual), "
-        f"{BROKERS} broker(s), killed {hand.killed}, gave up {hand.ended}, {books[1].repeated} "
-        f"records repeated, {seconds:.0f} s; "
-        f"{ledger.actions} actions, {ledger.terms}, remainder {ledger.remainder}"
+        f"({len(punctual)} punctual), {BROKERS} broker(s), killed {hand.killed}, gave up "
+        f"{hand.ended}, {books[1].repeated} records repeated, {seconds:.0f} s; {ledger.actions} "
+        f"actions, {ledger.terms}, remainder {ledger.remainder}"
     )
 
 

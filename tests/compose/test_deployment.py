@@ -155,12 +155,8 @@ def test_a_volume_that_cannot_be_used_is_told_and_nothing_starts(
 def test_too_small_a_limit_is_told_by_its_setting(deployment: Deployment) -> None:
     """Of a service whose child the kernel kills: vLLM's engine is one."""
     eat = (
-        "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', "
-        "'bytearray(300 "
-        "<< "
-        "20)']) "
-        "and "
-        "1)"
+        "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', 'bytearray(300 << "
+        "20)']) and 1)"
     )
     named = (
         "--env",

@@ -74,11 +74,8 @@ def test_an_exit_status_is_passed_on(code: int) -> None:
 
 def test_sigterm_reaches_the_service_and_its_status_comes_back() -> None:
     code = (
-        "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.3), "
-        "sys.exit(7))); "
-        "print('up', "
-        "flush=True); "
-        "time.sleep(60)"
+        "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(0.3), sys.exit(7))); "
+        "print('up', flush=True); time.sleep(60)"
     )
     with started(code) as process:
         assert process.stdout is not None

@@ -594,13 +594,9 @@ def test_reward_functions_are_called_and_their_failures_told(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     (tmp_path / "rewards.py").write_text(
-        "import time\n"
-        "def fn(episode):\n"
-        "    index = int(episode.rollout_id.split('_')[2])\n"
-        "    if index == 1: raise ValueError('no such thing')\n"
-        "    if index == 2: time.sleep(600)\n"
-        "    if index == 3: return float('nan')\n"
-        "    return {'reward': len(episode.calls), 'style': 0.5}\n"
+        "import time\ndef fn(episode):\n    index = int(episode.rollout_id.split('_')[2])\n    if "
+        "index == 1: raise ValueError('no such thing')\n    if index == 2: time.sleep(600)\n    if "
+        "index == 3: return float('nan')\n    return {'reward': len(episode.calls), 'style': 0.5}\n"
     )
     at = int(time.time() * 1000)
     events: list[Made] = [

@@ -15,8 +15,7 @@ def model_problem(folder: Path) -> str | None:
                 f"models/{folder.name}"
             )
         return (
-            f"{folder}: no such folder. A Hugging Face folder is needed, with "
-            "config.json, "
+            f"{folder}: no such folder. A Hugging Face folder is needed, with config.json, "
             f"tokenizer and weights{hint}"
         )
     missing = [

@@ -19,9 +19,8 @@ HEAVY = ("torch", "vllm", "verl", "confluent_kafka", "aiohttp", "fastavro", "pyd
 
 def test_help_names_every_command_and_imports_none_of_them() -> None:
     code = (
-        "import sys, services.cli.main as m; m.app(['--help'], "
-        "standalone_mode=False); "
-        f"print([n for n in {HEAVY} if n in sys.modules])"
+        "import sys, services.cli.main as m; m.app(['--help'], standalone_mode=False); print([n "
+        f"for n in {HEAVY} if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")

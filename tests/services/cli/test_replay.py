@@ -100,13 +100,8 @@ def test_subcommands_explain_themselves(command: tuple[str, ...]) -> None:
 def test_the_log_is_read_again_without_faust() -> None:
     modules = ("replay", "try_reward", "export", "rollouts", "lineage", "dlq")
     code = (
-        f"import sys, {', '.join(f'services.cli.{module}' for module in modules)}; "
-        "print('faust' "
-        "in "
-        "sys.modules, "
-        "'pyarrow' "
-        "in "
-        "sys.modules)"
+        f"import sys, {', '.join(f'services.cli.{module}' for module in modules)}; print('faust' "
+        "in sys.modules, 'pyarrow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"

@@ -105,9 +105,8 @@ def test_a_file_alone_is_its_content_whatever_is_installed_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
-        "import tool\nfrom fulgurite import ids\nfrom "
-        "services.common.kafka.logged_calls "
-        "import read_calls\n"
+        "import tool\nfrom fulgurite import ids\nfrom services.common.kafka.logged_calls import "
+        "read_calls\n"
     )
     installed = made(tmp_path / "site-packages", {"rewards.py": text, "tool.py": "A = 1\n"})
     monkeypatch.chdir(Path(__file__).parents[3])

@@ -268,12 +268,8 @@ def test_an_import_that_exits_is_told(tmp_path: Path) -> None:
 
 async def test_an_import_that_is_slow_only_when_it_matters_is_a_failure(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, time\nif "
-        "pathlib.Path(__file__).with_name('once').exists(): "
-        "time.sleep(600)\ndef "
-        "fn(episode): "
-        "return "
-        "1\n"
+        "import os, pathlib, time\nif pathlib.Path(__file__).with_name('once').exists(): "
+        "time.sleep(600)\ndef fn(episode): return 1\n"
     )
     (tmp_path / "later.py").write_text(code)
     plugin = RewardPlugin(f"{tmp_path}/later.py:fn", "score")

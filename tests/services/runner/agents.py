@@ -37,8 +37,7 @@ with open(sys.argv[1], "w") as file:
 """
 
 IGNORES_SIGTERM = (
-    "import signal, time\nsignal.signal(signal.SIGTERM, "
-    "signal.SIG_IGN)\nprint('deaf', "
+    "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', "
     "flush=True)\ntime.sleep(600)\n"
 )
 

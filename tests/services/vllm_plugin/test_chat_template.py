@@ -86,20 +86,16 @@ def test_a_whole_conversation(tokenizer: Any) -> None:
     ]
     assert rendered(tokenizer, messages) == (
         "<|im_start|>system\nUse the calculator.\nTools:\ncalc(expression): Evaluates an "
-        "expression.\nweather(city, days)<|im_end|>\n"
-        "<|im_start|>user\n3 and 8?<|im_end|>\n"
-        "<|im_start|>assistant\ncalc(3+8)<|im_end|>\n"
-        "<|im_start|>user\nresult: 11<|im_end|>\n"
-        "<|im_start|>assistant\nanswer: 11<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "expression.\nweather(city, days)<|im_end|>\n<|im_start|>user\n3 and "
+        "8?<|im_end|>\n<|im_start|>assistant\ncalc(3+8)<|im_end|>\n<|im_start|>user\nresult: "
+        "11<|im_end|>\n<|im_start|>assistant\nanswer: 11<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
 def test_without_a_system_line_and_tools(tokenizer: Any) -> None:
     assert rendered(tokenizer, QUESTION[1:], None) == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
-        "Face<|im_end|>\n"
-        "<|im_start|>user\n3 and 8?<|im_end|>\n<|im_start|>assistant\n"
+        "Face<|im_end|>\n<|im_start|>user\n3 and 8?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 

@@ -16,11 +16,7 @@ from services.common.runtime.process_secrets import KEYS, without_keys
 
 NOBODY = 65534
 STOP_BEING_ROOT = (
-    f"import os, ctypes, collections.abc; os.setuid({NOBODY}); "
-    "ctypes.CDLL(None).prctl(4, "
-    "1, "
-    "0, "
-    "0, "
+    f"import os, ctypes, collections.abc; os.setuid({NOBODY}); ctypes.CDLL(None).prctl(4, 1, 0, 0, "
     "0)\n"
 )
 """A change of user makes a process undumpable by itself: this one is dumpable again, as any other
