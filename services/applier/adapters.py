@@ -1,12 +1,11 @@
-"""Keeps one policy's LoRA adapters in an engine, several versions at once, each under its immutable
-name `policy@epoch.step`.
+"""Keeps one policy's LoRA adapters loaded in an engine, each version under its own name.
 
-Each round compares what the log desires (the newest version, and all that routes name) with the
-adapters that the engine lists. A missing one is checked, loaded and proved, then told in
-`policy.applied`; one that nobody wants is told as retired and unloaded, but the last few stay, for
-calls that are on their way. One that cannot be served is told once and passed over until the engine
-restarts or a route asks for it again. An engine that was away, or lacks what it was given, has
-restarted: it gets a new id, and its adapters back.
+The name is `policy@epoch.step`. Each round compares the target versions (the newest, and all that
+routes name) with the adapters that the engine lists. A missing adapter is checked, loaded and
+probed, then reported in `policy.applied`. An adapter that is no target is reported as retired and
+unloaded, but the last few stay, for calls in flight. An adapter that cannot be served is reported
+once and skipped until the engine restarts or a route names it again. An engine that did not answer,
+or lacks an adapter that it had, has restarted: it gets a new id, and its adapters again.
 """
 
 from __future__ import annotations
@@ -38,13 +37,11 @@ from services.common.runtime import logs
 logger = logs.get(__name__)
 
 KEEP = 3
-"""At least so many versions stay loaded, though nobody may want the older ones any more: calls are
-on their way to them.
-"""
+"""How many versions stay loaded at least, even if they are no target: calls may be in flight."""
 
 
 class AdapterTally(msgspec.Struct):
-    """What is known of the engine since it was last seen to start."""
+    """What is known of the engine since it last started."""
 
     engine_id: str
     proved: set[Version] = msgspec.field(default_factory=set[Version])
@@ -52,7 +49,7 @@ class AdapterTally(msgspec.Struct):
 
 
 class AdapterKeeper:
-    """One policy's adapters; `run` until cancelled."""
+    """Keeps the adapters of one policy; `run` until cancelled."""
 
     def __init__(
         self,
@@ -63,7 +60,7 @@ class AdapterKeeper:
         announcer: Announcer,
         base: asyncio.Event,
     ) -> None:
-        """`base`: set while the engine has the base weights that it should have."""
+        """`base`: is set while the engine has the right base weights."""
         self._policy = policy
         self._settings = settings
         self._engine = engine
@@ -75,19 +72,19 @@ class AdapterKeeper:
         self._routes_seen = 0
 
     async def run(self) -> None:
-        """The loop, once the log is read."""
+        """Run the loop. Start it once the log has been read."""
         while True:
             await self._base.wait()
             self._followed.changed.clear()
             try:
                 await self._round()
                 if self._away:
-                    logger.info("the engine answers", policy=self._policy)
+                    logger.info("the engine answers again", policy=self._policy)
                 self._away = False
             except (EngineUnreachable, EngineRefused) as error:
                 if not self._away:
                     logger.warning(
-                        "the engine does not answer as it should; trying until it does",
+                        "the engine cannot be reached or refuses requests; trying again",
                         policy=self._policy,
                         error=str(error),
                     )
@@ -110,7 +107,7 @@ class AdapterKeeper:
         await self._retire(loaded)
 
     async def _loaded(self) -> set[Version]:
-        """This policy's adapters, as the engine lists them."""
+        """The policy's adapters that the engine lists."""
         found: set[Version] = set()
         for name in await self._engine.adapters():
             with contextlib.suppress(MalformedVersion):
@@ -120,8 +117,9 @@ class AdapterKeeper:
         return found
 
     async def _bring(self, version: Version, loaded: set[Version]) -> None:
-        """Load what is missing, prove it, tell. One that is there already was given by an applier
-        that died, and is proved again.
+        """Load an adapter, probe it and report it.
+
+        One that is loaded already came from an applier that died; it is probed again.
         """
         started = time.monotonic()
         try:
@@ -137,9 +135,13 @@ class AdapterKeeper:
         except ApplyFailed as error:
             self._tally.passed_over.add(version)
             largest = error.largest if isinstance(error, ProbeFailed) else None
-            logger.error("adapter not served", version=str(version), error=str(error))
+            logger.error(
+                "the adapter cannot be served and is skipped",
+                version=str(version),
+                error=str(error),
+            )
             seconds = time.monotonic() - started
-            self._announcer.tell(
+            self._announcer.report(
                 self._tally.engine_id,
                 version,
                 ApplyOutcome.failed,
@@ -150,7 +152,7 @@ class AdapterKeeper:
             if version in loaded:
                 await self._engine.unload_adapter(str(version))
                 loaded.discard(version)
-            # At once: another version may have to take its place.
+            # Run the next round at once: another version may have to take its place.
             self._followed.changed.set()
             return
         seconds = time.monotonic() - started
@@ -161,25 +163,25 @@ class AdapterKeeper:
             seconds=round(seconds, 3),
             largest_difference=found,
         )
-        self._announcer.tell(
+        self._announcer.report(
             self._tally.engine_id, version, ApplyOutcome.applied, seconds, difference=found
         )
 
     async def _load(self, version: Version) -> None:
         artifact = self._followed.target.updates[version].artifact
         if artifact is None:
-            raise BadArtifact(f"the update {version} names no artifact")
+            raise BadArtifact(f"the update {version} in policy.updates names no weights")
         folder = await asyncio.to_thread(fetch_adapter, artifact)
         logger.info("loading adapter", version=str(version))
         await self._engine.load_adapter(str(version), str(folder))
 
     async def _retire(self, loaded: set[Version]) -> None:
-        """Told first: no gateway shall ask for what is about to go."""
+        """Unload adapters that are no target. Gateways are told first, to stop asking for them."""
         wanted = self._followed.target.versions(self._tally.passed_over)
         unwanted = sorted(loaded - set(wanted), reverse=True)
         for version in unwanted[max(0, KEEP - len(wanted)) :]:
             logger.info("adapter retired", version=str(version))
-            self._announcer.tell(self._tally.engine_id, version, ApplyOutcome.retired, 0.0)
+            self._announcer.report(self._tally.engine_id, version, ApplyOutcome.retired, 0.0)
             self._tally.proved.discard(version)
             await self._engine.unload_adapter(str(version))
             loaded.discard(version)

@@ -1,5 +1,6 @@
-"""Writes `policy.applied`, beside the work on the engine, so that a silent log does not keep
-weights from it. In order; tries for ever.
+"""Writes `policy.applied` in a task of its own, so that Kafka being away does not delay the engine.
+
+Events are written in order, and retried without end.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ _RETRY_S = 2.0
 
 
 class Announcer:
-    """One per applier; `run` until cancelled."""
+    """Writes the reports of one applier; `run` until cancelled."""
 
     def __init__(self, backend: str, producer: EventProducer) -> None:
         self._backend = backend
         self._producer = producer
         self._outbox: asyncio.Queue[PolicyApplied] = asyncio.Queue()
 
-    def tell(
+    def report(
         self,
         engine_id: str,
         version: Version,
@@ -42,7 +43,7 @@ class Announcer:
         error: str | None = None,
         difference: float | None = None,
     ) -> None:
-        """Something has become of a version; returns at once."""
+        """Queue a report of what happened to a version; returns at once."""
         self._outbox.put_nowait(
             PolicyApplied(
                 event_id=derive_id("applied", engine_id, str(version), outcome, uuid.uuid4().hex),
@@ -60,7 +61,7 @@ class Announcer:
         )
 
     async def run(self) -> None:
-        """Publish what is told."""
+        """Publish queued reports."""
         while True:
             event = await self._outbox.get()
             for attempt in itertools.count():

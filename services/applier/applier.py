@@ -1,12 +1,11 @@
-"""Brings one engine to the target version, and proves it. Reads `policy.updates` and
-`policy.routes`, writes `policy.applied`.
+"""Brings one engine to the target version, and probes that it serves it.
 
-Each round compares what the log desires with what the engine itself reports; nothing is remembered
-that a restart of either side could make wrong. A version that cannot be served is told once and
-passed over until the engine restarts or a route asks for it again. In place of the newest the next
-older one is loaded; in place of one that a route pins the engine keeps what it serves. An
-unreachable engine is tried for ever. Updates wake the loop at once; between them the engine is
-asked every second.
+Reads `policy.updates` and `policy.routes`, writes `policy.applied`. Each round compares the target
+version with the version that the engine reports, so a restart of either side is harmless. A version
+that cannot be served is reported once and skipped until the engine restarts or a route names it
+again. Instead of the newest version the next older one is loaded; instead of a version that a route
+pins, the engine keeps what it serves. An unreachable engine is retried without end. Updates wake
+the loop at once; between them the engine is asked every second.
 """
 
 from __future__ import annotations
@@ -39,29 +38,29 @@ from services.common.runtime import liveness, logs
 logger = logs.get(__name__)
 
 UNTOUCHED = "default"
-"""What vLLM calls the weights it was started with."""
+"""vLLM's name for the weights that it was started with."""
 
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0)
-"""An engine that restarts takes half a minute; asking it every two seconds costs nothing."""
+"""Pauses between tries. An engine takes half a minute to restart; asking it is cheap."""
 
 
 class Tally(msgspec.Struct):
-    """What is known of the engine since it was last seen to start."""
+    """What is known of the engine since it last started."""
 
     engine_id: str
     reports: Version | None
-    """What it said last, or was last given; anything else means that it has started anew."""
+    """The version it reported last, or was given last; if it reports another, it has restarted."""
     proved: Version | None = None
-    """The last version whose probe was right, or the untouched base."""
+    """The last version whose probe passed, or the base weights it was started with."""
     damaged: bool = False
-    """It may hold other weights than it reports."""
+    """Whether it may hold other weights than it reports."""
     passed_over: set[Version] = msgspec.field(default_factory=set[Version])
-    told_unknown: set[Version] = msgspec.field(default_factory=set[Version])
-    """Versions that a route asks for and nobody has published."""
+    reported_unknown: set[Version] = msgspec.field(default_factory=set[Version])
+    """Unpublished versions that a route names, once reported."""
 
 
 class PolicyApplier:
-    """`run` until cancelled."""
+    """Keeps one engine at the target version; `run` until cancelled."""
 
     def __init__(
         self, settings: ApplierSettings, engine: Engine, followed: Followed, announcer: Announcer
@@ -71,16 +70,14 @@ class PolicyApplier:
         self._followed = followed
         self._announcer = announcer
         self.settled = asyncio.Event()
-        """Set while the engine has the weights that it should have: adapters are proved on top of
-        them.
-        """
+        """Set while the engine has the right weights. Adapters are probed only then."""
         self._base = base_version(settings.policy)
         self._tally: Tally | None = None
         self._routes_seen = 0
         self._unreachable = False
 
     async def run(self) -> None:
-        """The loop, once the log is read."""
+        """Run the loop. Start it once the log has been read."""
         failures = 0
         while True:
             self._followed.changed.clear()
@@ -90,11 +87,11 @@ class PolicyApplier:
                 failures, pause_s = 0, self._settings.check_interval_s
                 if self._unreachable:
                     self._unreachable = False
-                    logger.info("the engine answers")
+                    logger.info("the engine answers again")
             except (EngineUnreachable, EngineRefused) as error:
                 if not self._unreachable:
                     logger.warning(
-                        "the engine does not answer as it should; trying until it does",
+                        "the engine cannot be reached or refuses requests; trying again",
                         error=str(error),
                     )
                 self._unreachable = True
@@ -106,50 +103,53 @@ class PolicyApplier:
     async def _round(self) -> None:
         served = await self._served()
         tally = await self._recognise(served)
-        self._try_again_what_routes_name(tally)
+        self._retry_routed_versions(tally)
         kept = self._kept(served, tally)
         self._report_unknown_pin(tally, kept)
         target = self._followed.target.version(
             tally.passed_over, kept=kept, canary=self._settings.canary
         )
         if target in tally.passed_over:
-            # Nothing is left that could be loaded: the next update or a restart of the engine
-            # changes that.
+            # No version can be loaded until the next update or a restart of the engine.
             self.settled.set()
             return
         if served != target or tally.damaged:
             self.settled.clear()
             await self._bring_to(target, served, tally)
         elif tally.proved != target:
-            # Found so: this applier is new, or died between loading and telling.
+            # This applier is new, or died between loading and reporting.
             await self._prove(target, tally)
         if tally.proved == target and not tally.damaged:
             self.settled.set()
 
-    def _try_again_what_routes_name(self, tally: Tally) -> None:
-        """Whoever routes to a version again has perhaps put its file back."""
+    def _retry_routed_versions(self, tally: Tally) -> None:
+        """After a new route, try the versions that routes name again: their files may be back."""
         if self._followed.routes != self._routes_seen:
             self._routes_seen = self._followed.routes
             tally.passed_over -= self._followed.target.named()
-            tally.told_unknown.clear()
+            tally.reported_unknown.clear()
 
     def _kept(self, served: Version | None, tally: Tally) -> Version | None:
-        """What the engine serves; None for base weights that it merely started with."""
+        """The version to keep; None for base weights that the engine merely started with."""
         return tally.proved or (None if served == self._base else served)
 
     def _report_unknown_pin(self, tally: Tally, kept: Version | None) -> None:
         pinned = self._followed.target.pinned()
-        if pinned is None or self._followed.target.is_known(pinned) or pinned in tally.told_unknown:
+        if (
+            pinned is None
+            or self._followed.target.is_known(pinned)
+            or pinned in tally.reported_unknown
+        ):
             return
-        tally.told_unknown.add(pinned)
+        tally.reported_unknown.add(pinned)
         error = (
-            f"a route asks for {pinned}, which was never published; `fulgurite routes set` names "
-            "another"
+            f"a route names {pinned}, which was never published: choose another version with "
+            "`fulgurite routes set`"
         )
         self._report_failed(tally, pinned, kept, error)
 
     async def _served(self) -> Version | None:
-        """None: weights that someone loaded under a name of theirs."""
+        """Ask the engine for its version; None for weights loaded under an unknown name."""
         label = await self._engine.weight_version()
         if label == UNTOUCHED:
             return self._base
@@ -158,13 +158,13 @@ class PolicyApplier:
         return None
 
     async def _recognise(self, served: Version | None) -> Tally:
-        """The tally of this engine; a new one if it has lost the weights that it was given."""
+        """Return the tally of this engine; a new one if the engine has restarted."""
         if self._tally is not None and served == self._tally.reports:
             return self._tally
         tally = Tally(engine_id=f"{self._settings.backend}-{uuid.uuid4().hex[:12]}", reports=served)
         if await self._engine.is_paused():
             logger.warning(
-                "the engine was left paused, perhaps in the middle of an update: loading anew"
+                "the engine is paused, perhaps in the middle of an update: reloading the weights"
             )
             tally.damaged = True
             await self._engine.resume()
@@ -184,7 +184,7 @@ class PolicyApplier:
             self._report_failed(
                 tally, target, served, str(error), time.monotonic() - started, largest
             )
-            # At once, not in a second: wrong weights may be answering.
+            # Run the next round at once: wrong weights may be answering.
             self._followed.changed.set()
             return
         tally.damaged = False
@@ -193,7 +193,7 @@ class PolicyApplier:
         logger.info(
             "served", version=str(target), seconds=round(seconds, 3), largest_difference=largest
         )
-        self._announcer.tell(
+        self._announcer.report(
             tally.engine_id,
             target,
             ApplyOutcome.applied,
@@ -212,8 +212,13 @@ class PolicyApplier:
         largest: float | None = None,
     ) -> None:
         previous = str(served) if served is not None else None
-        logger.error("not served", version=str(version), error=error, served=previous)
-        self._announcer.tell(
+        logger.error(
+            "the version cannot be served and is skipped",
+            version=str(version),
+            error=error,
+            served=previous,
+        )
+        self._announcer.report(
             tally.engine_id,
             version,
             ApplyOutcome.failed,
@@ -244,7 +249,7 @@ class PolicyApplier:
             largest = await self._difference(target)
         except ProbeFailed as error:
             logger.error(
-                "what the engine serves is not what it says: loading anew",
+                "the engine's weights are not the version that it reports: loading them again",
                 version=str(target),
                 error=str(error),
             )
@@ -253,7 +258,7 @@ class PolicyApplier:
             return
         tally.proved = target
         seconds = time.monotonic() - started
-        self._announcer.tell(
+        self._announcer.report(
             tally.engine_id,
             target,
             ApplyOutcome.applied,
@@ -267,7 +272,7 @@ class PolicyApplier:
             return base_weights(self._settings.model)
         artifact = self._followed.target.updates[version].artifact
         if artifact is None:
-            raise BadArtifact(f"the update {version} names no artifact")
+            raise BadArtifact(f"the update {version} in policy.updates names no weights")
         return fetch(artifact)
 
     async def _difference(self, version: Version) -> float | None:

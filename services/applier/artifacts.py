@@ -1,6 +1,4 @@
-"""The files that updates announce: found, and proved to be the announced ones before an engine is
-touched.
-"""
+"""Finds the weights that updates announce, and checks their digests before an engine loads them."""
 
 from __future__ import annotations
 
@@ -17,46 +15,48 @@ from services.applier.errors import BadArtifact
 ADAPTER_CONFIG = "adapter_config.json"
 
 _ENDS = ("lm_head", "embed_tokens")
-"""Where vLLM has kernels of their own for adapters, which know nothing of a prompt's
-log-probabilities: no probe could prove them.
+"""Layers for which vLLM has separate adapter kernels. These do not affect a prompt's
+log-probabilities, so a probe cannot check them.
 """
 
 
 class WeightsFile(msgspec.Struct, frozen=True):
-    """A file whose digest is known to be right."""
+    """A file whose digest was checked."""
 
     path: Path
     sha256: str
 
 
 def fetch(artifact: Artifact) -> WeightsFile:
-    """Check an artifact's bytes; blocks for as long as reading it takes (0.2 s for 270 MB). Raises
-    BadArtifact.
+    """Find an artifact and check its digest. Raises BadArtifact.
+
+    Blocks while the file is read (0.2 s for 270 MB).
     """
     return _check(artifact, ArtifactFormat.full)
 
 
 def fetch_adapter(artifact: Artifact) -> Path:
-    """Check an adapter's bytes; the folder that holds it, in PEFT's layout
-    (`adapter_model.safetensors`, `adapter_config.json`). Raises BadArtifact. The configuration has
-    no digest of its own: a wrong rank is refused by vLLM, a wrong scale by the probe.
+    """Find an adapter, check its digest, and return its folder. Raises BadArtifact.
+
+    The folder is in PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`). The
+    configuration has no digest: vLLM refuses a wrong rank, the probe a wrong scale.
     """
     path = _check(artifact, ArtifactFormat.lora).path
     if not (path.parent / ADAPTER_CONFIG).is_file():
         raise BadArtifact(
-            f"{path.parent} has no {ADAPTER_CONFIG}: an adapter is a folder in PEFT's layout"
+            f"{path.parent} has no {ADAPTER_CONFIG}: an adapter must be a folder in PEFT's layout"
         )
     ends = [name for name in _tensors(path) if any(end in name for end in _ENDS)]
     if ends:
         raise BadArtifact(
-            f"{path} adapts {ends[0]}: adapters of the embedding or of `lm_head` are not "
-            "served; train others"
+            f"{path} adapts {ends[0]}: adapters of the embedding or of `lm_head` cannot be "
+            "served. Train an adapter of other layers."
         )
     return path.parent
 
 
 def _tensors(path: Path) -> list[str]:
-    """The names in a safetensors file: it begins with the length of a JSON object, and that."""
+    """Read the names of the tensors from the header of a safetensors file."""
     try:
         with path.open("rb") as file:
             return sorted(
@@ -65,18 +65,18 @@ def _tensors(path: Path) -> list[str]:
                 )
             )
     except (OSError, OverflowError, msgspec.DecodeError) as error:
-        raise BadArtifact(f"{path} is no safetensors file: {error}") from error
+        raise BadArtifact(f"{path} is not a safetensors file: {error}") from error
 
 
 def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:
     try:
         location = urlparse(artifact.uri)
     except ValueError as error:
-        raise BadArtifact(f"{artifact.uri[:500]!r} is no address: {error}") from error
+        raise BadArtifact(f"{artifact.uri[:500]!r} is not a valid URI: {error}") from error
     if location.scheme not in ("", "file"):
         raise BadArtifact(
-            f"{artifact.uri}: only file:// artifacts can be served, from a folder that learner "
-            "and engine share"
+            f"{artifact.uri}: only file:// URIs can be served. Use a folder that learner and "
+            "engine share."
         )
     if artifact.format is not wanted:
         raise BadArtifact(
@@ -87,20 +87,20 @@ def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:
     found = _digest(path)
     if found != artifact.sha256:
         raise BadArtifact(
-            f"{path} has SHA-256 {found}, the update announces {artifact.sha256}: it was "
+            f"{path} has SHA-256 {found}, but the update announces {artifact.sha256}: the file was "
             "damaged or replaced after it was published"
         )
     return WeightsFile(path, found)
 
 
 def base_weights(folder: Path | None) -> WeightsFile:
-    """The base model's own file, for going back to it. Raises BadArtifact when it is not known or
-    not a single file.
+    """Find the base model's weights, to go back to them. Raises BadArtifact if they are not one
+    known file.
     """
     if folder is None:
         raise BadArtifact(
-            "the base model's folder is not known (FULGURITE_MODEL), so only a restart of the "
-            "engine brings it back"
+            "the base model's folder is not known, so the engine cannot go back to it: set "
+            "FULGURITE_MODEL, or restart the engine"
         )
     path = folder / "model.safetensors"
     return WeightsFile(path, _digest(path))
@@ -108,9 +108,9 @@ def base_weights(folder: Path | None) -> WeightsFile:
 
 def _digest(path: Path) -> str:
     try:
-        # A pipe or a device would be read for ever.
+        # Reading a pipe or a device would never end.
         if not path.is_file():
-            raise BadArtifact(f"{path} cannot be read: it is no file")
+            raise BadArtifact(f"{path} cannot be read: it does not exist or is not a file")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:

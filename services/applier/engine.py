@@ -1,10 +1,9 @@
-"""vLLM's RL routes: what it serves, new weights in flight, log-probabilities of a prompt. Knows no
-log and no policy.
+"""Calls vLLM's RL routes: its version, loading weights in flight, log-probabilities of a prompt.
 
-Loading pauses with `mode=keep`: requests in flight go on afterwards, with the new weights. The
-prefix cache is then reset *with* those requests (`reset_running_requests`): without that vLLM keeps
-the whole cache while any request runs, and later prompts would be continued from keys and values of
-the old weights.
+Loading pauses with `mode=keep`: requests in flight continue afterwards, with the new weights. The
+prefix cache is then reset together with those requests (`reset_running_requests`). Otherwise vLLM
+keeps the whole cache while any request runs, and later prompts would use keys and values of the old
+weights.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _CONNECT_TIMEOUT_S = 2.0
 
 
 class Engine:
-    """One vLLM server. An async context manager."""
+    """The client of one vLLM server. Use it as an async context manager."""
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout_s: float = 300.0) -> None:
         self._base_url = base_url
@@ -32,8 +31,8 @@ class Engine:
         self._model: str | None = None
 
     async def __aenter__(self) -> Self:
-        # A connection a call: the server drops it after an error of its own, and a POST must not be
-        # sent into a dropped one.
+        # A new connection for each call: the server closes it after an error of its own, and a POST
+        # must not be sent on a closed connection.
         connector = aiohttp.TCPConnector(force_close=True)
         self._session = aiohttp.ClientSession(
             headers=self._headers, timeout=self._timeout, connector=connector
@@ -50,22 +49,24 @@ class Engine:
             await self._session.close()
 
     async def weight_version(self) -> str:
-        """What the engine itself says it serves; `default` for the weights it was started with.
-        Raises EngineUnreachable.
+        """Ask which version it serves; `default` means the weights it was started with.
+
+        Raises EngineRefused, EngineUnreachable.
         """
         return str((await self._call("GET", "/weight_info"))["weight_version"])
 
     async def is_paused(self) -> bool:
-        """Whether somebody paused it and has not let it go on."""
+        """Whether generation is paused."""
         return bool((await self._call("GET", "/is_paused"))["is_paused"])
 
     async def resume(self) -> None:
-        """Go on generating."""
+        """Resume generation."""
         await self._call("POST", "/resume")
 
     async def load(self, path: str, sha256: str, version: str, *, rollback: bool = False) -> None:
-        """Replace the weights and their version, in flight. Raises EngineRefused (nothing was
-        loaded), LoadBroken, EngineUnreachable.
+        """Replace the weights and their version while requests are in flight.
+
+        Raises EngineRefused (nothing was loaded), LoadBroken, EngineUnreachable.
         """
         await self._call("POST", "/pause", params={"mode": "keep"})
         try:
@@ -87,27 +88,29 @@ class Engine:
             await self.resume()
 
     async def adapters(self) -> list[str]:
-        """Names of the LoRA adapters that it holds."""
+        """List the names of its LoRA adapters."""
         listed = cast("list[dict[str, Any]]", (await self._call("GET", "/v1/models"))["data"])
         return [str(model["id"]) for model in listed if model.get("parent")]
 
     async def load_adapter(self, name: str, folder: str) -> None:
-        """Load an adapter in PEFT's layout; requests in flight are not disturbed. Raises
-        EngineRefused, EngineUnreachable.
+        """Load an adapter in PEFT's layout. Requests in flight are not affected.
+
+        Raises EngineRefused, EngineUnreachable.
         """
         await self._call(
             "POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": folder}
         )
 
     async def unload_adapter(self, name: str) -> None:
-        """Let go of an adapter; requests in flight go on with it."""
+        """Unload an adapter. Requests in flight still finish with it."""
         await self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": name})
 
     async def prompt_logprobs(
         self, token_ids: Sequence[int], model: str | None = None
     ) -> list[float]:
-        """Log-probability of each token but the first, given those before it, computed anew (never
-        from the cache). `model`: an adapter.
+        """Log-probability of each token but the first, given those before it; one value per token.
+
+        They are computed again, never taken from the cache. `model`: an adapter.
         """
         name = model or await self._served_model()
         body = {
@@ -132,8 +135,8 @@ class Engine:
         try:
             await self._call("POST", "/start_weight_update")
         except EngineRefused:
-            # An applier that died in the middle left its update open. vLLM closes one that it
-            # refuses, and it refuses an empty one.
+            # An applier died during an update and left it open. vLLM refuses an empty update, and
+            # closes an update that it refuses.
             with contextlib.suppress(EngineRefused):
                 await self._call("POST", "/update_weights", json={"update_info": {}})
             await self._call("POST", "/start_weight_update")

@@ -1,12 +1,12 @@
-"""What can go wrong between log and engine.
+"""The applier's error tree.
 
 ApplierError
-├── EngineUnreachable   nobody answers, or not in time: tried again, for ever
-└── ApplyFailed         this version cannot be served: told in `policy.applied`, and the version is passed over
-    ├── BadArtifact     the file is missing, or not the announced one; the engine was not touched
-    ├── EngineRefused   the engine answered a step with an error; its weights are what they were
-    ├── LoadBroken      it answered the last step with an error: nobody knows what it holds
-    └── ProbeFailed     it loaded, and its log-probabilities are not those of the new weights
+├── EngineUnreachable   the engine does not answer, or not in time; retried without end
+└── ApplyFailed         this version cannot be served; reported in `policy.applied`, and the version is skipped
+    ├── BadArtifact     the file is missing, or not the announced one; nothing was loaded
+    ├── EngineRefused   the engine answered with an error; its weights have not changed
+    ├── LoadBroken      the engine failed in the last step; its weights are unknown
+    └── ProbeFailed     it loaded, but its log-probabilities are not those of the new weights
 """  # noqa: E501 - a table
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class ApplierError(Exception):
 
 
 class EngineUnreachable(ApplierError):
-    """Connection refused, broken or timed out."""
+    """The connection to the engine was refused, broken or timed out."""
 
 
 class ApplyFailed(ApplierError):
@@ -25,11 +25,11 @@ class ApplyFailed(ApplierError):
 
 
 class BadArtifact(ApplyFailed):
-    """Not the file that the update announces."""
+    """The file is missing, or is not the one that the update announces."""
 
 
 class EngineRefused(ApplyFailed):
-    """An HTTP error of the engine, with its own words."""
+    """The engine answered with an HTTP error; the text is the engine's."""
 
 
 class LoadBroken(ApplyFailed):
@@ -37,7 +37,7 @@ class LoadBroken(ApplyFailed):
 
 
 class ProbeFailed(ApplyFailed):
-    """Log-probabilities differ from the update's."""
+    """The probe's log-probabilities differ from those in the update."""
 
     def __init__(self, message: str, largest: float | None = None) -> None:
         super().__init__(message)

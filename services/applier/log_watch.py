@@ -1,6 +1,4 @@
-"""What `policy.updates` and `policy.routes` say of each policy that a backend holds: a fold of its
-own, touched in the event loop only. Its `changed` is set when it may have a new answer.
-"""
+"""Follows `policy.updates` and `policy.routes` for each policy that a backend serves."""
 
 from __future__ import annotations
 
@@ -16,7 +14,10 @@ from services.common.kafka.topic_tail import TopicTail
 
 
 class Followed:
-    """One policy's fold."""
+    """The target version of one policy; `changed` is set when it may have changed.
+
+    Used in the event loop only.
+    """
 
     def __init__(self, policy: str) -> None:
         self.target = TargetVersion(policy)
@@ -25,20 +26,20 @@ class Followed:
         """Counts the routes read, so that a route to the same version is seen as well."""
 
     def apply(self, event: Event | None) -> None:
-        """Any event of both topics, in log order."""
+        """Apply the next event of either topic."""
         if self.target.apply(event):
             self.routes += isinstance(event, PolicyRoute)
             self.changed.set()
 
 
 class LogWatch:
-    """Start it within a running event loop."""
+    """Follows several policies. Start it within a running event loop."""
 
     def __init__(self, kafka: KafkaSettings, codec: Codec, policies: Collection[str]) -> None:
         self.policies = {policy: Followed(policy) for policy in policies}
-        self._follower = TopicTail(kafka, codec, (POLICY_UPDATES, POLICY_ROUTES), self._apply)
-        self.caught_up = self._follower.caught_up
-        self.start, self.close = self._follower.start, self._follower.close
+        self._tail = TopicTail(kafka, codec, (POLICY_UPDATES, POLICY_ROUTES), self._apply)
+        self.caught_up = self._tail.caught_up
+        self.start, self.close = self._tail.start, self._tail.close
 
     def _apply(self, event: Event | None) -> None:
         for followed in self.policies.values():

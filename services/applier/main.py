@@ -1,5 +1,6 @@
-"""The policy applier: one per vLLM backend. `python -m services.applier.main`; SIGTERM stops it.
-See README.md.
+"""Runs the policy applier of one vLLM backend: `python -m services.applier.main`.
+
+SIGTERM stops it. See README.md.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from services.common.runtime.ending import run_service
 
 
 async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:
-    """Until cancelled. Raises LogUnavailable or TopicLayoutError at the start."""
+    """Run until cancelled. Raises LogUnavailable or TopicLayoutError at the start."""
     await asyncio.to_thread(check_topics, kafka)
     codec = make_codec()
     producer = EventProducer(kafka, codec, f"applier-{settings.backend}")
@@ -44,7 +45,7 @@ async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:
 async def _serve(
     settings: ApplierSettings, engine: Engine, watch: LogWatch, announcer: Announcer
 ) -> None:
-    """The full weights and each policy's adapters, side by side."""
+    """Keep the full weights and each policy's adapters, at the same time."""
     full = PolicyApplier(settings, engine, watch.policies[settings.policy], announcer)
     follow = watch.policies
     keepers = [
@@ -57,7 +58,7 @@ async def _serve(
 
 
 async def main() -> int:
-    """Until a signal; the exit code."""
+    """Run until a signal; returns the exit code."""
     settings = ApplierSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
     kafka = KafkaSettings()
     logs.configure("applier", settings.log_level)

@@ -1,5 +1,5 @@
-"""Proof that an engine serves what was trained: its log-probabilities of a prompt against those
-that the learner announced.
+"""Probes an engine: compares its log-probabilities of a prompt with those that the learner
+computed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from services.applier.errors import EngineRefused, ProbeFailed
 async def difference(
     engine: Engine, update: PolicyUpdate | None, tolerance: float, model: str | None = None
 ) -> float | None:
-    """Largest absolute difference on the update's probe; None without one. `model`: an adapter.
-    Raises ProbeFailed, EngineUnreachable.
+    """Return the largest absolute difference on the update's probe, in nats; None without a probe.
 
-    The mean is what is judged by the tolerance: of 23 log-probabilities one alone, of an improbable
-    token in bf16, may lie far from the learner's while the weights are the same; other weights move
-    all of them.
+    `model`: an adapter. Raises ProbeFailed, EngineUnreachable. The tolerance applies to the mean
+    difference: with the same weights, one log-probability of an improbable token may differ much in
+    bf16, while other weights change all of them.
     """
     if update is None or update.probe is None:
         return None
@@ -48,8 +47,8 @@ async def difference(
     # `not <=`: NaN fails too.
     if not mean <= tolerance:
         raise ProbeFailed(
-            f"log-probabilities of the probe differ by {mean:.3f} on average, {largest:.3f} at "
-            f"most; {tolerance} on average is tolerated (FULGURITE_APPLIER_PROBE_TOLERANCE)",
+            f"log-probabilities of the probe differ by {mean:.3f} on average and {largest:.3f} at "
+            f"most; the mean may be {tolerance} (FULGURITE_APPLIER_PROBE_TOLERANCE)",
             largest if math.isfinite(largest) else None,
         )
     return largest

@@ -1,4 +1,4 @@
-"""The applier's settings, from the environment: `FULGURITE_*`, and VLLM_BASE_URL."""
+"""Settings of the applier, from the environment: `FULGURITE_*` and `VLLM_*`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from services.common.runtime.backends import one_backend
 
 
 class ApplierSettings(BaseSettings):
-    """One applier, one backend, one policy."""
+    """Settings of one applier for one backend."""
 
     model_config = SettingsConfigDict(
         env_prefix="FULGURITE_",
@@ -48,8 +48,8 @@ class ApplierSettings(BaseSettings):
     check_interval_s: float = Field(
         1.0, gt=0, validation_alias="FULGURITE_APPLIER_CHECK_INTERVAL_S"
     )
-    """Seconds between two questions to the engine about what it serves: bounds how late a
-    restart is noticed. Updates do not wait for it."""
+    """Seconds between two checks of the version that the engine serves: a restart is noticed
+    within this time. Updates do not wait for it."""
     engine_timeout_s: float = Field(
         300.0, gt=0, validation_alias="FULGURITE_APPLIER_ENGINE_TIMEOUT_S"
     )
@@ -63,5 +63,5 @@ class ApplierSettings(BaseSettings):
         return self
 
     def adapters(self) -> tuple[str, ...]:
-        """The policies that are LoRA adapters."""
+        """The policies whose updates are LoRA adapters."""
         return tuple(filter(None, (name.strip() for name in self.lora_policies.split(","))))

@@ -1,8 +1,8 @@
-"""Which services of a deployment are at work, as far as can be told from outside.
+"""Tells which services of a deployment are running, as far as that can be seen from outside.
 
 Stream processors, reward workers and judges are members of consumer groups. Learner and appliers
-are not: where they run under the local stack, they touch a file in FULGURITE_DATA_DIR; elsewhere
-only what they last wrote is known.
+are not. Under the local stack they touch a file in FULGURITE_DATA_DIR; elsewhere only the time of
+their last event is known.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _AT_WORK = frozenset(
 )
 _BEAT_S = 20.0
 _STEP_S = 900.0
-"""The learner's pulse is taken between steps."""
+"""The learner touches its file between steps, and a step may take long."""
 
 
 class ServiceState(msgspec.Struct, frozen=True):
-    """One service; `alive` is None where it cannot be told."""
+    """The state of one service; `alive` is None if it is not known."""
 
     service: str
     alive: bool | None
@@ -46,40 +46,40 @@ class Progress(msgspec.Struct, frozen=True):
     updated_at: int | None
     """Unix milliseconds of the newest update; None before the first."""
     claimed_at: int
-    """Of the last start of a learner."""
+    """Unix milliseconds of the last start of a learner."""
     reward_mean: float | None
     groups: int | None
     groups_with_signal: int | None
-    """Of those, the ones whose rewards differed: only these teach."""
+    """The groups of them whose rewards differed; only these give a training signal."""
 
 
 def processors(prefix: str, groups: Mapping[str, str]) -> list[ServiceState]:
-    """`groups`: consumer group → its state."""
+    """The states of processors, reward workers and judges. `groups`: consumer group → state."""
     found = [_processor(name, groups.get(prefix + name)) for name in PROCESSORS]
     for start, title in WORKERS.items():
         at_work = sum(
             name.startswith(prefix + start) and state in _AT_WORK for name, state in groups.items()
         )
-        found.append(ServiceState(title, None, f"{at_work} at work" if at_work else "none at work"))
+        found.append(ServiceState(title, None, f"{at_work} running" if at_work else "none running"))
     return found
 
 
 def _processor(name: str, state: str | None) -> ServiceState:
     alive = state in _AT_WORK
     return ServiceState(
-        name, alive, "at work" if alive else "not running: no member in its consumer group"
+        name, alive, "running" if alive else "not running: its consumer group has no member"
     )
 
 
 def finished(prefix: str, group: str, state: str) -> bool:
-    """Whether the group is what a run that is over has left behind."""
+    """Whether the consumer group was left behind by a finished run."""
     return state not in _AT_WORK and any(
         group.startswith(f"{prefix}{start}run-") for start in WORKERS
     )
 
 
 def progress(updates: Iterable[PolicyUpdate]) -> list[Progress]:
-    """The last word of each policy's learner. `updates`: of the topic, in log order."""
+    """What each policy's learner last wrote. `updates`: the events of the topic, in log order."""
     claimed: dict[str, PolicyUpdate] = {}
     newest: dict[str, PolicyUpdate] = {}
     for event in updates:
@@ -109,14 +109,14 @@ def _progress(policy: str, claim: PolicyUpdate, update: PolicyUpdate | None) -> 
 
 
 def learners(found: Iterable[Progress]) -> list[ServiceState]:
-    """One for each policy that a learner was ever started for."""
+    """The state of a learner for each policy that one was ever started for."""
     pulse = _pulse("learner", _STEP_S)
     states = [
         ServiceState(f"learner of {one.policy}", pulse.alive, f"{pulse.said}; {_learned(one)}")
         for one in found
     ]
     return states or [
-        ServiceState("learner", pulse.alive, f"{pulse.said}; never started on this log")
+        ServiceState("learner", pulse.alive, f"{pulse.said}; never started on this Kafka")
     ]
 
 
@@ -124,7 +124,7 @@ def _learned(one: Progress) -> str:
     if one.updated_at is None:
         return f"started {ago(one.claimed_at)}, no update yet"
     signal = (
-        f", {one.groups_with_signal} of {one.groups} groups taught"
+        f", {one.groups_with_signal} of {one.groups} groups with a training signal"
         if one.groups is not None
         else ""
     )
@@ -133,9 +133,7 @@ def _learned(one: Progress) -> str:
 
 
 def appliers(applied: Iterable[PolicyApplied]) -> list[ServiceState]:
-    """One for each backend of which an applier ever wrote. `applied`: of the topic, in log
-    order.
-    """
+    """The state of an applier for each backend. `applied`: the topic's events in log order."""
     last = {event.backend: event.event_time for event in applied}
     if not last:
         pulse = _pulse("applier", _BEAT_S)
@@ -156,18 +154,18 @@ def _pulse(name: str, within_s: float) -> ServiceState:
     try:
         silent_s = time.time() - (data / "run" / f"{name}.pulse").stat().st_mtime
     except OSError:
-        return ServiceState(name, None, "no sign of life can be seen from here")
+        return ServiceState(name, None, "cannot be seen from here")
     if not is_running(data):
         return ServiceState(name, False, "not running: the local stack is down")
     if silent_s > within_s:
         return ServiceState(
             name, False, f"silent for {silent_s:.0f} s: see {data / 'logs' / f'{name}.log'}"
         )
-    return ServiceState(name, True, "at work")
+    return ServiceState(name, True, "running")
 
 
 def ago(at_ms: int) -> str:
-    """`5 s ago`, `3 min ago`, `2.0 h ago`, `4 days ago`."""
+    """Write a time as an age: `5 s ago`, `3 min ago`, `2.0 h ago`, `4 days ago`."""
     seconds = max(0, now_ms() - at_ms) / 1000
     if seconds < 120:
         return f"{seconds:.0f} s ago"

@@ -1,4 +1,4 @@
-"""`fulgurite archive`: topics to Parquet, beyond their retention."""
+"""Defines the command `fulgurite archive`: copies topics to Parquet."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def archive(
         unknown = set(topic or ()) - {known.name for known in TOPICS}
         if unknown:
             raise BadArgument(
-                f"no topic {', '.join(sorted(unknown))}; there are "
-                f"{', '.join(known.name for known in TOPICS)}"
+                f"--topic {', '.join(sorted(unknown))}: no such topic. The topics are "
+                f"{', '.join(known.name for known in TOPICS)}."
             )
         chosen = [known for known in TOPICS if not topic or known.name in topic]
         with make_console(stderr=True, soft_wrap=False).status("reading") as status:
@@ -73,8 +73,8 @@ def archive(
         for gap in done.gaps:
             console.print(f"[yellow]lost to retention:[/yellow] {plain(gap)}")
         if done.claims:
-            console.print(f"{done.claims} claims copied")
+            console.print(f"{done.claims} offloaded payloads copied")
         for claim in done.lost_claims:
-            console.print(f"[yellow]lost claim:[/yellow] {plain(claim)}")
+            console.print(f"[yellow]lost payload:[/yellow] {plain(claim)}")
     if done.gaps or done.lost_claims:
         raise typer.Exit(3)

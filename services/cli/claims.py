@@ -1,6 +1,4 @@
-"""`fulgurite claims prune`: texts that calls left elsewhere, and that nobody can ask for
-any more.
-"""
+"""Defines the command `fulgurite claims prune`: deletes payloads that no event names."""
 
 from __future__ import annotations
 
@@ -70,7 +68,7 @@ def prune_claims(
     word = "would be removed" if dry_run else "removed"
     place = "" if settings.claims_url else f" in {(settings.data_dir / 'claims').resolve()}"
     make_console().print(
-        f"{done.removed} claims ({done.removed_bytes:,} bytes) {word}; of "
-        f"{done.claims}{plain(place)}, {done.young} are younger than "
-        f"{older_than_days:g} days, {done.named} older ones are still named in the log"
+        f"{done.removed} payloads ({done.removed_bytes:,} bytes) {word} of {done.claims}"
+        f"{plain(place)}; kept: {done.young} younger than {older_than_days:g} days, {done.named} "
+        "older ones that events in the log name"
     )

@@ -1,4 +1,4 @@
-"""`fulgurite dlq list|show|redrive`: events that could not be processed."""
+"""Defines the commands `fulgurite dlq list|show|redrive` for events that could not be processed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def list_letters(
     if not letters:
         make_console().print("no dead letters")
         return
-    # An id that is cut is of no use.
+    # `dlq show` needs the whole id.
     table = Table(Column("id", no_wrap=True), "time (UTC)", "stage", "record", "actions", "error")
     for letter in letters:
         place = f"{letter.topic}[{letter.partition}]@{letter.offset}"
@@ -141,7 +141,7 @@ def redrive_letters(
     """
     with report_errors("dlq redrive"):
         if bool(letters) == every:
-            raise BadArgument("name the letters, or say --all")
+            raise BadArgument("give either ids of dead letters (see `fulgurite dlq list`) or --all")
         kafka, codec = answering(KafkaSettings()), make_codec()
         known = read_letters(kafka, codec)
         picked = (
@@ -157,11 +157,11 @@ def redrive_letters(
     else:
         console = make_console()
         for one in done:
-            verb = "would go" if dry_run else "went"
+            verb = "would be sent" if dry_run else "sent"
             went = (
                 f"{verb} back to {plain(one.topic)}"
                 if one.topic
-                else f"[red]stays dead:[/red] {plain(one.why)}"
+                else f"[red]not sent:[/red] {plain(one.why)}"
             )
             console.print(f"{plain(one.letter)}: {went}")
     if any(one.topic is None for one in done):

@@ -1,7 +1,7 @@
-"""`fulgurite doctor`: what this machine lacks for the local stack, and what to do about it.
+"""Defines the command `fulgurite doctor`: checks whether this machine can run the local stack.
 
-Needs nothing but the standard library, so that `make doctor` runs before anything is installed
-(`python3 services/cli/doctor.py`).
+It uses only the standard library, so that `make doctor` (`python3 services/cli/doctor.py`) runs
+before anything is installed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ GIB = 1 << 30
 MEMORY_NEEDED_GIB = 8
 MEMORY_WANTED_GIB = 12
 DISK_NEEDED_GIB = 12
-"""torch from PyPI and vLLM: 8 GiB with uv's cache on the same file system, engines and the model 1
-GiB, room for topics and weights.
+"""8 GiB for torch from PyPI and vLLM with uv's cache on the same file system, 1 GiB for Kafka,
+Valkey and the model, the rest for topics and weights.
 """
 DISK_AFTER_INSTALL_GIB = 3
 GATEWAY_PORT = 8080
@@ -34,7 +34,7 @@ _TIMEOUT_S = 5.0
 
 
 class Check(NamedTuple):
-    """One finding. `remedy` is empty where nothing is to be done."""
+    """The result of one check. `remedy` is empty if nothing is to be done."""
 
     name: str
     finding: str
@@ -44,23 +44,26 @@ class Check(NamedTuple):
 
 
 def project_folder() -> Path:
-    """The checkout; for an installed package, the current folder."""
+    """The root of the checkout; for an installed package, the current folder."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "pyproject.toml").is_file() else Path.cwd()
 
 
 def check_platform() -> Check:
-    """vLLM's CPU build exists for Linux on x86-64."""
+    """Check for Linux on x86-64, for which vLLM's CPU build exists."""
     found = f"{platform.system()} on {platform.machine()}"
     if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
         return Check("platform", found)
     return Check(
-        "platform", found, "use Linux on x86-64, or set VLLM_BASE_URL to a vLLM that runs elsewhere"
+        "platform",
+        found,
+        "vLLM's CPU build needs Linux on x86-64: use such a machine, or set VLLM_BASE_URL to a "
+        "vLLM that runs elsewhere",
     )
 
 
 def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
-    """AVX2 at least; AVX-512 and AMX are faster."""
+    """Check for AVX2, which vLLM needs, and for two cores."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -78,14 +81,19 @@ def check_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
             "vLLM's CPU build needs AVX2 (Intel since 2013, AMD since 2015): use another machine",
         )
     if cores < 2:
-        return Check("CPU", found, "it will run, slowly: two cores were measured", needed=False)
+        return Check("CPU", found, "it will be slow: use two cores or more", needed=False)
     return Check("CPU", found)
 
 
 def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
-    """What can be used without swapping."""
+    """Check how much memory is available without swapping."""
     if not meminfo.is_file():
-        return Check("memory", "unknown", "see yourself that 12 GiB are free", needed=False)
+        return Check(
+            "memory",
+            "unknown",
+            f"make sure that {MEMORY_WANTED_GIB} GiB are free",
+            needed=False,
+        )
     kib = next(
         int(line.split()[1])
         for line in meminfo.read_text().splitlines()
@@ -97,21 +105,21 @@ def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
         return Check(
             "memory",
             found,
-            f"vLLM, learner and Kafka need {MEMORY_NEEDED_GIB} GiB: close other programs or "
-            "add memory",
+            f"vLLM, learner and Kafka need {MEMORY_NEEDED_GIB} GiB: close other programs or add "
+            "memory",
         )
     if gib < MEMORY_WANTED_GIB:
         return Check(
             "memory",
             found,
-            f"{MEMORY_WANTED_GIB} GiB are comfortable; with less, close other programs first",
+            f"{MEMORY_WANTED_GIB} GiB are better: close other programs first",
             needed=False,
         )
     return Check("memory", found)
 
 
 def check_disk(folder: Path | None = None) -> Check:
-    """Free space where the project lies."""
+    """Check the free disk space in the project's folder."""
     folder = folder or project_folder()
     gib = shutil.disk_usage(folder).free / GIB
     installed = (folder / ".venv-serve").is_dir()
@@ -121,14 +129,14 @@ def check_disk(folder: Path | None = None) -> Check:
         return Check(
             "disk",
             found,
-            f"{needed} GiB are needed: free some, or install with TORCH_BACKEND=cpu, which "
-            "takes 5 GiB less",
+            f"{needed} GiB are needed: free some, or install with TORCH_BACKEND=cpu, which takes 5 "
+            "GiB less",
         )
     return Check("disk", found)
 
 
 def check_python() -> Check:
-    """An interpreter that every part has wheels for."""
+    """Check for Python 3.11 or 3.12: all dependencies have wheels for these."""
     names = ("python3.11", "python3.12")
     found = [name for name in names if shutil.which(name)]
     if (3, 11) <= sys.version_info[:2] <= (3, 12) or found:
@@ -142,7 +150,7 @@ def check_python() -> Check:
 
 
 def check_port(port: int = GATEWAY_PORT) -> Check:
-    """The one fixed port; all others are free ones."""
+    """Check that the gateway's port is free; the stack picks free ports for all other services."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -151,25 +159,26 @@ def check_port(port: int = GATEWAY_PORT) -> Check:
             return Check(
                 f"port {port}",
                 "in use",
-                "`fulgurite up` wants it for the gateway: stop what listens there, or use --port",
+                "`fulgurite up` uses it for the gateway: stop the program that listens there, or "
+                "choose another with `fulgurite up --port`",
                 needed=False,
             )
     return Check(f"port {port}", "free")
 
 
 class Address(NamedTuple):
-    """A server that a variable of the environment names."""
+    """A server whose address is in an environment variable."""
 
     variable: str
     name: str
     port: int
-    """Where an address has none."""
+    """The port if the address has none."""
     remedy: str
 
 
 _INSTEAD = (
-    "unset {variable} (it may be left from an earlier `fulgurite up`) and a local one is started, "
-    "or start that one"
+    "start that server, or unset {variable} to let the local stack start one (it may be left from "
+    "an earlier `fulgurite up`)"
 )
 ADDRESSES = (
     Address("KAFKA_BOOTSTRAP_SERVERS", "Kafka", 9092, _INSTEAD),
@@ -185,11 +194,11 @@ _LISTS = ("KAFKA_BOOTSTRAP_SERVERS", "VLLM_BASE_URL")
 
 
 def check_given(address: Address) -> Check:
-    """Whether somebody answers where the environment says that a server is; of several brokers one
-    is enough, of several vLLMs all.
+    """Check that the server at the address in the variable answers: one of several Kafka brokers,
+    all of several vLLMs.
     """
     value = os.environ.get(address.variable, "")
-    # Without what an address may hold besides: a password, and the name of a backend.
+    # Only host and port are shown: an address may hold a password.
     several = value.split(",") if address.variable in _LISTS else [value]
     places = [
         _place(part, address.port)
@@ -208,13 +217,13 @@ def check_given(address: Address) -> Check:
     why = "; ".join(f"{place}: {problem}" for place, problem in problems.items())
     return Check(
         address.name,
-        f"{address.variable} is set, and nobody answers at {why}",
+        f"{address.variable} is set, but nothing answers at {why}",
         address.remedy.format(variable=address.variable),
     )
 
 
 def given_addresses(variables: Iterable[str]) -> list[Check]:
-    """A finding for each of these variables that is set."""
+    """Check each of these variables that is set."""
     return [
         check_given(address)
         for address in ADDRESSES
@@ -223,8 +232,8 @@ def given_addresses(variables: Iterable[str]) -> list[Check]:
 
 
 def _place(text: str, port: int) -> tuple[str, int]:
-    """Host and port of `host`, `host:port`, `scheme://user:password@host:port/path` or
-    `name=scheme://...`.
+    """Parse `host`, `host:port`, `scheme://user:password@host:port/path` or `name=scheme://...`
+    into host and port.
     """
     _, scheme, rest = text.strip().rpartition("://")
     default = 443 if scheme and "https://" in text else port
@@ -232,7 +241,7 @@ def _place(text: str, port: int) -> tuple[str, int]:
         parsed = urllib.parse.urlsplit(f"//{rest}")
         return parsed.hostname or "", parsed.port or default
     except ValueError:
-        # Named without what may be a password.
+        # Leave out the part that may be a password.
         return rest.rpartition("@")[2], 0
 
 
@@ -245,7 +254,7 @@ def _dead(host: str, port: int) -> str | None:
 
 
 def check_environments(folder: Path | None = None) -> Check:
-    """What `make install` makes."""
+    """Check for the virtual environments that `make install` creates."""
     folder = folder or project_folder()
     missing = [
         name for name in (".venv", ".venv-serve") if not (folder / name / "bin" / "python").exists()
@@ -253,15 +262,15 @@ def check_environments(folder: Path | None = None) -> Check:
     if missing:
         return Check(
             "environments",
-            f"{' and '.join(missing)} not there yet",
+            f"{' and '.join(missing)} missing",
             "run `make install`",
             needed=False,
         )
-    return Check("environments", ".venv and .venv-serve are there")
+    return Check("environments", ".venv and .venv-serve exist")
 
 
 def check_index(folder: Path | None = None) -> Check:
-    """Where Python packages come from, as pip is configured: pip itself is asked to look one up."""
+    """Check that pip, as it is configured, can look up a package."""
     own = (folder or project_folder()) / ".fulgurite" / "uv" / "bin" / "python"
     remedy = (
         "packages cannot be installed: check the network, or name your index in pip's "
@@ -290,32 +299,34 @@ def check_index(folder: Path | None = None) -> Check:
                 return Check("package index", "answers")
             return Check("package index", "does not answer", remedy, needed=False)
     return Check(
-        "package index", "unknown: no pip to ask with", "apt install python3-pip", needed=False
+        "package index",
+        "unknown: pip is not installed",
+        "install it, for example: apt install python3-pip",
+        needed=False,
     )
 
 
 def check_kafka(folder: Path | None = None) -> Check:
-    """Where a local Kafka comes from."""
+    """Check that Kafka's jars are there, or can be downloaded from Maven Central."""
     home = Path(os.environ.get("FULGURITE_HOME") or (folder or project_folder()) / ".fulgurite")
     if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         return Check("Kafka's jars", "not needed: KAFKA_BOOTSTRAP_SERVERS is set")
     if any(home.glob("engines/kafka-*/*.jar")):
-        return Check("Kafka's jars", "are there")
+        return Check("Kafka's jars", "downloaded")
     try:
         from jgo.constants import MAVEN_CENTRAL_URL as repository
     except ImportError:
-        return Check("Kafka's jars", "will be fetched from Maven Central at the first start")
+        return Check("Kafka's jars", "will be downloaded from Maven Central at the first start")
     return _reachable(
         "Kafka's jars",
         repository,
-        "they cannot be fetched: set KAFKA_BOOTSTRAP_SERVERS to a Kafka of your own",
+        "they cannot be downloaded: check the network, or set KAFKA_BOOTSTRAP_SERVERS to a Kafka "
+        "of your own",
     )
 
 
 def lacking(*, local_vllm: bool) -> list[Check]:
-    """What the local stack cannot run without and this machine has not; quick, asks nobody
-    outside.
-    """
+    """Return the failed checks that the local stack cannot run without. Uses no network."""
     local = (check_platform, check_cpu) if local_vllm else ()
     return [
         found
@@ -333,7 +344,7 @@ def _reachable(name: str, url: str, remedy: str) -> Check:
             urllib.request.Request(url, method="HEAD"), timeout=_TIMEOUT_S, context=context
         ).close()
     except urllib.error.HTTPError:
-        pass  # It answered: what it thinks of a HEAD request is no matter.
+        pass  # It answered; the status does not matter.
     except (OSError, ValueError) as error:
         return Check(name, f"{host} is not reachable ({error})", remedy, needed=False)
     return Check(name, f"{host} is reachable")
@@ -353,7 +364,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
 
 
 def report(checks: Iterable[Check]) -> bool:
-    """Print the findings; whether nothing needed is missing."""
+    """Print the results; returns whether nothing that is needed is missing."""
     fine = True
     for check in checks:
         mark = "ok  " if not check.remedy else "LACK" if check.needed else "note"

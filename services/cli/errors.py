@@ -1,6 +1,6 @@
-"""Report the errors of a command that reads the log: one line on stderr, and an exit code.
+"""Prints the errors of a command that reads the log: one line on stderr, and an exit code.
 
-1 stands for invalid input, 2 for a log that cannot be read.
+The code is 1 for invalid input and 2 for a log that cannot be read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def report_errors(command: str) -> Generator[None]:
 
 
 def show_failures(console: Console, why: Mapping[str, int]) -> None:
-    """Why a reward function failed, the most frequent reasons first."""
+    """Print why a reward function failed, the most frequent reasons first."""
     for reason, count in Counter(why).most_common(_REASONS):
         console.print(f"[yellow]failed for {count}:[/yellow] {plain(reason)}")
     if len(why) > _REASONS:
@@ -51,9 +51,7 @@ def show_failures(console: Console, why: Mapping[str, int]) -> None:
 
 
 def show_left_out(lines: Sequence[str]) -> None:
-    """Records and groups that could not be used, on stderr: what is printed is of all the
-    others.
-    """
+    """Print to stderr the records and groups that are left out because they cannot be used."""
     console = make_console(stderr=True)
     for line in lines[:_REASONS]:
         console.print(f"[yellow]left out:[/yellow] {plain(line)}")
@@ -62,7 +60,7 @@ def show_left_out(lines: Sequence[str]) -> None:
 
 
 def _print_error(command: str, error: Exception) -> None:
-    # What librdkafka says of a topic that does not exist.
+    # librdkafka's error for a topic that does not exist.
     hint = (
         "; run `fulgurite topics create`, or choose another FULGURITE_TOPIC_PREFIX"
         if "_UNKNOWN_PARTITION" in str(error)

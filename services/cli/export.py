@@ -1,5 +1,6 @@
-"""`fulgurite export`: what the log holds as a data set for other tools. Formats and filters:
-docs/how-to/export.md.
+"""Defines the command `fulgurite export`: writes rollouts as a data set for other tools.
+
+Formats and filters: docs/how-to/export.md.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from services.rewarder.closing_settings import ClosingSettings
 
 
 class Format(StrEnum):
-    """What is written."""
+    """The format of a data set."""
 
     sft = "sft"
     dpo = "dpo"
@@ -100,7 +101,9 @@ def export(
     """
     with report_errors("export"):
         if target.exists():
-            raise TargetInUse(f"{target} exists already")
+            raise TargetInUse(
+                f"{target} exists already: name a new file or folder, or remove it first"
+            )
         filters = Filters(
             min_reward=min_reward,
             policy=policy,
@@ -121,7 +124,7 @@ def export(
         )
         show_left_out(left_out.lines)
         if not modes:
-            raise NotFound("no rollout of the log fits the filters; nothing was written")
+            raise NotFound("no rollout in the log matches the filters, so nothing was written")
     counted = ", ".join(f"{count} {mode}" for mode, count in sorted(modes.items()))
     what = "rows" if form is Format.parquet else "lines"
     make_console().print(plain(f"{target}: {sum(modes.values())} {what} (by mode: {counted})"))
@@ -130,7 +133,7 @@ def export(
 def _maker(
     form: Format, filters: Filters, settings: ClosingSettings, margin: float
 ) -> Callable[[Group], Iterable[Any]]:
-    """What a group gives."""
+    """Return a function that makes the lines or rows of a group."""
     match form:
         case Format.sft:
             return lambda group: sft([group], filters)
@@ -143,7 +146,7 @@ def _maker(
 
 
 def _write_lines(target: Path, lines: Iterable[Json]) -> Counter[str]:
-    """JSON lines, by mode; no file where there are none."""
+    """Write JSON lines and count them by mode. Without lines, no file is written."""
     modes: Counter[str] = Counter()
     unfinished = target.with_name(f".{target.name}.unfinished")
     with unfinished.open("wb") as file:
@@ -158,7 +161,7 @@ def _write_lines(target: Path, lines: Iterable[Json]) -> Counter[str]:
 
 
 def _write_parquet(target: Path, found: Iterable[Trajectory]) -> Counter[str]:
-    """Rows by mode; no folder where there are none."""
+    """Write rows and count them by mode. Without rows, no folder is written."""
     from services.replay.columns import ROWS, row_of
     from services.replay.parquet import ParquetFolder
 

@@ -1,4 +1,4 @@
-"""The gateway's aliases, asked with a key from the environment."""
+"""Asks the gateway for its aliases, with a key from the environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMEOUT_S = 5.0
 
 
 class GatewaySilent(Exception):
-    """No gateway can be asked; the message says why, and which variable to look at."""
+    """The gateway cannot be asked; the text says why and which variable to check."""
 
 
 class _Model(msgspec.Struct):
@@ -28,7 +28,7 @@ class _Models(msgspec.Struct):
 
 
 def aliases_of_gateway() -> dict[str, str | None]:
-    """Alias → its policy; None for models of other upstreams. Raises GatewaySilent."""
+    """Map aliases to their policies, None for models of other upstreams. Raises GatewaySilent."""
     url = f"{root_of(RunnerSettings().gateway_url)}/v1/models"
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {_key()}"})
     try:
@@ -37,11 +37,13 @@ def aliases_of_gateway() -> dict[str, str | None]:
     except urllib.error.HTTPError as error:
         with error:
             raise GatewaySilent(
-                f"{url} answers {error.code} (FULGURITE_ADMIN_KEY, FULGURITE_API_KEYS)"
+                f"{url} answers with status {error.code}: check FULGURITE_ADMIN_KEY or "
+                "FULGURITE_API_KEYS"
             ) from error
     except (OSError, ValueError, msgspec.DecodeError) as error:
         raise GatewaySilent(
-            f"{url} does not answer: {getattr(error, 'reason', error)} (FULGURITE_GATEWAY_URL)"
+            f"{url} does not answer ({getattr(error, 'reason', error)}): check "
+            "FULGURITE_GATEWAY_URL"
         ) from error
     return {model.id: model.policy for model in models.data}
 

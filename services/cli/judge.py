@@ -1,4 +1,4 @@
-"""`fulgurite judge`: a judge in this process, the same as `services.judge.main`."""
+"""Defines the command `fulgurite judge`: runs `services.judge.main` in this process."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""`fulgurite ledger`: read the topics, downstream first, and print where every action is
-(docs/reference/ledger.md).
+"""Defines the command `fulgurite ledger`: prints what became of every action.
+
+It reads the topics, downstream first; see docs/reference/ledger.md.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from services.common.runtime.terminal import make_console, plain
 
 ATTEMPTS = 3
 PAUSE_S = 1.0
-"""Between attempts: an event that comes late is in no term for the moment in which a processor has
-it in hand.
+"""Seconds between attempts. While a processor handles a late event, its actions may be in no term
+for a moment.
 """
 
 _SHOWN = 5
 _REASONS = 3
-"""The most frequent ones, which come with a remedy."""
+"""How many of the most frequent reasons are printed with a remedy."""
 
 
 def ledger(
@@ -72,20 +73,18 @@ def ledger(
 
 
 def read_books(settings: KafkaSettings, attempts: int = ATTEMPTS) -> Balance:
-    """The books as the log has them now; read again if they do not balance at once. Raises
-    LogUnavailable.
-    """
+    """Balance the ledger; tries again if it does not balance. Raises LogUnavailable."""
     codec = make_codec()
     for attempt in range(1, attempts + 1):
         books = balance(read_sources(settings, codec), codec.decode, now_ms())
         if not books.remainder or attempt == attempts:
             return books
         time.sleep(PAUSE_S)
-    raise ValueError(f"attempts is {attempts}, at least 1 is needed")
+    raise ValueError(f"attempts is {attempts}: it must be at least 1")
 
 
 def read_sources(settings: KafkaSettings, codec: Codec) -> Sources:
-    """The topics that the books are made of, each read when it is its turn."""
+    """The topics that the ledger is made of; each is read when it is iterated."""
 
     def topic(topic: Topic) -> Iterator[Record]:
         yield from read_all(settings, topic, codec)
@@ -102,7 +101,7 @@ def read_sources(settings: KafkaSettings, codec: Codec) -> Sources:
 
 
 def as_dict(books: Balance) -> dict[str, Any]:
-    """Totals first, then everything."""
+    """The ledger as a JSON object, totals first."""
     totals = {
         "actions": books.actions,
         "terms": books.terms,
@@ -120,7 +119,7 @@ def as_dict(books: Balance) -> dict[str, Any]:
 
 
 def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
-    """Tables: each policy, and if asked each partition."""
+    """Print a table for each policy, and if asked for each partition."""
     if not books.accounts:
         console.print("The log holds no successful training action.")
     for policy in sorted({account.policy for account in books.accounts}):
@@ -141,14 +140,14 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
         )
     if books.expired:
         console.print(
-            f"{books.expired} actions of the ledger are older than what llm.calls still holds; "
-            "they are not counted."
+            f"{books.expired} actions of the ledger are not counted: their calls are older than "
+            "the retention of llm.calls."
         )
     for problem in books.discrepancies[:_SHOWN]:
         where = " and ".join(problem.terms) if problem.terms else "in no term"
         console.print(
             f"[red]{plain(problem.action)}[/red]: "
-            f"{plain(where)}{'' if problem.has_call else ', but there is no such call'}"
+            f"{plain(where)}{'' if problem.has_call else ', but llm.calls has no such call'}"
         )
     if len(books.discrepancies) > _SHOWN:
         console.print(f"... and {len(books.discrepancies) - _SHOWN} more (--json has them all)")
@@ -156,7 +155,7 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
         console.print(
             f"[yellow]{len(books.overdue)} actions are open past their group's "
             f"deadline[/yellow], for example {plain(books.overdue[0])}: "
-            "is an aggregator or a rewarder down? (`fulgurite status`)",
+            "are aggregator and rewarder running? See `fulgurite status`.",
             highlight=False,
         )
 

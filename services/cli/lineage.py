@@ -1,5 +1,5 @@
-"""`fulgurite lineage`: from a version to the calls behind it, and from a call to the versions that
-learned from it.
+"""Defines the command `fulgurite lineage`: from a version to its calls, and from a call to
+versions.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def lineage(
     """
     with report_errors("lineage"):
         if (version is None) == (call is None):
-            raise BadArgument("name either a version, policy@epoch.step, or a call with --call")
+            raise BadArgument("give either a version, POLICY@EPOCH.STEP, or a call with --call ID")
         wanted = (
             str(parse_version(version))
             if version is not None

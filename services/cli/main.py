@@ -1,5 +1,6 @@
-"""The command line, `fulgurite`. A command's module is imported when the command runs, so that
-`--help` is quick.
+"""Defines the command line `fulgurite`.
+
+A command's module is imported when the command runs, so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -81,18 +82,18 @@ COMMANDS = {
         "Check this machine for the local stack; exit 1 if something needed is missing.",
     ),
 }
-"""Name → function and the line that `--help` shows."""
+"""Commands by name: their function, and the line that `--help` shows."""
 
 
 class LazyGroup(TyperGroup):
-    """Knows its commands by name and line, and imports the one that is called."""
+    """A group that imports a command's module only when the command is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """In the table's order, then the groups."""
+        """List the commands in the table's order, then the groups."""
         return [*COMMANDS, *super().list_commands(ctx)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A stand-in for `--help`; see `resolve_command` for the real one."""
+        """Return a stand-in for `--help`; `resolve_command` returns the real command."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
         return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
@@ -105,7 +106,7 @@ class LazyGroup(TyperGroup):
 
 
 def load(name: str) -> Any:
-    """The command of that name."""
+    """Import the command of this name."""
     module, _, function = COMMANDS[name][0].partition(":")
     found = getattr(importlib.import_module(module), function)
     if isinstance(found, typer.Typer):

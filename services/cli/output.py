@@ -1,4 +1,4 @@
-"""What commands print on stdout: one indented document for `--json`, and tables."""
+"""Prints JSON documents and tables on stdout."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from services.common.runtime.escaping import escaped_json
 from services.common.runtime.terminal import make_console
 
 _NO_TERMINAL = 250
-"""Columns: a pipe or a file has no width for whose sake an id would be cut."""
+"""Width in columns for a pipe or a file, wide enough that no id is cut."""
 
 
 def print_json(found: object) -> None:
-    """Anything that msgspec can encode."""
+    """Print anything that msgspec can encode, as an indented JSON document."""
     document = encoded(found)
     try:
         shown = msgspec.json.format(document).decode()
@@ -26,7 +26,7 @@ def print_json(found: object) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Within the terminal, where there is one."""
+    """Print a table, within the width of the terminal if there is one."""
     console = make_console(soft_wrap=False)
     if not console.is_terminal:
         console.width = max(console.width, _NO_TERMINAL)

@@ -1,5 +1,6 @@
-"""`fulgurite replay`: rebuild trajectories from the log, under the live rules or others. What it
-promises: docs/how-to/replay.md.
+"""Defines the command `fulgurite replay`: rebuilds trajectories from the log.
+
+See docs/how-to/replay.md for what it promises.
 """
 
 from __future__ import annotations
@@ -127,13 +128,13 @@ def replay(
     """
     with report_errors("replay"):
         if from_beginning == (from_datetime is not None):
-            raise BadArgument("say either --from-beginning or --from-datetime")
+            raise BadArgument("give either --from-beginning or --from-datetime ISO")
         since = None if from_datetime is None else parse_datetime(from_datetime)
         changes = _changes(credit, weight or (), rescored=bool(reward))
         if rejudge and not reward:
             raise BadArgument(
-                "--rejudge needs --reward FILE.py:FN: the log has rewards, not the functions "
-                "that gave them"
+                "--rejudge needs --reward FILE.py:FN: the log has the rewards, but not the "
+                "functions that gave them"
             )
         limits = Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
         plugins = [
@@ -240,7 +241,7 @@ def _show(report: Report, into: str, *, as_json: bool) -> None:
         )
         show_failures(console, report.why)
     _list(console, "left out", report.left_out)
-    _list(console, "not as the live processors wrote it", report.unmet)
+    _list(console, "cannot be computed again as it is in the log", report.unmet)
 
 
 def _list(console: Console, what: str, found: Sequence[str]) -> None:

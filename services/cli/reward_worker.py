@@ -1,6 +1,4 @@
-"""`fulgurite reward-worker`: a reward worker in this process, the same as
-`services.rewards.worker`.
-"""
+"""Defines the command `fulgurite reward-worker`: runs `services.rewards.worker` in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fulgurite rollouts list|show`: what agents did, read from the log."""
+"""Defines the commands `fulgurite rollouts list|show`: show what agents did, from the log."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ app = typer.Typer(
 
 _TASK = 40
 _ANSWER = 60
-"""Characters of a list's cells."""
+"""Longest text of a table cell, in characters."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -190,7 +190,9 @@ def show_rollout(
         group = find_group(LogSource(KafkaSettings(), codec), codec, group_id)
         chosen = [rollout for rollout in rollout_ids(group) if rollout_id in (None, rollout)]
         if not chosen:
-            raise NotFound(f"the log holds nothing of rollout {rollout_id}")
+            raise NotFound(
+                f"the log has no rollout {rollout_id}: `fulgurite rollouts list` lists what it has"
+            )
         settings = ClosingSettings()
         found = [timeline(group, rollout, settings, tokens=tokens) for rollout in chosen]
     show_left_out(group.unreadable)
@@ -203,7 +205,7 @@ def show_rollout(
 
 
 def show(one: Json, console: Console, width: int) -> None:
-    """One rollout, a line or a few per event."""
+    """Print one rollout, with one or more lines per event."""
     console.print(f"[bold]{plain(one['rollout_id'])}[/bold]  began {shown(one['began_at'])} UTC")
     if one["task"] is not None:
         console.print(f"  task {plain(shortened(one['task'], width))}")

@@ -1,4 +1,4 @@
-"""Whether a route took effect: waits for what appliers say of it in `policy.applied`."""
+"""Waits until backends serve a route, as appliers report it in `policy.applied`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from services.gateway.upstream.policies import PolicyView
 
 
 class RouteEffect:
-    """A context manager: enter it before the route is written, so that no answer is missed."""
+    """Follows `policy.applied`. Enter it before the route is written, to miss no event."""
 
     def __init__(self, kafka: KafkaSettings, published: Published) -> None:
         self._published = published
         self._view = PolicyView(published.adapters())
         self._failed: dict[tuple[str, str], str] = {}
-        """(backend, version) → why; since the start."""
+        """Errors since the start, by backend and version."""
         self._backends: dict[str, set[str]] = {}
         self._codec = make_codec()
         self._consumer = make_consumer(kafka)
@@ -44,8 +44,9 @@ class RouteEffect:
         self._consumer.close()
 
     def wait(self, targets: Sequence[RouteTarget], wait_s: float) -> bool:
-        """Print what became of each target; False if one is served by no backend. Where no applier
-        ever reported, or without patience, nothing is waited for, and nothing is wrong.
+        """Wait, and print which backends serve each target. False if one is served by no backend.
+
+        True at once if `wait_s` is 0 or no applier has ever reported.
         """
         wanted = [
             (target.policy, target.version or self._newest(target.policy))
@@ -86,7 +87,7 @@ class RouteEffect:
         serves = ", ".join(sorted(self._view.loaded(policy, backend))) or "nothing"
         failed = self._failed.get((backend, version))
         if failed is not None:
-            return f"{backend} cannot serve {version}: {failed}. It goes on with {serves}."
+            return f"{backend} cannot serve {version}: {failed}. It still serves {serves}."
         if split:
             return (
                 f"{backend} serves {serves}: of full weights a backend holds one version (see "
@@ -115,7 +116,7 @@ class RouteEffect:
             self._view.apply(event)
             self._backends.setdefault(event.policy, set()).add(event.backend)
             if event.outcome is ApplyOutcome.failed:
-                self._failed[event.backend, event.version] = event.error or "it did not say why"
+                self._failed[event.backend, event.version] = event.error or "no error was reported"
             else:
                 self._failed.pop((event.backend, event.version), None)
 

@@ -1,5 +1,6 @@
-"""What an operator may route an alias to: parsed, and checked against the log, the gateway and the
-weights on disk before it is written.
+"""Parses the targets of a route, and checks them before the route is written.
+
+They are checked against the log, the gateway and the weights on disk.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ _NUMBER = re.compile(r"\d+\.\d+")
 
 
 class BadTarget(ValueError):
-    """Not `policy@epoch.step=share` or `policy=share`, or nothing that could be served."""
+    """A target that is malformed or cannot be served."""
 
 
 def parse_targets(texts: Sequence[str]) -> tuple[RouteTarget, ...]:
-    """`policy@1.3=0.9`, `policy=0.1` for whatever is newest; a share not given is 1. Raises
-    BadTarget.
+    """Parse targets such as `policy@1.3=0.9`, or `policy=0.1` for the newest version.
+
+    Without a share it is 1. Raises BadTarget.
     """
     targets = tuple(_target(text) for text in texts)
     if not any(target.weight > 0 for target in targets):
         raise BadTarget(
-            "at least one target needs a share above 0; `fulgurite routes clear` takes a route back"
+            "at least one target needs a share above 0; `fulgurite routes clear` removes a route"
         )
     if len({(target.policy, target.version) for target in targets}) < len(targets):
-        raise BadTarget("the same target is named twice")
+        raise BadTarget("a target is given twice: name each policy or version once")
     return targets
 
 
@@ -58,13 +60,13 @@ def _target(text: str) -> RouteTarget:
 
 
 class Published:
-    """What `policy.updates` says of every policy."""
+    """The published versions of every policy, from `policy.updates`."""
 
     def __init__(self) -> None:
         self.folds: dict[str, TargetVersion] = {}
 
     def apply(self, event: object) -> None:
-        """Any event of the topic, in log order."""
+        """Apply the next event of the topic."""
         if isinstance(event, PolicyUpdate):
             self.folds.setdefault(event.policy, TargetVersion(event.policy)).apply(event)
 
@@ -79,18 +81,19 @@ class Published:
         )
 
     def check(self, target: RouteTarget, policies: Collection[str]) -> None:
-        """`policies`: those known from elsewhere. Raises BadTarget for what would be waited for in
-        vain.
+        """Check that a target can be served. Raises BadTarget.
+
+        `policies`: known policies that may have no update yet.
         """
         known = {*policies, *self.folds}
         if target.policy not in known:
             names = ", ".join(sorted(known))
             if target.version is None and _NUMBER.fullmatch(target.policy):
                 raise BadTarget(
-                    f"{target.policy!r} is no policy; a version is named with its policy, as "
-                    f"in {min(known)}@{target.policy}"
+                    f"{target.policy!r} is not a policy: write a version with its policy, for "
+                    f"example {min(known)}@{target.policy}"
                 )
-            raise BadTarget(f"no policy is called {target.policy!r}; there are: {names}")
+            raise BadTarget(f"there is no policy {target.policy!r}; the policies are: {names}")
         if target.version is not None:
             self._check_version(parse_version(target.version))
 
@@ -111,8 +114,9 @@ class Published:
 
 
 def missing_file(update: PolicyUpdate | None) -> Path | None:
-    """The file of a version whose folder was removed; None if it is there, or lies where this
-    machine cannot see.
+    """Return the path of a version's weights if they were removed.
+
+    None if they are there, or if this machine cannot see where they were written.
     """
     if (
         update is None
@@ -121,13 +125,12 @@ def missing_file(update: PolicyUpdate | None) -> Path | None:
     ):
         return None
     path = Path(unquote(urlparse(update.artifact.uri).path))
-    # artifacts/<policy>/<version>/<file>: whoever sees the policy's folder sees what is missing in
-    # it.
+    # artifacts/<policy>/<version>/<file>: if the policy's folder is here, the file should be.
     return path if path.parent.parent.is_dir() and not path.is_file() else None
 
 
 def read_published(kafka: KafkaSettings) -> Published:
-    """Raises LogUnavailable."""
+    """Read `policy.updates`. Raises LogUnavailable."""
     published = Published()
     for record in read_all(kafka, POLICY_UPDATES, make_codec()):
         published.apply(record.event)
@@ -135,11 +138,13 @@ def read_published(kafka: KafkaSettings) -> Published:
 
 
 def check_alias(alias: str, aliases: Mapping[str, str | None]) -> None:
-    """`aliases`: the gateway's, with their policies. Raises BadTarget."""
+    """Check that the gateway has the alias and trains its policy. Raises BadTarget.
+
+    `aliases`: the gateway's aliases, with their policies.
+    """
     if alias not in aliases:
         raise BadTarget(
-            f"the gateway knows no alias {alias!r}, so nobody could ask for it; it serves: "
-            f"{', '.join(sorted(aliases))}"
+            f"the gateway has no alias {alias!r}; its aliases are: {', '.join(sorted(aliases))}"
         )
     if aliases[alias] is None:
         raise BadTarget(

@@ -1,5 +1,6 @@
-"""`fulgurite routes`: which versions serve an alias, by hand. Writes `policy.routes`; gateways and
-appliers follow within a second.
+"""Implements `fulgurite routes`: chooses which versions serve an alias.
+
+It writes `policy.routes`, which gateways and appliers follow within a second.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ from services.runner.settings import RunnerSettings
 
 
 def set_route_command(alias: str, texts: Sequence[str], reason: str, wait_s: float) -> None:
-    """Exits 1 with a plain message for what makes no sense or took no effect, 2 if the log does not
-    answer.
-    """
+    """Set a route. Exits 1 if it is invalid or takes no effect, 2 if the log cannot be read."""
     with report_errors("routes"):
         targets = parse_targets(texts)
         kafka = answering(KafkaSettings())
@@ -48,7 +47,7 @@ def set_route_command(alias: str, texts: Sequence[str], reason: str, wait_s: flo
 
 
 def clear_route_command(alias: str, reason: str) -> None:
-    """An alias without targets is served as FULGURITE_ALIASES says."""
+    """Remove a route, so that FULGURITE_ALIASES decides what serves the alias."""
     with report_errors("routes"):
         kafka = answering(KafkaSettings())
         routed = read_routes(kafka)
@@ -62,15 +61,16 @@ def clear_route_command(alias: str, reason: str) -> None:
 
 
 def _check_alias(alias: str) -> list[str]:
-    """The gateway's policies. Raises BadTarget for an alias that it does not know; says so where no
-    gateway can be asked.
+    """Return the gateway's policies. Raises BadTarget for an alias that it does not have.
+
+    If the gateway cannot be asked, prints a warning and returns none.
     """
     try:
         aliases = aliases_of_gateway()
     except GatewaySilent as error:
         make_console(stderr=True).print(
             "[yellow]routes:[/yellow] "
-            f"{plain(f'it is not checked whether {alias!r} is an alias: {error}')}"
+            f"{plain(f'cannot check whether {alias!r} is an alias: {error}')}"
         )
         return []
     check_alias(alias, aliases)
@@ -78,7 +78,7 @@ def _check_alias(alias: str) -> list[str]:
 
 
 def list_routes_command() -> None:
-    """The routes in force, an alias a line."""
+    """Print the routes in force, one alias per line."""
     with report_errors("routes"):
         found = read_routes(answering(KafkaSettings()))
     console = make_console()
@@ -91,7 +91,7 @@ def list_routes_command() -> None:
 
 
 def read_routes(kafka: KafkaSettings) -> dict[str, PolicyRoute]:
-    """The last word on each alias. Raises LogUnavailable."""
+    """Read the routes in force, by alias. Raises LogUnavailable."""
     events = (record.event for record in read_all(kafka, POLICY_ROUTES, make_codec()))
     last = {event.alias: event for event in events if isinstance(event, PolicyRoute)}
     return {alias: route for alias, route in last.items() if route.targets}

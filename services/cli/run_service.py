@@ -1,4 +1,4 @@
-"""A service of ours as a command: in this process, until it is stopped."""
+"""Runs a service as a command, in this process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from services.common.kafka.settings import KafkaSettings
 def serve(
     command: str, run: Callable[[Sequence[str]], Coroutine[Any, Any, int]], **options: object
 ) -> NoReturn:
-    """Run it with these options of its own command line, those that are not None; exits with its
-    code, or 2 if no broker answers.
+    """Run a service until it stops; exits with its code, or with 2 if no broker answers.
+
+    `options` become the options of its command line, except those that are None.
     """
     given = {name: value for name, value in options.items() if value is not None}
     arguments = [

@@ -1,5 +1,6 @@
-"""`fulgurite status`: one look at a running deployment. Reads only; asks Kafka, the gateway and
-vLLM.
+"""Defines the command `fulgurite status`: shows the state of a running deployment.
+
+It asks Kafka, the gateway and vLLM, and changes nothing.
 """
 
 # confluent-kafka re-exports its admin types without `__all__` and annotates the futures partially.
@@ -53,38 +54,38 @@ _COLOURS = {True: "green", False: "red", None: ""}
 
 
 class TopicCount(msgspec.Struct, frozen=True):
-    """A topic's records; `records` is None if it is missing."""
+    """How many records a topic has; None if it is missing."""
 
     topic: str
     records: int | None
 
 
 class GroupLag(msgspec.Struct, frozen=True):
-    """A consumer group on one topic."""
+    """The lag of a consumer group on one topic, in records."""
 
     group: str
     state: str
     topic: str
     lag: int
     finished: bool
-    """Left behind by a run that is over: nobody will read on."""
+    """Whether a finished run has left the group behind."""
 
 
 class Served(msgspec.Struct, frozen=True):
-    """What a backend last said it serves, and the newest version there is."""
+    """What a backend serves by its last report, and the newest published version."""
 
     policy: str
     backend: str
     serves: str | None
     version: str
-    """Of the last attempt."""
+    """The version of the last attempt."""
     outcome: str
     newest: str
     error: str | None
 
 
 class Status(msgspec.Struct, frozen=True):
-    """All of it."""
+    """The state of the deployment."""
 
     endpoints: dict[str, str]
     layout: str
@@ -94,11 +95,11 @@ class Status(msgspec.Struct, frozen=True):
     services: list[ServiceState]
     policies: list[Progress]
     actions: dict[str, int]
-    """What became of actions in the last day: `trained`, `filtered(no_signal)`, ..."""
+    """Outcomes of actions in the last day: `trained`, `filtered(no_signal)`, ..."""
 
     @property
     def healthy(self) -> bool:
-        """Whether everything that was asked answered well, and nothing is known to be down."""
+        """Whether every endpoint and the topics are ok, and no service is known to be down."""
         dead = any(one.alive is False for one in self.services)
         return (
             self.layout == "ok"
@@ -145,7 +146,7 @@ def status(
 
 
 def look(kafka: KafkaSettings, gateway: str, vllm: str | None) -> Status:
-    """Ask everything once. Raises LogUnavailable, KafkaException."""
+    """Ask Kafka and the endpoints once. Raises LogUnavailable, KafkaException."""
     try:
         check_topics(kafka)
         layout = "ok"
@@ -215,7 +216,7 @@ def _actions(kafka: KafkaSettings, known: Sequence[Topic]) -> dict[str, int]:
 
 
 def answers(url: str) -> str:
-    """`ok`, or what is wrong."""
+    """Ask a URL; returns `ok`, or the error."""
     try:
         with urllib.request.urlopen(url, timeout=_HTTP_TIMEOUT_S):
             return "ok"
@@ -226,7 +227,7 @@ def answers(url: str) -> str:
 
 
 def served(updates: Iterable[PolicyUpdate], applied: Iterable[PolicyApplied]) -> list[Served]:
-    """The last word of each backend."""
+    """What each backend serves, by its last report."""
     newest: dict[str, TargetVersion] = {}
     for update in updates:
         newest.setdefault(update.policy, TargetVersion(update.policy)).apply(update)
@@ -249,7 +250,7 @@ def served(updates: Iterable[PolicyUpdate], applied: Iterable[PolicyApplied]) ->
 
 
 def show(found: Status, console: Console) -> None:
-    """As tables."""
+    """Print the state as tables."""
     for name, answer in found.endpoints.items():
         console.print(plain(f"{name}: {answer}"), style="green" if answer == "ok" else "red")
     if found.layout != "ok":
@@ -262,7 +263,7 @@ def show(found: Status, console: Console) -> None:
 
 
 def _tables(found: Status) -> dict[str, Table]:
-    """By title; those without rows are empty."""
+    """Make the tables, by title."""
     return {
         "services": _table(
             "services",
@@ -279,7 +280,7 @@ def _tables(found: Status) -> dict[str, Table]:
         ),
         "actions of the last day": _table(
             "actions of the last day",
-            ("what became of them", "actions"),
+            ("outcome", "actions"),
             [(term, str(count)) for term, count in found.actions.items()],
         ),
         "consumer groups": _table(
@@ -324,7 +325,7 @@ def _ends(consumer: Consumer, kafka: KafkaSettings, topic: Topic) -> dict[int, t
 
 
 def _group_states(admin: AdminClient, kafka: KafkaSettings) -> dict[str, str]:
-    """Groups of this deployment: those whose id begins with its prefix."""
+    """The states of this deployment's groups: those whose id begins with its prefix."""
     listing = cast(Any, admin.list_consumer_groups(request_timeout=_TIMEOUT_S).result())
     found = {str(group.group_id): str(group.state.name.lower()) for group in listing.valid}
     return {name: found[name] for name in sorted(found) if name.startswith(kafka.topic_prefix)}

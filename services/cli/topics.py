@@ -1,4 +1,4 @@
-"""`fulgurite topics create` and `fulgurite topics list`."""
+"""Implements `fulgurite topics create` and `fulgurite topics list`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DAY_MS = 24 * 3600 * 1000
 
 
 def create_topics_command() -> None:
-    """Create, then check; exit 1 with a plain message if that fails."""
+    """Create missing topics, then check all; exits 1 if that fails."""
     console = make_console()
     try:
         settings = answering(KafkaSettings())
@@ -40,8 +40,9 @@ def create_topics_command() -> None:
 
 
 def list_topics_command() -> None:
-    """Every topic of the table, and those that replays have written; exit 1 if one of the table is
-    missing, 2 if no broker answers.
+    """Print every topic of the table, and those that replays wrote.
+
+    Exits 1 if a topic of the table is missing, 2 if no broker answers.
     """
     with report_errors("topics"):
         kafka = answering(KafkaSettings())
@@ -56,12 +57,12 @@ def list_topics_command() -> None:
             )
     print_table(table)
     if any(kafka.topic(topic) not in there for topic in TOPICS):
-        make_console(stderr=True).print("`fulgurite topics create` makes what is missing")
+        make_console(stderr=True).print("topics are missing: run `fulgurite topics create`")
         raise typer.Exit(1)
 
 
 def _others(there: set[str], prefix: str) -> list[Topic]:
-    """What `fulgurite replay --into` writes: trajectories under another name."""
+    """The topics that `fulgurite replay --into` wrote: trajectories under other names."""
     known = {topic.name for topic in TOPICS}
     names = sorted(name.removeprefix(prefix) for name in there if name.startswith(prefix))
     return [

@@ -1,4 +1,4 @@
-"""`fulgurite train`: a learner on any topic of the deployment, in this process."""
+"""Defines the command `fulgurite train`: runs a learner on a topic, in this process."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def train(
     with report_errors("train"):
         if rows_of is not None and topic == TRAJECTORIES.name:
             raise BadArgument(
-                "--rows-of is for a replayed topic: on the live one, rows belong to the "
-                "learner of their own policy"
+                f"--rows-of {rows_of} needs a replayed topic (--topic): rows of the live topic "
+                "are trained by the learner of their own policy"
             )
     given = {
         "FULGURITE_TOPIC": topic,
@@ -77,7 +77,7 @@ def train(
 
 
 def _settings() -> LearnerSettings:
-    """Raises BadArgument for a setting that is missing or does not fit."""
+    """Read the settings. Raises BadArgument for one that is missing or invalid."""
     try:
         return LearnerSettings()  # pyright: ignore[reportCallIssue] - pydantic reads the environment
     except ValidationError as error:

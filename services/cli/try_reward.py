@@ -1,6 +1,4 @@
-"""`fulgurite try`: what other reward functions, or other weights, would make of traffic that has
-been recorded. Writes nothing.
-"""
+"""Defines the command `fulgurite try`: compares rewards or weights on recorded episodes."""
 
 from __future__ import annotations
 
@@ -90,7 +88,9 @@ def try_reward(
             read_weights(weight or ()),
         )
         if not asked and not weights:
-            raise BadArgument("name a function to try, FILE.py:FN or builtin:NAME, or a --weight")
+            raise BadArgument(
+                "nothing to compare: give FILE.py:FN, builtin:NAME or --weight NAME=W"
+            )
         plugins = [RewardPlugin(reference, named) for named, reference in asked.items()]
         limits = Limits(processes=concurrency, timeout_s=timeout, memory_mb=memory)
         codec, since_ms = make_codec(), None if since == "all" else parse_since(since)
@@ -123,7 +123,7 @@ def _pairs(
 
 
 def _usable(group: Group) -> tuple[Group]:
-    """The group, if its episodes and rewards can be put together."""
+    """Return the group; raises if its episodes and rewards cannot be combined."""
     scores(group)
     return (group,)
 

@@ -1,12 +1,12 @@
-"""What may go wrong with reward functions.
+"""The error tree of reward functions.
 
 Exception
 ├── ValueError
 │   └── PluginError     a function cannot be loaded
 └── RewardFailed    a function gave no usable value for an episode
-    ├── TookTooLong     it was still at it when its time was up
-    ├── OutOfMemory     it wanted more memory than it may have
-    └── ProcessEnded    it took its process with it
+    ├── TookTooLong     it exceeded its time limit
+    ├── OutOfMemory     it exceeded its memory limit
+    └── ProcessEnded    its process ended
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class RewardFailed(Exception):
 
 
 class TookTooLong(RewardFailed):
-    """Its time was up; its process was ended."""
+    """The function exceeded its time limit, and its process was killed."""
 
 
 class OutOfMemory(RewardFailed):
-    """It wanted more memory than it may have."""
+    """The function exceeded its memory limit."""
 
 
 class ProcessEnded(RewardFailed):
-    """Its process ended: a crash of native code, an exit, the kernel's out-of-memory killer."""
+    """The function's process ended: native code crashed, it exited, or the kernel killed it."""

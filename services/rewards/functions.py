@@ -1,10 +1,9 @@
-"""Reward functions by reference: a user's, `rewards.py:fn`, or a built-in one,
-`builtin:f1(reference=answer)`.
+"""Loads reward functions: a user's, `rewards.py:fn`, or a built-in, `builtin:f1(reference=answer)`.
 
 A function gets a `fulgurite.episodes.view.EpisodeView` and returns a number, numbers by name, or
 None for no reward; it may be async. Numbers are Python's, `Decimal` and `Fraction`, numpy's
-scalars, and arrays and tensors without dimensions. A user's file is imported by `load` alone, in a
-process of its own: what it does and needs at import is no matter of a worker's.
+scalars, and arrays and tensors without dimensions. Only `load` imports a user's file, in a process
+of its own, so that the import cannot affect a worker.
 """
 
 from __future__ import annotations
@@ -33,12 +32,13 @@ Function = Callable[[EpisodeView], Any]
 
 _MOST_NAMES = 100
 _LONGEST_NAME = 128
-"""As the gateway takes it."""
+"""Characters; the gateway has the same limit."""
 
 
 def source_of(reference: str) -> str:
-    """Which code it is: its name with the hash of its content and of what it imports. Raises
-    PluginError for what is not there.
+    """Name the function with the hash of its code and of what it imports.
+
+    Raises PluginError if it does not exist.
     """
     if reference.startswith(PREFIX):
         chosen = _chosen(reference)
@@ -48,8 +48,9 @@ def source_of(reference: str) -> str:
 
 
 def load(reference: str) -> Function:
-    """Where it is a user's: changes what this process can import (`own_imports`). Raises
-    PluginError.
+    """Load a function. Raises PluginError.
+
+    For a user's file, this changes what the process can import (`own_imports`).
     """
     return (
         _from_registry(reference)
@@ -59,31 +60,32 @@ def load(reference: str) -> Function:
 
 
 def label_of(reference: str) -> str:
-    """The function as messages name it: without its folder."""
+    """The function's name in messages: without its folder."""
     return reference if reference.startswith(PREFIX) else reference.rpartition("/")[2]
 
 
 def named(given: object, name: str, label: str) -> dict[str, float]:
-    """What the function `label` returned, as rewards by name; empty for none. Raises
-    RewardFailed.
+    """Turn what the function `label` returned into rewards by name; empty for None.
+
+    Raises RewardFailed.
     """
     if given is None:
         return {}
     values = cast("dict[object, object]", given) if isinstance(given, dict) else {name: given}
     if len(values) > _MOST_NAMES:
         raise RewardFailed(
-            f"{label} gave {len(values)} rewards: at most {_MOST_NAMES} names are taken"
+            f"{label} returned {len(values)} rewards; at most {_MOST_NAMES} are allowed"
         )
     return {_name(key, label): _value(value, key, label) for key, value in values.items()}
 
 
 def _name(key: object, label: str) -> str:
-    # A plain text whatever it is a subclass of.
+    # A plain `str`, even for an instance of a subclass.
     text = str.__str__(key) if isinstance(key, str) else str(key)
     if not 1 <= len(text) <= _LONGEST_NAME or clean(text) != text:
         raise RewardFailed(
-            f"{label} named a reward {repr_of(text)}: a name has 1 to {_LONGEST_NAME} "
-            "characters of Unicode text"
+            f"{label} returned a reward named {repr_of(text)}: a name must have 1 to "
+            f"{_LONGEST_NAME} characters of valid Unicode"
         )
     return text
 
@@ -92,16 +94,14 @@ def _value(given: object, key: object, label: str) -> float:
     number = _number(given)
     if number is None or not is_bounded(number, LARGEST_REWARD):
         raise RewardFailed(
-            f"{label} gave {repr_of(given)} ({type(given).__name__}) for {repr_of(key)}: "
+            f"{label} returned {repr_of(given)} ({type(given).__name__}) for {repr_of(key)}: "
             f"expected a number from {-LARGEST_REWARD:.0f} to {LARGEST_REWARD:.0f}"
         )
     return number
 
 
 def _number(given: Any) -> float | None:
-    """The number that it is: Python's, numpy's, or a tensor's without dimensions. None for anything
-    else.
-    """
+    """Convert a number of Python, numpy or a tensor without dimensions; None for anything else."""
     if getattr(given, "shape", None) == () and callable(getattr(given, "item", None)):
         given = given.item()
     if not isinstance(given, numbers.Real | Decimal):
@@ -109,7 +109,7 @@ def _number(given: Any) -> float | None:
     try:
         return float(given)
     except (OverflowError, ValueError):
-        # 10**400; a signalling NaN.
+        # For example 10**400, or a signalling NaN.
         return None
 
 
@@ -151,11 +151,11 @@ def _from_file(path: Path, function: str) -> Function:
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
-        # SystemExit, too: a file that ends with `sys.exit(main())` is a program, and no module.
+        # SystemExit included: a file may end with `sys.exit(main())`.
         raise PluginError(f"{path} cannot be imported: {text_of(error)}") from error
     found = getattr(module, function, None)
     if not callable(found):
-        raise PluginError(f"{path} has no function {function!r}")
+        raise PluginError(f"{path} has no function {function!r}: give FILE.py:FUNCTION")
     return cast(Function, found)
 
 

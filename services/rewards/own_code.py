@@ -1,9 +1,8 @@
-"""Which code a user's reward function is: its file, and after it every module of the user's own
-that it imports, at whatever remove.
+"""Collects the code of a user's reward function: its file, and the user's modules that it imports.
 
-Own is what lies beside the file or in the working directory, where `own_imports` has Python look
-first; what is installed is not. The code is read and never run: an import whose module's name is
-computed is not seen.
+Imports are followed recursively. A user's module is one beside the file or in the working
+directory, where `own_imports` makes Python look first; installed modules do not count. The code is
+read and never run, so an import by a computed name is not seen.
 """
 
 from __future__ import annotations
@@ -28,17 +27,20 @@ class _Module(NamedTuple):
 
     @property
     def package(self) -> list[str]:
-        """What its relative imports start from."""
+        """The package that its relative imports start from."""
         parts = self.name.split(".")
         return parts if self.file.name == "__init__.py" else parts[:-1]
 
 
 def code_of(file: Path) -> bytes:
-    """The same wherever it lies; of a file that imports nothing of the user's own, its content."""
+    """Return the code of a file and of the user's modules that it imports.
+
+    The result does not depend on the folder. Without such imports it is the file's content.
+    """
     folders = tuple(dict.fromkeys((file.parent.resolve(), Path.cwd())))
     code = file.read_bytes()
     found = dict.fromkeys(_imported(code, [], folders))
-    # Grows while it is gone through: each in the order in which it is come upon first.
+    # Grows during the loop: modules in the order in which they are found.
     waiting = list(found)
     for module in waiting:
         news = [
@@ -58,13 +60,11 @@ def code_of(file: Path) -> bytes:
 
 
 def _imported(code: bytes, package: list[str], folders: Sequence[Path]) -> Iterator[_Module]:
-    """The user's own modules among those that this code imports, with the packages that they are
-    in.
-    """
+    """Yield the user's modules that this code imports, and the packages that contain them."""
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError):
-        return  # Loading it says what is wrong with it.
+        return  # Loading it reports the error.
     for node in ast.walk(tree):
         for name in _names(node, package):
             parts = name.split(".")
@@ -76,7 +76,7 @@ def _imported(code: bytes, package: list[str], folders: Sequence[Path]) -> Itera
 
 
 def _names(node: ast.AST, package: list[str]) -> Iterator[str]:
-    """Of modules, and of what may be one: `from a import b`."""
+    """Yield names of imported modules, and names that may be modules (`from a import b`)."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.level <= len(package):

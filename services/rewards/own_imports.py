@@ -1,8 +1,8 @@
-"""What a user's file finds when it imports: what lies beside it, then in the working directory,
-then what is installed.
+"""Makes a user's file find its own modules first: beside it, then in the working directory.
 
-A project's own `services`, beside the file or in the working directory, is found too, though ours
-has that name. For processes that run nothing but the user's function: they lose sight of ours.
+Installed modules come last. A user's own package `services` is found too, although Fulgurite has a
+package of that name. Use this only in a process that runs nothing but the user's function: it can
+no longer import Fulgurite's `services`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from types import ModuleType
 
 _NAME = __name__.partition(".")[0]
 _KEPT = "services.rewards.sandbox"
-"""The parent names functions of it to this process."""
+"""Stays importable: the parent process calls functions of it by name."""
 
 
 def put_first(file: Path) -> None:
-    """Let imports find what belongs to this file."""
+    """Put the file's folder and the working directory first in the import path."""
     folders = list(dict.fromkeys((file.parent, Path.cwd())))
     sys.path[:0] = map(str, folders)
     own = next((folder / _NAME for folder in folders if _has_own(folder)), None)
@@ -37,8 +37,7 @@ def _give_way(own: Path) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == _NAME and name != _KEPT]:
         del sys.modules[name]
     if own.is_dir() and not (own / "__init__.py").is_file():
-        # A folder without that file comes after every installed package of its name, wherever it
-        # lies.
+        # Python would prefer any installed package of this name to a folder without __init__.py.
         merged = ModuleType(_NAME)
         merged.__path__ = [str(own), *ours.__path__]
         sys.modules[_NAME] = merged

@@ -1,9 +1,8 @@
-"""Score episodes with a reward function, and turn its values into reward events.
+"""Scores episodes with a reward function, and turns its values into reward events.
 
-`services.rewards.functions` says how a function is named. If the function raises, returns a wrong
-type, or exceeds its time or memory limit, the reward event has no value and an `error`. So it has
-if the function returns other names than one that the group expects: otherwise the group would
-wait until its deadline.
+`services.rewards.functions` says how a function is named. The reward event has no value and an
+`error` if the function raises, returns a wrong type, exceeds its time or memory limit, or does not
+return a name that the group expects. Without an event the group would wait until its deadline.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ class Scored(NamedTuple):
 
 
 class RewardPlugin:
-    """A loadable reward function. `source` names it with its file's hash."""
+    """A reward function that can be loaded. `source` is its name with the hash of its code."""
 
     def __init__(self, reference: str, name: str, load_timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Raises PluginError."""
+        """Check that the function can be loaded. Raises PluginError."""
         self.name = name
         self.source = source_of(reference)
         self._reference = reference
         check(reference, load_timeout_s)
 
     def sandbox(self, limits: Limits) -> Sandbox:
-        """Return a sandbox: processes that run the function."""
+        """Make the processes that run the function."""
         return Sandbox(self._reference, self.name, limits)
 
     async def score(self, sandbox: Sandbox, episode: Episode) -> Scored:
@@ -57,16 +56,14 @@ class RewardPlugin:
         if values and self.name in expected and self.name not in values:
             given = ", ".join(map(repr, values))
             raise RewardFailed(
-                f"it gave {given}, and not {self.name!r}, which the group waits for: give it "
-                "that too, or another name"
+                f"it returned {given}, but not {self.name!r}, which the group waits for: return "
+                "that too, or choose another --name"
             )
 
     def _reward_events(
         self, episode: Episode, values: Mapping[str, float | None], error: str | None = None
     ) -> list[AgentReward]:
-        """Expected names come last: a group may close with the last of them, and the others should
-        be in it.
-        """
+        """Make reward events, expected names last: the last of these may close the group."""
         expected = episode.declaration.expected_rewards if episode.declaration else ()
         return [
             AgentReward(

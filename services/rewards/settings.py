@@ -1,4 +1,4 @@
-"""Settings of reward workers: `FULGURITE_REWARD_WORKER_*`."""
+"""Settings of reward workers (`FULGURITE_REWARD_WORKER_*`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.rewards.sandbox import LOAD_TIMEOUT_S, Limits
 
 
 class RewardWorkerSettings(BaseSettings):
-    """Read from the environment; the command line says which function."""
+    """Settings from the environment. The function is given on the command line."""
 
     model_config = SettingsConfigDict(
         env_prefix="FULGURITE_REWARD_WORKER_", extra="ignore", use_attribute_docstrings=True
@@ -29,7 +29,7 @@ class RewardWorkerSettings(BaseSettings):
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
 
     def limits(self) -> Limits:
-        """Of the function."""
+        """The limits of the function."""
         return Limits(
             processes=self.concurrency,
             timeout_s=self.timeout_s,

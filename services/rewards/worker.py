@@ -5,7 +5,7 @@
 Every final attempt of the run (of every run, without `--run-id`) is scored: at least once, a
 bounded number at a time. A reward's id derives from its name, the function's source and the
 episode's revision, so that scoring again repeats the same event. A function that fails gives a
-reward without value and with the error's text. Offsets are committed in order, after the rewards
+reward without a value and with the error's text. Offsets are committed in order, after the rewards
 were acknowledged.
 """
 
@@ -65,11 +65,14 @@ class RewardWorker:
         self._stopping = False
 
     def stop(self) -> None:
-        """Finish what is in hand and return."""
+        """Finish the episodes that are being scored, and return from `run`."""
         self._stopping = True
 
     async def run(self) -> None:
-        """Raises KafkaException, LogUnavailable: episodes not committed are scored again."""
+        """Score until stopped. Episodes that were not committed are scored again after a restart.
+
+        Raises KafkaException, LogUnavailable.
+        """
         consumer = episodes_consumer(
             self._kafka, self._group_id(), self._settings.session_timeout_s
         )
@@ -93,12 +96,12 @@ class RewardWorker:
         return f"{self._kafka.topic_prefix}reward-worker.{scope}.{self._plugin.name}"
 
     async def _handle(self, message: Message) -> None:
-        """Score an episode, or write a dead letter if that is impossible."""
+        """Score an episode; one that cannot be scored goes to `dead.letters`."""
         record = read_message(message, self._codec)
         failure = await failure_of(partial(self._score, record), (BadClaim,))
         if failure is not None:
             logger.warning(
-                "dead letter",
+                "an episode cannot be scored; it goes to dead.letters (see `fulgurite dlq list`)",
                 partition=record.partition,
                 offset=record.offset,
                 error=words_of(failure),
@@ -110,12 +113,12 @@ class RewardWorker:
     async def _score(self, record: Record) -> None:
         if not isinstance(record.event, Episode) or not self._is_ours(record.event):
             return
-        # A function sees what was said, wherever it lies.
+        # The function sees payloads stored outside Kafka, too.
         episode = await asyncio.to_thread(redeemed_episode, record.event)
         rewards, failure = await self._plugin.score(self._sandbox, episode)
         if failure is not None:
             logger.warning(
-                "reward function failed; the reward event has no value",
+                "the reward function failed; the reward event has no value",
                 rollout_id=episode.rollout_id,
                 kind=type(failure).__name__,
                 error=str(failure),
@@ -132,7 +135,7 @@ class RewardWorker:
 
 
 def _consume(consumer: Consumer, most: int) -> list[Message]:
-    """One message as soon as there is one, and what else is there already."""
+    """Wait for a message; return it with those that are there already, at most `most`."""
     first = consumer.poll(_POLL_S)
     if first is None:
         return []
@@ -157,7 +160,7 @@ def _commit(consumer: Consumer, messages: Sequence[Message]) -> None:
 
 
 async def run(arguments: Sequence[str]) -> int:
-    """Until told to stop; the exit code: see `serve`."""
+    """Run until stopped; returns the exit code of `serve`."""
     parser = argparse.ArgumentParser(
         prog="python -m services.rewards.worker",
         description="Score episodes with a reward function.",
@@ -171,7 +174,7 @@ async def run(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--name",
         default="reward",
-        help="name of the reward, where the function gives a plain number",
+        help="name of the reward if the function returns a plain number",
     )
     parser.add_argument("--run-id", default=None, help="score only episodes of this run")
     chosen = parser.parse_args(arguments)

@@ -211,7 +211,7 @@ def test_status_tells_what_does_not_answer_and_what_the_topics_hold(cli: Cli) ->
     shown = cli("status").stdout
     assert "consumer groups: none yet" in shown
     assert "served: none yet" in shown
-    assert "not running: no member in its consumer group" in shown
+    assert "not running: its consumer group has no member" in shown
 
 
 def test_a_route_is_set_shown_and_taken_back(cli: Cli) -> None:

@@ -67,7 +67,7 @@ class Notes(Announcer):
         self.told: list[tuple[str, ApplyOutcome, str | None]] = []
         self.engines: list[str] = []
 
-    def tell(
+    def report(
         self, engine_id: str, version: Version, outcome: ApplyOutcome, seconds: float, *, previous: str | None = None,
         error: str | None = None, difference: float | None = None,
     ) -> None:  # fmt: skip
@@ -262,7 +262,7 @@ def test_what_is_told_names_the_policy_and_the_backend() -> None:
     producer = EventProducer(KafkaSettings(bootstrap_servers="127.0.0.1:9"), Codec(), "test")
     try:
         announcer = Announcer("east", producer)
-        announcer.tell("east-1", Version("writer", 1, 3), APPLIED, 0.5, difference=0.01)
+        announcer.report("east-1", Version("writer", 1, 3), APPLIED, 0.5, difference=0.01)
         event = announcer._outbox.get_nowait()  # pyright: ignore[reportPrivateUsage]
     finally:
         producer.close()

@@ -52,7 +52,7 @@ class Notes(Announcer):
     def __init__(self) -> None:
         self.told: list[tuple[str, ApplyOutcome, str | None, str]] = []
 
-    def tell(
+    def report(
         self, engine_id: str, version: Version, outcome: ApplyOutcome, seconds: float, *, previous: str | None = None,
         error: str | None = None, difference: float | None = None,
     ) -> None:  # fmt: skip

@@ -91,7 +91,7 @@ def adapter(folder: Path, header: bytes) -> Artifact:
     [
         (b'{"base_model.model.lm_head.lora_A.weight": {}}', "lm_head"),
         (b'{"base_model.model.model.embed_tokens.lora_embedding_A": {}}', "embed_tokens"),
-        (b"no header", "no safetensors"),
+        (b"no header", "not a safetensors file"),
     ],
 )
 def test_an_adapter_that_no_probe_could_prove_is_refused(
@@ -123,5 +123,5 @@ def test_what_is_no_file_is_no_artifact_and_is_not_waited_for(uri: str, tmp_path
     with pytest.raises(BadArtifact):
         fetch(artifact(uri))
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(BadArtifact, match="no file"):
+    with pytest.raises(BadArtifact, match="not a file"):
         fetch(artifact((tmp_path / "pipe").as_uri()))

@@ -1,4 +1,4 @@
-"""Which services are at work, from groups, pulses and what they last wrote."""
+"""Which services are running, from groups, pulse files and what they last wrote."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_processors_are_members_of_their_groups() -> None:
         "f.judge.all.x": "empty",
     }
     found = {one.service: (one.alive, one.said) for one in processors("f.", groups)}
-    assert found["aggregator"] == (True, "at work")
+    assert found["aggregator"] == (True, "running")
     assert found["rewarder"][0] is False
     assert "not running" in found["rewarder"][1]
-    assert found["reward workers"] == (None, "1 at work")
-    assert found["judges"] == (None, "none at work")
+    assert found["reward workers"] == (None, "1 running")
+    assert found["judges"] == (None, "none running")
     assert [one.alive for one in processors("f.", {})][:2] == [False, False]
 
 
@@ -74,7 +74,7 @@ def test_progress_is_the_last_word_of_each_learner() -> None:
         2,
     )
     (said,) = learners([one])
-    assert "mean reward 0.500, 2 of 8 groups taught" in said.said
+    assert "mean reward 0.500, 2 of 8 groups with a training signal" in said.said
     (fresh,) = learners(progress([update(0)]))
     assert "no update yet" in fresh.said
     (never,) = learners(progress([]))

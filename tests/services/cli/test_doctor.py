@@ -101,7 +101,7 @@ def test_who_is_said_to_answer_is_asked(
     assert not alive.remedy
     monkeypatch.setenv(variable, form.format(1))
     (dead,) = doctor.given_addresses([variable])
-    assert f"{variable} is set, and nobody answers at" in dead.finding
+    assert f"{variable} is set, but nothing answers at" in dead.finding
     assert "Connection refused" in dead.finding
     assert "a,b" not in dead.finding, "a password"
     assert (variable in dead.remedy, dead.needed) == (True, True)

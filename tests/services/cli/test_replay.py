@@ -56,7 +56,7 @@ REFUSED = [
         "are both named 'style'",
     ),
     (("try", "--weight", "style=much"), "NAME=NUMBER"),
-    (("try",), "name a function"),
+    (("try",), "nothing to compare"),
     (("lineage",), "--call"),
     (("lineage", "policy"), "policy@epoch.step"),
     (("lineage", "--call", "mine"), "completion id"),

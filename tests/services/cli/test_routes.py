@@ -108,7 +108,7 @@ def test_a_forgotten_policy_an_unknown_one_and_an_unpublished_version_are_told_a
 ) -> None:
     found = published(tmp_path, 8)
     assert "policy@1.8" in refused(found, "1.8")
-    assert "there are: policy" in refused(found, "polisy")
+    assert "the policies are: policy" in refused(found, "polisy")
     assert "newest is policy@1.8" in refused(found, "policy@7.7")
 
 
@@ -123,7 +123,7 @@ def test_weights_that_lie_elsewhere_are_not_missed(tmp_path: Path) -> None:
 
 def test_an_alias_that_the_gateway_does_not_know_is_refused() -> None:
     check_alias("policy", {"policy": "policy"})
-    with pytest.raises(BadTarget, match=r"no alias 'nope'.*serves: gpt-4o-mini, policy"):
+    with pytest.raises(BadTarget, match=r"no alias 'nope'.*aliases are: gpt-4o-mini, policy"):
         check_alias("nope", {"policy": "policy", "gpt-4o-mini": "policy"})
     with pytest.raises(BadTarget, match="no versions"):
         check_alias("big", {"big": None})

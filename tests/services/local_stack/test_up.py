@@ -79,7 +79,7 @@ def test_a_dead_address_is_named_by_its_variable(
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:2/0")
     said = refused(tmp_path)
-    assert "KAFKA_BOOTSTRAP_SERVERS is set, and nobody answers at 127.0.0.1:1" in said
+    assert "KAFKA_BOOTSTRAP_SERVERS is set, but nothing answers at 127.0.0.1:1" in said
     assert "unset KAFKA_BOOTSTRAP_SERVERS" in said
     assert "REDIS_URL is set" in said
 

@@ -388,13 +388,13 @@ async def test_a_name_that_the_group_waits_for_and_the_function_does_not_give_is
         [make_declared(task='{"question": "named"}', expected=expected), make_call(), make_status()]
     )
     assert episode is not None
-    verdict = await RewardPlugin(f"{rewards}:rewards", "score").score(sandbox, episode)
-    assert {reward.name: reward.value for reward in verdict.rewards} == told
-    if verdict.failure is not None:
-        assert str(verdict.failure).startswith(
-            "it gave 'reward', 'style', and not 'score', which the group waits for"
+    scored = await RewardPlugin(f"{rewards}:rewards", "score").score(sandbox, episode)
+    assert {reward.name: reward.value for reward in scored.rewards} == told
+    if scored.failure is not None:
+        assert str(scored.failure).startswith(
+            "it returned 'reward', 'style', but not 'score', which the group waits for"
         )
-        assert verdict.rewards[0].error == str(verdict.failure)
+        assert scored.rewards[0].error == str(scored.failure)
 
 
 SLOW_TO_START = """
