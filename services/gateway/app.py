@@ -20,6 +20,7 @@ from services.gateway.http.health_routes import HealthRoutes
 from services.gateway.http.model_routes import model_routes
 from services.gateway.http.openapi import DESCRIPTION, TAGS, describe, package_version
 from services.gateway.http.rest_guard import RestGuard
+from services.gateway.http.reward_routes import RewardRoutes
 from services.gateway.http.rollout_routes import RolloutRoutes
 from services.gateway.settings import GatewaySettings
 
@@ -67,4 +68,5 @@ def add_routes(app: FastAPI, context: GatewayContext) -> None:
     app.router.routes[:0] = calls
     app.state.hot |= {route.path: route.endpoint for route in calls if route.methods == {"POST"}}
     app.include_router(RolloutRoutes(context).router)
+    app.include_router(RewardRoutes(context).router)
     app.include_router(HealthRoutes(context).router)

@@ -7,7 +7,7 @@ import hmac
 
 import msgspec
 
-from services.gateway.errors import Unauthorized
+from services.gateway.errors import Forbidden, Unauthorized
 from services.gateway.identity.claims import Claims
 from services.gateway.identity.keys import PREFIX, KeyRing
 
@@ -71,6 +71,30 @@ class Authenticator:
         """
         key = bearer(authorization)
         return self._operations is None or _same(key, self._operations) or _same(key, self._admin)
+
+
+def require_scope(caller: Caller, rollout_id: str, scope: str, key_name: str) -> None:
+    """Raise Forbidden unless the caller's key has this scope for this rollout, or is the admin key.
+    `key_name` is the rollout's key that has it.
+    """
+    claims = caller.claims
+    if claims is None:
+        if caller.admin:
+            return
+        raise Forbidden(
+            f"A plain agent key may not do this. Use the rollout's {key_name}, or the admin key."
+        )
+    if scope not in claims.scopes:
+        raise Forbidden(
+            f"This key may not do this: it is for {' and '.join(claims.scopes)}. Use the "
+            f"rollout's {key_name}."
+        )
+    if claims.rollout != rollout_id:
+        raise Forbidden(
+            f"This key belongs to rollout {claims.rollout}, not to {rollout_id}. Use that "
+            f"rollout's {key_name}.",
+            code="foreign_key",
+        )
 
 
 def bearer(authorization: str | None) -> str:
