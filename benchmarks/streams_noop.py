@@ -19,7 +19,7 @@ from services.aggregator.settings import AggregatorSettings
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.streaming.faust_app import raw_topic
-from services.common.streaming.faust_feed import BatchConsumer, events_of
+from services.common.streaming.faust_overrides import BatchConsumer, events_of
 from services.common.streaming.worker import Processor, Worker, quieten
 
 

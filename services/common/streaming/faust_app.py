@@ -1,6 +1,6 @@
 """The Faust app of a stream worker: what is set otherwise than Faust's defaults, and why.
 
-How records get from Faust's consumer to its agents is replaced in `faust_feed`.
+What is replaced in Faust is in `faust_overrides`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def make_app(group_id: str, kafka: KafkaSettings, settings: StreamSettings) -> Any:
     """Return a Faust app without agents. Its consumer group is `group_id`."""
-    app = cast(Any, faust).App(
+    return cast(Any, faust).App(
         group_id,
         broker=[f"kafka://{server.strip()}" for server in kafka.bootstrap_servers.split(",")],
         broker_credentials=_credentials(kafka),
@@ -50,9 +50,6 @@ def make_app(group_id: str, kafka: KafkaSettings, settings: StreamSettings) -> A
             Path(tempfile.gettempdir()) / f"fulgurite-faust-{group_id}-{settings.instance}"
         ),
     )
-    # Outputs go through `EventProducer`, which awaits every acknowledgement.
-    app.boot_strategy.enable_kafka_producer = False
-    return app
 
 
 def raw_topic(app: Any, kafka: KafkaSettings, topic: Topic) -> Any:

@@ -39,7 +39,7 @@ from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import liveness, logs
 from services.common.runtime.clock import now_ms
 from services.common.streaming.faust_app import make_app
-from services.common.streaming.faust_feed import BatchConsumer, events_of
+from services.common.streaming.faust_overrides import BatchConsumer, events_of, install
 from services.common.streaming.poison import failure_of
 
 logger = logs.get()
@@ -326,7 +326,7 @@ class Worker:
 
     def _app(self) -> Any:
         app = make_app(self.group_id, self.kafka, self.settings)
-        app.transport.Consumer = self.consumer
+        install(app, self.consumer)
         app.on_partitions_assigned.connect(self._assigned)
         app.on_partitions_revoked.connect(self._revoked)
         self.add_agents(app)

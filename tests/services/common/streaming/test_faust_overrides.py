@@ -12,7 +12,7 @@ import pytest
 from faust.transport.drivers.aiokafka import Consumer
 from mode import Service
 
-from services.common.streaming.faust_feed import BatchConsumer, events_of
+from services.common.streaming.faust_overrides import BatchConsumer, events_of
 
 PLACE = ("llm.calls", 0)
 
