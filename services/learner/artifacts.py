@@ -1,7 +1,7 @@
-"""Weights on disk, one folder per version: `artifacts/<policy>/<epoch>.<step>/model.safetensors`
-and its manifest.
+"""Stores weights on disk: `artifacts/<policy>/<epoch>.<step>/model.safetensors` and a manifest.
 
-A folder is written whole and never changed. Old ones are pruned; the checkpoint does not need them.
+A version's folder appears only when it is complete, and is never changed. Old folders are deleted;
+checkpoints do not need them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import msgspec
 from fulgurite.enums import ArtifactFormat
 from fulgurite.events import Artifact
 from fulgurite.versions import Version
-from services.learner.files import remove_parts, sha256, whole_folder
+from services.learner.files import complete_folder, remove_parts, sha256
 
 FILE = "model.safetensors"
 
 
 class ArtifactStore:
-    """The artifacts of one policy in a folder that the backends see too."""
+    """The weights of one policy, in a folder that the backends can read."""
 
     def __init__(self, data: Path, policy: str, *, keep: int, durable: bool = True) -> None:
-        """`keep`: versions left on disk, the newest included."""
+        """`keep`: number of versions kept on disk, the newest included."""
         self.folder = data.resolve() / "artifacts" / policy
         self._keep = keep
         self._durable = durable
@@ -32,9 +32,9 @@ class ArtifactStore:
         remove_parts(self.folder)
 
     def write(self, version: Version, export: Callable[[Path], None]) -> Artifact:
-        """Have `export` write the safetensors file; return where it is, with its digest."""
+        """Have `export` write the safetensors file; return its URI, digest and size."""
         target = self.folder / f"{version.epoch}.{version.step}"
-        with whole_folder(target, durable=self._durable) as part:
+        with complete_folder(target, durable=self._durable) as part:
             export(part / FILE)
             artifact = Artifact(
                 uri=(target / FILE).as_uri(),

@@ -1,9 +1,8 @@
-"""A learner's checkpoint: everything to go on from, in one folder that exists whole or not at all;
-one that a copy or a restore left in pieces is refused.
+"""Writes and reads checkpoints: everything that a learner needs to resume, in one folder.
 
-Order of every step: checkpoint, then update, then ledger. The checkpoint holds the update and the
-entries it has yet to publish, so a learner that dies in between publishes exactly those when it
-resumes.
+The folder appears only when it is complete; one that a copy or a restore left incomplete is
+refused. The order of every step is: checkpoint, update, ledger. The checkpoint holds the events
+that are still to be published, so a learner that dies in between publishes them when it resumes.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import msgspec
 
 from fulgurite.events import Position
 from services.learner.errors import CheckpointDamaged
-from services.learner.files import remove_parts, whole_folder
+from services.learner.files import complete_folder, remove_parts
 
 _KEEP = 2
-"""The newest, and the one before it for people who want to look."""
+"""The newest checkpoint, and the one before it for people to look at."""
 
 
 class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +28,7 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     topic: str
     topic_id: str
-    """Kafka's id of the topic: a topic deleted and made again has another."""
+    """Kafka's id of the topic; it changes when a topic is deleted and created again."""
     epoch: int
     step: int
     version: str
@@ -37,9 +36,9 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     serial: int
     """Counts checkpoints."""
     positions: tuple[Position, ...]
-    """Low-water offsets."""
+    """Offsets to resume from, one per partition."""
     settled: dict[str, tuple[int, int]]
-    """Groups settled at or above them: id → (partition, last offset)."""
+    """Groups settled at or above these offsets: id → (partition, last offset)."""
     pending: tuple[bytes, ...] = ()
     """Framed events to publish after this checkpoint, in order."""
     files: dict[str, int] = {}
@@ -56,11 +55,12 @@ class CheckpointStore:
         remove_parts(self.folder)
 
     def write(self, state: CheckpointState, save: Callable[[Path], None] | None) -> None:
-        """Write a checkpoint; `save` fills a folder with the trainer's tensors, None: they are
-        those of the checkpoint before.
+        """Write a checkpoint. `save` writes the trainer's tensors into a folder.
+
+        None: they have not changed since the last checkpoint.
         """
         before = self._newest()
-        with whole_folder(self.folder / f"{state.serial:08d}", durable=self._durable) as part:
+        with complete_folder(self.folder / f"{state.serial:08d}", durable=self._durable) as part:
             trainer = part / "trainer"
             if save is not None:
                 trainer.mkdir()
@@ -68,14 +68,15 @@ class CheckpointStore:
             elif before is not None and (before / "trainer").is_dir():
                 # Hard links: the tensors did not change, so nothing is copied.
                 shutil.copytree(before / "trainer", trainer, copy_function=os.link)
-            whole = msgspec.structs.replace(state, files=_sizes(trainer))
-            (part / "state.json").write_bytes(msgspec.json.encode(whole))
+            state = msgspec.structs.replace(state, files=_sizes(trainer))
+            (part / "state.json").write_bytes(msgspec.json.encode(state))
         for old in self._all()[:-_KEEP]:
             shutil.rmtree(old)
 
     def latest(self) -> tuple[CheckpointState, Path | None] | None:
-        """The newest checkpoint's state and its trainer folder (None if nothing had been trained),
-        or None. Raises CheckpointDamaged.
+        """Return the newest checkpoint's state and its trainer folder; None without a checkpoint.
+
+        The folder is None if nothing had been trained. Raises CheckpointDamaged.
         """
         newest = self._newest()
         if newest is None:
@@ -88,7 +89,7 @@ class CheckpointStore:
         found = _sizes(trainer)
         broken = sorted(name for name, size in state.files.items() if found.get(name) != size)
         if broken:
-            raise _damaged(newest, f"{', '.join(broken)} missing or half-written")
+            raise _damaged(newest, f"{', '.join(broken)} missing or incomplete")
         return state, trainer if trainer.is_dir() else None
 
     def _newest(self) -> Path | None:
@@ -109,6 +110,6 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _damaged(folder: Path, what: str) -> CheckpointDamaged:
     return CheckpointDamaged(
-        f"the checkpoint {folder} is not whole: {what}; restore its folder from a backup, name "
-        "another one with FULGURITE_DATA_DIR, or train anew under another FULGURITE_POLICY"
+        f"the checkpoint {folder} is incomplete: {what}. Restore the folder from a backup, choose "
+        "another data folder with FULGURITE_DATA_DIR, or train under another FULGURITE_POLICY."
     )

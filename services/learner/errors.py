@@ -1,33 +1,33 @@
-"""What stops a learner, drawn once.
+"""The learner's error tree.
 
 LearnerError
-├── ModelUnusable             FULGURITE_MODEL is no folder of a model
+├── ModelUnusable             FULGURITE_MODEL is not the folder of a model
 ├── TopicMissing              the topic to train on is not on the broker
 ├── EpochLost                 another learner acquired this epoch or a later one
 ├── CheckpointMissing         the log knows versions of this policy, the data folder has no checkpoint of it
-├── CheckpointDamaged         the newest checkpoint is not whole: a restore or a copy of its folder broke off
+├── CheckpointDamaged         the newest checkpoint is incomplete: a restore or a copy of its folder broke off
 ├── CheckpointForeign         the checkpoint belongs to another topic or policy
-├── OffsetOutOfRange          what comes next has been deleted from the topic
+├── OffsetOutOfRange          the records to read next were deleted from the topic
 └── TrainingError
-    ├── IncompatibleObjective a loss, a correction and episodes that do not go together
-    ├── NoBaseline            a group with fewer than two scored episodes, asked for a group-relative advantage
+    ├── IncompatibleObjective loss, correction and batch do not fit together
+    ├── NoBaseline            a group with fewer than two scored episodes has no group-relative advantage
     ├── PolicyDrift           engine and trainer disagree beyond the stop bound; no weight was changed
-    └── StepNotFinite         a loss or a gradient is infinite or no number; no weight was changed, and the learner goes on
+    └── StepNotFinite         a loss or a gradient is infinite or NaN; no weight was changed, and the learner continues
 """  # noqa: E501 - a table
 
 from __future__ import annotations
 
 
 class LearnerError(Exception):
-    """The learner cannot go on; the message says why and what to do."""
+    """The learner cannot continue; the text says why and what to do."""
 
 
 class ModelUnusable(LearnerError):
-    """There is nothing to start from."""
+    """FULGURITE_MODEL is not the folder of a model."""
 
 
 class TopicMissing(LearnerError):
-    """There is nothing to learn from, and there never would be."""
+    """The topic to train on does not exist."""
 
 
 class EpochLost(LearnerError):
@@ -35,11 +35,11 @@ class EpochLost(LearnerError):
 
 
 class CheckpointMissing(LearnerError):
-    """The log knows versions of this policy, and there is no checkpoint to go on from."""
+    """The log has versions of this policy, but the data folder has no checkpoint of it."""
 
 
 class CheckpointDamaged(LearnerError):
-    """The newest checkpoint is not whole."""
+    """The newest checkpoint is incomplete."""
 
 
 class CheckpointForeign(LearnerError):
@@ -51,23 +51,20 @@ class OffsetOutOfRange(LearnerError):
 
 
 class TrainingError(LearnerError):
-    """Base of what goes wrong within a step."""
+    """Base of the errors within a step."""
 
 
 class IncompatibleObjective(TrainingError):
-    """The configured loss, correction and batch do not go together; raised before anything is
-    computed.
-    """
+    """Loss, correction and batch do not fit together. Raised before anything is computed."""
 
 
 class NoBaseline(TrainingError):
-    """A group-relative advantage needs two scored episodes; the raw reward is never taken in its
-    place.
-    """
+    """A group-relative advantage needs two scored episodes; the raw reward is not used."""
 
 
 class PolicyDrift(TrainingError):
-    """The probabilities the engine recorded and those of the trainer differ beyond the stop bound.
+    """The engine's log-probabilities and the trainer's differ beyond the stop bound.
+
     The optimizer made no step.
     """
 
@@ -78,4 +75,4 @@ class PolicyDrift(TrainingError):
 
 
 class StepNotFinite(TrainingError):
-    """The loss or the gradient of a batch is infinite or no number. The optimizer made no step."""
+    """The loss or the gradient of a batch is infinite or NaN. The optimizer made no step."""

@@ -1,5 +1,5 @@
-"""The advantage estimator `fulgurite_group`, in verl's registry: episodes are compared, actions are
-credited.
+"""Registers the advantage estimator `fulgurite_group` with verl: compares episodes, credits
+actions.
 
 verl's outcome estimators sum a row's token rewards to one scalar and compare rows. Here the
 baseline is over the *episodes* of a group, those without rows included, and each action's credit
@@ -39,12 +39,12 @@ def group_advantage(
     config: Any = None,
     **_others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """verl's contract: (row, T) rewards and mask, (row,) groups in; advantages and returns (row, T)
-    out.
+    """Compute advantages and returns (row, T) from rewards and mask (row, T) and groups (row,).
 
-    `action_credits` (row, T) are those of each token's action, by default the row's summed reward.
-    `group_rewards` are the rewards of a group's scored episodes, by default those of its rows.
-    Raises NoBaseline for a group of fewer than two: verl would take the raw reward.
+    The signature is verl's. `action_credits` (row, T): the credit of each token's action, by
+    default the row's summed reward. `group_rewards`: the rewards of a group's scored episodes, by
+    default those of its rows. Raises NoBaseline for a group with fewer than two; verl would use the
+    raw reward.
     """
     scores = token_level_rewards.sum(dim=-1)
     if action_credits is None:
@@ -60,8 +60,8 @@ def group_advantage(
         if len(rewards) < 2:
             raise NoBaseline(f"group {group} has {len(rewards)} scored episodes")
         spread = float(rewards.std())
-        # Equal rewards with credits that differ: there is no spread to divide by, and epsilon would
-        # make millions of the differences.
+        # Equal rewards with different credits: there is no spread to divide by, and dividing by
+        # epsilon would blow the differences up.
         normalise = norm_adv_by_std_in_grpo and spread > epsilon
         baselines[group] = float(rewards.mean()), spread + epsilon if normalise else 1.0
     mean = torch.tensor(
@@ -81,11 +81,10 @@ def group_advantage(
 def group_advantages(
     credits_A: Sequence[float], rewards: Sequence[float], estimator: str = NAME
 ) -> list[float]:
-    """The advantage of each of an episode's actions, given their credits and the rewards of its
-    group's scored episodes.
+    """Compute the advantage of each action (A,) of an episode. Raises NoBaseline.
 
-    Computed by the estimator registered under the name, with an action in the place of a token.
-    Raises NoBaseline.
+    `rewards`: those of the group's scored episodes. `estimator`: a name in verl's registry; it sees
+    each action as one token.
     """
     if not credits_A:
         return []

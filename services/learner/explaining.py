@@ -1,4 +1,4 @@
-"""What a person is told of a batch that teaches nothing, or less than it could: pure."""
+"""Explains in words why a batch, or a part of it, is not trained. No I/O."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fulgurite.ledger.remedies import REMEDIES
 
 
 def shortcomings(groups: Sequence[BatchGroup], max_row_tokens: int) -> list[str]:
-    """Lines for the log; none for a batch of which something is trained and nothing is too long."""
+    """Return lines for the log: if nothing of the batch is trained, or rows are too long."""
     outcomes = Counter(outcome for group in groups for outcome in group.outcomes.values())
     total = sum(outcomes.values())
     trained = sum(count for (term, _), count in outcomes.items() if term is LedgerTerm.trained)
@@ -31,11 +31,12 @@ def shortcomings(groups: Sequence[BatchGroup], max_row_tokens: int) -> list[str]
         )
         lines.append(
             f"0 of {total} actions of {len(groups)} groups are trained: "
-            f"{counted or 'there are none'}{remedy}"
+            f"{counted or 'the groups have no actions'}{remedy}"
         )
     if oversized:
         lines.append(
             f"{oversized} of {total} actions are in rows longer than "
-            f"FULGURITE_MAX_ROW_TOKENS={max_row_tokens}: not trained (oversized)"
+            f"FULGURITE_MAX_ROW_TOKENS={max_row_tokens} and are not trained (oversized): raise it, "
+            "or keep conversations shorter"
         )
     return lines

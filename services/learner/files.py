@@ -1,4 +1,4 @@
-"""Folders that exist whole or not at all, and digests of files."""
+"""Writes folders that are complete or do not exist, and computes digests of files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path, *, durable: bool = True) -> Generator[Path]:
-    """Fill the folder that is yielded; it takes `target`'s name, replacing what was there, when the
-    block ends well.
+def complete_folder(target: Path, *, durable: bool = True) -> Generator[Path]:
+    """Yield a folder to fill; it replaces `target` when the block ends without an error.
 
-    `durable`: also survive a loss of power, at the price of waiting for the disk; a killed process
-    needs none of it.
+    `durable`: wait for the disk, so that the folder survives a loss of power. A killed process does
+    no harm either way.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -35,7 +34,7 @@ def whole_folder(target: Path, *, durable: bool = True) -> Generator[Path]:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Remove incomplete folders that a killed process left."""
     for part in folder.glob(".*.part"):
         shutil.rmtree(part, ignore_errors=True)
 

@@ -1,12 +1,11 @@
-"""verl's FSDP engine, computing a micro-batch as a prefix forest: the same log-probabilities and
-gradients, each shared prefix once.
+"""Extends verl's FSDP engine to compute a micro-batch as a prefix forest.
 
-Only how a micro-batch enters and leaves the model is replaced; losses, optimizer, sharding and
-checkpoints are verl's, and `TrainingWorker` finds this engine in verl's registry. A micro-batch
-holds nested (row, T) tensors: `input_ids`, and in verl's layout, where index t speaks of token t+1,
-`loss_mask` (bool: that token is trained) and `token_temperature`. The attention is SDPA with a
-dense mask, on CPU and CUDA alike. With the non-tensor entry `share_prefixes=False` verl's own row
-by row runs instead, with `temperature` (row,).
+The log-probabilities and gradients are the same, but each shared prefix is computed once. Only the
+model's inputs and outputs are replaced; losses, optimizer, sharding and checkpoints are verl's, and
+`TrainingWorker` finds this engine in verl's registry. A micro-batch holds nested (row, T) tensors:
+`input_ids`, and in verl's layout, where index t stands for token t+1, `loss_mask` (bool: that token
+is trained) and `token_temperature`. The attention is SDPA with a dense mask, on CPU and CUDA. With
+the non-tensor entry `share_prefixes=False` verl computes row by row, with `temperature` (row,).
 """
 
 # verl and tensordict ship no usable annotations.
@@ -34,22 +33,21 @@ from services.learner.errors import StepNotFinite
     model_type="language_model", backend=["fsdp2"], device=["cuda"], vendor=["nvidia", "amd"]
 )
 class ForestEngine(FSDPEngineWithLMHead):
-    """FSDP2 over prefix forests. Log-probabilities of tokens that are not trained are 0 in its
-    output.
-    """
+    """FSDP2 over prefix forests. Its output has log-probability 0 for untrained tokens."""
 
     before_step: Callable[[], None] | None = None
-    """Called when all gradients are there; what it raises prevents the optimizer's step."""
+    """Called when all gradients are computed; an exception prevents the optimizer's step."""
 
     def optimizer_step(self) -> float:
-        """The gradient's norm. Raises StepNotFinite where verl would pass over the step with a
-        warning.
+        """Make the step and return the gradient's norm.
+
+        Raises StepNotFinite where verl would skip the step with a warning.
         """
         if self.before_step is not None:
             self.before_step()
         norm = float(super().optimizer_step())
         if not math.isfinite(norm):
-            raise StepNotFinite(f"the gradient's norm is {norm}; nothing was changed")
+            raise StepNotFinite(f"the gradient's norm is {norm}; no weight was changed")
         return norm
 
     def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -60,7 +58,7 @@ class ForestEngine(FSDPEngineWithLMHead):
         trained = micro_batch["loss_mask"].values().cpu().numpy().astype(bool)
         tokens = input_ids.values().cpu().numpy()
         bounds = input_ids.offsets().cpu().numpy()[1:-1]
-        # loss_mask[t] speaks of token t+1; the forest's masks speak of the token itself.
+        # loss_mask[t] stands for token t+1; in the forest's masks index t stands for token t.
         masks = [np.concatenate([[False], row[:-1]]) for row in np.split(trained, bounds)]
         trie = forest.build(np.split(tokens, bounds), masks)
         positions_P = np.flatnonzero(trained)
@@ -92,8 +90,8 @@ class ForestEngine(FSDPEngineWithLMHead):
             return super().prepare_model_outputs(
                 output, output_args, micro_batch, logits_processor_func
             )
-        # A head is a node's logits at one temperature: rows that share a node may have sampled at
-        # different ones.
+        # A head is a node's logits at one temperature. Rows that share a node may have different
+        # temperatures.
         with torch.autocast(output.logits.device.type, enabled=False):
             logits_HV = output.logits[0].float()
             kept_H, temperature_H = output_args["kept_H"], output_args["temperature_H"]

@@ -1,9 +1,9 @@
-"""The learner's loop: read → batch → train → checkpoint → update → ledger, in this order.
+"""Runs the learner's loop: read → batch → train → checkpoint → update → ledger, in this order.
 
-Whatever happens in between, an action is trained into at most one published version: nothing is
-published before the checkpoint that holds it, and what a checkpoint has yet to publish is published
-when the learner resumes. A batch whose loss or gradient is not finite trains nothing: its actions
-are filtered, and the next batch is taken.
+Even if it dies in between, an action is trained into at most one published version: nothing is
+published before the checkpoint that holds it, and unpublished events of a checkpoint are published
+when the learner resumes. A batch whose loss or gradient is not finite is not trained: its actions
+are filtered, and the learner continues with the next batch.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from services.learner.source import TrajectorySource, trainable
 from services.learner.train_row import TrainRow
 
 PROBE_TOKENS = 24
-"""Long enough to notice wrong weights anywhere, short enough to cost nothing."""
+"""Tokens of a probe: enough to notice wrong weights, and cheap."""
 
 _READ_TIMEOUT_S = 0.2
 
@@ -65,14 +65,17 @@ logger = logs.get()
 
 
 class Trains(Protocol):
-    """What the loop needs of a trainer; `services.learner.trainer.Trainer` is the one."""
+    """The interface of `services.learner.trainer.Trainer` that the loop uses."""
 
     def step(self, rows: Sequence[TrainRow]) -> Mapping[str, float]:
-        """One optimizer step; its metrics. Raises StepNotFinite: nothing has changed then."""
+        """Make an optimizer step and return its metrics.
+
+        Raises StepNotFinite; then no weight was changed.
+        """
         ...
 
     def logprobs(self, token_ids: Sequence[int]) -> FloatArray:
-        """Of each token but the first, shape (T-1,)."""
+        """Log-probabilities of each token but the first, shape (T-1,)."""
         ...
 
     def export(self, path: Path) -> None:
@@ -84,12 +87,12 @@ class Trains(Protocol):
         ...
 
     def load(self, folder: Path) -> None:
-        """The inverse of `save`."""
+        """Read what `save` wrote."""
         ...
 
 
 class Learner:
-    """Trains one policy. Not thread-safe; `run` returns when told to stop."""
+    """Trains one policy. Not thread-safe; `run` returns after `stop`."""
 
     def __init__(
         self,
@@ -145,11 +148,11 @@ class Learner:
             if tensors is not None:
                 self._trainer.load(tensors)
             events = [self._codec.decode(frame) for frame in state.pending]
-            # Before the next epoch is acquired: an update counts only while its epoch is the
-            # highest in the log.
+            # Publish before the next epoch is acquired: an update counts only while its epoch is
+            # the highest in the log.
             ledger = self._policy_log.ledger()
             published = self._policy_log.republish(events, ledger)
-            # A group written again, long after it was settled, is known from the ledger.
+            # The ledger also knows groups that are written again long after they were settled.
             pending = {
                 event.group_id: event.group_revision
                 for event in events
@@ -166,7 +169,7 @@ class Learner:
         logger.info("epoch acquired", epoch=epoch, step=self._step)
 
     def stop(self) -> None:
-        """Have `run` return after the step it is in."""
+        """Make `run` return after the current step."""
         self._stopping = True
 
     def run(self) -> None:
@@ -186,13 +189,13 @@ class Learner:
                 and event.mode is Mode.train
                 and event.policy == self.settings.policy
             ):
-                event = self._sound(record, event)
+                event = self._checked(record, event)
             self.batcher.add(record.partition, record.offset, event)
         elif record.error is not None:
             self._bury(record)
 
-    def _sound(self, record: Record, row: Trajectory) -> Trajectory | Tombstone:
-        """The row; an odd one becomes a dead letter, and a row without actions stands for it."""
+    def _checked(self, record: Record, row: Trajectory) -> Trajectory | Tombstone:
+        """Return the row; a malformed one goes to `dead.letters` and loses its actions."""
         odd = oddity(row)
         if odd is None:
             return row
@@ -220,7 +223,7 @@ class Learner:
             metrics |= self._trainer.step(rows) if rows else {}
         except StepNotFinite as error:
             logger.error(
-                "the batch is not trained",
+                "the batch is not trained: its loss or gradient is not finite",
                 error=str(error),
                 groups=[group.group_id for group in groups],
             )
@@ -242,7 +245,7 @@ class Learner:
         logger.info("settled", version=str(self.version), rows=len(rows), **metrics)
 
     def _amend_if_ready(self) -> None:
-        """Amendments go with the next step's checkpoint, or after a while with one of their own."""
+        """Publish amendments with a checkpoint of their own, if no step came for a while."""
         if not self.batcher.amendments():
             self._amending_since = None
             return
@@ -256,9 +259,7 @@ class Learner:
         self._source.show(self.batcher.positions())
 
     def _amendments(self) -> list[LedgerEntry]:
-        """What the ledger is to be told of newer revisions of settled groups; they count as
-        accounted for from here on.
-        """
+        """Make ledger entries for newer revisions of settled groups, and mark these as done."""
         held = self.batcher.amendments()
         if not held:
             return []
@@ -342,9 +343,9 @@ class Learner:
         ):
             raise CheckpointForeign(
                 f"the checkpoint in {self.settings.data_dir} is of policy {state.policy} on topic "
-                f"{state.topic} ({state.topic_id}), this learner is to train "
-                f"{self.settings.policy} on {self.settings.topic} ({self._topic_id}); set "
-                "FULGURITE_POLICY, FULGURITE_TOPIC or FULGURITE_DATA_DIR so that they fit"
+                f"{state.topic} ({state.topic_id}), but this learner trains "
+                f"{self.settings.policy} on {self.settings.topic} ({self._topic_id}): set "
+                "FULGURITE_POLICY, FULGURITE_TOPIC or FULGURITE_DATA_DIR so that they match"
             )
 
     def _refuse_known_versions(self) -> None:
@@ -362,7 +363,10 @@ class Learner:
 
     def _bury(self, record: Record, actions: tuple[str, ...] = ()) -> None:
         logger.warning(
-            "dead letter", partition=record.partition, offset=record.offset, error=record.error
+            "a record cannot be trained; it goes to dead.letters (see `fulgurite dlq list`)",
+            partition=record.partition,
+            offset=record.offset,
+            error=record.error,
         )
         letter = unusable(
             record, self._source.topic_name, "learner", stage="learner.read", actions=actions
@@ -372,7 +376,7 @@ class Learner:
 
 
 def batch_metrics(groups: Sequence[BatchGroup], version: Version) -> dict[str, float]:
-    """What a batch is made of, for the update and the log."""
+    """Describe a batch in numbers, for the update and the log."""
     rewards = [reward for group in groups for reward in group.rewards]
     episodes = [episode for group in groups for episode in group.episodes]
     return {

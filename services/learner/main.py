@@ -1,6 +1,7 @@
-"""Starts the learner: `python -m services.learner.main`. Ends with 0 when stopped, with 78
-(EX_CONFIG) when a person has to change something first, with 69 (EX_UNAVAILABLE) when starting it
-again may help.
+"""Starts the learner: `python -m services.learner.main`.
+
+Exits with 0 when stopped, with 78 (EX_CONFIG) if a person must change something first, with 69
+(EX_UNAVAILABLE) if a restart may help.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ logger = logs.get()
 
 
 def main() -> int:
-    """Run until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT; returns the exit code."""
     settings = LearnerSettings()  # pyright: ignore[reportCallIssue]
     logs.configure("learner", settings.log_level)
     kafka = KafkaSettings()
@@ -38,16 +39,17 @@ def main() -> int:
         check_start(settings, kafka)
         return _run(settings, kafka)
     except (LearnerError, TopicLayoutError) as error:
-        logger.error("the learner cannot go on", error=str(error), kind=type(error).__name__)
+        logger.error("the learner cannot continue", error=str(error), kind=type(error).__name__)
         return os.EX_CONFIG
     except LogUnavailable as error:
-        logger.error("the learner stopped; started again it resumes", error=str(error))
+        logger.error("the learner stopped; restart it to resume", error=str(error))
         return os.EX_UNAVAILABLE
 
 
 def check_start(settings: LearnerSettings, kafka: KafkaSettings) -> None:
-    """Model and topics, before anything heavy is imported. Raises ModelUnusable, TopicMissing,
-    TopicLayoutError, LogUnavailable.
+    """Check the model and the topics, before anything large is imported.
+
+    Raises ModelUnusable, TopicMissing, TopicLayoutError, LogUnavailable.
     """
     problem = model_problem(settings.model)
     if problem is not None:
@@ -65,13 +67,13 @@ def check_start(settings: LearnerSettings, kafka: KafkaSettings) -> None:
         )
         raise TopicMissing(
             f"FULGURITE_TOPIC={settings.topic}: there is no topic {kafka.topic(topic)} on "
-            f"{kafka.bootstrap_servers}; there are: {names}. `fulgurite replay --into` writes one"
+            f"{kafka.bootstrap_servers}. Choose one of {names}, or write one with "
+            "`fulgurite replay --into`."
         )
 
 
 def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:
-    # torch and verl take seconds to import: not before the settings and topics are known to be
-    # right.
+    # torch and verl take seconds to import, so settings and topics are checked before.
     from services.learner.trainer import Trainer
     from services.learner.trainer_settings import TrainerSettings
 

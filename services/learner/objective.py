@@ -1,15 +1,16 @@
-"""What a step minimises: a policy loss of verl's by name, every episode weighing the same, and the
-watch over engine and trainer.
+"""Defines the loss of a step: a policy loss of verl, with the same weight for every episode.
+
+It also checks that engine and trainer agree (`PolicyDrift`).
 
 A token's weight, 1 / (trained tokens of its episode x episodes in the batch), enters where verl
 lets importance weights enter (`rollout_is_weights`, which multiplies the loss of a token after
 clipping), and verl sums (`token-sum`): the loss is the sum of weight times verl's loss of the
-token, exactly. Entropy and KL terms carry the same weight. SAPO averages over sequences whatever it
-is told; with one row per episode that is the same number, so no weight is added to it.
+token, exactly. Entropy and KL terms carry the same weight. SAPO always averages over sequences;
+with one row per episode the result is the same, so it gets no weights.
 
 `bypass` takes the engine's log-probabilities as the old ones, `decoupled` the trainer's own before
 the step, with truncated importance weights between the two. verl's bypass would silently replace
-other losses by `vanilla`; what does not go together is refused at start.
+other losses by `vanilla`, so losses that do not fit are refused at the start.
 """
 
 # verl and tensordict ship no usable annotations.
@@ -36,12 +37,10 @@ from services.learner.errors import IncompatibleObjective, PolicyDrift, StepNotF
 from services.learner.trainer_settings import TrainerSettings
 
 BYPASS_LOSSES = frozenset({"vanilla", "dppo_tv", "dppo_kl"})
-"""Losses that bound the ratio to the old policy per token, so that the old policy may be the
-engine's.
-"""
+"""Losses that bound the ratio to the old policy per token. The old policy may be the engine's."""
 
 SEQUENCE_LOSSES = frozenset({"gspo", "sapo"})
-"""Losses over whole sequences: a row has to be an episode."""
+"""Losses over whole sequences: every row must be a whole episode."""
 
 REFUSED_LOSSES = {
     "geo_mean": "it averages over the rows of a micro-batch, so that its value depends on how "
@@ -54,49 +53,50 @@ REFUSED_LOSSES = {
 }
 
 _LOG_RATIO_BOUND = 20.0
-"""As in verl's losses: beyond it, exp() says nothing more."""
+"""Clamp of the log ratio, as in verl's losses."""
 
 _REMEDY = (
-    "Calls answered by versions some steps old differ, too: where policy.applied shows that "
-    "updates are served, lower FULGURITE_MAX_STALENESS (1 or 2), so that this batch's older calls "
-    "are passed over as stale when the learner starts again, and lower FULGURITE_TRAINER_LR or "
-    "raise FULGURITE_GROUPS_PER_STEP, so that steps take the policy less far. If fresh calls "
-    "differ as much, the engine serves other weights than these, or runs without `--logprobs-mode "
-    "processed_logprobs`"
+    "Two causes are likely. (1) The batch has old calls and each step changes the policy much: "
+    "lower FULGURITE_MAX_STALENESS to 1 or 2, so that old calls are skipped as stale after the "
+    "restart, and lower FULGURITE_TRAINER_LR or raise FULGURITE_GROUPS_PER_STEP. (2) The engine "
+    "serves other weights, or runs without `--logprobs-mode processed_logprobs`: check what it "
+    "serves with `fulgurite status`, and its options"
 )
 
 logger = logs.get()
 
 
 def check(settings: TrainerSettings) -> None:
-    """Raise IncompatibleObjective unless loss, correction and rows go together."""
+    """Raise IncompatibleObjective unless loss, correction and rows fit together."""
     name = settings.policy_loss
     if name not in POLICY_LOSS_REGISTRY:
         raise IncompatibleObjective(
-            f"verl has no policy loss {name!r}; it has {', '.join(sorted(POLICY_LOSS_REGISTRY))}"
+            f"FULGURITE_TRAINER_POLICY_LOSS={name}: verl has no policy loss of this name. Use one "
+            f"of {', '.join(sorted(POLICY_LOSS_REGISTRY))}."
         )
     if name in REFUSED_LOSSES:
         raise IncompatibleObjective(
-            f"the policy loss {name!r} cannot be used: {REFUSED_LOSSES[name]}"
+            f"FULGURITE_TRAINER_POLICY_LOSS={name}: this loss cannot be used, because "
+            f"{REFUSED_LOSSES[name]}"
         )
     if name in SEQUENCE_LOSSES and not settings.single_row_episodes:
         raise IncompatibleObjective(
-            f"{name!r} is over whole sequences, and episodes may have several rows; set "
-            "single_row_episodes, or use vanilla"
+            f"FULGURITE_TRAINER_POLICY_LOSS={name}: this loss needs whole sequences, but episodes "
+            "may have several rows. Use `vanilla`, or set FULGURITE_TRAINER_SINGLE_ROW_EPISODES "
+            "if each has one."
         )
     if settings.correction == "bypass" and name not in BYPASS_LOSSES:
         raise IncompatibleObjective(
-            f"the correction `bypass` goes with {', '.join(sorted(BYPASS_LOSSES))}, not with "
-            f"{name!r}; use `decoupled`"
+            "FULGURITE_TRAINER_CORRECTION=bypass works with the losses "
+            f"{', '.join(sorted(BYPASS_LOSSES))}, not with {name!r}: set it to `decoupled`"
         )
 
 
 class Objective:
-    """The loss of one step after another: `begin`, then verl calls it for every micro-batch. Raises
-    PolicyDrift in the last one.
+    """The loss of a step: call `begin`, then verl calls the object for every micro-batch.
 
-    verl's engine makes its optimizer step after the last micro-batch: what is raised here prevents
-    it.
+    Raises PolicyDrift in the last micro-batch. verl's engine makes its optimizer step after that,
+    so the exception prevents the step.
     """
 
     def __init__(self, settings: TrainerSettings) -> None:
@@ -119,7 +119,7 @@ class Objective:
         self.begin(rows=0, trained_tokens=0)
 
     def begin(self, *, rows: int, trained_tokens: int) -> None:
-        """A step of so many rows and trained tokens begins."""
+        """Begin a step of so many rows and trained tokens."""
         self._rows = rows
         self._expected = trained_tokens
         self._seen = 0
@@ -130,8 +130,8 @@ class Objective:
     def __call__(
         self, model_output: Any, data: Any, dp_group: Any = None
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """verl's contract: nested log-probabilities and the micro-batch in, loss and
-        metrics out.
+        """Compute loss and metrics from nested log-probabilities and a micro-batch, as verl calls
+        it.
         """
         longest = int(data["input_ids"].offsets().diff().max())
         dense = functools.partial(_dense, longest=longest)
@@ -147,7 +147,7 @@ class Objective:
         self._config.global_batch_info.update(
             dp_size=1, batch_num_tokens=None, global_batch_size=self._rows, loss_scale_factor=None
         )
-        loss, told = self._policy_loss(
+        loss, metrics = self._policy_loss(
             old_log_prob=old,
             log_prob=logprobs,
             advantages=dense(data["advantages"]),
@@ -157,7 +157,7 @@ class Objective:
             rollout_is_weights=correction if sequence_mean else correction * weights,
         )
         self._sums["policy"] += loss.item()
-        self._sums["clipped"] += float(told.get("actor/pg_clipfrac", 0.0)) * int(mask.sum())
+        self._sums["clipped"] += float(metrics.get("actor/pg_clipfrac", 0.0)) * int(mask.sum())
         if self._settings.entropy_coef:
             entropy = agg_loss(dense(model_output["entropy"]) * weights, mask, "token-sum")
             self._sums["entropy"] += entropy.item()
@@ -172,12 +172,12 @@ class Objective:
             self._sums["kl"] += kl.item()
             loss = loss + self._settings.kl_coef * kl
         if self._seen == self._expected:
-            self._judge()
+            self._check_drift()
         return loss, {}
 
     @property
     def drift(self) -> tuple[float, float]:
-        """Over the step's trained tokens so far: mean k3 of KL(engine ‖ trainer), and effective
+        """Mean k3 of KL(engine ‖ trainer) over the step's trained tokens so far, and the effective
         sample size as a share of them.
         """
         if not self._seen:
@@ -187,7 +187,7 @@ class Objective:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Of the step that ended."""
+        """Metrics of the step that ended."""
         k3, ess = self.drift
         metrics = {
             "policy_loss": self._sums["policy"],
@@ -202,12 +202,13 @@ class Objective:
         return metrics
 
     def require_finite(self) -> None:
-        """Raises StepNotFinite unless the loss of the step is a number. Not to be called amid a
-        step: gradients would be left behind.
+        """Raise StepNotFinite unless the loss of the step is finite.
+
+        Do not call it before the last micro-batch: gradients would stay.
         """
         terms = {name: self._sums[name] for name in ("policy", "entropy", "kl")}
         if not all(map(math.isfinite, terms.values())):
-            raise StepNotFinite(f"the loss is not finite ({terms}); nothing was changed")
+            raise StepNotFinite(f"the loss is not finite ({terms}); no weight was changed")
 
     def _watch(self, logprobs: torch.Tensor, behaviour: torch.Tensor, mask: torch.Tensor) -> None:
         difference = (
@@ -219,9 +220,9 @@ class Objective:
         self._sums["ratio"] += float(ratio.sum())
         self._sums["ratio2"] += float(ratio.square().sum())
 
-    def _judge(self) -> None:
+    def _check_drift(self) -> None:
         settings, (k3, ess) = self._settings, self.drift
-        # NaN compares false with every bound, and is the worst drift of all.
+        # Written so that NaN raises too.
         if not (k3 <= settings.drift_stop_k3 and ess >= settings.drift_stop_ess):
             raise PolicyDrift(
                 "the engine's log-probabilities of this batch and the trainer's disagree: k3 "
@@ -233,11 +234,13 @@ class Objective:
                 ess=ess,
             )
         if k3 > settings.drift_alarm_k3 or ess < settings.drift_alarm_ess:
-            logger.warning("engine and trainer drift apart", k3=k3, ess=ess)
+            logger.warning(
+                "the log-probabilities of engine and trainer differ more than usual", k3=k3, ess=ess
+            )
 
 
 def _dense(nested: torch.Tensor, *, longest: int) -> torch.Tensor:
     """(row, T) nested → (row, longest), padded with 0, as verl's losses take it."""
     rows = nested.float() if nested.dtype is torch.bool else nested
-    # The size is said, since nested tensors that took part in autograd no longer know it.
+    # The size is given, because nested tensors from autograd no longer know it.
     return torch.nested.to_padded_tensor(rows, 0.0, output_size=(rows.shape[0], longest))

@@ -1,6 +1,6 @@
-"""Acquire an epoch in `policy.updates`; publish a learner's updates and ledger entries in order.
+"""Acquires an epoch in `policy.updates`, and publishes a learner's updates and ledger entries.
 
-A learner that finds a later epoch in the log was replaced by another one, and stops.
+A learner that finds a later epoch in the log was replaced by another learner, and stops.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from services.common.runtime.clock import now_ms
 from services.learner.errors import EpochLost
 
 _SKEW_MS = 60_000
-"""A group's start is by another clock than the ledger's records."""
+"""How far the clocks that stamp a group's start and the ledger's records may differ."""
 
 
 class LedgerMemory(NamedTuple):
-    """What `training.ledger` says of the past."""
+    """What `training.ledger` holds from the past."""
 
     event_ids: set[str]
     settled: dict[str, str | None]
-    """Groups of this policy that a learner has settled, and the last revision it has accounted for:
-    none is ever trained again.
+    """Settled groups of this policy, with the last revision that the ledger knows.
+
+    They are never trained again.
     """
 
 
@@ -56,7 +57,7 @@ class PolicyLog:
         self._policy = policy
         self._learner_id = learner_id
         self.updates: list[PolicyUpdate] = []
-        """What the log holds of this policy, in order."""
+        """The events of this policy in `policy.updates`, in order."""
         self.epoch = 0
         """The epoch of this learner; 0 before `acquire_epoch`."""
         self._epochs = PolicyEpochs()
@@ -105,7 +106,7 @@ class PolicyLog:
             )
 
     def catch_up(self, up_to: int | None) -> None:
-        """Read on, at least up to this offset if one is given."""
+        """Read new events; wait until the one at offset `up_to` has come, if it is given."""
         while True:
             message = self._consumer.poll(5.0 if up_to is not None else 0.0)
             if message is None:
@@ -120,8 +121,9 @@ class PolicyLog:
                 return
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Publish updates and ledger entries in order; every update is acknowledged before the
-        entries after it are sent.
+        """Publish updates and ledger entries in order.
+
+        Every update is acknowledged before the entries after it are sent.
         """
         entries: list[LedgerEntry] = []
         for event in events:
@@ -149,9 +151,7 @@ class PolicyLog:
         )
 
     def accounts(self, groups: Sequence[PendingGroup]) -> dict[str, dict[str, LedgerTerm]]:
-        """What the ledger says of the actions of groups that this policy's learners have
-        settled.
-        """
+        """Read from the ledger the terms of the actions of settled groups, by group."""
         keys = {held.group_id.encode() for held in groups}
         partitions = sorted({held.partition for held in groups})
         since = max(0, min(held.started_at for held in groups) - _SKEW_MS)
@@ -174,9 +174,7 @@ class PolicyLog:
         return {group_id: accounts_of(entries) for group_id, entries in found.items()}
 
     def republish(self, events: Sequence[Event], ledger: LedgerMemory) -> int:
-        """Publish those of a checkpoint's events that the log does not have yet; return
-        how many.
-        """
+        """Publish the events of a checkpoint that the log lacks; returns how many."""
         missing = [
             event
             for event in events
@@ -186,7 +184,7 @@ class PolicyLog:
         return len(missing)
 
     def close(self) -> None:
-        """Leave the consumer; the producer is its owner's."""
+        """Close the consumer; the producer belongs to the caller."""
         self._consumer.close()
 
     def _publish_entries(self, entries: Sequence[LedgerEntry]) -> None:

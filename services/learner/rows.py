@@ -1,5 +1,6 @@
-"""Settled groups → training rows: advantages by the registered estimator, weights by episode.
-Imports torch only when called.
+"""Turns settled groups into training rows: advantages by the estimator, weights by episode.
+
+torch is imported only when they are computed.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from services.learner.train_row import TrainRow
 
 
 def oddity(event: Trajectory | Tombstone) -> str | None:
-    """How a row is built otherwise than the rewarder builds it; None if it is not.
-    `fulgurite.learning.batching` looks at what it is worth.
+    """Say how a row is malformed; None if the rewarder could have written it.
+
+    Rewards and credits are checked by `fulgurite.learning.batching`.
     """
     if isinstance(event, Tombstone):
         return None
     if len(event.token_ids) % 4:
-        return f"{len(event.token_ids)} bytes are no token ids"
+        return f"token_ids has {len(event.token_ids)} bytes, not a multiple of 4"
     for action in event.actions:
         name, length = action_id(action.call_id, action.choice), action.end - action.start
         if not 0 <= action.start < action.end <= len(event.token_ids) // 4:
@@ -44,7 +46,7 @@ def oddity(event: Trajectory | Tombstone) -> str | None:
 
 
 def without_actions(event: Trajectory | Tombstone) -> Trajectory | Tombstone:
-    """What stands for an odd row, so that its group is complete: nothing of it is trained."""
+    """The row without its actions: its group is complete, and nothing of the row is trained."""
     return (
         event
         if isinstance(event, Tombstone)
@@ -53,7 +55,7 @@ def without_actions(event: Trajectory | Tombstone) -> Trajectory | Tombstone:
 
 
 def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:
-    """Rows of every episode that has something to train; none if no group teaches anything.
+    """Make the rows of every episode that has something to train.
 
     Advantage = (credit - mean of the group's scored episodes) / their standard deviation; weight =
     1 / (trained tokens of the episode x episodes in the batch).
@@ -71,10 +73,10 @@ def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:
 
 
 def permuted(groups: Sequence[BatchGroup], seed: int) -> tuple[BatchGroup, ...]:
-    """The control experiment: rewards exchanged at random among the scored episodes of each group,
-    so that nothing can be learned.
+    """Permute the rewards among the scored episodes of each group, for a control experiment.
 
-    Every action's credit becomes its episode's new reward, as under the rule `identical`.
+    Then nothing can be learned. Every action's credit becomes its episode's new reward, as under
+    the rule `identical`.
     """
     return tuple(_permute(group, random.Random(f"{seed} {group.group_id}")) for group in groups)
 
@@ -82,7 +84,7 @@ def permuted(groups: Sequence[BatchGroup], seed: int) -> tuple[BatchGroup, ...]:
 def _permute(group: BatchGroup, chance: random.Random) -> BatchGroup:
     rewards = list(group.rewards)
     chance.shuffle(rewards)
-    # Episodes without rows keep the rest of the rewards: the baseline does not change.
+    # Episodes without rows get the rest of the rewards, so the baseline does not change.
     drawn = iter(rewards)
     return msgspec.structs.replace(
         group, episodes=tuple(_paid(episode, next(drawn)) for episode in group.episodes)

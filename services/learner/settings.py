@@ -1,4 +1,4 @@
-"""The learner's settings, from the environment."""
+"""Settings of the learner, from the environment (`FULGURITE_*`)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class LearnerSettings(BaseSettings):
-    """Prefix FULGURITE_; how the trainer trains is in
-    `services.learner.trainer.TrainerSettings`.
-    """
+    """Settings of the loop; those of the trainer are in `TrainerSettings`."""
 
     model_config = SettingsConfigDict(
         env_prefix="FULGURITE_",

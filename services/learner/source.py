@@ -1,8 +1,7 @@
-"""What the learner reads: every partition of its topic, by `assign()`, from the offsets of its
-checkpoint.
+"""Reads every partition of the learner's topic from the offsets of its checkpoint.
 
-Group commits are for display only. An offset that is no longer in the topic stops the learner with
-an explanation.
+Partitions are assigned, not subscribed. Offsets are committed only to show the lag. An offset that
+is no longer in the topic stops the learner with an explanation.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class TrajectorySource:
         policy: str,
         rows_of: str | None = None,
     ) -> None:
-        """`rows_of`: another policy, whose rows are taken for rows of `policy`."""
+        """`rows_of`: another policy, whose rows are relabelled as rows of `policy`."""
         self._policy = policy
         self._rows_of = rows_of
         self.topic: Topic = msgspec.structs.replace(TRAJECTORIES, name=topic)
@@ -49,7 +48,7 @@ class TrajectorySource:
 
     @property
     def topic_name(self) -> str:
-        """With the deployment's prefix."""
+        """Name of the topic with the deployment's prefix."""
         return self._name
 
     def topic_id(self) -> str:
@@ -57,7 +56,7 @@ class TrajectorySource:
         return topic_id(self._kafka, self._name)
 
     def start(self, positions: Iterable[Position]) -> None:
-        """Assign every partition, at the given positions, elsewhere at the beginning."""
+        """Assign every partition, from the given positions or from the beginning."""
         given = {position.partition: position.offset for position in positions}
         self._consumer.assign(
             [
@@ -67,7 +66,7 @@ class TrajectorySource:
         )
 
     def read(self, timeout_s: float) -> Iterator[Record]:
-        """What has come, after at most this time. Raises OffsetOutOfRange."""
+        """Yield new records, after waiting at most `timeout_s`. Raises OffsetOutOfRange."""
         messages = self._consumer.consume(1, timeout_s)
         if messages:
             messages += self._consumer.consume(_BATCH, 0)
@@ -80,17 +79,15 @@ class TrajectorySource:
                 )
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # pyright: ignore[reportPrivateUsage]
                 raise OffsetOutOfRange(
-                    f"{self._name} no longer holds the offset to go on from ({error.str()}). "
-                    "Retention deleted records that were not trained; start anew with another "
-                    "FULGURITE_POLICY, or from an older archive"
+                    f"{self._name} no longer has the offset to resume from ({error.str()}): "
+                    "retention deleted records that were not trained. Train under another "
+                    "FULGURITE_POLICY, or on a topic that `fulgurite replay` wrote from an archive."
                 )
             elif error.fatal():
                 raise LogUnavailable(f"{self._name}: {error.str()}")
 
     def show(self, positions: Iterable[Position]) -> None:
-        """Commit offsets to the consumer group, so that its lag can be seen; nothing is read back
-        from there.
-        """
+        """Commit offsets to the consumer group to show its lag; they are never read back."""
         offsets = [
             TopicPartition(self._name, position.partition, position.offset)
             for position in positions
@@ -99,7 +96,7 @@ class TrajectorySource:
             self._consumer.commit(offsets=offsets, asynchronous=True)
 
     def close(self) -> None:
-        """Leave the group."""
+        """Close the consumer."""
         self._consumer.close()
 
 

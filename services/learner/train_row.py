@@ -1,4 +1,5 @@
-"""What the trainer takes: rows of tokens with everything that the loss of each token needs.
+"""Defines a training row: tokens with everything that the loss of each token needs.
+
 Importable without torch.
 """
 
@@ -10,11 +11,11 @@ from numpy.typing import NDArray
 
 
 class TrainRow(msgspec.Struct, frozen=True, eq=False):
-    """One row of T tokens; every array is (T,) and speaks of the token at its index."""
+    """One row of T tokens. Every array is (T,), one value per token."""
 
     token_ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
-    """Carries loss. Never the first token, which nothing predicts."""
+    """Whether the token carries loss. Never the first token, which nothing predicts."""
     behaviour_logprobs: NDArray[np.float32]
     """As the engine reported them, at the action's temperature; 0 where not trained."""
     advantages: NDArray[np.float32]

@@ -1,9 +1,8 @@
-"""One policy's weights and optimizer: verl's `TrainingWorker` on the forest engine, in this
-process, without Ray.
+"""Trains one policy: verl's `TrainingWorker` on the forest engine, in this process, without Ray.
 
-A step either happens or leaves everything as it was. Rows come in any number and order:
-micro-batches are cut along the prefix forest, and filled up with rows that are prefixes of others
-and carry no loss, which cost nothing. Not thread-safe; one per process.
+A step either happens or changes nothing. Rows come in any number and order. Micro-batches are cut
+along the prefix forest, and filled up to equal numbers of rows with short prefixes of other rows,
+which carry no loss and cost nothing. Not thread-safe; one per process.
 """
 
 # verl, tensordict and torch.distributed are annotated in part only.
@@ -34,12 +33,13 @@ from services.learner.trainer_settings import TrainerSettings
 __all__ = ["TrainRow", "Trainer", "TrainerSettings"]
 
 _FILLER_TOKENS = 2
-"""A row that is there for the number of rows only; the shortest one with something to predict."""
+"""Tokens of a filler row: the shortest row with a token to predict."""
 
 
 class Trainer:
-    """Trains the model in a Hugging Face folder. Raises IncompatibleObjective if the settings do
-    not go together.
+    """Trains the model in a Hugging Face folder.
+
+    Raises IncompatibleObjective if the settings do not fit together.
     """
 
     def __init__(self, model: Path, settings: TrainerSettings) -> None:
@@ -60,9 +60,9 @@ class Trainer:
         return cast("torch.nn.Module", self._worker.engine.module)
 
     def step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
-        """One optimizer step on a batch; its metrics.
+        """Make one optimizer step on a batch and return its metrics.
 
-        Raises PolicyDrift, StepNotFinite, IncompatibleObjective: nothing has changed then.
+        Raises PolicyDrift, StepNotFinite, IncompatibleObjective; then no weight was changed.
         """
         began = time.monotonic()
         self._refuse(rows)
@@ -85,10 +85,10 @@ class Trainer:
         )
         from verl.utils import tensordict_utils as tu
 
-        told = cast("dict[str, Any]", tu.get(result, "metrics"))
+        metrics = cast("dict[str, Any]", tu.get(result, "metrics"))
         return {
-            "loss": float(told["loss"]),
-            "grad_norm": float(told["grad_norm"]),
+            "loss": float(metrics["loss"]),
+            "grad_norm": float(metrics["grad_norm"]),
             **self._objective.metrics(),
             "forest_tokens": float(
                 sum(
@@ -102,18 +102,14 @@ class Trainer:
         }
 
     def logprobs(self, token_ids: Sequence[int] | NDArray[np.int32]) -> NDArray[np.float32]:
-        """Log-probabilities of each token but the first given those before it, at temperature 1,
-        shape (T-1,).
-        """
+        """Log-probabilities (T-1,) of each token but the first, at temperature 1."""
         tokens = np.asarray(token_ids, dtype=np.int32)
         zeros, ones = np.zeros(len(tokens), np.float32), np.ones(len(tokens), np.float32)
         row = TrainRow(tokens, np.arange(len(tokens)) > 0, zeros, zeros, zeros, ones)
         return self.row_logprobs([row])[0][1:]
 
     def row_logprobs(self, rows: Sequence[TrainRow]) -> list[NDArray[np.float32]]:
-        """Log-probabilities (T,) of the trained tokens of each row at their temperatures, 0
-        elsewhere.
-        """
+        """Log-probabilities (T,) of each row's trained tokens, at their temperatures; else 0."""
         bins, filled = _filled(rows, self.settings.max_forest_tokens)
         shifted = self._infer(self._worker, _fields(filled), bins)
         return [
@@ -122,8 +118,9 @@ class Trainer:
         ]
 
     def export(self, path: Path) -> None:
-        """Write the weights as safetensors under Hugging Face's names, in the base model's dtype; a
-        tied head is left out, as theirs is.
+        """Write the weights as safetensors under Hugging Face's names, in the base model's dtype.
+
+        A tied head is left out, as Hugging Face does.
         """
         config = self._worker.model_config.hf_config
         parameters, _ = self._worker.engine.get_per_tensor_param()
@@ -142,25 +139,26 @@ class Trainer:
             self._worker.save_checkpoint(str(folder))
 
     def load(self, folder: Path) -> None:
-        """The inverse of `save`."""
+        """Read what `save` wrote."""
         with contextlib.redirect_stdout(sys.stderr):
             self._worker.load_checkpoint(str(folder))
 
     def _refuse(self, rows: Sequence[TrainRow]) -> None:
         if not any(row.trained.any() for row in rows):
-            raise IncompatibleObjective("a step needs at least one trained token")
+            raise IncompatibleObjective("the batch has no trained token; a step needs at least one")
         if self.settings.single_row_episodes:
             sums = [float(row.weights[row.trained].sum()) * len(rows) for row in rows]
             if not np.allclose(sums, 1.0, atol=1e-3):
                 raise IncompatibleObjective(
-                    "single_row_episodes is set, and the weights of this batch are not those "
-                    "of one row per episode"
+                    "FULGURITE_TRAINER_SINGLE_ROW_EPISODES is set, but the batch has episodes of "
+                    "several rows: unset it, and use a policy loss that is not over sequences"
                 )
         if not self.settings.share_prefixes and any(
             len(np.unique(row.temperature[row.trained])) > 1 for row in rows
         ):
             raise IncompatibleObjective(
-                "row by row, verl knows one temperature per row; set share_prefixes"
+                "a row has several temperatures, and without FULGURITE_TRAINER_SHARE_PREFIXES "
+                "verl computes a row at one temperature: set it to true"
             )
 
     def _batch(self, fields: dict[str, Any], bins: list[list[int]], **options: Any) -> Any:
@@ -189,7 +187,7 @@ class Trainer:
     def _infer(
         self, worker: Any, fields: dict[str, Any], bins: list[list[int]]
     ) -> list[torch.Tensor]:
-        """Log-probabilities of each of the batch's rows, by index of the row."""
+        """Compute the log-probabilities of each row of the batch, in the order of the rows."""
         result = worker.infer_batch(self._batch(fields, bins, compute_loss=False))
         in_bins = [row.detach().float().cpu() for row in result["log_probs"].unbind()]
         order = [i for b in bins for i in b]
@@ -219,8 +217,9 @@ class Trainer:
 
 
 def _filled(rows: Sequence[TrainRow], max_tokens: int) -> tuple[list[list[int]], list[TrainRow]]:
-    """Bins of equally many rows, cut along the forest; rows added to the end of the list fill the
-    smaller ones up.
+    """Cut rows along the forest into bins with equal numbers of rows.
+
+    Returns the bins as indices, and the rows with filler rows at the end.
     """
     bins = partition([row.token_ids for row in rows], max_tokens)
     filled = list(rows)
@@ -238,7 +237,7 @@ def _filled(rows: Sequence[TrainRow], max_tokens: int) -> tuple[list[list[int]],
 
 
 def _fields(rows: Sequence[TrainRow]) -> dict[str, Any]:
-    """The batch's tensors row by row, in verl's layout: index t speaks of token t+1."""
+    """The batch's tensors row by row, in verl's layout: index t stands for token t+1."""
     behaviour = [_shifted(row.behaviour_logprobs) for row in rows]
     return {
         "input_ids": [torch.from_numpy(row.token_ids.astype(np.int64)) for row in rows],
@@ -265,7 +264,7 @@ def _jagged(rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
-    """verl's worker with our engine, which it finds in its registry."""
+    """Make verl's worker with the forest engine, which it finds in its registry."""
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import (
         FSDPEngineConfig,
@@ -316,10 +315,10 @@ def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
         ),
         checkpoint_config=CheckpointConfig(),
     )
-    # verl prints; a service's standard output is its log.
+    # verl prints to standard output, which is the service's log.
     with contextlib.redirect_stdout(sys.stderr):
         worker = TrainingWorker(config)
-        # Importing the engine has registered it; this says so to readers, too.
+        # Importing the engine registered it.
         assert isinstance(worker.engine, ForestEngine)
         worker.reset()
     return worker

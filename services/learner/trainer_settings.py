@@ -1,4 +1,4 @@
-"""How the trainer trains, from the environment; importable without torch."""
+"""Settings of the trainer, from the environment. Importable without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class TrainerSettings(BaseSettings):
-    """Prefix FULGURITE_TRAINER_, e.g. FULGURITE_TRAINER_LR=1e-5."""
+    """Settings with the prefix FULGURITE_TRAINER_, for example FULGURITE_TRAINER_LR=1e-5."""
 
     model_config = SettingsConfigDict(
         env_prefix="FULGURITE_TRAINER_", extra="ignore", frozen=True, use_attribute_docstrings=True

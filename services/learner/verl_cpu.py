@@ -1,8 +1,7 @@
-"""A CPU platform for verl, which has none of its own: the same FSDP2 engine then runs where there
-is no accelerator.
+"""Registers a CPU platform with verl, so that its FSDP2 engine runs without an accelerator.
 
-Importing this module registers it. `select(device)` must run before anything of verl is imported
-that asks for the platform; worker processes of a cluster get the same by VERL_PLATFORM=cpu and
+`select(device)` must run before any module of verl is imported that asks for the platform. Worker
+processes of a cluster need VERL_PLATFORM=cpu and
 VERL_USE_EXTERNAL_MODULES=services.learner.verl_cpu in their environment.
 """
 
@@ -22,9 +21,7 @@ from verl.plugin.platform import PlatformBase, PlatformRegistry, get_platform
 
 
 class _CpuDevice(ModuleType):
-    """What verl asks of a `torch.<device>` module. Memory figures are zero: the process's own are
-    reported apart.
-    """
+    """The functions of a `torch.<device>` module that verl calls. Memory figures are 0."""
 
     def __init__(self) -> None:
         super().__init__("torch_cpu_for_verl")
@@ -75,7 +72,7 @@ _DEVICE = _CpuDevice()
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCpu(PlatformBase):
-    """Answers verl's questions about the accelerator with: there is none, use the host."""
+    """Tells verl that there is no accelerator, and to use the host."""
 
     @property
     def device_name(self) -> str:
@@ -93,11 +90,11 @@ class PlatformCpu(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        # Never chosen by detection: a machine with a GPU has a CPU too.
+        # Never detected: a machine with a GPU has a CPU too.
         return False
 
     def current_device(self) -> Any:
-        # verl hands this to `.to(...)`, where an index would mean an accelerator.
+        # verl passes this to `.to(...)`, where an index would mean an accelerator.
         return torch.device("cpu")
 
     def device_count(self) -> int:
@@ -148,8 +145,9 @@ class PlatformCpu(PlatformBase):
 
 
 def select(device: str) -> str:
-    """Choose verl's platform for this process: "auto", "cpu" or "cuda"; returns which. Raises
-    RuntimeError when verl has chosen another.
+    """Choose verl's platform for this process ("auto", "cpu" or "cuda") and return it.
+
+    Raises RuntimeError if verl has chosen another already.
     """
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if chosen == "cpu":
@@ -158,6 +156,7 @@ def select(device: str) -> str:
         del os.environ["VERL_PLATFORM"]
     if (settled := get_platform().device_name) != chosen:
         raise RuntimeError(
-            f"verl runs on {settled} in this process already: it cannot change to {chosen}"
+            f"verl already runs on {settled} in this process and cannot change to {chosen}: call "
+            "`select` before importing verl"
         )
     return chosen

@@ -1,12 +1,14 @@
-"""The archive: topics as Parquet, to the byte, partitioned by topic and day (UTC, by record time),
-beyond the topics' retention.
+"""Writes and reads an archive: the topics' records as Parquet files, byte for byte.
+
+It keeps records beyond the topics' retention. Files are partitioned by topic and day (UTC, by
+record time):
 
     DIR/topic=llm.calls/day=2026-01-31/partition-003.<run>.parquet      offset, timestamp, key, value, event_id, event_type
     DIR/archive.json                                                     how far each partition has been archived
 
-`archive` goes on where the last one ended. `archive.json` is written last, so a run that was killed
-is repeated; records that are then there twice are read once. Encrypted payloads stay encrypted.
-What calls left elsewhere is copied too, into `claims/`, and read from there.
+`archive` continues where the last run ended. `archive.json` is written last, so a run that was
+killed is repeated; records that are then in two files are read once. Encrypted payloads stay
+encrypted. Payloads stored outside Kafka are copied to `claims/`, and read from there.
 """  # noqa: E501 - a table
 
 from __future__ import annotations
@@ -38,16 +40,16 @@ _COLUMNS = ("offset", "timestamp", "key", "value", "event_id", "event_type")
 
 
 class Archived(msgspec.Struct, kw_only=True):
-    """What a run did."""
+    """The report of a run."""
 
     records: dict[str, int]
-    """By topic."""
+    """Number of records added, by topic."""
     gaps: list[str]
-    """What retention had removed before it could be archived."""
+    """Ranges of offsets that retention had removed before they were archived."""
     claims: int
-    """Texts copied that calls had left elsewhere."""
+    """Number of offloaded payloads copied."""
     lost_claims: list[str]
-    """Those that were gone, or not what was left."""
+    """Payloads that are missing or damaged, with the reason."""
 
 
 def archive(
@@ -57,7 +59,7 @@ def archive(
     topics: Collection[Topic],
     on_progress: Callable[[str, int], None],
 ) -> Archived:
-    """Add to the archive what topics hold beyond it. Raises LogUnavailable, BadArchive, OSError."""
+    """Add the records that the archive lacks. Raises LogUnavailable, BadArchive, OSError."""
     done = read_index(folder)
     source = LogSource(settings, codec, topics, done, named=topics)
     counts = {topic.name: 0 for topic in topics}
@@ -85,14 +87,16 @@ def archive(
 
 
 def read_index(folder: Path) -> dict[Place, int]:
-    """The next offset of each partition. Raises BadArchive."""
+    """Read the next offset of each partition. Raises BadArchive."""
     path = folder / _INDEX
     if not path.exists():
         return {}
     try:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[int, int]])
     except msgspec.DecodeError as error:
-        raise BadArchive(f"{path}: {error}") from error
+        raise BadArchive(
+            f"{path} is damaged: {error}. Restore it from a backup, or archive to a new folder."
+        ) from error
     return {
         (topic, partition): offset
         for topic, partitions in found.items()
@@ -113,7 +117,7 @@ def _write_index(folder: Path, ends: dict[Place, int]) -> None:
 
 
 class ArchiveSource:
-    """An archive as a `Source`."""
+    """Reads an archive as a `Source`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -121,13 +125,13 @@ class ArchiveSource:
         self.at_hand = self._claims.at_hand
         if not (folder / _INDEX).exists():
             raise BadArgument(
-                f"{folder} is no archive: it has no {_INDEX}; `fulgurite archive {folder}` "
-                "makes one"
+                f"{folder} is not an archive: it has no {_INDEX}. `fulgurite archive {folder}` "
+                "creates one"
             )
         self.ends = read_index(folder)
 
     def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
-        """Records in the files that are to be read."""
+        """See `Source`."""
         return sum(
             count_rows(path) for topic in topics for path in self._files(topic, "*", since_ms)
         )
@@ -135,7 +139,7 @@ class ArchiveSource:
     def read(
         self, topics: Collection[Topic], partition: int, since_ms: int | None = None
     ) -> Iterator[Raw]:
-        """See `Source`; records that were archived twice come once."""
+        """See `Source`. Records that were archived twice come once."""
         for topic in topics:
             files = [
                 self._file(path, topic, partition)
@@ -148,15 +152,13 @@ class ArchiveSource:
                 last = max(last, raw.offset)
 
     def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
-        """See `Source`: a parent is among what was read before, or gone; a claim is on the
-        archive's own copy.
-        """
+        """See `Source`. A parent must have been read before; payloads come from the archive."""
         chain = [call]
         while (ref := chain[-1].parent) is not None:
             parent = held.get(ref.call_id)
             if parent is None:
                 raise BrokenDelta(
-                    f"call {call.call_id}: its parent {ref.call_id} is not in the archive"
+                    f"call {call.call_id}: its parent call {ref.call_id} is not in the archive"
                 )
             chain.append(parent)
         whole = chain.pop()
@@ -180,7 +182,7 @@ class ArchiveSource:
 
 
 class Chained:
-    """An archive, then what the log has beyond it."""
+    """Reads an archive, then the records in Kafka that it does not have."""
 
     def __init__(self, archived: ArchiveSource, live: LogSource) -> None:
         self._archived = archived
@@ -205,10 +207,10 @@ class Chained:
 def open_source(
     settings: KafkaSettings, codec: Codec, folder: Path | None, *, archive_only: bool = False
 ) -> Source:
-    """The log, an archive, or both. Raises BadArgument, BadArchive, LogUnavailable."""
+    """Open Kafka, an archive, or both. Raises BadArgument, BadArchive, LogUnavailable."""
     if folder is None:
         if archive_only:
-            raise BadArgument("--archive-only needs --archive")
+            raise BadArgument("--archive-only needs --archive DIR")
         return LogSource(settings, codec)
     archived = ArchiveSource(folder)
     return (

@@ -1,6 +1,4 @@
-"""The texts that archived calls left elsewhere: copied into the archive's folder `claims`, and
-found there whatever became of the first.
-"""
+"""Copies payloads stored outside Kafka into an archive's folder `claims`, and finds them there."""
 
 from __future__ import annotations
 
@@ -17,15 +15,16 @@ from services.replay.pruning import names_in
 
 
 class ArchivedClaims:
-    """Those of one archive."""
+    """The payloads of one archive."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = (folder / "claims").resolve()
         self._store = ClaimStore(Folder(self._folder))
 
     def copy(self, value: bytes, codec: Codec) -> tuple[int, list[str]]:
-        """Copy what a record names and the archive lacks; how many, and what could not be. Raises
-        OSError.
+        """Copy the payloads that a record names and the archive lacks. Raises OSError.
+
+        Returns how many were copied, and errors of those that could not be.
         """
         copied, lost = 0, list[str]()
         for claim in _claims(value, codec) if names_in(value) else ():
@@ -34,7 +33,7 @@ class ArchivedClaims:
             try:
                 payload = fetch(claim)
                 if digest(payload) != claim.sha256:
-                    raise BadClaim(f"{claim.uri} is not what was left there")
+                    raise BadClaim(f"{claim.uri} is damaged: its SHA-256 is not {claim.sha256}")
             except BadClaim as error:
                 lost.append(str(error))
                 continue
@@ -43,7 +42,7 @@ class ArchivedClaims:
         return copied, lost
 
     def at_hand(self, call: LlmCall) -> LlmCall:
-        """The call, its claims on the archive's own copies where there are any."""
+        """Return the call with claim checks of the archive's own copies, where it has them."""
         if not claims_of(call):
             return call
         whole = None if call.claim_check is None else self._own(call.claim_check)

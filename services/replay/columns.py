@@ -1,4 +1,4 @@
-"""The Arrow schemas: rows of trajectories for people and `datasets`, and records of an archive."""
+"""Defines the Arrow schemas: trajectories for analysis and `datasets`, and an archive's records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.replay.parquet import arrow
 
 
 def ROWS() -> Any:
-    """Trajectories and tombstones; a tombstone has a `reason` and no tokens."""
+    """Schema of trajectories and tombstones; a tombstone has a `reason` and no tokens."""
     pa = arrow()
     action = pa.struct(
         [
@@ -52,7 +52,7 @@ def ROWS() -> Any:
 
 
 def RECORDS() -> Any:
-    """Records of an archive, to the byte."""
+    """Schema of an archive's records."""
     pa = arrow()
     return pa.schema(
         [
@@ -67,7 +67,7 @@ def RECORDS() -> Any:
 
 
 def row_of(row: Trajectory | Tombstone) -> dict[str, Any]:
-    """A row or a tombstone as columns."""
+    """Convert a trajectory or a tombstone into columns."""
     common: dict[str, Any] = {
         "event_id": row.event_id,
         "kind": "trajectory" if isinstance(row, Trajectory) else "tombstone",

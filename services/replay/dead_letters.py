@@ -1,5 +1,6 @@
-"""Dead letters: what could not be processed, and putting it back. A redriven event is appended to
-its topic again, so it counts as late.
+"""Reads dead letters, and sends their events back to their topics.
+
+A redriven event is appended to its topic again, so it counts as late.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from services.replay.errors import NotFound
 
 
 class Redriven(EventStruct, frozen=True, kw_only=True):
-    """What became of one letter."""
+    """The result for one dead letter."""
 
     letter: str
     topic: str | None
-    """Where its event lies again; null if it does not."""
+    """The topic that its event was sent to; None if it was not sent."""
     offset: int | None
     why: str | None
-    """Why it was not put back."""
+    """Why it was not sent."""
 
 
 def read_letters(settings: KafkaSettings, codec: Codec) -> dict[str, DeadLetter]:
-    """Every letter once, by id, in the order of the log. Raises LogUnavailable."""
+    """Read every dead letter once, by id, in log order. Raises LogUnavailable."""
     letters: dict[str, DeadLetter] = {}
     for record in read_all(settings, DEAD_LETTERS, codec):
         if isinstance(record.event, DeadLetter):
@@ -37,27 +38,30 @@ def read_letters(settings: KafkaSettings, codec: Codec) -> dict[str, DeadLetter]
 
 
 def chosen(letters: dict[str, DeadLetter], names: Iterable[str]) -> list[DeadLetter]:
-    """Letters by id or by the unambiguous beginning of one. Raises NotFound."""
+    """Find dead letters by their ids or unambiguous prefixes. Raises NotFound."""
     found: list[DeadLetter] = []
     for name in names:
         fitting = [letter for event_id, letter in letters.items() if event_id.startswith(name)]
         if len(fitting) != 1:
-            raise NotFound(f"{len(fitting) or 'no'} dead letters begin with {name!r}")
+            raise NotFound(
+                f"{len(fitting) or 'no'} dead letters begin with {name!r}: `fulgurite dlq list` "
+                "has their ids"
+            )
         found += fitting
     return found
 
 
 def origin(settings: KafkaSettings, letter: DeadLetter) -> Topic | None:
-    """The deployment's topic that a letter is about."""
+    """The deployment's topic that a dead letter came from."""
     return next((topic for topic in TOPICS if settings.topic(topic) == letter.topic), None)
 
 
 def content(codec: Codec, letter: DeadLetter) -> Event | str:
-    """The event in a letter, or why its bytes cannot be read."""
+    """Decode the event in a dead letter, or return why that is impossible."""
     if letter.value is None:
         return (
-            "the letter is without bytes; what it is about is still in the log, where a replay "
-            "finds it"
+            "the dead letter has no bytes; the event is still in its topic, where "
+            "`fulgurite replay` finds it"
         )
     try:
         return codec.decode(letter.value or b"")
@@ -68,10 +72,9 @@ def content(codec: Codec, letter: DeadLetter) -> Event | str:
 def redrive(
     settings: KafkaSettings, codec: Codec, letters: Collection[DeadLetter], *, dry_run: bool = False
 ) -> list[Redriven]:
-    """Append the events of letters to the topics they came from. Bytes that still cannot be read
-    stay where they are.
+    """Append the events of dead letters to the topics they came from. Raises LogUnavailable.
 
-    Raises LogUnavailable.
+    Bytes that still cannot be decoded are not sent.
     """
     producer = None if dry_run or not letters else EventProducer(settings, codec, "fulgurite-dlq")
     try:
@@ -90,7 +93,7 @@ def _redrive(
             letter=letter.event_id,
             topic=None,
             offset=None,
-            why=f"{letter.topic} is no topic of this deployment",
+            why=f"{letter.topic} is not a topic of this deployment (FULGURITE_TOPIC_PREFIX)",
         )
     if isinstance(event, str):
         return Redriven(letter=letter.event_id, topic=None, offset=None, why=event)
@@ -99,7 +102,7 @@ def _redrive(
             letter=letter.event_id,
             topic=None,
             offset=None,
-            why=f"{type(event).__name__} has no place in {topic.name}",
+            why=f"{topic.name} does not hold events of type {type(event).__name__}",
         )
     offset = None
     if producer is not None:

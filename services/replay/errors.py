@@ -1,9 +1,9 @@
-"""What can go wrong when the log is read again.
+"""The error tree of commands that read the log.
 
     ReplayError
-    ├── BadArgument     what was asked for makes no sense; the message says what would
-    ├── TargetInUse     the place to write to is a topic of the deployment, or not empty
-    ├── NotFound        the log holds nothing of that name
+    ├── BadArgument     an argument is invalid; the text says what is valid
+    ├── TargetInUse     the target is a topic of the deployment, or not empty
+    ├── NotFound        the log has nothing with that id
     └── BadArchive      a file of an archive is not what `fulgurite archive` writes
 
 `services.common.kafka.errors.LogUnavailable` and the errors of reward functions pass through.
@@ -17,15 +17,15 @@ class ReplayError(Exception):
 
 
 class BadArgument(ReplayError):
-    """What was asked for makes no sense."""
+    """An argument is invalid."""
 
 
 class TargetInUse(ReplayError):
-    """The place to write to is a topic of the deployment, or not empty."""
+    """The target is a topic of the deployment, or not empty."""
 
 
 class NotFound(ReplayError):
-    """The log holds nothing of that name."""
+    """The log has nothing with that id."""
 
 
 class BadArchive(ReplayError):

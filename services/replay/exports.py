@@ -1,8 +1,8 @@
-"""Rebuilt groups as data sets: SFT chats, DPO pairs, plain transitions, rows.
+"""Turns rebuilt groups into data sets: SFT chats, DPO pairs, transitions, rows.
 
 `sft`: the conversation of each rollout's last attempt, `{"messages": [...], "reward": r, "mode": m,
 ...}`, loss on the assistant's turns. A rollout without a reward has a `reason`: `no_reward`, or
-`reward_failed` where what it was paid could not be counted. `dpo`: two rollouts of one group with
+`reward_failed` if its rewards could not be combined. `dpo`: two rollouts of one group with
 different rewards and the same prompt: `{"prompt": [...], "chosen": [...], "rejected": [...]}`.
 `transitions`: every action, `{"state": [ids], "action": [ids], "reward": r, "next_state": [ids],
 "done": bool}`.
@@ -32,21 +32,19 @@ Json = dict[str, Any]
 
 
 class Filters(EventStruct, frozen=True, kw_only=True):
-    """Which rollouts are exported; None: no matter."""
+    """Which rollouts are exported. A field that is None does not filter."""
 
     min_reward: float | None = None
     policy: str | None = None
     version: str | None = None
-    """Every successful call of the rollout was answered by it."""
+    """The version that answered every successful call of the rollout."""
     mode: str | None = None
     agent: str | None = None
-    """Role: only conversations, rows and transitions of this one."""
+    """Agent role: only its conversations, rows and transitions."""
     until_ms: int | None = None
 
     def accepts(self, score: Score) -> bool:
-        """Whether a rollout is wanted. One without a reward is, unless a least reward is
-        asked for.
-        """
+        """Whether a rollout is exported. One without a reward is, unless `min_reward` is set."""
         calls = [call for call in score.episode.calls if call.outcome is CallOutcome.success]
         return (
             bool(calls)
@@ -66,7 +64,7 @@ class Filters(EventStruct, frozen=True, kw_only=True):
 
 
 def sft(groups: Iterable[Group], filters: Filters) -> Iterator[Json]:
-    """Chats."""
+    """Yield chats."""
     for group in groups:
         for score in filter(filters.accepts, scores(group)):
             messages = _messages(score.episode, filters.agent)
@@ -75,8 +73,9 @@ def sft(groups: Iterable[Group], filters: Filters) -> Iterator[Json]:
 
 
 def dpo(groups: Iterable[Group], filters: Filters, margin: float) -> Iterator[Json]:
-    """Preference pairs; rewards differ by `margin` at least. Conversations that share no prompt
-    cannot be compared and give none.
+    """Yield preference pairs whose rewards differ by at least `margin`.
+
+    Conversations that share no prompt give no pair.
     """
     for group in groups:
         scored = [
@@ -107,7 +106,7 @@ def dpo(groups: Iterable[Group], filters: Filters, margin: float) -> Iterator[Js
 def transitions(
     groups: Iterable[Group], filters: Filters, settings: ClosingSettings
 ) -> Iterator[Json]:
-    """(state, action, reward, next state, done) of every action that carries loss."""
+    """Yield (state, action, reward, next state, done) of every action that carries loss."""
     for row in rows(groups, filters, settings):
         for action, step in zip(row.actions, iter_transitions(row), strict=True):
             if action.loss and filters.agent in (None, action.agent):
@@ -128,8 +127,9 @@ def transitions(
 def rows(
     groups: Iterable[Group], filters: Filters, settings: ClosingSettings
 ) -> Iterator[Trajectory]:
-    """Rows as a closing with everything the log holds gives them. Groups whose credit rule does not
-    exist give none.
+    """Yield the rows of a closing with everything the log holds.
+
+    Groups whose credit rule does not exist give none.
     """
     rules = settings.rules()
     for group in groups:
@@ -149,7 +149,7 @@ def rows(
 
 
 def _messages(episode: Episode, agent: str | None) -> list[Json]:
-    """The last conversation; of one role, if it is named. Empty if its text cannot be read."""
+    """The last conversation, of one role if `agent` is given. Empty if it cannot be read."""
     try:
         calls = tuple(
             redeemed(call) for call in episode.calls if agent is None or call.agent == agent
@@ -163,14 +163,12 @@ def _messages(episode: Episode, agent: str | None) -> list[Json]:
 
 
 def _filled(message: Json) -> Json:
-    """A message without the keys that an API fills with null, such as `audio` and `function_call`;
-    every message has a `content`.
-    """
+    """Remove keys that are null, such as `audio` and `function_call`, but keep `content`."""
     return {key: value for key, value in message.items() if value is not None or key == "content"}
 
 
 def _shared(one: Sequence[Json], other: Sequence[Json]) -> list[Json]:
-    """What both begin with, up to the first answer."""
+    """The messages that both begin with, up to the first answer."""
     shared: list[Json] = []
     for left, right in zip(one, other, strict=False):
         if left != right or left.get("role") == "assistant":

@@ -1,10 +1,9 @@
-"""Groups, rebuilt from `llm.calls`, `agent.status` and `agent.rewards` by the pure core, as the
-live processors rebuild them.
+"""Rebuilds groups from `llm.calls`, `agent.status` and `agent.rewards`, as the live processors do.
 
-A partition is read whole, its records sorted by group as bytes; then one group at a time is
-decoded, its deltas restored and its attempts stitched. Records that cannot be used (undecodable, a
-delta without its parent, a claim that is gone) are left out, as the live processors leave them to
-`dead.letters`, and counted.
+A whole partition is read, and its records are sorted by group without decoding them. Then one group
+at a time is decoded, its deltas restored and its attempts stitched. Records that cannot be used
+(undecodable, a delta without its parent, a missing payload) are left out and named; the live
+processors send them to `dead.letters`.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ Key = tuple[str, int]
 """Rollout id and attempt."""
 
 REACH_MS = 24 * 3600 * 1000
-"""Groups are chosen by their first event: so much before a start is read, to tell those that had
-begun already.
+"""Groups are selected by their first event. Records this long before the start are read too, to
+find the groups that had already begun.
 """
 
 INPUTS = (LLM_CALLS, AGENT_STATUS, AGENT_REWARDS)
@@ -49,7 +48,7 @@ OnProgress = Callable[[int], None]
 
 
 class GroupLog(msgspec.Struct):
-    """What the log holds of one group, as bytes and in order."""
+    """The records of one group, undecoded and in order."""
 
     group_id: str
     partition: int
@@ -57,39 +56,37 @@ class GroupLog(msgspec.Struct):
     row_ids: list[str] = msgspec.field(default_factory=list[str])
     """Event ids of what the live rewarder wrote to `trajectories`, in order."""
     closings: list[Raw] = msgspec.field(default_factory=list[Raw])
-    """Of that, every `GroupClosed`."""
+    """The `GroupClosed` records among them."""
     read_until: int = 0
     """Highest record time of the partition's inputs, Unix milliseconds."""
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """One group, rebuilt; each list is in the order of the log, and but for `row_ids` has an event
-    once.
-    """
+    """One rebuilt group. Lists are in log order; all but `row_ids` have each event once."""
 
     group_id: str
     partition: int
     declared: AgentStatus | None
     inputs: dict[Key, dict[str, Input]]
-    """Calls and status of each attempt, by event id; without the declaration."""
+    """Calls and statuses of each attempt by event id, without the declaration."""
     statuses: tuple[AgentStatus, ...]
-    """All of them, heartbeats too."""
+    """All statuses, heartbeats included."""
     rewards: tuple[AgentReward, ...]
     row_ids: tuple[str, ...]
     """Event ids of what the live rewarder wrote to `trajectories`."""
     closings: tuple[GroupClosed, ...]
     reward_times: Mapping[str, int]
-    """Of the first record of each reward, by event id; Unix milliseconds."""
+    """Unix milliseconds of each reward's first record, by event id."""
     unreadable: tuple[str, ...]
-    """Places and errors of records that were left out."""
+    """Records that were left out: place and error."""
     began_at: int
-    """First event, Unix milliseconds."""
+    """Unix milliseconds of the first event."""
     read_until: int
-    """Highest record time of its partition's inputs: what was due by then is due."""
+    """Highest record time of its partition's inputs; the group is due if it was due by then."""
 
     @property
     def declaration(self) -> Declaration | None:
-        """Of the group; None for undeclared traffic."""
+        """The group's declaration; None for undeclared traffic."""
         return self.declared.declaration if self.declared else None
 
     def episodes(self) -> tuple[Episode, ...]:
@@ -98,8 +95,9 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(episode for episode in found if episode is not None)
 
     def episode(self, key: Key, ids: Collection[str] | None = None) -> Episode | None:
-        """The episode of an attempt, of these inputs only if they are given; None if it has not
-        ended, or cannot be stitched.
+        """Stitch an attempt; None if it has not ended or cannot be stitched.
+
+        `ids`: use only these inputs.
         """
         chosen = [
             event
@@ -110,9 +108,9 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
             chosen.append(self.declared)
         try:
             return stitch(chosen)
-        except Exception as error:  # noqa: BLE001 - the edge of one attempt: the live aggregator has buried it too
+        except Exception as error:  # noqa: BLE001 - the edge of one attempt: the live aggregator wrote a dead letter
             logger.warning(
-                "an attempt cannot be stitched",
+                "an attempt cannot be stitched and is left out",
                 rollout_id=key[0],
                 attempt=key[1],
                 error=words_of(error),
@@ -128,10 +126,9 @@ def read_groups(
     keys: Collection[str] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Iterator[Group]:
-    """Groups whose first event is not before `since_ms`, a partition at a time. `keys`: only these
-    groups.
+    """Yield groups whose first event is not before `since_ms`, one partition after another.
 
-    Raises LogUnavailable, BadArchive.
+    `keys`: only these groups. Raises LogUnavailable, BadArchive.
     """
     for partition in range(GROUP_PARTITIONS):
         for log in _logs(source, partition, since_ms, keys, on_progress):
@@ -141,7 +138,7 @@ def read_groups(
 
 
 def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
-    """Decode and sort what the log holds of a group; None if nothing in it can be read."""
+    """Decode and sort the records of a group; None if none can be read."""
     events: dict[str, dict[str, Event]] = {topic.name: {} for topic in (*INPUTS, TRAJECTORIES)}
     times_of: dict[str, int] = {}
     unreadable: list[str] = []
@@ -151,7 +148,7 @@ def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
             event = codec.decode(raw.value)
             if isinstance(event, LlmCall):
                 event = calls[event.call_id] = source.whole(event, calls)
-                # Proved to be there, and left there: an episode names it.
+                # Only checks that the payload can be read: the episode keeps its claim check.
                 redeemed(event)
         except (CodecError, BrokenDelta, BadClaim) as error:
             unreadable.append(f"{raw.topic}[{raw.partition}]@{raw.offset}: {error}")
@@ -196,9 +193,7 @@ def _logs(
     keys: Collection[str] | None,
     on_progress: OnProgress | None,
 ) -> Iterator[GroupLog]:
-    """The partition's groups, in the order of their first records; each is given up as it is handed
-    out.
-    """
+    """Yield a partition's groups in the order of their first records, freeing each one."""
     found: dict[bytes, GroupLog] = {}
     wanted = None if keys is None else {key.encode() for key in keys}
     reach = None if since_ms is None else since_ms - REACH_MS

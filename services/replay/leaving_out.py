@@ -1,6 +1,4 @@
-"""What of the log cannot be used, by name, while the rest is: one bad record or group ends no
-command.
-"""
+"""Leaves out records and groups that cannot be used, so that one of them does not end a command."""
 
 from __future__ import annotations
 
@@ -21,17 +19,17 @@ UNUSABLE = (
     AttributeError,
     RecursionError,
 )
-"""What reading a record or a group may raise because of what is in it."""
+"""Errors that the contents of a record or a group may cause."""
 
 
 class LeftOut:
-    """Takes groups and gives what is made of them; `lines` name what could not be used, and why."""
+    """Processes groups; `lines` name the records and groups that could not be used, and why."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def each(self, groups: Iterable[Group], make: Callable[[Group], Iterable[T]]) -> Iterator[T]:
-        """What `make` gives for each group, all of it or nothing."""
+        """Yield the results of `make` for each group; none of a group for which it fails."""
         for group in groups:
             self.lines.extend(group.unreadable)
             try:

@@ -1,5 +1,6 @@
-"""Which calls a version was trained on, and which versions a call was trained into: from
-`policy.updates` and `training.ledger`.
+"""Finds the calls that a version was trained on, and the versions that were trained on a call.
+
+It reads `policy.updates` and `training.ledger`.
 """
 
 from __future__ import annotations
@@ -13,22 +14,22 @@ from services.replay.errors import NotFound
 
 
 class Behind(EventStruct, frozen=True, kw_only=True):
-    """What is behind one version."""
+    """The calls that one version was trained on."""
 
     version: str
     parent: str | None
     time: int
     topic: str | None
-    """Topic it was trained on."""
+    """The topic it was trained on."""
     artifact: str | None
     groups: dict[str, tuple[str, ...]]
-    """Trained actions, `call_id#choice`, by group."""
+    """Trained actions (`call_id#choice`) by group."""
     ancestors: tuple[str, ...]
     """Versions it was trained from, the nearest first."""
 
     @property
     def calls(self) -> tuple[str, ...]:
-        """Its calls."""
+        """Ids of its calls."""
         return tuple(
             sorted(
                 {action.partition("#")[0] for actions in self.groups.values() for action in actions}
@@ -37,21 +38,21 @@ class Behind(EventStruct, frozen=True, kw_only=True):
 
 
 class CallOutcome(EventStruct, frozen=True, kw_only=True):
-    """What became of one call's actions."""
+    """The outcomes of one call's actions."""
 
     call_id: str
     trained: dict[str, tuple[str, ...]]
-    """Action → versions whose steps trained it: one of its own policy, and one of each that learned
-    from a replay.
+    """Action → versions whose steps trained it: one of its own policy, and one of each policy that
+    was trained on a replay.
     """
     other: dict[str, tuple[str, ...]]
-    """Action → what else became of it, by policy: `policy: filtered(reason)`, stale or amended."""
+    """Action → its other outcomes by policy, for example `policy: filtered(reason)`."""
     inherited: tuple[str, ...]
-    """Later versions that were trained from those."""
+    """Later versions that descend from those."""
 
 
 class Lineage:
-    """The two topics, read once."""
+    """Answers from the two topics, which are read once."""
 
     def __init__(self, updates: Iterable[Event | None], ledger: Iterable[Event | None]) -> None:
         self._updates = {
@@ -62,19 +63,19 @@ class Lineage:
         self._entries: dict[str, LedgerEntry] = {}
         for entry in ledger:
             if isinstance(entry, LedgerEntry):
-                # One that is told again, because its group came back to a revision, is the last
-                # word again.
+                # An entry is repeated when its group comes back to a revision; it then counts as
+                # the newest.
                 self._entries.pop(entry.event_id, None)
                 self._entries[entry.event_id] = entry
 
     def version(self, name: str) -> Behind:
-        """Raises NotFound."""
+        """Find the calls behind a version. Raises NotFound."""
         update = self._updates.get(name)
         if update is None:
             newest = next(reversed(self._updates), None)
             raise NotFound(
                 f"{name} was never published"
-                + (f"; the newest is {newest}" if newest else ": there is no version at all")
+                + (f"; the newest version is {newest}" if newest else ": there are no versions yet")
             )
         groups: dict[str, tuple[str, ...]] = {}
         for entry in self._entries.values():
@@ -91,11 +92,11 @@ class Lineage:
         )
 
     def call(self, call_id: str) -> CallOutcome:
-        """Raises NotFound: the ledger does not know the call (yet)."""
+        """Find the outcomes of a call. Raises NotFound if the ledger does not have it (yet)."""
         trained: dict[str, tuple[str, ...]] = {}
         other: dict[str, tuple[str, ...]] = {}
-        for (action, policy), entries in self._said_of(call_id).items():
-            # What a learner says stands; what a closing says, until the group is re-closed.
+        for (action, policy), entries in self._entries_of(call_id).items():
+            # A learner's entry is final; a closing's entry counts until the group is re-closed.
             for entry in [entry for entry in entries if entry.source == LEARNER] or entries[-1:]:
                 if entry.term is LedgerTerm.trained:
                     trained[action] = (*trained.get(action, ()), entry.version or "?")
@@ -104,8 +105,8 @@ class Lineage:
                     other[action] = tuple(dict.fromkeys((*other.get(action, ()), word)))
         if not trained and not other:
             raise NotFound(
-                f"training.ledger has no action of {call_id}: it is open, or no successful "
-                "training call (`fulgurite ledger`)"
+                f"training.ledger has no action of {call_id}: it is still open, or it is not a "
+                "successful call of mode `train`. See `fulgurite ledger`."
             )
         versions = {version for versions in trained.values() for version in versions}
         heirs = (
@@ -115,7 +116,7 @@ class Lineage:
         )
         return CallOutcome(call_id=call_id, trained=trained, other=other, inherited=tuple(heirs))
 
-    def _said_of(self, call_id: str) -> dict[tuple[str, str], list[LedgerEntry]]:
+    def _entries_of(self, call_id: str) -> dict[tuple[str, str], list[LedgerEntry]]:
         """Entries by action of the call and policy, in the order of the log."""
         said: dict[tuple[str, str], list[LedgerEntry]] = {}
         for entry in self._entries.values():

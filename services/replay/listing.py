@@ -1,6 +1,4 @@
-"""Rollouts as rows of a list: what each was about, what it said last, who answered, what it was
-paid; and which of them are wanted.
-"""
+"""Lists rollouts with their task, last answer, versions and reward, and filters them."""
 
 from __future__ import annotations
 
@@ -21,21 +19,21 @@ from services.replay.timeline import rollout_ids
 
 
 class Wanted(EventStruct, frozen=True, kw_only=True):
-    """Which rollouts are listed; None: no matter."""
+    """Which rollouts are listed. A field that is None does not filter."""
 
     mode: Mode | None = None
     reward_below: float | None = None
     reward_above: float | None = None
     failure: FailureKind | None = None
     version: str | None = None
-    """One of its calls was answered by it."""
+    """A version that answered one of its calls."""
     run_id: str | None = None
     group_id: str | None = None
     text: str | None = None
-    """In its task, in what it was asked or in what it answered; upper and lower case are alike."""
+    """Text in its task, messages or answers; upper and lower case are the same."""
 
     def accepts(self, row: Json) -> bool:
-        """Whether a row is wanted."""
+        """Whether a rollout is listed."""
         return (
             (self.mode is None or row["mode"] == self.mode)
             and (
@@ -54,7 +52,7 @@ class Wanted(EventStruct, frozen=True, kw_only=True):
 
 
 def listed(group: Group, wanted: Wanted) -> Iterator[Json]:
-    """The wanted rollouts of a group, JSON-ready."""
+    """Yield the wanted rollouts of a group as JSON values."""
     scored = {score.episode.rollout_id: score for score in scores(group)}
     modes = {status.rollout_id: status.mode for status in group.statuses}
     declaration = group.declaration
@@ -111,9 +109,9 @@ def _asked(calls: Sequence[LlmCall]) -> list[str]:
 
 
 def _shown(message: Json | None) -> str:
-    """A message as text: what it says, else what it calls."""
+    """Show a message as text: its content and its tool calls."""
     if message is None:
-        return "[not to be read]"
+        return "[cannot be read]"
     content = message.get("content")
     text = (
         content

@@ -1,8 +1,7 @@
-"""The log as a source of records: read with `assign()` and no commit, up to the end offsets there
-were when the source was made.
+"""Reads records from Kafka up to the end offsets at the start, with `assign()` and no commits.
 
-The ends are taken downstream first: whatever a processor had written by then, its inputs are below
-the other ends. So a replay may run beside live traffic, and sees a state that the log was in.
+End offsets are read downstream first: of all that a processor had written by then, the inputs are
+below the other ends. So a replay may run beside live traffic, and sees a consistent state.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ Place = tuple[str, int]
 
 
 class LogSource:
-    """The topics of one deployment. Raises LogUnavailable."""
+    """Reads the topics of one deployment. Raises LogUnavailable."""
 
     def __init__(
         self,
@@ -59,8 +58,9 @@ class LogSource:
         after: Mapping[Place, int] | None = None,
         named: Collection[Topic] = (TRAJECTORIES,),
     ) -> None:
-        """`after`: offsets from which on to read, where not from the beginning. `named`: whose
-        headers are read; it takes time.
+        """`after`: offsets to start from instead of the beginning.
+
+        `named`: topics whose headers are read, which takes time.
         """
         self._named = {topic.name for topic in named}
         self._settings = answering(settings)
@@ -69,7 +69,7 @@ class LogSource:
         self._names = {settings.topic(topic): topic for topic in topics}
         self._starts: dict[Place, int] = {}
         self.gaps: list[str] = []
-        """Where retention has removed what was to be read."""
+        """Ranges of offsets that retention has removed."""
         self._ends: dict[Place, int] = {}
         consumer = make_consumer(settings)
         try:
@@ -82,8 +82,8 @@ class LogSource:
                     wanted = (after or {}).get(place, low)
                     if wanted < low:
                         self.gaps.append(
-                            f"{topic.name}[{partition}]: offsets {wanted} to {low - 1} are "
-                            "gone from the log"
+                            f"{topic.name}[{partition}]: retention removed offsets {wanted} to "
+                            f"{low - 1}"
                         )
                     self._starts[place] = max(low, wanted)
                     self._ends[place] = high
@@ -95,11 +95,11 @@ class LogSource:
             consumer.close()
 
     def end(self, place: Place) -> int:
-        """One past the last record that is read."""
+        """The offset after the last record that is read."""
         return max(self._ends[place], self._starts[place])
 
     def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
-        """Records between the beginnings (or the record time) and the ends."""
+        """See `Source`."""
         places = [
             (topic.name, partition) for topic in topics for partition in range(topic.partitions)
         ]
@@ -119,8 +119,8 @@ class LogSource:
         )
         places = [(topic.name, partition) for topic in topics if partition < topic.partitions]
         places = [place for place in places if self._ends[place] > starts[place]]
-        # To make a consumer costs more than to read a small partition; a reader that is not done
-        # yet keeps its own.
+        # Creating a consumer costs more than reading a small partition, so it is used again. A
+        # reader that is not finished keeps its own.
         consumer, self._spare = (
             self._spare or make_consumer(self._settings, overrides=_READER),
             None,
@@ -149,7 +149,7 @@ class LogSource:
         self._spare = consumer
 
     def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
-        """See `Source`: a parent that is not held is read from its place in the log."""
+        """See `Source`. A parent that is not in `held` is read from its place in the log."""
         return self._calls.whole(call, held.get)
 
     def _since(

@@ -1,6 +1,4 @@
-"""From any id that names a group (a group, rollout, attempt or completion) to what the log holds of
-it.
-"""
+"""Finds a group in the log by the id of a group, rollout, attempt or completion."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from services.replay.records import Source
 
 
 def group_of(name: str) -> tuple[str, str | None]:
-    """The group of an id, and its rollout if the id names one. Raises BadArgument."""
+    """Parse an id into its group and, if it names one, its rollout. Raises BadArgument."""
     bare = re.sub(r"/\d+$", "", name.partition("#")[0])
     if bare.startswith("gr_"):
         return bare, None
@@ -26,7 +24,7 @@ def group_of(name: str) -> tuple[str, str | None]:
 
 
 def find_group(source: Source, codec: Codec, group_id: str) -> Group:
-    """Raises NotFound, LogUnavailable, BadArchive."""
+    """Rebuild a group. Raises NotFound, LogUnavailable, BadArchive."""
     for group in read_groups(source, codec, keys={group_id}):
         return group
     raise NotFound(f"the log holds nothing of group {group_id}")

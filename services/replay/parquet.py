@@ -1,8 +1,6 @@
-"""Parquet through pyarrow, behind types: writing rows as they come, a file per part, and reading
-them back.
+"""Writes and reads Parquet files through pyarrow, with types.
 
-A file appears under its name when it is whole: what a killed process was writing has a name that no
-reader takes.
+A file gets its name only when it is complete. Readers ignore what a killed process left.
 """
 
 from __future__ import annotations
@@ -16,11 +14,11 @@ from typing import Any, cast
 from services.replay.errors import BadArchive, BadArgument
 
 _ROWS = 512
-"""Per row group: a few MiB of token ids."""
+"""Rows per row group: a few MiB of token ids."""
 
 
 def arrow() -> Any:
-    """pyarrow. Raises BadArgument that says how to get it."""
+    """Import pyarrow. Raises BadArgument if it is not installed."""
     try:
         return import_module("pyarrow")
     except ImportError as error:
@@ -28,7 +26,7 @@ def arrow() -> Any:
 
 
 class ParquetFolder:
-    """Files of one schema in a folder."""
+    """Writes files of one schema into a folder, one for each part."""
 
     def __init__(self, folder: Path, schema: Any) -> None:
         """`schema`: an Arrow schema, or a function that makes it."""
@@ -43,9 +41,7 @@ class ParquetFolder:
         self._run = uuid.uuid4().hex[:8]
 
     def write(self, part: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows to a part: the name of a file, without `.parquet`, in subfolders if it
-        says so.
-        """
+        """Add rows to a part: a path within the folder, without `.parquet`."""
         if not rows:
             return
         if part not in self._open:
@@ -79,7 +75,7 @@ class ParquetFolder:
 
 
 def count_rows(path: Path) -> int:
-    """Rows of a file, from its footer. Raises BadArchive."""
+    """Read the number of rows from a file's footer. Raises BadArchive."""
     arrow()
     try:
         return int(import_module("pyarrow.parquet").ParquetFile(path).metadata.num_rows)
@@ -88,7 +84,7 @@ def count_rows(path: Path) -> int:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """A file's rows, a few at a time. Raises BadArchive."""
+    """Yield a file's rows. Raises BadArchive."""
     arrow()
     try:
         file = import_module("pyarrow.parquet").ParquetFile(path)

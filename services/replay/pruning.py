@@ -1,9 +1,9 @@
-"""Which claims nobody can redeem any more, and their removal. Safe beside live traffic: a payload
-is left before the event that names it is written, so only those go that are older than the grace;
-whoever leaves one again makes it young, which is looked at once more before it is taken away.
+"""Deletes payloads stored outside Kafka that no event in the log names any more.
 
-What names a claim is looked for in the bytes of the log, undecoded: in calls, in episodes and in
-dead letters, whatever is within.
+It is safe beside live traffic. A payload is stored before the event that names it is written, so
+only payloads older than the grace are deleted. Storing a payload again makes it young, which is
+checked once more before it is deleted. Names are searched for in the undecoded bytes of calls,
+episodes and dead letters.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from services.replay.log_source import LogSource
 from services.replay.records import Source
 
 NAMING = (DEAD_LETTERS, EPISODES, LLM_CALLS)
-"""Topics whose records name claims, downstream first."""
+"""Topics whose records name payloads, downstream first."""
 GRACE_DAYS = max(LLM_CALLS.retention_ms, EPISODES.retention_ms) / (24 * 3600 * 1000)
-"""As long as a call or an episode that names a claim is kept."""
+"""The retention of the calls and episodes that name payloads, in days."""
 
 _NAME = re.compile(rb"(?=/([0-9a-f]{64}))")
 
 
 class Pruned(msgspec.Struct, kw_only=True):
-    """What a run did, or would do."""
+    """The report of a run or a dry run."""
 
     claims: int = 0
-    """All that there are."""
+    """Number of payloads in the store."""
     young: int = 0
-    """Younger than the grace."""
+    """Number of payloads younger than the grace."""
     named: int = 0
-    """Old, and named in the log: its topics keep longer than the grace, or a dead letter waits to
-    be redriven.
+    """Number of older payloads that events name: a topic keeps its records longer than the grace,
+    or a dead letter waits to be redriven.
     """
     removed: int = 0
     removed_bytes: int = 0
@@ -45,8 +45,9 @@ class Pruned(msgspec.Struct, kw_only=True):
 def prune(
     store: ClaimStore, settings: KafkaSettings, codec: Codec, before_s: float, *, dry: bool
 ) -> Pruned:
-    """Remove what was last left before that time (seconds since 1970) and is not named. Raises
-    LogUnavailable, OSError.
+    """Delete payloads last stored before `before_s` (Unix seconds) that no event names.
+
+    Raises LogUnavailable, OSError.
     """
     report, old = Pruned(), dict[str, Left]()
     for left in store.found():
@@ -69,7 +70,7 @@ def prune(
 
 
 def named(source: Source) -> set[str]:
-    """The names of all claims that the log has. Raises LogUnavailable."""
+    """Return the names of all payloads that events name. Raises LogUnavailable."""
     found: set[str] = set()
     for partition in range(GROUP_PARTITIONS):
         for raw in source.read(NAMING, partition):
@@ -78,5 +79,5 @@ def named(source: Source) -> set[str]:
 
 
 def names_in(value: bytes) -> set[str]:
-    """The names of claims in a record, and perhaps others that look like one."""
+    """Find names of payloads in a record's bytes; other text that looks like one is included."""
     return {name.decode() for name in _NAME.findall(value)}

@@ -1,6 +1,7 @@
-"""A record as it lies in the log or in an archive, undecoded: what is read again is decoded a group
-at a time, so memory holds the bytes that were on the wire and not the events, deltas of one
-another, that they become.
+"""Defines an undecoded record of a topic or an archive, and a source of such records.
+
+Records are decoded one group at a time. So memory holds compact bytes instead of events whose
+deltas are expanded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fulgurite.topics import Topic
 
 
 class Raw(msgspec.Struct, frozen=True, gc=False):
-    """One record; the topic's name is without the deployment's prefix."""
+    """One record. The topic's name is without the deployment's prefix."""
 
     topic: str
     partition: int
@@ -24,28 +25,30 @@ class Raw(msgspec.Struct, frozen=True, gc=False):
     key: bytes
     value: bytes
     event_id: str
-    """From the record's headers; empty if they do not say, or were not read."""
+    """From the record's headers; empty if it is missing or was not read."""
     event_type: str
     """As `event_id`."""
 
 
 class Source(Protocol):
-    """Where records come from; bounded by what was there when it was made."""
+    """Provides the records that existed when it was made."""
 
     def count(self, topics: Collection[Topic], since_ms: int | None = None) -> int:
-        """Records there are to read, for a progress bar."""
+        """Count the records to read, for a progress bar."""
         ...
 
     def read(
         self, topics: Collection[Topic], partition: int, since_ms: int | None = None
     ) -> Iterator[Raw]:
-        """One partition of some topics, each topic in the order of its offsets, from a record time
-        on.
+        """Yield one partition of some topics, each topic in the order of its offsets.
+
+        `since_ms`: records with this time or a later one.
         """
         ...
 
     def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
-        """A call without a parent; `held` has whole calls by id. Raises BrokenDelta,
-        LogUnavailable.
+        """Expand a call that is a delta. `held`: expanded calls by id.
+
+        Raises BrokenDelta, LogUnavailable.
         """
         ...

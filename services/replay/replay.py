@@ -1,5 +1,6 @@
-"""A replay: rebuild groups from a source, close them, and write their rows into a sink
-(docs/how-to/replay.md).
+"""Runs a replay: rebuilds groups from a source, closes them, and writes their rows into a sink.
+
+See docs/how-to/replay.md.
 """
 
 from __future__ import annotations
@@ -23,38 +24,34 @@ from services.replay.sinks import Sink
 from services.rewarder.closing_settings import ClosingSettings
 
 _UNCOLLECTED = 200_000
-"""Objects that a user's function may leave in cycles before they are collected: some tens of
-megabytes.
-"""
+"""Threshold of the garbage collector in objects: some tens of megabytes of cycles."""
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What came of it."""
+    """The report of a replay."""
 
     groups: int = 0
-    """Groups that were looked at."""
+    """Number of groups read."""
     closed: int = 0
-    """Those that gave rows or tombstones."""
+    """Number of groups that gave rows or tombstones."""
     open: int = 0
-    """Neither complete nor due: left to the live rewarder."""
+    """Number of groups that are neither complete nor due; the live rewarder will close them."""
     rows: int = 0
     tombstones: int = 0
     actions: int = 0
-    """That carry loss."""
+    """Number of actions that carry loss."""
     judged: int = 0
-    """Rewards that functions gave; the name is the report's in JSON."""
+    """Number of rewards computed by functions. (The field's name is part of the JSON report.)"""
     reused: int = 0
-    """Rewards of the same function that the log had already."""
+    """Number of rewards of the same function that the log already had."""
     failed: int = 0
-    """Episodes for which the function gave no value."""
+    """Number of rewards without a value, because the function failed."""
     why: dict[str, int] = msgspec.field(default_factory=dict[str, int])
-    """How often each reason was given."""
+    """Number of failures by reason."""
     left_out: list[str] = msgspec.field(default_factory=list[str])
-    """Records and groups that cannot be used, those among them whose credit rule does not exist:
-    where, and why.
-    """
+    """Records and groups that cannot be used, for example because of an unknown credit rule."""
     unmet: list[str] = msgspec.field(default_factory=list[str])
-    """Groups of which `trajectories` has records that could not be computed again."""
+    """Groups with records in `trajectories` that could not be computed again."""
 
     def count(self, group: Group, closing: Closing) -> None:
         """Add a group."""
@@ -75,9 +72,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 class Histories:
-    """Every revision of episodes that was written; a partition is read when the first group of it
-    asks.
-    """
+    """Finds all written revisions of a group's episodes; a partition is read when needed."""
 
     def __init__(self, source: Source, codec: Codec) -> None:
         self._source = source
@@ -86,7 +81,7 @@ class Histories:
         self._known: dict[str, list[Raw]] = {}
 
     def of(self, group: Group) -> Sequence[WrittenEpisode]:
-        """The group's, in the order of the log."""
+        """The written revisions of the group's episodes, in log order."""
         if self._partition != group.partition:
             self._partition, self._known = group.partition, {}
             for raw in self._source.read((EPISODES,), group.partition):
@@ -116,8 +111,9 @@ def run(
     settings: ClosingSettings,
     rescorer: Rescorer | None = None,
 ) -> Report:
-    """Close every group and put its rows into the sink, which stays open. Raises LogUnavailable,
-    OSError, ReplayError.
+    """Close every group and write its rows to the sink, which stays open.
+
+    Raises LogUnavailable, OSError, ReplayError.
     """
     report = Report()
     histories = Histories(source, codec)
@@ -157,8 +153,8 @@ def run(
 
 @contextmanager
 def _seldom_collected() -> Generator[None]:
-    """Records and events are many, and never in cycles: to look through them again and again is a
-    sixth of all work.
+    """Collect garbage rarely: records and events are many and have no cycles. It saves a sixth of
+    the time.
     """
     thresholds = gc.get_threshold()
     gc.set_threshold(_UNCOLLECTED, *thresholds[1:])

@@ -1,4 +1,4 @@
-"""Score rebuilt episodes with reward functions, within limits of time, memory and concurrency.
+"""Scores rebuilt episodes with reward functions, within limits of time, memory and concurrency.
 
 Failures of a function are counted and never raised. A reward has the event id that a live reward
 worker would have given it. A reward that the same code (`source` has the file's hash) gave to the
@@ -28,7 +28,7 @@ _AT_ONCE = 64
 
 
 class Rescored(NamedTuple):
-    """A group and its rewards by other functions."""
+    """A group with the rewards of other functions."""
 
     group: Group
     episodes: tuple[Episode, ...]
@@ -43,7 +43,7 @@ class Rescorer:
     """
 
     def __init__(self, plugins: Sequence[RewardPlugin], limits: Limits, *, anew: bool) -> None:
-        """`limits`: of each of them."""
+        """`limits`: apply to each function."""
         self._functions = [(plugin, plugin.sandbox(limits)) for plugin in plugins]
         self._anew = anew
         self.given = 0
@@ -52,7 +52,7 @@ class Rescorer:
         self.why: Counter[str] = Counter()
 
     async def rewards(self, group: Group, episodes: Sequence[Episode]) -> tuple[AgentReward, ...]:
-        """The group's rewards with these functions' in place of those that had their names."""
+        """The group's rewards; those of the functions replace others of the same name."""
         finals = [
             member.final
             for member in members(group.declaration, episodes)
@@ -95,7 +95,7 @@ class Rescorer:
                 self.reused += len(before)
                 for failed in [reward for reward in before if reward.value is None]:
                     self.failed += 1
-                    self.why[failed.error or "no reason was given"] += 1
+                    self.why[failed.error or "unknown reason"] += 1
                 return before
         rewards, failure = await _score(plugin, sandbox, episode)
         self.given += len(rewards)

@@ -1,6 +1,4 @@
-"""What each rollout of a rebuilt group was paid, and what another set of rewards would
-make of it.
-"""
+"""Computes the reward of each rollout of a rebuilt group, and compares two sets of rewards."""
 
 from __future__ import annotations
 
@@ -17,18 +15,18 @@ from services.replay.groups import Group
 
 
 class Score(EventStruct, frozen=True, kw_only=True):
-    """One rollout's last attempt."""
+    """The reward of one rollout's last attempt."""
 
     episode: Episode
     reward: float | None
-    """None: see `reason`."""
+    """None if there is none; then see `reason`."""
     reason: FilterReason | None
     named: Mapping[str, float]
     """Unweighted values by name."""
 
 
 class Spread(EventStruct, frozen=True, kw_only=True):
-    """A distribution."""
+    """The distribution of some rewards."""
 
     count: int
     mean: float
@@ -40,21 +38,19 @@ class Spread(EventStruct, frozen=True, kw_only=True):
 
 
 class Comparison(EventStruct, frozen=True, kw_only=True):
-    """What a change of rewards does to many groups."""
+    """How a change of rewards affects many groups."""
 
     groups: int
     episodes: int
     before: Spread | None
     after: Spread | None
     signal_before: int
-    """Groups in which rewards differ: those that teach."""
+    """Number of groups with a training signal: their rewards differ."""
     signal_after: int
     flips: tuple[tuple[str, float, float], ...]
-    """Rollouts that change places with another of their group, with both rewards; largest change
-    first.
-    """
+    """Rollouts that change rank in their group, with both rewards; the largest change first."""
     unscored: int
-    """Rollouts that have no reward after the change."""
+    """Number of rollouts that have no reward after the change."""
 
 
 def scores(
@@ -63,8 +59,9 @@ def scores(
     rewards: Sequence[AgentReward] | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> list[Score]:
-    """The final attempts of a group, scored as they would be at its closing; failure rules apart.
-    `weights`: others than the declared.
+    """Score a group's final attempts as a closing would, but without failure rules.
+
+    `weights`: used instead of the declared ones.
     """
     episodes = group.episodes() if episodes is None else episodes
     paid = group.rewards if rewards is None else rewards
@@ -85,7 +82,7 @@ def _score(
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """None for no values."""
+    """Describe the distribution of some values; None without any."""
     if not values:
         return None
     cuts = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
@@ -100,7 +97,7 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def compare(pairs: Iterable[tuple[Sequence[Score], Sequence[Score]]]) -> Comparison:
-    """Each pair is one group before and after."""
+    """Compare groups before and after a change of rewards, given as pairs."""
     before: list[float] = []
     after: list[float] = []
     flips: list[tuple[str, float, float]] = []
@@ -128,7 +125,7 @@ def compare(pairs: Iterable[tuple[Sequence[Score], Sequence[Score]]]) -> Compari
 
 
 def has_signal(side: Sequence[Score]) -> bool:
-    """Whether a group teaches anything: two scored rollouts at least, and a difference."""
+    """Whether a group has a training signal: two or more rewards that differ."""
     values = list(_rewards(side).values())
     return len(values) > 1 and has_spread(values)
 

@@ -1,5 +1,6 @@
-"""Where rebuilt rows go: a topic with the layout of `trajectories`, or a folder of Parquet files.
-Never a topic of the deployment.
+"""Writes rebuilt rows to a topic like `trajectories`, or to a folder of Parquet files.
+
+It never writes to a topic of the deployment.
 """
 
 from __future__ import annotations
@@ -26,24 +27,25 @@ from services.replay.parquet import ParquetFolder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _IN_FLIGHT = 5_000
 _LINGER_MS = 50
-"""Nobody waits for a row, and a batch of many costs little more than a batch of one."""
+"""Producer linger: rows may wait, and large batches are cheaper."""
 
 
 class Sink(Protocol):
-    """Takes rows in; `close` returns when all are safe."""
+    """Writes rows; `close` returns when all are written."""
 
     def put(self, partition: int, rows: tuple[Row, ...]) -> None:
         """Write the rows of one group, in order. Raises LogUnavailable, OSError."""
         ...
 
     def close(self) -> None:
-        """Raises LogUnavailable, OSError."""
+        """Wait until all rows are written. Raises LogUnavailable, OSError."""
         ...
 
 
 def open_sink(target: str, *, append: bool, settings: KafkaSettings, codec: Codec) -> Sink:
-    """`DIR.parquet` or the name of a topic, without the deployment's prefix. Raises BadArgument,
-    TargetInUse, LogUnavailable.
+    """Open `DIR.parquet`, or a topic named without the deployment's prefix.
+
+    Raises BadArgument, TargetInUse, LogUnavailable.
     """
     if target.endswith(".parquet"):
         return ParquetSink(Path(target), append=append)
@@ -51,16 +53,17 @@ def open_sink(target: str, *, append: bool, settings: KafkaSettings, codec: Code
 
 
 class TopicSink:
-    """Rows in a topic, keyed and partitioned as in `trajectories`."""
+    """Writes rows to a topic, keyed and partitioned as in `trajectories`."""
 
     def __init__(self, name: str, *, append: bool, settings: KafkaSettings, codec: Codec) -> None:
         if not _NAME.fullmatch(name):
             raise BadArgument(
-                f"{name!r} is neither a topic's name nor a folder that ends in .parquet"
+                f"--into {name!r} is neither the name of a topic nor a folder DIR.parquet"
             )
         if name in {topic.name for topic in TOPICS}:
             raise TargetInUse(
-                f"{name} is a topic of the deployment itself: a replay never writes there"
+                f"{name} is a topic of the deployment, and a replay never writes there: choose "
+                "another name"
             )
         self.topic: Topic = msgspec.structs.replace(TRAJECTORIES, name=name)
         if (
@@ -70,7 +73,7 @@ class TopicSink:
         ):
             raise TargetInUse(
                 f"topic {settings.topic(self.topic)} has records already: choose another name, "
-                "delete it, or say --append"
+                "delete it, or add --append"
             )
         self._producer = EventProducer(settings, codec, "fulgurite-replay", linger_ms=_LINGER_MS)
         self._sent: deque[Future[Delivery]] = deque()
@@ -92,12 +95,12 @@ class TopicSink:
 
 
 class ParquetSink:
-    """Rows as the columns of `services.replay.columns`, a file per partition."""
+    """Writes rows as the columns of `services.replay.columns`, one file per partition."""
 
     def __init__(self, folder: Path, *, append: bool) -> None:
         if folder.exists() and any(folder.iterdir()) and not append:
             raise TargetInUse(
-                f"{folder} is not empty: choose another folder, remove it, or say --append"
+                f"{folder} is not empty: choose another folder, remove it, or add --append"
             )
         from services.replay.columns import ROWS, row_of
 
@@ -105,7 +108,7 @@ class ParquetSink:
         self._folder = ParquetFolder(folder, ROWS)
 
     def put(self, partition: int, rows: tuple[Row, ...]) -> None:
-        """See `Sink`; what a `GroupClosed` says is no row."""
+        """See `Sink`. A `GroupClosed` is not written."""
         self._folder.write(
             f"part-{partition:03d}",
             [self._row_of(row) for row in rows if not isinstance(row, GroupClosed)],

@@ -1,6 +1,4 @@
-"""A rollout as people read it: what happened when, what was said, what it was paid, and what each
-action was credited with.
-"""
+"""Shows a rollout as a timeline: statuses, calls, messages, rewards, and each action's credit."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from services.rewarder.closing_settings import ClosingSettings
 def timeline(
     group: Group, rollout_id: str, settings: ClosingSettings, *, tokens: bool = False
 ) -> Json:
-    """Everything the log says of one rollout, in order of time; JSON-ready."""
+    """Return everything in the log about one rollout, in order of time, as JSON values."""
     actions = _actions(group, settings)
     events = [
         _status(status)
@@ -73,13 +71,13 @@ def timeline(
 
 
 def rollout_ids(group: Group) -> list[str]:
-    """Declared ones first, in their order."""
+    """The group's rollouts: declared ones first, in their order."""
     declared = list(group.declaration.rollout_ids) if group.declaration else []
     return list(dict.fromkeys([*declared, *(key[0] for key in group.inputs)]))
 
 
 def shortened(text: object, width: int = 160) -> str:
-    """One line of at most so many characters; what lies elsewhere is given by its size."""
+    """Shorten a text to one line of `width` characters; payloads elsewhere are shown by size."""
     line = " ".join(
         described(text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)).split()
     )
@@ -87,9 +85,7 @@ def shortened(text: object, width: int = 160) -> str:
 
 
 def _actions(group: Group, settings: ClosingSettings) -> Mapping[str, Action]:
-    """Actions by name as a closing with everything known gives them; none while there is no
-    closing.
-    """
+    """Actions by id, with the rewards and credits of a closing; none if it cannot be closed yet."""
     try:
         credit_rule(group.declaration.credit_rule if group.declaration else "identical")
         outputs = close_group(
@@ -122,7 +118,7 @@ def _reward(reward: AgentReward) -> Json:
         "at": reward.event_time,
         "what": "reward",
         "name": reward.name,
-        # JSON has no infinity, and null would say that nobody judged.
+        # JSON has no infinity, and null would mean that there is no value.
         "value": reward.value
         if reward.value is None or math.isfinite(reward.value)
         else str(reward.value),

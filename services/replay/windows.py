@@ -1,4 +1,4 @@
-"""Points in time, as people write them on a command line."""
+"""Parses and prints points in time for the command line."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def parse_datetime(text: str) -> int:
-    """ISO 8601 → Unix milliseconds; without an offset it is UTC. Raises BadArgument."""
+    """Parse ISO 8601 into Unix milliseconds; UTC without an offset. Raises BadArgument."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
         raise BadArgument(
-            f"{text!r} is no ISO date and time, such as 2026-01-31T12:00:00+00:00"
+            f"{text!r} is not an ISO date and time such as 2026-01-31T12:00:00+00:00"
         ) from error
     return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def parse_since(text: str | None, now_ms: int | None = None) -> int | None:
-    """`90s`, `30m`, `24h`, `7d` before now, or ISO 8601 → Unix milliseconds; None: the beginning.
-    Raises BadArgument.
+    """Parse `90s`, `30m`, `24h`, `7d` before now, or ISO 8601, into Unix milliseconds.
+
+    None stays None: the beginning. Raises BadArgument.
     """
     if text is None:
         return None
@@ -42,5 +43,5 @@ def parse_since(text: str | None, now_ms: int | None = None) -> int | None:
 
 
 def shown(time_ms: int) -> str:
-    """For people: UTC, to the second."""
+    """Print a time for people: UTC, to the second."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")

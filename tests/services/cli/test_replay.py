@@ -22,7 +22,7 @@ REFUSED = [
     (("replay", "--into", "x", "--from-beginning", "--rejudge"), "--reward"),
     (("replay", "--into", "x", "--from-beginning", "--reward", "none.py:fn"), "FILE.py:FUNCTION"),
     (("replay", "--into", "x", "--from-beginning", "--archive-only"), "--archive"),
-    (("replay", "--into", "x", "--from-beginning", "--archive", "/nowhere"), "is no archive"),
+    (("replay", "--into", "x", "--from-beginning", "--archive", "/nowhere"), "is not an archive"),
     (
         (
             "replay",

@@ -42,14 +42,14 @@ def test_a_batch_that_teaches_nothing_says_why(reason: FilterReason) -> None:
 
 def test_rows_that_are_too_long_are_told_beside_what_is_trained() -> None:
     assert shortcomings(batch(TRAINED, OVERSIZED), 64) == [
-        "1 of 2 actions are in rows longer than FULGURITE_MAX_ROW_TOKENS=64: not trained "
-        "(oversized)"
+        "1 of 2 actions are in rows longer than FULGURITE_MAX_ROW_TOKENS=64 and are not trained "
+        "(oversized): raise it, or keep conversations shorter"
     ]
 
 
 def test_stale_actions_and_groups_without_any_are_told() -> None:
     assert "1 stale" in shortcomings(batch((LedgerTerm.stale, None)), 64)[0]
-    assert "there are none" in shortcomings(batch(), 64)[0]
+    assert "the groups have no actions" in shortcomings(batch(), 64)[0]
 
 
 @given(

@@ -194,13 +194,13 @@ def test_the_end_of_a_part_is_told_with_its_reason_and_what_comes_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     (tmp_path / "log").write_text(
-        '{"level": "error", "event": "the learner cannot go on", "error": "no checkpoint"}\n'
+        '{"level": "error", "event": "the learner cannot continue", "error": "no checkpoint"}\n'
     )
     with Supervisor() as supervisor:
         process = supervisor.add(ProcessSpec(name="learner", argv=[], log=tmp_path / "log"))
         monkeypatch.setattr(process, "will_restart", lambda: again)
         up._tell_exit(process, 78)  # pyright: ignore[reportPrivateUsage]
     said = capsys.readouterr().err
-    assert "learner ended with 78: the learner cannot go on: no checkpoint" in said
+    assert "learner ended with 78: the learner cannot continue: no checkpoint" in said
     assert ("it is started again" in said) == again
     assert ("NOT started again" in said) != again

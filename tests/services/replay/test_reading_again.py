@@ -342,7 +342,7 @@ def test_lineage_goes_both_ways() -> None:
         ("policy@1.2",),
     )
     assert known.call(other.call_id).other == {f"{other.call_id}#0": ("policy: stale",)}
-    with pytest.raises(NotFound, match=r"the newest is policy@1\.2"):
+    with pytest.raises(NotFound, match=r"the newest version is policy@1\.2"):
         known.version("policy@9.9")
     with pytest.raises(NotFound):
         known.call("nobody")

@@ -171,4 +171,4 @@ def test_a_letter_without_bytes_says_where_to_look_when_it_is_redriven() -> None
     put_back, stays = redrive(kafka, codec, [full, empty], dry_run=True)
     assert (put_back.topic, put_back.why) == ("llm.calls", None)
     assert stays.topic is None
-    assert "without bytes" in (stays.why or "")
+    assert "has no bytes" in (stays.why or "")

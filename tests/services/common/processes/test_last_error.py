@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.common.processes.last_error import last_error
 
-OURS = '{"level": "error", "event": "the learner cannot go on", "error": "no checkpoint"}'
+OURS = '{"level": "error", "event": "the learner cannot continue", "error": "no checkpoint"}'
 FINE = '{"level": "info", "event": "stopped"}'
 RAISED = (
     '{"level": "error", "event": "crashed", "exception": "Traceback:\\n  File x\\nKeyError: 3"}'
@@ -31,7 +31,7 @@ INFO:     Waiting for application shutdown.
 @pytest.mark.parametrize(
     ("log", "expected"),
     [
-        (f"{OURS}\n{FINE}\n", "the learner cannot go on: no checkpoint"),
+        (f"{OURS}\n{FINE}\n", "the learner cannot continue: no checkpoint"),
         (f"{RAISED}\n", "crashed: KeyError: 3"),
         (
             "Traceback\n  File\nOSError: [Errno 98] address already in use\nbye\n",
