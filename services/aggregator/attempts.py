@@ -24,20 +24,12 @@ from fulgurite.episodes.stitching import (
 )
 from fulgurite.events import AgentStatus, Episode, LlmCall
 from services.common.streaming.event_clock import bounded_by_record
+from services.common.streaming.memory import EVENT_BYTES, call_weight
 from services.common.streaming.worker import Ack
 
 Key = tuple[str, int]
 """Rollout id and attempt."""
 
-
-_EVENT_BYTES = 4_000
-"""An input without its texts and tokens, as objects in memory."""
-
-_CLAIM_BYTES = 300
-"""A text that lies elsewhere, beside its address."""
-
-_CHOICE_BYTES = 200
-"""A choice likewise, beyond the first, which is among those."""
 
 _WHOLE = 2
 """Calls of an attempt that are held whole, the last ones: what comes next is mostly a delta of one
@@ -226,26 +218,10 @@ class Attempt:
 
 
 def weight(event: Input) -> int:
-    """Bytes that an input takes in memory, roughly. A text of other than European characters takes
-    up to four for each.
-    """
-    if not isinstance(event, LlmCall):
-        return _EVENT_BYTES + sys.getsizeof(event.message) + sys.getsizeof(event.source)
-    size = (
-        _EVENT_BYTES
-        + sys.getsizeof(event.request)
-        + sys.getsizeof(event.response)
-        + sys.getsizeof(event.error)
-    )
-    size += len(event.prompt_token_ids or b"") + _CHOICE_BYTES * max(0, len(event.choices) - 1)
-    size += sum(_CLAIM_BYTES + len(claim.uri) for claim in event.pieces)
-    for choice in event.choices:
-        size += (
-            sys.getsizeof(choice.message)
-            + len(choice.token_ids or b"")
-            + len(choice.logprobs or b"")
-        )
-    return size
+    """Bytes that an input takes in memory, roughly."""
+    if isinstance(event, LlmCall):
+        return call_weight(event)
+    return EVENT_BYTES + sys.getsizeof(event.message) + sys.getsizeof(event.source)
 
 
 class Group:
@@ -263,6 +239,29 @@ class Group:
         """Whether what the log holds of it was read again."""
         self.given_up = False
         """Whether no verdicts can be passed on it."""
+
+    @classmethod
+    def of_episodes(cls, group_id: str, episodes: Mapping[Key, Episode]) -> Group:
+        """A group of which an earlier worker wrote these."""
+        group = cls()
+        for key, episode in episodes.items():
+            group.attempts[key] = Attempt(key, group_id, episode.mode, episode)
+        return group
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """The last revision of each attempt that was written."""
+        return [attempt.published for attempt in self.attempts.values() if attempt.published]
+
+    @property
+    def was_declared(self) -> bool:
+        """Whether an episode names a declaration, be it at hand or not."""
+        return any(episode.declaration is not None for episode in self.episodes)
+
+    @property
+    def held_bytes(self) -> int:
+        """By inputs, as `weight` has it."""
+        return sum(attempt.held_bytes for attempt in self.attempts.values())
 
     def remember(self, event: Episode | AgentStatus) -> None:
         """What the log holds of it: every revision, then statuses."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 from fulgurite.enums import StatusKind
@@ -45,6 +44,7 @@ from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.streaming.barrier import Barrier, BarrierQueue, Position
 from services.common.streaming.event_clock import LOOK_EVERY_MS, SKEW_MS, EventClock, Interval
+from services.common.streaming.log_cache import Completeness, Limits, LogCache
 from services.common.streaming.poison import failure_of
 from services.common.streaming.worker import Ack, Log, Rejected
 
@@ -71,6 +71,15 @@ class Due(NamedTuple):
 
     def __bool__(self) -> bool:
         return bool(self.groups or self.silent)
+
+
+class EvictedGroup(NamedTuple):
+    """What is remembered of a group that memory has no more."""
+
+    started_at: int
+    """Record time before which nothing was written of it, Unix milliseconds."""
+    at: int
+    """When its id was made, Unix milliseconds; 0 for one that a user named."""
 
 
 class AggregatorPartition:
@@ -102,13 +111,19 @@ class AggregatorPartition:
         self._clock = EventClock(lambda: now_ms())
         self._look = Interval(LOOK_EVERY_MS, self._clock)
         self._forgetting = Interval(_FORGET_EVERY_MS, self._clock)
-        self._evicted: dict[str, int] = {}
-        """Groups no longer in memory, and a record time before which nothing was written of them.
-        """
-        self._since = since
-        self._known: dict[str, dict[Key, Episode]] = {}
+        self._closed: LogCache[str, Group, EvictedGroup] = LogCache(
+            Limits(
+                held_bytes=settings.keep_mb * 1_000_000,
+                held_ms=int(settings.keep_s * 1000),
+                notes=settings.remember_attempts,
+            ),
+            since,
+        )
+        """Groups that are over, kept for late calls."""
+        self._written: dict[str, dict[Key, Episode]] = {}
+        """Episodes of an earlier worker, by group, of which nothing came since."""
         for episode in written:
-            self._known.setdefault(episode.group_id, {})[episode.rollout_id, episode.attempt] = (
+            self._written.setdefault(episode.group_id, {})[episode.rollout_id, episode.attempt] = (
                 episode
             )
 
@@ -151,7 +166,7 @@ class AggregatorPartition:
 
     def _find_call(self, child: LlmCall, call_id: str) -> LlmCall | None:
         """Return a complete call of the child's attempt, if it is in memory."""
-        group = self._groups.get(child.group_id)
+        group = self._groups.get(child.group_id) or self._closed.get(child.group_id)
         attempt = group.attempts.get((child.rollout_id, child.attempt)) if group else None
         return attempt.whole(call_id) if attempt else None
 
@@ -165,12 +180,14 @@ class AggregatorPartition:
         await self._expire_overdue()
 
     def _group(self, group_id: str) -> Group:
-        """A group, with what an earlier worker wrote of it."""
+        """Return a group to work on, with what memory and an earlier worker's episodes have of
+        it.
+        """
         group = self._groups.get(group_id)
         if group is None:
-            group = self._groups[group_id] = Group()
-            for key, episode in self._known.pop(group_id, {}).items():
-                group.attempts[key] = Attempt(key, group_id, episode.mode, episode)
+            group = self._groups[group_id] = self._closed.take(group_id) or Group.of_episodes(
+                group_id, self._written.pop(group_id, {})
+            )
         return group
 
     def _declare(self, event: AgentStatus, ack: Ack) -> None:
@@ -342,16 +359,17 @@ class AggregatorPartition:
         """
         if group.reloaded:
             return False
-        if group_id in self._evicted:
+        if self._closed.note_of(group_id) is not None:
             return True
         if group.declared is not None:
             return False
+        if group.was_declared:
+            return True
         minted = minted_at(group_id)
-        was_declared = any(
-            attempt.published is not None and attempt.published.declaration is not None
-            for attempt in group.attempts.values()
+        return (
+            minted is not None
+            and self._closed.completeness(group_id, minted) is not Completeness.complete
         )
-        return was_declared or (minted is not None and minted < self._since + SKEW_MS)
 
     def _incomplete_groups(self, attempts: Iterable[Attempt]) -> set[str]:
         """Groups of these attempts of which memory lacks something."""
@@ -372,10 +390,7 @@ class AggregatorPartition:
         if not incomplete:
             return
         groups = {group_id: self._groups[group_id] for group_id in incomplete}
-        times = [
-            minted_at(group_id) or self._evicted.get(group_id, SKEW_MS) for group_id in incomplete
-        ]
-        since = max(0, min(times) - SKEW_MS)
+        since = max(0, min(map(self._began_at, incomplete)) - SKEW_MS)
         logger.info("reading groups from the log again", groups=len(incomplete), since=since)
         for topic in (EPISODES, AGENT_STATUS):
             for event in await asyncio.to_thread(self._read, topic, since, incomplete):
@@ -383,7 +398,12 @@ class AggregatorPartition:
                     groups[event.group_id].remember(event)
         for group_id in incomplete:
             groups[group_id].reloaded = True
-            self._evicted.pop(group_id, None)
+            self._closed.drop_note(group_id)
+
+    def _began_at(self, group_id: str) -> int:
+        """Return a time before which nothing was written of a group, as far as is known."""
+        evicted = self._closed.note_of(group_id)
+        return minted_at(group_id) or (SKEW_MS if evicted is None else evicted.started_at)
 
     def _is_incomplete(self, attempt: Attempt, group: Group) -> bool:
         """Whether something came for an attempt of which earlier inputs are not held."""
@@ -534,43 +554,35 @@ class AggregatorPartition:
         return [verdict]
 
     def _forget(self) -> None:
-        """Drop groups that are complete and long over, or take too much; remember that they
-        existed.
+        """Put aside groups that are complete and long over, and evict what is too old or too
+        much.
         """
         before = self._clock.now - int(self._settings.keep_s * 1000)
-        over = {
-            group_id: group for group_id, group in self._groups.items() if group.is_over(before)
-        }
-        weights = {
-            group_id: sum(attempt.held_bytes for attempt in group.attempts.values())
-            for group_id, group in over.items()
-        }
-        kept = sum(weights.values())
-        for group_id, group in over.items():
-            episodes = [
-                attempt.published
-                for attempt in group.attempts.values()
-                if attempt.published is not None
-            ]
-            if kept > self._settings.keep_mb * 1_000_000 or all(
-                episode.event_time < before for episode in episodes
-            ):
-                kept -= weights[group_id]
-                del self._groups[group_id]
-                if episodes:
-                    self._note_evicted(group_id, episodes)
-        for group_id, written in list(self._known.items()):
+        over = [
+            (group_id, group) for group_id, group in self._groups.items() if group.is_over(before)
+        ]
+        for group_id, group in over:
+            del self._groups[group_id]
+            episodes = group.episodes
+            if episodes:
+                self._closed.put(
+                    group_id,
+                    group,
+                    _note(group_id, episodes),
+                    weight=group.held_bytes,
+                    at=max(episode.event_time for episode in episodes),
+                )
+        for group_id, written in list(self._written.items()):
             if all(episode.event_time < before for episode in written.values()):
-                del self._known[group_id]
-                self._note_evicted(group_id, written.values())
-        for group_id in list(
-            islice(self._evicted, max(0, len(self._evicted) - self._settings.remember_attempts))
-        ):
-            del self._evicted[group_id]
-            self._since = max(self._since, minted_at(group_id) or 0)
+                del self._written[group_id]
+                self._closed.note(group_id, _note(group_id, written.values()))
+        self._closed.evict(self._clock.now)
 
-    def _note_evicted(self, group_id: str, episodes: Collection[Episode]) -> None:
-        self._evicted[group_id] = min(episode.started_at for episode in episodes)
+
+def _note(group_id: str, episodes: Iterable[Episode]) -> EvictedGroup:
+    return EvictedGroup(
+        started_at=min(episode.started_at for episode in episodes), at=minted_at(group_id) or 0
+    )
 
 
 def _name(attempt: Attempt) -> str:

@@ -4,20 +4,16 @@ what comes late.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from typing import NamedTuple
 
-from fulgurite.events import AgentReward, Episode, LlmCall
+from fulgurite.events import AgentReward, Episode
 from fulgurite.groups.group_state import GroupState
 from services.common.streaming.event_clock import SKEW_MS
+from services.common.streaming.memory import call_weight
 from services.common.streaming.worker import Ack
 from services.rewarder.settings import RewarderSettings
 
 _NEVER = 1 << 62
-_CLAIM_BYTES = 300
-"""A text that lies elsewhere, beside its address."""
-
-_CALL_BYTES = 4_000
-"""A call without its texts and tokens, as objects in memory."""
 
 
 class Group:
@@ -127,72 +123,14 @@ class Group:
         return (
             2_000
             + 1_000 * len(self.gathered.rewards)
-            + sum(_weight(call) for e in self.gathered.episodes.values() for call in e.calls)
+            + sum(call_weight(call) for e in self.gathered.episodes.values() for call in e.calls)
         )
 
 
-class ClosedGroups:
-    """Closed groups: the last ones whole, of the others for longer which revision was written."""
+class Closing(NamedTuple):
+    """What is remembered of a group that was closed and evicted."""
 
-    def __init__(self, settings: RewarderSettings, since: int) -> None:
-        self._settings = settings
-        self._whole: OrderedDict[str, tuple[Group, int]] = OrderedDict()
-        self._bytes = 0
-        self._revisions: OrderedDict[str, tuple[str | None, int]] = OrderedDict()
-        self.since = since
-        """Every group that was closed after this (Unix milliseconds) is known."""
-
-    def know(self, group_id: str, revision: str | None, closed_at: int) -> None:
-        """A group is closed, or (None) given up before it was, and its episodes and rewards are not
-        at hand.
-        """
-        self._revisions[group_id] = (revision, closed_at)
-        self._revisions.move_to_end(group_id)
-
-    def keep(self, group_id: str, group: Group) -> None:
-        """A group is closed."""
-        self.know(group_id, group.revision, group.closed_at)
-        weight = group.weight()
-        self._whole[group_id] = (group, weight)
-        self._bytes += weight
-
-    def take(self, group_id: str) -> Group | None:
-        """A closed group, to be written of again; None for one that is not known to be closed."""
-        if group_id in self._whole:
-            group, weight = self._whole.pop(group_id)
-            self._bytes -= weight
-            return group
-        if group_id in self._revisions:
-            revision, closed_at = self._revisions[group_id]
-            group = Group(revision, incomplete=True)
-            group.closed_at = closed_at
-            return group
-        return None
-
-    def forget(self, now: int) -> None:
-        """What is too old, or too much."""
-        old = now - int(self._settings.keep_s * 1000)
-        while self._whole:
-            group, weight = next(iter(self._whole.values()))
-            if self._bytes <= self._settings.keep_mb * 1_000_000 and group.closed_at >= old:
-                break
-            self._whole.popitem(last=False)
-            self._bytes -= weight
-        old = now - int(self._settings.remember_s * 1000)
-        while self._revisions:
-            _, closed_at = next(iter(self._revisions.values()))
-            if len(self._revisions) <= self._settings.remember_groups and closed_at >= old:
-                break
-            self._revisions.popitem(last=False)
-            self.since = max(self.since, closed_at)
-
-
-def _weight(call: LlmCall) -> int:
-    texts = len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")
-    choices = sum(
-        len(choice.message or "") + len(choice.token_ids or b"") + len(choice.logprobs or b"")
-        for choice in call.choices
-    )
-    return (
-        _CALL_BYTES + texts + choices + sum(_CLAIM_BYTES + len(claim.uri) for claim in call.pieces)
-    )
+    revision: str | None
+    """Newest in the log; None if the group was given up."""
+    at: int
+    """When it was closed, Unix milliseconds."""

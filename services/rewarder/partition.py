@@ -57,9 +57,10 @@ from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.streaming.barrier import Barrier, EndOffsets, Position
 from services.common.streaming.event_clock import LOOK_EVERY_MS, SKEW_MS, EventClock, Interval
+from services.common.streaming.log_cache import Completeness, Limits, LogCache
 from services.common.streaming.poison import failure_of
 from services.common.streaming.worker import Ack, Rejected
-from services.rewarder.groups import ClosedGroups, Group
+from services.rewarder.groups import Closing, Group
 from services.rewarder.reload import ReloadedGroup
 from services.rewarder.settings import RewarderSettings
 
@@ -111,7 +112,15 @@ class RewarderPartition:
         self._due: Barrier[set[str]] = Barrier(log, partition, (EPISODES, AGENT_REWARDS), position)
         """Ids of groups that are due."""
         self._waiting: dict[str, Group] = {}
-        self._closed = ClosedGroups(settings, since)
+        self._closed: LogCache[str, Group, Closing] = LogCache(
+            Limits(
+                held_bytes=settings.keep_mb * 1_000_000,
+                held_ms=int(settings.keep_s * 1000),
+                notes=settings.remember_groups,
+                notes_ms=int(settings.remember_s * 1000),
+            ),
+            since,
+        )
         self._touched: set[str] = set()
         self._begun: dict[str, set[str]] = {}
         """What need not be written again, of groups in the middle of which an earlier worker died.
@@ -127,9 +136,7 @@ class RewarderPartition:
         self._clock.observe(event.event_time)
         group = self._waiting.get(event.group_id)
         if group is None:
-            group = self._waiting[event.group_id] = self._closed.take(event.group_id) or self._new(
-                event
-            )
+            group = self._waiting[event.group_id] = self._recall(event)
         elif group.maybe_incomplete and isinstance(event, Episode) and not _is_first(event):
             group.incomplete = True
         group.take(event, ack)
@@ -149,13 +156,26 @@ class RewarderPartition:
                 await self._guarded(group_id, group, partial(self._close_complete, group_id, group))
         await self._close_due()
 
+    def _recall(self, event: Episode | AgentReward) -> Group:
+        """Return a group that is not waiting as memory has it, or what is known of it."""
+        group = self._closed.take(event.group_id)
+        if group is not None:
+            return group
+        closing = self._closed.note_of(event.group_id)
+        if closing is None:
+            return self._new(event)
+        group = Group(closing.revision, incomplete=True)
+        group.closed_at = closing.at
+        return group
+
     def _new(self, event: Episode | AgentReward) -> Group:
-        """A group that is neither waiting nor known to be closed: was it closed before we began to
-        look, and forgotten?
+        """Return a group that is neither waiting nor known to be closed: was it closed before we
+        began to look, and forgotten?
         """
         minted = minted_at(event.group_id)
         if minted is not None and minted <= self._clock.our_time + SKEW_MS:
-            return Group(incomplete=minted < self._closed.since + SKEW_MS)
+            known = self._closed.completeness(event.group_id, minted)
+            return Group(incomplete=known is not Completeness.complete)
         # A session that a user named: its id tells no time.
         return (
             Group(maybe_incomplete=True)
@@ -167,7 +187,7 @@ class RewarderPartition:
         if not self._due.is_armed:
             if not self._look.restart_if_over():
                 return
-            self._closed.forget(self._clock.our_time)
+            self._closed.evict(self._clock.our_time)
             due = self._due_now()
             if not due:
                 return
@@ -223,9 +243,8 @@ class RewarderPartition:
             type(failure).__name__,
             f"its group cannot be closed: {words_of(failure)}",
         )
-        if group_id not in self._waiting:
-            # What comes for it later, or is redriven, finds the whole group in the log again.
-            self._closed.know(group_id, None, self._clock.our_time)
+        # What comes for it later, or is redriven, finds the whole group in the log again.
+        self._note_closed(group_id, None)
 
     async def _write(self, group_id: str, group: Group) -> None:
         """Close a group that is due, for the first time or anew; give up rewards without any
@@ -239,7 +258,7 @@ class RewarderPartition:
                     rewards=sorted(group.gathered.rewards),
                 )
                 self._waiting.pop(group_id).ack()
-                self._closed.know(group_id, None, self._clock.our_time)
+                self._note_closed(group_id, None)
         elif (
             group.is_open
             and group.due_at(self._settings) > self._clock.now
@@ -347,7 +366,19 @@ class RewarderPartition:
     def _put_by(self, group_id: str, group: Group) -> None:
         del self._waiting[group_id]
         group.ack()
-        self._closed.keep(group_id, group)
+        self._closed.put(
+            group_id,
+            group,
+            Closing(group.revision, group.closed_at),
+            weight=group.weight(),
+            at=group.closed_at,
+        )
+
+    def _note_closed(self, group_id: str, revision: str | None) -> None:
+        """Remember a group that was closed, or (None) given up before it was, and is not at
+        hand.
+        """
+        self._closed.note(group_id, Closing(revision, self._clock.our_time))
 
     async def _publish(self, group_id: str, records: Sequence[ClosingRecord]) -> None:
         """Entries first, then rows, then `GroupClosed`; without those that an earlier worker had
@@ -378,11 +409,11 @@ class RewarderPartition:
             if not isinstance(output, DeadLetter):
                 groups.setdefault(output.group_id, RevisionLog()).add(output)
             elif output.offset == NO_RECORD:
-                self._closed.know(key_of(output), None, self._clock.our_time)
+                self._note_closed(key_of(output), None)
         for group_id, written in groups.items():
             self._note_begun(group_id, written)
             if written.standing is not None:
-                self._closed.know(group_id, written.standing, self._clock.our_time)
+                self._note_closed(group_id, written.standing)
 
 
 def _is_first(episode: Episode) -> bool:
