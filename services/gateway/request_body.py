@@ -1,5 +1,5 @@
-"""Bounds of request bodies, and their JSON: bounded before it costs memory, time or the readers of
-the log their stack.
+"""Limits of request bodies, and their JSON. A body is checked before it can cost memory, time, or
+the stack of those who read the log.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from services.gateway.errors import BodyTooLarge, InvalidRequest
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_DEPTH = 128
-"""Arrays and objects within one another. vLLM's own parser ends at 200; those who read the log
-later have less stack than the gateway.
+"""Depth of arrays and objects. vLLM's own parser ends at 200; readers of the log have less stack
+than the gateway.
 """
 
 _PIECE = 1 << 20
@@ -37,7 +37,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 class BodyLimits(NamedTuple):
-    """What a body may be."""
+    """The limits of a body."""
 
     size: int
     """Bytes, as sent and once inflated."""
@@ -45,11 +45,11 @@ class BodyLimits(NamedTuple):
     values: int
     """Arrays, objects and commas outside of texts."""
     timeout_s: float
-    """For all of it to arrive."""
+    """Seconds for all of it to arrive."""
 
 
 async def check_limits(body: bytes, limits: BodyLimits) -> None:
-    """Raise BodyTooLarge for a body over one of them."""
+    """Raise BodyTooLarge for a body over one of its limits."""
     if len(body) > limits.size:
         raise too_large(limits)
     if await has_more_values(body, limits.values):
@@ -89,7 +89,7 @@ def decode_body(raw: bytes, needs: str) -> Any:
 
 
 async def has_more_values(raw: bytes, limit: int) -> bool:
-    """Whether the JSON has more than so many values, near enough: its arrays, objects and commas.
+    """Whether the JSON has more values than the limit, counted by its arrays, objects and commas.
     Builds none of them.
     """
     if len(raw) <= limit or raw.count(b",") + raw.count(b"[") + raw.count(b"{") <= limit:
@@ -99,7 +99,7 @@ async def has_more_values(raw: bytes, limit: int) -> bool:
 
 
 def _values_outside_texts(raw: bytes, limit: int) -> int:
-    """Counts until the limit is passed."""
+    """Count until the limit is passed."""
     unescaped = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
     found, within = 0, False
     for start in range(0, len(unescaped), _PIECE):

@@ -31,7 +31,7 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 class Authenticator:
-    """Knows the keys."""
+    """Checks the keys of requests."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Authenticator:
         allow_any: bool,
         operations_key: str | None = None,
     ) -> None:
-        """Without `operations_key` whoever reaches the gateway may see its metrics, readiness and
+        """Without `operations_key`, whoever reaches the gateway may read its metrics, readiness and
         documentation.
         """
         self._operations = operations_key.encode() if operations_key else None
@@ -51,7 +51,9 @@ class Authenticator:
         self._allow_any = allow_any
 
     def admit(self, authorization: str | None, now_ms: int, wanted: str = CALL_KEY) -> Caller:
-        """`wanted` says which key this is about. Raises Unauthorized, ExpiredKey."""
+        """Whose key it is. `wanted` names the key that the route needs, for the errors. Raises
+        Unauthorized, ExpiredKey.
+        """
         key = bearer(authorization)
         if not key:
             raise Unauthorized(f"No API key: send `Authorization: Bearer <key>` with {wanted}.")

@@ -1,11 +1,11 @@
-"""Conversations of agents that name no rollout, recognised by their messages
-(`fulgurite.calls.conversations` says how).
+"""Recognise conversations of agents that name no rollout, by their messages
+(`fulgurite.calls.conversations` says how). Only for calls with a plain key and no name.
 
-Only for calls with a plain key and no name: others never come here. A prompt that contains an
-answer costs one look-up, an answer one write, made before the answer leaves, so that the agent's
-next call finds it, also at another gateway of the same Redis. What is kept are keyed hashes and
-rollout ids, no text, and not for long. While the store does not answer, nothing is recognised: each
-call is a rollout of its own, and none fails or waits for long (`store_patience`).
+A prompt that contains an answer costs one look-up, an answer one write. The write comes before the
+answer leaves, so that the agent's next call finds it, also at another gateway of the same Redis.
+The store holds keyed hashes and rollout ids for a limited time, and no text. While the store does
+not answer, nothing is recognised: each call is a rollout of its own, and none fails or waits for
+long (`store_patience`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEMORY_LIMIT = 100_000
 
 
 class ConversationMatcher:
-    """Recognises conversations, and remembers them."""
+    """Finds the rollout of a conversation, and remembers it."""
 
     def __init__(self, store: Store, secret: bytes, ttl_s: int, metrics: Metrics) -> None:
         self._store = store
@@ -48,8 +48,8 @@ class ConversationMatcher:
     async def conversation(
         self, owner: str, user: str | None, alias: str, items: Iterable[Any], size: int = 0
     ) -> MessageChain | None:
-        """The conversation of a request of so many bytes; None for one that is nested too deeply to
-        be read.
+        """The conversation of a request of about `size` bytes; None for one that is nested too
+        deeply to be read.
         """
         salt = hmac.digest(
             self._secret, msgspec.json.encode(("conversation", owner, user, alias)), "sha256"
@@ -78,9 +78,7 @@ class ConversationMatcher:
     async def remember(
         self, conversation: MessageChain, rollout_id: str, answers: Iterable[Iterable[Any]]
     ) -> None:
-        """Keep whose the conversation is, with whichever answer the agent goes on: each has its
-        items.
-        """
+        """Remember the conversation's rollout for each answer that the agent may go on with."""
         chains = {
             chain for answer in answers if (chain := conversation.answered(answer)) is not None
         }

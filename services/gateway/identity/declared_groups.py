@@ -1,8 +1,8 @@
-"""Declared groups, as far as a gateway must remember them: what a name or an id alone does not
-tell. Scoped keys need none of it, and plain keys never get there.
+"""Declared groups: what a gateway must remember of them because a name or an id alone does not
+tell.
 
-It is a cache of `declared` events. Forgotten (a restart without Redis), a request that needs it
-says what to pass instead.
+It is a cache of `declared` events. Scoped keys need none of it, and plain keys never reach it. When
+a group is forgotten (a restart without Redis), the error says what to send instead.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class DeclaredGroups:
         return self._tagged_since
 
     async def get(self, group_id: str) -> GroupEntry | None:
-        """None if forgotten or never declared."""
+        """The group; None if it is forgotten or was never declared."""
         known = await self._store.get(f"group:{group_id}")
         return None if known is None else msgspec.json.decode(known, type=GroupEntry)
 
     async def put(self, group_id: str, entry: GroupEntry, now_ms: int) -> None:
-        """Remember."""
+        """Remember a group."""
         await self._store.put(
             f"group:{group_id}", msgspec.json.encode(entry), _ttl_s(entry, now_ms)
         )

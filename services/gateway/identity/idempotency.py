@@ -1,8 +1,8 @@
-"""Answers the same key and payload with the same reply, and refuses the same key with another
-payload.
+"""Idempotency keys: the same key and payload get the same reply, and the same key with another
+payload is refused.
 
-An event's id derives from its key, so a reply that was lost and asked for again never makes a
-second event.
+An event's id derives from its key, so a request that is repeated because its reply was lost never
+makes a second event.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Idempotency:
         self._store = store
 
     async def reserve(self, scope: str, key: str, payload: bytes) -> str | None:
-        """The reply given before, or None: go on (again, if it never came to a reply). Raises
-        Conflict for another payload.
+        """Reserve the key for this payload. Returns the reply given before, or None: go on (again,
+        if no reply was given). Raises Conflict for another payload.
         """
         entry = _Entry(hashlib.sha256(payload).hexdigest(), None)
         known = await self._store.put_new(_name(scope, key), msgspec.json.encode(entry), KEEP_S)
@@ -46,7 +46,7 @@ class Idempotency:
         return before.reply
 
     async def store_reply(self, scope: str, key: str, payload: bytes, reply: str) -> None:
-        """Keep the reply for whoever asks again."""
+        """Keep the reply for repeated requests."""
         entry = _Entry(hashlib.sha256(payload).hexdigest(), reply)
         await self._store.put(_name(scope, key), msgspec.json.encode(entry), KEEP_S)
 

@@ -19,7 +19,7 @@ from services.gateway.identity.claims import Claims
 
 PREFIX = "fg-"
 LEEWAY_MS = 60_000
-"""Clocks of the machines that mint and verify may differ by this much."""
+"""How much the clocks of the machines that mint and verify may differ."""
 
 CALL, STATUS, REWARD = "call", "status", "reward"
 AGENT_SCOPES = (CALL, STATUS)
@@ -76,8 +76,8 @@ class KeyRing:
         return f"{PREFIX}{self._kid}.{payload}.{_b64(signature)}"
 
     def verify(self, text: str, now_ms: int) -> Claims:
-        """Raises Unauthorized for a key this ring did not sign, ExpiredKey past its expiry and the
-        leeway.
+        """The key's claims. Raises Unauthorized for a key that this ring did not sign, ExpiredKey
+        after its expiry and the leeway.
         """
         claims = self._verified.get(text)
         if claims is None:

@@ -65,11 +65,11 @@ class Identified(msgspec.Struct, frozen=True):
     agent: str
     identity: Identity
     conversation: MessageChain | None = None
-    """Whose answer has to be remembered: of calls that name no rollout."""
+    """The conversation whose answer has to be remembered; only for calls that name no rollout."""
 
 
 class Named(msgspec.Struct, frozen=True):
-    """Where a request names its rollout, or tells by what it says."""
+    """All places where a request may name its rollout."""
 
     path: str | None = None
     header: str | None = None
@@ -79,7 +79,7 @@ class Named(msgspec.Struct, frozen=True):
     items: list[Any] | None = None
     user: str | None = None
     size: int = 0
-    """Bytes of the body, near enough."""
+    """Size of the body in characters."""
 
 
 class RolloutResolver:
@@ -99,8 +99,8 @@ class RolloutResolver:
         self._role_aliases = role_aliases
 
     async def identify(self, caller: Caller, named: Named, alias: str, now_ms: int) -> Identified:
-        """Raises Forbidden when a key and a name disagree, NotFound for an id that nobody here gave
-        out, InvalidRequest for a bad name.
+        """The rollout of a call. Raises Forbidden when a key and a name disagree, NotFound for an
+        id that this deployment did not give out, InvalidRequest for an invalid name.
         """
         role = self._role(named, caller, alias)
         claims = caller.claims
@@ -127,7 +127,7 @@ class RolloutResolver:
         return continued or await self._by_conversation(caller, named, alias, role, now_ms)
 
     async def remember(self, who: Identified, answers: list[list[Any]]) -> None:
-        """The agent may now go on with any of these answers: to be called before it has them."""
+        """Remember the rollout for each of these answers. Call it before the agent has them."""
         if self._matcher is not None and who.conversation is not None:
             await self._matcher.remember(who.conversation, who.rollout_id, answers)
 
@@ -210,7 +210,7 @@ class RolloutResolver:
     ) -> Identified | None:
         """The rollout of an earlier answer; None for an id that names none of this caller's.
 
-        A plain key's agent may send the whole conversation next, without an id, and stays in the
+        A plain key's agent may next send the complete conversation without an id; it stays in the
         rollout.
         """
         completion = self.own_completion(caller, named.continues)

@@ -1,6 +1,8 @@
-"""Key-value store with expiry for what several gateways must agree on: idempotency keys, declared
-groups, whose a conversation is. Redis (`redis://`, or `rediss://` for TLS, with a password if it
-asks for one), or memory for one gateway.
+"""A key-value store with expiry, for what several gateways must agree on: idempotency keys,
+declared groups, conversations.
+
+It is Redis (`redis://`, or `rediss://` for TLS, with a password if needed), or memory for one
+gateway.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from services.gateway.errors import Unavailable
 _MEMORY_LIMIT = 200_000
 _PREFIX = "fulgurite:gateway:"
 _REDIS_TIMEOUT_S = 2.0
-"""Of one connecting or one answer. A second try, on a new connection, is for connections that a
-restarted Redis left behind.
+"""Seconds for one connection attempt or one reply. The second try, on a new connection, is for
+connections that a restarted Redis left behind.
 """
 
 
@@ -38,7 +40,7 @@ class Store(Protocol):
         ...
 
     async def put_new(self, key: str, value: bytes, ttl_s: int) -> bytes | None:
-        """Store unless there is one already; returns that one."""
+        """Store the value unless the key has one; returns the value that is stored now."""
         ...
 
     async def put(self, key: str, value: bytes, ttl_s: int) -> None:

@@ -1,5 +1,5 @@
-"""Questions to a store that calls are glad of but can do without: while it does not answer, no call
-waits for it for long.
+"""Ask a store that calls can do without: while it does not answer, no call waits for it
+for long.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TypeVar
 from services.gateway.errors import Unavailable
 
 _PATIENCE_S = 0.25
-"""A hundred times what a Redis near by takes."""
+"""A hundred times what a Redis nearby takes."""
 _REST_S = 1.0
-"""A store that failed is left alone for this long."""
+"""Seconds for which a store that failed is not asked."""
 
 _T = TypeVar("_T")
 

@@ -1,8 +1,8 @@
-"""Events that wait on disk for Kafka: once one does, everything later of this replica queues behind
-it, until all are acknowledged.
+"""Events that wait on disk for Kafka. While one waits, every later event of this replica queues
+behind it.
 
-Sent in the order in which they came: a key's next event leaves when the one before it was
-acknowledged. After a crash some are sent again; whoever reads knows them by their ids.
+They are sent in the order in which they came: a key's next event leaves when the one before it was
+acknowledged. After a crash some are sent again; readers recognise them by their ids.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logs.get(__name__)
 
 _TOPICS = {topic.name: topic for topic in TOPICS}
 _AT_ONCE = 256
-"""Events of as many keys at most are under way together."""
+"""Events of at most this many keys are sent at once."""
 
 _PAUSE_S = 0.25
 _ROOM = 64 * 1024
@@ -37,7 +37,7 @@ _ROOM = 64 * 1024
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One event as it stands in the spool."""
+    """One event as it is stored in the spool."""
 
     topic: str
     key: str
@@ -45,7 +45,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     at: float
     """When it came, Unix seconds."""
     event: bytes
-    """As the log gets it: a later release reads it with its writer's schema."""
+    """The event in Avro: a later release reads it with its writer's schema."""
 
 
 class Ticket:
@@ -71,8 +71,8 @@ class Backlog:
         may_try: Callable[[], bool],
         on_delivery: Callable[[], None],
     ) -> None:
-        """`may_try`: whether it makes sense to send anything. `on_delivery` is called when Kafka
-        took something.
+        """`may_try` tells whether sending makes sense now. `on_delivery` is called when Kafka
+        acknowledges an event.
         """
         self.spool = spool
         self._producer = producer
@@ -81,12 +81,12 @@ class Backlog:
         self._on_delivery = on_delivery
         self._tickets: deque[Ticket] = deque()
         self._inherited = spool.depth
-        """Events of an earlier process that are still to be sent: nobody here waits for them."""
+        """Events of an earlier process that are still to be sent; no caller waits for them."""
         self._oldest: float | None = None
         self._goes_first = True
-        """Whether the producer may still hold events from before the spool was used. Later ones all
-        come through the spool, one batch after another: the producer's own count lags behind its
-        delivery reports, and is not asked again.
+        """Whether the producer may still hold events from before the spool was used. Later events
+        all come through the spool, one batch after another. The producer's own count lags behind
+        its delivery reports, so it is not asked again.
         """
         self._wake = asyncio.Event()
         self._decode = msgspec.msgpack.Decoder(Entry).decode
@@ -103,8 +103,8 @@ class Backlog:
         return self.spool.depth > 0
 
     def age_s(self) -> float:
-        """How long the oldest event has waited, as far as it has been looked at; 0 if there is
-        none.
+        """Seconds that the oldest event has waited, as far as the queue was read; 0 if it
+        is empty.
         """
         return (
             0.0 if self._oldest is None or not self.busy else max(0.0, time.time() - self._oldest)
@@ -128,7 +128,7 @@ class Backlog:
         return ticket
 
     async def drain(self) -> None:
-        """Send what is queued, for ever."""
+        """Send what is queued, until cancelled."""
         while True:
             await self._wake.wait()
             try:
@@ -150,7 +150,7 @@ class Backlog:
         self._wake.set()
 
     async def _drain_some(self) -> bool:
-        """Whether something was sent."""
+        """Send the next batch; returns whether there was one."""
         if not self._may_try() or (self._goes_first and self._producer.pending()):
             return False
         self._goes_first = False
@@ -169,7 +169,7 @@ class Backlog:
         return True
 
     def _next(self, payloads: Sequence[bytes]) -> list[tuple[Entry, Event]]:
-        """The leading events of distinct keys; none if the first cannot be read."""
+        """The leading events of distinct keys; empty if the first cannot be read."""
         chosen: dict[str, tuple[Entry, Event]] = {}
         for payload in payloads:
             try:
@@ -185,7 +185,7 @@ class Backlog:
         return list(chosen.values())
 
     async def _send(self, entries: Sequence[tuple[Entry, Event]]) -> list[Delivery | None]:
-        """Return once all are acknowledged; tries again those that were not."""
+        """Return once all are acknowledged. Events that Kafka did not take are sent again."""
         done: list[Delivery | None] = [None] * len(entries)
         while missing := [index for index, delivery in enumerate(done) if delivery is None]:
             futures = {index: self._submit(*entries[index]) for index in missing}

@@ -1,5 +1,5 @@
-"""One call while it lasts, and the event it becomes. Secrets are taken out here: no event ever
-holds a key.
+"""One call while it lasts, and the event it becomes. Secrets are removed here: no event ever holds
+a key.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from services.gateway.upstream.route import Route
 _REDACTED = "[redacted]"
 _TAIL = 16
 _DEEPEST_ESCAPE = 8
-"""Backslashes of an escape, of JSON put into JSON three times. Without a bound a long row of them
-would be looked through from each.
+"""Backslashes of one escape, as in JSON inside JSON three times. Without this limit a long run of
+backslashes would be searched from each of them.
 """
 
 REFUSED_CHARACTERS = 8192
-"""Below the least FULGURITE_CLAIM_CHECK_BYTES: a refused call is never left in the claims store."""
+"""Characters of a refused body that are kept. Less than the smallest FULGURITE_CLAIM_CHECK_BYTES,
+so that no refused call goes to the claims store.
+"""
 
 
 class Draft:
@@ -48,7 +50,7 @@ class Draft:
         self.sampled: str | None = None
         """The reply's header for `sampling.train`, where that applies."""
         self.keep_alive_s = 0.0
-        """The longest silence of its stream; 0: as long as it takes."""
+        """Longest silence of its stream in seconds; 0 is no limit."""
         self.subject: str | None = None
         """The person whose data this is."""
         self.raw: str | None = None
@@ -57,7 +59,7 @@ class Draft:
         self.owner: tuple[Identified, str] | None = None
         """Rollout and call id, once it is known whose call it is."""
         self.event: LlmCall | None = None
-        """What the log got, or was meant to get."""
+        """The event that was recorded, or was meant to be."""
 
 
 class Call:
@@ -81,25 +83,25 @@ class Call:
         self.started_at = draft.started_at
         self.first_token_at: int | None = None
         self.continued = False
-        """Whether its prompt went on from recorded tokens."""
+        """Whether its prompt continues from recorded tokens."""
         self._asked = self._answered = draft.begun
 
     def ask(self) -> str | None:
-        """An upstream is asked now; returns the trace context to hand on."""
+        """Note that an upstream is asked now; returns the trace context to hand on."""
         self._asked = perf_counter()
         return self.draft.trace.upstream()
 
     def answered(self) -> None:
-        """Its answer is complete."""
+        """Note that the upstream's answer is complete."""
         self._answered = perf_counter()
         self.draft.trace.answered()
 
     def upstream_s(self) -> float:
-        """How long the upstream took."""
+        """Seconds that the upstream took."""
         return self._answered - self._asked
 
     def added_s(self) -> float:
-        """How long the call has taken so far, apart from the upstream."""
+        """Seconds that the call has taken so far, apart from the upstream."""
         return perf_counter() - self.draft.begun - self.upstream_s()
 
     def event(
@@ -111,11 +113,10 @@ class Call:
         *,
         with_answer: bool = True,
     ) -> LlmCall:
-        """What the log gets. Without a problem, an outcome other than success is a client that went
+        """The call's event. Without a problem, an outcome other than success is a client that went
         away.
 
-        `with_answer=False` leaves out the upstream's answer: such an event can be made
-        whatever that was.
+        `with_answer=False` leaves out the upstream's answer: such an event can always be made.
         """
         capture = self.capture if with_answer else None
         return _event(
@@ -134,8 +135,8 @@ class Call:
 def refusal(
     draft: Draft, who: Identified, call_id: str, problem: GatewayError, now_ms: int
 ) -> LlmCall:
-    """The event of a call that never reached an upstream; of a large body it has the beginning
-    only.
+    """The event of a call that never reached an upstream; of a large body it has only the
+    beginning.
     """
     event = _event(
         draft, who, call_id, None, None, LogprobsMode.none, now_ms, problem, problem.outcome
@@ -148,8 +149,8 @@ def refusal(
 
 
 def shortened(body: str) -> str:
-    """A refused body as it is kept: nothing was made of it, and no agent shall fill a disk
-    with it.
+    """The part of a refused body that is kept, so that no agent can fill a disk with
+    refused calls.
     """
     if len(body) <= REFUSED_CHARACTERS:
         return body
@@ -226,9 +227,7 @@ def _event(
 
 
 def hide(text: str, secret: str) -> str:
-    """The text without the caller's key, should it have got in there, also where JSON's escapes
-    spell it.
-    """
+    """The text without the caller's key, wherever it occurs, also spelt with JSON escapes."""
     if not secret:
         return text
     # Searching a long text for a whole key is slow; its end, a signature's, is found or missed at
@@ -239,7 +238,7 @@ def hide(text: str, secret: str) -> str:
 
 @lru_cache(maxsize=256)
 def _spelled(secret: str) -> re.Pattern[str]:
-    """The key, each of its characters as it is or escaped, as often as JSON was put into JSON."""
+    """A pattern of the key: each character as it is or escaped, also in JSON inside JSON."""
     hexadecimal = {character: f"(?i:{ord(character):04x})" for character in secret}
     return re.compile(
         "".join(

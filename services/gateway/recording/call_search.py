@@ -1,8 +1,8 @@
-"""Finds one call in `llm.calls` by its id: at the place that is remembered of it, else by its key,
+"""Find one call in `llm.calls` by its id: at the place that is remembered of it, else by its key,
 from the newest records back.
 
-An id names its group, which is the records' key and so tells the partition, and most groups' ids
-tell when the first call was: no record before is read. Blocks.
+An id names its group, which is the records' key and so determines the partition. Most groups' ids
+hold the time of the first call, and no record before it is read. Blocking.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ from services.common.runtime import logs
 log = logs.get(__name__)
 
 PATIENCE_S = 10.0
-"""How long records are read in search of one call."""
+"""Seconds that records are read in search of one call."""
 _TIMEOUT_S = 5.0
-"""A broker that says nothing for so long is away."""
+"""Seconds without an answer after which a broker counts as away."""
 _SKEW_MS = 60_000
-"""By how much the clocks of gateways may differ."""
+"""How much the clocks of gateways may differ."""
 _FIRST_STEP, _LONGEST_STEP = 500, 50_000
-"""Records: what is asked for is recent, mostly, so that steps back begin small."""
+"""Records in the first step back. Most calls that are searched for are recent, so steps begin
+small.
+"""
 
 
 class SearchTooLong(Exception):
-    """The call was not found in the time there is."""
+    """The call was not found within the time limit."""
 
 
 class CallSearch:
@@ -55,7 +57,7 @@ class CallSearch:
         self._patience_s = patience_s
 
     def find(self, ref: CompletionRef, place: Delivery | None) -> LlmCall | None:
-        """The whole call with all its text; None if the log does not have it (any more). Raises
+        """The complete call with all its text; None if the log does not have it (any more). Raises
         LogUnavailable, SearchTooLong.
         """
         try:

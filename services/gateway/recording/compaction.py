@@ -1,8 +1,8 @@
-"""A call on its way into the log: a delta of its parent where that is worth it; text beyond the
-claim check's limit is left elsewhere.
+"""Make a call small before it is recorded: a delta of its parent where that saves space, and text
+beyond the claim check's limit outside Kafka.
 
-Long texts are left each for itself, so that the turns that repeat an image leave it once and stay
-deltas; the whole text, if that does not make the call small enough.
+Long texts are stored one by one, so that turns that repeat an image store it once and stay deltas.
+If that does not make the call small enough, all its text is stored as one payload.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ log = logs.get(__name__)
 
 
 _LEAST_PIECE = 4096
-"""Characters: a claim takes some 250 bytes of the event."""
+"""Characters of the shortest text that is stored outside: a claim takes some 250 bytes of the
+event.
+"""
 
 _CLAIM_BYTES = 80
-"""What names a payload, beside its address."""
+"""Bytes of a claim beside its address."""
 
 _MOST_PIECES = 512
-"""Each is a file to sync, or a request to a bucket."""
+"""Payloads of one call. Each is a file to sync, or a request to a bucket."""
 
 
 class Compacted(msgspec.Struct, frozen=True):
-    """A call as the log gets it."""
+    """A call as it is recorded."""
 
     event: LlmCall
     original: LlmCall
@@ -54,7 +56,7 @@ class Compactor:
         self._metrics = metrics
 
     async def compact(self, call: LlmCall) -> Compacted:
-        """Raises Unavailable when a large payload cannot be left anywhere."""
+        """Compact a call. Raises Unavailable when a large payload cannot be stored."""
         compacted = self._shorten(call)
         size = weight(compacted.event)
         if size > self._limit:
@@ -65,7 +67,7 @@ class Compactor:
         return compacted
 
     def acknowledged(self, compacted: Compacted, delivery: Delivery) -> None:
-        """Others may extend the call from now on."""
+        """Note that the call is in the log: others may extend it from now on."""
         if self._parents is not None:
             self._parents.remember(compacted.original, delivery, compacted.depth)
 
@@ -76,8 +78,8 @@ class Compactor:
         return Compacted(delta, call, depth)
 
     async def _by_pieces(self, call: LlmCall) -> Compacted | None:
-        """The call without its long texts, few long ones if that is enough; None where it is still
-        too large, or they are too many.
+        """The call without its long texts, or without many more if that is not enough; None if it
+        is still too large, or there are too many texts.
         """
         for least in (max(self._limit // 16, _LEAST_PIECE), _LEAST_PIECE):
             light, payloads = await asyncio.to_thread(take_pieces, call, least)
@@ -122,7 +124,7 @@ class Compactor:
 
 
 def weight(call: LlmCall) -> int:
-    """What a call takes in the log, near enough: its tokens in bytes, its text in characters."""
+    """Approximate size of a call in the log: its tokens in bytes, its text in characters."""
     size = sum(_CLAIM_BYTES + len(claim.uri) for claim in call.pieces)
     size += len(call.request or "") + len(call.response or "") + len(call.prompt_token_ids or b"")
     for choice in call.choices:

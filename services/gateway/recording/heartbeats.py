@@ -1,5 +1,5 @@
-"""Calls that take long say so: a `heartbeat` in `agent.status` after each period, so that a silent
-rollout is not taken for a dead one.
+"""Heartbeats of long calls: a `heartbeat` in `agent.status` after each period, so that a silent
+rollout does not count as dead.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ class Heartbeats:
     """The calls in flight."""
 
     def __init__(self, producer: EventProducer, period_s: float, quiet: Callable[[], bool]) -> None:
-        """`quiet`: whether nobody could hear it now."""
+        """`quiet` tells whether heartbeats cannot be sent now."""
         self._producer = producer
         self._period_s = period_s
         self._quiet = quiet
         self._in_flight: dict[str, InFlight] = {}
 
     def begin(self, call_id: str, who: Identified) -> None:
-        """A call is in flight from now on."""
+        """Note that a call is in flight."""
         self._in_flight[call_id] = InFlight(call_id, who)
 
     def end(self, call_id: str) -> None:
-        """The call is answered, or nobody is left to answer."""
+        """Note that the call is answered, or its client has gone."""
         self._in_flight.pop(call_id, None)
 
     def count(self) -> int:
-        """Calls in flight."""
+        """The number of calls in flight."""
         return len(self._in_flight)
 
     async def run(self) -> None:
-        """For ever."""
+        """Send heartbeats until cancelled."""
         while True:
             await asyncio.sleep(self._period_s / 4)
             now = time.monotonic()

@@ -1,7 +1,7 @@
 """The calls that the next call of a rollout may extend: recent ones, acknowledged by Kafka, kept by
-this replica within a bound of bytes.
+this replica up to a limit in bytes.
 
-A call whose parent this replica does not know is stored whole, which is right if rarely best:
+A call whose parent this replica does not know is stored in full. That is correct but larger;
 routing by rollout makes it rare.
 """
 
@@ -16,16 +16,16 @@ from fulgurite.events import LlmCall
 from services.common.kafka.delivery import Delivery
 
 _OF_ONE = 4
-"""Links kept of one attempt: as many agents may take turns in it and each finds its own."""
+"""Links kept for one attempt: this many agents may take turns in it, and each finds its own."""
 
 _FRESH_S = 8 * 3600
-"""An older link is no parent: a whole chain of them must fit the month that `llm.calls` is kept, or
-its end outlives its beginning.
+"""Age after which a link is no parent. A complete chain must fit the month that `llm.calls` is
+kept, or its end outlives its beginning.
 """
 
 
 class Parents:
-    """Links by attempt; the attempt that was used last stays longest."""
+    """Links by attempt; the least recently used attempt goes first."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -33,7 +33,7 @@ class Parents:
         self._links: OrderedDict[tuple[str, int], list[tuple[float, Link]]] = OrderedDict()
 
     def shorten(self, call: LlmCall) -> tuple[LlmCall, int]:
-        """The call as the log gets it, and its depth in its chain."""
+        """The call as it is recorded, and its depth in its chain."""
         known = self._links.get((call.rollout_id, call.attempt))
         if not known:
             return call, 0
@@ -41,7 +41,7 @@ class Parents:
         return shorten(call, [link for at, link in known if at > since])
 
     def remember(self, call: LlmCall, delivery: Delivery, depth: int) -> None:
-        """The whole call lies there now, so that others may extend it."""
+        """Note that the complete call lies there now, so that others may extend it."""
         if call.outcome is not CallOutcome.success or call.identity is Identity.none:
             return
         key = (call.rollout_id, call.attempt)

@@ -1,14 +1,14 @@
-"""State for OpenAI's responses, kept by the log alone: what `previous_response_id` names is read
-there, and put in front of the input.
+"""State for OpenAI's responses, kept by the log alone: the response that `previous_response_id`
+names is read there, and put in front of the input.
 
-The upstream gets the whole conversation and no state, so any gateway goes on from any recorded
-response, after a restart too, for as long as `llm.calls` is kept; requests that build on the same
-one are branches. A follow-up is recorded as it was served, with its whole input: whoever goes on
-from it needs no other record. Whose a response is, its id tells (`identity`); another owner's does
-not exist.
+The upstream gets the complete conversation and no state. So any gateway can continue any recorded
+response, also after a restart, for as long as `llm.calls` is kept. Requests that build on the same
+response are branches. A follow-up is recorded as it was served, with its complete input, so that
+its own followers need no other record. A response's id says who owns it (`identity`); to any other
+owner it does not exist.
 
-The latest responses are remembered here, within a bound of bytes; where others lie, in the store
-that gateways share. Neither is needed.
+The latest responses are cached here, up to a limit in bytes. The places of others in the log are in
+the store that gateways share. Both caches are optional.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PLACES_IN_MEMORY = 100_000
 _PLACE_TTL_S = 24 * 3600
 _MEMORY_BYTES = 64 * 1024**2
 _SEARCHES = 4
-"""At once, and one of each key: a key that names what is not there holds up nobody else."""
+"""Searches at once, and one for each key: a key that names unknown ids delays only itself."""
 _TIMEOUT_S = 30.0
 _API = "responses"
 
@@ -58,28 +58,28 @@ class Response(msgspec.Struct, frozen=True):
     """A recorded response."""
 
     body: Json
-    """Of its request, with the whole input."""
+    """Body of its request, with the complete input."""
     head: Json
     """The reply without its output."""
     output: list[Any]
     rollout_id: str
     size: int
-    """Of the record, in characters."""
+    """Size of the record in characters."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """The same as the log has it, in JSON."""
+    """A recorded response in JSON, as the log has it."""
 
     body: str
     head: str
     message: str
 
     def size(self) -> int:
-        """Characters."""
+        """Size in characters."""
         return len(self.body) + len(self.head) + len(self.message)
 
     def read(self, rollout_id: str) -> Response | None:
-        """None if it cannot be read."""
+        """The response; None if it cannot be parsed."""
         try:
             output = msgspec.json.decode(self.message, type=_Message).output
             return Response(
@@ -98,7 +98,7 @@ class _Message(msgspec.Struct):
 
 
 class RecordedResponses:
-    """Goes on from recorded responses."""
+    """Finds recorded responses, and continues them."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class RecordedResponses:
         limits: BodyLimits,
         metrics: Metrics,
     ) -> None:
-        """`log_problem` says why the log cannot be read, if it cannot."""
+        """`log_problem` returns why the log cannot be read, or None."""
         self._resolver = resolver
         self._store = store
         self._patience = StorePatience(
@@ -128,8 +128,8 @@ class RecordedResponses:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def remember(self, call: LlmCall, delivery: Delivery | None) -> None:
-        """A call that was answered: to be called before the agent has all of the answer. Without
-        `delivery` it is not in Kafka yet.
+        """Remember an answered call. Call it before the agent has the complete answer. Without
+        `delivery` the call is not in Kafka yet.
         """
         recorded = _recorded(call)
         if recorded is None:
@@ -192,7 +192,7 @@ class RecordedResponses:
         return found, where
 
     def close(self) -> None:
-        """Begin no more searches."""
+        """Stop: begin no more searches."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _from_log(self, caller: Caller, ref: CompletionRef, named: str) -> Recorded:
@@ -226,7 +226,7 @@ class RecordedResponses:
 
 
 def _recorded(call: LlmCall) -> Recorded | None:
-    """None for what is no answer that anybody could go on from."""
+    """The call as a recorded response; None if no request can continue it."""
     if call.api != _API or call.outcome is not CallOutcome.success or not call.choices:
         return None
     message = call.choices[0].message

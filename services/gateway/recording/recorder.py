@@ -57,12 +57,12 @@ _DOES_NOT_FIT = (
     "that the log has room for."
 )
 _BACKGROUND_LIMIT = 1000
-"""Refusals waiting for the log: beyond it they are only counted, so that a flood of them does not
-crowd out answers.
+"""Refusals that wait for the log. Further ones are only counted, so that a flood of them does not
+push out answers.
 """
 
 _TRIED = 100
-"""Events that nobody waits for, and that are tried all the same while the log is away."""
+"""Events without a waiting caller that are sent even while the log is away."""
 
 
 class Waiting:
@@ -94,7 +94,7 @@ class Recorder:
         settings: GatewaySettings,
         metrics: Metrics,
     ) -> None:
-        """Raises SpoolInUse, OSError, and ValueError for settings that make no sense."""
+        """Raises SpoolInUse, OSError, and ValueError for settings that contradict each other."""
         self._producer = producer
         self._settings = settings
         self._metrics = metrics
@@ -110,7 +110,7 @@ class Recorder:
         self._admin = admin_client(kafka)
         self._waiting: dict[str, Waiting] = {}
         self._failing_since: float | None = None
-        """When the first event came that Kafka did not take; None once it took one again."""
+        """When the first event came that Kafka did not take; None after it takes one again."""
         self._failed_at = self._answered_at = float("-inf")
         self._background: set[asyncio.Task[None]] = set()
         # Behind a spool it would tell of now what is read long after.
@@ -119,8 +119,8 @@ class Recorder:
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Start the heartbeats, the look-out for brokers that come back, and the spool's way into
-        the log.
+        """Start the heartbeats, the watch for brokers that come back, and the sender of
+        the spool.
         """
         self._loops = [
             asyncio.create_task(self._heartbeats.run()),
@@ -145,7 +145,7 @@ class Recorder:
         return None
 
     def spool_report(self) -> dict[str, object] | None:
-        """What waits on disk, and why nothing more could; None without a spool."""
+        """What waits on disk, and why no more can; None without a spool."""
         if self._backlog is None:
             return None
         spool = self._backlog.spool
@@ -161,18 +161,18 @@ class Recorder:
         return any(self._refusal(mode) is None for mode in Mode)
 
     def check(self, mode: Mode) -> None:
-        """Raise Unavailable while a call of this mode is not to be generated."""
+        """Raise Unavailable while no call of this mode may be generated."""
         refusal = self._refusal(mode)
         if refusal is not None:
             self._metrics.log_refusals.inc()
             raise Unavailable(refusal)
 
     def begin(self, call_id: str, who: Identified) -> None:
-        """A call is in flight from now on, until `end`."""
+        """Note that a call is in flight, until `end`."""
         self._heartbeats.begin(call_id, who)
 
     def end(self, call_id: str) -> None:
-        """The call is answered, or nobody is left to answer."""
+        """Note that the call is answered, or its client has gone."""
         self._heartbeats.end(call_id)
 
     async def record_call(self, call: LlmCall) -> Delivery | None:
@@ -191,7 +191,7 @@ class Recorder:
         return delivery
 
     def record_call_soon(self, call: LlmCall) -> None:
-        """Record without waiting: for refusals because of the log itself."""
+        """Record without waiting; for refusals that the log itself causes."""
         if len(self._background) >= _BACKGROUND_LIMIT:
             self._metrics.events(LLM_CALLS.name, "dropped").inc()
             return
@@ -207,10 +207,8 @@ class Recorder:
         traceparent: str | None = None,
         mode: Mode = Mode.live,
     ) -> Delivery | None:
-        """Return once the event is safe: where Kafka has it, or None if it waits in the spool or is
-        not logged.
-
-        Raises Unavailable; Unrecordable for an event that does not fit its schema.
+        """Return once the event is safe: its place in Kafka, or None if it waits in the spool or is
+        not logged. Raises Unavailable; Unrecordable for an event that does not fit its schema.
         """
         waiting = Waiting(topic, key, event, traceparent, self._policies[mode])
         try:
@@ -236,7 +234,7 @@ class Recorder:
             raise Unavailable(_NOT_TAKEN) from error
 
     async def close(self) -> int:
-        """Stop the loops, flush; returns how many events are left unacknowledged."""
+        """Stop the loops and flush; returns how many events are left unacknowledged."""
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -284,7 +282,7 @@ class Recorder:
         )
 
     async def _send(self, waiting: Waiting) -> Delivery | None:
-        """Straight to Kafka. Raises LogUnavailable, CodecError, SpoolError."""
+        """Send to Kafka directly. Raises LogUnavailable, CodecError, SpoolError."""
         settings, event_id = self._settings, waiting.event.event_id
         patience = (
             settings.ack_timeout_s
@@ -311,7 +309,7 @@ class Recorder:
         return delivery
 
     async def _without_log(self, waiting: Waiting) -> None:
-        """The log did not take it. Raises SpoolError, CodecError."""
+        """Handle an event that the log did not take. Raises SpoolError, CodecError."""
         if self._backlog is None or waiting.policy == "serve":
             self._unlogged(waiting)
             self._try(waiting)
@@ -329,7 +327,7 @@ class Recorder:
         )
 
     def _try(self, waiting: Waiting) -> None:
-        """Nobody waits for it, but it tells when the log is back."""
+        """Send an event that no caller waits for: its delivery shows when the log is back."""
         if waiting.event.event_id in self._waiting or self._producer.pending() > _TRIED:
             return
         with suppress(LogUnavailable):

@@ -1,8 +1,8 @@
 """The format of the spool's files: eight bytes of magic, then frames of length, CRC-32 and payload,
 appended and synced.
 
-What was synced is read back in order. What a crash left half-written (a torn tail) ends the file;
-no frame before it is lost.
+What was synced is read back in order. A frame that a crash left incomplete (a torn tail) ends the
+file; no frame before it is lost.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _HEAD = struct.Struct("<II")
 
 
 def frame(payload: bytes) -> bytes:
-    """A payload as it stands in the file. An empty payload is none: zeros, which a file may end
-    with, would look the same.
+    """A payload as it is stored. It must not be empty: zeros, which a file may end with, would look
+    the same.
     """
     if not payload:
         raise ValueError("a frame holds at least one byte")
@@ -28,12 +28,12 @@ def frame(payload: bytes) -> bytes:
 
 
 def framed_size(payload: bytes) -> int:
-    """Bytes that its frame takes."""
+    """Size of its frame in bytes."""
     return _HEAD.size + len(payload)
 
 
 def frames(data: bytes, start: int = 0) -> tuple[list[bytes], int]:
-    """Whole payloads from `start` on, and where the first that is not whole begins."""
+    """The complete payloads from `start` on, and where the first incomplete one begins."""
     found: list[bytes] = []
     while len(data) - start >= _HEAD.size:
         length, check = _HEAD.unpack_from(data, start)
@@ -46,7 +46,7 @@ def frames(data: bytes, start: int = 0) -> tuple[list[bytes], int]:
 
 
 class Segment:
-    """One file: how much of it is known to be good, and how much of that has been read."""
+    """One file: how much of it is valid, and how much of that has been read."""
 
     def __init__(self, path: Path, size: int = 0) -> None:
         self.path = path
@@ -54,11 +54,11 @@ class Segment:
         """Bytes that are synced; 0: there is no file yet."""
         self.read = len(MAGIC)
         self.keep = False
-        """Whether the file must outlive its reading: something in it could not be read."""
+        """Whether to keep the file after it was read: a part of it could not be read."""
 
     @classmethod
     def recover(cls, path: Path) -> tuple[Segment, list[bytes]]:
-        """A file that an earlier process left, and its payloads."""
+        """A file of an earlier process, and its payloads."""
         data = path.read_bytes()
         is_spool = data.startswith(MAGIC)
         payloads, end = frames(data, len(MAGIC)) if is_spool else ([], 0)
@@ -67,8 +67,8 @@ class Segment:
         return segment, payloads
 
     def append(self, data: bytes) -> None:
-        """Write frames and wait for the disk. Blocking. Raises OSError; then some of them may be in
-        the file.
+        """Write frames and wait for the disk. Blocking. After an OSError some of them may be in the
+        file.
         """
         new = self.size == 0
         data = MAGIC + data if new else data
@@ -85,9 +85,7 @@ class Segment:
         self.size += len(data)
 
     def read_next(self, most: int) -> list[bytes]:
-        """The next payloads: those within the next `most` bytes, one at least; none at the end.
-        Blocking.
-        """
+        """The next payloads within `most` bytes, at least one; empty at the end. Blocking."""
         if self.read >= self.size:
             return []
         with self.path.open("rb") as file:
@@ -101,9 +99,7 @@ class Segment:
         return payloads
 
     def remove(self) -> None:
-        """The file has done its duty; one that could not be read to its end is put aside under
-        another name.
-        """
+        """Remove the file; one that could not be read to its end is renamed instead."""
         if self.keep:
             self.path.rename(self.path.with_suffix(".torn"))
         else:

@@ -1,4 +1,4 @@
-"""What `/metrics` shows; one registry per app, so that several can live in one process."""
+"""The metrics of `/metrics`; one registry per app, so that several apps can live in one process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Metrics:
             registry=self.registry,
         )
         self.calls = cache(calls.labels)
-        """By alias, outcome and failure. Kept: looking for one takes six times as long as counting.
+        """Counters by alias, outcome and failure. They are kept here, as looking one up takes six
+        times as long as counting.
         """
         self._in_flight = Gauge(
             "fulgurite_gateway_calls_in_flight", "Calls not yet answered.", registry=self.registry
@@ -152,20 +153,20 @@ class Metrics:
         )
 
     def watch_calls(self, in_flight: Callable[[], float]) -> None:
-        """Asked when they are shown."""
+        """A gauge whose value is read when the metrics are shown."""
         self._in_flight.set_function(in_flight)
 
     def watch_gate(
         self, backend: str, in_flight: Callable[[], float], waiting: Callable[[], float]
     ) -> None:
-        """A backend's places; asked when they are shown."""
+        """Show a backend's places and queue."""
         self._places.labels(backend).set_function(in_flight)
         self._waiting.labels(backend).set_function(waiting)
 
     def watch_spool(
         self, depth: Callable[[], float], size: Callable[[], float], age_s: Callable[[], float]
     ) -> None:
-        """What waits on disk; asked when it is shown."""
+        """Show what waits on disk."""
         for name, text, ask in (
             ("events", "Events on disk that wait for Kafka.", depth),
             ("bytes", "What they take.", size),

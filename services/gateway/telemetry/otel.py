@@ -1,5 +1,5 @@
-"""`tracing` with OpenTelemetry: spans go in batches, from a thread, over OTLP/HTTP. Its own OTEL_*
-variables say where and how many.
+"""`tracing` with OpenTelemetry: a thread sends spans in batches over OTLP/HTTP. The OTEL_*
+variables configure it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class OtelCallTrace(CallTrace):
 
 
 def _attributes(event: LlmCall) -> dict[str, str | int | bool]:
-    """OpenTelemetry's names for generative AI where it has one."""
+    """The span's attributes, under OpenTelemetry's names for generative AI where it has one."""
     attributes: dict[str, str | int | bool | None] = {
         "gen_ai.request.model": event.alias,
         "gen_ai.response.model": event.version_last,

@@ -1,9 +1,9 @@
-"""Traces of calls, which join the agent's `traceparent`. Off, and next to free, unless
+"""Traces of calls, which join the agent's `traceparent`. Off, and almost free, unless
 OTEL_EXPORTER_OTLP_ENDPOINT is set.
 
-One span a call, with children `upstream` (sent to whole answer) and `publish` (until Kafka's
-acknowledgement). The upstream gets the traceparent of its span, the Kafka record and the event that
-of the call's. Off, the agent's own is handed on.
+Each call has one span, with the children `upstream` (until the answer is complete) and `publish`
+(until Kafka's acknowledgement). The upstream gets the traceparent of its span; the Kafka record and
+the event get that of the call's. With traces off, the agent's own is handed on.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
 
 class CallTrace:
-    """One call's, and what it is when traces are off."""
+    """The trace of one call; this class is what it is when traces are off."""
 
     __slots__ = ("traceparent",)
 
     def __init__(self, traceparent: str | None) -> None:
         self.traceparent = traceparent
-        """Of the call's span."""
+        """Traceparent of the call's span."""
 
     def upstream(self) -> str | None:
-        """The upstream is asked now; returns the traceparent to hand on."""
+        """Note that an upstream is asked now; returns the traceparent to hand on."""
         return self.traceparent
 
     def answered(self) -> None:
-        """The upstream's answer is complete, or will not come."""
+        """Note that the upstream's answer is complete, or will not come."""
 
     def publish(self) -> None:
-        """The event is on its way to the log."""
+        """Note that the event is on its way to the log."""
 
     def published(self) -> None:
-        """It is there, or will not get there."""
+        """Note that the event is in the log, or will not get there."""
 
     def end(self, event: LlmCall | None) -> None:
-        """The call is over; `event` is what the log got, if it is known whose call it was."""
+        """Note that the call is over; `event` is its event, if it has one."""
 
 
 class Tracer(Protocol):
     """Makes traces of calls."""
 
     def begin(self, name: str, traceparent: str | None) -> CallTrace:
-        """A call has come in, perhaps with the agent's trace context."""
+        """Begin the trace of a call, perhaps with the agent's trace context."""
         ...
 
     def close(self) -> None:
@@ -55,7 +55,7 @@ class Tracer(Protocol):
 
 
 class NoTracer:
-    """Traces are off."""
+    """The tracer when traces are off."""
 
     def begin(self, name: str, traceparent: str | None) -> CallTrace:
         """Hands on what the agent sent."""
@@ -66,8 +66,8 @@ class NoTracer:
 
 
 def open_tracer() -> Tracer:
-    """By the environment. Raises ValueError when traces are asked for and OpenTelemetry is not
-    installed.
+    """The tracer that the environment asks for. Raises ValueError when traces are asked for and
+    OpenTelemetry is not installed.
     """
     if (
         not any(os.environ.get(name) for name in _ENDPOINTS)

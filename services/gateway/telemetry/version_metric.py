@@ -1,5 +1,5 @@
-"""`fulgurite_gateway_served_version`: what each backend serves, as its applier last proved; looked
-up whenever it is shown.
+"""`fulgurite_gateway_served_version`: the versions that each backend serves, as its applier last
+proved, read whenever it is shown.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Back-pressure: how many calls are in flight to a backend, and how many a key may have. In the
-event loop only.
+"""Back-pressure: how many calls are in flight to a backend, and how many a key may have. For one
+event loop.
 
-A place at a backend is had for the length of the upstream's answer. One key has no more than its
-share of them, so that another need not wait until its calls end. Who gets none waits, each key in
-turn; who waits too long, or finds the queue full, is asked to come again (`Overloaded`, 503), a key
-over its own limits likewise (`RateLimited`, 429): both with `Retry-After`, which OpenAI's and
-Anthropic's clients wait for and then try again. A call that is cancelled while it waits leaves the
-queue.
+A call holds a place at a backend for the length of the upstream's answer. One key holds no more
+than its share, so that others need not wait for its calls to end. Calls without a place wait, and
+keys take turns. A call that waits too long, or finds the queue full, gets `Overloaded` (503); a key
+over its own limits gets `RateLimited` (429). Both have `Retry-After`, after which OpenAI's and
+Anthropic's clients try again. A call that is cancelled leaves the queue.
 """
 
 from __future__ import annotations
@@ -130,8 +129,8 @@ class Gate:
 
 
 class Allowance:
-    """So much in a while, for each key. A bucket refills evenly: a key that was quiet may spend all
-    of it at once.
+    """An amount per period for each key: a token bucket. It refills evenly, so a key that was quiet
+    may spend all of it at once.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class Allowance:
         self._buckets: dict[str, tuple[float, float]] = {}
 
     def spend(self, key: str, cost: int = 1) -> None:
-        """Take so much of the key's, all of it where one thing costs more than that. Raises
+        """Spend this much of the key's amount; all of it where one cost is larger. Raises
         RateLimited.
         """
         if not self._amount:
@@ -182,7 +181,7 @@ class KeyLimits:
         clock: Callable[[], float] = time.monotonic,
         setting: str = "FULGURITE_KEY_CALLS_PER_MINUTE",
     ) -> None:
-        """`setting` says where `per_minute` comes from."""
+        """`setting` is the name of the setting that `per_minute` comes from."""
         self._concurrency = concurrency
         self._running: dict[str, int] = {}
         refusal = f"This key may do this {per_minute} times a minute ({setting})."
@@ -229,7 +228,7 @@ class Admission:
         self.limited = bool(settings.key_concurrency or settings.key_calls_per_minute)
         """Whether keys have limits at all."""
         self.patience_s = settings.queue_timeout_s
-        """How long a call may wait for anything but its answer."""
+        """Seconds that a call may wait for anything but its answer."""
 
     @contextmanager
     def key(self, key: str) -> Generator[None]:
@@ -256,7 +255,7 @@ class Admission:
 
 
 def _soon() -> float:
-    """Spread, so that those who were refused together do not come back together."""
+    """Random, so that calls that were refused together do not come back together."""
     return random.uniform(0.5, 1.5)
 
 

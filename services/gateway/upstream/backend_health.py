@@ -1,9 +1,9 @@
-"""Which backends to leave alone for a while, because they could not be reached. Pure: the caller
-brings the time.
+"""Which backends to avoid for a while because they could not be reached. Pure: the caller passes
+the time.
 
-A failure shuts a backend out for a second, twice as long with each failure that follows, half a
-minute at most. After that one call at a time may try it (half-open); its success lets everybody
-back in. When all are shut out they are all tried: there is nothing to lose.
+It is a circuit breaker for each backend. A failure opens it for a second, each further failure for
+twice as long, up to half a minute. Then one call at a time may try the backend (half-open); a
+success closes it. When all are open, all are tried.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Trouble(msgspec.Struct):
 
 
 class BackendHealth:
-    """Remembers failures of one gateway's backends."""
+    """Circuit breakers of one gateway's backends."""
 
     def __init__(self) -> None:
         self._troubles: dict[str, Trouble] = {}
 
     def order(self, ways: Sequence[Route], now: float) -> Sequence[Route]:
-        """The ways in their order, those to backends in trouble last. One whose pause is over keeps
-        its place for this caller alone.
+        """The routes in order, with those to open backends last. A backend whose pause is over
+        keeps its place for this caller alone.
         """
         if not self._troubles:
             return ways

@@ -1,7 +1,8 @@
 """The upstream: vLLM, or any OpenAI-compatible server. aiohttp, one session per process.
 
-Raises the `UpstreamFailed` branch of `problems`; leaving the context of `open` early closes the
-connection, which cancels the generation. Never retries: a retry would be a call of its own.
+Raises the `UpstreamFailed` branch of the gateway's errors. Leaving the context of `open` early
+closes the connection, which cancels the generation. Never retries: a retry would be a call of its
+own.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ _HEADERS = CIMultiDict(
         istr("User-Agent"): "fulgurite-gateway",
     }
 )
-"""Whole, so that aiohttp adds nothing. Upstreams are near: what they would gain by compressing is
-lost by it.
+"""All headers, so that aiohttp adds none. Upstreams are near: compressing costs more than it saves.
 """
 
 _ERROR_BYTES = 64 * 1024
@@ -57,8 +57,8 @@ class UpstreamReply:
         self._limit = self._left = limit
 
     def close(self) -> None:
-        """Nothing left to read: the connection is kept. Otherwise it is closed, and the upstream
-        stops generating.
+        """Keep the connection if the answer was read to its end. Otherwise close it, so that the
+        upstream stops generating.
         """
         self._response.release() if self._response.content.at_eof() else self._response.close()
 
@@ -217,7 +217,7 @@ def _encoding(response: aiohttp.ClientResponse) -> str | None:
 
 
 async def _error_body(response: aiohttp.ClientResponse) -> bytes:
-    """The beginning of an error's body, in a form that can be read."""
+    """The beginning of an error's body, decompressed."""
     if 300 <= response.status < 400:
         return (
             b"a redirect, which is not followed: give the model server's final address "

@@ -1,14 +1,14 @@
-"""`continuation=tokens`: a chat that goes on from our own answer is prompted with that answer's
-tokens, not with its text rendered anew.
+"""`continuation=tokens`: a chat that continues from our own answer is prompted with that answer's
+tokens, not with its text tokenised again. Opt-in per alias (FULGURITE_CONTINUE_TOKENS).
 
-Text does not say which tokens it was, and templates drop parts of it (thinking); each such turn
-would break the trajectory. Opt-in per alias (FULGURITE_CONTINUE_TOKENS). After an answer its prompt
-and tokens are kept under the hash chain of the conversation, with all that shapes a prompt; a
-request that repeats that conversation is rendered by the engine (`/tokenize`), what follows the
-answer's end of turn is cut from it and put behind the recorded tokens, and vLLM takes them in place
-of its own rendering (`kv_transfer_params.prompt_token_ids`).
+Text does not determine the tokens it came from, and templates drop parts of it (thinking); each
+such turn would break the trajectory. The prompt and tokens of an answer are kept under the hash
+chain of its conversation, with all fields that shape a prompt. A request that repeats that
+conversation is rendered by the engine (`/tokenize`). What follows the answer's end of turn is cut
+from the rendering and put after the recorded tokens, and vLLM uses the result instead of its own
+rendering (`kv_transfer_params.prompt_token_ids`).
 
-Whatever does not fit exactly is rendered as ever: an answer that did not end by itself, several
+Whatever does not fit exactly is rendered as usual: an answer that did not end by itself, several
 choices, images, a template whose first message differs or whose turns do not end alike, a
 conversation that is not (or no longer) known here.
 """
@@ -58,11 +58,11 @@ class _Rendered(msgspec.Struct):
 
 
 def joined(recorded: Sequence[int], rendered: Sequence[int]) -> list[int] | None:
-    """The recorded tokens and what the rendering has after them; None if the two do not go
-    together, or it has them already.
+    """The recorded tokens and what the rendering has after them; None if the two do not match, or
+    if the rendering begins with them already.
 
     `recorded` ends with the end of a turn. The rendering has as many ends of turn before the same
-    place, whatever it made of the turns.
+    place, however it rendered the turns.
     """
     end = recorded[-1]
     first = recorded.index(end)
@@ -78,7 +78,7 @@ def joined(recorded: Sequence[int], rendered: Sequence[int]) -> list[int] | None
 
 
 class Continuation:
-    """Keeps answers' tokens, and finds them again."""
+    """Keeps the tokens of answers, and finds them again."""
 
     def __init__(self, aliases: frozenset[str], store: Store, client: UpstreamClient) -> None:
         self.aliases = aliases

@@ -1,10 +1,10 @@
-"""A call's way to a backend: the key's limits, a place in its turn, the best backend that can be
-reached.
+"""Dispatch a call to a backend: check its key's limits, wait for a place, open the best backend
+that can be reached.
 
-Fails over to the next backend only when nothing can have been generated: no connection, or an
-engine that has just started and lacks the adapter, or the version that the log says it has. Where
-the version is all that is lacking, the call waits for it. A time-out or a broken answer is the
-client's to try again. `call.route` is always the backend that was really asked.
+It fails over to the next backend only when nothing can have been generated: there is no connection,
+or an engine that has just started lacks the adapter, or the version that the log says it has. Where
+only the version is missing, the call waits for it. After a time-out or a broken answer, the client
+decides whether to try again. `call.route` is always the backend that was asked.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LOADING_S = 1.0
 
 
 class Dispatcher:
-    """One per gateway."""
+    """Opens upstream answers; one per gateway."""
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ class Dispatcher:
 
 
 class _Answer:
-    """A place at a backend and its answer, for as long as this context lasts. No generator: every
-    call has one.
+    """A place at a backend and its answer, for as long as this context lasts. It is a class, as a
+    generator for each call would cost more.
     """
 
     __slots__ = ("_call", "_dialect", "_dispatcher", "_gate", "_reply")
@@ -94,7 +94,9 @@ class _Answer:
             await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _best(self, recorded: list[int] | None) -> UpstreamReply:
-        """The answer of the first that gives one. Raises NotReady where one of them soon will."""
+        """The answer of the first backend that gives one. Raises NotReady if one of them
+        soon will.
+        """
         dispatcher, call = self._dispatcher, self._call
         problem: GatewayError | None = None
         for way in dispatcher.health.order(

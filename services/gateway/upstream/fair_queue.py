@@ -1,8 +1,8 @@
-"""Who is next: calls of many keys wait for a few places, each key in turn, the calls of one key in
-the order in which they came.
+"""A fair queue: calls of many keys wait for a few places. Keys take turns; the calls of one key
+keep their order.
 
-When the queue is full, the key with most calls waiting gives way: its latest call is put out for a
-newcomer of a key with fewer. Pure.
+When the queue is full, a newcomer replaces the latest call of the key with most calls waiting, if
+its own key has fewer. Pure.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class FairQueue(Generic[T]):
         return self._size
 
     def put(self, key: str, call: T) -> T | None:
-        """Queue a call; returns the one that there is no room for, if that is so: this one, or the
-        latest of the greediest key.
+        """Queue a call. Returns the call that there is no room for, if any: this one, or the latest
+        of the key with most calls.
         """
         if self._size >= self._limit:
             greediest = max(self._waiting, key=lambda other: len(self._waiting[other]), default=key)
@@ -56,7 +56,7 @@ class FairQueue(Generic[T]):
         return call
 
     def leave(self, key: str, call: T) -> None:
-        """A call that waits no longer; one that is not in the queue is none of our business."""
+        """Remove a call that waits no longer, if it is in the queue."""
         line = self._waiting.get(key)
         if line is None or call not in line:
             return

@@ -1,5 +1,5 @@
-"""What the log says of policies: `policy.updates`, `policy.applied`, `policy.routes`, folded into
-one view for `GET /v1/policies` and for routing. The view is touched in the event loop only.
+"""The policies' state: `policy.updates`, `policy.applied` and `policy.routes` folded into one view,
+for `GET /v1/policies` and for routing. For one event loop.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _TOPICS = (POLICY_UPDATES, POLICY_APPLIED, POLICY_ROUTES)
 
 
 class Serving(msgspec.Struct):
-    """What one backend said of one policy since its engine started."""
+    """What one backend has reported of one policy since its engine started."""
 
     engine_id: str
     versions: set[str] = set()
-    """Proved, and not replaced or retired."""
+    """Versions that it proved to serve, and that were not replaced or retired since."""
 
 
 class PolicyState(msgspec.Struct):
@@ -51,7 +51,7 @@ class PolicyView:
         self._routes: dict[str, PolicyRoute] = {}
 
     def apply(self, event: Event | None) -> None:
-        """Any event of the three topics, in log order."""
+        """Apply any event of the three topics, in log order."""
         self.generation += 1
         if isinstance(event, PolicyUpdate):
             self._apply_update(event)
@@ -61,7 +61,7 @@ class PolicyView:
             self._routes[event.alias] = event
 
     def targets(self, alias: str) -> tuple[RouteTarget, ...]:
-        """What `policy.routes` last said of an alias; nothing if it never did."""
+        """The latest targets of an alias in `policy.routes`; empty if it has none."""
         route = self._routes.get(alias)
         return route.targets if route is not None else ()
 
@@ -160,7 +160,7 @@ def _route(route: PolicyRoute) -> dict[str, Any]:
 
 
 class PolicyTail:
-    """Keeps a `PolicyView` up to date; Kafka being away only makes it older."""
+    """Keeps a `PolicyView` up to date. While Kafka is away the view only gets older."""
 
     def __init__(
         self, kafka: KafkaSettings, codec: Codec, adapters: frozenset[str] = frozenset()

@@ -23,12 +23,12 @@ class Route(msgspec.Struct, frozen=True):
     policy: str | None
     api_key: str | None
     version: str | None = None
-    """Of an adapter: the version that `model` stands for. Null where the upstream itself says which
-    version answered.
+    """Of an adapter: the version that `model` stands for. None where the upstream itself reports
+    which version answered.
     """
     expects: str | None = None
-    """Of full weights: what the backend last proved to serve. One that restarted since, and is not
-    told yet, refuses the call.
+    """Of full weights: the version that the backend last proved to serve. A backend that restarted
+    since, and has not been brought to it yet, refuses the call.
     """
 
     def reported(self, version: str | None) -> str | None:

@@ -1,12 +1,12 @@
-"""Where a call may go: alias → versions by weight → backends that serve them, the best first. Pure
-but for the view of the log it reads.
+"""Routing: alias → versions by weight → backends that serve them, the best first. Pure but for the
+view of the log that it reads.
 
-A rollout always gets the same version of a weighted route, and the same backend while that lives
-(its prefix cache is there): both by rendezvous hashing, so that three gateways agree without
-talking, and a backend that leaves or comes moves only its own share. Backends that proved the
-wanted version come first; then, for a roll-out, a fail-over or a log that knows nothing yet, the
-others with what they serve. A full-weight backend says itself which version answered; an adapter's
-version is its name.
+A rollout always gets the same version of a weighted route, and the same backend while that is up,
+since its prefix cache is there. Both come from rendezvous hashing, so that several gateways agree
+without talking, and a backend that comes or goes moves only its own share. Backends that proved the
+wanted version come first. The others follow with what they serve, for a roll-out, a fail-over or a
+log without updates. A full-weight backend reports which version answered; an adapter's version is
+its name.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 _FULL = 1 << 64
 _KEPT = 4096
-"""Choices remembered, so that the turns of a rollout are not hashed anew."""
+"""Choices remembered, so that the turns of a rollout are not hashed again."""
 
 
 class Target(msgspec.Struct, frozen=True):
-    """One version of an alias, its share of the rollouts, and the ways to it."""
+    """One version of an alias, its share of the rollouts, and the routes to it."""
 
     key: str
-    """`policy@1.3`, or `policy` for whatever is newest: what a rollout sticks to."""
+    """`policy@1.3`, or `policy` for whatever is newest: the choice that a rollout keeps."""
     weight: float
     ready: tuple[Route, ...]
     """Backends that proved to serve it."""
@@ -62,7 +62,7 @@ def weighted(rollout: str, targets: tuple[Target, ...]) -> Target:
 
 
 class Router:
-    """The candidates of a call. Rebuilt from the log's view whenever that has changed."""
+    """The candidates of a call, rebuilt whenever the log's view has changed."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Router:
         self._chosen: dict[tuple[str, str], tuple[Route, ...]] = {}
 
     def candidates(self, alias: str, rollout: str) -> tuple[Route, ...]:
-        """The ways for a call of this rollout, best first; at least one. Raises KeyError for an
+        """The routes for a call of this rollout, best first; at least one. Raises KeyError for an
         unknown alias.
         """
         if self._view.generation != self._generation:
@@ -102,8 +102,8 @@ class Router:
         return known
 
     def unserved(self) -> dict[str, list[str]]:
-        """By alias, the versions that its route names and no backend serves: its calls are answered
-        by others.
+        """By alias, the versions that its route names and no backend serves. Calls for them are
+        answered by other versions.
         """
         plans = {
             alias: self._plan(route)
