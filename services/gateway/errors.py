@@ -49,11 +49,11 @@ _LONGEST_QUOTE = 256
 _UNAUTHORIZED = 401
 _TOO_MANY_REQUESTS = 429
 _DEPLOYMENTS_FAULT = (_UNAUTHORIZED, 403, 404)
-"""A key, a permission, a model's name, an answer no longer stored: not what the policy wrote."""
+"""Wrong key, permission, model or stored answer: the deployment is at fault, not the policy."""
 _CLIENTS_FAULT = (400, 404, 422)
 """Errors that keep OpenAI's type for the client's own mistakes."""
 _PASSED_ON = (501, 503, 529)
-"""Not implemented, not now, and Anthropic's way to say the latter."""
+"""Statuses that the client gets unchanged: not implemented, unavailable, Anthropic's overloaded."""
 
 
 def clipped(text: str) -> str:
@@ -79,7 +79,7 @@ class GatewayError(Exception):
 
 
 class InvalidRequest(GatewayError):
-    """The request makes no sense."""
+    """The request is invalid."""
 
     status = 400
     kind = "invalid_request_error"
@@ -100,7 +100,7 @@ class RequestTimeout(InvalidRequest):
 
 
 class UnsupportedEncoding(InvalidRequest):
-    """The body is compressed in a way that is not read here."""
+    """The body's Content-Encoding is not supported."""
 
     status = 415
     code = "unsupported_encoding"
@@ -108,20 +108,20 @@ class UnsupportedEncoding(InvalidRequest):
     def __init__(self, encoding: str, accepted: Sequence[str]) -> None:
         self.accepted = ", ".join(accepted)
         super().__init__(
-            f"The body's Content-Encoding {clipped(encoding)!r} is not supported. Send it as "
-            f"it is, or with one of: {self.accepted}."
+            f"The body's Content-Encoding {clipped(encoding)!r} is not supported. Send the body "
+            f"uncompressed, or with one of: {self.accepted}."
         )
 
 
 class HeadTooLarge(InvalidRequest):
-    """More headers, or a longer URL, than are taken."""
+    """More headers, or a longer URL, than the limits allow."""
 
     status = 431
     code = "head_too_large"
 
 
 class Unauthorized(GatewayError):
-    """No key, or one nobody here gave out."""
+    """No key, or an unknown key."""
 
     status = 401
     kind = "authentication_error"
@@ -129,7 +129,7 @@ class Unauthorized(GatewayError):
 
 
 class ExpiredKey(Unauthorized):
-    """A genuine scoped key past its time."""
+    """A genuine scoped key after its expiry."""
 
     code = "expired_api_key"
     failure = FailureKind.agent_timeout
@@ -140,7 +140,7 @@ class ExpiredKey(Unauthorized):
 
 
 class Forbidden(GatewayError):
-    """A good key for something else."""
+    """A valid key without the right to do this."""
 
     status = 403
     kind = "permission_error"
@@ -180,12 +180,12 @@ class Unavailable(GatewayError):
 
 
 class Unrecordable(Unavailable):
-    """The event does not fit its schema: without the answer it would."""
+    """The event does not fit its schema; without the answer it would."""
 
 
 class TryLater(GatewayError):
-    """Nothing was generated; OpenAI's and Anthropic's clients wait as long as they are told and try
-    again.
+    """Nothing was generated. OpenAI's and Anthropic's clients wait as long as the reply says, and
+    try again.
     """
 
     failure = FailureKind.rate_limited
@@ -204,15 +204,15 @@ class RateLimited(TryLater):
 
 
 class Overloaded(TryLater):
-    """No place at the model server."""
+    """No free place at the model server."""
 
     status = 503
     code = "overloaded"
 
 
 class NotReady(Overloaded):
-    """The engine has restarted, and its applier has not yet brought it to its version. Seen only by
-    a call that waited in vain.
+    """The engine has restarted, and its applier has not brought it to its version yet. Raised only
+    after a call has waited for that.
     """
 
     code = "version_not_loaded"
@@ -220,14 +220,14 @@ class NotReady(Overloaded):
 
     def __init__(self, backend: str, version: str) -> None:
         super().__init__(
-            f"The model server {backend!r} has restarted and is being brought to {version}. "
-            "Nothing was generated.",
+            f"The model server {backend!r} has restarted and is loading {version}. Nothing was "
+            "generated; try again shortly.",
             1.0,
         )
 
 
 class UpstreamFailed(GatewayError):
-    """What the model server did."""
+    """The model server failed."""
 
     status = 502
     kind = "upstream_error"
@@ -243,7 +243,7 @@ class UpstreamUnreachable(UpstreamFailed):
 
 
 class UpstreamBroken(UpstreamFailed):
-    """The answer broke off, or is none."""
+    """The answer broke off, or is not one."""
 
     code = "upstream_broken"
 
@@ -258,7 +258,7 @@ class UpstreamTimeout(UpstreamFailed):
 
 
 class UpstreamRejected(UpstreamFailed):
-    """The model server answered with an error status; its own words are passed on."""
+    """The model server answered with an error status; its own message is passed on."""
 
     def __init__(
         self, backend: str, status: int, body: bytes, retry_after: str | None = None
@@ -270,7 +270,7 @@ class UpstreamRejected(UpstreamFailed):
         if status in _DEPLOYMENTS_FAULT:
             self.failure = FailureKind.infrastructure
             if status == _UNAUTHORIZED:
-                # The agent's own key was fine: it is the deployment's that was not.
+                # The agent's own key is valid; the deployment's key for the upstream is not.
                 self.message = (
                     f"{self.message} (check the upstream's key in the gateway's settings)"
                 )

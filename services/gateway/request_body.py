@@ -94,7 +94,7 @@ async def has_more_values(raw: bytes, limit: int) -> bool:
     """
     if len(raw) <= limit or raw.count(b",") + raw.count(b"[") + raw.count(b"{") <= limit:
         return False
-    # Texts are full of commas, too: what lies in them does not count.
+    # Commas within texts do not count.
     return await asyncio.to_thread(_values_outside_texts, raw, limit) > limit
 
 
@@ -116,6 +116,6 @@ def _values_outside_texts(raw: bytes, limit: int) -> int:
 def _too_deep() -> InvalidRequest:
     return InvalidRequest(
         f"The body is nested too deeply: more than {MAX_DEPTH} arrays and objects within one "
-        "another.",
+        "another. Send a flatter body.",
         code="too_deep",
     )

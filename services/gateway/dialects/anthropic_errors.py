@@ -7,7 +7,7 @@ import msgspec
 from services.gateway.errors import GatewayError
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
-"""Keeps a silent stream alive, as Anthropic's own API does."""
+"""Event that keeps a silent stream alive, as in Anthropic's own API."""
 
 _KINDS = {
     400: "invalid_request_error",
@@ -21,13 +21,13 @@ _KINDS = {
     529: "overloaded_error",
 }
 NO_THREADS = "thread_unsupported_request"
-"""Anthropic's own code: its clients then go on without a thread held by the server."""
+"""Anthropic's own code. Its clients then continue without a thread that the server keeps."""
 
 _OTHERS, _SERVERS = "invalid_request_error", "api_error"
 
 
 class AnthropicErrors:
-    """A base of Anthropic's dialects."""
+    """Base of Anthropic's dialects."""
 
     keep_alive = PING
 

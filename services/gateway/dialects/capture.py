@@ -1,8 +1,8 @@
-"""What the upstream said, taken apart: the part the agent gets, and the part the log gets.
+"""Parse an upstream's answer into two parts: what the agent gets, and what is recorded.
 
-Token ids and log-probabilities are the engine's own; where a piece of an answer came without them,
-the whole choice is recorded without (null, not wrong). The agent sees them only if it asked. Pure:
-no I/O, no clock.
+Token ids and log-probabilities are the engine's own. If a piece of an answer came without them, the
+complete choice is recorded without (null, not wrong). The agent sees them only if it asked for
+them. Pure: no I/O, no clock.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ VERSION_COMMENT = b": fulgurite-version "
 Json = dict[str, Any]
 
 _LARGEST = (1 << 31) - 1
-"""What the log has room for in a count or an index."""
+"""Largest count or index that the log can hold."""
 _WORDS = 2_000
 """Characters of an upstream's error that are kept."""
 
 
 class Mark(Enum):
-    """What an event of a stream means for the promise that no completion leaves before the log has
-    it.
+    """When an event of a stream may leave, so that no complete answer leaves before it is
+    recorded.
     """
 
     none = "none"
-    """It may leave."""
+    """It may leave now."""
     perhaps = "perhaps"
-    """It ends a part of the answer, perhaps the last: it leaves with what goes on after it, or
-    waits with what completes the answer.
+    """It ends a part of the answer, perhaps the last. It leaves with the event after it, or waits
+    with what completes the answer.
     """
     complete = "complete"
-    """It tells that an answer is complete, or belongs to one that is: it waits for the log."""
+    """It completes an answer, or belongs to one that is complete: it waits until the call is
+    recorded.
+    """
 
 
 class Capture(ABC):
-    """One answer, whole or in chunks; every method changes what it is given into what the agent may
-    see.
+    """One answer, complete or in chunks. Every method changes what it is given into what the agent
+    may see.
     """
 
     def __init__(self, public_id: str, alias: str | None) -> None:
@@ -62,39 +64,39 @@ class Capture(ABC):
         self.completion_tokens: int | None = None
         self.usage: Json | None = None
         self.error: str | None = None
-        """What the upstream said of itself in an error event within a stream."""
+        """The message of an error event within a stream."""
         self.version_first: str | None = None
         self.version_last: str | None = None
         self.done = False
-        """Whether the stream said that it is over."""
+        """Whether the stream ended with its end marker."""
         self.unread = 0
-        """Parts of the answer that the agent got and that were not understood: with any, the log
-        gets none of its tokens.
+        """Parts of the answer that the agent got and that were not understood. If there is any,
+        none of its tokens are recorded.
         """
         self._has_halves = False
 
     @abstractmethod
     def parse_reply(self, reply: Json) -> bytes | None:
-        """A whole answer → the body for the agent; None for what is no answer of this API, with its
-        words in `error` if it is an error.
+        """Parse a complete answer → the body for the agent. None if it is no answer of this API;
+        `error` then has its message if it is an error.
         """
 
     @abstractmethod
     def mark(self, chunk: Json) -> Mark:
-        """What a chunk, not yet taken, means."""
+        """When a chunk, not yet parsed, may leave."""
 
     @abstractmethod
     def parse_chunk(self, chunk: Json) -> bytes | None:
-        """A chunk of a stream → the chunk for the agent, None if nothing is left of it. An error
-        within a stream is kept in `error`.
+        """Parse a chunk of a stream → the chunk for the agent, None if nothing is left of it. An
+        error within a stream is kept in `error`.
         """
 
     def decode_reply(self, raw: bytes) -> Any:
-        """A whole answer's bytes → what `parse_reply` takes. Raises ValueError."""
+        """A complete answer's bytes → the argument of `parse_reply`. Raises ValueError."""
         return self._decode(raw)
 
     def decode_chunk(self, data: bytes) -> Json | None:
-        """A chunk's bytes → what `parse_chunk` takes; None for what is no JSON object."""
+        """A chunk's bytes → the argument of `parse_chunk`; None for anything but a JSON object."""
         try:
             chunk = self._decode(data)
         except ValueError:
@@ -102,12 +104,12 @@ class Capture(ABC):
         return cast(Json, chunk) if isinstance(chunk, dict) else None
 
     def count_unread(self) -> None:
-        """Note that a part of the answer goes to the agent and was not understood."""
+        """Count a part of the answer that goes to the agent and was not understood."""
         self.unread += 1
 
     def parse_common_chunk(self, event: bytes) -> bytes | None:
-        """`parse_chunk` for events that are common, may leave and can be told apart cheaply: the
-        event for the agent, closing blank line included. None leaves one to the general way.
+        """The fast path of `parse_chunk`, for common events that may leave: the event for the
+        agent, with its closing blank line. None for an event that `parse_chunk` must parse.
         """
         return None
 
@@ -117,7 +119,7 @@ class Capture(ABC):
 
     @abstractmethod
     def recorded_choices(self) -> tuple[Choice, ...]:
-        """What was generated so far, as the log gets it."""
+        """The choices generated so far, as they are recorded."""
 
     def prompt(self) -> bytes | None:
         """The prompt's token ids, packed; None where the upstream gave none."""
@@ -134,7 +136,7 @@ class Capture(ABC):
         """What is wrong with a completed answer, if anything is."""
 
     def parse_comment(self, line: bytes) -> bool:
-        """A comment of a stream; returns whether it was for the gateway alone."""
+        """Parse a comment of a stream; returns whether it was for the gateway alone."""
         if not line.startswith(VERSION_COMMENT):
             return False
         self.version_last = line[len(VERSION_COMMENT) :].strip().decode("ascii", "replace")
@@ -147,16 +149,16 @@ class Capture(ABC):
         return recorded({**self.head, "usage": self.usage}) if self.head else None
 
     def as_recorded(self, message: Json) -> Json:
-        """The message as an agent will send it back: with whole characters."""
+        """The message as an agent will send it back: with complete characters."""
         return msgspec.json.decode(recorded(message)) if self._has_halves else message
 
     def parse_error(self, answer: Json) -> None:
-        """Note the words of an answer that is an error, if it is one."""
+        """Note the message of an answer that is an error."""
         error = error_in(answer)
         self.error = None if error is None else error_text(error)
 
     def parse_usage(self, usage: Any, prompt: str, completion: str) -> None:
-        """Note usage as reported, under the API's own names for the two counts."""
+        """Note the usage, with the API's own names for the two counts."""
         if isinstance(usage, dict):
             self.usage = cast(Json, usage)
             self.prompt_tokens, self.completion_tokens = (
@@ -176,8 +178,8 @@ class Capture(ABC):
 
 
 def error_in(answer: Json) -> Any:
-    """The error that an answer or a chunk bears; None without one, which some upstreams say with
-    `"error": null`.
+    """The error in an answer or a chunk; None without one, also where an upstream sends `"error":
+    null`.
     """
     error = answer.get("error")
     # No number that JSON cannot write: the agent would get null.
@@ -185,7 +187,7 @@ def error_in(answer: Json) -> Any:
 
 
 def error_text(error: Any) -> str:
-    """The words of an error object."""
+    """The message of an error object."""
     message = (
         (cast(Json, error).get("message") or cast(Json, error))
         if isinstance(error, dict)
@@ -204,5 +206,5 @@ def arguments_parse(arguments: Any) -> bool:
 
 
 def count(value: Any) -> int | None:
-    """A count or an index that the log has room for; None for anything else."""
+    """The value if it is a count or an index that the log can hold; None for anything else."""
     return value if type(value) is int and 0 <= value <= _LARGEST else None

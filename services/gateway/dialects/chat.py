@@ -1,7 +1,7 @@
 """OpenAI's chat completions: `POST /v1/chat/completions`.
 
-Fields pass through untouched. vLLM is asked, on top, for token ids, log-probabilities and usage;
-other upstreams for nothing.
+Fields pass through unchanged. In addition, vLLM is asked for token ids, log-probabilities and
+usage; other upstreams are not.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from services.gateway.upstream.route import Route
 
 _KINDS = {**KINDS, "logprobs": bool}
 _OWN = ("logprobs", "top_logprobs", "return_token_ids", "use_beam_search")
-"""What is answered in vLLM's own way, because the agent sees it, or because there is no one
-sequence.
+"""Fields for which the plug-in's packed tokens are not used: the agent sees tokens in vLLM's own
+form, or there is more than one sequence.
 """
 
 
@@ -34,8 +34,8 @@ class Chat(OpenAIErrors):
     path = "/v1/chat/completions"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model`, a list of `messages` and
-        a boolean `stream`.
+        """Parse a request. Raises InvalidRequest unless it is a JSON object with a `model`, a list
+        of `messages` and a boolean `stream`.
         """
         body, alias, stream = parse_envelope(raw, "`model` and `messages`")
         coerce_numbers(body, _KINDS)
@@ -68,8 +68,8 @@ class Chat(OpenAIErrors):
         return encode(body)
 
     def upstream_headers(self, request: ApiRequest, route: Route) -> dict[str, str]:
-        """The plug-in may send the tokens of one answer packed, if the agent wants nothing of that
-        kind itself.
+        """Whether the plug-in may send the tokens of one answer packed: the agent must not ask for
+        them itself.
         """
         own = request.body
         packs = (

@@ -1,4 +1,4 @@
-"""Answers of chat completions: messages, and deltas that add up to them."""
+"""Parse answers of chat completions: messages, or deltas that add up to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from services.gateway.dialects.packed import TOKENS_FIELD
 from services.gateway.dialects.tool_calls import ToolCalls, extend_function
 
 _SAID = b'},"logprobs":null,"finish_reason":null}]}\n\n'
-"""How a chunk ends that says something more."""
+"""The end of a chunk that has text and does not end its choice."""
 
 _GOES_ON = b'"finish_reason":null'
 
@@ -58,7 +58,7 @@ class ChatCapture(ChoicesCapture):
             or not self.choices
         ):
             return None
-        # Asked of its bytes, as a decoder that fails costs more than the general way.
+        # Checked in its bytes, as a decoder that fails costs more than the general path.
         chunk = decode_text_chunk(event[6:]) if _GOES_ON in event else None
         choice = None if chunk is None else self.choices.get(chunk.choices[0].index)
         if chunk is None or choice is None or not isinstance(choice.message.get("content"), str):
@@ -119,12 +119,12 @@ class ChatCapture(ChoicesCapture):
 
 
 _SET = frozenset({"role", "id", "type", "name"})
-"""What a later chunk sets anew, if it has it at all."""
+"""Fields that a later chunk replaces."""
 
 
 def merge_delta(message: Json, delta: Json) -> None:
-    """Add a stream's delta to the message so far: texts are joined, lists go on; tool calls are not
-    for here.
+    """Add a stream's delta to the message so far: texts and lists grow. Tool calls are handled
+    elsewhere.
     """
     for name, value in delta.items():
         known = message.get(name)

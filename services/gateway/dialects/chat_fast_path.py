@@ -1,8 +1,8 @@
-"""Typed decoding of the two shapes that vLLM sends most.
+"""A fast path: typed decoding of the two shapes that vLLM sends most.
 
 They are a stream's chunk with one more piece of text, and a complete answer whose log-probabilities
-the agent did not ask for. A typed decoder skips what is thrown away anyway. Any other shape takes
-the general path. Both paths give the same bytes and the same record.
+the agent did not ask for. A typed decoder skips what is not needed. Any other shape takes the
+general path. Both paths give the same bytes and the same record.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Chunk(msgspec.Struct, forbid_unknown_fields=True):
-    """One more piece of text of one choice, and nothing else."""
+    """A chunk with one more piece of text of one choice, and nothing else."""
 
     id: str
     object: str
@@ -89,7 +89,7 @@ _reply = msgspec.json.Decoder(_Reply).decode
 
 
 def decode_text_chunk(data: bytes) -> Chunk | None:
-    """The chunk, if it is of that shape."""
+    """The chunk, if it has that shape; else None."""
     try:
         chunk = _chunk(data)
     except UNREADABLE:
@@ -98,8 +98,8 @@ def decode_text_chunk(data: bytes) -> Chunk | None:
 
 
 def decode_vllm_reply(raw: bytes) -> Json | None:
-    """The answer, with `Logprobs` in place of each choice's log-probabilities. None if it holds
-    anything that vLLM's does not.
+    """The answer, with `Logprobs` in place of each choice's log-probabilities. None if it holds a
+    field that vLLM's answers do not have.
     """
     try:
         reply = _reply(raw)
@@ -109,7 +109,7 @@ def decode_vllm_reply(raw: bytes) -> Json | None:
 
 
 def _given(part: msgspec.Struct) -> Json:
-    """Its fields, without those that were not there."""
+    """The fields that were sent."""
     return {
         name: value
         for name in part.__struct_fields__

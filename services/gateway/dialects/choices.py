@@ -1,5 +1,5 @@
-"""Replies with `choices`, as chat completions and completions have them: token ids and
-log-probabilities lie beside each choice.
+"""Parse replies with `choices`, as in chat completions and completions: token ids and
+log-probabilities are beside each choice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from services.gateway.dialects.tool_calls import ToolCalls
 
 
 class Wants(msgspec.Struct, frozen=True):
-    """What the agent asked for itself, so that it is left in the reply."""
+    """What the agent itself asked for, so that it stays in the reply."""
 
     logprobs: bool
     token_ids: bool
@@ -31,7 +31,7 @@ class Wants(msgspec.Struct, frozen=True):
 
 
 AS_IT_IS = Wants(logprobs=True, token_ids=True, usage=True)
-"""For upstreams that were asked for nothing extra: nothing is taken out."""
+"""For upstreams that were asked for nothing more: nothing is removed."""
 
 
 class ChoiceCapture:
@@ -95,8 +95,8 @@ class ChoiceCapture:
             self.has_logprobs = False
 
     def choice(self, packed: PackedTokens | None = None, *, understood: bool = True) -> Choice:
-        """As the log gets it; with the tokens that came packed, if they did, and without any if it
-        was not all `understood`.
+        """The choice as it is recorded: with the packed tokens if they came, and without any tokens
+        if a part was not `understood`.
         """
         ids, logprobs = (
             (None, None)
@@ -121,7 +121,7 @@ class ChoiceCapture:
 
 
 class ChoicesCapture(Capture):
-    """A reply with `choices`; what a choice says is the subclass's to know."""
+    """A reply with `choices`; subclasses parse the content of a choice."""
 
     def __init__(self, public_id: str, alias: str | None, wants: Wants) -> None:
         super().__init__(public_id, alias)
@@ -133,11 +133,11 @@ class ChoicesCapture(Capture):
 
     @abstractmethod
     def _parse_choice(self, choice: ChoiceCapture, part: Json) -> bool:
-        """Take a choice of a whole reply; returns whether it is one."""
+        """Parse a choice of a complete reply; returns whether it is one."""
 
     @abstractmethod
     def _parse_delta(self, choice: ChoiceCapture, part: Json) -> bool:
-        """Take a choice of a chunk; returns whether it is anything to the agent."""
+        """Parse a choice of a chunk; returns whether it has anything for the agent."""
 
     def parse_reply(self, reply: Json) -> bytes | None:
         """See Capture."""
@@ -156,8 +156,8 @@ class ChoicesCapture(Capture):
         return encode(reply)
 
     def mark(self, chunk: Json) -> Mark:
-        """See Capture. A choice that goes on is not held up by one that ended; what belongs to none
-        waits for all.
+        """See Capture. A choice that has ended delays no other; what belongs to no choice waits for
+        all.
         """
         parts = [
             (_index(part) or 0, part.get("finish_reason") is not None)
@@ -183,16 +183,13 @@ class ChoicesCapture(Capture):
         self._keep_head(chunk)
         if not self._wants.usage and chunk.pop("usage", None) is not None and not parts:
             return None
-        # vLLM sends tokens that say nothing yet (half a tool call) only because we asked for token
-        # ids.
+        # vLLM sends chunks without content (half a tool call) only because we ask for token ids.
         if not says and not self._wants.logprobs and not self._wants.token_ids:
             return None
         return encode(chunk)
 
     def finished(self) -> bool:
-        """Whether every choice seen has its finish reason, or the upstream said that there is no
-        more.
-        """
+        """Whether every choice has its finish reason, or the stream ended with its end marker."""
         return bool(self.choices) and (
             self.done or all(choice.finish_reason is not None for choice in self.choices.values())
         )
@@ -236,7 +233,7 @@ class ChoicesCapture(Capture):
         self.parse_usage(reply.get("usage"), "prompt_tokens", "completion_tokens")
 
     def parse_prompt(self, holder: Json) -> None:
-        """Note the prompt's token ids, and leave them in only if the agent asked."""
+        """Note the prompt's token ids, and remove them unless the agent asked for them."""
         ids = holder.get("prompt_token_ids")
         if isinstance(ids, list):
             self.prompt_token_ids = cast("list[int]", ids)
@@ -267,7 +264,7 @@ class ChoicesCapture(Capture):
         return known
 
     def _new_choice(self, part: Json) -> ChoiceCapture:
-        """Of a whole reply, where no choice adds to another."""
+        """A new choice of a complete reply, in which no choice adds to another."""
         if _index(part) not in self.choices:
             return self._choice(part)
         self.count_unread()
@@ -284,7 +281,7 @@ _NOT_HEAD = frozenset({"choices", "usage", "prompt_token_ids"})
 
 
 def _index(part: Json) -> int | None:
-    """Of which choice it is a part: of the first, if it does not say; None for what is no index."""
+    """The index of a part's choice: 0 if it has none; None if it is not an index."""
     return count(part.get("index", 0))
 
 

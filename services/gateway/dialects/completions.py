@@ -1,8 +1,8 @@
 """OpenAI's completions, the API before chat: `POST /v1/completions`.
 
-vLLM is asked, on top, for token ids, log-probabilities and usage, but not where the prompt is
-echoed: asking for ids would change the text. Several prompts in one request are passed through and
-recorded without the prompt's ids, since a call has one prompt.
+In addition, vLLM is asked for token ids, log-probabilities and usage. It is not where the prompt is
+echoed, since asking for ids would change the text. Several prompts in one request pass through and
+are recorded without the prompts' ids, since a call has one prompt.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Completions(OpenAIErrors):
     path = "/v1/completions"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model`, a `prompt` and a boolean
-        `stream`.
+        """Parse a request. Raises InvalidRequest unless it is a JSON object with a `model`, a
+        `prompt` and a boolean `stream`.
         """
         body, alias, stream = parse_envelope(raw, "`model` and `prompt`")
         coerce_numbers(body, _KINDS)
@@ -58,7 +58,7 @@ class Completions(OpenAIErrors):
         return encode(body)
 
     def upstream_headers(self, request: ApiRequest, route: Route) -> dict[str, str]:
-        """None: all that is asked for is asked in the body."""
+        """None: the body asks for everything."""
         return {}
 
     def capture(self, request: ApiRequest, route: Route, call_id: str) -> CompletionsCapture:
@@ -79,7 +79,7 @@ class CompletionsCapture(ChoicesCapture):
     _prompts_differ = False
 
     def parse_prompt(self, holder: Json) -> None:
-        """A prompt that is not every choice's is nobody's."""
+        """See ChoicesCapture. A prompt that only some choices share is not recorded."""
         before = self.prompt_token_ids
         super().parse_prompt(holder)
         self._prompts_differ = self._prompts_differ or (

@@ -18,8 +18,8 @@ class CountTokens(AnthropicErrors, PlainDialect):
     path = "/v1/messages/count_tokens"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model` and a list of
-        `messages`.
+        """Parse a request. Raises InvalidRequest unless it is a JSON object with a `model` and a
+        list of `messages`.
         """
         return msgspec.structs.replace(parse_messages(raw), stream=False)
 

@@ -1,8 +1,7 @@
-"""What a model API must tell the gateway so that one endpoint serves them all.
+"""The interface of a model API, so that one endpoint serves them all.
 
-A dialect knows its requests (what is asked, what the upstream is asked instead), its replies (a
-`Capture` takes them apart) and the shape of its errors. It does no I/O; which rollout, which
-upstream and what the log gets are not its business.
+A dialect parses requests, makes the upstream's requests, parses replies (with a `Capture`) and
+renders errors. It does no I/O, and does not choose rollouts or upstreams.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _LONGEST_NAME = 256
 
 
 class ApiRequest(msgspec.Struct, frozen=True):
-    """A request whose envelope is sound; the rest of it is the upstream's to judge."""
+    """A request with a valid envelope; the upstream checks the rest."""
 
     body: Json
     alias: str
@@ -30,7 +29,7 @@ class ApiRequest(msgspec.Struct, frozen=True):
     session: str | None
     """`metadata.session_id`, or what the API has in its place."""
     items: list[Any] | None = None
-    """The conversation so far, as messages or items that `fulgurite.calls.conversations` knows;
+    """The conversation so far, as messages or items that `fulgurite.calls.conversations` reads;
     None for an API without conversations.
     """
     user: str | None = None
@@ -42,13 +41,13 @@ class ApiRequest(msgspec.Struct, frozen=True):
 
 
 class Unkept(msgspec.Struct, frozen=True):
-    """A field by which an API names state between calls, or work on it, that nobody here does: it
-    is refused, never ignored.
+    """A field that asks for state or work between calls that this gateway does not offer. It is
+    refused, never ignored.
     """
 
     field: str
     instead: str
-    """Why not, and what to do."""
+    """Why it is refused, and what to do."""
     code: str | None = None
 
 
@@ -67,11 +66,11 @@ class Dialect(Protocol):
 
     @property
     def keep_alive(self) -> bytes:
-        """What every client of a stream skips."""
+        """What keeps a silent stream alive; every client skips it."""
         ...
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest."""
+        """Parse a request. Raises InvalidRequest."""
         ...
 
     def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
@@ -79,19 +78,19 @@ class Dialect(Protocol):
         ...
 
     def upstream_body(self, request: ApiRequest, route: Route, call_id: str) -> bytes:
-        """The body that is sent on."""
+        """The body for the upstream."""
         ...
 
     def upstream_headers(self, request: ApiRequest, route: Route) -> dict[str, str]:
-        """Headers that are sent on top."""
+        """Additional headers for the upstream."""
         ...
 
     def capture(self, request: ApiRequest, route: Route, call_id: str) -> Capture:
-        """Takes this call's answer apart."""
+        """A parser of this call's answer."""
         ...
 
     def error_body(self, problem: GatewayError) -> bytes:
-        """A reply that is an error."""
+        """The body of an error."""
         ...
 
     def error_event(self, problem: GatewayError) -> bytes:
@@ -100,8 +99,8 @@ class Dialect(Protocol):
 
 
 def parse_envelope(raw: bytes, needs: str) -> tuple[Json, str, bool]:
-    """Body, alias and whether a stream is asked for. Raises InvalidRequest without a JSON object,
-    `model` and a boolean `stream`.
+    """Body, alias and whether a stream is asked for. Raises InvalidRequest unless it is a JSON
+    object with `model` and a boolean `stream`.
     """
     body = decode_body(raw, needs)
     if not isinstance(body, dict):
@@ -114,7 +113,8 @@ def parse_envelope(raw: bytes, needs: str) -> tuple[Json, str, bool]:
         )
     if len(alias) > _LONGEST_NAME:
         raise InvalidRequest(
-            f"`model` has more than {_LONGEST_NAME} characters: it is none of the names here.",
+            f"`model` has more than {_LONGEST_NAME} characters ({len(alias)}). Send one of the "
+            "names that GET /v1/models lists.",
             param="model",
         )
     stream = fields.get("stream")
@@ -124,9 +124,7 @@ def parse_envelope(raw: bytes, needs: str) -> tuple[Json, str, bool]:
 
 
 def refuse_unkept(body: Json, unkept: Iterable[Unkept]) -> None:
-    """Raise InvalidRequest for a field that asks for anything: null, false and an empty list do
-    not.
-    """
+    """Raise InvalidRequest for such a field, unless its value is null, false or an empty list."""
     for one in unkept:
         asked = body.get(one.field)
         if asked is not None and asked is not False and asked != []:

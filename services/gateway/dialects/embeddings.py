@@ -18,8 +18,8 @@ class Embeddings(OpenAIErrors, PlainDialect):
     path = "/v1/embeddings"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model` and an `input` (vLLM
-        takes `messages` in its place).
+        """Parse a request. Raises InvalidRequest unless it is a JSON object with a `model` and an
+        `input` (or `messages`, which vLLM accepts instead).
         """
         body, alias, _ = parse_envelope(raw, "`model` and `input`")
         if not isinstance(body.get("input"), str | list) and not isinstance(

@@ -1,9 +1,9 @@
-"""JSON and text from upstreams, read whatever the bytes are and written whatever the values are.
+"""Read JSON and text from upstreams whatever the bytes are, and write it whatever the values are.
 
-Three forms of one value: as it was read, as the agent gets it (`encoded` of
-`fulgurite.untrusted_json`), and as the log gets it. They differ only where a character is escaped
-as two halves (`\\ud83c` and `\\udf0d`), which an upstream may send in two chunks: the agent gets
-each half as it came, the log the character, and U+FFFD for a half that stays alone.
+A value has three forms: as it was read, as the agent gets it (`encoded` of
+`fulgurite.untrusted_json`), and as it is recorded. They differ only where a character is escaped as
+two halves (`\ud83c` and `\udf0d`), which an upstream may send in two chunks. The agent gets each
+half as it came, the log the character, and U+FFFD for a half that stays alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _decode = msgspec.json.Decoder().decode
 
 
 def decode(data: bytes) -> Any:
-    """What the JSON says. Raises ValueError for anything that is not JSON in UTF-8, without half
-    characters and with finite numbers.
+    """Decode JSON. Raises ValueError unless it is in UTF-8, without half characters and with finite
+    numbers.
     """
     try:
         return _decode(data)
@@ -32,8 +32,8 @@ def decode(data: bytes) -> Any:
 
 
 def decode_leniently(data: bytes) -> tuple[Any, bool]:
-    """What it says, bytes that are no UTF-8 read as U+FFFD; and whether all of them were UTF-8.
-    Raises ValueError for what is no JSON.
+    """Decode JSON, with U+FFFD for bytes that are not UTF-8; and whether all of them were UTF-8.
+    Raises ValueError for anything but JSON.
     """
     try:
         return parsed(data.decode()), True
@@ -50,8 +50,8 @@ def recorded(value: Any) -> str:
 
 
 def joined(text: str) -> str:
-    """The text with the halves of a character put together, and U+FFFD for each that has no other
-    half.
+    """The text with the two halves of a character joined, and U+FFFD for each half that stays
+    alone.
     """
     return (
         text

@@ -29,8 +29,8 @@ from services.gateway.upstream.route import Route
 _FORCED = ("any", "tool")
 # Model servers ignore these fields, and answer without what they ask for.
 _UNKEPT = (
-    # Clients that are told this code send the conversation whole.
-    Unkept("thread", "send the whole conversation with each call.", NO_THREADS),
+    # Clients that get this code send the complete conversation.
+    Unkept("thread", "send the complete conversation with each call.", NO_THREADS),
     Unkept(
         "container",
         "no container is kept between calls. Leave it out, and run code in the agent's own tools.",
@@ -55,8 +55,8 @@ class Messages(AnthropicErrors):
     path = "/v1/messages"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model`, a list of `messages` and
-        a boolean `stream`.
+        """Parse a request. Raises InvalidRequest unless it is a JSON object with a `model`, a list
+        of `messages` and a boolean `stream`.
         """
         return parse_messages(raw)
 
@@ -104,7 +104,7 @@ def parse_messages(raw: bytes) -> ApiRequest:
 
 
 def _edits_nothing(body: Json) -> bool:
-    """Whether `context_management` leaves the conversation as it is: Claude Code sends such a one
+    """Whether `context_management` leaves the conversation as it is: Claude Code sends such a value
     with every call.
     """
     edits = mapping(body, "context_management").get("edits")

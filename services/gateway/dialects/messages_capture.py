@@ -1,4 +1,6 @@
-"""Answers of Anthropic's messages: content blocks, whole or as events that add up to them."""
+"""Parse answers of Anthropic's messages: content blocks, complete or as events that add
+up to them.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,7 @@ class MessagesCapture(PackedCapture):
         return encode(chunk)
 
     def finished(self) -> bool:
-        """See Capture. An answer may end without saying why."""
+        """See Capture. An answer may end without a stop reason."""
         return self.finish_reason is not None or (self.done and self._started)
 
     def message(self) -> Json:
@@ -101,7 +103,7 @@ class MessagesCapture(PackedCapture):
         return FailureKind.truncated if self.finish_reason == "length" else None
 
     def _begin_block(self, index: Any, block: Json) -> Json:
-        """A block of its own, also where its index is another's."""
+        """Begin a new block, also where its index is another block's."""
         place = count(index)
         if place is None:
             self.count_unread()
@@ -148,8 +150,8 @@ def _extend(block: Json, delta: Json) -> None:
 
 
 def _whole(block: Json) -> Json:
-    """A block as a whole reply has it: a tool's input parsed; what does not parse stays the text it
-    is.
+    """A block as in a complete reply: a tool's input is parsed; an input that does not parse stays
+    text.
     """
     if "partial_json" not in block:
         return block

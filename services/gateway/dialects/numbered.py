@@ -8,14 +8,16 @@ from services.gateway.dialects.capture import Json
 
 
 class Numbered:
-    """Parts in the order of their numbers, and as they came where these are alike."""
+    """Parts in the order of their numbers; parts of equal numbers keep the order in which they
+    came.
+    """
 
     def __init__(self) -> None:
         self._parts: list[tuple[int, Json]] = []
         self._last: dict[int, Json] = {}
 
     def begin(self, number: int, part: Json) -> Json:
-        """Add a part, also where its number is another's; it may grow later. Returns it."""
+        """Add a part, also where another has its number; it may grow later. Returns it."""
         self._parts.append((number, part))
         self._last[number] = part
         return part

@@ -1,8 +1,8 @@
-"""Numbers that agents send as text, or as another type: read as vLLM reads them, or refused.
+"""Numbers that agents send as text, or as another type: coerced as vLLM coerces them, or refused.
 
-vLLM takes `"0"`, `true` and `5.0` for numbers (pydantic's lax mode). What it would read is put into
-the body, so that every upstream is sent what the event says was asked. What the log cannot hold, or
-no upstream reads, is refused before anything is generated.
+vLLM reads `"0"`, `true` and `5.0` as numbers (pydantic's lax mode). The coerced value is put into
+the body, so that every upstream is sent what the event records. What the log cannot hold, or no
+upstream reads, is refused before anything is generated.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ KINDS: Kinds = {
         ("use_beam_search", "ignore_eos", "return_token_ids", "echo", "watermarking"), bool
     ),
 }
-"""Of the fields that say how an answer is sampled, how long it may be, and what the gateway asks
-for on top.
+"""Kinds of the fields that say how an answer is sampled, how long it may be, and what the gateway
+also asks for.
 """
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (float, int, bool)}
@@ -62,12 +62,14 @@ _SHOWN = 60
 
 
 def coerce_numbers(body: Json, kinds: Kinds = KINDS) -> None:
-    """Replace what is of another type by the number that it stands for. Raises InvalidRequest."""
+    """Replace each value of another type by the number that it stands for. Raises
+    InvalidRequest.
+    """
     for name in kinds.keys() & body.keys():
         value, kind = body[name], kinds[name]
         if value is None or type(value) is kind is not int:
             continue
-        # A whole number is a float as it is: nothing is written anew.
+        # An integer is a valid float: it stays as it is.
         if type(value) is not int or kind is bool:
             value = body[name] = _read(name, value, kind)
         if type(value) is int:

@@ -7,7 +7,7 @@ import msgspec
 from services.gateway.errors import GatewayError
 
 COMMENT = b": keep-alive\n\n"
-"""Keeps a silent stream alive; every client skips it."""
+"""Comment that keeps a silent stream alive; every client skips it."""
 
 
 def openai_error(error: GatewayError) -> dict[str, str | None]:
@@ -26,7 +26,7 @@ def openai_error_body(error: GatewayError) -> bytes:
 
 
 class OpenAIErrors:
-    """A base of OpenAI's dialects."""
+    """Base of OpenAI's dialects."""
 
     keep_alive = COMMENT
 

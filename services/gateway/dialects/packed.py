@@ -1,14 +1,15 @@
 """Token data beside an answer: our vLLM plug-in sends it packed when the gateway asks with a
 header.
 
-A stream bears it as comments, `: fulgurite-tokens <sequence> <prompt ids> <ids>
-<log-probabilities>` (base64 of little-endian int32 and float32, `-` for none), each with what was
-generated since the last; a whole reply in a field `fulgurite_tokens`, a list of `[prompt ids, ids,
-log-probabilities]`. More than one sequence cannot be told apart by choice: then there are none.
+A stream has it in comments, `: fulgurite-tokens <sequence> <prompt ids> <ids> <log-probabilities>`
+(base64 of little-endian int32 and float32, `-` for none), each with what was generated since the
+last. A complete reply has it in a field `fulgurite_tokens`, a list of `[prompt ids, ids,
+log-probabilities]`. With more than one sequence the tokens cannot be assigned to choices, and none
+are recorded.
 
-APIs that have no place for token ids ask for it on top (`x-fulgurite-tokens: 1`). Those that have
-one ask for both (`instead`): the body ends with `IN_BODY`, which a vLLM without the plug-in obeys,
-and the plug-in cuts off, since packed tokens cost it and us a fraction.
+APIs that have no place for token ids ask for packed ones in addition (`x-fulgurite-tokens: 1`).
+APIs that have one ask for both (`instead`): the body ends with `IN_BODY`. A vLLM without the
+plug-in obeys it; the plug-in cuts it off, since packed tokens cost both sides a fraction.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ ASK_HEADER = "x-fulgurite-tokens"
 TOKENS_COMMENT = b": fulgurite-tokens "
 TOKENS_FIELD = "fulgurite_tokens"
 IN_BODY = {"logprobs": True, "return_token_ids": True}
-"""The last fields of a body that asks for the same in vLLM's own way."""
+"""The last fields of a body, which ask for the same in vLLM's own form."""
 _NONE = b"-"
 _unpack = binascii.a2b_base64
 
 
 def checked_ids(ids: list[Any]) -> bytes | None:
-    """Token ids as the log has them; None if one of them cannot be any."""
+    """Token ids as they are recorded; None if one of them is no token id."""
     try:
         packed = struct.pack(f"<{len(ids)}i", *ids)
     except struct.error:
         return None
     least = int(unpack_ids(packed).min()) if ids else 0
-    # Booleans pass for 0 and 1, and only they: whoever has neither is not looked through.
+    # Only booleans pass as 0 and 1, so a list without either needs no check for them.
     return packed if least > 1 or (least >= 0 and bool not in map(type, ids)) else None
 
 
 def checked_logprobs(logprobs: list[Any]) -> bytes | None:
-    """Log-probabilities as the log has them; None if one of them is no number that it has
-    room for.
+    """Log-probabilities as they are recorded; None if one of them is not a number that the log can
+    hold.
     """
     try:
         packed = struct.pack(f"<{len(logprobs)}f", *logprobs)
@@ -57,8 +58,8 @@ def checked_logprobs(logprobs: list[Any]) -> bytes | None:
 
 
 class PackedTokens:
-    """What the plug-in sent of one sequence. It is read when it is needed, all at once: a stream
-    tells of each token apart.
+    """The plug-in's data of one sequence. It is parsed once, when it is needed, since a stream
+    sends each token apart.
     """
 
     def __init__(self) -> None:
@@ -71,7 +72,7 @@ class PackedTokens:
         self._known: tuple[bytes | None, bytes | None, bytes | None] | None = None
 
     def add_comment(self, line: bytes) -> bool:
-        """A comment of a stream; returns whether it was one of these."""
+        """Add a comment of a stream; returns whether it holds packed tokens."""
         if not line.startswith(TOKENS_COMMENT):
             return False
         self.came = True
@@ -79,7 +80,7 @@ class PackedTokens:
         return True
 
     def add_field(self, sequences: Any) -> None:
-        """The field of a whole reply."""
+        """Add the field of a complete reply."""
         self.came = True
         found = cast("list[Any]", sequences) if isinstance(sequences, list) else []
         for number, packed in enumerate(found):
@@ -89,8 +90,8 @@ class PackedTokens:
             )
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """Prompt ids, ids and log-probabilities so far; None for what did not come, or cannot be
-        matched.
+        """Prompt ids, ids and log-probabilities so far; None for what did not come, or does not
+        match.
         """
         if self._comments:
             fields = b" ".join(self._comments).split(b" ")
@@ -114,15 +115,15 @@ class PackedTokens:
         return self._prompt or None, ids or None, logprobs if paired else None
 
     def _add(self, fields: list[bytes]) -> None:
-        """Sequence, prompt ids, ids and log-probabilities, over and over."""
+        """Add fields: sequence, prompt ids, ids and log-probabilities, repeated."""
         self._known = None
         if len(fields) % 4 or 4 * fields[::4].count(b"0") != len(fields):
             self._unmatched = True
             return
         try:
             for prompt in [packed for packed in fields[1::4] if packed != _NONE]:
-                # Long, where this is ten times as fast; the others are short, mostly, and it would
-                # be slower.
+                # Prompts are long, where pybase64 is ten times as fast; the other fields are mostly
+                # short, where it is slower.
                 self._prompt = b64decode(prompt, validate=True) or self._prompt
             self._ids += [
                 _unpack(packed, strict_mode=True) for packed in fields[2::4] if packed != _NONE
@@ -135,18 +136,18 @@ class PackedTokens:
 
 
 class PackedCapture(Capture):
-    """One answer, one sequence."""
+    """One answer of one sequence."""
 
     def __init__(self, public_id: str, alias: str | None) -> None:
         super().__init__(public_id, alias)
         self._packed = PackedTokens()
         self.finish_reason: str | None = None
-        """In OpenAI's words, whatever the API's are: `stop`, `length`, `tool_calls`."""
+        """In OpenAI's terms, whatever the API's are: `stop`, `length`, `tool_calls`."""
         self.stop_reason: str | None = None
 
     @abstractmethod
     def message(self) -> Json:
-        """What was said so far, as the agent got it."""
+        """The message so far, as the agent got it."""
 
     def recorded_choices(self) -> tuple[Choice, ...]:
         """See Capture."""
@@ -174,11 +175,11 @@ class PackedCapture(Capture):
         return self._packed.add_comment(line) or super().parse_comment(line)
 
     def parse_tokens_field(self, reply: Json) -> None:
-        """Take the plug-in's field out of a whole reply."""
+        """Remove the plug-in's field from a complete reply, and note its tokens."""
         if TOKENS_FIELD in reply:
             self._packed.add_field(reply.pop(TOKENS_FIELD))
 
 
 def asking(*, instead: bool = False) -> dict[str, str]:
-    """The header that asks the plug-in."""
+    """The header that asks the plug-in for packed tokens."""
     return {ASK_HEADER: "instead" if instead else "1"}

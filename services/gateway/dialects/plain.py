@@ -1,4 +1,4 @@
-"""APIs that generate nothing: recorded as calls without choices, so that nothing of them is ever
+"""APIs that generate nothing: recorded as calls without choices, so that they are never
 trained on.
 """
 
@@ -12,8 +12,8 @@ from services.gateway.upstream.route import Route
 
 
 class PlainDialect:
-    """A base of their dialects: the body passes with the upstream's model name, always answered as
-    a whole.
+    """Base of their dialects. The body passes with the upstream's model name; the answer is always
+    complete.
     """
 
     def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
@@ -30,7 +30,7 @@ class PlainDialect:
 
 
 class PlainCapture(Capture):
-    """A reply that is known by one field; what the log gets is the reply without its bulk."""
+    """A reply that is recognised by one field, and recorded without its largest ones."""
 
     def __init__(self, public_id: str, alias: str | None, known_by: str, bulk: str = "") -> None:
         super().__init__(public_id, alias)

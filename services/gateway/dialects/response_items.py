@@ -1,4 +1,4 @@
-"""Items of OpenAI's responses: what a request's `input` may refer to, and that it does."""
+"""Items of OpenAI's responses: resolve what a request's `input` refers to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from services.gateway.dialects.capture import Json
 from services.gateway.errors import InvalidRequest
 
 _CALLS = {"function_call_output": "function_call", "custom_tool_call_output": "custom_tool_call"}
-"""An output's type, and that of the call it belongs to."""
+"""The type of an output, and of the call that it belongs to."""
 
 
 def items_of(given: str | list[Any]) -> list[Any]:
@@ -59,9 +59,8 @@ class _Calls:
             and (_CALLS[kind], str(call_id)) not in self._made
         ):
             raise InvalidRequest(
-                f"No tool call found for the {kind} with call_id {call_id!r}: send the item of "
-                "the call before it, "
-                "or the `previous_response_id` of the response that made the call.",
+                f"No tool call found for the {kind} with call_id {call_id!r}. Send the item of the "
+                "call before it, or the `previous_response_id` of the response that made the call.",
                 param="input",
             )
 
@@ -72,7 +71,7 @@ class _Calls:
 
 
 def _is_reference(item: Json) -> bool:
-    """Its type may be left out."""
+    """Whether an item is a reference. Its type may be left out."""
     kind = item.get("type")
     return kind == "item_reference" or (
         kind is None and "role" not in item and isinstance(item.get("id"), str)
@@ -85,8 +84,8 @@ def _referred(before: list[Any], reference: Json) -> Json:
         if isinstance(item, dict) and cast(Json, item).get("id") == named:
             return cast(Json, item)
     raise InvalidRequest(
-        f"No item {named!r} to refer to: send the item itself, or the `previous_response_id` "
-        "of the response that it belongs to, too.",
+        f"No item {named!r} to refer to. Send the item itself, or also the "
+        "`previous_response_id` of the response that it belongs to.",
         param="input",
         code="item_not_found",
     )

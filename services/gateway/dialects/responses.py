@@ -1,7 +1,7 @@
 """OpenAI's responses: `POST /v1/responses`.
 
-The upstream is asked without state: `previous_response_id` is taken from the log before
-(`recorded_responses`), and what names other state is refused. vLLM is given our id; another
+The upstream is asked without state: `previous_response_id` is read from the log before
+(`recorded_responses`), and references to other state are refused. vLLM is given our id; another
 upstream's own id becomes part of ours.
 """
 
@@ -34,7 +34,7 @@ from services.gateway.upstream.route import Route
 
 PREFIX = "resp_"
 _UNKEPT = (
-    Unkept("conversation", "send the whole conversation in `input`, or `previous_response_id`."),
+    Unkept("conversation", "send the complete conversation in `input`, or `previous_response_id`."),
     Unkept("background", "the answer would not be recorded. Leave it out."),
     Unkept(
         "context_management",
@@ -52,8 +52,8 @@ class Responses(OpenAIErrors):
     path = "/v1/responses"
 
     def parse(self, raw: bytes) -> ApiRequest:
-        """Raises InvalidRequest for what is no JSON object with a `model`, an `input` and a boolean
-        `stream`, and for state not kept.
+        """Parse a request. Raises InvalidRequest unless it is a JSON object with a `model`, an
+        `input` and a boolean `stream`, or if it asks for state that is not kept.
         """
         body, alias, stream = parse_envelope(raw, "`model` and `input`")
         coerce_numbers(body)
@@ -84,9 +84,7 @@ class Responses(OpenAIErrors):
         return msgspec.structs.replace(sampling, grammar=sampling.grammar or formatted)
 
     def upstream_body(self, request: ApiRequest, route: Route, call_id: str) -> bytes:
-        """See Dialect. Raises InvalidRequest for a stored prompt, which vLLM has none of and would
-        ignore.
-        """
+        """See Dialect. Raises InvalidRequest for a stored prompt: vLLM would ignore it."""
         body = {**request.body, "model": route.model}
         if route.kind == "vllm":
             if request.body.get("prompt") is not None:
@@ -123,8 +121,8 @@ class Responses(OpenAIErrors):
 
 
 def following(request: ApiRequest, before: list[Any]) -> ApiRequest:
-    """The request with the conversation that it builds on in front of its own input, and no state
-    named. Raises InvalidRequest.
+    """The request with the conversation that it continues in front of its own input, and without
+    `previous_response_id`. Raises InvalidRequest.
     """
     given = request.body.get("input")
     items = [*before, *checked(before, items_of(given) if given is not None else [])]

@@ -1,4 +1,4 @@
-"""Answers of OpenAI's responses: output items, whole or as events that add up to them."""
+"""Parse answers of OpenAI's responses: output items, complete or as events that add up to them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CALLS = ("function_call", "custom_tool_call")
 _NOT_HEAD = frozenset(
     {"output", "usage", "tools", "instructions", "input_messages", "output_messages"}
 )
-"""What is recorded elsewhere, in the request or as the choice."""
+"""Fields that are recorded elsewhere: in the request or in the choice."""
 
 
 class ResponsesCapture(PackedCapture):
@@ -62,7 +62,7 @@ class ResponsesCapture(PackedCapture):
         return encode(reply)
 
     def mark(self, chunk: Json) -> Mark:
-        """See Capture. What is done may be the last: a tool call in it may be run."""
+        """See Capture. An item that is done may be the last: a tool call in it may be run."""
         kind = str(chunk.get("type"))
         self._complete = self._complete or kind in _ENDS
         if self._complete:
@@ -129,7 +129,7 @@ class ResponsesCapture(PackedCapture):
         self.head = {name: value for name, value in response.items() if name not in _NOT_HEAD}
 
     def _begin_item(self, index: Any, item: Json) -> Json:
-        """An item of its own, also where its index is another's."""
+        """Begin a new item, also where its index is another item's."""
         place = count(index)
         if place is None:
             self.count_unread()
@@ -138,7 +138,7 @@ class ResponsesCapture(PackedCapture):
         return self._items.begin(place or 0, item)
 
     def _end_item(self, index: Any, item: Json) -> None:
-        """Put the whole item in place of what was known of it."""
+        """Replace what is known of an item by the complete item."""
         known = self._known(item.get("id"), index)
         if known is None or (id(known) in self._ended and known.get("id") != item.get("id")):
             known = self._begin_item(index, {})
@@ -151,8 +151,8 @@ class ResponsesCapture(PackedCapture):
         return self._items.last(count(index) or 0) if named is None else named
 
     def _end(self, response: Json, kind: str) -> None:
-        """Take the last word of the response; `kind` is what its event calls it, empty for a whole
-        answer.
+        """Parse the final state of the response; `kind` is its event's name for it, empty for a
+        complete answer.
         """
         output: Any = response.get("output")
         items = mappings(output)
@@ -179,8 +179,8 @@ class ResponsesCapture(PackedCapture):
 
 
 def _extend(item: Json, kind: str, delta: Any) -> None:
-    """Add a delta to an item that is not done: only of an answer that breaks off, or does not
-    repeat its items at the end.
+    """Add a delta to an item that is not done. It matters only for an answer that breaks off, or
+    does not repeat its items at the end.
     """
     if not isinstance(delta, str):
         return

@@ -11,7 +11,7 @@ from services.gateway.dialects.capture import Json
 from services.gateway.dialects.dialect import mapping
 
 _LEAST_TEMPERATURE = 0.01
-"""vLLM takes a temperature between 0 and this for this."""
+"""vLLM samples with this temperature where a request asks for one between 0 and it."""
 
 _NUMBERS = frozenset(
     {
@@ -38,19 +38,19 @@ _BIASES = frozenset(
         "vllm_xargs",
     }
 )
-"""Each makes some tokens likelier or impossible, whatever the model says."""
+"""Fields that make some tokens likelier or impossible, whatever the model's distribution is."""
 
 _GRAMMARS = frozenset(
     {"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"}
 )
 
 _ASKED = _NUMBERS | _BIASES | _GRAMMARS | {"response_format", "tool_choice", "seed"}
-"""All that is looked at, but for the limits."""
+"""All fields that are read here, without the limits."""
 
 
 def sampling_of(body: Json, defaults: Sampling, *limits: str) -> Sampling:
-    """Of a body whose numbers were read (`numbers`). `limits` are the fields that bound the
-    answer's length.
+    """The sampling of a body whose numbers were coerced (`numbers`). `limits` are the fields that
+    limit the answer's length.
     """
     asked = _ASKED.intersection(body)
     given: dict[str, Any] = {

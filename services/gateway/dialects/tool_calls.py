@@ -1,8 +1,8 @@
-"""Tool calls of a stream, put together from its fragments.
+"""Tool calls of a stream, put together from fragments.
 
-Upstreams number calls from 0, from 1, all alike, with gaps, out of order or not at all. What a
-fragment belongs to is told by its id, then by its index: a new id begins a call, a fragment without
-one goes on with the last call of its index, one with neither with the last.
+Upstreams number calls from 0, from 1, all alike, with gaps, out of order or not at all. A
+fragment's id says which call it belongs to, else its index: a new id begins a call, a fragment
+without an id extends the last call of its index, and one with neither extends the last call.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from services.gateway.dialects.capture import Json, arguments_parse, count
 from services.gateway.dialects.numbered import Numbered
 
 _APPENDED = ("arguments", "input")
-"""The fields of a call's function that come in pieces; the others are set."""
+"""Fields of a call's function that grow; the others are replaced."""
 
 
 class ToolCalls:
-    """The calls of one choice, in the order of their indices, and as they came where these are
-    alike.
+    """The calls of one choice in the order of their indices; calls of equal indices keep the order
+    in which they came.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class ToolCalls:
         self._last: tuple[int, Json | None] = (0, None)
 
     def add(self, fragment: Json) -> None:
-        """A fragment of a call."""
+        """Add a fragment of a call."""
         given, name = _index(fragment.get("index")), _id(fragment)
         index, call = (given, self._calls.last(given)) if given is not None else self._last
         if name in self._by_id:
@@ -45,7 +45,7 @@ class ToolCalls:
 
 
 def extend_function(function: Json, piece: Json) -> None:
-    """Add a piece of a function's call: arguments go on, the name is set."""
+    """Add a piece of a function's call: arguments grow, the name is replaced."""
     for name, value in piece.items():
         known = function.get(name)
         if name in _APPENDED and isinstance(known, str) and isinstance(value, str):
@@ -67,16 +67,16 @@ def _extend(call: Json, fragment: Json) -> None:
 
 
 def _begins(call: Json, fragment: Json, name: str | int | None, *, placed: bool) -> bool:
-    """Whether a fragment is not of this call, the last of its index (or the last at all), whose id
-    it does not bear.
+    """Whether a fragment begins another call than `call`: the last of its index (or the last at
+    all), whose id it does not have.
     """
     before, now = _function(call), _function(fragment)
     if name is not None and _id(call) is not None:
         return True
     if not now.get("name") or not before.get("name"):
         return False
-    # A second call without an id: what is whole cannot go on, and without an index another name
-    # tells.
+    # A second call without an id: complete arguments do not grow, and without an index another name
+    # is another call.
     is_complete = bool(before.get("arguments")) and arguments_parse(before.get("arguments"))
     return (is_complete and bool(now.get("arguments"))) or (
         not placed and now["name"] != before["name"]
@@ -94,7 +94,7 @@ def _id(call: Json) -> str | int | None:
 
 
 def _index(value: Any) -> int | None:
-    """The index, also as text; None for what is none."""
+    """The index, also from text; None for anything else."""
     return count(
         int(value)
         if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10

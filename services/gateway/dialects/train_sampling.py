@@ -1,9 +1,9 @@
 """`sampling.train`: calls of mode `train` are sampled as their alias declares, whatever the agent
-asked, because only what was sampled from the policy's own distribution can be learned from. Pure.
+asks for. Only samples from the policy's own distribution can be learned from. Pure.
 
-Only what differs is changed: an agent that asks for temperature 0.2 gets 1 while it trains, and 0.2
-in any other mode. Penalties, biases, grammars, seeds and limits stay the agent's. What was really
-used is recorded, and named in the header `x-fulgurite-sampling`.
+Only fields that differ are changed: an agent that asks for temperature 0.2 gets 1 while it trains,
+and 0.2 in any other mode. Penalties, biases, grammars, seeds and limits stay the agent's. The
+sampling that was used is recorded, and is in the reply's header `x-fulgurite-sampling`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Sampled(NamedTuple):
 
 
 class TrainSamplings:
-    """Alias → what it declares."""
+    """Alias → the sampling that it declares."""
 
     def __init__(self, declared: Mapping[str, TrainSampling]) -> None:
         self._declared = {alias: one.model_dump() for alias, one in declared.items()}
@@ -39,7 +39,7 @@ class TrainSamplings:
         }
 
     def apply(self, request: ApiRequest, sampling: Sampling, route: Route, mode: Mode) -> Sampled:
-        """The request, changed if its alias declares it, is trained, and the call is for
+        """The request, changed if its alias declares a sampling, has a policy, and the call is for
         training.
         """
         declared = self._declared.get(request.alias)

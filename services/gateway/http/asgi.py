@@ -1,7 +1,7 @@
-"""Raw ASGI, for the routes that every call takes: headers, a bounded body, a whole reply, a client
-that goes away.
+"""Raw ASGI for the routes of calls: headers, a limited body, a complete reply, a client that goes
+away.
 
-`ClientWatch` cancels what runs inside it when the client closes the connection, and turns that into
+`ClientWatch` cancels what runs inside it when the client closes the connection, and raises
 ClientGone.
 """
 
@@ -26,25 +26,25 @@ EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,64})?")
 _LONGEST_LENGTH = 18
-"""Digits of a Content-Length: an exabyte."""
+"""Most digits of a Content-Length: an exabyte."""
 
 Header = tuple[bytes, bytes]
 Headers = Mapping[bytes, bytes]
 
 
 def headers_of(scope: Scope) -> Headers:
-    """A request's, by their lower-case names; of several alike the first."""
+    """A request's headers by lower-case name; the first of several equal ones."""
     return dict(reversed(scope["headers"]))
 
 
 def header(headers: Headers, name: bytes) -> str | None:
-    """One of them, as text."""
+    """One header as text."""
     value = headers.get(name)
     return None if value is None else value.decode("latin-1")
 
 
 def traceparent(headers: Headers) -> str | None:
-    """The agent's trace context; what is none is not handed on."""
+    """The agent's trace context; an invalid one is ignored."""
     value = headers.get(b"traceparent")
     return value.decode("ascii") if value is not None and _TRACEPARENT.fullmatch(value) else None
 
@@ -58,8 +58,8 @@ def authorization(headers: Headers) -> str | None:
 
 
 async def read_body(headers: Headers, receive: Receive, limits: BodyLimits) -> bytes:
-    """The whole body: inflated, without a byte order mark. Raises InvalidRequest and its kinds,
-    ClientGone.
+    """The complete body: inflated, without a byte order mark. Raises InvalidRequest and its
+    subclasses, ClientGone.
     """
     if _declares_more(headers, limits.size):
         raise too_large(limits)
@@ -75,8 +75,8 @@ async def read_body(headers: Headers, receive: Receive, limits: BodyLimits) -> b
 
 
 async def _received(receive: Receive, limits: BodyLimits) -> bytes:
-    """All of it. The connection's protocol wakes whoever waits for a body whose time is over: a
-    timer here would cost every call.
+    """All pieces of the body. The connection's protocol wakes a reader whose time is over: a timer
+    here would cost every call.
     """
     pieces: list[bytes] = []
     size, more = 0, True
@@ -93,7 +93,7 @@ async def _received(receive: Receive, limits: BodyLimits) -> bytes:
         if more and monotonic() - begun > limits.timeout_s:
             raise RequestTimeout(
                 f"The body did not arrive within {limits.timeout_s:g} s "
-                "(FULGURITE_REQUEST_TIMEOUT_S)."
+                "(FULGURITE_REQUEST_TIMEOUT_S). Send it again."
             )
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -110,7 +110,7 @@ async def start(send: Send, status: int, headers: list[Header]) -> None:
 
 
 async def reply(send: Send, status: int, body: bytes, headers: list[Header]) -> None:
-    """A whole JSON reply."""
+    """Send a complete JSON reply."""
     await start(send, status, [JSON, (b"content-length", str(len(body)).encode()), *headers])
     await send({"type": "http.response.body", "body": body})
 
@@ -118,7 +118,7 @@ async def reply(send: Send, status: int, body: bytes, headers: list[Header]) -> 
 async def reply_problem(
     send: Send, problem: GatewayError, headers: list[Header], body: bytes | None = None
 ) -> None:
-    """An error, in OpenAI's shape unless its body is given."""
+    """Send an error, in OpenAI's shape unless its body is given."""
     extra = [(name.encode(), value.encode()) for name, value in error_headers(problem).items()]
     await reply(
         send,
@@ -129,19 +129,19 @@ async def reply_problem(
 
 
 async def piece(send: Send, data: bytes, *, last: bool = False) -> None:
-    """A piece of a begun reply."""
+    """Send a piece of a reply."""
     await send({"type": "http.response.body", "body": data, "more_body": not last})
 
 
 _AT_ONCE_S = 0.05
-"""What is answered sooner is not watched: it would cost as much as the reply itself, and nothing is
-won.
+"""Seconds before the watch begins. Watching a call that ends sooner would cost as much as its
+reply, and gain nothing.
 """
 
 
 class ClientWatch:
-    """`async with ClientWatch(receive): ...` raises ClientGone inside once the client has closed
-    the connection: at once, but for the first moment.
+    """`async with ClientWatch(receive): ...` raises ClientGone inside as soon as the client closes
+    the connection, from 50 ms on.
     """
 
     def __init__(self, receive: Receive) -> None:

@@ -1,10 +1,10 @@
-"""One connection within its bounds, before anybody has shown a key: a head of so many bytes, in so
-much time, and room for new clients.
+"""Limits of one connection before any key was checked: the size of a head, the time it may take,
+and room for new clients.
 
-uvicorn's protocol keeps all headers that come and waits for ever for what does not. Here a head
-that is too large gets 431; a connection that does not begin a request, or begins and does not go
-on, is closed. Where clients hold more connections than the process may open files for, those that
-have waited longest without a request make room: `/healthz` and the agents still get through.
+uvicorn's protocol keeps all headers that come, and waits without end for those that do not. Here a
+head that is too large gets 431, and a connection that does not begin a request, or does not finish
+one, is closed. When clients hold more connections than the process may open files for, those that
+have waited longest without a request are closed, so that `/healthz` and agents still get through.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from services.gateway.errors import GatewayError, HeadTooLarge, InvalidRequest
 from services.gateway.http.one_write import OneWriteProtocol
 
 KEEP_ALIVE_S = 75
-"""How long a connection may be idle between two requests: longer than clients keep theirs."""
+"""Seconds that a connection may be idle between two requests: longer than clients keep theirs."""
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 128
 _CHUNK_BYTES = 16
-"""What HTTP may write around each byte of a body that comes in chunks."""
+"""The most bytes that HTTP may add to each byte of a chunked body."""
 _AGAIN_S = 0.05
-"""Until a reader is woken once more: its clock may have begun a little later."""
+"""Seconds until a reader is woken once more, as its clock may have started a little later."""
 _MOST_FILES = 65_536
 
 
@@ -34,15 +34,15 @@ _Awaited = Literal["request", "head", "body", ""]
 
 
 class _TooMuch(Exception):
-    """The head has more than is kept of one."""
+    """The head is over its limits."""
 
 
 class GuardedProtocol(OneWriteProtocol):
-    """One connection. The class's attributes are every connection's of one server.
+    """One connection. The class's attributes are shared by every connection of one server.
 
-    What came is looked at after each read, not at each header: a request that came whole, as most
-    do, costs next to nothing. So a head may be larger than its bound by what one read brings (256
-    KiB) before it is refused.
+    The limits are checked after each read, not at each header, so that a request that comes in one
+    read, as most do, costs almost nothing. So a head may exceed its limit by what one read brings
+    (256 KiB) before it is refused.
     """
 
     request_timeout_s = 60.0
@@ -55,7 +55,8 @@ class GuardedProtocol(OneWriteProtocol):
     """What the timer is for."""
     _refused = _head_refused = False
     _received = 0
-    """Bytes of an incomplete head; after it of all that came later, less 16 for each of the body.
+    """Bytes of an incomplete head; after the head, of all that came later, less 16 for each byte of
+    the body.
     """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -113,7 +114,7 @@ class GuardedProtocol(OneWriteProtocol):
             self._wait("")
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP, in the API's shape."""
+        """Reply to what is not HTTP, in the API's shape."""
         self._refuse(_too_large() if self._head_refused else InvalidRequest(msg))
 
     def _head_size(self) -> int:
@@ -131,7 +132,7 @@ class GuardedProtocol(OneWriteProtocol):
         self.transport.close()
 
     def _wait(self, awaited: _Awaited) -> None:
-        """Start the time of what is awaited now, unless it runs."""
+        """Start the timer of what is awaited now, unless it runs."""
         if awaited == self._awaited:
             return
         self._awaited = awaited
@@ -143,7 +144,7 @@ class GuardedProtocol(OneWriteProtocol):
 
     def _give_up(self) -> None:
         if self._awaited == "body":
-            # Whoever reads it looks at the clock, and answers the client.
+            # The reader checks the clock, and answers the client.
             self.cycle.message_event.set()
             self._timer = self.loop.call_later(_AGAIN_S, self._give_up)
         elif not self.transport.is_closing():
@@ -155,10 +156,10 @@ def protocol_class(
     request_timeout_s: float = GuardedProtocol.request_timeout_s,
     most_connections: int = 10_000,
 ) -> type[GuardedProtocol]:
-    """For uvicorn, which makes one of each connection."""
+    """The class that uvicorn makes one object of for each connection."""
 
     class Bounded(GuardedProtocol):
-        """With the settings' limits."""
+        """A connection with the settings' limits."""
 
     Bounded.write_timeout_s = write_timeout_s
     Bounded.request_timeout_s = request_timeout_s
@@ -168,8 +169,8 @@ def protocol_class(
 
 
 def raise_open_files() -> int:
-    """Let the process open as many files as its hard limit allows, within reason; returns
-    how many.
+    """Raise the soft limit of open files to the hard limit, at most 65,536. Returns the
+    new limit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
@@ -181,6 +182,6 @@ def raise_open_files() -> int:
 
 def _too_large() -> HeadTooLarge:
     return HeadTooLarge(
-        f"The request's head is too large: at most {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} "
-        "headers are taken."
+        f"The request's head is larger than {MAX_HEAD_BYTES} bytes or has more than {MAX_HEADERS} "
+        "headers. Send fewer or shorter headers, or a shorter URL."
     )

@@ -1,8 +1,8 @@
-"""Compressed request bodies: gzip, deflate and zstd, inflated within the limit of the body, outside
-the event loop.
+"""Compressed request bodies: gzip, deflate and zstd, inflated outside the event loop, up to the
+body's limit.
 
-What is allocated never exceeds the limit, however small the compressed body was: inflating ends
-with the first byte too many.
+No more memory is allocated than the limit, however small the compressed body was: inflating stops
+with the first byte over it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ ACCEPTED = ("gzip", "deflate", "zstd")
 _GZIP = zlib.MAX_WBITS | 16
 _SAME = {"x-gzip": "gzip"}
 _ZSTD_FULL = "whole buffer"
-"""In the words of cramjam's error for an output that is too small; it has no type of its own."""
+"""Part of cramjam's error message for an output that is too small; it has no type of its own."""
 
 
 class TooLong(Exception):
-    """The body is over the limit once it is inflated."""
+    """The inflated body is over the limit."""
 
 
 async def inflate(body: bytes, encoding: str, limit: int) -> bytes:
@@ -67,7 +67,7 @@ def _deflate_window(body: bytes) -> int:
 
 
 def _zstd(body: bytes, name: str, limit: int) -> bytes | None:
-    # Pages of it that are never written take no memory.
+    # Pages that are never written use no memory.
     room = bytearray(limit)
     try:
         size = cramjam.zstd.decompress_into(body, room)

@@ -1,10 +1,10 @@
 """A stream of server-sent events to a client, kept alive through silence if the client or the
 operator wants that.
 
-Proxies and clients close a connection on which nothing comes for a while: a long prompt, a long
-thought, a queue. With a keep-alive the stream says something that every client skips (`:
-keep-alive`, or what the API has for it), between events only, from the first silence to the last
-byte: before the upstream has said anything, and while the end of the answer waits for the log.
+Proxies and clients close a connection that is silent for a while: during a long prompt, a long
+thought, a queue. With a keep-alive the stream sends something that every client skips (`:
+keep-alive`, or the API's own). It does so between events only, from the first silence to the last
+byte: also before the upstream's first event, and while the end of the answer waits for the log.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHORTEST_S, _LONGEST_S = 0.1, 3600.0
 
 
 def keep_alive_s(headers: asgi.Headers, default_s: float) -> float:
-    """The longest silence that the client wants, in seconds; 0: as long as it takes. Raises
+    """The longest silence that the client wants, in seconds; 0 is no limit. Raises
     InvalidRequest.
     """
     asked = asgi.header(headers, KEEP_ALIVE_HEADER)
@@ -44,12 +44,12 @@ def keep_alive_s(headers: asgi.Headers, default_s: float) -> float:
 
 
 class EventStream:
-    """A reply with status 200 whose body is events. An async context manager."""
+    """A reply with status 200 and events as its body. An async context manager."""
 
     def __init__(self, send: Send, headers: Callable[[], list[asgi.Header]]) -> None:
-        """`headers` gives those of the reply at the moment when it begins."""
+        """`headers` returns the reply's headers; it is called when the reply begins."""
         self.begun = False
-        """Whether the client has the status: an error is an event then, no reply."""
+        """Whether the client has the status: from then on an error is sent as an event."""
         self._send = send
         self._headers = headers
 
@@ -65,10 +65,10 @@ class EventStream:
         await self.stop_keep_alive()
 
     async def stop_keep_alive(self) -> None:
-        """Send nothing more but what the caller sends, so that `begun` does not change any more."""
+        """Send nothing on its own any more, so that `begun` changes no more."""
 
     async def start(self) -> None:
-        """Begin the reply, unless that was done."""
+        """Begin the reply, unless it has begun."""
         if not self.begun:
             await asgi.start(
                 self._send,
@@ -83,13 +83,13 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
     async def end(self, events: bytes) -> None:
-        """Send the last of them."""
+        """Send the last events."""
         await self.stop_keep_alive()
         await asgi.piece(self._send, events, last=True)
 
 
 class KeptAlive(EventStream):
-    """One that is never silent for longer than some seconds."""
+    """A stream that is never silent for longer than some seconds."""
 
     def __init__(
         self, send: Send, headers: Callable[[], list[asgi.Header]], beat: bytes, silence_s: float
@@ -97,7 +97,7 @@ class KeptAlive(EventStream):
         super().__init__(send, headers)
         self._beat = beat
         self._silence_s = silence_s
-        # A slow client holds up a send: nothing may overtake it.
+        # A slow client delays a send, and no other event may overtake it.
         self._turn = asyncio.Lock()
         self._between_events = True
         self._last = 0.0

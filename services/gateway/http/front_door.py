@@ -1,8 +1,8 @@
-"""The way in: calls go straight to their endpoint, everything else to the FastAPI app.
+"""The outermost ASGI app: calls go to their endpoint directly, everything else to the FastAPI app.
 
-The app's middleware and routing would cost a call as much as everything done for it here. What they
-would do for it is done all the same: the endpoint bounds the body itself, and an unexpected error
-is answered and logged.
+The app's middleware and routing would cost a call as much as all that is done for it here. A call
+does not need them: its endpoint limits the body itself, and here an unexpected error is answered
+and logged.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ OnBug = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class FrontDoor:
-    """Raw ASGI around the app. `hot` is filled when the app has started; `on_bug` makes the reply
-    to an unexpected error.
+    """Raw ASGI around the app. `hot` is filled when the app starts; `on_bug` makes the reply to an
+    unexpected error.
     """
 
     def __init__(self, app: ASGIApp, hot: Mapping[str, ASGIApp], on_bug: OnBug) -> None:
@@ -28,7 +28,7 @@ class FrontDoor:
         self._on_bug = on_bug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """By exact path; a path that names a rollout takes the app's routing."""
+        """Route by exact path; a path that names a rollout goes through the app's routing."""
         hot = (
             self._hot.get(scope["path"])
             if scope["type"] == "http" and scope["method"] == "POST"
@@ -41,7 +41,6 @@ class FrontDoor:
             await hot(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - the edge of the process: a bug is answered and logged, and the next call served
             reply = await self._on_bug(Request(scope), error)
-            # Where an answer has begun, nothing can be said any more: the server refuses a second
-            # start.
+            # If a reply has begun, no error can be sent: the server refuses a second start.
             with suppress(RuntimeError):
                 await reply(scope, receive, send)

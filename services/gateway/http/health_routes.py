@@ -1,8 +1,8 @@
-"""`/healthz` (the process lives), `/readyz` (it may be given traffic, and what it promises),
+"""`/healthz` (the process is alive), `/readyz` (it may get traffic, and what it promises),
 `/metrics`.
 
-The durability promise needs replication ≥ 3, `min.insync.replicas` ≥ 2 and unclean election off;
-with less the gateway serves, and says what is missing.
+The durability promise needs replication ≥ 3, `min.insync.replicas` ≥ 2 and unclean election off.
+With less the gateway serves, and `/readyz` reports what is missing.
 """
 
 from __future__ import annotations
@@ -26,17 +26,13 @@ from services.gateway.errors import Unavailable
 FULL_REPLICATION = 3
 _TOPICS_FRESH_S = 10.0
 _UPSTREAMS_FRESH_S = 2.0
-"""However often readiness is asked for, an upstream is asked no more often than this."""
+"""Seconds for which an upstream's answer is reused, however often readiness is asked for."""
 _TIMEOUT_S = 3.0
-"""For a broker to answer: whoever asks whether the gateway is ready waits no longer than a few
-seconds himself.
-"""
+"""Seconds that a broker may take to answer, so that a readiness check does not wait longer."""
 
 
 def promise(replication: int) -> dict[str, Any]:
-    """What the log keeps, given the replicas of its topics and the majority that must
-    acknowledge.
-    """
+    """The durability of acknowledged calls, given the replicas of the topics."""
     full = replication >= FULL_REPLICATION
     acknowledging = min_insync(replication)
     text = (
@@ -55,9 +51,7 @@ def promise(replication: int) -> dict[str, Any]:
 
 
 class HealthRoutes:
-    """The routes for whoever runs the gateway; what they say needs FULGURITE_OPERATIONS_KEY, where
-    that is set.
-    """
+    """The operators' routes. Their details need FULGURITE_OPERATIONS_KEY where that is set."""
 
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
@@ -120,8 +114,8 @@ class HealthRoutes:
         return JSONResponse(shown, 200 if ready else 503)
 
     def _log_ready(self) -> bool:
-        """Whether calls of some mode would be answered: a log that is away matters less to a
-        gateway that can do without.
+        """Whether calls of some mode would be answered: a gateway that can serve without the log is
+        ready without it.
         """
         recorder = self._context.recorder
         away = not self._topics["reached"] and any(
@@ -130,7 +124,9 @@ class HealthRoutes:
         return recorder.welcome() and (self._topics["problem"] is None or away)
 
     async def _store_problem(self) -> str | None:
-        """Told, but no reason to keep traffic away: calls need no store."""
+        """The store's error, if any. It is reported but does not make the gateway unready, as calls
+        need no store.
+        """
         try:
             await self._context.store.ping()
         except Unavailable as problem:
@@ -145,7 +141,7 @@ class HealthRoutes:
 
 
 def _look_at_topics(kafka: KafkaSettings) -> dict[str, Any]:
-    """Blocking. Whether the topics are as the table says, and what that promises."""
+    """Compare the topics with the table of topics; blocking."""
     try:
         check_topics(answering(kafka), _TIMEOUT_S)
         found = cast(Any, admin_client(kafka).list_topics(timeout=_TIMEOUT_S)).topics

@@ -1,8 +1,8 @@
 """`GET /v1/models` and `/v1/models/{id}` (also under `/rollouts/{rollout}`): the aliases, as
-OpenAI's and Anthropic's clients know them.
+OpenAI's and Anthropic's clients expect them.
 
-And `GET /v1/responses/{id}`: a recorded response. What else OpenAI has there is refused, since it
-would pass the log by.
+Also `GET /v1/responses/{id}`: a recorded response. OpenAI's other operations there are refused,
+since they would bypass the log.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from services.gateway.upstream.route import Route
 
 
 class Models:
-    """Raw ASGI, as the calls are."""
+    """The models, as a raw ASGI endpoint."""
 
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The list, or the one that the path names."""
+        """Reply with the list, or with the model that the path names."""
         claims: Claims | None = None
         try:
             claims = self._context.authenticator.admit(
@@ -64,13 +64,13 @@ class Models:
 
 
 class Responses:
-    """What OpenAI has under `/v1/responses/{id}`."""
+    """The recorded responses, as a raw ASGI endpoint."""
 
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The recorded response, or a refusal."""
+        """Reply with the recorded response, or refuse."""
         claims: Claims | None = None
         try:
             caller = self._context.authenticator.admit(
@@ -91,9 +91,9 @@ class Responses:
         named = cast("dict[str, str]", scope.get("path_params", {})).get("rest", "")
         if scope["method"] != "GET" or "/" in named:
             raise NotSupported(
-                "A recorded response can be read (GET /v1/responses/{id}) and built on "
-                "(`previous_response_id`), nothing else: "
-                "the log is never changed, and every answer is given by POST /v1/responses."
+                f"{scope['method']} is not supported for a recorded response, as the log is never "
+                "changed. Read it (GET /v1/responses/{id}), or build on it "
+                "(`previous_response_id` of POST /v1/responses)."
             )
         found = await self._context.responses.find(caller, named)
         asked = {

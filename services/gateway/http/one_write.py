@@ -1,9 +1,9 @@
-"""uvicorn's protocol, with a reply's head and its body in one write to the socket instead of two: a
+"""uvicorn's protocol, with a reply's head and body in one write to the socket instead of two: a
 write costs more than a reply's Python.
 
-The head waits for what follows it, for no longer than this turn of the event loop. A client that
-leaves unread what it is sent is disconnected after a while: it would hold its place at a backend.
-Everything else is uvicorn's.
+The head waits for what follows it, but only for this turn of the event loop. A client that does not
+read its reply is disconnected after a while, since it would hold its place at a backend. Everything
+else is uvicorn's.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class OneWriteProtocol(HttpToolsProtocol):
     """One connection."""
 
     write_timeout_s = 60.0
-    """How long the transport's buffer may stay full."""
+    """Seconds that the transport's buffer may stay full."""
 
     _unread: asyncio.TimerHandle | None = None
 
     def pause_writing(self) -> None:
-        """The client does not keep up: nothing more is written until it has read most of the
+        """The client does not keep up. Nothing more is written until it has read most of the
         buffer, 64 KiB beyond the sockets' own.
         """
         super().pause_writing()
@@ -54,7 +54,7 @@ class OneWriteProtocol(HttpToolsProtocol):
 
 
 class HeadHolder:
-    """A transport that holds heads back, and is otherwise the one that it is given."""
+    """A transport that holds heads back; in all else the transport it is given."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport

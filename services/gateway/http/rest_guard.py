@@ -1,9 +1,8 @@
-"""What is looked at before a REST route runs: the key, then the body. The hot routes do both
-themselves.
+"""Check the key, then the body, before a REST route runs. Calls do both themselves.
 
-Nobody without a key makes the gateway read a body. A body is JSON, whatever its Content-Type says
-or leaves out, inflated and within its limits; what JSON cannot hold (half a character, a number
-beyond all bounds) never reaches a route.
+Without a key nobody makes the gateway read a body. A body is read as JSON whatever its Content-Type
+is, inflated and within its limits. What JSON cannot hold (half a character, an infinite number)
+never reaches a route.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class RestGuard:
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers itself what is refused."""
+        """Pass the request on, or reply with the error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,5 +1,5 @@
 """Bodies of the REST routes. Unknown fields are refused, so that a misspelt one is not silently
-lost; numbers are bounded.
+lost; numbers have limits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 def _number(value: Any) -> Any:
-    """JSON's numbers as they are; no text, and no truth value, is taken for one."""
+    """The value, if it is a JSON number. Text and booleans are not accepted as numbers."""
     if isinstance(value, str | bool):
         raise ValueError("must be a number, not text or a truth value")
     return value
@@ -46,20 +46,18 @@ Weight = Annotated[
 Truth = Annotated[bool, BeforeValidator(_truth)]
 
 MOST_NAMES = 100
-"""Rewards of different names that a group may be declared with."""
+"""Rewards with different names that a group may be declared with."""
 
 LONGEST_MESSAGE = 4096
-"""Bytes of a status's message: more than a traceback's end, and what an aggregator can hold many
-of.
+"""Bytes of a status's message: enough for a traceback's end, and small enough for an aggregator to
+hold many.
 """
 LONGEST_METADATA = 16 * 1024
 """Bytes of a reward's metadata as JSON."""
 
 
 def _cut(message: str) -> str:
-    """The message in so many bytes: a status that says too much is worth more than one that is
-    refused.
-    """
+    """The message, shortened to the limit: a shortened status is worth more than a refused one."""
     data = message.encode()
     if len(data) <= LONGEST_MESSAGE:
         return message
@@ -77,7 +75,7 @@ def _small(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _credit_rule(text: str) -> str:
-    """The rule's name with all its parameters: the log says what they were."""
+    """The rule's name with all its parameters, so that the log has them."""
     try:
         return credit_rule(text).name
     except UnknownRule as error:

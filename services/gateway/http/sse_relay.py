@@ -1,8 +1,8 @@
-"""A stream passed through: each server-sent event leaves as it comes, except completion markers.
+"""Relay a stream: each server-sent event leaves as it comes, except completion markers.
 
-What a capture marks as complete (a choice's finish reason, the event that says that all is done,
-and what belongs to them) is held; the rest goes on. What is held leaves when the call is in the
-log. After an error, or the event that says that all is done, nothing more is taken. Pure.
+The events that a capture marks as complete (a choice's finish reason, the end of the answer, and
+what belongs to them) are held until the call is recorded. The others leave at once. After an error,
+or the end of the answer, further events are dropped. Pure.
 """
 
 from __future__ import annotations
@@ -17,35 +17,33 @@ _BEGINNINGS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 def is_event_stream(body: bytes) -> bool:
-    """Whether a body begins as a stream of events does, whatever it is said to be."""
+    """Whether a body begins as a stream of events does, whatever its content type is."""
     return body.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(_BEGINNINGS)
 
 
 class StreamRelay:
-    """Decides for each event: now, later or never."""
+    """Decides for each event whether it leaves now, later or never."""
 
     def __init__(self, capture: Capture) -> None:
         self._capture = capture
         self._rest: list[bytes] = []
-        """What came of an event that has not ended yet; no two pieces of it make a blank line."""
+        """Pieces of an event that has not ended yet; no two of them make a blank line."""
         self._after_return = False
         self._over = False
         self._pending: list[bytes] = []
         self.held: list[bytes] = []
         self.error: bytes | None = None
-        """The upstream's own error event, if it sent one within its stream that is in the API's
-        shape.
-        """
+        """The upstream's own error event, if it sent one in the API's shape."""
 
     def feed(self, data: bytes) -> bytes:
-        """Bytes as they arrive → what may leave now: what came together leaves together."""
+        """Bytes as they arrive → the bytes that may leave now."""
         if self._after_return or b"\r" in data:
             data = self._with_line_feeds(data)
         if self._rest:
             if b"\n\n" not in data and not (
                 data.startswith(b"\n") and self._rest[-1].endswith(b"\n")
             ):
-                # Only noted: an event of many pieces would be put together with each of them.
+                # Not joined yet: an event of many pieces would be joined again with each of them.
                 self._rest += [data] if data else []
                 return b""
             data = b"".join([*self._rest, data])
@@ -60,8 +58,8 @@ class StreamRelay:
         return b"".join(passed)
 
     def close(self) -> bytes:
-        """The upstream closed the stream → what may leave now: a last event that lacks only its
-        blank line is one.
+        """The upstream closed the stream → the bytes that may leave now. A last event that lacks
+        only its blank line counts.
         """
         rest, self._rest = b"".join(self._rest), []
         if rest.startswith(b":") and not rest.endswith(b"\n"):
@@ -75,7 +73,7 @@ class StreamRelay:
         return b""
 
     def relay_event(self, event: bytes) -> bytes | None:
-        """An event from upstream → what may leave now."""
+        """An event from upstream → the bytes that may leave now."""
         if event.startswith(b"data: {") and not self._pending and not self._over:
             common = self._capture.parse_common_chunk(event)
             if common is not None:
@@ -141,7 +139,7 @@ class StreamRelay:
             self._pending.clear()
 
     def _with_line_feeds(self, data: bytes) -> bytes:
-        """Lines may end with CR, LF or both, also where a piece ends between the two."""
+        """Normalise line ends: CR, LF or both, also where a piece ends between the two."""
         if self._after_return:
             data = data.removeprefix(b"\n")
         self._after_return = data.endswith(b"\r")
@@ -160,12 +158,12 @@ class _Event(NamedTuple):
         return self.name[6:].strip() == b"error"
 
     def with_data(self, data: bytes) -> bytes:
-        """The event with this in place of its data."""
+        """The event with its data replaced."""
         return self.name + b"data: " + data.replace(b"\n", b"\ndata: ") + b"\n\n"
 
 
 def _parse(event: bytes, capture: Capture) -> _Event:
-    """Takes an event apart; comments for the gateway end here."""
+    """Parse an event; comments for the gateway end here."""
     if event.startswith(b"data: ") and b"\n" not in event:
         return _Event(event[6:])
     name = b""

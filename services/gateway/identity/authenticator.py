@@ -12,8 +12,7 @@ from services.gateway.identity.claims import Claims
 from services.gateway.identity.keys import PREFIX, KeyRing
 
 CALL_KEY = (
-    "a rollout's `api_key` or one of FULGURITE_API_KEYS (clients send OPENAI_API_KEY "
-    "or "
+    "a rollout's `api_key` or one of FULGURITE_API_KEYS (clients send OPENAI_API_KEY or "
     "ANTHROPIC_API_KEY)"
 )
 ADMIN_KEY = "the admin key (FULGURITE_ADMIN_KEY)"

@@ -41,7 +41,8 @@ class ConversationMatcher:
         self._patience = StorePatience(
             metrics.inference.labels("store_down").inc,
             lambda: log.warning(
-                "conversations are not recognised: the store (REDIS_URL) does not answer"
+                "conversations are not recognised, so each call is a rollout of its own: the store "
+                "(REDIS_URL) does not answer"
             ),
         )
 

@@ -86,7 +86,7 @@ class KeyRing:
             claims = self._verified[text] = self._genuine(text)
         if now_ms > claims.exp + LEEWAY_MS:
             raise ExpiredKey(
-                f"The API key of rollout {claims.rollout} expired: its deadline is past. Start "
+                f"The API key of rollout {claims.rollout} expired: its deadline has passed. Start "
                 "a new attempt or declare a new group.",
                 claims,
             )

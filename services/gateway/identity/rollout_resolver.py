@@ -108,9 +108,8 @@ class RolloutResolver:
             for name in (named.path, named.header):
                 if name is not None and name != claims.rollout:
                     raise Forbidden(
-                        f"This key belongs to rollout {claims.rollout}, the request names "
-                        f"{clipped(name)!r}: "
-                        "leave the name out, or use that rollout's key.",
+                        f"This key belongs to rollout {claims.rollout}, but the request names "
+                        f"{clipped(name)!r}. Leave the name out, or use that rollout's key.",
                         code="foreign_key",
                     )
             return Identified(
@@ -137,11 +136,14 @@ class RolloutResolver:
             ref = parse_rollout(text)
         except MalformedId as error:
             raise NotFound(
-                f"Unknown rollout: {clipped(str(error))}.", code="unknown_rollout"
+                f"Unknown rollout: {clipped(str(error))}. Pass an id that POST /v1/rollouts gave "
+                "out.",
+                code="unknown_rollout",
             ) from error
         if not any(is_genuine(ref, secret) for secret in self._ring.secrets):
             raise NotFound(
-                f"Unknown rollout {clipped(text)}: this deployment did not give out that id.",
+                f"Unknown rollout {clipped(text)}: this deployment did not give out that id. Pass "
+                "an id that POST /v1/rollouts gave out.",
                 code="unknown_rollout",
             )
         return ref
@@ -169,7 +171,9 @@ class RolloutResolver:
     ) -> Identified:
         if not name.strip() or len(name) > _LONGEST_NAME:
             raise InvalidRequest(
-                f"A rollout or session name has 1 to {_LONGEST_NAME} characters.", param="rollout"
+                f"The rollout's name has {len(name)} characters. Send a name of 1 to "
+                f"{_LONGEST_NAME} characters that are not all spaces.",
+                param="rollout",
             )
         if not name.startswith("ro_"):
             group = external_group(caller.owner, name, self._ring.signing_secret)
@@ -180,9 +184,8 @@ class RolloutResolver:
         if not self._may_name(caller, ref):
             raise Forbidden(
                 f"This key may not name rollout {name}: it was declared, or opened by another "
-                "key. Use the rollout's own `api_key` "
-                "(POST /v1/rollouts gave it out) or the admin key; to name a session of your "
-                "own, use any name that is no rollout's id.",
+                "key. Use the rollout's own `api_key` (from POST /v1/rollouts) or the admin key. "
+                "For a session of your own, use a name that does not begin with `ro_`.",
                 code="foreign_key",
             )
         # Only declared rollouts are remembered, and of these none is a plain key's.

@@ -93,7 +93,9 @@ class Backlog:
         self._encode = msgspec.msgpack.Encoder().encode
         if self._inherited:
             log.warning(
-                "an earlier process left events in the spool", events=spool.depth, bytes=spool.bytes
+                "events of an earlier process are in the spool and are sent now",
+                events=spool.depth,
+                bytes=spool.bytes,
             )
             self._wake.set()
 
@@ -160,7 +162,8 @@ class Backlog:
         entries = self._next(payloads)
         if not entries:
             log.error(
-                "an event in the spool cannot be read and is put aside", bytes=len(payloads[0])
+                "an event in the spool cannot be read; its file is kept under another name",
+                bytes=len(payloads[0]),
             )
             self._drop([None], unreadable=True)
             return True
@@ -195,7 +198,8 @@ class Backlog:
                     self._on_delivery()
                 except LogUnavailable as error:
                     log.warning(
-                        "the log does not take an event from the spool yet", error=str(error)
+                        "the log does not take an event from the spool; it is sent again",
+                        error=str(error),
                     )
             if None in done:
                 await asyncio.sleep(_PAUSE_S)

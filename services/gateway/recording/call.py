@@ -155,12 +155,8 @@ def shortened(body: str) -> str:
     if len(body) <= REFUSED_CHARACTERS:
         return body
     return (
-        f"{body[:REFUSED_CHARACTERS]}… [the first {REFUSED_CHARACTERS} of {len(body)} "
-        "characters "
-        "of "
-        "a "
-        "refused "
-        "call]"
+        f"{body[:REFUSED_CHARACTERS]}… [the first {REFUSED_CHARACTERS} of {len(body)} characters "
+        "of a refused call]"
     )
 
 
@@ -183,7 +179,7 @@ def _event(
         else ()
     )
     response = capture.response() if capture else None
-    # A key could be read from the tokens of what it was in.
+    # A key in the prompt could be read from the prompt's tokens, too.
     prompt = capture.prompt() if capture and asked == draft.raw else None
     failure, status = _status_of(capture, problem, outcome)
     return LlmCall(
@@ -230,8 +226,8 @@ def hide(text: str, secret: str) -> str:
     """The text without the caller's key, wherever it occurs, also spelt with JSON escapes."""
     if not secret:
         return text
-    # Searching a long text for a whole key is slow; its end, a signature's, is found or missed at
-    # once.
+    # Searching a long text for a complete key is slow. Its end is random, so the search for that is
+    # fast.
     found = text.replace(secret, _REDACTED) if secret[-_TAIL:] in text else text
     return _spelled(secret).sub(_REDACTED, found) if "\\u00" in found else found
 

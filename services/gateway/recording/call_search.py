@@ -35,8 +35,8 @@ _TIMEOUT_S = 5.0
 _SKEW_MS = 60_000
 """How much the clocks of gateways may differ."""
 _FIRST_STEP, _LONGEST_STEP = 500, 50_000
-"""Records in the first step back. Most calls that are searched for are recent, so steps begin
-small.
+"""Records in a step back, first and at most. Most calls that are searched for are recent, so steps
+begin small.
 """
 
 

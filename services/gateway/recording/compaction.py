@@ -109,14 +109,14 @@ class Compactor:
             claims = await asyncio.to_thread(lambda: tuple(map(self._claims.put, payloads)))
         except OSError as error:
             log.error(
-                "a large call cannot be left in the claims store",
+                "a large call cannot be written to the claims store",
                 call_id=call.call_id,
                 bytes=size,
                 error=str(error),
             )
             raise Unavailable(
                 f"The call is too large for a message ({size:,} bytes), and the claims store "
-                "cannot be written."
+                "(FULGURITE_CLAIMS_URL) cannot be written. Try again shortly."
             ) from error
         self._metrics.claim_checks.inc()
         self._metrics.claim_bytes.inc(size)

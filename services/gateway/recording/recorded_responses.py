@@ -115,7 +115,7 @@ class RecordedResponses:
         self._patience = StorePatience(
             lambda: None,
             lambda: log.warning(
-                "where responses lie is not remembered: the store (REDIS_URL) does not answer"
+                "the places of responses are not remembered: the store (REDIS_URL) does not answer"
             ),
         )
         self._search = search
@@ -148,7 +148,7 @@ class RecordedResponses:
         named = request.continues or ""
         found = await self.find(caller, named)
         if found.body.get("previous_response_id"):
-            raise _not_found(named, "its record has not the whole conversation")
+            raise _not_found(named, "its record does not have the complete conversation")
         given = found.body.get("input")
         complete = following(
             request, [*(items_of(given) if given is not None else []), *found.output]
@@ -239,7 +239,7 @@ def _recorded(call: LlmCall) -> Recorded | None:
 
 def _not_found(named: str, why: str) -> NotFound:
     return NotFound(
-        f"Previous response with id {named[:200]!r} not found: {why}. Send the whole "
+        f"Previous response with id {named[:200]!r} not found: {why}. Send the complete "
         "conversation in `input`.",
         param="previous_response_id",
         code="previous_response_not_found",
@@ -249,8 +249,8 @@ def _not_found(named: str, why: str) -> NotFound:
 def _unavailable(why: str) -> Unavailable:
     return Unavailable(
         "The response that the request builds on cannot be read: the event log (Kafka) is "
-        f"unavailable ({why}). "
-        "Nothing was generated; try again shortly, or send the whole conversation in `input`."
+        f"unavailable ({why}). Nothing was generated; try again shortly, or send the complete "
+        "conversation in `input`."
     )
 
 

@@ -1,12 +1,12 @@
-"""The way into the log. What `publish` returned for is safe: acknowledged by Kafka or, in mode
-`spool`, synced to this machine's disk.
+"""The way into the log. An event is safe once `publish` has returned: acknowledged by Kafka or, in
+mode `spool`, synced to this machine's disk.
 
-While the log is away, each mode of rollouts has its way: `refuse` (calls are refused before
-anything is generated), `spool` (events wait on disk, and everything later of this replica behind
-them) or `serve` (answered, and counted as unlogged). The log is away while no broker is reachable,
-or while an event waits longer for its acknowledgement than a fail-over takes. Calls are made small
-on their way: deltas of their parents, and what is large is left elsewhere. Heartbeats tell of calls
-that take long.
+While the log is away, the outage mode of the rollout's mode decides: `refuse` (calls are refused
+before anything is generated), `spool` (events wait on disk, and all later ones of this replica
+behind them) or `serve` (calls are answered, and counted as unlogged). The log is away while no
+broker is reachable, or while an event waits longer for its acknowledgement than a fail-over takes.
+Calls are compacted first: deltas of their parents, with large texts stored outside Kafka. Long
+calls send heartbeats.
 """
 
 from __future__ import annotations
@@ -42,19 +42,16 @@ log = logs.get(__name__)
 
 _PROBE_S = 1.0
 _UNANSWERED = (
-    "The event log (Kafka) is unavailable, and an answer that cannot be recorded "
-    "is "
-    "not given. Nothing was generated; try again shortly."
+    "The event log (Kafka) is unavailable, and an answer that cannot be recorded is not given. "
+    "Nothing was generated; try again shortly."
 )
 _NOT_TAKEN = (
-    "The event log (Kafka) did not take this in time. Try again; what is "
-    "recorded "
-    "twice counts once."
+    "The event log (Kafka) did not acknowledge this in time. Try again; an event that is "
+    "recorded twice counts once."
 )
 _DOES_NOT_FIT = (
-    "This cannot be written to the event log (Kafka): a value is out of the "
-    "range "
-    "that the log has room for."
+    "This cannot be written to the event log (Kafka): a value is out of the range that the log "
+    "can hold. Send smaller values; the gateway's log names the value."
 )
 _BACKGROUND_LIMIT = 1000
 """Refusals that wait for the log. Further ones are only counted, so that a flood of them does not
@@ -113,7 +110,7 @@ class Recorder:
         """When the first event came that Kafka did not take; None after it takes one again."""
         self._failed_at = self._answered_at = float("-inf")
         self._background: set[asyncio.Task[None]] = set()
-        # Behind a spool it would tell of now what is read long after.
+        # Behind a spool the producer's delay says nothing of the events that wait on disk.
         self._heartbeats = Heartbeats(producer, settings.heartbeat_s, self._queues)
         metrics.watch_calls(self._heartbeats.count)
         self._loops: list[asyncio.Task[None]] = []
@@ -254,7 +251,7 @@ class Recorder:
         policy, away = self._policies[mode], self.problem() is not None
         if policy == "serve":
             return None
-        # Whatever cannot be sent now has to queue, whoever it belongs to.
+        # An event that cannot be sent now has to queue, whatever its mode.
         queues = self._backlog is not None and (self._backlog.busy or (away and policy == "spool"))
         if queues and (problem := self._spool_problem()) is not None:
             return (
@@ -297,7 +294,7 @@ class Recorder:
         except LogUnavailable:
             if waiting.policy == "refuse":
                 raise
-            # In mode `refuse` the next call finds out by itself: nothing else would.
+            # Only the next call can find out in mode `refuse` that the log is back.
             self._failing_since, self._failed_at = (
                 self._failing_since or waiting.since,
                 time.monotonic(),
@@ -321,7 +318,7 @@ class Recorder:
     def _unlogged(self, waiting: Waiting) -> None:
         self._metrics.unlogged.labels(waiting.topic.name).inc()
         log.warning(
-            "served without a log: this event is not recorded",
+            "served without the log: this event is not recorded (outage mode `serve`)",
             topic=waiting.topic.name,
             event_id=waiting.event.event_id,
         )
@@ -343,8 +340,8 @@ class Recorder:
         self._failing_since = None
 
     def _divert(self, backlog: Backlog, late: Waiting) -> None:
-        """What came earlier and still waits for Kafka goes to the spool first: a key's events stay
-        in order. Raises as `append`.
+        """Spool first what came earlier and still waits for Kafka: a key's events stay in order.
+        Raises as `append`.
         """
         for waiting in [*self._waiting.values(), late]:
             if waiting.policy == "spool" and waiting.ticket is None:
@@ -353,8 +350,8 @@ class Recorder:
                 )
 
     async def _queue(self, backlog: Backlog, waiting: Waiting) -> Delivery | None:
-        """Behind what is in the spool. In mode `refuse` the promise is Kafka's: its turn is waited
-        for. Raises as `_send`.
+        """Queue behind the spool's events. In mode `refuse` the promise is Kafka's, so its turn is
+        awaited. Raises as `_send`.
         """
         ticket = backlog.append(waiting.topic, waiting.key, waiting.event, waiting.traceparent)
         if waiting.policy != "refuse":
@@ -387,8 +384,8 @@ class Recorder:
             await self.record_call(call)
 
     async def _look_out(self) -> None:
-        """librdkafka says when all brokers are gone, but not when they are back: ask, while it
-        matters.
+        """Ask brokers while they may be back: librdkafka reports when all are gone, but not when
+        they are back.
         """
         while True:
             await asyncio.sleep(_PROBE_S)
@@ -396,7 +393,7 @@ class Recorder:
                 not self._queues()
                 and time.monotonic() - self._failed_at > 2 * self._settings.log_stall_s
             ):
-                # Nothing is under way that could tell: the next event finds out.
+                # No event is under way that would show it: let the next one find out.
                 self._log_is_back()
             if self._producer.unreachable_for_s > 0:
                 with suppress(KafkaException):
@@ -405,6 +402,6 @@ class Recorder:
 
 
 def _soon(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
-    """From another thread; a loop that is closed waits for nothing."""
+    """Run work in the loop from another thread; ignored if the loop is closed."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(work)

@@ -1,9 +1,9 @@
 """Payloads kept on this machine's disk, in order, until they are dropped: files in a folder that
 only this process may use.
 
-`append` queues, and its future ends once the payload is synced; whatever is appended while the disk
-syncs shares the next sync. Payloads are read back in the order in which they were appended, those
-of an earlier process first. More than `max_bytes` is refused. One disk's durability, no more.
+`append` queues a payload, and its future ends once the payload is synced. Payloads that are
+appended while the disk syncs share the next sync. They are read back in order, those of an earlier
+process first. Beyond `max_bytes` they are refused. The durability is that of one disk.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 SEGMENT_BYTES = 16 * 1024 * 1024
-"""A file is removed once all of it was dropped: more would be sent again after a crash, less would
-be many files.
+"""Bytes of a file, which is removed once all of it was dropped. Larger files would mean more to
+send again after a crash; smaller ones, too many files.
 """
 
 _READ_BYTES = 1024 * 1024
@@ -52,7 +52,7 @@ class Spool:
     """The payloads of one folder. Belongs to one event loop."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Takes the folder and finds what is in it. Raises SpoolInUse, OSError."""
+        """Lock the folder and read what is in it. Raises SpoolInUse, OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._max_bytes = max_bytes
@@ -67,7 +67,7 @@ class Spool:
         self.depth = 0
         """Payloads that are neither dropped nor failed."""
         self.bytes = 0
-        """What they take on disk."""
+        """Their bytes on disk."""
         self._number = 1 + max(
             (int(path.stem) for path in folder.iterdir() if path.stem.isdigit()), default=0
         )
@@ -76,13 +76,13 @@ class Spool:
 
     @property
     def full(self) -> bool:
-        """Whether nothing new should begin: an eighth is left for what is under way."""
+        """Whether no new call should begin: an eighth of the space is for calls under way."""
         return self.bytes > self._max_bytes - self._max_bytes // 8
 
     @property
     def broken(self) -> str | None:
-        """What the disk said when it refused a payload just now; None when it takes them, or is
-        worth another try.
+        """The disk's error when it last refused a payload; None when it takes them, or is worth
+        another try.
         """
         return (
             self._broken[1]
@@ -119,8 +119,8 @@ class Spool:
         return self._front
 
     def drop(self, count: int, *, unreadable: bool = False) -> None:
-        """Forget the oldest `count` payloads of `front`. `unreadable`: their file is to be put
-        aside, not removed.
+        """Forget the oldest `count` payloads of `front`. With `unreadable`, their file is renamed
+        and not removed.
         """
         for _ in range(count):
             self.bytes -= framed_size(self._front.popleft())
@@ -133,7 +133,7 @@ class Spool:
             self._active = None
 
     async def close(self) -> None:
-        """Wait for the disk, and leave the folder to others."""
+        """Wait for the disk, and unlock the folder."""
         if self._writing is not None:
             await self._writing
         self._disk.shutdown()
@@ -156,10 +156,8 @@ class Spool:
         self._writing = None
 
     def _failed(self, batch: list[tuple[bytes, asyncio.Future[None]]], error: OSError) -> None:
-        """Some of the batch may be in the file: whoever waits is told that it is not, and the file
-        is not written to again.
-        """
-        log.error("the spool's disk refuses", folder=str(self._folder), error=str(error))
+        """Fail the batch: some of it may be in the file, so the file is not written to again."""
+        log.error("the spool's disk refuses writes", folder=str(self._folder), error=str(error))
         problem = f"the spool {self._folder} cannot be written: {error.strerror}"
         self._broken = time.monotonic(), problem
         if self._active is not None and self._active.size == 0:
@@ -182,8 +180,7 @@ class Spool:
         segment, payloads = Segment.recover(path)
         if segment.keep:
             log.warning(
-                "the end of a spool file cannot be read: it was being written when its process "
-                "died",
+                "the end of a spool file is incomplete: its process died while writing it",
                 file=str(path),
             )
         self.depth += len(payloads)

@@ -83,8 +83,8 @@ class Gate:
 
     async def enter(self, key: str) -> None:
         """Take a place, which `leave` gives back. Raises Overloaded."""
-        # While there is a free place, only keys wait that have their share already: this one
-        # overtakes none.
+        # While a place is free, only keys wait that hold their share already: this one overtakes
+        # none of them.
         if self.in_flight < self._places and self._may_have(key):
             self.in_flight += 1
             self._hold(key)
@@ -184,7 +184,10 @@ class KeyLimits:
         """`setting` is the name of the setting that `per_minute` comes from."""
         self._concurrency = concurrency
         self._running: dict[str, int] = {}
-        refusal = f"This key may do this {per_minute} times a minute ({setting})."
+        refusal = (
+            f"This key has done this {per_minute} times within a minute, which is its limit "
+            f"({setting}). Try again later."
+        )
         self.spend = Allowance(per_minute, _MINUTE_S, refusal, clock).spend
         """Count one more of this minute. Raises RateLimited."""
 
@@ -195,7 +198,7 @@ class KeyLimits:
         if self._concurrency and running >= self._concurrency:
             raise RateLimited(
                 f"This key has {running} calls in flight, which is its limit "
-                "(FULGURITE_KEY_CONCURRENCY).",
+                "(FULGURITE_KEY_CONCURRENCY). Try again when one has ended.",
                 _soon(),
             )
         self.spend(key)
@@ -222,8 +225,8 @@ class Admission:
         self._large = Allowance(
             large,
             _HOUR_S,
-            f"This key may send {large:,} bytes of large requests an hour "
-            "(FULGURITE_KEY_LARGE_BYTES_PER_HOUR).",
+            f"This key has sent {large:,} bytes of large requests within an hour, which is its "
+            "limit (FULGURITE_KEY_LARGE_BYTES_PER_HOUR). Try again later.",
         )
         self.limited = bool(settings.key_concurrency or settings.key_calls_per_minute)
         """Whether keys have limits at all."""
@@ -261,15 +264,15 @@ def _soon() -> float:
 
 def _full(backend: str) -> Overloaded:
     return Overloaded(
-        f"Too many calls wait for the model server {backend!r} already. Nothing was generated; "
-        "try again shortly.",
+        f"Too many calls wait for the model server {backend!r} (FULGURITE_QUEUE_LIMIT). Nothing "
+        "was generated; try again shortly.",
         _soon(),
     )
 
 
 def _too_long(backend: str, timeout_s: float) -> Overloaded:
     return Overloaded(
-        f"The model server {backend!r} had no place for this call within {timeout_s:g} s. "
-        "Nothing was generated; try again shortly.",
+        f"The model server {backend!r} had no place for this call within {timeout_s:g} s "
+        "(FULGURITE_QUEUE_TIMEOUT_S). Nothing was generated; try again shortly.",
         _soon(),
     )

@@ -109,8 +109,8 @@ class UpstreamClient:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
             timeout=self._timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
-            # What is compressed although it was asked not to be is refused: inflated it has no
-            # bound.
+            # An answer that is compressed although asked not to be is refused: inflated it has no
+            # limit.
             auto_decompress=False,
         )
         self._limit = settings.max_answer_bytes
@@ -154,8 +154,7 @@ class UpstreamClient:
         if route.expects is not None:
             headers[_EXPECTS] = route.expects
         try:
-            # A redirect would take the prompt, and the next address, to wherever the model server
-            # says.
+            # A redirect would send the prompt to any address that the model server names.
             response = await self._session.post(
                 route.base_url + path, data=body, headers=headers, allow_redirects=False
             )

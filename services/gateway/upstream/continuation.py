@@ -113,7 +113,7 @@ class Continuation:
             raise
         except (UpstreamFailed, *UNREADABLE) as error:
             log.warning(
-                "a conversation is not continued in tokens",
+                "a conversation is not continued from its tokens: its prompt is rendered as text",
                 alias=call.request.alias,
                 error=str(error),
             )
@@ -151,7 +151,8 @@ class Continuation:
             await self._store.put(_key(chain), prompt + choice.token_ids, TTL_S)
         except Unavailable:
             log.warning(
-                "an answer's tokens are not kept: the next turn is rendered", call_id=call.call_id
+                "an answer's tokens are not kept: the next turn's prompt is rendered as text",
+                call_id=call.call_id,
             )
 
     def _conversation(self, call: Call) -> MessageChain | None:

@@ -116,8 +116,8 @@ class _Answer:
                 if not _lacks_adapter(way, error):
                     raise
                 problem = Overloaded(
-                    f"The backend {way.backend!r} is being given {way.version}. Nothing was "
-                    "generated.",
+                    f"The model server {way.backend!r} is loading {way.version}. Nothing was "
+                    "generated; try again shortly.",
                     _LOADING_S,
                 )
             else:

@@ -51,7 +51,7 @@ def test_a_reference_is_the_item_that_it_names(reference: Item) -> None:
     assert checked([ASKED, SAID, CALL], [reference, OUTPUT]) == [CALL, OUTPUT]
     for before in ([], [SAID]):
         with pytest.raises(
-            InvalidRequest, match="No item 'fc_1' to refer to: send the item itself"
+            InvalidRequest, match=r"No item 'fc_1' to refer to\. Send the item itself"
         ) as caught:
             checked(before, [reference])
         assert (caught.value.param, caught.value.code) == ("input", "item_not_found")

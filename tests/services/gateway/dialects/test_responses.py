@@ -172,12 +172,12 @@ def test_a_conversation_is_known_only_from_a_request_that_holds_all_of_it() -> N
         (
             "conversation",
             "conv_1",
-            "send the whole conversation in `input`, or `previous_response_id`",
+            "send the complete conversation in `input`, or `previous_response_id`",
         ),
         (
             "conversation",
             {"id": "conv_1"},
-            "send the whole conversation in `input`, or `previous_response_id`",
+            "send the complete conversation in `input`, or `previous_response_id`",
         ),
         ("background", True, "Leave it out"),
         ("context_management", [{"type": "compaction", "compact_threshold": 1000}], "Leave it out"),

@@ -185,7 +185,7 @@ async def test_what_nobody_can_go_on_from(unfit: dict[str, Any]) -> None:
     call = await answered(**unfit)
     recorded = responses(Log(call))
     await recorded.remember(call, PLACE)
-    with pytest.raises(NotFound, match="Send the whole conversation in `input`") as caught:
+    with pytest.raises(NotFound, match="Send the complete conversation in `input`") as caught:
         await recorded.continued(OWNER, asking(call))
     assert said(caught.value) == (404, "previous_response_not_found")
 

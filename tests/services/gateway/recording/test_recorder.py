@@ -202,7 +202,7 @@ async def test_refused_modes_are_refused_while_others_are_answered(tmp_path: Pat
                 made.recorder.check(mode)
         made.recorder.check(Mode.live)
         assert made.recorder.welcome()
-        with pytest.raises(Unavailable, match="did not take this in time"):
+        with pytest.raises(Unavailable, match="did not acknowledge this in time"):
             await made.say(2, mode=Mode.train)
 
 
@@ -297,7 +297,9 @@ async def test_a_large_call_leaves_its_text_in_the_claims_folder(tmp_path: Path)
         )
         (tmp_path / "claims").rename(tmp_path / "away")
         (tmp_path / "claims").write_text("not a folder")
-        with pytest.raises(Unavailable, match="claims store cannot be written"):
+        with pytest.raises(
+            Unavailable, match=r"claims store \(FULGURITE_CLAIMS_URL\) cannot be written"
+        ):
             await made.recorder.record_call(make_call(turn=1, messages=[{"content": "y" * 20_000}]))
 
 
