@@ -20,7 +20,6 @@ import os
 import resource
 import signal
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -31,6 +30,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from fulgurite.episodes.view import EpisodeView
 from fulgurite.events import Episode
+from services.common.processes.groups import signal_group
 from services.common.runtime.error_text import clean, text_of
 from services.rewards.errors import (
     OutOfMemory,
@@ -193,8 +193,7 @@ class _Process(ForkServerProcess):
     def _end_group(self) -> None:
         self._group_ended = True
         if self.pid is not None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            signal_group(self.pid, signal.SIGKILL)
 
 
 class _Context(ForkServerContext):

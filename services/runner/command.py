@@ -20,6 +20,7 @@ from fulgurite.versions import MalformedVersion, parse_version
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
+from services.common.processes.errors import ProcessError
 from services.common.runtime import logs
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.common.runtime.terminal import make_console
@@ -249,7 +250,8 @@ def run_command(
     settings: RunnerSettings | None = None,
     kafka: KafkaSettings | None = None,
 ) -> Summary:
-    """Run to the end and return the summary. Raises RunnerError, LogUnavailable.
+    """Run to the end and return the summary. Raises RunnerError, ProcessError,
+    LogUnavailable.
 
     SIGINT and SIGTERM end all processes of the run and raise Interrupted; a second signal ends this
     process at once.
@@ -293,7 +295,7 @@ async def _stoppable(run: Run, numbers: Sequence[signal.Signals]) -> Summary:
 
     def stop(number: int) -> None:
         if stopped:
-            # The launcher kills every agent as soon as this process is gone.
+            # The fork server kills every agent as soon as this process is gone.
             os._exit(INTERRUPTED)
         stopped.append(number)
         task.cancel()
@@ -311,7 +313,7 @@ async def _stoppable(run: Run, numbers: Sequence[signal.Signals]) -> Summary:
 def _run_and_print(options: RunOptions, as_json: bool, results: Path | None) -> int:
     try:
         summary = _run_json(options) if as_json else _run_shown(options)
-    except (RunnerError, LogUnavailable) as error:
+    except (RunnerError, ProcessError, LogUnavailable) as error:
         if as_json:
             print(json.dumps({"event": "error", "error": str(error)}), flush=True)  # noqa: T201
         make_console(stderr=True).print(f"fulgurite run: {error}", style="red", markup=False)

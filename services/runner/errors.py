@@ -5,7 +5,6 @@ RunnerError
 ├── BadCommand            the agent's command cannot be started as asked
 ├── BadReward             a reward function cannot be loaded, or a judge's rubric cannot be read
 ├── GaveUp                too many groups in a row were useless, or awaited versions cannot come
-├── LauncherFailed        the process that starts agents refused or died
 ├── GatewayRefused        the gateway answered with an error that trying again does not help
 └── GatewayUnreachable    the gateway did not answer, or not in time
 """
@@ -31,10 +30,6 @@ class BadReward(RunnerError):
 
 class GaveUp(RunnerError):
     """Too many groups in a row were useless, or the awaited versions cannot come."""
-
-
-class LauncherFailed(RunnerError):
-    """The process that starts agents refused or died."""
 
 
 class GatewayRefused(RunnerError):

@@ -15,7 +15,7 @@ import msgspec
 
 from fulgurite.enums import StatusKind
 from fulgurite.failures import EXOGENOUS, FailureKind
-from services.runner.processes import Ended
+from services.common.processes.fork_server import ProcessResult
 
 EX_TEMPFAIL = 75
 _NOT_STARTED = 127
@@ -39,21 +39,21 @@ class ExitClass(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
-def classify_exit(ended: Ended) -> ExitClass:
+def classify_exit(result: ProcessResult) -> ExitClass:
     """Classify the end of a process that ran."""
-    if ended.overdue:
+    if result.is_overdue:
         return ExitClass(
             StatusKind.failed,
             FailureKind.agent_timeout,
-            f"killed at its deadline after {ended.seconds:.1f} s",
+            f"killed at its deadline after {result.seconds:.1f} s",
         )
-    if ended.exit_code == 0:
+    if result.exit_code == 0:
         return ExitClass(StatusKind.finished)
-    lines = [line for line in ended.error_output.strip().splitlines() if line.strip()]
+    lines = [line for line in result.error_output.strip().splitlines() if line.strip()]
     message = (
-        ended.error_output.strip() or f"exit code {ended.exit_code}, nothing on standard error"
+        result.error_output.strip() or f"exit code {result.exit_code}, nothing on standard error"
     )
-    if ended.exit_code in (EX_TEMPFAIL, _NOT_STARTED, -signal.SIGKILL):
+    if result.exit_code in (EX_TEMPFAIL, _NOT_STARTED, -signal.SIGKILL):
         # SIGKILL from outside: on most machines the kernel, because memory ran out.
         return ExitClass(StatusKind.failed, FailureKind.infrastructure, message)
     found = _LAST_EXCEPTION.match(lines[-1]) if lines else None

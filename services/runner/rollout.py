@@ -11,11 +11,11 @@ import msgspec
 
 from fulgurite.enums import StatusKind
 from fulgurite.failures import FailureKind
+from services.common.processes.fork_server import ForkServer, Program
 from services.runner.errors import GatewayRefused, GatewayUnreachable
 from services.runner.exit_classes import ExitClass, classify_exit, will_retry
 from services.runner.gateway_client import GatewayClient, Grant, Group
 from services.runner.options import RunOptions
-from services.runner.processes import Processes, Program
 
 MAX_TASK_VARIABLE = 100_000
 """Bytes. Linux allows 128 KiB per environment variable; a longer task comes on standard input only.
@@ -42,13 +42,13 @@ class RolloutRunner:
     def __init__(
         self,
         gateway: GatewayClient,
-        processes: Processes,
+        fork_server: ForkServer,
         program: Program,
         environment: Mapping[str, str],
         options: RunOptions,
     ) -> None:
         self._gateway = gateway
-        self._processes = processes
+        self._fork_server = fork_server
         self._program = program
         self._environment = dict(environment)
         self._options = options
@@ -56,7 +56,7 @@ class RolloutRunner:
     async def run(self, group: Group, grant: Grant, task: str) -> Attempt:
         """Run attempts until one ends the rollout, and return the last.
 
-        Raises GatewayRefused, GatewayUnreachable, LauncherFailed.
+        Raises GatewayRefused, GatewayUnreachable, ForkServerFailed.
         """
         while True:
             attempt = await self._attempt(group, grant, task)
@@ -72,7 +72,7 @@ class RolloutRunner:
             variables = {"OPENAI_BASE_URL": grant.base_url, "OPENAI_API_KEY": grant.api_key}
             if len(task.encode()) <= MAX_TASK_VARIABLE:
                 variables["TASK"] = task
-            ended = await self._processes.run(
+            result = await self._fork_server.run(
                 self._program,
                 environment={**self._environment, **variables},
                 cwd=self._options.cwd,
@@ -82,7 +82,7 @@ class RolloutRunner:
         except asyncio.CancelledError:
             await self._report_cancelled(grant)
             raise
-        exit_class = classify_exit(ended)
+        exit_class = classify_exit(result)
         again = (
             will_retry(exit_class, grant.attempt, self._options.max_attempts)
             and time.time() * 1000 < group.deadline
@@ -92,10 +92,10 @@ class RolloutRunner:
             exit_class.kind,
             failure=exit_class.failure,
             message=exit_class.message,
-            exit_code=ended.exit_code,
+            exit_code=result.exit_code,
             will_retry=again,
         )
-        return Attempt(grant, exit_class, again, ended.exit_code, ended.seconds, ended.output)
+        return Attempt(grant, exit_class, again, result.exit_code, result.seconds, result.output)
 
     async def _report_cancelled(self, grant: Grant) -> None:
         with contextlib.suppress(GatewayRefused, GatewayUnreachable, TimeoutError):

@@ -32,9 +32,12 @@ from fulgurite.versions import Version, parse_version
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import read_all
 from services.common.kafka.settings import KafkaSettings
+from services.common.processes.errors import ProcessError
+from services.common.processes.fork_server import ForkServer, Program
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.runtime.process_secrets import without_keys
+from services.runner.agent_command import find_program
 from services.runner.diagnosis import Diagnosis
 from services.runner.errors import GaveUp, RunnerError
 from services.runner.feed import Feed
@@ -53,7 +56,6 @@ from services.runner.options import (
 )
 from services.runner.outcomes import Outcomes
 from services.runner.pace import Pace
-from services.runner.processes import Processes, Program, find_program
 from services.runner.rollout import Attempt, RolloutRunner
 from services.runner.scoreboard import CurvePoint, Scoreboard
 from services.runner.settings import RunnerSettings
@@ -191,7 +193,7 @@ class Run:
     async def execute(self) -> Summary:
         """Run to the end, or until the run is useless. Cancelling stops every process.
 
-        Raises RunnerError, LogUnavailable.
+        Raises RunnerError, ProcessError, LogUnavailable.
         """
         tasks = read_tasks(self.options.tasks)
         self._planned = planned_rollouts(len(tasks), self.options)
@@ -200,8 +202,8 @@ class Run:
             self.options.command, environment.get("PATH"), bool(self.options.preload)
         )
         async with contextlib.AsyncExitStack() as stack:
-            processes = await stack.enter_async_context(
-                Processes(program.python or sys.executable, self.options.preload, environment)
+            fork_server = await stack.enter_async_context(
+                ForkServer(program.python or sys.executable, self.options.preload, environment)
             )
             self.pace.begin_with(await asyncio.to_thread(self._served))
             await asyncio.to_thread(self._read_learners)
@@ -214,11 +216,11 @@ class Run:
                 )
             )
             judge = (
-                stack.enter_context(_cancelled_at_end(self._run_reward_workers(processes)))
+                stack.enter_context(_cancelled_at_end(self._run_reward_workers(fork_server)))
                 if self.options.rewards
                 else None
             )
-            rollouts = RolloutRunner(gateway, processes, program, environment, self.options)
+            rollouts = RolloutRunner(gateway, fork_server, program, environment, self.options)
             self.began = time.monotonic()
             stack.enter_context(_cancelled_at_end(self._watch()))
             try:
@@ -465,7 +467,7 @@ class Run:
             async with asyncio.timeout(_TICK_S * 4):
                 await self._changed.wait()
 
-    async def _run_reward_workers(self, processes: Processes) -> None:
+    async def _run_reward_workers(self, fork_server: ForkServer) -> None:
         """Run a reward worker for each function and a judge for each model, until cancelled.
 
         Raises RunnerError if one of them ends.
@@ -473,11 +475,11 @@ class Run:
         try:
             async with asyncio.TaskGroup() as workers:
                 for name, reference in self.options.rewards.items():
-                    workers.create_task(self._run_reward_worker(processes, name, reference))
+                    workers.create_task(self._run_reward_worker(fork_server, name, reference))
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
 
-    async def _run_reward_worker(self, processes: Processes, name: str, reference: str) -> None:
+    async def _run_reward_worker(self, fork_server: ForkServer, name: str, reference: str) -> None:
         folder = self._settings.data_dir / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"reward-{self.options.run_id}-{name}.log"
@@ -498,12 +500,12 @@ class Run:
             "FULGURITE_GATEWAY_URL": self._settings.gateway_url,
         }
         with path.open("ab") as log:
-            ended = await processes.run(
+            result = await fork_server.run(
                 Program(argv), environment=environment, cwd=Path.cwd(), output=log
             )
         tail = path.read_text(errors="replace").strip().splitlines()[-5:]
         raise RunnerError(
-            f"the worker of the reward {name!r} ended with exit code {ended.exit_code}. Its last "
+            f"the worker of the reward {name!r} ended with exit code {result.exit_code}. Its last "
             f"lines in {path}:\n" + "\n".join(tail)
         )
 
@@ -521,7 +523,7 @@ class Run:
         finally:
             if not playing.done():
                 playing.cancel()
-                with contextlib.suppress(asyncio.CancelledError, RunnerError):
+                with contextlib.suppress(asyncio.CancelledError, RunnerError, ProcessError):
                     await playing
 
     def _problem(self) -> str | None:

@@ -26,7 +26,7 @@ from services.common.kafka.consumer import read_all
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
-from tests.services.runner import agents
+from tests.services.common.processes import agent_programs as agents
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -292,7 +292,7 @@ async def test_a_stopped_run_leaves_no_process(
             int(pid) for pid in (await asyncio.to_thread(agents.wait_for_line, pids, 60)).split()
         ]
         below = agents.descendants(process.pid)
-        assert len(below) >= 3, "launcher, agent and reward worker"
+        assert len(below) >= 3, "fork server, agent and reward worker"
         process.send_signal(number)
         output, _ = await asyncio.to_thread(process.communicate, None, 30)
     finally:

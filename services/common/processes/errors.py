@@ -2,7 +2,8 @@
 
 ProcessError
 ├── ProcessExited     a process ended before it was ready
-└── ProcessNotReady   a process did not become ready in time
+├── ProcessNotReady   a process did not become ready in time
+└── ForkServerFailed  the process that starts other processes refused or died
 """
 
 from __future__ import annotations
@@ -18,3 +19,7 @@ class ProcessExited(ProcessError):
 
 class ProcessNotReady(ProcessError):
     """A process runs, but its readiness check did not pass in time."""
+
+
+class ForkServerFailed(ProcessError):
+    """The process that starts other processes refused or died."""

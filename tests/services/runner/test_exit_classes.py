@@ -8,12 +8,12 @@ import pytest
 
 from fulgurite.enums import StatusKind
 from fulgurite.failures import FailureKind
+from services.common.processes.fork_server import ProcessResult
 from services.runner.exit_classes import ExitClass, classify_exit, will_retry
-from services.runner.processes import Ended
 
 
-def _ended(exit_code: int, error_output: str = "", overdue: bool = False) -> Ended:
-    return Ended(exit_code, overdue, "", error_output, 1.0)
+def _ended(exit_code: int, error_output: str = "", overdue: bool = False) -> ProcessResult:
+    return ProcessResult(exit_code, overdue, "", error_output, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def _ended(exit_code: int, error_output: str = "", overdue: bool = False) -> End
         (_ended(0, overdue=True), FailureKind.agent_timeout),
     ],
 )
-def test_failures_are_told_apart(ended: Ended, failure: FailureKind) -> None:
+def test_failures_are_told_apart(ended: ProcessResult, failure: FailureKind) -> None:
     exit_class = classify_exit(ended)
     assert (exit_class.kind, exit_class.failure) == (StatusKind.failed, failure)
     assert exit_class.message

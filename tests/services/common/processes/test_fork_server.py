@@ -1,4 +1,4 @@
-"""Agent processes through the launcher: what they get, how they end, and that nothing stays. Each
+"""Processes through the fork server: what they get, how they end, and that nothing stays. Each
 holds executed and forked.
 """
 
@@ -16,17 +16,17 @@ from typing import Any
 
 import pytest
 
-from services.runner.errors import BadCommand, LauncherFailed
-from services.runner.processes import Ended, Processes, Program, find_program
-from tests.services.runner import agents
+from services.common.processes.errors import ForkServerFailed
+from services.common.processes.fork_server import ForkServer, ProcessResult, Program
+from tests.services.common.processes import agent_programs as agents
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 ENVIRONMENT = {"PATH": PATH, "HOME": os.environ.get("HOME", "/")}
 
 
 @pytest.fixture
-async def processes() -> AsyncIterator[Processes]:
-    async with Processes(sys.executable, ["xml.dom"], ENVIRONMENT) as running:
+async def server() -> AsyncIterator[ForkServer]:
+    async with ForkServer(sys.executable, ["xml.dom"], ENVIRONMENT) as running:
         yield running
 
 
@@ -38,24 +38,24 @@ def preload(request: pytest.FixtureRequest) -> bool:
 def _program(folder: Path, source: str, preload: bool, *arguments: str) -> Program:
     path = folder / "agent.py"
     path.write_text(source)
-    return find_program(["python", str(path), *arguments], PATH, preload)
+    if preload:
+        return Program(arguments, sys.executable, script=str(path))
+    return Program((sys.executable, str(path), *arguments))
 
 
-async def _run(processes: Processes, program: Program, folder: Path, **options: Any) -> Ended:
-    return await processes.run(
+async def _run(server: ForkServer, program: Program, folder: Path, **options: Any) -> ProcessResult:
+    return await server.run(
         program, environment=options.pop("environment", ENVIRONMENT), cwd=folder, **options
     )
 
 
 async def test_an_agent_gets_its_input_and_nothing_but_its_environment(
-    processes: Processes, tmp_path: Path, preload: bool
+    server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
     os.environ["SECRET_OF_THE_RUNNER"] = "1"
     environment = {**ENVIRONMENT, "OPENAI_API_KEY": "key"}
     program = _program(tmp_path, agents.ECHO, preload, "--flag")
-    ended = await _run(
-        processes, program, tmp_path, environment=environment, stdin=b'{"question": 1}'
-    )
+    ended = await _run(server, program, tmp_path, environment=environment, stdin=b'{"question": 1}')
     seen = json.loads(ended.output)
     added_by_the_interpreter = {"LC_CTYPE"}
     assert {
@@ -74,16 +74,16 @@ async def test_an_agent_gets_its_input_and_nothing_but_its_environment(
 
 @pytest.mark.parametrize("code", [0, 3, 75])
 async def test_exit_codes_and_last_words_come_through(
-    processes: Processes, tmp_path: Path, preload: bool, code: int
+    server: ForkServer, tmp_path: Path, preload: bool, code: int
 ) -> None:
-    ended = await _run(processes, _program(tmp_path, agents.EXITS, preload, str(code)), tmp_path)
-    assert (ended.exit_code, ended.error_output, ended.overdue) == (code, "last words", False)
+    ended = await _run(server, _program(tmp_path, agents.EXITS, preload, str(code)), tmp_path)
+    assert (ended.exit_code, ended.error_output, ended.is_overdue) == (code, "last words", False)
 
 
 async def test_an_exception_ends_with_1_and_the_scripts_own_traceback(
-    processes: Processes, tmp_path: Path, preload: bool
+    server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
-    ended = await _run(processes, _program(tmp_path, agents.RAISES, preload), tmp_path)
+    ended = await _run(server, _program(tmp_path, agents.RAISES, preload), tmp_path)
     assert ended.exit_code == 1
     assert ended.error_output.startswith(
         f'Traceback (most recent call last):\n  File "{tmp_path / "agent.py"}", line 4'
@@ -92,33 +92,33 @@ async def test_an_exception_ends_with_1_and_the_scripts_own_traceback(
 
 
 async def test_the_deadline_ends_the_whole_group(
-    processes: Processes, tmp_path: Path, preload: bool
+    server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
     ended = await _run(
-        processes,
+        server,
         _program(tmp_path, agents.SLEEPS, preload, str(tmp_path / "pids")),
         tmp_path,
         limit_s=1.5,
     )
-    assert ended.overdue
+    assert ended.is_overdue
     assert ended.exit_code == -signal.SIGTERM
     assert all(agents.is_soon_dead(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
 async def test_who_ignores_sigterm_is_killed(
-    processes: Processes, tmp_path: Path, preload: bool
+    server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
     ended = await _run(
-        processes, _program(tmp_path, agents.IGNORES_SIGTERM, preload), tmp_path, limit_s=1.5
+        server, _program(tmp_path, agents.IGNORES_SIGTERM, preload), tmp_path, limit_s=1.5
     )
-    assert (ended.exit_code, ended.overdue) == (-signal.SIGKILL, True)
+    assert (ended.exit_code, ended.is_overdue) == (-signal.SIGKILL, True)
 
 
 async def test_what_an_agent_leaves_behind_is_killed(
-    processes: Processes, tmp_path: Path, preload: bool
+    server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
     ended = await _run(
-        processes,
+        server,
         _program(tmp_path, agents.LEAVES_A_CHILD, preload, str(tmp_path / "pids")),
         tmp_path,
     )
@@ -127,11 +127,11 @@ async def test_what_an_agent_leaves_behind_is_killed(
 
 
 async def test_cancelling_kills_the_group(
-    processes: Processes, tmp_path: Path, preload: bool
+    server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
     pids = tmp_path / "pids"
     running = asyncio.create_task(
-        _run(processes, _program(tmp_path, agents.SLEEPS, preload, str(pids)), tmp_path)
+        _run(server, _program(tmp_path, agents.SLEEPS, preload, str(pids)), tmp_path)
     )
     await _appears(pids)
     running.cancel()
@@ -142,12 +142,12 @@ async def test_cancelling_kills_the_group(
 
 async def test_closing_kills_everything(tmp_path: Path, preload: bool) -> None:
     pids = tmp_path / "pids"
-    async with Processes(sys.executable, [], ENVIRONMENT) as processes:
+    async with ForkServer(sys.executable, [], ENVIRONMENT) as server:
         running = asyncio.create_task(
-            _run(processes, _program(tmp_path, agents.SLEEPS, preload, str(pids)), tmp_path)
+            _run(server, _program(tmp_path, agents.SLEEPS, preload, str(pids)), tmp_path)
         )
         await _appears(pids)
-    with pytest.raises(LauncherFailed):
+    with pytest.raises(ForkServerFailed):
         await running
     assert all(agents.is_soon_dead(int(pid)) for pid in pids.read_text().split())
 
@@ -156,11 +156,11 @@ async def test_a_runner_killed_outright_leaves_nothing(tmp_path: Path, preload: 
     pids = tmp_path / "pids"
     program = _program(tmp_path, agents.SLEEPS, preload, str(pids))
     source = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom services.runner.processes import "
-        "Processes, Program\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom services.common.processes.fork_server import "
+        "ForkServer, Program\n"
         "async def main():\n"
-        f"    async with Processes(sys.executable, [], {ENVIRONMENT!r}) as processes:\n"
-        f"        await processes.run(Program({program.argv!r}, {program.python!r}, "
+        f"    async with ForkServer(sys.executable, [], {ENVIRONMENT!r}) as server:\n"
+        f"        await server.run(Program({program.argv!r}, {program.python!r}, "
         f"{program.script!r}),"
         f" environment={ENVIRONMENT!r}, cwd=Path({str(tmp_path)!r}))\n"
         "asyncio.run(main())\n"
@@ -172,10 +172,10 @@ async def test_a_runner_killed_outright_leaves_nothing(tmp_path: Path, preload: 
     assert all(agents.is_soon_dead(int(pid)) for pid in pids.read_text().split())
 
 
-async def test_many_at_once(processes: Processes, tmp_path: Path, preload: bool) -> None:
+async def test_many_at_once(server: ForkServer, tmp_path: Path, preload: bool) -> None:
     program = _program(tmp_path, agents.ECHO, preload)
     ended = await asyncio.gather(
-        *(_run(processes, program, tmp_path, stdin=str(number).encode()) for number in range(30))
+        *(_run(server, program, tmp_path, stdin=str(number).encode()) for number in range(30))
     )
     assert [json.loads(one.output)["stdin"] for one in ended] == [
         str(number) for number in range(30)
@@ -183,23 +183,23 @@ async def test_many_at_once(processes: Processes, tmp_path: Path, preload: bool)
 
 
 async def test_only_the_end_of_long_output_is_kept(
-    processes: Processes, tmp_path: Path, preload: bool
+    server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
     program = _program(tmp_path, "print('x' * 3_000_000 + 'end')", preload)
-    ended = await _run(processes, program, tmp_path)
+    ended = await _run(server, program, tmp_path)
     assert len(ended.output) <= 4096
     assert ended.output.endswith("xend\n")
 
 
-async def test_a_module_runs_too(processes: Processes, tmp_path: Path) -> None:
+async def test_a_module_runs_too(server: ForkServer, tmp_path: Path) -> None:
     (tmp_path / "solver.py").write_text("import sys\nprint(__name__, sys.argv[1:])\n")
-    program = find_program(["python", "-m", "solver", "a"], PATH, True)
-    assert (await _run(processes, program, tmp_path)).output == "__main__ ['a']\n"
+    program = Program(("a",), sys.executable, module="solver")
+    assert (await _run(server, program, tmp_path)).output == "__main__ ['a']\n"
 
 
 async def test_a_module_that_cannot_be_imported_is_told() -> None:
-    with pytest.raises(LauncherFailed, match="cannot import no_such_module"):
-        async with Processes(sys.executable, ["no_such_module"], ENVIRONMENT):
+    with pytest.raises(ForkServerFailed, match="cannot import no_such_module"):
+        async with ForkServer(sys.executable, ["no_such_module"], ENVIRONMENT):
             pass
 
 
@@ -208,35 +208,17 @@ async def test_a_module_that_starts_threads_is_refused(tmp_path: Path) -> None:
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), "
         "daemon=True).start()\n"
     )
-    with pytest.raises(LauncherFailed, match="started 1 threads"):
-        async with Processes(
+    with pytest.raises(ForkServerFailed, match="started 1 threads"):
+        async with ForkServer(
             sys.executable, ["threaded"], {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
         ):
             pass
 
 
-async def test_a_program_that_vanished_ends_with_127(processes: Processes, tmp_path: Path) -> None:
-    ended = await _run(processes, Program((str(tmp_path / "gone"),)), tmp_path)
+async def test_a_program_that_vanished_ends_with_127(server: ForkServer, tmp_path: Path) -> None:
+    ended = await _run(server, Program((str(tmp_path / "gone"),)), tmp_path)
     assert ended.exit_code == 127
     assert "No such file" in ended.error_output
-
-
-@pytest.mark.parametrize(
-    ("command", "preload", "words"),
-    [
-        ([], False, "no command"),
-        (["no-such-program"], False, "no such program"),
-        (["sleep", "1"], True, "--preload needs"),
-        (["python"], True, "--preload needs"),
-        (["python", "-u", "agent.py"], True, "-u"),
-        (["python", "/no/such/agent.py"], True, "no such file"),
-    ],
-)
-def test_commands_that_cannot_be_started_are_refused(
-    command: list[str], preload: bool, words: str
-) -> None:
-    with pytest.raises(BadCommand, match=words):
-        find_program(command, PATH, preload)
 
 
 async def _appears(path: Path) -> None:

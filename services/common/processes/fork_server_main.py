@@ -1,20 +1,19 @@
-"""Starts agent processes for the runner: a small process without threads that forks, watches and
-ends them.
+"""Fork, watch and end jobs for a parent process: the program of the fork server.
 
-Standard library only and run by path (`python launcher.py FD [MODULE ...]`), because with
-`--preload` it runs in the *agent's* Python, which need not have Fulgurite. It imports the modules
-once; a job with a `script` or a `module` then runs as `__main__` of a fork that has them already,
-any other job is executed. Every job leads a session of its own; when it exits, what it left behind
-in its process group is killed; when the runner goes away, by whatever death, so do all jobs.
+It is a small process without threads, run by path (`python fork_server_main.py FD [MODULE ...]`).
+It uses the standard library alone, because it may run in another Python than ours, which need not
+have Fulgurite. It imports the modules once. A job with a `script` or a `module` then runs as
+`__main__` of a fork that has them already; any other job is executed. Every job leads a session of
+its own. When a job exits, what it left in its process group is killed. When the parent ends, even
+by SIGKILL, so do all jobs.
 
-Protocol, one JSON object a line over the socket FD: {"start": id, "argv", "env", "cwd",
-"script"|"module"} with three file descriptors (stdin, stdout, stderr), {"signal": id, "number"};
-back come {"ready": pid} or {"refused": why}, {"started": id, "pid"} and {"exited": id, "code"}.
+Protocol: one JSON object a line over the socket FD. To the server: {"start": id, "argv", "env",
+"cwd", "script"|"module"} with three file descriptors (stdin, stdout, stderr), and {"signal": id,
+"number"}. Back: {"ready": pid} or {"refused": why}, and {"exited": id, "code"}.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import gc
 import importlib
@@ -26,18 +25,25 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _FDS_PER_JOB = 3
+_FDS_PER_READ = 16
 _NOT_EXECUTABLE = 127
 
 Job = dict[str, Any]
 
+# Not imported: an agent may have modules of the names `groups` and `services`.
+signal_group: Callable[[int, int], bool] = runpy.run_path(
+    os.path.join(os.path.dirname(__file__), "groups.py")  # noqa: PTH118, PTH120
+)["signal_group"]
+
 
 class Channel:
-    """Lines and file descriptors from the runner, lines to it."""
+    """Lines and file descriptors from the parent, lines to it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -45,22 +51,16 @@ class Channel:
         self._fds: list[int] = []
 
     def receive(self) -> list[Job] | None:
-        """The messages that have come, or None when the runner is gone."""
-        data, ancillary, _, _ = self.connection.recvmsg(
-            65536, socket.CMSG_SPACE(16 * array.array("i").itemsize)
-        )
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-                self._fds.extend(fds)
+        """The messages that have come, or None when the parent is gone."""
+        data, fds, _, _ = socket.recv_fds(self.connection, 65536, _FDS_PER_READ)
+        self._fds.extend(fds)
         if not data:
             return None
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         return [self._complete(json.loads(line)) for line in lines]
 
     def send(self, message: dict[str, Any]) -> None:
-        """Raises OSError when the runner is gone."""
+        """Raises OSError when the parent is gone."""
         self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def _complete(self, message: Job) -> Job:
@@ -69,22 +69,22 @@ class Channel:
         return message
 
 
-class Launcher:
-    """The parent of all jobs."""
+class ForkServerMain:
+    """The process that all jobs are forked from."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self._pids: dict[str, int] = {}
-        self._die_with_parent = _load_prctl()
+        self._prctl = _load_prctl()
         self._wake, self._waker = socket.socketpair()
         self._wake.setblocking(False)
         self._waker.setblocking(False)
-        signal.signal(signal.SIGCHLD, _only_wake)
+        signal.signal(signal.SIGCHLD, _do_nothing)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
 
     def serve(self) -> Job | None:
-        """Serve until the runner is gone (None), or return within a fork, with the job it is to
-        become.
+        """Serve until the parent is gone (None), or return within a fork, with the job that it
+        becomes.
         """
         while True:
             ready, _, _ = select.select([self._channel.connection, self._wake], [], [])
@@ -102,23 +102,22 @@ class Launcher:
                         if job is not None:
                             return job
                     elif message["signal"] in self._pids:
-                        _signal_group(self._pids[message["signal"]], message["number"])
+                        _signal_job(self._pids[message["signal"]], message["number"])
 
     def kill_all(self) -> None:
         """End every job and its process group."""
         for pid in self._pids.values():
-            _signal_group(pid, signal.SIGKILL)
+            _signal_job(pid, signal.SIGKILL)
 
     def _start(self, job: Job) -> Job | None:
-        launcher = os.getpid()
+        server = os.getpid()
         pid = os.fork()
         if pid:
             self._pids[job["start"]] = pid
             for fd in job["fds"]:
                 os.close(fd)
-            self._channel.send({"started": job["start"], "pid": pid})
             return None
-        self._become(job, launcher)
+        self._become(job, server)
         if "script" in job or "module" in job:
             return job
         try:
@@ -127,12 +126,12 @@ class Launcher:
             os.write(2, f"{job['argv'][0]}: {error.strerror}\n".encode())
         os._exit(_NOT_EXECUTABLE)
 
-    def _become(self, job: Job, launcher: int) -> None:
-        """In the fork: nothing of the launcher is left but its modules."""
+    def _become(self, job: Job, server: int) -> None:
+        """In the fork: leave nothing of the server but its modules."""
         os.setsid()
-        if self._die_with_parent is not None:
-            self._die_with_parent(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != launcher:
+        if self._prctl is not None:
+            self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != server:
                 os._exit(_NOT_EXECUTABLE)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -156,23 +155,21 @@ class Launcher:
                 # the group is killed.
                 if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                     continue
-                _signal_group(pid, signal.SIGKILL)
+                signal_group(pid, signal.SIGKILL)
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 del self._pids[job]
                 self._channel.send({"exited": job, "code": os.waitstatus_to_exitcode(status)})
 
 
-def _signal_group(pid: int, number: int) -> None:
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        # Forked, but not yet the leader of a group; or the group is empty.
+def _signal_job(pid: int, number: int) -> None:
+    # A job that has just been forked does not lead a group yet.
+    if not signal_group(pid, number):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def _only_wake(_number: int, _frame: FrameType | None) -> None:
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
     """A handler, so that the signal is delivered and wakes `select` through the wake-up
     descriptor.
     """
@@ -187,7 +184,7 @@ def _load_prctl() -> Any:
 
 
 def import_modules(names: list[str]) -> str | None:
-    """Import them; says why the process must not be forked afterwards, if so."""
+    """Import them. Return why the process must not be forked afterwards, if so."""
     for name in names:
         try:
             importlib.import_module(name)
@@ -197,9 +194,8 @@ def import_modules(names: list[str]) -> str | None:
     count = len(os.listdir(tasks)) if os.path.isdir(tasks) else threading.active_count()  # noqa: PTH112, PTH208
     if count > 1:
         return (
-            f"importing {', '.join(names)} started {count - 1} threads; a fork would "
-            "lose "
-            "them (for numpy: OMP_NUM_THREADS=1)"
+            f"importing {', '.join(names)} started {count - 1} threads; a fork would lose them "
+            "(for numpy: OMP_NUM_THREADS=1)"
         )
     gc.collect()
     gc.freeze()
@@ -217,11 +213,11 @@ def become_main(job: Job) -> None:
     script = job["script"]
     sys.argv = [script, *arguments]
     sys.path.insert(0, os.path.dirname(os.path.abspath(script)))  # noqa: PTH100, PTH120
-    sys.excepthook = _hide_launcher(script)
+    sys.excepthook = _hide_server(script)
     runpy.run_path(script, run_name="__main__")
 
 
-def _hide_launcher(script: str) -> Any:
+def _hide_server(script: str) -> Any:
     """An exception hook whose traceback begins in the script."""
 
     def hook(
@@ -236,23 +232,23 @@ def _hide_launcher(script: str) -> Any:
 
 
 def main() -> None:
-    """Serve the runner; in a fork, be the agent."""
-    sys.path.pop(0)  # this file's folder is none of the agent's business
+    """Serve the parent; in a fork, be the job."""
+    sys.path.pop(0)  # this file's folder: a job must not find the modules beside it
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     refusal = import_modules(sys.argv[2:])
     if refusal is not None:
         channel.send({"refused": refusal})
         return
-    launcher = Launcher(channel)
+    server = ForkServerMain(channel)
     channel.send({"ready": os.getpid()})
     job: Job | None = None
     try:
-        job = launcher.serve()
+        job = server.serve()
     except OSError:
-        launcher.kill_all()
+        server.kill_all()
         raise
     if job is None:
-        launcher.kill_all()
+        server.kill_all()
     else:
         become_main(job)
 

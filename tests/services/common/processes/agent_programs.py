@@ -1,4 +1,4 @@
-"""Agents for the tests of the launcher, written to files, and the folder they run in."""
+"""Programs for the tests of the fork server and the runner, and ways to wait for them."""
 
 from __future__ import annotations
 
