@@ -12,7 +12,6 @@ import argparse
 import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -37,6 +36,7 @@ from fulgurite.topics import (
 from services.common.kafka.consumer import make_consumer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics, records_in
+from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
 
 _PATIENCE_S = 300.0
@@ -80,10 +80,7 @@ class Bench:
     def worker(self, name: str, *argv: str) -> Generator[Served]:
         """A stream worker that owns its partitions; its log is a file of the folder."""
         log = self.folder / f"{name}-{time.monotonic_ns()}.log"
-        with log.open("wb") as sink:
-            running = subprocess.Popen(
-                [sys.executable, "-m", *argv], env=self.environment, stderr=sink
-            )
+        running = ChildProcess([sys.executable, "-m", *argv], log, env=self.environment)
         os.sched_setaffinity(running.pid, sorted(os.sched_getaffinity(0))[:1])
         try:
             wait_until(
@@ -93,8 +90,7 @@ class Bench:
             )
             yield Served(name, "", running.pid)
         finally:
-            running.terminate()
-            running.wait()
+            running.end()
 
     def real(self, name: str) -> Any:
         """The aggregator or the rewarder."""
@@ -145,8 +141,8 @@ class Bench:
         )
 
 
-def _ended(running: subprocess.Popen[bytes], log: Path) -> bool:
-    if running.poll() is not None:
+def _ended(running: ChildProcess, log: Path) -> bool:
+    if not running.is_running:
         raise RuntimeError(
             f"{log.name}: ended with exit code {running.returncode}:\n{log.read_text()}"
         )

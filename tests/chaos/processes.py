@@ -169,8 +169,7 @@ class Hand(threading.Thread):
     def _is_up(self, name: str, log: Path) -> bool:
         """Whether it is ready, or gave up before it was."""
         return (
-            '"event": "ready"' in log.read_text()
-            or self._processes.processes[name].poll() is not None
+            '"event": "ready"' in log.read_text() or not self._processes.processes[name].is_running
         )
 
     def _kill_broker(self) -> None:
@@ -184,7 +183,7 @@ class Hand(threading.Thread):
 
     def _kill(self, name: str) -> None:
         process = self._processes.processes.get(name)
-        if process is None or process.poll() is not None:
+        if process is None or not process.is_running:
             return
         self._say(f"kill -9 {name}")
         self._count(self.killed, name)
@@ -201,7 +200,7 @@ class Hand(threading.Thread):
 
     def _revive(self, name: str, *, at_once: bool = False) -> None:
         process = self._processes.processes.get(name)
-        if process is not None and process.poll() is None:
+        if process is not None and process.is_running:
             return
         if process is not None:
             self._say(f"{name} gave up with exit code {process.returncode}")

@@ -114,7 +114,7 @@ def test_what_is_killed_at_random_writes_what_an_undisturbed_run_writes(
     )
     for run in runs:
         assert [event for event in run.read(DEAD_LETTERS) if isinstance(event, DeadLetter)] == []
-    assert all(process.poll() is None for process in calm.processes.values())
+    assert all(process.is_running for process in calm.processes.values())
     assert set(hand.killed) >= {*VICTIMS, *(["broker"] if BROKERS > 1 else [])}
     print(  # noqa: T201
         f"seed {SEED}: {calls_in(published + after)} calls in {len(traffic.minted)} groups "

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -21,6 +19,7 @@ from services.common.kafka.consumer import read_all
 from services.common.kafka.logged_calls import read_calls
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
+from services.common.processes.process import ChildProcess
 from services.local_stack.ports import free_ports
 
 GATEWAY = "services.gateway.main"
@@ -38,7 +37,7 @@ class Gateway:
         self,
         url: str,
         kafka: KafkaSettings,
-        process: subprocess.Popen[bytes],
+        process: ChildProcess,
         client: aiohttp.ClientSession,
         log: Path,
     ) -> None:
@@ -153,7 +152,7 @@ async def running_gateway(
         "FULGURITE_LOG_LEVEL": "DEBUG",
         **env,
     }
-    process = _start(module, environment, log)
+    process = ChildProcess([sys.executable, "-m", module], log, env=environment)
     timeout = aiohttp.ClientTimeout(total=30)
     async with aiohttp.ClientSession(
         timeout=timeout, connector=aiohttp.TCPConnector(limit=0)
@@ -163,25 +162,12 @@ async def running_gateway(
             await _wait_for(gateway)
             yield gateway
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.to_thread(process.wait, 20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                await asyncio.to_thread(process.wait)
-
-
-def _start(module: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", module], env=environment, stdout=output, stderr=output
-        )
+            await asyncio.to_thread(process.end, 20)
 
 
 async def _wait_for(gateway: Gateway) -> None:
     for _ in range(int(_READY_S / 0.1)):
-        assert gateway.process.poll() is None, gateway.log.read_text()
+        assert gateway.process.is_running, gateway.log.read_text()
         try:
             await gateway.get("/healthz")
         except aiohttp.ClientError:

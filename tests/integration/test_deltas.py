@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from services.common.kafka.logged_calls import CallReader
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
+from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
 from services.replay.archive import ArchiveSource
 from services.replay.groups import read_groups
@@ -48,16 +48,13 @@ def events(kafka: KafkaSettings, topic: Topic) -> list[Any]:
     return [record.event for record in read_all(kafka, topic, CODEC)]
 
 
-def aggregator(kafka: KafkaSettings, log: Path) -> subprocess.Popen[bytes]:
+def aggregator(kafka: KafkaSettings, log: Path) -> ChildProcess:
     environment = {
         **os.environ,
         "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
         "FULGURITE_TOPIC_PREFIX": kafka.topic_prefix,
     }
-    with log.open("wb") as sink:
-        return subprocess.Popen(
-            [sys.executable, "-m", "services.aggregator.main"], stderr=sink, env=environment
-        )
+    return ChildProcess([sys.executable, "-m", "services.aggregator.main"], log, env=environment)
 
 
 def wait_for(kafka: KafkaSettings, topic: Topic, count: int) -> list[Any]:

@@ -61,7 +61,7 @@ class Clients:
             "messages": [{"role": "user", "content": "hi"}],
             "stream": stream,
         }
-        while self._gateway.process.poll() is None:
+        while self._gateway.process.is_running:
             try:
                 async with self._gateway.post(CHAT, body) as response:
                     assert response.status == 200

@@ -32,7 +32,7 @@ async def test_a_gateway_that_stops_ends_its_streams_and_flushes(
             await response.content.readuntil(b"\n\n")
             gateway.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.5)
-            assert gateway.process.poll() is None
+            assert gateway.process.is_running
             stub.release(10)
             text = await response.text()
             assert "[DONE]" in text

@@ -115,8 +115,7 @@ async def test_answers_go_on_without_a_broker_and_none_is_lost_when_the_gateway_
                         settings, stub.url, tmp_path, make_topics=False, **spooling
                     ):
                         pass
-                gateway.process.kill()
-                await asyncio.to_thread(gateway.process.wait)
+                await asyncio.to_thread(gateway.process.kill)
             kafka.kill(0)
             async with running_gateway(
                 settings, stub.url, tmp_path, make_topics=False, **spooling

@@ -5,8 +5,6 @@ with the settings, and only with them.
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
+from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.certificates import self_signed
 from tests.synthetic import make_declared
@@ -133,24 +132,17 @@ def test_the_aggregator_gets_in(secured: SecuredKafka, topic_prefix: str, tmp_pa
     environment = settings_of(secured, "SCRAM-SHA-256", topic_prefix)
     create_topics(KafkaSettings.model_validate(environment))
     log = tmp_path / "aggregator.log"
-    with log.open("wb") as output:
-        argv = [sys.executable, "-m", "services.aggregator.main"]
-        process = subprocess.Popen(
-            argv, env={**os.environ, **environment}, stdout=output, stderr=output
-        )
-    try:
+    argv = [sys.executable, "-m", "services.aggregator.main"]
+    with ChildProcess(argv, log, env={**os.environ, **environment}) as process:
         wait_for(process, log, '"event": "ready"')
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()
     assert PASSWORD not in log.read_text()
 
 
-def wait_for(process: subprocess.Popen[bytes], log: Path, text: str) -> None:
+def wait_for(process: ChildProcess, log: Path, text: str) -> None:
     end = time.monotonic() + 60
     while text not in log.read_text():
-        assert process.poll() is None, log.read_text()
+        assert process.is_running, log.read_text()
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from services.common.kafka.consumer import read_all
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
+from services.common.processes.process import ChildProcess
 from services.learner.checkpoint import CheckpointStore
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.model import tiny_model
@@ -90,7 +90,7 @@ class Learner:
     def __init__(self, bootstrap: str, prefix: str, folder: Path) -> None:
         self.kafka = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix)
         self.folder = folder
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: ChildProcess | None = None
         self._starts = 0
         create_topics(self.kafka)
 
@@ -115,24 +115,25 @@ class Learner:
             "FULGURITE_TRAINER_DRIFT_STOP_ESS": "0",
             "OMP_NUM_THREADS": "1",
         }
-        with (self.folder / f"learner-{self._starts}.log").open("wb") as sink:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *command], stdout=sink, stderr=sink, env=environment
-            )
+        self.process = ChildProcess(
+            [sys.executable, "-m", *command],
+            self.folder / f"learner-{self._starts}.log",
+            env=environment,
+        )
 
     def wait(self, reached: Callable[[], bool], what: str) -> None:
         """Until it is so. Fails with the process's log if the process ends before."""
         assert self.process is not None
         until = time.monotonic() + WAIT_S
         while not reached():
-            if self.process.poll() is not None or time.monotonic() > until:
-                log = (self.folder / f"learner-{self._starts}.log").read_text(errors="replace")
+            if not self.process.is_running or time.monotonic() > until:
+                log = self.process.log.read_text(errors="replace")
                 raise AssertionError(
-                    f"{what}: not reached, exit status {self.process.poll()}\n{log[-3000:]}"
+                    f"{what}: not reached, exit status {self.process.returncode}\n{log[-3000:]}"
                 )
             time.sleep(0.2)
 
-    def end(self, number: int) -> int:
+    def end(self, number: int) -> int | None:
         """Send the signal; the exit status."""
         assert self.process is not None
         self.process.send_signal(number)
@@ -160,9 +161,8 @@ class Learner:
 def learner(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator[Learner]:
     made = Learner(kafka.bootstrap_servers, topic_prefix, tmp_path)
     yield made
-    if made.process is not None and made.process.poll() is None:
+    if made.process is not None:
         made.process.kill()
-        made.process.wait()
 
 
 @pytest.mark.parametrize(

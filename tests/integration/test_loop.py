@@ -26,6 +26,7 @@ from services.cli.ledger import read_books
 from services.cli.main import app
 from services.common.kafka.consumer import read_all
 from services.common.kafka.logged_calls import read_calls
+from services.common.processes.process import ChildProcess
 from services.local_stack.local_stack import LocalStack, StackOptions
 from services.local_stack.model import tiny_model
 
@@ -185,14 +186,11 @@ def learn_from_a_replay(stack: LocalStack, folder: Path) -> None:
         "--data-dir",
         str(folder / "v2"),
     ]
-    with (folder / "train.log").open("wb") as log:
-        learner = subprocess.Popen(
-            argv, cwd=folder, env=_environment(stack), stdout=log, stderr=log
-        )
+    with ChildProcess(argv, folder / "train.log", env=_environment(stack), cwd=folder) as learner:
         deadline = time.monotonic() + 240
         while "policy-v2@1.2" not in versions_of(stack, "policy-v2"):
-            running = learner.poll() is None and time.monotonic() < deadline
-            assert running, (folder / "train.log").read_text(errors="replace")[-3000:]
+            running = learner.is_running and time.monotonic() < deadline
+            assert running, learner.log.read_text(errors="replace")[-3000:]
             time.sleep(0.5)
         learner.terminate()
         assert learner.wait(60) == 0

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +51,7 @@ from services.common.kafka.delivery import Delivery
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
+from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
 from tests.synthetic import make_call, make_declared, make_group, make_reward, make_status
 
@@ -72,7 +72,7 @@ class Deployment:
         self.kafka = KafkaSettings(bootstrap_servers=bootstrap, topic_prefix=prefix)
         self.folder = folder
         self.codec = Codec()
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, ChildProcess] = {}
         self.environment = {
             **os.environ,
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap,
@@ -100,17 +100,14 @@ class Deployment:
     ) -> Path:
         self._starts += 1
         log = self.folder / f"{name}-{self._starts}.log"
-        with log.open("wb") as sink:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                stderr=sink,
-                env=self.environment | environment,
-            )
+        self.processes[name] = ChildProcess(
+            [sys.executable, "-m", module, *arguments], log, env=self.environment | environment
+        )
         return log
 
     def _await_ready(self, name: str, log: Path) -> None:
         def ready() -> bool:
-            assert self.processes[name].poll() is None, log.read_text()
+            assert self.processes[name].is_running, log.read_text()
             return '"event": "ready"' in log.read_text()
 
         wait_until(ready, f"{name} is ready")
@@ -118,10 +115,9 @@ class Deployment:
     def kill(self, *names: str) -> None:
         """kill -9."""
         for name in names:
-            self.processes[name].kill()
-            self.processes.pop(name).wait()
+            self.processes.pop(name).kill()
 
-    def stop(self) -> dict[str, int]:
+    def stop(self) -> dict[str, int | None]:
         """SIGTERM to all; exit codes."""
         for process in self.processes.values():
             process.terminate()
@@ -160,9 +156,7 @@ class Deployment:
     def close(self) -> None:
         self.producer.close()
         for process in self.processes.values():
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            process.kill()
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

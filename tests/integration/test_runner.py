@@ -23,6 +23,7 @@ from fulgurite.enums import Mode, StatusKind
 from fulgurite.failures import FailureKind
 from fulgurite.topics import AGENT_STATUS
 from services.common.kafka.consumer import read_all
+from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
@@ -84,17 +85,14 @@ async def aggregator(
 ) -> AsyncGenerator[None]:
     """Turns statuses into episodes."""
     folder = tmp_path_factory.mktemp("aggregator")
-    with (folder / "aggregator.log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: ASYNC220 - started once, in milliseconds
-            [sys.executable, "-m", "services.aggregator.main"],
-            env=_environment(gateway, FULGURITE_DATA_DIR=str(folder)),
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
+    process = ChildProcess(
+        [sys.executable, "-m", "services.aggregator.main"],
+        folder / "aggregator.log",
+        env=_environment(gateway, FULGURITE_DATA_DIR=str(folder)),
+        cwd=ROOT,
+    )
     yield
-    process.terminate()
-    await asyncio.to_thread(process.wait, 20)
+    await asyncio.to_thread(process.end, 20)
 
 
 def _write_rewards(folder: Path) -> None:
