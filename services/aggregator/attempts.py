@@ -31,8 +31,8 @@ Key = tuple[str, int]
 """Rollout id and attempt."""
 
 
-_WHOLE = 2
-"""Calls of an attempt that are held whole, the last ones: what comes next is mostly a delta of one
+_COMPLETE_CALLS = 2
+"""Calls of an attempt that are held complete, the last ones: the next one is mostly a delta of one
 of them.
 """
 
@@ -102,7 +102,7 @@ class Attempt:
         """
         if isinstance(event, LlmCall) and event.event_id not in self._last:
             self._last[event.event_id] = event
-            if len(self._last) > _WHOLE:
+            if len(self._last) > _COMPLETE_CALLS:
                 del self._last[next(iter(self._last))]
         at = max(event.event_time, event.finished_at if isinstance(event, LlmCall) else 0)
         self.last_event_time = max(self.last_event_time, bounded_by_record(at, logged_at))
@@ -125,8 +125,8 @@ class Attempt:
                 self.held_bytes += weight(event)
             self.inputs[event.event_id] = event
 
-    def whole(self, call_id: str) -> LlmCall | None:
-        """A call, if it is held."""
+    def complete_call(self, call_id: str) -> LlmCall | None:
+        """Return a call, restored from its parents, if it is held."""
         chain: list[LlmCall] = []
         while True:
             call = self._last.get(call_id) or self.inputs.get(call_id)
@@ -144,7 +144,7 @@ class Attempt:
         """
         calls: dict[str, LlmCall] = {}
 
-        def whole(call: LlmCall) -> LlmCall:
+        def complete(call: LlmCall) -> LlmCall:
             if call.parent is None:
                 return call
             last = self._last.get(call.event_id)
@@ -153,9 +153,9 @@ class Attempt:
             calls.update(calls or self._calls())
             return calls[call.event_id]
 
-        candidate = stitch([*self._counted(), *([declared] if declared else [])], whole)
+        candidate = stitch([*self._counted(), *([declared] if declared else [])], complete)
         episode = supersede(self.published, candidate) if candidate else None
-        return episode and replace(episode, calls=pack(episode.calls, whole))
+        return episode and replace(episode, calls=pack(episode.calls, complete))
 
     def _counted(self) -> Iterable[Input]:
         """Without a `started` that came when nobody knew that the attempt had ended long before."""

@@ -50,4 +50,4 @@ class CallExpander:
         parent = find(parent_id)
         if parent is not None:
             return restore(delta, parent, hashes=self._hashes)
-        return await asyncio.to_thread(self._reader.whole, delta, find)
+        return await asyncio.to_thread(self._reader.complete_call, delta, find)

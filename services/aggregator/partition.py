@@ -168,7 +168,7 @@ class AggregatorPartition:
         """Return a complete call of the child's attempt, if it is in memory."""
         group = self._groups.get(child.group_id) or self._closed.get(child.group_id)
         attempt = group.attempts.get((child.rollout_id, child.attempt)) if group else None
-        return attempt.whole(call_id) if attempt else None
+        return attempt.complete_call(call_id) if attempt else None
 
     async def work(self) -> None:
         """Give up what takes too much, close what can be closed, judge what is due, forget what is

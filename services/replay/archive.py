@@ -151,7 +151,7 @@ class ArchiveSource:
                     yield raw
                 last = max(last, raw.offset)
 
-    def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
+    def complete_call(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
         """See `Source`. A parent must have been read before; payloads come from the archive."""
         chain = [call]
         while (ref := chain[-1].parent) is not None:
@@ -199,9 +199,9 @@ class Chained:
         yield from self._archived.read(topics, partition, since_ms)
         yield from self._live.read(topics, partition, since_ms)
 
-    def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
+    def complete_call(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
         """See `Source`."""
-        return self._archived.at_hand(self._live.whole(call, held))
+        return self._archived.at_hand(self._live.complete_call(call, held))
 
 
 def open_source(

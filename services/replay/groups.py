@@ -147,7 +147,7 @@ def rebuild(log: GroupLog, source: Source, codec: Codec) -> Group | None:
         try:
             event = codec.decode(raw.value)
             if isinstance(event, LlmCall):
-                event = calls[event.call_id] = source.whole(event, calls)
+                event = calls[event.call_id] = source.complete_call(event, calls)
                 # Only checks that the payload can be read: the episode keeps its claim check.
                 redeemed(event)
         except (CodecError, BrokenDelta, BadClaim) as error:

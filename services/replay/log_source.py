@@ -148,9 +148,9 @@ class LogSource:
             raise
         self._spare = consumer
 
-    def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
+    def complete_call(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
         """See `Source`. A parent that is not in `held` is read from its place in the log."""
-        return self._calls.whole(call, held.get)
+        return self._calls.complete_call(call, held.get)
 
     def _since(
         self, topics: Collection[Topic], partition: int | None, since_ms: int

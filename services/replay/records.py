@@ -46,7 +46,7 @@ class Source(Protocol):
         """
         ...
 
-    def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
+    def complete_call(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
         """Expand a call that is a delta. `held`: expanded calls by id.
 
         Raises BrokenDelta, LogUnavailable.

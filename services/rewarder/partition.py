@@ -282,7 +282,7 @@ class RewarderPartition:
         for group_id, reloaded in found.items():
             group = groups[group_id]
             group.incomplete = group.maybe_incomplete = False
-            if not reloaded.is_whole:
+            if not reloaded.is_complete:
                 await self._give_up(group_id, group)
                 continue
             if reloaded.written.standing is not None:

@@ -57,7 +57,7 @@ class ReloadedGroup:
                 pass
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all inputs are there that a closing or a later revision names: otherwise
         retention, or the bound in time, took some.
         """

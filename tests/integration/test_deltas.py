@@ -187,7 +187,7 @@ def test_what_cannot_be_made_whole_is_a_dead_letter_and_the_ledger_balances(
     publish(AGENT_STATUS, make_status(at=2_000))
     producer.close()
     reader = CallReader(settings, CODEC)
-    assert reader.whole(deep, lambda _call_id: None) == calls[2], (
+    assert reader.complete_call(deep, lambda _call_id: None) == calls[2], (
         "nobody remembers: both parents are read again"
     )
     process = aggregator(settings, tmp_path / "aggregator.log")

@@ -39,9 +39,9 @@ class CallReader:
         self._settings = settings
         self._codec = codec
 
-    def whole(self, call: LlmCall, remembered: Callable[[str], LlmCall | None]) -> LlmCall:
-        """The call without a parent. `remembered` knows whole calls by id. Raises BrokenDelta,
-        LogUnavailable.
+    def complete_call(self, call: LlmCall, remembered: Callable[[str], LlmCall | None]) -> LlmCall:
+        """Return a call with all that its delta leaves to its parents. `remembered` returns a
+        complete call by its id, if it is at hand. Raises BrokenDelta, LogUnavailable.
         """
         chain = [call]
         with ExitStack() as stack:
@@ -58,10 +58,10 @@ class CallReader:
                         stack.callback(consumer.close)
                     parent = self._read(consumer, ref.partition, ref.offset, chain[-1])
                 chain.append(parent)
-        whole = chain.pop()
+        complete = chain.pop()
         while chain:
-            whole = restore(chain.pop(), whole)
-        return whole
+            complete = restore(chain.pop(), complete)
+        return complete
 
     def _read(self, consumer: Consumer, partition: int, offset: int, child: LlmCall) -> LlmCall:
         """The record there. Raises BrokenDelta if it is no call, or gone."""
@@ -127,7 +127,7 @@ def whole_calls(
             yield record
             continue
         try:
-            call = reader.whole(record.event, memory.get)
+            call = reader.complete_call(record.event, memory.get)
         except BrokenDelta as error:
             yield msgspec.structs.replace(record, event=None, error=f"BrokenDelta: {error}")
             continue

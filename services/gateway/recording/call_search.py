@@ -69,7 +69,9 @@ class CallSearch:
             return (
                 None
                 if call is None
-                else redeemed(CallReader(self._settings, self._codec).whole(call, found.get))
+                else redeemed(
+                    CallReader(self._settings, self._codec).complete_call(call, found.get)
+                )
             )
         except KafkaException as error:
             raise LogUnavailable(f"{self._settings.topic(LLM_CALLS)}: {error}") from error

@@ -57,7 +57,7 @@ DONE = make_status(at=5_000)
 
 
 def held_whole(attempt: Attempt) -> list[Input]:
-    return [attempt.whole(event_id) or event for event_id, event in attempt.inputs.items()]
+    return [attempt.complete_call(event_id) or event for event_id, event in attempt.inputs.items()]
 
 
 def size(attempt: Attempt) -> int:
@@ -74,8 +74,8 @@ def test_a_long_conversation_is_held_once_and_given_whole() -> None:
     last = len(CALLS[-1].request or "") + len(CALLS[-1].prompt_token_ids or b"")
     assert size(attempt) < 1.5 * last
     assert held_whole(attempt) == [*CALLS, DONE]
-    assert [attempt.whole(call.call_id) for call in CALLS] == CALLS
-    assert attempt.whole("another") is None
+    assert [attempt.complete_call(call.call_id) for call in CALLS] == CALLS
+    assert attempt.complete_call("another") is None
 
 
 @pytest.mark.parametrize("whole", [0, 1, 12, 30])
@@ -98,7 +98,7 @@ def test_a_delta_without_its_parent_at_hand_is_held_whole(lost: int) -> None:
     take(attempt, *pairs[:lost], *pairs[lost + 1 :])
     kept = [call for call in CALLS if call is not CALLS[lost]]
     assert held_whole(attempt) == kept
-    assert attempt.whole(CALLS[lost].call_id) is None
+    assert attempt.complete_call(CALLS[lost].call_id) is None
     take(attempt, pairs[lost])
     assert held_whole(attempt) == [*kept, CALLS[lost]]
 

@@ -107,7 +107,7 @@ class MemoryLog:
             ):
                 yield raw
 
-    def whole(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
+    def complete_call(self, call: LlmCall, held: dict[str, LlmCall]) -> LlmCall:
         """See `Source`."""
         if call.parent is None:
             return call

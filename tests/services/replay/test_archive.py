@@ -76,9 +76,9 @@ def test_days_before_a_start_are_not_read(archived: ArchiveSource) -> None:
 def test_a_parent_that_was_not_archived_is_gone(archived: ArchiveSource) -> None:
     call = make_call()
     ref = ParentRef(call_id="parent", partition=3, offset=1, shared_tokens=0, shared_messages=0)
-    assert archived.whole(call, {}) is call
+    assert archived.complete_call(call, {}) is call
     with pytest.raises(BrokenDelta, match="not in the archive"):
-        archived.whole(msgspec.structs.replace(call, parent=ref), {})
+        archived.complete_call(msgspec.structs.replace(call, parent=ref), {})
 
 
 def test_claims_are_copied_and_found_there_when_the_first_are_gone(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_claims_are_copied_and_found_there_when_the_first_are_gone(tmp_path: Pat
     for left in store.found():
         store.remove(left)
     (tmp_path / "archive.json").write_text("{}")
-    assert redeemed(ArchiveSource(tmp_path).whole(logged, {})) == call
+    assert redeemed(ArchiveSource(tmp_path).complete_call(logged, {})) == call
     with pytest.raises(BadClaim):
         redeemed(logged)
     copied, [lost] = ArchivedClaims(tmp_path / "another").copy(codec.encode(logged), codec)
@@ -119,7 +119,7 @@ def test_pieces_are_copied_too_and_kept_while_the_log_names_them(tmp_path: Path)
     for left in store.found():
         store.remove(left)
     (tmp_path / "archive.json").write_text("{}")
-    assert redeemed(ArchiveSource(tmp_path).whole(logged, {})) == call
+    assert redeemed(ArchiveSource(tmp_path).complete_call(logged, {})) == call
     with pytest.raises(BadClaim):
         redeemed(logged)
 
