@@ -110,7 +110,7 @@ class LogCache(Generic[Key, Value, AnyNote]):
         self._notes.pop(key, None)
 
     def completeness(self, key: Key, began_at: int | None) -> Completeness:
-        """Whether a key is held whole, or was never evicted. `began_at`: when it began, Unix
+        """Whether a key is held, or was never evicted. `began_at`: when it began, Unix
         milliseconds; None if nobody knows.
         """
         if key in self._notes:

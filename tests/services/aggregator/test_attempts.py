@@ -1,4 +1,4 @@
-"""What an attempt holds of its calls: each once, and all of them whole when they are asked for."""
+"""What an attempt holds of its calls: each once, and all of them complete when they are asked for."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ LOGGED = deltas(CALLS)
 DONE = make_status(at=5_000)
 
 
-def held_whole(attempt: Attempt) -> list[Input]:
+def held_complete(attempt: Attempt) -> list[Input]:
     return [attempt.complete_call(event_id) or event for event_id, event in attempt.inputs.items()]
 
 
@@ -68,20 +68,20 @@ def size(attempt: Attempt) -> int:
     )
 
 
-def test_a_long_conversation_is_held_once_and_given_whole() -> None:
+def test_a_long_conversation_is_held_once_and_given_complete() -> None:
     attempt = Attempt((DONE.rollout_id or "", 0), DONE.group_id, Mode.train)
     take(attempt, *zip(CALLS, LOGGED, strict=True), (DONE, None))
     last = len(CALLS[-1].request or "") + len(CALLS[-1].prompt_token_ids or b"")
     assert size(attempt) < 1.5 * last
-    assert held_whole(attempt) == [*CALLS, DONE]
+    assert held_complete(attempt) == [*CALLS, DONE]
     assert [attempt.complete_call(call.call_id) for call in CALLS] == CALLS
     assert attempt.complete_call("another") is None
 
 
-@pytest.mark.parametrize("whole", [0, 1, 12, 30])
-def test_a_revision_is_written_as_the_calls_are_held(whole: int) -> None:
+@pytest.mark.parametrize("complete", [0, 1, 12, 30])
+def test_a_revision_is_written_as_the_calls_are_held(complete: int) -> None:
     attempt = Attempt((DONE.rollout_id or "", 0), DONE.group_id, Mode.train)
-    take(attempt, *zip(CALLS, CALLS[:whole] + LOGGED[whole:], strict=True), (DONE, None))
+    take(attempt, *zip(CALLS, CALLS[:complete] + LOGGED[complete:], strict=True), (DONE, None))
     episode = attempt.revision(None)
     assert episode is not None
     assert sum(call.parent is None for call in episode.calls) == 1
@@ -92,15 +92,15 @@ def test_a_revision_is_written_as_the_calls_are_held(whole: int) -> None:
 
 
 @pytest.mark.parametrize("lost", [0, 7])
-def test_a_delta_without_its_parent_at_hand_is_held_whole(lost: int) -> None:
+def test_a_delta_without_its_parent_at_hand_is_held_complete(lost: int) -> None:
     attempt = Attempt((DONE.rollout_id or "", 0), DONE.group_id, Mode.train)
     pairs = list(zip(CALLS, LOGGED, strict=True))
     take(attempt, *pairs[:lost], *pairs[lost + 1 :])
     kept = [call for call in CALLS if call is not CALLS[lost]]
-    assert held_whole(attempt) == kept
+    assert held_complete(attempt) == kept
     assert attempt.complete_call(CALLS[lost].call_id) is None
     take(attempt, pairs[lost])
-    assert held_whole(attempt) == [*kept, CALLS[lost]]
+    assert held_complete(attempt) == [*kept, CALLS[lost]]
 
 
 def test_what_comes_again_changes_nothing() -> None:
@@ -109,4 +109,4 @@ def test_what_comes_again_changes_nothing() -> None:
     before = dict(attempt.inputs)
     take(attempt, *zip(CALLS, LOGGED, strict=True))
     assert attempt.inputs == before
-    assert held_whole(attempt) == CALLS
+    assert held_complete(attempt) == CALLS
