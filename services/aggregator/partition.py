@@ -18,28 +18,26 @@ from typing import NamedTuple
 from fulgurite.enums import StatusKind
 from fulgurite.episodes.deadlines import overdue, silent
 from fulgurite.episodes.stitching import missing_inputs
-from fulgurite.events import AgentStatus, DeadLetter, Episode, Event, LlmCall
-from fulgurite.ids import derive_id, minted_at
+from fulgurite.events import AgentStatus, Episode, Event, LlmCall
+from fulgurite.ids import minted_at
 from fulgurite.topics import (
     AGENT_STATUS,
     DEAD_LETTERS,
     EPISODES,
     LLM_CALLS,
-    MAX_MESSAGE_BYTES,
     Topic,
 )
 from services.aggregator.attempts import Attempt, Group, Key, weight
 from services.aggregator.call_expander import Expand
+from services.aggregator.dead_letters import (
+    LARGEST_EPISODE,
+    letter_of_attempt,
+    letter_of_episode,
+    name_of,
+)
 from services.aggregator.settings import AggregatorSettings
 from services.common.kafka.consumer import read_all
-from services.common.kafka.dead_letters import (
-    Lost,
-    actions_of,
-    addressed,
-    lost,
-    lost_episode,
-    words_of,
-)
+from services.common.kafka.dead_letters import actions_of, addressed, words_of
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.common.streaming.barrier import Barrier, BarrierQueue, Position
@@ -57,9 +55,6 @@ _WORTH_A_LOOK = 2 * 1024 * 1024
 """Bytes of text and prompts before what repeats is taken out: encoding an episode twice is only for
 large ones.
 """
-
-_ROOM = 64 * 1024
-"""For a record's headers and framing, within the log's message limit."""
 
 
 class Due(NamedTuple):
@@ -138,7 +133,10 @@ class AggregatorPartition:
             case AgentStatus():
                 self._add(event, ack)
             case _:
-                raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
+                raise Rejected(
+                    f"{type(event).__name__} {event.event_id} has no place in {topic.name}, which "
+                    "holds calls or statuses; write it to a topic of its kind"
+                )
 
     def _add(self, event: LlmCall | AgentStatus, ack: Ack, delta: LlmCall | None = None) -> None:
         self._clock.observe(event.event_time)
@@ -192,7 +190,11 @@ class AggregatorPartition:
 
     def _declare(self, event: AgentStatus, ack: Ack) -> None:
         if event.kind is not StatusKind.declared or event.declaration is None:
-            raise Rejected(f"status {event.kind} without a rollout")
+            raise Rejected(
+                f"status {event.event_id} of kind {event.kind} names no rollout in "
+                f"{AGENT_STATUS.name}; only a declaration of a group may do so. Send it with its "
+                "rollout_id"
+            )
         group = self._group(event.group_id)
         group.declared = group.declared or event
         # Found in the log before it came, it may have been judged without the rollouts of which
@@ -204,7 +206,7 @@ class AggregatorPartition:
         attempt.follow(event, ack.logged_at)
         if isinstance(event, LlmCall):
             raise Rejected(
-                f"{_name(attempt)} was given up: it {attempt.given_up}; begin another rollout",
+                f"{name_of(attempt)} was given up: it {attempt.given_up}; begin another rollout",
                 actions_of(event.mode, [event]),
             )
         ack()
@@ -213,47 +215,19 @@ class AggregatorPartition:
         """One session without an end must not take the worker's memory."""
         over_budget, self._over_budget = self._over_budget, {}
         for attempt in over_budget.values():
-            told = (
+            await self._give_up(
+                attempt,
+                "AttemptTooLarge",
                 f"takes {attempt.held_bytes:,} bytes of memory, and "
-                "FULGURITE_AGGREGATOR_ATTEMPT_MB "
-                "is "
-                f"{self._settings.attempt_mb:g}"
+                f"FULGURITE_AGGREGATOR_ATTEMPT_MB is {self._settings.attempt_mb:g}",
             )
-            await self._give_up(attempt, "AttemptTooLarge", told)
 
-    async def _give_up(self, attempt: Attempt, error_type: str, told: str) -> None:
+    async def _give_up(self, attempt: Attempt, error_type: str, why: str) -> None:
         """A dead letter of an attempt, with its actions that are in no episode."""
         self._closing.remove(attempt.key)
-        inputs, acks = attempt.give_up(told)
-        calls = sorted(
-            (event for event in inputs if isinstance(event, LlmCall)),
-            key=lambda call: (call.started_at, call.call_id),
-        )
-        logger.error(
-            "an attempt is given up",
-            rollout_id=attempt.rollout_id,
-            attempt=attempt.attempt,
-            error=told,
-            calls=len(calls),
-        )
-        about = derive_id(
-            attempt.rollout_id, attempt.attempt, *sorted(event.event_id for event in inputs)
-        )
-        what = Lost(
-            about, attempt.last_event_time, attempt.group_id, actions_of(attempt.mode, calls)
-        )
-        error = (
-            f"{_name(attempt)} {told}; {len(calls)} calls, which are in no episode, are "
-            "in "
-            f"{LLM_CALLS.name}"
-        )
-        letter = lost(
-            what,
-            self._kafka.settings,
-            self._partition,
-            "aggregator",
-            error_type=error_type,
-            error=error,
+        inputs, acks = attempt.give_up(why)
+        letter = letter_of_attempt(
+            attempt, inputs, self._kafka.settings, self._partition, error_type, why
         )
         await self._kafka.publish(DEAD_LETTERS, addressed(letter))
         for ack in acks:
@@ -298,7 +272,13 @@ class AggregatorPartition:
         attempt.dirty = False
         failure = await failure_of(partial(self._write_revision, attempt))
         if failure is not None:
-            logger.error("an attempt cannot be written", error=words_of(failure), exc_info=failure)
+            logger.error(
+                "an attempt cannot be written",
+                rollout_id=attempt.rollout_id,
+                attempt=attempt.attempt,
+                error=words_of(failure),
+                exc_info=failure,
+            )
             attempt.unacked = [*acks, *attempt.unacked]
             await self._give_up(
                 attempt, type(failure).__name__, f"cannot be written: {words_of(failure)}"
@@ -312,7 +292,8 @@ class AggregatorPartition:
             await self._give_up(
                 attempt,
                 "TooManyRevisions",
-                f"was written {attempt.revisions} times (FULGURITE_AGGREGATOR_REVISIONS)",
+                f"was written {attempt.revisions} times, and FULGURITE_AGGREGATOR_REVISIONS is "
+                f"{self._settings.revisions}; the last revision stands",
             )
 
     async def _write_revision(self, attempt: Attempt) -> None:
@@ -322,36 +303,14 @@ class AggregatorPartition:
             attempt.written(episode)
 
     async def _publish(self, episode: Episode) -> None:
-        """To `episodes`, or to `dead.letters` what no message can hold: it would stop the partition
-        for good.
-        """
+        """To `episodes`, or to `dead.letters` what no message can hold."""
         if sum(map(weight, episode.calls)) > _WORTH_A_LOOK:
             size = len(self._kafka.codec.encode(episode))
-            if size > MAX_MESSAGE_BYTES - _ROOM:
-                await self._kafka.publish(DEAD_LETTERS, addressed(self._too_large(episode, size)))
+            if size > LARGEST_EPISODE:
+                letter = letter_of_episode(episode, size, self._kafka.settings, self._partition)
+                await self._kafka.publish(DEAD_LETTERS, addressed(letter))
                 return
         await self._kafka.publish(EPISODES, [(episode.group_id, episode)])
-
-    def _too_large(self, episode: Episode, size: int) -> DeadLetter:
-        logger.error(
-            "an episode is too large for a message",
-            episode_id=episode.episode_id,
-            bytes=size,
-            calls=len(episode.calls),
-        )
-        told = (
-            f"episode {episode.episode_id} of {len(episode.calls)} calls takes "
-            f"{size:,} "
-            f"bytes; its calls are in {LLM_CALLS.name}"
-        )
-        return lost(
-            lost_episode(episode),
-            self._kafka.settings,
-            self._partition,
-            "aggregator",
-            error_type="EpisodeTooLarge",
-            error=told,
-        )
 
     def _is_maybe_incomplete(self, group_id: str, group: Group) -> bool:
         """Whether the log may hold of a group what memory does not: a declaration, and attempts
@@ -583,7 +542,3 @@ def _note(group_id: str, episodes: Iterable[Episode]) -> EvictedGroup:
     return EvictedGroup(
         started_at=min(episode.started_at for episode in episodes), at=minted_at(group_id) or 0
     )
-
-
-def _name(attempt: Attempt) -> str:
-    return f"attempt {attempt.attempt} of rollout {attempt.rollout_id}"

@@ -130,7 +130,10 @@ class RewarderPartition:
     async def consume(self, topic: Topic, event: Event, ack: Ack) -> None:
         """Take in an episode or a reward. Raises Rejected."""
         if not isinstance(event, Episode | AgentReward):
-            raise Rejected(f"{type(event).__name__} has no place in {topic.name}")
+            raise Rejected(
+                f"{type(event).__name__} {event.event_id} has no place in {topic.name}, which "
+                "holds episodes or rewards; write it to a topic of its kind"
+            )
         if isinstance(event, Episode) and event.declaration is not None:
             _check_rule(event, event.declaration)
         self._clock.observe(event.event_time)
@@ -241,7 +244,7 @@ class RewarderPartition:
             group_id,
             group,
             type(failure).__name__,
-            f"its group cannot be closed: {words_of(failure)}",
+            f"group {group_id} cannot be closed: {words_of(failure)}",
         )
         # What comes for it later, or is redriven, finds the whole group in the log again.
         self._note_closed(group_id, None)
@@ -264,7 +267,7 @@ class RewarderPartition:
             and group.due_at(self._settings) > self._clock.now
             and not group.gathered.is_complete(self._rules)
         ):
-            logger.debug("had not been closed", group_id=group_id)
+            logger.debug("a group turned out to be open", group_id=group_id)
         else:
             await self._close(group_id, group)
 
@@ -297,20 +300,25 @@ class RewarderPartition:
         episodes are dead letters.
         """
         logger.warning(
-            "too late: the log no longer holds the whole group",
+            "late events change nothing: the log no longer holds all of their group",
             group_id=group_id,
             rewards=sorted(group.gathered.rewards),
+            episodes=sorted(group.gathered.episodes),
         )
         await self._bury(
-            group_id, group, "TooLate", "it came when the log no longer held its whole group"
+            group_id,
+            group,
+            "TooLate",
+            f"group {group_id} is no longer all in the log, so it cannot be closed again; send "
+            "late events within the retention and FULGURITE_REWARDER_AMEND_WITHIN_S",
         )
 
-    async def _bury(self, group_id: str, group: Group, error_type: str, told: str) -> None:
+    async def _bury(self, group_id: str, group: Group, error_type: str, why: str) -> None:
         """Dead letters of a group's episodes; its rewards change nothing."""
         group.take_up()
         episodes = list(group.gathered.episodes.values())
         dead_letters = [
-            self._letter(episode, error_type, f"episode {episode.episode_id}: {told}")
+            self._letter(episode, error_type, f"episode {episode.episode_id}: {why}")
             for episode in episodes
         ]
         await self._kafka.publish(DEAD_LETTERS, addressed(*dead_letters))
@@ -322,7 +330,7 @@ class RewarderPartition:
             group.await_more(self._clock.our_time, self._settings)
             self._waiting[group_id] = group
 
-    def _letter(self, episode: Episode, error_type: str, told: str) -> DeadLetter:
+    def _letter(self, episode: Episode, error_type: str, why: str) -> DeadLetter:
         """With its bytes, to be redriven."""
         value = self._kafka.codec.encode(episode)
         return lost(
@@ -331,7 +339,7 @@ class RewarderPartition:
             self._partition,
             STAGE,
             error_type=error_type,
-            error=told,
+            error=why,
             value=value,
         )
 
@@ -342,11 +350,14 @@ class RewarderPartition:
         if revision != group.revision:
             if group.revision:
                 logger.info(
-                    "re-closed", group_id=group_id, revision=revision, supersedes=group.revision
+                    "a group is closed again",
+                    group_id=group_id,
+                    revision=revision,
+                    supersedes=group.revision,
                 )
             for rollout_id, why in group.gathered.excesses().items():
                 logger.warning(
-                    "its rewards are not counted",
+                    "rewards of a rollout are not counted",
                     group_id=group_id,
                     rollout_id=rollout_id,
                     error=why,

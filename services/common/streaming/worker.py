@@ -306,7 +306,10 @@ class Worker:
         try:
             await asyncio.wait_for(app.stop(), _STOP_TIMEOUT_S)
         except TimeoutError:
-            logger.warning("faust did not stop in time; the next start reads some inputs again")
+            logger.warning(
+                "faust did not stop in time; the next start reads some inputs again",
+                seconds=_STOP_TIMEOUT_S,
+            )
         self.producer.close()
         self.log.close()
         if self._failure is not None:
@@ -320,7 +323,11 @@ class Worker:
     def fail(self, error: BaseException) -> None:
         """Stop the worker: what is not acknowledged will be read again."""
         if self._failure is None:
-            logger.error("stopping on a failure", error=repr(error), exc_info=error)
+            logger.error(
+                "stopping on a failure; what is not acknowledged is read again on restart",
+                error=repr(error),
+                exc_info=error,
+            )
             self._failure = error
         self._stop.set()
 
@@ -388,7 +395,7 @@ class Worker:
         words = words_of(error)
         trace = None if isinstance(error, CodecError | Rejected) else error
         logger.warning(
-            "dead letter",
+            "an input goes to dead.letters",
             topic=topic.name,
             partition=message.partition,
             offset=message.offset,
@@ -426,8 +433,8 @@ class Worker:
         partitions = owned[self.topics[0].name]
         if any(other != partitions for other in owned.values()):
             raise RuntimeError(
-                f"topics are not assigned together: {owned}; do all have the same number of "
-                "partitions?"
+                f"Topics are not assigned together to group {self.group_id}: {owned}. Give all "
+                "of them the same number of partitions (`fulgurite topics create`)"
             )
         positions: dict[int, dict[str, int]] = {partition: {} for partition in partitions}
         since = dict.fromkeys(partitions, now_ms())
@@ -480,7 +487,12 @@ class Worker:
     async def _watch(self, app: Any) -> None:
         while not app.crashed:  # noqa: ASYNC110 - faust has no event to wait for
             await asyncio.sleep(self.settings.tick_s)
-        self.fail(RuntimeError(f"faust crashed: {app.crash_reason!r}"))
+        self.fail(
+            RuntimeError(
+                f"Faust crashed in group {self.group_id}: {app.crash_reason!r}. What is not "
+                "acknowledged is read again on restart"
+            )
+        )
 
 
 def quieten() -> None:
