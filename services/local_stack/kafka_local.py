@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import signal
 import subprocess
 import uuid
 from collections.abc import Sequence
@@ -174,11 +175,11 @@ class LocalKafka(LocalService):
 
     def suspend(self, node: int) -> None:
         """SIGSTOP."""
-        self.brokers[node].suspend()
+        self.brokers[node].signal_session(signal.SIGSTOP)
 
     def resume(self, node: int) -> None:
         """SIGCONT."""
-        self.brokers[node].resume()
+        self.brokers[node].signal_session(signal.SIGCONT)
 
     def specs(self) -> list[ProcessSpec]:
         """Format what is not formatted, and describe a process for each broker."""

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -23,7 +22,7 @@ import msgspec
 from services.cli import doctor
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics, create_topics
-from services.common.processes.supervisor import ProcessSpec, Restart, SupervisedProcess, Supervisor
+from services.common.processes.supervisor import ProcessSpec, SupervisedProcess, Supervisor
 from services.common.runtime.backends import parse_backends
 from services.common.runtime.model_folder import model_problem
 from services.common.runtime.process_secrets import without_keys
@@ -62,7 +61,7 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Start a Kafka whatever KAFKA_BOOTSTRAP_SERVERS says."""
     environment: Mapping[str, str] = {}
     """Settings of the services, on top of what the stack sets."""
-    restart: Restart = Restart.always
+    restart: bool = True
     """What to do when a service falls."""
 
 
@@ -157,12 +156,7 @@ class LocalStack:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _parts(self) -> Supervisor:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from services.common.processes.supervisor import ProcessSpec, Restart, Supervisor
+from services.common.processes.supervisor import ProcessSpec, Supervisor
 from services.local_stack.errors import RequirementMissing
 from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import project_folder
@@ -59,7 +59,7 @@ class LocalVllm(LocalService):
         port: int | None = None,
         max_model_len: int = 2048,
         threads: int | None = None,
-        restart: Restart = Restart.never,
+        restart: bool = False,
         extra: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         supervisor: Supervisor | None = None,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import ssl
 import uuid
 from collections.abc import AsyncGenerator, Callable
@@ -468,9 +469,9 @@ async def test_with_its_redis_killed_and_stuck_a_gateway_goes_on(
     gateway = gateways[0]
     agent = meet(gateway)
     await agent.ask("Before.", "Yes.")
-    own_valkey.process.suspend()
+    own_valkey.process.signal_session(signal.SIGSTOP)
     await agent.ask("Stuck.", "Still here.")
-    own_valkey.process.resume()
+    own_valkey.process.signal_session(signal.SIGCONT)
     own_valkey.process.kill()
     await agent.ask("Killed.", "Still here.")
     assert len(set(agent.rollouts)) == 3, "each call is a rollout of its own"

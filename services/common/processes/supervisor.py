@@ -7,13 +7,10 @@ dies, even by SIGKILL, the watchdog ends all of its processes.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -37,16 +34,6 @@ again.
 """
 
 
-class Restart(StrEnum):
-    """What to do when a process ends without being told to."""
-
-    never = "never"
-    always = "always"
-    """Start it again, unless it gave up (`GIVES_UP`) or made more than `max_restarts` quick ends in
-    a row.
-    """
-
-
 class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A process to run. `ready` must return quickly and never raise; with neither `ready` nor
     `pulse` it is ready as soon as it runs.
@@ -66,7 +53,10 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     Removed at each start.
     """
     ready_timeout_s: float = 60.0
-    restart: Restart = Restart.never
+    restart: bool = False
+    """Start it again when it ends without being told to, unless it gave up (`GIVES_UP`) or made
+    more than `max_restarts` quick ends in a row.
+    """
     max_restarts: int = 20
     stop_timeout_s: float = GRACE_S
     """From SIGTERM to SIGKILL."""
@@ -155,7 +145,7 @@ class SupervisedProcess:
         return (
             self._is_wanted
             and self._was_ever_ready
-            and self.spec.restart is Restart.always
+            and self.spec.restart
             and self.returncode != GIVES_UP
             and self._quick_ends <= self.spec.max_restarts
         )
@@ -183,15 +173,10 @@ class SupervisedProcess:
         if self._child is not None:
             self._child.kill()
 
-    def suspend(self) -> None:
-        """Send SIGSTOP to the whole session."""
+    def signal_session(self, number: int) -> None:
+        """Signal it and everything in its session; does nothing if it does not run."""
         if self._child is not None:
-            self._child.signal_session(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Send SIGCONT to the whole session."""
-        if self._child is not None:
-            self._child.signal_session(signal.SIGCONT)
+            self._child.signal_session(number)
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """Block until it has ended; its return code, or None if it still runs."""
@@ -268,10 +253,5 @@ class Supervisor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

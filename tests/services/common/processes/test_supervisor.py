@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from services.common.processes.errors import ProcessExited, ProcessNotReady
-from services.common.processes.supervisor import ProcessSpec, Restart, Supervisor
+from services.common.processes.supervisor import ProcessSpec, Supervisor
 from tests.services.common.processes.programs import IGNORES_SIGTERM, SLEEP, eventually
 
 
@@ -27,7 +27,7 @@ def spec(
     tmp_path: Path,
     code: str,
     *,
-    restart: Restart = Restart.never,
+    restart: bool = False,
     ready_timeout_s: float = 30,
     stop_timeout_s: float = 20,
 ) -> ProcessSpec:
@@ -76,9 +76,7 @@ def test_one_that_ignores_the_request_is_killed(supervisor: Supervisor, tmp_path
 
 
 def test_a_failure_to_start_is_told_with_the_log(supervisor: Supervisor, tmp_path: Path) -> None:
-    process = supervisor.start(
-        spec(tmp_path, "import sys; sys.exit('no such port')", restart=Restart.always)
-    )
+    process = supervisor.start(spec(tmp_path, "import sys; sys.exit('no such port')", restart=True))
     with pytest.raises(ProcessExited, match="no such port"):
         process.wait_ready()
     assert process.restarts == 0
@@ -94,7 +92,7 @@ def test_one_that_never_gets_ready_is_told(supervisor: Supervisor, tmp_path: Pat
 def test_a_crash_is_told_and_mended(tmp_path: Path) -> None:
     ended: list[int] = []
     with Supervisor(lambda _, code: ended.append(code)) as supervisor:
-        process = supervisor.start(spec(tmp_path, SLEEP, restart=Restart.always)).wait_ready()
+        process = supervisor.start(spec(tmp_path, SLEEP, restart=True)).wait_ready()
         first = process.pid
         process.kill()
         assert eventually(lambda: process.pid is not None and process.pid != first)
@@ -112,9 +110,9 @@ def test_without_a_restart_policy_a_crash_stays(supervisor: Supervisor, tmp_path
 def test_stopped_and_woken(supervisor: Supervisor, tmp_path: Path) -> None:
     process = supervisor.start(spec(tmp_path, SLEEP)).wait_ready()
     assert process.pid is not None
-    process.suspend()
+    process.signal_session(signal.SIGSTOP)
     assert eventually(lambda: _status(process.pid) == "T")
-    process.resume()
+    process.signal_session(signal.SIGCONT)
     assert eventually(lambda: _status(process.pid) == "S")
 
 
@@ -130,9 +128,7 @@ def test_one_with_a_pulse_is_ready_at_its_first_beat_and_not_at_one_from_before(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:
     pulse = tmp_path / "run" / "pulse"
-    made = msgspec.structs.replace(
-        spec(tmp_path, PULSING, restart=Restart.always), ready=None, pulse=pulse
-    )
+    made = msgspec.structs.replace(spec(tmp_path, PULSING, restart=True), ready=None, pulse=pulse)
     process = supervisor.start(made).wait_ready()
     assert pulse.exists()
     process.stop()
@@ -152,7 +148,7 @@ def test_one_that_dies_at_its_start_is_told_with_its_last_error(
         "'no model in /nope'})); raise SystemExit(78)"
     )
     made = msgspec.structs.replace(
-        spec(tmp_path, code, restart=Restart.always), ready=None, pulse=tmp_path / "pulse"
+        spec(tmp_path, code, restart=True), ready=None, pulse=tmp_path / "pulse"
     )
     with pytest.raises(
         ProcessExited,
@@ -164,7 +160,7 @@ def test_one_that_dies_at_its_start_is_told_with_its_last_error(
 def test_what_answers_for_a_dead_process_is_not_it(supervisor: Supervisor, tmp_path: Path) -> None:
     """Another program on its port."""
     made = msgspec.structs.replace(
-        spec(tmp_path, "raise OSError(98, 'address already in use')", restart=Restart.always),
+        spec(tmp_path, "raise OSError(98, 'address already in use')", restart=True),
         ready=lambda: False,
     )
     process = supervisor.start(made)
@@ -197,7 +193,7 @@ def test_one_that_falls_at_each_start_is_given_up_and_each_end_is_told(tmp_path:
     )
     again: list[bool] = []
     with Supervisor(lambda process, _: again.append(process.will_restart())) as supervisor:
-        made = msgspec.structs.replace(spec(tmp_path, code, restart=Restart.always), max_restarts=2)
+        made = msgspec.structs.replace(spec(tmp_path, code, restart=True), max_restarts=2)
         process = supervisor.start(made).wait_ready()
         flag.touch()
         process.kill()
