@@ -27,7 +27,7 @@ from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import ADMIN, PLAIN, Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub
-from tests.services.common.processes import agent_programs as agents
+from tests.services.common.processes import programs
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -259,7 +259,7 @@ async def test_a_failing_agent_is_told_with_code_and_last_words(
 ) -> None:
     lines = await _finish(
         _start(
-            gateway, tmp_path, agents.EXITS, "-n", "1", "--mode", "val", arguments=("3",), tasks=1
+            gateway, tmp_path, programs.EXITS, "-n", "1", "--mode", "val", arguments=("3",), tasks=1
         ),
         3,
     )
@@ -284,12 +284,12 @@ async def test_a_stopped_run_leaves_no_process(
     _write_rewards(tmp_path)
     pids = tmp_path / "pids"
     options = ("-n", "1", "--reward", "rewards.py:length", "--results", "results.json", *preload)
-    process = _start(gateway, tmp_path, agents.SLEEPS, *options, arguments=(str(pids),), tasks=1)
+    process = _start(gateway, tmp_path, programs.SLEEPS, *options, arguments=(str(pids),), tasks=1)
     try:
         running = [
-            int(pid) for pid in (await asyncio.to_thread(agents.wait_for_line, pids, 60)).split()
+            int(pid) for pid in (await asyncio.to_thread(programs.wait_for_line, pids)).split()
         ]
-        below = agents.descendants(process.pid)
+        below = programs.descendants(process.pid)
         assert len(below) >= 3, "fork server, agent and reward worker"
         process.send_signal(number)
         output, _ = await asyncio.to_thread(process.communicate, None, 30)
@@ -297,7 +297,7 @@ async def test_a_stopped_run_leaves_no_process(
         process.kill()
     assert process.returncode == (-number if number is signal.SIGKILL else 130)
     for pid in [*running, *below]:
-        assert await asyncio.to_thread(agents.is_soon_dead, pid), f"process {pid} is still there"
+        assert await asyncio.to_thread(programs.is_soon_dead, pid), f"process {pid} is still there"
     if number is not signal.SIGKILL:
         statuses = [
             status

@@ -34,7 +34,7 @@ _DRAIN_S = 0.5
 _STOP_S = 5.0
 
 
-class Program(msgspec.Struct, frozen=True):
+class Program(msgspec.Struct, frozen=True, omit_defaults=True):
     """What to run: an argv to execute, or a Python file or module for a fork of the server."""
 
     argv: tuple[str, ...]
@@ -172,16 +172,8 @@ class ForkServer:
     ) -> list[_Tail]:
         """Start a job; the ends of its output and of its error output, unless it has `output`."""
         loop = asyncio.get_running_loop()
-        message: dict[str, Any] = {
-            "start": job,
-            "argv": program.argv,
-            "env": dict(environment),
-            "cwd": str(cwd),
-        }
-        if program.script is not None:
-            message["script"] = program.script
-        if program.module is not None:
-            message["module"] = program.module
+        where = {"env": dict(environment), "cwd": str(cwd)}
+        message = {"start": job, **where, **msgspec.to_builtins(program)}
         tails: list[_Tail] = []
         with contextlib.ExitStack() as stack:
             # A file, because writing to a pipe could block.

@@ -26,7 +26,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
@@ -79,7 +79,8 @@ class ForkServerMain:
         self._wake, self._waker = socket.socketpair()
         self._wake.setblocking(False)
         self._waker.setblocking(False)
-        signal.signal(signal.SIGCHLD, _do_nothing)
+        # With a handler, the signal wakes `select` through the wake-up descriptor.
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
 
     def serve(self) -> Job | None:
@@ -167,12 +168,6 @@ def _signal_job(pid: int, number: int) -> None:
     if not signal_group(pid, number):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-
-
-def _do_nothing(_number: int, _frame: FrameType | None) -> None:
-    """A handler, so that the signal is delivered and wakes `select` through the wake-up
-    descriptor.
-    """
 
 
 def _load_prctl() -> Any:

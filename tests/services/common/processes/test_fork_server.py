@@ -18,7 +18,7 @@ import pytest
 
 from services.common.processes.errors import ForkServerFailed
 from services.common.processes.fork_server import ForkServer, ProcessResult, Program
-from tests.services.common.processes import agent_programs as agents
+from tests.services.common.processes import programs
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 ENVIRONMENT = {"PATH": PATH, "HOME": os.environ.get("HOME", "/")}
@@ -54,7 +54,7 @@ async def test_an_agent_gets_its_input_and_nothing_but_its_environment(
 ) -> None:
     os.environ["SECRET_OF_THE_RUNNER"] = "1"
     environment = {**ENVIRONMENT, "OPENAI_API_KEY": "key"}
-    program = _program(tmp_path, agents.ECHO, preload, "--flag")
+    program = _program(tmp_path, programs.ECHO, preload, "--flag")
     ended = await _run(server, program, tmp_path, environment=environment, stdin=b'{"question": 1}')
     seen = json.loads(ended.output)
     added_by_the_interpreter = {"LC_CTYPE"}
@@ -76,14 +76,14 @@ async def test_an_agent_gets_its_input_and_nothing_but_its_environment(
 async def test_exit_codes_and_last_words_come_through(
     server: ForkServer, tmp_path: Path, preload: bool, code: int
 ) -> None:
-    ended = await _run(server, _program(tmp_path, agents.EXITS, preload, str(code)), tmp_path)
+    ended = await _run(server, _program(tmp_path, programs.EXITS, preload, str(code)), tmp_path)
     assert (ended.exit_code, ended.error_output, ended.is_overdue) == (code, "last words", False)
 
 
 async def test_an_exception_ends_with_1_and_the_scripts_own_traceback(
     server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
-    ended = await _run(server, _program(tmp_path, agents.RAISES, preload), tmp_path)
+    ended = await _run(server, _program(tmp_path, programs.RAISES, preload), tmp_path)
     assert ended.exit_code == 1
     assert ended.error_output.startswith(
         f'Traceback (most recent call last):\n  File "{tmp_path / "agent.py"}", line 4'
@@ -96,20 +96,20 @@ async def test_the_deadline_ends_the_whole_group(
 ) -> None:
     ended = await _run(
         server,
-        _program(tmp_path, agents.SLEEPS, preload, str(tmp_path / "pids")),
+        _program(tmp_path, programs.SLEEPS, preload, str(tmp_path / "pids")),
         tmp_path,
         limit_s=1.5,
     )
     assert ended.is_overdue
     assert ended.exit_code == -signal.SIGTERM
-    assert all(agents.is_soon_dead(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+    assert all(programs.is_soon_dead(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
 async def test_who_ignores_sigterm_is_killed(
     server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
     ended = await _run(
-        server, _program(tmp_path, agents.IGNORES_SIGTERM, preload), tmp_path, limit_s=1.5
+        server, _program(tmp_path, programs.IGNORES_SIGTERM, preload), tmp_path, limit_s=1.5
     )
     assert (ended.exit_code, ended.is_overdue) == (-signal.SIGKILL, True)
 
@@ -119,11 +119,11 @@ async def test_what_an_agent_leaves_behind_is_killed(
 ) -> None:
     ended = await _run(
         server,
-        _program(tmp_path, agents.LEAVES_A_CHILD, preload, str(tmp_path / "pids")),
+        _program(tmp_path, programs.LEAVES_A_CHILD, preload, str(tmp_path / "pids")),
         tmp_path,
     )
     assert ended.exit_code == 0
-    assert agents.is_soon_dead(int((tmp_path / "pids").read_text()))
+    assert programs.is_soon_dead(int((tmp_path / "pids").read_text()))
 
 
 async def test_cancelling_kills_the_group(
@@ -131,30 +131,30 @@ async def test_cancelling_kills_the_group(
 ) -> None:
     pids = tmp_path / "pids"
     running = asyncio.create_task(
-        _run(server, _program(tmp_path, agents.SLEEPS, preload, str(pids)), tmp_path)
+        _run(server, _program(tmp_path, programs.SLEEPS, preload, str(pids)), tmp_path)
     )
     await _appears(pids)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert all(agents.is_soon_dead(int(pid)) for pid in pids.read_text().split())
+    assert all(programs.is_soon_dead(int(pid)) for pid in pids.read_text().split())
 
 
 async def test_closing_kills_everything(tmp_path: Path, preload: bool) -> None:
     pids = tmp_path / "pids"
     async with ForkServer(sys.executable, [], ENVIRONMENT) as server:
         running = asyncio.create_task(
-            _run(server, _program(tmp_path, agents.SLEEPS, preload, str(pids)), tmp_path)
+            _run(server, _program(tmp_path, programs.SLEEPS, preload, str(pids)), tmp_path)
         )
         await _appears(pids)
     with pytest.raises(ForkServerFailed):
         await running
-    assert all(agents.is_soon_dead(int(pid)) for pid in pids.read_text().split())
+    assert all(programs.is_soon_dead(int(pid)) for pid in pids.read_text().split())
 
 
 async def test_a_runner_killed_outright_leaves_nothing(tmp_path: Path, preload: bool) -> None:
     pids = tmp_path / "pids"
-    program = _program(tmp_path, agents.SLEEPS, preload, str(pids))
+    program = _program(tmp_path, programs.SLEEPS, preload, str(pids))
     source = (
         "import asyncio, sys\nfrom pathlib import Path\nfrom services.common.processes.fork_server import "
         "ForkServer, Program\n"
@@ -169,11 +169,11 @@ async def test_a_runner_killed_outright_leaves_nothing(tmp_path: Path, preload: 
     await _appears(pids)
     runner.kill()
     runner.wait()
-    assert all(agents.is_soon_dead(int(pid)) for pid in pids.read_text().split())
+    assert all(programs.is_soon_dead(int(pid)) for pid in pids.read_text().split())
 
 
 async def test_many_at_once(server: ForkServer, tmp_path: Path, preload: bool) -> None:
-    program = _program(tmp_path, agents.ECHO, preload)
+    program = _program(tmp_path, programs.ECHO, preload)
     ended = await asyncio.gather(
         *(_run(server, program, tmp_path, stdin=str(number).encode()) for number in range(30))
     )
@@ -223,4 +223,4 @@ async def test_a_program_that_vanished_ends_with_127(server: ForkServer, tmp_pat
 
 async def _appears(path: Path) -> None:
     """Wait until an agent has written its line."""
-    await asyncio.to_thread(agents.wait_for_line, path)
+    await asyncio.to_thread(programs.wait_for_line, path)

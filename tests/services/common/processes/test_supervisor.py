@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from services.common.processes.errors import ProcessExited, ProcessNotReady
@@ -111,9 +112,9 @@ def test_stopped_and_woken(supervisor: Supervisor, tmp_path: Path) -> None:
     process = supervisor.start(spec(tmp_path, SLEEP)).wait_ready()
     assert process.pid is not None
     process.signal_session(signal.SIGSTOP)
-    assert eventually(lambda: _status(process.pid) == "T")
+    assert eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
     process.signal_session(signal.SIGCONT)
-    assert eventually(lambda: _status(process.pid) == "S")
+    assert eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING)
 
 
 PULSING = """
@@ -199,7 +200,3 @@ def test_one_that_falls_at_each_start_is_given_up_and_each_end_is_told(tmp_path:
         process.kill()
         assert eventually(lambda: again == [True, True, False])
         assert process.pid is None
-
-
-def _status(pid: int | None) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
