@@ -1,18 +1,13 @@
 """Stores payloads that are too large for a message elsewhere, under their SHA-256.
 
-The message then holds a claim check, which says where the payload lies.
+The message then holds a claim check, which names the payload's place. There are two ways:
+- In pieces: each long JSON string of request, response and messages, an image for example, is a
+  payload, and is replaced by `fulgurite:claim:SHA256:BYTES`. Turns that repeat the string name the
+  same payload, and the rest of the call is short enough for a delta (`fulgurite.calls.deltas`).
+- As a whole, if pieces do not help: request, response and messages are one payload.
 
-A large call goes in one of two ways.
-
-- By pieces: each long JSON string of request, response and messages, an image for example, is a
-  payload of its own, and `fulgurite:claim:SHA256:BYTES` stands in its place. The turns that repeat
-  it name the same payload, and what is left of them is short enough for a delta
-  (`fulgurite.calls.deltas`).
-- As a whole, where pieces do not help: request, response and messages are one payload.
-
-What stays is what the loop needs: ids, outcome, tokens, log-probabilities and finish reasons, so
-that a call is stitched, cut, trained and counted without its text. Both ways give back the text to
-the byte.
+Ids, outcome, tokens, log-probabilities and finish reasons stay in the message, so a call is
+stitched, trained and counted without its text. Both ways restore the text byte for byte.
 """
 
 from __future__ import annotations
@@ -28,29 +23,27 @@ from fulgurite.events import ClaimCheck, EventStruct, LlmCall
 
 _MARK = "fulgurite:claim:"
 _STRING = re.compile(r'"([^"\\]*+(?:\\.?+[^"\\]*+)*+)("|\Z)', re.DOTALL)
-"""A JSON string, or the rest of a text that ends within one: never a second look at the same
-characters.
-"""
+"""A JSON string, or the rest of a text that ends within one. It never backtracks."""
 
 _MOST_TEXT = 256 * 1024**2
-"""Characters of a call with its pieces: a forged one that names a piece over and over must not fill
-a reader's memory.
+"""Most characters of a call with its pieces: a forged call that names a piece many times must not
+fill a reader's memory.
 """
 
 _PLACEHOLDER = re.compile(rf'"{_MARK}([0-9a-f]{{64}}):([0-9]+)"')
 
 
 class Payload(EventStruct, frozen=True, kw_only=True):
-    """What lies elsewhere as a whole, as JSON."""
+    """The content of a claim check for a whole call, as JSON."""
 
     request: str | None
     response: str | None
     messages: tuple[str | None, ...]
-    """Of the choices, in their order."""
+    """Messages of the choices, in their order."""
 
 
 def payload_of(call: LlmCall) -> bytes:
-    """The large part of a call."""
+    """Return the large part of a call as a payload."""
     messages = tuple(choice.message for choice in call.choices)
     return msgspec.json.encode(
         Payload(request=call.request, response=call.response, messages=messages)
@@ -58,17 +51,17 @@ def payload_of(call: LlmCall) -> bytes:
 
 
 def digest(payload: bytes) -> str:
-    """What a payload is called: hex SHA-256."""
+    """The name of a payload: its SHA-256 in hex."""
     return hashlib.sha256(payload).hexdigest()
 
 
 def claims_of(call: LlmCall) -> tuple[ClaimCheck, ...]:
-    """All that a call left elsewhere."""
+    """All claim checks of a call."""
     return call.pieces if call.claim_check is None else (call.claim_check, *call.pieces)
 
 
 def leave(call: LlmCall, claim: ClaimCheck) -> LlmCall:
-    """The call without what lies elsewhere as a whole."""
+    """Replace the large part of a call by a claim check."""
     choices = tuple(msgspec.structs.replace(choice, message=None) for choice in call.choices)
     return msgspec.structs.replace(
         call, request=None, response=None, choices=choices, claim_check=claim
@@ -76,7 +69,7 @@ def leave(call: LlmCall, claim: ClaimCheck) -> LlmCall:
 
 
 def redeem(call: LlmCall, payload: bytes) -> LlmCall:
-    """The inverse of `leave`. Raises BadClaim when the bytes are not those that were left."""
+    """Undo `leave`. Raises BadClaim if the payload is not the one that was stored."""
     claim = call.claim_check
     if claim is None:
         return call
@@ -88,19 +81,18 @@ def redeem(call: LlmCall, payload: bytes) -> LlmCall:
             for c, m in zip(call.choices, found.messages, strict=True)
         )
     except ValueError as error:
-        raise BadClaim(f"{claim.uri} is no payload of call {call.call_id}: {error}") from error
+        raise BadClaim(f"{claim.uri} is not a payload of call {call.call_id}: {error}") from error
     return msgspec.structs.replace(
         call, request=found.request, response=found.response, choices=choices, claim_check=None
     )
 
 
-def take_pieces(call: LlmCall, least: int) -> tuple[LlmCall, dict[str, bytes]]:
-    """The call with a placeholder for each JSON string of so many characters or more, and these
-    texts by their digests.
+def extract_pieces(call: LlmCall, least: int) -> tuple[LlmCall, dict[str, bytes]]:
+    """Replace JSON strings of `least` characters or more by placeholders.
 
-    Their claims are still to be named in `pieces`. A call whose text has something like a
-    placeholder in it stays as it is: it could not be told from ours. So does one of over 256 Mi
-    characters.
+    Returns the call, whose `pieces` are still to be filled, and the texts by their digests. A call
+    whose text contains something like a placeholder is not changed, because the two could not be
+    told apart. Neither is a call of more than 256 Mi characters.
     """
     texts = [call.request, call.response, *(choice.message for choice in call.choices)]
     if (
@@ -124,8 +116,9 @@ def take_pieces(call: LlmCall, least: int) -> tuple[LlmCall, dict[str, bytes]]:
 
 
 def put_back_pieces(call: LlmCall, payloads: Mapping[str, bytes]) -> LlmCall:
-    """The inverse of `take_pieces`, given the payloads by their digests. Raises BadClaim when one
-    is missing, or not what was left.
+    """Undo `extract_pieces`, given the payloads by their digests.
+
+    Raises BadClaim if one is missing or altered.
     """
     if not call.pieces:
         return call
@@ -133,7 +126,7 @@ def put_back_pieces(call: LlmCall, payloads: Mapping[str, bytes]) -> LlmCall:
     for claim in call.pieces:
         payload = payloads.get(claim.sha256)
         if payload is None:
-            raise BadClaim(f"call {call.call_id} left {claim.uri} elsewhere, which was not read")
+            raise BadClaim(f"call {call.call_id}: its payload {claim.uri} was not read")
         _prove(call, claim, payload)
         texts[claim.sha256] = payload.decode("utf-8", "surrogatepass")
 
@@ -142,21 +135,20 @@ def put_back_pieces(call: LlmCall, payloads: Mapping[str, bytes]) -> LlmCall:
     def put_back(match: re.Match[str]) -> str:
         nonlocal size
         if match[1] not in texts:
-            raise BadClaim(f"call {call.call_id} does not say where its text {match[1]} lies")
+            raise BadClaim(f"call {call.call_id} has no claim check for its text {match[1]}")
         size += len(texts[match[1]])
         if size > _MOST_TEXT:
             raise BadClaim(
-                f"call {call.call_id} is larger than {_MOST_TEXT:,} characters with what it "
-                "left elsewhere"
+                f"call {call.call_id} has more than {_MOST_TEXT:,} characters with its payloads"
             )
         return f'"{texts[match[1]]}"'
 
-    whole = _mapped(call, lambda text: _PLACEHOLDER.sub(put_back, text))
-    return msgspec.structs.replace(whole, pieces=())
+    restored = _mapped(call, lambda text: _PLACEHOLDER.sub(put_back, text))
+    return msgspec.structs.replace(restored, pieces=())
 
 
 def described(text: str) -> str:
-    """A text for people: placeholders say how much they stand for."""
+    """A text for people, with placeholders replaced by the sizes of their payloads."""
     return re.sub(
         rf"{_MARK}[0-9a-f]{{64}}:([0-9]+)",
         lambda match: f"[{int(match[1]):,} bytes in the claims store]",
@@ -167,7 +159,7 @@ def described(text: str) -> str:
 def _prove(call: LlmCall, claim: ClaimCheck, payload: bytes) -> None:
     if digest(payload) != claim.sha256:
         raise BadClaim(
-            f"{claim.uri} is not what call {call.call_id} left there: its SHA-256 is "
+            f"{claim.uri} is not what call {call.call_id} stored there: its SHA-256 is "
             f"{digest(payload)}, not {claim.sha256}"
         )
 

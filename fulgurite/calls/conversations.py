@@ -3,8 +3,8 @@
 It compares a hash chain of the message prefix.
 
 Every message (OpenAI's chat messages and Responses items, Anthropic's content blocks alike) is
-taken apart into *atoms*: a text, a tool call, a tool's result. Agents send an answer back in
-another form than they got it; these differences make the same atom:
+split into *atoms*: a text, a tool call, a tool's result. Agents may send an answer back in another
+form than they got it. These differences give the same atoms:
 
 - null and missing fields, and fields that only describe (`name`, `annotations`, `status`, an item's
   own `id`)
@@ -16,8 +16,8 @@ another form than they got it; these differences make the same atom:
   `<think>...</think>` before the text (also without `<think>`, which some templates put into the
   prompt)
 - system and developer messages: an agent that renews its instructions each turn, or hands over to
-  another role, goes on with the same conversation. What the model saw is in the log either way, and
-  opens another trajectory of the same episode.
+  another role, continues the same conversation. The change opens another trajectory of the same
+  episode.
 
 Anything else that differs (a rewritten memory, a dropped turn, another tool call id) is another
 conversation.
@@ -43,14 +43,14 @@ from fulgurite.untrusted_json import mappings
 
 Json = Mapping[str, Any]
 Atom = tuple[str, ...]
-"""Who speaks, what kind of thing it is, and what it says."""
+"""Role, kind and content."""
 
 AMBIGUOUS = "*"
-"""In place of a rollout: more than one has this chain."""
+"""Stands for a rollout where several have the same chain."""
 
 LOOKED_UP = 16
-"""Prefixes that are looked up. The last assistant's message is the answer sent back, but for agents
-that append some of their own.
+"""How many prefixes are looked up. The answer is in the last assistant's message, unless the agent
+appended messages of its own.
 """
 
 _ASSISTANT = "assistant"
@@ -60,19 +60,18 @@ _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text")
 _THOUGHT = ("<think>", "</think>")
 _EXACT = 1 << 53
-"""Beyond it not every integer is a float."""
+"""Up to this, every integer is exact as a float."""
 
 
 class MessageChain:
-    """The chain of a request's messages."""
+    """The hash chain of a request's messages."""
 
     __slots__ = ("_chain", "_words", "prefixes")
 
     def __init__(self, salt: bytes, items: Iterable[Any], *, words: bool = False) -> None:
-        """`salt`, up to 64 bytes: conversations with different ones never meet.
+        """`salt`, up to 64 bytes: conversations with different salts never match.
 
-        `words`: each text counts as it is, also beside tool calls and with what was thought before
-        it.
+        `words`: every text counts, also beside tool calls, and with the reasoning before it.
         """
         self._chain = hashlib.blake2b(digest_size=16, key=salt)
         self._words = words
@@ -82,12 +81,12 @@ class MessageChain:
             if atom[0] == _ASSISTANT:
                 known.appendleft(self._chain.copy().hexdigest())
         self.prefixes: tuple[str, ...] = tuple(known)
-        """The chains up to each assistant's atom, longest first, `LOOKED_UP` at most; none in a
-        first request.
+        """The chains up to each assistant's atom, longest first, at most `LOOKED_UP`. A first
+        request has none.
         """
 
     def answered(self, answer: Iterable[Any]) -> str | None:
-        """The chain with this answer's items; None if it says nothing that could be sent back."""
+        """The chain with this answer's items; None if the answer has no content."""
         chain = self._chain.copy()
         said = False
         for atom in atoms(answer, words=self._words):
@@ -97,29 +96,30 @@ class MessageChain:
 
 
 def recognised(found: Sequence[str | None]) -> str | None:
-    """The rollout that a request continues, from what is remembered of its prefixes, longest first.
-    None: it opens one.
+    """The rollout that a request continues, given the rollouts of its prefixes, longest first.
+
+    None if it opens a new one.
     """
     nearest = next((rollout for rollout in found if rollout is not None), None)
     return None if nearest == AMBIGUOUS else nearest
 
 
 def owner_of(known: str | None, rollout: str) -> str:
-    """Whose a chain is, once `rollout` has it too."""
+    """The owner of a chain when `rollout` has it too."""
     return rollout if known is None or known == rollout else AMBIGUOUS
 
 
 def atoms(items: Iterable[Any], *, words: bool = False) -> Iterator[Atom]:
-    """The items of a request or an answer in canonical form.
+    """Yield the items of a request or an answer in canonical form.
 
-    Without `words`, of an assistant's turn that calls tools only the calls, and texts without what
-    was thought before them.
+    Without `words`, an assistant's turn with tool calls gives only the calls, and texts lose the
+    reasoning before them.
     """
     if words:
-        yield from _taken_apart(items, thoughts=True)
+        yield from _split(items, thoughts=True)
         return
     turn: list[Atom] = []
-    for atom in _taken_apart(items, thoughts=False):
+    for atom in _split(items, thoughts=False):
         if atom[0] == _ASSISTANT:
             turn.append(atom)
             continue
@@ -137,7 +137,7 @@ def _calls_or_all(turn: list[Atom]) -> list[Atom]:
     )
 
 
-def _taken_apart(items: Iterable[Any], *, thoughts: bool) -> Iterator[Atom]:
+def _split(items: Iterable[Any], *, thoughts: bool) -> Iterator[Atom]:
     for item in items:
         if not isinstance(item, Mapping):
             yield ("other", _text_or_json(item))
@@ -166,7 +166,7 @@ def _of_message(role: str, message: Json, thoughts: bool) -> Iterator[Atom]:
 
 
 def _of_item(kind: str, item: Json) -> Iterator[Atom]:
-    """A Responses item that is no message."""
+    """A Responses item that is not a message."""
     if kind in ("function_call", "custom_tool_call"):
         yield _call(
             {
@@ -189,9 +189,7 @@ def _of_item(kind: str, item: Json) -> Iterator[Atom]:
 
 
 def _of_content(role: str, content: Any, thoughts: bool) -> Iterator[Atom]:
-    """A message's content: texts that follow one another are one, with what was thought before them
-    if `thoughts` count.
-    """
+    """Atoms of a message's content. Adjacent texts are joined, with reasoning if `thoughts`."""
     if isinstance(content, str):
         yield from _joined(role, [content], thoughts)
         return
@@ -238,9 +236,7 @@ def _joined(role: str, texts: list[str], thoughts: bool) -> Iterator[Atom]:
 
 
 def _without_thoughts(text: str) -> str:
-    """What comes after the blocks that a text begins with. A `<think>` that is not closed, or not
-    at the beginning, is text.
-    """
+    """Remove `<think>` blocks at the beginning of a text. Others, and unclosed ones, stay."""
     while True:
         thought, closed, rest = text.partition(_THOUGHT[1])
         if not closed or (_THOUGHT[0] in thought and not thought.startswith(_THOUGHT[0])):
@@ -277,9 +273,7 @@ def _call(call: Json) -> Atom:
 
 
 def _result(call_id: Any, content: Any) -> Atom:
-    """What a tool gave, as one atom: its role must not look like the assistant's, whatever a tool
-    returns.
-    """
+    """A tool's result as one atom, so that no result can look like an assistant's message."""
     return (
         _TOOL,
         str(call_id or ""),
@@ -288,12 +282,12 @@ def _result(call_id: Any, content: Any) -> Atom:
 
 
 def _arguments(arguments: Any) -> str:
-    return _written_anew(arguments) if isinstance(arguments, str) else _json(arguments or {})
+    return _canonical_arguments(arguments) if isinstance(arguments, str) else _json(arguments or {})
 
 
 @lru_cache(maxsize=2048)
-def _written_anew(arguments: str) -> str:
-    """Remembered, because every turn brings the calls of all turns before it."""
+def _canonical_arguments(arguments: str) -> str:
+    """Arguments in canonical form. Cached, because every turn repeats the calls before it."""
     try:
         return _json(msgspec.json.decode(arguments or "{}"))
     except (msgspec.DecodeError, RecursionError):
@@ -309,7 +303,7 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Without nulls in objects, and with whole numbers as integers: JavaScript writes 1.0 as 1."""
+    """Remove nulls from objects, and turn 1.0 into 1, as JavaScript writes it."""
     if isinstance(value, Mapping):
         return {
             name: _plain(inner) for name, inner in cast(Json, value).items() if inner is not None
@@ -322,6 +316,6 @@ def _plain(value: Any) -> Any:
 
 
 def _add(chain: hashlib.blake2b, atom: Atom) -> None:
-    """Fields with their lengths, so that no two lists of atoms read the same."""
+    """Add an atom's fields with their lengths, so that different atoms give different bytes."""
     fields = [field.encode("utf-8", "surrogatepass") for field in atom]
     chain.update(b"".join(part for data in fields for part in (b"%d:" % len(data), data)) + b";")

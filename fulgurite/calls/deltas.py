@@ -2,21 +2,18 @@
 
 An agent's fiftieth turn repeats the forty-nine before it.
 
-`shorten` makes the delta, `restore` the call that it was made of, to the byte. In a delta (`parent`
-is set)
+`shorten` makes the delta, `restore` the original call, byte for byte. In a delta (`parent` is set)
 
-- `prompt_token_ids` lacks the first `shared_tokens` ids: they are those of the parent's prompt and
-  first choice, as far as both agree. The hash of the full prompt tells whether what was put
-  together is right.
+- `prompt_token_ids` lacks the first `shared_tokens` ids, which are those of the parent's prompt and
+  first choice. The hash of the full prompt shows whether the restored prompt is right.
 - `request` is `HEAD TAIL CRC32`, a line feed and the middle of the body: its first HEAD and last
   TAIL bytes (UTF-8) are those of the parent's body. Clients repeat messages, tools and settings
   word for word, whatever the API; no JSON is parsed, so no byte is lost.
-- everything else is as it was.
+- everything else is unchanged.
 
-A parent is a call of the same attempt, in the same partition, at a lower offset. Every 64th link of
-a chain is whole, so that no more records have to be read to restore any. A gain of less than
-`LEAST_GAIN` bytes is not worth a delta. `fulgurite.episodes.episode_deltas` does the same within
-one episode.
+A parent is a call of the same attempt, in the same partition, at a lower offset. Every 64th call of
+a chain is stored completely, which bounds the records to read. A delta must save at least
+`LEAST_GAIN` bytes. `fulgurite.episodes.episode_deltas` does the same within one episode.
 """
 
 from __future__ import annotations
@@ -32,31 +29,32 @@ from fulgurite.events import EventStruct, LlmCall, ParentRef
 from fulgurite.tokens import PromptHashes, prompt_hash
 
 CHAIN = 64
-"""Links of a chain, the whole one included: a reader that starts anywhere reads so many records, at
-most. A whole link repeats all that was said before it: with one in sixteen, the log of a
-conversation of fifty turns was three times as large.
+"""Longest chain, its complete call included: a reader never reads more records to restore a call.
+A complete call repeats all earlier turns. With one in sixteen, the log of a conversation of fifty
+turns was three times as large.
 """
 
 LEAST_GAIN = 512
-"""Bytes: a parent's name and place take some 150, and zstd makes small repetitions cheap anyway."""
+"""Bytes. The reference to a parent takes some 150, and zstd makes small repetitions cheap anyway.
+"""
 
 _THIRD = LEAST_GAIN // 3
 
 WITHIN = -1
-"""In place of a partition: the parent is a call of the same episode, and the offset its index."""
+"""Stands for a partition: the parent is in the same episode, and its offset is its index."""
 
 _STEP = 64
-"""Bytes: conversations that differ mostly do so in their first line."""
+"""Bytes. Different conversations mostly differ in their first line."""
 
 
 class Link(EventStruct, frozen=True, kw_only=True):
-    """What is kept of a call for those that extend it."""
+    """The part of a call that is kept to make deltas of later calls."""
 
     call_id: str
     partition: int
     offset: int
     depth: int
-    """Links between it and the whole call that its chain begins with."""
+    """Number of deltas between it and the complete call at the beginning of its chain."""
     tokens: bytes
     """Its prompt and the tokens of its first choice, packed."""
     request: bytes
@@ -64,7 +62,7 @@ class Link(EventStruct, frozen=True, kw_only=True):
 
 
 def link_of(call: LlmCall, partition: int, offset: int, depth: int = 0) -> Link:
-    """The link of a whole call that lies there."""
+    """Make the link of a complete call at this place."""
     return Link(
         call_id=call.call_id,
         partition=partition,
@@ -76,11 +74,10 @@ def link_of(call: LlmCall, partition: int, offset: int, depth: int = 0) -> Link:
 
 
 def shorten(call: LlmCall, links: Sequence[Link]) -> tuple[LlmCall, int]:
-    """The call as a delta of the link that saves most, and its depth; the call itself, and 0, if
-    none is worth it.
+    """Make the call a delta of the link that saves most; returns it with its depth.
 
-    Links in order of time, looked at from the newest: one that could save less than `LEAST_GAIN`
-    beyond the best so far is not compared.
+    Returns the call itself and 0 if no link saves enough. Links are in order of time and tried from
+    the newest; one that cannot save `LEAST_GAIN` more than the best so far is skipped.
     """
     if call.prompt_token_ids is not None and (
         call.prompt_hash is None or len(call.prompt_token_ids) % 4
@@ -106,18 +103,17 @@ def shorten(call: LlmCall, links: Sequence[Link]) -> tuple[LlmCall, int]:
 def restore(
     call: LlmCall, parent: LlmCall, *, proven: bool = False, hashes: PromptHashes | None = None
 ) -> LlmCall:
-    """The call that a delta was made of, given its whole parent. Raises BrokenDelta.
+    """Restore the call that a delta was made of, given its complete parent. Raises BrokenDelta.
 
-    `proven`: without a look at hashes. `hashes`, by call id: for who restores one call after the
-    other.
+    `proven`: do not check hashes. `hashes`: speeds up restoring one call after another; by call id.
     """
     ref = call.parent
     if ref is None:
         return call
     if parent.call_id != ref.call_id or (parent.parent is not None):
         raise BrokenDelta(
-            f"call {call.call_id} is a delta of {ref.call_id}, not of {parent.call_id} as it "
-            "was read"
+            f"call {call.call_id} is a delta of {ref.call_id}, not of {parent.call_id}, which was "
+            "read in its place"
         )
     prompt = (
         None
@@ -150,30 +146,29 @@ def _hash(
 
 
 def tokens_of(call: LlmCall) -> bytes:
-    """What a prompt may share with a call: its prompt and the tokens of its first choice,
-    packed.
-    """
+    """The tokens that a prompt may share with a call: its prompt and its first choice, packed."""
     tokens = (call.prompt_token_ids or b"") + answer_tokens(call)
     return tokens[: len(tokens) - len(tokens) % 4]
 
 
 def answer_tokens(call: LlmCall) -> bytes:
-    """Those of a call's first choice, packed."""
+    """The tokens of a call's first choice, packed."""
     return (call.choices[0].token_ids or b"") if call.choices else b""
 
 
 def no_such_prompt(call: LlmCall) -> BrokenDelta:
-    """The error of a prompt that is not what was recorded."""
+    """Make the error of a restored prompt that is not the recorded one."""
     parent = call.parent.call_id if call.parent else "nothing"
     return BrokenDelta(
-        f"call {call.call_id}: its prompt, put together with that of {parent}, has not the "
-        "hash that was recorded"
+        f"call {call.call_id}: its prompt, restored from that of {parent}, does not have the "
+        "recorded hash"
     )
 
 
 def body_of(delta: LlmCall, before: bytes, *, proven: bool = False) -> bytes:
-    """A delta's whole body in UTF-8, given that of its parent. `proven`: without a look at its
-    checksum. Raises BrokenDelta.
+    """Restore a delta's body in UTF-8, given its parent's. Raises BrokenDelta.
+
+    `proven`: do not check its checksum.
     """
     line, _, middle = (delta.request or "").partition("\n")
     try:
@@ -192,27 +187,28 @@ def body_of(delta: LlmCall, before: bytes, *, proven: bool = False) -> bytes:
     body = b"".join((before[:begin], middle.encode(), before[end:]))
     if not proven and zlib.crc32(body) != expected:
         raise BrokenDelta(
-            f"call {delta.call_id}: its request, put together with that of its parent, is not "
-            "what was recorded"
+            f"call {delta.call_id}: its request, restored from that of its parent, does not have "
+            "the recorded checksum"
         )
     return body
 
 
 class _Sought:
-    """A call whose parent is sought."""
+    """A call for which a parent is searched."""
 
     def __init__(self, call: LlmCall) -> None:
         self.call = call
         self.tokens = call.prompt_token_ids or b""
         self.body = (call.request or "").encode()
         self.size = len(self.tokens) + len(self.body)
-        """Bytes that a delta saves at most, whatever its parent."""
+        """Most bytes that any delta of the call can save."""
         self._first = self.tokens[:_THIRD]
         self._head, self._tail = self.body[:_THIRD], self.body[-_THIRD:]
 
     def at_most(self, link: Link) -> int:
-        """What a delta of this link could save, from a look at the beginning of the tokens, and at
-        beginning and end of the body.
+        """Upper bound of the bytes that a delta of this link saves.
+
+        Looks only at the beginning of the tokens, and at both ends of the body.
         """
         tokens, body = (
             min(len(self.tokens), len(link.tokens)),
@@ -230,18 +226,18 @@ class _Sought:
 
 
 class _Overlap:
-    """What a call and a link have in common."""
+    """The common parts of a call and a link."""
 
     def __init__(self, sought: _Sought, link: Link) -> None:
         self.link = link
         self.tokens = _equal(link.tokens, sought.tokens) // 4
         self.head, self.tail = _ends(link.request, sought.body)
         self.saved = 4 * self.tokens + self.head + self.tail
-        """Bytes that need not be stored again."""
+        """Bytes that the delta saves."""
         self._sought = sought
 
     def delta(self) -> LlmCall:
-        """The rest of the call."""
+        """Make the delta."""
         call, body = self._sought.call, self._sought.body
         ref = ParentRef(
             call_id=self.link.call_id,
@@ -259,9 +255,7 @@ class _Overlap:
 
 
 def _ends(left: bytes, right: bytes) -> tuple[int, int]:
-    """How many bytes both have at their beginning and, apart from these, at their end; never half a
-    character.
-    """
+    """Lengths of the common beginning and of the common end behind it, in whole characters."""
     head = _equal(left, right)
     while 0 < head < len(right) and _is_inner(right[head]):
         head -= 1
@@ -272,9 +266,7 @@ def _ends(left: bytes, right: bytes) -> tuple[int, int]:
 
 
 def _equal(left: bytes, right: bytes) -> int:
-    """How many bytes both have at their beginning. Slices are compared as a whole, however long: no
-    loop over bytes is as fast.
-    """
+    """Length of the common beginning. Compares slices, which is faster than a loop over bytes."""
     most = min(len(left), len(right))
     if left[:most] == right[:most]:
         return most
@@ -283,7 +275,7 @@ def _equal(left: bytes, right: bytes) -> int:
 
 
 def _equal_ends(left: bytes, right: bytes, most: int) -> int:
-    """How many bytes, `most` at most, both have at their end."""
+    """Length of the common end, at most `most`."""
     all_of_left, all_of_right = len(left), len(right)
     if left[all_of_left - most :] == right[all_of_right - most :]:
         return most
@@ -302,8 +294,9 @@ def _equal_ends(left: bytes, right: bytes, most: int) -> int:
 
 
 def _around_first_unequal(most: int, agree: Callable[[int, int], bool]) -> tuple[int, int]:
-    """Two places, at most a step apart, between which two sequences begin to differ: past it in
-    growing steps, then back in halves.
+    """Two places, at most a step apart, between which two sequences begin to differ.
+
+    Goes forward in growing steps, then bisects.
     """
     low, high = 0, _STEP
     while high < most and agree(low, high):
@@ -319,18 +312,16 @@ def _around_first_unequal(most: int, agree: Callable[[int, int], bool]) -> tuple
 
 
 def _alike(left: bytes, right: bytes, order: Literal["big", "little"]) -> int:
-    """How many bytes two slices of one length share: from their beginning where the first byte
-    weighs most, else from their end.
-    """
+    """Length of the common beginning (`big`) or end (`little`) of two slices of equal length."""
     difference = int.from_bytes(left, order) ^ int.from_bytes(right, order)
     return len(left) - (difference.bit_length() + 7) // 8
 
 
 def _is_boundary(data: bytes, place: int) -> bool:
-    """Whether a character of UTF-8 begins or ends there."""
+    """Whether the place is between two UTF-8 characters."""
     return 0 <= place <= len(data) and (place == len(data) or not _is_inner(data[place]))
 
 
 def _is_inner(byte: int) -> bool:
-    """Whether a character of UTF-8 does not begin with this byte."""
+    """Whether the byte is a continuation byte of UTF-8."""
     return byte & 0xC0 == 0x80

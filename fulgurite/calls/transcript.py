@@ -1,7 +1,7 @@
 """Shows a call as chat messages with `role`, `content` and `tool_calls`, whatever its API was.
 
 A chat's own messages stay as they are. Anthropic's content blocks and the items of OpenAI's
-responses become messages: texts are joined, tool calls gathered, a tool's result is a message of
+responses become messages: texts are joined, tool calls collected, a tool's result is a message with
 role `tool`, reasoning is left out. Never raises for what an agent or a model wrote.
 """
 
@@ -18,17 +18,17 @@ _THOUGHTS = ("thinking", "redacted_thinking", "reasoning")
 
 
 def messages_of(call: LlmCall) -> list[Json]:
-    """The messages that a call was made with; none if there are none or the body cannot be read."""
+    """The messages of a call's request; none if the body cannot be read."""
     return messages_in(body_of(call), call.api)
 
 
 def body_of(call: LlmCall) -> Json:
-    """What a call asked for; empty if it cannot be read."""
+    """The request body of a call; empty if it cannot be read."""
     return _object(call.request)
 
 
 def messages_in(body: Json, api: str) -> list[Json]:
-    """The messages of a body of this API."""
+    """The messages of a request body of this API."""
     if api == "completions":
         prompt = body.get("prompt")
         return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else []
@@ -56,7 +56,7 @@ def answer_of(choice: Choice) -> Json | None:
 
 
 def _of_blocks(message: Json) -> list[Json]:
-    """A message of Anthropic's: the results of tools, then what else it says."""
+    """Convert a message of Anthropic's API: tool results first, then the rest."""
     content, role = message.get("content"), message.get("role", "user")
     if not isinstance(content, list):
         return [message]
@@ -84,7 +84,7 @@ def _of_blocks(message: Json) -> list[Json]:
 
 
 def _of_items(given: Any) -> list[Json]:
-    """The items of a response; what an assistant says in a row is one message."""
+    """Convert items of responses; adjacent items of the assistant become one message."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     messages: list[Json] = []
@@ -126,7 +126,7 @@ def _add(message: Json, more: Json) -> None:
 
 
 def _joined(parts: list[Json]) -> Any:
-    """The text of parts that are all text; else the parts."""
+    """The joined text of parts if all are text, else the parts."""
     if all(part.get("type") in _TEXTS for part in parts):
         return "".join(str(part.get("text", "")) for part in parts)
     return parts

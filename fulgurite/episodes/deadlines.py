@@ -2,9 +2,9 @@
 
 In declared groups these are overdue, in undeclared traffic silent.
 
-Verdicts are status events with derived ids and event times, so that a repeated verdict is the same
-event. They depend on event time only; the caller decides when the log has been read far enough to
-judge. They are published and read back like any status, so that a replay finds them in the log.
+They get `timed_out` statuses with derived ids and event times, so that a repeated status is the
+same event. These depend on event time only; the caller decides when the log has been read far
+enough. They are published and read back like any status, so that a replay finds them in the log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SOURCE = "aggregator"
 
 
 class AttemptProgress(EventStruct, frozen=True, kw_only=True):
-    """How far an attempt has come."""
+    """What is known of an attempt's end."""
 
     attempt: int
     """Try at the rollout, from 0."""
@@ -33,20 +33,19 @@ class AttemptProgress(EventStruct, frozen=True, kw_only=True):
 def overdue(
     declared: AgentStatus, heard: Mapping[str, Iterable[AttemptProgress]]
 ) -> tuple[AgentStatus, ...]:
-    """The verdicts at a declared group's deadline: one for every attempt that is open or was
+    """Make `timed_out` statuses at a declared group's deadline, for attempts that are open or
     promised.
 
-    `heard` has, by rollout, every attempt of which anything is known. A rollout never heard of is
-    `agent_silent`.
+    `heard`: by rollout, every known attempt. A rollout without any is `agent_silent`.
     """
     if declared.declaration is None:
         return ()
-    verdicts: list[AgentStatus] = []
+    statuses: list[AgentStatus] = []
     for rollout_id in declared.declaration.rollout_ids:
         attempts = sorted(heard.get(rollout_id, ()), key=lambda progress: progress.attempt)
         last = attempts[-1].attempt if attempts else -1
-        verdicts.extend(
-            _verdict(
+        statuses.extend(
+            _timed_out(
                 declared,
                 rollout_id,
                 progress.attempt,
@@ -63,13 +62,13 @@ def overdue(
             and last + 1 < declared.declaration.max_attempts
         )
         if promised or not attempts:
-            verdicts.append(
-                _verdict(declared, rollout_id, last + 1, FailureKind.agent_silent, False)
+            statuses.append(
+                _timed_out(declared, rollout_id, last + 1, FailureKind.agent_silent, False)
             )
-    return tuple(verdicts)
+    return tuple(statuses)
 
 
-def _verdict(
+def _timed_out(
     declared: AgentStatus, rollout_id: str, attempt: int, failure: FailureKind, will_retry: bool
 ) -> AgentStatus:
     deadline = declared.declaration.deadline if declared.declaration else declared.event_time
@@ -97,9 +96,7 @@ def silent(
     last_event_time: int,
     silence_ms: int,
 ) -> AgentStatus:
-    """The verdict that undeclared traffic has ended: nobody says so, so silence does. It is no
-    failure.
-    """
+    """Make the `timed_out` status that ends silent undeclared traffic. It is no failure."""
     return AgentStatus(
         event_id=derive_id("silent", rollout_id, attempt, last_event_time),
         event_time=last_event_time + silence_ms,

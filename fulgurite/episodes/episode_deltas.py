@@ -1,11 +1,10 @@
-"""Packs the calls of an episode: each is a delta of an earlier one where that saves space.
+"""Packs the calls of an episode: each is a delta of an earlier one if that saves space.
 
 The deltas are those of `fulgurite.calls.deltas`.
 
-The episode is the log there: a parent lies in no partition (`WITHIN`), and its offset is its index.
-`pack` packs, `unpack` makes all calls whole again. Who needs no texts asks `EpisodeCalls` for its
-prompts: what all turns of a conversation said is put together once for each of its turns, and
-mostly nobody looks at it.
+Within an episode a parent has no partition (`WITHIN`), and its offset is its index. `unpack`
+expands all calls again. Code that needs no texts uses the prompts of `EpisodeCalls`: expanding the
+texts of every turn is expensive, and they are rarely needed.
 """
 
 from __future__ import annotations
@@ -29,41 +28,39 @@ from fulgurite.events import LlmCall
 from fulgurite.tokens import PromptHashes, prompt_hash
 
 _LOOKED_AT = 4
-"""Earlier calls of an episode that a call may extend: as many as agents that take turns, mostly."""
+"""How many earlier calls are tried as a parent: about the number of agents that take turns."""
 
-Whole = Callable[[LlmCall], LlmCall]
-"""Makes a call whole, if it is not."""
+Expand = Callable[[LlmCall], LlmCall]
+"""Expands a call, if it is a delta."""
 
 
-def pack(calls: Iterable[LlmCall], whole: Whole | None = None) -> tuple[LlmCall, ...]:
-    """The calls of an episode, each a delta of an earlier one where that is worth it.
+def pack(calls: Iterable[LlmCall], expand: Expand | None = None) -> tuple[LlmCall, ...]:
+    """Make each call of an episode a delta of an earlier one, if that saves enough.
 
-    A call that is a delta of an earlier one of them stays what it is, and says where its parent is
-    now: nothing is compared. Others that are deltas are made whole first; without `whole` they are
-    left alone.
+    A delta of an earlier call of the episode stays; only its parent's place changes. Other deltas
+    are expanded first; without `expand` they are left alone.
     """
     packed: list[LlmCall] = []
     places: dict[str, int] = {}
     links: dict[int, Link | LlmCall] = {}
-    """By index; a call is one of which no link was needed yet."""
+    """By index; a call whose link was not needed yet stands as itself."""
     for index, call in enumerate(calls):
         delta = _moved(call, places)
-        if delta is None and whole is not None:
-            call = whole(call)
+        if delta is None and expand is not None:
+            call = expand(call)
         if delta is None and call.parent is None:
-            delta = shorten(call, _last_of(links, whole))[0]
+            delta = shorten(call, _last_of(links, expand))[0]
         packed.append(delta or call)
         places[call.call_id] = index
-        if call.parent is None or whole is not None:
+        if call.parent is None or expand is not None:
             links[index] = call
     return tuple(packed)
 
 
 def unpack(calls: Sequence[LlmCall], *, proven: bool = False) -> tuple[LlmCall, ...]:
-    """The inverse of `pack`: a delta of anything but an earlier call of the episode stays what it
-    is. `proven`: without a look at hashes.
+    """Undo `pack`. Raises BrokenDelta.
 
-    Raises BrokenDelta.
+    A delta of a call outside the episode stays. `proven`: do not check hashes.
     """
     parents = _parents(calls)
     prompts, bodies = _prompts(calls, parents, proven), _bodies(calls, parents)
@@ -81,30 +78,28 @@ def unpack(calls: Sequence[LlmCall], *, proven: bool = False) -> tuple[LlmCall, 
 
 
 def prove(calls: Sequence[LlmCall]) -> None:
-    """Raises BrokenDelta if `unpack` would."""
+    """Raise BrokenDelta if `unpack` would."""
     parents = _parents(calls)
     _prompts(calls, parents, proven=False)
     _bodies(calls, parents)
 
 
 class EpisodeCalls:
-    """The calls of an episode, packed and proven, or whole."""
+    """The calls of an episode, packed and checked, or expanded."""
 
     def __init__(self, calls: Sequence[LlmCall]) -> None:
         self.calls = calls
         self.prompts = _prompts(calls, _parents(calls), proven=True)
-        """Full prompt of each call, packed ids; None where it has none, or is a delta of a call
-        that is not here.
-        """
+        """Full prompt of each call (packed ids); None if it has none or its parent is missing."""
 
     @cached_property
-    def whole(self) -> tuple[LlmCall, ...]:
+    def expanded(self) -> tuple[LlmCall, ...]:
         """The calls with their texts."""
         return unpack(self.calls, proven=True)
 
 
 def _moved(delta: LlmCall, places: Mapping[str, int]) -> LlmCall | None:
-    """A delta of a call of the episode, as the episode has it; None for anything else."""
+    """Change a delta's parent to its place in the episode; None if the parent is not there."""
     ref = delta.parent
     place = None if ref is None else places.get(ref.call_id)
     if ref is None or place is None:
@@ -115,21 +110,19 @@ def _moved(delta: LlmCall, places: Mapping[str, int]) -> LlmCall | None:
     return msgspec.structs.replace(delta, parent=moved)
 
 
-def _last_of(links: dict[int, Link | LlmCall], whole: Whole | None) -> list[Link]:
-    """The last links, made now of calls of which none was needed before."""
+def _last_of(links: dict[int, Link | LlmCall], expand: Expand | None) -> list[Link]:
+    """The last links; they are made when they are first needed."""
     found: list[Link] = []
     for index in list(links)[-_LOOKED_AT:]:
         link = links[index]
         if isinstance(link, LlmCall):
-            link = links[index] = link_of(link if whole is None else whole(link), WITHIN, index)
+            link = links[index] = link_of(link if expand is None else expand(link), WITHIN, index)
         found.append(link)
     return found
 
 
 def _parents(calls: Sequence[LlmCall]) -> list[int | None]:
-    """Where in the episode the parent of each call is; None for whole calls, and for those whose
-    parent is not there.
-    """
+    """Index of each call's parent in the episode; None without a parent there."""
     parents: list[int | None] = []
     for index, call in enumerate(calls):
         ref, parent = call.parent, None
@@ -172,7 +165,7 @@ def _prompts(
 
 
 def _bodies(calls: Sequence[LlmCall], parents: Sequence[int | None]) -> list[bytes | None]:
-    """UTF-8. Without a look at checksums: what is to be proved is what is trained, the tokens."""
+    """Bodies in UTF-8. Their checksums are not checked: only tokens are trained."""
     bodies: list[bytes | None] = []
     for call, parent in zip(calls, parents, strict=True):
         if call.request is None:

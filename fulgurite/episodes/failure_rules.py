@@ -1,9 +1,10 @@
-"""Says what training does with an episode that failed, by kind of failure.
+"""Decides what training does with a failed episode, by its kind of failure.
 
-Defaults: what the policy did not cause is dropped, what it caused is trained like anything else, an
-unknown kind is masked. `mask` for `truncated` concerns the cut answers alone, in any episode: the
-rest of it is trained. Only exogenous kinds may be dropped or retried: retrying away what the policy
-did is survivor bias. An episode that failed for infrastructure is never trained as reward 0.
+By default, failures that the policy did not cause (exogenous kinds) are dropped, others are
+trained, and an unknown kind is masked. For `truncated`, `mask` masks only the cut answers, in any
+episode. Only exogenous kinds may be dropped or retried: doing so with the policy's own failures
+would be survivor bias. An episode that failed because of infrastructure is never trained as reward
+0.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ def _defaults() -> dict[FailureKind, FailureAction]:
 
 
 class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
-    """A policy per kind; `FailureRules()` has the defaults. Raises ValueError for a kind that may
-    not be dropped or retried.
+    """The action for each kind of failure; `FailureRules()` has the defaults.
+
+    Raises ValueError for a kind that may not be dropped or retried.
     """
 
     policies: Mapping[FailureKind, FailureAction] = msgspec.field(
         default_factory=dict[FailureKind, FailureAction]
     )
-    """Where it differs from the defaults."""
+    """Actions that differ from the defaults."""
     penalty: float = 0.0
     """Reward of an episode whose kind is `penalise`."""
 
@@ -42,26 +44,24 @@ class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
         for kind, policy in self.policies.items():
             if policy in (FailureAction.drop, FailureAction.retry) and kind not in EXOGENOUS:
                 raise ValueError(
-                    f"{kind} is caused by the policy: it may be trained, masked or penalised, "
-                    f"not {policy}"
+                    f"{kind}={policy}: the policy causes this failure, so it can only be `train`, "
+                    "`mask` or `penalise`"
                 )
 
     def action_for(self, failure: FailureKind | None) -> FailureAction:
-        """The policy for an episode's failure; without one: train."""
+        """The action for an episode's failure; `train` without one."""
         if failure is None:
             return FailureAction.train
         return self.policies.get(failure, DEFAULTS[failure])
 
     def masks(self, failure: FailureKind | None) -> bool:
-        """Whether all actions of an episode with that failure carry no loss."""
+        """Whether an episode with this failure carries no loss at all."""
         return (
             failure is not FailureKind.truncated and self.action_for(failure) is FailureAction.mask
         )
 
     def masks_cut_answers(self) -> bool:
-        """Whether an action that was cut by its length limit carries no loss, whatever its
-        episode's failure.
-        """
+        """Whether an answer that was cut by its length limit carries no loss."""
         return self.action_for(FailureKind.truncated) is FailureAction.mask
 
 

@@ -1,15 +1,14 @@
 """Builds the episode of one attempt from its calls and status events.
 
 An episode is a function of the *set* of its inputs: their order, delay and duplication do not
-matter. Inputs are all calls of the attempt, all status events of the attempt but heartbeats and
-what the log has of `started` beyond the first (`adds_nothing`), and the group's declaration. The
-earliest terminal status, by event time and id, says how the attempt ended; what went wrong is its
-word, or what the calls tell (`fulgurite.episodes.detectors`). The revision is the hash of the
-rule's version and the sorted input ids.
+matter. Inputs are the attempt's calls, its statuses without heartbeats and repeated `started`
+(`adds_nothing`), and the group's declaration. The earliest terminal status, by event time and id,
+says how the attempt ended. The failure is the one it reports, or one detected from the calls
+(`fulgurite.episodes.detectors`). The revision is the hash of the rule's version and the sorted
+input ids.
 
-A revision supersedes another only if its inputs are a strict superset. `supersedes` is the one
-field that tells of history: the same inputs that came at once give the same episode with
-`supersedes` null.
+A revision supersedes another only if its inputs are a strict superset. Only the field `supersedes`
+depends on history: the same inputs that come at once give the same episode with `supersedes` null.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import msgspec
 
 from fulgurite.enums import EpisodeOutcome, StatusKind
 from fulgurite.episodes.detectors import failure_of
-from fulgurite.episodes.episode_deltas import Whole
+from fulgurite.episodes.episode_deltas import Expand
 from fulgurite.events import AgentStatus, Episode, LlmCall
 from fulgurite.ids import derive_id, episode_id
 
@@ -45,7 +44,7 @@ def is_terminal(event: Input) -> bool:
 
 
 def is_input(event: Input) -> bool:
-    """Whether the event is part of an episode: heartbeats only prove that an attempt is alive."""
+    """Whether the event is part of an episode; a heartbeat is not."""
     return (
         isinstance(event, LlmCall)
         or event.kind in OUTCOMES
@@ -54,8 +53,9 @@ def is_input(event: Input) -> bool:
 
 
 def adds_nothing(event: Input, held: Iterable[Input]) -> bool:
-    """Whether a status is no input, given those that the log has before it: only the first
-    `started` is one, and only before the end.
+    """Whether a status is not an input, given the inputs before it in the log.
+
+    Only the first `started` is one, and only before the end.
     """
     if not isinstance(event, AgentStatus) or event.kind is not StatusKind.started:
         return False
@@ -70,13 +70,12 @@ def revision_of(inputs: Iterable[str]) -> str:
     return derive_id(RULE, *sorted(inputs))
 
 
-def stitch(events: Iterable[Input], whole: Whole | None = None) -> Episode | None:
-    """The episode of one attempt's events and its group's declaration; None while no terminal
-    status is among them.
+def stitch(events: Iterable[Input], expand: Expand | None = None) -> Episode | None:
+    """Build the episode of one attempt's events; None without a terminal status.
 
-    Calls may be deltas of one another, and are so in the episode, if `whole` makes one whole; it is
-    asked for the last that was answered. Of several events with one id and different contents, the
-    one whose encoding sorts first counts.
+    `events` include the group's declaration. With `expand`, calls may be deltas, and stay so in the
+    episode; it is used for the last answered call. Of several events with the same id and different
+    contents, the one whose encoding sorts first counts.
     """
     distinct = _distinct(event for event in events if is_input(event))
     statuses = [event for event in distinct if isinstance(event, AgentStatus)]
@@ -105,7 +104,7 @@ def stitch(events: Iterable[Input], whole: Whole | None = None) -> Episode | Non
         rule=RULE,
         inputs=inputs,
         outcome=OUTCOMES[closing.kind],
-        failure=failure_of(closing, calls, whole),
+        failure=failure_of(closing, calls, expand),
         message=closing.message,
         will_retry=closing.will_retry,
         started_at=min([call.started_at for call in calls] + [status.event_time for status in own]),
@@ -120,9 +119,7 @@ def stitch(events: Iterable[Input], whole: Whole | None = None) -> Episode | Non
 
 
 def supersede(previous: Episode | None, candidate: Episode) -> Episode | None:
-    """What to publish after `previous`: the candidate if its inputs are a strict superset, else
-    None.
-    """
+    """Return the candidate to publish after `previous`; None unless it has strictly more inputs."""
     if previous is None:
         return candidate
     if not set(candidate.inputs) > set(previous.inputs):
@@ -131,9 +128,7 @@ def supersede(previous: Episode | None, candidate: Episode) -> Episode | None:
 
 
 def missing_inputs(previous: Episode, held: Iterable[str]) -> frozenset[str]:
-    """Ids of inputs of an earlier revision that a processor no longer holds and has to
-    read again.
-    """
+    """Ids of inputs of an earlier revision that are not in `held` and must be read again."""
     return frozenset(previous.inputs) - frozenset(held)
 
 

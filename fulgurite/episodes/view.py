@@ -1,6 +1,7 @@
 """Shows an episode to reward functions: the task, the conversation and the last answer.
 
-`EpisodeView(episode)` never raises for what an agent did: what cannot be parsed is None or empty.
+`EpisodeView(episode)` never raises for what an agent did: values that cannot be parsed are None or
+empty.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ from fulgurite.untrusted_json import Json, called_functions, parsed
 
 
 class EpisodeView:
-    """Read-only view of one attempt. `record` is the episode itself, with token ids and all."""
+    """A read-only view of one attempt. `record` is the episode itself, token ids included."""
 
     def __init__(self, record: Episode) -> None:
         self.record = record
 
     @cached_property
     def task(self) -> Any:
-        """The task as parsed JSON; a task that is none, or nested too deep, as its text; None for
-        undeclared traffic.
-        """
+        """The task as parsed JSON, else as text; None for undeclared traffic."""
         if self.record.declaration is None:
             return None
         return _parsed(self.record.declaration.task)
@@ -37,8 +36,10 @@ class EpisodeView:
 
     @cached_property
     def messages(self) -> list[Json]:
-        """The conversation of the last call with an answer, and the answer, as chat messages
-        whatever the API; empty if there was none.
+        """The messages of the last answered call and its answer, as chat messages; empty without
+        one.
+
+        Messages of other APIs are converted to chat messages.
         """
         last = next((call for call in reversed(self.calls) if call.choices), None)
         if last is None:
@@ -48,7 +49,7 @@ class EpisodeView:
 
     @property
     def failure(self) -> FailureKind | None:
-        """What went wrong, if anything did."""
+        """The kind of failure; None without one."""
         return self.record.failure
 
     @property
@@ -58,12 +59,12 @@ class EpisodeView:
 
     @property
     def message(self) -> str | None:
-        """What the closing status said, for people."""
+        """The text of the closing status, for people."""
         return self.record.message
 
     @property
     def rollout_id(self) -> str:
-        """The rollout."""
+        """Id of the rollout."""
         return self.record.rollout_id
 
     def final_text(self) -> str:

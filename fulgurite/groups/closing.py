@@ -1,11 +1,11 @@
 """Closes a group: makes its trajectories, tombstones and ledger entries under one revision.
 
-Deterministic: the same episodes and rewards give the same events with the same ids, whatever their
-order (`fulgurite.groups.group_revisions`). Every member has rows or a tombstone with a reason.
-Every successful train-mode action carries loss in exactly one row, or is `filtered` with a reason
-in a ledger entry; actions that a row carries with a `mask` are the learner's to account for. Ledger
-entries come first, so that a group whose rows are complete in the log has all its entries there. A
-group is re-closed as a whole when an episode or a reward comes late.
+Deterministic: the same episodes and rewards, in any order, give the same events with the same ids
+(`fulgurite.groups.group_revisions`). Every member has rows or a tombstone with a reason. Every
+successful train-mode action carries loss in exactly one row, or is `filtered` with a reason in a
+ledger entry; the learner accounts for actions with a `mask`. Ledger entries are written first, so a
+group whose rows are complete in the log has all its entries too. When an episode or a reward comes
+late, the whole group is closed again.
 """
 
 from __future__ import annotations
@@ -46,18 +46,19 @@ DEFAULT_CREDIT = "identical"
 
 
 class Member(EventStruct, frozen=True, kw_only=True):
-    """One rollout of a group, as far as it is known."""
+    """One rollout of a group, with its known attempts."""
 
     rollout_id: str
     final: Episode | None
-    """Its last attempt, if it promises no other."""
+    """Its last attempt, unless another one follows."""
     earlier: tuple[Episode, ...]
-    """Attempts that another replaced or that promise another."""
+    """Attempts that another one follows."""
 
 
 def members(declaration: Declaration | None, episodes: Iterable[Episode]) -> tuple[Member, ...]:
-    """The rollouts of a group: those declared, in their order; without a declaration, those seen.
-    One revision per attempt, please.
+    """The rollouts of a group: the declared ones in order, else those that have episodes.
+
+    `episodes`: one revision per attempt.
     """
     attempts: dict[str, list[Episode]] = {}
     for episode in sorted(episodes, key=lambda episode: (episode.rollout_id, episode.attempt)):
@@ -78,7 +79,7 @@ def members(declaration: Declaration | None, episodes: Iterable[Episode]) -> tup
 
 
 def awaits_episodes(declaration: Declaration | None, episodes: Iterable[Episode]) -> bool:
-    """Whether any rollout's final attempt is still to come."""
+    """Whether any rollout's final attempt is missing."""
     return any(member.final is None for member in members(declaration, episodes))
 
 
@@ -88,8 +89,9 @@ def awaits_rewards(
     rewards: Sequence[AgentReward],
     rules: FailureRules | None = None,
 ) -> bool:
-    """Whether any final attempt still waits for a reward. One that is dropped or penalised, or did
-    nothing, does not.
+    """Whether any final attempt lacks a reward that it waits for.
+
+    An attempt that is dropped or penalised, or has no successful call, waits for none.
     """
     return any(
         _wants_reward(member.final, rules or FailureRules())
@@ -106,10 +108,10 @@ def close_group(
     rewards: Sequence[AgentReward],
     rules: FailureRules | None = None,
 ) -> tuple[Output, ...]:
-    """Everything to write for a closed group: ledger entries, then rows and tombstones by rollout
-    and row.
+    """Make everything to write for a closed group: ledger entries, then rows and tombstones.
 
-    Raises UnknownRule. A group of mode `val` has rewards but gives nothing to write.
+    Rows are ordered by rollout and row index. A group of mode `val` gives nothing. Raises
+    UnknownRule.
     """
     episodes = sorted(episodes, key=lambda episode: (episode.rollout_id, episode.attempt))
     if not episodes or any(episode.mode is Mode.val for episode in episodes):
@@ -125,7 +127,7 @@ def _wants_reward(episode: Episode, rules: FailureRules) -> bool:
 
 
 class _Closing:
-    """One closing in the making."""
+    """Makes one closing."""
 
     def __init__(
         self,
@@ -148,59 +150,61 @@ class _Closing:
         self.members = members(declaration, episodes)
         finals = [member.final for member in self.members if member.final is not None]
         used = {episode.rollout_id: counted(episode, rewards) for episode in finals}
-        self.verdicts = {
-            episode.rollout_id: self._verdict(episode, used[episode.rollout_id])
+        self.combined = {
+            episode.rollout_id: self._combine(episode, used[episode.rollout_id])
             for episode in finals
         }
-        self.scored = sum(isinstance(verdict, EpisodeRewards) for verdict in self.verdicts.values())
+        self.scored = sum(
+            isinstance(combined, EpisodeRewards) for combined in self.combined.values()
+        )
         self.started_at = min(episode.started_at for episode in episodes)
-        # Of the episodes alone: rewards that say the same must give the same bytes, whenever they
-        # came.
+        # Of the episodes only: the same rewards must give the same bytes, whenever they came.
         self.event_time = max(episode.event_time for episode in episodes)
         self.lost: list[LostAction] = []
         self.built = {
             episode.rollout_id: build_trajectories(episode, self.rules)
             for episode in finals
-            if isinstance(self.verdicts[episode.rollout_id], EpisodeRewards)
+            if isinstance(self.combined[episode.rollout_id], EpisodeRewards)
         }
         self.chains = {rollout_id: paths(built.rows) for rollout_id, built in self.built.items()}
         self.credits = self._credits()
 
     def outputs_of(self, member: Member) -> tuple[Trajectory | Tombstone, ...]:
-        """Rows or the tombstone of one member; what cannot be trained is noted."""
+        """The rows or the tombstone of one member; notes its actions that are in no row."""
         for episode in member.earlier:
             self._lose(episode, FilterReason.superseded)
         if member.final is None:
             return (self._tombstone(member.rollout_id, None, FilterReason.missing, None),)
-        verdict = self.verdicts[member.rollout_id]
-        if not isinstance(verdict, EpisodeRewards):
-            self._lose(member.final, verdict)
-            return (self._tombstone(member.rollout_id, member.final, verdict, None),)
+        combined = self.combined[member.rollout_id]
+        if not isinstance(combined, EpisodeRewards):
+            self._lose(member.final, combined)
+            return (self._tombstone(member.rollout_id, member.final, combined, None),)
         built = self.built[member.rollout_id]
         self.lost.extend(built.left_out)
         if not built.rows:
             return (
                 self._tombstone(
-                    member.rollout_id, member.final, FilterReason.no_tokens, verdict.total
+                    member.rollout_id, member.final, FilterReason.no_tokens, combined.total
                 ),
             )
-        return self._rows(member.final, built, verdict)
+        return self._rows(member.final, built, combined)
 
     def entries(self) -> tuple[LedgerEntry, ...]:
-        """Ledger entries for the actions that are in no row."""
+        """The ledger entries of actions that are in no row."""
         return (
             _entries(self.group_id, self.event_time, self.lost) if self.mode is Mode.train else ()
         )
 
-    def _verdict(
+    def _combine(
         self, episode: Episode, rewards: Sequence[AgentReward]
     ) -> EpisodeRewards | FilterReason:
-        policy = self.rules.action_for(episode.failure)
+        """The combined rewards of an episode, or why it gets a tombstone."""
+        action = self.rules.action_for(episode.failure)
         if not any(successful_actions(call) for call in episode.calls):
             return FilterReason.missing
-        if policy in (FailureAction.drop, FailureAction.retry):
+        if action in (FailureAction.drop, FailureAction.retry):
             return FilterReason.failure_dropped
-        if policy is FailureAction.penalise:
+        if action is FailureAction.penalise:
             return EpisodeRewards(
                 total=self.rules.penalty, outcome=self.rules.penalty, actions={}, named={}
             )
@@ -253,7 +257,7 @@ class _Closing:
         )
 
     def _credits(self) -> Mapping[str, Mapping[str, float]]:
-        """Credit by rollout and action."""
+        """Compute credit by rollout and action."""
         weights = self.declaration.reward_weights if self.declaration else {}
         scored = {
             rollout_id: self._scored(rollout_id, rewards, weights)
@@ -264,7 +268,7 @@ class _Closing:
     def _scored(
         self, rollout_id: str, rewards: EpisodeRewards, weights: Mapping[str, float]
     ) -> Scored:
-        """What a credit rule sees of an episode."""
+        """Make the view of an episode that credit rules get."""
         steps = steps_of(self.built[rollout_id].rows, anchored=self.rule.rule.anchored)
         for action in rewards.actions.keys() & steps.keys():
             steps[action] = replace(steps[action], reward=rewards.actions[action])
@@ -278,9 +282,9 @@ class _Closing:
         )
 
     def _paid(self) -> Iterator[tuple[str, EpisodeRewards]]:
-        for rollout_id, verdict in self.verdicts.items():
-            if isinstance(verdict, EpisodeRewards):
-                yield rollout_id, verdict
+        for rollout_id, combined in self.combined.items():
+            if isinstance(combined, EpisodeRewards):
+                yield rollout_id, combined
 
     def _lose(self, episode: Episode, reason: FilterReason) -> None:
         self.lost.extend(
@@ -311,9 +315,7 @@ class _Closing:
 
 
 def _entries(group_id: str, event_time: int, lost: Iterable[LostAction]) -> tuple[LedgerEntry, ...]:
-    """One entry per policy and reason. Calls of upstreams that are not trained belong to no
-    policy's ledger.
-    """
+    """Make one entry per policy and reason. Actions of untrained upstreams are in no ledger."""
     by_reason: dict[tuple[str, FilterReason], set[str]] = {}
     for action in lost:
         if action.policy is not None:

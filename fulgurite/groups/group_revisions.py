@@ -1,13 +1,13 @@
 """Derives group revisions, and finds the newest complete one in the log.
 
-A revision is the hash of all that is written under it. So the same episodes and rewards give the
-same revision and the same bytes, whenever each of them came; and what changes nothing in the rows
-(a reward told twice, one of the same value, one that does not count) makes no new revision. The
-newest revision of a group is the last whole one in `trajectories`, in the order of the log.
+A revision is the hash of everything written under it. So the same episodes and rewards give the
+same revision and the same bytes, in any order of arrival. A reward that changes no row (repeated,
+of the same value, or not counted) makes no new revision. The newest revision of a group is the last
+complete one in `trajectories`, in log order.
 
-The last record of a closing is its `GroupClosed`: it names all that was written and what it was
-made of. Logs of before December 2026 have none; there a revision is whole once every member has all
-its rows or its tombstone. The next release no longer reads them so.
+The last record of a closing is its `GroupClosed`, which names everything that was written and its
+inputs. Logs from before December 2026 have none; there a revision is complete once every member has
+all its rows or its tombstone. The next release no longer reads such logs.
 """
 
 from __future__ import annotations
@@ -21,33 +21,31 @@ from fulgurite.events import AgentReward, Episode, GroupClosed, LedgerEntry, Tom
 from fulgurite.ids import derive_id
 
 RULE = "close-2"
-"""Version of the rule by which groups are closed; it is part of every group revision."""
+"""Version of the closing rule; it is part of every group revision."""
 
 SOURCE = "rewarder"
-"""Who writes ledger entries of a closing."""
+"""The source of a closing's ledger entries."""
 
 UNASSIGNED = ""
-"""Stands where the revision, and the ids that derive from it, will be."""
+"""Stands for a revision, and for ids derived from it, before they are known."""
 
 Output = Trajectory | Tombstone | LedgerEntry
-"""What a revision is the hash of."""
+"""An event that a revision is the hash of."""
 
 ClosingRecord = Output | GroupClosed
-"""What a closing writes."""
+"""An event that a closing writes."""
 
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
 
 def with_revision(outputs: Sequence[Output]) -> tuple[Output, ...]:
-    """What one closing writes, in order, under its revision and with the ids that derive
-    from it.
-    """
+    """Fill the revision of a closing, and the ids derived from it, into its events."""
     revision = derive_id(RULE, hashlib.sha256(_canonical.encode(outputs)).hexdigest())
     return tuple(_with_ids(output, revision) for output in outputs)
 
 
 def revision_of(outputs: Iterable[Output]) -> str | None:
-    """The revision of what one closing writes; None for nothing."""
+    """The revision of a closing's events; None if there are none."""
     return next((output.group_revision for output in outputs), None)
 
 
@@ -57,9 +55,9 @@ def group_closed(
     rewards: Iterable[AgentReward],
     supersedes: str | None,
 ) -> GroupClosed | None:
-    """The last record of a closing; None for a closing that writes nothing.
+    """Make the last record of a closing; None for a closing that writes nothing.
 
-    `outputs`: what `fulgurite.groups.closing.close_group` made of these episodes and rewards.
+    `outputs`: made by `fulgurite.groups.closing.close_group` from these episodes and rewards.
     `supersedes`: the revision of the group's last `GroupClosed` in the log.
     """
     rows = [output for output in outputs if not isinstance(output, LedgerEntry)]
@@ -90,27 +88,25 @@ def group_closed(
 
 
 class RevisionLog:
-    """What the log holds of one group's closings, taken in its order; of ledger entries the order
-    does not matter.
+    """The closings of one group in the log. Add records in log order; ledger entries in any order.
 
-    A revision that is begun after another is written anew, even if it had been written before:
-    rewards that are taken back and given again lead back to it. Rows that come again within one
-    writing say nothing new.
+    A revision may be written again after another one, when rewards change back. Repeated rows
+    within one writing change nothing.
     """
 
     def __init__(self) -> None:
         self.newest: str | None = None
-        """The last whole revision."""
+        """The last complete revision."""
         self.closed: str | None = None
         """The revision of the last `GroupClosed`."""
         self._last: str | None = None
         self._rows: set[str] = set()
-        """Of the writing that was begun last."""
+        """Ids of the rows of the last writing."""
         self._left: dict[str, int] = {}
-        """How many of its rows each member lacks."""
+        """Number of rows that each member still lacks."""
         self._is_closed = False
-        """Whether the writing that was begun last has its `GroupClosed`."""
-        self._whole: set[str] = set()
+        """Whether the last writing has its `GroupClosed`."""
+        self._complete_revisions: set[str] = set()
         self._entries: dict[str, set[str]] = {}
 
     def add(self, record: ClosingRecord) -> None:
@@ -133,37 +129,34 @@ class RevisionLog:
                 self._complete(revision)
 
     def _complete(self, revision: str) -> None:
-        self._whole.add(revision)
+        self._complete_revisions.add(revision)
         self.newest = revision
 
     def _was_last_row(self, row: Trajectory | Tombstone) -> bool:
-        """Whether every member now has all its rows or its tombstone, for logs without
-        `GroupClosed`.
-        """
+        """For logs without `GroupClosed`: whether every member now has its rows or tombstone."""
         rows = 1 if isinstance(row, Tombstone) else row.rows_in_episode
         self._left[row.rollout_id] = self._left.get(row.rollout_id, rows) - 1
         return len(self._left) == row.group_size and not any(self._left.values())
 
     @property
     def current(self) -> str | None:
-        """The revision that counts: the newest whole one, before any is whole the last that was
-        begun.
-        """
+        """The revision that counts: the newest complete one, else the last that was begun."""
         return self.newest or self._last
 
     @property
     def standing(self) -> str | None:
-        """The revision that need not be written again: the newest, if its `GroupClosed` is the last
-        record.
+        """The revision that need not be written again: the newest, if its `GroupClosed` is last.
 
-        `UNASSIGNED` where that is still to be written, or another revision was begun since; None
-        where no revision is whole.
+        `UNASSIGNED` if that is still to be written or another revision was begun since; None if no
+        revision is complete.
         """
         return self.newest if self._is_closed or self.newest is None else UNASSIGNED
 
     def begun(self) -> set[str]:
-        """Ids of what need not be written again of a closing that has no `GroupClosed` yet."""
-        finished = self._whole if self._is_closed else self._whole - {self._last}
+        """Ids of events that an unfinished closing need not write again."""
+        finished = (
+            self._complete_revisions if self._is_closed else self._complete_revisions - {self._last}
+        )
         entries = {
             event_id
             for revision, ids in self._entries.items()

@@ -1,8 +1,7 @@
-"""Collects what is known of a group: the last revision of each attempt, and every reward once.
+"""Collects a group's events: the last revision of each attempt, and every reward once.
 
-The state is a function of the set of events, whatever their order.
-
-Of an attempt the revision with the most inputs counts: revisions of an episode contain one another.
+The state is a function of the set of events, in any order. Revisions of an episode contain one
+another, so the one with the most inputs is the last.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ class GroupState:
 
     @property
     def declaration(self) -> Declaration | None:
-        """Of the group; None for undeclared traffic."""
+        """The group's declaration; None for undeclared traffic."""
         return next(
             (episode.declaration for episode in self.episodes.values() if episode.declaration), None
         )
 
     def awaits_episodes(self) -> bool:
-        """Whether any rollout's final attempt is still to come."""
+        """Whether any rollout's final attempt is missing."""
         return awaits_episodes(self.declaration, self.episodes.values())
 
     def is_complete(self, rules: FailureRules) -> bool:
-        """Whether nothing that the group should have is missing."""
+        """Whether all episodes and rewards that the group waits for are here."""
         episodes = self.episodes.values()
         return bool(episodes) and not (
             self.awaits_episodes()
@@ -61,7 +60,7 @@ class GroupState:
         )
 
     def excesses(self) -> dict[str, str]:
-        """Rollouts that have no reward because they were paid too much, and in words how much."""
+        """Rollouts whose rewards are too large to be combined, with an explanation."""
         rewards = list(self.rewards.values())
         finals = [
             member.final
@@ -75,13 +74,14 @@ class GroupState:
         return {rollout_id: why for rollout_id, why in found.items() if why is not None}
 
     def close(self, group_id: str, rules: FailureRules) -> tuple[Output, ...]:
-        """What is written of the group with what is known. Raises UnknownRule."""
+        """Close the group with what is known; returns the events to write. Raises UnknownRule."""
         return close_group(
             group_id, self.declaration, self.episodes.values(), list(self.rewards.values()), rules
         )
 
     def closed(self, outputs: Sequence[Output], supersedes: str | None) -> GroupClosed | None:
-        """The last record of the closing that `close` gave; None where that gave nothing.
+        """Make the last record for the outputs of `close`; None if there are none.
+
         `supersedes`: see `group_closed`.
         """
         return group_closed(outputs, self.episodes.values(), self.rewards.values(), supersedes)

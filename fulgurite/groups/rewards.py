@@ -1,14 +1,14 @@
 """Combines the named rewards of an episode: which of them count, and whether they are complete.
 
 Of several rewards with one name for the same episode or action the last one counts: final before
-provisional, then by event time and id. A value of null says that the reward could not be computed;
+provisional, then by event time and id. A value of null means that the reward could not be computed;
 it completes its name and leaves the episode without a reward. A reward of an action that the
-episode does not have counts for nothing. The episode's reward is the weighted sum of all that was
-paid, to it (the outcome) and to its actions. Values are never normalised.
+episode does not have is ignored. The episode's reward is the weighted sum of all rewards of the
+episode (the outcome) and of its actions. Values are never normalised.
 
-All that is computed from accepted rewards fits in float32, in which a trainer computes: one value
-and one weight are bounded where they come from (`LARGEST_REWARD`, `LARGEST_WEIGHT`), and an episode
-that is paid more than `LARGEST_TOTAL` in all has no reward.
+Results fit in float32, in which a trainer computes: single values and weights are bounded when they
+are accepted (`LARGEST_REWARD`, `LARGEST_WEIGHT`), and an episode whose rewards add up to more than
+`LARGEST_TOTAL` has no reward.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LARGEST_REWARD = 1e6
 LARGEST_WEIGHT = 1e6
 """Largest absolute value of a weight that a group may be declared with."""
 LARGEST_TOTAL = 1e12
-"""Largest sum of the absolute values that an episode is paid, weighted or not. Its square is far
-within float32.
+"""Largest sum of the absolute values of an episode's rewards, weighted or not. Its square fits in
+float32.
 """
 SMALLEST_SPREAD = 1e-6
-"""Values that differ by this or less count as equal: there is no spread to divide by. Batches,
-credit rules and the learner's estimator share this bound.
+"""Values that differ by this or less count as equal. Batches, credit rules and the learner's
+estimator share this bound.
 """
 LARGEST_CREDIT = 1e30
 """Largest absolute value of an action's credit that can be trained: divided by
@@ -42,9 +42,9 @@ class EpisodeRewards(EventStruct, frozen=True, kw_only=True):
     """The combined rewards of one episode."""
 
     total: float
-    """Outcome and all actions' rewards."""
+    """Sum of the outcome and all actions' rewards."""
     outcome: float
-    """Weighted sum of what was paid to the episode as a whole."""
+    """Weighted sum of the rewards of the whole episode."""
     actions: Mapping[str, float]
     """Weighted sums by action id."""
     named: Mapping[str, float]
@@ -52,9 +52,7 @@ class EpisodeRewards(EventStruct, frozen=True, kw_only=True):
 
 
 def counted(episode: Episode, rewards: Iterable[AgentReward]) -> tuple[AgentReward, ...]:
-    """The rewards that count for an episode: one per name and thing paid, in an order that their
-    event ids have no part in.
-    """
+    """The rewards that count for an episode: one per name and target, ordered by these."""
     choices = {call.call_id: {choice.index for choice in call.choices} for call in episode.calls}
     chosen: dict[tuple[str, str | None, int | None], AgentReward] = {}
     for reward in rewards:
@@ -74,7 +72,7 @@ def counted(episode: Episode, rewards: Iterable[AgentReward]) -> tuple[AgentRewa
 
 
 def is_complete(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> bool:
-    """Whether every expected name is final. Without expected names one final reward will do."""
+    """Whether every expected reward is final; without expected names, whether one reward is."""
     final = {reward.name for reward in rewards if reward.final}
     expected = declaration.expected_rewards if declaration else ()
     return final >= set(expected) if expected else bool(final)
@@ -83,7 +81,7 @@ def is_complete(declaration: Declaration | None, rewards: Sequence[AgentReward])
 def combine(
     declaration: Declaration | None, rewards: Sequence[AgentReward]
 ) -> EpisodeRewards | FilterReason:
-    """The combination of counted rewards, or why there is none: `no_reward` or `reward_failed`."""
+    """Combine counted rewards, or return why they cannot be: `no_reward` or `reward_failed`."""
     if any(reward.value is None for reward in rewards) or excess(declaration, rewards) is not None:
         return FilterReason.reward_failed
     expected = set(declaration.expected_rewards) if declaration else set[str]()
@@ -106,7 +104,7 @@ def combine(
 
 
 def excess(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> str | None:
-    """Why counted rewards are too large to be combined, for people; None if they are not."""
+    """Explain why counted rewards are too large to be combined; None if they are not."""
     weights = declaration.reward_weights if declaration else {}
     values = [reward.value or 0.0 for reward in rewards]
     paid = [
@@ -116,19 +114,19 @@ def excess(declaration: Declaration | None, rewards: Sequence[AgentReward]) -> s
         total = sum(map(abs, amounts))
         if not is_bounded(total, LARGEST_TOTAL):
             return (
-                f"the absolute {what} of its {len(rewards)} rewards add up to {total:g}: at most "
-                f"{LARGEST_TOTAL:g} can be trained on"
+                f"the absolute {what} of its {len(rewards)} rewards add up to {total:g}; at most "
+                f"{LARGEST_TOTAL:g} can be trained: scale the rewards down"
             )
     return None
 
 
 def is_bounded(value: float, bound: float) -> bool:
-    """Whether the value is a number within the bound on both sides."""
+    """Whether the value is finite and its absolute value at most `bound`."""
     return math.isfinite(value) and abs(value) <= bound
 
 
 def _has_action(choices: Mapping[str, Collection[int]], call_id: str, choice: int) -> bool:
-    """Whether there is the call and, where its choices are known, the choice."""
+    """Whether the call exists and, if its choices are known, the choice."""
     return call_id in choices and (not choices[call_id] or choice in choices[call_id])
 
 
@@ -137,5 +135,5 @@ def _rank(reward: AgentReward) -> tuple[bool, int, str]:
 
 
 def has_spread(values: Collection[float]) -> bool:
-    """Whether values differ enough for a comparison: by more than `SMALLEST_SPREAD`."""
+    """Whether the values differ by more than `SMALLEST_SPREAD`."""
     return max(values) - min(values) > SMALLEST_SPREAD

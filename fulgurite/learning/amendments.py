@@ -1,8 +1,8 @@
-"""Accounts for a newer revision of a group after a learner took the group into a batch.
+"""Makes ledger entries for a newer revision of a group that a learner has already settled.
 
-Nothing is trained again. Actions that were trained are `amended`: what they were trained on is no
-longer what the log says, for the baseline is the group's. Actions that the learner has not
-accounted for came too late to be trained: `filtered(late)`. Everything else stays what it was.
+Nothing is trained again. Trained actions become `amended`: the group's rewards, and so their
+baseline, have changed. Actions that the learner has not accounted for came too late to be trained:
+`filtered(late)`. Other actions keep their outcome.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from fulgurite.versions import Version
 def amended_entries(
     pending: PendingGroup, accounts: Mapping[str, LedgerTerm], version: Version, time_ms: int
 ) -> tuple[LedgerEntry, ...]:
-    """Entries for a whole revision of a settled group. `accounts`: what the learner's entries say
-    of the group's actions.
+    """Make the entries for a complete newer revision of a settled group.
+
+    `accounts`: the terms of the group's actions in the learner's earlier entries.
     """
     trained = sorted(
         action
@@ -33,21 +34,19 @@ def amended_entries(
         for action in row.actions
         if action.loss
     }
-    told = [
+    terms = [
         (LedgerTerm.amended, None, trained),
         (LedgerTerm.filtered, FilterReason.late, sorted(offered - accounts.keys())),
     ]
     return tuple(
         ledger_entry(pending, term, reason, actions, version, time_ms)
-        for term, reason, actions in told
+        for term, reason, actions in terms
         if actions
     )
 
 
 def accounts_of(entries: list[LedgerEntry]) -> dict[str, LedgerTerm]:
-    """What a learner's entries say of each action; the first entry of an action decides, and
-    `amended` after it.
-    """
+    """The term of each action in a learner's entries: the first one, or a later `amended`."""
     accounts: dict[str, LedgerTerm] = {}
     for entry in entries:
         for action in entry.actions:

@@ -1,17 +1,15 @@
 """Makes batches of closed groups, and decides the outcome of every action.
 
-The rules are those of the docs on how it learns (1 to 5, 9 and 11).
+A group is complete when everything that its `GroupClosed` names is there; in logs without it, when
+every member has all its rows or a tombstone. Complete groups are settled in batches, oldest start
+first. Each action of a settled group that carries loss is trained, stale, or filtered with a
+reason, and gets a ledger entry. A newer revision that comes before its group is settled replaces
+the older one. A group is settled at most once: repeated rows are ignored, and a newer revision of a
+settled group is an amendment, which trains nothing (`fulgurite.learning.amendments`).
 
-A group is complete when all that its `GroupClosed` names is there; in logs without it, when every
-member has all its rows or a tombstone. Complete groups are admitted oldest start first. Of an
-admitted group each action that carries loss is either trained, stale or filtered with a reason, and
-the ledger entries say so. A newer revision that comes before its group is settled replaces the
-older one. A group is settled at most once: rows that come again are ignored, and a newer revision
-of a settled group is an amendment, which trains nothing (`fulgurite.learning.amendments`).
-
-Numbers that no trainer can compute with are never given out (`fulgurite.groups.rewards`; an older
-rewarder wrote them, or somebody else): an episode whose reward is too large or not finite has none,
-and an action whose credit or log-probabilities are so is filtered.
+Numbers that a trainer cannot compute with are filtered: an episode whose reward is too large or not
+finite has none, and an action with such a credit or log-probability is not trained
+(`fulgurite.groups.rewards`).
 """
 
 from __future__ import annotations
@@ -38,17 +36,17 @@ from fulgurite.trajectories.building import GREEDY
 from fulgurite.versions import MalformedVersion, Version, parse_version
 
 LEARNER = "learner"
-"""Source of a learner's ledger entries."""
+"""The source of a learner's ledger entries."""
 
 
 class BatchRules(EventStruct, frozen=True, kw_only=True):
-    """How groups become batches."""
+    """The rules by which groups become batches."""
 
     groups_per_step: int = 8
     max_staleness: int = 8
-    """In optimizer steps; older actions are not trained, their rewards stay in the baseline."""
+    """In optimizer steps. Older actions are not trained, but their rewards stay in the baseline."""
     max_row_tokens: int = 4096
-    """Longer rows do not fit the trainer."""
+    """Longest row in tokens that the trainer takes."""
 
 
 class TrainedAction(EventStruct, frozen=True, kw_only=True):
@@ -86,11 +84,11 @@ class BatchGroup(EventStruct, frozen=True, kw_only=True):
     group_revision: str
     policy: str
     rewards: tuple[float, ...]
-    """Of every scored episode, trained or not: the baseline."""
+    """Rewards of all scored episodes, trained or not: the baseline."""
     episodes: tuple[BatchEpisode, ...]
-    """Those with something to train; empty if the group teaches nothing."""
+    """Episodes with trained actions; empty if the group has no training signal."""
     outcomes: Mapping[str, tuple[LedgerTerm, FilterReason | None]]
-    """What becomes of each action that carries loss."""
+    """The outcome of each action that carries loss."""
 
 
 class PendingGroup(msgspec.Struct, kw_only=True):
@@ -108,10 +106,10 @@ class PendingGroup(msgspec.Struct, kw_only=True):
     closed: GroupClosed | None = None
 
     def is_complete(self) -> bool:
-        """Whether all that was written of the revision is there."""
+        """Whether everything that was written of the revision is here."""
         if self.closed is not None:
             return self.rows.keys() | self.tombstones.keys() >= set(self.closed.row_ids)
-        # The record may be still to come, and logs of earlier releases have none.
+        # The `GroupClosed` may still come, and logs of earlier releases have none.
         missing: dict[str, int] = {}
         for row in self.rows.values():
             missing[row.rollout_id] = missing.get(row.rollout_id, row.rows_in_episode) - 1
@@ -120,7 +118,7 @@ class PendingGroup(msgspec.Struct, kw_only=True):
 
 
 class RowBatcher:
-    """Collects what a policy's learner reads and gives out batches. No clock, no I/O."""
+    """Collects the records that a policy's learner reads, and makes batches. No clock, no I/O."""
 
     def __init__(self, policy: str, rules: BatchRules | None = None) -> None:
         self.policy = policy
@@ -128,7 +126,7 @@ class RowBatcher:
         self._pending: dict[str, PendingGroup] = {}
         self._settled: dict[str, tuple[int, int]] = {}
         self._done: dict[str, str | None] = {}
-        """Settled groups, and the last revision that is accounted for."""
+        """Settled groups, with the last revision that the ledger knows."""
         self._amending: dict[str, PendingGroup] = {}
         self._next: dict[int, int] = {}
 
@@ -138,19 +136,17 @@ class RowBatcher:
         settled: Mapping[str, tuple[int, int]],
         done: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Take up a checkpoint: low-water offsets, and the groups settled above them (id →
-        partition, last offset).
+        """Continue from a checkpoint.
 
-        `done`: the last revision of each settled group that the ledger knows.
+        `positions`: offsets to resume from. `settled`: groups settled above them (id → partition,
+        last offset). `done`: the last revision of each settled group that the ledger knows.
         """
         self._next = {position.partition: position.offset for position in positions}
         self._settled = dict(settled)
         self._done = {**dict.fromkeys(settled), **(done or {})}
 
     def add(self, partition: int, offset: int, event: Trajectory | Tombstone | GroupClosed) -> bool:
-        """Take a record; returns whether it is news. Rows of other policies and modes are passed
-        over.
-        """
+        """Add a record; returns whether it is new. Rows of other policies and modes are skipped."""
         self._next[partition] = offset + 1
         if isinstance(event, GroupClosed):
             return self._close(offset, event)
@@ -179,27 +175,28 @@ class RowBatcher:
         news = _add_to(self._amending, partition, offset, event)
         pending = self._amending[event.group_id]
         if pending.group_revision == accounted and pending.is_complete():
-            # What was begun meanwhile was given up for what is accounted for.
+            # The group is back at the revision that the ledger knows: nothing to amend.
             del self._amending[event.group_id]
         return news
 
     def amendments(self) -> tuple[PendingGroup, ...]:
-        """Whole newer revisions of settled groups, to be accounted for."""
+        """Complete newer revisions of settled groups that the ledger does not know yet."""
         return tuple(pending for pending in self._amending.values() if pending.is_complete())
 
     def amend(self, pending: PendingGroup) -> None:
-        """An amendment is accounted for."""
+        """Note that the ledger entries of an amendment are made."""
         del self._amending[pending.group_id]
         self._done[pending.group_id] = pending.group_revision
         self._settled[pending.group_id] = (pending.partition, pending.last_offset)
 
     def complete(self) -> int:
-        """Groups that could be admitted now."""
+        """How many groups are complete and not settled."""
         return sum(pending.is_complete() for pending in self._pending.values())
 
     def next_batch(self, current: Version, *, partial: bool = False) -> tuple[BatchGroup, ...]:
-        """The next batch, oldest start first: `groups_per_step` groups, or none; with `partial`, as
-        many as there are.
+        """Settle and return the next batch: `groups_per_step` groups, oldest start first, or none.
+
+        With `partial`, also fewer groups.
         """
         ready = sorted(
             (h for h in self._pending.values() if h.is_complete()),
@@ -215,7 +212,7 @@ class RowBatcher:
         return tuple(assign_outcomes(pending, current, self.rules) for pending in chosen)
 
     def positions(self) -> tuple[Position, ...]:
-        """Low-water offsets: everything below them is settled."""
+        """Offsets to resume from: everything below them is settled."""
         low = dict(self._next)
         for pending in (*self._pending.values(), *self._amending.values()):
             low[pending.partition] = min(low[pending.partition], pending.first_offset)
@@ -225,8 +222,9 @@ class RowBatcher:
         )
 
     def settled(self) -> dict[str, tuple[int, int]]:
-        """Groups settled at or above the low-water offsets (id → partition, last offset): what a
-        resumed learner would read again.
+        """Groups settled at or above these offsets, which a resumed learner reads again.
+
+        Values are (partition, last offset).
         """
         low = {position.partition: position.offset for position in self.positions()}
         self._settled = {
@@ -240,14 +238,14 @@ class RowBatcher:
 def _add_to(
     groups: dict[str, PendingGroup], partition: int, offset: int, event: Trajectory | Tombstone
 ) -> bool:
-    """Hold a record with the others of its revision; whether it is news."""
+    """Add a record to its group's revision; returns whether it is new."""
     pending = groups.get(event.group_id)
     if pending is None or pending.group_revision != event.group_revision:
         pending = groups[event.group_id] = PendingGroup(
             group_id=event.group_id,
             group_revision=event.group_revision,
             partition=partition,
-            # Until the newer revision is whole, the older one is what a resumed learner must find.
+            # A resumed learner must read the older revision until the newer one is complete.
             first_offset=pending.first_offset if pending else offset,
             last_offset=offset,
             group_size=event.group_size,
@@ -310,7 +308,7 @@ def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) 
 
 
 def untrained(group: BatchGroup, reason: FilterReason) -> BatchGroup:
-    """The group, settled without the step that it was part of."""
+    """The group as settled by a step that was not made: trained actions become filtered."""
     outcomes = {
         action: (LedgerTerm.filtered, reason) if outcome[0] is LedgerTerm.trained else outcome
         for action, outcome in group.outcomes.items()
@@ -321,8 +319,9 @@ def untrained(group: BatchGroup, reason: FilterReason) -> BatchGroup:
 def ledger_entries(
     groups: Iterable[BatchGroup], version: Version, time_ms: int
 ) -> tuple[LedgerEntry, ...]:
-    """One entry per group, term and reason; a group without any action gets an empty one, so that
-    its runner knows it is settled.
+    """Make one entry per group, term and reason.
+
+    A group without actions gets an empty entry, which tells its runner that it is settled.
     """
     entries: list[LedgerEntry] = []
     for group in groups:
@@ -344,11 +343,10 @@ def ledger_entry(
     version: Version,
     time_ms: int,
 ) -> LedgerEntry:
-    """What a learner of the version's policy tells of a group's actions; told again, it is the same
-    event.
+    """Make a learner's entry about a group's actions. Made again, it has the same id.
 
-    A revision may be settled by several policies: a replay under unchanged rules writes the rows of
-    the live topic.
+    The id depends on the policy, because several policies may settle the same revision: a replay
+    with unchanged rules writes the rows of the live topic.
     """
     return LedgerEntry(
         event_id=derive_id(LEARNER, version.policy, group.group_revision, term, reason or ""),
@@ -365,8 +363,9 @@ def ledger_entry(
 
 
 def staleness(version: str | None, current: Version) -> int | None:
-    """Optimizer steps between the version that generated an action and the current one; None if it
-    cannot be told.
+    """Optimizer steps between the version that generated an action and the current version.
+
+    None if the former is unknown or of another policy.
     """
     try:
         generated = parse_version(version or "")
@@ -407,7 +406,7 @@ def _outcome(
 
 
 def _has_logprobs(action: Action) -> bool:
-    """Whether each of its tokens has a log-probability, and one that is a number."""
+    """Whether each of its tokens has a finite log-probability."""
     logprobs = action.logprobs
     return (
         logprobs is not None

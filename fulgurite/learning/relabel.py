@@ -1,13 +1,12 @@
 """Relabels rows of one policy so that another policy can train on them.
 
-A new policy learns so from what was recorded of an older one, after a replay.
+So a new policy can be trained on recordings of an older one, after a replay. The version that
+generated a row counts as the new policy's base model: its actions are as stale as the number of
+steps that the new policy has made. Their behaviour log-probabilities stay, so the trainer corrects
+for the difference as always.
 
-What generated a row is to the new policy its base model: its actions are as stale as the new policy
-has taken steps. Their behaviour log-probabilities are the engine's and stay, so the correction that
-the trainer makes of them is the one it always makes.
-
-What such a learner settles is no part of the live books: an action was trained, filtered or dropped
-there for the policy that took it.
+Entries of such a learner are not part of the live ledger, which counts an action for the policy
+that generated it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from fulgurite.versions import MalformedVersion, base_version, parse_version
 
 
 def relabel(event: Event | None, rows_of: str | None, policy: str) -> Event | None:
-    """Rows and tombstones of policy `rows_of` as rows of `policy`; anything else as it is."""
+    """Make rows and tombstones of policy `rows_of` those of `policy`; others stay the same."""
     if rows_of is None or not isinstance(event, Trajectory | Tombstone) or event.policy != rows_of:
         return event
     if isinstance(event, Tombstone):
@@ -35,9 +34,7 @@ def relabel(event: Event | None, rows_of: str | None, policy: str) -> Event | No
 
 
 def learns_elsewhere(update: PolicyUpdate) -> bool:
-    """Whether a claim or an update is of a learner on another topic than the live one: a replayed
-    one.
-    """
+    """Whether a claim or an update is from a learner on a replayed topic."""
     topic = update.topic
     if topic is None and update.config is not None:
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
@@ -46,13 +43,13 @@ def learns_elsewhere(update: PolicyUpdate) -> bool:
 
 
 class _Config(msgspec.Struct):
-    """The one setting that matters of those in a claim."""
+    """The setting in a claim that is needed here."""
 
     topic: str | None = None
 
 
 def _relabel_action(action: Action, rows_of: str, policy: str) -> Action:
-    """Versions of other policies, and what is no version, stay: they cannot be trained."""
+    """Relabel an action. Other policies' versions stay; such actions cannot be trained."""
     try:
         generated = parse_version(action.version or "")
     except MalformedVersion:

@@ -21,7 +21,7 @@ from fulgurite.versions import MalformedVersion, Version, base_version, parse_ve
 
 
 class TargetVersion:
-    """The fold for one policy. Feed it every event of both topics."""
+    """The target version of one policy. Apply every event of both topics in log order."""
 
     def __init__(self, policy: str) -> None:
         self.policy = policy
@@ -30,7 +30,7 @@ class TargetVersion:
         self._shares: dict[str, list[tuple[float, Version | None]]] = {}
 
     def apply(self, event: Event | None) -> bool:
-        """Whether the event could change the answer."""
+        """Apply an event; returns whether the target may have changed."""
         if isinstance(event, PolicyUpdate) and event.policy == self.policy:
             return self._apply_update(event)
         if isinstance(event, PolicyRoute):
@@ -45,16 +45,19 @@ class TargetVersion:
         kept: Version | None = None,
         canary: bool = False,
     ) -> Version:
-        """For a backend with one set of weights. The base model, if nothing else is left. `kept`:
-        what the backend serves.
+        """The version for a backend with one set of weights; at least the base model.
+
+        `passed_over`: versions that it cannot load. `kept`: the version that it serves. `canary`:
+        choose the second greatest share of a split route.
         """
         usable = self._usable(passed_over)
         main = self._nearest(self.pinned(), usable, kept)
         return self._second(main, self._nearest(None, usable, kept), usable) if canary else main
 
     def versions(self, passed_over: Collection[Version] = ()) -> list[Version]:
-        """For a backend with adapters, which serves several at once: the newest, and all that
-        routes name. The base model is none.
+        """The versions for a backend with adapters: the newest, and all that routes name.
+
+        The base model is not an adapter.
         """
         usable = [
             version for version in self._usable(passed_over) if version != base_version(self.policy)
@@ -62,7 +65,7 @@ class TargetVersion:
         return sorted(self.named().intersection(usable).union(usable[-1:]), reverse=True)
 
     def named(self) -> set[Version]:
-        """Every version that a route names, known or not."""
+        """All versions that routes name, published or not."""
         return {
             version
             for shares in self._shares.values()
@@ -71,9 +74,10 @@ class TargetVersion:
         }
 
     def pinned(self) -> Version | None:
-        """The version that routes ask a backend with one set of weights for; None: the newest. The
-        greatest share of an alias decides, of equals the version that is named; between aliases a
-        named version comes before the newest.
+        """The version that routes pin for a backend with one set of weights; None: the newest.
+
+        The greatest share of an alias decides; of equal shares, a named version. Between aliases, a
+        named version wins over the newest.
         """
         first = [
             max(shares, key=_weight_then_version)
@@ -84,7 +88,7 @@ class TargetVersion:
         return max(pins)[1] if pins else None
 
     def is_known(self, version: Version) -> bool:
-        """Whether it is the base model or was published."""
+        """Whether the version is the base model or was published."""
         return version == base_version(self.policy) or version in self.updates
 
     def _usable(self, passed_over: Collection[Version]) -> list[Version]:
@@ -97,15 +101,14 @@ class TargetVersion:
     def _apply_update(self, event: PolicyUpdate) -> bool:
         if not self._epochs.apply(event):
             return False
-        # The first of two with one version stands: updates are immutable.
+        # Updates are immutable: of two with the same version the first one counts.
         self.updates.setdefault(Version(self.policy, event.epoch, event.step), event)
         return True
 
     def _shares_of(self, route: PolicyRoute) -> list[tuple[float, Version | None]]:
         shares: list[tuple[float, Version | None]] = []
         for target in route.targets:
-            # A slip of an operator's pen must not stop the serving: what is no version pins
-            # nothing.
+            # An operator's typing error must not stop serving: a malformed version pins nothing.
             with contextlib.suppress(MalformedVersion):
                 if target.policy == self.policy:
                     shares.append(
@@ -130,7 +133,7 @@ class TargetVersion:
         )
 
     def _second(self, main: Version, newest: Version, usable: Collection[Version]) -> Version:
-        """The version with the greatest share of an alias that is split, other than `main`."""
+        """The version other than `main` with the greatest share of a split alias."""
         split = [shares for shares in self._shares.values() if len(shares) > 1]
         shares = [
             (weight, version or newest)

@@ -56,9 +56,7 @@ OPEN_AMENDMENT = "open(group_to_be_closed_anew)"
 OPEN_LEARNER = "open(waits_for_learner)"
 
 GRACE_MS = 60_000
-"""How long after its group's deadline an action may be open before it is called overdue: time-outs
-have to be noticed and written.
-"""
+"""How long after its group's deadline an action may be open before it counts as overdue."""
 
 
 def balance(
@@ -68,10 +66,10 @@ def balance(
     until: Mapping[int, int] | None = None,
     grace_ms: int = GRACE_MS,
 ) -> Balance:
-    """Count both sides. `until`: offset per partition of `llm.calls`, exclusive; by default all
-    that was read.
+    """Count both sides of the ledger.
 
-    `decode` reads the bytes of dead letters; it may raise CodecError.
+    `decode` reads the bytes of dead letters and may raise CodecError. `until`: exclusive end offset
+    per partition of `llm.calls`; by default, everything that was read.
     """
     books = _Books(decode)
     books.read_updates(sources.updates)
@@ -89,13 +87,13 @@ class _Member(EventStruct, frozen=True, kw_only=True):
 
     attempt: int
     episode_revision: str | None
-    """None: it has no row."""
+    """None if it has no row."""
     reason: FilterReason | None
-    """Of its tombstone."""
+    """The reason of its tombstone."""
 
 
 class _Call(EventStruct, frozen=True, kw_only=True):
-    """What is kept of a call for each of its actions."""
+    """The part of a call that is kept for each of its actions."""
 
     policy: str
     partition: int
@@ -124,35 +122,35 @@ class _Books:
         self._decode = decode
         self.positions: dict[str, dict[int, int]] = {}
         self.elsewhere: set[str] = set()
-        """Policies that learn from a replayed topic: what they settle is no part of these books."""
+        """Policies that are trained on a replayed topic; their entries are not counted."""
         self.dead: set[str] = set()
         self.settled: dict[str, set[tuple[str, str]]] = {}
-        """By learners: (term, version)."""
+        """Learners' entries by action: (term, version)."""
         self.settled_under: dict[str, set[str | None]] = {}
         self.left: dict[str, set[tuple[str, str | None]]] = {}
-        """By closings: (term, group revision)."""
+        """Closings' entries by action: (term, group revision)."""
         self.owners: dict[str, tuple[str, int, str]] = {}
         self.last_left: dict[str, str | None] = {}
         self.written: dict[str, RevisionLog] = {}
         self.unread: dict[tuple[str, str], set[str]] = {}
-        """Actions with loss that the learner has not read, by group and revision."""
+        """Actions with loss that the learner has not read yet, by group and revision."""
         self.members: dict[tuple[str, str], dict[str, _Member]] = {}
         self.attempts: set[str] = set()
         self.revisions: dict[str, int] = {}
-        """Episode revisions, in the order of the log."""
+        """Episode revisions with their place in the log."""
         self.first_in: dict[str, str] = {}
-        """The first revision of its episode that has the action."""
+        """The first episode revision that has the action."""
         self.superseding: set[str] = set()
         self.deadlines: dict[str, int] = {}
         self.calls: dict[str, _Call] = {}
         self.live: set[str] = set()
-        """Rollouts that are recorded and not trained."""
+        """Rollouts of mode `live`, which are not trained."""
         self.beyond: set[str] = set()
         self.until: dict[int, int] = {}
         self.began: dict[int, int] = {}
 
     def read_updates(self, entries: Iterable[Entry]) -> None:
-        """How far each policy's learner has read."""
+        """Read how far each policy's learner has read."""
         folds: dict[str, TargetVersion] = {}
         for entry in entries:
             if isinstance(entry.event, PolicyUpdate):
@@ -169,19 +167,16 @@ class _Books:
                 }
 
     def read_dead_letters(self, entries: Iterable[Entry]) -> None:
-        """Actions that were lost with an event: as the letter names them, or as its bytes tell."""
+        """Read actions that were lost: those that the letter names, and those in its bytes."""
         for entry in entries:
             if isinstance(entry.event, DeadLetter):
                 self.dead.update(entry.event.actions)
-                # Bytes that nobody can read name nothing; what lacks them upstream stays open, or
-                # in no term.
+                # Bytes that cannot be decoded name no actions.
                 with contextlib.suppress(CodecError):
                     self.dead.update(_actions_of(self._decode(entry.event.value or b"")))
 
     def read_ledger(self, entries: Iterable[Entry]) -> None:
-        """What became of actions. A repeated entry says nothing new; an action trained into two
-        versions does.
-        """
+        """Read the outcomes of actions. A repeated entry adds nothing; a second version does."""
         for entry in entries:
             event = entry.event
             if not isinstance(event, LedgerEntry) or (
@@ -201,8 +196,8 @@ class _Books:
                 self.owners[action] = (event.policy, entry.partition, event.group_id)
                 if learner:
                     self.settled.setdefault(action, set()).add((name, detail))
-                    # An amendment is of a revision under which the closing may have filtered what
-                    # was trained before.
+                    # Under the revision of an amendment, the closing may have filtered an action
+                    # that was trained before.
                     self.settled_under.setdefault(action, set()).update(
                         [event.group_revision] if event.term is not LedgerTerm.amended else []
                     )
@@ -210,9 +205,7 @@ class _Books:
                     self.left.setdefault(action, set()).add((name, event.group_revision))
 
     def read_trajectories(self, entries: Iterable[Entry]) -> None:
-        """Closed groups, their newest revisions, and actions that the learner has still to account
-        for.
-        """
+        """Read closed groups, their newest revisions, and actions that wait for the learner."""
         for entry in entries:
             event = entry.event
             if not isinstance(event, Tombstone | Trajectory | GroupClosed):
@@ -237,7 +230,7 @@ class _Books:
                 )
 
     def read_episodes(self, entries: Iterable[Entry]) -> None:
-        """Attempts that have ended, and what was done in them."""
+        """Read ended attempts and their actions."""
         for entry in entries:
             event = entry.event
             if isinstance(event, Episode):
@@ -252,13 +245,13 @@ class _Books:
                     self.deadlines[event.group_id] = event.declaration.deadline
 
     def read_statuses(self, entries: Iterable[Entry]) -> None:
-        """Deadlines of groups."""
+        """Read the deadlines of groups."""
         for entry in entries:
             if isinstance(entry.event, AgentStatus) and entry.event.declaration is not None:
                 self.deadlines[entry.event.group_id] = entry.event.declaration.deadline
 
     def read_calls(self, entries: Iterable[Entry], until: Mapping[int, int] | None) -> None:
-        """The left side."""
+        """Read the calls: the left side of the balance."""
         for entry in entries:
             self.began[entry.partition] = min(
                 self.began.get(entry.partition, entry.offset), entry.offset
@@ -290,7 +283,7 @@ class _Books:
                     self.calls[action] = about
 
     def close(self, overdue_before: int) -> Balance:
-        """Put every action under its terms."""
+        """Find the terms of every action."""
         found = {action: self._terms(action, about) for action, about in self.calls.items()}
         strangers = {
             a: owner
@@ -387,7 +380,7 @@ class _Books:
         names = sorted(name for name, _ in pairs)
         if LedgerTerm.amended in names and LedgerTerm.trained in names:
             names.remove(LedgerTerm.trained)
-        # What a learner says stands. Under the same revision nobody else may have said anything.
+        # A learner's entry is final; under the same revision a closing may not have another.
         standing = self.settled_under.get(action) or {self._current(group_id)}
         names += sorted(
             name
@@ -397,8 +390,8 @@ class _Books:
         return tuple(sorted(names))
 
     def _current(self, group_id: str) -> str | None:
-        """The revision of a group that counts; without its rows, which retention may have taken,
-        the last that the ledger names.
+        """The revision of a group that counts. Retention may have removed its rows; then the last
+        one that the ledger names.
         """
         return (
             self.written[group_id].current
@@ -410,9 +403,7 @@ class _Books:
         return group_id in self.written or group_id in self.last_left
 
     def _came_late(self, action: str, about: _Call, revision: str | None) -> bool:
-        """Whether the action's episode came after the closing that counts: the group is to be
-        re-closed.
-        """
+        """Whether the action's episode came after the closing that counts."""
         member = self.members.get((about.group_id, revision or ""), {}).get(about.rollout_id)
         first_in = self.first_in.get(action)
         if member is None or first_in is None:

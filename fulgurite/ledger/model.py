@@ -1,7 +1,4 @@
-"""Defines what the ledger is counted from, and its result.
-
-The rules are in `fulgurite.ledger.balance`.
-"""
+"""Defines the inputs and the result of balancing the ledger (`fulgurite.ledger.balance`)."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from fulgurite.events import Event, EventStruct
 
 
 class Entry(Protocol):
-    """A record of a topic; `event` is None where its bytes could not be decoded."""
+    """A record of a topic; `event` is None if its bytes cannot be decoded."""
 
     @property
     def partition(self) -> int: ...
@@ -24,7 +21,7 @@ class Entry(Protocol):
 
 
 class Sources(EventStruct, frozen=True, kw_only=True):
-    """The topics, in the order in which a live log has to be read."""
+    """The topics, in the order in which a live log must be read."""
 
     updates: Iterable[Entry]
     dead_letters: Iterable[Entry]
@@ -36,7 +33,7 @@ class Sources(EventStruct, frozen=True, kw_only=True):
 
 
 class Account(EventStruct, frozen=True, kw_only=True):
-    """One policy in one partition of `llm.calls`."""
+    """The counts of one policy in one partition of `llm.calls`."""
 
     policy: str
     partition: int
@@ -50,42 +47,39 @@ class Account(EventStruct, frozen=True, kw_only=True):
 
 
 class Discrepancy(EventStruct, frozen=True, kw_only=True):
-    """An action that does not add up."""
+    """An action that is in no term, in several, or has no call."""
 
     action: str
     policy: str
     partition: int
     terms: tuple[str, ...]
-    """Where it was found: nowhere, or in several."""
+    """The terms it was found in."""
     has_call: bool
 
 
 class Balance(EventStruct, frozen=True, kw_only=True):
-    """The result."""
+    """The result of balancing the ledger."""
 
     accounts: tuple[Account, ...]
     discrepancies: tuple[Discrepancy, ...]
     overdue: tuple[str, ...]
-    """Actions that are open without an episode or a closing, though their group's deadline is over.
-    """
+    """Open actions without an episode or a closing whose group's deadline has passed."""
     expired: int
-    """Actions that the ledger names, of calls older than the topic's retention: not counted on
-    either side.
-    """
+    """Number of actions in the ledger whose calls retention removed; they are not counted."""
     live_rollouts: int = 0
-    """Rollouts of mode `live` in `llm.calls`: they are recorded, and no part of these books."""
+    """Rollouts of mode `live` in `llm.calls`; they are not part of the ledger."""
 
     @property
     def remainder(self) -> int:
-        """0, or something was lost or counted twice."""
+        """0 unless an action was lost or counted twice."""
         return sum(account.remainder for account in self.accounts)
 
     @property
     def actions(self) -> int:
-        """The left side, over all policies and partitions."""
+        """Number of actions over all policies and partitions: the left side."""
         return sum(account.actions for account in self.accounts)
 
     @property
     def terms(self) -> dict[str, int]:
-        """The right side, over all policies and partitions."""
+        """Counts by term over all policies and partitions: the right side."""
         return dict(sum((Counter(account.terms) for account in self.accounts), Counter[str]()))

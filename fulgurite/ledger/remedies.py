@@ -25,10 +25,10 @@ REMEDIES: Mapping[FilterReason, str] = {
     "top_k, penalties, a bias, a JSON schema): sample at temperature 1 without them",
     FilterReason.truncated: "the answer was cut by its length limit: raise max_tokens, or train "
     "cut answers too (FULGURITE_REWARDER_FAILURE_POLICIES)",
-    FilterReason.failure_masked: "the failure policy of its kind is `mask`: see `fulgurite "
+    FilterReason.failure_masked: "the action for its failure kind is `mask`: see `fulgurite "
     "rollouts list --failure KIND`",
     FilterReason.failure_dropped: "the attempt failed for a cause outside the policy (model "
-    "server, network, infrastructure): mend that",
+    "server, network, infrastructure): repair it",
     FilterReason.superseded: "a later attempt took its place",
     FilterReason.reward_failed: "the reward function failed: `fulgurite rollouts show ID` has "
     "its error, `fulgurite try` repeats it",
@@ -39,8 +39,8 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.late: "it came after its group was closed: give the group a longer deadline",
     FilterReason.oversized: "its row has more tokens than FULGURITE_MAX_ROW_TOKENS of the "
     "learner: raise it, or keep conversations shorter",
-    FilterReason.not_trained_mode: "its group was written for offline use",
+    FilterReason.not_trained_mode: "its group was written for offline use only",
     FilterReason.not_finite: "the loss or the gradient of its batch was not finite, and no "
     "step was made: the learner's log has the groups",
 }
-"""Every reason has one."""
+"""A remedy for every reason."""

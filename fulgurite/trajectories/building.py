@@ -3,11 +3,11 @@
 Calls are merged by exact token prefix.
 
 A call whose prompt begins with all tokens of a row (prompt and answer, end-of-turn token included)
-extends the row; what lies between is context without loss. A call that begins with a row up to one
-of its actions branches off it; any other call opens a row with a typed break. Sibling choices are
-branches. An action carries loss in the first row that has it and is context in every other. Choices
-without token ids or log-probabilities, and those of calls that were tried again
-(`fulgurite.trajectories.retried_calls`), are in no row; they are named with the reason, so that
+extends the row; the tokens between are context without loss. A call that shares a row up to one of
+its actions branches off it; any other call opens a row with a typed break. Sibling choices are
+branches. An action carries loss in the first row that has it, and is context in the others. Choices
+without token ids or log-probabilities, and those of retried calls
+(`fulgurite.trajectories.retried_calls`), are in no row; they are returned with the reason, so that
 every successful action is accounted for.
 """
 
@@ -35,25 +35,25 @@ class Row(EventStruct, frozen=True, kw_only=True):
     """One linear token stream; rewards are filled in later."""
 
     policy: str | None
-    """Of all its calls."""
+    """The policy of all its calls."""
     agent: str
-    """Of the call that opened it."""
+    """The role of the call that opened it."""
     token_ids: bytes
     """The stream, packed."""
     actions: tuple[Action, ...]
     """In order of `start`."""
     broke_from: int | None = None
-    """Index of the row before, if any."""
+    """Index of the row that it broke off from, if any."""
     break_kind: PrefixBreak | None = None
-    """Why it is not part of that row."""
+    """Why it does not extend that row."""
 
 
 class BuiltTrajectories(EventStruct, frozen=True, kw_only=True):
-    """What an episode gives."""
+    """The rows of an episode."""
 
     rows: tuple[Row, ...]
     left_out: tuple[LostAction, ...]
-    """Successful actions that can be in no row."""
+    """Successful actions that cannot be in a row."""
 
 
 class LostAction(EventStruct, frozen=True, kw_only=True):
@@ -65,22 +65,22 @@ class LostAction(EventStruct, frozen=True, kw_only=True):
 
 
 class Transition(EventStruct, frozen=True, kw_only=True):
-    """A plain step of a Markov decision process over token streams."""
+    """A step of a Markov decision process over token streams."""
 
     state: IntArray
     """Tokens before the action."""
     action: IntArray
     """Tokens of the action."""
     reward: float
-    """What was paid at it."""
+    """The action's reward."""
     next_state: IntArray
     """Tokens before the next action; after the last, the whole stream."""
     done: bool
-    """Whether it is the last."""
+    """Whether it is the last action."""
 
 
 def successful_actions(call: LlmCall) -> tuple[str, ...]:
-    """The actions of a call that the ledger counts."""
+    """The actions of a call that the ledger counts: all choices of a successful call."""
     return (
         tuple(action_id(call.call_id, choice.index) for choice in call.choices)
         if call.outcome is CallOutcome.success
@@ -89,9 +89,9 @@ def successful_actions(call: LlmCall) -> tuple[str, ...]:
 
 
 def build_trajectories(episode: Episode, rules: FailureRules | None = None) -> BuiltTrajectories:
-    """All rows of an episode, its calls packed or whole. Deterministic.
+    """Build all rows of an episode, whose calls may be deltas. Deterministic.
 
-    Every successful action carries loss in one row or is left out with a reason.
+    Every successful action carries loss in one row, or is left out with a reason.
     """
     calls = EpisodeCalls(episode.calls)
     builder = _TrajectoryBuilder(calls, rules or FailureRules())
@@ -118,9 +118,9 @@ def build_trajectories(episode: Episode, rules: FailureRules | None = None) -> B
 
 
 def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
-    """The episode's branches as chains of action ids, in order of time, each up to a leaf.
+    """The episode's branches as chains of action ids, each from the first action to a leaf.
 
-    A row that broke off for any reason but a branch goes on where the other one ended.
+    A row that broke off for another reason than a branch continues the other row's chain.
     """
     chains: list[tuple[str, ...]] = []
     continued: set[int] = set()
@@ -134,7 +134,7 @@ def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
 
 
 def iter_transitions(trajectory: Trajectory) -> Iterator[Transition]:
-    """(state, action, reward, next_state, done) of every action of a row."""
+    """Yield (state, action, reward, next_state, done) for every action of a row."""
     token_ids = unpack_ids(trajectory.token_ids)
     starts = [action.start for action in trajectory.actions[1:]] + [len(token_ids)]
     for index, (action, next_start) in enumerate(zip(trajectory.actions, starts, strict=True)):
@@ -148,7 +148,7 @@ def iter_transitions(trajectory: Trajectory) -> Iterator[Transition]:
 
 
 def sampling_trainable(sampling: Sampling, logprobs_mode: LogprobsMode) -> bool:
-    """Whether recorded log-probabilities are those of the policy at the sampling temperature."""
+    """Whether the recorded log-probabilities are the policy's at the sampling temperature."""
     plain = (
         sampling.temperature > GREEDY
         and sampling.top_p >= 1
@@ -169,7 +169,7 @@ def _has_tokens(choice: Choice) -> bool:
 
 @dataclass(slots=True)
 class _GrowingRow:
-    """A row in the making."""
+    """A row that is being built."""
 
     policy: str | None
     agent: str
@@ -190,41 +190,39 @@ class _GrowingRow:
 
 
 class _TrajectoryBuilder:
-    """Rows in the making."""
+    """Builds rows from calls in order."""
 
     def __init__(self, calls: EpisodeCalls, rules: FailureRules) -> None:
         self._calls = calls
         self._rules = rules
         self._rows: list[_GrowingRow] = []
         self._tips: dict[tuple[str, str | None], tuple[int, Choice]] = {}
-        """Index of the last call that was placed, and its choice, by role and policy."""
+        """The last placed call (index) and its choice, by role and policy."""
 
     def rows(self) -> tuple[Row, ...]:
-        """As they are now."""
+        """The rows built so far."""
         return tuple(row.row() for row in self._rows)
 
     def place(self, index: int, call: LlmCall, prompt: bytes, choice: Choice) -> None:
-        """Put an action into the longest row that its prompt begins with, or into a new one."""
+        """Append an action to the longest row that its prompt begins with, or open a new row."""
         answer = choice.token_ids or b""
         action = _action(call, choice, token_count(prompt), token_count(answer), self._rules)
-        whole: _GrowingRow | None = None
+        longest: _GrowingRow | None = None
         for row in self._rows:
-            longer = whole is None or len(row.token_ids) > len(whole.token_ids)
+            longer = longest is None or len(row.token_ids) > len(longest.token_ids)
             if longer and row.policy == call.policy and prompt.startswith(row.token_ids):
-                whole = row
-        if whole is None:
+                longest = row
+        if longest is None:
             self._rows.append(self._opened(index, call, prompt, answer, action))
         else:
-            whole.token_ids = prompt + answer
-            whole.actions.append(action)
+            longest.token_ids = prompt + answer
+            longest.actions.append(action)
         self._tips[call.agent, call.policy] = (index, choice)
 
     def _opened(
         self, index: int, call: LlmCall, prompt: bytes, answer: bytes, action: Action
     ) -> _GrowingRow:
-        """A row that begins with an action, or with what it shares with the row that it branches
-        off.
-        """
+        """Open a row with an action, and with the context that it shares with the row it left."""
         rows = self._rows
         tip = self._tips.get((call.agent, call.policy))
         origin, shared = self._branching_point(call.policy, prompt)
@@ -249,14 +247,15 @@ class _TrajectoryBuilder:
         )
 
     def _break(self, tip: int, choice: Choice, index: int) -> PrefixBreak:
-        calls = self._calls.whole
+        calls = self._calls.expanded
         return classify(calls[tip], choice, calls[index])
 
     def _branching_point(
         self, policy: str | None, prompt: bytes
     ) -> tuple[int, list[Action] | None]:
-        """The row, and its leading actions as context, that a prompt shares up to the longest
-        boundary of an action.
+        """Find the row that shares the longest prefix with a prompt, up to an action's boundary.
+
+        Returns its index, and its leading actions as context; None without a shared prefix.
         """
         best: tuple[int, int, list[Action] | None] = (0, 0, None)
         for index, row in enumerate(self._rows):
@@ -273,7 +272,7 @@ class _TrajectoryBuilder:
         return index, None if shared is None else [_context(action) for action in shared]
 
     def _row_of(self, tip: int, choice: Choice) -> int:
-        """The row in which an action carries loss."""
+        """Index of the row in which an action carries loss."""
         call_id = self._calls.calls[tip].call_id
         return next(
             index

@@ -19,14 +19,12 @@ Bools = NDArray[np.bool_]
 
 
 class MalformedRow(ValueError):
-    """A row is empty, its arrays differ in length, or its first token, which nothing predicts, is
-    marked as trained.
-    """
+    """A row is empty, its arrays differ in length, or its first token is marked as trained."""
 
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """The forest of some rows."""
+    """A prefix forest of rows."""
 
     tokens_N: Ints
     parent_N: Ints
@@ -53,14 +51,15 @@ class Forest:
 
 
 def build(token_ids: Sequence[NDArray[np.integer]], trained: Sequence[Bools]) -> Forest:
-    """The forest of the rows `token_ids[i]` (T,) whose tokens `trained[i]` (T,) carry loss. Raises
-    MalformedRow.
+    """Build the forest of rows `token_ids[i]` (T,), whose tokens in `trained[i]` (T,) carry loss.
+
+    Raises MalformedRow.
     """
     for row, mask in zip(token_ids, trained, strict=True):
         if len(row) == 0 or len(row) != len(mask) or mask[0]:
             raise MalformedRow(
-                "a row needs tokens, a mask as long as they are, and a first token that is not "
-                "trained"
+                f"a row of {len(row)} tokens and a mask of {len(mask)}: a row needs tokens, a mask "
+                "of the same length, and a first token that is not trained"
             )
     nodes: list[Ints] = [np.empty(0, np.int64)] * len(token_ids)
     tokens: list[NDArray[np.integer]] = []
@@ -93,10 +92,10 @@ def build(token_ids: Sequence[NDArray[np.integer]], trained: Sequence[Bools]) ->
 
 
 def partition(token_ids: Sequence[NDArray[np.integer]], max_nodes: int) -> list[list[int]]:
-    """Indices of the rows in bins whose forests have at most `max_nodes` nodes each, neighbours in
-    the forest together.
+    """Put rows into bins whose forests have at most `max_nodes` nodes; returns their indices.
 
-    A row longer than the bound gets a bin of its own, or shares it with its prefixes.
+    Neighbours in the forest stay together. A longer row gets a bin of its own, or shares it with
+    its prefixes.
     """
     bins: list[list[int]] = []
     size = 0
@@ -112,9 +111,7 @@ def partition(token_ids: Sequence[NDArray[np.integer]], max_nodes: int) -> list[
 
 
 def _in_order(token_ids: Sequence[NDArray[np.integer]]) -> Iterator[tuple[int, int]]:
-    """Indices of the rows in lexicographic order, each with the length of the prefix that it shares
-    with the one before.
-    """
+    """Yield row indices in lexicographic order, each with its prefix shared with the last row."""
     # Big-endian, so that bytes compare as the numbers do.
     keys = [np.asarray(row, dtype=">u4").tobytes() for row in token_ids]
     last: NDArray[np.integer] = np.empty(0, np.int64)

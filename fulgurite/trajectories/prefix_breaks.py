@@ -1,11 +1,10 @@
 """Guesses why a prompt does not extend the tokens before it.
 
-It looks at the messages and at the place where the tokens differ.
-
-No tokenizer is asked. If the messages sent are those sent before, our answer and something new, the
-agent changed nothing: the difference was made between text and tokens. Where the tokens part before
-our last answer, the template renders earlier turns anew; within it, a stop string was cut from the
-text, thinking was stripped by the template, or the text was tokenised differently.
+It compares the messages and looks where the tokens begin to differ; no tokenizer is used. If the
+messages are the earlier ones, our answer and something new, the agent changed nothing, and the
+difference is between text and tokens. If the tokens differ before our last answer, the template
+renders earlier turns differently. If they differ within it, a stop string was cut from the text,
+the template stripped the reasoning, or the text was tokenised differently.
 """
 
 from __future__ import annotations
@@ -19,13 +18,11 @@ from fulgurite.tokens import unpack_ids
 from fulgurite.untrusted_json import Json, called_functions
 
 _THOUGHTS = ("<think>", '"reasoning', '"thinking')
-"""How an answer tells of reasoning: in its text, in a field or an item of its own, in a block."""
+"""Marks of reasoning in an answer: in its text, in a field or item of its own, in a block."""
 
 
 def classify(previous: LlmCall, choice: Choice, call: LlmCall) -> PrefixBreak:
-    """Why `call` does not extend `previous` with its `choice`; both have prompt tokens, the choice
-    has tokens.
-    """
+    """Guess why `call` does not extend `previous` with its `choice`. All must have tokens."""
     if not continues(previous, choice, call):
         return PrefixBreak.rewritten
     prompt = previous.prompt_token_ids or b""
@@ -52,7 +49,7 @@ def first_difference(left: bytes, right: bytes) -> int:
 
 
 def continues(previous: LlmCall, choice: Choice, call: LlmCall) -> bool:
-    """Whether `call` was made with the messages of `previous`, its answer, and perhaps more."""
+    """Whether the messages of `call` begin with those of `previous` and its answer."""
     answer = answer_of(choice)
     before, after = messages_of(previous), messages_of(call)
     if answer is None or not before:
@@ -62,7 +59,7 @@ def continues(previous: LlmCall, choice: Choice, call: LlmCall) -> bool:
 
 
 def _essence(message: Json) -> tuple[str, str, str]:
-    """What a message says, whatever null and optional fields it carries."""
+    """A message's role, content and tool calls, without optional fields."""
     calls = [
         (function.get("name"), function.get("arguments")) for function in called_functions(message)
     ]

@@ -1,4 +1,4 @@
-"""Finds calls that were tried again: the agent repeated a request and used the later answer.
+"""Finds retried calls: the agent repeated a request and used the later answer.
 
 A call counts as retried when all of this holds:
 
@@ -6,9 +6,9 @@ A call counts as retried when all of this holds:
 - a later call has the same role, policy and prompt, and began after this one had ended;
 - some call builds on the later call's answer.
 
-A call builds on an answer when its prompt continues it, by tokens or, where these differ, by
-messages. Siblings that ran at the same time (best-of-n in parallel, `n` > 1) are branches, not
-retries. If no sibling is built on, or all are, none counts as retried.
+A call builds on an answer when its prompt continues it, by tokens or else by messages. Siblings
+that ran at the same time (best-of-n in parallel, `n` > 1) are branches, not retries. If calls build
+on no sibling, or on all of them, none counts as retried.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fulgurite.trajectories.prefix_breaks import continues
 
 
 def find_retried_calls(calls: EpisodeCalls) -> frozenset[str]:
-    """Ids of the retried calls of an attempt, whatever the order of its calls."""
+    """Ids of the retried calls of an attempt, whose calls may be in any order."""
     found: set[str] = set()
     for siblings in _siblings(calls):
         used = {
-            call.call_id: any(_builds(other, call) for other in calls.whole) for call in siblings
+            call.call_id: any(_builds(other, call) for other in calls.expanded) for call in siblings
         }
         found |= {
             call.call_id
@@ -40,24 +40,23 @@ def find_retried_calls(calls: EpisodeCalls) -> frozenset[str]:
 
 
 def _siblings(calls: EpisodeCalls) -> Iterator[list[LlmCall]]:
-    """Successful calls with one answer that were asked the same, two or more of each."""
+    """Yield groups of two or more successful calls with one answer and the same prompt."""
     asked: dict[tuple[str, str | None, int], list[int]] = {}
     for index, (call, prompt) in enumerate(zip(calls.calls, calls.prompts, strict=True)):
         if prompt and call.outcome is CallOutcome.success and len(call.choices) == 1:
-            # By length first: prompts of an agent's turns mostly differ in that, and hashing them
-            # would be most of the work.
+            # By length first: most prompts differ in length, and hashing them would be slow.
             asked.setdefault((call.agent, call.policy, len(prompt)), []).append(index)
     for indices in asked.values():
         if len(indices) > 1:
             alike: dict[bytes | None, list[LlmCall]] = {}
             for index in indices:
-                alike.setdefault(calls.prompts[index], []).append(calls.whole[index])
+                alike.setdefault(calls.prompts[index], []).append(calls.expanded[index])
             yield from (calls for calls in alike.values() if len(calls) > 1)
 
 
 def _builds(other: LlmCall, call: LlmCall) -> bool:
-    """Whether a call goes on from another's answer. Clocks are not asked: gateways have
-    one each.
+    """Whether `other` builds on the answer of `call`. Gateways' clocks differ, so times do not
+    count.
     """
     [choice] = call.choices
     stream = (call.prompt_token_ids or b"") + (choice.token_ids or b"")

@@ -21,7 +21,7 @@ from msgspec import inspect
 
 from fulgurite import ids
 from fulgurite.avro.codec import Codec
-from fulgurite.calls.claim_checks import leave, payload_of, take_pieces
+from fulgurite.calls.claim_checks import extract_pieces, leave, payload_of
 from fulgurite.calls.deltas import link_of, shorten
 from fulgurite.enums import EpisodeOutcome, Mode
 from fulgurite.episodes.stitching import stitch
@@ -125,7 +125,7 @@ def payloads() -> Values:
     delta, depth = shorten(second, [link])
     payload = payload_of(second)
     claim = ClaimCheck(uri="file:///claims/a", sha256="ab" * 32, size=len(payload))
-    pieces, texts = take_pieces(second, 100)
+    pieces, texts = extract_pieces(second, 100)
     return {
         "ids": _text(pack_ids([0, 1, -1, 2**31 - 1])),
         "logprobs": _text(pack_logprobs([0.0, -0.1, -20.25])),

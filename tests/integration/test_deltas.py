@@ -202,7 +202,10 @@ def test_what_cannot_be_made_whole_is_a_dead_letter_and_the_ledger_balances(
         ("aggregator", "Rejected", first[0])
     ] * 2
     assert ["not in the log" in letter.error for letter in letters] == [True, False]
-    assert ["has not the hash" in letter.error for letter in letters] == [False, True]
+    assert ["does not have the recorded hash" in letter.error for letter in letters] == [
+        False,
+        True,
+    ]
     assert [letter.actions for letter in letters] == [
         (action_id(call.call_id, 0),) for call in calls[3:]
     ]

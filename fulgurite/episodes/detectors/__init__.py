@@ -2,12 +2,13 @@
 
 This is the registry; a new detector is one small file and one line here.
 
-Detectors are pure functions of an attempt's events as a set; the first of the list that finds
-something has it. What the closing status names counts, unless it names a symptom only (nothing,
-`unknown`, an exception, a time-out): then a cause that is detected is the better word. So an agent
-that crashed because the model server failed is not trained as if the policy had been at fault.
-Kinds without a detector (`agent_silent`, `agent_exception`, `cancelled`) are always somebody's
-word: docs/reference/failures.md has the table.
+Detectors are pure functions of an attempt's events as a set; the first one of the list that matches
+decides. The closing status's failure counts, unless it is only a symptom (none, `unknown`, an
+exception, a time-out); then a detected cause replaces it. So an agent that crashed because the
+model server failed is not trained as if the policy had failed.
+
+Kinds without a detector (`agent_silent`, `agent_exception`, `cancelled`) are always reported;
+docs/reference/failures.md has the table.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fulgurite.episodes.detectors.tool_error import tool_error
 from fulgurite.episodes.detectors.tool_parse_error import tool_parse_error
 from fulgurite.episodes.detectors.truncated import truncated
 from fulgurite.episodes.detectors.unanswered import unanswered
-from fulgurite.episodes.episode_deltas import Whole
+from fulgurite.episodes.episode_deltas import Expand
 from fulgurite.events import AgentStatus, LlmCall
 from fulgurite.failures import FailureKind
 
@@ -40,21 +41,22 @@ DETECTORS: tuple[tuple[FailureKind, Callable[[Evidence], bool]], ...] = (
     (FailureKind.loop_detected, loop_detected),
     (FailureKind.tool_error, tool_error),
 )
-"""What nobody in the attempt caused comes first."""
+"""Failures that neither agent nor policy caused come first."""
 
 SYMPTOMS = frozenset(
     {None, FailureKind.unknown, FailureKind.agent_exception, FailureKind.agent_timeout}
 )
-"""What a closing status may name without telling why."""
+"""Failures of a closing status that do not name a cause."""
 
 
 def failure_of(
-    closing: AgentStatus, calls: Sequence[LlmCall], whole: Whole | None = None
+    closing: AgentStatus, calls: Sequence[LlmCall], expand: Expand | None = None
 ) -> FailureKind | None:
-    """The failure of an attempt that `closing` ended; None if nothing is said and nothing found.
-    `whole`: for calls that are deltas.
+    """The failure of an attempt that `closing` ended; None if none is reported or detected.
+
+    `expand`: expands calls that are deltas.
     """
     if closing.failure not in SYMPTOMS:
         return closing.failure
-    seen = Evidence(closing, calls, whole)
+    seen = Evidence(closing, calls, expand)
     return next((kind for kind, detect in DETECTORS if detect(seen)), closing.failure)

@@ -1,8 +1,8 @@
-"""The last call that ended was given up by the client, and nobody said what became of the attempt.
+"""Detects that the client gave up the last call, and no other end of the attempt was reported.
 
-An agent that says it has finished closed the connection on purpose; one that was killed at its
-deadline or crashed has a kind already, and the lost connection is its consequence. Only where the
-closing status has no failure is it one.
+An agent that reports success closed the connection on purpose. One that was killed at its deadline
+or crashed already has a failure, and the lost connection is a consequence. So it counts only if the
+closing status has no failure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _given_up = unanswered(FailureKind.client_disconnected)
 
 
 def client_disconnected(seen: Evidence) -> bool:
-    """Whether the attempt ended with a connection that was closed, and with nothing else."""
+    """Whether the attempt ended with a closed connection and no reported end."""
     said = seen.closing.kind is StatusKind.finished or seen.closing.failure not in (
         None,
         FailureKind.unknown,

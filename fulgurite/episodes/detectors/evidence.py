@@ -1,6 +1,4 @@
-"""What detectors look at: the calls of one attempt and how it ended. Nothing depends on the order
-in which calls came.
-"""
+"""Defines what detectors see of an attempt: its calls and how it ended, in any order of arrival."""
 
 from __future__ import annotations
 
@@ -9,32 +7,32 @@ from functools import cached_property
 
 from fulgurite.calls.transcript import answer_of, body_of, messages_in
 from fulgurite.enums import CallOutcome
-from fulgurite.episodes.episode_deltas import Whole
+from fulgurite.episodes.episode_deltas import Expand
 from fulgurite.events import AgentStatus, LlmCall
 from fulgurite.untrusted_json import Json
 
 
 class Evidence:
-    """One attempt. `closing` is the status that ended it."""
+    """The calls of one attempt, and `closing`, the status that ended it."""
 
     def __init__(
-        self, closing: AgentStatus, calls: Sequence[LlmCall], whole: Whole | None = None
+        self, closing: AgentStatus, calls: Sequence[LlmCall], expand: Expand | None = None
     ) -> None:
-        self._whole = whole
+        self._expand = expand
         self.closing = closing
         self.calls = sorted(
             calls, key=lambda call: (call.finished_at, call.started_at, call.call_id)
         )
-        """As they ended; without a look at what they say, which deltas have not."""
+        """In the order in which they ended. They may be deltas, without their texts."""
 
     @cached_property
     def last(self) -> LlmCall | None:
-        """The call that ended last, however it did."""
+        """The call that ended last, with any outcome."""
         return self.calls[-1] if self.calls else None
 
     @cached_property
     def answered(self) -> LlmCall | None:
-        """The last call that was answered, whole."""
+        """The last call that was answered, expanded."""
         found = next(
             (
                 call
@@ -43,20 +41,20 @@ class Evidence:
             ),
             None,
         )
-        return found if found is None or self._whole is None else self._whole(found)
+        return found if found is None or self._expand is None else self._expand(found)
 
     @cached_property
     def body(self) -> Json:
-        """What that call asked for; empty if it cannot be read."""
+        """The request body of that call; empty if it cannot be read."""
         return body_of(self.answered) if self.answered is not None else {}
 
     @cached_property
     def messages(self) -> list[Json]:
-        """What that call was made with; empty if it cannot be read."""
+        """The messages of that request; empty if they cannot be read."""
         return messages_in(self.body, self.answered.api) if self.answered is not None else []
 
     @cached_property
     def answers(self) -> list[Json]:
-        """Its choices, as far as they can be read."""
+        """The choices of that call that can be read, as messages."""
         choices = self.answered.choices if self.answered is not None else ()
         return [answer for answer in map(answer_of, choices) if answer is not None]

@@ -1,9 +1,9 @@
-"""The last answer was asked for as JSON (`response_format`, or `text.format` of responses) and is
-none, or has not the asked form.
+"""Detects that the last answer should be JSON (`response_format`, or `text.format` of responses)
+but is not, or does not match the schema.
 
-Of a JSON schema the parts that every such schema has are checked: type, enum, const, required,
-properties, additionalProperties, items. What else it demands is not. Of several choices all must
-fail. An answer that calls a tool, and a refusal, are not judged.
+Only these parts of a JSON schema are checked: type, enum, const, required, properties,
+additionalProperties, items. Of several choices all must fail. An answer that calls a tool and a
+refusal are not checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def invalid_output(seen: Evidence) -> bool:
-    """Whether the attempt ended on an answer without the asked form."""
+    """Whether the attempt ended with an answer that does not match the requested format."""
     schema = _asked(seen.body)
     return (
         schema is not None
@@ -35,7 +35,7 @@ def invalid_output(seen: Evidence) -> bool:
 
 
 def _asked(body: Json) -> Json | None:
-    """The schema that the answer should have."""
+    """The schema that the answer should match; None if no JSON was requested."""
     form = mapping(mapping(body.get("text")).get("format")) or mapping(body.get("response_format"))
     if form.get("type") == "json_schema":
         # Chat completions nest the schema under `json_schema`, responses do not.
@@ -76,8 +76,7 @@ def _fields_fit(value: Json, schema: Json) -> bool:
 
 def _has_type(value: Any, named: Any) -> bool:
     names = _list(named) or [named]
-    # A type that we do not know allows everything. True and False are no numbers, though Python
-    # counts with them.
+    # An unknown type allows everything. In Python, but not in JSON, True and False are integers.
     kinds = [_TYPES.get(str(name), (object,)) for name in names]
     return any(
         isinstance(value, kind) and (not isinstance(value, bool) or bool in kind or object in kind)

@@ -1,10 +1,10 @@
-"""The attempt ended in a loop: the same answer or tool calls, upon the same results, `REPEATS`
-times in a row.
+"""Detects that the attempt ended in a loop: the same answers after the same results, `REPEATS`
+times.
 
-One answer over and over, or two or three that take turns. A call that is repeated until its result
-changes (a job that is polled) is no loop, nor is what the agent found its way out of. What is
-compared are the messages of the last answered call, so an agent that forgets its own answers cannot
-be caught.
+A loop is one answer (or tool call) over and over, or two or three that alternate. Repeating a call
+until its result changes (polling a job) is not a loop, and neither is a repetition that the agent
+ended itself. The messages of the last answered call are compared, so an agent that drops its own
+answers is not detected.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from fulgurite.episodes.detectors.evidence import Evidence
 from fulgurite.untrusted_json import Json, called_functions
 
 REPEATS = 3
-"""Asking twice is checking."""
+"""Two equal rounds may be a check of the result."""
 
 PERIODS = (1, 2, 3)
-"""Answers in one round of the loop."""
+"""Possible numbers of answers in one round of the loop."""
 
 Turn = tuple[str, list[str]]
-"""What the model said, and what it heard upon it."""
+"""An answer of the model, and the messages that followed it."""
 
 
 def loop_detected(seen: Evidence) -> bool:
@@ -29,8 +29,7 @@ def loop_detected(seen: Evidence) -> bool:
     messages = _last([*seen.messages, *seen.answers[:1]], max(PERIODS) * REPEATS)
     *before, last = ["", *_last_said(messages, max(PERIODS) + 1)]
     if last not in before:
-        # Most end with an answer that is like none of those just before it, and are not looked at
-        # any further.
+        # Quick check: most attempts end with an answer that differs from those just before it.
         return False
     turns = _turns(messages)
     return any(_rounds(turns[-period * REPEATS :], period) for period in PERIODS)
@@ -40,14 +39,12 @@ def _rounds(turns: list[Turn], period: int) -> bool:
     if len(turns) < period * REPEATS:
         return False
     pairs = list(zip(turns, turns[period:], strict=False))
-    # Nothing has been heard upon the last answer.
+    # No message follows the last answer.
     return all(a[0] == b[0] for a, b in pairs) and all(a[1] == b[1] for a, b in pairs[:-1])
 
 
 def _last(messages: list[Json], turns: int) -> list[Json]:
-    """The messages of the last so many turns: more are never compared, and a long conversation has
-    many.
-    """
+    """The messages of the last `turns` turns; more are never compared."""
     answers = [
         place
         for place, message in enumerate(messages)
@@ -57,7 +54,7 @@ def _last(messages: list[Json], turns: int) -> list[Json]:
 
 
 def _last_said(messages: list[Json], answers: int) -> list[str]:
-    """What the last so many answers said."""
+    """The last `answers` answers as comparable texts."""
     return [
         _said(message)
         for message in [one for one in messages if one.get("role", "assistant") == "assistant"][
@@ -77,7 +74,7 @@ def _turns(messages: list[Json]) -> list[Turn]:
 
 
 def _said(message: Json) -> str:
-    """Without ids, which differ whenever the same is said again."""
+    """A message as comparable text, without ids, which differ in each repetition."""
     calls = [
         (function.get("name"), function.get("arguments")) for function in called_functions(message)
     ]

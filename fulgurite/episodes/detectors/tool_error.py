@@ -1,8 +1,7 @@
-"""The last answer was given upon tool results that are all errors, and say so in their structure.
+"""Detects that the last answer followed tool results that are all marked as errors.
 
-That is: Anthropic's `is_error`, or a result that is a JSON object with `isError` or `is_error` true
-(as of the Model Context Protocol) or with an `error` that is not empty. Prose that tells of an
-error is not read.
+The marks are Anthropic's `is_error`, or a result that is a JSON object with `isError` or `is_error`
+true (Model Context Protocol) or a non-empty `error`. Prose about an error does not count.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from fulgurite.untrusted_json import Json, mapping, parsed
 
 
 def tool_error(seen: Evidence) -> bool:
-    """Whether the last that the model heard of its tools were errors."""
+    """Whether the tool results before the last answer were all errors."""
     results: list[Json] = []
     for message in reversed(seen.messages):
         if message.get("role") != "tool":

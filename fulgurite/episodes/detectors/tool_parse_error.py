@@ -1,7 +1,7 @@
-"""The last answer tried to call a tool and could not be parsed, as the gateway recorded with the
-call.
+"""Detects that the last answer tried to call a tool and could not be parsed.
 
-Of a call with several choices the record does not say which; it is no failure of the episode.
+The gateway records this with the call. For a call with several choices it does not record which
+one, so it does not count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from fulgurite.failures import FailureKind
 
 
 def tool_parse_error(seen: Evidence) -> bool:
-    """Whether the attempt ended on a malformed tool call."""
+    """Whether the attempt ended with a malformed tool call."""
     call = seen.answered
     return (
         call is not None and len(call.choices) == 1 and call.failure is FailureKind.tool_parse_error

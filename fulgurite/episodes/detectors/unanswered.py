@@ -1,7 +1,6 @@
-"""The last call that ended failed, and the call itself says how: nothing the agent did afterwards
-repaired it.
+"""Detects that the last call failed; the call itself records how.
 
-A failed call that the agent tried again with success is no failure of the episode.
+A failed call that the agent retried with success is not a failure of the episode.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from fulgurite.failures import FailureKind
 
 
 def unanswered(kind: FailureKind) -> Callable[[Evidence], bool]:
-    """Whether the attempt ended with a call that failed so."""
+    """Make a detector of attempts whose last call failed with this kind."""
 
     def detect(seen: Evidence) -> bool:
         return (

@@ -2,14 +2,13 @@
 
 This is the registry; a new rule is one small file and one line here.
 
-Credit is a return, before any baseline: the learner takes the group's mean reward off and divides
-by its standard deviation. Rules that have a baseline of their own (`gigpo`, `per_role`,
-`last_step`) give the credit that leads to their advantage that way.
+Credit is a return, before any baseline: the learner subtracts the group's mean reward and divides
+by its standard deviation. Rules with a baseline of their own (`gigpo`, `per_role`, `last_step`)
+give the credit for which this results in their advantage.
 
-A declaration names a rule by `name` or with parameters, `discounted(gamma=0.9)`; those not given
-have their defaults. `credit_rule` says what is wrong with a name that is none. Parameters are
-bounded, so that rewards within `fulgurite.groups.rewards.LARGEST_TOTAL` give credits within
-`LARGEST_CREDIT` under every rule.
+A declaration names a rule by `name`, or with parameters, `discounted(gamma=0.9)`; others have their
+defaults. Parameters are bounded, so that rewards within `fulgurite.groups.rewards.LARGEST_TOTAL`
+give credits within `LARGEST_CREDIT` under every rule.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Rule(EventStruct, frozen=True):
     credit: GroupRule
     parameters: Mapping[str, Parameter] = {}
     anchored: bool = False
-    """Whether it asks what an action saw (`Step.state`, `Step.observation`)."""
+    """Whether the rule uses the tokens before an action (`Step.state`, `Step.observation`)."""
 
 
 RULES: dict[str, Rule] = {
@@ -59,18 +58,16 @@ class CreditRule(EventStruct, frozen=True):
     """A rule with its parameters filled in."""
 
     name: str
-    """All parameters spelled out, so that it means the same whatever the defaults become."""
+    """The name with all parameters, so that later defaults do not change its meaning."""
     rule: Rule
     parameters: Mapping[str, Value]
 
     def __call__(self, group: Sequence[Scored]) -> list[Credits]:
-        """Credit by action for each episode of a group. Neither the order of episodes nor that of
-        paths matters.
-        """
+        """Compute credit by action for each episode of a group, whatever their order."""
         return self.rule.credit(group, **self.parameters) if group else []
 
 
 def credit_rule(text: str) -> CreditRule:
-    """The rule that is named, as in a declaration. Raises UnknownRule."""
+    """Parse a rule as declarations name it. Raises UnknownRule."""
     chosen = choose("credit rule", text, {name: rule.parameters for name, rule in RULES.items()})
     return CreditRule(str(chosen), RULES[chosen.name], chosen.parameters)

@@ -11,10 +11,9 @@ from fulgurite.trajectories.building import Row
 
 
 def steps_of(rows: Sequence[Row], *, anchored: bool = True) -> dict[str, Step]:
-    """Each action as credit rules see it, without its reward.
+    """Make the steps of a built episode, without their rewards.
 
-    What it saw is told by hashes, equal tokens by equal hashes; not unless `anchored`, for that
-    takes longer than all the rest.
+    `anchored`: also hash the tokens before each action, which takes longer than everything else.
     """
     steps: dict[str, Step] = {}
     for row in rows:

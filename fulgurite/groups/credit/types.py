@@ -1,8 +1,8 @@
-"""Defines what credit rules see: the paths of an episode, and the scored episodes of its group.
+"""Defines the input of credit rules: the paths of an episode, and the scored episodes of its group.
 
-A rule of one path is a plain function `Path -> list[float]`; `on_paths` makes it a rule of groups,
-in which an action on several paths gets the mean. A rule that compares episodes is a function of
-the group itself.
+A rule for one path is a function `Path -> list[float]`; `on_paths` makes it a rule for groups, in
+which an action on several paths gets the mean. A rule that compares episodes is a function of the
+group.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from fulgurite.groups.rewards import SMALLEST_SPREAD, has_spread
 
 
 class Step(EventStruct, frozen=True, kw_only=True):
-    """An action on a path."""
+    """One action on a path."""
 
     action: str
     """`call_id#choice`."""
     agent: str = ""
     """Role."""
     reward: float = 0.0
-    """Weighted sum of what was paid at it."""
+    """Weighted sum of its rewards."""
     state: bytes = b""
     """Hash of all tokens before it."""
     observation: bytes = b""
-    """Hash of the tokens since the action before it: what a tool or a user said. Of all tokens
-    before it, where there is none.
+    """Hash of the tokens since the previous action (what a tool or a user said); for the first
+    action, of all tokens before it.
     """
 
 
@@ -38,37 +38,34 @@ class Path(EventStruct, frozen=True, kw_only=True):
 
     steps: tuple[Step, ...]
     outcome: float
-    """Weighted sum of what was paid to the episode as a whole."""
+    """Weighted sum of the rewards of the whole episode."""
     total: float
-    """The episode's reward: outcome and what was paid at any of its actions, on this path or not.
-    """
+    """The episode's reward: the outcome and the rewards of all its actions, on any path."""
 
 
 class Scored(EventStruct, frozen=True, kw_only=True):
-    """An episode with a reward. One that has none, or is dropped, is no part of its group's
-    comparison.
-    """
+    """An episode with a reward. Episodes without one, or dropped ones, are not compared."""
 
     total: float
     """The episode's reward."""
     paths: tuple[Path, ...] = ()
-    """None if nothing of it can be trained: it still counts in baselines."""
+    """Empty if nothing of it can be trained; it still counts in baselines."""
     by_name: Mapping[str, float] = {}
-    """Weighted sums of its rewards by name, whether paid to it or to its actions."""
+    """Weighted sums of its rewards by name, those of its actions included."""
 
 
 Credits = Mapping[str, float]
-"""By action."""
+"""Credit by action."""
 
 PathRule = Callable[..., list[float]]
-"""`Path`, and the rule's parameters by name → a credit for each of its steps."""
+"""From a `Path` and the rule's parameters to a credit for each step."""
 
 GroupRule = Callable[..., list[Credits]]
-"""The scored episodes of a group, and the rule's parameters by name → the credits of each."""
+"""From the scored episodes of a group and the rule's parameters to the credits of each episode."""
 
 
 def on_paths(rule: PathRule) -> GroupRule:
-    """The rule applied to every path alone."""
+    """Make a rule for groups that applies a rule to every path."""
 
     def of_group(group: Sequence[Scored], **parameters: float | str) -> list[Credits]:
         return [
@@ -79,7 +76,7 @@ def on_paths(rule: PathRule) -> GroupRule:
 
 
 def mean_over_paths(episode: Scored, values: Callable[[Path], Sequence[float]]) -> dict[str, float]:
-    """A value for each action: the mean over the paths through it."""
+    """Compute a value for each action: the mean over the paths through it."""
     given: dict[str, list[float]] = {}
     for path in episode.paths:
         for step, value in zip(path.steps, values(path), strict=True):
@@ -88,14 +85,14 @@ def mean_over_paths(episode: Scored, values: Callable[[Path], Sequence[float]]) 
 
 
 def mean_and_scale(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation, as the learner's estimator takes them of a group's
-    rewards; 1 where there is no spread.
+    """Mean and sample standard deviation, as the learner's estimator computes them; 1 without
+    spread.
     """
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return statistics.fmean(values), spread if spread > SMALLEST_SPREAD else 1.0
 
 
 def relative(value: float, among: Sequence[float], *, scaled: bool = True) -> float:
-    """The value less the mean, in standard deviations; 0 where there is nothing to compare with."""
+    """Subtract the mean and divide by the standard deviation; 0 without spread."""
     mean, scale = mean_and_scale(among)
     return (value - mean) / (scale if scaled else 1.0) if has_spread(among) else 0.0

@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlparse
 
 import msgspec
 
-from fulgurite.calls.claim_checks import claims_of, digest, put_back_pieces, redeem, take_pieces
+from fulgurite.calls.claim_checks import claims_of, digest, extract_pieces, put_back_pieces, redeem
 from fulgurite.errors import BadClaim
 from fulgurite.events import ClaimCheck, Episode, LlmCall
 from services.common.blobs.settings import ClaimSettings
@@ -175,7 +175,7 @@ def redeemed(call: LlmCall, known: dict[str, bytes] | None = None) -> LlmCall:
 
 def readable(call: LlmCall) -> LlmCall:
     """The call for people: its text, with placeholders for what is long. Raises BadClaim."""
-    return call if call.claim_check is None else take_pieces(redeemed(call), _LONG)[0]
+    return call if call.claim_check is None else extract_pieces(redeemed(call), _LONG)[0]
 
 
 def redeemed_episode(episode: Episode) -> Episode:

@@ -1,8 +1,8 @@
-"""Whole calls from `llm.calls`: who reads the topic for prompts or requests reads it through here.
+"""Reads calls from `llm.calls` and expands deltas. Code that needs prompts or requests uses this.
 
-A delta is restored from its parent: remembered, or read again from its place in the log. Claim
-checks stay what they are (`services.common.blobs.blob_store` redeems them): a call's text may be
-larger than any message that holds it.
+A delta is restored from its parent, which is remembered or read again from its place in the log.
+Claim checks are kept (`services.common.blobs.blob_store` redeems them), because a call's text may
+be larger than any message.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ from services.common.kafka.settings import KafkaSettings
 
 _TIMEOUT_S = 30.0
 _ONE_BY_ONE = {"queued.min.messages": 1, "fetch.message.max.bytes": 65_536, "fetch.wait.max.ms": 10}
-"""Nothing is read ahead. A record that is larger comes whole all the same."""
+"""Read nothing ahead. A larger record still comes completely."""
 
 _MEMORY_BYTES = 256 * 1024**2
 
 
 class CallReader:
-    """Restores calls; blocks only to read a parent that nobody remembers. Not for several threads
-    at once.
-    """
+    """Expands calls. Blocks to read a parent that is not remembered. Not thread-safe."""
 
     def __init__(self, settings: KafkaSettings, codec: Codec) -> None:
         self._settings = settings
@@ -64,11 +62,11 @@ class CallReader:
         return complete
 
     def _read(self, consumer: Consumer, partition: int, offset: int, child: LlmCall) -> LlmCall:
-        """The record there. Raises BrokenDelta if it is no call, or gone."""
+        """Read the call at a place. Raises BrokenDelta if it is gone or not a call."""
         where = f"{self._settings.topic(LLM_CALLS)}[{partition}]@{offset}"
         if not (0 <= partition < LLM_CALLS.partitions and offset >= 0):
             raise BrokenDelta(
-                f"call {child.call_id}: its parent at {where} is in no partition of the topic"
+                f"call {child.call_id}: its parent at {where} is not in a partition of the topic"
             )
         try:
             place = TopicPartition(self._settings.topic(LLM_CALLS), partition, offset)
@@ -91,12 +89,12 @@ class CallReader:
                 f"call {child.call_id}: its parent at {where} cannot be read: {error}"
             ) from error
         if not isinstance(event, LlmCall) or message.offset() != offset:
-            raise BrokenDelta(f"call {child.call_id}: what lies at {where} is no call")
+            raise BrokenDelta(f"call {child.call_id}: the record at {where} is not a call")
         return event
 
 
 class _Memory:
-    """Whole calls read lately, within a bound of bytes."""
+    """The last expanded calls, up to a number of bytes."""
 
     def __init__(self) -> None:
         self._calls: OrderedDict[str, LlmCall] = OrderedDict()
@@ -113,13 +111,12 @@ class _Memory:
             self._bytes -= _size(self._calls.popitem(last=False)[1])
 
 
-def whole_calls(
+def expanded_calls(
     settings: KafkaSettings, codec: Codec, records: Iterable[Record]
 ) -> Iterator[Record]:
-    """Records of `llm.calls` in the order of the log, each call whole; what cannot be restored has
-    no event and says why.
+    """Yield records of `llm.calls` in log order, with expanded calls. Raises LogUnavailable.
 
-    Raises LogUnavailable.
+    A record whose call cannot be restored has no event, and an error.
     """
     reader, memory = CallReader(settings, codec), _Memory()
     for record in records:
@@ -142,10 +139,8 @@ def read_calls(
     partitions: list[int] | None = None,
     since_ms: int | None = None,
 ) -> Iterator[Record]:
-    """As `services.common.kafka.consumer.read_all` of `llm.calls`, with whole calls. Raises
-    LogUnavailable.
-    """
-    return whole_calls(
+    """Like `read_all` of `llm.calls`, with expanded calls. Raises LogUnavailable."""
+    return expanded_calls(
         settings,
         codec,
         read_all(settings, LLM_CALLS, codec, partitions=partitions, since_ms=since_ms),

@@ -11,7 +11,7 @@ import asyncio
 
 import msgspec
 
-from fulgurite.calls.claim_checks import leave, payload_of, take_pieces
+from fulgurite.calls.claim_checks import extract_pieces, leave, payload_of
 from fulgurite.events import ClaimCheck, LlmCall
 from services.common.blobs.blob_store import open_store
 from services.common.kafka.delivery import Delivery
@@ -82,7 +82,7 @@ class Compactor:
         is still too large, or there are too many texts.
         """
         for least in (max(self._limit // 16, _LEAST_PIECE), _LEAST_PIECE):
-            light, payloads = await asyncio.to_thread(take_pieces, call, least)
+            light, payloads = await asyncio.to_thread(extract_pieces, call, least)
             compacted = self._shorten(light)
             if (
                 payloads

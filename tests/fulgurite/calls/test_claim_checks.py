@@ -14,11 +14,11 @@ from fulgurite.calls.claim_checks import (
     claims_of,
     described,
     digest,
+    extract_pieces,
     leave,
     payload_of,
     put_back_pieces,
     redeem,
-    take_pieces,
 )
 from fulgurite.errors import BadClaim
 from fulgurite.events import ClaimCheck, LlmCall
@@ -60,7 +60,7 @@ def test_what_was_altered_or_is_another_calls_is_noticed() -> None:
         redeem(left(CALL, payload), payload + b" ")
     other = payload_of(make_call(answers=[(1,)]))
     for foreign in (other, b"no JSON"):
-        with pytest.raises(BadClaim, match="is no payload"):
+        with pytest.raises(BadClaim, match="is not a payload"):
             redeem(left(CALL, foreign), foreign)
 
 
@@ -72,7 +72,7 @@ def claim(payload: bytes) -> ClaimCheck:
 
 def by_pieces(call: LlmCall, least: int) -> tuple[LlmCall, dict[str, bytes]]:
     """As the gateway leaves it."""
-    light, payloads = take_pieces(call, least)
+    light, payloads = extract_pieces(call, least)
     return msgspec.structs.replace(light, pieces=tuple(map(claim, payloads.values()))), payloads
 
 
@@ -122,7 +122,7 @@ def test_a_piece_that_is_missing_altered_or_not_named_is_noticed() -> None:
     with pytest.raises(BadClaim, match="is not what call"):
         put_back_pieces(light, {name: b"other"})
     other = claim(b"other")
-    with pytest.raises(BadClaim, match="does not say where"):
+    with pytest.raises(BadClaim, match="has no claim check for"):
         put_back_pieces(msgspec.structs.replace(light, pieces=(other,)), {other.sha256: b"other"})
 
 
@@ -135,11 +135,11 @@ def test_a_forged_call_that_repeats_a_piece_does_not_fill_the_memory(
     )
     put_back_pieces(forged, payloads)
     monkeypatch.setattr("fulgurite.calls.claim_checks._MOST_TEXT", 10_000)
-    with pytest.raises(BadClaim, match="larger than"):
+    with pytest.raises(BadClaim, match="has more than"):
         put_back_pieces(forged, payloads)
     assert put_back_pieces(light, payloads) == TURN
     monkeypatch.setattr("fulgurite.calls.claim_checks._MOST_TEXT", 5_000)
-    assert take_pieces(TURN, 1000) == (TURN, {})
+    assert extract_pieces(TURN, 1000) == (TURN, {})
 
 
 LEAVES = st.none() | st.integers() | st.text(max_size=30)

@@ -40,7 +40,7 @@ def test_prompts_are_proved_from_where_the_one_before_ends(
                 prompt_token_ids=call.prompt_token_ids[:-1]
                 + bytes([call.prompt_token_ids[-1] ^ 1]),
             )
-            with pytest.raises(BrokenDelta, match="has not the hash"):
+            with pytest.raises(BrokenDelta, match="does not have the recorded hash"):
                 restore(wrong, parent, hashes=PromptHashes(most))
     assert whole == calls
 
@@ -161,9 +161,9 @@ def test_a_wrong_parent_is_noticed() -> None:
         restore(delta, other)
     with pytest.raises(BrokenDelta, match="is a delta of"):
         restore(delta, REPLACE(first, parent=delta.parent))
-    with pytest.raises(BrokenDelta, match="has not the hash"):
+    with pytest.raises(BrokenDelta, match="does not have the recorded hash"):
         restore(delta, REPLACE(first, prompt_token_ids=pack_ids([9, 9])))
-    with pytest.raises(BrokenDelta, match="is not what was recorded"):
+    with pytest.raises(BrokenDelta, match="does not have the recorded checksum"):
         restore(delta, REPLACE(first, request=(first.request or "").replace("brief", "short")))
     for request in ("x y z\n", "1 2\n", ""):
         with pytest.raises(BrokenDelta, match="does not say what it shares"):

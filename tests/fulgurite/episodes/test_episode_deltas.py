@@ -115,7 +115,7 @@ def test_an_episode_is_small_on_the_wire_and_whole_for_who_reads_it() -> None:
     assert REPLACE(held, calls=unpack(held.calls, proven=True)) == episode
     assert codec.encode(held) == data
     wrong = REPLACE(calls[1], prompt_hash="another")
-    with pytest.raises(InvalidEvent, match="has not the hash"):
+    with pytest.raises(InvalidEvent, match="does not have the recorded hash"):
         codec.decode(codec.encode(REPLACE(episode, calls=(calls[0], wrong))))
 
 
@@ -125,7 +125,7 @@ def test_prompts_are_put_together_without_texts(turns: int, spice: int, rewrite_
     prompts = [call.prompt_token_ids for call in calls]
     assert EpisodeCalls(pack(calls)).prompts == prompts
     assert EpisodeCalls(calls).prompts == prompts
-    assert EpisodeCalls(pack(calls)).whole == tuple(calls)
+    assert EpisodeCalls(pack(calls)).expanded == tuple(calls)
 
 
 def test_prompts_that_are_not_there() -> None:
@@ -169,8 +169,8 @@ def test_what_cannot_be_made_whole_is_noticed() -> None:
     prove(broken(delta))
     shorter = REPLACE(delta.parent, shared_tokens=7)
     for calls, told in [
-        (broken(delta, prompt_hash="another"), "has not the hash"),
-        (broken(delta, parent=shorter), "has not the hash"),
+        (broken(delta, prompt_hash="another"), "does not have the recorded hash"),
+        (broken(delta, parent=shorter), "does not have the recorded hash"),
         (broken(delta, request="1 2"), "does not say what it shares"),
         (broken(delta, request="1 99999 00000000\n"), "does not say what it shares"),
         (broken(delta, request="-1 0 00000000\n"), "does not say what it shares"),

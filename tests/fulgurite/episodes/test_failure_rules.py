@@ -19,7 +19,7 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize("policy", [FailureAction.drop, FailureAction.retry])
 def test_what_the_policy_causes_is_not_dropped(policy: FailureAction) -> None:
-    with pytest.raises(ValueError, match="caused by the policy"):
+    with pytest.raises(ValueError, match="the policy causes this failure"):
         FailureRules(policies={FailureKind.tool_parse_error: policy})
     assert (
         FailureRules(policies={FailureKind.cancelled: policy}).action_for(FailureKind.cancelled)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from fulgurite.avro.codec import Codec
-from fulgurite.calls.claim_checks import leave, payload_of, take_pieces
+from fulgurite.calls.claim_checks import extract_pieces, leave, payload_of
 from fulgurite.errors import BadClaim, BrokenDelta
 from fulgurite.events import ParentRef
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
@@ -109,7 +109,7 @@ def test_pieces_are_copied_too_and_kept_while_the_log_names_them(tmp_path: Path)
         ]
     )
     store = open_store("", tmp_path / "data")
-    light, payloads = take_pieces(call, 1_000)
+    light, payloads = extract_pieces(call, 1_000)
     logged = msgspec.structs.replace(light, pieces=tuple(map(store.put, payloads.values())))
     codec = Codec()
     assert names_in(codec.encode(logged)) == {left.name for left in store.found()}, (

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from fulgurite.calls.claim_checks import leave, payload_of, take_pieces
+from fulgurite.calls.claim_checks import extract_pieces, leave, payload_of
 from fulgurite.enums import FilterReason, LedgerTerm, UpdateKind
 from fulgurite.events import AgentReward, LedgerEntry, LlmCall, PolicyUpdate
 from services.cli.rollouts import show
@@ -172,7 +172,7 @@ def test_a_large_call_is_shown_with_its_answer_and_the_sizes_of_what_is_long(
         messages=[{"role": "user", "content": image}],
         replies=[{"role": "assistant", "content": "a cat"}],
     )
-    light, payloads = take_pieces(call, 1_000)
+    light, payloads = extract_pieces(call, 1_000)
     by_pieces = msgspec.structs.replace(light, pieces=tuple(map(store.put, payloads.values())))
     at_once = leave(call, store.put(payload_of(call)))
     for logged in (by_pieces, at_once):
