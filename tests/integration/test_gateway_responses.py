@@ -329,14 +329,14 @@ async def test_items_of_the_conversation_may_be_referred_to(gateway: Gateway, st
     assert talk.served() == [asked("add"), call, call, output]
     for body, says in (
         ({"input": [output]}, "No tool call found"),
-        ({"input": [{"type": "item_reference", "id": "fc_1"}]}, "No item 'fc_1'"),
+        ({"input": [{"type": "item_reference", "id": "fc_2"}]}, "No item 'fc_2'"),
         (
             {"input": [{**output, "call_id": "call_2"}], "previous_response_id": called},
             "No tool call found",
         ),
         (
             {"input": "hi", "conversation": "conv_9"},
-            "`conversation` is not supported: send the whole conversation",
+            "`conversation` is not supported: send the complete conversation",
         ),
     ):
         status, error = await refused(gateway, body)
@@ -345,6 +345,30 @@ async def test_items_of_the_conversation_may_be_referred_to(gateway: Gateway, st
             "invalid_request_error",
             True,
         )
+
+
+async def test_items_may_be_referred_to_without_the_response(
+    gateway: Gateway, kafka_of_responses: KafkaSettings, stub: Stub, folder: Path
+) -> None:
+    """As clients do that send each item's id in place of what they were answered."""
+    stub.reset(tool_arguments='{"a": 1}')
+    talk = Talk(stub)
+    await talk.say(gateway, [asked("divide")], "")
+    called = {
+        "type": "function_call",
+        "id": "fc_1",
+        "call_id": "call_1",
+        "name": "calc",
+        "arguments": '{"a": 1}',
+    }
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "11"}
+    stub.script.tool_arguments = None
+    given = [asked("divide"), {"type": "item_reference", "id": "fc_1"}, output]
+    await talk.say(gateway, given, "It is 11.")
+    assert talk.served() == [asked("divide"), called, output]
+    assert len(talk.rollouts) == 1, "it is the same conversation"
+    status, error = await refused(gateway, {"input": given}, OTHER)
+    assert (status, error["code"]) == (400, "item_not_found")
 
 
 async def test_a_recorded_response_can_be_read_again(gateway: Gateway, stub: Stub) -> None:

@@ -38,6 +38,10 @@ class ApiRequest(msgspec.Struct, frozen=True):
     """Id of the answer that the request builds on, as the agent wrote it, where the API has a field
     for it (`previous_response_id`).
     """
+    references: tuple[str, ...] = ()
+    """Ids of the recorded items that an input refers to, while they are not in it. `items` is None
+    until then.
+    """
 
 
 class Unkept(msgspec.Struct, frozen=True):

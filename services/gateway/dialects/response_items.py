@@ -16,28 +16,39 @@ def items_of(given: str | list[Any]) -> list[Any]:
     return given if isinstance(given, list) else [{"role": "user", "content": given}]
 
 
+def references(given: list[Any]) -> tuple[str, ...]:
+    """The ids that an input refers to."""
+    return tuple(
+        str(cast(Json, item).get("id"))
+        for item in given
+        if isinstance(item, dict) and _is_reference(cast(Json, item))
+    )
+
+
+def with_items(found: list[Any], given: list[Any]) -> list[Any]:
+    """The given items with each reference replaced by the item of `found` that it names. Raises
+    InvalidRequest for a reference to none.
+    """
+    return [
+        _referred(found, cast(Json, item))
+        if isinstance(item, dict) and _is_reference(cast(Json, item))
+        else item
+        for item in given
+    ]
+
+
 def checked(before: list[Any], given: list[Any]) -> list[Any]:
     """The given items with each reference replaced by the item of `before` that it names.
 
     Raises InvalidRequest for a reference to none, and for a tool's output whose call comes nowhere
     before it.
     """
-    items: list[Any] = []
+    items = with_items(before, given) if references(given) else given
     calls = _Calls(before)
-    replaced = False
-    for item in given:
+    for item in items:
         if isinstance(item, dict):
-            found = (
-                _referred(before, cast(Json, item))
-                if _is_reference(cast(Json, item))
-                else cast(Json, item)
-            )
-            calls.follow(found)
-            replaced = replaced or found is not item
-            items.append(found)
-        else:
-            items.append(item)
-    return items if replaced else given
+            calls.follow(cast(Json, item))
+    return items
 
 
 class _Calls:

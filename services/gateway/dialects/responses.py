@@ -26,7 +26,7 @@ from services.gateway.dialects.dialect import (
 from services.gateway.dialects.numbers import coerce_numbers
 from services.gateway.dialects.openai_errors import OpenAIErrors, openai_error
 from services.gateway.dialects.packed import asking
-from services.gateway.dialects.response_items import checked, items_of
+from services.gateway.dialects.response_items import checked, items_of, references, with_items
 from services.gateway.dialects.responses_capture import ResponsesCapture
 from services.gateway.dialects.sampling import sampling_of
 from services.gateway.errors import GatewayError, InvalidRequest
@@ -66,15 +66,19 @@ class Responses(OpenAIErrors):
             raise InvalidRequest(
                 f"`{_PREVIOUS}` must be a string: the `id` of a response.", param=_PREVIOUS
             )
-        is_complete = not before and given is not None
+        items = None
+        if not before and given is not None:
+            items = items_of(cast("str | list[Any]", given))
+        referred = references(items or [])
         return ApiRequest(
             body,
             alias,
             stream,
             session_of(body),
-            items=checked([], items_of(cast("str | list[Any]", given))) if is_complete else None,
+            items=None if items is None or referred else checked([], items),
             user=text(body, "user") or text(body, "safety_identifier"),
             continues=before or None,
+            references=referred,
         )
 
     def sampling(self, request: ApiRequest, defaults: Sampling) -> Sampling:
@@ -118,6 +122,16 @@ class Responses(OpenAIErrors):
             "sequence_number": 0,
         }
         return b"event: error\ndata: " + encode({**event, "error": error}) + b"\n\n"
+
+
+def referring(request: ApiRequest, found: list[Any]) -> ApiRequest:
+    """The request with the items of `found` that its input refers to in their place. Raises
+    InvalidRequest for a reference to none of them.
+    """
+    items = checked([], with_items(found, request.body["input"]))
+    return msgspec.structs.replace(
+        request, body={**request.body, "input": items}, items=items, references=()
+    )
 
 
 def following(request: ApiRequest, before: list[Any]) -> ApiRequest:

@@ -82,7 +82,7 @@ class CallBuilder:
         raw = await asgi.read_body(headers, receive, self._limits)
         draft.raw = raw.decode("utf-8", "replace")
         request = draft.request = self._dialect.parse(raw)
-        if request.continues is not None:
+        if request.continues is not None or request.references:
             request, draft.raw = await context.responses.continued(caller, request)
             draft.request = request
         draft.sampling = self._dialect.sampling(request, context.sampling)

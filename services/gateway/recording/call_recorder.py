@@ -63,7 +63,7 @@ class CallRecorder:
             if remembering is not None:
                 await remembering
         try:
-            await self._responses.remember(event, delivery)
+            await self._responses.remember(event, delivery, call.draft.key)
         except Exception as error:
             log.error(
                 "a response is not remembered: no later request can build on it",

@@ -17,6 +17,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -32,13 +33,14 @@ from services.common.runtime.off_loop import off_loop
 from services.gateway.dialects.capture import Json, encode
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.response_items import items_of
-from services.gateway.dialects.responses import following
+from services.gateway.dialects.responses import following, referring
 from services.gateway.errors import BodyTooLarge, NotFound, Unavailable
 from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import Store
 from services.gateway.identity.store_patience import StorePatience
 from services.gateway.recording.call_search import CallSearch, SearchTooLong
+from services.gateway.recording.item_index import ItemIndex
 from services.gateway.request_body import BodyLimits, check_limits
 from services.gateway.telemetry.metrics import Metrics
 
@@ -77,6 +79,13 @@ class Recorded(msgspec.Struct, frozen=True):
     def size(self) -> int:
         """Size in characters."""
         return len(self.body) + len(self.head) + len(self.message)
+
+    def output(self) -> list[Any]:
+        """The answer's items; empty if they cannot be parsed."""
+        try:
+            return msgspec.json.decode(self.message, type=_Message).output
+        except (ValueError, RecursionError):
+            return []
 
     def read(self, rollout_id: str) -> Response | None:
         """The response; None if it cannot be parsed."""
@@ -118,6 +127,7 @@ class RecordedResponses:
                 "the places of responses are not remembered: the store (REDIS_URL) does not answer"
             ),
         )
+        self._items = ItemIndex(store, self._patience)
         self._search = search
         self._log_problem = log_problem
         self._limits = limits
@@ -127,9 +137,9 @@ class RecordedResponses:
         self._threads = ThreadPoolExecutor(_SEARCHES, "response-search")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def remember(self, call: LlmCall, delivery: Delivery | None) -> None:
+    async def remember(self, call: LlmCall, delivery: Delivery | None, owner: str) -> None:
         """Remember an answered call. Call it before the agent has the complete answer. Without
-        `delivery` the call is not in Kafka yet.
+        `delivery` the call is not in Kafka yet. `owner` is whose key it is.
         """
         recorded = _recorded(call)
         if recorded is None:
@@ -140,20 +150,18 @@ class RecordedResponses:
             await self._patience.ask(
                 lambda: self._store.put(_key(call.call_id), place, _PLACE_TTL_S)
             )
+        await self._items.remember(owner, call.call_id, recorded.output())
 
     async def continued(self, caller: Caller, request: ApiRequest) -> tuple[ApiRequest, str]:
-        """The request with the conversation that it builds on, and its body in JSON. Raises
-        NotFound, InvalidRequest, Unavailable.
+        """The request with the conversation or the items that it builds on, and its body in JSON.
+        Raises NotFound, InvalidRequest, Unavailable.
         """
-        named = request.continues or ""
-        found = await self.find(caller, named)
-        if found.body.get("previous_response_id"):
-            raise _not_found(named, "its record does not have the complete conversation")
-        given = found.body.get("input")
-        complete = following(
-            request, [*(items_of(given) if given is not None else []), *found.output]
+        complete, size = (
+            await self._with_items(caller, request)
+            if request.continues is None
+            else await self._with_conversation(caller, request, request.continues)
         )
-        body = await off_loop(found.size, lambda: encode(complete.body))
+        body = await off_loop(size, lambda: encode(complete.body))
         try:
             await check_limits(body, self._limits)
         except BodyTooLarge as problem:
@@ -162,6 +170,27 @@ class RecordedResponses:
                 code=problem.code,
             ) from problem
         return complete, body.decode()
+
+    async def _with_conversation(
+        self, caller: Caller, request: ApiRequest, named: str
+    ) -> tuple[ApiRequest, int]:
+        found = await self.find(caller, named)
+        if found.body.get("previous_response_id"):
+            raise _not_found(named, "its record does not have the complete conversation")
+        given = found.body.get("input")
+        before = [*(items_of(given) if given is not None else []), *found.output]
+        return following(request, before), found.size
+
+    async def _with_items(self, caller: Caller, request: ApiRequest) -> tuple[ApiRequest, int]:
+        """Of a response that is gone, no item is found."""
+        items: list[Any] = []
+        size = 0
+        for call_id in await self._items.find(caller.owner, request.references):
+            with suppress(NotFound):
+                found = await self.find(caller, call_id)
+                items += found.output
+                size += found.size
+        return referring(request, items), size
 
     async def find(self, caller: Caller, named: str) -> Response:
         """The recorded response of that id. Raises NotFound, Unavailable."""

@@ -20,7 +20,13 @@ from services.common.kafka.delivery import Delivery
 from services.common.kafka.errors import LogUnavailable
 from services.gateway.dialects.dialect import ApiRequest
 from services.gateway.dialects.responses import Responses
-from services.gateway.errors import BodyTooLarge, GatewayError, NotFound, Unavailable
+from services.gateway.errors import (
+    BodyTooLarge,
+    GatewayError,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
 from services.gateway.http.error_responses import error_headers
 from services.gateway.identity.authenticator import Caller
 from services.gateway.identity.declared_groups import DeclaredGroups
@@ -136,7 +142,7 @@ async def test_a_response_is_remembered_whether_kafka_has_it_yet_or_not() -> Non
     for delivery in (None, PLACE):
         log, call = Log(), await answered()
         recorded = responses(log)
-        await recorded.remember(call, delivery)
+        await recorded.remember(call, delivery, OWNER.owner)
         whole, raw = await recorded.continued(OWNER, asking(call))
         assert msgspec.json.decode(raw) == whole.body
         assert whole.body == {
@@ -149,7 +155,7 @@ async def test_a_response_is_remembered_whether_kafka_has_it_yet_or_not() -> Non
 async def test_another_gateway_looks_where_it_lies() -> None:
     store, call = MemoryStore(), await answered()
     log = Log(call)
-    await responses(log, store).remember(call, PLACE)
+    await responses(log, store).remember(call, PLACE, OWNER.owner)
     other = responses(log, store)
     for _ in range(2):
         assert len((await other.continued(OWNER, asking(call)))[0].body["input"]) == 3
@@ -158,10 +164,64 @@ async def test_another_gateway_looks_where_it_lies() -> None:
     assert log.asked == [PLACE, None]
 
 
+def referring(*item_ids: str) -> ApiRequest:
+    """A request that refers to items, and names no response."""
+    items = [{"type": "item_reference", "id": item_id} for item_id in item_ids]
+    body = {"model": "policy", "input": [*items, {"role": "user", "content": "more"}]}
+    return Responses().parse(msgspec.json.encode(body))
+
+
+async def test_items_are_found_by_their_id_at_any_gateway() -> None:
+    store, call = MemoryStore(), await answered()
+    log = Log(call)
+    await responses(log, store).remember(call, PLACE, OWNER.owner)
+    complete, raw = await responses(log, store).continued(OWNER, referring("msg_1"))
+    assert msgspec.json.decode(raw) == complete.body
+    assert complete.body["input"] == complete.items == [SAID, {"role": "user", "content": "more"}]
+    assert (complete.references, complete.continues) == ((), None)
+    assert log.asked == [PLACE]
+
+
+@pytest.mark.parametrize(
+    ("caller", "body", "item_id"),
+    [
+        (Caller("other", admin=False, claims=None), None, "msg_1"),
+        (OWNER, None, "msg_2"),
+        (OWNER, {"model": "policy", "input": "hi", "store": False}, "msg_1"),
+    ],
+)
+async def test_items_of_others_and_unknown_ones_are_not_found(
+    caller: Caller, body: dict[str, Any] | None, item_id: str
+) -> None:
+    call = await answered(body=body)
+    recorded = responses(Log(call))
+    await recorded.remember(call, PLACE, OWNER.owner)
+    with pytest.raises(InvalidRequest, match=f"No item '{item_id}' to refer to") as caught:
+        await recorded.continued(caller, referring(item_id))
+    assert said(caught.value) == (400, "item_not_found")
+
+
+async def test_a_store_that_is_gone_finds_no_item() -> None:
+    call, store = await answered(), RedisStore(f"redis://127.0.0.1:{free_port()}/0")
+    recorded = responses(Log(call), store)
+    await recorded.remember(call, PLACE, OWNER.owner)
+    with pytest.raises(InvalidRequest, match="No item 'msg_1' to refer to"):
+        await recorded.continued(OWNER, referring("msg_1"))
+
+
+@pytest.mark.parametrize("output", ["null", '[1, {"id": 5}, {"id": "\\ud83c"}]'])
+async def test_odd_items_are_not_indexed(output: str) -> None:
+    call = await answered()
+    [choice] = call.choices
+    odd = msgspec.structs.replace(choice, message=f'{{"role":"assistant","output":{output}}}')
+    call = msgspec.structs.replace(call, choices=(odd,))
+    await responses(Log(call)).remember(call, PLACE, OWNER.owner)
+
+
 async def test_a_store_that_is_gone_costs_a_search() -> None:
     call = await answered()
     log, store = Log(call), RedisStore(f"redis://127.0.0.1:{free_port()}/0")
-    await responses(log, store).remember(call, PLACE)
+    await responses(log, store).remember(call, PLACE, OWNER.owner)
     await responses(log, store).continued(OWNER, asking(call))
     assert log.asked == [None]
 
@@ -184,7 +244,7 @@ async def test_a_store_that_is_gone_costs_a_search() -> None:
 async def test_what_nobody_can_go_on_from(unfit: dict[str, Any]) -> None:
     call = await answered(**unfit)
     recorded = responses(Log(call))
-    await recorded.remember(call, PLACE)
+    await recorded.remember(call, PLACE, OWNER.owner)
     with pytest.raises(NotFound, match="Send the complete conversation in `input`") as caught:
         await recorded.continued(OWNER, asking(call))
     assert said(caught.value) == (404, "previous_response_not_found")
@@ -194,7 +254,7 @@ async def test_a_response_of_nobody_or_of_another_is_not_looked_for() -> None:
     call = await answered()
     log = Log(call)
     recorded = responses(log)
-    await recorded.remember(call, PLACE)
+    await recorded.remember(call, PLACE, OWNER.owner)
     for caller, named in (
         (Caller("other", admin=False, claims=None), public(call)),
         (OWNER, "resp_123"),
@@ -231,7 +291,7 @@ async def test_while_kafka_is_away_only_what_is_remembered_is_gone_on_from() -> 
     known, other = await answered(), await answered()
     log = Log(known, other)
     recorded = responses(log, problem="no Kafka broker can be reached")
-    await recorded.remember(known, None)
+    await recorded.remember(known, None, OWNER.owner)
     await recorded.continued(OWNER, asking(known))
     with pytest.raises(Unavailable, match="no Kafka broker can be reached") as caught:
         await recorded.continued(OWNER, asking(other))
@@ -253,7 +313,7 @@ async def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.Monkey
     log = Log(first, large, last)
     recorded = responses(log)
     for call in (first, first, large, last):
-        await recorded.remember(call, PLACE)
+        await recorded.remember(call, PLACE, OWNER.owner)
     for call, searches in ((last, 0), (first, 1), (last, 1), (large, 2)):
         await recorded.find(OWNER, public(call))
         assert len(log.asked) == searches
@@ -343,7 +403,7 @@ async def _grow(steps: list[tuple[int, int, list[str], bool]]) -> None:
         [choice] = make_call(replies=[{"role": "assistant", "output": [answer]}]).choices
         call = await answered(request=raw, choices=(choice,))
         log.calls[call.call_id] = call
-        await gateways[gateway].remember(call, PLACE)
+        await gateways[gateway].remember(call, PLACE, OWNER.owner)
         grown.append((call, [*whole, answer]))
     for one in gateways:
         one.close()
