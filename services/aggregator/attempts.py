@@ -208,7 +208,7 @@ class Attempt:
 
     @property
     def progress(self) -> AttemptProgress:
-        """For verdicts."""
+        """How far the attempt has come, for timeouts."""
         return AttemptProgress(attempt=self.attempt, ended=self.ended, will_retry=self._promised())
 
     def _promised(self) -> bool:
@@ -233,12 +233,12 @@ class Group:
         self.declared: AgentStatus | None = None
         self.unacked: list[Ack] = []
         self.attempts: dict[Key, Attempt] = {}
-        self.judged = False
-        """Whether the verdicts of its deadline have been published."""
+        self.timed_out = False
+        """Whether the timeouts of its deadline have been published."""
         self.reloaded = False
         """Whether what the log holds of it was read again."""
         self.given_up = False
-        """Whether no verdicts can be passed on it."""
+        """Whether its timeouts cannot be published."""
 
     @classmethod
     def of_episodes(cls, group_id: str, episodes: Mapping[Key, Episode]) -> Group:

@@ -1,4 +1,4 @@
-"""The aggregator: reads `llm.calls` and `agent.status`, writes `episodes` (and its verdicts to
+"""The aggregator: reads `llm.calls` and `agent.status`, writes `episodes` (and its timeouts to
 `agent.status`).
 
 `python -m services.aggregator.main`; SIGTERM stops it. See README.md for what it promises.

@@ -3,9 +3,9 @@ silent too long.
 
 An attempt closes when it has a terminal status *and* `llm.calls` has been read up to the end that
 it had after the status was read: a call is acknowledged in the log before its reply leaves, hence
-before its agent can say that it is done. A verdict falls due by event time or wall time, and is
-passed only when both topics have been read up to the end they had then: so wall time never outruns
-the log. Verdicts are published to `agent.status` and take effect when they are read back.
+before its agent can say that it is done. A timeout falls due by event time or wall time, and is
+published only when both topics have been read up to the end they had then: so wall time never
+outruns the log. Timeouts are published to `agent.status` and take effect when they are read back.
 """
 
 from __future__ import annotations
@@ -148,10 +148,10 @@ class AggregatorPartition:
         attempt = group.attempts.get(key)
         if attempt is None:
             attempt = group.attempts[key] = Attempt(key, event.group_id, event.mode)
-            # It may be one that the deadline's verdicts did not know of.
-            group.judged = False
+            # It may be one that the deadline's timeouts did not know of.
+            group.timed_out = False
         if group.given_up and not attempt.given_up:
-            attempt.given_up = "is of a group that cannot be judged"
+            attempt.given_up = "is of a group whose timeouts cannot be published"
         if attempt.given_up:
             self._refuse(attempt, event, ack)
             return
@@ -169,8 +169,8 @@ class AggregatorPartition:
         return attempt.complete_call(call_id) if attempt else None
 
     async def work(self) -> None:
-        """Give up what takes too much, close what can be closed, judge what is due, forget what is
-        long over.
+        """Give up attempts that take too much, close those that can be, time out those that are
+        due, and put aside groups that are long over.
         """
         if self._over_budget:
             await self._give_up_over_budget()
@@ -197,9 +197,9 @@ class AggregatorPartition:
             )
         group = self._group(event.group_id)
         group.declared = group.declared or event
-        # Found in the log before it came, it may have been judged without the rollouts of which
-        # nothing is known.
-        group.judged = False
+        # If it was found in the log before, its deadline may have passed without the rollouts of
+        # which nothing is known.
+        group.timed_out = False
         group.unacked.append(ack)
 
     def _refuse(self, attempt: Attempt, event: LlmCall | AgentStatus, ack: Ack) -> None:
@@ -234,8 +234,8 @@ class AggregatorPartition:
             ack()
 
     async def _give_up_group(self, group_id: str, group: Group, failure: Exception) -> None:
-        """No verdict can be passed on a group: dead letters of its attempts that are not
-        written.
+        """Publish dead letters of a group's attempts that are not written: its timeouts cannot be
+        published.
         """
         logger.error(
             "a group is given up", group_id=group_id, error=words_of(failure), exc_info=failure
@@ -246,7 +246,7 @@ class AggregatorPartition:
                 await self._give_up(
                     attempt,
                     type(failure).__name__,
-                    f"is of a group that cannot be judged: {words_of(failure)}",
+                    f"is of a group whose timeouts cannot be published: {words_of(failure)}",
                 )
         self._ack_group(group)
 
@@ -417,7 +417,9 @@ class AggregatorPartition:
         )
         now = self._clock.now
         groups = {
-            group_id: group for group_id, group in self._groups.items() if self._overdue(group, now)
+            group_id: group
+            for group_id, group in self._groups.items()
+            if self._is_overdue(group, now)
         }
         silent = [
             attempt
@@ -430,51 +432,51 @@ class AggregatorPartition:
         quiet = [attempt for attempt in due.silent if self._stayed_silent(attempt, due.now)]
         await asyncio.gather(
             *(
-                self._pass(
+                self._time_out(
                     attempt.group_id,
                     self._groups[attempt.group_id],
-                    partial(self._silence, attempt),
+                    partial(self._timeouts_of_silent, attempt),
                 )
                 for attempt in quiet
             ),
             *(
-                self._pass(group_id, group, partial(self._overdue_in, group))
+                self._time_out(group_id, group, partial(self._timeouts_of_overdue, group))
                 for group_id, group in due.groups.items()
             ),
         )
 
-    async def _pass(
-        self, group_id: str, group: Group, verdicts: Callable[[], list[AgentStatus]]
+    async def _time_out(
+        self, group_id: str, group: Group, timeouts: Callable[[], list[AgentStatus]]
     ) -> None:
-        """Publish verdicts on a group; one on which none can be passed is given up."""
+        """Publish timeouts of a group; give it up if that cannot be done."""
 
         async def publish() -> None:
             await self._kafka.publish(
-                AGENT_STATUS, [(verdict.group_id, verdict) for verdict in verdicts()]
+                AGENT_STATUS, [(timeout.group_id, timeout) for timeout in timeouts()]
             )
 
         failure = await failure_of(publish)
         if failure is not None:
             await self._give_up_group(group_id, group, failure)
 
-    def _overdue_in(self, group: Group) -> list[AgentStatus]:
-        group.judged = True
+    def _timeouts_of_overdue(self, group: Group) -> list[AgentStatus]:
+        group.timed_out = True
         if group.declared is None:
             return []
         heard = group.heard()
         # Where the declaration was acknowledged before, rollouts that memory lacks were written
         # too long ago.
         return [
-            verdict
-            for verdict in overdue(group.declared, heard)
-            if verdict.rollout_id in heard or group.unacked
+            timeout
+            for timeout in overdue(group.declared, heard)
+            if timeout.rollout_id in heard or group.unacked
         ]
 
-    def _overdue(self, group: Group, now: int) -> bool:
+    def _is_overdue(self, group: Group, now: int) -> bool:
         declaration = group.declared.declaration if group.declared else None
         return (
             declaration is not None
-            and not group.judged
+            and not group.timed_out
             and declaration.deadline <= now
             and not group.complete()
         )
@@ -501,8 +503,8 @@ class AggregatorPartition:
     def _is_silent(self, attempt: Attempt, now: int) -> bool:
         return attempt.last_event_time + int(self._settings.silence_s * 1000) <= now
 
-    def _silence(self, attempt: Attempt) -> list[AgentStatus]:
-        verdict = silent(
+    def _timeouts_of_silent(self, attempt: Attempt) -> list[AgentStatus]:
+        timeout = silent(
             group_id=attempt.group_id,
             rollout_id=attempt.rollout_id,
             attempt=attempt.attempt,
@@ -510,7 +512,7 @@ class AggregatorPartition:
             last_event_time=attempt.last_event_time,
             silence_ms=int(self._settings.silence_s * 1000),
         )
-        return [verdict]
+        return [timeout]
 
     def _forget(self) -> None:
         """Put aside groups that are complete and long over, and evict what is too old or too

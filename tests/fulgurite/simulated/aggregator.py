@@ -32,7 +32,7 @@ SILENCE_MS = 30_000
 
 
 class Trial(NamedTuple):
-    """What fell due, and how far the log must be read before a verdict is passed."""
+    """What fell due, and how far the log must be read before it times out."""
 
     time: int
     ends: dict[str, int]
@@ -57,8 +57,8 @@ class Aggregator:
         self._published: dict[Key, Episode] = {}
         self._barriers: dict[Key, int] = {}
         self._trial: Trial | None = None
-        self._judged: set[str] = set()
-        self._verdicts: list[AgentStatus] = []
+        self._timed_out: set[str] = set()
+        self._timeouts: list[AgentStatus] = []
         self._done: set[str] = set()
         """Inputs of groups that were let go of."""
         self._given_up: set[Key] = set()
@@ -77,8 +77,8 @@ class Aggregator:
 
     def step(self, choice: int) -> bool:
         """See Processor."""
-        if self._verdicts:
-            self._world.append(STATUS, self._verdicts.pop(0))
+        if self._timeouts:
+            self._world.append(STATUS, self._timeouts.pop(0))
             return True
         works = (
             self._publish,
@@ -98,7 +98,7 @@ class Aggregator:
         assert isinstance(event, LlmCall | AgentStatus)
         if isinstance(event, AgentStatus) and event.declaration is not None:
             self._declared.setdefault(event.group_id, event)
-            self._judged.discard(event.group_id)
+            self._timed_out.discard(event.group_id)
         elif is_input(event):
             self._take((str(event.rollout_id), event.attempt), event)
         return True
@@ -115,8 +115,8 @@ class Aggregator:
             self._done.add(event.event_id)
             return
         if key not in self._groups:
-            # It may be one that the deadline's verdicts did not know of.
-            self._judged.discard(event.group_id)
+            # It may be one that the deadline's timeouts did not know of.
+            self._timed_out.discard(event.group_id)
         self._groups[key] = event.group_id
         self._inputs[key].setdefault(event.event_id, event)
         if self._has_ended(key) or self._is_unsure(event.group_id):
@@ -255,20 +255,20 @@ class Aggregator:
             return False
         trial, self._trial = self._trial, None
         # Now that all is read: where calls were read first, the declaration came only since.
-        self._verdicts = [
-            self._silence(key) for key in trial.quiet if key in self._quiet(trial.time)
+        self._timeouts = [
+            self._timeouts_of_silent(key) for key in trial.quiet if key in self._quiet(trial.time)
         ]
         for group_id in trial.due:
             if group_id in self._declared:
-                self._judged.add(group_id)
-                self._verdicts.extend(overdue(self._declared[group_id], self._heard(group_id)))
+                self._timed_out.add(group_id)
+                self._timeouts.extend(overdue(self._declared[group_id], self._heard(group_id)))
         return True
 
     def _is_overdue(self, group_id: str) -> bool:
         declaration = self._declared[group_id].declaration
         if (
             declaration is None
-            or group_id in self._judged
+            or group_id in self._timed_out
             or self._world.time < declaration.deadline
         ):
             return False
@@ -282,7 +282,7 @@ class Aggregator:
         ]
         return [key for key in undeclared if self._last_heard(key) + SILENCE_MS <= time]
 
-    def _silence(self, key: Key) -> AgentStatus:
+    def _timeouts_of_silent(self, key: Key) -> AgentStatus:
         event = next(iter(self._inputs[key].values()))
         return silent(
             group_id=event.group_id,

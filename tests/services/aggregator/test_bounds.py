@@ -138,8 +138,8 @@ async def test_a_clock_that_was_wrong_for_a_moment_does_not_keep_an_attempt_open
     await later(reader, monkeypatch, 60_000)
     assert reader.log.published == []
     await later(reader, monkeypatch, 64_000)
-    ((topic, verdict),) = reader.log.published
-    assert isinstance(verdict, AgentStatus)
-    assert (topic, verdict.event_time) == (AGENT_STATUS, NOW + 63_000)
-    await reader.take(verdict)
+    ((topic, timeout),) = reader.log.published
+    assert isinstance(timeout, AgentStatus)
+    assert (topic, timeout.event_time) == (AGENT_STATUS, NOW + 63_000)
+    await reader.take(timeout)
     assert acknowledged == [1]

@@ -193,12 +193,12 @@ async def test_one_that_never_ends_is_timed_out_like_any(
     await aggregator.run(make_call(attempt=1, at=NOW + 20))
     monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 1_002_000)
     await aggregator.run()
-    (verdict,) = (
+    (timeout,) = (
         event
         for event in log.topics[AGENT_STATUS.name]
         if isinstance(event, AgentStatus) and event.source == "aggregator"
     )
-    assert (verdict.kind, verdict.failure, verdict.attempt) == (
+    assert (timeout.kind, timeout.failure, timeout.attempt) == (
         StatusKind.timed_out,
         FailureKind.agent_timeout,
         1,
@@ -240,12 +240,12 @@ async def test_one_never_heard_of_is_timed_out_though_its_group_was_looked_for_i
     await aggregator.run()
     monkeypatch.setattr(partition_module, "now_ms", lambda: NOW + 3_000)
     await aggregator.run()
-    verdicts = [
+    timeouts = [
         event
         for event in log.topics[AGENT_STATUS.name]
         if isinstance(event, AgentStatus) and event.source == "aggregator"
     ]
-    assert [(verdict.rollout_id, verdict.failure) for verdict in verdicts] == [
+    assert [(timeout.rollout_id, timeout.failure) for timeout in timeouts] == [
         (rollout_id(0, 1), FailureKind.agent_timeout),
         (rollout_id(0, 2), FailureKind.agent_silent),
     ]

@@ -238,7 +238,7 @@ async def test_a_group_goes_on_without_the_attempt_that_held_too_much(
     await reader.take(session(1)[0])
     await later(reader, monkeypatch, 2_000)
     assert [type(event) for _, event in reader.log.published] == [DeadLetter], (
-        "no verdict on what is not awaited"
+        "no timeout on what is not awaited"
     )
     assert len(reader.acknowledged) == 2
 

@@ -1,4 +1,4 @@
-"""An attempt that cannot be stitched, or on which no verdict can be passed, is a dead letter; its
+"""An attempt that cannot be stitched, or whose timeouts cannot be published, is a dead letter; its
 neighbours go on.
 """
 
@@ -112,7 +112,7 @@ async def test_a_log_that_is_away_buries_nothing(monkeypatch: pytest.MonkeyPatch
     assert (reader.log.published, reader.acknowledged) == ([], [])
 
 
-async def test_a_group_on_which_no_verdict_can_be_passed_is_given_up(
+async def test_a_group_whose_timeouts_cannot_be_published_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reader = Reader(AggregatorSettings(silence_s=1))
@@ -138,7 +138,7 @@ async def test_a_group_on_which_no_verdict_can_be_passed_is_given_up(
     )
     assert [episode.group_id for episode in reader.log.episodes()] == [other[0].group_id]
     assert len(reader.acknowledged) == 5
-    with pytest.raises(Rejected, match="is of a group that cannot be judged"):
+    with pytest.raises(Rejected, match="is of a group whose timeouts cannot be published"):
         await reader.take(CALLS[1])
-    with pytest.raises(Rejected, match="is of a group that cannot be judged"):
+    with pytest.raises(Rejected, match="is of a group whose timeouts cannot be published"):
         await reader.take(msgspec.structs.replace(CALLS[2], event_time=NOW + 4_000))
