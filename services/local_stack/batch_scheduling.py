@@ -1,4 +1,4 @@
-"""Runs a program so that it does not preempt a model server on the same cores."""
+"""Run a program so that it does not preempt a model server on the same cores."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """`make demo`: a real agent learns to use a calculator, with every part of the system on this
 machine.
 
-Starts the local stack on a data folder of its own, examines the base model on held-out tasks,
-trains through the runner, examines again, and shows the curve and the books. Ctrl-C at any moment
+Starts the local stack on a data folder of its own, evaluates the base model on held-out tasks,
+trains through the runner, evaluates again, and shows the curve and the ledger. Ctrl-C at any moment
 stops everything. Writes OUT/report.json, OUT/curve.png, OUT/tasks and OUT/data.
 """
 
@@ -57,7 +57,7 @@ HELD_OUT = 210
 EVALUATION_CONCURRENCY = 24
 
 COMPONENTS = {"expression_right": 0.0, "answer_follows": 0.0}
-"""What the reward is made of: recorded apart, so that one can see which half was learned."""
+"""The parts of the reward, recorded apart to show which of them was learned."""
 
 PARTS = ("kafka", "valkey", "learner", "aggregator", "rewarder", "applier", "gateway", "vllm")
 
@@ -86,9 +86,9 @@ class Demo:
         self._memory = MemoryMeter()
 
     def run(self) -> Report:
-        """Raises StackError, ProcessError, RunnerError, LogUnavailable."""
+        """Run the demo. Raises StackError, ProcessError, RunnerError, LogUnavailable."""
         choices = self._choices
-        data = fresh_folder(choices.out / "data")
+        data = empty_folder(choices.out / "data")
         training, held_out = self._make_tasks()
         settings = {
             "FULGURITE_TRAINER_SEED": str(choices.seed),
@@ -114,23 +114,23 @@ class Demo:
             # services do.
             os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
             os.environ.update(stack.environment)
-            before = self._examine(held_out, "before")
-            examined = time.monotonic()
+            before = self._evaluate(held_out, "before")
+            evaluated = time.monotonic()
             summary = self._train(training)
             trained = time.monotonic()
-            after = self._examine(held_out, "after")
+            after = self._evaluate(held_out, "after")
             phases = Phases(
                 install=_install_seconds(),
                 start=started - began,
-                train=trained - examined,
-                evaluate=examined - started + time.monotonic() - trained,
+                train=trained - evaluated,
+                evaluate=evaluated - started + time.monotonic() - trained,
             )
             report = self._report(before, after, summary, phases, stack.kafka)
         self._write(report)
         return report
 
     def _has_exports_of_a_stack(self) -> bool:
-        """Whether this shell is set up for another stack: the demo must not train its policy."""
+        """Whether this shell has another stack's exports: the demo must not train its policy."""
         other = exporting_stack(os.environ)
         if other is not None:
             self._console.print(
@@ -175,7 +175,7 @@ class Demo:
             cwd=Path.cwd(),
         )
 
-    def _examine(self, tasks: Path, when: str) -> Scores:
+    def _evaluate(self, tasks: Path, when: str) -> Scores:
         scores: list[tuple[Estimate, dict[str, float]]] = []
         for temperature in ("1", "0"):
             title = f"held out, {when} training, {'sampled' if temperature == '1' else 'greedy'}"
@@ -244,11 +244,11 @@ class Demo:
 
 
 class MemoryMeter:
-    """The peak of resident memory of this process and all below it, looked at every two seconds."""
+    """Measures the peak of resident memory of this process and its descendants, every 2 seconds."""
 
     def __init__(self) -> None:
         self.peak_mib = 0
-        self._over = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
 
     def __enter__(self) -> MemoryMeter:
@@ -256,12 +256,12 @@ class MemoryMeter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopping.set()
         self._thread.join()
 
     def _watch(self) -> None:
         me = psutil.Process()
-        while not self._over.wait(2.0):
+        while not self._stopping.wait(2.0):
             total = 0
             for process in [me, *me.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
@@ -270,9 +270,9 @@ class MemoryMeter:
 
 
 def read_ledger(kafka: KafkaSettings) -> LedgerReport:
-    """The books, as `fulgurite ledger` reads them."""
-    books = read_books(kafka)
-    return LedgerReport(actions=books.actions, terms=books.terms, remainder=books.remainder)
+    """The balance, as `fulgurite ledger` reads it."""
+    balance = read_books(kafka)
+    return LedgerReport(actions=balance.actions, terms=balance.terms, remainder=balance.remainder)
 
 
 def documented_command(options: RunOptions) -> str:
@@ -290,13 +290,13 @@ def documented_command(options: RunOptions) -> str:
     return " ".join([*parts, "--", *options.command])
 
 
-def fresh_folder(folder: Path) -> Path:
+def empty_folder(folder: Path) -> Path:
     """An empty folder; what an earlier demo left there is removed, and nothing else. Raises
     StackError.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).is_file():
         raise StackError(
-            f"{folder} holds something that is no demo's: choose another folder with --out"
+            f"{folder} holds files that `make demo` did not write: choose another folder with --out"
         )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -306,7 +306,7 @@ def fresh_folder(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def starting(console: Console) -> Generator[OnReady]:
-    """Shows how the parts come up; ends with the call that names no part."""
+    """Show which parts are up; the call with an empty name ends it."""
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -333,14 +333,14 @@ def starting(console: Console) -> Generator[OnReady]:
 
 
 def _install_seconds() -> float:
-    """As the installation left them; 0 where it had nothing to do."""
+    """How long the installation took, as it recorded it; 0 where it had nothing to do."""
     try:
         return float((project_folder() / ".fulgurite" / "install-seconds").read_text())
     except (OSError, ValueError):
         return 0.0
 
 
-def _choose(arguments: list[str] | None) -> Choices:
+def _parse_arguments(arguments: list[str] | None) -> Choices:
     parser = argparse.ArgumentParser(
         prog="python -m services.local_stack.demo",
         description="A real agent learns to use a calculator.",
@@ -370,7 +370,7 @@ def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; the exit code."""
     console = Console()
-    choices = _choose(arguments)
+    choices = _parse_arguments(arguments)
     hide_from_other_processes()
     signal.signal(signal.SIGTERM, _on_sigterm)
     os.chdir(project_folder())

@@ -1,4 +1,4 @@
-"""What a demo run showed: the report's values, its PNG and its last screen."""
+"""The report of a demo run: its values, its chart as PNG and its last screen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Interval = tuple[float | None, float | None]
 
 
 class LedgerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The books at the end of the run."""
+    """The ledger's balance at the end of the run."""
 
     actions: int
     terms: dict[str, int]
@@ -133,12 +133,12 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
         )
     console.print(table)
     console.rule("ledger: what became of every action")
-    books = Table(show_header=False, box=None, padding=(0, 3, 0, 0))
-    books.add_row("actions in llm.calls", str(report.ledger.actions))
+    ledger = Table(show_header=False, box=None, padding=(0, 3, 0, 0))
+    ledger.add_row("actions in llm.calls", str(report.ledger.actions))
     for term, count in sorted(report.ledger.terms.items()):
-        books.add_row(f"  {term}", str(count))
-    books.add_row("remainder", str(report.ledger.remainder))
-    console.print(books)
+        ledger.add_row(f"  {term}", str(count))
+    ledger.add_row("remainder", str(report.ledger.remainder))
+    console.print(ledger)
     console.rule("where and how long")
     phases = report.phases
     facts = Table(show_header=False, box=None, padding=(0, 3, 0, 0))

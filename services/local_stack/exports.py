@@ -1,9 +1,9 @@
-"""What a shell needs to use a running stack: written by the stack into its data folder, printed by
-`fulgurite env`.
+"""Write and read the variables that a shell needs to use a running stack; `fulgurite env` prints
+them.
 
-The file holds keys, so its owner alone may read it. It stays when the stack stops: a later start
-knows by it that a variable is its own. The lock beside it is held by the running stack, and is free
-as soon as that is gone, however it ended.
+The file in the data folder holds keys, so only its owner may read it. It stays when the stack
+stops: a later start recognises its own variables by it. The lock beside it is held by the running
+stack, and is free as soon as that process ends.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ADDRESSES = ("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "VLLM_BASE_URL")
 
 
 def write_exports(data: Path, variables: Mapping[str, str]) -> None:
-    """Whole or not at all, readable by the owner alone."""
+    """Write the file in one step, readable by its owner alone."""
     part = data / f".{FILE}"
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -36,7 +36,7 @@ def write_exports(data: Path, variables: Mapping[str, str]) -> None:
 
 
 def read_exports(data: Path) -> dict[str, str]:
-    """What the last start wrote; nothing if there was none."""
+    """The variables that the last start wrote; empty if there was none."""
     try:
         words = [shlex.split(line) for line in (data / FILE).read_text().splitlines()]
     except (OSError, ValueError):
@@ -47,7 +47,7 @@ def read_exports(data: Path) -> dict[str, str]:
 
 def exporting_stack(environment: Mapping[str, str]) -> Path | None:
     """The data folder of the local stack whose exports this environment holds; None if its Kafka is
-    somebody else's.
+    another one.
     """
     folder, servers = (
         environment.get("FULGURITE_DATA_DIR"),
@@ -63,14 +63,14 @@ def exporting_stack(environment: Mapping[str, str]) -> Path | None:
 
 
 class StackLock:
-    """Held by the stack that uses a data folder."""
+    """A lock that the stack holds on its data folder."""
 
     def __init__(self, data: Path) -> None:
         self._path = data / LOCK
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Raises AlreadyRunning."""
+        """Take the lock. Raises AlreadyRunning."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,7 +87,7 @@ class StackLock:
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """Idempotent."""
+        """Free the lock. Idempotent."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -50,7 +50,7 @@ def kafka_jars(folder: Path | None = None) -> list[Path]:
     pin = pins().kafka
     target = folder or home() / "engines" / f"kafka-{pin.version}"
     jars = [target / name for name in pin.jars]
-    # jgo's downloads of two processes at once would be each other's half files.
+    # Two processes that download at once with jgo would read each other's partial files.
     with one_at_a_time("kafka"):
         if not all(jar.is_file() for jar in jars):
             _fetch_jars(target)
@@ -64,14 +64,14 @@ def _fetch_jars(target: Path) -> None:
     fetched = [
         Path(jar) for jar in jgo.build(pin.endpoint, cache_dir=home() / "cache" / "jgo").all_jars
     ]
-    odd = [
+    other_versions = [
         jar.name
         for jar in fetched
         if jar.name.startswith("kafka") and not jar.stem.endswith(f"-{pin.version}")
     ]
-    if odd:
+    if other_versions:
         raise ChecksumMismatch(
-            f"the resolver mixed versions of {_GROUP}: {', '.join(sorted(odd))} beside "
+            f"the resolver mixed versions of {_GROUP}: {', '.join(sorted(other_versions))} beside "
             f"{pin.version}"
         )
     unpinned = {jar.name: sha256(jar) for jar in fetched if pin.jars.get(jar.name) != sha256(jar)}
@@ -84,14 +84,14 @@ def _fetch_jars(target: Path) -> None:
         )
     target.mkdir(parents=True, exist_ok=True)
     for jar in fetched:
-        # Renamed once it is whole: who is killed meanwhile leaves no half jar under its name.
+        # Renamed once it is complete: a killed download leaves no partial jar under its name.
         part = target / f".{jar.name}"
         part.write_bytes(jar.read_bytes())
         part.replace(target / jar.name)
 
 
 def last_ports(data: Path) -> list[int]:
-    """Where the brokers of this folder listened last; nothing if they never did."""
+    """The ports of this folder's last start; empty if there was none."""
     file = data / _PORTS
     return (
         [int(port) for port in file.read_text().split() if port.isdigit()] if file.is_file() else []
@@ -138,14 +138,14 @@ class LocalKafka(LocalService):
         chosen = free_ports(2 * brokers)
         self.moved_from: list[int] = []
         """The ports of the last start, if other programs listen there now."""
-        self.ports = list(ports) if ports is not None else self._usual_ports(chosen[:brokers])
+        self.ports = list(ports) if ports is not None else self._choose_ports(chosen[:brokers])
         self._controller_ports = chosen[brokers:]
         self._heap_mb = heap_mb
         self._classpath = os.pathsep.join(str(jar) for jar in kafka_jars())
 
-    def _usual_ports(self, fresh: list[int]) -> list[int]:
-        """Those of the last start, so that what a shell exported stays right; `fresh` where there
-        was none or they are taken.
+    def _choose_ports(self, fresh: list[int]) -> list[int]:
+        """The ports of the last start, so that a shell's exports stay right; `fresh` if there was
+        none, or if another program has them.
         """
         before = last_ports(self.data)
         if len(before) == len(fresh) and all(is_free(port) for port in before):

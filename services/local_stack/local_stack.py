@@ -1,5 +1,5 @@
-"""The whole system on this machine: broker, Valkey, vLLM and every service, started in parallel,
-supervised, stopped together.
+"""Run the whole system on this machine: Kafka, Valkey, vLLM and every service, started in parallel,
+supervised and stopped together.
 
 `make demo`, `make up` and the end-to-end tests use it. Everything lies in one data folder: topics,
 weights, checkpoints, logs, the secrets made at the first start, and the exports for a shell.
@@ -30,6 +30,7 @@ from services.local_stack.batch_scheduling import batch_command
 from services.local_stack.errors import PortTaken, RequirementMissing, StackError
 from services.local_stack.exports import ADDRESSES, StackLock, exporting_stack, write_exports
 from services.local_stack.kafka_local import LocalKafka, addresses, last_ports
+from services.local_stack.local_service import LocalService
 from services.local_stack.model import model_folder
 from services.local_stack.ports import LOCALHOST, answers, free_ports, is_free
 from services.local_stack.valkey_local import LocalValkey
@@ -62,7 +63,7 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     environment: Mapping[str, str] = {}
     """Settings of the services, on top of what the stack sets."""
     restart: bool = True
-    """What to do when a service falls."""
+    """Start a service again when it ends by itself."""
 
 
 class Secrets(msgspec.Struct, frozen=True):
@@ -74,8 +75,8 @@ class Secrets(msgspec.Struct, frozen=True):
 
 
 class LocalStack:
-    """A context manager: entering starts everything and waits until it is ready; leaving stops it,
-    however it came.
+    """A context manager: entering starts everything and waits until it is ready; leaving stops
+    everything.
     """
 
     def __init__(
@@ -85,14 +86,14 @@ class LocalStack:
         on_exit: Callable[[SupervisedProcess, int], None] | None = None,
         on_note: Callable[[str], None] | None = None,
     ) -> None:
-        """`on_note`: gets what a user should know, a sentence at a time."""
+        """`on_note` is called with each sentence that a user should read."""
         self.options = options
         self.data = options.data.resolve()
         self.data.mkdir(parents=True, exist_ok=True)
         self.secrets = load_secrets(self.data / "secrets.json")
-        self._on_ready = on_ready or _say_nothing
+        self._on_ready = on_ready or _ignore
         self._on_exit = on_exit
-        self._on_note = on_note or _keep_quiet
+        self._on_note = on_note or _ignore
         self._started = 0.0
         self._lock = StackLock(self.data)
         self._supervisor: Supervisor | None = None
@@ -119,12 +120,12 @@ class LocalStack:
 
     def process(self, name: str) -> SupervisedProcess:
         """A part by name: `gateway`, `learner`, ... Raises StackError."""
-        for process in self._parts().processes:
+        for process in self._running_supervisor().processes:
             if process.name == name:
                 return process
         raise StackError(
             f"no part of the stack is called {name!r}; there are "
-            f"{[p.name for p in self._parts().processes]}"
+            f"{[p.name for p in self._running_supervisor().processes]}"
         )
 
     def start(self) -> Self:
@@ -159,7 +160,7 @@ class LocalStack:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _parts(self) -> Supervisor:
+    def _running_supervisor(self) -> Supervisor:
         if self._supervisor is None:
             raise StackError("the stack is not running")
         return self._supervisor
@@ -184,22 +185,22 @@ class LocalStack:
         }
 
     def _check(self) -> None:
-        """Before anything starts: what would fail late, or look right and be wrong. Raises
-        StackError.
-        """
+        """Check what would otherwise fail late, or be wrong without an error. Raises StackError."""
         other = exporting_stack(os.environ)
         if (
             other is not None
             and other.resolve() != self.data
-            and self._given("KAFKA_BOOTSTRAP_SERVERS")
+            and self._external_address("KAFKA_BOOTSTRAP_SERVERS")
         ):
             raise StackError(
                 f"KAFKA_BOOTSTRAP_SERVERS is that of the stack on {other}, whose exports this "
                 "shell has: two stacks on one Kafka would "
                 "train one policy twice. Unset KAFKA_BOOTSTRAP_SERVERS, or use a fresh shell"
             )
-        lacking = doctor.lacking(local_vllm=not self._given("VLLM_BASE_URL"))
-        lacking += doctor.given_addresses([name for name in ADDRESSES if self._given(name)])
+        lacking = doctor.lacking(local_vllm=not self._external_address("VLLM_BASE_URL"))
+        lacking += doctor.given_addresses(
+            [name for name in ADDRESSES if self._external_address(name)]
+        )
         if lacking:
             raise StackError(
                 "the stack cannot be started:"
@@ -221,19 +222,19 @@ class LocalStack:
             if problem is not None:
                 raise RequirementMissing(f"--model {problem}")
 
-    def _given(self, name: str) -> str | None:
-        """An address of the environment that replaces a local service."""
+    def _external_address(self, name: str) -> str | None:
+        """The address in the environment that replaces a local service; None to start our own."""
         value = os.environ.get(name)
         own = addresses(last_ports(self.data / "kafka"))
         ignored = name == "KAFKA_BOOTSTRAP_SERVERS" and (self.options.own_kafka or value == own)
         return None if ignored else value or None
 
     def _start(self) -> None:
-        supervisor = self._parts()
+        supervisor = self._running_supervisor()
         model = self.options.model or model_folder()
         # vLLM is the slowest by far, so it starts first; everything else comes up beside it.
         vllm = None
-        if not self._given("VLLM_BASE_URL"):
+        if not self._external_address("VLLM_BASE_URL"):
             vllm = LocalVllm(
                 model,
                 self.data / "logs",
@@ -244,7 +245,10 @@ class LocalStack:
                 supervisor=supervisor,
             ).start()
             self._gateway_prefix = batch_command()
-        kafka_servers, redis_url = self._given("KAFKA_BOOTSTRAP_SERVERS"), self._given("REDIS_URL")
+        kafka_servers, redis_url = (
+            self._external_address("KAFKA_BOOTSTRAP_SERVERS"),
+            self._external_address("REDIS_URL"),
+        )
         kafka = (
             None
             if kafka_servers
@@ -264,32 +268,28 @@ class LocalStack:
         self.environment = self._environment(
             bootstrap_servers=kafka.bootstrap_servers if kafka else kafka_servers or "",
             redis_url=valkey.url if valkey else redis_url or "",
-            vllm_url=vllm.base_url if vllm else self._given("VLLM_BASE_URL") or "",
+            vllm_url=vllm.base_url if vllm else self._external_address("VLLM_BASE_URL") or "",
             model=model,
         )
         if kafka:
-            kafka.wait_ready()
-            self._tell("kafka")
+            self._wait_ready("kafka", kafka)
         if valkey:
-            valkey.wait_ready()
-            self._tell("valkey")
+            self._wait_ready("valkey", valkey)
         create_topics(self.kafka)
         check_topics(self.kafka)
         services = [supervisor.start(spec) for spec in self._services()]
         # An applier's work is on vLLM, so it is ready after that.
         early = [service for service in services if not service.name.startswith("applier")]
         for service in early:
-            service.wait_ready()
-            self._tell(service.name)
+            self._wait_ready(service.name, service)
         if vllm:
-            vllm.wait_ready()
-            self._tell("vllm")
+            self._wait_ready("vllm", vllm)
         for service in services[len(early) :]:
-            service.wait_ready()
-            self._tell(service.name)
+            self._wait_ready(service.name, service)
         write_exports(self.data, self.exports)
 
-    def _tell(self, name: str) -> None:
+    def _wait_ready(self, name: str, part: LocalService | SupervisedProcess) -> None:
+        part.wait_ready()
         self._on_ready(name, time.monotonic() - self._started)
 
     def _environment(
@@ -334,7 +334,7 @@ class LocalStack:
         ]
 
     def _own_gateway_answers(self) -> bool:
-        """It knows this stack's key; another program on the port would not."""
+        """Ask with this stack's key, which another program on the port would refuse."""
         return answers(
             self._gateway_port, "/v1/models", {"Authorization": f"Bearer {self.secrets.api_key}"}
         )
@@ -373,7 +373,7 @@ class LocalStack:
 
 def all_aliases(policy: str, given: Iterable[str], added: Iterable[str]) -> str:
     """For FULGURITE_ALIASES: the policy's own name, what the user set, what was added; the last
-    word on an alias counts.
+    target of an alias counts.
     """
     found = {policy: policy}
     for text in (part.strip() for part in (*given, *added)):
@@ -383,16 +383,12 @@ def all_aliases(policy: str, given: Iterable[str], added: Iterable[str]) -> str:
     return ",".join(f"{alias}={target}" for alias, target in found.items())
 
 
-def _keep_quiet(_note: str) -> None:
-    """The default of `on_note`."""
-
-
-def _say_nothing(_name: str, _seconds: float) -> None:
-    """The default of `on_ready`."""
+def _ignore(*_: object) -> None:
+    """The default of `on_ready` and `on_note`."""
 
 
 def load_secrets(path: Path) -> Secrets:
-    """The secrets of a data folder, made at the first call."""
+    """Load the secrets of a data folder; make them at the first call."""
     if path.is_file():
         return msgspec.json.decode(path.read_bytes(), type=Secrets)
     made = Secrets(

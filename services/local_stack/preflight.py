@@ -1,10 +1,9 @@
-"""Before any container of the deployment starts: `python -m services.local_stack.preflight`. See
-docker-compose.yml.
+"""Check a deployment before any of its containers starts: `python -m
+services.local_stack.preflight`. See docker-compose.yml.
 
-Looks at the settings of every service, at the machine and at the volumes, and makes the secrets
-that are not there yet. Ends with 78 (EX_CONFIG) and one line for each thing that a person has to
-change, which names the setting and the remedy; then nothing is started, and nothing is started
-again and again.
+Checks the settings of every service, the machine and the volumes, and makes missing secrets. Ends
+with 78 (EX_CONFIG) and one line for each problem, which names the setting and the remedy. Then
+Docker starts nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ Environment = Mapping[str, str]
 
 
 def check_settings(environment: Environment) -> Iterator[str]:
-    """Every value that a service would refuse, by its variable; never the value of a secret."""
+    """Report every value that a service would refuse, by its variable, without secret values."""
     problems: set[str] = set()
     for settings in SERVICES:
         try:
@@ -74,7 +73,7 @@ def check_settings(environment: Environment) -> Iterator[str]:
                 )
             continue
         if isinstance(made, GatewaySettings):
-            problems.update(_of_gateway(made))
+            problems.update(_gateway_problems(made))
     yield from sorted(problems)
 
 
@@ -84,7 +83,7 @@ def _variable(settings: type[BaseSettings], where: tuple[int | str, ...]) -> str
     return field if field.isupper() else f"{prefix}{field}".upper()
 
 
-def _of_gateway(settings: GatewaySettings) -> Iterator[str]:
+def _gateway_problems(settings: GatewaySettings) -> Iterator[str]:
     try:
         settings.routes()
         settings.outage_modes()
@@ -103,7 +102,7 @@ def _of_gateway(settings: GatewaySettings) -> Iterator[str]:
 
 
 def check_numbers(environment: Environment) -> Iterator[str]:
-    """What only the compose file uses."""
+    """Check the numbers that only the compose file uses."""
     for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_MAX_MODEL_LEN"):
         value = environment.get(name, "1")
         if not value.isdigit() or int(value) < 1:
@@ -113,16 +112,14 @@ def check_numbers(environment: Environment) -> Iterator[str]:
 def check_profile(
     environment: Environment, driver: Path = Path("/proc/driver/nvidia/gpus")
 ) -> Iterator[str]:
-    """One engine and one learner, and the hardware they need."""
+    """Check that one engine and one learner are chosen, and that their hardware is there."""
     named = {name.strip() for name in environment.get("COMPOSE_PROFILES", "").split(",")}
     chosen = named & PROFILES
     if len(chosen) != 1:
         given = environment.get("COMPOSE_PROFILES", "")
         yield (
             f"COMPOSE_PROFILES={given}: name either cpu or gpu, for example "
-            "COMPOSE_PROFILES=cpu,rewards "
-            "in "
-            ".env."
+            "COMPOSE_PROFILES=cpu,rewards in .env."
         )
     elif chosen == {"cpu"}:
         cpu = check_cpu()
@@ -141,7 +138,7 @@ def check_profile(
 
 
 def check_memory(environment: Environment, meminfo: Path = Path("/proc/meminfo")) -> Iterator[str]:
-    """The machine's own, because what is free means little while the deployment runs; and vLLM's
+    """Check the machine's whole memory, because the deployment may be running already; and vLLM's
     limit against its cache.
     """
     total = (
@@ -159,9 +156,8 @@ def check_memory(environment: Environment, meminfo: Path = Path("/proc/meminfo")
         cache = float(environment.get("VLLM_CPU_KVCACHE_SPACE", "1"))
     except ValueError as error:
         yield (
-            f"MEMORY_NEEDED_GIB, VLLM_MEMORY or VLLM_CPU_KVCACHE_SPACE: {error}. Correct "
-            "it "
-            "in .env, for example VLLM_MEMORY=5g."
+            f"MEMORY_NEEDED_GIB, VLLM_MEMORY or VLLM_CPU_KVCACHE_SPACE: {error}. Correct it in "
+            ".env, for example VLLM_MEMORY=5g."
         )
         return
     if total + _RESERVE_GIB < needed:
@@ -180,14 +176,14 @@ def check_memory(environment: Environment, meminfo: Path = Path("/proc/meminfo")
 
 
 def as_bytes(size: str) -> float:
-    """Docker's way to write a size: `512m`, `5g`. Raises ValueError."""
+    """Parse a size as Docker writes it: `512m`, `5g`. Raises ValueError."""
     text = size.strip().lower().removesuffix("b")
     unit = _UNITS.get(text[-1:], 1)
     return float(text.rstrip("kmg")) * unit
 
 
 def check_port(environment: Environment) -> Iterator[str]:
-    """Free, or held by this very gateway, which a second `up` finds running."""
+    """Check that the port is free, or held by this gateway, which a second `up` finds running."""
     host, port = (
         environment.get("GATEWAY_BIND", "127.0.0.1"),
         environment.get("GATEWAY_PORT", "8080"),
@@ -199,8 +195,7 @@ def check_port(environment: Environment) -> Iterator[str]:
         except (OSError, OverflowError, ValueError) as error:
             if not _is_a_gateway(host, port):
                 yield (
-                    f"GATEWAY_PORT={port}: {error} (GATEWAY_BIND={host}). Stop what "
-                    "listens "
+                    f"GATEWAY_PORT={port}: {error} (GATEWAY_BIND={host}). Stop what listens "
                     "there, or set another GATEWAY_PORT in .env."
                 )
 
@@ -215,7 +210,7 @@ def _is_a_gateway(host: str, port: str) -> bool:
 
 
 def check_volumes(environment: Environment, root: Path = Path("/")) -> Iterator[str]:
-    """That what was restored or left there can be used."""
+    """Check that what the volumes hold can be used."""
     project = environment.get("CHECK_PROJECT", "fulgurite")
     for folder in (
         "models",
@@ -235,12 +230,12 @@ def check_volumes(environment: Environment, root: Path = Path("/")) -> Iterator[
                 f"docker run --rm --user 0 --volume {volume}:/v --entrypoint chown "
                 "fulgurite-cli:0.1.0 -R 10001 /v"
             )
-    yield from _of_kafka(
+    yield from _kafka_problems(
         root / "kafka", environment.get("KAFKA_CLUSTER_ID", ""), f"{project}_kafka"
     )
 
 
-def _of_kafka(folder: Path, cluster: str, volume: str) -> Iterator[str]:
+def _kafka_problems(folder: Path, cluster: str, volume: str) -> Iterator[str]:
     if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         return
     properties = folder / "meta.properties"
@@ -250,8 +245,7 @@ def _of_kafka(folder: Path, cluster: str, volume: str) -> Iterator[str]:
             path.name not in ("lost+found", "bootstrap.checkpoint") for path in folder.iterdir()
         ):
             yield (
-                f"the volume {volume} is half-written: it has no meta.properties. Restore "
-                "it "
+                f"the volume {volume} is half-written: it has no meta.properties. Restore it "
                 f"from its backup, {anew}"
             )
         return
@@ -261,14 +255,13 @@ def _of_kafka(folder: Path, cluster: str, volume: str) -> Iterator[str]:
     if found != cluster:
         yield (
             f"KAFKA_CLUSTER_ID={cluster}, but the volume {volume} is of cluster {found}: "
-            "set "
-            f"KAFKA_CLUSTER_ID={found} in .env, {anew}"
+            f"set KAFKA_CLUSTER_ID={found} in .env, {anew}"
         )
 
 
 def make_secrets(folder: Path, environment: Environment) -> list[str]:
-    """Write each secret that is neither in the environment nor on the disk; the names of those
-    made.
+    """Write each secret that is not on the disk yet, from the environment or a new one; the names
+    of those written.
     """
     wanted = {
         "signing_keys": lambda: f"k1:{secrets.token_urlsafe(32)}",
@@ -281,8 +274,8 @@ def make_secrets(folder: Path, environment: Environment) -> list[str]:
         if not (folder / name).is_file() or not (folder / name).read_text().strip()
     }
     for name, make in missing.items():
-        # A file stands for what the environment gives, too: an entry point asks for the file only
-        # where the environment says nothing.
+        # Also written where the environment gives it. An entry point reads the file only where the
+        # environment has no value.
         _write_secret(folder / name, environment.get(f"FULGURITE_{name.upper()}") or make())
     return sorted(missing)
 
@@ -314,7 +307,7 @@ CHECKS: tuple[Callable[[Environment], Iterator[str]], ...] = (
 
 
 def main() -> int:
-    """The exit status."""
+    """Run the checks; the exit status."""
     problems = [problem for check in CHECKS for problem in check(os.environ)]
     if not problems:
         made = make_secrets(Path("/secrets"), os.environ)

@@ -1,4 +1,4 @@
-"""`fulgurite up`: the local stack for one's own agent, until Ctrl-C."""
+"""`fulgurite up`: run the local stack for an agent of your own, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def up(
     )
     try:
         with running(options) as stack:
-            _tell(stack)
+            _print_instructions(stack)
             wait_for_signal()
             console.print("stopping")
         console.print("stopped; no process is left")
@@ -98,7 +98,7 @@ def up(
 
 @contextlib.contextmanager
 def running(options: StackOptions) -> Generator[LocalStack]:
-    """A running stack, its start shown with a line per part."""
+    """Run a stack, and print a line when a part is ready."""
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -111,7 +111,7 @@ def running(options: StackOptions) -> Generator[LocalStack]:
         def on_ready(name: str, seconds: float) -> None:
             progress.console.print(f"  {name} is ready after {seconds:.1f} s")
 
-        stack = LocalStack(options, on_ready, _tell_exit, _note).start()
+        stack = LocalStack(options, on_ready, _print_exit, _print_note).start()
     try:
         yield stack
     finally:
@@ -126,23 +126,22 @@ def wait_for_signal() -> None:
     stopping.wait()
 
 
-def _tell_exit(process: SupervisedProcess, code: int) -> None:
+def _print_exit(process: SupervisedProcess, code: int) -> None:
     next_step = "it is started again" if process.will_restart() else "it is NOT started again"
     text = (
         f"  {process.name} {describe_exit(code)}: {process.last_error()}. {next_step}; "
-        "its "
-        f"log: {process.spec.log}"
+        f"its log: {process.spec.log}"
     )
     console.print(
         text, style="yellow" if process.will_restart() else "red", markup=False, soft_wrap=True
     )
 
 
-def _note(text: str) -> None:
+def _print_note(text: str) -> None:
     console.print(f"  {text}", style="yellow", markup=False)
 
 
-def _tell(stack: LocalStack) -> None:
+def _print_instructions(stack: LocalStack) -> None:
     exports = stack.exports
     agent = "".join(
         f"  export {name}={exports[name]}\n" for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY")
@@ -165,7 +164,7 @@ Topics, weights and logs are in {stack.data}. Ctrl-C stops everything.
 
 
 def command() -> str:
-    """How this very program is called from the current folder: it is often not on the PATH."""
+    """How to call this program from the current folder: often it is not on the PATH."""
     called = Path(sys.argv[0])
     if called.name != "fulgurite" or shutil.which("fulgurite") == str(called.absolute()):
         return "fulgurite"
@@ -177,7 +176,7 @@ def command() -> str:
 
 
 def folder_option(data: Path) -> str:
-    """Nothing for the folder that `fulgurite env` looks into by itself."""
+    """The option --data for `fulgurite env`; empty for its default folder."""
     return "" if data == DEFAULT_DATA.resolve() else f" --data {shlex.quote(str(data))}"
 
 
@@ -196,9 +195,8 @@ def env(
     variables = read_exports(data)
     if not is_running(data) or not variables:
         text = (
-            f"fulgurite env: no stack is up on {data.resolve()}. Start one with "
-            "`fulgurite "
-            "up`, or name its folder with --data"
+            f"fulgurite env: no stack is up on {data.resolve()}. Start one with `fulgurite up`, or "
+            "name its folder with --data"
         )
         console.print(text, style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1)

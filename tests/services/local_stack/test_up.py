@@ -111,7 +111,7 @@ def test_the_exports_of_another_stack_are_not_taken_for_a_kafka_of_one_s_own(
     monkeypatch.setenv("FULGURITE_DATA_DIR", str(other))
     assert "two stacks on one Kafka would train one policy twice" in refused(tmp_path / "data")
     assert (
-        LocalStack(StackOptions(data=tmp_path / "demo", own_kafka=True))._given(  # pyright: ignore[reportPrivateUsage]
+        LocalStack(StackOptions(data=tmp_path / "demo", own_kafka=True))._external_address(  # pyright: ignore[reportPrivateUsage]
             "KAFKA_BOOTSTRAP_SERVERS"
         )
         is None
@@ -125,9 +125,9 @@ def test_what_the_folder_itself_exported_counts_as_not_set(
     kafka.stop()
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers)
     stack = LocalStack(StackOptions(data=tmp_path))
-    assert stack._given("KAFKA_BOOTSTRAP_SERVERS") is None  # pyright: ignore[reportPrivateUsage]
+    assert stack._external_address("KAFKA_BOOTSTRAP_SERVERS") is None  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
-    assert stack._given("KAFKA_BOOTSTRAP_SERVERS") == "kafka.example:9092"  # pyright: ignore[reportPrivateUsage]
+    assert stack._external_address("KAFKA_BOOTSTRAP_SERVERS") == "kafka.example:9092"  # pyright: ignore[reportPrivateUsage]
 
 
 def test_kafka_keeps_its_port_until_another_program_has_it(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_the_end_of_a_part_is_told_with_its_reason_and_what_comes_next(
     with Supervisor() as supervisor:
         process = supervisor.add(ProcessSpec(name="learner", argv=[], log=tmp_path / "log"))
         monkeypatch.setattr(process, "will_restart", lambda: again)
-        up._tell_exit(process, 78)  # pyright: ignore[reportPrivateUsage]
+        up._print_exit(process, 78)  # pyright: ignore[reportPrivateUsage]
     said = capsys.readouterr().err
     assert "learner ended with 78: the learner cannot continue: no checkpoint" in said
     assert ("it is started again" in said) == again
