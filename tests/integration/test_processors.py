@@ -622,7 +622,7 @@ def test_reward_functions_are_called_and_their_failures_told(
         ("2", "reward"): (None, "no value within 1 s"),
         ("3", "reward"): (
             None,
-            "rewards.py:fn gave nan (float) for 'reward': expected a number from -1000000 to "
+            "rewards.py:fn returned nan (float) for 'reward': expected a number from -1000000 to "
             "1000000",
         ),
     }
