@@ -63,7 +63,7 @@ class LogprobsMode(StrEnum):
 
 
 class StatusKind(StrEnum):
-    """What an agent status event tells."""
+    """Kind of a status event."""
 
     unknown = "unknown"
     """A kind from a newer version."""
@@ -78,7 +78,7 @@ class StatusKind(StrEnum):
     failed = "failed"
     """An attempt ended with a failure."""
     timed_out = "timed_out"
-    """Verdict of the aggregator: the attempt was silent or overdue."""
+    """Reported by the aggregator: the attempt was silent or overdue."""
 
 
 class EpisodeOutcome(StrEnum):
@@ -129,9 +129,9 @@ class FilterReason(StrEnum):
     truncated = "truncated"
     """Cut by the length limit."""
     failure_masked = "failure_masked"
-    """The failure policy of its kind is `mask`."""
+    """The action for its failure kind is `mask`."""
     failure_dropped = "failure_dropped"
-    """The failure policy of its kind is `drop`."""
+    """The action for its failure kind is `drop` or `retry`."""
     superseded = "superseded"
     """A later attempt or a retried sibling replaces it."""
     reward_failed = "reward_failed"
@@ -162,11 +162,11 @@ class LedgerTerm(StrEnum):
     stale = "stale"
     """Older than the staleness bound."""
     amended = "amended"
-    """Rewarded anew after it had been trained."""
+    """Its group changed after it had been trained."""
 
 
 class UpdateKind(StrEnum):
-    """What a policy update tells."""
+    """Kind of a policy update."""
 
     unknown = "unknown"
     """A kind from a newer version."""
@@ -186,13 +186,13 @@ class ArtifactFormat(StrEnum):
 
 
 class ApplyOutcome(StrEnum):
-    """What became of an update on a backend."""
+    """Outcome of an update on a backend."""
 
     unknown = "unknown"
     """An outcome from a newer version."""
     applied = "applied"
-    """Served, and proved by the probe."""
+    """Served, and checked by the probe."""
     failed = "failed"
     """Not served; see `error`."""
     retired = "retired"
-    """An adapter that was served and no longer is: nobody wants it any more."""
+    """An adapter that is no longer served, because it is no target any more."""

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class FailureKind(StrEnum):
-    """What went wrong, from architecture section 5."""
+    """What went wrong in an attempt."""
 
     unknown = "unknown"
     """None of the other kinds, or a kind from a newer version."""
@@ -25,13 +25,13 @@ class FailureKind(StrEnum):
     tool_error = "tool_error"
     """A tool reported an error."""
     invalid_output = "invalid_output"
-    """The answer did not have the asked form."""
+    """The answer did not have the requested format."""
     agent_exception = "agent_exception"
     """The agent ended with an exception or a non-zero exit code."""
     agent_timeout = "agent_timeout"
     """The agent ran past its deadline."""
     agent_silent = "agent_silent"
-    """The agent was declared and never heard of again."""
+    """The rollout was declared, but nothing came from its agent."""
     loop_detected = "loop_detected"
     """The agent repeated itself without progress."""
     client_disconnected = "client_disconnected"

@@ -42,11 +42,11 @@ class Choice(EventStruct, frozen=True, kw_only=True):
     message: str | None = None
     """JSON of the message, as the client got it."""
     token_ids: bytes | None = None
-    """Generated ids, little-endian int32, the engine's own; null where the upstream gives none."""
+    """Generated ids, little-endian int32, the engine's own; null if the upstream gives none."""
     logprobs: bytes | None = None
     """Log-probability of each generated token, little-endian float32."""
     finish_reason: str | None = None
-    """As the upstream said; null when the stream broke off."""
+    """As the upstream reported it; null if the stream broke off."""
     stop_reason: str | None = None
     """The stop string or token that ended it, if one did."""
 
@@ -63,18 +63,18 @@ class ParentRef(EventStruct, frozen=True, kw_only=True):
     shared_tokens: int
     """Leading tokens of the full prompt that the parent holds."""
     shared_messages: int
-    """No longer counted: 0, for readers of earlier releases."""
+    """No longer used: 0, for readers of earlier releases."""
 
 
 class ClaimCheck(EventStruct, frozen=True, kw_only=True):
-    """Where a payload beyond the message limit lies."""
+    """Where a payload beyond the message limit is stored."""
 
     uri: str
     """Content-addressed location."""
     sha256: str
     """Hex digest of the stored bytes."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
 
 
 class LlmCall(Event, frozen=True, kw_only=True):
@@ -115,10 +115,10 @@ class LlmCall(Event, frozen=True, kw_only=True):
     failure: FailureKind | None = None
     """What went wrong, if anything did."""
     error: str | None = None
-    """The upstream's or gateway's own words on it."""
+    """The error text of the upstream or the gateway."""
     request: str | None = None
-    """JSON body as the agent sent it, with all it builds on; with `parent`, what the parent's body
-    does not hold (fulgurite/calls/deltas.py).
+    """JSON body as the agent sent it, earlier messages included; with `parent`, only the part that
+    the parent's body does not have (fulgurite/calls/deltas.py).
     """
     response: str | None = None
     """JSON of the reply without choices and token data (id, model, usage, ...)."""
@@ -147,12 +147,12 @@ class LlmCall(Event, frozen=True, kw_only=True):
     parent: ParentRef | None = None
     """Set when the prompt is stored as a delta."""
     claim_check: ClaimCheck | None = None
-    """Set when the payload lies elsewhere."""
+    """Set when the payload is stored elsewhere."""
     subject: str | None = None
     """The person whose data this is, for per-person erasure."""
     payload_key_id: str | None = None
     """Id of the key the payload is encrypted with (crypto-shredding); null when in clear."""
     pieces: tuple[ClaimCheck, ...] = ()
-    """Long texts of request, response and messages that lie elsewhere, each once: where one was
-    stands `fulgurite:claim:SHA256:BYTES` (fulgurite/calls/claim_checks.py).
+    """Long texts of request, response and messages that are stored elsewhere, each once;
+    `fulgurite:claim:SHA256:BYTES` replaces them (fulgurite/calls/claim_checks.py).
     """

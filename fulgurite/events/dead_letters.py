@@ -15,7 +15,7 @@ class DeadLetter(Event, frozen=True, kw_only=True):
     error: str
     """What was wrong."""
     topic: str
-    """Where the event lies."""
+    """Topic of the event."""
     partition: int
     """Its partition."""
     offset: int

@@ -43,7 +43,7 @@ class Episode(Event, frozen=True, kw_only=True):
     ended_at: int
     """Closing input, Unix milliseconds."""
     declaration: Declaration | None = None
-    """Of its group; null for undeclared traffic."""
+    """The group's declaration; null for undeclared traffic."""
     calls: tuple[LlmCall, ...] = ()
     """All calls, by start and id."""
     subject: str | None = None

@@ -1,4 +1,4 @@
-"""What became of actions. Topic `training.ledger`."""
+"""The outcomes of actions. Topic `training.ledger`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fulgurite.events.base import Event
 
 
 class LedgerEntry(Event, frozen=True, kw_only=True):
-    """What became of actions. Topic `training.ledger`."""
+    """The outcomes of actions. Topic `training.ledger`."""
 
     policy: str
     """The policy."""
@@ -16,13 +16,13 @@ class LedgerEntry(Event, frozen=True, kw_only=True):
     group_revision: str | None = None
     """The closing they belong to."""
     term: LedgerTerm
-    """Where they went."""
+    """The term of the ledger."""
     reason: FilterReason | None = None
-    """With `filtered`."""
+    """Set with `filtered`: why."""
     actions: tuple[str, ...] = ()
     """`call_id#choice`."""
     version: str | None = None
-    """Version they were trained into; for groups without trained actions, the version after which
+    """Version that was trained on them; for groups without trained actions, the version after which
     they were settled.
     """
     source: str

@@ -12,16 +12,16 @@ from fulgurite.events.base import Event, EventStruct
 
 
 class Artifact(EventStruct, frozen=True, kw_only=True):
-    """Where the weights of a version lie."""
+    """Where the weights of a version are stored."""
 
     uri: str
     """`file://` or object-store location of the safetensors file."""
     sha256: str
     """Hex digest of the file."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     format: ArtifactFormat
-    """What it holds."""
+    """Format of the weights."""
 
 
 class Probe(EventStruct, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ class PolicyUpdate(Event, frozen=True, kw_only=True):
     kind: UpdateKind
     """Claim or update."""
     epoch: int
-    """Claimed by the learner that writes."""
+    """Epoch of the learner that writes."""
     step: int
     """Optimizer steps of the epoch; a claim has the step it continues from."""
     version: str | None = None
@@ -58,11 +58,11 @@ class PolicyUpdate(Event, frozen=True, kw_only=True):
     parent_version: str | None = None
     """The version it was trained from."""
     learner_id: str
-    """Who writes."""
+    """Name of the learner."""
     artifact: Artifact | None = None
-    """With updates."""
+    """Set for updates."""
     probe: Probe | None = None
-    """With updates."""
+    """Set for updates."""
     topic: str | None = None
     """Topic it was trained on."""
     positions: tuple[Position, ...] = ()
@@ -70,7 +70,7 @@ class PolicyUpdate(Event, frozen=True, kw_only=True):
     trained_actions: int
     """Actions that carried loss."""
     metrics: dict[str, float] = msgspec.field(default_factory=dict[str, float])
-    """Of the step."""
+    """Metrics of the step."""
     config: str | None = None
     """JSON of the learner's settings, with claims."""
 
@@ -90,9 +90,9 @@ class PolicyRoute(Event, frozen=True, kw_only=True):
     """Which versions serve an alias. Topic `policy.routes`."""
 
     alias: str
-    """The model name agents ask for; the Kafka key."""
+    """Model name that agents ask for; the Kafka key."""
     targets: tuple[RouteTarget, ...] = ()
-    """Replaces what was there."""
+    """Targets; they replace the earlier route."""
     reason: str
     """For people: promotion, canary, rollback ..."""
     author: str
@@ -113,10 +113,10 @@ class PolicyApplied(Event, frozen=True, kw_only=True):
     previous: str | None = None
     """What was served before."""
     outcome: ApplyOutcome
-    """What became of it."""
+    """The outcome."""
     error: str | None = None
     """Why it failed."""
     probe_error: float | None = None
     """Largest absolute difference of the probe's log-probabilities."""
     seconds: float
-    """Time it took."""
+    """Seconds that it took."""

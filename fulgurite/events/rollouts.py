@@ -15,7 +15,7 @@ class Declaration(EventStruct, frozen=True, kw_only=True):
     rollout_ids: tuple[str, ...] = ()
     """Its rollouts, by index."""
     deadline: int
-    """After which the group is partial, Unix milliseconds."""
+    """Time after which the group is closed with what it has, Unix milliseconds."""
     expected_rewards: tuple[str, ...] = ()
     """Names of rewards that each rollout waits for."""
     reward_weights: dict[str, float] = msgspec.field(default_factory=dict[str, float])
@@ -35,7 +35,7 @@ class Declaration(EventStruct, frozen=True, kw_only=True):
 
 
 class AgentStatus(Event, frozen=True, kw_only=True):
-    """What an agent, its runner, the gateway or the aggregator says of a rollout. Topic
+    """The status of a rollout, from an agent, its runner, the gateway or the aggregator. Topic
     `agent.status`.
     """
 
@@ -48,21 +48,21 @@ class AgentStatus(Event, frozen=True, kw_only=True):
     mode: Mode
     """What the rollout is for."""
     kind: StatusKind
-    """What it tells."""
+    """Kind of the status."""
     source: str
     """`gateway`, `runner`, `agent` or `aggregator`."""
     failure: FailureKind | None = None
-    """With `failed` and `timed_out`."""
+    """Set with `failed` and `timed_out`."""
     message: str | None = None
     """Free text for people."""
     exit_code: int | None = None
-    """Of the agent's process, if there was one."""
+    """Exit code of the agent's process, if there was one."""
     will_retry: bool
     """Whether another attempt follows."""
     call_id: str | None = None
     """With `heartbeat`: the call in flight."""
     declaration: Declaration | None = None
-    """With `declared`."""
+    """Set with `declared`."""
     subject: str | None = None
     """The person whose data this is, for per-person erasure."""
     payload_key_id: str | None = None
@@ -75,27 +75,27 @@ class AgentReward(Event, frozen=True, kw_only=True):
     group_id: str
     """Group of rollouts of one task sample; the Kafka key."""
     rollout_id: str
-    """The rollout that is paid."""
+    """The rollout that is rewarded."""
     attempt: int | None = None
-    """The attempt that is paid; null: the final one."""
+    """The attempt that is rewarded; null: the final one."""
     call_id: str | None = None
-    """Set when one action is paid."""
+    """Set when one action is rewarded: its call."""
     choice: int | None = None
     """Choice within the call."""
     name: str
-    """Which reward this is."""
+    """Name of the reward."""
     value: float | None = None
     """Finite; null when it could not be computed (see `error`)."""
     final: bool
-    """Whether the reward of this name is complete with it."""
+    """Whether no later value of this name is expected."""
     source: str
     """`rest`, or the reward function with its content hash."""
     error: str | None = None
     """Why a reward function gave no value."""
     idempotency_key: str | None = None
-    """As the caller gave it."""
+    """Idempotency key that the caller gave."""
     metadata: str | None = None
-    """JSON, free."""
+    """JSON with any content."""
     subject: str | None = None
     """The person whose data this is, for per-person erasure."""
     payload_key_id: str | None = None

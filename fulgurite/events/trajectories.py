@@ -23,7 +23,7 @@ class Action(EventStruct, frozen=True, kw_only=True):
     logprobs: bytes | None = None
     """Behaviour log-probabilities, little-endian float32, `end - start` of them."""
     reward: float
-    """What was paid there, never normalised."""
+    """Reward of the action, never normalised."""
     credit: float
     """Return under the named rule, before any baseline."""
     loss: bool
@@ -33,9 +33,9 @@ class Action(EventStruct, frozen=True, kw_only=True):
     version: str | None = None
     """Version that generated its first token."""
     agent: str
-    """Role."""
+    """Role of the agent."""
     finish_reason: str | None = None
-    """As the upstream said."""
+    """As the upstream reported it."""
     temperature: float
     """Temperature it was sampled at."""
 
@@ -56,7 +56,7 @@ class Trajectory(Event, frozen=True, kw_only=True):
     policy: str | None = None
     """Trained policy."""
     episode_revision: str
-    """Revision of the episode it was cut from."""
+    """Revision of the episode it was built from."""
     group_revision: str
     """One closing of the group: all its rows share it."""
     row_index: int
@@ -80,9 +80,9 @@ class Trajectory(Event, frozen=True, kw_only=True):
     credit_rule: str
     """Rule that made `credit`."""
     break_kind: PrefixBreak | None = None
-    """Why this row is not part of the one before."""
+    """Why this row does not extend the one before."""
     failure: FailureKind | None = None
-    """Of the episode."""
+    """Failure of the episode."""
     subject: str | None = None
     """The person whose data this is, for per-person erasure."""
     payload_key_id: str | None = None
@@ -111,11 +111,11 @@ class Tombstone(Event, frozen=True, kw_only=True):
     group_started_at: int
     """Oldest start in the group, Unix milliseconds."""
     reason: FilterReason
-    """Why."""
+    """Why it has no trajectory."""
     episode_reward: float | None = None
     """Its reward, if it has one: it stays in the baseline."""
     failure: FailureKind | None = None
-    """Of the episode."""
+    """Failure of the episode."""
 
 
 class GroupClosed(Event, frozen=True, kw_only=True):
