@@ -4,33 +4,34 @@ render it. Messages say what to do.
 GatewayError                 status, OpenAI type and code, and how a call that ends with it is recorded
 ├── InvalidRequest      400  malformed JSON, a wrong type, a value out of range
 │   ├── RequestTimeout  408  the body did not arrive in time
-│   ├── BodyTooLarge    413  more bytes or more JSON values than are taken
-│   ├── UnsupportedEncoding 415  compressed in a way that is not read here
-│   └── HeadTooLarge    431  more headers than are taken
-├── Unauthorized        401  no key, or a key nobody here gave out
+│   ├── BodyTooLarge    413  more bytes or more JSON values than the limits allow
+│   ├── UnsupportedEncoding 415  its Content-Encoding is not supported
+│   └── HeadTooLarge    431  a larger head than the limits allow
+├── Unauthorized        401  no key, or an unknown key
 │   └── ExpiredKey      401  a scoped key past its deadline and grace; names its claims
-├── Forbidden           403  a good key for something else
-├── NotFound            404  unknown model, unknown rollout
-├── NotSupported        404  a part of an API that would pass the log by
+├── Forbidden           403  a valid key without the right to do this
+├── NotFound            404  unknown rollout, response or path
+│   └── UnknownModel    404  unknown alias
+├── NotSupported        404  a part of an API that would bypass the log
 ├── Conflict            409  an idempotency key seen with another payload
-├── TryLater                 nothing was generated; come back in so many seconds
+├── TryLater                 nothing was generated; try again after `wait_s`
 │   ├── RateLimited     429  the key is over its own limits
-│   └── Overloaded      503  no place at the model server, or it is just getting what this call needs
-│       └── NotReady    503  it has restarted, and has only its base weights yet
-├── Unavailable         503  the log (or the store of idempotency keys) cannot take it; nothing was generated, or it was withheld
+│   └── Overloaded      503  no free place at the model server, or it is loading an adapter
+│       └── NotReady    503  it has restarted, and has not loaded its version yet
+├── Unavailable         503  the log (or the shared store) is away; nothing was generated, or it is withheld
 │   └── Unrecordable    503  an event that does not fit its schema: no later try would help
-└── UpstreamFailed           what the model server did
+└── UpstreamFailed           the model server failed
     ├── UpstreamRejected     it answered with an error status
     ├── UpstreamUnreachable 502  no connection
-    ├── UpstreamBroken   502  the answer broke off or made no sense
+    ├── UpstreamBroken   502  the answer broke off or is not one
     └── UpstreamTimeout  504
-ClientGone                   nobody is left to answer; never leaves the gateway
+ClientGone                   the client has gone; never leaves the gateway
 """  # noqa: E501 - a table
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -148,11 +149,23 @@ class Forbidden(GatewayError):
 
 
 class NotFound(GatewayError):
-    """Unknown model or rollout."""
+    """Unknown rollout, response or path."""
 
     status = 404
     kind = "invalid_request_error"
     code = "not_found"
+
+
+class UnknownModel(NotFound):
+    """An alias that this gateway does not serve."""
+
+    code = "model_not_found"
+
+    def __init__(self, alias: str, known: Iterable[str], param: str = "model") -> None:
+        super().__init__(
+            f"Unknown model {alias!r}. This gateway serves: {', '.join(sorted(known))}.",
+            param=param,
+        )
 
 
 class NotSupported(GatewayError):

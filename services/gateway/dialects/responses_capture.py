@@ -57,7 +57,7 @@ class ResponsesCapture(PackedCapture):
             self.parse_error(reply)
             return None
         self.parse_tokens_field(reply)
-        self._take_response(reply)
+        self._parse_response(reply)
         self._end(reply, "")
         return encode(reply)
 
@@ -74,7 +74,7 @@ class ResponsesCapture(PackedCapture):
         kind, index = str(chunk.get("type")), chunk.get("output_index")
         response = mapping(chunk, "response")
         if response:
-            self._take_response(response)
+            self._parse_response(response)
         if kind == "error" or ("type" not in chunk and error_in(chunk)):
             self.error = error_text(error_in(chunk) or chunk)
         elif kind == "response.failed":
@@ -116,7 +116,7 @@ class ResponsesCapture(PackedCapture):
             return FailureKind.tool_parse_error
         return FailureKind.truncated if self.finish_reason == "length" else None
 
-    def _take_response(self, response: Json) -> None:
+    def _parse_response(self, response: Json) -> None:
         theirs = response.get("id")
         if self._keeps_id and isinstance(theirs, str):
             self._id = public_completion(self._call_id, self._prefix, theirs)

@@ -14,7 +14,7 @@ from structlog.contextvars import bind_contextvars
 from fulgurite.ids import completion_of, subject_of
 from services.gateway.context import GatewayContext
 from services.gateway.dialects.dialect import ApiRequest, Dialect
-from services.gateway.errors import ExpiredKey, Forbidden, GatewayError, NotFound
+from services.gateway.errors import ExpiredKey, Forbidden, GatewayError, UnknownModel
 from services.gateway.http import asgi
 from services.gateway.http.event_stream import keep_alive_s
 from services.gateway.identity.authenticator import Caller, bearer
@@ -123,12 +123,7 @@ class CallBuilder:
     def _route(self, request: ApiRequest) -> Route:
         route = self._context.routes.get(request.alias)
         if route is None:
-            known = ", ".join(sorted(self._context.routes))
-            raise NotFound(
-                f"Unknown model {request.alias!r}. This gateway serves: {known}.",
-                param="model",
-                code="model_not_found",
-            )
+            raise UnknownModel(request.alias, self._context.routes)
         return route
 
 

@@ -70,18 +70,18 @@ class HealthRoutes:
 
     async def readyz(self, request: Request) -> JSONResponse:
         """200 if traffic is welcome, 503 if not; tells operators why."""
-        ways = {
+        candidates = {
             alias: self._context.dispatcher.router.candidates(alias, "")
             for alias in self._context.routes
         }
-        backends = {way.backend: way for listed in ways.values() for way in listed}
+        backends = {route.backend: route for listed in candidates.values() for route in listed}
         async with self._lock:
             if time.monotonic() - self._topics_at > _TOPICS_FRESH_S:
                 self._topics = await asyncio.to_thread(_look_at_topics, self._context.kafka)
                 self._topics_at = time.monotonic()
             if time.monotonic() - self._upstreams_at > _UPSTREAMS_FRESH_S:
                 answers = await asyncio.gather(
-                    *(self._context.upstream.reachable(way) for way in backends.values())
+                    *(self._context.upstream.reachable(route) for route in backends.values())
                 )
                 self._up = frozenset(
                     name for name, answer in zip(backends, answers, strict=True) if answer
@@ -92,7 +92,7 @@ class HealthRoutes:
         problem = self._context.recorder.problem()
         # One backend of several may be away: its calls go to the others.
         ready = self._log_ready() and all(
-            any(w.backend in up for w in listed) for listed in ways.values()
+            any(route.backend in up for route in listed) for listed in candidates.values()
         )
         report = {
             "ready": ready,

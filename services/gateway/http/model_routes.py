@@ -9,7 +9,8 @@ from starlette.routing import Route
 from services.gateway.context import GatewayContext
 from services.gateway.dialects.registry import DIALECTS
 from services.gateway.http.endpoint import Endpoint
-from services.gateway.http.models_route import Models, Responses
+from services.gateway.http.models_endpoint import ModelsEndpoint
+from services.gateway.http.recorded_response_endpoint import RecordedResponseEndpoint
 
 _PREFIXES = ("", "/rollouts/{rollout}", "/agents/{agent}", "/rollouts/{rollout}/agents/{agent}")
 
@@ -17,12 +18,12 @@ _PREFIXES = ("", "/rollouts/{rollout}", "/agents/{agent}", "/rollouts/{rollout}/
 def model_routes(context: GatewayContext) -> list[Route]:
     """One route for each API and prefix."""
     calls = [(dialect.path, ["POST"], Endpoint(context, dialect)) for dialect in DIALECTS]
-    models = Models(context)
+    models = ModelsEndpoint(context)
     endpoints = [
         *calls,
         ("/v1/models", ["GET"], models),
         ("/v1/models/{model:path}", ["GET"], models),
-        ("/v1/responses/{rest:path}", ["GET", "POST", "DELETE"], Responses(context)),
+        ("/v1/responses/{rest:path}", ["GET", "POST", "DELETE"], RecordedResponseEndpoint(context)),
     ]
     return [
         Route(prefix + path, endpoint, methods=methods)

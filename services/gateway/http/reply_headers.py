@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from services.gateway.http.asgi import Header
+from services.gateway.identity.claims import Claims
 from services.gateway.identity.rollout_resolver import ROLLOUT_ID_HEADER, Identified
 from services.gateway.recording.call import Call
 
@@ -15,6 +16,11 @@ def rollout_header(request: Request) -> dict[str, str]:
     """
     rollout = getattr(request.state, "rollout_id", None)
     return {ROLLOUT_ID_HEADER.decode(): rollout} if rollout else {}
+
+
+def claims_header(claims: Claims | None) -> list[Header]:
+    """The header that names the rollout of a scoped key; empty for another key."""
+    return [] if claims is None else [(ROLLOUT_ID_HEADER, claims.rollout.encode())]
 
 
 def rollout_headers(who: Identified, version: str | None = None) -> list[Header]:

@@ -22,7 +22,7 @@ from fulgurite.ids import RolloutRef, derive_id, mint_group, rollout_of
 from fulgurite.topics import AGENT_STATUS
 from services.common.runtime.clock import now_ms
 from services.gateway.context import GatewayContext
-from services.gateway.errors import Forbidden, InvalidRequest, NotFound
+from services.gateway.errors import Forbidden, InvalidRequest, NotFound, UnknownModel
 from services.gateway.http.openapi import READ_ERRORS, WRITE_ERRORS, documented
 from services.gateway.http.reply_headers import rollout_header
 from services.gateway.http.rest_models import AttemptIn, DeclareIn, StatusIn
@@ -203,12 +203,7 @@ class RolloutRoutes:
     def _route(self, alias: str) -> Route:
         route = self._context.routes.get(alias)
         if route is None:
-            known = ", ".join(sorted(self._context.routes))
-            raise NotFound(
-                f"Unknown model {alias!r}. This gateway serves: {known}.",
-                param="alias",
-                code="model_not_found",
-            )
+            raise UnknownModel(alias, self._context.routes, param="alias")
         return route
 
     async def _attempt_and_mode(

@@ -64,8 +64,7 @@ class CallSearch:
             with closing(make_consumer(self._settings)) as consumer:
                 found = self._found(consumer, ref, place)
             call = found.get(ref.completion_id)
-            # Deltas among what was found are restored from each other; `whole` goes on from any to
-            # its parent.
+            # A delta is expanded from its parent: one of those found, or one that is read for it.
             return (
                 None
                 if call is None

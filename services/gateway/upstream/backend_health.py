@@ -33,17 +33,17 @@ class BackendHealth:
     def __init__(self) -> None:
         self._troubles: dict[str, Trouble] = {}
 
-    def order(self, ways: Sequence[Route], now: float) -> Sequence[Route]:
+    def order(self, routes: Sequence[Route], now: float) -> Sequence[Route]:
         """The routes in order, with those to open backends last. A backend whose pause is over
         keeps its place for this caller alone.
         """
         if not self._troubles:
-            return ways
+            return routes
         good: list[Route] = []
         shut: list[Route] = []
-        for way in ways:
+        for route in routes:
             # Only the first choice is sure to be tried, so only there is the one trial given away.
-            (good if self._open(way.backend, now, trial=not good) else shut).append(way)
+            (good if self._open(route.backend, now, trial=not good) else shut).append(route)
         return [*good, *shut]
 
     def failed(self, backend: str, now: float) -> None:

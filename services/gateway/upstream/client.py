@@ -67,7 +67,7 @@ class UpstreamReply:
         return _header(self._response, name)
 
     async def read(self) -> bytes:
-        """The whole body. Raises UpstreamBroken, UpstreamTimeout."""
+        """The complete body. Raises UpstreamBroken, UpstreamTimeout."""
         pieces: list[bytes] = []
         while piece := await self.piece():
             pieces.append(piece)

@@ -98,16 +98,16 @@ class Continuation:
             return None
         return None if packed is None else unpack_ids(packed).tolist()
 
-    async def prompt(self, recorded: list[int], call: Call, way: Route) -> ApiRequest:
+    async def prompt(self, recorded: list[int], call: Call, route: Route) -> ApiRequest:
         """The request with its prompt in tokens, or as it is. Raises UpstreamUnreachable."""
         asked = {
             name: call.request.body[name]
             for name in ("messages", *_SHAPES)
             if call.request.body.get(name) is not None
         }
-        body = msgspec.json.encode({**asked, "model": way.model, "add_generation_prompt": True})
+        body = msgspec.json.encode({**asked, "model": route.model, "add_generation_prompt": True})
         try:
-            async with self._client.open(way, "/tokenize", body, call.call_id, None, {}) as reply:
+            async with self._client.open(route, "/tokenize", body, call.call_id, None, {}) as reply:
                 rendered = msgspec.json.decode(await reply.read(), type=_Rendered).tokens
         except UpstreamUnreachable:
             raise

@@ -99,32 +99,32 @@ class _Answer:
         """
         dispatcher, call = self._dispatcher, self._call
         problem: GatewayError | None = None
-        for way in dispatcher.health.order(
+        for route in dispatcher.health.order(
             dispatcher.router.candidates(call.request.alias, call.who.rollout_id), time.monotonic()
         ):
-            call.route = way
+            call.route = route
             try:
-                reply = await self._ask(way, recorded)
+                reply = await self._ask(route, recorded)
             except UpstreamUnreachable as error:
-                dispatcher.health.failed(way.backend, time.monotonic())
+                dispatcher.health.failed(route.backend, time.monotonic())
                 problem = problem if isinstance(problem, NotReady) else error
             except NotReady as error:
-                dispatcher.health.answered(way.backend)
+                dispatcher.health.answered(route.backend)
                 problem = error
             except UpstreamRejected as error:
-                dispatcher.health.answered(way.backend)
-                if not _lacks_adapter(way, error):
+                dispatcher.health.answered(route.backend)
+                if not _lacks_adapter(route, error):
                     raise
                 problem = Overloaded(
-                    f"The model server {way.backend!r} is loading {way.version}. Nothing was "
+                    f"The model server {route.backend!r} is loading {route.version}. Nothing was "
                     "generated; try again shortly.",
                     _LOADING_S,
                 )
             else:
-                dispatcher.health.answered(way.backend)
+                dispatcher.health.answered(route.backend)
                 return reply
-            dispatcher.failovers.labels(way.backend).inc()
-        assert problem is not None, "there is always a way"
+            dispatcher.failovers.labels(route.backend).inc()
+        assert problem is not None, "there is always a route"
         raise problem
 
     async def __aexit__(
@@ -138,25 +138,25 @@ class _Answer:
         if self._gate is not None:
             self._gate.leave(self._call.draft.key)
 
-    async def _ask(self, way: Route, recorded: list[int] | None) -> UpstreamReply:
+    async def _ask(self, route: Route, recorded: list[int] | None) -> UpstreamReply:
         dispatcher, call, gate = (
             self._dispatcher,
             self._call,
-            self._dispatcher.admission.gate(way.backend),
+            self._dispatcher.admission.gate(route.backend),
         )
         await gate.enter(call.draft.key)
         try:
             request = (
                 call.request
                 if recorded is None
-                else await dispatcher.continuation.prompt(recorded, call, way)
+                else await dispatcher.continuation.prompt(recorded, call, route)
             )
             body, headers = (
-                self._dialect.upstream_body(request, way, call.call_id),
-                self._dialect.upstream_headers(request, way),
+                self._dialect.upstream_body(request, route, call.call_id),
+                self._dialect.upstream_headers(request, route),
             )
             self._reply = await dispatcher.client.post(
-                way, self._dialect.path, body, call.call_id, call.ask(), headers
+                route, self._dialect.path, body, call.call_id, call.ask(), headers
             )
         except BaseException:
             gate.leave(call.draft.key)
@@ -165,5 +165,5 @@ class _Answer:
         return self._reply
 
 
-def _lacks_adapter(way: Route, error: UpstreamRejected) -> bool:
-    return way.version == way.model and error.upstream_status == _NOT_FOUND
+def _lacks_adapter(route: Route, error: UpstreamRejected) -> bool:
+    return route.version == route.model and error.upstream_status == _NOT_FOUND

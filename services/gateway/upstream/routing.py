@@ -136,12 +136,12 @@ class Router:
     def _target(self, route: Route, policy: str, version: str | None, weight: float) -> Target:
         wanted = version or self._view.newest(policy)
         make = self._adapter if policy in self._adapters else self._full
-        ways = [
+        candidates = [
             make(msgspec.structs.replace(route, policy=policy, backend=b, base_url=url), wanted)
             for b, url in self._backends.items()
         ]
-        ready = tuple(way for way, fits in ways if fits)
-        others = tuple(way for way, fits in ways if not fits)
+        ready = tuple(route for route, fits in candidates if fits)
+        others = tuple(route for route, fits in candidates if not fits)
         return Target(version or policy, weight, ready, others)
 
     def _full(self, route: Route, wanted: str) -> tuple[Route, bool]:
