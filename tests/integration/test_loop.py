@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -27,6 +28,7 @@ from services.cli.main import app
 from services.common.kafka.consumer import read_all
 from services.common.kafka.logged_calls import read_calls
 from services.common.processes.process import ChildProcess
+from services.local_stack.batch_scheduling import batch_command
 from services.local_stack.local_stack import LocalStack, StackOptions
 from services.local_stack.model import tiny_model
 
@@ -248,10 +250,23 @@ def check_lineage(stack: LocalStack) -> None:
         assert f"{policy}@1.2" in outcome["inherited"]
 
 
+def check_scheduling(stack: LocalStack) -> None:
+    """The gateway and all its threads give way to the model server on the same cores."""
+    (gateway,) = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "services.gateway.main" in process.cmdline()
+        and process.environ()["FULGURITE_GATEWAY_URL"] == stack.gateway_url
+    ]
+    expected = os.SCHED_BATCH if batch_command() else os.SCHED_OTHER
+    assert {os.sched_getscheduler(thread.id) for thread in gateway.threads()} == {expected}
+
+
 def test_the_loop_closes(tmp_path: Path) -> None:
     with LocalStack(
         StackOptions(data=tmp_path / "data", model=tiny_model(), environment=SETTINGS)
     ) as stack:
+        check_scheduling(stack)
         summary = run_agents(stack, tmp_path)
         assert summary["updates"] >= 2
         applied = [
