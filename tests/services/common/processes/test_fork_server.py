@@ -1,6 +1,4 @@
-"""Processes through the fork server: what they get, how they end, and that nothing stays. Each
-holds executed and forked.
-"""
+"""Processes of the fork server, executed and forked: what they get, and how they end."""
 
 from __future__ import annotations
 
@@ -73,7 +71,7 @@ async def test_an_agent_gets_its_input_and_nothing_but_its_environment(
 
 
 @pytest.mark.parametrize("code", [0, 3, 75])
-async def test_exit_codes_and_last_words_come_through(
+async def test_exit_code_and_error_output_are_in_the_result(
     server: ForkServer, tmp_path: Path, preload: bool, code: int
 ) -> None:
     ended = await _run(server, _program(tmp_path, programs.EXITS, preload, str(code)), tmp_path)
@@ -105,7 +103,7 @@ async def test_the_deadline_ends_the_whole_group(
     assert all(programs.is_soon_dead(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
-async def test_who_ignores_sigterm_is_killed(
+async def test_a_process_that_ignores_sigterm_is_killed(
     server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
     ended = await _run(
@@ -114,7 +112,7 @@ async def test_who_ignores_sigterm_is_killed(
     assert (ended.exit_code, ended.is_overdue) == (-signal.SIGKILL, True)
 
 
-async def test_what_an_agent_leaves_behind_is_killed(
+async def test_children_of_a_process_that_ended_are_killed(
     server: ForkServer, tmp_path: Path, preload: bool
 ) -> None:
     ended = await _run(
@@ -152,7 +150,7 @@ async def test_closing_kills_everything(tmp_path: Path, preload: bool) -> None:
     assert all(programs.is_soon_dead(int(pid)) for pid in pids.read_text().split())
 
 
-async def test_a_runner_killed_outright_leaves_nothing(tmp_path: Path, preload: bool) -> None:
+async def test_a_parent_ended_by_sigkill_leaves_no_process(tmp_path: Path, preload: bool) -> None:
     pids = tmp_path / "pids"
     program = _program(tmp_path, programs.SLEEPS, preload, str(pids))
     source = (
@@ -172,7 +170,7 @@ async def test_a_runner_killed_outright_leaves_nothing(tmp_path: Path, preload: 
     assert all(programs.is_soon_dead(int(pid)) for pid in pids.read_text().split())
 
 
-async def test_many_at_once(server: ForkServer, tmp_path: Path, preload: bool) -> None:
+async def test_many_processes_at_once(server: ForkServer, tmp_path: Path, preload: bool) -> None:
     program = _program(tmp_path, programs.ECHO, preload)
     ended = await asyncio.gather(
         *(_run(server, program, tmp_path, stdin=str(number).encode()) for number in range(30))
@@ -191,13 +189,13 @@ async def test_only_the_end_of_long_output_is_kept(
     assert ended.output.endswith("xend\n")
 
 
-async def test_a_module_runs_too(server: ForkServer, tmp_path: Path) -> None:
+async def test_a_module_is_run(server: ForkServer, tmp_path: Path) -> None:
     (tmp_path / "solver.py").write_text("import sys\nprint(__name__, sys.argv[1:])\n")
     program = Program(("a",), sys.executable, module="solver")
     assert (await _run(server, program, tmp_path)).output == "__main__ ['a']\n"
 
 
-async def test_a_module_that_cannot_be_imported_is_told() -> None:
+async def test_a_module_that_cannot_be_imported_is_reported() -> None:
     with pytest.raises(ForkServerFailed, match="cannot import no_such_module"):
         async with ForkServer(sys.executable, ["no_such_module"], ENVIRONMENT):
             pass
@@ -215,7 +213,7 @@ async def test_a_module_that_starts_threads_is_refused(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_program_that_vanished_ends_with_127(server: ForkServer, tmp_path: Path) -> None:
+async def test_a_program_that_is_gone_ends_with_127(server: ForkServer, tmp_path: Path) -> None:
     ended = await _run(server, Program((str(tmp_path / "gone"),)), tmp_path)
     assert ended.exit_code == 127
     assert "No such file" in ended.error_output

@@ -1,4 +1,4 @@
-"""The reason in the end of a log, whoever wrote it."""
+"""The last error in logs of our services, of Python programs and of Kafka."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ INFO:     Waiting for application shutdown.
         ("", ""),
     ],
 )
-def test_the_reason_is_found(tmp_path: Path, log: str, expected: str) -> None:
+def test_the_last_error_is_found(tmp_path: Path, log: str, expected: str) -> None:
     (tmp_path / "log").write_text(log)
     assert last_error(tmp_path / "log") == expected
 
 
-def test_what_was_there_before_and_what_is_not_there(tmp_path: Path) -> None:
+def test_an_older_error_and_a_missing_log_give_nothing(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(OURS)
     assert last_error(tmp_path / "log", since=len(OURS)) == ""
     assert last_error(tmp_path / "none") == ""

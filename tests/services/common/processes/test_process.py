@@ -39,14 +39,14 @@ def test_leaving_the_context_ends_it(tmp_path: Path) -> None:
     process.end()
 
 
-def test_one_that_was_stopped_reacts_to_its_end(tmp_path: Path) -> None:
+def test_a_stopped_process_reacts_to_sigterm(tmp_path: Path) -> None:
     process = child(tmp_path, SLEEP)
     process.signal_session(signal.SIGSTOP)
     process.end(30)
     assert process.returncode == -signal.SIGTERM
 
 
-def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     process = child(tmp_path, IGNORES_SIGTERM)
     process.end(grace_s=0.1)
     assert process.returncode == -signal.SIGKILL

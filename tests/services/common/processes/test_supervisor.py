@@ -1,6 +1,4 @@
-"""Supervision with real processes: ready, stopped, restarted, and none left behind however the
-supervisor ends.
-"""
+"""Supervised real processes: when they are ready, restarted, given up, and how they are stopped."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ def test_ready_then_stopped(supervisor: Supervisor, tmp_path: Path) -> None:
     assert process.is_ready()
 
 
-def test_keys_of_the_surroundings_are_not_inherited(
+def test_keys_of_the_environment_are_not_inherited(
     supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FULGURITE_ADMIN_KEY", "sk-outer")
@@ -70,27 +68,29 @@ def test_keys_of_the_surroundings_are_not_inherited(
     assert "admin None policy outer" in process.spec.log.read_text()
 
 
-def test_one_that_ignores_the_request_is_killed(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(supervisor: Supervisor, tmp_path: Path) -> None:
     process = supervisor.start(spec(tmp_path, IGNORES_SIGTERM, stop_timeout_s=0.2)).wait_ready()
     process.stop()
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_failure_to_start_is_told_with_the_log(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_a_failed_start_is_reported_with_the_log(supervisor: Supervisor, tmp_path: Path) -> None:
     process = supervisor.start(spec(tmp_path, "import sys; sys.exit('no such port')", restart=True))
     with pytest.raises(ProcessExited, match="no such port"):
         process.wait_ready()
     assert process.restarts == 0
 
 
-def test_one_that_never_gets_ready_is_told(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_a_process_that_never_gets_ready_is_reported(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
     with pytest.raises(ProcessNotReady):
         supervisor.start(
             spec(tmp_path, "import time; time.sleep(600)", ready_timeout_s=0.3)
         ).wait_ready()
 
 
-def test_a_crash_is_told_and_mended(tmp_path: Path) -> None:
+def test_a_crash_is_reported_and_the_process_restarted(tmp_path: Path) -> None:
     ended: list[int] = []
     with Supervisor(lambda _, code: ended.append(code)) as supervisor:
         process = supervisor.start(spec(tmp_path, SLEEP, restart=True)).wait_ready()
@@ -102,13 +102,15 @@ def test_a_crash_is_told_and_mended(tmp_path: Path) -> None:
     assert (process.pid, process.will_restart()) == (None, False)
 
 
-def test_without_a_restart_policy_a_crash_stays(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_without_a_restart_rule_a_crashed_process_stays_down(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
     process = supervisor.start(spec(tmp_path, SLEEP)).wait_ready()
     process.kill()
     assert (process.wait(5), process.pid, process.will_restart()) == (-signal.SIGKILL, None, False)
 
 
-def test_stopped_and_woken(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_a_session_is_stopped_and_continued(supervisor: Supervisor, tmp_path: Path) -> None:
     process = supervisor.start(spec(tmp_path, SLEEP)).wait_ready()
     assert process.pid is not None
     process.signal_session(signal.SIGSTOP)
@@ -125,7 +127,7 @@ time.sleep(600)
 """
 
 
-def test_one_with_a_pulse_is_ready_at_its_first_beat_and_not_at_one_from_before(
+def test_a_process_is_ready_at_its_first_pulse_and_not_at_an_older_one(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:
     pulse = tmp_path / "run" / "pulse"
@@ -140,7 +142,7 @@ def test_one_with_a_pulse_is_ready_at_its_first_beat_and_not_at_one_from_before(
     assert not idle.is_ready()
 
 
-def test_one_that_dies_at_its_start_is_told_with_its_last_error(
+def test_an_end_before_ready_is_reported_with_the_last_error(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:
     code = (
@@ -158,7 +160,9 @@ def test_one_that_dies_at_its_start_is_told_with_its_last_error(
         supervisor.start(made).wait_ready()
 
 
-def test_what_answers_for_a_dead_process_is_not_it(supervisor: Supervisor, tmp_path: Path) -> None:
+def test_another_program_that_answers_does_not_make_a_dead_process_ready(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
     """Another program on its port."""
     made = msgspec.structs.replace(
         spec(tmp_path, "raise OSError(98, 'address already in use')", restart=True),
@@ -171,19 +175,19 @@ def test_what_answers_for_a_dead_process_is_not_it(supervisor: Supervisor, tmp_p
         process.wait_ready()
 
 
-def test_what_a_log_of_an_earlier_start_says_is_not_told(
+def test_errors_of_an_earlier_start_are_not_reported(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:
     (tmp_path / "process.log").write_text("ValueError: of yesterday\n")
-    with pytest.raises(ProcessExited) as told:
+    with pytest.raises(ProcessExited) as raised:
         supervisor.start(
             msgspec.structs.replace(spec(tmp_path, "import os; os._exit(3)"), ready=lambda: False)
         ).wait_ready()
-    assert "yesterday" not in str(told.value)
-    assert "ended with 3 before it was ready: its log has no error" in str(told.value)
+    assert "yesterday" not in str(raised.value)
+    assert "ended with 3 before it was ready: its log has no error" in str(raised.value)
 
 
-def test_one_that_falls_at_each_start_is_given_up_and_each_end_is_told(tmp_path: Path) -> None:
+def test_after_too_many_quick_ends_a_process_is_given_up(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     code = (
         f"import pathlib, time; flag = pathlib.Path({str(flag)!r}); print('up', "

@@ -43,7 +43,9 @@ def test_nothing_outlives_the_supervisor(tmp_path: Path, number: signal.Signals)
 
 
 @pytest.mark.parametrize("is_forgotten", [False, True])
-def test_one_that_starts_after_its_parent_s_death_still_reads_the_list(is_forgotten: bool) -> None:
+def test_a_watchdog_that_starts_after_its_parent_s_death_still_reads_the_list(
+    is_forgotten: bool,
+) -> None:
     child = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True)
     lines = f"+{child.pid}\n" + (f"-{child.pid}\n" if is_forgotten else "")
     # No process of this id is its parent: as one whose parent is gone.
