@@ -14,7 +14,7 @@ import msgspec
 
 from fulgurite.avro.codec import Codec
 from fulgurite.topics import DEAD_LETTERS, EPISODES, GROUP_PARTITIONS, LLM_CALLS
-from services.common.blobs.blob_store import ClaimStore, Left
+from services.common.blobs.blob_store import ClaimStore, StoredPayload
 from services.common.kafka.settings import KafkaSettings
 from services.replay.log_source import LogSource
 from services.replay.records import Source
@@ -49,7 +49,7 @@ def prune(
 
     Raises LogUnavailable, OSError.
     """
-    report, old = Pruned(), dict[str, Left]()
+    report, old = Pruned(), dict[str, StoredPayload]()
     for left in store.found():
         report.claims += 1
         if left.modified_s < before_s:

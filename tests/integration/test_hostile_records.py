@@ -171,7 +171,9 @@ def test_hostile_records_are_handled_or_buried_and_innocents_are_unharmed(
         action_id(call.call_id, 0) for call in hostile
     )
     assert (
-        sum(letter.value is None and "too many for a letter" in letter.error for letter in found)
+        sum(
+            letter.value is None and "do not fit into a message" in letter.error for letter in found
+        )
         == 4 + 8
     )
     episodes = [

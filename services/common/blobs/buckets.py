@@ -1,9 +1,9 @@
-"""Payloads in object storage, through pyarrow's file systems (extra `archive`):
-`s3://bucket/folder`, `gs://…`, `abfss://…`.
+"""Stores payloads in object storage: `s3://bucket/folder`, `gs://…`, `abfss://…`.
 
-Addresses and secrets come from the environment, as each service's own tools read them
-(`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, …): never from the
-URL, which is written into the log with every claim.
+It uses pyarrow's file systems (extra `archive`). Addresses and secrets come from the environment,
+as each provider's own tools read them (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
+`AWS_ENDPOINT_URL`, …). They must not be in the URL, which is written to Kafka with every claim
+check.
 """
 
 # pyarrow has no types of its own.
@@ -17,27 +17,29 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import urlparse
 
-from services.common.blobs.blob_store import Left
+from services.common.blobs.blob_store import StoredPayload
 
 
 class Bucket:
     """A folder of a bucket."""
 
     def __init__(self, url: str) -> None:
-        """Raises ValueError."""
+        """Open the folder. Raises ValueError."""
         self._url = url.rstrip("/")
         self._store, self._root = _opened(self._url)
 
     def put(self, name: str, payload: bytes) -> str:
-        """See `services.common.blobs.blob_store.Place`. Written again each time, which makes it
-        young: object stores do so whole or not at all.
+        """See `services.common.blobs.blob_store.Place`. Always writes, which makes the object
+        young.
+
+        Object stores write an object completely or not at all.
         """
         key = f"{name[:2]}/{name}"
         with self._store.open_output_stream(f"{self._root}/{key}") as stream:
             stream.write(payload)
         return f"{self._url}/{key}"
 
-    def found(self) -> Iterator[Left]:
+    def found(self) -> Iterator[StoredPayload]:
         """See `services.common.blobs.blob_store.Place`."""
         selector = import_module("pyarrow.fs").FileSelector(
             self._root, recursive=True, allow_not_found=True
@@ -45,11 +47,11 @@ class Bucket:
         for entry in self._store.get_file_info(selector):
             name = str(entry.base_name)
             if entry.is_file and entry.path.endswith(f"/{name[:2]}/{name}"):
-                yield Left(
+                yield StoredPayload(
                     name, f"{self._url}/{name[:2]}/{name}", int(entry.size), _modified(entry)
                 )
 
-    def remove(self, left: Left) -> bool:
+    def remove(self, left: StoredPayload) -> bool:
         """See `services.common.blobs.blob_store.Place`."""
         path = f"{self._root}/{left.name[:2]}/{left.name}"
         (entry,) = self._store.get_file_info([path])
@@ -60,30 +62,31 @@ class Bucket:
 
 
 def read(uri: str, size: int) -> bytes:
-    """A payload of this size. Raises OSError, ValueError."""
+    """Read a payload of this size. Raises OSError, ValueError."""
     folder, _, name = uri.rpartition("/")
     store, root = _opened(folder.rpartition("/")[0])
     (entry,) = store.get_file_info([f"{root}/{name[:2]}/{name}"])
     if not entry.is_file or int(entry.size) != size:
-        raise ValueError(f"it is not what was left there: no object of {size:,} bytes")
+        raise ValueError(f"it is not what was stored there: not an object of {size:,} bytes")
     with store.open_input_stream(f"{root}/{name[:2]}/{name}") as stream:
         return bytes(stream.read())
 
 
 @cache
 def _opened(url: str) -> tuple[Any, str]:
-    """File system and path."""
+    """Open the file system of a URL; returns it and the path."""
     location = urlparse(url)
     if location.username or location.password or location.query:
         raise ValueError(
-            f"{location.scheme}://…: a claims URL is scheme, bucket and folder alone; secrets "
-            "and addresses are environment variables"
+            f"FULGURITE_CLAIMS_URL={location.scheme}://…: it may only have scheme, bucket and "
+            "folder. Set secrets and addresses as environment variables."
         )
     try:
         store, root = import_module("pyarrow.fs").FileSystem.from_uri(url)
     except ImportError as error:
         raise ValueError(
-            f"{url}: claims outside of a folder need pyarrow: pip install 'fulgurite[archive]'"
+            f"FULGURITE_CLAIMS_URL={url}: object storage needs pyarrow: run pip install "
+            "'fulgurite[archive]'"
         ) from error
     return store, str(root).rstrip("/")
 

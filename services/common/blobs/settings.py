@@ -1,6 +1,4 @@
-"""Where the claims of a deployment lie, from the environment: for the gateway, which leaves them,
-and for who removes them.
-"""
+"""Settings of the payload store, from the environment."""
 
 from __future__ import annotations
 
@@ -10,9 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class ClaimSettings(BaseSettings):
-    """The store's address. A claim check says where its payload lies; readers need to know the
-    buckets, for they read from no others.
-    """
+    """The address of the payload store. Readers read only from the buckets that are named here."""
 
     model_config = SettingsConfigDict(
         env_prefix="FULGURITE_",
@@ -33,7 +29,7 @@ class ClaimSettings(BaseSettings):
     in no other."""
 
     def buckets(self) -> tuple[str, ...]:
-        """How the claims' addresses in them begin."""
+        """Prefixes of the URIs of payloads in these buckets."""
         return tuple(
             f"{url.strip().rstrip('/')}/"
             for url in (self.claims_url, *self.claims_former_urls.split(","))

@@ -1,8 +1,8 @@
-"""Dead letters: what could not be used, why, where it lies, and its bytes.
+"""Makes dead letters: a record or event that could not be used, with the error and its bytes.
 
-A letter's id derives from what it is about and who gave it up, its time is that of the record or
-the event: buried again after a crash, it is the same letter. Every letter fits into a message: one
-that would not goes without the bytes, and says so.
+A dead letter's id derives from the record or event and from the service that gave it up, and its
+time is that of the record or event. So it is the same when it is written again after a crash. A
+dead letter that would be larger than a message has no bytes, and its error says so.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from services.common.kafka.consumer import Record
 from services.common.kafka.settings import KafkaSettings
 
 NO_RECORD = -1
-"""The offset of what is in no topic."""
+"""The offset of an event that is in no topic."""
 
 _ROOM = 256 * 1024
-"""For all of a letter but its key, value and actions, and for a record's headers and framing."""
+"""Bytes for the other fields of a dead letter, and for a record's headers and framing."""
 _LARGEST_KEY = 64 * 1024
-"""Keys of ours are group ids, policies and aliases."""
+"""Bytes. Keys are group ids, policies and aliases, which are much shorter."""
 _LONGEST_TEXT = 4_000
 _ACTIONS_BYTES = 1024 * 1024
-"""Of the actions that one letter names."""
+"""Most bytes of the actions that one dead letter names."""
 
 
 def unusable(
     record: Record, topic: str, reader: str, *, stage: str = "", actions: tuple[str, ...] = ()
 ) -> DeadLetter:
-    """About a record of `topic`, named with the prefix. Its `error`, `NAME: WORDS`, says what is
-    wrong.
+    """Make a dead letter for a record of `topic` (with the prefix).
+
+    The record's `error` has the form `NAME: TEXT`.
     """
     kind, _, words = (
-        record.error or f"Unexpected: {type(record.event).__name__} has no place there"
+        record.error or f"Unexpected: {type(record.event).__name__} does not belong in this topic"
     ).partition(": ")
     return _fitting(
         DeadLetter(
@@ -61,12 +62,10 @@ def unusable(
 
 
 class Lost(NamedTuple):
-    """What was never written, or is of no use any more, with the actions that are lost to training
-    with it.
-    """
+    """An event that cannot be written or used, with the actions that are lost with it."""
 
     about: str
-    """What the letter's id derives from."""
+    """The dead letter's id derives from this."""
     at: int
     """Event time, Unix milliseconds."""
     group_id: str
@@ -74,7 +73,7 @@ class Lost(NamedTuple):
 
 
 def lost_episode(episode: Episode) -> Lost:
-    """An episode."""
+    """Describe an episode that is lost."""
     return Lost(
         episode.event_id,
         episode.event_time,
@@ -92,7 +91,7 @@ def lost(
     error: str,
     value: bytes | None = None,
 ) -> DeadLetter:
-    """About what would be in `episodes`; `value` where a redriven one may still be of use."""
+    """Make a dead letter for an event of `episodes`; with `value` it can be redriven."""
     return _fitting(
         DeadLetter(
             event_id=derive_id("dead", stage, what.about),
@@ -111,7 +110,7 @@ def lost(
 
 
 def actions_of(mode: Mode, calls: Iterable[LlmCall]) -> tuple[str, ...]:
-    """Those that are lost to training with these calls."""
+    """The train-mode actions of these calls."""
     return (
         tuple(action for call in calls for action in successful_actions(call))
         if mode is Mode.train
@@ -120,7 +119,7 @@ def actions_of(mode: Mode, calls: Iterable[LlmCall]) -> tuple[str, ...]:
 
 
 def actions_in(codec: Codec, value: bytes) -> tuple[str, ...]:
-    """Those that are lost to training with a record's bytes; none if they cannot be read."""
+    """The train-mode actions in a record's bytes; none if these cannot be decoded."""
     try:
         event: Event = codec.decode(value, packed=True)
     except CodecError:
@@ -135,17 +134,18 @@ def actions_in(codec: Codec, value: bytes) -> tuple[str, ...]:
 
 
 def words_of(error: BaseException) -> str:
-    """`NAME: WORDS` of an error, whatever those are."""
+    """Return `NAME: TEXT` of an error. Never raises."""
     try:
         words = str(error)
-    except Exception:  # noqa: BLE001 - an error of somebody's own, whose text is made by code that fails itself
-        words = "its text cannot be made"
+    except Exception:  # noqa: BLE001 - `__str__` of a foreign error may raise
+        words = "its text cannot be read"
     return f"{type(error).__name__}: {words}"
 
 
 def addressed(*letters: DeadLetter) -> list[tuple[str, DeadLetter]]:
-    """Letters by the keys that they are published under; one that names more actions than fit is
-    followed by others that name the rest.
+    """Return dead letters with the keys to publish them under.
+
+    One with more actions than fit is followed by others that name the rest.
     """
     return [(key_of(part), part) for letter in letters for part in _parts(letter)]
 
@@ -172,13 +172,13 @@ def _portions(actions: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _fitting(letter: DeadLetter) -> DeadLetter:
-    """Within the bounds of a message, and of UTF-8."""
+    """Shorten a dead letter so that it fits into a message, and make its texts valid UTF-8."""
     words, value, key = letter.error, letter.value, letter.key
     left_out: list[str] = []
     if key is not None and len(key) > _LARGEST_KEY:
         left_out.append(f"its key of {len(key):,} bytes is cut")
         key = key[:_LARGEST_KEY]
-    # The key is in the letter, and is the letter's own.
+    # The key counts twice: it is in the dead letter, and it is the record's key.
     room = (
         MAX_MESSAGE_BYTES
         - _ROOM
@@ -187,7 +187,7 @@ def _fitting(letter: DeadLetter) -> DeadLetter:
     )
     if value is not None and (left_out or len(value) > room):
         left_out.append(
-            f"its {len(value):,} bytes are too many for a letter, which is without them"
+            f"its {len(value):,} bytes are left out, because they do not fit into a message"
         )
         value = None
     if len(words) > _LONGEST_TEXT:
@@ -199,10 +199,10 @@ def _fitting(letter: DeadLetter) -> DeadLetter:
 
 
 def _utf8(text: str) -> str:
-    """Half a surrogate pair, which UTF-8 has not, as its escape."""
+    """Escape unpaired surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def key_of(letter: DeadLetter) -> str:
-    """That it is published under: the key of what it is about."""
+    """The key to publish a dead letter under: that of its record or event."""
     return (letter.key or b"").decode("utf-8", "replace")

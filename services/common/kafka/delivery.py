@@ -19,7 +19,7 @@ EncodedEvent = tuple[str, bytes, bytes, dict[str, str | bytes | None]]
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """Where an acknowledged event lies."""
+    """The place of an acknowledged event."""
 
     partition: int
     offset: int
@@ -32,7 +32,7 @@ def send(kafka: Producer, topic: Topic, encoded: EncodedEvent, on_delivery: OnDe
         kafka.produce(name, value, key, on_delivery=on_delivery, headers=headers)
     except BufferError as error:
         raise LogUnavailable(
-            f"{topic.name}: the producer's queue is full, Kafka does not keep up"
+            f"{topic.name}: the producer's queue is full, because Kafka does not keep up"
         ) from error
     except KafkaException as error:
         raise refusal_of(topic, cast(KafkaError, error.args[0])) from error

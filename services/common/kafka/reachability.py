@@ -1,5 +1,6 @@
-"""Whether anybody is there before a command asks: a Kafka client would go on trying, and complain,
-until its time is up.
+"""Checks that a Kafka broker answers before a command uses it.
+
+A Kafka client would keep trying, and log errors, until its time-out.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from services.common.kafka.settings import KafkaSettings
 
 _TIMEOUT_S = 5.0
 _PORT = 9092
-"""librdkafka's, for an address without one."""
+"""librdkafka's default port."""
 
 
 def answering(settings: KafkaSettings) -> KafkaSettings:
-    """The same, if any of the brokers takes a connection. Raises LogUnavailable."""
+    """Return the settings if one of the brokers accepts a connection. Raises LogUnavailable."""
     problem: Exception | None = None
     for address in settings.bootstrap_servers.split(","):
         try:
@@ -26,11 +27,11 @@ def answering(settings: KafkaSettings) -> KafkaSettings:
             return settings
     raise LogUnavailable(
         f"no Kafka broker answers at {settings.bootstrap_servers} (KAFKA_BOOTSTRAP_SERVERS): "
-        f"{problem}"
+        f"{problem}. Start it, or set the variable to the right address."
     ) from problem
 
 
 def _place(address: str) -> tuple[str, int]:
-    """Of `host`, `host:port`, `[::1]:port` or `PROTOCOL://host:port`."""
+    """Parse `host`, `host:port`, `[::1]:port` or `PROTOCOL://host:port`."""
     host, colon, port = address.strip().rpartition("://")[2].rpartition(":")
     return (host.strip("[]"), int(port)) if colon else (port, _PORT)

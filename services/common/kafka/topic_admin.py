@@ -1,6 +1,4 @@
-"""Makes the topics of `fulgurite.topics` and checks that what a broker has is what the
-table says.
-"""
+"""Creates the topics of `fulgurite.topics`, and checks that the broker's topics match the table."""
 
 # confluent-kafka re-exports its admin types without `__all__` and annotates the futures partially.
 # pyright: reportPrivateImportUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -25,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class TopicLayoutError(Exception):
-    """A topic is missing or differs from the table; the message says which, how, and what to do."""
+    """A topic is missing or differs from the table; the text says how, and what to do."""
 
 
 def admin_client(settings: KafkaSettings) -> AdminClient:
@@ -34,21 +32,17 @@ def admin_client(settings: KafkaSettings) -> AdminClient:
 
 
 def create_topics(settings: KafkaSettings) -> list[str]:
-    """Create what is missing; return the names created. Existing topics are left as they are: see
-    `check_topics`.
-    """
+    """Create missing topics and return their names. Existing topics are not changed."""
     return _create(settings, TOPICS)
 
 
 def create_topic(settings: KafkaSettings, topic: Topic) -> bool:
-    """Create one topic that is not in the table; whether it was not there yet. Raises
-    LogUnavailable.
-    """
+    """Create one topic; returns whether it did not exist yet. Raises LogUnavailable."""
     return bool(_create(settings, (topic,)))
 
 
 def records_in(settings: KafkaSettings, topic: Topic) -> int:
-    """Records a topic holds, from its offsets. Raises LogUnavailable."""
+    """Count a topic's records by its offsets. Raises LogUnavailable."""
     consumer = make_consumer(settings)
     try:
         places = [
@@ -92,9 +86,7 @@ def _create(settings: KafkaSettings, topics: Sequence[Topic]) -> list[str]:
 
 
 def _wait_for_leaders(admin: AdminClient, names: list[str]) -> None:
-    """Topics are known before their partitions have leaders, after a creation or a broker's start;
-    who comes in between is refused.
-    """
+    """Wait until all partitions have leaders; before that, brokers refuse requests."""
     deadline = time.monotonic() + _TIMEOUT_S
     waiting = set(names)
     while waiting:
@@ -107,16 +99,17 @@ def _wait_for_leaders(admin: AdminClient, names: list[str]) -> None:
         waiting -= led
         if time.monotonic() > deadline:
             raise LogUnavailable(
-                f"topics without a leader {_TIMEOUT_S:.0f} s after they became known: "
-                f"{', '.join(sorted(waiting))}"
+                f"these topics have no leader after {_TIMEOUT_S:.0f} s: "
+                f"{', '.join(sorted(waiting))}. Check that the brokers are up."
             )
         if waiting:
             time.sleep(0.1)
 
 
 def check_topics(settings: KafkaSettings, timeout_s: float = _TIMEOUT_S) -> None:
-    """Raise TopicLayoutError naming every difference between the broker and the table,
-    LogUnavailable if nobody answers in time.
+    """Compare the broker's topics with the table.
+
+    Raises TopicLayoutError with every difference, LogUnavailable if no broker answers in time.
     """
     admin = admin_client(settings)
     try:
@@ -145,7 +138,7 @@ def check_topics(settings: KafkaSettings, timeout_s: float = _TIMEOUT_S) -> None
 
 
 def topic_names(settings: KafkaSettings) -> set[str]:
-    """Every topic on the broker, with its prefix. Raises LogUnavailable."""
+    """The names of all topics on the broker. Raises LogUnavailable."""
     try:
         return set(admin_client(settings).list_topics(timeout=_TIMEOUT_S).topics)
     except KafkaException as error:
@@ -156,10 +149,11 @@ def topic_names(settings: KafkaSettings) -> set[str]:
 
 
 def topic_id(settings: KafkaSettings, name: str) -> str:
-    """Kafka's own id of a topic: one that was deleted and made again has another. Raises
-    LogUnavailable.
+    """Kafka's id of a topic, which changes when it is deleted and created again.
+
+    Raises LogUnavailable.
     """
-    # Named, not inline: a client that is garbage-collected takes its pending answers with it.
+    # In a variable: a client that is garbage-collected loses its pending answers.
     admin = admin_client(settings)
     try:
         described = admin.describe_topics(TopicCollection([name]), request_timeout=_TIMEOUT_S)[
@@ -171,7 +165,7 @@ def topic_id(settings: KafkaSettings, name: str) -> str:
 
 
 def _config_problems(admin: AdminClient, settings: KafkaSettings, timeout_s: float) -> list[str]:
-    """Differences in the settings that a promise depends on."""
+    """Find differences in settings that the promises depend on."""
     problems: list[str] = []
     resources = {settings.topic(topic): topic for topic in TOPICS}
     futures = admin.describe_configs(

@@ -51,7 +51,7 @@ class TopicTail:
         self._apply = apply
         self._stop = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="topic-tail", daemon=True)
 
     def start(self) -> None:
         """Begin to read. Call it in the event loop in which `apply` shall run."""

@@ -1,9 +1,8 @@
-"""Where the vLLM backends are: VLLM_BASE_URL, one address, a list of them, or names with addresses.
-Gateway, applier and CLI read it alike.
+"""Parses VLLM_BASE_URL: one address, a list of addresses, or names with addresses. No I/O.
 
-`http://a:8000` is one backend with the name given beside it (FULGURITE_BACKEND); of
-`http://a:8000,http://b:8000` each is called by its host and port, `a:8000`;
-`east=http://a:8000,west=http://b:8000` have names of their own. Pure.
+`http://a:8000` is one backend, named by FULGURITE_BACKEND. The backends of
+`http://a:8000,http://b:8000` are named by host and port, `a:8000`. Those of
+`east=http://a:8000,west=http://b:8000` have names of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(https?://.+)")
 
 
 def parse_backends(text: str, name: str) -> dict[str, str]:
-    """Backend → base URL without `/v1`, in order. Raises ValueError."""
+    """Parse backends into base URLs without `/v1` by name, in order. Raises ValueError."""
     parts = [part for part in (part.strip() for part in text.split(",")) if part]
     if not parts:
         raise ValueError("VLLM_BASE_URL names no backend: set it to vLLM's address, without /v1")
@@ -32,21 +31,21 @@ def parse_backends(text: str, name: str) -> dict[str, str]:
                 f"VLLM_BASE_URL: {part!r} is neither http://host:port nor name=http://host:port"
             )
         if backend in found:
-            raise ValueError(f"VLLM_BASE_URL: two backends are called {backend!r}")
+            raise ValueError(
+                f"VLLM_BASE_URL: two backends are named {backend!r}; give each a name of its own"
+            )
         found[backend] = url.rstrip("/").removesuffix("/v1")
     return found
 
 
 def one_backend(text: str, name: str) -> tuple[str, str]:
-    """Name and address of the backend called `name`, or of the only one whatever it is called.
-    Raises ValueError.
-    """
+    """Name and address of the backend `name`, or of the only backend. Raises ValueError."""
     backends = parse_backends(text, name)
     if len(backends) == 1:
         return next(iter(backends.items()))
     if name not in backends:
         raise ValueError(
-            f"VLLM_BASE_URL has {', '.join(backends)}, and no {name!r}: set FULGURITE_BACKEND "
-            "to one of them"
+            f"FULGURITE_BACKEND={name}: VLLM_BASE_URL has no such backend, only "
+            f"{', '.join(backends)}. Set it to one of them."
         )
     return name, backends[name]

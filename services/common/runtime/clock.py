@@ -6,5 +6,5 @@ import time
 
 
 def now_ms() -> int:
-    """Unix milliseconds."""
+    """The current time in Unix milliseconds."""
     return time.time_ns() // 1_000_000

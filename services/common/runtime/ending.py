@@ -1,4 +1,4 @@
-"""How a service's process ends: with an exit code, and one last line of its log that says why."""
+"""Ends a service's process: with an exit code, and a last line in its log that says why."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ logger = logs.get()
 
 
 def run_service(name: str, main: Callable[[], int | None]) -> int:
-    """The exit code of a service; whatever it ends with is told in one line, without a traceback
-    (that is told at level DEBUG).
+    """Run a service, log in one line why it ended, and return its exit code.
 
-    78 (EX_CONFIG) for a setting that cannot be used, which trying again does not mend; 1 for any
-    other error, after which a supervisor starts it again. A `main` that returns another code than 0
-    has said why itself.
+    78 (EX_CONFIG) means an invalid setting, so a restart does not help; 1 is any other error, after
+    which a supervisor restarts it. A `main` that returns another code than 0 has logged the reason.
+    The traceback is logged at level DEBUG.
     """
     logs.configure(name)
     try:
@@ -30,15 +29,15 @@ def run_service(name: str, main: Callable[[], int | None]) -> int:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         return _ended(code, "told to stop" if code == 0 else str(end.code))
     except ValidationError as error:
-        return _ended(os.EX_CONFIG, told_settings(error))
+        return _ended(os.EX_CONFIG, settings_error_text(error))
     except Exception as error:
         logger.debug("where it failed", exc_info=error)
         return _ended(1, words_of(error))
     return _ended(code, "told to stop") if code == 0 else code
 
 
-def told_settings(error: ValidationError) -> str:
-    """What is wrong with settings, on one line and without their values: one may be a secret."""
+def settings_error_text(error: ValidationError) -> str:
+    """Describe invalid settings in one line, without their values, which may be secrets."""
     findings = "; ".join(
         f"{'.'.join(map(str, finding['loc']))}: {finding['msg']}" for finding in error.errors()
     )

@@ -1,14 +1,14 @@
-"""Errors and values of unknown origin as text that fits into an event."""
+"""Turns foreign errors and values into text that fits into an event."""
 
 from __future__ import annotations
 
 _LONGEST_TEXT = 4000
-"""Characters of an error's text that are kept: it becomes part of an event."""
+"""Longest text of an error in an event, in characters."""
 _LONGEST_VALUE = 200
 
 
 def text_of(error: BaseException) -> str:
-    """Kind and text of whatever was raised, fit for an event: cut, and UTF-8. Never raises."""
+    """Return `NAME: TEXT` of an error, shortened and valid UTF-8. Never raises."""
     try:
         text = str(error)
     except BaseException:  # noqa: BLE001 - a user's exception may raise anything when it is asked
@@ -17,7 +17,7 @@ def text_of(error: BaseException) -> str:
 
 
 def repr_of(value: object) -> str:
-    """A value of unknown origin, fit for a message. Never raises."""
+    """Return the `repr` of a value, shortened and valid UTF-8. Never raises."""
     try:
         text = repr(value)
     except BaseException:  # noqa: BLE001 - as above; of a number with thousands of digits Python's own raises
@@ -26,6 +26,6 @@ def repr_of(value: object) -> str:
 
 
 def clean(text: str, longest: int = _LONGEST_TEXT) -> str:
-    """The text, cut, with lone surrogates escaped."""
+    """Shorten a text, and escape unpaired surrogates."""
     cut = text if len(text) <= longest else f"{text[:longest]}... (cut: {len(text)} characters)"
     return cut.encode("utf-8", "backslashreplace").decode()

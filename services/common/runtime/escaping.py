@@ -1,5 +1,4 @@
-"""Texts without anything that a terminal would obey, for consoles and logs: no matter of how they
-are shown.
+"""Escapes characters that a terminal would interpret, for consoles and logs.
 
 Control characters (escape sequences, titles, links), characters that change the direction of
 writing, invisible ones and lone surrogates are written as `\\x1b`, `\\u202e`, `\\U000e0041`.
@@ -16,12 +15,12 @@ _OBEYED = re.compile(
 
 
 def escaped(text: str) -> str:
-    """The text with each character that a terminal would obey, or hide, written as its code."""
+    """Replace each character that a terminal would interpret or hide by its code."""
     return _OBEYED.sub(_code, text) if _OBEYED.search(text) else text
 
 
 def escaped_json(text: str) -> str:
-    """A JSON document that means the same and holds no such character."""
+    """Escape such characters in a JSON document, without changing its meaning."""
     return _OBEYED.sub(_json_code, text)
 
 

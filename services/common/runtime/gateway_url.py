@@ -1,10 +1,8 @@
-"""The gateway's address, as people write it: OpenAI's clients want it with `/v1`, ours without.
-Both are taken for either.
-"""
+"""Normalises the gateway's URL: OpenAI's clients need it with `/v1`, ours without."""
 
 from __future__ import annotations
 
 
 def root_of(url: str) -> str:
-    """Without `/v1` and slashes at its end."""
+    """Remove `/v1` and slashes at the end of a URL."""
     return url.strip().rstrip("/").removesuffix("/v1").rstrip("/")

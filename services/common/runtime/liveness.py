@@ -1,8 +1,6 @@
-"""The sign of life of a service without a port: a file that it touches while it does its work, for
-a container's health check to look at.
+"""Shows that a service without a port is alive: it touches a file that health checks look at.
 
-FULGURITE_PULSE names it; without it nothing is written. A disk that is full is no reason to stop
-working.
+FULGURITE_PULSE names the file; without it nothing is written. A full disk is ignored.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ import time
 from pathlib import Path
 
 EVERY_S = 1.0
-"""Services beat as often as they like; a file is touched no more often than this."""
+"""The file is touched at most this often, however often `beat` is called."""
 
 _last = float("-inf")
 
 
 def beat() -> None:
-    """The service has just done its work, or looked and found none."""
+    """Note that the service has done some work, or has found none."""
     global _last
     named = os.environ.get("FULGURITE_PULSE")
     if not named or time.monotonic() - _last < EVERY_S:

@@ -1,6 +1,6 @@
-"""The one logger: structlog; JSON lines in containers, coloured text on a terminal. Secrets never
-reach it.
+"""Configures logging with structlog: JSON lines in containers, coloured text on a terminal.
 
+Secrets are replaced before they are written.
 Services bind `rollout_id` and `call_id` with `structlog.contextvars.bound_contextvars`, so that
 every line of a request bears them.
 """
@@ -29,15 +29,13 @@ _RENDERERS: dict[bool, structlog.typing.Processor] = {
 }
 
 get = cast("Callable[..., structlog.stdlib.BoundLogger]", structlog.get_logger)
-"""`log = logs.get()`"""
+"""`logger = logs.get()`"""
 
 
 def hide_secrets(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """A structlog processor: values of telling names, and bearer tokens within texts, are
-    replaced.
-    """
+    """Replace secrets: values with names such as `password`, and bearer tokens in texts."""
     for name, value in event.items():
         if _SECRET_NAME.search(name):
             event[name] = _HIDDEN
@@ -49,9 +47,7 @@ def hide_secrets(
 def escape_texts(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """A structlog processor for a terminal: texts, of agents and errors too, hold nothing that it
-    would obey.
-    """
+    """Escape characters in texts that a terminal would interpret."""
     for name, value in event.items():
         if isinstance(value, str):
             event[name] = escaped(value)
@@ -59,8 +55,9 @@ def escape_texts(
 
 
 def configure(service: str, level: str = "INFO", json: bool | None = None) -> None:
-    """Set up logging of this process, its libraries' included. `json=None`: unless standard error
-    is a terminal.
+    """Set up logging of this process and its libraries.
+
+    `json=None`: JSON unless standard error is a terminal.
     """
     as_json = not sys.stderr.isatty() if json is None else json
     shared: list[structlog.typing.Processor] = [

@@ -1,4 +1,4 @@
-"""Whether a folder is a model that can be trained and served, told before anything is loaded."""
+"""Checks that a folder is a model that can be trained and served, without loading it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def model_problem(folder: Path) -> str | None:
-    """What is wrong with it, beginning with its name; None if nothing is."""
+    """Describe what is wrong with a folder, beginning with its path; None if nothing is."""
     if not folder.exists():
         hint = ""
         if len(folder.parts) == 2 and not folder.is_absolute():
@@ -24,5 +24,5 @@ def model_problem(folder: Path) -> str | None:
     if not any(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
     if missing:
-        return f"{folder} is no Hugging Face folder of a model: it has no {', '.join(missing)}"
+        return f"{folder} is not the Hugging Face folder of a model: it has no {', '.join(missing)}"
     return None

@@ -1,4 +1,4 @@
-"""Work on large inputs, kept from holding up everybody else's calls."""
+"""Runs work on large inputs in a thread, so that it does not block the event loop."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 _LARGE = 128 * 1024
-"""Bytes of a body: less is worked through in a millisecond or two."""
+"""Bytes. Smaller bodies take a millisecond or two."""
 
 _T = TypeVar("_T")
 
 
 async def off_loop(size: int, work: Callable[[], _T]) -> _T:
-    """What `work` returns; in a thread, where its input is large."""
+    """Run `work` and return its result; in a thread if its input is large."""
     return work() if size < _LARGE else await asyncio.to_thread(work)

@@ -1,5 +1,6 @@
-"""Secrets in a process's environment: who inherits them, and who else on the machine can read them.
-The standard library alone.
+"""Protects secrets in a process's environment from child processes and other processes.
+
+It uses only the standard library.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 from collections.abc import Mapping
 
 KEYS = frozenset({"FULGURITE_SIGNING_KEYS", "FULGURITE_ADMIN_KEY", "FULGURITE_API_KEYS"})
-"""The gateway's secrets: with them keys are minted, rollouts declared and models called."""
+"""The gateway's secrets, with which keys are made, rollouts declared and models called."""
 
 _PR_SET_DUMPABLE = 4
 
@@ -17,7 +18,7 @@ _PR_SET_DUMPABLE = 4
 def without_keys(
     environment: Mapping[str, str], keep: frozenset[str] = frozenset()
 ) -> dict[str, str]:
-    """An environment for a process that needs no key but those in `keep`."""
+    """Copy an environment without the gateway's keys, except those in `keep`."""
     return {name: value for name, value in environment.items() if name not in KEYS - keep}
 
 

@@ -1,5 +1,6 @@
-"""What people see on a terminal. Texts of agents, models, tasks and errors come with nothing that
-it would obey (`services.common.runtime.escaping`).
+"""Makes consoles that escape texts of agents, models, tasks and errors before they are shown.
+
+See `services.common.runtime.escaping`.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from services.common.runtime.escaping import escaped
 
 
 def plain(text: object) -> str:
-    """Any value as text to put between rich's markup: escaped, and no markup of its own."""
+    """Return a value as text without markup, escaped, to use within rich's markup."""
     return escape(escaped(str(text)))
 
 
 class EscapingConsole(Console):
-    """Escapes whatever it is given to show, and follows no links."""
+    """A console that escapes all texts and shows no links."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """As rich does; the cursor's movements are rich's own and stay."""
+        """Render as rich does, and escape texts; rich's own cursor movements stay."""
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
@@ -38,7 +39,5 @@ class EscapingConsole(Console):
 
 
 def make_console(*, stderr: bool = False, soft_wrap: bool = True) -> Console:
-    """The console of a command: lines are not cut, numbers not coloured, `:name:` stays as
-    it is.
-    """
+    """Make a command's console: it cuts no lines, colours no numbers and replaces no `:name:`."""
     return EscapingConsole(stderr=stderr, soft_wrap=soft_wrap, highlight=False, emoji=False)

@@ -19,7 +19,7 @@ from services.common.kafka.dead_letters import addressed, unusable
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
-from services.common.runtime.ending import told_settings
+from services.common.runtime.ending import settings_error_text
 from services.common.runtime.process_secrets import hide_from_other_processes
 
 logger = logs.get()
@@ -67,7 +67,7 @@ async def serve(name: str, make: Callable[[], Reader]) -> int:
     except ValueError as error:
         logger.error(
             "cannot start",
-            error=told_settings(error) if isinstance(error, ValidationError) else str(error),
+            error=settings_error_text(error) if isinstance(error, ValidationError) else str(error),
         )
         return os.EX_CONFIG
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -124,16 +124,18 @@ def test_only_regular_files_under_their_digest_and_of_their_size_are_read(tmp_pa
         "file:///%00/a",
         "s3://[/x/y",
     ):
-        assert re.search("cannot be read|is no place of a claim", refused(uri=uri))
+        assert re.search("cannot be read|is not the URI of a payload", refused(uri=uri))
     assert len(refused(uri="x" * 100_000)) < 1_000
-    assert "is no place of a claim" in refused(
+    assert "is not the URI of a payload" in refused(
         sha256="../../etc/passwd", uri="file:///tmp/../../etc/passwd"
     )
-    assert "no file of" in refused(size=claim.size + 1)
-    assert "in no bucket of" in refused(uri=f"s3://elsewhere/{claim.sha256[:2]}/{claim.sha256}")
+    assert "not a file of" in refused(size=claim.size + 1)
+    assert "not in a known bucket" in refused(
+        uri=f"s3://elsewhere/{claim.sha256[:2]}/{claim.sha256}"
+    )
     path.rename(tmp_path / "moved")
     os.mkfifo(path)
-    assert "no file of" in refused()
+    assert "not a file of" in refused()
     path.unlink()
     path.symlink_to("/dev/zero")
     assert "cannot be read" in refused()

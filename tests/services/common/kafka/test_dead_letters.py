@@ -81,7 +81,7 @@ def test_an_event_of_another_kind_is_named() -> None:
     assert (letter.stage, letter.error_type, letter.error) == (
         "reward-worker",
         "Unexpected",
-        "AgentReward has no place there",
+        "AgentReward does not belong in this topic",
     )
 
 
@@ -133,7 +133,7 @@ def test_every_letter_fits_into_a_message(
     assert tuple(action for _, letter in letters for action in letter.actions) == named
     assert len({letter.event_id for _, letter in letters}) == len(letters)
     first = letters[0][1]
-    assert first.value == record.value or "too many for a letter" in first.error
+    assert first.value == record.value or "do not fit into a message" in first.error
     if size < 1_000_000 and key < 70_000:
         assert (first.value, first.key) == (record.value, record.key)
 
@@ -144,7 +144,7 @@ def test_the_words_of_an_error_are_told_whatever_they_are() -> None:
             raise ValueError
 
     assert words_of(KeyError("x")) == "KeyError: 'x'"
-    assert words_of(Silent()) == "Silent: its text cannot be made"
+    assert words_of(Silent()) == "Silent: its text cannot be read"
 
 
 def test_the_actions_of_a_record_are_told_from_its_bytes() -> None:

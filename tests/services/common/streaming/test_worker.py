@@ -225,7 +225,7 @@ async def test_a_failure_of_the_log_or_the_disk_is_no_fault_of_the_input(error: 
 async def test_a_record_that_no_letter_can_hold_goes_without_its_bytes() -> None:
     [letter], acknowledged = await handled(random.Random(0).randbytes(8_388_300), Taken())
     assert (letter.error_type, letter.value, acknowledged) == ("MalformedFrame", None, ["yes"])
-    assert "its 8,388,300 bytes are too many for a letter" in letter.error
+    assert "its 8,388,300 bytes are left out" in letter.error
     large = msgspec.structs.replace(CALL, request="x" * 8_300_000)
     [letter], _ = await handled(Codec().encode(large), Failing(2, ValueError("no")))
     assert (letter.value, letter.actions) == (None, (action_id(CALL.call_id, 0),))
