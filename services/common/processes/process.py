@@ -12,7 +12,7 @@ from typing import Self
 
 from services.common.processes.groups import signal_session
 from services.common.processes.last_error import last_error
-from services.common.processes.watchdog import Watchdog
+from services.common.processes.watchdog import watchdog
 
 GRACE_S = 10.0
 """By default, seconds from SIGTERM to SIGKILL."""
@@ -24,7 +24,7 @@ class ChildProcess:
     """A child process that was started. Thread-safe; as a context manager it is ended on leaving.
 
     It leads a session of its own, so that Ctrl-C in a terminal reaches only its parent. What it
-    left in its session is killed when it ends.
+    left in its session is killed when it ends. When its parent dies, the watchdog ends the session.
     """
 
     def __init__(
@@ -34,12 +34,10 @@ class ChildProcess:
         *,
         env: Mapping[str, str],
         cwd: Path | None = None,
-        watchdog: Watchdog | None = None,
         on_exit: Callable[[ChildProcess], None] | None = None,
     ) -> None:
         """Start it. `log` gets both output streams, after what the file holds. `env` is its whole
-        environment. With `watchdog` it is ended when this process dies. `on_exit` is called from
-        another thread when it has ended.
+        environment. `on_exit` is called from another thread when it has ended.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
@@ -48,8 +46,8 @@ class ChildProcess:
         self.started_at = time.monotonic()
         self.returncode: int | None = None
         """None while it runs; negative for a signal."""
-        self._watchdog = watchdog
         self._on_exit = on_exit
+        self._watchdog = watchdog()
         self._ended = threading.Event()
         with log.open("ab") as sink:
             self._popen = subprocess.Popen(
@@ -62,8 +60,7 @@ class ChildProcess:
                 start_new_session=True,
             )
         self.pid = self._popen.pid
-        if watchdog is not None:
-            watchdog.watch(self.pid)
+        self._watchdog.watch(self.pid)
         threading.Thread(target=self._await_exit, name=f"wait-{log.stem}", daemon=True).start()
 
     @property
@@ -121,8 +118,7 @@ class ChildProcess:
     def _await_exit(self) -> None:
         self.returncode = self._popen.wait()
         signal_session(self.pid, signal.SIGKILL)
-        if self._watchdog is not None:
-            self._watchdog.forget(self.pid)
+        self._watchdog.forget(self.pid)
         self._ended.set()
         if self._on_exit is not None:
             self._on_exit(self)

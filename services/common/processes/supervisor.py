@@ -18,7 +18,6 @@ import msgspec
 from services.common.processes.errors import ProcessExited, ProcessNotReady
 from services.common.processes.last_error import last_error
 from services.common.processes.process import GRACE_S, ChildProcess, describe_exit
-from services.common.processes.watchdog import Watchdog
 from services.common.runtime.process_secrets import without_keys
 
 _POLL_S = 0.1
@@ -70,12 +69,10 @@ class SupervisedProcess:
     def __init__(
         self,
         spec: ProcessSpec,
-        watchdog: Watchdog,
         on_exit: Callable[[SupervisedProcess, int], None] | None = None,
     ) -> None:
         self.spec = spec
         self.restarts = 0
-        self._watchdog = watchdog
         self._on_exit = on_exit
         self._child: ChildProcess | None = None
         """The last one that was started."""
@@ -194,7 +191,6 @@ class SupervisedProcess:
             self.spec.log,
             env=environment,
             cwd=self.spec.cwd,
-            watchdog=self._watchdog,
             on_exit=self._restart_after_exit,
         )
 
@@ -232,11 +228,10 @@ class Supervisor:
     def __init__(self, on_exit: Callable[[SupervisedProcess, int], None] | None = None) -> None:
         self.processes: list[SupervisedProcess] = []
         self._on_exit = on_exit
-        self._watchdog = Watchdog()
 
     def add(self, spec: ProcessSpec) -> SupervisedProcess:
         """Take a process under supervision without starting it."""
-        process = SupervisedProcess(spec, self._watchdog, self._on_exit)
+        process = SupervisedProcess(spec, self._on_exit)
         self.processes.append(process)
         return process
 
@@ -248,7 +243,6 @@ class Supervisor:
         """Stop everything, last started first."""
         for process in reversed(self.processes):
             process.stop()
-        self._watchdog.close()
 
     def __enter__(self) -> Self:
         return self

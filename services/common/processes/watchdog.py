@@ -7,12 +7,15 @@ It runs with the standard library alone, so that it starts in milliseconds.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import select
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from services.common.processes.groups import end_sessions
@@ -24,6 +27,7 @@ _PARENT_POLL_S = 1.0
 """A forked child of the parent may hold the pipe open. Then only the watchdog's own parent id
 shows that the parent died.
 """
+_starting = threading.Lock()
 _ROOT = str(Path(__file__).resolve().parents[3])
 
 
@@ -65,6 +69,19 @@ class Watchdog:
             with contextlib.suppress(BrokenPipeError):
                 self._popen.stdin.write(line.encode())
                 self._popen.stdin.flush()
+
+
+def watchdog() -> Watchdog:
+    """The watchdog of this process. It is started at the first call, and ended at exit."""
+    with _starting:
+        return _start()
+
+
+@functools.cache
+def _start() -> Watchdog:
+    started = Watchdog()
+    atexit.register(started.close)
+    return started
 
 
 def serve(parent: int) -> None:
