@@ -237,17 +237,17 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     def outage_modes(self) -> dict[Mode, OutageMode]:
         """What to do while the log is away, by mode. Raises ValueError."""
         live = self.log_unavailable_live or ("spool" if self.spool_dir is not None else "refuse")
-        policies: dict[Mode, OutageMode] = {
+        modes: dict[Mode, OutageMode] = {
             Mode.train: self.log_unavailable_train,
             Mode.val: self.log_unavailable_val,
             Mode.live: live,
         }
-        if self.spool_dir is None and "spool" in policies.values():
+        if self.spool_dir is None and "spool" in modes.values():
             raise ValueError(
                 "FULGURITE_LOG_UNAVAILABLE_*: `spool` needs a folder of this gateway's own, "
                 "FULGURITE_SPOOL_DIR"
             )
-        return policies
+        return modes
 
     def call_body_limits(self) -> BodyLimits:
         """What an agent's call may be."""

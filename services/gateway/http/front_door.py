@@ -14,18 +14,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-OnBug = Callable[[Request, Exception], Awaitable[Response]]
+OnError = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class FrontDoor:
-    """Raw ASGI around the app. `hot` is filled when the app starts; `on_bug` makes the reply to an
-    unexpected error.
+    """Raw ASGI around the app. `hot` is filled when the app starts; `on_error` makes the reply to
+    an unexpected error.
     """
 
-    def __init__(self, app: ASGIApp, hot: Mapping[str, ASGIApp], on_bug: OnBug) -> None:
+    def __init__(self, app: ASGIApp, hot: Mapping[str, ASGIApp], on_error: OnError) -> None:
         self._app = app
         self._hot = hot
-        self._on_bug = on_bug
+        self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Route by exact path; a path that names a rollout goes through the app's routing."""
@@ -40,7 +40,7 @@ class FrontDoor:
         try:
             await hot(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - the edge of the process: a bug is answered and logged, and the next call served
-            reply = await self._on_bug(Request(scope), error)
+            reply = await self._on_error(Request(scope), error)
             # If a reply has begun, no error can be sent: the server refuses a second start.
             with suppress(RuntimeError):
                 await reply(scope, receive, send)

@@ -119,7 +119,8 @@ class HealthRoutes:
         """
         recorder = self._context.recorder
         away = not self._topics["reached"] and any(
-            policy != "refuse" for policy in self._context.settings.outage_modes().values()
+            outage_mode != "refuse"
+            for outage_mode in self._context.settings.outage_modes().values()
         )
         return recorder.welcome() and (self._topics["problem"] is None or away)
 

@@ -65,16 +65,16 @@ _TRIED = 100
 class Waiting:
     """An event that Kafka has not acknowledged yet."""
 
-    __slots__ = ("event", "key", "policy", "since", "ticket", "topic", "traceparent")
+    __slots__ = ("event", "key", "outage_mode", "since", "ticket", "topic", "traceparent")
 
     def __init__(
-        self, topic: Topic, key: str, event: Event, traceparent: str | None, policy: OutageMode
+        self, topic: Topic, key: str, event: Event, traceparent: str | None, outage_mode: OutageMode
     ) -> None:
         self.topic = topic
         self.key = key
         self.event = event
         self.traceparent = traceparent
-        self.policy = policy
+        self.outage_mode = outage_mode
         self.since = time.monotonic()
         self.ticket: Ticket | None = None
         """Its place in the spool, once it has one."""
@@ -95,7 +95,7 @@ class Recorder:
         self._producer = producer
         self._settings = settings
         self._metrics = metrics
-        self._policies = settings.outage_modes()
+        self._outage_modes = settings.outage_modes()
         self._compactor = Compactor(settings, metrics)
         self._backlog: Backlog | None = None
         if settings.spool_dir is not None:
@@ -135,8 +135,7 @@ class Recorder:
         oldest = min(now if first is None else first.since, self._failing_since or now)
         if now - oldest > self._settings.log_stall_s:
             return (
-                f"Kafka has not acknowledged an event for {now - oldest:.0f} s (are "
-                "enough "
+                f"Kafka has not acknowledged an event for {now - oldest:.0f} s (are enough "
                 "replicas in sync?)"
             )
         return None
@@ -207,11 +206,11 @@ class Recorder:
         """Return once the event is safe: its place in Kafka, or None if it waits in the spool or is
         not logged. Raises Unavailable; Unrecordable for an event that does not fit its schema.
         """
-        waiting = Waiting(topic, key, event, traceparent, self._policies[mode])
+        waiting = Waiting(topic, key, event, traceparent, self._outage_modes[mode])
         try:
             if self._backlog is not None and self._backlog.busy:
                 return await self._queue(self._backlog, waiting)
-            if waiting.policy != "refuse" and self.problem() is not None:
+            if waiting.outage_mode != "refuse" and self.problem() is not None:
                 return await self._without_log(waiting)
             return await self._send(waiting)
         except CodecError as error:
@@ -221,7 +220,7 @@ class Recorder:
             )
             raise Unrecordable(_DOES_NOT_FIT) from error
         except (SpoolError, LogUnavailable) as error:
-            if waiting.policy == "serve":
+            if waiting.outage_mode == "serve":
                 self._unlogged(waiting)
                 return None
             self._metrics.events(topic.name, "failed").inc()
@@ -248,20 +247,19 @@ class Recorder:
         return left
 
     def _refusal(self, mode: Mode) -> str | None:
-        policy, away = self._policies[mode], self.problem() is not None
-        if policy == "serve":
+        outage_mode, away = self._outage_modes[mode], self.problem() is not None
+        if outage_mode == "serve":
             return None
         # An event that cannot be sent now has to queue, whatever its mode.
-        queues = self._backlog is not None and (self._backlog.busy or (away and policy == "spool"))
+        queues = self._backlog is not None and (
+            self._backlog.busy or (away and outage_mode == "spool")
+        )
         if queues and (problem := self._spool_problem()) is not None:
             return (
-                f"The event log (Kafka) is unavailable, and {problem}. Nothing was "
-                "generated; "
-                "try "
-                "again "
-                "later."
+                f"The event log (Kafka) is unavailable, and {problem}. Nothing was generated; try "
+                "again later."
             )
-        return _UNANSWERED if away and policy == "refuse" else None
+        return _UNANSWERED if away and outage_mode == "refuse" else None
 
     def _spool_problem(self) -> str | None:
         spool = self._backlog.spool if self._backlog is not None else None
@@ -283,7 +281,7 @@ class Recorder:
         settings, event_id = self._settings, waiting.event.event_id
         patience = (
             settings.ack_timeout_s
-            if waiting.policy == "refuse"
+            if waiting.outage_mode == "refuse"
             else min(settings.log_patience_s, settings.ack_timeout_s)
         )
         self._waiting[event_id] = waiting
@@ -292,7 +290,7 @@ class Recorder:
                 waiting.topic, waiting.key, waiting.event, waiting.traceparent, patience
             )
         except LogUnavailable:
-            if waiting.policy == "refuse":
+            if waiting.outage_mode == "refuse":
                 raise
             # Only the next call can find out in mode `refuse` that the log is back.
             self._failing_since, self._failed_at = (
@@ -307,7 +305,7 @@ class Recorder:
 
     async def _without_log(self, waiting: Waiting) -> None:
         """Handle an event that the log did not take. Raises SpoolError, CodecError."""
-        if self._backlog is None or waiting.policy == "serve":
+        if self._backlog is None or waiting.outage_mode == "serve":
             self._unlogged(waiting)
             self._try(waiting)
             return
@@ -344,7 +342,7 @@ class Recorder:
         Raises as `append`.
         """
         for waiting in [*self._waiting.values(), late]:
-            if waiting.policy == "spool" and waiting.ticket is None:
+            if waiting.outage_mode == "spool" and waiting.ticket is None:
                 waiting.ticket = backlog.append(
                     waiting.topic, waiting.key, waiting.event, waiting.traceparent
                 )
@@ -354,7 +352,7 @@ class Recorder:
         awaited. Raises as `_send`.
         """
         ticket = backlog.append(waiting.topic, waiting.key, waiting.event, waiting.traceparent)
-        if waiting.policy != "refuse":
+        if waiting.outage_mode != "refuse":
             await self._stored(waiting, ticket)
             return None
         await asyncio.shield(ticket.stored)
