@@ -71,7 +71,7 @@ def _fetch_jars(target: Path) -> None:
     ]
     if other_versions:
         raise ChecksumMismatch(
-            f"the resolver mixed versions of {_GROUP}: {', '.join(sorted(other_versions))} beside "
+            f"jgo mixed versions of {_GROUP}: {', '.join(sorted(other_versions))} beside "
             f"{pin.version}"
         )
     unpinned = {jar.name: sha256(jar) for jar in fetched if pin.jars.get(jar.name) != sha256(jar)}

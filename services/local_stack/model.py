@@ -79,7 +79,8 @@ def _download(target: Path) -> None:
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise StackError(
-                f"{requirement} could not be downloaded from the package index:\n{done.stderr}"
+                f"{requirement} could not be downloaded; check that the package index is reachable "
+                f"and try again:\n{done.stderr}"
             )
         shutil.copytree(part, target, dirs_exist_ok=True)
 

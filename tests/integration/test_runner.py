@@ -254,7 +254,7 @@ async def test_exogenous_failures_are_tried_again_and_said_to_be(
     ]
 
 
-async def test_a_failing_agent_is_told_with_code_and_last_words(
+async def test_a_failed_agent_is_reported_with_exit_code_and_error_output(
     gateway: Gateway, aggregator: None, tmp_path: Path
 ) -> None:
     lines = await _finish(

@@ -32,6 +32,7 @@ _READY_TIMEOUT_S = 60.0
 _DRAIN_S = 0.5
 """A process that outlives the one that ended may hold its output open; wait no longer than this."""
 _STOP_S = 5.0
+_DIED = "the fork server has ended, and all processes that it started with it; start again"
 
 
 class Program(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,7 +105,9 @@ class ForkServer:
             )
         except OSError as error:
             self._socket.close()
-            raise ForkServerFailed(f"{self._python}: {error.strerror}") from error
+            raise ForkServerFailed(
+                f"{self._python} cannot be run: {error.strerror}; choose another Python"
+            ) from error
         finally:
             theirs.close()
         loop.add_reader(self._socket, self._on_readable)
@@ -114,7 +117,8 @@ class ForkServer:
         except TimeoutError:
             await self._close()
             raise ForkServerFailed(
-                f"importing {', '.join(self._modules)} took more than {_READY_TIMEOUT_S:.0f} s"
+                f"importing {', '.join(self._modules)} took more than {_READY_TIMEOUT_S:.0f} s; "
+                "preload fewer modules"
             ) from None
         except BaseException:
             await self._close()
@@ -199,9 +203,7 @@ class ForkServer:
             sent = socket.send_fds(self._socket, [data], fds) if fds else 0
             self._socket.sendall(data[sent:])
         except OSError as error:
-            raise ForkServerFailed(
-                f"the process that starts other processes is gone: {error.strerror}"
-            ) from error
+            raise ForkServerFailed(f"{_DIED} ({error.strerror})") from error
 
     def _signal(self, job: str, number: int) -> None:
         """Signal a job's process group; nothing happens if it has gone."""
@@ -239,7 +241,7 @@ class ForkServer:
     def _fail_waiting(self) -> None:
         for future in (self._ready, *self._exits.values()):
             if not future.done():
-                future.set_exception(ForkServerFailed("the process that starts others died"))
+                future.set_exception(ForkServerFailed(_DIED))
 
     async def _close(self) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)

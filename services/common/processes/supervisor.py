@@ -120,7 +120,8 @@ class SupervisedProcess:
                 )
             if time.monotonic() > deadline:
                 raise ProcessNotReady(
-                    f"{self.name} is not ready after {limit:.0f} s{self._log_tail()}"
+                    f"{self.name} is not ready after {limit:.0f} s; the end of its log may say "
+                    f"what it waits for:{self._log_tail()}"
                 )
             time.sleep(_POLL_S)
         return self

@@ -94,7 +94,7 @@ def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
     assert not is_running(tmp_path)
 
 
-def test_exports_of_a_stack_are_told_from_a_kafka_of_one_s_own(tmp_path: Path) -> None:
+def test_exports_of_a_stack_differ_from_a_kafka_of_your_own(tmp_path: Path) -> None:
     write_exports(tmp_path, KAFKA)
     assert exporting_stack({**KAFKA, "FULGURITE_DATA_DIR": str(tmp_path)}) == tmp_path
     assert (

@@ -1,4 +1,4 @@
-"""A model's folder is whole or told to be half-written; the small one is then made again."""
+"""A model's folder is complete or reported as half-written; the small one is then made again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before any container starts: what is wrong is told with its setting and its remedy, secrets are
+"""Before any container starts: what is wrong is reported with its setting and its remedy, secrets are
 made once.
 """
 
@@ -39,7 +39,7 @@ def test_the_defaults_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
         ("FULGURITE_ALIASES", "policy"),
     ],
 )
-def test_a_wrong_value_is_told_by_its_variable(
+def test_a_wrong_value_is_reported_with_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     (problem,) = settings_problems(monkeypatch, **{name: value})
@@ -54,7 +54,7 @@ def test_a_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in problem
 
 
-def test_a_policy_that_no_alias_serves_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_without_an_alias_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     (problem,) = settings_problems(monkeypatch, FULGURITE_POLICY="writer")
     assert "add writer=writer" in problem
 
@@ -121,7 +121,7 @@ def kafka_problems(root: Path) -> list[str]:
     return list(preflight.check_volumes({"KAFKA_CLUSTER_ID": "ours", "CHECK_PROJECT": "p"}, root))
 
 
-def test_kafkas_volume_is_empty_ours_or_told(tmp_path: Path) -> None:
+def test_a_kafka_volume_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     folder = tmp_path / "kafka"
     folder.mkdir()
     assert kafka_problems(tmp_path) == []

@@ -101,7 +101,7 @@ def test_a_second_stack_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     lock.release()
 
 
-def test_the_exports_of_another_stack_are_not_taken_for_a_kafka_of_one_s_own(
+def test_the_exports_of_another_stack_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
 ) -> None:
     other = tmp_path / "other"
@@ -190,7 +190,7 @@ def test_a_model_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_the_end_of_a_part_is_told_with_its_reason_and_what_comes_next(
+def test_the_end_of_a_part_is_printed_with_its_reason_and_what_comes_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     (tmp_path / "log").write_text(
