@@ -1,7 +1,7 @@
 """Exports the public names, for reward functions, notebooks and scripts that read the log.
 
-Loaded when they are asked for: a process that needs `fulgurite.versions` alone, as the plug-in in
-vLLM does, loads neither Avro nor NumPy.
+A name is imported when it is first used. So a process that needs only `fulgurite.versions`, as the
+plug-in in vLLM does, loads neither Avro nor NumPy.
 """
 
 from __future__ import annotations

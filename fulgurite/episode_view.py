@@ -1,4 +1,4 @@
-"""Keeps the former place of `fulgurite.EpisodeView`, which reward functions import."""
+"""Keeps the former module of `fulgurite.EpisodeView`, from which reward functions import it."""
 
 from fulgurite.episodes.view import EpisodeView
 

@@ -3,11 +3,11 @@
     FulguriteError
     ├── CodecError
     │   ├── MalformedFrame      bytes are not a Confluent-framed event
-    │   ├── UnknownSchema       the frame's schema id is known to nobody here
+    │   ├── UnknownSchema       the frame's schema id is not known
     │   └── InvalidEvent        an event does not fit its schema
-    ├── BadClaim                a payload that lies elsewhere is missing or altered
-    ├── BrokenDelta             a delta and its parent do not give the call that was recorded
-    └── UnknownRule             no credit rule or built-in reward of that name, or not with those parameters
+    ├── BadClaim                a payload that is stored elsewhere is missing or altered
+    ├── BrokenDelta             a delta and its parent do not give the recorded call
+    └── UnknownRule             a credit rule or built-in reward with an unknown name or wrong parameters
 
 Ids and versions raise their own `ValueError`s (`fulgurite.ids.MalformedId`,
 `fulgurite.versions.MalformedVersion`).
@@ -29,7 +29,7 @@ class MalformedFrame(CodecError):
 
 
 class UnknownSchema(CodecError):
-    """The schema id of a frame is known neither here nor to the registry."""
+    """The schema id of a frame is neither in this release nor in the registry."""
 
 
 class InvalidEvent(CodecError):
@@ -37,14 +37,15 @@ class InvalidEvent(CodecError):
 
 
 class BadClaim(FulguriteError):
-    """What a call left elsewhere cannot be read, or is not what it left."""
+    """A payload of a call cannot be read, or is not the one that was stored."""
 
 
 class BrokenDelta(FulguriteError):
-    """A delta and what was read as its parent do not give the call that was recorded."""
+    """A delta and its parent do not give the recorded call."""
 
 
 class UnknownRule(FulguriteError):
-    """No credit rule or built-in reward has that name, or not with those parameters; the message
-    says what there is.
+    """A credit rule or built-in reward has an unknown name or wrong parameters.
+
+    The text lists what there is.
     """

@@ -43,18 +43,18 @@ class FailureKind(StrEnum):
 
 
 class FailureAction(StrEnum):
-    """What training makes of an episode that failed."""
+    """What training does with a failed episode."""
 
     train = "train"
-    """Like any other."""
+    """It is trained like any other."""
     mask = "mask"
     """Its reward stays in the baseline, its actions carry no loss."""
     penalise = "penalise"
     """Its reward is replaced by a configured value."""
     drop = "drop"
-    """As if it had not been: no loss, no part in the baseline."""
+    """It does not count: no loss, no part in the baseline."""
     retry = "retry"
-    """The runner tries again; where there is no runner, `drop`."""
+    """The runner tries again; without a runner, as `drop`."""
 
 
 EXOGENOUS = frozenset(
@@ -67,6 +67,6 @@ EXOGENOUS = frozenset(
         FailureKind.cancelled,
     }
 )
-"""Kinds the policy does not cause. Only these may be retried or dropped: retrying away what the
-policy did is survivor bias.
+"""Kinds that the policy does not cause. Only these may be retried or dropped: doing so with the
+policy's own failures would be survivor bias.
 """

@@ -26,12 +26,10 @@ import msgspec
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _FIRST_MS = 1_577_836_800_000
-"""The beginning of 2020: no id was minted before."""
+"""The beginning of 2020. No id is older."""
 
 _MARK_BITS = 40
-"""Of a group id: whose it is. Nobody without the secret can make the mark of an id for another
-owner.
-"""
+"""Bits of a group id that mark its owner. The mark cannot be made without the secret."""
 
 _FROM_RFC4648 = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", _ALPHABET.encode())
 _TO_INT = str.maketrans(_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
@@ -46,7 +44,7 @@ _COMPLETION_RE = re.compile(
 _CANONICAL = "chatcmpl-"
 _TAG_LENGTH = 4
 _REMEMBERED = 4096
-"""Attempts: an agent makes many calls in one, and its rollout's id is taken apart for the first."""
+"""Number of attempts whose id is cached: an attempt makes many calls."""
 
 
 class MalformedId(ValueError):
@@ -54,7 +52,7 @@ class MalformedId(ValueError):
 
 
 class RolloutRef(msgspec.Struct, frozen=True):
-    """A rollout id, taken apart."""
+    """The parts of a rollout id."""
 
     group_id: str
     rollout_id: str
@@ -62,21 +60,21 @@ class RolloutRef(msgspec.Struct, frozen=True):
 
 
 class CompletionRef(msgspec.Struct, frozen=True):
-    """A completion id, taken apart."""
+    """The parts of a completion id."""
 
     rollout: RolloutRef
     attempt: int
     completion_id: str
     """In its canonical form."""
     upstream_id: str | None = None
-    """The upstream's own id, where the id that the agent saw holds it."""
+    """The upstream's own id, if the id that the agent saw contains it."""
 
 
 _PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
 
 
 def _base32(number: int, length: int) -> str:
-    """`length` is even."""
+    """Encode a number in `length` characters; `length` must be even."""
     return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(5 * (length - 2), -1, -10)])
 
 
@@ -86,22 +84,22 @@ def _tag(core: str, index: int, secret: bytes) -> str:
 
 
 def mint_group(time_ms: int, chance: bytes) -> str:
-    """A new group id from Unix milliseconds and 10 random bytes; sorts by time."""
+    """Make a group id from Unix milliseconds and 10 random bytes; it sorts by time."""
     return "gr_" + _base32((time_ms << 80) | int.from_bytes(chance[:10]), 26)
 
 
 def owned_group(time_ms: int, chance: bytes, owner: str, secret: bytes) -> str:
-    """A new group id from Unix milliseconds and 5 random bytes; it sorts by time and bears its
-    owner's mark (`is_owned`).
+    """Make a group id with its owner's mark (`is_owned`) from Unix milliseconds and 5 random bytes.
+
+    It sorts by time.
     """
     return _marked((time_ms << 40) | int.from_bytes(chance[:5]), owner, secret)
 
 
 def minted_at(group_id: str) -> int | None:
-    """Unix milliseconds at which a group id was minted; None if it holds no time: `external_group`
-    made it, or it is no group id.
+    """The time at which a group id was made, in Unix milliseconds; None if it contains none.
 
-    One in a thousand of the former looks as if it held a time between 2020 and now.
+    An id of `external_group` contains no time, but one in a thousand looks as if it did.
     """
     match = _GROUP_RE.fullmatch(group_id)
     time_ms = 0 if match is None else int(match[1].translate(_TO_INT), 32) >> 80
@@ -109,9 +107,7 @@ def minted_at(group_id: str) -> int | None:
 
 
 def external_group(owner: str, name: str, secret: bytes) -> str:
-    """The group id of a session that a user named: the same owner and name always give the
-    same id.
-    """
+    """Derive the group id of a session that a user named from its owner and name."""
     digest = hmac.digest(secret, f"{owner}\0{name}".encode(), "sha256")
     return _marked(int.from_bytes(digest[:11]), owner, secret)
 
@@ -125,23 +121,23 @@ def is_owned(group_id: str, owner: str, secret: bytes) -> bool:
 
 
 def _marked(number: int, owner: str, secret: bytes) -> str:
-    """The group id of an 88-bit number, with the owner's mark behind it."""
+    """Make the group id of an 88-bit number and the owner's mark."""
     digest = hmac.digest(secret, f"owner\0{number:022x}\0{owner}".encode(), "sha256")
     return "gr_" + _base32((number << _MARK_BITS) | int.from_bytes(digest[: _MARK_BITS // 8]), 26)
 
 
 def subject_of(person: str, secret: bytes) -> str:
-    """The id under which a person's data is found: nobody without the secret can tell whose it is,
-    or whether two names are one.
+    """Derive the id under which a person's data is found.
+
+    Without the secret, it does not show who the person is, or whether two names are the same
+    person.
     """
     digest = hmac.digest(secret, f"subject\0{person}".encode(), "sha256")
     return "su_" + _base32(int.from_bytes(digest[:16]), 26)
 
 
 def rollout_of(group_id: str, index: int, secret: bytes) -> str:
-    """The id of rollout `index` (from 0) of a group. Raises MalformedId for what is not a
-    group id.
-    """
+    """Make the id of rollout `index` (from 0) of a group. Raises MalformedId for a bad group id."""
     match = _GROUP_RE.fullmatch(group_id)
     if match is None:
         raise MalformedId(f"{group_id!r} is not a group id (gr_ and 26 characters)")
@@ -149,23 +145,25 @@ def rollout_of(group_id: str, index: int, secret: bytes) -> str:
 
 
 def completion_of(rollout_id: str, attempt: int, chance: bytes, secret: bytes) -> str:
-    """A new completion id within an attempt, from 5 random bytes. Raises MalformedId for what is
-    not a rollout id.
+    """Make a completion id within an attempt, from 5 random bytes.
+
+    Raises MalformedId for a bad rollout id.
     """
     head = _completions_of(rollout_id, attempt) + _base32(int.from_bytes(chance[:5]), 8)
     return head + _completion_tag(head, secret)
 
 
 def is_tagged(completion_id: str, secret: bytes) -> bool:
-    """Whether `completion_of` made a canonical id with this secret: one in a million others looks
-    so, and those of before had no tag.
+    """Whether `completion_of` made a canonical id with this secret.
+
+    One in a million other ids passes. Ids of earlier releases have no tag.
     """
     head, tag = completion_id[:-_TAG_LENGTH], completion_id[-_TAG_LENGTH:]
     return hmac.compare_digest(tag, _completion_tag(head, secret))
 
 
 def _completion_tag(head: str, secret: bytes) -> str:
-    # Each call makes one: a keyed hash that is copied costs half of one that is begun with the key.
+    # Every call needs one: copying a keyed hash takes half the time of starting it with the key.
     keyed = _keyed(secret).copy()
     keyed.update(head.encode())
     return _base32(int.from_bytes(keyed.digest()[:3]) >> 4, _TAG_LENGTH)
@@ -178,15 +176,13 @@ def _keyed(secret: bytes) -> hmac.HMAC:
 
 @lru_cache(_REMEMBERED)
 def _completions_of(rollout_id: str, attempt: int) -> str:
-    """How all of an attempt begin."""
+    """The common prefix of an attempt's completion ids."""
     core = parse_rollout(rollout_id).rollout_id.removeprefix("ro_")
     return f"{_CANONICAL}{core}_{attempt}_"
 
 
 def parse_rollout(text: str) -> RolloutRef:
-    """Take a rollout id apart. Raises MalformedId; whether it was given out here is `is_genuine`'s
-    to say.
-    """
+    """Parse a rollout id, without checking its tag (`is_genuine`). Raises MalformedId."""
     match = _ROLLOUT_RE.fullmatch(text)
     if match is None:
         raise MalformedId(f"{text!r} is not a rollout id (ro_<26 characters>_<index>_<tag>)")
@@ -194,15 +190,16 @@ def parse_rollout(text: str) -> RolloutRef:
 
 
 def public_completion(completion_id: str, prefix: str, upstream_id: str | None = None) -> str:
-    """A canonical completion id as an API's agents see it: `resp_...`, with the upstream's own id
-    in it if one is given.
+    """Turn a canonical completion id into the form of an API, such as `resp_...`.
+
+    `upstream_id`: the upstream's own id, which is appended.
     """
     public = prefix + completion_id.removeprefix(_CANONICAL)
     return public if upstream_id is None else f"{public}.{upstream_id}"
 
 
 def parse_completion(text: str) -> CompletionRef:
-    """Take a completion id apart, in any form that an agent saw. Raises MalformedId."""
+    """Parse a completion id in the form of any API. Raises MalformedId."""
     match = _COMPLETION_RE.fullmatch(text)
     if match is None:
         raise MalformedId(
@@ -214,7 +211,7 @@ def parse_completion(text: str) -> CompletionRef:
 
 
 def is_genuine(rollout: RolloutRef, secret: bytes) -> bool:
-    """Whether the id's tag was made with this secret, that is: by this deployment."""
+    """Whether the id's tag was made with this secret, which means by this deployment."""
     core = rollout.group_id.removeprefix("gr_")
     return hmac.compare_digest(
         rollout.rollout_id, f"ro_{core}_{rollout.index}_{_tag(core, rollout.index, secret)}"
@@ -222,16 +219,16 @@ def is_genuine(rollout: RolloutRef, secret: bytes) -> bool:
 
 
 def episode_id(rollout_id: str, attempt: int) -> str:
-    """`rollout/attempt`."""
+    """Make an episode id: `rollout/attempt`."""
     return f"{rollout_id}/{attempt}"
 
 
 def action_id(call_id: str, choice: int) -> str:
-    """`call_id#choice`: the unit of accounting."""
+    """Make an action id: `call_id#choice`. Actions are what the ledger counts."""
     return f"{call_id}#{choice}"
 
 
 def derive_id(*parts: str | int) -> str:
-    """32 characters that depend on every part and its place; equal parts give equal ids."""
+    """Derive an id of 32 characters from parts; equal parts in the same order give equal ids."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return base64.b32encode(digest[:20]).translate(_FROM_RFC4648).decode()

@@ -1,9 +1,7 @@
 """Parses a name with parameters, such as `discounted(gamma=0.9)`.
 
-Credit rules and built-in rewards are chosen so.
-
-Parameters that are not given have their defaults. What is wrong with a choice is said in words that
-a user can act on.
+Credit rules and built-in rewards are named like this. Parameters that are not given have their
+defaults. Errors say what is expected.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ class Number(EventStruct, frozen=True):
     high: float = math.inf
 
     def parse(self, text: str) -> float:
-        """Raises ValueError, saying what is expected."""
+        """Parse a number. Raises ValueError, whose text says what is expected."""
         expected = (
             f"a number of at least {self.low:g}"
             if math.isinf(self.high)
@@ -44,7 +42,7 @@ class Number(EventStruct, frozen=True):
 
 
 class Choice(EventStruct, frozen=True):
-    """A parameter that is one of a few words, the first by default."""
+    """A parameter that is one of some words; the first is the default."""
 
     words: tuple[str, ...]
 
@@ -54,7 +52,7 @@ class Choice(EventStruct, frozen=True):
         return self.words[0]
 
     def parse(self, text: str) -> str:
-        """Raises ValueError, saying what is expected."""
+        """Check that the text is one of the words. Raises ValueError with what is expected."""
         if text not in self.words:
             raise ValueError(" or ".join(self.words))
         return text
@@ -80,14 +78,15 @@ class Chosen(EventStruct, frozen=True):
     parameters: Mapping[str, Value]
 
     def __str__(self) -> str:
-        """All parameters spelled out, so that it means the same whatever the defaults become."""
+        """The name with all parameters, so that later defaults do not change its meaning."""
         spelled = ", ".join(f"{name}={value}" for name, value in self.parameters.items())
         return f"{self.name}({spelled})" if spelled else self.name
 
 
 def choose(kind: str, text: str, known: Mapping[str, Mapping[str, Parameter]]) -> Chosen:
-    """`known`: the parameters of each name; `kind` says in messages what is named. Raises
-    UnknownRule.
+    """Parse a name with parameters. Raises UnknownRule.
+
+    `kind`: what is named, for error texts. `known`: the parameters of each name.
     """
     match = _NAME.fullmatch(text)
     if match is None or match[1] not in known:

@@ -1,7 +1,7 @@
 """Packs token ids and log-probabilities as bytes: little-endian int32 and float32.
 
-Packed arrays decode some forty times faster than Avro arrays, and are the engine's own numbers,
-never retokenised.
+Packed arrays decode some forty times faster than Avro arrays. They are the engine's own numbers;
+nothing is tokenised again.
 """
 
 from __future__ import annotations
@@ -21,35 +21,33 @@ FloatArray = NDArray[np.float32]
 
 
 def pack_ids(token_ids: Sequence[int] | IntArray) -> bytes:
-    """Token ids → 4 bytes each. Raises OverflowError for what does not fit."""
+    """Pack token ids, 4 bytes each. Raises OverflowError for an id that does not fit."""
     if isinstance(token_ids, list):
-        # A list as it came from JSON: half the time that numpy takes to look at what is in it.
+        # For a list from JSON this takes half the time of numpy.
         with suppress(struct.error):
             return struct.pack(f"<{len(token_ids)}i", *token_ids)
     return np.asarray(token_ids, dtype="<i4").tobytes()
 
 
 def unpack_ids(packed: bytes) -> IntArray:
-    """The inverse of `pack_ids`: a read-only array of shape (T,). Raises ValueError if a token is
-    cut.
-    """
+    """Unpack token ids into a read-only array (T,). Raises ValueError for an incomplete token."""
     return np.frombuffer(packed, dtype="<i4")
 
 
 def pack_logprobs(logprobs: Sequence[float] | FloatArray) -> bytes:
-    """Log-probabilities (nats) → 4 bytes each."""
+    """Pack log-probabilities (nats), 4 bytes each."""
     return np.asarray(logprobs, dtype="<f4").tobytes()
 
 
 def unpack_logprobs(packed: bytes) -> FloatArray:
-    """The inverse of `pack_logprobs`: a read-only array of shape (T,)."""
+    """Unpack log-probabilities into a read-only array (T,)."""
     return np.frombuffer(packed, dtype="<f4")
 
 
 def all_finite(packed: bytes) -> bool:
-    """Whether every one of the packed log-probabilities is a number."""
-    # Infinities and NaN have only ones in their exponent, most of which is in a number's last byte.
-    # Few others have: they are looked at.
+    """Whether all packed log-probabilities are finite."""
+    # The last byte of infinity and NaN is 7F or FF. Few other numbers have it, so only then are
+    # all numbers checked.
     last = packed[3::4]
     return (b"\x7f" not in last and b"\xff" not in last) or bool(
         np.isfinite(unpack_logprobs(packed)).all()
@@ -57,7 +55,7 @@ def all_finite(packed: bytes) -> bool:
 
 
 def any_negative(packed: bytes) -> bool:
-    """Whether one of the packed token ids is negative, as none of a tokenizer's is."""
+    """Whether a packed token id is negative, which no tokenizer produces."""
     # The sign is the highest bit of a number's last byte.
     return not packed[3::4].isascii()
 
@@ -73,11 +71,10 @@ def prompt_hash(packed: bytes) -> str:
 
 
 class PromptHashes:
-    """`prompt_hash` of prompts that go on from one another: each is hashed from where the one
-    before it ends.
+    """Computes `prompt_hash` of prompts that extend one another, without hashing a prefix twice.
 
-    A conversation's turns would otherwise cost the square of its length. `most`: how many of the
-    last prompts may be gone on from.
+    Otherwise a conversation would cost the square of its length. `most`: how many prompts are
+    remembered.
     """
 
     def __init__(self, most: int) -> None:
@@ -85,9 +82,7 @@ class PromptHashes:
         self._states: OrderedDict[Hashable, Any] = OrderedDict()
 
     def of(self, name: Hashable, prompt: bytes, parent: Hashable, before: bytes) -> str:
-        """The hash of a prompt that begins with all of `before`, which is the prompt called
-        `parent`.
-        """
+        """Hash a prompt that begins with `before`, which is the complete prompt named `parent`."""
         state = self._states.get(parent)
         if state is None:
             state = self._remember(parent, hashlib.sha256(before))

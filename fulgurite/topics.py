@@ -1,9 +1,8 @@
 """Lists every topic with its name, key, partitions and retention.
 
-`fulgurite topics create` creates them so.
-
-All group-keyed topics have the same number of partitions, fixed for life: the same key then lies in
-the same partition of each, which the processors rely on.
+`fulgurite topics create` creates them. All group-keyed topics have the same number of partitions,
+which never changes: so a key is in the same partition of each topic, and the processors rely on
+that.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from fulgurite.events import (
 )
 
 GROUP_PARTITIONS = 8
-"""Bounds how many workers of one service share the load; eight are plenty for hundreds of calls per
-second.
+"""At most this many processes of one service share the load. Eight are enough for hundreds of calls
+per second.
 """
 
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
-"""Room for a long episode with whole prompts: fifty calls of 16k tokens are 3 MiB packed."""
+"""Enough for a long episode with complete prompts: fifty calls of 16k tokens take 3 MiB."""
 
 _DAY_MS = 24 * 3600 * 1000
 _32_BITS = 0xFFFFFFFF
 
 
 class Key(StrEnum):
-    """What a topic's records are keyed by."""
+    """The key of a topic's records."""
 
     group = "group"
     """Group id."""
@@ -54,7 +53,7 @@ class Key(StrEnum):
 
 
 class Topic(msgspec.Struct, frozen=True):
-    """One row of the table."""
+    """One topic and its settings."""
 
     name: str
     key: Key
@@ -62,11 +61,11 @@ class Topic(msgspec.Struct, frozen=True):
     cleanup: str
     """`delete` or `compact`."""
     retention_ms: int
-    """-1: for ever."""
+    """Retention in milliseconds; -1: for ever."""
     carries: tuple[type[Event], ...]
 
     def configs(self, replication: int) -> dict[str, str]:
-        """Topic configuration for Kafka's admin API, for this replication factor."""
+        """Make the topic's configuration for Kafka's admin API."""
         return {
             "cleanup.policy": self.cleanup,
             "retention.ms": str(self.retention_ms),
@@ -79,7 +78,7 @@ class Topic(msgspec.Struct, frozen=True):
 
 
 def min_insync(replication: int) -> int:
-    """A majority of the replicas: with three, one may be lost."""
+    """The majority of the replicas: with three, one may be lost."""
     return replication // 2 + 1
 
 
@@ -129,14 +128,12 @@ def topic_name(topic: Topic, prefix: str) -> str:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Where a record with this key lies: Kafka's own partitioner (murmur2), as its Java clients and
-    ours have it.
-    """
+    """The partition of a key, by Kafka's murmur2 partitioner."""
     return (_murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 def _murmur2(data: bytes) -> int:
-    """32 bits, as Kafka's `Utils.murmur2`."""
+    """Compute the 32-bit hash of Kafka's `Utils.murmur2`."""
     factor = 0x5BD1E995
     result = 0x9747B28C ^ len(data)
     whole = len(data) - len(data) % 4

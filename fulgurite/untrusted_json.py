@@ -1,9 +1,8 @@
 """Reads JSON that agents and models wrote, without errors.
 
-What does not have the expected form is left out.
-
-Everything that reads messages, tool calls, answers or tasks goes through here. Nesting is bounded,
-so that what is read depends on the text alone and not on how deep the reader's own stack is.
+Values of an unexpected form are left out. All code that reads messages, tool calls, answers or
+tasks uses this module. Nesting is bounded, so that the result depends only on the text, and not on
+the depth of the caller's stack.
 """
 
 from __future__ import annotations
@@ -17,31 +16,27 @@ import msgspec
 Json = dict[str, Any]
 
 DEEPEST = 100
-"""Levels of objects and lists. Schemas of tools, the deepest that agents send, have some twenty;
-Python's stack has room for some 900.
+"""Largest number of nested objects and lists. Tool schemas have some twenty levels; Python's stack
+allows some 900.
 """
 
 
 def parsed(text: Any) -> Any:
-    """What a JSON text says. Raises ValueError for what is no text, no JSON, or nested deeper than
-    `DEEPEST`.
-    """
+    """Parse a JSON text. Raises ValueError if it is not JSON, or nested deeper than `DEEPEST`."""
     if not isinstance(text, str):
-        raise ValueError(f"{type(text).__name__} is no JSON text")
+        raise ValueError(f"{type(text).__name__} is not a JSON text")
     try:
         value = _decoded(text)
     except RecursionError as error:
-        raise ValueError("nested too deep to be read") from error
-    # Counting brackets is quick, and most texts have too few to be deep.
+        raise ValueError("nested too deeply to be parsed") from error
+    # Counting brackets is quick, and most texts have few.
     if text.count("[") + text.count("{") > DEEPEST and is_deeper(value, DEEPEST):
         raise ValueError(f"nested deeper than {DEEPEST} levels")
     return value
 
 
 def encoded(value: Any) -> bytes:
-    """The value as one line of JSON in UTF-8, whatever texts it holds: half a surrogate pair, which
-    UTF-8 has not, is escaped.
-    """
+    """Encode a value as one line of JSON in UTF-8. Unpaired surrogates are escaped."""
     try:
         return msgspec.json.encode(value)
     except (UnicodeEncodeError, OverflowError):
@@ -49,7 +44,7 @@ def encoded(value: Any) -> bytes:
 
 
 def is_deeper(value: Any, levels: int) -> bool:
-    """Whether more than so many objects and lists lie within one another."""
+    """Whether objects and lists are nested more than `levels` deep."""
     level = _holders([value])
     for _ in range(levels):
         if not level:
@@ -59,20 +54,18 @@ def is_deeper(value: Any, levels: int) -> bool:
 
 
 def mapping(value: Any) -> Json:
-    """The value if it is an object, else an empty one."""
+    """The value if it is an object, else an empty object."""
     return cast(Json, value) if isinstance(value, dict) else {}
 
 
 def mappings(value: Any) -> list[Json]:
-    """The objects of a list; none if it is no list."""
+    """The objects in a list; none if the value is not a list."""
     found: Iterable[Any] = cast("list[Any]", value) if isinstance(value, list) else ()
     return [cast(Json, one) for one in found if isinstance(one, dict)]
 
 
 def called_functions(message: Json) -> list[Json]:
-    """The `function` of each tool call of a chat message; an empty object where a tool call has
-    none.
-    """
+    """The `function` of each tool call of a chat message; an empty object if a call has none."""
     return [mapping(call.get("function")) for call in mappings(message.get("tool_calls"))]
 
 
@@ -80,8 +73,8 @@ def _decoded(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except ValueError:
-        # msgspec takes a third of the time, but reads neither NaN nor half a surrogate, which
-        # agents have sent.
+        # msgspec takes a third of the time, but rejects NaN and unpaired surrogates, which agents
+        # have sent.
         return json.loads(text)
 
 

@@ -17,7 +17,7 @@ class MalformedVersion(ValueError):
 
 
 class Version(msgspec.Struct, frozen=True, order=True):
-    """Versions of one policy order by epoch, then step."""
+    """A version of a policy. Versions of one policy are ordered by epoch, then step."""
 
     policy: str
     epoch: int
@@ -33,7 +33,7 @@ def base_version(policy: str) -> Version:
 
 
 def parse_version(text: str) -> Version:
-    """Raises MalformedVersion."""
+    """Parse a version. Raises MalformedVersion."""
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise MalformedVersion(f"{text!r} is not a version (policy@epoch.step)")

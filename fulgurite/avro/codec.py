@@ -27,7 +27,7 @@ _MAGIC = 0
 _HEADER = 5
 
 AvroImplementation = Literal["compiled", "fastavro"]
-"""Generated functions, or fastavro: the same bytes and values at another speed."""
+"""Compiled functions, or fastavro: the same bytes and values, but slower."""
 
 _UNREADABLE = (
     ValueError,
@@ -42,7 +42,7 @@ _UNREADABLE = (
 
 
 class Codec:
-    """Encodes and decodes every event type. Cheap to share, not to make: make one per process."""
+    """Encodes and decodes every event type. Expensive to make: make one per process."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Codec:
         self._readers: dict[int, tuple[type[Event], Reader]] = {}
 
     def encode(self, event: Event) -> bytes:
-        """Raises InvalidEvent when a field does not fit the schema."""
+        """Encode an event. Raises InvalidEvent if a field does not fit the schema."""
         if isinstance(event, Episode):
             event = msgspec.structs.replace(event, calls=pack(event.calls))
         out = bytearray(self._frames[type(event)])
@@ -88,10 +88,10 @@ class Codec:
         return bytes(out)
 
     def decode(self, data: bytes, *, packed: bool = False) -> Event:
-        """Raises MalformedFrame, UnknownSchema or InvalidEvent.
+        """Decode an event. Raises MalformedFrame, UnknownSchema or InvalidEvent.
 
-        `packed`: the calls of an episode stay deltas of one another, for those who hold many
-        (`fulgurite.episodes.episode_deltas.unpack` makes them whole).
+        `packed`: leave an episode's calls as deltas of one another, to save memory
+        (`fulgurite.episodes.episode_deltas.unpack` expands them).
         """
         if len(data) < _HEADER or data[0] != _MAGIC:
             raise MalformedFrame(
@@ -136,18 +136,18 @@ class Codec:
             schema = self._registry.schema_of(schema_id)
         if schema is None:
             raise UnknownSchema(
-                f"schema id {schema_id} is neither released with this version nor known to a "
-                "schema registry"
+                f"schema id {schema_id} is neither in this release nor in the schema registry: "
+                "update Fulgurite, or check which registry wrote it"
             )
         event_type = self._types.get(str(schema.get("name", "")).rsplit(".", 1)[-1])
         if event_type is None:
             raise UnknownSchema(
-                f"schema id {schema_id} is a {schema.get('name')!r}, which is no event of ours"
+                f"schema id {schema_id} is a {schema.get('name')!r}, which is not an event type"
             )
         ours = self._ours[event_type]
         same = to_parsing_canonical_form(schema) == to_parsing_canonical_form(ours)
-        # Made when it is needed: a process reads few of all types. Resolving costs a lot, so it is
-        # done only for schemas that differ.
+        # Readers are made when they are needed: a process reads few types. Resolving schemas is
+        # slow, so it is done only if they differ.
         read = (
             self._reader_of(ours, event_type)
             if same

@@ -51,7 +51,7 @@ class Waiting:
             self._messages[episode.event_id] = messages
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every declared rollout's last attempt is here."""
         return not self._state.awaits_episodes()
 
@@ -81,7 +81,7 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._groups: dict[str, Waiting] = {}
-        self._unsettled: dict[int, set[Waiting]] = {}
+        self._unfinished: dict[int, set[Waiting]] = {}
         self._ends: dict[int, int] = {}
         self._times: dict[int, int] = {}
 
@@ -95,7 +95,7 @@ class WaitingRoom:
         group = self._groups.get(episode.group_id)
         if group is None:
             group = self._groups[episode.group_id] = Waiting(episode.group_id, partition, offset)
-            self._unsettled.setdefault(partition, set()).add(group)
+            self._unfinished.setdefault(partition, set()).add(group)
         group.apply(episode)
 
     def leave(self, partition: int) -> None:
@@ -103,14 +103,14 @@ class WaitingRoom:
         self._groups = {
             name: group for name, group in self._groups.items() if group.partition != partition
         }
-        self._unsettled.pop(partition, None)
+        self._unfinished.pop(partition, None)
         self._ends.pop(partition, None)
         self._times.pop(partition, None)
 
     def due(
         self, now_ms: int, grace_s: float, has_more: Callable[[int, int], bool]
     ) -> list[Waiting]:
-        """Remove and return the groups to be judged now; call `settle` for each when it is done.
+        """Remove and return the groups to be judged now; call `mark_done` for each when it is done.
 
         `has_more(partition, offset)`: whether the partition has records from that offset on.
         """
@@ -121,21 +121,21 @@ class WaitingRoom:
         due = [
             group
             for group in self._groups.values()
-            if group.is_whole or group.due_at(grace_s) <= now.get(group.partition, 0)
+            if group.is_complete or group.due_at(grace_s) <= now.get(group.partition, 0)
         ]
         for group in due:
             del self._groups[group.group_id]
         return due
 
-    def settle(self, group: Waiting) -> None:
+    def mark_done(self, group: Waiting) -> None:
         """Note that the group's rewards are acknowledged."""
-        self._unsettled.get(group.partition, set()).discard(group)
+        self._unfinished.get(group.partition, set()).discard(group)
 
     def committable(self) -> Mapping[int, int]:
         """By partition, the first offset that a restart has to read."""
         return {
             partition: min(
-                (group.offset for group in self._unsettled.get(partition, ())), default=end
+                (group.offset for group in self._unfinished.get(partition, ())), default=end
             )
             for partition, end in self._ends.items()
         }

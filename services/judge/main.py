@@ -131,7 +131,7 @@ class Judge:
         for group in self._room.due(
             int(time.time() * 1000), self._settings.grace_s, partial(self._has_more, consumer)
         ):
-            self._tasks.add(asyncio.create_task(self._settle(group)))
+            self._tasks.add(asyncio.create_task(self._judge_group(group)))
         for task in [task for task in self._tasks if task.done()]:
             self._tasks.remove(task)
             task.result()
@@ -206,7 +206,7 @@ class Judge:
             )
             return msgspec.structs.replace(episode, calls=())
 
-    async def _settle(self, group: Waiting) -> None:
+    async def _judge_group(self, group: Waiting) -> None:
         """Judge a group; one that cannot be judged goes to `dead.letters` and gets no rewards."""
         failure = await failure_of(partial(self._reward, group))
         if failure is not None:
@@ -233,11 +233,11 @@ class Judge:
                     for key, part in addressed(letter)
                 )
             )
-        self._room.settle(group)
+        self._room.mark_done(group)
 
     async def _reward(self, group: Waiting) -> None:
         async with self._turns:
-            if not group.is_whole:
+            if not group.is_complete:
                 await self._recall(group)
             revisions = group.revisions()
             known = self._judged.get(group.group_id) == revisions

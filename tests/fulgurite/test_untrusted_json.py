@@ -130,7 +130,7 @@ def test_what_has_not_the_form_is_left_out() -> None:
         {"name": "f"},
         {},
     ]
-    with pytest.raises(ValueError, match="NoneType is no JSON text"):
+    with pytest.raises(ValueError, match="NoneType is not a JSON text"):
         parsed(None)
     assert parsed('"\\ud83d"') == "\ud83d"
     assert parsed(json.dumps("[" * 200)) == "[" * 200, "brackets within a text are no levels"

@@ -218,13 +218,13 @@ def test_nothing_is_committed_before_its_group_is_settled() -> None:
         room.apply(4, offset, one)
         room.pass_by(4, offset, 2_000)
     [second] = room.due(5_000, 0, nothing_more)
-    room.settle(second)
+    room.mark_done(second)
     assert room.committable() == {4: 0}
     [first] = room.due(10**9, 0, nothing_more)
     assert room.committable() == {4: 0}
     room.apply(4, 5, replace(episode(2), group_id=first.group_id))
     room.pass_by(4, 5, 2_000)
-    room.settle(first)
+    room.mark_done(first)
     assert room.committable() == {4: 5}
     room.leave(4)
     assert room.committable() == {}
