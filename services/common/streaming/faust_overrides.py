@@ -75,10 +75,11 @@ class BatchConsumer(Consumer):
         return committed
 
     async def _feed(self, records: list[Any]) -> None:
+        consumer = cast(Any, self)
         for count, (place, message) in enumerate(records, 1):
             if count % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
-            await _hand_on(cast(Any, self), place, message)
+            await _hand_on(consumer, place, message)
 
 
 # Changes: stands in for the body of the loop in `Consumer._drain_messages`, with Faust's private
