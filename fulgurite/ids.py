@@ -10,8 +10,7 @@ perhaps followed by `.` and an upstream's own id; events have the canonical form
 
 So a stateless gateway finds the Kafka key of any request that names any of them, and knows an id it
 never gave out. Derived ids (`derive_id`) are hashes of what they are derived from, so that a
-repeated computation repeats its ids. Nothing here reads a clock or a random source: both are passed
-in.
+repeated computation repeats its ids. Times and random bytes are arguments.
 """  # noqa: E501 - a table
 
 from __future__ import annotations
@@ -129,8 +128,7 @@ def _marked(number: int, owner: str, secret: bytes) -> str:
 def subject_of(person: str, secret: bytes) -> str:
     """Derive the id under which a person's data is found.
 
-    Without the secret, it does not show who the person is, or whether two names are the same
-    person.
+    Without the secret, it shows neither who the person is, nor whether two names are one person.
     """
     digest = hmac.digest(secret, f"subject\0{person}".encode(), "sha256")
     return "su_" + _base32(int.from_bytes(digest[:16]), 26)

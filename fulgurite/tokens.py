@@ -73,8 +73,7 @@ def prompt_hash(packed: bytes) -> str:
 class PromptHashes:
     """Computes `prompt_hash` of prompts that extend one another, without hashing a prefix twice.
 
-    Otherwise a conversation would cost the square of its length. `most`: how many prompts are
-    remembered.
+    Otherwise a conversation would cost the square of its length. It remembers `most` prompts.
     """
 
     def __init__(self, most: int) -> None:

@@ -1,8 +1,7 @@
 """Lists every topic with its name, key, partitions and retention.
 
 `fulgurite topics create` creates them. All group-keyed topics have the same number of partitions,
-which never changes: so a key is in the same partition of each topic, and the processors rely on
-that.
+which never changes. The processors rely on it: a key is in the same partition of each topic.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from fulgurite.events import (
 )
 
 GROUP_PARTITIONS = 8
-"""At most this many processes of one service share the load. Eight are enough for hundreds of calls
-per second.
+"""At most this many processes of a service share the load. Eight serve hundreds of calls a second.
 """
 
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024

@@ -3,8 +3,7 @@
 By default, failures that the policy did not cause (exogenous kinds) are dropped, others are
 trained, and an unknown kind is masked. For `truncated`, `mask` masks only the cut answers, in any
 episode. Only exogenous kinds may be dropped or retried: doing so with the policy's own failures
-would be survivor bias. An episode that failed because of infrastructure is never trained as reward
-0.
+would be survivor bias. An infrastructure failure is never trained as reward 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Shows an episode to reward functions: the task, the conversation and the last answer.
 
-`EpisodeView(episode)` never raises for what an agent did: values that cannot be parsed are None or
-empty.
+`EpisodeView(episode)` never raises for what an agent did: unparsable values are None or empty.
 """
 
 from __future__ import annotations
@@ -75,9 +74,7 @@ class EpisodeView:
         return content if isinstance(content, str) else ""
 
     def tool_calls(self) -> list[Json]:
-        """Every tool call the model made, in order, as `{"name": ..., "arguments": parsed JSON or
-        text}`.
-        """
+        """The model's tool calls in order, as `{"name": ..., "arguments": JSON value or text}`."""
         functions = [
             function for message in self.messages for function in called_functions(message)
         ]

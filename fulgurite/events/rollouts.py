@@ -35,9 +35,7 @@ class Declaration(EventStruct, frozen=True, kw_only=True):
 
 
 class AgentStatus(Event, frozen=True, kw_only=True):
-    """The status of a rollout, from an agent, its runner, the gateway or the aggregator. Topic
-    `agent.status`.
-    """
+    """A rollout's status, by agent, runner, gateway or aggregator. Topic `agent.status`."""
 
     group_id: str
     """Group of rollouts of one task sample; the Kafka key."""

@@ -119,9 +119,7 @@ class Tombstone(Event, frozen=True, kw_only=True):
 
 
 class GroupClosed(Event, frozen=True, kw_only=True):
-    """One closing of a group and what it was made of, written after all of it. Topic
-    `trajectories`.
-    """
+    """The last record of a group's closing, with its inputs. Topic `trajectories`."""
 
     group_id: str
     """Group of rollouts of one task sample; the Kafka key."""

@@ -110,8 +110,9 @@ def close_group(
 ) -> tuple[Output, ...]:
     """Make everything to write for a closed group: ledger entries, then rows and tombstones.
 
-    Rows are ordered by rollout and row index. A group of mode `val` gives nothing. Raises
-    UnknownRule.
+    Rows are ordered by rollout and row index. A group of mode `val` gives nothing.
+
+    Raises UnknownRule.
     """
     episodes = sorted(episodes, key=lambda episode: (episode.rollout_id, episode.attempt))
     if not episodes or any(episode.mode is Mode.val for episode in episodes):

@@ -25,9 +25,7 @@ LARGEST_REWARD = 1e6
 LARGEST_WEIGHT = 1e6
 """Largest absolute value of a weight that a group may be declared with."""
 LARGEST_TOTAL = 1e12
-"""Largest sum of the absolute values of an episode's rewards, weighted or not. Its square fits in
-float32.
-"""
+"""Largest sum of an episode's absolute rewards, weighted or not. Its square fits in float32."""
 SMALLEST_SPREAD = 1e-6
 """Values that differ by this or less count as equal. Batches, credit rules and the learner's
 estimator share this bound.

@@ -8,8 +8,7 @@ the older one. A group is settled at most once: repeated rows are ignored, and a
 settled group is an amendment, which trains nothing (`fulgurite.learning.amendments`).
 
 Numbers that a trainer cannot compute with are filtered: an episode whose reward is too large or not
-finite has none, and an action with such a credit or log-probability is not trained
-(`fulgurite.groups.rewards`).
+finite has none, and an action with such a credit or log-probability is not trained.
 """
 
 from __future__ import annotations

@@ -43,9 +43,7 @@ class Forest:
         return len(self.tokens_N)
 
     def mask_NN(self) -> Bools:
-        """True where a node (row of the matrix) may attend to another (column): itself and its
-        ancestors.
-        """
+        """True where a node (row) may attend to another (column): itself and its ancestors."""
         node_N = np.arange(len(self))
         return (node_N[None, :] <= node_N[:, None]) & (node_N[:, None] < self.end_N[None, :])
 
@@ -94,8 +92,7 @@ def build(token_ids: Sequence[NDArray[np.integer]], trained: Sequence[Bools]) ->
 def partition(token_ids: Sequence[NDArray[np.integer]], max_nodes: int) -> list[list[int]]:
     """Put rows into bins whose forests have at most `max_nodes` nodes; returns their indices.
 
-    Neighbours in the forest stay together. A longer row gets a bin of its own, or shares it with
-    its prefixes.
+    Neighbours in the forest stay together. A longer row shares a bin only with its prefixes.
     """
     bins: list[list[int]] = []
     size = 0

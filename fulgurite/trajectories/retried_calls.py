@@ -55,9 +55,7 @@ def _siblings(calls: EpisodeCalls) -> Iterator[list[LlmCall]]:
 
 
 def _builds(other: LlmCall, call: LlmCall) -> bool:
-    """Whether `other` builds on the answer of `call`. Gateways' clocks differ, so times do not
-    count.
-    """
+    """Whether `other` builds on the answer of `call`. Clocks differ, so times do not count."""
     [choice] = call.choices
     stream = (call.prompt_token_ids or b"") + (choice.token_ids or b"")
     by_tokens = bool(choice.token_ids) and (other.prompt_token_ids or b"").startswith(stream)

@@ -94,9 +94,7 @@ def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:
 
 
 def base_weights(folder: Path | None) -> WeightsFile:
-    """Find the base model's weights, to go back to them. Raises BadArtifact if they are not one
-    known file.
-    """
+    """Find the base model's weights. Raises BadArtifact if they are not one known file."""
     if folder is None:
         raise BadArtifact(
             "the base model's folder is not known, so the engine cannot go back to it: set "

@@ -2,8 +2,8 @@
 
 Loading pauses with `mode=keep`: requests in flight continue afterwards, with the new weights. The
 prefix cache is then reset together with those requests (`reset_running_requests`). Otherwise vLLM
-keeps the whole cache while any request runs, and later prompts would use keys and values of the old
-weights.
+keeps the cache while any request runs, and later prompts would use the old weights' keys and
+values.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Probes an engine: compares its log-probabilities of a prompt with those that the learner
-computed.
-"""
+"""Probes an engine: compares its log-probabilities of a prompt with the learner's."""
 
 from __future__ import annotations
 

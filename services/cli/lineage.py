@@ -1,6 +1,4 @@
-"""Defines the command `fulgurite lineage`: from a version to its calls, and from a call to
-versions.
-"""
+"""Defines the command `fulgurite lineage`: finds a version's calls, and a call's versions."""
 
 from __future__ import annotations
 

@@ -130,9 +130,7 @@ class Objective:
     def __call__(
         self, model_output: Any, data: Any, dp_group: Any = None
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Compute loss and metrics from nested log-probabilities and a micro-batch, as verl calls
-        it.
-        """
+        """Compute loss and metrics from nested log-probabilities and a micro-batch, for verl."""
         longest = int(data["input_ids"].offsets().diff().max())
         dense = functools.partial(_dense, longest=longest)
         mask = dense(data["loss_mask"]).bool()

@@ -224,9 +224,7 @@ def changed(
 
 
 def _undeclared(episodes: Iterable[Episode]) -> Declaration:
-    """What undeclared traffic is closed as: each rollout that was seen, one attempt, no
-    expectations.
-    """
+    """Declare undeclared traffic: its rollouts, one attempt each, no expected rewards."""
     episodes = list(episodes)
     return Declaration(
         rollout_ids=tuple(sorted({episode.rollout_id for episode in episodes})),

@@ -153,9 +153,7 @@ def run(
 
 @contextmanager
 def _seldom_collected() -> Generator[None]:
-    """Collect garbage rarely: records and events are many and have no cycles. It saves a sixth of
-    the time.
-    """
+    """Collect garbage rarely: events have no cycles, and this saves a sixth of the time."""
     thresholds = gc.get_threshold()
     gc.set_threshold(_UNCOLLECTED, *thresholds[1:])
     try:

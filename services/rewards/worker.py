@@ -5,8 +5,8 @@
 Every final attempt of the run (of every run, without `--run-id`) is scored: at least once, a
 bounded number at a time. A reward's id derives from its name, the function's source and the
 episode's revision, so that scoring again repeats the same event. A function that fails gives a
-reward without a value and with the error's text. Offsets are committed in order, after the rewards
-were acknowledged.
+reward without a value and with the error's text. Offsets are committed in order, after the rewards'
+acknowledgements.
 """
 
 from __future__ import annotations

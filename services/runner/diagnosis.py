@@ -1,8 +1,7 @@
 """Decides whether a run is useful, and explains in words why it is not. No I/O.
 
 In training a finished group is useless if none of its actions is trained or waits for the learner.
-In mode `val` it is useless if none of its rollouts has an expected reward, or if all of them
-failed.
+In mode `val` it is useless if no rollout has an expected reward, or if all failed.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ _REMEDIES = {
     "route the model name to a policy that is trained",
 }
 _TELLING = 8
-"""Useless groups in a row before a warning, if earlier groups were useful: a batch of the learner's
-default size.
-"""
+"""Useless groups in a row before a warning, if earlier ones were useful: a default batch."""
 _KINDS = 3
 """How many kinds of failures, errors and reasons are listed, the most frequent first."""
 

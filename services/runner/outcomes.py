@@ -112,9 +112,7 @@ class Outcomes:
         }
 
     def oversized(self) -> tuple[int, int]:
-        """Number of attempts with a row that is too long for the learner, and of all attempts that
-        have actions.
-        """
+        """Number of attempts with a row too long for the learner, and of all with actions."""
         attempts = [
             actions for group in self._actions.values() for actions in group.values() if actions
         ]

@@ -24,9 +24,7 @@ from fulgurite.groups.credit.types import Credits, Scored, mean_and_scale, mean_
 
 
 def last_step(group: Sequence[Scored]) -> list[Credits]:
-    """The episode's reward for the last action of each path, the group's mean reward for the
-    others.
-    """
+    """Give each path's last action the episode's reward, the others the group's mean."""
     mean, _ = mean_and_scale([episode.total for episode in group])
     return [
         mean_over_paths(episode, lambda path: [mean] * (len(path.steps) - 1) + [path.total])

@@ -1,8 +1,7 @@
 """Defines the input of credit rules: the paths of an episode, and the scored episodes of its group.
 
 A rule for one path is a function `Path -> list[float]`; `on_paths` makes it a rule for groups, in
-which an action on several paths gets the mean. A rule that compares episodes is a function of the
-group.
+which an action on several paths gets the mean. A rule that compares episodes takes the group.
 """
 
 from __future__ import annotations
@@ -32,9 +31,7 @@ class Step(EventStruct, frozen=True, kw_only=True):
 
 
 class Path(EventStruct, frozen=True, kw_only=True):
-    """One branch of an episode, from its first action to a leaf (see
-    `fulgurite.trajectories.building.paths`).
-    """
+    """One branch of an episode, from its first action to a leaf (`trajectories.building.paths`)."""
 
     steps: tuple[Step, ...]
     outcome: float
@@ -85,9 +82,7 @@ def mean_over_paths(episode: Scored, values: Callable[[Path], Sequence[float]]) 
 
 
 def mean_and_scale(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation, as the learner's estimator computes them; 1 without
-    spread.
-    """
+    """Mean and sample standard deviation, as in the learner's estimator; 1 without spread."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return statistics.fmean(values), spread if spread > SMALLEST_SPREAD else 1.0
 

@@ -2,8 +2,7 @@
 
 It uses pyarrow's file systems (extra `archive`). Addresses and secrets come from the environment,
 as each provider's own tools read them (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
-`AWS_ENDPOINT_URL`, …). They must not be in the URL, which is written to Kafka with every claim
-check.
+`AWS_ENDPOINT_URL`, …). They must not be in the URL, which every claim check holds.
 """
 
 # pyarrow has no types of its own.

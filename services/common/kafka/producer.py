@@ -106,8 +106,7 @@ class EventProducer:
     ) -> Delivery:
         """Return once the event is acknowledged. Raises InvalidEvent, LogUnavailable.
 
-        After LogUnavailable or a cancellation the event is still in the producer's queue, and may
-        arrive.
+        After LogUnavailable or a cancellation the event is still queued, and may arrive.
         """
         encoded = self._encode(topic, key, event, traceparent)
         return await self._scheduler.publish(topic, encoded, timeout_s)
