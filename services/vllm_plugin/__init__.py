@@ -1,8 +1,8 @@
-"""Fulgurite's plug-in for vLLM: weights from a file, the version in each reply, tool calls for
-small models.
+"""Extends vLLM: weights from a file, the version in each reply, tool calls for small models.
 
-`register` is vLLM's entry point (`vllm.general_plugins`), called in every vLLM process, possibly
-twice. It only names classes that vLLM imports when it is told to: `--weight-transfer-config
+`register` is the plug-in's entry point (`vllm.general_plugins`), called in every vLLM process,
+possibly twice. It only names classes, which vLLM imports if an option selects them:
+`--weight-transfer-config
 '{"backend": "fulgurite"}'` and `--tool-call-parser fulgurite`.
 """
 
@@ -11,7 +11,7 @@ twice. It only names classes that vLLM imports when it is told to: `--weight-tra
 
 from __future__ import annotations
 
-from services.vllm_plugin.prompt_logprobs import mend
+from services.vllm_plugin.prompt_logprobs import patch
 
 NAME = "fulgurite"
 """Of the weight-transfer backend and of the tool parser."""
@@ -33,4 +33,4 @@ def register() -> None:
     if current_platform.is_cpu():
         from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-        mend(PunicaWrapperCPU)
+        patch(PunicaWrapperCPU)

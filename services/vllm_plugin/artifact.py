@@ -17,11 +17,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class ArtifactRefused(ValueError):
-    """The file is not what it should be; nothing was loaded."""
+    """The file is not the announced one, or does not fit the model; nothing was loaded."""
 
 
 def local_path(path: str) -> Path:
-    """A path or a file:// URI → a path."""
+    """Turn a path or a file:// URI into a path. Raises ArtifactRefused for other URIs."""
     parsed = urlparse(path)
     if parsed.scheme == "file":
         return Path(unquote(parsed.path))
@@ -38,11 +38,11 @@ def verify(path: Path, sha256: str) -> None:
     except OSError as error:
         raise ArtifactRefused(f"{path} cannot be read: {error}") from error
     if found != sha256.lower():
-        raise ArtifactRefused(f"{path} has SHA-256 {found}, announced was {sha256}")
+        raise ArtifactRefused(f"{path} has SHA-256 {found}, but the update announces {sha256}")
 
 
 def shapes(path: Path) -> Shapes:
-    """What a safetensors file holds, read from its header alone."""
+    """Read the names and shapes of a safetensors file's tensors from its header."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = cast("Mapping[str, Mapping[str, Any]]", json.loads(file.read(length)))
@@ -54,7 +54,7 @@ def shapes(path: Path) -> Shapes:
 
 
 def check_shapes(found: Shapes, wanted: Shapes) -> None:
-    """Raise ArtifactRefused naming the differences; a tied head may be there or not."""
+    """Raise ArtifactRefused with the differences of two models; a tied head may be missing."""
     optional = {"lm_head.weight"}
     missing = sorted(wanted.keys() - found.keys() - optional)
     surplus = sorted(found.keys() - wanted.keys() - optional)

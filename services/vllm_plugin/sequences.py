@@ -1,8 +1,7 @@
-"""What one HTTP request has vLLM's engine generate: versions, token ids and log-probabilities, as
-the engine itself has them.
+"""Collects what vLLM's engine generates for one HTTP request: versions, ids, log-probabilities.
 
-Pure but for what it reads of vLLM's `RequestState`s. `follow` has the engine's output processor
-note each sequence in the request that asked for it.
+They are the engine's own. `follow` makes the engine's output processor add each sequence to the
+request that started it. Besides vLLM's `RequestState`s it reads nothing.
 """
 
 from __future__ import annotations
@@ -15,44 +14,45 @@ from fulgurite.tokens import pack_ids, pack_logprobs
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 
 UNTOUCHED = "default"
-"""What vLLM calls the weights that it was started with."""
+"""vLLM's name for the weights that it was started with."""
 _LOWEST = -9999.0
-"""As in vLLM's own replies: JSON has no infinity, and an impossible token is not sampled."""
+"""The lowest log-probability, as in vLLM's own replies: JSON has no infinity."""
 
 
 class Sequence:
-    """A `RequestState` of vLLM, and how much of it was told."""
+    """A `RequestState` of vLLM, and how much of it was reported."""
 
     def __init__(self, state: Any) -> None:
         self.state = state
-        self._told = 0
-        self._prompt_told = False
+        self._reported = 0
+        self._prompt_reported = False
 
     def news(self) -> tuple[bytes, bytes, bytes] | None:
-        """Packed prompt ids, ids and log-probabilities since the last time; None if there are none.
-        The prompt is told once.
+        """Return new packed prompt ids, ids and log-probabilities; None without new ids.
+
+        The prompt's ids come only the first time.
         """
         ids: list[int] = (
-            self.state.detokenizer.output_token_ids[self._told :]
+            self.state.detokenizer.output_token_ids[self._reported :]
             if self.state.detokenizer is not None
             else []
         )
         if not ids:
             return None
         logprobs = self._logprobs(ids)
-        self._told += len(ids)
-        prompt = b"" if self._prompt_told else pack_ids(self.state.prompt_token_ids or ())
-        self._prompt_told = True
+        self._reported += len(ids)
+        prompt = b"" if self._prompt_reported else pack_ids(self.state.prompt_token_ids or ())
+        self._prompt_reported = True
         return prompt, pack_ids(ids), b"" if logprobs is None else pack_logprobs(logprobs)
 
     def _logprobs(self, ids: list[int]) -> list[float] | None:
         processor = self.state.logprobs_processor
         known = None if processor is None else processor.logprobs
-        if known is None or len(known) < self._told + len(ids):
+        if known is None or len(known) < self._reported + len(ids):
             return None
         try:
             return [
-                max(known[self._told + number][token].logprob, _LOWEST)
+                max(known[self._reported + number][token].logprob, _LOWEST)
                 for number, token in enumerate(ids)
             ]
         except (KeyError, TypeError):
@@ -63,18 +63,17 @@ class Sequences:
     """The sequences of one HTTP request."""
 
     def __init__(self, *, wanted: bool = False) -> None:
-        """`wanted`: token ids and log-probabilities are asked for, not only versions."""
+        """`wanted`: whether ids and log-probabilities are wanted, not only versions."""
         self.wanted = wanted
         self._sequences: list[Sequence] = []
 
     def add(self, state: Any) -> None:
-        """Another sequence begins."""
+        """Add a sequence that begins."""
         self._sequences.append(Sequence(state))
 
     def first_and_last(self) -> tuple[Version, Version] | None:
-        """The versions that the engine reports (`weight_version_starts`: version, first token);
-        None as long as there is no token. An adapter's version is its own name, whatever the
-        weights below it are.
+        """The first and last version that the engine reports (`weight_version_starts`); None
+        without tokens. The version of an adapter is its name.
         """
         states = [sequence.state for sequence in self._sequences]
         labels = [
@@ -86,7 +85,7 @@ class Sequences:
         return (versions[0], versions[-1]) if versions else None
 
     def news(self) -> list[tuple[int, tuple[bytes, bytes, bytes]]]:
-        """Number of each sequence that went on, and what was generated."""
+        """Return what is new in each sequence, with its number."""
         return [
             (number, new)
             for number, sequence in enumerate(self._sequences)
@@ -100,18 +99,16 @@ def _version(label: str) -> Version:
     try:
         return parse_version(label)
     except MalformedVersion:
-        # Loaded by someone else, under a name of theirs: no version of ours, and older than any.
+        # Weights that were loaded under another name sort before all versions.
         return Version(label, -1, -1)
 
 
 current: ContextVar[Sequences | None] = ContextVar("fulgurite_sequences", default=None)
-"""Of the HTTP request at hand."""
+"""The sequences of the current HTTP request."""
 
 
 def follow(engine: Any) -> None:
-    """Have the engine's output processor note each sequence in the request that asked for it.
-    Idempotent.
-    """
+    """Make the engine's output processor add each sequence to its request. Idempotent."""
     processor = engine.output_processor
     if getattr(processor, "_fulgurite", False):
         return

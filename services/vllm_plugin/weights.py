@@ -1,10 +1,10 @@
-"""Weights from a file, into a running vLLM: the weight-transfer backend `fulgurite`.
+"""Loads weights from a file into a running vLLM: the weight-transfer backend `fulgurite`.
 
 `/update_weights` takes `{"update_info": {"path": …, "sha256": …, "version": "policy@1.7"}}`: the
-file is verified and read, the model is untouched. `/finish_weight_update` loads it. So an update
-that is refused, or abandoned half-way, leaves the served weights alone. Refused: a wrong digest,
-other tensors than the model's, an epoch lower than the one served (unless `"rollback": true` says
-that it is meant), a second update before the first is finished.
+file is verified and read, and the model is not changed. `/finish_weight_update` loads it. So an
+update that is refused or abandoned does not change the served weights. Refused are a wrong digest,
+other tensors than the model's, an epoch lower than the served one (unless with `"rollback": true`),
+and a second update before the first is finished.
 """
 
 # vLLM lives in an environment of its own, which the type checker does not see.
@@ -50,14 +50,12 @@ class UpdateRefused(RuntimeError):
 
 @dataclass
 class FileInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: the file says it all."""
+    """Empty: no connection has to be set up."""
 
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """Where the weights are (path or file:// URI), their SHA-256 and their version. `rollback`: an
-    earlier epoch is meant.
-    """
+    """The weights' path (or URI), SHA-256 and version. `rollback`: allow an earlier epoch."""
 
     path: str
     sha256: str
@@ -72,7 +70,7 @@ class _Staged:
 
 
 class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
-    """One per vLLM worker. vLLM calls it from one thread, between two steps of the model."""
+    """Loads weights in one vLLM worker. vLLM calls it in one thread, between the model's steps."""
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
@@ -83,12 +81,10 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         self._staged: _Staged | None = None
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is no connection."""
 
     def start_weight_update(self) -> None:
-        """Forget what an update that broke off has left; vLLM itself refuses to start a
-        second one.
-        """
+        """Drop what an abandoned update left. vLLM itself refuses a second update."""
         self._staged = None
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
@@ -105,8 +101,8 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
             and not update_info.rollback
         ):
             raise UpdateRefused(
-                f"{version} is of an earlier epoch than {self._served}, which is served: its "
-                "learner has been superseded"
+                f"{version} is of an earlier epoch than the served {self._served}: another learner "
+                "has replaced its learner"
             )
         path = local_path(update_info.path)
         verify(path, update_info.sha256)
@@ -115,7 +111,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 
     @torch.no_grad()
     def finish_weight_update(self) -> None:
-        """Load what was received. Raises UpdateRefused when nothing was."""
+        """Load the received file. Raises UpdateRefused if there is none."""
         staged = self._staged
         if staged is None:
             raise UpdateRefused("nothing to finish: /update_weights has received no file")
@@ -128,22 +124,24 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         logger.info("weights: %s is loaded", staged.version)
 
     def shutdown(self) -> None:
-        """Drop what was received."""
+        """Drop a received file."""
         self._staged = None
 
     def _own_shapes(self) -> Shapes:
-        """Of the checkpoint that vLLM was started with."""
+        """The tensors' shapes in the checkpoint that vLLM was started with."""
         files = sorted(Path(self.model_config.model).glob("*.safetensors"))
         if not files:
             raise ArtifactRefused(
-                f"{self.model_config.model} is no local folder of safetensors to compare with"
+                f"{self.model_config.model} has no local safetensors: start vLLM with such a folder"
             )
         return {name: shape for file in files for name, shape in shapes(file).items()}
 
     def _repack_tied_head(self) -> None:
-        """On CPU vLLM multiplies by a packed copy of each weight. The head of a model with tied
-        embeddings has a copy of its own, but no tensor in the file, so that reloading never packs
-        it anew: it would go on predicting with the old embedding.
+        """Pack the head of a model with tied embeddings again.
+
+        On CPU, vLLM multiplies by a packed copy of each weight. A tied head has a copy, but no
+        tensor in the file, so reloading does not pack it: it would still predict with the old
+        embedding.
         """
         if not self.model_config.hf_config.tie_word_embeddings:
             return

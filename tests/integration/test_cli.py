@@ -277,7 +277,7 @@ def test_a_route_says_whether_it_took_effect(cli: Cli) -> None:
     told = waiting.communicate(timeout=60)[0]
     assert waiting.returncode == 1
     assert (
-        "vllm cannot serve policy@0.0: the base model's folder is not known. It goes on with "
+        "vllm cannot serve policy@0.0: the base model's folder is not known. It still serves "
         "policy@1.1." in told
     )
     late = cli("routes", "set", "policy", "policy@0.0", "--wait", "0.2")

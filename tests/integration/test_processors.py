@@ -438,7 +438,7 @@ def test_rewards_that_leave_float32_stop_nobody_and_train_nothing(deployment: De
     assert {entry.reason for entry in entries(deployment)} == {FilterReason.reward_failed}
     assert deployment.read(DEAD_LETTERS) == []
     assert (
-        "of its 2 rewards add up to inf: at most 1e+12 can be trained on"
+        "of its 2 rewards add up to inf; at most 1e+12 can be trained"
         in next(deployment.folder.glob("rewarder-*.log")).read_text()
     )
 

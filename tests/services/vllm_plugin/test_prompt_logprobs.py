@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.vllm_plugin.prompt_logprobs import mend
+from services.vllm_plugin.prompt_logprobs import patch
 
 
 class Wrapper:
@@ -22,8 +22,8 @@ class Wrapper:
 @pytest.mark.parametrize(("rows", "added"), [(2, 1), (31, 0)])
 def test_only_rows_of_samples_get_an_adapters_logits(rows: int, added: int) -> None:
     made = type("Made", (Wrapper,), {})
-    mend(made)
-    mend(made)
+    patch(made)
+    patch(made)
     wrapper = made()
     x = np.zeros((rows, 8))
 
