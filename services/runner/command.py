@@ -177,8 +177,8 @@ def run(
     mode `train` the learner trains on the groups.
 
     Exits 0 if the run gave a training signal (`val`: a measurement), 3 if it gave none or gave up,
-    1 if it cannot continue, 2 if an option is invalid, 130 if it was stopped. The first Ctrl-C stops
-    the agents, prints the summary and writes --results; a second one ends the run at once.
+    1 if it cannot continue, 2 if an option is invalid, 130 if it was stopped. The first Ctrl-C
+    stops the agents, prints the summary and writes --results; a second one ends the run at once.
 
     Example: `fulgurite run --tasks train.jsonl --reward rewards.py:score -- python agent.py`
     """
