@@ -83,7 +83,7 @@ class Index(BaseHTTPRequestHandler):
         self.send_response(HTTPStatus.OK)
         self.end_headers()
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
         """Tell nothing."""
 
 
