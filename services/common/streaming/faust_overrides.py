@@ -107,12 +107,16 @@ async def _hand_on(consumer: Any, place: Any, message: Any) -> None:
 # Upstream: https://github.com/faust-streaming/faust/pull/751 (what a record costs; open);
 # https://github.com/faust-streaming/faust/issues/221 (records from before a rebalance).
 async def events_of(stream: Any) -> AsyncIterator[Any]:
-    """Yield the records of an agent's stream as they are in its queue. Never ends."""
+    """Yield the records of an agent's stream as they are in its queue, until the app stops."""
     app, channel = stream.app, stream.channel
     is_active, heard = app.flow_control.is_active, app.monitor.stream_inbound_time
     count = 0
     while True:
-        event = await channel.__anext__()
+        try:
+            event = await channel.__anext__()
+        except StopAsyncIteration:
+            # The app stops. It must not leave a generator: Python makes a RuntimeError of it.
+            return
         count += 1
         if count % _TURN == 0:
             await asyncio.sleep(0)

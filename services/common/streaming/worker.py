@@ -344,13 +344,22 @@ class Worker:
         raise NotImplementedError
 
     async def consume(self, topic: Topic, stream: Any) -> None:
-        """Take in the records of an agent's stream. Never returns: a failure stops the worker."""
+        """Take in the records of an agent's stream until the app stops. A failure stops the
+        worker.
+        """
         async for event in events_of(stream):
             try:
                 await self._take(topic, event)
             except Exception as error:  # noqa: BLE001 - the edge of the worker: any failure stops it, unacknowledged
                 self.fail(error)
                 await asyncio.Event().wait()
+        if not self._stop.is_set():
+            self.fail(
+                RuntimeError(
+                    f"Faust ended the stream of {self.kafka.topic(topic)} before the worker was to "
+                    "stop. What is not acknowledged is read again on restart"
+                )
+            )
 
     async def _take(self, topic: Topic, event: Any) -> None:
         if not self._ready.is_set():

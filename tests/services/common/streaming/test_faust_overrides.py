@@ -205,6 +205,16 @@ async def test_an_agent_gets_what_was_read_since_the_last_rebalance() -> None:
     agent.cancel()
 
 
+async def test_an_agents_records_end_when_its_app_stops() -> None:
+    async def stop() -> Any:
+        raise StopAsyncIteration
+
+    stream, got = Stream(), list[int]()
+    stream.channel = SimpleNamespace(__anext__=stop)
+    await taken(stream, got)
+    assert got == []
+
+
 async def test_an_agent_with_much_to_do_lets_others_have_their_turn() -> None:
     stream, got = Stream(*[2] * 100), list[int]()
     agent = asyncio.create_task(taken(stream, got))

@@ -229,3 +229,30 @@ async def test_a_record_that_no_letter_can_hold_goes_without_its_bytes() -> None
     large = msgspec.structs.replace(CALL, request="x" * 8_300_000)
     [letter], _ = await handled(Codec().encode(large), Failing(2, ValueError("no")))
     assert (letter.value, letter.actions) == (None, (action_id(CALL.call_id, 0),))
+
+
+@pytest.mark.parametrize("told_to_stop", [True, False])
+async def test_a_stream_that_ends_before_the_worker_is_to_stop_is_a_failure(
+    told_to_stop: bool,
+) -> None:
+    async def stop() -> Any:
+        raise StopAsyncIteration
+
+    worker = Worker(
+        "test", (LLM_CALLS,), KafkaSettings(bootstrap_servers="127.0.0.1:1"), StreamSettings()
+    )
+    inside = cast(Any, worker)
+    app = SimpleNamespace(
+        flow_control=SimpleNamespace(is_active=bool),
+        monitor=SimpleNamespace(stream_inbound_time={}),
+    )
+    if told_to_stop:
+        inside._stop.set()
+    try:
+        channel = SimpleNamespace(__anext__=stop)
+        await worker.consume(LLM_CALLS, SimpleNamespace(app=app, channel=channel))
+        assert inside._stop.is_set()
+        assert (inside._failure is None) == told_to_stop
+    finally:
+        worker.producer.close()
+        worker.log.close()
