@@ -124,8 +124,8 @@ class Deployment:
         return {name: process.wait(30) for name, process in self.processes.items()}
 
     def publish(self, events: Sequence[Made]) -> None:
-        """Publish; return when all is acknowledged. As with the gateway, what a group did is in the
-        log before its next status is.
+        """Publish; return when all is acknowledged. As with the gateway, a declaration is in the log
+        before its group's first call is, and what a group did before its next status.
         """
         pending: dict[str, list[Future[Delivery]]] = {}
         for event in events:
@@ -134,6 +134,8 @@ class Deployment:
                 while earlier:
                     earlier.pop().result(WAIT_S)
             earlier.append(self.producer.submit(topic_of(event), event.group_id, event))
+            if isinstance(event, AgentStatus) and event.kind is StatusKind.declared:
+                earlier.pop().result(WAIT_S)
         for futures in pending.values():
             for future in futures:
                 future.result(WAIT_S)
