@@ -26,7 +26,9 @@ def test_of_several_backends_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         ("writer", "checker"),
     )
     monkeypatch.setenv("FULGURITE_BACKEND", "north")
-    with pytest.raises(ValueError, match="FULGURITE_BACKEND=north: VLLM_BASE_URL has no such backend"):
+    with pytest.raises(
+        ValueError, match="FULGURITE_BACKEND=north: VLLM_BASE_URL has no such backend"
+    ):
         ApplierSettings()  # pyright: ignore[reportCallIssue]
 
 
