@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from fulgurite.avro.codec import Codec
 from fulgurite.events import Sampling
 from services.common.kafka.codec import make_codec
 from services.common.kafka.producer import EventProducer
@@ -78,7 +79,15 @@ async def open_context(
     """Make and start every part; on exit close them in an order that loses no event. Raises
     ValueError for settings that contradict each other.
     """
-    context = _make_context(settings, kafka)
+    codec = make_codec()
+    producer = EventProducer(
+        kafka,
+        codec,
+        "gateway",
+        delivery_timeout_s=settings.ack_timeout_s,
+        burst_linger_ms=_BURST_LINGER_MS,
+    )
+    context = make_context(settings, kafka, codec, producer, UpstreamClient(settings))
     context.metrics.registry.register(ServedVersions(context.policies.view))
     context.recorder.start()
     context.policies.start()
@@ -94,24 +103,23 @@ async def open_context(
         log.info("gateway stopped", unacknowledged=unacknowledged)
 
 
-def _make_context(settings: GatewaySettings, kafka: KafkaSettings) -> GatewayContext:
+def make_context(
+    settings: GatewaySettings,
+    kafka: KafkaSettings,
+    codec: Codec,
+    producer: EventProducer,
+    upstream: UpstreamClient,
+) -> GatewayContext:
+    """Make every part, around what talks to Kafka and to model servers; start none."""
     ring = KeyRing.parse(settings.signing_keys.get_secret_value())
     routes = settings.routes()
-    codec = make_codec()
     metrics = Metrics()
     store: Store = (
         RedisStore(settings.redis_url.get_secret_value()) if settings.redis_url else MemoryStore()
     )
     groups = DeclaredGroups(store, now_ms())
-    producer = EventProducer(
-        kafka,
-        codec,
-        "gateway",
-        delivery_timeout_s=settings.ack_timeout_s,
-        burst_linger_ms=_BURST_LINGER_MS,
-    )
     recorder = Recorder(producer, kafka, codec, settings, metrics)
-    upstream, policies = UpstreamClient(settings), PolicyTail(kafka, codec, settings.adapters())
+    policies = PolicyTail(kafka, codec, settings.adapters())
     resolver = RolloutResolver(
         ring, groups, _role_aliases(routes), _matcher(settings, ring, store, metrics)
     )

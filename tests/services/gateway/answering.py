@@ -22,31 +22,12 @@ from fulgurite.events import Event, LlmCall
 from fulgurite.topics import Topic
 from services.common.kafka.delivery import Delivery
 from services.common.kafka.settings import KafkaSettings
-from services.gateway.context import GatewayContext
+from services.gateway.context import GatewayContext, make_context
 from services.gateway.dialects.registry import DIALECTS
-from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.http.endpoint import Endpoint
-from services.gateway.identity.authenticator import Authenticator
-from services.gateway.identity.conversation_matching import ConversationMatcher
-from services.gateway.identity.declared_groups import DeclaredGroups
-from services.gateway.identity.idempotency import Idempotency
-from services.gateway.identity.keys import KeyRing
-from services.gateway.identity.rollout_resolver import RolloutResolver
-from services.gateway.identity.store import MemoryStore
-from services.gateway.recording.call_recorder import CallRecorder
-from services.gateway.recording.call_search import CallSearch
-from services.gateway.recording.recorded_responses import RecordedResponses
-from services.gateway.recording.recorder import Recorder
 from services.gateway.settings import GatewaySettings
-from services.gateway.telemetry.metrics import Metrics
-from services.gateway.telemetry.tracing import open_tracer
-from services.gateway.upstream.admission import Admission
 from services.gateway.upstream.client import UpstreamClient, UpstreamReply
-from services.gateway.upstream.continuation import Continuation
-from services.gateway.upstream.dispatch import Dispatcher
-from services.gateway.upstream.policies import PolicyTail
 from services.gateway.upstream.route import Route
-from services.gateway.upstream.routing import Router
 from tests.services.gateway.memory_producer import MemoryProducer
 
 KEY = "a-plain-key"
@@ -221,62 +202,10 @@ async def running(folder: Path) -> AsyncGenerator[Gateway]:
             "data_dir": folder,
         }
     )
-    ring, routes, metrics, store = (
-        KeyRing.parse(settings.signing_keys.get_secret_value()),
-        settings.routes(),
-        Metrics(),
-        MemoryStore(),
-    )
-    producer, upstream, policies = (
-        CodecProducer(),
-        ScriptedUpstream(),
-        PolicyTail(NOWHERE, _CODEC, frozenset()),
-    )
-    recorder = Recorder(producer, NOWHERE, _CODEC, settings, metrics)
-    groups = DeclaredGroups(store)
-    resolver = RolloutResolver(
-        ring, groups, {}, ConversationMatcher(MemoryStore(), ring.signing_secret, 3600, metrics)
-    )
-    responses = RecordedResponses(
-        resolver,
-        MemoryStore(),
-        CallSearch(NOWHERE, _CODEC),
-        recorder.problem,
-        settings.call_body_limits(),
-        metrics,
-    )
-    continuation = Continuation(frozenset(), MemoryStore(), upstream)
-    context = GatewayContext(
-        settings=settings,
-        kafka=NOWHERE,
-        routes=routes,
-        sampling=settings.default_sampling.sampling(),
-        ring=ring,
-        authenticator=Authenticator(ring, None, settings.plain_keys(), settings.allow_any_key),
-        resolver=resolver,
-        groups=groups,
-        store=store,
-        idempotency=Idempotency(store),
-        recorder=recorder,
-        call_recorder=CallRecorder(
-            recorder, responses, resolver, continuation, metrics, settings.logprobs_mode
-        ),
-        responses=responses,
-        upstream=upstream,
-        dispatcher=Dispatcher(
-            Router(routes, settings.backends(), frozenset(), settings.policy, policies.view),
-            Admission(settings, metrics),
-            upstream,
-            continuation,
-            metrics,
-        ),
-        train_sampling=TrainSamplings({}),
-        policies=policies,
-        metrics=metrics,
-        tracer=open_tracer(),
-    )
+    producer, upstream = CodecProducer(), ScriptedUpstream()
+    context = make_context(settings, NOWHERE, _CODEC, producer, upstream)
     try:
         yield Gateway(context, upstream, producer)
     finally:
-        responses.close()
-        await recorder.close()
+        context.responses.close()
+        await context.recorder.close()
