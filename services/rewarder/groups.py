@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fulgurite.events import AgentReward, Episode
 from fulgurite.groups.group_state import GroupState
-from services.common.streaming.event_clock import SKEW_MS
+from services.common.streaming.event_clock import SKEW_MS, EventClock
 from services.common.streaming.memory import call_weight
 from services.common.streaming.worker import Ack
 from services.rewarder.settings import RewarderSettings
@@ -105,10 +105,18 @@ class Group:
                 self.closed_at + int(settings.amend_every_s * 1000),
             )
 
-    def due_at(self, settings: RewarderSettings) -> int:
-        """Unix milliseconds after which it is written with what there is."""
+    def is_due(self, clock: EventClock, settings: RewarderSettings) -> bool:
+        """Whether it is written with what there is.
+
+        A wait for what comes late is over by our clock alone: events that are ahead of it do not
+        shorten the wait.
+        """
         if not self.is_open:
-            return self.look_at
+            return self.look_at <= clock.our_time
+        return self.closes_at(settings) <= clock.now
+
+    def closes_at(self, settings: RewarderSettings) -> int:
+        """Unix milliseconds after which it is closed for the first time, whatever is missing."""
         if not self.gathered.episodes:
             first = min(reward.event_time for reward in self.gathered.rewards.values())
             return (first if self.heard_until is None else min(first, self.heard_until)) + int(

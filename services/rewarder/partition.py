@@ -205,11 +205,10 @@ class RewarderPartition:
             )
 
     def _due_now(self) -> set[str]:
-        now = self._clock.now
         return {
             group_id
             for group_id, group in self._waiting.items()
-            if group.due_at(self._settings) <= now
+            if group.is_due(self._clock, self._settings)
         }
 
     async def _write_all(self, groups: Mapping[str, Group]) -> None:
@@ -254,7 +253,7 @@ class RewarderPartition:
         episode.
         """
         if not group.gathered.episodes:
-            if group.due_at(self._settings) <= self._clock.now:
+            if group.is_due(self._clock, self._settings):
                 logger.warning(
                     "rewards of a group without episodes are given up",
                     group_id=group_id,
@@ -264,7 +263,7 @@ class RewarderPartition:
                 self._note_closed(group_id, None)
         elif (
             group.is_open
-            and group.due_at(self._settings) > self._clock.now
+            and not group.is_due(self._clock, self._settings)
             and not group.gathered.is_complete(self._rules)
         ):
             logger.debug("a group turned out to be open", group_id=group_id)

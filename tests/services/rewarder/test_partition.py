@@ -329,6 +329,17 @@ def test_what_comes_together_makes_one_revision_and_revisions_keep_their_distanc
     assert rewarder.all_acked()
 
 
+def test_a_clock_that_is_ahead_does_not_shorten_the_wait_for_what_comes_together() -> None:
+    rewarder = closed(amend_wait_s=10)
+    put(rewarder.log, reward(1, 2.0, 3 * HOUR))
+    rewarder.run(5_000)
+    assert rewarder.revisions() == 1
+    put(rewarder.log, reward(0, 2.0, 3 * HOUR))
+    rewarder.run(10_000)
+    assert rewarder.revisions() == 2
+    assert rewarder.all_acked()
+
+
 def test_a_reward_a_day_late_finds_its_group_in_the_log() -> None:
     rewarder = closed(keep_s=60)
     for day in (1, 2):
@@ -801,7 +812,7 @@ def test_an_episode_that_ended_in_the_far_future_waits_no_longer_than_others() -
     assert episode is not None
     group = Group()
     group.take(episode, AckOrder().add(lambda: None, NOW))
-    assert group.due_at(RewarderSettings(live_wait_s=300)) == NOW + 60_000 + 300_000
+    assert group.closes_at(RewarderSettings(live_wait_s=300)) == NOW + 60_000 + 300_000
     paid = Group()
     paid.take(make_reward(7, at=2**60), AckOrder().add(lambda: None, NOW))
-    assert paid.due_at(RewarderSettings(orphan_s=3_600)) == NOW + 60_000 + HOUR
+    assert paid.closes_at(RewarderSettings(orphan_s=3_600)) == NOW + 60_000 + HOUR
