@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 import msgspec
 
@@ -90,6 +91,16 @@ class BatchGroup(EventStruct, frozen=True, kw_only=True):
     """The outcome of each action that carries loss."""
 
 
+class ForeignRow(EventStruct, frozen=True, kw_only=True):
+    """A row of another policy in a group: counted, and its episode's reward is compared; its
+    actions are another learner's.
+    """
+
+    rollout_id: str
+    rows_in_episode: int
+    episode_reward: float | None
+
+
 class PendingGroup(msgspec.Struct, kw_only=True):
     """A group that is not settled yet."""
 
@@ -101,16 +112,23 @@ class PendingGroup(msgspec.Struct, kw_only=True):
     group_size: int
     started_at: int
     rows: dict[str, Trajectory]
+    """Of this learner's policy."""
+    foreign_rows: dict[str, ForeignRow]
     tombstones: dict[str, Tombstone]
     closed: GroupClosed | None = None
 
+    def concerns(self, policy: str) -> bool:
+        """Whether the group has anything of a policy that its learner must account for."""
+        return bool(self.rows) or any(stone.policy == policy for stone in self.tombstones.values())
+
     def is_complete(self) -> bool:
-        """Whether everything that was written of the revision is here."""
+        """Whether all that was written of the revision is there, of whatever policy."""
         if self.closed is not None:
-            return self.rows.keys() | self.tombstones.keys() >= set(self.closed.row_ids)
-        # The `GroupClosed` may still come, and logs of earlier releases have none.
+            seen = self.rows.keys() | self.foreign_rows.keys() | self.tombstones.keys()
+            return seen >= set(self.closed.row_ids)
+        # The record may be still to come, and logs of earlier releases have none.
         missing: dict[str, int] = {}
-        for row in self.rows.values():
+        for row in (*self.rows.values(), *self.foreign_rows.values()):
             missing[row.rollout_id] = missing.get(row.rollout_id, row.rows_in_episode) - 1
         members = missing.keys() | {stone.rollout_id for stone in self.tombstones.values()}
         return len(members) == self.group_size and not any(missing.values())
@@ -145,14 +163,18 @@ class RowBatcher:
         self._done = {**dict.fromkeys(settled), **(done or {})}
 
     def add(self, partition: int, offset: int, event: Trajectory | Tombstone | GroupClosed) -> bool:
-        """Add a record; returns whether it is new. Rows of other policies and modes are skipped."""
+        """Add a record; return whether it is news. Rows of other modes than `train` are passed
+        over; those of other policies count until their group is complete.
+        """
         self._next[partition] = offset + 1
         if isinstance(event, GroupClosed):
             return self._close(offset, event)
-        if event.mode is not Mode.train or event.policy != self.policy:
+        if event.mode is not Mode.train:
             return False
         if event.group_id not in self._done:
-            return _add_to(self._pending, partition, offset, event)
+            news = self._add_to(self._pending, partition, offset, event)
+            self._drop_if_foreign(event.group_id)
+            return news
         return self._add_to_settled(partition, offset, event)
 
     def _close(self, offset: int, event: GroupClosed) -> bool:
@@ -161,7 +183,16 @@ class RowBatcher:
             return False
         pending.last_offset = offset
         pending.closed = event
+        self._drop_if_foreign(event.group_id)
         return True
+
+    def _drop_if_foreign(self, group_id: str) -> None:
+        """Forget a complete group that has nothing of this policy: it must not hold the offset
+        back.
+        """
+        pending = self._pending.get(group_id)
+        if pending is not None and not pending.concerns(self.policy) and pending.is_complete():
+            del self._pending[group_id]
 
     def _add_to_settled(self, partition: int, offset: int, event: Trajectory | Tombstone) -> bool:
         where = self._settled.get(event.group_id)
@@ -171,12 +202,47 @@ class RowBatcher:
             event.group_revision == accounted and not begun
         ):
             return False
-        news = _add_to(self._amending, partition, offset, event)
+        news = self._add_to(self._amending, partition, offset, event)
         pending = self._amending[event.group_id]
         if pending.group_revision == accounted and pending.is_complete():
             # The group is back at the revision that the ledger knows: nothing to amend.
             del self._amending[event.group_id]
         return news
+
+    def _add_to(
+        self,
+        groups: dict[str, PendingGroup],
+        partition: int,
+        offset: int,
+        event: Trajectory | Tombstone,
+    ) -> bool:
+        """Hold a record with the others of its revision; whether it is news."""
+        pending = groups.get(event.group_id)
+        if pending is None or pending.group_revision != event.group_revision:
+            pending = groups[event.group_id] = PendingGroup(
+                group_id=event.group_id,
+                group_revision=event.group_revision,
+                partition=partition,
+                # Until the newer revision is whole, a resumed learner must find the older one.
+                first_offset=pending.first_offset if pending else offset,
+                last_offset=offset,
+                group_size=event.group_size,
+                started_at=event.group_started_at,
+                rows={},
+                foreign_rows={},
+                tombstones={},
+            )
+        pending.last_offset = offset
+        if isinstance(event, Tombstone):
+            return _put(pending.tombstones, event.event_id, event)
+        if event.policy == self.policy:
+            return _put(pending.rows, event.event_id, event)
+        foreign = ForeignRow(
+            rollout_id=event.rollout_id,
+            rows_in_episode=event.rows_in_episode,
+            episode_reward=event.episode_reward,
+        )
+        return _put(pending.foreign_rows, event.event_id, foreign)
 
     def amendments(self) -> tuple[PendingGroup, ...]:
         """Complete newer revisions of settled groups that the ledger does not know yet."""
@@ -234,38 +300,22 @@ class RowBatcher:
         return dict(self._settled)
 
 
-def _add_to(
-    groups: dict[str, PendingGroup], partition: int, offset: int, event: Trajectory | Tombstone
-) -> bool:
-    """Add a record to its group's revision; returns whether it is new."""
-    pending = groups.get(event.group_id)
-    if pending is None or pending.group_revision != event.group_revision:
-        pending = groups[event.group_id] = PendingGroup(
-            group_id=event.group_id,
-            group_revision=event.group_revision,
-            partition=partition,
-            # A resumed learner must read the older revision until the newer one is complete.
-            first_offset=pending.first_offset if pending else offset,
-            last_offset=offset,
-            group_size=event.group_size,
-            started_at=event.group_started_at,
-            rows={},
-            tombstones={},
-        )
-    pending.last_offset = offset
-    target: dict[str, Trajectory] | dict[str, Tombstone] = (
-        pending.rows if isinstance(event, Trajectory) else pending.tombstones
-    )
-    known = event.event_id in target
-    target[event.event_id] = event  # type: ignore[assignment] # pyright: ignore[reportArgumentType]
+_T = TypeVar("_T")
+
+
+def _put(held: dict[str, _T], name: str, value: _T) -> bool:
+    """Hold a value by its name; whether the name is new."""
+    known = name in held
+    held[name] = value
     return not known
 
 
 def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) -> BatchGroup:
     """Decide the outcome of every action of a complete group."""
     rows = sorted(pending.rows.values(), key=lambda row: (row.rollout_id, row.row_index))
-    rewards = {stone.rollout_id: stone.episode_reward for stone in pending.tombstones.values()} | {
-        r.rollout_id: r.episode_reward for r in rows
+    rewards = {
+        member.rollout_id: member.episode_reward
+        for member in (*pending.tombstones.values(), *pending.foreign_rows.values(), *rows)
     }
     scored = tuple(
         reward

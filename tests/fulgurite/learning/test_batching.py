@@ -182,15 +182,72 @@ def test_groups_are_admitted_oldest_start_first_and_only_in_full_batches() -> No
     assert batcher.next_batch(NOW, partial=True) == ()
 
 
-def test_repeated_and_foreign_rows_are_no_news() -> None:
+def test_repeated_rows_and_those_of_other_modes_are_no_news() -> None:
     batcher = batcher_with(row("g1", 0, 1.0))
     assert not batcher.add(0, 1, row("g1", 0, 1.0))
-    assert not batcher.add(0, 2, msgspec.structs.replace(row("g2", 0), policy="other"))
     assert not batcher.add(0, 3, msgspec.structs.replace(row("g2", 0), mode=Mode.live))
     batcher.add(0, 4, row("g1", 1, 0.0))
     batcher.next_batch(NOW)
     assert not batcher.add(0, 5, row("g1", 0, 1.0))
     assert batcher.complete() == 0
+
+
+def of_policy(policy: str | None, event: Trajectory) -> Trajectory:
+    return msgspec.structs.replace(event, policy=policy)
+
+
+WRITER_AND_CRITIC = [
+    event
+    for member in (0, 1)
+    for event in (
+        row("g1", member, float(member), index=0, of=2),
+        of_policy("critic", row("g1", member, float(member), index=1, of=2)),
+    )
+]
+"""Two episodes, each with a row of this policy and a row of another one."""
+
+
+@given(
+    st.permutations(WRITER_AND_CRITIC),
+    st.sampled_from(["policy", "critic"]),
+    st.booleans(),
+)
+def test_a_group_of_two_policies_is_settled_by_the_learner_of_each(
+    events: list[Trajectory], policy: str, closing: bool
+) -> None:
+    batcher = RowBatcher(policy, ONE_GROUP)
+    for offset, event in enumerate(events):
+        assert batcher.next_batch(NOW) == ()
+        assert batcher.add(0, offset, event)
+    if closing:
+        batcher.add(0, len(events), closed("g1", *(event.event_id for event in events)))
+    (group,) = batcher.next_batch(Version(policy, 1, 10))
+    own = {event.event_id for event in events if event.policy == policy}
+    assert {action.removesuffix("#0") for action in group.outcomes} == own
+    assert group.rewards == (0.0, 1.0)
+    assert batcher.positions() == (Position(partition=0, offset=len(events) + closing),)
+
+
+@pytest.mark.parametrize("other", ["critic", None])
+def test_a_row_of_another_policy_keeps_its_episode_in_the_baseline(other: str | None) -> None:
+    (group,) = batcher_with(row("g1", 0, 1.0), of_policy(other, row("g1", 1, 0.0))).next_batch(NOW)
+    assert group.rewards == (1.0, 0.0)
+    assert set(group.outcomes.values()) == {(LedgerTerm.trained, None)}
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_group_of_another_policy_is_forgotten_when_it_is_complete(closing: bool) -> None:
+    events = [of_policy("other", row("g1", member)) for member in (0, 1)]
+    batcher = batcher_with(events[0])
+    assert batcher.positions() == (Position(partition=0, offset=0),)
+    if closing:
+        # The closing names more rows than the rule for logs without it would wait for.
+        batcher.add(0, 1, closed("g1", *(event.event_id for event in events)))
+    batcher.add(0, 2, events[1])
+    assert batcher.next_batch(NOW, partial=True) == ()
+    assert batcher.positions() == (Position(partition=0, offset=3),)
+    (group,) = batcher_with(stone("g1", 0), stone("g1", 1)).next_batch(NOW)
+    assert group.outcomes == {}, "nothing of it could be trained, and its runner waits"
 
 
 def test_a_revision_before_settlement_replaces_the_one_before() -> None:
