@@ -38,6 +38,8 @@ class Action(EventStruct, frozen=True, kw_only=True):
     """As the upstream reported it."""
     temperature: float
     """Temperature it was sampled at."""
+    turn: int | None = None
+    """Actions before it on its path. Logs of earlier releases do not have it."""
 
 
 class Trajectory(Event, frozen=True, kw_only=True):

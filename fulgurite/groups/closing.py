@@ -39,6 +39,7 @@ from fulgurite.trajectories.building import (
     build_trajectories,
     paths,
     successful_actions,
+    turns_of,
 )
 
 DEFAULT_CREDIT = "identical"
@@ -168,6 +169,7 @@ class _Closing:
             if isinstance(self.combined[episode.rollout_id], EpisodeRewards)
         }
         self.chains = {rollout_id: paths(built.rows) for rollout_id, built in self.built.items()}
+        self.turns = {rollout_id: turns_of(chains) for rollout_id, chains in self.chains.items()}
         self.credits = self._credits()
 
     def outputs_of(self, member: Member) -> tuple[Trajectory | Tombstone, ...]:
@@ -214,7 +216,7 @@ class _Closing:
     def _rows(
         self, episode: Episode, built: BuiltTrajectories, rewards: EpisodeRewards
     ) -> tuple[Trajectory, ...]:
-        credit_of = self.credits[episode.rollout_id]
+        credit_of, turn_of = self.credits[episode.rollout_id], self.turns[episode.rollout_id]
         chain = max(self.chains[episode.rollout_id], key=len)
         masked = FilterReason.failure_masked if self.rules.masks(episode.failure) else None
 
@@ -224,7 +226,11 @@ class _Closing:
                 rewards.outcome if name == chain[-1] else 0.0
             )
             return replace(
-                action, reward=reward, credit=credit_of[name], mask=action.mask or masked
+                action,
+                reward=reward,
+                credit=credit_of[name],
+                mask=action.mask or masked,
+                turn=turn_of[name],
             )
 
         return tuple(

@@ -29,8 +29,9 @@ from fulgurite.events import (
     Tombstone,
     Trajectory,
 )
-from fulgurite.groups.rewards import LARGEST_CREDIT, LARGEST_TOTAL, has_spread, is_bounded
+from fulgurite.groups.rewards import LARGEST_TOTAL, is_bounded
 from fulgurite.ids import action_id, derive_id
+from fulgurite.learning.comparison import compare, is_comparable, turns_in
 from fulgurite.tokens import all_finite, token_count
 from fulgurite.trajectories.building import GREEDY
 from fulgurite.versions import MalformedVersion, Version, parse_version
@@ -60,6 +61,7 @@ class TrainedAction(EventStruct, frozen=True, kw_only=True):
     """Behaviour log-probabilities, packed."""
     credit: float
     temperature: float
+    turn: int = 0
 
 
 class BatchRow(EventStruct, frozen=True, kw_only=True):
@@ -84,7 +86,11 @@ class BatchGroup(EventStruct, frozen=True, kw_only=True):
     group_revision: str
     policy: str
     rewards: tuple[float, ...]
-    """Rewards of all scored episodes, trained or not: the baseline."""
+    """Of every scored episode, trained or not: what credits are compared with."""
+    turns: Mapping[int, tuple[float, ...]] = {}
+    """Under a rule that compares turns (`fulgurite.learning.comparison`), the credits that those of
+    each turn are compared with, instead.
+    """
     episodes: tuple[BatchEpisode, ...]
     """Episodes with trained actions; empty if the group has no training signal."""
     outcomes: Mapping[str, tuple[LedgerTerm, FilterReason | None]]
@@ -322,22 +328,18 @@ def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) 
         for _, reward in sorted(rewards.items())
         if reward is not None and is_bounded(reward, LARGEST_TOTAL)
     )
-    of_group: FilterReason | None = None
-    if len(scored) < 2:
-        of_group = FilterReason.no_baseline
-    elif not has_spread(scored):
-        of_group = FilterReason.no_signal
+    compared = compare(rows, scored)
     outcomes: dict[str, tuple[LedgerTerm, FilterReason | None]] = {}
     episodes: dict[str, BatchEpisode] = {}
     for row in rows:
         actions: list[TrainedAction] = []
-        for action in row.actions:
+        for action, turn in turns_in(row):
             if not action.loss:
                 continue
-            outcome = _outcome(row, action, of_group, current, rules)
+            outcome = _outcome(row, action, compared.teaches_nothing, current, rules)
             outcomes[action_id(action.call_id, action.choice)] = outcome
             if outcome[0] is LedgerTerm.trained:
-                actions.append(_trained_action(action))
+                actions.append(_trained_action(action, turn))
         if actions:
             before = episodes.get(row.rollout_id)
             batch_row = BatchRow(token_ids=row.token_ids, actions=tuple(actions))
@@ -351,6 +353,7 @@ def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) 
         group_revision=pending.group_revision,
         policy=current.policy,
         rewards=scored,
+        turns=compared.turns,
         episodes=tuple(episodes.values()),
         outcomes=outcomes,
     )
@@ -438,9 +441,7 @@ def _outcome(
         return LedgerTerm.filtered, FilterReason.untrainable_sampling
     if row.episode_reward is None:
         return LedgerTerm.filtered, FilterReason.no_reward
-    if not (
-        is_bounded(row.episode_reward, LARGEST_TOTAL) and is_bounded(action.credit, LARGEST_CREDIT)
-    ):
+    if not is_comparable(row, action):
         return LedgerTerm.filtered, FilterReason.reward_failed
     if of_group is not None:
         return LedgerTerm.filtered, of_group
@@ -464,7 +465,7 @@ def _has_logprobs(action: Action) -> bool:
     )
 
 
-def _trained_action(action: Action) -> TrainedAction:
+def _trained_action(action: Action, turn: int) -> TrainedAction:
     return TrainedAction(
         action=action_id(action.call_id, action.choice),
         start=action.start,
@@ -472,4 +473,5 @@ def _trained_action(action: Action) -> TrainedAction:
         logprobs=action.logprobs or b"",
         credit=action.credit,
         temperature=action.temperature,
+        turn=turn,
     )

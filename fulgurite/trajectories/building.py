@@ -13,7 +13,7 @@ every successful action is accounted for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -131,6 +131,15 @@ def paths(rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
             own = chains[row.broke_from] + own
         chains.append(own)
     return tuple(chain for index, chain in enumerate(chains) if index not in continued)
+
+
+def turns_of(chains: Iterable[Sequence[str]]) -> dict[str, int]:
+    """The place of each action on its path, from 0."""
+    turns: dict[str, int] = {}
+    for chain in chains:
+        for turn, action in enumerate(chain):
+            turns.setdefault(action, turn)
+    return turns
 
 
 def iter_transitions(trajectory: Trajectory) -> Iterator[Transition]:

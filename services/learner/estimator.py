@@ -1,10 +1,10 @@
 """Registers the advantage estimator `fulgurite_group` with verl: compares episodes, credits
 actions.
 
-verl's outcome estimators sum a row's token rewards to one scalar and compare rows. Here the
-baseline is over the *episodes* of a group, those without rows included, and each action's credit
-less that baseline is spread over the action's tokens. With one row per episode and the whole reward
-as every action's credit it is verl's `grpo`.
+verl's outcome estimators sum a row's token rewards to one scalar and compare rows. Here an action's
+credit is compared with others of its kind (`fulgurite.learning.comparison`), episodes without rows
+included, and the difference is spread over the action's tokens. With one row per episode and the
+whole reward as every action's credit it is verl's `grpo`.
 """
 
 # verl ships no usable annotations for its registry.
@@ -79,23 +79,25 @@ def group_advantage(
 
 
 def group_advantages(
-    credits_A: Sequence[float], rewards: Sequence[float], estimator: str = NAME
+    credits_A: Sequence[float], peers_A: Sequence[Sequence[float]], estimator: str = NAME
 ) -> list[float]:
-    """Compute the advantage of each action (A,) of an episode. Raises NoBaseline.
+    """Compute the advantage of each of a group's actions (A,). Raises NoBaseline.
 
-    `rewards`: those of the group's scored episodes. `estimator`: a name in verl's registry; it sees
-    each action as one token.
+    `peers_A`: what each credit is compared with, two values at least
+    (`fulgurite.learning.comparison`). `estimator`: a name in verl's registry; it sees each action
+    as a row of one token.
     """
     if not credits_A:
         return []
-    credits_1A = torch.tensor([credits_A], dtype=torch.float32)
-    index = np.array(["group"], dtype=object)
+    credits_A1 = torch.tensor(credits_A, dtype=torch.float32)[:, None]
+    compared = {tuple(peers): None for peers in peers_A}
+    kinds = {peers: kind for kind, peers in enumerate(compared)}
     compute = get_adv_estimator_fn(estimator)
     advantages, _ = compute(
-        token_level_rewards=torch.zeros_like(credits_1A),
-        response_mask=torch.ones_like(credits_1A),
-        index=index,
-        action_credits=credits_1A,
-        group_rewards={"group": rewards},
+        token_level_rewards=torch.zeros_like(credits_A1),
+        response_mask=torch.ones_like(credits_A1),
+        index=np.array([kinds[tuple(peers)] for peers in peers_A]),
+        action_credits=credits_A1,
+        group_rewards={kind: peers for peers, kind in kinds.items()},
     )
-    return cast("list[float]", advantages[0].tolist())
+    return cast("list[float]", advantages[:, 0].tolist())

@@ -57,8 +57,8 @@ def without_actions(event: Trajectory | Tombstone) -> Trajectory | Tombstone:
 def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:
     """Make the rows of every episode that has something to train.
 
-    Advantage = (credit - mean of the group's scored episodes) / their standard deviation; weight =
-    1 / (trained tokens of the episode x episodes in the batch).
+    Advantage = (credit - mean of what it is compared with) / standard deviation of that; weight = 1
+    / (trained tokens of the episode x episodes in the batch).
     """
     from services.learner.estimator import group_advantages
 
@@ -66,8 +66,9 @@ def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:
     rows: list[TrainRow] = []
     for group, episode in episodes:
         weight = 1.0 / (_trained_tokens(episode) * len(episodes))
-        values = [action.credit for row in episode.rows for action in row.actions]
-        advantages = iter(group_advantages(values, group.rewards))
+        actions = [action for row in episode.rows for action in row.actions]
+        peers = [group.turns.get(action.turn, group.rewards) for action in actions]
+        advantages = iter(group_advantages([action.credit for action in actions], peers))
         rows += [_row(row, [next(advantages) for _ in row.actions], weight) for row in episode.rows]
     return rows
 
@@ -87,7 +88,7 @@ def _permute(group: BatchGroup, chance: random.Random) -> BatchGroup:
     # Episodes without rows get the rest of the rewards, so the baseline does not change.
     drawn = iter(rewards)
     return msgspec.structs.replace(
-        group, episodes=tuple(_paid(episode, next(drawn)) for episode in group.episodes)
+        group, turns={}, episodes=tuple(_paid(episode, next(drawn)) for episode in group.episodes)
     )
 
 

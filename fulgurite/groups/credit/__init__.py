@@ -2,9 +2,11 @@
 
 This is the registry; a new rule is one small file and one line here.
 
-Credit is a return, before any baseline: the learner subtracts the group's mean reward and divides
-by its standard deviation. Rules with a baseline of their own (`gigpo`, `per_role`, `last_step`)
-give the credit for which this results in their advantage.
+Credit is a return, before any baseline. The learner compares it with others of its kind: what is
+still to come at a turn (`step`, `discounted`) with the credits of the group's other episodes at
+that turn, everything else with the rewards of whole episodes. It takes their mean off and divides
+by their standard deviation. Rules that have a baseline of their own (`gigpo`, `per_role`,
+`last_step`) give the credit that leads to their advantage that way.
 
 A declaration names a rule by `name`, or with parameters, `discounted(gamma=0.9)`; others have their
 defaults. Parameters are bounded, so that rewards within `fulgurite.groups.rewards.LARGEST_TOTAL`
@@ -32,13 +34,17 @@ class Rule(EventStruct, frozen=True):
     credit: GroupRule
     parameters: Mapping[str, Parameter] = {}
     anchored: bool = False
-    """Whether the rule uses the tokens before an action (`Step.state`, `Step.observation`)."""
+    """Whether it asks what an action saw (`Step.state`, `Step.observation`)."""
+    by_turn: bool = False
+    """Whether a credit is to be compared with those of the same turn, rather than with the rewards
+    of whole episodes: of a return, what was paid before is no part.
+    """
 
 
 RULES: dict[str, Rule] = {
     "identical": Rule(on_paths(identical)),
-    "step": Rule(on_paths(step)),
-    "discounted": Rule(on_paths(discounted), {"gamma": Number(0.95, 0.0, 1.0)}),
+    "step": Rule(on_paths(step), by_turn=True),
+    "discounted": Rule(on_paths(discounted), {"gamma": Number(0.95, 0.0, 1.0)}, by_turn=True),
     "last_step": Rule(last_step),
     "gigpo": Rule(
         gigpo,
@@ -71,3 +77,11 @@ def credit_rule(text: str) -> CreditRule:
     """Parse a rule as declarations name it. Raises UnknownRule."""
     chosen = choose("credit rule", text, {name: rule.parameters for name, rule in RULES.items()})
     return CreditRule(str(chosen), RULES[chosen.name], chosen.parameters)
+
+
+def compares_turns(name: str) -> bool:
+    """Whether credits under the rule, named as in a trajectory, are compared turn by turn. A rule
+    that is not known here compares whole episodes.
+    """
+    rule = RULES.get(name.partition("(")[0])
+    return rule is not None and rule.by_turn

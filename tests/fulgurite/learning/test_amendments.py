@@ -98,7 +98,15 @@ def test_a_revision_that_is_given_up_for_the_one_accounted_for_amends_nothing() 
 def test_what_was_not_trained_stays_what_it_was() -> None:
     batcher = RowBatcher("policy", ONE_GROUP)
     end = feed(
-        batcher, [msgspec.structs.replace(made, episode_reward=0.0) for made in revision("g1", 1)]
+        batcher,
+        [
+            msgspec.structs.replace(
+                made,
+                episode_reward=0.0,
+                actions=tuple(msgspec.structs.replace(one, credit=0.0) for one in made.actions),
+            )
+            for made in revision("g1", 1)
+        ],
     )
     entries = list(ledger_entries(batcher.next_batch(NOW), NOW, 1))
     assert {entry.reason for entry in entries} == {FilterReason.no_signal}

@@ -29,6 +29,11 @@ with warnings.catch_warnings():
     from services.learner.estimator import NAME, group_advantages
 
 
+def advantages_of(credits_A: list[float], rewards: list[float]) -> list[float]:
+    """Of actions that are compared with whole episodes."""
+    return group_advantages(credits_A, [rewards] * len(credits_A))
+
+
 @pytest.mark.parametrize("divide", [True, False])
 def test_with_one_row_per_episode_and_identical_credit_it_is_verl_s_grpo(*, divide: bool) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -47,8 +52,8 @@ def test_with_one_row_per_episode_and_identical_credit_it_is_verl_s_grpo(*, divi
 
 def test_an_episode_of_three_rows_counts_once() -> None:
     root = 2**-0.5
-    assert group_advantages([1.0, 1.0, 1.0], [1.0, 0.0]) == pytest.approx([root] * 3, rel=1e-4)
-    assert group_advantages([0.0], [1.0, 0.0]) == pytest.approx([-root], rel=1e-4)
+    assert advantages_of([1.0, 1.0, 1.0], [1.0, 0.0]) == pytest.approx([root] * 3, rel=1e-4)
+    assert advantages_of([0.0], [1.0, 0.0]) == pytest.approx([-root], rel=1e-4)
 
 
 def test_actions_keep_their_own_credit_and_episodes_without_rows_stay_in_the_baseline() -> None:
@@ -56,7 +61,7 @@ def test_actions_keep_their_own_credit_and_episodes_without_rows_stay_in_the_bas
     expected = [
         (credit - np.mean(rewards)) / (np.std(rewards, ddof=1) + 1e-6) for credit in (0.25, 1.0)
     ]
-    assert group_advantages([0.25, 1.0], rewards) == pytest.approx(expected, rel=1e-5)
+    assert advantages_of([0.25, 1.0], rewards) == pytest.approx(expected, rel=1e-5)
 
 
 def test_under_gigpo_the_advantage_is_that_of_the_paper() -> None:
@@ -74,23 +79,29 @@ def test_under_gigpo_the_advantage_is_that_of_the_paper() -> None:
         [Scored(total=1.0, paths=(first,)), Scored(total=0.0, paths=(second,))]
     )
     unit = 0.5**0.5
-    found = [group_advantages(list(one.values()), rewards) for one in credits_of]
+    found = [advantages_of(list(one.values()), rewards) for one in credits_of]
     assert found[0] == pytest.approx([unit + 2 * unit, unit], abs=1e-4)
     assert found[1] == pytest.approx([-unit - 2 * unit], abs=1e-4)
 
 
+def test_each_action_is_compared_with_its_own_peers() -> None:
+    found = group_advantages([3.0, 1.0, 5.0], [[1.0, 3.0], [1.0, 3.0], [5.0, 4.0, 3.0]])
+    unit = 0.5**0.5
+    assert found == pytest.approx([unit, -unit, 1.0], rel=1e-4)
+
+
 def test_equal_rewards_with_different_credit_are_centred_and_not_blown_up() -> None:
-    assert group_advantages([1.0, 0.0], [1.0, 1.0]) == pytest.approx([0.0, -1.0])
+    assert advantages_of([1.0, 0.0], [1.0, 1.0]) == pytest.approx([0.0, -1.0])
 
 
 def test_no_actions_have_no_advantages() -> None:
-    assert group_advantages([], [1.0, 0.0]) == []
+    assert advantages_of([], [1.0, 0.0]) == []
 
 
 @pytest.mark.parametrize("rewards", [[], [1.0]])
 def test_fewer_than_two_scored_episodes_are_no_baseline(rewards: list[float]) -> None:
     with pytest.raises(NoBaseline):
-        group_advantages([1.0], rewards)
+        advantages_of([1.0], rewards)
 
 
 AMOUNTS = st.sampled_from([0.0, 1e-9, 2e-6, 1.0, 1e6, LARGEST_TOTAL]) | st.floats(
@@ -105,4 +116,4 @@ CREDITS = st.sampled_from([0.0, LARGEST_CREDIT, -LARGEST_CREDIT]) | st.floats(
 def test_whatever_is_accepted_has_a_finite_advantage(
     credits_A: list[float], rewards: list[float]
 ) -> None:
-    assert all(math.isfinite(advantage) for advantage in group_advantages(credits_A, rewards))
+    assert all(math.isfinite(advantage) for advantage in advantages_of(credits_A, rewards))
