@@ -7,14 +7,23 @@ reason, and gets a ledger entry. A newer revision that comes before its group is
 the older one. A group is settled at most once: repeated rows are ignored, and a newer revision of a
 settled group is an amendment, which trains nothing (`fulgurite.learning.amendments`).
 
-Numbers that a trainer cannot compute with are filtered: an episode whose reward is too large or not
-finite has none, and an action with such a credit or log-probability is not trained.
+A group is complete when all that its `GroupClosed` names is there; in logs without it, when every
+member has all its rows or a tombstone. Complete groups are admitted oldest start first; those that
+teach nothing fill no batch and are settled on the way. Of an admitted group each action that
+carries loss is either trained, stale or filtered with a reason, and the ledger entries say so. A
+newer revision that comes before its group is settled replaces the older one. A group is settled at
+most once: rows that come again are ignored, and a newer revision of a settled group is an
+amendment, which trains nothing (`fulgurite.learning.amendments`).
+
+Numbers that no trainer can compute with are never given out (`fulgurite.groups.rewards`; an older
+rewarder wrote them, or somebody else): an episode whose reward is too large or not finite has none,
+and an action whose credit or log-probabilities are so is filtered.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -122,6 +131,8 @@ class PendingGroup(msgspec.Struct, kw_only=True):
     foreign_rows: dict[str, ForeignRow]
     tombstones: dict[str, Tombstone]
     closed: GroupClosed | None = None
+    decided: tuple[Version, BatchGroup] | None = None
+    """What would become of its actions at a version: it is asked again and again."""
 
     def concerns(self, policy: str) -> bool:
         """Whether the group has anything of a policy that its learner must account for."""
@@ -239,6 +250,7 @@ class RowBatcher:
                 tombstones={},
             )
         pending.last_offset = offset
+        pending.decided = None
         if isinstance(event, Tombstone):
             return _put(pending.tombstones, event.event_id, event)
         if event.policy == self.policy:
@@ -265,22 +277,46 @@ class RowBatcher:
         return sum(pending.is_complete() for pending in self._pending.values())
 
     def next_batch(self, current: Version, *, partial: bool = False) -> tuple[BatchGroup, ...]:
-        """Settle and return the next batch: `groups_per_step` groups, oldest start first, or none.
-
-        With `partial`, also fewer groups.
+        """Settle the next batch, oldest start first: `groups_per_step` groups that teach something,
+        or none; with `partial`, as many as there are.
         """
-        ready = sorted(
-            (h for h in self._pending.values() if h.is_complete()),
-            key=lambda h: (h.started_at, h.group_id),
-        )
+        ready = self._ready(current)
         if len(ready) < (1 if partial else self.rules.groups_per_step):
             return ()
-        chosen = ready[: self.rules.groups_per_step]
-        for pending in chosen:
+        return self._settle(ready[: self.rules.groups_per_step])
+
+    def ready(self, current: Version) -> int:
+        """Count the complete groups that teach something."""
+        return len(self._ready(current))
+
+    def without_signal(self, current: Version) -> tuple[BatchGroup, ...]:
+        """Settle the complete groups that teach nothing: they fill no batch and wait for none."""
+        return self._settle([one for one in self._decided(current) if not one[1].episodes])
+
+    def _ready(self, current: Version) -> list[tuple[PendingGroup, BatchGroup]]:
+        return [one for one in self._decided(current) if one[1].episodes]
+
+    def _decided(self, current: Version) -> list[tuple[PendingGroup, BatchGroup]]:
+        """The complete groups, oldest start first, and what would become of their actions now."""
+        return [
+            (pending, self._outcomes(pending, current))
+            for pending in sorted(
+                (one for one in self._pending.values() if one.is_complete()),
+                key=lambda one: (one.started_at, one.group_id),
+            )
+        ]
+
+    def _outcomes(self, pending: PendingGroup, current: Version) -> BatchGroup:
+        if pending.decided is None or pending.decided[0] != current:
+            pending.decided = current, assign_outcomes(pending, current, self.rules)
+        return pending.decided[1]
+
+    def _settle(self, groups: Sequence[tuple[PendingGroup, BatchGroup]]) -> tuple[BatchGroup, ...]:
+        for pending, _ in groups:
             del self._pending[pending.group_id]
             self._settled[pending.group_id] = (pending.partition, pending.last_offset)
             self._done[pending.group_id] = pending.group_revision
-        return tuple(assign_outcomes(pending, current, self.rules) for pending in chosen)
+        return tuple(group for _, group in groups)
 
     def positions(self) -> tuple[Position, ...]:
         """Offsets to resume from: everything below them is settled."""

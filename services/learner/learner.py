@@ -60,6 +60,8 @@ PROBE_TOKENS = 24
 """Tokens of a probe: enough to notice wrong weights, and cheap."""
 
 _READ_TIMEOUT_S = 0.2
+_SETTLE_AFTER_S = 1.0
+"""Groups that teach nothing are settled together: each time costs a checkpoint without tensors."""
 
 logger = logs.get()
 
@@ -130,6 +132,7 @@ class Learner:
         self._topic_id = source.topic_id()
         self._waiting_since: float | None = None
         self._amending_since: float | None = None
+        self._settling_since: float | None = None
         self._stopping = False
 
     def resume(self) -> None:
@@ -176,10 +179,12 @@ class Learner:
         """Read and train until stopped. Raises LearnerError, LogUnavailable."""
         while not self._stopping:
             liveness.beat()
-            for record in self._source.read(_READ_TIMEOUT_S):
-                self._apply(record)
+            # What is ready to be trained is not read past: a long topic would fill the memory.
+            if self.batcher.ready(self.version) < self.settings.groups_per_step:
+                for record in self._source.read(_READ_TIMEOUT_S):
+                    self._apply(record)
             self._train_if_ready()
-            self._amend_if_ready()
+            self._account_if_due()
 
     def _apply(self, record: Record) -> None:
         event = trainable(record)
@@ -220,7 +225,7 @@ class Learner:
         update: PolicyUpdate | None = None
         metrics = batch_metrics(groups, self.version)
         try:
-            metrics |= self._trainer.step(rows) if rows else {}
+            metrics |= self._trainer.step(rows)
         except StepNotFinite as error:
             logger.error(
                 "the batch is not trained: its loss or gradient is not finite",
@@ -237,26 +242,39 @@ class Learner:
             artifact = self._artifacts.write(self.version, self._trainer.export)
             metrics["step_seconds"] = time.monotonic() - began
             update = self._update(parent, artifact, rows, groups, metrics)
-        entries = [*ledger_entries(groups, self.version, now_ms()), *self._amendments()]
+        entries = self._entries((*groups, *self.batcher.without_signal(self.version)))
         events: list[Event] = [update, *entries] if update else [*entries]
         self._checkpoint(events, trained=update is not None)
         self._policy_log.publish(events)
         self._source.show(self.batcher.positions())
         logger.info("settled", version=str(self.version), rows=len(rows), **metrics)
 
-    def _amend_if_ready(self) -> None:
-        """Publish amendments with a checkpoint of their own, if no step came for a while."""
-        if not self.batcher.amendments():
-            self._amending_since = None
-            return
-        self._amending_since = self._amending_since or time.monotonic()
-        if time.monotonic() - self._amending_since <= self.settings.max_wait_s:
+    def _account_if_due(self) -> None:
+        """Tell the ledger of groups that teach nothing and of amendments, if no step did so before:
+        of the former soon, for a runner waits for them.
+        """
+        now = time.monotonic()
+        if self.batcher.complete() > self.batcher.ready(self.version):
+            self._settling_since = self._settling_since or now
+        if self.batcher.amendments():
+            self._amending_since = self._amending_since or now
+        if not (
+            _is_over(self._settling_since, _SETTLE_AFTER_S, now)
+            or _is_over(self._amending_since, self.settings.max_wait_s, now)
+        ):
             return
         self._policy_log.check_epoch()
-        entries = self._amendments()
+        groups = self.batcher.without_signal(self.version)
+        entries = self._entries(groups)
         self._checkpoint(entries, trained=False)
         self._policy_log.publish(entries)
         self._source.show(self.batcher.positions())
+        logger.info("settled without a step", groups=len(groups), entries=len(entries))
+
+    def _entries(self, groups: Sequence[BatchGroup]) -> list[LedgerEntry]:
+        """What the ledger is to be told: of these groups and of all amendments."""
+        self._settling_since = self._amending_since = None
+        return [*ledger_entries(groups, self.version, now_ms()), *self._amendments()]
 
     def _amendments(self) -> list[LedgerEntry]:
         """Make ledger entries for newer revisions of settled groups, and mark these as done."""
@@ -275,11 +293,12 @@ class Learner:
         return entries
 
     def _waited_long(self) -> bool:
-        if not self.batcher.complete():
+        if not self.batcher.ready(self.version):
             self._waiting_since = None
             return False
-        self._waiting_since = self._waiting_since or time.monotonic()
-        return time.monotonic() - self._waiting_since > self.settings.max_wait_s
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
+        return _is_over(self._waiting_since, self.settings.max_wait_s, now)
 
     def _update(
         self,
@@ -373,6 +392,11 @@ class Learner:
         )
         for key, part in addressed(letter):
             self._producer.publish_sync(DEAD_LETTERS, key, part)
+
+
+def _is_over(since: float | None, wait_s: float, now: float) -> bool:
+    """Whether a wait, if one began, has taken longer than it may."""
+    return since is not None and now - since > wait_s
 
 
 def batch_metrics(groups: Sequence[BatchGroup], version: Version) -> dict[str, float]:

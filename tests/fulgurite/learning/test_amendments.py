@@ -108,7 +108,7 @@ def test_what_was_not_trained_stays_what_it_was() -> None:
             for made in revision("g1", 1)
         ],
     )
-    entries = list(ledger_entries(batcher.next_batch(NOW), NOW, 1))
+    entries = list(ledger_entries(batcher.without_signal(NOW), NOW, 1))
     assert {entry.reason for entry in entries} == {FilterReason.no_signal}
     feed(batcher, revision("g1", 2), end)
     (held,) = batcher.amendments()

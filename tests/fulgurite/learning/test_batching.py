@@ -14,7 +14,14 @@ from fulgurite.enums import FilterReason, LedgerTerm, Mode
 from fulgurite.events import Action, GroupClosed, Position, Tombstone, Trajectory
 from fulgurite.groups.credit.types import relative
 from fulgurite.groups.rewards import SMALLEST_SPREAD
-from fulgurite.learning.batching import BatchRules, RowBatcher, ledger_entries, staleness, untrained
+from fulgurite.learning.batching import (
+    BatchGroup,
+    BatchRules,
+    RowBatcher,
+    ledger_entries,
+    staleness,
+    untrained,
+)
 from fulgurite.tokens import pack_ids, pack_logprobs
 from fulgurite.versions import Version
 
@@ -109,8 +116,13 @@ def batcher_with(*events: Trajectory | Tombstone, rules: BatchRules = ONE_GROUP)
 def outcomes(
     *events: Trajectory | Tombstone, rules: BatchRules = ONE_GROUP
 ) -> dict[str, tuple[LedgerTerm, FilterReason | None]]:
-    (group,) = batcher_with(*events, rules=rules).next_batch(NOW)
+    (group,) = settled(batcher_with(*events, rules=rules))
     return dict(group.outcomes)
+
+
+def settled(batcher: RowBatcher, current: Version = NOW) -> tuple[BatchGroup, ...]:
+    """Everything that is complete."""
+    return (*batcher.next_batch(current, partial=True), *batcher.without_signal(current))
 
 
 def test_a_group_waits_for_every_row_and_every_member() -> None:
@@ -176,10 +188,32 @@ def test_groups_are_admitted_oldest_start_first_and_only_in_full_batches() -> No
         *[row(g, m, float(m)) for g in ("g3", "g1") for m in (0, 1)], rules=rules
     )
     assert [group.group_id for group in batcher.next_batch(NOW)] == ["g1", "g3"]
-    batcher.add(0, 9, row("g5", 0, 1.0, size=1))
+    for member in (0, 1):
+        batcher.add(0, 9 + member, row("g5", member, float(member)))
     assert batcher.next_batch(NOW) == ()
     assert [group.group_id for group in batcher.next_batch(NOW, partial=True)] == ["g5"]
     assert batcher.next_batch(NOW, partial=True) == ()
+
+
+def test_groups_that_teach_nothing_fill_no_batch_and_wait_for_none() -> None:
+    rules = BatchRules(groups_per_step=2)
+    batcher = batcher_with(
+        row("g1", 0, 1.0),
+        row("g1", 1, 1.0),
+        row("g2", 0, 1.0),
+        row("g2", 1, 0.0),
+        rules=rules,
+    )
+    assert (batcher.complete(), batcher.ready(NOW)) == (2, 1)
+    assert batcher.next_batch(NOW) == ()
+    (silent,) = batcher.without_signal(NOW)
+    assert set(silent.outcomes.values()) == {(LedgerTerm.filtered, FilterReason.no_signal)}
+    assert batcher.without_signal(NOW) == ()
+    assert (batcher.complete(), batcher.ready(NOW)) == (1, 1)
+    assert batcher.ready(Version("policy", 1, 19)) == 0, "all of it is stale by then"
+    for offset, member in enumerate((0, 1), 4):
+        batcher.add(0, offset, row("g3", member, float(member)))
+    assert [group.group_id for group in batcher.next_batch(NOW)] == ["g2", "g3"]
 
 
 def test_repeated_rows_and_those_of_other_modes_are_no_news() -> None:
@@ -217,11 +251,11 @@ def test_a_group_of_two_policies_is_settled_by_the_learner_of_each(
 ) -> None:
     batcher = RowBatcher(policy, ONE_GROUP)
     for offset, event in enumerate(events):
-        assert batcher.next_batch(NOW) == ()
+        assert settled(batcher) == ()
         assert batcher.add(0, offset, event)
     if closing:
         batcher.add(0, len(events), closed("g1", *(event.event_id for event in events)))
-    (group,) = batcher.next_batch(Version(policy, 1, 10))
+    (group,) = settled(batcher, Version(policy, 1, 10))
     own = {event.event_id for event in events if event.policy == policy}
     assert {action.removesuffix("#0") for action in group.outcomes} == own
     assert group.rewards == (0.0, 1.0)
@@ -246,7 +280,7 @@ def test_a_group_of_another_policy_is_forgotten_when_it_is_complete(closing: boo
     batcher.add(0, 2, events[1])
     assert batcher.next_batch(NOW, partial=True) == ()
     assert batcher.positions() == (Position(partition=0, offset=3),)
-    (group,) = batcher_with(stone("g1", 0), stone("g1", 1)).next_batch(NOW)
+    (group,) = settled(batcher_with(stone("g1", 0), stone("g1", 1)))
     assert group.outcomes == {}, "nothing of it could be trained, and its runner waits"
 
 
@@ -390,7 +424,7 @@ def test_ledger_entries_name_every_action_once_and_never_leave_a_group_out() -> 
         (LedgerTerm.trained, ("g1-1-0#0",)),
     }
     assert {entry.version for entry in entries} == {"policy@1.10"}
-    (empty,) = batcher_with(stone("g1", 0), stone("g1", 1)).next_batch(NOW)
+    (empty,) = settled(batcher_with(stone("g1", 0), stone("g1", 1)))
     (entry,) = ledger_entries([empty], NOW, 7)
     assert (entry.actions, entry.reason) == ((), FilterReason.missing)
 

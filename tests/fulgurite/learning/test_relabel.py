@@ -58,7 +58,7 @@ def test_after_so_many_steps_of_its_own_they_are_stale() -> None:
         taken = relabel(row, "policy", "mine")
         assert isinstance(taken, Trajectory)
         batcher.add(0, offset, taken)
-    (group,) = batcher.next_batch(Version("mine", 1, 9), partial=True)
+    (group,) = batcher.without_signal(Version("mine", 1, 9))
     assert LedgerTerm.trained not in {outcome for outcome, _ in group.outcomes.values()}
 
 

@@ -66,7 +66,8 @@ class Learner:
         return True
 
     def _train(self) -> bool:
-        groups = self._batcher.next_batch(Version("policy", 0, self._world.checkpoint.step))
+        current = Version("policy", 0, self._world.checkpoint.step)
+        groups = (*self._batcher.next_batch(current), *self._batcher.without_signal(current))
         if not groups:
             return False
         step = self._world.checkpoint.step + 1
