@@ -1,6 +1,7 @@
 """The learner's error tree.
 
 LearnerError
+├── ConfigInvalid             a key of the run is unknown, wrong, or does not go with another one
 ├── ModelUnusable             FULGURITE_MODEL is not the folder of a model
 ├── TopicMissing              the topic to train on is not on the broker
 ├── EpochLost                 another learner acquired this epoch or a later one
@@ -20,6 +21,10 @@ from __future__ import annotations
 
 class LearnerError(Exception):
     """The learner cannot continue; the text says why and what to do."""
+
+
+class ConfigInvalid(LearnerError):
+    """A key of the run is unknown, has a wrong value, or does not go with another one."""
 
 
 class ModelUnusable(LearnerError):

@@ -1,0 +1,280 @@
+"""What a training run is told: the tables of `run.toml`, their keys, defaults and meaning.
+
+Unknown keys, and keys that do not go together or would have no effect, are refused.
+`services.learner.config_file` reads them. Importable without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from services.learner.algorithms import ALGORITHMS
+from services.learner.algorithms.algorithm import Algorithm
+
+
+class Section(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class PolicyConfig(Section):
+    """What is trained, and from which topic."""
+
+    name: str = "policy"
+    """The policy that is trained."""
+    model: Path
+    """Hugging Face folder of the base model."""
+    topic: str = "trajectories"
+    """Topic of trajectories, without the prefix; another one after a replay."""
+    rows_of: str | None = None
+    """Another policy, whose trajectories this one learns from; for a replayed topic."""
+
+
+class Clip(Section):
+    """Bounds of the ratio to the old policy; without them, the algorithm's."""
+
+    low: float | None = Field(default=None, gt=0)
+    """How far the ratio may fall below 1; of `dppo_tv` and `dppo_kl`, the divergence downwards."""
+    high: float | None = Field(default=None, gt=0)
+    """How far the ratio may rise above 1; of `dppo_tv` and `dppo_kl`, the divergence upwards."""
+
+
+class AlgorithmConfig(Section):
+    """How credits become gradients."""
+
+    name: str = "grpo"
+    """`grpo`, `dr_grpo`, `rloo`, `reinforce++`, `gspo`, `cispo`, `dppo_tv`, `dppo_kl`, `sapo`."""
+    correction: Literal["bypass", "decoupled"] = "bypass"
+    """Old log-probabilities: `bypass` takes those that the engine recorded; `decoupled` recomputes
+    them before the step, with importance weights between the two (`weights`)."""
+    weights: Literal["token", "sequence", "icepop", "reject"] = "token"
+    """Importance weights of `decoupled`, trainer's probability over engine's: `token` truncates
+    each, `sequence` takes one per row, `icepop` and `reject` leave out tokens or rows beyond the
+    bounds."""
+    weight_low: float = Field(default=0.5, gt=0)
+    """Lower bound of these weights, for `icepop` and `reject`."""
+    weight_high: float = Field(default=2.0, gt=0)
+    """Upper bound of these weights."""
+    mini_batches: int = Field(default=1, ge=1)
+    """Optimizer steps in one pass over a batch, each on whole groups. More than one makes the ratio
+    to the old policy differ from 1, which clips are about."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over a batch."""
+    clip: Clip = Clip()
+    ratio_cap: float | None = Field(default=None, gt=1)
+    """Largest ratio: dual clip of `grpo` and its kin, truncation of `dppo`. Without it, the
+    algorithm's."""
+    single_row_episodes: bool = False
+    """Promise that every episode is one row, as losses over whole sequences need. A batch that
+    breaks it is refused."""
+    entropy_bonus: float = 0.0
+    """Weight of the entropy bonus."""
+    kl: float = Field(default=0.0, ge=0)
+    """Weight of the KL term against the base model."""
+    kl_estimator: Literal["k1", "abs", "k2", "low_var_kl", "k3"] = "low_var_kl"
+    """verl's estimator of that KL."""
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What the name stands for."""
+        return ALGORITHMS[self.name]
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimizer steps that one batch makes."""
+        return self.mini_batches * self.epochs
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in ALGORITHMS:
+            raise ValueError(f"{name!r} is no algorithm; there are {', '.join(ALGORITHMS)}")
+        return name
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        problem = _conflict(self, self.algorithm)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+
+def _conflict(config: AlgorithmConfig, algorithm: Algorithm) -> str | None:
+    """What does not go together, or would have no effect; None if all is well."""
+    name, given = config.name, config.model_fields_set
+    bounded = config.clip != Clip() or config.ratio_cap is not None
+    one_step = config.correction == "decoupled" and config.steps_per_batch == 1
+    if algorithm.whole_sequences and not config.single_row_episodes:
+        return (
+            f"name = {name!r} is a loss over whole sequences, and episodes may have several rows; "
+            "set single_row_episodes = true if yours never do, or take `grpo`"
+        )
+    if config.correction == "bypass" and config.steps_per_batch > 1:
+        return (
+            f"correction = 'bypass' makes one optimizer step per batch, not "
+            f"{config.steps_per_batch} (mini_batches x epochs); set correction = 'decoupled'"
+        )
+    if config.correction == "bypass" and given & {"weights", "weight_low", "weight_high"}:
+        return "correction = 'bypass' has no importance weights; set correction = 'decoupled'"
+    if one_step and algorithm.is_its_ratio:
+        return (
+            f"name = {name!r} with correction = 'decoupled' and one optimizer step per batch is "
+            "`grpo`: the ratio to the old policy is 1; set mini_batches = 2 or more, or "
+            "correction = 'bypass'"
+        )
+    if one_step and bounded:
+        return (
+            "clip and ratio_cap have no effect with correction = 'decoupled' and one optimizer "
+            "step per batch: the ratio to the old policy is 1; set mini_batches = 2 or more"
+        )
+    if config.clip != Clip() and algorithm.clip is None:
+        return f"clip has no effect with name = {name!r}, whose loss has no such bounds"
+    if config.ratio_cap is not None and algorithm.ratio_cap is None:
+        return f"ratio_cap has no effect with name = {name!r}, whose loss has none"
+    if "kl_estimator" in given and config.kl == 0:
+        return "kl_estimator has no effect with kl = 0"
+    if "weight_low" in given and config.weights in ("token", "sequence"):
+        return f"weight_low has no effect with weights = {config.weights!r}"
+    if config.weight_low >= config.weight_high:
+        return (
+            f"weight_low = {config.weight_low:g} is not below weight_high = {config.weight_high:g}"
+        )
+    return None
+
+
+class BatchConfig(Section):
+    """Which groups become a batch, and when."""
+
+    groups: int = Field(default=8, ge=1)
+    """Groups with a signal in one batch; those without one are settled on the way."""
+    max_wait_s: float = Field(default=120.0, gt=0)
+    """Seconds that a group with a signal waits before a smaller batch is taken."""
+    max_staleness: int = Field(default=8, ge=0)
+    """Versions after which an action is too old to be trained."""
+    max_row_tokens: int = Field(default=4096, ge=2)
+    """Longest row in tokens; actions of longer ones are `filtered(oversized)`."""
+    permute_rewards: int | None = None
+    """Seed of a control experiment that permutes rewards within groups, and must not learn."""
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: float = Field(default=4e-5, gt=0)
+    """Learning rate."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises to `lr`."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after that."""
+    decay_steps: int | None = Field(default=None, ge=1)
+    """Step at which `linear` and `cosine` reach `min_lr`."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """Where they end."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the two moments."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the square root of the second moment."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay."""
+    grad_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if (self.schedule == "constant") != (self.decay_steps is None):
+            raise ValueError(
+                f"schedule = {self.schedule!r} and decay_steps = {self.decay_steps}: "
+                "`linear` and `cosine` need decay_steps, `constant` has none"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {list(self.betas)}: each must be from 0 to below 1")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr = {self.min_lr:g} is above lr = {self.lr:g}")
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"decay_steps = {self.decay_steps} must be above warmup_steps = {self.warmup_steps}"
+            )
+        return self
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of an optimizer step, counted from 1: a function of the step alone."""
+        if step <= self.warmup_steps:
+            return self.lr * step / self.warmup_steps
+        if self.decay_steps is None:
+            return self.lr
+        done = min(1.0, (step - self.warmup_steps) / (self.decay_steps - self.warmup_steps))
+        left = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return self.min_lr + (self.lr - self.min_lr) * left
+
+
+class EngineConfig(Section):
+    """What computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`cpu`, `cuda`, or `auto`, which takes a GPU if there is one."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Type that the model computes in. Master weights and optimizer are fp32 either way."""
+    seed: int = 0
+    """Seed of initialisation and order."""
+    layout: Literal["forest", "rows"] = "forest"
+    """`forest` computes each shared prefix once; `rows` computes rows one by one, as verl does, at
+    one temperature each."""
+    micro_batch_tokens: int = Field(default=512, ge=2)
+    """Tokens in a micro-batch. Larger ones share more, but attention is quadratic in them. A longer
+    row makes a micro-batch of its own."""
+
+
+class DriftAlarm(Section):
+    """Beyond these the learner warns."""
+
+    k3: float = Field(default=0.02, gt=0)
+    """Mean k3 estimate of KL(engine ‖ trainer) over trained tokens; 0.002 is usual between bf16
+    engines."""
+    ess: float = Field(default=0.8, ge=0, le=1)
+    """Effective sample size of the ratios trainer/engine, as a share of the trained tokens."""
+
+
+class DriftStop(Section):
+    """Beyond these no update is made, and the learner stops."""
+
+    k3: float = Field(default=0.2, gt=0)
+    """As in `drift.alarm`."""
+    ess: float = Field(default=0.3, ge=0, le=1)
+    """As in `drift.alarm`."""
+
+
+class DriftConfig(Section):
+    """How far engine and trainer may be apart on a batch."""
+
+    alarm: DriftAlarm = DriftAlarm()
+    stop: DriftStop = DriftStop()
+
+
+class PublishConfig(Section):
+    """What becomes of a version."""
+
+    keep: int = Field(default=4, ge=1)
+    """Versions whose weights stay on disk, the newest included."""
+
+
+class RunConfig(Section):
+    """A whole run of one policy."""
+
+    policy: PolicyConfig
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    engine: EngineConfig = EngineConfig()
+    drift: DriftConfig = DriftConfig()
+    publish: PublishConfig = PublishConfig()
+
+    def resolved(self) -> str:
+        """Every key with its value, as JSON: what the claim of an epoch records."""
+        return self.model_dump_json(exclude={"policy": {"model"}})

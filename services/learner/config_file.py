@@ -1,0 +1,243 @@
+"""Reads a training run from a file and the environment: `fulgurite train run.toml`.
+
+Of each key the first of these counts: the variable `FULGURITE__SECTION__KEY`, the file, the file's
+`preset`, a variable of an earlier release (`FULGURITE_TRAINER_LR`), the default. The name of the
+policy and its model may also stand where the other services look for them, in `FULGURITE_POLICY`
+and `FULGURITE_MODEL`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from services.learner.config import RunConfig
+from services.learner.errors import ConfigInvalid
+
+PREFIX = "FULGURITE__"
+"""Of variables that name a key: FULGURITE__BATCH__GROUPS."""
+
+
+class _Former(NamedTuple):
+    key: str
+    values: Mapping[str, str] = {}
+    """Values that are spelled otherwise now."""
+
+
+FORMER_VARIABLES: dict[str, _Former] = {
+    "FULGURITE_TOPIC": _Former("policy.topic"),
+    "FULGURITE_ROWS_OF": _Former("policy.rows_of"),
+    "FULGURITE_GROUPS_PER_STEP": _Former("batch.groups"),
+    "FULGURITE_MAX_WAIT_S": _Former("batch.max_wait_s"),
+    "FULGURITE_MAX_STALENESS": _Former("batch.max_staleness"),
+    "FULGURITE_MAX_ROW_TOKENS": _Former("batch.max_row_tokens"),
+    "FULGURITE_PERMUTE_REWARDS": _Former("batch.permute_rewards"),
+    "FULGURITE_KEEP_VERSIONS": _Former("publish.keep"),
+    "FULGURITE_TRAINER_LR": _Former("optimizer.lr"),
+    "FULGURITE_TRAINER_WEIGHT_DECAY": _Former("optimizer.weight_decay"),
+    "FULGURITE_TRAINER_GRAD_CLIP": _Former("optimizer.grad_clip"),
+    "FULGURITE_TRAINER_DTYPE": _Former("engine.dtype"),
+    "FULGURITE_TRAINER_DEVICE": _Former("engine.device"),
+    "FULGURITE_TRAINER_SEED": _Former("engine.seed"),
+    "FULGURITE_TRAINER_SHARE_PREFIXES": _Former(
+        "engine.layout",
+        {"true": "forest", "1": "forest", "on": "forest", "yes": "forest"}
+        | {"false": "rows", "0": "rows", "off": "rows", "no": "rows"},
+    ),
+    "FULGURITE_TRAINER_MAX_FOREST_TOKENS": _Former("engine.micro_batch_tokens"),
+    "FULGURITE_TRAINER_POLICY_LOSS": _Former("algorithm.name", {"vanilla": "grpo"}),
+    "FULGURITE_TRAINER_CORRECTION": _Former("algorithm.correction"),
+    "FULGURITE_TRAINER_IS_CAP": _Former("algorithm.weight_high"),
+    "FULGURITE_TRAINER_SINGLE_ROW_EPISODES": _Former("algorithm.single_row_episodes"),
+    "FULGURITE_TRAINER_CLIP_LOW": _Former("algorithm.clip.low"),
+    "FULGURITE_TRAINER_CLIP_HIGH": _Former("algorithm.clip.high"),
+    "FULGURITE_TRAINER_ENTROPY_COEF": _Former("algorithm.entropy_bonus"),
+    "FULGURITE_TRAINER_KL_COEF": _Former("algorithm.kl"),
+    "FULGURITE_TRAINER_KL_ESTIMATOR": _Former("algorithm.kl_estimator"),
+    "FULGURITE_TRAINER_DRIFT_ALARM_K3": _Former("drift.alarm.k3"),
+    "FULGURITE_TRAINER_DRIFT_ALARM_ESS": _Former("drift.alarm.ess"),
+    "FULGURITE_TRAINER_DRIFT_STOP_K3": _Former("drift.stop.k3"),
+    "FULGURITE_TRAINER_DRIFT_STOP_ESS": _Former("drift.stop.ess"),
+}
+"""Variables of earlier releases and the keys that took their place."""
+
+
+class Layer(NamedTuple):
+    """Keys from one place; the later layer counts."""
+
+    name: str
+    """Of the place, for errors."""
+    tables: dict[str, Any]
+
+
+def load(file: Path | None, environment: Mapping[str, str] | None = None) -> RunConfig:
+    """The run that a file and the environment describe. Raises ConfigInvalid."""
+    environment = os.environ if environment is None else environment
+    written = Layer("", {}) if file is None else Layer(file.name, _read(file))
+    preset = written.tables.pop("preset", None)
+    layers = [
+        Layer("the environment", _deployment(environment)),
+        Layer("the environment", _former(environment)),
+        *([] if preset is None else [Layer(f"preset {preset}", _preset(preset))]),
+        written,
+        Layer("the environment", _named(environment)),
+    ]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer.tables)
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigInvalid("; ".join(_told(error, layers))) from None
+
+
+def former_in(environment: Mapping[str, str]) -> dict[str, str]:
+    """The former variables that are set, and the keys that took their place."""
+    return {name: former.key for name, former in FORMER_VARIABLES.items() if environment.get(name)}
+
+
+def variable(key: str) -> str:
+    """The variable of a key."""
+    return PREFIX + key.upper().replace(".", "__")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigInvalid(f"{file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{file} is no TOML: {error}") from error
+
+
+def presets() -> dict[str, str]:
+    """The presets by name, as TOML."""
+    folder = resources.files("services.learner") / "presets"
+    return {
+        entry.name.removesuffix(".toml"): entry.read_text(encoding="utf-8")
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".toml")
+    }
+
+
+def _preset(name: object) -> dict[str, Any]:
+    known = presets()
+    if not isinstance(name, str) or name not in known:
+        raise ConfigInvalid(f"preset = {name!r} is not known; there are {', '.join(known)}")
+    return tomllib.loads(known[name])
+
+
+def _deployment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What the deployment's other services are told, too."""
+    found = {
+        "name": environment.get("FULGURITE_POLICY"),
+        "model": environment.get("FULGURITE_MODEL"),
+    }
+    return {"policy": {key: value for key, value in found.items() if value}}
+
+
+def _former(environment: Mapping[str, str]) -> dict[str, Any]:
+    tables: dict[str, Any] = {}
+    for name, former in FORMER_VARIABLES.items():
+        value = environment.get(name)
+        if value:
+            _put(tables, former.key.split("."), former.values.get(value.lower(), value))
+    return tables
+
+
+def _named(environment: Mapping[str, str]) -> dict[str, Any]:
+    tables: dict[str, Any] = {}
+    for name, value in environment.items():
+        if name.startswith(PREFIX):
+            _put(tables, name.removeprefix(PREFIX).lower().split("__"), _parsed(value))
+    return tables
+
+
+def _parsed(text: str) -> object:
+    """Lists and tables as TOML has them; everything else is text, which the key's type reads."""
+    if not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        return cast("object", tomllib.loads(f"value = {text}")["value"])
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(tables: dict[str, Any], path: list[str], value: object) -> None:
+    for name in path[:-1]:
+        table = tables.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigInvalid(f"{variable('.'.join(path))}: {name} is a key, not a table")
+        tables = cast("dict[str, Any]", table)
+    tables[path[-1]] = value
+
+
+def _merge(into: dict[str, Any], tables: Mapping[str, Any]) -> None:
+    for name, value in tables.items():
+        known = into.get(name)
+        if isinstance(known, dict) and isinstance(value, dict):
+            _merge(cast("dict[str, Any]", known), cast("dict[str, Any]", value))
+        else:
+            into[name] = _copy(value)
+
+
+def _copy(value: Any) -> Any:
+    """Tables are merged into later; a layer stays what it was, for errors to look at."""
+    if isinstance(value, dict):
+        return {name: _copy(one) for name, one in cast("dict[str, Any]", value).items()}
+    return value
+
+
+def _told(error: ValidationError, layers: list[Layer]) -> list[str]:
+    """Every problem by its key, and where the key was found."""
+    told: list[str] = []
+    for one in error.errors():
+        path = [str(part) for part in one["loc"]]
+        key = ".".join(path)
+        place = next((layer.name for layer in reversed(layers) if _has(layer.tables, path)), "")
+        says = f"{place}: {key}" if place else key
+        if one["type"] == "extra_forbidden":
+            told.append(f"{says}: there is no such key{_suggestion(path)}")
+        elif one["type"] == "missing":
+            told.append(f"{key} is missing; set it in the file or by {variable(key)}")
+        else:
+            told.append(f"{says}: {one['msg'].removeprefix('Value error, ')}")
+    return told
+
+
+def _has(tables: Mapping[str, Any], path: list[str]) -> bool:
+    found: Any = tables
+    for name in path:
+        if not isinstance(found, dict) or name not in found:
+            return False
+        found = cast("dict[str, Any]", found)[name]
+    return True
+
+
+def _suggestion(path: list[str]) -> str:
+    """A key that may have been meant."""
+    known = keys()
+    near = difflib.get_close_matches(".".join(path), known, n=1)
+    elsewhere = [key for key in known if key.split(".")[-1] == path[-1]]
+    meant = (elsewhere or near)[:1]
+    return f"; did you mean {meant[0]}?" if meant else ""
+
+
+def keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, FieldInfo]:
+    """Every key of the file, with its field."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= keys(kind, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = field
+    return found
