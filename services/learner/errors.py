@@ -10,6 +10,7 @@ LearnerError
 ├── CheckpointForeign         the checkpoint belongs to another topic or policy
 ├── OffsetOutOfRange          the records to read next were deleted from the topic
 └── TrainingError
+    ├── IncompatibleModel     a layer of the model cannot be computed as a forest of rows
     ├── IncompatibleObjective loss, correction and batch do not fit together
     ├── NoBaseline            a group with fewer than two scored episodes has no group-relative advantage
     ├── PolicyDrift           engine and trainer disagree beyond the stop bound; no weight was changed
@@ -57,6 +58,10 @@ class OffsetOutOfRange(LearnerError):
 
 class TrainingError(LearnerError):
     """Base of the errors within a step."""
+
+
+class IncompatibleModel(TrainingError):
+    """A layer of the model cannot be computed as a forest of rows."""
 
 
 class IncompatibleObjective(TrainingError):

@@ -15,16 +15,19 @@ the non-tensor entry `share_prefixes=False` verl computes row by row, with `temp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from verl.utils import tensordict_utils as tu
+from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from fulgurite.trajectories import forest
+from services.learner.attention import masks_of, windows_of
 from services.learner.errors import StepNotFinite
 
 
@@ -34,6 +37,14 @@ from services.learner.errors import StepNotFinite
 )
 class ForestEngine(FSDPEngineWithLMHead):
     """FSDP2 over prefix forests. Its output has log-probability 0 for untrained tokens."""
+
+    @cached_property
+    def _windows(self) -> Mapping[str, int | None]:
+        return windows_of(self.model_config.hf_config)
+
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        return PrecisionType.to_dtype(self.engine_config.mixed_precision["param_dtype"])
 
     before_step: Callable[[], None] | None = None
     """Called when all gradients are computed; an exception prevents the optimizer's step."""
@@ -71,7 +82,7 @@ class ForestEngine(FSDPEngineWithLMHead):
         inputs = {
             "input_ids": put(trie.tokens_N, device=device)[None],
             "position_ids": put(trie.depth_N, device=device)[None],
-            "attention_mask": put(trie.mask_NN(), device=device)[None, None],
+            "attention_mask": masks_of(trie, self._windows, self._compute_dtype, device),
             "logits_to_keep": put(trie.needed_K, device=device),
         }
         outputs = {

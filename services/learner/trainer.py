@@ -25,8 +25,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from fulgurite.trajectories.forest import build, partition
+from services.common.runtime import logs
 from services.learner import verl_cpu
-from services.learner.errors import IncompatibleObjective
+from services.learner.attention import CHECKED, check_model
+from services.learner.errors import IncompatibleModel, IncompatibleObjective
 from services.learner.train_row import TrainRow
 from services.learner.trainer_settings import TrainerSettings
 
@@ -34,6 +36,11 @@ __all__ = ["TrainRow", "Trainer", "TrainerSettings"]
 
 _FILLER_TOKENS = 2
 """Tokens of a filler row: the shortest row with a token to predict."""
+
+_TRIAL_BOUNDS = {"fp32": 1e-3, "bf16": 0.15}
+"""Largest difference of log-probabilities between a forest and its rows that is rounding."""
+
+logger = logs.get()
 
 
 class Trainer:
@@ -49,10 +56,13 @@ class Trainer:
         from services.learner.objective import Objective
 
         self._objective = Objective(settings)
+        check_model(model, forest=settings.share_prefixes)
         torch.manual_seed(settings.seed)
         self._worker = _worker(model, settings, self.device)
         self._worker.engine.before_step = self._objective.require_finite
         self._reference = _worker(model, settings, self.device) if settings.kl_coef else None
+        if settings.share_prefixes:
+            self._check_forest()
 
     @property
     def module(self) -> torch.nn.Module:
@@ -110,12 +120,7 @@ class Trainer:
 
     def row_logprobs(self, rows: Sequence[TrainRow]) -> list[NDArray[np.float32]]:
         """Log-probabilities (T,) of each row's trained tokens, at their temperatures; else 0."""
-        bins, filled = _filled(rows, self.settings.max_forest_tokens)
-        shifted = self._infer(self._worker, _fields(filled), bins)
-        return [
-            np.roll(values.numpy(), 1) * row.trained
-            for values, row in zip(shifted, rows, strict=False)
-        ]
+        return self._row_logprobs(rows, share_prefixes=self.settings.share_prefixes)
 
     def export(self, path: Path) -> None:
         """Write the weights as safetensors under Hugging Face's names, in the base model's dtype.
@@ -142,6 +147,36 @@ class Trainer:
         """Read what `save` wrote."""
         with contextlib.redirect_stdout(sys.stderr):
             self._worker.load_checkpoint(str(folder))
+
+    def _row_logprobs(
+        self, rows: Sequence[TrainRow], *, share_prefixes: bool
+    ) -> list[NDArray[np.float32]]:
+        bins, filled = _filled(rows, self.settings.max_forest_tokens)
+        shifted = self._infer(self._worker, _fields(filled), bins, share_prefixes=share_prefixes)
+        return [
+            np.roll(values.numpy(), 1) * row.trained
+            for values, row in zip(shifted, rows, strict=False)
+        ]
+
+    def _check_forest(self) -> None:
+        """Raise IncompatibleModel if the model is not the same over a forest as row by row."""
+        config = self._worker.model_config.hf_config
+        if config.model_type in CHECKED:
+            return
+        rows = _trial_rows(config.vocab_size)
+        forest, by_row = (
+            np.concatenate(self._row_logprobs(rows, share_prefixes=shared))
+            for shared in (True, False)
+        )
+        error = float(np.abs(forest - by_row).max())
+        bound = _TRIAL_BOUNDS[self.settings.dtype]
+        if not error <= bound:
+            raise IncompatibleModel(
+                f"{config.model_type} computes rows otherwise as a forest: log-probabilities "
+                f"differ by up to {error:.3g}, at most {bound:g} is rounding; set engine.layout = "
+                '"rows", which computes them one by one'
+            )
+        logger.info("forest and rows agree", model_type=config.model_type, error=error)
 
     def _refuse(self, rows: Sequence[TrainRow]) -> None:
         if not any(row.trained.any() for row in rows):
@@ -172,12 +207,13 @@ class Trainer:
         }
         tensors["temperature"] = torch.tensor([fields["temperature"][i] for i in order])
         longest = max(len(row) for row in fields["input_ids"])
+        shared = options.pop("share_prefixes", self.settings.share_prefixes)
         return tu.get_tensordict(
             tensors,
             {
-                "share_prefixes": self.settings.share_prefixes,
+                "share_prefixes": shared,
                 "use_remove_padding": False,
-                "use_dynamic_bsz": not self.settings.share_prefixes,
+                "use_dynamic_bsz": not shared,
                 "max_token_len_per_gpu": max(self.settings.max_forest_tokens, longest),
                 "micro_batch_size_per_gpu": len(bins[0]),
                 **options,
@@ -185,10 +221,10 @@ class Trainer:
         )
 
     def _infer(
-        self, worker: Any, fields: dict[str, Any], bins: list[list[int]]
+        self, worker: Any, fields: dict[str, Any], bins: list[list[int]], **options: Any
     ) -> list[torch.Tensor]:
         """Compute the log-probabilities of each row of the batch, in the order of the rows."""
-        result = worker.infer_batch(self._batch(fields, bins, compute_loss=False))
+        result = worker.infer_batch(self._batch(fields, bins, compute_loss=False, **options))
         in_bins = [row.detach().float().cpu() for row in result["log_probs"].unbind()]
         order = [i for b in bins for i in b]
         rows = dict(zip(order, in_bins, strict=True))
@@ -214,6 +250,22 @@ class Trainer:
             rollout_is_threshold=self.settings.is_cap,
         )
         return [row[:length] for row, length in zip(weights, lengths, strict=True)]
+
+
+def _trial_rows(vocabulary: int) -> list[TrainRow]:
+    """Rows that part at several places, for a model that nobody has tried as a forest."""
+    chance = np.random.default_rng(0)
+    stem = chance.integers(0, vocabulary, 24)
+    rows: list[TrainRow] = []
+    for shared in (24, 24, 12, 4):
+        tokens = np.concatenate([stem[:shared], chance.integers(0, vocabulary, 8)])
+        zeros = np.zeros(len(tokens), np.float32)
+        rows.append(
+            TrainRow(
+                tokens.astype(np.int32), np.arange(len(tokens)) > 0, zeros, zeros, zeros, zeros + 1
+            )
+        )
+    return rows
 
 
 def _filled(rows: Sequence[TrainRow], max_tokens: int) -> tuple[list[list[int]], list[TrainRow]]:

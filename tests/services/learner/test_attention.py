@@ -1,0 +1,146 @@
+"""A forest's log-probabilities are Hugging Face's row by row, whatever the layers attend to."""
+
+# transformers is annotated in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from services.learner.errors import IncompatibleModel
+from services.learner.train_row import TrainRow
+from services.learner.trainer_settings import TrainerSettings
+from services.local_stack.model import tiny_model
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from services.learner.verl_cpu import select
+
+    select("cpu")
+    from services.learner import attention, forest_engine
+    from services.learner.trainer import Trainer
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+
+SIZES = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+WINDOW = {"sliding_window": 5}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": WINDOW,
+    "qwen2": {**WINDOW, "use_sliding_window": True, "max_window_layers": 1},
+    "qwen3": {},
+    "gemma2": WINDOW,
+    "gemma3_text": {**WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    "smollm3": {**WINDOW, "use_sliding_window": True, "no_rope_layers": [1, 0]}
+    | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    "phi3": {**WINDOW, "pad_token_id": 0},
+    "olmo2": {},
+}
+
+
+def folder_of(tmp_path: Path, kind: str, **fields: Any) -> Path:
+    """A tiny random model of this type, whose weights are large enough for context to matter."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **fields})
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data *= 4
+    model.save_pretrained(tmp_path)
+    for file in tiny_model().glob("token*"):
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def rows() -> list[TrainRow]:
+    """Rows that share a prefix longer than the window, and part at several places."""
+    chance = np.random.default_rng(0)
+    stem = chance.integers(1, 200, 12)
+    made: list[TrainRow] = []
+    for shared in (12, 12, 7, 3):
+        tokens = np.concatenate([stem[:shared], chance.integers(1, 200, 9)]).astype(np.int32)
+        zeros = np.zeros(len(tokens), np.float32)
+        made.append(TrainRow(tokens, np.arange(len(tokens)) > 0, zeros, zeros, zeros, zeros + 1))
+    return made
+
+
+def reference(folder: Path, row: TrainRow) -> NDArray[np.float32]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.from_numpy(row.token_ids.astype(np.int64))
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(tokens[None]).logits[0, :-1].float(), dim=-1)
+    told = logprobs[torch.arange(len(tokens) - 1), tokens[1:]].numpy()
+    return np.concatenate([np.zeros(1, np.float32), told])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_forest_is_what_hugging_face_computes_row_by_row(tmp_path: Path, kind: str) -> None:
+    folder = folder_of(tmp_path, kind, **MODELS[kind])
+    settings = TrainerSettings(dtype="fp32", device="cpu")
+    for told, row in zip(Trainer(folder, settings).row_logprobs(rows()), rows(), strict=True):
+        np.testing.assert_allclose(told, reference(folder, row), atol=5e-5)
+
+
+def test_rows_behind_a_window_see_what_the_window_lets_them(tmp_path: Path) -> None:
+    """The test above could not fail if the rows were shorter than the window."""
+    wide = folder_of(tmp_path / "wide", "mistral", sliding_window=500)
+    narrow = folder_of(tmp_path / "narrow", "mistral", **WINDOW)
+    row = rows()[0]
+    assert np.abs(reference(wide, row) - reference(narrow, row)).max() > 0.01
+
+
+CONV = {"layer_types": ["conv", "full_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "says"),
+    [
+        ("lfm2", CONV, "lfm2 has layers of conv"),
+        ("mamba", {"state_size": 8}, "mamba has no attention that the trainer can mask"),
+    ],
+)
+def test_layers_that_see_rows_one_after_the_other_are_refused(
+    tmp_path: Path, kind: str, fields: dict[str, Any], says: str
+) -> None:
+    folder = folder_of(tmp_path, kind, **fields)
+    with pytest.raises(IncompatibleModel, match=says):
+        Trainer(folder, TrainerSettings(dtype="fp32", device="cpu"))
+
+
+def test_a_model_that_says_nothing_of_such_layers_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_are_full(config: object) -> dict[str, None]:
+        return {"full_attention": None}
+
+    monkeypatch.setattr(attention, "windows_of", all_are_full)
+    monkeypatch.setattr(forest_engine, "windows_of", all_are_full)
+    folder = folder_of(tmp_path, "lfm2", **CONV)
+    with pytest.raises(IncompatibleModel, match="lfm2 computes rows otherwise as a forest"):
+        Trainer(folder, TrainerSettings(dtype="fp32", device="cpu"))
+
+
+def test_a_model_that_is_on_no_list_is_tried_out_and_trained(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "granite")
+    row = rows()[0]
+    (told,) = Trainer(folder, TrainerSettings(dtype="fp32", device="cpu")).row_logprobs([row])
+    np.testing.assert_allclose(told, reference(folder, row), atol=5e-5)
