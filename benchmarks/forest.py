@@ -21,8 +21,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from services.learner.config import EngineConfig, RunConfig
 from services.learner.train_row import TrainRow
-from services.learner.trainer_settings import TrainerSettings
+
+NO_WATCH = {"alarm": {"k3": 1e9, "ess": 0}, "stop": {"k3": 1e9, "ess": 0}}
+"""Random rows are no model's own words: whatever the engine is, it agrees with nobody."""
 
 FIELDS = ("token_ids", "trained", "behaviour_logprobs", "advantages", "weights", "temperature")
 
@@ -93,7 +96,7 @@ def of_a_demo(data: Path, groups: int) -> list[TrainRow]:
     from fulgurite.versions import base_version
     from services.common.kafka.consumer import read_all
     from services.common.kafka.settings import KafkaSettings
-    from services.learner.rows import train_rows
+    from services.learner.rows import mini_batches
     from services.local_stack.kafka_local import LocalKafka
 
     batcher = RowBatcher("policy", BatchRules(groups_per_step=groups))
@@ -103,25 +106,25 @@ def of_a_demo(data: Path, groups: int) -> list[TrainRow]:
         ):
             if isinstance(record.event, Trajectory | Tombstone):
                 batcher.add(record.partition, record.offset, record.event)
-    return train_rows(batcher.next_batch(base_version("policy")))
+    config = RunConfig.model_validate({"policy": {"model": "any"}})
+    ((_, rows),) = mini_batches(batcher.next_batch(base_version("policy")), config)
+    return rows
 
 
-def measure(
-    rows: list[TrainRow], model: Path, settings: TrainerSettings, repeats: int
-) -> dict[str, float]:
+def measure(rows: list[TrainRow], config: RunConfig, repeats: int) -> dict[str, float]:
     """Median seconds of a step after one to warm up, and the first step's loss and
     gradient norm.
     """
     from services.learner.trainer import Trainer
 
-    trainer = Trainer(model, settings)
+    trainer = Trainer(config)
     told = trainer.row_logprobs(rows)
     rows = [
         msgspec.structs.replace(row, behaviour_logprobs=values.astype(np.float32))
         for row, values in zip(rows, told, strict=True)
     ]
-    first = trainer.step(rows)
-    seconds = [trainer.step(rows)["train_seconds"] for _ in range(repeats)]
+    first = trainer.train([rows], 1).metrics
+    seconds = [trainer.train([rows], 2).metrics["train_seconds"] for _ in range(repeats)]
     return {**first, "step_seconds": statistics.median(seconds), "slowest_seconds": max(seconds)}
 
 
@@ -139,9 +142,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument(
-        "--max-forest-tokens", type=int, default=TrainerSettings().max_forest_tokens
-    )
+    parser.add_argument("--max-forest-tokens", type=int, default=EngineConfig().micro_batch_tokens)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures there, too")
@@ -159,16 +160,16 @@ def main() -> None:
                 options.groups, options.samples, _vocabulary(options.model), options.seed
             )
         )
-        settings = TrainerSettings(
-            dtype=options.dtype,
-            device=options.device,
-            max_forest_tokens=options.max_forest_tokens,
-            share_prefixes=options.only == "forest",
-            # The rows are no model's own words: whatever the engine is, it agrees with nobody.
-            drift_stop_k3=1e9,
-            drift_stop_ess=0.0,
+        engine = {
+            "dtype": options.dtype,
+            "device": options.device,
+            "micro_batch_tokens": options.max_forest_tokens,
+            "layout": options.only,
+        }
+        config = RunConfig.model_validate(
+            {"policy": {"model": options.model}, "engine": engine, "drift": NO_WATCH}
         )
-        print(json.dumps(measure(rows, options.model, settings, options.repeats)))
+        print(json.dumps(measure(rows, config, options.repeats)))
         return
     if options.demo:
         options.batch = options.demo.parent / "first-batch.npz"

@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.forest import demo_batch
+from benchmarks.forest import NO_WATCH, demo_batch
+from services.learner.config import RunConfig
 from services.learner.train_row import TrainRow
 from services.learner.trainer import Trainer
-from services.learner.trainer_settings import TrainerSettings
 
 SHAPES: dict[str, dict[str, int]] = {
     "135m": {
@@ -89,22 +89,16 @@ class Bench:
 
     def trainer(self, dtype: Dtype, *, share: bool, model: Path | None = None) -> Trainer:
         _forget()
-        # Random rows are no engine's words: whatever it says of them, it agrees with nobody.
-        watch = {
-            "drift_stop_k3": 1e9,
-            "drift_stop_ess": 0.0,
-            "drift_alarm_k3": 1e9,
-            "drift_alarm_ess": 0.0,
+        engine = {
+            "dtype": dtype,
+            "device": self.device,
+            "layout": "forest" if share else "rows",
+            "micro_batch_tokens": 2048,
         }
         return Trainer(
-            model or self.model,
-            TrainerSettings(
-                dtype=dtype,
-                device=self.device,
-                share_prefixes=share,
-                max_forest_tokens=2048,
-                **watch,
-            ),
+            RunConfig.model_validate(
+                {"policy": {"model": model or self.model}, "engine": engine, "drift": NO_WATCH}
+            )
         )
 
     def compare(self, dtype: Dtype, repeats: int) -> tuple[Trainer, NDArray[np.float32]]:
@@ -122,9 +116,9 @@ class Bench:
             seen[engine] = [np.concatenate(values) for values in told]
             if engine == "rows":
                 rows, long = _noisy(rows, told[0]), _noisy(long, trainer.row_logprobs(long))
-            steps[engine] = [trainer.step(rows)]
+            steps[engine] = [trainer.train([rows], 1).metrics]
             _wider(trainer, 8192)
-            steps[engine].append(trainer.step(long))
+            steps[engine].append(trainer.train([long], 1).metrics)
             seconds[engine] = {"long_8192": self._seconds(trainer, long, repeats)}
             _wider(trainer, 2048)
             seconds[engine]["demo_2048"] = self._seconds(trainer, rows, 2 * repeats)
@@ -171,7 +165,7 @@ class Bench:
         trainer.export(exported / "model.safetensors")
         trainer.save(checkpoint)
         before = np.concatenate(trainer.row_logprobs(few))
-        step = trainer.step(rows)
+        step = trainer.train([rows], 1).metrics
         after = np.concatenate(trainer.row_logprobs(few))
         self.tell(
             f"{dtype} transformers on the export",
@@ -187,7 +181,7 @@ class Bench:
             f"{dtype} resumed, before the step",
             **_apart(np.concatenate(again.row_logprobs(few)), before),
         )
-        told = again.step(rows)
+        told = again.train([rows], 1).metrics
         apart = {name: abs(told[name] - step[name]) for name in ("loss", "grad_norm")}
         self.tell(
             f"{dtype} resumed, the next step",
@@ -212,12 +206,12 @@ class Bench:
         self.tell(f"{dtype} control: another first token", **_apart(other, seen))
 
     def _seconds(self, trainer: Trainer, rows: Sequence[TrainRow], repeats: int) -> float:
-        trainer.step(rows)
+        trainer.train([rows], 1)
         found: list[float] = []
         for _ in range(repeats):
             self._wait()
             began = time.perf_counter()
-            trainer.step(rows)
+            trainer.train([rows], 1)
             self._wait()
             found.append(time.perf_counter() - began)
         return statistics.median(found)
@@ -329,7 +323,8 @@ def _apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> dict[str, fl
 
 
 def _wider(trainer: Trainer, tokens: int) -> None:
-    trainer.settings = trainer.settings.model_copy(update={"max_forest_tokens": tokens})
+    engine = trainer.config.engine.model_copy(update={"micro_batch_tokens": tokens})
+    trainer.config = trainer.config.model_copy(update={"engine": engine})
 
 
 def _forget() -> None:

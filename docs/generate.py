@@ -26,8 +26,9 @@ from services.cli.main import COMMANDS, app, load
 from services.common.kafka.settings import KafkaSettings
 from services.gateway.settings import GatewaySettings
 from services.judge.settings import JudgeSettings
+from services.learner.algorithms import ALGORITHMS
+from services.learner.config_file import keys
 from services.learner.settings import LearnerSettings
-from services.learner.trainer_settings import TrainerSettings
 from services.rewarder.settings import RewarderSettings
 from services.rewards.settings import RewardWorkerSettings
 from services.runner.settings import RunnerSettings
@@ -46,7 +47,6 @@ SECTIONS: dict[str, type[BaseSettings]] = {
     "Reward worker": RewardWorkerSettings,
     "Judge": JudgeSettings,
     "Learner": LearnerSettings,
-    "Trainer, within the learner": TrainerSettings,
     "Runner (`fulgurite run`)": RunnerSettings,
 }
 """Sections of the settings page whose tables come from settings classes."""
@@ -55,6 +55,7 @@ DEFAULTS_IN_WORDS = {
     "FULGURITE_DEFAULT_SAMPLING": "temperature 1, no truncation",
 }
 SETTINGS_PAGE = DOCS / "reference" / "settings.md"
+RUNS_PAGE = DOCS / "reference" / "runs.md"
 
 
 def pages() -> dict[Path, str]:
@@ -63,6 +64,7 @@ def pages() -> dict[Path, str]:
         SETTINGS_PAGE: settings_page(),
         DOCS / "reference" / "events.md": events_page(),
         DOCS / "reference" / "cli.md": commands_page(),
+        RUNS_PAGE: runs_page(),
     }
 
 
@@ -85,6 +87,28 @@ def settings_table(settings: type[BaseSettings]) -> str:
         shown = DEFAULTS_IN_WORDS.get(name) or _default(field)
         rows += _row(f"`{name}`", shown, _with_links(field.description or ""))
     return rows
+
+
+def runs_page() -> str:
+    """The page with its tables written from the run's keys and algorithms; the rest is kept."""
+    text = RUNS_PAGE.read_text()
+    algorithms = "| name | compares with | weighs the same | loss of verl |\n|---|---|---|---|\n"
+    for one in ALGORITHMS.values():
+        compares = {
+            "group": "the group",
+            "leave_one_out": "the others of the group",
+            "batch": "the batch",
+        }[one.comparison] + (", in standard deviations" if one.divides_by_spread else "")
+        weighs = "episodes" if one.episodes_weigh_the_same else "tokens"
+        algorithms += _row(f"`{one.name}`", compares, weighs, f"`{one.loss}`")
+    runs = "| key | default | meaning |\n|---|---|---|\n"
+    for key, field in keys().items():
+        runs += _row(f"`{key}`", _default(field), _with_links(field.description or ""))
+    for title, table in (("Algorithms", algorithms), ("Keys", runs)):
+        before, rest = text.split(f"## {title}\n\n", 1)
+        _, after = rest.split("\n\n", 1)
+        text = f"{before}## {title}\n\n{table}\n{after}"
+    return text
 
 
 def _default(field: FieldInfo) -> str:

@@ -25,7 +25,7 @@ def post(path: str, key: str, body: dict[str, Any]) -> Any:
 
 for number in range(
     int(os.environ.get("TASKS", "8"))
-):  # the learner makes a step of 8 groups (FULGURITE_GROUPS_PER_STEP)
+):  # the learner makes a step of 8 groups (batch.groups)
     task = {
         "question": f"How many is 3 and {number}? Answer with the number only.",
         "answer": str(3 + number),

@@ -17,7 +17,15 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from fulgurite.events import AgentReward, Episode, GroupClosed, LedgerEntry, Tombstone, Trajectory
+from fulgurite.events import (
+    Action,
+    AgentReward,
+    Episode,
+    GroupClosed,
+    LedgerEntry,
+    Tombstone,
+    Trajectory,
+)
 from fulgurite.ids import derive_id
 
 RULE = "close-2"
@@ -37,11 +45,28 @@ ClosingRecord = Output | GroupClosed
 
 _canonical = msgspec.msgpack.Encoder(order="deterministic")
 
+_HASHED_FIELDS = tuple(name for name in Action.__struct_fields__ if name != "turn")
+"""Fields of an action that came later are left out: the same closing has the same revision in logs
+of earlier releases.
+"""
+_HashedAction = msgspec.defstruct("_HashedAction", _HASHED_FIELDS)
+
 
 def with_revision(outputs: Sequence[Output]) -> tuple[Output, ...]:
     """Fill the revision of a closing, and the ids derived from it, into its events."""
-    revision = derive_id(RULE, hashlib.sha256(_canonical.encode(outputs)).hexdigest())
+    hashed = [_hashed(output) for output in outputs]
+    revision = derive_id(RULE, hashlib.sha256(_canonical.encode(hashed)).hexdigest())
     return tuple(_with_ids(output, revision) for output in outputs)
+
+
+def _hashed(output: Output) -> Output:
+    if not isinstance(output, Trajectory):
+        return output
+    actions = [
+        _HashedAction(*(getattr(action, name) for name in _HASHED_FIELDS))
+        for action in output.actions
+    ]
+    return msgspec.structs.replace(output, actions=actions)
 
 
 def revision_of(outputs: Iterable[Output]) -> str | None:

@@ -37,7 +37,7 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.unknown_version: "the engine did not say which version answered: serve the "
     "policy with Fulgurite's vLLM plug-in",
     FilterReason.late: "it came after its group was closed: give the group a longer deadline",
-    FilterReason.oversized: "its row has more tokens than FULGURITE_MAX_ROW_TOKENS of the "
+    FilterReason.oversized: "its row has more tokens than batch.max_row_tokens of the "
     "learner: raise it, or keep conversations shorter",
     FilterReason.not_trained_mode: "its group was written for offline use only",
     FilterReason.not_finite: "the loss or the gradient of its batch was not finite, and no "

@@ -108,7 +108,7 @@ class Published:
             ]
             raise BadTarget(
                 f"{version} was published, but its weights are gone: {gone} is not there. The "
-                "learner keeps the newest FULGURITE_KEEP_VERSIONS. Still there: "
+                "learner keeps the newest publish.keep. Still there: "
                 f"{', '.join(left) or base_version(version.policy)}"
             )
 

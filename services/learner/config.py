@@ -12,6 +12,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from fulgurite.topics import TRAJECTORIES
 from services.learner.algorithms import ALGORITHMS
 from services.learner.algorithms.algorithm import Algorithm
 
@@ -31,10 +32,19 @@ class PolicyConfig(Section):
     """The policy that is trained."""
     model: Path
     """Hugging Face folder of the base model."""
-    topic: str = "trajectories"
+    topic: str = TRAJECTORIES.name
     """Topic of trajectories, without the prefix; another one after a replay."""
     rows_of: str | None = None
     """Another policy, whose trajectories this one learns from; for a replayed topic."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.rows_of is not None and self.topic == TRAJECTORIES.name:
+            raise ValueError(
+                f"rows_of = {self.rows_of!r} needs a replayed topic: rows of the live topic are "
+                "trained by the learner of their own policy"
+            )
+        return self
 
 
 class Clip(Section):

@@ -26,48 +26,56 @@ PREFIX = "FULGURITE__"
 """Of variables that name a key: FULGURITE__BATCH__GROUPS."""
 
 
-class _Former(NamedTuple):
+class Former(NamedTuple):
+    """The key that a variable stands for."""
+
     key: str
     values: Mapping[str, str] = {}
     """Values that are spelled otherwise now."""
 
 
-FORMER_VARIABLES: dict[str, _Former] = {
-    "FULGURITE_TOPIC": _Former("policy.topic"),
-    "FULGURITE_ROWS_OF": _Former("policy.rows_of"),
-    "FULGURITE_GROUPS_PER_STEP": _Former("batch.groups"),
-    "FULGURITE_MAX_WAIT_S": _Former("batch.max_wait_s"),
-    "FULGURITE_MAX_STALENESS": _Former("batch.max_staleness"),
-    "FULGURITE_MAX_ROW_TOKENS": _Former("batch.max_row_tokens"),
-    "FULGURITE_PERMUTE_REWARDS": _Former("batch.permute_rewards"),
-    "FULGURITE_KEEP_VERSIONS": _Former("publish.keep"),
-    "FULGURITE_TRAINER_LR": _Former("optimizer.lr"),
-    "FULGURITE_TRAINER_WEIGHT_DECAY": _Former("optimizer.weight_decay"),
-    "FULGURITE_TRAINER_GRAD_CLIP": _Former("optimizer.grad_clip"),
-    "FULGURITE_TRAINER_DTYPE": _Former("engine.dtype"),
-    "FULGURITE_TRAINER_DEVICE": _Former("engine.device"),
-    "FULGURITE_TRAINER_SEED": _Former("engine.seed"),
-    "FULGURITE_TRAINER_SHARE_PREFIXES": _Former(
+FORMER_VARIABLES: dict[str, Former] = {
+    "FULGURITE_TOPIC": Former("policy.topic"),
+    "FULGURITE_ROWS_OF": Former("policy.rows_of"),
+    "FULGURITE_GROUPS_PER_STEP": Former("batch.groups"),
+    "FULGURITE_MAX_WAIT_S": Former("batch.max_wait_s"),
+    "FULGURITE_MAX_STALENESS": Former("batch.max_staleness"),
+    "FULGURITE_MAX_ROW_TOKENS": Former("batch.max_row_tokens"),
+    "FULGURITE_PERMUTE_REWARDS": Former("batch.permute_rewards"),
+    "FULGURITE_KEEP_VERSIONS": Former("publish.keep"),
+    "FULGURITE_TRAINER_LR": Former("optimizer.lr"),
+    "FULGURITE_TRAINER_WEIGHT_DECAY": Former("optimizer.weight_decay"),
+    "FULGURITE_TRAINER_GRAD_CLIP": Former("optimizer.grad_clip"),
+    "FULGURITE_TRAINER_DTYPE": Former("engine.dtype"),
+    "FULGURITE_TRAINER_DEVICE": Former("engine.device"),
+    "FULGURITE_TRAINER_SEED": Former("engine.seed"),
+    "FULGURITE_TRAINER_SHARE_PREFIXES": Former(
         "engine.layout",
         {"true": "forest", "1": "forest", "on": "forest", "yes": "forest"}
         | {"false": "rows", "0": "rows", "off": "rows", "no": "rows"},
     ),
-    "FULGURITE_TRAINER_MAX_FOREST_TOKENS": _Former("engine.micro_batch_tokens"),
-    "FULGURITE_TRAINER_POLICY_LOSS": _Former("algorithm.name", {"vanilla": "grpo"}),
-    "FULGURITE_TRAINER_CORRECTION": _Former("algorithm.correction"),
-    "FULGURITE_TRAINER_IS_CAP": _Former("algorithm.weight_high"),
-    "FULGURITE_TRAINER_SINGLE_ROW_EPISODES": _Former("algorithm.single_row_episodes"),
-    "FULGURITE_TRAINER_CLIP_LOW": _Former("algorithm.clip.low"),
-    "FULGURITE_TRAINER_CLIP_HIGH": _Former("algorithm.clip.high"),
-    "FULGURITE_TRAINER_ENTROPY_COEF": _Former("algorithm.entropy_bonus"),
-    "FULGURITE_TRAINER_KL_COEF": _Former("algorithm.kl"),
-    "FULGURITE_TRAINER_KL_ESTIMATOR": _Former("algorithm.kl_estimator"),
-    "FULGURITE_TRAINER_DRIFT_ALARM_K3": _Former("drift.alarm.k3"),
-    "FULGURITE_TRAINER_DRIFT_ALARM_ESS": _Former("drift.alarm.ess"),
-    "FULGURITE_TRAINER_DRIFT_STOP_K3": _Former("drift.stop.k3"),
-    "FULGURITE_TRAINER_DRIFT_STOP_ESS": _Former("drift.stop.ess"),
+    "FULGURITE_TRAINER_MAX_FOREST_TOKENS": Former("engine.micro_batch_tokens"),
+    "FULGURITE_TRAINER_POLICY_LOSS": Former("algorithm.name", {"vanilla": "grpo"}),
+    "FULGURITE_TRAINER_CORRECTION": Former("algorithm.correction"),
+    "FULGURITE_TRAINER_IS_CAP": Former("algorithm.weight_high"),
+    "FULGURITE_TRAINER_SINGLE_ROW_EPISODES": Former("algorithm.single_row_episodes"),
+    "FULGURITE_TRAINER_CLIP_LOW": Former("algorithm.clip.low"),
+    "FULGURITE_TRAINER_CLIP_HIGH": Former("algorithm.clip.high"),
+    "FULGURITE_TRAINER_ENTROPY_COEF": Former("algorithm.entropy_bonus"),
+    "FULGURITE_TRAINER_KL_COEF": Former("algorithm.kl"),
+    "FULGURITE_TRAINER_KL_ESTIMATOR": Former("algorithm.kl_estimator"),
+    "FULGURITE_TRAINER_DRIFT_ALARM_K3": Former("drift.alarm.k3"),
+    "FULGURITE_TRAINER_DRIFT_ALARM_ESS": Former("drift.alarm.ess"),
+    "FULGURITE_TRAINER_DRIFT_STOP_K3": Former("drift.stop.k3"),
+    "FULGURITE_TRAINER_DRIFT_STOP_ESS": Former("drift.stop.ess"),
 }
 """Variables of earlier releases and the keys that took their place."""
+
+_SHARED_VARIABLES = {
+    "FULGURITE_POLICY": Former("policy.name"),
+    "FULGURITE_MODEL": Former("policy.model"),
+}
+"""Variables that the deployment's other services read, too."""
 
 
 class Layer(NamedTuple):
@@ -76,6 +84,8 @@ class Layer(NamedTuple):
     name: str
     """Of the place, for errors."""
     tables: dict[str, Any]
+    variables: Mapping[str, str] = {}
+    """Where the place is the environment: each key's variable with its value."""
 
 
 def load(file: Path | None, environment: Mapping[str, str] | None = None) -> RunConfig:
@@ -84,19 +94,22 @@ def load(file: Path | None, environment: Mapping[str, str] | None = None) -> Run
     written = Layer("", {}) if file is None else Layer(file.name, _read(file))
     preset = written.tables.pop("preset", None)
     layers = [
-        Layer("the environment", _deployment(environment)),
-        Layer("the environment", _former(environment)),
+        _of_variables(environment, _SHARED_VARIABLES),
+        _of_variables(environment, FORMER_VARIABLES),
         *([] if preset is None else [Layer(f"preset {preset}", _preset(preset))]),
         written,
-        Layer("the environment", _named(environment)),
+        _of_variables(
+            environment,
+            {name: Former(_key_of(name)) for name in environment if name.startswith(PREFIX)},
+        ),
     ]
-    merged: dict[str, Any] = {}
+    merged: dict[str, Any] = {"policy": {}}
     for layer in layers:
         _merge(merged, layer.tables)
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigInvalid("; ".join(_told(error, layers))) from None
+        raise ConfigInvalid("; ".join(_problems(error, layers))) from None
 
 
 def former_in(environment: Mapping[str, str]) -> dict[str, str]:
@@ -135,30 +148,23 @@ def _preset(name: object) -> dict[str, Any]:
     return tomllib.loads(known[name])
 
 
-def _deployment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """What the deployment's other services are told, too."""
-    found = {
-        "name": environment.get("FULGURITE_POLICY"),
-        "model": environment.get("FULGURITE_MODEL"),
-    }
-    return {"policy": {key: value for key, value in found.items() if value}}
-
-
-def _former(environment: Mapping[str, str]) -> dict[str, Any]:
-    tables: dict[str, Any] = {}
-    for name, former in FORMER_VARIABLES.items():
+def _of_variables(environment: Mapping[str, str], variables: Mapping[str, Former]) -> Layer:
+    layer = Layer("the environment", {}, {})
+    named: dict[str, str] = {}
+    for name, former in variables.items():
         value = environment.get(name)
         if value:
-            _put(tables, former.key.split("."), former.values.get(value.lower(), value))
-    return tables
+            named[former.key] = f"{name}={value}"
+            _put(
+                layer.tables,
+                former.key.split("."),
+                _parsed(former.values.get(value.lower(), value)),
+            )
+    return layer._replace(variables=named)
 
 
-def _named(environment: Mapping[str, str]) -> dict[str, Any]:
-    tables: dict[str, Any] = {}
-    for name, value in environment.items():
-        if name.startswith(PREFIX):
-            _put(tables, name.removeprefix(PREFIX).lower().split("__"), _parsed(value))
-    return tables
+def _key_of(name: str) -> str:
+    return name.removeprefix(PREFIX).lower().replace("__", ".")
 
 
 def _parsed(text: str) -> object:
@@ -196,21 +202,28 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def _told(error: ValidationError, layers: list[Layer]) -> list[str]:
+def _problems(error: ValidationError, layers: list[Layer]) -> list[str]:
     """Every problem by its key, and where the key was found."""
-    told: list[str] = []
+    problems: list[str] = []
     for one in error.errors():
         path = [str(part) for part in one["loc"]]
         key = ".".join(path)
-        place = next((layer.name for layer in reversed(layers) if _has(layer.tables, path)), "")
+        place = next(
+            (
+                layer.variables.get(key, layer.name)
+                for layer in reversed(layers)
+                if _has(layer.tables, path)
+            ),
+            "",
+        )
         says = f"{place}: {key}" if place else key
         if one["type"] == "extra_forbidden":
-            told.append(f"{says}: there is no such key{_suggestion(path)}")
+            problems.append(f"{says}: there is no such key{_suggestion(path)}")
         elif one["type"] == "missing":
-            told.append(f"{key} is missing; set it in the file or by {variable(key)}")
+            problems.append(f"{key} is missing; set it in the file or by {variable(key)}")
         else:
-            told.append(f"{says}: {one['msg'].removeprefix('Value error, ')}")
-    return told
+            problems.append(f"{says}: {one['msg'].removeprefix('Value error, ')}")
+    return problems
 
 
 def _has(tables: Mapping[str, Any], path: list[str]) -> bool:

@@ -19,9 +19,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn, register_adv_est
 
 from fulgurite.groups.rewards import SMALLEST_SPREAD
+from services.learner.algorithms.algorithm import Algorithm
 from services.learner.errors import NoBaseline
 
 NAME = "fulgurite_group"
@@ -36,6 +38,7 @@ def group_advantage(
     group_rewards: Mapping[Any, Sequence[float]] | None = None,
     epsilon: float = SMALLEST_SPREAD,
     norm_adv_by_std_in_grpo: bool = True,
+    leave_one_out: bool = False,
     config: Any = None,
     **_others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +66,10 @@ def group_advantage(
         # Equal rewards with different credits: there is no spread to divide by, and dividing by
         # epsilon would blow the differences up.
         normalise = norm_adv_by_std_in_grpo and spread > epsilon
-        baselines[group] = float(rewards.mean()), spread + epsilon if normalise else 1.0
+        scale = spread + epsilon if normalise else 1.0
+        # What remains when a value's own share is taken out of the mean.
+        others = (len(rewards) - 1) / len(rewards) if leave_one_out else 1.0
+        baselines[group] = float(rewards.mean()), scale * others
     mean = torch.tensor(
         [baselines[group][0] for group in index],
         dtype=action_credits.dtype,
@@ -78,26 +84,43 @@ def group_advantage(
     return advantages, advantages
 
 
-def group_advantages(
-    credits_A: Sequence[float], peers_A: Sequence[Sequence[float]], estimator: str = NAME
+def advantages_of(
+    credits_A: Sequence[float],
+    peers_A: Sequence[Sequence[float]],
+    tokens_A: Sequence[int],
+    algorithm: Algorithm,
 ) -> list[float]:
-    """Compute the advantage of each of a group's actions (A,). Raises NoBaseline.
+    """Compute the advantage of each of a batch's actions (A,). Raises NoBaseline.
 
     `peers_A`: what each credit is compared with, two values at least
-    (`fulgurite.learning.comparison`). `estimator`: a name in verl's registry; it sees each action
-    as a row of one token.
+    (`fulgurite.learning.comparison`), unless the algorithm compares within the batch. `tokens_A`:
+    the tokens of each action.
     """
     if not credits_A:
         return []
+    if algorithm.comparison == "batch":
+        return _batch_advantages(credits_A, tokens_A)
     credits_A1 = torch.tensor(credits_A, dtype=torch.float32)[:, None]
-    compared = {tuple(peers): None for peers in peers_A}
-    kinds = {peers: kind for kind, peers in enumerate(compared)}
-    compute = get_adv_estimator_fn(estimator)
+    kinds = {peers: kind for kind, peers in enumerate(dict.fromkeys(map(tuple, peers_A)))}
+    compute = get_adv_estimator_fn(NAME)
     advantages, _ = compute(
         token_level_rewards=torch.zeros_like(credits_A1),
         response_mask=torch.ones_like(credits_A1),
         index=np.array([kinds[tuple(peers)] for peers in peers_A]),
         action_credits=credits_A1,
         group_rewards={kind: peers for peers, kind in kinds.items()},
+        norm_adv_by_std_in_grpo=algorithm.divides_by_spread,
+        leave_one_out=algorithm.comparison == "leave_one_out",
+    )
+    return cast("list[float]", advantages[:, 0].tolist())
+
+
+def _batch_advantages(credits_A: Sequence[float], tokens_A: Sequence[int]) -> list[float]:
+    """verl's REINFORCE++, to which an action is a row that is rewarded at its last token."""
+    mask = torch.arange(max(tokens_A))[None, :] < torch.tensor(tokens_A)[:, None]
+    rewards = torch.zeros(mask.shape)
+    rewards[torch.arange(len(tokens_A)), torch.tensor(tokens_A) - 1] = torch.tensor(credits_A)
+    advantages, _ = get_adv_estimator_fn("reinforce_plus_plus")(
+        token_level_rewards=rewards, response_mask=mask.float(), config=AlgoConfig(gamma=1.0)
     )
     return cast("list[float]", advantages[:, 0].tolist())

@@ -36,7 +36,7 @@ def shortcomings(groups: Sequence[BatchGroup], max_row_tokens: int) -> list[str]
     if oversized:
         lines.append(
             f"{oversized} of {total} actions are in rows longer than "
-            f"FULGURITE_MAX_ROW_TOKENS={max_row_tokens} and are not trained (oversized): raise it, "
+            f"batch.max_row_tokens = {max_row_tokens} and are not trained (oversized): raise it, "
             "or keep conversations shorter"
         )
     return lines

@@ -48,13 +48,14 @@ from services.common.runtime import liveness, logs
 from services.common.runtime.clock import now_ms
 from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
+from services.learner.config import RunConfig
 from services.learner.errors import CheckpointForeign, CheckpointMissing, StepNotFinite
 from services.learner.explaining import shortcomings
 from services.learner.policy_log import PolicyLog
-from services.learner.rows import oddity, permuted, train_rows, without_actions
+from services.learner.rows import mini_batches, oddity, permuted, without_actions
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource, trainable
-from services.learner.train_row import TrainRow
+from services.learner.train_row import Trained, TrainRow
 
 PROBE_TOKENS = 24
 """Tokens of a probe: enough to notice wrong weights, and cheap."""
@@ -69,8 +70,8 @@ logger = logs.get()
 class Trains(Protocol):
     """The interface of `services.learner.trainer.Trainer` that the loop uses."""
 
-    def step(self, rows: Sequence[TrainRow]) -> Mapping[str, float]:
-        """Make an optimizer step and return its metrics.
+    def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
+        """Make an optimizer step on each mini-batch; `step` counts batches from 1.
 
         Raises StepNotFinite; then no weight was changed.
         """
@@ -99,6 +100,7 @@ class Learner:
     def __init__(
         self,
         settings: LearnerSettings,
+        config: RunConfig,
         trainer: Trains,
         source: TrajectorySource,
         policy_log: PolicyLog,
@@ -106,27 +108,28 @@ class Learner:
         codec: Codec,
     ) -> None:
         self.settings = settings
+        self.config = config
         self._trainer = trainer
         self._source = source
         self._policy_log = policy_log
         self._producer = producer
         self._codec = codec
         self._checkpoints = CheckpointStore(
-            settings.data_dir, settings.policy, durable=settings.durable_files
+            settings.data_dir, config.policy.name, durable=settings.durable_files
         )
         self._artifacts = ArtifactStore(
             settings.data_dir,
-            settings.policy,
-            keep=settings.keep_versions,
+            config.policy.name,
+            keep=config.publish.keep,
             durable=settings.durable_files,
         )
         rules = BatchRules(
-            groups_per_step=settings.groups_per_step,
-            max_staleness=settings.max_staleness,
-            max_row_tokens=settings.max_row_tokens,
+            groups_per_step=config.batch.groups,
+            max_staleness=config.batch.max_staleness,
+            max_row_tokens=config.batch.max_row_tokens,
         )
-        self.batcher = RowBatcher(settings.policy, rules)
-        self.version = base_version(settings.policy)
+        self.batcher = RowBatcher(config.policy.name, rules)
+        self.version = base_version(config.policy.name)
         self._step = 0
         self._serial = 0
         self._topic_id = source.topic_id()
@@ -165,9 +168,7 @@ class Learner:
             logger.info(
                 "resumed", version=state.version, checkpoint=state.serial, republished=published
             )
-        epoch = self._policy_log.acquire_epoch(
-            self._step, self.settings.model_dump_json(exclude={"model", "data_dir"})
-        )
+        epoch = self._policy_log.acquire_epoch(self._step, self.config.resolved())
         self._source.start(self.batcher.positions())
         logger.info("epoch acquired", epoch=epoch, step=self._step)
 
@@ -180,7 +181,7 @@ class Learner:
         while not self._stopping:
             liveness.beat()
             # What is ready to be trained is not read past: a long topic would fill the memory.
-            if self.batcher.ready(self.version) < self.settings.groups_per_step:
+            if self.batcher.ready(self.version) < self.config.batch.groups:
                 for record in self._source.read(_READ_TIMEOUT_S):
                     self._apply(record)
             self._train_if_ready()
@@ -192,7 +193,7 @@ class Learner:
             if (
                 isinstance(event, Trajectory)
                 and event.mode is Mode.train
-                and event.policy == self.settings.policy
+                and event.policy == self.config.policy.name
             ):
                 event = self._checked(record, event)
             self.batcher.add(record.partition, record.offset, event)
@@ -217,37 +218,38 @@ class Learner:
         self._waiting_since = None
         self._policy_log.check_epoch()
         began = time.monotonic()
-        if self.settings.permute_rewards is not None:
-            groups = permuted(groups, self.settings.permute_rewards + self._step)
-        for line in shortcomings(groups, self.settings.max_row_tokens):
+        permute = self.config.batch.permute_rewards
+        if permute is not None:
+            groups = permuted(groups, permute + self._step)
+        for line in shortcomings(groups, self.config.batch.max_row_tokens):
             logger.warning(line)
-        rows = train_rows(groups)
-        update: PolicyUpdate | None = None
+        parts = mini_batches(groups, self.config)
         metrics = batch_metrics(groups, self.version)
+        update: PolicyUpdate | None = None
         try:
-            metrics |= self._trainer.step(rows)
+            trained = self._trainer.train([rows for _, rows in parts], self._step + 1)
         except StepNotFinite as error:
-            logger.error(
-                "the batch is not trained: its loss or gradient is not finite",
-                error=str(error),
-                groups=[group.group_id for group in groups],
-            )
-            groups, rows = tuple(untrained(group, FilterReason.not_finite) for group in groups), []
-        if rows:
+            logger.error("no step was made", error=str(error))
+            groups = _settled(parts, [False] * len(parts))
+        else:
+            groups = _settled(parts, trained.mini_batches)
             self._step += 1
             parent, self.version = (
                 self.version,
-                Version(self.settings.policy, self._policy_log.epoch, self._step),
+                Version(self.config.policy.name, self._policy_log.epoch, self._step),
             )
             artifact = self._artifacts.write(self.version, self._trainer.export)
-            metrics["step_seconds"] = time.monotonic() - began
-            update = self._update(parent, artifact, rows, groups, metrics)
+            metrics |= trained.metrics | {"step_seconds": time.monotonic() - began}
+            row = next(
+                rows[0] for (_, rows), done in zip(parts, trained.mini_batches, strict=True) if done
+            )
+            update = self._update(parent, artifact, row, groups, metrics)
         entries = self._entries((*groups, *self.batcher.without_signal(self.version)))
         events: list[Event] = [update, *entries] if update else [*entries]
         self._checkpoint(events, trained=update is not None)
         self._policy_log.publish(events)
         self._source.show(self.batcher.positions())
-        logger.info("settled", version=str(self.version), rows=len(rows), **metrics)
+        logger.info("settled", version=str(self.version), **metrics)
 
     def _account_if_due(self) -> None:
         """Tell the ledger of groups that teach nothing and of amendments, if no step did so before:
@@ -260,7 +262,7 @@ class Learner:
             self._amending_since = self._amending_since or now
         if not (
             _is_over(self._settling_since, _SETTLE_AFTER_S, now)
-            or _is_over(self._amending_since, self.settings.max_wait_s, now)
+            or _is_over(self._amending_since, self.config.batch.max_wait_s, now)
         ):
             return
         self._policy_log.check_epoch()
@@ -298,20 +300,20 @@ class Learner:
             return False
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
-        return _is_over(self._waiting_since, self.settings.max_wait_s, now)
+        return _is_over(self._waiting_since, self.config.batch.max_wait_s, now)
 
     def _update(
         self,
         parent: Version,
         artifact: Artifact,
-        rows: Sequence[TrainRow],
+        row: TrainRow,
         groups: Sequence[BatchGroup],
         metrics: Mapping[str, float],
     ) -> PolicyUpdate:
         return PolicyUpdate(
             event_id=derive_id("update", str(self.version)),
             event_time=now_ms(),
-            policy=self.settings.policy,
+            policy=self.config.policy.name,
             kind=UpdateKind.update,
             epoch=self.version.epoch,
             step=self.version.step,
@@ -319,8 +321,8 @@ class Learner:
             parent_version=str(parent),
             learner_id=self.settings.learner_id,
             artifact=artifact,
-            probe=self._probe(rows[0]),
-            topic=self.settings.topic,
+            probe=self._probe(row),
+            topic=self.config.policy.topic,
             positions=self.batcher.positions(),
             trained_actions=sum(
                 outcome[0] is LedgerTerm.trained
@@ -341,8 +343,8 @@ class Learner:
     def _checkpoint(self, pending: Sequence[Event], *, trained: bool) -> None:
         self._serial += 1
         state = CheckpointState(
-            policy=self.settings.policy,
-            topic=self.settings.topic,
+            policy=self.config.policy.name,
+            topic=self.config.policy.topic,
             topic_id=self._topic_id,
             epoch=self._policy_log.epoch,
             step=self._step,
@@ -356,15 +358,15 @@ class Learner:
 
     def _check_ours(self, state: CheckpointState) -> None:
         if (state.policy, state.topic, state.topic_id) != (
-            self.settings.policy,
-            self.settings.topic,
+            self.config.policy.name,
+            self.config.policy.topic,
             self._topic_id,
         ):
             raise CheckpointForeign(
                 f"the checkpoint in {self.settings.data_dir} is of policy {state.policy} on topic "
                 f"{state.topic} ({state.topic_id}), but this learner trains "
-                f"{self.settings.policy} on {self.settings.topic} ({self._topic_id}): set "
-                "FULGURITE_POLICY, FULGURITE_TOPIC or FULGURITE_DATA_DIR so that they match"
+                f"{self.config.policy.name} on {self.config.policy.topic} ({self._topic_id}): set "
+                "FULGURITE_POLICY, policy.topic or FULGURITE_DATA_DIR so that they match"
             )
 
     def _refuse_known_versions(self) -> None:
@@ -376,8 +378,8 @@ class Learner:
         if known:
             raise CheckpointMissing(
                 f"policy.updates has versions up to {known[-1]}, but {self.settings.data_dir} has "
-                f"no checkpoint of {self.settings.policy}; point FULGURITE_DATA_DIR to the folder "
-                "with it, or train under another FULGURITE_POLICY"
+                f"no checkpoint of {self.config.policy.name}; point FULGURITE_DATA_DIR to the "
+                "folder with it, or train under another policy.name"
             )
 
     def _bury(self, record: Record, actions: tuple[str, ...] = ()) -> None:
@@ -392,6 +394,23 @@ class Learner:
         )
         for key, part in addressed(letter):
             self._producer.publish_sync(DEAD_LETTERS, key, part)
+
+
+def _settled(
+    parts: Sequence[tuple[Sequence[BatchGroup], object]], trained: Sequence[bool]
+) -> tuple[BatchGroup, ...]:
+    """The groups of a batch; those of mini-batches that were not trained are `not_finite`."""
+    settled: list[BatchGroup] = []
+    for (groups, _), done in zip(parts, trained, strict=True):
+        if not done:
+            logger.error(
+                "a mini-batch is not trained: its loss or gradient is not finite",
+                groups=[group.group_id for group in groups],
+            )
+        settled += [
+            group if done else untrained(group, FilterReason.not_finite) for group in groups
+        ]
+    return tuple(settled)
 
 
 def _is_over(since: float | None, wait_s: float, now: float) -> bool:

@@ -21,6 +21,8 @@ from services.common.kafka.topic_admin import TopicLayoutError, check_topics, to
 from services.common.runtime import logs
 from services.common.runtime.ending import run_service
 from services.common.runtime.model_folder import model_problem
+from services.learner.config import RunConfig
+from services.learner.config_file import former_in, load, variable
 from services.learner.errors import LearnerError, ModelUnusable, TopicMissing
 from services.learner.learner import Learner
 from services.learner.policy_log import PolicyLog
@@ -32,12 +34,19 @@ logger = logs.get()
 
 def main() -> int:
     """Run until SIGTERM or SIGINT; returns the exit code."""
-    settings = LearnerSettings()  # pyright: ignore[reportCallIssue]
+    settings = LearnerSettings()
     logs.configure("learner", settings.log_level)
     kafka = KafkaSettings()
     try:
-        check_start(settings, kafka)
-        return _run(settings, kafka)
+        config = load(settings.run)
+        for name, key in former_in(os.environ).items():
+            logger.warning(
+                "a variable of an earlier release; the next one ignores it",
+                variable=name,
+                use=variable(key),
+            )
+        check_start(config, kafka)
+        return _run(settings, config, kafka)
     except (LearnerError, TopicLayoutError) as error:
         logger.error("the learner cannot continue", error=str(error), kind=type(error).__name__)
         return os.EX_CONFIG
@@ -46,16 +55,16 @@ def main() -> int:
         return os.EX_UNAVAILABLE
 
 
-def check_start(settings: LearnerSettings, kafka: KafkaSettings) -> None:
+def check_start(config: RunConfig, kafka: KafkaSettings) -> None:
     """Check the model and the topics, before anything large is imported.
 
     Raises ModelUnusable, TopicMissing, TopicLayoutError, LogUnavailable.
     """
-    problem = model_problem(settings.model)
+    problem = model_problem(config.policy.model)
     if problem is not None:
-        raise ModelUnusable(f"FULGURITE_MODEL={problem}")
+        raise ModelUnusable(f"policy.model = {problem}")
     check_topics(kafka)
-    topic = msgspec.structs.replace(TRAJECTORIES, name=settings.topic)
+    topic = msgspec.structs.replace(TRAJECTORIES, name=config.policy.topic)
     found = topic_names(kafka)
     if kafka.topic(topic) not in found:
         names = ", ".join(
@@ -66,23 +75,23 @@ def check_start(settings: LearnerSettings, kafka: KafkaSettings) -> None:
             )
         )
         raise TopicMissing(
-            f"FULGURITE_TOPIC={settings.topic}: there is no topic {kafka.topic(topic)} on "
+            f"policy.topic = {config.policy.topic}: there is no topic {kafka.topic(topic)} on "
             f"{kafka.bootstrap_servers}. Choose one of {names}, or write one with "
             "`fulgurite replay --into`."
         )
 
 
-def _run(settings: LearnerSettings, kafka: KafkaSettings) -> int:
+def _run(settings: LearnerSettings, config: RunConfig, kafka: KafkaSettings) -> int:
     # torch and verl take seconds to import, so settings and topics are checked before.
     from services.learner.trainer import Trainer
-    from services.learner.trainer_settings import TrainerSettings
 
+    policy = config.policy
     codec = make_codec()
-    producer = EventProducer(kafka, codec, f"learner-{settings.policy}")
-    trainer = Trainer(settings.model, TrainerSettings())
-    source = TrajectorySource(kafka, codec, settings.topic, settings.policy, settings.rows_of)
-    policy_log = PolicyLog(kafka, codec, producer, settings.policy, settings.learner_id)
-    learner = Learner(settings, trainer, source, policy_log, producer, codec)
+    producer = EventProducer(kafka, codec, f"learner-{policy.name}")
+    trainer = Trainer(config)
+    source = TrajectorySource(kafka, codec, policy.topic, policy.name, policy.rows_of)
+    policy_log = PolicyLog(kafka, codec, producer, policy.name, settings.learner_id)
+    learner = Learner(settings, config, trainer, source, policy_log, producer, codec)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: learner.stop())
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from fulgurite.events import Tombstone, Trajectory
 from fulgurite.ids import action_id
 from fulgurite.learning.batching import BatchEpisode, BatchGroup, BatchRow
 from fulgurite.tokens import unpack_ids, unpack_logprobs
+from services.learner.config import RunConfig
 from services.learner.train_row import TrainRow
 
 
@@ -54,22 +55,55 @@ def without_actions(event: Trajectory | Tombstone) -> Trajectory | Tombstone:
     )
 
 
-def train_rows(groups: Sequence[BatchGroup]) -> list[TrainRow]:
-    """Make the rows of every episode that has something to train.
+def mini_batches(
+    groups: Sequence[BatchGroup], config: RunConfig
+) -> list[tuple[tuple[BatchGroup, ...], list[TrainRow]]]:
+    """Cut a batch into mini-batches of whole groups, with the rows of every episode that has
+    something to train.
 
-    Advantage = (credit - mean of what it is compared with) / standard deviation of that; weight = 1
-    / (trained tokens of the episode x episodes in the batch).
+    Advantages are those of the algorithm, over the whole batch where it compares within that. The
+    weight of a token is 1 / (trained tokens of the episode x episodes in the mini-batch); where
+    tokens weigh the same, 1 / (the longest row that is trained x episodes).
     """
-    from services.learner.estimator import group_advantages
+    from services.learner.estimator import advantages_of
 
-    episodes = [(group, episode) for group in groups for episode in group.episodes]
+    actions = [
+        (group, action)
+        for group in groups
+        for episode in group.episodes
+        for row in episode.rows
+        for action in row.actions
+    ]
+    advantages = advantages_of(
+        [action.credit for _, action in actions],
+        [group.turns.get(action.turn, group.rewards) for group, action in actions],
+        [action.end - action.start for _, action in actions],
+        config.algorithm.algorithm,
+    )
+    advantage_of = {
+        action.action: advantage for (_, action), advantage in zip(actions, advantages, strict=True)
+    }
+    size = math.ceil(len(groups) / config.algorithm.mini_batches)
+    parts = [tuple(groups[start : start + size]) for start in range(0, len(groups), size)]
+    return [(part, _rows(part, advantage_of, config)) for part in parts]
+
+
+def _rows(
+    groups: Sequence[BatchGroup], advantage_of: Mapping[str, float], config: RunConfig
+) -> list[TrainRow]:
+    episodes = [episode for group in groups for episode in group.episodes]
     rows: list[TrainRow] = []
-    for group, episode in episodes:
-        weight = 1.0 / (_trained_tokens(episode) * len(episodes))
-        actions = [action for row in episode.rows for action in row.actions]
-        peers = [group.turns.get(action.turn, group.rewards) for action in actions]
-        advantages = iter(group_advantages([action.credit for action in actions], peers))
-        rows += [_row(row, [next(advantages) for _ in row.actions], weight) for row in episode.rows]
+    for episode in episodes:
+        length = (
+            _trained_tokens(episode)
+            if config.algorithm.algorithm.episodes_weigh_the_same
+            else config.batch.max_row_tokens
+        )
+        weight = 1.0 / (length * len(episodes))
+        rows += [
+            _row(row, [advantage_of[action.action] for action in row.actions], weight)
+            for row in episode.rows
+        ]
     return rows
 
 

@@ -5,6 +5,8 @@ Importable without torch.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,14 @@ class TrainRow(msgspec.Struct, frozen=True, eq=False):
     """As the engine reported them, at the action's temperature; 0 where not trained."""
     advantages: NDArray[np.float32]
     weights: NDArray[np.float32]
-    """1 / (trained tokens of the episode x episodes in the batch)."""
+    """How much a token counts (`services.learner.rows`)."""
     temperature: NDArray[np.float32]
     """The action's sampling temperature; anything above 0 where not trained."""
+
+
+class Trained(NamedTuple):
+    """What a batch came to."""
+
+    metrics: dict[str, float]
+    mini_batches: tuple[bool, ...]
+    """Whether each mini-batch was trained; not those whose loss or gradient was never finite."""

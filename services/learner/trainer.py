@@ -1,6 +1,7 @@
 """Trains one policy: verl's `TrainingWorker` on the forest engine, in this process, without Ray.
 
-A step either happens or changes nothing. Rows come in any number and order. Micro-batches are cut
+A batch is one or more mini-batches, an optimizer step each. A step either happens or changes
+nothing. Rows come in any number and order. Micro-batches are cut
 along the prefix forest, and filled up to equal numbers of rows with short prefixes of other rows,
 which carry no loss and cost nothing. Not thread-safe; one per process.
 """
@@ -16,7 +17,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from statistics import fmean
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,11 +30,10 @@ from fulgurite.trajectories.forest import build, partition
 from services.common.runtime import logs
 from services.learner import verl_cpu
 from services.learner.attention import CHECKED, check_model
-from services.learner.errors import IncompatibleModel, IncompatibleObjective
-from services.learner.train_row import TrainRow
-from services.learner.trainer_settings import TrainerSettings
-
-__all__ = ["TrainRow", "Trainer", "TrainerSettings"]
+from services.learner.config import RunConfig
+from services.learner.drift import Drift
+from services.learner.errors import IncompatibleModel, IncompatibleObjective, StepNotFinite
+from services.learner.train_row import Trained, TrainRow
 
 _FILLER_TOKENS = 2
 """Tokens of a filler row: the shortest row with a token to predict."""
@@ -43,25 +44,32 @@ _TRIAL_BOUNDS = {"fp32": 1e-3, "bf16": 0.15}
 logger = logs.get()
 
 
+class _Prepared(NamedTuple):
+    """A mini-batch, ready for the engine."""
+
+    rows: Sequence[TrainRow]
+    filled: list[TrainRow]
+    bins: list[list[int]]
+    fields: dict[str, Any]
+
+
 class Trainer:
-    """Trains the model in a Hugging Face folder.
+    """Trains a run's model. Raises IncompatibleModel."""
 
-    Raises IncompatibleObjective if the settings do not fit together.
-    """
-
-    def __init__(self, model: Path, settings: TrainerSettings) -> None:
-        self.settings = settings
-        self.device = verl_cpu.select(settings.device)
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.device = verl_cpu.select(config.engine.device)
         # Imported after the platform is chosen: verl's engine asks for it while being imported.
         from services.learner.objective import Objective
 
-        self._objective = Objective(settings)
-        check_model(model, forest=settings.share_prefixes)
-        torch.manual_seed(settings.seed)
-        self._worker = _worker(model, settings, self.device)
+        self._objective = Objective(config)
+        self._by_forest = config.engine.layout == "forest"
+        check_model(config.policy.model, forest=self._by_forest)
+        torch.manual_seed(config.engine.seed)
+        self._worker = _worker(config, self.device)
         self._worker.engine.before_step = self._objective.require_finite
-        self._reference = _worker(model, settings, self.device) if settings.kl_coef else None
-        if settings.share_prefixes:
+        self._reference = _worker(config, self.device) if config.algorithm.kl else None
+        if self._by_forest:
             self._check_forest()
 
     @property
@@ -69,29 +77,88 @@ class Trainer:
         """The sharded model."""
         return cast("torch.nn.Module", self._worker.engine.module)
 
-    def step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
-        """Make one optimizer step on a batch and return its metrics.
+    def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
+        """Make an optimizer step on each mini-batch, `algorithm.epochs` times.
 
-        Raises PolicyDrift, StepNotFinite, IncompatibleObjective; then no weight was changed.
+        `step` counts batches from 1; the learning rate depends on it alone. Raises PolicyDrift,
+        IncompatibleObjective, and StepNotFinite if no step was made; then no weight was changed.
         """
         began = time.monotonic()
-        self._refuse(rows)
-        bins, filled = _filled(rows, self.settings.max_forest_tokens)
+        self._set_optimizer(step)
+        for rows in batch:
+            self._refuse(rows)
+        prepared = [self._prepared(rows) for rows in batch]
+        decoupled = self.config.algorithm.correction == "decoupled"
+        drift = self._correct(prepared) if decoupled else None
+        steps: list[dict[str, float]] = []
+        trained = [False] * len(batch)
+        failure: StepNotFinite | None = None
+        for _ in range(self.config.algorithm.epochs):
+            for index, mini_batch in enumerate(prepared):
+                try:
+                    steps.append(self._step(mini_batch))
+                    trained[index] = True
+                except StepNotFinite as error:
+                    failure = error
+        if failure is not None and not steps:
+            raise failure
+        drift = drift or self._objective.drift
+        metrics = {name: fmean(step[name] for step in steps) for name in steps[0]}
+        metrics |= {
+            "k3": drift.k3,
+            "ess": drift.ess,
+            "lr": self.config.optimizer.lr_at(step),
+            "optimizer_steps": float(len(steps)),
+            "train_seconds": time.monotonic() - began,
+        }
+        return Trained(metrics, tuple(trained))
+
+    def _set_optimizer(self, step: int) -> None:
+        """Set what the run says: a checkpoint brings back what it was saved with."""
+        optimizer = self.config.optimizer
+        for group in self._worker.engine.optimizer.param_groups:
+            group["lr"] = optimizer.lr_at(step)
+            group["betas"] = optimizer.betas
+            group["eps"] = optimizer.eps
+            group["weight_decay"] = optimizer.weight_decay
+
+    def _prepared(self, rows: Sequence[TrainRow]) -> _Prepared:
+        bins, filled = _filled(rows, self.config.engine.micro_batch_tokens)
         fields = _fields(filled)
-        if self.settings.correction == "decoupled":
-            old = self._infer(self._worker, fields, bins)
-            fields |= {
-                "old_log_probs": old,
-                "rollout_is_weights": self._truncated_weights(old, fields),
-            }
         if self._reference is not None:
             fields["ref_log_probs"] = self._infer(self._reference, fields, bins)
+        return _Prepared(rows, filled, bins, fields)
+
+    def _correct(self, batch: Sequence[_Prepared]) -> Drift:
+        """Compute the old log-probabilities of a batch, and the weights between engine and trainer.
+
+        Raises PolicyDrift.
+        """
+        from services.learner.correction import correction_weights
+
+        drift = Drift()
+        for mini_batch in batch:
+            fields = mini_batch.fields
+            old = self._infer(self._worker, fields, mini_batch.bins)
+            padded, behaviour = _padded(old), _padded(fields["behaviour_logprobs"])
+            mask = _padded([row.float() for row in fields["loss_mask"]])
+            drift.add(padded, behaviour, mask.bool())
+            weights = correction_weights(padded - behaviour, mask, self.config.algorithm)
+            fields["old_log_probs"] = old
+            fields["rollout_is_weights"] = [
+                row[: len(values)] for row, values in zip(weights, old, strict=True)
+            ]
+        drift.check(self.config.drift)
+        return drift
+
+    def _step(self, mini_batch: _Prepared) -> dict[str, float]:
+        rows, filled, bins = mini_batch.rows, mini_batch.filled, mini_batch.bins
         self._objective.begin(
             rows=len(rows), trained_tokens=sum(int(row.trained.sum()) for row in rows)
         )
         self._worker.set_loss_fn(self._objective)
         result = self._worker.train_batch(
-            self._batch(fields, bins, calculate_entropy=self.settings.entropy_coef != 0)
+            self._batch(mini_batch.fields, bins, calculate_entropy=True)
         )
         from verl.utils import tensordict_utils as tu
 
@@ -108,7 +175,6 @@ class Trainer:
             ),
             "row_tokens": float(sum(len(row.token_ids) for row in rows)),
             "micro_batches": float(len(bins)),
-            "train_seconds": time.monotonic() - began,
         }
 
     def logprobs(self, token_ids: Sequence[int] | NDArray[np.int32]) -> NDArray[np.float32]:
@@ -120,7 +186,7 @@ class Trainer:
 
     def row_logprobs(self, rows: Sequence[TrainRow]) -> list[NDArray[np.float32]]:
         """Log-probabilities (T,) of each row's trained tokens, at their temperatures; else 0."""
-        return self._row_logprobs(rows, share_prefixes=self.settings.share_prefixes)
+        return self._row_logprobs(rows, share_prefixes=self._by_forest)
 
     def export(self, path: Path) -> None:
         """Write the weights as safetensors under Hugging Face's names, in the base model's dtype.
@@ -151,7 +217,7 @@ class Trainer:
     def _row_logprobs(
         self, rows: Sequence[TrainRow], *, share_prefixes: bool
     ) -> list[NDArray[np.float32]]:
-        bins, filled = _filled(rows, self.settings.max_forest_tokens)
+        bins, filled = _filled(rows, self.config.engine.micro_batch_tokens)
         shifted = self._infer(self._worker, _fields(filled), bins, share_prefixes=share_prefixes)
         return [
             np.roll(values.numpy(), 1) * row.trained
@@ -169,7 +235,7 @@ class Trainer:
             for shared in (True, False)
         )
         error = float(np.abs(forest - by_row).max())
-        bound = _TRIAL_BOUNDS[self.settings.dtype]
+        bound = _TRIAL_BOUNDS[self.config.engine.dtype]
         if not error <= bound:
             raise IncompatibleModel(
                 f"{config.model_type} computes rows otherwise as a forest: log-probabilities "
@@ -181,19 +247,19 @@ class Trainer:
     def _refuse(self, rows: Sequence[TrainRow]) -> None:
         if not any(row.trained.any() for row in rows):
             raise IncompatibleObjective("the batch has no trained token; a step needs at least one")
-        if self.settings.single_row_episodes:
+        if self.config.algorithm.single_row_episodes:
             sums = [float(row.weights[row.trained].sum()) * len(rows) for row in rows]
             if not np.allclose(sums, 1.0, atol=1e-3):
                 raise IncompatibleObjective(
-                    "FULGURITE_TRAINER_SINGLE_ROW_EPISODES is set, but the batch has episodes of "
-                    "several rows: unset it, and use a policy loss that is not over sequences"
+                    "algorithm.single_row_episodes is set, but the batch has episodes of several "
+                    "rows: unset it, and take an algorithm that is not over sequences"
                 )
-        if not self.settings.share_prefixes and any(
+        if not self._by_forest and any(
             len(np.unique(row.temperature[row.trained])) > 1 for row in rows
         ):
             raise IncompatibleObjective(
-                "a row has several temperatures, and without FULGURITE_TRAINER_SHARE_PREFIXES "
-                "verl computes a row at one temperature: set it to true"
+                'a row has several temperatures, and with engine.layout = "rows" verl computes '
+                'a row at one: set it to "forest"'
             )
 
     def _batch(self, fields: dict[str, Any], bins: list[list[int]], **options: Any) -> Any:
@@ -207,14 +273,14 @@ class Trainer:
         }
         tensors["temperature"] = torch.tensor([fields["temperature"][i] for i in order])
         longest = max(len(row) for row in fields["input_ids"])
-        shared = options.pop("share_prefixes", self.settings.share_prefixes)
+        shared = options.pop("share_prefixes", self._by_forest)
         return tu.get_tensordict(
             tensors,
             {
                 "share_prefixes": shared,
                 "use_remove_padding": False,
                 "use_dynamic_bsz": not shared,
-                "max_token_len_per_gpu": max(self.settings.max_forest_tokens, longest),
+                "max_token_len_per_gpu": max(self.config.engine.micro_batch_tokens, longest),
                 "micro_batch_size_per_gpu": len(bins[0]),
                 **options,
             },
@@ -229,27 +295,6 @@ class Trainer:
         order = [i for b in bins for i in b]
         rows = dict(zip(order, in_bins, strict=True))
         return [rows[i] for i in range(len(order))]
-
-    def _truncated_weights(
-        self, old: list[torch.Tensor], fields: dict[str, Any]
-    ) -> list[torch.Tensor]:
-        from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
-
-        lengths = [len(row) for row in old]
-        dense = [
-            torch.nested.to_padded_tensor(_jagged(rows), 0.0)
-            for rows in (old, fields["behaviour_logprobs"], fields["weights"])
-        ]
-        mask = torch.nested.to_padded_tensor(
-            _jagged([row.float() for row in fields["loss_mask"]]), 0.0
-        )
-        weights, _ = compute_rollout_correction_weights(
-            log_ratio=dense[0] - dense[1],
-            response_mask=mask,
-            rollout_is="token",
-            rollout_is_threshold=self.settings.is_cap,
-        )
-        return [row[:length] for row, length in zip(weights, lengths, strict=True)]
 
 
 def _trial_rows(vocabulary: int) -> list[TrainRow]:
@@ -311,11 +356,15 @@ def _shifted(values: NDArray[Any], last: float = 0) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([values[1:], np.array([last], values.dtype)]))
 
 
+def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.to_padded_tensor(_jagged(rows), 0.0)
+
+
 def _jagged(rows: list[torch.Tensor]) -> torch.Tensor:
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
-def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
+def _worker(config: RunConfig, device: str) -> Any:
     """Make verl's worker with the forest engine, which it finds in its registry."""
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import (
@@ -339,10 +388,11 @@ def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
     if not dist.is_initialized():
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
-    config = TrainingWorkerConfig(
+    engine, optimizer = config.engine, config.optimizer
+    worker_config = TrainingWorkerConfig(
         model_type="language_model",
         model_config=HFModelConfig(
-            path=str(model),
+            path=str(config.policy.model),
             override_config={"attn_implementation": "sdpa"},
             use_remove_padding=False,
             enable_gradient_checkpointing=False,
@@ -351,25 +401,25 @@ def _worker(model: Path, settings: TrainerSettings, device: str) -> Any:
             strategy="fsdp2",
             model_dtype="fp32",
             mixed_precision={
-                "param_dtype": settings.dtype,
+                "param_dtype": engine.dtype,
                 "reduce_dtype": "fp32",
                 "buffer_dtype": "fp32",
             },
             use_torch_compile=False,
             use_remove_padding=False,
             reshard_after_forward=device != "cpu",
-            max_token_len_per_gpu=settings.max_forest_tokens,
-            infer_max_token_len_per_gpu=settings.max_forest_tokens,
-            seed=settings.seed,
+            max_token_len_per_gpu=engine.micro_batch_tokens,
+            infer_max_token_len_per_gpu=engine.micro_batch_tokens,
+            seed=engine.seed,
         ),
         optimizer_config=FSDPOptimizerConfig(
-            lr=settings.lr, weight_decay=settings.weight_decay, clip_grad=settings.grad_clip
+            lr=optimizer.lr, weight_decay=optimizer.weight_decay, clip_grad=optimizer.grad_clip
         ),
         checkpoint_config=CheckpointConfig(),
     )
     # verl prints to standard output, which is the service's log.
     with contextlib.redirect_stdout(sys.stderr):
-        worker = TrainingWorker(config)
+        worker = TrainingWorker(worker_config)
         # Importing the engine registered it.
         assert isinstance(worker.engine, ForestEngine)
         worker.reset()

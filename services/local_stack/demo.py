@@ -91,11 +91,11 @@ class Demo:
         data = empty_folder(choices.out / "data")
         training, held_out = self._make_tasks()
         settings = {
-            "FULGURITE_TRAINER_SEED": str(choices.seed),
-            "FULGURITE_GROUPS_PER_STEP": str(GROUPS_PER_STEP),
+            "FULGURITE__ENGINE__SEED": str(choices.seed),
+            "FULGURITE__BATCH__GROUPS": str(GROUPS_PER_STEP),
         }
         if choices.control:
-            settings["FULGURITE_PERMUTE_REWARDS"] = str(choices.seed)
+            settings["FULGURITE__BATCH__PERMUTE_REWARDS"] = str(choices.seed)
         began = time.monotonic()
         with (
             self._memory,

@@ -28,8 +28,9 @@ from services.common.kafka.settings import KafkaSettings
 from services.gateway.identity.keys import KeyRing
 from services.gateway.settings import GatewaySettings
 from services.judge.settings import JudgeSettings
+from services.learner.config_file import load
+from services.learner.errors import ConfigInvalid
 from services.learner.settings import LearnerSettings
-from services.learner.trainer_settings import TrainerSettings
 from services.rewarder.settings import RewarderSettings
 from services.rewards.settings import RewardWorkerSettings
 
@@ -44,7 +45,6 @@ SERVICES: tuple[type[BaseSettings], ...] = (
     RewardWorkerSettings,
     JudgeSettings,
     LearnerSettings,
-    TrainerSettings,
 )
 VLLM_BASE_GIB = 2.5
 """What vLLM's CPU build takes beside its cache of keys and values; see docs/how-to/deploy.md."""
@@ -74,6 +74,10 @@ def check_settings(environment: Environment) -> Iterator[str]:
             continue
         if isinstance(made, GatewaySettings):
             problems.update(_gateway_problems(made))
+    try:
+        load(LearnerSettings().run)
+    except ConfigInvalid as error:
+        problems.add(f"{error}. Correct it in .env (docs/reference/runs.md says what it takes).")
     yield from sorted(problems)
 
 

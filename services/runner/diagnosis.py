@@ -204,7 +204,7 @@ class Diagnosis:
             return []
         limit = self._learners.config(self._policy).max_row_tokens
         return [
-            f"{count} of {total} rollouts have rows longer than FULGURITE_MAX_ROW_TOKENS={limit}, "
+            f"{count} of {total} rollouts have rows longer than batch.max_row_tokens = {limit}, "
             "which are not trained (oversized): raise it for the learner, or keep conversations "
             "shorter"
         ]

@@ -10,8 +10,17 @@ from fulgurite.learning.relabel import learns_elsewhere
 
 
 class LearnerConfig(msgspec.Struct, frozen=True):
-    """The learner's settings that a runner needs; None for those that its claim does not have."""
+    """The keys of the learner's run that a runner needs; None where its claim has none."""
 
+    groups: int | None = None
+    max_row_tokens: int | None = None
+    max_wait_s: float | None = None
+
+
+class _Claim(msgspec.Struct, frozen=True):
+    """What a claim tells of a run; earlier releases wrote settings by other names."""
+
+    batch: LearnerConfig = LearnerConfig()
     groups_per_step: int | None = None
     max_row_tokens: int | None = None
     max_wait_s: float | None = None
@@ -39,6 +48,9 @@ class Learners:
 
 def _config(text: str | None) -> LearnerConfig:
     try:
-        return msgspec.json.decode(text or "{}", type=LearnerConfig)
+        claim = msgspec.json.decode(text or "{}", type=_Claim)
     except (msgspec.DecodeError, UnicodeError):
         return LearnerConfig()
+    if claim.batch != LearnerConfig():
+        return claim.batch
+    return LearnerConfig(claim.groups_per_step, claim.max_row_tokens, claim.max_wait_s)

@@ -71,7 +71,7 @@ _STALLED_S = 60.0
 load its function.
 """
 _LEARNER_SILENT_S = 180.0
-"""Longer than a default FULGURITE_MAX_WAIT_S and a step together."""
+"""Longer than a default batch.max_wait_s and a step together."""
 _NO_LEARNER_S = 60.0
 """Until then a learner may still be loading its model."""
 
@@ -295,16 +295,12 @@ class Run:
                 "trained until one is started"
             )
         config = self.learners.config(policy)
-        if (
-            config.groups_per_step
-            and options.max_ahead is not None
-            and options.max_ahead < config.groups_per_step
-        ):
+        if config.groups and options.max_ahead is not None and options.max_ahead < config.groups:
             wait = f" ({config.max_wait_s:g} s)" if config.max_wait_s else ""
             self._watcher.on_warning(
                 f"--max-ahead {options.max_ahead} is less than the learner's batch of "
-                f"{config.groups_per_step} groups (FULGURITE_GROUPS_PER_STEP), so every step waits "
-                f"for FULGURITE_MAX_WAIT_S{wait}: raise --max-ahead"
+                f"{config.groups} groups (batch.groups), so every step waits "
+                f"for batch.max_wait_s{wait}: raise --max-ahead"
             )
 
     async def _watch(self) -> None:

@@ -75,7 +75,7 @@ def logged(kafka: KafkaSettings) -> set[str]:
 @pytest.mark.parametrize(
     ("settings", "named", "remedy"),
     [
-        ({"FULGURITE_TRAINER_LR": "fast"}, "FULGURITE_TRAINER_LR=fast", ".env"),
+        ({"FULGURITE__OPTIMIZER__LR": "fast"}, "FULGURITE__OPTIMIZER__LR=fast", ".env"),
         ({"FULGURITE_ALIASES": "policy"}, "FULGURITE_ALIASES", "alias=policy"),
         ({"COMPOSE_PROFILES": "gpu"}, "COMPOSE_PROFILES=gpu", "COMPOSE_PROFILES=cpu"),
         ({"COMPOSE_PROFILES": "tpu"}, "COMPOSE_PROFILES=tpu", "COMPOSE_PROFILES=cpu"),

@@ -108,11 +108,11 @@ class Learner:
             "FULGURITE_TOPIC_PREFIX": self.kafka.topic_prefix,
             "FULGURITE_MODEL": str(tiny_model()),
             "FULGURITE_DATA_DIR": str(self.folder),
-            "FULGURITE_GROUPS_PER_STEP": str(PER_STEP),
-            "FULGURITE_TRAINER_DEVICE": "cpu",
+            "FULGURITE__BATCH__GROUPS": str(PER_STEP),
+            "FULGURITE__ENGINE__DEVICE": "cpu",
             # The made-up log-probabilities are not those of the model.
-            "FULGURITE_TRAINER_DRIFT_STOP_K3": "1e9",
-            "FULGURITE_TRAINER_DRIFT_STOP_ESS": "0",
+            "FULGURITE__DRIFT__STOP__K3": "1e9",
+            "FULGURITE__DRIFT__STOP__ESS": "0",
             "OMP_NUM_THREADS": "1",
         }
         self.process = ChildProcess(

@@ -51,7 +51,7 @@ def length(episode):
 """
 
 SETTINGS = {
-    "FULGURITE_GROUPS_PER_STEP": "2",
+    "FULGURITE__BATCH__GROUPS": "2",
     # A random model's words rarely end by themselves.
     "FULGURITE_REWARDER_FAILURE_POLICIES": '{"truncated": "train"}',
     "OMP_NUM_THREADS": "1",

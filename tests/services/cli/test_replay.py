@@ -79,6 +79,7 @@ def test_what_makes_no_sense_is_refused(
     arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:9")
+    monkeypatch.setenv("FULGURITE_MODEL", "model")
     done = CliRunner().invoke(app, list(arguments))
     assert (done.exit_code, words in done.stderr) == (1, True), done.output
 

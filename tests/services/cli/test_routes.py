@@ -99,7 +99,7 @@ def test_a_version_whose_weights_were_removed_is_refused_and_those_left_are_name
     (tmp_path / "1.2" / "model.safetensors").unlink()
     message = refused(found, "policy@1.2")
     assert "weights are gone" in message
-    assert "FULGURITE_KEEP_VERSIONS" in message
+    assert "publish.keep" in message
     assert "policy@1.7, policy@1.8" in message
 
 

@@ -18,7 +18,7 @@ from fulgurite.groups.credit import RULES
 from fulgurite.groups.rewards import LARGEST_REWARD, LARGEST_WEIGHT
 from fulgurite.learning.batching import BatchRules, RowBatcher
 from fulgurite.versions import Version
-from services.learner.rows import train_rows
+from tests.services.learner.batches import train_rows
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
 NAMES = ("reward", "critic", "critic.recall")

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from services.learner.config import RunConfig
 from services.learner.errors import IncompatibleModel
 from services.learner.train_row import TrainRow
-from services.learner.trainer_settings import TrainerSettings
 from services.local_stack.model import tiny_model
 
 with warnings.catch_warnings():
@@ -71,6 +71,14 @@ def folder_of(tmp_path: Path, kind: str, **fields: Any) -> Path:
     return tmp_path
 
 
+def trainer(folder: Path) -> Trainer:
+    return Trainer(
+        RunConfig.model_validate(
+            {"policy": {"model": folder}, "engine": {"dtype": "fp32", "device": "cpu"}}
+        )
+    )
+
+
 def rows() -> list[TrainRow]:
     """Rows that share a prefix longer than the window, and part at several places."""
     chance = np.random.default_rng(0)
@@ -95,8 +103,7 @@ def reference(folder: Path, row: TrainRow) -> NDArray[np.float32]:
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_forest_is_what_hugging_face_computes_row_by_row(tmp_path: Path, kind: str) -> None:
     folder = folder_of(tmp_path, kind, **MODELS[kind])
-    settings = TrainerSettings(dtype="fp32", device="cpu")
-    for told, row in zip(Trainer(folder, settings).row_logprobs(rows()), rows(), strict=True):
+    for told, row in zip(trainer(folder).row_logprobs(rows()), rows(), strict=True):
         np.testing.assert_allclose(told, reference(folder, row), atol=5e-5)
 
 
@@ -123,7 +130,7 @@ def test_layers_that_see_rows_one_after_the_other_are_refused(
 ) -> None:
     folder = folder_of(tmp_path, kind, **fields)
     with pytest.raises(IncompatibleModel, match=says):
-        Trainer(folder, TrainerSettings(dtype="fp32", device="cpu"))
+        trainer(folder)
 
 
 def test_a_model_that_says_nothing_of_such_layers_is_found_out(
@@ -136,11 +143,11 @@ def test_a_model_that_says_nothing_of_such_layers_is_found_out(
     monkeypatch.setattr(forest_engine, "windows_of", all_are_full)
     folder = folder_of(tmp_path, "lfm2", **CONV)
     with pytest.raises(IncompatibleModel, match="lfm2 computes rows otherwise as a forest"):
-        Trainer(folder, TrainerSettings(dtype="fp32", device="cpu"))
+        trainer(folder)
 
 
 def test_a_model_that_is_on_no_list_is_tried_out_and_trained(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "granite")
     row = rows()[0]
-    (told,) = Trainer(folder, TrainerSettings(dtype="fp32", device="cpu")).row_logprobs([row])
+    (told,) = trainer(folder).row_logprobs([row])
     np.testing.assert_allclose(told, reference(folder, row), atol=5e-5)

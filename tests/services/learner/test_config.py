@@ -113,9 +113,10 @@ def test_what_is_wrong_is_told_by_its_key_and_place(tmp_path: Path, text: str, s
 @pytest.mark.parametrize(
     ("variables", "says"),
     [
-        ({"FULGURITE__BATCH__GROUPS": "x"}, "the environment: batch.groups: Input should be"),
+        ({"FULGURITE__BATCH__GROUPS": "x"}, "FULGURITE__BATCH__GROUPS=x: batch.groups: Input should be"),
+        ({"FULGURITE_TRAINER_LR": "fast"}, "FULGURITE_TRAINER_LR=fast: optimizer.lr: Input should be"),
         ({"FULGURITE__BATCH__GROPUS": "1"}, "did you mean batch.groups?"),
-        ({"FULGURITE__OPTIMIZER__BETAS": "[1,"}, "the environment: optimizer.betas: "),
+        ({"FULGURITE__OPTIMIZER__BETAS": "[1,"}, "FULGURITE__OPTIMIZER__BETAS=[1,: optimizer.betas: "),
         ({"FULGURITE__BATCH": "1", "FULGURITE__BATCH__GROUPS": "1"}, "batch is a key, not a table"),
         ({"FULGURITE_MODEL": ""}, "policy.model is missing; set it in the file or by FULGURITE__POLICY__MODEL"),
     ],

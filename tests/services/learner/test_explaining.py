@@ -42,7 +42,7 @@ def test_a_batch_that_teaches_nothing_says_why(reason: FilterReason) -> None:
 
 def test_rows_that_are_too_long_are_told_beside_what_is_trained() -> None:
     assert shortcomings(batch(TRAINED, OVERSIZED), 64) == [
-        "1 of 2 actions are in rows longer than FULGURITE_MAX_ROW_TOKENS=64 and are not trained "
+        "1 of 2 actions are in rows longer than batch.max_row_tokens = 64 and are not trained "
         "(oversized): raise it, or keep conversations shorter"
     ]
 

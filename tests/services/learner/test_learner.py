@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,11 @@ from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Position, Tombsto
 from fulgurite.groups.closing import close_group
 from fulgurite.tokens import FloatArray
 from services.common.kafka.consumer import Record
+from services.learner.config import RunConfig
 from services.learner.errors import StepNotFinite
 from services.learner.learner import Learner
 from services.learner.settings import LearnerSettings
-from services.learner.train_row import TrainRow
+from services.learner.train_row import Trained, TrainRow
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
 
@@ -94,15 +95,17 @@ class PolicyLogInMemory:
 class Trainer:
     """Makes a step of everything but what it is told to choke on."""
 
-    def __init__(self, *, fails: Sequence[int] = ()) -> None:
+    def __init__(self, *, fails: Sequence[int] = (), skips: Sequence[int] = ()) -> None:
         self._fails = fails
-        self.steps: list[Sequence[TrainRow]] = []
+        self._skips = skips
+        self.steps: list[Sequence[Sequence[TrainRow]]] = []
 
-    def step(self, rows: Sequence[TrainRow]) -> Mapping[str, float]:
-        self.steps.append(rows)
+    def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
+        self.steps.append(batch)
         if len(self.steps) - 1 in self._fails:
-            raise StepNotFinite("the gradient's norm is nan; nothing was changed")
-        return {"grad_norm": 1.0}
+            raise StepNotFinite("the gradient's norm is nan; no weight was changed")
+        skipped = self._skips if len(batch) > 1 else ()
+        return Trained({"grad_norm": 1.0}, tuple(n not in skipped for n in range(len(batch))))
 
     def logprobs(self, token_ids: Sequence[int]) -> FloatArray:
         return np.zeros(len(token_ids) - 1, np.float32)
@@ -131,14 +134,15 @@ def rows_of(group: int, rewards: Sequence[float]) -> list[Trajectory | Tombstone
 
 
 def learner_of(
-    tmp_path: Path, trainer: Trainer, events: Sequence[Trajectory | Tombstone]
+    tmp_path: Path, trainer: Trainer, events: Sequence[Trajectory | Tombstone], **tables: Any
 ) -> tuple[Learner, PolicyLogInMemory]:
-    settings = LearnerSettings(
-        model=tmp_path, data_dir=tmp_path, groups_per_step=1, durable_files=False
+    settings = LearnerSettings(data_dir=tmp_path, durable_files=False)
+    config = RunConfig.model_validate(
+        {"policy": {"model": tmp_path}, "batch": {"groups": 1}, **tables}
     )
     source, log = Source(events), PolicyLogInMemory()
     learner = Learner(
-        settings, trainer, cast("Any", source), cast("Any", log), cast("Any", None), Codec()
+        settings, config, trainer, cast("Any", source), cast("Any", log), cast("Any", None), Codec()
     )
     source.at_end = learner.stop
     learner.resume()
@@ -160,6 +164,40 @@ def test_a_step_that_is_not_finite_publishes_nothing_and_the_next_batch_is_train
     assert [outcomes[f"{make_call(2, index).call_id}#0"] for index in (0, 1)] == [
         (LedgerTerm.trained, None)
     ] * 2
+
+
+def test_the_groups_of_a_mini_batch_that_is_not_finite_are_accounted_for_without_it(
+    tmp_path: Path,
+) -> None:
+    trainer = Trainer(skips=[0])
+    learner, log = learner_of(
+        tmp_path,
+        trainer,
+        [*rows_of(1, [1.0, 0.0]), *rows_of(2, [1.0, 0.0])],
+        batch={"groups": 2},
+        algorithm={"correction": "decoupled", "mini_batches": 2},
+    )
+    learner.run()
+    assert [len(batch) for batch in trainer.steps] == [2]
+    assert log.versions() == {"policy@1.1"}
+    outcomes = log.outcomes()
+    assert outcomes[f"{make_call(1, 0).call_id}#0"] == (
+        LedgerTerm.filtered,
+        FilterReason.not_finite,
+    )
+    assert outcomes[f"{make_call(2, 0).call_id}#0"] == (LedgerTerm.trained, None)
+
+
+def test_groups_without_a_signal_are_settled_soon_and_make_no_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.learner.learner._SETTLE_AFTER_S", -1.0)
+    trainer = Trainer()
+    learner, log = learner_of(tmp_path, trainer, rows_of(1, [1.0, 1.0]))
+    learner.run()
+    assert trainer.steps == []
+    assert log.versions() == set()
+    assert set(log.outcomes().values()) == {(LedgerTerm.filtered, FilterReason.no_signal)}
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e39, 1.7e308])

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import Tombstone, Trajectory
 from fulgurite.groups.closing import close_group
-from fulgurite.learning.batching import BatchRules, RowBatcher
+from fulgurite.learning.batching import BatchGroup, BatchRules, RowBatcher
 from fulgurite.versions import base_version
-from services.learner.rows import oddity, train_rows, without_actions
+from services.learner.rows import oddity, without_actions
+from tests.services.learner.batches import train_rows
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 
 
@@ -62,6 +63,11 @@ ODD = {
 }
 
 
+def settled(batcher: RowBatcher) -> tuple[BatchGroup, ...]:
+    version = base_version("policy")
+    return (*batcher.next_batch(version), *batcher.without_signal(version))
+
+
 def test_rows_of_the_rewarder_are_not_odd() -> None:
     assert [oddity(row) for row in rows()] == [None, None]
 
@@ -74,7 +80,7 @@ def test_what_is_odd_is_told_and_left_out(name: str) -> None:
     batcher = RowBatcher("policy", BatchRules(groups_per_step=1))
     for offset, row in enumerate([plain, rows()[1]]):
         batcher.add(0, offset, row)
-    (group,) = batcher.next_batch(base_version("policy"))
+    (group,) = settled(batcher)
     assert all(math.isfinite(reward) for reward in group.rewards)
     assert len(group.rewards) == 2
     assert len(train_rows([group])) == 1
@@ -118,6 +124,6 @@ def test_what_is_not_odd_can_be_trained(
     kept = row if oddity(row) is None else without_actions(row)
     for offset, one in enumerate([kept, rows()[1]]):
         batcher.add(0, offset, one)
-    for trained in train_rows(batcher.next_batch(base_version("policy"))):
+    for trained in train_rows(settled(batcher)):
         assert np.isfinite(trained.advantages).all()
         assert np.isfinite(trained.behaviour_logprobs).all()

@@ -7,6 +7,7 @@ correction it was told, or refuses.
 
 from __future__ import annotations
 
+import itertools
 import random
 import warnings
 from pathlib import Path
@@ -19,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from services.learner.algorithms import ALGORITHMS
+from services.learner.config import RunConfig
 from services.learner.errors import IncompatibleObjective, PolicyDrift, StepNotFinite
 from services.learner.train_row import TrainRow
-from services.learner.trainer_settings import TrainerSettings
 from services.local_stack.model import tiny_model
 
 with warnings.catch_warnings():
@@ -34,12 +36,11 @@ with warnings.catch_warnings():
     import verl.workers.engine_workers  # noqa: F401  # pyright: ignore[reportUnusedImport]
     from verl.trainer.ppo.core_algos import (
         POLICY_LOSS_REGISTRY,
-        get_adv_estimator_fn,
         get_policy_loss_fn,
     )
     from verl.workers.config import ActorConfig
 
-    from services.learner.objective import check
+    from services.learner.correction import correction_weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
@@ -48,13 +49,25 @@ pytestmark = pytest.mark.filterwarnings(
 VOCABULARY = 200
 
 
-def trainer(**settings: Any) -> Trainer:
+def trainer(model: Path | None = None, **tables: dict[str, Any]) -> Trainer:
+    engine = {"dtype": "fp32", "device": "cpu", "micro_batch_tokens": 64}
     return Trainer(
-        tiny_model(),
-        TrainerSettings.model_validate(
-            {"dtype": "fp32", "device": "cpu", "max_forest_tokens": 64, **settings}
-        ),
+        RunConfig.model_validate(
+            {
+                "policy": {"model": model or tiny_model()},
+                **tables,
+                "engine": engine | tables.get("engine", {}),
+            }
+        )
     )
+
+
+def step(of: Trainer, rows: list[TrainRow]) -> dict[str, float]:
+    """A batch of one mini-batch."""
+    return of.train([rows], 1).metrics
+
+
+DECOUPLED = {"correction": "decoupled"}
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +160,11 @@ def dense(rows: list[NDArray[Any]]) -> torch.Tensor:
 
 
 def test_a_step_on_the_forest_equals_verl_row_by_row() -> None:
-    forest, by_row = trainer(), trainer(share_prefixes=False)
+    forest, by_row = trainer(), trainer(engine={"layout": "rows"})
     rows = sampled(forest, batch())
     for ours, theirs in zip(forest.row_logprobs(rows), by_row.row_logprobs(rows), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
-    shared, plain = forest.step(rows), by_row.step(rows)
+    shared, plain = step(forest, rows), step(by_row, rows)
     assert shared["forest_tokens"] < shared["row_tokens"]
     assert shared["micro_batches"] > 1
     for name in ("loss", "grad_norm", "k3", "ess"):
@@ -162,12 +175,12 @@ def test_the_order_of_rows_and_the_size_of_micro_batches_change_nothing() -> Non
     rows = sampled(trainer(), batch())
     shuffled = random.Random(0).sample(rows, len(rows))
     steps = [
-        trainer().step(rows),
-        trainer().step(shuffled),
-        trainer(max_forest_tokens=4096).step(rows),
+        step(trainer(), rows),
+        step(trainer(), shuffled),
+        step(trainer(engine={"micro_batch_tokens": 4096}), rows),
     ]
     for name in ("loss", "grad_norm"):
-        assert [step[name] for step in steps] == pytest.approx([steps[0][name]] * 3, rel=1e-4)
+        assert [one[name] for one in steps] == pytest.approx([steps[0][name]] * 3, rel=1e-4)
 
 
 def test_every_action_has_its_own_temperature_even_behind_a_shared_prefix(forest: Trainer) -> None:
@@ -190,22 +203,23 @@ def test_logprobs_are_those_of_hugging_face(forest: Trainer) -> None:
     np.testing.assert_allclose(told, reference_logprobs(everything)[1:], atol=2e-5)
 
 
-def test_a_grpo_step_equals_verl_s_own_functions_on_the_same_tensors() -> None:
-    forest = trainer()
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_step_equals_verl_s_own_loss_on_the_same_tensors(name: str) -> None:
+    algorithm = ALGORITHMS[name]
+    forest = trainer(algorithm={"name": name, "single_row_episodes": True})
     rows = sampled(forest, batch(), noise=0.2)
     mask = dense([row.trained for row in rows])
-    rewards = torch.zeros_like(mask)
-    rewards[:, -1] = torch.rand(len(rows), generator=torch.Generator().manual_seed(0))
-    index = np.repeat(np.arange(3), 3)
-    advantages, _ = get_adv_estimator_fn("grpo")(
-        token_level_rewards=rewards, response_mask=mask, index=index
+    advantages = dense([row.advantages for row in rows])
+    low, high = algorithm.clip or (0.2, 0.2)
+    config = ActorConfig(
+        strategy="fsdp2",
+        rollout_n=1,
+        use_dynamic_bsz=True,
+        clip_ratio_low=low,
+        clip_ratio_high=high,
+        clip_ratio_c=algorithm.ratio_cap or 3.0,
     )
-    rows = [
-        msgspec.structs.replace(row, advantages=advantages[n, : len(row.trained)].numpy())
-        for n, row in enumerate(rows)
-    ]
-    config = ActorConfig(strategy="fsdp2", rollout_n=1, use_dynamic_bsz=True)
-    expected, told = cast("Any", get_policy_loss_fn("vanilla"))(
+    expected, told = cast("Any", get_policy_loss_fn(algorithm.loss))(
         old_log_prob=dense([row.behaviour_logprobs for row in rows]),
         log_prob=dense(list(forest.row_logprobs(rows))),
         advantages=advantages,
@@ -213,13 +227,47 @@ def test_a_grpo_step_equals_verl_s_own_functions_on_the_same_tensors() -> None:
         loss_agg_mode="seq-mean-token-mean",
         config=config,
     )
-    step = forest.step(rows)
-    assert step["loss"] == pytest.approx(float(expected), rel=1e-4)
-    assert step["clip_fraction"] == pytest.approx(told["actor/pg_clipfrac"], abs=1e-6)
-    assert step["clip_fraction"] > 0
+    found = step(forest, rows)
+    assert found["loss"] == pytest.approx(float(expected), rel=1e-4)
+    assert found["clip_fraction"] == pytest.approx(told["actor/pg_clipfrac"], abs=1e-6)
 
 
-def test_the_configured_loss_and_correction_are_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_differ_where_the_ratio_is_not_1() -> None:
+    after: dict[str, torch.Tensor] = {}
+    for name in ("grpo", "gspo", "cispo", "sapo"):
+        forest = trainer(
+            algorithm={"name": name, "single_row_episodes": True}, optimizer={"lr": 1e-3}
+        )
+        step(forest, sampled(forest, batch(), noise=0.4))
+        after[name] = torch.cat([value.flatten() for value in weights(forest).values()])
+    for one, other in itertools.combinations(after, 2):
+        assert not torch.allclose(after[one], after[other], atol=1e-5), (one, other)
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "cispo"])
+def test_the_second_mini_batch_moves_away_from_the_old_policy(name: str) -> None:
+    """So that clips mean something: in the first, and in a batch of one, the ratio is 1."""
+    algorithm = {"name": name, "single_row_episodes": True, **DECOUPLED, "mini_batches": 2}
+    bounded = trainer(algorithm=algorithm, optimizer={"lr": 1e-2})
+    parts = [sampled(bounded, batch(seed), noise=0) for seed in (0, 1)]
+    trained = bounded.train(parts, 1)
+    assert trained.mini_batches == (True, True)
+    assert trained.metrics["optimizer_steps"] == 2
+    assert trained.metrics["clip_fraction"] > 0
+
+
+def test_epochs_pass_over_a_batch_again_with_the_same_old_policy() -> None:
+    twice = trainer(algorithm={**DECOUPLED, "epochs": 2}, optimizer={"lr": 1e-2})
+    rows = sampled(twice, batch(), noise=0)
+    trained = twice.train([rows], 1)
+    assert trained.metrics["optimizer_steps"] == 2
+    assert trained.metrics["clip_fraction"] > 0
+    assert trained.metrics["k3"] == pytest.approx(0, abs=1e-6), "of the policy before the batch"
+
+
+def test_decoupled_recomputes_the_old_logprobs_and_weighs_by_the_engine_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls: list[dict[str, Any]] = []
     vanilla = cast("Any", POLICY_LOSS_REGISTRY["vanilla"])
 
@@ -227,22 +275,56 @@ def test_the_configured_loss_and_correction_are_what_ran(monkeypatch: pytest.Mon
         calls.append(given)
         return vanilla(**given)
 
-    monkeypatch.setitem(POLICY_LOSS_REGISTRY, "spy", cast("Any", spy))
-    decoupled = trainer(policy_loss="spy", correction="decoupled", clip_low=0.1, clip_high=0.3)
+    monkeypatch.setitem(POLICY_LOSS_REGISTRY, "vanilla", cast("Any", spy))
+    decoupled = trainer(algorithm=DECOUPLED)
     rows = sampled(decoupled, batch(), noise=0.4)
-    step = decoupled.step(rows)
+    assert step(decoupled, rows)["clip_fraction"] == 0
     assert calls
-    assert step["clip_fraction"] == 0
     for call in calls:
-        # Recomputed, so equal to the trainer's own; the engine's enter as truncated weights.
         torch.testing.assert_close(
             call["old_log_prob"], call["log_prob"].detach(), atol=1e-5, rtol=0
         )
-        assert (call["config"].clip_ratio_low, call["config"].clip_ratio_high) == (0.1, 0.3)
         assert call["loss_agg_mode"] == "token-sum"
     per_token = [call["rollout_is_weights"][call["response_mask"]] for call in calls]
     every_weight = np.concatenate([row.weights[row.trained] for row in rows])
     assert float(torch.cat(per_token).max()) <= 2.0 * float(every_weight.max()) * 1.0001
+
+
+def test_clips_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    vanilla = cast("Any", POLICY_LOSS_REGISTRY["vanilla"])
+
+    def spy(**given: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        seen.append(given["config"])
+        return vanilla(**given)
+
+    monkeypatch.setitem(POLICY_LOSS_REGISTRY, "vanilla", cast("Any", spy))
+    forest = trainer(algorithm={"clip": {"high": 0.3}, "ratio_cap": 7.0})
+    step(forest, sampled(forest, batch()))
+    config = seen[0]
+    assert (config.clip_ratio_low, config.clip_ratio_high, config.clip_ratio_c) == (0.2, 0.3, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("weights_by", "expected"),
+    [
+        ("token", [1.0, 0.25, 2.0, 1.0]),
+        ("sequence", [2.0, 2.0, 2.0, 0.0]),
+        ("icepop", [1.0, 0.0, 0.0, 0.0]),
+        ("reject", [1.0, 1.0, 1.0, 0.0]),
+    ],
+)
+def test_the_weights_between_engine_and_trainer(weights_by: str, expected: list[float]) -> None:
+    """Of a row of ratios 1, 1/4, 8 and padding: their product is 2, and so is what TIS allows."""
+    config = RunConfig.model_validate(
+        {"policy": {"model": "m"}, "algorithm": {**DECOUPLED, "weights": weights_by}}
+    )
+    log_ratio = torch.tensor([[1.0, 0.25, 8.0, 1.0]]).log()
+    mask = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    found = correction_weights(log_ratio, mask, config.algorithm)
+    assert (found[0] * mask[0]).tolist() == pytest.approx(
+        [e * m for e, m in zip(expected, [1, 1, 1, 0], strict=True)]
+    )
 
 
 def test_bypass_takes_the_engine_s_logprobs_as_the_old_ones(
@@ -258,45 +340,28 @@ def test_bypass_takes_the_engine_s_logprobs_as_the_old_ones(
     monkeypatch.setitem(POLICY_LOSS_REGISTRY, "vanilla", cast("Any", spy))
     forest = trainer()
     rows = sampled(forest, batch())
-    forest.step(rows)
+    step(forest, rows)
     told = np.sort(np.concatenate([row.behaviour_logprobs[row.trained] for row in rows]))
     np.testing.assert_array_equal(np.sort(torch.cat(seen).numpy()), told)
 
 
 def test_entropy_and_kl_terms_join_the_loss() -> None:
-    both = trainer(entropy_coef=0.1, kl_coef=0.5, lr=1e-2)
+    both = trainer(algorithm={"entropy_bonus": 0.1, "kl": 0.5}, optimizer={"lr": 1e-2})
     rows = sampled(both, batch())
-    first = both.step(rows)
+    first = step(both, rows)
     assert first["kl"] == pytest.approx(0, abs=1e-6)
     assert 0 < first["entropy"] < np.log(300)
     assert first["loss"] == pytest.approx(
         first["policy_loss"] - 0.1 * first["entropy"] + 0.5 * first["kl"], rel=1e-4
     )
-    assert both.step(sampled(both, rows))["kl"] > 0
-
-
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        ({"policy_loss": "gspo", "correction": "decoupled"}, "whole sequences"),
-        ({"policy_loss": "sapo", "correction": "decoupled"}, "whole sequences"),
-        ({"policy_loss": "gspo", "single_row_episodes": True}, "bypass"),
-        ({"policy_loss": "cispo"}, "bypass"),
-        ({"policy_loss": "geo_mean", "correction": "decoupled"}, "micro-batch"),
-        ({"policy_loss": "bypass_mode"}, "correction"),
-        ({"policy_loss": "nonesuch"}, "no policy loss"),
-    ],
-)
-def test_what_does_not_go_together_is_refused_at_start(settings: dict[str, Any], why: str) -> None:
-    with pytest.raises(IncompatibleObjective, match=why):
-        check(TrainerSettings.model_validate(settings))
+    assert step(both, sampled(both, rows))["kl"] > 0
 
 
 def test_a_sequence_loss_refuses_a_batch_with_several_rows_per_episode() -> None:
-    sapo = trainer(policy_loss="sapo", correction="decoupled", single_row_episodes=True)
+    sapo = trainer(algorithm={"name": "sapo", "single_row_episodes": True})
     with pytest.raises(IncompatibleObjective, match="episodes of several rows"):
-        sapo.step(batch(one_row_each=False))
-    assert np.isfinite(sapo.step(sampled(sapo, batch()))["loss"])
+        step(sapo, batch(one_row_each=False))
+    assert np.isfinite(step(sapo, sampled(sapo, batch()))["loss"])
 
 
 def test_drift_beyond_the_bound_stops_the_step_and_changes_nothing() -> None:
@@ -304,22 +369,23 @@ def test_drift_beyond_the_bound_stops_the_step_and_changes_nothing() -> None:
     rows = sampled(forest, batch())
     before = weights(forest)
     with pytest.raises(PolicyDrift) as raised:
-        forest.step(
+        step(
+            forest,
             [
                 msgspec.structs.replace(row, behaviour_logprobs=row.behaviour_logprobs - 3)
                 for row in rows
-            ]
+            ],
         )
     assert raised.value.k3 > 0.2
     for setting in (
-        "FULGURITE_TRAINER_DRIFT_STOP_K3=0.2",
-        "FULGURITE_MAX_STALENESS",
-        "FULGURITE_TRAINER_LR",
-        "FULGURITE_GROUPS_PER_STEP",
+        "drift.stop.k3 = 0.2",
+        "batch.max_staleness",
+        "optimizer.lr",
+        "batch.groups",
     ):
         assert setting in str(raised.value)
     assert all(torch.equal(before[name], value) for name, value in weights(forest).items())
-    assert forest.step(rows)["k3"] < 0.02
+    assert step(forest, rows)["k3"] < 0.02
     assert not all(torch.equal(before[name], value) for name, value in weights(forest).items())
 
 
@@ -328,7 +394,7 @@ def test_logprobs_that_are_no_numbers_stop_the_step_too() -> None:
     rows = sampled(forest, batch())
     rows[0].behaviour_logprobs[rows[0].trained] = np.nan
     with pytest.raises(PolicyDrift):
-        forest.step(rows)
+        step(forest, rows)
 
 
 @pytest.mark.parametrize("advantage", [3e38, np.inf, np.nan])
@@ -336,20 +402,20 @@ def test_logprobs_that_are_no_numbers_stop_the_step_too() -> None:
 def test_a_loss_or_gradient_that_is_not_finite_stops_the_step_and_changes_nothing(
     advantage: float, correction: str
 ) -> None:
-    forest = trainer(correction=correction)
+    forest = trainer(algorithm={"correction": correction})
     rows = sampled(forest, batch())
-    forest.step(rows)
+    step(forest, rows)
     before = weights(forest)
     state = [value.clone() for value in optimizer_state(forest)]
     poisoned = rows[0].advantages.copy()
     poisoned[rows[0].trained] = advantage
     with pytest.raises(StepNotFinite, match="no weight was changed"):
-        forest.step([msgspec.structs.replace(rows[0], advantages=poisoned), *rows[1:]])
+        step(forest, [msgspec.structs.replace(rows[0], advantages=poisoned), *rows[1:]])
     assert all(torch.equal(before[name], value) for name, value in weights(forest).items())
     assert all(
         torch.equal(old, new) for old, new in zip(state, optimizer_state(forest), strict=True)
     )
-    assert np.isfinite(forest.step(rows)["grad_norm"])
+    assert np.isfinite(step(forest, rows)["grad_norm"])
     assert not all(torch.equal(before[name], value) for name, value in weights(forest).items())
 
 
@@ -369,20 +435,19 @@ def optimizer_state(of: Trainer) -> list[torch.Tensor]:
 
 def test_a_batch_without_trained_tokens_is_refused(forest: Trainer) -> None:
     with pytest.raises(IncompatibleObjective):
-        forest.step(
+        step(
+            forest,
             [
                 msgspec.structs.replace(row, trained=np.zeros(len(row.trained), np.bool_))
                 for row in batch()
-            ]
+            ],
         )
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_export_has_the_base_model_s_names_and_dtype(tmp_path: Path, *, tied: bool) -> None:
     model = tiny_model(tied=tied)
-    Trainer(model, TrainerSettings(device="cpu", dtype="bf16")).export(
-        tmp_path / "model.safetensors"
-    )
+    trainer(model, engine={"dtype": "bf16"}).export(tmp_path / "model.safetensors")
     base, exported = (
         load_file(model / "model.safetensors"),
         load_file(tmp_path / "model.safetensors"),
@@ -394,16 +459,46 @@ def test_the_export_has_the_base_model_s_names_and_dtype(tmp_path: Path, *, tied
 
 
 def test_a_loaded_trainer_goes_on_as_the_saved_one(tmp_path: Path) -> None:
-    saved, loaded = trainer(lr=1e-2), trainer(lr=1e-2)
+    saved, loaded = (trainer(optimizer={"lr": 1e-2}) for _ in range(2))
     rows = sampled(saved, batch())
-    saved.step(rows)
+    step(saved, rows)
     saved.save(tmp_path)
     loaded.load(tmp_path)
     again = sampled(saved, rows)
-    one, other = saved.step(again), loaded.step(again)
+    one, other = step(saved, again), step(loaded, again)
     for name in ("loss", "grad_norm", "k3"):
         assert one[name] == pytest.approx(other[name], rel=1e-6), name
     after = weights(loaded)
     assert all(
         torch.allclose(value, after[name], atol=1e-7) for name, value in weights(saved).items()
     )
+
+
+def test_what_the_run_says_counts_after_a_resume_not_what_was_saved(tmp_path: Path) -> None:
+    saved = trainer(optimizer={"lr": 1e-2})
+    rows = sampled(saved, batch())
+    step(saved, rows)
+    saved.save(tmp_path)
+    told = {"lr": 1e-6, "weight_decay": 0.1, "betas": [0.5, 0.6], "eps": 1e-4}
+    loaded = trainer(optimizer=told)
+    loaded.load(tmp_path)
+    before = weights(loaded)
+    assert step(loaded, sampled(loaded, rows))["lr"] == 1e-6
+    (group,) = loaded._worker.engine.optimizer.param_groups  # pyright: ignore[reportPrivateUsage]
+    assert {name: group[name] for name in told} == {**told, "betas": (0.5, 0.6)}
+    moved = max(
+        float((value - before[name]).abs().max()) for name, value in weights(loaded).items()
+    )
+    assert 0 < moved < 1e-4
+
+
+def test_a_mini_batch_that_is_not_finite_is_passed_over() -> None:
+    forest = trainer(algorithm={**DECOUPLED, "mini_batches": 2})
+    rows = sampled(forest, batch())
+    poisoned = [
+        msgspec.structs.replace(row, advantages=np.full_like(row.advantages, np.inf))
+        for row in rows[:3]
+    ]
+    trained = forest.train([poisoned, rows[3:]], 1)
+    assert trained.mini_batches == (False, True)
+    assert all(map(np.isfinite, trained.metrics.values()))

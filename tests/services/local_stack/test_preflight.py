@@ -32,8 +32,8 @@ def test_the_defaults_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("FULGURITE_TRAINER_LR", "fast"),
-        ("FULGURITE_GROUPS_PER_STEP", "0"),
+        ("FULGURITE__OPTIMIZER__LR", "fast"),
+        ("FULGURITE__BATCH__GROUPS", "0"),
         ("FULGURITE_AGGREGATOR_SILENCE_S", "-1"),
         ("FULGURITE_REPLICATION", "three"),
         ("FULGURITE_ALIASES", "policy"),

@@ -141,7 +141,7 @@ GREEDY = msgspec.structs.replace(SAMPLING, temperature=0.0)
         (Told(), {"rewards": (None, None)}, ["2 of 2 rollouts have no reward: 2 x ZeroDivisionError: division by zero", "2 reward_failed"]),
         (Told(), {"rewards": (0.0, 1.0), "sampling": GREEDY}, ["2 untrainable_sampling", "temperature 1"]),
         (Told(), {"rewards": (0.0, 1.0), "finish": "length"}, ["2 truncated", "max_tokens"]),
-        (Told(), {"rewards": (0.0, 1.0), "prompt": tuple(range(5_000))}, ["2 oversized", "FULGURITE_MAX_ROW_TOKENS"]),
+        (Told(), {"rewards": (0.0, 1.0), "prompt": tuple(range(5_000))}, ["2 oversized", "batch.max_row_tokens"]),
         (Told(), {"rewards": (0.0, 1.0), "policy": None}, ["2 no_policy", "FULGURITE_ALIASES"]),
         (Told(), {"rewards": (0.0, 1.0), "policy": "policy2"}, ["2 no_learner", "no_learner (policy2)"]),
         (Told(), {"rewards": (0.0, 1.0), "failure": FailureKind.infrastructure}, ["2 failure_dropped", "2 of 2 rollouts failed"]),
@@ -213,7 +213,7 @@ def test_some_that_are_too_long_are_told_before_they_are_trained() -> None:
     told.group(3, (0.0, 1.0))
     assert (
         told.text
-        == "2 of 6 rollouts have rows longer than FULGURITE_MAX_ROW_TOKENS=4096, which are not "
+        == "2 of 6 rollouts have rows longer than batch.max_row_tokens = 4096, which are not "
         "trained (oversized): raise it for the learner, or keep conversations shorter"
     )
 
