@@ -41,6 +41,7 @@ from fulgurite.events import (
 from fulgurite.groups.rewards import LARGEST_TOTAL, is_bounded
 from fulgurite.ids import action_id, derive_id
 from fulgurite.learning.comparison import compare, is_comparable, turns_in
+from fulgurite.learning.lineage import Lineage, descends
 from fulgurite.tokens import all_finite, token_count
 from fulgurite.trajectories.building import GREEDY
 from fulgurite.versions import MalformedVersion, Version, parse_version
@@ -162,6 +163,8 @@ class RowBatcher:
         self._done: dict[str, str | None] = {}
         """Settled groups, with the last revision that the ledger knows."""
         self._amending: dict[str, PendingGroup] = {}
+        self.lineage: Lineage | None = None
+        """What the current version descends from; what others generated is stale. None: all do."""
         self._next: dict[int, int] = {}
 
     def restore(
@@ -308,7 +311,7 @@ class RowBatcher:
 
     def _outcomes(self, pending: PendingGroup, current: Version) -> BatchGroup:
         if pending.decided is None or pending.decided[0] != current:
-            pending.decided = current, assign_outcomes(pending, current, self.rules)
+            pending.decided = current, assign_outcomes(pending, current, self.rules, self.lineage)
         return pending.decided[1]
 
     def _settle(self, groups: Sequence[tuple[PendingGroup, BatchGroup]]) -> tuple[BatchGroup, ...]:
@@ -352,7 +355,9 @@ def _put(held: dict[str, _T], name: str, value: _T) -> bool:
     return not known
 
 
-def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) -> BatchGroup:
+def assign_outcomes(
+    pending: PendingGroup, current: Version, rules: BatchRules, lineage: Lineage | None = None
+) -> BatchGroup:
     """Decide the outcome of every action of a complete group."""
     rows = sorted(pending.rows.values(), key=lambda row: (row.rollout_id, row.row_index))
     rewards = {
@@ -372,7 +377,7 @@ def assign_outcomes(pending: PendingGroup, current: Version, rules: BatchRules) 
         for action, turn in turns_in(row):
             if not action.loss:
                 continue
-            outcome = _outcome(row, action, compared.teaches_nothing, current, rules)
+            outcome = _outcome(row, action, compared.teaches_nothing, current, rules, lineage)
             outcomes[action_id(action.call_id, action.choice)] = outcome
             if outcome[0] is LedgerTerm.trained:
                 actions.append(_trained_action(action, turn))
@@ -450,16 +455,18 @@ def ledger_entry(
     )
 
 
-def staleness(version: str | None, current: Version) -> int | None:
-    """Optimizer steps between the version that generated an action and the current version.
+def staleness(generated_by: Version, current: Version) -> int:
+    """Batches between the version that generated an action and the current one."""
+    return current.step - generated_by.step
 
-    None if the former is unknown or of another policy.
-    """
+
+def _version_of(text: str | None, current: Version) -> Version | None:
+    """The version that generated an action; None if it is none of this policy."""
     try:
-        generated = parse_version(version or "")
+        version = parse_version(text or "")
     except MalformedVersion:
         return None
-    return current.step - generated.step if generated.policy == current.policy else None
+    return version if version.policy == current.policy else None
 
 
 def _outcome(
@@ -468,6 +475,7 @@ def _outcome(
     of_group: FilterReason | None,
     current: Version,
     rules: BatchRules,
+    lineage: Lineage | None,
 ) -> tuple[LedgerTerm, FilterReason | None]:
     if action.mask is not None:
         return LedgerTerm.filtered, action.mask
@@ -481,10 +489,12 @@ def _outcome(
         return LedgerTerm.filtered, FilterReason.reward_failed
     if of_group is not None:
         return LedgerTerm.filtered, of_group
-    age = staleness(action.version, current)
-    if age is None:
+    generated_by = _version_of(action.version, current)
+    if generated_by is None:
         return LedgerTerm.filtered, FilterReason.unknown_version
-    if age > rules.max_staleness:
+    if staleness(generated_by, current) > rules.max_staleness:
+        return LedgerTerm.stale, None
+    if lineage is not None and not descends(lineage, generated_by):
         return LedgerTerm.stale, None
     if token_count(row.token_ids) > rules.max_row_tokens:
         return LedgerTerm.filtered, FilterReason.oversized

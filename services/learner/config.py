@@ -267,6 +267,14 @@ class DriftConfig(Section):
     stop: DriftStop = DriftStop()
 
 
+class CheckpointConfig(Section):
+    """What a learner resumes from."""
+
+    resume_from: str | None = None
+    """Version of an older checkpoint to go on from, such as `policy@1.7`, where the log knows later
+    ones; what those generated is stale. Without it such a checkpoint is refused."""
+
+
 class PublishConfig(Section):
     """What becomes of a version."""
 
@@ -283,6 +291,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     engine: EngineConfig = EngineConfig()
     drift: DriftConfig = DriftConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     publish: PublishConfig = PublishConfig()
 
     def resolved(self) -> str:

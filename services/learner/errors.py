@@ -7,6 +7,8 @@ LearnerError
 ├── EpochLost                 another learner acquired this epoch or a later one
 ├── CheckpointMissing         the log knows versions of this policy, the data folder has no checkpoint of it
 ├── CheckpointDamaged         the newest checkpoint is incomplete: a restore or a copy of its folder broke off
+├── CheckpointLocked          another learner of this policy writes into the same folder
+├── CheckpointOld             the log knows later versions than the checkpoint: it was restored from a backup
 ├── CheckpointForeign         the checkpoint belongs to another topic or policy
 ├── OffsetOutOfRange          the records to read next were deleted from the topic
 └── TrainingError
@@ -46,6 +48,14 @@ class CheckpointMissing(LearnerError):
 
 class CheckpointDamaged(LearnerError):
     """The newest checkpoint is incomplete."""
+
+
+class CheckpointLocked(LearnerError):
+    """Another learner of this policy writes into the same folder."""
+
+
+class CheckpointOld(LearnerError):
+    """The log knows later versions than the checkpoint."""
 
 
 class CheckpointForeign(LearnerError):

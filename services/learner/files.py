@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Generator
 from pathlib import Path
+
+from services.learner.errors import CheckpointLocked
 
 
 @contextlib.contextmanager
@@ -31,6 +34,25 @@ def complete_folder(target: Path, *, durable: bool = True) -> Generator[Path]:
             _sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def only_learner(data: Path, policy: str) -> Generator[None]:
+    """Keep other learners of a policy out of its folders. Raises CheckpointLocked.
+
+    The lock ends with the process, however that ends.
+    """
+    folder = data.resolve() / "checkpoints" / policy
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointLocked(
+                f"{folder} is in use by another learner of the policy {policy}: stop that one, or "
+                "set another FULGURITE_DATA_DIR"
+            ) from None
+        yield
 
 
 def remove_parts(folder: Path) -> None:

@@ -38,6 +38,7 @@ from fulgurite.learning.batching import (
     ledger_entries,
     untrained,
 )
+from fulgurite.learning.lineage import descends, lineage_of
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs, unpack_ids
 from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version, base_version, parse_version
@@ -49,7 +50,12 @@ from services.common.runtime.clock import now_ms
 from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
 from services.learner.config import RunConfig
-from services.learner.errors import CheckpointForeign, CheckpointMissing, StepNotFinite
+from services.learner.errors import (
+    CheckpointForeign,
+    CheckpointMissing,
+    CheckpointOld,
+    StepNotFinite,
+)
 from services.learner.explaining import shortcomings
 from services.learner.policy_log import PolicyLog
 from services.learner.rows import mini_batches, oddity, permuted, without_actions
@@ -130,6 +136,7 @@ class Learner:
         )
         self.batcher = RowBatcher(config.policy.name, rules)
         self.version = base_version(config.policy.name)
+        self._lineage = lineage_of(self.version, ())
         self._step = 0
         self._serial = 0
         self._topic_id = source.topic_id()
@@ -154,6 +161,7 @@ class Learner:
             if tensors is not None:
                 self._trainer.load(tensors)
             events = [self._codec.decode(frame) for frame in state.pending]
+            self._lineage = self._checked_lineage(events)
             # Publish before the next epoch is acquired: an update counts only while its epoch is
             # the highest in the log.
             ledger = self._policy_log.ledger()
@@ -168,9 +176,29 @@ class Learner:
             logger.info(
                 "resumed", version=state.version, checkpoint=state.serial, republished=published
             )
+        self.batcher.lineage = self._lineage
         epoch = self._policy_log.acquire_epoch(self._step, self.config.resolved())
         self._source.start(self.batcher.positions())
         logger.info("epoch acquired", epoch=epoch, step=self._step)
+
+    def _checked_lineage(self, pending: Sequence[Event]) -> dict[int, int]:
+        """What the checkpoint's version descends from. Raises CheckpointOld."""
+        to_come = [event for event in pending if isinstance(event, PolicyUpdate)]
+        lineage = lineage_of(self.version, [*self._policy_log.updates, *to_come])
+        newest = self._policy_log.newest
+        if (
+            newest is not None
+            and not descends(lineage, parse_version(newest.version or ""))
+            and self.config.checkpoint.resume_from != str(self.version)
+        ):
+            raise CheckpointOld(
+                f"the checkpoint in {self.settings.data_dir} is of {self.version}, and "
+                f"policy.updates has {newest.version}, which does not come from it: the folder was "
+                "restored from an older copy. Restore the newer one, or go on from here with "
+                f'checkpoint.resume_from = "{self.version}"; what later versions generated is then '
+                "stale"
+            )
+        return lineage
 
     def stop(self) -> None:
         """Make `run` return after the current step."""
@@ -233,11 +261,14 @@ class Learner:
             groups = _settled(parts, [False] * len(parts))
         else:
             groups = _settled(parts, trained.mini_batches)
+            # A step takes minutes, in which another learner may have taken over.
+            self._policy_log.check_epoch()
             self._step += 1
             parent, self.version = (
                 self.version,
                 Version(self.config.policy.name, self._policy_log.epoch, self._step),
             )
+            self._lineage[self.version.epoch] = self.version.step
             artifact = self._artifacts.write(self.version, self._trainer.export)
             metrics |= trained.metrics | {"step_seconds": time.monotonic() - began}
             row = next(

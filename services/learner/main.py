@@ -24,6 +24,7 @@ from services.common.runtime.model_folder import model_problem
 from services.learner.config import RunConfig
 from services.learner.config_file import former_in, load, variable
 from services.learner.errors import LearnerError, ModelUnusable, TopicMissing
+from services.learner.files import only_learner
 from services.learner.learner import Learner
 from services.learner.policy_log import PolicyLog
 from services.learner.settings import LearnerSettings
@@ -46,7 +47,8 @@ def main() -> int:
                 use=variable(key),
             )
         check_start(config, kafka)
-        return _run(settings, config, kafka)
+        with only_learner(settings.data_dir, config.policy.name):
+            return _run(settings, config, kafka)
     except (LearnerError, TopicLayoutError) as error:
         logger.error("the learner cannot continue", error=str(error), kind=type(error).__name__)
         return os.EX_CONFIG

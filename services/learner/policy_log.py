@@ -58,6 +58,8 @@ class PolicyLog:
         self._learner_id = learner_id
         self.updates: list[PolicyUpdate] = []
         """The events of this policy in `policy.updates`, in order."""
+        self.newest: PolicyUpdate | None = None
+        """The last update that counts: of the learner that holds its epoch."""
         self.epoch = 0
         """The epoch of this learner; 0 before `acquire_epoch`."""
         self._epochs = PolicyEpochs()
@@ -202,4 +204,5 @@ class PolicyLog:
         ):
             self._seen.add(event.event_id)
             self.updates.append(event)
-            self._epochs.apply(event)
+            if self._epochs.apply(event):
+                self.newest = event

@@ -465,8 +465,24 @@ def test_a_group_that_is_written_again_is_never_trained_again() -> None:
 
 
 def test_staleness_is_counted_in_steps_across_epochs() -> None:
-    assert staleness("policy@0.4", NOW) == 6
-    assert staleness("nonsense", NOW) is None
+    assert staleness(Version("policy", 0, 4), NOW) == 6
+    assert outcomes(
+        row("g1", 0, 1.0, actions=(action("x", version="nonsense"),)), row("g1", 1, 0.0)
+    )["x#0"] == (LedgerTerm.filtered, FilterReason.unknown_version)
+
+
+def test_what_another_branch_generated_is_stale() -> None:
+    """The learner went back from 1.9 to 1.7, and is at 2.9 now: 1.8 is none of its ancestors."""
+    batcher = batcher_with(
+        row("g1", 0, 1.0, actions=(action("before", version="policy@1.7"),)),
+        row("g1", 1, 0.0, actions=(action("other", version="policy@1.8"),)),
+    )
+    batcher.lineage = {0: 0, 1: 7, 2: 9}
+    (group,) = settled(batcher, Version("policy", 2, 9))
+    assert group.outcomes == {
+        "before#0": (LedgerTerm.trained, None),
+        "other#0": (LedgerTerm.stale, None),
+    }
 
 
 @given(st.integers(0, 2**32), st.integers(1, 3))

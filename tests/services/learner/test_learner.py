@@ -19,8 +19,10 @@ from fulgurite.groups.closing import close_group
 from fulgurite.tokens import FloatArray
 from services.common.kafka.consumer import Record
 from services.learner.config import RunConfig
-from services.learner.errors import StepNotFinite
+from services.learner.errors import CheckpointLocked, CheckpointOld, EpochLost, StepNotFinite
+from services.learner.files import only_learner
 from services.learner.learner import Learner
+from services.learner.policy_log import LedgerMemory
 from services.learner.settings import LearnerSettings
 from services.learner.train_row import Trained, TrainRow
 from tests.synthetic import make_call, make_declared, make_reward, make_status
@@ -68,6 +70,9 @@ class PolicyLogInMemory:
     def __init__(self) -> None:
         self.epoch = 0
         self.updates: list[PolicyUpdate] = []
+        self.newest: PolicyUpdate | None = None
+        self.lost_after: int | None = None
+        """Checks of the epoch after which another learner has it."""
         self.published: list[Event] = []
 
     def acquire_epoch(self, step: int, config: str) -> int:
@@ -75,7 +80,16 @@ class PolicyLogInMemory:
         return self.epoch
 
     def check_epoch(self) -> None:
-        pass
+        if self.lost_after is not None:
+            self.lost_after -= 1
+            if self.lost_after < 0:
+                raise EpochLost("another learner has acquired a later epoch")
+
+    def ledger(self) -> LedgerMemory:
+        return LedgerMemory(set(), {})
+
+    def republish(self, events: Sequence[Event], ledger: LedgerMemory) -> int:
+        return 0
 
     def publish(self, events: Sequence[Event]) -> None:
         self.published += events
@@ -134,13 +148,18 @@ def rows_of(group: int, rewards: Sequence[float]) -> list[Trajectory | Tombstone
 
 
 def learner_of(
-    tmp_path: Path, trainer: Trainer, events: Sequence[Trajectory | Tombstone], **tables: Any
+    tmp_path: Path,
+    trainer: Trainer,
+    events: Sequence[Trajectory | Tombstone],
+    *,
+    log: PolicyLogInMemory | None = None,
+    **tables: Any,
 ) -> tuple[Learner, PolicyLogInMemory]:
     settings = LearnerSettings(data_dir=tmp_path, durable_files=False)
     config = RunConfig.model_validate(
         {"policy": {"model": tmp_path}, "batch": {"groups": 1}, **tables}
     )
-    source, log = Source(events), PolicyLogInMemory()
+    source, log = Source(events), log or PolicyLogInMemory()
     learner = Learner(
         settings, config, trainer, cast("Any", source), cast("Any", log), cast("Any", None), Codec()
     )
@@ -198,6 +217,52 @@ def test_groups_without_a_signal_are_settled_soon_and_make_no_version(
     assert trainer.steps == []
     assert log.versions() == set()
     assert set(log.outcomes().values()) == {(LedgerTerm.filtered, FilterReason.no_signal)}
+
+
+def test_an_older_checkpoint_than_the_log_knows_is_refused_unless_it_is_named(
+    tmp_path: Path,
+) -> None:
+    first, log = learner_of(tmp_path, Trainer(), rows_of(1, [1.0, 0.0]))
+    first.run()
+    (made,) = [event for event in log.published if isinstance(event, PolicyUpdate)]
+    later = msgspec.structs.replace(
+        made, version="policy@1.2", parent_version="policy@1.1", step=2, event_id="later"
+    )
+    known = PolicyLogInMemory()
+    known.updates, known.newest, known.epoch = [made, later], later, 1
+    with pytest.raises(CheckpointOld, match=r"is of policy@1\.1, and .* policy@1\.2") as error:
+        learner_of(tmp_path, Trainer(), [], log=known)
+    assert 'checkpoint.resume_from = "policy@1.1"' in str(error.value)
+    resumed, _ = learner_of(
+        tmp_path, Trainer(), [], log=known, checkpoint={"resume_from": "policy@1.1"}
+    )
+    assert str(resumed.version) == "policy@1.1"
+    assert resumed.batcher.lineage == {0: 0, 1: 1}
+
+
+def test_a_learner_that_lost_its_epoch_during_a_step_writes_nothing(tmp_path: Path) -> None:
+    log = PolicyLogInMemory()
+    log.lost_after = 1
+    trainer = Trainer()
+    learner, _ = learner_of(tmp_path, trainer, rows_of(1, [1.0, 0.0]), log=log)
+    with pytest.raises(EpochLost):
+        learner.run()
+    assert len(trainer.steps) == 1
+    assert log.published == []
+    assert list((tmp_path / "artifacts" / "policy").iterdir()) == []
+    assert list((tmp_path / "checkpoints" / "policy").glob("[0-9]*")) == []
+
+
+def test_two_learners_of_a_policy_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    with (
+        only_learner(tmp_path, "policy"),
+        only_learner(tmp_path, "another"),
+        pytest.raises(CheckpointLocked, match="another learner of the policy policy"),
+        only_learner(tmp_path, "policy"),
+    ):
+        pass
+    with only_learner(tmp_path, "policy"):
+        pass
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e39, 1.7e308])
