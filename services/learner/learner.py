@@ -76,6 +76,11 @@ logger = logs.get()
 class Trains(Protocol):
     """The interface of `services.learner.trainer.Trainer` that the loop uses."""
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has."""
+        ...
+
     def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
         """Make an optimizer step on each mini-batch; `step` counts batches from 1.
 
@@ -230,7 +235,7 @@ class Learner:
 
     def _checked(self, record: Record, row: Trajectory) -> Trajectory | Tombstone:
         """Return the row; a malformed one goes to `dead.letters` and loses its actions."""
-        odd = oddity(row)
+        odd = oddity(row, self._trainer.vocabulary)
         if odd is None:
             return row
         lost = tuple(

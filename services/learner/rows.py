@@ -20,8 +20,9 @@ from services.learner.config import RunConfig
 from services.learner.train_row import TrainRow
 
 
-def oddity(event: Trajectory | Tombstone) -> str | None:
-    """Say how a row is malformed; None if the rewarder could have written it.
+def oddity(event: Trajectory | Tombstone, vocabulary: int) -> str | None:
+    """Say how a row is malformed, or not of the model, which has tokens 0 to `vocabulary` - 1; None
+    if the rewarder could have written it for that model.
 
     Rewards and credits are checked by `fulgurite.learning.batching`.
     """
@@ -29,8 +30,17 @@ def oddity(event: Trajectory | Tombstone) -> str | None:
         return None
     if len(event.token_ids) % 4:
         return f"token_ids has {len(event.token_ids)} bytes, not a multiple of 4"
+    token_ids = unpack_ids(event.token_ids)
+    strange = np.flatnonzero((token_ids < 0) | (token_ids >= vocabulary))
+    if len(strange):
+        return (
+            f"token {strange[0]} is {token_ids[strange[0]]}, but the model has {vocabulary} "
+            "tokens; another model generated the row"
+        )
     for action in event.actions:
         name, length = action_id(action.call_id, action.choice), action.end - action.start
+        if action.loss and action.start == 0:
+            return f"action {name} begins with the first token, which nothing predicts"
         if not 0 <= action.start < action.end <= len(event.token_ids) // 4:
             return (
                 f"action {name} is at {action.start} to {action.end} of "

@@ -77,6 +77,11 @@ class Trainer:
         """The sharded model."""
         return cast("torch.nn.Module", self._worker.engine.module)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has."""
+        return int(self._worker.model_config.hf_config.vocab_size)
+
     def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
         """Make an optimizer step on each mini-batch, `algorithm.epochs` times.
 

@@ -109,6 +109,8 @@ class PolicyLogInMemory:
 class Trainer:
     """Makes a step of everything but what it is told to choke on."""
 
+    vocabulary = 1_000
+
     def __init__(self, *, fails: Sequence[int] = (), skips: Sequence[int] = ()) -> None:
         self._fails = fails
         self._skips = skips

@@ -14,6 +14,7 @@ from fulgurite.episodes.stitching import stitch
 from fulgurite.events import Tombstone, Trajectory
 from fulgurite.groups.closing import close_group
 from fulgurite.learning.batching import BatchGroup, BatchRules, RowBatcher
+from fulgurite.tokens import pack_ids
 from fulgurite.versions import base_version
 from services.learner.rows import oddity, without_actions
 from tests.services.learner.batches import train_rows
@@ -52,9 +53,15 @@ def altered(**changes: object) -> Trajectory:
     )
 
 
+VOCABULARY = 1_000
+"""Tokens of the model."""
+
 ODD = {
     "tokens": msgspec.structs.replace(ROW, token_ids=ROW.token_ids[:-1]),
+    "not of the model": msgspec.structs.replace(ROW, token_ids=pack_ids([1, 2, VOCABULARY])),
+    "negative token": msgspec.structs.replace(ROW, token_ids=pack_ids([1, -2, 3])),
     "start": altered(start=-1),
+    "first token": altered(start=0),
     "order": altered(start=5, end=4),
     "end": altered(end=10_000),
     "logprobs": altered(logprobs=b"1234567"),
@@ -69,14 +76,14 @@ def settled(batcher: RowBatcher) -> tuple[BatchGroup, ...]:
 
 
 def test_rows_of_the_rewarder_are_not_odd() -> None:
-    assert [oddity(row) for row in rows()] == [None, None]
+    assert [oddity(row, VOCABULARY) for row in rows()] == [None, None]
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_what_is_odd_is_told_and_left_out(name: str) -> None:
-    assert oddity(ODD[name])
+    assert oddity(ODD[name], VOCABULARY)
     plain = without_actions(ODD[name])
-    assert oddity(plain) is None
+    assert oddity(plain, VOCABULARY) is None
     batcher = RowBatcher("policy", BatchRules(groups_per_step=1))
     for offset, row in enumerate([plain, rows()[1]]):
         batcher.add(0, offset, row)
@@ -94,7 +101,7 @@ def test_a_tombstone_is_never_odd() -> None:
         [],
     )
     (stone,) = [output for output in closed if isinstance(output, Tombstone)]
-    assert oddity(stone) is None
+    assert oddity(stone, VOCABULARY) is None
     assert without_actions(stone) == stone
 
 
@@ -121,7 +128,7 @@ def test_what_is_not_odd_can_be_trained(
     )
     row = msgspec.structs.replace(ROW, token_ids=tokens, actions=(action,), episode_reward=reward)
     batcher = RowBatcher("policy", BatchRules(groups_per_step=1))
-    kept = row if oddity(row) is None else without_actions(row)
+    kept = row if oddity(row, VOCABULARY) is None else without_actions(row)
     for offset, one in enumerate([kept, rows()[1]]):
         batcher.add(0, offset, one)
     for trained in train_rows(settled(batcher)):
