@@ -1,7 +1,8 @@
-"""Stores weights on disk: `artifacts/<policy>/<epoch>.<step>/model.safetensors` and a manifest.
+"""Stores versions on disk as Hugging Face folders, `artifacts/<policy>/<epoch>.<step>/`.
 
-A version's folder appears only when it is complete, and is never changed. Old folders are deleted;
-checkpoints do not need them.
+Each has the weights, `model.safetensors`, all else that the base model's folder has (config,
+tokenizer, chat template), and a manifest. It appears only when it is complete, and is never
+changed. Old folders are deleted; checkpoints do not need them.
 """
 
 from __future__ import annotations
@@ -19,12 +20,23 @@ from services.learner.files import complete_folder, remove_parts, sha256
 
 FILE = "model.safetensors"
 
+_WEIGHTS = (
+    *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth"),
+    *("*.gguf", "*.h5", "*.msgpack", "*.onnx"),
+)
+"""Files of the base model's folder that a version has in its own way."""
+
 
 class ArtifactStore:
     """The weights of one policy, in a folder that the backends can read."""
 
-    def __init__(self, data: Path, policy: str, *, keep: int, durable: bool = True) -> None:
-        """`keep`: number of versions kept on disk, the newest included."""
+    def __init__(
+        self, data: Path, policy: str, base: Path, *, keep: int, durable: bool = True
+    ) -> None:
+        """`base`: the base model's folder. `keep`: number of versions kept on disk, the newest
+        included.
+        """
+        self._base = base
         self.folder = data.resolve() / "artifacts" / policy
         self._keep = keep
         self._durable = durable
@@ -35,6 +47,7 @@ class ArtifactStore:
         """Have `export` write the safetensors file; return its URI, digest and size."""
         target = self.folder / f"{version.epoch}.{version.step}"
         with complete_folder(target, durable=self._durable) as part:
+            self._copy_base(part)
             export(part / FILE)
             artifact = Artifact(
                 uri=(target / FILE).as_uri(),
@@ -47,6 +60,12 @@ class ArtifactStore:
             )
         self._prune()
         return artifact
+
+    def _copy_base(self, part: Path) -> None:
+        for file in self._base.iterdir():
+            is_weights = any(file.match(pattern) for pattern in _WEIGHTS)
+            if file.is_file() and not is_weights and not file.name.startswith("."):
+                shutil.copyfile(file, part / file.name)
 
     def _prune(self) -> None:
         versions = sorted(

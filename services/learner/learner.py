@@ -131,6 +131,7 @@ class Learner:
         self._artifacts = ArtifactStore(
             settings.data_dir,
             config.policy.name,
+            config.policy.model,
             keep=config.publish.keep,
             durable=settings.durable_files,
         )

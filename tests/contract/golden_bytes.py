@@ -145,13 +145,13 @@ def files() -> Values:
     """
     event = CODEC.encode(make_call())
     spooled = msgspec.msgpack.encode(Entry(LLM_CALLS.name, "key", None, 1_700_000_000.25, event))
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as base:
         folder = Path(made).resolve()
         state = checkpoint()
         CheckpointStore(folder, state.policy, durable=False).write(
             state, lambda part: _write(part / "model.bin", b"tensors")
         )
-        ArtifactStore(folder, state.policy, keep=1, durable=False).write(
+        ArtifactStore(folder, state.policy, Path(base), keep=1, durable=False).write(
             Version("policy", 2, 17), lambda path: _write(path, b"weights")
         )
         names = {
