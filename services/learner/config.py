@@ -16,6 +16,12 @@ from fulgurite.topics import TRAJECTORIES
 from services.learner.algorithms import ALGORITHMS
 from services.learner.algorithms.algorithm import Algorithm
 
+ALL_LINEAR = "all-linear"
+"""Targets of an adapter: every linear layer but the head."""
+
+_NOT_SERVED = frozenset({"lm_head", "embed_tokens"})
+"""Modules whose adapters the applier refuses."""
+
 
 class Section(BaseModel):
     """A table of the file."""
@@ -23,6 +29,52 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+
+class WeightsConfig(Section):
+    """Which weights are trained: the model's own, or those of a LoRA adapter beside them."""
+
+    train: Literal["full", "lora"] = "full"
+    """`full` trains all weights; `lora` trains an adapter, and the base model stays as it is."""
+    rank: int = Field(default=16, ge=1)
+    """Rank of the adapter's matrices; vLLM needs `--max-lora-rank` of at least as much."""
+    alpha: int = Field(default=32, ge=1)
+    """The adapter's product counts `alpha / rank` times."""
+    targets: str | tuple[str, ...] = ALL_LINEAR
+    """Modules that get an adapter, such as `["q_proj", "v_proj"]`; `all-linear` is every linear
+    layer but the head."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        unused = sorted(self.model_fields_set - {"train"})
+        if self.train == "full" and unused:
+            raise ValueError(
+                f"{', '.join(unused)} would have no effect with train = 'full'; set train = 'lora'"
+            )
+        problem = _wrong_targets(self.targets)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+
+def _wrong_targets(targets: str | tuple[str, ...]) -> str | None:
+    """What is wrong with the modules of an adapter; None if nothing is."""
+    if isinstance(targets, str):
+        if targets == ALL_LINEAR:
+            return None
+        return (
+            f"targets = {targets!r} must be {ALL_LINEAR!r} or a list of modules, such as "
+            "['q_proj', 'v_proj']"
+        )
+    if not targets:
+        return f"targets = [] leaves nothing to train; name modules, or set {ALL_LINEAR!r}"
+    ends = [name for name in targets if name.rpartition(".")[2] in _NOT_SERVED]
+    if ends:
+        return (
+            f"targets has {ends[0]}, but adapters of the embedding or the head cannot be served; "
+            f"name other modules, or set {ALL_LINEAR!r}"
+        )
+    return None
 
 
 class PolicyConfig(Section):
@@ -36,6 +88,7 @@ class PolicyConfig(Section):
     """Topic of trajectories, without the prefix; another one after a replay."""
     rows_of: str | None = None
     """Another policy, whose trajectories this one learns from; for a replayed topic."""
+    weights: WeightsConfig = WeightsConfig()
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

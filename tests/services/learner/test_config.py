@@ -127,6 +127,37 @@ def test_so_are_variables(variables: dict[str, str], says: str) -> None:
     assert says in str(error.value)
 
 
+def test_weights_are_full_or_an_adapter(tmp_path: Path) -> None:
+    assert load(None, MODEL).policy.weights.train == "full"
+    config = run(
+        tmp_path,
+        '[policy]\nweights = { train = "lora", rank = 8, targets = ["q_proj"] }\n',
+        {**MODEL, "FULGURITE__POLICY__WEIGHTS__ALPHA": "64"},
+    )
+    weights = config.policy.weights
+    assert (weights.train, weights.rank, weights.alpha) == ("lora", 8, 64)
+    assert weights.targets == ("q_proj",)
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ('{ rank = 8, alpha = 8 }', "policy.weights: alpha, rank would have no effect with train = 'full'"),
+        ('{ train = "qlora" }', "policy.weights.train: Input should be 'full' or 'lora'"),
+        ('{ train = "lora", targets = [] }', "leaves nothing to train"),
+        ('{ train = "lora", targets = "q_proj" }', "must be 'all-linear' or a list"),
+        ('{ train = "lora", targets = ["q_proj", "lm_head"] }', "targets has lm_head"),
+        ('{ train = "lora", dropout = 0.1 }', "policy.weights.dropout: there is no such key"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_go_together_are_refused(
+    tmp_path: Path, weights: str, says: str
+) -> None:
+    with pytest.raises(ConfigInvalid) as error:
+        run(tmp_path, f"[policy]\nweights = {weights}\n")
+    assert says in str(error.value)
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match=r"none\.toml cannot be read: No such file"):
         load(tmp_path / "none.toml", MODEL)
