@@ -97,6 +97,8 @@ class PolicyRoute(Event, frozen=True, kw_only=True):
     """For people: promotion, canary, rollback ..."""
     author: str
     """Who wrote it."""
+    previous: tuple[RouteTarget, ...] = ()
+    """Targets of the route that it replaces, which a rollback returns to; empty: there was none."""
 
 
 class PolicyApplied(Event, frozen=True, kw_only=True):

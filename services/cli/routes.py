@@ -39,7 +39,7 @@ def set_route_command(alias: str, texts: Sequence[str], reason: str, wait_s: flo
         for target in targets:
             published.check(target, policies)
         with RouteEffect(kafka, published) as effect:
-            _write(kafka, alias, targets, reason)
+            write_route(kafka, alias, targets, reason)
             list_routes_command()
             took_effect = effect.wait(targets, wait_s)
     if not took_effect:
@@ -56,7 +56,7 @@ def clear_route_command(alias: str, reason: str) -> None:
                 f"no route is set for {alias!r}; routes are set for: "
                 f"{', '.join(sorted(routed)) or 'no alias'}"
             )
-        _write(kafka, alias, (), reason)
+        write_route(kafka, alias, (), reason)
     list_routes_command()
 
 
@@ -92,12 +92,20 @@ def list_routes_command() -> None:
 
 def read_routes(kafka: KafkaSettings) -> dict[str, PolicyRoute]:
     """Read the routes in force, by alias. Raises LogUnavailable."""
+    return {alias: route for alias, route in last_routes(kafka).items() if route.targets}
+
+
+def last_routes(kafka: KafkaSettings) -> dict[str, PolicyRoute]:
+    """Read the last route of each alias, removed ones too. Raises LogUnavailable."""
     events = (record.event for record in read_all(kafka, POLICY_ROUTES, make_codec()))
-    last = {event.alias: event for event in events if isinstance(event, PolicyRoute)}
-    return {alias: route for alias, route in last.items() if route.targets}
+    return {event.alias: event for event in events if isinstance(event, PolicyRoute)}
 
 
-def _write(kafka: KafkaSettings, alias: str, targets: tuple[RouteTarget, ...], reason: str) -> None:
+def write_route(
+    kafka: KafkaSettings, alias: str, targets: tuple[RouteTarget, ...], reason: str
+) -> None:
+    """Write an alias's route, and with it the one that it replaces. Raises LogUnavailable."""
+    replaced = last_routes(kafka).get(alias)
     event = PolicyRoute(
         event_id=derive_id("route", alias, uuid.uuid4().hex),
         event_time=now_ms(),
@@ -105,6 +113,7 @@ def _write(kafka: KafkaSettings, alias: str, targets: tuple[RouteTarget, ...], r
         targets=targets,
         reason=reason,
         author=getpass.getuser(),
+        previous=replaced.targets if replaced is not None else (),
     )
     producer = EventProducer(kafka, make_codec(), "fulgurite-cli")
     try:

@@ -2,7 +2,7 @@
 
 Each has the weights, `model.safetensors`, all else that the base model's folder has (config,
 tokenizer, chat template), and a manifest. It appears only when it is complete, and is never
-changed. Old folders are deleted; checkpoints do not need them.
+changed. `services.learner.retention` removes old ones.
 """
 
 from __future__ import annotations
@@ -30,15 +30,10 @@ _WEIGHTS = (
 class ArtifactStore:
     """The weights of one policy, in a folder that the backends can read."""
 
-    def __init__(
-        self, data: Path, policy: str, base: Path, *, keep: int, durable: bool = True
-    ) -> None:
-        """`base`: the base model's folder. `keep`: number of versions kept on disk, the newest
-        included.
-        """
+    def __init__(self, data: Path, policy: str, base: Path, *, durable: bool = True) -> None:
+        """`base`: the base model's folder."""
         self._base = base
         self.folder = data.resolve() / "artifacts" / policy
-        self._keep = keep
         self._durable = durable
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_parts(self.folder)
@@ -58,7 +53,6 @@ class ArtifactStore:
             (part / "manifest.json").write_bytes(
                 msgspec.json.encode({"version": str(version), **msgspec.to_builtins(artifact)})
             )
-        self._prune()
         return artifact
 
     def _copy_base(self, part: Path) -> None:
@@ -66,11 +60,3 @@ class ArtifactStore:
             is_weights = any(file.match(pattern) for pattern in _WEIGHTS)
             if file.is_file() and not is_weights and not file.name.startswith("."):
                 shutil.copyfile(file, part / file.name)
-
-    def _prune(self) -> None:
-        versions = sorted(
-            tuple(int(part) for part in folder.name.split("."))
-            for folder in self.folder.glob("[0-9]*.[0-9]*")
-        )
-        for epoch, step in versions[: -self._keep]:
-            shutil.rmtree(self.folder / f"{epoch}.{step}")

@@ -332,7 +332,8 @@ class PublishConfig(Section):
     """What becomes of a version."""
 
     keep: int = Field(default=4, ge=1)
-    """Versions whose weights stay on disk, the newest included."""
+    """How many of the newest versions keep their weights on disk. Versions that a route names, or
+    that a rollback would return to, keep them too."""
 
 
 class RunConfig(Section):

@@ -58,6 +58,7 @@ from services.learner.errors import (
 )
 from services.learner.explaining import shortcomings
 from services.learner.policy_log import PolicyLog
+from services.learner.retention import prune
 from services.learner.rows import mini_batches, oddity, permuted, without_actions
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource, trainable
@@ -132,7 +133,6 @@ class Learner:
             settings.data_dir,
             config.policy.name,
             config.policy.model,
-            keep=config.publish.keep,
             durable=settings.durable_files,
         )
         rules = BatchRules(
@@ -285,8 +285,19 @@ class Learner:
         events: list[Event] = [update, *entries] if update else [*entries]
         self._checkpoint(events, trained=update is not None)
         self._policy_log.publish(events)
+        self._prune()
         self._source.show(self.batcher.positions())
         logger.info("settled", version=str(self.version), **metrics)
+
+    def _prune(self) -> None:
+        """Remove old weights, by the routes as they are now."""
+        self._policy_log.catch_up(None)
+        prune(
+            self._artifacts.folder,
+            self.config.policy.name,
+            self.config.publish.keep,
+            self._policy_log.routes.values(),
+        )
 
     def _account_if_due(self) -> None:
         """Tell the ledger of groups that teach nothing and of amendments, if no step did so before:

@@ -13,12 +13,12 @@ from confluent_kafka import TopicPartition
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import LedgerTerm, UpdateKind
-from fulgurite.events import Event, LedgerEntry, PolicyUpdate
+from fulgurite.events import Event, LedgerEntry, PolicyRoute, PolicyUpdate
 from fulgurite.ids import derive_id
 from fulgurite.learning.amendments import accounts_of
 from fulgurite.learning.batching import LEARNER, PendingGroup
 from fulgurite.learning.policy_epochs import PolicyEpochs
-from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER
+from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES, TRAINING_LEDGER
 from services.common.kafka.consumer import make_consumer, read_all, read_message
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
@@ -62,14 +62,19 @@ class PolicyLog:
         """The last update that counts: of the learner that holds its epoch."""
         self.epoch = 0
         """The epoch of this learner; 0 before `acquire_epoch`."""
+        self.routes: dict[str, PolicyRoute] = {}
+        """The last route of each alias, whatever its policy."""
         self._epochs = PolicyEpochs()
         self._seen: set[str] = set()
-        read = 0
-        for record in read_all(kafka, POLICY_UPDATES, codec):
-            self._apply(record.event)
-            read = record.offset + 1
+        places: list[TopicPartition] = []
+        for topic in (POLICY_UPDATES, POLICY_ROUTES):
+            read = 0
+            for record in read_all(kafka, topic, codec):
+                self._apply(record.event)
+                read = record.offset + 1
+            places.append(TopicPartition(kafka.topic(topic), 0, read))
         self._consumer = make_consumer(kafka)
-        self._consumer.assign([TopicPartition(kafka.topic(POLICY_UPDATES), 0, read)])
+        self._consumer.assign(places)
 
     def acquire_epoch(self, step: int, config: str) -> int:
         """Acquire the next epoch and return it. Raises EpochLost if another learner was first."""
@@ -108,7 +113,9 @@ class PolicyLog:
             )
 
     def catch_up(self, up_to: int | None) -> None:
-        """Read new events; wait until the one at offset `up_to` has come, if it is given."""
+        """Read new updates and routes; wait until the update at offset `up_to` has come, if it is
+        given.
+        """
         while True:
             message = self._consumer.poll(5.0 if up_to is not None else 0.0)
             if message is None:
@@ -119,7 +126,8 @@ class PolicyLog:
                 continue
             record = read_message(message, self._codec)
             self._apply(record.event)
-            if up_to is not None and record.offset >= up_to:
+            is_update = message.topic() == self._kafka.topic(POLICY_UPDATES)
+            if up_to is not None and is_update and record.offset >= up_to:
                 return
 
     def publish(self, events: Sequence[Event]) -> None:
@@ -197,6 +205,8 @@ class PolicyLog:
             future.result()
 
     def _apply(self, event: Event | None) -> None:
+        if isinstance(event, PolicyRoute):
+            self.routes[event.alias] = event
         if (
             isinstance(event, PolicyUpdate)
             and event.policy == self._policy

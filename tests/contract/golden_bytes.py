@@ -151,7 +151,7 @@ def files() -> Values:
         CheckpointStore(folder, state.policy, durable=False).write(
             state, lambda part: _write(part / "model.bin", b"tensors")
         )
-        ArtifactStore(folder, state.policy, Path(base), keep=1, durable=False).write(
+        ArtifactStore(folder, state.policy, Path(base), durable=False).write(
             Version("policy", 2, 17), lambda path: _write(path, b"weights")
         )
         names = {

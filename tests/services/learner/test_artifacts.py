@@ -43,7 +43,7 @@ def test_a_version_loads_with_transformers_and_says_what_the_trainer_says(
         for parameter in trainer.module.parameters():
             # Numbers that bf16, the type of the artifact, can hold.
             parameter.copy_((parameter + 0.01).bfloat16().float())
-    store = ArtifactStore(tmp_path, "policy", base, keep=1, durable=False)
+    store = ArtifactStore(tmp_path, "policy", base, durable=False)
     artifact = store.write(Version("policy", 1, 1), trainer.export)
     folder = tmp_path / "artifacts" / "policy" / "1.1"
     assert artifact.uri == (folder / "model.safetensors").as_uri()
@@ -62,7 +62,7 @@ def test_weights_of_the_base_model_are_not_copied(tmp_path: Path) -> None:
     for name in ("config.json", "model-00001-of-00002.safetensors", "pytorch_model.bin", ".git"):
         (base / name).write_text(name)
     (base / "model.safetensors.index.json").write_text("{}")
-    store = ArtifactStore(tmp_path, "policy", base, keep=1, durable=False)
+    store = ArtifactStore(tmp_path, "policy", base, durable=False)
     store.write(Version("policy", 1, 1), Path.touch)
     folder = tmp_path / "artifacts" / "policy" / "1.1"
     assert {path.name for path in folder.iterdir()} == {

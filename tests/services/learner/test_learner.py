@@ -14,7 +14,15 @@ import pytest
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import FilterReason, LedgerTerm
 from fulgurite.episodes.stitching import stitch
-from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Position, Tombstone, Trajectory
+from fulgurite.events import (
+    Event,
+    LedgerEntry,
+    PolicyRoute,
+    PolicyUpdate,
+    Position,
+    Tombstone,
+    Trajectory,
+)
 from fulgurite.groups.closing import close_group
 from fulgurite.tokens import FloatArray
 from services.common.kafka.consumer import Record
@@ -70,6 +78,7 @@ class PolicyLogInMemory:
     def __init__(self) -> None:
         self.epoch = 0
         self.updates: list[PolicyUpdate] = []
+        self.routes: dict[str, PolicyRoute] = {}
         self.newest: PolicyUpdate | None = None
         self.lost_after: int | None = None
         """Checks of the epoch after which another learner has it."""
@@ -78,6 +87,9 @@ class PolicyLogInMemory:
     def acquire_epoch(self, step: int, config: str) -> int:
         self.epoch += 1
         return self.epoch
+
+    def catch_up(self, up_to: int | None) -> None:
+        pass
 
     def check_epoch(self) -> None:
         if self.lost_after is not None:
