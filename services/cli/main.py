@@ -53,6 +53,10 @@ COMMANDS = {
         "services.cli.rollouts:app",
         "List the rollouts in the log, or show one as a timeline of its calls and rewards.",
     ),
+    "policy": (
+        "services.cli.policy:app",
+        "List a policy's versions, show one, copy its weights, promote it, or roll back.",
+    ),
     "lineage": (
         "services.cli.lineage:lineage",
         "List the calls that a version was trained on, or the versions trained on a call.",

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from fulgurite.enums import ArtifactFormat
+from fulgurite.enums import ArtifactFormat, UpdateKind
 from fulgurite.events import PolicyUpdate, RouteTarget
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_UPDATES
@@ -64,11 +64,30 @@ class Published:
 
     def __init__(self) -> None:
         self.folds: dict[str, TargetVersion] = {}
+        self.claims: dict[tuple[str, int], PolicyUpdate] = {}
+        """The claim that won an epoch, by policy and epoch."""
 
     def apply(self, event: object) -> None:
         """Apply the next event of the topic."""
         if isinstance(event, PolicyUpdate):
             self.folds.setdefault(event.policy, TargetVersion(event.policy)).apply(event)
+            if event.kind is UpdateKind.claim:
+                self.claims.setdefault((event.policy, event.epoch), event)
+
+    def update(self, version: Version) -> PolicyUpdate:
+        """The event that published a version. Raises BadTarget for the base model and what was
+        never published.
+        """
+        if version == base_version(version.policy):
+            raise BadTarget(
+                f"{version} is the base model, which no learner published: it is in the folder "
+                "policy.model (FULGURITE_MODEL)"
+            )
+        fold = self.folds.get(version.policy, TargetVersion(version.policy))
+        found = fold.updates.get(version)
+        if found is None:
+            raise BadTarget(f"{version} was never published; the newest is {fold.version()}")
+        return found
 
     def adapters(self) -> frozenset[str]:
         """The policies whose updates are LoRA adapters."""
@@ -108,7 +127,7 @@ class Published:
             ]
             raise BadTarget(
                 f"{version} was published, but its weights are gone: {gone} is not there. The "
-                "learner keeps the newest publish.keep. Still there: "
+                "learner keeps the newest publish.keep, and what is routed. Still there: "
                 f"{', '.join(left) or base_version(version.policy)}"
             )
 
@@ -118,15 +137,19 @@ def missing_file(update: PolicyUpdate | None) -> Path | None:
 
     None if they are there, or if this machine cannot see where they were written.
     """
-    if (
-        update is None
-        or update.artifact is None
-        or urlparse(update.artifact.uri).scheme not in ("", "file")
-    ):
+    path = weights_path(update)
+    if path is None:
         return None
-    path = Path(unquote(urlparse(update.artifact.uri).path))
     # artifacts/<policy>/<version>/<file>: if the policy's folder is here, the file should be.
     return path if path.parent.parent.is_dir() and not path.is_file() else None
+
+
+def weights_path(update: PolicyUpdate | None) -> Path | None:
+    """Where a version's weights were written; None if that is not a file."""
+    if update is None or update.artifact is None:
+        return None
+    location = urlparse(update.artifact.uri)
+    return Path(unquote(location.path)) if location.scheme in ("", "file") else None
 
 
 def read_published(kafka: KafkaSettings) -> Published:

@@ -33,17 +33,31 @@ def set_route_command(alias: str, texts: Sequence[str], reason: str, wait_s: flo
     """Set a route. Exits 1 if it is invalid or takes no effect, 2 if the log cannot be read."""
     with report_errors("routes"):
         targets = parse_targets(texts)
-        kafka = answering(KafkaSettings())
-        policies = {RunnerSettings().policy, *_check_alias(alias)}
-        published = read_published(kafka)
-        for target in targets:
-            published.check(target, policies)
-        with RouteEffect(kafka, published) as effect:
-            write_route(kafka, alias, targets, reason)
-            list_routes_command()
-            took_effect = effect.wait(targets, wait_s)
+        took_effect = change_route(answering(KafkaSettings()), alias, targets, reason, wait_s)
     if not took_effect:
         raise typer.Exit(1)
+
+
+def change_route(
+    kafka: KafkaSettings,
+    alias: str,
+    targets: tuple[RouteTarget, ...],
+    reason: str,
+    wait_s: float,
+) -> bool:
+    """Check a route, write it, print the routes, and wait until backends serve it.
+
+    Returns False if none does. No targets remove the route, and nothing is waited for. Raises
+    BadTarget, LogUnavailable.
+    """
+    policies = {RunnerSettings().policy, *_check_alias(alias)}
+    published = read_published(kafka)
+    for target in targets:
+        published.check(target, policies)
+    with RouteEffect(kafka, published) as effect:
+        write_route(kafka, alias, targets, reason)
+        list_routes_command()
+        return not targets or effect.wait(targets, wait_s)
 
 
 def clear_route_command(alias: str, reason: str) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fulgurite.avro.codec import Codec
-from fulgurite.events import RouteTarget
-from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES
+from fulgurite.enums import ArtifactFormat, UpdateKind
+from fulgurite.events import Artifact, PolicyUpdate, RouteTarget
+from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
+from services.cli.main import app
 from services.cli.routes import last_routes, write_route
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topic
 from services.learner.policy_log import PolicyLog
+from services.learner.retention import prune
 from services.local_stack.kafka_local import LocalKafka
 
 pytestmark = pytest.mark.engine
@@ -57,3 +64,84 @@ def test_a_learner_knows_the_routes_of_before_and_those_that_come(
     log.check_epoch()
     log.close()
     assert last_routes(settings) == log.routes
+
+
+class Deployment:
+    """`fulgurite policy` on this test's topics, with no gateway."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._environment = {
+            "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+            "FULGURITE_TOPIC_PREFIX": settings.topic_prefix,
+            "FULGURITE_GATEWAY_URL": "http://127.0.0.1:9",
+        }
+
+    def __call__(self, *words: str, exit_code: int = 0) -> str:
+        done = CliRunner().invoke(app, ["policy", *words], env=self._environment)
+        assert done.exit_code == exit_code, done.output
+        return done.output
+
+
+def version(step: int, folder: Path) -> PolicyUpdate:
+    file = folder / f"1.{step}" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights %d" % step)
+    return PolicyUpdate(
+        event_id=f"u{step}",
+        event_time=step,
+        policy="policy",
+        kind=UpdateKind.update,
+        epoch=1,
+        step=step,
+        version=f"policy@1.{step}",
+        parent_version=f"policy@1.{step - 1}",
+        learner_id="learner",
+        artifact=Artifact(
+            uri=file.as_uri(),
+            sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+            size=file.stat().st_size,
+            format=ArtifactFormat.full,
+        ),
+        trained_actions=10 * step,
+        metrics={"reward_mean": step / 10},
+    )
+
+
+def test_versions_are_listed_shown_pulled_promoted_and_rolled_back(
+    settings: KafkaSettings, producer: EventProducer, tmp_path: Path
+) -> None:
+    create_topic(settings, POLICY_APPLIED)
+    policy = Deployment(settings)
+    assert "no versions" in policy("list")
+    log = PolicyLog(settings, Codec(), producer, "policy", "learner")
+    log.acquire_epoch(0, '{"batch": {"groups": 5}}')
+    log.publish([version(step, tmp_path / "policy") for step in (1, 2, 3)])
+
+    policy("promote", "policy@1.2", "--reason", "better")
+    policy("promote", "policy@1.9", exit_code=1)
+    found = {one["version"]: one for one in json.loads(policy("list", "--json"))}
+    assert found["policy@1.2"]["routed"] == {"policy": 1.0}
+    assert found["policy@1.3"]["metrics"] == {"reward_mean": 0.3}
+    assert "policy@1.3" in policy("list", "--last", "1")
+    assert "policy@1.2" not in policy("list", "--last", "1")
+    policy("list", "--policy", "polisy", exit_code=1)
+
+    shown = policy("show", "policy@1.2")
+    assert "from policy@1.1" in shown
+    assert '"groups": 5' in shown
+    policy("show", "policy@1.9", exit_code=1)
+
+    policy("pull", "policy", str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == b"weights 3"
+    policy("pull", "policy", str(tmp_path / "mine"), exit_code=1)
+
+    policy("promote", "policy@1.3")
+    policy("rollback", "policy", "--reason", "worse")
+    log.catch_up(None)
+    route = last_routes(settings)["policy"]
+    assert (route.targets, route.reason) == ((target("policy@1.2"),), "worse")
+    prune(tmp_path / "policy", "policy", 1, last_routes(settings).values())
+    policy("promote", "policy@1.1", exit_code=1)
+    policy("rollback", "policy")
+    assert last_routes(settings)["policy"].targets == (target("policy@1.3"),)
+    log.close()
