@@ -19,6 +19,9 @@ from services.learner.algorithms.algorithm import Algorithm
 ALL_LINEAR = "all-linear"
 """Targets of an adapter: every linear layer but the head."""
 
+_SEPARATORS = frozenset("@,=/\\ \t\n")
+"""Characters that mean something else in versions, aliases and paths."""
+
 _NOT_SERVED = frozenset({"lm_head", "embed_tokens"})
 """Modules whose adapters the applier refuses."""
 
@@ -89,6 +92,19 @@ class PolicyConfig(Section):
     rows_of: str | None = None
     """Another policy, whose trajectories this one learns from; for a replayed topic."""
     weights: WeightsConfig = WeightsConfig()
+    frozen: bool = False
+    """Served as it is and trained by no learner: its actions are `filtered(frozen)`, their rewards
+    stay in the baseline."""
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_an_alias(cls, name: str) -> str:
+        if not name or set(name) & _SEPARATORS or name.startswith("."):
+            raise ValueError(
+                f"{name!r} cannot be a policy's name: it is empty, begins with a dot, or has one "
+                "of `@ , = /` or a space in it"
+            )
+        return name
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:

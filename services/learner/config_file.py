@@ -1,9 +1,12 @@
 """Reads a training run from a file and the environment: `fulgurite train run.toml`.
 
-Of each key the first of these counts: the variable `FULGURITE__SECTION__KEY`, the file, the file's
-`preset`, a variable of an earlier release (`FULGURITE_TRAINER_LR`), the default. The name of the
-policy and its model may also stand where the other services look for them, in `FULGURITE_POLICY`
-and `FULGURITE_MODEL`.
+Of each key the first of these counts: the variable `FULGURITE__SECTION__KEY`, the file's table of
+the policy, the file's shared table, its `preset`, a variable of an earlier release
+(`FULGURITE_TRAINER_LR`), the default. The name of the policy and its model may also stand where the
+other services look for them, in `FULGURITE_POLICY` and `FULGURITE_MODEL`.
+
+A file may have several policies, each a table `[[policy]]` with the keys of `[policy]`, and with
+sections of its own, such as `[policy.optimizer]`. A learner trains one of them.
 """
 
 from __future__ import annotations
@@ -78,6 +81,10 @@ _SHARED_VARIABLES = {
 """Variables that the deployment's other services read, too."""
 
 
+_SECTIONS = frozenset(RunConfig.model_fields) - {"policy"}
+"""Tables that a policy may have for itself."""
+
+
 class Layer(NamedTuple):
     """Keys from one place; the later layer counts."""
 
@@ -88,16 +95,75 @@ class Layer(NamedTuple):
     """Where the place is the environment: each key's variable with its value."""
 
 
-def load(file: Path | None, environment: Mapping[str, str] | None = None) -> RunConfig:
-    """The run that a file and the environment describe. Raises ConfigInvalid."""
+class RunFile(NamedTuple):
+    """What a file says."""
+
+    name: str
+    preset: object
+    tables: dict[str, Any]
+    """Shared by all policies."""
+    policies: dict[str, dict[str, Any]]
+    """Of a file with `[[policy]]` tables: the tables of each policy by its name. Empty for a file
+    with one `[policy]`, or none."""
+
+
+def load(
+    file: Path | None, environment: Mapping[str, str] | None = None, policy: str | None = None
+) -> RunConfig:
+    """The run of one policy that a file and the environment describe.
+
+    `policy` names it; without it, the environment does, or the file if it has one policy only.
+    Raises ConfigInvalid.
+    """
     environment = os.environ if environment is None else environment
-    written = Layer("", {}) if file is None else Layer(file.name, _read(file))
-    preset = written.tables.pop("preset", None)
+    read = _read(file)
+    name = policy
+    if read.policies:
+        name = _picked(read, name or _named_in(environment))
+    if name is not None:
+        environment = {**environment, variable("policy.name"): name}
+    return _resolved(read, environment, name)
+
+
+def load_all(
+    file: Path | None, environment: Mapping[str, str] | None = None
+) -> tuple[RunConfig, ...]:
+    """The runs of all policies of a file, frozen ones included, in its order. Raises
+    ConfigInvalid.
+    """
+    names = _read(file).policies
+    return tuple(load(file, environment, name) for name in names) or (load(file, environment),)
+
+
+def _named_in(environment: Mapping[str, str]) -> str | None:
+    return environment.get(variable("policy.name")) or environment.get("FULGURITE_POLICY") or None
+
+
+def _picked(read: RunFile, name: str | None) -> str:
+    """The policy of a file that is meant. Raises ConfigInvalid."""
+    known = ", ".join(read.policies)
+    if name is None and len(read.policies) > 1:
+        raise ConfigInvalid(
+            f"{read.name} has several policies ({known}), and a learner trains one: name it with "
+            "--policy or FULGURITE_POLICY"
+        )
+    if name is not None and name not in read.policies:
+        raise ConfigInvalid(
+            f"{read.name} has no policy {name!r}; it has {known}. Name one of them with --policy "
+            "or FULGURITE_POLICY"
+        )
+    return name or next(iter(read.policies))
+
+
+def _resolved(read: RunFile, environment: Mapping[str, str], policy: str | None) -> RunConfig:
+    preset = read.preset
+    own = read.policies.get(policy or "")
     layers = [
         _of_variables(environment, _SHARED_VARIABLES),
         _of_variables(environment, FORMER_VARIABLES),
         *([] if preset is None else [Layer(f"preset {preset}", _preset(preset))]),
-        written,
+        Layer(read.name, read.tables),
+        *([] if own is None else [Layer(f"{read.name}, policy {policy}", own)]),
         _of_variables(
             environment,
             {name: Former(_key_of(name)) for name in environment if name.startswith(PREFIX)},
@@ -122,13 +188,43 @@ def variable(key: str) -> str:
     return PREFIX + key.upper().replace(".", "__")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path | None) -> RunFile:
+    if file is None:
+        return RunFile("", None, {}, {})
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigInvalid(f"{file} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"{file} is no TOML: {error}") from error
+    preset = tables.pop("preset", None)
+    policies: dict[str, dict[str, Any]] = {}
+    if isinstance(tables.get("policy"), list):
+        policies = _policies(file.name, tables.pop("policy"))
+    return RunFile(file.name, preset, tables, policies)
+
+
+def _policies(file: str, written: list[Any]) -> dict[str, dict[str, Any]]:
+    """The tables of each `[[policy]]`: its keys under `policy`, its own sections beside them."""
+    policies: dict[str, dict[str, Any]] = {}
+    for number, table in enumerate(written, 1):
+        name = table.get("name") if isinstance(table, dict) else None
+        if not isinstance(name, str) or not name:
+            raise ConfigInvalid(
+                f"{file}: [[policy]] {number} of {len(written)} has no name; give each a name, "
+                "which is what agents ask for as their model"
+            )
+        if name in policies:
+            raise ConfigInvalid(
+                f"{file}: two policies are named {name!r}; give each a name of its own"
+            )
+        own: dict[str, Any] = {"policy": {}}
+        for key, value in cast("dict[str, Any]", table).items():
+            (own if key in _SECTIONS else own["policy"])[key] = value
+        policies[name] = own
+    if not policies:
+        raise ConfigInvalid(f"{file}: policy = [] has no policy; write [[policy]] tables")
+    return policies
 
 
 def presets() -> dict[str, str]:

@@ -23,7 +23,7 @@ from services.common.runtime.ending import run_service
 from services.common.runtime.model_folder import model_problem
 from services.learner.config import RunConfig
 from services.learner.config_file import former_in, load, variable
-from services.learner.errors import LearnerError, ModelUnusable, TopicMissing
+from services.learner.errors import ConfigInvalid, LearnerError, ModelUnusable, TopicMissing
 from services.learner.files import only_learner
 from services.learner.learner import Learner
 from services.learner.policy_log import PolicyLog
@@ -60,8 +60,13 @@ def main() -> int:
 def check_start(config: RunConfig, kafka: KafkaSettings) -> None:
     """Check the model and the topics, before anything large is imported.
 
-    Raises ModelUnusable, TopicMissing, TopicLayoutError, LogUnavailable.
+    Raises ConfigInvalid, ModelUnusable, TopicMissing, TopicLayoutError, LogUnavailable.
     """
+    if config.policy.frozen:
+        raise ConfigInvalid(
+            f"policy.frozen = true: no learner trains {config.policy.name}. Name another policy, "
+            "or remove `frozen`"
+        )
     problem = model_problem(config.policy.model)
     if problem is not None:
         raise ModelUnusable(f"policy.model = {problem}")

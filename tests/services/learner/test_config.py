@@ -18,6 +18,7 @@ from services.learner.config_file import (
     former_in,
     keys,
     load,
+    load_all,
     presets,
     variable,
 )
@@ -251,3 +252,96 @@ def test_every_key_has_a_description_and_a_variable() -> None:
         assert field.description, key
         assert variable(key).startswith("FULGURITE__")
     assert issubclass(RunConfig, BaseModel)
+
+
+SEVERAL = """
+preset = "laptop"
+[optimizer]
+lr = 1e-5
+[batch]
+groups = 4
+
+[[policy]]
+name = "writer"
+weights = {train = "lora", rank = 8}
+[policy.optimizer]
+lr = 2e-5
+betas = [0.8, 0.9]
+
+[[policy]]
+name = "critic"
+frozen = true
+"""
+
+
+def test_each_policy_of_a_file_has_its_own_tables_before_the_shared_ones(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(SEVERAL)
+    writer, critic = load_all(file, MODEL)
+    assert (writer.policy.name, writer.policy.weights.rank, writer.policy.frozen) == (
+        "writer",
+        8,
+        False,
+    )
+    assert (writer.optimizer.lr, writer.optimizer.betas, writer.batch.groups) == (
+        2e-5,
+        (0.8, 0.9),
+        4,
+    )
+    assert (critic.policy.name, critic.policy.frozen) == ("critic", True)
+    assert (critic.optimizer.lr, critic.optimizer.betas) == (1e-5, (0.9, 0.999))
+    assert {run.engine.device for run in (writer, critic)} == {"cpu"}, "as the preset says"
+
+
+@pytest.mark.parametrize(
+    ("named", "environment"),
+    [
+        ("critic", {}),
+        (None, {"FULGURITE_POLICY": "critic"}),
+        (None, {"FULGURITE_POLICY": "writer", "FULGURITE__POLICY__NAME": "critic"}),
+        ("critic", {"FULGURITE_POLICY": "writer", "FULGURITE__POLICY__NAME": "writer"}),
+    ],
+)
+def test_a_policy_is_picked_by_its_name(
+    tmp_path: Path, named: str | None, environment: dict[str, str]
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(SEVERAL)
+    config = load(file, {**MODEL, **environment, "FULGURITE__BATCH__GROUPS": "2"}, named)
+    assert (config.policy.name, config.batch.groups) == ("critic", 2)
+
+
+def test_the_only_policy_of_a_list_needs_no_name(tmp_path: Path) -> None:
+    assert run(tmp_path, '[[policy]]\nname = "writer"').policy.name == "writer"
+
+
+def test_a_file_with_one_policy_takes_another_name(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[policy]\nname = "writer"')
+    assert load(file, MODEL, "writer-2").policy.name == "writer-2"
+    assert [one.policy.name for one in load_all(file, MODEL)] == ["writer"]
+    assert [one.policy.name for one in load_all(None, MODEL)] == ["policy"]
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "says"),
+    [
+        (SEVERAL, {}, "run.toml has several policies (writer, critic), and a learner trains one"),
+        (SEVERAL, {"FULGURITE_POLICY": "wirter"}, "run.toml has no policy 'wirter'; it has writer, critic"),
+        ("[[policy]]\nname='a'\n[[policy]]\n", {}, "[[policy]] 2 of 2 has no name"),
+        ("[[policy]]\nname='a'\n[[policy]]\nname='a'", {}, "two policies are named 'a'"),
+        ("policy = []", {}, "policy = [] has no policy"),
+        ("policy = [1]", {}, "[[policy]] 1 of 1 has no name"),
+        ("[[policy]]\nname = 'a'\n[policy.batch]\ngroups = 0", {}, "run.toml, policy a: batch.groups: Input should be"),
+        ("[batch]\ngroups = 0\n[[policy]]\nname = 'a'", {}, "run.toml: batch.groups: Input should be"),
+        ("[[policy]]\nname = 'a'\nlr = 1", {}, "run.toml, policy a: policy.lr: there is no such key; did you mean optimizer.lr?"),
+        ("[[policy]]\nname = 'a=b'", {}, "policy.name: 'a=b' cannot be a policy's name"),
+        ("[policy]\nname = '../x'", {}, "policy.name: '../x' cannot be a policy's name"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_several_policies_is_told(
+    tmp_path: Path, text: str, environment: dict[str, str], says: str
+) -> None:
+    with pytest.raises(ConfigInvalid) as error:
+        run(tmp_path, text, {**MODEL, **environment})
+    assert says in str(error.value)
