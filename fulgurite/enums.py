@@ -148,6 +148,8 @@ class FilterReason(StrEnum):
     """Its group was written for offline use only."""
     not_finite = "not_finite"
     """The loss or the gradient of its batch was not finite; no step was made."""
+    frozen = "frozen"
+    """Its policy is frozen: no learner trains it."""
 
 
 class LedgerTerm(StrEnum):

@@ -1,4 +1,5 @@
-"""Decides what training does with a failed episode, by its kind of failure.
+"""Decides what training does with a failed episode, by its kind of failure, and with policies that
+are not trained at all.
 
 By default, failures that the policy did not cause (exogenous kinds) are dropped, others are
 trained, and an unknown kind is masked. For `truncated`, `mask` masks only the cut answers, in any
@@ -38,6 +39,9 @@ class FailureRules(msgspec.Struct, frozen=True, kw_only=True):
     """Actions that differ from the defaults."""
     penalty: float = 0.0
     """Reward of an episode whose kind is `penalise`."""
+    frozen: frozenset[str] = frozenset()
+    """Policies that no learner trains. Their actions are filtered when the group is closed; their
+    episodes' rewards are compared like others."""
 
     def __post_init__(self) -> None:
         for kind, policy in self.policies.items():

@@ -3,9 +3,10 @@
 Deterministic: the same episodes and rewards, in any order, give the same events with the same ids
 (`fulgurite.groups.group_revisions`). Every member has rows or a tombstone with a reason. Every
 successful train-mode action carries loss in exactly one row, or is `filtered` with a reason in a
-ledger entry; the learner accounts for actions with a `mask`. Ledger entries are written first, so a
-group whose rows are complete in the log has all its entries too. When an episode or a reward comes
-late, the whole group is closed again.
+ledger entry. Actions of a frozen policy are in a row and `filtered(frozen)`; the learner accounts
+for others with a `mask`. Ledger entries are written first, so a group whose rows are complete in
+the log has all its entries too. When an episode or a reward comes late, the whole group is closed
+again.
 """
 
 from __future__ import annotations
@@ -184,6 +185,7 @@ class _Closing:
             return (self._tombstone(member.rollout_id, member.final, combined, None),)
         built = self.built[member.rollout_id]
         self.lost.extend(built.left_out)
+        self.lost.extend(self._frozen(built))
         if not built.rows:
             return (
                 self._tombstone(
@@ -193,7 +195,7 @@ class _Closing:
         return self._rows(member.final, built, combined)
 
     def entries(self) -> tuple[LedgerEntry, ...]:
-        """The ledger entries of actions that are in no row."""
+        """The ledger entries of actions that no learner accounts for."""
         return (
             _entries(self.group_id, self.event_time, self.lost) if self.mode is Mode.train else ()
         )
@@ -220,16 +222,18 @@ class _Closing:
         chain = max(self.chains[episode.rollout_id], key=len)
         masked = FilterReason.failure_masked if self.rules.masks(episode.failure) else None
 
-        def paid(action: Action) -> Action:
+        def paid(action: Action, policy: str | None) -> Action:
             name = action_id(action.call_id, action.choice)
             reward = rewards.actions.get(name, 0.0) + (
                 rewards.outcome if name == chain[-1] else 0.0
             )
+            is_frozen = policy in self.rules.frozen
             return replace(
                 action,
                 reward=reward,
                 credit=credit_of[name],
-                mask=action.mask or masked,
+                loss=action.loss and not is_frozen,
+                mask=FilterReason.frozen if is_frozen else action.mask or masked,
                 turn=turn_of[name],
             )
 
@@ -251,7 +255,7 @@ class _Closing:
                 group_members_scored=self.scored,
                 group_started_at=self.started_at,
                 token_ids=row.token_ids,
-                actions=tuple(paid(action) for action in row.actions),
+                actions=tuple(paid(action, row.policy) for action in row.actions),
                 episode_reward=rewards.total,
                 rewards=dict(sorted(rewards.named.items())),
                 credit_rule=self.rule.name,
@@ -292,6 +296,18 @@ class _Closing:
         for rollout_id, combined in self.combined.items():
             if isinstance(combined, EpisodeRewards):
                 yield rollout_id, combined
+
+    def _frozen(self, built: BuiltTrajectories) -> Iterator[LostAction]:
+        """The actions of frozen policies: no learner accounts for them."""
+        for row in built.rows:
+            if row.policy in self.rules.frozen:
+                for action in row.actions:
+                    if action.loss:
+                        yield LostAction(
+                            action=action_id(action.call_id, action.choice),
+                            policy=row.policy,
+                            reason=FilterReason.frozen,
+                        )
 
     def _lose(self, episode: Episode, reason: FilterReason) -> None:
         self.lost.extend(

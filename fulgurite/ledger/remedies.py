@@ -42,5 +42,6 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.not_trained_mode: "its group was written for offline use only",
     FilterReason.not_finite: "the loss or the gradient of its batch was not finite, and no "
     "step was made: the learner's log has the groups",
+    FilterReason.frozen: "its policy is frozen: remove `frozen` in the run's file to train it",
 }
 """A remedy for every reason."""

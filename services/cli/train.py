@@ -28,7 +28,10 @@ def train(
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(metavar="POLICY", help="Policy to train; without it, the file's."),
+        typer.Option(
+            metavar="POLICY",
+            help="Policy to train: one of the file's, if it has several, else its name.",
+        ),
     ] = None,
     rows_of: Annotated[
         str | None,

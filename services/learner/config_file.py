@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -204,11 +204,12 @@ def _read(file: Path | None) -> RunFile:
     return RunFile(file.name, preset, tables, policies)
 
 
-def _policies(file: str, written: list[Any]) -> dict[str, dict[str, Any]]:
+def _policies(file: str, written: Sequence[object]) -> dict[str, dict[str, Any]]:
     """The tables of each `[[policy]]`: its keys under `policy`, its own sections beside them."""
     policies: dict[str, dict[str, Any]] = {}
     for number, table in enumerate(written, 1):
-        name = table.get("name") if isinstance(table, dict) else None
+        keys_given = cast("dict[str, Any]", table) if isinstance(table, dict) else {}
+        name: object = keys_given.get("name")
         if not isinstance(name, str) or not name:
             raise ConfigInvalid(
                 f"{file}: [[policy]] {number} of {len(written)} has no name; give each a name, "
@@ -219,7 +220,7 @@ def _policies(file: str, written: list[Any]) -> dict[str, dict[str, Any]]:
                 f"{file}: two policies are named {name!r}; give each a name of its own"
             )
         own: dict[str, Any] = {"policy": {}}
-        for key, value in cast("dict[str, Any]", table).items():
+        for key, value in keys_given.items():
             (own if key in _SECTIONS else own["policy"])[key] = value
         policies[name] = own
     if not policies:

@@ -34,10 +34,16 @@ class ClosingSettings(BaseSettings):
     (docs/reference/failures.md)."""
     penalty: float = Field(default=0.0, ge=-LARGEST_REWARD, le=LARGEST_REWARD)
     """Reward of failures whose policy is `penalise`."""
+    frozen_policies: str = ""
+    """Policies, comma-separated, that no learner trains: their actions are
+    `filtered(frozen)`."""
 
     def rules(self) -> FailureRules:
-        """The failure rules. Raises ValueError for a kind that may not be dropped or retried."""
-        return FailureRules(policies=self.failure_policies, penalty=self.penalty)
+        """What is trained. Raises ValueError for a kind that may not be dropped or retried."""
+        frozen = filter(None, (name.strip() for name in self.frozen_policies.split(",")))
+        return FailureRules(
+            policies=self.failure_policies, penalty=self.penalty, frozen=frozenset(frozen)
+        )
 
     def due_at(
         self,

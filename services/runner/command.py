@@ -98,7 +98,13 @@ def run(
         ),
     ] = Mode.train,
     model: Annotated[
-        str, typer.Option(metavar="ALIAS", help="Model name that the agents ask for.")
+        str,
+        typer.Option(
+            metavar="ALIAS",
+            envvar="FULGURITE_POLICY",
+            show_envvar=False,
+            help="Model name that the rollouts are declared for, by default FULGURITE_POLICY.",
+        ),
     ] = "policy",
     deadline: Annotated[
         float,

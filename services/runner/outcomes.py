@@ -101,11 +101,12 @@ class Outcomes:
                 ] += 1
         return counted
 
-    def policies(self) -> set[str]:
-        """The policies that answered calls."""
+    def policies(self, group_id: str | None = None) -> set[str]:
+        """The policies that answered calls, of a group or of all."""
+        groups = self._actions.values() if group_id is None else [self._actions[group_id]]
         return {
             expected.policy
-            for attempts in self._actions.values()
+            for attempts in groups
             for actions in attempts.values()
             for expected in actions.values()
             if expected.policy

@@ -1,8 +1,8 @@
 """Decides whether the runner may start another group, or must wait for the learner. No I/O.
 
-At most `max_ahead` groups are started and not settled. A group is *settled* when the learner's
-ledger entries for it have come and the version they name, or a later one, is served. A group is
-given up `GIVE_UP_MS` after its deadline.
+At most `max_ahead` groups are started and not settled. A group is *settled* when the ledger entries
+of the policy's learner for it have come and the version they name, or a later one, is served. A
+group is given up `GIVE_UP_MS` after its deadline.
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ class Pace:
 
     def on_ledger(self, entry: LedgerEntry) -> None:
         """Settle a group, or note the version that settles it."""
-        if entry.source != LEARNER or entry.group_id not in self._deadlines:
+        if (
+            entry.source != LEARNER
+            or entry.policy != self._policy
+            or entry.group_id not in self._deadlines
+        ):
             return
         version = _version(entry.version)
         if version is None or version <= self.served:
@@ -74,6 +78,10 @@ class Pace:
             self.updates.append(version)
         for group_id in [group for group, awaited in self._awaited.items() if awaited <= version]:
             self._settle(group_id)
+
+    def pass_over(self, group_id: str) -> None:
+        """Note that no action of the group is the policy's: its learner has nothing to settle."""
+        self._settle(group_id)
 
     def begin_with(self, version: Version) -> None:
         """Note the version that is served when the run starts; it does not count as an update."""

@@ -153,7 +153,7 @@ class Run:
         self._kafka = kafka
         self._watcher = watcher
         self._codec = make_codec()
-        self.board = Scoreboard(options.rewards, options.weights)
+        self.board = Scoreboard(options.rewards, options.weights, settings.policy)
         self.pace = Pace(settings.policy, options.max_ahead)
         self.learners = Learners()
         self._outcomes = Outcomes(self.learners, rewarded=bool(options.rewards))
@@ -236,6 +236,7 @@ class Run:
                 self.board.on_episode(event)
                 self._outcomes.on_episode(event)
                 self.diagnosis.note(event.group_id)
+                self._pass_over_foreign(event.group_id)
             case AgentReward() if event.rollout_id in self.board:
                 self.board.on_reward(event)
                 self.diagnosis.note(event.group_id)
@@ -251,6 +252,12 @@ class Run:
                 return
         self._changed.set()
         self._watcher.on_change(self)
+
+    def _pass_over_foreign(self, group_id: str) -> None:
+        """Do not wait for the policy's learner in a group that only other policies answered."""
+        answered = self._outcomes.policies(group_id)
+        if answered and self._settings.policy not in answered and self.board.has_ended(group_id):
+            self.pace.pass_over(group_id)
 
     def _on_applied(self, event: PolicyApplied) -> None:
         before, served = self.updates, self.pace.served

@@ -37,7 +37,7 @@ class Score(msgspec.Struct):
 
 
 class CurvePoint(msgspec.Struct, frozen=True):
-    """The mean reward of the rollouts whose first call was answered by one version."""
+    """The mean reward of rollouts by the version that answered their first call of the policy."""
 
     version: str
     reward: float
@@ -49,8 +49,13 @@ class CurvePoint(msgspec.Struct, frozen=True):
 class Scoreboard:
     """Collects the scores of a run's rollouts."""
 
-    def __init__(self, expected: Collection[str], weights: Mapping[str, float]) -> None:
-        """`expected`: names of the rewards that a rollout waits for. `weights`: 1 if not given."""
+    def __init__(
+        self, expected: Collection[str], weights: Mapping[str, float], policy: str = "policy"
+    ) -> None:
+        """`expected`: names of the rewards that a rollout waits for. `weights`: 1 if not given.
+        `policy`: whose versions rollouts are counted by.
+        """
+        self._policy = policy
         self._expected = set(expected)
         self._weights = dict(weights)
         self._scores: dict[str, Score] = {}
@@ -73,7 +78,8 @@ class Scoreboard:
             len(episode.calls),
         )
         versions = [call.version_first for call in episode.calls if call.version_first]
-        score.version = versions[0] if versions else None
+        own = [version for version in versions if version.startswith(f"{self._policy}@")]
+        score.version = next(iter(own or versions), None)
 
     def on_reward(self, reward: AgentReward) -> None:
         """Add a reward, with or without a value."""
@@ -112,6 +118,10 @@ class Scoreboard:
         """Whether every rollout of the group has ended and has its rewards."""
         scores = self.scores(group_id)
         return bool(scores) and all(self._is_done(score) for score in scores)
+
+    def has_ended(self, group_id: str) -> bool:
+        """Whether every rollout of the group has ended."""
+        return all(score.closed for score in self.scores(group_id))
 
     def closed(self) -> int:
         """How many rollouts have ended."""

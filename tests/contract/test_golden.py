@@ -178,17 +178,18 @@ def _by_group(values: Iterable[tuple[str, bytes]]) -> dict[str, list[bytes]]:
 
 
 def written(log: Sequence[Recorded]) -> dict[str, list[tuple[str, str, str, bytes]]]:
-    """What each topic holds, in its order."""
+    """What each topic holds, in its order, in the schemas of today."""
     topics: dict[str, list[tuple[str, str, str, bytes]]] = {}
     for one in log:
         event = CODEC.decode(one.value)
-        value = one.value
         if isinstance(event, PolicyUpdate):
-            value = CODEC.encode(msgspec.structs.replace(event, positions=()))
+            event = msgspec.structs.replace(event, positions=())
         if isinstance(event, Trajectory):
-            value = CODEC.encode(without_turns(event))
+            event = without_turns(event)
         if not isinstance(event, GroupClosed):
-            topics.setdefault(one.topic, []).append((one.key, one.event_type, one.event_id, value))
+            topics.setdefault(one.topic, []).append(
+                (one.key, one.event_type, one.event_id, CODEC.encode(event))
+            )
     return topics
 
 

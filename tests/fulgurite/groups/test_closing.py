@@ -214,6 +214,35 @@ def test_failures_that_are_masked_or_penalised_stay_in_the_baseline() -> None:
     assert not awaits_rewards(declaration(size=1), [looping], [], penalised)
 
 
+def test_actions_of_a_frozen_policy_are_filtered_and_their_rewards_compared() -> None:
+    asked = make_call(turn=0, at=1_000, prompt=(1,), answers=[(7,)], policy="writer")
+    critic = make_call(turn=1, at=1_100, prompt=(5,), answers=[(8,)], policy="critic")
+    cut = make_call(turn=2, at=1_200, prompt=(6,), answers=[(9,)], policy="critic", finish="length")
+    outputs = close_group(
+        GROUP,
+        declaration(size=1),
+        [finished(0, asked, critic, cut)],
+        [make_reward()],
+        FailureRules(frozen=frozenset({"critic"})),
+    )
+    (entry,) = entries(outputs)
+    assert (entry.policy, entry.reason, entry.source) == (
+        "critic",
+        FilterReason.frozen,
+        "rewarder",
+    )
+    assert set(entry.actions) == {action_id(critic.call_id, 0), action_id(cut.call_id, 0)}
+    found = {
+        (row.policy, action.loss, action.mask, action.credit)
+        for row in rows(outputs)
+        for action in row.actions
+    }
+    assert found == {
+        ("writer", True, None, 1.0),
+        ("critic", False, FilterReason.frozen, 1.0),
+    }
+
+
 def test_undeclared_traffic_is_a_group_of_one() -> None:
     live = made(
         make_call(mode=Mode.live, policy=None, answers=[None]),

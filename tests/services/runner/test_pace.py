@@ -10,11 +10,13 @@ from fulgurite.versions import Version
 from services.runner.pace import GIVE_UP_MS, Pace
 
 
-def _entry(group: str, version: str | None, source: str = "learner") -> LedgerEntry:
+def _entry(
+    group: str, version: str | None, source: str = "learner", policy: str = "p"
+) -> LedgerEntry:
     return LedgerEntry(
         event_id=f"{group}{version}",
         event_time=0,
-        policy="p",
+        policy=policy,
         group_id=group,
         term=LedgerTerm.trained,
         version=version,
@@ -76,11 +78,20 @@ def test_a_group_that_taught_nothing_is_settled_by_its_entry() -> None:
 def test_other_sources_groups_policies_and_failures_do_not_count() -> None:
     pace = _pace("a", "b")
     pace.on_ledger(_entry("a", None, source="rewarder"))
+    pace.on_ledger(_entry("a", None, policy="a"))
+    pace.on_ledger(_entry("a", "a@0.0", policy="a"))
     pace.on_ledger(_entry("c", None))
     pace.on_ledger(_entry("a", "p@1.1"))
     pace.on_applied(_applied("q@1.1", policy="q"))
     pace.on_applied(_applied("p@1.1", ApplyOutcome.failed))
     assert (pace.ahead, pace.updates) == (2, [])
+
+
+def test_a_group_without_the_policy_is_settled_without_its_learner() -> None:
+    pace = _pace("a", "b")
+    pace.pass_over("a")
+    pace.pass_over("a")
+    assert (pace.ahead, pace.settled) == (1, 1)
 
 
 def test_what_was_served_at_the_start_is_no_update() -> None:

@@ -9,6 +9,7 @@ from fulgurite.enums import EpisodeOutcome, Mode
 from fulgurite.events import AgentReward, Episode
 from fulgurite.failures import FailureKind
 from services.runner.scoreboard import Scoreboard
+from tests.synthetic import make_call
 
 
 def _episode(
@@ -177,3 +178,18 @@ def test_failures_are_counted_by_kind() -> None:
         "scored": 0,
         "calls": 0,
     }
+
+
+def test_rollouts_are_counted_by_versions_of_the_runs_policy() -> None:
+    board = Scoreboard(("reward",), {}, "writer")
+    calls = (
+        make_call(policy="critic", version="critic@1.3"),
+        make_call(policy="writer", version="writer@1.1"),
+        make_call(policy="writer", version="writer@1.2"),
+    )
+    for rollout, made in (("a", calls), ("b", calls[:1])):
+        board.expect("g", rollout)
+        board.on_episode(msgspec.structs.replace(_episode(rollout), calls=made))
+        board.on_reward(_reward(rollout, 1.0))
+    assert [point.version for point in board.curve()] == ["writer@1.1", "critic@1.3"]
+    assert board.has_ended("g")
