@@ -28,6 +28,7 @@ from services.cli.main import app
 from services.common.kafka.consumer import read_all
 from services.common.kafka.logged_calls import read_calls
 from services.common.processes.process import ChildProcess
+from services.common.processes.supervisor import SupervisedProcess
 from services.local_stack.batch_scheduling import batch_command
 from services.local_stack.local_stack import LocalStack, StackOptions
 from services.local_stack.model import tiny_model
@@ -263,11 +264,19 @@ def check_scheduling(stack: LocalStack) -> None:
 
 
 def test_the_loop_closes(tmp_path: Path) -> None:
+    ended: list[str] = []
+
+    def note_end(process: SupervisedProcess, code: int) -> None:
+        log = process.spec.log.read_text(errors="replace")
+        ended.append(f"{process.name} ended with {code}:\n{log[-3000:]}")
+
     with LocalStack(
-        StackOptions(data=tmp_path / "data", model=tiny_model(), environment=SETTINGS)
+        StackOptions(data=tmp_path / "data", model=tiny_model(), environment=SETTINGS),
+        on_exit=note_end,
     ) as stack:
         check_scheduling(stack)
         summary = run_agents(stack, tmp_path)
+        assert not ended, "\n".join(ended)
         assert summary["updates"] >= 2
         applied = [
             r.event
