@@ -2,7 +2,7 @@
 
 A test fails where a page is stale. `reference/settings.md` gets its tables from the settings
 classes, `reference/events.md` comes from the Avro schemas, and `reference/cli.md` from the command
-line's own help.
+line's own help, `reference/runs.md` and `reference/metrics.md` from the learner.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from services.gateway.settings import GatewaySettings
 from services.judge.settings import JudgeSettings
 from services.learner.algorithms import ALGORITHMS
 from services.learner.config_file import keys
+from services.learner.metrics import METRICS
 from services.learner.settings import LearnerSettings
 from services.rewarder.settings import RewarderSettings
 from services.rewards.settings import RewardWorkerSettings
@@ -56,6 +57,7 @@ DEFAULTS_IN_WORDS = {
 }
 SETTINGS_PAGE = DOCS / "reference" / "settings.md"
 RUNS_PAGE = DOCS / "reference" / "runs.md"
+METRICS_PAGE = DOCS / "reference" / "metrics.md"
 
 
 def pages() -> dict[Path, str]:
@@ -65,6 +67,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "events.md": events_page(),
         DOCS / "reference" / "cli.md": commands_page(),
         RUNS_PAGE: runs_page(),
+        METRICS_PAGE: metrics_page(),
     }
 
 
@@ -72,9 +75,7 @@ def settings_page() -> str:
     """The page with the tables of SECTIONS written from the classes; the rest of it is kept."""
     text = SETTINGS_PAGE.read_text()
     for title, settings in SECTIONS.items():
-        before, rest = text.split(f"## {title}\n\n", 1)
-        _, after = rest.split("\n\n", 1)
-        text = f"{before}## {title}\n\n{settings_table(settings)}\n{after}"
+        text = _with_table(text, title, settings_table(settings))
     return text
 
 
@@ -105,10 +106,23 @@ def runs_page() -> str:
     for key, field in keys().items():
         runs += _row(f"`{key}`", _default(field), _with_links(field.description or ""))
     for title, table in (("Algorithms", algorithms), ("Keys", runs)):
-        before, rest = text.split(f"## {title}\n\n", 1)
-        _, after = rest.split("\n\n", 1)
-        text = f"{before}## {title}\n\n{table}\n{after}"
+        text = _with_table(text, title, table)
     return text
+
+
+def metrics_page() -> str:
+    """The page with its table written from the names of the metrics; the rest is kept."""
+    table = "| metric | meaning |\n|---|---|\n" + "".join(
+        _row(f"`{name}`", _with_links(meaning)) for name, meaning in METRICS.items()
+    )
+    return _with_table(METRICS_PAGE.read_text(), "Names", table)
+
+
+def _with_table(page: str, title: str, table: str) -> str:
+    """The page with the table that follows a title replaced."""
+    before, rest = page.split(f"## {title}\n\n", 1)
+    _, after = rest.split("\n\n", 1)
+    return f"{before}## {title}\n\n{table}\n{after}"
 
 
 def _default(field: FieldInfo) -> str:

@@ -1,12 +1,5 @@
 """Makes batches of closed groups, and decides the outcome of every action.
 
-A group is complete when everything that its `GroupClosed` names is there; in logs without it, when
-every member has all its rows or a tombstone. Complete groups are settled in batches, oldest start
-first. Each action of a settled group that carries loss is trained, stale, or filtered with a
-reason, and gets a ledger entry. A newer revision that comes before its group is settled replaces
-the older one. A group is settled at most once: repeated rows are ignored, and a newer revision of a
-settled group is an amendment, which trains nothing (`fulgurite.learning.amendments`).
-
 A group is complete when all that its `GroupClosed` names is there; in logs without it, when every
 member has all its rows or a tombstone. Complete groups are admitted oldest start first; those that
 teach nothing fill no batch and are settled on the way. Of an admitted group each action that
@@ -42,6 +35,7 @@ from fulgurite.groups.rewards import LARGEST_TOTAL, is_bounded
 from fulgurite.ids import action_id, derive_id
 from fulgurite.learning.comparison import compare, is_comparable, turns_in
 from fulgurite.learning.lineage import Lineage, descends
+from fulgurite.learning.members import Member, members_of
 from fulgurite.tokens import all_finite, token_count
 from fulgurite.trajectories.building import GREEDY
 from fulgurite.versions import MalformedVersion, Version, parse_version
@@ -72,6 +66,8 @@ class TrainedAction(EventStruct, frozen=True, kw_only=True):
     credit: float
     temperature: float
     turn: int = 0
+    age: int = 0
+    """Its staleness when its group was settled."""
 
 
 class BatchRow(EventStruct, frozen=True, kw_only=True):
@@ -105,6 +101,8 @@ class BatchGroup(EventStruct, frozen=True, kw_only=True):
     """Episodes with trained actions; empty if the group has no training signal."""
     outcomes: Mapping[str, tuple[LedgerTerm, FilterReason | None]]
     """The outcome of each action that carries loss."""
+    members: tuple[Member, ...] = ()
+    """Its episodes, trained or not."""
 
 
 class ForeignRow(EventStruct, frozen=True, kw_only=True):
@@ -380,7 +378,7 @@ def assign_outcomes(
             outcome = _outcome(row, action, compared.teaches_nothing, current, rules, lineage)
             outcomes[action_id(action.call_id, action.choice)] = outcome
             if outcome[0] is LedgerTerm.trained:
-                actions.append(_trained_action(action, turn))
+                actions.append(_trained_action(action, turn, current))
         if actions:
             before = episodes.get(row.rollout_id)
             batch_row = BatchRow(token_ids=row.token_ids, actions=tuple(actions))
@@ -397,6 +395,7 @@ def assign_outcomes(
         turns=compared.turns,
         episodes=tuple(episodes.values()),
         outcomes=outcomes,
+        members=members_of(rows, pending.tombstones.values()),
     )
 
 
@@ -511,7 +510,7 @@ def _has_logprobs(action: Action) -> bool:
     )
 
 
-def _trained_action(action: Action, turn: int) -> TrainedAction:
+def _trained_action(action: Action, turn: int, current: Version) -> TrainedAction:
     return TrainedAction(
         action=action_id(action.call_id, action.choice),
         start=action.start,
@@ -520,4 +519,5 @@ def _trained_action(action: Action, turn: int) -> TrainedAction:
         credit=action.credit,
         temperature=action.temperature,
         turn=turn,
+        age=staleness(parse_version(action.version or ""), current),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from services.common.runtime import logs
@@ -10,6 +12,11 @@ from services.learner.errors import PolicyDrift
 
 _LOG_RATIO_BOUND = 20.0
 """As in verl's losses: beyond it, exp() says nothing more."""
+
+_AGES = (0, 1, 2, 4, 8, 16)
+"""The least staleness of each class of tokens that has figures of its own."""
+AGE_CLASSES = ("0", "1", "2-3", "4-7", "8-15", "16+")
+"""Their names."""
 
 _REMEDY = (
     "Two causes are likely. (1) The batch has old calls and each step changes the policy much: "
@@ -22,8 +29,8 @@ _REMEDY = (
 logger = logs.get()
 
 
-class Drift:
-    """Sums over the trained tokens of a batch."""
+class Ratios:
+    """Sums over tokens of the ratio trainer/engine."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -31,11 +38,10 @@ class Drift:
         self._ratio = 0.0
         self._ratio2 = 0.0
 
-    def add(self, trainer: torch.Tensor, engine: torch.Tensor, mask: torch.Tensor) -> None:
-        """Add log-probabilities of tokens, all of one shape, where the mask is set."""
-        difference = (trainer - engine)[mask].double().clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
+    def add(self, difference: torch.Tensor) -> None:
+        """Add log-probabilities, trainer's less engine's, of any shape."""
         ratio = difference.exp()
-        self.tokens += int(mask.sum())
+        self.tokens += difference.numel()
         self._k3 += float((ratio - difference - 1).sum())
         self._ratio += float(ratio.sum())
         self._ratio2 += float(ratio.square().sum())
@@ -49,6 +55,48 @@ class Drift:
     def ess(self) -> float:
         """Effective sample size of the ratios, as a share of the tokens."""
         return self._ratio**2 / (self.tokens * self._ratio2) if self.tokens else 1.0
+
+
+class Drift:
+    """Sums over the trained tokens of a batch, and over those of each age."""
+
+    def __init__(self) -> None:
+        self._all = Ratios()
+        self._by_age = [Ratios() for _ in _AGES]
+
+    def add(
+        self, trainer: torch.Tensor, engine: torch.Tensor, mask: torch.Tensor, ages: torch.Tensor
+    ) -> None:
+        """Add log-probabilities of tokens, all of one shape, where the mask is set."""
+        difference = (trainer - engine)[mask].double().clamp(-_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
+        self._all.add(difference)
+        bounds = torch.tensor(_AGES[1:], dtype=ages.dtype, device=ages.device)
+        kinds = torch.bucketize(ages[mask], bounds, right=True)
+        for kind in set(cast("list[int]", kinds.tolist())):
+            self._by_age[kind].add(difference[kinds == kind])
+
+    @property
+    def tokens(self) -> int:
+        """How many were added."""
+        return self._all.tokens
+
+    @property
+    def k3(self) -> float:
+        """See Ratios."""
+        return self._all.k3
+
+    @property
+    def ess(self) -> float:
+        """See Ratios."""
+        return self._all.ess
+
+    def metrics(self) -> dict[str, float]:
+        """`k3` and `ess`, of all tokens and by age, such as `k3/age/2-3`."""
+        found = {"k3": self.k3, "ess": self.ess}
+        for name, ratios in zip(AGE_CLASSES, self._by_age, strict=True):
+            if ratios.tokens:
+                found |= {f"k3/age/{name}": ratios.k3, f"ess/age/{name}": ratios.ess}
+        return found
 
     def check(self, bounds: DriftConfig) -> None:
         """Warn beyond the alarm's bounds. Raises PolicyDrift beyond those of the stop."""

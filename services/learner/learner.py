@@ -9,8 +9,8 @@ are filtered, and the learner continues with the next batch.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Protocol
 
 import msgspec
@@ -20,12 +20,12 @@ from fulgurite.enums import FilterReason, LedgerTerm, Mode
 from fulgurite.events import (
     Event,
     LedgerEntry,
-    PolicyUpdate,
     Tombstone,
     Trajectory,
 )
 from fulgurite.ids import action_id
 from fulgurite.learning.amendments import amended_entries
+from fulgurite.learning.batch_metrics import batch_metrics
 from fulgurite.learning.batching import (
     BatchGroup,
     BatchRules,
@@ -33,7 +33,6 @@ from fulgurite.learning.batching import (
     ledger_entries,
     untrained,
 )
-from fulgurite.tokens import unpack_ids
 from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version
 from services.common.kafka.consumer import Record
@@ -58,6 +57,9 @@ from services.learner.versions import HasWeights, PolicyVersions, Progress
 _READ_TIMEOUT_S = 0.2
 _SETTLE_AFTER_S = 1.0
 """Groups that teach nothing are settled together: each time costs a checkpoint without tensors."""
+
+_UNREPORTED_GROUPS = 10_000
+"""Where nothing is trained for long, metrics are of the newest groups."""
 
 logger = logs.get()
 
@@ -109,6 +111,9 @@ class Learner:
         self._amending_since: float | None = None
         self._settling_since: float | None = None
         self._stopping = False
+        self._stopwatch = self._versions.stopwatch
+        self._unreported: deque[BatchGroup] = deque(maxlen=_UNREPORTED_GROUPS)
+        """Groups that were settled since the last update, for the metrics of the next."""
 
     @property
     def version(self) -> Version:
@@ -140,10 +145,16 @@ class Learner:
             liveness.beat()
             # What is ready to be trained is not read past: a long topic would fill the memory.
             if self.batcher.ready(self.version) < self.config.batch.groups:
-                for record in self._source.read(_READ_TIMEOUT_S):
-                    self._apply(record)
+                self._read()
             self._train_if_ready()
             self._account_if_due()
+
+    def _read(self) -> None:
+        began, found = time.monotonic(), False
+        for record in self._source.read(_READ_TIMEOUT_S):
+            found = True
+            self._apply(record)
+        self._stopwatch.add("read" if found else "wait", time.monotonic() - began)
 
     def _apply(self, record: Record) -> None:
         event = trainable(record)
@@ -181,34 +192,47 @@ class Learner:
             groups = permuted(groups, permute + self.version.step)
         for line in shortcomings(groups, self.config.batch.max_row_tokens):
             logger.warning(line)
-        parts = mini_batches(groups, self.config)
-        metrics = batch_metrics(groups, self.version)
-        update: PolicyUpdate | None = None
+        with self._stopwatch.phase("prepare"):
+            parts = mini_batches(groups, self.config)
         try:
-            trained = self._trainer.train([rows for _, rows in parts], self.version.step + 1)
+            with self._stopwatch.phase("train"):
+                trained = self._trainer.train([rows for _, rows in parts], self.version.step + 1)
         except StepNotFinite as error:
             logger.error("no step was made", error=str(error))
-            groups = _settled(parts, [False] * len(parts))
-        else:
-            groups = _settled(parts, trained.mini_batches)
-            parent, artifact = self._versions.advance()
-            metrics |= trained.metrics | {"step_seconds": time.monotonic() - began}
-            row = next(
+            self._settle(_settled(parts, [False] * len(parts)))
+            return
+        parent, artifact = self._versions.advance()
+        settled = self._with_others(_settled(parts, trained.mini_batches))
+        self._unreported += settled
+        metrics = batch_metrics(self._unreported) | trained.metrics
+        self._unreported.clear()
+        update = self._versions.update(
+            parent,
+            artifact,
+            next(
                 rows[0] for (_, rows), done in zip(parts, trained.mini_batches, strict=True) if done
-            )
-            update = self._versions.update(
-                parent,
-                artifact,
-                row,
-                topic=self.config.policy.topic,
-                positions=self.batcher.positions(),
-                trained_actions=_trained_actions(groups),
-                metrics=metrics,
-            )
-        entries = self._entries((*groups, *self.batcher.without_signal(self.version)))
-        events: list[Event] = [update, *entries] if update else [*entries]
-        self._publish(events, trained=update is not None)
-        logger.info("settled", version=str(self.version), **metrics)
+            ),
+            topic=self.config.policy.topic,
+            positions=self.batcher.positions(),
+            trained_actions=_trained_actions(settled),
+            metrics=metrics | {"step_seconds": time.monotonic() - began},
+        )
+        self._publish([update, *self._entries(settled)], trained=True)
+        # The log has the plain ones: there are many by name.
+        plain = {name: value for name, value in update.metrics.items() if "/" not in name}
+        logger.info("settled", version=str(self.version), **plain)
+
+    def _settle(self, groups: Sequence[BatchGroup]) -> None:
+        """Account for groups of which no version came, and for all amendments."""
+        settled = self._with_others(groups)
+        self._unreported += settled
+        entries = self._entries(settled)
+        self._publish(entries, trained=False)
+        logger.info("settled without a step", groups=len(settled), entries=len(entries))
+
+    def _with_others(self, groups: Sequence[BatchGroup]) -> tuple[BatchGroup, ...]:
+        """The groups, and those that are complete and teach nothing."""
+        return (*groups, *self.batcher.without_signal(self.version))
 
     def _account_if_due(self) -> None:
         """Tell the ledger of groups that teach nothing and of amendments, if no step did so before:
@@ -225,10 +249,7 @@ class Learner:
         ):
             return
         self._policy_log.check_epoch()
-        groups = self.batcher.without_signal(self.version)
-        entries = self._entries(groups)
-        self._publish(entries, trained=False)
-        logger.info("settled without a step", groups=len(groups), entries=len(entries))
+        self._settle(())
 
     def _entries(self, groups: Sequence[BatchGroup]) -> list[LedgerEntry]:
         """What the ledger is to be told: of these groups and of all amendments."""
@@ -320,19 +341,3 @@ def _trained_actions(groups: Sequence[BatchGroup]) -> int:
 def _is_over(since: float | None, wait_s: float, now: float) -> bool:
     """Whether a wait, if one began, has taken longer than it may."""
     return since is not None and now - since > wait_s
-
-
-def batch_metrics(groups: Sequence[BatchGroup], version: Version) -> dict[str, float]:
-    """Describe a batch in numbers, for the update and the log."""
-    rewards = [reward for group in groups for reward in group.rewards]
-    episodes = [episode for group in groups for episode in group.episodes]
-    return {
-        "version_step": float(version.step),
-        "groups": float(len(groups)),
-        "groups_with_signal": float(sum(bool(group.episodes) for group in groups)),
-        "reward_mean": fmean(rewards) if rewards else 0.0,
-        "rows_per_episode": fmean(len(episode.rows) for episode in episodes) if episodes else 0.0,
-        "row_tokens": float(
-            sum(len(unpack_ids(row.token_ids)) for episode in episodes for row in episode.rows)
-        ),
-    }

@@ -66,7 +66,8 @@ class Objective:
         mask = dense(data["loss_mask"]).bool()
         logprobs = dense(model_output["log_probs"])
         weights = dense(data["weights"])
-        self.drift.add(logprobs.detach(), dense(data["behaviour_logprobs"]), mask)
+        behaviour = dense(data["behaviour_logprobs"])
+        self.drift.add(logprobs.detach(), behaviour, mask, dense(data["ages"]))
         correction = dense(data["rollout_is_weights"])
         # Only sequence means use the number of rows; a token sum needs none of these.
         self._verl_config.global_batch_info.update(

@@ -161,6 +161,7 @@ def _row(row: BatchRow, advantages: Sequence[float], weight: float) -> TrainRow:
         advantages=np.zeros(length, np.float32),
         weights=np.zeros(length, np.float32),
         temperature=np.ones(length, np.float32),
+        ages=(ages := np.zeros(length, np.int32)),
     )
     for action, advantage in zip(row.actions, advantages, strict=True):
         where = slice(action.start, action.end)
@@ -169,4 +170,5 @@ def _row(row: BatchRow, advantages: Sequence[float], weight: float) -> TrainRow:
         made.advantages[where] = advantage
         made.weights[where] = weight
         made.temperature[where] = action.temperature
+        ages[where] = action.age
     return made

@@ -110,10 +110,12 @@ class Trainer:
         drift = drift or self._objective.drift
         metrics = {name: fmean(step[name] for step in steps) for name in steps[0]}
         metrics |= {
-            "k3": drift.k3,
-            "ess": drift.ess,
+            **drift.metrics(),
             "lr": self.config.optimizer.lr_at(step),
             "optimizer_steps": float(len(steps)),
+            "tokens/computed": sum(
+                step["forest_tokens" if self._by_forest else "row_tokens"] for step in steps
+            ),
             "train_seconds": time.monotonic() - began,
         }
         return Trained(metrics, tuple(trained))
@@ -147,7 +149,7 @@ class Trainer:
             old = self._infer(self._worker, fields, mini_batch.bins)
             padded, behaviour = _padded(old), _padded(fields["behaviour_logprobs"])
             mask = _padded([row.float() for row in fields["loss_mask"]])
-            drift.add(padded, behaviour, mask.bool())
+            drift.add(padded, behaviour, mask.bool(), _padded(fields["ages"]))
             weights = correction_weights(padded - behaviour, mask, self.config.algorithm)
             fields["old_log_probs"] = old
             fields["rollout_is_weights"] = [
@@ -350,6 +352,12 @@ def _fields(rows: Sequence[TrainRow]) -> dict[str, Any]:
         "old_log_probs": behaviour,
         "advantages": [_shifted(row.advantages) for row in rows],
         "weights": [_shifted(row.weights) for row in rows],
+        "ages": [
+            torch.zeros(len(row.token_ids), dtype=torch.int32)
+            if row.ages is None
+            else _shifted(row.ages)
+            for row in rows
+        ],
         "rollout_is_weights": [torch.ones(len(row.token_ids)) for row in rows],
         "temperature": [
             float(row.temperature[row.trained][0]) if row.trained.any() else 1.0 for row in rows

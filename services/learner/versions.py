@@ -28,6 +28,7 @@ from services.learner.artifacts import ArtifactStore
 from services.learner.checkpoint import CheckpointState, CheckpointStore
 from services.learner.config import RunConfig
 from services.learner.errors import CheckpointMissing, CheckpointOld
+from services.learner.metrics import Stopwatch
 from services.learner.policy_log import PolicyLog
 from services.learner.retention import prune
 from services.learner.settings import LearnerSettings
@@ -99,6 +100,8 @@ class PolicyVersions:
         self.lineage = lineage_of(self.version, ())
         """What the version descends from."""
         self._serial = 0
+        self.stopwatch = Stopwatch()
+        """What the phases take; its owner adds those before the version."""
 
     def newest_checkpoint(self) -> tuple[CheckpointState, Path | None] | None:
         """Read the newest checkpoint; None if nothing was ever trained here.
@@ -151,7 +154,8 @@ class PolicyVersions:
         parent = self.version
         self.version = Version(parent.policy, self._policy_log.epoch, parent.step + 1)
         self.lineage[self.version.epoch] = self.version.step
-        return parent, self._artifacts.write(self.version, self._trainer.export)
+        with self.stopwatch.phase("export"):
+            return parent, self._artifacts.write(self.version, self._trainer.export)
 
     def update(
         self,
@@ -164,7 +168,15 @@ class PolicyVersions:
         trained_actions: int,
         metrics: Mapping[str, float],
     ) -> PolicyUpdate:
-        """Make the update of the newest version. `row`: one it was trained on, to probe it by."""
+        """Make the update of the newest version, with the seconds of all phases since the last one.
+
+        `row`: one it was trained on, to probe it by.
+        """
+        measured = {
+            **metrics,
+            "version_step": float(parent.step),
+            **self.stopwatch.metrics(),
+        }
         return PolicyUpdate(
             event_id=derive_id("update", str(self.version)),
             event_time=now_ms(),
@@ -180,7 +192,7 @@ class PolicyVersions:
             topic=topic,
             positions=positions,
             trained_actions=trained_actions,
-            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+            metrics={name: value for name, value in measured.items() if math.isfinite(value)},
         )
 
     def publish(self, events: Sequence[Event], progress: Progress, *, trained: bool) -> None:
@@ -201,8 +213,10 @@ class PolicyVersions:
             settled=progress.settled,
             pending=tuple(self._codec.encode(event) for event in events),
         )
-        self._checkpoints.write(state, self._trainer.save if trained else None)
-        self._policy_log.publish(events)
+        with self.stopwatch.phase("checkpoint"):
+            self._checkpoints.write(state, self._trainer.save if trained else None)
+        with self.stopwatch.phase("publish"):
+            self._policy_log.publish(events)
         if trained:
             self._prune()
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from services.learner.algorithms import ALGORITHMS
 from services.learner.config import RunConfig
 from services.learner.errors import IncompatibleObjective, PolicyDrift, StepNotFinite
+from services.learner.metrics import meaning_of
 from services.learner.train_row import TrainRow
 from services.local_stack.model import tiny_model
 
@@ -362,6 +363,21 @@ def test_a_sequence_loss_refuses_a_batch_with_several_rows_per_episode() -> None
     with pytest.raises(IncompatibleObjective, match="episodes of several rows"):
         step(sapo, batch(one_row_each=False))
     assert np.isfinite(step(sapo, sampled(sapo, batch()))["loss"])
+
+
+@pytest.mark.parametrize("correction", ["bypass", "decoupled"])
+def test_the_metrics_of_a_step_are_documented_and_tell_of_ages(correction: str) -> None:
+    one = trainer(algorithm={"kl": 0.5, "correction": correction})
+    rows = sampled(one, batch())
+    aged = [
+        msgspec.structs.replace(row, ages=np.full(len(row.token_ids), 5 * (place % 2), np.int32))
+        for place, row in enumerate(rows)
+    ]
+    metrics = step(one, aged)
+    assert [name for name in metrics if meaning_of(name) is None] == []
+    assert {name for name in metrics if "/age/" in name} == {
+        f"{name}/age/{ages}" for name in ("k3", "ess") for ages in ("0", "4-7")
+    }
 
 
 def test_drift_beyond_the_bound_stops_the_step_and_changes_nothing() -> None:
