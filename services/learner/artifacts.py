@@ -1,8 +1,10 @@
-"""Stores versions on disk as Hugging Face folders, `artifacts/<policy>/<epoch>.<step>/`.
+"""Stores versions on disk, `artifacts/<policy>/<epoch>.<step>/`.
 
-Each has the weights, `model.safetensors`, all else that the base model's folder has (config,
-tokenizer, chat template), and a manifest. It appears only when it is complete, and is never
-changed. `services.learner.retention` removes old ones.
+A version with all weights is a Hugging Face folder: `model.safetensors` and all else that the base
+model's folder has (config, tokenizer, chat template). A LoRA adapter is a PEFT folder:
+`adapter_model.safetensors` and `adapter_config.json`. Both have a manifest. A folder appears only
+when it is complete, and is never changed. `services.learner.retention`
+removes old ones.
 """
 
 from __future__ import annotations
@@ -18,7 +20,11 @@ from fulgurite.events import Artifact
 from fulgurite.versions import Version
 from services.learner.files import complete_folder, remove_parts, sha256
 
-FILE = "model.safetensors"
+FILES = {
+    ArtifactFormat.full: "model.safetensors",
+    ArtifactFormat.lora: "adapter_model.safetensors",
+}
+"""The weights' file by format."""
 
 _WEIGHTS = (
     *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth"),
@@ -30,8 +36,17 @@ _WEIGHTS = (
 class ArtifactStore:
     """The weights of one policy, in a folder that the backends can read."""
 
-    def __init__(self, data: Path, policy: str, base: Path, *, durable: bool = True) -> None:
-        """`base`: the base model's folder."""
+    def __init__(
+        self,
+        data: Path,
+        policy: str,
+        base: Path,
+        *,
+        kind: ArtifactFormat = ArtifactFormat.full,
+        durable: bool = True,
+    ) -> None:
+        """`base`: the base model's folder. `kind`: whether they are whole models or adapters."""
+        self._kind = kind
         self._base = base
         self.folder = data.resolve() / "artifacts" / policy
         self._durable = durable
@@ -39,16 +54,21 @@ class ArtifactStore:
         remove_parts(self.folder)
 
     def write(self, version: Version, export: Callable[[Path], None]) -> Artifact:
-        """Have `export` write the safetensors file; return its URI, digest and size."""
+        """Have `export` write the safetensors file; return its URI, digest and size.
+
+        `export` may write other files beside it.
+        """
+        file = FILES[self._kind]
         target = self.folder / f"{version.epoch}.{version.step}"
         with complete_folder(target, durable=self._durable) as part:
-            self._copy_base(part)
-            export(part / FILE)
+            if self._kind is ArtifactFormat.full:
+                self._copy_base(part)
+            export(part / file)
             artifact = Artifact(
-                uri=(target / FILE).as_uri(),
-                sha256=sha256(part / FILE),
-                size=(part / FILE).stat().st_size,
-                format=ArtifactFormat.full,
+                uri=(target / file).as_uri(),
+                sha256=sha256(part / file),
+                size=(part / file).stat().st_size,
+                format=self._kind,
             )
             (part / "manifest.json").write_bytes(
                 msgspec.json.encode({"version": str(version), **msgspec.to_builtins(artifact)})

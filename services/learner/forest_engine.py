@@ -43,11 +43,23 @@ class ForestEngine(FSDPEngineWithLMHead):
         return windows_of(self.model_config.hf_config)
 
     @property
-    def _compute_dtype(self) -> torch.dtype:
+    def compute_dtype(self) -> torch.dtype:
+        """Type of the forward and backward pass."""
         return PrecisionType.to_dtype(self.engine_config.mixed_precision["param_dtype"])
 
     before_step: Callable[[], None] | None = None
     """Called when all gradients are computed; an exception prevents the optimizer's step."""
+
+    def _build_lora_module(self, module: Any) -> Any:
+        """Add the adapter, in fp32.
+
+        verl casts it to the type of the base, and AdamW would lose small steps in bf16.
+        """
+        module = super()._build_lora_module(module)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return module
 
     def optimizer_step(self) -> float:
         """Make the step and return the gradient's norm.
@@ -82,7 +94,7 @@ class ForestEngine(FSDPEngineWithLMHead):
         inputs = {
             "input_ids": put(trie.tokens_N, device=device)[None],
             "position_ids": put(trie.depth_N, device=device)[None],
-            "attention_mask": masks_of(trie, self._windows, self._compute_dtype, device),
+            "attention_mask": masks_of(trie, self._windows, self.compute_dtype, device),
             "logits_to_keep": put(trie.needed_K, device=device),
         }
         outputs = {

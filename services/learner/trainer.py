@@ -29,10 +29,17 @@ from safetensors.torch import save_file
 from fulgurite.trajectories.forest import build, partition
 from services.common.runtime import logs
 from services.learner import verl_cpu
+from services.learner.adapter import write_config
 from services.learner.attention import CHECKED, check_model
 from services.learner.config import RunConfig
 from services.learner.drift import Drift
-from services.learner.errors import IncompatibleModel, IncompatibleObjective, StepNotFinite
+from services.learner.errors import (
+    ConfigInvalid,
+    IncompatibleModel,
+    IncompatibleObjective,
+    StepNotFinite,
+)
+from services.learner.tensors import load_tensors, save_tensors
 from services.learner.train_row import Trained, TrainRow
 
 _FILLER_TOKENS = 2
@@ -54,10 +61,11 @@ class _Prepared(NamedTuple):
 
 
 class Trainer:
-    """Trains a run's model. Raises IncompatibleModel."""
+    """Trains a run's model. Raises ConfigInvalid, IncompatibleModel."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        _refuse_several_processes()
         self.device = verl_cpu.select(config.engine.device)
         # Imported after the platform is chosen: verl's engine asks for it while being imported.
         from services.learner.objective import Objective
@@ -68,7 +76,9 @@ class Trainer:
         torch.manual_seed(config.engine.seed)
         self._worker = _worker(config, self.device)
         self._worker.engine.before_step = self._objective.require_finite
-        self._reference = _worker(config, self.device) if config.algorithm.kl else None
+        self._is_adapter = config.policy.weights.train == "lora"
+        needs_reference = config.algorithm.kl > 0 and not self._is_adapter
+        self._reference = _worker(config, self.device) if needs_reference else None
         if self._by_forest:
             self._check_forest()
 
@@ -132,9 +142,17 @@ class Trainer:
     def _prepared(self, rows: Sequence[TrainRow]) -> _Prepared:
         bins, filled = _filled(rows, self.config.engine.micro_batch_tokens)
         fields = _fields(filled)
-        if self._reference is not None:
-            fields["ref_log_probs"] = self._infer(self._reference, fields, bins)
+        if self.config.algorithm.kl:
+            fields["ref_log_probs"] = self._reference_logprobs(fields, bins)
         return _Prepared(rows, filled, bins, fields)
+
+    def _reference_logprobs(
+        self, fields: dict[str, Any], bins: list[list[int]]
+    ) -> list[torch.Tensor]:
+        """Log-probabilities of the base model, which is the policy without its adapter."""
+        if self._reference is not None:
+            return self._infer(self._reference, fields, bins)
+        return self._infer(self._worker, fields, bins, no_lora_adapter=True)
 
     def _correct(self, batch: Sequence[_Prepared]) -> Drift:
         """Compute the old log-probabilities of a batch, and the weights between engine and trainer.
@@ -196,30 +214,33 @@ class Trainer:
         return self._row_logprobs(rows, share_prefixes=self._by_forest)
 
     def export(self, path: Path) -> None:
-        """Write the weights as safetensors under Hugging Face's names, in the base model's dtype.
+        """Write the weights as safetensors.
 
-        A tied head is left out, as Hugging Face does.
+        All of them under Hugging Face's names, in the base model's dtype; a tied head is left out.
+        Of an adapter its own under PEFT's names, in the dtype that the trainer computes in, with
+        its configuration beside them.
         """
-        config = self._worker.model_config.hf_config
-        parameters, _ = self._worker.engine.get_per_tensor_param()
-        dtype = config.dtype or torch.bfloat16
+        engine = self._worker.engine
+        parameters, _ = engine.get_per_tensor_param(base_sync_done=self._is_adapter)
+        base = self._worker.model_config.hf_config
+        dtype = engine.compute_dtype if self._is_adapter else base.dtype or torch.bfloat16
         tensors = {
             name: value.detach().to("cpu", dtype, copy=True).contiguous()
             for name, value in parameters
         }
-        if config.tie_word_embeddings:
+        if self._is_adapter:
+            write_config(self.module.peft_config["default"], base, path.parent)
+        elif base.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
         save_file(tensors, path, metadata={"format": "pt"})
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer and random state, as verl does."""
-        with contextlib.redirect_stdout(sys.stderr):
-            self._worker.save_checkpoint(str(folder))
+        """Write trained weights, optimizer and random state as safetensors."""
+        save_tensors(self.module, self._worker.engine.optimizer, folder)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        with contextlib.redirect_stdout(sys.stderr):
-            self._worker.load_checkpoint(str(folder))
+        """Read what `save` wrote. Raises CheckpointForeign if it is of another model."""
+        load_tensors(self.module, self._worker.engine.optimizer, folder)
 
     def _row_logprobs(
         self, rows: Sequence[TrainRow], *, share_prefixes: bool
@@ -377,6 +398,16 @@ def _jagged(rows: list[torch.Tensor]) -> torch.Tensor:
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
+def _refuse_several_processes() -> None:
+    """Raise ConfigInvalid where torchrun or a scheduler has started several trainers."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1":
+        raise ConfigInvalid(
+            f"WORLD_SIZE={size}, but a learner is one process on one device: several would each "
+            "train alone. Start one, without torchrun, and unset WORLD_SIZE"
+        )
+
+
 def _worker(config: RunConfig, device: str) -> Any:
     """Make verl's worker with the forest engine, which it finds in its registry."""
     from verl.trainer.config import CheckpointConfig
@@ -401,7 +432,9 @@ def _worker(config: RunConfig, device: str) -> Any:
     if not dist.is_initialized():
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
-    engine, optimizer = config.engine, config.optimizer
+    engine, optimizer, weights = config.engine, config.optimizer, config.policy.weights
+    is_adapter = weights.train == "lora"
+    targets = weights.targets if isinstance(weights.targets, str) else list(weights.targets)
     worker_config = TrainingWorkerConfig(
         model_type="language_model",
         model_config=HFModelConfig(
@@ -409,10 +442,14 @@ def _worker(config: RunConfig, device: str) -> Any:
             override_config={"attn_implementation": "sdpa"},
             use_remove_padding=False,
             enable_gradient_checkpointing=False,
+            lora_rank=weights.rank if is_adapter else 0,
+            lora_alpha=weights.alpha,
+            target_modules=targets,
         ),
         engine_config=FSDPEngineConfig(
             strategy="fsdp2",
-            model_dtype="fp32",
+            # A frozen base needs no more precision than it is computed with.
+            model_dtype=engine.dtype if is_adapter else "fp32",
             mixed_precision={
                 "param_dtype": engine.dtype,
                 "reduce_dtype": "fp32",

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import UpdateKind
+from fulgurite.enums import ArtifactFormat, UpdateKind
 from fulgurite.events import Artifact, Event, LedgerEntry, PolicyUpdate, Position, Probe
 from fulgurite.ids import derive_id
 from fulgurite.learning.lineage import descends, lineage_of
@@ -48,7 +48,9 @@ class HasWeights(Protocol):
         ...
 
     def export(self, path: Path) -> None:
-        """Write the weights as safetensors under Hugging Face's names."""
+        """Write the weights as safetensors, under Hugging Face's or PEFT's names; an adapter's
+        configuration beside them.
+        """
         ...
 
     def save(self, folder: Path) -> None:
@@ -94,6 +96,7 @@ class PolicyVersions:
             settings.data_dir,
             config.policy.name,
             config.policy.model,
+            kind=ArtifactFormat(config.policy.weights.train),
             durable=settings.durable_files,
         )
         self.version = base_version(config.policy.name)

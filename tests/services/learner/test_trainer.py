@@ -22,7 +22,13 @@ from safetensors.torch import load_file
 
 from services.learner.algorithms import ALGORITHMS
 from services.learner.config import RunConfig
-from services.learner.errors import IncompatibleObjective, PolicyDrift, StepNotFinite
+from services.learner.errors import (
+    CheckpointForeign,
+    ConfigInvalid,
+    IncompatibleObjective,
+    PolicyDrift,
+    StepNotFinite,
+)
 from services.learner.metrics import meaning_of
 from services.learner.train_row import TrainRow
 from services.local_stack.model import tiny_model
@@ -55,8 +61,8 @@ def trainer(model: Path | None = None, **tables: dict[str, Any]) -> Trainer:
     return Trainer(
         RunConfig.model_validate(
             {
-                "policy": {"model": model or tiny_model()},
                 **tables,
+                "policy": {"model": model or tiny_model()} | tables.get("policy", {}),
                 "engine": engine | tables.get("engine", {}),
             }
         )
@@ -474,20 +480,21 @@ def test_the_export_has_the_base_model_s_names_and_dtype(tmp_path: Path, *, tied
         torch.testing.assert_close(exported[name], tensor, atol=0, rtol=0)
 
 
-def test_a_loaded_trainer_goes_on_as_the_saved_one(tmp_path: Path) -> None:
-    saved, loaded = (trainer(optimizer={"lr": 1e-2}) for _ in range(2))
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_loaded_trainer_goes_on_as_the_saved_one(tmp_path: Path, dtype: str) -> None:
+    saved, loaded = (trainer(engine={"dtype": dtype}, optimizer={"lr": 1e-2}) for _ in range(2))
     rows = sampled(saved, batch())
     step(saved, rows)
+    # A forward pass leaves copies of the weights in the model, in the type that it computes in.
+    saved.row_logprobs(rows)
+    loaded.row_logprobs(rows)
     saved.save(tmp_path)
     loaded.load(tmp_path)
+    assert all(torch.equal(value, weights(loaded)[name]) for name, value in weights(saved).items())
     again = sampled(saved, rows)
     one, other = step(saved, again), step(loaded, again)
     for name in ("loss", "grad_norm", "k3"):
         assert one[name] == pytest.approx(other[name], rel=1e-6), name
-    after = weights(loaded)
-    assert all(
-        torch.allclose(value, after[name], atol=1e-7) for name, value in weights(saved).items()
-    )
 
 
 def test_what_the_run_says_counts_after_a_resume_not_what_was_saved(tmp_path: Path) -> None:
@@ -518,3 +525,30 @@ def test_a_mini_batch_that_is_not_finite_is_passed_over() -> None:
     trained = forest.train([poisoned, rows[3:]], 1)
     assert trained.mini_batches == (False, True)
     assert all(map(np.isfinite, trained.metrics.values()))
+
+
+def test_a_checkpoint_of_another_model_or_an_earlier_release_is_refused(tmp_path: Path) -> None:
+    forest = trainer()
+    forest.save(tmp_path / "tied")
+    with pytest.raises(CheckpointForeign, match=r"the shape of lm_head\.weight is None there"):
+        trainer(tiny_model(tied=False)).load(tmp_path / "tied")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model_world_size_1_rank_0.pt").touch()
+    with pytest.raises(CheckpointForeign, match="of an earlier release"):
+        forest.load(tmp_path / "old")
+
+
+def test_a_checkpoint_has_no_pickle(tmp_path: Path) -> None:
+    forest = trainer()
+    step(forest, sampled(forest, batch()))
+    forest.save(tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".safetensors"}
+    names = {name for path in files for name in load_file(path)}
+    assert "optimizer.model.norm.weight.exp_avg" in names
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigInvalid, match="WORLD_SIZE=2, but a learner is one process"):
+        trainer()

@@ -1,0 +1,106 @@
+"""Saves and loads what a trainer resumes from, as safetensors: trained parameters, the optimizer's
+state of each, and the random state.
+
+`torch.distributed.checkpoint` writes them, so any number of processes reads what any other number
+wrote. Frozen parameters are the base model's and are left out. Nothing is a pickle.
+"""
+
+# torch.distributed is annotated in part only.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.fsdp import FSDPModule
+
+from services.learner.errors import CheckpointForeign
+
+_MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
+
+
+def save_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Write a module's trained parameters, its optimizer's state and the random state."""
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(_tensors(module, optimizer), storage_writer=writer)
+
+
+def load_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Read what `save_tensors` wrote. Raises CheckpointForeign if it is of another model."""
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    saved = {
+        name: tuple(found.size)
+        for name, found in reader.read_metadata().state_dict_metadata.items()
+        if hasattr(found, "size")
+    }
+    _check(saved, module, folder)
+    for name, parameter in _trained(module).items():
+        optimizer.state[parameter] = _empty_state(f"{_OPTIMIZER}{name}.", saved, parameter)
+    tensors = _tensors(module, optimizer)
+    dcp.load({name: tensors[name] for name in saved if name in tensors}, storage_reader=reader)
+    torch.set_rng_state(tensors[f"{_RANDOM}cpu"])
+    if f"{_RANDOM}cuda" in saved and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors[f"{_RANDOM}cuda"])
+
+
+def _tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Everything that is saved, by name."""
+    tensors: dict[str, torch.Tensor] = {f"{_RANDOM}cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state()
+    for name, parameter in _trained(module).items():
+        tensors[_MODEL + name] = parameter.detach()
+        for kind, value in optimizer.state[parameter].items():
+            tensors[f"{_OPTIMIZER}{name}.{kind}"] = value
+    return tensors
+
+
+def _trained(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The trained parameters, in the precision that the optimizer has them in.
+
+    After a forward pass a module may still have copies in place of them.
+    """
+    for one in module.modules():
+        if isinstance(one, FSDPModule):
+            one.reshard()
+    return {name: one for name, one in module.named_parameters() if one.requires_grad}
+
+
+def _empty_state(
+    prefix: str, saved: dict[str, tuple[int, ...]], parameter: torch.nn.Parameter
+) -> dict[str, Any]:
+    """Tensors for the optimizer's state of a parameter to be read into."""
+    kinds = {
+        name.removeprefix(prefix): size for name, size in saved.items() if name.startswith(prefix)
+    }
+    return {
+        kind: torch.zeros_like(parameter.detach())
+        if size == tuple(parameter.shape)
+        else torch.zeros(size)
+        for kind, size in kinds.items()
+    }
+
+
+def _check(saved: dict[str, tuple[int, ...]], module: torch.nn.Module, folder: Path) -> None:
+    """Raise CheckpointForeign unless the saved parameters are those of the module."""
+    if not saved and any(folder.glob("*.pt")):
+        raise CheckpointForeign(
+            f"the checkpoint in {folder} is of an earlier release, as pickles, which are no longer "
+            "read. Train on under another policy.name, with policy.model set to the folder of the "
+            "newest version (`artifacts` in FULGURITE_DATA_DIR)"
+        )
+    found = {
+        name.removeprefix(_MODEL): size for name, size in saved.items() if name.startswith(_MODEL)
+    }
+    wanted = {name: tuple(one.shape) for name, one in _trained(module).items()}
+    if found == wanted:
+        return
+    name = min(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    raise CheckpointForeign(
+        f"the checkpoint in {folder} is of other weights than this run trains: the shape of {name} "
+        f"is {found.get(name)} there and {wanted.get(name)} here. Set policy.model and "
+        "policy.weights to what they were, or train under another policy.name"
+    )
