@@ -26,4 +26,4 @@ class LedgerEntry(Event, frozen=True, kw_only=True):
     they were settled.
     """
     source: str
-    """`aggregator`, `rewarder` or `learner`."""
+    """`aggregator`, `rewarder`, `learner`, or `offline` for training on a recording."""

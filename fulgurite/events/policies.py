@@ -73,6 +73,8 @@ class PolicyUpdate(Event, frozen=True, kw_only=True):
     """Metrics of the step."""
     config: str | None = None
     """JSON of the learner's settings, with claims."""
+    offline_method: str | None = None
+    """`sft` or `dpo`, where a recording is trained on; null: online, each action at most once."""
 
 
 class RouteTarget(EventStruct, frozen=True, kw_only=True):

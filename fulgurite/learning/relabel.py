@@ -6,7 +6,8 @@ steps that the new policy has made. Their behaviour log-probabilities stay, so t
 for the difference as always.
 
 Entries of such a learner are not part of the live ledger, which counts an action for the policy
-that generated it.
+that generated it. Those of offline training (`fulgurite.learning.offline`) have a source of their
+own, whatever topic it reads.
 """
 
 from __future__ import annotations
@@ -35,16 +36,24 @@ def relabel(event: Event | None, rows_of: str | None, policy: str) -> Event | No
 
 def learns_elsewhere(update: PolicyUpdate) -> bool:
     """Whether a claim or an update is from a learner on a replayed topic."""
+    if update.offline_method is not None:
+        return False
     topic = update.topic
     if topic is None and update.config is not None:
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
-            topic = msgspec.json.decode(update.config, type=_Config).topic
+            claim = msgspec.json.decode(update.config, type=_Claim)
+            topic = claim.policy.topic or claim.topic
     return topic is not None and topic != TRAJECTORIES.name
 
 
-class _Config(msgspec.Struct):
-    """The setting in a claim that is needed here."""
+class _Policy(msgspec.Struct):
+    topic: str | None = None
 
+
+class _Claim(msgspec.Struct):
+    """What a claim tells of the topic; earlier releases wrote it beside the other settings."""
+
+    policy: _Policy = msgspec.field(default_factory=_Policy)
     topic: str | None = None
 
 

@@ -13,7 +13,8 @@ term, or in two. The remainder counts those, and actions that a term names and n
 rules make the terms disjoint: an amended action was trained before and counts as amended; what a
 learner says of an action stands, whatever revision of its group comes later; what a closing says
 stands as long as its revision is the group's newest whole one; a dead-lettered action waits for
-nothing, and counts under the ledger's term if it was redriven. docs/reference/ledger.md says which
+nothing, and counts under the ledger's term if it was redriven; what was trained offline is counted
+beside them, for it was accounted for when it was recorded. docs/reference/ledger.md says which
 deletions cannot be seen.
 
 On a live log read the sources in the order of `Sources`' fields: downstream first. An action that
@@ -44,6 +45,7 @@ from fulgurite.events import (
 from fulgurite.groups.group_revisions import RevisionLog
 from fulgurite.ids import action_id, episode_id
 from fulgurite.learning.batching import LEARNER
+from fulgurite.learning.offline import OFFLINE
 from fulgurite.learning.relabel import learns_elsewhere
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.ledger.model import Account, Balance, Discrepancy, Entry, Sources
@@ -123,6 +125,8 @@ class _Books:
         self.positions: dict[str, dict[int, int]] = {}
         self.elsewhere: set[str] = set()
         """Policies that are trained on a replayed topic; their entries are not counted."""
+        self.offline: set[str] = set()
+        """Actions that were trained offline; that is no term."""
         self.dead: set[str] = set()
         self.settled: dict[str, set[tuple[str, str]]] = {}
         """Learners' entries by action: (term, version)."""
@@ -182,6 +186,9 @@ class _Books:
             if not isinstance(event, LedgerEntry) or (
                 event.source == LEARNER and event.policy in self.elsewhere
             ):
+                continue
+            if event.source == OFFLINE:
+                self.offline.update(event.actions)
                 continue
             name = (
                 f"filtered({event.reason})"
@@ -328,6 +335,7 @@ class _Books:
             overdue=tuple(sorted(overdue)),
             expired=len(expired),
             live_rollouts=len(self.live),
+            offline_actions=len(self.offline),
         )
 
     def _accounts(

@@ -68,6 +68,8 @@ class Balance(EventStruct, frozen=True, kw_only=True):
     """Number of actions in the ledger whose calls retention removed; they are not counted."""
     live_rollouts: int = 0
     """Rollouts of mode `live` in `llm.calls`; they are not part of the ledger."""
+    offline_actions: int = 0
+    """Actions that were trained offline, once or more often; each has its term all the same."""
 
     @property
     def remainder(self) -> int:

@@ -112,6 +112,7 @@ def as_dict(books: Balance) -> dict[str, Any]:
         **totals,
         "expired": books.expired,
         "live_rollouts": books.live_rollouts,
+        "offline_actions": books.offline_actions,
         "accounts": books.accounts,
         "discrepancies": books.discrepancies,
         "open_overdue": books.overdue,
@@ -137,6 +138,11 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
         console.print(
             f"{books.live_rollouts} live rollouts are recorded, not trained "
             "(docs/reference/ledger.md, Live traffic)."
+        )
+    if books.offline_actions:
+        console.print(
+            f"{books.offline_actions} actions were trained offline, too; that is no term "
+            "(docs/reference/ledger.md, Offline training)."
         )
     if books.expired:
         console.print(

@@ -74,7 +74,9 @@ def lineage(
 
 
 def _show_version(found: Behind, console: Console, *, calls: bool) -> None:
-    about = plain(f"from {found.parent}, {shown(found.time)} UTC, trained on topic {found.topic}")
+    how = f"trained offline ({found.offline_method})" if found.offline_method else "trained"
+    on = f"topic {found.topic}" if found.topic else "an export"
+    about = plain(f"from {found.parent}, {shown(found.time)} UTC, {how} on {on}")
     console.print(f"[bold]{plain(found.version)}[/bold] {about}")
     console.print(
         f"{sum(map(len, found.groups.values()))} actions of {len(found.calls)} calls in "

@@ -76,8 +76,11 @@ class PolicyLog:
         self._consumer = make_consumer(kafka)
         self._consumer.assign(places)
 
-    def acquire_epoch(self, step: int, config: str) -> int:
-        """Acquire the next epoch and return it. Raises EpochLost if another learner was first."""
+    def acquire_epoch(self, step: int, config: str, offline_method: str | None = None) -> int:
+        """Acquire the next epoch and return it. Raises EpochLost if another learner was first.
+
+        `offline_method`: what a recording is trained with; None for a learner.
+        """
         epoch = 1 + self._epochs.highest
         claim = PolicyUpdate(
             event_id=derive_id("claim", self._policy, epoch, self._learner_id, time.time_ns()),
@@ -89,6 +92,7 @@ class PolicyLog:
             learner_id=self._learner_id,
             trained_actions=0,
             config=config,
+            offline_method=offline_method,
         )
         delivery = self._producer.publish_sync(POLICY_UPDATES, self._policy, claim)
         self.catch_up(delivery.offset)

@@ -19,6 +19,7 @@ from fulgurite.avro.codec import Codec
 from fulgurite.enums import ArtifactFormat, UpdateKind
 from fulgurite.events import Artifact, Event, LedgerEntry, PolicyUpdate, Position, Probe
 from fulgurite.ids import derive_id
+from fulgurite.learning.batching import LEARNER
 from fulgurite.learning.lineage import descends, lineage_of
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs
 from fulgurite.versions import Version, base_version, parse_version
@@ -139,23 +140,24 @@ class PolicyVersions:
         return ledger.settled | {
             event.group_id: event.group_revision
             for event in events
-            if isinstance(event, LedgerEntry)
+            if isinstance(event, LedgerEntry) and event.source == LEARNER
         }
 
-    def acquire_epoch(self) -> None:
+    def acquire_epoch(self, offline_method: str | None = None) -> None:
         """Acquire the next epoch, so that no other learner trains the policy. Raises EpochLost."""
-        epoch = self._policy_log.acquire_epoch(self.version.step, self._config.resolved())
+        epoch = self._policy_log.acquire_epoch(
+            self.version.step, self._config.resolved(), offline_method
+        )
         logger.info("epoch acquired", epoch=epoch, step=self.version.step)
 
-    def advance(self) -> tuple[Version, Artifact]:
-        """Name the next version, and write its weights; returns its parent and the artifact.
-
-        Raises EpochLost.
+    def advance(self, steps: int = 1) -> tuple[Version, Artifact]:
+        """Name the version after so many steps, and write its weights; returns its parent and the
+        artifact. Raises EpochLost.
         """
         # A step takes minutes, in which another learner may have taken over.
         self._policy_log.check_epoch()
         parent = self.version
-        self.version = Version(parent.policy, self._policy_log.epoch, parent.step + 1)
+        self.version = Version(parent.policy, self._policy_log.epoch, parent.step + steps)
         self.lineage[self.version.epoch] = self.version.step
         with self.stopwatch.phase("export"):
             return parent, self._artifacts.write(self.version, self._trainer.export)
@@ -166,10 +168,11 @@ class PolicyVersions:
         artifact: Artifact,
         row: TrainRow,
         *,
-        topic: str,
+        topic: str | None,
         positions: tuple[Position, ...],
         trained_actions: int,
         metrics: Mapping[str, float],
+        offline_method: str | None = None,
     ) -> PolicyUpdate:
         """Make the update of the newest version, with the seconds of all phases since the last one.
 
@@ -196,6 +199,7 @@ class PolicyVersions:
             positions=positions,
             trained_actions=trained_actions,
             metrics={name: value for name, value in measured.items() if math.isfinite(value)},
+            offline_method=offline_method,
         )
 
     def publish(self, events: Sequence[Event], progress: Progress, *, trained: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from fulgurite.enums import LedgerTerm, UpdateKind
 from fulgurite.events import Event, EventStruct, LedgerEntry, PolicyUpdate
 from fulgurite.learning.batching import LEARNER
+from fulgurite.learning.offline import OFFLINE
 from services.replay.errors import NotFound
 
 
@@ -20,7 +21,9 @@ class Behind(EventStruct, frozen=True, kw_only=True):
     parent: str | None
     time: int
     topic: str | None
-    """The topic it was trained on."""
+    """The topic it was trained on; None for an export."""
+    offline_method: str | None = None
+    """`sft` or `dpo`, where it was trained offline."""
     artifact: str | None
     groups: dict[str, tuple[str, ...]]
     """Trained actions (`call_id#choice`) by group."""
@@ -42,13 +45,23 @@ class CallOutcome(EventStruct, frozen=True, kw_only=True):
 
     call_id: str
     trained: dict[str, tuple[str, ...]]
-    """Action → versions whose steps trained it: one of its own policy, and one of each policy that
-    was trained on a replay.
+    """Action → versions whose steps trained it: one of its own policy, one of each policy that was
+    trained on a replay, and any number that were trained offline.
     """
     other: dict[str, tuple[str, ...]]
     """Action → its other outcomes by policy, for example `policy: filtered(reason)`."""
     inherited: tuple[str, ...]
     """Later versions that descend from those."""
+
+
+def _standing(entries: list[LedgerEntry]) -> list[LedgerEntry]:
+    """The entries of an action that count: a learner's is final, a closing's counts until the group
+    is closed again, and those of offline training stand beside them.
+    """
+    offline = [entry for entry in entries if entry.source == OFFLINE]
+    online = [entry for entry in entries if entry.source != OFFLINE]
+    learned = [entry for entry in online if entry.source == LEARNER]
+    return [*(learned or online[-1:]), *offline]
 
 
 class Lineage:
@@ -86,6 +99,7 @@ class Lineage:
             parent=update.parent_version,
             time=update.event_time,
             topic=update.topic,
+            offline_method=update.offline_method,
             artifact=update.artifact.uri if update.artifact else None,
             groups=dict(sorted(groups.items())),
             ancestors=tuple(self._ancestors(update)),
@@ -96,8 +110,7 @@ class Lineage:
         trained: dict[str, tuple[str, ...]] = {}
         other: dict[str, tuple[str, ...]] = {}
         for (action, policy), entries in self._entries_of(call_id).items():
-            # A learner's entry is final; a closing's entry counts until the group is re-closed.
-            for entry in [entry for entry in entries if entry.source == LEARNER] or entries[-1:]:
+            for entry in _standing(entries):
                 if entry.term is LedgerTerm.trained:
                     trained[action] = (*trained.get(action, ()), entry.version or "?")
                 else:

@@ -33,8 +33,9 @@ class Learners:
         self._configs: dict[str, LearnerConfig] = {}
 
     def on_update(self, update: PolicyUpdate) -> None:
-        """Apply an event of `policy.updates`. Learners of replayed topics do not count."""
-        if update.kind is UpdateKind.claim and not learns_elsewhere(update):
+        """Apply an event of `policy.updates`. Replays and offline training do not count."""
+        is_live = update.offline_method is None and not learns_elsewhere(update)
+        if update.kind is UpdateKind.claim and is_live:
             self._configs[update.policy] = _config(update.config)
 
     def train(self, policy: str) -> bool:

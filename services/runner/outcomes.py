@@ -19,6 +19,7 @@ from fulgurite.failures import FailureAction
 from fulgurite.groups.rewards import has_spread
 from fulgurite.ids import action_id
 from fulgurite.learning.batching import LEARNER
+from fulgurite.learning.offline import OFFLINE
 from fulgurite.tokens import token_count
 from fulgurite.trajectories.building import build_trajectories
 from services.runner.learners import Learners
@@ -78,7 +79,11 @@ class Outcomes:
         }
 
     def on_ledger(self, entry: LedgerEntry) -> None:
-        """Add outcomes of actions. A learner's entry wins over one of a closing."""
+        """Add outcomes of actions. A learner's entry wins over one of a closing; offline training
+        decides nothing.
+        """
+        if entry.source == OFFLINE:
+            return
         outcome = (
             str(entry.reason or entry.term)
             if entry.term is LedgerTerm.filtered

@@ -91,6 +91,8 @@ def test_tombstones_are_members_too() -> None:
         ("trajectories.v2", None, True),
         (None, '{"topic": "trajectories.v2", "rows_of": "policy"}', True),
         (None, '{"topic": "trajectories"}', False),
+        (None, '{"policy": {"topic": "trajectories.v2"}, "batch": {"groups": 8}}', True),
+        (None, '{"policy": {"topic": "trajectories"}}', False),
         (None, "no JSON", False),
     ],
 )
@@ -102,3 +104,5 @@ def test_a_learner_says_which_topic_it_learns_from(
         topic=topic, config=config,
     )  # fmt: skip
     assert learns_elsewhere(update) is elsewhere
+    # Entries of offline training have a source of their own: the policy may be a live one.
+    assert not learns_elsewhere(msgspec.structs.replace(update, offline_method="sft"))

@@ -29,8 +29,10 @@ from fulgurite.events import (
 from fulgurite.groups.closing import close_group
 from fulgurite.groups.group_revisions import group_closed
 from fulgurite.ids import action_id, derive_id
+from fulgurite.learning.offline import OFFLINE
 from fulgurite.ledger.balance import DEAD, GRACE_MS, OPEN_EPISODE, OPEN_GROUP, OPEN_LEARNER, balance
 from fulgurite.ledger.model import Balance, Sources
+from fulgurite.trajectories.building import successful_actions
 from tests.synthetic import make_call, make_declared, make_reward, make_status, rollout_id
 
 CODEC = Codec()
@@ -318,6 +320,42 @@ def test_what_a_policy_learns_from_a_replay_is_no_part_of_the_live_books() -> No
     )
     books = world.balance()
     assert (books.remainder, books.terms) == (0, {"trained": ACTIONS})
+
+
+@pytest.mark.parametrize("stage", [*EXPECTED])
+def test_what_is_trained_offline_stays_in_its_term_and_is_counted_beside_it(stage: Stage) -> None:
+    world = World()
+    world.add_group(0, Stage.trained)
+    world.learn(*world.read_position())
+    world.add_group(2, stage)
+    before = world.balance()
+    update = world.topics["updates"][-1].event
+    assert isinstance(update, PolicyUpdate)
+    group = make_declared(2, 2).group_id
+    actions = [
+        name
+        for record in world.topics["calls"]
+        if isinstance(record.event, LlmCall) and record.event.group_id == group
+        for name in successful_actions(record.event)
+    ]
+    for step in (7, 8):
+        # The learner's position stays what it was.
+        offline = msgspec.structs.replace(
+            update,
+            event_id=f"offline {step}",
+            step=step,
+            topic="trajectories.v2",
+            offline_method="sft",
+        )
+        entry = LedgerEntry(
+            event_id=f"offline entry {step}", event_time=1, policy="policy", group_id=group, term=LedgerTerm.trained,
+            actions=tuple(actions), version=f"policy@1.{step}", source=OFFLINE,
+        )  # fmt: skip
+        world.put("updates", 0, offline)
+        world.put("ledger", 0, entry)
+    after = world.balance()
+    assert (after.remainder, after.terms) == (0, before.terms)
+    assert (before.offline_actions, after.offline_actions) == (0, ACTIONS)
 
 
 def test_dead_letters_are_counted_wherever_they_died() -> None:

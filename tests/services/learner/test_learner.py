@@ -84,7 +84,7 @@ class PolicyLogInMemory:
         """Checks of the epoch after which another learner has it."""
         self.published: list[Event] = []
 
-    def acquire_epoch(self, step: int, config: str) -> int:
+    def acquire_epoch(self, step: int, config: str, offline_method: str | None = None) -> int:
         self.epoch += 1
         return self.epoch
 

@@ -374,6 +374,24 @@ def test_lineage_tells_of_every_policy_that_learned_from_a_call_and_what_still_s
     assert known.version("policy-v2@1.1").calls == tuple(sorted((call.call_id, late.call_id)))
 
 
+def test_lineage_tells_of_offline_training_beside_what_was_trained_online() -> None:
+    call, late = make_call(1, 0), make_call(1, 1)
+    tuned = msgspec.structs.replace(update("policy@2.5", "policy@1.1"), offline_method="dpo")
+    said = [
+        entry(call, LedgerTerm.trained, "policy@1.1"),
+        entry(late, LedgerTerm.filtered, "policy@1.1", source="rewarder"),
+        entry(call, LedgerTerm.trained, "policy@2.5", source="offline", revision="second"),
+        entry(late, LedgerTerm.trained, "policy@2.5", source="offline", revision="second"),
+    ]
+    known = Lineage([update("policy@1.1", "policy@0.0"), tuned], said)
+    assert known.version("policy@2.5").offline_method == "dpo"
+    assert known.version("policy@2.5").calls == tuple(sorted((call.call_id, late.call_id)))
+    assert known.call(call.call_id).trained == {f"{call.call_id}#0": ("policy@1.1", "policy@2.5")}
+    outcome = known.call(late.call_id)
+    assert outcome.trained == {f"{late.call_id}#0": ("policy@2.5",)}
+    assert outcome.other == {f"{late.call_id}#0": ("policy: filtered(no_reward)",)}
+
+
 @pytest.mark.parametrize("span", ["999999999d", f"{'9' * 400}d"])
 def test_a_span_longer_than_time_is_from_the_beginning(span: str) -> None:
     assert parse_since(span, 1_000) == 0

@@ -182,6 +182,8 @@ def test_the_ledgers_word_counts_when_it_comes_and_a_learners_above_all() -> Non
     assert told.diagnosis.actions() == {"trained": 2}
     told.group(2, (0.0, 1.0))
     assert told.diagnosis.actions() == {"trained": 2, "waiting": 2}
+    told.ledger(2, LedgerTerm.trained, source="offline")
+    assert told.diagnosis.actions() == {"trained": 2, "waiting": 2}
     told.ledger(2, LedgerTerm.stale)
     assert told.diagnosis.actions() == {"trained": 2, "stale": 2}
     assert told.diagnosis.useless() == [group_id(2)]
@@ -249,9 +251,11 @@ def test_versions_that_cannot_come_are_told() -> None:
 def test_learners_are_known_by_their_claims() -> None:
     learners = Learners()
     learners.on_update(claim("replayed", topic="trajectories.v2"))
+    learners.on_update(msgspec.structs.replace(claim("tuned"), offline_method="sft"))
     learners.on_update(msgspec.structs.replace(claim("odd"), config="{not json"))
     learners.on_update(claim("ours", max_row_tokens=7))
-    assert [learners.train(policy) for policy in ("replayed", "odd", "ours", "other")] == [
+    assert [learners.train(policy) for policy in ("replayed", "tuned", "odd", "ours", "other")] == [
+        False,
         False,
         True,
         True,
