@@ -273,6 +273,10 @@ class RowBatcher:
         self._done[pending.group_id] = pending.group_revision
         self._settled[pending.group_id] = (pending.partition, pending.last_offset)
 
+    def waiting(self) -> int:
+        """How many groups are not settled."""
+        return len(self._pending)
+
     def complete(self) -> int:
         """How many groups are complete and not settled."""
         return sum(pending.is_complete() for pending in self._pending.values())

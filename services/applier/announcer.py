@@ -16,7 +16,7 @@ from fulgurite.topics import POLICY_APPLIED
 from fulgurite.versions import Version
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.producer import EventProducer
-from services.common.runtime import logs
+from services.common.runtime import logs, metrics
 from services.common.runtime.clock import now_ms
 
 logger = logs.get(__name__)
@@ -44,6 +44,7 @@ class Announcer:
         difference: float | None = None,
     ) -> None:
         """Queue a report of what happened to a version; returns at once."""
+        metrics.count("fulgurite_applied_total", version.policy, outcome)
         self._outbox.put_nowait(
             PolicyApplied(
                 event_id=derive_id("applied", engine_id, str(version), outcome, uuid.uuid4().hex),

@@ -11,6 +11,7 @@ import typer
 from services.cli.errors import report_errors
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
+from services.common.runtime import metrics_port
 
 
 def serve(
@@ -26,7 +27,7 @@ def serve(
         for name, value in given.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    with report_errors(command):
+    with report_errors(command), metrics_port.shown():
         answering(KafkaSettings())
         code = asyncio.run(run(arguments))
     raise typer.Exit(code)

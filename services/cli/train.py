@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 from services.cli.errors import report_errors
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
+from services.common.runtime import metrics_port
 from services.learner.config_file import load, variable
 from services.learner.errors import LearnerError
 from services.learner.main import check_start, main
@@ -68,9 +70,12 @@ def train(
         "FULGURITE_DATA_DIR": data_dir,
     }
     os.environ.update({name: str(value) for name, value in given.items() if value is not None})
-    with report_errors("train"):
-        try:
-            check_start(load(file), answering(KafkaSettings()))
-        except LearnerError as error:
-            raise BadArgument(str(error)) from error
-    raise typer.Exit(main())
+    with ExitStack() as stack:
+        with report_errors("train"):
+            try:
+                check_start(load(file), answering(KafkaSettings()))
+            except LearnerError as error:
+                raise BadArgument(str(error)) from error
+            stack.enter_context(metrics_port.shown())
+        code = main()
+    raise typer.Exit(code)

@@ -75,4 +75,4 @@ def _exit(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(run_service("gateway", main))
+    sys.exit(run_service("gateway", main, shows_metrics=False))

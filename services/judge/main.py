@@ -31,10 +31,11 @@ from services.common.blobs.blob_store import redeemed_episode
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import Record, read_all, read_message
 from services.common.kafka.dead_letters import Lost, addressed, lost, words_of
+from services.common.kafka.lag import watch_lag
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics
-from services.common.runtime import liveness, logs
+from services.common.runtime import liveness, logs, metrics
 from services.common.runtime.ending import run_service
 from services.common.streaming.episode_readers import bury, episodes_consumer, serve
 from services.common.streaming.poison import failure_of
@@ -100,6 +101,7 @@ class Judge:
             self._kafka, self._group_id(), self._settings.session_timeout_s
         )
         consumer.subscribe([self._kafka.topic(EPISODES)], on_revoke=self._left, on_lost=self._left)
+        watch_lag(consumer, self._kafka)
         logger.info("ready", judge=self._judge.source, run_id=self._run_id)
         try:
             async with self._model:
@@ -182,6 +184,7 @@ class Judge:
             record = msgspec.structs.replace(record, error=words_of(failure))
         if failure is not None or not isinstance(record.event, Episode):
             await bury(self._producer, self._kafka, self._group_id(), _STAGE, record)
+        metrics.count("fulgurite_consumed_records_total", EPISODES.name)
         self._room.pass_by(
             record.partition, record.offset, record.event.event_time if record.event else 0
         )

@@ -1,5 +1,8 @@
 """How far the engine's log-probabilities and the trainer's are apart over a batch."""
 
+# torch is annotated in part only.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from typing import cast

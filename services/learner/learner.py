@@ -47,6 +47,7 @@ from services.learner.errors import (
     StepNotFinite,
 )
 from services.learner.explaining import shortcomings
+from services.learner.gauges import show_groups, show_refusal, show_update
 from services.learner.policy_log import PolicyLog
 from services.learner.rows import mini_batches, oddity, permuted, without_actions
 from services.learner.settings import LearnerSettings
@@ -148,6 +149,7 @@ class Learner:
                 self._read()
             self._train_if_ready()
             self._account_if_due()
+            show_groups(self.batcher, self.version)
 
     def _read(self) -> None:
         began, found = time.monotonic(), False
@@ -199,6 +201,7 @@ class Learner:
                 trained = self._trainer.train([rows for _, rows in parts], self.version.step + 1)
         except StepNotFinite as error:
             logger.error("no step was made", error=str(error))
+            show_refusal(self.version.policy)
             self._settle(_settled(parts, [False] * len(parts)))
             return
         parent, artifact = self._versions.advance()
@@ -218,6 +221,7 @@ class Learner:
             metrics=metrics | {"step_seconds": time.monotonic() - began},
         )
         self._publish([update, *self._entries(settled)], trained=True)
+        show_update(update)
         # The log has the plain ones: there are many by name.
         plain = {name: value for name, value in update.metrics.items() if "/" not in name}
         logger.info("settled", version=str(self.version), **plain)

@@ -17,8 +17,10 @@ from fulgurite.learning.relabel import relabel
 from fulgurite.topics import TRAJECTORIES, Topic
 from services.common.kafka.consumer import Record, make_consumer, read_message
 from services.common.kafka.errors import LogUnavailable
+from services.common.kafka.lag import watch_lag
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import topic_id
+from services.common.runtime import metrics
 from services.learner.errors import OffsetOutOfRange
 
 _BATCH = 200
@@ -45,6 +47,8 @@ class TrajectorySource:
         self._consumer = make_consumer(
             kafka, f"{kafka.topic_prefix}learner.{policy}", {"auto.offset.reset": "error"}
         )
+
+        watch_lag(self._consumer, kafka)
 
     @property
     def topic_name(self) -> str:
@@ -73,6 +77,7 @@ class TrajectorySource:
         for message in messages:
             error = message.error()
             if error is None:
+                metrics.count("fulgurite_consumed_records_total", self.topic.name)
                 record = read_message(message, self._codec)
                 yield msgspec.structs.replace(
                     record, event=relabel(record.event, self._rows_of, self._policy)

@@ -28,10 +28,11 @@ from services.common.blobs.blob_store import redeemed_episode
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import Record, read_message
 from services.common.kafka.dead_letters import words_of
+from services.common.kafka.lag import watch_lag
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics
-from services.common.runtime import liveness, logs
+from services.common.runtime import liveness, logs, metrics
 from services.common.runtime.ending import run_service
 from services.common.streaming.episode_readers import bury, episodes_consumer, serve
 from services.common.streaming.poison import failure_of
@@ -77,6 +78,7 @@ class RewardWorker:
             self._kafka, self._group_id(), self._settings.session_timeout_s
         )
         consumer.subscribe([self._kafka.topic(EPISODES)])
+        watch_lag(consumer, self._kafka)
         logger.info("ready", reward=self._plugin.source, run_id=self._run_id)
         try:
             while not self._stopping:
@@ -109,6 +111,7 @@ class RewardWorker:
             record = msgspec.structs.replace(record, error=words_of(failure))
         if failure is not None or not isinstance(record.event, Episode):
             await bury(self._producer, self._kafka, self._group_id(), _STAGE, record)
+        metrics.count("fulgurite_consumed_records_total", EPISODES.name)
 
     async def _score(self, record: Record) -> None:
         if not isinstance(record.event, Episode) or not self._is_ours(record.event):

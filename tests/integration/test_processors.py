@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -53,6 +54,7 @@ from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
+from services.local_stack.ports import free_ports
 from tests.synthetic import make_call, make_declared, make_group, make_reward, make_status
 
 pytestmark = pytest.mark.engine
@@ -282,6 +284,43 @@ def test_nothing_is_written_twice_or_lost_after_a_quiet_restart(deployment: Depl
     assert deployment.stop() == {"aggregator": 0, "rewarder": 0}
     assert len(deployment.read(TRAJECTORIES)) == 84 + 21
     assert len(deployment.read(EPISODES)) == 84
+
+
+def metric(port: int, name: str) -> float:
+    """The value of a series of a service's metrics port; -1 if it is not shown yet."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rpartition(" ")[2])
+    return -1.0
+
+
+def test_processors_and_workers_show_what_they_consumed_and_their_lag(
+    deployment: Deployment,
+) -> None:
+    aggregator, worker = free_ports(2)
+    deployment.start("aggregator", FULGURITE_METRICS_PORT=str(aggregator))
+    deployment.start_worker("--reward", "builtin:f1", FULGURITE_METRICS_PORT=str(worker))
+    events = [event for number in range(3) for event in make_group(number)]
+    calls = sum(isinstance(event, LlmCall) for event in events)
+    deployment.publish(events)
+    deployment.producer.submit(LLM_CALLS, "g", make_reward(1, 1)).result(WAIT_S)
+
+    def shows(port: int, name: str, value: float) -> None:
+        wait_until(lambda: metric(port, name) == value, f"{name} is {value}")
+
+    shows(aggregator, 'fulgurite_consumed_records_total{topic="llm.calls"}', calls + 1)
+    shows(aggregator, 'fulgurite_consumer_lag_records{topic="llm.calls"}', 0)
+    shows(aggregator, 'fulgurite_consumer_lag_records{topic="agent.status"}', 0)
+    shows(aggregator, 'fulgurite_published_events_total{topic="dead.letters"}', 1)
+    episodes = len(deployment.read(EPISODES))
+    wait_until(
+        lambda: (
+            metric(worker, 'fulgurite_consumed_records_total{topic="episodes"}') >= episodes > 0
+        ),
+        "the worker has read the episodes",
+    )
+    shows(worker, 'fulgurite_consumer_lag_records{topic="episodes"}', 0)
 
 
 def test_verdicts_retries_late_calls_and_poison(deployment: Deployment) -> None:

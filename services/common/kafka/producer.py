@@ -22,6 +22,7 @@ from services.common.kafka.burst_scheduler import BurstScheduler
 from services.common.kafka.delivery import Delivery, EncodedEvent, refusal_of, send
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
+from services.common.runtime import metrics
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ class EventProducer:
     ) -> None:
         if error is None:
             self._unreachable_since = None
+            metrics.count("fulgurite_published_events_total", topic.name)
             future.set_result(Delivery(cast(int, message.partition()), cast(int, message.offset())))
         else:
             future.set_exception(refusal_of(topic, error))

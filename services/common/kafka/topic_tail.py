@@ -19,8 +19,9 @@ from fulgurite.events import Event
 from fulgurite.topics import Topic
 from services.common.kafka.consumer import make_consumer, read_message, watermarks
 from services.common.kafka.dead_letters import words_of
+from services.common.kafka.lag import watch_lag
 from services.common.kafka.settings import KafkaSettings
-from services.common.runtime import logs
+from services.common.runtime import logs, metrics
 
 logger = logs.get(__name__)
 
@@ -67,6 +68,7 @@ class TopicTail:
     def _run(self) -> None:
         while not self._stop.is_set():
             consumer = make_consumer(self._kafka)
+            watch_lag(consumer, self._kafka)
             try:
                 self._follow(consumer)
             except KafkaException as error:
@@ -92,6 +94,9 @@ class TopicTail:
                     raise KafkaException(failure)
                 self._call_in_loop(self._apply_safely, read_message(message, self._codec).event)
                 name, offset = str(message.topic()), message.offset() or 0
+                metrics.count(
+                    "fulgurite_consumed_records_total", name.removeprefix(self._kafka.topic_prefix)
+                )
                 if offset + 1 >= ends.get(name, offset + 2):
                     del ends[name]
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import structlog
 
+from services.common.runtime import metrics
 from services.common.runtime.escaping import escaped
 
 _SECRET_NAME = re.compile(
@@ -22,6 +23,7 @@ _SECRET_NAME = re.compile(
 )
 _SECRET_TEXT = re.compile(r"(?i)(bearer\s+|\bsk-|\bfg-)[A-Za-z0-9._~+/=-]{8,}")
 _HIDDEN = "[hidden]"
+_PROBLEMS = frozenset({"warning", "error", "critical"})
 
 _RENDERERS: dict[bool, structlog.typing.Processor] = {
     True: structlog.processors.JSONRenderer(),
@@ -44,6 +46,16 @@ def hide_secrets(
     return event
 
 
+def count_problems(
+    _logger: object, method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Count the lines that tell of a problem."""
+    level = event.get("level", method)
+    if level in _PROBLEMS:
+        metrics.count("fulgurite_log_lines_total", level)
+    return event
+
+
 def escape_texts(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
@@ -63,6 +75,7 @@ def configure(service: str, level: str = "INFO", json: bool | None = None) -> No
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
+        count_problems,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.PositionalArgumentsFormatter(),

@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from confluent_kafka import Consumer, Message, TopicPartition
+from faust.types import TP
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -34,9 +35,10 @@ from fulgurite.topics import DEAD_LETTERS, Topic
 from services.common.kafka.codec import make_codec
 from services.common.kafka.consumer import Record, make_consumer, watermarks
 from services.common.kafka.dead_letters import actions_in, addressed, unusable, words_of
+from services.common.kafka.lag import LAG
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
-from services.common.runtime import liveness, logs
+from services.common.runtime import liveness, logs, metrics
 from services.common.runtime.clock import now_ms
 from services.common.streaming.faust_app import make_app
 from services.common.streaming.faust_overrides import BatchConsumer, events_of, install
@@ -282,6 +284,7 @@ class Worker:
         stopped.
         """
         app = self._app()
+        metrics.watch(LAG, partial(self._lag, app))
         # What is held is many, and never in cycles: to look through it for garbage again and again
         # is a tenth of all work.
         gc.collect()
@@ -315,6 +318,16 @@ class Worker:
         if self._failure is not None:
             raise self._failure
         return 0
+
+    def _lag(self, app: Any) -> dict[tuple[str, ...], float]:
+        """Records behind the ends of the partitions by topic, as far as the consumer knows them."""
+        lag = dict.fromkeys(((topic.name,) for topic in self.topics), 0.0)
+        for number, partition in list(self.partitions.items()):
+            for topic in self.topics:
+                # None before the partition's first fetch.
+                end = app.consumer.highwater(TP(self.kafka.topic(topic), number))
+                lag[topic.name,] += max(0, (end or 0) - partition.positions[topic.name])
+        return lag
 
     def _started(self, start: asyncio.Task[Any]) -> None:
         if not start.cancelled() and start.exception() is not None:
@@ -381,6 +394,7 @@ class Worker:
         # What waits to be acknowledged is held as what was made of it, and not as its bytes too.
         message.value = event.value = None
         partition.positions[topic.name] = message.offset + 1
+        metrics.count("fulgurite_consumed_records_total", topic.name)
         partition.wake.set()
 
     async def _handle(self, processor: Processor, topic: Topic, message: Any, ack: Ack) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fulgurite.events import PolicyUpdate
+from services.common.runtime import metrics
 from services.learner.drift import AGE_CLASSES, Drift
 from services.learner.metrics import METRICS, Stopwatch, meaning_of
 from tests.services.learner.test_learner import PolicyLogInMemory, Trainer, learner_of, rows_of
@@ -88,3 +89,24 @@ def test_a_stopwatch_begins_anew_when_it_was_asked() -> None:
 
 def test_phases_are_documented() -> None:
     assert {"seconds/wait", "seconds/publish"} <= METRICS.keys()
+
+
+def test_the_metrics_port_shows_what_waits_and_the_newest_version(tmp_path: Path) -> None:
+    batches = "fulgurite_learner_batches_total"
+    before = dict(metrics.values().get(batches, {}))
+    events = [*rows_of(1, [1.0, 0.0]), *rows_of(2, [1.0, 0.0])[:1]]
+    learner, log = learner_of(tmp_path, Trainer(), events)
+    learner.run()
+    shown = metrics.values()
+    assert shown["fulgurite_learner_groups"] == {
+        ("policy", "incomplete"): 1,
+        ("policy", "complete"): 0,
+        ("policy", "ready"): 0,
+    }
+    assert shown["fulgurite_learner_step"] == {("policy",): 1}
+    (update,) = updates_of(log)
+    assert shown["fulgurite_learner_update"] == {
+        ("policy", name): value for name, value in update.metrics.items()
+    }
+    trained = shown[batches]["policy", "trained"]
+    assert trained == before.get(("policy", "trained"), 0) + 1
