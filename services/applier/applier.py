@@ -14,13 +14,14 @@ import asyncio
 import contextlib
 import time
 import uuid
+from pathlib import Path
 
 import msgspec
 
 from fulgurite.enums import ApplyOutcome
 from fulgurite.versions import MalformedVersion, Version, base_version, parse_version
 from services.applier.announcer import Announcer
-from services.applier.artifacts import WeightsFile, base_weights, fetch
+from services.applier.artifacts import base_weights, check, find
 from services.applier.engine import Engine
 from services.applier.errors import (
     ApplyFailed,
@@ -231,12 +232,11 @@ class PolicyApplier:
     async def _load_and_probe(
         self, target: Version, served: Version | None, tally: Tally
     ) -> float | None:
-        weights = await asyncio.to_thread(self._weights, target)
+        path = await self._checked_weights(target)
         try:
             rollback = served is not None and target < served
-            await self._engine.load(
-                str(weights.path), weights.sha256, str(target), rollback=rollback
-            )
+            paused_s = await self._engine.load(str(path), str(target), rollback=rollback)
+            logger.info("loaded", version=str(target), paused_seconds=round(paused_s, 3))
             tally.reports = target
             return await self._difference(target)
         except (LoadBroken, ProbeFailed, EngineUnreachable):
@@ -267,13 +267,22 @@ class PolicyApplier:
             difference=largest,
         )
 
-    def _weights(self, version: Version) -> WeightsFile:
+    async def _checked_weights(self, version: Version) -> Path:
+        """Find the weights and check them, while the engine reads them and generates.
+
+        Raises BadArtifact, EngineRefused, EngineUnreachable.
+        """
         if version == self._base:
-            return base_weights(self._settings.model)
+            path = base_weights(self._settings.model)
+            await self._engine.read_ahead(str(path))
+            return path
         artifact = self._followed.target.updates[version].artifact
         if artifact is None:
             raise BadArtifact(f"the update {version} in policy.updates names no weights")
-        return fetch(artifact)
+        weights = find(artifact)
+        await self._engine.read_ahead(str(weights.path))
+        await asyncio.to_thread(check, weights)
+        return weights.path
 
     async def _difference(self, version: Version) -> float | None:
         return await difference(

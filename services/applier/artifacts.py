@@ -21,18 +21,55 @@ log-probabilities, so a probe cannot check them.
 
 
 class WeightsFile(msgspec.Struct, frozen=True):
-    """A file whose digest was checked."""
+    """A file that an update announces."""
 
     path: Path
     sha256: str
 
 
-def fetch(artifact: Artifact) -> WeightsFile:
-    """Find an artifact and check its digest. Raises BadArtifact.
+def find(artifact: Artifact, wanted: ArtifactFormat = ArtifactFormat.full) -> WeightsFile:
+    """Find an artifact's file. Raises BadArtifact."""
+    try:
+        location = urlparse(artifact.uri)
+    except ValueError as error:
+        raise BadArtifact(f"{artifact.uri[:500]!r} is not a valid URI: {error}") from error
+    if location.scheme not in ("", "file"):
+        raise BadArtifact(
+            f"{artifact.uri}: only file:// URIs can be served. Use a folder that learner and "
+            "engine share."
+        )
+    if artifact.format is not wanted:
+        raise BadArtifact(
+            f"{artifact.uri} holds {artifact.format.value} weights, and this policy is served with "
+            f"{wanted.value} ones (FULGURITE_LORA_POLICIES)"
+        )
+    path = Path(unquote(location.path))
+    try:
+        # Reading a pipe or a device would never end.
+        is_file = path.is_file()
+    except ValueError as error:
+        raise BadArtifact(f"{str(path)!r} cannot be read: {error}") from error
+    if not is_file:
+        raise BadArtifact(f"{path} cannot be read: it does not exist or is not a file")
+    return WeightsFile(path, artifact.sha256)
+
+
+def check(weights: WeightsFile) -> None:
+    """Check a file's digest, which is done nowhere else. Raises BadArtifact.
 
     Blocks while the file is read (0.2 s for 270 MB).
     """
-    return _check(artifact, ArtifactFormat.full)
+    path = weights.path
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadArtifact(f"{path} cannot be read: {error.strerror or error}") from error
+    if found != weights.sha256:
+        raise BadArtifact(
+            f"{path} has SHA-256 {found}, but the update announces {weights.sha256}: the file was "
+            "damaged or replaced after it was published"
+        )
 
 
 def fetch_adapter(artifact: Artifact) -> Path:
@@ -41,7 +78,9 @@ def fetch_adapter(artifact: Artifact) -> Path:
     The folder is in PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`). The
     configuration has no digest: vLLM refuses a wrong rank, the probe a wrong scale.
     """
-    path = _check(artifact, ArtifactFormat.lora).path
+    weights = find(artifact, ArtifactFormat.lora)
+    check(weights)
+    path = weights.path
     if not (path.parent / ADAPTER_CONFIG).is_file():
         raise BadArtifact(
             f"{path.parent} has no {ADAPTER_CONFIG}: an adapter must be a folder in PEFT's layout"
@@ -68,50 +107,19 @@ def _tensors(path: Path) -> list[str]:
         raise BadArtifact(f"{path} is not a safetensors file: {error}") from error
 
 
-def _check(artifact: Artifact, wanted: ArtifactFormat) -> WeightsFile:
-    try:
-        location = urlparse(artifact.uri)
-    except ValueError as error:
-        raise BadArtifact(f"{artifact.uri[:500]!r} is not a valid URI: {error}") from error
-    if location.scheme not in ("", "file"):
-        raise BadArtifact(
-            f"{artifact.uri}: only file:// URIs can be served. Use a folder that learner and "
-            "engine share."
-        )
-    if artifact.format is not wanted:
-        raise BadArtifact(
-            f"{artifact.uri} holds {artifact.format.value} weights, and this policy is served with "
-            f"{wanted.value} ones (FULGURITE_LORA_POLICIES)"
-        )
-    path = Path(unquote(location.path))
-    found = _digest(path)
-    if found != artifact.sha256:
-        raise BadArtifact(
-            f"{path} has SHA-256 {found}, but the update announces {artifact.sha256}: the file was "
-            "damaged or replaced after it was published"
-        )
-    return WeightsFile(path, found)
-
-
-def base_weights(folder: Path | None) -> WeightsFile:
-    """Find the base model's weights. Raises BadArtifact if they are not one known file."""
+def base_weights(folder: Path | None) -> Path:
+    """Find the base model's weights, one file or a folder of shards. Raises BadArtifact."""
     if folder is None:
         raise BadArtifact(
             "the base model's folder is not known, so the engine cannot go back to it: set "
             "FULGURITE_MODEL, or restart the engine"
         )
-    path = folder / "model.safetensors"
-    return WeightsFile(path, _digest(path))
-
-
-def _digest(path: Path) -> str:
-    try:
-        # Reading a pipe or a device would never end.
-        if not path.is_file():
-            raise BadArtifact(f"{path} cannot be read: it does not exist or is not a file")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError) as error:
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        return whole
+    if not any(folder.glob("*.safetensors")):
         raise BadArtifact(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+            f"{folder} (FULGURITE_MODEL) has no safetensors, so the engine cannot go back to the "
+            "base model: name its folder, or restart the engine"
+        )
+    return folder

@@ -1,6 +1,7 @@
 """Calls vLLM's RL routes: its version, loading weights in flight, log-probabilities of a prompt.
 
-Loading pauses with `mode=keep`: requests in flight continue afterwards, with the new weights. The
+Weights are read and compared with the model's while the engine generates. Only then it is paused,
+with `mode=keep`: requests in flight continue afterwards, with the new weights. The
 prefix cache is then reset together with those requests (`reset_running_requests`). Otherwise vLLM
 keeps the cache while any request runs, and later prompts would use the old weights' keys and
 values.
@@ -9,6 +10,7 @@ values.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
@@ -63,29 +65,38 @@ class Engine:
         """Resume generation."""
         await self._call("POST", "/resume")
 
-    async def load(self, path: str, sha256: str, version: str, *, rollback: bool = False) -> None:
+    async def read_ahead(self, path: str) -> None:
+        """Have the engine read weights into its machine's memory; returns at once.
+
+        Raises EngineRefused, EngineUnreachable.
+        """
+        await self._call("POST", "/init_weight_transfer_engine", json={"init_info": {"path": path}})
+
+    async def load(self, path: str, version: str, *, rollback: bool = False) -> float:
         """Replace the weights and their version while requests are in flight.
 
-        Raises EngineRefused (nothing was loaded), LoadBroken, EngineUnreachable.
+        Returns the seconds in which nothing was generated. Raises EngineRefused (nothing was
+        loaded), LoadBroken, EngineUnreachable.
         """
+        await self._start_update()
+        update_info = {"path": path, "version": version, "rollback": rollback}
+        await self._call("POST", "/update_weights", json={"update_info": update_info})
+        paused_at = time.monotonic()
         await self._call("POST", "/pause", params={"mode": "keep"})
         try:
-            await self._open()
-            update_info = {"path": path, "sha256": sha256, "version": version, "rollback": rollback}
-            await self._call("POST", "/update_weights", json={"update_info": update_info})
-            try:
-                await self._call("POST", "/finish_weight_update", json={"weight_version": version})
-                reset = await self._call(
-                    "POST", "/reset_prefix_cache", params={"reset_running_requests": "true"}
-                )
-            except EngineRefused as error:
-                raise LoadBroken(str(error)) from error
-            if not reset.get("success"):
-                raise LoadBroken(
-                    f"the prefix cache still holds keys and values of the old weights: {reset}"
-                )
+            await self._call("POST", "/finish_weight_update", json={"weight_version": version})
+            reset = await self._call(
+                "POST", "/reset_prefix_cache", params={"reset_running_requests": "true"}
+            )
+        except EngineRefused as error:
+            raise LoadBroken(str(error)) from error
         finally:
             await self.resume()
+        if not reset.get("success"):
+            raise LoadBroken(
+                f"the prefix cache still holds keys and values of the old weights: {reset}"
+            )
+        return time.monotonic() - paused_at
 
     async def adapters(self) -> list[str]:
         """List the names of its LoRA adapters."""
@@ -130,8 +141,7 @@ class Engine:
             if entry is not None
         ]
 
-    async def _open(self) -> None:
-        await self._call("POST", "/init_weight_transfer_engine", json={"init_info": {}})
+    async def _start_update(self) -> None:
         try:
             await self._call("POST", "/start_weight_update")
         except EngineRefused:

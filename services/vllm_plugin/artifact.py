@@ -1,5 +1,5 @@
-"""A weights file on disk: checked against its SHA-256, compared with what the engine serves, then
-read. Knows nothing of vLLM.
+"""Weights on disk, one file or the shards of a folder: read into memory, checked against a SHA-256,
+and compared with what the engine serves. Knows nothing of vLLM.
 """
 
 from __future__ import annotations
@@ -7,13 +7,15 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlparse
 
 Shapes = dict[str, tuple[int, ...]]
 """Tensor name → shape."""
+
+_CHUNK = 16 * 1024 * 1024
 
 
 class ArtifactRefused(ValueError):
@@ -28,6 +30,23 @@ def local_path(path: str) -> Path:
     if parsed.scheme:
         raise ArtifactRefused(f"{path}: only local files can be loaded, as a path or a file:// URI")
     return Path(path)
+
+
+def weights_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder, or the file itself. Raises ArtifactRefused."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise ArtifactRefused(f"{path} cannot be read: it is no file, and no folder of safetensors")
+    return files
+
+
+def read_ahead(files: Iterable[Path]) -> None:
+    """Read files to their ends, so that the system has them in memory. Raises OSError."""
+    buffer = bytearray(_CHUNK)
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
 def verify(path: Path, sha256: str) -> None:

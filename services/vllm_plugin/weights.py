@@ -1,10 +1,13 @@
-"""Loads weights from a file into a running vLLM: the weight-transfer backend `fulgurite`.
+"""Loads weights from files into a running vLLM: the weight-transfer backend `fulgurite`.
 
-`/update_weights` takes `{"update_info": {"path": …, "sha256": …, "version": "policy@1.7"}}`: the
-file is verified and read, and the model is not changed. `/finish_weight_update` loads it. So an
-update that is refused or abandoned does not change the served weights. Refused are a wrong digest,
-other tensors than the model's, an epoch lower than the served one (unless with `"rollback": true`),
-and a second update before the first is finished.
+`/init_weight_transfer_engine` takes `{"init_info": {"path": …}}` and reads that file, or the shards
+of that folder, into memory, in a thread, while the engine generates. `/update_weights` takes
+`{"update_info": {"path": …, "version": "policy@1.7"}}` and opens them; the model is not changed.
+`/finish_weight_update` loads them, and only that needs a pause. So an update that is refused or
+abandoned does not change the served weights. Refused are other tensors than the model's, an epoch
+lower than the served one (unless with `"rollback": true`), a second update before the first is
+finished, and another digest than `sha256`, where one is given. The applier gives none: it has
+verified the file itself.
 """
 
 # vLLM lives in an environment of its own, which the type checker does not see.
@@ -13,6 +16,7 @@ and a second update before the first is finished.
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +41,10 @@ from services.vllm_plugin.artifact import (
     Shapes,
     check_shapes,
     local_path,
+    read_ahead,
     shapes,
     verify,
+    weights_files,
 )
 
 logger = init_logger(__name__)
@@ -50,16 +56,20 @@ class UpdateRefused(RuntimeError):
 
 @dataclass
 class FileInitInfo(WeightTransferInitInfo):
-    """Empty: no connection has to be set up."""
+    """`path`: weights to read into memory; without it nothing is done."""
+
+    path: str | None = None
 
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """The weights' path (or URI), SHA-256 and version. `rollback`: allow an earlier epoch."""
+    """The weights' path (or URI) and version. `rollback`: allow an earlier epoch. `sha256`: refuse
+    a file with another digest; None if whoever asks has verified it.
+    """
 
     path: str
-    sha256: str
     version: str
+    sha256: str | None = None
     rollback: bool = False
 
 
@@ -79,16 +89,21 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         super().__init__(*args)
         self._served: Version | None = None
         self._staged: _Staged | None = None
+        self._reader = ThreadPoolExecutor(1, "fulgurite-weights")
+        self._reading: Future[None] | None = None
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
-        """Do nothing: there is no connection."""
+        """Begin to read the weights, and do not wait. Raises ArtifactRefused."""
+        if init_info.path is not None:
+            files = weights_files(local_path(init_info.path))
+            self._reading = self._reader.submit(read_ahead, files)
 
     def start_weight_update(self) -> None:
         """Drop what an abandoned update left. vLLM itself refuses a second update."""
         self._staged = None
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Verify and read the file. Raises ArtifactRefused, UpdateRefused, MalformedVersion."""
+        """Check and open the weights. Raises ArtifactRefused, UpdateRefused, MalformedVersion."""
         if self._staged is not None:
             raise UpdateRefused(
                 f"the update to {self._staged.version} is not finished; {update_info.version} "
@@ -104,10 +119,14 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
                 f"{version} is of an earlier epoch than the served {self._served}: another learner "
                 "has replaced its learner"
             )
-        path = local_path(update_info.path)
-        verify(path, update_info.sha256)
-        check_shapes(shapes(path), self._own_shapes())
-        self._staged = _Staged(version, load_file(path))
+        files = weights_files(local_path(update_info.path))
+        if update_info.sha256 is not None:
+            verify(files[0], update_info.sha256)
+        self._wait_for_reader()
+        check_shapes(_shapes(files), self._own_shapes())
+        # Mapped, not copied: the workers of one machine share the memory.
+        tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        self._staged = _Staged(version, tensors)
 
     @torch.no_grad()
     def finish_weight_update(self) -> None:
@@ -124,8 +143,16 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         logger.info("weights: %s is loaded", staged.version)
 
     def shutdown(self) -> None:
-        """Drop a received file."""
+        """Drop what was received."""
         self._staged = None
+
+    def _wait_for_reader(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            try:
+                reading.result()
+            except OSError as error:
+                raise ArtifactRefused(f"the weights cannot be read: {error}") from error
 
     def _own_shapes(self) -> Shapes:
         """The tensors' shapes in the checkpoint that vLLM was started with."""
@@ -134,7 +161,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
             raise ArtifactRefused(
                 f"{self.model_config.model} has no local safetensors: start vLLM with such a folder"
             )
-        return {name: shape for file in files for name, shape in shapes(file).items()}
+        return _shapes(files)
 
     def _repack_tied_head(self) -> None:
         """Pack the head of a model with tied embeddings again.
@@ -154,3 +181,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
             if isinstance(head, ParallelLMHead):
                 head.tie_weights(embedding)
                 head.quant_method.process_weights_after_loading(head)
+
+
+def _shapes(files: list[Path]) -> Shapes:
+    return {name: shape for file in files for name, shape in shapes(file).items()}

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from services.local_stack.model import tiny_model
 from services.local_stack.vllm_local import LocalVllm
@@ -93,6 +94,33 @@ def test_a_refused_update_changes_nothing(
     after = vllm.sample("Still?")
     assert (vllm.version(), after.first) == ("policy@4.1", "policy@4.1")
     assert _unlike(after, served.path) < SAME
+
+
+def test_shards_are_read_while_the_engine_generates_and_loaded(
+    vllm: VllmHttp, artifacts: list[Artifact], tmp_path: Path
+) -> None:
+    tensors = load_file(artifacts[2].path)
+    names = sorted(tensors)
+    for number, some in enumerate((names[:4], names[4:]), 1):
+        save_file(
+            {name: tensors[name] for name in some}, tmp_path / f"model-0000{number}.safetensors"
+        )
+    path = str(tmp_path)
+    missing = {"init_info": {"path": str(tmp_path / "none")}}
+    assert "cannot be read" in str(vllm.call("POST", "/init_weight_transfer_engine", missing).body)
+    begun = vllm.call("POST", "/init_weight_transfer_engine", {"init_info": {"path": path}})
+    assert begun.status == 200
+    update_info = {"update_info": {"path": path, "version": "policy@4.3"}}
+    assert vllm.call("POST", "/start_weight_update").status == 200
+    assert vllm.call("POST", "/update_weights", update_info).status == 200
+    assert vllm.call("GET", "/is_paused").body["is_paused"] is False
+    assert _unlike(vllm.sample("Meanwhile?"), artifacts[2].path) > OTHER
+    assert vllm.call("POST", "/pause?mode=keep").status == 200
+    finish = {"weight_version": "policy@4.3"}
+    assert vllm.call("POST", "/finish_weight_update", finish).status == 200
+    assert vllm.call("POST", "/reset_prefix_cache").status == 200
+    assert vllm.call("POST", "/resume").status == 200
+    assert _unlike(vllm.sample("Now?"), artifacts[2].path) < SAME
 
 
 def test_overlapping_updates_are_refused_and_an_abandoned_one_leaves_the_weights_alone(

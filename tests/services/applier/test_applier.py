@@ -36,9 +36,13 @@ class LabelledEngine(Engine):
     async def is_paused(self) -> bool:
         return False
 
-    async def load(self, path: str, sha256: str, version: str, *, rollback: bool = False) -> None:
+    async def read_ahead(self, path: str) -> None:
+        pass
+
+    async def load(self, path: str, version: str, *, rollback: bool = False) -> float:
         self.label = version
         self.loaded.append(version)
+        return 0.0
 
     async def prompt_logprobs(
         self, token_ids: Sequence[int], model: str | None = None

@@ -10,7 +10,7 @@ import pytest
 
 from fulgurite.enums import ArtifactFormat
 from fulgurite.events import Artifact
-from services.applier.artifacts import base_weights, fetch, fetch_adapter
+from services.applier.artifacts import base_weights, check, fetch_adapter, find
 from services.applier.errors import (
     ApplierError,
     ApplyFailed,
@@ -40,8 +40,10 @@ def artifact(
 
 
 def test_the_announced_file_is_found_by_uri_and_by_path(file: Path) -> None:
-    assert fetch(artifact(file.as_uri())).path == file
-    assert fetch(artifact(str(file))).sha256 == DIGEST
+    for uri in (file.as_uri(), str(file)):
+        found = find(artifact(uri))
+        check(found)
+        assert (found.path, found.sha256) == (file, DIGEST)
 
 
 @pytest.mark.parametrize(
@@ -57,15 +59,19 @@ def test_anything_else_is_refused_with_the_reason(
     file: Path, uri: str, sha256: str, kind: ArtifactFormat, reason: str
 ) -> None:
     with pytest.raises(BadArtifact, match=reason):
-        fetch(artifact(uri.replace("{file}", str(file)), sha256, kind))
+        check(find(artifact(uri.replace("{file}", str(file)), sha256, kind)))
 
 
-def test_the_base_model_is_one_file_in_a_known_folder(file: Path, tmp_path: Path) -> None:
-    assert base_weights(file.parent).sha256 == DIGEST
+def test_the_base_model_is_one_file_or_the_shards_of_a_known_folder(
+    file: Path, tmp_path: Path
+) -> None:
+    assert base_weights(file.parent) == file
     with pytest.raises(BadArtifact, match="FULGURITE_MODEL"):
         base_weights(None)
-    with pytest.raises(BadArtifact, match="cannot be read"):
+    with pytest.raises(BadArtifact, match="has no safetensors"):
         base_weights(tmp_path)
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    assert base_weights(tmp_path) == tmp_path
 
 
 def test_what_is_tried_again_and_what_is_not() -> None:
@@ -121,7 +127,7 @@ def test_an_adapter_is_a_folder_in_pefts_layout(file: Path) -> None:
 )
 def test_what_is_no_file_is_no_artifact_and_is_not_waited_for(uri: str, tmp_path: Path) -> None:
     with pytest.raises(BadArtifact):
-        fetch(artifact(uri))
+        find(artifact(uri))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BadArtifact, match="not a file"):
-        fetch(artifact((tmp_path / "pipe").as_uri()))
+        find(artifact((tmp_path / "pipe").as_uri()))

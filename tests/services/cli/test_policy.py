@@ -60,11 +60,11 @@ def artifact(file: Path) -> Artifact:
 def version(tmp_path: Path) -> PolicyUpdate:
     """A version of the tiny model, as the learner stores it."""
     store = ArtifactStore(tmp_path / "data", "policy", tiny_model(), durable=False)
-    made = store.write(
-        parse_version("policy@1.1"),
-        lambda path: shutil.copyfile(tiny_model() / "model.safetensors", path),
-    )
-    return update(1, made)
+
+    def export(path: Path) -> None:
+        shutil.copyfile(tiny_model() / "model.safetensors", path)
+
+    return update(1, store.write(parse_version("policy@1.1"), export))
 
 
 def test_a_pulled_folder_is_the_model(version: PolicyUpdate, tmp_path: Path) -> None:
