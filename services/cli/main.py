@@ -57,6 +57,10 @@ COMMANDS = {
         "services.cli.policy:app",
         "List a policy's versions, show one, copy its weights, promote it, or roll back.",
     ),
+    "track": (
+        "services.cli.track:track",
+        "Copy the metrics of versions to TensorBoard, W&B, MLflow or trackio.",
+    ),
     "lineage": (
         "services.cli.lineage:lineage",
         "List the calls that a version was trained on, or the versions trained on a call.",
