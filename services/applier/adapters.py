@@ -32,7 +32,7 @@ from services.applier.errors import (
 from services.applier.log_watch import Followed
 from services.applier.probing import difference
 from services.applier.settings import ApplierSettings
-from services.common.runtime import logs
+from services.common.runtime import liveness, logs
 
 logger = logs.get(__name__)
 
@@ -78,6 +78,7 @@ class AdapterKeeper:
             self._followed.changed.clear()
             try:
                 await self._round()
+                liveness.beat()
                 if self._away:
                     logger.info("the engine answers again", policy=self._policy)
                 self._away = False

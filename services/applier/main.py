@@ -45,15 +45,25 @@ async def run(settings: ApplierSettings, kafka: KafkaSettings) -> None:
 async def _serve(
     settings: ApplierSettings, engine: Engine, watch: LogWatch, announcer: Announcer
 ) -> None:
-    """Keep the full weights and each policy's adapters, at the same time."""
-    full = PolicyApplier(settings, engine, watch.policies[settings.policy], announcer)
+    """Keep the full weights and each policy's adapters, at the same time.
+
+    Where the engine's own policy is an adapter, its base weights stay as they were started.
+    """
     follow = watch.policies
-    keepers = [
-        AdapterKeeper(name, settings, engine, follow[name], announcer, full.settled)
+    parts: list[Announcer | PolicyApplier | AdapterKeeper] = [announcer]
+    settled = asyncio.Event()
+    if settings.policy in settings.adapters():
+        settled.set()
+    else:
+        full = PolicyApplier(settings, engine, follow[settings.policy], announcer)
+        settled = full.settled
+        parts.append(full)
+    parts += [
+        AdapterKeeper(name, settings, engine, follow[name], announcer, settled)
         for name in settings.adapters()
     ]
     async with asyncio.TaskGroup() as group:
-        for part in (announcer, full, *keepers):
+        for part in parts:
             group.create_task(part.run())
 
 

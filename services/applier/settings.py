@@ -28,13 +28,15 @@ class ApplierSettings(BaseSettings):
     vllm_api_key: SecretStr | None = Field(None, validation_alias="VLLM_API_KEY")
     """Needed if vLLM was started with `--api-key`."""
     policy: str = "policy"
-    """Name of the trained policy."""
+    """Name of the policy whose weights the engine was started with, which is also the name that
+    vLLM serves it by."""
     backend: str = "vllm"
     """The backend of VLLM_BASE_URL that this applier serves; its name in events where the
     address has none."""
     lora_policies: str = ""
     """Policies, comma-separated, whose updates are LoRA adapters. vLLM then needs
-    `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1."""
+    `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1. FULGURITE_POLICY may be one of them: its
+    base weights stay as they are."""
     canary: bool = Field(default=False, validation_alias="FULGURITE_APPLIER_CANARY")
     """While a route splits an alias between versions, serve the one with the second greatest
     share."""

@@ -110,14 +110,19 @@ def _progress(policy: str, claim: PolicyUpdate, update: PolicyUpdate | None) -> 
 
 def learners(found: Iterable[Progress]) -> list[ServiceState]:
     """The state of a learner for each policy that one was ever started for."""
-    pulse = _pulse("learner", _STEP_S)
-    states = [
-        ServiceState(f"learner of {one.policy}", pulse.alive, f"{pulse.said}; {_learned(one)}")
-        for one in found
-    ]
-    return states or [
-        ServiceState("learner", pulse.alive, f"{pulse.said}; never started on this Kafka")
-    ]
+    states: list[ServiceState] = []
+    for one in found:
+        own = f"learner-{one.policy}"
+        pulse = _pulse(own if _pulse_file(own).is_file() else "learner", _STEP_S)
+        states.append(
+            ServiceState(f"learner of {one.policy}", pulse.alive, f"{pulse.said}; {_learned(one)}")
+        )
+    if not states:
+        pulse = _pulse("learner", _STEP_S)
+        states.append(
+            ServiceState("learner", pulse.alive, f"{pulse.said}; never started on this Kafka")
+        )
+    return states
 
 
 def _learned(one: Progress) -> str:
@@ -150,9 +155,9 @@ def appliers(applied: Iterable[PolicyApplied]) -> list[ServiceState]:
 
 
 def _pulse(name: str, within_s: float) -> ServiceState:
-    data = Path(os.environ.get("FULGURITE_DATA_DIR", ""))
+    data = _data_dir()
     try:
-        silent_s = time.time() - (data / "run" / f"{name}.pulse").stat().st_mtime
+        silent_s = time.time() - _pulse_file(name).stat().st_mtime
     except OSError:
         return ServiceState(name, None, "cannot be seen from here")
     if not is_running(data):
@@ -162,6 +167,14 @@ def _pulse(name: str, within_s: float) -> ServiceState:
             name, False, f"silent for {silent_s:.0f} s: see {data / 'logs' / f'{name}.log'}"
         )
     return ServiceState(name, True, "running")
+
+
+def _data_dir() -> Path:
+    return Path(os.environ.get("FULGURITE_DATA_DIR", ""))
+
+
+def _pulse_file(name: str) -> Path:
+    return _data_dir() / "run" / f"{name}.pulse"
 
 
 def ago(at_ms: int) -> str:

@@ -117,8 +117,8 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     backend: str = "vllm"
     """Name of the vLLM backend in events, where VLLM_BASE_URL is one address without a name."""
     lora_policies: str = ""
-    """Policies, comma-separated, that are served as LoRA adapters of FULGURITE_POLICY's base
-    model. The applier needs the same value."""
+    """Policies, comma-separated, that are served as LoRA adapters of the model that vLLM calls
+    FULGURITE_POLICY, which may be one of them. The applier needs the same value."""
     train_sampling: dict[str, TrainSampling] = {}
     """JSON, alias → `{temperature, top_p, top_k, min_p}`: how its calls of mode `train` are
     sampled, whatever the agent asks for. `{}` is temperature 1 without truncation

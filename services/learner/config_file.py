@@ -126,13 +126,20 @@ def load(
 
 
 def load_all(
-    file: Path | None, environment: Mapping[str, str] | None = None
+    file: Path | None, environment: Mapping[str, str] | None = None, policy: str | None = None
 ) -> tuple[RunConfig, ...]:
-    """The runs of all policies of a file, frozen ones included, in its order. Raises
-    ConfigInvalid.
+    """The runs of all policies of a file, frozen ones included, in its order.
+
+    `policy` names the policy of a file with one. Raises ConfigInvalid.
     """
     names = _read(file).policies
-    return tuple(load(file, environment, name) for name in names) or (load(file, environment),)
+    if names and policy is not None:
+        raise ConfigInvalid(
+            f"{policy!r} was named, but {file and file.name} has a name for each of "
+            f"its policies ({', '.join(names)}): name none, and all of them are started"
+        )
+    found = tuple(load(file, environment, name) for name in names)
+    return found or (load(file, environment, policy),)
 
 
 def _named_in(environment: Mapping[str, str]) -> str | None:

@@ -74,6 +74,8 @@ class Choices(msgspec.Struct, frozen=True):
     updates: int
     held_out: int
     out: Path
+    model: Path | None = None
+    run: Path | None = None
 
 
 class Demo:
@@ -102,7 +104,13 @@ class Demo:
             starting(self._console) as on_ready,
             LocalStack(
                 StackOptions(
-                    data=data, environment=settings, own_kafka=self._has_exports_of_a_stack()
+                    data=data,
+                    run=choices.run,
+                    model=choices.model,
+                    # The agent asks for it, whatever the run's policy is called.
+                    aliases=("policy",),
+                    environment=settings,
+                    own_kafka=self._has_exports_of_a_stack(),
                 ),
                 on_ready,
             ) as stack,
@@ -359,8 +367,20 @@ def _parse_arguments(arguments: list[str] | None) -> Choices:
         default=Path(".fulgurite/demo"),
         help="where report, curve, tasks and data go",
     )
+    parser.add_argument(
+        "--model", type=Path, help="Hugging Face folder, or id on the hub; without it SmolLM2-135M"
+    )
+    parser.add_argument("--run", type=Path, help="file that describes the training run")
     chosen = parser.parse_args(arguments)
-    return Choices(chosen.seed, chosen.control, chosen.updates, chosen.held_out, chosen.out)
+    return Choices(
+        chosen.seed,
+        chosen.control,
+        chosen.updates,
+        chosen.held_out,
+        chosen.out,
+        chosen.model,
+        chosen.run,
+    )
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> None:

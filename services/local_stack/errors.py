@@ -4,6 +4,8 @@ StackError
 ├── RequirementMissing  a package, a program or a file that a local service needs is not there
 ├── ChecksumMismatch    a file is not the one that `local_services.toml` pins
 ├── AlreadyRunning      another stack uses the data folder
+├── PoliciesConflict    one vLLM cannot serve the policies of a run's file together
+├── SettingsInvalid     a key of the run's file, or a setting of vLLM, is wrong
 ├── PortTaken           another program listens where the gateway is to listen
 └── LayoutChanged       a data folder was made for another number of brokers
 """
@@ -25,6 +27,14 @@ class ChecksumMismatch(StackError):
 
 class AlreadyRunning(StackError):
     """Two stacks on one data folder would ruin each other's topics."""
+
+
+class PoliciesConflict(StackError):
+    """One vLLM cannot serve these policies together."""
+
+
+class SettingsInvalid(StackError):
+    """A key of the run's file, or a setting of vLLM, is wrong."""
 
 
 class PortTaken(StackError):

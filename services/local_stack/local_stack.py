@@ -24,17 +24,20 @@ from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import check_topics, create_topics
 from services.common.processes.supervisor import ProcessSpec, SupervisedProcess, Supervisor
 from services.common.runtime.backends import parse_backends
-from services.common.runtime.model_folder import model_problem
 from services.common.runtime.process_secrets import without_keys
+from services.learner.config_file import load_all, variable
+from services.learner.errors import ConfigInvalid
 from services.local_stack.batch_scheduling import batch_command
-from services.local_stack.errors import PortTaken, RequirementMissing, StackError
+from services.local_stack.errors import PortTaken, RequirementMissing, SettingsInvalid, StackError
 from services.local_stack.exports import ADDRESSES, StackLock, exporting_stack, write_exports
 from services.local_stack.kafka_local import LocalKafka, addresses, last_ports
 from services.local_stack.local_service import LocalService
-from services.local_stack.model import model_folder
+from services.local_stack.model import find_model, small_model
 from services.local_stack.ports import LOCALHOST, answers, free_ports, is_free
+from services.local_stack.serving import Serving, plan_serving
 from services.local_stack.valkey_local import LocalValkey
 from services.local_stack.vllm_local import LocalVllm
+from services.local_stack.vllm_settings import VllmSettings
 
 READY_TIMEOUT_S = 300.0
 """For a service: the learner imports torch and reads the model while vLLM wants the same cores."""
@@ -52,12 +55,17 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Three give replication."""
     gateway_port: int | None = None
     """None: a free one."""
+    run: Path | None = None
+    """The file that describes the training run; None: that of FULGURITE_RUN, or the defaults."""
     model: Path | None = None
-    """A Hugging Face folder; None: SmolLM2-135M-Instruct from its package."""
-    policy: str = "policy"
-    """The policy's name, which is also the alias agents ask for."""
+    """A Hugging Face folder, or an id on its hub; None: the run's, or SmolLM2-135M-Instruct from
+    its package."""
+    policy: str | None = None
+    """The policy's name; None: the run's. It is also the alias agents ask for."""
     aliases: Sequence[str] = ()
-    """`alias=policy` or `alias`, on top of FULGURITE_ALIASES and of the policy's own name."""
+    """`alias=policy` or `alias`, on top of FULGURITE_ALIASES and of the policies' own names."""
+    vllm: VllmSettings | None = None
+    """None: those of the environment."""
     own_kafka: bool = False
     """Start a Kafka whatever KAFKA_BOOTSTRAP_SERVERS says."""
     environment: Mapping[str, str] = {}
@@ -103,6 +111,14 @@ class LocalStack:
         self._gateway_prefix: list[str] = []
         """SCHED_BATCH beside a local vLLM, so that the gateway does not preempt it."""
         self.environment: dict[str, str] = {}
+        self._serving: Serving | None = None
+
+    @property
+    def serving(self) -> Serving:
+        """Which policies are served and trained. Raises StackError."""
+        if self._serving is None:
+            self._serving = self._plan()
+        return self._serving
 
     @property
     def gateway_url(self) -> str:
@@ -180,6 +196,7 @@ class LocalStack:
                     "KAFKA_BOOTSTRAP_SERVERS",
                     "FULGURITE_TOPIC_PREFIX",
                     "FULGURITE_DATA_DIR",
+                    "FULGURITE_POLICY",
                 )
             },
         }
@@ -217,10 +234,35 @@ class LocalStack:
                 "is to listen there: "
                 f"stop it, or choose another port with --port {self._gateway_port + 1}"
             )
-        if self.options.model is not None:
-            problem = model_problem(self.options.model)
-            if problem is not None:
-                raise RequirementMissing(f"--model {problem}")
+        self._serving = self._plan()
+
+    def _plan(self) -> Serving:
+        """Read the run, find its model, and decide how it is served. Raises StackError."""
+        options = self.options
+        VllmSettings.read()
+        environment = {
+            name: value
+            for name, value in {**os.environ, **options.environment}.items()
+            if name != "FULGURITE_POLICY"
+        }
+        environment["FULGURITE_MODEL"] = str(small_model())
+        if options.model is not None:
+            environment[variable("policy.model")] = str(options.model)
+        try:
+            runs = load_all(self._run, environment, options.policy)
+        except ConfigInvalid as error:
+            raise SettingsInvalid(str(error)) from error
+        serving = plan_serving(runs)
+        try:
+            return msgspec.structs.replace(serving, model=find_model(serving.model))
+        except RequirementMissing as error:
+            where = "policy.model =" if options.model is None else "--model"
+            raise RequirementMissing(f"{where} {error}") from error
+
+    @property
+    def _run(self) -> Path | None:
+        named = self.options.run or os.environ.get("FULGURITE_RUN")
+        return Path(named).resolve() if named else None
 
     def _external_address(self, name: str) -> str | None:
         """The address in the environment that replaces a local service; None to start our own."""
@@ -231,17 +273,20 @@ class LocalStack:
 
     def _start(self) -> None:
         supervisor = self._running_supervisor()
-        model = self.options.model or model_folder()
+        serving = self.serving
         # vLLM is the slowest by far, so it starts first; everything else comes up beside it.
         vllm = None
         if not self._external_address("VLLM_BASE_URL"):
             vllm = LocalVllm(
-                model,
+                serving.model,
                 self.data / "logs",
-                served_model=self.options.policy,
-                policy=self.options.policy,
+                served_model=serving.policy,
+                policy=serving.policy,
                 port=self._vllm_port,
+                settings=self.options.vllm or VllmSettings.read(),
                 restart=self.options.restart,
+                extra=serving.arguments(),
+                env=serving.vllm_environment(),
                 supervisor=supervisor,
             ).start()
             self._gateway_prefix = batch_command()
@@ -269,7 +314,6 @@ class LocalStack:
             bootstrap_servers=kafka.bootstrap_servers if kafka else kafka_servers or "",
             redis_url=valkey.url if valkey else redis_url or "",
             vllm_url=vllm.base_url if vllm else self._external_address("VLLM_BASE_URL") or "",
-            model=model,
         )
         if kafka:
             self._wait_ready("kafka", kafka)
@@ -293,9 +337,9 @@ class LocalStack:
         self._on_ready(name, time.monotonic() - self._started)
 
     def _environment(
-        self, *, bootstrap_servers: str, redis_url: str, vllm_url: str, model: Path
+        self, *, bootstrap_servers: str, redis_url: str, vllm_url: str
     ) -> dict[str, str]:
-        policy = self.options.policy
+        serving = self.serving
         return {
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
             "REDIS_URL": redis_url,
@@ -307,20 +351,21 @@ class LocalStack:
             "FULGURITE_SIGNING_KEYS": self.secrets.signing_keys,
             "FULGURITE_ADMIN_KEY": self.secrets.admin_key,
             "FULGURITE_API_KEYS": self.secrets.api_key,
-            "FULGURITE_POLICY": policy,
+            **serving.environment(),
             "FULGURITE_ALIASES": all_aliases(
-                policy, os.environ.get("FULGURITE_ALIASES", "").split(","), self.options.aliases
+                (serving.policy, *serving.policies),
+                os.environ.get("FULGURITE_ALIASES", "").split(","),
+                self.options.aliases,
             ),
             "FULGURITE_DATA_DIR": str(self.data),
             "FULGURITE_GATEWAY_PORT": str(self._gateway_port),
             "FULGURITE_GATEWAY_URL": self.gateway_url,
-            "FULGURITE_MODEL": str(model),
             **self.options.environment,
         }
 
     def _services(self) -> list[ProcessSpec]:
         return [
-            self._service("learner", "services.learner.main"),
+            *self._learners(),
             self._service("aggregator", "services.aggregator.main"),
             self._service("rewarder", "services.rewarder.main"),
             self._service(
@@ -338,6 +383,23 @@ class LocalStack:
         return answers(
             self._gateway_port, "/v1/models", {"Authorization": f"Bearer {self.secrets.api_key}"}
         )
+
+    def _learners(self) -> list[ProcessSpec]:
+        """One for each policy that is trained."""
+        serving = self.serving
+        return [
+            self._service(
+                "learner" if len(serving.policies) == 1 else f"learner-{policy}",
+                "services.learner.main",
+                env={
+                    **({"FULGURITE_RUN": str(self._run)} if self._run else {}),
+                    "FULGURITE_POLICY": policy,
+                    variable("policy.name"): policy,
+                    variable("policy.model"): str(serving.model),
+                },
+            )
+            for policy in serving.trained
+        ]
 
     def _appliers(self) -> list[ProcessSpec]:
         """One for each backend of VLLM_BASE_URL."""
@@ -371,15 +433,15 @@ class LocalStack:
         )
 
 
-def all_aliases(policy: str, given: Iterable[str], added: Iterable[str]) -> str:
-    """For FULGURITE_ALIASES: the policy's own name, what the user set, what was added; the last
-    target of an alias counts.
+def all_aliases(policies: Sequence[str], given: Iterable[str], added: Iterable[str]) -> str:
+    """For FULGURITE_ALIASES: the policies' own names, what the user set, what was added; the last
+    target of an alias counts. An alias without one is of the first policy.
     """
-    found = {policy: policy}
+    found = {policy: policy for policy in policies}
     for text in (part.strip() for part in (*given, *added)):
         if text:
             alias, _, target = text.partition("=")
-            found[alias.strip()] = target.strip() or policy
+            found[alias.strip()] = target.strip() or policies[0]
     return ",".join(f"{alias}={target}" for alias, target in found.items())
 
 

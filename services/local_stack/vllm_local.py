@@ -8,7 +8,6 @@ imports: start it first.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,19 +17,11 @@ from services.local_stack.errors import RequirementMissing
 from services.local_stack.local_service import LocalService
 from services.local_stack.local_services import project_folder
 from services.local_stack.ports import LOCALHOST, answers, free_port
+from services.local_stack.vllm_settings import VllmSettings
 
 READY_TIMEOUT_S = 480.0
 """28–67 s were seen on two idle cores, 90 s the first time, minutes when other processes want the
 cores too.
-"""
-
-_PLUGIN = Path(__file__).resolve().parents[1] / "vllm_plugin"
-CHAT_TEMPLATE = _PLUGIN / "chat_template.jinja"
-"""Tools for models of the ChatML family that know none."""
-
-
-_NO_MEDIA_DOMAIN = "none.invalid"
-"""A name that never resolves (RFC 2606): vLLM takes an empty list as leave to fetch from anywhere.
 """
 
 
@@ -57,7 +48,7 @@ class LocalVllm(LocalService):
         served_model: str = "policy",
         policy: str = "policy",
         port: int | None = None,
-        max_model_len: int = 2048,
+        settings: VllmSettings | None = None,
         threads: int | None = None,
         restart: bool = False,
         extra: Sequence[str] = (),
@@ -65,20 +56,29 @@ class LocalVllm(LocalService):
         supervisor: Supervisor | None = None,
     ) -> None:
         """`folder` holds its log; `served_model` is the name agents ask for; `threads` limits
-        OpenMP (one is enough for a tiny model).
+        OpenMP (one is enough for a tiny model); `settings` are those of the environment.
         """
         super().__init__(supervisor)
+        settings = settings or VllmSettings.read()
         self.port = port or free_port()
         environment = serve_environment()
         self._spec = ProcessSpec(
             name="vllm",
             argv=[
                 str(environment / "bin" / "python"),
-                *_arguments(model, self.port, served_model, max_model_len),
+                # The module, not `vllm serve`: that command looks for a distribution called `vllm`,
+                # which the CPU build is not.
+                "-m",
+                "vllm.entrypoints.openai.api_server",
+                f"--model={model}",
+                f"--served-model-name={served_model}",
+                f"--host={LOCALHOST}",
+                f"--port={self.port}",
                 *extra,
+                *settings.arguments(model),
             ],
             log=folder.resolve() / "vllm.log",
-            env={**_environment(environment, policy, threads), **(env or {})},
+            env={**_environment(environment, policy, threads, settings), **(env or {})},
             cwd=project_folder(),
             ready=lambda: answers(self.port, "/health"),
             ready_timeout_s=READY_TIMEOUT_S,
@@ -96,47 +96,14 @@ class LocalVllm(LocalService):
         return [self._spec]
 
 
-def _arguments(model: Path, port: int, served_model: str, max_model_len: int) -> list[str]:
-    # The module, not `vllm serve`: that command looks for a distribution called `vllm`, which the
-    # CPU build is not.
-    options = {
-        "model": str(model),
-        "served-model-name": served_model,
-        "host": LOCALHOST,
-        "port": str(port),
-        "dtype": "bfloat16",
-        "max-model-len": str(max_model_len),
-        # The default, 128, leaves the tail of every prompt out of the prefix cache, and on a CPU
-        # the prompt is most of the work.
-        "block-size": "32",
-        # Raw logprobs, the default, are not those of the distribution that was sampled from.
-        "logprobs-mode": "processed_logprobs",
-        # The model's own sampling defaults would silently truncate what is to be trained on.
-        "generation-config": "vllm",
-        "weight-transfer-config": json.dumps({"backend": "fulgurite"}),
-        "middleware": "services.vllm_plugin.middleware.VersionMiddleware",
-        # Agents name the URLs of images: vLLM must not fetch what they choose. Images in the
-        # request itself (`data:`) need no domain.
-        "allowed-media-domains": os.environ.get("VLLM_MEDIA_DOMAIN") or _NO_MEDIA_DOMAIN,
-        "tool-call-parser": "fulgurite",
-        "chat-template": str(CHAT_TEMPLATE),
-    }
-    flags = [
-        "--enforce-eager",
-        "--enable-auto-tool-choice",
-        "--disable-uvicorn-access-log",
-        "--no-enable-log-requests",
-    ]
-    named = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return ["-m", "vllm.entrypoints.openai.api_server", *named, *flags]
-
-
-def _environment(environment: Path, policy: str, threads: int | None) -> dict[str, str]:
+def _environment(
+    environment: Path, policy: str, threads: int | None, settings: VllmSettings
+) -> dict[str, str]:
     variables = {
         "FULGURITE_POLICY": policy,
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_PLUGINS": "fulgurite",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_NO_USAGE_STATS": "1",

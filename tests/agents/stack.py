@@ -26,6 +26,7 @@ from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.local_services import project_folder
 from services.local_stack.model import model_folder
 from services.local_stack.vllm_local import LocalVllm
+from services.local_stack.vllm_settings import VllmSettings
 from tests.agents.quickstarts import Speech
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway
 
@@ -144,7 +145,7 @@ def _vllm(folder: Path, dictation: Path, supervisor: Supervisor) -> LocalVllm:
     return LocalVllm(
         model_folder(),
         folder,
-        max_model_len=LONGEST_CONTEXT,
+        settings=VllmSettings(context_length=LONGEST_CONTEXT, kv_cache_gib=2),
         extra=[
             "--override-generation-config",
             limit,
@@ -155,7 +156,6 @@ def _vllm(folder: Path, dictation: Path, supervisor: Supervisor) -> LocalVllm:
             DICTATION: str(dictation),
             "PYTHONPATH": str(project_folder()),
             "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "2",
         },
         supervisor=supervisor,
     )

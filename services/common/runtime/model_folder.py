@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def is_hub_id(named: Path) -> bool:
+    """Whether it may be the id of a model on Hugging Face's hub, such as `Qwen/Qwen3-0.6B`."""
+    return len(named.parts) == 2 and not named.is_absolute() and named.parts[0] != ".."
+
+
 def model_problem(folder: Path) -> str | None:
     """Describe what is wrong with a folder, beginning with its path; None if nothing is."""
     if not folder.exists():
         hint = ""
-        if len(folder.parts) == 2 and not folder.is_absolute():
+        if is_hub_id(folder):
             hint = (
                 f"; fetch it first, for example: hf download {folder} --local-dir "
                 f"models/{folder.name}"

@@ -6,20 +6,90 @@ from pathlib import Path
 
 import pytest
 
+from services.common.processes.supervisor import ProcessSpec
 from services.common.runtime.process_secrets import KEYS
+from services.learner.config_file import load
 from services.local_stack.local_stack import LocalStack, StackOptions
+from services.local_stack.model import tiny_model
 from services.local_stack.vllm_local import LocalVllm
+
+ADAPTERS = """
+[[policy]]
+name = "critic"
+frozen = true
+
+[[policy]]
+name = "writer"
+weights = {train = "lora", rank = 12}
+
+[[policy]]
+name = "editor"
+weights = {train = "lora", rank = 8}
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FULGURITE_RUN", raising=False)
+    monkeypatch.delenv("FULGURITE_ALIASES", raising=False)
+
+
+def services(stack: LocalStack) -> dict[str, ProcessSpec]:
+    stack.environment = stack._environment(  # pyright: ignore[reportPrivateUsage]
+        bootstrap_servers="b:1", redis_url="redis://r", vllm_url="http://v"
+    )
+    return {spec.name: spec for spec in stack._services()}  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_run_of_several_adapters_has_a_learner_for_each_that_is_trained(tmp_path: Path) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(ADAPTERS)
+    stack = LocalStack(StackOptions(data=tmp_path, run=run, model=tiny_model()))
+    specs = services(stack)
+    learners = {name for name in specs if name.startswith("learner")}
+    assert learners == {"learner-writer", "learner-editor"}
+    for name in learners:
+        env = specs[name].env or {}
+        config = load(Path(env["FULGURITE_RUN"]), env)
+        assert f"learner-{config.policy.name}" == name
+        assert config.policy.model == tiny_model()
+    assert {
+        name: (specs["gateway"].env or {})[name]
+        for name in (
+            "FULGURITE_POLICY",
+            "FULGURITE_ALIASES",
+            "FULGURITE_LORA_POLICIES",
+            "FULGURITE_REWARDER_FROZEN_POLICIES",
+        )
+    } == {
+        "FULGURITE_POLICY": "writer",
+        "FULGURITE_ALIASES": "writer=writer,critic=critic,editor=editor",
+        "FULGURITE_LORA_POLICIES": "critic,writer,editor",
+        "FULGURITE_REWARDER_FROZEN_POLICIES": "critic",
+    }
+    assert stack.serving.arguments() == [
+        "--enable-lora",
+        "--max-lora-rank=16",
+        "--max-loras=6",
+        "--max-cpu-loras=12",
+    ]
+
+
+def test_the_only_policy_may_be_called_otherwise(tmp_path: Path) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(f"[policy]\nname = 'writer'\nmodel = '{tiny_model()}'\n")
+    stack = LocalStack(StackOptions(data=tmp_path, run=run, aliases=("policy",)))
+    environment = services(stack)["learner"].env or {}
+    assert environment["FULGURITE_POLICY"] == "writer"
+    assert environment["FULGURITE_MODEL"] == str(tiny_model())
+    assert environment["FULGURITE_ALIASES"] == "writer=writer,policy=writer"
+    assert (stack.serving.arguments(), stack.serving.adapters) == ([], ())
+    named = LocalStack(StackOptions(data=tmp_path, run=run, policy="author"))
+    assert named.serving.policies == ("author",)
 
 
 def test_only_the_gateway_gets_keys(tmp_path: Path) -> None:
-    stack = LocalStack(StackOptions(data=tmp_path))
-    stack.environment = stack._environment(  # pyright: ignore[reportPrivateUsage]
-        bootstrap_servers="b:1",
-        redis_url="redis://r",
-        vllm_url="http://v",
-        model=tmp_path,
-    )
-    specs = {spec.name: spec for spec in stack._services()}  # pyright: ignore[reportPrivateUsage]
+    specs = services(LocalStack(StackOptions(data=tmp_path, model=tiny_model())))
     holders = {name for name, spec in specs.items() if KEYS & (spec.env or {}).keys()}
     assert holders == {"gateway"}
     assert (specs["gateway"].env or {}).keys() >= KEYS

@@ -1,6 +1,8 @@
-"""Several test processes or commands ask for one model at the same time."""
+"""Where a model comes from, also where several processes ask for one at the same time."""
 
+import os
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -48,3 +50,24 @@ def test_a_model_that_could_not_be_made_leaves_nothing_behind(
     with pytest.raises(model.StackError, match=r"tiny-tied-0 could not be made:\nno space left"):
         model.tiny_model()
     assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_an_id_is_looked_up_in_the_cache_of_the_hub(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--someone--a-model"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    script = (
+        "from pathlib import Path; from services.local_stack.model import find_model; "
+        "print(find_model(Path('someone/a-model')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.stdout.strip() == str(snapshot)

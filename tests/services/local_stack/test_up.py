@@ -31,6 +31,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
         "VLLM_BASE_URL",
         "FULGURITE_DATA_DIR",
         "FULGURITE_ALIASES",
+        "FULGURITE_RUN",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(doctor, "lacking", _nothing_lacks)
@@ -92,6 +93,24 @@ def test_what_is_no_model_is_said_before_anything_starts(
     said = refused(tmp_path / "data", "--model", model)
     assert f"--model {model}" in said
     assert ("hf download Qwen/" in said) == model.startswith("Qwen")
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments", "says"),
+    [
+        ("[batch]\ngropus = 3", (), "run.toml: batch.gropus: there is no such key; did you mean batch.groups?"),
+        ("[policy]\nmodel = '/nope'", (), "policy.model = /nope: no such folder"),
+        ("[[policy]]\nname = 'a'\n[[policy]]\nname = 'b'", (), "a trains all weights, and a new version of it replaces those that b would be"),
+        ("[[policy]]\nname = 'a'", ("--policy", "b"), "'b' was named, but run.toml has a name for each of its policies (a)"),
+        ("", ("--chat-template", "none.jinja"), "FULGURITE_VLLM_CHAT_TEMPLATE=none.jinja: none.jinja is not a file"),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_be_served_is_refused(
+    tmp_path: Path, file: str, arguments: tuple[str, ...], says: str
+) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(file)
+    assert says in refused(tmp_path / "data", "--run", str(run), *arguments)
 
 
 def test_a_second_stack_on_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -163,7 +182,12 @@ def test_kafka_keeps_its_port_until_another_program_has_it(tmp_path: Path) -> No
 def test_aliases_of_the_user_stay(
     given_by_user: str, added: tuple[str, ...], expected: str
 ) -> None:
-    assert all_aliases("policy", given_by_user.split(","), added) == expected
+    assert all_aliases(["policy"], given_by_user.split(","), added) == expected
+
+
+def test_every_policy_is_an_alias_and_a_bare_alias_is_of_the_first() -> None:
+    found = all_aliases(("writer", "critic", "writer"), [""], ["gpt-4o-mini"])
+    assert found == "writer=writer,critic=critic,gpt-4o-mini=writer"
 
 
 names = st.from_regex(r"[a-z][a-z0-9.-]{0,5}", fullmatch=True)
@@ -174,7 +198,7 @@ def test_no_alias_is_lost(given_by_user: dict[str, str], added: list[str]) -> No
     found = dict(
         pair.split("=")
         for pair in all_aliases(
-            "policy", [f"{a}={p}" for a, p in given_by_user.items()], added
+            ["policy"], [f"{a}={p}" for a, p in given_by_user.items()], added
         ).split(",")
     )
     assert found == {"policy": "policy", **given_by_user, **dict.fromkeys(added, "policy")}

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from services.local_stack.chat_format import FULGURITE_TEMPLATE
 from services.local_stack.model import tiny_model
-from services.local_stack.vllm_local import CHAT_TEMPLATE
 from services.vllm_plugin.calls import Call, parse, render
 
 TOOLS: list[dict[str, Any]] = [
@@ -54,7 +54,7 @@ def tokenizer() -> Any:
 def rendered(
     tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = TOOLS
 ) -> str:
-    template = CHAT_TEMPLATE.read_text()
+    template = FULGURITE_TEMPLATE.read_text()
     return tokenizer.apply_chat_template(
         messages, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=True
     )
