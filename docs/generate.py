@@ -33,6 +33,7 @@ from services.learner.algorithms import ALGORITHMS
 from services.learner.config_file import keys
 from services.learner.metrics import METRICS
 from services.learner.settings import LearnerSettings
+from services.local_stack.vllm_settings import VllmSettings
 from services.rewarder.settings import RewarderSettings
 from services.rewards.settings import RewardWorkerSettings
 from services.runner.settings import RunnerSettings
@@ -53,6 +54,7 @@ SECTIONS: dict[str, type[BaseSettings]] = {
     "Judge": JudgeSettings,
     "Learner": LearnerSettings,
     "Runner (`fulgurite run`)": RunnerSettings,
+    "Local vLLM": VllmSettings,
 }
 """Sections of the settings page whose tables come from settings classes."""
 DEFAULTS_IN_WORDS = {

@@ -47,13 +47,13 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True):
         """For vLLM."""
         if not self.adapters:
             return []
-        # While a version replaces another one, calls in flight need both.
-        in_a_batch = 2 * len(self.adapters)
         return [
             "--enable-lora",
             f"--max-lora-rank={next(rank for rank in RANKS if rank >= self.rank)}",
-            f"--max-loras={in_a_batch}",
-            f"--max-cpu-loras={2 * in_a_batch}",
+            # While a version replaces another one, calls in flight need both.
+            f"--max-loras={2 * len(self.adapters)}",
+            # The applier keeps three versions of each loaded, and loads what routes name.
+            f"--max-cpu-loras={5 * len(self.adapters)}",
         ]
 
     def vllm_environment(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ import pytest
 from fulgurite.avro.codec import Codec
 from fulgurite.avro.schemas import schema_folder
 from fulgurite.events import AgentReward
+from services.learner.config_file import presets as presets_by_name
 
 ROOT = Path(__file__).parents[2]
 READ_AN_EVENT = """
@@ -49,11 +50,17 @@ def test_the_wheel_carries_both_roots_and_every_schema(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in schema_folder().rglob("*.avsc"):
         assert f"fulgurite/schemas/avro/{path.relative_to(schema_folder())}" in names
-    assert {
-        "fulgurite/events/__init__.py",
-        "services/__init__.py",
-        "services/gateway/http/openapi.json",
-    } <= names
+    presets = {f"services/learner/presets/{name}.toml" for name in presets_by_name()}
+    assert (
+        presets
+        | {
+            "fulgurite/events/__init__.py",
+            "services/__init__.py",
+            "services/gateway/http/openapi.json",
+            "services/vllm_plugin/chat_template.jinja",
+        }
+        <= names
+    )
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
 
 

@@ -71,7 +71,7 @@ def test_a_run_of_several_adapters_has_a_learner_for_each_that_is_trained(tmp_pa
         "--enable-lora",
         "--max-lora-rank=16",
         "--max-loras=6",
-        "--max-cpu-loras=12",
+        "--max-cpu-loras=15",
     ]
 
 
