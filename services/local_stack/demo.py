@@ -28,6 +28,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fulgurite.enums import Mode
 from fulgurite.events import Trajectory
+from fulgurite.learning.intervals import Estimate
 from fulgurite.topics import LLM_CALLS, TRAJECTORIES
 from services.cli.ledger import read_books
 from services.common.kafka.codec import make_codec
@@ -43,7 +44,6 @@ from services.local_stack.local_services import project_folder
 from services.local_stack.local_stack import LocalStack, OnReady, StackOptions
 from services.runner.command import new_run_id, run_command
 from services.runner.errors import RunnerError
-from services.runner.intervals import Estimate
 from services.runner.options import REWARD_NAME, RunOptions
 from services.runner.progress import TerminalWatcher
 from services.runner.run import Summary

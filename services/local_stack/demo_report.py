@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from services.runner.intervals import Estimate
+from fulgurite.learning.intervals import Estimate
 from services.runner.progress import bar
 from services.runner.scoreboard import CurvePoint
 

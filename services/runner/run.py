@@ -21,6 +21,7 @@ import msgspec
 
 from fulgurite.enums import ApplyOutcome, Mode
 from fulgurite.events import AgentReward, Episode, Event, LedgerEntry, PolicyApplied, PolicyUpdate
+from fulgurite.learning.intervals import Estimate
 from fulgurite.topics import (
     AGENT_REWARDS,
     EPISODES,
@@ -42,7 +43,6 @@ from services.runner.diagnosis import Diagnosis
 from services.runner.errors import GaveUp, RunnerError
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
-from services.runner.intervals import Estimate
 from services.runner.learners import Learners
 from services.runner.options import (
     JUDGE,

@@ -13,7 +13,7 @@ from fulgurite.enums import EpisodeOutcome
 from fulgurite.events import AgentReward, Episode
 from fulgurite.failures import FailureKind
 from fulgurite.groups.rewards import LARGEST_TOTAL, is_bounded
-from services.runner.intervals import Estimate, estimate
+from fulgurite.learning.intervals import Estimate, estimate
 
 
 class Score(msgspec.Struct):

@@ -5,6 +5,9 @@ The model's embeddings are tied: the case in which a reload alone leaves the hea
 the old ones.
 """
 
+# safetensors is annotated in part only.
+# pyright: reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor

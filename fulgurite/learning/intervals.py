@@ -77,3 +77,11 @@ def _wilson(mean: float, count: int) -> tuple[float, float]:
     centre = (mean + square / 2) / (1 + square)
     half = _Z / (1 + square) * math.sqrt(mean * (1 - mean) / count + square / (4 * count))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def estimate_difference(differences: Sequence[float]) -> Estimate:
+    """Estimate the mean of paired differences, at least one, by Student's t."""
+    mean = sum(differences) / len(differences)
+    alike = max(differences) == min(differences)
+    low, high = (None, None) if alike else _student_interval(mean, differences)
+    return Estimate(mean, low, high, len(differences))

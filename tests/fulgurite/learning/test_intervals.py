@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.runner.intervals import estimate
+from fulgurite.learning.intervals import estimate
 
 values = st.floats(-100, 100) | st.sampled_from([0.0, 1.0])
 
@@ -21,6 +21,10 @@ def test_wilson_for_zeros_and_ones() -> None:
         pytest.approx(0.7112, abs=1e-4),
         pytest.approx(0.8666, abs=1e-4),
     )
+
+
+def test_an_estimate_is_shown_with_its_bounds() -> None:
+    assert str(estimate([[1.0]] * 80 + [[0.0]] * 20)) == "0.800 [0.711, 0.867] (n = 100)"
 
 
 def test_all_alike_still_has_a_width() -> None:
