@@ -150,6 +150,10 @@ class FilterReason(StrEnum):
     """The loss or the gradient of its batch was not finite; no step was made."""
     frozen = "frozen"
     """Its policy is frozen: no learner trains it."""
+    drifted = "drifted"
+    """Engine and trainer disagreed too much on its batch; no step was made."""
+    collapsed = "collapsed"
+    """The policy's entropy was too low on its batch; no step was made."""
 
 
 class LedgerTerm(StrEnum):

@@ -42,6 +42,10 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.not_trained_mode: "its group was written for offline use only",
     FilterReason.not_finite: "the loss or the gradient of its batch was not finite, and no "
     "step was made: the learner's log has the groups",
+    FilterReason.drifted: "the engine's log-probabilities and the trainer's disagreed beyond "
+    "drift.stop, so no step was made and the learner stopped: its log says what to do",
+    FilterReason.collapsed: "the policy's entropy was below algorithm.entropy_stop_below, so no "
+    "step was made and the learner stopped: its log says what to do",
     FilterReason.frozen: "its policy is frozen: remove `frozen` in the run's file to train it",
 }
 """A remedy for every reason."""
