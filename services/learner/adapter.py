@@ -28,7 +28,7 @@ def base_name(base: PretrainedConfig) -> str:
 
     A path would be wrong on every other machine.
     """
-    folder = Path(base.name_or_path)
+    folder = Path(base.name_or_path or "")
     for part in folder.parts:
         if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/")

@@ -1,8 +1,10 @@
 """Writes and reads checkpoints: everything that a learner needs to resume, in one folder.
 
 The folder appears only when it is complete; one that a copy or a restore left incomplete is
-refused. The order of every step is: checkpoint, update, ledger. The checkpoint holds the events
-that are still to be published, so a learner that dies in between publishes them when it resumes.
+refused. It has the trainer's tensors, or those of an earlier step and the batches of the steps
+since, to make these again (`services.learner.redo`). The order of every step is: checkpoint,
+update, ledger. The checkpoint holds the events that are still to be published, so a learner that
+dies in between publishes them when it resumes.
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     """Framed events to publish after this checkpoint, in order."""
     files: dict[str, int] = {}
     """The trainer's files and their sizes."""
+    batches: dict[str, int] = {}
+    """The batches of the steps since those files were written, and their sizes."""
 
 
 class CheckpointStore:
@@ -54,21 +58,32 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_parts(self.folder)
 
-    def write(self, state: CheckpointState, save: Callable[[Path], None] | None) -> None:
+    def write(
+        self,
+        state: CheckpointState,
+        save: Callable[[Path], None] | None,
+        save_batch: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write a checkpoint. `save` writes the trainer's tensors into a folder.
 
-        None: they have not changed since the last checkpoint.
+        None: the last checkpoint's stay. If they have changed since, `save_batch` writes the file
+        by which the step can be made again.
         """
         before = self._newest()
         with complete_folder(self.folder / f"{state.serial:08d}", durable=self._durable) as part:
-            trainer = part / "trainer"
+            trainer, batches = part / "trainer", part / "batches"
             if save is not None:
                 trainer.mkdir()
                 save(trainer)
-            elif before is not None and (before / "trainer").is_dir():
-                # Hard links: the tensors did not change, so nothing is copied.
-                shutil.copytree(before / "trainer", trainer, copy_function=os.link)
-            state = msgspec.structs.replace(state, files=_sizes(trainer))
+            elif before is not None:
+                # Hard links: the files did not change, so nothing is copied.
+                for name in ("trainer", "batches"):
+                    if (before / name).is_dir():
+                        shutil.copytree(before / name, part / name, copy_function=os.link)
+            if save_batch is not None:
+                batches.mkdir(exist_ok=True)
+                save_batch(batches / f"{state.step:08d}.safetensors")
+            state = msgspec.structs.replace(state, files=_sizes(trainer), batches=_sizes(batches))
             (part / "state.json").write_bytes(msgspec.json.encode(state))
         for old in self._all()[:-_KEEP]:
             shutil.rmtree(old)
@@ -86,11 +101,17 @@ class CheckpointStore:
             state = msgspec.json.decode((newest / "state.json").read_bytes(), type=CheckpointState)
         except (OSError, msgspec.DecodeError) as error:
             raise _damaged(newest, str(error)) from error
-        found = _sizes(trainer)
-        broken = sorted(name for name, size in state.files.items() if found.get(name) != size)
-        if broken:
-            raise _damaged(newest, f"{', '.join(broken)} missing or incomplete")
+        for folder, sizes in ((trainer, state.files), (newest / "batches", state.batches)):
+            found = _sizes(folder)
+            broken = sorted(name for name, size in sizes.items() if found.get(name) != size)
+            if broken:
+                raise _damaged(newest, f"{', '.join(broken)} missing or incomplete")
         return state, trainer if trainer.is_dir() else None
+
+    def batches(self) -> list[Path]:
+        """The newest checkpoint's batches of steps to make again, the oldest first."""
+        newest = self._newest()
+        return sorted((newest / "batches").glob("*")) if newest else []
 
     def _newest(self) -> Path | None:
         found = self._all()

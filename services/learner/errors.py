@@ -10,6 +10,7 @@ LearnerError
 ├── CheckpointLocked          another learner of this policy writes into the same folder
 ├── CheckpointOld             the log knows later versions than the checkpoint: it was restored from a backup
 ├── CheckpointForeign         the checkpoint belongs to another topic or policy
+├── StepNotRepeated           a step that the checkpoint has no tensors of came out otherwise when it was made again
 ├── OffsetOutOfRange          the records to read next were deleted from the topic
 └── TrainingError
     ├── IncompatibleModel     a layer of the model cannot be computed as a forest of rows
@@ -60,6 +61,10 @@ class CheckpointOld(LearnerError):
 
 class CheckpointForeign(LearnerError):
     """The checkpoint belongs to another topic or policy."""
+
+
+class StepNotRepeated(LearnerError):
+    """A step that the checkpoint has no tensors of came out otherwise when it was made again."""
 
 
 class OffsetOutOfRange(LearnerError):

@@ -49,6 +49,7 @@ from services.learner.errors import (
 from services.learner.explaining import shortcomings
 from services.learner.gauges import show_groups, show_refusal, show_update
 from services.learner.policy_log import PolicyLog
+from services.learner.redo import Batch
 from services.learner.rows import mini_batches, oddity, permuted, without_actions
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource, trainable
@@ -131,6 +132,7 @@ class Learner:
             state, tensors = found
             self._check_ours(state)
             settled = self._versions.resume(state, tensors)
+            self._versions.redo(self._trainer)
             self.batcher.restore(state.positions, state.settled, settled)
         self.batcher.lineage = self._versions.lineage
         self._versions.acquire_epoch()
@@ -220,7 +222,7 @@ class Learner:
             trained_actions=_trained_actions(settled),
             metrics=metrics | {"step_seconds": time.monotonic() - began},
         )
-        self._publish([update, *self._entries(settled)], trained=True)
+        self._publish([update, *self._entries(settled)], [rows for _, rows in parts])
         show_update(update)
         # The log has the plain ones: there are many by name.
         plain = {name: value for name, value in update.metrics.items() if "/" not in name}
@@ -231,7 +233,7 @@ class Learner:
         settled = self._with_others(groups)
         self._unreported += settled
         entries = self._entries(settled)
-        self._publish(entries, trained=False)
+        self._publish(entries)
         logger.info("settled without a step", groups=len(settled), entries=len(entries))
 
     def _with_others(self, groups: Sequence[BatchGroup]) -> tuple[BatchGroup, ...]:
@@ -284,12 +286,13 @@ class Learner:
         self._waiting_since = self._waiting_since or now
         return _is_over(self._waiting_since, self.config.batch.max_wait_s, now)
 
-    def _publish(self, events: Sequence[Event], *, trained: bool) -> None:
+    def _publish(self, events: Sequence[Event], batch: Batch | None = None) -> None:
+        """Write a checkpoint and publish. `batch`: what the newest version was trained on."""
         positions = self.batcher.positions()
         progress = Progress(
             self.config.policy.topic, self._topic_id, positions, self.batcher.settled()
         )
-        self._versions.publish(events, progress, trained=trained)
+        self._versions.publish(events, progress, trained=batch is not None, batch=batch)
         self._source.show(positions)
 
     def _check_ours(self, state: CheckpointState) -> None:

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import FSDPModule
 
 from services.learner.errors import CheckpointForeign
@@ -24,23 +30,23 @@ _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."
 
 def save_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Write a module's trained parameters, its optimizer's state and the random state."""
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(_tensors(module, optimizer), storage_writer=writer)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    save(_tensors(module, optimizer), storage_writer=writer)
 
 
 def load_tensors(module: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Read what `save_tensors` wrote. Raises CheckpointForeign if it is of another model."""
-    reader = dcp.HuggingFaceStorageReader(str(folder))
+    reader = HuggingFaceStorageReader(str(folder))
     saved = {
         name: tuple(found.size)
         for name, found in reader.read_metadata().state_dict_metadata.items()
-        if hasattr(found, "size")
+        if isinstance(found, TensorStorageMetadata)
     }
     _check(saved, module, folder)
     for name, parameter in _trained(module).items():
         optimizer.state[parameter] = _empty_state(f"{_OPTIMIZER}{name}.", saved, parameter)
     tensors = _tensors(module, optimizer)
-    dcp.load({name: tensors[name] for name in saved if name in tensors}, storage_reader=reader)
+    load({name: tensors[name] for name in saved if name in tensors}, storage_reader=reader)
     torch.set_rng_state(tensors[f"{_RANDOM}cpu"])
     if f"{_RANDOM}cuda" in saved and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors[f"{_RANDOM}cuda"])

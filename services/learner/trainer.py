@@ -229,7 +229,7 @@ class Trainer:
             for name, value in parameters
         }
         if self._is_adapter:
-            write_config(self.module.peft_config["default"], base, path.parent)
+            write_config(cast("Any", self.module).peft_config["default"], base, path.parent)
         elif base.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
         save_file(tensors, path, metadata={"format": "pt"})

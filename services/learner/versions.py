@@ -31,6 +31,7 @@ from services.learner.config import RunConfig
 from services.learner.errors import CheckpointMissing, CheckpointOld
 from services.learner.metrics import Stopwatch
 from services.learner.policy_log import PolicyLog
+from services.learner.redo import Batch, MakesSteps, redo, write_step
 from services.learner.retention import prune
 from services.learner.settings import LearnerSettings
 from services.learner.train_row import TrainRow
@@ -143,6 +144,10 @@ class PolicyVersions:
             if isinstance(event, LedgerEntry) and event.source == LEARNER
         }
 
+    def redo(self, trainer: MakesSteps) -> None:
+        """Make the steps again that the checkpoint has no tensors of. Raises StepNotRepeated."""
+        redo(trainer, self._checkpoints.batches(), self._config.engine.dtype)
+
     def acquire_epoch(self, offline_method: str | None = None) -> None:
         """Acquire the next epoch, so that no other learner trains the policy. Raises EpochLost."""
         epoch = self._policy_log.acquire_epoch(
@@ -202,10 +207,18 @@ class PolicyVersions:
             offline_method=offline_method,
         )
 
-    def publish(self, events: Sequence[Event], progress: Progress, *, trained: bool) -> None:
+    def publish(
+        self,
+        events: Sequence[Event],
+        progress: Progress,
+        *,
+        trained: bool,
+        batch: Batch | None = None,
+    ) -> None:
         """Write a checkpoint that holds the events, publish them, and remove old weights.
 
-        `trained`: whether the weights changed since the last checkpoint.
+        `trained`: whether the weights changed since the last checkpoint. `batch`: by what; with it
+        tensors are written every `checkpoint.every_steps` steps only.
         """
         self._serial += 1
         state = CheckpointState(
@@ -221,11 +234,31 @@ class PolicyVersions:
             pending=tuple(self._codec.encode(event) for event in events),
         )
         with self.stopwatch.phase("checkpoint"):
-            self._checkpoints.write(state, self._trainer.save if trained else None)
+            self._write(state, events, trained=trained, batch=batch)
         with self.stopwatch.phase("publish"):
             self._policy_log.publish(events)
         if trained:
             self._prune()
+
+    def _write(
+        self,
+        state: CheckpointState,
+        events: Sequence[Event],
+        *,
+        trained: bool,
+        batch: Batch | None,
+    ) -> None:
+        if not trained:
+            self._checkpoints.write(state, None)
+            return
+        probe = next((e.probe for e in events if isinstance(e, PolicyUpdate) and e.probe), None)
+        is_between = state.step % self._config.checkpoint.every_steps != 0
+        if batch is None or probe is None or not is_between:
+            self._checkpoints.write(state, self._trainer.save)
+            return
+        self._checkpoints.write(
+            state, None, lambda path: write_step(path, state.version, batch, probe)
+        )
 
     def _prune(self) -> None:
         """Remove old weights, by the routes as they are now."""

@@ -100,7 +100,7 @@ class Learner:
             producer.publish_sync(TRAJECTORIES, made.group_id, made)
         producer.close()
 
-    def start(self, *command: str) -> None:
+    def start(self, *command: str, every_steps: int = 1) -> None:
         self._starts += 1
         environment = {
             **os.environ,
@@ -114,6 +114,7 @@ class Learner:
             "FULGURITE__DRIFT__STOP__K3": "1e9",
             "FULGURITE__DRIFT__STOP__ESS": "0",
             "OMP_NUM_THREADS": "1",
+            "FULGURITE__CHECKPOINT__EVERY_STEPS": str(every_steps),
         }
         self.process = ChildProcess(
             [sys.executable, "-m", *command],
@@ -165,6 +166,7 @@ def learner(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator[Le
         made.process.kill()
 
 
+@pytest.mark.parametrize("every_steps", [1, 3])
 @pytest.mark.parametrize(
     ("point", "in_log_when_killed", "versions"),
     [
@@ -176,16 +178,20 @@ def learner(kafka: LocalKafka, topic_prefix: str, tmp_path: Path) -> Iterator[Le
     ],
 )
 def test_a_killed_learner_resumes(
-    learner: Learner, point: str, in_log_when_killed: list[str], versions: list[str]
+    learner: Learner,
+    point: str,
+    in_log_when_killed: list[str],
+    versions: list[str],
+    every_steps: int,
 ) -> None:
     marker = learner.folder / "reached"
     learner.publish(ROWS)
-    learner.start("tests.integration.paused_learner", point, str(marker))
+    learner.start("tests.integration.paused_learner", point, str(marker), every_steps=every_steps)
     learner.wait(marker.exists, point)
     assert learner.end(signal.SIGKILL) == -signal.SIGKILL
     assert learner.versions() == in_log_when_killed
 
-    learner.start("services.learner.main")
+    learner.start("services.learner.main", every_steps=every_steps)
     learner.wait(
         lambda: (
             {entry.group_id for entry in learner.entries()} == {group_id(n) for n in range(GROUPS)}
@@ -222,6 +228,10 @@ def test_a_killed_learner_resumes(
     assert found is not None
     assert {position.partition: position.offset for position in found[0].positions} == ends
     assert (found[0].version, found[0].step) == (versions[-1], 3)
+    assert learner.process is not None
+    again = learner.process.log.read_text().count("making a step again")
+    in_checkpoint = 1 if point == "before_checkpoint" else 2
+    assert again == (0 if every_steps == 1 else in_checkpoint)
 
 
 def test_a_third_start_trains_nothing_again(learner: Learner) -> None:

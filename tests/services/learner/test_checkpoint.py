@@ -81,3 +81,21 @@ def test_a_checkpoint_from_before_sizes_were_kept_is_taken(store: CheckpointStor
     found = store.latest()
     assert found is not None
     assert found[0].files == {}
+
+
+def test_batches_stay_until_the_next_tensors(store: CheckpointStore) -> None:
+    for serial in (3, 4):
+        store.write(state(serial), None, lambda path: path.write_bytes(b"batch") and None)
+    store.write(state(5), None)
+    assert [path.name for path in store.batches()] == [
+        "00000003.safetensors",
+        "00000004.safetensors",
+    ]
+    found = store.latest()
+    assert found is not None
+    assert found[0].batches == {"00000003.safetensors": 5, "00000004.safetensors": 5}
+    os.truncate(store.batches()[0], 1)
+    with pytest.raises(CheckpointDamaged, match=r"00000003\.safetensors missing or incomplete"):
+        store.latest()
+    store.write(state(6), tensors)
+    assert store.batches() == []

@@ -41,7 +41,8 @@ def adapted(
 ) -> Trainer:
     weights = {"train": "lora", "rank": rank, "alpha": 8, "targets": targets}
     policy = {"model": tiny_model(tied=tied), "weights": weights}
-    return trainer(policy=policy, **{"drift": FREE} | tables)
+    with_tables: dict[str, Any] = {"policy": policy, "drift": FREE, **tables}
+    return trainer(**with_tables)
 
 
 def shaken(of: Trainer, seed: int = 0) -> Trainer:
@@ -134,8 +135,7 @@ def test_only_the_adapter_changes_and_it_is_fp32_over_a_base_in_bf16() -> None:
 
     def values() -> dict[str, torch.Tensor]:
         return {
-            name: cast("Any", value).full_tensor().clone()
-            for name, value in lora.module.state_dict().items()
+            name: value.full_tensor().clone() for name, value in lora.module.state_dict().items()
         }
 
     before = values()

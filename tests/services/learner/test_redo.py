@@ -1,0 +1,165 @@
+"""A learner that resumes between two checkpoints with tensors makes the steps between again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from fulgurite.events import PolicyUpdate, Probe
+from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs
+from services.learner.errors import StepNotFinite, StepNotRepeated
+from services.learner.redo import read_step, redo, write_step
+from services.learner.train_row import Trained, TrainRow
+from tests.services.learner import test_learner as loop
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from tests.services.learner.test_lora import adapted
+    from tests.services.learner.test_trainer import batch, sampled, trainer
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+
+IDS = [5, 17, 99, 3]
+
+
+class Remembers(loop.Trainer):
+    """Its weight is the sum of all tokens that it was trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = 0
+        self.calls: list[str] = []
+
+    def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
+        self.calls.append(f"train {step}")
+        self.weight = self.weight * 3 + sum(
+            int(row.token_ids.sum()) + step for rows in batch for row in rows
+        )
+        return super().train(batch, step)
+
+    def logprobs(self, token_ids: Sequence[int]) -> FloatArray:
+        return np.full(len(token_ids) - 1, self.weight % 1009, np.float32)
+
+    def save(self, folder: Path) -> None:
+        self.calls.append("save")
+        (folder / "weight").write_text(str(self.weight))
+
+    def load(self, folder: Path) -> None:
+        self.calls.append("load")
+        self.weight = int((folder / "weight").read_text())
+
+
+def trained_on(
+    tmp_path: Path, groups: Sequence[int], log: loop.PolicyLogInMemory | None = None
+) -> tuple[Remembers, loop.PolicyLogInMemory]:
+    made = Remembers()
+    events = [row for group in groups for row in loop.rows_of(group, [1.0, 0.0])]
+    learner, log = loop.learner_of(tmp_path, made, events, log=log, checkpoint={"every_steps": 3})
+    learner.run()
+    log.updates = [event for event in log.published if isinstance(event, PolicyUpdate)]
+    return made, log
+
+
+@pytest.mark.parametrize("before", range(1, 8))
+def test_a_resumed_learner_has_the_weights_of_one_that_never_stopped(
+    tmp_path: Path, before: int
+) -> None:
+    whole, _ = trained_on(tmp_path / "whole", range(1, 9))
+    first, log = trained_on(tmp_path / "cut", range(1, before + 1))
+    assert first.calls.count("save") == before // 3
+    published = len(log.published)
+    resumed = Remembers()
+    loop.learner_of(tmp_path / "cut", resumed, [], log=log, checkpoint={"every_steps": 3})
+    tensors = before // 3 * 3
+    assert resumed.calls == [
+        *(["load"] if tensors else []),
+        *(f"train {step}" for step in range(tensors + 1, before + 1)),
+    ]
+    assert resumed.weight == first.weight
+    assert len(log.published) == published, "nothing is published again"
+    last, _ = trained_on(tmp_path / "cut", range(before + 1, 9), log)
+    assert last.weight == whole.weight
+    assert log.versions() == {f"policy@{1 if step <= before else 3}.{step}" for step in range(1, 9)}
+
+
+def test_a_step_that_comes_out_otherwise_stops_the_learner(tmp_path: Path) -> None:
+    _, log = trained_on(tmp_path, [1, 2])
+
+    class Changed(Remembers):
+        def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
+            self.weight += 1
+            return super().train(batch, step)
+
+    with pytest.raises(StepNotRepeated, match=r"the step to policy@1\.1, .* set back what changed"):
+        loop.learner_of(tmp_path, Changed(), [], log=log, checkpoint={"every_steps": 3})
+
+
+def test_a_step_that_fails_now_stops_the_learner(tmp_path: Path) -> None:
+    _, log = trained_on(tmp_path, [1])
+
+    class Fails(Remembers):
+        def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
+            raise StepNotFinite("the gradient's norm is nan; no weight was changed")
+
+    with pytest.raises(StepNotRepeated, match="fails now: the gradient's norm is nan"):
+        loop.learner_of(tmp_path, Fails(), [], log=log, checkpoint={"every_steps": 3})
+
+
+@pytest.mark.parametrize("aged", [False, True])
+def test_a_batch_comes_back_as_it_was(tmp_path: Path, *, aged: bool) -> None:
+    rows = batch()
+    if aged:
+        rows = [
+            msgspec.structs.replace(row, ages=np.full(len(row.trained), n, np.int32))
+            for n, row in enumerate(rows)
+        ]
+    parts = [rows[:4], rows[4:]]
+    probe = Probe(token_ids=pack_ids(IDS), logprobs=pack_logprobs([-1.0, -2.0, -0.5]))
+    path = tmp_path / "00000007.safetensors"
+    write_step(path, "policy@1.7", parts, probe)
+    step = read_step(path)
+    assert (step.version, step.probe_ids) == ("policy@1.7", IDS)
+    assert step.probe_logprobs.tolist() == [-1.0, -2.0, -0.5]
+    assert [len(part) for part in step.batch] == [4, len(rows) - 4]
+    for part, again in zip(parts, step.batch, strict=True):
+        for row, found in zip(part, again, strict=True):
+            for field in msgspec.structs.fields(TrainRow):
+                one, other = getattr(row, field.name), getattr(found, field.name)
+                assert (one is None) == (other is None)
+                if one is not None:
+                    assert one.dtype == other.dtype
+                    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_steps_are_made_again_to_the_last_bit(tmp_path: Path, train: str) -> None:
+    """Even from the base model, whose adapter begins with random numbers."""
+
+    def make(**tables: Any) -> Any:
+        tables = {"optimizer": {"lr": 1e-2}, "drift": {"stop": {"k3": 1e9, "ess": 0.0}}} | tables
+        return adapted(**tables) if train == "lora" else trainer(**tables)
+
+    first, again = make(), make()
+    for step in (1, 2):
+        rows = sampled(first, batch(step))
+        first.train([rows[:4], rows[4:]], step)
+        probe = Probe(token_ids=pack_ids(IDS), logprobs=pack_logprobs(first.logprobs(IDS)))
+        path = tmp_path / f"{step:08d}.safetensors"
+        write_step(path, f"policy@1.{step}", [rows[:4], rows[4:]], probe)
+    paths = sorted(tmp_path.iterdir())
+    redo(again, paths, "fp32")
+    for one, other in zip(
+        first.module.state_dict().values(), again.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one.full_tensor(), other.full_tensor())
+    with pytest.raises(StepNotRepeated, match=r"policy@1\.1, .* is rounding"):
+        redo(make(optimizer={"lr": 3e-2}), paths, "fp32")
