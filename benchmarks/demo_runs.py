@@ -38,7 +38,7 @@ def main() -> None:
     reports = [
         (
             f"seed {seed}",
-            run(options.work / f"seed-{seed}", seed, control=False, again=options.again),
+            run(options.work / f"seed-{seed}", seed, again=options.again),
         )
         for seed in options.seeds
     ]
@@ -63,22 +63,23 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def run(out: Path, seed: int, *, control: bool, again: bool) -> dict[str, Any]:
-    """One demo; its report."""
-    if (out / "report.json").is_file() and not again:
-        return json.loads((out / "report.json").read_text(encoding="utf-8"))
-    argv = [
-        sys.executable,
-        "-m",
-        "services.local_stack.demo",
-        "--seed",
-        str(seed),
-        "--out",
-        str(out),
-        *(["--control"] if control else []),
-    ]
-    subprocess.run(argv, check=True, cwd=PROJECT)
-    return json.loads((out / "report.json").read_text(encoding="utf-8"))
+def run(
+    out: Path, seed: int, *, control: bool = False, again: bool = False, file: Path | None = None
+) -> dict[str, Any]:
+    """One demo, by a run file if one is given; its report."""
+    report = out / "report.json"
+    if not report.is_file() or again:
+        argv = [sys.executable, "-m", "services.local_stack.demo"]
+        argv += ["--seed", str(seed), "--out", str(out)]
+        argv += ["--control"] if control else []
+        argv += ["--run", str(file)] if file is not None else []
+        subprocess.run(argv, check=True, cwd=PROJECT)
+    return read_report(report)
+
+
+def read_report(file: Path) -> dict[str, Any]:
+    """What a demo wrote of itself."""
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def row(name: str, report: dict[str, Any]) -> str:

@@ -92,10 +92,9 @@ class Demo:
         choices = self._choices
         data = empty_folder(choices.out / "data")
         training, held_out = self._make_tasks()
-        settings = {
-            "FULGURITE__ENGINE__SEED": str(choices.seed),
-            "FULGURITE__BATCH__GROUPS": str(GROUPS_PER_STEP),
-        }
+        settings = {"FULGURITE__ENGINE__SEED": str(choices.seed)}
+        if choices.run is None:
+            settings["FULGURITE__BATCH__GROUPS"] = str(GROUPS_PER_STEP)
         if choices.control:
             settings["FULGURITE__BATCH__PERMUTE_REWARDS"] = str(choices.seed)
         began = time.monotonic()

@@ -1,0 +1,81 @@
+"""Trains the demo's task by each run file of `benchmarks/learning/`: three seeds and a control,
+whose rewards are permuted.
+
+    python -m benchmarks.learning [--runs full lora] [--seeds 0 1 2] [--no-control]
+
+What has a report already is not run again, so an interrupted benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.demo_runs import PROJECT, change, machine, read_report, run
+
+RUNS = Path(__file__).with_name("learning")
+HEAD = (
+    "| run | seed | sampled, held out | greedy, held out | updates | seconds | rollouts "
+    "| reward of the rollouts of each version | remainder |"
+)
+
+
+def main() -> None:
+    """Run what is asked for, and write the table of all reports that are there."""
+    names = sorted(file.stem for file in RUNS.glob("*.toml"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", nargs="*", choices=names, default=names, metavar="NAME")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--no-control", dest="control", action="store_false")
+    parser.add_argument("--work", type=Path, default=PROJECT / ".fulgurite" / "benchmarks")
+    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks" / "learning.md")
+    options = parser.parse_args()
+    for name in options.runs:
+        for seed in options.seeds:
+            run(_folder(options.work, name, str(seed)), seed, file=RUNS / f"{name}.toml")
+        if options.control:
+            folder = _folder(options.work, name, "control")
+            run(folder, options.seeds[0], control=True, file=RUNS / f"{name}.toml")
+    text = _page(options.work, names)
+    options.out.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _folder(work: Path, name: str, seed: str) -> Path:
+    return work / "learning" / name / seed
+
+
+def _page(work: Path, names: list[str]) -> str:
+    lines = [
+        "# Learning curves on the demo's task",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/learning.py` from the run "
+        "files in `benchmarks/learning/`. 210 held-out tasks with other templates and numbers than "
+        "those of training, 95 % intervals. Seconds are from the first rollout to the last update; "
+        "versions are compared after the same number of updates. In the control, rewards are "
+        "permuted within groups, and nothing can be learned.",
+        "",
+        HEAD,
+        "|---" * HEAD.count(" | ") + "|---|",
+    ]
+    for name in names:
+        title = (RUNS / f"{name}.toml").read_text(encoding="utf-8").partition("\n")[0]
+        reports = sorted((work / "learning" / name).glob("*/report.json"))
+        lines += [_row(title.lstrip("# "), report) for report in reports]
+    return "\n".join([*lines, ""])
+
+
+def _row(title: str, report_file: Path) -> str:
+    report = read_report(report_file)
+    curve = " ".join(f"{point['reward']:.2f}".removeprefix("0") for point in report["curve"])
+    return (
+        f"| {title} | {report_file.parent.name} | {change(report, 'reward')} "
+        f"| {change(report, 'greedy')} | {report['updates']} "
+        f"| {report['first_rollout_to_last_update_s']:.0f} | {sum(report['rollouts'].values())} "
+        f"| {curve} | {report['ledger']['remainder']} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
