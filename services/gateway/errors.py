@@ -157,13 +157,14 @@ class NotFound(GatewayError):
 
 
 class UnknownModel(NotFound):
-    """An alias that this gateway does not serve."""
+    """An alias that this gateway does not serve, or a version that no backend serves."""
 
     code = "model_not_found"
 
     def __init__(self, alias: str, known: Iterable[str], param: str = "model") -> None:
+        version = " No backend serves this version now." if "@" in alias else ""
         super().__init__(
-            f"Unknown model {alias!r}. This gateway serves: {', '.join(sorted(known))}.",
+            f"Unknown model {alias!r}.{version} This gateway serves: {', '.join(sorted(known))}.",
             param=param,
         )
 

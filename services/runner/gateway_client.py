@@ -77,9 +77,10 @@ class GatewayClient:
         max_attempts: int,
         rewards: Sequence[str],
         weights: Mapping[str, float],
+        served_by: str | None = None,
     ) -> Group:
         """Declare a group of n rollouts. Raises GatewayRefused, GatewayUnreachable."""
-        body = {
+        body: dict[str, Any] = {
             "n": n,
             "task": task,
             "mode": mode.value,
@@ -90,6 +91,8 @@ class GatewayClient:
             "run_id": run_id,
             "max_attempts": max_attempts,
         }
+        if served_by is not None:
+            body["served_by"] = served_by
         return msgspec.convert(await self._post("/v1/rollouts", body), Group)
 
     async def report(

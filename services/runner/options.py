@@ -53,6 +53,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """
     mode: Mode = Mode.train
     model: str = "policy"
+    served_by: str | None = None
+    """What answers the calls for `model`, where that is another alias or a version."""
     deadline_s: float = 300.0
     max_attempts: int = 3
     epochs: int | None = None

@@ -428,6 +428,7 @@ class Run:
             max_attempts=options.max_attempts,
             rewards=tuple(options.rewards),
             weights=options.weights,
+            served_by=options.served_by,
         )
         self.groups += 1
         self._last_deadline_ms = max(self._last_deadline_ms, group.deadline)

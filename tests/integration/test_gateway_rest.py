@@ -549,6 +549,50 @@ async def test_policies_follow_the_log(gateway: Gateway) -> None:
     assert policy["backends"][0]["version"] == "policy@1.3"
 
 
+async def test_a_version_that_is_served_answers_in_place_of_an_alias(
+    gateway: Gateway, stub: Stub
+) -> None:
+    stub.reset()
+    applied = PolicyApplied(
+        event_id="b",
+        event_time=4,
+        policy="policy",
+        backend="vllm",
+        engine_id="e",
+        version="policy@1.4",
+        outcome=ApplyOutcome.applied,
+        seconds=0.1,
+    )
+    producer = EventProducer(gateway.kafka, Codec(), "test")
+    await producer.publish(POLICY_APPLIED, "policy", applied)
+    producer.close()
+    for _ in range(100):
+        status, reply = await gateway.get("/v1/models/policy@1.4")
+        if status == 200:
+            break
+        await asyncio.sleep(0.1)
+    assert (reply["id"], reply["policy"]) == ("policy@1.4", "policy")
+    group = await gateway.declare(served_by="policy@1.4", max_attempts=2)
+    [declared] = await gateway.statuses(group["group_id"])
+    assert declared.declaration is not None
+    assert (declared.declaration.alias, declared.declaration.policy) == ("policy@1.4", "policy")
+    grant = group["rollouts"][0]
+    _, second = await gateway.json(f"/v1/rollouts/{grant['rollout_id']}/attempts", {}, ADMIN)
+    for key in (grant["api_key"], second["api_key"]):
+        claims = KeyRing.parse(SIGNING).verify(key, 0)
+        assert (claims.alias, claims.served_by) == ("policy", "policy@1.4")
+    body: dict[str, Any] = {"model": "policy", "messages": []}
+    status, _ = await gateway.json("/v1/chat/completions", body, grant["api_key"])
+    assert status == 200
+    assert (await gateway.call(grant["rollout_id"])).alias == "policy"
+    status, _ = await gateway.json("/v1/chat/completions", {**body, "model": "policy@1.4"}, PLAIN)
+    assert status == 200
+    for fields in ({"served_by": "policy@1.5"}, {"model": "policy@1.5"}):
+        status, reply = await gateway.json("/v1/rollouts", fields, ADMIN)
+        assert (status, reply["error"]["code"]) == (404, "model_not_found")
+        assert "No backend serves this version now" in reply["error"]["message"]
+
+
 async def test_health_says_what_it_promises(gateway: Gateway) -> None:
     assert (await gateway.get("/healthz"))[1] == {"status": "ok"}
     status, report = await gateway.get("/readyz")

@@ -13,7 +13,7 @@ from structlog.contextvars import bind_contextvars
 
 from fulgurite.ids import completion_of, subject_of
 from services.gateway.context import GatewayContext
-from services.gateway.dialects.dialect import ApiRequest, Dialect
+from services.gateway.dialects.dialect import Dialect
 from services.gateway.errors import ExpiredKey, Forbidden, GatewayError, UnknownModel
 from services.gateway.http import asgi
 from services.gateway.http.event_stream import keep_alive_s
@@ -90,7 +90,7 @@ class CallBuilder:
         draft.subject = subject_of(person, context.ring.signing_secret) if person else None
         who, call_id = await self._identify(draft, caller, _with_request(named, draft))
         draft.keep_alive_s = keep_alive_s(headers, context.settings.keep_alive_s)
-        route = self._route(request)
+        route = self._route(request.alias, caller)
         context.recorder.check(who.mode)
         request, draft.sampling, draft.sampled = context.train_sampling.apply(
             request, draft.sampling, route, who.mode
@@ -120,10 +120,13 @@ class CallBuilder:
         bind_contextvars(rollout_id=who.rollout_id, call_id=call_id)
         return draft.owner
 
-    def _route(self, request: ApiRequest) -> Route:
-        route = self._context.routes.get(request.alias)
+    def _route(self, alias: str, caller: Caller) -> Route:
+        claims = caller.claims
+        if claims is not None and claims.served_by and alias == claims.alias:
+            alias = claims.served_by
+        route = self._context.dispatcher.router.find(alias)
         if route is None:
-            raise UnknownModel(request.alias, self._context.routes)
+            raise UnknownModel(alias, self._context.routes)
         return route
 
 

@@ -50,9 +50,10 @@ class ModelsEndpoint:
                 "first_id": ids[0] if ids else None,
                 "last_id": ids[-1] if ids else None,
             }
-        if name not in routes:
+        route = self._context.dispatcher.router.find(name)
+        if route is None:
             raise UnknownModel(name, routes)
-        return _model(routes[name])
+        return _model(route)
 
 
 def _model(route: Route) -> dict[str, Any]:

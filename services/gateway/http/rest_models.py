@@ -95,6 +95,8 @@ class DeclareIn(_Body):
     mode: Mode = Mode.train
     alias: Name = Field("policy", validation_alias=AliasChoices("alias", "model"))
     """Model name that the agents will ask for."""
+    served_by: Name | None = None
+    """Another alias, or a version such as `policy@1.3`, that answers the calls for `alias`."""
     deadline_s: Finite = Field(600.0, gt=0, le=30 * 24 * 3600)
     expected_rewards: list[Name] = Field([], max_length=MOST_NAMES)
     reward_weights: dict[Name, Weight] = Field({}, max_length=MOST_NAMES)

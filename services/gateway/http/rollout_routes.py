@@ -88,7 +88,9 @@ class RolloutRoutes:
         """Declare a group of `n` rollouts of one task; returns their ids and keys."""
         now = now_ms()
         self._require_admin(authorization, now)
-        route = self._route(body.alias)
+        route = self._route(body.alias, "alias")
+        if body.served_by is not None:
+            route = self._route(body.served_by, "served_by")
         group = mint_group(now, os.urandom(10))
         rollouts = tuple(
             rollout_of(group, index, self._context.ring.signing_secret) for index in range(body.n)
@@ -99,6 +101,8 @@ class RolloutRoutes:
             body.agent,
             body.max_attempts,
             tuple(sorted({*body.expected_rewards, *body.reward_weights})),
+            body.alias if body.served_by else "",
+            body.served_by or "",
         )
         event = _declared(body, group, rollouts, route, entry, now)
         # The store first: if it is down, no group may be declared that nobody has keys of.
@@ -200,10 +204,10 @@ class RolloutRoutes:
                 code="admin_only",
             )
 
-    def _route(self, alias: str) -> Route:
-        route = self._context.routes.get(alias)
+    def _route(self, alias: str, param: str) -> Route:
+        route = self._context.dispatcher.router.find(alias)
         if route is None:
-            raise UnknownModel(alias, self._context.routes, param="alias")
+            raise UnknownModel(alias, self._context.routes, param=param)
         return route
 
     async def _attempt_and_mode(
@@ -227,7 +231,15 @@ class RolloutRoutes:
         settings, ring = self._context.settings, self._context.ring
         expiry = entry.deadline + int(settings.key_grace_s * 1000)
         agent = Claims(
-            ref.rollout_id, attempt, ref.group_id, entry.agent, entry.mode, AGENT_SCOPES, expiry
+            ref.rollout_id,
+            attempt,
+            ref.group_id,
+            entry.agent,
+            entry.mode,
+            AGENT_SCOPES,
+            expiry,
+            entry.alias,
+            entry.served_by,
         )
         evaluator = msgspec.structs.replace(agent, scopes=REWARD_SCOPES)
         base = (settings.public_url or str(request.base_url)).rstrip("/")
@@ -264,7 +276,7 @@ def _declared(
             expected_rewards=tuple(body.expected_rewards),
             reward_weights=body.reward_weights,
             credit_rule=body.credit_rule,
-            alias=body.alias,
+            alias=body.served_by or body.alias,
             policy=route.policy,
             task=msgspec.json.encode(body.task).decode(),
             run_id=body.run_id,

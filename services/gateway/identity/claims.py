@@ -7,7 +7,7 @@ import msgspec
 from fulgurite.enums import Mode
 
 
-class Claims(msgspec.Struct, frozen=True):
+class Claims(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a scoped key says, and its signature proves."""
 
     rollout: str
@@ -18,3 +18,7 @@ class Claims(msgspec.Struct, frozen=True):
     scopes: tuple[str, ...]
     exp: int
     """Deadline plus grace, Unix milliseconds."""
+    alias: str = ""
+    """Alias that `served_by` stands in for."""
+    served_by: str = ""
+    """What answers the rollout's calls for `alias`: another alias or a version; empty: `alias`."""

@@ -25,6 +25,9 @@ class GroupEntry(msgspec.Struct, frozen=True):
     max_attempts: int
     rewards: tuple[str, ...] = ()
     """Names that its rewards may have; none: any."""
+    alias: str = ""
+    served_by: str = ""
+    """What answers calls for `alias`, where that is something else."""
 
 
 class DeclaredGroups:

@@ -100,7 +100,7 @@ class _Answer:
         dispatcher, call = self._dispatcher, self._call
         problem: GatewayError | None = None
         for route in dispatcher.health.order(
-            dispatcher.router.candidates(call.request.alias, call.who.rollout_id), time.monotonic()
+            dispatcher.router.candidates(call.route.alias, call.who.rollout_id), time.monotonic()
         ):
             call.route = route
             try:

@@ -101,6 +101,17 @@ class Router:
             self._chosen[alias, rollout] = known
         return known
 
+    def find(self, alias: str) -> Route | None:
+        """The route of an alias as configured; None for an unknown one.
+
+        A version, `policy@1.3`, is an alias too, as long as a backend serves it.
+        """
+        route = self._configured(alias)
+        if route is None or alias in self._routes:
+            return route
+        (target,) = self._plan(route)
+        return route if target.ready else None
+
     def unserved(self) -> dict[str, list[str]]:
         """By alias, the versions that its route names and no backend serves. Calls for them are
         answered by other versions.
@@ -119,13 +130,31 @@ class Router:
     def _choose(self, alias: str, rollout: str) -> tuple[Route, ...]:
         plan = self._plans.get(alias)
         if plan is None:
-            plan = self._plans[alias] = self._plan(self._routes[alias])
+            route = self._configured(alias)
+            if route is None:
+                raise KeyError(alias)
+            plan = self._plans[alias] = self._plan(route)
         target = plan[0] if len(plan) == 1 else weighted(rollout, plan)
         return (*ranked(rollout, target.ready, _backend), *ranked(rollout, target.others, _backend))
 
+    def _configured(self, alias: str) -> Route | None:
+        """The route of an alias; for a version, that of an alias which its policy serves."""
+        if alias in self._routes or "@" not in alias:
+            return self._routes.get(alias)
+        policy = alias.partition("@")[0]
+        for route in self._routes.values():
+            if route.policy == policy and self._is_ours(route) and _order(alias) >= (0, 0):
+                return msgspec.structs.replace(route, alias=alias)
+        return None
+
+    def _is_ours(self, route: Route) -> bool:
+        return route.kind == "vllm" and route.backend in self._backends
+
     def _plan(self, route: Route) -> tuple[Target, ...]:
-        if route.policy is None or route.kind != "vllm" or route.backend not in self._backends:
+        if route.policy is None or not self._is_ours(route):
             return (Target(route.alias, 1.0, (route,), ()),)
+        if route.alias not in self._routes:
+            return (self._target(route, route.policy, route.alias, 1.0),)
         targets = [
             (t.policy, t.version, t.weight) for t in self._view.targets(route.alias) if t.weight > 0
         ]

@@ -311,3 +311,31 @@ def test_in_place_of_a_missing_adapter_an_older_one_comes_before_a_newer() -> No
         applied("east", "writer@1.2", ApplyOutcome.retired),
     )
     assert town.models("sql") == {"east": "writer@1.5"}
+
+
+def test_a_served_version_can_be_asked_for_by_its_name() -> None:
+    town = Town(route(), route("gpt", None, "openai", "gpt"))
+    town.says(claim("policy"), update("policy@1.1"), update("policy@1.2"))
+    assert town.router.find("policy@1.1") is None, "no backend serves it"
+    town.says(applied("west", "policy@1.1"), applied("east", "policy@1.2"))
+    found = town.router.find("policy@1.1")
+    assert found is not None
+    assert (found.alias, found.policy) == ("policy@1.1", "policy")
+    assert town.backends(alias="policy@1.1")[0] == "west"
+    assert town.backends(alias="policy@1.2")[0] == "east"
+    town.says(pinned("policy", {"policy@1.2": 1.0}))
+    assert town.backends(alias="policy@1.1")[0] == "west", "whatever the alias is routed to"
+    assert town.router.find("policy") == route()
+    for unknown in ("policy@1.9", "another@1.1", "policy@one", "gpt@1.1", "nobody"):
+        assert town.router.find(unknown) is None
+    with pytest.raises(KeyError):
+        town.backends(alias="another@1.1")
+
+
+def test_an_adapter_and_its_base_can_be_asked_for_by_name() -> None:
+    town = Town(route("sql", "writer"), adapters=frozenset({"writer"}))
+    town.says(claim("writer"), update("writer@1.1"), applied("west", "writer@1.1"))
+    assert town.models("writer@1.1")["west"] == "writer@1.1"
+    assert town.backends(alias="writer@1.1")[0] == "west"
+    assert set(town.models("writer@0.0").values()) == {"policy"}
+    assert town.router.find("writer@1.2") is None
