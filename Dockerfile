@@ -109,7 +109,7 @@ USER 10001
 EXPOSE 8000
 ENV VLLM_SERVER_DEV_MODE=1 VLLM_PLUGINS=fulgurite VLLM_CPU_NUM_OF_RESERVED_CPU=0 VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 VLLM_NO_USAGE_STATS=1 VLLM_DO_NOT_TRACK=1 \
     HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false TORCHINDUCTOR_CACHE_DIR=/kernels
-ENTRYPOINT ["/app/containers/entrypoint.sh", "env", "LD_PRELOAD=/usr/local/lib/libiomp5.so", "python", "-m", "vllm.entrypoints.openai.api_server"]
+ENTRYPOINT ["/app/containers/entrypoint.sh", "env", "LD_PRELOAD=/usr/local/lib/libiomp5.so", "python", "-m", "services.local_stack.serve_vllm"]
 
 FROM ${VLLM_GPU_IMAGE} AS vllm-gpu
 ENV PYTHONDONTWRITEBYTECODE=1 HOME=/home/fulgurite PYTHONPATH=/app FULGURITE_DATA_DIR=/data \
@@ -122,4 +122,4 @@ WORKDIR /app
 COPY --from=code /app /app
 USER 10001
 EXPOSE 8000
-ENTRYPOINT ["/app/containers/entrypoint.sh", "python3", "-m", "vllm.entrypoints.openai.api_server"]
+ENTRYPOINT ["/app/containers/entrypoint.sh", "python3", "-m", "services.local_stack.serve_vllm"]

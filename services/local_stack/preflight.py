@@ -28,9 +28,12 @@ from services.common.kafka.settings import KafkaSettings
 from services.gateway.identity.keys import KeyRing
 from services.gateway.settings import GatewaySettings
 from services.judge.settings import JudgeSettings
-from services.learner.config_file import load
+from services.learner.config_file import load_all
 from services.learner.errors import ConfigInvalid
 from services.learner.settings import LearnerSettings
+from services.local_stack.errors import StackError
+from services.local_stack.serving import plan_serving
+from services.local_stack.vllm_settings import VllmSettings
 from services.rewarder.settings import RewarderSettings
 from services.rewards.settings import RewardWorkerSettings
 
@@ -74,11 +77,59 @@ def check_settings(environment: Environment) -> Iterator[str]:
             continue
         if isinstance(made, GatewaySettings):
             problems.update(_gateway_problems(made))
-    try:
-        load(LearnerSettings().run)
-    except ConfigInvalid as error:
-        problems.add(f"{error}. Correct it in .env (docs/reference/runs.md says what it takes).")
+    problems.update(_run_problems(environment))
     yield from sorted(problems)
+
+
+def _run_problems(environment: Environment) -> Iterator[str]:
+    """Report what is wrong with the training run, and what other services are not told of it."""
+    try:
+        VllmSettings.read()
+        serving = plan_serving(load_all(LearnerSettings().run))
+    except (ConfigInvalid, StackError) as error:
+        yield (
+            f"{error}. Correct it in .env or in RUN_FILE (docs/reference/runs.md says what it "
+            "takes)."
+        )
+        return
+    model = environment.get("FULGURITE_MODEL")
+    if model and Path(model) != serving.model:
+        yield (
+            f"RUN_FILE: policy.model = {serving.model}, but vLLM starts with FULGURITE_MODEL="
+            f"{model}. Set it to {serving.model} in .env."
+        )
+    policy = environment.get("FULGURITE_POLICY", "policy")
+    if policy not in serving.policies:
+        yield (
+            f"FULGURITE_POLICY={policy}: RUN_FILE has no such policy. Set it to "
+            f"{serving.policy} in .env."
+        )
+    for name, needed in (
+        ("FULGURITE_LORA_POLICIES", serving.adapters),
+        ("FULGURITE_REWARDER_FROZEN_POLICIES", serving.frozen),
+    ):
+        given = environment.get(name, "")
+        if not set(needed) <= set(_listed(given)):
+            yield f"{name}={given}: RUN_FILE needs {name}={','.join(needed)}. Set it in .env."
+    frozen = set(_listed(environment.get("FULGURITE_REWARDER_FROZEN_POLICIES", "")))
+    for trained in sorted(frozen & set(serving.trained)):
+        yield (
+            f"FULGURITE_REWARDER_FROZEN_POLICIES names {trained}, which RUN_FILE trains: none of "
+            "its actions would be trained. Take it out in .env, or set frozen = true in RUN_FILE."
+        )
+    aliases = _listed(environment.get("FULGURITE_ALIASES", "policy=policy"))
+    targets = {pair.partition("=")[2] for pair in aliases}
+    missing = [name for name in serving.policies if name not in targets]
+    if missing and len(serving.policies) > 1:
+        added = ",".join(f"{name}={name}" for name in missing)
+        yield (
+            f"FULGURITE_ALIASES={','.join(aliases)} names no alias for {', '.join(missing)}, so no "
+            f"agent could ask for it: add {added} in .env."
+        )
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def _variable(settings: type[BaseSettings], where: tuple[int | str, ...]) -> str:

@@ -70,12 +70,16 @@ class LocalVllm(LocalService):
                 # which the CPU build is not.
                 "-m",
                 "vllm.entrypoints.openai.api_server",
-                f"--model={model}",
-                f"--served-model-name={served_model}",
-                f"--host={LOCALHOST}",
-                f"--port={self.port}",
-                *extra,
-                *settings.arguments(model),
+                *settings.arguments(
+                    model,
+                    [
+                        f"--model={model}",
+                        f"--served-model-name={served_model}",
+                        f"--host={LOCALHOST}",
+                        f"--port={self.port}",
+                        *extra,
+                    ],
+                ),
             ],
             log=folder.resolve() / "vllm.log",
             env={**_environment(environment, policy, threads, settings), **(env or {})},

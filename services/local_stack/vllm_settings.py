@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, ValidationError, field_validator
@@ -85,45 +85,51 @@ class VllmSettings(BaseSettings):
                 + " (docs/how-to/your-own-model.md)"
             ) from None
 
-    def arguments(self, model: Path) -> list[str]:
-        """The arguments for a model, without its name, address and adapters. Those of `args` come
-        last.
+    def arguments(self, model: Path, given: Sequence[str] = ()) -> list[str]:
+        """The arguments for a model, without its name, address and adapters: those that are given,
+        what they do not say, and those of `args`.
         """
-        chat = self.chat_format(model)
-        options = {
-            "max-model-len": str(self.context_length),
-            "dtype": "bfloat16",
-            # The default, 128, leaves the tail of every prompt out of the prefix cache, and on a
-            # CPU the prompt is most of the work.
-            "block-size": "32",
-            # Raw logprobs, the default, are not those of the distribution that was sampled from.
-            "logprobs-mode": "processed_logprobs",
-            # The model's own sampling defaults would silently truncate what is to be trained on.
-            "generation-config": "vllm",
-            "weight-transfer-config": json.dumps({"backend": "fulgurite"}),
-            "middleware": "services.vllm_plugin.middleware.VersionMiddleware",
-            # Agents name the URLs of images: vLLM must not fetch what they choose. Images in the
-            # request itself (`data:`) need no domain.
-            "allowed-media-domains": os.environ.get("VLLM_MEDIA_DOMAIN") or _NO_MEDIA_DOMAIN,
-        }
-        if self.gpu_memory_utilization is not None:
-            options["gpu-memory-utilization"] = str(self.gpu_memory_utilization)
-        if self.tensor_parallel > 1:
-            options["tensor-parallel-size"] = str(self.tensor_parallel)
-        if chat.template is not None:
-            options["chat-template"] = str(chat.template.resolve())
-        if chat.tool_parser is not None:
-            options["tool-call-parser"] = chat.tool_parser
-        if self.reasoning_parser:
-            options["reasoning-parser"] = self.reasoning_parser
+        named = {argument.partition("=")[0] for argument in given}
+        options = {name: value for name, value in self._options(model).items() if name not in named}
         return [
-            *(part for name, value in options.items() for part in (f"--{name}", value)),
-            "--enforce-eager",
-            *(["--enable-auto-tool-choice"] if chat.tool_parser is not None else []),
-            "--disable-uvicorn-access-log",
-            "--no-enable-log-requests",
+            *given,
+            *(name if value is None else f"{name}={value}" for name, value in options.items()),
             *shlex.split(self.args),
         ]
+
+    def _options(self, model: Path) -> dict[str, str | None]:
+        """Each option with its value; None for a flag."""
+        chat = self.chat_format(model)
+        options: dict[str, str | None] = {
+            "--max-model-len": str(self.context_length),
+            "--dtype": "bfloat16",
+            # The default, 128, leaves the tail of every prompt out of the prefix cache, and on a
+            # CPU the prompt is most of the work.
+            "--block-size": "32",
+            # Raw logprobs, the default, are not those of the distribution that was sampled from.
+            "--logprobs-mode": "processed_logprobs",
+            # The model's own sampling defaults would silently truncate what is to be trained on.
+            "--generation-config": "vllm",
+            "--weight-transfer-config": json.dumps({"backend": "fulgurite"}),
+            "--middleware": "services.vllm_plugin.middleware.VersionMiddleware",
+            # Agents name the URLs of images: vLLM must not fetch what they choose. Images in the
+            # request itself (`data:`) need no domain.
+            "--allowed-media-domains": os.environ.get("VLLM_MEDIA_DOMAIN") or _NO_MEDIA_DOMAIN,
+            "--enforce-eager": None,
+            "--disable-uvicorn-access-log": None,
+            "--no-enable-log-requests": None,
+        }
+        if self.gpu_memory_utilization is not None:
+            options["--gpu-memory-utilization"] = str(self.gpu_memory_utilization)
+        if self.tensor_parallel > 1:
+            options["--tensor-parallel-size"] = str(self.tensor_parallel)
+        if chat.template is not None:
+            options["--chat-template"] = str(chat.template.resolve())
+        if chat.tool_parser is not None:
+            options |= {"--tool-call-parser": chat.tool_parser, "--enable-auto-tool-choice": None}
+        if self.reasoning_parser:
+            options["--reasoning-parser"] = self.reasoning_parser
+        return options
 
     def chat_format(self, model: Path) -> ChatFormat:
         """The model's own format, but for what is set here."""

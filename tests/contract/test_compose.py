@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from services.learner.config import OptimizerConfig
+from services.learner.config_file import load
 from services.local_stack.local_services import pins
 from tests.compose.engine import compose_command
 
@@ -235,6 +237,37 @@ def test_the_small_model_lies_where_the_stack_makes_it() -> None:
         == f"/models/models/{pin.package}-{pin.version}"
     )
     assert f"--model=/models/models/{pin.package}-{pin.version}" in services["vllm"]["command"]
+
+
+def test_the_runs_file_is_read_by_who_trains_serves_and_checks() -> None:
+    for profile, suffix in (("cpu", ""), ("gpu", "-gpu")):
+        services = resolved(profile, settings={"RUN_FILE": "./run.toml"})
+        for name in ("check", f"learner{suffix}", f"vllm{suffix}"):
+            assert services[name]["environment"]["FULGURITE_RUN"] == "/run.toml"
+            (mount,) = [one for one in services[name]["volumes"] if one["target"] == "/run.toml"]
+            assert mount["source"] == str(ROOT / "run.toml")
+            assert mount["read_only"]
+
+
+def test_what_env_leaves_empty_the_runs_file_says() -> None:
+    learner = resolved("cpu")["learner"]["environment"]
+    config = load(None, learner)
+    assert config.optimizer.lr == OptimizerConfig().lr
+    former = resolved("cpu", settings={"FULGURITE_TRAINER_LR": "1e-3"})["learner"]["environment"]
+    assert load(None, former).optimizer.lr == 1e-3
+
+
+def test_a_second_policy_has_a_learner_of_its_own() -> None:
+    for profile, name in (("cpu", "learner"), ("gpu", "learner-gpu")):
+        services = resolved(
+            profile, "docker-compose.second-policy.yml", settings={"SECOND_POLICY": "critic"}
+        )
+        second = services[f"learner-2{name.removeprefix('learner')}"]
+        first = services[name]
+        assert second["environment"]["FULGURITE_POLICY"] == "critic"
+        assert first["environment"]["FULGURITE_POLICY"] == "policy"
+        for key in ("image", "volumes", "networks", "depends_on", "healthcheck", "mem_limit"):
+            assert second[key] == first[key]
 
 
 def test_every_image_runs_as_a_user_and_builds_with_any_builder() -> None:

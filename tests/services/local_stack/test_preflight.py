@@ -48,6 +48,67 @@ def test_a_wrong_value_is_reported_with_its_variable(
     assert ".env" in problem
 
 
+RUN = """
+[[policy]]
+name = "writer"
+weights = {train = "lora"}
+[[policy]]
+name = "critic"
+frozen = true
+"""
+TOLD = {
+    "FULGURITE_POLICY": "writer",
+    "FULGURITE_ALIASES": "writer=writer,critic=critic",
+    "FULGURITE_LORA_POLICIES": "writer,critic",
+    "FULGURITE_REWARDER_FROZEN_POLICIES": "critic",
+    "FULGURITE_MODEL": "/models/some",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({}, None),
+        ({"FULGURITE_LORA_POLICIES": "writer"}, "FULGURITE_LORA_POLICIES=writer: RUN_FILE needs FULGURITE_LORA_POLICIES=writer,critic"),
+        ({"FULGURITE_REWARDER_FROZEN_POLICIES": ""}, "RUN_FILE needs FULGURITE_REWARDER_FROZEN_POLICIES=critic"),
+        ({"FULGURITE_REWARDER_FROZEN_POLICIES": "critic,writer"}, "names writer, which RUN_FILE trains"),
+        ({"FULGURITE_POLICY": "editor", "FULGURITE_ALIASES": "e=editor,w=writer,c=critic"}, "RUN_FILE has no such policy. Set it to writer"),
+        ({"FULGURITE_ALIASES": "writer=writer"}, "names no alias for critic, so no agent could ask for it: add critic=critic"),
+    ],
+)  # fmt: skip
+def test_what_services_are_not_told_of_a_run_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: dict[str, str], says: str | None
+) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(RUN)
+    monkeypatch.setenv("FULGURITE_RUN", str(run))
+    problems = settings_problems(monkeypatch, **{**TOLD, **changed})
+    if says is None:
+        assert problems == []
+    else:
+        (problem,) = problems
+        assert says in problem
+        assert ".env" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[batch]\ngropus = 1", "batch.gropus: there is no such key"),
+        ("[[policy]]\nname = 'a'\n[[policy]]\nname = 'b'", "a trains all weights"),
+        ("[policy]\nmodel = '/models/other'", "policy.model = /models/other, but vLLM starts with FULGURITE_MODEL=/models/some"),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_be_trained_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, says: str
+) -> None:
+    run = tmp_path / "run.toml"
+    run.write_text(text)
+    monkeypatch.setenv("FULGURITE_RUN", str(run))
+    (problem,) = settings_problems(monkeypatch, FULGURITE_MODEL="/models/some")
+    assert says in problem
+
+
 def test_a_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     (problem,) = settings_problems(monkeypatch, FULGURITE_SIGNING_KEYS="hunter2hunter2")
     assert "FULGURITE_SIGNING_KEYS" in problem

@@ -22,15 +22,9 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"FULGURITE_VLLM_{name.upper()}", raising=False)
 
 
-def options(arguments: list[str]) -> dict[str, str | None]:
-    """Each option with its value; None for a flag."""
-    found: dict[str, str | None] = {}
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--"):
-            name, equals, value = argument.partition("=")
-            after = arguments[place + 1] if place + 1 < len(arguments) else "--"
-            found[name] = value if equals else None if after.startswith("--") else after
-    return found
+def options(arguments: list[str]) -> dict[str, str]:
+    """Each option with its value; empty for a flag."""
+    return {name: value for name, _, value in (one.partition("=") for one in arguments)}
 
 
 def model(folder: Path, template: str | None) -> Path:
@@ -145,3 +139,12 @@ def test_a_wrong_setting_is_named(
     with pytest.raises(SettingsInvalid) as error:
         VllmSettings.read()
     assert says in str(error.value)
+
+
+def test_what_is_given_counts(tmp_path: Path) -> None:
+    arguments = VllmSettings().arguments(
+        tmp_path, ["--model=/m", "--max-model-len=512", "--enforce-eager"]
+    )
+    assert arguments[:3] == ["--model=/m", "--max-model-len=512", "--enforce-eager"]
+    names = [one.partition("=")[0] for one in arguments]
+    assert len(names) == len(set(names))
