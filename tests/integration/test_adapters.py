@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import ApplyOutcome, UpdateKind
-from fulgurite.events import PolicyApplied, PolicyRoute, PolicyUpdate, Probe, RouteTarget
+from fulgurite.enums import ApplyOutcome, ArtifactFormat, UpdateKind
+from fulgurite.events import Artifact, PolicyApplied, PolicyRoute, PolicyUpdate, Probe, RouteTarget
 from fulgurite.ids import derive_id
 from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
+from fulgurite.versions import Version
 from services.applier.engine import Engine
 from services.common.kafka.consumer import read_all
 from services.common.kafka.errors import LogUnavailable
@@ -33,11 +35,18 @@ from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topics
 from services.common.processes.supervisor import ProcessSpec, Supervisor
+from services.learner.artifacts import ArtifactStore
 from services.local_stack.kafka_local import LocalKafka
 from services.local_stack.model import tiny_model
 from services.local_stack.vllm_local import LocalVllm
 from tests.integration.gateway_process import Gateway, running_gateway
 from tests.integration.lora_adapter import PROBE_IDS, Adapter, emptied, hugging_face_logprobs
+
+with warnings.catch_warnings():
+    # verl tells of every engine that is not installed.
+    warnings.simplefilter("ignore")
+    from tests.services.learner.test_lora import adapted
+    from tests.services.learner.test_trainer import batch, sampled, step
 
 pytestmark = pytest.mark.engine
 
@@ -96,12 +105,15 @@ class Bench:
     def update(
         self, policy: str, step: int, adapter: Adapter, logprobs: list[float] | None = None
     ) -> None:
-        probe = Probe(
-            token_ids=pack_ids(PROBE_IDS), logprobs=pack_logprobs(logprobs or adapter.logprobs())
-        )
+        self.publish(policy, step, adapter.artifact(), logprobs or adapter.logprobs())
+
+    def publish(
+        self, policy: str, step: int, artifact: Artifact, logprobs: Sequence[float]
+    ) -> None:
+        probe = Probe(token_ids=pack_ids(PROBE_IDS), logprobs=pack_logprobs(logprobs))
         event = PolicyUpdate(
             event_id=derive_id("update", policy, step), event_time=1, policy=policy, kind=UpdateKind.update, epoch=1, step=step,
-            version=f"{policy}@1.{step}", learner_id="l", artifact=adapter.artifact(), probe=probe, trained_actions=1,
+            version=f"{policy}@1.{step}", learner_id="l", artifact=artifact, probe=probe, trained_actions=1,
         )  # fmt: skip
         self.producer.publish_sync(POLICY_UPDATES, policy, event)
 
@@ -306,3 +318,28 @@ def test_a_damaged_adapter_and_a_wrong_one_are_told_and_not_served(
     assert "SHA-256" in errors["writer@1.1"]
     assert "log-probabilities" in errors["writer@1.4"]
     assert bench.listed() == {"writer@1.3"}
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
+def test_a_trained_adapter_is_served_as_the_learner_has_it(bench: Bench, tmp_path: Path) -> None:
+    """From the trainer's steps to the engine, by the files and the probe that a learner publishes."""
+    lora = adapted(rank=8, engine={"dtype": "bf16"}, algorithm={"kl": 0.01}, optimizer={"lr": 3e-2})
+    before = lora.logprobs(PROBE_IDS)
+    for seed in range(4):
+        step(lora, sampled(lora, batch(seed)))
+    learned = lora.logprobs(PROBE_IDS)
+    assert np.abs(learned - before).mean() > 0.3, "the base model would fail the probe"
+    store = ArtifactStore(tmp_path, "writer", tiny_model(), kind=ArtifactFormat.lora, durable=False)
+    artifact = store.write(Version("writer", 1, 1), lora.export)
+    bench.process.start()
+    bench.claim("writer")
+    bench.publish("writer", 1, artifact, learned.tolist())
+    bench.wait_applied("writer@1.1")
+
+    async def served() -> list[float]:
+        async with Engine(bench.vllm.base_url) as engine:
+            return await engine.prompt_logprobs(PROBE_IDS, "writer@1.1")
+
+    assert difference(asyncio.run(served()), learned.tolist()) < 0.1
