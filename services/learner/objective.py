@@ -33,10 +33,8 @@ _SEQUENCE_MEANS = frozenset({"sapo"})
 
 
 class Objective:
-    """The loss of a step: call `begin`, then verl calls the object for every micro-batch.
-
-    With `bypass` it raises PolicyDrift in the last micro-batch. verl's engine makes its optimizer
-    step after that, so the exception prevents the step.
+    """The loss of a step: call `begin`, then verl calls the object for every micro-batch, and the
+    engine `check_step` before the optimizer's step.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -47,12 +45,11 @@ class Objective:
             get_policy_loss_fn(self._algorithm.loss),
         )
         self._verl_config = _verl_config(config)
-        self.begin(rows=0, trained_tokens=0)
+        self.begin(rows=0)
 
-    def begin(self, *, rows: int, trained_tokens: int) -> None:
-        """Begin a step of so many rows and trained tokens."""
+    def begin(self, *, rows: int) -> None:
+        """Begin a step of so many rows."""
         self._rows = rows
-        self._expected = trained_tokens
         self._weight = 0.0
         self.drift = Drift()
         self._sums = dict.fromkeys(("policy", "entropy", "kl", "clipped"), 0.0)
@@ -100,9 +97,6 @@ class Objective:
             kl = agg_loss(penalty * weights, mask, "token-sum")
             self._sums["kl"] += kl.item()
             loss = loss + self._config.algorithm.kl * kl
-        is_last = self.drift.tokens == self._expected
-        if is_last and self._config.algorithm.correction == "bypass":
-            self.drift.check(self._config.drift)
         return loss, {}
 
     def metrics(self) -> dict[str, float]:
@@ -118,11 +112,13 @@ class Objective:
             metrics["kl"] = self._sums["kl"] / self._weight
         return metrics
 
-    def require_finite(self) -> None:
-        """Raise StepNotFinite unless the loss of the step is finite.
+    def check_step(self) -> None:
+        """Raise PolicyDrift or StepNotFinite unless the optimizer may make the step.
 
-        Do not call it before the last micro-batch: gradients would stay.
+        Call it after the last micro-batch, when the sums are of the whole step.
         """
+        if self._config.algorithm.correction == "bypass":
+            self.drift.check(self._config.drift)
         terms = {name: self._sums[name] for name in ("policy", "entropy", "kl")}
         if not all(map(math.isfinite, terms.values())):
             raise StepNotFinite(f"the loss is not finite ({terms}); no weight was changed")

@@ -75,7 +75,7 @@ class Trainer:
         check_model(config.policy.model, forest=self._by_forest)
         torch.manual_seed(config.engine.seed)
         self._worker = _worker(config, self.device)
-        self._worker.engine.before_step = self._objective.require_finite
+        self._worker.engine.before_step = self._objective.check_step
         self._is_adapter = config.policy.weights.train == "lora"
         needs_reference = config.algorithm.kl > 0 and not self._is_adapter
         self._reference = _worker(config, self.device) if needs_reference else None
@@ -178,9 +178,7 @@ class Trainer:
 
     def _step(self, mini_batch: _Prepared) -> dict[str, float]:
         rows, filled, bins = mini_batch.rows, mini_batch.filled, mini_batch.bins
-        self._objective.begin(
-            rows=len(rows), trained_tokens=sum(int(row.trained.sum()) for row in rows)
-        )
+        self._objective.begin(rows=len(rows))
         self._worker.set_loss_fn(self._objective)
         result = self._worker.train_batch(
             self._batch(mini_batch.fields, bins, calculate_entropy=True)
