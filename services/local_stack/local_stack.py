@@ -321,7 +321,7 @@ class LocalStack:
             self._wait_ready("valkey", valkey)
         create_topics(self.kafka)
         check_topics(self.kafka)
-        services = [supervisor.start(spec) for spec in self._services()]
+        services = [supervisor.start(spec) for spec in with_metrics_ports(self._services())]
         # An applier's work is on vLLM, so it is ready after that.
         early = [service for service in services if not service.name.startswith("applier")]
         for service in early:
@@ -431,6 +431,19 @@ class LocalStack:
             ready_timeout_s=READY_TIMEOUT_S,
             restart=self.options.restart,
         )
+
+
+def with_metrics_ports(specs: Iterable[ProcessSpec]) -> list[ProcessSpec]:
+    """Give each service a port for its metrics, from FULGURITE_METRICS_PORT on, if that is set."""
+    first = int(os.environ.get("FULGURITE_METRICS_PORT") or 0)
+    return [
+        msgspec.structs.replace(
+            spec, env={**(spec.env or {}), "FULGURITE_METRICS_PORT": str(first + place)}
+        )
+        if first
+        else spec
+        for place, spec in enumerate(specs)
+    ]
 
 
 def all_aliases(policies: Sequence[str], given: Iterable[str], added: Iterable[str]) -> str:

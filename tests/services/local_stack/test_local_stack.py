@@ -9,7 +9,7 @@ import pytest
 from services.common.processes.supervisor import ProcessSpec
 from services.common.runtime.process_secrets import KEYS
 from services.learner.config_file import load
-from services.local_stack.local_stack import LocalStack, StackOptions
+from services.local_stack.local_stack import LocalStack, StackOptions, with_metrics_ports
 from services.local_stack.model import tiny_model
 from services.local_stack.vllm_local import LocalVllm
 
@@ -93,6 +93,17 @@ def test_only_the_gateway_gets_keys(tmp_path: Path) -> None:
     holders = {name for name, spec in specs.items() if KEYS & (spec.env or {}).keys()}
     assert holders == {"gateway"}
     assert (specs["gateway"].env or {}).keys() >= KEYS
+
+
+def test_every_service_shows_its_metrics_on_a_port_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = services(LocalStack(StackOptions(data=tmp_path, model=tiny_model()))).values()
+    monkeypatch.delenv("FULGURITE_METRICS_PORT", raising=False)
+    assert with_metrics_ports(specs) == list(specs)
+    monkeypatch.setenv("FULGURITE_METRICS_PORT", "9100")
+    ports = [(one.env or {})["FULGURITE_METRICS_PORT"] for one in with_metrics_ports(specs)]
+    assert ports == [str(9100 + place) for place in range(len(specs))]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""What a run makes of events, without agents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fulgurite.episodes.stitching import stitch
+from services.common.kafka.settings import KafkaSettings
+from services.runner.options import RunOptions
+from services.runner.progress import JsonWatcher
+from services.runner.run import Run
+from services.runner.settings import RunnerSettings
+from tests.synthetic import group_id, make_call, make_status, rollout_id
+
+
+@pytest.mark.parametrize(
+    ("policies", "ahead"), [(("critic",), 0), (("critic", "writer"), 1), ((), 1)]
+)
+def test_a_group_that_only_other_policies_answered_waits_for_no_learner(
+    policies: tuple[str, ...], ahead: int
+) -> None:
+    run = Run(
+        RunOptions(tasks=Path("t"), command=("agent",), run_id="r"),
+        RunnerSettings(policy="writer"),
+        KafkaSettings(),
+        JsonWatcher(lambda _: None),
+    )
+    run.pace.start(group_id(0), 10_000)
+    for index in (0, 1):
+        run.board.expect(group_id(0), rollout_id(0, index))
+    for index in (0, 1):
+        assert run.pace.ahead == 1, "the other rollout goes on"
+        calls = [
+            make_call(0, index, turn, policy=policy, version=f"{policy}@0.0")
+            for turn, policy in enumerate(policies)
+        ]
+        episode = stitch([*calls, make_status(0, index)])
+        assert episode is not None
+        run.on_event(episode)
+    assert run.pace.ahead == ahead
