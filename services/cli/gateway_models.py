@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
+from urllib.parse import quote
 
 import msgspec
 
@@ -12,6 +13,7 @@ from services.common.runtime.gateway_url import root_of
 from services.runner.settings import RunnerSettings
 
 _TIMEOUT_S = 5.0
+_NOT_FOUND = 404
 
 
 class GatewaySilent(Exception):
@@ -25,6 +27,30 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     data: list[_Model]
+
+
+def is_served(name: str) -> bool:
+    """Whether the gateway knows an alias, or a version that a backend serves. Raises
+    GatewaySilent.
+    """
+    url = f"{root_of(RunnerSettings().gateway_url)}/v1/models/{quote(name)}"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {_key()}"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
+            return True
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == _NOT_FOUND:
+                return False
+            raise GatewaySilent(
+                f"{url} answers with status {error.code}: check FULGURITE_ADMIN_KEY or "
+                "FULGURITE_API_KEYS"
+            ) from error
+    except OSError as error:
+        raise GatewaySilent(
+            f"{url} does not answer ({getattr(error, 'reason', error)}): check "
+            "FULGURITE_GATEWAY_URL"
+        ) from error
 
 
 def aliases_of_gateway() -> dict[str, str | None]:

@@ -61,6 +61,14 @@ COMMANDS = {
         "services.cli.track:track",
         "Copy the metrics of versions to TensorBoard, W&B, MLflow or trackio.",
     ),
+    "eval": (
+        "services.cli.evaluate:evaluate",
+        "Compare versions, aliases and other models on the same held-out tasks.",
+    ),
+    "pin": (
+        "services.cli.pin:pin",
+        "Make a recorded rollout a held-out task.",
+    ),
     "lineage": (
         "services.cli.lineage:lineage",
         "List the calls that a version was trained on, or the versions trained on a call.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +12,11 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fulgurite.events import PolicyUpdate, RouteTarget
-from fulgurite.versions import Version
+from fulgurite.learning.evaluation import ENOUGH_TASKS, MARGIN, shortcoming
+from fulgurite.versions import Version, parse_version
 from services.cli.errors import report_errors
 from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
+from services.cli.held_out import Earned, held_out_rewards, pairs
 from services.cli.output import print_json, print_table
 from services.cli.pull import pull
 from services.cli.route_targets import BadTarget, Published, read_published
@@ -31,6 +34,8 @@ app = typer.Typer(
 
 MAIN_METRICS = ("reward_mean", "entropy", "k3", "grad_norm")
 """Metrics of an update that the list shows."""
+
+_NOT_GOOD_ENOUGH = 3
 
 _SIZES = ("B", "KB", "MB", "GB", "TB")
 
@@ -146,18 +151,55 @@ def promote_version(
     ] = None,
     reason: Reason = None,
     wait: Wait = 30.0,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--unless-worse-than",
+            metavar="VERSION",
+            help="Promote only if it is not worse than this version on the held-out tasks that "
+            "both answered (`fulgurite eval`).",
+        ),
+    ] = None,
+    margin: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Largest loss of reward that is accepted, held against the lower 95% bound of "
+            "the difference.",
+        ),
+    ] = MARGIN,
+    min_tasks: Annotated[
+        int, typer.Option(min=2, help="Held-out tasks that both must have answered.")
+    ] = ENOUGH_TASKS,
+    tasks: Annotated[
+        Path | None, typer.Option(help="Count only the held-out tasks in this file.")
+    ] = None,
+    since: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Read the held-out rollouts from this time on: an age (24h, 7d), an ISO time in "
+            "UTC, or `all`.",
+        ),
+    ] = "7d",
 ) -> None:
     """Have one version serve an alias until it is promoted over or rolled back.
 
     Writes a route with this version as its only target, and waits until backends serve it. The
-    learner continues with its newest version, whichever is served. Exits 1 if the version cannot be
-    served, 2 if the log cannot be read.
+    learner continues with its newest version, whichever is served. With --unless-worse-than, what
+    both versions earned on held-out tasks decides, and is written into the route's reason. Exits 1
+    if the version cannot be served, 2 if the log cannot be read, 3 if it is not good enough.
 
-    Example: `fulgurite policy promote policy@1.7 --reason "best on held-out tasks"`
+    Example: `fulgurite policy promote policy@1.7 --unless-worse-than policy@1.3`
     """
     with report_errors("policy promote"):
         kafka = answering(KafkaSettings())
         name = named_version(read_published(kafka), version)
+        if baseline is not None:
+            earned = held_out_rewards(
+                kafka, (str(parse_version(baseline)), str(name)), since, tasks
+            )
+            reason = _held_to(earned, margin, min_tasks, reason)
         served = alias or _alias_of(name.policy)
         target = RouteTarget(policy=name.policy, version=str(name), weight=1.0)
         took_effect = change_route(
@@ -192,6 +234,20 @@ def roll_back(
         took_effect = change_route(kafka, alias, targets, reason or "rolled back by hand", wait)
     if not took_effect:
         raise typer.Exit(1)
+
+
+def _held_to(earned: Sequence[Earned], margin: float, min_tasks: int, reason: str | None) -> str:
+    """The reason to promote the second over the first. Prints why not, and exits 3."""
+    (pair,) = pairs(earned)
+    why_not = shortcoming(pair.difference, margin, min_tasks)
+    if why_not is not None or pair.difference is None:
+        make_console(stderr=True).print(
+            f"[yellow]not promoted:[/yellow] {plain(pair.candidate)} against "
+            f"{plain(pair.baseline)} on held-out tasks: {plain(why_not)}"
+        )
+        raise typer.Exit(_NOT_GOOD_ENOUGH)
+    found = f"{pair.difference.estimate} against {pair.baseline} on held-out tasks"
+    return found if reason is None else f"{reason}: {found}"
 
 
 def _alias_of(policy: str) -> str:

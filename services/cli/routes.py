@@ -116,10 +116,19 @@ def last_routes(kafka: KafkaSettings) -> dict[str, PolicyRoute]:
 
 
 def write_route(
-    kafka: KafkaSettings, alias: str, targets: tuple[RouteTarget, ...], reason: str
+    kafka: KafkaSettings,
+    alias: str,
+    targets: tuple[RouteTarget, ...],
+    reason: str,
+    previous: tuple[RouteTarget, ...] | None = None,
 ) -> None:
-    """Write an alias's route, and with it the one that it replaces. Raises LogUnavailable."""
-    replaced = last_routes(kafka).get(alias)
+    """Write an alias's route. Raises LogUnavailable.
+
+    `previous`: what a rollback returns to; None: the targets that the route replaces.
+    """
+    if previous is None:
+        replaced = last_routes(kafka).get(alias)
+        previous = replaced.targets if replaced is not None else ()
     event = PolicyRoute(
         event_id=derive_id("route", alias, uuid.uuid4().hex),
         event_time=now_ms(),
@@ -127,7 +136,7 @@ def write_route(
         targets=targets,
         reason=reason,
         author=getpass.getuser(),
-        previous=replaced.targets if replaced is not None else (),
+        previous=previous,
     )
     producer = EventProducer(kafka, make_codec(), "fulgurite-cli")
     try:

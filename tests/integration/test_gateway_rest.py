@@ -566,6 +566,7 @@ async def test_a_version_that_is_served_answers_in_place_of_an_alias(
     producer = EventProducer(gateway.kafka, Codec(), "test")
     await producer.publish(POLICY_APPLIED, "policy", applied)
     producer.close()
+    status, reply = 0, {}
     for _ in range(100):
         status, reply = await gateway.get("/v1/models/policy@1.4")
         if status == 200:

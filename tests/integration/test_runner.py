@@ -88,7 +88,7 @@ async def aggregator(
     process = ChildProcess(
         [sys.executable, "-m", "services.aggregator.main"],
         folder / "aggregator.log",
-        env=_environment(gateway, FULGURITE_DATA_DIR=str(folder)),
+        env=environment_of(gateway, FULGURITE_DATA_DIR=str(folder)),
         cwd=ROOT,
     )
     yield
@@ -103,7 +103,7 @@ def _write_rewards(folder: Path) -> None:
     (folder / "services" / "pricing.py").write_text("A_LETTER = 1.0")
 
 
-def _environment(gateway: Gateway, **more: str) -> dict[str, str]:
+def environment_of(gateway: Gateway, **more: str) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -138,7 +138,7 @@ def _start(
     return subprocess.Popen(
         [*RUN, "--json", "--deadline", "60", *options, "--", "python", "agent.py", *arguments],
         cwd=folder,
-        env=_environment(gateway, FULGURITE_DATA_DIR=str(folder)),
+        env=environment_of(gateway, FULGURITE_DATA_DIR=str(folder)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -381,7 +381,7 @@ async def test_the_gateways_address_may_end_as_agents_have_it(
 ) -> None:
     (tmp_path / "agent.py").write_text(ASKS)
     (tmp_path / "tasks.jsonl").write_text('{"question": "?"}')
-    environment = _environment(
+    environment = environment_of(
         gateway, FULGURITE_DATA_DIR=str(tmp_path), FULGURITE_GATEWAY_URL=f"{gateway.url}/v1/"
     )
     argv = [*RUN, "--mode", "val", "-n", "1", "--", "python", "agent.py"]
@@ -419,7 +419,7 @@ async def test_what_cannot_work_is_said(
     _write_rewards(tmp_path)
     (tmp_path / "tasks.jsonl").write_text("{}")
     argv = [*RUN, "-n", "1", *options, "--", *command]
-    environment = _environment(gateway, FULGURITE_DATA_DIR=str(tmp_path), COLUMNS="1000")
+    environment = environment_of(gateway, FULGURITE_DATA_DIR=str(tmp_path), COLUMNS="1000")
     done = await asyncio.to_thread(
         subprocess.run,
         argv,

@@ -1,0 +1,268 @@
+"""Defines the command `fulgurite eval`: compares models on the same held-out tasks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from fulgurite.enums import Mode
+from fulgurite.versions import parse_version
+from services.cli.errors import report_errors
+from services.cli.gateway_models import GatewaySilent
+from services.cli.held_out import (
+    Earned,
+    Pair,
+    held_out_rewards,
+    is_version,
+    pairs,
+    task_id,
+    tasks_of,
+)
+from services.cli.loading import loaded
+from services.cli.options import Weights
+from services.cli.output import print_json, print_table
+from services.common.kafka.reachability import answering
+from services.common.kafka.settings import KafkaSettings
+from services.common.processes.errors import ProcessError
+from services.common.runtime import logs
+from services.common.runtime.process_secrets import hide_from_other_processes
+from services.common.runtime.terminal import make_console, plain
+from services.replay.errors import BadArgument
+from services.runner.command import Interrupted, new_run_id, run_command
+from services.runner.errors import RunnerError
+from services.runner.options import RunOptions, read_rewards, read_weights
+from services.runner.progress import TerminalWatcher
+from services.runner.run import INTERRUPTED, USELESS, Summary
+
+_LOAD_WAIT_S = 120.0
+
+
+def evaluate(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[COMMAND...]",
+            help="The agent's command and its arguments, after `--`; none with --from-log.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Version (policy@1.7), alias or model of FULGURITE_UPSTREAMS. Repeatable; each is "
+            "compared with those before it.",
+        ),
+    ] = None,
+    tasks: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of held-out tasks, one JSON object per line. With --from-log, count only "
+            "these."
+        ),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE.py:FN|builtin:NAME|judge:ALIAS",
+            help="Reward function, as of `fulgurite run`. Repeatable with names.",
+        ),
+    ] = None,
+    weight: Weights = None,
+    alias: Annotated[
+        str,
+        typer.Option(
+            metavar="ALIAS",
+            help="Model name that the agents ask for, in whose place the models answer.",
+        ),
+    ] = "policy",
+    load: Annotated[
+        bool,
+        typer.Option(
+            "--load",
+            help="Route --alias to each version while it is evaluated, so that backends load it. "
+            "Other agents get it too, unless it is an adapter.",
+        ),
+    ] = False,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Rollouts per task and model.")] = 1,
+    concurrency: Annotated[int, typer.Option(min=1, help="Agent processes that run at once.")] = 16,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many tasks.")] = None,
+    deadline: Annotated[
+        float, typer.Option(min=1, help="Seconds that the rollouts of a task may take.")
+    ] = 300.0,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VARIABLE",
+            help="Name of an environment variable to pass on to agents. Repeatable.",
+        ),
+    ] = None,
+    preload: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE", help="Module to import once, before agents are forked. Repeatable."
+        ),
+    ] = None,
+    read_log: Annotated[
+        bool,
+        typer.Option(
+            "--from-log", help="Run nothing: compare the rollouts of mode `val` in the log."
+        ),
+    ] = False,
+    since: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="With --from-log, only groups that began at or after this time: an age (24h, 7d), "
+            "an ISO time in UTC, or `all`.",
+        ),
+    ] = "7d",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare versions, aliases and other models on the same held-out tasks.
+
+    Each model answers every task, in mode `val`, which trains nothing. Agents are not changed: the
+    gateway lets the model answer in place of --alias. Printed are the mean rewards with 95%
+    intervals, and for each pair the difference on the same tasks, with its interval and a p by
+    flipping signs, corrected for the number of pairs. A version that no backend serves needs
+    --load.
+
+    Exits 0 if every model has a mean, 3 if one has none, 1 if it cannot continue, 2 if the log
+    cannot be read, 130 if it was stopped.
+
+    Example: `fulgurite eval --model policy@0.0 --model policy@1.8 --tasks held-out.jsonl --reward
+    rewards.py:score -- python agent.py`
+    """
+    with report_errors("eval"):
+        if read_log:
+            earned = held_out_rewards(answering(KafkaSettings()), model or (), since, tasks)
+        else:
+            if tasks is None or not model or not command or not reward:
+                raise BadArgument(
+                    "give --model, --tasks, --reward and, after `--`, the agent's command; or "
+                    "--from-log, which runs nothing"
+                )
+            options = RunOptions(
+                tasks=tasks,
+                command=tuple(command),
+                run_id="",
+                n=n,
+                concurrency=concurrency,
+                rewards=read_rewards(reward),
+                weights=read_weights(weight or ()),
+                mode=Mode.val,
+                model=alias,
+                deadline_s=deadline,
+                epochs=1,
+                limit=limit,
+                preload=tuple(preload or ()),
+                pass_environment=tuple(env or ()),
+                cwd=Path.cwd(),
+            )
+            earned = _run_all(model, options, load=load)
+        compared = pairs(earned)
+    if as_json:
+        print_json(_as_json(earned, compared))
+    else:
+        _show(earned, compared, make_console())
+    if not earned or any(one.mean is None for one in earned):
+        raise typer.Exit(USELESS)
+
+
+def _run_all(models: Sequence[str], options: RunOptions, *, load: bool) -> list[Earned]:
+    """Run the agent on all tasks with each model. Exits 1 if that fails, 130 if it is stopped."""
+    logs.configure("runner", "WARNING")
+    hide_from_other_processes()
+    tasks = tasks_of(options.tasks)
+    kafka = answering(KafkaSettings())
+    try:
+        found: list[Earned] = []
+        for model in dict.fromkeys(models):
+            with (
+                loaded(kafka, options.model, parse_version(model), _LOAD_WAIT_S)
+                if load and is_version(model)
+                else contextlib.nullcontext()
+            ):
+                found.append(_earned(model, tasks, _run(model, options, kafka)))
+    except Interrupted as error:
+        raise typer.Exit(INTERRUPTED) from error
+    except (RunnerError, ProcessError, GatewaySilent) as error:
+        raise BadArgument(str(error)) from error
+    return found
+
+
+def _run(model: str, options: RunOptions, kafka: KafkaSettings) -> Summary:
+    one = msgspec.structs.replace(options, run_id=new_run_id(), served_by=model)
+    with TerminalWatcher(make_console(stderr=True, soft_wrap=False), model) as watcher:
+        return run_command(one, watcher, kafka=kafka)
+
+
+def _earned(model: str, tasks: Sequence[dict[str, Any]], summary: Summary) -> Earned:
+    """What the rollouts of a run earned. Its groups are in the order of the tasks."""
+    earned = Earned(model)
+    groups = list(dict.fromkeys(row["group_id"] for row in summary.rollouts))
+    ids = dict(zip(groups, map(task_id, tasks), strict=False))
+    for row in summary.rollouts:
+        versions = [row["version"]] if row["version"] else []
+        earned.add(ids[row["group_id"]], row["reward"], versions)
+    return earned
+
+
+def _as_json(earned: Sequence[Earned], compared: Sequence[Pair]) -> dict[str, Any]:
+    return {
+        "models": [
+            {
+                "model": one.model,
+                "mean": one.mean,
+                "tasks": len(one.rewards),
+                "unscored": one.unscored,
+                "others": one.others,
+            }
+            for one in earned
+        ],
+        "pairs": compared,
+    }
+
+
+def _show(earned: Sequence[Earned], compared: Sequence[Pair], console: Console) -> None:
+    if not earned:
+        console.print("no rollouts of mode `val`: run `fulgurite run --mode val`, or give --since")
+        return
+    table = Table("model", "mean reward [95%]", *(_right("tasks", "unscored", "other version")))
+    for one in earned:
+        counts = (len(one.rewards), one.unscored, one.others)
+        table.add_row(plain(one.model), plain(one.mean or "none"), *map(str, counts))
+    print_table(table)
+    if not compared:
+        return
+    table = Table(
+        "baseline", "model", "difference [95%]", *_right("p", "tasks better", "worse", "equal")
+    )
+    for pair in compared:
+        table.add_row(plain(pair.baseline), plain(pair.candidate), *_cells(pair))
+    print_table(table)
+
+
+def _cells(pair: Pair) -> tuple[str, ...]:
+    found = pair.difference
+    if found is None:
+        return ("no task in common", "", "", "", "")
+    equal = found.estimate.count - found.better - found.worse
+    return (
+        plain(found.estimate),
+        f"{pair.adjusted_p:.4f}",
+        str(found.better),
+        str(found.worse),
+        str(equal),
+    )
+
+
+def _right(*titles: str) -> list[Column]:
+    return [Column(title, justify="right") for title in titles]
