@@ -22,7 +22,7 @@ TEMPLATE = (
     "{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-CHAT = {
+CHAT: dict[str, Any] = {
     "model": "policy",
     "messages": [{"role": "user", "content": "3 and 8?"}],
     "tools": [{"type": "function", "function": {"name": "calc", "parameters": {}}}],

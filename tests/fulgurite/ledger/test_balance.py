@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import CallOutcome, FilterReason, LedgerTerm, Mode, UpdateKind
+from fulgurite.episodes.failure_rules import FailureRules
 from fulgurite.episodes.stitching import stitch
 from fulgurite.events import (
     DeadLetter,
@@ -73,7 +74,15 @@ class World:
             offset = sum(record.partition == partition for record in self.topics[topic])
             self.topics[topic].append(Located(partition, offset, event))
 
-    def add_group(self, number: int, stage: Stage, turns: int = 2) -> None:
+    def add_group(
+        self,
+        number: int,
+        stage: Stage,
+        turns: int = 2,
+        policies: Sequence[str] = ("policy",),
+        rules: FailureRules | None = None,
+    ) -> None:
+        """`policies`: take turns in answering."""
         partition = number % 2
         declared = make_declared(number, 2, deadline=DEADLINE)
         self.put("statuses", partition, declared)
@@ -81,7 +90,15 @@ class World:
         for index in range(2):
             answers = [[7, 9], [8, 9]]
             calls = [
-                make_call(number, index, turn, prompt=[1, turn], answers=answers, at=1_000 + turn)
+                make_call(
+                    number,
+                    index,
+                    turn,
+                    prompt=[1, turn],
+                    answers=answers,
+                    at=1_000 + turn,
+                    policy=policies[turn % len(policies)],
+                )
                 for turn in range(turns)
             ]
             self.put(
@@ -103,7 +120,7 @@ class World:
             if stage is Stage.unrewarded
             else [make_reward(number, index, float(index)) for index in range(2)]
         )
-        outputs = close_group(declared.group_id, declared.declaration, episodes, rewards)
+        outputs = close_group(declared.group_id, declared.declaration, episodes, rewards, rules)
         self.put(
             "ledger", partition, *(event for event in outputs if isinstance(event, LedgerEntry))
         )
@@ -210,6 +227,28 @@ def test_every_action_is_in_exactly_one_term(stages: list[Stage]) -> None:
     assert books.terms == wanted
     assert books.actions == ACTIONS * len(stages) == sum(wanted.values())
     assert (books.remainder, books.discrepancies, books.expired) == (0, (), 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(Stage), min_size=1, max_size=4))
+def test_actions_of_a_frozen_policy_wait_for_no_learner(stages: list[Stage]) -> None:
+    world = World()
+    rules = FailureRules(frozen=frozenset({"critic"}))
+    for number, stage in enumerate(stages):
+        world.add_group(number, stage, policies=("policy", "critic"), rules=rules)
+    books = world.balance()
+    assert books.remainder == 0
+    terms = {
+        term
+        for account in books.accounts
+        if account.policy == "critic"
+        for term, count in account.terms.items()
+        if count
+    }
+    unclosed = {EXPECTED[stage] for stage in stages if stage in (Stage.called, Stage.ended)}
+    unrewarded = {EXPECTED[stage] for stage in stages if stage is Stage.unrewarded}
+    others = set(stages) - {Stage.called, Stage.ended, Stage.unrewarded}
+    assert terms == unclosed | unrewarded | ({"filtered(frozen)"} if others else set())
 
 
 @settings(max_examples=40, deadline=None)
