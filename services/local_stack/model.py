@@ -49,14 +49,23 @@ def find_model(named: Path) -> Path:
         return named.absolute()
     if named.exists() or not is_hub_id(named):
         raise RequirementMissing(problem)
+    try:
+        return fetch_model(str(named))
+    except RequirementMissing as error:
+        raise RequirementMissing(f"{problem}. {error}") from error
+
+
+def fetch_model(name: str, folder: Path | None = None) -> Path:
+    """Fetch a model from Hugging Face's hub by its id, into the hub's cache or a folder. Raises
+    RequirementMissing.
+    """
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
     try:
-        return Path(snapshot_download(str(named), allow_patterns=list(_FETCHED)))
+        return Path(snapshot_download(name, local_dir=folder, allow_patterns=list(_FETCHED)))
     except (OSError, ValueError) as error:
         raise RequirementMissing(
-            f"{problem}. As an id it could not be fetched from Hugging Face's hub: "
-            f"{str(error).splitlines()[0]}"
+            f"{name} could not be fetched from Hugging Face's hub: {str(error).splitlines()[0]}"
         ) from error
 
 

@@ -3,7 +3,8 @@ services.local_stack.model_volume`.
 
 Without FULGURITE_MODEL it is SmolLM2-135M-Instruct, made from its package in FULGURITE_HOME; an
 incomplete one, which a killed start or a full disk leaves, is made again. With it, the folder is
-only checked. Ends with 78 (EX_CONFIG) when a person has to change something.
+checked; one that is not there, and is named `/models/ORGANISATION/MODEL`, is fetched from Hugging
+Face's hub. Ends with 78 (EX_CONFIG) when a person has to change something.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from services.local_stack.errors import ChecksumMismatch, StackError
+from services.common.runtime.model_folder import is_hub_id
+from services.local_stack.errors import ChecksumMismatch, RequirementMissing, StackError
 from services.local_stack.local_services import home
-from services.local_stack.model import model_folder
+from services.local_stack.model import fetch_model, model_folder
+
+_BEGUN = ".cache/huggingface"
+"""In a folder that a download from the hub has begun to fill."""
 
 _LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header."""
@@ -68,6 +73,17 @@ def make_small_model() -> Path:
     return folder
 
 
+def fetch_missing(folder: Path) -> None:
+    """Fetch the model that a folder of the volume is named after. Raises RequirementMissing."""
+    begun = (folder / _BEGUN).is_dir() and folder_problem(folder) is not None
+    if (folder.exists() and not begun) or not folder.is_relative_to(home()):
+        return
+    name = folder.relative_to(home())
+    if is_hub_id(name) and name.parts[0] != "models":
+        _print(f"{folder} is not there, or not complete: fetching {name} from Hugging Face's hub")
+        fetch_model(str(name), folder)
+
+
 def _print(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
@@ -76,13 +92,17 @@ def main() -> int:
     """Run the command; the exit status."""
     named = os.environ.get("FULGURITE_MODEL")
     if named:
+        fetching = ""
+        try:
+            fetch_missing(Path(named))
+        except RequirementMissing as error:
+            fetching = f" ({error})"
         found = folder_problem(Path(named))
         if found is not None:
             _print(
-                f"FULGURITE_MODEL={named}: this folder {found}. Copy a Hugging Face folder "
-                "(config.json, tokenizer, *.safetensors) into "
-                "the volume `models`, which is /models here, or leave FULGURITE_MODEL empty "
-                "for the small model."
+                f"FULGURITE_MODEL={named}: this folder {found}{fetching}. Copy a Hugging Face "
+                "folder (config.json, tokenizer, *.safetensors) into the volume `models`, which is "
+                "/models here, or leave FULGURITE_MODEL empty for the small model."
             )
             return os.EX_CONFIG
         _print(f"the model is {named}")

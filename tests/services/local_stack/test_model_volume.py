@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.local_stack import model_volume
-from services.local_stack.errors import ChecksumMismatch
+from services.local_stack.errors import ChecksumMismatch, RequirementMissing
 
 
 def write_model(folder: Path) -> Path:
@@ -66,6 +66,47 @@ def test_a_named_folder_is_only_looked_at(
     assert f"FULGURITE_MODEL={tmp_path / 'model'}" in capsys.readouterr().err
     write_model(tmp_path / "model")
     assert model_volume.main() == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "there", "fetched"),
+    [
+        ("Someone/a-model", "", ["Someone/a-model"]),
+        ("Someone/a-model", ".cache/huggingface", ["Someone/a-model"]),
+        ("Someone/a-model", "something", []),
+        ("models/other", "", []),
+        ("flat", "", []),
+    ],
+)
+def test_a_folder_named_after_a_model_of_the_hub_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, there: str, fetched: list[str]
+) -> None:
+    if there:
+        (tmp_path / folder / there).mkdir(parents=True)
+    asked: list[str] = []
+
+    def fetch(name: str, into: Path) -> Path:
+        asked.append(name)
+        return write_model(into)
+
+    monkeypatch.setenv("FULGURITE_HOME", str(tmp_path))
+    monkeypatch.setenv("FULGURITE_MODEL", str(tmp_path / folder))
+    monkeypatch.setattr(model_volume, "fetch_model", fetch)
+    assert model_volume.main() == (0 if fetched else os.EX_CONFIG)
+    assert asked == fetched
+
+
+def test_what_cannot_be_fetched_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str, _: Path) -> Path:
+        raise RequirementMissing(f"{name} could not be fetched")
+
+    monkeypatch.setenv("FULGURITE_HOME", str(tmp_path))
+    monkeypatch.setenv("FULGURITE_MODEL", str(tmp_path / "Someone" / "a-model"))
+    monkeypatch.setattr(model_volume, "fetch_model", fail)
+    assert model_volume.main() == os.EX_CONFIG
+    assert "is not there (Someone/a-model could not be fetched). Copy" in capsys.readouterr().err
 
 
 def test_the_small_model_is_made_again_when_it_is_half_written(
