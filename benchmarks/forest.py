@@ -96,7 +96,7 @@ def of_a_demo(data: Path, groups: int) -> list[TrainRow]:
     from fulgurite.versions import base_version
     from services.common.kafka.consumer import read_all
     from services.common.kafka.settings import KafkaSettings
-    from services.learner.rows import mini_batches
+    from services.learner.rows import advantages, mini_batches
     from services.local_stack.kafka_local import LocalKafka
 
     batcher = RowBatcher("policy", BatchRules(groups_per_step=groups))
@@ -107,7 +107,8 @@ def of_a_demo(data: Path, groups: int) -> list[TrainRow]:
             if isinstance(record.event, Trajectory | Tombstone):
                 batcher.add(record.partition, record.offset, record.event)
     config = RunConfig.model_validate({"policy": {"model": "any"}})
-    ((_, rows),) = mini_batches(batcher.next_batch(base_version("policy")), config)
+    batch = batcher.next_batch(base_version("policy"))
+    ((_, rows),) = mini_batches(batch, advantages(batch, config), config, 1)
     return rows
 
 

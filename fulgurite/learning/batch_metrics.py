@@ -19,6 +19,8 @@ MOST_NAMES = 20
 
 _TEACHES_NOTHING = frozenset({FilterReason.no_signal, FilterReason.no_baseline})
 _DECILES = 10
+_DEAD = "dead_lettered"
+"""Of actions without an outcome: their group failed the trainer."""
 
 
 def batch_metrics(groups: Sequence[BatchGroup]) -> dict[str, float]:
@@ -107,10 +109,12 @@ def _outcomes(groups: Sequence[BatchGroup]) -> dict[str, float]:
     for group in groups:
         for member in group.members:
             for action in member.actions:
-                tokens[_name(group.outcomes[action.action])] += action.tokens
+                outcome = group.outcomes.get(action.action)
+                tokens[_name(outcome) if outcome else _DEAD] += action.tokens
+                actions[_DEAD] += outcome is None
     return {
         "actions/trained": float(actions.pop(LedgerTerm.trained, 0)),
-        **{f"actions/{name}": float(count) for name, count in sorted(actions.items())},
+        **{f"actions/{name}": float(count) for name, count in sorted(actions.items()) if count},
         "tokens/trained": float(tokens.pop(LedgerTerm.trained, 0)),
         **{
             f"tokens/discarded/{name.removeprefix('filtered/')}": float(count)
@@ -145,8 +149,8 @@ def _lengths(groups: Sequence[BatchGroup]) -> Iterator[tuple[int, int, int]]:
     """Each episode's tokens, and how many of its actions are dropped, of how many."""
     for group in groups:
         for member in group.members:
-            outcomes = [group.outcomes[action.action] for action in member.actions]
-            worth = [one for one in outcomes if one[1] not in _TEACHES_NOTHING]
+            outcomes = [group.outcomes.get(action.action) for action in member.actions]
+            worth = [one for one in outcomes if one is None or one[1] not in _TEACHES_NOTHING]
             if worth:
-                dropped = sum(term is not LedgerTerm.trained for term, _ in worth)
+                dropped = sum(one is None or one[0] is not LedgerTerm.trained for one in worth)
                 yield member.tokens, dropped, len(worth)

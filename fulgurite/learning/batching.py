@@ -103,6 +103,9 @@ class BatchGroup(EventStruct, frozen=True, kw_only=True):
     """The outcome of each action that carries loss."""
     members: tuple[Member, ...] = ()
     """Its episodes, trained or not."""
+    partition: int = 0
+    offsets: tuple[int, int] = (0, 0)
+    """Where its records are in the topic: the first, and the last."""
 
 
 class ForeignRow(EventStruct, frozen=True, kw_only=True):
@@ -400,6 +403,8 @@ def assign_outcomes(
         episodes=tuple(episodes.values()),
         outcomes=outcomes,
         members=members_of(rows, pending.tombstones.values()),
+        partition=pending.partition,
+        offsets=(pending.first_offset, pending.last_offset),
     )
 
 

@@ -155,6 +155,10 @@ class AlgorithmConfig(Section):
     breaks it is refused."""
     entropy_bonus: float = 0.0
     """Weight of the entropy bonus."""
+    entropy_alarm_below: float = Field(default=0.05, ge=0)
+    """Mean entropy of the trained tokens, in nats, below which the learner warns."""
+    entropy_stop_below: float = Field(default=0.0, ge=0)
+    """Entropy below which no update is made, and the learner stops; 0: never."""
     kl: float = Field(default=0.0, ge=0)
     """Weight of the KL term against the base model."""
     kl_estimator: Literal["k1", "abs", "k2", "low_var_kl", "k3"] = "low_var_kl"
@@ -217,6 +221,11 @@ def _conflict(config: AlgorithmConfig, algorithm: Algorithm) -> str | None:
         return f"clip has no effect with name = {name!r}, whose loss has no such bounds"
     if config.ratio_cap is not None and algorithm.ratio_cap is None:
         return f"ratio_cap has no effect with name = {name!r}, whose loss has none"
+    if config.entropy_stop_below > config.entropy_alarm_below:
+        return (
+            f"entropy_stop_below = {config.entropy_stop_below:g} is above entropy_alarm_below = "
+            f"{config.entropy_alarm_below:g}: the learner would stop without a warning"
+        )
     if "kl_estimator" in given and config.kl == 0:
         return "kl_estimator has no effect with kl = 0"
     if "weight_low" in given and config.weights in ("token", "sequence"):

@@ -16,11 +16,17 @@ LearnerError
     ├── IncompatibleModel     a layer of the model cannot be computed as a forest of rows
     ├── IncompatibleObjective loss, correction and batch do not fit together
     ├── NoBaseline            a group with fewer than two scored episodes has no group-relative advantage
-    ├── PolicyDrift           engine and trainer disagree beyond the stop bound; no weight was changed
+    ├── StepRefused           no step was made of a batch, whose actions are filtered; the learner stops
+    │   ├── PolicyDrift       engine and trainer disagree beyond the stop bound
+    │   └── EntropyCollapse   the policy's entropy is below the stop bound
     └── StepNotFinite         a loss or a gradient is infinite or NaN; no weight was changed, and the learner continues
 """  # noqa: E501 - a table
 
 from __future__ import annotations
+
+from typing import ClassVar
+
+from fulgurite.enums import FilterReason
 
 
 class LearnerError(Exception):
@@ -87,11 +93,23 @@ class NoBaseline(TrainingError):
     """A group-relative advantage needs two scored episodes; the raw reward is not used."""
 
 
-class PolicyDrift(TrainingError):
-    """The engine's log-probabilities and the trainer's differ beyond the stop bound.
+class StepRefused(TrainingError):
+    """A bound that the run sets is crossed. The optimizer made no step."""
 
-    The optimizer made no step.
-    """
+    reason: ClassVar[FilterReason]
+    """Of the ledger's entry for the batch's actions."""
+
+
+class EntropyCollapse(StepRefused):
+    """The policy's entropy is below the stop bound."""
+
+    reason = FilterReason.collapsed
+
+
+class PolicyDrift(StepRefused):
+    """The engine's log-probabilities and the trainer's differ beyond the stop bound."""
+
+    reason = FilterReason.drifted
 
     def __init__(self, message: str, *, k3: float, ess: float) -> None:
         super().__init__(message)

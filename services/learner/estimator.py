@@ -59,7 +59,7 @@ def group_advantage(
         group_rewards = by_row
     baselines: dict[Any, tuple[float, float]] = {}
     for group in set(index):
-        rewards = torch.tensor(group_rewards.get(group, ()), dtype=torch.float32)
+        rewards = torch.tensor(group_rewards.get(group, ()), dtype=action_credits.dtype)
         if len(rewards) < 2:
             raise NoBaseline(f"group {group} has {len(rewards)} scored episodes")
         spread = float(rewards.std())
@@ -100,7 +100,8 @@ def advantages_of(
         return []
     if algorithm.comparison == "batch":
         return _batch_advantages(credits_A, tokens_A)
-    credits_A1 = torch.tensor(credits_A, dtype=torch.float32)[:, None]
+    # Rewards that hardly differ keep their differences in double precision.
+    credits_A1 = torch.tensor(credits_A, dtype=torch.float64)[:, None]
     kinds = {peers: kind for kind, peers in enumerate(dict.fromkeys(map(tuple, peers_A)))}
     compute = get_adv_estimator_fn(NAME)
     advantages, _ = compute(
@@ -118,9 +119,11 @@ def advantages_of(
 def _batch_advantages(credits_A: Sequence[float], tokens_A: Sequence[int]) -> list[float]:
     """verl's REINFORCE++, to which an action is a row that is rewarded at its last token."""
     mask = torch.arange(max(tokens_A))[None, :] < torch.tensor(tokens_A)[:, None]
-    rewards = torch.zeros(mask.shape)
-    rewards[torch.arange(len(tokens_A)), torch.tensor(tokens_A) - 1] = torch.tensor(credits_A)
+    rewards = torch.zeros(mask.shape, dtype=torch.float64)
+    rewards[torch.arange(len(tokens_A)), torch.tensor(tokens_A) - 1] = torch.tensor(
+        credits_A, dtype=torch.float64
+    )
     advantages, _ = get_adv_estimator_fn("reinforce_plus_plus")(
-        token_level_rewards=rewards, response_mask=mask.float(), config=AlgoConfig(gamma=1.0)
+        token_level_rewards=rewards, response_mask=mask.double(), config=AlgoConfig(gamma=1.0)
     )
     return cast("list[float]", advantages[:, 0].tolist())

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.fsdp import FSDPModule
 from verl.utils import tensordict_utils as tu
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
@@ -72,6 +74,28 @@ class ForestEngine(FSDPEngineWithLMHead):
         if not math.isfinite(norm):
             raise StepNotFinite(f"the gradient's norm is {norm}; no weight was changed")
         return norm
+
+    def train_batch(self, data: Any, loss_function: Any) -> Any:
+        """See FSDPEngine. After an exception no gradient is left for the next step."""
+        with ExitStack() as on_failure:
+            on_failure.callback(self._drop_unsharded_gradients)
+            result = super().train_batch(data, loss_function)
+            on_failure.pop_all()
+        return result
+
+    def _drop_unsharded_gradients(self) -> None:
+        """Drop what micro-batches before the last have accumulated.
+
+        FSDP2 keeps it apart from the parameters' gradients until the last micro-batch, and
+        `zero_grad` does not reach it; there is no public way to.
+        """
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                for group in module._get_fsdp_state()._fsdp_param_groups:  # pyright: ignore[reportPrivateUsage]
+                    for parameter in group.fsdp_params:
+                        parameter.unsharded_accumulated_grad = None
+                        if hasattr(parameter, "_unsharded_param"):
+                            parameter._unsharded_param.grad = None  # pyright: ignore[reportPrivateUsage]
 
     def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if not tu.get_non_tensor_data(micro_batch, "share_prefixes", True):

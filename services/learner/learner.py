@@ -2,8 +2,9 @@
 
 Even if it dies in between, an action is trained into at most one published version: nothing is
 published before the checkpoint that holds it, and unpublished events of a checkpoint are published
-when the learner resumes. A batch whose loss or gradient is not finite is not trained: its actions
-are filtered, and the learner continues with the next batch.
+when the learner resumes. What a step fails on is left out, and the learner continues
+(`services.learner.stepping`). A batch beyond the bounds of drift or entropy is filtered, and the
+learner stops.
 """
 
 from __future__ import annotations
@@ -13,17 +14,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import FilterReason, LedgerTerm, Mode
+from fulgurite.enums import LedgerTerm, Mode
 from fulgurite.events import (
+    DeadLetter,
     Event,
     LedgerEntry,
     Tombstone,
     Trajectory,
 )
-from fulgurite.ids import action_id
 from fulgurite.learning.amendments import amended_entries
 from fulgurite.learning.batch_metrics import batch_metrics
 from fulgurite.learning.batching import (
@@ -31,29 +30,28 @@ from fulgurite.learning.batching import (
     BatchRules,
     RowBatcher,
     ledger_entries,
-    untrained,
 )
 from fulgurite.topics import DEAD_LETTERS
 from fulgurite.versions import Version
 from services.common.kafka.consumer import Record
-from services.common.kafka.dead_letters import addressed, unusable
+from services.common.kafka.dead_letters import addressed
 from services.common.kafka.producer import EventProducer
 from services.common.runtime import liveness, logs
 from services.common.runtime.clock import now_ms
 from services.learner.checkpoint import CheckpointState
 from services.learner.config import RunConfig
+from services.learner.dead_rows import odd_row, rows_of_culprits, unreadable
 from services.learner.errors import (
     CheckpointForeign,
-    StepNotFinite,
 )
 from services.learner.explaining import shortcomings
 from services.learner.gauges import show_groups, show_refusal, show_update
 from services.learner.policy_log import PolicyLog
 from services.learner.redo import Batch
-from services.learner.rows import mini_batches, oddity, permuted, without_actions
+from services.learner.rows import oddity, permuted, without_actions
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource, trainable
-from services.learner.train_row import Trained, TrainRow
+from services.learner.stepping import MakesSteps, Stepped, Stepping
 from services.learner.versions import HasWeights, PolicyVersions, Progress
 
 _READ_TIMEOUT_S = 0.2
@@ -66,19 +64,12 @@ _UNREPORTED_GROUPS = 10_000
 logger = logs.get()
 
 
-class Trains(HasWeights, Protocol):
+class Trains(HasWeights, MakesSteps, Protocol):
     """The interface of `services.learner.trainer.Trainer` that the loop uses."""
 
     @property
     def vocabulary(self) -> int:
         """How many tokens the model has."""
-        ...
-
-    def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
-        """Make an optimizer step on each mini-batch; `step` counts batches from 1.
-
-        Raises StepNotFinite; then no weight was changed.
-        """
         ...
 
 
@@ -171,17 +162,14 @@ class Learner:
                 event = self._checked(record, event)
             self.batcher.add(record.partition, record.offset, event)
         elif record.error is not None:
-            self._bury(record)
+            self._bury(unreadable(record, self._source.topic_name))
 
     def _checked(self, record: Record, row: Trajectory) -> Trajectory | Tombstone:
         """Return the row; a malformed one goes to `dead.letters` and loses its actions."""
         odd = oddity(row, self._trainer.vocabulary)
         if odd is None:
             return row
-        lost = tuple(
-            action_id(action.call_id, action.choice) for action in row.actions if action.loss
-        )
-        self._bury(msgspec.structs.replace(record, error=f"OddRow: {odd}"), lost)
+        self._bury(odd_row(record, row, odd, self._source.topic_name))
         return without_actions(row)
 
     def _train_if_ready(self) -> None:
@@ -196,44 +184,48 @@ class Learner:
             groups = permuted(groups, permute + self.version.step)
         for line in shortcomings(groups, self.config.batch.max_row_tokens):
             logger.warning(line)
-        with self._stopwatch.phase("prepare"):
-            parts = mini_batches(groups, self.config)
-        try:
-            with self._stopwatch.phase("train"):
-                trained = self._trainer.train([rows for _, rows in parts], self.version.step + 1)
-        except StepNotFinite as error:
-            logger.error("no step was made", error=str(error))
+        stepping = Stepping(self._trainer, self.config, self._stopwatch, self.version.step + 1)
+        stepped = stepping.make(groups)
+        letters = rows_of_culprits(stepped.culprits, self.version.policy, self._source)
+        if stepped.batches:
+            self._make_version(stepped, letters, began)
+        else:
+            logger.error("no step was made of a batch; its actions are filtered")
             show_refusal(self.version.policy)
-            self._settle(_settled(parts, [False] * len(parts)))
-            return
+            self._settle(stepped.groups, letters)
+        if stepped.refusal is not None:
+            raise stepped.refusal
+
+    def _make_version(self, stepped: Stepped, letters: Sequence[DeadLetter], began: float) -> None:
+        """Publish what a batch has made of the weights, and account for its groups."""
         parent, artifact = self._versions.advance()
-        settled = self._with_others(_settled(parts, trained.mini_batches))
+        settled = self._with_others(stepped.groups)
         self._unreported += settled
-        metrics = batch_metrics(self._unreported) | trained.metrics
+        metrics = batch_metrics(self._unreported) | stepped.metrics
         self._unreported.clear()
         update = self._versions.update(
             parent,
             artifact,
-            next(
-                rows[0] for (_, rows), done in zip(parts, trained.mini_batches, strict=True) if done
-            ),
+            stepped.probe_row,
             topic=self.config.policy.topic,
             positions=self.batcher.positions(),
             trained_actions=_trained_actions(settled),
             metrics=metrics | {"step_seconds": time.monotonic() - began},
         )
-        self._publish([update, *self._entries(settled)], [rows for _, rows in parts])
+        # Steps that a split batch made are not made again from one batch.
+        whole = stepped.batches[0] if len(stepped.batches) == 1 else None
+        self._publish([update, *letters, *self._entries(settled)], trained=True, batch=whole)
         show_update(update)
         # The log has the plain ones: there are many by name.
         plain = {name: value for name, value in update.metrics.items() if "/" not in name}
         logger.info("settled", version=str(self.version), **plain)
 
-    def _settle(self, groups: Sequence[BatchGroup]) -> None:
+    def _settle(self, groups: Sequence[BatchGroup], letters: Sequence[DeadLetter] = ()) -> None:
         """Account for groups of which no version came, and for all amendments."""
         settled = self._with_others(groups)
         self._unreported += settled
         entries = self._entries(settled)
-        self._publish(entries)
+        self._publish([*letters, *entries], trained=False)
         logger.info("settled without a step", groups=len(settled), entries=len(entries))
 
     def _with_others(self, groups: Sequence[BatchGroup]) -> tuple[BatchGroup, ...]:
@@ -286,13 +278,15 @@ class Learner:
         self._waiting_since = self._waiting_since or now
         return _is_over(self._waiting_since, self.config.batch.max_wait_s, now)
 
-    def _publish(self, events: Sequence[Event], batch: Batch | None = None) -> None:
-        """Write a checkpoint and publish. `batch`: what the newest version was trained on."""
+    def _publish(
+        self, events: Sequence[Event], *, trained: bool, batch: Batch | None = None
+    ) -> None:
+        """Write a checkpoint and publish. `batch`: what made the newest version, if it is one."""
         positions = self.batcher.positions()
         progress = Progress(
             self.config.policy.topic, self._topic_id, positions, self.batcher.settled()
         )
-        self._versions.publish(events, progress, trained=batch is not None, batch=batch)
+        self._versions.publish(events, progress, trained=trained, batch=batch)
         self._source.show(positions)
 
     def _check_ours(self, state: CheckpointState) -> None:
@@ -308,35 +302,15 @@ class Learner:
                 "FULGURITE_POLICY, policy.topic or FULGURITE_DATA_DIR so that they match"
             )
 
-    def _bury(self, record: Record, actions: tuple[str, ...] = ()) -> None:
+    def _bury(self, letter: DeadLetter) -> None:
         logger.warning(
             "a record cannot be trained; it goes to dead.letters (see `fulgurite dlq list`)",
-            partition=record.partition,
-            offset=record.offset,
-            error=record.error,
-        )
-        letter = unusable(
-            record, self._source.topic_name, "learner", stage="learner.read", actions=actions
+            partition=letter.partition,
+            offset=letter.offset,
+            error=f"{letter.error_type}: {letter.error}",
         )
         for key, part in addressed(letter):
             self._producer.publish_sync(DEAD_LETTERS, key, part)
-
-
-def _settled(
-    parts: Sequence[tuple[Sequence[BatchGroup], object]], trained: Sequence[bool]
-) -> tuple[BatchGroup, ...]:
-    """The groups of a batch; those of mini-batches that were not trained are `not_finite`."""
-    settled: list[BatchGroup] = []
-    for (groups, _), done in zip(parts, trained, strict=True):
-        if not done:
-            logger.error(
-                "a mini-batch is not trained: its loss or gradient is not finite",
-                groups=[group.group_id for group in groups],
-            )
-        settled += [
-            group if done else untrained(group, FilterReason.not_finite) for group in groups
-        ]
-    return tuple(settled)
 
 
 def _trained_actions(groups: Sequence[BatchGroup]) -> int:

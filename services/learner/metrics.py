@@ -25,6 +25,7 @@ METRICS: Mapping[str, str] = {
     "reward/failure/KIND": "Mean reward of the episodes that ended with a failure; `none`: without",
     "actions/trained": "Actions that carried loss",
     "actions/stale": "Actions that were too old",
+    "actions/dead_lettered": "Actions of groups that the trainer failed on, now in `dead.letters`",
     "actions/filtered/REASON": "Actions that carry no loss, by reason (docs/reference/ledger.md)",
     "drop_rate/length_decile_N": "Of the shortest tenth of the episodes (1) to the longest (10), "
     "the share of actions that are stale or filtered. Groups that teach nothing do not count. If "
@@ -33,8 +34,8 @@ METRICS: Mapping[str, str] = {
     "prefix_breaks/KIND": "Rows that do not extend the one before, by why",
     "tokens/trained": "Tokens of trained actions",
     "tokens/computed": "Tokens that the optimizer steps computed, shared prefixes counted once",
-    "tokens/discarded/REASON": "Generated tokens that are not trained: `stale`, `truncated`, or "
-    "another reason",
+    "tokens/discarded/REASON": "Generated tokens that are not trained: `stale`, `dead_lettered`, "
+    "`truncated`, or another reason",
     "row_tokens": "Tokens of the rows of a mini-batch, prefixes included",
     "forest_tokens": "The same with shared prefixes counted once",
     "micro_batches": "Micro-batches of an optimizer step",

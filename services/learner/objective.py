@@ -26,6 +26,7 @@ from verl.workers.config import ActorConfig, PolicyLossConfig
 
 from services.learner.config import RunConfig
 from services.learner.drift import Drift
+from services.learner.entropy import require_entropy
 from services.learner.errors import StepNotFinite
 
 _SEQUENCE_MEANS = frozenset({"sapo"})
@@ -113,7 +114,7 @@ class Objective:
         return metrics
 
     def check_step(self) -> None:
-        """Raise PolicyDrift or StepNotFinite unless the optimizer may make the step.
+        """Raise StepRefused or StepNotFinite unless the optimizer may make the step.
 
         Call it after the last micro-batch, when the sums are of the whole step.
         """
@@ -122,6 +123,8 @@ class Objective:
         terms = {name: self._sums[name] for name in ("policy", "entropy", "kl")}
         if not all(map(math.isfinite, terms.values())):
             raise StepNotFinite(f"the loss is not finite ({terms}); no weight was changed")
+        if self._weight:
+            require_entropy(self._sums["entropy"] / self._weight, self._config.algorithm)
 
 
 def _verl_config(config: RunConfig) -> ActorConfig:

@@ -13,13 +13,14 @@ from confluent_kafka import TopicPartition
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import LedgerTerm, UpdateKind
-from fulgurite.events import Event, LedgerEntry, PolicyRoute, PolicyUpdate
+from fulgurite.events import DeadLetter, Event, LedgerEntry, PolicyRoute, PolicyUpdate
 from fulgurite.ids import derive_id
 from fulgurite.learning.amendments import accounts_of
 from fulgurite.learning.batching import LEARNER, PendingGroup
 from fulgurite.learning.policy_epochs import PolicyEpochs
-from fulgurite.topics import POLICY_ROUTES, POLICY_UPDATES, TRAINING_LEDGER
+from fulgurite.topics import DEAD_LETTERS, POLICY_ROUTES, POLICY_UPDATES, TRAINING_LEDGER
 from services.common.kafka.consumer import make_consumer, read_all, read_message
+from services.common.kafka.dead_letters import addressed
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime.clock import now_ms
@@ -135,9 +136,9 @@ class PolicyLog:
                 return
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Publish updates and ledger entries in order.
+        """Publish updates, dead letters and ledger entries in order.
 
-        Every update is acknowledged before the entries after it are sent.
+        Every other event is acknowledged before the entries after it are sent.
         """
         entries: list[LedgerEntry] = []
         for event in events:
@@ -145,6 +146,9 @@ class PolicyLog:
                 self._publish_entries(entries)
                 entries = []
                 self._producer.publish_sync(POLICY_UPDATES, event.policy, event)
+            elif isinstance(event, DeadLetter):
+                for key, part in addressed(event):
+                    self._producer.publish_sync(DEAD_LETTERS, key, part)
             elif isinstance(event, LedgerEntry):
                 entries.append(event)
         self._publish_entries(entries)

@@ -65,16 +65,8 @@ def without_actions(event: Trajectory | Tombstone) -> Trajectory | Tombstone:
     )
 
 
-def mini_batches(
-    groups: Sequence[BatchGroup], config: RunConfig
-) -> list[tuple[tuple[BatchGroup, ...], list[TrainRow]]]:
-    """Cut a batch into mini-batches of whole groups, with the rows of every episode that has
-    something to train.
-
-    Advantages are those of the algorithm, over the whole batch where it compares within that. The
-    weight of a token is 1 / (trained tokens of the episode x episodes in the mini-batch); where
-    tokens weigh the same, 1 / (the longest row that is trained x episodes).
-    """
+def advantages(groups: Sequence[BatchGroup], config: RunConfig) -> dict[str, float]:
+    """The advantages of a batch's actions, by the algorithm of the run."""
     from services.learner.estimator import advantages_of
 
     actions = [
@@ -84,16 +76,25 @@ def mini_batches(
         for row in episode.rows
         for action in row.actions
     ]
-    advantages = advantages_of(
+    found = advantages_of(
         [action.credit for _, action in actions],
         [group.turns.get(action.turn, group.rewards) for group, action in actions],
         [action.end - action.start for _, action in actions],
         config.algorithm.algorithm,
     )
-    advantage_of = {
-        action.action: advantage for (_, action), advantage in zip(actions, advantages, strict=True)
-    }
-    size = math.ceil(len(groups) / config.algorithm.mini_batches)
+    return {action.action: advantage for (_, action), advantage in zip(actions, found, strict=True)}
+
+
+def mini_batches(
+    groups: Sequence[BatchGroup], advantage_of: Mapping[str, float], config: RunConfig, count: int
+) -> list[tuple[tuple[BatchGroup, ...], list[TrainRow]]]:
+    """Cut a batch into at most so many mini-batches of whole groups, with the rows of every episode
+    that has something to train.
+
+    The weight of a token is 1 / (trained tokens of the episode x episodes in the mini-batch); where
+    tokens weigh the same, 1 / (the longest row that is trained x episodes).
+    """
+    size = math.ceil(len(groups) / count)
     parts = [tuple(groups[start : start + size]) for start in range(0, len(groups), size)]
     return [(part, _rows(part, advantage_of, config)) for part in parts]
 

@@ -15,7 +15,7 @@ from fulgurite.avro.codec import Codec
 from fulgurite.events import GroupClosed, Position, Tombstone, Trajectory
 from fulgurite.learning.relabel import relabel
 from fulgurite.topics import TRAJECTORIES, Topic
-from services.common.kafka.consumer import Record, make_consumer, read_message
+from services.common.kafka.consumer import Record, make_consumer, read_message, read_until
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.lag import watch_lag
 from services.common.kafka.settings import KafkaSettings
@@ -90,6 +90,19 @@ class TrajectorySource:
                 )
             elif error.fatal():
                 raise LogUnavailable(f"{self._name}: {error.str()}")
+
+    def read_again(self, partition: int, first: int, last: int) -> Iterator[Record]:
+        """Yield the records between two offsets, both included. Raises LogUnavailable."""
+        consumer = make_consumer(self._kafka)
+        try:
+            consumer.assign([TopicPartition(self._name, partition, first)])
+            for message in read_until(consumer, {(self._name, partition): last + 1}):
+                record = read_message(message, self._codec)
+                yield msgspec.structs.replace(
+                    record, event=relabel(record.event, self._rows_of, self._policy)
+                )
+        finally:
+            consumer.close()
 
     def show(self, positions: Iterable[Position]) -> None:
         """Commit offsets to the consumer group to show its lag; they are never read back."""

@@ -5,11 +5,25 @@ Importable without torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from services.learner.errors import StepNotFinite, StepRefused
+
+STEP_FAILURES = (
+    StepNotFinite,
+    ArithmeticError,
+    AssertionError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Errors of a step that the data of a row may cause. No weight was changed."""
 
 
 class TrainRow(msgspec.Struct, frozen=True, eq=False):
@@ -34,4 +48,8 @@ class Trained(NamedTuple):
 
     metrics: dict[str, float]
     mini_batches: tuple[bool, ...]
-    """Whether each mini-batch was trained; not those whose loss or gradient was never finite."""
+    """Whether each mini-batch was trained; not those whose steps all failed."""
+    failures: Mapping[int, Exception] = {}
+    """Why, by mini-batch."""
+    refusal: StepRefused | None = None
+    """What ended the batch after a step."""

@@ -12,6 +12,7 @@ which carry no loss and cost nothing. Not thread-safe; one per process.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -33,14 +34,15 @@ from services.learner.adapter import write_config
 from services.learner.attention import CHECKED, check_model
 from services.learner.config import RunConfig
 from services.learner.drift import Drift
+from services.learner.entropy import warn_of_low_entropy
 from services.learner.errors import (
     ConfigInvalid,
     IncompatibleModel,
     IncompatibleObjective,
-    StepNotFinite,
+    StepRefused,
 )
 from services.learner.tensors import load_tensors, save_tensors
-from services.learner.train_row import Trained, TrainRow
+from services.learner.train_row import STEP_FAILURES, Trained, TrainRow
 
 _FILLER_TOKENS = 2
 """Tokens of a filler row: the shortest row with a token to predict."""
@@ -95,8 +97,9 @@ class Trainer:
     def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
         """Make an optimizer step on each mini-batch, `algorithm.epochs` times.
 
-        `step` counts batches from 1; the learning rate depends on it alone. Raises PolicyDrift,
-        IncompatibleObjective, and StepNotFinite if no step was made; then no weight was changed.
+        `step` counts batches from 1; the learning rate depends on it alone. If no step was made,
+        and no weight was changed, raises StepRefused, IncompatibleObjective, or one of
+        STEP_FAILURES.
         """
         began = time.monotonic()
         self._set_optimizer(step)
@@ -107,16 +110,20 @@ class Trainer:
         drift = self._correct(prepared) if decoupled else None
         steps: list[dict[str, float]] = []
         trained = [False] * len(batch)
-        failure: StepNotFinite | None = None
-        for _ in range(self.config.algorithm.epochs):
-            for index, mini_batch in enumerate(prepared):
-                try:
-                    steps.append(self._step(mini_batch))
-                    trained[index] = True
-                except StepNotFinite as error:
-                    failure = error
-        if failure is not None and not steps:
-            raise failure
+        failures: dict[int, Exception] = {}
+        refusal: StepRefused | None = None
+        passes = itertools.product(range(self.config.algorithm.epochs), enumerate(prepared))
+        for _, (index, mini_batch) in passes:
+            try:
+                steps.append(self._step(mini_batch))
+                trained[index] = True
+            except STEP_FAILURES as error:
+                failures[index] = error
+            except StepRefused as error:
+                refusal = error
+                break
+        if not steps:
+            raise refusal or failures[0]
         drift = drift or self._objective.drift
         metrics = {name: fmean(step[name] for step in steps) for name in steps[0]}
         metrics |= {
@@ -128,7 +135,8 @@ class Trainer:
             ),
             "train_seconds": time.monotonic() - began,
         }
-        return Trained(metrics, tuple(trained))
+        warn_of_low_entropy(metrics["entropy"], self.config.algorithm)
+        return Trained(metrics, tuple(trained), failures, refusal)
 
     def _set_optimizer(self, step: int) -> None:
         """Set what the run says: a checkpoint brings back what it was saved with."""

@@ -19,10 +19,10 @@ import pytest
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import LedgerTerm, Mode, UpdateKind
-from fulgurite.events import Action, LedgerEntry, PolicyUpdate, Trajectory
+from fulgurite.events import Action, DeadLetter, LedgerEntry, PolicyUpdate, Trajectory
 from fulgurite.ids import action_id
 from fulgurite.tokens import pack_ids, pack_logprobs, token_count
-from fulgurite.topics import POLICY_UPDATES, TRAINING_LEDGER, TRAJECTORIES
+from fulgurite.topics import DEAD_LETTERS, POLICY_UPDATES, TRAINING_LEDGER, TRAJECTORIES
 from services.common.kafka.consumer import read_all
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
@@ -252,6 +252,46 @@ def test_a_third_start_trains_nothing_again(learner: Learner) -> None:
     time.sleep(2)
     assert learner.end(signal.SIGTERM) == 0
     assert (learner.versions(), len(learner.entries())) == before
+
+
+def test_a_group_that_the_trainer_fails_on_is_a_dead_letter_over_a_kill(learner: Learner) -> None:
+    def poisoned(made: Trajectory) -> Trajectory:
+        (action,) = made.actions
+        # The gradient's norm leaves float32.
+        return msgspec.structs.replace(
+            made, actions=(msgspec.structs.replace(action, credit=1e30),)
+        )
+
+    def letters() -> dict[str, DeadLetter]:
+        return {
+            record.event.event_id: record.event
+            for record in read_all(learner.kafka, DEAD_LETTERS, CODEC)
+            if isinstance(record.event, DeadLetter)
+        }
+
+    def settled() -> bool:
+        return len({entry.group_id for entry in learner.entries()}) == GROUPS
+
+    learner.publish(poisoned(made) if made.group_id == group_id(1) else made for made in ROWS)
+    learner.start("services.learner.main")
+    learner.wait(settled, "every group settled")
+    assert learner.end(signal.SIGKILL) == -signal.SIGKILL
+    versions = ["policy@1.1", "policy@1.2", "policy@1.3"]
+    assert learner.versions() == versions
+    learner.start("services.learner.main")
+    learner.wait(
+        lambda: len([u for u in learner.updates() if u.kind is UpdateKind.claim]) == 2,
+        "the next epoch claimed",
+    )
+    assert learner.end(signal.SIGTERM) == 0
+    assert learner.versions() == versions
+    lost = Counter(action for letter in letters().values() for action in letter.actions)
+    kept = Counter(action for entry in learner.entries() for action in entry.actions)
+    assert set(lost) == {f"call-1-{member}#0" for member in (0, 1)}
+    assert lost + kept == dict.fromkeys(ACTIONS, 1)
+    assert {(letter.stage, letter.error_type) for letter in letters().values()} == {
+        ("learner.step", "StepNotFinite")
+    }
 
 
 def test_a_group_that_is_closed_anew_is_amended_once_over_a_kill(learner: Learner) -> None:

@@ -102,6 +102,7 @@ def test_every_preset_is_a_whole_run(tmp_path: Path, name: str) -> None:
         ('preset = "desktop"', "preset = 'desktop' is not known; there are laptop"),
         ("preset = 1", "preset = 1 is not known"),
         ("[batch", "run.toml is no TOML"),
+        ("[algorithm]\nentropy_stop_below = 0.1", "entropy_stop_below = 0.1 is above entropy_alarm_below = 0.05"),
         ('[algorithm]\nname = "gspo2"', "algorithm.name: 'gspo2' is no algorithm; there are grpo, "),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 import pytest
+import structlog
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -25,12 +26,13 @@ from services.learner.config import RunConfig
 from services.learner.errors import (
     CheckpointForeign,
     ConfigInvalid,
+    EntropyCollapse,
     IncompatibleObjective,
     PolicyDrift,
     StepNotFinite,
 )
 from services.learner.metrics import meaning_of
-from services.learner.train_row import TrainRow
+from services.learner.train_row import STEP_FAILURES, TrainRow
 from services.local_stack.model import tiny_model
 
 with warnings.catch_warnings():
@@ -515,6 +517,42 @@ def test_what_the_run_says_counts_after_a_resume_not_what_was_saved(tmp_path: Pa
     assert 0 < moved < 1e-4
 
 
+def test_a_row_that_the_model_fails_on_changes_nothing_and_the_next_step_is_made() -> None:
+    forest = trainer()
+    rows = sampled(forest, batch())
+    before = weights(forest)
+    unknown = rows[0].token_ids.copy()
+    unknown[0] = forest.vocabulary + 7
+    with pytest.raises(STEP_FAILURES):
+        step(forest, [msgspec.structs.replace(rows[0], token_ids=unknown), *rows[1:]])
+    assert all(torch.equal(before[name], value) for name, value in weights(forest).items())
+    fresh = trainer()
+    assert step(forest, rows)["grad_norm"] == pytest.approx(
+        step(fresh, sampled(fresh, rows))["grad_norm"], rel=1e-5
+    )
+
+
+def test_a_collapsed_entropy_stops_the_step_and_changes_nothing() -> None:
+    forest = trainer(algorithm={"entropy_stop_below": 50, "entropy_alarm_below": 60})
+    rows = sampled(forest, batch())
+    before = weights(forest)
+    with pytest.raises(EntropyCollapse) as raised:
+        step(forest, rows)
+    assert "algorithm.entropy_stop_below = 50" in str(raised.value)
+    assert "algorithm.entropy_bonus" in str(raised.value)
+    assert all(torch.equal(before[name], value) for name, value in weights(forest).items())
+
+
+def test_a_low_entropy_is_warned_of_and_trained() -> None:
+    forest = trainer(algorithm={"entropy_alarm_below": 60})
+    rows = sampled(forest, batch())
+    with structlog.testing.capture_logs() as lines:
+        metrics = step(forest, rows)
+    (line,) = [line for line in lines if "entropy is low" in line["event"]]
+    assert (line["log_level"], line["entropy"]) == ("warning", metrics["entropy"])
+    assert "optimizer.lr" in line["remedy"]
+
+
 def test_a_mini_batch_that_is_not_finite_is_passed_over() -> None:
     forest = trainer(algorithm={**DECOUPLED, "mini_batches": 2})
     rows = sampled(forest, batch())
@@ -524,6 +562,7 @@ def test_a_mini_batch_that_is_not_finite_is_passed_over() -> None:
     ]
     trained = forest.train([poisoned, rows[3:]], 1)
     assert trained.mini_batches == (False, True)
+    assert isinstance(trained.failures[0], StepNotFinite)
     assert all(map(np.isfinite, trained.metrics.values()))
 
 
