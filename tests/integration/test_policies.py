@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fulgurite.avro.codec import Codec
 from fulgurite.enums import ApplyOutcome, ArtifactFormat, FilterReason, LedgerTerm
 from fulgurite.events import LedgerEntry, LlmCall, PolicyApplied, PolicyUpdate
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TRAINING_LEDGER
+from fulgurite.versions import parse_version
 from services.cli.ledger import read_books
 from services.common.kafka.consumer import read_all
 from services.common.kafka.logged_calls import read_calls
@@ -97,6 +99,18 @@ def run_agents(stack: LocalStack, folder: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+def answering_version(stack: LocalStack, model: str) -> str | None:
+    """The version that answers a call with a plain key."""
+    body = {"model": model, "messages": [{"role": "user", "content": "?"}], "max_tokens": 4}
+    request = urllib.request.Request(
+        f"{stack.gateway_url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Authorization": f"Bearer {stack.secrets.api_key}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return reply.headers["x-fulgurite-version"]
+
+
 def applied(stack: LocalStack) -> set[str]:
     return {
         record.event.version
@@ -144,3 +158,14 @@ def test_each_role_of_an_agent_learns_by_an_adapter_of_its_own(tmp_path: Path) -
         assert {e.policy for e in entries if e.term is LedgerTerm.trained} == TRAINED
         assert {e.policy for e in entries if e.reason is FilterReason.frozen} == {"reader"}
         assert {e.reason for e in entries if e.policy == "reader"} == {FilterReason.frozen}
+        newest = max(parse_version(v) for v in applied(stack) if v.startswith("writer@"))
+
+    # A policy that is frozen after it was trained is served as it was.
+    run.write_text(RUN.replace('name = "writer"', 'name = "writer"\nfrozen = true'))
+    with LocalStack(options) as stack:
+        assert stack.serving.trained == ("critic",)
+        deadline = time.monotonic() + WAIT_S
+        while answering_version(stack, "writer") != str(newest):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert answering_version(stack, "reader") == "reader@0.0"
