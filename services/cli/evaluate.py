@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
@@ -13,21 +13,26 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fulgurite.enums import Mode
+from fulgurite.events import RouteTarget
+from fulgurite.learning.evaluation import ENOUGH_TASKS, MARGIN
 from fulgurite.versions import parse_version
 from services.cli.errors import report_errors
-from services.cli.gateway_models import GatewaySilent
+from services.cli.gate import Gate, rounds
+from services.cli.gateway_models import GatewaySilent, policy_of
 from services.cli.held_out import (
     Earned,
     Pair,
     held_out_rewards,
     is_version,
     pairs,
+    reason_of,
     task_id,
     tasks_of,
 )
 from services.cli.loading import loaded
-from services.cli.options import Weights
+from services.cli.options import Margin, MinTasks, Weights
 from services.cli.output import print_json, print_table
+from services.cli.routes import write_route
 from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.processes.errors import ProcessError
@@ -35,7 +40,7 @@ from services.common.runtime import logs
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
-from services.runner.command import Interrupted, new_run_id, run_command
+from services.runner.command import new_run_id, run_command
 from services.runner.errors import RunnerError
 from services.runner.options import RunOptions, read_rewards, read_weights
 from services.runner.progress import TerminalWatcher
@@ -87,10 +92,29 @@ def evaluate(
         bool,
         typer.Option(
             "--load",
-            help="Route --alias to each version while it is evaluated, so that backends load it. "
-            "Other agents get it too, unless it is an adapter.",
+            help="Route --alias to each version of full weights while it is evaluated, so that a "
+            "backend loads it. Other agents get it too. Adapters need no such route.",
         ),
     ] = False,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Go on until stopped: whenever N new versions of the policy behind --alias were "
+            "published, compare the newest with the one that --promote is routed to.",
+        ),
+    ] = None,
+    promote: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ALIAS",
+            help="With --every, route this alias to the newest version if it is not worse. It must "
+            "be another than --alias.",
+        ),
+    ] = None,
+    margin: Margin = MARGIN,
+    min_tasks: MinTasks = ENOUGH_TASKS,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Rollouts per task and model.")] = 1,
     concurrency: Annotated[int, typer.Option(min=1, help="Agent processes that run at once.")] = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many tasks.")] = None,
@@ -131,8 +155,8 @@ def evaluate(
     Each model answers every task, in mode `val`, which trains nothing. Agents are not changed: the
     gateway lets the model answer in place of --alias. Printed are the mean rewards with 95%
     intervals, and for each pair the difference on the same tasks, with its interval and a p by
-    flipping signs, corrected for the number of pairs. A version that no backend serves needs
-    --load.
+    flipping signs, corrected for the number of pairs. A version of full weights that no backend
+    serves needs --load.
 
     Exits 0 if every model has a mean, 3 if one has none, 1 if it cannot continue, 2 if the log
     cannot be read, 130 if it was stopped.
@@ -144,10 +168,10 @@ def evaluate(
         if read_log:
             earned = held_out_rewards(answering(KafkaSettings()), model or (), since, tasks)
         else:
-            if tasks is None or not model or not command or not reward:
+            if tasks is None or not (model or every) or not command or not reward:
                 raise BadArgument(
-                    "give --model, --tasks, --reward and, after `--`, the agent's command; or "
-                    "--from-log, which runs nothing"
+                    "give --model (or --every), --tasks, --reward and, after `--`, the agent's "
+                    "command; or --from-log, which runs nothing"
                 )
             options = RunOptions(
                 tasks=tasks,
@@ -166,7 +190,16 @@ def evaluate(
                 pass_environment=tuple(env or ()),
                 cwd=Path.cwd(),
             )
-            earned = _run_all(model, options, load=load)
+            if every is not None:
+                gate = Gate(
+                    policy=policy_of(alias),
+                    alias=_other(promote, alias),
+                    every=every,
+                    margin=margin,
+                    min_tasks=min_tasks,
+                )
+                _follow(gate, options, load=load, as_json=as_json)
+            earned = _run_all(model or (), options, load=load)
         compared = pairs(earned)
     if as_json:
         print_json(_as_json(earned, compared))
@@ -176,26 +209,71 @@ def evaluate(
         raise typer.Exit(USELESS)
 
 
+def _other(promote: str | None, alias: str) -> str:
+    """The alias to promote. Raises BadArgument if there is none, or it is the agents' own."""
+    if promote is None or promote == alias:
+        raise BadArgument(
+            f"--every needs --promote with another alias than --alias {alias}, to which the "
+            "learner's own rollouts go: add one to FULGURITE_ALIASES, for example prod=policy"
+        )
+    return promote
+
+
+def _follow(gate: Gate, options: RunOptions, *, load: bool, as_json: bool) -> NoReturn:
+    """Evaluate and promote versions as they come. Exits 130 when it is stopped."""
+    kafka = answering(KafkaSettings())
+    console = make_console(stderr=as_json)
+    with _measuring(options, kafka, load=load) as measure:
+        for one in rounds(kafka, gate, measure):
+            if as_json:
+                print_json({**_as_json(one.earned, [one.pair]), "why_not": one.why_not})
+            else:
+                _show(one.earned, [one.pair], console)
+            candidate = parse_version(one.pair.candidate)
+            if one.why_not is not None or one.pair.difference is None:
+                console.print(plain(f"{candidate} is not promoted: {one.why_not}"))
+                continue
+            reason = reason_of(one.pair.difference, one.pair.baseline)
+            target = RouteTarget(policy=gate.policy, version=str(candidate), weight=1.0)
+            write_route(kafka, gate.alias, (target,), reason)
+            console.print(plain(f"{gate.alias} is routed to {candidate}: {reason}"))
+    raise typer.Exit(INTERRUPTED)
+
+
 def _run_all(models: Sequence[str], options: RunOptions, *, load: bool) -> list[Earned]:
     """Run the agent on all tasks with each model. Exits 1 if that fails, 130 if it is stopped."""
+    with _measuring(options, answering(KafkaSettings()), load=load) as measure:
+        return [measure(model) for model in dict.fromkeys(models)]
+    raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def _measuring(
+    options: RunOptions, kafka: KafkaSettings, *, load: bool
+) -> Generator[Callable[[str], Earned]]:
+    """Yield what runs the agent on all tasks with a model. Leaves the block when it is stopped.
+
+    Raises BadArgument if a run cannot continue.
+    """
     logs.configure("runner", "WARNING")
     hide_from_other_processes()
     tasks = tasks_of(options.tasks)
-    kafka = answering(KafkaSettings())
+
+    def measure(model: str) -> Earned:
+        held = (
+            loaded(kafka, options.model, parse_version(model), _LOAD_WAIT_S, load=load)
+            if is_version(model)
+            else nullcontext()
+        )
+        with held:
+            return _earned(model, tasks, _run(model, options, kafka))
+
     try:
-        found: list[Earned] = []
-        for model in dict.fromkeys(models):
-            with (
-                loaded(kafka, options.model, parse_version(model), _LOAD_WAIT_S)
-                if load and is_version(model)
-                else contextlib.nullcontext()
-            ):
-                found.append(_earned(model, tasks, _run(model, options, kafka)))
-    except Interrupted as error:
-        raise typer.Exit(INTERRUPTED) from error
+        yield measure
+    except KeyboardInterrupt:
+        return
     except (RunnerError, ProcessError, GatewaySilent) as error:
         raise BadArgument(str(error)) from error
-    return found
 
 
 def _run(model: str, options: RunOptions, kafka: KafkaSettings) -> Summary:

@@ -74,6 +74,16 @@ def aliases_of_gateway() -> dict[str, str | None]:
     return {model.id: model.policy for model in models.data}
 
 
+def policy_of(alias: str) -> str:
+    """The policy that serves an alias without a route; of the same name if the gateway cannot be
+    asked.
+    """
+    try:
+        return aliases_of_gateway().get(alias) or alias
+    except GatewaySilent:
+        return alias
+
+
 def _key() -> str:
     settings = RunnerSettings()
     plain_keys = os.environ.get("FULGURITE_API_KEYS", "").split(",")

@@ -77,6 +77,11 @@ def pairs(earned: Sequence[Earned]) -> list[Pair]:
     ]
 
 
+def reason_of(difference: Difference, baseline: str) -> str:
+    """Why a version is promoted, for people who read its route."""
+    return f"{difference.estimate} against {baseline} on held-out tasks"
+
+
 def task_id(task: Task) -> str:
     """The task's JSON, in the one way in which tasks are compared."""
     return msgspec.json.encode(task, order="sorted").decode()

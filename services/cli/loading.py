@@ -6,8 +6,10 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import msgspec
+
 from fulgurite.events import RouteTarget
-from fulgurite.versions import Version
+from fulgurite.versions import Version, base_version
 from services.cli.gateway_models import is_served
 from services.cli.route_effect import RouteEffect
 from services.cli.route_targets import BadTarget, read_published
@@ -18,32 +20,48 @@ _POLL_S = 0.1
 
 
 @contextmanager
-def loaded(kafka: KafkaSettings, alias: str, version: Version, wait_s: float) -> Generator[None]:
-    """Route to a version until the block ends. Raises BadTarget if no backend loads it.
+def loaded(
+    kafka: KafkaSettings, alias: str, version: Version, wait_s: float, *, load: bool
+) -> Generator[None]:
+    """Hold a version at the backends until the block ends. Raises BadTarget if none loads it.
 
-    An adapter gets a share of 0. Full weights get the whole alias: a backend holds one version.
+    An adapter gets a share of 0. Full weights get the whole alias, as a backend holds one version,
+    and only if `load` says so.
     """
     published = read_published(kafka)
+    is_adapter = version.policy in published.adapters()
+    is_base = version == base_version(version.policy)
+    if is_base if is_adapter else not load:
+        yield
+        return
     wanted = RouteTarget(policy=version.policy, version=str(version), weight=1.0)
     published.check(wanted, {version.policy})
     before = last_routes(kafka).get(alias)
     targets = before.targets if before is not None else ()
-    routed = (wanted,)
-    if version.policy in published.adapters():
-        kept = targets or (RouteTarget(policy=version.policy, weight=1.0),)
-        unserved = RouteTarget(policy=version.policy, version=str(version), weight=0.0)
-        named = any(target.version == str(version) for target in kept)
-        routed = kept if named else (*kept, unserved)
     with RouteEffect(kafka, published) as effect:
-        write_route(kafka, alias, routed, f"evaluation of {version}")
+        routed = with_share_of_0(targets, wanted) if is_adapter else (wanted,)
+        ours = write_route(kafka, alias, routed, f"evaluation of {version}")
         try:
             if not effect.wait((wanted,), wait_s):
                 raise BadTarget(f"no backend has loaded {version}: see `fulgurite status`")
             _wait_for_gateway(version, time.monotonic() + wait_s)
             yield
         finally:
-            previous = before.previous if before is not None else ()
-            write_route(kafka, alias, targets, f"after the evaluation of {version}", previous)
+            # A route that somebody else has set since then stays.
+            if last_routes(kafka).get(alias) == ours:
+                previous = before.previous if before is not None else ()
+                reason = before.reason if before is not None else f"{version} is evaluated"
+                write_route(kafka, alias, targets, reason, previous)
+
+
+def with_share_of_0(
+    targets: tuple[RouteTarget, ...], wanted: RouteTarget
+) -> tuple[RouteTarget, ...]:
+    """A route's targets, and one that backends load and no rollout gets."""
+    kept = targets or (RouteTarget(policy=wanted.policy, weight=1.0),)
+    if any(target.version == wanted.version for target in kept):
+        return kept
+    return (*kept, msgspec.structs.replace(wanted, weight=0.0))
 
 
 def _wait_for_gateway(version: Version, deadline: float) -> None:

@@ -26,6 +26,18 @@ MemoryLimit = Annotated[
         help="Memory limit per reward process in MiB, on top of its imports; 0: no limit.",
     ),
 ]
+Margin = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        help="Largest loss of reward that a promotion accepts, held against the lower 95% bound of "
+        "the difference.",
+    ),
+]
+MinTasks = Annotated[
+    int,
+    typer.Option(min=2, help="Held-out tasks that both versions must have answered, to promote."),
+]
 RewardName = Annotated[
     str,
     typer.Option(

@@ -15,8 +15,9 @@ from fulgurite.events import PolicyUpdate, RouteTarget
 from fulgurite.learning.evaluation import ENOUGH_TASKS, MARGIN, shortcoming
 from fulgurite.versions import Version, parse_version
 from services.cli.errors import report_errors
-from services.cli.gateway_models import GatewaySilent, aliases_of_gateway
-from services.cli.held_out import Earned, held_out_rewards, pairs
+from services.cli.gateway_models import GatewaySilent, aliases_of_gateway, policy_of
+from services.cli.held_out import Earned, held_out_rewards, pairs, reason_of
+from services.cli.options import Margin, MinTasks
 from services.cli.output import print_json, print_table
 from services.cli.pull import pull
 from services.cli.route_targets import BadTarget, Published, read_published
@@ -160,17 +161,8 @@ def promote_version(
             "both answered (`fulgurite eval`).",
         ),
     ] = None,
-    margin: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Largest loss of reward that is accepted, held against the lower 95% bound of "
-            "the difference.",
-        ),
-    ] = MARGIN,
-    min_tasks: Annotated[
-        int, typer.Option(min=2, help="Held-out tasks that both must have answered.")
-    ] = ENOUGH_TASKS,
+    margin: Margin = MARGIN,
+    min_tasks: MinTasks = ENOUGH_TASKS,
     tasks: Annotated[
         Path | None, typer.Option(help="Count only the held-out tasks in this file.")
     ] = None,
@@ -229,7 +221,7 @@ def roll_back(
     with report_errors("policy rollback"):
         kafka = answering(KafkaSettings())
         published, route = read_published(kafka), last_routes(kafka).get(alias)
-        policy = _policy_of(alias) if route is None else ""
+        policy = policy_of(alias) if route is None else ""
         targets = former_targets(published, route, policy)
         took_effect = change_route(kafka, alias, targets, reason or "rolled back by hand", wait)
     if not took_effect:
@@ -246,7 +238,7 @@ def _held_to(earned: Sequence[Earned], margin: float, min_tasks: int, reason: st
             f"{plain(pair.baseline)} on held-out tasks: {plain(why_not)}"
         )
         raise typer.Exit(_NOT_GOOD_ENOUGH)
-    found = f"{pair.difference.estimate} against {pair.baseline} on held-out tasks"
+    found = reason_of(pair.difference, pair.baseline)
     return found if reason is None else f"{reason}: {found}"
 
 
@@ -262,16 +254,6 @@ def _alias_of(policy: str) -> str:
             "alias with --alias"
         )
     return found[0]
-
-
-def _policy_of(alias: str) -> str:
-    """The policy that serves an alias without a route; of the same name if the gateway cannot be
-    asked.
-    """
-    try:
-        return aliases_of_gateway().get(alias) or alias
-    except GatewaySilent:
-        return alias
 
 
 def _config(published: Published, version: Version) -> Any:

@@ -121,8 +121,8 @@ def write_route(
     targets: tuple[RouteTarget, ...],
     reason: str,
     previous: tuple[RouteTarget, ...] | None = None,
-) -> None:
-    """Write an alias's route. Raises LogUnavailable.
+) -> PolicyRoute:
+    """Write an alias's route and return it. Raises LogUnavailable.
 
     `previous`: what a rollback returns to; None: the targets that the route replaces.
     """
@@ -143,6 +143,7 @@ def write_route(
         producer.publish_sync(POLICY_ROUTES, alias, event)
     finally:
         producer.close()
+    return event
 
 
 def _shown(target: RouteTarget) -> str:

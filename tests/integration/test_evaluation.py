@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import uuid
@@ -17,22 +18,24 @@ import pytest
 import pytest_asyncio
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import ApplyOutcome
-from fulgurite.events import PolicyApplied
-from fulgurite.topics import POLICY_APPLIED
+from fulgurite.enums import ApplyOutcome, UpdateKind
+from fulgurite.events import Event, PolicyApplied, PolicyUpdate, RouteTarget
+from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, Topic
+from services.cli.routes import last_routes, write_route
 from services.common.kafka.producer import EventProducer
 from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway
-from tests.integration.stub_upstream import Stub
+from tests.integration.stub_upstream import Stub, running_stub
 from tests.integration.test_runner import ASKS, ROOT, environment_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
 REWARDS = """
-def by_policy(episode):
+def score(episode):
     number = int(episode.task["reference"])
-    return number % 2 if episode.calls[0].policy else 1.0
+    call = episode.calls[0]
+    return number % 2 if call.policy and call.version_first == "policy@1.4" else 1.0
 """
 TASKS = [{"question": f"question {number}", "reference": str(number)} for number in range(4)]
 
@@ -41,12 +44,20 @@ TASKS = [{"question": f"question {number}", "reference": str(number)} for number
 async def gateway(
     kafka: LocalKafka, stub: Stub, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncGenerator[Gateway]:
-    """It serves `policy@0.0` as `policy`, and another model as `other`."""
+    """Its two backends serve `policy@1.4` and `policy@1.5`; it has another model, `other`."""
     settings = kafka_settings(kafka.bootstrap_servers, f"t{uuid.uuid4().hex[:12]}.")
     folder = tmp_path_factory.mktemp("gateway")
     upstreams = json.dumps({"other": {"base_url": stub.url}})
-    async with running_gateway(settings, stub.url, folder, FULGURITE_UPSTREAMS=upstreams) as run:
-        yield run
+    stub.reset(version="policy@1.4")
+    async with running_stub() as west:
+        west.reset(version="policy@1.5")
+        backends = f"east={stub.url},west={west.url}"
+        async with running_gateway(
+            settings, backends, folder, FULGURITE_UPSTREAMS=upstreams
+        ) as running:
+            for backend, version in (("east", "policy@1.4"), ("west", "policy@1.5")):
+                await publish(running, POLICY_APPLIED, applied(backend, version))
+            yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -63,6 +74,58 @@ async def aggregator(
     )
     yield
     await asyncio.to_thread(process.end, 20)
+
+
+def applied(backend: str, version: str) -> PolicyApplied:
+    return PolicyApplied(
+        event_id=backend,
+        event_time=1,
+        policy="policy",
+        backend=backend,
+        engine_id="e",
+        version=version,
+        outcome=ApplyOutcome.applied,
+        seconds=0.1,
+    )
+
+
+def update(step: int, kind: UpdateKind = UpdateKind.update) -> PolicyUpdate:
+    return PolicyUpdate(
+        event_id=f"{kind}{step}",
+        event_time=1,
+        policy="policy",
+        kind=kind,
+        epoch=1,
+        step=step,
+        version=f"policy@1.{step}" if kind is UpdateKind.update else None,
+        learner_id="l",
+        trained_actions=1,
+    )
+
+
+async def publish(gateway: Gateway, topic: Topic, *events: Event) -> None:
+    producer = EventProducer(gateway.kafka, Codec(), "test")
+    for event in events:
+        await producer.publish(topic, "policy", event)
+    producer.close()
+
+
+def write_task_files(folder: Path) -> None:
+    (folder / "rewards.py").write_text(REWARDS)
+    (folder / "agent.py").write_text(ASKS)
+    (folder / "held-out.jsonl").write_text("\n".join(map(json.dumps, TASKS)))
+
+
+def started(command: list[str], gateway: Gateway, folder: Path) -> subprocess.Popen[bytes]:
+    """A process whose output goes to the file `output`."""
+    with (folder / "output").open("w") as output:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment_of(gateway, FULGURITE_DATA_DIR=str(folder)),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
 
 
 async def fulgurite(gateway: Gateway, folder: Path, *words: str, code: int = 0) -> str:
@@ -83,29 +146,12 @@ async def fulgurite(gateway: Gateway, folder: Path, *words: str, code: int = 0) 
 async def test_models_answer_the_same_tasks_in_place_of_the_agents_own(
     gateway: Gateway, stub: Stub, aggregator: None, tmp_path: Path
 ) -> None:
-    stub.reset(version="policy@1.4")
-    producer = EventProducer(gateway.kafka, Codec(), "test")
-    applied = PolicyApplied(
-        event_id="a",
-        event_time=1,
-        policy="policy",
-        backend="vllm",
-        engine_id="e",
-        version="policy@1.4",
-        outcome=ApplyOutcome.applied,
-        seconds=0.1,
-    )
-    await producer.publish(POLICY_APPLIED, "policy", applied)
-    producer.close()
-    (tmp_path / "rewards.py").write_text(REWARDS)
-    (tmp_path / "agent.py").write_text(ASKS)
-    (tmp_path / "held-out.jsonl").write_text("\n".join(map(json.dumps, TASKS)))
-
+    write_task_files(tmp_path)
     models = ("--model", "policy@1.4", "--model", "other")
     found: dict[str, Any] = json.loads(
         await fulgurite(
             gateway, tmp_path, "eval", *models, "--tasks", "held-out.jsonl",
-            "--reward", "rewards.py:by_policy", "--json", "--", "python", "agent.py",
+            "--reward", "rewards.py:score", "--json", "--", "python", "agent.py",
         )
     )  # fmt: skip
     version, other = found["models"]
@@ -129,17 +175,51 @@ async def test_models_answer_the_same_tasks_in_place_of_the_agents_own(
     assert "no task in common" in refused
 
 
+async def test_new_versions_are_compared_with_the_promoted_one_until_stopped(
+    gateway: Gateway, aggregator: None, tmp_path: Path
+) -> None:
+    write_task_files(tmp_path)
+    claim = update(0, UpdateKind.claim)
+    await publish(gateway, POLICY_UPDATES, claim, update(4), update(5))
+    target = RouteTarget(policy="policy", version="policy@1.4", weight=1.0)
+    await asyncio.to_thread(write_route, gateway.kafka, "prod", (target,), "the first")
+    command = [
+        sys.executable, "-P", "-m", "services.cli.main", "eval", "--every", "2", "--promote",
+        "prod", "--margin", "1", "--min-tasks", "4", "--tasks", "held-out.jsonl", "--reward",
+        "rewards.py:score", "--", "python", "agent.py",
+    ]  # fmt: skip
+    process = started(command, gateway, tmp_path)
+    try:
+        while "is routed to policy@1.5" not in (tmp_path / "output").read_text():
+            assert process.poll() is None, (tmp_path / "output").read_text()
+            await asyncio.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(process.wait, 60) == 130
+    finally:
+        process.kill()
+    route = (await asyncio.to_thread(last_routes, gateway.kafka))["prod"]
+    (promoted,) = route.targets
+    assert promoted.version == "policy@1.5"
+    assert "0.500" in route.reason
+    assert "against policy@1.4 on held-out tasks" in route.reason
+    assert route.previous == (target,)
+
+
 async def test_what_cannot_be_run_is_refused(
     gateway: Gateway, aggregator: None, tmp_path: Path
 ) -> None:
-    (tmp_path / "rewards.py").write_text(REWARDS)
-    (tmp_path / "held-out.jsonl").write_text(json.dumps(TASKS[0]))
+    write_task_files(tmp_path)
     assert "--from-log" in await fulgurite(gateway, tmp_path, "eval", "--model", "policy", code=1)
     missing = await fulgurite(
         gateway, tmp_path, "eval", "--model", "policy@7.7", "--tasks", "held-out.jsonl",
-        "--reward", "rewards.py:by_policy", "--", "python", "agent.py", code=1,
+        "--reward", "rewards.py:score", "--", "python", "agent.py", code=1,
     )  # fmt: skip
     assert "No backend serves this version now" in missing
+    same = await fulgurite(
+        gateway, tmp_path, "eval", "--every", "1", "--promote", "policy", "--tasks",
+        "held-out.jsonl", "--reward", "rewards.py:score", "--", "python", "agent.py", code=1,
+    )  # fmt: skip
+    assert "another alias" in same
 
 
 async def test_a_recorded_rollout_becomes_a_task(gateway: Gateway, tmp_path: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import ArtifactFormat, UpdateKind
-from fulgurite.events import Artifact, PolicyUpdate, RouteTarget
+from fulgurite.enums import ApplyOutcome, ArtifactFormat, UpdateKind
+from fulgurite.events import Artifact, PolicyApplied, PolicyRoute, PolicyUpdate, RouteTarget
 from fulgurite.topics import POLICY_APPLIED, POLICY_ROUTES, POLICY_UPDATES
+from fulgurite.versions import parse_version
+from services.cli.loading import loaded
 from services.cli.main import app
 from services.cli.routes import last_routes, write_route
+from services.common.kafka.consumer import read_all
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.kafka.topic_admin import create_topic
@@ -82,7 +87,7 @@ class Deployment:
         return done.output
 
 
-def version(step: int, folder: Path) -> PolicyUpdate:
+def version(step: int, folder: Path, kind: ArtifactFormat = ArtifactFormat.full) -> PolicyUpdate:
     file = folder / f"1.{step}" / "model.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"weights %d" % step)
@@ -100,7 +105,7 @@ def version(step: int, folder: Path) -> PolicyUpdate:
             uri=file.as_uri(),
             sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
             size=file.stat().st_size,
-            format=ArtifactFormat.full,
+            format=kind,
         ),
         trained_actions=10 * step,
         metrics={"reward_mean": step / 10},
@@ -145,3 +150,91 @@ def test_versions_are_listed_shown_pulled_promoted_and_rolled_back(
     policy("rollback", "policy")
     assert last_routes(settings)["policy"].targets == (target("policy@1.3"),)
     log.close()
+
+
+@contextlib.contextmanager
+def applier(settings: KafkaSettings, producer: EventProducer) -> Generator[list[PolicyRoute]]:
+    """Reports each version that a route names as served. Yields the routes, as they come."""
+    seen: list[PolicyRoute] = []
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.is_set():
+            events = [record.event for record in read_all(settings, POLICY_ROUTES, Codec())]
+            for event in events[len(seen) :]:
+                assert isinstance(event, PolicyRoute)
+                seen.append(event)
+                for named in (one.version for one in event.targets if one.version):
+                    producer.publish_sync(POLICY_APPLIED, "policy", applied(named))
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def applied(version: str) -> PolicyApplied:
+    return PolicyApplied(
+        event_id=f"applied {version}",
+        event_time=1,
+        policy="policy",
+        backend="vllm",
+        engine_id="e",
+        version=version,
+        outcome=ApplyOutcome.applied,
+        seconds=0.1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "held"),
+    [
+        (ArtifactFormat.full, (target("policy@1.1"),)),
+        (
+            ArtifactFormat.lora,
+            (target("policy@1.2"), RouteTarget(policy="policy", version="policy@1.1", weight=0.0)),
+        ),
+    ],
+)
+def test_a_version_is_held_while_it_is_evaluated_and_the_route_is_put_back(
+    settings: KafkaSettings,
+    producer: EventProducer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: ArtifactFormat,
+    held: tuple[RouteTarget, ...],
+) -> None:
+    def is_served(_: str) -> bool:
+        return True
+
+    monkeypatch.setattr("services.cli.loading.is_served", is_served)
+    create_topic(settings, POLICY_APPLIED)
+    log = PolicyLog(settings, Codec(), producer, "policy", "learner")
+    log.acquire_epoch(0, "{}")
+    log.publish([version(step, tmp_path / "policy", kind) for step in (1, 2)])
+    log.close()
+    producer.publish_sync(POLICY_APPLIED, "policy", applied("policy@1.2"))
+    write_route(settings, "policy", (target("policy@1.1"),), "first")
+    write_route(settings, "policy", (target("policy@1.2"),), "second")
+    before = last_routes(settings)["policy"]
+    wanted = parse_version("policy@1.1")
+    with applier(settings, producer):
+        with loaded(settings, "policy", wanted, 30.0, load=True):
+            assert last_routes(settings)["policy"].targets == held
+        after = last_routes(settings)["policy"]
+        assert (after.targets, after.reason, after.previous) == (
+            before.targets,
+            before.reason,
+            before.previous,
+        )
+        with loaded(settings, "policy", wanted, 30.0, load=True):
+            write_route(settings, "policy", (target("policy@1.1"),), "by somebody else")
+        assert last_routes(settings)["policy"].reason == "by somebody else"
+
+
+def test_full_weights_are_not_loaded_unasked(settings: KafkaSettings) -> None:
+    with loaded(settings, "policy", parse_version("policy@1.1"), 1.0, load=False):
+        assert last_routes(settings) == {}

@@ -1,6 +1,6 @@
 """What `fulgurite policy` says of versions, what it copies, and where a rollback goes."""
 
-# transformers is annotated in part only.
+# peft and transformers are annotated in part only.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fulgurite.enums import ArtifactFormat, UpdateKind
@@ -22,6 +23,7 @@ from services.cli.route_targets import BadTarget, Published
 from services.cli.versions import former_targets, listed, named_version, shares
 from services.learner.artifacts import ArtifactStore
 from services.local_stack.model import tiny_model
+from tests.integration.lora_adapter import Adapter
 
 
 def update(step: int, artifact: Artifact | None = None) -> PolicyUpdate:
@@ -80,6 +82,17 @@ def test_a_pulled_folder_is_the_model(version: PolicyUpdate, tmp_path: Path) -> 
     assert torch.equal(mine, base)
     template = AutoTokenizer.from_pretrained(tiny_model()).chat_template
     assert AutoTokenizer.from_pretrained(folder).chat_template == template
+
+
+def test_a_pulled_adapter_is_the_adapter(tmp_path: Path) -> None:
+    adapter = Adapter(tmp_path / "artifacts" / "policy" / "1.1", seed=1)
+    pull(update(1, adapter.artifact()), tmp_path / "mine")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model(), dtype=torch.float32)
+    tokens = torch.tensor([[5, 17, 99, 3]])
+    with torch.no_grad():
+        mine = PeftModel.from_pretrained(base, tmp_path / "mine")(tokens).logits
+        merged = adapter.model(tokens).logits
+    torch.testing.assert_close(mine, merged, atol=1e-4, rtol=0)
 
 
 def test_a_damaged_version_is_not_pulled(version: PolicyUpdate, tmp_path: Path) -> None:

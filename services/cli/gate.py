@@ -1,0 +1,86 @@
+"""Evaluates new versions as they are published, and promotes those that are not worse."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import msgspec
+
+from fulgurite.events import PolicyRoute
+from fulgurite.learning.evaluation import shortcoming
+from fulgurite.versions import Version, base_version, parse_version
+from services.cli.held_out import Earned, Pair, pairs
+from services.cli.route_targets import read_published
+from services.cli.routes import last_routes
+from services.common.kafka.settings import KafkaSettings
+
+_POLL_S = 5.0
+
+
+class Gate(msgspec.Struct, frozen=True, kw_only=True):
+    """What is evaluated when, and what is good enough."""
+
+    policy: str
+    alias: str
+    """Alias whose route names the version to beat."""
+    every: int
+    """New versions between two evaluations."""
+    margin: float
+    min_tasks: int
+
+
+class Round(msgspec.Struct, frozen=True):
+    """One evaluation of a new version."""
+
+    earned: tuple[Earned, Earned]
+    """The version to beat, and the new one."""
+    pair: Pair
+    why_not: str | None
+    """Why the new one is not to be promoted."""
+
+
+def rounds(kafka: KafkaSettings, gate: Gate, measure: Callable[[str], Earned]) -> Iterator[Round]:
+    """Yield an evaluation whenever `every` new versions were published; never ends.
+
+    Whoever takes it promotes the version, or not, before the next one. Versions are measured once.
+    Raises LogUnavailable, and what `measure` raises.
+    """
+    measured: dict[str, Earned] = {}
+    seen = 0
+    while True:
+        fold = read_published(kafka).folds.get(gate.policy)
+        if fold is None or len(fold.updates) - seen < gate.every:
+            time.sleep(_POLL_S)
+            continue
+        seen = len(fold.updates)
+        candidate, baseline = fold.version(), promoted(last_routes(kafka), gate)
+        if candidate != baseline:
+            yield evaluated(gate, baseline, candidate, measured, measure)
+
+
+def evaluated(
+    gate: Gate,
+    baseline: Version,
+    candidate: Version,
+    measured: dict[str, Earned],
+    measure: Callable[[str], Earned],
+) -> Round:
+    """Measure two versions, unless they are in `measured`, and compare them."""
+    for version in map(str, (baseline, candidate)):
+        if version not in measured:
+            measured[version] = measure(version)
+    earned = measured[str(baseline)], measured[str(candidate)]
+    (pair,) = pairs(earned)
+    return Round(earned, pair, shortcoming(pair.difference, gate.margin, gate.min_tasks))
+
+
+def promoted(routes: Mapping[str, PolicyRoute], gate: Gate) -> Version:
+    """The version with the greatest share of the alias; the base model where none is named."""
+    route = routes.get(gate.alias)
+    named = [
+        (target.weight, target.version)
+        for target in (route.targets if route is not None else ())
+        if target.policy == gate.policy and target.version is not None and target.weight > 0
+    ]
+    return parse_version(max(named)[1]) if named else base_version(gate.policy)
