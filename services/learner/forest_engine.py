@@ -15,13 +15,14 @@ the non-tensor entry `share_prefixes=False` verl computes row by row, with `temp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
 from verl.utils import tensordict_utils as tu
 from verl.utils.torch_dtypes import PrecisionType
@@ -62,6 +63,22 @@ class ForestEngine(FSDPEngineWithLMHead):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         return module
+
+    @contextmanager
+    def disable_adapter(self) -> Generator[None]:
+        """Compute without the adapter.
+
+        PEFT's own way also switches `requires_grad` off and on again. FSDP exchanges the parameters
+        in between, so that some would stay off and not be trained any more.
+        """
+        layers = [one for one in self.module.modules() if isinstance(one, BaseTunerLayer)]
+        for layer in layers:
+            layer._disable_adapters = True  # pyright: ignore[reportPrivateUsage]
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False  # pyright: ignore[reportPrivateUsage]
 
     def optimizer_step(self) -> float:
         """Make the step and return the gradient's norm.

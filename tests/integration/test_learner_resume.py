@@ -100,7 +100,7 @@ class Learner:
             producer.publish_sync(TRAJECTORIES, made.group_id, made)
         producer.close()
 
-    def start(self, *command: str, every_steps: int = 1) -> None:
+    def start(self, *command: str, every_steps: int = 1, **settings: str) -> None:
         self._starts += 1
         environment = {
             **os.environ,
@@ -115,6 +115,7 @@ class Learner:
             "FULGURITE__DRIFT__STOP__ESS": "0",
             "OMP_NUM_THREADS": "1",
             "FULGURITE__CHECKPOINT__EVERY_STEPS": str(every_steps),
+            **settings,
         }
         self.process = ChildProcess(
             [sys.executable, "-m", *command],

@@ -193,7 +193,23 @@ def test_the_reference_of_the_kl_is_the_model_without_its_adapter() -> None:
     found = step(lora, rows)
     assert found["kl"] == pytest.approx(expected, rel=1e-3)
     assert found["loss"] == pytest.approx(found["policy_loss"] + 0.5 * found["kl"], rel=1e-4)
-    assert found["grad_norm"] > 0, "the adapter is on again"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_adapter_is_trained_whatever_was_computed_first(dtype: str) -> None:
+    """Its reference, with the adapter off, or its own log-probabilities."""
+    gradients: list[dict[str, torch.Tensor]] = []
+    for computes_before in (True, False):
+        lora = shaken(adapted(algorithm={"kl": 0.5}, engine={"dtype": dtype}))
+        if computes_before:
+            lora.row_logprobs(batch())
+        gradients.append(step_with_gradients(lora, batch())[1])
+        assert step_with_gradients(lora, batch())[1].keys() == gradients[-1].keys()
+    one, other = gradients
+    assert one.keys() == other.keys()
+    for name, gradient in one.items():
+        assert gradient.dtype is torch.float32
+        torch.testing.assert_close(gradient, other[name])
 
 
 def test_a_loaded_adapter_goes_on_as_the_saved_one_and_its_checkpoint_is_small(
