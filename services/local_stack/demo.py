@@ -324,6 +324,8 @@ def starting(console: Console) -> Generator[OnReady]:
     tasks = {name: progress.add_task(f"starting {name}", total=1) for name in PARTS}
 
     def on_ready(name: str, seconds: float) -> None:
+        # Of several policies each has a learner, and of several backends each an applier.
+        name = name.partition("-")[0]
         if not name:
             progress.stop()
         elif name in tasks:

@@ -107,6 +107,27 @@ def test_a_pulse_is_worth_something_while_its_stack_runs(
     ]
 
 
+def test_each_of_several_learners_has_a_pulse_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FULGURITE_DATA_DIR", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    for name in ("learner-policy", "learner"):
+        (tmp_path / "run" / f"{name}.pulse").touch()
+    long_ago = time.time() - 10_000
+    os.utime(tmp_path / "run" / "learner.pulse", (long_ago, long_ago))
+    lock = StackLock(tmp_path)
+    lock.acquire()
+    try:
+        (own,) = learners(progress([update(0)]))
+        assert own.alive is True
+        (tmp_path / "run" / "learner-policy.pulse").unlink()
+        (shared,) = learners(progress([update(0)]))
+        assert shared.alive is False
+    finally:
+        lock.release()
+
+
 @given(st.integers(0, 10**9))
 def test_how_long_ago(seconds: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
