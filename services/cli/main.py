@@ -45,6 +45,14 @@ COMMANDS = {
         "services.cli.train:train",
         "Train a policy on a topic of trajectories until stopped.",
     ),
+    "sft": (
+        "services.cli.offline:sft",
+        "Train a policy on the best episodes in the log, without running agents.",
+    ),
+    "dpo": (
+        "services.cli.offline:dpo",
+        "Train a policy on pairs of better and worse episodes in the log, without running agents.",
+    ),
     "try": (
         "services.cli.try_reward:try_reward",
         "Compare reward functions on recorded episodes; write nothing.",

@@ -29,6 +29,7 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: str
     topic: str
+    """Empty if the policy was only trained offline; so is the id."""
     topic_id: str
     """Kafka's id of the topic; it changes when a topic is deleted and created again."""
     epoch: int

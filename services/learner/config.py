@@ -364,6 +364,45 @@ class PublishConfig(Section):
     that a rollback would return to, keep them too."""
 
 
+class OfflineConfig(Section):
+    """What `fulgurite sft` and `fulgurite dpo` have in common."""
+
+    epochs: int = Field(default=1, ge=1)
+    """Passes over what was chosen; each ends with a version."""
+    batch_size: int = Field(default=8, ge=1)
+    """Episodes (SFT) or pairs (DPO) in one optimizer step."""
+    modes: tuple[Literal["train", "live"], ...] = Field(default=("train",), min_length=1)
+    """Modes of the rollouts: `train` and `live`. Rollouts of mode `val` are never trained."""
+    rows_of: str | None = None
+    """Another policy, whose trajectories are trained on; without it `policy.rows_of`, or the policy
+    itself."""
+
+
+class SftConfig(OfflineConfig):
+    """What `fulgurite sft` trains on."""
+
+    top_k: int = Field(default=1, ge=1)
+    """Most episodes of a group, the best-rewarded first."""
+    min_reward: float | None = None
+    """Least reward of an episode. Without it, a reward above the lowest of its group; a rollout
+    without a group then has nothing to be compared with."""
+
+
+class DpoConfig(OfflineConfig):
+    """What `fulgurite dpo` trains on, and how."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """How strongly the policy is held to the reference: larger values hold it more."""
+    margin: float = Field(default=0.0, ge=0)
+    """Least difference of the rewards of a pair. Equal rewards are never a pair."""
+    pairs_per_group: int = Field(default=1, ge=1)
+    """Most pairs of a group, the widest first. An episode is in one pair at most."""
+    compare: Literal["episode", "first_action"] = "episode"
+    """What is compared: all actions of the two episodes, or the first of each."""
+    reference: Literal["parent", "base"] = "parent"
+    """What the policy is held to: the version that the command starts from, or the base model."""
+
+
 class RunConfig(Section):
     """A whole run of one policy."""
 
@@ -375,6 +414,8 @@ class RunConfig(Section):
     drift: DriftConfig = DriftConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     publish: PublishConfig = PublishConfig()
+    sft: SftConfig = SftConfig()
+    dpo: DpoConfig = DpoConfig()
 
     def resolved(self) -> str:
         """Every key with its value, as JSON: what the claim of an epoch records."""

@@ -52,7 +52,7 @@ from services.learner.rows import oddity, permuted, without_actions
 from services.learner.settings import LearnerSettings
 from services.learner.source import TrajectorySource, trainable
 from services.learner.stepping import MakesSteps, Stepped, Stepping
-from services.learner.versions import HasWeights, PolicyVersions, Progress
+from services.learner.versions import NOTHING_READ, HasWeights, PolicyVersions, Progress
 
 _READ_TIMEOUT_S = 0.2
 _SETTLE_AFTER_S = 1.0
@@ -290,11 +290,9 @@ class Learner:
         self._source.show(positions)
 
     def _check_ours(self, state: CheckpointState) -> None:
-        if (state.policy, state.topic, state.topic_id) != (
-            self.config.policy.name,
-            self.config.policy.topic,
-            self._topic_id,
-        ):
+        read = (state.topic, state.topic_id)
+        known = (self.config.policy.topic, self._topic_id)
+        if state.policy != self.config.policy.name or read not in (known, NOTHING_READ[:2]):
             raise CheckpointForeign(
                 f"the checkpoint in {self.settings.data_dir} is of policy {state.policy} on topic "
                 f"{state.topic} ({state.topic_id}), but this learner trains "

@@ -60,7 +60,7 @@ class Objective:
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Compute loss and metrics from nested log-probabilities and a micro-batch, for verl."""
         longest = int(data["input_ids"].offsets().diff().max())
-        dense = functools.partial(_dense, longest=longest)
+        dense = functools.partial(dense_rows, longest=longest)
         mask = dense(data["loss_mask"]).bool()
         logprobs = dense(model_output["log_probs"])
         weights = dense(data["weights"])
@@ -149,8 +149,8 @@ def _verl_config(config: RunConfig) -> ActorConfig:
     )
 
 
-def _dense(nested: torch.Tensor, *, longest: int) -> torch.Tensor:
-    """(row, T) nested → (row, longest), padded with 0, as verl's losses take it."""
+def dense_rows(nested: torch.Tensor, *, longest: int) -> torch.Tensor:
+    """Pad nested (row, T) with 0 to (row, longest), as verl's losses take it."""
     rows = nested.float() if nested.dtype is torch.bool else nested
     # The size is given, because nested tensors from autograd no longer know it.
     return torch.nested.to_padded_tensor(rows, 0.0, output_size=(rows.shape[0], longest))

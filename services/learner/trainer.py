@@ -77,7 +77,6 @@ class Trainer:
         check_model(config.policy.model, forest=self._by_forest)
         torch.manual_seed(config.engine.seed)
         self._worker = _worker(config, self.device)
-        self._worker.engine.before_step = self._objective.check_step
         self._is_adapter = config.policy.weights.train == "lora"
         needs_reference = config.algorithm.kl > 0 and not self._is_adapter
         self._reference = _worker(config, self.device) if needs_reference else None
@@ -185,11 +184,33 @@ class Trainer:
         return drift
 
     def _step(self, mini_batch: _Prepared) -> dict[str, float]:
+        self._objective.begin(rows=len(mini_batch.rows))
+        self._worker.engine.before_step = self._objective.check_step
+        metrics = self._run(mini_batch, self._objective)
+        return metrics | self._objective.metrics()
+
+    def fit(self, rows: Sequence[TrainRow], step: int) -> dict[str, float]:
+        """Make an optimizer step that makes trained tokens likelier, by their weights; those with a
+        negative weight less likely.
+
+        `step` counts from 1, for the learning rate. Raises StepNotFinite; then no weight was
+        changed.
+        """
+        from services.learner.likelihood import weighted_sft_loss
+
+        self._set_optimizer(step)
+        bins, filled = _filled(rows, self.config.engine.micro_batch_tokens)
+        # A loss that is not finite has no finite gradient, which the engine refuses by itself.
+        self._worker.engine.before_step = None
+        metrics = self._run(_Prepared(rows, filled, bins, _fields(filled)), weighted_sft_loss)
+        return metrics | {"lr": self.config.optimizer.lr_at(step)}
+
+    def _run(self, mini_batch: _Prepared, loss: Any) -> dict[str, float]:
+        """Have the engine make a step by a loss, in verl's form."""
         rows, filled, bins = mini_batch.rows, mini_batch.filled, mini_batch.bins
-        self._objective.begin(rows=len(rows))
-        self._worker.set_loss_fn(self._objective)
+        self._worker.set_loss_fn(loss)
         result = self._worker.train_batch(
-            self._batch(mini_batch.fields, bins, calculate_entropy=True)
+            self._batch(mini_batch.fields, bins, calculate_entropy=loss is self._objective)
         )
         from verl.utils import tensordict_utils as tu
 
@@ -197,7 +218,6 @@ class Trainer:
         return {
             "loss": float(metrics["loss"]),
             "grad_norm": float(metrics["grad_norm"]),
-            **self._objective.metrics(),
             "forest_tokens": float(
                 sum(
                     len(build([filled[i].token_ids for i in b], [filled[i].trained for i in b]))

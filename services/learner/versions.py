@@ -75,6 +75,10 @@ class Progress(NamedTuple):
     """Groups settled at or above the positions: id → (partition, last offset)."""
 
 
+NOTHING_READ = Progress("", "", (), {})
+"""Of a policy that was only trained offline."""
+
+
 class PolicyVersions:
     """The newest version of one policy, and how the next one is made. Not thread-safe."""
 

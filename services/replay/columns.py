@@ -1,12 +1,21 @@
-"""Defines the Arrow schemas: trajectories for analysis and `datasets`, and an archive's records."""
+"""Defines the Arrow schemas: trajectories for analysis and `datasets`, and an archive's records.
+
+Rows can be read back as events; what has no column is left out.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fulgurite.events import Action, Tombstone, Trajectory
-from fulgurite.tokens import unpack_ids, unpack_logprobs
-from services.replay.parquet import arrow
+from fulgurite.tokens import pack_ids, pack_logprobs, unpack_ids, unpack_logprobs
+from services.replay.errors import BadArchive, NotFound
+from services.replay.parquet import arrow, read_rows
 
 
 def ROWS() -> Any:
@@ -96,6 +105,56 @@ def row_of(row: Trajectory | Tombstone) -> dict[str, Any]:
         "token_ids": unpack_ids(row.token_ids).tolist(),
         "actions": [_action(action) for action in row.actions],
     }
+
+
+def rows_in(folder: Path) -> Iterator[Trajectory | Tombstone]:
+    """Yield the rows of a folder that `fulgurite export parquet` or `fulgurite replay` wrote.
+
+    Raises NotFound if it has none, BadArchive for other files.
+    """
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise NotFound(
+            f"{folder} has no Parquet files; `fulgurite export parquet {folder}` writes them"
+        )
+    names = ROWS().names
+    for file in files:
+        for columns in read_rows(file, names):
+            yield event_of(columns, file)
+
+
+def event_of(columns: Mapping[str, Any], file: Path) -> Trajectory | Tombstone:
+    """Convert columns back into a trajectory or a tombstone. Raises BadArchive."""
+    kind = Trajectory if columns.get("kind") == "trajectory" else Tombstone
+    try:
+        return msgspec.convert(_fields(columns, kind), kind, builtin_types=(bytes,))
+    except (KeyError, msgspec.ValidationError) as error:
+        raise BadArchive(
+            f"{file} has a row that is no {kind.__name__} ({error}); export it again"
+        ) from error
+
+
+def _fields(columns: Mapping[str, Any], kind: type[Trajectory | Tombstone]) -> dict[str, Any]:
+    fields = {name: value for name, value in columns.items() if value is not None}
+    for name in ("event_time", "group_started_at"):
+        fields[name] = _milliseconds(fields[name])
+    if kind is Trajectory:
+        fields["trajectory_id"] = fields["event_id"]
+        fields["token_ids"] = pack_ids(fields["token_ids"])
+        fields["rewards"] = {one["name"]: one["value"] for one in fields["rewards"]}
+        fields["actions"] = [_packed(action) for action in fields["actions"]]
+    return fields
+
+
+def _packed(action: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {name: value for name, value in action.items() if value is not None}
+    if "logprobs" in fields:
+        fields["logprobs"] = pack_logprobs(fields["logprobs"])
+    return {"agent": ""} | fields
+
+
+def _milliseconds(time: datetime) -> int:
+    return round(time.timestamp() * 1000)
 
 
 def _action(action: Action) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""Puts an offline run together, as `services.learner.main` does a learner: model, log, files."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+from services.common.kafka.codec import make_codec
+from services.common.kafka.producer import EventProducer
+from services.common.kafka.settings import KafkaSettings
+from services.learner.config import AlgorithmConfig, RunConfig
+from services.learner.files import only_learner
+from services.learner.offline import Chosen, Method, OfflineRun, Step
+from services.learner.policy_log import PolicyLog
+from services.learner.settings import LearnerSettings
+from services.learner.versions import PolicyVersions
+
+
+def train_offline(
+    settings: LearnerSettings,
+    config: RunConfig,
+    kafka: KafkaSettings,
+    method: Method,
+    chosen: Chosen,
+    *,
+    topic: str | None,
+    on_step: Callable[[Step], None],
+) -> OfflineRun:
+    """Train on what was chosen, and publish; returns the run when it has ended.
+
+    SIGINT and SIGTERM end it after the current optimizer step. Raises LearnerError, LogUnavailable.
+    """
+    with only_learner(settings.data_dir, config.policy.name):
+        # torch and verl take seconds to import.
+        from services.learner.trainer import Trainer
+
+        codec = make_codec()
+        # A reference of online training would be a second model, and is not needed here.
+        trainer = Trainer(config.model_copy(update={"algorithm": AlgorithmConfig()}))
+        producer = EventProducer(kafka, codec, f"learner-{config.policy.name}")
+        policy_log = PolicyLog(kafka, codec, producer, config.policy.name, settings.learner_id)
+        versions = PolicyVersions(settings, config, trainer, policy_log, codec)
+        run = OfflineRun(
+            config, method, chosen.units, trainer, versions, topic=topic, on_step=on_step
+        )
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: run.stop())
+        try:
+            run.resume()
+            run.run()
+        finally:
+            policy_log.close()
+            producer.close()
+    return run
