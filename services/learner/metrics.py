@@ -41,6 +41,9 @@ METRICS: Mapping[str, str] = {
     "micro_batches": "Micro-batches of an optimizer step",
     "optimizer_steps": "Optimizer steps of the batch",
     "loss": "Loss, with entropy bonus and KL term",
+    "preference/margin": "With `fulgurite dpo`, how much more the chosen episode of a pair is "
+    "preferred than by the reference",
+    "preference/accuracy": "With `fulgurite dpo`, the share of pairs in which it is",
     "policy_loss": "Loss of the policy alone",
     "grad_norm": "Norm of the gradient before it is clipped",
     "clip_fraction": "Share of trained tokens whose ratio was clipped",

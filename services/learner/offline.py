@@ -329,7 +329,8 @@ class OfflineRun:
             if self._stopping:
                 return
             try:
-                metrics = self._method.step(self._trainer, batch, self._steps + 1)
+                with self._versions.stopwatch.phase("train"):
+                    metrics = self._method.step(self._trainer, batch, self._steps + 1)
             except StepNotFinite as error:
                 logger.error("no step was made of a batch; it is left out", error=str(error))
                 failure = error

@@ -28,6 +28,7 @@ from fulgurite.learning.offline import OFFLINE, LeftOut, RecordedEpisode, Record
 from fulgurite.tokens import FloatArray, pack_ids, unpack_ids
 from services.learner.config import DpoConfig, RunConfig, SftConfig
 from services.learner.errors import CheckpointMissing, EpochLost, StepNotFinite
+from services.learner.metrics import meaning_of
 from services.learner.offline import (
     Dpo,
     Fits,
@@ -161,6 +162,7 @@ def test_sft_makes_the_best_episodes_likelier() -> None:
     before = logprobs(ours, EPISODES)
     losses = [Sft(SftConfig()).step(ours, EPISODES, step)["loss"] for step in range(1, 6)]
     assert losses == sorted(losses, reverse=True)
+    assert [name for name in ours.fit(train_rows(CHOSEN, 0.1), 6) if meaning_of(name) is None] == []
     assert all(now > then for now, then in zip(logprobs(ours, EPISODES), before, strict=True))
 
 
@@ -173,6 +175,25 @@ def test_dpo_makes_the_chosen_likelier_than_the_rejected() -> None:
     margins = [step["preference/margin"] for step in steps]
     assert margins == sorted(margins)
     assert steps[-1]["preference/accuracy"] == 1.0
+    assert [name for name in steps[-1] if meaning_of(name) is None] == []
+
+
+def test_an_adapter_is_trained_against_its_base_model() -> None:
+    weights_trained = {"train": "lora", "rank": 4, "alpha": 8}
+    ours = trainer(
+        policy={"model": tiny_model(), "weights": weights_trained}, optimizer={"lr": 1e-2}
+    )
+    plain = Plain()
+    method = Dpo(DpoConfig())
+    # A new adapter changes nothing: the reference is the base model.
+    method.refer(ours, PAIRS)
+    with torch.no_grad():
+        assert logprobs(ours, EPISODES) == pytest.approx(
+            [float(plain.logprob(one)) for unit in EPISODES for one in unit], rel=1e-3
+        )
+    margins = [method.step(ours, PAIRS, step)["preference/margin"] for step in range(1, 5)]
+    assert margins == sorted(margins)
+    assert margins[-1] > 0
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
@@ -274,6 +295,7 @@ def test_each_pass_ends_with_a_version_that_is_accounted_for(tmp_path: Path) -> 
     assert first.metrics["episodes"] == 4
     assert first.metrics["loss"] == 1.5
     assert first.probe is not None
+    assert [name for name in first.metrics if meaning_of(name) is None] == []
     assert (tmp_path / "artifacts" / "policy" / "1.4" / "model.safetensors").exists()
 
 
