@@ -369,6 +369,9 @@ class OfflineConfig(Section):
 
     epochs: int = Field(default=1, ge=1)
     """Passes over what was chosen; each ends with a version."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate in the place of `optimizer.lr`; the schedule is that of `[optimizer]`, with
+    steps counted from the start of the command."""
     batch_size: int = Field(default=8, ge=1)
     """Episodes (SFT) or pairs (DPO) in one optimizer step."""
     modes: tuple[Literal["train", "live"], ...] = Field(default=("train",), min_length=1)
@@ -416,6 +419,15 @@ class RunConfig(Section):
     publish: PublishConfig = PublishConfig()
     sft: SftConfig = SftConfig()
     dpo: DpoConfig = DpoConfig()
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        for name, lr in (("sft", self.sft.lr), ("dpo", self.dpo.lr)):
+            if lr is not None and self.optimizer.min_lr > lr:
+                raise ValueError(
+                    f"optimizer.min_lr = {self.optimizer.min_lr:g} is above {name}.lr = {lr:g}"
+                )
+        return self
 
     def resolved(self) -> str:
         """Every key with its value, as JSON: what the claim of an epoch records."""

@@ -36,6 +36,7 @@ from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
 from services.learner.config import DpoConfig, OfflineConfig, RunConfig, SftConfig
 from services.learner.errors import StepNotFinite
+from services.learner.redo import MakesSteps
 from services.learner.rows import oddity, without_actions
 from services.learner.train_row import TrainRow
 from services.learner.versions import NOTHING_READ, HasWeights, PolicyVersions, Progress
@@ -46,17 +47,17 @@ Unit = tuple[RecordedEpisode, ...]
 """What is trained together: an episode (SFT), or a chosen and a rejected one (DPO)."""
 
 
-class Fits(HasWeights, Protocol):
+class Fits(HasWeights, MakesSteps, Protocol):
     """The interface of `services.learner.trainer.Trainer` that offline training uses."""
 
     def row_logprobs(self, rows: Sequence[TrainRow]) -> list[NDArray[np.float32]]:
         """Log-probabilities (T,) of each row's trained tokens; else 0."""
         ...
 
-    def fit(self, rows: Sequence[TrainRow], step: int) -> dict[str, float]:
+    def fit(self, rows: Sequence[TrainRow], step: int, lr: float | None = None) -> dict[str, float]:
         """Make an optimizer step that makes trained tokens likelier, by their weights.
 
-        Raises StepNotFinite; then no weight was changed.
+        `lr`: in the place of the run's. Raises StepNotFinite; then no weight was changed.
         """
         ...
 
@@ -119,7 +120,7 @@ class Sft:
             for episode in episodes
             for row in train_rows(episode, 1 / (trained_tokens(episode) * len(episodes)))
         ]
-        return trainer.fit(rows, step)
+        return trainer.fit(rows, step, self.config.lr)
 
 
 class Dpo:
@@ -171,7 +172,7 @@ class Dpo:
             for episode, slope in zip(episodes, slopes, strict=True)
             for row in train_rows(episode, -slope)
         ]
-        return trainer.fit(rows, step) | {
+        return trainer.fit(rows, step, self.config.lr) | {
             "loss": compared.loss,
             "preference/margin": compared.margin,
             "preference/accuracy": compared.accuracy,
@@ -296,6 +297,7 @@ class OfflineRun:
         if found is not None:
             state, tensors = found
             self._versions.resume(state, tensors)
+            self._versions.redo(self._trainer)
             # How far an online learner has read stays as it is.
             self._progress = Progress(
                 state.topic, state.topic_id, state.positions, dict(state.settled)

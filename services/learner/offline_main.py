@@ -8,7 +8,7 @@ from collections.abc import Callable
 from services.common.kafka.codec import make_codec
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
-from services.learner.config import AlgorithmConfig, RunConfig
+from services.learner.config import RunConfig
 from services.learner.files import only_learner
 from services.learner.offline import Chosen, Method, OfflineRun, Step
 from services.learner.policy_log import PolicyLog
@@ -35,8 +35,7 @@ def train_offline(
         from services.learner.trainer import Trainer
 
         codec = make_codec()
-        # A reference of online training would be a second model, and is not needed here.
-        trainer = Trainer(config.model_copy(update={"algorithm": AlgorithmConfig()}))
+        trainer = Trainer(config)
         producer = EventProducer(kafka, codec, f"learner-{config.policy.name}")
         policy_log = PolicyLog(kafka, codec, producer, config.policy.name, settings.learner_id)
         versions = PolicyVersions(settings, config, trainer, policy_log, codec)

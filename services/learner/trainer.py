@@ -32,7 +32,7 @@ from services.common.runtime import logs
 from services.learner import verl_cpu
 from services.learner.adapter import write_config
 from services.learner.attention import CHECKED, check_model
-from services.learner.config import RunConfig
+from services.learner.config import OptimizerConfig, RunConfig
 from services.learner.drift import Drift
 from services.learner.entropy import warn_of_low_entropy
 from services.learner.errors import (
@@ -101,7 +101,7 @@ class Trainer:
         STEP_FAILURES.
         """
         began = time.monotonic()
-        self._set_optimizer(step)
+        self._set_optimizer(step, self.config.optimizer)
         for rows in batch:
             self._refuse(rows)
         prepared = [self._prepared(rows) for rows in batch]
@@ -137,9 +137,8 @@ class Trainer:
         warn_of_low_entropy(metrics["entropy"], self.config.algorithm)
         return Trained(metrics, tuple(trained), failures, refusal)
 
-    def _set_optimizer(self, step: int) -> None:
+    def _set_optimizer(self, step: int, optimizer: OptimizerConfig) -> None:
         """Set what the run says: a checkpoint brings back what it was saved with."""
-        optimizer = self.config.optimizer
         for group in self._worker.engine.optimizer.param_groups:
             group["lr"] = optimizer.lr_at(step)
             group["betas"] = optimizer.betas
@@ -189,21 +188,23 @@ class Trainer:
         metrics = self._run(mini_batch, self._objective)
         return metrics | self._objective.metrics()
 
-    def fit(self, rows: Sequence[TrainRow], step: int) -> dict[str, float]:
+    def fit(self, rows: Sequence[TrainRow], step: int, lr: float | None = None) -> dict[str, float]:
         """Make an optimizer step that makes trained tokens likelier, by their weights; those with a
         negative weight less likely.
 
-        `step` counts from 1, for the learning rate. Raises StepNotFinite; then no weight was
-        changed.
+        `step` counts from 1, for the schedule. `lr`: in the place of the run's. Raises
+        StepNotFinite; then no weight was changed.
         """
         from services.learner.likelihood import weighted_sft_loss
 
-        self._set_optimizer(step)
+        optimizer = self.config.optimizer
+        optimizer = optimizer if lr is None else optimizer.model_copy(update={"lr": lr})
+        self._set_optimizer(step, optimizer)
         bins, filled = _filled(rows, self.config.engine.micro_batch_tokens)
         # A loss that is not finite has no finite gradient, which the engine refuses by itself.
         self._worker.engine.before_step = None
         metrics = self._run(_Prepared(rows, filled, bins, _fields(filled)), weighted_sft_loss)
-        return metrics | {"lr": self.config.optimizer.lr_at(step)}
+        return metrics | {"lr": optimizer.lr_at(step)}
 
     def _run(self, mini_batch: _Prepared, loss: Any) -> dict[str, float]:
         """Have the engine make a step by a loss, in verl's form."""

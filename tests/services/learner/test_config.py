@@ -33,6 +33,18 @@ def run(tmp_path: Path, text: str, environment: Mapping[str, str] = MODEL) -> Ru
     return load(file, environment)
 
 
+def test_an_offline_learning_rate_is_not_below_the_end_of_the_schedule() -> None:
+    with pytest.raises(ConfigInvalid, match=r"optimizer\.min_lr = 1e-05 is above dpo\.lr = 1e-06"):
+        load(
+            None,
+            {
+                "FULGURITE_MODEL": "m",
+                "FULGURITE__OPTIMIZER__MIN_LR": "1e-5",
+                "FULGURITE__DPO__LR": "1e-6",
+            },
+        )
+
+
 def test_a_run_without_a_file_has_the_defaults() -> None:
     config = load(None, MODEL)
     assert config.policy.model == Path("/models/tiny")

@@ -42,7 +42,7 @@ from services.learner.offline import (
     train_rows,
 )
 from services.learner.settings import LearnerSettings
-from services.learner.train_row import TrainRow
+from services.learner.train_row import Trained, TrainRow
 from services.learner.versions import PolicyVersions
 from services.local_stack.model import tiny_model
 from tests.services.learner.test_learner import PolicyLogInMemory, learner_of, rows_of
@@ -217,7 +217,11 @@ class Recorder:
         self.did: list[str] = []
         self._calls = 0
 
-    def fit(self, rows: Sequence[TrainRow], step: int) -> dict[str, float]:
+    def train(self, batch: Sequence[Sequence[TrainRow]], step: int) -> Trained:
+        self.did.append(f"redo {step}")
+        return Trained({}, (True,) * len(batch))
+
+    def fit(self, rows: Sequence[TrainRow], step: int, lr: float | None = None) -> dict[str, float]:
         self._calls += 1
         if self._calls in self._fails:
             raise StepNotFinite("the gradient's norm is nan; no weight was changed")
@@ -378,6 +382,28 @@ def test_an_online_learner_goes_on_from_an_offline_version_and_back(tmp_path: Pa
     assert learner.batcher.positions() == first.positions
     # What is pending in the checkpoint of an offline version settles no group of the learner.
     assert {*learner.batcher.settled(), *learner.batcher._done} == set()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_steps_of_an_online_learner_without_tensors_are_made_again_first(tmp_path: Path) -> None:
+    learner, log = learner_of(
+        tmp_path, OnlineTrainer(), rows_of(1, [1.0, 0.0]), checkpoint={"every_steps": 10}
+    )
+    learner.run()
+    of = Recorder()
+    run_of(tmp_path, of, Dpo(DpoConfig()), PAIRS, log).run()
+    assert of.did[:2] == ["redo 1", "infer"]
+    again = Recorder()
+    run_of(tmp_path, again, Sft(SftConfig()), EPISODES, log)
+    assert again.did == ["load"]
+
+
+def test_a_learning_rate_of_its_own_follows_the_schedule() -> None:
+    ours = trainer(optimizer={"lr": 1e-3, "warmup_steps": 2})
+    rates = [
+        ours.fit(train_rows(CHOSEN, 0.1), step, lr)["lr"]
+        for step, lr in ((1, None), (1, 1e-5), (2, 1e-5))
+    ]
+    assert rates == pytest.approx([5e-4, 5e-6, 1e-5])
 
 
 def test_an_online_learner_begins_where_only_offline_training_was(tmp_path: Path) -> None:
