@@ -77,6 +77,7 @@ class Trainer:
         check_model(config.policy.model, forest=self._by_forest)
         torch.manual_seed(config.engine.seed)
         self._worker = _worker(config, self.device)
+        self._worker.engine.before_step = self._objective.check_step
         self._is_adapter = config.policy.weights.train == "lora"
         needs_reference = config.algorithm.kl > 0 and not self._is_adapter
         self._reference = _worker(config, self.device) if needs_reference else None
@@ -184,7 +185,6 @@ class Trainer:
 
     def _step(self, mini_batch: _Prepared) -> dict[str, float]:
         self._objective.begin(rows=len(mini_batch.rows))
-        self._worker.engine.before_step = self._objective.check_step
         metrics = self._run(mini_batch, self._objective)
         return metrics | self._objective.metrics()
 
@@ -201,9 +201,15 @@ class Trainer:
         optimizer = optimizer if lr is None else optimizer.model_copy(update={"lr": lr})
         self._set_optimizer(step, optimizer)
         bins, filled = _filled(rows, self.config.engine.micro_batch_tokens)
-        # A loss that is not finite has no finite gradient, which the engine refuses by itself.
-        self._worker.engine.before_step = None
-        metrics = self._run(_Prepared(rows, filled, bins, _fields(filled)), weighted_sft_loss)
+        prepared = _Prepared(rows, filled, bins, _fields(filled))
+        engine = self._worker.engine
+        # The check is of the online objective. A loss that is not finite has no finite gradient,
+        # which the engine refuses by itself.
+        check, engine.before_step = engine.before_step, None
+        try:
+            metrics = self._run(prepared, weighted_sft_loss)
+        finally:
+            engine.before_step = check
         return metrics | {"lr": optimizer.lr_at(step)}
 
     def _run(self, mini_batch: _Prepared, loss: Any) -> dict[str, float]:
