@@ -1,5 +1,5 @@
 """The trainer on a GPU: is the prefix forest what verl computes row by row, how fast is each, and
-do exports and checkpoints keep it?
+do exports and checkpoints keep it? And the same of a LoRA adapter.
 
     .venv/bin/python -m benchmarks.gpu_trainer [--json FILE] [--shapes 135m 1b]
 
@@ -87,8 +87,13 @@ class Bench:
         if self._json:
             self._json.write_text(json.dumps(self._figures, indent=2) + "\n")
 
-    def trainer(self, dtype: Dtype, *, share: bool, model: Path | None = None) -> Trainer:
+    def trainer(
+        self, dtype: Dtype, *, share: bool, model: Path | None = None, lora: bool = False
+    ) -> Trainer:
         _forget()
+        policy: dict[str, Any] = {"model": model or self.model}
+        if lora:
+            policy["weights"] = {"train": "lora"}
         engine = {
             "dtype": dtype,
             "device": self.device,
@@ -97,7 +102,12 @@ class Bench:
         }
         return Trainer(
             RunConfig.model_validate(
-                {"policy": {"model": model or self.model}, "engine": engine, "drift": NO_WATCH}
+                {
+                    "policy": policy,
+                    "engine": engine,
+                    "drift": NO_WATCH,
+                    "algorithm": {"kl": 0.1 if lora else 0},
+                }
             )
         )
 
@@ -189,6 +199,39 @@ class Bench:
             **apart,
         )
         self.tell(f"{dtype} that step itself moved", **_apart(after, before))
+
+    def adapter(self, dtype: Dtype, repeats: int) -> None:
+        """LoRA with a KL term: forest against rows, what it takes, and whether files keep it."""
+        few = self.demo[:12]
+        rows = self.demo
+        seen: dict[str, NDArray[np.float32]] = {}
+        for engine in ("rows", "forest"):
+            trainer = self.trainer(dtype, share=engine == "forest", lora=True)
+            if engine == "rows":
+                rows = _noisy(rows, trainer.row_logprobs(rows))
+            self.tell(f"{dtype} lora {engine} step", **trainer.train([rows], 1).metrics)
+            seconds = self._seconds(trainer, rows, repeats)
+            peak = torch.cuda.max_memory_allocated() / 2**30 if self.device == "cuda" else 0.0
+            self.tell(f"{dtype} lora {engine}", seconds=seconds, peak_gib=peak)
+            seen[engine] = np.concatenate(trainer.row_logprobs(few))
+        self.tell(f"{dtype} lora forest against rows", **_apart(seen["forest"], seen["rows"]))
+        checkpoint, exported = self.folder / "adapter", self.folder / "peft"
+        exported.mkdir()
+        trainer.save(checkpoint)
+        trainer.export(exported / "adapter_model.safetensors")
+        self.tell(
+            f"{dtype} lora files in MB",
+            checkpoint=_megabytes(checkpoint),
+            version=_megabytes(exported),
+        )
+        again = self.trainer(dtype, share=True, lora=True)
+        again.load(checkpoint)
+        found = np.concatenate(again.row_logprobs(few))
+        self.tell(f"{dtype} lora resumed", **_apart(found, seen["forest"]))
+        found = np.concatenate(_plain(self.model, few, self.device, dtype, adapter=exported))
+        self.tell(f"{dtype} peft on the export", **_apart(found, seen["forest"]))
+        shutil.rmtree(checkpoint)
+        shutil.rmtree(exported)
 
     def plain(self, dtype: Dtype, seen: NDArray[np.float32]) -> None:
         """The base model in transformers alone, a row at a time, against the trainer's forest."""
@@ -290,13 +333,22 @@ def _noisy(rows: Sequence[TrainRow], logprobs: Sequence[NDArray[np.float32]]) ->
 
 
 def _plain(
-    folder: Path, rows: Sequence[TrainRow], device: str, dtype: Dtype
+    folder: Path,
+    rows: Sequence[TrainRow],
+    device: str,
+    dtype: Dtype,
+    *,
+    adapter: Path | None = None,
 ) -> list[NDArray[np.float32]]:
+    from peft import PeftModel
     from transformers import LlamaForCausalLM
 
     model: Any = LlamaForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32
-    ).to(device)
+    )
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+    model.to(device)
     found: list[NDArray[np.float32]] = []
     with torch.no_grad():
         for row in rows:
@@ -320,6 +372,10 @@ def _apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> dict[str, fl
         "logprob_max": float(difference.max()),
         "logprob_mean": float(difference[other != 0].mean()),
     }
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
 def _wider(trainer: Trainer, tokens: int) -> None:
@@ -367,6 +423,9 @@ def main() -> None:
                 bench.tell("bf16 against fp32, both as forests", **_apart(seen, exact))
                 bench.plain("fp32", exact)
             del trainer
+            bench.adapter("bf16", options.repeats)
+            if bench.shape != "1b":
+                bench.adapter("fp32", options.repeats)
         for bench in benches:
             bench.default_bound("bf16")
 
