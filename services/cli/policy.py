@@ -299,10 +299,11 @@ def _kept_by(one: Listed) -> str:
 
 def _show(about: Listed, update: PolicyUpdate, config: Any, console: Console) -> None:
     parent = plain(about.parent or "the base model")
+    source = f"topic {update.topic}" if update.topic else "an export"
+    how = f", trained offline ({update.offline_method})" if update.offline_method else ""
     console.print(
         f"[bold]{plain(about.version)}[/bold] from {parent}, {shown(about.published_at)} UTC, by "
-        f"{plain(update.learner_id)}, {about.trained_actions} actions of topic "
-        f"{plain(update.topic or '?')}"
+        f"{plain(update.learner_id)}, {about.trained_actions} actions of {plain(source + how)}"
     )
     if update.artifact is not None:
         console.print(

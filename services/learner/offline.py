@@ -282,7 +282,7 @@ class OfflineRun:
     @property
     def is_stopped(self) -> bool:
         """Whether it was stopped before its end."""
-        return self._stopping
+        return self._stopping and len(self.published) < self._method.config.epochs
 
     def stop(self) -> None:
         """Make `run` return after the current optimizer step."""

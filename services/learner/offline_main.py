@@ -28,7 +28,8 @@ def train_offline(
 ) -> OfflineRun:
     """Train on what was chosen, and publish; returns the run when it has ended.
 
-    SIGINT and SIGTERM end it after the current optimizer step. Raises LearnerError, LogUnavailable.
+    SIGINT and SIGTERM end it after the current optimizer step, a second one at once. Raises
+    LearnerError, LogUnavailable.
     """
     with only_learner(settings.data_dir, config.policy.name):
         # torch and verl take seconds to import.
@@ -42,8 +43,13 @@ def train_offline(
         run = OfflineRun(
             config, method, chosen.units, trainer, versions, topic=topic, on_step=on_step
         )
+
+        def stop(number: int, _frame: object) -> None:
+            run.stop()
+            signal.signal(number, signal.SIG_DFL)
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: run.stop())
+            signal.signal(number, stop)
         try:
             run.resume()
             run.run()
