@@ -26,7 +26,6 @@ from services.cli.held_out import (
     is_version,
     pairs,
     reason_of,
-    task_id,
     tasks_of,
 )
 from services.cli.loading import loaded
@@ -42,7 +41,7 @@ from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
 from services.runner.command import new_run_id, run_command
 from services.runner.errors import RunnerError
-from services.runner.options import RunOptions, read_rewards, read_weights
+from services.runner.options import RunOptions, read_rewards, read_weights, task_id
 from services.runner.progress import TerminalWatcher
 from services.runner.run import INTERRUPTED, USELESS, Summary
 

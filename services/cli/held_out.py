@@ -25,7 +25,7 @@ from services.replay.listing import Wanted, listed
 from services.replay.log_source import LogSource
 from services.replay.windows import parse_since
 from services.runner.errors import BadTasks
-from services.runner.options import Task, read_tasks
+from services.runner.options import Task, read_tasks, task_id
 
 
 class Earned(msgspec.Struct):
@@ -80,11 +80,6 @@ def pairs(earned: Sequence[Earned]) -> list[Pair]:
 def reason_of(difference: Difference, baseline: str) -> str:
     """Why a version is promoted, for people who read its route."""
     return f"{difference.estimate} against {baseline} on held-out tasks"
-
-
-def task_id(task: Task) -> str:
-    """The task's JSON, in the one way in which tasks are compared."""
-    return msgspec.json.encode(task, order="sorted").decode()
 
 
 def held_out_rewards(

@@ -12,7 +12,7 @@ from fulgurite.calls.transcript import messages_of
 from fulgurite.enums import Mode
 from fulgurite.events import LlmCall
 from services.cli.errors import report_errors
-from services.cli.held_out import task_id, tasks_of
+from services.cli.held_out import tasks_of
 from services.common.blobs.blob_store import readable
 from services.common.kafka.codec import make_codec
 from services.common.kafka.settings import KafkaSettings
@@ -21,7 +21,7 @@ from services.replay.errors import BadArgument, NotFound
 from services.replay.groups import Group
 from services.replay.log_source import LogSource
 from services.replay.lookup import find_group, group_of
-from services.runner.options import HIDDEN_FIELD, Task
+from services.runner.options import HIDDEN_FIELD, Task, task_id
 
 
 def pin(
@@ -44,8 +44,8 @@ def pin(
 
     Appends the task that was declared for the rollout to a file, unless it is there already. For
     live traffic, which declares none, the task is {"messages": [...]}: those of its first call.
-    Take a task that is held out from the tasks that you train on. Exits 1 if the log has no such
-    rollout or the file is no file of tasks, 2 if the log or the file cannot be used.
+    `fulgurite run --held-out FILE` leaves held-out tasks out of training. Exits 1 if the log has no
+    such rollout or the file is no file of tasks, 2 if the log or the file cannot be used.
 
     Example: `fulgurite pin ROLLOUT --tasks held-out.jsonl --reference 42`
     """
@@ -62,8 +62,8 @@ def pin(
     console.print(plain(f"{'added to' if added else 'already in'} {tasks}: {task_id(task)}"))
     if trained:
         console.print(
-            "[yellow]its rollouts were for training:[/yellow] take the task from the tasks that "
-            "you train on, or it measures what was learned by heart"
+            "[yellow]its rollouts were for training:[/yellow] from now on leave it out, with "
+            f"`fulgurite run --held-out {plain(tasks)}`, or it measures what was learned by heart"
         )
 
 

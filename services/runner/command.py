@@ -129,6 +129,13 @@ def run(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many tasks.")] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of held-out tasks, which are left out of --tasks, whatever their "
+            "`reference`."
+        ),
+    ] = None,
     max_ahead: Annotated[
         int | None,
         typer.Option(
@@ -200,6 +207,7 @@ def run(
     try:
         options = RunOptions(
             tasks=tasks,
+            held_out=held_out,
             command=tuple(command),
             run_id=new_run_id(),
             n=n,

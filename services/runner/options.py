@@ -37,6 +37,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of `fulgurite run`."""
 
     tasks: Path
+    held_out: Path | None = None
+    """File of tasks that are left out."""
     command: tuple[str, ...]
     run_id: str
     n: int = 6
@@ -102,6 +104,31 @@ def read_tasks(path: Path) -> list[Task]:
     if not tasks:
         raise BadTasks(f"{path} has no tasks. Give one JSON object per line.")
     return tasks
+
+
+def tasks_to_run(options: RunOptions) -> list[Task]:
+    """Read the tasks of a run, without those that are held out. Raises BadTasks."""
+    tasks = read_tasks(options.tasks)
+    if options.held_out is None:
+        return tasks
+    held_out = set(map(question_of, read_tasks(options.held_out)))
+    left = [task for task in tasks if question_of(task) not in held_out]
+    if not left:
+        raise BadTasks(
+            f"every task of {options.tasks} is held out by {options.held_out}: nothing is left to "
+            "run"
+        )
+    return left
+
+
+def task_id(task: Task) -> str:
+    """The task's JSON, in the one way in which tasks are compared."""
+    return msgspec.json.encode(task, order="sorted").decode()
+
+
+def question_of(task: Task) -> str:
+    """The task's JSON without the hidden field: what an agent gets to see."""
+    return task_id({name: value for name, value in task.items() if name != HIDDEN_FIELD})
 
 
 _NAMED = re.compile(r"([A-Za-z_][\w.-]*)=(.+)")

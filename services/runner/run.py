@@ -52,7 +52,7 @@ from services.runner.options import (
     in_order,
     own_environment,
     planned_rollouts,
-    read_tasks,
+    tasks_to_run,
 )
 from services.runner.outcomes import Outcomes
 from services.runner.pace import Pace
@@ -195,7 +195,7 @@ class Run:
 
         Raises RunnerError, ProcessError, LogUnavailable.
         """
-        tasks = read_tasks(self.options.tasks)
+        tasks = tasks_to_run(self.options)
         self._planned = planned_rollouts(len(tasks), self.options)
         environment = own_environment(self.options)
         program = find_program(

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from fulgurite.enums import Mode
-from services.cli.held_out import Earned, collect, is_version, pairs, task_id, tasks_of
+from services.cli.held_out import Earned, collect, is_version, pairs, tasks_of
 from services.cli.pin import append
 from services.replay.errors import BadArgument
 from services.replay.leaving_out import LeftOut
+from services.runner.options import task_id
 from tests.services.replay.memory_log import MemoryLog
 from tests.synthetic import make_call, make_declared, make_reward, make_status
 

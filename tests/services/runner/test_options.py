@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fulgurite.enums import Mode
@@ -20,6 +21,7 @@ from services.runner.options import (
     read_rewards,
     read_tasks,
     read_weights,
+    tasks_to_run,
 )
 
 TASKS = [{"id": number} for number in range(4)]
@@ -142,3 +144,16 @@ def test_a_weight_that_is_none_is_refused(pair: str) -> None:
 )
 def test_how_much_there_is_to_do(fields: dict[str, int], rollouts: int | None) -> None:
     assert planned_rollouts(10, _options(n=4, **fields)) == rollouts
+
+
+def test_held_out_tasks_are_left_out_whatever_their_reference(tmp_path: Path) -> None:
+    tasks, held_out = tmp_path / "tasks.jsonl", tmp_path / "held-out.jsonl"
+    tasks.write_text('{"q": 1, "reference": "a"}\n{"q": 2}\n')
+    held_out.write_text('{"reference": "b", "q": 1}\n')
+    options = RunOptions(tasks=tasks, command=(), run_id="r")
+    assert len(tasks_to_run(options)) == 2
+    options = msgspec.structs.replace(options, held_out=held_out)
+    assert tasks_to_run(options) == [{"q": 2}]
+    held_out.write_text('{"q": 1}\n{"q": 2}\n')
+    with pytest.raises(BadTasks, match="nothing is left"):
+        tasks_to_run(options)
