@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -52,6 +52,12 @@ class BatchRules(EventStruct, frozen=True, kw_only=True):
     """In optimizer steps. Older actions are not trained, but their rewards stay in the baseline."""
     max_row_tokens: int = 4096
     """Longest row in tokens that the trainer takes."""
+    tokens_per_step: int | None = None
+    """Tokens to train that make a batch, instead of a number of groups."""
+    baseline: Literal["group", "batch", "moving_average"] = "group"
+    """What groups with fewer than two scored episodes are compared with; `group`: with nothing, so
+    that they are not trained (`fulgurite.learning.baselines`).
+    """
 
 
 class TrainedAction(EventStruct, frozen=True, kw_only=True):
@@ -103,6 +109,10 @@ class BatchGroup(EventStruct, frozen=True, kw_only=True):
     """The outcome of each action that carries loss."""
     members: tuple[Member, ...] = ()
     """Its episodes, trained or not."""
+    is_lone: bool = False
+    """Whether it has nothing of its own to compare with."""
+    by_turn: bool = False
+    """Whether its credits are compared with those of the same turn."""
     partition: int = 0
     offsets: tuple[int, int] = (0, 0)
     """Where its records are in the topic: the first, and the last."""
@@ -285,13 +295,41 @@ class RowBatcher:
         return sum(pending.is_complete() for pending in self._pending.values())
 
     def next_batch(self, current: Version, *, partial: bool = False) -> tuple[BatchGroup, ...]:
-        """Settle the next batch, oldest start first: `groups_per_step` groups that teach something,
-        or none; with `partial`, as many as there are.
+        """Settle the next batch, oldest start first: as many groups that teach something as the
+        rules say, or none; with `partial`, as many as there are.
         """
-        ready = self._ready(current)
-        if len(ready) < (1 if partial else self.rules.groups_per_step):
-            return ()
-        return self._settle(ready[: self.rules.groups_per_step])
+        return self._settle(self._batch(current, partial=partial))
+
+    def has_batch(self, current: Version) -> bool:
+        """Whether there is a whole batch."""
+        return bool(self._batch(current, partial=False))
+
+    def _batch(self, current: Version, *, partial: bool) -> list[tuple[PendingGroup, BatchGroup]]:
+        chosen: list[tuple[PendingGroup, BatchGroup]] = []
+        for one in self._ready(current):
+            chosen.append(one)
+            if self._is_full([group for _, group in chosen]):
+                return chosen
+        compared = [group for _, group in chosen]
+        return chosen if partial and not self._lacks_company(compared) else []
+
+    def _is_full(self, groups: Sequence[BatchGroup]) -> bool:
+        """Whether groups are a whole batch."""
+        most = self.rules.tokens_per_step
+        enough = (
+            len(groups) >= self.rules.groups_per_step
+            if most is None
+            else sum(map(trained_tokens, groups)) >= most
+        )
+        return enough and not self._lacks_company(groups)
+
+    def _lacks_company(self, groups: Sequence[BatchGroup]) -> bool:
+        """Whether a lone group would be compared with itself."""
+        return (
+            self.rules.baseline == "batch"
+            and any(group.is_lone for group in groups)
+            and sum(len(group.episodes) for group in groups) < 2
+        )
 
     def ready(self, current: Version) -> int:
         """Count the complete groups that teach something."""
@@ -375,6 +413,7 @@ def assign_outcomes(
         if reward is not None and is_bounded(reward, LARGEST_TOTAL)
     )
     compared = compare(rows, scored)
+    is_lone = compared.teaches_nothing is FilterReason.no_baseline and rules.baseline != "group"
     outcomes: dict[str, tuple[LedgerTerm, FilterReason | None]] = {}
     episodes: dict[str, BatchEpisode] = {}
     for row in rows:
@@ -382,7 +421,8 @@ def assign_outcomes(
         for action, turn in turns_in(row):
             if not action.loss:
                 continue
-            outcome = _outcome(row, action, compared.teaches_nothing, current, rules, lineage)
+            of_group = None if is_lone else compared.teaches_nothing
+            outcome = _outcome(row, action, of_group, current, rules, lineage)
             outcomes[action_id(action.call_id, action.choice)] = outcome
             if outcome[0] is LedgerTerm.trained:
                 actions.append(_trained_action(action, turn, current))
@@ -403,8 +443,20 @@ def assign_outcomes(
         episodes=tuple(episodes.values()),
         outcomes=outcomes,
         members=members_of(rows, pending.tombstones.values()),
+        is_lone=is_lone,
+        by_turn=compared.by_turn,
         partition=pending.partition,
         offsets=(pending.first_offset, pending.last_offset),
+    )
+
+
+def trained_tokens(group: BatchGroup) -> int:
+    """How many tokens of a group are trained."""
+    return sum(
+        action.end - action.start
+        for episode in group.episodes
+        for row in episode.rows
+        for action in row.actions
     )
 
 

@@ -22,7 +22,9 @@ from fulgurite.groups.credit import compares_turns
 from fulgurite.groups.rewards import LARGEST_CREDIT, LARGEST_TOTAL, has_spread, is_bounded
 
 
-class _Credit(NamedTuple):
+class Credit(NamedTuple):
+    """The credit of an action."""
+
     turn: int
     rollout_id: str
     value: float
@@ -35,6 +37,8 @@ class Comparison(EventStruct, frozen=True):
     """By turn, the credits to compare with; empty: with the rewards of scored episodes."""
     teaches_nothing: FilterReason | None
     """Why no action of the group is worth a step: `no_baseline` or `no_signal`."""
+    by_turn: bool = False
+    """Whether its rule compares turns."""
 
 
 def compare(rows: Sequence[Trajectory], rewards: Sequence[float]) -> Comparison:
@@ -42,21 +46,22 @@ def compare(rows: Sequence[Trajectory], rewards: Sequence[float]) -> Comparison:
     episodes.
     """
     found = [
-        _Credit(turn, row.rollout_id, action.credit)
+        Credit(turn, row.rollout_id, action.credit)
         for row in rows
         for action, turn in turns_in(row)
         if action.loss and is_comparable(row, action)
     ]
+    by_turn = any(compares_turns(row.credit_rule) for row in rows)
     if len(rewards) < 2:
-        return Comparison({}, FilterReason.no_baseline)
-    if not any(compares_turns(row.credit_rule) for row in rows):
+        return Comparison({}, FilterReason.no_baseline, by_turn)
+    if not by_turn:
         differs = has_spread([fmean(rewards), *(credit.value for credit in found)])
         return Comparison({}, None if differs else FilterReason.no_signal)
-    turns = _by_turn(found)
+    turns = peers_by_turn(found)
     if not turns:
-        return Comparison({}, FilterReason.no_baseline)
+        return Comparison({}, FilterReason.no_baseline, by_turn)
     differs = any(map(has_spread, turns.values()))
-    return Comparison(turns, None if differs else FilterReason.no_signal)
+    return Comparison(turns, None if differs else FilterReason.no_signal, by_turn)
 
 
 def turns_in(row: Trajectory) -> Iterator[tuple[Action, int]]:
@@ -74,12 +79,12 @@ def is_comparable(row: Trajectory, action: Action) -> bool:
     )
 
 
-def _by_turn(found: Iterable[_Credit]) -> dict[int, tuple[float, ...]]:
+def peers_by_turn(found: Iterable[Credit]) -> dict[int, tuple[float, ...]]:
     """By turn, the credits to compare with: of two episodes at least. Empty if there are not so
     many.
     """
-    classes: list[list[_Credit]] = []
-    alone: list[_Credit] = []
+    classes: list[list[Credit]] = []
+    alone: list[Credit] = []
     for _, of_turn in itertools.groupby(sorted(found, reverse=True), key=lambda one: one.turn):
         alone += of_turn
         if len({credit.rollout_id for credit in alone}) > 1:

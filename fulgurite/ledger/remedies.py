@@ -15,7 +15,7 @@ REMEDIES: Mapping[FilterReason, str] = {
     FilterReason.no_reward: "no reward came before the group was closed: is a reward worker "
     "running, and does its function return a number and not None?",
     FilterReason.no_baseline: "fewer than two rollouts of the group have a reward: run groups "
-    "of `-n 2` or more",
+    "of `-n 2` or more, or set batch.baseline in the learner's run",
     FilterReason.no_signal: "all rewards of the group are equal, so there is nothing to "
     "compare: take tasks that the policy solves "
     "sometimes, a reward with more steps, or more rollouts a group (`-n`)",

@@ -42,6 +42,8 @@ class CheckpointState(msgspec.Struct, frozen=True, kw_only=True):
     """Offsets to resume from, one per partition."""
     settled: dict[str, tuple[int, int]]
     """Groups settled at or above these offsets: id → (partition, last offset)."""
+    baselines: dict[str, tuple[float, float]] = {}
+    """Moving averages: kind → (mean, mean of squares)."""
     pending: tuple[bytes, ...] = ()
     """Framed events to publish after this checkpoint, in order."""
     files: dict[str, int] = {}

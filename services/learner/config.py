@@ -242,14 +242,45 @@ class BatchConfig(Section):
 
     groups: int = Field(default=8, ge=1)
     """Groups with a signal in one batch; those without one are settled on the way."""
+    wait: Literal["groups", "tokens"] = "groups"
+    """What makes a batch whole: `groups` of them, or `tokens` to train in however many."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Tokens to train in one batch, with `wait = "tokens"`."""
     max_wait_s: float = Field(default=120.0, gt=0)
     """Seconds that a group with a signal waits before a smaller batch is taken."""
     max_staleness: int = Field(default=8, ge=0)
     """Versions after which an action is too old to be trained."""
     max_row_tokens: int = Field(default=4096, ge=2)
     """Longest row in tokens; actions of longer ones are `filtered(oversized)`."""
+    baseline: Literal["group", "batch", "moving_average"] = "group"
+    """What groups with fewer than two scored episodes are compared with: `batch`, all scored
+    episodes of the batch; `moving_average`, those of the batches before. With `group` they are
+    `filtered(no_baseline)`."""
+    baseline_decay: float = Field(default=0.9, gt=0, lt=1)
+    """Share of the moving average that remains after a batch."""
     permute_rewards: int | None = None
     """Seed of a control experiment that permutes rewards within groups, and must not learn."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if (self.wait == "tokens") != (self.tokens is not None):
+            raise ValueError(
+                f"wait = {self.wait!r} and tokens = {self.tokens}: `tokens` needs a number of "
+                "tokens, `groups` has none"
+            )
+        if self.baseline == "batch" and self.wait == "groups" and self.groups == 1:
+            raise ValueError(
+                "baseline = 'batch' with groups = 1 compares a group with itself; set groups = 2 "
+                "or more, or baseline = 'moving_average'"
+            )
+        if self.baseline != "moving_average" and "baseline_decay" in self.model_fields_set:
+            raise ValueError(f"baseline_decay has no effect with baseline = {self.baseline!r}")
+        if self.baseline != "group" and self.permute_rewards is not None:
+            raise ValueError(
+                f"permute_rewards with baseline = {self.baseline!r} is no control: it permutes "
+                "within groups, and a single reward stays where it is; set baseline = 'group'"
+            )
+        return self
 
 
 class OptimizerConfig(Section):
@@ -427,6 +458,12 @@ class RunConfig(Section):
                 raise ValueError(
                     f"optimizer.min_lr = {self.optimizer.min_lr:g} is above {name}.lr = {lr:g}"
                 )
+        by_batch = self.algorithm.algorithm.comparison == "batch"
+        if by_batch and self.batch.baseline == "moving_average":
+            raise ValueError(
+                f"batch.baseline = 'moving_average' has no effect with algorithm.name = "
+                f"{self.algorithm.name!r}, which compares within the batch; set it to 'batch'"
+            )
         return self
 
     def resolved(self) -> str:

@@ -311,6 +311,10 @@ def _problems(error: ValidationError, layers: list[Layer]) -> list[str]:
     problems: list[str] = []
     for one in error.errors():
         path = [str(part) for part in one["loc"]]
+        if not path:
+            # Keys of several tables do not go together; the text names them.
+            problems.append(one["msg"].removeprefix("Value error, "))
+            continue
         key = ".".join(path)
         place = next(
             (

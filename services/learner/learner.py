@@ -24,6 +24,7 @@ from fulgurite.events import (
     Trajectory,
 )
 from fulgurite.learning.amendments import amended_entries
+from fulgurite.learning.baselines import MovingAverages
 from fulgurite.learning.batch_metrics import batch_metrics
 from fulgurite.learning.batching import (
     BatchGroup,
@@ -97,7 +98,10 @@ class Learner:
             groups_per_step=config.batch.groups,
             max_staleness=config.batch.max_staleness,
             max_row_tokens=config.batch.max_row_tokens,
+            tokens_per_step=config.batch.tokens,
+            baseline=config.batch.baseline,
         )
+        self._averages = MovingAverages(config.batch.baseline_decay)
         self.batcher = RowBatcher(config.policy.name, rules)
         self._topic_id = source.topic_id()
         self._waiting_since: float | None = None
@@ -125,6 +129,7 @@ class Learner:
             settled = self._versions.resume(state, tensors)
             self._versions.redo(self._trainer)
             self.batcher.restore(state.positions, state.settled, settled)
+            self._averages.restore(state.baselines)
         self.batcher.lineage = self._versions.lineage
         self._versions.acquire_epoch()
         self._source.start(self.batcher.positions())
@@ -138,7 +143,7 @@ class Learner:
         while not self._stopping:
             liveness.beat()
             # What is ready to be trained is not read past: a long topic would fill the memory.
-            if self.batcher.ready(self.version) < self.config.batch.groups:
+            if not self.batcher.has_batch(self.version):
                 self._read()
             self._train_if_ready()
             self._account_if_due()
@@ -184,8 +189,7 @@ class Learner:
             groups = permuted(groups, permute + self.version.step)
         for line in shortcomings(groups, self.config.batch.max_row_tokens):
             logger.warning(line)
-        stepping = Stepping(self._trainer, self.config, self._stopwatch, self.version.step + 1)
-        stepped = stepping.make(groups)
+        stepped = self._make_steps(groups)
         letters = rows_of_culprits(stepped.culprits, self.version.policy, self._source)
         if stepped.batches:
             self._make_version(stepped, letters, began)
@@ -195,6 +199,19 @@ class Learner:
             self._settle(stepped.groups, letters)
         if stepped.refusal is not None:
             raise stepped.refusal
+
+    def _make_steps(self, groups: Sequence[BatchGroup]) -> Stepped:
+        moving = self.config.batch.baseline == "moving_average"
+        self._averages.begin(groups)
+        stepped = Stepping(
+            self._trainer,
+            self.config,
+            self._stopwatch,
+            self.version.step + 1,
+            self._averages if moving else None,
+        ).make(groups)
+        self._averages.observe(groups)
+        return stepped
 
     def _make_version(self, stepped: Stepped, letters: Sequence[DeadLetter], began: float) -> None:
         """Publish what a batch has made of the weights, and account for its groups."""
@@ -284,7 +301,11 @@ class Learner:
         """Write a checkpoint and publish. `batch`: what made the newest version, if it is one."""
         positions = self.batcher.positions()
         progress = Progress(
-            self.config.policy.topic, self._topic_id, positions, self.batcher.settled()
+            self.config.policy.topic,
+            self._topic_id,
+            positions,
+            self.batcher.settled(),
+            self._averages.state(),
         )
         self._versions.publish(events, progress, trained=trained, batch=batch)
         self._source.show(positions)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
 from fulgurite.events import Tombstone, Trajectory
 from fulgurite.ids import action_id
-from fulgurite.learning.batching import BatchEpisode, BatchGroup, BatchRow
+from fulgurite.learning.baselines import MovingAverages, pool
+from fulgurite.learning.batching import BatchEpisode, BatchGroup, BatchRow, TrainedAction
 from fulgurite.tokens import unpack_ids, unpack_logprobs
 from services.learner.config import RunConfig
 from services.learner.train_row import TrainRow
@@ -65,24 +66,43 @@ def without_actions(event: Trajectory | Tombstone) -> Trajectory | Tombstone:
     )
 
 
-def advantages(groups: Sequence[BatchGroup], config: RunConfig) -> dict[str, float]:
-    """The advantages of a batch's actions, by the algorithm of the run."""
+def advantages(
+    groups: Sequence[BatchGroup], config: RunConfig, averages: MovingAverages | None = None
+) -> dict[str, float]:
+    """The advantages of a batch's actions, by the algorithm of the run.
+
+    Groups without a baseline of their own are compared with the batch, or with `averages`.
+    """
     from services.learner.estimator import advantages_of
 
-    actions = [
-        (group, action)
-        for group in groups
-        for episode in group.episodes
-        for row in episode.rows
-        for action in row.actions
-    ]
-    found = advantages_of(
-        [action.credit for _, action in actions],
-        [group.turns.get(action.turn, group.rewards) for group, action in actions],
-        [action.end - action.start for _, action in actions],
-        config.algorithm.algorithm,
+    algorithm = config.algorithm.algorithm
+    pooled = pool(groups)
+    found: dict[str, float] = {}
+    compared: list[tuple[TrainedAction, Sequence[float]]] = []
+    for group in groups:
+        for action in _actions(group):
+            if not group.is_lone:
+                compared.append((action, group.turns.get(action.turn, group.rewards)))
+            elif averages is None:
+                compared.append((action, pooled.peers(group, action.turn)))
+            else:
+                found[action.action] = averages.of(group, action.turn).advantage(
+                    action.credit, in_spreads=algorithm.divides_by_spread
+                )
+    values = advantages_of(
+        [action.credit for action, _ in compared],
+        [peers for _, peers in compared],
+        [action.end - action.start for action, _ in compared],
+        algorithm,
     )
-    return {action.action: advantage for (_, action), advantage in zip(actions, found, strict=True)}
+    names = [action.action for action, _ in compared]
+    return found | dict(zip(names, values, strict=True))
+
+
+def _actions(group: BatchGroup) -> Iterator[TrainedAction]:
+    for episode in group.episodes:
+        for row in episode.rows:
+            yield from row.actions
 
 
 def mini_batches(

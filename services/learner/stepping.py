@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from fulgurite.enums import FilterReason
+from fulgurite.learning.baselines import MovingAverages
 from fulgurite.learning.batching import BatchGroup, untrained
 from services.common.kafka.dead_letters import words_of
 from services.common.runtime import logs
@@ -72,12 +73,19 @@ class Stepping:
     """The steps of one batch."""
 
     def __init__(
-        self, trainer: MakesSteps, config: RunConfig, stopwatch: Stopwatch, step: int
+        self,
+        trainer: MakesSteps,
+        config: RunConfig,
+        stopwatch: Stopwatch,
+        step: int,
+        averages: MovingAverages | None = None,
     ) -> None:
+        """`averages`: what groups without a baseline of their own are compared with."""
         self._trainer = trainer
         self._config = config
         self._stopwatch = stopwatch
         self._step = step
+        self._averages = averages
         self._advantage_of: Mapping[str, float] = {}
         self._settled: list[BatchGroup] = []
         self._culprits: list[Culprit] = []
@@ -88,7 +96,7 @@ class Stepping:
     def make(self, groups: Sequence[BatchGroup]) -> Stepped:
         """Make the steps. If the step of each of several groups fails, raises what with."""
         with self._stopwatch.phase("prepare"):
-            self._advantage_of = advantages(groups, self._config)
+            self._advantage_of = advantages(groups, self._config, self._averages)
         for part, _ in self._try(groups, self._config.algorithm.mini_batches):
             self._train_or_halve(part)
         if not self._batches:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -73,6 +74,8 @@ class Progress(NamedTuple):
     positions: tuple[Position, ...]
     settled: dict[str, tuple[int, int]]
     """Groups settled at or above the positions: id → (partition, last offset)."""
+    baselines: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    """Moving averages (`fulgurite.learning.baselines`)."""
 
 
 NOTHING_READ = Progress("", "", (), {})
@@ -235,6 +238,7 @@ class PolicyVersions:
             serial=self._serial,
             positions=progress.positions,
             settled=progress.settled,
+            baselines=dict(progress.baselines),
             pending=tuple(self._codec.encode(event) for event in events),
         )
         with self.stopwatch.phase("checkpoint"):

@@ -13,8 +13,10 @@ class LearnerConfig(msgspec.Struct, frozen=True):
     """The keys of the learner's run that a runner needs; None where its claim has none."""
 
     groups: int | None = None
+    """None if a batch is whole by its tokens."""
     max_row_tokens: int | None = None
     max_wait_s: float | None = None
+    wait: str | None = None
 
 
 class _Claim(msgspec.Struct, frozen=True):
@@ -52,6 +54,8 @@ def _config(text: str | None) -> LearnerConfig:
         claim = msgspec.json.decode(text or "{}", type=_Claim)
     except (msgspec.DecodeError, UnicodeError):
         return LearnerConfig()
+    if claim.batch.wait == "tokens":
+        return msgspec.structs.replace(claim.batch, groups=None)
     if claim.batch != LearnerConfig():
         return claim.batch
     return LearnerConfig(claim.groups_per_step, claim.max_row_tokens, claim.max_wait_s)

@@ -127,6 +127,13 @@ def test_a_step_that_was_not_made_trains_nothing() -> None:
     assert found["actions/filtered/not_finite"] == 2
 
 
+def test_a_group_whose_rows_are_dead_letters_has_no_outcomes() -> None:
+    (group,) = settled(batcher_with(row("g1", 0, 1.0), row("g1", 1, 0.0)))
+    found = batch_metrics([msgspec.structs.replace(group, episodes=(), outcomes={})])
+    assert (found["actions/dead_lettered"], found["tokens/discarded/dead_lettered"]) == (2, 4)
+    assert found["drop_rate/length_decile_1"] == 1
+
+
 def test_the_age_of_an_action_is_that_of_its_version() -> None:
     (group,) = settled(
         batcher_with(

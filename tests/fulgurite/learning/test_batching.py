@@ -128,6 +128,7 @@ def settled(batcher: RowBatcher, current: Version = NOW) -> tuple[BatchGroup, ..
 def test_a_group_waits_for_every_row_and_every_member() -> None:
     batcher = batcher_with(row("g1", 0, 1.0, index=0, of=2), row("g1", 1, 0.0))
     assert batcher.next_batch(NOW) == ()
+    assert batcher.waiting() == 1
     assert batcher.add(0, 2, row("g1", 0, 1.0, index=1, of=2))
     assert batcher.complete() == 1
     (group,) = batcher.next_batch(NOW)

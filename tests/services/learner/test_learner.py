@@ -237,6 +237,54 @@ def test_groups_without_a_signal_are_settled_soon_and_make_no_version(
     assert set(log.outcomes().values()) == {(LedgerTerm.filtered, FilterReason.no_signal)}
 
 
+def advantages_in(trainer: Trainer) -> list[float]:
+    """Of the rows of the last batch."""
+    return [float(row.advantages[row.trained][0]) for rows in trainer.steps[-1] for row in rows]
+
+
+def test_groups_of_one_are_compared_with_their_batch(tmp_path: Path) -> None:
+    trainer = Trainer()
+    learner, log = learner_of(
+        tmp_path,
+        trainer,
+        [*rows_of(1, [1.0]), *rows_of(2, [0.0])],
+        batch={"groups": 2, "baseline": "batch"},
+        algorithm={"name": "dr_grpo"},
+    )
+    learner.run()
+    assert advantages_in(trainer) == [0.5, -0.5]
+    assert set(log.outcomes().values()) == {(LedgerTerm.trained, None)}
+
+
+def test_a_moving_average_goes_on_after_a_restart(tmp_path: Path) -> None:
+    tables: dict[str, Any] = {
+        "batch": {"groups": 1, "baseline": "moving_average", "baseline_decay": 0.5},
+        "algorithm": {"name": "dr_grpo"},
+    }
+    trainer = Trainer()
+    first, log = learner_of(tmp_path, trainer, [*rows_of(1, [4.0]), *rows_of(2, [0.0])], **tables)
+    first.run()
+    assert advantages_in(trainer) == [-4.0]
+    log.updates = [event for event in log.published if isinstance(event, PolicyUpdate)]
+    trainer = Trainer()
+    second, _ = learner_of(tmp_path, trainer, rows_of(3, [3.0]), log=log, **tables)
+    second.run()
+    assert advantages_in(trainer) == [1.0]
+
+
+def test_a_batch_may_be_whole_by_its_tokens(tmp_path: Path) -> None:
+    trainer = Trainer()
+    events = [event for group in range(1, 5) for event in rows_of(group, [1.0, 0.0])]
+    (row,) = events[:1]
+    assert isinstance(row, Trajectory)
+    tokens = sum(action.end - action.start for action in row.actions if action.loss)
+    learner, _ = learner_of(
+        tmp_path, trainer, events, batch={"wait": "tokens", "tokens": 3 * tokens}
+    )
+    learner.run()
+    assert [len(rows) for batch in trainer.steps for rows in batch] == [4, 4]
+
+
 def test_an_older_checkpoint_than_the_log_knows_is_refused_unless_it_is_named(
     tmp_path: Path,
 ) -> None:
