@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM
 
 from fulgurite.avro.codec import Codec
 from fulgurite.enums import LedgerTerm, Mode
-from fulgurite.events import LedgerEntry, PolicyUpdate, Trajectory
+from fulgurite.events import Event, LedgerEntry, PolicyUpdate, Trajectory
 from fulgurite.learning.offline import OFFLINE, LeftOut, RecordedEpisode, RecordedRow, Span
 from fulgurite.tokens import FloatArray, pack_ids, unpack_ids
+from services.common.kafka.errors import LogUnavailable
 from services.learner.config import DpoConfig, RunConfig, SftConfig
 from services.learner.errors import CheckpointMissing, EpochLost, StepNotFinite
 from services.learner.metrics import meaning_of
@@ -41,6 +42,7 @@ from services.learner.offline import (
     method_of,
     train_rows,
 )
+from services.learner.policy_log import LedgerMemory
 from services.learner.settings import LearnerSettings
 from services.learner.train_row import Trained, TrainRow
 from services.learner.versions import PolicyVersions
@@ -332,6 +334,29 @@ def test_a_run_that_lost_its_epoch_publishes_nothing(tmp_path: Path) -> None:
         run.run()
     assert log.published == []
     assert list((tmp_path / "checkpoints" / "policy").glob("[0-9]*")) == []
+
+
+def test_a_version_that_was_not_published_any_more_is_published_by_the_next_run(
+    tmp_path: Path,
+) -> None:
+    class Dies(PolicyLogInMemory):
+        def publish(self, events: Sequence[Event]) -> None:
+            raise LogUnavailable("the broker went away")
+
+    with pytest.raises(LogUnavailable):
+        run_of(tmp_path, Recorder(), Sft(SftConfig()), EPISODES, Dies()).run()
+
+    class Republishes(PolicyLogInMemory):
+        def republish(self, events: Sequence[Event], ledger: LedgerMemory) -> int:
+            self.publish(events)
+            return len(events)
+
+    log = Republishes()
+    run = run_of(tmp_path, Recorder(), Sft(SftConfig()), EPISODES, log)
+    assert published(log) == [("policy@1.1", "policy@0.0", "sft")]
+    assert [entry.source for entry in log.published if isinstance(entry, LedgerEntry)] == [OFFLINE]
+    run.run()
+    assert published(log)[1:] == [("policy@1.2", "policy@1.1", "sft")]
 
 
 def test_a_batch_that_is_not_finite_is_left_out_of_the_version_and_the_ledger(
