@@ -50,6 +50,7 @@ test-fast: install ## The tests that start no broker and no vLLM (core, contract
 
 test-chaos: install ## 20,000 calls on three brokers while everything is killed, again and again: minutes. tests/chaos/README.md
 	@FULGURITE_CHAOS_CALLS=$${FULGURITE_CHAOS_CALLS:-20000} FULGURITE_CHAOS_BROKERS=$${FULGURITE_CHAOS_BROKERS:-3} \
+		FULGURITE_CHAOS_KILLS=$${FULGURITE_CHAOS_KILLS:-20} \
 		$(BIN)/python -m pytest tests/chaos -s -q --no-header $(ARGS)
 
 test-agents: install ## Quick-starts of agent frameworks, unmodified, against the real stack; installs each framework once.

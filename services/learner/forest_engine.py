@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import init_empty_weights
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.fsdp import FSDPModule
 from verl.utils import tensordict_utils as tu
+from verl.utils.model import get_hf_auto_model_class
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
@@ -52,6 +54,25 @@ class ForestEngine(FSDPEngineWithLMHead):
 
     before_step: Callable[[], None] | None = None
     """Called when all gradients are computed; an exception prevents the optimizer's step."""
+
+    def _build_module(self) -> Any:
+        """Load the model.
+
+        verl casts buffers with the parameters; but rotary frequencies in bf16 would turn late
+        positions by wrong angles. Those that no file has are made again, in fp32.
+        """
+        module = super()._build_module()
+        if module.dtype is torch.float32:
+            return module
+        with init_empty_weights(include_buffers=False):
+            kind: Any = get_hf_auto_model_class(module.config)
+            fresh = kind.from_config(module.config, dtype=torch.float32)
+        saved = module.state_dict().keys()
+        for name, buffer in fresh.named_buffers():
+            if name not in saved:
+                owner, _, own_name = name.rpartition(".")
+                setattr(module.get_submodule(owner), own_name, buffer)
+        return module
 
     def _build_lora_module(self, module: Any) -> Any:
         """Add the adapter, in fp32.

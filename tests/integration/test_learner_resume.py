@@ -18,11 +18,12 @@ import msgspec
 import pytest
 
 from fulgurite.avro.codec import Codec
-from fulgurite.enums import LedgerTerm, Mode, UpdateKind
+from fulgurite.enums import ArtifactFormat, LedgerTerm, Mode, UpdateKind
 from fulgurite.events import Action, DeadLetter, LedgerEntry, PolicyUpdate, Trajectory
 from fulgurite.ids import action_id
 from fulgurite.tokens import pack_ids, pack_logprobs, token_count
 from fulgurite.topics import DEAD_LETTERS, POLICY_UPDATES, TRAINING_LEDGER, TRAJECTORIES
+from services.applier.artifacts import fetch_adapter
 from services.common.kafka.consumer import read_all
 from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
@@ -233,6 +234,26 @@ def test_a_killed_learner_resumes(
     again = learner.process.log.read_text().count("making a step again")
     in_checkpoint = 1 if point == "before_checkpoint" else 2
     assert again == (0 if every_steps == 1 else in_checkpoint)
+
+
+def test_a_killed_learner_of_an_adapter_resumes(learner: Learner) -> None:
+    marker, lora = learner.folder / "reached", {"FULGURITE__POLICY__WEIGHTS__TRAIN": "lora"}
+    learner.publish(ROWS)
+    learner.start("tests.integration.paused_learner", "before_publish", str(marker), **lora)
+    learner.wait(marker.exists, "before_publish")
+    assert learner.end(signal.SIGKILL) == -signal.SIGKILL
+    learner.start("services.learner.main", **lora)
+    learner.wait(lambda: len(learner.versions()) == 3, "every batch trained")
+    assert learner.end(signal.SIGTERM) == 0
+
+    assert learner.versions() == ["policy@1.1", "policy@1.2", "policy@2.3"]
+    digests: set[str] = set()
+    for update in learner.updates():
+        if update.artifact is not None:
+            digests.add(update.artifact.sha256)
+            assert update.artifact.format is ArtifactFormat.lora
+            assert (fetch_adapter(update.artifact) / "adapter_config.json").is_file()
+    assert len(digests) == 3, "every step changed the adapter"
 
 
 def test_a_third_start_trains_nothing_again(learner: Learner) -> None:

@@ -129,6 +129,20 @@ def test_a_step_equals_peft_row_by_row(tmp_path: Path, *, tied: bool) -> None:
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-3)
 
 
+def test_late_positions_are_turned_as_with_full_weights() -> None:
+    """Frequencies of rotary positions in bf16 would be off by whole turns there."""
+    tokens = np.random.default_rng(0).integers(1, 200, 1500).tolist()
+    lora, full, exact = (
+        by.logprobs(tokens)
+        for by in (
+            adapted(engine={"dtype": "bf16"}),
+            trainer(engine={"dtype": "bf16"}),
+            trainer(),
+        )
+    )
+    assert np.abs(lora - exact).mean() < 1.5 * np.abs(full - exact).mean()
+
+
 def test_only_the_adapter_changes_and_it_is_fp32_over_a_base_in_bf16() -> None:
     lora = adapted(engine={"dtype": "bf16"}, targets=["q_proj", "down_proj"])
     rows = sampled(lora, batch())
