@@ -141,7 +141,7 @@ def show(books: Balance, console: Console, *, partitions: bool = False) -> None:
         )
     if books.offline_actions:
         console.print(
-            f"{books.offline_actions} actions were trained offline, too; that is no term "
+            f"{books.offline_actions} actions were trained offline, which is no term "
             "(docs/reference/ledger.md, Offline training)."
         )
     if books.expired:

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from fulgurite.enums import ApplyOutcome
 from fulgurite.events import Event, LedgerEntry, PolicyApplied, PolicyUpdate
+from fulgurite.learning.offline import OFFLINE
 from fulgurite.learning.target_version import TargetVersion
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, TOPICS, TRAINING_LEDGER, Topic
 from services.cli.alive import (
@@ -206,13 +207,14 @@ def _actions(kafka: KafkaSettings, known: Sequence[Topic]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for event in _events(kafka, TRAINING_LEDGER, known, now_ms() - _DAY_MS):
         if isinstance(event, LedgerEntry):
-            term = (
-                event.term.value
-                if event.reason is None
-                else f"{event.term.value}({event.reason.value})"
-            )
-            counts[term] += len(event.actions)
+            counts[outcome_of(event)] += len(event.actions)
     return dict(counts.most_common())
+
+
+def outcome_of(entry: LedgerEntry) -> str:
+    """What a ledger entry says of its actions, such as `trained` or `filtered(no_signal)`."""
+    detail = OFFLINE if entry.source == OFFLINE else entry.reason
+    return str(entry.term) if detail is None else f"{entry.term}({detail})"
 
 
 def answers(url: str) -> str:
