@@ -148,6 +148,7 @@ class Learner:
             self._train_if_ready()
             self._account_if_due()
             show_groups(self.batcher, self.version)
+        self._versions.leave_tensors()
 
     def _read(self) -> None:
         began, found = time.monotonic(), False
@@ -198,6 +199,8 @@ class Learner:
             show_refusal(self.version.policy)
             self._settle(stepped.groups, letters)
         if stepped.refusal is not None:
+            # A person may change the run's keys now.
+            self._versions.leave_tensors()
             raise stepped.refusal
 
     def _make_steps(self, groups: Sequence[BatchGroup]) -> Stepped:

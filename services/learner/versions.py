@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 
 from fulgurite.avro.codec import Codec
@@ -153,7 +154,20 @@ class PolicyVersions:
 
     def redo(self, trainer: MakesSteps) -> None:
         """Make the steps again that the checkpoint has no tensors of. Raises StepNotRepeated."""
-        redo(trainer, self._checkpoints.batches(), self._config.engine.dtype)
+        redo(trainer, self._checkpoints.batches(), self._config)
+
+    def leave_tensors(self) -> None:
+        """Write a checkpoint with tensors unless the newest has no step to make again.
+
+        The next start may then be with other keys. Raises EpochLost.
+        """
+        found = self._checkpoints.latest()
+        if found is None or not self._checkpoints.batches():
+            return
+        self._policy_log.check_epoch()
+        self._serial += 1
+        state = msgspec.structs.replace(found[0], serial=self._serial)
+        self._checkpoints.write(state, self._trainer.save)
 
     def acquire_epoch(self, offline_method: str | None = None) -> None:
         """Acquire the next epoch, so that no other learner trains the policy. Raises EpochLost."""
@@ -265,7 +279,7 @@ class PolicyVersions:
             self._checkpoints.write(state, self._trainer.save)
             return
         self._checkpoints.write(
-            state, None, lambda path: write_step(path, state.version, batch, probe)
+            state, None, lambda path: write_step(path, state.version, batch, probe, self._config)
         )
 
     def _prune(self) -> None:

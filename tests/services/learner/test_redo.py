@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 
 from fulgurite.events import PolicyUpdate, Probe
 from fulgurite.tokens import FloatArray, pack_ids, pack_logprobs
+from services.learner.config import RunConfig
 from services.learner.errors import StepNotFinite, StepNotRepeated
 from services.learner.redo import read_step, redo, write_step
 from services.learner.train_row import Trained, TrainRow
@@ -58,13 +59,23 @@ class Remembers(loop.Trainer):
         self.weight = int((folder / "weight").read_text())
 
 
+class Killed(Exception):
+    """What kill -9 is to the loop."""
+
+
+def die() -> None:
+    raise Killed
+
+
 def trained_on(
     tmp_path: Path, groups: Sequence[int], log: loop.PolicyLogInMemory | None = None
 ) -> tuple[Remembers, loop.PolicyLogInMemory]:
     made = Remembers()
     events = [row for group in groups for row in loop.rows_of(group, [1.0, 0.0])]
     learner, log = loop.learner_of(tmp_path, made, events, log=log, checkpoint={"every_steps": 3})
-    learner.run()
+    cast("Any", learner)._source.at_end = die
+    with pytest.raises(Killed):
+        learner.run()
     log.updates = [event for event in log.published if isinstance(event, PolicyUpdate)]
     return made, log
 
@@ -114,6 +125,27 @@ def test_a_step_that_fails_now_stops_the_learner(tmp_path: Path) -> None:
         loop.learner_of(tmp_path, Fails(), [], log=log, checkpoint={"every_steps": 3})
 
 
+def config(**tables: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {"policy": {"model": "m"}, "engine": {"dtype": "fp32"}, **tables}
+    )
+
+
+def test_steps_are_not_made_again_with_other_keys(tmp_path: Path) -> None:
+    _, log = trained_on(tmp_path, [1, 2])
+    changed = {"checkpoint": {"every_steps": 3}, "optimizer": {"lr": 1e-6}}
+    with pytest.raises(StepNotRepeated, match=r"was made with optimizer\.lr = 4e-05, now 1e-06"):
+        loop.learner_of(tmp_path, Remembers(), [], log=log, **changed)
+    # Once with those of before, and stopped: the next start may have others.
+    stopped = Remembers()
+    learner, _ = loop.learner_of(tmp_path, stopped, [], log=log, checkpoint={"every_steps": 3})
+    learner.run()
+    assert stopped.calls == ["train 1", "train 2", "save"]
+    other = Remembers()
+    loop.learner_of(tmp_path, other, [], log=log, **changed)
+    assert (other.calls, other.weight) == (["load"], stopped.weight)
+
+
 @pytest.mark.parametrize("aged", [False, True])
 def test_a_batch_comes_back_as_it_was(tmp_path: Path, *, aged: bool) -> None:
     rows = batch()
@@ -125,9 +157,10 @@ def test_a_batch_comes_back_as_it_was(tmp_path: Path, *, aged: bool) -> None:
     parts = [rows[:4], rows[4:]]
     probe = Probe(token_ids=pack_ids(IDS), logprobs=pack_logprobs([-1.0, -2.0, -0.5]))
     path = tmp_path / "00000007.safetensors"
-    write_step(path, "policy@1.7", parts, probe)
+    write_step(path, "policy@1.7", parts, probe, config())
     step = read_step(path)
     assert (step.version, step.probe_ids) == ("policy@1.7", IDS)
+    assert (step.keys["optimizer.lr"], step.keys["algorithm.clip.low"]) == (4e-5, None)
     assert step.probe_logprobs.tolist() == [-1.0, -2.0, -0.5]
     assert [len(part) for part in step.batch] == [4, len(rows) - 4]
     for part, again in zip(parts, step.batch, strict=True):
@@ -154,12 +187,12 @@ def test_steps_are_made_again_to_the_last_bit(tmp_path: Path, train: str) -> Non
         first.train([rows[:4], rows[4:]], step)
         probe = Probe(token_ids=pack_ids(IDS), logprobs=pack_logprobs(first.logprobs(IDS)))
         path = tmp_path / f"{step:08d}.safetensors"
-        write_step(path, f"policy@1.{step}", [rows[:4], rows[4:]], probe)
+        write_step(path, f"policy@1.{step}", [rows[:4], rows[4:]], probe, config())
     paths = sorted(tmp_path.iterdir())
-    redo(again, paths, "fp32")
+    redo(again, paths, config())
     for one, other in zip(
         first.module.state_dict().values(), again.module.state_dict().values(), strict=True
     ):
         assert torch.equal(one.full_tensor(), other.full_tensor())
     with pytest.raises(StepNotRepeated, match=r"policy@1\.1, .* is rounding"):
-        redo(make(optimizer={"lr": 3e-2}), paths, "fp32")
+        redo(make(optimizer={"lr": 3e-2}), paths, config())
