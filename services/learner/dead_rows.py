@@ -39,7 +39,6 @@ def rows_of_culprits(
             "a group cannot be trained; its rows go to dead.letters (see `fulgurite dlq list`)",
             group_id=group.group_id,
             error=words_of(error),
-            exc_info=error,
         )
         for record in source.read_again(group.partition, *group.offsets):
             row = record.event

@@ -23,7 +23,7 @@ from services.learner.config import RunConfig
 from services.learner.errors import StepNotFinite, StepRefused
 from services.learner.metrics import Stopwatch
 from services.learner.rows import advantages, mini_batches
-from services.learner.train_row import STEP_FAILURES, Trained, TrainRow
+from services.learner.train_row import STEP_FAILURES, Trained, TrainRow, without_frames
 
 _ADDED = ("optimizer_steps", "tokens/computed", "train_seconds")
 """Metrics that are added up over the parts of a batch; of the others the mean is taken."""
@@ -190,8 +190,10 @@ def _failed(groups: Sequence[BatchGroup], error: Exception) -> _Failed:
         "a step failed; no weight was changed",
         groups=[group.group_id for group in groups],
         error=words_of(error),
+        exc_info=None if isinstance(error, StepNotFinite) else error,
     )
-    return groups, error
+    # What is tried next needs the memory.
+    return groups, without_frames(error)
 
 
 def _combined(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -26,6 +26,12 @@ STEP_FAILURES = (
 """Errors of a step that the data of a row may cause. No weight was changed."""
 
 
+def without_frames(error: Exception) -> Exception:
+    """The error without its traceback, whose frames would keep the step's tensors in memory."""
+    error.__context__ = None
+    return error.with_traceback(None)
+
+
 class TrainRow(msgspec.Struct, frozen=True, eq=False):
     """One row of T tokens. Every array is (T,), one value per token."""
 

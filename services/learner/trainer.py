@@ -42,7 +42,7 @@ from services.learner.errors import (
     StepRefused,
 )
 from services.learner.tensors import load_tensors, save_tensors
-from services.learner.train_row import STEP_FAILURES, Trained, TrainRow
+from services.learner.train_row import STEP_FAILURES, Trained, TrainRow, without_frames
 
 _FILLER_TOKENS = 2
 """Tokens of a filler row: the shortest row with a token to predict."""
@@ -118,7 +118,8 @@ class Trainer:
                 steps.append(self._step(mini_batch))
                 trained[index] = True
             except STEP_FAILURES as error:
-                failures[index] = error
+                logger.debug("a step failed", exc_info=error)
+                failures[index] = without_frames(error)
             except StepRefused as error:
                 refusal = error
                 break
