@@ -49,6 +49,7 @@ from services.learner.versions import PolicyVersions
 from services.local_stack.model import tiny_model
 from tests.services.learner.test_learner import PolicyLogInMemory, learner_of, rows_of
 from tests.services.learner.test_learner import Trainer as OnlineTrainer
+from tests.services.learner.test_redo import Killed, die
 from tests.services.learner.test_trainer import trainer, weights
 
 pytestmark = pytest.mark.filterwarnings(
@@ -413,7 +414,10 @@ def test_steps_of_an_online_learner_without_tensors_are_made_again_first(tmp_pat
     learner, log = learner_of(
         tmp_path, OnlineTrainer(), rows_of(1, [1.0, 0.0]), checkpoint={"every_steps": 10}
     )
-    learner.run()
+    # A learner that is stopped would leave tensors.
+    cast("Any", learner)._source.at_end = die
+    with pytest.raises(Killed):
+        learner.run()
     of = Recorder()
     run_of(tmp_path, of, Dpo(DpoConfig()), PAIRS, log).run()
     assert of.did[:2] == ["redo 1", "infer"]
