@@ -334,7 +334,7 @@ def test_a_model_and_a_topic_that_are_not_there_are_said_in_a_line(cli: Cli) -> 
     for name, argv in {
         "/nope": ("--model", "/nope", "--topic", "nonexisting"),
         "nonexisting": ("--model", str(tiny_model()), "--topic", "nonexisting"),
-        "FULGURITE_MODEL": (),
+        "FULGURITE__POLICY__MODEL": (),
     }.items():
         done = cli("train", *argv)
         assert (done.returncode, done.stderr.count("\n"), done.stdout) == (1, 1, ""), done.stderr
