@@ -26,6 +26,7 @@ from services.learner.artifacts import ArtifactStore
 from services.learner.errors import CheckpointForeign
 from services.learner.train_row import TrainRow
 from services.local_stack.model import tiny_model
+from tests.services.learner.test_attention import MODELS, folder_of, rows
 from tests.services.learner.test_trainer import Trainer, batch, dense, sampled, step, trainer
 
 pytestmark = pytest.mark.filterwarnings(
@@ -94,12 +95,12 @@ def test_the_first_version_is_the_base_model() -> None:
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_step_equals_peft_row_by_row(tmp_path: Path, *, tied: bool) -> None:
+@pytest.mark.parametrize(("tied", "layout"), [(True, "forest"), (False, "forest"), (True, "rows")])
+def test_a_step_equals_peft_row_by_row(tmp_path: Path, *, tied: bool, layout: str) -> None:
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.workers.config import ActorConfig
 
-    lora = shaken(adapted(tied=tied, optimizer={"grad_clip": 1e9}))
+    lora = shaken(adapted(tied=tied, engine={"layout": layout}, optimizer={"grad_clip": 1e9}))
     rows = sampled(lora, batch(), noise=0.2)
     peft = peft_model(exported(lora, tmp_path), tied=tied, trainable=True)
     by_row = [row_logprobs(peft, row) for row in rows]
@@ -127,6 +128,19 @@ def test_a_step_equals_peft_row_by_row(tmp_path: Path, *, tied: bool) -> None:
     assert ours.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_an_adapter_of_every_known_type_is_what_peft_computes(tmp_path: Path, kind: str) -> None:
+    folder = folder_of(tmp_path / "base", kind, **MODELS[kind])
+    policy = {"model": folder, "weights": {"train": "lora", "rank": 4}}
+    lora = shaken(trainer(policy=policy))
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    peft = PeftModel.from_pretrained(base, exported(lora, tmp_path / "adapter"))
+    for row, found in zip(rows(), lora.row_logprobs(rows()), strict=True):
+        with torch.no_grad():
+            expected = row_logprobs(peft, row).numpy() * row.trained
+        np.testing.assert_allclose(found, expected, atol=5e-5)
 
 
 def test_late_positions_are_turned_as_with_full_weights() -> None:
