@@ -177,6 +177,7 @@ class RowBatcher:
         self.lineage: Lineage | None = None
         """What the current version descends from; what others generated is stale. None: all do."""
         self._next: dict[int, int] = {}
+        self._sorted: list[PendingGroup] | None = None
 
     def restore(
         self,
@@ -198,6 +199,7 @@ class RowBatcher:
         over; those of other policies count until their group is complete.
         """
         self._next[partition] = offset + 1
+        self._sorted = None
         if isinstance(event, GroupClosed):
             return self._close(offset, event)
         if event.mode is not Mode.train:
@@ -292,7 +294,7 @@ class RowBatcher:
 
     def complete(self) -> int:
         """How many groups are complete and not settled."""
-        return sum(pending.is_complete() for pending in self._pending.values())
+        return len(self._complete())
 
     def next_batch(self, current: Version, *, partial: bool = False) -> tuple[BatchGroup, ...]:
         """Settle the next batch, oldest start first: as many groups that teach something as the
@@ -306,29 +308,26 @@ class RowBatcher:
 
     def _batch(self, current: Version, *, partial: bool) -> list[tuple[PendingGroup, BatchGroup]]:
         chosen: list[tuple[PendingGroup, BatchGroup]] = []
+        tokens = 0
         for one in self._ready(current):
             chosen.append(one)
-            if self._is_full([group for _, group in chosen]):
+            tokens += 0 if self.rules.tokens_per_step is None else trained_tokens(one[1])
+            if self._is_enough(len(chosen), tokens) and not self._lacks_company(chosen):
                 return chosen
-        compared = [group for _, group in chosen]
-        return chosen if partial and not self._lacks_company(compared) else []
+        return chosen if partial and not self._lacks_company(chosen) else []
 
-    def _is_full(self, groups: Sequence[BatchGroup]) -> bool:
-        """Whether groups are a whole batch."""
-        most = self.rules.tokens_per_step
-        enough = (
-            len(groups) >= self.rules.groups_per_step
-            if most is None
-            else sum(map(trained_tokens, groups)) >= most
-        )
-        return enough and not self._lacks_company(groups)
+    def _is_enough(self, groups: int, tokens: int) -> bool:
+        """Whether so many groups with so many tokens to train make a batch."""
+        if self.rules.tokens_per_step is None:
+            return groups >= self.rules.groups_per_step
+        return tokens >= self.rules.tokens_per_step
 
-    def _lacks_company(self, groups: Sequence[BatchGroup]) -> bool:
+    def _lacks_company(self, chosen: Sequence[tuple[PendingGroup, BatchGroup]]) -> bool:
         """Whether a lone group would be compared with itself."""
         return (
             self.rules.baseline == "batch"
-            and any(group.is_lone for group in groups)
-            and sum(len(group.episodes) for group in groups) < 2
+            and any(group.is_lone for _, group in chosen)
+            and sum(len(group.episodes) for _, group in chosen) < 2
         )
 
     def ready(self, current: Version) -> int:
@@ -344,13 +343,16 @@ class RowBatcher:
 
     def _decided(self, current: Version) -> list[tuple[PendingGroup, BatchGroup]]:
         """The complete groups, oldest start first, and what would become of their actions now."""
-        return [
-            (pending, self._outcomes(pending, current))
-            for pending in sorted(
+        return [(pending, self._outcomes(pending, current)) for pending in self._complete()]
+
+    def _complete(self) -> list[PendingGroup]:
+        """The complete groups, oldest start first; they are looked for only after a change."""
+        if self._sorted is None:
+            self._sorted = sorted(
                 (one for one in self._pending.values() if one.is_complete()),
                 key=lambda one: (one.started_at, one.group_id),
             )
-        ]
+        return self._sorted
 
     def _outcomes(self, pending: PendingGroup, current: Version) -> BatchGroup:
         if pending.decided is None or pending.decided[0] != current:
@@ -358,6 +360,7 @@ class RowBatcher:
         return pending.decided[1]
 
     def _settle(self, groups: Sequence[tuple[PendingGroup, BatchGroup]]) -> tuple[BatchGroup, ...]:
+        self._sorted = None
         for pending, _ in groups:
             del self._pending[pending.group_id]
             self._settled[pending.group_id] = (pending.partition, pending.last_offset)
