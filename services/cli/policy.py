@@ -221,8 +221,7 @@ def roll_back(
     with report_errors("policy rollback"):
         kafka = answering(KafkaSettings())
         published, route = read_published(kafka), last_routes(kafka).get(alias)
-        policy = policy_of(alias) if route is None else ""
-        targets = former_targets(published, route, policy)
+        targets = former_targets(published, route, policy_of(alias))
         took_effect = change_route(kafka, alias, targets, reason or "rolled back by hand", wait)
     if not took_effect:
         raise typer.Exit(1)

@@ -99,7 +99,7 @@ def former_targets(
     """What a rollback returns to: the targets that the route replaced, and without a route the
     version before the newest. Raises BadTarget if there is none.
     """
-    if route is not None:
+    if route is not None and (route.targets or route.previous):
         return route.previous
     newest = published.folds[policy].version() if policy in published.folds else None
     if newest is None or newest == base_version(policy):

@@ -163,7 +163,10 @@ def test_a_rollback_returns_to_what_the_route_replaced() -> None:
 
 
 def test_without_a_route_a_rollback_returns_to_the_version_before_the_newest() -> None:
-    (before,) = former_targets(published(update(1), update(2)), None, "policy")
+    for none in (None, route()):
+        (before,) = former_targets(published(update(1), update(2)), none, "policy")
+        assert before.version == "policy@1.1"
+    (before,) = former_targets(published(update(1)), route(previous=("policy@1.1",)), "policy")
     assert before.version == "policy@1.1"
     (before,) = former_targets(published(update(1)), None, "policy")
     assert before.version == "policy@0.0"
