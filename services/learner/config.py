@@ -348,6 +348,9 @@ class EngineConfig(Section):
     micro_batch_tokens: int = Field(default=512, ge=2)
     """Tokens in a micro-batch. Larger ones share more, but attention is quadratic in them. A longer
     row makes a micro-batch of its own."""
+    gradient_checkpointing: bool = False
+    """Keep the inputs of each layer only, and compute the rest again in the backward pass: a third
+    more time, and memory for longer micro-batches."""
 
 
 class DriftAlarm(Section):

@@ -475,7 +475,7 @@ def _worker(config: RunConfig, device: str) -> Any:
             path=str(config.policy.model),
             override_config={"attn_implementation": "sdpa"},
             use_remove_padding=False,
-            enable_gradient_checkpointing=False,
+            enable_gradient_checkpointing=engine.gradient_checkpointing,
             lora_rank=weights.rank if is_adapter else 0,
             lora_alpha=weights.alpha,
             target_modules=targets,

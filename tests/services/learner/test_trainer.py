@@ -180,6 +180,21 @@ def test_a_step_on_the_forest_equals_verl_row_by_row() -> None:
         assert shared[name] == pytest.approx(plain[name], rel=1e-4, abs=1e-7), name
 
 
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_gradient_checkpointing_changes_no_number(train: str) -> None:
+    steps: list[dict[str, float]] = []
+    for checkpointing in (False, True):
+        made = trainer(
+            policy={"weights": {"train": train}},
+            engine={"gradient_checkpointing": checkpointing},
+        )
+        assert made.module.is_gradient_checkpointing == checkpointing
+        steps.append(step(made, sampled(made, batch())))
+    for name in ("loss", "grad_norm", "entropy"):
+        assert steps[0][name] == pytest.approx(steps[1][name], rel=1e-5), name
+    assert steps[0]["grad_norm"] > 0
+
+
 def test_the_order_of_rows_and_the_size_of_micro_batches_change_nothing() -> None:
     rows = sampled(trainer(), batch())
     shuffled = random.Random(0).sample(rows, len(rows))
