@@ -195,7 +195,7 @@ class Learner:
         if stepped.batches:
             self._make_version(stepped, letters, began)
         else:
-            logger.error("no step was made of a batch; its actions are filtered")
+            logger.error("no step was made of a batch")
             show_refusal(self.version.policy)
             self._settle(stepped.groups, letters)
         if stepped.refusal is not None:

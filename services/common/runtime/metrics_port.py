@@ -21,8 +21,9 @@ class MetricsSettings(BaseSettings):
     )
 
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port on which a service shows its metrics to Prometheus, under any path; 0: none. Services on
-    one machine need a port each. The gateway has `/metrics` on its own port instead."""
+    """Port on which a service shows its metrics to Prometheus, under any path and without a key, on
+    all interfaces; 0: none. Services on one machine need a port each. The gateway has `/metrics` on
+    its own port instead."""
 
 
 class MetricsPortTaken(ValueError):
