@@ -112,7 +112,7 @@ def runs_page() -> str:
         algorithms += _row(f"`{one.name}`", compares, weighs, f"`{one.loss}`")
     runs = "| key | default | meaning |\n|---|---|---|\n"
     for key, field in keys().items():
-        runs += _row(f"`{key}`", _default(field), _with_links(field.description or ""))
+        runs += _row(f"`{key}`", _toml_default(field), _with_links(field.description or ""))
     for title, table in (("Algorithms", algorithms), ("Keys", runs)):
         text = _with_table(text, title, table)
     return text
@@ -152,6 +152,16 @@ def _default(field: FieldInfo) -> str:
     if isinstance(default, Enum):
         default = default.value
     return "" if default in (None, "", {}, ()) else f"`{default}`"
+
+
+def _toml_default(field: FieldInfo) -> str:
+    """As a run's file would have it; nothing where nothing is set."""
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(default, bool | tuple):
+        return f"`{json.dumps(default)}`"
+    if isinstance(default, str) and not field.is_required():
+        return f'`"{default}"`'
+    return _default(field)
 
 
 def _with_links(text: str) -> str:
