@@ -237,12 +237,17 @@ def test_a_killed_learner_resumes(
 
 
 def test_a_killed_learner_of_an_adapter_resumes(learner: Learner) -> None:
-    marker, lora = learner.folder / "reached", {"FULGURITE__POLICY__WEIGHTS__TRAIN": "lora"}
+    marker = learner.folder / "reached"
     learner.publish(ROWS)
-    learner.start("tests.integration.paused_learner", "before_publish", str(marker), **lora)
+    learner.start(
+        "tests.integration.paused_learner",
+        "before_publish",
+        str(marker),
+        FULGURITE__POLICY__WEIGHTS__TRAIN="lora",
+    )
     learner.wait(marker.exists, "before_publish")
     assert learner.end(signal.SIGKILL) == -signal.SIGKILL
-    learner.start("services.learner.main", **lora)
+    learner.start("services.learner.main", FULGURITE__POLICY__WEIGHTS__TRAIN="lora")
     learner.wait(lambda: len(learner.versions()) == 3, "every batch trained")
     assert learner.end(signal.SIGTERM) == 0
 

@@ -84,8 +84,11 @@ def test_a_checkpoint_from_before_sizes_were_kept_is_taken(store: CheckpointStor
 
 
 def test_batches_stay_until_the_next_tensors(store: CheckpointStore) -> None:
+    def write_batch(path: Path) -> None:
+        path.write_bytes(b"batch")
+
     for serial in (3, 4):
-        store.write(state(serial), None, lambda path: path.write_bytes(b"batch") and None)
+        store.write(state(serial), None, write_batch)
     store.write(state(5), None)
     assert [path.name for path in store.batches()] == [
         "00000003.safetensors",
