@@ -299,15 +299,17 @@ class _Closing:
 
     def _frozen(self, built: BuiltTrajectories) -> Iterator[LostAction]:
         """The actions of frozen policies: no learner accounts for them."""
-        for row in built.rows:
-            if row.policy in self.rules.frozen:
-                for action in row.actions:
-                    if action.loss:
-                        yield LostAction(
-                            action=action_id(action.call_id, action.choice),
-                            policy=row.policy,
-                            reason=FilterReason.frozen,
-                        )
+        return (
+            LostAction(
+                action=action_id(action.call_id, action.choice),
+                policy=row.policy,
+                reason=FilterReason.frozen,
+            )
+            for row in built.rows
+            if row.policy in self.rules.frozen
+            for action in row.actions
+            if action.loss
+        )
 
     def _lose(self, episode: Episode, reason: FilterReason) -> None:
         self.lost.extend(

@@ -17,7 +17,7 @@ from fulgurite.events import RouteTarget
 from fulgurite.learning.evaluation import ENOUGH_TASKS, MARGIN
 from fulgurite.versions import parse_version
 from services.cli.errors import report_errors
-from services.cli.gate import Gate, rounds
+from services.cli.gate import Gate, interrupts_noted, rounds
 from services.cli.gateway_models import GatewaySilent, policy_of
 from services.cli.held_out import (
     Earned,
@@ -222,8 +222,8 @@ def _follow(gate: Gate, options: RunOptions, *, load: bool, as_json: bool) -> No
     """Evaluate and promote versions as they come. Exits 130 when it is stopped."""
     kafka = answering(KafkaSettings())
     console = make_console(stderr=as_json)
-    with _measuring(options, kafka, load=load) as measure:
-        for one in rounds(kafka, gate, measure):
+    with interrupts_noted() as stopped, _measuring(options, kafka, load=load) as measure:
+        for one in rounds(kafka, gate, measure, stopped):
             if as_json:
                 print_json({**_as_json(one.earned, [one.pair]), "why_not": one.why_not})
             else:

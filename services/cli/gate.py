@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 
 import msgspec
 
@@ -40,18 +43,45 @@ class Round(msgspec.Struct, frozen=True):
     """Why the new one is not to be promoted."""
 
 
-def rounds(kafka: KafkaSettings, gate: Gate, measure: Callable[[str], Earned]) -> Iterator[Round]:
-    """Yield an evaluation whenever `every` new versions were published; never ends.
+@contextmanager
+def interrupts_noted() -> Generator[threading.Event]:
+    """Yield what SIGINT and SIGTERM set, besides raising KeyboardInterrupt.
+
+    Python drops an exception that is raised while an object is finalized, or in a callback of a
+    library; the event stays.
+    """
+    stopped = threading.Event()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def rounds(
+    kafka: KafkaSettings,
+    gate: Gate,
+    measure: Callable[[str], Earned],
+    stopped: threading.Event,
+) -> Iterator[Round]:
+    """Yield an evaluation whenever `every` new versions were published, until stopped.
 
     Whoever takes it promotes the version, or not, before the next one. Versions are measured once.
     Raises LogUnavailable, and what `measure` raises.
     """
     measured: dict[str, Earned] = {}
     seen = 0
-    while True:
+    while not stopped.is_set():
         fold = read_published(kafka).folds.get(gate.policy)
         if fold is None or len(fold.updates) - seen < gate.every:
-            time.sleep(_POLL_S)
+            stopped.wait(_POLL_S)
             continue
         seen = len(fold.updates)
         candidate, baseline = fold.version(), promoted(last_routes(kafka), gate)

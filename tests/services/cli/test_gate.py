@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
+import pytest
+
 from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.versions import parse_version
-from services.cli.gate import Gate, evaluated, promoted
+from services.cli.gate import Gate, evaluated, interrupts_noted, promoted, rounds
 from services.cli.held_out import Earned
 from services.cli.loading import with_share_of_0
+from services.common.kafka.settings import KafkaSettings
 
 GATE = Gate(policy="policy", alias="prod", every=1, margin=0.02, min_tasks=3)
 
@@ -53,3 +58,13 @@ def test_a_share_of_0_leaves_the_others_as_they_are() -> None:
     assert with_share_of_0((), wanted) == (target(None), target("policy@1.3", 0.0))
     kept = (target("policy@1.2", 0.5), target("policy@1.3", 0.5))
     assert with_share_of_0(kept, wanted) == kept
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_that_nobody_hears_stops_the_rounds(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with interrupts_noted() as stopped:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+        assert list(rounds(KafkaSettings(), GATE, Earned, stopped)) == []
+    assert signal.getsignal(number) is before
