@@ -50,7 +50,13 @@ from services.runner.run import Summary
 from services.runner.settings import RunnerSettings
 
 GROUP_SIZE = 6
-GROUPS_PER_STEP = 8
+GROUPS_PER_STEP = 5
+MAX_WAIT_S = 30
+"""Seconds that a group with a signal waits for others. At the end of the training few groups have
+one, and a step is made on what there is.
+"""
+GROUPS_AHEAD = 8
+"""More than a step needs: while some groups turn out to teach nothing, others are under way."""
 CONCURRENCY = 16
 UPDATES = 10
 HELD_OUT = 210
@@ -95,6 +101,7 @@ class Demo:
         settings = {"FULGURITE__ENGINE__SEED": str(choices.seed)}
         if choices.run is None:
             settings["FULGURITE__BATCH__GROUPS"] = str(GROUPS_PER_STEP)
+            settings["FULGURITE__BATCH__MAX_WAIT_S"] = str(MAX_WAIT_S)
         if choices.control:
             settings["FULGURITE__BATCH__PERMUTE_REWARDS"] = str(choices.seed)
         began = time.monotonic()
@@ -175,7 +182,7 @@ class Demo:
             weights=COMPONENTS,
             mode=mode,
             deadline_s=180.0,
-            max_ahead=GROUPS_PER_STEP if mode is Mode.train else None,
+            max_ahead=GROUPS_AHEAD if mode is Mode.train else None,
             updates=self._choices.updates if mode is Mode.train else None,
             preload=("openai",),
             seed=self._choices.seed,
