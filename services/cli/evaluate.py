@@ -39,7 +39,14 @@ from services.common.runtime import logs
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument
-from services.runner.command import new_run_id, run_command
+from services.runner.command import (
+    Concurrency,
+    Limit,
+    PassedVariables,
+    Preload,
+    new_run_id,
+    run_command,
+)
 from services.runner.errors import RunnerError
 from services.runner.options import RunOptions, read_rewards, read_weights, task_id
 from services.runner.progress import TerminalWatcher
@@ -115,24 +122,13 @@ def evaluate(
     margin: Margin = MARGIN,
     min_tasks: MinTasks = ENOUGH_TASKS,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Rollouts per task and model.")] = 1,
-    concurrency: Annotated[int, typer.Option(min=1, help="Agent processes that run at once.")] = 16,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many tasks.")] = None,
+    concurrency: Concurrency = 16,
+    limit: Limit = None,
     deadline: Annotated[
         float, typer.Option(min=1, help="Seconds that the rollouts of a task may take.")
     ] = 300.0,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="VARIABLE",
-            help="Name of an environment variable to pass on to agents. Repeatable.",
-        ),
-    ] = None,
-    preload: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODULE", help="Module to import once, before agents are forked. Repeatable."
-        ),
-    ] = None,
+    env: PassedVariables = None,
+    preload: Preload = None,
     read_log: Annotated[
         bool,
         typer.Option(

@@ -44,11 +44,9 @@ from services.learner.settings import LearnerSettings
 from services.replay.columns import rows_in
 from services.replay.errors import BadArgument, NotFound
 from services.replay.windows import parse_datetime, parse_since
+from services.runner.run import INTERRUPTED
 
 logger = logs.get()
-
-INTERRUPTED = 130
-"""The exit code of a command that a signal ended."""
 
 _SKEW_MS = 60_000
 """How far the clocks that stamp a group's start and the topic's records may differ."""

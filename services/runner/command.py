@@ -42,6 +42,22 @@ DEFAULT_MAX_AHEAD = 8
 """One batch of the learner's default size: every rollout is then sampled from the newest weights.
 """
 
+Concurrency = Annotated[int, typer.Option(min=1, help="Agent processes that run at once.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many tasks.")]
+PassedVariables = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="VARIABLE",
+        help="Name of an environment variable to pass on to agents. Repeatable.",
+    ),
+]
+Preload = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE", help="Module to import once, before agents are forked. Repeatable."
+    ),
+]
+
 T = TypeVar("T")
 
 
@@ -90,7 +106,7 @@ def run(
             help="Rollouts per task: the size of the group whose rewards are compared.",
         ),
     ] = 6,
-    concurrency: Annotated[int, typer.Option(min=1, help="Agent processes that run at once.")] = 16,
+    concurrency: Concurrency = 16,
     mode: Annotated[
         Mode,
         typer.Option(
@@ -128,7 +144,7 @@ def run(
             "--until-version needs.",
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many tasks.")] = None,
+    limit: Limit = None,
     held_out: Annotated[
         Path | None,
         typer.Option(
@@ -162,19 +178,8 @@ def run(
             "without a reward; 0: never.",
         ),
     ] = DEFAULT_GIVE_UP_AFTER,
-    preload: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODULE", help="Module to import once, before agents are forked. Repeatable."
-        ),
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="VARIABLE",
-            help="Name of an environment variable to pass on to agents. Repeatable.",
-        ),
-    ] = None,
+    preload: Preload = None,
+    env: PassedVariables = None,
     seed: Annotated[
         int, typer.Option(help="Seed of the order of tasks from the second pass on.")
     ] = 0,

@@ -23,11 +23,10 @@ from fulgurite.events import Event, PolicyApplied, PolicyUpdate, RouteTarget
 from fulgurite.topics import POLICY_APPLIED, POLICY_UPDATES, Topic
 from services.cli.routes import last_routes, write_route
 from services.common.kafka.producer import EventProducer
-from services.common.processes.process import ChildProcess
 from services.local_stack.kafka_local import LocalKafka
 from tests.integration.gateway_process import Gateway, kafka_settings, running_gateway
 from tests.integration.stub_upstream import Stub, running_stub
-from tests.integration.test_runner import ASKS, ROOT, environment_of
+from tests.integration.test_runner import ASKS, environment_of, running_aggregator
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -64,16 +63,8 @@ async def gateway(
 async def aggregator(
     gateway: Gateway, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncGenerator[None]:
-    """Turns statuses into episodes."""
-    folder = tmp_path_factory.mktemp("aggregator")
-    process = ChildProcess(
-        [sys.executable, "-m", "services.aggregator.main"],
-        folder / "aggregator.log",
-        env=environment_of(gateway, FULGURITE_DATA_DIR=str(folder)),
-        cwd=ROOT,
-    )
-    yield
-    await asyncio.to_thread(process.end, 20)
+    async with running_aggregator(gateway, tmp_path_factory.mktemp("aggregator")):
+        yield
 
 
 def applied(backend: str, version: str) -> PolicyApplied:

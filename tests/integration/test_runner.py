@@ -12,6 +12,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,9 @@ async def gateway(
         yield running
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def aggregator(
-    gateway: Gateway, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncGenerator[None]:
+@asynccontextmanager
+async def running_aggregator(gateway: Gateway, folder: Path) -> AsyncGenerator[None]:
     """Turns statuses into episodes."""
-    folder = tmp_path_factory.mktemp("aggregator")
     process = ChildProcess(
         [sys.executable, "-m", "services.aggregator.main"],
         folder / "aggregator.log",
@@ -93,6 +91,14 @@ async def aggregator(
     )
     yield
     await asyncio.to_thread(process.end, 20)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def aggregator(
+    gateway: Gateway, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[None]:
+    async with running_aggregator(gateway, tmp_path_factory.mktemp("aggregator")):
+        yield
 
 
 def _write_rewards(folder: Path) -> None:
