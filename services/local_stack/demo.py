@@ -55,7 +55,7 @@ MAX_WAIT_S = 30
 """Seconds that a group with a signal waits for others. At the end of the training few groups have
 one, and a step is made on what there is.
 """
-GROUPS_AHEAD = 8
+GROUPS_AHEAD = 12
 """More than a step needs: while some groups turn out to teach nothing, others are under way."""
 CONCURRENCY = 16
 UPDATES = 10

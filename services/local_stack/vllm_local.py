@@ -108,7 +108,6 @@ def _environment(
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_PLUGINS": "fulgurite",
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
-        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
