@@ -91,7 +91,8 @@ class Rescorer:
         if not self._anew:
             before = [r for r in known if r.source == plugin.source and _is_about(r, episode)]
             # Where its name is not among them, the function may have been asked under another one.
-            if any(reward.name == plugin.name for reward in before):
+            # Rewards of actions come before the episode's, which a crash may have kept away.
+            if any(reward.name == plugin.name and reward.call_id is None for reward in before):
                 self.reused += len(before)
                 for failed in [reward for reward in before if reward.value is None]:
                     self.failed += 1
@@ -116,7 +117,9 @@ async def _score(plugin: RewardPlugin, sandbox: Sandbox, episode: Episode) -> Sc
 
 def _is_about(reward: AgentReward, episode: Episode) -> bool:
     """Whether the reward is for this revision of the episode."""
-    return reward.event_id == reward_event_id(reward.name, reward.source, episode)
+    return reward.event_id == reward_event_id(
+        reward.name, reward.source, episode, reward.call_id, reward.choice
+    )
 
 
 def rescored(groups: Iterable[Group], rescorer: Rescorer) -> Iterator[Rescored]:

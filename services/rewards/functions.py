@@ -1,7 +1,8 @@
 """Loads reward functions: a user's, `rewards.py:fn`, or a built-in, `builtin:f1(reference=answer)`.
 
 A function gets a `fulgurite.episodes.view.EpisodeView` and returns a number, numbers by name, or
-None for no reward; it may be async. Numbers are Python's, `Decimal` and `Fraction`, numpy's
+None for no reward; it may be async. In the place of a number may stand numbers by call id, each for
+what the model did in that call. Numbers are Python's, `Decimal` and `Fraction`, numpy's
 scalars, and arrays and tensors without dimensions. Only `load` imports a user's file, in a process
 of its own, so that the import cannot affect a worker.
 """
@@ -29,6 +30,9 @@ from services.rewards.errors import PluginError, RewardFailed
 from services.rewards.own_imports import put_first
 
 Function = Callable[[EpisodeView], Any]
+
+Value = float | dict[str, float]
+"""A reward of the whole episode, or rewards of its actions by call id or action id."""
 
 _MOST_NAMES = 100
 _LONGEST_NAME = 128
@@ -64,7 +68,7 @@ def label_of(reference: str) -> str:
     return reference if reference.startswith(PREFIX) else reference.rpartition("/")[2]
 
 
-def named(given: object, name: str, label: str) -> dict[str, float]:
+def named(given: object, name: str, label: str) -> dict[str, Value]:
     """Turn what the function `label` returned into rewards by name; empty for None.
 
     Raises RewardFailed.
@@ -79,6 +83,13 @@ def named(given: object, name: str, label: str) -> dict[str, float]:
     return {_name(key, label): _value(value, key, label) for key, value in values.items()}
 
 
+def _value(given: object, key: object, label: str) -> Value:
+    if not isinstance(given, dict):
+        return _finite(given, key, label)
+    actions = cast("dict[object, object]", given)
+    return {clean(str(action)): _finite(value, action, label) for action, value in actions.items()}
+
+
 def _name(key: object, label: str) -> str:
     # A plain `str`, even for an instance of a subclass.
     text = str.__str__(key) if isinstance(key, str) else str(key)
@@ -90,7 +101,7 @@ def _name(key: object, label: str) -> str:
     return text
 
 
-def _value(given: object, key: object, label: str) -> float:
+def _finite(given: object, key: object, label: str) -> float:
     number = _number(given)
     if number is None or not is_bounded(number, LARGEST_REWARD):
         raise RewardFailed(

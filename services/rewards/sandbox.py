@@ -39,7 +39,7 @@ from services.rewards.errors import (
     RewardFailed,
     TookTooLong,
 )
-from services.rewards.functions import Function, label_of, load, named
+from services.rewards.functions import Function, Value, label_of, load, named
 
 LOAD_TIMEOUT_S = 120.0
 """By default, seconds for importing a function: large libraries take their time on a busy machine.
@@ -62,7 +62,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What crosses between processes: rewards by name, or how the function failed, in words."""
 
-    values: dict[str, float] = {}
+    values: dict[str, Value] = {}
     failure: str | None = None
 
 
@@ -84,7 +84,7 @@ class Sandbox:
         self._initargs = (reference, os.environ.get(_SAFE_PATH), name, limits)
         self._pool = self._new_pool()
 
-    async def score(self, episode: Episode) -> dict[str, float]:
+    async def score(self, episode: Episode) -> dict[str, Value]:
         """Rewards by name; empty for none. Raises RewardFailed."""
         data = msgspec.msgpack.encode(episode)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,8 +32,23 @@ class Score(msgspec.Struct):
     not be computed.
     """
     rewards: dict[str, float | None] = {}
-    """Values by name; None for a reward that could not be computed."""
+    """Values by name, with those of the rollout's actions; None for a reward that could not be
+    computed.
+    """
     error: str | None = None
+
+
+class _Target(NamedTuple):
+    """What a reward is for: a rollout or, with a call, one action."""
+
+    name: str
+    call_id: str | None
+    choice: int | None
+
+
+class _Paid(NamedTuple):
+    value: float | None
+    final: bool
 
 
 class CurvePoint(msgspec.Struct, frozen=True):
@@ -59,6 +74,8 @@ class Scoreboard:
         self._expected = set(expected)
         self._weights = dict(weights)
         self._scores: dict[str, Score] = {}
+        self._paid: defaultdict[str, dict[_Target, _Paid]] = defaultdict(dict)
+        self._calls: dict[str, set[str]] = {}
         self._groups: defaultdict[str, list[Score]] = defaultdict(list)
 
     def expect(self, group_id: str, rollout_id: str) -> None:
@@ -80,11 +97,15 @@ class Scoreboard:
         versions = [call.version_first for call in episode.calls if call.version_first]
         own = [version for version in versions if version.startswith(f"{self._policy}@")]
         score.version = next(iter(own or versions), None)
+        self._calls[episode.rollout_id] = {call.call_id for call in episode.calls}
+        self._add_up(score)
 
     def on_reward(self, reward: AgentReward) -> None:
         """Add a reward, with or without a value."""
         score = self._scores.get(reward.rollout_id)
-        if score is None or not self._expected or not reward.final or reward.call_id is not None:
+        if score is None:
+            return
+        if not reward.final and reward.call_id is None:
             return
         if reward.attempt is not None and reward.attempt < score.attempt:
             return
@@ -94,8 +115,9 @@ class Scoreboard:
                 None,
                 f"{reward.name!r} is {value:g}, which is too large to be trained",
             )
-        score.rewards[reward.name] = value
-        score.reward = self._sum(score.rewards)
+        target = _Target(reward.name, reward.call_id, reward.choice)
+        self._paid[reward.rollout_id][target] = _Paid(value, reward.final)
+        self._add_up(score)
         score.error = reward.error if reward.value is None else score.error
 
     def open_groups(self) -> set[str]:
@@ -195,6 +217,23 @@ class Scoreboard:
 
     def _is_done(self, score: Score) -> bool:
         return score.closed and self._expected <= score.rewards.keys()
+
+    def _add_up(self, score: Score) -> None:
+        """Sum the rewards of the rollout and of its actions, once a name has a final one."""
+        if not self._expected:
+            return
+        calls = self._calls.get(score.rollout_id, set())
+        counted = {
+            target: paid
+            for target, paid in self._paid[score.rollout_id].items()
+            if target.call_id is None or target.call_id in calls
+        }
+        score.rewards = {}
+        for name in dict.fromkeys(target.name for target, paid in counted.items() if paid.final):
+            values = [paid.value for target, paid in counted.items() if target.name == name]
+            given = [value for value in values if value is not None]
+            score.rewards[name] = sum(given) if len(given) == len(values) else None
+        score.reward = self._sum(score.rewards)
 
     def _sum(self, rewards: Mapping[str, float | None]) -> float | None:
         if not self._expected <= rewards.keys() or None in rewards.values():

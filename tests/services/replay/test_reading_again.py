@@ -116,6 +116,18 @@ def test_a_verdict_of_the_same_code_is_reused_unless_all_is_judged_anew(tmp_path
     assert ((again.given, again.reused), (anew.given, anew.reused)) == ((0, 1), (1, 0))
 
 
+def test_rewards_of_actions_are_reused_once_the_last_of_them_is_there(tmp_path: Path) -> None:
+    body = "return {'reward': {call.call_id: 5 for call in episode.calls}}"
+    group = chats("42")
+    _, given = rewards_of(tmp_path, group, body)
+    assert [reward.call_id is None for reward in given] == [False, True]
+    for known, reused in ((given, 2), (given[:1], 0)):
+        later = msgspec.structs.replace(group, rewards=(*group.rewards, *known))
+        rescorer, again = rewards_of(tmp_path, later, body)
+        assert again == given
+        assert rescorer.reused == reused
+
+
 def test_a_verdict_that_the_same_code_gave_under_another_name_is_kept_and_not_taken_for_its_own(
     tmp_path: Path,
 ) -> None:

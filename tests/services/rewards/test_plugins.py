@@ -16,7 +16,8 @@ import pytest
 from fulgurite.avro.codec import Codec
 from fulgurite.episodes.stitching import Input, stitch
 from fulgurite.events import Episode
-from fulgurite.groups.rewards import counted
+from fulgurite.groups.rewards import EpisodeRewards, combine, counted, is_complete
+from fulgurite.ids import action_id
 from services.rewards.errors import (
     OutOfMemory,
     PluginError,
@@ -24,6 +25,7 @@ from services.rewards.errors import (
     RewardFailed,
     TookTooLong,
 )
+from services.rewards.functions import Value
 from services.rewards.plugins import RewardPlugin
 from services.rewards.sandbox import Limits, Sandbox
 from tests.synthetic import make_call, make_declared, make_status
@@ -99,6 +101,11 @@ def named_f32(episode): return {"reward": numpy.float32(1)}
 class Name(str):
     def __reduce__(self): return os.mkdir, (os.path.join(os.path.dirname(__file__), "unpickled"),)
 def odd_name(episode): return {Name("odd"): 1.0}
+def by_call(episode): return {"steps": {call.call_id: 0.5 for call in episode.calls}, "score": 1}
+def by_choice(episode): return {"score": {f"{call.call_id}#1": numpy.float32(0.5) for call in episode.calls}}
+def of_no_call(episode): return {"score": {"call_nobody_made\\ud83c": 0.5}}
+def text_by_call(episode): return {"score": {call.call_id: "1" for call in episode.calls}}
+def by_no_call(episode): return {"score": {}}
 def forks(episode):
     if os.fork() == 0: raise ValueError("the copy")
     return 0.5
@@ -136,6 +143,13 @@ def wait_for_end(pid: int) -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def process_of(rewards: dict[str, Value], name: str) -> int:
+    """The process id that was given as a reward."""
+    value = rewards[name]
+    assert isinstance(value, float)
+    return int(value)
 
 
 def asking(question: str) -> Episode:
@@ -201,6 +215,7 @@ async def test_values(sandbox: Sandbox, function: str, expected: dict[str, float
         ("long_name", RewardFailed, "a name must have 1 to 128 characters"),
         ("long_text", RewardFailed, r"\(str\) for 'score'"),
         ("no_name", RewardFailed, "a name must have 1 to 128 characters"),
+        ("text_by_call", RewardFailed, r"returned '1' \(str\) for '.*': expected a number"),
         ("many_names", RewardFailed, "returned 101 rewards; at most 100 are allowed"),
         ("raises", RewardFailed, "KeyError: 'no such key'"),
         ("never", TookTooLong, "no value within 1 s"),
@@ -226,6 +241,49 @@ async def test_every_failure_is_an_event_that_can_be_written(
         (reward,) = (await plugin.score(sandbox, asking(function))).rewards
         assert (reward.name, reward.value) == ("score", None)
         assert len(Codec().encode(reward)) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("function", "paid", "total"),
+    [
+        ("by_call", {0: 0.5}, {"steps": 0.5, "score": 1.0}),
+        ("by_choice", {1: 0.5}, {"score": 0.5}),
+        ("by_no_call", {}, {"score": 0.0}),
+    ],
+)
+async def test_single_actions_can_be_paid(
+    rewards: Path, sandbox: Sandbox, function: str, paid: dict[int, float], total: dict[str, float]
+) -> None:
+    call = make_call(answers=((7, 9), (8, 9)))
+    episode = stitch(
+        [
+            make_declared(task=f'{{"question": "{function}"}}', expected=("score",)),
+            call,
+            make_status(),
+        ]
+    )
+    assert episode is not None
+    plugin = RewardPlugin(f"{rewards}:rewards", "score")
+    given = (await plugin.score(sandbox, episode)).rewards
+    assert (given[-1].name, given[-1].call_id, given[-1].final) == ("score", None, True)
+    assert all(reward.final is (reward.call_id is None) for reward in given)
+    assert len({reward.event_id for reward in given}) == len(given)
+    assert not is_complete(episode.declaration, given[:-1])
+    combined = combine(episode.declaration, counted(episode, reversed(given)))
+    assert isinstance(combined, EpisodeRewards)
+    assert combined.named == total
+    assert combined.actions == {
+        action_id(call.call_id, choice): value for choice, value in paid.items()
+    }
+
+
+async def test_a_call_that_the_episode_does_not_have_is_not_paid(
+    rewards: Path, sandbox: Sandbox
+) -> None:
+    plugin = RewardPlugin(f"{rewards}:rewards", "score")
+    (reward,) = (await plugin.score(sandbox, asking("of_no_call"))).rewards
+    assert (reward.value, reward.call_id) == (None, None)
+    assert "which is no successful call of the episode" in (reward.error or "")
 
 
 async def test_nothing_that_a_function_returns_is_run_here(rewards: Path, sandbox: Sandbox) -> None:
@@ -294,7 +352,7 @@ async def test_what_wanted_too_much_memory_leaves_nothing_to_the_next_episode(
 async def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced(
     sandbox: Sandbox,
 ) -> None:
-    process = int((await sandbox.score(asking("process")))["score"])
+    process = process_of(await sandbox.score(asking("process")), "score")
     os.kill(process, signal.SIGKILL)
     await asyncio.to_thread(wait_for_end, process)
     assert (
@@ -311,7 +369,7 @@ def test_a_function_runs_in_a_process_of_its_own_that_ends_with_the_sandbox(rewa
     sandbox = RewardPlugin(f"{rewards}:process", "pid").sandbox(
         Limits(processes=1, timeout_s=30.0, memory_mb=0)
     )
-    pid = int(asyncio.run(sandbox.score(asking("process")))["pid"])
+    pid = process_of(asyncio.run(sandbox.score(asking("process"))), "pid")
     sandbox.close()
     assert pid != os.getpid()
     wait_for_end(pid)

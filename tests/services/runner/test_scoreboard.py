@@ -39,6 +39,7 @@ def _reward(
     attempt: int | None = 0,
     name: str = "reward",
     final: bool = True,
+    call: str | None = None,
 ) -> AgentReward:
     return AgentReward(
         event_id=f"{rollout}{value}",
@@ -46,6 +47,7 @@ def _reward(
         group_id="g",
         rollout_id=rollout,
         attempt=attempt,
+        call_id=call,
         name=name,
         value=value,
         final=final,
@@ -152,6 +154,27 @@ def test_a_rollout_waits_for_each_of_several_rewards_and_is_worth_their_sum() ->
     assert board.open_groups() == set()
     assert board.rows()[0]["reward"] == 1.05
     assert board.components() == {"answer": 1.0, "style": 0.5}
+
+
+def test_rewards_of_actions_are_part_of_the_sum() -> None:
+    board = _board("a", weights={"steps": 0.5})
+    call = make_call()
+    paid = [
+        _reward("a", 0.25, final=False, call=call.call_id),
+        _reward("a", 1.0, final=False, name="steps", call=call.call_id),
+        _reward("a", 9.0, final=False, call="of another attempt"),
+        _reward("a", 0.0, name="steps"),
+    ]
+    for reward in paid:
+        board.on_reward(reward)
+    board.on_episode(msgspec.structs.replace(_episode("a"), calls=(call,)))
+    assert board.open_groups() == {"g"}
+    board.on_reward(_reward("a", 1.0))
+    assert board.open_groups() == set()
+    assert board.rows()[0]["rewards"] == {"reward": 1.25, "steps": 1.0}
+    assert board.rows()[0]["reward"] == 1.75
+    board.on_reward(_reward("a", 0.5, final=False, call=call.call_id))
+    assert board.rows()[0]["reward"] == 2.0
 
 
 def test_one_of_several_that_could_not_be_computed_leaves_no_sum() -> None:

@@ -42,9 +42,10 @@ def episode(answer: str, task: object) -> EpisodeView:
 
 
 def value(reference: str, answer: str, task: Mapping[str, object]) -> float:
-    return named(load(f"{PREFIX}{reference}")(episode(answer, dict(task))), "reward", reference)[
-        "reward"
-    ]
+    given = load(f"{PREFIX}{reference}")(episode(answer, dict(task)))
+    found = named(given, "reward", reference)["reward"]
+    assert isinstance(found, float)
+    return found
 
 
 @pytest.fixture(scope="module")
