@@ -16,6 +16,8 @@ import msgspec
 import typer
 
 from fulgurite.enums import Mode
+from fulgurite.errors import UnknownRule
+from fulgurite.groups import credit
 from fulgurite.versions import MalformedVersion, parse_version
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.reachability import answering
@@ -96,6 +98,14 @@ def run(
     rubric: Annotated[
         Path | None,
         typer.Option(help="Text file of criteria for `judge:` rewards, added to the default ones."),
+    ] = None,
+    credit_rule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="How rewards are spread over the actions, such as `step` or "
+            "`discounted(gamma=0.9)`; `identical` if not given.",
+        ),
     ] = None,
     n: Annotated[
         int,
@@ -210,6 +220,11 @@ def run(
             param_hint="--rubric",
         )
     try:
+        if credit_rule is not None:
+            credit.credit_rule(credit_rule)
+    except UnknownRule as error:
+        raise typer.BadParameter(str(error), param_hint="--credit-rule") from error
+    try:
         options = RunOptions(
             tasks=tasks,
             held_out=held_out,
@@ -220,6 +235,7 @@ def run(
             rewards=rewards,
             rubric=rubric,
             weights=_read(read_weights, weight or (), "--weight"),
+            credit_rule=credit_rule,
             mode=mode,
             model=model,
             deadline_s=deadline,

@@ -77,6 +77,7 @@ class GatewayClient:
         max_attempts: int,
         rewards: Sequence[str],
         weights: Mapping[str, float],
+        credit_rule: str | None = None,
         served_by: str | None = None,
     ) -> Group:
         """Declare a group of n rollouts. Raises GatewayRefused, GatewayUnreachable."""
@@ -91,6 +92,8 @@ class GatewayClient:
             "run_id": run_id,
             "max_attempts": max_attempts,
         }
+        if credit_rule is not None:
+            body["credit_rule"] = credit_rule
         if served_by is not None:
             body["served_by"] = served_by
         return msgspec.convert(await self._post("/v1/rollouts", body), Group)

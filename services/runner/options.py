@@ -53,6 +53,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Weights of the rewards by name in the sum that is trained on: 1 if not given, 0 for rewards
     that are only recorded.
     """
+    credit_rule: str | None = None
+    """How rewards are spread over actions; None: the gateway's default."""
     mode: Mode = Mode.train
     model: str = "policy"
     served_by: str | None = None

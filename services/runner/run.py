@@ -428,6 +428,7 @@ class Run:
             max_attempts=options.max_attempts,
             rewards=tuple(options.rewards),
             weights=options.weights,
+            credit_rule=options.credit_rule,
             served_by=options.served_by,
         )
         self.groups += 1

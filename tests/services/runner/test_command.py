@@ -28,6 +28,8 @@ from services.runner.options import RunOptions
         (("--reward", "a=builtin:f1", "--reward", "a=builtin:em"), "Invalid value for --reward"),
         (("--weight", "a"), "Invalid value for --weight"),
         (("--until-version", "newest"), "Invalid value for --until-version"),
+        (("--credit-rule", "fair"), "no credit rule 'fair'"),
+        (("--credit-rule", "discounted(gamma=2)"), "Invalid value for --credit-rule"),
     ],
 )
 def test_options_that_do_not_fit_are_named(options: tuple[str, ...], said: str) -> None:
