@@ -64,15 +64,15 @@ def main() -> None:
 
 
 def run(
-    out: Path, seed: int, *, control: bool = False, again: bool = False, file: Path | None = None
+    out: Path, seed: int, *, control: bool = False, again: bool = False, example: Path | None = None
 ) -> dict[str, Any]:
-    """One demo, by a run file if one is given; its report."""
+    """One demo, of another example if one is given; its report."""
     report = out / "report.json"
     if not report.is_file() or again:
         argv = [sys.executable, "-m", "services.local_stack.demo"]
         argv += ["--seed", str(seed), "--out", str(out)]
         argv += ["--control"] if control else []
-        argv += ["--run", str(file)] if file is not None else []
+        argv += ["--example", str(example)] if example is not None else []
         subprocess.run(argv, check=True, cwd=PROJECT)
     return read_report(report)
 

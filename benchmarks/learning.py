@@ -1,5 +1,5 @@
-"""Trains the demo's task by each run file of `benchmarks/learning/`: three seeds and a control,
-whose rewards are permuted.
+"""Trains each example of `benchmarks/learning/` with the demo: three seeds and a control, whose
+rewards are permuted.
 
     python -m benchmarks.learning [--runs full lora] [--seeds 0 1 2] [--no-control]
 
@@ -13,17 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.demo_runs import PROJECT, change, machine, read_report, run
+from services.local_stack.example import read_example
 
-RUNS = Path(__file__).with_name("learning")
+EXAMPLES = Path(__file__).with_name("learning")
 HEAD = (
-    "| run | seed | sampled, held out | greedy, held out | updates | seconds | rollouts "
-    "| reward of the rollouts of each version | remainder |"
+    "| run | seed | sampled, held out | greedy, held out | parts, sampled | updates | seconds "
+    "| rollouts | reward of the rollouts of each version | remainder |"
 )
 
 
 def main() -> None:
     """Run what is asked for, and write the table of all reports that are there."""
-    names = sorted(file.stem for file in RUNS.glob("*.toml"))
+    names = sorted(file.stem for file in EXAMPLES.glob("*.toml"))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", nargs="*", choices=names, default=names, metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
@@ -33,10 +34,10 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.runs:
         for seed in options.seeds:
-            run(_folder(options.work, name, str(seed)), seed, file=RUNS / f"{name}.toml")
+            run(_folder(options.work, name, str(seed)), seed, example=EXAMPLES / f"{name}.toml")
         if options.control:
             folder = _folder(options.work, name, "control")
-            run(folder, options.seeds[0], control=True, file=RUNS / f"{name}.toml")
+            run(folder, options.seeds[0], control=True, example=EXAMPLES / f"{name}.toml")
     text = _page(options.work, names)
     options.out.write_text(text, encoding="utf-8")
     print(text)
@@ -48,30 +49,35 @@ def _folder(work: Path, name: str, seed: str) -> Path:
 
 def _page(work: Path, names: list[str]) -> str:
     lines = [
-        "# Learning curves on the demo's task",
+        "# Learning curves",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/learning.py` from the run "
-        "files in `benchmarks/learning/`. 210 held-out tasks with other templates and numbers than "
-        "those of training, 95 % intervals. Seconds are from the first rollout to the last update; "
-        "versions are compared after the same number of updates. In the control, rewards are "
-        "permuted within groups, and nothing can be learned.",
+        f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/learning.py` from the "
+        "examples in `benchmarks/learning/`. 210 held-out tasks with other wordings and numbers "
+        "than those of training, 95 % intervals. Seconds are from the first rollout to the last "
+        "update; versions are compared after the same number of updates. In the control, rewards "
+        "are permuted within groups, and nothing can be learned. Parts are rewards that were "
+        "recorded and not trained on; by `all_right`, runs with different rewards can be compared.",
         "",
         HEAD,
         "|---" * HEAD.count(" | ") + "|---|",
     ]
     for name in names:
-        title = (RUNS / f"{name}.toml").read_text(encoding="utf-8").partition("\n")[0]
+        title = read_example(EXAMPLES / f"{name}.toml").title
         reports = sorted((work / "learning" / name).glob("*/report.json"))
-        lines += [_row(title.lstrip("# "), report) for report in reports]
+        lines += [_row(title, report) for report in reports]
     return "\n".join([*lines, ""])
 
 
 def _row(title: str, report_file: Path) -> str:
     report = read_report(report_file)
     curve = " ".join(f"{point['reward']:.2f}".removeprefix("0") for point in report["curve"])
+    parts = ", ".join(
+        f"{part} {before:.2f} → {report['components_after'].get(part, 0.0):.2f}"
+        for part, before in report["components_before"].items()
+    )
     return (
         f"| {title} | {report_file.parent.name} | {change(report, 'reward')} "
-        f"| {change(report, 'greedy')} | {report['updates']} "
+        f"| {change(report, 'greedy')} | {parts} | {report['updates']} "
         f"| {report['first_rollout_to_last_update_s']:.0f} | {sum(report['rollouts'].values())} "
         f"| {curve} | {report['ledger']['remainder']} |"
     )

@@ -16,7 +16,6 @@ from typing import Any
 
 from openai import OpenAI
 
-MAX_TURNS = 2
 MAX_TOKENS = 20  # the longest good turn, `calc(98-12)` or `answer: 1110`, takes twelve
 MAX_DIGITS = 12
 
@@ -116,11 +115,13 @@ def use_tool(name: str, arguments: str) -> str:
         return f"error: {error}"
 
 
-def solve(client: OpenAI, model: str, question: str, temperature: float) -> str:
-    """Let the model call the calculator and answer; the text of its last turn."""
+def solve(client: OpenAI, models: tuple[str, str], question: str, temperature: float) -> str:
+    """Let the first model call the calculator and the second one answer; the text of the last
+    turn.
+    """
     messages: list[Any] = opening(question)
     text = ""
-    for _ in range(MAX_TURNS):
+    for model in models:
         completion = client.chat.completions.create(
             model=model,
             messages=messages,
@@ -144,10 +145,12 @@ def main() -> None:
     """Solve one task."""
     parser = argparse.ArgumentParser(description="Answer a word problem with a calculator.")
     parser.add_argument("--model", default="policy", help="model name to ask for")
+    parser.add_argument("--answerer", help="another model name, for the turn after the tool's")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     options = parser.parse_args()
     task = json.loads(os.environ.get("TASK") or sys.stdin.read())
-    print(solve(OpenAI(), options.model, task["question"], options.temperature))
+    models = options.model, options.answerer or options.model
+    print(solve(OpenAI(), models, task["question"], options.temperature))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""`make demo`: a real agent learns to use a calculator, with every part of the system on this
-machine.
+"""`make demo`: a real agent learns to use a calculator, or what else an `example.toml` describes,
+with every part of the system on this machine.
 
 Starts the local stack on a data folder of its own, evaluates the base model on held-out tasks,
 trains through the runner, evaluates again, and shows the curve and the ledger. Ctrl-C at any moment
@@ -39,6 +39,7 @@ from services.common.processes.errors import ProcessError
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.local_stack.demo_report import LedgerReport, Phases, Report, Scores, draw_chart, show
 from services.local_stack.errors import StackError
+from services.local_stack.example import read_example
 from services.local_stack.exports import exporting_stack
 from services.local_stack.local_services import project_folder
 from services.local_stack.local_stack import LocalStack, OnReady, StackOptions
@@ -49,7 +50,6 @@ from services.runner.progress import TerminalWatcher
 from services.runner.run import Summary
 from services.runner.settings import RunnerSettings
 
-GROUP_SIZE = 6
 GROUPS_PER_STEP = 5
 MAX_WAIT_S = 30
 """Seconds that a group with a signal waits for others. At the end of the training few groups have
@@ -62,12 +62,9 @@ UPDATES = 10
 HELD_OUT = 210
 EVALUATION_CONCURRENCY = 24
 
-COMPONENTS = {"expression_right": 0.0, "answer_follows": 0.0}
-"""The parts of the reward, recorded apart to show which of them was learned."""
-
 PARTS = ("kafka", "valkey", "learner", "aggregator", "rewarder", "applier", "gateway", "vllm")
 
-_EXAMPLE = Path("examples/calculator")
+_EXAMPLE = Path("examples/calculator/example.toml")
 _MARKER = ".made-by-make-demo"
 _INTERRUPTED = 130
 
@@ -80,6 +77,7 @@ class Choices(msgspec.Struct, frozen=True):
     updates: int
     held_out: int
     out: Path
+    example: Path
     model: Path | None = None
     run: Path | None = None
 
@@ -88,7 +86,9 @@ class Demo:
     """One demo, from the task files to the report."""
 
     def __init__(self, choices: Choices, console: Console) -> None:
+        """Raises SettingsInvalid."""
         self._choices = choices
+        self._example = read_example(choices.example)
         self._console = console
         self._environment: Mapping[str, str] = {}
         self._memory = MemoryMeter()
@@ -96,10 +96,11 @@ class Demo:
     def run(self) -> Report:
         """Run the demo. Raises StackError, ProcessError, RunnerError, LogUnavailable."""
         choices = self._choices
+        run_file = choices.run or self._example.run
         data = empty_folder(choices.out / "data")
         training, held_out = self._make_tasks()
         settings = {"FULGURITE__ENGINE__SEED": str(choices.seed)}
-        if choices.run is None:
+        if run_file is None:
             settings["FULGURITE__BATCH__GROUPS"] = str(GROUPS_PER_STEP)
             settings["FULGURITE__BATCH__MAX_WAIT_S"] = str(MAX_WAIT_S)
         if choices.control:
@@ -111,7 +112,7 @@ class Demo:
             LocalStack(
                 StackOptions(
                     data=data,
-                    run=choices.run,
+                    run=run_file,
                     model=choices.model,
                     # The agent asks for it, whatever the run's policy is called.
                     aliases=("policy",),
@@ -165,26 +166,33 @@ class Demo:
             str(folder),
         ]
         subprocess.run(
-            [sys.executable, str(_EXAMPLE / "tasks.py"), *arguments],
+            [sys.executable, str(self._example.tasks), *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
         )
         return folder / "train.jsonl", folder / "heldout.jsonl"
 
     def _options(self, tasks: Path, mode: Mode, *agent_arguments: str) -> RunOptions:
+        example = self._example
         return RunOptions(
             tasks=tasks,
-            command=("python", str(_EXAMPLE / "agent.py"), *agent_arguments),
+            command=(
+                "python",
+                _shown(example.agent),
+                *example.agent_arguments,
+                *agent_arguments,
+            ),
             run_id=new_run_id(),
-            n=GROUP_SIZE if mode is Mode.train else 1,
+            n=example.group_size if mode is Mode.train else 1,
             concurrency=CONCURRENCY if mode is Mode.train else EVALUATION_CONCURRENCY,
-            rewards={REWARD_NAME: f"{_EXAMPLE / 'rewards.py'}:score"},
-            weights=COMPONENTS,
+            rewards={REWARD_NAME: _shown(Path(example.reward))},
+            weights=dict.fromkeys(example.recorded, 0.0),
+            credit_rule=example.credit_rule,
             mode=mode,
             deadline_s=180.0,
             max_ahead=GROUPS_AHEAD if mode is Mode.train else None,
             updates=self._choices.updates if mode is Mode.train else None,
-            preload=("openai",),
+            preload=example.preload,
             seed=self._choices.seed,
             cwd=Path.cwd(),
         )
@@ -222,6 +230,7 @@ class Demo:
         self, before: Scores, after: Scores, summary: Summary, phases: Phases, kafka: KafkaSettings
     ) -> Report:
         return Report(
+            title=self._example.title,
             seed=self._choices.seed,
             control=self._choices.control,
             reward_before=before.sampled.mean,
@@ -289,6 +298,11 @@ def read_ledger(kafka: KafkaSettings) -> LedgerReport:
     return LedgerReport(actions=balance.actions, terms=balance.terms, remainder=balance.remainder)
 
 
+def _shown(path: Path) -> str:
+    """The path as a person would write it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def documented_command(options: RunOptions) -> str:
     """The command line that does the same."""
     parts = [
@@ -299,6 +313,7 @@ def documented_command(options: RunOptions) -> str:
         *(f"--reward {name}={reference}" for name, reference in options.rewards.items()),
     ]
     parts += [f"--weight {name}={weight:g}" for name, weight in options.weights.items()]
+    parts += [f"--credit-rule '{options.credit_rule}'"] if options.credit_rule is not None else []
     parts += [f"--preload {module}" for module in options.preload]
     parts += [f"--updates {options.updates}"] if options.updates is not None else []
     return " ".join([*parts, "--", *options.command])
@@ -359,7 +374,7 @@ def _install_seconds() -> float:
 def _parse_arguments(arguments: list[str] | None) -> Choices:
     parser = argparse.ArgumentParser(
         prog="python -m services.local_stack.demo",
-        description="A real agent learns to use a calculator.",
+        description="A real agent learns to use a calculator, or to do what another example asks.",
     )
     parser.add_argument("--seed", type=int, default=0, help="of tasks and training")
     parser.add_argument(
@@ -378,6 +393,12 @@ def _parse_arguments(arguments: list[str] | None) -> Choices:
     parser.add_argument(
         "--model", type=Path, help="Hugging Face folder, or id on the hub; without it SmolLM2-135M"
     )
+    parser.add_argument(
+        "--example",
+        type=Path,
+        default=_EXAMPLE,
+        help="file that describes the agent, its tasks and rewards",
+    )
     parser.add_argument("--run", type=Path, help="file that describes the training run")
     chosen = parser.parse_args(arguments)
     return Choices(
@@ -386,6 +407,7 @@ def _parse_arguments(arguments: list[str] | None) -> Choices:
         chosen.updates,
         chosen.held_out,
         chosen.out,
+        chosen.example,
         chosen.model,
         chosen.run,
     )

@@ -38,6 +38,7 @@ class Phases(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`report.json`. Rewards are means over held-out tasks; `*_interval` their 95% intervals."""
 
+    title: str
     seed: int
     control: bool
     reward_before: float
@@ -96,7 +97,7 @@ def draw_chart(report: Report, path: Path) -> None:
         xlabel="updates",
         ylabel="mean reward",
         ylim=(-0.02, 1.02),
-        title=f"Calculator agent, seed {report.seed}{kind}",
+        title=f"{report.title}, seed {report.seed}{kind}",
     )  # pyright: ignore[reportUnknownMemberType]
     axes.set_xticks(range(report.updates + 1))  # pyright: ignore[reportUnknownMemberType]
     axes.grid(alpha=0.3)  # pyright: ignore[reportUnknownMemberType]
@@ -115,7 +116,7 @@ def show(report: Report, console: Console, places: dict[str, Path]) -> None:
             highlight=False,
             markup=False,
         )
-    console.rule(f"held-out tasks, other templates and numbers (n = {report.held_out})")
+    console.rule(f"held-out tasks (n = {report.held_out})")
     table = Table("", "before", "after", box=None, padding=(0, 3, 0, 0))
     table.add_row(
         "sampled",

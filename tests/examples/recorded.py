@@ -1,15 +1,33 @@
-"""Calls and episodes as the log would have them, for the examples' reward functions."""
+"""The examples' own modules, and calls and episodes as the log would have them for their reward
+functions.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fulgurite import EpisodeView
 from fulgurite.enums import CallOutcome, EpisodeOutcome, Identity, LogprobsMode, Mode
 from fulgurite.events import Choice, Declaration, Episode, LlmCall
 from tests.synthetic import SAMPLING
+
+PROJECT = Path(__file__).parents[2]
+
+
+def load(file: Path) -> Any:
+    """Import a program that lies in no package."""
+    spec = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def make_call(number: int, messages: list[dict[str, Any]], answer: dict[str, Any]) -> LlmCall:

@@ -4,35 +4,20 @@ reward pays for.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from fulgurite import EpisodeView
 from fulgurite.events import Declaration, LlmCall
-from tests.examples.recorded import make_call, make_view
+from tests.examples.recorded import PROJECT, load, make_call, make_view
 
-FOLDER = Path(__file__).parents[2] / "examples" / "calculator"
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"calculator_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-agent = _load("agent")
-tasks = _load("tasks")
-rewards = _load("rewards")
+FOLDER = PROJECT / "examples" / "calculator"
+agent = load(FOLDER / "agent.py")
+tasks = load(FOLDER / "tasks.py")
+rewards = load(FOLDER / "rewards.py")
 
 
 def _tool_turn(expression: Any, name: str = "calc", copies: int = 1) -> dict[str, Any]:
