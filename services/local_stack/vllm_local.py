@@ -55,8 +55,11 @@ class LocalVllm(LocalService):
         env: Mapping[str, str] | None = None,
         supervisor: Supervisor | None = None,
     ) -> None:
-        """`folder` holds its log; `served_model` is the name agents ask for; `threads` limits
-        OpenMP (one is enough for a tiny model); `settings` are those of the environment.
+        """`folder` holds its log; `served_model` is the name agents ask for; `settings` are those
+        of the environment.
+
+        `threads`: of OpenMP, on whatever core is free (one is enough for a tiny model). Without it,
+        vLLM binds a thread to each core but one, which is left to everything else.
         """
         super().__init__(supervisor)
         settings = settings or VllmSettings.read()
@@ -119,5 +122,5 @@ def _environment(
     if openmp.is_file():
         variables["LD_PRELOAD"] = str(openmp)
     if threads is not None:
-        variables["OMP_NUM_THREADS"] = str(threads)
+        variables |= {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return variables
