@@ -21,6 +21,7 @@ from services.gateway.identity.conversation_matching import MEMORY_LIMIT, Conver
 from services.gateway.identity.declared_groups import DeclaredGroups
 from services.gateway.identity.idempotency import Idempotency
 from services.gateway.identity.keys import KeyRing
+from services.gateway.identity.roles import Roles
 from services.gateway.identity.rollout_resolver import RolloutResolver
 from services.gateway.identity.store import MemoryStore, RedisStore, Store
 from services.gateway.recording.call_recorder import CallRecorder
@@ -58,6 +59,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     ring: KeyRing
     authenticator: Authenticator
     resolver: RolloutResolver
+    roles: Roles
     groups: DeclaredGroups
     store: Store
     idempotency: Idempotency
@@ -151,6 +153,7 @@ def make_context(
             settings.operations_key.get_secret_value() if settings.operations_key else None,
         ),
         resolver=resolver,
+        roles=Roles(settings.roles),
         groups=groups,
         store=store,
         idempotency=Idempotency(store),

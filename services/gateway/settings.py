@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +67,25 @@ class TrainSampling(BaseModel):
     min_p: float = Field(default=0.0, ge=0, le=1)
 
 
+class RoleSpec(BaseModel):
+    """One role of the agents that ask for an alias."""
+
+    pattern: str | None = None
+    """Regular expression that is found in the role's system prompt. Without it, the role has to be
+    named by header or path."""
+    alias: str | None = None
+    """Alias that answers the role's calls, so that it can have a policy of its own."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return pattern
+
+
 ANY_NAME = "*"
 """In FULGURITE_REWARD_NAMES: rewards may have any name."""
 
@@ -126,6 +146,10 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     continue_tokens: str = ""
     """Aliases, comma-separated, whose chats continue from the generated tokens instead of from
     text that is tokenised again (docs/explanation/on-policy.md)."""
+    roles: dict[str, dict[str, RoleSpec]] = {}
+    """JSON, alias → role → `{pattern, alias}`: the roles of agents that ask for one model in all of
+    them. The first role whose pattern is found in the system prompt is the call's; `alias` answers
+    it (docs/how-to/several-policies.md)."""
     upstreams: dict[str, UpstreamSpec] = {}
     """JSON, alias → `{base_url, kind, model, api_key, policy, backend}`: other OpenAI-compatible
     servers. `kind` is `vllm` or `openai`."""
@@ -310,6 +334,14 @@ class GatewaySettings(ClaimSettings, BaseSettings):
                 spec.policy,
                 spec.api_key.get_secret_value() if spec.api_key else None,
             )
+        for alias, roles in self.roles.items():
+            for role, spec in roles.items():
+                unknown = {alias, spec.alias or alias} - routes.keys()
+                if unknown:
+                    raise ValueError(
+                        f"FULGURITE_ROLES: role {role!r} of {alias!r} names {sorted(unknown)}, "
+                        "which FULGURITE_ALIASES and FULGURITE_UPSTREAMS do not have"
+                    )
         return routes
 
 

@@ -70,7 +70,10 @@ async def gateways(
         stub.url,
         folder,
         REDIS_URL=own_valkey.url,
-        FULGURITE_ALIASES="policy=policy,sql-writer=policy",
+        FULGURITE_ALIASES="policy=policy,sql-writer=policy,of-checker=checker",
+        FULGURITE_ROLES=json.dumps(
+            {"policy": {"checker": {"pattern": "^You check", "alias": "of-checker"}}}
+        ),
     )
     async with start() as first, start(make_topics=False) as second:
         yield first, second
@@ -178,6 +181,30 @@ async def test_the_turns_of_an_agent_of_another_api_are_one_rollout(
         )
         messages += [{"role": "assistant", "content": reply["content"]}, asked]
     assert len(set(seen)) == 1
+
+
+async def test_a_role_that_its_system_prompt_tells_has_a_policy_of_its_own(
+    gateways: tuple[Gateway, Gateway], stub: Stub
+) -> None:
+    stub.reset()
+    gateway = gateways[0]
+    name = f"roles-{uuid.uuid4().hex[:8]}"
+    checks, asked = "You check queries.", {"role": "user", "content": "hi"}
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("chat/completions", {"messages": [{"role": "system", "content": checks}, asked]}),
+        ("responses", {"input": [asked], "instructions": checks}),
+        ("messages", {"messages": [asked], "system": checks, "max_tokens": 9}),
+        ("chat/completions", {"messages": [{"role": "system", "content": "You write."}, asked]}),
+    ]
+    for path, body in bodies:
+        url = f"/rollouts/{name}/v1/{path}"
+        async with gateway.post(url, {"model": "policy", **body}) as response:
+            assert response.status == 200
+            rollout = response.headers[ROLLOUT]
+    calls = sorted(await gateway.calls(rollout), key=lambda call: call.started_at)
+    assert [call.agent for call in calls] == ["checker"] * 3 + [""]
+    assert [call.policy for call in calls] == ["checker"] * 3 + ["policy"]
+    assert {call.alias for call in calls} == {"policy"}
 
 
 async def test_interleaved_agents_with_the_same_first_message_stay_apart(

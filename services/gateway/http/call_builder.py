@@ -52,7 +52,7 @@ class CallBuilder:
             return await self._build(draft, caller, named, headers, receive)
         except GatewayError:
             if draft.owner is None:
-                await self._identify(draft, caller, _with_request(named, draft))
+                await self._identify(draft, caller, self._with_request(named, draft))
             raise
 
     async def _authenticate(self, draft: Draft, headers: asgi.Headers, named: Named) -> Caller:
@@ -88,9 +88,9 @@ class CallBuilder:
         draft.sampling = self._dialect.sampling(request, context.sampling)
         person = asgi.header(headers, SUBJECT_HEADER.encode()) or request.user
         draft.subject = subject_of(person, context.ring.signing_secret) if person else None
-        who, call_id = await self._identify(draft, caller, _with_request(named, draft))
+        who, call_id = await self._identify(draft, caller, self._with_request(named, draft))
         draft.keep_alive_s = keep_alive_s(headers, context.settings.keep_alive_s)
-        route = self._route(request.alias, caller)
+        route = self._route(context.roles.alias_of(request.alias, who.agent), caller)
         context.recorder.check(who.mode)
         request, draft.sampling, draft.sampled = context.train_sampling.apply(
             request, draft.sampling, route, who.mode
@@ -98,6 +98,21 @@ class CallBuilder:
         context.dispatcher.admission.size(draft.key, len(draft.raw))
         return Call(
             draft, who, call_id, request, route, self._dialect.capture(request, route, call_id)
+        )
+
+    def _with_request(self, named: Named, draft: Draft) -> Named:
+        """The same, and what the body names if it was read."""
+        request = draft.request
+        if request is None:
+            return named
+        return msgspec.structs.replace(
+            named,
+            prompted=self._context.roles.recognised(request.alias, request.body, self._dialect.api),
+            session=request.session,
+            continues=request.continues,
+            items=request.items,
+            user=request.user,
+            size=len(draft.raw or ""),
         )
 
     async def _identify(self, draft: Draft, caller: Caller, named: Named) -> tuple[Identified, str]:
@@ -137,19 +152,4 @@ def _named(scope: Scope, headers: asgi.Headers) -> Named:
         path=path.get("rollout"),
         header=asgi.header(headers, ROLLOUT_HEADER.encode()),
         agent=asgi.header(headers, AGENT_HEADER.encode()) or path.get("agent"),
-    )
-
-
-def _with_request(named: Named, draft: Draft) -> Named:
-    """The same, and what the body names if it was read."""
-    request = draft.request
-    if request is None:
-        return named
-    return msgspec.structs.replace(
-        named,
-        session=request.session,
-        continues=request.continues,
-        items=request.items,
-        user=request.user,
-        size=len(draft.raw or ""),
     )

@@ -9,7 +9,8 @@ rollout. An id in a reply gives no access. A plain key names only rollouts that 
 opened, which their ids tell; a scoped key its own; the admin key any.
 
 The agent's role is the first of: header `x-fulgurite-agent`, path `/agents/{agent}/v1/...`, the
-key's, the alias where it is not its policy's name.
+key's, the one whose pattern the system prompt has (`roles`), the alias where it is not its policy's
+name.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class Named(msgspec.Struct, frozen=True):
     header: str | None = None
     session: str | None = None
     agent: str | None = None
+    prompted: str | None = None
+    """The role by the system prompt."""
     continues: str | None = None
     items: list[Any] | None = None
     user: str | None = None
@@ -282,4 +285,6 @@ class RolloutResolver:
             return named.agent[:_LONGEST_NAME]
         if caller.claims is not None and caller.claims.agent:
             return caller.claims.agent
+        if named.prompted is not None:
+            return named.prompted
         return self._role_aliases.get(alias, "")

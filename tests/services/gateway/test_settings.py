@@ -78,3 +78,17 @@ def test_live_traffic_is_spooled_where_there_is_a_folder_for_it(env: pytest.Monk
         Mode.val: "serve",
         Mode.live: "refuse",
     }
+
+
+@pytest.mark.parametrize(
+    ("roles", "said"),
+    [
+        ('{"policy": {"checker": {"pattern": "("}}}', "not a regular expression"),
+        ('{"policy": {"checker": {"alias": "nowhere"}}}', "nowhere"),
+        ('{"nowhere": {"checker": {"pattern": "a"}}}', "nowhere"),
+    ],
+)
+def test_roles_that_cannot_be_are_refused(env: pytest.MonkeyPatch, roles: str, said: str) -> None:
+    env.setenv("FULGURITE_ROLES", roles)
+    with pytest.raises(ValueError, match=said):
+        settings().routes()

@@ -316,3 +316,19 @@ async def test_the_role_by_header_then_key_then_alias(resolver: RolloutResolver)
     assert await role(SCOPED, Named(), "sql-writer") == "solver"
     assert await role(PLAIN, Named(), "sql-writer") == "sql-writer"
     assert await role(PLAIN, Named(), "policy") == ""
+
+
+@pytest.mark.parametrize(
+    ("caller", "named", "alias", "role"),
+    [
+        (PLAIN, Named(agent="header", prompted="prompt"), "sql-writer", "header"),
+        (SCOPED, Named(prompted="prompt"), "sql-writer", "solver"),
+        (PLAIN, Named(prompted="prompt"), "sql-writer", "prompt"),
+        (PLAIN, Named(), "sql-writer", "sql-writer"),
+        (PLAIN, Named(), "policy", ""),
+    ],
+)
+async def test_the_first_of_these_names_the_role(
+    resolver: RolloutResolver, caller: Caller, named: Named, alias: str, role: str
+) -> None:
+    assert (await resolver.identify(caller, named, alias, 5)).agent == role

@@ -1,0 +1,68 @@
+"""Tells the roles of an agent apart by their system prompts, and gives each an alias of its own.
+
+An agent that nobody changed may ask for one model in all its roles. `FULGURITE_ROLES` describes
+them, and each can then be recorded, paid and trained by itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from fulgurite.calls.transcript import messages_in
+from fulgurite.untrusted_json import Json, mappings
+from services.gateway.settings import RoleSpec
+
+_SYSTEM = ("system", "developer")
+_LONGEST_TEXT = 20_000
+"""Characters of a system prompt that are searched: a pattern may take time with the square of
+them.
+"""
+
+
+class Roles:
+    """The roles of the agents behind each alias."""
+
+    def __init__(self, specs: Mapping[str, Mapping[str, RoleSpec]]) -> None:
+        """`specs`: alias → role → its spec."""
+        self._patterns = {
+            alias: [
+                (role, re.compile(spec.pattern)) for role, spec in roles.items() if spec.pattern
+            ]
+            for alias, roles in specs.items()
+        }
+        self._aliases = {
+            (alias, role): spec.alias
+            for alias, roles in specs.items()
+            for role, spec in roles.items()
+            if spec.alias
+        }
+
+    def recognised(self, alias: str, body: Json, api: str) -> str | None:
+        """The first role whose pattern is found in the system prompt of a request."""
+        patterns = self._patterns.get(alias)
+        if not patterns:
+            return None
+        prompt = _system_prompt(body, api)
+        return next((role for role, pattern in patterns if pattern.search(prompt)), None)
+
+    def alias_of(self, alias: str, role: str) -> str:
+        """The alias that answers a role's calls: its own or, without one, what was asked for."""
+        return self._aliases.get((alias, role), alias)
+
+
+def _system_prompt(body: Json, api: str) -> str:
+    """The texts of all system messages, joined by line ends."""
+    contents = [
+        message.get("content")
+        for message in messages_in(body, api)
+        if message.get("role") in _SYSTEM
+    ]
+    return "\n".join(map(_text, contents))[:_LONGEST_TEXT]
+
+
+def _text(content: object) -> str:
+    """The text of a message's content, which may be a list of parts."""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) for part in mappings(content))
