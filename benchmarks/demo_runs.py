@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -74,6 +75,8 @@ def run(
         argv += ["--control"] if control else []
         argv += ["--example", str(example)] if example is not None else []
         subprocess.run(argv, check=True, cwd=PROJECT)
+        # Topics, checkpoints and versions take gigabytes a run.
+        shutil.rmtree(out / "data")
     return read_report(report)
 
 
