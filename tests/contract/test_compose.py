@@ -16,6 +16,7 @@ import pytest
 from services.learner.config import OptimizerConfig
 from services.learner.config_file import load
 from services.local_stack.local_services import pins
+from services.local_stack.model import SMALL_MODEL
 from tests.compose.engine import compose_command
 
 ROOT = Path(__file__).parents[2]
@@ -230,13 +231,10 @@ def test_the_balancer_asks_both_gateways_and_answers_as_the_api_does() -> None:
 
 
 def test_the_small_model_lies_where_the_stack_makes_it() -> None:
-    pin = pins().model
+    folder = pins().models[SMALL_MODEL].folder
     services = resolved("cpu")
-    assert (
-        services["learner"]["environment"]["FULGURITE_MODEL"]
-        == f"/models/models/{pin.package}-{pin.version}"
-    )
-    assert f"--model=/models/models/{pin.package}-{pin.version}" in services["vllm"]["command"]
+    assert services["learner"]["environment"]["FULGURITE_MODEL"] == f"/models/models/{folder}"
+    assert f"--model=/models/models/{folder}" in services["vllm"]["command"]
 
 
 def test_the_runs_file_is_read_by_who_trains_serves_and_checks() -> None:

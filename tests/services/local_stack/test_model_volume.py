@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.local_stack import model_volume
+from services.local_stack import model, model_volume
 from services.local_stack.errors import ChecksumMismatch, RequirementMissing
 
 
@@ -114,10 +114,12 @@ def test_the_small_model_is_made_again_when_it_is_half_written(
 ) -> None:
     folder = tmp_path / "models" / "small"
     (write_model(folder) / "config.json").unlink()
-    monkeypatch.setattr(
-        model_volume, "model_folder", lambda: folder if folder.is_dir() else write_model(folder)
-    )
-    assert model_volume.make_small_model() == folder
+
+    def made(_name: str) -> Path:
+        return folder if folder.is_dir() else write_model(folder)
+
+    monkeypatch.setattr(model_volume, "model_folder", made)
+    assert model_volume.make_model() == folder
     assert model_volume.folder_problem(folder) is None
 
 
@@ -127,10 +129,28 @@ def test_a_half_downloaded_package_is_fetched_again(
     monkeypatch.setenv("FULGURITE_HOME", str(tmp_path))
     (tmp_path / "cache").mkdir()
 
-    def made() -> Path:
+    def made(_name: str) -> Path:
         if (tmp_path / "cache").is_dir():
             raise ChecksumMismatch("half of it")
         return write_model(tmp_path / "models" / "small")
 
     monkeypatch.setattr(model_volume, "model_folder", made)
-    assert model_volume.folder_problem(model_volume.make_small_model()) is None
+    assert model_volume.folder_problem(model_volume.make_model()) is None
+
+
+def test_the_folder_of_a_packaged_model_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FULGURITE_HOME", str(tmp_path))
+    folder = model.folder_of("qwen2.5-coder-0.5b")
+    monkeypatch.setenv("FULGURITE_MODEL", str(folder))
+    asked: list[str] = []
+
+    def made(name: str) -> Path:
+        asked.append(name)
+        return write_model(folder)
+
+    monkeypatch.setattr(model_volume, "model_folder", made)
+    assert model_volume.main() == 0
+    assert asked == ["qwen2.5-coder-0.5b"]
+    assert f"the model is {folder}" in capsys.readouterr().err
