@@ -35,6 +35,7 @@ from services.gateway.telemetry.version_metric import ServedVersions
 from services.gateway.upstream.admission import Admission
 from services.gateway.upstream.client import UpstreamClient
 from services.gateway.upstream.continuation import ANSWERS_IN_MEMORY, Continuation
+from services.gateway.upstream.dictation import Dictation
 from services.gateway.upstream.dispatch import Dispatcher
 from services.gateway.upstream.policies import PolicyTail
 from services.gateway.upstream.route import Route
@@ -164,7 +165,12 @@ def make_context(
         responses=responses,
         upstream=upstream,
         dispatcher=Dispatcher(
-            router, Admission(settings, metrics), upstream, continuation, metrics
+            router,
+            Admission(settings, metrics),
+            upstream,
+            continuation,
+            Dictation(upstream),
+            metrics,
         ),
         train_sampling=TrainSamplings(settings.train_sampling),
         policies=policies,

@@ -115,10 +115,14 @@ class VllmSettings(BaseSettings):
             # Agents name the URLs of images: vLLM must not fetch what they choose. Images in the
             # request itself (`data:`) need no domain.
             "--allowed-media-domains": os.environ.get("VLLM_MEDIA_DOMAIN") or _NO_MEDIA_DOMAIN,
+            "--logits-processors": "services.vllm_plugin.dictation:Dictation",
             "--enforce-eager": None,
             "--disable-uvicorn-access-log": None,
             "--no-enable-log-requests": None,
         }
+        if "--speculative" in self.args:
+            # vLLM has no logits processors then.
+            del options["--logits-processors"]
         if self.gpu_memory_utilization is not None:
             options["--gpu-memory-utilization"] = str(self.gpu_memory_utilization)
         if self.tensor_parallel > 1:

@@ -28,6 +28,7 @@ from services.common.runtime.process_secrets import hide_from_other_processes
 from services.common.runtime.terminal import make_console
 from services.rewards.errors import PluginError
 from services.rewards.plugins import RewardPlugin
+from services.rewards.sandbox import check
 from services.runner.errors import BadReward, RunnerError
 from services.runner.options import (
     DEFAULT_GIVE_UP_AFTER,
@@ -105,6 +106,14 @@ def run(
             metavar="RULE",
             help="How rewards are spread over the actions, such as `step` or "
             "`discounted(gamma=0.9)`; `identical` if not given.",
+        ),
+    ] = None,
+    expert: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:FN",
+            help="Function that answers in the place of the model, to record a warm start for "
+            "`fulgurite sft`.",
         ),
     ] = None,
     n: Annotated[
@@ -236,6 +245,7 @@ def run(
             rubric=rubric,
             weights=_read(read_weights, weight or (), "--weight"),
             credit_rule=credit_rule,
+            expert=expert,
             mode=mode,
             model=model,
             deadline_s=deadline,
@@ -307,11 +317,13 @@ def run_command(
 
 
 def check_rewards(options: RunOptions) -> None:
-    """Check that reward functions and the rubric can be loaded. Raises BadReward."""
+    """Check that reward functions, the expert and the rubric can be loaded. Raises BadReward."""
     try:
         for name, reference in options.rewards.items():
             if not reference.startswith(JUDGE):
                 RewardPlugin(reference, name)
+        if options.expert is not None:
+            check(options.expert)
         if options.rubric is not None:
             options.rubric.read_text(encoding="utf-8")
     except (PluginError, OSError, UnicodeDecodeError) as error:

@@ -3,7 +3,9 @@
 RunnerError
 ├── BadTasks              the tasks file cannot be read as JSON lines
 ├── BadCommand            the agent's command cannot be started as asked
-├── BadReward             a reward function cannot be loaded, or a judge's rubric cannot be read
+├── BadReward             a reward function or an expert cannot be loaded, or a judge's rubric
+│                         cannot be read
+├── ExpertFailed          an expert raised, or returned no answer
 ├── GaveUp                too many groups in a row were useless, or awaited versions cannot come
 ├── GatewayRefused        the gateway answered with an error that trying again does not help
 └── GatewayUnreachable    the gateway did not answer, or not in time
@@ -25,7 +27,11 @@ class BadCommand(RunnerError):
 
 
 class BadReward(RunnerError):
-    """A reward function cannot be loaded, or a judge's rubric cannot be read."""
+    """A reward function or an expert cannot be loaded, or a judge's rubric cannot be read."""
+
+
+class ExpertFailed(RunnerError):
+    """An expert raised, or returned no answer."""
 
 
 class GaveUp(RunnerError):

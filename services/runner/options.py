@@ -55,6 +55,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """
     credit_rule: str | None = None
     """How rewards are spread over actions; None: the gateway's default."""
+    expert: str | None = None
+    """`FILE.py:FUNCTION` that answers in the place of the model."""
     mode: Mode = Mode.train
     model: str = "policy"
     served_by: str | None = None

@@ -14,8 +14,9 @@ from fulgurite.failures import FailureKind
 from services.common.processes.fork_server import ForkServer, Program
 from services.runner.errors import GatewayRefused, GatewayUnreachable
 from services.runner.exit_classes import ExitClass, classify_exit, will_retry
+from services.runner.expert import Expert
 from services.runner.gateway_client import GatewayClient, Grant, Group
-from services.runner.options import RunOptions
+from services.runner.options import RunOptions, Task, for_agent
 
 MAX_TASK_VARIABLE = 100_000
 """Bytes. Linux allows 128 KiB per environment variable; a longer task comes on standard input only.
@@ -46,14 +47,17 @@ class RolloutRunner:
         program: Program,
         environment: Mapping[str, str],
         options: RunOptions,
+        expert: Expert | None = None,
     ) -> None:
+        """With an expert, agents ask it, and it the gateway."""
         self._gateway = gateway
         self._fork_server = fork_server
         self._program = program
         self._environment = dict(environment)
         self._options = options
+        self._expert = expert
 
-    async def run(self, group: Group, grant: Grant, task: str) -> Attempt:
+    async def run(self, group: Group, grant: Grant, task: Task) -> Attempt:
         """Run attempts until one ends the rollout, and return the last.
 
         Raises GatewayRefused, GatewayUnreachable, ForkServerFailed.
@@ -65,18 +69,23 @@ class RolloutRunner:
             await asyncio.sleep(_RETRY_PAUSE_S * 2**grant.attempt)
             grant = await self._gateway.next_attempt(grant, self._options.mode, group.deadline)
 
-    async def _attempt(self, group: Group, grant: Grant, task: str) -> Attempt:
+    async def _attempt(self, group: Group, grant: Grant, task: Task) -> Attempt:
+        shown = for_agent(task)
+        expert = self._expert
         try:
             await self._gateway.report(grant, StatusKind.started)
             left_s = max(0.1, group.deadline / 1000 - time.time())
-            variables = {"OPENAI_BASE_URL": grant.base_url, "OPENAI_API_KEY": grant.api_key}
-            if len(task.encode()) <= MAX_TASK_VARIABLE:
-                variables["TASK"] = task
+            variables = {
+                "OPENAI_BASE_URL": expert.base_url(grant, task) if expert else grant.base_url,
+                "OPENAI_API_KEY": grant.api_key,
+            }
+            if len(shown.encode()) <= MAX_TASK_VARIABLE:
+                variables["TASK"] = shown
             result = await self._fork_server.run(
                 self._program,
                 environment={**self._environment, **variables},
                 cwd=self._options.cwd,
-                stdin=task.encode(),
+                stdin=shown.encode(),
                 limit_s=left_s,
             )
         except asyncio.CancelledError:

@@ -41,6 +41,7 @@ from services.common.runtime.process_secrets import without_keys
 from services.runner.agent_command import find_program
 from services.runner.diagnosis import Diagnosis
 from services.runner.errors import GaveUp, RunnerError
+from services.runner.expert import Expert
 from services.runner.feed import Feed
 from services.runner.gateway_client import GatewayClient, Group
 from services.runner.learners import Learners
@@ -48,7 +49,6 @@ from services.runner.options import (
     JUDGE,
     RunOptions,
     Task,
-    for_agent,
     in_order,
     own_environment,
     planned_rollouts,
@@ -220,7 +220,16 @@ class Run:
                 if self.options.rewards
                 else None
             )
-            rollouts = RolloutRunner(gateway, fork_server, program, environment, self.options)
+            expert = (
+                await stack.enter_async_context(
+                    Expert(self.options.expert, self._watcher.on_warning)
+                )
+                if self.options.expert is not None
+                else None
+            )
+            rollouts = RolloutRunner(
+                gateway, fork_server, program, environment, self.options, expert
+            )
             self.began = time.monotonic()
             stack.enter_context(_cancelled_at_end(self._watch()))
             try:
@@ -289,7 +298,7 @@ class Run:
     def _warn_of_options(self) -> None:
         """Warn of options that cannot work, before anything is started."""
         options, policy = self.options, self._settings.policy
-        if options.mode is not Mode.train:
+        if options.mode is not Mode.train or options.expert is not None:
             return
         if options.n == 1:
             self._watcher.on_warning(
@@ -387,9 +396,7 @@ class Run:
                         break
                     group = await self._declare(gateway, task)
                     for grant in group.rollouts:
-                        crew.create_task(
-                            self._one(slots, rollouts, group, grant.index, for_agent(task))
-                        )
+                        crew.create_task(self._one(slots, rollouts, group, grant.index, task))
         except BaseExceptionGroup as errors:
             raise _first(errors) from errors
         while (
@@ -440,7 +447,12 @@ class Run:
         return group
 
     async def _one(
-        self, slots: asyncio.Semaphore, rollouts: RolloutRunner, group: Group, index: int, task: str
+        self,
+        slots: asyncio.Semaphore,
+        rollouts: RolloutRunner,
+        group: Group,
+        index: int,
+        task: Task,
     ) -> None:
         async with slots:
             self.running += 1

@@ -36,6 +36,7 @@ _BIASES = frozenset(
         "thinking_token_budget",
         "watermarking",
         "vllm_xargs",
+        "fulgurite_dictate",
     }
 )
 """Fields that make some tokens likelier or impossible, whatever the model's distribution is."""

@@ -31,6 +31,7 @@ from services.gateway.errors import Unavailable, UpstreamFailed, UpstreamUnreach
 from services.gateway.identity.store import Store
 from services.gateway.recording.call import Call
 from services.gateway.upstream.client import UpstreamClient
+from services.gateway.upstream.rendering import SHAPES, render
 from services.gateway.upstream.route import Route
 
 log = logs.get(__name__)
@@ -40,8 +41,6 @@ ANSWERS_IN_MEMORY = 2000
 """Some 30 MB at 4,000 tokens; the oldest go first."""
 _API = "chat.completions"
 _ENDED = ("stop", "tool_calls")
-_SHAPES = ("tools", "chat_template", "chat_template_kwargs", "add_special_tokens")
-"""Fields that shape a prompt, and that `/tokenize` knows."""
 _STRANGE = (
     "documents",
     "reasoning_effort",
@@ -51,10 +50,6 @@ _STRANGE = (
     "n",
 )
 """Fields that shape it too, and that it does not know; and those of which several answers come."""
-
-
-class _Rendered(msgspec.Struct):
-    tokens: list[int]
 
 
 def joined(recorded: Sequence[int], rendered: Sequence[int]) -> list[int] | None:
@@ -100,15 +95,9 @@ class Continuation:
 
     async def prompt(self, recorded: list[int], call: Call, route: Route) -> ApiRequest:
         """The request with its prompt in tokens, or as it is. Raises UpstreamUnreachable."""
-        asked = {
-            name: call.request.body[name]
-            for name in ("messages", *_SHAPES)
-            if call.request.body.get(name) is not None
-        }
-        body = msgspec.json.encode({**asked, "model": route.model, "add_generation_prompt": True})
+        messages = call.request.items or []
         try:
-            async with self._client.open(route, "/tokenize", body, call.call_id, None, {}) as reply:
-                rendered = msgspec.json.decode(await reply.read(), type=_Rendered).tokens
+            rendered = await render(self._client, call, route, messages, for_answer=True)
         except UpstreamUnreachable:
             raise
         except (UpstreamFailed, *UNREADABLE) as error:
@@ -174,7 +163,7 @@ class Continuation:
             call.who.rollout_id,
             request.alias,
             instructions,
-            [request.body.get(name) for name in _SHAPES],
+            [request.body.get(name) for name in SHAPES],
         )
         try:
             return MessageChain(

@@ -29,6 +29,7 @@ from services.gateway.upstream.admission import Admission, Gate
 from services.gateway.upstream.backend_health import BackendHealth
 from services.gateway.upstream.client import UpstreamClient, UpstreamReply
 from services.gateway.upstream.continuation import Continuation
+from services.gateway.upstream.dictation import Dictation
 from services.gateway.upstream.route import Route
 from services.gateway.upstream.routing import Router
 
@@ -47,10 +48,12 @@ class Dispatcher:
         admission: Admission,
         client: UpstreamClient,
         continuation: Continuation,
+        dictation: Dictation,
         metrics: Metrics,
     ) -> None:
         self.router = router
         self.continuation = continuation
+        self.dictation = dictation
         self.admission = admission
         self.client = client
         self.failovers = metrics.failovers
@@ -151,6 +154,7 @@ class _Answer:
                 if recorded is None
                 else await dispatcher.continuation.prompt(recorded, call, route)
             )
+            request = await dispatcher.dictation.applied(request, call, route)
             body, headers = (
                 self._dialect.upstream_body(request, route, call.call_id),
                 self._dialect.upstream_headers(request, route),

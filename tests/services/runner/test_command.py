@@ -72,3 +72,19 @@ def test_rewards_are_loaded_before_anything_is_started(
     )
     with pytest.raises(BadReward, match=re.escape(said)):
         check_rewards(options)
+
+
+def test_an_expert_is_loaded_before_anything_is_started(tmp_path: Path) -> None:
+    (tmp_path / "expert.py").write_text("def answer(task, messages):\n    return 'a'\n")
+    for name, said in (("answer", None), ("other", "has no function 'other'")):
+        options = RunOptions(
+            tasks=Path("no-such-file"),
+            command=("agent",),
+            run_id="r",
+            expert=f"{tmp_path}/expert.py:{name}",
+        )
+        if said is None:
+            check_rewards(options)
+        else:
+            with pytest.raises(BadReward, match=said):
+                check_rewards(options)
