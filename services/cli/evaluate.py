@@ -17,7 +17,7 @@ from fulgurite.events import RouteTarget
 from fulgurite.learning.evaluation import ENOUGH_TASKS, MARGIN
 from fulgurite.versions import parse_version
 from services.cli.errors import report_errors
-from services.cli.gate import Gate, interrupts_noted, rounds
+from services.cli.gate import Gate, rounds
 from services.cli.gateway_models import GatewaySilent, policy_of
 from services.cli.held_out import (
     Earned,
@@ -36,6 +36,7 @@ from services.common.kafka.reachability import answering
 from services.common.kafka.settings import KafkaSettings
 from services.common.processes.errors import ProcessError
 from services.common.runtime import logs
+from services.common.runtime.interrupts import interrupts_noted
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.common.runtime.terminal import make_console, plain
 from services.replay.errors import BadArgument

@@ -12,14 +12,12 @@ import argparse
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 import psutil
@@ -36,6 +34,7 @@ from services.common.kafka.consumer import read_all
 from services.common.kafka.errors import LogUnavailable
 from services.common.kafka.settings import KafkaSettings
 from services.common.processes.errors import ProcessError
+from services.common.runtime.interrupts import interrupts_noted
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.local_stack.demo_report import LedgerReport, Phases, Report, Scores, draw_chart, show
 from services.local_stack.errors import StackError
@@ -413,19 +412,15 @@ def _parse_arguments(arguments: list[str] | None) -> Choices:
     )
 
 
-def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo; the exit code."""
     console = Console()
     choices = _parse_arguments(arguments)
     hide_from_other_processes()
-    signal.signal(signal.SIGTERM, _on_sigterm)
     os.chdir(project_folder())
     try:
-        report = Demo(choices, console).run()
+        with interrupts_noted():
+            report = Demo(choices, console).run()
     except KeyboardInterrupt:
         console.print("stopped; no process is left")
         return _INTERRUPTED

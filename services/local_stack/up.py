@@ -23,6 +23,7 @@ from services.common.processes.errors import ProcessError
 from services.common.processes.process import describe_exit
 from services.common.processes.supervisor import SupervisedProcess
 from services.common.runtime import logs
+from services.common.runtime.interrupts import interrupts_noted
 from services.common.runtime.process_secrets import hide_from_other_processes
 from services.local_stack.errors import StackError
 from services.local_stack.exports import is_running, read_exports
@@ -146,7 +147,7 @@ def up(
             aliases=tuple(alias or ()),
             vllm=VllmSettings.read(vllm),
         )
-        with running(options) as stack:
+        with interrupts_noted(), running(options) as stack:
             _print_instructions(stack)
             wait_for_signal()
             console.print("stopping")

@@ -8,10 +8,11 @@ import pytest
 
 from fulgurite.events import PolicyRoute, RouteTarget
 from fulgurite.versions import parse_version
-from services.cli.gate import Gate, evaluated, interrupts_noted, promoted, rounds
+from services.cli.gate import Gate, evaluated, promoted, rounds
 from services.cli.held_out import Earned
 from services.cli.loading import with_share_of_0
 from services.common.kafka.settings import KafkaSettings
+from services.common.runtime.interrupts import interrupts_noted
 
 GATE = Gate(policy="policy", alias="prod", every=1, margin=0.02, min_tasks=3)
 
