@@ -15,6 +15,7 @@ from services.common.kafka.producer import EventProducer
 from services.common.kafka.settings import KafkaSettings
 from services.common.runtime import logs
 from services.common.runtime.clock import now_ms
+from services.gateway.dialects.answer_limits import AnswerLimits
 from services.gateway.dialects.train_sampling import TrainSamplings
 from services.gateway.identity.authenticator import Authenticator
 from services.gateway.identity.conversation_matching import MEMORY_LIMIT, ConversationMatcher
@@ -69,6 +70,7 @@ class GatewayContext(msgspec.Struct, frozen=True, kw_only=True):
     responses: RecordedResponses
     upstream: UpstreamClient
     dispatcher: Dispatcher
+    answer_limits: AnswerLimits
     train_sampling: TrainSamplings
     policies: PolicyTail
     metrics: Metrics
@@ -172,6 +174,7 @@ def make_context(
             Dictation(upstream),
             metrics,
         ),
+        answer_limits=AnswerLimits(settings.max_tokens),
         train_sampling=TrainSamplings(settings.train_sampling),
         policies=policies,
         metrics=metrics,

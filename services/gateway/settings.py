@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -143,6 +143,9 @@ class GatewaySettings(ClaimSettings, BaseSettings):
     """JSON, alias → `{temperature, top_p, top_k, min_p}`: how its calls of mode `train` are
     sampled, whatever the agent asks for. `{}` is temperature 1 without truncation
     (docs/explanation/on-policy.md)."""
+    max_tokens: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """JSON, alias → most tokens that an answer may be asked for. An agent that asks for more gets
+    this many (docs/explanation/on-policy.md)."""
     continue_tokens: str = ""
     """Aliases, comma-separated, whose chats continue from the generated tokens instead of from
     text that is tokenised again (docs/explanation/on-policy.md)."""

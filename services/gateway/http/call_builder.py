@@ -92,9 +92,11 @@ class CallBuilder:
         draft.keep_alive_s = keep_alive_s(headers, context.settings.keep_alive_s)
         route = self._route(context.roles.alias_of(request.alias, who.agent), caller)
         context.recorder.check(who.mode)
-        request, draft.sampling, draft.sampled = context.train_sampling.apply(
+        request, draft.sampling, limited = context.answer_limits.apply(request, draft.sampling)
+        request, draft.sampling, sampled = context.train_sampling.apply(
             request, draft.sampling, route, who.mode
         )
+        draft.sampled = ", ".join(filter(None, (sampled, limited))) or None
         context.dispatcher.admission.size(draft.key, len(draft.raw))
         return Call(
             draft, who, call_id, request, route, self._dialect.capture(request, route, call_id)
