@@ -26,6 +26,23 @@ _RETRY_PAUSE_S = 0.5
 _FAREWELL_S = 2.0
 
 
+def address_variables(base_url: str, api_key: str) -> dict[str, str]:
+    """The variables in which clients look for their model server and its key. `base_url` ends with
+    `/v1`, which Anthropic's clients add themselves.
+    """
+    return {
+        "OPENAI_BASE_URL": base_url,
+        "OPENAI_API_KEY": api_key,
+        # LlamaIndex, older LangChain, LiteLLM.
+        "OPENAI_API_BASE": base_url,
+        # LiteLLM's provider `hosted_vllm`.
+        "HOSTED_VLLM_API_BASE": base_url,
+        "HOSTED_VLLM_API_KEY": api_key,
+        "ANTHROPIC_BASE_URL": base_url.removesuffix("/v1"),
+        "ANTHROPIC_API_KEY": api_key,
+    }
+
+
 class Attempt(msgspec.Struct, frozen=True):
     """The result of an attempt."""
 
@@ -75,10 +92,9 @@ class RolloutRunner:
         try:
             await self._gateway.report(grant, StatusKind.started)
             left_s = max(0.1, group.deadline / 1000 - time.time())
-            variables = {
-                "OPENAI_BASE_URL": expert.base_url(grant, task) if expert else grant.base_url,
-                "OPENAI_API_KEY": grant.api_key,
-            }
+            variables = address_variables(
+                expert.base_url(grant, task) if expert else grant.base_url, grant.api_key
+            )
             if len(shown.encode()) <= MAX_TASK_VARIABLE:
                 variables["TASK"] = shown
             result = await self._fork_server.run(
