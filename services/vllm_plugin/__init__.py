@@ -11,8 +11,6 @@ possibly twice. It only names classes, which vLLM imports if an option selects t
 
 from __future__ import annotations
 
-from services.vllm_plugin.prompt_logprobs import patch
-
 NAME = "fulgurite"
 """Of the weight-transfer backend and of the tool parser."""
 
@@ -33,4 +31,7 @@ def register() -> None:
     if current_platform.is_cpu():
         from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-        patch(PunicaWrapperCPU)
+        from services.vllm_plugin import cpu_lora, prompt_logprobs
+
+        prompt_logprobs.patch(PunicaWrapperCPU)
+        cpu_lora.patch(PunicaWrapperCPU)
