@@ -52,11 +52,12 @@ def _page(work: Path, names: list[str]) -> str:
         "# Learning curves",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {machine()}. Made by `benchmarks/learning.py` from the "
-        "examples in `benchmarks/learning/`. 210 held-out tasks with other wordings and numbers "
-        "than those of training, 95 % intervals. Seconds are from the first rollout to the last "
-        "update; versions are compared after the same number of updates. In the control, rewards "
-        "are permuted within groups, and nothing can be learned. Parts are rewards that were "
-        "recorded and not trained on; by `all_right`, runs with different rewards can be compared.",
+        "examples in `benchmarks/learning/`. 210 held-out tasks with other numbers than those of "
+        "training, and with other wordings but for five turns; 95 % intervals. Seconds are from "
+        "the first rollout to the last update; versions are compared after the same number of "
+        "updates. In the control, rewards are permuted within groups, and nothing can be learned. "
+        "Parts are rewards that were recorded and not trained on; by `all_right`, runs with "
+        "different rewards can be compared.",
         "",
         HEAD,
         "|---" * HEAD.count(" | ") + "|---|",
@@ -78,7 +79,7 @@ def _row(title: str, report_file: Path) -> str:
     return (
         f"| {title} | {report_file.parent.name} | {change(report, 'reward')} "
         f"| {change(report, 'greedy')} | {parts} | {report['updates']} "
-        f"| {report['first_rollout_to_last_update_s']:.0f} | {sum(report['rollouts'].values())} "
+        f"| {report['first_rollout_to_last_update_s']:.0f} | {report['rollouts']['declared']} "
         f"| {curve} | {report['ledger']['remainder']} |"
     )
 
