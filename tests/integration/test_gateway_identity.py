@@ -196,6 +196,7 @@ async def test_a_role_that_its_system_prompt_tells_has_a_policy_of_its_own(
         ("messages", {"messages": [asked], "system": checks, "max_tokens": 9}),
         ("chat/completions", {"messages": [{"role": "system", "content": "You write."}, asked]}),
     ]
+    rollout = ""
     for path, body in bodies:
         url = f"/rollouts/{name}/v1/{path}"
         async with gateway.post(url, {"model": "policy", **body}) as response:
