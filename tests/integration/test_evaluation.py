@@ -185,7 +185,9 @@ async def test_new_versions_are_compared_with_the_promoted_one_until_stopped(
             assert process.poll() is None, (tmp_path / "output").read_text()
             await asyncio.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(process.wait, 60) == 130
+        # Python ends by the signal itself where it came in code that was run from a string, such as
+        # a dataclass being made; a shell sees 130 either way.
+        assert await asyncio.to_thread(process.wait, 60) in (130, -signal.SIGINT)
     finally:
         process.kill()
     route = (await asyncio.to_thread(last_routes, gateway.kafka))["prod"]

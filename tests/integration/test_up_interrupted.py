@@ -44,6 +44,8 @@ def test_a_stack_that_is_starting_ends_all_it_started(
         wait_until(has_started, "the first parts are started")
         up.send_signal(number)
         said, _ = up.communicate(timeout=60)
-    assert (up.returncode, said.strip().splitlines()[-1]) == (130, "stopped; no process is left")
+    assert said.strip().splitlines()[-1] == "stopped; no process is left"
+    # Python may end by the signal itself; a shell sees 130 either way.
+    assert up.returncode in (130, -number)
     gone, alive = psutil.wait_procs(started, timeout=20)
     assert not alive, f"{len(gone)} of {len(started)} have ended"
